@@ -1,1 +1,32 @@
-//! placeholder
+//! PostgreSQL's own files, read and written, with no server at hand.
+//!
+//! | module | file | written by PostgreSQL in |
+//! | --- | --- | --- |
+//! | [`lsn`] | – (positions and identities, as `pg_lsn` prints them) | `pg_lsn.c`, `xlogdefs.h` |
+//! | [`wal_name`] | the names in `pg_wal` and in an archive | `xlog_internal.h` |
+//! | [`wal_page`] | the first page of a WAL segment | `xlog_internal.h`, `xlogreader.c` |
+//! | [`backup_label`] | `backup_label` | `xlogbackup.c`, `xlogrecovery.c` |
+//! | [`tablespace_map`] | `tablespace_map` | `xlog.c`, `xlogrecovery.c` |
+//! | [`control_file`] | `global/pg_control` | `pg_control.h`, `xlog.c` |
+//! | [`timeline_history`] | `pg_wal/NNNNNNNN.history` | `timeline.c` |
+//!
+//! The files may be torn, of another version, of another machine, or not what their name says: every reader takes
+//! bytes, never panics, allocates no more than it was given, and refuses with an error that names the place and the
+//! value. Nothing here opens a file, asks a clock or runs a program; the crate knows nothing of ZFS or of Lockstep.
+//!
+//! PostgreSQL 13 to 18 are covered, little-endian, 64-bit.
+
+pub mod backup_label;
+pub mod control_file;
+pub mod lsn;
+pub mod tablespace_map;
+pub mod timeline_history;
+pub mod wal_name;
+pub mod wal_page;
+
+pub use backup_label::BackupLabel;
+pub use control_file::ControlFile;
+pub use lsn::{Lsn, SystemIdentifier, TimelineId};
+pub use tablespace_map::{TablespaceMap, TablespaceMapEntry};
+pub use timeline_history::TimelineHistory;
+pub use wal_name::{WalFileName, WalSegment, WalSegmentSize};

@@ -1,0 +1,220 @@
+//! `tablespace_map`: where the tablespaces of a base backup lie.
+//!
+//! PostgreSQL makes the links of `pg_tblspc` anew from this file when it starts with a `backup_label`, and removes the
+//! file. A wrong path therefore makes the restored cluster write into somebody else's tablespace. Each line is an OID,
+//! one space, the path, a newline. A path may hold newlines itself, so PostgreSQL escapes with a backslash:
+//! carriage returns and newlines up to 13, and from 14 on backslashes too (`do_pg_backup_start`, `xlog.c`;
+//! `read_tablespace_map`, `xlogrecovery.c`).
+
+use crate::lsn::{digits, excerpt};
+use std::path::PathBuf;
+
+/// The content of a `tablespace_map`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TablespaceMap {
+    /// In the file's order.
+    pub entries: Vec<TablespaceMapEntry>,
+}
+
+/// One tablespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TablespaceMapEntry {
+    /// Its OID, the name of its link in `pg_tblspc`.
+    pub oid: u32,
+    /// What the link points at: bytes, as a path is, never empty, without NUL.
+    pub path: Vec<u8>,
+}
+
+impl TablespaceMapEntry {
+    /// The path, for use with `std::fs`.
+    #[cfg(unix)]
+    pub fn to_path_buf(&self) -> PathBuf {
+        use std::os::unix::ffi::OsStrExt;
+        PathBuf::from(std::ffi::OsStr::from_bytes(&self.path))
+    }
+}
+
+/// Which bytes of a path are escaped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dialect {
+    /// PostgreSQL 13: `\n` and `\r`.
+    Old,
+    /// PostgreSQL 14 on: `\n`, `\r` and the backslash.
+    Current,
+}
+
+impl TablespaceMap {
+    /// Reads a file of PostgreSQL 14 or later.
+    ///
+    /// # Errors
+    /// Where a line has no OID and path, an OID is 0 or no number of 32 bits or there twice, a path is empty or holds
+    /// NUL, or the file ends within a line.
+    pub fn parse(bytes: &[u8]) -> Result<Self, TablespaceMapError> {
+        parse(bytes, Dialect::Current)
+    }
+
+    /// Reads a file of PostgreSQL 13, which doesn't escape backslashes.
+    ///
+    /// # Errors
+    /// As [`TablespaceMap::parse`].
+    pub fn parse_13(bytes: &[u8]) -> Result<Self, TablespaceMapError> {
+        parse(bytes, Dialect::Old)
+    }
+
+    /// The file for PostgreSQL 14 or later, byte for byte as it writes it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.write(Dialect::Current)
+    }
+
+    /// The file for PostgreSQL 13.
+    ///
+    /// # Errors
+    /// That version can't say a backslash before a newline, a carriage return or the path's end.
+    pub fn to_bytes_13(&self) -> Result<Vec<u8>, TablespaceMapError> {
+        let bytes = self.write(Dialect::Old);
+        if Self::parse_13(&bytes).as_ref() == Ok(self) {
+            return Ok(bytes);
+        }
+        let unsayable = |entry: &&TablespaceMapEntry| {
+            let one = TablespaceMap {
+                entries: vec![(*entry).clone()],
+            };
+            Self::parse_13(&one.write(Dialect::Old)).as_ref() != Ok(&one)
+        };
+        let path = self
+            .entries
+            .iter()
+            .find(unsayable)
+            .map(|entry| excerpt(&entry.path))
+            .unwrap_or_default();
+        Err(TablespaceMapError::NotWritable { path })
+    }
+
+    /// The entry of that tablespace.
+    pub fn get(&self, oid: u32) -> Option<&TablespaceMapEntry> {
+        self.entries.iter().find(|entry| entry.oid == oid)
+    }
+
+    fn write(&self, dialect: Dialect) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for entry in &self.entries {
+            bytes.extend_from_slice(entry.oid.to_string().as_bytes());
+            bytes.push(b' ');
+            for &byte in &entry.path {
+                if matches!(byte, b'\n' | b'\r') || (byte == b'\\' && dialect == Dialect::Current) {
+                    bytes.push(b'\\');
+                }
+                bytes.push(byte);
+            }
+            bytes.push(b'\n');
+        }
+        bytes
+    }
+}
+
+fn parse(bytes: &[u8], dialect: Dialect) -> Result<TablespaceMap, TablespaceMapError> {
+    let mut entries: Vec<TablespaceMapEntry> = Vec::new();
+    let mut line = Vec::new();
+    let mut line_offset = 0;
+    let mut position = 0;
+    while let Some(&byte) = bytes.get(position) {
+        let following = bytes.get(position + 1).copied();
+        let escape = byte == b'\\'
+            && match dialect {
+                Dialect::Old => matches!(following, Some(b'\n' | b'\r')),
+                Dialect::Current => true,
+            };
+        match (escape, byte) {
+            (true, _) => {
+                line.push(following.ok_or(TablespaceMapError::Truncated {
+                    offset: line_offset,
+                })?);
+                position += 2;
+            }
+            (false, b'\n' | b'\r') => {
+                let entry = entry(&line, line_offset)?;
+                if entries.iter().any(|earlier| earlier.oid == entry.oid) {
+                    return Err(TablespaceMapError::Duplicate {
+                        oid: entry.oid,
+                        offset: line_offset,
+                    });
+                }
+                entries.push(entry);
+                line.clear();
+                position += 1;
+                line_offset = position;
+            }
+            (false, byte) => {
+                line.push(byte);
+                position += 1;
+            }
+        }
+    }
+    if line_offset < bytes.len() {
+        return Err(TablespaceMapError::Truncated {
+            offset: line_offset,
+        });
+    }
+    Ok(TablespaceMap { entries })
+}
+
+fn entry(line: &[u8], offset: usize) -> Result<TablespaceMapEntry, TablespaceMapError> {
+    let invalid = || TablespaceMapError::InvalidLine {
+        line: excerpt(line),
+        offset,
+    };
+    let space = line.iter().position(|&b| b == b' ').ok_or_else(invalid)?;
+    let (oid, path) = line.split_at(space);
+    let oid = std::str::from_utf8(oid)
+        .ok()
+        .and_then(digits)
+        .ok_or_else(invalid)?;
+    let oid = u32::try_from(oid)
+        .ok()
+        .filter(|&oid| oid != 0)
+        .ok_or_else(invalid)?;
+    let path = path
+        .get(1..)
+        .filter(|path| !path.is_empty() && !path.contains(&0))
+        .ok_or_else(invalid)?;
+    Ok(TablespaceMapEntry {
+        oid,
+        path: path.to_vec(),
+    })
+}
+
+/// Why a `tablespace_map` was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TablespaceMapError {
+    /// Not an OID, a space and a path.
+    #[error("invalid line \"{line}\" in tablespace_map at offset \"{offset}\"")]
+    InvalidLine {
+        /// The line's beginning.
+        line: String,
+        /// Where the line begins, bytes from the file's beginning.
+        offset: usize,
+    },
+    /// Two lines for one tablespace.
+    #[error("tablespace \"{oid}\" is in tablespace_map twice, again at offset \"{offset}\"")]
+    Duplicate {
+        /// The tablespace.
+        oid: u32,
+        /// Where the second line begins.
+        offset: usize,
+    },
+    /// The file ends within a line.
+    #[error("tablespace_map ends within the line at offset \"{offset}\"")]
+    Truncated {
+        /// Where the line begins.
+        offset: usize,
+    },
+    /// PostgreSQL 13's format has no way to say this path.
+    #[error(
+        "the tablespace path \"{path}\" cannot be written into a tablespace_map of PostgreSQL 13"
+    )]
+    NotWritable {
+        /// The path's beginning.
+        path: String,
+    },
+}
