@@ -131,6 +131,11 @@ fn parse(bytes: &[u8], dialect: Dialect) -> Result<TablespaceMap, TablespaceMapE
                 })?);
                 position += 2;
             }
+            // `read_tablespace_map` passes over an empty line since 14, so that lines may end with both.
+            (false, b'\n' | b'\r') if line.is_empty() && dialect == Dialect::Current => {
+                position += 1;
+                line_offset = position;
+            }
             (false, b'\n' | b'\r') => {
                 let entry = entry(&line, line_offset)?;
                 if entries.iter().any(|earlier| earlier.oid == entry.oid) {
