@@ -1,0 +1,211 @@
+//! ZFS as the harness uses it: pools of sparse files, datasets, snapshots, clones, and the patience they need.
+//!
+//! Pools are global to the machine, so their names begin with the workspace's own. The commands kept to are those
+//! that zfs-fuse knows as well: no `-p` for `list`, one snapshot a command, no `holds`.
+
+use super::command::{command, must, run, wait_until};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// "dataset is busy" is said for a moment after a process has left; after this long it is a failure.
+const BUSY_LIMIT: Duration = Duration::from_secs(30);
+
+/// Runs `zfs`, which must succeed.
+#[track_caller]
+pub fn zfs(arguments: &[&str]) -> String {
+    must(&mut command("zfs", arguments))
+}
+
+/// Runs `zfs`; its standard error where it fails.
+pub fn try_zfs(arguments: &[&str]) -> Result<String, String> {
+    result(command("zfs", arguments))
+}
+
+fn result(mut command: Command) -> Result<String, String> {
+    let outcome = run(&mut command);
+    if outcome.ok() {
+        Ok(outcome.stdout)
+    } else {
+        Err(outcome.stderr)
+    }
+}
+
+/// Runs `zfs` or `zpool` again and again while it says that something is busy.
+pub fn patiently(
+    program: &str,
+    arguments: &[&str],
+    mut meanwhile: impl FnMut(),
+) -> Result<String, String> {
+    let since = Instant::now();
+    loop {
+        match result(command(program, arguments)) {
+            Err(error) if error.contains("busy") && since.elapsed() < BUSY_LIMIT => {
+                meanwhile();
+                thread::sleep(Duration::from_millis(100));
+            }
+            other => return other.map_err(|error| format!("{program} {arguments:?}: {error}")),
+        }
+    }
+}
+
+/// Makes sure that ZFS answers, starting zfs-fuse where it is installed and doesn't run.
+pub fn ensure_zfs() {
+    let answers = || {
+        command("zpool", ["list", "-H", "-o", "name"])
+            .output()
+            .is_ok_and(|output| output.status.success())
+    };
+    if answers() {
+        return;
+    }
+    let started = command("zfs-fuse", ["-p", "/run/zfs-fuse-of-tests.pid"]).status();
+    assert!(
+        started
+            .as_ref()
+            .is_ok_and(std::process::ExitStatus::success),
+        "`zpool list` fails and zfs-fuse doesn't start ({started:?}): these tests need ZFS and root; apt-get install zfs-fuse"
+    );
+    wait_until(
+        "zfs-fuse answers `zpool list`",
+        Duration::from_secs(20),
+        answers,
+    );
+}
+
+/// The names of all pools of this machine.
+pub fn pool_names() -> Vec<String> {
+    let listed = command("zpool", ["list", "-H", "-o", "name"]).output();
+    let text = listed
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        .unwrap_or_default();
+    text.lines()
+        .map(str::to_owned)
+        .filter(|name| name != "no pools available")
+        .collect()
+}
+
+/// One throwaway pool. The workspace that it belongs to destroys it.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    /// The pool's name, unique on the machine.
+    pub name: String,
+    /// The sparse file that it lives in.
+    pub image: PathBuf,
+}
+
+impl Pool {
+    /// Makes a pool of `size` bytes in a sparse file; its own root dataset isn't mounted.
+    #[track_caller]
+    pub fn create(name: &str, image: &Path, size: u64) -> Pool {
+        let file = std::fs::File::create(image)
+            .unwrap_or_else(|error| panic!("cannot create {image:?}: {error}"));
+        file.set_len(size)
+            .expect("a sparse file can be made as large as one likes");
+        let image_name = image.to_str().expect("the harness' own paths are UTF-8");
+        must(&mut command(
+            "zpool",
+            ["create", "-m", "none", name, image_name],
+        ));
+        Pool {
+            name: name.to_owned(),
+            image: image.to_owned(),
+        }
+    }
+
+    /// Makes the dataset `name` of this pool, mounted at `mountpoint`.
+    #[track_caller]
+    pub fn dataset(
+        &self,
+        name: &str,
+        mountpoint: &Path,
+        properties: &[(String, String)],
+    ) -> String {
+        let full = format!("{}/{name}", self.name);
+        let mut arguments = vec!["create".to_owned(), "-p".to_owned()];
+        let mountpoint = mountpoint
+            .to_str()
+            .expect("the harness' own paths are UTF-8")
+            .to_owned();
+        for (key, value) in
+            std::iter::once(&("mountpoint".to_owned(), mountpoint)).chain(properties)
+        {
+            arguments.extend(["-o".to_owned(), format!("{key}={value}")]);
+        }
+        arguments.push(full.clone());
+        must(&mut command("zfs", arguments));
+        full
+    }
+
+    /// All snapshots of the pool, as `dataset@name`.
+    #[track_caller]
+    pub fn snapshots(&self) -> Vec<String> {
+        lines(&zfs(&[
+            "list", "-H", "-o", "name", "-t", "snapshot", "-r", &self.name,
+        ]))
+    }
+
+    /// All datasets of the pool that are clones, each with the snapshot that it was made from.
+    #[track_caller]
+    pub fn clones(&self) -> Vec<Clone> {
+        let listed = zfs(&[
+            "list",
+            "-H",
+            "-o",
+            "name,origin",
+            "-t",
+            "filesystem",
+            "-r",
+            &self.name,
+        ]);
+        let pairs = listed.lines().filter_map(|line| line.split_once('\t'));
+        pairs
+            .filter(|(_, origin)| *origin != "-")
+            .map(|(name, origin)| Clone {
+                name: name.to_owned(),
+                origin: origin.to_owned(),
+            })
+            .collect()
+    }
+}
+
+/// A dataset that was made from a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Clone {
+    /// The dataset.
+    pub name: String,
+    /// The snapshot, as `dataset@name`.
+    pub origin: String,
+}
+
+/// One property, in exact numbers.
+#[track_caller]
+pub fn property(of: &str, name: &str) -> String {
+    zfs(&["get", "-Hp", "-o", "value", name, of])
+        .trim_end_matches('\n')
+        .to_owned()
+}
+
+/// Destroys a dataset or a snapshot, waiting while it is busy. A held snapshot stays busy: see [`release_and_destroy`].
+#[track_caller]
+pub fn destroy(name: &str) {
+    if let Err(error) = patiently("zfs", &["destroy", name], || ()) {
+        panic!("{error}");
+    }
+}
+
+/// Takes Lockstep's hold from a snapshot and destroys it.
+#[track_caller]
+pub fn release_and_destroy(snapshot: &str) {
+    // Not every snapshot is held: one of an unfinished set may not be yet.
+    let _ = try_zfs(&["release", "lockstep", snapshot]);
+    destroy(snapshot);
+}
+
+fn lines(text: &str) -> Vec<String> {
+    text.lines()
+        .filter(|line| *line != "no datasets available")
+        .map(str::to_owned)
+        .collect()
+}
