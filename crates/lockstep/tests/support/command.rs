@@ -122,7 +122,9 @@ impl Running {
         }
     }
 
-    fn wait_or_kill(mut self, limit: Duration) -> (Outcome, bool) {
+    /// Waits for its end, and kills it after `limit`; says whether it had to be killed.
+    #[track_caller]
+    pub fn wait_or_kill(mut self, limit: Duration) -> (Outcome, bool) {
         let mut pause = Duration::from_millis(1);
         let mut killed = false;
         let status: ExitStatus = loop {

@@ -122,6 +122,22 @@ impl Load {
         self.statements.load(Ordering::Relaxed)
     }
 
+    /// Fails where the load has run into an error so far.
+    #[track_caller]
+    pub fn assert_well(&mut self) {
+        let errors = self
+            .errors
+            .lock()
+            .expect("no churn panics with the list locked")
+            .clone();
+        assert!(
+            errors.is_empty(),
+            "the load on the live cluster failed: {errors:?}"
+        );
+        let runs = self.pgbench.as_mut().is_none_or(Running::is_running);
+        assert!(runs, "pgbench on the live cluster ended by itself");
+    }
+
     /// Stops it; fails where the load itself had run into an error: it then tested less than it says,
     /// or the live cluster was harmed.
     #[track_caller]
@@ -155,7 +171,8 @@ impl Load {
         self.stop.store(true, Ordering::Relaxed);
         let outcome = self.pgbench.take().map(|mut pgbench| {
             pgbench.terminate();
-            pgbench.wait(Duration::from_secs(60))
+            // Not `wait`: this runs in `drop` too, where a second panic would hide the first.
+            pgbench.wait_or_kill(Duration::from_secs(60)).0
         });
         for thread in self.threads.drain(..) {
             let _ = thread.join();

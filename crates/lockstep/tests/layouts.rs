@@ -1,0 +1,181 @@
+//! Other places where a cluster's parts may lie: one dataset for all, pg_wal mounted inside the data directory,
+//! eight datasets. Which strategies they allow, in which order their datasets are frozen, and that it restores.
+
+mod support;
+
+use support::checker::Checker;
+use support::fixture::{Fixture, assert_clean};
+use support::layout::{
+    Layout, eight_datasets, nested_wal, one_dataset, one_pool, two_pools_four_datasets,
+};
+use support::ledger::{Expected, Ledger};
+use support::lockstep::{Set, exit};
+
+const SCALE: u32 = 1;
+
+struct Prepared {
+    fixture: Fixture,
+    ledger: Ledger,
+}
+
+fn prepare(layout: Layout) -> Prepared {
+    let fixture = Fixture::new(layout);
+    fixture.pgbench_tables(SCALE);
+    let ledger = Ledger::create(&fixture.cluster, "ts1", "ts2");
+    Prepared { fixture, ledger }
+}
+
+impl Prepared {
+    /// Takes a set while rows are written, restores it, checks it, and removes what was restored.
+    fn proves(&self, strategy: &str) -> Set {
+        let writers = self.ledger.start(&self.fixture.cluster);
+        let lockstep = self.fixture.lockstep();
+        let set = lockstep.backup(strategy);
+        let expected = Expected {
+            by_lsn: set.floor_lsn,
+            none_after: Some(self.ledger.attempted()),
+            ..Expected::default()
+        };
+        writers.stop();
+        let directory = self.fixture.target(strategy);
+        let restored = lockstep.restore_and_start(&set.id, &directory, &[]);
+        let verdict = Checker::new(SCALE)
+            .with_ledger(&self.ledger, expected)
+            .check_and_stop(restored.server());
+        verdict.assert_right(strategy);
+        assert!(verdict.ledger_rows > 2, "the ledger had hardly any rows");
+        self.fixture.discard_restored(&directory, &set.id);
+        assert_clean(&self.fixture);
+        set
+    }
+
+    fn dataset(&self, mount: &str) -> &str {
+        let place = self
+            .fixture
+            .layout
+            .datasets
+            .iter()
+            .position(|dataset| dataset.mount == mount);
+        &self.fixture.datasets[place.unwrap_or_else(|| panic!("nothing is mounted at {mount:?}"))]
+    }
+}
+
+fn order(set: &Set) -> Vec<&str> {
+    set.in_order()
+        .iter()
+        .map(|volume| volume.dataset.as_str())
+        .collect()
+}
+
+#[test]
+fn one_dataset_holds_all() {
+    let prepared = prepare(one_dataset());
+    let set = prepared.proves("atomic");
+    assert_eq!(order(&set), [prepared.dataset("all")]);
+    assert!(
+        set.volumes[0].parts.len() >= 4,
+        "data directory, pg_wal and two tablespaces: {:?}",
+        set.volumes[0].parts
+    );
+    prepared.proves("label");
+}
+
+#[test]
+fn one_pool_is_one_transaction_group() {
+    let prepared = prepare(one_pool());
+    let set = prepared.proves("atomic");
+    let groups: Vec<u64> = set.volumes.iter().map(|volume| volume.createtxg).collect();
+    assert_eq!(groups.len(), 4, "{}", set.json);
+    assert!(
+        groups.iter().all(|group| *group == groups[0]),
+        "several transaction groups: {groups:?}"
+    );
+    // The common parent holds no part; `-r` on it may be how they are frozen, but it isn't of the set.
+    let strays: Vec<_> = prepared
+        .fixture
+        .snapshots()
+        .into_iter()
+        .filter(|name| name.contains("/pg@"))
+        .collect();
+    assert!(
+        strays.is_empty(),
+        "snapshots that belong to no volume: {strays:?}"
+    );
+    let set = prepared.proves("label");
+    assert_eq!(
+        order(&set).last(),
+        Some(&prepared.dataset("wal")),
+        "pg_wal last"
+    );
+}
+
+#[test]
+fn two_pools_allow_no_atomic_set() {
+    let prepared = prepare(two_pools_four_datasets());
+    let refused = prepared
+        .fixture
+        .lockstep()
+        .expect(exit::REFUSED, &["backup", "--strategy", "atomic"]);
+    assert!(
+        refused.stderr.contains("pool") && refused.stderr.contains("hint: "),
+        "{}",
+        refused.describe()
+    );
+    let refused = prepared
+        .fixture
+        .lockstep()
+        .expect(exit::REFUSED, &["backup", "--strategy", "cold"]);
+    assert!(
+        refused.stderr.contains("error: ") && refused.stderr.contains("hint: "),
+        "{}",
+        refused.describe()
+    );
+    assert_clean(&prepared.fixture);
+    assert_eq!(
+        prepared.fixture.snapshots(),
+        Vec::<String>::new(),
+        "a refused backup leaves no snapshot"
+    );
+}
+
+#[test]
+fn wal_mounted_inside_the_data_directory() {
+    let prepared = prepare(nested_wal());
+    let wal = prepared
+        .fixture
+        .datasets
+        .last()
+        .expect("pg_wal's dataset comes last")
+        .clone();
+    for strategy in ["label", "ordered"] {
+        let set = prepared.proves(strategy);
+        assert_eq!(
+            order(&set).last(),
+            Some(&wal.as_str()),
+            "pg_wal last in {strategy}"
+        );
+    }
+}
+
+#[test]
+fn eight_datasets_in_two_pools() {
+    let prepared = prepare(eight_datasets());
+    let set = prepared.proves("label");
+    assert_eq!(order(&set).len(), 8);
+    assert_eq!(
+        order(&set).last(),
+        Some(&prepared.dataset("wal")),
+        "pg_wal last"
+    );
+    let set = prepared.proves("ordered");
+    assert_eq!(
+        order(&set).first(),
+        Some(&prepared.dataset("data")),
+        "the data directory first"
+    );
+    assert_eq!(
+        order(&set).last(),
+        Some(&prepared.dataset("wal")),
+        "pg_wal last"
+    );
+}

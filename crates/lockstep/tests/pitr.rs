@@ -1,0 +1,443 @@
+//! Recovery to a point in time: each kind of target lands where it should, and the row after it is absent.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+use support::by_hand::write_as_postgres;
+use support::cluster::{Cluster, Stop};
+use support::command::{give_to_postgres, must, wait_until};
+use support::fixture::Fixture;
+use support::layout::two_pools_four_datasets;
+use support::lockstep::{Lsn, Set, exit};
+
+/// A name that has to be quoted in a configuration file.
+const RESTORE_POINT: &str = "before the migration; it's \\ 5";
+
+/// What a row's transaction left as possible targets.
+#[derive(Debug, Clone)]
+struct Mark {
+    xid: String,
+    /// A place in the WAL behind its commit and before the next row's.
+    lsn: String,
+    /// A time between its commit and the next row's.
+    time: String,
+}
+
+/// A cluster with an archive, a set, and rows 1 to 6 written after it: row 0 is in the set.
+struct History {
+    fixture: Fixture,
+    set: Set,
+    /// Of rows 0 to 6.
+    marks: Vec<Mark>,
+}
+
+impl History {
+    fn new() -> History {
+        let fixture = Fixture::new(two_pools_four_datasets().archive());
+        let cluster = &fixture.cluster;
+        cluster.execute(&["CREATE TABLE marks (id int PRIMARY KEY) TABLESPACE ts2"]);
+        let mut marks = vec![insert(cluster, 0)];
+        let set = fixture.lockstep().backup("label");
+        marks.extend((1..=5).map(|id| insert(cluster, id)));
+        let quoted = RESTORE_POINT.replace('\'', "''");
+        cluster.execute(&[&format!("SELECT pg_create_restore_point('{quoted}')")]);
+        marks.push(insert(cluster, 6));
+        let history = History {
+            fixture,
+            set,
+            marks,
+        };
+        history.archive_everything(&history.fixture.cluster, 1);
+        history
+    }
+
+    /// Ends the current segment and waits until it is in the archive.
+    fn archive_everything(&self, server: &Cluster, timeline: u32) {
+        let segment = server.value("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
+        assert!(
+            segment.starts_with(&format!("{timeline:08X}")),
+            "{segment} isn't of timeline {timeline}"
+        );
+        let archived = self.fixture.archive.join(&segment);
+        wait_until(
+            &format!("{segment} is archived"),
+            Duration::from_secs(60),
+            || archived.exists(),
+        );
+    }
+
+    fn restore_command(&self) -> String {
+        format!("cp {}/%f %p", self.fixture.archive.display())
+    }
+
+    /// Restores with these options and the archive, and gives the rows that are there.
+    #[track_caller]
+    fn rows_at(&self, name: &str, options: &[&str]) -> Vec<String> {
+        let directory = self.fixture.target(name);
+        let command = self.restore_command();
+        let options: Vec<&str> = options
+            .iter()
+            .copied()
+            .chain(["--restore-command", &command])
+            .collect();
+        let restored =
+            self.fixture
+                .lockstep()
+                .restore_and_start(&self.set.id, &directory, &options);
+        let rows = rows(restored.server());
+        self.fixture.discard_restored(&directory, &self.set.id);
+        rows
+    }
+
+    /// The error of a restore that must not succeed; nothing may be left of it.
+    #[track_caller]
+    fn refused(&self, name: &str, codes: &[i32], options: &[&str]) -> String {
+        let directory = self.fixture.target(name);
+        let to = directory
+            .to_str()
+            .expect("the harness' own paths are UTF-8")
+            .to_owned();
+        let arguments: Vec<&str> = ["restore", &self.set.id, "--to", &to]
+            .into_iter()
+            .chain(options.iter().copied())
+            .collect();
+        let outcome = self.fixture.lockstep().run(&arguments);
+        assert!(
+            outcome.code.is_some_and(|code| codes.contains(&code)),
+            "expected {codes:?}: {}",
+            outcome.describe()
+        );
+        assert!(
+            outcome.stderr.contains("error: ") && outcome.stderr.contains("hint: "),
+            "{}",
+            outcome.describe()
+        );
+        assert_eq!(
+            self.fixture.clones(),
+            [],
+            "clones are left: {}",
+            outcome.describe()
+        );
+        assert!(
+            is_empty(&directory),
+            "{directory:?} is left: {}",
+            outcome.describe()
+        );
+        outcome.stderr
+    }
+}
+
+#[test]
+fn targets_land_where_they_should() {
+    let history = History::new();
+    let mark = |row: usize| &history.marks[row];
+
+    let promote = ["--target-action", "promote"];
+    let at = |name: &str, option: &str, value: &str| {
+        history.rows_at(name, &[&[option, value], &promote[..]].concat())
+    };
+    assert_eq!(
+        at("time", "--target-time", &mark(2).time),
+        numbers(2),
+        "a time between rows 2 and 3"
+    );
+    assert_eq!(
+        at("lsn", "--target-lsn", &mark(3).lsn),
+        numbers(3),
+        "an LSN between rows 3 and 4"
+    );
+    assert_eq!(
+        at("xid", "--target-xid", &mark(4).xid),
+        numbers(4),
+        "the transaction of row 4"
+    );
+    assert_eq!(
+        at("name", "--target-name", RESTORE_POINT),
+        numbers(5),
+        "a restore point between rows 5 and 6"
+    );
+    let immediate = history.rows_at(
+        "immediate",
+        &["--target-immediate", "--target-action", "promote"],
+    );
+    assert_eq!(immediate, numbers(0), "the end of the backup");
+    assert_eq!(
+        history.rows_at("everything", &[]),
+        numbers(6),
+        "the end of the archive"
+    );
+
+    // Without an archive the set still has what it was taken with.
+    let directory = history.fixture.target("alone");
+    let alone = history
+        .fixture
+        .lockstep()
+        .restore_and_start(&history.set.id, &directory, &[]);
+    assert_eq!(rows(alone.server()), numbers(0), "the set alone");
+    assert_eq!(
+        alone
+            .server()
+            .value("postgres", "SELECT pg_is_in_recovery()"),
+        "f"
+    );
+    history
+        .fixture
+        .discard_restored(&directory, &history.set.id);
+}
+
+/// A server that pauses at the target takes connections, shows the target's state, and can be promoted.
+#[test]
+fn pause_waits_at_the_target() {
+    let history = History::new();
+    let directory = history.fixture.target("paused");
+    let command = history.restore_command();
+    let lsn = history.marks[2].lsn.clone();
+    let options = [
+        "--target-lsn",
+        &lsn,
+        "--target-action",
+        "pause",
+        "--restore-command",
+        &command,
+    ];
+    let restored =
+        history
+            .fixture
+            .lockstep()
+            .restore_and_start(&history.set.id, &directory, &options);
+    let server = restored.server();
+    wait_until(
+        "recovery pauses at its target",
+        Duration::from_secs(30),
+        || server.value("postgres", "SELECT pg_is_wal_replay_paused()") == "t",
+    );
+    assert_eq!(server.value("postgres", "SELECT pg_is_in_recovery()"), "t");
+    assert_eq!(rows(server), numbers(2));
+    server.execute(&["SELECT pg_wal_replay_resume()"]);
+    wait_until("a resumed recovery ends", Duration::from_secs(60), || {
+        server.value("postgres", "SELECT pg_is_in_recovery()") == "f"
+    });
+    assert_eq!(
+        rows(server),
+        numbers(2),
+        "it goes on from the target, not from the end of the archive"
+    );
+}
+
+/// A restored cluster was promoted and used; later the set is restored along either timeline.
+#[test]
+fn timelines_after_a_promotion() {
+    let history = History::new();
+    let fixture = &history.fixture;
+    let directory = fixture.target("promoted");
+    let command = history.restore_command();
+    let options = [
+        "--target-name",
+        RESTORE_POINT,
+        "--target-action",
+        "promote",
+        "--restore-command",
+        &command,
+    ];
+    let restored = fixture
+        .lockstep()
+        .restore_and_start(&history.set.id, &directory, &options);
+    let promoted = restored.server();
+    wait_until("it is promoted", Duration::from_secs(60), || {
+        promoted.value("postgres", "SELECT pg_is_in_recovery()") == "f"
+    });
+    assert_eq!(
+        promoted.value("postgres", "SHOW archive_mode"),
+        "off",
+        "a restored cluster must not write to the live one's archive"
+    );
+    promoted.execute(&["INSERT INTO marks VALUES (100)"]);
+    archive_as_new_primary(fixture, promoted);
+    history.archive_everything(promoted, 2);
+    promoted.stop(Stop::Fast);
+
+    let expected_new: Vec<String> = (0..=5).chain([100]).map(|id| id.to_string()).collect();
+    let rows_of =
+        |name: &str, timeline: &str| history.rows_at(name, &["--target-timeline", timeline]);
+    assert_eq!(
+        rows_of("latest", "latest"),
+        expected_new,
+        "the new timeline has row 100 and never had row 6"
+    );
+    assert_eq!(
+        rows_of("second", "2"),
+        expected_new,
+        "the same, by its number"
+    );
+    assert_eq!(
+        rows_of("first", "1"),
+        numbers(6),
+        "the old timeline has row 6 and never had row 100"
+    );
+}
+
+#[test]
+fn targets_that_cannot_be_are_refused() {
+    let history = History::new();
+    let floor = history
+        .set
+        .floor_lsn
+        .expect("a label set has a floor")
+        .to_string();
+    let command = history.restore_command();
+
+    // Before the set's consistent point: the earliest possible one is named.
+    assert!(
+        Lsn::parse(&history.marks[0].lsn) < Lsn::parse(&floor),
+        "row 0 was written before the backup's end"
+    );
+    let lsn = history.refused(
+        "lsn",
+        &[exit::REFUSED],
+        &[
+            "--target-lsn",
+            &history.marks[0].lsn,
+            "--restore-command",
+            &command,
+        ],
+    );
+    assert!(
+        lsn.contains(&floor) && lsn.contains(&history.marks[0].lsn),
+        "the floor {floor} isn't named: {lsn}"
+    );
+    let time = history.refused(
+        "time",
+        &[exit::REFUSED],
+        &[
+            "--target-time",
+            &history.marks[0].time,
+            "--restore-command",
+            &command,
+        ],
+    );
+    let day = fixture_day(&history);
+    assert!(
+        time.contains(&floor) || time.contains(&day),
+        "the earliest possible time isn't named: {time}"
+    );
+
+    // Beyond the set's own WAL, and no archive: PostgreSQL refuses to come up, and that is what must be said.
+    let beyond = history.refused(
+        "beyond",
+        &[exit::FAILED, exit::REFUSED],
+        &["--target-lsn", &history.marks[3].lsn, "--start"],
+    );
+    assert!(
+        beyond.contains("--restore-command") || beyond.contains("restore_command"),
+        "what would help isn't said: {beyond}"
+    );
+    let unknown = [
+        "--target-name",
+        "no such point",
+        "--restore-command",
+        &command,
+        "--start",
+    ];
+    let unknown = history.refused("unknown", &[exit::FAILED], &unknown);
+    assert!(
+        unknown.contains("recovery ended before configured recovery target was reached"),
+        "PostgreSQL's reason isn't given: {unknown}"
+    );
+
+    // Two targets are none.
+    let both = [
+        "--target-lsn",
+        &history.marks[3].lsn,
+        "--target-xid",
+        &history.marks[3].xid,
+    ];
+    history.refused_usage("both", &both);
+}
+
+impl History {
+    #[track_caller]
+    fn refused_usage(&self, name: &str, options: &[&str]) {
+        let directory = self.fixture.target(name);
+        let to = directory
+            .to_str()
+            .expect("the harness' own paths are UTF-8");
+        let arguments: Vec<&str> = ["restore", &self.set.id, "--to", to]
+            .into_iter()
+            .chain(options.iter().copied())
+            .collect();
+        self.fixture.lockstep().expect(exit::USAGE, &arguments);
+        assert!(is_empty(&directory), "{directory:?} is left");
+    }
+}
+
+fn rows(server: &Cluster) -> Vec<String> {
+    server.column("postgres", "SELECT id FROM marks ORDER BY id")
+}
+
+fn numbers(last: i32) -> Vec<String> {
+    (0..=last).map(|id| id.to_string()).collect()
+}
+
+fn is_empty(directory: &Path) -> bool {
+    fs::read_dir(directory).map_or(true, |mut entries| entries.next().is_none())
+}
+
+/// The server's date, in UTC.
+fn fixture_day(history: &History) -> String {
+    history.fixture.cluster.value(
+        "postgres",
+        "SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
+    )
+}
+
+/// Makes a promoted cluster write to the archive, as an administrator does who keeps it.
+fn archive_as_new_primary(fixture: &Fixture, server: &Cluster) {
+    let conf = server.data.join("postgresql.auto.conf");
+    let settings = fs::read_to_string(&conf).expect("a restored cluster has settings");
+    let archive = fixture.archive.display();
+    let on = format!(
+        "archive_mode = on\narchive_command = 'test ! -f {archive}/%f && cp %p {archive}/%f'\n"
+    );
+    write_as_postgres(&conf, &format!("{settings}\n{on}"));
+    let data = server
+        .data
+        .to_str()
+        .expect("the harness' own paths are UTF-8");
+    must(&mut server.tool("pg_ctl", ["-D", data, "-l", "/dev/null", "-w", "restart"]));
+    // It was not archiving when it was promoted, so nothing has queued its history.
+    let history: PathBuf = server.data.join("pg_wal/00000002.history");
+    let archived = fixture.archive.join("00000002.history");
+    if !archived.exists() {
+        fs::copy(&history, &archived).unwrap_or_else(|error| panic!("no {history:?}: {error}"));
+        give_to_postgres(&archived);
+    }
+}
+
+/// Commits a row, with pauses around the time and the place that are noted behind it.
+fn insert(cluster: &Cluster, id: i32) -> Mark {
+    let mut client = cluster.connect("postgres");
+    let mut transaction = client.transaction().expect("a transaction can be begun");
+    transaction
+        .execute("INSERT INTO marks VALUES ($1)", &[&id])
+        .expect("a row can be inserted");
+    let xid = transaction
+        .query_one("SELECT pg_current_xact_id()::text", &[])
+        .expect("it has an id")
+        .get(0);
+    transaction.commit().expect("it can be committed");
+    thread::sleep(Duration::from_millis(100));
+    let row = client.query_one(
+        "SELECT pg_current_wal_insert_lsn()::text, clock_timestamp()::text",
+        &[],
+    );
+    let row = row.expect("the server says where and when it is");
+    thread::sleep(Duration::from_millis(100));
+    Mark {
+        xid,
+        lsn: row.get(0),
+        time: row.get(1),
+    }
+}
