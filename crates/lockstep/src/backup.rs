@@ -1,0 +1,87 @@
+//! A backup, from the lock to the manifest.
+//!
+//! The plan's steps are run in its order; whatever goes wrong, what this try made is undone, the
+//! server leaves backup mode with the connection, and older sets are as they were.
+
+mod attempt;
+mod certify;
+
+use crate::config::StrategyChoice;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::plan::refusal::Refusal;
+use crate::plan::strategy::{self, Plan};
+use crate::set::manifest::Manifest;
+use crate::set::unfinished;
+use crate::{restore, steps, survey};
+
+use attempt::Attempt;
+
+/// How often a set is taken again when the layout or the WAL changed under it.
+const TRIES: u32 = 3;
+
+/// What a backup was asked for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Which strategy.
+    pub strategy: StrategyChoice,
+    /// The user's words for the set.
+    pub label: Option<String>,
+}
+
+/// Takes one backup set.
+///
+/// # Errors
+/// When it can't be consistent, somebody else holds the lock, or anything fails on the way.
+pub fn run(cx: &Context, request: &Request) -> Result<Manifest> {
+    let _lock = cx.state.lock("backup")?;
+    steps::reached("backup.locked")?;
+    unfinished::remove(cx)?;
+    restore::unfinished::remove(cx)?;
+    let mut tries = 1;
+    loop {
+        match run_once(cx, request, tries) {
+            Err(Error::Refused(refusal)) if refusal.worth_another_try() && tries < TRIES => {
+                tracing::warn!(%refusal, tries, "taking the set again");
+                tries += 1;
+            }
+            Err(Error::Refused(refusal)) => return Err(last_words(*refusal, tries).into()),
+            other => return other,
+        }
+    }
+}
+
+/// What `backup` would do; it changes nothing.
+///
+/// # Errors
+/// As the backup would.
+pub fn plan(cx: &Context, choice: StrategyChoice) -> Result<(Plan, survey::Survey)> {
+    let survey = survey::take(cx)?;
+    let plan = strategy::choose(&survey.facts, choice)?;
+    Ok((plan, survey))
+}
+
+fn run_once(cx: &Context, request: &Request, tries: u32) -> Result<Manifest> {
+    let (plan, survey) = plan(cx, request.strategy)?;
+    for warning in &plan.warnings {
+        tracing::warn!("{}: {}", warning.what, warning.hint);
+    }
+    steps::reached("backup.planned")?;
+    let mut attempt = Attempt::begin(cx, request, plan, survey, tries)?;
+    match attempt.run() {
+        Ok(manifest) => Ok(manifest),
+        Err(error) => {
+            attempt.undo();
+            Err(error)
+        }
+    }
+}
+
+fn last_words(refusal: Refusal, made: u32) -> Refusal {
+    match refusal {
+        Refusal::LayoutChanged { difference, .. } => {
+            Refusal::LayoutChanged { tries: made, difference }
+        }
+        other => other,
+    }
+}

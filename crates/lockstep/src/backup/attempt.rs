@@ -1,0 +1,314 @@
+//! One try at a set: the plan's steps, run in order, and their undoing.
+
+use std::time::Instant;
+
+use pgfiles::control_file::ControlFile;
+use pgfiles::lsn::Lsn;
+
+use crate::backup::{Request, certify};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::names::SetId;
+use crate::plan::refusal::Refusal;
+use crate::plan::strategy::{Plan, Step, WalSource};
+use crate::plan::{Layout, PartKind};
+use crate::postgres::session::{self, Started, Stopped};
+use crate::postgres::wal::{self, WalIdentity};
+use crate::postgres::{connection, instance};
+use crate::set::journal::{self, BackupJournal};
+use crate::set::manifest::{Manifest, Seconds, SetWal, WalStored};
+use crate::set::unfinished::{self, TAKING};
+use crate::steps;
+use crate::survey::{self, Survey};
+use crate::volume::zfs::SnapshotName;
+
+/// A try.
+pub(super) struct Attempt<'a> {
+    pub(super) cx: &'a Context<'a>,
+    pub(super) request: &'a Request,
+    pub(super) plan: Plan,
+    pub(super) survey: Survey,
+    pub(super) tries: u32,
+    pub(super) set: SetId,
+    pub(super) started_at: jiff::Timestamp,
+    journal: BackupJournal,
+    began: Instant,
+    session: Option<Started>,
+    /// What pg_backup_stop returned.
+    pub(super) stopped: Option<Stopped>,
+    /// The floor's LSN and the server's time.
+    pub(super) floor: Option<(Lsn, jiff::Timestamp)>,
+    /// The snapshots taken, with the number of their group.
+    pub(super) taken: Vec<(usize, SnapshotName, u32)>,
+    /// The set's own WAL.
+    pub(super) wal: SetWal,
+    pub(super) seconds: Seconds,
+    first_snapshot: Option<Instant>,
+}
+
+impl<'a> Attempt<'a> {
+    /// Writes the journal; from here on [`Self::undo`] or the next start has something to undo.
+    pub(super) fn begin(
+        cx: &'a Context<'a>,
+        request: &'a Request,
+        plan: Plan,
+        survey: Survey,
+        tries: u32,
+    ) -> Result<Self> {
+        let started_at = jiff::Timestamp::now();
+        let set = SetId::new(started_at);
+        let datasets = survey.facts.layout.volumes.iter().map(|v| v.dataset.clone()).collect();
+        let journal = BackupJournal { set: set.clone(), datasets };
+        let attempt = Self {
+            cx,
+            request,
+            plan,
+            survey,
+            tries,
+            set,
+            started_at,
+            journal,
+            began: Instant::now(),
+            session: None,
+            stopped: None,
+            floor: None,
+            taken: Vec::new(),
+            wal: SetWal::default(),
+            seconds: Seconds::default(),
+            first_snapshot: None,
+        };
+        journal::write(&attempt.journal_path(), &attempt.journal)?;
+        Ok(attempt)
+    }
+
+    /// Runs the plan and publishes the set.
+    pub(super) fn run(&mut self) -> Result<Manifest> {
+        steps::reached("backup.journal")?;
+        for step in self.plan.steps.clone() {
+            match step {
+                Step::Slot => self.make_slot()?,
+                Step::StartBackup { fast } => self.start_backup(fast)?,
+                Step::Snapshot { volumes, one_moment } => self.snapshot(&volumes, one_moment)?,
+                Step::CheckLayout => self.check_layout()?,
+                Step::Floor => self.write_floor()?,
+                Step::StopBackup => self.stop_backup()?,
+                Step::TakeWal(source) => self.take_wal(source)?,
+                Step::CheckShutDown => self.check_shut_down()?,
+            }
+        }
+        let volumes = certify::volumes(self)?;
+        let parts = certify::files(self)?;
+        self.seconds.total = self.began.elapsed().as_secs_f64();
+        let manifest = certify::manifest(self, volumes, parts)?;
+        steps::reached("backup.manifest")?;
+        self.cx.state.publish(&manifest)?;
+        steps::reached("backup.published").or_else(after_the_manifest)?;
+        certify::mark_complete(self)?;
+        files::remove_file(&self.journal_path())?;
+        steps::reached("backup.done").or_else(after_the_manifest)?;
+        Ok(manifest)
+    }
+
+    /// Undoes what this try made. What can't be undone now stays in the journal for the next start.
+    pub(super) fn undo(&mut self) {
+        // Closing the connection ends backup mode and drops the temporary slot.
+        self.survey.client = None;
+        if self.cx.state.is_complete(self.set.as_str()) {
+            return;
+        }
+        let undone = unfinished::remove_set(self.cx, &self.journal).and_then(|all_seen| {
+            if all_seen { files::remove_file(&self.journal_path()) } else { Ok(()) }
+        });
+        if let Err(error) = undone {
+            tracing::warn!(set = %self.set, error = %error.chain(), "left for the next start to remove");
+        }
+    }
+
+    fn journal_path(&self) -> std::path::PathBuf {
+        self.cx.state.path("unfinished").join(format!("{}.json", self.set))
+    }
+
+    fn client(&mut self) -> Result<&mut postgres::Client> {
+        self.survey.client.as_mut().ok_or_else(|| Error::failed("this step needs a connection"))
+    }
+
+    fn make_slot(&mut self) -> Result<()> {
+        let name = self.set.slot_name();
+        // Without a slot the set is still right or refused: its WAL is looked for at the end.
+        if let Err(error) = session::make_slot(self.client()?, &name) {
+            tracing::warn!(error = %error.chain(), "going on without a slot");
+        }
+        steps::reached("backup.slot")
+    }
+
+    fn start_backup(&mut self, fast: bool) -> Result<()> {
+        let label = self.request.label.clone().unwrap_or_else(|| format!("lockstep {}", self.set));
+        let major = self.survey.facts.server.as_ref().map_or(0, crate::plan::ServerFacts::major);
+        let began = Instant::now();
+        self.session = Some(session::start(self.client()?, major, &label, fast)?);
+        self.seconds.checkpoint = began.elapsed().as_secs_f64();
+        steps::reached("backup.started")
+    }
+
+    fn snapshot(&mut self, volumes: &[usize], one_moment: bool) -> Result<()> {
+        let order = self.taken.last().map_or(1, |(_, _, order)| order + 1);
+        steps::reached(&format!("backup.before-snapshot-{order}"))?;
+        let began = *self.first_snapshot.get_or_insert_with(Instant::now);
+        let name = self.set.snapshot_name();
+        let layout = &self.survey.facts.layout;
+        let of = |&volume: &usize| (volume, layout.volumes[volume].dataset.snapshot(&name), order);
+        let group: Vec<_> = volumes.iter().map(of).collect();
+        let snapshots: Vec<_> = group.iter().map(|(_, snapshot, _)| snapshot.clone()).collect();
+        self.cx.zfs.snapshot(
+            &snapshots,
+            one_moment,
+            &[
+                ("lockstep:owner", self.cx.state.owner().to_owned()),
+                ("lockstep:cluster", self.cx.name.to_string()),
+                ("lockstep:set", self.set.to_string()),
+                ("lockstep:order", order.to_string()),
+                ("lockstep:state", TAKING.to_owned()),
+            ],
+        )?;
+        self.taken.extend(group);
+        self.seconds.snapshots = began.elapsed().as_secs_f64();
+        steps::reached(&format!("backup.after-snapshot-{order}"))
+    }
+
+    fn check_layout(&mut self) -> Result<()> {
+        let changed = |difference| Refusal::LayoutChanged { tries: self.tries, difference };
+        let before = &self.survey.facts.layout;
+        let later = match survey::layout(self.cx, self.survey.facts.server.as_ref().ok()) {
+            // A link whose place is gone is a tablespace in the middle of being dropped.
+            Err(Error::Io { path, source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                return Err(changed(format!("\"{}\" was dropped", path.display())).into());
+            }
+            other => other?,
+        };
+        if let Some(difference) = before.difference(&later) {
+            return Err(changed(difference).into());
+        }
+        if let Some(client) = self.survey.client.as_mut() {
+            // The server's own list, in case a link is a moment behind it.
+            let tablespaces = connection::facts(client)?.tablespaces;
+            if let Some(difference) = unlike(before, &tablespaces) {
+                return Err(changed(difference).into());
+            }
+        }
+        steps::reached("backup.layout")
+    }
+
+    fn write_floor(&mut self) -> Result<()> {
+        let set = self.set.to_string();
+        self.floor = Some(session::write_floor(self.client()?, &set)?);
+        steps::reached("backup.floor")
+    }
+
+    fn stop_backup(&mut self) -> Result<()> {
+        let session = self.session.take().ok_or_else(|| Error::failed("no backup was started"))?;
+        self.stopped = Some(session.stop(self.client()?)?);
+        steps::reached("backup.stopped")
+    }
+
+    fn take_wal(&mut self, source: WalSource) -> Result<()> {
+        let identity = self.wal_identity();
+        let pg_wal = self.cx.cluster.data_directory.join("pg_wal");
+        let (from, to) = self.wal_range();
+        let needed = wal::segments(identity, from, to);
+        self.wal = match source {
+            WalSource::Frozen => {
+                wal::check(&pg_wal, identity, &needed)?;
+                let names = needed.iter().map(|s| s.file_name(identity.segment_size)).collect();
+                SetWal { segments: names, stored: WalStored::Snapshot }
+            }
+            WalSource::Live => {
+                let to = self.cx.state.set_directory(&self.set).join("wal");
+                let names = wal::copy(&pg_wal, &to, identity, &needed)?;
+                SetWal { segments: names, stored: WalStored::Files }
+            }
+        };
+        steps::reached("backup.wal")
+    }
+
+    fn check_shut_down(&mut self) -> Result<()> {
+        let directory = &self.cx.cluster.data_directory;
+        let before = &self.survey.facts.control;
+        let now = instance::read_control(directory)?;
+        let running = instance::postmaster(directory)?;
+        if running.is_some() || now.to_bytes() != before.to_bytes() {
+            return Err(Refusal::NotPossible {
+                strategy: self.plan.strategy,
+                why: "the server was started during the backup".into(),
+                needed: "run the backup again, with the server stopped or with strategy label"
+                    .into(),
+            }
+            .into());
+        }
+        Ok(())
+    }
+
+    /// Where recovery starts.
+    pub(super) fn start_lsn(&self) -> Lsn {
+        match &self.stopped {
+            Some(stopped) => stopped.label.start_lsn,
+            None => self.control().checkpoint_copy.redo,
+        }
+    }
+
+    /// The first and the last byte of WAL that recovery to the floor needs.
+    fn wal_range(&self) -> (Lsn, Lsn) {
+        let start = self.start_lsn();
+        let end = match (&self.stopped, self.floor) {
+            (Some(stopped), _) => stopped.stop_lsn,
+            (None, Some((floor, _))) => floor,
+            (None, None) => start.checked_add(1).unwrap_or(start),
+        };
+        (start, end)
+    }
+
+    pub(super) fn wal_identity(&self) -> WalIdentity {
+        let control = self.control();
+        let timeline = match &self.stopped {
+            Some(stopped) => stopped.label.start_timeline,
+            None => control.checkpoint_copy.timeline,
+        };
+        WalIdentity {
+            system_identifier: control.system_identifier,
+            segment_size: control.wal_segment_size,
+            timeline,
+        }
+    }
+
+    pub(super) fn control(&self) -> &ControlFile {
+        &self.survey.facts.control
+    }
+}
+
+/// A signal that comes when the set is already complete doesn't make it a failure.
+fn after_the_manifest(error: Error) -> Result<()> {
+    match error {
+        Error::Interrupted { .. } => Ok(()),
+        other => Err(other),
+    }
+}
+
+fn unlike(layout: &Layout, tablespaces: &[(u32, String)]) -> Option<String> {
+    let in_layout = |oid: u32| {
+        layout
+            .parts
+            .iter()
+            .any(|part| matches!(part.kind, PartKind::Tablespace { oid: o, .. } if o == oid))
+    };
+    if let Some((oid, name)) = tablespaces.iter().find(|(oid, _)| !in_layout(*oid)) {
+        return Some(format!("tablespace {name} ({oid}) was created"));
+    }
+    layout.parts.iter().find_map(|part| match &part.kind {
+        PartKind::Tablespace { oid, .. } if !tablespaces.iter().any(|(known, _)| known == oid) => {
+            Some(format!("{} was dropped", part.kind))
+        }
+        _ => None,
+    })
+}

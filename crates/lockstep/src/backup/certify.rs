@@ -1,0 +1,209 @@
+//! The last part of a backup: GUIDs and transaction groups read back, holds, the files beside the
+//! manifest with their hashes, the manifest itself, and the marks on the snapshots.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::attempt::Attempt;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::plan::explain;
+use crate::plan::refusal::Refusal;
+use crate::plan::strategy::Strategy;
+use crate::postgres::connection;
+use crate::set::manifest::{
+    Manifest, PostgresIdentity, SetFile, SetPart, SetVolume, VERSION, WalStored, hash_file,
+};
+use crate::set::unfinished::COMPLETE;
+use crate::volume::zfs::SnapshotName;
+
+/// A user property's longest value in pool version 23 (ZAP_MAXVALUELEN), in bytes.
+const LONGEST_PROPERTY: usize = 1024;
+
+/// Reads back what ZFS made of the snapshots, and holds them.
+pub(super) fn volumes(attempt: &Attempt) -> Result<Vec<SetVolume>> {
+    let names: Vec<SnapshotName> = attempt.taken.iter().map(|(_, name, _)| name.clone()).collect();
+    let facts = attempt.cx.zfs.snapshot_facts(&names)?;
+    if attempt.plan.strategy == Strategy::Atomic
+        && facts.windows(2).any(|pair| pair[0].createtxg != pair[1].createtxg)
+    {
+        let found = names.iter().zip(&facts).map(|(name, f)| format!("{name} {}", f.createtxg));
+        let found = found.collect::<Vec<_>>().join(", ");
+        return Err(Refusal::NotOneTransactionGroup { found }.into());
+    }
+    attempt.cx.zfs.hold(&names)?;
+    let layout = &attempt.survey.facts.layout;
+    attempt
+        .taken
+        .iter()
+        .zip(facts)
+        .map(|((volume, name, order), facts)| {
+            Ok(SetVolume {
+                dataset: name.dataset.clone(),
+                pool: name.dataset.pool().to_owned(),
+                snapshot: name.to_string(),
+                guid: facts.guid.to_string(),
+                createtxg: facts.createtxg,
+                order: *order,
+                taken_at: jiff::Timestamp::from_second(facts.creation)
+                    .map_err(|e| Error::failed(format!("{name} has a strange time")).because(e))?,
+                parts: layout
+                    .parts_on(*volume)
+                    .map(|part| SetPart {
+                        kind: part.kind.clone(),
+                        path: part.path.clone(),
+                        inside: part.inside.clone(),
+                    })
+                    .collect(),
+            })
+        })
+        .collect()
+}
+
+/// Writes the files beside the manifest and hashes them.
+pub(super) fn files(attempt: &mut Attempt) -> Result<BTreeMap<String, SetFile>> {
+    let directory = attempt.cx.state.set_directory(&attempt.set);
+    files::create_directories(&directory)?;
+    if let Some(stopped) = &attempt.stopped {
+        files::publish(&directory.join("backup_label"), &stopped.label_file)?;
+        files::publish(&directory.join("tablespace_map"), &stopped.tablespace_map)?;
+    }
+    keep_configuration(attempt, &directory)?;
+    let mut names = Vec::new();
+    for name in ["backup_label", "tablespace_map"] {
+        names.push(name.to_owned());
+    }
+    if attempt.wal.stored == WalStored::Files {
+        names.extend(attempt.wal.segments.iter().map(|segment| format!("wal/{segment}")));
+    }
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        names.push(format!("config/{name}"));
+    }
+    let mut all = BTreeMap::new();
+    for name in names {
+        let path = directory.join(&name);
+        if path.exists() {
+            all.insert(name, hash_file(&path)?);
+        }
+    }
+    Ok(all)
+}
+
+/// Debian keeps the configuration in /etc, where no snapshot sees it: what is outside the data
+/// directory is kept beside the manifest.
+fn keep_configuration(attempt: &mut Attempt, directory: &Path) -> Result<()> {
+    let Ok(server) = &attempt.survey.facts.server else { return Ok(()) };
+    let data = &server.data_directory;
+    let paths = server.config_files.clone();
+    let outside = |path: &Path| !path.as_os_str().is_empty() && !path.starts_with(data);
+    let config = directory.join("config");
+    let mut kept: Vec<(&str, Vec<u8>)> = Vec::new();
+    for (name, path) in [("pg_hba.conf", &paths.hba), ("pg_ident.conf", &paths.ident)] {
+        if outside(path) {
+            kept.push((name, std::fs::read(path).map_err(Error::io("read", path))?));
+        }
+    }
+    if outside(&paths.config) {
+        if let Some(client) = attempt.survey.client.as_mut() {
+            match connection::file_settings(client) {
+                Ok(settings) => kept.push(("postgresql.conf", flat_configuration(&settings))),
+                Err(error) => tracing::warn!(
+                    error = %error.chain(),
+                    "postgresql.conf lies outside the data directory and isn't in the set"
+                ),
+            }
+        }
+    }
+    if !kept.is_empty() {
+        files::create_directories(&config)?;
+    }
+    kept.iter().try_for_each(|(name, bytes)| files::publish(&config.join(name), bytes))
+}
+
+/// One file of settings, without includes, and without those that point at the old places.
+fn flat_configuration(settings: &[(String, String)]) -> Vec<u8> {
+    const PLACES: [&str; 5] =
+        ["data_directory", "config_file", "hba_file", "ident_file", "external_pid_file"];
+    let mut text =
+        "# the settings of the files outside the data directory, written by lockstep\n".to_owned();
+    for (name, value) in settings.iter().filter(|(name, _)| !PLACES.contains(&name.as_str())) {
+        text.push_str(&crate::postgres::recovery::setting(name, value));
+    }
+    text.into_bytes()
+}
+
+/// Puts the manifest together.
+pub(super) fn manifest(
+    attempt: &Attempt,
+    volumes: Vec<SetVolume>,
+    files: BTreeMap<String, SetFile>,
+) -> Result<Manifest> {
+    let control = attempt.control();
+    let stop_lsn = attempt.stopped.as_ref().map(|stopped| stopped.stop_lsn);
+    let floor_lsn = match (stop_lsn, attempt.floor) {
+        (Some(stop), _) => Some(stop),
+        (None, floor) => floor.map(|(lsn, _)| lsn),
+    };
+    let consistent_at = match (&attempt.stopped, attempt.floor) {
+        (Some(stopped), _) => Some(stopped.stopped_at),
+        (None, floor) => floor.map(|(_, time)| time),
+    };
+    let server = attempt.survey.facts.server.as_ref().ok();
+    Ok(Manifest {
+        version: VERSION,
+        set: attempt.set.clone(),
+        cluster: attempt.cx.name.clone(),
+        owner: attempt.cx.state.owner().to_owned(),
+        label: attempt.request.label.clone(),
+        strategy: attempt.plan.strategy,
+        consistent_because: explain::why_consistent(attempt.plan.strategy).to_owned(),
+        chosen_because: attempt.plan.chosen_because.clone(),
+        postgres: PostgresIdentity {
+            major: server.map(crate::plan::ServerFacts::major).or(control.major_version()),
+            system_identifier: control.system_identifier.to_string(),
+            timeline: attempt.wal_identity().timeline.get(),
+            wal_segment_size: control.wal_segment_size.bytes(),
+            data_checksums: control.data_checksum_version != 0,
+            data_directory: attempt.cx.cluster.data_directory.clone(),
+        },
+        started_at: attempt.started_at,
+        finished_at: jiff::Timestamp::now(),
+        consistent_at,
+        start_lsn: Some(attempt.start_lsn()),
+        stop_lsn,
+        floor_lsn,
+        volumes,
+        wal: attempt.wal.clone(),
+        files,
+        warnings: attempt.plan.warnings.clone(),
+        tries: attempt.tries,
+        seconds: attempt.seconds,
+        checksum: String::new(),
+    })
+}
+
+/// Marks the snapshots as those of a complete set, and leaves the label with the data directory's,
+/// so that a set can be put together by hand from the snapshots alone.
+pub(super) fn mark_complete(attempt: &Attempt) -> Result<()> {
+    let names: Vec<_> = attempt.taken.iter().map(|(_, name, _)| name).collect();
+    let zfs = &attempt.cx.zfs;
+    if let Some(stopped) = &attempt.stopped {
+        let first = &names[..names.len().min(1)];
+        for (property, bytes) in [
+            ("lockstep:backup_label", &stopped.label_file),
+            ("lockstep:tablespace_map", &stopped.tablespace_map),
+        ] {
+            let text = STANDARD.encode(bytes);
+            if !text.is_empty() && text.len() < LONGEST_PROPERTY {
+                zfs.set(property, &text, first)?;
+            }
+        }
+    }
+    if let Some(label) = attempt.request.label.as_deref().filter(|l| l.len() < LONGEST_PROPERTY) {
+        zfs.set("lockstep:label", label, &names)?;
+    }
+    zfs.set("lockstep:state", COMPLETE, &names)
+}

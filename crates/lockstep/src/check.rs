@@ -1,0 +1,205 @@
+//! `lockstep check`: whether backups of this cluster work, and restores of them would.
+//!
+//! One finding a line, worst first. It looks and changes nothing.
+
+use serde::Serialize;
+
+use crate::clone;
+use crate::config::StrategyChoice;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::plan::facts::{Facts, NoServer};
+use crate::plan::strategy;
+use crate::plan::warnings::bytes;
+use crate::restore;
+use crate::set::journal::{self, BackupJournal, RestoreJournal};
+use crate::set::unfinished;
+use crate::survey;
+
+/// How bad a finding is; ordered so that the worst sorts first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// A backup or restore would fail.
+    Error,
+    /// It works, and something should be done.
+    Warning,
+    /// As it should be.
+    Ok,
+}
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Finding {
+    /// How bad.
+    pub severity: Severity,
+    /// What was looked at: `connection`, `wal_level`.
+    pub subject: String,
+    /// What was found.
+    pub what: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+/// Looks at everything.
+///
+/// # Errors
+/// Only when ZFS or the state can't be read at all; the rest are findings.
+pub fn run(cx: &Context) -> Result<Vec<Finding>> {
+    let mut all = Vec::new();
+    match survey::take(cx) {
+        Ok(survey) => {
+            all.extend(of_facts(&survey.facts, cx.cluster.strategy));
+            let datasets: Vec<_> =
+                survey.facts.layout.volumes.iter().map(|v| v.dataset.clone()).collect();
+            for stranger in unfinished::strangers(cx, &datasets)? {
+                all.push(warning(
+                    "sets",
+                    format!("snapshot \"{}\" belongs to no set of this state_dir", stranger.snapshot),
+                    "another host's, or its manifest was lost: if nobody needs it, release and destroy it with zfs",
+                ));
+            }
+        }
+        Err(error) => all.push(failure("layout", &error)),
+    }
+    all.extend(of_sets(cx)?);
+    all.extend(of_unfinished(cx)?);
+    all.extend(of_clones(cx)?);
+    if let Err(error) = cx.os_user() {
+        all.push(failure("os_user", &error));
+    }
+    all.sort();
+    Ok(all)
+}
+
+fn finding(severity: Severity, subject: &str, what: String, hint: Option<String>) -> Finding {
+    Finding { severity, subject: subject.to_owned(), what, hint }
+}
+
+fn ok(subject: &str, what: impl Into<String>) -> Finding {
+    finding(Severity::Ok, subject, what.into(), None)
+}
+
+fn warning(subject: &str, what: impl Into<String>, hint: impl Into<String>) -> Finding {
+    finding(Severity::Warning, subject, what.into(), Some(hint.into()))
+}
+
+fn failure(subject: &str, error: &Error) -> Finding {
+    finding(Severity::Error, subject, error.chain(), error.hint())
+}
+
+/// What the facts of a survey say; a pure function.
+fn of_facts(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
+    let mut all = Vec::new();
+    match strategy::choose(facts, choice) {
+        Ok(plan) => {
+            all.push(ok("strategy", format!("{}: {}", plan.strategy, plan.chosen_because)));
+            all.extend(plan.warnings.into_iter().map(|w| warning("plan", w.what, w.hint)));
+        }
+        Err(refusal) => all.push(failure("strategy", &Error::from(refusal))),
+    }
+    match &facts.server {
+        Ok(server) => {
+            all.push(ok("connection", format!("PostgreSQL {}", server.version)));
+            all.push(match server.may_backup {
+                true => ok("rights", "this user may call the backup functions"),
+                false => warning(
+                    "rights",
+                    "this user may not call pg_backup_start and pg_backup_stop",
+                    "GRANT EXECUTE on both functions to it",
+                ),
+            });
+            all.push(match server.wal_level.as_str() {
+                "minimal" => {
+                    warning("wal_level", "wal_level is minimal", "set it to replica and restart")
+                }
+                level => ok("wal_level", format!("wal_level is {level}")),
+            });
+            if server.full_page_writes {
+                all.push(ok("full_page_writes", "full_page_writes is on"));
+            }
+            if server.archive_mode != "off" {
+                all.push(match server.archiver.as_str() {
+                    "" => warning(
+                        "archiving",
+                        format!("archive_mode is {} and nothing archives", server.archive_mode),
+                        "WAL piles up in pg_wal: set archive_command, or archive_mode = off",
+                    ),
+                    archiver => ok(
+                        "archiving",
+                        format!("archive_mode is {}, by {archiver}", server.archive_mode),
+                    ),
+                });
+            }
+        }
+        Err(NoServer::Failed(why)) => all.push(finding(
+            Severity::Error,
+            "connection",
+            format!("cannot connect: {why}"),
+            Some("check host, port, user and password_file of this cluster".into()),
+        )),
+        Err(other) => all.push(ok("connection", other.words())),
+    }
+    for volume in &facts.layout.volumes {
+        all.push(ok("space", format!("{} has {} left", volume.dataset, bytes(volume.available))));
+    }
+    all
+}
+
+fn of_sets(cx: &Context) -> Result<Vec<Finding>> {
+    let (sets, damaged) = cx.state.sets()?;
+    let mut all: Vec<_> =
+        damaged.iter().map(|(id, error)| failure(&format!("set {id}"), error)).collect();
+    for set in &sets {
+        if let Err(error) = restore::check_set(cx, set) {
+            all.push(failure(&format!("set {}", set.set), &error));
+        }
+    }
+    all.push(match sets.last() {
+        Some(last) => ok("sets", format!("{} sets, the newest is {}", sets.len(), last.set)),
+        None => warning("sets", "there is no set yet", "take one: lockstep backup"),
+    });
+    Ok(all)
+}
+
+fn of_unfinished(cx: &Context) -> Result<Vec<Finding>> {
+    let running = cx.state.lock("check").is_err();
+    let mut all = Vec::new();
+    if !running {
+        for (_, entry) in journal::read_all::<BackupJournal>(&cx.state.path("unfinished"))? {
+            all.push(warning(
+                "unfinished",
+                format!("backup {} was cut off", entry.set),
+                "the next backup removes what it left",
+            ));
+        }
+    }
+    for (_, entry) in journal::read_all::<RestoreJournal>(&cx.state.path("restores"))? {
+        if unfinished_restore(cx, &entry.id) {
+            all.push(warning(
+                "unfinished",
+                format!("{} was cut off", entry.id),
+                "the next restore or backup removes what it left",
+            ));
+        }
+    }
+    Ok(all)
+}
+
+fn unfinished_restore(cx: &Context, id: &str) -> bool {
+    restore::unfinished::lock(cx, id).is_ok()
+}
+
+fn of_clones(cx: &Context) -> Result<Vec<Finding>> {
+    Ok(clone::list(cx)?
+        .into_iter()
+        .filter(|record| !record.is_running())
+        .map(|record| {
+            warning(
+                "clones",
+                format!("clone \"{}\" doesn't run", record.name),
+                format!("lockstep clone destroy {}", record.name),
+            )
+        })
+        .collect())
+}

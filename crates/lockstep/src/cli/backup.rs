@@ -1,0 +1,98 @@
+//! `lockstep backup`.
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::output::{self, JSON_VERSION};
+use super::{Done, plan};
+use crate::backup::{self, Request};
+use crate::config::StrategyChoice;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::set::manifest::Manifest;
+
+#[derive(Debug, Args)]
+pub(super) struct Backup {
+    /// How the set is made consistent
+    #[arg(long, value_enum)]
+    strategy: Option<StrategyChoice>,
+    /// Words for the set, shown by `list`
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
+    /// Keep the set on this host alone; this version ships to no repository, so it always does
+    #[arg(long)]
+    no_ship: bool,
+    /// Print the plan that would run, and take nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Backup {
+    pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
+        let strategy = self.strategy.unwrap_or(cx.cluster.strategy);
+        if self.dry_run {
+            plan::show(cx, strategy, json)?;
+            return Ok(Done::Well);
+        }
+        let label = self.label.clone();
+        if label.as_deref().is_some_and(|text| text.chars().any(char::is_control)) {
+            return Err(Error::usage(
+                "the label holds a control character",
+                "write it in one line",
+            ));
+        }
+        if label.as_deref().is_some_and(|text| text.len() > 200) {
+            return Err(Error::usage("the label is longer than 200 bytes", "shorten it"));
+        }
+        let manifest = backup::run(cx, &Request { strategy, label })?;
+        if json {
+            output::print_json(&as_json(&manifest))?;
+        } else {
+            as_text(&manifest);
+        }
+        Ok(Done::Well)
+    }
+}
+
+/// A set as `backup --json` and `list --json` print it.
+pub(super) fn as_json(manifest: &Manifest) -> Value {
+    let lsn = |lsn: Option<pgfiles::lsn::Lsn>| lsn.map(|lsn| lsn.to_string());
+    let volumes: Vec<_> = manifest
+        .volumes
+        .iter()
+        .map(|volume| {
+            let parts: Vec<_> = volume.parts.iter().map(|part| part.kind.id()).collect();
+            json!({
+                "dataset": volume.dataset, "pool": volume.pool, "snapshot": volume.snapshot,
+                "guid": volume.guid, "createtxg": volume.createtxg, "order": volume.order,
+                "taken_at": volume.taken_at, "parts": parts,
+            })
+        })
+        .collect();
+    json!({
+        "version": JSON_VERSION, "set": manifest.set, "cluster": manifest.cluster,
+        "label": manifest.label, "strategy": manifest.strategy,
+        "started_at": manifest.started_at, "finished_at": manifest.finished_at,
+        "consistent_at": manifest.consistent_at,
+        "start_lsn": lsn(manifest.start_lsn), "stop_lsn": lsn(manifest.stop_lsn),
+        "floor_lsn": lsn(manifest.floor_lsn), "timeline": manifest.postgres.timeline,
+        "volumes": volumes, "wal": manifest.wal, "tries": manifest.tries,
+        "warnings": manifest.warnings, "seconds": manifest.seconds,
+    })
+}
+
+fn as_text(manifest: &Manifest) {
+    println!("set {} is complete", manifest.set);
+    println!("  strategy   {}", manifest.strategy);
+    println!("  snapshots  {} in {:.3} s", manifest.volumes.len(), manifest.seconds.snapshots);
+    if let Some(start) = manifest.start_lsn {
+        println!("  starts at  {start}");
+    }
+    if let Some(floor) = manifest.floor_lsn {
+        println!("  consistent {floor}");
+    }
+    println!(
+        "  took       {:.2} s, of which {:.2} s for the checkpoint",
+        manifest.seconds.total, manifest.seconds.checkpoint
+    );
+}

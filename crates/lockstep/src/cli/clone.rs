@@ -1,0 +1,124 @@
+//! `lockstep clone create|list|destroy`.
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::Done;
+use super::output::{self, JSON_VERSION};
+use super::restore::TargetArguments;
+use crate::clone::{self, Record};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::names::CloneName;
+
+#[derive(Debug, Args)]
+pub(super) struct Clone {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a writable server from a set, on a free port
+    Create(Box<Create>),
+    /// List the clones
+    List,
+    /// Stop a clone's server and take everything of it away
+    Destroy {
+        /// The clone's name
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Create {
+    /// The clone's name
+    name: String,
+    /// A set's id, its beginning, or `latest`
+    #[arg(long, value_name = "SET", default_value = "latest")]
+    set: String,
+    /// The server's port; a free one is found
+    #[arg(long, value_name = "N")]
+    port: Option<u16>,
+    #[command(flatten)]
+    target: TargetArguments,
+}
+
+impl Clone {
+    pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
+        match &self.command {
+            Command::Create(arguments) => create(cx, arguments, json)?,
+            Command::List => list(cx, json)?,
+            Command::Destroy { name } => {
+                let name = parse_name(name)?;
+                clone::destroy(cx, &name)?;
+                if json {
+                    output::print_json(&json!({"version": JSON_VERSION, "destroyed": name}))?;
+                } else {
+                    println!("clone {name} is gone");
+                }
+            }
+        }
+        Ok(Done::Well)
+    }
+}
+
+fn parse_name(name: &str) -> Result<CloneName> {
+    name.parse().map_err(|e: crate::names::NameError| {
+        Error::usage(e.to_string(), "choose a short name such as dev or before-migration")
+    })
+}
+
+fn create(cx: &Context, arguments: &Create, json: bool) -> Result<()> {
+    let record = clone::create(
+        cx,
+        &clone::Create {
+            name: parse_name(&arguments.name)?,
+            set: arguments.set.clone(),
+            port: arguments.port,
+            recovery: arguments.target.recovery(false)?,
+        },
+    )?;
+    if json {
+        return output::print_json(&as_json(&record));
+    }
+    println!("clone {} of set {} accepts connections:", record.name, record.set);
+    println!(
+        "  psql -h {} -p {}",
+        crate::process::quote(&output::path(&record.socket_directory)),
+        record.port
+    );
+    println!("when you are done: lockstep clone destroy {}", record.name);
+    Ok(())
+}
+
+fn list(cx: &Context, json: bool) -> Result<()> {
+    let records = clone::list(cx)?;
+    if json {
+        let clones: Vec<_> = records.iter().map(as_json).collect();
+        return output::print_json(&json!({"version": JSON_VERSION, "clones": clones}));
+    }
+    let mut table = output::table(&["clone", "set", "made", "port", "state", "data directory"]);
+    for record in &records {
+        table.add_row([
+            record.name.to_string(),
+            record.set.to_string(),
+            record.created_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+            record.port.to_string(),
+            if record.is_running() { "running" } else { "stopped" }.to_owned(),
+            output::path(&record.data_directory),
+        ]);
+    }
+    output::print_table(&table);
+    Ok(())
+}
+
+fn as_json(record: &Record) -> Value {
+    json!({
+        "version": JSON_VERSION, "name": record.name, "set": record.set, "port": record.port,
+        "data_directory": record.data_directory.display().to_string(),
+        "socket_directory": record.socket_directory.display().to_string(),
+        "created_at": record.created_at, "running": record.is_running(),
+        "datasets": record.made.datasets,
+    })
+}

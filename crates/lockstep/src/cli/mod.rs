@@ -1,0 +1,165 @@
+//! The command line: arguments, dispatch, and how results and errors are shown.
+//!
+//! stdout is data, stderr is for people. The spellings are a contract: scripts are written against
+//! them.
+
+mod backup;
+mod check;
+mod clone;
+mod list;
+mod output;
+mod plan;
+mod restore;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, DEFAULT_PATH};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::{isolation, steps};
+
+/// Consistent backups of a PostgreSQL cluster that lies on several ZFS datasets, proven to restore.
+#[derive(Debug, Parser)]
+#[command(name = "lockstep", version, max_term_width = 100)]
+struct Arguments {
+    /// The configuration file
+    #[arg(long, global = true, value_name = "FILE", env = "LOCKSTEP_CONFIG", default_value = DEFAULT_PATH)]
+    config: PathBuf,
+    /// The cluster, where the configuration has several
+    #[arg(long, global = true, value_name = "NAME")]
+    cluster: Option<String>,
+    /// Print JSON on stdout
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say more on stderr; twice: every program that is run
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what lies where and how a backup would be taken; change nothing
+    Plan(plan::Plan),
+    /// Take a backup set
+    Backup(backup::Backup),
+    /// List the backup sets
+    List,
+    /// Show a set's certificate: snapshots, LSNs, WAL, and why it is consistent
+    Show(list::Show),
+    /// Make a cluster from a set
+    Restore(Box<restore::Restore>),
+    /// Throwaway writable servers made from sets
+    Clone(clone::Clone),
+    /// Say whether backups of this cluster work
+    Check,
+    /// Become a server in a mount namespace; for Lockstep itself
+    #[command(name = isolation::SUBCOMMAND, hide = true)]
+    InternalServer { order: String },
+}
+
+/// How a command that did not fail ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Done {
+    /// Exit code 0.
+    Well,
+    /// Exit code 3: finished with problems.
+    WithProblems,
+}
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_log(arguments.verbose);
+    match run(&arguments) {
+        Ok(Done::Well) => ExitCode::SUCCESS,
+        Ok(Done::WithProblems) => ExitCode::from(3),
+        Err(error) => {
+            output::error(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<Done> {
+    if let Command::InternalServer { order } = &arguments.command {
+        return match isolation::run_order(order) {
+            Err(error) => Err(error),
+            Ok(never) => match never {},
+        };
+    }
+    steps::catch_signals()?;
+    let config = Config::read(&arguments.config)?;
+    let cx = Context::open(&config, arguments.cluster.as_deref())?;
+    let json = arguments.json;
+    match &arguments.command {
+        Command::Plan(command) => command.run(&cx, json),
+        Command::Backup(command) => command.run(&cx, json),
+        Command::List => list::list(&cx, json),
+        Command::Show(command) => command.run(&cx, json),
+        Command::Restore(command) => command.run(&cx, json),
+        Command::Clone(command) => command.run(&cx, json),
+        Command::Check => check::run(&cx, json),
+        Command::InternalServer { .. } => Err(Error::failed("not reached")),
+    }
+}
+
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => "lockstep=info,warn",
+        1 => "lockstep=debug,info",
+        _ => "lockstep=trace,debug",
+    };
+    let filter = EnvFilter::try_from_env("LOCKSTEP_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    if verbose == 0 { log.without_time().init() } else { log.init() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_documented_spellings_are_taken() {
+        for line in [
+            "lockstep plan",
+            "lockstep --config /x --cluster main --json backup --strategy ordered --label nightly --no-ship",
+            "lockstep list --json",
+            "lockstep show latest",
+            "lockstep restore latest --to /r --target-time 2026-11-23T00:00:00Z --target-action pause",
+            "lockstep restore 2026 --to /r --target-lsn 0/1 --target-timeline latest --restore-command x",
+            "lockstep restore latest --to /r --from snapshots --as clones --dataset tank/x --start --port 5500",
+            "lockstep restore latest --to /r --tablespace fast=/f --tablespace 16401=/g --target-immediate",
+            "lockstep clone create dev --set latest --port 5501 --target-name before-the-drop",
+            "lockstep clone list",
+            "lockstep clone destroy dev",
+            "lockstep check",
+        ] {
+            if let Err(error) = Arguments::try_parse_from(line.split(' ')) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn two_targets_are_refused() {
+        let line = "lockstep restore latest --to /r --target-xid 7 --target-immediate";
+        assert!(Arguments::try_parse_from(line.split(' ')).is_err());
+    }
+}

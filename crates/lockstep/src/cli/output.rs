@@ -1,0 +1,62 @@
+//! How things are shown: JSON, tables, errors.
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::set::manifest::json;
+
+/// The version of every JSON shape; docs/json.md documents them.
+pub(super) const JSON_VERSION: u32 = 1;
+
+/// Prints a value as JSON.
+pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(value).map_err(json("write JSON"))?);
+    Ok(())
+}
+
+/// A table of plain columns, as wide as the terminal.
+pub(super) fn table(head: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(head.iter().map(|word| word.to_uppercase()));
+    table
+}
+
+/// Prints a table without trailing blanks.
+pub(super) fn print_table(table: &Table) {
+    for line in table.to_string().lines() {
+        println!("{}", line.trim_end());
+    }
+}
+
+/// `error: …` and `hint: …`.
+pub(super) fn error(error: &Error) {
+    eprintln!("error: {}", error.chain());
+    if let Some(hint) = error.hint() {
+        eprintln!("hint: {hint}");
+    }
+}
+
+/// Bytes of a recordsize, short: `8K`, `128K`, `1M`.
+pub(super) fn recordsize(bytes: u64) -> String {
+    match bytes {
+        b if b >= 1 << 20 && b.is_multiple_of(1 << 20) => format!("{}M", b >> 20),
+        b if b >= 1 << 10 && b.is_multiple_of(1 << 10) => format!("{}K", b >> 10),
+        b => b.to_string(),
+    }
+}
+
+/// A path with its control characters escaped, so that a newline in a name can't pass for a line.
+pub(super) fn path(path: &std::path::Path) -> String {
+    path.display().to_string().chars().fold(String::new(), |mut text, c| {
+        if c.is_control() {
+            text.extend(c.escape_default())
+        } else {
+            text.push(c)
+        }
+        text
+    })
+}

@@ -1,0 +1,230 @@
+//! `lockstep restore`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use pgfiles::lsn::Lsn;
+use serde_json::{Value, json};
+
+use super::Done;
+use super::output::{self, JSON_VERSION};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::restore::target::{Action, Recovery, Target, parse_time};
+use crate::restore::{self, Request, Restored};
+use crate::volume::zfs::DatasetName;
+
+#[derive(Debug, Args)]
+pub(super) struct Restore {
+    /// A set's id, its beginning, or `latest`
+    #[arg(value_name = "SET")]
+    set: String,
+    /// The folder that gets the cluster: DIR/data, DIR/wal, DIR/tablespaces/OID
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    #[command(flatten)]
+    target: TargetArguments,
+    /// Put a tablespace elsewhere
+    #[arg(long = "tablespace", value_name = "OID_OR_NAME=DIR", value_parser = pair)]
+    tablespaces: Vec<(String, PathBuf)>,
+    /// Where the data comes from
+    #[arg(long, value_enum, default_value_t = From::Snapshots)]
+    from: From,
+    /// What the data becomes
+    #[arg(long = "as", value_enum, default_value_t = As::Clones)]
+    form: As,
+    /// The dataset below which clones are made; beside their origins where left out
+    #[arg(long, value_name = "POOL/PATH", value_parser = DatasetName::new)]
+    dataset: Option<DatasetName>,
+    /// Start the server and wait until it accepts connections
+    #[arg(long)]
+    start: bool,
+    /// The server's port; with --start a free one is found
+    #[arg(long, value_name = "N")]
+    port: Option<u16>,
+    /// Let the restored cluster archive its WAL as the original did
+    #[arg(long)]
+    keep_archiving: bool,
+    /// Check everything and print where it would go; make nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum From {
+    /// The snapshots on this host
+    Snapshots,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum As {
+    /// Writable clones of the snapshots, in no time and no space
+    Clones,
+}
+
+/// The options that say where recovery ends; those of `restore` and `clone create`.
+#[derive(Debug, Args)]
+pub(super) struct TargetArguments {
+    /// Recover to this time
+    #[arg(long, value_name = "T", group = "target")]
+    target_time: Option<String>,
+    /// Recover to this LSN
+    #[arg(long, value_name = "L", group = "target")]
+    target_lsn: Option<Lsn>,
+    /// Recover to the end of this transaction
+    #[arg(long, value_name = "X", group = "target")]
+    target_xid: Option<u64>,
+    /// Recover to this point of pg_create_restore_point
+    #[arg(long, value_name = "N", group = "target")]
+    target_name: Option<String>,
+    /// Recover until the cluster is consistent and no further
+    #[arg(long, group = "target")]
+    target_immediate: bool,
+    /// Follow this timeline: a number, `current` or `latest`
+    #[arg(long, value_name = "T")]
+    target_timeline: Option<String>,
+    /// What happens at the target
+    #[arg(long, value_enum, default_value_t = Action::Promote)]
+    target_action: Action,
+    /// How WAL beyond the set's own is fetched, as PostgreSQL's restore_command
+    #[arg(long, value_name = "CMD")]
+    restore_command: Option<String>,
+}
+
+impl TargetArguments {
+    pub(super) fn recovery(&self, keep_archiving: bool) -> Result<Recovery> {
+        let target = if let Some(text) = &self.target_time {
+            Target::Time(parse_time(text)?)
+        } else if let Some(lsn) = self.target_lsn {
+            Target::Lsn(lsn)
+        } else if let Some(xid) = self.target_xid {
+            Target::Xid(xid)
+        } else if let Some(name) = &self.target_name {
+            Target::Name(name.clone())
+        } else if self.target_immediate {
+            Target::Immediate
+        } else {
+            Target::End
+        };
+        if let Some(text) = &self.target_timeline {
+            let known = ["current", "latest"].contains(&text.as_str());
+            if !known && text.parse::<u32>().is_err() {
+                return Err(Error::usage(
+                    format!("\"{text}\" is no timeline"),
+                    "write a number, current or latest",
+                ));
+            }
+        }
+        Ok(Recovery {
+            target,
+            timeline: self.target_timeline.clone(),
+            action: self.target_action,
+            restore_command: self.restore_command.clone(),
+            set_is_shut_down: false,
+            keep_archiving,
+        })
+    }
+}
+
+fn pair(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((which, path)) if !which.is_empty() && path.starts_with('/') => {
+            Ok((which.to_owned(), path.into()))
+        }
+        _ => Err("write OID=/DIR or NAME=/DIR, with an absolute folder".into()),
+    }
+}
+
+impl Restore {
+    pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
+        // One value each in this version; matching keeps the next one from being forgotten.
+        let (From::Snapshots, As::Clones) = (self.from, self.form);
+        let request = Request {
+            set: self.set.clone(),
+            to: self.to.clone(),
+            recovery: self.target.recovery(self.keep_archiving)?,
+            tablespaces: self.tablespaces.clone(),
+            dataset: self.dataset.clone(),
+            start: self.start,
+            port: self.port,
+            clone: None,
+        };
+        if self.dry_run {
+            return show_plan(cx, &request, json);
+        }
+        let restored = restore::run(cx, &request)?;
+        if json {
+            output::print_json(&as_json(&restored))?;
+        } else {
+            as_text(&restored);
+        }
+        Ok(Done::Well)
+    }
+}
+
+fn show_plan(cx: &Context, request: &Request, json: bool) -> Result<Done> {
+    let (manifest, placement) = restore::plan(cx, request)?;
+    if json {
+        let clones: Vec<_> = placement
+            .clones
+            .iter()
+            .map(|c| json!({"origin": c.origin.to_string(), "dataset": c.dataset, "mountpoint": c.mountpoint.display().to_string()}))
+            .collect();
+        output::print_json(
+            &json!({"version": JSON_VERSION, "set": manifest.set, "clones": clones}),
+        )?;
+        return Ok(Done::Well);
+    }
+    println!("set {} would become:", manifest.set);
+    let mut table = output::table(&["clone of", "dataset", "mounted at"]);
+    for clone in &placement.clones {
+        table.add_row([
+            clone.origin.to_string(),
+            clone.dataset.to_string(),
+            output::path(&clone.mountpoint),
+        ]);
+    }
+    output::print_table(&table);
+    Ok(Done::Well)
+}
+
+fn as_json(restored: &Restored) -> Value {
+    let placement = &restored.placement;
+    let clones: Vec<_> = placement.clones.iter().map(|clone| clone.dataset.as_str()).collect();
+    json!({
+        "version": JSON_VERSION, "set": restored.set.set, "strategy": restored.set.strategy,
+        "directory": placement.directory.display().to_string(),
+        "data_directory": placement.data.display().to_string(),
+        "datasets": clones, "port": restored.port, "started": restored.started,
+        "socket_directory": restored.socket_directory.as_ref().map(|path| path.display().to_string()),
+        "recovery": restored.recovery_log,
+    })
+}
+
+fn as_text(restored: &Restored) {
+    let placement = &restored.placement;
+    println!("set {} is restored", restored.set.set);
+    println!("  data directory  {}", output::path(&placement.data));
+    for clone in &placement.clones {
+        println!("  dataset         {} at {}", clone.dataset, output::path(&clone.mountpoint));
+    }
+    match (restored.started, restored.port) {
+        (true, Some(port)) => {
+            let host = restored.socket_directory.as_deref().map(output::path).unwrap_or_default();
+            println!(
+                "  it accepts connections: psql -h {} -p {port}",
+                crate::process::quote(&host)
+            );
+        }
+        _ => {
+            println!(
+                "  it isn't running: pg_ctl -D {} start",
+                crate::process::quote(&output::path(&placement.data))
+            );
+            println!(
+                "  On the host of the original cluster use `restore --start` instead: a replayed CREATE"
+            );
+            println!("  TABLESPACE would write to the original's folder.");
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Throwaway servers: `clone create`, `clone list`, `clone destroy`.
+//!
+//! A clone is a restore whose server stays in its mount namespace and which Lockstep remembers, so
+//! that it can take everything away again.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::names::{CloneName, SetId};
+use crate::postgres::{instance, server};
+use crate::restore::target::Recovery;
+use crate::restore::{self, CloneOptions, Request, Restored, unfinished};
+use crate::set::journal::{self, RestoreJournal};
+use crate::set::manifest::path_text;
+use crate::steps;
+
+/// What `clone create` was asked for.
+#[derive(Debug, Clone)]
+pub struct Create {
+    /// The clone's name.
+    pub name: CloneName,
+    /// A set's id, its beginning, or `latest`.
+    pub set: String,
+    /// The port; a free one where left out.
+    pub port: Option<u16>,
+    /// Where recovery ends.
+    pub recovery: Recovery,
+}
+
+/// A clone as it is remembered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its name.
+    pub name: CloneName,
+    /// The set it was made from.
+    pub set: SetId,
+    /// When.
+    pub created_at: jiff::Timestamp,
+    /// Its port.
+    pub port: u16,
+    /// Its data directory.
+    #[serde(with = "path_text")]
+    pub data_directory: PathBuf,
+    /// Where its socket is.
+    #[serde(with = "path_text")]
+    pub socket_directory: PathBuf,
+    /// What has to be taken away with it.
+    pub made: RestoreJournal,
+}
+
+impl Record {
+    /// Whether its server runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        instance::postmaster(&self.data_directory).ok().flatten().is_some()
+    }
+}
+
+/// Makes a clone and starts its server.
+///
+/// # Errors
+/// As a restore; and when there is a clone of this name.
+pub fn create(cx: &Context, create: &Create) -> Result<Record> {
+    let path = record_path(cx, &create.name);
+    let _lock = unfinished::lock(cx, &format!("name-{}", create.name))?;
+    if path.exists() {
+        return Err(Error::usage(
+            format!("there is a clone \"{}\" already", create.name),
+            format!("take another name, or destroy it: lockstep clone destroy {}", create.name),
+        ));
+    }
+    let parent = cx.cluster.clones.directory.clone().unwrap_or_else(|| cx.state.path("clone-data"));
+    let request = Request {
+        set: create.set.clone(),
+        to: parent.join(create.name.as_str()),
+        recovery: create.recovery.clone(),
+        tablespaces: Vec::new(),
+        dataset: None,
+        start: true,
+        port: create.port,
+        clone: Some(CloneOptions {
+            name: create.name.to_string(),
+            settings: settings(cx, &create.name),
+        }),
+    };
+    let mut record = None;
+    let restored = restore::run_then(cx, &request, |restored, made| {
+        let new = remember(create, restored, made)?;
+        journal::write(&path, &new)?;
+        record = Some(new);
+        steps::reached("clone.registered")
+    });
+    if let Err(error) = restored {
+        files::remove_file(&path)?;
+        return Err(error);
+    }
+    unfinished::remove_lock(cx, &format!("name-{}", create.name));
+    record.ok_or_else(|| Error::failed("the clone was made and not remembered"))
+}
+
+fn settings(cx: &Context, name: &CloneName) -> Vec<(String, String)> {
+    let mut settings = vec![
+        ("cluster_name".to_owned(), format!("lockstep clone {name}")),
+        // No standby follows a clone: its commits would wait for ever.
+        ("synchronous_standby_names".to_owned(), String::new()),
+        ("logging_collector".to_owned(), "off".to_owned()),
+        ("log_destination".to_owned(), "stderr".to_owned()),
+        ("listen_addresses".to_owned(), "localhost".to_owned()),
+    ];
+    settings.extend(cx.cluster.clones.settings.clone());
+    settings
+}
+
+fn remember(create: &Create, restored: &Restored, made: &RestoreJournal) -> Result<Record> {
+    let strange = || Error::failed("the clone's server has no port or socket");
+    Ok(Record {
+        name: create.name.clone(),
+        set: restored.set.set.clone(),
+        created_at: jiff::Timestamp::now(),
+        port: restored.port.ok_or_else(strange)?,
+        data_directory: restored.placement.data.clone(),
+        socket_directory: restored.socket_directory.clone().unwrap_or_default(),
+        made: made.clone(),
+    })
+}
+
+/// The clones of the cluster, by name.
+///
+/// # Errors
+/// When a record can't be read.
+pub fn list(cx: &Context) -> Result<Vec<Record>> {
+    let mut all: Vec<Record> = journal::read_all(&cx.state.path("clones"))?
+        .into_iter()
+        .map(|(_, record)| record)
+        .collect();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(all)
+}
+
+/// Stops a clone's server and takes everything of it away.
+///
+/// # Errors
+/// When there is no such clone, or a part of it stays; then it can be tried again.
+pub fn destroy(cx: &Context, name: &CloneName) -> Result<()> {
+    unfinished::remove(cx)?;
+    let path = record_path(cx, name);
+    let found = list(cx)?.into_iter().find(|record| record.name == *name);
+    let Some(record) = found else {
+        return Err(Error::usage(
+            format!("cluster \"{}\" has no clone \"{name}\"", cx.name),
+            "`lockstep clone list` shows those that are there",
+        ));
+    };
+    let _lock = unfinished::lock(cx, &record.made.id)?;
+    server::stop(&record.data_directory, server::Stop::Immediate)?;
+    steps::reached("clone.destroy-stopped")?;
+    unfinished::destroy_datasets(cx, &record.made)?;
+    steps::reached("clone.destroy-datasets")?;
+    unfinished::remove_folders(&record.made)?;
+    files::remove_file(&path)?;
+    unfinished::remove_lock(cx, &record.made.id);
+    steps::reached("clone.destroy-done")
+}
+
+fn record_path(cx: &Context, name: &CloneName) -> PathBuf {
+    cx.state.path("clones").join(format!("{name}.json"))
+}

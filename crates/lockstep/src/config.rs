@@ -1,0 +1,258 @@
+//! The TOML configuration: read once, checked wholly, every problem named by its key.
+//!
+//! An unknown key is an error: a misspelt `strategi` that is silently ignored is a backup that
+//! isn't what its owner thinks.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+use crate::names::ClusterName;
+
+/// Where the configuration lies when neither `--config` nor `$LOCKSTEP_CONFIG` says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/lockstep/lockstep.toml";
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where Lockstep keeps its own state: manifests, locks, the set's WAL.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// The clusters by name.
+    #[serde(default)]
+    pub clusters: BTreeMap<String, ClusterConfig>,
+}
+
+/// One PostgreSQL cluster.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// The data directory, as PostgreSQL's own `data_directory`.
+    pub data_directory: PathBuf,
+    /// As in libpq: a folder with a socket, or a host name. Left out: no connection is tried.
+    pub host: Option<String>,
+    /// As in libpq.
+    #[serde(default = "default_port")]
+    pub port: u16,
+    /// As in libpq.
+    #[serde(default = "default_user")]
+    pub user: String,
+    /// As in libpq.
+    #[serde(default = "default_dbname")]
+    pub dbname: String,
+    /// A file with the password in its first line.
+    pub password_file: Option<PathBuf>,
+    /// Owns what is restored, and runs the servers that Lockstep starts.
+    #[serde(default = "default_user")]
+    pub os_user: String,
+    /// Where this cluster's `postgres` lies; found by version where left out.
+    pub bin_dir: Option<PathBuf>,
+    /// The strategy of `lockstep backup` without `--strategy`.
+    #[serde(default)]
+    pub strategy: StrategyChoice,
+    /// How pg_backup_start makes its checkpoint.
+    #[serde(default)]
+    pub checkpoint: CheckpointMode,
+    /// Space that a volume must have left before a snapshot of it is taken, in MiB.
+    #[serde(default = "default_min_free")]
+    pub min_free_mib: u64,
+    /// How `lockstep clone` makes its servers.
+    #[serde(default, rename = "clone")]
+    pub clones: CloneConfig,
+}
+
+/// What is special about throwaway servers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneConfig {
+    /// Where their folders are made; `STATE_DIR/clones/CLUSTER` where left out.
+    pub directory: Option<PathBuf>,
+    /// PostgreSQL settings that differ from the cluster's.
+    #[serde(default = "default_clone_settings")]
+    pub settings: BTreeMap<String, String>,
+    /// Paths outside the clone that its server may write to (a `restore_command` with a log or a
+    /// spool). Everything else is read-only in its mount namespace.
+    #[serde(default)]
+    pub writable: Vec<PathBuf>,
+}
+
+impl Default for CloneConfig {
+    fn default() -> Self {
+        Self { directory: None, settings: default_clone_settings(), writable: Vec::new() }
+    }
+}
+
+/// Which strategy a backup is to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum StrategyChoice {
+    /// `label` where a connection is possible, else what is provably consistent, else none.
+    #[default]
+    Auto,
+    /// The backup API of PostgreSQL: pg_backup_start, pg_backup_stop.
+    Label,
+    /// One transaction group of one pool.
+    Atomic,
+    /// PGDATA first, pg_wal last.
+    Ordered,
+    /// A cluster that is shut down.
+    Cold,
+}
+
+/// `fast` or `spread`, as in pg_basebackup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckpointMode {
+    /// At once.
+    #[default]
+    Fast,
+    /// Over checkpoint_completion_target of the interval.
+    Spread,
+}
+
+fn default_state_dir() -> PathBuf {
+    "/var/lib/lockstep".into()
+}
+fn default_port() -> u16 {
+    5432
+}
+fn default_user() -> String {
+    "postgres".into()
+}
+fn default_dbname() -> String {
+    "postgres".into()
+}
+fn default_min_free() -> u64 {
+    256
+}
+fn default_clone_settings() -> BTreeMap<String, String> {
+    // A second server on a production host must not take the memory of the first.
+    [("shared_buffers", "128MB"), ("huge_pages", "off"), ("max_wal_size", "1GB")]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a file that isn't there or says what can't be.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|source| {
+            Error::usage(
+                format!("cannot read the configuration \"{}\": {source}", path.display()),
+                "name it with --config FILE or $LOCKSTEP_CONFIG; README.md has an example",
+            )
+        })?;
+        Self::parse(&text).map_err(|why| {
+            Error::usage(
+                format!("the configuration \"{}\" is wrong: {why}", path.display()),
+                "docs/configuration.md lists every key",
+            )
+        })
+    }
+
+    /// Parses and checks the text; the error is a sentence.
+    ///
+    /// # Errors
+    /// The first problem, with its place.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let config: Self = toml::from_str(text).map_err(|e| e.to_string().trim().to_owned())?;
+        if config.clusters.is_empty() {
+            return Err("it names no cluster: add a table [clusters.NAME]".into());
+        }
+        if !config.state_dir.is_absolute() {
+            return Err(format!("state_dir \"{}\" isn't absolute", config.state_dir.display()));
+        }
+        for (name, cluster) in &config.clusters {
+            name.parse::<ClusterName>().map_err(|e| e.to_string())?;
+            if !cluster.data_directory.is_absolute() {
+                return Err(format!(
+                    "clusters.{name}.data_directory \"{}\" isn't absolute",
+                    cluster.data_directory.display()
+                ));
+            }
+        }
+        Ok(config)
+    }
+
+    /// The cluster that is meant: the named one, or the only one.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when there is no such cluster, or several and none is named.
+    pub fn cluster(&self, name: Option<&str>) -> Result<(ClusterName, &ClusterConfig)> {
+        let known = || self.clusters.keys().cloned().collect::<Vec<_>>().join(", ");
+        let (name, cluster) = match name {
+            Some(name) => self.clusters.get_key_value(name).ok_or_else(|| {
+                Error::usage(
+                    format!("no cluster \"{name}\" in the configuration"),
+                    format!("it has: {}", known()),
+                )
+            })?,
+            None if self.clusters.len() > 1 => {
+                return Err(Error::usage(
+                    "the configuration has several clusters",
+                    format!("choose with --cluster NAME: {}", known()),
+                ));
+            }
+            None => self.clusters.first_key_value().ok_or_else(|| {
+                Error::usage("the configuration has no cluster", "add a table [clusters.NAME]")
+            })?,
+        };
+        let name = name.parse().map_err(|e: crate::names::NameError| {
+            Error::usage(e.to_string(), "rename it in the configuration")
+        })?;
+        Ok((name, cluster))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = r#"
+        state_dir = "/var/lib/lockstep"
+        [clusters.main]
+        data_directory = "/srv/pg/data"
+        host = "/var/run/postgresql"
+        checkpoint = "spread"
+        strategy = "ordered"
+    "#;
+
+    #[test]
+    fn the_example_is_read_with_its_defaults() {
+        let config = Config::parse(EXAMPLE).unwrap();
+        let (name, cluster) = config.cluster(None).unwrap();
+        assert_eq!(name.as_str(), "main");
+        assert_eq!((cluster.port, cluster.user.as_str()), (5432, "postgres"));
+        assert_eq!(cluster.checkpoint, CheckpointMode::Spread);
+        assert_eq!(cluster.strategy, StrategyChoice::Ordered);
+        assert_eq!(cluster.clones.settings["shared_buffers"], "128MB");
+    }
+
+    #[test]
+    fn a_misspelt_key_is_named() {
+        let why = Config::parse(&format!("{EXAMPLE}\nstrategi = 'label'")).unwrap_err();
+        assert!(why.contains("strategi"), "{why}");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        assert!(Config::parse("").unwrap_err().contains("no cluster"));
+        let relative = EXAMPLE.replace("/srv/pg/data", "pg/data");
+        assert!(Config::parse(&relative).unwrap_err().contains("isn't absolute"));
+        let odd = EXAMPLE.replace("clusters.main", "clusters.'a b/c'");
+        assert!(Config::parse(&odd).unwrap_err().contains("a b/c"));
+    }
+
+    #[test]
+    fn several_clusters_need_a_name() {
+        let two = Config::parse(&format!("{EXAMPLE}\n[clusters.b]\ndata_directory='/b'")).unwrap();
+        assert_eq!(two.cluster(None).unwrap_err().exit_code(), 2);
+        assert!(two.cluster(Some("b")).is_ok());
+        assert!(two.cluster(Some("c")).unwrap_err().hint().unwrap().contains("b, main"));
+    }
+}

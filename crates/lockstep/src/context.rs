@@ -1,0 +1,42 @@
+//! What every command on a cluster works with: its configuration, its state, ZFS.
+
+use crate::config::{ClusterConfig, Config};
+use crate::error::Result;
+use crate::names::ClusterName;
+use crate::postgres::users;
+use crate::process::Credentials;
+use crate::set::state::State;
+use crate::volume::zfs::Zfs;
+
+/// The cluster a command works on.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// Its name in the configuration.
+    pub name: ClusterName,
+    /// Its table in the configuration.
+    pub cluster: &'a ClusterConfig,
+    /// Its folder under state_dir.
+    pub state: State,
+    /// ZFS.
+    pub zfs: Zfs,
+}
+
+impl<'a> Context<'a> {
+    /// The context of the cluster `name`, or of the only one.
+    ///
+    /// # Errors
+    /// When there is no such cluster, or its state can't be opened.
+    pub fn open(config: &'a Config, name: Option<&str>) -> Result<Self> {
+        let (name, cluster) = config.cluster(name)?;
+        let state = State::open(&config.state_dir, &name)?;
+        Ok(Self { name, cluster, state, zfs: Zfs::new() })
+    }
+
+    /// Who owns what is restored and runs servers; `None` where this process is that user.
+    ///
+    /// # Errors
+    /// When `os_user` doesn't exist or can't be become.
+    pub fn os_user(&self) -> Result<Option<Credentials>> {
+        users::credentials(&self.cluster.os_user)
+    }
+}

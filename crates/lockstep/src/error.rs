@@ -1,0 +1,202 @@
+//! One error type for the program, with what callers branch on as variants and the exit code of each.
+//!
+//! `Display` says what failed and with which value and leaves the source out; `main` prints the
+//! chain once and the hint last. What could go wrong here: an error that loses the text of the
+//! program or server that caused it, which is all a DBA has at three in the morning.
+
+use std::path::{Path, PathBuf};
+
+use crate::plan::refusal::Refusal;
+use crate::process::CommandError;
+
+/// The result of nearly everything in the program.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What ended a command early.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The command line or the configuration asks for what makes no sense. Exit code 2.
+    #[error("{what}")]
+    Usage {
+        /// What is wrong, with the value.
+        what: String,
+        /// What to write instead.
+        hint: String,
+    },
+    /// Not consistent or not safe: Lockstep could go on and will not. Exit code 4.
+    #[error(transparent)]
+    Refused(#[from] Box<Refusal>),
+    /// Another lockstep holds the cluster's lock. Exit code 11.
+    #[error("cluster \"{cluster}\" is locked by {holder}")]
+    Locked {
+        /// The cluster's name in the configuration.
+        cluster: String,
+        /// Who holds it: process, command and since when.
+        holder: String,
+    },
+    /// SIGINT or SIGTERM came. Exit code 130.
+    #[error("interrupted at step \"{step}\"")]
+    Interrupted {
+        /// The step that would have come next.
+        step: String,
+    },
+    /// A program that Lockstep ran failed.
+    #[error(transparent)]
+    Command(#[from] Box<CommandError>),
+    /// A statement or a connection failed.
+    #[error("{what}")]
+    Sql {
+        /// What was asked of the server.
+        what: String,
+        /// The server's own words.
+        #[source]
+        source: Box<postgres::Error>,
+    },
+    /// A system call on a path failed.
+    #[error("cannot {verb} \"{}\"", path.display())]
+    Io {
+        /// What was tried: `read`, `write`, `create`.
+        verb: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Anything else, with a hint where there is one.
+    #[error("{what}")]
+    Failed {
+        /// What failed, with the value.
+        what: String,
+        /// What to do.
+        hint: Option<String>,
+        /// The reason below it.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+}
+
+impl Error {
+    /// A failure in words, without a source.
+    pub fn failed(what: impl Into<String>) -> Self {
+        Self::Failed { what: what.into(), hint: None, source: None }
+    }
+
+    /// A wrong command line or configuration.
+    pub fn usage(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Usage { what: what.into(), hint: hint.into() }
+    }
+
+    /// A failed statement.
+    pub fn sql(what: impl Into<String>, source: postgres::Error) -> Self {
+        Self::Sql { what: what.into(), source: Box::new(source) }
+    }
+
+    /// For `map_err` on file operations: `.map_err(Error::io("read", path))`.
+    pub fn io(verb: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Io { verb, path, source }
+    }
+
+    /// The same failure with a hint, where it had none.
+    #[must_use]
+    pub fn with_hint(self, text: impl Into<String>) -> Self {
+        match self {
+            Self::Failed { what, hint: None, source } => {
+                Self::Failed { what, hint: Some(text.into()), source }
+            }
+            other => other,
+        }
+    }
+
+    /// The same failure with the reason below it.
+    #[must_use]
+    pub fn because(self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        match self {
+            Self::Failed { what, hint, .. } => {
+                Self::Failed { what, hint, source: Some(cause.into()) }
+            }
+            other => other,
+        }
+    }
+
+    /// The process's exit code; the table is in README.md and held by a test.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage { .. } => 2,
+            Self::Refused(_) => 4,
+            Self::Locked { .. } => 11,
+            Self::Interrupted { .. } => 130,
+            Self::Command(_) | Self::Sql { .. } | Self::Io { .. } | Self::Failed { .. } => 1,
+        }
+    }
+
+    /// What the reader can do, if anything is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Usage { hint, .. } => Some(hint.clone()),
+            Self::Refused(refusal) => Some(refusal.hint()),
+            Self::Locked { .. } => {
+                Some("wait for it to end; the lock goes with its process".into())
+            }
+            Self::Failed { hint, .. } => hint.clone(),
+            Self::Command(error) => error.hint(),
+            Self::Sql { source, .. } => {
+                source.as_db_error().and_then(|db| db.hint().map(str::to_owned))
+            }
+            Self::Interrupted { .. } | Self::Io { .. } => None,
+        }
+    }
+
+    /// The error and its sources in one line, as `main` prints it.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            let words = cause.to_string();
+            if !text.ends_with(&words) {
+                text = format!("{text}: {words}");
+            }
+            source = cause.source();
+        }
+        text
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(Box::new(refusal))
+    }
+}
+
+impl From<CommandError> for Error {
+    fn from(error: CommandError) -> Self {
+        Self::Command(Box::new(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_the_documented_ones() {
+        let refused = Error::from(Refusal::NoStrategy { needed: vec![] });
+        assert_eq!(Error::failed("x").exit_code(), 1);
+        assert_eq!(Error::usage("x", "y").exit_code(), 2);
+        assert_eq!(refused.exit_code(), 4);
+        let locked = Error::Locked { cluster: "main".into(), holder: "process 1".into() };
+        assert_eq!(locked.exit_code(), 11);
+        assert_eq!(Error::Interrupted { step: "backup.started".into() }.exit_code(), 130);
+    }
+
+    #[test]
+    fn the_chain_names_every_cause_once() {
+        let io = std::io::Error::other("disk on fire");
+        let error = Error::io("read", "/srv/pg")(io);
+        assert_eq!(error.chain(), "cannot read \"/srv/pg\": disk on fire");
+    }
+}

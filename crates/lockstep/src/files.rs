@@ -1,0 +1,160 @@
+//! Files written so that a crash leaves the old one or the new one, never half of either.
+//!
+//! [`publish`] is the one place that makes something durable under its final name: temporary
+//! name, fsync of the file, rename, fsync of the folder.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::process::Credentials;
+
+/// Writes `bytes` to `path` durably and atomically, readable by its owner alone.
+///
+/// # Errors
+/// When any of the steps fails; then `path` is as it was.
+pub fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = parent.join(name);
+    let written = (|| {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)
+            .map_err(Error::io("create", &temporary))?;
+        file.write_all(bytes).map_err(Error::io("write", &temporary))?;
+        file.sync_all().map_err(Error::io("sync", &temporary))?;
+        fs::rename(&temporary, path).map_err(Error::io("rename into place", path))?;
+        sync_directory(parent)
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// Makes a folder's entries durable.
+///
+/// # Errors
+/// When the folder can't be opened or synced.
+pub fn sync_directory(path: &Path) -> Result<()> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", path))
+}
+
+/// `mkdir -p`.
+///
+/// # Errors
+/// When a component is missing and can't be made.
+pub fn create_directories(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).map_err(Error::io("create", path))
+}
+
+/// Removes a file; one that isn't there is fine.
+///
+/// # Errors
+/// When it is there and can't be removed.
+pub fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a folder and all in it; one that isn't there is fine.
+///
+/// # Errors
+/// When something in it can't be removed.
+pub fn remove_tree(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Empties a folder, which stays; one that isn't there is fine.
+///
+/// # Errors
+/// When something in it can't be removed.
+pub fn empty_directory(path: &Path) -> Result<()> {
+    let entries = match fs::read_dir(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(Error::io("list", path))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(Error::io("list", path))?;
+        if entry.file_type().map_err(Error::io("look at", entry.path()))?.is_dir() {
+            remove_tree(&entry.path())?;
+        } else {
+            remove_file(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a folder has nothing in it.
+///
+/// # Errors
+/// When it can't be listed.
+pub fn is_empty_directory(path: &Path) -> Result<bool> {
+    Ok(fs::read_dir(path).map_err(Error::io("list", path))?.next().is_none())
+}
+
+/// Gives a path to its owner-to-be; without credentials nothing changes.
+///
+/// # Errors
+/// When the system refuses.
+pub fn give_to(path: &Path, owner: Option<Credentials>) -> Result<()> {
+    match owner {
+        Some(Credentials { uid, gid }) => {
+            chown(path, Some(uid), Some(gid)).map_err(Error::io("change the owner of", path))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Writes a file of PostgreSQL's into a restored tree: mode 0600, owned by `owner`, synced.
+///
+/// # Errors
+/// When it can't be written.
+pub fn write_owned(path: &Path, bytes: &[u8], owner: Option<Credentials>) -> Result<()> {
+    let mut file = File::create(path).map_err(Error::io("create", path))?;
+    file.write_all(bytes).map_err(Error::io("write", path))?;
+    file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(Error::io("chmod", path))?;
+    file.sync_all().map_err(Error::io("sync", path))?;
+    give_to(path, owner)
+}
+
+/// Makes a folder of mode 0700 that belongs to `owner`.
+///
+/// # Errors
+/// When it can't be made.
+pub fn create_owned_directory(path: &Path, owner: Option<Credentials>) -> Result<()> {
+    create_directories(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+        .map_err(Error::io("chmod", path))?;
+    give_to(path, owner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn publish_replaces_whole_files_and_leaves_no_temporary() {
+        let dir = std::env::temp_dir().join(format!("lockstep-files-{}", std::process::id()));
+        create_directories(&dir).unwrap();
+        let path = dir.join("manifest.json");
+        publish(&path, b"one").unwrap();
+        publish(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+        assert!(publish(&dir.join("no/such/folder/x"), b"").is_err());
+        remove_tree(&dir).unwrap();
+    }
+}

@@ -1,0 +1,231 @@
+//! The private mount namespace in which Lockstep's own servers recover.
+//!
+//! A replayed CREATE TABLESPACE uses the absolute path of the original cluster, and begins by
+//! removing what it finds there (create_tablespace_directories in commands/tablespace.c). On the
+//! source host that is the live cluster's directory. So in the namespace the original paths are
+//! the restored cluster's own, and every file system but a few is read-only: a path that nobody
+//! foresaw makes recovery fail, and not the live cluster.
+//!
+//! `unshare` makes the namespace and runs this program again as `internal-server`, which arranges
+//! the mounts and becomes the server.
+
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{
+    MountFlags, UnmountFlags, mount_bind, mount_bind_recursive, mount_remount, unmount,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::process::{Credentials, Program};
+use crate::set::manifest::{json, path_text, paths_text};
+use crate::volume::mounts::{Mount, Mounts};
+
+/// The hidden subcommand that arranges the mounts.
+pub const SUBCOMMAND: &str = "internal-server";
+
+/// What a server sees.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Isolation {
+    /// The restored cluster's own mount points: writable, and the only clones that are seen.
+    #[serde(with = "paths_text")]
+    pub own: Vec<PathBuf>,
+    /// Other folders that stay writable.
+    #[serde(with = "paths_text")]
+    pub writable: Vec<PathBuf>,
+    /// Folders that are shown at other places.
+    pub binds: Vec<Bind>,
+}
+
+/// `from` is seen at `at`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    /// A folder of the restored cluster.
+    #[serde(with = "path_text")]
+    pub from: PathBuf,
+    /// The original path.
+    #[serde(with = "path_text")]
+    pub at: PathBuf,
+}
+
+/// What the hidden subcommand is told.
+#[derive(Debug, Serialize, Deserialize)]
+struct Order {
+    isolation: Isolation,
+    user: Option<(u32, u32)>,
+    program: Vec<String>,
+    #[serde(with = "path_text")]
+    directory: PathBuf,
+}
+
+/// Folders that a server and a restore_command usually write to.
+pub const USUAL: [&str; 6] = ["/tmp", "/var/tmp", "/run", "/var/run", "/var/log", "/var/spool"];
+
+/// File systems of the kernel's own: nothing of anybody's lies there, or only what lives in memory.
+const PSEUDO: [&str; 17] = [
+    "proc",
+    "sysfs",
+    "devtmpfs",
+    "devpts",
+    "tmpfs",
+    "mqueue",
+    "cgroup",
+    "cgroup2",
+    "debugfs",
+    "tracefs",
+    "securityfs",
+    "pstore",
+    "bpf",
+    "configfs",
+    "hugetlbfs",
+    "fusectl",
+    "binfmt_misc",
+];
+
+/// Whether this process may make a namespace.
+#[must_use]
+pub fn possible() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// The command that runs `program` in `directory` as `user`, isolated.
+///
+/// # Errors
+/// When this program's own path can't be found.
+pub fn wrap(
+    isolation: &Isolation,
+    program: &[String],
+    directory: &Path,
+    user: Option<Credentials>,
+) -> Result<Program> {
+    let order = Order {
+        isolation: isolation.clone(),
+        user: user.map(|user| (user.uid, user.gid)),
+        program: program.to_vec(),
+        directory: directory.to_path_buf(),
+    };
+    let order = serde_json::to_string(&order).map_err(json("write the order"))?;
+    // A new binary may have taken this one's place; /proc/self/exe is this one still.
+    let own = std::fs::read_link("/proc/self/exe").map_err(Error::io("read", "/proc/self/exe"))?;
+    Ok(Program::new("unshare")
+        .args(["--mount", "--propagation", "slave", "--"])
+        .arg(own)
+        .args([SUBCOMMAND, &order]))
+}
+
+/// The hidden subcommand: arranges the mounts and becomes the server. Returns only on an error.
+///
+/// # Errors
+/// When a mount can't be arranged: then no server is started.
+pub fn run_order(order: &str) -> Result<std::convert::Infallible> {
+    let order: Order = serde_json::from_str(order).map_err(json("read the order"))?;
+    arrange(&order.isolation)?;
+    let mut words = order.program.iter();
+    let program = words.next().ok_or_else(|| Error::failed("the order names no program"))?;
+    let user = order.user.map(|(uid, gid)| Credentials { uid, gid });
+    let program = Program::new(program).args(words).as_user(user).current_dir(&order.directory);
+    Err(program.exec().into())
+}
+
+fn arrange(isolation: &Isolation) -> Result<()> {
+    for path in isolation.writable.iter().filter(|path| path.is_dir()) {
+        mount_bind_recursive(path, path).map_err(io("bind", path))?;
+    }
+    for mount in Mounts::read()?.iter() {
+        if is_other_clone(mount, isolation) {
+            // Seen here it would stay busy after its own server has gone.
+            let _ = unmount(&mount.point, UnmountFlags::DETACH);
+        } else if becomes_read_only(mount, isolation) {
+            let flags = MountFlags::BIND | MountFlags::RDONLY | kept_flags(&mount.options);
+            match mount_remount(&mount.point, flags, "") {
+                // A mount that another hides can't be named; nobody can write through it either.
+                Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+                other => other.map_err(io("make read-only", &mount.point))?,
+            }
+        }
+    }
+    for Bind { from, at } in &isolation.binds {
+        mount_bind(from, at).map_err(io("bind to", at))?;
+    }
+    Ok(())
+}
+
+fn io(verb: &'static str, path: &Path) -> impl FnOnce(rustix::io::Errno) -> Error {
+    let path = path.to_path_buf();
+    move |errno| Error::io(verb, path)(errno.into())
+}
+
+fn becomes_read_only(mount: &Mount, isolation: &Isolation) -> bool {
+    let named = |paths: &[PathBuf]| paths.contains(&mount.point);
+    !PSEUDO.contains(&mount.fs_type.as_str())
+        && !named(&isolation.own)
+        && !named(&isolation.writable)
+}
+
+fn is_other_clone(mount: &Mount, isolation: &Isolation) -> bool {
+    let leaf = mount.source.rsplit('/').next().unwrap_or_default();
+    let ours = leaf.starts_with("lockstep-clone-") || leaf.starts_with("lockstep-restore-");
+    mount.is_zfs() && ours && !isolation.own.contains(&mount.point)
+}
+
+/// A remount sets all flags anew: those of the mount have to be named to be kept.
+fn kept_flags(options: &str) -> MountFlags {
+    options.split(',').fold(MountFlags::empty(), |flags, option| {
+        flags
+            | match option {
+                "nosuid" => MountFlags::NOSUID,
+                "nodev" => MountFlags::NODEV,
+                "noexec" => MountFlags::NOEXEC,
+                "noatime" => MountFlags::NOATIME,
+                "nodiratime" => MountFlags::NODIRATIME,
+                "relatime" => MountFlags::RELATIME,
+                _ => MountFlags::empty(),
+            }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(point: &str, fs_type: &str, source: &str) -> Mount {
+        Mount {
+            root: "/".into(),
+            point: point.into(),
+            options: "rw,nosuid,relatime".into(),
+            fs_type: fs_type.into(),
+            source: source.into(),
+        }
+    }
+
+    #[test]
+    fn everything_but_the_own_and_the_named_becomes_read_only() {
+        let isolation = Isolation {
+            own: vec!["/r/data".into()],
+            writable: vec!["/r".into(), "/tmp".into()],
+            binds: vec![],
+        };
+        let read_only = |point, fs| becomes_read_only(&mount(point, fs, "x"), &isolation);
+        assert!(read_only("/", "ext4"));
+        assert!(read_only("/srv/pg", "zfs"));
+        // A live dataset below a writable folder is a mount of its own.
+        assert!(read_only("/tmp/pg", "fuse.zfs"));
+        assert!(!read_only("/r/data", "zfs"));
+        assert!(!read_only("/tmp", "ext4"));
+        assert!(!read_only("/dev/shm", "tmpfs"));
+    }
+
+    #[test]
+    fn other_clones_are_not_seen() {
+        let isolation = Isolation { own: vec!["/a".into()], ..Isolation::default() };
+        let other = |point, source| is_other_clone(&mount(point, "zfs", source), &isolation);
+        assert!(other("/b", "tank/lockstep-clone-x-data"));
+        assert!(!other("/a", "tank/lockstep-clone-x-data"));
+        assert!(!other("/b", "tank/lockstep"));
+    }
+
+    #[test]
+    fn flags_are_kept() {
+        assert_eq!(kept_flags("rw,nosuid,noexec"), MountFlags::NOSUID | MountFlags::NOEXEC);
+    }
+}

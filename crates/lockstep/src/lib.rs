@@ -1,0 +1,26 @@
+//! Consistent backup sets of a PostgreSQL cluster that lies on several ZFS datasets, and clusters
+//! restored from them.
+//!
+//! Data flows one way: the facts of a cluster ([`survey`]) become a plan ([`plan`]), the plan is
+//! run ([`backup`]) and leaves a set ([`set`]); a set becomes a cluster ([`restore`], [`clone`]).
+//! Programs are started in [`process`] alone.
+
+pub mod backup;
+pub mod check;
+pub mod cli;
+pub mod clone;
+pub mod config;
+pub mod context;
+pub mod error;
+pub mod files;
+pub mod isolation;
+pub mod lock;
+pub mod names;
+pub mod plan;
+pub mod postgres;
+pub mod process;
+pub mod restore;
+pub mod set;
+pub mod steps;
+pub mod survey;
+pub mod volume;

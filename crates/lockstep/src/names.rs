@@ -1,0 +1,155 @@
+//! Names that are checked once and then trusted: clusters, sets, clones.
+//!
+//! They become file names, snapshot names, slot names and parts of dataset names, so each allows
+//! only what all of these take.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A name with a character or a length that can't be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{name}\" is no {kind}: {why}")]
+pub struct NameError {
+    name: String,
+    kind: &'static str,
+    why: &'static str,
+}
+
+fn check(name: &str, kind: &'static str) -> Result<(), NameError> {
+    let wrong = |why| Err(NameError { name: name.to_owned(), kind, why });
+    let mut characters = name.chars();
+    match characters.next() {
+        None => return wrong("it is empty"),
+        Some(c) if !c.is_ascii_alphanumeric() => {
+            return wrong("it begins with neither letter nor digit");
+        }
+        Some(_) => {}
+    }
+    if name.len() > 48 {
+        return wrong("it is longer than 48 characters");
+    }
+    if !characters.all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) {
+        return wrong("it may hold letters, digits, dots, dashes and underscores");
+    }
+    Ok(())
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $type:ident, $kind:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $type(String);
+
+        impl $type {
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = NameError;
+            fn from_str(name: &str) -> Result<Self, NameError> {
+                check(name, $kind)?;
+                Ok(Self(name.to_owned()))
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = NameError;
+            fn try_from(name: String) -> Result<Self, NameError> {
+                name.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(name: $type) -> Self {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+name!(
+    /// A cluster's name in the configuration.
+    ClusterName,
+    "cluster name"
+);
+name!(
+    /// A backup set: the UTC time it began and four random characters,
+    /// `20261123T194512Z-k3fa`; sets so sort by age.
+    SetId,
+    "set id"
+);
+name!(
+    /// A throwaway server of `lockstep clone`.
+    CloneName,
+    "clone name"
+);
+
+impl SetId {
+    /// A new id for a set that begins at `now`.
+    #[must_use]
+    pub fn new(now: jiff::Timestamp) -> Self {
+        Self(format!("{}-{}", now.strftime("%Y%m%dT%H%M%SZ"), random_suffix()))
+    }
+
+    /// The name of this set's snapshots, without the dataset.
+    #[must_use]
+    pub fn snapshot_name(&self) -> String {
+        format!("lockstep-{self}")
+    }
+
+    /// The temporary slot's name; slots allow lower case, digits and underscores (slot.c).
+    #[must_use]
+    pub fn slot_name(&self) -> String {
+        format!("lockstep_{}", self.0.to_lowercase().replace(['-', '.'], "_"))
+    }
+}
+
+/// Four random characters of `0-9a-v`.
+#[must_use]
+pub fn random_suffix() -> String {
+    const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
+    let mut bytes = [0u8; 4];
+    if getrandom::fill(&mut bytes).is_err() {
+        // Without the system's generator the process id still tells two callers apart.
+        bytes = std::process::id().to_le_bytes();
+    }
+    bytes.iter().map(|b| char::from(DIGITS[usize::from(b % 32)])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_allow_what_files_snapshots_and_datasets_allow() {
+        for good in ["main", "a", "pg15.prod-eu_1"] {
+            assert_eq!(good.parse::<ClusterName>().unwrap().as_str(), good);
+        }
+        for bad in ["", "a/b", "a b", "-a", ".x", "a@b", "ü", &"x".repeat(49)] {
+            assert!(bad.parse::<ClusterName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn set_ids_sort_by_time_and_name_snapshots_and_slots() {
+        let id = SetId::new("2026-11-23T19:45:12Z".parse().unwrap());
+        assert!(id.as_str().starts_with("20261123T194512Z-"), "{id}");
+        assert!(id.as_str().parse::<SetId>().is_ok());
+        let slot = id.slot_name();
+        assert!(slot.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'));
+        assert!(slot.len() < 64);
+    }
+}

@@ -1,0 +1,129 @@
+//! What is known when a plan is made: the layout, pg_control on disk, and the server's own words.
+
+use std::path::PathBuf;
+
+use pgfiles::control_file::{ControlFile, DbState};
+use pgfiles::lsn::SystemIdentifier;
+
+use super::layout::Layout;
+use crate::config::CheckpointMode;
+
+/// All that a plan rests on.
+#[derive(Debug)]
+pub struct Facts {
+    /// What lies where.
+    pub layout: Layout,
+    /// pg_control, read from the data directory.
+    pub control: ControlFile,
+    /// The process in postmaster.pid, where it runs.
+    pub postmaster: Option<u32>,
+    /// `standby.signal` lies in the data directory.
+    pub standby_signal: bool,
+    /// The server's facts, or why there are none.
+    pub server: Result<ServerFacts, NoServer>,
+    /// ZFS takes several snapshots in one command.
+    pub multi_snapshot: bool,
+    /// `checkpoint` of the configuration.
+    pub checkpoint: CheckpointMode,
+    /// Space that a volume must have left, in bytes.
+    pub min_free: u64,
+}
+
+impl Facts {
+    /// The cluster is shut down: nobody runs it, and pg_control says that it ended in order.
+    #[must_use]
+    pub fn is_shut_down(&self) -> bool {
+        self.postmaster.is_none()
+            && matches!(self.control.state, DbState::ShutDowned | DbState::ShutDownedInRecovery)
+    }
+
+    /// The server is a standby, as it says itself or as the disk says.
+    #[must_use]
+    pub fn is_standby(&self) -> bool {
+        match &self.server {
+            Ok(server) => server.in_recovery,
+            Err(_) => {
+                self.standby_signal
+                    || matches!(
+                        self.control.state,
+                        DbState::InArchiveRecovery | DbState::ShutDownedInRecovery
+                    )
+            }
+        }
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoServer {
+    /// The configuration has no `host`.
+    NotConfigured,
+    /// Nobody runs the cluster, so nothing was tried.
+    NotRunning,
+    /// It was tried: the reason.
+    Failed(String),
+}
+
+impl NoServer {
+    /// In words.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match self {
+            Self::NotConfigured => "no \"host\" is configured".into(),
+            Self::NotRunning => "the server isn't running".into(),
+            Self::Failed(why) => format!("no connection: {why}"),
+        }
+    }
+}
+
+/// What a connected server says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerFacts {
+    /// `server_version_num`, such as 150018.
+    pub version_num: u32,
+    /// `server_version`.
+    pub version: String,
+    /// From pg_control_system().
+    pub system_identifier: SystemIdentifier,
+    /// The setting `data_directory`.
+    pub data_directory: PathBuf,
+    /// pg_is_in_recovery().
+    pub in_recovery: bool,
+    /// The setting.
+    pub full_page_writes: bool,
+    /// The setting: minimal, replica or logical.
+    pub wal_level: String,
+    /// The setting: off, on or always.
+    pub archive_mode: String,
+    /// `archive_command` or `archive_library`, whichever is set.
+    pub archiver: String,
+    /// The setting.
+    pub fsync: bool,
+    /// This user may call pg_backup_start and pg_backup_stop.
+    pub may_backup: bool,
+    /// This user may make a replication slot, and one is free.
+    pub may_slot: bool,
+    /// Tablespaces outside the data directory: OID and name.
+    pub tablespaces: Vec<(u32, String)>,
+    /// The three files that Debian keeps in /etc.
+    pub config_files: ConfigFiles,
+}
+
+impl ServerFacts {
+    /// 13 to 19.
+    #[must_use]
+    pub fn major(&self) -> u32 {
+        self.version_num / 10_000
+    }
+}
+
+/// Where the server's configuration lies.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ConfigFiles {
+    /// `config_file`.
+    pub config: PathBuf,
+    /// `hba_file`.
+    pub hba: PathBuf,
+    /// `ident_file`.
+    pub ident: PathBuf,
+}

@@ -1,0 +1,197 @@
+//! Why Lockstep will not do what it was asked: typed, each naming the thing, exit code 4.
+
+use std::path::PathBuf;
+
+use pgfiles::lsn::Lsn;
+
+use super::layout::PartKind;
+use super::strategy::Strategy;
+
+/// Not consistent, or not safe.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Refusal {
+    /// A part lies on something that has no snapshots.
+    #[error("{part} lies at \"{}\" on {fs_type} (\"{source_name}\"), which can't be snapshotted", path.display())]
+    NotSnapshottable {
+        /// The part.
+        part: PartKind,
+        /// Its path, without links.
+        path: PathBuf,
+        /// The file system's type.
+        fs_type: String,
+        /// What is mounted there.
+        source_name: String,
+    },
+    /// A file system is mounted inside a part: its files would be in no snapshot.
+    #[error("\"{source_name}\" is mounted at \"{}\", inside {part}: its files are in no snapshot of that part", point.display())]
+    NestedMount {
+        /// Where.
+        point: PathBuf,
+        /// What.
+        source_name: String,
+        /// Inside which part.
+        part: PartKind,
+    },
+    /// No strategy is provably consistent.
+    #[error("no strategy is provably consistent here: {}", needed.join("; "))]
+    NoStrategy {
+        /// Each strategy and what it lacks.
+        needed: Vec<String>,
+    },
+    /// The strategy asked for by name can't be.
+    #[error("strategy {strategy} is not possible: {why}")]
+    NotPossible {
+        /// Which.
+        strategy: Strategy,
+        /// Why not.
+        why: String,
+        /// What would make it possible.
+        needed: String,
+    },
+    /// A pool is nearly full; a full one makes PostgreSQL PANIC.
+    #[error(
+        "dataset \"{dataset}\" has {available} bytes left, fewer than the {needed} that must stay free"
+    )]
+    NoSpace {
+        /// The dataset.
+        dataset: String,
+        /// What it has.
+        available: u64,
+        /// `min_free_mib` in bytes.
+        needed: u64,
+    },
+    /// The server that answers isn't the one whose files are backed up.
+    #[error("the server at the configured address is another cluster: {difference}")]
+    WrongServer {
+        /// What differs, with both values.
+        difference: String,
+    },
+    /// The layout changed while the set was taken, at every try.
+    #[error(
+        "the layout changed during the backup, {tries} times in a row; the last time {difference}"
+    )]
+    LayoutChanged {
+        /// How often it was tried.
+        tries: u32,
+        /// What changed.
+        difference: String,
+    },
+    /// WAL that the set needs is gone.
+    #[error(
+        "WAL segment {needed} is gone from pg_wal before it was frozen (oldest there: {oldest})"
+    )]
+    WalRecycledBeforeFreeze {
+        /// The segment.
+        needed: String,
+        /// The oldest that is there.
+        oldest: String,
+    },
+    /// A WAL segment is there and isn't what its name says.
+    #[error("WAL segment {segment} is damaged: {why}")]
+    WalDamaged {
+        /// The segment.
+        segment: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Snapshots that should be one moment are several.
+    #[error("the snapshots aren't of one transaction group: {found}")]
+    NotOneTransactionGroup {
+        /// Each snapshot's createtxg.
+        found: String,
+    },
+    /// A snapshot is gone.
+    #[error("set {set} is incomplete: snapshot \"{snapshot}\" is gone")]
+    SnapshotMissing {
+        /// The set.
+        set: String,
+        /// Which.
+        snapshot: String,
+    },
+    /// A snapshot has the right name and is another.
+    #[error(
+        "snapshot \"{snapshot}\" isn't the one of set {set}: it has {found}, the set's has {expected}"
+    )]
+    SnapshotSwapped {
+        /// The set.
+        set: String,
+        /// Which.
+        snapshot: String,
+        /// GUID and createtxg that the manifest names.
+        expected: String,
+        /// Those that are there.
+        found: String,
+    },
+    /// A file of the set is gone or changed.
+    #[error("set {set} is damaged: {why}")]
+    SetDamaged {
+        /// The set.
+        set: String,
+        /// What is wrong, with the file.
+        why: String,
+    },
+    /// The recovery target lies before the set is consistent.
+    #[error(
+        "the target {target} lies before the set's consistent point; the earliest possible is {earliest}"
+    )]
+    TargetBeforeConsistency {
+        /// What was asked.
+        target: String,
+        /// What is possible.
+        earliest: String,
+    },
+    /// The place for the restored cluster is in use.
+    #[error("\"{}\" exists and isn't empty", path.display())]
+    DirectoryNotEmpty {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The place lies inside the live cluster.
+    #[error("\"{}\" lies inside {part} of the cluster itself", path.display())]
+    DirectoryInsideCluster {
+        /// The folder.
+        path: PathBuf,
+        /// The part.
+        part: PartKind,
+    },
+    /// WAL from before the set's end can't be had.
+    #[error("the server is ahead of what the set holds: {why}")]
+    FloorNotInWal {
+        /// The floor.
+        floor: Lsn,
+        /// In words.
+        why: String,
+    },
+}
+
+impl Refusal {
+    /// What the reader can do.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::NotSnapshottable { .. } => "move it to a ZFS dataset, or back up a standby that lies on ZFS".into(),
+            Self::NestedMount { .. } => "unmount it, or make its files part of the dataset around it".into(),
+            Self::NoStrategy { .. } => "configure host and user so that Lockstep can connect: strategy label works on every layout".into(),
+            Self::NotPossible { needed, .. } => needed.clone(),
+            Self::NoSpace { .. } => "free space in the pool, or lower min_free_mib in the configuration; a full pool makes PostgreSQL PANIC".into(),
+            Self::WrongServer { .. } => "check data_directory, host and port of this cluster in the configuration".into(),
+            Self::LayoutChanged { .. } => "run the backup when no tablespace is being created, dropped or moved".into(),
+            Self::WalRecycledBeforeFreeze { .. } => "allow a replication slot (max_replication_slots, REPLICATION for the user), or raise wal_keep_size".into(),
+            Self::WalDamaged { .. } => "is pg_wal written by anything but PostgreSQL? look at the file with pg_waldump".into(),
+            Self::NotOneTransactionGroup { .. } => "is something else taking snapshots with the same name? use strategy label".into(),
+            Self::SnapshotMissing { .. } => "restore another set: `lockstep list`; was it destroyed by hand?".into(),
+            Self::SnapshotSwapped { .. } => "a snapshot was renamed or taken again under this name; restore another set: `lockstep list`".into(),
+            Self::SetDamaged { .. } => "restore another set: `lockstep list`".into(),
+            Self::TargetBeforeConsistency { .. } => "take an older set (`lockstep list`) or a later target".into(),
+            Self::DirectoryNotEmpty { .. } => "name a folder that is empty or doesn't exist yet".into(),
+            Self::DirectoryInsideCluster { .. } => "restore to a folder outside the cluster".into(),
+            Self::FloorNotInWal { .. } => "run the backup again".into(),
+        }
+    }
+
+    /// Whether taking the set once more may help (a race that was lost).
+    #[must_use]
+    pub fn worth_another_try(&self) -> bool {
+        matches!(self, Self::LayoutChanged { .. } | Self::WalRecycledBeforeFreeze { .. })
+    }
+}

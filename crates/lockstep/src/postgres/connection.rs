@@ -1,0 +1,163 @@
+//! The connection to the server and what it says of itself.
+//!
+//! Timeouts that a DBA set for applications would end the session in the middle of a backup, so
+//! they are switched off in it. What could go wrong: the server that answers is another cluster;
+//! its data directory and system identifier are compared with the disk.
+
+use std::time::Duration;
+
+use pgfiles::lsn::SystemIdentifier;
+use postgres::{Client, NoTls};
+
+use crate::config::ClusterConfig;
+use crate::error::{Error, Result};
+use crate::plan::facts::{ConfigFiles, NoServer, ServerFacts};
+
+/// How long a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connects as the configuration says.
+///
+/// # Errors
+/// [`NoServer`] with the reason; an unreadable password file is one too.
+pub fn connect(config: &ClusterConfig) -> Result<Client, NoServer> {
+    let host = config.host.as_deref().ok_or(NoServer::NotConfigured)?;
+    let mut options = postgres::Config::new();
+    options
+        .host(host)
+        .port(config.port)
+        .user(&config.user)
+        .dbname(&config.dbname)
+        .application_name("lockstep")
+        .connect_timeout(CONNECT_TIMEOUT);
+    if let Some(path) = &config.password_file {
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            NoServer::Failed(format!("cannot read password_file \"{}\": {e}", path.display()))
+        })?;
+        options.password(text.lines().next().unwrap_or_default());
+    }
+    let failed = |error: postgres::Error| {
+        let mut words = error.to_string();
+        if let Some(cause) = std::error::Error::source(&error) {
+            words = format!("{words}: {cause}");
+        }
+        NoServer::Failed(words)
+    };
+    let mut client = options.connect(NoTls).map_err(failed)?;
+    client.batch_execute(QUIET).map_err(failed)?;
+    Ok(client)
+}
+
+/// No timeout may end the session, no synchronous standby may delay its commits, and names are
+/// looked up nowhere but in pg_catalog.
+const QUIET: &str = "
+    SELECT pg_catalog.set_config(name, value, false)
+      FROM (VALUES ('statement_timeout', '0'), ('lock_timeout', '0'),
+                   ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'),
+                   ('transaction_timeout', '0'), ('synchronous_commit', 'local'),
+                   ('search_path', 'pg_catalog')) AS wanted (name, value)
+     WHERE name IN (SELECT s.name FROM pg_catalog.pg_settings AS s)";
+
+/// Asks the server for all that a plan weighs.
+///
+/// # Errors
+/// When a statement fails.
+pub fn facts(client: &mut Client) -> Result<ServerFacts> {
+    let ask = "the server's settings and this user's rights";
+    let row =
+        client.query_one(FACTS, &[]).map_err(|e| Error::sql(format!("cannot ask for {ask}"), e))?;
+    let text = |column: &str| row.get::<_, Option<String>>(column).unwrap_or_default();
+    let on = |column: &str| text(column) == "on";
+    let version_num = u32::try_from(row.get::<_, i32>("version_num")).unwrap_or(0);
+    let in_recovery: bool = row.get("in_recovery");
+    let free_slots = row.get::<_, i64>("free_slots");
+    let archiver = [text("archive_library"), text("archive_command")];
+    Ok(ServerFacts {
+        version_num,
+        version: text("version"),
+        system_identifier: SystemIdentifier::new(
+            row.get::<_, i64>("system_identifier").cast_unsigned(),
+        ),
+        data_directory: text("data_directory").into(),
+        in_recovery,
+        full_page_writes: on("full_page_writes"),
+        wal_level: text("wal_level"),
+        archive_mode: text("archive_mode"),
+        archiver: archiver.into_iter().find(|a| !a.is_empty()).unwrap_or_default(),
+        fsync: on("fsync"),
+        may_backup: may_backup(client, version_num)?,
+        may_slot: row.get::<_, bool>("may_replicate") && free_slots > 0,
+        tablespaces: tablespaces(client)?,
+        config_files: ConfigFiles {
+            config: text("config_file").into(),
+            hba: text("hba_file").into(),
+            ident: text("ident_file").into(),
+        },
+    })
+}
+
+// current_setting(…, true) gives NULL for a setting that this version doesn't have, and for one
+// that the user may not see.
+const FACTS: &str = "
+    SELECT current_setting('server_version_num')::int AS version_num,
+           current_setting('server_version') AS version,
+           (SELECT system_identifier FROM pg_control_system()) AS system_identifier,
+           current_setting('data_directory', true) AS data_directory,
+           pg_is_in_recovery() AS in_recovery,
+           current_setting('full_page_writes') AS full_page_writes,
+           current_setting('wal_level') AS wal_level,
+           current_setting('archive_mode') AS archive_mode,
+           current_setting('archive_command', true) AS archive_command,
+           current_setting('archive_library', true) AS archive_library,
+           current_setting('fsync') AS fsync,
+           current_setting('config_file', true) AS config_file,
+           current_setting('hba_file', true) AS hba_file,
+           current_setting('ident_file', true) AS ident_file,
+           (SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user) AS may_replicate,
+           current_setting('max_replication_slots')::bigint
+             - (SELECT count(*) FROM pg_replication_slots) AS free_slots";
+
+fn may_backup(client: &mut Client, version_num: u32) -> Result<bool> {
+    let (start, stop) = if version_num >= 150_000 {
+        ("pg_backup_start(text, boolean)", "pg_backup_stop(boolean)")
+    } else {
+        ("pg_start_backup(text, boolean, boolean)", "pg_stop_backup(boolean, boolean)")
+    };
+    let row = client
+        .query_one(
+            "SELECT has_function_privilege($1, 'EXECUTE') AND has_function_privilege($2, 'EXECUTE')",
+            &[&start, &stop],
+        )
+        .map_err(|e| Error::sql("cannot ask for the right to take backups", e))?;
+    Ok(row.get(0))
+}
+
+fn tablespaces(client: &mut Client) -> Result<Vec<(u32, String)>> {
+    // An in-place tablespace (PostgreSQL 15) has a relative location, pg_tblspc/OID: it lies in
+    // the data directory and is no part of its own.
+    let rows = client
+        .query(
+            "SELECT oid, spcname::text FROM pg_tablespace
+              WHERE pg_tablespace_location(oid) LIKE '/%' ORDER BY oid",
+            &[],
+        )
+        .map_err(|e| Error::sql("cannot list the tablespaces", e))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// The settings in force, by name, as files set them; for clusters whose postgresql.conf lies
+/// outside the data directory and has to be made anew in a restored one.
+///
+/// # Errors
+/// When this user may not see pg_file_settings.
+pub fn file_settings(client: &mut Client) -> Result<Vec<(String, String)>> {
+    let rows = client
+        .query(
+            "SELECT name, setting FROM pg_file_settings
+              WHERE applied AND name IS NOT NULL AND setting IS NOT NULL
+                AND sourcefile NOT LIKE '%/postgresql.auto.conf' ORDER BY seqno",
+            &[],
+        )
+        .map_err(|e| Error::sql("cannot read pg_file_settings", e))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}

@@ -1,0 +1,189 @@
+//! A data directory on disk: its parts, its pg_control, and whether somebody runs it.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pgfiles::control_file::ControlFile;
+
+use crate::error::{Error, Result};
+use crate::plan::facts::ServerFacts;
+use crate::plan::layout::PartKind;
+use crate::volume::discover::PartPath;
+
+/// pg_control's place in the data directory.
+pub const PG_CONTROL: &str = "global/pg_control";
+
+/// Reads pg_control. A server may be writing it: a torn read fails its CRC and is repeated.
+///
+/// # Errors
+/// When the file can't be read, or stays wrong.
+pub fn read_control(data_directory: &Path) -> Result<ControlFile> {
+    let path = data_directory.join(PG_CONTROL);
+    let mut tries = 0;
+    loop {
+        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        match ControlFile::parse(&bytes) {
+            Ok(control) => return Ok(control),
+            Err(error) if tries >= 10 => {
+                return Err(Error::failed(format!("\"{}\" is damaged", path.display()))
+                    .because(error)
+                    .with_hint("is this a data directory of PostgreSQL 13 to 18?"));
+            }
+            Err(_) => {
+                tries += 1;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+}
+
+/// The process that runs the data directory, where one does: postmaster.pid names it and it
+/// lives. Who the server is matters less than that nobody starts to touch a running cluster.
+///
+/// # Errors
+/// When postmaster.pid is there and can't be read.
+pub fn postmaster(data_directory: &Path) -> Result<Option<u32>> {
+    let path = data_directory.join("postmaster.pid");
+    let text = match std::fs::read_to_string(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(Error::io("read", &path))?,
+    };
+    let pid = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
+    Ok(pid.filter(|&pid| is_alive(pid)).map(i32::unsigned_abs))
+}
+
+/// Whether a process lives; a zombie doesn't.
+#[must_use]
+pub fn is_alive(pid: i32) -> bool {
+    let state = std::fs::read(format!("/proc/{}/stat", pid.unsigned_abs())).unwrap_or_default();
+    // The state stands behind the name, which is in parentheses and may hold anything.
+    let behind = state.iter().rposition(|&b| b == b')').map(|at| &state[at + 1..]);
+    behind.is_some_and(|rest| !matches!(rest.get(1), None | Some(b'Z' | b'X')))
+}
+
+/// The line of postmaster.pid that says how far the server is (PM_STATUS in miscinit.c):
+/// `starting`, `stopping`, `ready`, `standby`.
+#[must_use]
+pub fn postmaster_status(data_directory: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
+    Some(text.lines().nth(7)?.trim().to_owned())
+}
+
+/// Where a running server opened its socket: the fifth line of postmaster.pid.
+#[must_use]
+pub fn socket_directory(data_directory: &Path) -> Option<PathBuf> {
+    let text = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
+    text.lines().nth(4).map(str::trim).filter(|line| !line.is_empty()).map(PathBuf::from)
+}
+
+/// The parts of the cluster, from the disk, with the tablespaces' names from the server.
+///
+/// # Errors
+/// When the data directory, a link in pg_tblspc or pg_wal can't be read.
+pub fn parts(data_directory: &Path, server: Option<&ServerFacts>) -> Result<Vec<PartPath>> {
+    let wal = data_directory.join("pg_wal");
+    let wal_path = match std::fs::read_link(&wal) {
+        Ok(target) => data_directory.join(target),
+        Err(_) => wal,
+    };
+    let mut parts = vec![
+        PartPath { kind: PartKind::Data, path: data_directory.to_path_buf() },
+        PartPath { kind: PartKind::Wal, path: wal_path },
+    ];
+    for (oid, path) in tablespace_links(data_directory)? {
+        let name = server.and_then(|server| {
+            let mut known = server.tablespaces.iter();
+            known.find(|(known, _)| *known == oid).map(|(_, name)| name.clone())
+        });
+        parts.push(PartPath { kind: PartKind::Tablespace { oid, name }, path });
+    }
+    Ok(parts)
+}
+
+/// The links of pg_tblspc by OID. A folder in the place of a link is an in-place tablespace: it
+/// belongs to the data directory.
+///
+/// # Errors
+/// When pg_tblspc can't be listed.
+pub fn tablespace_links(data_directory: &Path) -> Result<Vec<(u32, PathBuf)>> {
+    let folder = data_directory.join("pg_tblspc");
+    let mut links = Vec::new();
+    for entry in std::fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
+        let entry = entry.map_err(Error::io("list", &folder))?;
+        let oid = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+        let (Some(oid), Ok(target)) = (oid, std::fs::read_link(entry.path())) else { continue };
+        links.push((oid, folder.join(target)));
+    }
+    links.sort();
+    Ok(links)
+}
+
+/// Where PostgreSQL's programs of this major version lie: the configured folder, or the usual
+/// places of Debian, Red Hat and a build from source.
+///
+/// # Errors
+/// When none has a `postgres`.
+pub fn bin_dir(configured: Option<&Path>, major: Option<u32>) -> Result<PathBuf> {
+    if let Some(path) = configured {
+        if path.join("postgres").exists() {
+            return Ok(path.to_path_buf());
+        }
+        return Err(Error::usage(
+            format!("bin_dir \"{}\" has no postgres", path.display()),
+            "name the folder that holds this cluster's postgres, pg_ctl and pg_waldump",
+        ));
+    }
+    let major = major.map_or_else(String::new, |major| major.to_string());
+    let usual = [
+        format!("/usr/lib/postgresql/{major}/bin"),
+        format!("/usr/pgsql-{major}/bin"),
+        "/usr/local/pgsql/bin".to_owned(),
+    ];
+    usual.into_iter().map(PathBuf::from).find(|path| path.join("postgres").exists()).ok_or_else(
+        || {
+            Error::usage(
+                format!("PostgreSQL {major} isn't in any of the usual places"),
+                "set bin_dir of this cluster to the folder that holds its postgres",
+            )
+        },
+    )
+}
+
+/// A path as bytes, for PostgreSQL's own files.
+#[must_use]
+pub fn path_bytes(path: &Path) -> &[u8] {
+    path.as_os_str().as_bytes()
+}
+
+/// Bytes of one of PostgreSQL's files as a path.
+#[must_use]
+pub fn bytes_path(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_lives_and_an_absurd_one_does_not() {
+        assert!(is_alive(std::process::id().cast_signed()));
+        assert!(!is_alive(i32::MAX));
+    }
+
+    #[test]
+    fn a_stale_postmaster_pid_is_nobody() {
+        let dir = std::env::temp_dir().join(format!("lockstep-pid-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        assert_eq!(postmaster(&dir).unwrap(), None);
+        std::fs::write(dir.join("postmaster.pid"), format!("{}\n/x\n", i32::MAX)).unwrap();
+        assert_eq!(postmaster(&dir).unwrap(), None);
+        let own = format!("{}\n/d\n1\n5432\n/s\n*\n 1 2\nready   \n", std::process::id());
+        std::fs::write(dir.join("postmaster.pid"), own).unwrap();
+        assert_eq!(postmaster(&dir).unwrap(), Some(std::process::id()));
+        assert_eq!(postmaster_status(&dir).as_deref(), Some("ready"));
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

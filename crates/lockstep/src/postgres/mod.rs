@@ -1,0 +1,9 @@
+//! Everything that talks to a PostgreSQL server or reads its data directory.
+
+pub mod connection;
+pub mod instance;
+pub mod recovery;
+pub mod server;
+pub mod session;
+pub mod users;
+pub mod wal;

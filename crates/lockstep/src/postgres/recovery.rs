@@ -1,0 +1,133 @@
+//! Recovery settings as text: what goes into postgresql.auto.conf of a restored cluster.
+
+use crate::restore::target::{Recovery, Target};
+
+/// Settings that a restored cluster must not take over from the old one: where it replicated
+/// from, and an older restore's target.
+const NOT_KEPT: [&str; 18] = [
+    "primary_conninfo",
+    "primary_slot_name",
+    "promote_trigger_file",
+    "trigger_file",
+    "restore_command",
+    "archive_cleanup_command",
+    "recovery_end_command",
+    "recovery_min_apply_delay",
+    "recovery_target",
+    "recovery_target_action",
+    "recovery_target_inclusive",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_timeline",
+    "recovery_target_xid",
+    "standby_mode",
+    "external_pid_file",
+];
+
+/// One line of a configuration file; the value quoted as guc-file.l reads it.
+#[must_use]
+pub fn setting(name: &str, value: &str) -> String {
+    format!("{name} = '{}'\n", value.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n"))
+}
+
+/// postgresql.auto.conf with `added` at its end, and without what is not kept or set anew.
+#[must_use]
+pub fn auto_conf(old: &str, added: &[(String, String)]) -> String {
+    let mut text = String::new();
+    for line in old.lines() {
+        let name = line.trim_start().split(|c: char| c.is_whitespace() || c == '=').next();
+        let name = name.unwrap_or_default().to_ascii_lowercase();
+        let replaced = added.iter().any(|(added, _)| *added == name);
+        if !NOT_KEPT.contains(&name.as_str()) && !replaced && line != MARK {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text.push_str(MARK);
+    text.push('\n');
+    for (name, value) in added {
+        text.push_str(&setting(name, value));
+    }
+    text
+}
+
+const MARK: &str = "# written by lockstep restore:";
+
+/// The settings of a restored cluster: no archiving into the old archive, and the way to the
+/// target.
+#[must_use]
+pub fn settings(recovery: &Recovery, port: Option<u16>) -> Vec<(String, String)> {
+    let mut all: Vec<(String, String)> = Vec::new();
+    let mut set = |name: &str, value: String| all.push((name.to_owned(), value));
+    if !recovery.keep_archiving {
+        set("archive_mode", "off".into());
+    }
+    // Debian's points at the live cluster's pid file.
+    set("external_pid_file", String::new());
+    if let Some(port) = port {
+        set("port", port.to_string());
+    }
+    if !recovery.needs_signal() {
+        return all;
+    }
+    // PostgreSQL demands a restore_command with recovery.signal; "false" finds nothing, so that
+    // recovery reads the set's own WAL in pg_wal.
+    set("restore_command", recovery.restore_command.clone().unwrap_or_else(|| "false".into()));
+    match &recovery.target {
+        Target::End => return add_timeline(all, recovery),
+        Target::Time(time) => {
+            set("recovery_target_time", time.strftime("%Y-%m-%d %H:%M:%S.%6f+00").to_string());
+        }
+        Target::Lsn(lsn) => set("recovery_target_lsn", lsn.to_string()),
+        Target::Xid(xid) => set("recovery_target_xid", xid.to_string()),
+        Target::Name(name) => set("recovery_target_name", name.clone()),
+        Target::Immediate => set("recovery_target", "immediate".into()),
+    }
+    set("recovery_target_action", recovery.action.as_str().into());
+    add_timeline(all, recovery)
+}
+
+fn add_timeline(mut all: Vec<(String, String)>, recovery: &Recovery) -> Vec<(String, String)> {
+    if let Some(timeline) = &recovery.timeline {
+        all.push(("recovery_target_timeline".into(), timeline.clone()));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_quoted_as_postgresql_reads_them() {
+        assert_eq!(setting("a", r"cp 'x' \y"), "a = 'cp ''x'' \\\\y'\n");
+    }
+
+    #[test]
+    fn the_old_cluster_s_replication_is_not_kept() {
+        let old = "# Do not edit\nwork_mem = '1MB'\nprimary_conninfo = 'host=a'\nPRIMARY_SLOT_NAME='s'\nport=5432\n";
+        let text = auto_conf(old, &[("port".into(), "5500".into())]);
+        assert_eq!(
+            text,
+            "# Do not edit\nwork_mem = '1MB'\n# written by lockstep restore:\nport = '5500'\n"
+        );
+        assert_eq!(auto_conf(&text, &[("port".into(), "5500".into())]), text);
+    }
+
+    #[test]
+    fn a_target_becomes_one_setting_and_an_action() {
+        let recovery = Recovery {
+            target: Target::Lsn("0/3000000".parse().unwrap()),
+            timeline: Some("latest".into()),
+            ..Recovery::default()
+        };
+        let all = settings(&recovery, Some(5500));
+        let get = |name: &str| all.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+        assert_eq!(get("recovery_target_lsn"), Some("0/3000000"));
+        assert_eq!(get("recovery_target_action"), Some("promote"));
+        assert_eq!(get("recovery_target_timeline"), Some("latest"));
+        assert_eq!(get("restore_command"), Some("false"));
+        assert_eq!(get("archive_mode"), Some("off"));
+    }
+}

@@ -1,0 +1,126 @@
+//! The backup session as types: only a stopped backup can yield a label.
+//!
+//! A non-exclusive backup belongs to its connection (xlogfuncs.c): when that ends early, for
+//! whatever reason, PostgreSQL leaves backup mode by itself and drops the temporary slot. So
+//! nothing here has to be undone on an error; the connection has only to be dropped.
+
+use pgfiles::backup_label::BackupLabel;
+use pgfiles::lsn::Lsn;
+use postgres::Client;
+
+use crate::error::{Error, Result};
+
+/// The server's clock as RFC 3339, whatever its DateStyle and TimeZone.
+const NOW: &str =
+    r#"to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#;
+
+/// A backup that has begun.
+#[derive(Debug)]
+pub struct Started {
+    /// The redo location of the backup's checkpoint.
+    pub start_lsn: Lsn,
+    major: u32,
+}
+
+/// A backup that has ended.
+#[derive(Debug)]
+pub struct Stopped {
+    /// The end of the end-of-backup record.
+    pub stop_lsn: Lsn,
+    /// backup_label, byte for byte.
+    pub label_file: Vec<u8>,
+    /// The same, understood.
+    pub label: BackupLabel,
+    /// tablespace_map, byte for byte; empty where there are no tablespaces.
+    pub tablespace_map: Vec<u8>,
+    /// The server's clock at the end.
+    pub stopped_at: jiff::Timestamp,
+}
+
+/// pg_backup_start; on 13 and 14 pg_start_backup(…, exclusive => false).
+///
+/// # Errors
+/// The server's reason.
+pub fn start(client: &mut Client, major: u32, label: &str, fast: bool) -> Result<Started> {
+    let statement = if major >= 15 {
+        "SELECT pg_backup_start($1, fast => $2)::text"
+    } else {
+        "SELECT pg_start_backup($1, fast => $2, exclusive => false)::text"
+    };
+    let row = client
+        .query_one(statement, &[&label, &fast])
+        .map_err(|e| Error::sql("pg_backup_start failed", e))?;
+    Ok(Started { start_lsn: lsn(row.get(0))?, major })
+}
+
+impl Started {
+    /// pg_backup_stop(wait_for_archive => false); the set carries its own WAL.
+    ///
+    /// # Errors
+    /// The server's reason.
+    pub fn stop(self, client: &mut Client) -> Result<Stopped> {
+        let function = if self.major >= 15 {
+            "pg_backup_stop(wait_for_archive => false)"
+        } else {
+            "pg_stop_backup(exclusive => false, wait_for_archive => false)"
+        };
+        let statement = format!("SELECT lsn::text, labelfile, spcmapfile, {NOW} FROM {function}");
+        let row = client
+            .query_one(&statement, &[])
+            .map_err(|e| Error::sql("pg_backup_stop failed", e))?;
+        let label_file = row.get::<_, String>(1).into_bytes();
+        let label = BackupLabel::parse(&label_file).map_err(|e| {
+            Error::failed("the backup_label that pg_backup_stop returned isn't understood")
+                .because(e)
+        })?;
+        Ok(Stopped {
+            stop_lsn: lsn(row.get(0))?,
+            label_file,
+            label,
+            tablespace_map: row.get::<_, Option<String>>(2).unwrap_or_default().into_bytes(),
+            stopped_at: time(row.get(3))?,
+        })
+    }
+}
+
+/// A temporary physical slot that keeps the WAL from the last redo point on
+/// (ReplicationSlotReserveWal in slot.c); it goes with the connection.
+///
+/// # Errors
+/// The server's reason.
+pub fn make_slot(client: &mut Client, name: &str) -> Result<()> {
+    client
+        .query_one(
+            "SELECT lsn::text FROM pg_create_physical_replication_slot($1, true, true)",
+            &[&name],
+        )
+        .map_err(|e| Error::sql(format!("cannot make the temporary slot \"{name}\""), e))?;
+    Ok(())
+}
+
+/// Writes a record into the WAL, flushes it, and returns its end and the server's time: every
+/// page that reached its file before this call has a smaller LSN.
+///
+/// # Errors
+/// The server's reason.
+pub fn write_floor(client: &mut Client, set: &str) -> Result<(Lsn, jiff::Timestamp)> {
+    // A transactional message gets a transaction id, so its commit is flushed; its LSN is the end
+    // of a whole record, which a flush position need not be.
+    let row = client
+        .query_one(
+            &format!("SELECT pg_logical_emit_message(true, 'lockstep', $1)::text, {NOW}"),
+            &[&format!("floor of set {set}")],
+        )
+        .map_err(|e| Error::sql("cannot write the floor's WAL record", e))?;
+    Ok((lsn(row.get(0))?, time(row.get(1))?))
+}
+
+fn lsn(text: &str) -> Result<Lsn> {
+    text.parse().map_err(|e| Error::failed("the server returned a strange LSN").because(e))
+}
+
+fn time(text: &str) -> Result<jiff::Timestamp> {
+    text.parse().map_err(|e| {
+        Error::failed(format!("the server returned a strange time {text:?}")).because(e)
+    })
+}

@@ -1,0 +1,167 @@
+//! The set's own WAL: which segments it needs, whether they are there and are what their names
+//! say, and how they are copied.
+//!
+//! A segment that is still in pg_wal after the freeze was in it at the freeze: PostgreSQL never
+//! makes an old segment anew, it only removes or renames it to a future one (RemoveOldXlogFiles in
+//! xlog.c).
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use pgfiles::lsn::{Lsn, SystemIdentifier, TimelineId};
+use pgfiles::wal_name::{WalFileName, WalSegment, WalSegmentSize};
+use pgfiles::wal_page;
+
+use crate::error::{Error, Result};
+use crate::plan::refusal::Refusal;
+
+/// What identifies a cluster's WAL.
+#[derive(Debug, Clone, Copy)]
+pub struct WalIdentity {
+    /// The cluster.
+    pub system_identifier: SystemIdentifier,
+    /// Bytes of a segment.
+    pub segment_size: WalSegmentSize,
+    /// The timeline on which the set is taken.
+    pub timeline: TimelineId,
+}
+
+/// The segments that hold all of `[from, to)`.
+#[must_use]
+pub fn segments(identity: WalIdentity, from: Lsn, to: Lsn) -> Vec<WalSegment> {
+    let WalIdentity { segment_size: size, timeline, .. } = identity;
+    let last = WalSegment::ending_at(timeline, to, size);
+    let mut segment = WalSegment::containing(timeline, from, size);
+    let mut all = vec![segment];
+    while segment.number < last.number {
+        segment = segment.next();
+        all.push(segment);
+    }
+    all
+}
+
+/// Checks that every segment is in `pg_wal`, of full length, and begins with a page of its own.
+///
+/// # Errors
+/// [`Refusal::WalRecycledBeforeFreeze`] or [`Refusal::WalDamaged`].
+pub fn check(pg_wal: &Path, identity: WalIdentity, needed: &[WalSegment]) -> Result<()> {
+    needed.iter().try_for_each(|segment| check_segment(pg_wal, identity, *segment))
+}
+
+fn check_segment(pg_wal: &Path, identity: WalIdentity, segment: WalSegment) -> Result<()> {
+    let name = segment.file_name(identity.segment_size);
+    let path = pg_wal.join(&name);
+    let damaged = |why: String| Refusal::WalDamaged { segment: name.clone(), why }.into();
+    let mut file = match File::open(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let oldest = oldest(pg_wal, identity.segment_size)?;
+            return Err(Refusal::WalRecycledBeforeFreeze { needed: name, oldest }.into());
+        }
+        other => other.map_err(Error::io("read", &path))?,
+    };
+    let length = file.metadata().map_err(Error::io("look at", &path))?.len();
+    if length != u64::from(identity.segment_size.bytes()) {
+        return Err(damaged(format!(
+            "it has {length} bytes instead of {}",
+            identity.segment_size.bytes()
+        )));
+    }
+    let mut page = [0u8; 8192];
+    file.read_exact(&mut page).map_err(Error::io("read", &path))?;
+    wal_page::check_segment_header(
+        &page,
+        segment,
+        identity.segment_size,
+        Some(identity.system_identifier),
+    )
+    .map(|_| ())
+    .map_err(|e| damaged(e.to_string()))
+}
+
+/// Copies the segments and the timeline's history from `pg_wal` to `to`, then checks the copies,
+/// so that a segment recycled meanwhile is noticed. Returns the names.
+///
+/// # Errors
+/// As [`check`], and when a file can't be copied.
+pub fn copy(
+    pg_wal: &Path,
+    to: &Path,
+    identity: WalIdentity,
+    needed: &[WalSegment],
+) -> Result<Vec<String>> {
+    crate::files::create_directories(to)?;
+    check(pg_wal, identity, needed)?;
+    let mut names = Vec::new();
+    for segment in needed {
+        let name = segment.file_name(identity.segment_size);
+        copy_file(&pg_wal.join(&name), &to.join(&name))?;
+        names.push(name);
+    }
+    check(to, identity, needed)?;
+    let history = WalFileName::History(identity.timeline).file_name(identity.segment_size);
+    if pg_wal.join(&history).exists() {
+        copy_file(&pg_wal.join(&history), &to.join(&history))?;
+        names.push(history);
+    }
+    crate::files::sync_directory(to)?;
+    Ok(names)
+}
+
+/// Copies one file durably.
+///
+/// # Errors
+/// When it can't be read or written.
+pub fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    std::fs::copy(from, to).map_err(Error::io("copy", from))?;
+    File::open(to).and_then(|file| file.sync_all()).map_err(Error::io("sync", to))
+}
+
+fn oldest(pg_wal: &Path, size: WalSegmentSize) -> Result<String> {
+    let entries = std::fs::read_dir(pg_wal).map_err(Error::io("list", pg_wal))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let segments = names.filter(|name| WalSegment::parse(name, size).is_ok());
+    Ok(segments.min().unwrap_or_else(|| "none".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> WalIdentity {
+        WalIdentity {
+            system_identifier: SystemIdentifier::new(7),
+            segment_size: WalSegmentSize::new(1 << 24).unwrap(),
+            timeline: TimelineId::FIRST,
+        }
+    }
+
+    #[test]
+    fn the_last_segment_is_the_one_before_the_end() {
+        let names = |from: &str, to: &str| {
+            segments(identity(), from.parse().unwrap(), to.parse().unwrap())
+                .iter()
+                .map(|s| s.file_name(identity().segment_size))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names("0/2000028", "0/2000138"), ["000000010000000000000002"]);
+        assert_eq!(names("0/2000028", "0/4000000").len(), 2);
+        assert_eq!(names("0/2000028", "0/4000001").len(), 3);
+    }
+
+    #[test]
+    fn a_missing_and_a_foreign_segment_are_refused_by_name() {
+        let dir = std::env::temp_dir().join(format!("lockstep-wal-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let needed = segments(identity(), Lsn::new(0x200_0028), Lsn::new(0x200_0138));
+        let missing = check(&dir, identity(), &needed).unwrap_err();
+        assert!(missing.to_string().contains("000000010000000000000002 is gone"), "{missing}");
+        let path = dir.join("000000010000000000000002");
+        std::fs::write(&path, b"short").unwrap();
+        assert!(check(&dir, identity(), &needed).unwrap_err().to_string().contains("5 bytes"));
+        std::fs::write(&path, vec![0u8; 1 << 24]).unwrap();
+        let foreign = check(&dir, identity(), &needed).unwrap_err();
+        assert!(foreign.to_string().contains("is damaged"), "{foreign}");
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

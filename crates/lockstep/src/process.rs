@@ -1,0 +1,309 @@
+//! The only place that starts other programs: argv, never a shell.
+//!
+//! Every start is logged at debug with its arguments and its time; the tail of stderr is kept raw
+//! in the error. Children get their own process group, so that Ctrl-C ends Lockstep at the next
+//! step and not a `zfs snapshot` half way; a child marked cancellable is killed and waited for.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// How much of a failed program's stderr is kept, in bytes.
+const STDERR_TAIL: usize = 8 * 1024;
+
+/// A program that could not be started, or that ended with an error.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The program isn't there or may not be run.
+    #[error("cannot start \"{program}\"")]
+    Start {
+        /// The program's name.
+        program: String,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It ran and said no.
+    #[error("\"{command}\" failed ({status}): {}", without_usage(stderr))]
+    Exit {
+        /// The whole command line, for people to repeat.
+        command: String,
+        /// Its exit status.
+        status: ExitStatus,
+        /// The end of its stderr, verbatim.
+        stderr: String,
+    },
+}
+
+/// `zfs` prints pages of usage behind its reason.
+fn without_usage(stderr: &str) -> &str {
+    stderr.split("\nusage:").next().unwrap_or(stderr).trim()
+}
+
+impl CommandError {
+    /// What the program wrote on stderr; empty where it never ran.
+    #[must_use]
+    pub fn stderr(&self) -> &str {
+        match self {
+            Self::Start { .. } => "",
+            Self::Exit { stderr, .. } => stderr,
+        }
+    }
+
+    /// What to do about it, where that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Start { program, .. } => {
+                Some(format!("is \"{program}\" installed, and in the PATH of this user?"))
+            }
+            Self::Exit { stderr, .. } if stderr.contains("ermission denied") => {
+                Some("run lockstep as root, or delegate the right with `zfs allow`".into())
+            }
+            Self::Exit { .. } => None,
+        }
+    }
+}
+
+/// What a program printed.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Standard output as text; bytes that aren't UTF-8 are replaced.
+    pub stdout: String,
+    /// Standard error likewise, the tail of it.
+    pub stderr: String,
+}
+
+/// Who a program runs as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Credentials {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+/// A program with its arguments, ready to run.
+#[derive(Debug)]
+pub struct Program {
+    program: OsString,
+    args: Vec<OsString>,
+    credentials: Option<Credentials>,
+    directory: Option<std::path::PathBuf>,
+}
+
+impl Program {
+    /// The program `name`, looked up in PATH unless it is a path.
+    pub fn new(name: impl AsRef<OsStr>) -> Self {
+        Self {
+            program: name.as_ref().to_owned(),
+            args: Vec::new(),
+            credentials: None,
+            directory: None,
+        }
+    }
+
+    /// One argument more.
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    /// More arguments.
+    #[must_use]
+    pub fn args<I, S>(mut self, args: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// Run it as another user; the supplementary groups are dropped (only root can).
+    #[must_use]
+    pub fn as_user(mut self, credentials: Option<Credentials>) -> Self {
+        self.credentials = credentials;
+        self
+    }
+
+    /// Run it in a folder.
+    #[must_use]
+    pub fn current_dir(mut self, directory: &Path) -> Self {
+        self.directory = Some(directory.to_path_buf());
+        self
+    }
+
+    /// The command line as a person would type it.
+    #[must_use]
+    pub fn display(&self) -> String {
+        std::iter::once(&self.program)
+            .chain(&self.args)
+            .map(|word| quote(&word.to_string_lossy()))
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.command_here();
+        command.process_group(0);
+        command
+    }
+
+    fn command_here(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.args).env("LC_ALL", "C");
+        if let Some(Credentials { uid, gid }) = self.credentials {
+            command.uid(uid).gid(gid);
+        }
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
+        command
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Errors
+    /// When it can't be started or ends with a status other than 0.
+    pub fn run(&self) -> Result<Output, CommandError> {
+        let (output, status) = self.run_to_end()?;
+        if status.success() {
+            return Ok(output);
+        }
+        Err(CommandError::Exit { command: self.display(), status, stderr: output.stderr })
+    }
+
+    /// Runs it to its end and takes what it printed, however it ended.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn run_for_output(&self) -> Result<String, CommandError> {
+        Ok(self.run_to_end()?.0.stdout)
+    }
+
+    fn run_to_end(&self) -> Result<(Output, ExitStatus), CommandError> {
+        let began = Instant::now();
+        let command = self.display();
+        tracing::debug!(%command, "run");
+        let mut child = self
+            .command()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|source| self.start_error(source))?;
+        let stderr = child.stderr.take();
+        let reader = std::thread::spawn(move || stderr.map(read_tail).unwrap_or_default());
+        let mut stdout = Vec::new();
+        if let Some(mut pipe) = child.stdout.take() {
+            pipe.read_to_end(&mut stdout).map_err(|source| self.start_error(source))?;
+        }
+        let status = child.wait().map_err(|source| self.start_error(source))?;
+        let stderr = reader.join().unwrap_or_default();
+        tracing::debug!(%command, %status, milliseconds = began.elapsed().as_millis() as u64, "ended");
+        Ok((Output { stdout: String::from_utf8_lossy(&stdout).into_owned(), stderr }, status))
+    }
+
+    /// Starts it and leaves it running, both outputs appended to `log`.
+    ///
+    /// # Errors
+    /// When it can't be started or the log can't be opened.
+    pub fn start(&self, log: &std::fs::File) -> Result<Child, CommandError> {
+        tracing::debug!(command = %self.display(), "start");
+        let out = log.try_clone().map_err(|source| self.start_error(source))?;
+        let err = log.try_clone().map_err(|source| self.start_error(source))?;
+        self.command()
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err)
+            .spawn()
+            .map_err(|source| self.start_error(source))
+    }
+
+    /// Replaces this process by the program; returns only when that failed.
+    pub fn exec(&self) -> CommandError {
+        let source = self.command_here().exec();
+        self.start_error(source)
+    }
+
+    fn start_error(&self, source: std::io::Error) -> CommandError {
+        CommandError::Start { program: self.program.to_string_lossy().into_owned(), source }
+    }
+}
+
+/// Waits for a child without blocking for longer than `limit`; `None`: it still runs.
+pub fn wait_timeout(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn read_tail(mut pipe: impl Read) -> String {
+    let mut kept = Vec::new();
+    let mut chunk = [0u8; 4096];
+    while let Ok(n) = pipe.read(&mut chunk) {
+        if n == 0 {
+            break;
+        }
+        kept.extend_from_slice(&chunk[..n]);
+        if kept.len() > 2 * STDERR_TAIL {
+            kept.drain(..kept.len() - STDERR_TAIL);
+        }
+    }
+    let from = kept.len().saturating_sub(STDERR_TAIL);
+    String::from_utf8_lossy(&kept[from..]).into_owned()
+}
+
+/// A word as a POSIX shell would need it; for showing commands, never for running them.
+#[must_use]
+pub fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "@%+=:,./-_".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_keeps_stderr_and_the_command() {
+        let error = Program::new("ls").arg("/no such place").run().unwrap_err();
+        assert!(error.to_string().starts_with("\"ls '/no such place'\" failed (exit status: 2)"));
+        assert!(error.stderr().contains("No such file"));
+    }
+
+    #[test]
+    fn a_missing_program_says_so() {
+        let error = Program::new("lockstep-no-such-program").run().unwrap_err();
+        assert!(error.hint().is_some_and(|hint| hint.contains("installed")));
+    }
+
+    #[test]
+    fn nothing_passes_through_a_shell() {
+        let out = Program::new("echo").arg("$(id); `id` | cat").run().unwrap();
+        assert_eq!(out.stdout, "$(id); `id` | cat\n");
+    }
+
+    #[test]
+    fn words_are_shown_quoted() {
+        assert_eq!(quote("tank/pg@a:b"), "tank/pg@a:b");
+        assert_eq!(quote("it's"), r"'it'\''s'");
+        assert_eq!(quote(""), "''");
+    }
+}

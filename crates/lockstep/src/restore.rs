@@ -1,0 +1,171 @@
+//! A restore, from the set to a cluster that accepts connections.
+//!
+//! Everything is named in a journal before it is made; whatever goes wrong, nothing is left
+//! behind. The set's snapshots are only read: the restored cluster lives in clones of them.
+
+mod build;
+pub mod placement;
+pub mod run_server;
+pub mod target;
+mod tree;
+pub mod unfinished;
+mod verify;
+
+use std::path::PathBuf;
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::names::random_suffix;
+use crate::plan::layout::PartKind;
+use crate::plan::refusal::Refusal;
+use crate::set::journal::RestoreJournal;
+use crate::set::manifest::Manifest;
+use crate::steps;
+use crate::volume::zfs::DatasetName;
+
+use build::Build;
+use placement::{Naming, Placement};
+use target::Recovery;
+
+/// What a restore was asked for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// A set's id, its beginning, or `latest`.
+    pub set: String,
+    /// The folder that gets the cluster.
+    pub to: PathBuf,
+    /// Where recovery ends.
+    pub recovery: Recovery,
+    /// Tablespaces that go elsewhere: OID or name, folder.
+    pub tablespaces: Vec<(String, PathBuf)>,
+    /// Where the clones are made; beside their origins where left out.
+    pub dataset: Option<DatasetName>,
+    /// Start the server and wait until it accepts connections.
+    pub start: bool,
+    /// Its port; a free one is found for `start` where left out.
+    pub port: Option<u16>,
+    /// A throwaway server: its name and the settings that differ. It stays in its mount namespace.
+    pub clone: Option<CloneOptions>,
+}
+
+/// What is special about a throwaway server.
+#[derive(Debug, Clone)]
+pub struct CloneOptions {
+    /// The clone's name.
+    pub name: String,
+    /// Settings, over those of the cluster.
+    pub settings: Vec<(String, String)>,
+}
+
+/// A restored cluster.
+#[derive(Debug, Clone)]
+pub struct Restored {
+    /// The set it was made from.
+    pub set: Manifest,
+    /// The id on its clones.
+    pub id: String,
+    /// Where everything is.
+    pub placement: Placement,
+    /// The port, where one was set.
+    pub port: Option<u16>,
+    /// The server runs.
+    pub started: bool,
+    /// Where its socket is, where the server runs.
+    pub socket_directory: Option<PathBuf>,
+    /// What recovery said, in its own words.
+    pub recovery_log: Vec<String>,
+}
+
+/// Restores a set.
+///
+/// # Errors
+/// When the set can't be trusted, the target can't be reached, the place is in use, or anything
+/// fails on the way; then nothing is left behind.
+pub fn run(cx: &Context, request: &Request) -> Result<Restored> {
+    run_then(cx, request, |_, _| Ok(()))
+}
+
+/// The same, with a last step that belongs to it: when `finally` fails, all is undone.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_then(
+    cx: &Context,
+    request: &Request,
+    finally: impl FnOnce(&Restored, &RestoreJournal) -> Result<()>,
+) -> Result<Restored> {
+    unfinished::remove(cx)?;
+    let mut build = prepare(cx, request)?;
+    let result = build.run(finally);
+    if result.is_err() {
+        build.undo();
+    }
+    result
+}
+
+/// Whether a set is still what its manifest says: every snapshot by GUID, every file by hash.
+///
+/// # Errors
+/// What is gone or changed.
+pub fn check_set(cx: &Context, manifest: &Manifest) -> Result<()> {
+    verify::snapshots(cx, manifest)?;
+    verify::files(cx, manifest)
+}
+
+/// What [`run`] would do: the checks and the layout, with nothing made.
+///
+/// # Errors
+/// As [`run`] before it makes anything.
+pub fn plan(cx: &Context, request: &Request) -> Result<(Manifest, Placement)> {
+    let build = prepare(cx, request)?;
+    Ok((build.manifest, build.placement))
+}
+
+fn prepare<'a>(cx: &'a Context, request: &'a Request) -> Result<Build<'a>> {
+    let manifest = cx.state.find(&request.set)?;
+    let mut recovery = request.recovery.clone();
+    recovery.set_is_shut_down = manifest.strategy == crate::plan::Strategy::Cold;
+    recovery.check(&manifest)?;
+    check_set(cx, &manifest)?;
+    let directory = check_directory(cx, &request.to)?;
+    let id = match &request.clone {
+        Some(clone) => format!("clone-{}", clone.name),
+        None => format!("restore-{}", random_suffix()),
+    };
+    let naming = Naming { name: &id, parent: request.dataset.as_ref() };
+    let placement = placement::place(&manifest, &directory, &request.tablespaces, &naming)?;
+    for (_, path) in &request.tablespaces {
+        check_directory(cx, path)?;
+    }
+    Ok(Build::new(cx, request, recovery, manifest, placement, id))
+}
+
+/// The folder as an absolute path; it must be empty or not there, and not in the live cluster.
+fn check_directory(cx: &Context, path: &std::path::Path) -> Result<PathBuf> {
+    let path = std::path::absolute(path).map_err(Error::io("find", path))?;
+    let existing = path.ancestors().find(|ancestor| ancestor.exists());
+    let real = match existing {
+        Some(existing) => {
+            let base = std::fs::canonicalize(existing).map_err(Error::io("find", existing))?;
+            let rest = path.strip_prefix(existing).unwrap_or(std::path::Path::new(""));
+            if rest.as_os_str().is_empty() { base } else { base.join(rest) }
+        }
+        None => path.clone(),
+    };
+    if real.is_dir() && !crate::files::is_empty_directory(&real)? {
+        return Err(Refusal::DirectoryNotEmpty { path: real }.into());
+    }
+    if real.exists() && !real.is_dir() {
+        return Err(Error::usage(
+            format!("\"{}\" isn't a folder", real.display()),
+            "name a folder that is empty or doesn't exist yet",
+        ));
+    }
+    if let Ok(data) = std::fs::canonicalize(&cx.cluster.data_directory) {
+        if real.starts_with(&data) {
+            return Err(Refusal::DirectoryInsideCluster { path: real, part: PartKind::Data }.into());
+        }
+    }
+    steps::reached("restore.checked")?;
+    Ok(real)
+}

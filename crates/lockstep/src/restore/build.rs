@@ -1,0 +1,182 @@
+//! The making of a restored cluster, step by step, and its undoing.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::placement::Placement;
+use super::target::Recovery;
+use super::{Request, Restored, run_server, tree, unfinished};
+use crate::context::Context;
+use crate::error::Result;
+use crate::files;
+use crate::lock::Lock;
+use crate::postgres::recovery;
+use crate::process::Credentials;
+use crate::set::journal::{self, RestoreJournal};
+use crate::set::manifest::Manifest;
+use crate::steps;
+use crate::volume::zfs::CloneSpec;
+
+/// A restore under way.
+pub(super) struct Build<'a> {
+    pub(super) cx: &'a Context<'a>,
+    pub(super) request: &'a Request,
+    pub(super) recovery: Recovery,
+    pub(super) manifest: Manifest,
+    pub(super) placement: Placement,
+    pub(super) id: String,
+    pub(super) journal: RestoreJournal,
+    lock: Option<Lock>,
+}
+
+impl<'a> Build<'a> {
+    pub(super) fn new(
+        cx: &'a Context<'a>,
+        request: &'a Request,
+        recovery: Recovery,
+        manifest: Manifest,
+        placement: Placement,
+        id: String,
+    ) -> Self {
+        let journal = RestoreJournal {
+            id: id.clone(),
+            datasets: placement.clones.iter().map(|clone| clone.dataset.clone()).collect(),
+            data: placement.data.clone(),
+            places: places(&placement),
+            own: vec![placement.directory.join("log"), placement.directory.join("run")],
+            places_of_others: Vec::new(),
+        };
+        Self { cx, request, recovery, manifest, placement, id, journal, lock: None }
+    }
+
+    /// Makes the cluster; on an error call [`Self::undo`].
+    pub(super) fn run(
+        &mut self,
+        finally: impl FnOnce(&Restored, &RestoreJournal) -> Result<()>,
+    ) -> Result<Restored> {
+        let owner = self.cx.os_user()?;
+        self.lock = Some(unfinished::lock(self.cx, &self.id)?);
+        self.write_journal()?;
+        steps::reached("restore.journal")?;
+        self.make_directories(owner)?;
+        self.make_clones()?;
+        tree::prepare(self, owner)?;
+        steps::reached("restore.prepared")?;
+        let port = self.port()?;
+        self.write_settings(port, owner)?;
+        steps::reached("restore.settings")?;
+        let mut restored = Restored {
+            set: self.manifest.clone(),
+            id: self.id.clone(),
+            placement: self.placement.clone(),
+            port,
+            started: false,
+            socket_directory: None,
+            recovery_log: Vec::new(),
+        };
+        if self.request.start {
+            run_server::start(self, owner, &mut restored)?;
+            steps::reached("restore.started")?;
+        }
+        finally(&restored, &self.journal)?;
+        steps::reached("restore.done")?;
+        files::remove_file(&unfinished::journal_path(self.cx, &self.id))?;
+        unfinished::remove_lock(self.cx, &self.id);
+        Ok(restored)
+    }
+
+    /// Undoes everything; what can't be undone now stays in the journal for the next start.
+    pub(super) fn undo(&mut self) {
+        if self.lock.is_none() {
+            return;
+        }
+        if let Err(error) = unfinished::undo(self.cx, &self.journal) {
+            tracing::warn!(restore = %self.id, error = %error.chain(), "left for the next start to remove");
+            return;
+        }
+        if let Err(error) = files::remove_file(&unfinished::journal_path(self.cx, &self.id)) {
+            tracing::warn!(error = %error.chain(), "a journal entry stays");
+        }
+        unfinished::remove_lock(self.cx, &self.id);
+    }
+
+    pub(super) fn write_journal(&self) -> Result<()> {
+        journal::write(&unfinished::journal_path(self.cx, &self.id), &self.journal)
+    }
+
+    fn make_directories(&self, owner: Option<Credentials>) -> Result<()> {
+        files::create_directories(&self.placement.directory)?;
+        files::create_owned_directory(&self.placement.directory, owner)?;
+        for folder in ["log", "run", "tablespaces"] {
+            files::create_owned_directory(&self.placement.directory.join(folder), owner)?;
+        }
+        if self.placement.clones.iter().any(|c| c.mountpoint.starts_with(self.volumes())) {
+            files::create_owned_directory(&self.volumes(), owner)?;
+        }
+        Ok(())
+    }
+
+    fn volumes(&self) -> PathBuf {
+        self.placement.directory.join("volumes")
+    }
+
+    fn make_clones(&self) -> Result<()> {
+        for (index, clone) in self.placement.clones.iter().enumerate() {
+            self.cx.zfs.clone_snapshot(&CloneSpec {
+                origin: &clone.origin,
+                dataset: &clone.dataset,
+                mountpoint: &clone.mountpoint,
+                properties: &[
+                    ("lockstep:restore", self.id.clone()),
+                    ("lockstep:owner", self.cx.state.owner().to_owned()),
+                ],
+            })?;
+            steps::reached(&format!("restore.cloned-{}", index + 1))?;
+        }
+        Ok(())
+    }
+
+    fn port(&self) -> Result<Option<u16>> {
+        match self.request.port {
+            None if self.request.start => run_server::free_port().map(Some),
+            port => Ok(port),
+        }
+    }
+
+    /// What postgresql.auto.conf gets.
+    pub(super) fn write_settings(
+        &self,
+        port: Option<u16>,
+        owner: Option<Credentials>,
+    ) -> Result<()> {
+        let mut settings: BTreeMap<String, String> =
+            recovery::settings(&self.recovery, port).into_iter().collect();
+        if let Some(clone) = &self.request.clone {
+            settings.extend(clone.settings.iter().cloned());
+        }
+        let settings: Vec<_> = settings.into_iter().collect();
+        tree::write_auto_conf(&self.placement.data, &settings, owner)?;
+        if self.recovery.needs_signal() {
+            files::write_owned(&self.placement.data.join("recovery.signal"), b"", owner)?;
+        }
+        Ok(())
+    }
+}
+
+/// What is made that is empty once the clones are gone, the innermost first.
+fn places(placement: &Placement) -> Vec<PathBuf> {
+    let directory = &placement.directory;
+    let mut places: Vec<PathBuf> = placement.links.iter().map(|(link, _)| link.clone()).collect();
+    places.extend(placement.clones.iter().map(|clone| clone.mountpoint.clone()));
+    places.extend([directory.join("tablespaces"), directory.join("volumes")]);
+    // Folders above a place that aren't there yet are Lockstep's too.
+    let tops: Vec<&Path> = std::iter::once(directory.as_path())
+        .chain(placement.tablespaces.values().map(|t| t.link.as_path()))
+        .collect();
+    for top in tops {
+        places.extend(top.ancestors().take_while(|path| !path.exists()).map(Path::to_path_buf));
+    }
+    places.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
+    places.dedup();
+    places
+}

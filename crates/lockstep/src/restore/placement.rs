@@ -1,0 +1,189 @@
+//! Where everything of a restored cluster goes: from a manifest and a folder to mount points and
+//! links. A pure function; nothing is made here.
+//!
+//! ```text
+//! DIR/data               the data directory
+//! DIR/wal                pg_wal
+//! DIR/tablespaces/OID    the tablespaces
+//! DIR/volumes/N          a volume of which a part is only a folder; the above are then links into it
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::plan::layout::PartKind;
+use crate::set::manifest::{Manifest, SetPart};
+use crate::volume::zfs::{DatasetName, SnapshotName};
+
+/// Where things go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// DIR.
+    pub directory: PathBuf,
+    /// One clone a volume, in the manifest's order.
+    pub clones: Vec<PlacedClone>,
+    /// Links to make: (link, what it points at).
+    pub links: Vec<(PathBuf, PathBuf)>,
+    /// The data directory without links.
+    pub data: PathBuf,
+    /// pg_wal without links.
+    pub wal: PathBuf,
+    /// What PGDATA/pg_wal has to point at; `None` where it is a folder in the data directory.
+    pub wal_link: Option<PathBuf>,
+    /// By OID.
+    pub tablespaces: BTreeMap<u32, PlacedTablespace>,
+}
+
+/// A clone and its mount point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedClone {
+    /// What it is a clone of.
+    pub origin: SnapshotName,
+    /// Its own name.
+    pub dataset: DatasetName,
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+}
+
+/// A tablespace's old and new place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedTablespace {
+    /// The path in the original cluster.
+    pub original: PathBuf,
+    /// What pg_tblspc/OID points at.
+    pub link: PathBuf,
+    /// The same without links.
+    pub real: PathBuf,
+}
+
+/// Names of the clones: below `parent` where given, else beside each volume's dataset.
+#[derive(Debug, Clone)]
+pub struct Naming<'a> {
+    /// `restore-ab12` or `clone-NAME`.
+    pub name: &'a str,
+    /// `--dataset`.
+    pub parent: Option<&'a DatasetName>,
+}
+
+/// Lays out `manifest` under `directory`, tablespaces at `elsewhere` where it names them.
+///
+/// # Errors
+/// [`Error::Usage`] for a tablespace that the set doesn't have or a parent in another pool.
+pub fn place(
+    manifest: &Manifest,
+    directory: &Path,
+    elsewhere: &[(String, PathBuf)],
+    naming: &Naming<'_>,
+) -> Result<Placement> {
+    let elsewhere = resolve(manifest, elsewhere)?;
+    let part_path = |kind: &PartKind| match kind {
+        PartKind::Data => directory.join("data"),
+        PartKind::Wal => directory.join("wal"),
+        PartKind::Tablespace { oid, .. } => elsewhere
+            .get(oid)
+            .cloned()
+            .unwrap_or_else(|| directory.join("tablespaces").join(oid.to_string())),
+    };
+    let mut clones = Vec::new();
+    for (index, volume) in manifest.volumes.iter().enumerate() {
+        let root = volume.parts.iter().find(|part| part.inside.as_os_str().is_empty());
+        clones.push(PlacedClone {
+            origin: volume.snapshot_name(),
+            dataset: clone_name(&volume.dataset, index, volume.parts.first(), naming)?,
+            mountpoint: match root {
+                Some(part) => part_path(&part.kind),
+                None => directory.join("volumes").join((index + 1).to_string()),
+            },
+        });
+    }
+    let real = |volume: usize, part: &SetPart| {
+        let mount: &PathBuf = &clones[volume].mountpoint;
+        if part.inside.as_os_str().is_empty() { mount.clone() } else { mount.join(&part.inside) }
+    };
+    let missing = |what: &str| Error::failed(format!("set {} names no {what}", manifest.set));
+    let find = |kind: PartKind| manifest.parts().find(move |(_, part)| part.kind == kind);
+    let (data_volume, data_part) = find(PartKind::Data).ok_or_else(|| missing("data directory"))?;
+    let (wal_volume, wal_part) = find(PartKind::Wal).ok_or_else(|| missing("pg_wal"))?;
+    let data = real(data_volume, data_part);
+    let wal_in_data =
+        wal_volume == data_volume && wal_part.inside == data_part.inside.join("pg_wal");
+    let mut links = Vec::new();
+    let mut tablespaces = BTreeMap::new();
+    for (volume, part) in manifest.parts() {
+        let path = part_path(&part.kind);
+        let real = real(volume, part);
+        if path != real {
+            links.push((path.clone(), real.clone()));
+        }
+        if let PartKind::Tablespace { oid, .. } = part.kind {
+            let original = part.path.clone();
+            tablespaces.insert(oid, PlacedTablespace { original, link: path, real });
+        }
+    }
+    Ok(Placement {
+        directory: directory.to_path_buf(),
+        wal: if wal_in_data { data.join("pg_wal") } else { real(wal_volume, wal_part) },
+        wal_link: (!wal_in_data).then(|| directory.join("wal")),
+        clones,
+        links,
+        data,
+        tablespaces,
+    })
+}
+
+/// `--tablespace OID_OR_NAME=DIR` by OID.
+fn resolve(manifest: &Manifest, elsewhere: &[(String, PathBuf)]) -> Result<BTreeMap<u32, PathBuf>> {
+    let mut by_oid = BTreeMap::new();
+    for (which, path) in elsewhere {
+        let oid = manifest.parts().find_map(|(_, part)| match &part.kind {
+            PartKind::Tablespace { oid, name }
+                if oid.to_string() == *which || name.as_deref() == Some(which) =>
+            {
+                Some(*oid)
+            }
+            _ => None,
+        });
+        let oid = oid.ok_or_else(|| {
+            let known: Vec<_> = manifest
+                .parts()
+                .filter(|(_, part)| matches!(part.kind, PartKind::Tablespace { .. }))
+                .map(|(_, part)| part.kind.to_string())
+                .collect();
+            Error::usage(
+                format!("set {} has no tablespace \"{which}\"", manifest.set),
+                format!(
+                    "it has: {}",
+                    if known.is_empty() { "none".into() } else { known.join(", ") }
+                ),
+            )
+        })?;
+        if by_oid.insert(oid, path.clone()).is_some() {
+            return Err(Error::usage(
+                format!("tablespace \"{which}\" is named twice"),
+                "give each tablespace one --tablespace",
+            ));
+        }
+    }
+    Ok(by_oid)
+}
+
+fn clone_name(
+    dataset: &DatasetName,
+    index: usize,
+    part: Option<&SetPart>,
+    naming: &Naming<'_>,
+) -> Result<DatasetName> {
+    let beside = dataset.parent().unwrap_or_else(|| dataset.clone());
+    let parent = naming.parent.unwrap_or(&beside);
+    if parent.pool() != dataset.pool() && naming.parent.is_some() {
+        // A clone lives in its origin's pool; --dataset can name one pool's place only.
+        return clone_name(dataset, index, part, &Naming { name: naming.name, parent: None });
+    }
+    let part = part.map_or_else(|| index.to_string(), |part| part.kind.id());
+    Ok(parent.child(&format!("lockstep-{}-{part}", naming.name)))
+}
+
+#[cfg(test)]
+#[path = "placement_tests.rs"]
+mod tests;

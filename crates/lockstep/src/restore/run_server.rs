@@ -1,0 +1,250 @@
+//! Starting a restored cluster: recovery in a private mount namespace, then, for a cluster that is
+//! to stay, once more outside it.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use pgfiles::lsn::Lsn;
+
+use super::build::Build;
+use super::target::{Action, Target};
+use super::{Restored, tree, unfinished};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::isolation::{self, Bind, Isolation};
+use crate::plan::refusal::Refusal;
+use crate::postgres::instance;
+use crate::postgres::server::{self, Launch, Outcome, Server, Stop};
+use crate::process::{Credentials, Program};
+
+/// The longest path of a Unix socket (sun_path), less the name that PostgreSQL adds.
+const LONGEST_SOCKET_DIRECTORY: usize = 107 - "/.s.PGSQL.65535.lock".len();
+
+/// A port that nobody listens on.
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).and_then(|socket| socket.local_addr());
+    listener.map(|address| address.port()).map_err(|e| Error::failed("no free port").because(e))
+}
+
+/// Starts the server and waits until it accepts connections.
+pub(super) fn start(
+    build: &mut Build,
+    user: Option<Credentials>,
+    restored: &mut Restored,
+) -> Result<()> {
+    let bin_dir =
+        instance::bin_dir(build.cx.cluster.bin_dir.as_deref(), build.manifest.postgres.major)?;
+    let isolation = isolate(build, &bin_dir, user)?;
+    let directory = build.placement.directory.clone();
+    let (data, log) = (build.placement.data.clone(), directory.join("log/server.log"));
+    let sockets = socket_directory(&directory);
+    let launch = Launch {
+        bin_dir: &bin_dir,
+        data: &data,
+        log: &log,
+        user,
+        options: first_options(&sockets),
+        isolation: isolation.as_ref(),
+    };
+    let mut server = server::start(&launch)?;
+    let pauses = build.recovery.action == Action::Pause && build.recovery.target != Target::End;
+    let waited = server.wait(pauses, |words| tracing::info!("recovery: {words}"));
+    let outcome = waited.map_err(|error| explain(build, &server, error))?;
+    restored.recovery_log = server.recovery_log();
+    restored.started = outcome != Outcome::ShutDown;
+    if outcome == Outcome::Ready && build.request.clone.is_none() && isolation.is_some() {
+        move_out(build, &mut server, &launch, &isolation)?;
+    }
+    restored.socket_directory = instance::socket_directory(&data);
+    Ok(())
+}
+
+/// Recovery has ended, so nothing is replayed any more: the server leaves its namespace.
+fn move_out(
+    build: &mut Build,
+    server: &mut Server,
+    launch: &Launch<'_>,
+    isolation: &Option<Isolation>,
+) -> Result<()> {
+    server.stop(Stop::Fast)?;
+    let binds = isolation.iter().flat_map(|isolation| &isolation.binds);
+    let moved: Vec<_> = binds.map(|bind| (bind.at.clone(), link_of(build, &bind.from))).collect();
+    tree::correct_links(launch.data, &moved)?;
+    // From here on only its own configuration counts, as at every later start.
+    let mut again = server::start(&Launch { isolation: None, options: Vec::new(), ..*launch })?;
+    again.wait(false, |_| ())?;
+    build.journal.places_of_others.iter().try_for_each(|path| unfinished::remove_place(path))
+}
+
+/// What a link in pg_tblspc should point at for a folder of the restored cluster.
+fn link_of(build: &Build, real: &Path) -> PathBuf {
+    let mut known = build.placement.tablespaces.values();
+    known.find(|t| t.real == real).map_or_else(|| real.to_path_buf(), |t| t.link.clone())
+}
+
+/// Lockstep's own servers log where Lockstep reads, and open their socket where it fits.
+fn first_options(sockets: &Path) -> Vec<(String, String)> {
+    [
+        ("logging_collector", "off".to_owned()),
+        ("log_destination", "stderr".to_owned()),
+        ("log_min_messages", "warning".to_owned()),
+        ("lc_messages", "C".to_owned()),
+        ("unix_socket_directories", sockets.display().to_string()),
+        ("listen_addresses", "localhost".to_owned()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .to_vec()
+}
+
+fn socket_directory(directory: &Path) -> PathBuf {
+    let run = directory.join("run");
+    // unix_socket_directories is a list between commas, and a quote in it would need quoting.
+    let plain = run.to_str().is_some_and(|text| !text.contains([',', '"', ' ']));
+    if plain && run.as_os_str().len() <= LONGEST_SOCKET_DIRECTORY { run } else { "/tmp".into() }
+}
+
+/// The namespace: the original tablespace paths lead to the restored cluster.
+fn isolate(
+    build: &mut Build,
+    bin_dir: &Path,
+    user: Option<Credentials>,
+) -> Result<Option<Isolation>> {
+    if !isolation::possible() {
+        tracing::warn!(
+            "not root: the server gets no mount namespace; a replayed CREATE TABLESPACE would use the original path"
+        );
+        return Ok(None);
+    }
+    let placement = build.placement.clone();
+    let mut binds: Vec<Bind> = placement
+        .tablespaces
+        .values()
+        .map(|t| Bind { from: t.real.clone(), at: t.original.clone() })
+        .collect();
+    for (oid, original) in created_later(build, bin_dir)? {
+        if placement.tablespaces.contains_key(&oid) || binds.iter().any(|b| b.at == original) {
+            continue;
+        }
+        let folder = placement.directory.join("tablespaces").join(oid.to_string());
+        build.journal.own.push(folder.clone());
+        binds.push(Bind { from: folder, at: original });
+    }
+    for at in binds.iter().map(|bind| &bind.at) {
+        let missing = at.ancestors().take_while(|path| !path.exists()).map(Path::to_path_buf);
+        build.journal.places_of_others.extend(missing);
+    }
+    build.write_journal()?;
+    for Bind { from, at } in &binds {
+        if !from.exists() {
+            files::create_owned_directory(from, user)?;
+        }
+        files::create_directories(at)?;
+    }
+    let mut own: Vec<PathBuf> = placement.clones.iter().map(|c| c.mountpoint.clone()).collect();
+    own.sort();
+    let mut writable = vec![placement.directory.clone()];
+    writable.extend(isolation::USUAL.map(PathBuf::from));
+    writable.extend(build.cx.cluster.clones.writable.iter().cloned());
+    let real = writable.iter().filter_map(|path| std::fs::canonicalize(path).ok());
+    let mut writable: Vec<_> = real.collect();
+    writable.sort();
+    writable.dedup();
+    // A folder inside another is writable with it.
+    let outer = writable.clone();
+    writable.retain(|path| {
+        !outer.iter().any(|o| o != path && path.starts_with(o)) || own.contains(path)
+    });
+    Ok(Some(Isolation { own, writable, binds }))
+}
+
+/// Tablespaces that the set doesn't have and that recovery may create: those of the live cluster
+/// as it is now, and those in the set's own WAL.
+fn created_later(build: &Build, bin_dir: &Path) -> Result<Vec<(u32, PathBuf)>> {
+    let live = &build.cx.cluster.data_directory;
+    let mut all = if live.is_dir() { instance::tablespace_links(live)? } else { Vec::new() };
+    let Some(start) = build.manifest.start_lsn.filter(|_| build.recovery.needs_signal()) else {
+        return Ok(all);
+    };
+    all.extend(created_in_wal(build, bin_dir, start));
+    Ok(all)
+}
+
+fn created_in_wal(build: &Build, bin_dir: &Path, start: Lsn) -> Vec<(u32, PathBuf)> {
+    let pg_waldump = Program::new(bin_dir.join("pg_waldump"))
+        .arg("-p")
+        .arg(&build.placement.wal)
+        .args(["-r", "Tablespace", "-t", &build.manifest.timeline().get().to_string()])
+        .args(["-s", &start.to_string()]);
+    // It ends with an error where the WAL ends; what it printed before is what counts.
+    let text = match pg_waldump.run_for_output() {
+        Ok(text) => text,
+        Err(error) => {
+            tracing::warn!(%error, "can't look for new tablespaces in the set's WAL");
+            return Vec::new();
+        }
+    };
+    parse_creates(&text)
+}
+
+/// Lines of pg_waldump such as `… desc: CREATE 16432 "/srv/ts"` (tblspcdesc.c).
+fn parse_creates(text: &str) -> Vec<(u32, PathBuf)> {
+    text.lines()
+        .filter_map(|line| {
+            let (_, rest) = line.split_once("desc: CREATE ")?;
+            let (oid, path) = rest.split_once(' ')?;
+            let path = path.strip_prefix('"')?.strip_suffix('"')?;
+            Some((oid.parse().ok()?, PathBuf::from(path)))
+        })
+        .filter(|(_, path)| path.is_absolute())
+        .collect()
+}
+
+/// PostgreSQL's reason to end recovery, where Lockstep knows it.
+fn explain(build: &Build, server: &Server, error: Error) -> Error {
+    let said = |words: &str| server.said().iter().any(|line| line.contains(words));
+    if said("requested recovery stop point is before consistent recovery point") {
+        let earliest = match build.manifest.floor_lsn {
+            Some(floor) => format!("LSN {floor}"),
+            None => "the end of the WAL in the set".into(),
+        };
+        let target = format!("{:?}", build.recovery.target);
+        return Refusal::TargetBeforeConsistency { target, earliest }.into();
+    }
+    if said("recovery ended before configured recovery target was reached") {
+        return error.with_hint(
+            "the set's own WAL ends before the target: give --restore-command so that recovery can fetch more, or check the target",
+        );
+    }
+    if said("Read-only file system") {
+        return error.with_hint(
+            "recovery wanted to write outside the restored cluster: name the folder in clone.writable if it may (the log of a restore_command), or restore on another host",
+        );
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn created_tablespaces_are_found_in_the_wal() {
+        let text = "rmgr: Tablespace  len (rec/tot): 38/ 38, tx: 7, lsn: 0/1, prev 0/0, desc: CREATE 16432 \"/srv/my ts\"\n\
+                    rmgr: Tablespace  len (rec/tot): 38/ 38, tx: 7, lsn: 0/1, prev 0/0, desc: DROP 16432\n\
+                    rmgr: Tablespace  len (rec/tot): 38/ 38, tx: 7, lsn: 0/1, prev 0/0, desc: CREATE 16433 \"pg_tblspc/16433\"\n";
+        assert_eq!(parse_creates(text), [(16432, PathBuf::from("/srv/my ts"))]);
+    }
+
+    #[test]
+    fn a_long_or_odd_folder_gets_its_socket_elsewhere() {
+        assert_eq!(socket_directory(Path::new("/r")), Path::new("/r/run"));
+        assert_eq!(socket_directory(Path::new("/a, b")), Path::new("/tmp"));
+        assert_eq!(
+            socket_directory(Path::new(&format!("/{}", "x".repeat(100)))),
+            Path::new("/tmp")
+        );
+    }
+}

@@ -1,0 +1,156 @@
+//! Where recovery is to end, and whether a set can get there.
+
+use jiff::Timestamp;
+use pgfiles::lsn::Lsn;
+
+use crate::error::{Error, Result};
+use crate::plan::refusal::Refusal;
+use crate::plan::strategy::Strategy;
+use crate::set::manifest::Manifest;
+
+/// Where recovery ends.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Target {
+    /// At the end of the WAL that can be had.
+    #[default]
+    End,
+    /// recovery_target_time.
+    Time(Timestamp),
+    /// recovery_target_lsn.
+    Lsn(Lsn),
+    /// recovery_target_xid.
+    Xid(u64),
+    /// recovery_target_name.
+    Name(String),
+    /// As soon as the cluster is consistent.
+    Immediate,
+}
+
+/// What happens at the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Action {
+    /// The cluster takes writes, on a new timeline.
+    #[default]
+    Promote,
+    /// It stays in recovery and can be read.
+    Pause,
+    /// It stops.
+    Shutdown,
+}
+
+impl Action {
+    /// The value of recovery_target_action.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Promote => "promote",
+            Self::Pause => "pause",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// All that is asked of recovery.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Recovery {
+    /// Where it ends.
+    pub target: Target,
+    /// recovery_target_timeline: a number, `current` or `latest` (PostgreSQL's default).
+    pub timeline: Option<String>,
+    /// What happens there.
+    pub action: Action,
+    /// How WAL beyond the set's own is fetched.
+    pub restore_command: Option<String>,
+    /// The set was shut down: it needs no recovery of its own.
+    pub set_is_shut_down: bool,
+    /// archive_mode stays as it was.
+    pub keep_archiving: bool,
+}
+
+impl Recovery {
+    /// Whether recovery.signal is written. A cold set without a target or an archive starts as it
+    /// is; every other restored cluster gets a timeline of its own.
+    #[must_use]
+    pub fn needs_signal(&self) -> bool {
+        !self.set_is_shut_down || self.target != Target::End || self.restore_command.is_some()
+    }
+
+    /// Refuses a target that lies before the set is consistent, as far as the manifest can tell;
+    /// PostgreSQL refuses the rest.
+    ///
+    /// # Errors
+    /// [`Refusal::TargetBeforeConsistency`] with the earliest possible target.
+    pub fn check(&self, manifest: &Manifest) -> Result<(), Refusal> {
+        let before = |target: String, earliest: String| {
+            Err(Refusal::TargetBeforeConsistency { target, earliest })
+        };
+        let floor = manifest.floor_lsn.or(match manifest.strategy {
+            Strategy::Cold => manifest.start_lsn,
+            _ => None,
+        });
+        match (&self.target, floor, manifest.consistent_at) {
+            (Target::Lsn(lsn), Some(floor), _) if *lsn < floor => {
+                before(format!("LSN {lsn}"), format!("LSN {floor}"))
+            }
+            (Target::Time(time), _, Some(earliest)) if *time < earliest => {
+                before(format!("time {time}"), format!("{earliest}"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A time as people write it: RFC 3339, PostgreSQL's form (`2026-11-23 19:45:12.5+00`), or without
+/// a zone, which then is this host's.
+///
+/// # Errors
+/// [`Error::Usage`] with the forms that are understood.
+pub fn parse_time(text: &str) -> Result<Timestamp> {
+    let trimmed = text.trim();
+    let mut iso = trimmed.replacen(' ', "T", 1);
+    let bytes = iso.as_bytes();
+    // PostgreSQL prints whole-hour offsets with two digits.
+    if bytes.len() > 13 && matches!(bytes[bytes.len() - 3], b'+' | b'-') && iso[11..].contains(':')
+    {
+        iso.push_str(":00");
+    }
+    if let Ok(time) = iso.parse::<Timestamp>() {
+        return Ok(time);
+    }
+    let civil = iso.parse::<jiff::civil::DateTime>().ok();
+    let zoned = civil.and_then(|time| time.to_zoned_datetime(jiff::tz::TimeZone::system()).ok());
+    zoned.map(|zoned| zoned.timestamp()).ok_or_else(|| {
+        Error::usage(
+            format!("\"{text}\" is no time"),
+            "write it as 2026-11-23T19:45:12Z, \"2026-11-23 19:45:12+01\", or without a zone for this host's",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_in_the_usual_forms() {
+        let utc = |text| parse_time(text).unwrap().to_string();
+        assert_eq!(utc("2026-11-23T19:45:12Z"), "2026-11-23T19:45:12Z");
+        assert_eq!(utc("2026-11-23 19:45:12.25+00"), "2026-11-23T19:45:12.25Z");
+        assert_eq!(utc("2026-11-23 19:45:12-03:30"), "2026-11-23T23:15:12Z");
+        assert_eq!(utc("2026-11-23 19:45:12+05"), "2026-11-23T14:45:12Z");
+        assert!(parse_time("2026-11-23 19:45:12").is_ok());
+        assert!(parse_time("2026-11-23").is_ok());
+        for bad in ["", "now", "yesterday", "19:45", "2026-13-01", "é"] {
+            assert_eq!(parse_time(bad).unwrap_err().exit_code(), 2, "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_a_cold_set_without_a_target_starts_without_recovery() {
+        let cold = Recovery { set_is_shut_down: true, ..Recovery::default() };
+        assert!(!cold.needs_signal());
+        assert!(Recovery { target: Target::Immediate, ..cold.clone() }.needs_signal());
+        assert!(Recovery { restore_command: Some("x".into()), ..cold }.needs_signal());
+        assert!(Recovery::default().needs_signal());
+    }
+}

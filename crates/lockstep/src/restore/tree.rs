@@ -1,0 +1,274 @@
+//! What is changed in the restored tree: links, leftovers of the old server, pg_control, the
+//! label, the set's WAL.
+//!
+//! The clone of the data directory still points at the live cluster's pg_wal and tablespaces, so
+//! the links are turned first of all.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use pgfiles::tablespace_map::TablespaceMap;
+
+use super::build::Build;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::plan::strategy::Strategy;
+use crate::postgres::instance::{self, PG_CONTROL, path_bytes};
+use crate::postgres::{recovery, wal};
+use crate::process::Credentials;
+use crate::set::manifest::WalStored;
+
+/// Files that belong to the old server alone (basebackup.c and pg_rewind skip the same).
+const FILES: [&str; 10] = [
+    "postmaster.pid",
+    "postmaster.opts",
+    "backup_label",
+    "backup_label.old",
+    "tablespace_map",
+    "tablespace_map.old",
+    "recovery.signal",
+    "standby.signal",
+    "recovery.conf",
+    "current_logfiles",
+];
+
+/// Folders whose contents PostgreSQL makes anew (excludeDirContents in basebackup.c), and
+/// archive_status, whose .ready files are the old archiver's business.
+const CONTENTS: [&str; 8] = [
+    "pg_replslot",
+    "pg_stat_tmp",
+    "pg_dynshmem",
+    "pg_notify",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_subtrans",
+    "pg_wal/archive_status",
+];
+
+/// Makes the clones one cluster.
+pub(super) fn prepare(build: &Build, owner: Option<Credentials>) -> Result<()> {
+    turn_links(build)?;
+    clean(build)?;
+    place_wal(build, owner)?;
+    place_control(build, owner)?;
+    place_label(build, owner)?;
+    place_configuration(build, owner)
+}
+
+fn turn_links(build: &Build) -> Result<()> {
+    let placement = &build.placement;
+    let make = |link: &Path, target: &Path| symlink(target, link).map_err(Error::io("link", link));
+    for (link, target) in &placement.links {
+        if let Some(parent) = link.parent() {
+            files::create_directories(parent)?;
+        }
+        make(link, target)?;
+    }
+    if let Some(target) = &placement.wal_link {
+        let link = placement.data.join("pg_wal");
+        unlink(&link)?;
+        make(&link, target)?;
+    }
+    let folder = placement.data.join("pg_tblspc");
+    for (oid, _) in instance::tablespace_links(&placement.data)? {
+        let link = folder.join(oid.to_string());
+        unlink(&link)?;
+        // A link that the manifest doesn't know belongs to no part: it must not lead anywhere.
+        if let Some(tablespace) = placement.tablespaces.get(&oid) {
+            make(&link, &tablespace.link)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a link, or the empty folder that a nested dataset was mounted on.
+fn unlink(path: &Path) -> Result<()> {
+    let is_folder = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+    if is_folder {
+        std::fs::remove_dir(path).map_err(Error::io("remove", path))
+    } else {
+        files::remove_file(path)
+    }
+}
+
+fn clean(build: &Build) -> Result<()> {
+    let data = &build.placement.data;
+    FILES.iter().try_for_each(|name| files::remove_file(&data.join(name)))?;
+    CONTENTS.iter().try_for_each(|name| files::empty_directory(&data.join(name)))?;
+    remove_named(&data.join("global"), b"pg_internal.init")?;
+    remove_named(&data.join("base"), b"pgsql_tmp")?;
+    for database in folders(&data.join("base"))? {
+        remove_named(&database, b"pg_internal.init")?;
+    }
+    for tablespace in build.placement.tablespaces.values() {
+        for version in folders(&tablespace.real)? {
+            remove_named(&version, b"pgsql_tmp")?;
+            for database in folders(&version)? {
+                remove_named(&database, b"pg_internal.init")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes everything in a folder whose name begins with `prefix`.
+fn remove_named(folder: &Path, prefix: &[u8]) -> Result<()> {
+    for entry in list(folder)? {
+        if entry.file_name().unwrap_or_default().as_bytes().starts_with(prefix) {
+            if entry.is_dir() { files::remove_tree(&entry)? } else { files::remove_file(&entry)? }
+        }
+    }
+    Ok(())
+}
+
+fn folders(folder: &Path) -> Result<Vec<PathBuf>> {
+    Ok(list(folder)?.into_iter().filter(|path| path.is_dir()).collect())
+}
+
+fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(Error::io("list", folder))?,
+    };
+    entries.map(|entry| Ok(entry.map_err(Error::io("list", folder))?.path())).collect()
+}
+
+/// Puts the set's own WAL into pg_wal, in the place of what the data snapshot caught there.
+fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
+    if build.manifest.wal.stored != WalStored::Files {
+        // The snapshot was checked when the set was taken; this is the proof that it is still so.
+        let identity = build.manifest.wal_identity()?;
+        let names = build.manifest.wal.segments.iter();
+        let segments: Vec<_> = names
+            .filter_map(|name| {
+                pgfiles::wal_name::WalSegment::parse(name, identity.segment_size).ok()
+            })
+            .collect();
+        return wal::check(&build.placement.wal, identity, &segments);
+    }
+    let pg_wal = &build.placement.wal;
+    for path in list(pg_wal)? {
+        if !path.is_dir() {
+            files::remove_file(&path)?;
+        }
+    }
+    let from = build.cx.state.set_directory(&build.manifest.set).join("wal");
+    for name in &build.manifest.wal.segments {
+        let to = pg_wal.join(name);
+        wal::copy_file(&from.join(name), &to)?;
+        files::give_to(&to, owner)?;
+    }
+    Ok(())
+}
+
+/// pg_control as the strategy needs it.
+fn place_control(build: &Build, owner: Option<Credentials>) -> Result<()> {
+    let path = build.placement.data.join(PG_CONTROL);
+    let control = instance::read_control(&build.placement.data)?;
+    if control.system_identifier.to_string() != build.manifest.postgres.system_identifier {
+        return Err(crate::plan::refusal::Refusal::SetDamaged {
+            set: build.manifest.set.to_string(),
+            why: format!(
+                "pg_control in the snapshot is of cluster {}, the manifest's is {}",
+                control.system_identifier, build.manifest.postgres.system_identifier
+            ),
+        }
+        .into());
+    }
+    let bytes = match (build.manifest.strategy, build.manifest.floor_lsn) {
+        // Recovery starts where backup_label says. Without the label PostgreSQL would start at
+        // pg_control's own checkpoint and be silently corrupt; now it finds none there.
+        (Strategy::Label, _) => control.with_checkpoint_unusable(),
+        // PostgreSQL itself then refuses to end recovery before the floor.
+        (Strategy::Ordered, Some(floor)) => {
+            control.with_min_recovery_point(floor, build.manifest.timeline())
+        }
+        _ => return Ok(()),
+    };
+    files::write_owned(&path, &bytes, owner)
+}
+
+fn place_label(build: &Build, owner: Option<Credentials>) -> Result<()> {
+    if build.manifest.strategy != Strategy::Label {
+        return Ok(());
+    }
+    let data = &build.placement.data;
+    let label = build.cx.state.read_set_file(&build.manifest, "backup_label")?;
+    let map = build.cx.state.read_set_file(&build.manifest, "tablespace_map")?;
+    if !map.is_empty() {
+        let map = moved_map(build, &map)?;
+        files::write_owned(&data.join("tablespace_map"), &map, owner)?;
+    }
+    files::write_owned(&data.join("backup_label"), &label, owner)?;
+    files::sync_directory(data)
+}
+
+/// tablespace_map with the new places; PostgreSQL makes the links of pg_tblspc from it.
+fn moved_map(build: &Build, bytes: &[u8]) -> Result<Vec<u8>> {
+    let strange =
+        |e| Error::failed(format!("tablespace_map of set {}", build.manifest.set)).because(e);
+    // PostgreSQL 13 wrote the file with fewer escapes (do_pg_start_backup in xlog.c).
+    let old_form = build.manifest.postgres.major.is_some_and(|major| major <= 13);
+    let parsed =
+        if old_form { TablespaceMap::parse_13(bytes) } else { TablespaceMap::parse(bytes) };
+    let mut map = parsed.map_err(strange)?;
+    for entry in &mut map.entries {
+        if let Some(tablespace) = build.placement.tablespaces.get(&entry.oid) {
+            entry.path = path_bytes(&tablespace.link).to_vec();
+        }
+    }
+    if old_form { map.to_bytes_13().map_err(strange) } else { Ok(map.to_bytes()) }
+}
+
+/// The configuration that lay outside the data directory, where the tree has none of its own.
+fn place_configuration(build: &Build, owner: Option<Credentials>) -> Result<()> {
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        let path = build.placement.data.join(name);
+        let key = format!("config/{name}");
+        if path.exists() {
+            continue;
+        }
+        let bytes = if build.manifest.files.contains_key(&key) {
+            build.cx.state.read_set_file(&build.manifest, &key)?
+        } else if name == "pg_hba.conf" {
+            tracing::warn!(
+                "the set has no pg_hba.conf: the restored cluster lets only \"{}\" in, over its socket",
+                build.cx.cluster.os_user
+            );
+            b"# written by lockstep restore: the set had none\nlocal all all peer\n".to_vec()
+        } else {
+            b"# written by lockstep restore: the set had none\n".to_vec()
+        };
+        files::write_owned(&path, &bytes, owner)?;
+    }
+    Ok(())
+}
+
+/// Rewrites postgresql.auto.conf with `settings` at its end.
+pub(super) fn write_auto_conf(
+    data: &Path,
+    settings: &[(String, String)],
+    owner: Option<Credentials>,
+) -> Result<()> {
+    let path = data.join("postgresql.auto.conf");
+    let old = match std::fs::read(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        other => other.map_err(Error::io("read", &path))?,
+    };
+    let text = recovery::auto_conf(&String::from_utf8_lossy(&old), settings);
+    files::write_owned(&path, text.as_bytes(), owner)
+}
+
+/// Points links of pg_tblspc that lead to one of `moved`'s first paths to its second: what a
+/// replayed CREATE TABLESPACE linked by its original path.
+pub(super) fn correct_links(data: &Path, moved: &[(PathBuf, PathBuf)]) -> Result<()> {
+    for (oid, target) in instance::tablespace_links(data)? {
+        let Some((_, new)) = moved.iter().find(|(old, _)| *old == target) else { continue };
+        let link = data.join("pg_tblspc").join(OsStr::new(&oid.to_string()));
+        files::remove_file(&link)?;
+        symlink(new, &link).map_err(Error::io("link", &link))?;
+    }
+    Ok(())
+}

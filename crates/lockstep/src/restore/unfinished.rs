@@ -1,0 +1,99 @@
+//! What killed restores and clones left behind: servers, clones, folders. Found at the next start
+//! by the journal and removed; a restore that still runs holds a lock of its own.
+
+use std::path::{Path, PathBuf};
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::lock::{Lock, LockError};
+use crate::postgres::server;
+use crate::set::journal::{self, RestoreJournal};
+
+/// Where a restore's journal entry lies.
+#[must_use]
+pub fn journal_path(cx: &Context, id: &str) -> PathBuf {
+    cx.state.path("restores").join(format!("{id}.json"))
+}
+
+fn lock_path(cx: &Context, id: &str) -> PathBuf {
+    cx.state.path("restores").join(format!("{id}.lock"))
+}
+
+/// Takes the lock that says that a restore is alive.
+///
+/// # Errors
+/// [`Error::Locked`] when one of this id is.
+pub fn lock(cx: &Context, id: &str) -> Result<Lock> {
+    Lock::take(&lock_path(cx, id), id).map_err(|error| match error {
+        LockError::Held(holder) => Error::Locked { cluster: format!("{}/{id}", cx.name), holder },
+        LockError::Failed(error) => error,
+    })
+}
+
+/// Removes a lock's file once its restore has ended.
+pub fn remove_lock(cx: &Context, id: &str) {
+    let _ = files::remove_file(&lock_path(cx, id));
+}
+
+/// Removes what restores that were killed left behind.
+///
+/// # Errors
+/// When something of theirs can't be removed.
+pub fn remove(cx: &Context) -> Result<()> {
+    for (path, entry) in journal::read_all::<RestoreJournal>(&cx.state.path("restores"))? {
+        let held = match Lock::take(&lock_path(cx, &entry.id), "clean-up") {
+            Err(LockError::Held(_)) => continue,
+            Err(LockError::Failed(error)) => return Err(error),
+            Ok(lock) => lock,
+        };
+        tracing::warn!(restore = %entry.id, "removing what an unfinished restore left");
+        undo(cx, &entry)?;
+        files::remove_file(&path)?;
+        drop(held);
+        remove_lock(cx, &entry.id);
+    }
+    Ok(())
+}
+
+/// Stops the server, destroys the clones, removes the folders.
+///
+/// # Errors
+/// When one of them stays.
+pub fn undo(cx: &Context, entry: &RestoreJournal) -> Result<()> {
+    server::stop(&entry.data, server::Stop::Immediate)?;
+    destroy_datasets(cx, entry)?;
+    remove_folders(entry)
+}
+
+/// Destroys the clones, the last made first.
+///
+/// # Errors
+/// When one stays.
+pub fn destroy_datasets(cx: &Context, entry: &RestoreJournal) -> Result<()> {
+    entry.datasets.iter().rev().try_for_each(|dataset| cx.zfs.destroy_clone(dataset, &entry.id))
+}
+
+/// Removes the folders, which are empty once the clones are gone.
+///
+/// # Errors
+/// When one stays.
+pub fn remove_folders(entry: &RestoreJournal) -> Result<()> {
+    entry.own.iter().try_for_each(|path| files::remove_tree(path))?;
+    entry.places.iter().chain(&entry.places_of_others).try_for_each(|path| remove_place(path))
+}
+
+/// Removes a link or an empty folder; a folder that somebody put something into stays.
+pub(super) fn remove_place(path: &Path) -> Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io("look at", path)(e)),
+        Ok(metadata) if metadata.is_dir() => match std::fs::remove_dir(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => Ok(()),
+            other => other.map_err(Error::io("remove", path)),
+        },
+        Ok(metadata) if metadata.is_symlink() => files::remove_file(path),
+        Ok(_) => Ok(()),
+    }
+}

@@ -1,0 +1,47 @@
+//! Whether a set is still what its manifest says: every snapshot by GUID and transaction group,
+//! every file by hash.
+
+use crate::context::Context;
+use crate::error::Result;
+use crate::plan::refusal::Refusal;
+use crate::set::manifest::{Manifest, hash_file};
+
+/// Checks the snapshots against the manifest.
+pub(super) fn snapshots(cx: &Context, manifest: &Manifest) -> Result<()> {
+    for volume in &manifest.volumes {
+        let Some(found) = cx.zfs.find_snapshot(&volume.snapshot_name())? else {
+            return Err(Refusal::SnapshotMissing {
+                set: manifest.set.to_string(),
+                snapshot: volume.snapshot.clone(),
+            }
+            .into());
+        };
+        // createtxg belongs to the pool; after a pool was sent elsewhere only the GUID is kept,
+        // but then it isn't a snapshot of this set's pool any more.
+        if found.guid.to_string() != volume.guid || found.createtxg != volume.createtxg {
+            return Err(Refusal::SnapshotSwapped {
+                set: manifest.set.to_string(),
+                snapshot: volume.snapshot.clone(),
+                expected: format!("GUID {} of txg {}", volume.guid, volume.createtxg),
+                found: format!("GUID {} of txg {}", found.guid, found.createtxg),
+            }
+            .into());
+        }
+    }
+    Ok(())
+}
+
+/// Checks the files beside the manifest.
+pub(super) fn files(cx: &Context, manifest: &Manifest) -> Result<()> {
+    let directory = cx.state.set_directory(&manifest.set);
+    for (name, expected) in &manifest.files {
+        let path = directory.join(name);
+        let why = match hash_file(&path) {
+            Ok(found) if found == *expected => continue,
+            Ok(_) => format!("\"{}\" was changed", path.display()),
+            Err(error) => error.chain(),
+        };
+        return Err(Refusal::SetDamaged { set: manifest.set.to_string(), why }.into());
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! What was begun and not yet finished, written before the first thing is made.
+//!
+//! A journal entry is the promise that whoever starts next can undo what a killed process left:
+//! it names every dataset and folder before they come to be.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::manifest::{json, path_text, paths_text};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::names::SetId;
+use crate::volume::zfs::DatasetName;
+
+/// A backup that has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupJournal {
+    /// The set.
+    pub set: SetId,
+    /// The datasets it may have snapshots on.
+    pub datasets: Vec<DatasetName>,
+}
+
+/// A restore or clone that has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreJournal {
+    /// Its id; every clone carries it as `lockstep:restore`.
+    pub id: String,
+    /// The clones, in the order they are made.
+    pub datasets: Vec<DatasetName>,
+    /// The restored data directory, in which a server may run.
+    #[serde(with = "path_text")]
+    pub data: PathBuf,
+    /// Links, mount points and folders that are empty once the clones are gone; the innermost
+    /// first. They are removed only when they are empty.
+    #[serde(with = "paths_text")]
+    pub places: Vec<PathBuf>,
+    /// Folders that are Lockstep's with all that is in them.
+    #[serde(with = "paths_text")]
+    pub own: Vec<PathBuf>,
+    /// Empty folders made as mount points where tablespaces of the original cluster were.
+    #[serde(with = "paths_text")]
+    pub places_of_others: Vec<PathBuf>,
+}
+
+/// Writes an entry durably.
+///
+/// # Errors
+/// When it can't be written.
+pub fn write<T: Serialize>(path: &Path, entry: &T) -> Result<()> {
+    files::publish(path, &serde_json::to_vec(entry).map_err(json("write the journal"))?)
+}
+
+/// All entries of a folder, with their paths.
+///
+/// # Errors
+/// When the folder or an entry can't be read.
+pub fn read_all<T: DeserializeOwned>(folder: &Path) -> Result<Vec<(PathBuf, T)>> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
+        let path = entry.map_err(Error::io("list", folder))?.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let bytes = match std::fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            other => other.map_err(Error::io("read", &path))?,
+        };
+        let entry = serde_json::from_slice(&bytes).map_err(|e| {
+            Error::failed(format!("\"{}\" is damaged", path.display())).because(e).with_hint(
+                "it names what an unfinished run left; look at it, clean up by hand, remove it",
+            )
+        })?;
+        all.push((path, entry));
+    }
+    Ok(all)
+}

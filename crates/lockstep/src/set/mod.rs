@@ -1,0 +1,6 @@
+//! Backup sets: the manifest, where it is kept, and what an unfinished set leaves behind.
+
+pub mod journal;
+pub mod manifest;
+pub mod state;
+pub mod unfinished;

@@ -1,0 +1,202 @@
+//! Where a cluster's state lies under state_dir.
+//!
+//! ```text
+//! owner                            the id of this state_dir: whose snapshots are whose
+//! clusters/NAME/lock               flock: one backup at a time
+//! clusters/NAME/sets/ID/           manifest.json (written last), backup_label, tablespace_map, wal/, config/
+//! clusters/NAME/unfinished/ID      a backup that has begun: the datasets it may have snapshots on
+//! clusters/NAME/restores/ID        a restore that has begun: its datasets and folder
+//! clusters/NAME/clones/NAME        a throwaway server
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use super::manifest::Manifest;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::lock::{Lock, LockError};
+use crate::names::{ClusterName, SetId, random_suffix};
+use crate::plan::refusal::Refusal;
+
+/// The manifest's file name.
+const MANIFEST: &str = "manifest.json";
+
+/// The state of one cluster.
+#[derive(Debug)]
+pub struct State {
+    cluster: ClusterName,
+    directory: PathBuf,
+    owner: String,
+}
+
+impl State {
+    /// Opens it, making what is missing.
+    ///
+    /// # Errors
+    /// When state_dir can't be used.
+    pub fn open(state_dir: &Path, cluster: &ClusterName) -> Result<Self> {
+        let directory = state_dir.join("clusters").join(cluster.as_str());
+        for folder in ["sets", "unfinished", "restores", "clones"] {
+            files::create_directories(&directory.join(folder))?;
+        }
+        let owner = read_owner(&state_dir.join("owner"))?;
+        Ok(Self { cluster: cluster.clone(), directory, owner })
+    }
+
+    /// The id of this state_dir.
+    #[must_use]
+    pub fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    /// A folder or file of this cluster's state.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// The folder of a set.
+    #[must_use]
+    pub fn set_directory(&self, set: &SetId) -> PathBuf {
+        self.directory.join("sets").join(set.as_str())
+    }
+
+    /// Takes the cluster's lock for `command`.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] with who holds it.
+    pub fn lock(&self, command: &str) -> Result<Lock> {
+        Lock::take(&self.path("lock"), command).map_err(|error| match error {
+            LockError::Held(holder) => Error::Locked { cluster: self.cluster.to_string(), holder },
+            LockError::Failed(error) => error,
+        })
+    }
+
+    /// Whether the set is complete.
+    #[must_use]
+    pub fn is_complete(&self, set: &str) -> bool {
+        self.directory.join("sets").join(set).join(MANIFEST).exists()
+    }
+
+    /// Writes the manifest: from here on the set exists.
+    ///
+    /// # Errors
+    /// When it can't be written durably.
+    pub fn publish(&self, manifest: &Manifest) -> Result<()> {
+        let directory = self.set_directory(&manifest.set);
+        files::publish(&directory.join(MANIFEST), &manifest.to_bytes()?)?;
+        files::sync_directory(&self.path("sets"))
+    }
+
+    /// The manifests of all complete sets, oldest first; those that can't be read by their id with
+    /// the reason.
+    ///
+    /// # Errors
+    /// When the folder can't be listed.
+    #[allow(clippy::type_complete, reason = "a pair of lists reads better than a struct of two")]
+    pub fn sets(&self) -> Result<(Vec<Manifest>, Vec<(SetId, Error)>)> {
+        let folder = self.path("sets");
+        let mut ids = Vec::new();
+        for entry in std::fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
+            let entry = entry.map_err(Error::io("list", &folder))?;
+            let id = entry.file_name().to_str().and_then(|name| name.parse::<SetId>().ok());
+            ids.extend(id.filter(|id| self.is_complete(id.as_str())));
+        }
+        ids.sort();
+        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        for id in ids {
+            match self.read(&id) {
+                Ok(manifest) => good.push(manifest),
+                Err(error) => bad.push((id, error)),
+            }
+        }
+        Ok((good, bad))
+    }
+
+    /// The set that a user means: an id, an id's unique beginning, or `latest`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where there is none, with those that are there.
+    pub fn find(&self, which: &str) -> Result<Manifest> {
+        let (sets, damaged) = self.sets()?;
+        let none = |hint: &str| {
+            Error::usage(format!("cluster \"{}\" has no set \"{which}\"", self.cluster), hint)
+        };
+        if which == "latest" {
+            // The newest one by its manifest; a damaged newer one is not passed over in silence.
+            if let (Some((id, error)), newest) = (damaged.into_iter().next_back(), sets.last()) {
+                if newest.is_none_or(|newest| newest.set < id) {
+                    return Err(error);
+                }
+            }
+            return sets
+                .into_iter()
+                .next_back()
+                .ok_or_else(|| none("take one with `lockstep backup`"));
+        }
+        if let Some((_, error)) = damaged.into_iter().find(|(id, _)| id.as_str() == which) {
+            return Err(error);
+        }
+        let mut matching = sets.into_iter().filter(|set| set.set.as_str().starts_with(which));
+        match (matching.next(), matching.next()) {
+            (Some(one), None) => Ok(one),
+            (Some(one), Some(_)) if one.set.as_str() == which => Ok(one),
+            (Some(_), Some(_)) => Err(none("several begin so; write more of it")),
+            (None, _) => Err(none("`lockstep list` shows those that are there")),
+        }
+    }
+
+    fn read(&self, set: &SetId) -> Result<Manifest> {
+        let path = self.set_directory(set).join(MANIFEST);
+        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let damaged = |why: String| {
+            let why = format!("\"{}\": {why}", path.display());
+            Error::from(Refusal::SetDamaged { set: set.to_string(), why })
+        };
+        let manifest = Manifest::parse(&bytes).map_err(damaged)?;
+        if manifest.set != *set {
+            return Err(damaged(format!("it is the manifest of set {}", manifest.set)));
+        }
+        Ok(manifest)
+    }
+
+    /// A file of a set, checked against the manifest's hash.
+    ///
+    /// # Errors
+    /// [`Refusal::SetDamaged`] when it is gone or differs.
+    pub fn read_set_file(&self, manifest: &Manifest, name: &str) -> Result<Vec<u8>> {
+        let path = self.set_directory(&manifest.set).join(name);
+        let damaged = |why: String| {
+            let why = format!("\"{}\" {why}", path.display());
+            Error::from(Refusal::SetDamaged { set: manifest.set.to_string(), why })
+        };
+        let bytes = std::fs::read(&path).map_err(|e| damaged(format!("can't be read: {e}")))?;
+        let expected =
+            manifest.files.get(name).ok_or_else(|| damaged("isn't in the manifest".into()))?;
+        let found = super::manifest::hash(&bytes);
+        if found != expected.blake3 {
+            return Err(damaged(format!(
+                "has hash {found}, the manifest says {}",
+                expected.blake3
+            )));
+        }
+        Ok(bytes)
+    }
+}
+
+fn read_owner(path: &Path) -> Result<String> {
+    match std::fs::read_to_string(path) {
+        Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io("read", path)(e));
+        }
+        _ => {}
+    }
+    let owner: String = (0..4).map(|_| random_suffix()).collect();
+    files::publish(path, format!("{owner}\n").as_bytes())?;
+    Ok(owner)
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

@@ -1,0 +1,72 @@
+//! The named steps of a command: where it can be interrupted, watched and, in tests, held.
+//!
+//! Between two steps nothing is half done that the next start couldn't undo. With the cargo
+//! feature `test-hooks` and `LOCKSTEP_STEPS_DIR` set, a step creates the file `DIR/NAME`, sleeps
+//! `DIR/NAME.delay` milliseconds where that file exists, and waits while `DIR/NAME.hold` exists.
+//! That is how tests kill Lockstep at every step and stretch the time between two snapshots.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::{Error, Result};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// From here on SIGINT and SIGTERM end the command at its next step instead of at once.
+///
+/// # Errors
+/// When the handler can't be installed.
+pub fn catch_signals() -> Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])
+        .map_err(|e| Error::failed("cannot install the signal handler").because(e))?;
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            INTERRUPTED.store(true, Ordering::SeqCst);
+        }
+    });
+    Ok(())
+}
+
+/// Whether a signal has asked for the end.
+#[must_use]
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// Marks the step `name` as reached.
+///
+/// # Errors
+/// [`Error::Interrupted`] when a signal has come since the last step.
+pub fn reached(name: &str) -> Result<()> {
+    tracing::debug!(step = name, "reached");
+    #[cfg(feature = "test-hooks")]
+    hooks::run(name);
+    if interrupted() {
+        return Err(Error::Interrupted { step: name.to_owned() });
+    }
+    Ok(())
+}
+
+#[cfg(feature = "test-hooks")]
+mod hooks {
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    pub(super) fn run(name: &str) {
+        let Some(directory) = std::env::var_os("LOCKSTEP_STEPS_DIR").map(PathBuf::from) else {
+            return;
+        };
+        // A hook that can't be written must not pass for a step that wasn't reached.
+        if let Err(error) = std::fs::write(directory.join(name), b"") {
+            eprintln!("test hook: cannot write {name}: {error}");
+        }
+        if let Ok(text) = std::fs::read_to_string(directory.join(format!("{name}.delay"))) {
+            if let Ok(milliseconds) = text.trim().parse() {
+                std::thread::sleep(Duration::from_millis(milliseconds));
+            }
+        }
+        while directory.join(format!("{name}.hold")).exists() && !super::interrupted() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The facts of a cluster as they are now: disk, server, ZFS. It changes nothing.
+
+use pgfiles::control_file::ControlFile;
+use postgres::Client;
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::plan::facts::{Facts, NoServer, ServerFacts};
+use crate::plan::layout::Layout;
+use crate::plan::refusal::Refusal;
+use crate::postgres::{connection, instance};
+use crate::volume::discover::discover;
+
+/// Facts, with the connection they were asked on.
+pub struct Survey {
+    /// What is known.
+    pub facts: Facts,
+    /// The open connection, where there is one.
+    pub client: Option<Client>,
+}
+
+/// Reads everything.
+///
+/// # Errors
+/// When the disk or ZFS can't be read, a part can't be snapshotted, or the server is another
+/// cluster's.
+pub fn take(cx: &Context) -> Result<Survey> {
+    let directory = &cx.cluster.data_directory;
+    let control = instance::read_control(directory)?;
+    let postmaster = instance::postmaster(directory)?;
+    let (server, client) = ask_server(cx, &control, postmaster.is_some())?;
+    let layout = layout(cx, server.as_ref().ok())?;
+    let multi_snapshot = match layout.volumes.first() {
+        Some(volume) => cx.zfs.capabilities(volume.pool())?.multi_snapshot,
+        None => false,
+    };
+    let facts = Facts {
+        layout,
+        control,
+        postmaster,
+        standby_signal: directory.join("standby.signal").exists(),
+        server,
+        multi_snapshot,
+        checkpoint: cx.cluster.checkpoint,
+        min_free: cx.cluster.min_free_mib << 20,
+    };
+    Ok(Survey { facts, client })
+}
+
+/// The layout alone, for the second look after the last snapshot.
+///
+/// # Errors
+/// As [`take`].
+pub fn layout(cx: &Context, server: Option<&ServerFacts>) -> Result<Layout> {
+    discover(&cx.zfs, &instance::parts(&cx.cluster.data_directory, server)?)
+}
+
+type Answer = (Result<ServerFacts, NoServer>, Option<Client>);
+
+fn ask_server(cx: &Context, control: &ControlFile, running: bool) -> Result<Answer> {
+    if !running {
+        return Ok((Err(NoServer::NotRunning), None));
+    }
+    let mut client = match connection::connect(cx.cluster) {
+        Ok(client) => client,
+        Err(why) => return Ok((Err(why), None)),
+    };
+    let facts = connection::facts(&mut client)?;
+    same_cluster(cx, control, &facts)?;
+    Ok((Ok(facts), Some(client)))
+}
+
+fn same_cluster(cx: &Context, control: &ControlFile, server: &ServerFacts) -> Result<()> {
+    if server.system_identifier != control.system_identifier {
+        let difference = format!(
+            "its system identifier is {}, that of \"{}\" is {}",
+            server.system_identifier,
+            cx.cluster.data_directory.display(),
+            control.system_identifier
+        );
+        return Err(Refusal::WrongServer { difference }.into());
+    }
+    // A user without pg_read_all_settings sees no data_directory; the identifier has to do then.
+    if server.data_directory.as_os_str().is_empty() {
+        return Ok(());
+    }
+    let real =
+        |path: &std::path::Path| std::fs::canonicalize(path).map_err(Error::io("find", path));
+    if real(&server.data_directory)? != real(&cx.cluster.data_directory)? {
+        let difference = format!(
+            "its data_directory is \"{}\", the configured one is \"{}\"",
+            server.data_directory.display(),
+            cx.cluster.data_directory.display()
+        );
+        return Err(Refusal::WrongServer { difference }.into());
+    }
+    Ok(())
+}

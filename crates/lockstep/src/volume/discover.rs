@@ -1,0 +1,149 @@
+//! From paths to a layout: path → mount → dataset → pool, with the facts that a plan weighs.
+
+use std::path::{Path, PathBuf};
+
+use super::mounts::{Mounts, inside};
+use super::zfs::{DatasetName, Zfs};
+use crate::error::{Error, Result};
+use crate::plan::layout::{Layout, NestedMount, Part, PartKind, Volume};
+use crate::plan::refusal::Refusal;
+
+/// A part before its volume is known: which, and the path as PostgreSQL knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartPath {
+    /// Which.
+    pub kind: PartKind,
+    /// The setting, or the target of the link.
+    pub path: PathBuf,
+}
+
+/// Folders of a data directory whose contents a restored cluster doesn't need (basebackup.c
+/// excludes the same); a file system mounted there may stay out of the set.
+const HARMLESS: [&str; 4] = ["pg_stat_tmp", "log", "pg_log", "pg_replslot"];
+
+/// Finds the volume of each part.
+///
+/// # Errors
+/// [`Refusal::NotSnapshottable`] for a part on another file system; otherwise when a path or ZFS
+/// can't be read.
+pub fn discover(zfs: &Zfs, paths: &[PartPath]) -> Result<Layout> {
+    let mounts = Mounts::read()?;
+    let mut layout = Layout::default();
+    for PartPath { kind, path } in paths {
+        let real_path = std::fs::canonicalize(path).map_err(Error::io("find", path))?;
+        let Some(mount) = mounts.holding(&real_path).filter(|mount| mount.is_zfs()) else {
+            let mount = mounts.holding(&real_path);
+            return Err(Refusal::NotSnapshottable {
+                part: kind.clone(),
+                path: real_path.clone(),
+                fs_type: mount.map_or("an unknown file system", |m| m.fs_type.as_str()).into(),
+                source_name: mount.map_or("?", |m| m.source.as_str()).into(),
+            }
+            .into());
+        };
+        let dataset = DatasetName::new(&mount.source).map_err(Error::failed)?;
+        let known = layout.volumes.iter().position(|volume| volume.dataset == dataset);
+        let volume = known.unwrap_or_else(|| {
+            layout.volumes.push(Volume {
+                dataset,
+                guid: 0,
+                mountpoint: mount.point.clone(),
+                recordsize: 0,
+                available: 0,
+                sync: String::new(),
+                nested: Vec::new(),
+                foreign: Vec::new(),
+            });
+            layout.volumes.len() - 1
+        });
+        let inside = inside(mount, &real_path);
+        layout.parts.push(Part {
+            kind: kind.clone(),
+            path: path.clone(),
+            real_path,
+            volume,
+            inside,
+        });
+    }
+    add_properties(zfs, &mut layout)?;
+    add_nested(&mounts, &mut layout);
+    add_foreign(&mut layout)?;
+    Ok(layout)
+}
+
+fn add_properties(zfs: &Zfs, layout: &mut Layout) -> Result<()> {
+    let names: Vec<_> = layout.volumes.iter().map(|v| v.dataset.to_string()).collect();
+    let all = zfs.get_known(&names, &["guid", "recordsize", "available"], "sync")?;
+    for volume in &mut layout.volumes {
+        let name = volume.dataset.to_string();
+        let value = |property: &str| {
+            all.get(&name).and_then(|of| of.get(property)).cloned().unwrap_or_default()
+        };
+        let number = |property: &str| {
+            value(property).parse::<u64>().map_err(|_| {
+                Error::failed(format!(
+                    "zfs says {:?} for {property} of \"{name}\"",
+                    value(property)
+                ))
+            })
+        };
+        volume.guid = number("guid")?;
+        volume.recordsize = number("recordsize")?;
+        volume.available = number("available")?;
+        volume.sync = value("sync");
+    }
+    Ok(())
+}
+
+/// Mounts strictly inside a part that hold no other part.
+fn add_nested(mounts: &Mounts, layout: &mut Layout) {
+    let mut found = Vec::new();
+    for part in &layout.parts {
+        for mount in mounts.below(&part.real_path) {
+            let is_part = layout.parts.iter().any(|other| {
+                mounts.holding(&other.real_path).is_some_and(|holds| holds.point == mount.point)
+            });
+            if is_part || mounts.holding(&mount.point) != Some(mount) {
+                continue;
+            }
+            let harmless = part.kind == PartKind::Data
+                && HARMLESS.iter().any(|name| mount.point.starts_with(part.real_path.join(name)));
+            let nested = NestedMount {
+                point: mount.point.clone(),
+                source: mount.source.clone(),
+                part: part.kind.clone(),
+                harmless,
+            };
+            found.push((part.volume, nested));
+        }
+    }
+    for (volume, nested) in found {
+        let known = &mut layout.volumes[volume].nested;
+        if !known.iter().any(|other| other.point == nested.point) {
+            known.push(nested);
+        }
+    }
+}
+
+/// Names in a volume's root that lead to no part.
+fn add_foreign(layout: &mut Layout) -> Result<()> {
+    for index in 0..layout.volumes.len() {
+        let inside: Vec<PathBuf> = layout.parts_on(index).map(|p| p.inside.clone()).collect();
+        if inside.iter().any(|path| path.as_os_str().is_empty()) {
+            continue;
+        }
+        let volume = &mut layout.volumes[index];
+        let entries =
+            std::fs::read_dir(&volume.mountpoint).map_err(Error::io("list", &volume.mountpoint))?;
+        for entry in entries {
+            let entry = entry.map_err(Error::io("list", &volume.mountpoint))?;
+            let name = entry.file_name();
+            let leads = inside.iter().any(|path| path.starts_with(Path::new(&name)));
+            if !leads && name != ".zfs" && name != "lost+found" {
+                volume.foreign.push(name.to_string_lossy().into_owned());
+            }
+        }
+        volume.foreign.sort();
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! /proc/self/mountinfo: which mount holds a path.
+//!
+//! The format is proc(5)'s: octal escapes for blanks and backslashes, a `-` before the file
+//! system's type. A later mount over the same point hides an earlier one.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// One line of mountinfo.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// The folder of the file system that is mounted; `/` unless it is a bind mount.
+    pub root: PathBuf,
+    /// Where it is mounted.
+    pub point: PathBuf,
+    /// The mount's own options, such as `rw,nosuid`.
+    pub options: String,
+    /// The file system's type: `zfs`, `fuse.zfs`, `ext4`.
+    pub fs_type: String,
+    /// What is mounted; with ZFS the dataset's name.
+    pub source: String,
+}
+
+impl Mount {
+    /// Whether this is a ZFS dataset (OpenZFS says `zfs`, zfs-fuse `fuse.zfs`).
+    #[must_use]
+    pub fn is_zfs(&self) -> bool {
+        matches!(self.fs_type.as_str(), "zfs" | "fuse.zfs")
+    }
+}
+
+/// The mounts of this process, in the order they were made.
+#[derive(Debug, Clone, Default)]
+pub struct Mounts(Vec<Mount>);
+
+impl Mounts {
+    /// Reads this process's own.
+    ///
+    /// # Errors
+    /// When /proc can't be read.
+    pub fn read() -> Result<Self> {
+        let path = "/proc/self/mountinfo";
+        let text = std::fs::read(path).map_err(Error::io("read", path))?;
+        Ok(Self::parse(&text))
+    }
+
+    /// Parses mountinfo; lines that aren't of its form are passed over.
+    #[must_use]
+    pub fn parse(text: &[u8]) -> Self {
+        Self(text.split(|&b| b == b'\n').filter_map(parse_line).collect())
+    }
+
+    /// The mount that holds `path`, which must be absolute and free of links.
+    #[must_use]
+    pub fn holding(&self, path: &Path) -> Option<&Mount> {
+        // The longest mount point wins; among equals the last one, which hides the others.
+        self.0
+            .iter()
+            .filter(|mount| path.starts_with(&mount.point))
+            .max_by_key(|mount| mount.point.as_os_str().len())
+    }
+
+    /// The mounts strictly below `path`.
+    pub fn below<'a>(&'a self, path: &'a Path) -> impl Iterator<Item = &'a Mount> {
+        self.0.iter().filter(move |mount| mount.point.starts_with(path) && mount.point != path)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Mount> {
+        self.0.iter()
+    }
+}
+
+fn parse_line(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|&b| b == b' ');
+    let mut fields = fields.by_ref().skip(3);
+    let root = unescape(fields.next()?);
+    let point = unescape(fields.next()?);
+    let options = String::from_utf8_lossy(fields.next()?).into_owned();
+    let mut after = fields.skip_while(|field| *field != b"-").skip(1);
+    let fs_type = unescape(after.next()?).to_string_lossy().into_owned();
+    let source = unescape(after.next()?).to_string_lossy().into_owned();
+    Some(Mount { root: root.into(), point: point.into(), options, fs_type, source })
+}
+
+fn unescape(field: &[u8]) -> OsString {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, tail)) = rest.split_first() {
+        let octal = |b: &u8| (b'0'..=b'7').contains(b);
+        if byte == b'\\' && tail.len() >= 3 && tail[..3].iter().all(octal) {
+            let value = tail[..3].iter().fold(0u32, |value, b| value * 8 + u32::from(b - b'0'));
+            out.push(value as u8);
+            rest = &tail[3..];
+        } else {
+            out.push(byte);
+            rest = tail;
+        }
+    }
+    OsString::from_vec(out)
+}
+
+/// `path` relative to `base` as a path inside the file system of `mount`.
+#[must_use]
+pub fn inside(mount: &Mount, path: &Path) -> PathBuf {
+    let root = mount.root.strip_prefix("/").unwrap_or(&mount.root);
+    let tail = path.strip_prefix(&mount.point).unwrap_or(Path::new(""));
+    let joined = root.join(tail);
+    // join with an empty tail leaves a trailing slash; paths are compared byte by byte.
+    let bytes = joined.as_os_str().as_bytes();
+    PathBuf::from(std::ffi::OsStr::from_bytes(bytes.strip_suffix(b"/").unwrap_or(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &[u8] = br"27 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+43 27 0:40 / /srv/tank\0401 rw,relatime - fuse.zfs tank rw,user_id=0
+45 43 0:42 / /srv/tank\0401/data rw,relatime shared:7 master:2 - zfs tank/n:e.s\040t rw,xattr
+46 27 0:42 /sub /mnt/bind rw,nosuid - zfs tank/n:e.s\040t rw
+garbage
+";
+
+    #[test]
+    fn the_deepest_mount_holds_a_path() {
+        let mounts = Mounts::parse(TEXT);
+        let at = |path: &str| mounts.holding(Path::new(path)).unwrap().source.clone();
+        assert_eq!(at("/srv/tank 1/data/base/1"), "tank/n:e.s t");
+        assert_eq!(at("/srv/tank 1/database"), "tank");
+        assert_eq!(at("/etc"), "/dev/vda");
+        assert!(mounts.holding(Path::new("/srv/tank 1")).unwrap().is_zfs());
+        assert_eq!(mounts.below(Path::new("/srv/tank 1")).count(), 1);
+    }
+
+    #[test]
+    fn a_bind_mount_is_seen_through() {
+        let mounts = Mounts::parse(TEXT);
+        let path = Path::new("/mnt/bind/data");
+        let mount = mounts.holding(path).unwrap();
+        assert_eq!(inside(mount, path), Path::new("sub/data"));
+        let path = Path::new("/srv/tank 1/data");
+        assert_eq!(inside(mounts.holding(path).unwrap(), path), Path::new(""));
+    }
+}

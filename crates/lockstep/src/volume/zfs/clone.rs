@@ -1,0 +1,95 @@
+//! Clones: writable copies of a set's snapshots, made in milliseconds.
+//!
+//! A clone takes its properties from its parent dataset and not from its origin, so those that
+//! matter to PostgreSQL are copied from the origin's dataset.
+
+use std::path::Path;
+
+use super::{DatasetName, SnapshotName, Zfs, is_absent, parse};
+use crate::error::{Error, Result};
+
+/// The properties a clone gets from the dataset it is a clone of.
+const KEPT: [&str; 5] = ["recordsize", "compression", "atime", "logbias", "primarycache"];
+
+/// A clone to be made.
+#[derive(Debug, Clone)]
+pub struct CloneSpec<'a> {
+    /// The snapshot it starts from.
+    pub origin: &'a SnapshotName,
+    /// Its own name; in the origin's pool.
+    pub dataset: &'a DatasetName,
+    /// Where it is mounted.
+    pub mountpoint: &'a Path,
+    /// User properties that say whose it is.
+    pub properties: &'a [(&'a str, String)],
+}
+
+impl Zfs {
+    /// Makes and mounts a clone.
+    ///
+    /// # Errors
+    /// When ZFS refuses, or the mount point isn't text that ZFS takes.
+    pub fn clone_snapshot(&self, spec: &CloneSpec<'_>) -> Result<()> {
+        let Some(mountpoint) = spec.mountpoint.to_str() else {
+            return Err(Error::failed(format!(
+                "ZFS can't mount at \"{}\": the path isn't UTF-8",
+                spec.mountpoint.display()
+            )));
+        };
+        let source = spec.origin.dataset.to_string();
+        let inherited = self.get(std::slice::from_ref(&source), &KEPT)?;
+        let mut args = vec!["clone".to_owned()];
+        let mut option = |name: &str, value: &str| {
+            args.extend(["-o".to_owned(), format!("{name}={value}")]);
+        };
+        option("mountpoint", mountpoint);
+        for (name, value) in inherited.get(&source).into_iter().flatten() {
+            if value != "-" {
+                option(name, value);
+            }
+        }
+        for (name, value) in spec.properties {
+            option(name, value);
+        }
+        args.push(spec.origin.to_string());
+        args.push(spec.dataset.to_string());
+        self.run(args)?;
+        Ok(())
+    }
+
+    /// Unmounts and destroys a dataset that carries `lockstep:restore=ID` as its own property;
+    /// one that is gone is fine, one that doesn't carry it is refused.
+    ///
+    /// # Errors
+    /// When it isn't Lockstep's, or stays busy.
+    pub fn destroy_clone(&self, dataset: &DatasetName, restore_id: &str) -> Result<()> {
+        let args = ["get", "-Hp", "-o", "value,source", "lockstep:restore", dataset.as_str()];
+        let out = match self.run(args) {
+            Err(error) if is_absent(&error) => return Ok(()),
+            other => other?,
+        };
+        if out.stdout.trim_end() != format!("{restore_id}\tlocal") {
+            return Err(Error::failed(format!(
+                "\"{dataset}\" isn't what Lockstep made: its lockstep:restore is {:?}, not \"{restore_id}\"",
+                out.stdout.trim_end()
+            )));
+        }
+        self.destroy(dataset.as_str())
+    }
+
+    /// The file systems of `pool` that stand on `snapshot`.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn clones_of(&self, snapshot: &SnapshotName) -> Result<Vec<DatasetName>> {
+        let pool = snapshot.dataset.pool();
+        let out = self.run(["list", "-H", "-t", "filesystem", "-o", "name,origin", "-r", pool])?;
+        let origin = snapshot.to_string();
+        out.stdout
+            .lines()
+            .filter_map(|line| line.split_once('\t'))
+            .filter(|(_, of)| *of == origin)
+            .map(|(name, _)| parse::dataset(name))
+            .collect()
+    }
+}

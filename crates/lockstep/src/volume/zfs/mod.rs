@@ -1,0 +1,270 @@
+//! ZFS, through `zfs` run with argv and `-H` output.
+//!
+//! What an implementation can do is found by behaviour, once, and never from a version: the same
+//! code drives OpenZFS 2.x and pool version 23 of zfs-fuse, whose `zfs list` and `zpool list`
+//! know no `-p`, which takes one snapshot a command, and which says "dataset is busy" for a moment
+//! after a process has left.
+
+mod clone;
+mod parse;
+mod snapshot;
+
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub use clone::CloneSpec;
+pub use snapshot::{SnapshotFacts, Tagged};
+
+use crate::error::Result;
+use crate::process::{CommandError, Output, Program};
+
+/// The tag of Lockstep's holds.
+pub const HOLD_TAG: &str = "lockstep";
+
+/// A dataset's full name, `pool/path`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DatasetName(String);
+
+impl DatasetName {
+    /// A name as ZFS printed it, or as a user wrote it. Legal characters are those of
+    /// zfs_namecheck.c: letters, digits, `-_.: ` and `/` between components.
+    ///
+    /// # Errors
+    /// The reason, in words.
+    pub fn new(name: &str) -> Result<Self, String> {
+        let legal = |c: char| c.is_ascii_alphanumeric() || "-_.: /".contains(c);
+        if name.is_empty() || name.starts_with(['/', '-']) || name.ends_with('/') {
+            return Err(format!("\"{name}\" is no dataset name"));
+        }
+        if let Some(c) = name.chars().find(|c| !legal(*c)) {
+            return Err(format!("\"{name}\" is no dataset name: it holds '{c}'"));
+        }
+        Ok(Self(name.to_owned()))
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The pool: what stands before the first slash.
+    #[must_use]
+    pub fn pool(&self) -> &str {
+        self.0.split('/').next().unwrap_or(&self.0)
+    }
+
+    /// The dataset above; a pool's root has none.
+    #[must_use]
+    pub fn parent(&self) -> Option<Self> {
+        self.0.rsplit_once('/').map(|(parent, _)| Self(parent.to_owned()))
+    }
+
+    /// The dataset `leaf` below this one.
+    #[must_use]
+    pub fn child(&self, leaf: &str) -> Self {
+        Self(format!("{}/{leaf}", self.0))
+    }
+
+    /// This dataset's snapshot `name`.
+    #[must_use]
+    pub fn snapshot(&self, name: &str) -> SnapshotName {
+        SnapshotName { dataset: self.clone(), name: name.to_owned() }
+    }
+
+    /// The deepest dataset that is equal to or above all of `names`; `None` across pools.
+    #[must_use]
+    pub fn common_ancestor<'a>(names: impl IntoIterator<Item = &'a Self>) -> Option<Self> {
+        let mut names = names.into_iter();
+        let mut common: Vec<&str> = names.next()?.0.split('/').collect();
+        for name in names {
+            let same = common.iter().zip(name.0.split('/')).take_while(|(a, b)| *a == b).count();
+            common.truncate(same);
+        }
+        (!common.is_empty()).then(|| Self(common.join("/")))
+    }
+}
+
+impl fmt::Display for DatasetName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// `dataset@name`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SnapshotName {
+    /// Whose snapshot.
+    pub dataset: DatasetName,
+    /// What stands behind the `@`.
+    pub name: String,
+}
+
+impl fmt::Display for SnapshotName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.dataset, self.name)
+    }
+}
+
+/// What this machine's ZFS can do, found by trying.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Capabilities {
+    /// Several snapshots in one command, in one transaction group.
+    pub multi_snapshot: bool,
+}
+
+/// Properties by dataset or snapshot, then by property.
+pub type Properties = BTreeMap<String, BTreeMap<String, String>>;
+
+/// The handle to ZFS.
+#[derive(Debug, Default)]
+pub struct Zfs {
+    capabilities: OnceCell<Capabilities>,
+}
+
+impl Zfs {
+    /// A handle; nothing is run yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn run<I, S>(&self, args: I) -> Result<Output, CommandError>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<std::ffi::OsStr>,
+    {
+        Program::new("zfs").args(args).run()
+    }
+
+    /// What this ZFS can do. The probe names two datasets that don't exist in `pool`: an
+    /// implementation that takes several snapshots a command says that they don't exist, one
+    /// that doesn't says that there are too many arguments. Either way nothing is made.
+    ///
+    /// # Errors
+    /// When `zfs` can't be started.
+    pub fn capabilities(&self, pool: &str) -> Result<Capabilities> {
+        if let Some(known) = self.capabilities.get() {
+            return Ok(*known);
+        }
+        let absent = format!("{pool}/lockstep-probe-{}", crate::names::random_suffix());
+        let probe = self.run(["snapshot", &format!("{absent}-a@x"), &format!("{absent}-b@x")]);
+        let multi_snapshot = match probe {
+            Err(error @ CommandError::Start { .. }) => return Err(error.into()),
+            Err(error) => !error.stderr().contains("too many arguments"),
+            // Nothing can have been made of datasets that don't exist; be careful all the same.
+            Ok(_) => false,
+        };
+        Ok(*self.capabilities.get_or_init(|| Capabilities { multi_snapshot }))
+    }
+
+    /// Properties of several datasets or snapshots in one call, numbers in full.
+    ///
+    /// # Errors
+    /// When one of them doesn't exist.
+    pub fn get(&self, of: &[String], properties: &[&str]) -> Result<Properties> {
+        if of.is_empty() {
+            return Ok(Properties::new());
+        }
+        let mut args = vec!["get", "-Hp", "-o", "name,property,value"];
+        let list = properties.join(",");
+        args.push(&list);
+        args.extend(of.iter().map(String::as_str));
+        parse::properties(&self.run(args)?.stdout)
+    }
+
+    /// The same, with those of `optional` that this ZFS knows (pool version 23 has no `sync`).
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn get_known(&self, of: &[String], needed: &[&str], optional: &str) -> Result<Properties> {
+        let all: Vec<_> = needed.iter().copied().chain([optional]).collect();
+        match self.get(of, &all) {
+            Err(crate::error::Error::Command(e)) if e.stderr().contains("invalid property") => {
+                self.get(of, needed)
+            }
+            other => other,
+        }
+    }
+
+    /// The names of the datasets at and below `top`, the top first.
+    ///
+    /// # Errors
+    /// When `top` doesn't exist.
+    pub fn descendants(&self, top: &DatasetName) -> Result<Vec<DatasetName>> {
+        let out =
+            self.run(["list", "-H", "-t", "filesystem,volume", "-o", "name", "-r", top.as_str()])?;
+        out.stdout.lines().map(parse::dataset).collect()
+    }
+
+    /// Whether the dataset is there.
+    ///
+    /// # Errors
+    /// When ZFS fails for another reason than its absence.
+    pub fn exists(&self, name: &str) -> Result<bool> {
+        match self.run(["list", "-H", "-o", "name", name]) {
+            Ok(_) => Ok(true),
+            Err(error) if is_absent(&error) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sets one property on several datasets or snapshots.
+    ///
+    /// # Errors
+    /// When one of them doesn't take it.
+    pub fn set<T: fmt::Display>(&self, property: &str, value: &str, on: &[T]) -> Result<()> {
+        if on.is_empty() {
+            return Ok(());
+        }
+        let mut args = vec!["set".to_owned(), format!("{property}={value}")];
+        args.extend(on.iter().map(T::to_string));
+        self.run(args)?;
+        Ok(())
+    }
+}
+
+/// Whether ZFS failed because the dataset or snapshot isn't there. Worded alike in zfs-fuse
+/// ("dataset does not exist") and OpenZFS (also "could not find any snapshots to destroy").
+fn is_absent(error: &CommandError) -> bool {
+    let text = error.stderr();
+    text.contains("does not exist")
+        || text.contains("could not find any snapshots")
+        || text.contains("no such pool")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> DatasetName {
+        DatasetName::new(text).unwrap()
+    }
+
+    #[test]
+    fn names_are_taken_apart() {
+        assert_eq!(name("tank/pg/data").pool(), "tank");
+        assert_eq!(name("tank/pg").parent(), Some(name("tank")));
+        assert_eq!(name("tank").parent(), None);
+        assert!(DatasetName::new("tank/n:e.s t-1_x").is_ok());
+        for bad in ["", "/tank", "tank/", "-r", "tank@x", "tank#b", "tank/ü"] {
+            assert!(DatasetName::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_common_ancestor_is_the_deepest() {
+        let of = |names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|n| name(n)).collect();
+            DatasetName::common_ancestor(&names).map(|n| n.to_string())
+        };
+        assert_eq!(of(&["t/pg/data", "t/pg/wal"]).as_deref(), Some("t/pg"));
+        assert_eq!(of(&["t/pg", "t/pg/wal"]).as_deref(), Some("t/pg"));
+        assert_eq!(of(&["t/pgdata", "t/pg"]).as_deref(), Some("t"));
+        assert_eq!(of(&["t/a", "u/a"]), None);
+    }
+}

@@ -1,0 +1,211 @@
+//! Snapshots: taken, looked at, tagged, held, destroyed.
+//!
+//! Only snapshots that carry Lockstep's own name are ever destroyed. What could go wrong: a
+//! recursive snapshot leaves strays on datasets that were not asked for; they are destroyed at
+//! once, by name.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::{DatasetName, HOLD_TAG, SnapshotName, Zfs, is_absent, parse};
+use crate::error::{Error, Result};
+
+/// How long "dataset is busy" is retried (zfs-fuse says it for a second or two after a process
+/// has left a clone).
+pub(super) const BUSY_LIMIT: Duration = Duration::from_secs(20);
+
+/// What ZFS says of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotFacts {
+    /// Unique for ever; kept by send and receive.
+    pub guid: u64,
+    /// The transaction group that made it; equal numbers in one pool are one moment.
+    pub createtxg: u64,
+    /// Seconds since 1970.
+    pub creation: i64,
+}
+
+/// A snapshot that carries Lockstep's user properties.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tagged {
+    /// Its name.
+    pub snapshot: SnapshotName,
+    /// `lockstep:owner`: which state_dir made it.
+    pub owner: String,
+    /// `lockstep:set`.
+    pub set: String,
+    /// `lockstep:state`: `taking` or `complete`.
+    pub state: String,
+}
+
+impl Zfs {
+    /// Takes one snapshot of each, in as few commands as this ZFS allows.
+    ///
+    /// With `one_moment` all are of one transaction group: one command, or where ZFS takes one
+    /// snapshot a command, `-r` on the common parent with the strays destroyed again (dsl_dataset.c
+    /// makes a recursive snapshot in one sync task). Otherwise the order of `snapshots` is kept.
+    ///
+    /// # Errors
+    /// When one can't be made; those made before it stay and are the caller's to destroy.
+    pub fn snapshot(
+        &self,
+        snapshots: &[SnapshotName],
+        one_moment: bool,
+        properties: &[(&str, String)],
+    ) -> Result<()> {
+        let Some(first) = snapshots.first() else { return Ok(()) };
+        let mut options: Vec<String> = Vec::new();
+        for (name, value) in properties {
+            options.extend(["-o".to_owned(), format!("{name}={value}")]);
+        }
+        if snapshots.len() > 1 && self.capabilities(first.dataset.pool())?.multi_snapshot {
+            let names = snapshots.iter().map(SnapshotName::to_string);
+            self.run(["snapshot".to_owned()].into_iter().chain(options).chain(names))?;
+            return Ok(());
+        }
+        if snapshots.len() > 1 && one_moment {
+            return self.snapshot_below(snapshots, &options);
+        }
+        for snapshot in snapshots {
+            let name = snapshot.to_string();
+            self.run(["snapshot".to_owned()].into_iter().chain(options.clone()).chain([name]))?;
+        }
+        Ok(())
+    }
+
+    fn snapshot_below(&self, snapshots: &[SnapshotName], options: &[String]) -> Result<()> {
+        let name = &snapshots[0].name;
+        let wanted: BTreeSet<_> = snapshots.iter().map(|s| &s.dataset).collect();
+        let Some(parent) = DatasetName::common_ancestor(wanted.iter().copied()) else {
+            return Err(Error::failed(format!(
+                "snapshots of several pools can't be one moment: {}",
+                snapshots.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            )));
+        };
+        let mut args = vec!["snapshot".to_owned(), "-r".to_owned()];
+        args.extend_from_slice(options);
+        args.push(parent.snapshot(name).to_string());
+        self.run(args)?;
+        for dataset in self.descendants(&parent)? {
+            if !wanted.contains(&dataset) {
+                self.destroy_snapshot(&dataset.snapshot(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// GUID, transaction group and time of each, in the order asked.
+    ///
+    /// # Errors
+    /// When one is missing.
+    pub fn snapshot_facts(&self, snapshots: &[SnapshotName]) -> Result<Vec<SnapshotFacts>> {
+        let names: Vec<_> = snapshots.iter().map(SnapshotName::to_string).collect();
+        let all = self.get(&names, &["guid", "createtxg", "creation"])?;
+        names
+            .iter()
+            .map(|name| {
+                let value = |property: &str| {
+                    let text = all.get(name).and_then(|of| of.get(property));
+                    parse::number(
+                        text.map_or("nothing", String::as_str),
+                        &format!("{property} of \"{name}\""),
+                    )
+                };
+                Ok(SnapshotFacts {
+                    guid: value("guid")?,
+                    createtxg: value("createtxg")?,
+                    creation: value("creation")?.cast_signed(),
+                })
+            })
+            .collect()
+    }
+
+    /// The same, with `None` for one that is missing.
+    ///
+    /// # Errors
+    /// When ZFS fails for another reason.
+    pub fn find_snapshot(&self, snapshot: &SnapshotName) -> Result<Option<SnapshotFacts>> {
+        match self.snapshot_facts(std::slice::from_ref(snapshot)) {
+            Ok(facts) => Ok(facts.first().copied()),
+            Err(Error::Command(error)) if is_absent(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The snapshots of `dataset` that Lockstep tagged; none where the dataset is gone.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn tagged_snapshots(&self, dataset: &DatasetName) -> Result<Vec<Tagged>> {
+        let columns = "name,lockstep:owner,lockstep:set,lockstep:state";
+        let args =
+            ["list", "-H", "-t", "snapshot", "-d", "1", "-o", columns, "-r", dataset.as_str()];
+        let out = match self.run(args) {
+            Err(error) if is_absent(&error) => return Ok(Vec::new()),
+            other => other?,
+        };
+        let mut tagged = Vec::new();
+        for line in out.stdout.lines() {
+            let [name, owner, set, state] = line.split('\t').collect::<Vec<_>>()[..] else {
+                return Err(Error::failed(format!("cannot read this line of zfs list: {line:?}")));
+            };
+            // User properties are inherited: a snapshot of a clone may show its dataset's.
+            let Some((dataset, snapshot)) = name.split_once('@') else { continue };
+            if set == "-" || snapshot != format!("lockstep-{set}") {
+                continue;
+            }
+            tagged.push(Tagged {
+                snapshot: parse::dataset(dataset)?.snapshot(snapshot),
+                owner: owner.to_owned(),
+                set: set.to_owned(),
+                state: state.to_owned(),
+            });
+        }
+        Ok(tagged)
+    }
+
+    /// Holds each, so that no `zfs destroy` takes it; holding twice is fine.
+    ///
+    /// # Errors
+    /// When one can't be held.
+    pub fn hold(&self, snapshots: &[SnapshotName]) -> Result<()> {
+        if snapshots.is_empty() {
+            return Ok(());
+        }
+        let names = snapshots.iter().map(SnapshotName::to_string);
+        match self.run(["hold", HOLD_TAG].into_iter().map(str::to_owned).chain(names)) {
+            Err(error) if error.stderr().contains("tag already exists") => Ok(()),
+            other => other.map(|_| ()).map_err(Into::into),
+        }
+    }
+
+    /// Releases Lockstep's hold and destroys the snapshot; one that is gone is fine.
+    ///
+    /// # Errors
+    /// When it stays, for example because a clone stands on it.
+    pub fn destroy_snapshot(&self, snapshot: &SnapshotName) -> Result<()> {
+        let name = snapshot.to_string();
+        match self.run(["release", HOLD_TAG, &name]) {
+            Ok(_) => {}
+            Err(error) if is_absent(&error) => return Ok(()),
+            // Not held: nothing to release. A destroy that is stopped by a hold says so itself.
+            Err(error) => tracing::debug!(%name, stderr = error.stderr(), "no hold released"),
+        }
+        self.destroy(&name)
+    }
+
+    /// `zfs destroy NAME`, retried while it is busy; one that is gone is fine.
+    pub(super) fn destroy(&self, name: &str) -> Result<()> {
+        let deadline = Instant::now() + BUSY_LIMIT;
+        loop {
+            match self.run(["destroy", name]) {
+                Ok(_) => return Ok(()),
+                Err(error) if is_absent(&error) => return Ok(()),
+                Err(error) if error.stderr().contains("busy") && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
