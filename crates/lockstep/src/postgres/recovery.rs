@@ -1,10 +1,12 @@
 //! Recovery settings as text: what goes into postgresql.auto.conf of a restored cluster.
 
+use std::path::Path;
+
 use crate::restore::target::{Recovery, Target};
 
 /// Settings that a restored cluster must not take over from the old one: where it replicated
 /// from, and an older restore's target.
-const NOT_KEPT: [&str; 18] = [
+const NOT_KEPT: [&str; 17] = [
     "primary_conninfo",
     "primary_slot_name",
     "promote_trigger_file",
@@ -22,7 +24,6 @@ const NOT_KEPT: [&str; 18] = [
     "recovery_target_timeline",
     "recovery_target_xid",
     "standby_mode",
-    "external_pid_file",
 ];
 
 /// One line of a configuration file; the value quoted as guc-file.l reads it.
@@ -54,20 +55,24 @@ pub fn auto_conf(old: &str, added: &[(String, String)]) -> String {
 
 const MARK: &str = "# written by lockstep restore:";
 
-/// The settings of a restored cluster: no archiving into the old archive, and the way to the
-/// target.
+/// What a restored cluster keeps: its port, no archiving into the old archive, and a pid file of
+/// its own (Debian's setting names the live cluster's, and an empty one is no file name).
 #[must_use]
-pub fn settings(recovery: &Recovery, port: Option<u16>) -> Vec<(String, String)> {
+pub fn lasting(recovery: &Recovery, directory: &Path, port: Option<u16>) -> Vec<(String, String)> {
+    let pid_file = directory.join("run/postmaster.pid");
+    let mut all = vec![("external_pid_file".to_owned(), pid_file.display().to_string())];
+    if !recovery.keep_archiving {
+        all.push(("archive_mode".to_owned(), "off".to_owned()));
+    }
+    all.extend(port.map(|port| ("port".to_owned(), port.to_string())));
+    all
+}
+
+/// The way to the target; it is taken out again once recovery is over.
+#[must_use]
+pub fn passing(recovery: &Recovery) -> Vec<(String, String)> {
     let mut all: Vec<(String, String)> = Vec::new();
     let mut set = |name: &str, value: String| all.push((name.to_owned(), value));
-    if !recovery.keep_archiving {
-        set("archive_mode", "off".into());
-    }
-    // Debian's points at the live cluster's pid file.
-    set("external_pid_file", String::new());
-    if let Some(port) = port {
-        set("port", port.to_string());
-    }
     if !recovery.needs_signal() {
         return all;
     }
@@ -75,7 +80,7 @@ pub fn settings(recovery: &Recovery, port: Option<u16>) -> Vec<(String, String)>
     // recovery reads the set's own WAL in pg_wal.
     set("restore_command", recovery.restore_command.clone().unwrap_or_else(|| "false".into()));
     match &recovery.target {
-        Target::End => return add_timeline(all, recovery),
+        Target::End => {}
         Target::Time(time) => {
             set("recovery_target_time", time.strftime("%Y-%m-%d %H:%M:%S.%6f+00").to_string());
         }
@@ -84,13 +89,11 @@ pub fn settings(recovery: &Recovery, port: Option<u16>) -> Vec<(String, String)>
         Target::Name(name) => set("recovery_target_name", name.clone()),
         Target::Immediate => set("recovery_target", "immediate".into()),
     }
-    set("recovery_target_action", recovery.action.as_str().into());
-    add_timeline(all, recovery)
-}
-
-fn add_timeline(mut all: Vec<(String, String)>, recovery: &Recovery) -> Vec<(String, String)> {
+    if recovery.target != Target::End {
+        set("recovery_target_action", recovery.action.as_str().into());
+    }
     if let Some(timeline) = &recovery.timeline {
-        all.push(("recovery_target_timeline".into(), timeline.clone()));
+        set("recovery_target_timeline", timeline.clone());
     }
     all
 }
@@ -122,12 +125,19 @@ mod tests {
             timeline: Some("latest".into()),
             ..Recovery::default()
         };
-        let all = settings(&recovery, Some(5500));
+        let mut all = passing(&recovery);
+        all.extend(lasting(&recovery, Path::new("/r"), Some(5500)));
         let get = |name: &str| all.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
         assert_eq!(get("recovery_target_lsn"), Some("0/3000000"));
         assert_eq!(get("recovery_target_action"), Some("promote"));
         assert_eq!(get("recovery_target_timeline"), Some("latest"));
         assert_eq!(get("restore_command"), Some("false"));
         assert_eq!(get("archive_mode"), Some("off"));
+        assert_eq!(get("external_pid_file"), Some("/r/run/postmaster.pid"));
+        // What has passed is taken out, what lasts stays.
+        let text = auto_conf(&auto_conf("", &all), &[]);
+        assert!(
+            text.contains("port") && !text.contains("target") && !text.contains("restore_command")
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! A server that Lockstep starts: started, watched through recovery, stopped.
 //!
-//! How far it is is read from postmaster.pid (its eighth line, PM_STATUS_* in miscadmin.h) and
-//! from its log, so no right to connect is needed. What could go wrong: a server that dies in
+//! How far it is is read from its log and from postmaster.pid (its eighth line, PM_STATUS_* in
+//! miscadmin.h), so no right to connect is needed. What could go wrong: a server that dies in
 //! recovery; its own last words are then the error.
 
 use std::fs::File;
@@ -111,11 +111,15 @@ pub fn start(launch: &Launch<'_>) -> Result<Server> {
 
 impl Server {
     /// Waits until recovery has ended, telling `progress` what it says; `pauses`: a pause at the
-    /// target is the end.
+    /// target is the end. The server must log to its stderr.
     ///
     /// # Errors
     /// When the server dies: its own words.
-    pub fn wait(&mut self, pauses: bool, mut progress: impl FnMut(&str)) -> Result<Outcome> {
+    pub fn wait_for_recovery(
+        &mut self,
+        pauses: bool,
+        mut progress: impl FnMut(&str),
+    ) -> Result<Outcome> {
         let mut last_sign = Instant::now();
         loop {
             for line in self.new_lines() {
@@ -131,15 +135,17 @@ impl Server {
                 // What it wrote between the last look and its end.
                 let rest = self.new_lines();
                 self.said.extend(rest);
-                if self.said.iter().any(|line| line.contains("shutdown at recovery target")) {
+                if self.has_said("shutdown at recovery target") {
                     return Ok(Outcome::ShutDown);
                 }
                 return Err(self.death(status));
             }
-            match instance::postmaster_status(&self.data).as_deref() {
-                Some("ready") => return Ok(Outcome::Ready),
-                Some("standby") if pauses && self.is_paused() => return Ok(Outcome::Paused),
-                _ => {}
+            // postmaster.pid says "ready" for a hot standby too, so the log has to tell.
+            if self.has_said("database system is ready to accept connections") {
+                return Ok(Outcome::Ready);
+            }
+            if pauses && self.is_paused() {
+                return Ok(Outcome::Paused);
             }
             if steps::interrupted() {
                 return Err(Error::Interrupted { step: "restore.started".into() });
@@ -150,6 +156,27 @@ impl Server {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Waits until a server that has nothing to recover accepts connections, wherever it logs.
+    ///
+    /// # Errors
+    /// When the server dies: its own words.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
+        while instance::postmaster_status(&self.data).as_deref() != Some("ready") {
+            if let Some(status) =
+                self.child.try_wait().map_err(Error::io("wait for", &self.data))?
+            {
+                let rest = self.new_lines();
+                self.said.extend(rest);
+                return Err(self.death(status));
+            }
+            if steps::interrupted() {
+                return Err(Error::Interrupted { step: "restore.started".into() });
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// What the server's log said of recovery.
@@ -176,10 +203,15 @@ impl Server {
         }
     }
 
+    /// Readers are let in before the target is reached, so both lines have to be there.
     fn is_paused(&self) -> bool {
-        self.said.iter().any(|line| {
-            line.contains("pausing at the end of recovery") || line.contains("recovery has paused")
-        })
+        self.has_said("ready to accept read")
+            && (self.has_said("pausing at the end of recovery")
+                || self.has_said("recovery has paused"))
+    }
+
+    fn has_said(&self, words: &str) -> bool {
+        self.said.iter().any(|line| line.contains(words))
     }
 
     fn new_lines(&mut self) -> Vec<String> {

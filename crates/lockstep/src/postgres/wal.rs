@@ -79,6 +79,17 @@ fn check_segment(pg_wal: &Path, identity: WalIdentity, segment: WalSegment) -> R
     .map_err(|e| damaged(e.to_string()))
 }
 
+/// The end of the unbroken run of segments in `pg_wal` that begins with `from`'s.
+#[must_use]
+pub fn end_of_run(pg_wal: &Path, identity: WalIdentity, from: Lsn) -> Lsn {
+    let size = identity.segment_size;
+    let mut segment = WalSegment::containing(identity.timeline, from, size);
+    while pg_wal.join(segment.file_name(size)).exists() {
+        segment = segment.next();
+    }
+    segment.start(size)
+}
+
 /// Copies the segments and the timeline's history from `pg_wal` to `to`, then checks the copies,
 /// so that a segment recycled meanwhile is noticed. Returns the names.
 ///

@@ -144,13 +144,12 @@ impl<'a> Build<'a> {
     }
 
     /// What postgresql.auto.conf gets.
-    pub(super) fn write_settings(
-        &self,
-        port: Option<u16>,
-        owner: Option<Credentials>,
-    ) -> Result<()> {
+    fn write_settings(&self, port: Option<u16>, owner: Option<Credentials>) -> Result<()> {
         let mut settings: BTreeMap<String, String> =
-            recovery::settings(&self.recovery, port).into_iter().collect();
+            recovery::lasting(&self.recovery, &self.placement.directory, port)
+                .into_iter()
+                .collect();
+        settings.extend(recovery::passing(&self.recovery));
         if let Some(clone) = &self.request.clone {
             settings.extend(clone.settings.iter().cloned());
         }
@@ -160,6 +159,13 @@ impl<'a> Build<'a> {
             files::write_owned(&self.placement.data.join("recovery.signal"), b"", owner)?;
         }
         Ok(())
+    }
+}
+
+impl Build<'_> {
+    /// Recovery is over: its target must not meet this cluster again, should it become a standby.
+    pub(super) fn end_recovery_settings(&self, owner: Option<Credentials>) -> Result<()> {
+        tree::write_auto_conf(&self.placement.data, &[], owner)
     }
 }
 

@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::isolation::{self, Bind, Isolation};
 use crate::plan::refusal::Refusal;
-use crate::postgres::instance;
 use crate::postgres::server::{self, Launch, Outcome, Server, Stop};
+use crate::postgres::{instance, wal};
 use crate::process::{Credentials, Program};
 
 /// The longest path of a Unix socket (sun_path), less the name that PostgreSQL adds.
@@ -46,12 +46,12 @@ pub(super) fn start(
         data: &data,
         log: &log,
         user,
-        options: first_options(&sockets),
+        options: first_options(&sockets, build.manifest.postgres.major),
         isolation: isolation.as_ref(),
     };
     let mut server = server::start(&launch)?;
     let pauses = build.recovery.action == Action::Pause && build.recovery.target != Target::End;
-    let waited = server.wait(pauses, |words| tracing::info!("recovery: {words}"));
+    let waited = server.wait_for_recovery(pauses, |words| tracing::info!("recovery: {words}"));
     let outcome = waited.map_err(|error| explain(build, &server, error))?;
     restored.recovery_log = server.recovery_log();
     restored.started = outcome != Outcome::ShutDown;
@@ -73,9 +73,10 @@ fn move_out(
     let binds = isolation.iter().flat_map(|isolation| &isolation.binds);
     let moved: Vec<_> = binds.map(|bind| (bind.at.clone(), link_of(build, &bind.from))).collect();
     tree::correct_links(launch.data, &moved)?;
+    build.end_recovery_settings(launch.user)?;
     // From here on only its own configuration counts, as at every later start.
     let mut again = server::start(&Launch { isolation: None, options: Vec::new(), ..*launch })?;
-    again.wait(false, |_| ())?;
+    again.wait_until_ready()?;
     build.journal.places_of_others.iter().try_for_each(|path| unfinished::remove_place(path))
 }
 
@@ -86,8 +87,8 @@ fn link_of(build: &Build, real: &Path) -> PathBuf {
 }
 
 /// Lockstep's own servers log where Lockstep reads, and open their socket where it fits.
-fn first_options(sockets: &Path) -> Vec<(String, String)> {
-    [
+fn first_options(sockets: &Path, major: Option<u32>) -> Vec<(String, String)> {
+    let mut options = [
         ("logging_collector", "off".to_owned()),
         ("log_destination", "stderr".to_owned()),
         ("log_min_messages", "warning".to_owned()),
@@ -96,7 +97,13 @@ fn first_options(sockets: &Path) -> Vec<(String, String)> {
         ("listen_addresses", "localhost".to_owned()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
-    .to_vec()
+    .to_vec();
+    if major.is_some_and(|major| major >= 14) {
+        // What a snapshot holds is on disk: opening and syncing each file would take as long as
+        // the cluster is large.
+        options.push(("recovery_init_sync_method".into(), "syncfs".into()));
+    }
+    options
 }
 
 fn socket_directory(directory: &Path) -> PathBuf {
@@ -173,16 +180,22 @@ fn created_later(build: &Build, bin_dir: &Path) -> Result<Vec<(u32, PathBuf)>> {
 }
 
 fn created_in_wal(build: &Build, bin_dir: &Path, start: Lsn) -> Vec<(u32, PathBuf)> {
-    let pg_waldump = Program::new(bin_dir.join("pg_waldump"))
-        .arg("-p")
-        .arg(&build.placement.wal)
-        .args(["-r", "Tablespace", "-t", &build.manifest.timeline().get().to_string()])
-        .args(["-s", &start.to_string()]);
-    // It ends with an error where the WAL ends; what it printed before is what counts.
-    let text = match pg_waldump.run_for_output() {
+    let identity = build.manifest.wal_identity();
+    let end = identity.map(|identity| wal::end_of_run(&build.placement.wal, identity, start));
+    // It ends with an error where the WAL ends; what it printed before is what counts. Without an
+    // end it would wait five seconds for the segment after the last.
+    let text = end.and_then(|end| {
+        let pg_waldump = Program::new(bin_dir.join("pg_waldump"))
+            .arg("-p")
+            .arg(&build.placement.wal)
+            .args(["-r", "Tablespace", "-t", &build.manifest.timeline().get().to_string()])
+            .args(["-s", &start.to_string(), "-e", &end.to_string()]);
+        Ok(pg_waldump.run_for_output()?)
+    });
+    let text = match text {
         Ok(text) => text,
         Err(error) => {
-            tracing::warn!(%error, "can't look for new tablespaces in the set's WAL");
+            tracing::warn!(error = %error.chain(), "can't look for new tablespaces in the set's WAL");
             return Vec::new();
         }
     };
