@@ -20,11 +20,7 @@ const SCALE: u32 = 3;
 
 /// As much as the machine gives: the more is written between two snapshots, the surer the naive order fails.
 fn heavy() -> Plan {
-    Plan {
-        rate: None,
-        databases: false,
-        ..Plan::all(1)
-    }
+    Plan { rate: None, databases: false, ..Plan::all(1) }
 }
 
 /// Segments stay: restores by hand have no slot that keeps them.
@@ -58,13 +54,8 @@ fn naive_order_is_caught() {
 
         let server = naive.assemble();
         server.start();
-        let expected = Expected {
-            by_time: Some(frozen),
-            ..Expected::default()
-        };
-        let verdict = Checker::new(SCALE)
-            .with_ledger(&ledger, expected)
-            .check_running(&server);
+        let expected = Expected { by_time: Some(frozen), ..Expected::default() };
+        let verdict = Checker::new(SCALE).with_ledger(&ledger, expected).check_running(&server);
         server.stop(Stop::Immediate);
         naive.discard();
         if !verdict.violations.is_empty() {
@@ -105,10 +96,7 @@ fn label_by_hand_is_right() {
     }
     let stopping = SystemTime::now();
     let stop = session
-        .query_one(
-            "SELECT lsn::text, labelfile FROM pg_backup_stop(false)",
-            &[],
-        )
+        .query_one("SELECT lsn::text, labelfile FROM pg_backup_stop(false)", &[])
         .expect("it can be stopped");
     let (stop_lsn, label): (String, String) = (stop.get(0), stop.get(1));
     right.snapshot("wal");
@@ -125,15 +113,9 @@ fn label_by_hand_is_right() {
         by_lsn: Some(Lsn::parse(&stop_lsn)),
         none_after: Some(attempted),
     };
-    let verdict = Checker::new(SCALE)
-        .with_ledger(&ledger, expected)
-        .check_and_stop(&server);
+    let verdict = Checker::new(SCALE).with_ledger(&ledger, expected).check_and_stop(&server);
     verdict.assert_right("a label and all its WAL, by hand");
-    assert!(
-        verdict.ledger_rows > 100,
-        "the ledger had hardly any rows: {}",
-        verdict.ledger_rows
-    );
+    assert!(verdict.ledger_rows > 100, "the ledger had hardly any rows: {}", verdict.ledger_rows);
     right.discard();
 }
 
@@ -141,20 +123,9 @@ fn label_by_hand_is_right() {
 #[test]
 fn ledger_reports_each_wrong() {
     let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-    let committed = |n: u64| Row {
-        committed: Some((at(n), Lsn(n * 100))),
-    };
-    let book = [
-        committed(1),
-        committed(2),
-        committed(3),
-        Row { committed: None },
-        committed(5),
-    ];
-    let everything = Expected {
-        by_time: Some(at(5)),
-        ..Expected::default()
-    };
+    let committed = |n: u64| Row { committed: Some((at(n), Lsn(n * 100))) };
+    let book = [committed(1), committed(2), committed(3), Row { committed: None }, committed(5)];
+    let everything = Expected { by_time: Some(at(5)), ..Expected::default() };
     let rows = |ids: &[i64]| ids.iter().map(|id| (*id, true)).collect::<Vec<_>>();
     let never = (1 << 40) + 10;
 
@@ -164,65 +135,28 @@ fn ledger_reports_each_wrong() {
         [],
         "row 4 may be there or not: its commit never returned"
     );
+    assert_eq!(judge(&book, &rows(&[1, 2, 3]), everything), [Wrong::Missing(5)]);
+    assert_eq!(judge(&book, &rows(&[1, 3]), Expected::default()), [Wrong::Hole(2)]);
     assert_eq!(
-        judge(&book, &rows(&[1, 2, 3]), everything),
-        [Wrong::Missing(5)]
-    );
-    assert_eq!(
-        judge(&book, &rows(&[1, 3]), Expected::default()),
-        [Wrong::Hole(2)]
-    );
-    assert_eq!(
-        judge(
-            &book,
-            &rows(&[1, 2]),
-            Expected {
-                by_lsn: Some(Lsn(300)),
-                ..Expected::default()
-            }
-        ),
+        judge(&book, &rows(&[1, 2]), Expected { by_lsn: Some(Lsn(300)), ..Expected::default() }),
         [Wrong::Missing(3)]
     );
     assert_eq!(
-        judge(
-            &book,
-            &rows(&[1, 2]),
-            Expected {
-                by_lsn: Some(Lsn(299)),
-                ..Expected::default()
-            }
-        ),
+        judge(&book, &rows(&[1, 2]), Expected { by_lsn: Some(Lsn(299)), ..Expected::default() }),
         []
     );
+    assert_eq!(judge(&book, &rows(&[1, 2, 3, 5, 6]), everything), [Wrong::Unknown(6)]);
     assert_eq!(
-        judge(&book, &rows(&[1, 2, 3, 5, 6]), everything),
-        [Wrong::Unknown(6)]
-    );
-    assert_eq!(
-        judge(
-            &book,
-            &rows(&[1, 2, 3]),
-            Expected {
-                none_after: Some(2),
-                ..Expected::default()
-            }
-        ),
+        judge(&book, &rows(&[1, 2, 3]), Expected { none_after: Some(2), ..Expected::default() }),
         [Wrong::Unknown(3)]
     );
     assert_eq!(
         judge(&book, &rows(&[1, 2, 3, 5, never]), everything),
         [Wrong::NeverCommitted(never)]
     );
+    assert_eq!(judge(&book, &rows(&[1, 2, 2, 3, 5]), everything), [Wrong::Twice(2)]);
     assert_eq!(
-        judge(&book, &rows(&[1, 2, 2, 3, 5]), everything),
-        [Wrong::Twice(2)]
-    );
-    assert_eq!(
-        judge(
-            &book,
-            &[(1, true), (2, false), (3, true), (5, true)],
-            everything
-        ),
+        judge(&book, &[(1, true), (2, false), (3, true), (5, true)], everything),
         [Wrong::Damaged(2)]
     );
 }
@@ -239,13 +173,8 @@ fn swapped_snapshot_is_refused() {
     writers.stop();
 
     let volume = |set: &Set| {
-        let found = set
-            .volumes
-            .iter()
-            .find(|volume| volume.dataset.ends_with("/ts1"));
-        found
-            .unwrap_or_else(|| panic!("no volume for ts1 in {}", set.json))
-            .clone()
+        let found = set.volumes.iter().find(|volume| volume.dataset.ends_with("/ts1"));
+        found.unwrap_or_else(|| panic!("no volume for ts1 in {}", set.json)).clone()
     };
     let (belongs, foreign) = (volume(&older), volume(&newer));
     assert_eq!(
@@ -260,9 +189,7 @@ fn swapped_snapshot_is_refused() {
     zfs(&["rename", &foreign.snapshot, &belongs.snapshot]);
 
     let directory = fixture.target("swapped");
-    let to = directory
-        .to_str()
-        .expect("the harness' own paths are UTF-8");
+    let to = directory.to_str().expect("the harness' own paths are UTF-8");
     let refused = lockstep.expect(exit::REFUSED, &["restore", &older.id, "--to", to]);
     for named in [&belongs.dataset, &belongs.guid, &foreign.guid] {
         assert!(
@@ -284,11 +211,7 @@ fn swapped_snapshot_is_refused() {
         "{}",
         incomplete.describe()
     );
-    assert!(
-        fixture.clones().is_empty(),
-        "clones of refused restores: {:?}",
-        fixture.clones()
-    );
+    assert!(fixture.clones().is_empty(), "clones of refused restores: {:?}", fixture.clones());
     assert!(
         !directory.exists() || fs::read_dir(&directory).is_ok_and(|mut left| left.next().is_none()),
         "{directory:?} is left"
@@ -306,12 +229,8 @@ fn restored_set_without_its_label_does_not_start() {
     writers.stop();
 
     // The same start by hand works where nothing was removed: it is the label that makes the difference.
-    let whole = start_by_hand(
-        &fixture,
-        &lockstep
-            .restore(&set.id, &fixture.target("whole"), &[])
-            .data,
-    );
+    let whole =
+        start_by_hand(&fixture, &lockstep.restore(&set.id, &fixture.target("whole"), &[]).data);
     whole.start();
     whole.stop(Stop::Fast);
 
@@ -324,11 +243,7 @@ fn restored_set_without_its_label_does_not_start() {
         }
         let server = start_by_hand(&fixture, &data);
         let outcome = server.try_start();
-        assert!(
-            !outcome.ok(),
-            "started from a wrong checkpoint: {}",
-            outcome.describe()
-        );
+        assert!(!outcome.ok(), "started from a wrong checkpoint: {}", outcome.describe());
         let log = server.log_tail();
         assert!(
             log.contains("could not locate a valid checkpoint record"),
@@ -343,17 +258,8 @@ fn start_by_hand(fixture: &Fixture, data: &Path) -> Cluster {
     let conf = data.join("postgresql.auto.conf");
     let settings = fs::read_to_string(&conf).unwrap_or_default();
     write_as_postgres(&conf, &format!("{settings}\nport = {port}\n"));
-    let name = data
-        .parent()
-        .and_then(Path::file_name)
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let name =
+        data.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
     let log = fixture.root().join("log").join(format!("{name}.log"));
-    Cluster {
-        data: data.to_owned(),
-        port,
-        log,
-        ..fixture.cluster.clone()
-    }
+    Cluster { data: data.to_owned(), port, log, ..fixture.cluster.clone() }
 }

@@ -50,21 +50,13 @@ impl Prepared {
     }
 
     fn dataset(&self, mount: &str) -> &str {
-        let place = self
-            .fixture
-            .layout
-            .datasets
-            .iter()
-            .position(|dataset| dataset.mount == mount);
+        let place = self.fixture.layout.datasets.iter().position(|dataset| dataset.mount == mount);
         &self.fixture.datasets[place.unwrap_or_else(|| panic!("nothing is mounted at {mount:?}"))]
     }
 }
 
 fn order(set: &Set) -> Vec<&str> {
-    set.in_order()
-        .iter()
-        .map(|volume| volume.dataset.as_str())
-        .collect()
+    set.in_order().iter().map(|volume| volume.dataset.as_str()).collect()
 }
 
 #[test]
@@ -91,40 +83,25 @@ fn one_pool_is_one_transaction_group() {
         "several transaction groups: {groups:?}"
     );
     // The common parent holds no part; `-r` on it may be how they are frozen, but it isn't of the set.
-    let strays: Vec<_> = prepared
-        .fixture
-        .snapshots()
-        .into_iter()
-        .filter(|name| name.contains("/pg@"))
-        .collect();
-    assert!(
-        strays.is_empty(),
-        "snapshots that belong to no volume: {strays:?}"
-    );
+    let strays: Vec<_> =
+        prepared.fixture.snapshots().into_iter().filter(|name| name.contains("/pg@")).collect();
+    assert!(strays.is_empty(), "snapshots that belong to no volume: {strays:?}");
     let set = prepared.proves("label");
-    assert_eq!(
-        order(&set).last(),
-        Some(&prepared.dataset("wal")),
-        "pg_wal last"
-    );
+    assert_eq!(order(&set).last(), Some(&prepared.dataset("wal")), "pg_wal last");
 }
 
 #[test]
 fn two_pools_allow_no_atomic_set() {
     let prepared = prepare(two_pools_four_datasets());
-    let refused = prepared
-        .fixture
-        .lockstep()
-        .expect(exit::REFUSED, &["backup", "--strategy", "atomic"]);
+    let refused =
+        prepared.fixture.lockstep().expect(exit::REFUSED, &["backup", "--strategy", "atomic"]);
     assert!(
         refused.stderr.contains("pool") && refused.stderr.contains("hint: "),
         "{}",
         refused.describe()
     );
-    let refused = prepared
-        .fixture
-        .lockstep()
-        .expect(exit::REFUSED, &["backup", "--strategy", "cold"]);
+    let refused =
+        prepared.fixture.lockstep().expect(exit::REFUSED, &["backup", "--strategy", "cold"]);
     assert!(
         refused.stderr.contains("error: ") && refused.stderr.contains("hint: "),
         "{}",
@@ -141,19 +118,10 @@ fn two_pools_allow_no_atomic_set() {
 #[test]
 fn wal_mounted_inside_the_data_directory() {
     let prepared = prepare(nested_wal());
-    let wal = prepared
-        .fixture
-        .datasets
-        .last()
-        .expect("pg_wal's dataset comes last")
-        .clone();
+    let wal = prepared.fixture.datasets.last().expect("pg_wal's dataset comes last").clone();
     for strategy in ["label", "ordered"] {
         let set = prepared.proves(strategy);
-        assert_eq!(
-            order(&set).last(),
-            Some(&wal.as_str()),
-            "pg_wal last in {strategy}"
-        );
+        assert_eq!(order(&set).last(), Some(&wal.as_str()), "pg_wal last in {strategy}");
     }
 }
 
@@ -162,20 +130,8 @@ fn eight_datasets_in_two_pools() {
     let prepared = prepare(eight_datasets());
     let set = prepared.proves("label");
     assert_eq!(order(&set).len(), 8);
-    assert_eq!(
-        order(&set).last(),
-        Some(&prepared.dataset("wal")),
-        "pg_wal last"
-    );
+    assert_eq!(order(&set).last(), Some(&prepared.dataset("wal")), "pg_wal last");
     let set = prepared.proves("ordered");
-    assert_eq!(
-        order(&set).first(),
-        Some(&prepared.dataset("data")),
-        "the data directory first"
-    );
-    assert_eq!(
-        order(&set).last(),
-        Some(&prepared.dataset("wal")),
-        "pg_wal last"
-    );
+    assert_eq!(order(&set).first(), Some(&prepared.dataset("data")), "the data directory first");
+    assert_eq!(order(&set).last(), Some(&prepared.dataset("wal")), "pg_wal last");
 }

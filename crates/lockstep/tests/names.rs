@@ -37,11 +37,8 @@ fn odd_names_go_through_backup_restore_and_clone() {
             none_after: Some(ledger.attempted()),
             ..Expected::default()
         };
-        let mut datasets: Vec<_> = set
-            .volumes
-            .iter()
-            .map(|volume| volume.dataset.clone())
-            .collect();
+        let mut datasets: Vec<_> =
+            set.volumes.iter().map(|volume| volume.dataset.clone()).collect();
         let mut all = fixture.datasets.clone();
         datasets.sort();
         all.sort();
@@ -63,26 +60,16 @@ fn odd_names_go_through_backup_restore_and_clone() {
         {
             let place =
                 fs::read_link(link.path()).expect("a tablespace that isn't in place is a link");
-            assert!(
-                place.starts_with(&directory),
-                "{place:?} isn't the restored cluster's own"
-            );
+            assert!(place.starts_with(&directory), "{place:?} isn't the restored cluster's own");
         }
-        let verdict = Checker::new(SCALE)
-            .with_ledger(&ledger, expected)
-            .check_and_stop(server);
+        let verdict = Checker::new(SCALE).with_ledger(&ledger, expected).check_and_stop(server);
         verdict.assert_right(strategy);
         assert!(verdict.ledger_rows > 2, "the ledger had hardly any rows");
         fixture.discard_restored(&directory, &set.id);
     }
 
     let clone = lockstep.clone_create("try-out", &[]);
-    assert_eq!(
-        clone
-            .server()
-            .value("postgres", "SELECT count(*) FROM pgbench_accounts"),
-        "100000"
-    );
+    assert_eq!(clone.server().value("postgres", "SELECT count(*) FROM pgbench_accounts"), "100000");
     lockstep.expect(exit::DONE, &["clone", "destroy", "try-out"]);
     writers.stop();
     assert_clean(&fixture);
@@ -98,8 +85,5 @@ fn odd_label_is_kept() {
     let set = taken["set"].as_str().expect("a set has an id");
     let shown = lockstep.json(&["show", set]).to_string();
     let quoted = serde_json::Value::from(text).to_string();
-    assert!(
-        shown.contains(quoted.trim_matches('"')),
-        "{text:?} isn't shown: {shown}"
-    );
+    assert!(shown.contains(quoted.trim_matches('"')), "{text:?} isn't shown: {shown}");
 }

@@ -45,11 +45,7 @@ impl History {
         let quoted = RESTORE_POINT.replace('\'', "''");
         cluster.execute(&[&format!("SELECT pg_create_restore_point('{quoted}')")]);
         marks.push(insert(cluster, 6));
-        let history = History {
-            fixture,
-            set,
-            marks,
-        };
+        let history = History { fixture, set, marks };
         history.archive_everything(&history.fixture.cluster, 1);
         history
     }
@@ -62,11 +58,9 @@ impl History {
             "{segment} isn't of timeline {timeline}"
         );
         let archived = self.fixture.archive.join(&segment);
-        wait_until(
-            &format!("{segment} is archived"),
-            Duration::from_secs(60),
-            || archived.exists(),
-        );
+        wait_until(&format!("{segment} is archived"), Duration::from_secs(60), || {
+            archived.exists()
+        });
     }
 
     fn restore_command(&self) -> String {
@@ -78,15 +72,10 @@ impl History {
     fn rows_at(&self, name: &str, options: &[&str]) -> Vec<String> {
         let directory = self.fixture.target(name);
         let command = self.restore_command();
-        let options: Vec<&str> = options
-            .iter()
-            .copied()
-            .chain(["--restore-command", &command])
-            .collect();
+        let options: Vec<&str> =
+            options.iter().copied().chain(["--restore-command", &command]).collect();
         let restored =
-            self.fixture
-                .lockstep()
-                .restore_and_start(&self.set.id, &directory, &options);
+            self.fixture.lockstep().restore_and_start(&self.set.id, &directory, &options);
         let rows = rows(restored.server());
         self.fixture.discard_restored(&directory, &self.set.id);
         rows
@@ -96,10 +85,7 @@ impl History {
     #[track_caller]
     fn refused(&self, name: &str, codes: &[i32], options: &[&str]) -> String {
         let directory = self.fixture.target(name);
-        let to = directory
-            .to_str()
-            .expect("the harness' own paths are UTF-8")
-            .to_owned();
+        let to = directory.to_str().expect("the harness' own paths are UTF-8").to_owned();
         let arguments: Vec<&str> = ["restore", &self.set.id, "--to", &to]
             .into_iter()
             .chain(options.iter().copied())
@@ -115,17 +101,8 @@ impl History {
             "{}",
             outcome.describe()
         );
-        assert_eq!(
-            self.fixture.clones(),
-            [],
-            "clones are left: {}",
-            outcome.describe()
-        );
-        assert!(
-            is_empty(&directory),
-            "{directory:?} is left: {}",
-            outcome.describe()
-        );
+        assert_eq!(self.fixture.clones(), [], "clones are left: {}", outcome.describe());
+        assert!(is_empty(&directory), "{directory:?} is left: {}", outcome.describe());
         outcome.stderr
     }
 }
@@ -144,48 +121,24 @@ fn targets_land_where_they_should() {
         numbers(2),
         "a time between rows 2 and 3"
     );
-    assert_eq!(
-        at("lsn", "--target-lsn", &mark(3).lsn),
-        numbers(3),
-        "an LSN between rows 3 and 4"
-    );
-    assert_eq!(
-        at("xid", "--target-xid", &mark(4).xid),
-        numbers(4),
-        "the transaction of row 4"
-    );
+    assert_eq!(at("lsn", "--target-lsn", &mark(3).lsn), numbers(3), "an LSN between rows 3 and 4");
+    assert_eq!(at("xid", "--target-xid", &mark(4).xid), numbers(4), "the transaction of row 4");
     assert_eq!(
         at("name", "--target-name", RESTORE_POINT),
         numbers(5),
         "a restore point between rows 5 and 6"
     );
-    let immediate = history.rows_at(
-        "immediate",
-        &["--target-immediate", "--target-action", "promote"],
-    );
+    let immediate =
+        history.rows_at("immediate", &["--target-immediate", "--target-action", "promote"]);
     assert_eq!(immediate, numbers(0), "the end of the backup");
-    assert_eq!(
-        history.rows_at("everything", &[]),
-        numbers(6),
-        "the end of the archive"
-    );
+    assert_eq!(history.rows_at("everything", &[]), numbers(6), "the end of the archive");
 
     // Without an archive the set still has what it was taken with.
     let directory = history.fixture.target("alone");
-    let alone = history
-        .fixture
-        .lockstep()
-        .restore_and_start(&history.set.id, &directory, &[]);
+    let alone = history.fixture.lockstep().restore_and_start(&history.set.id, &directory, &[]);
     assert_eq!(rows(alone.server()), numbers(0), "the set alone");
-    assert_eq!(
-        alone
-            .server()
-            .value("postgres", "SELECT pg_is_in_recovery()"),
-        "f"
-    );
-    history
-        .fixture
-        .discard_restored(&directory, &history.set.id);
+    assert_eq!(alone.server().value("postgres", "SELECT pg_is_in_recovery()"), "f");
+    history.fixture.discard_restored(&directory, &history.set.id);
 }
 
 /// A server that pauses at the target takes connections, shows the target's state, and can be promoted.
@@ -195,25 +148,13 @@ fn pause_waits_at_the_target() {
     let directory = history.fixture.target("paused");
     let command = history.restore_command();
     let lsn = history.marks[2].lsn.clone();
-    let options = [
-        "--target-lsn",
-        &lsn,
-        "--target-action",
-        "pause",
-        "--restore-command",
-        &command,
-    ];
+    let options = ["--target-lsn", &lsn, "--target-action", "pause", "--restore-command", &command];
     let restored =
-        history
-            .fixture
-            .lockstep()
-            .restore_and_start(&history.set.id, &directory, &options);
+        history.fixture.lockstep().restore_and_start(&history.set.id, &directory, &options);
     let server = restored.server();
-    wait_until(
-        "recovery pauses at its target",
-        Duration::from_secs(30),
-        || server.value("postgres", "SELECT pg_is_wal_replay_paused()") == "t",
-    );
+    wait_until("recovery pauses at its target", Duration::from_secs(30), || {
+        server.value("postgres", "SELECT pg_is_wal_replay_paused()") == "t"
+    });
     assert_eq!(server.value("postgres", "SELECT pg_is_in_recovery()"), "t");
     assert_eq!(rows(server), numbers(2));
     server.execute(&["SELECT pg_wal_replay_resume()"]);
@@ -242,9 +183,7 @@ fn timelines_after_a_promotion() {
         "--restore-command",
         &command,
     ];
-    let restored = fixture
-        .lockstep()
-        .restore_and_start(&history.set.id, &directory, &options);
+    let restored = fixture.lockstep().restore_and_start(&history.set.id, &directory, &options);
     let promoted = restored.server();
     wait_until("it is promoted", Duration::from_secs(60), || {
         promoted.value("postgres", "SELECT pg_is_in_recovery()") == "f"
@@ -267,11 +206,7 @@ fn timelines_after_a_promotion() {
         expected_new,
         "the new timeline has row 100 and never had row 6"
     );
-    assert_eq!(
-        rows_of("second", "2"),
-        expected_new,
-        "the same, by its number"
-    );
+    assert_eq!(rows_of("second", "2"), expected_new, "the same, by its number");
     assert_eq!(
         rows_of("first", "1"),
         numbers(6),
@@ -282,11 +217,7 @@ fn timelines_after_a_promotion() {
 #[test]
 fn targets_that_cannot_be_are_refused() {
     let history = History::new();
-    let floor = history
-        .set
-        .floor_lsn
-        .expect("a label set has a floor")
-        .to_string();
+    let floor = history.set.floor_lsn.expect("a label set has a floor").to_string();
     let command = history.restore_command();
 
     // Before the set's consistent point: the earliest possible one is named.
@@ -297,12 +228,7 @@ fn targets_that_cannot_be_are_refused() {
     let lsn = history.refused(
         "lsn",
         &[exit::REFUSED],
-        &[
-            "--target-lsn",
-            &history.marks[0].lsn,
-            "--restore-command",
-            &command,
-        ],
+        &["--target-lsn", &history.marks[0].lsn, "--restore-command", &command],
     );
     assert!(
         lsn.contains(&floor) && lsn.contains(&history.marks[0].lsn),
@@ -311,12 +237,7 @@ fn targets_that_cannot_be_are_refused() {
     let time = history.refused(
         "time",
         &[exit::REFUSED],
-        &[
-            "--target-time",
-            &history.marks[0].time,
-            "--restore-command",
-            &command,
-        ],
+        &["--target-time", &history.marks[0].time, "--restore-command", &command],
     );
     let day = fixture_day(&history);
     assert!(
@@ -334,13 +255,7 @@ fn targets_that_cannot_be_are_refused() {
         beyond.contains("--restore-command") || beyond.contains("restore_command"),
         "what would help isn't said: {beyond}"
     );
-    let unknown = [
-        "--target-name",
-        "no such point",
-        "--restore-command",
-        &command,
-        "--start",
-    ];
+    let unknown = ["--target-name", "no such point", "--restore-command", &command, "--start"];
     let unknown = history.refused("unknown", &[exit::FAILED], &unknown);
     assert!(
         unknown.contains("recovery ended before configured recovery target was reached"),
@@ -348,12 +263,7 @@ fn targets_that_cannot_be_are_refused() {
     );
 
     // Two targets are none.
-    let both = [
-        "--target-lsn",
-        &history.marks[3].lsn,
-        "--target-xid",
-        &history.marks[3].xid,
-    ];
+    let both = ["--target-lsn", &history.marks[3].lsn, "--target-xid", &history.marks[3].xid];
     history.refused_usage("both", &both);
 }
 
@@ -361,9 +271,7 @@ impl History {
     #[track_caller]
     fn refused_usage(&self, name: &str, options: &[&str]) {
         let directory = self.fixture.target(name);
-        let to = directory
-            .to_str()
-            .expect("the harness' own paths are UTF-8");
+        let to = directory.to_str().expect("the harness' own paths are UTF-8");
         let arguments: Vec<&str> = ["restore", &self.set.id, "--to", to]
             .into_iter()
             .chain(options.iter().copied())
@@ -387,10 +295,10 @@ fn is_empty(directory: &Path) -> bool {
 
 /// The server's date, in UTC.
 fn fixture_day(history: &History) -> String {
-    history.fixture.cluster.value(
-        "postgres",
-        "SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
-    )
+    history
+        .fixture
+        .cluster
+        .value("postgres", "SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')")
 }
 
 /// Makes a promoted cluster write to the archive, as an administrator does who keeps it.
@@ -402,10 +310,7 @@ fn archive_as_new_primary(fixture: &Fixture, server: &Cluster) {
         "archive_mode = on\narchive_command = 'test ! -f {archive}/%f && cp %p {archive}/%f'\n"
     );
     write_as_postgres(&conf, &format!("{settings}\n{on}"));
-    let data = server
-        .data
-        .to_str()
-        .expect("the harness' own paths are UTF-8");
+    let data = server.data.to_str().expect("the harness' own paths are UTF-8");
     must(&mut server.tool("pg_ctl", ["-D", data, "-l", "/dev/null", "-w", "restart"]));
     // It was not archiving when it was promoted, so nothing has queued its history.
     let history: PathBuf = server.data.join("pg_wal/00000002.history");
@@ -420,24 +325,16 @@ fn archive_as_new_primary(fixture: &Fixture, server: &Cluster) {
 fn insert(cluster: &Cluster, id: i32) -> Mark {
     let mut client = cluster.connect("postgres");
     let mut transaction = client.transaction().expect("a transaction can be begun");
-    transaction
-        .execute("INSERT INTO marks VALUES ($1)", &[&id])
-        .expect("a row can be inserted");
+    transaction.execute("INSERT INTO marks VALUES ($1)", &[&id]).expect("a row can be inserted");
     let xid = transaction
         .query_one("SELECT pg_current_xact_id()::text", &[])
         .expect("it has an id")
         .get(0);
     transaction.commit().expect("it can be committed");
     thread::sleep(Duration::from_millis(100));
-    let row = client.query_one(
-        "SELECT pg_current_wal_insert_lsn()::text, clock_timestamp()::text",
-        &[],
-    );
+    let row =
+        client.query_one("SELECT pg_current_wal_insert_lsn()::text, clock_timestamp()::text", &[]);
     let row = row.expect("the server says where and when it is");
     thread::sleep(Duration::from_millis(100));
-    Mark {
-        xid,
-        lsn: row.get(0),
-        time: row.get(1),
-    }
+    Mark { xid, lsn: row.get(0), time: row.get(1) }
 }

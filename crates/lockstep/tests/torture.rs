@@ -31,11 +31,7 @@ const SETS_KEPT: usize = 2;
 
 #[test]
 fn several_pools() {
-    torture(
-        "two pools",
-        two_pools_four_datasets,
-        &["label", "ordered", "cold"],
-    );
+    torture("two pools", two_pools_four_datasets, &["label", "ordered", "cold"]);
 }
 
 #[test]
@@ -49,9 +45,7 @@ fn torture(name: &str, layout: fn() -> Layout, strategies: &[&str]) {
         from_environment("LOCKSTEP_TORTURE_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
     println!("{name}: LOCKSTEP_TORTURE_SEED={seed} LOCKSTEP_TORTURE_ROUNDS={rounds}");
     let turn = |round: u64| TURNS[usize::try_from(round % 4).expect("less than four")];
-    let mine: Vec<u64> = (0..rounds)
-        .filter(|round| strategies.contains(&turn(*round)))
-        .collect();
+    let mine: Vec<u64> = (0..rounds).filter(|round| strategies.contains(&turn(*round))).collect();
     let mut statistics = Statistics::default();
     for batch in mine.chunks(ROUNDS_A_FIXTURE) {
         let mut arena = Arena::new(layout(), seed ^ batch[0]);
@@ -115,11 +109,8 @@ impl Arena {
         self.seed = self.seed.wrapping_add(1);
         let cluster = &self.fixture.cluster;
         self.writers = Some(self.ledger.start(cluster));
-        self.load = Some(Load::start(
-            cluster,
-            &["ts1", "ts2", "pg_default"],
-            &Plan::all(self.seed),
-        ));
+        self.load =
+            Some(Load::start(cluster, &["ts1", "ts2", "pg_default"], &Plan::all(self.seed)));
     }
 
     fn stop_load(&mut self) {
@@ -134,45 +125,31 @@ impl Arena {
     fn round(&mut self, strategy: &str, random: &mut fastrand::Rng) -> Figures {
         let attempted = self.ledger.attempted();
         let started = Instant::now();
-        let (set, expected) = if strategy == "cold" {
-            self.cold_set()
-        } else {
-            self.set(strategy, random)
-        };
+        let (set, expected) =
+            if strategy == "cold" { self.cold_set() } else { self.set(strategy, random) };
         let backup = started.elapsed();
         assert_eq!(set.strategy, strategy, "asked for {strategy}: {}", set.json);
 
+        let load = self.load.as_mut().expect("load runs between rounds");
+        load.pause();
         let directory = self.fixture.target(&set.id);
         let started = Instant::now();
-        let restored = self
-            .fixture
-            .lockstep()
-            .restore_and_start(&set.id, &directory, &[]);
+        let restored = self.fixture.lockstep().restore_and_start(&set.id, &directory, &[]);
         let restore = started.elapsed();
         let started = Instant::now();
         let checker = Checker::new(SCALE).with_ledger(&self.ledger, expected);
         let verdict = checker.check_and_stop(restored.server());
         let check = started.elapsed();
         verdict.assert_right(&format!("set {} ({strategy})", set.id));
-        assert!(
-            verdict.ledger_rows >= attempted.min(2),
-            "an empty ledger proves nothing"
-        );
+        assert!(verdict.ledger_rows >= attempted.min(2), "an empty ledger proves nothing");
 
         // What runs beside the live cluster must not have harmed it.
-        self.load
-            .as_mut()
-            .expect("load runs between rounds")
-            .assert_well();
+        load.assert_well();
+        load.resume();
         self.passing.assert_unharmed();
         self.fixture.discard_restored(&directory, &set.id);
         assert_clean(&self.fixture);
-        let figures = Figures {
-            backup,
-            restore,
-            check,
-            retakes: set.tries - 1,
-        };
+        let figures = Figures { backup, restore, check, retakes: set.tries - 1 };
         self.kept.push_back(set);
         while self.kept.len() > SETS_KEPT {
             let oldest = self.kept.pop_front().expect("it isn't empty");
@@ -204,7 +181,10 @@ impl Arena {
         // The last step at which everything committed before it must be in the set.
         let frozen = match strategy {
             "label" => "backup.layout".to_owned(),
-            "ordered" => format!("backup.before-snapshot-{}", set.volumes.len()),
+            "ordered" => {
+                let last = set.in_order().last().map_or(0, |volume| volume.order);
+                format!("backup.before-snapshot-{last}")
+            }
             _ => "backup.before-snapshot-1".to_owned(),
         };
         let reached = steps.reached(&frozen);
@@ -212,14 +192,7 @@ impl Arena {
             Some(reached.unwrap_or_else(|| {
                 panic!("step {frozen} wasn't reached: {:?}", steps.all_reached())
             }));
-        (
-            set.clone(),
-            Expected {
-                by_time,
-                by_lsn: set.floor_lsn,
-                none_after: Some(attempted),
-            },
-        )
+        (set.clone(), Expected { by_time, by_lsn: set.floor_lsn, none_after: Some(attempted) })
     }
 
     /// A set of the stopped cluster.
@@ -255,10 +228,7 @@ fn delay(random: &mut fastrand::Rng) -> Duration {
 
 fn from_environment(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name} must be a number, and is {text:?}")),
-    )
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a number, and is {text:?}")))
 }
 
 #[derive(Debug, Default)]
@@ -268,10 +238,7 @@ struct Statistics {
 
 impl Statistics {
     fn add(&mut self, strategy: &str, figures: Figures) {
-        self.by_strategy
-            .entry(strategy.to_owned())
-            .or_default()
-            .push(figures);
+        self.by_strategy.entry(strategy.to_owned()).or_default().push(figures);
     }
 
     fn print(&self, name: &str) {

@@ -14,23 +14,15 @@ const SCALE: u32 = 2;
 
 fn back_up_and_restore(major: u32) {
     let fixture = Fixture::new(two_pools_four_datasets().major(major));
-    let running = fixture.cluster.value(
-        "postgres",
-        "SELECT current_setting('server_version_num')::int / 10000",
-    );
-    assert_eq!(
-        running,
-        major.to_string(),
-        "the server isn't of the version that is tested"
-    );
+    let running = fixture
+        .cluster
+        .value("postgres", "SELECT current_setting('server_version_num')::int / 10000");
+    assert_eq!(running, major.to_string(), "the server isn't of the version that is tested");
     fixture.pgbench_tables(SCALE);
     let ledger = Ledger::create(&fixture.cluster, "ts1", "ts2");
     let writers = ledger.start(&fixture.cluster);
-    let load = Load::start(
-        &fixture.cluster,
-        &["ts1", "ts2", "pg_default"],
-        &Plan::all(u64::from(major)),
-    );
+    let load =
+        Load::start(&fixture.cluster, &["ts1", "ts2", "pg_default"], &Plan::all(u64::from(major)));
     thread::sleep(Duration::from_secs(1));
 
     let lockstep = fixture.lockstep();
@@ -51,9 +43,8 @@ fn back_up_and_restore(major: u32) {
     for (set, expected) in taken {
         let directory = fixture.target(&set.strategy);
         let restored = lockstep.restore_and_start(&set.id, &directory, &[]);
-        let verdict = Checker::new(SCALE)
-            .with_ledger(&ledger, expected)
-            .check_and_stop(restored.server());
+        let verdict =
+            Checker::new(SCALE).with_ledger(&ledger, expected).check_and_stop(restored.server());
         verdict.assert_right(&format!("{} on PostgreSQL {major}", set.strategy));
         assert!(
             verdict.ledger_rows > 50,

@@ -21,28 +21,16 @@ pub struct ByHand<'a> {
 impl<'a> ByHand<'a> {
     /// Nothing is taken yet.
     pub fn new(fixture: &'a Fixture, name: &str) -> ByHand<'a> {
-        ByHand {
-            fixture,
-            name: name.to_owned(),
-            clones: Vec::new(),
-        }
+        ByHand { fixture, name: name.to_owned(), clones: Vec::new() }
     }
 
     /// Freezes the dataset that is mounted at `mount` (as the layout spells it).
     #[track_caller]
     pub fn snapshot(&self, mount: &str) {
-        let place = self
-            .fixture
-            .layout
-            .datasets
-            .iter()
-            .position(|dataset| dataset.mount == mount);
+        let place = self.fixture.layout.datasets.iter().position(|dataset| dataset.mount == mount);
         let place =
             place.unwrap_or_else(|| panic!("nothing is mounted at {mount:?} in this layout"));
-        zfs(&[
-            "snapshot",
-            &format!("{}@{}", self.fixture.datasets[place], self.name),
-        ]);
+        zfs(&["snapshot", &format!("{}@{}", self.fixture.datasets[place], self.name)]);
     }
 
     /// Makes a cluster of the clones of all snapshots: links rewritten, a port of its own, not started.
@@ -56,13 +44,7 @@ impl<'a> ByHand<'a> {
             let pool = &self.fixture.pools[spec.pool].name;
             let clone = format!("{pool}/{}-{n}", self.name);
             let mountpoint = format!("mountpoint={}", root.join(&spec.mount).display());
-            zfs(&[
-                "clone",
-                "-o",
-                &mountpoint,
-                &format!("{dataset}@{}", self.name),
-                &clone,
-            ]);
+            zfs(&["clone", "-o", &mountpoint, &format!("{dataset}@{}", self.name), &clone]);
             self.clones.push(clone);
         }
         let data = root.join(&self.fixture.layout.data);
@@ -70,9 +52,8 @@ impl<'a> ByHand<'a> {
             panic!("written for a linked pg_wal")
         };
         relink(&data.join("pg_wal"), &root.join(wal));
-        for entry in fs::read_dir(data.join("pg_tblspc"))
-            .expect("a data directory has pg_tblspc")
-            .flatten()
+        for entry in
+            fs::read_dir(data.join("pg_tblspc")).expect("a data directory has pg_tblspc").flatten()
         {
             let old = fs::read_link(entry.path()).expect("pg_tblspc holds links");
             let inside = old
@@ -82,23 +63,11 @@ impl<'a> ByHand<'a> {
         }
         let _ = fs::remove_file(data.join("postmaster.pid"));
         let port = free_port();
-        let conf = OpenOptions::new()
-            .append(true)
-            .open(data.join("postgresql.auto.conf"));
+        let conf = OpenOptions::new().append(true).open(data.join("postgresql.auto.conf"));
         let conf = conf.and_then(|mut conf| writeln!(conf, "port = {port}\narchive_mode = off"));
         conf.expect("postgresql.auto.conf can be written");
-        let log = self
-            .fixture
-            .root()
-            .join("log")
-            .join(format!("{}.log", self.name));
-        Cluster {
-            bin: live.bin.clone(),
-            data,
-            socket: live.socket.clone(),
-            port,
-            log,
-        }
+        let log = self.fixture.root().join("log").join(format!("{}.log", self.name));
+        Cluster { bin: live.bin.clone(), data, socket: live.socket.clone(), port, log }
     }
 
     /// Destroys clones and snapshots. The server must be stopped.

@@ -63,12 +63,8 @@ impl Verdict {
     /// Fails with the list, where there is one.
     #[track_caller]
     pub fn assert_right(&self, what: &str) {
-        let list: Vec<_> = self
-            .violations
-            .iter()
-            .take(20)
-            .map(|violation| format!("{violation:?}"))
-            .collect();
+        let list: Vec<_> =
+            self.violations.iter().take(20).map(|violation| format!("{violation:?}")).collect();
         assert!(
             list.is_empty(),
             "{what}: {} violations:\n  {}",
@@ -81,10 +77,7 @@ impl Verdict {
 impl Checker {
     /// Checks pgbench's tables at this scale.
     pub fn new(scale: u32) -> Checker {
-        Checker {
-            scale,
-            ledger: None,
-        }
+        Checker { scale, ledger: None }
     }
 
     /// And the ledger.
@@ -98,19 +91,14 @@ impl Checker {
         let mut verdict = self.check_running(cluster);
         let violations = &mut verdict.violations;
         // The server may live in a mount namespace of its own, in which a tablespace's path means something else.
-        let namespace = cluster
-            .postmaster()
-            .and_then(|pid| File::open(format!("/proc/{pid}/ns/mnt")).ok());
+        let namespace =
+            cluster.postmaster().and_then(|pid| File::open(format!("/proc/{pid}/ns/mnt")).ok());
         let Some(namespace) = namespace else {
             violations.push(Violation::Server("its postmaster is gone".to_owned()));
             return verdict;
         };
         cluster.stop(Stop::Fast);
-        violations.extend(
-            checksums(cluster, &namespace)
-                .err()
-                .map(Violation::Checksums),
-        );
+        violations.extend(checksums(cluster, &namespace).err().map(Violation::Checksums));
         verdict
     }
 
@@ -151,10 +139,7 @@ impl Checker {
 }
 
 fn unreadable(what: &str, error: &str) -> Violation {
-    Violation::Unreadable {
-        what: what.to_owned(),
-        error: error.to_owned(),
-    }
+    Violation::Unreadable { what: what.to_owned(), error: error.to_owned() }
 }
 
 /// By sequential scan, so that the heaps are what is summed.
@@ -186,13 +171,7 @@ fn counts(cluster: &Cluster) -> Result<[i64; 3], postgres::Error> {
 
 /// Every index against its heap, in every database.
 fn amcheck(cluster: &Cluster) -> Result<(), Violation> {
-    let options = [
-        "--all",
-        "--install-missing",
-        "--heapallindexed",
-        "--parent-check",
-        "--jobs=2",
-    ];
+    let options = ["--all", "--install-missing", "--heapallindexed", "--parent-check", "--jobs=2"];
     said(&run(&mut cluster.tool("pg_amcheck", options))).map_err(Violation::Amcheck)
 }
 
@@ -204,45 +183,29 @@ fn dump(cluster: &Cluster) -> Result<(), Violation> {
 
 /// The checksums of all pages of a stopped cluster, seen from its server's mount namespace.
 fn checksums(cluster: &Cluster, namespace: &File) -> Result<(), String> {
-    let pinned = format!(
-        "--mount=/proc/{}/fd/{}",
-        std::process::id(),
-        namespace.as_raw_fd()
-    );
-    let data = cluster
-        .data
-        .to_str()
-        .expect("the harness' own paths are UTF-8");
+    let pinned = format!("--mount=/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd());
+    let data = cluster.data.to_str().expect("the harness' own paths are UTF-8");
     let program = cluster.bin.join("pg_checksums");
     let mut inside = super::command::command("nsenter", [pinned.as_str(), "--"]);
-    said(&run(inside
-        .arg(program)
-        .args(["--check", "-D", data])
-        .current_dir("/")))
+    said(&run(inside.arg(program).args(["--check", "-D", data]).current_dir("/")))
 }
 
 fn said(outcome: &Outcome) -> Result<(), String> {
     if outcome.ok() {
         Ok(())
     } else {
-        Err(format!(
-            "{}\n{}",
-            outcome.stdout.trim(),
-            outcome.stderr.trim()
-        ))
+        Err(format!("{}\n{}", outcome.stdout.trim(), outcome.stderr.trim()))
     }
 }
 
 /// What pg_controldata says about one thing, of a stopped cluster.
 #[track_caller]
 pub fn control_data(cluster: &Cluster, data: &Path, label: &str) -> String {
-    let text = must(&mut cluster.tool(
-        "pg_controldata",
-        [data.to_str().expect("the harness' own paths are UTF-8")],
-    ));
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(label)?.strip_prefix(':'));
+    let text = must(
+        &mut cluster
+            .tool("pg_controldata", [data.to_str().expect("the harness' own paths are UTF-8")]),
+    );
+    let line = text.lines().find_map(|line| line.strip_prefix(label)?.strip_prefix(':'));
     line.unwrap_or_else(|| panic!("pg_controldata says nothing of {label:?}: {text}"))
         .trim()
         .to_owned()

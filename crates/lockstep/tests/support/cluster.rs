@@ -40,17 +40,13 @@ impl Cluster {
         let text = fs::read_to_string(&path)
             .unwrap_or_else(|error| panic!("no server runs in {data:?}: {path:?}: {error}"));
         let line = |n: usize| {
-            text.lines()
-                .nth(n)
-                .unwrap_or_else(|| panic!("{path:?} has no line {n}: {text}"))
+            text.lines().nth(n).unwrap_or_else(|| panic!("{path:?} has no line {n}: {text}"))
         };
         Cluster {
             bin: bin.to_owned(),
             data: data.to_owned(),
             socket: PathBuf::from(line(4)),
-            port: line(3)
-                .parse()
-                .unwrap_or_else(|_| panic!("{path:?} holds no port: {text}")),
+            port: line(3).parse().unwrap_or_else(|_| panic!("{path:?} holds no port: {text}")),
             log: log.to_owned(),
         }
     }
@@ -76,27 +72,16 @@ impl Cluster {
     #[track_caller]
     pub fn start(&self) {
         let outcome = self.try_start();
-        assert!(
-            outcome.ok(),
-            "{}\n--- its log\n{}",
-            outcome.describe(),
-            self.log_tail()
-        );
+        assert!(outcome.ok(), "{}\n--- its log\n{}", outcome.describe(), self.log_tail());
     }
 
     /// Tries to start the server.
     #[track_caller]
     pub fn try_start(&self) -> Outcome {
-        let path = |path: &Path| {
-            path.to_str()
-                .expect("the harness' own paths are UTF-8")
-                .to_owned()
-        };
+        let path =
+            |path: &Path| path.to_str().expect("the harness' own paths are UTF-8").to_owned();
         let (data, log) = (path(&self.data), path(&self.log));
-        run(&mut self.tool(
-            "pg_ctl",
-            ["-D", &data, "-l", &log, "-w", "-t", "100", "start"],
-        ))
+        run(&mut self.tool("pg_ctl", ["-D", &data, "-l", &log, "-w", "-t", "100", "start"]))
     }
 
     /// Stops the server and waits for its end.
@@ -106,14 +91,8 @@ impl Cluster {
             Stop::Fast => "fast",
             Stop::Immediate => "immediate",
         };
-        let data = self
-            .data
-            .to_str()
-            .expect("the harness' own paths are UTF-8");
-        must(&mut self.tool(
-            "pg_ctl",
-            ["-D", data, "-m", mode, "-w", "-t", "100", "stop"],
-        ));
+        let data = self.data.to_str().expect("the harness' own paths are UTF-8");
+        must(&mut self.tool("pg_ctl", ["-D", data, "-m", mode, "-w", "-t", "100", "stop"]));
     }
 
     /// SIGKILL for the postmaster and all its children, and waits until they are gone.
@@ -129,11 +108,9 @@ impl Cluster {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
         }
-        wait_until(
-            "a killed server's processes are gone",
-            Duration::from_secs(20),
-            || victims.iter().all(|pid| is_gone(*pid)),
-        );
+        wait_until("a killed server's processes are gone", Duration::from_secs(20), || {
+            victims.iter().all(|pid| is_gone(*pid))
+        });
     }
 
     /// The postmaster's process id, where it runs.
@@ -152,10 +129,7 @@ impl Cluster {
     #[track_caller]
     pub fn connect(&self, database: &str) -> Client {
         self.try_connect(database).unwrap_or_else(|error| {
-            panic!(
-                "cannot connect to {database} at {:?} port {}: {error}",
-                self.socket, self.port
-            )
+            panic!("cannot connect to {database} at {:?} port {}: {error}", self.socket, self.port)
         })
     }
 
@@ -185,10 +159,7 @@ impl Cluster {
     /// The first column of the first row, as text.
     #[track_caller]
     pub fn value(&self, database: &str, query: &str) -> String {
-        self.column(database, query)
-            .into_iter()
-            .next()
-            .unwrap_or_else(|| panic!("{query}: no row"))
+        self.column(database, query).into_iter().next().unwrap_or_else(|| panic!("{query}: no row"))
     }
 
     /// The first column of all rows, as text; NULL is "".
@@ -208,16 +179,8 @@ impl Cluster {
     /// pgbench's tables in the database `postgres`, and the two procedures that the load needs.
     #[track_caller]
     pub fn pgbench_tables(&self, scale: u32, tablespace: &str, index_tablespace: &str) {
-        let options = [
-            "-i",
-            "-q",
-            "-I",
-            "dtgvp",
-            "-s",
-            &scale.to_string(),
-            "--tablespace",
-            tablespace,
-        ];
+        let options =
+            ["-i", "-q", "-I", "dtgvp", "-s", &scale.to_string(), "--tablespace", tablespace];
         let mut command = self.tool("pgbench", options);
         must(command.args(["--index-tablespace", index_tablespace, "postgres"]));
     }
@@ -234,12 +197,9 @@ impl Cluster {
 /// An error of the server with its own words, which `Display` of this crate leaves out.
 pub fn full(error: &postgres::Error) -> String {
     match error.as_db_error() {
-        Some(db) => format!(
-            "{}: {} {}",
-            db.code().code(),
-            db.message(),
-            db.detail().unwrap_or_default()
-        ),
+        Some(db) => {
+            format!("{}: {} {}", db.code().code(), db.message(), db.detail().unwrap_or_default())
+        }
         None => error.to_string(),
     }
 }
@@ -247,8 +207,7 @@ pub fn full(error: &postgres::Error) -> String {
 /// Whether there is no such process, or nothing of it but an exit status that nobody asked for.
 pub fn is_gone(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')')
-        .is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
 }
 
 fn children_of(parent: u32) -> Vec<u32> {
@@ -256,12 +215,7 @@ fn children_of(parent: u32) -> Vec<u32> {
     let pids = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let parent_of = |pid: u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit_once(')')?
-            .1
-            .split_whitespace()
-            .nth(1)?
-            .parse::<u32>()
-            .ok()
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse::<u32>().ok()
     };
     pids.filter(|pid| parent_of(*pid) == Some(parent)).collect()
 }
@@ -284,10 +238,7 @@ pub fn bin_of(major: u32) -> PathBuf {
             Ok(output) if output.status.success() => {
                 PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
             }
-            Ok(output) => panic!(
-                "{script:?} {major}: {}",
-                String::from_utf8_lossy(&output.stderr)
-            ),
+            Ok(output) => panic!("{script:?} {major}: {}", String::from_utf8_lossy(&output.stderr)),
             Err(error) => {
                 panic!("PostgreSQL {major} is not installed, and {script:?} cannot run: {error}")
             }

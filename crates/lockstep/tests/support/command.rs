@@ -75,13 +75,7 @@ impl Running {
             .unwrap_or_else(|error| panic!("cannot start {line}: {error}"));
         let stdout = child.stdout.take().map(collect);
         let stderr = child.stderr.take().map(collect);
-        Running {
-            child,
-            command: line,
-            since: Instant::now(),
-            stdout,
-            stderr,
-        }
+        Running { child, command: line, since: Instant::now(), stdout, stderr }
     }
 
     /// Its process id.
@@ -184,10 +178,7 @@ fn ending(line: &str, name: &str, reader: Option<thread::JoinHandle<Vec<u8>>>) -
 
 fn line_of(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words
-        .map(|word| format!("{word:?}"))
-        .collect::<Vec<_>>()
-        .join(" ")
+    words.map(|word| format!("{word:?}")).collect::<Vec<_>>().join(" ")
 }
 
 /// Runs to the end, whatever that is.
@@ -237,11 +228,7 @@ pub fn postgres_ids() -> (u32, u32) {
             .map(|line| line.split(':').collect::<Vec<_>>())
             .find(|fields| fields.first() == Some(&OS_USER))
             .unwrap_or_else(|| panic!("these tests need the operating system user {OS_USER:?}"));
-        let number = |field: usize| {
-            entry[field]
-                .parse()
-                .expect("ids in /etc/passwd are numbers")
-        };
+        let number = |field: usize| entry[field].parse().expect("ids in /etc/passwd are numbers");
         (number(2), number(3))
     })
 }

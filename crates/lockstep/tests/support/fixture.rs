@@ -48,10 +48,8 @@ impl Fixture {
             })
             .collect();
 
-        let properties = [
-            ("recordsize".to_owned(), "8K".to_owned()),
-            ("atime".to_owned(), "off".to_owned()),
-        ];
+        let properties =
+            [("recordsize".to_owned(), "8K".to_owned()), ("atime".to_owned(), "off".to_owned())];
         let mut datasets = Vec::new();
         for dataset in &layout.datasets {
             let mountpoint = mnt.join(&dataset.mount);
@@ -72,15 +70,7 @@ impl Fixture {
         give_to_postgres(&archive);
         let state = root.join("state");
 
-        let fixture = Fixture {
-            layout,
-            pools,
-            datasets,
-            cluster,
-            archive,
-            state,
-            workspace,
-        };
+        let fixture = Fixture { layout, pools, datasets, cluster, archive, state, workspace };
         fixture.with_data_directory(&properties)
     }
 
@@ -89,23 +79,10 @@ impl Fixture {
         let mnt = self.mnt();
         let data = self.cluster.data.clone();
         owned_directory(&data);
-        let mut arguments = vec![
-            "-D".to_owned(),
-            text(&data),
-            "-A".to_owned(),
-            "trust".to_owned(),
-        ];
+        let mut arguments = vec!["-D".to_owned(), text(&data), "-A".to_owned(), "trust".to_owned()];
         arguments.extend(
-            [
-                "--data-checksums",
-                "--no-sync",
-                "-U",
-                "postgres",
-                "-E",
-                "UTF8",
-                "--locale=C",
-            ]
-            .map(str::to_owned),
+            ["--data-checksums", "--no-sync", "-U", "postgres", "-E", "UTF8", "--locale=C"]
+                .map(str::to_owned),
         );
         if let Wal::Linked(path) = &self.layout.wal {
             owned_directory(&mnt.join(path));
@@ -115,8 +92,7 @@ impl Fixture {
         if let Wal::Mounted { pool, name } = &self.layout.wal {
             let (inside, aside) = (data.join("pg_wal"), mnt.join("pg_wal.aside"));
             must(&mut command("mv", [&inside, &aside]));
-            self.datasets
-                .push(self.pools[*pool].dataset(name, &inside, properties));
+            self.datasets.push(self.pools[*pool].dataset(name, &inside, properties));
             must(command("cp", ["-aT"]).args([&aside, &inside]));
             fs::remove_dir_all(&aside).expect("a copied directory can be removed");
         }
@@ -130,8 +106,7 @@ impl Fixture {
             owned_directory(&path);
             let path = text(&path);
             // E'' reads backslashes; a plain literal does not.
-            self.cluster
-                .execute(&[&format!("CREATE TABLESPACE {name} LOCATION '{path}'")]);
+            self.cluster.execute(&[&format!("CREATE TABLESPACE {name} LOCATION '{path}'")]);
         }
         fs::create_dir(&self.state).expect("the state directory is new");
         fs::write(self.config(), self.configuration("auto", true))
@@ -173,10 +148,7 @@ impl Fixture {
     /// The configuration file's text: contract of the program.
     pub fn configuration(&self, strategy: &str, connects: bool) -> String {
         let cluster = &self.cluster;
-        let mut text = format!(
-            "state_dir = {}\n\n[clusters.main]\n",
-            toml_string(&self.state)
-        );
+        let mut text = format!("state_dir = {}\n\n[clusters.main]\n", toml_string(&self.state));
         let _ = writeln!(text, "data_directory = {}", toml_string(&cluster.data));
         if connects {
             let _ = writeln!(
@@ -186,11 +158,7 @@ impl Fixture {
                 cluster.port
             );
         }
-        let _ = writeln!(
-            text,
-            "os_user = {OS_USER:?}\nbin_dir = {}",
-            toml_string(&cluster.bin)
-        );
+        let _ = writeln!(text, "os_user = {OS_USER:?}\nbin_dir = {}", toml_string(&cluster.bin));
         let _ = writeln!(text, "strategy = {strategy:?}\ncheckpoint = \"fast\"");
         text
     }
@@ -231,26 +199,16 @@ impl Fixture {
     /// The path of a tablespace's directory.
     #[track_caller]
     pub fn tablespace(&self, name: &str) -> PathBuf {
-        let found = self
-            .layout
-            .tablespaces
-            .iter()
-            .find(|(known, _)| known == name);
-        self.mnt().join(
-            &found
-                .unwrap_or_else(|| panic!("no tablespace {name:?} in this layout"))
-                .1,
-        )
+        let found = self.layout.tablespaces.iter().find(|(known, _)| known == name);
+        self.mnt().join(&found.unwrap_or_else(|| panic!("no tablespace {name:?} in this layout")).1)
     }
 
     /// pgbench's tables, heaps in the first tablespace and indexes in the last.
     #[track_caller]
     pub fn pgbench_tables(&self, scale: u32) {
         let names = &self.layout.tablespaces;
-        let (first, last) = (
-            names.first().expect("a tablespace"),
-            names.last().expect("a tablespace"),
-        );
+        let (first, last) =
+            (names.first().expect("a tablespace"), names.last().expect("a tablespace"));
         self.cluster.pgbench_tables(scale, &first.0, &last.0);
     }
 
@@ -270,19 +228,13 @@ impl Fixture {
     #[track_caller]
     pub fn discard_restored(&self, directory: &Path, set: &str) {
         let data = directory.join("data");
-        let server = Cluster {
-            data,
-            ..self.cluster.clone()
-        };
+        let server = Cluster { data, ..self.cluster.clone() };
         if server.is_running() {
             server.stop(Stop::Immediate);
         }
         let suffix = format!("@lockstep-{set}");
-        let mut clones: Vec<_> = self
-            .clones()
-            .into_iter()
-            .filter(|clone| clone.origin.ends_with(&suffix))
-            .collect();
+        let mut clones: Vec<_> =
+            self.clones().into_iter().filter(|clone| clone.origin.ends_with(&suffix)).collect();
         // Children first.
         clones.sort_by_key(|clone| std::cmp::Reverse(clone.name.matches('/').count()));
         for clone in clones {
@@ -295,11 +247,7 @@ impl Fixture {
     #[track_caller]
     pub fn discard_set(&self, set: &str) {
         let suffix = format!("@lockstep-{set}");
-        for snapshot in self
-            .snapshots()
-            .iter()
-            .filter(|name| name.ends_with(&suffix))
-        {
+        for snapshot in self.snapshots().iter().filter(|name| name.ends_with(&suffix)) {
             release_and_destroy(snapshot);
         }
         remove_named(&self.state, set);
@@ -326,26 +274,20 @@ impl Fixture {
             {
                 found.push("exclusive backup mode".to_owned());
             }
-            let slots = self
-                .cluster
-                .column("postgres", "SELECT slot_name FROM pg_replication_slots");
+            let slots =
+                self.cluster.column("postgres", "SELECT slot_name FROM pg_replication_slots");
             found.extend(slots.iter().map(|slot| format!("replication slot: {slot}")));
         }
         let sets = self.lockstep().sets();
-        let known = |name: &str| {
-            sets.iter()
-                .any(|set| name.ends_with(&format!("@lockstep-{set}")))
-        };
+        let known = |name: &str| sets.iter().any(|set| name.ends_with(&format!("@lockstep-{set}")));
         found.extend(
             self.snapshots()
                 .into_iter()
                 .filter(|name| !known(name))
                 .map(|name| format!("snapshot: {name}")),
         );
-        let clones = self
-            .clones()
-            .into_iter()
-            .filter(|clone| !allowed.contains(&clone.name.as_str()));
+        let clones =
+            self.clones().into_iter().filter(|clone| !allowed.contains(&clone.name.as_str()));
         found.extend(clones.map(|clone| format!("clone: {} of {}", clone.name, clone.origin)));
         found
     }
@@ -367,14 +309,8 @@ impl Fixture {
 impl Drop for Fixture {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let test = std::thread::current()
-                .name()
-                .unwrap_or("test")
-                .replace("::", "-");
-            eprintln!(
-                "evidence is kept in {}",
-                self.keep_evidence(&test).display()
-            );
+            let test = std::thread::current().name().unwrap_or("test").replace("::", "-");
+            eprintln!("evidence is kept in {}", self.keep_evidence(&test).display());
         } else if self.cluster.is_running() {
             self.cluster.stop(Stop::Immediate);
         }
@@ -403,10 +339,7 @@ pub fn assert_no_process(fixture: &Fixture, below: &Path) {
 pub fn free_port() -> u16 {
     let listener =
         std::net::TcpListener::bind(("127.0.0.1", 0)).expect("the loopback interface is there");
-    listener
-        .local_addr()
-        .expect("a bound socket has an address")
-        .port()
+    listener.local_addr().expect("a bound socket has an address").port()
 }
 
 #[track_caller]
@@ -418,9 +351,7 @@ fn owned_directory(path: &Path) {
 }
 
 fn text(path: &Path) -> String {
-    path.to_str()
-        .expect("the harness' own paths are UTF-8")
-        .to_owned()
+    path.to_str().expect("the harness' own paths are UTF-8").to_owned()
 }
 
 fn remove_named(directory: &Path, name: &str) {
@@ -428,11 +359,7 @@ fn remove_named(directory: &Path, name: &str) {
         let path = entry.path();
         let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
         if entry.file_name().to_string_lossy().contains(name) {
-            let _ = if is_directory {
-                fs::remove_dir_all(&path)
-            } else {
-                fs::remove_file(&path)
-            };
+            let _ = if is_directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         } else if is_directory {
             remove_named(&path, name);
         }
@@ -442,7 +369,7 @@ fn remove_named(directory: &Path, name: &str) {
 /// Copies text-like small files, following no links: a cluster's relations and WAL stay where they are.
 fn copy_small(from: &Path, to: &Path, depth: usize) {
     const TOO_LARGE: u64 = 2 << 20;
-    const TOO_DEEP: usize = 4;
+    const TOO_DEEP: usize = 6;
     let Ok(kind) = fs::symlink_metadata(from) else {
         return;
     };

@@ -67,10 +67,7 @@ impl Layout {
         Layout {
             pools: pools
                 .iter()
-                .map(|label| PoolSpec {
-                    label: (*label).to_owned(),
-                    size: POOL_SIZE,
-                })
+                .map(|label| PoolSpec { label: (*label).to_owned(), size: POOL_SIZE })
                 .collect(),
             datasets: Vec::new(),
             data: data.to_owned(),
@@ -83,11 +80,7 @@ impl Layout {
     }
 
     fn dataset(mut self, pool: usize, name: &str, mount: &str) -> Layout {
-        self.datasets.push(DatasetSpec {
-            pool,
-            name: name.to_owned(),
-            mount: mount.to_owned(),
-        });
+        self.datasets.push(DatasetSpec { pool, name: name.to_owned(), mount: mount.to_owned() });
         self
     }
 
@@ -168,32 +161,21 @@ pub fn eight_datasets() -> Layout {
 
 /// pg_wal is a dataset mounted inside the data directory, which is itself a dataset's root.
 pub fn nested_wal() -> Layout {
-    Layout::new(
-        &["a", "b"],
-        "data",
-        Wal::Mounted {
-            pool: 1,
-            name: "wal".to_owned(),
-        },
-    )
-    .dataset(0, "data", "data")
-    .dataset(0, "ts1", "ts1")
-    .dataset(1, "ts2", "ts2")
-    .tablespace("ts1", "ts1")
-    .tablespace("ts2", "ts2")
+    Layout::new(&["a", "b"], "data", Wal::Mounted { pool: 1, name: "wal".to_owned() })
+        .dataset(0, "data", "data")
+        .dataset(0, "ts1", "ts1")
+        .dataset(1, "ts2", "ts2")
+        .tablespace("ts1", "ts1")
+        .tablespace("ts2", "ts2")
 }
 
 /// Names that need quoting somewhere: spaces, dots, colons; a tablespace below a directory with a newline and a backslash.
 pub fn odd_names() -> Layout {
-    Layout::new(
-        &["-a.b:c_d", "b"],
-        "my data: v1.5/pg data",
-        Wal::Linked("w a.l/pg wal".to_owned()),
-    )
-    .dataset(0, "my data: v1.5", "my data: v1.5")
-    .dataset(0, "my data: v1.5/t.s 1", "t.s 1")
-    .dataset(1, "w a.l", "w a.l")
-    .dataset(1, "ts:2", "new\nline \\ ts:2")
-    .tablespace("ts1", "t.s 1/line one\nline two \\ end")
-    .tablespace("ts2", "new\nline \\ ts:2")
+    Layout::new(&["-a.b:c_d", "b"], "my data: v1.5/pg data", Wal::Linked("w a.l/pg wal".to_owned()))
+        .dataset(0, "my data: v1.5", "my data: v1.5")
+        .dataset(0, "my data: v1.5/t.s 1", "t.s 1")
+        .dataset(1, "w a.l", "w a.l")
+        .dataset(1, "ts:2", "new\nline \\ ts:2")
+        .tablespace("ts1", "t.s 1/line one\nline two \\ end")
+        .tablespace("ts2", "new\nline \\ ts:2")
 }

@@ -113,24 +113,15 @@ impl Ledger {
         let place = client.prepare("SELECT pg_current_wal_insert_lsn()::text")?;
         while !stop.load(Ordering::Relaxed) {
             let id = {
-                let mut book = self
-                    .book
-                    .lock()
-                    .expect("no writer panics with the book open");
+                let mut book = self.book.lock().expect("no writer panics with the book open");
                 book.rows.push(Row { committed: None });
                 i64::try_from(book.rows.len()).expect("nobody writes so many rows")
             };
             client.execute(&insert, &[&id])?;
             let at = SystemTime::now();
             let lsn = Lsn::parse(client.query_one(&place, &[])?.get(0));
-            let mut book = self
-                .book
-                .lock()
-                .expect("no writer panics with the book open");
-            book.rows
-                .last_mut()
-                .expect("this writer's own row")
-                .committed = Some((at, lsn));
+            let mut book = self.book.lock().expect("no writer panics with the book open");
+            book.rows.last_mut().expect("this writer's own row").committed = Some((at, lsn));
             drop(book);
             thread::sleep(PAUSE);
         }
@@ -141,10 +132,7 @@ impl Ledger {
         let mut client = cluster.try_connect("postgres")?;
         while !stop.load(Ordering::Relaxed) {
             let id = {
-                let mut book = self
-                    .book
-                    .lock()
-                    .expect("no writer panics with the book open");
+                let mut book = self.book.lock().expect("no writer panics with the book open");
                 book.never += 10;
                 NEVER + book.never
             };
@@ -175,38 +163,26 @@ impl Ledger {
 
     /// How many rows were attempted so far.
     pub fn attempted(&self) -> usize {
-        self.book
-            .lock()
-            .expect("no writer panics with the book open")
-            .rows
-            .len()
+        self.book.lock().expect("no writer panics with the book open").rows.len()
     }
 
     /// What happened to the writers' sessions. Empty unless a test stops the server under them.
     pub fn errors(&self) -> Vec<String> {
-        self.book
-            .lock()
-            .expect("no writer panics with the book open")
-            .errors
-            .clone()
+        self.book.lock().expect("no writer panics with the book open").errors.clone()
     }
 
     /// Waits until `more` further rows are committed.
     #[track_caller]
     pub fn wait_for(&self, more: usize) {
         let aim = self.attempted() + more;
-        super::command::wait_until(
-            "the ledger's writer goes on",
-            Duration::from_secs(60),
-            || {
-                assert!(
-                    self.errors().is_empty(),
-                    "the ledger's writers have ended: {:?}",
-                    self.errors()
-                );
-                self.attempted() > aim
-            },
-        );
+        super::command::wait_until("the ledger's writer goes on", Duration::from_secs(60), || {
+            assert!(
+                self.errors().is_empty(),
+                "the ledger's writers have ended: {:?}",
+                self.errors()
+            );
+            self.attempted() > aim
+        });
     }
 
     /// Compares the restored cluster's table with the book. Gives what is wrong, and how many rows there are.
@@ -218,10 +194,7 @@ impl Ledger {
         let mut client = restored.try_connect("postgres")?;
         let rows = client.query("SELECT id, md5(payload) = sum FROM ledger ORDER BY id", &[])?;
         let rows: Vec<(i64, bool)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-        let book = self
-            .book
-            .lock()
-            .expect("no writer panics with the book open");
+        let book = self.book.lock().expect("no writer panics with the book open");
         Ok((judge(&book.rows, &rows, expected), rows.len()))
     }
 }
@@ -244,12 +217,7 @@ pub fn judge(book: &[Row], table: &[(i64, bool)], expected: Expected) -> Vec<Wro
             wrong.push(Wrong::Unknown(*id));
         }
     }
-    let newest = present
-        .iter()
-        .filter(|id| **id < NEVER)
-        .max()
-        .copied()
-        .unwrap_or(0);
+    let newest = present.iter().filter(|id| **id < NEVER).max().copied().unwrap_or(0);
     for (id, row) in (1_i64..).zip(book) {
         let Some((at, lsn)) = row.committed else {
             continue;

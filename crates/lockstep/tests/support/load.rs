@@ -46,6 +46,7 @@ impl Plan {
 #[derive(Debug)]
 pub struct Load {
     stop: Arc<AtomicBool>,
+    paused: Arc<AtomicBool>,
     errors: Arc<Mutex<Vec<String>>>,
     statements: Arc<AtomicU64>,
     threads: Vec<JoinHandle<()>>,
@@ -58,6 +59,7 @@ impl Load {
     pub fn start(cluster: &Cluster, tablespaces: &[&str], plan: &Plan) -> Load {
         let mut load = Load {
             stop: Arc::default(),
+            paused: Arc::default(),
             errors: Arc::default(),
             statements: Arc::default(),
             threads: Vec::new(),
@@ -80,9 +82,7 @@ impl Load {
             let clients = plan.clients.to_string();
             let mut pgbench = cluster.tool(
                 "pgbench",
-                [
-                    "-n", "-M", "prepared", "-T", "36000", "-j", "2", "-c", &clients,
-                ],
+                ["-n", "-M", "prepared", "-T", "36000", "-j", "2", "-c", &clients],
             );
             if let Some(rate) = plan.rate {
                 pgbench.args(["-R", &rate.to_string()]);
@@ -104,17 +104,32 @@ impl Load {
             random: fastrand::Rng::with_seed(plan.seed.wrapping_add(n)),
             pause: plan.pause,
             stop: Arc::clone(&self.stop),
+            paused: Arc::clone(&self.paused),
             statements: Arc::clone(&self.statements),
         };
         let errors = Arc::clone(&self.errors);
         self.threads.push(thread::spawn(move || {
             if let Err(error) = work(&mut churn) {
-                errors
-                    .lock()
-                    .expect("no churn panics with the list locked")
-                    .push(full(&error));
+                errors.lock().expect("no churn panics with the list locked").push(full(&error));
             }
         }));
+    }
+
+    /// Lets everything stand still after what is under way, its sessions and transactions left open:
+    /// the machine is for the checks then.
+    pub fn pause(&self) {
+        self.paused.store(true, Ordering::Relaxed);
+        if let Some(pgbench) = &self.pgbench {
+            pgbench.signal(rustix::process::Signal::STOP);
+        }
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.paused.store(false, Ordering::Relaxed);
+        if let Some(pgbench) = &self.pgbench {
+            pgbench.signal(rustix::process::Signal::CONT);
+        }
     }
 
     /// How many statements of the churn have succeeded.
@@ -125,15 +140,8 @@ impl Load {
     /// Fails where the load has run into an error so far.
     #[track_caller]
     pub fn assert_well(&mut self) {
-        let errors = self
-            .errors
-            .lock()
-            .expect("no churn panics with the list locked")
-            .clone();
-        assert!(
-            errors.is_empty(),
-            "the load on the live cluster failed: {errors:?}"
-        );
+        let errors = self.errors.lock().expect("no churn panics with the list locked").clone();
+        assert!(errors.is_empty(), "the load on the live cluster failed: {errors:?}");
         let runs = self.pgbench.as_mut().is_none_or(Running::is_running);
         assert!(runs, "pgbench on the live cluster ended by itself");
     }
@@ -143,32 +151,23 @@ impl Load {
     #[track_caller]
     pub fn stop(self) {
         let (errors, pgbench) = self.stop_anyway();
-        assert!(
-            errors.is_empty(),
-            "the load on the live cluster failed: {errors:?}"
-        );
+        assert!(errors.is_empty(), "the load on the live cluster failed: {errors:?}");
         if let Some(outcome) = pgbench {
-            assert!(
-                outcome.signal.is_some(),
-                "pgbench ended by itself: {}",
-                outcome.describe()
-            );
+            assert!(outcome.signal.is_some(), "pgbench ended by itself: {}", outcome.describe());
         }
     }
 
     /// Stops it; gives the errors that it ran into, for tests in which the server goes away.
     pub fn stop_anyway(mut self) -> (Vec<String>, Option<Outcome>) {
         let outcome = self.end();
-        let errors = self
-            .errors
-            .lock()
-            .expect("no churn panics with the list locked")
-            .clone();
+        let errors = self.errors.lock().expect("no churn panics with the list locked").clone();
         (errors, outcome)
     }
 
     fn end(&mut self) -> Option<Outcome> {
         self.stop.store(true, Ordering::Relaxed);
+        // A stopped process would not hear SIGTERM.
+        self.resume();
         let outcome = self.pgbench.take().map(|mut pgbench| {
             pgbench.terminate();
             // Not `wait`: this runs in `drop` too, where a second panic would hide the first.
@@ -192,6 +191,7 @@ struct Churn {
     random: fastrand::Rng,
     pause: Duration,
     stop: Arc<AtomicBool>,
+    paused: Arc<AtomicBool>,
     statements: Arc<AtomicU64>,
 }
 
@@ -215,10 +215,8 @@ impl Churn {
             let statement = if live.len() < 3 || (live.len() < 12 && self.random.u8(..10) < 3) {
                 number += 1;
                 let name = format!("{prefix}_{number}");
-                let (heap, index) = (
-                    self.one_of(tablespaces).to_owned(),
-                    self.one_of(tablespaces).to_owned(),
-                );
+                let (heap, index) =
+                    (self.one_of(tablespaces).to_owned(), self.one_of(tablespaces).to_owned());
                 let rows = self.random.u32(50..1500);
                 live.push(name.clone());
                 format!(
@@ -237,14 +235,10 @@ impl Churn {
                         "TRUNCATE {name}; INSERT INTO {name} SELECT i, 'again', '' FROM generate_series(1, 300) AS i"
                     ),
                     3 => format!("VACUUM FULL {name}"),
-                    4 => format!(
-                        "ALTER TABLE {name} SET TABLESPACE {}",
-                        self.one_of(tablespaces)
-                    ),
-                    5 => format!(
-                        "ALTER INDEX {name}_i SET TABLESPACE {}",
-                        self.one_of(tablespaces)
-                    ),
+                    4 => format!("ALTER TABLE {name} SET TABLESPACE {}", self.one_of(tablespaces)),
+                    5 => {
+                        format!("ALTER INDEX {name}_i SET TABLESPACE {}", self.one_of(tablespaces))
+                    }
                     6 => format!(
                         "DROP INDEX {name}_i; CREATE INDEX {name}_i ON {name} (m) TABLESPACE {}",
                         self.one_of(tablespaces)
@@ -271,16 +265,9 @@ impl Churn {
     fn databases(&mut self) -> Result<(), postgres::Error> {
         let mut client = self.cluster.try_connect("postgres")?;
         let major: i32 = client
-            .query_one(
-                "SELECT current_setting('server_version_num')::int / 10000",
-                &[],
-            )?
+            .query_one("SELECT current_setting('server_version_num')::int / 10000", &[])?
             .get(0);
-        let strategy = if major >= 15 {
-            "STRATEGY file_copy"
-        } else {
-            ""
-        };
+        let strategy = if major >= 15 { "STRATEGY file_copy" } else { "" };
         let prefix = format!("churn_{}", self.random.u32(..));
         let mut live: Vec<String> = Vec::new();
         let mut number = 0;
@@ -311,16 +298,17 @@ impl Churn {
     fn done(&self) {
         self.statements.fetch_add(1, Ordering::Relaxed);
         thread::sleep(self.pause);
+        while self.paused.load(Ordering::Relaxed) && self.goes_on() {
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
 /// The template of the database churn: some tables of its own, and never written to again.
 #[track_caller]
 fn prepare_template(cluster: &Cluster) {
-    let there = cluster.column(
-        "postgres",
-        "SELECT 1 FROM pg_database WHERE datname = 'churn_template'",
-    );
+    let there =
+        cluster.column("postgres", "SELECT 1 FROM pg_database WHERE datname = 'churn_template'");
     if there.is_empty() {
         cluster.execute(&["CREATE DATABASE churn_template"]);
         let made = "CREATE TABLE t AS SELECT i, md5(i::text) AS m FROM generate_series(1, 5000) AS i; CREATE INDEX ON t (m)";

@@ -5,6 +5,7 @@
 
 use super::cluster::Cluster;
 use super::command::{Outcome, Running, command, wait_until};
+use super::pools::path_with_turns;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -118,26 +119,19 @@ impl Restored {
     /// The server, which must have been started.
     #[track_caller]
     pub fn server(&self) -> &Cluster {
-        self.cluster
-            .as_ref()
-            .unwrap_or_else(|| panic!("restored without a server: {}", self.json))
+        self.cluster.as_ref().unwrap_or_else(|| panic!("restored without a server: {}", self.json))
     }
 }
 
 impl Lockstep {
     /// The program with this configuration file; `bin` is where the PostgreSQL programs are.
     pub fn new(config: &Path, bin: &Path) -> Lockstep {
-        Lockstep {
-            config: config.to_owned(),
-            bin: bin.to_owned(),
-            environment: Vec::new(),
-        }
+        Lockstep { config: config.to_owned(), bin: bin.to_owned(), environment: Vec::new() }
     }
 
     /// The same, its test hooks driven by `steps`.
     pub fn with_steps(mut self, steps: &Steps) -> Lockstep {
-        self.environment
-            .push(("LOCKSTEP_STEPS_DIR".to_owned(), steps.directory.clone()));
+        self.environment.push(("LOCKSTEP_STEPS_DIR".to_owned(), steps.directory.clone()));
         self
     }
 
@@ -151,7 +145,7 @@ impl Lockstep {
     #[track_caller]
     pub fn spawn(&self, arguments: &[&str]) -> Running {
         let mut program = command(env!("CARGO_BIN_EXE_lockstep"), ["--config"]);
-        program.arg(&self.config).args(arguments).current_dir("/");
+        program.arg(&self.config).args(arguments).current_dir("/").env("PATH", path_with_turns());
         for (name, value) in &self.environment {
             program.env(name, value);
         }
@@ -162,20 +156,15 @@ impl Lockstep {
     #[track_caller]
     pub fn expect(&self, code: i32, arguments: &[&str]) -> Outcome {
         let outcome = self.run(arguments);
-        assert!(
-            outcome.code == Some(code),
-            "expected exit code {code}: {}",
-            outcome.describe()
-        );
+        assert!(outcome.code == Some(code), "expected exit code {code}: {}", outcome.describe());
         outcome
     }
 
     /// Runs with `--json` to the end, which must be exit code 0.
     #[track_caller]
     pub fn json(&self, arguments: &[&str]) -> Value {
-        let arguments: Vec<&str> = std::iter::once("--json")
-            .chain(arguments.iter().copied())
-            .collect();
+        let arguments: Vec<&str> =
+            std::iter::once("--json").chain(arguments.iter().copied()).collect();
         json_of(&self.expect(exit::DONE, &arguments))
     }
 
@@ -188,13 +177,9 @@ impl Lockstep {
     /// Restores into `directory` without starting anything.
     #[track_caller]
     pub fn restore(&self, set: &str, directory: &Path, more: &[&str]) -> Restored {
-        let to = directory
-            .to_str()
-            .expect("the harness' own paths are UTF-8");
-        let arguments: Vec<&str> = ["restore", set, "--to", to]
-            .into_iter()
-            .chain(more.iter().copied())
-            .collect();
+        let to = directory.to_str().expect("the harness' own paths are UTF-8");
+        let arguments: Vec<&str> =
+            ["restore", set, "--to", to].into_iter().chain(more.iter().copied()).collect();
         self.restored(&self.json(&arguments))
     }
 
@@ -202,11 +187,7 @@ impl Lockstep {
     #[track_caller]
     pub fn restore_and_start(&self, set: &str, directory: &Path, more: &[&str]) -> Restored {
         let port = super::fixture::free_port().to_string();
-        let more: Vec<&str> = more
-            .iter()
-            .copied()
-            .chain(["--start", "--port", &port])
-            .collect();
+        let more: Vec<&str> = more.iter().copied().chain(["--start", "--port", &port]).collect();
         let restored = self.restore(set, directory, &more);
         assert!(
             restored.cluster.is_some(),
@@ -219,10 +200,8 @@ impl Lockstep {
     /// Makes a throwaway server.
     #[track_caller]
     pub fn clone_create(&self, name: &str, more: &[&str]) -> Restored {
-        let arguments: Vec<&str> = ["clone", "create", name]
-            .into_iter()
-            .chain(more.iter().copied())
-            .collect();
+        let arguments: Vec<&str> =
+            ["clone", "create", name].into_iter().chain(more.iter().copied()).collect();
         self.restored(&self.json(&arguments))
     }
 
@@ -230,20 +209,10 @@ impl Lockstep {
     #[track_caller]
     pub fn restored(&self, json: &Value) -> Restored {
         let data = PathBuf::from(text(json, "data_directory"));
-        let directory = data
-            .parent()
-            .expect("a data directory lies in a directory")
-            .to_owned();
-        let started = json["started"]
-            .as_bool()
-            .unwrap_or(json["socket_directory"].is_string());
+        let directory = data.parent().expect("a data directory lies in a directory").to_owned();
+        let started = json["started"].as_bool().unwrap_or(json["socket_directory"].is_string());
         let cluster = started.then(|| Cluster::running_in(&data, &self.bin, &log_of(&directory)));
-        Restored {
-            directory,
-            data,
-            cluster,
-            json: json.clone(),
-        }
+        Restored { directory, data, cluster, json: json.clone() }
     }
 
     /// The ids of all complete sets, as `list` gives them.
@@ -266,9 +235,7 @@ impl Set {
             Value::String(text) => Some(Lsn::parse(text)),
             other => panic!("{name:?} is neither a string nor null: {other}"),
         };
-        let volumes = json["volumes"]
-            .as_array()
-            .unwrap_or_else(|| panic!("no volumes: {json}"));
+        let volumes = json["volumes"].as_array().unwrap_or_else(|| panic!("no volumes: {json}"));
         Set {
             id: text(json, "set"),
             strategy: text(json, "strategy"),
@@ -276,9 +243,7 @@ impl Set {
             stop_lsn: lsn("stop_lsn"),
             floor_lsn: lsn("floor_lsn"),
             volumes: volumes.iter().map(Volume::of).collect(),
-            tries: json["tries"]
-                .as_u64()
-                .unwrap_or_else(|| panic!("no number of tries: {json}")),
+            tries: json["tries"].as_u64().unwrap_or_else(|| panic!("no number of tries: {json}")),
             json: json.clone(),
         }
     }
@@ -294,16 +259,12 @@ impl Set {
 impl Volume {
     #[track_caller]
     fn of(json: &Value) -> Volume {
-        let parts = json["parts"]
-            .as_array()
-            .unwrap_or_else(|| panic!("a volume without parts: {json}"));
+        let parts =
+            json["parts"].as_array().unwrap_or_else(|| panic!("a volume without parts: {json}"));
         let dataset = text(json, "dataset");
         let snapshot = text(json, "snapshot");
-        let snapshot = if snapshot.contains('@') {
-            snapshot
-        } else {
-            format!("{dataset}@{snapshot}")
-        };
+        let snapshot =
+            if snapshot.contains('@') { snapshot } else { format!("{dataset}@{snapshot}") };
         Volume {
             snapshot,
             dataset,
@@ -316,10 +277,7 @@ impl Volume {
                 .unwrap_or_else(|_| panic!("order is no number: {json}")),
             parts: parts
                 .iter()
-                .map(|part| {
-                    part.as_str()
-                        .map_or_else(|| part.to_string(), str::to_owned)
-                })
+                .map(|part| part.as_str().map_or_else(|| part.to_string(), str::to_owned))
                 .collect(),
         }
     }
@@ -334,10 +292,7 @@ pub fn json_of(outcome: &Outcome) -> Value {
 
 #[track_caller]
 fn text(json: &Value, name: &str) -> String {
-    json[name]
-        .as_str()
-        .unwrap_or_else(|| panic!("no string {name:?} in {json}"))
-        .to_owned()
+    json[name].as_str().unwrap_or_else(|| panic!("no string {name:?} in {json}")).to_owned()
 }
 
 /// 64-bit numbers may be given as strings, because readers in other languages lose their last digits.
@@ -352,11 +307,7 @@ fn number(json: &Value, name: &str) -> String {
 
 /// The log of a server that the program started: whatever file with that ending lies in its directory.
 fn log_of(directory: &Path) -> PathBuf {
-    let files = fs::read_dir(directory)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path());
+    let files = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
     files
         .into_iter()
         .find(|path| path.extension().is_some_and(|end| end == "log"))
@@ -411,22 +362,15 @@ impl Steps {
 
     /// When `step` was first or, where it was passed again, last reached; `None`: not yet.
     pub fn reached(&self, step: &str) -> Option<SystemTime> {
-        fs::metadata(self.directory.join(step))
-            .ok()?
-            .modified()
-            .ok()
+        fs::metadata(self.directory.join(step)).ok()?.modified().ok()
     }
 
     /// All steps reached so far.
     pub fn all_reached(&self) -> Vec<String> {
-        let files = fs::read_dir(&self.directory)
-            .into_iter()
-            .flatten()
-            .flatten();
+        let files = fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let names = files.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        let mut names: Vec<_> = names
-            .filter(|name| !name.ends_with(".delay") && !name.ends_with(".hold"))
-            .collect();
+        let mut names: Vec<_> =
+            names.filter(|name| !name.ends_with(".delay") && !name.ends_with(".hold")).collect();
         names.sort();
         names
     }
@@ -435,10 +379,7 @@ impl Steps {
     #[track_caller]
     pub fn wait_reached(&self, step: &str, program: &mut Running) {
         wait_until(
-            &format!(
-                "step {step} is reached; reached so far: {:?}",
-                self.all_reached()
-            ),
+            &format!("step {step} is reached; reached so far: {:?}", self.all_reached()),
             LIMIT,
             || {
                 let ended = !program.is_running();

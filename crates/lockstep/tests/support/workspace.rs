@@ -43,22 +43,14 @@ impl Workspace {
             .expect("the lock of all workspaces can be waited for");
         remove_leftovers(&base);
 
-        let name = format!(
-            "lt{}x{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
+        let name = format!("lt{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let root = base.join(&name);
         fs::create_dir(&root).unwrap_or_else(|error| panic!("cannot create {root:?}: {error}"));
         open_to_all(&root);
         let owner = File::create(root.join(LOCK)).expect("a file can be made in a new directory");
         flock(&owner, FlockOperation::NonBlockingLockExclusive)
             .expect("nobody else has a new file");
-        Workspace {
-            name,
-            root,
-            _owner: owner,
-        }
+        Workspace { name, root, _owner: owner }
     }
 
     /// A new directory inside, open to all users.
@@ -85,7 +77,7 @@ impl Drop for Workspace {
 }
 
 /// Where workspaces are made: `LOCKSTEP_TEST_DIR`, or a folder that every user can enter.
-fn base() -> PathBuf {
+pub fn base() -> PathBuf {
     std::env::var_os("LOCKSTEP_TEST_DIR")
         .map_or_else(|| PathBuf::from("/var/tmp/lockstep-tests"), PathBuf::from)
 }
@@ -114,11 +106,7 @@ fn remove_leftovers(base: &Path) {
             continue;
         };
         let root = base.join(name);
-        let process = name
-            .trim_start_matches("lt")
-            .split('x')
-            .next()
-            .unwrap_or_default();
+        let process = name.trim_start_matches("lt").split('x').next().unwrap_or_default();
         if !root.exists() && !Path::new("/proc").join(process).exists() {
             let _ = remove(name, &root);
         }
@@ -136,13 +124,8 @@ fn workspace_of(name: &str) -> Option<&str> {
 
 fn remove(name: &str, root: &Path) -> Result<(), String> {
     kill_processes_of(root);
-    for pool in pool_names()
-        .iter()
-        .filter(|pool| workspace_of(pool) == Some(name))
-    {
-        patiently("zpool", &["destroy", "-f", pool], || {
-            kill_processes_of(root)
-        })?;
+    for pool in pool_names().iter().filter(|pool| workspace_of(pool) == Some(name)) {
+        patiently("zpool", &["destroy", "-f", pool], || kill_processes_of(root))?;
     }
     match fs::remove_dir_all(root) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -173,8 +156,7 @@ pub fn processes_of(root: &Path) -> Vec<u32> {
     let here = std::process::id();
     let numbers = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| *pid != here && belongs_to(*pid, root))
-        .collect()
+    pids.filter(|pid| *pid != here && belongs_to(*pid, root)).collect()
 }
 
 fn belongs_to(pid: u32, root: &Path) -> bool {
