@@ -6,11 +6,18 @@
 //! `build_backup_content` (`xlogbackup.c`; up to 14 `do_pg_start_backup`, `xlog.c`), read by `read_backup_label`
 //! (`xlogrecovery.c`; up to 14 `xlog.c`). The lines are the same in 13 to 18; 17 added those of incremental backups.
 
+mod error;
+
+pub use error::BackupLabelError;
+
 use crate::control_file::ControlFile;
 use crate::lsn::{Lsn, TimelineId, digits, excerpt};
-use crate::wal_name::{WalNameError, WalSegment, WalSegmentSize};
+use crate::wal_name::{WalSegment, WalSegmentSize};
 use std::fmt;
 use std::str::FromStr;
+
+/// Bytes that PostgreSQL allows in a label (`MAXPGPATH`).
+const MAX_LABEL: usize = 1024;
 
 /// The content of a `backup_label`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -76,14 +83,17 @@ impl BackupLabel {
     /// server's functions. `start_time` is text such as `2026-03-01 12:00:00 UTC`.
     ///
     /// # Errors
-    /// Where `start_time` or `label` could not be read back: a newline in `start_time`, or in `label` a line that
-    /// PostgreSQL would take for one of its own.
+    /// Where `label` is longer than the 1024 bytes that PostgreSQL allows, or the file could not be read back: a newline
+    /// in `start_time`, or in `label` a line that PostgreSQL would take for one of its own.
     pub fn from_control_file(
         control: &ControlFile,
         from: BackupFrom,
         start_time: &str,
         label: &str,
     ) -> Result<Self, BackupLabelError> {
+        if label.len() > MAX_LABEL {
+            return Err(BackupLabelError::NotWritable);
+        }
         let redo = control.checkpoint_copy.redo;
         let timeline = control.checkpoint_copy.timeline;
         let written = BackupLabel {
@@ -98,11 +108,7 @@ impl BackupLabel {
             start_timeline: timeline,
         };
         let read = Self::parse(&written.to_bytes())?;
-        if read == written {
-            Ok(written)
-        } else {
-            Err(BackupLabelError::NotWritable)
-        }
+        if read == written { Ok(written) } else { Err(BackupLabelError::NotWritable) }
     }
 
     /// Reads the file.
@@ -111,19 +117,12 @@ impl BackupLabel {
     /// Where it isn't exactly what PostgreSQL 13 to 18 writes for a full backup. An incremental backup's label is
     /// refused with [`BackupLabelError::Incremental`].
     pub fn parse(bytes: &[u8]) -> Result<Self, BackupLabelError> {
-        let text = std::str::from_utf8(bytes).map_err(|error| BackupLabelError::NotUtf8 {
-            offset: error.valid_up_to(),
-        })?;
-        if text
-            .lines()
-            .any(|line| line.starts_with("INCREMENTAL FROM"))
-        {
+        let text = std::str::from_utf8(bytes)
+            .map_err(|error| BackupLabelError::NotUtf8 { offset: error.valid_up_to() })?;
+        if text.lines().any(|line| line.starts_with("INCREMENTAL FROM")) {
             return Err(BackupLabelError::Incremental);
         }
-        let mut lines = Lines {
-            rest: text,
-            offset: 0,
-        };
+        let mut lines = Lines { rest: text, offset: 0 };
 
         let (start, at) = lines.field("START WAL LOCATION: ")?;
         let (start_lsn, name) = start
@@ -208,11 +207,7 @@ impl BackupLabel {
 /// The file's text.
 impl fmt::Display for BackupLabel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "START WAL LOCATION: {} (file {})",
-            self.start_lsn, self.start_segment_name
-        )?;
+        writeln!(f, "START WAL LOCATION: {} (file {})", self.start_lsn, self.start_segment_name)?;
         writeln!(f, "CHECKPOINT LOCATION: {}", self.checkpoint_lsn)?;
         writeln!(f, "BACKUP METHOD: {}", self.method.as_str())?;
         writeln!(f, "BACKUP FROM: {}", self.from.as_str())?;
@@ -240,10 +235,8 @@ struct Lines<'a> {
 impl<'a> Lines<'a> {
     /// The next line's value and its offset; the line must begin with `prefix` and end with a newline.
     fn field(&mut self, prefix: &'static str) -> Result<(&'a str, usize), BackupLabelError> {
-        let missing = || BackupLabelError::MissingLine {
-            line: prefix.trim_end(),
-            offset: self.offset,
-        };
+        let missing =
+            || BackupLabelError::MissingLine { line: prefix.trim_end(), offset: self.offset };
         let value = self.rest.strip_prefix(prefix).ok_or_else(missing)?;
         let (value, rest) = value.split_once('\n').ok_or_else(missing)?;
         let at = self.offset + prefix.len();
@@ -259,21 +252,14 @@ impl<'a> Lines<'a> {
         let label = self
             .rest
             .strip_prefix("LABEL: ")
-            .ok_or(BackupLabelError::MissingLine {
-                line: "LABEL:",
-                offset: self.offset,
-            })?;
+            .ok_or(BackupLabelError::MissingLine { line: "LABEL:", offset: self.offset })?;
         let missing = || BackupLabelError::MissingLine {
             line: "START TIMELINE:",
             offset: self.offset + self.rest.len(),
         };
         let label = label.strip_suffix('\n').ok_or_else(missing)?;
         let (label, timeline) = label.rsplit_once(TIMELINE).ok_or_else(missing)?;
-        Ok((
-            label,
-            timeline,
-            self.offset + "LABEL: ".len() + label.len() + TIMELINE.len(),
-        ))
+        Ok((label, timeline, self.offset + "LABEL: ".len() + label.len() + TIMELINE.len()))
     }
 }
 
@@ -281,11 +267,7 @@ impl<'a> Lines<'a> {
 fn segment_name_timeline(name: &str) -> Option<TimelineId> {
     let upper_hex = |b: u8| b.is_ascii_digit() || (b'A'..=b'F').contains(&b);
     (name.len() == 24 && name.bytes().all(upper_hex))
-        .then(|| {
-            u32::from_str_radix(name.get(..8)?, 16)
-                .ok()
-                .and_then(TimelineId::new)
-        })
+        .then(|| u32::from_str_radix(name.get(..8)?, 16).ok().and_then(TimelineId::new))
         .flatten()
 }
 
@@ -294,79 +276,8 @@ fn lsn(line: &'static str, text: &str, offset: usize) -> Result<Lsn, BackupLabel
 }
 
 fn invalid(line: &'static str, value: &str, offset: usize) -> BackupLabelError {
-    BackupLabelError::InvalidValue {
-        line,
-        value: excerpt(value.as_bytes()),
-        offset,
-    }
+    BackupLabelError::InvalidValue { line, value: excerpt(value.as_bytes()), offset }
 }
 
-/// Why a `backup_label` was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum BackupLabelError {
-    /// Neither ASCII nor UTF-8.
-    #[error("backup_label is not UTF-8 at offset \"{offset}\"")]
-    NotUtf8 {
-        /// Bytes from the file's beginning.
-        offset: usize,
-    },
-    /// It belongs to an incremental backup (PostgreSQL 17 on), which is no cluster before pg_combinebackup made it
-    /// one. PostgreSQL refuses it too.
-    #[error(
-        "backup_label is of an incremental backup, which pg_combinebackup must combine with its full one first"
-    )]
-    Incremental,
-    /// A line isn't there, or the file ends within it.
-    #[error("backup_label has no whole line \"{line}\" at offset \"{offset}\"")]
-    MissingLine {
-        /// How the line begins.
-        line: &'static str,
-        /// Bytes from the file's beginning.
-        offset: usize,
-    },
-    /// A line's value can't be read.
-    #[error("invalid value \"{value}\" of \"{line}\" in backup_label at offset \"{offset}\"")]
-    InvalidValue {
-        /// The line's name.
-        line: &'static str,
-        /// What was found.
-        value: String,
-        /// Bytes from the file's beginning.
-        offset: usize,
-    },
-    /// The checkpoint record lies before its own redo point.
-    #[error("the checkpoint \"{checkpoint}\" in backup_label is before the start \"{start}\"")]
-    CheckpointBeforeStart {
-        /// `CHECKPOINT LOCATION`.
-        checkpoint: Lsn,
-        /// `START WAL LOCATION`.
-        start: Lsn,
-    },
-    /// The segment's name and `START TIMELINE` disagree; PostgreSQL refuses this too.
-    #[error("backup_label's segment is of timeline \"{name}\" and its start timeline \"{line}\"")]
-    TimelinesDiffer {
-        /// In the name.
-        name: TimelineId,
-        /// `START TIMELINE`.
-        line: TimelineId,
-    },
-    /// The segment's name doesn't fit the cluster's segment size.
-    #[error("invalid segment name in backup_label")]
-    SegmentName(#[source] WalNameError),
-    /// The segment named isn't the one that holds the start.
-    #[error(
-        "backup_label names the segment \"{name}\" but its start \"{start}\" is in \"{holding}\""
-    )]
-    SegmentDiffers {
-        /// The name in the file.
-        name: String,
-        /// `START WAL LOCATION`.
-        start: Lsn,
-        /// The segment that holds it.
-        holding: String,
-    },
-    /// The start time or label given would make a file that reads differently.
-    #[error("the start time or the label cannot be written into a backup_label")]
-    NotWritable,
-}
+#[cfg(test)]
+mod tests;

@@ -228,14 +228,9 @@ impl ControlFile {
     /// Where it isn't [`PG_CONTROL_FILE_SIZE`] bytes long, is of an unknown version or a machine of the other byte
     /// order, its CRC is wrong (perhaps torn by a write meanwhile: read again), or a value is out of range.
     pub fn parse(bytes: &[u8]) -> Result<Self, ControlFileError> {
-        let raw: Box<[u8; PG_CONTROL_FILE_SIZE]> =
-            Box::new(
-                bytes
-                    .try_into()
-                    .map_err(|_| ControlFileError::WrongLength {
-                        length: bytes.len(),
-                    })?,
-            );
+        let raw: Box<[u8; PG_CONTROL_FILE_SIZE]> = Box::new(
+            bytes.try_into().map_err(|_| ControlFileError::WrongLength { length: bytes.len() })?,
+        );
         let layout = Layout::of(&raw)?;
         layout.check_crc(&raw)?;
         Fields { raw: &raw, layout }.read()
@@ -256,10 +251,7 @@ impl ControlFile {
     /// included, as it was. A cluster with it starts with a `backup_label`, which names the checkpoint itself, and
     /// without one refuses to start.
     pub fn with_checkpoint_unusable(&self) -> Vec<u8> {
-        self.rewritten(&[(
-            layout::CHECKPOINT,
-            &UNUSABLE_CHECKPOINT.as_u64().to_le_bytes(),
-        )])
+        self.rewritten(&[(layout::CHECKPOINT, &UNUSABLE_CHECKPOINT.as_u64().to_le_bytes())])
     }
 
     /// The file with another minRecoveryPoint, the position that replay must reach before the cluster is consistent.
@@ -267,10 +259,7 @@ impl ControlFile {
     pub fn with_min_recovery_point(&self, lsn: Lsn, timeline: TimelineId) -> Vec<u8> {
         self.rewritten(&[
             (layout::MIN_RECOVERY_POINT, &lsn.as_u64().to_le_bytes()),
-            (
-                layout::MIN_RECOVERY_POINT_TLI,
-                &timeline.get().to_le_bytes(),
-            ),
+            (layout::MIN_RECOVERY_POINT_TLI, &timeline.get().to_le_bytes()),
         ])
     }
 
@@ -286,3 +275,6 @@ impl ControlFile {
         bytes
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -78,9 +78,7 @@ impl FromStr for Lsn {
 /// One to eight hexadecimal digits, no sign, no space.
 fn hex_word(digits: &str) -> Option<u32> {
     let plain = (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit());
-    plain
-        .then(|| u32::from_str_radix(digits, 16).ok())
-        .flatten()
+    plain.then(|| u32::from_str_radix(digits, 16).ok()).flatten()
 }
 
 /// The text isn't an LSN.
@@ -92,9 +90,7 @@ pub struct ParseLsnError {
 
 impl ParseLsnError {
     fn new(value: &str) -> Self {
-        ParseLsnError {
-            value: excerpt(value.as_bytes()),
-        }
+        ParseLsnError { value: excerpt(value.as_bytes()) }
     }
 }
 
@@ -136,9 +132,7 @@ impl FromStr for TimelineId {
         digits(text)
             .and_then(|number| u32::try_from(number).ok())
             .and_then(TimelineId::new)
-            .ok_or_else(|| ParseTimelineIdError {
-                value: excerpt(text.as_bytes()),
-            })
+            .ok_or_else(|| ParseTimelineIdError { value: excerpt(text.as_bytes()) })
     }
 }
 
@@ -180,9 +174,7 @@ impl FromStr for SystemIdentifier {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         digits(text)
             .map(SystemIdentifier)
-            .ok_or_else(|| ParseSystemIdentifierError {
-                value: excerpt(text.as_bytes()),
-            })
+            .ok_or_else(|| ParseSystemIdentifierError { value: excerpt(text.as_bytes()) })
     }
 }
 
@@ -211,42 +203,7 @@ pub(crate) fn excerpt(bytes: &[u8]) -> String {
 }
 
 #[cfg(feature = "serde")]
-mod serde_impls {
-    use super::{Lsn, SystemIdentifier, TimelineId};
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-    use std::borrow::Cow;
+mod serde_impls;
 
-    /// Text, because JSON readers lose the low bits of a 64-bit number.
-    macro_rules! as_text {
-        ($type:ty) => {
-            impl Serialize for $type {
-                fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                    serializer.collect_str(self)
-                }
-            }
-
-            impl<'de> Deserialize<'de> for $type {
-                fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                    Cow::<str>::deserialize(deserializer)?
-                        .parse()
-                        .map_err(D::Error::custom)
-                }
-            }
-        };
-    }
-    as_text!(Lsn);
-    as_text!(SystemIdentifier);
-
-    impl Serialize for TimelineId {
-        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-            serializer.serialize_u32(self.get())
-        }
-    }
-
-    impl<'de> Deserialize<'de> for TimelineId {
-        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            let number = u32::deserialize(deserializer)?;
-            TimelineId::new(number).ok_or_else(|| D::Error::custom("0 is not a timeline"))
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

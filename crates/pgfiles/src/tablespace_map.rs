@@ -6,6 +6,10 @@
 //! carriage returns and newlines up to 13, and from 14 on backslashes too (`do_pg_backup_start`, `xlog.c`;
 //! `read_tablespace_map`, `xlogrecovery.c`).
 
+mod error;
+
+pub use error::TablespaceMapError;
+
 use crate::lsn::{digits, excerpt};
 use std::path::PathBuf;
 
@@ -25,7 +29,25 @@ pub struct TablespaceMapEntry {
     pub path: Vec<u8>,
 }
 
+/// Bytes of a line that PostgreSQL reads; it cuts longer ones off without a word (`MAXPGPATH` less the final NUL).
+const MAX_LINE: usize = 1023;
+
 impl TablespaceMapEntry {
+    /// An entry that PostgreSQL will read as it is meant.
+    ///
+    /// # Errors
+    /// Where the OID is 0, the path is empty or holds NUL, or OID, space and path are longer than 1023 bytes.
+    pub fn new(oid: u32, path: Vec<u8>) -> Result<Self, TablespaceMapError> {
+        if oid == 0 || path.is_empty() || path.contains(&0) {
+            return Err(TablespaceMapError::InvalidEntry { oid, path: excerpt(&path) });
+        }
+        let length = oid.to_string().len() + 1 + path.len();
+        if length > MAX_LINE {
+            return Err(TablespaceMapError::TooLong { oid, length });
+        }
+        Ok(TablespaceMapEntry { oid, path })
+    }
+
     /// The path, for use with `std::fs`.
     #[cfg(unix)]
     pub fn to_path_buf(&self) -> PathBuf {
@@ -47,8 +69,8 @@ impl TablespaceMap {
     /// Reads a file of PostgreSQL 14 or later.
     ///
     /// # Errors
-    /// Where a line has no OID and path, an OID is 0 or no number of 32 bits or there twice, a path is empty or holds
-    /// NUL, or the file ends within a line.
+    /// Where a line is no OID, space and path that [`TablespaceMapEntry::new`] would take, an OID is there twice, or the
+    /// file ends within a line.
     pub fn parse(bytes: &[u8]) -> Result<Self, TablespaceMapError> {
         parse(bytes, Dialect::Current)
     }
@@ -69,16 +91,14 @@ impl TablespaceMap {
     /// The file for PostgreSQL 13.
     ///
     /// # Errors
-    /// That version can't say a backslash before a newline, a carriage return or the path's end.
+    /// That version can't say a path that ends with a backslash or begins with white space.
     pub fn to_bytes_13(&self) -> Result<Vec<u8>, TablespaceMapError> {
         let bytes = self.write(Dialect::Old);
         if Self::parse_13(&bytes).as_ref() == Ok(self) {
             return Ok(bytes);
         }
         let unsayable = |entry: &&TablespaceMapEntry| {
-            let one = TablespaceMap {
-                entries: vec![(*entry).clone()],
-            };
+            let one = TablespaceMap { entries: vec![(*entry).clone()] };
             Self::parse_13(&one.write(Dialect::Old)).as_ref() != Ok(&one)
         };
         let path = self
@@ -126,9 +146,7 @@ fn parse(bytes: &[u8], dialect: Dialect) -> Result<TablespaceMap, TablespaceMapE
             };
         match (escape, byte) {
             (true, _) => {
-                line.push(following.ok_or(TablespaceMapError::Truncated {
-                    offset: line_offset,
-                })?);
+                line.push(following.ok_or(TablespaceMapError::Truncated { offset: line_offset })?);
                 position += 2;
             }
             // `read_tablespace_map` passes over an empty line since 14, so that lines may end with both.
@@ -137,7 +155,7 @@ fn parse(bytes: &[u8], dialect: Dialect) -> Result<TablespaceMap, TablespaceMapE
                 line_offset = position;
             }
             (false, b'\n' | b'\r') => {
-                let entry = entry(&line, line_offset)?;
+                let entry = entry(&line, line_offset, dialect)?;
                 if entries.iter().any(|earlier| earlier.oid == entry.oid) {
                     return Err(TablespaceMapError::Duplicate {
                         oid: entry.oid,
@@ -156,70 +174,31 @@ fn parse(bytes: &[u8], dialect: Dialect) -> Result<TablespaceMap, TablespaceMapE
         }
     }
     if line_offset < bytes.len() {
-        return Err(TablespaceMapError::Truncated {
-            offset: line_offset,
-        });
+        return Err(TablespaceMapError::Truncated { offset: line_offset });
     }
     Ok(TablespaceMap { entries })
 }
 
-fn entry(line: &[u8], offset: usize) -> Result<TablespaceMapEntry, TablespaceMapError> {
-    let invalid = || TablespaceMapError::InvalidLine {
-        line: excerpt(line),
-        offset,
-    };
+fn entry(
+    line: &[u8],
+    offset: usize,
+    dialect: Dialect,
+) -> Result<TablespaceMapEntry, TablespaceMapError> {
+    let invalid = || TablespaceMapError::InvalidLine { line: excerpt(line), offset };
     let space = line.iter().position(|&b| b == b' ').ok_or_else(invalid)?;
     let (oid, path) = line.split_at(space);
-    let oid = std::str::from_utf8(oid)
-        .ok()
-        .and_then(digits)
-        .ok_or_else(invalid)?;
-    let oid = u32::try_from(oid)
-        .ok()
-        .filter(|&oid| oid != 0)
-        .ok_or_else(invalid)?;
-    let path = path
-        .get(1..)
-        .filter(|path| !path.is_empty() && !path.contains(&0))
-        .ok_or_else(invalid)?;
-    Ok(TablespaceMapEntry {
-        oid,
-        path: path.to_vec(),
+    let oid = std::str::from_utf8(oid).ok().and_then(digits).ok_or_else(invalid)?;
+    let oid = u32::try_from(oid).map_err(|_| invalid())?;
+    let path = match dialect {
+        // There sscanf's "%s %n" ends the OID.
+        Dialect::Old => path.trim_ascii_start(),
+        Dialect::Current => path.strip_prefix(b" ").ok_or_else(invalid)?,
+    };
+    TablespaceMapEntry::new(oid, path.to_vec()).map_err(|error| match error {
+        TablespaceMapError::InvalidEntry { .. } => invalid(),
+        other => other,
     })
 }
 
-/// Why a `tablespace_map` was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum TablespaceMapError {
-    /// Not an OID, a space and a path.
-    #[error("invalid line \"{line}\" in tablespace_map at offset \"{offset}\"")]
-    InvalidLine {
-        /// The line's beginning.
-        line: String,
-        /// Where the line begins, bytes from the file's beginning.
-        offset: usize,
-    },
-    /// Two lines for one tablespace.
-    #[error("tablespace \"{oid}\" is in tablespace_map twice, again at offset \"{offset}\"")]
-    Duplicate {
-        /// The tablespace.
-        oid: u32,
-        /// Where the second line begins.
-        offset: usize,
-    },
-    /// The file ends within a line.
-    #[error("tablespace_map ends within the line at offset \"{offset}\"")]
-    Truncated {
-        /// Where the line begins.
-        offset: usize,
-    },
-    /// PostgreSQL 13's format has no way to say this path.
-    #[error(
-        "the tablespace path \"{path}\" cannot be written into a tablespace_map of PostgreSQL 13"
-    )]
-    NotWritable {
-        /// The path's beginning.
-        path: String,
-    },
-}
+#[cfg(test)]
+mod tests;

@@ -78,19 +78,13 @@ pub struct WalSegment {
 impl WalSegment {
     /// The segment that holds the byte at `lsn` (`XLByteToSeg`).
     pub const fn containing(timeline: TimelineId, lsn: Lsn, size: WalSegmentSize) -> Self {
-        WalSegment {
-            timeline,
-            number: lsn.as_u64() / size.0 as u64,
-        }
+        WalSegment { timeline, number: lsn.as_u64() / size.0 as u64 }
     }
 
     /// The segment that holds the byte before `lsn` (`XLByteToPrevSeg`): the last one needed to read up to `lsn`,
     /// which is the end of a record and may be the next segment's first byte. Segment 0 for [`Lsn::INVALID`].
     pub const fn ending_at(timeline: TimelineId, lsn: Lsn, size: WalSegmentSize) -> Self {
-        WalSegment {
-            timeline,
-            number: lsn.as_u64().saturating_sub(1) / size.0 as u64,
-        }
+        WalSegment { timeline, number: lsn.as_u64().saturating_sub(1) / size.0 as u64 }
     }
 
     /// All segments needed to read the bytes `[from, to)`, in order; none where `to` isn't after `from`.
@@ -118,19 +112,13 @@ impl WalSegment {
 
     /// The following segment of the same timeline.
     pub const fn next(self) -> Self {
-        WalSegment {
-            timeline: self.timeline,
-            number: self.number.saturating_add(1),
-        }
+        WalSegment { timeline: self.timeline, number: self.number.saturating_add(1) }
     }
 
     /// The preceding segment of the same timeline; `None` before segment 0.
     pub const fn previous(self) -> Option<Self> {
         match self.number.checked_sub(1) {
-            Some(number) => Some(WalSegment {
-                timeline: self.timeline,
-                number,
-            }),
+            Some(number) => Some(WalSegment { timeline: self.timeline, number }),
             None => None,
         }
     }
@@ -152,9 +140,7 @@ impl WalSegment {
     pub fn parse(name: &str, size: WalSegmentSize) -> Result<Self, WalNameError> {
         match WalFileName::parse(name, size)? {
             WalFileName::Segment(segment) => Ok(segment),
-            _ => Err(WalNameError::NotWal {
-                name: excerpt(name.as_bytes()),
-            }),
+            _ => Err(WalNameError::NotWal { name: excerpt(name.as_bytes()) }),
         }
     }
 }
@@ -185,14 +171,11 @@ impl WalFileName {
     /// Where the name is of none of the four kinds, is of timeline 0, or couldn't have been written with this
     /// segment size.
     pub fn parse(name: &str, size: WalSegmentSize) -> Result<Self, WalNameError> {
-        let not_wal = || WalNameError::NotWal {
-            name: excerpt(name.as_bytes()),
-        };
+        let not_wal = || WalNameError::NotWal { name: excerpt(name.as_bytes()) };
         let timeline_at_start = || {
             let number = hex_word(name, 0).ok_or_else(not_wal)?;
-            TimelineId::new(number).ok_or_else(|| WalNameError::TimelineZero {
-                name: excerpt(name.as_bytes()),
-            })
+            TimelineId::new(number)
+                .ok_or_else(|| WalNameError::TimelineZero { name: excerpt(name.as_bytes()) })
         };
         if name.len() == 16 && name.ends_with(".history") {
             return timeline_at_start().map(WalFileName::History);
@@ -200,10 +183,7 @@ impl WalFileName {
         let high = hex_word(name, 8).ok_or_else(not_wal)?;
         let low = hex_word(name, 16).ok_or_else(not_wal)?;
         let timeline = timeline_at_start()?;
-        let wrong_size = || WalNameError::WrongSegmentSize {
-            name: excerpt(name.as_bytes()),
-            size,
-        };
+        let wrong_size = || WalNameError::WrongSegmentSize { name: excerpt(name.as_bytes()), size };
         if u64::from(low) >= size.per_high_word() {
             return Err(wrong_size());
         }
@@ -249,12 +229,8 @@ impl WalFileName {
 /// Eight upper-case hexadecimal digits at that byte.
 fn hex_word(name: &str, at: usize) -> Option<u32> {
     let digits = name.get(at..at.checked_add(8)?)?;
-    let plain = digits
-        .bytes()
-        .all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
-    plain
-        .then(|| u32::from_str_radix(digits, 16).ok())
-        .flatten()
+    let plain = digits.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
+    plain.then(|| u32::from_str_radix(digits, 16).ok()).flatten()
 }
 
 /// Why a name was refused.
@@ -282,3 +258,6 @@ pub enum WalNameError {
         size: WalSegmentSize,
     },
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,18 +17,15 @@ const LONG_HEADER: u16 = 0x0002;
 const ALL_FLAGS: u16 = 0x000F;
 
 /// `XLOG_PAGE_MAGIC` of each major version.
-const MAGICS: [(u16, u32); 6] = [
-    (0xD106, 13),
-    (0xD10D, 14),
-    (0xD110, 15),
-    (0xD113, 16),
-    (0xD116, 17),
-    (0xD118, 18),
-];
+const MAGICS: [(u16, u32); 6] =
+    [(0xD106, 13), (0xD10D, 14), (0xD110, 15), (0xD113, 16), (0xD116, 17), (0xD118, 18)];
 
 /// The header of a segment's first page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SegmentHeader {
+    /// PostgreSQL's major version, by the magic.
+    pub major_version: u32,
     /// `xlp_magic`, which every major version changes.
     pub magic: u16,
     /// `xlp_info`, flag bits.
@@ -55,21 +52,17 @@ impl SegmentHeader {
     /// its use), an unknown magic, no long header, values out of range.
     pub fn parse(bytes: &[u8]) -> Result<Self, WalPageError> {
         let header: &[u8; LONG_HEADER_SIZE] =
-            bytes.first_chunk().ok_or(WalPageError::TooShort {
-                length: bytes.len(),
-            })?;
+            bytes.first_chunk().ok_or(WalPageError::TooShort { length: bytes.len() })?;
         if header.iter().all(|&b| b == 0) {
             return Err(WalPageError::AllZero);
         }
         let magic = u16_at(header, 0);
-        if major_of_magic(magic).is_none() {
-            let swapped = major_of_magic(magic.swap_bytes()).is_some();
-            return Err(if swapped {
-                WalPageError::ForeignEndianness
-            } else {
-                WalPageError::UnknownMagic { magic }
+        let Some(major_version) = major_of_magic(magic) else {
+            return Err(match major_of_magic(magic.swap_bytes()) {
+                Some(_) => WalPageError::ForeignEndianness,
+                None => WalPageError::UnknownMagic { magic },
             });
-        }
+        };
         let info = u16_at(header, 2);
         if info & LONG_HEADER == 0 || info & !ALL_FLAGS != 0 {
             return Err(WalPageError::InvalidInfo { info });
@@ -80,6 +73,7 @@ impl SegmentHeader {
             return Err(WalPageError::InvalidBlockSize { bytes: block_size });
         }
         Ok(SegmentHeader {
+            major_version,
             magic,
             info,
             timeline: TimelineId::new(u32_at(header, 4)).ok_or(WalPageError::TimelineZero)?,
@@ -90,11 +84,6 @@ impl SegmentHeader {
                 .map_err(WalPageError::InvalidSegmentSize)?,
             block_size,
         })
-    }
-
-    /// PostgreSQL's major version, by the magic.
-    pub fn major_version(&self) -> u32 {
-        major_of_magic(self.magic).unwrap_or_default()
     }
 }
 
@@ -114,16 +103,10 @@ pub fn check_segment_header(
     if let Some(expected) = system_identifier
         && header.system_identifier != expected
     {
-        return Err(WalPageError::OtherCluster {
-            found: header.system_identifier,
-            expected,
-        });
+        return Err(WalPageError::OtherCluster { found: header.system_identifier, expected });
     }
     if header.segment_size != size {
-        return Err(WalPageError::OtherSegmentSize {
-            found: header.segment_size,
-            expected: size,
-        });
+        return Err(WalPageError::OtherSegmentSize { found: header.segment_size, expected: size });
     }
     if header.page_addr != expected.start(size) {
         return Err(WalPageError::OtherPosition {
@@ -141,10 +124,7 @@ pub fn check_segment_header(
 }
 
 fn major_of_magic(magic: u16) -> Option<u32> {
-    MAGICS
-        .iter()
-        .find(|(known, _)| *known == magic)
-        .map(|(_, major)| *major)
+    MAGICS.iter().find(|(known, _)| *known == magic).map(|(_, major)| *major)
 }
 
 fn u16_at(bytes: &[u8; LONG_HEADER_SIZE], at: usize) -> u16 {
@@ -238,3 +218,6 @@ pub enum WalPageError {
         expected: TimelineId,
     },
 }
+
+#[cfg(test)]
+mod tests;

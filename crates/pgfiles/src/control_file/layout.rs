@@ -20,12 +20,8 @@ pub(super) const MIN_RECOVERY_POINT_TLI: usize = 144;
 const FLOAT_FORMAT: f64 = 1_234_567.0;
 
 /// Catalog versions of the releases that share format 1300 (`catversion.h`).
-const CATALOG_VERSIONS: [(u32, u32); 4] = [
-    (202_007_201, 13),
-    (202_107_181, 14),
-    (202_209_061, 15),
-    (202_307_071, 16),
-];
+const CATALOG_VERSIONS: [(u32, u32); 4] =
+    [(202_007_201, 13), (202_107_181, 14), (202_209_061, 15), (202_307_071, 16)];
 
 type Raw = [u8; PG_CONTROL_FILE_SIZE];
 
@@ -41,9 +37,7 @@ impl Layout {
     pub(super) fn of(raw: &Raw) -> Result<Self, ControlFileError> {
         let version = u32::from_le_bytes(array(raw, 8));
         Self::of_version(version).ok_or_else(|| match Self::of_version(version.swap_bytes()) {
-            Some(_) => ControlFileError::ForeignEndianness {
-                version: version.swap_bytes(),
-            },
+            Some(_) => ControlFileError::ForeignEndianness { version: version.swap_bytes() },
             None => ControlFileError::UnknownVersion { version },
         })
     }
@@ -113,9 +107,7 @@ impl Fields<'_> {
     pub(super) fn read(&self) -> Result<ControlFile, ControlFileError> {
         let float_format = f64::from_le_bytes(array(self.raw, 208));
         if float_format != FLOAT_FORMAT {
-            return Err(ControlFileError::ForeignFloats {
-                found: float_format.to_string(),
-            });
+            return Err(ControlFileError::ForeignFloats { found: float_format.to_string() });
         }
         Ok(ControlFile {
             system_identifier: SystemIdentifier::new(self.u64(0)),
@@ -213,11 +205,7 @@ impl Fields<'_> {
         match self.raw[at] {
             0 => Ok(false),
             1 => Ok(true),
-            value => Err(ControlFileError::InvalidValue {
-                field,
-                value: value.into(),
-                offset: at,
-            }),
+            value => Err(ControlFileError::InvalidValue { field, value: value.into(), offset: at }),
         }
     }
 
@@ -229,17 +217,11 @@ impl Fields<'_> {
     fn page_size(&self, field: &'static str, at: usize) -> Result<u32, ControlFileError> {
         let bytes = self.u32(at);
         let legal = bytes.is_power_of_two() && (1024..=65536).contains(&bytes);
-        legal
-            .then_some(bytes)
-            .ok_or_else(|| self.invalid(field, at))
+        legal.then_some(bytes).ok_or_else(|| self.invalid(field, at))
     }
 
     fn invalid(&self, field: &'static str, offset: usize) -> ControlFileError {
-        ControlFileError::InvalidValue {
-            field,
-            value: self.u32(offset),
-            offset,
-        }
+        ControlFileError::InvalidValue { field, value: self.u32(offset), offset }
     }
 }
 
