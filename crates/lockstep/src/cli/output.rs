@@ -25,10 +25,10 @@ pub(super) fn table(head: &[&str]) -> Table {
     table
 }
 
-/// Prints a table without trailing blanks.
+/// Prints a table without the blanks around it.
 pub(super) fn print_table(table: &Table) {
     for line in table.to_string().lines() {
-        println!("{}", line.trim_end());
+        println!("{}", line.strip_prefix(' ').unwrap_or(line).trim_end());
     }
 }
 
