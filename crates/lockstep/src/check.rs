@@ -8,11 +8,12 @@ use crate::clone;
 use crate::config::StrategyChoice;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::plan::facts::{Facts, NoServer};
+use crate::plan::facts::{Facts, NoServer, ServerFacts};
 use crate::plan::strategy;
 use crate::plan::warnings::bytes;
 use crate::restore;
 use crate::set::journal::{self, BackupJournal, RestoreJournal};
+use crate::set::manifest::Manifest;
 use crate::set::unfinished;
 use crate::survey;
 
@@ -140,8 +141,32 @@ fn of_facts(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
         )),
         Err(other) => all.push(ok("connection", other.words())),
     }
+    all.extend(facts.server.iter().flat_map(of_wal_keepers));
     for volume in &facts.layout.volumes {
         all.push(ok("space", format!("{} has {} left", volume.dataset, bytes(volume.available))));
+    }
+    all
+}
+
+/// What keeps WAL from being recycled, until the pool is full.
+fn of_wal_keepers(server: &ServerFacts) -> Vec<Finding> {
+    let mut all: Vec<_> = server
+        .idle_slots
+        .iter()
+        .map(|(name, kept)| {
+            warning(
+                "slots",
+                format!("slot \"{name}\" is used by nobody and keeps {} of WAL", bytes(*kept)),
+                "pg_drop_replication_slot, unless its reader comes back",
+            )
+        })
+        .collect();
+    if let Some(segment) = &server.archive_failed {
+        all.push(warning(
+            "archiving",
+            format!("WAL segment {segment} could not be archived"),
+            "the server's log has the reason; WAL piles up in pg_wal meanwhile",
+        ));
     }
     all
 }
@@ -155,7 +180,13 @@ fn of_sets(cx: &Context) -> Result<Vec<Finding>> {
             all.push(failure(&format!("set {}", set.set), &error));
         }
     }
+    let hours = |set: &Manifest| jiff::Timestamp::now().duration_since(set.started_at).as_hours();
     all.push(match sets.last() {
+        Some(last) if hours(last) >= i64::from(cx.cluster.max_age_hours) => warning(
+            "sets",
+            format!("the newest set, {}, is {} hours old", last.set, hours(last)),
+            "does the timer run? look at its log, or raise max_age_hours",
+        ),
         Some(last) => ok("sets", format!("{} sets, the newest is {}", sets.len(), last.set)),
         None => warning("sets", "there is no set yet", "take one: lockstep backup"),
     });

@@ -59,6 +59,9 @@ pub struct ClusterConfig {
     /// Space that a volume must have left before a snapshot of it is taken, in MiB.
     #[serde(default = "default_min_free")]
     pub min_free_mib: u64,
+    /// `check` warns where the newest set is older than this many hours.
+    #[serde(default = "default_max_age")]
+    pub max_age_hours: u32,
     /// How `lockstep clone` makes its servers.
     #[serde(default, rename = "clone")]
     pub clones: CloneConfig,
@@ -127,6 +130,9 @@ fn default_dbname() -> String {
 }
 fn default_min_free() -> u64 {
     256
+}
+fn default_max_age() -> u32 {
+    26
 }
 fn default_clone_settings() -> BTreeMap<String, String> {
     // A second server on a production host must not take the memory of the first.

@@ -105,6 +105,10 @@ pub struct ServerFacts {
     pub may_slot: bool,
     /// Tablespaces outside the data directory: OID and name.
     pub tablespaces: Vec<(u32, String)>,
+    /// Slots that nobody uses and that keep WAL: name, bytes.
+    pub idle_slots: Vec<(String, u64)>,
+    /// The segment whose archiving failed last, where none was archived since.
+    pub archive_failed: Option<String>,
     /// The three files that Debian keeps in /etc.
     pub config_files: ConfigFiles,
 }

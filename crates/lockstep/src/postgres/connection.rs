@@ -88,6 +88,8 @@ pub fn facts(client: &mut Client) -> Result<ServerFacts> {
         may_backup: may_backup(client, version_num)?,
         may_slot: row.get::<_, bool>("may_replicate") && free_slots > 0,
         tablespaces: tablespaces(client)?,
+        idle_slots: idle_slots(client)?,
+        archive_failed: row.get("archive_failed"),
         config_files: ConfigFiles {
             config: text("config_file").into(),
             hba: text("hba_file").into(),
@@ -114,6 +116,8 @@ const FACTS: &str = "
            current_setting('hba_file', true) AS hba_file,
            current_setting('ident_file', true) AS ident_file,
            (SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user) AS may_replicate,
+           (SELECT last_failed_wal FROM pg_stat_archiver
+             WHERE last_failed_time > coalesce(last_archived_time, '-infinity')) AS archive_failed,
            current_setting('max_replication_slots')::bigint
              - (SELECT count(*) FROM pg_replication_slots) AS free_slots";
 
@@ -143,6 +147,19 @@ fn tablespaces(client: &mut Client) -> Result<Vec<(u32, String)>> {
         )
         .map_err(|e| Error::sql("cannot list the tablespaces", e))?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+fn idle_slots(client: &mut Client) -> Result<Vec<(String, u64)>> {
+    let rows = client
+        .query(
+            "SELECT slot_name::text,
+                    pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                                         ELSE pg_current_wal_lsn() END, restart_lsn)::bigint
+               FROM pg_replication_slots WHERE NOT active AND restart_lsn IS NOT NULL ORDER BY 2 DESC",
+            &[],
+        )
+        .map_err(|e| Error::sql("cannot list the replication slots", e))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get::<_, i64>(1).max(0).unsigned_abs())).collect())
 }
 
 /// The settings in force, by name, as files set them; for clusters whose postgresql.conf lies
