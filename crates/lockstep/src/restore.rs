@@ -161,10 +161,10 @@ fn check_directory(cx: &Context, path: &std::path::Path) -> Result<PathBuf> {
             "name a folder that is empty or doesn't exist yet",
         ));
     }
-    if let Ok(data) = std::fs::canonicalize(&cx.cluster.data_directory) {
-        if real.starts_with(&data) {
-            return Err(Refusal::DirectoryInsideCluster { path: real, part: PartKind::Data }.into());
-        }
+    if let Ok(data) = std::fs::canonicalize(&cx.cluster.data_directory)
+        && real.starts_with(&data)
+    {
+        return Err(Refusal::DirectoryInsideCluster { path: real, part: PartKind::Data }.into());
     }
     steps::reached("restore.checked")?;
     Ok(real)

@@ -60,10 +60,10 @@ mod hooks {
         if let Err(error) = std::fs::write(directory.join(name), b"") {
             eprintln!("test hook: cannot write {name}: {error}");
         }
-        if let Ok(text) = std::fs::read_to_string(directory.join(format!("{name}.delay"))) {
-            if let Ok(milliseconds) = text.trim().parse() {
-                std::thread::sleep(Duration::from_millis(milliseconds));
-            }
+        if let Ok(text) = std::fs::read_to_string(directory.join(format!("{name}.delay")))
+            && let Ok(milliseconds) = text.trim().parse()
+        {
+            std::thread::sleep(Duration::from_millis(milliseconds));
         }
         while directory.join(format!("{name}.hold")).exists() && !super::interrupted() {
             std::thread::sleep(Duration::from_millis(5));

@@ -106,15 +106,15 @@ fn keep_configuration(attempt: &mut Attempt, directory: &Path) -> Result<()> {
             kept.push((name, std::fs::read(path).map_err(Error::io("read", path))?));
         }
     }
-    if outside(&paths.config) {
-        if let Some(client) = attempt.survey.client.as_mut() {
-            match connection::file_settings(client) {
-                Ok(settings) => kept.push(("postgresql.conf", flat_configuration(&settings))),
-                Err(error) => tracing::warn!(
-                    error = %error.chain(),
-                    "postgresql.conf lies outside the data directory and isn't in the set"
-                ),
-            }
+    if outside(&paths.config)
+        && let Some(client) = attempt.survey.client.as_mut()
+    {
+        match connection::file_settings(client) {
+            Ok(settings) => kept.push(("postgresql.conf", flat_configuration(&settings))),
+            Err(error) => tracing::warn!(
+                error = %error.chain(),
+                "postgresql.conf lies outside the data directory and isn't in the set"
+            ),
         }
     }
     if !kept.is_empty() {

@@ -21,6 +21,9 @@ use crate::plan::refusal::Refusal;
 /// The manifest's file name.
 const MANIFEST: &str = "manifest.json";
 
+/// A set whose manifest can't be read, and why.
+pub type Damaged = (SetId, Error);
+
 /// The state of one cluster.
 #[derive(Debug)]
 pub struct State {
@@ -93,8 +96,7 @@ impl State {
     ///
     /// # Errors
     /// When the folder can't be listed.
-    #[allow(clippy::type_complete, reason = "a pair of lists reads better than a struct of two")]
-    pub fn sets(&self) -> Result<(Vec<Manifest>, Vec<(SetId, Error)>)> {
+    pub fn sets(&self) -> Result<(Vec<Manifest>, Vec<Damaged>)> {
         let folder = self.path("sets");
         let mut ids = Vec::new();
         for entry in std::fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
@@ -124,10 +126,10 @@ impl State {
         };
         if which == "latest" {
             // The newest one by its manifest; a damaged newer one is not passed over in silence.
-            if let (Some((id, error)), newest) = (damaged.into_iter().next_back(), sets.last()) {
-                if newest.is_none_or(|newest| newest.set < id) {
-                    return Err(error);
-                }
+            if let Some((id, error)) = damaged.into_iter().next_back()
+                && sets.last().is_none_or(|newest| newest.set < id)
+            {
+                return Err(error);
             }
             return sets
                 .into_iter()
