@@ -130,7 +130,10 @@ impl<'a> Attempt<'a> {
     }
 
     fn client(&mut self) -> Result<&mut postgres::Client> {
-        self.survey.client.as_mut().ok_or_else(|| Error::failed("this step needs a connection"))
+        let missing = || Error::failed("this step needs a connection");
+        let client = self.survey.client.as_mut().ok_or_else(missing)?;
+        session::hear(client)?;
+        Ok(client)
     }
 
     fn make_slot(&mut self) -> Result<()> {
@@ -192,6 +195,7 @@ impl<'a> Attempt<'a> {
             return Err(changed(difference).into());
         }
         if let Some(client) = self.survey.client.as_mut() {
+            session::hear(client)?;
             // The server's own list, in case a link is a moment behind it.
             let tablespaces = connection::facts(client)?.tablespaces;
             if let Some(difference) = unlike(before, &tablespaces) {

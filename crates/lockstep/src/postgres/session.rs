@@ -7,6 +7,7 @@
 use pgfiles::backup_label::BackupLabel;
 use pgfiles::lsn::Lsn;
 use postgres::Client;
+use postgres::fallible_iterator::FallibleIterator;
 
 use crate::error::{Error, Result};
 
@@ -35,6 +36,18 @@ pub struct Stopped {
     pub tablespace_map: Vec<u8>,
     /// The server's clock at the end.
     pub stopped_at: jiff::Timestamp,
+}
+
+/// Hears what the server said since the last statement: that it stops, or that somebody ended this
+/// session. The next statement alone would learn of it as "broken pipe", and the reason would be lost.
+///
+/// # Errors
+/// The server's reason to end the session.
+pub fn hear(client: &mut Client) -> Result<()> {
+    let mut notifications = client.notifications();
+    let mut waiting = notifications.timeout_iter(std::time::Duration::from_millis(1));
+    while waiting.next().map_err(|e| Error::sql("the server ended the session", e))?.is_some() {}
+    Ok(())
 }
 
 /// pg_backup_start; on 13 and 14 pg_start_backup(…, exclusive => false).
