@@ -307,12 +307,14 @@ fn steps(facts: &Facts, strategy: Strategy) -> Vec<Step> {
             steps.push(Step::TakeWal(source));
         }
         Strategy::Atomic => {
-            let volumes = (0..layout.volumes.len()).collect();
-            steps.push(Step::Snapshot { volumes, one_moment: true });
-            steps.push(Step::CheckLayout);
+            // Before the snapshot: what is flushed by then is in the set. A record written after
+            // it need not be.
             if connected {
                 steps.push(Step::Floor);
             }
+            let volumes = (0..layout.volumes.len()).collect();
+            steps.push(Step::Snapshot { volumes, one_moment: true });
+            steps.push(Step::CheckLayout);
         }
         Strategy::Ordered => {
             if connected {

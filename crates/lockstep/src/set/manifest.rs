@@ -54,7 +54,8 @@ pub struct Manifest {
     /// label: the end of the end-of-backup record.
     #[serde(with = "lsn_text")]
     pub stop_lsn: Option<Lsn>,
-    /// The smallest LSN at which the restored cluster is consistent.
+    /// The set holds everything up to here. label and ordered: the smallest LSN at which the
+    /// restored cluster is consistent; atomic: that is the end of the WAL in the set, a moment on.
     #[serde(with = "lsn_text")]
     pub floor_lsn: Option<Lsn>,
     /// The snapshots in the order they were taken.
