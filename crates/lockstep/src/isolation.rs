@@ -91,7 +91,7 @@ pub fn possible() -> bool {
 /// The command that runs `program` in `directory` as `user`, isolated.
 ///
 /// # Errors
-/// When this program's own path can't be found.
+/// When a path in `isolation` can't be written down.
 pub fn wrap(
     isolation: &Isolation,
     program: &[String],
@@ -105,8 +105,8 @@ pub fn wrap(
         directory: directory.to_path_buf(),
     };
     let order = serde_json::to_string(&order).map_err(json("write the order"))?;
-    // A new binary may have taken this one's place; /proc/self/exe is this one still.
-    let own = std::fs::read_link("/proc/self/exe").map_err(Error::io("read", "/proc/self/exe"))?;
+    // This very program, also where an upgrade has put another in its place meanwhile.
+    let own = format!("/proc/{}/exe", std::process::id());
     Ok(Program::new("unshare")
         .args(["--mount", "--propagation", "slave", "--"])
         .arg(own)
