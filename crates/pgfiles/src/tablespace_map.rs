@@ -11,7 +11,7 @@ mod error;
 pub use error::TablespaceMapError;
 
 use crate::lsn::{digits, excerpt};
-use std::path::PathBuf;
+use std::collections::BTreeSet;
 
 /// The content of a `tablespace_map`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -50,9 +50,9 @@ impl TablespaceMapEntry {
 
     /// The path, for use with `std::fs`.
     #[cfg(unix)]
-    pub fn to_path_buf(&self) -> PathBuf {
+    pub fn to_path_buf(&self) -> std::path::PathBuf {
         use std::os::unix::ffi::OsStrExt;
-        PathBuf::from(std::ffi::OsStr::from_bytes(&self.path))
+        std::ffi::OsStr::from_bytes(&self.path).into()
     }
 }
 
@@ -133,7 +133,8 @@ impl TablespaceMap {
 }
 
 fn parse(bytes: &[u8], dialect: Dialect) -> Result<TablespaceMap, TablespaceMapError> {
-    let mut entries: Vec<TablespaceMapEntry> = Vec::new();
+    let mut entries = Vec::new();
+    let mut seen = BTreeSet::new();
     let mut line = Vec::new();
     let mut line_offset = 0;
     let mut position = 0;
@@ -156,7 +157,7 @@ fn parse(bytes: &[u8], dialect: Dialect) -> Result<TablespaceMap, TablespaceMapE
             }
             (false, b'\n' | b'\r') => {
                 let entry = entry(&line, line_offset, dialect)?;
-                if entries.iter().any(|earlier| earlier.oid == entry.oid) {
+                if !seen.insert(entry.oid) {
                     return Err(TablespaceMapError::Duplicate {
                         oid: entry.oid,
                         offset: line_offset,

@@ -5,7 +5,7 @@
 mod support {
     pub mod controldata;
     pub mod server;
-    pub const MAJORS: [u32; 5] = [14, 15, 16, 17, 18];
+    pub const MAJORS: [u32; 6] = [13, 14, 15, 16, 17, 18];
 }
 
 use pgfiles::backup_label::BackupFrom;

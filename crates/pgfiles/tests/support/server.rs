@@ -21,7 +21,7 @@ pub fn installed() -> Vec<(u32, PathBuf)> {
         match bins.into_iter().find(|bin| bin.join("postgres").exists()) {
             Some(bin) => found.push((major, bin)),
             None => say(&format!(
-                "SKIPPED PostgreSQL {major}: not installed, see scripts/fetch-postgres"
+                "SKIPPED PostgreSQL {major}: not installed (scripts/fetch-postgres brings 14 to 18)"
             )),
         }
     }
@@ -78,7 +78,10 @@ impl Lab {
 
     pub fn initdb(&self, name: &str, settings: &str) -> Server<'_> {
         let server = self.server(name);
-        self.run("initdb", &["-D", server.path(), "-A", "trust", "-U", "postgres", "--no-sync"]);
+        self.run(
+            "initdb",
+            &["-D", server.path(), "-A", "trust", "-U", "postgres", "--no-sync", "--wal-segsize=1"],
+        );
         server.configure("fsync = off\nwal_keep_size = '1GB'\n");
         server.configure(settings);
         server
