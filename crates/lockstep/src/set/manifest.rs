@@ -351,4 +351,4 @@ pub(crate) mod paths_text {
 
 #[cfg(test)]
 #[path = "manifest_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -1,1 +1,175 @@
-//! Tests of the module beside this file.
+//! What is under state_dir is found again: by id, by its beginning, as the latest; and what is damaged is not passed over.
+
+use super::*;
+use crate::set::manifest::SetFile;
+use crate::set::manifest::tests::manifest;
+
+/// A state_dir that goes with the test.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new(name: &str) -> Self {
+        let path =
+            std::env::temp_dir().join(format!("lockstep-state-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        Self(path)
+    }
+
+    fn open(&self) -> State {
+        State::open(&self.0, &"main".parse().unwrap()).unwrap()
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+const OLD: &str = "20261121T000000Z-aaaa";
+const MIDDLE: &str = "20261122T000000Z-bbbb";
+const NEW: &str = "20261122T000000Z-cccc";
+
+fn publish(state: &State, id: &str) -> Manifest {
+    let manifest = manifest(id, vec![]);
+    std::fs::create_dir_all(state.set_directory(&manifest.set)).unwrap();
+    state.publish(&manifest).unwrap();
+    manifest
+}
+
+fn damage(state: &State, id: &str) {
+    let path = state.set_directory(&id.parse().unwrap()).join(MANIFEST);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes.truncate(bytes.len() / 2);
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn found(state: &State, which: &str) -> String {
+    state.find(which).unwrap_or_else(|error| panic!("{which}: {}", error.chain())).set.to_string()
+}
+
+#[test]
+fn sets_are_found_by_id_beginning_and_latest() {
+    let temporary = Temporary::new("find");
+    let state = temporary.open();
+    let none = state.find("latest").unwrap_err();
+    assert_eq!((none.exit_code(), none.hint().unwrap().contains("lockstep backup")), (2, true));
+    // In another order than that of time.
+    for id in [NEW, OLD, MIDDLE] {
+        publish(&state, id);
+    }
+    let (sets, damaged) = state.sets().unwrap();
+    assert_eq!(sets.iter().map(|set| set.set.as_str()).collect::<Vec<_>>(), [OLD, MIDDLE, NEW]);
+    assert!(damaged.is_empty());
+    assert_eq!(found(&state, "latest"), NEW);
+    for id in [OLD, MIDDLE, NEW] {
+        assert_eq!(found(&state, id), id);
+    }
+    assert_eq!(found(&state, "20261121"), OLD);
+    let several = state.find("20261122").unwrap_err();
+    assert!(several.exit_code() == 2 && several.hint().unwrap().contains("several"));
+    let unknown = state.find("2025").unwrap_err();
+    assert!(unknown.exit_code() == 2 && unknown.to_string().contains("\"2025\""));
+}
+
+#[test]
+fn a_damaged_set_is_named_and_not_passed_over() {
+    let temporary = Temporary::new("damaged");
+    let state = temporary.open();
+    for id in [OLD, MIDDLE, NEW] {
+        publish(&state, id);
+    }
+    damage(&state, OLD);
+    let (sets, damaged) = state.sets().unwrap();
+    assert_eq!((sets.len(), damaged.len()), (2, 1));
+    assert_eq!(damaged[0].0.as_str(), OLD);
+    // An older one is nobody's business who asks for the latest.
+    assert_eq!(found(&state, "latest"), NEW);
+    let refused = state.find(OLD).unwrap_err();
+    assert!(refused.exit_code() == 4 && refused.to_string().contains(OLD), "{refused}");
+    damage(&state, NEW);
+    let refused = state.find("latest").unwrap_err();
+    assert!(refused.exit_code() == 4 && refused.to_string().contains(NEW), "{refused}");
+    assert_eq!(found(&state, MIDDLE), MIDDLE);
+}
+
+#[test]
+fn a_manifest_in_another_set_s_folder_is_not_that_set() {
+    let temporary = Temporary::new("moved");
+    let state = temporary.open();
+    let manifest = publish(&state, OLD);
+    let folder = state.set_directory(&NEW.parse().unwrap());
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::copy(state.set_directory(&manifest.set).join(MANIFEST), folder.join(MANIFEST))
+        .unwrap();
+    let refused = state.find(NEW).unwrap_err();
+    assert!(refused.exit_code() == 4 && refused.to_string().contains(OLD), "{refused}");
+}
+
+#[test]
+fn what_has_no_manifest_is_no_set() {
+    let temporary = Temporary::new("unfinished");
+    let state = temporary.open();
+    let manifest = publish(&state, OLD);
+    for name in [NEW, "not a set", "lost+found"] {
+        std::fs::create_dir_all(state.path("sets").join(name)).unwrap();
+    }
+    let temporary_name = format!("{MANIFEST}.4711.tmp");
+    std::fs::write(state.set_directory(&NEW.parse().unwrap()).join(temporary_name), "{}").unwrap();
+    assert!(state.is_complete(OLD) && !state.is_complete(NEW));
+    assert_eq!(
+        state.sets().unwrap().0,
+        [Manifest { checksum: state.find(OLD).unwrap().checksum, ..manifest }]
+    );
+}
+
+#[test]
+fn the_owner_stays() {
+    let temporary = Temporary::new("owner");
+    let owner = temporary.open().owner().to_owned();
+    assert_eq!(owner.len(), 16);
+    assert_eq!(temporary.open().owner(), owner);
+    // A file that a crash left empty is no owner.
+    std::fs::write(temporary.0.join("owner"), "\n").unwrap();
+    let new = temporary.open().owner().to_owned();
+    assert!(new.len() == 16 && new != owner);
+}
+
+#[test]
+fn one_lock_a_cluster() {
+    let temporary = Temporary::new("lock");
+    let state = temporary.open();
+    let held = state.lock("backup").unwrap();
+    let refused = temporary.open().lock("backup").unwrap_err();
+    assert_eq!(refused.exit_code(), 11);
+    assert!(
+        refused.to_string().contains(&format!("process {} (lockstep backup)", std::process::id())),
+        "{refused}"
+    );
+    let other = State::open(&temporary.0, &"other".parse().unwrap()).unwrap();
+    assert!(other.lock("backup").is_ok(), "another cluster has a lock of its own");
+    drop(held);
+    assert!(state.lock("backup").is_ok());
+}
+
+#[test]
+fn files_of_a_set_are_checked_against_its_manifest() {
+    let temporary = Temporary::new("files");
+    let state = temporary.open();
+    let mut manifest = publish(&state, OLD);
+    let hash = crate::set::manifest::hash(b"label");
+    manifest.files = [("backup_label".to_owned(), SetFile { bytes: 5, blake3: hash })].into();
+    let path = state.set_directory(&manifest.set).join("backup_label");
+    let why = |name: &str| {
+        let error = state.read_set_file(&manifest, name).unwrap_err();
+        assert_eq!(error.exit_code(), 4);
+        error.to_string()
+    };
+    assert!(why("backup_label").contains("can't be read"));
+    std::fs::write(&path, b"labem").unwrap();
+    assert!(why("backup_label").contains("has hash"));
+    std::fs::write(&path, b"label").unwrap();
+    assert_eq!(state.read_set_file(&manifest, "backup_label").unwrap(), b"label");
+    std::fs::write(path.with_file_name("tablespace_map"), b"").unwrap();
+    assert!(why("tablespace_map").contains("isn't in the manifest"));
+}
