@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::plan::facts::{Facts, NoServer, ServerFacts};
 use crate::plan::layout::Layout;
 use crate::plan::refusal::Refusal;
-use crate::postgres::{connection, instance};
+use crate::postgres::{connection, instance, session};
 use crate::volume::discover::discover;
 
 /// Facts, with the connection they were asked on.
@@ -66,6 +66,7 @@ fn ask_server(cx: &Context, control: &ControlFile, running: bool) -> Result<Answ
         Err(why) => return Ok((Err(why), None)),
     };
     let facts = connection::facts(&mut client)?;
+    session::hear(&mut client)?;
     same_cluster(cx, control, &facts)?;
     Ok((Ok(facts), Some(client)))
 }

@@ -198,6 +198,7 @@ impl<'a> Attempt<'a> {
             session::hear(client)?;
             // The server's own list, in case a link is a moment behind it.
             let tablespaces = connection::facts(client)?.tablespaces;
+            session::hear(client)?;
             if let Some(difference) = unlike(before, &tablespaces) {
                 return Err(changed(difference).into());
             }

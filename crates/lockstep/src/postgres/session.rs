@@ -41,6 +41,9 @@ pub struct Stopped {
 /// Hears what the server said since the last statement: that it stops, or that somebody ended this
 /// session. The next statement alone would learn of it as "broken pipe", and the reason would be lost.
 ///
+/// Call it behind a statement as well: the client tells the server lazily that it is done with a
+/// statement, and must not find out that nobody listens while it does.
+///
 /// # Errors
 /// The server's reason to end the session.
 pub fn hear(client: &mut Client) -> Result<()> {
@@ -63,6 +66,7 @@ pub fn start(client: &mut Client, major: u32, label: &str, fast: bool) -> Result
     let row = client
         .query_one(statement, &[&label, &fast])
         .map_err(|e| Error::sql("pg_backup_start failed", e))?;
+    hear(client)?;
     Ok(Started { start_lsn: lsn(row.get(0))?, major })
 }
 
@@ -108,7 +112,7 @@ pub fn make_slot(client: &mut Client, name: &str) -> Result<()> {
             &[&name],
         )
         .map_err(|e| Error::sql(format!("cannot make the temporary slot \"{name}\""), e))?;
-    Ok(())
+    hear(client)
 }
 
 /// Writes a record into the WAL, flushes it, and returns its end and the server's time: every
