@@ -67,6 +67,8 @@ impl Record {
 pub fn create(cx: &Context, create: &Create) -> Result<Record> {
     let path = record_path(cx, &create.name);
     let _lock = unfinished::lock(cx, &format!("name-{}", create.name))?;
+    // First of all: a clone of this name may be one that was cut off.
+    unfinished::remove(cx)?;
     if path.exists() {
         return Err(Error::usage(
             format!("there is a clone \"{}\" already", create.name),

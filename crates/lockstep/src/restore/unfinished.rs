@@ -49,6 +49,10 @@ pub fn remove(cx: &Context) -> Result<()> {
         };
         tracing::warn!(restore = %entry.id, "removing what an unfinished restore left");
         undo(cx, &entry)?;
+        if let Some(name) = entry.id.strip_prefix("clone-") {
+            // A clone is remembered a moment before its journal entry goes.
+            files::remove_file(&cx.state.path("clones").join(format!("{name}.json")))?;
+        }
         files::remove_file(&path)?;
         drop(held);
         remove_lock(cx, &entry.id);
