@@ -128,14 +128,16 @@ pub fn run_order(order: &str) -> Result<std::convert::Infallible> {
 }
 
 fn arrange(isolation: &Isolation) -> Result<()> {
+    // First of all: a bind over them would hide them, and what is hidden can't be named any more.
+    for mount in Mounts::read()?.iter().filter(|mount| is_other_clone(mount, isolation)) {
+        // Seen here it would stay busy after its own server has gone.
+        let _ = unmount(&mount.point, UnmountFlags::DETACH);
+    }
     for path in isolation.writable.iter().filter(|path| path.is_dir()) {
         mount_bind_recursive(path, path).map_err(io("bind", path))?;
     }
     for mount in Mounts::read()?.iter() {
-        if is_other_clone(mount, isolation) {
-            // Seen here it would stay busy after its own server has gone.
-            let _ = unmount(&mount.point, UnmountFlags::DETACH);
-        } else if becomes_read_only(mount, isolation) {
+        if becomes_read_only(mount, isolation) {
             let flags = MountFlags::BIND | MountFlags::RDONLY | kept_flags(&mount.options);
             match mount_remount(&mount.point, flags, "") {
                 // A mount that another hides can't be named; nobody can write through it either.
