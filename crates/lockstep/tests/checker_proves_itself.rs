@@ -83,7 +83,7 @@ fn label_by_hand_is_right() {
     let (fixture, ledger) = loaded_fixture();
     let writers = ledger.start(&fixture.cluster);
     let load = Load::start(&fixture.cluster, &["ts1", "ts2", "pg_default"], &heavy());
-    thread::sleep(Duration::from_secs(1));
+    ledger.wait_for(120);
 
     let mut right = ByHand::new(&fixture, "right");
     let mut session = fixture.cluster.connect("postgres");

@@ -10,8 +10,8 @@ use support::by_hand::write_as_postgres;
 use support::cluster::{Cluster, Stop};
 use support::command::{give_to_postgres, must, wait_until};
 use support::fixture::Fixture;
-use support::layout::two_pools_four_datasets;
-use support::lockstep::{Lsn, Set, exit};
+use support::layout::{Layout, one_pool, two_pools_four_datasets};
+use support::lockstep::{LIMIT, Lsn, Set, Steps, exit, json_of};
 
 /// A name that has to be quoted in a configuration file.
 const RESTORE_POINT: &str = "before the migration; it's \\ 5";
@@ -265,6 +265,76 @@ fn targets_that_cannot_be_are_refused() {
     // Two targets are none.
     let both = ["--target-lsn", &history.marks[3].lsn, "--target-xid", &history.marks[3].xid];
     history.refused_usage("both", &both);
+}
+
+/// An atomic set is one moment: its data files are of the end of its WAL, so no target before that end can be right,
+/// be it a little before. The backup is held right before the snapshot, while rows are committed and written out.
+#[test]
+fn atomic_set_allows_no_target_before_its_moment() {
+    let during = During::new(one_pool().archive(), "atomic", "backup.before-snapshot-1");
+    let history = &during.history;
+    let command = history.restore_command();
+    for (name, option, value) in [
+        ("lsn", "--target-lsn", &history.marks[1].lsn),
+        ("time", "--target-time", &history.marks[1].time),
+    ] {
+        let options =
+            [option, value, "--restore-command", &command, "--target-action", "promote", "--start"];
+        history.refused(name, &[exit::REFUSED], &options);
+    }
+    // The next row was committed after the set: that is a target.
+    let options = ["--target-lsn", &during.after.lsn, "--target-action", "promote"];
+    assert_eq!(history.rows_at("after", &options), numbers(3));
+}
+
+/// An ordered set's data files are older than its floor, its WAL is younger: a target between the floor and the
+/// freezing of pg_wal is as good as any.
+#[test]
+fn ordered_set_allows_targets_from_its_floor_on() {
+    let during =
+        During::new(two_pools_four_datasets().archive(), "ordered", "backup.before-snapshot-4");
+    let history = &during.history;
+    for row in 1..=2 {
+        let options = ["--target-lsn", &history.marks[row].lsn, "--target-action", "promote"];
+        assert_eq!(
+            history.rows_at(&format!("row{row}"), &options),
+            numbers(i32::try_from(row).expect("small"))
+        );
+    }
+    let options = ["--target-lsn", &during.after.lsn, "--target-action", "promote"];
+    assert_eq!(history.rows_at("after", &options), numbers(3));
+}
+
+/// A set during whose making rows 1 and 2 were committed and written to their files; rows 3 and 4 came after it.
+struct During {
+    history: History,
+    /// Of row 3.
+    after: Mark,
+}
+
+impl During {
+    fn new(layout: Layout, strategy: &str, held: &str) -> During {
+        let fixture = Fixture::new(layout);
+        let cluster = &fixture.cluster;
+        cluster.execute(&["CREATE TABLE marks (id int PRIMARY KEY) TABLESPACE ts2"]);
+        let mut marks = vec![insert(cluster, 0)];
+        let steps = Steps::new(fixture.root().join("steps"));
+        steps.hold(held);
+        let lockstep = fixture.lockstep().with_steps(&steps);
+        let mut backup = lockstep.spawn(&["--json", "backup", "--strategy", strategy]);
+        steps.wait_reached(held, &mut backup);
+        marks.extend([insert(cluster, 1), insert(cluster, 2)]);
+        cluster.execute(&["CHECKPOINT"]);
+        steps.release(held);
+        let outcome = backup.wait(LIMIT);
+        assert!(outcome.ok(), "{}", outcome.describe());
+        let set = Set::of(&json_of(&outcome));
+        let after = insert(cluster, 3);
+        insert(cluster, 4);
+        let history = History { fixture, set, marks };
+        history.archive_everything(&history.fixture.cluster, 1);
+        During { history, after }
+    }
 }
 
 impl History {

@@ -2,8 +2,6 @@
 
 mod support;
 
-use std::thread;
-use std::time::Duration;
 use support::checker::Checker;
 use support::fixture::{Fixture, assert_clean};
 use support::layout::two_pools_four_datasets;
@@ -23,7 +21,7 @@ fn back_up_and_restore(major: u32) {
     let writers = ledger.start(&fixture.cluster);
     let load =
         Load::start(&fixture.cluster, &["ts1", "ts2", "pg_default"], &Plan::all(u64::from(major)));
-    thread::sleep(Duration::from_secs(1));
+    ledger.wait_for(60);
 
     let lockstep = fixture.lockstep();
     let taken = ["label", "ordered"].map(|strategy| {

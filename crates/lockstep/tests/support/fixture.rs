@@ -374,9 +374,10 @@ fn copy_small(from: &Path, to: &Path, depth: usize) {
         return;
     };
     if kind.is_dir() && depth < TOO_DEEP {
-        let skipped = ["base", "global", "pg_wal", "wal", "pg_xact"];
+        let skipped = ["base", "global", "pg_wal", "wal", "pg_xact", "pg_subtrans", "pg_multixact"];
         for entry in fs::read_dir(from).into_iter().flatten().flatten() {
-            if !skipped.iter().any(|name| entry.file_name() == *name) {
+            let relations = entry.file_name().to_string_lossy().starts_with("PG_1");
+            if !relations && !skipped.iter().any(|name| entry.file_name() == *name) {
                 copy_small(&entry.path(), &to.join(entry.file_name()), depth + 1);
             }
         }

@@ -51,7 +51,7 @@ pub struct Set {
     pub start_lsn: Option<Lsn>,
     /// The end of the backup.
     pub stop_lsn: Option<Lsn>,
-    /// The earliest point that the set can be recovered to.
+    /// Everything committed before it is in the set; no target may lie before it.
     pub floor_lsn: Option<Lsn>,
     /// Its volumes.
     pub volumes: Vec<Volume>,
