@@ -1,0 +1,142 @@
+//! What lies where, and what is refused by name: parts on other file systems, mounts inside a part, tablespaces in
+//! place, foreign files, a server that can't be asked.
+
+mod support;
+
+use std::fs;
+use support::fixture::{Fixture, assert_clean};
+use support::layout::{one_dataset, two_pools_four_datasets};
+use support::lockstep::exit;
+use support::pools::{patiently, zfs};
+
+#[test]
+fn what_cannot_be_frozen_is_refused_by_name() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = fixture.lockstep();
+
+    // A tablespace on the file system of the test itself.
+    let elsewhere = fixture.owned("elsewhere");
+    fixture
+        .cluster
+        .execute(&[&format!("CREATE TABLESPACE away LOCATION '{}'", elsewhere.display())]);
+    for command in ["plan", "backup"] {
+        let refused = lockstep.expect(exit::REFUSED, &[command]);
+        for word in [
+            "tablespace away",
+            elsewhere.to_str().expect("UTF-8"),
+            "can't be snapshotted",
+            "hint: ",
+        ] {
+            assert!(refused.stderr.contains(word), "no {word:?}: {}", refused.describe());
+        }
+    }
+    fixture.cluster.execute(&["DROP TABLESPACE away"]);
+
+    // A dataset mounted inside the data directory: its files would be in no snapshot of it.
+    let inside = fixture.cluster.data.join("base/inside");
+    let nested = fixture.pools[1].dataset("nested", &inside, &[]);
+    let refused = lockstep.expect(exit::REFUSED, &["backup"]);
+    assert!(
+        refused.stderr.contains(&nested) && refused.stderr.contains("base/inside"),
+        "{}",
+        refused.describe()
+    );
+    // Where PostgreSQL doesn't need the files after a restore, it is a warning.
+    let logs = fixture.cluster.data.join("log");
+    zfs(&["set", &format!("mountpoint={}", logs.display()), &nested]);
+    let planned = lockstep.json(&["plan"]);
+    assert!(planned["warnings"].to_string().contains(&nested), "{planned}");
+    lockstep.backup("label");
+    patiently("zfs", &["destroy", &nested], || ()).expect("an idle dataset can be destroyed");
+    let _ = fs::remove_dir(&inside);
+    let _ = fs::remove_dir(&logs);
+
+    // Free space.
+    let config = fs::read_to_string(fixture.config()).expect("the configuration is there");
+    fs::write(fixture.config(), format!("{config}min_free_mib = 100000000\n"))
+        .expect("it can be written");
+    let refused = lockstep.expect(exit::REFUSED, &["backup"]);
+    assert!(
+        refused.stderr.contains("bytes left") && refused.stderr.contains(&fixture.datasets[0]),
+        "{}",
+        refused.describe()
+    );
+
+    // A misspelt key.
+    fs::write(fixture.config(), format!("{config}strategi = 1\n")).expect("it can be written");
+    let wrong = lockstep.expect(exit::USAGE, &["plan"]);
+    assert!(wrong.stderr.contains("strategi"), "{}", wrong.describe());
+    fs::write(fixture.config(), config).expect("it can be written");
+    assert_clean(&fixture);
+}
+
+#[test]
+fn without_a_connection_only_what_is_provable_is_taken() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fs::write(fixture.config(), fixture.configuration("auto", false)).expect("it can be written");
+    let lockstep = fixture.lockstep();
+    let planned = lockstep.json(&["plan"]);
+    assert_eq!(planned["strategy"], "ordered", "{planned}");
+    let order = planned["order"].as_array().expect("an order");
+    let first = order.first().map(ToString::to_string).unwrap_or_default();
+    let last = order.last().map(ToString::to_string).unwrap_or_default();
+    assert!(first.contains("/data") && last.contains("/wal"), "{planned}");
+
+    fixture.cluster.execute(&["CREATE TABLE seen AS SELECT 41 + 1 AS answer"]);
+    let set = lockstep.backup("auto");
+    assert_eq!((set.strategy.as_str(), set.floor_lsn), ("ordered", None));
+    let directory = fixture.target("unconnected");
+    let restored = lockstep.restore_and_start(&set.id, &directory, &[]);
+    assert_eq!(restored.server().value("postgres", "SELECT answer FROM seen"), "42");
+    fixture.discard_restored(&directory, &set.id);
+
+    // Asked for the one that needs a connection, it says what is missing.
+    let refused = lockstep.expect(exit::REFUSED, &["backup", "--strategy", "label"]);
+    assert!(refused.stderr.contains("\"host\""), "{}", refused.describe());
+
+    // Nothing is provable where pg_wal has to be frozen with the data and a server runs: the reasons are all named.
+    fixture
+        .cluster
+        .execute(&["ALTER SYSTEM SET wal_level = minimal", "ALTER SYSTEM SET max_wal_senders = 0"]);
+    fixture.cluster.stop(support::cluster::Stop::Fast);
+    fixture.cluster.start();
+    let refused = lockstep.expect(exit::REFUSED, &["backup"]);
+    for word in ["cold:", "label:", "atomic:", "ordered:", "wal_level is minimal", "hint: "] {
+        assert!(refused.stderr.contains(word), "no {word:?}: {}", refused.describe());
+    }
+    assert_clean(&fixture);
+}
+
+#[test]
+fn tablespaces_in_place_and_foreign_files() {
+    let fixture = Fixture::new(one_dataset().setting("allow_in_place_tablespaces", "on"));
+    fs::write(fixture.mnt().join("all/somebody's notes.txt"), "x").expect("a file can be written");
+    fixture.cluster.execute(&[
+        "CREATE TABLESPACE inplace LOCATION ''",
+        "CREATE TABLE there (n int) TABLESPACE inplace",
+        "INSERT INTO there SELECT generate_series(1, 1000)",
+    ]);
+    let lockstep = fixture.lockstep();
+    let planned = lockstep.json(&["plan"]);
+    assert!(
+        !planned["volumes"].to_string().contains("inplace"),
+        "in place is no part of its own: {planned}"
+    );
+    assert!(planned["warnings"].to_string().contains("somebody's notes.txt"), "{planned}");
+
+    let set = lockstep.backup("label");
+    let directory = fixture.target("in place");
+    let restored = lockstep.restore_and_start(&set.id, &directory, &[]);
+    let server = restored.server();
+    assert_eq!(server.value("postgres", "SELECT count(*) FROM there"), "1000");
+    assert!(
+        server
+            .value(
+                "postgres",
+                "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'inplace'"
+            )
+            .starts_with("pg_tblspc/")
+    );
+    fixture.discard_restored(&directory, &set.id);
+    assert_clean(&fixture);
+}
