@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::names::random_suffix;
 use crate::plan::layout::PartKind;
 use crate::plan::refusal::Refusal;
+use crate::postgres::instance;
 use crate::set::journal::RestoreJournal;
 use crate::set::manifest::Manifest;
 use crate::steps;
@@ -152,6 +153,9 @@ fn check_directory(cx: &Context, path: &std::path::Path) -> Result<PathBuf> {
         }
         None => path.clone(),
     };
+    if let Some(part) = live_part(cx, &real)? {
+        return Err(Refusal::DirectoryInsideCluster { path: real, part }.into());
+    }
     if real.is_dir() && !crate::files::is_empty_directory(&real)? {
         return Err(Refusal::DirectoryNotEmpty { path: real }.into());
     }
@@ -161,11 +165,16 @@ fn check_directory(cx: &Context, path: &std::path::Path) -> Result<PathBuf> {
             "name a folder that is empty or doesn't exist yet",
         ));
     }
-    if let Ok(data) = std::fs::canonicalize(&cx.cluster.data_directory)
-        && real.starts_with(&data)
-    {
-        return Err(Refusal::DirectoryInsideCluster { path: real, part: PartKind::Data }.into());
-    }
     steps::reached("restore.checked")?;
     Ok(real)
+}
+
+/// The part of the live cluster that `real` lies in.
+fn live_part(cx: &Context, real: &std::path::Path) -> Result<Option<PartKind>> {
+    let data = &cx.cluster.data_directory;
+    // Where the cluster is gone there is nothing to be spared.
+    let parts = if data.is_dir() { instance::parts(data, None)? } else { Vec::new() };
+    let holds =
+        |path: &PathBuf| std::fs::canonicalize(path).is_ok_and(|live| real.starts_with(live));
+    Ok(parts.into_iter().find(|part| holds(&part.path)).map(|part| part.kind))
 }
