@@ -1,7 +1,8 @@
 //! The private mount namespace in which Lockstep's own servers recover.
 //!
-//! A replayed CREATE TABLESPACE uses the absolute path of the original cluster, and begins by
-//! removing what it finds there (create_tablespace_directories in commands/tablespace.c). On the
+//! A replayed CREATE TABLESPACE uses the absolute path of the original cluster. Up to 14 it begins
+//! by removing what it finds there, from 15 on it goes on with what is there, and what is replayed
+//! after it is written over it (create_tablespace_directories in commands/tablespace.c). On the
 //! source host that is the live cluster's directory. So in the namespace the original paths are
 //! the restored cluster's own, and every file system but a few is read-only: a path that nobody
 //! foresaw makes recovery fail, and not the live cluster.
