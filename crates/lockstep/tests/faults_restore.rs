@@ -1,0 +1,209 @@
+//! A restore that is cut off, or whose recovery fails, or that must not begin: what it says, and that nothing is left.
+
+mod support;
+
+use rustix::process::Signal;
+use std::fs;
+use std::path::Path;
+use support::cluster::Stop;
+use support::command::{Running, wait_until};
+use support::faults::{
+    Hooks, assert_nothing_remains, assert_said, entries, kill_at, restore_arguments, signal_at,
+    walk,
+};
+use support::fixture::Fixture;
+use support::layout::two_pools_four_datasets;
+use support::lockstep::{LIMIT, exit};
+use support::workspace::processes_of;
+
+/// A cluster with a row in each tablespace, and a set of it.
+fn with_set(strategy: &str) -> (Fixture, String) {
+    let fixture = Fixture::new(two_pools_four_datasets().archive().setting("autovacuum", "off"));
+    fixture.cluster.execute(&[
+        "CREATE TABLE one (n int) TABLESPACE ts1",
+        "CREATE TABLE two (n int) TABLESPACE ts2",
+        "INSERT INTO one VALUES (1)",
+        "INSERT INTO two VALUES (2)",
+    ]);
+    let set = fixture.lockstep().backup(strategy).id;
+    (fixture, set)
+}
+
+#[track_caller]
+fn assert_restores(fixture: &Fixture, set: &str, name: &str) {
+    let to = fixture.target(name);
+    let restored = fixture.lockstep().restore_and_start(set, &to, &[]);
+    let rows = "SELECT (SELECT sum(n) FROM one) || ' ' || (SELECT sum(n) FROM two)";
+    assert_eq!(restored.server().value("postgres", rows), "1 2", "set {set}");
+    restored.server().stop(Stop::Immediate);
+    fixture.discard_restored(&to, set);
+}
+
+/// SIGKILL at every step, SIGINT or SIGTERM at every step; the next start is a backup and a restore in turn.
+#[test]
+fn ended_at_each_step() {
+    let (fixture, set) = with_set("label");
+    let to = fixture.target("cut off");
+    let arguments = restore_arguments(&set, &to, &["--start"]);
+    let hooks = Hooks::new(&fixture);
+    hooks.lockstep().expect(exit::DONE, &arguments);
+    let steps = hooks.steps.all_reached();
+    assert!(steps.len() >= 9, "is it built with its test hooks? {steps:?}");
+    println!("{} steps: {}", steps.len(), steps.join(" "));
+    fixture.discard_restored(&to, &set);
+    let postmaster = fixture.cluster.postmaster();
+    let other = fixture.target("next start");
+    for (number, step) in steps.iter().enumerate() {
+        kill_at(&fixture, step, &arguments);
+        if number % 2 == 0 {
+            let next = fixture.lockstep().backup("ordered").id;
+            assert_nothing_remains(&fixture, &[], &format!("killed at {step}, next backup"));
+            fixture.discard_set(&next);
+        } else {
+            // To the same place: what a user would try again.
+            fixture.lockstep().restore(&set, &to, &[]);
+            fixture.discard_restored(&to, &set);
+            assert_nothing_remains(&fixture, &[], &format!("killed at {step}, next restore"));
+        }
+        let signal = if number % 2 == 0 { Signal::TERM } else { Signal::INT };
+        let (_, outcome) = signal_at(&fixture, step, signal, &arguments);
+        let after = format!("{signal:?} at {step}");
+        assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{after}: {}", outcome.describe());
+        assert_said(&outcome, &["error: interrupted"]);
+        assert_nothing_remains(&fixture, &[], &after);
+    }
+    assert_eq!(fixture.cluster.postmaster(), postmaster, "PostgreSQL runs on");
+    assert!(!other.exists());
+    assert_restores(&fixture, &set, "at the end");
+}
+
+/// Starts a restore whose recovery waits for a segment that doesn't come, and waits until it does.
+fn restore_that_waits(fixture: &Fixture, set: &str, to: &Path) -> Running {
+    let come = fixture.owned("come");
+    let command = format!("touch {}/%f; sleep 600", come.display());
+    let arguments = restore_arguments(set, to, &["--start", "--restore-command", &command]);
+    let mut program = fixture.lockstep().spawn(&arguments);
+    wait_until("recovery asks for a segment", LIMIT, || {
+        assert!(program.is_running(), "it didn't wait");
+        !entries(&come).is_empty()
+    });
+    program
+}
+
+/// In the middle of recovery there is a server, and no step of the program.
+#[test]
+fn ended_in_recovery() {
+    let (fixture, set) = with_set("label");
+    let to = fixture.target("in recovery");
+
+    let program = restore_that_waits(&fixture, &set, &to);
+    program.signal(Signal::INT);
+    let outcome = program.wait(LIMIT);
+    assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
+    assert_nothing_remains(&fixture, &[], "SIGINT in recovery");
+
+    fs::remove_dir_all(fixture.root().join("come")).expect("the test may remove it");
+    let mut program = restore_that_waits(&fixture, &set, &to);
+    // Another command must not take a restore that runs for one that was killed.
+    let meanwhile = fixture.lockstep().backup("label").id;
+    assert!(program.is_running() && to.join("data").exists(), "a backup ended a running restore");
+    program.kill();
+    program.wait(LIMIT);
+    assert!(!processes_of(&to).is_empty(), "the killed program's server is there still");
+    let checked = fixture.lockstep().run(&["check"]);
+    assert!(checked.stdout.contains("cut off"), "{}", checked.describe());
+    assert_restores(&fixture, &meanwhile, "next start");
+    assert_nothing_remains(&fixture, &[], "SIGKILL in recovery, next start");
+
+    // Recovery can't get to its target: the set's own WAL ends before, there is no such point.
+    for target in [
+        &["--target-name", "nosuch"][..],
+        &["--target-xid", "4000000"],
+        &["--target-time", "2999-01-01T00:00:00Z"],
+        &["--target-lsn", "FF/0"],
+    ] {
+        let arguments = [target, &["--start"]].concat();
+        let failed =
+            fixture.lockstep().expect(exit::FAILED, &restore_arguments(&set, &to, &arguments));
+        let reason = "recovery ended before configured recovery target was reached";
+        assert_said(&failed, &["error: ", reason, "hint: ", "--restore-command"]);
+        assert_nothing_remains(&fixture, &[], &format!("{target:?}"));
+    }
+    // A restore_command that is killed ends recovery.
+    let failed = fixture.lockstep().expect(
+        exit::FAILED,
+        &restore_arguments(&set, &to, &["--start", "--restore-command", "kill -TERM $$"]),
+    );
+    assert_said(&failed, &["error: ", "ended in recovery"]);
+    assert_nothing_remains(&fixture, &[], "a failing restore_command");
+    // A port that is taken.
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("there is a port");
+    let taken = port.local_addr().expect("it has an address").port().to_string();
+    let failed = fixture
+        .lockstep()
+        .expect(exit::FAILED, &restore_arguments(&set, &to, &["--start", "--port", &taken]));
+    assert_said(&failed, &["error: ", "Address already in use"]);
+    assert_nothing_remains(&fixture, &[], "a port that is taken");
+    assert_restores(&fixture, &set, "at the end");
+}
+
+/// Places that are no place for a restored cluster.
+#[test]
+fn refused_places() {
+    let (fixture, set) = with_set("ordered");
+    let lockstep = fixture.lockstep();
+    let used = fixture.owned("used");
+    fs::write(used.join("thesis.tex"), "all of it").expect("the test may write there");
+    let before = walk(&used);
+    let refused = lockstep.expect(exit::REFUSED, &restore_arguments(&set, &used, &["--start"]));
+    assert_said(&refused, &["error: ", "used", "isn't empty", "hint: "]);
+    assert!(walk(&used) == before, "a refused restore touched {used:?}");
+
+    let to = fixture.target("elsewhere");
+    let place = format!("ts1={}", used.display());
+    let refused =
+        lockstep.expect(exit::REFUSED, &restore_arguments(&set, &to, &["--tablespace", &place]));
+    assert_said(&refused, &["error: ", "used", "isn't empty", "hint: "]);
+    assert!(walk(&used) == before, "a refused restore touched {used:?}");
+
+    // The cluster itself, and folders in each of its parts.
+    let live = fixture.cluster.data.clone();
+    let parts = [
+        live.clone(),
+        live.join("base"),
+        live.join("new/folder"),
+        fixture.mnt().join("wal/pg_wal/new"),
+        fixture.tablespace("ts1").join("new"),
+        fixture.tablespace("ts2").join("new/folder"),
+    ];
+    for place in &parts {
+        let refused = lockstep.expect(exit::REFUSED, &restore_arguments(&set, place, &[]));
+        assert_said(&refused, &["error: ", &place.display().to_string(), "hint: "]);
+    }
+    let link = fixture.root().join("link");
+    std::os::unix::fs::symlink(fixture.tablespace("ts1"), &link).expect("a link can be made");
+    for place in [fixture.tablespace("ts2").join("new"), link.join("new")] {
+        let place = format!("ts1={}", place.display());
+        let refused = lockstep
+            .expect(exit::REFUSED, &restore_arguments(&set, &to, &["--tablespace", &place]));
+        assert_said(&refused, &["error: ", "inside", "hint: "]);
+    }
+    for (folder, name) in
+        [(live, "new"), (fixture.tablespace("ts1"), "new"), (fixture.tablespace("ts2"), "new")]
+    {
+        assert!(!folder.join(name).exists(), "a refused restore made something in {folder:?}");
+    }
+
+    let file = fixture.root().join("file");
+    fs::write(&file, "").expect("the test may write there");
+    lockstep.expect(exit::USAGE, &restore_arguments(&set, &file, &[]));
+    lockstep.expect(exit::USAGE, &restore_arguments("nosuch", &to, &[]));
+    lockstep.expect(exit::USAGE, &restore_arguments(&set, &to, &["--tablespace", "nosuch=/x"]));
+    assert_nothing_remains(&fixture, &[], "refused restores");
+    // An empty folder is a place.
+    fs::create_dir(&to).expect("the test may make it");
+    let restored = lockstep.restore(&set, &to, &[]);
+    assert!(restored.data.starts_with(&to));
+    fixture.discard_restored(&to, &set);
+    assert_restores(&fixture, &set, "at the end");
+}
