@@ -271,20 +271,32 @@ fn targets_that_cannot_be_are_refused() {
 /// be it a little before. The backup is held right before the snapshot, while rows are committed and written out.
 #[test]
 fn atomic_set_allows_no_target_before_its_moment() {
-    let during = During::new(one_pool().archive(), "atomic", "backup.before-snapshot-1");
-    let history = &during.history;
-    let command = history.restore_command();
-    for (name, option, value) in [
-        ("lsn", "--target-lsn", &history.marks[1].lsn),
-        ("time", "--target-time", &history.marks[1].time),
-    ] {
-        let options =
-            [option, value, "--restore-command", &command, "--target-action", "promote", "--start"];
-        history.refused(name, &[exit::REFUSED], &options);
+    // Behind row 1: PostgreSQL meets the commits of rows 2 and 3 while it replays the set's own WAL, and refuses.
+    // Behind row 3: it meets no commit there, so nothing but Lockstep can know that the target has passed.
+    for checkpoint_behind in [1, 3] {
+        let held = "backup.before-snapshot-1";
+        let during = During::new(one_pool().archive(), "atomic", held, checkpoint_behind);
+        let history = &during.history;
+        let command = history.restore_command();
+        for row in [1, 2] {
+            let mark = &history.marks[row];
+            for (option, value) in [("--target-lsn", &mark.lsn), ("--target-time", &mark.time)] {
+                let options = [
+                    option,
+                    value,
+                    "--restore-command",
+                    &command,
+                    "--target-action",
+                    "promote",
+                    "--start",
+                ];
+                history.refused(&format!("row{row}{option}"), &[exit::REFUSED], &options);
+            }
+        }
+        // The next row was committed after the set: that is a target.
+        let options = ["--target-lsn", &during.after.lsn, "--target-action", "promote"];
+        assert_eq!(history.rows_at("after", &options), numbers(4));
     }
-    // The next row was committed after the set: that is a target.
-    let options = ["--target-lsn", &during.after.lsn, "--target-action", "promote"];
-    assert_eq!(history.rows_at("after", &options), numbers(3));
 }
 
 /// An ordered set's data files are older than its floor, its WAL is younger: a target between the floor and the
@@ -292,9 +304,9 @@ fn atomic_set_allows_no_target_before_its_moment() {
 #[test]
 fn ordered_set_allows_targets_from_its_floor_on() {
     let during =
-        During::new(two_pools_four_datasets().archive(), "ordered", "backup.before-snapshot-4");
+        During::new(two_pools_four_datasets().archive(), "ordered", "backup.before-snapshot-4", 1);
     let history = &during.history;
-    for row in 1..=2 {
+    for row in 1..=3 {
         let options = ["--target-lsn", &history.marks[row].lsn, "--target-action", "promote"];
         assert_eq!(
             history.rows_at(&format!("row{row}"), &options),
@@ -302,18 +314,18 @@ fn ordered_set_allows_targets_from_its_floor_on() {
         );
     }
     let options = ["--target-lsn", &during.after.lsn, "--target-action", "promote"];
-    assert_eq!(history.rows_at("after", &options), numbers(3));
+    assert_eq!(history.rows_at("after", &options), numbers(4));
 }
 
-/// A set during whose making rows 1 and 2 were committed and written to their files; rows 3 and 4 came after it.
+/// A set during whose making rows 1 to 3 were committed, with a checkpoint behind one of them; rows 4 and 5 came after it.
 struct During {
     history: History,
-    /// Of row 3.
+    /// Of row 4.
     after: Mark,
 }
 
 impl During {
-    fn new(layout: Layout, strategy: &str, held: &str) -> During {
+    fn new(layout: Layout, strategy: &str, held: &str, checkpoint_behind: i32) -> During {
         let fixture = Fixture::new(layout);
         let cluster = &fixture.cluster;
         cluster.execute(&["CREATE TABLE marks (id int PRIMARY KEY) TABLESPACE ts2"]);
@@ -323,14 +335,18 @@ impl During {
         let lockstep = fixture.lockstep().with_steps(&steps);
         let mut backup = lockstep.spawn(&["--json", "backup", "--strategy", strategy]);
         steps.wait_reached(held, &mut backup);
-        marks.extend([insert(cluster, 1), insert(cluster, 2)]);
-        cluster.execute(&["CHECKPOINT"]);
+        for id in 1..=3 {
+            marks.push(insert(cluster, id));
+            if id == checkpoint_behind {
+                cluster.execute(&["CHECKPOINT"]);
+            }
+        }
         steps.release(held);
         let outcome = backup.wait(LIMIT);
         assert!(outcome.ok(), "{}", outcome.describe());
         let set = Set::of(&json_of(&outcome));
-        let after = insert(cluster, 3);
-        insert(cluster, 4);
+        let after = insert(cluster, 4);
+        insert(cluster, 5);
         let history = History { fixture, set, marks };
         history.archive_everything(&history.fixture.cluster, 1);
         During { history, after }
