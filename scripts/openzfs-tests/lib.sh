@@ -1,0 +1,170 @@
+# shellcheck shell=bash
+# What the tests in this folder share. A test begins with
+#
+#   . "$(dirname "$0")/lib.sh"
+#   run_in_guest [--push FILE]...
+#
+# and can then be started on the host like any program: it runs itself in the guest, from a fresh state, and returns
+# what it returned there. Everything after that line runs in the guest, as root, with /dev/vdb and /dev/vdc empty.
+#
+# What could go wrong: the guest is slow. Nothing here waits for less than a minute for what natively takes a second.
+set -uo pipefail
+
+LIB=$(realpath "${BASH_SOURCE[0]}")
+PG_BIN=/usr/lib/postgresql/15/bin
+PG_PORT=5432
+PG_ROOT=/srv/pg
+
+# shellcheck disable=SC2120  # most tests push nothing
+run_in_guest() { # [--push FILE]...
+  [ ! -e /etc/openzfs-guest ] || return 0
+  exec "$(dirname "$0")/../openzfs-vm" run "$@" "$0"
+}
+
+# --------------------------------------------------------------------------------------------------------------- checks
+
+CHECKS_PASSED=0 CHECKS_FAILED=0
+
+passed() { CHECKS_PASSED=$((CHECKS_PASSED + 1)); echo "ok: $1 [${SECONDS}s]"; }
+
+failed() { # WHAT [DETAIL]
+  CHECKS_FAILED=$((CHECKS_FAILED + 1))
+  echo "FAILED: $1 [${SECONDS}s]"
+  local detail=${2:0:1000}         # pg_amcheck can name every row of a table
+  [ -z "$detail" ] || echo "    ${detail//$'\n'/$'\n    '}"
+}
+
+expect() { # WHAT COMMAND...: it succeeds
+  local what=$1 output; shift
+  if output=$("$@" 2>&1); then passed "$what"; else failed "$what" "'$*' returned $?: $output"; fi
+}
+
+expect_failure() { # WHAT TEXT COMMAND...: it fails, and what it prints contains the text
+  local what=$1 text=$2 output; shift 2
+  if output=$("$@" 2>&1); then
+    failed "$what" "'$*' succeeded: $output"
+  elif [[ $output != *"$text"* ]]; then
+    failed "$what" "'$*' failed without saying '$text': $output"
+  else
+    passed "$what"
+  fi
+}
+
+expect_equal() { # WHAT WANTED FOUND
+  if [ "$2" = "$3" ]; then passed "$1"; else failed "$1" "wanted '$2', found '$3'"; fi
+}
+
+# Ends the test. A test that stopped half way, by an error in itself, must not count as passed: it never comes here.
+finish() {
+  echo "$CHECKS_PASSED checks passed, $CHECKS_FAILED failed"
+  [ "$CHECKS_FAILED" = 0 ]
+  exit
+}
+
+die() { echo "error: $*" >&2; exit 1; }
+
+# For what prepares a test: quiet where it works, the end of the test where it does not.
+must() { # COMMAND...
+  local output
+  output=$("$@" 2>&1) || die "'$*' returned $?: $output"
+}
+
+# ----------------------------------------------------------------------------------------------------------- PostgreSQL
+
+as_postgres() { (cd /tmp && setpriv --reuid=postgres --regid=postgres --init-groups env HOME=/var/lib/postgresql "$@"); }
+
+# The fixtures. Both make a running cluster whose parts lie on three datasets, with pgbench's tables in the tablespace
+# and their indexes in the data directory, so that a backup which mixes up two moments cannot go unnoticed. There is no
+# checkpoint after CREATE TABLESPACE: whoever replays this WAL on the same host, and does not hide the original's
+# tablespace from it, writes into the original (start_cluster_over does hide it).
+cluster_in_two_pools() {
+  must zpool create -O mountpoint=none -O atime=off -O compression=lz4 tank /dev/vdb
+  must zpool create -O mountpoint=none -O atime=off -O compression=lz4 fast /dev/vdc
+  must zfs create -o mountpoint="$PG_ROOT/data" -o recordsize=8k tank/pgdata
+  must zfs create -o mountpoint="$PG_ROOT/wal" fast/pgwal
+  must zfs create -o mountpoint="$PG_ROOT/space one" -o recordsize=8k "fast/space one"
+  DATA_DATASET=tank/pgdata WAL_DATASET=fast/pgwal SPACE_DATASET="fast/space one"
+  cluster
+}
+
+cluster_in_one_pool() {
+  must zpool create -O mountpoint=none -O atime=off -O compression=lz4 tank /dev/vdb
+  must zfs create -o mountpoint="$PG_ROOT/data" -o recordsize=8k tank/pgdata
+  must zfs create -o mountpoint="$PG_ROOT/wal" tank/pgwal
+  must zfs create -o mountpoint="$PG_ROOT/space one" -o recordsize=8k "tank/space one"
+  # shellcheck disable=SC2034  # for the tests
+  DATA_DATASET=tank/pgdata WAL_DATASET=tank/pgwal SPACE_DATASET="tank/space one"
+  cluster
+}
+
+cluster() {
+  must chown postgres: "$PG_ROOT/data" "$PG_ROOT/wal" "$PG_ROOT/space one"
+  must chmod 700 "$PG_ROOT/data" "$PG_ROOT/wal" "$PG_ROOT/space one"
+  must as_postgres "$PG_BIN/initdb" -D "$PG_ROOT/data" --waldir="$PG_ROOT/wal" --data-checksums --auth=trust --no-sync
+  # The emulated disks ignore flushes anyway; synchronous_commit=off only saves the waiting.
+  as_postgres tee -a "$PG_ROOT/data/postgresql.conf" >/dev/null <<CONF
+listen_addresses = ''
+unix_socket_directories = '/run/postgresql'
+shared_buffers = 64MB
+max_wal_size = 256MB
+synchronous_commit = off
+log_checkpoints = on
+CONF
+  start_cluster "$PG_ROOT/data" "$PG_PORT"
+  must sql "create tablespace space_one location '$PG_ROOT/space one'"
+  must sql "create extension amcheck"
+  must as_postgres "$PG_BIN/pgbench" -q -i -s "${PG_SCALE:-1}" -p "$PG_PORT" --tablespace=space_one --index-tablespace=pg_default
+}
+
+start_cluster() { # DATA_DIRECTORY PORT
+  must as_postgres "$PG_BIN/pg_ctl" -D "$1" -o "-p $2" -l "/tmp/postgresql-$2.log" -t 600 -w start
+}
+
+# Starts a copy where the original's tablespace path shows the copy's own: in a mount namespace of its own.
+start_cluster_over() { # SPACE_DIRECTORY DATA_DIRECTORY PORT
+  # shellcheck disable=SC2016  # the inner shell's
+  must unshare --mount bash -c '. "$0"; must mount --bind "$1" "$PG_ROOT/space one"; start_cluster "$2" "$3"' "$LIB" "$@"
+}
+
+stop_cluster() { # DATA_DIRECTORY [MODE]
+  must as_postgres "$PG_BIN/pg_ctl" -D "$1" -m "${2:-fast}" -t 600 -w stop
+}
+
+sql() { # STATEMENT [PORT]
+  as_postgres psql -XAtq -v ON_ERROR_STOP=1 -p "${2:-$PG_PORT}" -c "$1" postgres
+}
+
+# pgbench in the background, until stop_load; it ends by itself after twenty minutes. It is held back, for at full speed
+# it would take both processors from everything else.
+start_load() {
+  as_postgres "$PG_BIN/pgbench" -n -c 2 -R 15 -T 1200 -p "$PG_PORT" >/tmp/pgbench.log 2>&1 &
+  LOAD=$!
+  local tries
+  for ((tries = 0; tries < 60; tries++)); do
+    [ "$(sql 'select count(*) > 20 from pgbench_history')" != t ] || return 0
+    sleep 1
+  done
+  die "pgbench makes no transactions: $(cat /tmp/pgbench.log)"
+}
+
+stop_load() {
+  pkill -INT -P "$LOAD" 2>/dev/null || kill -INT "$LOAD" 2>/dev/null
+  wait "$LOAD" 2>/dev/null
+  ! grep -E 'error|aborted|FATAL' /tmp/pgbench.log || failed "pgbench ran without errors" "$(cat /tmp/pgbench.log)"
+}
+
+# What is below a JSON document's path, or nothing; 'null' never looks like a value.
+json() { # FILE JQ_FILTER
+  jq -r "$2 // empty" "$1"
+}
+
+# Every pgbench transaction adds one number to a row of each of four tables. A copy that holds half a transaction, or
+# the pages of two moments, has sums that differ, or a tree that does not match its heap.
+expect_consistent() { # WHAT [PORT]; with PGHOST where the socket lies elsewhere
+  local port=${2:-$PG_PORT}
+  expect_equal "$1: pgbench's four sums agree" 1 "$(sql "
+    select count(distinct s) from (select sum(abalance) from pgbench_accounts union all select sum(bbalance) from pgbench_branches
+      union all select sum(tbalance) from pgbench_tellers union all select coalesce(sum(delta), 0) from pgbench_history) t(s)" "$port")"
+  expect_equal "$1: no row is missing" "$((100000 * ${PG_SCALE:-1}))" "$(sql 'select count(*) from pgbench_accounts' "$port")"
+  expect "$1: pg_amcheck" as_postgres "$PG_BIN/pg_amcheck" -p "$port" --heapallindexed postgres
+}

@@ -1,0 +1,76 @@
+#!/bin/bash
+# power-cut.sh -- the power fails during a backup: the cluster comes up, what was complete is restored, the rest is gone.
+#
+# Unlike the other tests this one is led from the host, which cuts the power (sysrq-b: nothing is flushed, nothing is
+# unmounted). Lockstep's state lies in one of the pools, as only they are meant to survive this; the guest's own root
+# file system has no journal. $LOCKSTEP_BIN as in lockstep.sh.
+if [ ! -e /etc/openzfs-guest ]; then
+  here=$(dirname "$(realpath "$0")")
+  vm=$here/../openzfs-vm
+  "$vm" run --push "${LOCKSTEP_BIN:-$here/../../target/debug/lockstep}" "$0" before || exit
+  for delay in 0.3 2.1 4.7; do
+    echo "the power fails $delay seconds into a backup"
+    "$vm" exec "/usr/local/bin/lockstep backup >/tank/state/backup.log 2>&1 & sleep $delay; echo b >/proc/sysrq-trigger; sleep 60" >/dev/null 2>&1
+    "$vm" reboot || exit
+    "$vm" exec 'cd /root/tests && exec bash ./power-cut.sh after' || exit
+  done
+  exec "$vm" exec 'cd /root/tests && exec bash ./power-cut.sh end'
+fi
+. "$(dirname "$0")/lib.sh"
+
+lockstep=/usr/local/bin/lockstep
+
+sets() { "$lockstep" --json list | jq -r '.. | .set? // empty' | sort; }
+# Those that a snapshot is there of, on whichever dataset.
+sets_with_snapshots() { zfs list -H -t snapshot -o name | sed -n 's/.*@lockstep-//p' | sort -u; }
+
+case $1 in
+  before)
+    cluster_in_two_pools
+    must zfs create -o mountpoint=/tank/state tank/state
+    mkdir -p /etc/lockstep
+    cat >/etc/lockstep/lockstep.toml <<TOML
+state_dir = "/tank/state"
+
+[clusters.main]
+data_directory = "$PG_ROOT/data"
+host = "/run/postgresql"
+bin_dir = "$PG_BIN"
+TOML
+    [ -e "$lockstep" ] || mv /usr/local/bin/* "$lockstep"
+    expect "a first backup" "$lockstep" backup
+    sets >/tank/state/first
+    expect_equal "it is the only one" 1 "$(wc -l </tank/state/first)"
+    start_load
+    sync
+    # The next power cut must not find pgbench's end of this script's making.
+    disown
+    finish
+    ;;
+  after)
+    must zpool import -f tank
+    must zpool import -f fast
+    # As systemd does where the machine was not shut down cleanly: nobody's process can have this number now.
+    rm -f "$PG_ROOT/data/postmaster.pid"
+    start_cluster "$PG_ROOT/data" "$PG_PORT"
+    expect_consistent "the original after the power cut"
+    before=$(sets)
+    expect "the next backup" "$lockstep" backup
+    expect_equal "no set is lost that was complete, and one is new" $(($(wc -l <<<"$before") + 1)) "$(sets | wc -l)"
+    expect_equal "nothing is left of one that was not" "$(sets)" "$(sets_with_snapshots)"
+    expect_equal "no slot is left" 0 "$(sql 'select count(*) from pg_replication_slots')"
+    start_load
+    disown
+    finish
+    ;;
+  end)
+    for set in $(sets); do
+      expect "set $set is restored" "$lockstep" restore "$set" --to "/restored/$set" --start --port 5500
+      PGHOST=/restored/$set/run
+      [ -S "$PGHOST/.s.PGSQL.5500" ] || PGHOST=/run/postgresql
+      PGHOST=$PGHOST expect_consistent "set $set" 5500
+      stop_cluster "/restored/$set/data"
+    done
+    finish
+    ;;
+esac
