@@ -1,0 +1,23 @@
+//! ZFS send streams: read record by record, checked, understood, folded and written.
+#![doc = include_str!("../README.md")]
+
+mod bytes;
+mod checksum;
+mod compress;
+mod error;
+mod feature;
+mod nvlist;
+mod order;
+mod reader;
+pub mod record;
+mod writer;
+
+pub use bytes::ByteOrder;
+pub use checksum::Fletcher4;
+pub use compress::{Compression, Decompressor};
+pub use error::{Error, ErrorKind, Place, Result};
+pub use feature::Features;
+pub use nvlist::{NvList, Value};
+pub use order::OrderCheck;
+pub use reader::{ReadOptions, Reader, Record};
+pub use writer::Writer;
