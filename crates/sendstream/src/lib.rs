@@ -6,11 +6,15 @@ mod checksum;
 mod compress;
 mod error;
 mod feature;
+pub mod fold;
+#[cfg(feature = "listing")]
+pub mod listing;
 mod nvlist;
 mod order;
 mod reader;
 pub mod record;
 mod writer;
+pub mod zpl;
 
 pub use bytes::ByteOrder;
 pub use checksum::Fletcher4;

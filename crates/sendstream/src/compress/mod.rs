@@ -76,6 +76,17 @@ impl Decompressor {
 
     /// Decompresses a block that is `length` bytes long when decompressed, at most 16 MiB.
     pub fn decompress(&mut self, raw: u8, input: &[u8], length: usize) -> Result<&[u8]> {
+        self.decompress_padded(raw, input, length, length)
+    }
+
+    /// The same, with zeros after it up to `padded`.
+    pub(crate) fn decompress_padded(
+        &mut self,
+        raw: u8,
+        input: &[u8],
+        length: usize,
+        padded: usize,
+    ) -> Result<&[u8]> {
         let Some(algorithm) = Compression::from_raw(raw) else {
             return Err(Error::new(ErrorKind::NoDecompressor {
                 algorithm: "unknown",
@@ -119,7 +130,10 @@ impl Decompressor {
             }
         };
         match outcome {
-            Ok(()) => Ok(&self.output),
+            Ok(()) => {
+                self.output.resize(padded.max(length), 0);
+                Ok(&self.output)
+            }
             Err(why) => Err(Error::new(ErrorKind::Decompress {
                 algorithm: algorithm.name(),
                 why,

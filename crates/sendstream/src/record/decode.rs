@@ -182,7 +182,7 @@ impl Fields<'_> {
             block_pointers: self.u8(50),
             max_block_id: self.u64(56),
         };
-        if object.block_size % 512 != 0 {
+        if !object.block_size.is_multiple_of(512) {
             return Err(invalid(
                 "OBJECT's block size",
                 "a multiple of 512",
