@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::attributes::{Attributes, FileType};
 use super::sa::{self, AttributeTables};
 use super::tree::{Node, Run, Tree};
-use super::zap::Zap;
+use super::zap::{SparseContent, Zap};
 use super::znode;
 use crate::bytes::ByteOrder;
 use crate::compress::Decompressor;
@@ -92,7 +92,7 @@ struct Current {
     spill: Option<Vec<u8>>,
     keep: Keep,
     /// Content that is kept: of ZAPs and links.
-    content: Vec<u8>,
+    content: SparseContent,
     runs: Vec<Run>,
     visited: bool,
     size: Option<u64>,
@@ -250,12 +250,14 @@ impl<V: ContentVisitor> TreeBuilder<V> {
             return Ok(());
         }
         let mut attributes = Attributes::default();
-        if current.keep == Keep::Symlink && !current.content.is_empty() {
+        if current.keep == Keep::Symlink {
             let length = current
                 .size
                 .and_then(|size| usize::try_from(size).ok())
                 .unwrap_or(0);
-            attributes.symlink = current.content.get(..length).map(<[u8]>::to_vec);
+            let length = Some(length).filter(|length| *length as u64 <= MAX_SYMLINK);
+            let target = length.and_then(|length| current.content.read(0, length));
+            attributes.symlink = target.map(|target| target.into_owned());
         }
         self.nodes.insert(
             object,
@@ -333,7 +335,7 @@ impl<V: ContentVisitor> Sink for TreeBuilder<V> {
                 .to_vec(),
             spill: None,
             keep,
-            content: Vec::new(),
+            content: SparseContent::default(),
             runs: Vec::new(),
             visited,
             size,
@@ -375,15 +377,10 @@ impl<V: ContentVisitor> Sink for TreeBuilder<V> {
             }
             Keep::Symlink | Keep::Zap => {}
         }
-        let start = piece.offset as usize;
-        // Holes in a ZAP are blocks that it gave back; a stream that claims a huge one gets no memory for it.
-        if start > current.content.len() + (16 << 20) {
-            return Err(Error::object(object, "it has a hole that no ZAP has"));
+        let content = piece.content(&mut self.decompressor)?;
+        if !current.content.push(piece.offset, content) {
+            return Err(Error::object(object, "its blocks are out of order"));
         }
-        current.content.resize(start, 0);
-        current
-            .content
-            .extend_from_slice(piece.content(&mut self.decompressor)?);
         Ok(())
     }
 

@@ -14,4 +14,4 @@ pub use attributes::{Attributes, FileType, Timestamp};
 pub use builder::{ContentVisitor, NoContent, TreeBuilder};
 pub use sa::{AttributeTables, decode as decode_attributes};
 pub use tree::{Entry, Node, Run, Tree, XattrValue};
-pub use zap::{Zap, ZapValue};
+pub use zap::{SparseContent, Zap, ZapValue};

@@ -1,6 +1,7 @@
 //! ZAP objects, the hash tables behind directories and other maps, small and large
 //! (OpenZFS `include/sys/zap_impl.h`, `include/sys/zap_leaf.h`).
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use crate::bytes::ByteOrder;
@@ -41,6 +42,69 @@ impl ZapValue {
     }
 }
 
+/// An object's content with its holes, taking no more memory than there is data.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SparseContent {
+    /// Ascending, not overlapping.
+    pieces: Vec<(u64, Vec<u8>)>,
+}
+
+impl From<&[u8]> for SparseContent {
+    fn from(bytes: &[u8]) -> SparseContent {
+        SparseContent {
+            pieces: vec![(0, bytes.to_vec())],
+        }
+    }
+}
+
+impl SparseContent {
+    /// Adds data after all that is there; false where it isn't after it.
+    pub fn push(&mut self, offset: u64, bytes: &[u8]) -> bool {
+        let fits = offset
+            >= self
+                .pieces
+                .last()
+                .map_or(0, |(start, bytes)| start + bytes.len() as u64)
+            && offset.checked_add(bytes.len() as u64).is_some();
+        if fits {
+            self.pieces.push((offset, bytes.to_vec()));
+        }
+        fits
+    }
+
+    /// How many bytes of data there are.
+    pub fn data_len(&self) -> u64 {
+        self.pieces
+            .iter()
+            .map(|(_, bytes)| bytes.len() as u64)
+            .sum()
+    }
+
+    /// A range, holes as zeros; `None` where there is no data at its beginning.
+    pub fn read(&self, offset: u64, length: usize) -> Option<Cow<'_, [u8]>> {
+        let end = offset.checked_add(length as u64)?;
+        let after = self.pieces.partition_point(|(start, _)| *start <= offset);
+        let (start, bytes) = self.pieces.get(after.checked_sub(1)?)?;
+        let skip = usize::try_from(offset - start)
+            .ok()
+            .filter(|skip| *skip < bytes.len() || length == 0)?;
+        if let Some(range) = bytes.get(skip..skip + length) {
+            return Some(Cow::Borrowed(range));
+        }
+        let mut range = bytes.get(skip..)?.to_vec();
+        range.resize(length, 0);
+        for (start, bytes) in self.pieces[after..]
+            .iter()
+            .take_while(|(start, _)| *start < end)
+        {
+            let place = &mut range[(start - offset) as usize..];
+            let count = place.len().min(bytes.len());
+            place[..count].copy_from_slice(&bytes[..count]);
+        }
+        Some(Cow::Owned(range))
+    }
+}
+
 /// The entries of a ZAP object, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Zap {
@@ -48,14 +112,18 @@ pub struct Zap {
 }
 
 impl Zap {
-    /// Reads a ZAP from the whole content of its object, whose blocks are `block_size` long.
-    pub fn parse(object: u64, content: &[u8], block_size: usize) -> Result<Zap> {
+    /// Reads a ZAP from the content of its object, whose blocks are `block_size` long.
+    pub fn parse(object: u64, content: &SparseContent, block_size: usize) -> Result<Zap> {
         let broken = |why: &str| Error::object(object, format!("not a ZAP: {why}"));
-        let entries = if let Some(order) = ByteOrder::of_magic_u64(content, 0, BLOCK_MICRO) {
-            micro(content, order)
-        } else if let Some(order) = ByteOrder::of_magic_u64(content, 0, BLOCK_HEADER) {
+        let first = content
+            .read(0, block_size)
+            .ok_or_else(|| broken("it has no first block"))?;
+        let entries = if let Some(order) = ByteOrder::of_magic_u64(&first, 0, BLOCK_MICRO) {
+            micro(&first, order)
+        } else if let Some(order) = ByteOrder::of_magic_u64(&first, 0, BLOCK_HEADER) {
             Fat {
                 content,
+                first: &first,
                 block_size,
                 order,
             }
@@ -64,9 +132,7 @@ impl Zap {
         } else {
             return Err(broken("its first block is of no known kind"));
         };
-        let mut entries = entries;
-        entries.sort_by(|(a, _), (b, _)| a.cmp(b));
-        Ok(Zap { entries })
+        Ok(entries.into_iter().collect())
     }
 
     /// All entries, in the order of their names' bytes.
@@ -86,6 +152,14 @@ impl Zap {
     /// The single number of a name.
     pub fn number(&self, name: &str) -> Option<u64> {
         self.get(name.as_bytes())?.single()
+    }
+}
+
+impl FromIterator<(Vec<u8>, ZapValue)> for Zap {
+    fn from_iter<I: IntoIterator<Item = (Vec<u8>, ZapValue)>>(entries: I) -> Zap {
+        let mut entries: Entries = entries.into_iter().collect();
+        entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Zap { entries }
     }
 }
 
@@ -112,67 +186,57 @@ fn micro(content: &[u8], order: ByteOrder) -> Entries {
 }
 
 struct Fat<'a> {
-    content: &'a [u8],
+    content: &'a SparseContent,
+    first: &'a [u8],
     block_size: usize,
     order: ByteOrder,
 }
 
-impl<'a> Fat<'a> {
+impl Fat<'_> {
     fn entries(&self) -> Result<Entries, &'static str> {
         if !self.block_size.is_power_of_two() || !(512..=16 << 20).contains(&self.block_size) {
             return Err("its block size is no power of two");
         }
         let field = |at: usize| {
             self.order
-                .u64(self.content, at)
+                .u64(self.first, at)
                 .ok_or("it ends in its header")
         };
         if field(8)? != MAGIC {
             return Err("its magic number is wrong");
         }
-        let (table_block, table_blocks, shift) = (field(16)?, field(24)?, field(32)?);
+        let (table_block, shift) = (field(16)?, field(32)?);
+        let length = u64::checked_shl(8, shift as u32)
+            .filter(|length| shift < 60 && *length <= self.content.data_len());
+        let length = length
+            .and_then(|length| usize::try_from(length).ok())
+            .ok_or("its table of leaves is too long")?;
         // The table of leaves: the second half of the header, or blocks of its own.
         let table = if table_block == 0 {
-            self.content.get(self.block_size / 2..self.block_size)
+            self.first
+                .get(self.block_size / 2..self.block_size)
+                .and_then(|half| half.get(..length))
+                .map(Cow::Borrowed)
         } else {
-            let start = self.position(table_block);
-            let length = usize::try_from(table_blocks)
-                .ok()
-                .and_then(|blocks| blocks.checked_mul(self.block_size));
-            start
-                .zip(length)
-                .and_then(|(start, length)| self.content.get(start..start.checked_add(length)?))
+            self.position(table_block)
+                .and_then(|start| self.content.read(start, length))
         };
         let table = table.ok_or("its table of leaves lies outside")?;
-        let count = 1usize
-            .checked_shl(shift as u32)
-            .filter(|_| shift < 60)
-            .ok_or("its table of leaves is too long")?;
-        let table = count
-            .checked_mul(8)
-            .and_then(|length| table.get(..length))
-            .ok_or("its table of leaves is short")?;
         let leaves: BTreeSet<u64> = table
             .chunks_exact(8)
             .filter_map(|entry| self.order.u64(entry, 0))
             .collect();
         let mut entries = Entries::new();
         for leaf in leaves {
-            let start = self
-                .position(leaf)
-                .filter(|_| leaf != 0)
-                .ok_or("a leaf lies outside")?;
-            let end = start
-                .checked_add(self.block_size)
-                .ok_or("a leaf lies outside")?;
-            let block = self.content.get(start..end).ok_or("a leaf lies outside")?;
-            Leaf::new(block, self.order)?.entries(&mut entries)?;
+            let start = self.position(leaf).filter(|_| leaf != 0);
+            let block = start.and_then(|start| self.content.read(start, self.block_size));
+            Leaf::new(&block.ok_or("a leaf lies outside")?, self.order)?.entries(&mut entries)?;
         }
         Ok(entries)
     }
 
-    fn position(&self, block: u64) -> Option<usize> {
-        usize::try_from(block).ok()?.checked_mul(self.block_size)
+    fn position(&self, block: u64) -> Option<u64> {
+        block.checked_mul(self.block_size as u64)
     }
 }
 
@@ -264,7 +328,7 @@ mod tests {
             order.put_u64(&mut block, 0, BLOCK_MICRO);
             order.put_u64(&mut block, 64, 34);
             block[78..82].copy_from_slice(b"ROOT");
-            let zap = Zap::parse(1, &block, 512).unwrap();
+            let zap = Zap::parse(1, &block[..].into(), 512).unwrap();
             assert_eq!(zap.number("ROOT"), Some(34));
             assert_eq!(zap.entries().len(), 1);
         }
@@ -272,13 +336,13 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        assert!(Zap::parse(1, &[], 512).is_err());
-        assert!(Zap::parse(1, &[0; 512], 512).is_err());
+        assert!(Zap::parse(1, &[][..].into(), 512).is_err());
+        assert!(Zap::parse(1, &[0; 512][..].into(), 512).is_err());
         let mut header = vec![0u8; 1024];
         ByteOrder::Little.put_u64(&mut header, 0, BLOCK_HEADER);
-        assert!(Zap::parse(1, &header, 1024).is_err());
+        assert!(Zap::parse(1, &header[..].into(), 1024).is_err());
         ByteOrder::Little.put_u64(&mut header, 8, MAGIC);
         ByteOrder::Little.put_u64(&mut header, 32, 63);
-        assert!(Zap::parse(1, &header, 1024).is_err());
+        assert!(Zap::parse(1, &header[..].into(), 1024).is_err());
     }
 }
