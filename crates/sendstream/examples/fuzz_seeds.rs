@@ -19,11 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (which, path) in [full, incremental].into_iter().enumerate() {
         let bytes = std::fs::read(path)?;
         let mut reader = Reader::new(&bytes[..])?;
-        let mut writer = Writer::new(
-            Vec::new(),
-            &reader.begin().clone(),
-            &reader.begin_payload().to_vec(),
-        )?;
+        let mut writer = Writer::new(Vec::new(), &reader.begin().clone(), reader.begin_payload())?;
         while let Some(record) = reader.next_record()? {
             let name = format!("{which}-{}", record.index);
             match record.header {

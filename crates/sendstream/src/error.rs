@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::{Path, PathBuf};
 
 use crate::feature::Features;
 
@@ -20,6 +21,7 @@ pub struct Place {
 /// An error with its place in the stream, if it has one.
 #[derive(Debug)]
 pub struct Error {
+    file: Option<PathBuf>,
     place: Option<Place>,
     kind: Box<ErrorKind>,
 }
@@ -130,6 +132,7 @@ impl Error {
     /// An error with no place.
     pub fn new(kind: ErrorKind) -> Error {
         Error {
+            file: None,
             place: None,
             kind: Box::new(kind),
         }
@@ -151,6 +154,12 @@ impl Error {
     /// The same error, at a place; a place that is already there is kept.
     pub fn at(mut self, offset: u64, record: u64) -> Error {
         self.place.get_or_insert(Place { offset, record });
+        self
+    }
+
+    /// The same error, about a file; a file that is already there is kept.
+    pub fn in_file(mut self, file: &Path) -> Error {
+        self.file.get_or_insert_with(|| file.to_owned());
         self
     }
 
@@ -203,6 +212,9 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.file {
+            write!(f, "\"{}\": ", file.display())?;
+        }
         match &*self.kind {
             ErrorKind::Io(_) => write!(f, "cannot read or write the stream")?,
             ErrorKind::Truncated {

@@ -7,12 +7,16 @@ mod compress;
 mod error;
 mod feature;
 pub mod fold;
+#[cfg(feature = "zstd")]
+pub mod input;
 #[cfg(feature = "listing")]
 pub mod listing;
 mod nvlist;
 mod order;
+pub mod pages;
 mod reader;
 pub mod record;
+pub mod stat;
 mod writer;
 pub mod zpl;
 

@@ -12,6 +12,7 @@ use crate::feature::Features;
 use crate::nvlist::NvList;
 use crate::order::OrderCheck;
 use crate::record::{self, Begin, CHECKSUM_AT, HEADER_LEN, Header, MAX_BONUS, OLD_MAX_BLOCK};
+use crate::stat::KindCounts;
 
 /// How a stream is read.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +77,7 @@ pub struct Reader<R> {
     wrapper: Option<(Begin, Vec<u8>)>,
     ended: bool,
     record_checksums: bool,
+    kinds: KindCounts,
 }
 
 #[derive(Debug)]
@@ -126,6 +128,8 @@ impl<R: Read> Reader<R> {
             };
             return Err(Error::new(kind).at(place.offset, place.index));
         }
+        let mut kinds = KindCounts::default();
+        kinds.add(&Header::Begin(begin.clone()), payload.len() as u64);
         Ok(Reader {
             input,
             options,
@@ -140,6 +144,7 @@ impl<R: Read> Reader<R> {
             wrapper,
             ended: false,
             record_checksums: false,
+            kinds,
         })
     }
 
@@ -163,6 +168,17 @@ impl<R: Read> Reader<R> {
     /// Whether any record so far carried a running checksum of its own; old senders write only END's.
     pub fn has_record_checksums(&self) -> bool {
         self.record_checksums
+    }
+
+    /// Records so far, by kind.
+    pub fn kinds(&self) -> &KindCounts {
+        &self.kinds
+    }
+
+    /// Bytes of the records so far.
+    pub fn bytes_read(&self) -> u64 {
+        let current = self.current.as_ref();
+        self.input.offset + current.map_or(0, |current| (HEADER_LEN + current.payload_len) as u64)
     }
 
     /// Goes to the next record and lends it; `None` after END, which is lent too.
@@ -197,6 +213,7 @@ impl<R: Read> Reader<R> {
         let (offset, index) = (self.next_offset, self.next_index);
         match self.read_record(offset, index) {
             Ok(current) => {
+                self.kinds.add(&current.header, current.payload_len as u64);
                 self.ended = matches!(current.header, Header::End(_));
                 self.current = Some(current);
                 self.next_index += 1;

@@ -202,6 +202,36 @@ pub trait Delta {
     fn spill(&self) -> Option<SpillBlock<'_>>;
 }
 
+impl<D: Delta + ?Sized> Delta for &mut D {
+    fn begin(&self) -> &Begin {
+        (**self).begin()
+    }
+
+    fn entry(&self) -> Option<&Entry> {
+        (**self).entry()
+    }
+
+    fn next_entry(&mut self) -> Result<()> {
+        (**self).next_entry()
+    }
+
+    fn extent(&self) -> Option<Extent> {
+        (**self).extent()
+    }
+
+    fn next_extent(&mut self) -> Result<()> {
+        (**self).next_extent()
+    }
+
+    fn block(&mut self) -> Result<Block<'_>> {
+        (**self).block()
+    }
+
+    fn spill(&self) -> Option<SpillBlock<'_>> {
+        (**self).spill()
+    }
+}
+
 /// Takes the result of a fold, in order.
 pub trait Sink {
     /// What the result is.

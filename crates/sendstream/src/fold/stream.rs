@@ -57,6 +57,11 @@ impl<R: Read> StreamDelta<R> {
         &self.reader
     }
 
+    /// Gives the reader back.
+    pub fn into_reader(self) -> Reader<R> {
+        self.reader
+    }
+
     /// Puts the next record into the reader's hand.
     fn step(&mut self) -> Result<()> {
         self.pending = match self.reader.next_record()? {
