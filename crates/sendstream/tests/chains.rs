@@ -27,20 +27,8 @@ fn folded(streams: &[&[u8]]) -> Vec<u8> {
     sink.finish().unwrap()
 }
 
-/// zfs-fuse's stat gives whole seconds, so its recorded trees have no more.
-fn whole_seconds(listing: &str) -> String {
-    let line = |line: &str| {
-        let mut fields: Vec<String> = line.split('\t').map(str::to_owned).collect();
-        if let Some(Ok(mtime)) = fields.get(6).map(|mtime| mtime.parse::<i128>()) {
-            fields[6] = format!("{}", mtime.div_euclid(1_000_000_000) * 1_000_000_000);
-        }
-        fields.join("\t") + "\n"
-    };
-    listing.lines().map(line).collect()
-}
-
 fn assert_same(what: &str, found: &str, expected: &str) {
-    let rounded = what.contains("fuse").then(|| whole_seconds(found));
+    let rounded = what.contains("fuse").then(|| support::whole_seconds(found));
     let found = rounded.as_deref().unwrap_or(found);
     if found == expected {
         return;

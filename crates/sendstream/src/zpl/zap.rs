@@ -115,6 +115,9 @@ impl Zap {
     /// Reads a ZAP from the content of its object, whose blocks are `block_size` long.
     pub fn parse(object: u64, content: &SparseContent, block_size: usize) -> Result<Zap> {
         let broken = |why: &str| Error::object(object, format!("not a ZAP: {why}"));
+        if block_size as u64 > crate::record::MAX_BLOCK {
+            return Err(broken("its blocks are too large"));
+        }
         let first = content
             .read(0, block_size)
             .ok_or_else(|| broken("it has no first block"))?;
@@ -332,6 +335,12 @@ mod tests {
             assert_eq!(zap.number("ROOT"), Some(34));
             assert_eq!(zap.entries().len(), 1);
         }
+    }
+
+    /// Found by fuzzing: the size alone made it allocate.
+    #[test]
+    fn huge_blocks_take_no_memory() {
+        assert!(Zap::parse(1, &[0; 64][..].into(), 1 << 31).is_err());
     }
 
     #[test]

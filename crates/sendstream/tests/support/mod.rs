@@ -1,6 +1,8 @@
 //! The recorded streams, unpacked in memory.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod live;
+
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
@@ -72,4 +74,16 @@ pub fn guid(dataset: &str, snapshot: &str) -> u64 {
         .trim()
         .parse()
         .unwrap()
+}
+
+/// zfs-fuse's stat gives whole seconds, so its recorded trees have no more.
+pub fn whole_seconds(listing: &str) -> String {
+    let line = |line: &str| {
+        let mut fields: Vec<String> = line.split('\t').map(str::to_owned).collect();
+        if let Some(Ok(mtime)) = fields.get(6).map(|mtime| mtime.parse::<i128>()) {
+            fields[6] = format!("{}", mtime.div_euclid(1_000_000_000) * 1_000_000_000);
+        }
+        fields.join("\t") + "\n"
+    };
+    listing.lines().map(line).collect()
 }
