@@ -212,3 +212,21 @@ fn claims_take_no_memory() {
         "{error}"
     );
 }
+
+/// Found by fuzzing: blocks that overlap by a few bytes gave pieces that no stream can hold.
+#[test]
+fn blocks_lie_in_sectors() {
+    let mut bytes = support::stream("pg8k.plain.s0").to_vec();
+    let options = ReadOptions::default().without_checksums();
+    let mut place = None;
+    let mut reader = Reader::new(&bytes[..]).unwrap();
+    while let Some(record) = reader.next_record().unwrap() {
+        if let sendstream::record::Header::Write(_) = record.header {
+            place = Some(record.offset as usize);
+            break;
+        }
+    }
+    bytes[place.unwrap() + 24] = 16; // the offset
+    let error = read(&bytes, options).unwrap_err();
+    assert!(error.to_string().contains("multiple of 512"), "{error}");
+}

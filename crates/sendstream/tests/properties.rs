@@ -98,7 +98,7 @@ fn apply(state: &mut State, op: &Op, step: u64) {
         } => {
             let slots_free = (object..object + u64::from(slots)).all(|slot| {
                 let below = state.range(..=slot).next_back();
-                slot == object || below.is_none_or(|(at, _)| *at < object || *at == object)
+                slot == object || below.is_none_or(|(at, _)| *at <= object)
             });
             let inside = state
                 .range(..object)

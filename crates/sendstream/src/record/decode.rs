@@ -75,6 +75,18 @@ fn in_range(
     }
 }
 
+/// Blocks begin and end at sectors. Without this a fold could cut pieces out of blocks that no stream can hold
+/// (found by fuzzing).
+fn in_sectors(what: &'static str, offset: u64, length: u64) -> Result<()> {
+    let whole = |value: u64| value == u64::MAX || value.is_multiple_of(512);
+    for value in [offset, length] {
+        if !whole(value) {
+            return Err(invalid(what, "a multiple of 512", value));
+        }
+    }
+    Ok(())
+}
+
 struct Fields<'a> {
     bytes: &'a [u8; HEADER_LEN],
     order: ByteOrder,
@@ -233,6 +245,7 @@ impl Fields<'_> {
                 write.offset,
             ));
         }
+        in_sectors("WRITE's offset or length", write.offset, write.logical_size)?;
         if write.compression != 0 {
             let what = "WRITE's compressed size";
             in_range(
@@ -258,6 +271,7 @@ impl Fields<'_> {
                 free.length,
             ));
         }
+        in_sectors("FREE's offset or length", free.offset, free.length)?;
         Ok((Header::Free(free), self.u64(32)))
     }
 
@@ -313,6 +327,11 @@ impl Fields<'_> {
                 write.offset,
             ));
         }
+        in_sectors(
+            "WRITE_EMBEDDED's offset or length",
+            write.offset,
+            write.length,
+        )?;
         if write.embedded_type != 0 {
             return Err(invalid(
                 "WRITE_EMBEDDED's kind",
