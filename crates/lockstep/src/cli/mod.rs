@@ -10,6 +10,7 @@ mod list;
 mod output;
 mod plan;
 mod restore;
+mod stream;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -58,6 +59,8 @@ enum Command {
     Clone(clone::Clone),
     /// Say whether backups of this cluster work
     Check,
+    /// Look into ZFS send streams; needs no configuration
+    Stream(stream::StreamArgs),
     /// Become a server in a mount namespace; for Lockstep itself
     #[command(name = isolation::SUBCOMMAND, hide = true)]
     InternalServer { order: String },
@@ -94,6 +97,10 @@ fn run(arguments: &Arguments) -> Result<Done> {
             Ok(never) => match never {},
         };
     }
+    if let Command::Stream(command) = &arguments.command {
+        // Before signals are caught: a stream is read, and Ctrl-C may end that anywhere.
+        return stream::run(command, arguments.json).map(|()| Done::Well).map_err(of_stream);
+    }
     steps::catch_signals()?;
     let config = Config::read(&arguments.config)?;
     let cx = Context::open(&config, arguments.cluster.as_deref())?;
@@ -106,7 +113,22 @@ fn run(arguments: &Arguments) -> Result<Done> {
         Command::Restore(command) => command.run(&cx, json),
         Command::Clone(command) => command.run(&cx, json),
         Command::Check => check::run(&cx, json),
-        Command::InternalServer { .. } => Err(Error::failed("not reached")),
+        Command::Stream(_) | Command::InternalServer { .. } => Err(Error::failed("not reached")),
+    }
+}
+
+/// An error of the stream crate as one of the program's, with its hint.
+fn of_stream(error: sendstream::Error) -> Error {
+    let hint = error.hint().map(str::to_owned);
+    let source = std::error::Error::source(&error).map(ToString::to_string);
+    let failed = Error::failed(error.to_string());
+    let failed = match source {
+        Some(source) => failed.because(source),
+        None => failed,
+    };
+    match hint {
+        Some(hint) => failed.with_hint(hint),
+        None => failed,
     }
 }
 
@@ -150,6 +172,9 @@ mod tests {
             "lockstep clone list",
             "lockstep clone destroy dev",
             "lockstep check",
+            "lockstep stream stat",
+            "lockstep stream tree full.zst incremental.zst",
+            "lockstep --json stream stat -",
         ] {
             if let Err(error) = Arguments::try_parse_from(line.split(' ')) {
                 panic!("{line}: {error}");

@@ -1,0 +1,270 @@
+//! A send stream as a delta.
+//!
+//! A stream may announce up to 32 objects (a block of dnodes) before their blocks come, so that many entries are
+//! held back until it is known which have blocks. That is all the memory it takes beside the reader's.
+
+use std::collections::VecDeque;
+use std::io::Read;
+
+use super::{Block, BlockHeader, Change, Delta, Entry, Extent, SpillBlock};
+use crate::error::{Error, ErrorKind, Result};
+use crate::reader::Reader;
+use crate::record::{Begin, DNODES_PER_BLOCK, Header, Spill};
+
+/// A send stream as a delta.
+#[derive(Debug)]
+pub struct StreamDelta<R> {
+    reader: Reader<R>,
+    /// Entries that were announced and not given out.
+    waiting: VecDeque<Held>,
+    current: Option<Held>,
+    /// Whether the record at the reader's hand is yet to be looked at.
+    pending: bool,
+    finished: bool,
+}
+
+#[derive(Debug)]
+struct Held {
+    entry: Entry,
+    spill: Option<(Spill, Vec<u8>)>,
+}
+
+impl<R: Read> StreamDelta<R> {
+    /// Takes a stream that was begun to be read. Raw streams can't be looked into, and the rest of an interrupted
+    /// one has no beginning.
+    pub fn new(reader: Reader<R>) -> Result<StreamDelta<R>> {
+        if reader.begin().is_raw() {
+            return Err(Error::new(ErrorKind::Raw { what: "look into" }));
+        }
+        if reader.begin().features.contains(crate::Features::RESUMING) {
+            let why =
+                "this is the rest of an interrupted send, whose beginning is elsewhere".to_string();
+            return Err(Error::new(ErrorKind::Chain { why }));
+        }
+        let mut delta = StreamDelta {
+            reader,
+            waiting: VecDeque::new(),
+            current: None,
+            pending: false,
+            finished: false,
+        };
+        delta.step()?;
+        Ok(delta)
+    }
+
+    /// The reader inside.
+    pub fn reader(&self) -> &Reader<R> {
+        &self.reader
+    }
+
+    /// Gives the reader back.
+    pub fn into_reader(self) -> Reader<R> {
+        self.reader
+    }
+
+    /// Puts the next record into the reader's hand.
+    fn step(&mut self) -> Result<()> {
+        self.pending = match self.reader.next_record()? {
+            Some(record) => !matches!(record.header, Header::End(_)),
+            None => false,
+        };
+        if !self.pending && !self.finished {
+            // Past END, whose checksum is good.
+            self.finished = true;
+        }
+        Ok(())
+    }
+
+    /// The object of the content at hand, if it is content.
+    fn content_object(&self) -> Option<u64> {
+        let record = self.reader.record().filter(|_| self.pending)?;
+        if record.is_appendix {
+            return None;
+        }
+        match record.header {
+            Header::Write(write) => Some(write.object),
+            Header::WriteEmbedded(write) => Some(write.object),
+            Header::Free(free) => Some(free.object),
+            Header::Spill(spill) => Some(spill.object),
+            _ => None,
+        }
+    }
+
+    /// Takes announcements until an entry is known to have content or to have none.
+    fn gather(&mut self) -> Result<Option<Held>> {
+        loop {
+            let front = self.waiting.front().map(|held| held.entry.object());
+            if let Some(object) = self.content_object() {
+                return Ok(match front {
+                    Some(front) if front <= object => self.waiting.pop_front(),
+                    // Content of an object whose announcement isn't here.
+                    _ => Some(Held {
+                        entry: bare(object),
+                        spill: None,
+                    }),
+                });
+            }
+            let Some(record) = self.reader.record().filter(|_| self.pending) else {
+                return Ok(self.waiting.pop_front());
+            };
+            let entry = match record.header {
+                Header::Object(object) => Entry::Changed(Change {
+                    object: object.object,
+                    header: Some(object.clone()),
+                    bonus: record.payload.to_vec(),
+                    tail: None,
+                }),
+                Header::FreeObjects(free) => Entry::Freed {
+                    first: free.first,
+                    count: free.count,
+                },
+                Header::Free(free) => {
+                    // The tail of the object announced last.
+                    if let Some(Held {
+                        entry: Entry::Changed(change),
+                        ..
+                    }) = self.waiting.back_mut()
+                    {
+                        change.tail = Some(free.offset);
+                    }
+                    self.step()?;
+                    continue;
+                }
+                Header::Spill(spill) => {
+                    let spill = (*spill, record.payload.to_vec());
+                    if let Some(held) = self.waiting.back_mut() {
+                        held.spill = Some(spill);
+                    }
+                    self.step()?;
+                    continue;
+                }
+                _ => {
+                    self.step()?;
+                    continue;
+                }
+            };
+            // Blocks of an object come before the next block of dnodes is announced.
+            let dnode_block = |object: u64| object / DNODES_PER_BLOCK;
+            if front.is_some_and(|front| dnode_block(front) != dnode_block(entry.object())) {
+                return Ok(self.waiting.pop_front());
+            }
+            self.waiting.push_back(Held { entry, spill: None });
+            self.step()?;
+        }
+    }
+}
+
+fn bare(object: u64) -> Entry {
+    Entry::Changed(Change {
+        object,
+        header: None,
+        bonus: Vec::new(),
+        tail: None,
+    })
+}
+
+impl<R: Read> StreamDelta<R> {
+    /// Takes a spill block that follows the object's content.
+    fn take_spill(&mut self) -> Result<()> {
+        let (Some(current), true) = (&mut self.current, self.pending) else {
+            return Ok(());
+        };
+        let Some(record) = self.reader.record() else {
+            return Ok(());
+        };
+        if let Header::Spill(spill) = record.header
+            && !record.is_appendix
+            && spill.object == current.entry.object()
+        {
+            current.spill = Some((*spill, record.payload.to_vec()));
+            self.step()?;
+        }
+        Ok(())
+    }
+}
+
+impl<R: Read> Delta for StreamDelta<R> {
+    fn begin(&self) -> &Begin {
+        self.reader.begin()
+    }
+
+    fn entry(&self) -> Option<&Entry> {
+        self.current.as_ref().map(|held| &held.entry)
+    }
+
+    fn next_entry(&mut self) -> Result<()> {
+        while self.extent().is_some() {
+            self.next_extent()?;
+        }
+        self.current = None;
+        self.current = self.gather()?;
+        self.take_spill()
+    }
+
+    fn extent(&self) -> Option<Extent> {
+        let Entry::Changed(current) = &self.current.as_ref()?.entry else {
+            return None;
+        };
+        let record = self
+            .reader
+            .record()
+            .filter(|record| self.pending && !record.is_appendix)?;
+        let (object, extent) = match record.header {
+            Header::Write(write) => (
+                write.object,
+                Extent {
+                    offset: write.offset,
+                    length: write.logical_size,
+                    is_data: true,
+                },
+            ),
+            Header::WriteEmbedded(write) => (
+                write.object,
+                Extent {
+                    offset: write.offset,
+                    length: write.length,
+                    is_data: true,
+                },
+            ),
+            Header::Free(free) => (
+                free.object,
+                Extent {
+                    offset: free.offset,
+                    length: free.length,
+                    is_data: false,
+                },
+            ),
+            _ => return None,
+        };
+        (object == current.object).then_some(extent)
+    }
+
+    fn next_extent(&mut self) -> Result<()> {
+        if self.extent().is_some() {
+            self.step()?;
+            self.take_spill()?;
+        }
+        Ok(())
+    }
+
+    fn block(&mut self) -> Result<Block<'_>> {
+        let record = self
+            .reader
+            .record()
+            .ok_or_else(|| Error::other("no block at hand"))?;
+        let header = match record.header {
+            Header::Write(write) => BlockHeader::Write(write),
+            Header::WriteEmbedded(write) => BlockHeader::Embedded(write),
+            _ => return Err(Error::other("no block at hand")),
+        };
+        Ok(Block {
+            header,
+            payload: record.payload,
+        })
+    }
+
+    fn spill(&self) -> Option<SpillBlock<'_>> {
+        let (header, payload) = self.current.as_ref()?.spill.as_ref()?;
+        Some(SpillBlock { header, payload })
+    }
+}

@@ -1,0 +1,155 @@
+//! The finished tree.
+
+use std::collections::BTreeMap;
+
+use super::attributes::{Attributes, FileType};
+use crate::error::{Error, Result};
+use crate::nvlist::NvList;
+
+/// A contiguous part of a file that has data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Where it begins in the object.
+    pub offset: u64,
+    /// How long it is.
+    pub length: u64,
+}
+
+/// An object that is a file, a directory or a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node<T> {
+    /// Its attributes.
+    pub attributes: Attributes,
+    /// A directory's names and their objects, in the order of the names' bytes.
+    pub children: Vec<(Vec<u8>, u64)>,
+    /// A file's data; what lies between is a hole. Blocks may reach past the file's size.
+    pub runs: Vec<Run>,
+    /// What the [`ContentVisitor`](super::ContentVisitor) made of the content.
+    pub content: Option<T>,
+}
+
+/// Where the value of an extended attribute is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum XattrValue {
+    /// Here.
+    Inline(Vec<u8>),
+    /// In this object, which is a file.
+    Object(u64),
+}
+
+/// A name in the tree.
+#[derive(Clone, Debug)]
+pub struct Entry<'a, T> {
+    /// The path from the root, `.` for the root itself.
+    pub path: &'a [u8],
+    /// Its object; the same for every hard link.
+    pub object: u64,
+    /// The object.
+    pub node: &'a Node<T>,
+}
+
+/// A file system, or a volume.
+#[derive(Clone, Debug)]
+pub struct Tree<T> {
+    pub(super) nodes: BTreeMap<u64, Node<T>>,
+    pub(super) root: u64,
+    /// The volume's size and object, where it is one.
+    pub(super) volume: Option<u64>,
+}
+
+impl<T> Tree<T> {
+    /// Object number of the root directory; of a volume, that of its data.
+    pub fn root(&self) -> u64 {
+        self.root
+    }
+
+    /// The size of the volume, where it is one and no file system.
+    pub fn volume_size(&self) -> Option<u64> {
+        self.volume
+    }
+
+    /// An object.
+    pub fn node(&self, object: u64) -> Option<&Node<T>> {
+        self.nodes.get(&object)
+    }
+
+    /// All objects, named or not.
+    pub fn nodes(&self) -> impl Iterator<Item = (u64, &Node<T>)> {
+        self.nodes.iter().map(|(object, node)| (*object, node))
+    }
+
+    /// A link's target.
+    pub fn symlink(&self, object: u64) -> Option<&[u8]> {
+        self.node(object)?.attributes.symlink.as_deref()
+    }
+
+    /// Names and values of a file's extended attributes, of both kinds.
+    pub fn xattrs(&self, object: u64) -> Result<Vec<(Vec<u8>, XattrValue)>> {
+        let Some(node) = self.node(object) else {
+            return Ok(Vec::new());
+        };
+        let mut found = Vec::new();
+        if let Some(packed) = &node.attributes.xattrs {
+            let list = NvList::parse(packed)?;
+            for (name, value) in list.pairs() {
+                let value = value.as_bytes().unwrap_or_default().to_vec();
+                found.push((name.to_vec(), XattrValue::Inline(value)));
+            }
+        }
+        if let Some(directory) = self.node(node.attributes.xattr_directory) {
+            let names = directory.children.iter();
+            found.extend(names.map(|(name, object)| (name.clone(), XattrValue::Object(*object))));
+        }
+        found.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(found)
+    }
+
+    /// Calls `visit` for every name, parents before children, names in the order of their bytes.
+    pub fn walk(&self, mut visit: impl FnMut(Entry<'_, T>) -> Result<()>) -> Result<()> {
+        let root = self
+            .nodes
+            .get(&self.root)
+            .ok_or_else(|| Error::object(self.root, "the root isn't there"))?;
+        visit(Entry {
+            path: b".",
+            object: self.root,
+            node: root,
+        })?;
+        let mut seen = std::collections::BTreeSet::from([self.root]);
+        let mut path = Vec::new();
+        // Directories on the way down, the length of their path, and the next name in each.
+        let mut stack = vec![(root, 0usize, 0usize)];
+        while let Some((directory, length, next)) = stack.last_mut() {
+            path.truncate(*length);
+            let Some((name, object)) = directory.children.get(*next) else {
+                stack.pop();
+                continue;
+            };
+            *next += 1;
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(name);
+            let Some(node) = self.nodes.get(object) else {
+                let why = format!(
+                    "it has the name \"{}\" but isn't there",
+                    path.escape_ascii()
+                );
+                return Err(Error::object(*object, why));
+            };
+            visit(Entry {
+                path: &path,
+                object: *object,
+                node,
+            })?;
+            if node.attributes.file_type() == FileType::Directory {
+                if !seen.insert(*object) {
+                    return Err(Error::object(*object, "this directory is in two places"));
+                }
+                let length = path.len();
+                stack.push((node, length, 0));
+            }
+        }
+        Ok(())
+    }
+}
