@@ -41,8 +41,8 @@ pub struct Stopped {
 /// Hears what the server said since the last statement: that it stops, or that somebody ended this
 /// session. The next statement alone would learn of it as "broken pipe", and the reason would be lost.
 ///
-/// Call it behind a statement as well: the client tells the server lazily that it is done with a
-/// statement, and must not find out that nobody listens while it does.
+/// Call it behind a statement as well, its rows dropped: the client tells the server lazily that it
+/// is done with a statement, and must not find out that nobody listens while it does.
 ///
 /// # Errors
 /// The server's reason to end the session.
@@ -66,8 +66,10 @@ pub fn start(client: &mut Client, major: u32, label: &str, fast: bool) -> Result
     let row = client
         .query_one(statement, &[&label, &fast])
         .map_err(|e| Error::sql("pg_backup_start failed", e))?;
+    let start_lsn = lsn(row.get(0))?;
+    drop(row);
     hear(client)?;
-    Ok(Started { start_lsn: lsn(row.get(0))?, major })
+    Ok(Started { start_lsn, major })
 }
 
 impl Started {
@@ -129,7 +131,10 @@ pub fn write_floor(client: &mut Client, set: &str) -> Result<(Lsn, jiff::Timesta
             &[&format!("floor of set {set}")],
         )
         .map_err(|e| Error::sql("cannot write the floor's WAL record", e))?;
-    Ok((lsn(row.get(0))?, time(row.get(1))?))
+    let floor = (lsn(row.get(0))?, time(row.get(1))?);
+    drop(row);
+    hear(client)?;
+    Ok(floor)
 }
 
 fn lsn(text: &str) -> Result<Lsn> {
