@@ -1,4 +1,3 @@
-//! ZFS send streams: read record by record, checked, understood, folded and written.
 #![doc = include_str!("../README.md")]
 
 mod bytes;

@@ -218,3 +218,50 @@ fn encrypted_streams_are_not_looked_into() {
     let error = StreamDelta::new(Reader::new(support::stream("enc.w.s0")).unwrap()).unwrap_err();
     assert!(error.to_string().contains("encrypted"), "{error}");
 }
+
+/// Extended attributes of both kinds: `xattr=sa` keeps them with the attributes, `xattr=on` in hidden directories.
+#[test]
+fn extended_attributes() {
+    use sendstream::zpl::{NoContent, TreeBuilder, XattrValue};
+    let xattrs = |name: &str| {
+        let mut builder = TreeBuilder::new(NoContent);
+        fold(deltas(&[support::stream(name)]), &mut builder).unwrap();
+        let tree = builder.finish().unwrap();
+        let mut found = Vec::new();
+        tree.walk(|entry| {
+            for (name, value) in tree.xattrs(entry.object)? {
+                let path = String::from_utf8_lossy(entry.path).into_owned();
+                found.push((path, String::from_utf8_lossy(&name).into_owned(), value));
+            }
+            Ok(())
+        })
+        .unwrap();
+        found
+    };
+    let inline = xattrs("std128k.plain.s0");
+    println!(
+        "{:?}",
+        inline
+            .iter()
+            .map(|(path, name, _)| (path, name))
+            .collect::<Vec<_>>()
+    );
+    assert!(
+        inline
+            .iter()
+            .any(|(_, _, value)| matches!(value, XattrValue::Inline(bytes) if bytes.len() > 1000))
+    );
+    let hidden = xattrs("pg8k.plain.s0");
+    assert!(
+        hidden
+            .iter()
+            .any(|(_, _, value)| matches!(value, XattrValue::Object(_)))
+    );
+    let names = |found: &[(String, String, XattrValue)]| -> Vec<(String, String)> {
+        found
+            .iter()
+            .map(|(path, name, _)| (path.clone(), name.clone()))
+            .collect()
+    };
+    assert_eq!(names(&inline), names(&hidden));
+}

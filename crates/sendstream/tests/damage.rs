@@ -118,7 +118,7 @@ fn bits_flipped_everywhere() {
             .iter()
             .map(|_| boundaries[random.below(boundaries.len())] + random.below(312))
             .collect();
-        places.extend((0..312).map(|at| at));
+        places.extend(0..312);
         places.extend((0..400).map(|_| random.below(bytes.len())));
         for place in places {
             let bit = 1u8 << random.below(8);

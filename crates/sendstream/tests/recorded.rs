@@ -44,3 +44,22 @@ fn every_stream_parses_and_is_written_back_byte_for_byte() {
         "a recorded stream is missing, or a new one isn't listed here"
     );
 }
+
+/// Encrypted streams go through as they came, header by header, without being looked into.
+#[test]
+fn raw_streams_pass_through_byte_for_byte() {
+    for name in support::streams()
+        .into_iter()
+        .filter(|name| name.starts_with("enc.w"))
+    {
+        let bytes = support::stream(name);
+        let mut reader = Reader::new(bytes).unwrap();
+        assert!(reader.begin().is_raw() && !reader.begin_payload().is_empty());
+        let mut passed = bytes[..312 + reader.begin_payload().len()].to_vec();
+        while let Some(record) = reader.next_record().unwrap() {
+            passed.extend_from_slice(record.header_bytes);
+            passed.extend_from_slice(record.payload);
+        }
+        assert!(passed == bytes, "{name}");
+    }
+}
