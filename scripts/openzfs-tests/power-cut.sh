@@ -8,9 +8,9 @@ if [ ! -e /etc/openzfs-guest ]; then
   here=$(dirname "$(realpath "$0")")
   vm=$here/../openzfs-vm
   "$vm" run --push "${LOCKSTEP_BIN:-$here/../../target/debug/lockstep}" "$0" before || exit
-  for delay in 0.3 2.1 4.7; do
-    echo "the power fails $delay seconds into a backup"
-    "$vm" exec "/usr/local/bin/lockstep backup >/tank/state/backup.log 2>&1 & sleep $delay; echo b >/proc/sysrq-trigger; sleep 60" >/dev/null 2>&1
+  for moment in at-once first-snapshot last-snapshot; do
+    echo "the power fails during a backup: $moment"
+    "$vm" exec "cd /root/tests && bash ./power-cut.sh cut $moment" >/dev/null 2>&1      # the guest is gone: 125
     "$vm" reboot || exit
     "$vm" exec 'cd /root/tests && exec bash ./power-cut.sh after' || exit
   done
@@ -43,9 +43,19 @@ TOML
     expect_equal "it is the only one" 1 "$(wc -l </tank/state/first)"
     start_load
     sync
-    # The next power cut must not find pgbench's end of this script's making.
     disown
     finish
+    ;;
+  cut)
+    count=$(zfs list -H -t snapshot -o name | wc -l)
+    "$lockstep" backup >/tank/state/backup.log 2>&1 &
+    case $2 in
+      at-once) sleep 0.3 ;;
+      first-snapshot) until [ "$(zfs list -H -t snapshot -o name | wc -l)" -gt "$count" ]; do :; done ;;
+      last-snapshot) until [ "$(zfs list -H -t snapshot -o name | wc -l)" -gt $((count + 2)) ]; do :; done ;;
+    esac
+    echo b >/proc/sysrq-trigger
+    sleep 60
     ;;
   after)
     must zpool import -f tank
