@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use pgfiles::lsn::Lsn;
-
 use super::layout::PartKind;
 use super::strategy::Strategy;
 
@@ -154,14 +152,6 @@ pub enum Refusal {
         /// The part.
         part: PartKind,
     },
-    /// WAL from before the set's end can't be had.
-    #[error("the server is ahead of what the set holds: {why}")]
-    FloorNotInWal {
-        /// The floor.
-        floor: Lsn,
-        /// In words.
-        why: String,
-    },
 }
 
 impl Refusal {
@@ -185,7 +175,6 @@ impl Refusal {
             Self::TargetBeforeConsistency { .. } => "take an older set (`lockstep list`) or a later target".into(),
             Self::DirectoryNotEmpty { .. } => "name a folder that is empty or doesn't exist yet".into(),
             Self::DirectoryInsideCluster { .. } => "restore to a folder outside the cluster".into(),
-            Self::FloorNotInWal { .. } => "run the backup again".into(),
         }
     }
 

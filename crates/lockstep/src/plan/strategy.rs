@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use pgfiles::control_file::{DbState, WalLevel};
+use pgfiles::control_file::WalLevel;
 use serde::{Deserialize, Serialize};
 
 use super::facts::Facts;
@@ -351,12 +351,6 @@ fn groups(facts: &Facts, volumes: &[usize]) -> Vec<Step> {
         }
     }
     groups.into_iter().map(|volumes| Step::Snapshot { volumes, one_moment: false }).collect()
-}
-
-/// Whether pg_control says that the cluster ended in order.
-#[must_use]
-pub fn is_shut_down(state: DbState) -> bool {
-    matches!(state, DbState::ShutDowned | DbState::ShutDownedInRecovery)
 }
 
 #[cfg(test)]

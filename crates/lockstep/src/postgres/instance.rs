@@ -1,6 +1,5 @@
 //! A data directory on disk: its parts, its pg_control, and whether somebody runs it.
 
-use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -155,12 +154,6 @@ pub fn bin_dir(configured: Option<&Path>, major: Option<u32>) -> Result<PathBuf>
 #[must_use]
 pub fn path_bytes(path: &Path) -> &[u8] {
     path.as_os_str().as_bytes()
-}
-
-/// Bytes of one of PostgreSQL's files as a path.
-#[must_use]
-pub fn bytes_path(bytes: &[u8]) -> PathBuf {
-    PathBuf::from(OsStr::from_bytes(bytes))
 }
 
 #[cfg(test)]

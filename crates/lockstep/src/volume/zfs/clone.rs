@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::{DatasetName, SnapshotName, Zfs, is_absent, parse};
+use super::{DatasetName, SnapshotName, Zfs, is_absent};
 use crate::error::{Error, Result};
 
 /// The properties a clone gets from the dataset it is a clone of.
@@ -75,21 +75,5 @@ impl Zfs {
             )));
         }
         self.destroy(dataset.as_str())
-    }
-
-    /// The file systems of `pool` that stand on `snapshot`.
-    ///
-    /// # Errors
-    /// When ZFS fails.
-    pub fn clones_of(&self, snapshot: &SnapshotName) -> Result<Vec<DatasetName>> {
-        let pool = snapshot.dataset.pool();
-        let out = self.run(["list", "-H", "-t", "filesystem", "-o", "name,origin", "-r", pool])?;
-        let origin = snapshot.to_string();
-        out.stdout
-            .lines()
-            .filter_map(|line| line.split_once('\t'))
-            .filter(|(_, of)| *of == origin)
-            .map(|(name, _)| parse::dataset(name))
-            .collect()
     }
 }
