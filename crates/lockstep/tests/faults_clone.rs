@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use support::cluster::{Cluster, Stop};
 use support::command::{give_to_postgres, wait_until};
 use support::faults::{
-    Hooks, assert_nothing_remains, assert_said, differences, entries, kill_at, restore_arguments,
+    Hooks, assert_nothing_remains, assert_said, differences, kill_at, restore_arguments,
     server_by_hand, signal_at, walk,
 };
 use support::fixture::Fixture;

@@ -60,7 +60,7 @@ pub struct Layout {
 }
 
 /// Large enough for a test, small enough for a machine: what is written stays written in a pool's file.
-const POOL_SIZE: u64 = 6 << 30;
+const POOL_SIZE: u64 = 4 << 30;
 
 impl Layout {
     fn new(pools: &[&str], data: &str, wal: Wal) -> Layout {
