@@ -384,8 +384,16 @@ fn folded(streams: &[Vec<u8>]) -> Vec<u8> {
     sink.finish().unwrap()
 }
 
+/// Few enough for a debug build on a busy machine; PROPTEST_CASES has its way.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok())
+        .unwrap_or(80)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 80, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
     fn histories_fold_as_if_replayed(
