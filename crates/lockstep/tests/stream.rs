@@ -15,15 +15,8 @@ impl Recordings {
         let archive = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../sendstream/testdata/streams/streams.tar.zst");
         let mut unpack = Command::new("tar");
-        unpack
-            .args(["-I", "zstd --long=27", "-C"])
-            .arg(&folder)
-            .arg("-xf")
-            .arg(archive);
-        assert!(
-            unpack.status().unwrap().success(),
-            "tar and zstd are needed"
-        );
+        unpack.args(["-I", "zstd --long=27", "-C"]).arg(&folder).arg("-xf").arg(archive);
+        assert!(unpack.status().unwrap().success(), "tar and zstd are needed");
         Recordings(folder)
     }
 
@@ -34,10 +27,7 @@ impl Recordings {
     fn lockstep(&self, arguments: &[&str], input: &[u8]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep"));
         command.args(arguments).current_dir(&self.0);
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         let input = input.to_vec();
@@ -75,18 +65,10 @@ fn tree_and_fold() {
     let folded = recordings.good(&[&["stream", "fold"], &chain[..]].concat(), b"");
     assert!(recordings.good(&["stream", "tree", "-"], &folded) == expected);
     // One of the chain compressed, one from standard input.
-    let status = Command::new("zstd")
-        .args(["-q", "pg8k.plain.s0"])
-        .current_dir(&recordings.0)
-        .status();
+    let status =
+        Command::new("zstd").args(["-q", "pg8k.plain.s0"]).current_dir(&recordings.0).status();
     assert!(status.unwrap().success());
-    let mixed = [
-        "stream",
-        "tree",
-        "pg8k.plain.s0.zst",
-        "-",
-        "pg8k.plain.s1-s2",
-    ];
+    let mixed = ["stream", "tree", "pg8k.plain.s0.zst", "-", "pg8k.plain.s1-s2"];
     assert!(recordings.good(&mixed, &recordings.read("pg8k.plain.s0-s1")) == expected);
 }
 
@@ -103,10 +85,7 @@ fn stat_of_a_full_and_an_incremental_stream() {
         "WRITE_EMBEDDED\t17\t720\t1053184",
         "base/empty\t0\t0",
     ] {
-        assert!(
-            text.lines().any(|found| found == line),
-            "no line \"{line}\" in:\n{text}"
-        );
+        assert!(text.lines().any(|found| found == line), "no line \"{line}\" in:\n{text}");
     }
     let input = recordings.read("pg8k.plain.s1-s2");
     let json = recordings.good(&["--json", "stream", "stat"], &input);
@@ -115,10 +94,7 @@ fn stat_of_a_full_and_an_incremental_stream() {
     assert_eq!(json["from_guid"], "10210675955031054337");
     assert_eq!(json["bytes"], input.len());
     assert_eq!(json["records"]["OBJECT"]["records"], 1618);
-    assert_eq!(
-        json["changes"].as_array().unwrap()[0]["type"],
-        "master node"
-    );
+    assert_eq!(json["changes"].as_array().unwrap()[0]["type"], "master node");
 }
 
 #[test]
@@ -127,14 +103,8 @@ fn what_is_refused() {
     let refused = |arguments: &[&str], text: &str, hint: &str| {
         let output = recordings.lockstep(arguments, b"");
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            !output.status.success() && output.stdout.is_empty(),
-            "{arguments:?}"
-        );
-        assert!(
-            stderr.contains(text) && stderr.contains(&format!("hint: {hint}")),
-            "{stderr}"
-        );
+        assert!(!output.status.success() && output.stdout.is_empty(), "{arguments:?}");
+        assert!(stderr.contains(text) && stderr.contains(&format!("hint: {hint}")), "{stderr}");
     };
     refused(
         &["stream", "tree", "enc.w.s0"],
@@ -152,8 +122,5 @@ fn what_is_refused() {
         "is it the output of `zfs send`",
     );
     let missing = recordings.lockstep(&["stream", "stat", "nothing"], b"");
-    assert!(
-        String::from_utf8_lossy(&missing.stderr).contains("\"nothing\""),
-        "{missing:?}"
-    );
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("\"nothing\""), "{missing:?}");
 }

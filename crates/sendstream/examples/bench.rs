@@ -56,18 +56,13 @@ fn generate(bytes: u64, block: u64) -> Result<()> {
         max_block_id: 0,
     };
     writer.record(&Header::Object(object), &[])?;
-    let tail = Free {
-        object: 1,
-        offset: bytes.next_multiple_of(block),
-        length: u64::MAX,
-    };
+    let tail = Free { object: 1, offset: bytes.next_multiple_of(block), length: u64::MAX };
     writer.record(&Header::Free(tail), &[])?;
     let mut state = 1u64;
     let mut payload = vec![0u8; block as usize];
     for word in payload.chunks_exact_mut(8) {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         word.copy_from_slice(&state.to_le_bytes());
     }
     for offset in (0..bytes).step_by(block as usize) {

@@ -53,11 +53,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                             8, 8, 8, 8, 8, 8, 8, 16, 8, 0, 0, 16, 0, 1, 2, 3, 4, 5, 6, 11, 7, 8, 9,
                             10,
                         ];
-                        put(
-                            "sa",
-                            &name,
-                            &[&tables[..], &[0; 4], record.payload].concat(),
-                        )?;
+                        put("sa", &name, &[&tables[..], &[0; 4], record.payload].concat())?;
                     }
                     writer.record(record.header, record.payload)?;
                 }
@@ -65,16 +61,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
         }
         let stream = writer.finish()?;
-        put(
-            "reader",
-            &format!("{which}-checked"),
-            &[&[1], &stream[..]].concat(),
-        )?;
-        put(
-            "reader",
-            &format!("{which}-unchecked"),
-            &[&[0], &stream[..]].concat(),
-        )?;
+        put("reader", &format!("{which}-checked"), &[&[1], &stream[..]].concat())?;
+        put("reader", &format!("{which}-unchecked"), &[&[0], &stream[..]].concat())?;
         put("fold", &format!("{which}-alone"), &stream)?;
         small.push(stream);
         if let Some((_, packed)) = reader.package() {

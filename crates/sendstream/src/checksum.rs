@@ -67,8 +67,7 @@ impl Fletcher4 {
         let grown = [
             a,
             b.wrapping_add(n.wrapping_mul(a)),
-            c.wrapping_add(n.wrapping_mul(b))
-                .wrapping_add(n2.wrapping_mul(a)),
+            c.wrapping_add(n.wrapping_mul(b)).wrapping_add(n2.wrapping_mul(a)),
             d.wrapping_add(n.wrapping_mul(c))
                 .wrapping_add(n2.wrapping_mul(b))
                 .wrapping_add(n3.wrapping_mul(a)),
@@ -88,11 +87,8 @@ fn lanes<const BIG: bool>(blocks: &[[u8; 4 * LANES]]) -> Lanes {
     for block in blocks {
         let (words, _) = block.as_chunks::<4>();
         for j in 0..LANES {
-            let word = if BIG {
-                u32::from_be_bytes(words[j])
-            } else {
-                u32::from_le_bytes(words[j])
-            };
+            let word =
+                if BIG { u32::from_be_bytes(words[j]) } else { u32::from_le_bytes(words[j]) };
             a[j] = a[j].wrapping_add(u64::from(word));
         }
         for j in 0..LANES {
@@ -131,11 +127,7 @@ fn join([a, b, c, d]: &Lanes) -> [u64; 4] {
         add(&mut sums[3], 64, d);
         subtract(&mut sums[3], 48 + 16 * lane, c);
         add(&mut sums[3], 2 * lane * lane + 4 * lane + 4, b);
-        subtract(
-            &mut sums[3],
-            lane * lane.saturating_sub(1) * lane.saturating_sub(2) / 6,
-            a,
-        );
+        subtract(&mut sums[3], lane * lane.saturating_sub(1) * lane.saturating_sub(2) / 6, a);
     }
     sums
 }
@@ -157,18 +149,13 @@ mod tests {
 
     #[test]
     fn equals_the_definition_at_every_length_and_split() {
-        let bytes: Vec<u8> = (0..4000u32)
-            .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
-            .collect();
+        let bytes: Vec<u8> =
+            (0..4000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         for order in [ByteOrder::Little, ByteOrder::Big] {
             for length in (0..200).chain([1023, 1024, 4000]) {
                 let mut fast = Fletcher4::new();
                 fast.update(&bytes[..length], order);
-                assert_eq!(
-                    fast,
-                    word_by_word(&bytes[..length], order),
-                    "length {length}"
-                );
+                assert_eq!(fast, word_by_word(&bytes[..length], order), "length {length}");
             }
             for split in (0..1000).step_by(4) {
                 let mut fast = Fletcher4::new();

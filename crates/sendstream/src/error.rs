@@ -131,11 +131,7 @@ pub enum ErrorKind {
 impl Error {
     /// An error with no place.
     pub fn new(kind: ErrorKind) -> Error {
-        Error {
-            file: None,
-            place: None,
-            kind: Box::new(kind),
-        }
+        Error { file: None, place: None, kind: Box::new(kind) }
     }
 
     /// An error of a caller's own.
@@ -145,10 +141,7 @@ impl Error {
 
     /// An object that makes no sense.
     pub fn object(object: u64, why: impl Into<String>) -> Error {
-        Error::new(ErrorKind::Object {
-            object,
-            why: why.into(),
-        })
+        Error::new(ErrorKind::Object { object, why: why.into() })
     }
 
     /// The same error, at a place; a place that is already there is kept.
@@ -217,23 +210,14 @@ impl fmt::Display for Error {
         }
         match &*self.kind {
             ErrorKind::Io(_) => write!(f, "cannot read or write the stream")?,
-            ErrorKind::Truncated {
-                wanted,
-                needed,
-                got,
-            } => write!(
-                f,
-                "the stream ends in {wanted}: {needed} bytes needed, {got} there"
-            )?,
+            ErrorKind::Truncated { wanted, needed, got } => {
+                write!(f, "the stream ends in {wanted}: {needed} bytes needed, {got} there")?
+            }
             ErrorKind::NotAStream { magic } => write!(
                 f,
                 "not a ZFS send stream: expected the magic number 0x2f5bacbac, found {magic:#x}"
             )?,
-            ErrorKind::Checksum {
-                what,
-                computed,
-                stored,
-            } => write!(
+            ErrorKind::Checksum { what, computed, stored } => write!(
                 f,
                 "the {what} checksum is wrong: the bytes give {:x}/{:x}/{:x}/{:x}, the stream says {:x}/{:x}/{:x}/{:x}",
                 computed[0],
@@ -251,27 +235,17 @@ impl fmt::Display for Error {
             ErrorKind::RefusedRecord(name) => {
                 write!(f, "the stream holds a {name} record, which is refused")?
             }
-            ErrorKind::Package {
-                streams: Some(streams),
-            } => write!(
-                f,
-                "this is a package of {streams} streams (zfs send -R, -I or -p)"
-            )?,
-            ErrorKind::Package { streams: None } => write!(
-                f,
-                "this is a package of several streams (zfs send -R or -I)"
-            )?,
+            ErrorKind::Package { streams: Some(streams) } => {
+                write!(f, "this is a package of {streams} streams (zfs send -R, -I or -p)")?
+            }
+            ErrorKind::Package { streams: None } => {
+                write!(f, "this is a package of several streams (zfs send -R or -I)")?
+            }
             ErrorKind::Trailing => write!(f, "there are bytes after the END record")?,
-            ErrorKind::Invalid {
-                what,
-                expected,
-                found,
-            } => write!(f, "{what} is \"{found}\" where {expected} was expected")?,
-            ErrorKind::Order {
-                what,
-                found,
-                expected,
-            } => write!(
+            ErrorKind::Invalid { what, expected, found } => {
+                write!(f, "{what} is \"{found}\" where {expected} was expected")?
+            }
+            ErrorKind::Order { what, found, expected } => write!(
                 f,
                 "{what} for object {} at offset {} comes too late: object {} at offset {} or later was expected",
                 found.0, found.1, expected.0, expected.1

@@ -117,13 +117,8 @@ mod tests {
 
     #[test]
     fn named_and_unknown_bits() {
-        let features = Features::LZ4
-            .union(Features(1 << 18))
-            .union(Features::LARGE_MICROZAP);
-        assert_eq!(
-            features.to_string(),
-            "lz4, unknown (bit 18), large-microzap"
-        );
+        let features = Features::LZ4.union(Features(1 << 18)).union(Features::LARGE_MICROZAP);
+        assert_eq!(features.to_string(), "lz4, unknown (bit 18), large-microzap");
         assert_eq!(Features::default().to_string(), "none");
         assert_eq!(features.without(Features::SUPPORTED), Features(1 << 18));
     }

@@ -31,10 +31,7 @@ impl ContentVisitor for HashVisitor {
     type Output = [u8; 32];
 
     fn begin(&mut self, _object: u64, size: Option<u64>) -> bool {
-        *self = HashVisitor {
-            size,
-            ..HashVisitor::default()
-        };
+        *self = HashVisitor { size, ..HashVisitor::default() };
         true
     }
 
@@ -68,15 +65,8 @@ pub const HEADING: &str =
 pub fn write_listing(tree: &Tree<[u8; 32]>, output: &mut impl Write) -> Result<()> {
     writeln!(output, "{HEADING}")?;
     if let Some(size) = tree.volume_size() {
-        let hash = tree
-            .node(tree.root())
-            .and_then(|node| node.content)
-            .map(|hash| hex(&hash));
-        writeln!(
-            output,
-            ".\tv\t-\t-\t-\t{size}\t-\t{}",
-            hash.as_deref().unwrap_or("-")
-        )?;
+        let hash = tree.node(tree.root()).and_then(|node| node.content).map(|hash| hex(&hash));
+        writeln!(output, ".\tv\t-\t-\t-\t{size}\t-\t{}", hash.as_deref().unwrap_or("-"))?;
         return Ok(());
     }
     tree.walk(|entry| write_line(&entry, output))
@@ -115,8 +105,5 @@ fn write_line(entry: &Entry<'_, [u8; 32]>, output: &mut impl Write) -> Result<()
 }
 
 fn hex(hash: &[u8; 32]) -> String {
-    hash[..16]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hash[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -39,20 +39,12 @@ pub enum Value {
 impl Value {
     /// The list, if it is one.
     pub fn as_list(&self) -> Option<&NvList> {
-        if let Value::List(list) = self {
-            Some(list)
-        } else {
-            None
-        }
+        if let Value::List(list) = self { Some(list) } else { None }
     }
 
     /// The unsigned number, if it is one.
     pub fn as_unsigned(&self) -> Option<u64> {
-        if let Value::Unsigned(number) = self {
-            Some(*number)
-        } else {
-            None
-        }
+        if let Value::Unsigned(number) = self { Some(*number) } else { None }
     }
 
     /// The bytes of a string or an array of bytes.
@@ -70,12 +62,7 @@ impl NvList {
         let (Some(&encoding), Some(&endian)) = (bytes.first(), bytes.get(1)) else {
             return Err(bad("it ends in its header"));
         };
-        let mut input = Input {
-            bytes,
-            at: 4,
-            order: ByteOrder::Big,
-            depth: 0,
-        };
+        let mut input = Input { bytes, at: 4, order: ByteOrder::Big, depth: 0 };
         match (encoding, endian) {
             (0, 0) => input.native(),
             (0, 1) => {
@@ -89,10 +76,7 @@ impl NvList {
 
     /// The value of a name.
     pub fn get(&self, name: &str) -> Option<&Value> {
-        self.pairs
-            .iter()
-            .find(|(found, _)| found == name.as_bytes())
-            .map(|(_, value)| value)
+        self.pairs.iter().find(|(found, _)| found == name.as_bytes()).map(|(_, value)| value)
     }
 
     /// All names and values.
@@ -148,30 +132,20 @@ mod kind {
 
 impl<'a> Input<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8]> {
-        let end = self
-            .at
-            .checked_add(count)
-            .ok_or_else(|| bad("a length overflows"))?;
-        let taken = self
-            .bytes
-            .get(self.at..end)
-            .ok_or_else(|| bad("it ends too early"))?;
+        let end = self.at.checked_add(count).ok_or_else(|| bad("a length overflows"))?;
+        let taken = self.bytes.get(self.at..end).ok_or_else(|| bad("it ends too early"))?;
         self.at = end;
         Ok(taken)
     }
 
     fn u32(&mut self) -> Result<u32> {
         let order = self.order;
-        order
-            .u32(self.take(4)?, 0)
-            .ok_or_else(|| bad("it ends too early"))
+        order.u32(self.take(4)?, 0).ok_or_else(|| bad("it ends too early"))
     }
 
     fn u64(&mut self) -> Result<u64> {
         let order = self.order;
-        order
-            .u64(self.take(8)?, 0)
-            .ok_or_else(|| bad("it ends too early"))
+        order.u64(self.take(8)?, 0).ok_or_else(|| bad("it ends too early"))
     }
 
     /// Room for `count` things of at least `width` bytes each, no more than the bytes that are left can hold.
@@ -208,9 +182,8 @@ impl<'a> Input<'a> {
             let name = self.xdr_string()?;
             let (kind, count) = (self.u32()?, self.u32()?);
             let value = self.xdr_value(kind, count)?;
-            let end = start
-                .checked_add(encoded as usize)
-                .ok_or_else(|| bad("a length overflows"))?;
+            let end =
+                start.checked_add(encoded as usize).ok_or_else(|| bad("a length overflows"))?;
             match value {
                 Some(value) => {
                     if self.at != end {
@@ -239,15 +212,7 @@ impl<'a> Input<'a> {
     fn xdr_numbers(&mut self, wide: bool) -> Result<Vec<u64>> {
         let count = self.u32()?;
         let count = self.check_count(count, if wide { 8 } else { 4 })?;
-        (0..count)
-            .map(|_| {
-                if wide {
-                    self.u64()
-                } else {
-                    self.u32().map(u64::from)
-                }
-            })
-            .collect()
+        (0..count).map(|_| if wide { self.u64() } else { self.u32().map(u64::from) }).collect()
     }
 
     fn xdr_value(&mut self, kind: u32, count: u32) -> Result<Option<Value>> {
@@ -280,20 +245,12 @@ impl<'a> Input<'a> {
             }
             STRING_ARRAY => {
                 let count = self.check_count(count, 4)?;
-                Value::Strings(
-                    (0..count)
-                        .map(|_| self.xdr_string())
-                        .collect::<Result<_>>()?,
-                )
+                Value::Strings((0..count).map(|_| self.xdr_string()).collect::<Result<_>>()?)
             }
             NVLIST => Value::List(self.deeper(Self::xdr)?),
             NVLIST_ARRAY => {
                 let count = self.check_count(count, 16)?;
-                Value::Lists(
-                    (0..count)
-                        .map(|_| self.deeper(Self::xdr))
-                        .collect::<Result<_>>()?,
-                )
+                Value::Lists((0..count).map(|_| self.deeper(Self::xdr)).collect::<Result<_>>()?)
             }
             _ => return Ok(None),
         }))
@@ -315,31 +272,17 @@ impl<'a> Input<'a> {
             if size == 0 {
                 return Ok(list);
             }
-            let end = start
-                .checked_add(size)
-                .ok_or_else(|| bad("a length overflows"))?;
-            let whole = self
-                .bytes
-                .get(start..end)
-                .ok_or_else(|| bad("it ends too early"))?;
+            let end = start.checked_add(size).ok_or_else(|| bad("a length overflows"))?;
+            let whole = self.bytes.get(start..end).ok_or_else(|| bad("it ends too early"))?;
             let order = self.order;
-            let header = || {
-                Some((
-                    order.u16(whole, 4)?,
-                    order.u32(whole, 8)?,
-                    order.u32(whole, 12)?,
-                ))
-            };
+            let header =
+                || Some((order.u16(whole, 4)?, order.u32(whole, 8)?, order.u32(whole, 12)?));
             let (name_size, count, kind) =
                 header().ok_or_else(|| bad("a pair is shorter than its header"))?;
             let name_end = 16 + usize::from(name_size);
-            let name = whole
-                .get(16..name_end)
-                .ok_or_else(|| bad("a name is longer than its pair"))?;
-            let name = name
-                .strip_suffix(&[0])
-                .ok_or_else(|| bad("a name has no end"))?
-                .to_vec();
+            let name =
+                whole.get(16..name_end).ok_or_else(|| bad("a name is longer than its pair"))?;
+            let name = name.strip_suffix(&[0]).ok_or_else(|| bad("a name has no end"))?.to_vec();
             let body = whole.get(name_end.next_multiple_of(8)..).unwrap_or(&[]);
             // Lists within this one follow their pair.
             self.at = end;
@@ -379,11 +322,9 @@ impl<'a> Input<'a> {
             INT32 => Value::Signed(i64::from(word()? as i32)),
             INT64 | HRTIME => Value::Signed(long()? as i64),
             BOOLEAN_VALUE => Value::Bool(word()? != 0),
-            STRING => Value::String(
-                until_zero(body)
-                    .ok_or_else(|| bad("a string has no end"))?
-                    .to_vec(),
-            ),
+            STRING => {
+                Value::String(until_zero(body).ok_or_else(|| bad("a string has no end"))?.to_vec())
+            }
             BYTE_ARRAY => Value::Bytes(body.get(..count as usize).ok_or_else(short)?.to_vec()),
             INT8_ARRAY | UINT8_ARRAY => Value::Numbers(array(1)?),
             INT16_ARRAY | UINT16_ARRAY => Value::Numbers(array(2)?),
@@ -408,9 +349,7 @@ impl<'a> Input<'a> {
                 // Each list takes at least its end mark.
                 let count = self.check_count(count, 4)?;
                 Value::Lists(
-                    (0..count)
-                        .map(|_| self.deeper(Self::native_pairs))
-                        .collect::<Result<_>>()?,
+                    (0..count).map(|_| self.deeper(Self::native_pairs)).collect::<Result<_>>()?,
                 )
             }
             _ => return Err(bad("unknown type")),
@@ -419,10 +358,7 @@ impl<'a> Input<'a> {
 }
 
 fn until_zero(bytes: &[u8]) -> Option<&[u8]> {
-    bytes
-        .iter()
-        .position(|byte| *byte == 0)
-        .map(|end| &bytes[..end])
+    bytes.iter().position(|byte| *byte == 0).map(|end| &bytes[..end])
 }
 
 #[cfg(test)]
@@ -453,14 +389,8 @@ mod tests {
     fn xdr() {
         let list = NvList::parse(&xdr_sample()).unwrap();
         assert_eq!(list.get("guid"), Some(&Value::Unsigned(7)));
-        assert_eq!(
-            list.get("user").and_then(Value::as_bytes),
-            Some(&b"abc"[..])
-        );
-        assert_eq!(
-            list.get("list").and_then(Value::as_list),
-            Some(&NvList::default())
-        );
+        assert_eq!(list.get("user").and_then(Value::as_bytes), Some(&b"abc"[..]));
+        assert_eq!(list.get("list").and_then(Value::as_list), Some(&NvList::default()));
         assert_eq!(list.pairs().count(), 3);
     }
 

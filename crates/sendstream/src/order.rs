@@ -94,10 +94,6 @@ fn ascending(what: &'static str, found: (u64, u64), expected: (u64, u64)) -> Res
     if found >= expected {
         Ok(())
     } else {
-        Err(Error::new(ErrorKind::Order {
-            what,
-            found,
-            expected,
-        }))
+        Err(Error::new(ErrorKind::Order { what, found, expected }))
     }
 }

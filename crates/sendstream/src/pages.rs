@@ -34,10 +34,7 @@ pub struct PageGeometry {
 impl Default for PageGeometry {
     /// 8 KiB pages, segments of 1 GiB: what nearly every cluster has.
     fn default() -> PageGeometry {
-        PageGeometry {
-            page_size: 8192,
-            pages_per_segment: 131_072,
-        }
+        PageGeometry { page_size: 8192, pages_per_segment: 131_072 }
     }
 }
 
@@ -157,15 +154,8 @@ impl<P: Clone, F: FnMut(u64) -> Option<Segment<P>>> PageChecker<P, F> {
             Header::WriteEmbedded(write) => (write.object, BlockHeader::Embedded(write)),
             _ => return Ok(()),
         };
-        let block = Block {
-            header,
-            payload: record.payload,
-        };
-        let piece = Piece {
-            offset: block.offset(),
-            length: block.length(),
-            block,
-        };
+        let block = Block { header, payload: record.payload };
+        let piece = Piece { offset: block.offset(), length: block.length(), block };
         Sink::piece(self, object, piece)
     }
 
@@ -177,11 +167,7 @@ impl<P: Clone, F: FnMut(u64) -> Option<Segment<P>>> PageChecker<P, F> {
 
     /// Sees content of an object, in ascending order.
     pub fn content(&mut self, object: u64, offset: u64, mut bytes: &[u8]) {
-        if self
-            .current
-            .as_ref()
-            .is_none_or(|(current, _)| *current != object)
-        {
+        if self.current.as_ref().is_none_or(|(current, _)| *current != object) {
             self.leave();
             self.current = Some((object, (self.lookup)(object)));
         }
@@ -248,10 +234,8 @@ impl<P: Clone, F: FnMut(u64) -> Option<Segment<P>>> PageChecker<P, F> {
             return;
         }
         let in_segment = (offset / u64::from(self.geometry.page_size)) as u32;
-        let block = segment
-            .number
-            .wrapping_mul(self.geometry.pages_per_segment)
-            .wrapping_add(in_segment);
+        let block =
+            segment.number.wrapping_mul(self.geometry.pages_per_segment).wrapping_add(in_segment);
         let stored = self.order.u16(page, CHECKSUM_AT).unwrap_or(0);
         let computed = page_checksum(page, block, self.order);
         if stored == computed {
@@ -384,9 +368,8 @@ mod tests {
     use super::*;
 
     fn page(block: u32) -> Vec<u8> {
-        let mut page: Vec<u8> = (0..8192u32)
-            .map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8)
-            .collect();
+        let mut page: Vec<u8> =
+            (0..8192u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
         let checksum = page_checksum(&page, block, ByteOrder::Little);
         page[8..10].copy_from_slice(&checksum.to_le_bytes());
         page
@@ -394,10 +377,7 @@ mod tests {
 
     fn checker() -> PageChecker<&'static str, impl FnMut(u64) -> Option<Segment<&'static str>>> {
         PageChecker::new(PageGeometry::default(), |object| {
-            (object < 10).then_some(Segment {
-                path: "base/1/2",
-                number: object as u32,
-            })
+            (object < 10).then_some(Segment { path: "base/1/2", number: object as u32 })
         })
     }
 
@@ -409,10 +389,7 @@ mod tests {
         checker.content(2, 0, &page(7));
         checker.content(99, 0, &page(7));
         let report = checker.finish();
-        assert_eq!(
-            (report.good, report.zero, report.bad, report.partial),
-            (3, 1, 1, 0)
-        );
+        assert_eq!((report.good, report.zero, report.bad, report.partial), (3, 1, 1, 0));
         assert_eq!(report.bad_pages[0].block, 262_144);
         assert_eq!(report.data_checksums(), DataChecksums::On);
     }
@@ -442,11 +419,7 @@ mod tests {
         assert_eq!(report.data_checksums(), DataChecksums::Off);
         assert_eq!(report.wrong(), 0);
         assert_eq!(
-            super::PageReport {
-                good: 1,
-                ..report.clone()
-            }
-            .wrong(),
+            super::PageReport { good: 1, ..report.clone() }.wrong(),
             1,
             "one page without among others with"
         );

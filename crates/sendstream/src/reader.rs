@@ -26,10 +26,7 @@ pub struct ReadOptions {
 
 impl Default for ReadOptions {
     fn default() -> ReadOptions {
-        ReadOptions {
-            verify: true,
-            max_begin_payload: 64 << 20,
-        }
+        ReadOptions { verify: true, max_begin_payload: 64 << 20 }
     }
 }
 
@@ -99,10 +96,7 @@ impl<R: Read> Reader<R> {
     /// Reads BEGIN.
     pub fn with_options(input: R, options: ReadOptions) -> Result<Reader<R>> {
         let mut input = Input::new(input);
-        let mut place = Place {
-            offset: 0,
-            index: 0,
-        };
+        let mut place = Place { offset: 0, index: 0 };
         let mut running = Fletcher4::new();
         let (mut begin, mut payload) = read_begin(&mut input, &options, &mut running, &mut place)?;
         let mut wrapper = None;
@@ -160,9 +154,7 @@ impl<R: Read> Reader<R> {
 
     /// The package around a single stream (`zfs send -p`): its BEGIN and the packed list of properties.
     pub fn package(&self) -> Option<(&Begin, &[u8])> {
-        self.wrapper
-            .as_ref()
-            .map(|(begin, payload)| (begin, &payload[..]))
+        self.wrapper.as_ref().map(|(begin, payload)| (begin, &payload[..]))
     }
 
     /// Whether any record so far carried a running checksum of its own; old senders write only END's.
@@ -218,8 +210,7 @@ impl<R: Read> Reader<R> {
                 self.current = Some(current);
                 self.next_index += 1;
                 if self.ended {
-                    self.check_nothing_follows()
-                        .map_err(|error| error.at(offset, index))?;
+                    self.check_nothing_follows().map_err(|error| error.at(offset, index))?;
                 }
                 Ok(true)
             }
@@ -242,8 +233,7 @@ impl<R: Read> Reader<R> {
         }
         self.check_against_begin(&parsed.header)?;
         let payload_len = parsed.payload_len as usize;
-        self.input
-            .fill(HEADER_LEN + payload_len, "a record's payload")?;
+        self.input.fill(HEADER_LEN + payload_len, "a record's payload")?;
         if self.options.verify {
             self.verify(&parsed, payload_len)?;
         }
@@ -270,8 +260,7 @@ impl<R: Read> Reader<R> {
         if parsed.checksum != [0; 4] {
             compare("record's", self.running.sums(), parsed.checksum)?;
         }
-        self.running
-            .update(&rest[..HEADER_LEN - CHECKSUM_AT + payload_len], self.order);
+        self.running.update(&rest[..HEADER_LEN - CHECKSUM_AT + payload_len], self.order);
         Ok(())
     }
 
@@ -337,11 +326,7 @@ impl<R: Read> Reader<R> {
                 _ => return Err(Error::new(ErrorKind::Package { streams: None })),
             }
         }
-        let length = if self.wrapper.is_some() {
-            2 * HEADER_LEN
-        } else {
-            HEADER_LEN
-        };
+        let length = if self.wrapper.is_some() { 2 * HEADER_LEN } else { HEADER_LEN };
         match self.input.has(length + 1)? {
             true => Err(Error::new(ErrorKind::Trailing)),
             false => Ok(()),
@@ -350,22 +335,14 @@ impl<R: Read> Reader<R> {
 }
 
 fn invalid(what: &'static str, expected: &'static str, found: u64) -> Error {
-    Error::new(ErrorKind::Invalid {
-        what,
-        expected,
-        found,
-    })
+    Error::new(ErrorKind::Invalid { what, expected, found })
 }
 
 fn compare(what: &'static str, computed: [u64; 4], stored: [u64; 4]) -> Result<()> {
     if computed == stored {
         Ok(())
     } else {
-        Err(Error::new(ErrorKind::Checksum {
-            what,
-            computed,
-            stored,
-        }))
+        Err(Error::new(ErrorKind::Checksum { what, computed, stored }))
     }
 }
 
@@ -423,16 +400,10 @@ fn read_wrapper_end<R: Read>(
     place: &mut Place,
 ) -> Result<()> {
     let at = |error: Error| error.at(place.offset, place.index);
-    input
-        .fill(HEADER_LEN, "the END of the package's header")
-        .map_err(at)?;
+    input.fill(HEADER_LEN, "the END of the package's header").map_err(at)?;
     let (parsed, _) = record::parse(input.header().map_err(at)?, Some(order)).map_err(at)?;
     let Header::End(end) = parsed.header else {
-        return Err(at(invalid(
-            "the record after the package's header",
-            "5 (END)",
-            u64::MAX,
-        )));
+        return Err(at(invalid("the record after the package's header", "5 (END)", u64::MAX)));
     };
     if options.verify {
         compare("package header's", running.sums(), end.checksum).map_err(at)?;
@@ -469,13 +440,7 @@ const BUFFER: usize = 512 << 10;
 
 impl<R> Input<R> {
     fn new(reader: R) -> Input<R> {
-        Input {
-            reader,
-            bytes: vec![0; BUFFER],
-            start: 0,
-            end: 0,
-            offset: 0,
-        }
+        Input { reader, bytes: vec![0; BUFFER], start: 0, end: 0, offset: 0 }
     }
 
     fn filled(&self) -> &[u8] {
@@ -484,11 +449,8 @@ impl<R> Input<R> {
 
     fn header(&self) -> Result<&[u8; HEADER_LEN]> {
         let got = self.filled().len() as u64;
-        let kind = ErrorKind::Truncated {
-            wanted: "a record's header",
-            needed: HEADER_LEN as u64,
-            got,
-        };
+        let kind =
+            ErrorKind::Truncated { wanted: "a record's header", needed: HEADER_LEN as u64, got };
         self.filled().first_chunk().ok_or_else(|| Error::new(kind))
     }
 
@@ -504,11 +466,7 @@ impl<R: Read> Input<R> {
             return Ok(());
         }
         let got = self.filled().len() as u64;
-        Err(Error::new(ErrorKind::Truncated {
-            wanted,
-            needed: needed as u64,
-            got,
-        }))
+        Err(Error::new(ErrorKind::Truncated { wanted, needed: needed as u64, got }))
     }
 
     /// Reads until `needed` bytes are there; false where the input ends before.

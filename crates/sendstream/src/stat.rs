@@ -47,12 +47,7 @@ impl KindCounts {
             Header::Spill(spill) => spill.length,
             _ => payload,
         };
-        for (count, _) in self
-            .counts
-            .iter_mut()
-            .zip(KINDS)
-            .filter(|(_, kind)| *kind == name)
-        {
+        for (count, _) in self.counts.iter_mut().zip(KINDS).filter(|(_, kind)| *kind == name) {
             count.records += 1;
             count.payload += payload;
             count.logical += logical;
@@ -61,18 +56,12 @@ impl KindCounts {
 
     /// Kinds that the stream has, in a fixed order.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, KindCount)> {
-        KINDS
-            .into_iter()
-            .zip(self.counts)
-            .filter(|(_, count)| count.records > 0)
+        KINDS.into_iter().zip(self.counts).filter(|(_, count)| count.records > 0)
     }
 
     /// The count of a kind.
     pub fn get(&self, kind: &str) -> KindCount {
-        self.iter()
-            .find(|(name, _)| *name == kind)
-            .map(|(_, count)| count)
-            .unwrap_or_default()
+        self.iter().find(|(name, _)| *name == kind).map(|(_, count)| count).unwrap_or_default()
     }
 }
 
@@ -116,10 +105,7 @@ pub fn collect<R: Read>(reader: Reader<R>) -> Result<Statistics> {
     let (reader, paths) = match has_names {
         true => {
             let mut delta = StreamDelta::new(reader)?;
-            let mut sink = Counting {
-                objects: &mut objects,
-                tree: TreeBuilder::new(NoContent),
-            };
+            let mut sink = Counting { objects: &mut objects, tree: TreeBuilder::new(NoContent) };
             fold(vec![&mut delta], &mut sink)?;
             let tree = sink.tree.finish()?;
             let mut paths = Vec::new();

@@ -7,10 +7,7 @@ use sendstream::listing::{hashing_builder, write_listing};
 use sendstream::{Reader, Result};
 
 fn deltas<'a>(streams: &[&'a [u8]]) -> Vec<StreamDelta<&'a [u8]>> {
-    streams
-        .iter()
-        .map(|bytes| StreamDelta::new(Reader::new(*bytes).unwrap()).unwrap())
-        .collect()
+    streams.iter().map(|bytes| StreamDelta::new(Reader::new(*bytes).unwrap()).unwrap()).collect()
 }
 
 fn listing(streams: &[&[u8]]) -> Result<String> {
@@ -34,10 +31,8 @@ fn assert_same(what: &str, found: &str, expected: &str) {
         return;
     }
     let lines = found.lines().zip(expected.lines());
-    let (found_line, expected_line) = lines
-        .clone()
-        .find(|(a, b)| a != b)
-        .unwrap_or(("(end)", "(end)"));
+    let (found_line, expected_line) =
+        lines.clone().find(|(a, b)| a != b).unwrap_or(("(end)", "(end)"));
     panic!(
         "{what}: {} lines instead of {}; first difference:\n found    {found_line}\n expected {expected_line}",
         found.lines().count(),
@@ -56,18 +51,10 @@ fn check(names: &[&str], dataset: &str, snapshot: &str) {
         expected,
     );
     let folded = folded(&streams);
-    assert_same(
-        &format!("folded {what}"),
-        &listing(&[&folded]).unwrap(),
-        expected,
-    );
+    assert_same(&format!("folded {what}"), &listing(&[&folded]).unwrap(), expected);
     let reader = Reader::new(&folded[..]).unwrap();
     assert!(reader.begin().is_full());
-    assert_eq!(
-        reader.begin().to_guid,
-        support::guid(dataset, snapshot),
-        "{what}"
-    );
+    assert_eq!(reader.begin().to_guid, support::guid(dataset, snapshot), "{what}");
 }
 
 fn check_chain(dataset: &str, flags: &str) {
@@ -107,20 +94,12 @@ fn fuse() {
 
 #[test]
 fn from_a_bookmark() {
-    check(
-        &["pg8k.plain.s0", "pg8k.plain.s0-s1", "pg8k.bookmark.b1-s4"],
-        "pg8k",
-        "s4",
-    );
+    check(&["pg8k.plain.s0", "pg8k.plain.s0-s1", "pg8k.bookmark.b1-s4"], "pg8k", "s4");
 }
 
 #[test]
 fn one_increment_over_four_snapshots() {
-    check(
-        &["std128k.plain.s0", "std128k.plain.s0-s4"],
-        "std128k",
-        "s4",
-    );
+    check(&["std128k.plain.s0", "std128k.plain.s0-s4"], "std128k", "s4");
 }
 
 #[test]
@@ -132,18 +111,9 @@ fn with_properties() {
 fn large_blocks_turned_on_and_off_in_the_chain() {
     check(&["big1m.plain.s0"], "big1m", "s0");
     check(&["big1m.plain.s0", "big1m.L.s0-s1"], "big1m", "s1");
+    check(&["big1m.L.s0", "big1m.L.s0-s1", "big1m.plain.s1-s2"], "big1m", "s2");
     check(
-        &["big1m.L.s0", "big1m.L.s0-s1", "big1m.plain.s1-s2"],
-        "big1m",
-        "s2",
-    );
-    check(
-        &[
-            "big1m.plain.s0",
-            "big1m.L.s0-s1",
-            "big1m.plain.s1-s2",
-            "big1m.L.s2-s3",
-        ],
+        &["big1m.plain.s0", "big1m.L.s0-s1", "big1m.plain.s1-s2", "big1m.L.s2-s3"],
         "big1m",
         "s3",
     );
@@ -159,17 +129,13 @@ fn increments_fold_into_one_increment() {
         ("fuse", "plain"),
     ] {
         let step = |from: u32| format!("{dataset}.{flags}.s{from}-s{}", from + 1);
-        let steps: Vec<&[u8]> = (0..4)
-            .map(|from| support::stream(Box::leak(step(from).into_boxed_str())))
-            .collect();
+        let steps: Vec<&[u8]> =
+            (0..4).map(|from| support::stream(Box::leak(step(from).into_boxed_str()))).collect();
         let base = support::stream(&format!("{dataset}.{flags}.s0"));
         for (first, last) in [(0, 4), (0, 2), (1, 4)] {
             let one = folded(&steps[first..last]);
             let reader = Reader::new(&one[..]).unwrap();
-            assert_eq!(
-                reader.begin().from_guid,
-                support::guid(dataset, &format!("s{first}"))
-            );
+            assert_eq!(reader.begin().from_guid, support::guid(dataset, &format!("s{first}")));
             let mut chain = vec![base];
             chain.extend(&steps[..first]);
             chain.push(&one);
@@ -190,24 +156,14 @@ fn volume() {
     let line = listing.lines().nth(1).unwrap();
     assert!(line.starts_with(".\tv\t-\t-\t-\t"), "{line}");
     let again = folded(&[support::stream("vol.plain.s0")]);
-    assert_same(
-        "folded volume",
-        &self::listing(&[&again]).unwrap(),
-        &listing,
-    );
+    assert_same("folded volume", &self::listing(&[&again]).unwrap(), &listing);
 }
 
 #[test]
 fn what_does_not_follow_is_refused() {
-    let (s0, s12) = (
-        support::stream("pg8k.plain.s0"),
-        support::stream("pg8k.plain.s1-s2"),
-    );
+    let (s0, s12) = (support::stream("pg8k.plain.s0"), support::stream("pg8k.plain.s1-s2"));
     let error = listing(&[s0, s12]).unwrap_err();
-    assert!(
-        error.to_string().contains("GUID 10210675955031054337"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("GUID 10210675955031054337"), "{error}");
     assert!(error.hint().unwrap().contains("full stream first"));
     let error = listing(&[s12]).unwrap_err();
     assert!(error.to_string().contains("full stream"), "{error}");
@@ -239,29 +195,16 @@ fn extended_attributes() {
         found
     };
     let inline = xattrs("std128k.plain.s0");
-    println!(
-        "{:?}",
-        inline
-            .iter()
-            .map(|(path, name, _)| (path, name))
-            .collect::<Vec<_>>()
-    );
+    println!("{:?}", inline.iter().map(|(path, name, _)| (path, name)).collect::<Vec<_>>());
     assert!(
         inline
             .iter()
             .any(|(_, _, value)| matches!(value, XattrValue::Inline(bytes) if bytes.len() > 1000))
     );
     let hidden = xattrs("pg8k.plain.s0");
-    assert!(
-        hidden
-            .iter()
-            .any(|(_, _, value)| matches!(value, XattrValue::Object(_)))
-    );
+    assert!(hidden.iter().any(|(_, _, value)| matches!(value, XattrValue::Object(_))));
     let names = |found: &[(String, String, XattrValue)]| -> Vec<(String, String)> {
-        found
-            .iter()
-            .map(|(path, name, _)| (path.clone(), name.clone()))
-            .collect()
+        found.iter().map(|(path, name, _)| (path.clone(), name.clone())).collect()
     };
     assert_eq!(names(&inline), names(&hidden));
 }

@@ -39,10 +39,8 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, limit: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((self.0 >> 33) as usize) % limit
     }
 }
@@ -56,12 +54,8 @@ fn boundaries(bytes: &[u8]) -> Vec<usize> {
     found
 }
 
-const SMALL: [&str; 4] = [
-    "fuse.plain.s3-s4",
-    "pg8k.plain.s0-s1",
-    "std128k.ce.s3-s4",
-    "enc.w.s3-s4",
-];
+const SMALL: [&str; 4] =
+    ["fuse.plain.s3-s4", "pg8k.plain.s0-s1", "std128k.ce.s3-s4", "enc.w.s3-s4"];
 
 #[test]
 fn cut_at_every_record_and_anywhere() {
@@ -96,10 +90,7 @@ fn cut_at_every_record_and_anywhere() {
 fn every_cut_of_a_small_stream() {
     let bytes = support::stream("fuse.plain.s3-s4");
     for cut in (0..bytes.len()).step_by(17) {
-        assert!(
-            read(&bytes[..cut], ReadOptions::default()).is_err(),
-            "cut at {cut}"
-        );
+        assert!(read(&bytes[..cut], ReadOptions::default()).is_err(), "cut at {cut}");
         if cut % 10 == 0 {
             look(&bytes[..cut]);
         }
@@ -126,10 +117,7 @@ fn bits_flipped_everywhere() {
             let outcome = read(&bytes, ReadOptions::default());
             // Old senders leave the END record itself without a checksum: what isn't used of it may be anything.
             let unused = name.starts_with("fuse") && place >= end;
-            assert!(
-                outcome.is_err() || unused,
-                "{name}: bit {bit} of byte {place} isn't noticed"
-            );
+            assert!(outcome.is_err() || unused, "{name}: bit {bit} of byte {place} isn't noticed");
             look(&bytes);
             bytes[place] ^= bit;
         }
@@ -152,37 +140,17 @@ fn refused_by_name() {
         read(&bytes, ReadOptions::default().without_checksums()).unwrap_err()
     };
     // The features' word begins at byte 16, shifted by two bits.
-    assert!(
-        patch("pg8k.plain.s0", 16, 0b101)
-            .to_string()
-            .contains("dedup")
-    );
-    assert!(
-        patch("pg8k.plain.s0", 18, 0b1000_0000)
-            .to_string()
-            .contains("redacted")
-    );
-    assert!(
-        patch("pg8k.plain.s0", 17, 1)
-            .to_string()
-            .contains("unknown (bit 6)")
-    );
+    assert!(patch("pg8k.plain.s0", 16, 0b101).to_string().contains("dedup"));
+    assert!(patch("pg8k.plain.s0", 18, 0b1000_0000).to_string().contains("redacted"));
+    assert!(patch("pg8k.plain.s0", 17, 1).to_string().contains("unknown (bit 6)"));
     let second = boundaries(support::stream("pg8k.plain.s0"))[0];
     let byref = patch("pg8k.plain.s0", second, 6);
     assert!(
         byref.to_string().contains("WRITE_BYREF") && byref.hint().unwrap().contains("redup"),
         "{byref}"
     );
-    assert!(
-        patch("pg8k.plain.s0", second, 10)
-            .to_string()
-            .contains("REDACT")
-    );
-    assert!(
-        patch("pg8k.plain.s0", second, 11)
-            .to_string()
-            .contains("record type")
-    );
+    assert!(patch("pg8k.plain.s0", second, 10).to_string().contains("REDACT"));
+    assert!(patch("pg8k.plain.s0", second, 11).to_string().contains("record type"));
     // A package that says it holds two snapshots.
     let error = patch("pg8k.plain.s0", 16, 2);
     assert!(
@@ -207,10 +175,7 @@ fn claims_take_no_memory() {
     bytes[place + 32..place + 40].copy_from_slice(&(16u64 << 20).to_le_bytes());
     bytes.truncate(place + 312 + 1000);
     let error = read(&bytes, ReadOptions::default().without_checksums()).unwrap_err();
-    assert!(
-        matches!(error.kind(), ErrorKind::Truncated { .. }),
-        "{error}"
-    );
+    assert!(matches!(error.kind(), ErrorKind::Truncated { .. }), "{error}");
 }
 
 /// Found by fuzzing: blocks that overlap by a few bytes gave pieces that no stream can hold.

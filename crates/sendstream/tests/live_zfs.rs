@@ -13,10 +13,7 @@ use sendstream::{ByteOrder, Reader};
 use support::live::{Pool, must};
 
 fn deltas<'a>(streams: &[&'a [u8]]) -> Vec<StreamDelta<&'a [u8]>> {
-    streams
-        .iter()
-        .map(|bytes| StreamDelta::new(Reader::new(*bytes).unwrap()).unwrap())
-        .collect()
+    streams.iter().map(|bytes| StreamDelta::new(Reader::new(*bytes).unwrap()).unwrap()).collect()
 }
 
 fn folded(streams: &[&[u8]]) -> Vec<u8> {
@@ -35,10 +32,7 @@ fn tree_listing(streams: &[&[u8]]) -> String {
 
 #[track_caller]
 fn assert_same(found: &str, expected: &str) {
-    let (found, expected) = (
-        support::whole_seconds(found),
-        support::whole_seconds(expected),
-    );
+    let (found, expected) = (support::whole_seconds(found), support::whole_seconds(expected));
     let difference = found.lines().zip(expected.lines()).find(|(a, b)| a != b);
     assert!(found == expected, "first difference: {difference:?}");
 }
@@ -55,21 +49,12 @@ fn recorded_chain_is_received_at_every_step() {
         let dataset = format!("upto{length}");
         pool.receive(&dataset, &folded(&streams[..length]));
         let restored = |snapshot: &str| pool.snapshot_listing(&format!("{dataset}@{snapshot}"));
-        assert_same(
-            &restored(&snapshot),
-            support::tree(&format!("fuse.{snapshot}")),
-        );
-        assert_eq!(
-            pool.guid(&format!("{dataset}@{snapshot}")),
-            support::guid("fuse", &snapshot)
-        );
+        assert_same(&restored(&snapshot), support::tree(&format!("fuse.{snapshot}")));
+        assert_eq!(pool.guid(&format!("{dataset}@{snapshot}")), support::guid("fuse", &snapshot));
         // The source's own increments apply on top.
         for (step, increment) in streams.iter().enumerate().skip(length) {
             pool.receive(&dataset, increment);
-            assert_same(
-                &restored(&format!("s{step}")),
-                support::tree(&format!("fuse.s{step}")),
-            );
+            assert_same(&restored(&format!("s{step}")), support::tree(&format!("fuse.s{step}")));
         }
     }
     // All steps as one increment, on the source's own full stream.
@@ -93,43 +78,13 @@ impl Server {
         let data = folder.join("data").to_str().unwrap().to_owned();
         let socket = pool.folder.join("socket").to_str().unwrap().to_owned();
         for folder in [&data, &socket] {
-            must(
-                "install",
-                &[
-                    "-d", "-o", "postgres", "-g", "postgres", "-m", "700", folder,
-                ],
-            );
+            must("install", &["-d", "-o", "postgres", "-g", "postgres", "-m", "700", folder]);
         }
         let server = Server { data, socket };
-        server.run(
-            "initdb",
-            &[
-                "-D",
-                &server.data,
-                "--data-checksums",
-                "--no-sync",
-                "-A",
-                "trust",
-            ],
-        );
-        let options = format!(
-            "-c listen_addresses= -k {} -c shared_buffers=16MB",
-            server.socket
-        );
+        server.run("initdb", &["-D", &server.data, "--data-checksums", "--no-sync", "-A", "trust"]);
+        let options = format!("-c listen_addresses= -k {} -c shared_buffers=16MB", server.socket);
         let log = format!("{}/log", server.socket);
-        server.run(
-            "pg_ctl",
-            &[
-                "-D",
-                &server.data,
-                "-w",
-                "-l",
-                &log,
-                "-o",
-                &options,
-                "start",
-            ],
-        );
+        server.run("pg_ctl", &["-D", &server.data, "-w", "-l", &log, "-o", &options, "start"]);
         server
     }
 
@@ -144,11 +99,7 @@ impl Server {
     }
 
     fn run(&self, program: &str, arguments: &[&str]) {
-        let status = self
-            .command(program, arguments)
-            .stderr(Stdio::null())
-            .status()
-            .unwrap();
+        let status = self.command(program, arguments).stderr(Stdio::null()).status().unwrap();
         assert!(status.success(), "{program} {arguments:?}: {status}");
     }
 
@@ -159,12 +110,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self
-            .command(
-                "pg_ctl",
-                &["-D", &self.data, "-m", "immediate", "-w", "stop"],
-            )
-            .status();
+        let _ =
+            self.command("pg_ctl", &["-D", &self.data, "-m", "immediate", "-w", "stop"]).status();
     }
 }
 
@@ -193,25 +140,9 @@ fn relation_files(tree: &Tree<()>) -> std::collections::HashMap<u64, Segment<Str
 fn a_cluster_under_load_in_twenty_increments() {
     let pool = Pool::new("load");
     let server = Server::start(&pool);
-    server.run(
-        "pgbench",
-        &["-h", &server.socket, "-i", "-q", "-s", "3", "postgres"],
-    );
-    let load = [
-        "-h",
-        &server.socket,
-        "-n",
-        "-c",
-        "4",
-        "-T",
-        "600",
-        "postgres",
-    ];
-    let mut pgbench = server
-        .command("pgbench", &load)
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    server.run("pgbench", &["-h", &server.socket, "-i", "-q", "-s", "3", "postgres"]);
+    let load = ["-h", &server.socket, "-n", "-c", "4", "-T", "600", "postgres"];
+    let mut pgbench = server.command("pgbench", &load).stderr(Stdio::null()).spawn().unwrap();
     let mut streams: Vec<Vec<u8>> = Vec::new();
     for step in 0..=21 {
         let name = pool.dataset(&format!("pg@s{step}"));
@@ -244,19 +175,13 @@ fn a_cluster_under_load_in_twenty_increments() {
         let stream = folded(&streams[..=last]);
         let target = format!("restored{last}");
         pool.receive(&target, &stream);
-        assert_same(
-            &pool.snapshot_listing(&format!("{target}@s{last}")),
-            &expected,
-        );
+        assert_same(&pool.snapshot_listing(&format!("{target}@s{last}")), &expected);
         let snapshot = |dataset: &str| pool.guid(&format!("{dataset}@s{last}"));
         assert_eq!(snapshot(&target), snapshot("pg"));
         // The next increment of the source applies on top.
         pool.receive(&target, streams[last + 1]);
         let next = pool.snapshot_listing(&format!("pg@s{}", last + 1));
-        assert_same(
-            &pool.snapshot_listing(&format!("{target}@s{}", last + 1)),
-            &next,
-        );
+        assert_same(&pool.snapshot_listing(&format!("{target}@s{}", last + 1)), &next);
     }
     check_pages(&streams);
 }
@@ -266,20 +191,12 @@ fn check_pages(streams: &[&[u8]]) {
     let mut builder = TreeBuilder::new(NoContent);
     fold(deltas(streams), &mut builder).unwrap();
     let files = relation_files(&builder.finish().unwrap());
-    let check = || {
-        PageChecker::new(PageGeometry::default(), |object| {
-            files.get(&object).cloned()
-        })
-    };
+    let check = || PageChecker::new(PageGeometry::default(), |object| files.get(&object).cloned());
     let mut checker = check();
     fold(deltas(streams), &mut checker).unwrap();
     let report = checker.finish();
     assert!(report.good > 3000, "{report:?}");
-    assert_eq!(
-        (report.bad, report.without_checksum, report.partial),
-        (0, 0, 0),
-        "{report:?}"
-    );
+    assert_eq!((report.bad, report.without_checksum, report.partial), (0, 0, 0), "{report:?}");
     assert_eq!(report.data_checksums(), DataChecksums::On);
 
     // The same record by record, as a backup sees an increment, with one page damaged.

@@ -15,9 +15,7 @@ fn begin(order: ByteOrder, from_guid: u64, to_guid: u64) -> Begin {
     Begin {
         order,
         header_type: 1,
-        features: Features::SA_SPILL
-            .union(Features::LARGE_BLOCKS)
-            .union(Features::LARGE_DNODE),
+        features: Features::SA_SPILL.union(Features::LARGE_BLOCKS).union(Features::LARGE_DNODE),
         creation_time: 1_700_000_000,
         objset: ObjsetType::FileSystem,
         flags: Begin::FLAG_SPILL_BLOCK,
@@ -82,20 +80,12 @@ fn op() -> impl Strategy<Value = Op> {
 
 /// Files there are few of are hit often: an operation on a number that isn't there takes the next that is.
 fn nearest(state: &State, object: u64) -> Option<u64> {
-    state
-        .range(object..)
-        .next()
-        .or_else(|| state.iter().next())
-        .map(|(object, _)| *object)
+    state.range(object..).next().or_else(|| state.iter().next()).map(|(object, _)| *object)
 }
 
 fn apply(state: &mut State, op: &Op, step: u64) {
     match *op {
-        Op::Create {
-            object,
-            size,
-            slots,
-        } => {
+        Op::Create { object, size, slots } => {
             let slots_free = (object..object + u64::from(slots)).all(|slot| {
                 let below = state.range(..=slot).next_back();
                 slot == object || below.is_none_or(|(at, _)| *at <= object)
@@ -121,11 +111,7 @@ fn apply(state: &mut State, op: &Op, step: u64) {
                 state.remove(&object);
             }
         }
-        Op::WriteBlock {
-            object,
-            block,
-            value,
-        } => {
+        Op::WriteBlock { object, block, value } => {
             let Some(object) = nearest(state, object) else {
                 return;
             };
@@ -175,11 +161,7 @@ fn header(object: u64, file: &File) -> (Object, Vec<u8>) {
         checksum_type: 0,
         compress: 0,
         dn_slots: file.slots,
-        flags: if file.spill.is_some() {
-            Object::FLAG_SPILL
-        } else {
-            0
-        },
+        flags: if file.spill.is_some() { Object::FLAG_SPILL } else { 0 },
         raw_bonus_len: 0,
         indirect_block_shift: 0,
         levels: 0,
@@ -192,14 +174,10 @@ fn header(object: u64, file: &File) -> (Object, Vec<u8>) {
 fn send(old: &State, new: &State, begin: &Begin, grouped: bool) -> Vec<u8> {
     let mut writer = Writer::new(Vec::new(), begin, &[]).unwrap();
     let slot_range = |state: &State, object: u64| {
-        state
-            .get(&object)
-            .map(|file| object..object + u64::from(file.slots))
+        state.get(&object).map(|file| object..object + u64::from(file.slots))
     };
     let in_new = |slot: u64| {
-        new.range(..=slot)
-            .next_back()
-            .is_some_and(|(at, file)| slot < at + u64::from(file.slots))
+        new.range(..=slot).next_back().is_some_and(|(at, file)| slot < at + u64::from(file.slots))
     };
     for dnode_block in 0..4u64 {
         let mut content: Vec<u64> = Vec::new();
@@ -209,27 +187,15 @@ fn send(old: &State, new: &State, begin: &Begin, grouped: bool) -> Vec<u8> {
                     let (header, bonus) = header(object, after);
                     writer.record(&Header::Object(header), &bonus).unwrap();
                     let per_block = u64::from(after.block_size / 512);
-                    let last = after
-                        .chunks
-                        .keys()
-                        .next_back()
-                        .map_or(0, |chunk| chunk / per_block);
+                    let last = after.chunks.keys().next_back().map_or(0, |chunk| chunk / per_block);
                     let offset = (last + 1) * u64::from(after.block_size);
                     writer
-                        .record(
-                            &Header::Free(Free {
-                                object,
-                                offset,
-                                length: u64::MAX,
-                            }),
-                            &[],
-                        )
+                        .record(&Header::Free(Free { object, offset, length: u64::MAX }), &[])
                         .unwrap();
                     let same = before.filter(|before| before.generation == after.generation);
-                    if let (Some(value), true) = (
-                        after.spill,
-                        same.is_some_and(|before| before.spill == after.spill),
-                    ) {
+                    if let (Some(value), true) =
+                        (after.spill, same.is_some_and(|before| before.spill == after.spill))
+                    {
                         send_spill(&mut writer, object, value, Spill::FLAG_UNMODIFIED);
                     }
                     content.push(object);
@@ -245,13 +211,7 @@ fn send(old: &State, new: &State, begin: &Begin, grouped: bool) -> Vec<u8> {
                         .last()
                         .unwrap_or(1);
                     writer
-                        .record(
-                            &Header::FreeObjects(FreeObjects {
-                                first: object,
-                                count,
-                            }),
-                            &[],
-                        )
+                        .record(&Header::FreeObjects(FreeObjects { first: object, count }), &[])
                         .unwrap();
                 }
                 _ => {}
@@ -259,9 +219,7 @@ fn send(old: &State, new: &State, begin: &Begin, grouped: bool) -> Vec<u8> {
         }
         for object in content {
             let after = &new[&object];
-            let same = old
-                .get(&object)
-                .filter(|before| before.generation == after.generation);
+            let same = old.get(&object).filter(|before| before.generation == after.generation);
             send_content(&mut writer, object, same, after);
         }
     }
@@ -284,36 +242,25 @@ fn send_spill(writer: &mut Writer<Vec<u8>>, object: u64, value: u8, flags: u8) {
 fn send_content(writer: &mut Writer<Vec<u8>>, object: u64, same: Option<&File>, after: &File) {
     let size = u64::from(after.block_size);
     let per_block = size / 512;
-    let last = after
-        .chunks
-        .keys()
-        .next_back()
-        .map_or(0, |chunk| chunk / per_block);
+    let last = after.chunks.keys().next_back().map_or(0, |chunk| chunk / per_block);
     for block in 0..=last {
         let value = |file: &File| file.chunks.get(&(block * per_block)).copied();
         let (before, now) = (same.map(value), value(after));
         match now {
             Some(value) if before != Some(now) => {
                 let write = write(object, block * size, size);
-                writer
-                    .record(&Header::Write(write), &vec![value; size as usize])
-                    .unwrap();
+                writer.record(&Header::Write(write), &vec![value; size as usize]).unwrap();
             }
             // Holes of a number that was used before are sent even where they were always holes.
             None if before != Some(None) => {
-                let free = Free {
-                    object,
-                    offset: block * size,
-                    length: size,
-                };
+                let free = Free { object, offset: block * size, length: size };
                 writer.record(&Header::Free(free), &[]).unwrap();
             }
             _ => {}
         }
     }
-    if let Some(value) = after
-        .spill
-        .filter(|_| same.is_none_or(|before| before.spill != after.spill))
+    if let Some(value) =
+        after.spill.filter(|_| same.is_none_or(|before| before.spill != after.spill))
     {
         send_spill(writer, object, value, 0);
     }
@@ -362,8 +309,7 @@ fn receive(state: &mut State, stream: &[u8]) {
                 let file = state.get_mut(&write.object).unwrap();
                 for (index, chunk) in record.payload.chunks(512).enumerate() {
                     assert!(chunk.iter().all(|byte| *byte == chunk[0]));
-                    file.chunks
-                        .insert(write.offset / 512 + index as u64, chunk[0]);
+                    file.chunks.insert(write.offset / 512 + index as u64, chunk[0]);
                 }
             }
             Header::Spill(spill) if spill.flags & Spill::FLAG_UNMODIFIED == 0 => {
@@ -386,10 +332,7 @@ fn folded(streams: &[Vec<u8>]) -> Vec<u8> {
 
 /// Few enough for a debug build on a busy machine; PROPTEST_CASES has its way.
 fn cases() -> u32 {
-    std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|cases| cases.parse().ok())
-        .unwrap_or(80)
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(80)
 }
 
 proptest! {

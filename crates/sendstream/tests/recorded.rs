@@ -15,9 +15,8 @@ fn every_stream_parses_and_is_written_back_byte_for_byte() {
         if name.starts_with("fuse.") {
             writer = writer.without_record_checksums();
         }
-        while let Some(record) = reader
-            .next_record()
-            .unwrap_or_else(|error| panic!("{name}: {error}"))
+        while let Some(record) =
+            reader.next_record().unwrap_or_else(|error| panic!("{name}: {error}"))
         {
             if !matches!(record.header, Header::End(_)) {
                 writer.record(record.header, record.payload).unwrap();
@@ -26,32 +25,21 @@ fn every_stream_parses_and_is_written_back_byte_for_byte() {
         let written = writer.finish().unwrap();
         match reader.package() {
             // The package's header comes before, its END after.
-            Some(_) => assert!(
-                bytes.windows(written.len()).any(|window| window == written),
-                "{name}"
-            ),
+            Some(_) => {
+                assert!(bytes.windows(written.len()).any(|window| window == written), "{name}")
+            }
             None => assert!(bytes == written, "{name}"),
         }
-        assert_eq!(
-            reader.has_record_checksums(),
-            !name.starts_with("fuse."),
-            "{name}"
-        );
+        assert_eq!(reader.has_record_checksums(), !name.starts_with("fuse."), "{name}");
         seen += 1;
     }
-    assert_eq!(
-        seen, 36,
-        "a recorded stream is missing, or a new one isn't listed here"
-    );
+    assert_eq!(seen, 36, "a recorded stream is missing, or a new one isn't listed here");
 }
 
 /// Encrypted streams go through as they came, header by header, without being looked into.
 #[test]
 fn raw_streams_pass_through_byte_for_byte() {
-    for name in support::streams()
-        .into_iter()
-        .filter(|name| name.starts_with("enc.w"))
-    {
+    for name in support::streams().into_iter().filter(|name| name.starts_with("enc.w")) {
         let bytes = support::stream(name);
         let mut reader = Reader::new(bytes).unwrap();
         assert!(reader.begin().is_raw() && !reader.begin_payload().is_empty());

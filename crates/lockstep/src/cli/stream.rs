@@ -105,24 +105,14 @@ fn print_text(statistics: &Statistics, output: &mut impl Write) -> io::Result<()
     writeln!(output, "bytes\t{}", statistics.bytes)?;
     writeln!(output, "\nrecord\tcount\tpayload\tlogical")?;
     for (kind, count) in statistics.kinds.iter() {
-        writeln!(
-            output,
-            "{kind}\t{}\t{}\t{}",
-            count.records, count.payload, count.logical
-        )?;
+        writeln!(output, "{kind}\t{}\t{}\t{}", count.records, count.payload, count.logical)?;
     }
     match &statistics.paths {
         Some(paths) => {
             writeln!(output, "\npath\tblocks\tbytes")?;
             for (path, object) in paths {
                 let count = statistics.objects.get(object).copied().unwrap_or_default();
-                writeln!(
-                    output,
-                    "{}\t{}\t{}",
-                    escaped(path),
-                    count.blocks,
-                    count.bytes
-                )?;
+                writeln!(output, "{}\t{}\t{}", escaped(path), count.blocks, count.bytes)?;
             }
         }
         None => {

@@ -3,19 +3,14 @@
 /// LZ4 (`module/zfs/lz4_zfs.c`): the compressed length as a big-endian word, then a block without a frame.
 #[cfg(feature = "lz4")]
 pub(super) fn lz4(input: &[u8], output: &mut [u8]) -> Result<(), String> {
-    let (length, rest) = input
-        .split_first_chunk::<4>()
-        .ok_or("it is shorter than its header")?;
+    let (length, rest) = input.split_first_chunk::<4>().ok_or("it is shorter than its header")?;
     let length = u32::from_be_bytes(*length) as usize;
-    let compressed = rest
-        .get(..length)
-        .ok_or("its length is more than there is")?;
+    let compressed = rest.get(..length).ok_or("its length is more than there is")?;
     match lz4_flex::block::decompress_into(compressed, output) {
         Ok(written) if written == output.len() => Ok(()),
-        Ok(written) => Err(format!(
-            "it holds {written} bytes where {} were expected",
-            output.len()
-        )),
+        Ok(written) => {
+            Err(format!("it holds {written} bytes where {} were expected", output.len()))
+        }
         Err(error) => Err(error.to_string()),
     }
 }
@@ -34,9 +29,9 @@ pub(super) fn gzip(input: &[u8], output: &mut [u8]) -> Result<(), String> {
         miniz_oxide::inflate::core::decompress(&mut state, input, output, 0, flags);
     match status {
         TINFLStatus::Done if written == expected => Ok(()),
-        TINFLStatus::Done => Err(format!(
-            "it holds {written} bytes where {expected} were expected"
-        )),
+        TINFLStatus::Done => {
+            Err(format!("it holds {written} bytes where {expected} were expected"))
+        }
         other => Err(format!("{other:?}")),
     }
 }
@@ -54,9 +49,8 @@ pub(super) struct Zstd {
 impl Zstd {
     pub(super) fn decompress(&mut self, input: &[u8], output: &mut [u8]) -> Result<(), String> {
         const MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
-        let (length, rest) = input
-            .split_first_chunk::<4>()
-            .ok_or("it is shorter than its header")?;
+        let (length, rest) =
+            input.split_first_chunk::<4>().ok_or("it is shorter than its header")?;
         let length = u32::from_be_bytes(*length) as usize;
         let compressed = rest
             .get(4..)
@@ -73,10 +67,9 @@ impl Zstd {
         };
         match decoder.decompress_to_buffer(&self.frame, output) {
             Ok(written) if written == output.len() => Ok(()),
-            Ok(written) => Err(format!(
-                "it holds {written} bytes where {} were expected",
-                output.len()
-            )),
+            Ok(written) => {
+                Err(format!("it holds {written} bytes where {} were expected", output.len()))
+            }
             Err(error) => Err(error.to_string()),
         }
     }

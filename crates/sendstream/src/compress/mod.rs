@@ -88,9 +88,7 @@ impl Decompressor {
         padded: usize,
     ) -> Result<&[u8]> {
         let Some(algorithm) = Compression::from_raw(raw) else {
-            return Err(Error::new(ErrorKind::NoDecompressor {
-                algorithm: "unknown",
-            }));
+            return Err(Error::new(ErrorKind::NoDecompressor { algorithm: "unknown" }));
         };
         if length as u64 > crate::record::MAX_BLOCK {
             let limit = crate::record::MAX_BLOCK;
@@ -124,9 +122,7 @@ impl Decompressor {
                 reason = "all of them, or none, by the features of the build"
             )]
             other => {
-                return Err(Error::new(ErrorKind::NoDecompressor {
-                    algorithm: other.name(),
-                }));
+                return Err(Error::new(ErrorKind::NoDecompressor { algorithm: other.name() }));
             }
         };
         match outcome {
@@ -134,10 +130,7 @@ impl Decompressor {
                 self.output.resize(padded.max(length), 0);
                 Ok(&self.output)
             }
-            Err(why) => Err(Error::new(ErrorKind::Decompress {
-                algorithm: algorithm.name(),
-                why,
-            })),
+            Err(why) => Err(Error::new(ErrorKind::Decompress { algorithm: algorithm.name(), why })),
         }
     }
 }

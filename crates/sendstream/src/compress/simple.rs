@@ -88,10 +88,7 @@ mod tests {
         // 'a', 'b', then copy 10 bytes from 2 back.
         lzjb(&[0b100, b'a', b'b', 7 << 2, 2], &mut output).unwrap();
         assert_eq!(&output, b"abababababab");
-        assert!(
-            lzjb(&[1, 0, 5], &mut [0; 8]).is_err(),
-            "copies from before the start"
-        );
+        assert!(lzjb(&[1, 0, 5], &mut [0; 8]).is_err(), "copies from before the start");
         assert!(lzjb(&[1, 0, 0], &mut [0; 8]).is_err(), "copies from itself");
         for length in 0..5 {
             assert!(lzjb(&[0b100, b'a', b'b', 7 << 2, 2][..length], &mut [0; 12]).is_err());

@@ -27,11 +27,7 @@ pub fn fold<D: Delta>(mut deltas: Vec<D>, sink: &mut impl Sink) -> Result<()> {
         for layer in &mut layers {
             layer.catch_up(next)?;
         }
-        let Some(object) = layers
-            .iter()
-            .filter_map(|layer| layer.next_object(next))
-            .min()
-        else {
+        let Some(object) = layers.iter().filter_map(|layer| layer.next_object(next)).min() else {
             break;
         };
         if !layers.iter().any(|layer| layer.has_object(object)) {
@@ -69,9 +65,7 @@ fn folded_begin<D: Delta>(deltas: &[D]) -> Result<Begin> {
             )));
         }
         if newer.order != older.order || newer.objset != older.objset {
-            return Err(chain(
-                "the streams are of different kinds or byte orders".to_string(),
-            ));
+            return Err(chain("the streams are of different kinds or byte orders".to_string()));
         }
     }
     let mut begin = last.begin().clone();
@@ -129,10 +123,7 @@ struct Layer<D> {
 
 impl<D: Delta> Layer<D> {
     fn new(delta: D) -> Layer<D> {
-        Layer {
-            delta,
-            claimed: 0..0,
-        }
+        Layer { delta, claimed: 0..0 }
     }
 
     /// Passes over all that is before `next`.
@@ -200,12 +191,8 @@ struct Merged {
 }
 
 fn merge_headers<D: Delta>(layers: &[Layer<D>], object: u64, order: ByteOrder) -> Merged {
-    let mut merged = Merged {
-        layers: Vec::new(),
-        header: None,
-        emptied: false,
-        spill_layers: Vec::new(),
-    };
+    let mut merged =
+        Merged { layers: Vec::new(), header: None, emptied: false, spill_layers: Vec::new() };
     // The header of the oldest layer so far.
     let mut nearest: Option<(&Object, &[u8])> = None;
     let mut block_size = u32::MAX;
@@ -241,9 +228,7 @@ fn merge_headers<D: Delta>(layers: &[Layer<D>], object: u64, order: ByteOrder) -
                 }
             }
             nearest = Some(older);
-            merged
-                .header
-                .get_or_insert_with(|| (header.clone(), change.bonus.clone()));
+            merged.header.get_or_insert_with(|| (header.clone(), change.bonus.clone()));
         }
         merged.layers.push(index);
         if spill_kept || layer.delta.begin().has_spill_flags() {
@@ -295,10 +280,7 @@ fn merge_object<D: Delta>(
             layers[index].delta.next_extent()?;
         }
     }
-    let flagged = merged
-        .header
-        .as_ref()
-        .is_some_and(|(header, _)| header.has_spill());
+    let flagged = merged.header.as_ref().is_some_and(|(header, _)| header.has_spill());
     let spill_layers = match newest_flags {
         Some(true) if flagged => &merged.layers[..],
         Some(true) => &[],
@@ -306,10 +288,7 @@ fn merge_object<D: Delta>(
     };
     let spilled = merge_spill(layers, spill_layers, begin.is_full(), sink)?;
     if flagged && !spilled && begin.is_full() {
-        return Err(Error::object(
-            object,
-            "its spill block is in none of the streams",
-        ));
+        return Err(Error::object(object, "its spill block is in none of the streams"));
     }
     sink.object_end(object)
 }
@@ -323,9 +302,7 @@ fn merge_spill<D: Delta>(
 ) -> Result<bool> {
     let mut found = among.iter().filter_map(|&index| {
         let layer = &layers[index].delta;
-        layer
-            .spill()
-            .map(|spill| (spill, layer.begin().has_spill_flags()))
+        layer.spill().map(|spill| (spill, layer.begin().has_spill_flags()))
     });
     let Some((newest, has_flags)) = found.next() else {
         return Ok(false);
@@ -335,14 +312,8 @@ fn merge_spill<D: Delta>(
     if !is_full && has_flags && unmodified(&newest) && found.all(|(older, _)| unmodified(&older)) {
         flags |= Spill::FLAG_UNMODIFIED;
     }
-    let header = Spill {
-        flags,
-        ..*newest.header
-    };
-    sink.spill(SpillBlock {
-        header: &header,
-        payload: newest.payload,
-    })?;
+    let header = Spill { flags, ..*newest.header };
+    sink.spill(SpillBlock { header: &header, payload: newest.payload })?;
     Ok(true)
 }
 
@@ -388,21 +359,13 @@ fn merge_content<D: Delta>(
             None => limit,
             Some((index, true, end)) => {
                 let block = layers[index].delta.block()?;
-                let piece = super::Piece {
-                    offset: position,
-                    length: end - position,
-                    block,
-                };
+                let piece = super::Piece { offset: position, length: end - position, block };
                 sink.piece(object, piece)?;
                 end
             }
             Some((_, false, end)) => {
                 if !is_full {
-                    let length = if end == u64::MAX {
-                        u64::MAX
-                    } else {
-                        end - position
-                    };
+                    let length = if end == u64::MAX { u64::MAX } else { end - position };
                     sink.hole(object, position, length)?;
                 }
                 end

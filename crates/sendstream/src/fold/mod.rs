@@ -124,10 +124,8 @@ impl<'a> Block<'a> {
                 write.logical_size as usize,
             ),
             BlockHeader::Embedded(write) => {
-                let packed = self
-                    .payload
-                    .get(..write.physical_size as usize)
-                    .unwrap_or(self.payload);
+                let packed =
+                    self.payload.get(..write.physical_size as usize).unwrap_or(self.payload);
                 decompressor.decompress_padded(
                     write.compression,
                     packed,

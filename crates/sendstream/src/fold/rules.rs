@@ -46,10 +46,7 @@ pub(super) fn heritage(
         return Heritage::Kept;
     }
     let limit = OLD_MAX_BLOCK as u32;
-    let (small, large) = (
-        old.block_size.min(new.block_size),
-        old.block_size.max(new.block_size),
-    );
+    let (small, large) = (old.block_size.min(new.block_size), old.block_size.max(new.block_size));
     if old.kind == object_type::PLAIN_FILE
         && generations.is_some()
         && small == limit
@@ -114,60 +111,24 @@ mod tests {
     }
 
     fn decide(old: (Object, u64), new: (Object, u64)) -> Heritage {
-        heritage(
-            (&old.0, &bonus(old.1)),
-            (&new.0, &bonus(new.1)),
-            ByteOrder::Little,
-        )
+        heritage((&old.0, &bonus(old.1)), (&new.0, &bonus(new.1)), ByteOrder::Little)
     }
 
     #[test]
     fn what_makes_it_another_object() {
         let small = || file(8192);
         assert_eq!(decide((small(), 1), (small(), 1)), Heritage::Kept);
+        assert_eq!(decide((small(), 1), (small(), 2)), Heritage::Dropped, "generation");
+        assert_eq!(decide((small(), 1), (file(512), 1)), Heritage::Dropped, "block size");
         assert_eq!(
-            decide((small(), 1), (small(), 2)),
-            Heritage::Dropped,
-            "generation"
-        );
-        assert_eq!(
-            decide((small(), 1), (file(512), 1)),
-            Heritage::Dropped,
-            "block size"
-        );
-        assert_eq!(
-            decide(
-                (small(), 1),
-                (
-                    Object {
-                        dn_slots: 2,
-                        ..small()
-                    },
-                    1
-                )
-            ),
+            decide((small(), 1), (Object { dn_slots: 2, ..small() }, 1)),
             Heritage::Dropped,
             "slots"
         );
-        let directory = Object {
-            kind: object_type::DIRECTORY,
-            ..small()
-        };
-        assert_eq!(
-            decide((small(), 1), (directory, 1)),
-            Heritage::Dropped,
-            "type"
-        );
-        let no_bonus = Object {
-            bonus_len: 0,
-            bonus_type: 0,
-            ..small()
-        };
-        assert_eq!(
-            decide((no_bonus, 1), (small(), 1)),
-            Heritage::Dropped,
-            "fewer block pointers"
-        );
+        let directory = Object { kind: object_type::DIRECTORY, ..small() };
+        assert_eq!(decide((small(), 1), (directory, 1)), Heritage::Dropped, "type");
+        let no_bonus = Object { bonus_len: 0, bonus_type: 0, ..small() };
+        assert_eq!(decide((no_bonus, 1), (small(), 1)), Heritage::Dropped, "fewer block pointers");
     }
 
     #[test]

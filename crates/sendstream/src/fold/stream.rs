@@ -98,10 +98,7 @@ impl<R: Read> StreamDelta<R> {
                 return Ok(match front {
                     Some(front) if front <= object => self.waiting.pop_front(),
                     // Content of an object whose announcement isn't here.
-                    _ => Some(Held {
-                        entry: bare(object),
-                        spill: None,
-                    }),
+                    _ => Some(Held { entry: bare(object), spill: None }),
                 });
             }
             let Some(record) = self.reader.record().filter(|_| self.pending) else {
@@ -114,16 +111,11 @@ impl<R: Read> StreamDelta<R> {
                     bonus: record.payload.to_vec(),
                     tail: None,
                 }),
-                Header::FreeObjects(free) => Entry::Freed {
-                    first: free.first,
-                    count: free.count,
-                },
+                Header::FreeObjects(free) => Entry::Freed { first: free.first, count: free.count },
                 Header::Free(free) => {
                     // The tail of the object announced last.
-                    if let Some(Held {
-                        entry: Entry::Changed(change),
-                        ..
-                    }) = self.waiting.back_mut()
+                    if let Some(Held { entry: Entry::Changed(change), .. }) =
+                        self.waiting.back_mut()
                     {
                         change.tail = Some(free.offset);
                     }
@@ -155,12 +147,7 @@ impl<R: Read> StreamDelta<R> {
 }
 
 fn bare(object: u64) -> Entry {
-    Entry::Changed(Change {
-        object,
-        header: None,
-        bonus: Vec::new(),
-        tail: None,
-    })
+    Entry::Changed(Change { object, header: None, bonus: Vec::new(), tail: None })
 }
 
 impl<R: Read> StreamDelta<R> {
@@ -205,35 +192,18 @@ impl<R: Read> Delta for StreamDelta<R> {
         let Entry::Changed(current) = &self.current.as_ref()?.entry else {
             return None;
         };
-        let record = self
-            .reader
-            .record()
-            .filter(|record| self.pending && !record.is_appendix)?;
+        let record = self.reader.record().filter(|record| self.pending && !record.is_appendix)?;
         let (object, extent) = match record.header {
             Header::Write(write) => (
                 write.object,
-                Extent {
-                    offset: write.offset,
-                    length: write.logical_size,
-                    is_data: true,
-                },
+                Extent { offset: write.offset, length: write.logical_size, is_data: true },
             ),
-            Header::WriteEmbedded(write) => (
-                write.object,
-                Extent {
-                    offset: write.offset,
-                    length: write.length,
-                    is_data: true,
-                },
-            ),
-            Header::Free(free) => (
-                free.object,
-                Extent {
-                    offset: free.offset,
-                    length: free.length,
-                    is_data: false,
-                },
-            ),
+            Header::WriteEmbedded(write) => {
+                (write.object, Extent { offset: write.offset, length: write.length, is_data: true })
+            }
+            Header::Free(free) => {
+                (free.object, Extent { offset: free.offset, length: free.length, is_data: false })
+            }
             _ => return None,
         };
         (object == current.object).then_some(extent)
@@ -248,19 +218,13 @@ impl<R: Read> Delta for StreamDelta<R> {
     }
 
     fn block(&mut self) -> Result<Block<'_>> {
-        let record = self
-            .reader
-            .record()
-            .ok_or_else(|| Error::other("no block at hand"))?;
+        let record = self.reader.record().ok_or_else(|| Error::other("no block at hand"))?;
         let header = match record.header {
             Header::Write(write) => BlockHeader::Write(write),
             Header::WriteEmbedded(write) => BlockHeader::Embedded(write),
             _ => return Err(Error::other("no block at hand")),
         };
-        Ok(Block {
-            header,
-            payload: record.payload,
-        })
+        Ok(Block { header, payload: record.payload })
     }
 
     fn spill(&self) -> Option<SpillBlock<'_>> {

@@ -87,16 +87,14 @@ impl<W: IoWrite> Sink for StreamSink<W> {
 
     fn freed(&mut self, first: u64, count: u64) -> Result<()> {
         self.flush_hole()?;
-        self.writer()?
-            .record(&Header::FreeObjects(FreeObjects { first, count }), &[])
+        self.writer()?.record(&Header::FreeObjects(FreeObjects { first, count }), &[])
     }
 
     fn object(&mut self, header: &Object, bonus: &[u8]) -> Result<()> {
         self.flush_hole()?;
         self.block_size = header.block_size.into();
         self.kind = header.kind;
-        self.writer()?
-            .record(&Header::Object(header.clone()), bonus)
+        self.writer()?.record(&Header::Object(header.clone()), bonus)
     }
 
     fn hole(&mut self, object: u64, offset: u64, length: u64) -> Result<()> {
@@ -105,19 +103,12 @@ impl<W: IoWrite> Sink for StreamSink<W> {
                 if hole.object == object
                     && hole.offset.checked_add(hole.length) == Some(offset) =>
             {
-                hole.length = if length == u64::MAX {
-                    u64::MAX
-                } else {
-                    hole.length.saturating_add(length)
-                };
+                hole.length =
+                    if length == u64::MAX { u64::MAX } else { hole.length.saturating_add(length) };
             }
             _ => {
                 self.flush_hole()?;
-                self.hole = Some(Free {
-                    object,
-                    offset,
-                    length,
-                });
+                self.hole = Some(Free { object, offset, length });
             }
         }
         if offset == 0 && length == u64::MAX {
@@ -144,11 +135,7 @@ impl<W: IoWrite> Sink for StreamSink<W> {
             BlockHeader::Write(write) => write.kind,
             BlockHeader::Embedded(_) => self.kind,
         };
-        let step = if self.block_size == 0 {
-            piece.length
-        } else {
-            self.block_size
-        };
+        let step = if self.block_size == 0 { piece.length } else { self.block_size };
         let mut decompressor = std::mem::take(&mut self.decompressor);
         let content = piece.content(&mut decompressor)?;
         let mut offset = piece.offset;
@@ -180,8 +167,7 @@ impl<W: IoWrite> Sink for StreamSink<W> {
 
     fn spill(&mut self, spill: SpillBlock<'_>) -> Result<()> {
         self.flush_hole()?;
-        self.writer()?
-            .record(&Header::Spill(*spill.header), spill.payload)
+        self.writer()?.record(&Header::Spill(*spill.header), spill.payload)
     }
 
     fn object_end(&mut self, _object: u64) -> Result<()> {

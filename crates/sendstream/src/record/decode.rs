@@ -22,12 +22,7 @@ pub fn parse(bytes: &[u8; HEADER_LEN], order: Option<ByteOrder>) -> Result<(Pars
         2 => fields.free_objects()?,
         3 => fields.write()?,
         4 => fields.free()?,
-        5 => (
-            Header::End(End {
-                checksum: fields.sums(8),
-            }),
-            fields.u64(40),
-        ),
+        5 => (Header::End(End { checksum: fields.sums(8) }), fields.u64(40)),
         6 => return Err(Error::new(ErrorKind::RefusedRecord("WRITE_BYREF"))),
         7 => fields.spill()?,
         8 => fields.write_embedded()?,
@@ -43,23 +38,11 @@ pub fn parse(bytes: &[u8; HEADER_LEN], order: Option<ByteOrder>) -> Result<(Pars
         Header::Begin(_) => [0; 4],
         _ => fields.sums(CHECKSUM_AT),
     };
-    Ok((
-        Parsed {
-            header,
-            payload_len,
-            to_guid,
-            checksum,
-        },
-        order,
-    ))
+    Ok((Parsed { header, payload_len, to_guid, checksum }, order))
 }
 
 fn invalid(what: &'static str, expected: &'static str, found: u64) -> Error {
-    Error::new(ErrorKind::Invalid {
-        what,
-        expected,
-        found,
-    })
+    Error::new(ErrorKind::Invalid { what, expected, found })
 }
 
 fn in_range(
@@ -68,11 +51,7 @@ fn in_range(
     value: u64,
     range: std::ops::RangeInclusive<u64>,
 ) -> Result<u64> {
-    if range.contains(&value) {
-        Ok(value)
-    } else {
-        Err(invalid(what, expected, value))
-    }
+    if range.contains(&value) { Ok(value) } else { Err(invalid(what, expected, value)) }
 }
 
 /// Blocks begin and end at sectors. Without this a fold could cut pieces out of blocks that no stream can hold
@@ -107,36 +86,19 @@ impl Fields<'_> {
     }
 
     fn sums(&self, at: usize) -> [u64; 4] {
-        [
-            self.u64(at),
-            self.u64(at + 8),
-            self.u64(at + 16),
-            self.u64(at + 24),
-        ]
+        [self.u64(at), self.u64(at + 8), self.u64(at + 16), self.u64(at + 24)]
     }
 
     fn array<const N: usize>(&self, at: usize) -> [u8; N] {
-        self.bytes
-            .get(at..at + N)
-            .and_then(|bytes| bytes.try_into().ok())
-            .unwrap_or([0; N])
+        self.bytes.get(at..at + N).and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; N])
     }
 
     fn sealed(&self, at: usize) -> Sealed {
-        Sealed {
-            salt: self.array(at),
-            iv: self.array(at + 8),
-            mac: self.array(at + 20),
-        }
+        Sealed { salt: self.array(at), iv: self.array(at + 8), mac: self.array(at + 20) }
     }
 
     fn object_number(&self, at: usize) -> Result<u64> {
-        in_range(
-            "the object number",
-            "1 to 2^48",
-            self.u64(at),
-            1..=MAX_OBJECT,
-        )
+        in_range("the object number", "1 to 2^48", self.u64(at), 1..=MAX_OBJECT)
     }
 
     fn begin(&self) -> Result<(Header, u64)> {
@@ -205,16 +167,9 @@ impl Fields<'_> {
     }
 
     fn free_objects(&self) -> Result<(Header, u64)> {
-        let free = FreeObjects {
-            first: self.u64(8),
-            count: self.u64(16),
-        };
+        let free = FreeObjects { first: self.u64(8), count: self.u64(16) };
         if free.first.checked_add(free.count).is_none() {
-            return Err(invalid(
-                "FREEOBJECTS' count",
-                "a count that doesn't overflow",
-                free.count,
-            ));
+            return Err(invalid("FREEOBJECTS' count", "a count that doesn't overflow", free.count));
         }
         Ok((Header::FreeObjects(free), self.u64(24)))
     }
@@ -239,37 +194,21 @@ impl Fields<'_> {
             sealed: self.sealed(104),
         };
         if write.offset.checked_add(write.logical_size).is_none() {
-            return Err(invalid(
-                "WRITE's offset",
-                "an offset that doesn't overflow",
-                write.offset,
-            ));
+            return Err(invalid("WRITE's offset", "an offset that doesn't overflow", write.offset));
         }
         in_sectors("WRITE's offset or length", write.offset, write.logical_size)?;
         if write.compression != 0 {
             let what = "WRITE's compressed size";
-            in_range(
-                what,
-                "1 to the logical size",
-                write.compressed_size,
-                1..=write.logical_size,
-            )?;
+            in_range(what, "1 to the logical size", write.compressed_size, 1..=write.logical_size)?;
         }
         Ok((Header::Write(write), self.u64(40)))
     }
 
     fn free(&self) -> Result<(Header, u64)> {
-        let free = Free {
-            object: self.object_number(8)?,
-            offset: self.u64(16),
-            length: self.u64(24),
-        };
+        let free =
+            Free { object: self.object_number(8)?, offset: self.u64(16), length: self.u64(24) };
         if free.length != u64::MAX && free.offset.checked_add(free.length).is_none() {
-            return Err(invalid(
-                "FREE's length",
-                "a length that doesn't overflow",
-                free.length,
-            ));
+            return Err(invalid("FREE's length", "a length that doesn't overflow", free.length));
         }
         in_sectors("FREE's offset or length", free.offset, free.length)?;
         Ok((Header::Free(free), self.u64(32)))
@@ -278,12 +217,7 @@ impl Fields<'_> {
     fn spill(&self) -> Result<(Header, u64)> {
         let spill = Spill {
             object: self.object_number(8)?,
-            length: in_range(
-                "SPILL's length",
-                "512 to 128 KiB",
-                self.u64(16),
-                512..=MAX_SPILL,
-            )?,
+            length: in_range("SPILL's length", "512 to 128 KiB", self.u64(16), 512..=MAX_SPILL)?,
             flags: self.u8(32),
             compression: self.u8(33),
             compressed_size: self.u64(40),
@@ -327,17 +261,9 @@ impl Fields<'_> {
                 write.offset,
             ));
         }
-        in_sectors(
-            "WRITE_EMBEDDED's offset or length",
-            write.offset,
-            write.length,
-        )?;
+        in_sectors("WRITE_EMBEDDED's offset or length", write.offset, write.length)?;
         if write.embedded_type != 0 {
-            return Err(invalid(
-                "WRITE_EMBEDDED's kind",
-                "0 (data)",
-                write.embedded_type.into(),
-            ));
+            return Err(invalid("WRITE_EMBEDDED's kind", "0 (data)", write.embedded_type.into()));
         }
         in_range(
             "WRITE_EMBEDDED's logical size",

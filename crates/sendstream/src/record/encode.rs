@@ -6,18 +6,12 @@ impl Header {
     /// The header as bytes, all but the running checksum, which is left zero.
     pub fn encode(&self, order: ByteOrder, payload_len: u32, to_guid: u64) -> [u8; HEADER_LEN] {
         let mut bytes = [0u8; HEADER_LEN];
-        let mut put = Put {
-            bytes: &mut bytes,
-            order,
-        };
+        let mut put = Put { bytes: &mut bytes, order };
         match self {
             Header::Begin(begin) => put.begin(begin, payload_len),
             Header::Object(object) => put.object(object, to_guid),
             Header::FreeObjects(free) => {
-                put.u32(0, 2)
-                    .u64(8, free.first)
-                    .u64(16, free.count)
-                    .u64(24, to_guid);
+                put.u32(0, 2).u64(8, free.first).u64(16, free.count).u64(24, to_guid);
             }
             Header::Write(write) => put.write(write, to_guid),
             Header::Free(free) => {
@@ -76,9 +70,7 @@ impl Put<'_> {
     }
 
     fn sealed(&mut self, at: usize, sealed: &Sealed) -> &mut Self {
-        self.raw(at, &sealed.salt)
-            .raw(at + 8, &sealed.iv)
-            .raw(at + 20, &sealed.mac)
+        self.raw(at, &sealed.salt).raw(at + 8, &sealed.iv).raw(at + 20, &sealed.mac)
     }
 
     fn begin(&mut self, begin: &Begin, payload_len: u32) {
@@ -98,29 +90,11 @@ impl Put<'_> {
     }
 
     fn object(&mut self, object: &Object, to_guid: u64) {
-        self.u32(0, 1)
-            .u64(8, object.object)
-            .u32(16, object.kind)
-            .u32(20, object.bonus_type);
+        self.u32(0, 1).u64(8, object.object).u32(16, object.kind).u32(20, object.bonus_type);
         self.u32(24, object.block_size).u32(28, object.bonus_len);
-        self.raw(
-            32,
-            &[
-                object.checksum_type,
-                object.compress,
-                object.dn_slots,
-                object.flags,
-            ],
-        );
+        self.raw(32, &[object.checksum_type, object.compress, object.dn_slots, object.flags]);
         self.u32(36, object.raw_bonus_len).u64(40, to_guid);
-        self.raw(
-            48,
-            &[
-                object.indirect_block_shift,
-                object.levels,
-                object.block_pointers,
-            ],
-        );
+        self.raw(48, &[object.indirect_block_shift, object.levels, object.block_pointers]);
         self.u64(56, object.max_block_id);
     }
 
@@ -130,8 +104,7 @@ impl Put<'_> {
             .u32(16, write.kind)
             .u64(24, write.offset)
             .u64(32, write.logical_size);
-        self.u64(40, to_guid)
-            .raw(48, &[write.checksum_type, write.flags, write.compression]);
+        self.u64(40, to_guid).raw(48, &[write.checksum_type, write.flags, write.compression]);
         self.sums(56, write.key_checksum)
             .u64(88, write.key_properties)
             .u64(96, write.compressed_size);
@@ -139,12 +112,8 @@ impl Put<'_> {
     }
 
     fn spill(&mut self, spill: &Spill, to_guid: u64) {
-        self.u32(0, 7)
-            .u64(8, spill.object)
-            .u64(16, spill.length)
-            .u64(24, to_guid);
-        self.raw(32, &[spill.flags, spill.compression])
-            .u64(40, spill.compressed_size);
+        self.u32(0, 7).u64(8, spill.object).u64(16, spill.length).u64(24, to_guid);
+        self.raw(32, &[spill.flags, spill.compression]).u64(40, spill.compressed_size);
         self.sealed(48, &spill.sealed).u32(84, spill.kind);
     }
 
@@ -155,7 +124,6 @@ impl Put<'_> {
             .u64(24, write.length)
             .u64(32, to_guid);
         self.raw(40, &[write.compression, write.embedded_type]);
-        self.u32(48, write.logical_size)
-            .u32(52, write.physical_size);
+        self.u32(48, write.logical_size).u32(52, write.physical_size);
     }
 }

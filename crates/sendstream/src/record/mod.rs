@@ -307,10 +307,7 @@ pub struct End {
 
 /// A record's header.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "one lives at a time, in its reader"
-)]
+#[allow(clippy::large_enum_variant, reason = "one lives at a time, in its reader")]
 pub enum Header {
     /// See [`Begin`].
     Begin(Begin),

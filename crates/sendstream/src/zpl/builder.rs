@@ -127,10 +127,8 @@ impl<V: ContentVisitor> TreeBuilder<V> {
         if self.objset == ObjsetType::Volume {
             return self.finish_volume();
         }
-        let master = self
-            .maps
-            .get(&1)
-            .ok_or_else(|| Error::object(1, "there is no master node"))?;
+        let master =
+            self.maps.get(&1).ok_or_else(|| Error::object(1, "there is no master node"))?;
         let root = master
             .number("ROOT")
             .ok_or_else(|| Error::object(1, "the master node names no root"))?;
@@ -141,10 +139,7 @@ impl<V: ContentVisitor> TreeBuilder<V> {
                 tables.ok_or_else(|| Error::object(1, "there are no attribute layouts"))?;
             let attributes =
                 read_attributes(late.object, tables, &late.bonus, late.spill.as_deref())?;
-            if late
-                .assumed_size
-                .is_some_and(|size| size != attributes.size)
-            {
+            if late.assumed_size.is_some_and(|size| size != attributes.size) {
                 return Err(Error::object(
                     late.object,
                     "its layout doesn't begin with mode and size",
@@ -152,20 +147,12 @@ impl<V: ContentVisitor> TreeBuilder<V> {
             }
             self.place(late.object, attributes);
         }
-        Ok(Tree {
-            nodes: self.nodes,
-            root,
-            volume: None,
-        })
+        Ok(Tree { nodes: self.nodes, root, volume: None })
     }
 
     fn finish_volume(self) -> Result<Tree<V::Output>> {
         let size = self.maps.values().find_map(|map| map.number("size"));
-        Ok(Tree {
-            nodes: self.nodes,
-            root: 1,
-            volume: Some(size.unwrap_or(0)),
-        })
+        Ok(Tree { nodes: self.nodes, root: 1, volume: Some(size.unwrap_or(0)) })
     }
 
     fn place(&mut self, object: u64, attributes: Attributes) {
@@ -210,11 +197,7 @@ impl<V: ContentVisitor> TreeBuilder<V> {
             return Ok(());
         };
         let object = current.object;
-        let content = if current.visited {
-            self.visitor.end(object)?
-        } else {
-            None
-        };
+        let content = if current.visited { self.visitor.end(object)? } else { None };
         let mut children = Vec::new();
         if current.keep == Keep::Zap {
             let zap = Zap::parse(object, &current.content, current.header.block_size as usize);
@@ -234,40 +217,24 @@ impl<V: ContentVisitor> TreeBuilder<V> {
                     self.maps.insert(object, zap?);
                 }
             }
-            if let (None, Some(registry), Some(layouts)) = (
-                &self.tables.ready,
-                &self.tables.registry,
-                &self.tables.layouts,
-            ) {
+            if let (None, Some(registry), Some(layouts)) =
+                (&self.tables.ready, &self.tables.registry, &self.tables.layouts)
+            {
                 self.tables.ready = Some(AttributeTables::new(registry, layouts));
             }
         }
-        let is_file = matches!(
-            current.header.bonus_type,
-            object_type::SA | object_type::ZNODE
-        );
+        let is_file = matches!(current.header.bonus_type, object_type::SA | object_type::ZNODE);
         if !is_file && current.header.kind != object_type::ZVOL {
             return Ok(());
         }
         let mut attributes = Attributes::default();
         if current.keep == Keep::Symlink {
-            let length = current
-                .size
-                .and_then(|size| usize::try_from(size).ok())
-                .unwrap_or(0);
+            let length = current.size.and_then(|size| usize::try_from(size).ok()).unwrap_or(0);
             let length = Some(length).filter(|length| *length as u64 <= MAX_SYMLINK);
             let target = length.and_then(|length| current.content.read(0, length));
             attributes.symlink = target.map(|target| target.into_owned());
         }
-        self.nodes.insert(
-            object,
-            Node {
-                attributes,
-                children,
-                runs: current.runs,
-                content,
-            },
-        );
+        self.nodes.insert(object, Node { attributes, children, runs: current.runs, content });
         match current.header.bonus_type {
             object_type::ZNODE => {
                 let attributes = znode::decode(object, &current.bonus, self.order)?;
@@ -329,10 +296,7 @@ impl<V: ContentVisitor> Sink for TreeBuilder<V> {
         self.current = Some(Current {
             object: header.object,
             header: header.clone(),
-            bonus: bonus
-                .get(..header.bonus_len as usize)
-                .unwrap_or(bonus)
-                .to_vec(),
+            bonus: bonus.get(..header.bonus_len as usize).unwrap_or(bonus).to_vec(),
             spill: None,
             keep,
             content: SparseContent::default(),
@@ -355,24 +319,16 @@ impl<V: ContentVisitor> Sink for TreeBuilder<V> {
                     Some(run) if run.offset + run.length == piece.offset => {
                         run.length += piece.length
                     }
-                    _ => current.runs.push(Run {
-                        offset: piece.offset,
-                        length: piece.length,
-                    }),
+                    _ => current.runs.push(Run { offset: piece.offset, length: piece.length }),
                 }
                 if current.visited {
-                    self.visitor
-                        .data(piece.offset, piece.content(&mut self.decompressor)?)?;
+                    self.visitor.data(piece.offset, piece.content(&mut self.decompressor)?)?;
                 }
                 return Ok(());
             }
             Keep::Symlink if end > MAX_SYMLINK => return Ok(()),
             Keep::Zap if end > MAX_ZAP => {
-                let kind = ErrorKind::TooLarge {
-                    what: "a directory",
-                    limit: MAX_ZAP,
-                    found: end,
-                };
+                let kind = ErrorKind::TooLarge { what: "a directory", limit: MAX_ZAP, found: end };
                 return Err(Error::new(kind));
             }
             Keep::Symlink | Keep::Zap => {}

@@ -37,21 +37,15 @@ impl AttributeTables {
             let Some(packed) = value.single() else {
                 continue;
             };
-            let registered = Registered {
-                name: name.to_vec(),
-                length: (packed >> 24) as u16,
-            };
+            let registered = Registered { name: name.to_vec(), length: (packed >> 24) as u16 };
             tables.attributes.insert(packed as u16, registered);
         }
         for (name, value) in layouts.entries() {
-            let number = std::str::from_utf8(name)
-                .ok()
-                .and_then(|name| name.parse().ok());
+            let number = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
             let Some(number) = number else { continue };
-            tables.layouts.insert(
-                number,
-                value.numbers.iter().map(|number| *number as u16).collect(),
-            );
+            tables
+                .layouts
+                .insert(number, value.numbers.iter().map(|number| *number as u16).collect());
         }
         tables
     }
@@ -68,9 +62,8 @@ pub fn decode(
     let Some(order) = ByteOrder::of_magic_u32(bytes, 0, MAGIC) else {
         return Err(broken("its attributes have no magic number".into()));
     };
-    let info = order
-        .u16(bytes, 4)
-        .ok_or_else(|| broken("its attributes end in their header".into()))?;
+    let info =
+        order.u16(bytes, 4).ok_or_else(|| broken("its attributes end in their header".into()))?;
     let (number, header) = (info & 0x3ff, usize::from(info >> 10) * 8);
     // Layout 0 of a bonus that holds system attributes is layout 1.
     let number = number.max(1);
@@ -82,9 +75,7 @@ pub fn decode(
     let mut variable = 0;
     for attribute in layout {
         let Some(registered) = tables.attributes.get(attribute) else {
-            return Err(broken(format!(
-                "attribute {attribute} of layout {number} is unknown"
-            )));
+            return Err(broken(format!("attribute {attribute} of layout {number} is unknown")));
         };
         let length = match registered.length {
             0 => {
@@ -109,10 +100,8 @@ pub fn decode(
 fn store(name: &[u8], value: &[u8], order: ByteOrder, into: &mut Attributes) {
     let number = order.u64(value, 0);
     let time = number.zip(order.u64(value, 8));
-    let time = time.map(|(seconds, nanoseconds)| Timestamp {
-        seconds: seconds as i64,
-        nanoseconds,
-    });
+    let time =
+        time.map(|(seconds, nanoseconds)| Timestamp { seconds: seconds as i64, nanoseconds });
     let set_number = |place: &mut u64| *place = number.unwrap_or(*place);
     let set_time = |place: &mut Timestamp| *place = time.unwrap_or(*place);
     match name {

@@ -110,11 +110,7 @@ impl<T> Tree<T> {
             .nodes
             .get(&self.root)
             .ok_or_else(|| Error::object(self.root, "the root isn't there"))?;
-        visit(Entry {
-            path: b".",
-            object: self.root,
-            node: root,
-        })?;
+        visit(Entry { path: b".", object: self.root, node: root })?;
         let mut seen = std::collections::BTreeSet::from([self.root]);
         let mut path = Vec::new();
         // Directories on the way down, the length of their path, and the next name in each.
@@ -131,17 +127,10 @@ impl<T> Tree<T> {
             }
             path.extend_from_slice(name);
             let Some(node) = self.nodes.get(object) else {
-                let why = format!(
-                    "it has the name \"{}\" but isn't there",
-                    path.escape_ascii()
-                );
+                let why = format!("it has the name \"{}\" but isn't there", path.escape_ascii());
                 return Err(Error::object(*object, why));
             };
-            visit(Entry {
-                path: &path,
-                object: *object,
-                node,
-            })?;
+            visit(Entry { path: &path, object: *object, node })?;
             if node.attributes.file_type() == FileType::Directory {
                 if !seen.insert(*object) {
                     return Err(Error::object(*object, "this directory is in two places"));

@@ -34,11 +34,7 @@ pub struct ZapValue {
 impl ZapValue {
     /// The value, where it is a single number.
     pub fn single(&self) -> Option<u64> {
-        if let [number] = self.numbers[..] {
-            Some(number)
-        } else {
-            None
-        }
+        if let [number] = self.numbers[..] { Some(number) } else { None }
     }
 }
 
@@ -51,9 +47,7 @@ pub struct SparseContent {
 
 impl From<&[u8]> for SparseContent {
     fn from(bytes: &[u8]) -> SparseContent {
-        SparseContent {
-            pieces: vec![(0, bytes.to_vec())],
-        }
+        SparseContent { pieces: vec![(0, bytes.to_vec())] }
     }
 }
 
@@ -61,10 +55,7 @@ impl SparseContent {
     /// Adds data after all that is there; false where it isn't after it.
     pub fn push(&mut self, offset: u64, bytes: &[u8]) -> bool {
         let fits = offset
-            >= self
-                .pieces
-                .last()
-                .map_or(0, |(start, bytes)| start + bytes.len() as u64)
+            >= self.pieces.last().map_or(0, |(start, bytes)| start + bytes.len() as u64)
             && offset.checked_add(bytes.len() as u64).is_some();
         if fits {
             self.pieces.push((offset, bytes.to_vec()));
@@ -74,10 +65,7 @@ impl SparseContent {
 
     /// How many bytes of data there are.
     pub fn data_len(&self) -> u64 {
-        self.pieces
-            .iter()
-            .map(|(_, bytes)| bytes.len() as u64)
-            .sum()
+        self.pieces.iter().map(|(_, bytes)| bytes.len() as u64).sum()
     }
 
     /// A range, holes as zeros; `None` where there is no data at its beginning.
@@ -93,10 +81,7 @@ impl SparseContent {
         }
         let mut range = bytes.get(skip..)?.to_vec();
         range.resize(length, 0);
-        for (start, bytes) in self.pieces[after..]
-            .iter()
-            .take_while(|(start, _)| *start < end)
-        {
+        for (start, bytes) in self.pieces[after..].iter().take_while(|(start, _)| *start < end) {
             let place = &mut range[(start - offset) as usize..];
             let count = place.len().min(bytes.len());
             place[..count].copy_from_slice(&bytes[..count]);
@@ -118,20 +103,11 @@ impl Zap {
         if block_size as u64 > crate::record::MAX_BLOCK {
             return Err(broken("its blocks are too large"));
         }
-        let first = content
-            .read(0, block_size)
-            .ok_or_else(|| broken("it has no first block"))?;
+        let first = content.read(0, block_size).ok_or_else(|| broken("it has no first block"))?;
         let entries = if let Some(order) = ByteOrder::of_magic_u64(&first, 0, BLOCK_MICRO) {
             micro(&first, order)
         } else if let Some(order) = ByteOrder::of_magic_u64(&first, 0, BLOCK_HEADER) {
-            Fat {
-                content,
-                first: &first,
-                block_size,
-                order,
-            }
-            .entries()
-            .map_err(broken)?
+            Fat { content, first: &first, block_size, order }.entries().map_err(broken)?
         } else {
             return Err(broken("its first block is of no known kind"));
         };
@@ -145,10 +121,7 @@ impl Zap {
 
     /// The value of a name.
     pub fn get(&self, name: &[u8]) -> Option<&ZapValue> {
-        let at = self
-            .entries
-            .binary_search_by(|(found, _)| found[..].cmp(name))
-            .ok()?;
+        let at = self.entries.binary_search_by(|(found, _)| found[..].cmp(name)).ok()?;
         Some(&self.entries[at].1)
     }
 
@@ -173,17 +146,9 @@ fn micro(content: &[u8], order: ByteOrder) -> Entries {
     let chunks = content.chunks_exact(MICRO_ENTRY).skip(1);
     chunks
         .filter_map(|chunk| {
-            let name = chunk[14..]
-                .split(|byte| *byte == 0)
-                .next()
-                .filter(|name| !name.is_empty())?;
-            Some((
-                name.to_vec(),
-                ZapValue {
-                    width: 8,
-                    numbers: vec![order.u64(chunk, 0)?],
-                },
-            ))
+            let name =
+                chunk[14..].split(|byte| *byte == 0).next().filter(|name| !name.is_empty())?;
+            Some((name.to_vec(), ZapValue { width: 8, numbers: vec![order.u64(chunk, 0)?] }))
         })
         .collect()
 }
@@ -200,11 +165,7 @@ impl Fat<'_> {
         if !self.block_size.is_power_of_two() || !(512..=16 << 20).contains(&self.block_size) {
             return Err("its block size is no power of two");
         }
-        let field = |at: usize| {
-            self.order
-                .u64(self.first, at)
-                .ok_or("it ends in its header")
-        };
+        let field = |at: usize| self.order.u64(self.first, at).ok_or("it ends in its header");
         if field(8)? != MAGIC {
             return Err("its magic number is wrong");
         }
@@ -221,14 +182,11 @@ impl Fat<'_> {
                 .and_then(|half| half.get(..length))
                 .map(Cow::Borrowed)
         } else {
-            self.position(table_block)
-                .and_then(|start| self.content.read(start, length))
+            self.position(table_block).and_then(|start| self.content.read(start, length))
         };
         let table = table.ok_or("its table of leaves lies outside")?;
-        let leaves: BTreeSet<u64> = table
-            .chunks_exact(8)
-            .filter_map(|entry| self.order.u64(entry, 0))
-            .collect();
+        let leaves: BTreeSet<u64> =
+            table.chunks_exact(8).filter_map(|entry| self.order.u64(entry, 0)).collect();
         let mut entries = Entries::new();
         for leaf in leaves {
             let start = self.position(leaf).filter(|_| leaf != 0);
@@ -254,9 +212,7 @@ impl<'a> Leaf<'a> {
             return Err("a leaf's magic number is wrong");
         }
         // 48 bytes of header, a hash table of two bytes for every 32 of the block, then chunks.
-        let chunks = block
-            .get(48 + block.len() / 16..)
-            .ok_or("a leaf is too short")?;
+        let chunks = block.get(48 + block.len() / 16..).ok_or("a leaf is too short")?;
         Ok(Leaf { chunks, order })
     }
 
@@ -266,11 +222,7 @@ impl<'a> Leaf<'a> {
     }
 
     fn entries(&self, entries: &mut Entries) -> Result<(), &'static str> {
-        for chunk in self
-            .chunks
-            .chunks_exact(CHUNK)
-            .filter(|chunk| chunk[0] == CHUNK_ENTRY)
-        {
+        for chunk in self.chunks.chunks_exact(CHUNK).filter(|chunk| chunk[0] == CHUNK_ENTRY) {
             let width = chunk[1];
             let field = |at: usize| self.order.u16(chunk, at).unwrap_or(0);
             let (name_chunk, name_length) = (field(4), field(6));
@@ -286,18 +238,9 @@ impl<'a> Leaf<'a> {
             let value = self.array(value_chunk, usize::from(value_count) * usize::from(width))?;
             // Integers are big-endian here whatever the machine.
             let numbers = value.chunks_exact(width.into());
-            let numbers = numbers.map(|bytes| {
-                bytes
-                    .iter()
-                    .fold(0, |number, byte| number << 8 | u64::from(*byte))
-            });
-            entries.push((
-                name,
-                ZapValue {
-                    width,
-                    numbers: numbers.collect(),
-                },
-            ));
+            let numbers = numbers
+                .map(|bytes| bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)));
+            entries.push((name, ZapValue { width, numbers: numbers.collect() }));
         }
         Ok(())
     }

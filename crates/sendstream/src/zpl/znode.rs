@@ -12,17 +12,11 @@ pub(super) fn decode(object: u64, bonus: &[u8], order: ByteOrder) -> Result<Attr
     if bonus.len() < ZNODE_LEN {
         return Err(Error::object(
             object,
-            format!(
-                "its znode is {} bytes long instead of {ZNODE_LEN}",
-                bonus.len()
-            ),
+            format!("its znode is {} bytes long instead of {ZNODE_LEN}", bonus.len()),
         ));
     }
     let field = |at: usize| order.u64(bonus, at).unwrap_or(0);
-    let time = |at: usize| Timestamp {
-        seconds: field(at) as i64,
-        nanoseconds: field(at + 8),
-    };
+    let time = |at: usize| Timestamp { seconds: field(at) as i64, nanoseconds: field(at + 8) };
     let mut attributes = Attributes {
         atime: time(0),
         mtime: time(16),
@@ -44,9 +38,7 @@ pub(super) fn decode(object: u64, bonus: &[u8], order: ByteOrder) -> Result<Attr
     if attributes.file_type() == FileType::Symlink {
         let length = usize::try_from(attributes.size).ok();
         let end = length.and_then(|length| ZNODE_LEN.checked_add(length));
-        attributes.symlink = end
-            .and_then(|end| bonus.get(ZNODE_LEN..end))
-            .map(<[u8]>::to_vec);
+        attributes.symlink = end.and_then(|end| bonus.get(ZNODE_LEN..end)).map(<[u8]>::to_vec);
     }
     Ok(attributes)
 }

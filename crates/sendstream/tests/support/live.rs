@@ -18,11 +18,7 @@ pub fn must(program: &str, arguments: &[&str]) -> Vec<u8> {
         .output()
         .unwrap_or_else(|error| panic!("{program}: {error}"));
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {}: {stderr}",
-        output.status
-    );
+    assert!(output.status.success(), "{program} {arguments:?}: {}: {stderr}", output.status);
     output.stdout
 }
 
@@ -40,11 +36,7 @@ pub fn must_with(program: &str, arguments: &[&str], input: &[u8]) {
     let written = child.stdin.take().unwrap().write_all(input);
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {}: {stderr}",
-        output.status
-    );
+    assert!(output.status.success(), "{program} {arguments:?}: {}: {stderr}", output.status);
     written.unwrap();
 }
 
@@ -65,10 +57,7 @@ impl Pool {
         let image = folder.join("image");
         fs::File::create(&image).unwrap().set_len(4 << 30).unwrap();
         // zfs-fuse mounts a moment after it says so: only what is looked at is mounted, each by itself.
-        must(
-            "zpool",
-            &["create", "-m", "none", &name, image.to_str().unwrap()],
-        );
+        must("zpool", &["create", "-m", "none", &name, image.to_str().unwrap()]);
         Pool { name, folder }
     }
 
@@ -93,15 +82,8 @@ impl Pool {
         let mut seen = 0;
         while seen < 5 {
             let there = fs::metadata(&path).is_ok_and(|metadata| metadata.dev() != parent);
-            seen = if there && fs::read_dir(&path).is_ok() {
-                seen + 1
-            } else {
-                0
-            };
-            assert!(
-                since.elapsed() < Duration::from_secs(30),
-                "{name} isn't mounted"
-            );
+            seen = if there && fs::read_dir(&path).is_ok() { seen + 1 } else { 0 };
+            assert!(since.elapsed() < Duration::from_secs(30), "{name} isn't mounted");
             std::thread::sleep(Duration::from_millis(30));
         }
         path
@@ -118,10 +100,7 @@ impl Pool {
     /// A snapshot's GUID; zfs-fuse has no property for it, but a stream begins with it.
     pub fn guid(&self, snapshot: &str) -> u64 {
         let stream = must("zfs", &["send", &self.dataset(snapshot)]);
-        sendstream::Reader::new(&stream[..])
-            .unwrap()
-            .begin()
-            .to_guid
+        sendstream::Reader::new(&stream[..]).unwrap().begin().to_guid
     }
 
     /// What is in a snapshot, read through a clone (zfs-fuse has no `.zfs`).
@@ -138,9 +117,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         let since = Instant::now();
         while since.elapsed() < Duration::from_secs(30) {
-            let destroyed = Command::new("zpool")
-                .args(["destroy", "-f", &self.name])
-                .output();
+            let destroyed = Command::new("zpool").args(["destroy", "-f", &self.name]).output();
             if destroyed.is_ok_and(|output| output.status.success()) {
                 break;
             }
@@ -159,10 +136,7 @@ fn patiently(arguments: &[&str]) {
             return;
         }
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            since.elapsed() < Duration::from_secs(30),
-            "zfs {arguments:?}: {stderr}"
-        );
+        assert!(since.elapsed() < Duration::from_secs(30), "zfs {arguments:?}: {stderr}");
         std::thread::sleep(Duration::from_millis(100));
     }
 }
@@ -176,10 +150,8 @@ pub fn listing(root: &Path) -> String {
 }
 
 fn below(folder: &Path, prefix: &str, text: &mut String) {
-    let mut entries: Vec<_> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .collect();
+    let mut entries: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     entries.sort();
     for name in entries {
         let path = folder.join(&name);
@@ -195,26 +167,15 @@ fn describe(path: &Path, shown: &str, text: &mut String) {
     let metadata = fs::symlink_metadata(path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
     let kind = metadata.file_type();
     let hash = |bytes: &[u8]| {
-        Sha256::digest(bytes)[..16]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>()
+        Sha256::digest(bytes)[..16].iter().map(|byte| format!("{byte:02x}")).collect::<String>()
     };
     let (letter, size, hash) = if kind.is_dir() {
         ('d', "-".to_string(), "-".to_string())
     } else if kind.is_symlink() {
         let target = fs::read_link(path).unwrap();
-        (
-            'l',
-            metadata.len().to_string(),
-            hash(target.as_os_str().as_bytes()),
-        )
+        ('l', metadata.len().to_string(), hash(target.as_os_str().as_bytes()))
     } else if kind.is_file() {
-        (
-            'f',
-            metadata.len().to_string(),
-            hash(&fs::read(path).unwrap()),
-        )
+        ('f', metadata.len().to_string(), hash(&fs::read(path).unwrap()))
     } else {
         ('s', "-".to_string(), "-".to_string())
     };

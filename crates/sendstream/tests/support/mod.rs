@@ -10,10 +10,7 @@ use std::sync::OnceLock;
 fn files() -> &'static BTreeMap<String, Vec<u8>> {
     static FILES: OnceLock<BTreeMap<String, Vec<u8>>> = OnceLock::new();
     FILES.get_or_init(|| {
-        let path = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/testdata/streams/streams.tar.zst"
-        );
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/streams/streams.tar.zst");
         let archive = zstd::decode_all(std::fs::File::open(path).unwrap()).unwrap();
         untar(&archive)
     })
@@ -40,18 +37,12 @@ fn untar(mut archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
 /// Names of all recorded streams.
 pub fn streams() -> Vec<&'static str> {
     let is_stream = |name: &&str| !name.ends_with(".tree") && *name != "guids.tsv";
-    files()
-        .keys()
-        .map(String::as_str)
-        .filter(is_stream)
-        .collect()
+    files().keys().map(String::as_str).filter(is_stream).collect()
 }
 
 /// A recorded stream.
 pub fn stream(name: &str) -> &'static [u8] {
-    files()
-        .get(name)
-        .unwrap_or_else(|| panic!("no recorded stream {name}"))
+    files().get(name).unwrap_or_else(|| panic!("no recorded stream {name}"))
 }
 
 /// A recorded tree.
@@ -66,14 +57,8 @@ pub fn guid(dataset: &str, snapshot: &str) -> u64 {
         other => format!("tank/{other}1@{snapshot}"),
     };
     let lines = std::str::from_utf8(stream("guids.tsv")).unwrap().lines();
-    let line = lines
-        .filter_map(|line| line.split_once('\t'))
-        .find(|(name, _)| *name == wanted);
-    line.unwrap_or_else(|| panic!("no GUID of {wanted}"))
-        .1
-        .trim()
-        .parse()
-        .unwrap()
+    let line = lines.filter_map(|line| line.split_once('\t')).find(|(name, _)| *name == wanted);
+    line.unwrap_or_else(|| panic!("no GUID of {wanted}")).1.trim().parse().unwrap()
 }
 
 /// zfs-fuse's stat gives whole seconds, so its recorded trees have no more.
