@@ -8,7 +8,10 @@ use sendstream::{ReadOptions, Reader};
 
 fn chain<'a>(streams: &[&'a [u8]]) -> Option<Vec<StreamDelta<&'a [u8]>>> {
     let options = ReadOptions::default().without_checksums();
-    streams.iter().map(|bytes| StreamDelta::new(Reader::with_options(*bytes, options).ok()?).ok()).collect()
+    streams
+        .iter()
+        .map(|bytes| StreamDelta::new(Reader::with_options(*bytes, options).ok()?).ok())
+        .collect()
 }
 
 fuzz_target!(|data: &[u8]| {

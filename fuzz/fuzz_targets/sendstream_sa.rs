@@ -5,8 +5,18 @@ use libfuzzer_sys::fuzz_target;
 use sendstream::zpl::{AttributeTables, Attributes, Zap, ZapValue, decode_attributes};
 
 const NAMES: [&str; 12] = [
-    "ZPL_MODE", "ZPL_SIZE", "ZPL_GEN", "ZPL_UID", "ZPL_GID", "ZPL_PARENT", "ZPL_FLAGS", "ZPL_MTIME", "ZPL_LINKS",
-    "ZPL_SYMLINK", "ZPL_DXATTR", "ZPL_ATIME",
+    "ZPL_MODE",
+    "ZPL_SIZE",
+    "ZPL_GEN",
+    "ZPL_UID",
+    "ZPL_GID",
+    "ZPL_PARENT",
+    "ZPL_FLAGS",
+    "ZPL_MTIME",
+    "ZPL_LINKS",
+    "ZPL_SYMLINK",
+    "ZPL_DXATTR",
+    "ZPL_ATIME",
 ];
 
 fuzz_target!(|data: &[u8]| {
