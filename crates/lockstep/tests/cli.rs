@@ -17,6 +17,9 @@ use std::path::Path;
 
 /// What differs from run to run, in the order in which it is taken out.
 const VARIES: &[(&str, &str)] = &[
+    // How much recovery says, and in which order, depends on what the snapshot caught.
+    (r#"(?s)"recovery": \[.*?\n  \]"#, r#""recovery": [...]"#),
+    (r#""(checkpoint|snapshots|total)": [\d.]+(e-?\d+)?"#, r#""$1": [seconds]"#),
     (r"/[\w./-]+?/lt\d+x\d+", "[root]"),
     (r"\blt\d+x\d+", "[name]"),
     (r"\d{8}T\d{6}Z-[0-9a-v]{4}", "[set]"),
@@ -31,13 +34,10 @@ const VARIES: &[(&str, &str)] = &[
     (r"\b\d{15,20}\b", "[number]"),
     (r"PostgreSQL \d+\.\d+( \([^)]*\))?", "PostgreSQL [version]"),
     (r#""(createtxg|available|port|bytes)": \d+"#, r#""$1": [number]"#),
-    (r#""(checkpoint|snapshots|total)": [\d.]+(e-?\d+)?"#, r#""$1": [seconds]"#),
     (r"\b\d+\.\d+ s\b", "[seconds] s"),
     (r"\b\d+\.\d [KMG]iB", "[size]"),
     (r"\bprocess \d+", "process [pid]"),
     (r"-p \d+", "-p [port]"),
-    // How much of it recovery says depends on what the snapshot caught.
-    (r#"(?s)"recovery": \[.*?\]"#, r#""recovery": [...]"#),
     // Columns are as wide as what was taken out.
     (r"(\S) {2,}", "$1  "),
     (r"\[number\]  \d+  \[time\]", "[number]  [txg]  [time]"),
