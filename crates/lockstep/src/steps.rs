@@ -27,6 +27,15 @@ pub fn catch_signals() -> Result<()> {
     Ok(())
 }
 
+/// From here on a reader that has gone (`lockstep list | head`) ends the command without a word, as
+/// it ends other programs. Only for when nothing but printing is left: until then a closed stderr
+/// must not end a backup half way.
+pub fn end_with_the_reader() {
+    let at_once = std::sync::Arc::new(AtomicBool::new(true));
+    // Where the handler can't be had, printing fails as it did before.
+    let _ = signal_hook::flag::register_conditional_default(signal_hook::consts::SIGPIPE, at_once);
+}
+
 /// Whether a signal has asked for the end.
 #[must_use]
 pub fn interrupted() -> bool {

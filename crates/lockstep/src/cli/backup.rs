@@ -82,6 +82,7 @@ pub(super) fn as_json(manifest: &Manifest) -> Value {
 }
 
 fn as_text(manifest: &Manifest) {
+    crate::steps::end_with_the_reader();
     println!("set {} is complete", manifest.set);
     println!("  strategy   {}", manifest.strategy);
     println!("  snapshots  {} in {:.3} s", manifest.volumes.len(), manifest.seconds.snapshots);

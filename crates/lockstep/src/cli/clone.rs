@@ -82,6 +82,7 @@ fn create(cx: &Context, arguments: &Create, json: bool) -> Result<()> {
     if json {
         return output::print_json(&as_json(&record));
     }
+    crate::steps::end_with_the_reader();
     println!("clone {} of set {} accepts connections:", record.name, record.set);
     println!(
         "  psql -h {} -p {}",
@@ -98,6 +99,7 @@ fn list(cx: &Context, json: bool) -> Result<()> {
         let clones: Vec<_> = records.iter().map(as_json).collect();
         return output::print_json(&json!({"version": JSON_VERSION, "clones": clones}));
     }
+    crate::steps::end_with_the_reader();
     let mut table = output::table(&["clone", "set", "made", "port", "state", "data directory"]);
     for record in &records {
         table.add_row([

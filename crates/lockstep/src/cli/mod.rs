@@ -99,12 +99,19 @@ fn run(arguments: &Arguments) -> Result<Done> {
     }
     if let Command::Stream(command) = &arguments.command {
         // Before signals are caught: a stream is read, and Ctrl-C may end that anywhere.
+        steps::end_with_the_reader();
         return stream::run(command, arguments.json).map(|()| Done::Well).map_err(of_stream);
     }
     steps::catch_signals()?;
     let config = Config::read(&arguments.config)?;
     let cx = Context::open(&config, arguments.cluster.as_deref())?;
     let json = arguments.json;
+    if matches!(
+        arguments.command,
+        Command::Plan(_) | Command::List | Command::Show(_) | Command::Check
+    ) {
+        steps::end_with_the_reader();
+    }
     match &arguments.command {
         Command::Plan(command) => command.run(&cx, json),
         Command::Backup(command) => command.run(&cx, json),

@@ -5,12 +5,14 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::set::manifest::json;
+use crate::steps;
 
 /// The version of every JSON shape; docs/json.md documents them.
 pub(super) const JSON_VERSION: u32 = 1;
 
 /// Prints a value as JSON.
 pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
+    steps::end_with_the_reader();
     println!("{}", serde_json::to_string_pretty(value).map_err(json("write JSON"))?);
     Ok(())
 }

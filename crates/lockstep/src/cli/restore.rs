@@ -202,6 +202,7 @@ fn as_json(restored: &Restored) -> Value {
 }
 
 fn as_text(restored: &Restored) {
+    crate::steps::end_with_the_reader();
     let placement = &restored.placement;
     println!("set {} is restored", restored.set.set);
     println!("  data directory  {}", output::path(&placement.data));

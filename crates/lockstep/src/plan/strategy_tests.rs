@@ -1,5 +1,6 @@
 //! The table of strategies, row by row: for each kind of facts what is chosen and in which order, or what is lacking.
 
+use pgfiles::control_file::DbState;
 use std::path::PathBuf;
 
 use pgfiles::control_file::ControlFile;
