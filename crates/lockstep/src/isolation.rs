@@ -147,10 +147,20 @@ fn arrange(isolation: &Isolation) -> Result<()> {
             }
         }
     }
-    for Bind { from, at } in &isolation.binds {
+    for Bind { from, at } in outer_first(&isolation.binds) {
+        // A place inside another one that is now the restored cluster's: there it may be missing.
+        std::fs::create_dir_all(at).map_err(Error::io("create", at))?;
         mount_bind(from, at).map_err(io("bind to", at))?;
     }
     Ok(())
+}
+
+/// A tablespace may lie in the folder of another: bound the other way round, the outer one would
+/// hide the inner.
+fn outer_first(binds: &[Bind]) -> Vec<&Bind> {
+    let mut sorted: Vec<_> = binds.iter().collect();
+    sorted.sort_by_key(|bind| bind.at.components().count());
+    sorted
 }
 
 fn io(verb: &'static str, path: &Path) -> impl FnOnce(rustix::io::Errno) -> Error {
@@ -216,6 +226,14 @@ mod tests {
         assert!(!read_only("/r/data", "zfs"));
         assert!(!read_only("/tmp", "ext4"));
         assert!(!read_only("/dev/shm", "tmpfs"));
+    }
+
+    #[test]
+    fn a_place_inside_another_is_bound_after_it() {
+        let bind = |at: &str| Bind { from: "/r".into(), at: at.into() };
+        let binds = [bind("/ts1/inner"), bind("/ts2"), bind("/ts1")];
+        let order: Vec<_> = outer_first(&binds).iter().map(|bind| bind.at.clone()).collect();
+        assert_eq!(order, ["/ts2", "/ts1", "/ts1/inner"].map(PathBuf::from));
     }
 
     #[test]

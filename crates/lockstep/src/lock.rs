@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
@@ -32,14 +33,11 @@ impl Lock {
     /// # Errors
     /// [`LockError::Held`] when it is taken.
     pub fn take(path: &Path, command: &str) -> Result<Self, LockError> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(|e| LockError::Failed(Error::io("open", path)(e)))?;
+        let mut file = open(path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // Its last holder may have removed the file between our opening and locking it: then
+            // the lock is on a file that nobody else will find.
+            Ok(()) if !is_still_at(&file, path) => return Self::take(path, command),
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut holder = String::new();
@@ -66,6 +64,24 @@ impl Lock {
     }
 }
 
+fn open(path: &Path) -> Result<File, LockError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(|e| LockError::Failed(Error::io("open", path)(e)))
+}
+
+fn is_still_at(file: &File, path: &Path) -> bool {
+    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(open), Ok(named)) => identity(open) == identity(named),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +100,18 @@ mod tests {
         }
         drop(first);
         assert!(Lock::take(&path, "backup").is_ok());
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_lock_on_a_removed_file_is_no_lock() {
+        let path = std::env::temp_dir().join(format!("lockstep-unlinked-{}", std::process::id()));
+        let file = open(&path).unwrap();
+        assert!(is_still_at(&file, &path));
+        std::fs::remove_file(&path).unwrap();
+        assert!(!is_still_at(&file, &path));
+        let other = open(&path).unwrap();
+        assert!(!is_still_at(&file, &path) && is_still_at(&other, &path));
         std::fs::remove_file(path).unwrap();
     }
 }

@@ -1,6 +1,6 @@
 //! One try at a set: the plan's steps, run in order, and their undoing.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pgfiles::control_file::ControlFile;
 use pgfiles::lsn::Lsn;
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::names::SetId;
 use crate::plan::refusal::Refusal;
-use crate::plan::strategy::{Plan, Step, WalSource};
+use crate::plan::strategy::{Plan, Step, Strategy, WalSource};
 use crate::plan::{Layout, PartKind};
 use crate::postgres::session::{self, Started, Stopped};
 use crate::postgres::wal::{self, WalIdentity};
@@ -22,6 +22,9 @@ use crate::set::unfinished::{self, TAKING};
 use crate::steps;
 use crate::survey::{self, Survey};
 use crate::volume::zfs::SnapshotName;
+
+/// How long an `ordered` backup waits for a checkpoint that is under way.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A try.
 pub(super) struct Attempt<'a> {
@@ -45,6 +48,8 @@ pub(super) struct Attempt<'a> {
     pub(super) wal: SetWal,
     pub(super) seconds: Seconds,
     first_snapshot: Option<Instant>,
+    /// When the last snapshot was there, by this host's clock, which is the server's too.
+    pub(super) last_snapshot_at: jiff::Timestamp,
 }
 
 impl<'a> Attempt<'a> {
@@ -77,6 +82,7 @@ impl<'a> Attempt<'a> {
             wal: SetWal::default(),
             seconds: Seconds::default(),
             first_snapshot: None,
+            last_snapshot_at: started_at,
         };
         journal::write(&attempt.journal_path(), &attempt.journal)?;
         Ok(attempt)
@@ -138,11 +144,30 @@ impl<'a> Attempt<'a> {
 
     fn make_slot(&mut self) -> Result<()> {
         let name = self.set.slot_name();
-        // Without a slot the set is still right or refused: its WAL is looked for at the end.
-        if let Err(error) = session::make_slot(self.client()?, &name) {
-            tracing::warn!(error = %error.chain(), "going on without a slot");
+        match session::make_slot(self.client()?, &name) {
+            Ok(reserved) if self.plan.strategy == Strategy::Ordered => {
+                self.wait_for_checkpoint(reserved)?;
+            }
+            Ok(_) => {}
+            // Without a slot the set is still right or refused: its WAL is looked for at the end.
+            Err(error) => tracing::warn!(error = %error.chain(), "going on without a slot"),
         }
         steps::reached("backup.slot")
+    }
+
+    /// Recovery will start at pg_control's redo point, and the slot keeps the WAL from `reserved`:
+    /// where a checkpoint is under way, pg_control is behind until it is done, and what it points
+    /// at isn't kept. A checkpoint that takes long is not waited for: then the WAL from the one
+    /// before is in nobody's way, and is looked for at the end as always.
+    fn wait_for_checkpoint(&mut self, reserved: Lsn) -> Result<()> {
+        let deadline = Instant::now() + CHECKPOINT_PATIENCE;
+        loop {
+            self.survey.facts.control = instance::read_control(&self.cx.cluster.data_directory)?;
+            if self.control().checkpoint_copy.redo >= reserved || Instant::now() > deadline {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn start_backup(&mut self, fast: bool) -> Result<()> {
@@ -176,6 +201,7 @@ impl<'a> Attempt<'a> {
         )?;
         self.taken.extend(group);
         self.seconds.snapshots = began.elapsed().as_secs_f64();
+        self.last_snapshot_at = jiff::Timestamp::now();
         steps::reached(&format!("backup.after-snapshot-{order}"))
     }
 

@@ -147,9 +147,13 @@ pub(super) fn manifest(
         (Some(stop), _) => Some(stop),
         (None, floor) => floor.map(|(lsn, _)| lsn),
     };
-    let consistent_at = match (&attempt.stopped, attempt.floor) {
-        (Some(stopped), _) => Some(stopped.stopped_at),
-        (None, floor) => floor.map(|(_, time)| time),
+    // The earliest time that recovery can be asked for. Later than the floor where that was
+    // written before the snapshot: PostgreSQL itself can't refuse a time between the two when a
+    // checkpoint lies there, for it never sees a commit of that time.
+    let consistent_at = match (&attempt.stopped, attempt.floor, attempt.plan.strategy) {
+        (Some(stopped), ..) => stopped.stopped_at,
+        (None, Some((_, time)), Strategy::Ordered) => time,
+        (None, ..) => attempt.last_snapshot_at,
     };
     let server = attempt.survey.facts.server.as_ref().ok();
     Ok(Manifest {
@@ -171,7 +175,7 @@ pub(super) fn manifest(
         },
         started_at: attempt.started_at,
         finished_at: jiff::Timestamp::now(),
-        consistent_at,
+        consistent_at: Some(consistent_at),
         start_lsn: Some(attempt.start_lsn()),
         stop_lsn,
         floor_lsn,

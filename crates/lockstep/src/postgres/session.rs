@@ -102,19 +102,25 @@ impl Started {
     }
 }
 
-/// A temporary physical slot that keeps the WAL from the last redo point on
-/// (ReplicationSlotReserveWal in slot.c); it goes with the connection.
+/// A temporary physical slot that keeps the WAL from the LSN it returns; it goes with the
+/// connection. That LSN is the redo point of the newest checkpoint, also of one that is still being
+/// made (ReplicationSlotReserveWal in slot.c takes the shared RedoRecPtr, which CreateCheckPoint in
+/// xlog.c sets at its beginning), so pg_control may lie a checkpoint behind it.
 ///
 /// # Errors
 /// The server's reason.
-pub fn make_slot(client: &mut Client, name: &str) -> Result<()> {
-    client
+pub fn make_slot(client: &mut Client, name: &str) -> Result<Lsn> {
+    let row = client
         .query_one(
             "SELECT lsn::text FROM pg_create_physical_replication_slot($1, true, true)",
             &[&name],
         )
         .map_err(|e| Error::sql(format!("cannot make the temporary slot \"{name}\""), e))?;
-    hear(client)
+    let reserved = lsn(row.get(0))?;
+    // A row that is still held keeps the server's end of the statement unread.
+    drop(row);
+    hear(client)?;
+    Ok(reserved)
 }
 
 /// Writes a record into the WAL, flushes it, and returns its end and the server's time: every

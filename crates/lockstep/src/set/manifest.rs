@@ -46,7 +46,7 @@ pub struct Manifest {
     pub started_at: jiff::Timestamp,
     /// When the manifest was written, by this host's clock.
     pub finished_at: jiff::Timestamp,
-    /// The server's clock when everything in the set was frozen; absent without a connection.
+    /// The earliest time that recovery can be asked for: everything was frozen by then.
     pub consistent_at: Option<jiff::Timestamp>,
     /// Where recovery starts: the redo location.
     #[serde(with = "lsn_text")]
