@@ -5,6 +5,7 @@
 
 mod attempt;
 mod certify;
+mod standby;
 
 use crate::config::StrategyChoice;
 use crate::context::Context;

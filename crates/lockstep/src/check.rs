@@ -116,7 +116,7 @@ fn of_facts(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
                 }
                 level => ok("wal_level", format!("wal_level is {level}")),
             });
-            if server.full_page_writes {
+            if server.full_page_writes && !server.in_recovery {
                 all.push(ok("full_page_writes", "full_page_writes is on"));
             }
             if server.archive_mode != "off" {

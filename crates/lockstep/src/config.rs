@@ -45,6 +45,10 @@ pub struct ClusterConfig {
     pub dbname: String,
     /// A file with the password in its first line.
     pub password_file: Option<PathBuf>,
+    /// Where a standby's primary is, as a conninfo string: `host=db1 port=5432 user=lockstep`. Without a password.
+    pub primary: Option<String>,
+    /// A file with the password for `primary` in its first line.
+    pub primary_password_file: Option<PathBuf>,
     /// Owns what is restored, and runs the servers that Lockstep starts.
     #[serde(default = "default_user")]
     pub os_user: String,

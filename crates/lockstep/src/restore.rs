@@ -125,7 +125,9 @@ pub fn plan(cx: &Context, request: &Request) -> Result<(Manifest, Placement)> {
 fn prepare<'a>(cx: &'a Context, request: &'a Request) -> Result<Build<'a>> {
     let manifest = cx.state.find(&request.set)?;
     let mut recovery = request.recovery.clone();
-    recovery.set_is_shut_down = manifest.strategy == crate::plan::Strategy::Cold;
+    // A standby that was shut down would go on with its primary's timeline.
+    recovery.set_is_shut_down =
+        manifest.strategy == crate::plan::Strategy::Cold && !manifest.postgres.standby;
     recovery.check(&manifest)?;
     check_set(cx, &manifest)?;
     let directory = check_directory(cx, &request.to)?;

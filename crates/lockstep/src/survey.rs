@@ -39,6 +39,8 @@ pub fn take(cx: &Context) -> Result<Survey> {
         control,
         postmaster,
         standby_signal: directory.join("standby.signal").exists(),
+        backup_label: directory.join("backup_label").exists(),
+        has_primary: cx.cluster.primary.is_some(),
         server,
         multi_snapshot,
         checkpoint: cx.cluster.checkpoint,

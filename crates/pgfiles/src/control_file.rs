@@ -247,6 +247,14 @@ impl ControlFile {
         layout::major_version(self.pg_control_version, self.catalog_version)
     }
 
+    /// Whether the cluster was made from a base backup and hasn't yet replayed it to its end: until it has, it is
+    /// consistent nowhere (`backupStartPoint` and its neighbours, reset by ReachedEndOfBackup in xlogrecovery.c).
+    pub fn is_in_backup_recovery(&self) -> bool {
+        self.backup_start_point != Lsn::INVALID
+            || self.backup_end_point != Lsn::INVALID
+            || self.backup_end_required
+    }
+
     /// The file with its checkpoint set to [`UNUSABLE_CHECKPOINT`] and all else, the copy of the checkpoint record
     /// included, as it was. A cluster with it starts with a `backup_label`, which names the checkpoint itself, and
     /// without one refuses to start.

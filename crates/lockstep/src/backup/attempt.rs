@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use pgfiles::backup_label::BackupLabel;
 use pgfiles::control_file::ControlFile;
 use pgfiles::lsn::Lsn;
+use pgfiles::wal_name::WalSegment;
 
-use crate::backup::{Request, certify};
+use crate::backup::{Request, certify, standby};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -42,6 +44,10 @@ pub(super) struct Attempt<'a> {
     pub(super) stopped: Option<Stopped>,
     /// The floor's LSN and the server's time.
     pub(super) floor: Option<(Lsn, jiff::Timestamp)>,
+    /// `ordered` on a standby: the label made from the first pg_control.
+    pub(super) own_label: Option<BackupLabel>,
+    /// `ordered` on a standby: pg_control after the last snapshot of data.
+    pub(super) last_control: Option<ControlFile>,
     /// The snapshots taken, with the number of their group.
     pub(super) taken: Vec<(usize, SnapshotName, u32)>,
     /// The set's own WAL.
@@ -78,6 +84,8 @@ impl<'a> Attempt<'a> {
             session: None,
             stopped: None,
             floor: None,
+            own_label: None,
+            last_control: None,
             taken: Vec::new(),
             wal: SetWal::default(),
             seconds: Seconds::default(),
@@ -98,6 +106,11 @@ impl<'a> Attempt<'a> {
                 Step::Snapshot { volumes, one_moment } => self.snapshot(&volumes, one_moment)?,
                 Step::CheckLayout => self.check_layout()?,
                 Step::Floor => self.write_floor()?,
+                Step::ReplayFloor => self.note_replay()?,
+                Step::FirstControl => self.read_first_control()?,
+                Step::LastControl => self.read_last_control()?,
+                Step::CheckRecovery => self.check_recovery()?,
+                Step::SwitchPrimary => self.switch_primary()?,
                 Step::StopBackup => self.stop_backup()?,
                 Step::TakeWal(source) => self.take_wal(source)?,
                 Step::CheckShutDown => self.check_shut_down()?,
@@ -249,16 +262,28 @@ impl<'a> Attempt<'a> {
         let pg_wal = self.cx.cluster.data_directory.join("pg_wal");
         let (from, to) = self.wal_range();
         let needed = wal::segments(identity, from, to);
-        self.wal = match source {
+        let mut here = needed.clone();
+        if self.is_standby() {
+            let gone = standby::missing(&pg_wal, identity, &needed);
+            if !gone.is_empty() {
+                let Err(refusal) = wal::check(&pg_wal, identity, &gone) else {
+                    return Err(Error::failed("pg_wal changes under the backup"));
+                };
+                self.wal_from_elsewhere(&gone, refusal)?;
+                here.retain(|segment| !gone.contains(segment));
+            }
+        }
+        let name = |segment: &WalSegment| segment.file_name(identity.segment_size);
+        self.wal.segments = needed.iter().map(name).collect();
+        self.wal.stored = match source {
             WalSource::Frozen => {
-                wal::check(&pg_wal, identity, &needed)?;
-                let names = needed.iter().map(|s| s.file_name(identity.segment_size)).collect();
-                SetWal { segments: names, stored: WalStored::Snapshot }
+                wal::check(&pg_wal, identity, &here)?;
+                WalStored::Snapshot
             }
             WalSource::Live => {
                 let to = self.cx.state.set_directory(&self.set).join("wal");
-                let names = wal::copy(&pg_wal, &to, identity, &needed)?;
-                SetWal { segments: names, stored: WalStored::Files }
+                self.wal.segments.extend(wal::copy(&pg_wal, &to, identity, &here)?);
+                WalStored::Files
             }
         };
         steps::reached("backup.wal")
@@ -311,6 +336,11 @@ impl<'a> Attempt<'a> {
             segment_size: control.wal_segment_size,
             timeline,
         }
+    }
+
+    /// The server is in recovery.
+    pub(super) fn is_standby(&self) -> bool {
+        self.survey.facts.is_standby()
     }
 
     pub(super) fn control(&self) -> &ControlFile {

@@ -6,11 +6,12 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use pgfiles::backup_label::BackupLabel;
 
 use super::attempt::Attempt;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::plan::explain;
+use crate::plan::{PartKind, explain};
 use crate::plan::refusal::Refusal;
 use crate::plan::strategy::Strategy;
 use crate::postgres::connection;
@@ -71,14 +72,19 @@ pub(super) fn files(attempt: &mut Attempt) -> Result<BTreeMap<String, SetFile>> 
         files::publish(&directory.join("backup_label"), &stopped.label_file)?;
         files::publish(&directory.join("tablespace_map"), &stopped.tablespace_map)?;
     }
+    if let Some(label) = &attempt.own_label {
+        files::publish(&directory.join("backup_label"), &label.to_bytes())?;
+    }
+    if let Some(control) = &attempt.last_control {
+        files::publish(&directory.join("pg_control"), &control.to_bytes())?;
+    }
     keep_configuration(attempt, &directory)?;
-    let mut names = Vec::new();
-    for name in ["backup_label", "tablespace_map"] {
-        names.push(name.to_owned());
-    }
-    if attempt.wal.stored == WalStored::Files {
-        names.extend(attempt.wal.segments.iter().map(|segment| format!("wal/{segment}")));
-    }
+    let mut names = ["backup_label", "tablespace_map", "pg_control"].map(str::to_owned).to_vec();
+    let beside = match attempt.wal.stored {
+        WalStored::Files => &attempt.wal.segments,
+        WalStored::Snapshot => &attempt.wal.fetched,
+    };
+    names.extend(beside.iter().map(|segment| format!("wal/{segment}")));
     for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
         names.push(format!("config/{name}"));
     }
@@ -153,7 +159,8 @@ pub(super) fn manifest(
     let consistent_at = match (&attempt.stopped, attempt.floor, attempt.plan.strategy) {
         (Some(stopped), ..) => stopped.stopped_at,
         (None, Some((_, time)), Strategy::Ordered) => time,
-        (None, ..) => attempt.last_snapshot_at,
+        (None, Some((_, time)), _) => time.max(attempt.last_snapshot_at),
+        (None, None, _) => attempt.last_snapshot_at,
     };
     let server = attempt.survey.facts.server.as_ref().ok();
     Ok(Manifest {
@@ -163,7 +170,8 @@ pub(super) fn manifest(
         owner: attempt.cx.state.owner().to_owned(),
         label: attempt.request.label.clone(),
         strategy: attempt.plan.strategy,
-        consistent_because: explain::why_consistent(attempt.plan.strategy).to_owned(),
+        consistent_because: explain::why_consistent(attempt.plan.strategy, attempt.is_standby())
+            .to_owned(),
         chosen_because: attempt.plan.chosen_because.clone(),
         postgres: PostgresIdentity {
             major: server.map(crate::plan::ServerFacts::major).or(control.major_version()),
@@ -171,6 +179,7 @@ pub(super) fn manifest(
             timeline: attempt.wal_identity().timeline.get(),
             wal_segment_size: control.wal_segment_size.bytes(),
             data_checksums: control.data_checksum_version != 0,
+            standby: attempt.is_standby(),
             data_directory: attempt.cx.cluster.data_directory.clone(),
         },
         started_at: attempt.started_at,
@@ -194,16 +203,22 @@ pub(super) fn manifest(
 pub(super) fn mark_complete(attempt: &Attempt) -> Result<()> {
     let names: Vec<_> = attempt.taken.iter().map(|(_, name, _)| name).collect();
     let zfs = &attempt.cx.zfs;
-    if let Some(stopped) = &attempt.stopped {
-        let first = &names[..names.len().min(1)];
-        for (property, bytes) in [
-            ("lockstep:backup_label", &stopped.label_file),
-            ("lockstep:tablespace_map", &stopped.tablespace_map),
-        ] {
-            let text = STANDARD.encode(bytes);
-            if !text.is_empty() && text.len() < LONGEST_PROPERTY {
-                zfs.set(property, &text, first)?;
-            }
+    let layout = &attempt.survey.facts.layout;
+    let holds_data =
+        |volume: usize| layout.parts_on(volume).any(|part| part.kind == PartKind::Data);
+    let data = attempt.taken.iter().filter(|(volume, ..)| holds_data(*volume));
+    let data: Vec<_> = data.map(|(_, name, _)| name).collect();
+    let own_label = attempt.own_label.as_ref().map(BackupLabel::to_bytes).unwrap_or_default();
+    let (label, map) = match &attempt.stopped {
+        Some(stopped) => (&stopped.label_file, stopped.tablespace_map.as_slice()),
+        None => (&own_label, [].as_slice()),
+    };
+    for (property, bytes) in
+        [("lockstep:backup_label", label.as_slice()), ("lockstep:tablespace_map", map)]
+    {
+        let text = STANDARD.encode(bytes);
+        if !text.is_empty() && text.len() < LONGEST_PROPERTY {
+            zfs.set(property, &text, &data)?;
         }
     }
     if let Some(label) = attempt.request.label.as_deref().filter(|l| l.len() < LONGEST_PROPERTY) {

@@ -61,7 +61,7 @@ fn as_json(cx: &Context, plan: &plan::Plan, facts: &Facts) -> serde_json::Value 
     json!({
         "version": JSON_VERSION, "cluster": cx.name, "strategy": plan.strategy,
         "chosen_because": plan.chosen_because,
-        "consistent_because": explain::why_consistent(plan.strategy),
+        "consistent_because": explain::why_consistent(plan.strategy, facts.is_standby()),
         "system_identifier": facts.control.system_identifier.to_string(),
         "volumes": volumes, "order": order, "steps": steps, "warnings": plan.warnings,
     })
@@ -70,6 +70,9 @@ fn as_json(cx: &Context, plan: &plan::Plan, facts: &Facts) -> serde_json::Value 
 fn as_text(cx: &Context, plan: &plan::Plan, facts: &Facts) {
     let layout = &facts.layout;
     let server = match (&facts.server, facts.postmaster) {
+        (Ok(server), _) if server.in_recovery => {
+            format!("PostgreSQL {}, connected, a standby", server.version)
+        }
         (Ok(server), _) => format!("PostgreSQL {}, connected", server.version),
         (Err(why), Some(pid)) => format!("running (process {pid}), {}", why.words()),
         (Err(_), None) => format!("not running, {}", facts.control.state.as_str()),
@@ -94,7 +97,7 @@ fn as_text(cx: &Context, plan: &plan::Plan, facts: &Facts) {
     for (number, step) in plan.steps.iter().enumerate() {
         println!("  {}. {}", number + 1, explain::step(step, layout));
     }
-    println!("\nwhy the set is consistent:\n  {}", explain::why_consistent(plan.strategy));
+    println!("\nwhy the set is consistent:\n  {}", explain::why_consistent(plan.strategy, facts.is_standby()));
     if !plan.warnings.is_empty() {
         println!("\nwarnings:");
     }

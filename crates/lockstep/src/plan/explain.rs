@@ -5,8 +5,17 @@ use super::strategy::{Step, Strategy, WalSource};
 
 /// Why a set of this strategy is consistent, in one paragraph; it is kept in the manifest.
 #[must_use]
-pub fn why_consistent(strategy: Strategy) -> &'static str {
+pub fn why_consistent(strategy: Strategy, standby: bool) -> &'static str {
     match strategy {
+        Strategy::Label if standby => {
+            "Recovery starts at the restartpoint that pg_backup_start made before the first snapshot. The data directory was frozen last of all data: its pg_control's minRecoveryPoint lies behind every page of the set, and PostgreSQL does not call the cluster consistent before it. pg_backup_stop found the standby not promoted, and no WAL written with full_page_writes=off."
+        }
+        Strategy::Atomic if standby => {
+            "All snapshots are of one transaction group of one pool: together they are what a power cut of the standby at that moment would have left. Its pg_control's minRecoveryPoint lies behind every page, and PostgreSQL does not call the cluster consistent before it."
+        }
+        Strategy::Ordered if standby => {
+            "Recovery starts at the checkpoint that pg_control named before the first snapshot, by a backup_label made from it. pg_control was read again after the last: its minRecoveryPoint, which PostgreSQL moves ahead of every page it flushes in recovery, lies behind every page of the set, and PostgreSQL does not call the cluster consistent before it."
+        }
         Strategy::Cold => {
             "The cluster was shut down before the first snapshot and still was after the last: no file changed in between."
         }
@@ -48,8 +57,23 @@ pub fn step(step: &Step, layout: &Layout) -> String {
         }
         Step::CheckLayout => "read the layout again: it must be the same".into(),
         Step::Floor => "write a WAL record and flush it: its LSN is the set's floor".into(),
+        Step::ReplayFloor => {
+            "note how far the standby has replayed: that LSN is the set's floor".into()
+        }
+        Step::FirstControl => {
+            "read pg_control: its checkpoint is where recovery of the set will start".into()
+        }
+        Step::LastControl => {
+            "read pg_control again: its minRecoveryPoint is where the set is consistent".into()
+        }
+        Step::CheckRecovery => {
+            "check in pg_control that the standby wasn't promoted and is on the same timeline".into()
+        }
+        Step::SwitchPrimary => {
+            "pg_switch_wal on the primary, so that its archive gets the set's last segment".into()
+        }
         Step::StopBackup => {
-            "pg_backup_stop, which writes the end-of-backup record and switches the WAL segment"
+            "pg_backup_stop, which ends the backup (on a primary with a WAL record and a new segment)"
                 .into()
         }
         Step::TakeWal(WalSource::Frozen) => {

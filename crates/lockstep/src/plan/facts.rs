@@ -19,6 +19,10 @@ pub struct Facts {
     pub postmaster: Option<u32>,
     /// `standby.signal` lies in the data directory.
     pub standby_signal: bool,
+    /// `backup_label` lies in the data directory: a base backup that nobody has replayed yet.
+    pub backup_label: bool,
+    /// `primary` is configured: where a standby's primary can be asked.
+    pub has_primary: bool,
     /// The server's facts, or why there are none.
     pub server: Result<ServerFacts, NoServer>,
     /// ZFS takes several snapshots in one command.

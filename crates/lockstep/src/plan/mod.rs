@@ -8,6 +8,7 @@ pub mod explain;
 pub mod facts;
 pub mod layout;
 pub mod refusal;
+mod standby;
 pub mod strategy;
 pub mod warnings;
 

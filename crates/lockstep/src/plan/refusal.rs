@@ -74,6 +74,36 @@ pub enum Refusal {
         /// What changed.
         difference: String,
     },
+    /// PostgreSQL itself says that the backup can't be (or wasn't) a good one.
+    #[error("PostgreSQL refuses the backup: {reason}")]
+    ByPostgres {
+        /// Its own words.
+        reason: String,
+        /// Its own hint, where it gave one.
+        advice: Option<String>,
+    },
+    /// A standby stopped being one.
+    #[error("the standby was promoted during the backup: pg_control says \"{state}\"")]
+    Promoted {
+        /// What pg_control says.
+        state: &'static str,
+    },
+    /// A standby followed its primary to another timeline.
+    #[error("the standby went from timeline {from} to {to} during the backup")]
+    TimelineChanged {
+        /// Where recovery of the set would start.
+        from: u32,
+        /// Where it would end.
+        to: u32,
+    },
+    /// The set has to be completed from an archive, and none was named.
+    #[error("set {set} needs WAL that lies in the archive alone: {}", segments.join(", "))]
+    NeedsArchive {
+        /// The set.
+        set: String,
+        /// Which.
+        segments: Vec<String>,
+    },
     /// WAL that the set needs is gone.
     #[error(
         "WAL segment {needed} is gone from pg_wal before it was frozen (oldest there: {oldest})"
@@ -166,6 +196,10 @@ impl Refusal {
             Self::NoSpace { .. } => "free space in the pool, or lower min_free_mib in the configuration; a full pool makes PostgreSQL PANIC".into(),
             Self::WrongServer { .. } => "check data_directory, host and port of this cluster in the configuration".into(),
             Self::LayoutChanged { .. } => "run the backup when no tablespace is being created, dropped or moved".into(),
+            Self::ByPostgres { advice, .. } => advice.clone().unwrap_or_else(|| "take the backup again once the reason is gone".into()),
+            Self::Promoted { .. } => "take the backup again: it is a primary now".into(),
+            Self::TimelineChanged { .. } => "take it again when the standby has made a restartpoint on the new timeline (CHECKPOINT on the standby makes one)".into(),
+            Self::NeedsArchive { .. } => "name the way to it with --restore-command".into(),
             Self::WalRecycledBeforeFreeze { .. } => "allow a replication slot (max_replication_slots, REPLICATION for the user), or raise wal_keep_size".into(),
             Self::WalDamaged { .. } => "is pg_wal written by anything but PostgreSQL? look at the file with pg_waldump".into(),
             Self::NotOneTransactionGroup { .. } => "is something else taking snapshots with the same name? use strategy label".into(),
@@ -181,6 +215,11 @@ impl Refusal {
     /// Whether taking the set once more may help (a race that was lost).
     #[must_use]
     pub fn worth_another_try(&self) -> bool {
-        matches!(self, Self::LayoutChanged { .. } | Self::WalRecycledBeforeFreeze { .. })
+        matches!(
+            self,
+            Self::LayoutChanged { .. }
+                | Self::WalRecycledBeforeFreeze { .. }
+                | Self::TimelineChanged { .. }
+        )
     }
 }

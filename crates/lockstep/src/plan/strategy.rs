@@ -10,7 +10,9 @@ use pgfiles::control_file::WalLevel;
 use serde::{Deserialize, Serialize};
 
 use super::facts::Facts;
+use super::layout::Volume;
 use super::refusal::Refusal;
+use super::standby;
 use super::warnings::{self, Warning};
 use crate::config::{CheckpointMode, StrategyChoice};
 
@@ -69,6 +71,16 @@ pub enum Step {
     CheckLayout,
     /// A WAL record is written and flushed: its LSN is the floor.
     Floor,
+    /// Standby: what is replayed by now is in the set.
+    ReplayFloor,
+    /// Standby: pg_control's checkpoint becomes the label.
+    FirstControl,
+    /// Standby: pg_control is read again; its minRecoveryPoint is the end of the set.
+    LastControl,
+    /// Standby: it must still be one, on the timeline on which the set began.
+    CheckRecovery,
+    /// Standby: the primary ends its WAL segment, so that the archive gets the set's last one.
+    SwitchPrimary,
     /// pg_backup_stop.
     StopBackup,
     /// The set's own WAL is checked, and copied where it isn't frozen.
@@ -101,12 +113,12 @@ impl Plan {
 }
 
 /// What a strategy lacks, and what would help.
-struct Lacking {
+pub(super) struct Lacking {
     why: String,
     needed: String,
 }
 
-fn lacking<T>(why: impl Into<String>, needed: impl Into<String>) -> Result<T, Lacking> {
+pub(super) fn lacking<T>(why: impl Into<String>, needed: impl Into<String>) -> Result<T, Lacking> {
     Err(Lacking { why: why.into(), needed: needed.into() })
 }
 
@@ -181,11 +193,8 @@ fn first_possible(facts: &Facts) -> Result<(Strategy, String), Refusal> {
 }
 
 fn possible(facts: &Facts, strategy: Strategy) -> Result<(), Lacking> {
-    if facts.is_standby() && strategy != Strategy::Cold {
-        return lacking(
-            "the cluster is a standby",
-            "backups of a running standby aren't in this version; back up its primary, or stop it for strategy cold",
-        );
+    if facts.is_standby() {
+        return standby::possible(facts, strategy);
     }
     match strategy {
         Strategy::Cold => cold(facts),
@@ -195,7 +204,7 @@ fn possible(facts: &Facts, strategy: Strategy) -> Result<(), Lacking> {
     }
 }
 
-fn cold(facts: &Facts) -> Result<(), Lacking> {
+pub(super) fn cold(facts: &Facts) -> Result<(), Lacking> {
     if let Some(pid) = facts.postmaster {
         return lacking(
             format!("a server runs (process {pid})"),
@@ -214,12 +223,13 @@ fn cold(facts: &Facts) -> Result<(), Lacking> {
     Ok(())
 }
 
-fn label(facts: &Facts) -> Result<(), Lacking> {
+pub(super) fn label(facts: &Facts) -> Result<(), Lacking> {
     match &facts.server {
         Err(no_server) => {
             lacking(no_server.words(), "set host, port and user so that Lockstep can connect")
         }
-        Ok(server) if server.wal_level == "minimal" => {
+        // A standby replays what its primary writes, whatever its own setting.
+        Ok(server) if server.wal_level == "minimal" && !server.in_recovery => {
             lacking("wal_level is minimal", "set wal_level = replica and restart")
         }
         Ok(server) if !server.may_backup => lacking(
@@ -231,6 +241,11 @@ fn label(facts: &Facts) -> Result<(), Lacking> {
 }
 
 fn atomic(facts: &Facts) -> Result<(), Lacking> {
+    one_pool(facts)?;
+    torn_pages(facts)
+}
+
+pub(super) fn one_pool(facts: &Facts) -> Result<(), Lacking> {
     let pools = facts.layout.pools();
     if pools.len() > 1 {
         return lacking(
@@ -238,7 +253,7 @@ fn atomic(facts: &Facts) -> Result<(), Lacking> {
             "one transaction group can't span pools: use label or ordered",
         );
     }
-    torn_pages(facts)
+    Ok(())
 }
 
 fn ordered(facts: &Facts) -> Result<(), Lacking> {
@@ -265,12 +280,7 @@ fn torn_pages(facts: &Facts) -> Result<(), Lacking> {
         Ok(server) => server.full_page_writes && facts.control.checkpoint_copy.full_page_writes,
         Err(_) => facts.control.checkpoint_copy.full_page_writes,
     };
-    let block = u64::from(facts.control.block_size);
-    let small = facts.layout.data_volumes().into_iter().find_map(|volume| {
-        let volume = &facts.layout.volumes[volume];
-        (volume.recordsize < block).then_some(volume)
-    });
-    match small {
+    match small_records(facts) {
         Some(volume) if !full_page_writes => lacking(
             format!(
                 "full_page_writes is off and dataset \"{}\" has a recordsize of {} bytes, less than a page",
@@ -282,7 +292,19 @@ fn torn_pages(facts: &Facts) -> Result<(), Lacking> {
     }
 }
 
+/// A volume of data whose records are smaller than a page.
+pub(super) fn small_records(facts: &Facts) -> Option<&Volume> {
+    let block = u64::from(facts.control.block_size);
+    facts.layout.data_volumes().into_iter().find_map(|volume| {
+        let volume = &facts.layout.volumes[volume];
+        (volume.recordsize < block).then_some(volume)
+    })
+}
+
 fn steps(facts: &Facts, strategy: Strategy) -> Vec<Step> {
+    if facts.is_standby() {
+        return standby::steps(facts, strategy);
+    }
     let layout = &facts.layout;
     let data = layout.data_volumes();
     let own_wal = layout.own_wal_volume();
@@ -338,7 +360,7 @@ fn steps(facts: &Facts, strategy: Strategy) -> Vec<Step> {
 
 /// One step a pool, where ZFS takes several snapshots in one command; otherwise one a volume. The
 /// order of the volumes is kept.
-fn groups(facts: &Facts, volumes: &[usize]) -> Vec<Step> {
+pub(super) fn groups(facts: &Facts, volumes: &[usize]) -> Vec<Step> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     for &volume in volumes {
         let pool = facts.layout.volumes[volume].pool();

@@ -69,6 +69,8 @@ fn primary(layout: Layout) -> Facts {
         control: control(),
         postmaster: Some(4711),
         standby_signal: false,
+        backup_label: false,
+        has_primary: false,
         server: Ok(server()),
         multi_snapshot: false,
         checkpoint: CheckpointMode::Fast,
@@ -112,6 +114,11 @@ fn line(facts: &Facts, plan: &Plan) -> String {
         }
         Step::CheckLayout => "layout".into(),
         Step::Floor => "floor".into(),
+        Step::ReplayFloor => "replayed".into(),
+        Step::FirstControl => "control".into(),
+        Step::LastControl => "control-again".into(),
+        Step::CheckRecovery => "standby".into(),
+        Step::SwitchPrimary => "switch".into(),
         Step::StopBackup => "stop".into(),
         Step::TakeWal(WalSource::Frozen) => "wal-frozen".into(),
         Step::TakeWal(WalSource::Live) => "wal-live".into(),
@@ -320,19 +327,85 @@ fn pages_that_may_be_torn_need_full_page_writes() {
     planned(&small_wal, Ask::Ordered, "ordered: t/data t/one u/two layout u/wal wal-frozen");
 }
 
+/// A hot standby that takes a connection.
+fn standby(layout: Layout) -> Facts {
+    let facts = with_server(primary(layout), |server| server.in_recovery = true);
+    with(facts, |facts| {
+        facts.control.state = DbState::InArchiveRecovery;
+        facts.standby_signal = true;
+    })
+}
+
+/// A standby with hot_standby = off, or one that nobody may ask.
+fn silent_standby(layout: Layout) -> Facts {
+    Facts { server: Err(NoServer::Failed("not accepting connections".into())), ..standby(layout) }
+}
+
 #[test]
-fn a_standby_is_only_backed_up_when_it_is_stopped() {
-    let standbys = [
-        with_server(primary(apart()), |server| server.in_recovery = true),
-        with(silent(apart()), |facts| facts.standby_signal = true),
-        with(silent(apart()), |facts| facts.control.state = DbState::InArchiveRecovery),
-    ];
-    for facts in &standbys {
-        for ask in [Ask::Label, Ask::Ordered, Ask::Atomic] {
-            refused(facts, ask, &["the cluster is a standby", "primary"]);
-        }
-        refused(facts, Ask::Auto, &["no strategy", "the cluster is a standby"]);
+fn label_on_a_standby_freezes_the_data_directory_last() {
+    let label = "label: slot start u/two t/one t/data layout stop standby u/wal wal-frozen";
+    planned(&standby(apart()), Ask::Auto, label);
+    // Its own wal_level says nothing of the WAL that it replays.
+    let minimal = with_server(standby(apart()), |server| server.wal_level = "minimal".into());
+    planned(&minimal, Ask::Auto, label);
+    let multi = with(standby(apart()), |facts| facts.multi_snapshot = true);
+    planned(&multi, Ask::Auto, &label.replace("t/one t/data", "t/one+t/data"));
+    planned(
+        &standby(shared("u/one")),
+        Ask::Auto,
+        "label: slot start u/one t/data layout stop standby wal-live",
+    );
+    let asked = with(standby(apart()), |facts| facts.has_primary = true);
+    planned(&asked, Ask::Auto, &format!("{label} switch"));
+}
+
+#[test]
+fn ordered_on_a_standby_lies_between_two_looks_at_pg_control() {
+    let ordered = "ordered: control t/data t/one u/two layout control-again u/wal wal-frozen";
+    planned(&silent_standby(apart()), Ask::Auto, ordered);
+    planned(&standby(apart()), Ask::Ordered, &ordered.replace(": ", ": slot "));
+    // A label says where recovery starts, so pg_wal need not have a dataset of its own.
+    planned(
+        &silent_standby(shared("u/one")),
+        Ask::Auto,
+        "ordered: control t/data u/one layout control-again wal-live",
+    );
+    for signal in [true, false] {
+        let by_disk = with(silent_standby(apart()), |facts| facts.standby_signal = signal);
+        planned(&by_disk, Ask::Auto, ordered);
     }
+}
+
+#[test]
+fn atomic_on_a_standby_takes_one_pool() {
+    planned(
+        &silent_standby(together()),
+        Ask::Auto,
+        "atomic: replayed t/data+t/wal+t/one! standby layout",
+    );
+    refused(&silent_standby(apart()), Ask::Atomic, &["several pools"]);
+}
+
+#[test]
+fn a_standby_without_the_backup_api_needs_whole_pages_and_an_end_of_its_own_recovery() {
+    let torn = with(silent_standby(together()), |facts| {
+        facts.control.checkpoint_copy.full_page_writes = true;
+        facts.layout.volumes[2].recordsize = 4096;
+    });
+    let unfinished = with(silent_standby(together()), |facts| facts.backup_label = true);
+    let waiting = with(silent_standby(together()), |facts| {
+        facts.control.backup_start_point = "0/3000028".parse().unwrap();
+    });
+    for ask in [Ask::Ordered, Ask::Atomic] {
+        refused(&torn, ask, &["\"t/one\" has a recordsize of 4096", "use label"]);
+        refused(&unfinished, ask, &["hasn't yet replayed the base backup"]);
+        refused(&waiting, ask, &["hasn't yet replayed the base backup"]);
+    }
+    refused(&torn, Ask::Auto, &["no strategy", "label: no connection"]);
+}
+
+#[test]
+fn a_stopped_standby_is_cold() {
     let stopped =
         with(stopped(apart(), DbState::ShutDownedInRecovery), |facts| facts.standby_signal = true);
     planned(&stopped, Ask::Auto, "cold: shut-down t/data t/one u/two u/wal shut-down layout");
@@ -374,9 +447,13 @@ fn every_plan_keeps_the_rules() {
     let mut plans = 0;
     for layout in layouts {
         for multi_snapshot in [false, true] {
-            let kinds = [primary as fn(Layout) -> Facts, silent, |layout| {
-                stopped(layout, DbState::ShutDowned)
-            }];
+            let kinds = [
+                primary as fn(Layout) -> Facts,
+                silent,
+                standby,
+                silent_standby,
+                |layout| stopped(layout, DbState::ShutDowned),
+            ];
             for facts in kinds {
                 let facts = Facts { multi_snapshot, ..facts(layout.clone()) };
                 for ask in [Ask::Auto, Ask::Label, Ask::Ordered, Ask::Atomic, Ask::Cold] {
@@ -408,7 +485,13 @@ fn keeps_the_rules(facts: &Facts, plan: &Plan) {
             group.iter().map(|&volume| facts.layout.volumes[volume].pool()).collect();
         assert!(pools.windows(2).all(|pair| pair[0] == pair[1]), "a command spans pools: {said}");
     }
-    assert_eq!(order[0], 0, "the data directory's volume first: {said}");
+    if facts.is_standby() && plan.strategy == Strategy::Label {
+        let data = facts.layout.data_volumes();
+        let of_data: Vec<_> = order.iter().filter(|volume| data.contains(volume)).collect();
+        assert_eq!(of_data.last(), Some(&&0), "the data directory's volume last: {said}");
+    } else {
+        assert_eq!(order[0], 0, "the data directory's volume first: {said}");
+    }
     if let (Some(wal), true) = (facts.layout.own_wal_volume(), plan.strategy != Strategy::Atomic) {
         assert_eq!(groups.last(), Some(&&[wal][..]), "pg_wal's volume last and alone: {said}");
     }
@@ -422,6 +505,17 @@ fn keeps_the_rules(facts: &Facts, plan: &Plan) {
     let wal = place(&|step| matches!(step, Step::TakeWal(_)));
     let first = place(&|step| matches!(step, Step::Snapshot { .. })).unwrap();
     let frozen = plan.steps.iter().rposition(|step| matches!(step, Step::Snapshot { .. })).unwrap();
+    if facts.is_standby() && plan.strategy != Strategy::Cold {
+        let end = match plan.strategy {
+            Strategy::Ordered => Step::LastControl,
+            _ => Step::CheckRecovery,
+        };
+        let end = place(&|step| *step == end).expect("a standby is looked at again");
+        assert!(last_data < end && wal.is_none_or(|wal| end < wal), "{said}");
+        let control = place(&|step| *step == Step::FirstControl);
+        assert_eq!(control.is_some(), plan.strategy == Strategy::Ordered, "{said}");
+        assert!(control.is_none_or(|control| control < first), "{said}");
+    }
     match plan.strategy {
         Strategy::Label => {
             assert!(slot < start && start.unwrap() < first, "{said}");

@@ -74,6 +74,8 @@ fn layout(facts: &Facts) -> Vec<Warning> {
 fn server(facts: &Facts, strategy: Strategy) -> Vec<Warning> {
     let server = match &facts.server {
         Ok(server) => server,
+        // A standby's pg_control says where the set is consistent.
+        Err(_) if facts.is_standby() => return Vec::new(),
         Err(no_server) if strategy != Strategy::Cold => {
             return vec![warning(
                 no_server.words(),
@@ -86,13 +88,19 @@ fn server(facts: &Facts, strategy: Strategy) -> Vec<Warning> {
     if !server.fsync {
         all.push(warning("fsync is off", "a power cut can corrupt the live cluster"));
     }
-    if !server.full_page_writes {
+    if server.in_recovery && !facts.has_primary {
+        all.push(warning(
+            "no \"primary\" is configured for this standby",
+            "WAL that the standby has no more can't be fetched, and a quiet primary's archive gets the set's last segment late",
+        ));
+    }
+    if !server.full_page_writes && !server.in_recovery {
         all.push(warning(
             "full_page_writes is off",
             "pg_backup_start forces it for the backup; the other strategies rest on ZFS writing a record whole",
         ));
     }
-    if server.archive_mode == "off" {
+    if server.archive_mode == "off" && !server.in_recovery {
         all.push(warning(
             "archive_mode is off",
             "sets restore to their own end; point-in-time recovery beyond it needs an archive",

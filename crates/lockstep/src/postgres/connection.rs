@@ -23,14 +23,33 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub fn connect(config: &ClusterConfig) -> Result<Client, NoServer> {
     let host = config.host.as_deref().ok_or(NoServer::NotConfigured)?;
     let mut options = postgres::Config::new();
-    options
-        .host(host)
-        .port(config.port)
-        .user(&config.user)
-        .dbname(&config.dbname)
-        .application_name("lockstep")
-        .connect_timeout(CONNECT_TIMEOUT);
-    if let Some(path) = &config.password_file {
+    options.host(host).port(config.port).user(&config.user).dbname(&config.dbname);
+    open(options, config.password_file.as_deref())
+}
+
+/// Connects to a standby's primary; `None` where the configuration names none.
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_primary(config: &ClusterConfig) -> Option<Result<Client, NoServer>> {
+    let conninfo = config.primary.as_deref()?;
+    let options = conninfo.parse::<postgres::Config>().map_err(|e| {
+        NoServer::Failed(format!("\"primary\" isn't understood: {e}"))
+    });
+    Some(options.and_then(|mut options| {
+        if options.get_dbname().is_none() {
+            options.dbname("postgres");
+        }
+        open(options, config.primary_password_file.as_deref())
+    }))
+}
+
+fn open(
+    mut options: postgres::Config,
+    password_file: Option<&std::path::Path>,
+) -> Result<Client, NoServer> {
+    options.application_name("lockstep").connect_timeout(CONNECT_TIMEOUT);
+    if let Some(path) = password_file {
         let text = std::fs::read_to_string(path).map_err(|e| {
             NoServer::Failed(format!("cannot read password_file \"{}\": {e}", path.display()))
         })?;

@@ -7,13 +7,16 @@
 use pgfiles::backup_label::BackupLabel;
 use pgfiles::lsn::Lsn;
 use postgres::Client;
+use postgres::error::SqlState;
 use postgres::fallible_iterator::FallibleIterator;
 
 use crate::error::{Error, Result};
+use crate::plan::refusal::Refusal;
 
-/// The server's clock as RFC 3339, whatever its DateStyle and TimeZone.
-const NOW: &str =
-    r#"to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#;
+/// The server's clock as RFC 3339, whatever its DateStyle and TimeZone. On a standby whose clock is
+/// behind the primary's, what is replayed counts: no commit of the set is later.
+const NOW: &str = r#"to_char(greatest(clock_timestamp(), pg_last_xact_replay_timestamp())
+    AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#;
 
 /// A backup that has begun.
 #[derive(Debug)]
@@ -65,7 +68,7 @@ pub fn start(client: &mut Client, major: u32, label: &str, fast: bool) -> Result
     };
     let row = client
         .query_one(statement, &[&label, &fast])
-        .map_err(|e| Error::sql("pg_backup_start failed", e))?;
+        .map_err(|e| refused("pg_backup_start failed", e))?;
     let start_lsn = lsn(row.get(0))?;
     drop(row);
     hear(client)?;
@@ -86,7 +89,7 @@ impl Started {
         let statement = format!("SELECT lsn::text, labelfile, spcmapfile, {NOW} FROM {function}");
         let row = client
             .query_one(&statement, &[])
-            .map_err(|e| Error::sql("pg_backup_stop failed", e))?;
+            .map_err(|e| refused("pg_backup_stop failed", e))?;
         let label_file = row.get::<_, String>(1).into_bytes();
         let label = BackupLabel::parse(&label_file).map_err(|e| {
             Error::failed("the backup_label that pg_backup_stop returned isn't understood")
@@ -141,6 +144,37 @@ pub fn write_floor(client: &mut Client, set: &str) -> Result<(Lsn, jiff::Timesta
     drop(row);
     hear(client)?;
     Ok(floor)
+}
+
+/// How far a standby has replayed, the end of a whole record, and its time: the set holds all of it,
+/// for replay reads what lies in pg_wal.
+///
+/// # Errors
+/// The server's reason.
+pub fn replayed(client: &mut Client) -> Result<(Option<Lsn>, jiff::Timestamp)> {
+    let row = client
+        .query_one(&format!("SELECT pg_last_wal_replay_lsn()::text, {NOW}"), &[])
+        .map_err(|e| Error::sql("cannot ask how far the standby has replayed", e))?;
+    let replayed = row.get::<_, Option<&str>>(0).map(lsn).transpose()?;
+    let replayed = (replayed, time(row.get(1))?);
+    drop(row);
+    hear(client)?;
+    Ok(replayed)
+}
+
+/// What the backup functions say when the backup is, or became, a bad one: a standby promoted, WAL
+/// written with full_page_writes=off (xlog.c, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE).
+fn refused(what: &str, error: postgres::Error) -> Error {
+    match error.as_db_error() {
+        Some(said) if *said.code() == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE => {
+            Refusal::ByPostgres {
+                reason: said.message().to_owned(),
+                advice: said.hint().map(str::to_owned),
+            }
+            .into()
+        }
+        _ => Error::sql(what, error),
+    }
 }
 
 fn lsn(text: &str) -> Result<Lsn> {

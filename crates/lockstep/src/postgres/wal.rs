@@ -91,7 +91,7 @@ pub fn end_of_run(pg_wal: &Path, identity: WalIdentity, from: Lsn) -> Lsn {
 }
 
 /// Copies the segments and the timeline's history from `pg_wal` to `to`, then checks the copies,
-/// so that a segment recycled meanwhile is noticed. Returns the names.
+/// so that a segment recycled meanwhile is noticed. Returns the history's name, where there is one.
 ///
 /// # Errors
 /// As [`check`], and when a file can't be copied.
@@ -100,23 +100,21 @@ pub fn copy(
     to: &Path,
     identity: WalIdentity,
     needed: &[WalSegment],
-) -> Result<Vec<String>> {
+) -> Result<Option<String>> {
     crate::files::create_directories(to)?;
     check(pg_wal, identity, needed)?;
-    let mut names = Vec::new();
     for segment in needed {
         let name = segment.file_name(identity.segment_size);
         copy_file(&pg_wal.join(&name), &to.join(&name))?;
-        names.push(name);
     }
     check(to, identity, needed)?;
     let history = WalFileName::History(identity.timeline).file_name(identity.segment_size);
-    if pg_wal.join(&history).exists() {
+    let has_history = pg_wal.join(&history).exists();
+    if has_history {
         copy_file(&pg_wal.join(&history), &to.join(&history))?;
-        names.push(history);
     }
     crate::files::sync_directory(to)?;
-    Ok(names)
+    Ok(has_history.then_some(history))
 }
 
 /// Copies one file durably.

@@ -79,8 +79,15 @@ impl Recovery {
     /// PostgreSQL refuses the rest.
     ///
     /// # Errors
-    /// [`Refusal::TargetBeforeConsistency`] with the earliest possible target.
+    /// [`Refusal::TargetBeforeConsistency`] with the earliest possible target;
+    /// [`Refusal::NeedsArchive`] where the set doesn't carry all of its WAL.
     pub fn check(&self, manifest: &Manifest) -> Result<(), Refusal> {
+        if !manifest.wal.archived.is_empty() && self.restore_command.is_none() {
+            return Err(Refusal::NeedsArchive {
+                set: manifest.set.to_string(),
+                segments: manifest.wal.archived.clone(),
+            });
+        }
         let before = |target: String, earliest: String| {
             Err(Refusal::TargetBeforeConsistency { target, earliest })
         };

@@ -9,16 +9,22 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use pgfiles::control_file::ControlFile;
 use pgfiles::tablespace_map::TablespaceMap;
+use pgfiles::wal_name::WalSegment;
 
 use super::build::Build;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::plan::refusal::Refusal;
 use crate::plan::strategy::Strategy;
 use crate::postgres::instance::{self, PG_CONTROL, path_bytes};
 use crate::postgres::{recovery, wal};
 use crate::process::Credentials;
-use crate::set::manifest::WalStored;
+use crate::set::manifest::{Manifest, WalStored};
+
+/// A file of the set: pg_control of a standby, as it was after the last snapshot.
+const KEPT_CONTROL: &str = "pg_control";
 
 /// Files that belong to the old server alone (basebackup.c and pg_rewind skip the same).
 const FILES: [&str; 10] = [
@@ -137,71 +143,94 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Puts the set's own WAL into pg_wal, in the place of what the data snapshot caught there.
 fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
-    if build.manifest.wal.stored != WalStored::Files {
-        // The snapshot was checked when the set was taken; this is the proof that it is still so.
-        let identity = build.manifest.wal_identity()?;
-        let names = build.manifest.wal.segments.iter();
-        let segments: Vec<_> = names
-            .filter_map(|name| {
-                pgfiles::wal_name::WalSegment::parse(name, identity.segment_size).ok()
-            })
-            .collect();
-        return wal::check(&build.placement.wal, identity, &segments);
-    }
+    let wal = &build.manifest.wal;
     let pg_wal = &build.placement.wal;
-    for path in list(pg_wal)? {
-        if !path.is_dir() {
-            files::remove_file(&path)?;
-        }
-    }
     let from = build.cx.state.set_directory(&build.manifest.set).join("wal");
-    for name in &build.manifest.wal.segments {
+    let place = |name: &String| {
         let to = pg_wal.join(name);
         wal::copy_file(&from.join(name), &to)?;
-        files::give_to(&to, owner)?;
+        files::give_to(&to, owner)
+    };
+    if wal.stored == WalStored::Files {
+        for path in list(pg_wal)? {
+            if !path.is_dir() {
+                files::remove_file(&path)?;
+            }
+        }
+        return wal.segments.iter().filter(|name| !wal.archived.contains(name)).try_for_each(place);
     }
-    Ok(())
+    wal.fetched.iter().try_for_each(place)?;
+    // The snapshot was checked when the set was taken; this is the proof that it is still so.
+    let identity = build.manifest.wal_identity()?;
+    let here = wal.segments.iter().filter(|name| !wal.archived.contains(name));
+    let segments: Vec<_> =
+        here.filter_map(|name| WalSegment::parse(name, identity.segment_size).ok()).collect();
+    wal::check(pg_wal, identity, &segments)
 }
 
 /// pg_control as the strategy needs it.
 fn place_control(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let path = build.placement.data.join(PG_CONTROL);
-    let control = instance::read_control(&build.placement.data)?;
+    let control = if build.manifest.files.contains_key(KEPT_CONTROL) {
+        // Of a standby, read after the last snapshot: its minRecoveryPoint is the set's end.
+        let bytes = build.cx.state.read_set_file(&build.manifest, KEPT_CONTROL)?;
+        ControlFile::parse(&bytes).map_err(|e| damaged(build, format!("{KEPT_CONTROL}: {e}")))?
+    } else {
+        instance::read_control(&build.placement.data)?
+    };
     if control.system_identifier.to_string() != build.manifest.postgres.system_identifier {
-        return Err(crate::plan::refusal::Refusal::SetDamaged {
-            set: build.manifest.set.to_string(),
-            why: format!(
+        return Err(damaged(
+            build,
+            format!(
                 "pg_control in the snapshot is of cluster {}, the manifest's is {}",
                 control.system_identifier, build.manifest.postgres.system_identifier
             ),
-        }
-        .into());
+        ));
     }
-    let bytes = match (build.manifest.strategy, build.manifest.floor_lsn) {
-        // Recovery starts where backup_label says. Without the label PostgreSQL would start at
-        // pg_control's own checkpoint and be silently corrupt; now it finds none there.
-        (Strategy::Label, _) => control.with_checkpoint_unusable(),
-        // PostgreSQL itself then refuses to end recovery before the floor.
-        (Strategy::Ordered, Some(floor)) => {
-            control.with_min_recovery_point(floor, build.manifest.timeline())
-        }
-        _ => return Ok(()),
+    let changed = changed_control(&build.manifest, &control)?;
+    changed.map_or(Ok(()), |bytes| files::write_owned(&path, &bytes, owner))
+}
+
+/// What becomes of pg_control, where it can't stay as it is.
+fn changed_control(manifest: &Manifest, control: &ControlFile) -> Result<Option<Vec<u8>>> {
+    // PostgreSQL itself then refuses to end recovery before the floor. A standby's pg_control has a
+    // minRecoveryPoint of its own, which must never be made smaller.
+    let floor = manifest.floor_lsn.filter(|floor| {
+        let wanted = manifest.strategy == Strategy::Ordered || manifest.postgres.standby;
+        wanted && manifest.strategy != Strategy::Cold && *floor > control.min_recovery_point
+    });
+    let raised = floor.map(|floor| control.with_min_recovery_point(floor, manifest.timeline()));
+    if !manifest.files.contains_key("backup_label") {
+        return Ok(raised);
+    }
+    // Recovery starts where backup_label says. Without the label PostgreSQL would start at
+    // pg_control's own checkpoint and be silently corrupt; now it finds none there.
+    let control = match raised {
+        Some(bytes) => ControlFile::parse(&bytes)
+            .map_err(|e| Error::failed("pg_control can't be rewritten").because(e))?,
+        None => control.clone(),
     };
-    files::write_owned(&path, &bytes, owner)
+    Ok(Some(control.with_checkpoint_unusable()))
+}
+
+fn damaged(build: &Build, why: String) -> Error {
+    Refusal::SetDamaged { set: build.manifest.set.to_string(), why }.into()
 }
 
 fn place_label(build: &Build, owner: Option<Credentials>) -> Result<()> {
-    if build.manifest.strategy != Strategy::Label {
-        return Ok(());
-    }
+    let kept = &build.manifest.files;
     let data = &build.placement.data;
-    let label = build.cx.state.read_set_file(&build.manifest, "backup_label")?;
-    let map = build.cx.state.read_set_file(&build.manifest, "tablespace_map")?;
-    if !map.is_empty() {
-        let map = moved_map(build, &map)?;
-        files::write_owned(&data.join("tablespace_map"), &map, owner)?;
+    if kept.contains_key("tablespace_map") {
+        let map = build.cx.state.read_set_file(&build.manifest, "tablespace_map")?;
+        if !map.is_empty() {
+            let map = moved_map(build, &map)?;
+            files::write_owned(&data.join("tablespace_map"), &map, owner)?;
+        }
     }
-    files::write_owned(&data.join("backup_label"), &label, owner)?;
+    if kept.contains_key("backup_label") {
+        let label = build.cx.state.read_set_file(&build.manifest, "backup_label")?;
+        files::write_owned(&data.join("backup_label"), &label, owner)?;
+    }
     files::sync_directory(data)
 }
 

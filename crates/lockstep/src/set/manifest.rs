@@ -51,7 +51,7 @@ pub struct Manifest {
     /// Where recovery starts: the redo location.
     #[serde(with = "lsn_text")]
     pub start_lsn: Option<Lsn>,
-    /// label: the end of the end-of-backup record.
+    /// label: the end of the end-of-backup record; of a standby its minRecoveryPoint then.
     #[serde(with = "lsn_text")]
     pub stop_lsn: Option<Lsn>,
     /// The set holds everything up to here. label and ordered: the smallest LSN at which the
@@ -88,6 +88,9 @@ pub struct PostgresIdentity {
     pub wal_segment_size: u32,
     /// Whether pages carry checksums.
     pub data_checksums: bool,
+    /// It was in recovery: a standby.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub standby: bool,
     /// The data directory it was taken from.
     #[serde(with = "path_text")]
     pub data_directory: PathBuf,
@@ -146,6 +149,12 @@ pub struct SetWal {
     pub segments: Vec<String>,
     /// `snapshot`: they are in pg_wal's snapshot; `files`: they lie beside the manifest.
     pub stored: WalStored,
+    /// Those of them that pg_wal had no more and the primary still had: they lie beside the manifest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fetched: Vec<String>,
+    /// Those of them that lie in the archive alone: a restore needs a restore_command.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub archived: Vec<String>,
 }
 
 /// Where the set's WAL lies.

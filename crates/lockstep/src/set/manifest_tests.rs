@@ -49,6 +49,7 @@ pub(crate) fn manifest(id: &str, volumes: Vec<SetVolume>) -> Manifest {
             timeline: 3,
             wal_segment_size: 1 << 24,
             data_checksums: true,
+            standby: true,
             data_directory: "/srv/pg/data".into(),
         },
         started_at: "2026-11-23T19:45:12.25Z".parse().unwrap(),
@@ -61,6 +62,8 @@ pub(crate) fn manifest(id: &str, volumes: Vec<SetVolume>) -> Manifest {
         wal: SetWal {
             segments: vec!["000000030000000000000002".into(), "00000003.history".into()],
             stored: WalStored::Files,
+            fetched: vec![],
+            archived: vec!["000000030000000000000001".into()],
         },
         files: [("backup_label".to_owned(), SetFile { bytes: 5, blake3: hash(b"label") })].into(),
         warnings: vec![Warning { what: "fsync is off".into(), hint: "a power cut".into() }],

@@ -1,0 +1,201 @@
+//! The steps that only a backup of a standby has: pg_control before the first and after the last
+//! snapshot, the checks that it still is a standby on the same timeline, and WAL from elsewhere.
+//!
+//! What could go wrong: a restartpoint between two snapshots recycles WAL that the set needs. It is
+//! then looked for on the primary and in its archive, and the set refused where it is in neither.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use pgfiles::backup_label::{BackupFrom, BackupLabel};
+use pgfiles::control_file::{ControlFile, DbState};
+use pgfiles::lsn::Lsn;
+use pgfiles::wal_name::WalSegment;
+use postgres::Client;
+
+use super::attempt::Attempt;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::plan::refusal::Refusal;
+use crate::postgres::session;
+use crate::postgres::wal::{self, WalIdentity};
+use crate::postgres::{connection, instance};
+use crate::steps;
+
+/// How much of a WAL segment is asked for at once.
+const CHUNK: u32 = 16 << 20;
+
+impl Attempt<'_> {
+    /// What is replayed before the snapshot is in it. Where nobody can be asked, pg_control says how
+    /// far at least.
+    pub(super) fn note_replay(&mut self) -> Result<()> {
+        let least = self.read_control()?.min_recovery_point;
+        let asked = match self.survey.client.as_mut() {
+            Some(client) => Some(session::replayed(client)?),
+            None => None,
+        };
+        let (replayed, time) = asked.unwrap_or((None, jiff::Timestamp::now()));
+        self.floor = Some((replayed.unwrap_or(least).max(least), time));
+        steps::reached("backup.floor")
+    }
+
+    /// The label's checkpoint. Older than the snapshot's own pg_control is right, newer would not be.
+    pub(super) fn read_first_control(&mut self) -> Result<()> {
+        self.survey.facts.control = self.read_control()?;
+        let control = self.control();
+        let label = BackupLabel::from_control_file(
+            control,
+            BackupFrom::Standby,
+            &self.started_at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
+            &format!("lockstep {}", self.set),
+        )
+        .map_err(|e| Error::failed("no backup_label can be made from pg_control").because(e))?;
+        self.own_label = Some(label);
+        steps::reached("backup.first-control")
+    }
+
+    /// The end of the set, after every snapshot of data.
+    pub(super) fn read_last_control(&mut self) -> Result<()> {
+        let control = self.read_control()?;
+        let time = match self.survey.client.as_mut() {
+            Some(client) => session::replayed(client)?.1,
+            None => jiff::Timestamp::now(),
+        };
+        still_a_standby(&control, self.wal_identity())?;
+        let start = self.start_lsn();
+        if control.min_recovery_point == Lsn::INVALID || control.min_recovery_point < start {
+            return Err(Error::failed(format!(
+                "pg_control has minRecoveryPoint {} before its redo point {start}",
+                control.min_recovery_point
+            ))
+            .with_hint("is the standby still being set up? take the backup once it has reached consistency"));
+        }
+        self.floor = Some((control.min_recovery_point, time));
+        self.last_control = Some(control);
+        steps::reached("backup.last-control")
+    }
+
+    /// pg_backup_stop has refused a promotion that came before it; this is for the others.
+    pub(super) fn check_recovery(&mut self) -> Result<()> {
+        still_a_standby(&self.read_control()?, self.wal_identity())?;
+        steps::reached("backup.recovery-checked")
+    }
+
+    fn read_control(&self) -> Result<ControlFile> {
+        instance::read_control(&self.cx.cluster.data_directory)
+    }
+
+    /// The segment with the end of the set isn't in any archive before it is full, which on a quiet
+    /// primary may take long. The set doesn't need it; point-in-time recovery beyond the set does.
+    pub(super) fn switch_primary(&mut self) -> Result<()> {
+        let switched = self.primary().and_then(|mut client| {
+            client
+                .query_one("SELECT pg_switch_wal()::text", &[])
+                .map(drop)
+                .map_err(|e| Error::sql("pg_switch_wal failed", e))
+        });
+        if let Err(error) = switched {
+            tracing::warn!(error = %error.chain(), "the primary didn't switch its WAL segment: its archive gets the set's last one later");
+        }
+        Ok(())
+    }
+
+    fn primary(&self) -> Result<Client> {
+        match connection::connect_primary(self.cx.cluster) {
+            None => Err(Error::failed("no \"primary\" is configured")),
+            Some(Err(no_server)) => Err(Error::failed(format!("primary: {}", no_server.words()))),
+            Some(Ok(client)) => Ok(client),
+        }
+    }
+
+    /// Takes segments that this host has no more from the primary, and notes those that are at
+    /// least in its archive. Where neither can be shown, `refusal` is the answer.
+    pub(super) fn wal_from_elsewhere(
+        &mut self,
+        missing: &[WalSegment],
+        refusal: Error,
+    ) -> Result<()> {
+        let identity = self.wal_identity();
+        let mut client = match self.primary() {
+            Ok(client) => client,
+            Err(error) => {
+                tracing::warn!(error = %error.chain(), "WAL is gone from the standby's pg_wal");
+                return Err(refusal);
+            }
+        };
+        let to = self.cx.state.set_directory(&self.set).join("wal");
+        files::create_directories(&to)?;
+        for segment in missing {
+            let name = segment.file_name(identity.segment_size);
+            match fetch(&mut client, &name, identity, &to) {
+                Ok(()) => {
+                    wal::check(&to, identity, &[*segment])?;
+                    self.wal.fetched.push(name);
+                }
+                Err(error) => {
+                    tracing::debug!(error = %error.chain(), %name, "not on the primary");
+                    files::remove_file(&to.join(&name))?;
+                    if !is_archived(&mut client, &name)? {
+                        return Err(refusal);
+                    }
+                    self.wal.archived.push(name);
+                }
+            }
+        }
+        files::sync_directory(&to)
+    }
+}
+
+/// pg_control must say that recovery goes on, on the timeline on which the set began.
+fn still_a_standby(control: &ControlFile, identity: WalIdentity) -> Result<()> {
+    if !matches!(control.state, DbState::InArchiveRecovery | DbState::ShutDownedInRecovery) {
+        return Err(Refusal::Promoted { state: control.state.as_str() }.into());
+    }
+    let (from, to) = (identity.timeline.get(), control.min_recovery_point_timeline);
+    if from != to {
+        return Err(Refusal::TimelineChanged { from, to }.into());
+    }
+    Ok(())
+}
+
+/// Reads a segment out of the primary's pg_wal; that takes pg_read_server_files.
+fn fetch(client: &mut Client, name: &str, identity: WalIdentity, to: &Path) -> Result<()> {
+    use std::io::Write as _;
+    let path = to.join(name);
+    let mut file = std::fs::File::create(&path).map_err(Error::io("create", &path))?;
+    let size = identity.segment_size.bytes();
+    for offset in (0..size).step_by(CHUNK as usize) {
+        let length = i64::from(CHUNK.min(size - offset));
+        let row = client
+            .query_one(
+                "SELECT pg_read_binary_file('pg_wal/' || $1, $2, $3)",
+                &[&name, &i64::from(offset), &length],
+            )
+            .map_err(|e| Error::sql(format!("cannot read {name} from the primary's pg_wal"), e))?;
+        let bytes: &[u8] = row.get(0);
+        file.write_all(bytes).map_err(Error::io("write", &path))?;
+    }
+    file.sync_all().map_err(Error::io("sync", &path))
+}
+
+/// Whether the primary's archiver has stored the segment: it works in order, so one as late or later
+/// on the same timeline will do.
+fn is_archived(client: &mut Client, name: &str) -> Result<bool> {
+    let row = client
+        .query_one("SELECT last_archived_wal FROM pg_stat_archiver", &[])
+        .map_err(|e| Error::sql("cannot ask the primary what is archived", e))?;
+    let last: Option<&str> = row.get(0);
+    // A history or backup file may be the last one: its name is longer or has another form.
+    Ok(last.is_some_and(|last| last.len() >= 24 && last[..8] == name[..8] && last[..24] >= *name))
+}
+
+/// The segments that `pg_wal` doesn't have.
+pub(super) fn missing(pg_wal: &Path, identity: WalIdentity, needed: &[WalSegment]) -> Vec<WalSegment> {
+    let there: BTreeSet<String> = std::fs::read_dir(pg_wal)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    let gone = |segment: &&WalSegment| !there.contains(&segment.file_name(identity.segment_size));
+    needed.iter().filter(gone).copied().collect()
+}
