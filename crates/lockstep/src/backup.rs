@@ -18,7 +18,8 @@ use crate::{restore, steps, survey};
 
 use attempt::Attempt;
 
-/// How often a set is taken again when the layout or the WAL changed under it.
+/// How often a set is taken again when the layout or the WAL changed under it, or a standby's replay
+/// ended a statement.
 const TRIES: u32 = 3;
 
 /// What a backup was asked for.
@@ -44,6 +45,10 @@ pub fn run(cx: &Context, request: &Request) -> Result<Manifest> {
         match run_once(cx, request, tries) {
             Err(Error::Refused(refusal)) if refusal.worth_another_try() && tries < TRIES => {
                 tracing::warn!(%refusal, tries, "taking the set again");
+                tries += 1;
+            }
+            Err(error) if error.is_recovery_conflict() && tries < TRIES => {
+                tracing::warn!(error = %error.chain(), tries, "taking the set again");
                 tries += 1;
             }
             Err(Error::Refused(refusal)) => return Err(last_words(*refusal, tries).into()),

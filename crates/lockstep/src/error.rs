@@ -120,6 +120,18 @@ impl Error {
         }
     }
 
+    /// Whether a standby ended the statement because replay had to go on: the same statement may
+    /// well succeed the next time (ERRCODE_T_R_SERIALIZATION_FAILURE in ProcessInterrupts, postgres.c).
+    #[must_use]
+    pub fn is_recovery_conflict(&self) -> bool {
+        match self {
+            Self::Sql { source, .. } => {
+                source.code() == Some(&postgres::error::SqlState::T_R_SERIALIZATION_FAILURE)
+            }
+            _ => false,
+        }
+    }
+
     /// The process's exit code; the table is in README.md and held by a test.
     #[must_use]
     pub fn exit_code(&self) -> u8 {

@@ -11,9 +11,9 @@ use pgfiles::backup_label::BackupLabel;
 use super::attempt::Attempt;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::plan::{PartKind, explain};
 use crate::plan::refusal::Refusal;
 use crate::plan::strategy::Strategy;
+use crate::plan::{PartKind, explain};
 use crate::postgres::connection;
 use crate::set::manifest::{
     Manifest, PostgresIdentity, SetFile, SetPart, SetVolume, VERSION, WalStored, hash_file,

@@ -190,7 +190,11 @@ fn is_archived(client: &mut Client, name: &str) -> Result<bool> {
 }
 
 /// The segments that `pg_wal` doesn't have.
-pub(super) fn missing(pg_wal: &Path, identity: WalIdentity, needed: &[WalSegment]) -> Vec<WalSegment> {
+pub(super) fn missing(
+    pg_wal: &Path,
+    identity: WalIdentity,
+    needed: &[WalSegment],
+) -> Vec<WalSegment> {
     let there: BTreeSet<String> = std::fs::read_dir(pg_wal)
         .into_iter()
         .flatten()

@@ -97,7 +97,10 @@ fn as_text(cx: &Context, plan: &plan::Plan, facts: &Facts) {
     for (number, step) in plan.steps.iter().enumerate() {
         println!("  {}. {}", number + 1, explain::step(step, layout));
     }
-    println!("\nwhy the set is consistent:\n  {}", explain::why_consistent(plan.strategy, facts.is_standby()));
+    println!(
+        "\nwhy the set is consistent:\n  {}",
+        explain::why_consistent(plan.strategy, facts.is_standby())
+    );
     if !plan.warnings.is_empty() {
         println!("\nwarnings:");
     }

@@ -447,13 +447,10 @@ fn every_plan_keeps_the_rules() {
     let mut plans = 0;
     for layout in layouts {
         for multi_snapshot in [false, true] {
-            let kinds = [
-                primary as fn(Layout) -> Facts,
-                silent,
-                standby,
-                silent_standby,
-                |layout| stopped(layout, DbState::ShutDowned),
-            ];
+            let kinds =
+                [primary as fn(Layout) -> Facts, silent, standby, silent_standby, |layout| {
+                    stopped(layout, DbState::ShutDowned)
+                }];
             for facts in kinds {
                 let facts = Facts { multi_snapshot, ..facts(layout.clone()) };
                 for ask in [Ask::Auto, Ask::Label, Ask::Ordered, Ask::Atomic, Ask::Cold] {

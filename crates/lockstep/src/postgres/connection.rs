@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use pgfiles::lsn::SystemIdentifier;
+use postgres::error::SqlState;
 use postgres::{Client, NoTls};
 
 use crate::config::ClusterConfig;
@@ -15,6 +16,9 @@ use crate::plan::facts::{ConfigFiles, NoServer, ServerFacts};
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is tried on a standby whose replay ends it.
+const CONNECT_TRIES: u32 = 5;
 
 /// Connects as the configuration says.
 ///
@@ -33,9 +37,9 @@ pub fn connect(config: &ClusterConfig) -> Result<Client, NoServer> {
 /// As [`connect`].
 pub fn connect_primary(config: &ClusterConfig) -> Option<Result<Client, NoServer>> {
     let conninfo = config.primary.as_deref()?;
-    let options = conninfo.parse::<postgres::Config>().map_err(|e| {
-        NoServer::Failed(format!("\"primary\" isn't understood: {e}"))
-    });
+    let options = conninfo
+        .parse::<postgres::Config>()
+        .map_err(|e| NoServer::Failed(format!("\"primary\" isn't understood: {e}")));
     Some(options.and_then(|mut options| {
         if options.get_dbname().is_none() {
             options.dbname("postgres");
@@ -62,7 +66,19 @@ fn open(
         }
         NoServer::Failed(words)
     };
-    let mut client = options.connect(NoTls).map_err(failed)?;
+    let mut tries = 1;
+    let mut client = loop {
+        match options.connect(NoTls) {
+            // A standby may end a session that has hardly begun, when replay has to go on.
+            Err(error)
+                if error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE)
+                    && tries < CONNECT_TRIES =>
+            {
+                tries += 1;
+            }
+            other => break other.map_err(failed)?,
+        }
+    };
     client.batch_execute(QUIET).map_err(failed)?;
     Ok(client)
 }

@@ -87,9 +87,8 @@ impl Started {
             "pg_stop_backup(exclusive => false, wait_for_archive => false)"
         };
         let statement = format!("SELECT lsn::text, labelfile, spcmapfile, {NOW} FROM {function}");
-        let row = client
-            .query_one(&statement, &[])
-            .map_err(|e| refused("pg_backup_stop failed", e))?;
+        let row =
+            client.query_one(&statement, &[]).map_err(|e| refused("pg_backup_stop failed", e))?;
         let label_file = row.get::<_, String>(1).into_bytes();
         let label = BackupLabel::parse(&label_file).map_err(|e| {
             Error::failed("the backup_label that pg_backup_stop returned isn't understood")

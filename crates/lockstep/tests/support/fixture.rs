@@ -34,6 +34,12 @@ impl Fixture {
     /// Makes the pools and the cluster, starts the server, makes the tablespaces, writes the configuration.
     #[track_caller]
     pub fn new(layout: Layout) -> Fixture {
+        Fixture::without_cluster(layout).with_data_directory().with_configuration()
+    }
+
+    /// The pools and the places, and no cluster yet.
+    #[track_caller]
+    pub(super) fn without_cluster(layout: Layout) -> Fixture {
         let workspace = Workspace::new();
         let root = workspace.root.clone();
         let mnt = workspace.directory("mnt");
@@ -48,8 +54,7 @@ impl Fixture {
             })
             .collect();
 
-        let properties =
-            [("recordsize".to_owned(), "8K".to_owned()), ("atime".to_owned(), "off".to_owned())];
+        let properties = properties();
         let mut datasets = Vec::new();
         for dataset in &layout.datasets {
             let mountpoint = mnt.join(&dataset.mount);
@@ -70,12 +75,11 @@ impl Fixture {
         give_to_postgres(&archive);
         let state = root.join("state");
 
-        let fixture = Fixture { layout, pools, datasets, cluster, archive, state, workspace };
-        fixture.with_data_directory(&properties)
+        Fixture { layout, pools, datasets, cluster, archive, state, workspace }
     }
 
     #[track_caller]
-    fn with_data_directory(mut self, properties: &[(String, String)]) -> Fixture {
+    fn with_data_directory(mut self) -> Fixture {
         let mnt = self.mnt();
         let data = self.cluster.data.clone();
         owned_directory(&data);
@@ -92,13 +96,13 @@ impl Fixture {
         if let Wal::Mounted { pool, name } = &self.layout.wal {
             let (inside, aside) = (data.join("pg_wal"), mnt.join("pg_wal.aside"));
             must(&mut command("mv", [&inside, &aside]));
-            self.datasets.push(self.pools[*pool].dataset(name, &inside, properties));
+            self.datasets.push(self.pools[*pool].dataset(name, &inside, &properties()));
             must(command("cp", ["-aT"]).args([&aside, &inside]));
             fs::remove_dir_all(&aside).expect("a copied directory can be removed");
         }
 
         let conf = data.join("postgresql.auto.conf");
-        fs::write(&conf, self.settings())
+        fs::write(&conf, self.settings(&self.cluster))
             .unwrap_or_else(|error| panic!("cannot write {conf:?}: {error}"));
         self.cluster.start();
         for (name, path) in &self.layout.tablespaces {
@@ -108,16 +112,22 @@ impl Fixture {
             // E'' reads backslashes; a plain literal does not.
             self.cluster.execute(&[&format!("CREATE TABLESPACE {name} LOCATION '{path}'")]);
         }
+        self
+    }
+
+    #[track_caller]
+    pub(super) fn with_configuration(self) -> Fixture {
         fs::create_dir(&self.state).expect("the state directory is new");
         fs::write(self.config(), self.configuration("auto", true))
             .expect("the configuration can be written");
         self
     }
 
-    fn settings(&self) -> String {
+    /// The settings of the layout, with one server's port and socket.
+    pub(super) fn settings(&self, cluster: &Cluster) -> String {
         let mut all: Vec<(String, String)> = [
-            ("port", self.cluster.port.to_string()),
-            ("unix_socket_directories", text(&self.cluster.socket)),
+            ("port", cluster.port.to_string()),
+            ("unix_socket_directories", text(&cluster.socket)),
             ("listen_addresses", String::new()),
             ("shared_buffers", "32MB".to_owned()),
             ("max_connections", "40".to_owned()),
@@ -342,15 +352,19 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("a bound socket has an address").port()
 }
 
+fn properties() -> [(String, String); 2] {
+    [("recordsize".to_owned(), "8K".to_owned()), ("atime".to_owned(), "off".to_owned())]
+}
+
 #[track_caller]
-fn owned_directory(path: &Path) {
+pub(super) fn owned_directory(path: &Path) {
     fs::create_dir_all(path).unwrap_or_else(|error| panic!("cannot create {path:?}: {error}"));
     fs::set_permissions(path, fs::Permissions::from_mode(0o700))
         .expect("a new directory's mode can be set");
     give_to_postgres(path);
 }
 
-fn text(path: &Path) -> String {
+pub(super) fn text(path: &Path) -> String {
     path.to_str().expect("the harness' own paths are UTF-8").to_owned()
 }
 

@@ -42,6 +42,13 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// What a standby on the same machine can follow.
+    pub fn to_be_followed(seed: u64) -> Plan {
+        Plan { rate: Some(200), pause: Duration::from_millis(50), ..Plan::all(seed) }
+    }
+}
+
 /// Load, until stopped or dropped.
 #[derive(Debug)]
 pub struct Load {

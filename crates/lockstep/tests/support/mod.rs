@@ -18,4 +18,5 @@ pub mod ledger;
 pub mod load;
 pub mod lockstep;
 pub mod pools;
+pub mod standby;
 pub mod workspace;

@@ -1,0 +1,387 @@
+//! Backups of standbys: hot and silent, cascading, promoted meanwhile, behind a primary without full_page_writes, on a
+//! new timeline, short of WAL; and the proof that the second look at pg_control is needed.
+
+mod support;
+
+use pgfiles::backup_label::{BackupFrom, BackupLabel};
+use pgfiles::control_file::ControlFile;
+use std::fs;
+use std::thread;
+use std::time::Duration;
+use support::by_hand::{ByHand, write_as_postgres};
+use support::checker::Checker;
+use support::cluster::Stop;
+use support::command::wait_until;
+use support::fixture::assert_clean;
+use support::layout::{one_dataset, two_pools_four_datasets};
+use support::ledger::{Expected, Ledger, Writers};
+use support::load::{Load, Plan};
+use support::lockstep::{LIMIT, Lockstep, Set, Steps, exit, json_of};
+use support::standby::Standby;
+
+const SCALE: u32 = 2;
+
+/// Tables, a ledger that is written to, and a standby that has it all.
+fn loaded(standby: &Standby) -> (Ledger, Writers, Load) {
+    standby.primary.pgbench_tables(SCALE, "ts1", "ts2");
+    let ledger = Ledger::create(&standby.primary, "ts1", "ts2");
+    let writers = ledger.start(&standby.primary);
+    let load =
+        Load::start(&standby.primary, &["ts1", "ts2", "pg_default"], &Plan::to_be_followed(7));
+    ledger.wait_for(60);
+    standby.catch_up();
+    (ledger, writers, load)
+}
+
+#[track_caller]
+fn assert_restores(standby: &Standby, set: &Set, ledger: &Ledger, more: &[&str]) {
+    let expected = Expected { by_lsn: set.floor_lsn, ..Expected::default() };
+    let directory = standby.fixture.target(&set.id);
+    let restored = standby.fixture.lockstep().restore_and_start(&set.id, &directory, more);
+    let verdict =
+        Checker::new(SCALE).with_ledger(ledger, expected).check_and_stop(restored.server());
+    verdict.assert_right(&format!("set {} ({})", set.id, set.strategy));
+    assert!(verdict.ledger_rows > 50, "hardly any rows: {}", verdict.ledger_rows);
+    standby.fixture.discard_restored(&directory, &set.id);
+}
+
+/// `label` and `ordered` with a connection, and what is chosen without one.
+fn every_way(standby: &Standby, silent: &str) {
+    let (ledger, writers, load) = loaded(standby);
+    let asked = standby.fixture.lockstep();
+    let taken = [asked.backup("auto"), asked.backup("ordered"), standby.silent().backup("auto")];
+    let strategies: Vec<_> = taken.iter().map(|set| set.strategy.as_str()).collect();
+    assert_eq!(strategies, ["label", "ordered", silent]);
+    load.stop();
+    writers.stop();
+    assert_clean(&standby.fixture);
+    for set in &taken {
+        assert_restores(standby, set, &ledger, &[]);
+    }
+}
+
+fn on_version(major: u32) {
+    every_way(&Standby::new(two_pools_four_datasets().major(major)), "ordered");
+}
+
+#[test]
+fn postgresql_14() {
+    on_version(14);
+}
+
+#[test]
+fn postgresql_15() {
+    on_version(15);
+}
+
+#[test]
+fn postgresql_16() {
+    on_version(16);
+}
+
+#[test]
+fn postgresql_17() {
+    on_version(17);
+}
+
+#[test]
+fn postgresql_18() {
+    on_version(18);
+}
+
+#[test]
+fn a_standby_of_a_standby() {
+    every_way(&Standby::cascading(two_pools_four_datasets()), "ordered");
+}
+
+/// pg_wal shares its dataset with everything: it is copied.
+#[test]
+fn everything_on_one_dataset() {
+    every_way(&Standby::new(one_dataset()), "atomic");
+}
+
+/// hot_standby=off takes no connection at all, and nothing of the primary's is asked.
+#[test]
+fn without_hot_standby() {
+    let standby = Standby::new(two_pools_four_datasets());
+    let (ledger, writers, load) = loaded(&standby);
+    standby.setting("hot_standby", "off");
+    standby.fixture.cluster.stop(Stop::Fast);
+    // pg_ctl waits for a connection that never is taken.
+    let _ = standby.fixture.cluster.try_start();
+    let set = standby.fixture.lockstep().backup("auto");
+    assert_eq!(set.strategy, "ordered", "{}", set.json);
+    load.stop();
+    writers.stop();
+    assert_restores(&standby, &set, &ledger, &[]);
+    let refused =
+        standby.fixture.lockstep().expect(exit::REFUSED, &["backup", "--strategy", "label"]);
+    assert!(refused.stderr.contains("no connection"), "{}", refused.describe());
+}
+
+/// A standby that was shut down is cold; what is restored of it is a primary on a timeline of its own.
+#[test]
+fn shut_down() {
+    let standby = Standby::new(two_pools_four_datasets());
+    let (ledger, writers, load) = loaded(&standby);
+    load.stop();
+    writers.stop();
+    standby.catch_up();
+    standby.fixture.cluster.stop(Stop::Fast);
+    let set = standby.fixture.lockstep().backup("auto");
+    assert_eq!(set.strategy, "cold", "{}", set.json);
+    let directory = standby.fixture.target("cold");
+    let restored = standby.fixture.lockstep().restore_and_start(&set.id, &directory, &[]);
+    let timeline = "SELECT timeline_id FROM pg_control_checkpoint()";
+    restored.server().execute(&["CHECKPOINT"]);
+    assert_eq!(restored.server().value("postgres", timeline), "2");
+    let everything = Expected { none_after: Some(ledger.attempted()), ..Expected::default() };
+    let checker = Checker::new(SCALE).with_ledger(&ledger, everything);
+    checker.check_and_stop(restored.server()).assert_right("a standby shut down");
+}
+
+/// Takes a backup that is held before its last snapshot of data, does something, and lets it end.
+#[track_caller]
+fn meanwhile(
+    standby: &Standby,
+    lockstep: Lockstep,
+    strategy: &str,
+    act: impl FnOnce(),
+) -> support::command::Outcome {
+    let steps = Steps::new(standby.fixture.root().join("steps"));
+    steps.hold("backup.before-snapshot-3");
+    let lockstep = lockstep.with_steps(&steps);
+    let mut running = lockstep.spawn(&["--json", "backup", "--strategy", strategy]);
+    steps.wait_reached("backup.before-snapshot-3", &mut running);
+    act();
+    steps.release("backup.before-snapshot-3");
+    running.wait(LIMIT)
+}
+
+#[test]
+fn promoted_in_the_middle() {
+    for (strategy, asks) in [("label", true), ("ordered", true), ("ordered", false)] {
+        let standby = Standby::new(two_pools_four_datasets());
+        standby.primary.pgbench_tables(SCALE, "ts1", "ts2");
+        standby.catch_up();
+        let lockstep = if asks { standby.fixture.lockstep() } else { standby.silent() };
+        let outcome = meanwhile(&standby, lockstep, strategy, || {
+            standby.fixture.cluster.execute(&["SELECT pg_promote()"]);
+        });
+        assert_eq!(outcome.code, Some(exit::REFUSED), "{}", outcome.describe());
+        assert!(
+            outcome.stderr.contains("the standby was promoted during"),
+            "{}",
+            outcome.describe()
+        );
+        assert!(outcome.stderr.contains("hint: "), "{}", outcome.describe());
+        assert_eq!(standby.fixture.lockstep().sets(), [""; 0], "a set of a promoted standby");
+        assert_clean(&standby.fixture);
+        // It is a primary now, and backed up as one.
+        let set = standby.fixture.lockstep().backup("auto");
+        assert_eq!(set.strategy, "label");
+        let to = standby.fixture.target("primary");
+        let restored = standby.fixture.lockstep().restore_and_start(&set.id, &to, &[]);
+        Checker::new(SCALE).check_and_stop(restored.server()).assert_right("after the promotion");
+    }
+}
+
+/// PostgreSQL knows from the WAL it replays that the primary had full_page_writes off, and says so.
+#[test]
+fn full_page_writes_off_on_the_primary() {
+    let standby = Standby::new(two_pools_four_datasets());
+    let (ledger, writers, load) = loaded(&standby);
+    let switch = |to: &str| {
+        let alter = format!("ALTER SYSTEM SET full_page_writes = {to}");
+        standby.primary.execute(&[&alter, "SELECT pg_reload_conf()", "SELECT pg_sleep(1)"]);
+        standby.primary.execute(&["CHECKPOINT"]);
+        standby.catch_up();
+    };
+    switch("off");
+    let refused =
+        standby.fixture.lockstep().expect(exit::REFUSED, &["backup", "--strategy", "label"]);
+    for words in ["full_page_writes=off", "hint: ", "CHECKPOINT on the primary"] {
+        assert!(refused.stderr.contains(words), "{words:?}: {}", refused.describe());
+    }
+    assert_clean(&standby.fixture);
+    switch("on");
+    // Off and on again between the first snapshot and the end is no less wrong.
+    let outcome = meanwhile(&standby, standby.fixture.lockstep(), "label", || {
+        switch("off");
+        switch("on");
+    });
+    assert_eq!(outcome.code, Some(exit::REFUSED), "{}", outcome.describe());
+    assert!(outcome.stderr.contains("during online backup"), "{}", outcome.describe());
+    let set = standby.fixture.lockstep().backup("label");
+    load.stop();
+    writers.stop();
+    assert_restores(&standby, &set, &ledger, &[]);
+}
+
+/// What the standby follows is promoted between two sets: the second lies on the new timeline.
+#[test]
+fn timeline_switch_between_two_sets() {
+    let standby = Standby::cascading(two_pools_four_datasets());
+    let (ledger, writers, load) = loaded(&standby);
+    let lockstep = standby.fixture.lockstep();
+    let before = lockstep.backup("label");
+    load.stop();
+    writers.stop();
+    standby.catch_up();
+    let middle = standby.middle.as_ref().expect("a cascade has one");
+    standby.primary.stop(Stop::Immediate);
+    middle.execute(&["SELECT pg_promote()", "CHECKPOINT"]);
+    let now = middle.value("postgres", "SELECT pg_current_wal_flush_lsn()");
+    let followed = format!("SELECT pg_last_wal_replay_lsn() >= '{now}'");
+    wait_until("the standby has followed", Duration::from_secs(60), || {
+        standby.ask(&followed).as_deref() == Some("t")
+    });
+    let after = [lockstep.backup("label"), lockstep.backup("ordered")];
+    for (set, timeline) in [(&before, 1), (&after[0], 2), (&after[1], 2)] {
+        let shown = lockstep.json(&["show", &set.id]);
+        assert_eq!(shown["postgres"]["timeline"], timeline, "{shown}");
+        assert_restores(&standby, set, &ledger, &[]);
+    }
+}
+
+/// Restartpoints recycled WAL that the set needs: it comes from the primary, or is known to be archived, or there is no set.
+#[test]
+fn wal_that_the_standby_has_no_more() {
+    let standby = Standby::new(two_pools_four_datasets().setting("wal_keep_size", "2GB"));
+    let (ledger, writers, load) = loaded(&standby);
+    // The first needed segment must be a full one, so that neither server still writes it.
+    let forget = |servers: &[&support::cluster::Cluster]| {
+        let redo = "SELECT redo_wal_file FROM pg_control_checkpoint()";
+        let segment = standby.ask(redo).expect("the standby can be asked");
+        standby.primary.execute(&["SELECT pg_switch_wal()"]);
+        standby.catch_up();
+        for server in servers {
+            let _ = fs::remove_file(server.data.join("pg_wal").join(&segment));
+        }
+        segment
+    };
+    let here = &standby.fixture.cluster;
+
+    let outcome = meanwhile(&standby, standby.fixture.lockstep(), "ordered", || {
+        forget(&[here]);
+        standby.restartpoint();
+    });
+    // The set was taken again after the refusal, from a later redo point.
+    let again = Set::of(&json_of(&outcome));
+    assert!(again.tries > 1, "{}", again.json);
+
+    let mut segment = String::new();
+    let outcome =
+        meanwhile(&standby, standby.with_primary(), "ordered", || segment = forget(&[here]));
+    let fetched = Set::of(&json_of(&outcome));
+    let shown = standby.fixture.lockstep().json(&["show", &fetched.id]);
+    assert_eq!(shown["wal"]["fetched"], serde_json::json!([segment]), "{shown}");
+
+    standby.primary.execute(&["SELECT pg_switch_wal()"]);
+    standby.restartpoint();
+    let outcome = meanwhile(&standby, standby.with_primary(), "ordered", || {
+        segment = forget(&[here]);
+        let archived = standby.fixture.archive.join(&segment);
+        wait_until("the segment is archived", Duration::from_secs(30), || archived.exists());
+        let known = format!("SELECT last_archived_wal >= '{segment}' FROM pg_stat_archiver");
+        wait_until("the archiver says so", Duration::from_secs(30), || {
+            standby.primary.value("postgres", &known) == "t"
+        });
+        let _ = fs::remove_file(standby.primary.data.join("pg_wal").join(&segment));
+    });
+    let archived = Set::of(&json_of(&outcome));
+    let shown = standby.fixture.lockstep().json(&["show", &archived.id]);
+    assert_eq!(shown["wal"]["archived"], serde_json::json!([segment]), "{shown}");
+    load.stop();
+    writers.stop();
+
+    assert_restores(&standby, &again, &ledger, &[]);
+    assert_restores(&standby, &fetched, &ledger, &[]);
+    let to = standby.fixture.target("archived");
+    let to = to.to_str().expect("the harness' own paths are UTF-8");
+    let restore = ["restore", &archived.id, "--to", to];
+    let refused = standby.fixture.lockstep().expect(exit::REFUSED, &restore);
+    for words in [segment.as_str(), "--restore-command"] {
+        assert!(refused.stderr.contains(words), "{words:?}: {}", refused.describe());
+    }
+    let copy = format!("cp {}/%f %p", standby.fixture.archive.display());
+    assert_restores(&standby, &archived, &ledger, &["--restore-command", &copy]);
+}
+
+/// pg_control as the first snapshot caught it ends recovery before the pages of the later ones: PostgreSQL calls the
+/// cluster consistent, and it is not. This is what the second look at pg_control is for.
+#[test]
+fn the_first_pg_control_alone_is_silently_corrupt() {
+    const TRIES: u32 = 6;
+    let standby = Standby::new(two_pools_four_datasets().setting("wal_keep_size", "2GB"));
+    let fixture = &standby.fixture;
+    standby.primary.pgbench_tables(SCALE, "ts1", "ts2");
+    let plan = Plan { rate: None, databases: false, ..Plan::all(1) };
+    let load = Load::start(&standby.primary, &["ts1", "ts2", "pg_default"], &plan);
+    let mut caught = 0;
+    for (n, second_look) in (0..TRIES).flat_map(|n| [(n, false), (n, true)]) {
+        thread::sleep(Duration::from_secs(1));
+        standby.catch_up();
+        let control = || {
+            let bytes = fs::read(fixture.cluster.data.join("global/pg_control"));
+            ControlFile::parse(&bytes.expect("pg_control can be read")).expect("pg_control")
+        };
+        let first = control();
+        let mut set = ByHand::new(fixture, &format!("first{n}{second_look}"));
+        set.snapshot("data");
+        for mount in ["ts1", "ts2"] {
+            thread::sleep(Duration::from_millis(400));
+            // Writes every page that replay has touched.
+            standby.restartpoint();
+            set.snapshot(mount);
+        }
+        let last = control();
+        set.snapshot("wal");
+
+        let server = set.assemble();
+        let label = BackupLabel::from_control_file(
+            &first,
+            BackupFrom::Standby,
+            "2026-01-01 00:00:00 UTC",
+            "by hand",
+        );
+        let label = label.expect("a label can be made").to_bytes();
+        write_as_postgres(
+            &server.data.join("backup_label"),
+            std::str::from_utf8(&label).expect("a label is text"),
+        );
+        fs::remove_file(server.data.join("standby.signal")).expect("a standby has its signal");
+        write_as_postgres(&server.data.join("recovery.signal"), "");
+        if second_look {
+            fs::write(server.data.join("global/pg_control"), last.to_bytes())
+                .expect("pg_control can be written");
+        }
+        let conf = server.data.join("postgresql.auto.conf");
+        let settings = fs::read_to_string(&conf).expect("it has settings");
+        write_as_postgres(
+            &conf,
+            &format!(
+                "{settings}\nrestore_command = 'false'\nrecovery_target = 'immediate'\nrecovery_target_action = 'promote'\n"
+            ),
+        );
+        server.start();
+        let recovery = "SELECT NOT pg_is_in_recovery()";
+        wait_until("recovery ends", Duration::from_secs(60), || {
+            server.value("postgres", recovery) == "t"
+        });
+        let verdict = Checker::new(SCALE).check_running(&server);
+        server.stop(Stop::Immediate);
+        set.discard();
+        if second_look {
+            verdict.assert_right("with the last pg_control, by hand");
+        } else if !verdict.violations.is_empty() {
+            println!("try {n}: {:?}", verdict.violations[0]);
+            caught += 1;
+        }
+        if caught > 0 && second_look {
+            break;
+        }
+    }
+    load.stop();
+    assert!(caught > 0, "{TRIES} sets with the first pg_control, and nothing wrong with any");
+}
