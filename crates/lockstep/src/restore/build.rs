@@ -138,7 +138,7 @@ impl<'a> Build<'a> {
 
     fn port(&self) -> Result<Option<u16>> {
         match self.request.port {
-            None if self.request.start => run_server::free_port().map(Some),
+            None if self.request.start => run_server::free_port(self.cx.cluster.port).map(Some),
             port => Ok(port),
         }
     }

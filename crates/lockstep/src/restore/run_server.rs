@@ -20,13 +20,18 @@ use crate::process::{Credentials, Program};
 /// The longest path of a Unix socket (sun_path), less the name that PostgreSQL adds.
 const LONGEST_SOCKET_DIRECTORY: usize = 107 - "/.s.PGSQL.65535.lock".len();
 
-/// A port that nobody listens on.
+/// A port that nobody listens on, and that isn't `taken`: a server without listen_addresses has its
+/// port in its socket's name alone, where a bind can't see it.
 ///
 /// # Errors
 /// When there is none.
-pub fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).and_then(|socket| socket.local_addr());
-    listener.map(|address| address.port()).map_err(|e| Error::failed("no free port").because(e))
+pub fn free_port(taken: u16) -> Result<u16> {
+    let bind = || TcpListener::bind(("127.0.0.1", 0)).map(|socket| (socket.local_addr(), socket));
+    // The first one is held until there is a second, so that the same isn't given twice.
+    let first = bind().map_err(|e| Error::failed("no free port").because(e))?;
+    let second = bind().map_err(|e| Error::failed("no free port").because(e))?;
+    let ports = [first.0, second.0].into_iter().flatten().map(|address| address.port());
+    ports.into_iter().find(|port| *port != taken).ok_or_else(|| Error::failed("no free port"))
 }
 
 /// Starts the server and waits until it accepts connections.

@@ -6,10 +6,12 @@ use super::layout::{Layout, Wal};
 use super::lockstep::{Lockstep, toml_string};
 use super::pools::{Pool, destroy, release_and_destroy};
 use super::workspace::{Workspace, processes_of};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 /// A cluster, its pools, and a configuration of Lockstep for it.
 #[derive(Debug)]
@@ -345,11 +347,19 @@ pub fn assert_no_process(fixture: &Fixture, below: &Path) {
     );
 }
 
-/// A port that nothing listens on at the moment.
+/// A port that nothing listens on at the moment, and that no other test server of this process was given: those
+/// without listen_addresses have theirs in their socket's name alone.
 pub fn free_port() -> u16 {
-    let listener =
-        std::net::TcpListener::bind(("127.0.0.1", 0)).expect("the loopback interface is there");
-    listener.local_addr().expect("a bound socket has an address").port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().expect("no test panics while it holds this");
+    loop {
+        let listener =
+            std::net::TcpListener::bind(("127.0.0.1", 0)).expect("the loopback interface is there");
+        let port = listener.local_addr().expect("a bound socket has an address").port();
+        if given.insert(port) {
+            return port;
+        }
+    }
 }
 
 fn properties() -> [(String, String); 2] {
