@@ -7,6 +7,8 @@ mod attempt;
 mod certify;
 mod standby;
 
+use std::time::Instant;
+
 use crate::config::StrategyChoice;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -68,12 +70,13 @@ pub fn plan(cx: &Context, choice: StrategyChoice) -> Result<(Plan, survey::Surve
 }
 
 fn run_once(cx: &Context, request: &Request, tries: u32) -> Result<Manifest> {
+    let began = Instant::now();
     let (plan, survey) = plan(cx, request.strategy)?;
     for warning in &plan.warnings {
         tracing::warn!("{}: {}", warning.what, warning.hint);
     }
     steps::reached("backup.planned")?;
-    let mut attempt = Attempt::begin(cx, request, plan, survey, tries)?;
+    let mut attempt = Attempt::begin(cx, request, plan, survey, tries, began)?;
     match attempt.run() {
         Ok(manifest) => Ok(manifest),
         Err(error) => {

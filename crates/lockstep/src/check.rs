@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 use crate::plan::facts::{Facts, NoServer, ServerFacts};
 use crate::plan::strategy;
 use crate::plan::warnings::bytes;
+use crate::postgres::connection;
+use crate::postgres::session::{self, Following};
 use crate::restore;
 use crate::set::journal::{self, BackupJournal, RestoreJournal};
 use crate::set::manifest::Manifest;
@@ -49,8 +51,11 @@ pub struct Finding {
 pub fn run(cx: &Context) -> Result<Vec<Finding>> {
     let mut all = Vec::new();
     match survey::take(cx) {
-        Ok(survey) => {
+        Ok(mut survey) => {
             all.extend(of_facts(&survey.facts, cx.cluster.strategy));
+            if survey.facts.is_standby() {
+                all.extend(of_standby(cx, survey.client.as_mut())?);
+            }
             let datasets: Vec<_> =
                 survey.facts.layout.volumes.iter().map(|v| v.dataset.clone()).collect();
             for stranger in unfinished::strangers(cx, &datasets)? {
@@ -87,6 +92,33 @@ fn warning(subject: &str, what: impl Into<String>, hint: impl Into<String>) -> F
 
 fn failure(subject: &str, error: &Error) -> Finding {
     finding(Severity::Error, subject, error.chain(), error.hint())
+}
+
+/// Whether a standby follows, and whether its primary can be asked.
+fn of_standby(cx: &Context, client: Option<&mut postgres::Client>) -> Result<Vec<Finding>> {
+    let mut all = Vec::new();
+    if let Some(client) = client {
+        all.push(match session::following(client)? {
+            Following { streams: true, replayed } => {
+                ok("standby", format!("it streams, and has replayed up to {replayed}"))
+            }
+            Following { streams: false, replayed } => warning(
+                "standby",
+                format!("nothing streams to it; it has replayed up to {replayed}"),
+                "its sets are as old as what it replays: is primary_conninfo right, and its primary there? a standby fed by restore_command alone is fine",
+            ),
+        });
+    }
+    match connection::connect_primary(cx.cluster) {
+        None => {}
+        Some(Ok(_)) => all.push(ok("primary", "it takes a connection")),
+        Some(Err(no_server)) => all.push(warning(
+            "primary",
+            no_server.words(),
+            "backups work without it; check primary and primary_password_file of this cluster",
+        )),
+    }
+    Ok(all)
 }
 
 /// What the facts of a survey say; a pure function.

@@ -96,11 +96,11 @@ pub fn create(cx: &Context, create: &Create) -> Result<Record> {
         record = Some(new);
         steps::reached("clone.registered")
     });
+    unfinished::remove_lock(cx, &format!("name-{}", create.name));
     if let Err(error) = restored {
         files::remove_file(&path)?;
         return Err(error);
     }
-    unfinished::remove_lock(cx, &format!("name-{}", create.name));
     record.ok_or_else(|| Error::failed("the clone was made and not remembered"))
 }
 

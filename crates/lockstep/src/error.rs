@@ -158,7 +158,8 @@ impl Error {
             Self::Sql { source, .. } => {
                 source.as_db_error().and_then(|db| db.hint().map(str::to_owned))
             }
-            Self::Interrupted { .. } | Self::Io { .. } => None,
+            Self::Io { source, .. } => io_hint(source.kind()).map(str::to_owned),
+            Self::Interrupted { .. } => None,
         }
     }
 
@@ -175,6 +176,21 @@ impl Error {
             source = cause.source();
         }
         text
+    }
+}
+
+/// The reasons of the system that a user can do something about.
+fn io_hint(kind: std::io::ErrorKind) -> Option<&'static str> {
+    use std::io::ErrorKind;
+    match kind {
+        ErrorKind::PermissionDenied => {
+            Some("run lockstep as root, or look at the folder's owner and mode")
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            Some("make room there: nothing is lost, and the command can be run again")
+        }
+        ErrorKind::ReadOnlyFilesystem => Some("mount it for writing, or name another folder"),
+        _ => None,
     }
 }
 

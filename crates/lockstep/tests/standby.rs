@@ -385,3 +385,29 @@ fn the_first_pg_control_alone_is_silently_corrupt() {
     load.stop();
     assert!(caught > 0, "{TRIES} sets with the first pg_control, and nothing wrong with any");
 }
+
+/// `check` says whether the standby follows, and whether its primary can be asked.
+#[test]
+fn check_says_how_the_standby_follows() {
+    let standby = Standby::new(two_pools_four_datasets());
+    let lockstep = standby.with_primary();
+    let found = |subject: &str| {
+        let checked = json_of(&lockstep.run(&["--json", "check"]));
+        let findings = checked["findings"].as_array().expect("a list").clone();
+        let finding = findings.iter().find(|finding| finding["subject"] == subject);
+        finding.unwrap_or_else(|| panic!("nothing about {subject}: {checked}")).clone()
+    };
+    assert_eq!(found("standby")["severity"], "ok");
+    assert_eq!(found("primary")["severity"], "ok");
+    standby.primary.stop(Stop::Immediate);
+    wait_until("the stream has ended", Duration::from_secs(20), || {
+        found("standby")["severity"] == "warning"
+    });
+    assert_eq!(found("primary")["severity"], "warning");
+    // The standby can be backed up all the same.
+    let set = lockstep.backup("label");
+    let to = standby.fixture.target("alone");
+    let restored = standby.fixture.lockstep().restore_and_start(&set.id, &to, &[]);
+    assert_eq!(restored.server().value("postgres", "SELECT 1"), "1");
+    restored.server().stop(Stop::Immediate);
+}

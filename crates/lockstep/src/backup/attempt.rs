@@ -66,6 +66,7 @@ impl<'a> Attempt<'a> {
         plan: Plan,
         survey: Survey,
         tries: u32,
+        began: Instant,
     ) -> Result<Self> {
         let started_at = jiff::Timestamp::now();
         let set = SetId::new(started_at);
@@ -80,7 +81,7 @@ impl<'a> Attempt<'a> {
             set,
             started_at,
             journal,
-            began: Instant::now(),
+            began,
             session: None,
             stopped: None,
             floor: None,

@@ -70,6 +70,9 @@ fn certificate(cx: &Context, set: &Manifest) -> Result<()> {
     if let Some(label) = &set.label {
         line("label", label.clone());
     }
+    if set.postgres.standby {
+        line("taken from", "a standby".into());
+    }
     line("strategy", format!("{} ({})", set.strategy, set.chosen_because));
     line("begun", set.started_at.to_string());
     line("finished", set.finished_at.to_string());
@@ -106,7 +109,17 @@ fn certificate(cx: &Context, set: &Manifest) -> Result<()> {
         }
     };
     if let (Some(first), Some(last)) = (set.wal.segments.first(), set.wal.segments.last()) {
-        println!("\nits own WAL: {} files {stored}\n  {first} to {last}", set.wal.segments.len());
+        let count = set.wal.segments.len();
+        let files = if count == 1 { "file" } else { "files" };
+        println!("\nits own WAL: {count} {files} {stored}\n  {first} to {last}");
+    }
+    for (names, place) in [
+        (&set.wal.fetched, "came from the primary"),
+        (&set.wal.archived, "in the archive alone: a restore needs --restore-command"),
+    ] {
+        if !names.is_empty() {
+            println!("  {place}: {}", names.join(", "));
+        }
     }
     if set.files.contains_key("backup_label") {
         let label = cx.state.read_set_file(set, "backup_label")?;

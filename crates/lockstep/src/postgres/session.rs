@@ -161,6 +161,30 @@ pub fn replayed(client: &mut Client) -> Result<(Option<Lsn>, jiff::Timestamp)> {
     Ok(replayed)
 }
 
+/// How a standby follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Following {
+    /// A WAL receiver is at work.
+    pub streams: bool,
+    /// How far it has replayed, as PostgreSQL prints it.
+    pub replayed: String,
+}
+
+/// Asks a standby how it follows.
+///
+/// # Errors
+/// The server's reason.
+pub fn following(client: &mut Client) -> Result<Following> {
+    let row = client
+        .query_one(
+            "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE pid IS NOT NULL),
+                    coalesce(pg_last_wal_replay_lsn()::text, '0/0')",
+            &[],
+        )
+        .map_err(|e| Error::sql("cannot ask how the standby follows", e))?;
+    Ok(Following { streams: row.get(0), replayed: row.get(1) })
+}
+
 /// What the backup functions say when the backup is, or became, a bad one: a standby promoted, WAL
 /// written with full_page_writes=off (xlog.c, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE).
 fn refused(what: &str, error: postgres::Error) -> Error {

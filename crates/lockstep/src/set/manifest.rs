@@ -186,7 +186,7 @@ pub struct Seconds {
     pub checkpoint: f64,
     /// From before the first snapshot to after the last.
     pub snapshots: f64,
-    /// Everything.
+    /// From the first look at the cluster to the manifest; of the last try.
     pub total: f64,
 }
 
