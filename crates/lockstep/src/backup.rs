@@ -18,6 +18,8 @@ use crate::set::manifest::Manifest;
 use crate::set::unfinished;
 use crate::{restore, steps, survey};
 
+pub(crate) use certify::flat_configuration;
+
 use attempt::Attempt;
 
 /// How often a set is taken again when the layout or the WAL changed under it, or a standby's replay

@@ -2,6 +2,10 @@
 //!
 //! An unknown key is an error: a misspelt `strategi` that is silently ignored is a backup that
 //! isn't what its owner thinks.
+//!
+//! Beside the file, the folder of its name with `.d` in the place of `.toml` may hold more clusters,
+//! one file each: that is where `lockstep mirror create` registers a mirror, so that it never edits
+//! what a person wrote. A cluster named in two files is an error: which of them is meant?
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -146,23 +150,41 @@ fn default_clone_settings() -> BTreeMap<String, String> {
 }
 
 impl Config {
-    /// Reads and checks the file at `path`.
+    /// Reads and checks the file at `path` and those in [`folder_beside`] it.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a file that isn't there or says what can't be.
+    /// [`Error::Usage`] for a file that isn't there or says what can't be, and for a cluster that
+    /// two files name.
     pub fn read(path: &Path) -> Result<Self> {
+        let mut config = Self::read_file(path)?;
+        let mut named: BTreeMap<String, PathBuf> =
+            config.clusters.keys().map(|name| (name.clone(), path.to_path_buf())).collect();
+        for file in fragments(&folder_beside(path))? {
+            for (name, cluster) in read_fragment(&file)?.clusters {
+                if let Some(first) = named.insert(name.clone(), file.clone()) {
+                    return Err(Error::usage(
+                        format!(
+                            "cluster \"{name}\" is named twice: in \"{}\" and in \"{}\"",
+                            first.display(),
+                            file.display()
+                        ),
+                        "take it out of one of the two files",
+                    ));
+                }
+                config.clusters.insert(name, cluster);
+            }
+        }
+        Ok(config)
+    }
+
+    fn read_file(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|source| {
             Error::usage(
                 format!("cannot read the configuration \"{}\": {source}", path.display()),
                 "name it with --config FILE or $LOCKSTEP_CONFIG; README.md has an example",
             )
         })?;
-        Self::parse(&text).map_err(|why| {
-            Error::usage(
-                format!("the configuration \"{}\" is wrong: {why}", path.display()),
-                "docs/configuration.md lists every key",
-            )
-        })
+        Self::parse(&text).map_err(|why| wrong(path, &why))
     }
 
     /// Parses and checks the text; the error is a sentence.
@@ -171,21 +193,10 @@ impl Config {
     /// The first problem, with its place.
     pub fn parse(text: &str) -> Result<Self, String> {
         let config: Self = toml::from_str(text).map_err(|e| e.to_string().trim().to_owned())?;
-        if config.clusters.is_empty() {
-            return Err("it names no cluster: add a table [clusters.NAME]".into());
-        }
         if !config.state_dir.is_absolute() {
             return Err(format!("state_dir \"{}\" isn't absolute", config.state_dir.display()));
         }
-        for (name, cluster) in &config.clusters {
-            name.parse::<ClusterName>().map_err(|e| e.to_string())?;
-            if !cluster.data_directory.is_absolute() {
-                return Err(format!(
-                    "clusters.{name}.data_directory \"{}\" isn't absolute",
-                    cluster.data_directory.display()
-                ));
-            }
-        }
+        check_clusters(&config.clusters)?;
         Ok(config)
     }
 
@@ -217,6 +228,67 @@ impl Config {
         })?;
         Ok((name, cluster))
     }
+}
+
+/// A file of the folder beside the configuration.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fragment {
+    #[serde(default)]
+    clusters: BTreeMap<String, ClusterConfig>,
+}
+
+/// `/etc/lockstep/lockstep.d` for `/etc/lockstep/lockstep.toml`.
+#[must_use]
+pub fn folder_beside(path: &Path) -> PathBuf {
+    path.with_extension("d")
+}
+
+/// The folder's `*.toml`, by name; none where there is no folder. What begins with a dot is a file
+/// that an editor or [`crate::files::publish`] hasn't finished.
+fn fragments(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(Error::io("list", folder))?,
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(Error::io("list", folder))?.path();
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if !hidden && path.extension().is_some_and(|extension| extension == "toml") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn read_fragment(path: &Path) -> Result<Fragment> {
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let fragment: Fragment =
+        toml::from_str(&text).map_err(|e| wrong(path, e.to_string().trim()))?;
+    check_clusters(&fragment.clusters).map_err(|why| wrong(path, &why))?;
+    Ok(fragment)
+}
+
+fn check_clusters(clusters: &BTreeMap<String, ClusterConfig>) -> Result<(), String> {
+    for (name, cluster) in clusters {
+        name.parse::<ClusterName>().map_err(|e| e.to_string())?;
+        if !cluster.data_directory.is_absolute() {
+            return Err(format!(
+                "clusters.{name}.data_directory \"{}\" isn't absolute",
+                cluster.data_directory.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn wrong(path: &Path, why: &str) -> Error {
+    Error::usage(
+        format!("the configuration \"{}\" is wrong: {why}", path.display()),
+        "docs/configuration.md lists every key",
+    )
 }
 
 #[cfg(test)]
@@ -251,7 +323,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused() {
-        assert!(Config::parse("").unwrap_err().contains("no cluster"));
+        let empty = Config::parse("").unwrap().cluster(None).unwrap_err();
+        assert!(empty.to_string().contains("no cluster"), "{empty}");
         let relative = EXAMPLE.replace("/srv/pg/data", "pg/data");
         assert!(Config::parse(&relative).unwrap_err().contains("isn't absolute"));
         let odd = EXAMPLE.replace("clusters.main", "clusters.'a b/c'");
@@ -264,5 +337,29 @@ mod tests {
         assert_eq!(two.cluster(None).unwrap_err().exit_code(), 2);
         assert!(two.cluster(Some("b")).is_ok());
         assert!(two.cluster(Some("c")).unwrap_err().hint().unwrap().contains("b, main"));
+    }
+
+    #[test]
+    fn the_folder_beside_the_file_holds_more_clusters() {
+        let dir = std::env::temp_dir().join(format!("lockstep-config-{}", std::process::id()));
+        let (file, folder) = (dir.join("own.toml"), dir.join("own.d"));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(&file, EXAMPLE).unwrap();
+        std::fs::write(folder.join("notes.txt"), "not TOML").unwrap();
+        std::fs::write(folder.join(".b.toml"), "half wri").unwrap();
+        let fragment = folder.join("b.toml");
+        std::fs::write(&fragment, "[clusters.b]\ndata_directory = '/b'\nprimary = 'host=p'")
+            .unwrap();
+        let config = Config::read(&file).unwrap();
+        assert_eq!(config.clusters.keys().collect::<Vec<_>>(), ["b", "main"]);
+        assert_eq!(config.clusters["b"].primary.as_deref(), Some("host=p"));
+
+        std::fs::write(&fragment, "[clusters.main]\ndata_directory = '/b'").unwrap();
+        let twice = Config::read(&file).unwrap_err().to_string();
+        assert!(twice.contains("own.toml") && twice.contains("own.d/b.toml"), "{twice}");
+        std::fs::write(&fragment, "state_dir = '/x'").unwrap();
+        let other = Config::read(&file).unwrap_err().to_string();
+        assert!(other.contains("b.toml") && other.contains("state_dir"), "{other}");
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -32,6 +32,15 @@ impl<'a> Context<'a> {
         Ok(Self { name, cluster, state, zfs: Zfs::new() })
     }
 
+    /// The context of a cluster that may not be in the configuration yet, or any more.
+    ///
+    /// # Errors
+    /// When its state can't be opened.
+    pub fn open_as(config: &Config, name: ClusterName, cluster: &'a ClusterConfig) -> Result<Self> {
+        let state = State::open(&config.state_dir, &name)?;
+        Ok(Self { name, cluster, state, zfs: Zfs::new() })
+    }
+
     /// Who owns what is restored and runs servers; `None` where this process is that user.
     ///
     /// # Errors

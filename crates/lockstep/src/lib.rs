@@ -15,6 +15,7 @@ pub mod error;
 pub mod files;
 pub mod isolation;
 pub mod lock;
+pub mod mirror;
 pub mod names;
 pub mod plan;
 pub mod postgres;

@@ -93,6 +93,7 @@ pub struct Program {
     args: Vec<OsString>,
     credentials: Option<Credentials>,
     directory: Option<std::path::PathBuf>,
+    environment: Vec<(&'static str, OsString)>,
 }
 
 impl Program {
@@ -103,6 +104,7 @@ impl Program {
             args: Vec::new(),
             credentials: None,
             directory: None,
+            environment: Vec::new(),
         }
     }
 
@@ -138,6 +140,14 @@ impl Program {
         self
     }
 
+    /// One variable of its environment more. Values aren't shown; a secret doesn't belong there either,
+    /// for others can read it.
+    #[must_use]
+    pub fn env(mut self, name: &'static str, value: impl AsRef<OsStr>) -> Self {
+        self.environment.push((name, value.as_ref().to_owned()));
+        self
+    }
+
     /// The command line as a person would type it.
     #[must_use]
     pub fn display(&self) -> String {
@@ -157,8 +167,13 @@ impl Program {
     fn command_here(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.args).env("LC_ALL", "C");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if let Some(Credentials { uid, gid }) = self.credentials {
             command.uid(uid).gid(gid);
+            // They are another's: libpq would look for certificates in root's home.
+            for name in ["HOME", "USER", "LOGNAME"] {
+                command.env_remove(name);
+            }
         }
         if let Some(directory) = &self.directory {
             command.current_dir(directory);

@@ -130,7 +130,7 @@ fn keep_configuration(attempt: &mut Attempt, directory: &Path) -> Result<()> {
 }
 
 /// One file of settings, without includes, and without those that point at the old places.
-fn flat_configuration(settings: &[(String, String)]) -> Vec<u8> {
+pub(crate) fn flat_configuration(settings: &[(String, String)]) -> Vec<u8> {
     const PLACES: [&str; 5] =
         ["data_directory", "config_file", "hba_file", "ident_file", "external_pid_file"];
     let mut text =

@@ -7,6 +7,7 @@ mod backup;
 mod check;
 mod clone;
 mod list;
+mod mirror;
 mod output;
 mod plan;
 mod restore;
@@ -59,6 +60,8 @@ enum Command {
     Clone(clone::Clone),
     /// Say whether backups of this cluster work
     Check,
+    /// ZFS standbys of primaries that aren't on ZFS
+    Mirror(mirror::Mirror),
     /// Look into ZFS send streams; needs no configuration
     Stream(stream::StreamArgs),
     /// Become a server in a mount namespace; for Lockstep itself
@@ -104,6 +107,9 @@ fn run(arguments: &Arguments) -> Result<Done> {
     }
     steps::catch_signals()?;
     let config = Config::read(&arguments.config)?;
+    if let Command::Mirror(command) = &arguments.command {
+        return command.run(&config, &arguments.config, arguments.json);
+    }
     let cx = Context::open(&config, arguments.cluster.as_deref())?;
     let json = arguments.json;
     if matches!(
@@ -120,7 +126,9 @@ fn run(arguments: &Arguments) -> Result<Done> {
         Command::Restore(command) => command.run(&cx, json),
         Command::Clone(command) => command.run(&cx, json),
         Command::Check => check::run(&cx, json),
-        Command::Stream(_) | Command::InternalServer { .. } => Err(Error::failed("not reached")),
+        Command::Mirror(_) | Command::Stream(_) | Command::InternalServer { .. } => {
+            Err(Error::failed("not reached"))
+        }
     }
 }
 
@@ -179,6 +187,15 @@ mod tests {
             "lockstep clone list",
             "lockstep clone destroy dev",
             "lockstep check",
+            "lockstep mirror create main --from host=db1 --dataset tank/main --tablespace fast=ssd/fast --password-file /p",
+            "lockstep mirror create main --from host=db1 --dataset tank/main --port 5501 --slot s --setting a=b --dry-run",
+            "lockstep mirror list",
+            "lockstep mirror status",
+            "lockstep mirror status main --json",
+            "lockstep mirror start main",
+            "lockstep mirror stop main",
+            "lockstep mirror destroy main --with-sets",
+            "lockstep mirror recreate main --base-backup",
             "lockstep stream stat",
             "lockstep stream tree full.zst incremental.zst",
             "lockstep --json stream stat -",

@@ -182,6 +182,14 @@ pub enum Refusal {
         /// The part.
         part: PartKind,
     },
+    /// A mirror can't be made, or would lose something if it were changed.
+    #[error("{what}")]
+    Mirror {
+        /// What stands in the way, with its value.
+        what: String,
+        /// What would make it possible.
+        needed: String,
+    },
 }
 
 impl Refusal {
@@ -192,7 +200,7 @@ impl Refusal {
             Self::NotSnapshottable { .. } => "move it to a ZFS dataset, or back up a standby that lies on ZFS".into(),
             Self::NestedMount { .. } => "unmount it, or make its files part of the dataset around it".into(),
             Self::NoStrategy { .. } => "configure host and user so that Lockstep can connect: strategy label works on every layout".into(),
-            Self::NotPossible { needed, .. } => needed.clone(),
+            Self::NotPossible { needed, .. } | Self::Mirror { needed, .. } => needed.clone(),
             Self::NoSpace { .. } => "free space in the pool, or lower min_free_mib in the configuration; a full pool makes PostgreSQL PANIC".into(),
             Self::WrongServer { .. } => "check data_directory, host and port of this cluster in the configuration".into(),
             Self::LayoutChanged { .. } => "run the backup when no tablespace is being created, dropped or moved".into(),

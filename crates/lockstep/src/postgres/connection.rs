@@ -4,12 +4,16 @@
 //! they are switched off in it. What could go wrong: the server that answers is another cluster;
 //! its data directory and system identifier are compared with the disk.
 
+use std::path::Path;
 use std::time::Duration;
 
 use pgfiles::lsn::SystemIdentifier;
 use postgres::error::SqlState;
-use postgres::{Client, NoTls};
+use postgres::tls::{MakeTlsConnect, TlsConnect};
+use postgres::{Client, NoTls, Socket};
 
+use super::conninfo::Conninfo;
+use super::tls;
 use crate::config::ClusterConfig;
 use crate::error::{Error, Result};
 use crate::plan::facts::{ConfigFiles, NoServer, ServerFacts};
@@ -28,7 +32,7 @@ pub fn connect(config: &ClusterConfig) -> Result<Client, NoServer> {
     let host = config.host.as_deref().ok_or(NoServer::NotConfigured)?;
     let mut options = postgres::Config::new();
     options.host(host).port(config.port).user(&config.user).dbname(&config.dbname);
-    open(options, config.password_file.as_deref())
+    open(options, config.password_file.as_deref(), NoTls)
 }
 
 /// Connects to a standby's primary; `None` where the configuration names none.
@@ -36,39 +40,75 @@ pub fn connect(config: &ClusterConfig) -> Result<Client, NoServer> {
 /// # Errors
 /// As [`connect`].
 pub fn connect_primary(config: &ClusterConfig) -> Option<Result<Client, NoServer>> {
-    let conninfo = config.primary.as_deref()?;
-    let options = conninfo
-        .parse::<postgres::Config>()
-        .map_err(|e| NoServer::Failed(format!("\"primary\" isn't understood: {e}")));
-    Some(options.and_then(|mut options| {
-        if options.get_dbname().is_none() {
-            options.dbname("postgres");
-        }
-        open(options, config.primary_password_file.as_deref())
-    }))
+    let conninfo = Conninfo::parse(config.primary.as_deref()?)
+        .map_err(|why| NoServer::Failed(format!("\"primary\" isn't understood: {why}")));
+    let password_file = config.primary_password_file.as_deref();
+    Some(conninfo.and_then(|conninfo| connect_to(&conninfo, password_file)))
 }
 
-fn open(
+/// Connects as a connection string says; what concerns libpq alone in it is passed over.
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_to(conninfo: &Conninfo, password_file: Option<&Path>) -> Result<Client, NoServer> {
+    let known = KNOWN.iter().filter_map(|name| Some((name, conninfo.get(name)?)));
+    let known = known.fold(Conninfo::default(), |all, (name, value)| all.with(name, value));
+    // Verification is the connector's business.
+    let known = match conninfo.get("sslmode") {
+        Some("verify-ca" | "verify-full") => known.with("sslmode", "require"),
+        Some(mode @ ("disable" | "prefer" | "require")) => known.with("sslmode", mode),
+        _ => known,
+    };
+    let not_understood = |why: String| NoServer::Failed(format!("the connection string: {why}"));
+    let mut options =
+        known.to_string().parse::<postgres::Config>().map_err(|e| not_understood(words(&e)))?;
+    if options.get_dbname().is_none() {
+        options.dbname("postgres");
+    }
+    let tls = tls::connector(conninfo).map_err(not_understood)?;
+    open(options, password_file, tls)
+}
+
+/// The keywords of a connection string that mean something to Lockstep's own connections.
+const KNOWN: [&str; 14] = [
+    "host",
+    "hostaddr",
+    "port",
+    "user",
+    "dbname",
+    "options",
+    "connect_timeout",
+    "tcp_user_timeout",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_retries",
+    "target_session_attrs",
+    "channel_binding",
+];
+
+fn open<T>(
     mut options: postgres::Config,
-    password_file: Option<&std::path::Path>,
-) -> Result<Client, NoServer> {
+    password_file: Option<&Path>,
+    tls: T,
+) -> Result<Client, NoServer>
+where
+    T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    T::TlsConnect: Send,
+    T::Stream: Send,
+    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
     options.application_name("lockstep").connect_timeout(CONNECT_TIMEOUT);
     if let Some(path) = password_file {
         let text = std::fs::read_to_string(path).map_err(|e| {
-            NoServer::Failed(format!("cannot read password_file \"{}\": {e}", path.display()))
+            NoServer::Failed(format!("cannot read the password file \"{}\": {e}", path.display()))
         })?;
         options.password(text.lines().next().unwrap_or_default());
     }
-    let failed = |error: postgres::Error| {
-        let mut words = error.to_string();
-        if let Some(cause) = std::error::Error::source(&error) {
-            words = format!("{words}: {cause}");
-        }
-        NoServer::Failed(words)
-    };
+    let failed = |error: postgres::Error| NoServer::Failed(words(&error));
     let mut tries = 1;
     let mut client = loop {
-        match options.connect(NoTls) {
+        match options.connect(tls.clone()) {
             // A standby may end a session that has hardly begun, when replay has to go on.
             Err(error)
                 if error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE)
@@ -81,6 +121,14 @@ fn open(
     };
     client.batch_execute(QUIET).map_err(failed)?;
     Ok(client)
+}
+
+/// An error with its cause, which `Display` of this crate leaves out.
+fn words(error: &postgres::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
 }
 
 /// No timeout may end the session, no synchronous standby may delay its commits, and names are

@@ -1,9 +1,11 @@
 //! Everything that talks to a PostgreSQL server or reads its data directory.
 
 pub mod connection;
+pub mod conninfo;
 pub mod instance;
 pub mod recovery;
 pub mod server;
 pub mod session;
+pub mod tls;
 pub mod users;
 pub mod wal;

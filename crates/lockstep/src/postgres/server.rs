@@ -179,6 +179,43 @@ impl Server {
         Ok(())
     }
 
+    /// Waits until a standby accepts read-only connections, telling `progress` what it says. The
+    /// server must log to its stderr.
+    ///
+    /// # Errors
+    /// When the server dies: its own words.
+    pub fn wait_for_standby(&mut self, mut progress: impl FnMut(&str)) -> Result<()> {
+        let mut last_sign = Instant::now();
+        loop {
+            for line in self.new_lines() {
+                if let Some(words) = recovery_words(&line) {
+                    progress(words);
+                    last_sign = Instant::now();
+                }
+                self.said.push(line);
+            }
+            // PM_STATUS_READY is written when hot standby begins, PM_STATUS_STANDBY where it can't.
+            if instance::postmaster_status(&self.data).as_deref() == Some("ready") {
+                return Ok(());
+            }
+            if let Some(status) =
+                self.child.try_wait().map_err(Error::io("wait for", &self.data))?
+            {
+                let rest = self.new_lines();
+                self.said.extend(rest);
+                return Err(self.death(status));
+            }
+            if steps::interrupted() {
+                return Err(Error::Interrupted { step: "mirror.started".into() });
+            }
+            if last_sign.elapsed() > Duration::from_secs(30) {
+                progress("not consistent yet");
+                last_sign = Instant::now();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// What the server's log said of recovery.
     #[must_use]
     pub fn recovery_log(&self) -> Vec<String> {

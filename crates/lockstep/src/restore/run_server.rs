@@ -111,7 +111,8 @@ fn first_options(sockets: &Path, major: Option<u32>) -> Vec<(String, String)> {
     options
 }
 
-fn socket_directory(directory: &Path) -> PathBuf {
+/// Where a server of `directory` opens its socket: in its folder `run`, where the name fits.
+pub(crate) fn socket_directory(directory: &Path) -> PathBuf {
     let run = directory.join("run");
     // unix_socket_directories is a list between commas, and a quote in it would need quoting.
     let plain = run.to_str().is_some_and(|text| !text.contains([',', '"', ' ']));

@@ -42,7 +42,7 @@ impl State {
         for folder in ["sets", "unfinished", "restores", "clones"] {
             files::create_directories(&directory.join(folder))?;
         }
-        let owner = read_owner(&state_dir.join("owner"))?;
+        let owner = owner_of(state_dir)?;
         Ok(Self { cluster: cluster.clone(), directory, owner })
     }
 
@@ -186,7 +186,12 @@ impl State {
     }
 }
 
-fn read_owner(path: &Path) -> Result<String> {
+/// The id of a state_dir, given to it at its first use.
+///
+/// # Errors
+/// When it can't be read or written.
+pub fn owner_of(state_dir: &Path) -> Result<String> {
+    let path = &state_dir.join("owner");
     match std::fs::read_to_string(path) {
         Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

@@ -140,6 +140,11 @@ pub fn one_pool() -> Layout {
         .tablespace("ts2", "ts2")
 }
 
+/// Two pools with nothing on them, for a cluster whose own files lie elsewhere.
+pub fn empty_pools() -> Layout {
+    Layout::new(&["a", "b"], "data", Wal::Inside).tablespace("ts1", "ts1").tablespace("ts2", "ts2")
+}
+
 /// Everything on one dataset, beside a foreign file or two.
 pub fn one_dataset() -> Layout {
     Layout::new(&["a"], "all/data", Wal::Linked("all/wal".to_owned()))

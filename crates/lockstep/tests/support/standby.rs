@@ -159,6 +159,63 @@ impl Drop for Standby {
     }
 }
 
+/// A primary on plain folders, and pools that hold nothing yet.
+#[derive(Debug)]
+pub struct Alone {
+    /// The pools; its own cluster was never made.
+    pub fixture: Fixture,
+    /// The primary, archiving into the fixture's archive.
+    pub primary: Cluster,
+}
+
+impl Alone {
+    /// Starts the primary.
+    #[track_caller]
+    pub fn new(layout: Layout) -> Alone {
+        let fixture = Fixture::without_cluster(layout.archive());
+        let primary = start_primary(&fixture);
+        let state = format!("state_dir = {}\n", toml_string(&fixture.state));
+        fs::create_dir(&fixture.state).expect("the state directory is new");
+        fs::write(fixture.config(), state).expect("the configuration can be written");
+        Alone { fixture, primary }
+    }
+
+    /// How the primary is reached.
+    pub fn conninfo(&self) -> String {
+        let (host, port) = (self.primary.socket.display(), self.primary.port);
+        format!("host={host} port={port} user=postgres")
+    }
+
+    /// Another standby of the primary, on plain folders, with a slot of its own; started.
+    #[track_caller]
+    pub fn another_standby(&self) -> Cluster {
+        let other = server(&self.fixture, "m");
+        let spaces = self.fixture.layout.tablespaces.iter().map(|(name, _)| {
+            let path = tablespace_of("m", &self.fixture, name);
+            owned_directory(&path);
+            (tablespace_of("p", &self.fixture, name), path)
+        });
+        let spaces: Vec<_> = spaces.collect();
+        base_backup(&self.fixture, &self.primary, &other, &spaces, None);
+        other.start();
+        other
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        if self.primary.is_running() && !std::thread::panicking() {
+            self.primary.stop(Stop::Immediate);
+        }
+    }
+}
+
+/// Settings at the end of a server's file, where they count.
+#[track_caller]
+pub fn set(cluster: &Cluster, lines: &str) {
+    append(cluster, lines);
+}
+
 fn server(fixture: &Fixture, folder: &str) -> Cluster {
     let root = fixture.root();
     owned_directory(&root.join(folder));

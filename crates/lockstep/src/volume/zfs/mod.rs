@@ -6,6 +6,7 @@
 //! after a process has left.
 
 mod clone;
+mod filesystem;
 mod parse;
 mod snapshot;
 

@@ -1,0 +1,353 @@
+//! `lockstep mirror create|list|status|start|stop|destroy|recreate`.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::Done;
+use super::output::{self, JSON_VERSION};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::mirror::create::{self, Create};
+use crate::mirror::record::{Kind, Phase};
+use crate::mirror::recreate::{self, How};
+use crate::mirror::status::{self, Status};
+use crate::mirror::{Home, Record, destroy, serve};
+use crate::names::ClusterName;
+use crate::plan::warnings::bytes;
+use crate::process::quote;
+use crate::volume::zfs::DatasetName;
+
+#[derive(Debug, Args)]
+pub(super) struct Mirror {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a standby on ZFS of a primary that is reached over the network, and start it
+    Create(Box<CreateArguments>),
+    /// List the mirrors
+    List,
+    /// Say how far mirrors are behind, and why one stands still
+    Status {
+        /// The mirror; all where left out
+        name: Option<String>,
+    },
+    /// Start a mirror's server
+    Start {
+        /// The mirror
+        name: String,
+    },
+    /// Stop a mirror's server
+    Stop {
+        /// The mirror
+        name: String,
+    },
+    /// Take a mirror away: its server, its slot on the primary, its datasets
+    Destroy {
+        /// The mirror
+        name: String,
+        /// With the backup sets that were taken of it
+        #[arg(long)]
+        with_sets: bool,
+    },
+    /// Make a mirror's data new from the primary; its old sets stay
+    Recreate {
+        /// The mirror
+        name: String,
+        /// By a fresh base backup, also where pg_rewind would do
+        #[arg(long)]
+        base_backup: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct CreateArguments {
+    /// The mirror's name, and its cluster's in the configuration
+    name: String,
+    /// The primary, as a connection string without a password
+    #[arg(long, value_name = "CONNINFO")]
+    from: String,
+    /// The dataset to make; those of the parts are made below it
+    #[arg(long, value_name = "POOL/PATH")]
+    dataset: String,
+    /// A tablespace that gets a dataset elsewhere
+    #[arg(long, value_name = "NAME_OR_OID=POOL/PATH")]
+    tablespace: Vec<String>,
+    /// Where the dataset is mounted; as its parent says where left out
+    #[arg(long, value_name = "DIR")]
+    directory: Option<PathBuf>,
+    /// The server's port; a free one is found
+    #[arg(long, value_name = "N")]
+    port: Option<u16>,
+    /// A file with the primary's password in its first line
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// The slot to make on the primary
+    #[arg(long, value_name = "SLOT")]
+    slot: Option<String>,
+    /// The way to the primary's archive, for when streaming breaks
+    #[arg(long, value_name = "CMD")]
+    restore_command: Option<String>,
+    /// A PostgreSQL setting of the mirror's server
+    #[arg(long, value_name = "NAME=VALUE")]
+    setting: Vec<String>,
+    /// Who owns the files and runs the server
+    #[arg(long, value_name = "USER", default_value = "postgres")]
+    os_user: String,
+    /// Where PostgreSQL's programs of the primary's version are
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+    /// Check everything, say what would be made, and make nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Mirror {
+    pub(super) fn run(&self, config: &Config, file: &Path, json: bool) -> Result<Done> {
+        let home = Home::open(config, file)?;
+        match &self.command {
+            Command::Create(arguments) => create(&home, config, arguments, json),
+            Command::List => list(&home, json),
+            Command::Status { name } => {
+                let name = name.as_deref().map(parse_name).transpose()?;
+                show_status(&status::look(&home, name.as_ref())?, json)
+            }
+            Command::Start { name } => {
+                let (name, _lock) = locked(&home, name, "mirror start")?;
+                let mut record = ready(&home, &name)?;
+                serve::start(&home, &mut record)?;
+                say(json, "started", &name, "takes read-only connections")
+            }
+            Command::Stop { name } => {
+                let (name, _lock) = locked(&home, name, "mirror stop")?;
+                serve::stop(&home.find(&name)?)?;
+                say(json, "stopped", &name, "is stopped; its slot keeps WAL on the primary")
+            }
+            Command::Destroy { name, with_sets } => {
+                let name = parse_name(name)?;
+                let gone = destroy::run(&home, config, &name, *with_sets)?;
+                if let Some(statement) = &gone.left_on_primary {
+                    eprintln!("the primary can't be reached; run there: {statement}");
+                }
+                say(json, "destroyed", &name, "is gone")?;
+                Ok(if gone.left_on_primary.is_some() { Done::WithProblems } else { Done::Well })
+            }
+            Command::Recreate { name, base_backup } => {
+                let name = parse_name(name)?;
+                let how = match recreate::run(&home, config, &name, *base_backup)? {
+                    How::Rewind => "follows again, after pg_rewind",
+                    How::BaseBackup => "follows again, from a fresh base backup",
+                };
+                say(json, "recreated", &name, how)
+            }
+        }
+    }
+}
+
+fn parse_name(name: &str) -> Result<ClusterName> {
+    name.parse().map_err(|e: crate::names::NameError| {
+        Error::usage(e.to_string(), "choose a short name such as main or billing")
+    })
+}
+
+fn locked(home: &Home, name: &str, command: &str) -> Result<(ClusterName, crate::lock::Lock)> {
+    let name = parse_name(name)?;
+    home.find(&name)?;
+    let lock = home.lock(&name, command)?;
+    Ok((name, lock))
+}
+
+fn ready(home: &Home, name: &ClusterName) -> Result<Record> {
+    let record = home.find(name)?;
+    let hint = match record.phase {
+        Phase::Ready => return Ok(record),
+        Phase::Recreating => format!("lockstep mirror recreate {name}"),
+        Phase::Making | Phase::Destroying => format!("lockstep mirror destroy {name}"),
+    };
+    Err(Error::usage(format!("mirror \"{name}\" isn't complete"), hint))
+}
+
+fn say(json: bool, done: &str, name: &ClusterName, words: &str) -> Result<Done> {
+    if json {
+        output::print_json(&json!({"version": JSON_VERSION, done: name}))?;
+    } else {
+        crate::steps::end_with_the_reader();
+        println!("mirror {name} {words}");
+    }
+    Ok(Done::Well)
+}
+
+/// `LEFT=RIGHT`, both there.
+fn pair<'a>(text: &'a str, option: &str) -> Result<(&'a str, &'a str)> {
+    match text.split_once('=') {
+        Some((left, right)) if !left.is_empty() => Ok((left, right)),
+        _ => Err(Error::usage(format!("{option} \"{text}\" has no \"=\""), "see --help")),
+    }
+}
+
+fn dataset(text: &str) -> Result<DatasetName> {
+    DatasetName::new(text).map_err(|why| Error::usage(why, "write it as POOL/PATH"))
+}
+
+fn create(home: &Home, config: &Config, arguments: &CreateArguments, json: bool) -> Result<Done> {
+    let tablespaces = arguments.tablespace.iter().map(|text| {
+        let (which, to) = pair(text, "--tablespace")?;
+        Ok((which.to_owned(), dataset(to)?))
+    });
+    let settings = arguments.setting.iter().map(|text| {
+        pair(text, "--setting").map(|(name, value)| (name.to_owned(), value.to_owned()))
+    });
+    let wanted = Create {
+        name: parse_name(&arguments.name)?,
+        from: arguments.from.clone(),
+        dataset: dataset(&arguments.dataset)?,
+        tablespaces: tablespaces.collect::<Result<_>>()?,
+        directory: arguments.directory.clone(),
+        port: arguments.port,
+        password_file: arguments.password_file.clone(),
+        slot: arguments.slot.clone(),
+        restore_command: arguments.restore_command.clone(),
+        settings: settings.collect::<Result<_>>()?,
+        os_user: arguments.os_user.clone(),
+        bin_dir: arguments.bin_dir.clone(),
+    };
+    let record = match arguments.dry_run {
+        true => create::plan(home, config, &wanted)?,
+        false => create::run(home, &wanted)?,
+    };
+    if json {
+        output::print_json(&as_json(&record))?;
+        return Ok(Done::Well);
+    }
+    crate::steps::end_with_the_reader();
+    if arguments.dry_run {
+        println!("mirror {} would be made:", record.name);
+    } else {
+        println!(
+            "mirror {} follows its primary, and is a cluster of the configuration:",
+            record.name
+        );
+    }
+    for place in &record.places {
+        let what = match &place.kind {
+            Kind::Top => "all of it".to_owned(),
+            Kind::Data => "data directory".into(),
+            Kind::Wal => "pg_wal".into(),
+            Kind::Tablespace { name, location, .. } => format!("tablespace {name} ({location})"),
+        };
+        println!(
+            "  {:<40} {} at {}",
+            place.dataset.to_string(),
+            what,
+            output::path(&place.directory)
+        );
+    }
+    println!("  slot {} on the primary, port {}", record.slot, record.port);
+    if !arguments.dry_run {
+        println!("take sets of it with: lockstep --cluster {} backup", record.name);
+        println!(
+            "look into it with:    psql -h {} -p {} -U {}",
+            quote(&output::path(&record.socket_directory)),
+            record.port,
+            quote(&record.superuser)
+        );
+    }
+    Ok(Done::Well)
+}
+
+fn as_json(record: &Record) -> Value {
+    let places: Vec<_> = record
+        .places
+        .iter()
+        .map(|place| json!({"dataset": place.dataset, "directory": place.directory.display().to_string(), "holds": place.kind}))
+        .collect();
+    json!({
+        "version": JSON_VERSION, "name": record.name, "primary": record.primary, "slot": record.slot,
+        "data_directory": record.data().display().to_string(),
+        "socket_directory": record.socket_directory.display().to_string(), "port": record.port,
+        "system_identifier": record.system_identifier, "datasets": places,
+        "created_at": record.created_at, "registration": record.registration.display().to_string(),
+    })
+}
+
+fn list(home: &Home, json: bool) -> Result<Done> {
+    let records = home.records()?;
+    if json {
+        let all: Vec<_> = records.iter().map(as_json).collect();
+        output::print_json(&json!({"version": JSON_VERSION, "mirrors": all}))?;
+        return Ok(Done::Well);
+    }
+    crate::steps::end_with_the_reader();
+    let mut table = output::table(&["mirror", "primary", "dataset", "port", "slot", "made"]);
+    for record in &records {
+        let top = record.places.iter().find(|place| place.kind == Kind::Top);
+        table.add_row([
+            record.name.to_string(),
+            record.primary.clone(),
+            top.map_or_else(String::new, |place| place.dataset.to_string()),
+            record.port.to_string(),
+            record.slot.clone(),
+            record.created_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+        ]);
+    }
+    output::print_table(&table);
+    Ok(Done::Well)
+}
+
+fn show_status(all: &[Status], json: bool) -> Result<Done> {
+    if json {
+        let mirrors: Vec<_> = all.iter().map(status_json).collect();
+        output::print_json(&json!({"version": JSON_VERSION, "mirrors": mirrors}))?;
+    } else {
+        crate::steps::end_with_the_reader();
+        let mut table = output::table(&["mirror", "lag", "seconds", "replayed", "slot", "state"]);
+        for status in all {
+            let own = status.seen.own.as_ref().ok();
+            let slot = status.seen.primary.as_ref().ok().map(|theirs| match &theirs.slot {
+                None => "gone".to_owned(),
+                Some(slot) => slot.wal_status.clone().unwrap_or_else(|| "unused".into()),
+            });
+            table.add_row([
+                status.record.name.to_string(),
+                status.lag_bytes.map_or_else(|| "?".into(), bytes),
+                status.lag_seconds.map_or_else(|| "?".into(), |seconds| format!("{seconds:.1}")),
+                own.and_then(|own| own.replayed.clone()).unwrap_or_else(|| "?".into()),
+                slot.unwrap_or_else(|| "?".into()),
+                status.verdict.words(),
+            ]);
+        }
+        output::print_table(&table);
+        for status in all {
+            if let Some(hint) = status.verdict.hint(status.record.name.as_str()) {
+                eprintln!("hint: {}: {hint}", status.record.name);
+            }
+        }
+    }
+    let well = all.iter().all(|status| status.verdict.is_well());
+    Ok(if well { Done::Well } else { Done::WithProblems })
+}
+
+fn status_json(status: &Status) -> Value {
+    let own = status.seen.own.as_ref().ok();
+    let theirs = status.seen.primary.as_ref().ok();
+    let slot = theirs.and_then(|theirs| theirs.slot.as_ref()).map(|slot| {
+        json!({
+            "active": slot.active, "wal_status": slot.wal_status, "restart_lsn": slot.restart_lsn,
+            "kept_bytes": slot.kept_bytes, "safe_bytes": slot.safe_bytes,
+        })
+    });
+    json!({
+        "name": status.record.name, "running": status.seen.running,
+        "state": status.verdict, "words": status.verdict.words(),
+        "hint": status.verdict.hint(status.record.name.as_str()), "well": status.verdict.is_well(),
+        "streams": own.map(|own| own.streams), "timeline": own.map(|own| own.timeline),
+        "received_lsn": own.and_then(|own| own.received.clone()),
+        "replayed_lsn": own.and_then(|own| own.replayed.clone()),
+        "primary_lsn": theirs.map(|theirs| theirs.current.clone()),
+        "lag_bytes": status.lag_bytes, "lag_seconds": status.lag_seconds, "slot": slot,
+    })
+}

@@ -1,0 +1,416 @@
+//! `mirror create`: everything is checked first, then named in the record, then made.
+//!
+//! What could go wrong at any step leaves the record in phase `making`; the error path, or the next
+//! `mirror` command, takes away what it names.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use super::primary::{Facts, Primary};
+use super::record::{Home, Kind, PROPERTY, Phase, Place, Record};
+use super::{destroy, fill, serve};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::names::ClusterName;
+use crate::plan::refusal::Refusal;
+use crate::plan::warnings::bytes;
+use crate::postgres::conninfo::Conninfo;
+use crate::postgres::instance;
+use crate::restore::run_server;
+use crate::steps;
+use crate::volume::zfs::DatasetName;
+
+/// What `mirror create` was asked for.
+#[derive(Debug, Clone)]
+pub struct Create {
+    /// The mirror's name, and its cluster's.
+    pub name: ClusterName,
+    /// How the primary is reached, without a password.
+    pub from: String,
+    /// The dataset that gets the others below it.
+    pub dataset: DatasetName,
+    /// Tablespaces that go to a dataset of their own elsewhere: name or OID, dataset.
+    pub tablespaces: Vec<(String, DatasetName)>,
+    /// Where the dataset is mounted; as ZFS has it where left out.
+    pub directory: Option<PathBuf>,
+    /// The server's port; a free one is found.
+    pub port: Option<u16>,
+    /// A file with the primary's password in its first line.
+    pub password_file: Option<PathBuf>,
+    /// The slot on the primary.
+    pub slot: Option<String>,
+    /// The way to the primary's archive, for when streaming breaks.
+    pub restore_command: Option<String>,
+    /// Settings of the mirror's server.
+    pub settings: Vec<(String, String)>,
+    /// Who owns the files and runs the server.
+    pub os_user: String,
+    /// Where PostgreSQL's programs are.
+    pub bin_dir: Option<PathBuf>,
+}
+
+/// What a filesystem of PostgreSQL's gets, where this ZFS knows it.
+const PROPERTIES: [(&str, &str); 4] = [
+    // Pages compress well; where lz4 isn't known, `on` is what there is.
+    ("compression", "lz4"),
+    // PostgreSQL never asks when a file was read.
+    ("atime", "off"),
+    // Extended attributes in the dnode and not in files of their own.
+    ("xattr", "sa"),
+    // Replay writes pages that can be replayed again: the intent log has nothing to keep them for.
+    ("logbias", "throughput"),
+];
+
+/// What would be made: every check, and no change.
+///
+/// # Errors
+/// What stands in the way.
+pub fn plan(home: &Home, config: &Config, wanted: &Create) -> Result<Record> {
+    let (record, _, _) = prepare(home, config, wanted)?;
+    Ok(record)
+}
+
+/// Makes a mirror and starts it.
+///
+/// # Errors
+/// What stands in the way, or went wrong; then nothing is left behind.
+pub fn run(home: &Home, wanted: &Create) -> Result<Record> {
+    let _lock = home.lock(&wanted.name, "mirror create")?;
+    destroy::unfinished(home, Some(&wanted.name))?;
+    // What was cut off may have been a cluster of the configuration already, and isn't any more.
+    let prepared = home.configuration().and_then(|config| prepare(home, &config, wanted));
+    let (mut record, mut primary, facts) = prepared.inspect_err(|_| {
+        if !home.record_path(&wanted.name).exists() {
+            home.remove_lock(&wanted.name);
+        }
+    })?;
+    if !facts.full_page_writes {
+        tracing::warn!(
+            "full_page_writes is off on the primary: strategy label can't be used on this mirror"
+        );
+    }
+    home.write(&record)?;
+    let made = make(home, &mut record, &mut primary, &facts);
+    if let Err(error) = made {
+        drop(primary);
+        if let Err(left) = destroy::take_away(home, &record, |_| Ok(())) {
+            tracing::warn!(error = %left.chain(), "left for the next mirror command to remove");
+        }
+        return Err(error);
+    }
+    Ok(record)
+}
+
+fn make(home: &Home, record: &mut Record, primary: &mut Primary, facts: &Facts) -> Result<()> {
+    steps::reached("mirror.recorded")?;
+    make_datasets(home, record)?;
+    let user = record.credentials()?;
+    home.write_passfile(&record.name, record.password_file.as_deref(), user)?;
+    steps::reached("mirror.datasets")?;
+    primary.make_slot(&record.slot)?;
+    steps::reached("mirror.slot")?;
+    fill::base_backup(home, record, facts.size)?;
+    steps::reached("mirror.filled")?;
+    fill::make_standby(home, record, primary)?;
+    serve::launch(record)?;
+    steps::reached("mirror.started")?;
+    register(record)?;
+    steps::reached("mirror.registered")?;
+    record.phase = Phase::Ready;
+    home.write(record)?;
+    steps::reached("mirror.done").or_else(|error| match error {
+        // It is complete already.
+        Error::Interrupted { .. } => Ok(()),
+        other => Err(other),
+    })
+}
+
+/// Makes the mirror a cluster of the configuration.
+fn register(record: &Record) -> Result<()> {
+    if let Some(folder) = record.registration.parent() {
+        files::create_directories(folder)?;
+    }
+    files::publish(&record.registration, record.as_toml()?.as_bytes())
+}
+
+/// Makes and mounts the datasets that aren't there yet.
+pub(super) fn make_datasets(home: &Home, record: &Record) -> Result<()> {
+    let user = record.credentials()?;
+    for place in &record.places {
+        if home.zfs.exists(place.dataset.as_str())? {
+            continue;
+        }
+        let mountpoint = place.directory.to_str().ok_or_else(|| {
+            Error::failed(format!(
+                "\"{}\" isn't UTF-8: ZFS can't mount there",
+                place.directory.display()
+            ))
+        })?;
+        let marks = [
+            ("mountpoint", mountpoint.to_owned()),
+            (PROPERTY, record.name.to_string()),
+            ("lockstep:owner", home.owner.clone()),
+            // Data: a page a record, so that a changed page is written, and sent, alone. WAL is
+            // written once and read in order: few large records.
+            ("recordsize", if place.kind == Kind::Wal { "128K" } else { "8K" }.to_owned()),
+        ];
+        home.zfs.create(&place.dataset, &marks)?;
+        for (name, value) in PROPERTIES {
+            suit(home, place, name, value);
+        }
+        files::create_owned_directory(&place.directory, user)?;
+        steps::reached("mirror.dataset")?;
+    }
+    for folder in ["run", "log"] {
+        files::create_owned_directory(&record.top().join(folder), user)?;
+    }
+    Ok(())
+}
+
+/// Sets a property that helps and that this ZFS may not know.
+fn suit(home: &Home, place: &Place, name: &str, value: &str) {
+    let on = std::slice::from_ref(&place.dataset);
+    // The WAL is synced for every commit that is received.
+    let value = if name == "logbias" && place.kind == Kind::Wal { "latency" } else { value };
+    let result = match home.zfs.set(name, value, on) {
+        Err(_) if name == "compression" => home.zfs.set(name, "on", on),
+        other => other,
+    };
+    if let Err(error) = result {
+        tracing::debug!(error = %error.chain(), dataset = %place.dataset, "goes without {name}={value}");
+    }
+}
+
+fn refuse<T>(what: impl Into<String>, needed: impl Into<String>) -> Result<T> {
+    Err(Refusal::Mirror { what: what.into(), needed: needed.into() }.into())
+}
+
+fn prepare(home: &Home, config: &Config, wanted: &Create) -> Result<(Record, Primary, Facts)> {
+    let name = &wanted.name;
+    if config.clusters.contains_key(name.as_str()) {
+        return refuse(
+            format!("the configuration has a cluster \"{name}\" already"),
+            "choose another name, or take that one away",
+        );
+    }
+    if home.records()?.iter().any(|record| record.name == *name) {
+        return refuse(
+            format!("there is a mirror \"{name}\" already"),
+            "choose another name, or `lockstep mirror destroy` that one",
+        );
+    }
+    let conninfo = Conninfo::parse(&wanted.from).map_err(|why| {
+        Error::usage(
+            format!("--from: {why}"),
+            "write it as keywords, such as 'host=db1 user=replicator', and the password into a file for --password-file",
+        )
+    })?;
+    let password_file = wanted.password_file.as_deref().map(std::path::absolute).transpose();
+    let password_file = password_file.map_err(Error::io("find", "--password-file"))?;
+    let mut primary = Primary::connect(&conninfo, password_file.as_deref())?;
+    let facts = primary.facts()?;
+    check_primary(&mut primary, &facts, wanted)?;
+    let bin_dir = instance::bin_dir(wanted.bin_dir.as_deref(), Some(facts.major))?;
+    let directory = directory(home, wanted)?;
+    let places = places(wanted, &directory, &facts)?;
+    check_places(home, &places, facts.size)?;
+    let record = Record {
+        name: name.clone(),
+        phase: Phase::Making,
+        created_at: jiff::Timestamp::now(),
+        primary: conninfo.to_string(),
+        password_file,
+        slot: slot_name(wanted),
+        system_identifier: facts.system_identifier.to_string(),
+        places,
+        made_folders: directory
+            .ancestors()
+            .take_while(|path| !path.exists())
+            .map(Path::to_path_buf)
+            .collect(),
+        socket_directory: run_server::socket_directory(&directory),
+        port: match wanted.port {
+            Some(port) => checked_port(port)?,
+            None => run_server::free_port(0)?,
+        },
+        superuser: facts.superuser.clone(),
+        dbname: facts.dbname.clone(),
+        os_user: wanted.os_user.clone(),
+        bin_dir,
+        restore_command: wanted.restore_command.clone(),
+        standby_settings: facts.settings,
+        settings: wanted.settings.clone(),
+        registration: home.registrations.join(format!("{name}.toml")),
+    };
+    record.credentials()?;
+    record.as_toml()?;
+    if record.registration.exists() {
+        return refuse(
+            format!("\"{}\" exists", record.registration.display()),
+            "it isn't Lockstep's: move it away, or choose another name",
+        );
+    }
+    Ok((record, primary, facts))
+}
+
+fn slot_name(wanted: &Create) -> String {
+    let safe = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+    wanted.slot.clone().unwrap_or_else(|| {
+        let name: String = wanted.name.as_str().chars().map(safe).take(40).collect();
+        format!("lockstep_mirror_{name}")
+    })
+}
+
+fn check_primary(primary: &mut Primary, facts: &Facts, wanted: &Create) -> Result<()> {
+    if !facts.may_replicate {
+        return refuse(
+            "the user of --from may not replicate",
+            "ALTER ROLE … REPLICATION, and a line for \"replication\" in the primary's pg_hba.conf",
+        );
+    }
+    let slot = slot_name(wanted);
+    if primary.slot(&slot)?.is_some() {
+        return refuse(
+            format!("the primary has a slot \"{slot}\" already"),
+            "choose another with --slot; where nobody needs it: SELECT pg_drop_replication_slot(…)",
+        );
+    }
+    if facts.free_slots < 1 {
+        return refuse(
+            "the primary has no free replication slot",
+            "raise its max_replication_slots",
+        );
+    }
+    // pg_basebackup takes two.
+    if facts.free_senders < 2 {
+        return refuse(
+            format!("the primary has {} free WAL senders, and two are needed", facts.free_senders),
+            "raise its max_wal_senders",
+        );
+    }
+    Ok(())
+}
+
+/// Where the top dataset is to be mounted.
+fn directory(home: &Home, wanted: &Create) -> Result<PathBuf> {
+    let path = match &wanted.directory {
+        Some(path) => std::path::absolute(path).map_err(Error::io("find", path))?,
+        None => {
+            let Some(parent) = wanted.dataset.parent() else {
+                return refuse(
+                    format!("\"{}\" is a pool", wanted.dataset),
+                    "name a dataset below it, such as POOL/mirrors/NAME",
+                );
+            };
+            if !home.zfs.exists(parent.as_str())? {
+                return refuse(
+                    format!("there is no dataset \"{parent}\""),
+                    format!("make it first: zfs create -p {parent}"),
+                );
+            }
+            let leaf = wanted.dataset.as_str().rsplit('/').next().unwrap_or_default();
+            match home.zfs.mountpoint(&parent)? {
+                Some(above) => above.join(leaf),
+                None => {
+                    return refuse(
+                        format!("\"{parent}\" isn't mounted anywhere"),
+                        "say where with --directory",
+                    );
+                }
+            }
+        }
+    };
+    if path.exists() && !(path.is_dir() && files::is_empty_directory(&path)?) {
+        return Err(Refusal::DirectoryNotEmpty { path }.into());
+    }
+    Ok(path)
+}
+
+/// The datasets, the top first. A pure function of what was asked and what the primary has.
+pub(super) fn places(wanted: &Create, directory: &Path, facts: &Facts) -> Result<Vec<Place>> {
+    let below =
+        |leaf: &str| DatasetName::new(&format!("{}/{leaf}", wanted.dataset)).map_err(Error::failed);
+    let place = |kind, dataset, directory| Place { kind, dataset, directory };
+    let mut all = vec![
+        place(Kind::Top, wanted.dataset.clone(), directory.to_path_buf()),
+        place(Kind::Data, below("data")?, directory.join("data")),
+        place(Kind::Wal, below("wal")?, directory.join("wal")),
+    ];
+    let mut used = Vec::new();
+    for (oid, name, location) in &facts.tablespaces {
+        let asked = wanted
+            .tablespaces
+            .iter()
+            .find(|(which, _)| *which == *name || *which == oid.to_string());
+        used.extend(asked.map(|(which, _)| which.clone()));
+        let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c));
+        let leaf = if plain { format!("ts-{name}") } else { format!("ts-{oid}") };
+        let dataset = match asked {
+            Some((_, dataset)) => dataset.clone(),
+            None => below(&leaf)?,
+        };
+        let kind = Kind::Tablespace { oid: *oid, name: name.clone(), location: location.clone() };
+        all.push(place(kind, dataset, directory.join(&leaf)));
+    }
+    if let Some((which, _)) = wanted.tablespaces.iter().find(|(which, _)| !used.contains(which)) {
+        let known: Vec<_> = facts.tablespaces.iter().map(|(_, name, _)| name.as_str()).collect();
+        return Err(Error::usage(
+            format!("the primary has no tablespace \"{which}\""),
+            format!("it has: {}", known.join(", ")),
+        ));
+    }
+    for (at, place) in all.iter().enumerate() {
+        if all[..at].iter().any(|other| other.dataset == place.dataset) {
+            return Err(Error::usage(
+                format!("dataset \"{}\" is named twice", place.dataset),
+                "each part needs one of its own",
+            ));
+        }
+    }
+    Ok(all)
+}
+
+fn check_places(home: &Home, places: &[Place], size: u64) -> Result<()> {
+    for place in places {
+        if home.zfs.exists(place.dataset.as_str())? {
+            return refuse(
+                format!("dataset \"{}\" exists", place.dataset),
+                "a mirror makes its own: name one that isn't there",
+            );
+        }
+        let parent = place.dataset.parent();
+        let known = |parent: &DatasetName| places.iter().any(|other| other.dataset == *parent);
+        match parent {
+            Some(parent) if known(&parent) => {}
+            Some(parent) if home.zfs.exists(parent.as_str())? => {
+                let free = home.zfs.bytes(&parent, "available")?;
+                // Compression may help, and may not.
+                if free < size.saturating_add(size / 10) {
+                    return refuse(
+                        format!(
+                            "\"{parent}\" has {} left, and the primary holds {}",
+                            bytes(free),
+                            bytes(size)
+                        ),
+                        "name a dataset in a larger pool",
+                    );
+                }
+            }
+            _ => {
+                return refuse(
+                    format!("dataset \"{}\" has no parent that exists", place.dataset),
+                    "make its parent first: zfs create -p",
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn checked_port(port: u16) -> Result<u16> {
+    match TcpListener::bind(("127.0.0.1", port)) {
+        Ok(_) => Ok(port),
+        Err(e) => Err(Error::usage(format!("port {port} can't be used: {e}"), "choose another")),
+    }
+}

@@ -1,0 +1,177 @@
+//! `mirror destroy`, and the taking away of what an unfinished `create` left.
+//!
+//! Only datasets that carry the mirror's mark as their own are destroyed, and none with a snapshot
+//! that somebody may still want: sets are taken away only when that is asked for by name.
+
+use super::primary::Primary;
+use super::record::{Home, Kind, PROPERTY, Phase, Record};
+use super::{fill, serve};
+use crate::config::Config;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::names::ClusterName;
+use crate::plan::refusal::Refusal;
+use crate::set::journal::BackupJournal;
+use crate::set::unfinished as sets;
+use crate::steps;
+
+/// How a destroy ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Destroyed {
+    /// What has to be run on the primary, where that couldn't be reached.
+    pub left_on_primary: Option<String>,
+}
+
+/// Takes a mirror away, with its sets where `with_sets`.
+///
+/// # Errors
+/// [`Refusal::Mirror`] while it has sets or foreign snapshots; or when something stays.
+pub fn run(home: &Home, config: &Config, name: &ClusterName, with_sets: bool) -> Result<Destroyed> {
+    home.find(name)?;
+    let _lock = home.lock(name, "mirror destroy")?;
+    let mut record = home.find(name)?;
+    {
+        let cluster = record.as_cluster()?;
+        let cx = Context::open_as(config, name.clone(), &cluster)?;
+        let _sets = cx.state.lock("mirror destroy")?;
+        check_sets(home, &record, &cx, with_sets)?;
+        record.phase = Phase::Destroying;
+        home.write(&record)?;
+        steps::reached("mirror.destroy-recorded")?;
+        if with_sets {
+            remove_sets(&cx)?;
+        }
+    }
+    take_away(home, &record, steps::reached)
+}
+
+/// Finishes what a killed `create` or `destroy` left half done; `own`: the mirror whose lock the
+/// caller holds.
+///
+/// # Errors
+/// When something stays.
+pub fn unfinished(home: &Home, own: Option<&ClusterName>) -> Result<()> {
+    for record in home.records()? {
+        if !matches!(record.phase, Phase::Making | Phase::Destroying) {
+            continue;
+        }
+        let _lock = match own {
+            Some(own) if *own == record.name => None,
+            _ => match home.lock(&record.name, "clean-up") {
+                Ok(lock) => Some(lock),
+                Err(Error::Locked { .. }) => continue,
+                Err(other) => return Err(other),
+            },
+        };
+        tracing::warn!(mirror = %record.name, "taking away what an unfinished mirror left");
+        let gone = take_away(home, &record, |_| Ok(()))?;
+        if let Some(statement) = gone.left_on_primary {
+            tracing::warn!("the primary can't be reached; run there: {statement}");
+        }
+    }
+    Ok(())
+}
+
+fn check_sets(home: &Home, record: &Record, cx: &Context, with_sets: bool) -> Result<()> {
+    let refuse = |what: String, needed: &str| {
+        Err(Refusal::Mirror { what, needed: needed.to_owned() }.into())
+    };
+    let (good, damaged) = cx.state.sets()?;
+    let count = good.len() + damaged.len();
+    if count > 0 && !with_sets {
+        return refuse(
+            format!("mirror \"{}\" has {count} backup sets", record.name),
+            "they are gone with it: add --with-sets if they may go",
+        );
+    }
+    for place in &record.places {
+        if let Some(clone) = home.zfs.clones_of(&place.dataset)?.first() {
+            return refuse(
+                format!("\"{clone}\" is a clone of a snapshot of \"{}\"", place.dataset),
+                "destroy restored clusters and clones of its sets first",
+            );
+        }
+        let ours: Vec<_> = good.iter().map(|set| set.set.snapshot_name()).collect();
+        let damaged: Vec<_> = damaged.iter().map(|(set, _)| set.snapshot_name()).collect();
+        for snapshot in home.zfs.snapshots_of(&place.dataset)? {
+            let name = snapshot.to_string();
+            let known = ours.iter().chain(&damaged).any(|set| name.ends_with(&format!("@{set}")));
+            if !known {
+                return refuse(
+                    format!("snapshot \"{name}\" is of no set"),
+                    "destroy it with zfs if nobody needs it",
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn remove_sets(cx: &Context) -> Result<()> {
+    let (good, _) = cx.state.sets()?;
+    for set in good {
+        let datasets = set.volumes.iter().map(|volume| volume.dataset.clone()).collect();
+        sets::remove_set(cx, &BackupJournal { set: set.set.clone(), datasets })?;
+        steps::reached("mirror.destroy-set")?;
+    }
+    Ok(())
+}
+
+/// Takes everything away that the record names. Where that is the undoing of what a signal ended,
+/// `reached` must not heed the signal again.
+pub(super) fn take_away(
+    home: &Home,
+    record: &Record,
+    reached: impl Fn(&str) -> Result<()>,
+) -> Result<Destroyed> {
+    fill::end_fillers(record);
+    serve::stop(record)?;
+    reached("mirror.destroy-stopped")?;
+    let left_on_primary = drop_slot(home, record);
+    files::remove_file(&record.registration)?;
+    reached("mirror.destroy-unregistered")?;
+    // The top holds the others' mount points, so it goes last.
+    for place in record.places.iter().filter(|place| place.kind != Kind::Top) {
+        home.zfs.destroy_carrying(&place.dataset, PROPERTY, record.name.as_str())?;
+        remove_folder(&place.directory)?;
+    }
+    for place in record.places.iter().filter(|place| place.kind == Kind::Top) {
+        home.zfs.destroy_carrying(&place.dataset, PROPERTY, record.name.as_str())?;
+    }
+    reached("mirror.destroy-datasets")?;
+    for folder in &record.made_folders {
+        remove_folder(folder)?;
+    }
+    files::remove_file(&home.passfile(&record.name))?;
+    files::remove_file(&home.record_path(&record.name))?;
+    home.remove_lock(&record.name);
+    Ok(Destroyed { left_on_primary })
+}
+
+/// The statement to be run by hand where the slot couldn't be dropped.
+fn drop_slot(home: &Home, record: &Record) -> Option<String> {
+    let dropped = record
+        .conninfo(home)
+        .and_then(|conninfo| Primary::connect(&conninfo, record.password_file.as_deref()))
+        .and_then(|mut primary| primary.drop_slot(&record.slot));
+    let error = dropped.err()?;
+    tracing::warn!(error = %error.chain(), slot = %record.slot, "the slot stays on the primary, and keeps WAL there");
+    Some(format!("SELECT pg_drop_replication_slot('{}');", record.slot.replace('\'', "''")))
+}
+
+/// Removes an empty folder; one that isn't empty, or isn't there, is left.
+fn remove_folder(path: &std::path::Path) -> Result<()> {
+    use std::io::ErrorKind;
+    match std::fs::remove_dir(path) {
+        Err(e)
+            if matches!(
+                e.kind(),
+                ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty | ErrorKind::ResourceBusy
+            ) =>
+        {
+            Ok(())
+        }
+        other => other.map_err(Error::io("remove", path)),
+    }
+}

@@ -1,0 +1,179 @@
+//! How a mirror gets its data: pg_basebackup or pg_rewind, run as os_user in the mirror's own folder
+//! `run`, where the next start finds and ends them should Lockstep be killed meanwhile.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::primary::Primary;
+use super::record::{Home, Kind, Record};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::plan::warnings::bytes;
+use crate::postgres::recovery;
+use crate::process::Program;
+use crate::steps;
+
+/// How often the progress is told.
+const PROGRESS: Duration = Duration::from_secs(10);
+
+/// A fresh base backup into the mirror's empty folders.
+pub(super) fn base_backup(home: &Home, record: &Record, size: u64) -> Result<()> {
+    let mut program = Program::new(record.bin_dir.join("pg_basebackup"))
+        .args(["--checkpoint=fast", "--wal-method=stream", "--no-password", "--slot"])
+        .arg(&record.slot)
+        .arg("--pgdata")
+        .arg(record.data())
+        .arg("--waldir")
+        .arg(record.wal())
+        .arg("--dbname")
+        .arg(record.conninfo(home)?.to_string());
+    for place in &record.places {
+        if let Kind::Tablespace { location, .. } = &place.kind {
+            program = program.arg("--tablespace-mapping").arg(mapping(location, &place.directory));
+        }
+    }
+    run(home, record, program, size)
+}
+
+/// pg_rewind: the pages that differ since the timelines parted come from the primary.
+pub(super) fn rewind(home: &Home, record: &Record) -> Result<()> {
+    let conninfo = record.conninfo(home)?.with_default("dbname", "postgres");
+    let program = Program::new(record.bin_dir.join("pg_rewind"))
+        .arg("--target-pgdata")
+        .arg(record.data())
+        .arg("--source-server")
+        .arg(conninfo.to_string());
+    run(home, record, program, 0)
+}
+
+/// `OLD=NEW` with the "=" in them escaped, as pg_basebackup reads it (tablespace_list_append).
+fn mapping(old: &str, new: &Path) -> String {
+    let escaped = |text: &str| text.replace('=', r"\=");
+    format!("{}={}", escaped(old), escaped(&new.display().to_string()))
+}
+
+/// Runs a program that fills the mirror, and tells how far it is.
+fn run(home: &Home, record: &Record, program: Program, size: u64) -> Result<()> {
+    let user = record.credentials()?;
+    let log_path = record.top().join("log/fill.log");
+    files::remove_file(&log_path)?;
+    let log = std::fs::File::create(&log_path).map_err(Error::io("create", &log_path))?;
+    files::give_to(&log_path, user)?;
+    let program = program.as_user(user).current_dir(&record.run_directory());
+    let mut child = program.start(&log)?;
+    let (began, mut told) = (Instant::now(), Instant::now());
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(Error::io("wait for", &log_path))? {
+            break status;
+        }
+        if steps::interrupted() {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(Error::Interrupted { step: "mirror.filled".into() });
+        }
+        if told.elapsed() > PROGRESS {
+            told = Instant::now();
+            let used = record.places.iter().filter_map(|p| home.zfs.bytes(&p.dataset, "used").ok());
+            tracing::info!(
+                "{} on the datasets after {} s; the primary has {} before compression",
+                bytes(used.sum()),
+                began.elapsed().as_secs(),
+                bytes(size)
+            );
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    ended(&program, status, &log_path)
+}
+
+fn ended(program: &Program, status: ExitStatus, log: &Path) -> Result<()> {
+    if status.success() {
+        return Ok(());
+    }
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.lines().collect();
+    let last = lines[lines.len().saturating_sub(6)..].join("\n  ");
+    Err(Error::failed(format!("\"{}\" failed ({status}):\n  {last}", program.display())))
+}
+
+/// Ends programs that fill the mirror for a Lockstep that was killed.
+pub(super) fn end_fillers(record: &Record) {
+    let folder = record.run_directory();
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    for entry in processes {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let works_there =
+            std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == folder);
+        if let (true, Some(pid)) = (works_there, Pid::from_raw(pid)) {
+            tracing::warn!(
+                pid = pid.as_raw_nonzero().get(),
+                "ending what a killed command left running"
+            );
+            // It may have gone by itself.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+/// Makes the data directory a standby of its primary.
+pub(super) fn make_standby(home: &Home, record: &Record, primary: &mut Primary) -> Result<()> {
+    let user = record.credentials()?;
+    let data = record.data();
+    let auto_conf = data.join("postgresql.auto.conf");
+    let old = match std::fs::read_to_string(&auto_conf) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+        other => other.map_err(Error::io("read", &auto_conf))?,
+    };
+    let conninfo = record.conninfo(home)?.with("application_name", &record.slot).without("dbname");
+    let mut settings = vec![
+        ("primary_conninfo".to_owned(), conninfo.to_string()),
+        ("primary_slot_name".to_owned(), record.slot.clone()),
+        ("recovery_target_timeline".to_owned(), "latest".to_owned()),
+    ];
+    if let Some(command) = &record.restore_command {
+        settings.push(("restore_command".to_owned(), command.clone()));
+    }
+    files::write_owned(&auto_conf, recovery::auto_conf(&old, &settings).as_bytes(), user)?;
+    files::write_owned(&data.join("standby.signal"), b"", user)?;
+    complete_configuration(record, primary)
+}
+
+/// Debian keeps these in /etc, where no base backup sees them.
+fn complete_configuration(record: &Record, primary: &mut Primary) -> Result<()> {
+    let user = record.credentials()?;
+    let missing = |name: &str| -> Option<PathBuf> {
+        let path = record.data().join(name);
+        (!path.exists()).then_some(path)
+    };
+    if let Some(path) = missing("postgresql.conf") {
+        let settings = primary.file_settings().unwrap_or_default();
+        let text = crate::backup::flat_configuration(&settings);
+        files::write_owned(&path, &text, user)?;
+    }
+    for name in ["pg_hba.conf", "pg_ident.conf"] {
+        if let Some(path) = missing(name) {
+            let text: &[u8] = match name {
+                "pg_hba.conf" => b"# written by lockstep mirror: the primary keeps its own elsewhere\nlocal all all peer\n",
+                _ => b"# written by lockstep mirror: the primary keeps its own elsewhere\n",
+            };
+            files::write_owned(&path, text, user)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_escapes_its_own_sign() {
+        assert_eq!(mapping("/a=b", Path::new("/m/ts")), r"/a\=b=/m/ts");
+    }
+}

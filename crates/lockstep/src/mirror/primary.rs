@@ -1,0 +1,229 @@
+//! What a mirror's primary is asked: its identity, its tablespaces, the settings a standby must
+//! match, and its slots.
+
+use pgfiles::lsn::SystemIdentifier;
+use postgres::Client;
+
+use super::record::StandbySettings;
+use crate::error::{Error, Result};
+use crate::postgres::connection;
+use crate::postgres::conninfo::Conninfo;
+
+/// A connection to a primary.
+pub(super) struct Primary {
+    client: Client,
+}
+
+/// What a mirror is planned from.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub major: u32,
+    pub system_identifier: SystemIdentifier,
+    /// OID, name, location: those outside the data directory.
+    pub tablespaces: Vec<(u32, String, String)>,
+    pub settings: StandbySettings,
+    /// The bootstrap superuser.
+    pub superuser: String,
+    pub dbname: String,
+    pub may_replicate: bool,
+    pub free_slots: i64,
+    pub free_senders: i64,
+    /// Bytes of all databases.
+    pub size: u64,
+    /// full_page_writes, without which the mirror can't be backed up with `label`.
+    pub full_page_writes: bool,
+    /// Pages have checksums, or hint bits are logged: pg_rewind can be used.
+    pub may_rewind: bool,
+}
+
+/// A slot as the primary shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// A WAL sender uses it.
+    pub active: bool,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// The oldest WAL it keeps.
+    pub restart_lsn: Option<String>,
+    /// Bytes of WAL that it keeps.
+    pub kept_bytes: Option<i64>,
+    /// Bytes that can still be written before it is lost; none where there is no limit.
+    pub safe_bytes: Option<i64>,
+}
+
+impl Primary {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When the primary can't be reached.
+    pub(super) fn connect(
+        conninfo: &Conninfo,
+        password_file: Option<&std::path::Path>,
+    ) -> Result<Self> {
+        match connection::connect_to(conninfo, password_file) {
+            Ok(client) => Ok(Self { client }),
+            Err(no_server) => Err(Error::failed(format!("the primary: {}", no_server.words()))
+                .with_hint("check --from and --password-file, and pg_hba.conf of the primary")),
+        }
+    }
+
+    /// Asks for everything.
+    ///
+    /// # Errors
+    /// When a statement fails.
+    pub(super) fn facts(&mut self) -> Result<Facts> {
+        let row = self
+            .client
+            .query_one(FACTS, &[])
+            .map_err(|e| Error::sql("cannot ask the primary for its settings", e))?;
+        let number = |name: &str| u32::try_from(row.get::<_, i32>(name)).unwrap_or(0);
+        let tablespaces = self
+            .client
+            .query(
+                "SELECT oid, spcname::text, pg_tablespace_location(oid) FROM pg_tablespace
+                  WHERE pg_tablespace_location(oid) LIKE '/%' ORDER BY oid",
+                &[],
+            )
+            .map_err(|e| Error::sql("cannot list the primary's tablespaces", e))?;
+        Ok(Facts {
+            major: number("version_num") / 10_000,
+            system_identifier: SystemIdentifier::new(
+                row.get::<_, i64>("system_identifier").cast_unsigned(),
+            ),
+            tablespaces: tablespaces
+                .iter()
+                .map(|row| (row.get(0), row.get(1), row.get(2)))
+                .collect(),
+            settings: StandbySettings {
+                max_connections: number("max_connections"),
+                max_worker_processes: number("max_worker_processes"),
+                max_wal_senders: number("max_wal_senders"),
+                max_prepared_transactions: number("max_prepared_transactions"),
+                max_locks_per_transaction: number("max_locks_per_transaction"),
+            },
+            superuser: row.get("superuser"),
+            dbname: row.get("dbname"),
+            may_replicate: row.get("may_replicate"),
+            free_slots: row.get("free_slots"),
+            free_senders: row.get("free_senders"),
+            size: row.get::<_, i64>("size").max(0).unsigned_abs(),
+            full_page_writes: row.get("full_page_writes"),
+            may_rewind: row.get("may_rewind"),
+        })
+    }
+
+    /// Its postgresql.conf, flat, for a data directory that has none (Debian keeps it in /etc); `None`
+    /// where this user may not see it.
+    pub(super) fn file_settings(&mut self) -> Option<Vec<(String, String)>> {
+        match connection::file_settings(&mut self.client) {
+            Ok(settings) => Some(settings),
+            Err(error) => {
+                tracing::warn!(
+                    error = %error.chain(),
+                    "the primary's postgresql.conf lies outside its data directory and can't be read over SQL: the mirror, and what is restored of it, has defaults"
+                );
+                None
+            }
+        }
+    }
+
+    /// The slot `name`.
+    ///
+    /// # Errors
+    /// When a statement fails.
+    pub(super) fn slot(&mut self, name: &str) -> Result<Option<Slot>> {
+        let row = self
+            .client
+            .query_opt(
+                "SELECT active, wal_status, restart_lsn::text, safe_wal_size,
+                        pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                                             ELSE pg_current_wal_lsn() END, restart_lsn)::bigint
+                   FROM pg_replication_slots WHERE slot_name = $1",
+                &[&name],
+            )
+            .map_err(|e| Error::sql("cannot look at the slot on the primary", e))?;
+        Ok(row.map(|row| Slot {
+            active: row.get(0),
+            wal_status: row.get(1),
+            restart_lsn: row.get(2),
+            safe_bytes: row.get(3),
+            kept_bytes: row.get(4),
+        }))
+    }
+
+    /// Makes the physical slot, which keeps WAL from now on.
+    ///
+    /// # Errors
+    /// The primary's reason.
+    pub(super) fn make_slot(&mut self, name: &str) -> Result<()> {
+        self.client
+            .execute("SELECT pg_create_physical_replication_slot($1, true)", &[&name])
+            .map(drop)
+            .map_err(|e| Error::sql(format!("cannot make the slot \"{name}\" on the primary"), e))
+    }
+
+    /// Drops the slot; one that isn't there is fine. A sender that still uses it is ended first.
+    ///
+    /// # Errors
+    /// The primary's reason.
+    pub(super) fn drop_slot(&mut self, name: &str) -> Result<()> {
+        for attempt in 0..50 {
+            let dropped = self.client.execute(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+                  WHERE slot_name = $1",
+                &[&name],
+            );
+            match dropped {
+                Ok(_) => return Ok(()),
+                // The mirror's receiver has only just gone, and its sender hasn't noticed.
+                Err(e)
+                    if e.code() == Some(&postgres::error::SqlState::OBJECT_IN_USE)
+                        && attempt < 49 =>
+                {
+                    std::thread::sleep(std::time::Duration::from_millis(200));
+                }
+                Err(e) => {
+                    return Err(Error::sql(format!("cannot drop the slot \"{name}\""), e));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How far its WAL is, and on which timeline.
+    ///
+    /// # Errors
+    /// When the statement fails.
+    pub(super) fn position(&mut self) -> Result<(String, i32)> {
+        let row = self
+            .client
+            .query_one(
+                "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                             ELSE pg_current_wal_lsn() END::text,
+                        (SELECT timeline_id FROM pg_control_checkpoint())",
+                &[],
+            )
+            .map_err(|e| Error::sql("cannot ask the primary how far it is", e))?;
+        Ok((row.get(0), row.get(1)))
+    }
+}
+
+const FACTS: &str = "
+    SELECT current_setting('server_version_num')::int AS version_num,
+           (SELECT system_identifier FROM pg_control_system()) AS system_identifier,
+           current_setting('max_connections')::int AS max_connections,
+           current_setting('max_worker_processes')::int AS max_worker_processes,
+           current_setting('max_wal_senders')::int AS max_wal_senders,
+           current_setting('max_prepared_transactions')::int AS max_prepared_transactions,
+           current_setting('max_locks_per_transaction')::int AS max_locks_per_transaction,
+           (SELECT rolname::text FROM pg_roles WHERE oid = 10) AS superuser,
+           current_database()::text AS dbname,
+           (SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user) AS may_replicate,
+           current_setting('max_replication_slots')::bigint
+             - (SELECT count(*) FROM pg_replication_slots) AS free_slots,
+           current_setting('max_wal_senders')::bigint
+             - (SELECT count(*) FROM pg_stat_replication) AS free_senders,
+           (SELECT coalesce(sum(pg_database_size(oid)), 0)::bigint FROM pg_database
+             WHERE has_database_privilege(oid, 'CONNECT')) AS size,
+           current_setting('full_page_writes') = 'on' AS full_page_writes,
+           current_setting('data_checksums') = 'on' OR current_setting('wal_log_hints') = 'on' AS may_rewind";

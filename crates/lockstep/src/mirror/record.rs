@@ -1,0 +1,432 @@
+//! What Lockstep remembers of a mirror, under state_dir, and the lock that says that somebody works
+//! on it.
+//!
+//! ```text
+//! mirrors/NAME.json       the record; it is there before the first thing of the mirror is
+//! mirrors/NAME.passfile   the primary's password, for libpq; mode 0600, owned by os_user
+//! mirrors/NAME.lock       flock: one command on a mirror at a time
+//! ```
+//!
+//! The record is the journal too: it names every dataset, folder and slot before they come to be,
+//! and [`Phase`] says whether they are complete. What could go wrong: a record that names what
+//! somebody else made meanwhile; datasets are destroyed only while they carry the mirror's mark.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{self, ClusterConfig, Config};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::lock::{Lock, LockError};
+use crate::names::ClusterName;
+use crate::postgres::conninfo::{Conninfo, passfile_line};
+use crate::postgres::users;
+use crate::process::Credentials;
+use crate::set::journal;
+use crate::volume::zfs::{DatasetName, Zfs};
+
+/// The user property that every dataset of a mirror carries.
+pub const PROPERTY: &str = "lockstep:mirror";
+
+/// How far a mirror is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// It is being made; where nobody holds its lock, that was cut off.
+    Making,
+    /// It is complete.
+    Ready,
+    /// Its data is being replaced.
+    Recreating,
+    /// It is being taken away.
+    Destroying,
+}
+
+/// What lies on one of a mirror's datasets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The folder around the others: sockets, log, pg_hba.conf.
+    Top,
+    /// The data directory.
+    Data,
+    /// pg_wal.
+    Wal,
+    /// A tablespace.
+    Tablespace {
+        /// Its OID.
+        oid: u32,
+        /// Its name when the mirror was made.
+        name: String,
+        /// Its path on the primary.
+        location: String,
+    },
+}
+
+/// A dataset and where it is mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// What lies there.
+    pub kind: Kind,
+    /// The dataset.
+    pub dataset: DatasetName,
+    /// Its mount point.
+    pub directory: PathBuf,
+}
+
+/// The settings of a hot standby that must be at least the primary's (hot-standby.html,
+/// "Administrator's Overview").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandbySettings {
+    /// The setting.
+    pub max_connections: u32,
+    /// The setting.
+    pub max_worker_processes: u32,
+    /// The setting.
+    pub max_wal_senders: u32,
+    /// The setting.
+    pub max_prepared_transactions: u32,
+    /// The setting.
+    pub max_locks_per_transaction: u32,
+}
+
+/// A mirror.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its name, which is its cluster's in the configuration.
+    pub name: ClusterName,
+    /// How far it is.
+    pub phase: Phase,
+    /// When it was made.
+    pub created_at: jiff::Timestamp,
+    /// The primary, without a password.
+    pub primary: String,
+    /// Where the password is read from at create, start and recreate.
+    pub password_file: Option<PathBuf>,
+    /// The physical slot on the primary.
+    pub slot: String,
+    /// The primary's own, as text: it fits no JSON number.
+    pub system_identifier: String,
+    /// Its datasets; the top first.
+    pub places: Vec<Place>,
+    /// Folders above the mount point that Lockstep made, the innermost first.
+    pub made_folders: Vec<PathBuf>,
+    /// The folder with its socket.
+    pub socket_directory: PathBuf,
+    /// Its port, which is a part of its socket's name.
+    pub port: u16,
+    /// The superuser of the cluster, whom Lockstep connects as.
+    pub superuser: String,
+    /// The database that Lockstep connects to.
+    pub dbname: String,
+    /// Who owns its files and runs its server.
+    pub os_user: String,
+    /// Where its `postgres` is.
+    pub bin_dir: PathBuf,
+    /// The fallback where streaming breaks.
+    pub restore_command: Option<String>,
+    /// What the primary has, or had when it was last asked.
+    pub standby_settings: StandbySettings,
+    /// Settings asked for with `--setting`, over those of Lockstep.
+    pub settings: Vec<(String, String)>,
+    /// The file that makes it a cluster of the configuration.
+    pub registration: PathBuf,
+}
+
+impl Record {
+    /// The folder of a kind.
+    fn directory_of(&self, kind: &Kind) -> PathBuf {
+        let place = self.places.iter().find(|place| place.kind == *kind);
+        place.map(|place| place.directory.clone()).unwrap_or_default()
+    }
+
+    /// The folder around everything.
+    #[must_use]
+    pub fn top(&self) -> PathBuf {
+        self.directory_of(&Kind::Top)
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.directory_of(&Kind::Data)
+    }
+
+    /// The folder of pg_wal.
+    #[must_use]
+    pub fn wal(&self) -> PathBuf {
+        self.directory_of(&Kind::Wal)
+    }
+
+    /// Where programs that fill the mirror work, so that they can be found should Lockstep be
+    /// killed: nobody else works there.
+    #[must_use]
+    pub fn run_directory(&self) -> PathBuf {
+        self.top().join("run")
+    }
+
+    /// The server's log.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.top().join("log/server.log")
+    }
+
+    /// The ids of os_user.
+    ///
+    /// # Errors
+    /// When it doesn't exist or can't be become.
+    pub fn credentials(&self) -> Result<Option<Credentials>> {
+        users::credentials(&self.os_user)
+    }
+
+    /// The table of the configuration that makes this mirror a cluster.
+    ///
+    /// # Errors
+    /// When a path isn't UTF-8.
+    pub fn as_toml(&self) -> Result<String> {
+        let path = |path: &Path| {
+            let text = path.to_str().map(|text| toml::Value::String(text.to_owned()));
+            text.ok_or_else(|| Error::failed(format!("\"{}\" isn't UTF-8", path.display())))
+        };
+        let mut keys = toml::Table::new();
+        keys.insert("data_directory".into(), path(&self.data())?);
+        keys.insert("host".into(), path(&self.socket_directory)?);
+        keys.insert("port".into(), i64::from(self.port).into());
+        keys.insert("user".into(), self.superuser.clone().into());
+        keys.insert("dbname".into(), self.dbname.clone().into());
+        keys.insert("os_user".into(), self.os_user.clone().into());
+        keys.insert("bin_dir".into(), path(&self.bin_dir)?);
+        keys.insert("primary".into(), self.primary.clone().into());
+        if let Some(file) = &self.password_file {
+            keys.insert("primary_password_file".into(), path(file)?);
+        }
+        let mut clusters = toml::Table::new();
+        clusters.insert(self.name.to_string(), keys.into());
+        let mut all = toml::Table::new();
+        all.insert("clusters".into(), clusters.into());
+        Ok(format!("# written by lockstep mirror create {}\n{all}", self.name))
+    }
+
+    /// The mirror as a cluster of a configuration.
+    ///
+    /// # Errors
+    /// When a path isn't UTF-8.
+    pub fn as_cluster(&self) -> Result<ClusterConfig> {
+        let mut config = Config::parse(&self.as_toml()?).map_err(Error::failed)?;
+        config
+            .clusters
+            .remove(self.name.as_str())
+            .ok_or_else(|| Error::failed(format!("mirror \"{}\" is no cluster", self.name)))
+    }
+
+    /// The connection string with the password file that Lockstep keeps.
+    ///
+    /// # Errors
+    /// When the string isn't one.
+    pub fn conninfo(&self, home: &Home) -> Result<Conninfo> {
+        let parsed = Conninfo::parse(&self.primary).map_err(|why| {
+            Error::failed(format!("the connection string of mirror \"{}\": {why}", self.name))
+        })?;
+        Ok(match &self.password_file {
+            Some(_) => parsed.with("passfile", &home.passfile(&self.name).display().to_string()),
+            None => parsed,
+        })
+    }
+}
+
+/// Where the mirrors of this host are remembered and registered.
+#[derive(Debug)]
+pub struct Home {
+    /// state_dir.
+    pub state_dir: PathBuf,
+    /// The configuration file.
+    pub file: PathBuf,
+    /// The folder beside it.
+    pub registrations: PathBuf,
+    /// The id of this state_dir.
+    pub owner: String,
+    /// ZFS.
+    pub zfs: Zfs,
+}
+
+impl Home {
+    /// Opens it, making what is missing.
+    ///
+    /// # Errors
+    /// When state_dir can't be used.
+    pub fn open(config: &Config, file: &Path) -> Result<Self> {
+        let state_dir = config.state_dir.clone();
+        files::create_directories(&state_dir.join("mirrors"))?;
+        let file = std::path::absolute(file).map_err(Error::io("find", file))?;
+        Ok(Self {
+            owner: crate::set::state::owner_of(&state_dir)?,
+            registrations: config::folder_beside(&file),
+            file,
+            state_dir,
+            zfs: Zfs::new(),
+        })
+    }
+
+    /// The configuration as it is now.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn configuration(&self) -> Result<Config> {
+        Config::read(&self.file)
+    }
+
+    fn path(&self, name: &ClusterName, extension: &str) -> PathBuf {
+        self.state_dir.join("mirrors").join(format!("{name}.{extension}"))
+    }
+
+    /// The record's file.
+    #[must_use]
+    pub fn record_path(&self, name: &ClusterName) -> PathBuf {
+        self.path(name, "json")
+    }
+
+    /// The password file's place.
+    #[must_use]
+    pub fn passfile(&self, name: &ClusterName) -> PathBuf {
+        self.path(name, "passfile")
+    }
+
+    /// Writes libpq's password file anew from the first line of `source`; none where there is none.
+    ///
+    /// # Errors
+    /// When `source` can't be read, or the file can't be written.
+    pub fn write_passfile(
+        &self,
+        name: &ClusterName,
+        source: Option<&Path>,
+        user: Option<Credentials>,
+    ) -> Result<()> {
+        let Some(source) = source else { return Ok(()) };
+        let text = std::fs::read_to_string(source).map_err(|e| {
+            Error::usage(
+                format!("cannot read the password file \"{}\": {e}", source.display()),
+                "name a file with the password in its first line",
+            )
+        })?;
+        let path = self.passfile(name);
+        let line = passfile_line(text.lines().next().unwrap_or_default());
+        files::publish(&path, line.as_bytes())?;
+        files::give_to(&path, user)
+    }
+
+    /// Takes the lock of a mirror.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] when somebody works on it.
+    pub fn lock(&self, name: &ClusterName, command: &str) -> Result<Lock> {
+        Lock::take(&self.path(name, "lock"), command).map_err(|error| match error {
+            LockError::Held(holder) => Error::Locked { cluster: format!("mirror {name}"), holder },
+            LockError::Failed(error) => error,
+        })
+    }
+
+    /// Whether somebody works on the mirror this moment.
+    #[must_use]
+    pub fn is_locked(&self, name: &ClusterName) -> bool {
+        self.path(name, "lock").exists() && self.lock(name, "look").is_err()
+    }
+
+    /// Removes a lock's file.
+    pub fn remove_lock(&self, name: &ClusterName) {
+        let _ = files::remove_file(&self.path(name, "lock"));
+    }
+
+    /// All records, by name.
+    ///
+    /// # Errors
+    /// When one can't be read.
+    pub fn records(&self) -> Result<Vec<Record>> {
+        let all = journal::read_all::<Record>(&self.state_dir.join("mirrors"))?;
+        let mut all: Vec<_> = all.into_iter().map(|(_, record)| record).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
+    }
+
+    /// The record of `name`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when there is no such mirror.
+    pub fn find(&self, name: &ClusterName) -> Result<Record> {
+        let all = self.records()?;
+        let known = all.iter().map(|r| r.name.to_string()).collect::<Vec<_>>().join(", ");
+        all.into_iter().find(|record| record.name == *name).ok_or_else(|| {
+            let known = if known.is_empty() { "there is none yet".into() } else { known };
+            Error::usage(format!("there is no mirror \"{name}\""), format!("mirrors: {known}"))
+        })
+    }
+
+    /// Writes a record durably.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write(&self, record: &Record) -> Result<()> {
+        journal::write(&self.record_path(&record.name), record)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) fn record() -> Record {
+        let place = |kind, leaf: &str| Place {
+            kind,
+            dataset: DatasetName::new(&format!("tank/m{leaf}")).unwrap(),
+            directory: format!("/m{leaf}").into(),
+        };
+        let ts = Kind::Tablespace { oid: 16401, name: "ts".into(), location: "/p/ts".into() };
+        Record {
+            name: "m".parse().unwrap(),
+            phase: Phase::Ready,
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+            primary: "host=p user='a b'".into(),
+            password_file: Some("/etc/lockstep/p".into()),
+            slot: "lockstep_mirror_m".into(),
+            system_identifier: "7".into(),
+            places: vec![
+                place(Kind::Top, ""),
+                place(Kind::Data, "/data"),
+                place(Kind::Wal, "/wal"),
+                place(ts, "/ts-ts"),
+            ],
+            made_folders: Vec::new(),
+            socket_directory: "/m/run".into(),
+            port: 5501,
+            superuser: "postgres".into(),
+            dbname: "postgres".into(),
+            os_user: "postgres".into(),
+            bin_dir: "/bin".into(),
+            restore_command: None,
+            standby_settings: StandbySettings {
+                max_connections: 100,
+                max_worker_processes: 8,
+                max_wal_senders: 10,
+                max_prepared_transactions: 0,
+                max_locks_per_transaction: 64,
+            },
+            settings: Vec::new(),
+            registration: "/etc/lockstep/lockstep.d/m.toml".into(),
+        }
+    }
+
+    #[test]
+    fn a_record_is_a_cluster_of_the_configuration() {
+        let cluster = record().as_cluster().unwrap();
+        assert_eq!(cluster.data_directory, Path::new("/m/data"));
+        assert_eq!((cluster.host.as_deref(), cluster.port), (Some("/m/run"), 5501));
+        assert_eq!(cluster.primary.as_deref(), Some("host=p user='a b'"));
+        assert_eq!(cluster.primary_password_file.as_deref(), Some(Path::new("/etc/lockstep/p")));
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        let text = serde_json::to_string(&record()).unwrap();
+        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record());
+    }
+}

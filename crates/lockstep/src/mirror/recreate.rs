@@ -1,0 +1,167 @@
+//! `mirror recreate`: for a mirror whose WAL is gone, or whose timeline parted from its primary's.
+//!
+//! Its datasets stay, and with them the snapshots of its old sets. What could go wrong half way: the
+//! record then says `recreating`, the mirror is not started, and the command can be run again.
+
+use super::create::{self, Create};
+use super::primary::{Facts, Primary};
+use super::record::{Home, Kind, Phase, Record};
+use super::{fill, serve};
+use crate::config::Config;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::names::ClusterName;
+use crate::plan::refusal::Refusal;
+use crate::plan::warnings::bytes;
+use crate::postgres::instance;
+use crate::steps;
+
+/// How a mirror was made new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// pg_rewind: only what differs since the timelines parted.
+    Rewind,
+    /// A fresh base backup.
+    BaseBackup,
+}
+
+/// Makes the mirror's data new and starts it.
+///
+/// # Errors
+/// When the primary is another cluster or can't be reached, space is short, or anything fails.
+pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) -> Result<How> {
+    home.find(name)?;
+    let _lock = home.lock(name, "mirror recreate")?;
+    let mut record = home.find(name)?;
+    if matches!(record.phase, Phase::Making | Phase::Destroying) {
+        return Err(Error::usage(
+            format!("mirror \"{name}\" was never complete, or is being taken away"),
+            "run `lockstep mirror destroy` or `lockstep mirror create` for it",
+        ));
+    }
+    // No backup may freeze a mirror that is half one thing and half the other.
+    let cluster = record.as_cluster()?;
+    let cx = Context::open_as(config, name.clone(), &cluster)?;
+    let _sets = cx.state.lock("mirror recreate")?;
+    let user = record.credentials()?;
+    home.write_passfile(name, record.password_file.as_deref(), user)?;
+    let mut primary = Primary::connect(&record.conninfo(home)?, record.password_file.as_deref())?;
+    let facts = primary.facts()?;
+    check(home, &record, &facts)?;
+    let rewind = !base_backup && may_rewind(&record, &mut primary, &facts)?;
+
+    fill::end_fillers(&record);
+    serve::stop(&record)?;
+    add_tablespaces(&mut record, &facts)?;
+    record.standby_settings = facts.settings;
+    record.phase = Phase::Recreating;
+    home.write(&record)?;
+    steps::reached("mirror.recreate-recorded")?;
+    // A slot that lost its WAL can't be used again, and a new one keeps WAL from this moment.
+    primary.drop_slot(&record.slot)?;
+    primary.make_slot(&record.slot)?;
+    create::make_datasets(home, &record)?;
+    steps::reached("mirror.recreate-slot")?;
+    let how = fill_again(home, &record, &facts, rewind)?;
+    steps::reached("mirror.recreate-filled")?;
+    fill::make_standby(home, &record, &mut primary)?;
+    serve::launch(&record)?;
+    record.phase = Phase::Ready;
+    home.write(&record)?;
+    Ok(how)
+}
+
+fn fill_again(home: &Home, record: &Record, facts: &Facts, rewind: bool) -> Result<How> {
+    if rewind {
+        match fill::rewind(home, record) {
+            Ok(()) => return Ok(How::Rewind),
+            Err(interrupted @ Error::Interrupted { .. }) => return Err(interrupted),
+            Err(error) => {
+                tracing::warn!(error = %error.chain(), "pg_rewind can't: taking a base backup");
+            }
+        }
+    }
+    for place in record.places.iter().filter(|place| place.kind != Kind::Top) {
+        files::empty_directory(&place.directory)?;
+    }
+    steps::reached("mirror.recreate-emptied")?;
+    fill::base_backup(home, record, facts.size)?;
+    Ok(How::BaseBackup)
+}
+
+/// pg_rewind helps where the mirror went another way than its primary; where it is merely behind,
+/// there is nothing to be rewound.
+fn may_rewind(record: &Record, primary: &mut Primary, facts: &Facts) -> Result<bool> {
+    if !facts.may_rewind || record.phase == Phase::Recreating {
+        return Ok(false);
+    }
+    let Ok(control) = instance::read_control(&record.data()) else { return Ok(false) };
+    let (_, timeline) = primary.position()?;
+    let ours = control.checkpoint_copy.timeline.get().max(control.min_recovery_point_timeline);
+    Ok(u32::try_from(timeline).is_ok_and(|theirs| theirs > ours))
+}
+
+fn check(home: &Home, record: &Record, facts: &Facts) -> Result<()> {
+    let refuse = |what: String, needed: &str| {
+        Err(Refusal::Mirror { what, needed: needed.to_owned() }.into())
+    };
+    if facts.system_identifier.to_string() != record.system_identifier {
+        return refuse(
+            format!(
+                "the primary is another cluster: its system identifier is {}, the mirror's was {}",
+                facts.system_identifier, record.system_identifier
+            ),
+            "make a new mirror of it with `lockstep mirror create`",
+        );
+    }
+    if let Some(data) = record.places.iter().find(|place| place.kind == Kind::Data) {
+        let free = home.zfs.bytes(&data.dataset, "available")?;
+        if free < facts.size {
+            return refuse(
+                format!(
+                    "\"{}\" has {} left, and the primary holds {}: the old sets keep what they have",
+                    data.dataset,
+                    bytes(free),
+                    bytes(facts.size)
+                ),
+                "destroy old sets, or enlarge the pool",
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Tablespaces that the primary got since get datasets of their own; those it lost keep theirs, for
+/// the old sets.
+fn add_tablespaces(record: &mut Record, facts: &Facts) -> Result<()> {
+    let top = record.places.iter().find(|place| place.kind == Kind::Top);
+    let top = top.map(|place| place.dataset.clone());
+    let dataset = top.ok_or_else(|| Error::failed("the mirror's record has no dataset"))?;
+    let wanted = Create {
+        name: record.name.clone(),
+        from: String::new(),
+        dataset,
+        tablespaces: Vec::new(),
+        directory: None,
+        port: None,
+        password_file: None,
+        slot: None,
+        restore_command: None,
+        settings: Vec::new(),
+        os_user: String::new(),
+        bin_dir: None,
+    };
+    for place in create::places(&wanted, &record.top(), facts)? {
+        let Kind::Tablespace { oid, location, .. } = &place.kind else { continue };
+        let known = record.places.iter_mut().find_map(|known| match &mut known.kind {
+            Kind::Tablespace { oid: known, location, .. } if known == oid => Some(location),
+            _ => None,
+        });
+        match known {
+            Some(known) => known.clone_from(location),
+            None => record.places.push(place),
+        }
+    }
+    Ok(())
+}

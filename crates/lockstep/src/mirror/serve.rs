@@ -1,0 +1,136 @@
+//! A mirror's server: how it is started, and stopped.
+//!
+//! What differs from the primary is given on the command line and not in a file, so a set of the
+//! mirror holds the primary's own configuration and nothing else.
+
+use super::primary::Primary;
+use super::record::{Home, Record};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::postgres::instance;
+use crate::postgres::server::{self, Launch, Stop};
+use crate::steps;
+
+/// Starts the mirror's server and waits until it takes read-only connections.
+///
+/// # Errors
+/// When it runs already, or dies: its own words.
+pub fn start(home: &Home, record: &mut Record) -> Result<()> {
+    if instance::postmaster(&record.data())?.is_some() {
+        return Err(Error::usage(
+            format!("mirror \"{}\" runs already", record.name),
+            "`lockstep mirror status` shows how it is",
+        ));
+    }
+    refresh(home, record)?;
+    launch(record)
+}
+
+/// Takes over the primary's settings that a hot standby must match, where it can be asked.
+fn refresh(home: &Home, record: &mut Record) -> Result<()> {
+    let user = record.credentials()?;
+    home.write_passfile(&record.name, record.password_file.as_deref(), user)?;
+    let asked = record
+        .conninfo(home)
+        .and_then(|conninfo| Primary::connect(&conninfo, record.password_file.as_deref()))
+        .and_then(|mut primary| primary.facts());
+    match asked {
+        Ok(facts) => {
+            record.standby_settings = facts.settings;
+            home.write(record)
+        }
+        Err(error) => {
+            tracing::warn!(error = %error.chain(), "going on with the primary's settings as they were");
+            Ok(())
+        }
+    }
+}
+
+/// Starts it as it is recorded.
+pub(super) fn launch(record: &Record) -> Result<()> {
+    let user = record.credentials()?;
+    let top = record.top();
+    for folder in ["run", "log"] {
+        files::create_owned_directory(&top.join(folder), user)?;
+    }
+    // The folder of the socket is os_user's alone, so whoever gets to the socket may come in.
+    let hba = top.join("pg_hba.conf");
+    files::write_owned(&hba, b"# written by lockstep\nlocal all all trust\n", user)?;
+    let (data, log) = (record.data(), record.log());
+    let mut server = server::start(&Launch {
+        bin_dir: &record.bin_dir,
+        data: &data,
+        log: &log,
+        user,
+        options: options(record),
+        isolation: None,
+    })?;
+    steps::reached("mirror.launched")?;
+    server.wait_for_standby(|words| tracing::info!("mirror {}: {words}", record.name))
+}
+
+/// Stops it in order; one that doesn't run is fine.
+///
+/// # Errors
+/// When it stays.
+pub fn stop(record: &Record) -> Result<()> {
+    server::stop(&record.data(), Stop::Fast)
+}
+
+/// The settings that differ from the primary's.
+fn options(record: &Record) -> Vec<(String, String)> {
+    let top = record.top();
+    let path = |path: &std::path::Path| path.display().to_string();
+    let needed = &record.standby_settings;
+    let mut all = vec![
+        // A postgresql.conf that was the primary's may name another place.
+        ("data_directory", path(&record.data())),
+        ("hba_file", path(&top.join("pg_hba.conf"))),
+        ("external_pid_file", path(&record.run_directory().join("postmaster.pid"))),
+        ("port", record.port.to_string()),
+        ("unix_socket_directories", path(&record.socket_directory)),
+        ("listen_addresses", String::new()),
+        ("cluster_name", format!("lockstep mirror {}", record.name)),
+        ("hot_standby", "on".into()),
+        // Many mirrors share a host, and replay needs little.
+        ("shared_buffers", "128MB".into()),
+        ("huge_pages", "off".into()),
+        ("max_connections", needed.max_connections.to_string()),
+        ("max_worker_processes", needed.max_worker_processes.to_string()),
+        ("max_wal_senders", needed.max_wal_senders.to_string()),
+        ("max_prepared_transactions", needed.max_prepared_transactions.to_string()),
+        ("max_locks_per_transaction", needed.max_locks_per_transaction.to_string()),
+        // Its WAL is the primary's, which archives it; its certificate is the primary's too.
+        ("archive_mode", "off".into()),
+        ("ssl", "off".into()),
+        ("logging_collector", "off".into()),
+        ("log_destination", "stderr".into()),
+        ("lc_messages", "C".into()),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value))
+    .collect::<Vec<_>>();
+    for (name, value) in &record.settings {
+        all.retain(|(known, _)| known != name);
+        all.push((name.clone(), value.clone()));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mirror::record::tests::record;
+
+    #[test]
+    fn own_settings_come_last_and_once() {
+        let mut record = record();
+        record.settings = vec![("shared_buffers".into(), "1GB".into())];
+        let all = options(&record);
+        let of = |name: &str| all.iter().filter(|(n, _)| n == name).collect::<Vec<_>>();
+        assert_eq!(of("shared_buffers"), [&("shared_buffers".to_owned(), "1GB".to_owned())]);
+        assert_eq!(of("max_connections")[0].1, "100");
+        // Nothing on the command line says how the primary is reached.
+        assert!(of("primary_conninfo").is_empty());
+    }
+}

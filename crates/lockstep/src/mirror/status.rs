@@ -1,0 +1,113 @@
+//! How the mirrors of this host are: asked of the mirror, of its primary, and of its log.
+
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use super::primary::Primary;
+use super::record::{Home, Record};
+use super::verdict::{Own, Seen, Theirs, Verdict, judge, lag_bytes};
+use crate::config::ClusterConfig;
+use crate::error::Result;
+use crate::names::ClusterName;
+use crate::postgres::{connection, instance};
+
+/// How much of the log's end is read.
+const LOG_TAIL: u64 = 64 << 10;
+
+/// A mirror as it is now.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// What is remembered of it.
+    pub record: Record,
+    /// What was seen.
+    pub seen: Seen,
+    /// What follows.
+    pub verdict: Verdict,
+    /// WAL that the primary has written and the mirror not replayed.
+    pub lag_bytes: Option<u64>,
+    /// 0 where it has replayed everything; otherwise how old the last replayed commit is.
+    pub lag_seconds: Option<f64>,
+}
+
+/// Looks at one mirror, or at all.
+///
+/// # Errors
+/// When there is no such mirror, or the records can't be read.
+pub fn look(home: &Home, name: Option<&ClusterName>) -> Result<Vec<Status>> {
+    let records = match name {
+        Some(name) => vec![home.find(name)?],
+        None => home.records()?,
+    };
+    records.into_iter().map(|record| look_at(home, record)).collect()
+}
+
+fn look_at(home: &Home, record: Record) -> Result<Status> {
+    let cluster = record.as_cluster()?;
+    let running = instance::postmaster(&record.data()).ok().flatten().is_some();
+    let own = if running { ask_mirror(&cluster) } else { Err("it doesn't run".into()) };
+    let seen = Seen {
+        phase: record.phase,
+        busy: home.is_locked(&record.name),
+        running,
+        log: tail(&record.log()),
+        own,
+        primary: ask_primary(home, &record),
+    };
+    let current = seen.primary.as_ref().ok().map(|theirs| theirs.current.as_str());
+    let own = seen.own.as_ref().ok();
+    let replayed = own.and_then(|own| own.replayed.as_deref());
+    let lag = current.zip(replayed).and_then(|(current, replayed)| lag_bytes(current, replayed));
+    let age = own.and_then(|own| own.last_commit_age);
+    let lag_seconds = if lag == Some(0) { Some(0.0) } else { age };
+    let verdict = judge(&seen);
+    Ok(Status { record, seen, verdict, lag_bytes: lag, lag_seconds })
+}
+
+fn ask_mirror(cluster: &ClusterConfig) -> Result<Own, String> {
+    let mut client = connection::connect(cluster).map_err(|no_server| no_server.words())?;
+    let row = client
+        .query_one(
+            "SELECT pg_is_in_recovery() AS in_recovery,
+                    EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming') AS streams,
+                    CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END AS paused,
+                    pg_last_wal_receive_lsn()::text AS received,
+                    pg_last_wal_replay_lsn()::text AS replayed,
+                    (SELECT timeline_id FROM pg_control_checkpoint()) AS timeline,
+                    extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 AS age",
+            &[],
+        )
+        .map_err(|e| crate::error::Error::sql("it answers no questions", e).chain())?;
+    Ok(Own {
+        in_recovery: row.get("in_recovery"),
+        streams: row.get("streams"),
+        paused: row.get("paused"),
+        received: row.get("received"),
+        replayed: row.get("replayed"),
+        timeline: u32::try_from(row.get::<_, i32>("timeline")).unwrap_or(0),
+        last_commit_age: row.get::<_, Option<f64>>("age").map(|age| age.max(0.0)),
+    })
+}
+
+fn ask_primary(home: &Home, record: &Record) -> Result<Theirs, String> {
+    let asked = || {
+        let conninfo = record.conninfo(home)?;
+        let mut primary = Primary::connect(&conninfo, record.password_file.as_deref())?;
+        let (current, _) = primary.position()?;
+        Ok(Theirs { current, slot: primary.slot(&record.slot)? })
+    };
+    asked().map_err(|error: crate::error::Error| error.chain())
+}
+
+/// The last lines of a log; none where it can't be read.
+fn tail(path: &Path) -> Vec<String> {
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path).and_then(|mut file| {
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
+        file.read_to_end(&mut bytes)
+    });
+    match read {
+        Ok(_) => String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect(),
+        Err(_) => Vec::new(),
+    }
+}

@@ -1,0 +1,326 @@
+//! Why a mirror stands still, or that it doesn't: a pure function of what was seen.
+
+use serde::Serialize;
+
+use super::primary::Slot;
+use super::record::Phase;
+
+/// What was seen of a mirror.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// How far it was made.
+    pub phase: Phase,
+    /// Somebody works on it this moment.
+    pub busy: bool,
+    /// Its server runs.
+    pub running: bool,
+    /// The end of its server's log, oldest first.
+    pub log: Vec<String>,
+    /// What the mirror says of itself, or why it says nothing.
+    pub own: Result<Own, String>,
+    /// What the primary says, or why it can't be asked.
+    pub primary: Result<Theirs, String>,
+}
+
+/// What a mirror says of itself.
+#[derive(Debug, Clone, Default)]
+pub struct Own {
+    /// Not promoted.
+    pub in_recovery: bool,
+    /// A WAL receiver streams.
+    pub streams: bool,
+    /// Replay was paused by somebody.
+    pub paused: bool,
+    /// The last WAL that was received.
+    pub received: Option<String>,
+    /// The last WAL that was replayed.
+    pub replayed: Option<String>,
+    /// Its timeline.
+    pub timeline: u32,
+    /// Seconds since the last commit that was replayed.
+    pub last_commit_age: Option<f64>,
+}
+
+/// What a primary says.
+#[derive(Debug, Clone)]
+pub struct Theirs {
+    /// How far its WAL is.
+    pub current: String,
+    /// The mirror's slot.
+    pub slot: Option<Slot>,
+}
+
+/// The judgement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "state", content = "why")]
+pub enum Verdict {
+    /// It follows.
+    Follows,
+    /// Another command is at work on it.
+    Busy,
+    /// `create`, `destroy` or `recreate` was cut off.
+    Unfinished(String),
+    /// It doesn't run: its last words.
+    Stopped(String),
+    /// WAL that it needs is gone.
+    WalGone(String),
+    /// Its slot is gone, or lost.
+    SlotLost(String),
+    /// It went another way than its primary.
+    Diverged(String),
+    /// It was promoted.
+    Promoted,
+    /// The primary's settings have grown beyond its own.
+    SettingsTooSmall(String),
+    /// Somebody paused replay.
+    Paused,
+    /// Nothing streams to it.
+    NotStreaming(String),
+    /// It follows as far as it can tell; the primary couldn't be asked.
+    PrimaryUnreachable(String),
+}
+
+impl Verdict {
+    /// It does what it should.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        matches!(self, Self::Follows | Self::Busy)
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match self {
+            Self::Follows => "follows".into(),
+            Self::Busy => "another lockstep works on it".into(),
+            Self::Unfinished(what) => format!("{what} was cut off"),
+            Self::Stopped(why) if why.is_empty() => "stopped".into(),
+            Self::Stopped(why) => format!("stopped: {why}"),
+            Self::WalGone(why) => format!("WAL that it needs is gone: {why}"),
+            Self::SlotLost(why) => why.clone(),
+            Self::Diverged(why) => format!("it went another way than its primary: {why}"),
+            Self::Promoted => "it was promoted, and is no standby any more".into(),
+            Self::SettingsTooSmall(why) => format!("settings of the primary have grown: {why}"),
+            Self::Paused => "replay is paused".into(),
+            Self::NotStreaming(why) if why.is_empty() => "nothing streams to it".into(),
+            Self::NotStreaming(why) => format!("nothing streams to it: {why}"),
+            Self::PrimaryUnreachable(why) => format!("the primary can't be asked: {why}"),
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self, name: &str) -> Option<String> {
+        let text = match self {
+            Self::Follows | Self::Busy => return None,
+            Self::Unfinished(what) if what == "recreate" => {
+                format!("lockstep mirror recreate {name}")
+            }
+            Self::Unfinished(_) => format!("lockstep mirror destroy {name}"),
+            Self::Stopped(_) => format!("lockstep mirror start {name}"),
+            Self::WalGone(_) | Self::SlotLost(_) | Self::Diverged(_) | Self::Promoted => {
+                format!("lockstep mirror recreate {name}")
+            }
+            Self::SettingsTooSmall(_) => {
+                format!("lockstep mirror stop {name}; lockstep mirror start {name}: start takes them over")
+            }
+            Self::Paused => "SELECT pg_wal_replay_resume() on the mirror".into(),
+            Self::NotStreaming(_) => "look at the primary, at its pg_hba.conf and at the network; it goes on by itself when they are well".into(),
+            Self::PrimaryUnreachable(_) => {
+                "look at the primary, and at primary and primary_password_file of this mirror".into()
+            }
+        };
+        Some(text)
+    }
+}
+
+/// Judges. What is known for sure comes before what may pass by itself.
+#[must_use]
+pub fn judge(seen: &Seen) -> Verdict {
+    if seen.busy {
+        return Verdict::Busy;
+    }
+    match seen.phase {
+        Phase::Making => return Verdict::Unfinished("create".into()),
+        Phase::Recreating => return Verdict::Unfinished("recreate".into()),
+        Phase::Destroying => return Verdict::Unfinished("destroy".into()),
+        Phase::Ready => {}
+    }
+    let own = seen.own.as_ref().ok();
+    let streams = own.is_some_and(|own| own.streams);
+    // While it streams, what the log complained of is past.
+    if !streams {
+        if let Some(line) = last_with(&seen.log, &["has already been removed"]) {
+            return Verdict::WalGone(line);
+        }
+        if let Some(line) = last_with(
+            &seen.log,
+            &[
+                "forked off current database system timeline",
+                "is not in this server's history",
+                "is ahead of the WAL flush position",
+            ],
+        ) {
+            return Verdict::Diverged(line);
+        }
+        if let Some(line) = last_with(
+            &seen.log,
+            &["insufficient parameter settings", "hot standby is not possible because"],
+        ) {
+            return Verdict::SettingsTooSmall(line);
+        }
+    }
+    if let Ok(theirs) = &seen.primary {
+        match &theirs.slot {
+            None => return Verdict::SlotLost("its slot on the primary is gone".into()),
+            Some(slot) if slot.wal_status.as_deref() == Some("lost") => {
+                return Verdict::SlotLost(
+                    "its slot on the primary has lost its WAL (max_slot_wal_keep_size)".into(),
+                );
+            }
+            Some(_) => {}
+        }
+    }
+    if !seen.running {
+        return Verdict::Stopped(last_with(&seen.log, &["FATAL:", "PANIC:"]).unwrap_or_default());
+    }
+    match own {
+        None => {
+            let why = seen.own.as_ref().err().cloned().unwrap_or_default();
+            return Verdict::NotStreaming(why);
+        }
+        Some(own) if !own.in_recovery => return Verdict::Promoted,
+        Some(own) if own.paused => return Verdict::Paused,
+        Some(_) => {}
+    }
+    match &seen.primary {
+        Err(why) => Verdict::PrimaryUnreachable(why.clone()),
+        Ok(_) if streams => Verdict::Follows,
+        Ok(_) => {
+            Verdict::NotStreaming(last_with(&seen.log, &["FATAL:", "ERROR:"]).unwrap_or_default())
+        }
+    }
+}
+
+/// The last line that holds one of the words, without its time and process.
+fn last_with(log: &[String], words: &[&str]) -> Option<String> {
+    let line = log.iter().rev().find(|line| words.iter().any(|word| line.contains(word)))?;
+    let text = ["FATAL:", "PANIC:", "ERROR:", "WARNING:", "LOG:"]
+        .iter()
+        .find_map(|level| line.split_once(level).map(|(_, rest)| rest));
+    Some(text.unwrap_or(line).trim().to_owned())
+}
+
+/// The bytes between two LSNs as PostgreSQL prints them; 0 where the second isn't behind.
+#[must_use]
+pub fn lag_bytes(current: &str, replayed: &str) -> Option<u64> {
+    let lsn = |text: &str| text.parse::<pgfiles::lsn::Lsn>().ok().map(pgfiles::lsn::Lsn::as_u64);
+    Some(lsn(current)?.saturating_sub(lsn(replayed)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(status: &str) -> Slot {
+        Slot {
+            active: true,
+            wal_status: Some(status.into()),
+            restart_lsn: Some("0/3000000".into()),
+            kept_bytes: Some(0),
+            safe_bytes: None,
+        }
+    }
+
+    fn well() -> Seen {
+        Seen {
+            phase: Phase::Ready,
+            busy: false,
+            running: true,
+            log: vec![
+                "x [7] LOG:  started streaming WAL from primary at 0/3000000 on timeline 1".into(),
+            ],
+            own: Ok(Own { in_recovery: true, streams: true, ..Own::default() }),
+            primary: Ok(Theirs { current: "0/3000100".into(), slot: Some(slot("reserved")) }),
+        }
+    }
+
+    fn with(change: impl FnOnce(&mut Seen)) -> Verdict {
+        let mut seen = well();
+        change(&mut seen);
+        judge(&seen)
+    }
+
+    fn quiet(seen: &mut Seen, line: &str) {
+        seen.own = Ok(Own { in_recovery: true, ..Own::default() });
+        seen.log.push(format!("2026-11-23 19:45:12.1 UTC [7] {line}"));
+    }
+
+    #[test]
+    fn each_reason_is_told() {
+        assert_eq!(with(|_| ()), Verdict::Follows);
+        assert_eq!(with(|seen| seen.busy = true), Verdict::Busy);
+        assert_eq!(
+            with(|seen| seen.phase = Phase::Recreating),
+            Verdict::Unfinished("recreate".into())
+        );
+        let gone = with(|seen| {
+            quiet(
+                seen,
+                "FATAL:  could not receive data from WAL stream: ERROR:  requested WAL segment 000000010000000000000003 has already been removed",
+            );
+        });
+        assert!(
+            matches!(&gone, Verdict::WalGone(why) if why.contains("000000010000000000000003")),
+            "{gone:?}"
+        );
+        assert_eq!(gone.hint("m").as_deref(), Some("lockstep mirror recreate m"));
+        let diverged = with(|seen| {
+            quiet(
+                seen,
+                "LOG:  new timeline 2 forked off current database system timeline 1 before current recovery point 0/5000000",
+            );
+        });
+        assert!(matches!(diverged, Verdict::Diverged(_)));
+        let small = with(|seen| {
+            quiet(
+                seen,
+                "WARNING:  hot standby is not possible because of insufficient parameter settings",
+            );
+        });
+        assert!(matches!(small, Verdict::SettingsTooSmall(_)));
+        let lost = with(|seen| seen.primary.as_mut().unwrap().slot = Some(slot("lost")));
+        assert!(matches!(lost, Verdict::SlotLost(_)));
+        assert!(matches!(
+            with(|seen| seen.primary.as_mut().unwrap().slot = None),
+            Verdict::SlotLost(_)
+        ));
+        let stopped = with(|seen| {
+            quiet(seen, "FATAL:  could not access file \"foo\"");
+            seen.running = false;
+            seen.own = Err("no server".into());
+        });
+        assert_eq!(stopped, Verdict::Stopped("could not access file \"foo\"".into()));
+        assert_eq!(with(|seen| seen.own.as_mut().unwrap().paused = true), Verdict::Paused);
+        assert_eq!(with(|seen| seen.own.as_mut().unwrap().in_recovery = false), Verdict::Promoted);
+        let unreachable = with(|seen| seen.primary = Err("refused".into()));
+        assert_eq!(unreachable, Verdict::PrimaryUnreachable("refused".into()));
+        let not_streaming = with(|seen| quiet(seen, "FATAL:  no pg_hba.conf entry"));
+        assert_eq!(not_streaming, Verdict::NotStreaming("no pg_hba.conf entry".into()));
+    }
+
+    #[test]
+    fn what_the_log_said_before_is_past_while_it_streams() {
+        let seen = with(|seen| {
+            seen.log.insert(0, "x FATAL:  requested WAL segment 7 has already been removed".into());
+        });
+        assert_eq!(seen, Verdict::Follows);
+    }
+
+    #[test]
+    fn lag_is_never_negative() {
+        assert_eq!(lag_bytes("1/0", "0/FFFFFF00"), Some(256));
+        assert_eq!(lag_bytes("0/1", "0/2"), Some(0));
+        assert_eq!(lag_bytes("x", "0/2"), None);
+    }
+}

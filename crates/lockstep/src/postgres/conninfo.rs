@@ -1,0 +1,158 @@
+//! A libpq connection string, taken apart as conninfo_parse (fe-connect.c) does, so that keywords
+//! can be added and taken out without guessing at quotes.
+//!
+//! A password in it is refused: it would be on command lines, in logs and in the configuration.
+
+use std::fmt;
+
+/// Keywords and values, in the order they were written.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Conninfo(Vec<(String, String)>);
+
+impl Conninfo {
+    /// Takes the text apart; the error is a sentence that doesn't repeat a value.
+    ///
+    /// # Errors
+    /// A URI, a password, or what isn't `keyword=value`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.starts_with("postgresql://") || text.starts_with("postgres://") {
+            return Err("it is a URI; write it as keywords: host=… port=… user=…".into());
+        }
+        let mut pairs = Vec::new();
+        let mut rest = text.trim_start();
+        while !rest.is_empty() {
+            let (name, after) = rest
+                .split_once('=')
+                .ok_or("it isn't of the form keyword=value: a \"=\" is missing")?;
+            let name = name.trim_end();
+            if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+                return Err("it isn't of the form keyword=value".into());
+            }
+            let (value, after) = value(after.trim_start())?;
+            pairs.push((name.to_owned(), value));
+            rest = after.trim_start();
+        }
+        let parsed = Self(pairs);
+        for name in ["password", "replication", "fallback_application_name"] {
+            if parsed.get(name).is_some() {
+                return Err(format!("it has the keyword {name}, which isn't allowed there"));
+            }
+        }
+        if parsed.get("dbname").is_some_and(|name| name.contains(['=', ':'])) {
+            return Err("its dbname is a connection string itself".into());
+        }
+        Ok(parsed)
+    }
+
+    /// The last value of a keyword, which is the one that libpq takes.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The same with `name` as `value`.
+    #[must_use]
+    pub fn with(&self, name: &str, value: &str) -> Self {
+        let mut new = self.without(name);
+        new.0.push((name.to_owned(), value.to_owned()));
+        new
+    }
+
+    /// The same with `name` as `value`, unless it has one.
+    #[must_use]
+    pub fn with_default(&self, name: &str, value: &str) -> Self {
+        if self.get(name).is_some() { self.clone() } else { self.with(name, value) }
+    }
+
+    /// The same without a keyword.
+    #[must_use]
+    pub fn without(&self, name: &str) -> Self {
+        Self(self.0.iter().filter(|(known, _)| known != name).cloned().collect())
+    }
+}
+
+impl fmt::Display for Conninfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (name, value)) in self.0.iter().enumerate() {
+            let blank = if index == 0 { "" } else { " " };
+            let plain = |c: char| c.is_ascii_alphanumeric() || "._-/:,@+".contains(c);
+            if !value.is_empty() && value.chars().all(plain) {
+                write!(f, "{blank}{name}={value}")?;
+            } else {
+                let quoted = value.replace('\\', r"\\").replace('\'', r"\'");
+                write!(f, "{blank}{name}='{quoted}'")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A value and what stands behind it: up to a blank, or between quotes; a backslash takes the next
+/// character as it is.
+fn value(text: &str) -> Result<(String, &str), String> {
+    let quoted = text.starts_with('\'');
+    let mut value = String::new();
+    let mut characters = text.char_indices().skip(usize::from(quoted));
+    while let Some((at, c)) = characters.next() {
+        match c {
+            '\\' => value.extend(characters.next().map(|(_, c)| c)),
+            '\'' if quoted => return Ok((value, &text[at + 1..])),
+            c if !quoted && c.is_whitespace() => return Ok((value, &text[at..])),
+            c => value.push(c),
+        }
+    }
+    if quoted { Err("a quote in it isn't closed".into()) } else { Ok((value, "")) }
+}
+
+/// A password file's line for any host, port, database and user (passwordFromFile in fe-connect.c
+/// takes a backslash before `:` and `\`).
+#[must_use]
+pub fn passfile_line(password: &str) -> String {
+    format!("*:*:*:*:{}\n", password.replace('\\', r"\\").replace(':', r"\:"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_and_backslashes_are_read_as_libpq_reads_them() {
+        let text = r"host = '/tmp/a b'  port=5433 user=it\'s options='-c x=\'1\'' sslmode=";
+        let parsed = Conninfo::parse(text).unwrap();
+        assert_eq!(parsed.get("host"), Some("/tmp/a b"));
+        assert_eq!(parsed.get("user"), Some("it's"));
+        assert_eq!(parsed.get("options"), Some("-c x='1'"));
+        assert_eq!(parsed.get("sslmode"), Some(""));
+        // What is written is read back as the same.
+        assert_eq!(Conninfo::parse(&parsed.to_string()).unwrap(), parsed);
+    }
+
+    #[test]
+    fn keywords_are_added_and_taken_out() {
+        let parsed = Conninfo::parse("host=a host=b dbname=x").unwrap();
+        assert_eq!(parsed.get("host"), Some("b"));
+        let changed = parsed.without("dbname").with("passfile", "/a b/c").with("host", "d");
+        assert_eq!(changed.to_string(), "passfile='/a b/c' host=d");
+        assert_eq!(changed.with_default("host", "e"), changed);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_without_its_value() {
+        for bad in [
+            "host=a password=geheim",
+            "postgresql://u:geheim@a/b",
+            "geheim",
+            "host='geheim",
+            "=geheim",
+            "dbname='host=b password=geheim'",
+        ] {
+            let why = Conninfo::parse(bad).unwrap_err();
+            assert!(!why.contains("geheim"), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_escaped_for_its_file() {
+        assert_eq!(passfile_line(r"a:b\c"), "*:*:*:*:a\\:b\\\\c\n");
+    }
+}

@@ -1,0 +1,118 @@
+//! Datasets that Lockstep makes to keep: made with the marks that say whose they are, and destroyed
+//! only while they carry them.
+//!
+//! What could go wrong: user properties are inherited, so a dataset below one of Lockstep's shows
+//! the same marks; only those set on the dataset itself count.
+
+use std::path::PathBuf;
+
+use super::{DatasetName, SnapshotName, Zfs, is_absent, parse};
+use crate::error::{Error, Result};
+
+impl Zfs {
+    /// Makes and mounts a filesystem whose parent is there.
+    ///
+    /// # Errors
+    /// When ZFS refuses: it exists, its parent doesn't, a property isn't known.
+    pub fn create(&self, dataset: &DatasetName, properties: &[(&str, String)]) -> Result<()> {
+        let mut args = vec!["create".to_owned()];
+        for (name, value) in properties {
+            args.extend(["-o".to_owned(), format!("{name}={value}")]);
+        }
+        args.push(dataset.to_string());
+        self.run(args)?;
+        Ok(())
+    }
+
+    /// Where the dataset is, or would be, mounted; `None` for `none` and `legacy`.
+    ///
+    /// # Errors
+    /// When it doesn't exist.
+    pub fn mountpoint(&self, dataset: &DatasetName) -> Result<Option<PathBuf>> {
+        let value = self.value(dataset, "mountpoint")?;
+        Ok(value.starts_with('/').then(|| value.into()))
+    }
+
+    /// One property.
+    ///
+    /// # Errors
+    /// When the dataset doesn't exist.
+    pub fn value(&self, dataset: &DatasetName, property: &str) -> Result<String> {
+        let mut all = self.get(&[dataset.to_string()], &[property])?;
+        let of = all.remove(dataset.as_str()).and_then(|mut of| of.remove(property));
+        of.ok_or_else(|| Error::failed(format!("\"zfs get\" says no {property} of \"{dataset}\"")))
+    }
+
+    /// One property as a number of bytes.
+    ///
+    /// # Errors
+    /// When the dataset doesn't exist.
+    pub fn bytes(&self, dataset: &DatasetName, property: &str) -> Result<u64> {
+        parse::number(&self.value(dataset, property)?, property)
+    }
+
+    /// Whether the dataset carries `property=value` as its own; `None` where it is gone.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn carries(
+        &self,
+        dataset: &DatasetName,
+        property: &str,
+        value: &str,
+    ) -> Result<Option<bool>> {
+        let args = ["get", "-Hp", "-o", "value,source", property, dataset.as_str()];
+        match self.run(args) {
+            Err(error) if is_absent(&error) => Ok(None),
+            other => Ok(Some(other?.stdout.trim_end() == format!("{value}\tlocal"))),
+        }
+    }
+
+    /// Destroys a dataset that carries `property=value` as its own; one that is gone is fine.
+    ///
+    /// # Errors
+    /// When it doesn't carry it, has snapshots or children, or stays busy.
+    pub fn destroy_carrying(
+        &self,
+        dataset: &DatasetName,
+        property: &str,
+        value: &str,
+    ) -> Result<()> {
+        match self.carries(dataset, property, value)? {
+            None => Ok(()),
+            Some(true) => self.destroy(dataset.as_str()),
+            Some(false) => Err(Error::failed(format!(
+                "\"{dataset}\" isn't what Lockstep made: it doesn't carry {property}={value}"
+            ))),
+        }
+    }
+
+    /// All snapshots of the dataset itself, whoever took them; none where it is gone.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn snapshots_of(&self, dataset: &DatasetName) -> Result<Vec<SnapshotName>> {
+        let args =
+            ["list", "-H", "-t", "snapshot", "-d", "1", "-o", "name", "-r", dataset.as_str()];
+        let out = match self.run(args) {
+            Err(error) if is_absent(&error) => return Ok(Vec::new()),
+            other => other?,
+        };
+        let names = out.stdout.lines().filter_map(|line| line.split_once('@'));
+        names.map(|(of, name)| Ok(parse::dataset(of)?.snapshot(name))).collect()
+    }
+
+    /// The clones in the dataset's pool that stand on one of its snapshots.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn clones_of(&self, dataset: &DatasetName) -> Result<Vec<DatasetName>> {
+        let args =
+            ["list", "-H", "-t", "filesystem,volume", "-o", "name,origin", "-r", dataset.pool()];
+        let out = self.run(args)?;
+        let stands =
+            |origin: &str| origin.split_once('@').is_some_and(|(of, _)| of == dataset.as_str());
+        let lines = out.stdout.lines().filter_map(|line| line.split_once('\t'));
+        lines.filter(|(_, origin)| stands(origin)).map(|(name, _)| parse::dataset(name)).collect()
+    }
+}
