@@ -120,6 +120,53 @@ impl Server {
         pauses: bool,
         mut progress: impl FnMut(&str),
     ) -> Result<Outcome> {
+        self.watch(
+            "still in recovery",
+            |words| progress(words),
+            |server, has_ended| {
+                if has_ended {
+                    let wanted = server.has_said("shutdown at recovery target");
+                    return wanted.then_some(Outcome::ShutDown);
+                }
+                // postmaster.pid says "ready" for a hot standby too, so the log has to tell.
+                if server.has_said("database system is ready to accept connections") {
+                    return Some(Outcome::Ready);
+                }
+                (pauses && server.is_paused()).then_some(Outcome::Paused)
+            },
+        )
+    }
+
+    /// Waits until a server that has nothing to recover accepts connections, wherever it logs.
+    ///
+    /// # Errors
+    /// When the server dies: its own words.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
+        self.watch("not ready yet", |_| (), Self::says_ready).map(drop)
+    }
+
+    /// Waits until a standby accepts read-only connections, telling `progress` what it says. The
+    /// server must log to its stderr.
+    ///
+    /// # Errors
+    /// When the server dies: its own words.
+    pub fn wait_for_standby(&mut self, progress: impl FnMut(&str)) -> Result<()> {
+        self.watch("not consistent yet", progress, Self::says_ready).map(drop)
+    }
+
+    /// PM_STATUS_READY is written when connections are let in, on a hot standby too.
+    fn says_ready(&self, has_ended: bool) -> Option<Outcome> {
+        let status = instance::postmaster_status(&self.data);
+        (!has_ended && status.as_deref() == Some("ready")).then_some(Outcome::Ready)
+    }
+
+    /// Reads the log until `done` sees an outcome; `done` is asked once more when the server has ended.
+    fn watch(
+        &mut self,
+        idle: &str,
+        mut progress: impl FnMut(&str),
+        done: impl Fn(&Self, bool) -> Option<Outcome>,
+    ) -> Result<Outcome> {
         let mut last_sign = Instant::now();
         loop {
             for line in self.new_lines() {
@@ -135,81 +182,16 @@ impl Server {
                 // What it wrote between the last look and its end.
                 let rest = self.new_lines();
                 self.said.extend(rest);
-                if self.has_said("shutdown at recovery target") {
-                    return Ok(Outcome::ShutDown);
-                }
-                return Err(self.death(status));
+                return done(self, true).ok_or_else(|| self.death(status));
             }
-            // postmaster.pid says "ready" for a hot standby too, so the log has to tell.
-            if self.has_said("database system is ready to accept connections") {
-                return Ok(Outcome::Ready);
-            }
-            if pauses && self.is_paused() {
-                return Ok(Outcome::Paused);
+            if let Some(outcome) = done(self, false) {
+                return Ok(outcome);
             }
             if steps::interrupted() {
-                return Err(Error::Interrupted { step: "restore.started".into() });
+                return Err(Error::Interrupted { step: "server.ready".into() });
             }
             if last_sign.elapsed() > Duration::from_secs(30) {
-                progress("still in recovery");
-                last_sign = Instant::now();
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// Waits until a server that has nothing to recover accepts connections, wherever it logs.
-    ///
-    /// # Errors
-    /// When the server dies: its own words.
-    pub fn wait_until_ready(&mut self) -> Result<()> {
-        while instance::postmaster_status(&self.data).as_deref() != Some("ready") {
-            if let Some(status) =
-                self.child.try_wait().map_err(Error::io("wait for", &self.data))?
-            {
-                let rest = self.new_lines();
-                self.said.extend(rest);
-                return Err(self.death(status));
-            }
-            if steps::interrupted() {
-                return Err(Error::Interrupted { step: "restore.started".into() });
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(())
-    }
-
-    /// Waits until a standby accepts read-only connections, telling `progress` what it says. The
-    /// server must log to its stderr.
-    ///
-    /// # Errors
-    /// When the server dies: its own words.
-    pub fn wait_for_standby(&mut self, mut progress: impl FnMut(&str)) -> Result<()> {
-        let mut last_sign = Instant::now();
-        loop {
-            for line in self.new_lines() {
-                if let Some(words) = recovery_words(&line) {
-                    progress(words);
-                    last_sign = Instant::now();
-                }
-                self.said.push(line);
-            }
-            // PM_STATUS_READY is written when hot standby begins, PM_STATUS_STANDBY where it can't.
-            if instance::postmaster_status(&self.data).as_deref() == Some("ready") {
-                return Ok(());
-            }
-            if let Some(status) =
-                self.child.try_wait().map_err(Error::io("wait for", &self.data))?
-            {
-                let rest = self.new_lines();
-                self.said.extend(rest);
-                return Err(self.death(status));
-            }
-            if steps::interrupted() {
-                return Err(Error::Interrupted { step: "mirror.started".into() });
-            }
-            if last_sign.elapsed() > Duration::from_secs(30) {
-                progress("not consistent yet");
+                progress(idle);
                 last_sign = Instant::now();
             }
             std::thread::sleep(Duration::from_millis(20));

@@ -42,16 +42,17 @@ pub fn connector(conninfo: &Conninfo) -> Result<MakeRustlsConnect, String> {
         (other, _) => return Err(format!("sslmode \"{other}\" isn't known")),
     };
     let provider = Arc::new(ring::default_provider());
-    let verifier: Arc<dyn ServerCertVerifier> = match (verify, root) {
-        (Verify::Nothing, _) => Arc::new(Unverified(provider.clone())),
+    let authority = match (verify, root) {
+        (Verify::Nothing, _) => None,
         (_, None) => {
             return Err(
                 "sslmode demands a verified certificate: name the authority with sslrootcert"
                     .into(),
             );
         }
-        (_, Some(root)) => Arc::new(Authority::new(root, verify, provider.clone())?),
+        (_, Some(root)) => Some(Authority::new(root, verify, provider.clone())?),
     };
+    let verifier = Arc::new(Verifier { provider: provider.clone(), authority });
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?
@@ -82,12 +83,16 @@ fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(found)
 }
 
-/// Takes any certificate; the handshake's signatures are still checked.
+/// Takes what the authority vouches for, or, without one, any certificate; the handshake's signatures
+/// are checked either way.
 #[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
+struct Verifier {
+    provider: Arc<CryptoProvider>,
+    authority: Option<Authority>,
+}
 
-/// Takes a certificate of the authority, or one that is itself named as one, as servers that signed
-/// their own are trusted; the host's name counts for `verify-full` alone.
+/// Vouches for its own certificates and for those named beside it (servers that signed their own); the
+/// host's name counts for `verify-full` alone.
 #[derive(Debug)]
 struct Authority {
     inner: Arc<WebPkiServerVerifier>,
@@ -110,42 +115,7 @@ impl Authority {
     }
 }
 
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-impl ServerCertVerifier for Authority {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -154,24 +124,19 @@ impl ServerCertVerifier for Authority {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if self.named.iter().any(|named| named.as_ref() == end_entity.as_ref()) {
-            if self.check_name {
+        let Some(authority) = &self.authority else { return Ok(ServerCertVerified::assertion()) };
+        if authority.named.iter().any(|named| named.as_ref() == end_entity.as_ref()) {
+            if authority.check_name {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
             }
             return Ok(ServerCertVerified::assertion());
         }
-        let verified = self.inner.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            now,
-        );
-        match verified {
+        let inner = &authority.inner;
+        match inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             // The chain and the dates are looked at before the name.
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if !self.check_name => Ok(ServerCertVerified::assertion()),
+            )) if !authority.check_name => Ok(ServerCertVerified::assertion()),
             other => other,
         }
     }
@@ -182,7 +147,7 @@ impl ServerCertVerifier for Authority {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -191,11 +156,11 @@ impl ServerCertVerifier for Authority {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
