@@ -424,7 +424,7 @@ fn password_and_tls() {
     }
     wait_for_state(&alone, "main", "follows");
     // Where libpq reads it, it is nobody else's.
-    let passfile = alone.fixture.state.join("mirrors/main.passfile");
+    let passfile = directory(&alone, "main").join("passfile");
     let mode = fs::metadata(&passfile)
         .map(|found| std::os::unix::fs::PermissionsExt::mode(&found.permissions()));
     assert_eq!(mode.map(|mode| mode & 0o777).ok(), Some(0o600));

@@ -188,8 +188,10 @@ impl<'a> Attempt<'a> {
         let label = self.request.label.clone().unwrap_or_else(|| format!("lockstep {}", self.set));
         let major = self.survey.facts.server.as_ref().map_or(0, crate::plan::ServerFacts::major);
         let began = Instant::now();
-        self.session = Some(session::start(self.client()?, major, &label, fast)?);
+        let started = session::start(self.client()?, major, &label, fast)?;
         self.seconds.checkpoint = began.elapsed().as_secs_f64();
+        self.tell_restartpoint(started.start_lsn)?;
+        self.session = Some(started);
         steps::reached("backup.started")
     }
 

@@ -39,6 +39,21 @@ impl Attempt<'_> {
         steps::reached("backup.floor")
     }
 
+    /// Says how far back recovery of the set will start: a standby can't write a checkpoint, so
+    /// pg_backup_start makes a restartpoint at the last one that was replayed.
+    pub(super) fn tell_restartpoint(&mut self, start: Lsn) -> Result<()> {
+        if let (true, Some(client)) = (self.is_standby(), self.survey.client.as_mut())
+            && let (Some(replayed), _) = session::replayed(client)?
+        {
+            let behind = replayed.as_u64().saturating_sub(start.as_u64());
+            tracing::info!(
+                "the restartpoint is at {start}, the last checkpoint that was replayed, {} of WAL back; CHECKPOINT on the primary makes a newer one",
+                crate::plan::warnings::bytes(behind)
+            );
+        }
+        Ok(())
+    }
+
     /// The label's checkpoint. Older than the snapshot's own pg_control is right, newer would not be.
     pub(super) fn read_first_control(&mut self) -> Result<()> {
         self.survey.facts.control = self.read_control()?;
@@ -186,7 +201,9 @@ fn is_archived(client: &mut Client, name: &str) -> Result<bool> {
         .map_err(|e| Error::sql("cannot ask the primary what is archived", e))?;
     let last: Option<&str> = row.get(0);
     // A history or backup file may be the last one: its name is longer or has another form.
-    Ok(last.is_some_and(|last| last.len() >= 24 && last[..8] == name[..8] && last[..24] >= *name))
+    Ok(last.is_some_and(|last| {
+        last.get(..8) == name.get(..8) && last.get(..24).is_some_and(|last| last >= name)
+    }))
 }
 
 /// The segments that `pg_wal` doesn't have.

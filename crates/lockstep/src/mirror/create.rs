@@ -105,14 +105,13 @@ pub fn run(home: &Home, wanted: &Create) -> Result<Record> {
 fn make(home: &Home, record: &mut Record, primary: &mut Primary, facts: &Facts) -> Result<()> {
     steps::reached("mirror.recorded")?;
     make_datasets(home, record)?;
-    let user = record.credentials()?;
-    home.write_passfile(&record.name, record.password_file.as_deref(), user)?;
+    record.write_passfile()?;
     steps::reached("mirror.datasets")?;
     primary.make_slot(&record.slot)?;
     steps::reached("mirror.slot")?;
     fill::base_backup(home, record, facts.size)?;
     steps::reached("mirror.filled")?;
-    fill::make_standby(home, record, primary)?;
+    fill::make_standby(record, primary)?;
     serve::launch(record)?;
     steps::reached("mirror.started")?;
     register(record)?;

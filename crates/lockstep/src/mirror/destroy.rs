@@ -128,7 +128,7 @@ pub(super) fn take_away(
     fill::end_fillers(record);
     serve::stop(record)?;
     reached("mirror.destroy-stopped")?;
-    let left_on_primary = drop_slot(home, record);
+    let left_on_primary = drop_slot(record);
     files::remove_file(&record.registration)?;
     reached("mirror.destroy-unregistered")?;
     // The top holds the others' mount points, so it goes last.
@@ -143,16 +143,15 @@ pub(super) fn take_away(
     for folder in &record.made_folders {
         remove_folder(folder)?;
     }
-    files::remove_file(&home.passfile(&record.name))?;
     files::remove_file(&home.record_path(&record.name))?;
     home.remove_lock(&record.name);
     Ok(Destroyed { left_on_primary })
 }
 
 /// The statement to be run by hand where the slot couldn't be dropped.
-fn drop_slot(home: &Home, record: &Record) -> Option<String> {
+fn drop_slot(record: &Record) -> Option<String> {
     let dropped = record
-        .conninfo(home)
+        .conninfo()
         .and_then(|conninfo| Primary::connect(&conninfo, record.password_file.as_deref()))
         .and_then(|mut primary| primary.drop_slot(&record.slot));
     let error = dropped.err()?;

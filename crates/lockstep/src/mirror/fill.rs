@@ -29,7 +29,7 @@ pub(super) fn base_backup(home: &Home, record: &Record, size: u64) -> Result<()>
         .arg("--waldir")
         .arg(record.wal())
         .arg("--dbname")
-        .arg(record.conninfo(home)?.to_string());
+        .arg(record.conninfo()?.to_string());
     for place in &record.places {
         if let Kind::Tablespace { location, .. } = &place.kind {
             program = program.arg("--tablespace-mapping").arg(mapping(location, &place.directory));
@@ -40,7 +40,7 @@ pub(super) fn base_backup(home: &Home, record: &Record, size: u64) -> Result<()>
 
 /// pg_rewind: the pages that differ since the timelines parted come from the primary.
 pub(super) fn rewind(home: &Home, record: &Record) -> Result<()> {
-    let conninfo = record.conninfo(home)?.with_default("dbname", "postgres");
+    let conninfo = record.conninfo()?.with_default("dbname", "postgres");
     let program = Program::new(record.bin_dir.join("pg_rewind"))
         .arg("--target-pgdata")
         .arg(record.data())
@@ -122,7 +122,7 @@ pub(super) fn end_fillers(record: &Record) {
 }
 
 /// Makes the data directory a standby of its primary.
-pub(super) fn make_standby(home: &Home, record: &Record, primary: &mut Primary) -> Result<()> {
+pub(super) fn make_standby(record: &Record, primary: &mut Primary) -> Result<()> {
     let user = record.credentials()?;
     let data = record.data();
     let auto_conf = data.join("postgresql.auto.conf");
@@ -130,7 +130,7 @@ pub(super) fn make_standby(home: &Home, record: &Record, primary: &mut Primary) 
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
         other => other.map_err(Error::io("read", &auto_conf))?,
     };
-    let conninfo = record.conninfo(home)?.with("application_name", &record.slot).without("dbname");
+    let conninfo = record.conninfo()?.with("application_name", &record.slot).without("dbname");
     let mut settings = vec![
         ("primary_conninfo".to_owned(), conninfo.to_string()),
         ("primary_slot_name".to_owned(), record.slot.clone()),

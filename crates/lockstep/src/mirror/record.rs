@@ -3,7 +3,6 @@
 //!
 //! ```text
 //! mirrors/NAME.json       the record; it is there before the first thing of the mirror is
-//! mirrors/NAME.passfile   the primary's password, for libpq; mode 0600, owned by os_user
 //! mirrors/NAME.lock       flock: one command on a mirror at a time
 //! ```
 //!
@@ -220,16 +219,40 @@ impl Record {
             .ok_or_else(|| Error::failed(format!("mirror \"{}\" is no cluster", self.name)))
     }
 
+    /// The primary's password for libpq, mode 0600, owned by os_user: in the folder around everything,
+    /// which is in no set and which os_user can get to, as it need not get to state_dir.
+    #[must_use]
+    pub fn passfile(&self) -> PathBuf {
+        self.top().join("passfile")
+    }
+
+    /// Writes libpq's password file anew from the first line of `password_file`, where there is one.
+    ///
+    /// # Errors
+    /// When that can't be read, or the file can't be written.
+    pub fn write_passfile(&self) -> Result<()> {
+        let Some(source) = &self.password_file else { return Ok(()) };
+        let text = std::fs::read_to_string(source).map_err(|e| {
+            Error::usage(
+                format!("cannot read the password file \"{}\": {e}", source.display()),
+                "name a file with the password in its first line",
+            )
+        })?;
+        let line = passfile_line(text.lines().next().unwrap_or_default());
+        files::publish(&self.passfile(), line.as_bytes())?;
+        files::give_to(&self.passfile(), self.credentials()?)
+    }
+
     /// The connection string with the password file that Lockstep keeps.
     ///
     /// # Errors
     /// When the string isn't one.
-    pub fn conninfo(&self, home: &Home) -> Result<Conninfo> {
+    pub fn conninfo(&self) -> Result<Conninfo> {
         let parsed = Conninfo::parse(&self.primary).map_err(|why| {
             Error::failed(format!("the connection string of mirror \"{}\": {why}", self.name))
         })?;
         Ok(match &self.password_file {
-            Some(_) => parsed.with("passfile", &home.passfile(&self.name).display().to_string()),
+            Some(_) => parsed.with("passfile", &self.passfile().display().to_string()),
             None => parsed,
         })
     }
@@ -284,35 +307,6 @@ impl Home {
     #[must_use]
     pub fn record_path(&self, name: &ClusterName) -> PathBuf {
         self.path(name, "json")
-    }
-
-    /// The password file's place.
-    #[must_use]
-    pub fn passfile(&self, name: &ClusterName) -> PathBuf {
-        self.path(name, "passfile")
-    }
-
-    /// Writes libpq's password file anew from the first line of `source`; none where there is none.
-    ///
-    /// # Errors
-    /// When `source` can't be read, or the file can't be written.
-    pub fn write_passfile(
-        &self,
-        name: &ClusterName,
-        source: Option<&Path>,
-        user: Option<Credentials>,
-    ) -> Result<()> {
-        let Some(source) = source else { return Ok(()) };
-        let text = std::fs::read_to_string(source).map_err(|e| {
-            Error::usage(
-                format!("cannot read the password file \"{}\": {e}", source.display()),
-                "name a file with the password in its first line",
-            )
-        })?;
-        let path = self.passfile(name);
-        let line = passfile_line(text.lines().next().unwrap_or_default());
-        files::publish(&path, line.as_bytes())?;
-        files::give_to(&path, user)
     }
 
     /// Takes the lock of a mirror.

@@ -44,9 +44,8 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     let cluster = record.as_cluster()?;
     let cx = Context::open_as(config, name.clone(), &cluster)?;
     let _sets = cx.state.lock("mirror recreate")?;
-    let user = record.credentials()?;
-    home.write_passfile(name, record.password_file.as_deref(), user)?;
-    let mut primary = Primary::connect(&record.conninfo(home)?, record.password_file.as_deref())?;
+    record.write_passfile()?;
+    let mut primary = Primary::connect(&record.conninfo()?, record.password_file.as_deref())?;
     let facts = primary.facts()?;
     check(home, &record, &facts)?;
     let rewind = !base_backup && may_rewind(&record, &mut primary, &facts)?;
@@ -65,7 +64,7 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     steps::reached("mirror.recreate-slot")?;
     let how = fill_again(home, &record, &facts, rewind)?;
     steps::reached("mirror.recreate-filled")?;
-    fill::make_standby(home, &record, &mut primary)?;
+    fill::make_standby(&record, &mut primary)?;
     serve::launch(&record)?;
     record.phase = Phase::Ready;
     home.write(&record)?;

@@ -28,10 +28,9 @@ pub fn start(home: &Home, record: &mut Record) -> Result<()> {
 
 /// Takes over the primary's settings that a hot standby must match, where it can be asked.
 fn refresh(home: &Home, record: &mut Record) -> Result<()> {
-    let user = record.credentials()?;
-    home.write_passfile(&record.name, record.password_file.as_deref(), user)?;
+    record.write_passfile()?;
     let asked = record
-        .conninfo(home)
+        .conninfo()
         .and_then(|conninfo| Primary::connect(&conninfo, record.password_file.as_deref()))
         .and_then(|mut primary| primary.facts());
     match asked {

@@ -51,7 +51,7 @@ fn look_at(home: &Home, record: Record) -> Result<Status> {
         running,
         log: tail(&record.log()),
         own,
-        primary: ask_primary(home, &record),
+        primary: ask_primary(&record),
     };
     let current = seen.primary.as_ref().ok().map(|theirs| theirs.current.as_str());
     let own = seen.own.as_ref().ok();
@@ -88,9 +88,9 @@ fn ask_mirror(cluster: &ClusterConfig) -> Result<Own, String> {
     })
 }
 
-fn ask_primary(home: &Home, record: &Record) -> Result<Theirs, String> {
+fn ask_primary(record: &Record) -> Result<Theirs, String> {
     let asked = || {
-        let conninfo = record.conninfo(home)?;
+        let conninfo = record.conninfo()?;
         let mut primary = Primary::connect(&conninfo, record.password_file.as_deref())?;
         let (current, _) = primary.position()?;
         Ok(Theirs { current, slot: primary.slot(&record.slot)? })
