@@ -293,6 +293,35 @@ fn behind_its_wal_and_made_new() {
     }
 }
 
+/// A tablespace that the primary gets later is replayed at its own path, which here is the primary's own folder: the
+/// mirror must stop rather than write there.
+#[test]
+fn tablespace_made_on_the_primary_later() {
+    let alone = Alone::new(empty_pools());
+    alone.primary.pgbench_tables(SCALE, "ts1", "ts2");
+    create(&alone, "main");
+    catch_up(&alone, "main");
+    let path = alone.fixture.root().join("p/ts3");
+    fs::create_dir(&path).expect("a folder can be made");
+    give_to_postgres(&path);
+    alone.primary.execute(&[
+        &format!("CREATE TABLESPACE ts3 LOCATION '{}'", path.display()),
+        "CREATE TABLE late TABLESPACE ts3 AS SELECT i FROM generate_series(1, 1000) AS i",
+    ]);
+    let seen = wait_for_state(&alone, "main", "stopped");
+    assert!(seen["hint"].as_str().is_some_and(|hint| hint.contains("mirror recreate")), "{seen}");
+    alone.primary.execute(&["CHECKPOINT"]);
+    assert_eq!(alone.primary.value("postgres", "SELECT count(*) FROM late"), "1000");
+    let lockstep = alone.fixture.lockstep();
+    lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
+    wait_for_state(&alone, "main", "follows");
+    let set = backup(&lockstep, "main");
+    assert_eq!(set.volumes.len(), 5, "{}", set.json);
+    let (_, restored) = restore(&alone, "main", &set);
+    assert_eq!(restored.value("postgres", "SELECT count(*) FROM late"), "1000");
+    Checker::new(SCALE).check_and_stop(&restored).assert_right("with a tablespace made later");
+}
+
 /// Its primary is lost, and a standby that was behind the mirror takes its place: pg_rewind brings the mirror back.
 #[test]
 fn another_way_than_its_primary() {

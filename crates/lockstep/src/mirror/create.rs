@@ -112,7 +112,7 @@ fn make(home: &Home, record: &mut Record, primary: &mut Primary, facts: &Facts) 
     fill::base_backup(home, record, facts.size)?;
     steps::reached("mirror.filled")?;
     fill::make_standby(record, primary)?;
-    serve::launch(record)?;
+    serve::launch(home, record)?;
     steps::reached("mirror.started")?;
     register(record)?;
     steps::reached("mirror.registered")?;

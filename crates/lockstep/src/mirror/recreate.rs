@@ -65,7 +65,7 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     let how = fill_again(home, &record, &facts, rewind)?;
     steps::reached("mirror.recreate-filled")?;
     fill::make_standby(&record, &mut primary)?;
-    serve::launch(&record)?;
+    serve::launch(home, &record)?;
     record.phase = Phase::Ready;
     home.write(&record)?;
     Ok(how)

@@ -1,12 +1,16 @@
 //! A mirror's server: how it is started, and stopped.
 //!
 //! What differs from the primary is given on the command line and not in a file, so a set of the
-//! mirror holds the primary's own configuration and nothing else.
+//! mirror holds the primary's own configuration and nothing else. What could go wrong: a tablespace
+//! that the primary makes later is replayed at its path there, which on the primary's own host is the
+//! primary's own folder. So the server lives in a mount namespace in which it can write to its own
+//! datasets and a few usual places alone.
 
 use super::primary::Primary;
 use super::record::{Home, Record};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::isolation::{self, Isolation};
 use crate::postgres::instance;
 use crate::postgres::server::{self, Launch, Stop};
 use crate::steps;
@@ -23,7 +27,7 @@ pub fn start(home: &Home, record: &mut Record) -> Result<()> {
         ));
     }
     refresh(home, record)?;
-    launch(record)
+    launch(home, record)
 }
 
 /// Takes over the primary's settings that a hot standby must match, where it can be asked.
@@ -45,8 +49,30 @@ fn refresh(home: &Home, record: &mut Record) -> Result<()> {
     }
 }
 
+/// Where a mirror's server may write besides its own datasets: sockets, a restore_command's log and spool.
+const WRITABLE: [&str; 5] = ["/tmp", "/run", "/var/run", "/var/log", "/var/spool"];
+
+fn isolation(home: &Home, record: &Record) -> Option<Isolation> {
+    if !isolation::possible() {
+        tracing::warn!(
+            "not root: a tablespace made on the primary later would be made at its path here"
+        );
+        return None;
+    }
+    let mut own: Vec<_> = record.places.iter().map(|place| place.directory.clone()).collect();
+    own.sort();
+    let config = home.configuration().ok();
+    let cluster = config.as_ref().and_then(|config| config.clusters.get(record.name.as_str()));
+    let named = cluster.into_iter().flat_map(|cluster| cluster.clones.writable.iter().cloned());
+    let usual = WRITABLE.map(std::path::PathBuf::from).into_iter().chain(named);
+    let mut writable: Vec<_> = usual.filter_map(|path| std::fs::canonicalize(path).ok()).collect();
+    writable.sort();
+    writable.dedup();
+    Some(Isolation { own, writable, binds: Vec::new() })
+}
+
 /// Starts it as it is recorded.
-pub(super) fn launch(record: &Record) -> Result<()> {
+pub(super) fn launch(home: &Home, record: &Record) -> Result<()> {
     let user = record.credentials()?;
     let top = record.top();
     for folder in ["run", "log"] {
@@ -56,13 +82,14 @@ pub(super) fn launch(record: &Record) -> Result<()> {
     let hba = top.join("pg_hba.conf");
     files::write_owned(&hba, b"# written by lockstep\nlocal all all trust\n", user)?;
     let (data, log) = (record.data(), record.log());
+    let isolation = isolation(home, record);
     let mut server = server::start(&Launch {
         bin_dir: &record.bin_dir,
         data: &data,
         log: &log,
         user,
         options: options(record),
-        isolation: None,
+        isolation: isolation.as_ref(),
     })?;
     steps::reached("mirror.launched")?;
     server.wait_for_standby(|words| tracing::info!("mirror {}: {words}", record.name))

@@ -117,6 +117,9 @@ impl Verdict {
                 format!("lockstep mirror recreate {name}")
             }
             Self::Unfinished(_) => format!("lockstep mirror destroy {name}"),
+            Self::Stopped(why) if why.contains("directory") => format!(
+                "a tablespace that was made on the primary? lockstep mirror recreate {name} makes a dataset for it; or make that folder here, name it in clone.writable of this cluster, and start it"
+            ),
             Self::Stopped(_) => format!("lockstep mirror start {name}"),
             Self::WalGone(_) | Self::SlotLost(_) | Self::Diverged(_) | Self::Promoted => {
                 format!("lockstep mirror recreate {name}")
@@ -301,6 +304,9 @@ mod tests {
             seen.own = Err("no server".into());
         });
         assert_eq!(stopped, Verdict::Stopped("could not access file \"foo\"".into()));
+        assert!(stopped.hint("m").unwrap().starts_with("lockstep mirror start"));
+        let tablespace = Verdict::Stopped("directory \"/srv/new\" does not exist".into());
+        assert!(tablespace.hint("m").unwrap().contains("mirror recreate m"));
         assert_eq!(with(|seen| seen.own.as_mut().unwrap().paused = true), Verdict::Paused);
         assert_eq!(with(|seen| seen.own.as_mut().unwrap().in_recovery = false), Verdict::Promoted);
         let unreachable = with(|seen| seen.primary = Err("refused".into()));
