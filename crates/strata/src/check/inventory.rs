@@ -1,0 +1,72 @@
+//! What is in a repository, by kind.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::error::Result;
+use crate::id::{Ulid, check_name};
+use crate::manifest::DeltaId;
+use crate::repository::Repository;
+use crate::store::Listed;
+
+/// Everything below the repository's folder.
+#[derive(Debug, Default)]
+pub struct Inventory {
+    /// Manifests, by set.
+    pub sets: BTreeSet<String>,
+    /// Descriptors.
+    pub deltas: BTreeMap<DeltaId, Listed>,
+    /// Index files, by path.
+    pub indexes: BTreeMap<String, Listed>,
+    /// Packs.
+    pub packs: BTreeMap<Ulid, Listed>,
+    /// What is none of them, by path.
+    pub foreign: Vec<String>,
+}
+
+impl Inventory {
+    /// Lists what is there.
+    pub fn take(repository: &Repository) -> Result<Inventory> {
+        let mut inventory = Inventory::default();
+        let folder = repository.path("");
+        repository.store().list(folder.trim_end_matches('/'), |listed| {
+            let path = repository.relative(&listed.path).to_string();
+            inventory.sort(&path, listed);
+        })?;
+        // A listing that was tried again may give an object twice.
+        inventory.foreign.sort();
+        inventory.foreign.dedup();
+        Ok(inventory)
+    }
+
+    fn sort(&mut self, path: &str, listed: Listed) {
+        let segments: Vec<&str> = path.split('/').collect();
+        match segments[..] {
+            ["packs", name] => {
+                if let Some(pack) = Ulid::from_text(name.as_bytes()) {
+                    self.packs.insert(pack, listed);
+                    return;
+                }
+            }
+            ["sets", name] => {
+                if let Some(set) = name.strip_suffix(".json") {
+                    self.sets.insert(set.to_string());
+                    return;
+                }
+            }
+            ["volumes", image, name] if check_name("image", image).is_ok() => {
+                if let Some(id) = name.strip_suffix(".json") {
+                    let delta = DeltaId { image: image.to_string(), id: id.to_string() };
+                    self.deltas.insert(delta, listed);
+                    return;
+                }
+                if name.ends_with(".parquet") {
+                    self.indexes.insert(listed.path.clone(), listed);
+                    return;
+                }
+            }
+            ["leases", _, _] | ["doomed.json"] => return,
+            _ => {}
+        }
+        self.foreign.push(listed.path);
+    }
+}

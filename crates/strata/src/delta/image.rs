@@ -1,0 +1,179 @@
+//! Writes a delta with its data: blocks into frames, frames into packs, places into the index.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::descriptor::Descriptor;
+use super::writer::{DeltaWriter, IndexOptions};
+use super::{Block, Change, Extent};
+use crate::error::Result;
+use crate::pack::{Location, PackOptions, PackWriter, Placed};
+use crate::repository::Repository;
+
+/// Extents that wait for their frame at most: with this many the frame is closed before it is full.
+const WAITING: usize = 16 << 10;
+
+/// How an image is written.
+#[derive(Clone, Debug)]
+pub struct ImageOptions {
+    /// A frame is closed when its content has reached this size.
+    pub frame_size: usize,
+    /// The packs.
+    pub packs: PackOptions,
+    /// The index.
+    pub index: IndexOptions,
+}
+
+impl Default for ImageOptions {
+    fn default() -> ImageOptions {
+        ImageOptions {
+            frame_size: 1 << 20,
+            packs: PackOptions::default(),
+            index: IndexOptions::default(),
+        }
+    }
+}
+
+/// Writes a delta and its data. Of what is pushed before [`ImageWriter::finish`] nothing is there after a crash but
+/// packs that nobody refers to.
+pub struct ImageWriter {
+    delta: DeltaWriter,
+    packs: PackWriter,
+    frame_size: usize,
+    /// Content of the frame that is being filled.
+    content: Vec<u8>,
+    /// Extents that lie in it, and holes between them.
+    waiting: Vec<(u64, Extent)>,
+    /// The extents of frames that have no place yet, oldest first.
+    unplaced: VecDeque<Vec<(u64, Extent)>>,
+}
+
+impl ImageWriter {
+    /// A delta named `id`, which changes `base`.
+    pub fn new(
+        repository: &Repository,
+        image: &str,
+        id: &str,
+        base: Option<&str>,
+        options: &ImageOptions,
+    ) -> Result<ImageWriter> {
+        Ok(ImageWriter {
+            delta: DeltaWriter::new(repository, image, id, base, &options.index)?,
+            packs: PackWriter::new(repository, options.packs)?,
+            frame_size: options.frame_size.clamp(1, crate::frame::MAX_CONTENT / 2),
+            content: Vec::new(),
+            waiting: Vec::new(),
+            unplaced: VecDeque::new(),
+        })
+    }
+
+    /// These objects aren't there any more.
+    pub fn freed(&mut self, first: u64, count: u64) -> Result<()> {
+        self.delta.freed(first, count)
+    }
+
+    /// This object is new or changed; its extents follow.
+    pub fn changed(&mut self, change: Change) -> Result<()> {
+        self.delta.changed(change)
+    }
+
+    /// The spill of the object at hand.
+    pub fn spill(&mut self, spill: Bytes) -> Result<()> {
+        self.delta.spill(spill)
+    }
+
+    /// A hole in the object at hand.
+    pub fn hole(&mut self, offset: u64, length: u64) -> Result<()> {
+        let object = self.delta.claim_extent(offset, length, false)?;
+        self.wait(object, Extent::hole(offset, length))
+    }
+
+    /// A block of the object at hand, whose bytes are its content.
+    pub fn data(&mut self, offset: u64, content: &[u8]) -> Result<()> {
+        self.block(offset, content.len() as u64, 0, None, content)
+    }
+
+    /// A block of the object at hand: `length` bytes of it, written as `bytes` in the form `form`.
+    pub fn block(
+        &mut self,
+        offset: u64,
+        length: u64,
+        form: u64,
+        note: Option<Bytes>,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let object = self.delta.claim_extent(offset, length, true)?;
+        if !self.content.is_empty() && self.content.len() + bytes.len() > self.frame_size {
+            self.close_frame()?;
+        }
+        // The frame's place comes later.
+        let location = Location {
+            start: self.content.len() as u64,
+            size: bytes.len() as u64,
+            ..Location::default()
+        };
+        let block = Block { location, skip: 0, length, form, note };
+        self.content.extend_from_slice(bytes);
+        self.wait(object, Extent { offset, length, block: Some(block) })
+    }
+
+    fn wait(&mut self, object: u64, extent: Extent) -> Result<()> {
+        self.waiting.push((object, extent));
+        if self.content.len() >= self.frame_size || self.waiting.len() >= WAITING {
+            self.close_frame()?;
+        }
+        Ok(())
+    }
+
+    fn close_frame(&mut self) -> Result<()> {
+        let waiting = std::mem::take(&mut self.waiting);
+        if waiting.iter().all(|(_, extent)| extent.block.is_none()) {
+            // Holes alone need no frame, but must not overtake the blocks before them.
+            match self.unplaced.back_mut() {
+                Some(last) if last.len() < 2 * WAITING => {
+                    last.extend(waiting);
+                    return Ok(());
+                }
+                Some(_) => {}
+                None => {
+                    return waiting
+                        .into_iter()
+                        .try_for_each(|(object, extent)| self.delta.write_extent(object, extent));
+                }
+            }
+        }
+        let content = std::mem::take(&mut self.content);
+        self.unplaced.push_back(waiting);
+        let mut placed = Vec::new();
+        self.packs.push(content, &mut |place| placed.push(place))?;
+        place(&mut self.delta, &mut self.unplaced, placed)
+    }
+
+    /// Stores what is left: packs, then the index, then the descriptor, which makes the delta be there.
+    pub fn finish(mut self) -> Result<Descriptor> {
+        self.close_frame()?;
+        let mut placed = Vec::new();
+        let packed = self.packs.finish(&mut |place| placed.push(place))?;
+        place(&mut self.delta, &mut self.unplaced, placed)?;
+        self.delta.finish(packed)
+    }
+}
+
+/// Writes the extents of frames that have got their place.
+fn place(
+    delta: &mut DeltaWriter,
+    unplaced: &mut VecDeque<Vec<(u64, Extent)>>,
+    placed: Vec<Placed>,
+) -> Result<()> {
+    for Placed { pack, at, length } in placed {
+        for (object, mut extent) in unplaced.pop_front().unwrap_or_default() {
+            if let Some(block) = &mut extent.block {
+                let location = &mut block.location;
+                (location.pack, location.frame, location.frame_length) = (pack, at, length);
+            }
+            delta.write_extent(object, extent)?;
+        }
+    }
+    Ok(())
+}

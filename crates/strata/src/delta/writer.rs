@@ -1,0 +1,215 @@
+//! Writes a delta's index from entries in ascending order.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::descriptor::{Descriptor, FORMAT, write_descriptor};
+use super::rows::{ExtentRow, PackRow};
+use super::table_writer::TableWriter;
+use super::{Change, Entry, Extent};
+use crate::error::{Error, Result};
+use crate::id::{Ulid, check_name};
+use crate::pack::Packed;
+use crate::repository::Repository;
+
+/// How an index is written.
+#[derive(Clone, Debug)]
+pub struct IndexOptions {
+    /// Rows of a row group: what a reader reads at a time.
+    pub group_rows: usize,
+    /// Bytes of headers, spills and notes after which a row group ends sooner.
+    pub group_bytes: usize,
+    /// Row groups of a file, whose footer a reader keeps: with more rows the next file begins.
+    pub file_groups: usize,
+    /// Where temporary files are; the system's folder if `None`.
+    pub spool: Option<PathBuf>,
+}
+
+impl Default for IndexOptions {
+    fn default() -> IndexOptions {
+        IndexOptions { group_rows: 32 << 10, group_bytes: 256 << 10, file_groups: 512, spool: None }
+    }
+}
+
+/// Writes the index of a delta; [`DeltaWriter::finish`] makes it be there.
+///
+/// Entries come in ascending order of objects, none twice, none within a freed range; after a changed object come
+/// its extents, in ascending order, none over another. Whatever doesn't is refused by name.
+pub struct DeltaWriter {
+    repository: Repository,
+    descriptor: Descriptor,
+    objects: TableWriter<Entry>,
+    extents: TableWriter<ExtentRow>,
+    packs: TableWriter<PackRow>,
+    /// The entry at hand: its spill may come after its extents.
+    held: Option<Change>,
+    /// No object below this may come; `None` where none may come at all.
+    next_object: Option<u64>,
+    /// No extent of the entry at hand may begin below this; `None` where none may come at all.
+    next_offset: Option<u64>,
+    live: BTreeMap<Ulid, u64>,
+}
+
+impl DeltaWriter {
+    /// A delta named `id`, which changes `base`. With the name of one that is there it takes its place.
+    pub fn new(
+        repository: &Repository,
+        image: &str,
+        id: &str,
+        base: Option<&str>,
+        options: &IndexOptions,
+    ) -> Result<DeltaWriter> {
+        check_name("image", image)?;
+        check_name("delta", id)?;
+        if let Some(base) = base {
+            check_name("delta", base)?;
+        }
+        // A name of its own: another writing of the same delta never touches the files of this one.
+        let stem = format!("{id}.{}", Ulid::new()?);
+        Ok(DeltaWriter {
+            repository: repository.clone(),
+            objects: TableWriter::new(repository, image, &stem, options)?,
+            extents: TableWriter::new(repository, image, &stem, options)?,
+            packs: TableWriter::new(repository, image, &stem, options)?,
+            descriptor: Descriptor {
+                format: FORMAT,
+                image: image.to_string(),
+                id: id.to_string(),
+                base: base.map(str::to_string),
+                objects: Vec::new(),
+                extents: Vec::new(),
+                packs: Vec::new(),
+            },
+            held: None,
+            next_object: Some(0),
+            next_offset: None,
+            live: BTreeMap::new(),
+        })
+    }
+
+    fn claim(&mut self, object: u64, count: u64) -> Result<()> {
+        if self.next_object.is_none_or(|next| object < next) || count == 0 {
+            return Err(Error::Order {
+                what: "an entry",
+                object,
+                offset: 0,
+                expected: match (count, self.next_object) {
+                    (0, _) => "it frees no object".to_string(),
+                    (_, Some(next)) => format!("object {next} or later could have come"),
+                    (_, None) => "no object could have come".to_string(),
+                },
+            });
+        }
+        if let Some(held) = self.held.take() {
+            self.objects.push(&Entry::Changed(held))?;
+        }
+        self.next_object = object.checked_add(count);
+        Ok(())
+    }
+
+    /// These objects aren't there any more.
+    pub fn freed(&mut self, first: u64, count: u64) -> Result<()> {
+        self.claim(first, count)?;
+        self.next_offset = None;
+        self.objects.push(&Entry::Freed { first, count })
+    }
+
+    /// This object is new or changed; its extents follow.
+    pub fn changed(&mut self, change: Change) -> Result<()> {
+        self.claim(change.object, 1)?;
+        self.next_offset = Some(0);
+        self.held = Some(change);
+        Ok(())
+    }
+
+    /// The spill of the object at hand.
+    pub fn spill(&mut self, spill: bytes::Bytes) -> Result<()> {
+        match &mut self.held {
+            Some(change) => {
+                change.spill = Some(spill);
+                Ok(())
+            }
+            None => Err(Error::Order {
+                what: "a spill",
+                object: 0,
+                offset: 0,
+                expected: "an object could have come".to_string(),
+            }),
+        }
+    }
+
+    /// The object at hand.
+    pub fn object(&self) -> Option<u64> {
+        self.held.as_ref().map(|change| change.object)
+    }
+
+    /// Checks that an extent may come here, and takes its place.
+    pub(super) fn claim_extent(&mut self, offset: u64, length: u64, is_data: bool) -> Result<u64> {
+        let end = offset.checked_add(length);
+        // A hole may end nowhere; what is written must end somewhere.
+        let ends_well = end.is_some() || (length == u64::MAX && !is_data);
+        match (self.object(), self.next_offset) {
+            (Some(object), Some(next)) if offset >= next && length > 0 && ends_well => {
+                self.next_offset = if length == u64::MAX { None } else { end };
+                Ok(object)
+            }
+            (object, next) => Err(Error::Order {
+                what: "an extent",
+                object: object.unwrap_or(0),
+                offset,
+                expected: match (object, next) {
+                    (None, _) => "an object must come first".to_string(),
+                    (_, Some(next)) if offset < next => {
+                        format!("offset {next} or later could have come")
+                    }
+                    (_, Some(_)) => format!("it can't be {length} bytes long"),
+                    (_, None) => "nothing comes after what is up to the end".to_string(),
+                },
+            }),
+        }
+    }
+
+    /// Writes an extent that was claimed.
+    pub(super) fn write_extent(&mut self, object: u64, extent: Extent) -> Result<()> {
+        if let Some(block) = &extent.block {
+            *self.live.entry(block.location.pack).or_default() += block.location.size;
+        }
+        self.extents.push(&ExtentRow { object, extent })
+    }
+
+    /// An extent of the object at hand, whose bytes are in a pack already.
+    pub fn extent(&mut self, extent: Extent) -> Result<()> {
+        let object = self.claim_extent(extent.offset, extent.length, extent.block.is_some())?;
+        self.write_extent(object, extent)
+    }
+
+    /// Writes what is left, and the descriptor last. `sizes` gives the size of each pack that an extent lies in.
+    pub fn finish(self, sizes: impl IntoIterator<Item = Packed>) -> Result<Descriptor> {
+        let DeltaWriter { repository, mut descriptor, mut objects, extents, mut packs, .. } = self;
+        if let Some(held) = self.held {
+            objects.push(&Entry::Changed(held))?;
+        }
+        let mut live = self.live;
+        let mut rows = Vec::new();
+        for Packed { pack, size } in sizes {
+            if let Some(live) = live.remove(&pack) {
+                rows.push(PackRow { pack, size, live });
+            }
+        }
+        if let Some((pack, _)) = live.pop_first() {
+            return Err(Error::Chain {
+                image: descriptor.image,
+                why: format!("an extent lies in pack {pack}, whose size nobody gave"),
+            });
+        }
+        rows.sort_by_key(|row| row.pack);
+        for row in &rows {
+            packs.push(row)?;
+        }
+        descriptor.objects = objects.finish()?;
+        descriptor.extents = extents.finish()?;
+        descriptor.packs = packs.finish()?;
+        write_descriptor(&repository, &descriptor)?;
+        Ok(descriptor)
+    }
+}

@@ -1,0 +1,161 @@
+//! What can go wrong: what, with which value, and what to do about it.
+
+use std::io;
+
+use crate::store::StoreError;
+
+/// The result of nearly everything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of the repository.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A call to the store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An object's bytes aren't those that were written.
+    #[error("object \"{object}\" is damaged at byte {at}: {why}")]
+    Damaged {
+        /// The object's path in the repository.
+        object: String,
+        /// Where in it.
+        at: u64,
+        /// What is wrong.
+        why: String,
+    },
+    /// An entry or extent that doesn't come after the one before it.
+    #[error("{what} for object {object} at {offset} comes too late: {expected}")]
+    Order {
+        /// What came: `an entry`, `an extent`.
+        what: &'static str,
+        /// The object.
+        object: u64,
+        /// The offset in it, 0 for an entry.
+        offset: u64,
+        /// What could have come here.
+        expected: String,
+    },
+    /// Deltas that don't follow each other.
+    #[error("the deltas of image \"{image}\" are no chain: {why}")]
+    Chain {
+        /// The image.
+        image: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A value from outside that can't be.
+    #[error("{what} \"{value}\" is not {expected}")]
+    Invalid {
+        /// What it should be.
+        what: &'static str,
+        /// The value.
+        value: String,
+        /// What a valid one is.
+        expected: &'static str,
+    },
+    /// The repository, or an object of it, was written by a newer version.
+    #[error("object \"{object}\" has format {found}, the newest known is {known}")]
+    Format {
+        /// The object's path.
+        object: String,
+        /// Its format.
+        found: u32,
+        /// The newest that this crate reads.
+        known: u32,
+    },
+    /// A sealed frame and no key, or another one.
+    #[error("object \"{object}\" is sealed at byte {at}, and {why}")]
+    Sealed {
+        /// The object's path.
+        object: String,
+        /// Where the frame begins.
+        at: u64,
+        /// `no key was given`, `the key does not open it`.
+        why: &'static str,
+    },
+    /// Somebody else holds the lease.
+    #[error("lease \"{what}\" is held by \"{owner}\" until {until} (Unix time)")]
+    Leased {
+        /// The lease.
+        what: String,
+        /// Who holds it.
+        owner: String,
+        /// When it expires unless it is renewed.
+        until: u64,
+    },
+    /// This lease was ours and isn't any more.
+    #[error("lease \"{what}\" was lost to \"{owner}\"")]
+    LeaseLost {
+        /// The lease.
+        what: String,
+        /// Who has it.
+        owner: String,
+    },
+    /// Writing or reading a temporary file failed.
+    #[error("cannot {verb} a temporary file")]
+    Spool {
+        /// `create`, `write`, `read`.
+        verb: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// An index file that can't be written.
+    #[error("cannot write the index \"{object}\"")]
+    Index {
+        /// The object's path.
+        object: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Random bytes are needed for a name, and the system has none.
+    #[error("the system gives no random bytes: {0}")]
+    Random(String),
+    /// What a caller's own rules, sink or source reports.
+    #[error(transparent)]
+    Caller(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Error {
+    /// An error of the caller's own.
+    pub fn caller(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+        Error::Caller(error.into())
+    }
+
+    /// Damage of an object.
+    pub(crate) fn damaged(object: &str, at: u64, why: impl Into<String>) -> Error {
+        Error::Damaged { object: object.to_string(), at, why: why.into() }
+    }
+
+    /// Whether an object that was asked for isn't there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Error::Store(error) if error.kind == crate::store::StoreErrorKind::NotFound)
+    }
+
+    /// Whether a create-only write found the object there.
+    pub fn is_already_exists(&self) -> bool {
+        matches!(self, Error::Store(error) if error.kind == crate::store::StoreErrorKind::AlreadyExists)
+    }
+
+    /// What to do about it, where there is something.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Error::Store(error) => return error.hint(),
+            Error::Damaged { .. } => {
+                "run the repository's check to see what else is damaged; what doesn't need this object still restores"
+            }
+            Error::Order { .. } => "sort the changes by object and offset before they are written",
+            Error::Chain { .. } => "a delta of the chain was deleted or belongs to another image",
+            Error::Format { .. } => "use the version that wrote it, or a newer one",
+            Error::Sealed { .. } => "is this the key that the repository was made with?",
+            Error::Leased { .. } => {
+                "wait until it is done; the lease of a host that died expires by itself"
+            }
+            Error::LeaseLost { .. } => "renew it more often, or is this host's clock wrong?",
+            Error::Spool { .. } => "is there room in the folder for temporary files (TMPDIR)?",
+            _ => return None,
+        })
+    }
+}

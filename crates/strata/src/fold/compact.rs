@@ -1,0 +1,68 @@
+//! Neighbouring deltas merged into one: their indexes alone, no data is read or written.
+
+use std::collections::BTreeMap;
+
+use super::{Folded, Rules, Sink, fold, is_full, open_chain};
+use crate::delta::{Change, DeltaWriter, Descriptor, Extent, IndexOptions, packs};
+use crate::error::{Error, Result};
+use crate::id::Ulid;
+use crate::pack::Packed;
+use crate::repository::Repository;
+
+/// Writes the fold of neighbouring deltas, oldest first, in the place of the newest.
+///
+/// The newest keeps its id and gets the oldest's base; holes and frees that matter for what is older are kept. The
+/// new descriptor takes the old one's place in one step. The others stay: delete their descriptors once no set needs
+/// them, and [`collect`](crate::check::collect) deletes the files.
+pub fn merge(
+    repository: &Repository,
+    deltas: &[Descriptor],
+    rules: &impl Rules,
+    memory: u64,
+    options: &IndexOptions,
+) -> Result<Descriptor> {
+    let (Some(oldest), Some(newest)) = (deltas.first(), deltas.last()) else {
+        return Err(Error::Chain { image: String::new(), why: "there is nothing to merge".into() });
+    };
+    let mut sizes = BTreeMap::new();
+    for delta in deltas {
+        packs(repository, delta, |row| {
+            sizes.insert(row.pack, row.size);
+            Ok(())
+        })?;
+    }
+    let base = oldest.base.as_deref();
+    let readers = open_chain(repository, deltas, memory)?;
+    let writer = DeltaWriter::new(repository, &newest.image, &newest.id, base, options)?;
+    let mut sink = Writing { writer, is_full: is_full(deltas) };
+    fold(readers, is_full(deltas), rules, &mut sink)?;
+    let sizes = sizes.into_iter().map(|(pack, size): (Ulid, u64)| Packed { pack, size });
+    sink.writer.finish(sizes)
+}
+
+struct Writing {
+    writer: DeltaWriter,
+    is_full: bool,
+}
+
+impl Sink for Writing {
+    fn freed(&mut self, first: u64, count: u64) -> Result<()> {
+        self.writer.freed(first, count)
+    }
+
+    fn object(&mut self, object: &Folded) -> Result<()> {
+        self.writer.changed(Change {
+            object: object.object,
+            // There is nothing older to a delta without a base.
+            fresh: object.fresh && !self.is_full,
+            header: object.header.clone(),
+            // It has become a hole.
+            tail: None,
+            spill: object.spill.clone(),
+        })
+    }
+
+    fn extent(&mut self, _: u64, extent: &Extent) -> Result<()> {
+        self.writer.extent(extent.clone())
+    }
+}

@@ -1,0 +1,92 @@
+//! Reads the data of a fold's result as it comes.
+
+use bytes::Bytes;
+
+use super::{Folded, Sink};
+use crate::delta::{Block, Extent};
+use crate::error::{Error, Result};
+use crate::pack::FrameReader;
+
+/// Takes the result of a fold with its data.
+pub trait DataSink {
+    /// Objects that aren't there any more; never called for a full result.
+    fn freed(&mut self, first: u64, count: u64) -> Result<()> {
+        let _ = (first, count);
+        Ok(())
+    }
+
+    /// An object.
+    fn object(&mut self, object: &Folded) -> Result<()>;
+
+    /// A hole where the base may have something.
+    fn hole(&mut self, object: u64, offset: u64, length: u64) -> Result<()> {
+        let _ = (object, offset, length);
+        Ok(())
+    }
+
+    /// Content of the object.
+    fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> Result<()>;
+
+    /// A part of a block in a form of the caller's: the extent, and the whole block's bytes.
+    fn formed(&mut self, object: u64, extent: &Extent, bytes: &Bytes) -> Result<()> {
+        let _ = bytes;
+        let form = extent.block.as_ref().map_or(0, |block| block.form);
+        Err(Error::caller(format!(
+            "object {object} has a block at {} in form {form}, which is not known here",
+            extent.offset
+        )))
+    }
+
+    /// Nothing follows for this object.
+    fn object_end(&mut self, object: u64) -> Result<()> {
+        let _ = object;
+        Ok(())
+    }
+}
+
+/// Makes a [`DataSink`] of a fold's result, by reading frames.
+pub struct Reading<'a, S> {
+    frames: &'a mut FrameReader,
+    sink: &'a mut S,
+}
+
+impl<'a, S: DataSink> Reading<'a, S> {
+    /// Reads with `frames`, gives to `sink`.
+    pub fn new(frames: &'a mut FrameReader, sink: &'a mut S) -> Reading<'a, S> {
+        Reading { frames, sink }
+    }
+
+    fn block(&mut self, object: u64, extent: &Extent, block: &Block) -> Result<()> {
+        if block.form != 0 {
+            let bytes = self.frames.read(&block.location)?;
+            return self.sink.formed(object, extent, &bytes);
+        }
+        let content = extent.content().ok_or_else(|| Error::Invalid {
+            what: "extent",
+            value: format!("{object}/{}+{}", extent.offset, extent.length),
+            expected: "within its block",
+        })?;
+        self.sink.data(object, extent.offset, &self.frames.read(&content)?)
+    }
+}
+
+impl<S: DataSink> Sink for Reading<'_, S> {
+    fn freed(&mut self, first: u64, count: u64) -> Result<()> {
+        self.sink.freed(first, count)
+    }
+
+    fn object(&mut self, object: &Folded) -> Result<()> {
+        self.sink.object(object)
+    }
+
+    fn extent(&mut self, object: u64, extent: &Extent) -> Result<()> {
+        match &extent.block {
+            Some(block) => self.block(object, extent, block),
+            None => self.sink.hole(object, extent.offset, extent.length),
+        }
+    }
+
+    fn object_end(&mut self, object: u64) -> Result<()> {
+        self.sink.object_end(object)
+    }
+}

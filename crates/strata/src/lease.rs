@@ -1,0 +1,182 @@
+//! Leases: who may do what nobody else may do at the same time. The store's create-only write is the only lock.
+//!
+//! A lease is a row of generations, `leases/<what>/<generation>`, each written once by put-if-absent; the highest
+//! says who holds the lease until when. Taking it, renewing it, taking it over after it has expired and giving it
+//! back are the same step: create the next generation, then look whether it is the highest. Of all who try, one
+//! succeeds, whatever their clocks say; the clock decides only when a lease has expired. Generations never start
+//! again, so whoever comes late with an old one sees a higher one and steps back.
+
+use serde::{Deserialize, Serialize};
+
+use crate::document;
+use crate::error::{Error, Result};
+use crate::id::{Ulid, check_name};
+use crate::repository::Repository;
+
+const FORMAT: u32 = 1;
+/// Generations may be cleared away while they are read; so often at most in a row.
+const LOOKS: usize = 20;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    format: u32,
+    what: String,
+    generation: u64,
+    owner: String,
+    /// Tells two holders of one name apart.
+    token: String,
+    /// Unix time.
+    expires: u64,
+    released: bool,
+}
+
+/// A lease that is held.
+#[derive(Debug)]
+pub struct Lease {
+    repository: RepositoryHandle,
+    body: Body,
+    seconds: u64,
+}
+
+/// Debug shows no store.
+struct RepositoryHandle(Repository);
+
+impl std::fmt::Debug for RepositoryHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Repository")
+    }
+}
+
+impl Lease {
+    /// Takes a lease for so many seconds from `now` (Unix time) on, if nobody holds it.
+    pub fn acquire(
+        repository: &Repository,
+        what: &str,
+        owner: &str,
+        seconds: u64,
+        now: u64,
+    ) -> Result<Lease> {
+        check_name("lease", what)?;
+        let newest = newest(repository, what)?;
+        if let Some(held) = newest.as_ref().filter(|held| !held.released && now < held.expires) {
+            return Err(leased(held));
+        }
+        let body = Body {
+            format: FORMAT,
+            what: what.to_string(),
+            generation: newest.map_or(0, |newest| newest.generation) + 1,
+            owner: owner.to_string(),
+            token: Ulid::new()?.to_string(),
+            expires: now.saturating_add(seconds),
+            released: false,
+        };
+        match step(repository, &body)? {
+            None => Ok(Lease { repository: RepositoryHandle(repository.clone()), body, seconds }),
+            Some(winner) => Err(leased(&winner)),
+        }
+    }
+
+    /// Holds it for as long again, from `now` on. Where somebody took it over, it is lost.
+    pub fn renew(&mut self, now: u64) -> Result<()> {
+        self.go_on(now.saturating_add(self.seconds), false)
+    }
+
+    /// Gives it back.
+    pub fn release(mut self, now: u64) -> Result<()> {
+        self.go_on(now, true)
+    }
+
+    /// When it expires, in Unix time.
+    pub fn expires(&self) -> u64 {
+        self.body.expires
+    }
+
+    fn go_on(&mut self, expires: u64, released: bool) -> Result<()> {
+        let body =
+            Body { generation: self.body.generation + 1, expires, released, ..self.body.clone() };
+        match step(&self.repository.0, &body)? {
+            None => {
+                self.body = body;
+                Ok(())
+            }
+            Some(winner) => {
+                Err(Error::LeaseLost { what: self.body.what.clone(), owner: winner.owner })
+            }
+        }
+    }
+}
+
+/// Creates a generation; the newest one where it isn't this.
+fn step(repository: &Repository, body: &Body) -> Result<Option<Body>> {
+    let path = path(repository, &body.what, body.generation);
+    let ours = match repository.store().put_if_absent(&path, document::write(&path, body)?) {
+        Ok(()) => true,
+        Err(error) if error.kind == crate::store::StoreErrorKind::AlreadyExists => false,
+        Err(error) => return Err(error.into()),
+    };
+    match newest(repository, &body.what)? {
+        Some(newest) if newest.token == body.token && newest.generation == body.generation => {
+            // Older ones say nothing any more. Whoever fails to clear them leaves it to the next.
+            for generation in generations(repository, &body.what)? {
+                if generation < body.generation {
+                    let _ =
+                        repository.store().delete(&self::path(repository, &body.what, generation));
+                }
+            }
+            Ok(None)
+        }
+        Some(newest) => {
+            if ours {
+                // A higher one was there: this one came late.
+                repository.store().delete(&path)?;
+            }
+            Ok(Some(newest))
+        }
+        None => Err(Error::LeaseLost { what: body.what.clone(), owner: "nobody".to_string() }),
+    }
+}
+
+fn leased(held: &Body) -> Error {
+    Error::Leased { what: held.what.clone(), owner: held.owner.clone(), until: held.expires }
+}
+
+fn path(repository: &Repository, what: &str, generation: u64) -> String {
+    repository.path(&format!("leases/{what}/{generation:020}"))
+}
+
+fn generations(repository: &Repository, what: &str) -> Result<Vec<u64>> {
+    let mut generations = Vec::new();
+    let folder = repository.path(&format!("leases/{what}"));
+    repository.store().list(&folder, |listed| {
+        let name = listed.path.rsplit('/').next().unwrap_or_default();
+        generations.extend(name.parse::<u64>().ok().filter(|_| name.len() == 20));
+    })?;
+    Ok(generations)
+}
+
+/// The highest generation.
+fn newest(repository: &Repository, what: &str) -> Result<Option<Body>> {
+    for _ in 0..LOOKS {
+        let Some(generation) = generations(repository, what)?.into_iter().max() else {
+            return Ok(None);
+        };
+        let path = path(repository, what, generation);
+        match repository.read_document(&path) {
+            Ok(bytes) => {
+                let body: Body = document::read(&path, &bytes)?;
+                if body.format > FORMAT {
+                    return Err(Error::Format { object: path, found: body.format, known: FORMAT });
+                }
+                if body.what != what || body.generation != generation {
+                    return Err(Error::damaged(&path, 0, "it is another lease's"));
+                }
+                return Ok(Some(body));
+            }
+            // A higher one has come, and this one was cleared away.
+            Err(error) if error.is_not_found() => continue,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Error::LeaseLost { what: what.to_string(), owner: "many at once".to_string() })
+}

@@ -1,0 +1,26 @@
+//! A block repository: images as sorted deltas, folded newest wins, on any object store.
+//!
+//! An *image* is a set of numbered objects, each with an opaque header and blocks at offsets. A *delta* says what
+//! changed in an image since another delta; one without a base is all of it. What a delta holds lies in *packs*, in
+//! compressed *frames*; where each block lies is in the delta's *index*, sorted by object and offset. A *fold* merges
+//! the indexes of a chain of deltas in one pass and reads no block data; neighbouring deltas are merged into one the
+//! same way. Nothing here knows what the objects are.
+//!
+//! The format of what is stored, and the order in which it is, is in `docs/repository-format.md`.
+
+pub mod check;
+pub mod delta;
+mod document;
+pub mod error;
+pub mod fold;
+pub mod frame;
+mod id;
+pub mod lease;
+pub mod manifest;
+pub mod pack;
+mod repository;
+pub mod store;
+
+pub use error::{Error, Result};
+pub use id::{Ulid, check_name};
+pub use repository::Repository;

@@ -1,0 +1,90 @@
+//! Manifests: a set of images that belong together. Written last: it exists, so the set is complete.
+
+use serde::{Deserialize, Serialize};
+
+use crate::document;
+use crate::error::{Error, Result};
+use crate::id::check_name;
+use crate::repository::Repository;
+
+const FORMAT: u32 = 1;
+
+/// A delta that a set needs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeltaId {
+    /// The image.
+    pub image: String,
+    /// The delta.
+    pub id: String,
+}
+
+/// A set of images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// 1.
+    pub format: u32,
+    /// The set's id.
+    pub id: String,
+    /// When it was made, in seconds of Unix time.
+    pub created: u64,
+    /// The images' states, each by the delta that ends its chain.
+    pub deltas: Vec<DeltaId>,
+    /// What the caller knows about the set; opaque.
+    pub about: serde_json::Value,
+}
+
+impl Manifest {
+    /// A manifest in today's format.
+    pub fn new(id: &str, created: u64, deltas: Vec<DeltaId>, about: serde_json::Value) -> Manifest {
+        Manifest { format: FORMAT, id: id.to_string(), created, deltas, about }
+    }
+
+    /// Writes it, once everything that it names is there. One that exists is never written over.
+    pub fn write(&self, repository: &Repository) -> Result<()> {
+        let path = path(repository, &self.id)?;
+        for delta in &self.deltas {
+            check_name("image", &delta.image)?;
+            check_name("delta", &delta.id)?;
+        }
+        repository.store().put_if_absent(&path, document::write(&path, self)?)?;
+        Ok(())
+    }
+
+    /// Reads a set's.
+    pub fn read(repository: &Repository, id: &str) -> Result<Manifest> {
+        let path = path(repository, id)?;
+        let manifest: Manifest = document::read(&path, &repository.read_document(&path)?)?;
+        if manifest.format > FORMAT {
+            return Err(Error::Format { object: path, found: manifest.format, known: FORMAT });
+        }
+        if manifest.id != id {
+            return Err(Error::damaged(&path, 0, format!("it is that of set \"{}\"", manifest.id)));
+        }
+        Ok(manifest)
+    }
+
+    /// The ids of all sets, ascending.
+    pub fn list(repository: &Repository) -> Result<Vec<String>> {
+        let mut ids = Vec::new();
+        let folder = repository.path("sets");
+        repository.store().list(&folder, |listed| {
+            let name = listed.path.rsplit('/').next().unwrap_or_default();
+            ids.extend(name.strip_suffix(".json").map(str::to_string));
+        })?;
+        ids.sort();
+        ids.dedup();
+        Ok(ids)
+    }
+
+    /// Deletes a set's manifest; what only it needed is collected later.
+    pub fn delete(repository: &Repository, id: &str) -> Result<()> {
+        Ok(repository.store().delete(&path(repository, id)?)?)
+    }
+}
+
+fn path(repository: &Repository, id: &str) -> Result<String> {
+    check_name("set", id)?;
+    Ok(repository.path(&format!("sets/{id}.json")))
+}

@@ -1,0 +1,112 @@
+//! Frames compressed on several threads, taken in the order in which they were given.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use crate::error::{Error, Result};
+use crate::frame::{Compressed, compress};
+
+/// One thread: its frames go in and come out in order.
+struct Worker {
+    work: SyncSender<Vec<u8>>,
+    done: Receiver<Result<Compressed>>,
+}
+
+/// Worker `n % workers` has frame `n`, so that the order needs no sorting.
+pub(super) struct Compressor {
+    workers: Vec<Worker>,
+    level: i32,
+    given: usize,
+    taken: usize,
+    /// Where there are no workers.
+    ready: VecDeque<Compressed>,
+}
+
+impl Compressor {
+    /// With one thread or none the caller's own compresses.
+    pub(super) fn new(threads: usize, level: i32) -> Compressor {
+        let count = if threads > 1 { threads } else { 0 };
+        let workers = (0..count)
+            .map(|_| {
+                let (work, todo) = sync_channel::<Vec<u8>>(1);
+                let (finished, done) = sync_channel(1);
+                thread::spawn(move || {
+                    // Ends when the compressor is dropped: then one end or the other is gone.
+                    for content in todo {
+                        if finished.send(compress(content, level)).is_err() {
+                            break;
+                        }
+                    }
+                });
+                Worker { work, done }
+            })
+            .collect();
+        Compressor { workers, level, given: 0, taken: 0, ready: VecDeque::new() }
+    }
+
+    /// Whether the next frame can only be given once one is taken.
+    pub(super) fn is_full(&self) -> bool {
+        let limit = if self.workers.is_empty() { 1 } else { 2 * self.workers.len() };
+        self.given - self.taken >= limit
+    }
+
+    pub(super) fn give(&mut self, content: Vec<u8>) -> Result<()> {
+        if self.workers.is_empty() {
+            self.ready.push_back(compress(content, self.level)?);
+        } else {
+            let worker = &self.workers[self.given % self.workers.len()];
+            worker.work.send(content).map_err(|_| gone())?;
+        }
+        self.given += 1;
+        Ok(())
+    }
+
+    /// The oldest frame that was given and not taken.
+    pub(super) fn take(&mut self) -> Result<Option<Compressed>> {
+        if self.taken == self.given {
+            return Ok(None);
+        }
+        let compressed = if self.workers.is_empty() {
+            self.ready.pop_front().ok_or_else(gone)?
+        } else {
+            let worker = &self.workers[self.taken % self.workers.len()];
+            worker.done.recv().map_err(|_| gone())??
+        };
+        self.taken += 1;
+        Ok(Some(compressed))
+    }
+}
+
+fn gone() -> Error {
+    Error::caller("a compressing thread ended early")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_out_in_order() {
+        for threads in [0, 1, 2, 5] {
+            let mut compressor = Compressor::new(threads, 1);
+            let mut taken = 0_u8;
+            let mut check = |compressed: Compressed| {
+                let place = crate::frame::Place { path: "x", pack: crate::Ulid(0), at: 0 };
+                let frame = crate::frame::finish(compressed, place, None).unwrap();
+                assert_eq!(crate::frame::open(&frame, place, None).unwrap(), vec![taken; 500]);
+                taken += 1;
+            };
+            for number in 0..50 {
+                while compressor.is_full() {
+                    check(compressor.take().unwrap().unwrap());
+                }
+                compressor.give(vec![number; 500]).unwrap();
+            }
+            while let Some(compressed) = compressor.take().unwrap() {
+                check(compressed);
+            }
+            assert_eq!(taken, 50);
+        }
+    }
+}

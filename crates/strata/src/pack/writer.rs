@@ -1,0 +1,153 @@
+//! Writes packs: compresses on several threads, uploads while more is read.
+
+use std::collections::VecDeque;
+use std::thread::{self, JoinHandle};
+
+use bytes::Bytes;
+
+use super::compressor::Compressor;
+use crate::error::{Error, Result};
+use crate::frame::{Place, finish};
+use crate::id::Ulid;
+use crate::repository::Repository;
+use crate::store::StoreResult;
+
+/// How packs are written.
+///
+/// Memory: `(1 + uploads) * pack_size`, and four frames a thread.
+#[derive(Clone, Copy, Debug)]
+pub struct PackOptions {
+    /// A pack is closed when it has reached this size.
+    pub pack_size: u64,
+    /// zstd's level.
+    pub level: i32,
+    /// Threads that compress; with one or none the caller's own does.
+    pub threads: usize,
+    /// Packs on their way to the store while the next is filled.
+    pub uploads: usize,
+}
+
+impl Default for PackOptions {
+    fn default() -> PackOptions {
+        PackOptions { pack_size: 64 << 20, level: 3, threads: 1, uploads: 1 }
+    }
+}
+
+/// Where a frame came to lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// The pack.
+    pub pack: Ulid,
+    /// Its offset in it.
+    pub at: u64,
+    /// Its length in it.
+    pub length: u64,
+}
+
+/// A pack that is whole in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packed {
+    /// The pack.
+    pub pack: Ulid,
+    /// Its size.
+    pub size: u64,
+}
+
+struct Upload {
+    packed: Packed,
+    thread: JoinHandle<StoreResult<()>>,
+}
+
+/// Writes frames into packs.
+pub struct PackWriter {
+    repository: Repository,
+    options: PackOptions,
+    compressor: Compressor,
+    pack: Ulid,
+    frames: Vec<Bytes>,
+    length: u64,
+    uploads: VecDeque<Upload>,
+    stored: Vec<Packed>,
+}
+
+impl PackWriter {
+    /// Writes nothing yet.
+    pub fn new(repository: &Repository, options: PackOptions) -> Result<PackWriter> {
+        Ok(PackWriter {
+            repository: repository.clone(),
+            options,
+            compressor: Compressor::new(options.threads, options.level),
+            pack: Ulid::new()?,
+            frames: Vec::new(),
+            length: 0,
+            uploads: VecDeque::new(),
+            stored: Vec::new(),
+        })
+    }
+
+    /// Takes a frame's content, and calls `placed` for each frame, in the order given, once it has its place.
+    pub fn push(&mut self, content: Vec<u8>, placed: &mut impl FnMut(Placed)) -> Result<()> {
+        while self.compressor.is_full() {
+            self.place(placed)?;
+        }
+        self.compressor.give(content)
+    }
+
+    /// Places the oldest frame; false where there is none.
+    fn place(&mut self, placed: &mut impl FnMut(Placed)) -> Result<bool> {
+        let Some(compressed) = self.compressor.take()? else {
+            return Ok(false);
+        };
+        let path = self.repository.pack_path(self.pack);
+        let place = Place { path: &path, pack: self.pack, at: self.length };
+        let frame = finish(compressed, place, self.repository.key())?;
+        let length = frame.len() as u64;
+        placed(Placed { pack: self.pack, at: self.length, length });
+        self.frames.push(frame.into());
+        self.length += length;
+        if self.length >= self.options.pack_size {
+            self.upload()?;
+        }
+        Ok(true)
+    }
+
+    /// Sends the pack at hand on its way.
+    fn upload(&mut self) -> Result<()> {
+        if self.frames.is_empty() {
+            return Ok(());
+        }
+        while self.uploads.len() >= self.options.uploads.max(1) {
+            self.wait_for_one()?;
+        }
+        let packed = Packed { pack: self.pack, size: self.length };
+        let path = self.repository.pack_path(self.pack);
+        let frames = std::mem::take(&mut self.frames);
+        let store = self.repository.store().clone();
+        let thread = thread::spawn(move || store.put(&path, &frames));
+        self.uploads.push_back(Upload { packed, thread });
+        self.pack = Ulid::new()?;
+        self.length = 0;
+        Ok(())
+    }
+
+    fn wait_for_one(&mut self) -> Result<()> {
+        if let Some(upload) = self.uploads.pop_front() {
+            upload
+                .thread
+                .join()
+                .map_err(|_| Error::caller("an uploading thread ended early"))??;
+            self.stored.push(upload.packed);
+        }
+        Ok(())
+    }
+
+    /// Places what is left and waits until every pack is in the store.
+    pub fn finish(mut self, placed: &mut impl FnMut(Placed)) -> Result<Vec<Packed>> {
+        while self.place(placed)? {}
+        self.upload()?;
+        while !self.uploads.is_empty() {
+            self.wait_for_one()?;
+        }
+        Ok(std::mem::take(&mut self.stored))
+    }
+}

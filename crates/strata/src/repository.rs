@@ -1,0 +1,98 @@
+//! Where things are in a repository, and helpers that read them whole or by range.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::error::{Error, Result};
+use crate::frame::Key;
+use crate::id::{Ulid, check_name};
+use crate::store::Store;
+
+/// Small objects (descriptors, manifests, leases) are refused above this size.
+const MAX_DOCUMENT: u64 = 64 << 20;
+
+/// A repository below a folder of a store. Cheap to clone.
+#[derive(Clone)]
+pub struct Repository {
+    store: Store,
+    folder: String,
+    key: Option<Key>,
+}
+
+impl Repository {
+    /// The repository in `folder` (empty for the store's root). What is there is not looked at.
+    pub fn new(store: Store, folder: &str, key: Option<Key>) -> Result<Repository> {
+        let folder = folder.trim_matches('/');
+        for segment in folder.split('/').filter(|_| !folder.is_empty()) {
+            check_name("folder of a repository", segment)?;
+        }
+        let folder = if folder.is_empty() { String::new() } else { format!("{folder}/") };
+        Ok(Repository { store, folder, key })
+    }
+
+    /// The store it is on.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The data key, where frames are sealed.
+    pub fn key(&self) -> Option<&Key> {
+        self.key.as_ref()
+    }
+
+    /// Path of anything in it.
+    pub fn path(&self, rest: &str) -> String {
+        format!("{}{rest}", self.folder)
+    }
+
+    /// Path of a pack.
+    pub fn pack_path(&self, pack: Ulid) -> String {
+        self.path(&format!("packs/{pack}"))
+    }
+
+    /// Path of an image's folder, or of what is in it.
+    pub fn image_path(&self, image: &str, rest: &str) -> String {
+        self.path(&format!("volumes/{image}/{rest}"))
+    }
+
+    /// The part of a path that is below the repository's folder.
+    pub(crate) fn relative<'a>(&self, path: &'a str) -> &'a str {
+        path.strip_prefix(&self.folder).unwrap_or(path)
+    }
+
+    /// Reads a range; where the object ends before it, that is damage.
+    pub(crate) fn read(&self, path: &str, range: Range<u64>) -> Result<Bytes> {
+        let wanted = range.end.saturating_sub(range.start);
+        if wanted == 0 {
+            return Ok(Bytes::new());
+        }
+        let short = |size: u64| {
+            let why = format!("it ends at byte {size}, {} are needed", range.end);
+            Error::damaged(path, size.min(range.start), why)
+        };
+        match self.store.get_range(path, range.clone()) {
+            Ok(bytes) if bytes.len() as u64 == wanted => Ok(bytes),
+            Ok(bytes) => Err(short(range.start + bytes.len() as u64)),
+            Err(error) if error.kind == crate::store::StoreErrorKind::NotFound => Err(error.into()),
+            // Stores say in many ways that a range lies beyond the end.
+            Err(error) => match self.store.size(path) {
+                Ok(size) if size < range.end => Err(short(size)),
+                _ => Err(error.into()),
+            },
+        }
+    }
+
+    /// Reads a small object whole.
+    pub(crate) fn read_document(&self, path: &str) -> Result<Bytes> {
+        let bytes = self.store.get(path)?;
+        if bytes.len() as u64 > MAX_DOCUMENT {
+            return Err(Error::damaged(
+                path,
+                MAX_DOCUMENT,
+                "it is larger than any that is written",
+            ));
+        }
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,248 @@
+//! Where the repository's objects are: a small, blocking face over any object store.
+//!
+//! A [`Storage`] makes single calls; [`Store`] is what the rest of the crate uses, and tries again what failed for a
+//! reason that passes. What each call promises is written at [`Storage`]; the suite in `tests/store.rs` holds every
+//! implementation to it.
+
+mod object;
+pub mod testing;
+
+pub use object::{ObjectStorage, Timeouts};
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+/// Why a call failed, as far as callers branch on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StoreErrorKind {
+    /// There is no such object.
+    NotFound,
+    /// A create-only write found the object there.
+    AlreadyExists,
+    /// The store knows who asks and doesn't let them.
+    PermissionDenied,
+    /// The store doesn't know who asks.
+    Unauthenticated,
+    /// The call took longer than it may.
+    TimedOut,
+    /// It may go better the next time.
+    Transient,
+    /// It will not go better the next time.
+    Other,
+}
+
+/// A call to the store that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {verb} \"{path}\": {}", self.words())]
+pub struct StoreError {
+    /// What was tried: `put`, `get`, `list`.
+    pub verb: &'static str,
+    /// On which object.
+    pub path: String,
+    /// Why, as far as callers branch on it.
+    pub kind: StoreErrorKind,
+    /// The store's own words.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl StoreError {
+    /// An error with no words of the store's own.
+    pub fn new(verb: &'static str, path: &str, kind: StoreErrorKind) -> StoreError {
+        StoreError { verb, path: path.to_string(), kind, source: None }
+    }
+
+    fn words(&self) -> &'static str {
+        match self.kind {
+            StoreErrorKind::NotFound => "it does not exist",
+            StoreErrorKind::AlreadyExists => "it exists already",
+            StoreErrorKind::PermissionDenied => "permission denied",
+            StoreErrorKind::Unauthenticated => "the credentials are missing or wrong",
+            StoreErrorKind::TimedOut => "the store did not answer in time",
+            StoreErrorKind::Transient => "the store failed for now",
+            StoreErrorKind::Other => "the store failed",
+        }
+    }
+
+    /// What to do about it, where there is something.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self.kind {
+            StoreErrorKind::NotFound => "run the repository's check: is the repository whole?",
+            StoreErrorKind::PermissionDenied => {
+                "may this user, or these credentials, read, write and delete there?"
+            }
+            StoreErrorKind::Unauthenticated => {
+                "are the store's credentials set (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)?"
+            }
+            StoreErrorKind::TimedOut | StoreErrorKind::Transient => {
+                "try again later: what was stored already is kept"
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// The result of a call to the store.
+pub type StoreResult<T> = std::result::Result<T, StoreError>;
+
+/// An object in a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its path.
+    pub path: String,
+    /// Its size.
+    pub size: u64,
+    /// When it was last written, in seconds of Unix time.
+    pub modified: u64,
+}
+
+/// A store's single calls.
+///
+/// A write is whole or not there, and once it has returned it outlives a power cut, as does a deletion. What was
+/// written is seen by the next read or listing, by whomever.
+pub trait Storage: Send + Sync {
+    /// Writes an object, in place of one that may be there.
+    fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()>;
+    /// Writes an object that isn't there yet, or says `AlreadyExists`. Of many at once exactly one succeeds.
+    fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()>;
+    /// Writes an object from the start of a file, as [`Storage::put`] does.
+    fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()>;
+    /// Reads an object.
+    fn get(&self, path: &str) -> StoreResult<Bytes>;
+    /// Reads a range of an object; one that ends beyond its end is an error or comes short.
+    fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes>;
+    /// Gives all objects below a folder to `each`, in no order. `prefix` is whole segments.
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()>;
+    /// Deletes an object; one that isn't there is deleted already.
+    fn delete(&self, path: &str) -> StoreResult<()>;
+    /// An object's size.
+    fn size(&self, path: &str) -> StoreResult<u64>;
+}
+
+/// How often, and how long apart, a call is tried again.
+#[derive(Clone, Copy, Debug)]
+pub struct Retries {
+    /// Tries in all.
+    pub tries: u32,
+    /// Before the second try; doubled before each further one.
+    pub first_pause: Duration,
+}
+
+impl Default for Retries {
+    fn default() -> Retries {
+        Retries { tries: 5, first_pause: Duration::from_millis(200) }
+    }
+}
+
+/// A store whose calls are tried again. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    storage: Arc<dyn Storage>,
+    retries: Retries,
+}
+
+impl Store {
+    /// A store on `storage`.
+    pub fn new(storage: impl Storage + 'static) -> Store {
+        Store::with_retries(storage, Retries::default())
+    }
+
+    /// The same, with other retries.
+    pub fn with_retries(storage: impl Storage + 'static, retries: Retries) -> Store {
+        Store { storage: Arc::new(storage), retries }
+    }
+
+    /// A store on what others hold too.
+    pub fn shared(storage: Arc<dyn Storage>, retries: Retries) -> Store {
+        Store { storage, retries }
+    }
+
+    fn again<T>(&self, mut call: impl FnMut(u32) -> StoreResult<T>) -> StoreResult<T> {
+        let mut pause = self.retries.first_pause;
+        let mut tried = 0;
+        loop {
+            match call(tried) {
+                Err(error)
+                    if tried + 1 < self.retries.tries
+                        && matches!(
+                            error.kind,
+                            StoreErrorKind::Transient | StoreErrorKind::TimedOut
+                        ) =>
+                {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_secs(30));
+                    tried += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Writes an object, in place of one that may be there.
+    pub fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
+        self.again(|_| self.storage.put(path, data))
+    }
+
+    /// Writes an object that isn't there yet, or says `AlreadyExists`.
+    ///
+    /// A try whose answer got lost may have written it, so after one an object with the same bytes is ours: callers
+    /// whose objects could be equal by chance put something of their own into them.
+    pub fn put_if_absent(&self, path: &str, data: impl Into<Bytes>) -> StoreResult<()> {
+        let data = data.into();
+        let mut retried = false;
+        let result = self.again(|tried| {
+            retried = tried > 0;
+            self.storage.put_if_absent(path, &data)
+        });
+        match result {
+            Err(error) if retried && error.kind == StoreErrorKind::AlreadyExists => {
+                if self.get(path)? == data { Ok(()) } else { Err(error) }
+            }
+            result => result,
+        }
+    }
+
+    /// Writes an object from the start of a file.
+    pub fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
+        self.again(|_| self.storage.put_file(path, file, length))
+    }
+
+    /// Reads an object.
+    pub fn get(&self, path: &str) -> StoreResult<Bytes> {
+        self.again(|_| self.storage.get(path))
+    }
+
+    /// Reads a range of an object.
+    pub fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
+        self.again(|_| self.storage.get_range(path, range.clone()))
+    }
+
+    /// Gives all objects below a folder to `each`. One may come twice, where a try broke off in the middle.
+    pub fn list(&self, prefix: &str, mut each: impl FnMut(Listed)) -> StoreResult<()> {
+        self.again(|_| self.storage.list(prefix, &mut each))
+    }
+
+    /// Deletes an object; one that isn't there is deleted already.
+    pub fn delete(&self, path: &str) -> StoreResult<()> {
+        self.again(|_| self.storage.delete(path))
+    }
+
+    /// An object's size.
+    pub fn size(&self, path: &str) -> StoreResult<u64> {
+        self.again(|_| self.storage.size(path))
+    }
+}
+
+/// Reads the next part of a file that is being put.
+fn read_part(file: &mut File, at: u64, length: u64) -> std::io::Result<Bytes> {
+    let mut part = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+    file.seek(SeekFrom::Start(at))?;
+    file.read_exact(&mut part)?;
+    Ok(part.into())
+}

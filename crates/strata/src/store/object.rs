@@ -1,0 +1,282 @@
+//! The calls, made through the `object_store` crate.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use tokio::runtime::{Builder, Runtime};
+
+use super::{Listed, Storage, StoreError, StoreErrorKind, StoreResult, read_part};
+
+/// A file up to this size is put in one call, a larger one in parts of it.
+const PART: u64 = 8 << 20;
+
+/// How long a call may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// Any call, whatever it carries.
+    pub call: Duration,
+    /// The slowest transfer, in bytes a second, that isn't a stalled one.
+    pub least_rate: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts { call: Duration::from_secs(60), least_rate: 128 << 10 }
+    }
+}
+
+impl Timeouts {
+    fn of(&self, bytes: u64) -> Duration {
+        self.call + Duration::from_secs(bytes / self.least_rate.max(1))
+    }
+}
+
+/// A store of the `object_store` crate, below a prefix.
+pub struct ObjectStorage {
+    store: Arc<dyn ObjectStore>,
+    prefix: String,
+    /// The local folder, whose deletions are made durable here.
+    folder: Option<PathBuf>,
+    runtime: Runtime,
+    timeouts: Timeouts,
+}
+
+impl ObjectStorage {
+    /// A folder, made if it isn't there.
+    ///
+    /// What is put is fsynced, and so are its folders; `object_store` leaves that out for deletions, so it is done
+    /// here: else a power cut could bring a manifest back whose packs, deleted after it, are gone.
+    pub fn folder(folder: &FilePath) -> StoreResult<ObjectStorage> {
+        let shown = folder.display().to_string();
+        let failed = |source: std::io::Error| StoreError {
+            source: Some(Box::new(source)),
+            ..StoreError::new("create", &shown, StoreErrorKind::Other)
+        };
+        std::fs::create_dir_all(folder).map_err(failed)?;
+        let folder = folder.canonicalize().map_err(failed)?;
+        let local = LocalFileSystem::new_with_prefix(&folder)
+            .map_err(|error| translated("open", &shown, error))?
+            .with_fsync(true);
+        let mut storage = ObjectStorage::on(Arc::new(local), "", Timeouts::default())?;
+        storage.folder = Some(folder);
+        Ok(storage)
+    }
+
+    /// Any store, with all paths below `prefix`.
+    pub fn on(
+        store: Arc<dyn ObjectStore>,
+        prefix: &str,
+        timeouts: Timeouts,
+    ) -> StoreResult<ObjectStorage> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .thread_name("strata-store")
+            .build()
+            .map_err(|source| StoreError {
+                source: Some(Box::new(source)),
+                ..StoreError::new("start threads for", prefix, StoreErrorKind::Other)
+            })?;
+        let prefix = prefix.trim_matches('/').to_string();
+        Ok(ObjectStorage { store, prefix, folder: None, runtime, timeouts })
+    }
+
+    /// A bucket of S3, or of what speaks its protocol; keys and endpoint from the environment.
+    #[cfg(feature = "s3")]
+    pub fn s3(bucket: &str, prefix: &str, timeouts: Timeouts) -> StoreResult<ObjectStorage> {
+        let store = object_store::aws::AmazonS3Builder::from_env()
+            .with_bucket_name(bucket)
+            .build()
+            .map_err(|error| translated("open", bucket, error))?;
+        ObjectStorage::on(Arc::new(store), prefix, timeouts)
+    }
+
+    fn path(&self, verb: &'static str, path: &str) -> StoreResult<Path> {
+        let whole = if self.prefix.is_empty() {
+            path.to_string()
+        } else {
+            format!("{}/{path}", self.prefix)
+        };
+        Path::parse(&whole).map_err(|error| translated(verb, path, error.into()))
+    }
+
+    /// Makes a call, no longer than it may take.
+    fn call<T>(
+        &self,
+        verb: &'static str,
+        path: &str,
+        bytes: u64,
+        future: impl Future<Output = object_store::Result<T>>,
+    ) -> StoreResult<T> {
+        let limit = self.timeouts.of(bytes);
+        match self.runtime.block_on(async { tokio::time::timeout(limit, future).await }) {
+            Ok(result) => result.map_err(|error| translated(verb, path, error)),
+            Err(_) => Err(StoreError::new(verb, path, StoreErrorKind::TimedOut)),
+        }
+    }
+
+    fn put_parts(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
+        let target = self.path("put", path)?;
+        let mut upload = self.call("put", path, 0, self.store.put_multipart(&target))?;
+        match self.fill(path, file, length, &mut upload) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // The parts are of no use to anybody; the first error is the one to report.
+                let _ = self.call("abort", path, 0, upload.abort());
+                Err(error)
+            }
+        }
+    }
+
+    fn fill(
+        &self,
+        path: &str,
+        file: &mut File,
+        length: u64,
+        upload: &mut Box<dyn MultipartUpload>,
+    ) -> StoreResult<()> {
+        let mut at = 0;
+        while at < length {
+            let size = PART.min(length - at);
+            let part = read_part(file, at, size).map_err(|error| file_failed(path, error))?;
+            self.call("put", path, size, upload.put_part(PutPayload::from(part)))?;
+            at += size;
+        }
+        self.call("put", path, length, upload.complete()).map(|_| ())
+    }
+}
+
+impl Storage for ObjectStorage {
+    fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
+        let payload: PutPayload = data.iter().cloned().collect();
+        let target = self.path("put", path)?;
+        let size = payload.content_length() as u64;
+        self.call("put", path, size, self.store.put(&target, payload)).map(|_| ())
+    }
+
+    fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
+        let target = self.path("create", path)?;
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let payload = PutPayload::from(data.clone());
+        let call = self.store.put_opts(&target, payload, options);
+        self.call("create", path, data.len() as u64, call).map(|_| ())
+    }
+
+    fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
+        if length > PART {
+            return self.put_parts(path, file, length);
+        }
+        let data = read_part(file, 0, length).map_err(|error| file_failed(path, error))?;
+        self.put(path, &[data])
+    }
+
+    fn get(&self, path: &str) -> StoreResult<Bytes> {
+        let target = self.path("get", path)?;
+        self.call("get", path, 64 << 20, async { self.store.get(&target).await?.bytes().await })
+    }
+
+    fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
+        let target = self.path("get", path)?;
+        let size = range.end.saturating_sub(range.start);
+        self.call("get", path, size, self.store.get_range(&target, range))
+    }
+
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
+        let target = self.path("list", prefix)?;
+        let cut = if self.prefix.is_empty() { 0 } else { self.prefix.len() + 1 };
+        let mut stream = self.store.list(Some(&target));
+        // Each page of the listing is a call of its own.
+        while let Some(meta) =
+            self.call("list", prefix, 0, async { stream.next().await.transpose() })?
+        {
+            let path: &str = meta.location.as_ref();
+            each(Listed {
+                path: path.get(cut..).unwrap_or_default().to_string(),
+                size: meta.size,
+                modified: meta.last_modified.timestamp().try_into().unwrap_or(0),
+            });
+        }
+        Ok(())
+    }
+
+    fn delete(&self, path: &str) -> StoreResult<()> {
+        let target = self.path("delete", path)?;
+        match self.call("delete", path, 0, self.store.delete(&target)) {
+            Err(error) if error.kind == StoreErrorKind::NotFound => {}
+            result => result?,
+        }
+        let Some(parent) = self
+            .folder
+            .as_ref()
+            .and_then(|folder| folder.join(path).parent().map(FilePath::to_path_buf))
+        else {
+            return Ok(());
+        };
+        match File::open(parent).and_then(|parent| parent.sync_all()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError {
+                source: Some(Box::new(error)),
+                ..StoreError::new("delete", path, StoreErrorKind::Other)
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn size(&self, path: &str) -> StoreResult<u64> {
+        let target = self.path("look at", path)?;
+        self.call("look at", path, 0, self.store.head(&target)).map(|meta| meta.size)
+    }
+}
+
+fn file_failed(path: &str, error: std::io::Error) -> StoreError {
+    StoreError {
+        source: Some(Box::new(error)),
+        ..StoreError::new("read the temporary file of", path, StoreErrorKind::Other)
+    }
+}
+
+/// An error of `object_store`, its words kept.
+fn translated(verb: &'static str, path: &str, error: object_store::Error) -> StoreError {
+    use object_store::Error as Theirs;
+    let kind = match &error {
+        Theirs::NotFound { .. } => StoreErrorKind::NotFound,
+        // S3 answers 412 where it has the object, which some servers report as it is.
+        Theirs::AlreadyExists { .. } | Theirs::Precondition { .. } => StoreErrorKind::AlreadyExists,
+        Theirs::PermissionDenied { .. } => StoreErrorKind::PermissionDenied,
+        Theirs::Unauthenticated { .. } => StoreErrorKind::Unauthenticated,
+        Theirs::Generic { store, source } => kind_of_source(store, source.as_ref()),
+        Theirs::JoinError { .. } => StoreErrorKind::Transient,
+        _ => StoreErrorKind::Other,
+    };
+    StoreError { verb, path: path.to_string(), kind, source: Some(Box::new(error)) }
+}
+
+/// A local folder fails for good (full, read-only), unless the system says otherwise; a server fails for now.
+fn kind_of_source(store: &str, source: &(dyn std::error::Error + 'static)) -> StoreErrorKind {
+    use std::io::ErrorKind;
+    let mut next = Some(source);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            match error.kind() {
+                ErrorKind::PermissionDenied => return StoreErrorKind::PermissionDenied,
+                ErrorKind::StorageFull | ErrorKind::ReadOnlyFilesystem => {
+                    return StoreErrorKind::Other;
+                }
+                ErrorKind::Interrupted
+                | ErrorKind::TimedOut
+                | ErrorKind::ConnectionReset
+                | ErrorKind::ConnectionRefused => return StoreErrorKind::Transient,
+                _ => {}
+            }
+        }
+        next = error.source();
+    }
+    if store == "LocalFileSystem" { StoreErrorKind::Other } else { StoreErrorKind::Transient }
+}

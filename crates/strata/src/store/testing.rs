@@ -1,0 +1,174 @@
+//! Stores for tests: one that fails or stops after so many calls, and one that counts and records them.
+
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+
+use super::{Listed, Storage, StoreError, StoreErrorKind, StoreResult};
+
+/// What becomes of the call at which a [`Faulty`] store breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// This call and all later ones do nothing: the program has died before it.
+    StopBefore,
+    /// This call is done, but it and all later ones fail: the program has died after it.
+    StopAfter,
+    /// This call alone does nothing and fails for now.
+    FailOnce,
+    /// This call alone is done, and its answer is lost.
+    LoseAnswer,
+}
+
+/// A store that breaks at a given call.
+#[derive(Clone)]
+pub struct Faulty {
+    inner: Arc<dyn Storage>,
+    calls: Arc<AtomicU64>,
+    at: u64,
+    fault: Fault,
+}
+
+impl Faulty {
+    /// Breaks at call `at`; the first is 0.
+    pub fn new(inner: Arc<dyn Storage>, at: u64, fault: Fault) -> Faulty {
+        Faulty { inner, calls: Arc::default(), at, fault }
+    }
+
+    /// Calls so far.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    fn call<T>(
+        &self,
+        verb: &'static str,
+        path: &str,
+        call: impl FnOnce() -> StoreResult<T>,
+    ) -> StoreResult<T> {
+        let number = self.calls.fetch_add(1, Ordering::SeqCst);
+        let dead = StoreError::new(verb, path, StoreErrorKind::Other);
+        let passing = StoreError::new(verb, path, StoreErrorKind::Transient);
+        match (self.fault, number.cmp(&self.at)) {
+            (_, std::cmp::Ordering::Less) => call(),
+            (Fault::StopBefore, _) | (Fault::StopAfter, std::cmp::Ordering::Greater) => Err(dead),
+            (Fault::StopAfter, _) => call().and(Err(dead)),
+            (_, std::cmp::Ordering::Greater) => call(),
+            (Fault::FailOnce, _) => Err(passing),
+            (Fault::LoseAnswer, _) => call().and(Err(passing)),
+        }
+    }
+}
+
+/// A call, as [`Counting`] records it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// `put`, `get`, `list`.
+    pub verb: &'static str,
+    /// On which object.
+    pub path: String,
+    /// The range that was read, where it was one.
+    pub range: Option<Range<u64>>,
+}
+
+/// A store that records its calls.
+#[derive(Clone)]
+pub struct Counting {
+    inner: Arc<dyn Storage>,
+    calls: Arc<std::sync::Mutex<Vec<Call>>>,
+}
+
+impl Counting {
+    /// Records the calls to `inner`.
+    pub fn new(inner: Arc<dyn Storage>) -> Counting {
+        Counting { inner, calls: Arc::default() }
+    }
+
+    /// The calls since the last time they were taken.
+    pub fn take(&self) -> Vec<Call> {
+        std::mem::take(&mut *self.calls.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+
+    fn note(&self, verb: &'static str, path: &str, range: Option<Range<u64>>) {
+        let call = Call { verb, path: path.to_string(), range };
+        self.calls.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(call);
+    }
+}
+
+impl Storage for Counting {
+    fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
+        self.note("put", path, None);
+        self.inner.put(path, data)
+    }
+
+    fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
+        self.note("put_if_absent", path, None);
+        self.inner.put_if_absent(path, data)
+    }
+
+    fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
+        self.note("put_file", path, None);
+        self.inner.put_file(path, file, length)
+    }
+
+    fn get(&self, path: &str) -> StoreResult<Bytes> {
+        self.note("get", path, None);
+        self.inner.get(path)
+    }
+
+    fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
+        self.note("get_range", path, Some(range.clone()));
+        self.inner.get_range(path, range)
+    }
+
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
+        self.note("list", prefix, None);
+        self.inner.list(prefix, each)
+    }
+
+    fn delete(&self, path: &str) -> StoreResult<()> {
+        self.note("delete", path, None);
+        self.inner.delete(path)
+    }
+
+    fn size(&self, path: &str) -> StoreResult<u64> {
+        self.note("size", path, None);
+        self.inner.size(path)
+    }
+}
+
+impl Storage for Faulty {
+    fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
+        self.call("put", path, || self.inner.put(path, data))
+    }
+
+    fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
+        self.call("create", path, || self.inner.put_if_absent(path, data))
+    }
+
+    fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
+        self.call("put", path, || self.inner.put_file(path, file, length))
+    }
+
+    fn get(&self, path: &str) -> StoreResult<Bytes> {
+        self.call("get", path, || self.inner.get(path))
+    }
+
+    fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
+        self.call("get", path, || self.inner.get_range(path, range))
+    }
+
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
+        self.call("list", prefix, || self.inner.list(prefix, each))
+    }
+
+    fn delete(&self, path: &str) -> StoreResult<()> {
+        self.call("delete", path, || self.inner.delete(path))
+    }
+
+    fn size(&self, path: &str) -> StoreResult<u64> {
+        self.call("look at", path, || self.inner.size(path))
+    }
+}

@@ -1,0 +1,110 @@
+//! What things cost in calls to the store, what writers refuse, and what a fold takes in memory.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use strata::Error;
+use strata::delta::{
+    Block, Change, DeltaWriter, Extent, ImageOptions, ImageWriter, IndexOptions, chain,
+};
+use strata::pack::{Location, PackOptions};
+use strata::store::testing::Counting;
+use support::*;
+
+#[test]
+fn an_unchanged_image_stores_no_pack_and_a_restore_reads_each_live_frame_once() {
+    let counting = Counting::new(memory_store());
+    let repository = repository(Arc::new(counting.clone()));
+    let options = ImageOptions {
+        frame_size: 4096,
+        packs: PackOptions { pack_size: 16 << 10, ..PackOptions::default() },
+        index: IndexOptions::default(),
+    };
+    let content = |number: u64, byte: u8| vec![Act::Write(0, SPACE, byte), Act::Hole(number, 1)];
+    let mut image = Image::new();
+    let create =
+        (0..40).map(|number| Step::Create(number, 1, 1, content(number, 3))).collect::<Vec<_>>();
+    write_delta(&repository, &mut image, &create, "0", None, &options).unwrap();
+    write_delta(&repository, &mut image, &[], "1", Some("0"), &options).unwrap();
+    let puts = |calls: Vec<strata::store::testing::Call>| {
+        calls.iter().filter(|call| call.verb == "put" && call.path.contains("/packs/")).count()
+    };
+    counting.take();
+    write_delta(&repository, &mut image, &[], "2", Some("1"), &options).unwrap();
+    assert_eq!(puts(counting.take()), 0, "an unchanged image stores no pack");
+    // Half of the objects anew, so half of the first delta's frames are dead.
+    let change: Vec<_> =
+        (0..20).map(|number| Step::Change(number, vec![Act::Write(0, SPACE, 7)])).collect();
+    write_delta(&repository, &mut image, &change, "3", Some("2"), &options).unwrap();
+    let all = chain(&repository, IMAGE, "3", None).unwrap();
+    counting.take();
+    assert_eq!(restored(&repository, &all, &Image::new()).unwrap(), image);
+    let mut reads = counting.take();
+    reads.retain(|call| call.path.contains("/packs/"));
+    let distinct: BTreeSet<_> =
+        reads.iter().map(|call| (call.path.clone(), call.range.clone().unwrap().start)).collect();
+    assert_eq!(distinct.len(), reads.len(), "a frame was read twice");
+    assert!(reads.len() <= 42, "{} frames read", reads.len());
+}
+
+#[test]
+fn writers_refuse_what_comes_too_late() {
+    let repository = repository(memory_store());
+    let mut writer = ImageWriter::new(&repository, IMAGE, "0", None, &small()).unwrap();
+    let change = |object| Change { object, ..Change::default() };
+    let refused = |result: strata::Result<()>| {
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::Order { .. }), "{error}");
+        assert!(error.hint().is_some());
+        error.to_string()
+    };
+    refused(writer.data(0, b"x"));
+    refused(writer.freed(3, 0));
+    writer.freed(3, 4).unwrap();
+    let text = refused(writer.changed(change(6)));
+    assert!(text.contains("object 6") && text.contains("object 7 or later"), "{text}");
+    refused(writer.data(0, b"x"));
+    writer.changed(change(7)).unwrap();
+    writer.data(10, b"abc").unwrap();
+    let text = refused(writer.data(12, b"x"));
+    assert!(text.contains("object 7 at 12") && text.contains("offset 13 or later"), "{text}");
+    refused(writer.hole(12, 1));
+    refused(writer.hole(13, 0));
+    writer.hole(13, u64::MAX).unwrap();
+    refused(writer.data(99, b"x"));
+    writer.freed(u64::MAX - 1, 1).unwrap();
+    writer.finish().unwrap();
+    for bad in ["a/b", "", ".."] {
+        assert!(ImageWriter::new(&repository, bad, "0", None, &small()).is_err());
+    }
+}
+
+#[test]
+fn an_extent_in_a_pack_of_unknown_size_is_refused() {
+    let repository = repository(memory_store());
+    let mut writer = DeltaWriter::new(&repository, IMAGE, "0", None, &small_index()).unwrap();
+    writer.changed(Change { object: 1, ..Change::default() }).unwrap();
+    let location = Location { size: 5, ..Location::default() };
+    let block = Block { location, length: 5, ..Block::default() };
+    writer.extent(Extent { offset: 0, length: 5, block: Some(block) }).unwrap();
+    assert!(matches!(writer.finish([]), Err(Error::Chain { .. })));
+}
+
+#[test]
+fn chains_end_and_deltas_follow_each_other() {
+    let repository = repository(memory_store());
+    let mut image = Image::new();
+    for (id, base) in
+        [("0", None), ("1", Some("0")), ("2", Some("1")), ("a", Some("b")), ("b", Some("a"))]
+    {
+        write_delta(&repository, &mut image, &[], id, base, &small()).unwrap();
+    }
+    assert!(matches!(chain(&repository, IMAGE, "0", Some("2")), Err(Error::Chain { .. })));
+    assert!(matches!(chain(&repository, IMAGE, "a", None), Err(Error::Chain { .. })));
+    assert!(chain(&repository, IMAGE, "3", None).unwrap_err().is_not_found());
+    let mut all = chain(&repository, IMAGE, "2", None).unwrap();
+    all.remove(1);
+    assert!(matches!(restored(&repository, &all, &image), Err(Error::Chain { .. })));
+}

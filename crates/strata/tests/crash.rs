@@ -1,0 +1,189 @@
+//! The program dies at every call to the store, in turn: nothing that a set refers to is missing, and the next run
+//! goes on.
+
+mod support;
+
+use std::sync::Arc;
+
+use strata::check::{CheckOptions, check, collect};
+use strata::delta::{chain, descriptor_path};
+use strata::fold::merge;
+use strata::manifest::{DeltaId, Manifest};
+use strata::store::Storage;
+use strata::store::testing::{Fault, Faulty};
+use strata::{Repository, Result};
+use support::*;
+
+const NOW: u64 = 4_000_000_000;
+
+fn steps(number: usize) -> Vec<Step> {
+    let mut random = fastrand::Rng::with_seed(number as u64);
+    let mut steps = vec![Step::Create(20, 1, 1, vec![Act::Write(0, 800, number as u8 + 2)])];
+    steps.extend((0..10).map(|_| random_step(&mut random)));
+    steps
+}
+
+/// The images after each of the three deltas, without any repository.
+fn images() -> Vec<Image> {
+    let repository = repository(memory_store());
+    let mut image = Image::new();
+    (0..3)
+        .map(|number| {
+            let base = (number > 0).then(|| (number - 1).to_string());
+            let id = number.to_string();
+            write_delta(&repository, &mut image, &steps(number), &id, base.as_deref(), &small())
+                .unwrap();
+            image.clone()
+        })
+        .collect()
+}
+
+/// Writes three sets; each run goes on where the one before it stopped.
+fn write_sets(repository: &Repository, images: &[Image]) -> Result<()> {
+    let there = Manifest::list(repository)?;
+    for number in 0..3 {
+        let id = number.to_string();
+        // The second is deleted in the end, and then the third is there.
+        if there.contains(&id) || (number == 1 && there.contains(&"2".to_string())) {
+            continue;
+        }
+        let base = (number > 0).then(|| (number - 1).to_string());
+        let mut image = if number > 0 { images[number - 1].clone() } else { Image::new() };
+        write_delta(repository, &mut image, &steps(number), &id, base.as_deref(), &small())?;
+        let delta = DeltaId { image: IMAGE.to_string(), id: id.clone() };
+        Manifest::new(&id, NOW, vec![delta], serde_json::Value::Null).write(repository)?;
+    }
+    Ok(())
+}
+
+/// Deletes the second set, merges what only it told from the third, clears away.
+fn prune(repository: &Repository) -> Result<()> {
+    Manifest::delete(repository, "1")?;
+    let all = chain(repository, IMAGE, "2", None)?;
+    if all.len() == 3 {
+        merge(repository, &all[1..], &Model, 1 << 20, &small_index())?;
+    }
+    repository.store().delete(&descriptor_path(repository, IMAGE, "1")?)?;
+    collect(repository, 0, NOW, false)?;
+    Ok(())
+}
+
+fn run(repository: &Repository, images: &[Image]) -> Result<()> {
+    write_sets(repository, images)?;
+    prune(repository)
+}
+
+fn assert_whole(repository: &Repository, images: &[Image], why: &str) {
+    let report = check(repository, &CheckOptions { read_data: true, known: vec![] }).unwrap();
+    assert!(report.problems.is_empty(), "{why}: {:?}", report.problems);
+    assert!(report.foreign.is_empty(), "{why}: {:?}", report.foreign);
+    for set in Manifest::list(repository).unwrap() {
+        let all = chain(repository, IMAGE, &set, None).unwrap();
+        let folded = restored(repository, &all, &Image::new()).unwrap();
+        assert_eq!(folded, images[set.parse::<usize>().unwrap()], "{why}: set {set}");
+    }
+}
+
+fn crashes(fault: Fault) {
+    let images = images();
+    for at in 0.. {
+        let why = format!("{fault:?} at call {at}");
+        let inner: Arc<dyn Storage> = memory_store();
+        let faulty = Faulty::new(inner.clone(), at, fault);
+        let result = run(&repository(Arc::new(faulty.clone())), &images);
+        let whole = repository(inner);
+        assert_whole(&whole, &images, &why);
+        if result.is_ok() && faulty.calls() <= at {
+            assert!(at > 40, "only {at} calls");
+            return;
+        }
+        run(&whole, &images).unwrap_or_else(|error| panic!("{why}: the next run: {error}"));
+        assert_whole(&whole, &images, &why);
+        assert_eq!(Manifest::list(&whole).unwrap(), ["0", "2"], "{why}");
+        let report = check(&whole, &CheckOptions::default()).unwrap();
+        assert!(report.orphans.is_empty(), "{why}: leftovers stay: {:?}", report.orphans);
+    }
+}
+
+#[test]
+fn dead_before_any_call() {
+    crashes(Fault::StopBefore);
+}
+
+#[test]
+fn dead_after_any_call() {
+    crashes(Fault::StopAfter);
+}
+
+#[test]
+fn any_call_fails_once_and_is_not_tried_again() {
+    crashes(Fault::FailOnce);
+}
+
+#[test]
+fn leftovers_wait_for_their_grace_time() {
+    let repository = repository(memory_store());
+    let images = images();
+    write_sets(&repository, &images).unwrap();
+    Manifest::delete(&repository, "2").unwrap();
+    // The objects are as young as this test, so its clock is ahead.
+    let first = collect(&repository, 100, NOW, false).unwrap();
+    assert!(first.deleted.is_empty() && !first.waiting.is_empty());
+    let early = collect(&repository, 100, NOW + 99, false).unwrap();
+    assert_eq!(early, first);
+    let dry = collect(&repository, 100, NOW + 100, true).unwrap();
+    assert_eq!(dry.deleted, first.waiting);
+    let late = collect(&repository, 100, NOW + 100, false).unwrap();
+    assert_eq!(late.deleted, first.waiting);
+    assert!(late.deleted[0].ends_with(".json"), "descriptors go first: {:?}", late.deleted);
+    assert!(late.deleted.last().unwrap().contains("/packs/"), "packs go last");
+    assert_whole(&repository, &images, "after the collection");
+}
+
+#[test]
+fn what_is_referred_to_again_is_not_collected() {
+    let repository = repository(memory_store());
+    let images = images();
+    write_sets(&repository, &images).unwrap();
+    let third = Manifest::read(&repository, "2").unwrap();
+    Manifest::delete(&repository, "2").unwrap();
+    collect(&repository, 100, NOW, false).unwrap();
+    third.write(&repository).unwrap();
+    let late = collect(&repository, 100, NOW + 1000, false).unwrap();
+    assert!(late.deleted.is_empty() && late.waiting.is_empty());
+    assert_whole(&repository, &images, "after the collection");
+}
+
+#[test]
+fn a_young_delta_without_a_set_is_a_backup_that_is_being_written() {
+    let repository = repository(memory_store());
+    let mut image = Image::new();
+    write_delta(&repository, &mut image, &steps(0), "0", None, &small()).unwrap();
+    // The delta is younger than the grace time, whatever the clock says about when it was first seen.
+    let collected = collect(&repository, u64::MAX, NOW, false).unwrap();
+    assert_eq!(collected.deleted.len() + collected.waiting.len(), 0);
+}
+
+#[test]
+fn nothing_is_deleted_while_a_set_cannot_be_read() {
+    let repository = repository(memory_store());
+    let images = images();
+    write_sets(&repository, &images).unwrap();
+    Manifest::delete(&repository, "2").unwrap();
+    let path = repository.path("sets/0.json");
+    repository.store().put(&path, &["{".into()]).unwrap();
+    let error = collect(&repository, 0, NOW, false).unwrap_err();
+    assert!(error.to_string().contains("sets/0.json"), "{error}");
+    let report = check(&repository, &CheckOptions::default()).unwrap();
+    assert_eq!(report.problems.len(), 1);
+}
+
+#[test]
+fn a_manifest_is_never_written_over() {
+    let repository = repository(memory_store());
+    let manifest = Manifest::new("x", NOW, vec![], serde_json::json!({"label": "a"}));
+    manifest.write(&repository).unwrap();
+    let other = Manifest { about: serde_json::Value::Null, ..manifest.clone() };
+    assert!(other.write(&repository).unwrap_err().is_already_exists());
+    assert_eq!(Manifest::read(&repository, "x").unwrap(), manifest);
+}

@@ -1,0 +1,107 @@
+//! Leases: one holder, expiry, renewal, takeover, whatever races.
+
+mod support;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use strata::Error;
+use strata::lease::Lease;
+use support::{folder_store, repository};
+
+#[test]
+fn a_lease_is_held_renewed_given_back_and_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository(folder_store(folder.path()));
+    let take = |owner: &str, now| Lease::acquire(&repository, "prune", owner, 60, now);
+    let mut first = take("first", 1000).unwrap();
+    let error = take("second", 1059).unwrap_err();
+    assert!(
+        matches!(&error, Error::Leased { owner, until: 1060, .. } if owner == "first"),
+        "{error}"
+    );
+    assert!(error.hint().is_some());
+    first.renew(1050).unwrap();
+    assert_eq!(first.expires(), 1110);
+    assert!(take("second", 1109).is_err());
+    first.release(1100).unwrap();
+    // Given back: free at once.
+    let mut second = take("second", 1100).unwrap();
+    // Another lease is another's.
+    Lease::acquire(&repository, "backup", "first", 60, 1100).unwrap();
+    // A host that is lost keeps it until it expires, and no longer.
+    let third = take("third", 1160).unwrap();
+    let error = second.renew(1161).unwrap_err();
+    assert!(matches!(&error, Error::LeaseLost { owner, .. } if owner == "third"), "{error}");
+    assert!(second.release(1162).is_err());
+    third.release(1163).unwrap();
+    let mut objects = 0;
+    repository.store().list("clusters/main/leases/prune", |_| objects += 1).unwrap();
+    assert_eq!(objects, 1, "generations don't pile up");
+}
+
+#[test]
+fn of_many_exactly_one_takes_an_expired_lease() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository(folder_store(folder.path()));
+    for round in 0..25_u64 {
+        let now = 1000 + round * 100;
+        let wins: u32 = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..12)
+                .map(|number| {
+                    let repository = &repository;
+                    scope.spawn(move || {
+                        let owner = format!("host{number}");
+                        u32::from(Lease::acquire(repository, "prune", &owner, 100, now).is_ok())
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(wins, 1, "round {round}");
+    }
+}
+
+#[test]
+fn a_renewal_and_a_takeover_never_both_succeed() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository(folder_store(folder.path()));
+    for round in 0..40_u64 {
+        let what = format!("lease{round}");
+        let mut held = Lease::acquire(&repository, &what, "old", 10, 100).unwrap();
+        // The old holder's clock is behind: both think that they may.
+        let (renewed, taken) = std::thread::scope(|scope| {
+            let renewal = scope.spawn(|| held.renew(105).is_ok());
+            let takeover =
+                scope.spawn(|| Lease::acquire(&repository, &what, "new", 10, 110).is_ok());
+            (renewal.join().unwrap(), takeover.join().unwrap())
+        });
+        assert!(renewed != taken, "round {round}: renewed {renewed}, taken over {taken}");
+    }
+}
+
+#[test]
+fn what_a_lease_guards_is_never_done_by_two() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository(folder_store(folder.path()));
+    let (inside, done) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let (repository, inside, done) = (&repository, &inside, &done);
+            scope.spawn(move || {
+                for _ in 0..15 {
+                    let owner = format!("host{number}");
+                    let Ok(mut lease) = Lease::acquire(repository, "prune", &owner, 1000, 5) else {
+                        continue;
+                    };
+                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two at once");
+                    lease.renew(6).unwrap();
+                    std::thread::yield_now();
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    lease.release(7).unwrap();
+                    done.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    assert!(done.into_inner() > 0);
+}

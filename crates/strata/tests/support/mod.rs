@@ -1,0 +1,348 @@
+//! A naive image, random histories of it, and the repository's fold compared with it.
+#![allow(dead_code, reason = "each test takes what it needs")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use strata::delta::{Change, Descriptor, ImageOptions, ImageWriter, IndexOptions};
+use strata::fold::{DataSink, Folded, Heritage, Reading, Rules, fold, is_full, open_chain};
+use strata::pack::{FrameReader, PackOptions};
+use strata::store::{ObjectStorage, Retries, Storage, Store};
+use strata::{Repository, Result};
+
+pub const IMAGE: &str = "image";
+/// Offsets are small, so that everything meets everything.
+pub const SPACE: u64 = 4096;
+
+/// A header: generation, block size and slots, a byte each.
+pub struct Model;
+
+impl Rules for Model {
+    fn heritage(&self, older: &[u8], newer: &[u8]) -> Heritage {
+        if older[..2] == newer[..2] {
+            Heritage::Kept { header: None, spill: true }
+        } else {
+            Heritage::Dropped
+        }
+    }
+
+    fn has_spill(&self, header: &[u8]) -> bool {
+        header[2] != 0
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Object {
+    pub header: Vec<u8>,
+    pub spill: Option<Vec<u8>>,
+    /// Zeroes are holes.
+    pub content: Vec<u8>,
+}
+
+pub type Image = BTreeMap<u64, Object>;
+
+/// What is done to one object in a step.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// Offset, length, byte.
+    Write(u64, u64, u8),
+    Hole(u64, u64),
+    Truncate(u64),
+    Header(u8),
+    Spill(u8),
+}
+
+#[derive(Clone, Debug)]
+pub enum Step {
+    Free(u64, u64),
+    /// Another object of this number: its header.
+    Create(u64, u8, u8, Vec<Act>),
+    Change(u64, Vec<Act>),
+}
+
+pub fn folder_store(folder: &Path) -> Arc<dyn Storage> {
+    Arc::new(ObjectStorage::folder(folder).unwrap())
+}
+
+/// No folder, no fsync: for many short histories.
+pub fn memory_store() -> Arc<dyn Storage> {
+    let memory = Arc::new(object_store::memory::InMemory::new());
+    Arc::new(ObjectStorage::on(memory, "", Default::default()).unwrap())
+}
+
+pub fn no_retries() -> Retries {
+    Retries { tries: 1, first_pause: std::time::Duration::ZERO }
+}
+
+pub fn repository(storage: Arc<dyn Storage>) -> Repository {
+    Repository::new(Store::shared(storage, no_retries()), "clusters/main", None).unwrap()
+}
+
+/// Small everything, so that a short history has many frames, packs, row groups and files.
+pub fn small() -> ImageOptions {
+    ImageOptions {
+        frame_size: 700,
+        packs: PackOptions { pack_size: 3000, level: 1, threads: 2, uploads: 1 },
+        index: small_index(),
+    }
+}
+
+pub fn small_index() -> IndexOptions {
+    IndexOptions { group_rows: 7, group_bytes: 500, file_groups: 3, spool: None }
+}
+
+/// What one delta says about an object.
+#[derive(Default)]
+struct Said {
+    change: Change,
+    /// Ascending; `None` is a hole.
+    extents: BTreeMap<u64, (u64, Option<Vec<u8>>)>,
+}
+
+/// Applies a step's acts to the image and writes the delta as a sender would: sorted, the last word only.
+pub fn write_delta(
+    repository: &Repository,
+    image: &mut Image,
+    steps: &[Step],
+    id: &str,
+    base: Option<&str>,
+    options: &ImageOptions,
+) -> Result<Descriptor> {
+    let before = image.clone();
+    let mut said: BTreeMap<u64, Said> = BTreeMap::new();
+    let mut touched: BTreeMap<u64, bool> = BTreeMap::new();
+    for step in steps {
+        match step {
+            Step::Free(first, count) => {
+                for number in *first..first + count {
+                    image.remove(&number);
+                    said.remove(&number);
+                    touched.insert(number, false);
+                }
+            }
+            Step::Create(number, generation, block, acts) => {
+                let header = vec![*generation, *block, 1, 0];
+                image.insert(
+                    *number,
+                    Object { header, content: vec![0; SPACE as usize], spill: None },
+                );
+                touched.insert(*number, true);
+                let change = Change { fresh: true, ..Change::default() };
+                said.insert(*number, Said { change, ..Said::default() });
+                act(image, &mut said, *number, acts);
+            }
+            Step::Change(number, acts) if image.contains_key(number) => {
+                touched.insert(*number, true);
+                act(image, &mut said, *number, acts);
+            }
+            Step::Change(..) => {}
+        }
+    }
+    let mut writer = ImageWriter::new(repository, IMAGE, id, base, options)?;
+    for (number, is_there) in touched {
+        if !is_there {
+            writer.freed(number, 1)?;
+            continue;
+        }
+        let Some(object) = image.get(&number) else { continue };
+        let mut said = said.remove(&number).unwrap_or_default();
+        // Another object says so, unless the headers do.
+        let old = before.get(&number);
+        let is_other =
+            old.is_some_and(|old| old.header[..2] == object.header[..2] && said.change.fresh);
+        said.change.object = number;
+        said.change.fresh = is_other;
+        said.change.header = Some(object.header.clone().into());
+        let spill = said.change.spill.take();
+        writer.changed(said.change)?;
+        for (offset, (length, data)) in said.extents {
+            match data {
+                Some(data) => writer.data(offset, &data)?,
+                None => writer.hole(offset, length)?,
+            }
+        }
+        if let Some(spill) = spill {
+            writer.spill(spill)?;
+        }
+    }
+    writer.finish()
+}
+
+/// Cuts a range out of what was said, keeping what lies beside it.
+fn cut(extents: &mut BTreeMap<u64, (u64, Option<Vec<u8>>)>, from: u64, to: u64) {
+    let overlapping: Vec<u64> = extents
+        .iter()
+        .filter(|(at, (length, _))| **at < to && at.saturating_add(*length) > from)
+        .map(|(at, _)| *at)
+        .collect();
+    for at in overlapping {
+        let (length, data) = extents.remove(&at).unwrap();
+        let end = at.saturating_add(length);
+        if at < from {
+            let data = data.clone().map(|data| data[..(from - at) as usize].to_vec());
+            extents.insert(at, (from - at, data));
+        }
+        if end > to {
+            let length = if length == u64::MAX { u64::MAX } else { end - to };
+            extents.insert(to, (length, data.map(|data| data[(to - at) as usize..].to_vec())));
+        }
+    }
+}
+
+fn act(image: &mut Image, said: &mut BTreeMap<u64, Said>, number: u64, acts: &[Act]) {
+    let object = image.get_mut(&number).unwrap();
+    let said = said.entry(number).or_default();
+    for act in acts {
+        match *act {
+            Act::Write(offset, length, byte) => {
+                let range = offset as usize..(offset + length) as usize;
+                object.content[range.clone()].fill(byte);
+                object.content[range.start] = byte.wrapping_add(1) | 1;
+                cut(&mut said.extents, offset, offset + length);
+                let data = object.content[range].to_vec();
+                said.extents.insert(offset, (length, Some(data)));
+            }
+            Act::Hole(offset, length) => {
+                object.content[offset as usize..(offset + length) as usize].fill(0);
+                cut(&mut said.extents, offset, offset + length);
+                said.extents.insert(offset, (length, None));
+            }
+            Act::Truncate(offset) => {
+                object.content[offset as usize..].fill(0);
+                cut(&mut said.extents, offset, u64::MAX);
+                said.change.tail = Some(said.change.tail.unwrap_or(offset).min(offset));
+                if offset % 2 == 0 {
+                    // Said both ways.
+                    said.extents.insert(offset, (u64::MAX, None));
+                }
+            }
+            Act::Header(byte) => object.header[3] = byte,
+            Act::Spill(0) => {
+                object.header[2] = 0;
+                object.spill = None;
+                said.change.spill = None;
+            }
+            Act::Spill(byte) => {
+                object.header[2] = 1;
+                object.spill = Some(vec![byte; 20]);
+                said.change.spill = object.spill.clone().map(Bytes::from);
+            }
+        }
+        // What is up to the end is the last thing that is said.
+        if let Some((&at, _)) = said.extents.iter().find(|(_, (length, _))| *length == u64::MAX)
+            && said.extents.range(at + 1..).next().is_some()
+        {
+            let next = *said.extents.range(at + 1..).next().unwrap().0;
+            let (_, data) = said.extents.remove(&at).unwrap();
+            said.extents.insert(at, (next - at, data));
+            let (&last, (length, _)) = said.extents.iter().next_back().unwrap();
+            said.extents.insert(last + length, (u64::MAX, None));
+        }
+    }
+}
+
+/// Builds the image that a fold says, and checks the order in which it says it.
+#[derive(Default)]
+pub struct Rebuild {
+    pub image: Image,
+    pub is_increment: bool,
+    last: Option<u64>,
+    position: u64,
+}
+
+impl DataSink for Rebuild {
+    fn freed(&mut self, first: u64, count: u64) -> Result<()> {
+        assert!(self.is_increment, "a full result frees nothing");
+        assert!(self.last.is_none_or(|last| last < first));
+        self.last = Some(first + (count - 1));
+        self.image.retain(|number, _| !(first..first.saturating_add(count)).contains(number));
+        Ok(())
+    }
+
+    fn object(&mut self, object: &Folded) -> Result<()> {
+        assert!(self.last.is_none_or(|last| last < object.object));
+        assert!(object.fresh || self.is_increment);
+        self.last = Some(object.object);
+        self.position = 0;
+        if object.fresh {
+            self.image.remove(&object.object);
+        }
+        let ours = self
+            .image
+            .entry(object.object)
+            .or_insert_with(|| Object { content: vec![0; SPACE as usize], ..Object::default() });
+        if let Some(header) = &object.header {
+            if !ours.header.is_empty() && ours.header[..2] != header[..2] {
+                *ours = Object { content: vec![0; SPACE as usize], ..Object::default() };
+            }
+            ours.header = header.to_vec();
+        }
+        if let Some(spill) = &object.spill {
+            ours.spill = Some(spill.to_vec());
+        }
+        if ours.header[2] == 0 {
+            ours.spill = None;
+        }
+        Ok(())
+    }
+
+    fn hole(&mut self, object: u64, offset: u64, length: u64) -> Result<()> {
+        assert!(self.is_increment && offset >= self.position);
+        self.position = offset.saturating_add(length);
+        let end = self.position.min(SPACE);
+        if offset < end {
+            self.image.get_mut(&object).unwrap().content[offset as usize..end as usize].fill(0);
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> Result<()> {
+        assert!(offset >= self.position && !content.is_empty());
+        self.position = offset + content.len() as u64;
+        let range = offset as usize..offset as usize + content.len();
+        self.image.get_mut(&object).unwrap().content[range].copy_from_slice(content);
+        Ok(())
+    }
+}
+
+/// The image that a chain folds to, from `base` where it is an increment.
+pub fn restored(repository: &Repository, chain: &[Descriptor], base: &Image) -> Result<Image> {
+    let is_full = is_full(chain);
+    let image = if is_full { Image::new() } else { base.clone() };
+    let mut rebuild = Rebuild { image, is_increment: !is_full, ..Rebuild::default() };
+    let mut frames = FrameReader::new(repository, 1 << 20);
+    let deltas = open_chain(repository, chain, 1 << 20)?;
+    fold(deltas, is_full, &Model, &mut Reading::new(&mut frames, &mut rebuild))?;
+    Ok(rebuild.image)
+}
+
+/// A random step on few objects.
+pub fn random_step(random: &mut fastrand::Rng) -> Step {
+    let number = random.u64(1..12);
+    let acts =
+        |random: &mut fastrand::Rng| (0..random.usize(0..5)).map(|_| random_act(random)).collect();
+    match random.u8(0..10) {
+        0 => Step::Free(number, random.u64(1..4)),
+        1..4 => Step::Create(number, random.u8(1..4), random.u8(1..3), acts(random)),
+        _ => Step::Change(number, acts(random)),
+    }
+}
+
+fn random_act(random: &mut fastrand::Rng) -> Act {
+    let offset = random.u64(..SPACE - 1);
+    let length = random.u64(1..=(SPACE - offset).min(900));
+    match random.u8(0..10) {
+        0..5 => Act::Write(offset, length, random.u8(2..)),
+        5 => Act::Hole(offset, length),
+        6 => Act::Truncate(offset),
+        7 => Act::Header(random.u8(..)),
+        8 => Act::Spill(random.u8(..)),
+        _ => Act::Spill(0),
+    }
+}
+
+pub fn random_steps(random: &mut fastrand::Rng) -> Vec<Step> {
+    (0..random.usize(0..15)).map(|_| random_step(random)).collect()
+}
