@@ -44,6 +44,12 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// An object of a whole image that no delta has a header for.
+    #[error("object {object} has content but no header in any of the deltas")]
+    NoHeader {
+        /// Its number.
+        object: u64,
+    },
     /// A value from outside that can't be.
     #[error("{what} \"{value}\" is not {expected}")]
     Invalid {
@@ -147,7 +153,9 @@ impl Error {
                 "run the repository's check to see what else is damaged; what doesn't need this object still restores"
             }
             Error::Order { .. } => "sort the changes by object and offset before they are written",
-            Error::Chain { .. } => "a delta of the chain was deleted or belongs to another image",
+            Error::Chain { .. } | Error::NoHeader { .. } => {
+                "a delta of the chain was deleted or belongs to another image"
+            }
             Error::Format { .. } => "use the version that wrote it, or a newer one",
             Error::Sealed { .. } => "is this the key that the repository was made with?",
             Error::Leased { .. } => {

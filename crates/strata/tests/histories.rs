@@ -52,7 +52,7 @@ fn history(seed: u64) {
 #[test]
 fn folds_and_merges_are_as_replaying_everything() {
     let rounds = std::env::var("STRATA_ROUNDS").ok().and_then(|text| text.parse().ok());
-    for seed in 0..rounds.unwrap_or(150) {
+    for seed in 0..rounds.unwrap_or(50) {
         history(seed);
     }
 }

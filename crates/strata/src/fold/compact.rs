@@ -22,7 +22,11 @@ pub fn merge(
     options: &IndexOptions,
 ) -> Result<Descriptor> {
     let (Some(oldest), Some(newest)) = (deltas.first(), deltas.last()) else {
-        return Err(Error::Chain { image: String::new(), why: "there is nothing to merge".into() });
+        return Err(Error::Invalid {
+            what: "number of deltas to merge",
+            value: "0".to_string(),
+            expected: "1 or more",
+        });
     };
     let mut sizes = BTreeMap::new();
     for delta in deltas {

@@ -95,10 +95,7 @@ fn merge_object<D: Delta>(
     if let Some(header) = &header {
         freed.claimed_until = object.saturating_add(rules.slots(header).max(1));
     } else if freed.is_full {
-        return Err(Error::Chain {
-            image: String::new(),
-            why: format!("object {object} has content but no header in any of the deltas"),
-        });
+        return Err(Error::NoHeader { object });
     }
     let nothing_below = freed.is_full || fresh;
     sink.object(&Folded { object, fresh: nothing_below, header, spill })?;

@@ -89,16 +89,6 @@ impl ObjectStorage {
         Ok(ObjectStorage { store, prefix, folder: None, runtime, timeouts })
     }
 
-    /// A bucket of S3, or of what speaks its protocol; keys and endpoint from the environment.
-    #[cfg(feature = "s3")]
-    pub fn s3(bucket: &str, prefix: &str, timeouts: Timeouts) -> StoreResult<ObjectStorage> {
-        let store = object_store::aws::AmazonS3Builder::from_env()
-            .with_bucket_name(bucket)
-            .build()
-            .map_err(|error| translated("open", bucket, error))?;
-        ObjectStorage::on(Arc::new(store), prefix, timeouts)
-    }
-
     fn path(&self, verb: &'static str, path: &str) -> StoreResult<Path> {
         let whole = if self.prefix.is_empty() {
             path.to_string()
