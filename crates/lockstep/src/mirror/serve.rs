@@ -30,15 +30,20 @@ pub fn start(home: &Home, record: &mut Record) -> Result<()> {
     launch(home, record)
 }
 
-/// Takes over the primary's settings that a hot standby must match, where it can be asked.
+/// Takes over the primary's settings that a hot standby must match, and makes its slot anew where
+/// somebody dropped it; where the primary can be asked.
 fn refresh(home: &Home, record: &mut Record) -> Result<()> {
     record.write_passfile()?;
     let asked = record
         .conninfo()
         .and_then(|conninfo| Primary::connect(&conninfo, record.password_file.as_deref()))
-        .and_then(|mut primary| primary.facts());
+        .and_then(|mut primary| Ok((primary.facts()?, primary)));
     match asked {
-        Ok(facts) => {
+        Ok((facts, mut primary)) => {
+            if primary.slot(&record.slot)?.is_none() {
+                tracing::warn!(slot = %record.slot, "the slot was gone from the primary, and is made anew: WAL written meanwhile may be gone");
+                primary.make_slot(&record.slot)?;
+            }
             record.standby_settings = facts.settings;
             home.write(record)
         }

@@ -64,7 +64,9 @@ pub enum Verdict {
     Stopped(String),
     /// WAL that it needs is gone.
     WalGone(String),
-    /// Its slot is gone, or lost.
+    /// Its slot is gone: nothing keeps the WAL that it needs.
+    SlotGone,
+    /// Its slot has lost WAL that it needs.
     SlotLost(String),
     /// It went another way than its primary.
     Diverged(String),
@@ -97,6 +99,7 @@ impl Verdict {
             Self::Stopped(why) if why.is_empty() => "stopped".into(),
             Self::Stopped(why) => format!("stopped: {why}"),
             Self::WalGone(why) => format!("WAL that it needs is gone: {why}"),
+            Self::SlotGone => "its slot on the primary is gone".into(),
             Self::SlotLost(why) => why.clone(),
             Self::Diverged(why) => format!("it went another way than its primary: {why}"),
             Self::Promoted => "it was promoted, and is no standby any more".into(),
@@ -124,6 +127,9 @@ impl Verdict {
             Self::WalGone(_) | Self::SlotLost(_) | Self::Diverged(_) | Self::Promoted => {
                 format!("lockstep mirror recreate {name}")
             }
+            Self::SlotGone => format!(
+                "lockstep mirror stop {name}; lockstep mirror start {name}: start makes the slot anew"
+            ),
             Self::SettingsTooSmall(_) => {
                 format!("lockstep mirror stop {name}; lockstep mirror start {name}: start takes them over")
             }
@@ -175,7 +181,7 @@ pub fn judge(seen: &Seen) -> Verdict {
     }
     if let Ok(theirs) = &seen.primary {
         match &theirs.slot {
-            None => return Verdict::SlotLost("its slot on the primary is gone".into()),
+            None => return Verdict::SlotGone,
             Some(slot) if slot.wal_status.as_deref() == Some("lost") => {
                 return Verdict::SlotLost(
                     "its slot on the primary has lost its WAL (max_slot_wal_keep_size)".into(),
@@ -294,10 +300,8 @@ mod tests {
         assert!(matches!(small, Verdict::SettingsTooSmall(_)));
         let lost = with(|seen| seen.primary.as_mut().unwrap().slot = Some(slot("lost")));
         assert!(matches!(lost, Verdict::SlotLost(_)));
-        assert!(matches!(
-            with(|seen| seen.primary.as_mut().unwrap().slot = None),
-            Verdict::SlotLost(_)
-        ));
+        let gone = with(|seen| seen.primary.as_mut().unwrap().slot = None);
+        assert_eq!(gone, Verdict::SlotGone);
         let stopped = with(|seen| {
             quiet(seen, "FATAL:  could not access file \"foo\"");
             seen.running = false;
