@@ -7,7 +7,7 @@ mod attempt;
 mod certify;
 mod standby;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::config::StrategyChoice;
 use crate::context::Context;
@@ -22,9 +22,13 @@ pub(crate) use certify::flat_configuration;
 
 use attempt::Attempt;
 
-/// How often a set is taken again when the layout or the WAL changed under it, or a standby's replay
-/// ended a statement.
+/// How often a set is taken again when the layout or the WAL changed under it.
 const TRIES: u32 = 3;
+
+/// How often it is taken again when a standby's replay ended a statement, and the pause before. One
+/// that lags more than max_standby_streaming_delay ends every statement that stands in its way at once.
+const CONFLICTS: u32 = 10;
+const CONFLICT_PAUSE: Duration = Duration::from_secs(2);
 
 /// What a backup was asked for.
 #[derive(Debug, Clone)]
@@ -44,18 +48,22 @@ pub fn run(cx: &Context, request: &Request) -> Result<Manifest> {
     steps::reached("backup.locked")?;
     unfinished::remove(cx)?;
     restore::unfinished::remove(cx)?;
-    let mut tries = 1;
+    let (mut tries, mut races, mut conflicts) = (1, 1, 0);
     loop {
         match run_once(cx, request, tries) {
-            Err(Error::Refused(refusal)) if refusal.worth_another_try() && tries < TRIES => {
+            Err(Error::Refused(refusal)) if refusal.worth_another_try() && races < TRIES => {
                 tracing::warn!(%refusal, tries, "taking the set again");
+                races += 1;
                 tries += 1;
             }
-            Err(error) if error.is_recovery_conflict() && tries < TRIES => {
-                tracing::warn!(error = %error.chain(), tries, "taking the set again");
+            Err(error) if error.is_recovery_conflict() && conflicts < CONFLICTS => {
+                conflicts += 1;
+                tracing::warn!(error = %error.chain(), conflicts, "taking the set again");
                 tries += 1;
+                std::thread::sleep(CONFLICT_PAUSE);
+                steps::reached("backup.conflict")?;
             }
-            Err(Error::Refused(refusal)) => return Err(last_words(*refusal, tries).into()),
+            Err(Error::Refused(refusal)) => return Err(last_words(*refusal, races).into()),
             other => return other,
         }
     }

@@ -36,6 +36,10 @@ pub struct Isolation {
     pub writable: Vec<PathBuf>,
     /// Folders that are shown at other places.
     pub binds: Vec<Bind>,
+    /// Mount points of others that aren't seen: what is mounted here too stays busy when it is
+    /// unmounted there, unless the host's mounts are shared.
+    #[serde(with = "paths_text")]
+    pub hidden: Vec<PathBuf>,
 }
 
 /// `from` is seen at `at`.
@@ -134,6 +138,9 @@ fn arrange(isolation: &Isolation) -> Result<()> {
         // Seen here it would stay busy after its own server has gone.
         let _ = unmount(&mount.point, UnmountFlags::DETACH);
     }
+    for point in isolation.hidden.iter().rev() {
+        let _ = unmount(point, UnmountFlags::DETACH);
+    }
     for path in isolation.writable.iter().filter(|path| path.is_dir()) {
         mount_bind_recursive(path, path).map_err(io("bind", path))?;
     }
@@ -217,6 +224,7 @@ mod tests {
             own: vec!["/r/data".into()],
             writable: vec!["/r".into(), "/tmp".into()],
             binds: vec![],
+            hidden: vec![],
         };
         let read_only = |point, fs| becomes_read_only(&mount(point, fs, "x"), &isolation);
         assert!(read_only("/", "ext4"));

@@ -73,7 +73,12 @@ fn isolation(home: &Home, record: &Record) -> Option<Isolation> {
     let mut writable: Vec<_> = usual.filter_map(|path| std::fs::canonicalize(path).ok()).collect();
     writable.sort();
     writable.dedup();
-    Some(Isolation { own, writable, binds: Vec::new() })
+    let others = home.records().unwrap_or_default();
+    let others = others.iter().filter(|other| other.name != record.name);
+    let mut hidden: Vec<_> =
+        others.flat_map(|other| other.places.iter().map(|place| place.directory.clone())).collect();
+    hidden.sort();
+    Some(Isolation { own, writable, binds: Vec::new(), hidden })
 }
 
 /// Starts it as it is recorded.
@@ -123,6 +128,9 @@ fn options(record: &Record) -> Vec<(String, String)> {
         ("listen_addresses", String::new()),
         ("cluster_name", format!("lockstep mirror {}", record.name)),
         ("hot_standby", "on".into()),
+        // It is there for backups: its replay waits for a statement rather than end it.
+        ("max_standby_streaming_delay", "-1".into()),
+        ("max_standby_archive_delay", "-1".into()),
         // Many mirrors share a host, and replay needs little.
         ("shared_buffers", "128MB".into()),
         ("huge_pages", "off".into()),

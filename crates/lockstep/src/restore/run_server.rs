@@ -170,7 +170,7 @@ fn isolate(
     writable.retain(|path| {
         !outer.iter().any(|o| o != path && path.starts_with(o)) || own.contains(path)
     });
-    Ok(Some(Isolation { own, writable, binds }))
+    Ok(Some(Isolation { own, writable, binds, hidden: Vec::new() }))
 }
 
 /// Tablespaces that the set doesn't have and that recovery may create: those of the live cluster
