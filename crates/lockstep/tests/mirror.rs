@@ -22,7 +22,7 @@ use support::standby::{Alone, set};
 use support::workspace::processes_of;
 
 const SCALE: u32 = 2;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn dataset(alone: &Alone, name: &str) -> String {
     format!("{}/{name}", alone.fixture.pools[0].name)
