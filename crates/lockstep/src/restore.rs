@@ -24,6 +24,8 @@ use crate::set::manifest::Manifest;
 use crate::steps;
 use crate::volume::zfs::DatasetName;
 
+pub(crate) use tree::write_auto_conf;
+
 use build::Build;
 use placement::{Naming, Placement};
 use target::Recovery;

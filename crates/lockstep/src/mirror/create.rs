@@ -181,7 +181,7 @@ fn suit(home: &Home, place: &Place, name: &str, value: &str) {
     }
 }
 
-fn refuse<T>(what: impl Into<String>, needed: impl Into<String>) -> Result<T> {
+pub(super) fn refuse<T>(what: impl Into<String>, needed: impl Into<String>) -> Result<T> {
     Err(Refusal::Mirror { what: what.into(), needed: needed.into() }.into())
 }
 
@@ -212,7 +212,7 @@ fn prepare(home: &Home, config: &Config, wanted: &Create) -> Result<(Record, Pri
     check_primary(&mut primary, &facts, wanted)?;
     let bin_dir = instance::bin_dir(wanted.bin_dir.as_deref(), Some(facts.major))?;
     let directory = directory(home, wanted)?;
-    let places = places(wanted, &directory, &facts)?;
+    let places = places(&wanted.dataset, &directory, &wanted.tablespaces, &facts)?;
     check_places(home, &places, facts.size)?;
     let record = Record {
         name: name.clone(),
@@ -327,21 +327,23 @@ fn directory(home: &Home, wanted: &Create) -> Result<PathBuf> {
 }
 
 /// The datasets, the top first. A pure function of what was asked and what the primary has.
-pub(super) fn places(wanted: &Create, directory: &Path, facts: &Facts) -> Result<Vec<Place>> {
-    let below =
-        |leaf: &str| DatasetName::new(&format!("{}/{leaf}", wanted.dataset)).map_err(Error::failed);
+pub(super) fn places(
+    top: &DatasetName,
+    directory: &Path,
+    elsewhere: &[(String, DatasetName)],
+    facts: &Facts,
+) -> Result<Vec<Place>> {
+    let below = |leaf: &str| DatasetName::new(&format!("{top}/{leaf}")).map_err(Error::failed);
     let place = |kind, dataset, directory| Place { kind, dataset, directory };
     let mut all = vec![
-        place(Kind::Top, wanted.dataset.clone(), directory.to_path_buf()),
+        place(Kind::Top, top.clone(), directory.to_path_buf()),
         place(Kind::Data, below("data")?, directory.join("data")),
         place(Kind::Wal, below("wal")?, directory.join("wal")),
     ];
     let mut used = Vec::new();
     for (oid, name, location) in &facts.tablespaces {
-        let asked = wanted
-            .tablespaces
-            .iter()
-            .find(|(which, _)| *which == *name || *which == oid.to_string());
+        let asked =
+            elsewhere.iter().find(|(which, _)| *which == *name || *which == oid.to_string());
         used.extend(asked.map(|(which, _)| which.clone()));
         let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c));
         let leaf = if plain { format!("ts-{name}") } else { format!("ts-{oid}") };
@@ -352,7 +354,7 @@ pub(super) fn places(wanted: &Create, directory: &Path, facts: &Facts) -> Result
         let kind = Kind::Tablespace { oid: *oid, name: name.clone(), location: location.clone() };
         all.push(place(kind, dataset, directory.join(&leaf)));
     }
-    if let Some((which, _)) = wanted.tablespaces.iter().find(|(which, _)| !used.contains(which)) {
+    if let Some((which, _)) = elsewhere.iter().find(|(which, _)| !used.contains(which)) {
         let known: Vec<_> = facts.tablespaces.iter().map(|(_, name, _)| name.as_str()).collect();
         return Err(Error::usage(
             format!("the primary has no tablespace \"{which}\""),

@@ -3,6 +3,7 @@
 //! Only datasets that carry the mirror's mark as their own are destroyed, and none with a snapshot
 //! that somebody may still want: sets are taken away only when that is asked for by name.
 
+use super::create::refuse;
 use super::primary::Primary;
 use super::record::{Home, Kind, PROPERTY, Phase, Record};
 use super::{fill, serve};
@@ -11,7 +12,6 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::ClusterName;
-use crate::plan::refusal::Refusal;
 use crate::set::journal::BackupJournal;
 use crate::set::unfinished as sets;
 use crate::steps;
@@ -26,7 +26,7 @@ pub struct Destroyed {
 /// Takes a mirror away, with its sets where `with_sets`.
 ///
 /// # Errors
-/// [`Refusal::Mirror`] while it has sets or foreign snapshots; or when something stays.
+/// [`crate::plan::refusal::Refusal::Mirror`] while it has sets or foreign snapshots; or when something stays.
 pub fn run(home: &Home, config: &Config, name: &ClusterName, with_sets: bool) -> Result<Destroyed> {
     home.find(name)?;
     let _lock = home.lock(name, "mirror destroy")?;
@@ -74,9 +74,6 @@ pub fn unfinished(home: &Home, own: Option<&ClusterName>) -> Result<()> {
 }
 
 fn check_sets(home: &Home, record: &Record, cx: &Context, with_sets: bool) -> Result<()> {
-    let refuse = |what: String, needed: &str| {
-        Err(Refusal::Mirror { what, needed: needed.to_owned() }.into())
-    };
     let (good, damaged) = cx.state.sets()?;
     let count = good.len() + damaged.len();
     if count > 0 && !with_sets {

@@ -12,8 +12,8 @@ use super::record::{Home, Kind, Record};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::plan::warnings::bytes;
-use crate::postgres::recovery;
 use crate::process::Program;
+use crate::restore;
 use crate::steps;
 
 /// How often the progress is told.
@@ -125,11 +125,6 @@ pub(super) fn end_fillers(record: &Record) {
 pub(super) fn make_standby(record: &Record, primary: &mut Primary) -> Result<()> {
     let user = record.credentials()?;
     let data = record.data();
-    let auto_conf = data.join("postgresql.auto.conf");
-    let old = match std::fs::read_to_string(&auto_conf) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-        other => other.map_err(Error::io("read", &auto_conf))?,
-    };
     let conninfo = record.conninfo()?.with("application_name", &record.slot).without("dbname");
     let mut settings = vec![
         ("primary_conninfo".to_owned(), conninfo.to_string()),
@@ -139,7 +134,7 @@ pub(super) fn make_standby(record: &Record, primary: &mut Primary) -> Result<()>
     if let Some(command) = &record.restore_command {
         settings.push(("restore_command".to_owned(), command.clone()));
     }
-    files::write_owned(&auto_conf, recovery::auto_conf(&old, &settings).as_bytes(), user)?;
+    restore::write_auto_conf(&data, &settings, user)?;
     files::write_owned(&data.join("standby.signal"), b"", user)?;
     complete_configuration(record, primary)
 }

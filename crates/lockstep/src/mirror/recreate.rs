@@ -3,7 +3,7 @@
 //! Its datasets stay, and with them the snapshots of its old sets. What could go wrong half way: the
 //! record then says `recreating`, the mirror is not started, and the command can be run again.
 
-use super::create::{self, Create};
+use super::create::{self, refuse};
 use super::primary::{Facts, Primary};
 use super::record::{Home, Kind, Phase, Record};
 use super::{fill, serve};
@@ -12,7 +12,6 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::ClusterName;
-use crate::plan::refusal::Refusal;
 use crate::plan::warnings::bytes;
 use crate::postgres::instance;
 use crate::steps;
@@ -102,9 +101,6 @@ fn may_rewind(record: &Record, primary: &mut Primary, facts: &Facts) -> Result<b
 }
 
 fn check(home: &Home, record: &Record, facts: &Facts) -> Result<()> {
-    let refuse = |what: String, needed: &str| {
-        Err(Refusal::Mirror { what, needed: needed.to_owned() }.into())
-    };
     if facts.system_identifier.to_string() != record.system_identifier {
         return refuse(
             format!(
@@ -137,21 +133,7 @@ fn add_tablespaces(record: &mut Record, facts: &Facts) -> Result<()> {
     let top = record.places.iter().find(|place| place.kind == Kind::Top);
     let top = top.map(|place| place.dataset.clone());
     let dataset = top.ok_or_else(|| Error::failed("the mirror's record has no dataset"))?;
-    let wanted = Create {
-        name: record.name.clone(),
-        from: String::new(),
-        dataset,
-        tablespaces: Vec::new(),
-        directory: None,
-        port: None,
-        password_file: None,
-        slot: None,
-        restore_command: None,
-        settings: Vec::new(),
-        os_user: String::new(),
-        bin_dir: None,
-    };
-    for place in create::places(&wanted, &record.top(), facts)? {
+    for place in create::places(&dataset, &record.top(), &[], facts)? {
         let Kind::Tablespace { oid, location, .. } = &place.kind else { continue };
         let known = record.places.iter_mut().find_map(|known| match &mut known.kind {
             Kind::Tablespace { oid: known, location, .. } if known == oid => Some(location),

@@ -60,18 +60,11 @@ pub(super) fn steps(facts: &Facts, strategy: Strategy) -> Vec<Step> {
     let layout = &facts.layout;
     let data = layout.data_volumes();
     let connected = facts.server.is_ok();
-    let freeze_wal = layout
-        .own_wal_volume()
-        .map(|volume| Step::Snapshot { volumes: vec![volume], one_moment: false });
+    let freeze_wal = strategy::freeze_wal(facts);
     let source = if freeze_wal.is_some() { WalSource::Frozen } else { WalSource::Live };
     let mut steps = Vec::new();
     match strategy {
-        Strategy::Cold => {
-            steps.push(Step::CheckShutDown);
-            steps.extend(groups(facts, &data));
-            steps.extend(freeze_wal);
-            steps.extend([Step::CheckShutDown, Step::CheckLayout]);
-        }
+        Strategy::Cold => return strategy::cold_steps(facts),
         Strategy::Label => {
             steps.push(Step::Slot);
             steps.push(Step::StartBackup { fast: facts.checkpoint == CheckpointMode::Fast });

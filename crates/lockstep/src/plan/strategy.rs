@@ -307,24 +307,17 @@ fn steps(facts: &Facts, strategy: Strategy) -> Vec<Step> {
     }
     let layout = &facts.layout;
     let data = layout.data_volumes();
-    let own_wal = layout.own_wal_volume();
-    let freeze_wal =
-        own_wal.map(|volume| Step::Snapshot { volumes: vec![volume], one_moment: false });
+    let freeze_wal = freeze_wal(facts);
     let connected = facts.server.is_ok();
     let mut steps = Vec::new();
     match strategy {
-        Strategy::Cold => {
-            steps.push(Step::CheckShutDown);
-            steps.extend(groups(facts, &data));
-            steps.extend(freeze_wal);
-            steps.extend([Step::CheckShutDown, Step::CheckLayout]);
-        }
+        Strategy::Cold => return cold_steps(facts),
         Strategy::Label => {
             steps.push(Step::Slot);
             steps.push(Step::StartBackup { fast: facts.checkpoint == CheckpointMode::Fast });
             steps.extend(groups(facts, &data));
             steps.extend([Step::CheckLayout, Step::StopBackup]);
-            let source = if own_wal.is_some() { WalSource::Frozen } else { WalSource::Live };
+            let source = if freeze_wal.is_some() { WalSource::Frozen } else { WalSource::Live };
             steps.extend(freeze_wal);
             steps.push(Step::TakeWal(source));
         }
@@ -356,6 +349,21 @@ fn steps(facts: &Facts, strategy: Strategy) -> Vec<Step> {
         }
     }
     steps
+}
+
+/// Nothing runs, so any order will do, on a standby as on a primary.
+pub(super) fn cold_steps(facts: &Facts) -> Vec<Step> {
+    let mut steps = vec![Step::CheckShutDown];
+    steps.extend(groups(facts, &facts.layout.data_volumes()));
+    steps.extend(freeze_wal(facts));
+    steps.extend([Step::CheckShutDown, Step::CheckLayout]);
+    steps
+}
+
+/// The snapshot of pg_wal's own volume, where it has one.
+pub(super) fn freeze_wal(facts: &Facts) -> Option<Step> {
+    let volume = facts.layout.own_wal_volume()?;
+    Some(Step::Snapshot { volumes: vec![volume], one_moment: false })
 }
 
 /// One step a pool, where ZFS takes several snapshots in one command; otherwise one a volume. The

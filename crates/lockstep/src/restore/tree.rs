@@ -276,7 +276,7 @@ fn place_configuration(build: &Build, owner: Option<Credentials>) -> Result<()> 
 }
 
 /// Rewrites postgresql.auto.conf with `settings` at its end.
-pub(super) fn write_auto_conf(
+pub(crate) fn write_auto_conf(
     data: &Path,
     settings: &[(String, String)],
     owner: Option<Credentials>,
