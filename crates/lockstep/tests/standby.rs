@@ -316,12 +316,13 @@ fn the_first_pg_control_alone_is_silently_corrupt() {
     let standby = Standby::new(two_pools_four_datasets().setting("wal_keep_size", "2GB"));
     let fixture = &standby.fixture;
     standby.primary.pgbench_tables(SCALE, "ts1", "ts2");
-    let plan = Plan { rate: None, databases: false, ..Plan::all(1) };
+    let plan = Plan { databases: false, ..Plan::to_be_followed(1) };
     let load = Load::start(&standby.primary, &["ts1", "ts2", "pg_default"], &plan);
     let mut caught = 0;
     for (n, second_look) in (0..TRIES).flat_map(|n| [(n, false), (n, true)]) {
         thread::sleep(Duration::from_secs(1));
-        standby.catch_up();
+        // So that recovery has a second or two of WAL to replay, on a slow machine too.
+        standby.restartpoint();
         let control = || {
             let bytes = fs::read(fixture.cluster.data.join("global/pg_control"));
             ControlFile::parse(&bytes.expect("pg_control can be read")).expect("pg_control")

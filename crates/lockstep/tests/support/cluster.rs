@@ -81,7 +81,7 @@ impl Cluster {
         let path =
             |path: &Path| path.to_str().expect("the harness' own paths are UTF-8").to_owned();
         let (data, log) = (path(&self.data), path(&self.log));
-        run(&mut self.tool("pg_ctl", ["-D", &data, "-l", &log, "-w", "-t", "100", "start"]))
+        run(&mut self.tool("pg_ctl", ["-D", &data, "-l", &log, "-w", "-t", "240", "start"]))
     }
 
     /// Stops the server and waits for its end.
@@ -92,7 +92,7 @@ impl Cluster {
             Stop::Immediate => "immediate",
         };
         let data = self.data.to_str().expect("the harness' own paths are UTF-8");
-        must(&mut self.tool("pg_ctl", ["-D", data, "-m", mode, "-w", "-t", "100", "stop"]));
+        must(&mut self.tool("pg_ctl", ["-D", data, "-m", mode, "-w", "-t", "240", "stop"]));
     }
 
     /// SIGKILL for the postmaster and all its children, and waits until they are gone.

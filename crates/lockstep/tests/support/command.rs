@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long a program of PostgreSQL or ZFS may take before the test gives up on it.
-pub const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(300);
 
 /// The user that owns test clusters and runs their servers.
 pub const OS_USER: &str = "postgres";
