@@ -7,10 +7,14 @@
 //! one file each: that is where `lockstep mirror create` registers a mirror, so that it never edits
 //! what a person wrote. A cluster named in two files is an error: which of them is meant?
 
+mod repository;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+
+pub use repository::{IoClass, RepositoryConfig};
 
 use crate::error::{Error, Result};
 use crate::names::ClusterName;
@@ -28,6 +32,9 @@ pub struct Config {
     /// The clusters by name.
     #[serde(default)]
     pub clusters: BTreeMap<String, ClusterConfig>,
+    /// Where sets are kept beyond this host, by name.
+    #[serde(default)]
+    pub repositories: BTreeMap<String, RepositoryConfig>,
 }
 
 /// One PostgreSQL cluster.
@@ -70,6 +77,9 @@ pub struct ClusterConfig {
     /// `check` warns where the newest set is older than this many hours.
     #[serde(default = "default_max_age")]
     pub max_age_hours: u32,
+    /// The repositories that each set is shipped to, by name.
+    #[serde(default)]
+    pub repositories: Vec<String>,
     /// How `lockstep clone` makes its servers.
     #[serde(default, rename = "clone")]
     pub clones: CloneConfig,
@@ -174,6 +184,7 @@ impl Config {
                 config.clusters.insert(name, cluster);
             }
         }
+        config.check_names()?;
         Ok(config)
     }
 
@@ -197,7 +208,25 @@ impl Config {
             return Err(format!("state_dir \"{}\" isn't absolute", config.state_dir.display()));
         }
         check_clusters(&config.clusters)?;
+        for (name, repository) in &config.repositories {
+            repository.check().map_err(|why| format!("repositories.{name}.{why}"))?;
+        }
         Ok(config)
+    }
+
+    /// That every repository that a cluster names is there.
+    fn check_names(&self) -> Result<()> {
+        for (cluster, table) in &self.clusters {
+            if let Some(name) =
+                table.repositories.iter().find(|name| !self.repositories.contains_key(*name))
+            {
+                return Err(Error::usage(
+                    format!("clusters.{cluster}.repositories names \"{name}\", which isn't there"),
+                    format!("add a table [repositories.{name}] with its url"),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The cluster that is meant: the named one, or the only one.

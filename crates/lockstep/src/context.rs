@@ -1,6 +1,8 @@
 //! What every command on a cluster works with: its configuration, its state, ZFS.
 
-use crate::config::{ClusterConfig, Config};
+use std::collections::BTreeMap;
+
+use crate::config::{ClusterConfig, Config, RepositoryConfig};
 use crate::error::Result;
 use crate::names::ClusterName;
 use crate::postgres::users;
@@ -15,6 +17,8 @@ pub struct Context<'a> {
     pub name: ClusterName,
     /// Its table in the configuration.
     pub cluster: &'a ClusterConfig,
+    /// All repositories of the configuration.
+    pub repositories: &'a BTreeMap<String, RepositoryConfig>,
     /// Its folder under state_dir.
     pub state: State,
     /// ZFS.
@@ -29,16 +33,20 @@ impl<'a> Context<'a> {
     pub fn open(config: &'a Config, name: Option<&str>) -> Result<Self> {
         let (name, cluster) = config.cluster(name)?;
         let state = State::open(&config.state_dir, &name)?;
-        Ok(Self { name, cluster, state, zfs: Zfs::new() })
+        Ok(Self { name, cluster, repositories: &config.repositories, state, zfs: Zfs::new() })
     }
 
     /// The context of a cluster that may not be in the configuration yet, or any more.
     ///
     /// # Errors
     /// When its state can't be opened.
-    pub fn open_as(config: &Config, name: ClusterName, cluster: &'a ClusterConfig) -> Result<Self> {
+    pub fn open_as(
+        config: &'a Config,
+        name: ClusterName,
+        cluster: &'a ClusterConfig,
+    ) -> Result<Self> {
         let state = State::open(&config.state_dir, &name)?;
-        Ok(Self { name, cluster, state, zfs: Zfs::new() })
+        Ok(Self { name, cluster, repositories: &config.repositories, state, zfs: Zfs::new() })
     }
 
     /// Who owns what is restored and runs servers; `None` where this process is that user.

@@ -30,7 +30,7 @@ pub struct IndexFile {
 }
 
 /// A delta.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Descriptor {
     /// 1.
@@ -47,6 +47,9 @@ pub struct Descriptor {
     pub extents: Vec<IndexFile>,
     /// The packs that the extents lie in, in ascending order over all the files.
     pub packs: Vec<IndexFile>,
+    /// What the caller knows about the image's state; opaque. A merge keeps the newest's.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub about: serde_json::Value,
 }
 
 impl Descriptor {

@@ -150,6 +150,11 @@ impl ImageWriter {
         place(&mut self.delta, &mut self.unplaced, placed)
     }
 
+    /// What the caller knows about the image's state, for its descriptor.
+    pub fn about(&mut self, about: serde_json::Value) {
+        self.delta.about(about);
+    }
+
     /// Stores what is left: packs, then the index, then the descriptor, which makes the delta be there.
     pub fn finish(mut self) -> Result<Descriptor> {
         self.close_frame()?;

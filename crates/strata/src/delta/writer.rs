@@ -79,6 +79,7 @@ impl DeltaWriter {
                 objects: Vec::new(),
                 extents: Vec::new(),
                 packs: Vec::new(),
+                about: serde_json::Value::Null,
             },
             held: None,
             next_object: Some(0),
@@ -136,6 +137,11 @@ impl DeltaWriter {
                 expected: "an object could have come".to_string(),
             }),
         }
+    }
+
+    /// What the caller knows about the image's state, for its descriptor.
+    pub fn about(&mut self, about: serde_json::Value) {
+        self.descriptor.about = about;
     }
 
     /// The object at hand.

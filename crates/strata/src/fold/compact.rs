@@ -41,6 +41,7 @@ pub fn merge(
     let mut sink = Writing { writer, is_full: is_full(deltas) };
     fold(readers, is_full(deltas), rules, &mut sink)?;
     let sizes = sizes.into_iter().map(|(pack, size): (Ulid, u64)| Packed { pack, size });
+    sink.writer.about(newest.about.clone());
     sink.writer.finish(sizes)
 }
 

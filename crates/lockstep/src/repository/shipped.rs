@@ -1,0 +1,173 @@
+//! A set in a repository: what its manifest there says beside the deltas that it names.
+
+use serde::{Deserialize, Serialize};
+use strata::manifest::Manifest as Stored;
+
+use super::{Repository, of_strata};
+use crate::error::{Error, Result};
+use crate::set::manifest::{Manifest, json};
+use crate::volume::zfs::DatasetName;
+
+/// The newest form that is known.
+const VERSION: u32 = 1;
+
+/// The image that holds the files beside the manifest; its deltas are named by sets.
+pub const FILES_IMAGE: &str = "set-files";
+
+/// A set in a repository.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shipped {
+    /// 1.
+    pub version: u32,
+    /// The set's manifest as it is on the host that took it, but that all of its WAL lies in files.
+    pub manifest: Manifest,
+    /// When it was shipped, by the host's clock.
+    pub shipped_at: jiff::Timestamp,
+    /// The volumes that were stored; a volume of pg_wal alone isn't.
+    pub volumes: Vec<ShippedVolume>,
+}
+
+/// A stored volume.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShippedVolume {
+    /// The dataset; it is in the manifest too.
+    pub dataset: DatasetName,
+    /// Its image.
+    pub image: String,
+    /// Its delta: the snapshot's GUID, as text.
+    pub delta: String,
+    /// The delta that this one changes; none for all of the volume.
+    pub base: Option<String>,
+    /// What `zfs send` gave, in bytes.
+    pub stream_bytes: u64,
+    /// What was stored in packs, in bytes.
+    pub stored_bytes: u64,
+    /// Files whose content isn't stored, by reason, with how many and of how many bytes.
+    pub left_out: Vec<LeftOut>,
+    /// Pages that went by, and those of them that are wrong.
+    pub pages: Pages,
+}
+
+/// Files whose content isn't stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeftOut {
+    /// Why PostgreSQL doesn't need it.
+    pub why: String,
+    /// How many files.
+    pub files: u64,
+    /// Their sizes.
+    pub bytes: u64,
+}
+
+/// What the page checksums said.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pages {
+    /// Pages whose checksum was computed.
+    pub checked: u64,
+    /// Those whose checksum is wrong.
+    pub bad: u64,
+    /// The first of them: path in the volume and block number.
+    pub bad_pages: Vec<(String, u32)>,
+}
+
+/// A set whose manifest can't be read, and why.
+pub type Damaged = (String, Error);
+
+impl Repository {
+    /// Reads a set's manifest.
+    ///
+    /// # Errors
+    /// When it isn't there, is damaged, or of a newer form.
+    pub fn read(&self, set: &str) -> Result<Shipped> {
+        let stored = Stored::read(&self.strata, set).map_err(of_strata)?;
+        let shipped: Shipped = serde_json::from_value(stored.about).map_err(|e| {
+            Error::failed(format!("set {set} in repository \"{}\" is strange", self.name))
+                .because(e)
+        })?;
+        if shipped.version > VERSION {
+            return Err(Error::failed(format!(
+                "set {set} in repository \"{}\" has form {}, this lockstep knows {VERSION}",
+                self.name, shipped.version
+            )));
+        }
+        Ok(shipped)
+    }
+
+    /// All sets, oldest first, and those that can't be read.
+    ///
+    /// # Errors
+    /// When the store can't be listed.
+    pub fn sets(&self) -> Result<(Vec<Shipped>, Vec<Damaged>)> {
+        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        for id in Stored::list(&self.strata).map_err(of_strata)? {
+            match self.read(&id) {
+                Ok(shipped) => good.push(shipped),
+                Err(error) => bad.push((id, error)),
+            }
+        }
+        Ok((good, bad))
+    }
+
+    /// The set that a user means: an id, an id's unique beginning, or `latest`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where there is none.
+    pub fn find(&self, which: &str) -> Result<Shipped> {
+        let ids = Stored::list(&self.strata).map_err(of_strata)?;
+        let none = |hint: &str| {
+            let what = format!("repository \"{}\" has no set \"{which}\"", self.name);
+            Error::usage(what, hint)
+        };
+        if which == "latest" {
+            let newest = ids.last().ok_or_else(|| none("ship one with `lockstep backup`"))?;
+            return self.read(newest);
+        }
+        if ids.iter().any(|id| id == which) {
+            return self.read(which);
+        }
+        let mut matching = ids.iter().filter(|id| id.starts_with(which));
+        match (matching.next(), matching.next()) {
+            (Some(one), None) => self.read(one),
+            (Some(_), Some(_)) => Err(none("several begin so; write more of it")),
+            (None, _) => Err(none(&format!("`lockstep list --from repository:{}`", self.name))),
+        }
+    }
+
+    /// Writes a set's manifest: from here on the set is in the repository.
+    ///
+    /// # Errors
+    /// When the store fails or has it already.
+    pub fn publish(&self, shipped: &Shipped) -> Result<()> {
+        let id = shipped.manifest.set.as_str();
+        let mut deltas: Vec<_> = shipped
+            .volumes
+            .iter()
+            .map(|volume| strata::manifest::DeltaId {
+                image: volume.image.clone(),
+                id: volume.delta.clone(),
+            })
+            .collect();
+        deltas.push(strata::manifest::DeltaId { image: FILES_IMAGE.into(), id: id.into() });
+        let about = serde_json::to_value(shipped).map_err(json("write the manifest"))?;
+        let created = u64::try_from(shipped.manifest.finished_at.as_second()).unwrap_or(0);
+        Stored::new(id, created, deltas, about).write(&self.strata).map_err(of_strata)
+    }
+}
+
+impl Shipped {
+    /// One of today's form.
+    #[must_use]
+    pub fn new(manifest: Manifest, volumes: Vec<ShippedVolume>) -> Self {
+        Self { version: VERSION, manifest, shipped_at: jiff::Timestamp::now(), volumes }
+    }
+
+    /// Pages that are wrong, over all volumes.
+    #[must_use]
+    pub fn bad_pages(&self) -> u64 {
+        self.volumes.iter().map(|volume| volume.pages.bad).sum()
+    }
+}
