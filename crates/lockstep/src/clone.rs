@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::names::{CloneName, SetId};
 use crate::postgres::{instance, server};
+use crate::restore::source::{Form, From};
 use crate::restore::target::Recovery;
 use crate::restore::{self, CloneOptions, Request, Restored, unfinished};
 use crate::set::journal::{self, RestoreJournal};
@@ -78,6 +79,10 @@ pub fn create(cx: &Context, create: &Create) -> Result<Record> {
     let parent = cx.cluster.clones.directory.clone().unwrap_or_else(|| cx.state.path("clone-data"));
     let request = Request {
         set: create.set.clone(),
+        from: From::Snapshots,
+        form: Form::Clones,
+        delta: false,
+        only_databases: Vec::new(),
         to: parent.join(create.name.as_str()),
         recovery: create.recovery.clone(),
         tablespaces: Vec::new(),

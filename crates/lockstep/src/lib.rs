@@ -23,6 +23,7 @@ pub mod process;
 pub mod repository;
 pub mod restore;
 pub mod set;
+pub mod ship;
 pub mod steps;
 pub mod survey;
 pub mod volume;

@@ -5,10 +5,11 @@
 //! step and not a `zfs snapshot` half way; a child marked cancellable is killed and waited for.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How much of a failed program's stderr is kept, in bytes.
@@ -240,6 +241,54 @@ impl Program {
             .map_err(|source| self.start_error(source))
     }
 
+    /// Puts it behind `nice` and `ionice`, where asked for.
+    #[must_use]
+    pub fn gently(mut self, nice: Option<u8>, idle_disk: Option<bool>) -> Self {
+        let mut before: Vec<OsString> = Vec::new();
+        if let Some(nice) = nice.filter(|nice| *nice > 0) {
+            before.extend(["nice".into(), "-n".into(), nice.to_string().into()]);
+        }
+        if let Some(idle) = idle_disk {
+            let class: &[&str] = if idle { &["-c", "3"] } else { &["-c", "2", "-n", "7"] };
+            before.push("ionice".into());
+            before.extend(class.iter().map(OsString::from));
+        }
+        if !before.is_empty() {
+            before.push(std::mem::take(&mut self.program));
+            before.append(&mut self.args);
+            self.program = before.remove(0);
+            self.args = before;
+        }
+        self
+    }
+
+    /// Starts it, with its output to be read while it runs.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn read_from(&self) -> Result<Piped<ChildStdout>, CommandError> {
+        let mut child = self.piped(Stdio::null(), Stdio::piped())?;
+        let pipe = child.stdout.take();
+        Piped::new(self, child, pipe)
+    }
+
+    /// Starts it, with its input to be written while it runs.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn write_to(&self) -> Result<Piped<ChildStdin>, CommandError> {
+        let mut child = self.piped(Stdio::piped(), Stdio::null())?;
+        let pipe = child.stdin.take();
+        Piped::new(self, child, pipe)
+    }
+
+    fn piped(&self, stdin: Stdio, stdout: Stdio) -> Result<Child, CommandError> {
+        tracing::debug!(command = %self.display(), "start");
+        let mut command = self.command();
+        command.stdin(stdin).stdout(stdout).stderr(Stdio::piped());
+        command.spawn().map_err(|source| self.start_error(source))
+    }
+
     /// Replaces this process by the program; returns only when that failed.
     pub fn exec(&self) -> CommandError {
         let source = self.command_here().exec();
@@ -248,6 +297,69 @@ impl Program {
 
     fn start_error(&self, source: std::io::Error) -> CommandError {
         CommandError::Start { program: self.program.to_string_lossy().into_owned(), source }
+    }
+}
+
+/// A program that runs at the other end of a pipe. Dropped before its end it is killed.
+#[derive(Debug)]
+pub struct Piped<P> {
+    child: Child,
+    command: String,
+    pipe: Option<P>,
+    stderr: Option<JoinHandle<String>>,
+}
+
+impl<P> Piped<P> {
+    fn new(program: &Program, mut child: Child, pipe: Option<P>) -> Result<Self, CommandError> {
+        let stderr = child.stderr.take();
+        let stderr = std::thread::spawn(move || stderr.map(read_tail).unwrap_or_default());
+        Ok(Self { child, command: program.display(), pipe, stderr: Some(stderr) })
+    }
+
+    /// Closes the pipe and waits for the program's end.
+    ///
+    /// # Errors
+    /// When it ended with a status other than 0.
+    pub fn finish(mut self) -> Result<(), CommandError> {
+        self.pipe = None;
+        let status = self
+            .child
+            .wait()
+            .map_err(|source| CommandError::Start { program: self.command.clone(), source })?;
+        let stderr = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
+        tracing::debug!(command = %self.command, %status, "ended");
+        if status.success() {
+            return Ok(());
+        }
+        Err(CommandError::Exit { command: std::mem::take(&mut self.command), status, stderr })
+    }
+}
+
+impl<P> Drop for Piped<P> {
+    fn drop(&mut self) {
+        if self.stderr.is_some() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+impl<P: Read> Read for Piped<P> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.pipe.as_mut().map_or(Ok(0), |pipe| pipe.read(buffer))
+    }
+}
+
+impl<P: Write> Write for Piped<P> {
+    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
+        match &mut self.pipe {
+            Some(pipe) => pipe.write(buffer),
+            None => Err(std::io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.pipe.as_mut().map_or(Ok(()), Write::flush)
     }
 }
 
@@ -307,6 +419,21 @@ mod tests {
     fn a_missing_program_says_so() {
         let error = Program::new("lockstep-no-such-program").run().unwrap_err();
         assert!(error.hint().is_some_and(|hint| hint.contains("installed")));
+    }
+
+    #[test]
+    fn a_pipe_is_read_to_its_end_and_a_failure_is_told() {
+        let mut text = String::new();
+        let mut piped = Program::new("echo").arg("x").gently(Some(5), None).read_from().unwrap();
+        piped.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "x\n");
+        piped.finish().unwrap();
+        let mut failed = Program::new("ls").arg("/no such place").read_from().unwrap();
+        failed.read_to_string(&mut text).unwrap();
+        assert!(failed.finish().unwrap_err().stderr().contains("No such file"));
+        let mut taken = Program::new("cat").write_to().unwrap();
+        taken.write_all(b"y").unwrap();
+        taken.finish().unwrap();
     }
 
     #[test]

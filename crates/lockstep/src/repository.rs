@@ -8,8 +8,13 @@
 //! `strata` stores images and knows neither ZFS nor PostgreSQL. Here is what makes an image of a
 //! send stream and a send stream of an image.
 
+pub mod files;
 mod format;
+pub mod header;
+pub mod image;
+pub mod ingest;
 pub mod shipped;
+pub mod unfold;
 
 use std::path::Path;
 

@@ -5,7 +5,9 @@
 
 mod build;
 pub mod placement;
+mod receive;
 pub mod run_server;
+pub mod source;
 pub mod target;
 mod tree;
 pub mod unfinished;
@@ -28,6 +30,7 @@ pub(crate) use tree::write_auto_conf;
 
 use build::Build;
 use placement::{Naming, Placement};
+use source::{Form, From, FromRepository, Source};
 use target::Recovery;
 
 /// What a restore was asked for.
@@ -35,13 +38,21 @@ use target::Recovery;
 pub struct Request {
     /// A set's id, its beginning, or `latest`.
     pub set: String,
+    /// Where the set comes from.
+    pub from: From,
+    /// What its data becomes.
+    pub form: Form,
+    /// Bring what is at the folder or in the datasets to the set's state; only what differs is written.
+    pub delta: bool,
+    /// Restore the files of these databases only; those of the others become holes.
+    pub only_databases: Vec<String>,
     /// The folder that gets the cluster.
     pub to: PathBuf,
     /// Where recovery ends.
     pub recovery: Recovery,
     /// Tablespaces that go elsewhere: OID or name, folder.
     pub tablespaces: Vec<(String, PathBuf)>,
-    /// Where the clones are made; beside their origins where left out.
+    /// Where the datasets are made; clones beside their origins where left out.
     pub dataset: Option<DatasetName>,
     /// Start the server and wait until it accepts connections.
     pub start: bool,
@@ -125,28 +136,90 @@ pub fn plan(cx: &Context, request: &Request) -> Result<(Manifest, Placement)> {
 }
 
 fn prepare<'a>(cx: &'a Context, request: &'a Request) -> Result<Build<'a>> {
-    let manifest = cx.state.find(&request.set)?;
+    let id = match &request.clone {
+        Some(clone) => format!("clone-{}", clone.name),
+        None => format!("restore-{}", random_suffix()),
+    };
+    let (manifest, source) = open_source(cx, request, &id)?;
     let mut recovery = request.recovery.clone();
     // A standby that was shut down would go on with its primary's timeline.
     recovery.set_is_shut_down =
         manifest.strategy == crate::plan::Strategy::Cold && !manifest.postgres.standby;
     recovery.check(&manifest)?;
-    check_set(cx, &manifest)?;
-    let directory = check_directory(cx, &request.to)?;
-    let id = match &request.clone {
-        Some(clone) => format!("clone-{}", clone.name),
-        None => format!("restore-{}", random_suffix()),
+    if matches!(source, Source::Snapshots) {
+        check_set(cx, &manifest)?;
+    }
+    let directory = check_directory(cx, &request.to, request.delta)?;
+    let naming = match &source {
+        Source::Snapshots => Naming::Clones { name: &id, parent: request.dataset.as_ref() },
+        Source::Repository(from) => match &from.parent {
+            Some(parent) => Naming::Below(parent),
+            None => Naming::Folders,
+        },
     };
-    let naming = Naming { name: &id, parent: request.dataset.as_ref() };
     let placement = placement::place(&manifest, &directory, &request.tablespaces, &naming)?;
     for (_, path) in &request.tablespaces {
-        check_directory(cx, path)?;
+        check_directory(cx, path, request.delta)?;
     }
-    Ok(Build::new(cx, request, recovery, manifest, placement, id))
+    if request.delta && instance::postmaster(&placement.data)?.is_some() {
+        return Err(Error::usage(
+            format!("a server runs in \"{}\"", placement.data.display()),
+            "stop it first: what it has in memory would be written over the restored files",
+        ));
+    }
+    Build::new(cx, request, recovery, manifest, placement, id, source)
 }
 
-/// The folder as an absolute path; it must be empty or not there, and not in the live cluster.
-fn check_directory(cx: &Context, path: &std::path::Path) -> Result<PathBuf> {
+/// The set, and where its volumes come from.
+fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, Source)> {
+    let name = match (&request.from, request.form) {
+        (From::Snapshots, Form::Clones) => {
+            return Ok((cx.state.find(&request.set)?, Source::Snapshots));
+        }
+        (From::Snapshots, _) => {
+            return Err(Error::usage(
+                "snapshots of this host become clones",
+                "leave out --as, or restore --from repository",
+            ));
+        }
+        (From::Repository(_), Form::Clones) => {
+            return Err(Error::usage(
+                "what comes from a repository can't be clones",
+                "write --as zfs or --as files",
+            ));
+        }
+        (From::Repository(name), _) => name,
+    };
+    let parent = match request.form {
+        Form::Files => None,
+        _ => Some(request.dataset.clone().ok_or_else(|| {
+            Error::usage(
+                "--as zfs needs a place for the datasets",
+                "name one with --dataset POOL/PATH: its children become data, wal and tablespace-OID",
+            )
+        })?),
+    };
+    let repository = source::open_repository(cx, name.as_deref())?;
+    let shipped = repository.find(&request.set)?;
+    let makes_parent = match &parent {
+        Some(parent) => !cx.zfs.exists(parent.as_str())?,
+        None => false,
+    };
+    let from = FromRepository {
+        repository,
+        parent,
+        makes_parent,
+        staging: cx.state.path("staging").join(id),
+        delta: request.delta,
+        only: request.only_databases.clone(),
+        shipped,
+    };
+    Ok((from.shipped.manifest.clone(), Source::Repository(Box::new(from))))
+}
+
+/// The folder as an absolute path; it must not be in the live cluster, and unless it may hold
+/// something it must be empty or not there.
+fn check_directory(cx: &Context, path: &std::path::Path, may_hold: bool) -> Result<PathBuf> {
     let path = std::path::absolute(path).map_err(Error::io("find", path))?;
     let existing = path.ancestors().find(|ancestor| ancestor.exists());
     let real = match existing {
@@ -160,7 +233,7 @@ fn check_directory(cx: &Context, path: &std::path::Path) -> Result<PathBuf> {
     if let Some(part) = live_part(cx, &real)? {
         return Err(Refusal::DirectoryInsideCluster { path: real, part }.into());
     }
-    if real.is_dir() && !crate::files::is_empty_directory(&real)? {
+    if real.is_dir() && !may_hold && !crate::files::is_empty_directory(&real)? {
         return Err(Refusal::DirectoryNotEmpty { path: real }.into());
     }
     if real.exists() && !real.is_dir() {

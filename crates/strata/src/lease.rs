@@ -57,9 +57,34 @@ impl Lease {
         seconds: u64,
         now: u64,
     ) -> Result<Lease> {
+        Lease::take(repository, what, owner, seconds, now, false)
+    }
+
+    /// The same, but a lease of the same owner's is taken over before it expires. For owners that know by other means
+    /// that there is only one of them, so that the other is one that died.
+    pub fn acquire_or_inherit(
+        repository: &Repository,
+        what: &str,
+        owner: &str,
+        seconds: u64,
+        now: u64,
+    ) -> Result<Lease> {
+        Lease::take(repository, what, owner, seconds, now, true)
+    }
+
+    fn take(
+        repository: &Repository,
+        what: &str,
+        owner: &str,
+        seconds: u64,
+        now: u64,
+        inherits: bool,
+    ) -> Result<Lease> {
         check_name("lease", what)?;
         let newest = newest(repository, what)?;
-        if let Some(held) = newest.as_ref().filter(|held| !held.released && now < held.expires) {
+        let is_held = |held: &&Body| !held.released && now < held.expires;
+        let is_anothers = |held: &&Body| !inherits || held.owner != owner;
+        if let Some(held) = newest.as_ref().filter(is_held).filter(is_anothers) {
             return Err(leased(held));
         }
         let body = Body {

@@ -103,7 +103,9 @@ fn run(arguments: &Arguments) -> Result<Done> {
     if let Command::Stream(command) = &arguments.command {
         // Before signals are caught: a stream is read, and Ctrl-C may end that anywhere.
         steps::end_with_the_reader();
-        return stream::run(command, arguments.json).map(|()| Done::Well).map_err(of_stream);
+        return stream::run(command, arguments.json)
+            .map(|()| Done::Well)
+            .map_err(crate::repository::ingest::of_stream);
     }
     steps::catch_signals()?;
     let config = Config::read(&arguments.config)?;
@@ -129,21 +131,6 @@ fn run(arguments: &Arguments) -> Result<Done> {
         Command::Mirror(_) | Command::Stream(_) | Command::InternalServer { .. } => {
             Err(Error::failed("not reached"))
         }
-    }
-}
-
-/// An error of the stream crate as one of the program's, with its hint.
-fn of_stream(error: sendstream::Error) -> Error {
-    let hint = error.hint().map(str::to_owned);
-    let source = std::error::Error::source(&error).map(ToString::to_string);
-    let failed = Error::failed(error.to_string());
-    let failed = match source {
-        Some(source) => failed.because(source),
-        None => failed,
-    };
-    match hint {
-        Some(hint) => failed.with_hint(hint),
-        None => failed,
     }
 }
 

@@ -10,6 +10,7 @@ use super::Done;
 use super::output::{self, JSON_VERSION};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::restore::source::{Form, From};
 use crate::restore::target::{Action, Recovery, Target, parse_time};
 use crate::restore::{self, Request, Restored};
 use crate::volume::zfs::DatasetName;
@@ -27,13 +28,19 @@ pub(super) struct Restore {
     /// Put a tablespace elsewhere
     #[arg(long = "tablespace", value_name = "OID_OR_NAME=DIR", value_parser = pair)]
     tablespaces: Vec<(String, PathBuf)>,
-    /// Where the data comes from
-    #[arg(long, value_enum, default_value_t = From::Snapshots)]
+    /// Where the data comes from: snapshots, repository or repository:NAME
+    #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = source)]
     from: From,
-    /// What the data becomes
-    #[arg(long = "as", value_enum, default_value_t = As::Clones)]
-    form: As,
-    /// The dataset below which clones are made; beside their origins where left out
+    /// What the data becomes; clones of snapshots, or files from a repository, where left out
+    #[arg(long = "as", value_enum)]
+    form: Option<As>,
+    /// Bring what is at DIR, or in the datasets, to the set's state: only what differs is written
+    #[arg(long)]
+    delta: bool,
+    /// Restore the files of this database (and PostgreSQL's own) only; those of others become holes
+    #[arg(long = "only-database", value_name = "NAME")]
+    only_databases: Vec<String>,
+    /// The dataset below which clones or received datasets are made; clones go beside their origins where left out
     #[arg(long, value_name = "POOL/PATH", value_parser = DatasetName::new)]
     dataset: Option<DatasetName>,
     /// Start the server and wait until it accepts connections
@@ -51,15 +58,13 @@ pub(super) struct Restore {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum From {
-    /// The snapshots on this host
-    Snapshots,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum As {
     /// Writable clones of the snapshots, in no time and no space
     Clones,
+    /// Datasets, received from a repository
+    Zfs,
+    /// Files on any file system, from a repository
+    Files,
 }
 
 /// The options that say where recovery ends; those of `restore` and `clone create`.
@@ -126,6 +131,17 @@ impl TargetArguments {
     }
 }
 
+fn source(text: &str) -> Result<From, String> {
+    match text.split_once(':') {
+        None if text == "snapshots" => Ok(From::Snapshots),
+        None if text == "repository" => Ok(From::Repository(None)),
+        Some(("repository", name)) if !name.is_empty() => {
+            Ok(From::Repository(Some(name.to_owned())))
+        }
+        _ => Err("write snapshots, repository or repository:NAME".into()),
+    }
+}
+
 fn pair(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
         Some((which, path)) if !which.is_empty() && path.starts_with('/') => {
@@ -137,10 +153,18 @@ fn pair(text: &str) -> Result<(String, PathBuf), String> {
 
 impl Restore {
     pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
-        // One value each in this version; matching keeps the next one from being forgotten.
-        let (From::Snapshots, As::Clones) = (self.from, self.form);
+        let form = match (self.form, &self.from) {
+            (Some(As::Clones), _) | (None, From::Snapshots) => Form::Clones,
+            (Some(As::Zfs), _) => Form::Zfs,
+            (None, _) if self.dataset.is_some() => Form::Zfs,
+            (Some(As::Files) | None, _) => Form::Files,
+        };
         let request = Request {
             set: self.set.clone(),
+            from: self.from.clone(),
+            form,
+            delta: self.delta,
+            only_databases: self.only_databases.clone(),
             to: self.to.clone(),
             recovery: self.target.recovery(self.keep_archiving)?,
             tablespaces: self.tablespaces.clone(),
@@ -166,9 +190,9 @@ fn show_plan(cx: &Context, request: &Request, json: bool) -> Result<Done> {
     let (manifest, placement) = restore::plan(cx, request)?;
     if json {
         let clones: Vec<_> = placement
-            .clones
+            .volumes
             .iter()
-            .map(|c| json!({"origin": c.origin.to_string(), "dataset": c.dataset, "mountpoint": c.mountpoint.display().to_string()}))
+            .map(|v| json!({"origin": v.origin.to_string(), "dataset": v.dataset, "mountpoint": v.mountpoint.display().to_string()}))
             .collect();
         output::print_json(
             &json!({"version": JSON_VERSION, "set": manifest.set, "clones": clones}),
@@ -176,12 +200,12 @@ fn show_plan(cx: &Context, request: &Request, json: bool) -> Result<Done> {
         return Ok(Done::Well);
     }
     println!("set {} would become:", manifest.set);
-    let mut table = output::table(&["clone of", "dataset", "mounted at"]);
-    for clone in &placement.clones {
+    let mut table = output::table(&["copy of", "dataset", "at"]);
+    for volume in &placement.volumes {
         table.add_row([
-            clone.origin.to_string(),
-            clone.dataset.to_string(),
-            output::path(&clone.mountpoint),
+            volume.origin.to_string(),
+            volume.dataset.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
+            output::path(&volume.mountpoint),
         ]);
     }
     output::print_table(&table);
@@ -190,7 +214,8 @@ fn show_plan(cx: &Context, request: &Request, json: bool) -> Result<Done> {
 
 fn as_json(restored: &Restored) -> Value {
     let placement = &restored.placement;
-    let clones: Vec<_> = placement.clones.iter().map(|clone| clone.dataset.as_str()).collect();
+    let clones: Vec<_> =
+        placement.volumes.iter().filter_map(|volume| volume.dataset.as_ref()).collect();
     json!({
         "version": JSON_VERSION, "set": restored.set.set, "strategy": restored.set.strategy,
         "directory": placement.directory.display().to_string(),
@@ -206,8 +231,12 @@ fn as_text(restored: &Restored) {
     let placement = &restored.placement;
     println!("set {} is restored", restored.set.set);
     println!("  data directory  {}", output::path(&placement.data));
-    for clone in &placement.clones {
-        println!("  dataset         {} at {}", clone.dataset, output::path(&clone.mountpoint));
+    for volume in &placement.volumes {
+        let at = output::path(&volume.mountpoint);
+        match &volume.dataset {
+            Some(dataset) => println!("  dataset         {dataset} at {at}"),
+            None => println!("  folder          {at}"),
+        }
     }
     match (restored.started, restored.port) {
         (true, Some(port)) => {

@@ -11,8 +11,8 @@ use crate::volume::zfs::DatasetName;
 /// The newest form that is known.
 const VERSION: u32 = 1;
 
-/// The image that holds the files beside the manifest; its deltas are named by sets.
-pub const FILES_IMAGE: &str = "set-files";
+/// The image that holds the files beside the manifest; its deltas are named by sets. No dataset has an `@` in its name.
+pub const FILES_IMAGE: &str = "@files";
 
 /// A set in a repository.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -95,6 +95,17 @@ impl Repository {
             )));
         }
         Ok(shipped)
+    }
+
+    /// Reads a set's manifest, if the set is there.
+    ///
+    /// # Errors
+    /// When it is damaged, of a newer form, or the store fails.
+    pub fn read_if_there(&self, set: &str) -> Result<Option<Shipped>> {
+        match Stored::read(&self.strata, set) {
+            Err(error) if error.is_not_found() => Ok(None),
+            _ => self.read(set).map(Some),
+        }
     }
 
     /// All sets, oldest first, and those that can't be read.

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::placement::Placement;
+use super::placement::{PlacedVolume, Placement};
+use super::source::Source;
 use super::target::Recovery;
 use super::{Request, Restored, run_server, tree, unfinished};
 use crate::context::Context;
@@ -14,8 +15,9 @@ use crate::postgres::recovery;
 use crate::process::Credentials;
 use crate::set::journal::{self, RestoreJournal};
 use crate::set::manifest::Manifest;
+use crate::set::state::read_file_of;
 use crate::steps;
-use crate::volume::zfs::CloneSpec;
+use crate::volume::zfs::DatasetName;
 
 /// A restore under way.
 pub(super) struct Build<'a> {
@@ -26,6 +28,7 @@ pub(super) struct Build<'a> {
     pub(super) placement: Placement,
     pub(super) id: String,
     pub(super) journal: RestoreJournal,
+    pub(super) source: Source,
     lock: Option<Lock>,
 }
 
@@ -37,16 +40,29 @@ impl<'a> Build<'a> {
         manifest: Manifest,
         placement: Placement,
         id: String,
-    ) -> Self {
+        source: Source,
+    ) -> Result<Self> {
+        let mut datasets = datasets(&placement, &source);
+        if source.is_delta() {
+            // What is there already isn't Lockstep's to take away.
+            let mut kept = Vec::new();
+            for dataset in datasets {
+                if !cx.zfs.exists(dataset.as_str())? {
+                    kept.push(dataset);
+                }
+            }
+            datasets = kept;
+        }
         let journal = RestoreJournal {
             id: id.clone(),
-            datasets: placement.clones.iter().map(|clone| clone.dataset.clone()).collect(),
+            received: source.received(&placement),
+            datasets,
             data: placement.data.clone(),
             places: places(&placement),
-            own: vec![placement.directory.join("log"), placement.directory.join("run")],
+            own: own(&placement, &source),
             places_of_others: Vec::new(),
         };
-        Self { cx, request, recovery, manifest, placement, id, journal, lock: None }
+        Ok(Self { cx, request, recovery, manifest, placement, id, journal, source, lock: None })
     }
 
     /// Makes the cluster; on an error call [`Self::undo`].
@@ -59,7 +75,7 @@ impl<'a> Build<'a> {
         self.write_journal()?;
         steps::reached("restore.journal")?;
         self.make_directories(owner)?;
-        self.make_clones()?;
+        self.source.make_volumes(self, owner)?;
         tree::prepare(self, owner)?;
         steps::reached("restore.prepared")?;
         let port = self.port()?;
@@ -78,11 +94,22 @@ impl<'a> Build<'a> {
             run_server::start(self, owner, &mut restored)?;
             steps::reached("restore.started")?;
         }
+        self.source.clean_up(self)?;
         finally(&restored, &self.journal)?;
         steps::reached("restore.done")?;
         files::remove_file(&unfinished::journal_path(self.cx, &self.id))?;
         unfinished::remove_lock(self.cx, &self.id);
         Ok(restored)
+    }
+
+    /// Where the set's own files are.
+    pub(super) fn set_directory(&self) -> PathBuf {
+        self.source.staging().unwrap_or_else(|| self.cx.state.set_directory(&self.manifest.set))
+    }
+
+    /// A file of the set, checked against its hash.
+    pub(super) fn read_set_file(&self, name: &str) -> Result<Vec<u8>> {
+        read_file_of(&self.set_directory(), &self.manifest, name)
     }
 
     /// Undoes everything; what can't be undone now stays in the journal for the next start.
@@ -110,7 +137,7 @@ impl<'a> Build<'a> {
         for folder in ["log", "run", "tablespaces"] {
             files::create_owned_directory(&self.placement.directory.join(folder), owner)?;
         }
-        if self.placement.clones.iter().any(|c| c.mountpoint.starts_with(self.volumes())) {
+        if self.placement.volumes.iter().any(|v| v.mountpoint.starts_with(self.volumes())) {
             files::create_owned_directory(&self.volumes(), owner)?;
         }
         Ok(())
@@ -118,22 +145,6 @@ impl<'a> Build<'a> {
 
     fn volumes(&self) -> PathBuf {
         self.placement.directory.join("volumes")
-    }
-
-    fn make_clones(&self) -> Result<()> {
-        for (index, clone) in self.placement.clones.iter().enumerate() {
-            self.cx.zfs.clone_snapshot(&CloneSpec {
-                origin: &clone.origin,
-                dataset: &clone.dataset,
-                mountpoint: &clone.mountpoint,
-                properties: &[
-                    ("lockstep:restore", self.id.clone()),
-                    ("lockstep:owner", self.cx.state.owner().to_owned()),
-                ],
-            })?;
-            steps::reached(&format!("restore.cloned-{}", index + 1))?;
-        }
-        Ok(())
     }
 
     fn port(&self) -> Result<Option<u16>> {
@@ -169,11 +180,27 @@ impl Build<'_> {
     }
 }
 
+/// The datasets that are made, in their order.
+fn datasets(placement: &Placement, source: &Source) -> Vec<DatasetName> {
+    let parent = source.made_parent().into_iter();
+    parent.chain(placement.volumes.iter().filter_map(|volume| volume.dataset.clone())).collect()
+}
+
+/// Folders that are Lockstep's with all that is in them.
+fn own(placement: &Placement, source: &Source) -> Vec<PathBuf> {
+    let mut own = vec![placement.directory.join("log"), placement.directory.join("run")];
+    own.extend(source.staging());
+    let is_new = |volume: &&PlacedVolume| volume.dataset.is_none() && !volume.mountpoint.exists();
+    let folders = placement.volumes.iter().filter(is_new);
+    own.extend(folders.map(|volume| volume.mountpoint.clone()));
+    own
+}
+
 /// What is made that is empty once the clones are gone, the innermost first.
 fn places(placement: &Placement) -> Vec<PathBuf> {
     let directory = &placement.directory;
     let mut places: Vec<PathBuf> = placement.links.iter().map(|(link, _)| link.clone()).collect();
-    places.extend(placement.clones.iter().map(|clone| clone.mountpoint.clone()));
+    places.extend(placement.volumes.iter().map(|volume| volume.mountpoint.clone()));
     places.extend([directory.join("tablespaces"), directory.join("volumes")]);
     // Folders above a place that aren't there yet are Lockstep's too.
     let tops: Vec<&Path> = std::iter::once(directory.as_path())

@@ -21,8 +21,8 @@ use crate::volume::zfs::{DatasetName, SnapshotName};
 pub struct Placement {
     /// DIR.
     pub directory: PathBuf,
-    /// One clone a volume, in the manifest's order.
-    pub clones: Vec<PlacedClone>,
+    /// The volumes, in the manifest's order.
+    pub volumes: Vec<PlacedVolume>,
     /// Links to make: (link, what it points at).
     pub links: Vec<(PathBuf, PathBuf)>,
     /// The data directory without links.
@@ -35,14 +35,14 @@ pub struct Placement {
     pub tablespaces: BTreeMap<u32, PlacedTablespace>,
 }
 
-/// A clone and its mount point.
+/// A volume's new place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PlacedClone {
-    /// What it is a clone of.
+pub struct PlacedVolume {
+    /// The snapshot that it becomes a copy of.
     pub origin: SnapshotName,
-    /// Its own name.
-    pub dataset: DatasetName,
-    /// Where it is mounted.
+    /// The dataset that it becomes; none where it becomes a plain folder.
+    pub dataset: Option<DatasetName>,
+    /// Where it is mounted, or the folder.
     pub mountpoint: PathBuf,
 }
 
@@ -57,13 +57,20 @@ pub struct PlacedTablespace {
     pub real: PathBuf,
 }
 
-/// Names of the clones: below `parent` where given, else beside each volume's dataset.
-#[derive(Debug, Clone)]
-pub struct Naming<'a> {
-    /// `restore-ab12` or `clone-NAME`.
-    pub name: &'a str,
-    /// `--dataset`.
-    pub parent: Option<&'a DatasetName>,
+/// Names of the new datasets.
+#[derive(Debug, Clone, Copy)]
+pub enum Naming<'a> {
+    /// Of clones: below `parent` where it is in the origin's pool, else beside each volume's dataset.
+    Clones {
+        /// `restore-ab12` or `clone-NAME`.
+        name: &'a str,
+        /// `--dataset`.
+        parent: Option<&'a DatasetName>,
+    },
+    /// Below this one, each by its first part: `POOL/PATH/data`.
+    Below(&'a DatasetName),
+    /// None: plain folders.
+    Folders,
 }
 
 /// Lays out `manifest` under `directory`, tablespaces at `elsewhere` where it names them.
@@ -85,12 +92,20 @@ pub fn place(
             .cloned()
             .unwrap_or_else(|| directory.join("tablespaces").join(oid.to_string())),
     };
-    let mut clones = Vec::new();
+    let mut volumes = Vec::new();
     for (index, volume) in manifest.volumes.iter().enumerate() {
         let root = volume.parts.iter().find(|part| part.inside.as_os_str().is_empty());
-        clones.push(PlacedClone {
+        let part = volume.parts.first();
+        let part = part.map_or_else(|| index.to_string(), |part| part.kind.id());
+        volumes.push(PlacedVolume {
             origin: volume.snapshot_name(),
-            dataset: clone_name(&volume.dataset, index, volume.parts.first(), naming)?,
+            dataset: match naming {
+                Naming::Clones { name, parent } => {
+                    Some(clone_name(&volume.dataset, &part, name, *parent))
+                }
+                Naming::Below(parent) => Some(parent.child(&part)),
+                Naming::Folders => None,
+            },
             mountpoint: match root {
                 Some(part) => part_path(&part.kind),
                 None => directory.join("volumes").join((index + 1).to_string()),
@@ -98,7 +113,7 @@ pub fn place(
         });
     }
     let real = |volume: usize, part: &SetPart| {
-        let mount: &PathBuf = &clones[volume].mountpoint;
+        let mount: &PathBuf = &volumes[volume].mountpoint;
         if part.inside.as_os_str().is_empty() { mount.clone() } else { mount.join(&part.inside) }
     };
     let missing = |what: &str| Error::failed(format!("set {} names no {what}", manifest.set));
@@ -125,7 +140,7 @@ pub fn place(
         directory: directory.to_path_buf(),
         wal: if wal_in_data { data.join("pg_wal") } else { real(wal_volume, wal_part) },
         wal_link: (!wal_in_data).then(|| directory.join("wal")),
-        clones,
+        volumes,
         links,
         data,
         tablespaces,
@@ -170,18 +185,14 @@ fn resolve(manifest: &Manifest, elsewhere: &[(String, PathBuf)]) -> Result<BTree
 
 fn clone_name(
     dataset: &DatasetName,
-    index: usize,
-    part: Option<&SetPart>,
-    naming: &Naming<'_>,
-) -> Result<DatasetName> {
-    let beside = dataset.parent().unwrap_or_else(|| dataset.clone());
-    let parent = naming.parent.unwrap_or(&beside);
-    if parent.pool() != dataset.pool() && naming.parent.is_some() {
-        // A clone lives in its origin's pool; --dataset can name one pool's place only.
-        return clone_name(dataset, index, part, &Naming { name: naming.name, parent: None });
-    }
-    let part = part.map_or_else(|| index.to_string(), |part| part.kind.id());
-    Ok(parent.child(&format!("lockstep-{}-{part}", naming.name)))
+    part: &str,
+    name: &str,
+    parent: Option<&DatasetName>,
+) -> DatasetName {
+    // A clone lives in its origin's pool; --dataset can name one pool's place only.
+    let parent = parent.filter(|parent| parent.pool() == dataset.pool()).cloned();
+    let parent = parent.or_else(|| dataset.parent()).unwrap_or_else(|| dataset.clone());
+    parent.child(&format!("lockstep-{name}-{part}"))
 }
 
 #[cfg(test)]

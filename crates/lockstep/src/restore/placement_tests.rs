@@ -30,7 +30,7 @@ fn place_at(
     let elsewhere: Vec<_> =
         elsewhere.iter().map(|(which, path)| ((*which).to_owned(), PathBuf::from(path))).collect();
     let parent = parent.map(|name| DatasetName::new(name).unwrap());
-    let naming = Naming { name: "restore-x", parent: parent.as_ref() };
+    let naming = Naming::Clones { name: "restore-x", parent: parent.as_ref() };
     place(manifest, Path::new("/r"), &elsewhere, &naming)
 }
 
@@ -40,9 +40,12 @@ fn placed(manifest: &Manifest) -> Placement {
 
 fn mounts(placement: &Placement) -> Vec<(&str, &str)> {
     placement
-        .clones
+        .volumes
         .iter()
-        .map(|clone| (clone.dataset.as_str(), clone.mountpoint.to_str().unwrap()))
+        .map(|volume| {
+            let dataset = volume.dataset.as_ref().map_or("", DatasetName::as_str);
+            (dataset, volume.mountpoint.to_str().unwrap())
+        })
         .collect()
 }
 
@@ -77,7 +80,7 @@ fn volumes_of_their_own_are_mounted_in_place() {
         (&tablespace.link, &tablespace.real),
         (&PathBuf::from("/r/tablespaces/1"), &PathBuf::from("/r/tablespaces/1"))
     );
-    assert_eq!(placement.clones[0].origin.to_string(), format!("t/pg/data@lockstep-{SET}"));
+    assert_eq!(placement.volumes[0].origin.to_string(), format!("t/pg/data@lockstep-{SET}"));
 }
 
 #[test]
@@ -204,7 +207,7 @@ fn names_of_clones_never_meet() {
         volume("t/c/x", &[(WAL, "/c", "")]),
     ];
     let placement = place_at(&manifest(SET, volumes), &[], Some("t/all")).unwrap();
-    let mut datasets: Vec<_> = placement.clones.iter().map(|clone| &clone.dataset).collect();
+    let mut datasets: Vec<_> = placement.volumes.iter().map(|volume| &volume.dataset).collect();
     datasets.sort();
     datasets.dedup();
     assert_eq!(datasets.len(), 3);

@@ -156,7 +156,7 @@ fn isolate(
         }
         files::create_directories(at)?;
     }
-    let mut own: Vec<PathBuf> = placement.clones.iter().map(|c| c.mountpoint.clone()).collect();
+    let mut own: Vec<PathBuf> = placement.volumes.iter().map(|v| v.mountpoint.clone()).collect();
     own.sort();
     let mut writable = vec![placement.directory.clone()];
     writable.extend(isolation::USUAL.map(PathBuf::from));

@@ -70,6 +70,9 @@ fn turn_links(build: &Build) -> Result<()> {
         if let Some(parent) = link.parent() {
             files::create_directories(parent)?;
         }
+        if build.source.is_delta() {
+            unlink(link)?;
+        }
         make(link, target)?;
     }
     if let Some(target) = &placement.wal_link {
@@ -145,7 +148,7 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
 fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let wal = &build.manifest.wal;
     let pg_wal = &build.placement.wal;
-    let from = build.cx.state.set_directory(&build.manifest.set).join("wal");
+    let from = build.set_directory().join("wal");
     let place = |name: &String| {
         let to = pg_wal.join(name);
         wal::copy_file(&from.join(name), &to)?;
@@ -173,7 +176,7 @@ fn place_control(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let path = build.placement.data.join(PG_CONTROL);
     let control = if build.manifest.files.contains_key(KEPT_CONTROL) {
         // Of a standby, read after the last snapshot: its minRecoveryPoint is the set's end.
-        let bytes = build.cx.state.read_set_file(&build.manifest, KEPT_CONTROL)?;
+        let bytes = build.read_set_file(KEPT_CONTROL)?;
         ControlFile::parse(&bytes).map_err(|e| damaged(build, format!("{KEPT_CONTROL}: {e}")))?
     } else {
         instance::read_control(&build.placement.data)?
@@ -221,14 +224,14 @@ fn place_label(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let kept = &build.manifest.files;
     let data = &build.placement.data;
     if kept.contains_key("tablespace_map") {
-        let map = build.cx.state.read_set_file(&build.manifest, "tablespace_map")?;
+        let map = build.read_set_file("tablespace_map")?;
         if !map.is_empty() {
             let map = moved_map(build, &map)?;
             files::write_owned(&data.join("tablespace_map"), &map, owner)?;
         }
     }
     if kept.contains_key("backup_label") {
-        let label = build.cx.state.read_set_file(&build.manifest, "backup_label")?;
+        let label = build.read_set_file("backup_label")?;
         files::write_owned(&data.join("backup_label"), &label, owner)?;
     }
     files::sync_directory(data)
@@ -260,7 +263,7 @@ fn place_configuration(build: &Build, owner: Option<Credentials>) -> Result<()> 
             continue;
         }
         let bytes = if build.manifest.files.contains_key(&key) {
-            build.cx.state.read_set_file(&build.manifest, &key)?
+            build.read_set_file(&key)?
         } else if name == "pg_hba.conf" {
             tracing::warn!(
                 "the set has no pg_hba.conf: the restored cluster lets only \"{}\" in, over its socket",

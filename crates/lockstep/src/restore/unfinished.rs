@@ -75,7 +75,14 @@ pub fn undo(cx: &Context, entry: &RestoreJournal) -> Result<()> {
 /// # Errors
 /// When one stays.
 pub fn destroy_datasets(cx: &Context, entry: &RestoreJournal) -> Result<()> {
-    entry.datasets.iter().rev().try_for_each(|dataset| cx.zfs.destroy_clone(dataset, &entry.id))
+    for dataset in entry.datasets.iter().rev() {
+        let of = |name: &&String| name.split('@').next() == Some(dataset.as_str());
+        for name in entry.received.iter().filter(of) {
+            cx.zfs.destroy_received(dataset, name, &entry.id)?;
+        }
+        cx.zfs.destroy_clone(dataset, &entry.id)?;
+    }
+    Ok(())
 }
 
 /// Removes the folders, which are empty once the clones are gone.

@@ -42,6 +42,9 @@ pub struct RestoreJournal {
     /// Empty folders made as mount points where tablespaces of the original cluster were.
     #[serde(with = "paths_text")]
     pub places_of_others: Vec<PathBuf>,
+    /// Snapshots that come with what is received into the datasets.
+    #[serde(default)]
+    pub received: Vec<String>,
 }
 
 /// Writes an entry durably.

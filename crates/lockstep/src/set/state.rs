@@ -167,23 +167,28 @@ impl State {
     /// # Errors
     /// [`Refusal::SetDamaged`] when it is gone or differs.
     pub fn read_set_file(&self, manifest: &Manifest, name: &str) -> Result<Vec<u8>> {
-        let path = self.set_directory(&manifest.set).join(name);
-        let damaged = |why: String| {
-            let why = format!("\"{}\" {why}", path.display());
-            Error::from(Refusal::SetDamaged { set: manifest.set.to_string(), why })
-        };
-        let bytes = std::fs::read(&path).map_err(|e| damaged(format!("can't be read: {e}")))?;
-        let expected =
-            manifest.files.get(name).ok_or_else(|| damaged("isn't in the manifest".into()))?;
-        let found = super::manifest::hash(&bytes);
-        if found != expected.blake3 {
-            return Err(damaged(format!(
-                "has hash {found}, the manifest says {}",
-                expected.blake3
-            )));
-        }
-        Ok(bytes)
+        read_file_of(&self.set_directory(&manifest.set), manifest, name)
     }
+}
+
+/// A file of a set whose files are in `directory`, checked against the manifest's hash.
+///
+/// # Errors
+/// [`Refusal::SetDamaged`] when it is gone or differs.
+pub fn read_file_of(directory: &Path, manifest: &Manifest, name: &str) -> Result<Vec<u8>> {
+    let path = directory.join(name);
+    let damaged = |why: String| {
+        let why = format!("\"{}\" {why}", path.display());
+        Error::from(Refusal::SetDamaged { set: manifest.set.to_string(), why })
+    };
+    let bytes = std::fs::read(&path).map_err(|e| damaged(format!("can't be read: {e}")))?;
+    let expected =
+        manifest.files.get(name).ok_or_else(|| damaged("isn't in the manifest".into()))?;
+    let found = super::manifest::hash(&bytes);
+    if found != expected.blake3 {
+        return Err(damaged(format!("has hash {found}, the manifest says {}", expected.blake3)));
+    }
+    Ok(bytes)
 }
 
 /// The id of a state_dir, given to it at its first use.

@@ -14,6 +14,7 @@ mod stream;
 mod write;
 
 pub use merge::fold;
+pub use rules::{Heritage, generation, heritage};
 pub use stream::StreamDelta;
 pub use write::StreamSink;
 

@@ -8,7 +8,7 @@ const SA_MAGIC: u32 = 0x2F_505A;
 
 /// What becomes of older content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Heritage {
+pub enum Heritage {
     /// It is the same object: what isn't written over stays.
     Kept,
     /// The same file, sent once with and once without large blocks: its content stays, in the smaller blocks.
@@ -22,11 +22,7 @@ pub(super) enum Heritage {
 /// `zfs receive` empties an object when its block size or its slots change or it loses a block pointer, but keeps
 /// the content where the generation is the same and only `-L` was turned on (`receive_handle_existing_object`).
 /// Another generation or another type is another object too: all of its blocks and holes are in the newer stream.
-pub(super) fn heritage(
-    older: (&Object, &[u8]),
-    newer: (&Object, &[u8]),
-    order: ByteOrder,
-) -> Heritage {
+pub fn heritage(older: (&Object, &[u8]), newer: (&Object, &[u8]), order: ByteOrder) -> Heritage {
     let ((old, old_bonus), (new, new_bonus)) = (older, newer);
     if old.kind != new.kind
         || old.slots() != new.slots()
@@ -68,7 +64,7 @@ fn block_pointers(object: &Object) -> u64 {
 }
 
 /// The transaction in which a file was created, which tells it from another with the same number.
-pub(super) fn generation(bonus_type: u32, bonus: &[u8], order: ByteOrder) -> Option<u64> {
+pub fn generation(bonus_type: u32, bonus: &[u8], order: ByteOrder) -> Option<u64> {
     match bonus_type {
         object_type::ZNODE => order.u64(bonus, 64),
         object_type::SA => {

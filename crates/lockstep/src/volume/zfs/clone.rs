@@ -77,3 +77,28 @@ impl Zfs {
         self.destroy(dataset.as_str())
     }
 }
+
+impl Zfs {
+    /// Destroys a snapshot that came with what was received into a dataset of Lockstep's; one that is
+    /// gone is fine.
+    ///
+    /// # Errors
+    /// When the dataset isn't Lockstep's, or the snapshot stays.
+    pub fn destroy_received(
+        &self,
+        dataset: &DatasetName,
+        snapshot: &str,
+        restore_id: &str,
+    ) -> Result<()> {
+        match self.carries(dataset, "lockstep:restore", restore_id)? {
+            None => Ok(()),
+            Some(true) => match self.exists(snapshot)? {
+                true => self.destroy(snapshot),
+                false => Ok(()),
+            },
+            Some(false) => Err(Error::failed(format!(
+                "\"{dataset}\" isn't what Lockstep made: it doesn't carry lockstep:restore={restore_id}"
+            ))),
+        }
+    }
+}

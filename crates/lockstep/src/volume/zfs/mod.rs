@@ -9,15 +9,18 @@ mod clone;
 mod filesystem;
 mod parse;
 mod snapshot;
+mod stream;
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
 pub use clone::CloneSpec;
 pub use snapshot::{SnapshotFacts, Tagged};
+pub use stream::{Base, SendSpec};
 
 use crate::error::Result;
 use crate::process::{CommandError, Output, Program};
@@ -125,6 +128,7 @@ pub type Properties = BTreeMap<String, BTreeMap<String, String>>;
 #[derive(Debug, Default)]
 pub struct Zfs {
     capabilities: OnceCell<Capabilities>,
+    large_blocks: OnceLock<bool>,
 }
 
 impl Zfs {

@@ -1,0 +1,126 @@
+//! The files beside a set's manifest (label, tablespace map, pg_control, configuration, WAL) as one
+//! image: an object a file, its name in the header. So they are compressed, sealed, checked and
+//! collected like everything else.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use strata::delta::{Change, ImageOptions, ImageWriter, chain};
+use strata::fold::{DataSink, Folded, KeepAll, Reading, fold, open_chain};
+use strata::pack::FrameReader;
+
+use super::shipped::FILES_IMAGE;
+use super::{Repository, of_strata};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::set::manifest::{SetFile, hash_file};
+
+/// Bytes of a file that are one block.
+const BLOCK: usize = 1 << 20;
+
+/// Stores `names`, each read from the path beside it.
+///
+/// # Errors
+/// When one can't be read or the store fails.
+pub fn store(
+    repository: &Repository,
+    set: &str,
+    names: &BTreeMap<String, PathBuf>,
+    options: &ImageOptions,
+) -> Result<()> {
+    let mut writer =
+        ImageWriter::new(&repository.strata, FILES_IMAGE, set, None, options).map_err(of_strata)?;
+    for (object, (name, path)) in (1..).zip(names) {
+        let header = Some(name.clone().into_bytes().into());
+        writer.changed(Change { object, header, ..Change::default() }).map_err(of_strata)?;
+        let mut file = File::open(path).map_err(Error::io("read", path))?;
+        let mut block = vec![0; BLOCK];
+        let mut offset = 0;
+        loop {
+            let length = fill(&mut file, &mut block).map_err(Error::io("read", path))?;
+            if length == 0 {
+                break;
+            }
+            writer.data(offset, &block[..length]).map_err(of_strata)?;
+            offset += length as u64;
+        }
+    }
+    writer.finish().map(|_| ()).map_err(of_strata)
+}
+
+fn fill(file: &mut File, block: &mut [u8]) -> std::io::Result<usize> {
+    let mut length = 0;
+    while length < block.len() {
+        match file.read(&mut block[length..])? {
+            0 => break,
+            more => length += more,
+        }
+    }
+    Ok(length)
+}
+
+/// Writes the set's files below `directory`, and checks each against `expected`.
+///
+/// # Errors
+/// When one is missing or differs, the store fails, or a file can't be written.
+pub fn fetch(
+    repository: &Repository,
+    set: &str,
+    expected: &BTreeMap<String, SetFile>,
+    directory: &Path,
+) -> Result<()> {
+    let chain = chain(&repository.strata, FILES_IMAGE, set, None).map_err(of_strata)?;
+    let readers = open_chain(&repository.strata, &chain, 8 << 20).map_err(of_strata)?;
+    let mut frames = FrameReader::new(&repository.strata, 8 << 20);
+    let mut sink = ToFiles { directory, expected, current: None };
+    fold(readers, true, &KeepAll, &mut Reading::new(&mut frames, &mut sink)).map_err(of_strata)?;
+    for (name, expected) in expected {
+        let path = directory.join(name);
+        if hash_file(&path)? != *expected {
+            return Err(Error::failed(format!(
+                "file \"{name}\" of set {set} in repository \"{}\" isn't what its manifest says",
+                repository.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+struct ToFiles<'a> {
+    directory: &'a Path,
+    expected: &'a BTreeMap<String, SetFile>,
+    current: Option<(File, PathBuf)>,
+}
+
+impl DataSink for ToFiles<'_> {
+    fn object(&mut self, object: &Folded) -> strata::Result<()> {
+        self.current = None;
+        let name = object.header.as_deref().and_then(|name| std::str::from_utf8(name).ok());
+        // Only names that the manifest has: no path of the repository's choosing is written.
+        let Some(name) = name.filter(|name| self.expected.contains_key(*name)) else {
+            return Ok(());
+        };
+        let path = self.directory.join(name);
+        let create = || -> Result<File> {
+            if let Some(parent) = path.parent() {
+                files::create_directories(parent)?;
+            }
+            File::create(&path).map_err(Error::io("create", &path))
+        };
+        let file = create().map_err(strata::Error::caller)?;
+        self.current = Some((file, path));
+        Ok(())
+    }
+
+    fn data(&mut self, _: u64, _: u64, content: &[u8]) -> strata::Result<()> {
+        match &mut self.current {
+            Some((file, path)) => file
+                .write_all(content)
+                .map_err(Error::io("write", &*path))
+                .map_err(strata::Error::caller),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! What a delta's descriptor says about the snapshot that it ends at: enough to begin a send
+//! stream again, and what was left out.
+
+use std::collections::BTreeMap;
+
+use sendstream::record::{Begin, ObjsetType};
+use sendstream::{ByteOrder, Features};
+use serde::{Deserialize, Serialize};
+
+use super::shipped::{LeftOut, Pages};
+use crate::error::{Error, Result};
+use crate::set::manifest::json;
+use crate::volume::zfs::DatasetName;
+
+/// The newest form that is known.
+const VERSION: u32 = 1;
+
+/// The state of an image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageState {
+    /// 1.
+    pub version: u32,
+    /// BEGIN of the stream, with the features of every stream since the first.
+    pub begin: StreamBegin,
+    /// Properties of the dataset that matter to PostgreSQL, as `zfs get` printed them.
+    pub properties: BTreeMap<String, String>,
+    /// What `zfs send` gave, in bytes.
+    pub stream_bytes: u64,
+    /// Files whose content isn't stored, by reason.
+    pub left_out: Vec<LeftOut>,
+    /// Their objects and generations, ascending: should one be needed later, all of it has to come.
+    pub left_out_objects: Vec<(u64, u64)>,
+    /// What the page checksums said.
+    pub pages: Pages,
+}
+
+/// BEGIN of a send stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamBegin {
+    /// Whether the sender was big-endian.
+    pub big_endian: bool,
+    /// Feature bits.
+    pub features: u64,
+    /// Seconds since 1970 at which the snapshot was taken.
+    pub creation_time: u64,
+    /// The flags of BEGIN.
+    pub flags: u32,
+    /// The snapshot's GUID, as text.
+    pub to_guid: String,
+    /// `pool/dataset@snapshot`.
+    pub to_name: String,
+}
+
+impl ImageState {
+    /// One of today's form.
+    #[must_use]
+    pub fn new(begin: StreamBegin, properties: BTreeMap<String, String>) -> Self {
+        Self {
+            version: VERSION,
+            begin,
+            properties,
+            stream_bytes: 0,
+            left_out: Vec::new(),
+            left_out_objects: Vec::new(),
+            pages: Pages::default(),
+        }
+    }
+
+    /// As a descriptor's `about`.
+    ///
+    /// # Errors
+    /// When it can't be expressed in JSON.
+    pub fn to_about(&self) -> Result<serde_json::Value> {
+        serde_json::to_value(self).map_err(json("describe an image"))
+    }
+
+    /// Of a descriptor.
+    ///
+    /// # Errors
+    /// When it says something else.
+    pub fn of(descriptor: &strata::delta::Descriptor) -> Result<Self> {
+        let what = || format!("delta \"{}\" of \"{}\"", descriptor.id, descriptor.image);
+        let state: Self = serde_json::from_value(descriptor.about.clone())
+            .map_err(|e| Error::failed(format!("{} is strange", what())).because(e))?;
+        if state.version > VERSION {
+            return Err(Error::failed(format!(
+                "{} has form {}, this lockstep knows {VERSION}",
+                what(),
+                state.version
+            )));
+        }
+        Ok(state)
+    }
+}
+
+impl StreamBegin {
+    /// Of a stream, as the state after it: `before` is that of the base.
+    #[must_use]
+    pub fn after(begin: &Begin, before: Option<&Self>) -> Self {
+        Self {
+            big_endian: begin.order == ByteOrder::Big,
+            features: begin.features.0 | before.map_or(0, |before| before.features),
+            creation_time: begin.creation_time,
+            flags: begin.flags,
+            to_guid: begin.to_guid.to_string(),
+            to_name: String::from_utf8_lossy(&begin.to_name).into_owned(),
+        }
+    }
+
+    /// BEGIN of a stream that makes this state of nothing, or of the snapshot `from`.
+    ///
+    /// # Errors
+    /// When the GUID is none.
+    pub fn begin(&self, from: Option<u64>) -> Result<Begin> {
+        let guid = self.to_guid.parse().map_err(|_| {
+            Error::failed(format!("\"{}\" of {} is no GUID", self.to_guid, self.to_name))
+        })?;
+        // What is written is neither compressed nor embedded, whatever came in.
+        let plain = Features::COMPRESSED.union(Features::LZ4).union(Features::ZSTD);
+        let plain = plain.union(Features::EMBED_DATA).union(Features::HOLDS);
+        let mut flags = self.flags;
+        if from.is_none() {
+            flags &= !(Begin::FLAG_CLONE | Begin::FLAG_FREERECORDS);
+        }
+        Ok(Begin {
+            order: if self.big_endian { ByteOrder::Big } else { ByteOrder::Little },
+            header_type: 1,
+            features: Features(self.features).without(plain),
+            creation_time: self.creation_time,
+            objset: ObjsetType::FileSystem,
+            flags,
+            to_guid: guid,
+            from_guid: from.unwrap_or(0),
+            to_name: self.to_name.clone().into_bytes(),
+        })
+    }
+}
+
+/// An image's name: the dataset's, with what a path of a store can't hold written as `+` and two
+/// hex digits, and `=` for each slash.
+#[must_use]
+pub fn image_name(dataset: &DatasetName) -> String {
+    let mut name = String::new();
+    for byte in dataset.as_str().bytes() {
+        match byte {
+            b'/' => name.push('='),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b'-' => {
+                name.push(char::from(byte));
+            }
+            _ => name.push_str(&format!("+{byte:02x}")),
+        }
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_images_are_paths_and_one_to_one() {
+        let name = |text: &str| image_name(&DatasetName::new(text).unwrap());
+        assert_eq!(name("tank/pg/data"), "tank=pg=data");
+        assert_eq!(name("tank/my pg:1"), "tank=my+20pg+3a1");
+        assert!(strata::check_name("image", &name("tank/a b:c.d_e-f")).is_ok());
+    }
+
+    #[test]
+    fn features_are_those_of_all_streams() {
+        let begin = |features: Features| Begin {
+            order: ByteOrder::Little,
+            header_type: 1,
+            features,
+            creation_time: 7,
+            objset: ObjsetType::FileSystem,
+            flags: Begin::FLAG_SPILL_BLOCK | Begin::FLAG_FREERECORDS,
+            to_guid: u64::MAX,
+            from_guid: 0,
+            to_name: b"tank/pg@lockstep-1".to_vec(),
+        };
+        let first = StreamBegin::after(&begin(Features::LARGE_BLOCKS), None);
+        let both = StreamBegin::after(&begin(Features::LARGE_DNODE), Some(&first));
+        let out = both.begin(None).unwrap();
+        assert_eq!(out.features, Features::LARGE_BLOCKS.union(Features::LARGE_DNODE));
+        assert_eq!((out.to_guid, out.flags), (u64::MAX, Begin::FLAG_SPILL_BLOCK));
+    }
+}

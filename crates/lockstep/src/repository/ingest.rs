@@ -1,0 +1,122 @@
+//! A send stream becomes a delta: its records in the repository's terms, block by block as they
+//! come. Nothing is held but what the stream's reader and the pack's writer hold.
+//!
+//! What could go wrong: a stream that ends early or has a flipped bit is an error of `sendstream`'s
+//! before the delta is finished, so no descriptor is written and nothing refers to what was packed.
+
+use std::io::Read;
+
+use sendstream::Decompressor;
+use sendstream::fold::{Delta, Entry, StreamDelta};
+use strata::delta::{Change, ImageWriter};
+
+use super::header::ObjectHeader;
+use super::of_strata;
+use crate::error::{Error, Result};
+
+/// What is to become of an object's content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// It is stored.
+    Stored,
+    /// It isn't: the object becomes a hole.
+    LeftOut,
+}
+
+/// Sees a stream's objects go by, and decides about them.
+pub trait Visitor {
+    /// An object begins; `generation` where its record came along and has one.
+    ///
+    /// # Errors
+    /// To end it all.
+    fn object(&mut self, object: u64, generation: Option<u64>) -> Result<Content>;
+
+    /// Content of the object, in ascending order.
+    fn content(&mut self, object: u64, offset: u64, bytes: &[u8]);
+
+    /// So many bytes of the stream have been read.
+    ///
+    /// # Errors
+    /// To end it all.
+    fn progress(&mut self, bytes: u64) -> Result<()>;
+}
+
+/// Writes a stream into `writer`, which the caller finishes. Gives the bytes that were read.
+///
+/// # Errors
+/// When the stream is damaged or of a kind that can't be looked into, or the store fails.
+pub fn ingest<R: Read>(
+    delta: &mut StreamDelta<R>,
+    writer: &mut ImageWriter,
+    visitor: &mut impl Visitor,
+) -> Result<u64> {
+    let begin = delta.begin().clone();
+    let is_full = begin.is_full();
+    let mut decompressor = Decompressor::new();
+    loop {
+        delta.next_entry().map_err(of_stream)?;
+        visitor.progress(delta.reader().bytes_read())?;
+        let Some(entry) = delta.entry() else { break };
+        let change = match entry {
+            Entry::Freed { first, count } => {
+                if !is_full {
+                    writer.freed(*first, *count).map_err(of_strata)?;
+                }
+                continue;
+            }
+            Entry::Changed(change) => change,
+        };
+        let object = change.object;
+        let header = change.header.as_ref().map(|record| ObjectHeader {
+            object: sendstream::record::Object { object: 0, ..record.clone() },
+            bonus: change.bonus.clone(),
+            order: begin.order,
+            has_spill_flags: begin.has_spill_flags(),
+        });
+        let generation = header.as_ref().and_then(ObjectHeader::generation);
+        let content = visitor.object(object, generation)?;
+        let tail = match content {
+            Content::Stored => change.tail.filter(|_| !is_full),
+            Content::LeftOut => (!is_full).then_some(0),
+        };
+        let header = header.map(|header| header.to_bytes());
+        let stored = Change { object, fresh: false, header, tail, spill: None };
+        writer.changed(stored).map_err(of_strata)?;
+        while let Some(extent) = delta.extent() {
+            if content == Content::LeftOut {
+                delta.next_extent().map_err(of_stream)?;
+                continue;
+            }
+            if extent.is_data {
+                let block = delta.block().map_err(of_stream)?;
+                let offset = block.offset();
+                let bytes = block.content(&mut decompressor).map_err(of_stream)?;
+                visitor.content(object, offset, bytes);
+                writer.data(offset, bytes).map_err(of_strata)?;
+            } else if !is_full {
+                writer.hole(extent.offset, extent.length).map_err(of_strata)?;
+            }
+            delta.next_extent().map_err(of_stream)?;
+            visitor.progress(delta.reader().bytes_read())?;
+        }
+        if let Some(spill) = delta.spill() {
+            writer.spill(spill.payload.to_vec().into()).map_err(of_strata)?;
+        }
+    }
+    Ok(delta.reader().bytes_read())
+}
+
+/// An error of the stream crate as one of the program's, with its hint.
+pub fn of_stream(error: sendstream::Error) -> Error {
+    let hint = error.hint().map(str::to_owned);
+    let source = std::error::Error::source(&error).map(ToString::to_string);
+    let failed = Error::failed(error.to_string());
+    let failed = match source {
+        Some(source) => failed.because(source),
+        None => failed,
+    };
+    match hint {
+        Some(hint) => failed.with_hint(hint),
+        None => failed,
+    }
+}

@@ -1,0 +1,153 @@
+//! The fold of a chain, given to anything that takes what a send stream holds: a writer of streams,
+//! a builder of trees, a writer of files.
+
+use bytes::Bytes;
+use sendstream::fold::{Block, BlockHeader, Piece, Sink, SpillBlock};
+use sendstream::record::{Object, Sealed, Spill, Write, object_type};
+use strata::delta::{Descriptor, chain};
+use strata::fold::{DataSink, Folded, Reading, fold, open_chain};
+use strata::pack::FrameReader;
+
+use super::header::{ObjectHeader, StreamRules};
+use super::image::ImageState;
+use super::{Repository, of_strata};
+use crate::error::{Error, Result};
+
+/// What the indexes of a chain may take of memory, in bytes.
+const INDEX_MEMORY: u64 = 64 << 20;
+/// Frames that are kept, in bytes: neighbouring blocks of one object lie in few.
+const FRAME_MEMORY: usize = 48 << 20;
+
+/// What folding a chain came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unfolded {
+    /// Deltas in the chain.
+    pub deltas: usize,
+    /// Frames that were read from the store.
+    pub frames: u64,
+}
+
+/// Folds the chain of a delta into `sink`: all of the image, or with `since` what changed since
+/// that delta.
+///
+/// # Errors
+/// When the chain is broken or damaged, the store fails, or the sink does.
+pub fn unfold(
+    repository: &Repository,
+    image: &str,
+    delta: &str,
+    since: Option<&str>,
+    sink: &mut impl Sink,
+) -> Result<Unfolded> {
+    let chain = chain(&repository.strata, image, delta, since).map_err(of_strata)?;
+    let newest = chain.last().ok_or_else(|| Error::failed("nothing lies between the two"))?;
+    let state = ImageState::of(newest)?;
+    let from = since.map(guid).transpose()?;
+    sink.begin(&state.begin.begin(from)?).map_err(super::ingest::of_stream)?;
+    run(repository, &chain, since.is_none(), sink)
+}
+
+fn run(
+    repository: &Repository,
+    chain: &[Descriptor],
+    is_full: bool,
+    sink: &mut impl Sink,
+) -> Result<Unfolded> {
+    let readers = open_chain(&repository.strata, chain, INDEX_MEMORY).map_err(of_strata)?;
+    let mut frames = FrameReader::new(&repository.strata, FRAME_MEMORY);
+    let mut to = ToStream { sink, is_full, kind: object_type::PLAIN_FILE, spill: None };
+    fold(readers, is_full, &StreamRules, &mut Reading::new(&mut frames, &mut to))
+        .map_err(of_strata)?;
+    Ok(Unfolded { deltas: chain.len(), frames: frames.frames_read() })
+}
+
+fn guid(text: &str) -> Result<u64> {
+    text.parse().map_err(|_| Error::failed(format!("\"{text}\" is no GUID")))
+}
+
+/// Makes what a stream holds of what a fold gives.
+struct ToStream<'a, S> {
+    sink: &'a mut S,
+    is_full: bool,
+    /// The type of the object at hand.
+    kind: u32,
+    /// Its spill, which comes after its content.
+    spill: Option<Bytes>,
+}
+
+type Folding<T> = strata::Result<T>;
+
+/// An error of the sink's as one of the fold's.
+fn of_sink(error: sendstream::Error) -> strata::Error {
+    strata::Error::caller(error)
+}
+
+impl<S: Sink> DataSink for ToStream<'_, S> {
+    fn freed(&mut self, first: u64, count: u64) -> Folding<()> {
+        self.sink.freed(first, count).map_err(of_sink)
+    }
+
+    fn object(&mut self, folded: &Folded) -> Folding<()> {
+        self.spill = folded.spill.clone();
+        let Some(header) = &folded.header else {
+            // Content alone, of a file whose properties are as they were.
+            self.kind = object_type::PLAIN_FILE;
+            return Ok(());
+        };
+        let header = ObjectHeader::parse(header).ok_or_else(|| {
+            strata::Error::caller(format!("the header of object {} is damaged", folded.object))
+        })?;
+        let has_spill = self.spill.is_some();
+        if self.is_full && header.has_spill_flags && header.object.has_spill() && !has_spill {
+            let why = format!("the spill block of object {} is in no delta", folded.object);
+            return Err(strata::Error::caller(why));
+        }
+        self.kind = header.object.kind;
+        let object = Object { object: folded.object, ..header.object };
+        self.sink.object(&object, &header.bonus).map_err(of_sink)?;
+        if folded.fresh && !self.is_full {
+            self.sink.hole(folded.object, 0, u64::MAX).map_err(of_sink)?;
+        }
+        Ok(())
+    }
+
+    fn hole(&mut self, object: u64, offset: u64, length: u64) -> Folding<()> {
+        self.sink.hole(object, offset, length).map_err(of_sink)
+    }
+
+    fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> Folding<()> {
+        let length = content.len() as u64;
+        let write = Write {
+            object,
+            kind: self.kind,
+            offset,
+            logical_size: length,
+            checksum_type: 2, // off
+            flags: 0,
+            compression: 0,
+            key_checksum: [0; 4],
+            key_properties: 0,
+            compressed_size: 0,
+            sealed: Sealed::default(),
+        };
+        let block = Block { header: BlockHeader::Write(&write), payload: content };
+        self.sink.piece(object, Piece { offset, length, block }).map_err(of_sink)
+    }
+
+    fn object_end(&mut self, object: u64) -> Folding<()> {
+        if let Some(payload) = self.spill.take() {
+            let header = Spill {
+                object,
+                length: payload.len() as u64,
+                flags: 0,
+                compression: 0,
+                compressed_size: 0,
+                sealed: Sealed::default(),
+                kind: object_type::SA,
+            };
+            let block = SpillBlock { header: &header, payload: &payload };
+            self.sink.spill(block).map_err(of_sink)?;
+        }
+        self.sink.object_end(object).map_err(of_sink)
+    }
+}

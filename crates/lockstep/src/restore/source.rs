@@ -1,0 +1,240 @@
+//! Where a restored cluster's volumes come from, and what they become: clones of snapshots, received
+//! datasets, plain folders.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::build::Build;
+use super::placement::{PlacedVolume, Placement};
+use super::receive;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::process::Credentials;
+use crate::repository::image::ImageState;
+use crate::repository::{self, Repository, Shipped, ShippedVolume, of_strata};
+use crate::set::manifest::SetVolume;
+use crate::steps;
+use crate::volume::zfs::{CloneSpec, DatasetName};
+
+/// What the data becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Writable clones of this host's snapshots.
+    Clones,
+    /// Datasets, received from a repository.
+    Zfs,
+    /// Files on any file system, from a repository.
+    Files,
+}
+
+/// Where a set comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum From {
+    /// This host's snapshots.
+    Snapshots,
+    /// A repository: the one named, or the cluster's only one.
+    Repository(Option<String>),
+}
+
+/// A source that was opened.
+pub(super) enum Source {
+    /// Snapshots.
+    Snapshots,
+    /// A repository.
+    Repository(Box<FromRepository>),
+}
+
+/// A set in a repository, to be restored.
+pub(super) struct FromRepository {
+    pub(super) repository: Repository,
+    pub(super) shipped: Shipped,
+    /// The dataset below which the volumes are received; none where they become folders.
+    pub(super) parent: Option<DatasetName>,
+    /// The parent isn't there yet.
+    pub(super) makes_parent: bool,
+    /// The set's own files, for as long as the restore lasts.
+    pub(super) staging: PathBuf,
+    /// What is there is brought to the set's state.
+    pub(super) delta: bool,
+    /// Only these databases' files, where it names some.
+    pub(super) only: Vec<String>,
+}
+
+/// The repository that is meant: the one named, or the cluster's only one.
+pub(crate) fn open_repository(cx: &Context, name: Option<&str>) -> Result<Repository> {
+    let names = &cx.cluster.repositories;
+    match (name, names.as_slice()) {
+        (Some(name), _) => repository::open(cx, name),
+        (None, [only]) => repository::open(cx, only),
+        (None, []) => Err(Error::usage(
+            format!("cluster \"{}\" has no repository", cx.name),
+            "name it: --from repository:NAME",
+        )),
+        (None, several) => Err(Error::usage(
+            format!("cluster \"{}\" has several repositories", cx.name),
+            format!("choose with --from repository:NAME: {}", several.join(", ")),
+        )),
+    }
+}
+
+impl Source {
+    /// Where the set's own files are put for the moment.
+    pub(super) fn staging(&self) -> Option<PathBuf> {
+        match self {
+            Self::Snapshots => None,
+            Self::Repository(from) => Some(from.staging.clone()),
+        }
+    }
+
+    /// The dataset above the others, where it is made too.
+    pub(super) fn made_parent(&self) -> Option<DatasetName> {
+        match self {
+            Self::Repository(from) if from.makes_parent => from.parent.clone(),
+            _ => None,
+        }
+    }
+
+    /// Whether what is there already is brought to the set's state.
+    pub(super) fn is_delta(&self) -> bool {
+        matches!(self, Self::Repository(from) if from.delta)
+    }
+
+    /// The snapshots that come with what is received.
+    pub(super) fn received(&self, placement: &Placement) -> Vec<String> {
+        let Self::Repository(_) = self else { return Vec::new() };
+        let name = |volume: &PlacedVolume| {
+            volume.dataset.as_ref().map(|dataset| dataset.snapshot(&volume.origin.name).to_string())
+        };
+        placement.volumes.iter().filter_map(name).collect()
+    }
+
+    /// Makes the volumes.
+    pub(super) fn make_volumes(&self, build: &Build, owner: Option<Credentials>) -> Result<()> {
+        match self {
+            Self::Snapshots => make_clones(build),
+            Self::Repository(from) => from.make_volumes(build, owner),
+        }
+    }
+
+    /// Removes what was needed on the way only.
+    pub(super) fn clean_up(&self, _: &Build) -> Result<()> {
+        self.staging().map_or(Ok(()), |path| files::remove_tree(&path))
+    }
+}
+
+fn marks(build: &Build) -> [(&'static str, String); 2] {
+    [("lockstep:restore", build.id.clone()), ("lockstep:owner", build.cx.state.owner().to_owned())]
+}
+
+fn make_clones(build: &Build) -> Result<()> {
+    for (index, volume) in build.placement.volumes.iter().enumerate() {
+        let Some(dataset) = &volume.dataset else { continue };
+        build.cx.zfs.clone_snapshot(&CloneSpec {
+            origin: &volume.origin,
+            dataset,
+            mountpoint: &volume.mountpoint,
+            properties: &marks(build),
+        })?;
+        steps::reached(&format!("restore.cloned-{}", index + 1))?;
+    }
+    Ok(())
+}
+
+impl FromRepository {
+    /// The volume as the repository has it; none for one of pg_wal alone.
+    fn shipped_volume(&self, volume: &PlacedVolume) -> Option<&ShippedVolume> {
+        self.shipped.volumes.iter().find(|shipped| shipped.dataset == volume.origin.dataset)
+    }
+
+    fn make_volumes(&self, build: &Build, owner: Option<Credentials>) -> Result<()> {
+        let set = build.manifest.set.as_str();
+        files::remove_tree(&self.staging)?;
+        files::create_directories(&self.staging)?;
+        repository::files::fetch(&self.repository, set, &build.manifest.files, &self.staging)?;
+        steps::reached("restore.fetched")?;
+        if let Some(parent) = self.parent.as_ref().filter(|_| self.makes_parent) {
+            let mut properties = marks(build).to_vec();
+            properties.push(("mountpoint", "none".to_owned()));
+            build.cx.zfs.create(parent, &properties)?;
+        }
+        for (index, (placed, volume)) in
+            build.placement.volumes.iter().zip(&build.manifest.volumes).enumerate()
+        {
+            match &placed.dataset {
+                Some(dataset) => self.make_dataset(build, placed, dataset, volume, owner)?,
+                None => self.make_folder(build, placed, volume, owner)?,
+            }
+            steps::reached(&format!("restore.received-{}", index + 1))?;
+        }
+        Ok(())
+    }
+
+    fn make_dataset(
+        &self,
+        build: &Build,
+        placed: &PlacedVolume,
+        dataset: &DatasetName,
+        volume: &SetVolume,
+        owner: Option<Credentials>,
+    ) -> Result<()> {
+        let shipped = self.shipped_volume(placed);
+        let exists = self.delta && build.cx.zfs.exists(dataset.as_str())?;
+        if !exists {
+            let mountpoint = placed.mountpoint.to_str().ok_or_else(|| {
+                Error::failed(format!(
+                    "ZFS can't mount at \"{}\": the path isn't UTF-8",
+                    placed.mountpoint.display()
+                ))
+            })?;
+            let mut properties = marks(build).to_vec();
+            properties.push(("mountpoint", mountpoint.to_owned()));
+            let kept = self.properties(shipped)?;
+            properties.extend(kept.iter().map(|(name, value)| (name.as_str(), value.clone())));
+            build.cx.zfs.create(dataset, &properties)?;
+        }
+        match shipped {
+            Some(shipped) => receive::volume(self, build, placed, dataset, shipped, exists),
+            None => make_wal_folders(placed, volume, owner),
+        }
+    }
+
+    /// Properties of the original dataset that its copy gets too.
+    fn properties(&self, shipped: Option<&ShippedVolume>) -> Result<BTreeMap<String, String>> {
+        let Some(shipped) = shipped else { return Ok(BTreeMap::new()) };
+        let descriptor =
+            strata::delta::read_descriptor(&self.repository.strata, &shipped.image, &shipped.delta)
+                .map_err(of_strata)?;
+        Ok(ImageState::of(&descriptor)?.properties)
+    }
+
+    fn make_folder(
+        &self,
+        _build: &Build,
+        placed: &PlacedVolume,
+        volume: &SetVolume,
+        owner: Option<Credentials>,
+    ) -> Result<()> {
+        match self.shipped_volume(placed) {
+            Some(_) => Err(Error::failed("--as files isn't there yet")),
+            None => make_wal_folders(placed, volume, owner),
+        }
+    }
+}
+
+/// The folders of a volume of pg_wal alone, which is made anew.
+fn make_wal_folders(
+    placed: &PlacedVolume,
+    volume: &SetVolume,
+    owner: Option<Credentials>,
+) -> Result<()> {
+    for part in &volume.parts {
+        let mut path = placed.mountpoint.clone();
+        files::create_owned_directory(&path, owner)?;
+        for step in &part.inside {
+            path.push(Path::new(step));
+            files::create_owned_directory(&path, owner)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,257 @@
+//! Shipping: a set's way from this host into its repositories.
+//!
+//! Packs and indexes first, the manifest last: it exists, so the set is complete there. What an
+//! interrupted shipment stored is used by the next one, or collected by `prune`.
+//!
+//! What could go wrong: a repository that can't be reached must not stop the others, nor make the
+//! set on this host any less.
+
+pub mod classify;
+pub mod lease;
+mod view;
+mod volume;
+mod walk;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use sendstream::pages::PageGeometry;
+use strata::delta::ImageOptions;
+use strata::pack::PackOptions;
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::lock::{Lock, LockError};
+use crate::plan::layout::PartKind;
+use crate::plan::strategy::Strategy;
+use crate::postgres::instance;
+use crate::repository::{self, Repository, Shipped, ShippedVolume};
+use crate::set::manifest::{Manifest, SetVolume, WalStored, hash_file};
+use crate::{files, steps};
+
+use lease::Held;
+use view::Views;
+use volume::Shipment;
+
+/// Volumes that are sent at the same time.
+const VOLUMES_AT_ONCE: usize = 2;
+/// Bytes of a pack. With two volumes at once, a pack on its way each, and frames in work this is
+/// what bounds the memory.
+const PACK_SIZE: u64 = 24 << 20;
+/// How long another host's lease is waited for.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// What became of a set in a repository.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The repository's name.
+    pub repository: String,
+    /// The set there, or why it isn't.
+    pub result: Result<Shipped>,
+}
+
+impl Outcome {
+    /// Whether it is there, and every page is right.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        self.result.as_ref().is_ok_and(|shipped| shipped.bad_pages() == 0)
+    }
+}
+
+/// Ships a set to the repositories named, one after another.
+///
+/// # Errors
+/// Only when it is interrupted; what fails is in the outcomes.
+pub fn run(cx: &Context, manifest: &Manifest, names: &[String]) -> Result<Vec<Outcome>> {
+    let mut outcomes = Vec::new();
+    for name in names {
+        let result = ship(cx, manifest, name);
+        if let Err(error @ Error::Interrupted { .. }) = result {
+            return Err(error);
+        }
+        if let Err(error) = &result {
+            tracing::error!(repository = %name, error = %error.chain(), "the set isn't there");
+        }
+        outcomes.push(Outcome { repository: name.clone(), result });
+    }
+    Ok(outcomes)
+}
+
+/// The lock of shipping to a repository: one shipment or prune of it at a time on this host.
+///
+/// # Errors
+/// [`Error::Locked`] with who holds it.
+pub fn lock(cx: &Context, repository: &str, command: &str) -> Result<Lock> {
+    let path = cx.state.path(&format!("ship-{repository}.lock"));
+    Lock::take(&path, command).map_err(|error| match error {
+        LockError::Held(holder) => Error::Locked {
+            cluster: format!("{}\" for repository \"{repository}", cx.name),
+            holder,
+        },
+        LockError::Failed(error) => error,
+    })
+}
+
+/// Where it is noted that a set is complete in a repository.
+#[must_use]
+pub fn note_path(cx: &Context, manifest: &Manifest, repository: &str) -> PathBuf {
+    cx.state.set_directory(&manifest.set).join(format!("shipped.{repository}.json"))
+}
+
+fn ship(cx: &Context, manifest: &Manifest, name: &str) -> Result<Shipped> {
+    let _lock = lock(cx, name, "ship")?;
+    let repository = repository::open(cx, name)?;
+    if let Some(there) = repository.read_if_there(manifest.set.as_str())? {
+        note(cx, &there, name)?;
+        return Ok(there);
+    }
+    let held = Held::take(cx, &repository, PATIENCE)?;
+    steps::reached("ship.leased")?;
+    let shipped = store(cx, manifest, &repository, &held)?;
+    held.check()?;
+    steps::reached("ship.stored")?;
+    repository.publish(&shipped)?;
+    steps::reached("ship.published")?;
+    note(cx, &shipped, name)?;
+    Ok(shipped)
+}
+
+fn note(cx: &Context, shipped: &Shipped, name: &str) -> Result<()> {
+    let path = note_path(cx, &shipped.manifest, name);
+    let text = format!("{{\"shipped_at\":\"{}\"}}\n", shipped.shipped_at);
+    files::publish(&path, text.as_bytes())
+}
+
+fn store(
+    cx: &Context,
+    manifest: &Manifest,
+    repository: &Repository,
+    held: &Held,
+) -> Result<Shipped> {
+    let all: Vec<&SetVolume> = manifest.volumes.iter().collect();
+    let views = Views::open(cx, &all)?;
+    steps::reached("ship.views")?;
+    let options = options(repository);
+    let kept: Vec<usize> = (0..all.len()).filter(|at| !is_wal_alone(all[*at])).collect();
+    let progress = |_: &str, _: u64| held.check();
+    let shipment = Shipment {
+        repository,
+        options: options.clone(),
+        pages: geometry(manifest, &views)?,
+        recovers: manifest.strategy != Strategy::Cold,
+        progress: &progress,
+    };
+    let volumes = ship_volumes(&shipment, &all, &kept, &views)?;
+    let mut manifest = manifest.clone();
+    let names = take_files(cx, &mut manifest, &views)?;
+    repository::files::store(repository, manifest.set.as_str(), &names, &options)?;
+    Ok(Shipped::new(manifest, volumes))
+}
+
+/// pg_wal's own volume isn't stored: the set carries the segments that it needs.
+fn is_wal_alone(volume: &SetVolume) -> bool {
+    volume.parts.iter().all(|part| part.kind == PartKind::Wal)
+}
+
+fn options(repository: &Repository) -> ImageOptions {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = repository.config.threads.unwrap_or(cores).max(1);
+    let level = repository.config.compression_level;
+    let packs = PackOptions { pack_size: PACK_SIZE, level, threads, uploads: 1 };
+    ImageOptions { packs, ..ImageOptions::default() }
+}
+
+/// How the cluster's pages are laid out, where they carry checksums.
+fn geometry(manifest: &Manifest, views: &Views) -> Result<Option<PageGeometry>> {
+    let data = manifest.parts().find(|(_, part)| part.kind == PartKind::Data);
+    let Some((at, part)) = data.filter(|_| manifest.postgres.data_checksums) else {
+        return Ok(None);
+    };
+    let control = instance::read_control(&views.path(at).join(&part.inside))?;
+    Ok(Some(PageGeometry {
+        page_size: control.block_size,
+        pages_per_segment: control.relation_segment_blocks,
+    }))
+}
+
+/// Ships the volumes, a few at a time; once one has failed no other is begun.
+fn ship_volumes(
+    shipment: &Shipment<'_>,
+    all: &[&SetVolume],
+    kept: &[usize],
+    views: &Views,
+) -> Result<Vec<ShippedVolume>> {
+    struct Work<'a> {
+        queue: std::vec::IntoIter<(usize, &'a SetVolume, &'a std::path::Path)>,
+        done: BTreeMap<usize, ShippedVolume>,
+        failed: Option<Error>,
+    }
+    let queue: Vec<_> = kept.iter().map(|at| (*at, all[*at], views.path(*at))).collect();
+    let work = Mutex::new(Work { queue: queue.into_iter(), done: BTreeMap::new(), failed: None });
+    // A thread that panicked has left nothing half done in there.
+    let locked = || work.lock().unwrap_or_else(PoisonError::into_inner);
+    let next = || {
+        let mut work = locked();
+        if work.failed.is_some() { None } else { work.queue.next() }
+    };
+    let run = || {
+        while let Some((at, volume, root)) = next() {
+            match volume::ship(shipment, volume, root) {
+                Ok(shipped) => drop(locked().done.insert(at, shipped)),
+                Err(error) => drop(locked().failed.get_or_insert(error)),
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..VOLUMES_AT_ONCE).for_each(|_| drop(scope.spawn(run)));
+    });
+    let work = work.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match work.failed {
+        Some(error) => Err(error),
+        None if work.done.len() < kept.len() => {
+            Err(Error::failed("a volume's thread ended early; its words are above"))
+        }
+        None => Ok(work.done.into_values().collect()),
+    }
+}
+
+/// The files that go along, by name; the manifest then says that all WAL lies in files.
+fn take_files(
+    cx: &Context,
+    manifest: &mut Manifest,
+    views: &Views,
+) -> Result<BTreeMap<String, PathBuf>> {
+    let directory = cx.state.set_directory(&manifest.set);
+    let mut names: BTreeMap<String, PathBuf> =
+        manifest.files.keys().map(|name| (name.clone(), directory.join(name))).collect();
+    let wal = manifest.parts().find(|(_, part)| part.kind == PartKind::Wal);
+    if manifest.wal.stored == WalStored::Snapshot
+        && let Some((at, part)) = wal
+    {
+        let pg_wal = views.path(at).join(&part.inside);
+        let beside = |name: &String| {
+            manifest.wal.fetched.contains(name) || manifest.wal.archived.contains(name)
+        };
+        let mut segments: Vec<String> =
+            manifest.wal.segments.iter().filter(|name| !beside(name)).cloned().collect();
+        let listed = std::fs::read_dir(&pg_wal).map_err(Error::io("list", &pg_wal))?;
+        for entry in listed {
+            let name = entry.map_err(Error::io("list", &pg_wal))?.file_name();
+            // A cluster that has changed its timeline needs to know where.
+            segments.extend(name.into_string().ok().filter(|name| name.ends_with(".history")));
+        }
+        for name in segments {
+            let path = pg_wal.join(&name);
+            manifest.files.insert(format!("wal/{name}"), hash_file(&path)?);
+            names.insert(format!("wal/{name}"), path);
+            if !manifest.wal.segments.contains(&name) {
+                manifest.wal.segments.push(name);
+            }
+        }
+        manifest.wal.stored = WalStored::Files;
+        manifest.wal.fetched.clear();
+    }
+    Ok(names)
+}

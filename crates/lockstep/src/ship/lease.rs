@@ -1,0 +1,140 @@
+//! The lease that lets one host at a time write to a cluster's part of a repository, renewed by a
+//! thread for as long as it is held.
+//!
+//! What could go wrong: the holder dies. Its lease expires by itself; on the same host the next
+//! start takes it over at once, for the local lock says that its holder is gone.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use strata::lease::Lease;
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::repository::{Repository, of_strata};
+use crate::steps;
+
+/// What the lease is on.
+const WRITE: &str = "write";
+/// How long it lasts unless it is renewed, in seconds.
+const SECONDS: u64 = 300;
+/// Between two tries to get it.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// A lease that is held and renewed.
+#[derive(Debug)]
+pub struct Held {
+    stop: Arc<AtomicBool>,
+    lost: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Lease>>,
+}
+
+impl Held {
+    /// Takes the lease, waiting for as long as `patience` where another host holds it.
+    ///
+    /// The caller holds the local lock of this cluster and repository: so a lease of this very
+    /// host's is one that a killed process left.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] with who holds it, or when the store fails.
+    pub fn take(cx: &Context, repository: &Repository, patience: Duration) -> Result<Self> {
+        let owner = owner(cx);
+        let since = Instant::now();
+        let lease = loop {
+            let taken =
+                Lease::acquire_or_inherit(&repository.strata, WRITE, &owner, SECONDS, now());
+            match taken {
+                Ok(lease) => break lease,
+                Err(strata::Error::Leased { owner, until, .. }) => {
+                    if since.elapsed() >= patience {
+                        return Err(locked(cx, repository, &owner, until));
+                    }
+                    std::thread::sleep(PAUSE);
+                    steps::reached("lease.waiting")?;
+                }
+                Err(error) => return Err(of_strata(error)),
+            }
+        };
+        Ok(Self::keep(lease))
+    }
+
+    fn keep(mut lease: Lease) -> Self {
+        let (stop, lost) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (stopped, gone) = (stop.clone(), lost.clone());
+        let thread = std::thread::spawn(move || {
+            let mut renewed = Instant::now();
+            while !stopped.load(Ordering::SeqCst) {
+                std::thread::park_timeout(Duration::from_secs(1));
+                if renewed.elapsed() < Duration::from_secs(SECONDS / 3) {
+                    continue;
+                }
+                match lease.renew(now()) {
+                    Ok(()) => renewed = Instant::now(),
+                    Err(error @ strata::Error::LeaseLost { .. }) => {
+                        tracing::error!(%error, "another host writes now");
+                        gone.store(true, Ordering::SeqCst);
+                        break;
+                    }
+                    // Tried again in a second, until it has expired.
+                    Err(error) if now() < lease.expires() => {
+                        tracing::warn!(%error, "the lease could not be renewed");
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the lease has expired");
+                        gone.store(true, Ordering::SeqCst);
+                        break;
+                    }
+                }
+            }
+            lease
+        });
+        Self { stop, lost, thread: Some(thread) }
+    }
+
+    /// That it is still held.
+    ///
+    /// # Errors
+    /// When it was lost: then nothing may be written any more.
+    pub fn check(&self) -> Result<()> {
+        if self.lost.load(Ordering::SeqCst) {
+            return Err(Error::failed("the lease on the repository was lost to another host")
+                .with_hint("run it again; are the clocks of both hosts right?"));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        let Some(thread) = self.thread.take() else { return };
+        thread.thread().unpark();
+        let Ok(lease) = thread.join() else { return };
+        if !self.lost.load(Ordering::SeqCst)
+            && let Err(error) = lease.release(now())
+        {
+            tracing::warn!(%error, "the lease expires by itself");
+        }
+    }
+}
+
+/// Who this is, for others and for the next start here.
+fn owner(cx: &Context) -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{host} ({})", cx.state.owner())
+}
+
+fn locked(cx: &Context, repository: &Repository, owner: &str, until: u64) -> Error {
+    let until = i64::try_from(until).ok().and_then(|at| jiff::Timestamp::from_second(at).ok());
+    let until = until.map_or(String::new(), |at| format!(" until {at}, unless it goes on"));
+    Error::Locked {
+        cluster: format!("{}\" in repository \"{}", cx.name, repository.name),
+        holder: format!("{owner}{until}"),
+    }
+}
+
+fn now() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0)
+}

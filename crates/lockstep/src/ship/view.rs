@@ -1,0 +1,127 @@
+//! A look into a snapshot: its `.zfs` folder, or where this ZFS has none a clone for the moment.
+//!
+//! A clone is named in a journal before it is made, so that whoever starts next removes what a
+//! killed process left.
+
+use std::path::{Path, PathBuf};
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::lock::Lock;
+use crate::names::random_suffix;
+use crate::restore::unfinished;
+use crate::set::journal::{self, RestoreJournal};
+use crate::set::manifest::SetVolume;
+use crate::volume::zfs::{CloneSpec, DatasetName};
+
+/// Looks into snapshots, in their order; gone when dropped.
+pub struct Views<'a> {
+    cx: &'a Context<'a>,
+    paths: Vec<PathBuf>,
+    clones: Option<(RestoreJournal, Lock)>,
+}
+
+impl<'a> Views<'a> {
+    /// Looks into the snapshots of `volumes`.
+    ///
+    /// # Errors
+    /// When one can't be looked into.
+    pub fn open(cx: &'a Context<'a>, volumes: &[&SetVolume]) -> Result<Self> {
+        let mut views = Self { cx, paths: Vec::new(), clones: None };
+        let hidden: Vec<_> =
+            volumes.iter().map(|volume| hidden_folder(cx, volume)).collect::<Result<_>>()?;
+        views.make_clones(volumes, hidden)?;
+        Ok(views)
+    }
+
+    /// Where the `at`th snapshot's root is.
+    #[must_use]
+    pub fn path(&self, at: usize) -> &Path {
+        self.paths.get(at).map_or(Path::new("/nowhere"), PathBuf::as_path)
+    }
+
+    fn make_clones(&mut self, volumes: &[&SetVolume], hidden: Vec<Option<PathBuf>>) -> Result<()> {
+        let id = format!("view-{}", random_suffix());
+        let folder = self.cx.state.path("views").join(&id);
+        let needed: Vec<(&SetVolume, DatasetName, PathBuf)> = volumes
+            .iter()
+            .zip(&hidden)
+            .enumerate()
+            .filter(|(_, (_, hidden))| hidden.is_none())
+            .map(|(at, (volume, _))| {
+                let beside = volume.dataset.parent().unwrap_or_else(|| volume.dataset.clone());
+                let name = beside.child(&format!("lockstep-{id}-{at}"));
+                (*volume, name, folder.join(at.to_string()))
+            })
+            .collect();
+        if !needed.is_empty() {
+            files::create_directories(&folder)?;
+            let entry = RestoreJournal {
+                id: id.clone(),
+                datasets: needed.iter().map(|(_, dataset, _)| dataset.clone()).collect(),
+                // No server runs in a view; a clone's postmaster.pid is that of the live one.
+                data: folder.join("no-server"),
+                places: needed
+                    .iter()
+                    .map(|(_, _, path)| path.clone())
+                    .chain([folder.clone()])
+                    .collect(),
+                own: Vec::new(),
+                places_of_others: Vec::new(),
+                received: Vec::new(),
+            };
+            let lock = unfinished::lock(self.cx, &id)?;
+            journal::write(&unfinished::journal_path(self.cx, &id), &entry)?;
+            self.clones = Some((entry, lock));
+        }
+        let mut clones = needed.iter();
+        for hidden in hidden {
+            let path = match (hidden, clones.len()) {
+                (Some(path), _) => path,
+                (None, _) => {
+                    let Some((volume, dataset, path)) = clones.next() else { continue };
+                    self.cx.zfs.clone_snapshot(&CloneSpec {
+                        origin: &volume.snapshot_name(),
+                        dataset,
+                        mountpoint: path,
+                        properties: &[
+                            ("lockstep:restore", id.clone()),
+                            ("lockstep:owner", self.cx.state.owner().to_owned()),
+                            ("readonly", "on".to_owned()),
+                        ],
+                    })?;
+                    path.clone()
+                }
+            };
+            self.paths.push(path);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Views<'_> {
+    fn drop(&mut self) {
+        let Some((entry, _lock)) = self.clones.take() else { return };
+        let undone = unfinished::undo(self.cx, &entry)
+            .and_then(|()| files::remove_file(&unfinished::journal_path(self.cx, &entry.id)));
+        match undone {
+            Ok(()) => unfinished::remove_lock(self.cx, &entry.id),
+            Err(error) => {
+                tracing::warn!(error = %error.chain(), "left for the next start to remove");
+            }
+        }
+    }
+}
+
+/// `.zfs/snapshot/NAME`, where this ZFS has it.
+fn hidden_folder(cx: &Context, volume: &SetVolume) -> Result<Option<PathBuf>> {
+    let name = volume.snapshot_name();
+    let Some(mountpoint) = cx.zfs.mountpoint(&name.dataset)? else { return Ok(None) };
+    let folder = mountpoint.join(".zfs/snapshot").join(&name.name);
+    match std::fs::read_dir(&folder) {
+        Ok(_) => Ok(Some(folder)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("look into", &folder)(e)),
+    }
+}

@@ -1,0 +1,111 @@
+//! A walk over a snapshot: which object is which file. ZFS's object numbers are the files' inode
+//! numbers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::classify::{self, Class, Folder};
+use crate::error::{Error, Result};
+use crate::repository::shipped::LeftOut;
+use crate::set::manifest::SetPart;
+
+/// The files of a volume that aren't just stored.
+#[derive(Debug, Default)]
+pub struct Walked {
+    /// By object.
+    pub classes: HashMap<u64, Class>,
+    /// All regular files' objects that are stored: those that a base may have left out.
+    pub stored: std::collections::HashSet<u64>,
+    /// What is left out, in sum.
+    pub left_out: Vec<LeftOut>,
+    /// Where relations' files are: their folder, and their name.
+    folders: Vec<PathBuf>,
+    names: HashMap<u64, (u32, Box<str>)>,
+}
+
+impl Walked {
+    /// The path of a relation's file in its volume.
+    #[must_use]
+    pub fn path(&self, object: u64) -> String {
+        match self.names.get(&object) {
+            Some((folder, name)) => {
+                let folder = self.folders.get(*folder as usize).map(PathBuf::as_path);
+                folder.unwrap_or(Path::new("")).join(&**name).display().to_string()
+            }
+            None => format!("object {object}"),
+        }
+    }
+}
+
+/// Walks the snapshot at `root`, of the volume with these parts.
+///
+/// # Errors
+/// When a folder can't be read.
+pub fn walk(root: &Path, parts: &[SetPart], recovers: bool) -> Result<Walked> {
+    let mut walked = Walked::default();
+    let mut left_out: BTreeMap<classify::Why, (u64, u64)> = BTreeMap::new();
+    let device = fs::symlink_metadata(root).map_err(Error::io("look at", root))?.dev();
+    let mut waiting = vec![PathBuf::new()];
+    while let Some(inside) = waiting.pop() {
+        let kind = folder_of(parts, &inside);
+        let path = root.join(&inside);
+        let (mut names, mut found) = (Vec::new(), Vec::new());
+        for entry in fs::read_dir(&path).map_err(Error::io("list", &path))? {
+            let entry = entry.map_err(Error::io("list", &path))?;
+            let metadata = entry.metadata().map_err(Error::io("look at", entry.path()))?;
+            if metadata.dev() != device {
+                continue;
+            }
+            if metadata.is_dir() {
+                waiting.push(inside.join(entry.file_name()));
+            } else if metadata.is_file() {
+                // A name that isn't UTF-8 is none of PostgreSQL's.
+                names.push(entry.file_name().to_string_lossy().into_owned());
+                found.push(metadata);
+            }
+        }
+        let at = u32::try_from(walked.folders.len()).unwrap_or(u32::MAX);
+        let mut has_relations = false;
+        let classes: Vec<Class> = classify::files(kind, &names, recovers).collect();
+        for ((class, name), metadata) in classes.into_iter().zip(names).zip(found) {
+            let object = metadata.ino();
+            match class {
+                // A file of two names is left out only where both say so; there are none such.
+                Class::LeftOut(why) if metadata.nlink() == 1 => {
+                    let sum = left_out.entry(why).or_default();
+                    *sum = (sum.0 + 1, sum.1 + metadata.len());
+                    walked.classes.insert(object, class);
+                }
+                Class::Pages(_) => {
+                    has_relations = true;
+                    walked.names.insert(object, (at, name.into()));
+                    walked.classes.insert(object, class);
+                    walked.stored.insert(object);
+                }
+                _ => {
+                    walked.stored.insert(object);
+                }
+            }
+        }
+        if has_relations {
+            walked.folders.push(inside);
+        }
+    }
+    walked.left_out = left_out
+        .into_iter()
+        .map(|(why, (files, bytes))| LeftOut { why: why.words().to_owned(), files, bytes })
+        .collect();
+    Ok(walked)
+}
+
+/// What a folder is, by the innermost part that it lies in.
+fn folder_of(parts: &[SetPart], inside: &Path) -> Folder {
+    let within = parts.iter().filter(|part| inside.starts_with(&part.inside));
+    let innermost = within.max_by_key(|part| part.inside.components().count());
+    innermost.map_or(Folder::Plain, |part| {
+        let rest = inside.strip_prefix(&part.inside).unwrap_or(inside);
+        classify::folder(&part.kind, rest)
+    })
+}

@@ -1,0 +1,128 @@
+//! `zfs send` and `zfs receive`, and what a send can start from.
+//!
+//! The stream is sent as it is in memory: what is compressed or embedded on disk would have to be
+//! taken apart again. Large blocks (`-L`) are kept, where this ZFS knows them: without it a file of
+//! large blocks changes its block size with every other stream.
+
+use std::process::{ChildStdin, ChildStdout};
+
+use super::{DatasetName, SnapshotName, Zfs, parse};
+use crate::config::IoClass;
+use crate::error::Result;
+use crate::process::{CommandError, Piped, Program};
+
+/// What an incremental send can start from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    /// `pool/dataset@snapshot` or `pool/dataset#bookmark`.
+    pub name: String,
+    /// The snapshot's GUID; a bookmark keeps it.
+    pub guid: u64,
+    /// Its transaction group.
+    pub createtxg: u64,
+}
+
+/// A send.
+#[derive(Debug, Clone)]
+pub struct SendSpec<'a> {
+    /// What is sent.
+    pub snapshot: &'a SnapshotName,
+    /// What it is an increment to: [`Base::name`].
+    pub base: Option<&'a str>,
+    /// Added to the priority of `zfs send`.
+    pub nice: Option<u8>,
+    /// The class of its disk accesses.
+    pub ionice: Option<IoClass>,
+}
+
+impl Zfs {
+    /// Starts `zfs send`.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn send(&self, spec: &SendSpec<'_>) -> Result<Piped<ChildStdout>> {
+        let mut program = Program::new("zfs").arg("send");
+        if self.sends_large_blocks() {
+            program = program.arg("-L");
+        }
+        if let Some(base) = spec.base {
+            // Of the same dataset: `@name` or `#name` is enough, and zfs-fuse takes nothing else.
+            let at = base.find(['@', '#']).unwrap_or(0);
+            program = program.args(["-i", &base[at..]]);
+        }
+        let idle = spec.ionice.map(|class| class == IoClass::Idle);
+        let program = program.arg(spec.snapshot.to_string()).gently(spec.nice, idle);
+        Ok(program.read_from()?)
+    }
+
+    /// Starts `zfs receive` into a dataset, which is rolled back to its newest snapshot first, or
+    /// emptied where it has none. It stays unmounted.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn receive(&self, dataset: &DatasetName) -> Result<Piped<ChildStdin>> {
+        Ok(Program::new("zfs").args(["receive", "-F", "-u", dataset.as_str()]).write_to()?)
+    }
+
+    /// Mounts a dataset; one that is mounted is fine.
+    ///
+    /// # Errors
+    /// When it can't be mounted.
+    pub fn mount(&self, dataset: &DatasetName) -> Result<()> {
+        if self.value(dataset, "mounted")? == "yes" {
+            return Ok(());
+        }
+        self.run(["mount", dataset.as_str()])?;
+        Ok(())
+    }
+
+    /// Takes a dataset back to its newest snapshot.
+    ///
+    /// # Errors
+    /// When it isn't the newest.
+    pub fn rollback(&self, snapshot: &str) -> Result<()> {
+        self.run(["rollback", snapshot])?;
+        Ok(())
+    }
+
+    /// Whether `zfs send` knows `-L`, by what it prints when it is given nothing.
+    fn sends_large_blocks(&self) -> bool {
+        *self.large_blocks.get_or_init(|| {
+            let usage = match self.run(["send"]) {
+                Err(error @ CommandError::Exit { .. }) => error.stderr().to_owned(),
+                _ => String::new(),
+            };
+            let line = usage.lines().find(|line| line.contains("send [-"));
+            let flags = line.and_then(|line| line.split("[-").nth(1)?.split(']').next());
+            flags.is_some_and(|flags| flags.contains('L'))
+        })
+    }
+
+    /// The snapshots and, where this ZFS has them, bookmarks of a dataset.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn bases_of(&self, dataset: &DatasetName) -> Result<Vec<Base>> {
+        let list = |kind: &str| {
+            self.run(["list", "-H", "-t", kind, "-d", "1", "-o", "name", "-r", dataset.as_str()])
+        };
+        let snapshots = list("snapshot")?.stdout;
+        // pool version 23 knows no bookmarks.
+        let bookmarks = list("bookmark").map(|out| out.stdout).unwrap_or_default();
+        let of = |name: &&str| name.split(['@', '#']).next() == Some(dataset.as_str());
+        let names: Vec<String> =
+            snapshots.lines().chain(bookmarks.lines()).filter(of).map(str::to_owned).collect();
+        let all = self.get(&names, &["guid", "createtxg"])?;
+        let number = |name: &str, property: &str| {
+            let text = all.get(name).and_then(|of| of.get(property));
+            parse::number(text.map_or("", String::as_str), property)
+        };
+        names
+            .iter()
+            .map(|name| {
+                let (guid, createtxg) = (number(name, "guid")?, number(name, "createtxg")?);
+                Ok(Base { name: name.clone(), guid, createtxg })
+            })
+            .collect()
+    }
+}
