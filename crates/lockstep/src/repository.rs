@@ -14,6 +14,7 @@ pub mod header;
 pub mod image;
 pub mod ingest;
 pub mod shipped;
+pub mod tree;
 pub mod unfold;
 
 use std::path::Path;

@@ -14,7 +14,7 @@ use super::{Repository, of_strata};
 use crate::error::{Error, Result};
 
 /// What the indexes of a chain may take of memory, in bytes.
-const INDEX_MEMORY: u64 = 64 << 20;
+pub const INDEX_MEMORY: u64 = 64 << 20;
 /// Frames that are kept, in bytes: neighbouring blocks of one object lie in few.
 const FRAME_MEMORY: usize = 48 << 20;
 
@@ -55,7 +55,7 @@ fn run(
 ) -> Result<Unfolded> {
     let readers = open_chain(&repository.strata, chain, INDEX_MEMORY).map_err(of_strata)?;
     let mut frames = FrameReader::new(&repository.strata, FRAME_MEMORY);
-    let mut to = ToStream { sink, is_full, kind: object_type::PLAIN_FILE, spill: None };
+    let mut to = ToStream::new(sink, is_full);
     fold(readers, is_full, &StreamRules, &mut Reading::new(&mut frames, &mut to))
         .map_err(of_strata)?;
     Ok(Unfolded { deltas: chain.len(), frames: frames.frames_read() })
@@ -66,8 +66,8 @@ fn guid(text: &str) -> Result<u64> {
 }
 
 /// Makes what a stream holds of what a fold gives.
-struct ToStream<'a, S> {
-    sink: &'a mut S,
+pub(super) struct ToStream<'a, S> {
+    pub(super) sink: &'a mut S,
     is_full: bool,
     /// The type of the object at hand.
     kind: u32,
@@ -80,6 +80,37 @@ type Folding<T> = strata::Result<T>;
 /// An error of the sink's as one of the fold's.
 fn of_sink(error: sendstream::Error) -> strata::Error {
     strata::Error::caller(error)
+}
+
+impl<'a, S: Sink> ToStream<'a, S> {
+    pub(super) fn new(sink: &'a mut S, is_full: bool) -> Self {
+        Self { sink, is_full, kind: object_type::PLAIN_FILE, spill: None }
+    }
+
+    /// A piece of the object at hand, which is a block of its own.
+    pub(super) fn piece(
+        &mut self,
+        object: u64,
+        offset: u64,
+        length: u64,
+        payload: &[u8],
+    ) -> Folding<()> {
+        let write = Write {
+            object,
+            kind: self.kind,
+            offset,
+            logical_size: length,
+            checksum_type: 2, // off
+            flags: 0,
+            compression: 0,
+            key_checksum: [0; 4],
+            key_properties: 0,
+            compressed_size: 0,
+            sealed: Sealed::default(),
+        };
+        let block = Block { header: BlockHeader::Write(&write), payload };
+        self.sink.piece(object, Piece { offset, length, block }).map_err(of_sink)
+    }
 }
 
 impl<S: Sink> DataSink for ToStream<'_, S> {
@@ -116,22 +147,7 @@ impl<S: Sink> DataSink for ToStream<'_, S> {
     }
 
     fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> Folding<()> {
-        let length = content.len() as u64;
-        let write = Write {
-            object,
-            kind: self.kind,
-            offset,
-            logical_size: length,
-            checksum_type: 2, // off
-            flags: 0,
-            compression: 0,
-            key_checksum: [0; 4],
-            key_properties: 0,
-            compressed_size: 0,
-            sealed: Sealed::default(),
-        };
-        let block = Block { header: BlockHeader::Write(&write), payload: content };
-        self.sink.piece(object, Piece { offset, length, block }).map_err(of_sink)
+        self.piece(object, offset, content.len() as u64, content)
     }
 
     fn object_end(&mut self, object: u64) -> Folding<()> {
