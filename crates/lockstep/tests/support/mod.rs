@@ -18,5 +18,6 @@ pub mod ledger;
 pub mod load;
 pub mod lockstep;
 pub mod pools;
+pub mod shipping;
 pub mod standby;
 pub mod workspace;
