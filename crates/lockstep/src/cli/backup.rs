@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::output::{self, JSON_VERSION};
-use super::{Done, plan};
+use super::{Done, plan, ship};
 use crate::backup::{self, Request};
 use crate::config::StrategyChoice;
 use crate::context::Context;
@@ -19,7 +19,7 @@ pub(super) struct Backup {
     /// Words for the set, shown by `list`
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
-    /// Keep the set on this host alone; this version ships to no repository, so it always does
+    /// Keep the set on this host alone: ship it to no repository
     #[arg(long)]
     no_ship: bool,
     /// Print the plan that would run, and take nothing
@@ -45,12 +45,28 @@ impl Backup {
             return Err(Error::usage("the label is longer than 200 bytes", "shorten it"));
         }
         let manifest = backup::run(cx, &Request { strategy, label })?;
-        if json {
-            output::print_json(&as_json(&manifest))?;
-        } else {
+        if self.no_ship || cx.cluster.repositories.is_empty() {
+            if json {
+                output::print_json(&as_json(&manifest))?;
+            } else {
+                crate::steps::end_with_the_reader();
+                as_text(&manifest);
+            }
+            return Ok(Done::Well);
+        }
+        if !json {
             as_text(&manifest);
         }
-        Ok(Done::Well)
+        let outcomes = crate::ship::run(cx, &manifest, &cx.cluster.repositories)?;
+        if json {
+            let mut value = as_json(&manifest);
+            value["repositories"] = ship::as_json(&outcomes);
+            output::print_json(&value)?;
+        } else {
+            crate::steps::end_with_the_reader();
+            ship::as_text(&outcomes);
+        }
+        Ok(ship::done(&outcomes))
     }
 }
 
@@ -82,7 +98,6 @@ pub(super) fn as_json(manifest: &Manifest) -> Value {
 }
 
 fn as_text(manifest: &Manifest) {
-    crate::steps::end_with_the_reader();
     println!("set {} is complete", manifest.set);
     println!("  strategy   {}", manifest.strategy);
     println!("  snapshots  {} in {:.3} s", manifest.volumes.len(), manifest.seconds.snapshots);

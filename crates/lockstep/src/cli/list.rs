@@ -6,12 +6,40 @@ use serde_json::json;
 use super::output::{self, JSON_VERSION};
 use super::{Done, backup};
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::restore::source::{self, From};
 use crate::set::manifest::{Manifest, WalStored};
 
+#[derive(Debug, Args)]
+pub(super) struct List {
+    /// Where to look: snapshots, repository or repository:NAME
+    #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = From::parse)]
+    from: From,
+}
+
+impl List {
+    pub(super) fn run(&self, cx: &Context, as_json: bool) -> Result<Done> {
+        match &self.from {
+            From::Snapshots => {
+                let (sets, damaged) = cx.state.sets()?;
+                list(&sets, damaged, as_json)
+            }
+            From::Repository(name) => {
+                let repository = source::open_repository(cx, name.as_deref())?;
+                let (sets, damaged) = repository.sets()?;
+                let sets: Vec<_> = sets.into_iter().map(|shipped| shipped.manifest).collect();
+                list(&sets, damaged, as_json)
+            }
+        }
+    }
+}
+
 /// Lists the sets, oldest first; damaged ones are named on stderr and make exit code 3.
-pub(super) fn list(cx: &Context, as_json: bool) -> Result<Done> {
-    let (sets, damaged) = cx.state.sets()?;
+fn list<T: serde::Serialize>(
+    sets: &[Manifest],
+    damaged: Vec<(T, Error)>,
+    as_json: bool,
+) -> Result<Done> {
     if as_json {
         let sets: Vec<_> = sets.iter().map(backup::as_json).collect();
         let damaged: Vec<_> =
@@ -20,7 +48,7 @@ pub(super) fn list(cx: &Context, as_json: bool) -> Result<Done> {
     } else {
         let mut table =
             output::table(&["set", "taken", "strategy", "volumes", "consistent at", "label"]);
-        for set in &sets {
+        for set in sets {
             table.add_row([
                 set.set.to_string(),
                 set.started_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),

@@ -11,6 +11,7 @@ mod mirror;
 mod output;
 mod plan;
 mod restore;
+mod ship;
 mod stream;
 
 use std::path::PathBuf;
@@ -50,8 +51,10 @@ enum Command {
     Plan(plan::Plan),
     /// Take a backup set
     Backup(backup::Backup),
+    /// Ship a set to repositories: one that was taken with --no-ship, or whose shipping was interrupted
+    Ship(ship::Ship),
     /// List the backup sets
-    List,
+    List(list::List),
     /// Show a set's certificate: snapshots, LSNs, WAL, and why it is consistent
     Show(list::Show),
     /// Make a cluster from a set
@@ -116,14 +119,15 @@ fn run(arguments: &Arguments) -> Result<Done> {
     let json = arguments.json;
     if matches!(
         arguments.command,
-        Command::Plan(_) | Command::List | Command::Show(_) | Command::Check
+        Command::Plan(_) | Command::List(_) | Command::Show(_) | Command::Check
     ) {
         steps::end_with_the_reader();
     }
     match &arguments.command {
         Command::Plan(command) => command.run(&cx, json),
         Command::Backup(command) => command.run(&cx, json),
-        Command::List => list::list(&cx, json),
+        Command::Ship(command) => command.run(&cx, json),
+        Command::List(command) => command.run(&cx, json),
         Command::Show(command) => command.run(&cx, json),
         Command::Restore(command) => command.run(&cx, json),
         Command::Clone(command) => command.run(&cx, json),
@@ -164,7 +168,11 @@ mod tests {
         for line in [
             "lockstep plan",
             "lockstep --config /x --cluster main --json backup --strategy ordered --label nightly --no-ship",
+            "lockstep ship latest --repository offsite",
             "lockstep list --json",
+            "lockstep list --from repository:offsite",
+            "lockstep restore latest --to /r --from repository --as zfs --dataset tank/x",
+            "lockstep restore latest --to /r --from repository:offsite --as files --delta --only-database a --only-database b",
             "lockstep show latest",
             "lockstep restore latest --to /r --target-time 2026-11-23T00:00:00Z --target-action pause",
             "lockstep restore 2026 --to /r --target-lsn 0/1 --target-timeline latest --restore-command x",

@@ -29,7 +29,7 @@ pub(super) struct Restore {
     #[arg(long = "tablespace", value_name = "OID_OR_NAME=DIR", value_parser = pair)]
     tablespaces: Vec<(String, PathBuf)>,
     /// Where the data comes from: snapshots, repository or repository:NAME
-    #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = source)]
+    #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = From::parse)]
     from: From,
     /// What the data becomes; clones of snapshots, or files from a repository, where left out
     #[arg(long = "as", value_enum)]
@@ -128,17 +128,6 @@ impl TargetArguments {
             set_is_shut_down: false,
             keep_archiving,
         })
-    }
-}
-
-fn source(text: &str) -> Result<From, String> {
-    match text.split_once(':') {
-        None if text == "snapshots" => Ok(From::Snapshots),
-        None if text == "repository" => Ok(From::Repository(None)),
-        Some(("repository", name)) if !name.is_empty() => {
-            Ok(From::Repository(Some(name.to_owned())))
-        }
-        _ => Err("write snapshots, repository or repository:NAME".into()),
     }
 }
 

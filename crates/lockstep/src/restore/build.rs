@@ -53,9 +53,10 @@ impl<'a> Build<'a> {
             }
             datasets = kept;
         }
+        datasets.extend(source.receiving(&placement, &id));
         let journal = RestoreJournal {
             id: id.clone(),
-            received: source.received(&placement),
+            received: source.received(&placement, &id),
             datasets,
             data: placement.data.clone(),
             places: places(&placement),

@@ -13,57 +13,99 @@ use crate::error::{Error, Result};
 use crate::repository::ingest::of_stream;
 use crate::repository::unfold::unfold;
 use crate::repository::{ShippedVolume, of_strata};
+use crate::steps;
 use crate::volume::zfs::{Base, DatasetName};
 
-/// Fills the dataset, and checks that its snapshot is the set's.
-pub(super) fn volume(
+/// Makes the dataset, and checks that its snapshot is the set's.
+pub(super) fn create(
+    from: &FromRepository,
+    build: &Build,
+    index: usize,
+    placed: &PlacedVolume,
+    properties: &[(&str, String)],
+) -> Result<()> {
+    let (Some(dataset), Some(shipped)) = (&placed.dataset, from.shipped_volume(placed)) else {
+        return Ok(());
+    };
+    let zfs = &build.cx.zfs;
+    let receiving = from.receiving(&build.id, index).unwrap_or_else(|| dataset.clone());
+    receive(from, build, &receiving, shipped, None)?;
+    steps::reached(&format!("restore.receiving-{}", index + 1))?;
+    let (own, other): (Vec<_>, Vec<_>) =
+        properties.iter().partition(|(name, _)| name.starts_with("lockstep:"));
+    let set_all = |all: &[&(&str, String)], on: &DatasetName| {
+        all.iter().try_for_each(|(name, value)| zfs.set(name, value, std::slice::from_ref(on)))
+    };
+    set_all(&own, &receiving)?;
+    zfs.rename(&receiving, dataset)?;
+    set_all(&other, dataset)?;
+    zfs.mount(dataset)?;
+    check(build, placed, dataset, shipped)
+}
+
+/// Brings a dataset that is there to the set's state: what was written to it since goes.
+pub(super) fn catch_up(
     from: &FromRepository,
     build: &Build,
     placed: &PlacedVolume,
     dataset: &DatasetName,
     shipped: &ShippedVolume,
-    exists: bool,
 ) -> Result<()> {
-    let zfs = &build.cx.zfs;
-    let since = if exists { Some(common(from, build, dataset, shipped)?) } else { None };
-    if let Some(base) = since.as_ref().filter(|base| base.guid.to_string() == shipped.delta) {
-        // It is there already; what was written since goes.
-        zfs.rollback(&base.name)?;
-    } else {
-        let mut child = zfs.receive(dataset)?;
-        let since = since.map(|base| base.guid.to_string());
-        let result = (|| {
-            let mut sink = StreamSink::new(BufWriter::with_capacity(1 << 20, &mut child));
-            let unfolded = unfold(
-                &from.repository,
-                &shipped.image,
-                &shipped.delta,
-                since.as_deref(),
-                &mut sink,
-            )?;
-            let mut output = sink.finish().map_err(of_stream)?;
-            output.flush().map_err(Error::io("write to", "zfs receive"))?;
-            Ok(unfolded)
-        })();
-        // What `zfs receive` said is the reason; the pipe only breaks.
-        let unfolded = match (result, child.finish()) {
-            (Err(error @ Error::Interrupted { .. }), _) => return Err(error),
-            (_, Err(reason)) => return Err(reason.into()),
-            (result, Ok(())) => result?,
-        };
-        tracing::debug!(%dataset, ?unfolded, "received");
+    let base = common(from, build, dataset, shipped)?;
+    // zfs-fuse can't roll back what isn't mounted.
+    build.cx.zfs.mount(dataset)?;
+    build.cx.zfs.rollback(&base.name)?;
+    let id = base.guid.to_string();
+    if id != shipped.delta {
+        receive(from, build, dataset, shipped, Some(&id))?;
     }
-    zfs.mount(dataset)?;
-    let snapshot = dataset.snapshot(&placed.origin.name);
-    let found = zfs.find_snapshot(&snapshot)?.map(|facts| facts.guid.to_string());
-    if found.as_deref() != Some(shipped.delta.as_str()) {
-        return Err(Error::failed(format!(
-            "what was received as {snapshot} has GUID {}, the set says {}",
-            found.as_deref().unwrap_or("none"),
-            shipped.delta
-        )));
-    }
+    build.cx.zfs.mount(dataset)?;
+    check(build, placed, dataset, shipped)
+}
+
+fn receive(
+    from: &FromRepository,
+    build: &Build,
+    dataset: &DatasetName,
+    shipped: &ShippedVolume,
+    since: Option<&str>,
+) -> Result<()> {
+    let mut child = build.cx.zfs.receive(dataset)?;
+    let result = (|| -> Result<_> {
+        let mut sink = StreamSink::new(BufWriter::with_capacity(1 << 20, &mut child));
+        let unfolded = unfold(&from.repository, &shipped.image, &shipped.delta, since, &mut sink)?;
+        let mut output = sink.finish().map_err(of_stream)?;
+        output.flush().map_err(Error::io("write to", "zfs receive"))?;
+        Ok(unfolded)
+    })();
+    // Where the pipe broke, what `zfs receive` said is the reason; else its stream only ended early.
+    let unfolded = match (result, child.finish()) {
+        (Err(error), Err(reason)) if error.chain().contains("roken pipe") => {
+            return Err(Error::from(reason));
+        }
+        (Ok(_), Err(reason)) => return Err(reason.into()),
+        (result, _) => result?,
+    };
+    tracing::debug!(%dataset, ?unfolded, "received");
     Ok(())
+}
+
+fn check(
+    build: &Build,
+    placed: &PlacedVolume,
+    dataset: &DatasetName,
+    shipped: &ShippedVolume,
+) -> Result<()> {
+    let snapshot = dataset.snapshot(&placed.origin.name);
+    let found = build.cx.zfs.find_snapshot(&snapshot)?.map(|facts| facts.guid.to_string());
+    if found.as_deref() == Some(shipped.delta.as_str()) {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "what was received as {snapshot} has GUID {}, the set says {}",
+        found.as_deref().unwrap_or("none"),
+        shipped.delta
+    )))
 }
 
 /// The newest snapshot of the dataset, which has to be one that the set's deltas come from.

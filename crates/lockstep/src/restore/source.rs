@@ -18,7 +18,7 @@ use crate::repository::tree::ImageTree;
 use crate::repository::{self, Repository, Shipped, ShippedVolume, of_strata};
 use crate::set::manifest::SetVolume;
 use crate::steps;
-use crate::volume::zfs::{CloneSpec, DatasetName};
+use crate::volume::zfs::{CloneSpec, DatasetName, while_received};
 
 /// What the data becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,23 @@ pub enum From {
     Snapshots,
     /// A repository: the one named, or the cluster's only one.
     Repository(Option<String>),
+}
+
+impl From {
+    /// Reads `snapshots`, `repository` or `repository:NAME`.
+    ///
+    /// # Errors
+    /// What to write, for anything else.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "snapshots" => Ok(Self::Snapshots),
+            None if text == "repository" => Ok(Self::Repository(None)),
+            Some(("repository", name)) if !name.is_empty() => {
+                Ok(Self::Repository(Some(name.to_owned())))
+            }
+            _ => Err("write snapshots, repository or repository:NAME".into()),
+        }
+    }
 }
 
 /// A source that was opened.
@@ -103,13 +120,22 @@ impl Source {
         matches!(self, Self::Repository(from) if from.delta)
     }
 
+    /// The names that datasets have while they are received.
+    pub(super) fn receiving(&self, placement: &Placement, id: &str) -> Vec<DatasetName> {
+        let Self::Repository(from) = self else { return Vec::new() };
+        let indexes = 0..placement.volumes.len();
+        indexes.filter_map(|index| from.receiving(id, index)).collect()
+    }
+
     /// The snapshots that come with what is received.
-    pub(super) fn received(&self, placement: &Placement) -> Vec<String> {
-        let Self::Repository(_) = self else { return Vec::new() };
-        let name = |volume: &PlacedVolume| {
-            volume.dataset.as_ref().map(|dataset| dataset.snapshot(&volume.origin.name).to_string())
-        };
-        placement.volumes.iter().filter_map(name).collect()
+    pub(super) fn received(&self, placement: &Placement, id: &str) -> Vec<String> {
+        let Self::Repository(from) = self else { return Vec::new() };
+        let names = placement.volumes.iter().enumerate().flat_map(|(index, volume)| {
+            let datasets = [volume.dataset.clone(), from.receiving(id, index)];
+            let snapshot = |dataset: DatasetName| dataset.snapshot(&volume.origin.name).to_string();
+            datasets.into_iter().flatten().map(snapshot)
+        });
+        names.collect()
     }
 
     /// Makes the volumes.
@@ -150,7 +176,7 @@ fn make_clones(build: &Build) -> Result<()> {
 
 impl FromRepository {
     /// The volume as the repository has it; none for one of pg_wal alone.
-    fn shipped_volume(&self, volume: &PlacedVolume) -> Option<&ShippedVolume> {
+    pub(super) fn shipped_volume(&self, volume: &PlacedVolume) -> Option<&ShippedVolume> {
         self.shipped.volumes.iter().find(|shipped| shipped.dataset == volume.origin.dataset)
     }
 
@@ -172,7 +198,7 @@ impl FromRepository {
             build.placement.volumes.iter().zip(&build.manifest.volumes).enumerate()
         {
             let Some(dataset) = &placed.dataset else { continue };
-            self.make_dataset(build, placed, dataset, volume, owner)?;
+            self.make_dataset(build, index, dataset, volume, owner)?;
             steps::reached(&format!("restore.received-{}", index + 1))?;
         }
         Ok(None)
@@ -198,36 +224,46 @@ impl FromRepository {
             steps::reached(&format!("restore.received-{}", index + 1))?;
         }
         pending.into_iter().try_for_each(files_form::Pending::finish)?;
+        steps::reached("restore.files")?;
         Ok(written)
     }
 
     fn make_dataset(
         &self,
         build: &Build,
-        placed: &PlacedVolume,
+        index: usize,
         dataset: &DatasetName,
         volume: &SetVolume,
         owner: Option<Credentials>,
     ) -> Result<()> {
+        let Some(placed) = build.placement.volumes.get(index) else { return Ok(()) };
         let shipped = self.shipped_volume(placed);
-        let exists = self.delta && build.cx.zfs.exists(dataset.as_str())?;
-        if !exists {
-            let mountpoint = placed.mountpoint.to_str().ok_or_else(|| {
-                Error::failed(format!(
-                    "ZFS can't mount at \"{}\": the path isn't UTF-8",
-                    placed.mountpoint.display()
-                ))
-            })?;
-            let mut properties = marks(build).to_vec();
-            properties.push(("mountpoint", mountpoint.to_owned()));
-            let kept = self.properties(shipped)?;
-            properties.extend(kept.iter().map(|(name, value)| (name.as_str(), value.clone())));
-            build.cx.zfs.create(dataset, &properties)?;
+        if self.delta && build.cx.zfs.exists(dataset.as_str())? {
+            return match shipped {
+                Some(shipped) => receive::catch_up(self, build, placed, dataset, shipped),
+                None => make_wal_folders(placed, volume, owner),
+            };
         }
-        match shipped {
-            Some(shipped) => receive::volume(self, build, placed, dataset, shipped, exists),
-            None => make_wal_folders(placed, volume, owner),
+        let mountpoint = placed.mountpoint.to_str().ok_or_else(|| {
+            Error::failed(format!(
+                "ZFS can't mount at \"{}\": the path isn't UTF-8",
+                placed.mountpoint.display()
+            ))
+        })?;
+        let kept = self.properties(shipped)?;
+        let mut properties = marks(build).to_vec();
+        properties.push(("mountpoint", mountpoint.to_owned()));
+        properties.extend(kept.iter().map(|(name, value)| (name.as_str(), value.clone())));
+        if shipped.is_some() {
+            return receive::create(self, build, index, placed, &properties);
         }
+        build.cx.zfs.create(dataset, &properties)?;
+        make_wal_folders(placed, volume, owner)
+    }
+
+    /// The name of the `index`th volume's dataset while it is received.
+    pub(super) fn receiving(&self, id: &str, index: usize) -> Option<DatasetName> {
+        self.parent.as_ref().map(|parent| while_received(parent, id, index))
     }
 
     /// Properties of the original dataset that its copy gets too.

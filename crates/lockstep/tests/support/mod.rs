@@ -18,5 +18,7 @@ pub mod ledger;
 pub mod load;
 pub mod lockstep;
 pub mod pools;
+pub mod shipping;
 pub mod standby;
+pub mod trees;
 pub mod workspace;

@@ -68,7 +68,9 @@ impl Zfs {
             Err(error) if is_absent(&error) => return Ok(()),
             other => other?,
         };
-        if out.stdout.trim_end() != format!("{restore_id}\tlocal") {
+        if out.stdout.trim_end() != format!("{restore_id}\tlocal")
+            && !receiving_for(dataset, restore_id)
+        {
             return Err(Error::failed(format!(
                 "\"{dataset}\" isn't what Lockstep made: its lockstep:restore is {:?}, not \"{restore_id}\"",
                 out.stdout.trim_end()
@@ -92,13 +94,31 @@ impl Zfs {
     ) -> Result<()> {
         match self.carries(dataset, "lockstep:restore", restore_id)? {
             None => Ok(()),
-            Some(true) => match self.exists(snapshot)? {
-                true => self.destroy(snapshot),
-                false => Ok(()),
-            },
-            Some(false) => Err(Error::failed(format!(
+            Some(carries) if carries || receiving_for(dataset, restore_id) => {
+                match self.exists(snapshot)? {
+                    true => self.destroy(snapshot),
+                    false => Ok(()),
+                }
+            }
+            Some(_) => Err(Error::failed(format!(
                 "\"{dataset}\" isn't what Lockstep made: it doesn't carry lockstep:restore={restore_id}"
             ))),
         }
     }
+}
+
+/// The name of a dataset while it is received: it can carry no property before it is whole, so its
+/// name says whose it is.
+#[must_use]
+pub fn while_received(parent: &DatasetName, restore_id: &str, index: usize) -> DatasetName {
+    parent.child(&format!("{}{index}", receiving(restore_id)))
+}
+
+fn receiving(restore_id: &str) -> String {
+    format!("lockstep-receiving-{restore_id}-")
+}
+
+fn receiving_for(dataset: &DatasetName, restore_id: &str) -> bool {
+    let leaf = dataset.as_str().rsplit('/').next().unwrap_or_default();
+    leaf.starts_with(&receiving(restore_id))
 }

@@ -18,7 +18,7 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-pub use clone::CloneSpec;
+pub use clone::{CloneSpec, while_received};
 pub use snapshot::{SnapshotFacts, Tagged};
 pub use stream::{Base, SendSpec};
 

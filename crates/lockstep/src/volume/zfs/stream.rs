@@ -55,13 +55,15 @@ impl Zfs {
         Ok(program.read_from()?)
     }
 
-    /// Starts `zfs receive` into a dataset, which is rolled back to its newest snapshot first, or
-    /// emptied where it has none. It stays unmounted.
+    /// Starts `zfs receive`: of a full stream into a dataset that isn't there, of an increment into
+    /// one that is as its newest snapshot. What is new stays unmounted.
+    ///
+    /// Never with `-F`: zfs-fuse answers it with "I/O error" every third time.
     ///
     /// # Errors
     /// When it can't be started.
     pub fn receive(&self, dataset: &DatasetName) -> Result<Piped<ChildStdin>> {
-        Ok(Program::new("zfs").args(["receive", "-F", "-u", dataset.as_str()]).write_to()?)
+        Ok(Program::new("zfs").args(["receive", "-u", dataset.as_str()]).write_to()?)
     }
 
     /// Mounts a dataset; one that is mounted is fine.
@@ -73,6 +75,15 @@ impl Zfs {
             return Ok(());
         }
         self.run(["mount", dataset.as_str()])?;
+        Ok(())
+    }
+
+    /// Renames a dataset that isn't mounted.
+    ///
+    /// # Errors
+    /// When there is one of the new name, or none of the old.
+    pub fn rename(&self, from: &DatasetName, to: &DatasetName) -> Result<()> {
+        self.run(["rename", from.as_str(), to.as_str()])?;
         Ok(())
     }
 

@@ -1,0 +1,108 @@
+//! `lockstep ship`, and how what became of a set in its repositories is shown.
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::Done;
+use super::output::{self, JSON_VERSION};
+use crate::context::Context;
+use crate::error::Result;
+use crate::repository::Shipped;
+use crate::ship::{self, Outcome};
+
+#[derive(Debug, Args)]
+pub(super) struct Ship {
+    /// A set's id, its beginning, or `latest`
+    #[arg(value_name = "SET", default_value = "latest")]
+    set: String,
+    /// To this repository only; to all of the cluster's where left out
+    #[arg(long = "repository", value_name = "NAME")]
+    repositories: Vec<String>,
+}
+
+impl Ship {
+    pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
+        let names = if self.repositories.is_empty() {
+            &cx.cluster.repositories
+        } else {
+            &self.repositories
+        };
+        if names.is_empty() {
+            return Err(crate::error::Error::usage(
+                format!("cluster \"{}\" has no repository", cx.name),
+                format!("add repositories = [\"NAME\"] to [clusters.{}]", cx.name),
+            ));
+        }
+        let manifest = cx.state.find(&self.set)?;
+        crate::restore::unfinished::remove(cx)?;
+        let outcomes = ship::run(cx, &manifest, names)?;
+        if json {
+            let shipped = as_json(&outcomes);
+            output::print_json(&json!({
+                "version": JSON_VERSION, "set": manifest.set, "repositories": shipped,
+            }))?;
+        } else {
+            crate::steps::end_with_the_reader();
+            println!("set {}", manifest.set);
+            as_text(&outcomes);
+        }
+        Ok(done(&outcomes))
+    }
+}
+
+/// Exit code 3 where a repository failed or a page is wrong.
+pub(super) fn done(outcomes: &[Outcome]) -> Done {
+    if outcomes.iter().all(Outcome::is_well) { Done::Well } else { Done::WithProblems }
+}
+
+/// What became of a set, as `backup --json` and `ship --json` print it.
+pub(super) fn as_json(outcomes: &[Outcome]) -> Value {
+    let one = |outcome: &Outcome| match &outcome.result {
+        Ok(shipped) => json!({
+            "repository": outcome.repository, "complete": true, "bad_pages": shipped.bad_pages(),
+            "shipped_at": shipped.shipped_at, "volumes": shipped.volumes,
+        }),
+        Err(error) => json!({
+            "repository": outcome.repository, "complete": false, "error": error.chain(),
+            "hint": error.hint(),
+        }),
+    };
+    outcomes.iter().map(one).collect()
+}
+
+/// The same for people.
+pub(super) fn as_text(outcomes: &[Outcome]) {
+    for outcome in outcomes {
+        match &outcome.result {
+            Ok(shipped) => shipped_as_text(&outcome.repository, shipped),
+            Err(error) => {
+                println!("  repository {}: NOT there: {}", outcome.repository, error.chain());
+                if let Some(hint) = error.hint() {
+                    println!("             hint: {hint}");
+                }
+            }
+        }
+    }
+}
+
+fn shipped_as_text(repository: &str, shipped: &Shipped) {
+    let sum = |of: fn(&crate::repository::ShippedVolume) -> u64| -> u64 {
+        shipped.volumes.iter().map(of).sum()
+    };
+    let kind = match shipped.volumes.iter().filter(|volume| volume.base.is_none()).count() {
+        0 => "incremental".to_owned(),
+        full if full == shipped.volumes.len() => "full".to_owned(),
+        full => format!("{full} of {} volumes full", shipped.volumes.len()),
+    };
+    println!(
+        "  repository {repository}: {kind}, {} sent, {} stored",
+        output::bytes(sum(|volume| volume.stream_bytes)),
+        output::bytes(sum(|volume| volume.stored_bytes)),
+    );
+    for volume in shipped.volumes.iter().filter(|volume| volume.pages.bad > 0) {
+        println!("  DAMAGED PAGES in {}: {}", volume.dataset, volume.pages.bad);
+        for (path, block) in &volume.pages.bad_pages {
+            println!("             {path} block {block}");
+        }
+    }
+}

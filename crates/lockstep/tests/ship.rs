@@ -1,0 +1,91 @@
+//! Sets in a repository: shipped while the cluster is under load, restored as datasets, compared with the snapshots
+//! file by file, started and checked.
+
+mod support;
+
+use support::checker::Checker;
+use support::cluster::Stop;
+use support::fixture::Fixture;
+use support::layout::{Layout, nested_wal, two_pools_four_datasets};
+use support::ledger::{Expected, Ledger};
+use support::load::{Load, Plan};
+use support::lockstep::{Lockstep, Set};
+use support::shipping::{assert_received, discard, packs, with_repository};
+
+const SCALE: u32 = 2;
+
+struct Prepared {
+    fixture: Fixture,
+    ledger: Ledger,
+    lockstep: Lockstep,
+}
+
+fn prepare(layout: Layout) -> Prepared {
+    let fixture = Fixture::new(layout);
+    fixture.pgbench_tables(SCALE);
+    let ledger = Ledger::create(&fixture.cluster, "ts1", "ts2");
+    let lockstep = with_repository(&fixture);
+    Prepared { fixture, ledger, lockstep }
+}
+
+impl Prepared {
+    fn parent(&self, name: &str) -> String {
+        format!("{}/{name}", self.fixture.pools[0].name)
+    }
+
+    /// Restores a set from the repository into datasets, compares, starts and checks.
+    fn proves(&self, set: &Set, expected: Expected) {
+        let parent = self.parent(&format!("r{}", &set.id[set.id.len() - 4..]));
+        let directory = self.fixture.target(&set.id);
+        let more = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+        let restored = self.lockstep.restore_and_start(&set.id, &directory, &more);
+        assert_received(&self.fixture, set, &parent);
+        let checker = Checker::new(SCALE).with_ledger(&self.ledger, expected);
+        checker.check_and_stop(restored.server()).assert_right(&set.id);
+        discard(&self.fixture, &directory, &parent);
+    }
+}
+
+#[test]
+fn sets_under_load_come_back_as_datasets() {
+    let prepared = prepare(two_pools_four_datasets());
+    let writers = prepared.ledger.start(&prepared.fixture.cluster);
+    let load = Load::start(&prepared.fixture.cluster, &["ts1", "ts2", "pg_default"], &Plan::all(7));
+    let mut sets = Vec::new();
+    for strategy in ["label", "ordered", "label"] {
+        let set = prepared.lockstep.backup(strategy);
+        let expected = Expected {
+            by_lsn: set.floor_lsn,
+            none_after: Some(prepared.ledger.attempted()),
+            ..Expected::default()
+        };
+        let there = &set.json["repositories"][0];
+        assert_eq!(there["complete"], true, "{there}");
+        assert_eq!(there["bad_pages"], 0, "{there}");
+        let full = there["volumes"].as_array().expect("volumes");
+        assert_eq!(full.len(), 3, "pg_wal's volume isn't stored: {there}");
+        assert!(full.iter().all(|volume| volume["base"].is_null() == sets.is_empty()), "{there}");
+        sets.push((set, expected));
+    }
+    load.stop();
+    writers.stop();
+    // Not the newest first: each is a fold of its own.
+    for (set, expected) in sets {
+        prepared.proves(&set, expected);
+    }
+}
+
+#[test]
+fn an_unchanged_cluster_ships_next_to_nothing() {
+    let prepared = prepare(nested_wal());
+    prepared.fixture.cluster.stop(Stop::Fast);
+    let first = prepared.lockstep.backup("cold");
+    let before: u64 = packs(&prepared.fixture).values().sum();
+    let second = prepared.lockstep.backup("cold");
+    let after: u64 = packs(&prepared.fixture).values().sum();
+    assert!(after - before < before / 20, "{before} bytes, then {} more", after - before);
+    prepared.fixture.cluster.start();
+    for set in [first, second] {
+        prepared.proves(&set, Expected::default());
+    }
+}
