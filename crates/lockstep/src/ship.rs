@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use pgfiles::wal_name::WalSegment;
 use sendstream::pages::PageGeometry;
 use strata::delta::ImageOptions;
 use strata::pack::PackOptions;
@@ -26,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::lock::{Lock, LockError};
 use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
-use crate::postgres::instance;
+use crate::postgres::{instance, wal};
 use crate::repository::{self, Repository, Shipped, ShippedVolume};
 use crate::set::manifest::{Manifest, SetVolume, WalStored, hash_file};
 use crate::{files, steps};
@@ -236,6 +237,16 @@ fn take_files(
         };
         let mut segments: Vec<String> =
             manifest.wal.segments.iter().filter(|name| !beside(name)).cloned().collect();
+        // Without a label recovery goes on to the end of what was frozen with the data.
+        let identity = manifest.wal_identity()?;
+        if let Some(start) = manifest.start_lsn.filter(|_| manifest.strategy != Strategy::Label) {
+            let written = wal::written(&pg_wal, identity, start);
+            let name = |segment: WalSegment| segment.file_name(identity.segment_size);
+            let more = written.into_iter().map(name);
+            let more: Vec<_> =
+                more.filter(|name| !beside(name) && !segments.contains(name)).collect();
+            segments.extend(more);
+        }
         let listed = std::fs::read_dir(&pg_wal).map_err(Error::io("list", &pg_wal))?;
         for entry in listed {
             let name = entry.map_err(Error::io("list", &pg_wal))?.file_name();
