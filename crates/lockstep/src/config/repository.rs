@@ -21,6 +21,9 @@ pub struct RepositoryConfig {
     pub compression_level: i32,
     /// Threads that compress; as many as the machine has where left out.
     pub threads: Option<usize>,
+    /// Store of a changed record only the pages that differ from the snapshot before.
+    #[serde(default = "default_page_delta")]
+    pub page_delta: bool,
     /// Added to the priority of shipping and of the `zfs send` that it starts; 0 to 19.
     pub nice: Option<u8>,
     /// The class of their disk accesses.
@@ -48,6 +51,10 @@ pub enum IoClass {
     Idle,
     /// The lowest of the usual.
     BestEffort,
+}
+
+fn default_page_delta() -> bool {
+    true
 }
 
 fn default_level() -> i32 {

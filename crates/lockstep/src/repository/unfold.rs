@@ -55,7 +55,14 @@ fn run(
 ) -> Result<Unfolded> {
     let readers = open_chain(&repository.strata, chain, INDEX_MEMORY).map_err(of_strata)?;
     let mut frames = FrameReader::new(&repository.strata, FRAME_MEMORY);
-    let mut to = ToStream { sink, is_full, kind: object_type::PLAIN_FILE, spill: None };
+    let mut to = ToStream {
+        sink,
+        is_full,
+        kind: object_type::PLAIN_FILE,
+        spill: None,
+        block_size: 0,
+        gathered: (0, Vec::new()),
+    };
     fold(readers, is_full, &StreamRules, &mut Reading::new(&mut frames, &mut to))
         .map_err(of_strata)?;
     Ok(Unfolded { deltas: chain.len(), frames: frames.frames_read() })
@@ -73,6 +80,10 @@ struct ToStream<'a, S> {
     kind: u32,
     /// Its spill, which comes after its content.
     spill: Option<Bytes>,
+    /// Its block size; 0 where its header isn't known.
+    block_size: u64,
+    /// Parts of a block, from several deltas, until the block is whole: its record is written once.
+    gathered: (u64, Vec<u8>),
 }
 
 type Folding<T> = strata::Result<T>;
@@ -82,40 +93,19 @@ fn of_sink(error: sendstream::Error) -> strata::Error {
     strata::Error::caller(error)
 }
 
-impl<S: Sink> DataSink for ToStream<'_, S> {
-    fn freed(&mut self, first: u64, count: u64) -> Folding<()> {
-        self.sink.freed(first, count).map_err(of_sink)
-    }
-
-    fn object(&mut self, folded: &Folded) -> Folding<()> {
-        self.spill = folded.spill.clone();
-        let Some(header) = &folded.header else {
-            // Content alone, of a file whose properties are as they were.
-            self.kind = object_type::PLAIN_FILE;
-            return Ok(());
-        };
-        let header = ObjectHeader::parse(header).ok_or_else(|| {
-            strata::Error::caller(format!("the header of object {} is damaged", folded.object))
-        })?;
-        let has_spill = self.spill.is_some();
-        if self.is_full && header.has_spill_flags && header.object.has_spill() && !has_spill {
-            let why = format!("the spill block of object {} is in no delta", folded.object);
-            return Err(strata::Error::caller(why));
+impl<S: Sink> ToStream<'_, S> {
+    /// Writes what was gathered.
+    fn flush(&mut self, object: u64) -> Folding<()> {
+        let (offset, content) = std::mem::take(&mut self.gathered);
+        if !content.is_empty() {
+            self.write(object, offset, &content)?;
         }
-        self.kind = header.object.kind;
-        let object = Object { object: folded.object, ..header.object };
-        self.sink.object(&object, &header.bonus).map_err(of_sink)?;
-        if folded.fresh && !self.is_full {
-            self.sink.hole(folded.object, 0, u64::MAX).map_err(of_sink)?;
-        }
+        self.gathered.1 = content;
+        self.gathered.1.clear();
         Ok(())
     }
 
-    fn hole(&mut self, object: u64, offset: u64, length: u64) -> Folding<()> {
-        self.sink.hole(object, offset, length).map_err(of_sink)
-    }
-
-    fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> Folding<()> {
+    fn write(&mut self, object: u64, offset: u64, content: &[u8]) -> Folding<()> {
         let length = content.len() as u64;
         let write = Write {
             object,
@@ -133,8 +123,75 @@ impl<S: Sink> DataSink for ToStream<'_, S> {
         let block = Block { header: BlockHeader::Write(&write), payload: content };
         self.sink.piece(object, Piece { offset, length, block }).map_err(of_sink)
     }
+}
+
+impl<S: Sink> DataSink for ToStream<'_, S> {
+    fn freed(&mut self, first: u64, count: u64) -> Folding<()> {
+        self.sink.freed(first, count).map_err(of_sink)
+    }
+
+    fn object(&mut self, folded: &Folded) -> Folding<()> {
+        self.spill = folded.spill.clone();
+        let Some(header) = &folded.header else {
+            // Content alone, of a file whose properties are as they were.
+            self.kind = object_type::PLAIN_FILE;
+            self.block_size = 0;
+            return Ok(());
+        };
+        let header = ObjectHeader::parse(header).ok_or_else(|| {
+            strata::Error::caller(format!("the header of object {} is damaged", folded.object))
+        })?;
+        let has_spill = self.spill.is_some();
+        if self.is_full && header.has_spill_flags && header.object.has_spill() && !has_spill {
+            let why = format!("the spill block of object {} is in no delta", folded.object);
+            return Err(strata::Error::caller(why));
+        }
+        self.kind = header.object.kind;
+        self.block_size = header.object.block_size.into();
+        let object = Object { object: folded.object, ..header.object };
+        self.sink.object(&object, &header.bonus).map_err(of_sink)?;
+        if folded.fresh && !self.is_full {
+            self.sink.hole(folded.object, 0, u64::MAX).map_err(of_sink)?;
+        }
+        Ok(())
+    }
+
+    fn hole(&mut self, object: u64, offset: u64, length: u64) -> Folding<()> {
+        self.flush(object)?;
+        self.sink.hole(object, offset, length).map_err(of_sink)
+    }
+
+    fn data(&mut self, object: u64, mut offset: u64, mut content: &[u8]) -> Folding<()> {
+        let size = self.block_size;
+        while !content.is_empty() {
+            let is_next = offset == self.gathered.0 + self.gathered.1.len() as u64;
+            if !self.gathered.1.is_empty() && !is_next {
+                self.flush(object)?;
+            }
+            let left = if size == 0 { u64::MAX } else { size - offset % size };
+            let length =
+                usize::try_from(left).map_or(content.len(), |left| left.min(content.len()));
+            let (now, later) = content.split_at(length);
+            let ends = size == 0 || (offset + length as u64).is_multiple_of(size);
+            if ends && self.gathered.1.is_empty() {
+                self.write(object, offset, now)?;
+            } else {
+                if self.gathered.1.is_empty() {
+                    self.gathered.0 = offset;
+                }
+                self.gathered.1.extend_from_slice(now);
+                if ends {
+                    self.flush(object)?;
+                }
+            }
+            offset += length as u64;
+            content = later;
+        }
+        Ok(())
+    }
 
     fn object_end(&mut self, object: u64) -> Folding<()> {
+        self.flush(object)?;
         if let Some(payload) = self.spill.take() {
             let header = Spill {
                 object,

@@ -28,14 +28,9 @@ pub struct Walked {
 impl Walked {
     /// The path of a relation's file in its volume.
     #[must_use]
-    pub fn path(&self, object: u64) -> String {
-        match self.names.get(&object) {
-            Some((folder, name)) => {
-                let folder = self.folders.get(*folder as usize).map(PathBuf::as_path);
-                folder.unwrap_or(Path::new("")).join(&**name).display().to_string()
-            }
-            None => format!("object {object}"),
-        }
+    pub fn path(&self, object: u64) -> Option<PathBuf> {
+        let (folder, name) = self.names.get(&object)?;
+        Some(self.folders.get(*folder as usize)?.join(&**name))
     }
 }
 
