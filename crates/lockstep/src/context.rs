@@ -29,7 +29,7 @@ impl<'a> Context<'a> {
     pub fn open(config: &'a Config, name: Option<&str>) -> Result<Self> {
         let (name, cluster) = config.cluster(name)?;
         let state = State::open(&config.state_dir, &name)?;
-        Ok(Self { name, cluster, state, zfs: Zfs::new() })
+        Ok(Self { name, cluster, state, zfs: Zfs::remembering_in(&config.state_dir) })
     }
 
     /// The context of a cluster that may not be in the configuration yet, or any more.
@@ -38,7 +38,7 @@ impl<'a> Context<'a> {
     /// When its state can't be opened.
     pub fn open_as(config: &Config, name: ClusterName, cluster: &'a ClusterConfig) -> Result<Self> {
         let state = State::open(&config.state_dir, &name)?;
-        Ok(Self { name, cluster, state, zfs: Zfs::new() })
+        Ok(Self { name, cluster, state, zfs: Zfs::remembering_in(&config.state_dir) })
     }
 
     /// Who owns what is restored and runs servers; `None` where this process is that user.
