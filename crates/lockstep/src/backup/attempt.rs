@@ -245,7 +245,7 @@ impl<'a> Attempt<'a> {
         if let Some(client) = self.survey.client.as_mut() {
             session::hear(client)?;
             // The server's own list, in case a link is a moment behind it.
-            let tablespaces = connection::facts(client)?.tablespaces;
+            let tablespaces = connection::tablespaces(client)?;
             session::hear(client)?;
             if let Some(difference) = unlike(before, &tablespaces) {
                 return Err(changed(difference).into());
