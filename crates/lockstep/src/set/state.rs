@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! owner                            the id of this state_dir: whose snapshots are whose
+//! zfs.json                         what this machine's ZFS can do, found out once a day
 //! clusters/NAME/lock               flock: one backup at a time
 //! clusters/NAME/sets/ID/           manifest.json (written last), backup_label, tablespace_map, wal/, config/
 //! clusters/NAME/unfinished/ID      a backup that has begun: the datasets it may have snapshots on
