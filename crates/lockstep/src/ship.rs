@@ -145,10 +145,12 @@ fn store(
     let views = Views::open(cx, &looked_into)?;
     steps::reached("ship.views")?;
     let options = options(repository);
+    let journals = cx.state.path("shipping");
     let progress = |_: &str, _: u64| held.check();
     let shipment = Shipment {
         repository,
         options: options.clone(),
+        journals: &journals,
         geometry: geometry(manifest, &views)?,
         checks_pages: manifest.postgres.data_checksums,
         recovers: manifest.strategy != Strategy::Cold,

@@ -7,6 +7,7 @@
 //! clusters/NAME/sets/ID/           manifest.json (written last), backup_label, tablespace_map, wal/, config/
 //! clusters/NAME/unfinished/ID      a backup that has begun: the datasets it may have snapshots on
 //! clusters/NAME/restores/ID        a restore that has begun: its datasets and folder
+//! clusters/NAME/shipping/…         what an interrupted shipment has stored
 //! clusters/NAME/clones/NAME        a throwaway server
 //! ```
 

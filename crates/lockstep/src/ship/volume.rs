@@ -37,6 +37,8 @@ pub struct Shipment<'a> {
     pub repository: &'a Repository,
     /// How packs and indexes are written.
     pub options: ImageOptions,
+    /// Where it is remembered what an interrupted shipment has stored.
+    pub journals: &'a Path,
     /// The pages.
     pub geometry: PageGeometry,
     /// They carry checksums.
@@ -163,12 +165,17 @@ impl Job<'_> {
             ionice: config.ionice,
         };
         let base_id = base.map(|(base, _)| base.guid.to_string());
+        let journal = format!("{}-{}-{}.jsonl", repository.name, self.image, self.volume.guid);
+        let options = ImageOptions {
+            resume: Some(self.shipment.journals.join(journal)),
+            ..self.shipment.options.clone()
+        };
         let mut writer = ImageWriter::new(
             &repository.strata,
             self.image,
             &self.volume.guid,
             base_id.as_deref(),
-            &self.shipment.options,
+            &options,
         )
         .map_err(of_strata)?;
         let pages = match (&base_id, base_root) {

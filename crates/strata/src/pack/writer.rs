@@ -1,11 +1,13 @@
 //! Writes packs: compresses on several threads, uploads while more is read.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
 
 use super::compressor::Compressor;
+use super::resume::Resume;
 use crate::error::{Error, Result};
 use crate::frame::{Place, finish};
 use crate::id::Ulid;
@@ -55,6 +57,7 @@ pub struct Packed {
 
 struct Upload {
     packed: Packed,
+    frames: VecDeque<(String, u64, u64)>,
     thread: JoinHandle<StoreResult<()>>,
 }
 
@@ -68,12 +71,22 @@ pub struct PackWriter {
     length: u64,
     uploads: VecDeque<Upload>,
     stored: Vec<Packed>,
+    resume: Option<Resume>,
+    /// Hashes of the content of frames that were given and not placed.
+    hashes: VecDeque<String>,
 }
 
 impl PackWriter {
-    /// Writes nothing yet.
-    pub fn new(repository: &Repository, options: PackOptions) -> Result<PackWriter> {
+    /// Writes nothing yet. With a journal at `resume` what a writer of the same content stored before it was
+    /// interrupted isn't stored again.
+    pub fn new(
+        repository: &Repository,
+        options: PackOptions,
+        resume: Option<&Path>,
+    ) -> Result<PackWriter> {
         Ok(PackWriter {
+            resume: resume.map(|path| Resume::open(repository, path)).transpose()?,
+            hashes: VecDeque::new(),
             repository: repository.clone(),
             options,
             compressor: Compressor::new(options.threads, options.level),
@@ -87,6 +100,15 @@ impl PackWriter {
 
     /// Takes a frame's content, and calls `placed` for each frame, in the order given, once it has its place.
     pub fn push(&mut self, content: Vec<u8>, placed: &mut impl FnMut(Placed)) -> Result<()> {
+        if let Some(resume) = &mut self.resume {
+            // What was stored before comes first: nothing is in the compressor yet.
+            if let Some(known) = resume.find(&content)? {
+                self.stored.extend(known.packed);
+                placed(known.placed);
+                return Ok(());
+            }
+            self.hashes.push_back(blake3::hash(&content).to_hex().to_string());
+        }
         while self.compressor.is_full() {
             self.place(placed)?;
         }
@@ -103,6 +125,9 @@ impl PackWriter {
         let frame = finish(compressed, place, self.repository.key())?;
         let length = frame.len() as u64;
         placed(Placed { pack: self.pack, at: self.length, length });
+        if let (Some(resume), Some(hash)) = (&mut self.resume, self.hashes.pop_front()) {
+            resume.framed(hash, self.length, length);
+        }
         self.frames.push(frame.into());
         self.length += length;
         if self.length >= self.options.pack_size {
@@ -124,7 +149,8 @@ impl PackWriter {
         let frames = std::mem::take(&mut self.frames);
         let store = self.repository.store().clone();
         let thread = thread::spawn(move || store.put(&path, &frames));
-        self.uploads.push_back(Upload { packed, thread });
+        let frames = self.resume.as_mut().map(Resume::take_frames).unwrap_or_default();
+        self.uploads.push_back(Upload { packed, frames, thread });
         self.pack = Ulid::new()?;
         self.length = 0;
         Ok(())
@@ -136,9 +162,17 @@ impl PackWriter {
                 .thread
                 .join()
                 .map_err(|_| Error::caller("an uploading thread ended early"))??;
+            if let Some(resume) = &mut self.resume {
+                resume.stored(upload.packed, upload.frames)?;
+            }
             self.stored.push(upload.packed);
         }
         Ok(())
+    }
+
+    /// Removes a journal whose content is in a delta now.
+    pub fn forget(resume: &Path) {
+        Resume::remove(resume);
     }
 
     /// Places what is left and waits until every pack is in the store.

@@ -86,6 +86,7 @@ pub fn small() -> ImageOptions {
         frame_size: 700,
         packs: PackOptions { pack_size: 3000, level: 1, threads: 2, uploads: 1 },
         index: small_index(),
+        resume: None,
     }
 }
 
