@@ -30,6 +30,7 @@ use crate::lock::{Lock, LockError};
 use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
 use crate::postgres::{instance, wal};
+use crate::progress::Progress;
 use crate::repository::{self, Repository, Shipped, ShippedVolume};
 use crate::set::manifest::{Manifest, SetVolume, WalStored, hash_file};
 use crate::volume::zfs::SnapshotName;
@@ -146,7 +147,7 @@ fn store(
     steps::reached("ship.views")?;
     let options = options(repository);
     let journals = cx.state.path("shipping");
-    let progress = |_: &str, _: u64| held.check();
+    let check = || held.check();
     let shipment = Shipment {
         repository,
         options: options.clone(),
@@ -154,7 +155,8 @@ fn store(
         geometry: geometry(manifest, &views)?,
         checks_pages: manifest.postgres.data_checksums,
         recovers: manifest.strategy != Strategy::Cold,
-        progress: &progress,
+        check: &check,
+        progress: &Progress::on_stderr(),
     };
     let paths: Vec<PathBuf> =
         (0..looked_into.len()).map(|at| views.path(at).to_path_buf()).collect();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
+use indicatif::ProgressBar;
 use sendstream::pages::{PageChecker, Segment};
 
 use super::classify::Class;
@@ -29,6 +30,7 @@ pub(super) struct Passing<'a> {
     /// An increment isn't enough.
     pub(super) needs_full: bool,
     pages: Option<Pages<'a>>,
+    bar: ProgressBar,
     read: u64,
 }
 
@@ -60,6 +62,7 @@ impl<'a> Passing<'a> {
             left_out: before.iter().filter(|(object, _)| is_left_out(*object)).copied().collect(),
             needs_full: false,
             pages,
+            bar: job.shipment.progress.bytes(job.volume.dataset.as_str()),
             read: 0,
         }
     }
@@ -70,6 +73,7 @@ impl<'a> Passing<'a> {
     }
 
     pub(super) fn finish(self) -> (Vec<(u64, u64)>, Checked) {
+        self.bar.finish_and_clear();
         let walked = self.job.walked;
         let pages = self.checker.map(PageChecker::finish).map(|report| Checked {
             checked: report.good + report.bad + report.without_checksum,
@@ -124,7 +128,8 @@ impl Visitor for Passing<'_> {
 
     fn progress(&mut self, bytes: u64) -> Result<()> {
         if bytes - self.read >= STRIDE {
-            (self.job.shipment.progress)(self.job.volume.dataset.as_str(), bytes - self.read)?;
+            self.bar.set_position(bytes);
+            (self.job.shipment.check)()?;
             self.read = bytes;
             steps::reached("ship.progress")?;
         }

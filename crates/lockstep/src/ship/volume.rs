@@ -12,6 +12,7 @@ use super::page_delta::Pages;
 use super::passing::Passing;
 use super::walk::{Walked, walk};
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 use crate::repository::image::{ImageState, StreamBegin, image_name};
 use crate::repository::ingest::{ingest, of_stream};
 use crate::repository::shipped::ShippedVolume;
@@ -45,8 +46,10 @@ pub struct Shipment<'a> {
     pub checks_pages: bool,
     /// The restored cluster goes through recovery.
     pub recovers: bool,
-    /// Told how many bytes more of a stream were read.
-    pub progress: &'a (dyn Fn(&str, u64) -> Result<()> + Sync),
+    /// Asked now and then whether to go on.
+    pub check: &'a (dyn Fn() -> Result<()> + Sync),
+    /// What is shown meanwhile.
+    pub progress: &'a Progress,
 }
 
 /// A volume's way, before it is begun.
