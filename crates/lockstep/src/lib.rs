@@ -22,6 +22,7 @@ pub mod postgres;
 pub mod process;
 pub mod repository;
 pub mod restore;
+pub mod retention;
 pub mod set;
 pub mod ship;
 pub mod steps;
