@@ -20,6 +20,7 @@ pub mod names;
 pub mod plan;
 pub mod postgres;
 pub mod process;
+pub mod prune;
 pub mod repository;
 pub mod restore;
 pub mod retention;
