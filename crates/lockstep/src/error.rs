@@ -34,16 +34,6 @@ pub enum Error {
         /// Who holds it: process, command and since when.
         holder: String,
     },
-    /// Another host holds a repository's lease. Exit code 11.
-    #[error("repository \"{repository}\" is in use by {holder} until {until}")]
-    Leased {
-        /// The repository's name in the configuration.
-        repository: String,
-        /// Who holds it: a host and its state_dir.
-        holder: String,
-        /// When the lease expires unless it is renewed.
-        until: jiff::Timestamp,
-    },
     /// SIGINT or SIGTERM came. Exit code 130.
     #[error("interrupted at step \"{step}\"")]
     Interrupted {
@@ -148,7 +138,7 @@ impl Error {
         match self {
             Self::Usage { .. } => 2,
             Self::Refused(_) => 4,
-            Self::Locked { .. } | Self::Leased { .. } => 11,
+            Self::Locked { .. } => 11,
             Self::Interrupted { .. } => 130,
             Self::Command(_) | Self::Sql { .. } | Self::Io { .. } | Self::Failed { .. } => 1,
         }
@@ -162,9 +152,6 @@ impl Error {
             Self::Refused(refusal) => Some(refusal.hint()),
             Self::Locked { .. } => {
                 Some("wait for it to end; the lock goes with its process".into())
-            }
-            Self::Leased { .. } => {
-                Some("wait for it to end; the lease of a host that died expires by itself".into())
             }
             Self::Failed { hint, .. } => hint.clone(),
             Self::Command(error) => error.hint(),
@@ -231,9 +218,6 @@ mod tests {
         assert_eq!(refused.exit_code(), 4);
         let locked = Error::Locked { cluster: "main".into(), holder: "process 1".into() };
         assert_eq!(locked.exit_code(), 11);
-        let until = jiff::Timestamp::UNIX_EPOCH;
-        let leased = Error::Leased { repository: "r".into(), holder: "db1".into(), until };
-        assert_eq!(leased.exit_code(), 11);
         assert_eq!(Error::Interrupted { step: "backup.started".into() }.exit_code(), 130);
     }
 

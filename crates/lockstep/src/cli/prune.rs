@@ -73,7 +73,7 @@ fn end(report: Report, as_json: bool, dry_run: bool) -> Result<Done> {
                 }
             }
             Err(error) if alone => return Err(error),
-            Err(error @ Error::Leased { .. }) if locked.is_none() => locked = Some(error),
+            Err(error @ Error::Locked { .. }) if locked.is_none() => locked = Some(error),
             Err(error) => {
                 output::error(&error);
                 done = Done::WithProblems;

@@ -1,12 +1,14 @@
 //! The newest set that this host and a repository both have: what the next increment starts from.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use strata::manifest::Manifest as Stored;
 
 use super::bookmarks;
 use crate::context::Context;
 use crate::error::Result;
+use crate::files;
 use crate::names::SetId;
 use crate::repository::{self, of_strata};
 
@@ -49,10 +51,22 @@ fn with_one(cx: &Context, name: &str, local: &[String]) -> Common {
 
 /// Whether the set was seen complete in the repository: shipping writes that down.
 fn was_shipped(cx: &Context, set: &str, repository: &str) -> bool {
-    let record = |set: &SetId| {
-        cx.state.set_directory(set).join(format!("shipped.{repository}.json")).exists()
-    };
-    set.parse().is_ok_and(|set| record(&set))
+    set.parse().is_ok_and(|set| note(cx, &set, repository).exists())
+}
+
+/// Forgets that the set is complete in the repository: it is about to be removed there.
+///
+/// # Errors
+/// When the note can't be removed.
+pub(super) fn forget_shipped(cx: &Context, set: &str, repository: &str) -> Result<()> {
+    match set.parse() {
+        Ok(set) => files::remove_file(&note(cx, &set, repository)),
+        Err(_) => Ok(()),
+    }
+}
+
+fn note(cx: &Context, set: &SetId, repository: &str) -> PathBuf {
+    cx.state.set_directory(set).join(format!("shipped.{repository}.json"))
 }
 
 /// The sets that an increment can start from on this host: those whose snapshots are here, and those

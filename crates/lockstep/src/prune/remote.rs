@@ -11,21 +11,24 @@
 //! knows what it needs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use strata::check::collect;
 use strata::delta::{Descriptor, IndexOptions, descriptor_path, read_descriptor};
-use strata::fold::{KeepAll, Rules, merge};
+use strata::fold::{Rules, merge};
 use strata::manifest::Manifest as Stored;
 
 use super::chains::{self, Link};
 use super::{Entry, Fate, Outcome, Place, Plan, Request, common};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::repository::lease::{Held, holder, unix_now};
+use crate::repository::header::StreamRules;
 use crate::repository::shipped::FILES_IMAGE;
 use crate::repository::{self, Repository, of_strata};
 use crate::retention::{self, Candidate, Policy, Reason};
+use crate::ship;
+use crate::ship::lease::Held;
 use crate::steps;
 
 /// Memory that a merge may take, about.
@@ -58,10 +61,15 @@ pub(super) fn prune(
         show(&plan);
         return Ok(Outcome { plan, removed: Vec::new(), done: None });
     };
+    // On this host nobody else ships to it or prunes it; so a lease of this host's is a dead process's.
+    let _lock = match request.dry_run {
+        true => None,
+        false => Some(ship::lock(cx, name, "prune")?),
+    };
     let repository = repository::open(cx, name)?;
     let lease = match request.dry_run {
         true => None,
-        false => Some(Held::take(&repository, &holder(cx.state.owner()))?),
+        false => Some(Held::take(cx, &repository, Duration::ZERO)?),
     };
     steps::reached("prune.leased")?;
     let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
@@ -75,12 +83,11 @@ pub(super) fn prune(
     };
     let work = Work {
         repository: &repository,
-        // The rules of send streams: until they are here nothing is merged. That keeps everything
-        // restorable, and takes room.
-        rules: None::<&KeepAll>,
+        rules: &StreamRules,
         budget: request.max_merge_bytes.unwrap_or(u64::MAX),
         grace: u64::from(repository.config.grace_hours) * 3600,
-        now: unix_now(),
+        now: u64::try_from(Timestamp::now().as_second()).unwrap_or(0),
+        forget: &|set| common::forget_shipped(cx, set, name),
         reached: &|step| {
             lease.check()?;
             steps::reached(step)
@@ -158,14 +165,16 @@ impl Choice<'_> {
 /// The carrying out of a plan.
 pub(super) struct Work<'a, R> {
     pub(super) repository: &'a Repository,
-    /// What objects keep from older deltas; without them nothing is merged.
-    pub(super) rules: Option<&'a R>,
+    /// What objects keep from older deltas.
+    pub(super) rules: &'a R,
     /// Bytes of indexes that merges may read.
     pub(super) budget: u64,
     /// Seconds.
     pub(super) grace: u64,
     /// Unix time.
     pub(super) now: u64,
+    /// Called before a set is removed.
+    pub(super) forget: &'a dyn Fn(&str) -> Result<()>,
     /// Asked before each step: whether to go on.
     pub(super) reached: &'a dyn Fn(&str) -> Result<()>,
 }
@@ -176,6 +185,7 @@ impl<R: Rules> Work<'_, R> {
         let mut removed = Vec::new();
         for set in plan.removed() {
             (self.reached)("prune.repository-set")?;
+            (self.forget)(set)?;
             self.remove(set)?;
             removed.push(set.to_owned());
         }
@@ -201,7 +211,6 @@ impl<R: Rules> Work<'_, R> {
     }
 
     fn merge_all(&self) -> Result<u64> {
-        let Some(rules) = self.rules else { return Ok(0) };
         let mut heads: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for set in Stored::list(&self.repository.strata).map_err(of_strata)? {
             let stored = Stored::read(&self.repository.strata, &set).map_err(of_strata)?;
@@ -222,7 +231,7 @@ impl<R: Rules> Work<'_, R> {
                 let run_of: Vec<_> =
                     run.deltas.iter().filter_map(|id| descriptors.get(id).cloned()).collect();
                 let options = IndexOptions::default();
-                merge(&self.repository.strata, &run_of, rules, MEMORY, &options)
+                merge(&self.repository.strata, &run_of, self.rules, MEMORY, &options)
                     .map_err(of_strata)?;
                 merged += run_of.len() as u64 - 1;
                 budget = budget.saturating_sub(run.bytes);

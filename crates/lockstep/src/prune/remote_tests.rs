@@ -11,8 +11,7 @@ use bytes::Bytes;
 use jiff::tz::TimeZone;
 use strata::check::{CheckOptions, check};
 use strata::delta::{Change, ImageOptions, ImageWriter, chain};
-use strata::fold::{DataSink, Folded, Reading, fold, open_chain};
-use strata::lease::Lease;
+use strata::fold::{DataSink, Folded, KeepAll, Reading, fold, open_chain};
 use strata::pack::{FrameReader, PackOptions};
 use strata::store::testing::{Fault, Faulty};
 use strata::store::{Listed, Retries, Storage, Store, StoreError, StoreErrorKind, StoreResult};
@@ -252,8 +251,16 @@ fn plan(repository: &Repository, policy: &Policy, bases: &[usize]) -> Result<Pla
 }
 
 fn work(repository: &Repository, grace: u64) -> Work<'_, KeepAll> {
-    let reached = &|_: &str| Ok(());
-    Work { repository, rules: Some(&KeepAll), budget: u64::MAX, grace, now: NOW, reached }
+    let nothing = &|_: &str| Ok(());
+    Work {
+        repository,
+        rules: &KeepAll,
+        budget: u64::MAX,
+        grace,
+        now: NOW,
+        forget: nothing,
+        reached: nothing,
+    }
 }
 
 fn prune(repository: &Repository, policy: &Policy, bases: &[usize]) -> Result<(Vec<String>, Done)> {
@@ -417,21 +424,4 @@ fn dead_after_any_call() {
 #[test]
 fn any_call_fails_once() {
     dies(Fault::FailOnce);
-}
-
-#[test]
-fn the_lease_is_held_by_one_and_names_its_holder() {
-    let repository = repository(Arc::new(Memory::default()));
-    let held = Held::take(&repository, "db1 (aaaa)").unwrap();
-    held.check().unwrap();
-    let refused = Held::take(&repository, "db2 (bbbb)").err().unwrap();
-    assert_eq!(refused.exit_code(), 11);
-    let words = refused.to_string();
-    assert!(words.contains("db1 (aaaa)") && words.contains("until 20"), "{words}");
-    // Somebody takes it over, as its clock says that it has expired.
-    let late = unix_now() + 100_000;
-    let other = Lease::acquire(&repository.strata, "write", "db2", 60, late).unwrap();
-    drop(held);
-    other.release(late).unwrap();
-    Held::take(&repository, "db1 (aaaa)").unwrap().check().unwrap();
 }
