@@ -14,7 +14,7 @@ use crate::plan::warnings::bytes;
 use crate::postgres::connection;
 use crate::postgres::session::{self, Following};
 use crate::restore;
-use crate::set::journal::{self, BackupJournal, RestoreJournal};
+use crate::set::journal::{self, BackupJournal, RemovalJournal, RestoreJournal};
 use crate::set::manifest::Manifest;
 use crate::set::unfinished;
 use crate::survey;
@@ -234,6 +234,13 @@ fn of_unfinished(cx: &Context) -> Result<Vec<Finding>> {
                 "unfinished",
                 format!("backup {} was cut off", entry.set),
                 "the next backup removes what it left",
+            ));
+        }
+        for (_, entry) in journal::read_all::<RemovalJournal>(&cx.state.path("removals"))? {
+            all.push(warning(
+                "unfinished",
+                format!("the removal of set {} was cut off", entry.set),
+                "the next prune or backup finishes it, once nothing stands on its snapshots",
             ));
         }
     }

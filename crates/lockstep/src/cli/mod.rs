@@ -10,6 +10,7 @@ mod list;
 mod mirror;
 mod output;
 mod plan;
+mod prune;
 mod restore;
 mod ship;
 mod stream;
@@ -61,6 +62,8 @@ enum Command {
     Restore(Box<restore::Restore>),
     /// Throwaway writable servers made from sets
     Clone(clone::Clone),
+    /// Remove the sets that no retention policy keeps
+    Prune(prune::Prune),
     /// Say whether backups of this cluster work
     Check,
     /// ZFS standbys of primaries that aren't on ZFS
@@ -131,6 +134,7 @@ fn run(arguments: &Arguments) -> Result<Done> {
         Command::Show(command) => command.run(&cx, json),
         Command::Restore(command) => command.run(&cx, json),
         Command::Clone(command) => command.run(&cx, json),
+        Command::Prune(command) => command.run(&cx, json),
         Command::Check => check::run(&cx, json),
         Command::Mirror(_) | Command::Stream(_) | Command::InternalServer { .. } => {
             Err(Error::failed("not reached"))
@@ -181,6 +185,8 @@ mod tests {
             "lockstep clone create dev --set latest --port 5501 --target-name before-the-drop",
             "lockstep clone list",
             "lockstep clone destroy dev",
+            "lockstep prune --dry-run --json",
+            "lockstep prune --local --repository offsite --max-merge-bytes 1000000",
             "lockstep check",
             "lockstep mirror create main --from host=db1 --dataset tank/main --tablespace fast=ssd/fast --password-file /p",
             "lockstep mirror create main --from host=db1 --dataset tank/main --port 5501 --slot s --setting a=b --dry-run",

@@ -41,6 +41,10 @@ pub struct RepositoryConfig {
     pub allow_http: bool,
     /// Ask the store to let nobody delete what is written for so many days.
     pub immutable_days: Option<u32>,
+    /// What nothing refers to any more is deleted after so many hours; longer than any backup or
+    /// restore takes.
+    #[serde(default = "default_grace")]
+    pub grace_hours: u32,
 }
 
 /// As in ionice(1).
@@ -59,6 +63,9 @@ fn default_page_delta() -> bool {
 
 fn default_level() -> i32 {
     3
+}
+fn default_grace() -> u32 {
+    24
 }
 
 impl RepositoryConfig {

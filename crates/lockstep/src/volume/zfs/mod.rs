@@ -10,6 +10,7 @@ mod filesystem;
 mod known;
 mod parse;
 mod snapshot;
+mod standing;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use clone::{CloneSpec, while_received};
 pub use snapshot::{SnapshotFacts, Tagged};
+pub use standing::Standing;
 pub use stream::{Base, SendSpec};
 
 use crate::error::Result;
