@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-pub use repository::{IoClass, RepositoryConfig};
+pub use repository::{Cloud, IoClass, Place, RepositoryConfig};
 
 use crate::error::{Error, Result};
 use crate::names::ClusterName;

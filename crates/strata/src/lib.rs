@@ -10,7 +10,7 @@
 
 pub mod check;
 pub mod delta;
-mod document;
+pub mod document;
 pub mod error;
 pub mod fold;
 pub mod frame;
