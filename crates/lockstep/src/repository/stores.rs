@@ -60,7 +60,7 @@ fn cloud_storage(
     bucket: String,
     prefix: String,
 ) -> Result<ObjectStorage> {
-    use strata::store::{CloudOptions, Secret};
+    use strata::store::{CloudOptions, Secret, Timeouts};
 
     let secret = match (&config.secret_access_key_file, cloud) {
         (None, _) => None,
@@ -91,6 +91,7 @@ fn cloud_storage(
         secret,
         allow_http: config.allow_http,
         immutable_days: config.immutable_days,
+        timeouts: Timeouts::default(),
     };
     #[allow(unreachable_patterns, reason = "what isn't built in")]
     match cloud {

@@ -11,10 +11,9 @@ use std::{sync::Arc, time::Duration};
 #[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
+use super::Timeouts;
 #[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
-use super::{
-    ObjectStorage, StoreError, StoreErrorKind, StoreResult, Timeouts, translate::translated,
-};
+use super::{ObjectStorage, StoreError, StoreErrorKind, StoreResult, translate::translated};
 
 /// What must not be shown: an access key, the key of a service account.
 #[derive(Clone)]
@@ -57,6 +56,8 @@ pub struct CloudOptions {
     pub allow_http: bool,
     /// Nobody may delete what is written for so many days (S3): each object's retention in compliance mode.
     pub immutable_days: Option<u32>,
+    /// How long a call may take.
+    pub timeouts: Timeouts,
 }
 
 /// Nothing is tried again below [`super::Store`].
@@ -95,7 +96,7 @@ fn opened(
     options: &CloudOptions,
 ) -> StoreResult<ObjectStorage> {
     let store = built.map_err(|error| not_opened(options, error))?;
-    ObjectStorage::on(Arc::new(store), &options.prefix, Timeouts::default())
+    ObjectStorage::on(Arc::new(store), &options.prefix, options.timeouts)
 }
 
 #[cfg(feature = "gcp")]
@@ -154,7 +155,7 @@ pub(super) mod s3 {
 
     use super::{CloudOptions, client, no_retries, not_opened};
     use crate::store::upload::Locking;
-    use crate::store::{ObjectStorage, StoreResult, Timeouts};
+    use crate::store::{ObjectStorage, StoreResult};
 
     /// A client's headers hold a date, so it is used for so long only, and the date is as much later.
     const FRESH: Duration = Duration::from_secs(3600);
@@ -164,7 +165,7 @@ pub(super) mod s3 {
         pub fn s3(options: &CloudOptions) -> StoreResult<ObjectStorage> {
             let built = build(options, HeaderMap::new());
             let store = Arc::new(built.map_err(|error| not_opened(options, error))?);
-            let storage = ObjectStorage::on(store.clone(), &options.prefix, Timeouts::default())?;
+            let storage = ObjectStorage::on(store.clone(), &options.prefix, options.timeouts)?;
             Ok(match options.immutable_days {
                 None => storage,
                 Some(days) => storage.with_locking(Arc::new(Retention {
@@ -260,6 +261,8 @@ pub(super) mod s3 {
             let mut headers = HeaderMap::new();
             headers.insert("x-amz-object-lock-mode", HeaderValue::from_static("COMPLIANCE"));
             headers.insert("x-amz-object-lock-retain-until-date", until);
+            // What S3 asks for with a lock: that the checksum, which is sent anyway, is named.
+            headers.insert("x-amz-sdk-checksum-algorithm", HeaderValue::from_static("SHA256"));
             let client = Arc::new(build(&self.options, headers)?);
             *locking = Some((Instant::now(), client.clone()));
             Ok(client)
