@@ -18,6 +18,7 @@ mod id;
 pub mod lease;
 pub mod manifest;
 pub mod pack;
+pub mod repack;
 mod repository;
 pub mod store;
 

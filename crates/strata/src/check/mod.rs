@@ -2,9 +2,11 @@
 
 mod collect;
 mod inventory;
+mod live;
 
 pub use collect::{Collected, collect};
 pub use inventory::Inventory;
+pub(crate) use live::Live;
 
 use std::collections::{BTreeMap, BTreeSet};
 
