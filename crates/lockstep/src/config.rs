@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-pub use repository::{Cloud, IoClass, Place, RepositoryConfig};
+pub use repository::{Cloud, IoClass, Place, RepositoryConfig, parse_bytes};
 
 use crate::error::{Error, Result};
 use crate::names::ClusterName;

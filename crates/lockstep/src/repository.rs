@@ -9,6 +9,7 @@
 //! `strata` stores images and knows neither ZFS nor PostgreSQL. Here is what makes an image of a
 //! send stream and a send stream of an image.
 
+pub mod check;
 pub mod files;
 mod format;
 pub mod header;

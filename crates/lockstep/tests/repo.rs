@@ -1,4 +1,4 @@
-//! Repositories as such, on a local folder: made, opened with the right key alone, checked, tidied.
+//! Repositories as such, on a local folder: made, opened with the right key alone, checked, compacted.
 
 mod support;
 
@@ -6,9 +6,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::command::Outcome;
+use support::fixture::Fixture;
+use support::layout::two_pools_four_datasets;
 use support::lockstep::{Lockstep, exit, json_of};
+use support::shipping;
 use support::workspace::Workspace;
 
 /// A folder with a configuration, and the repository `r` that it names; no cluster is ever asked.
@@ -229,4 +232,123 @@ fn what_is_damaged_is_named() {
     let hash = blake3::hash(newer.as_bytes()).to_hex();
     fs::write(&format, format!("{{\"body\":{newer},\"blake3\":\"{hash}\"}}")).expect("it may");
     says(&lockstep.expect(exit::FAILED, &["repo", "init"]), &["has format 2", "newer one"]);
+}
+
+#[test]
+fn an_empty_repository_is_well() {
+    let desk = Desk::new();
+    let lockstep = desk.with("");
+    says(&lockstep.expect(exit::FAILED, &["repo", "check"]), &["isn't there"]);
+    fs::create_dir(desk.repository()).expect("the test may write there");
+    says(&lockstep.expect(exit::FAILED, &["repo", "check"]), &["was never made", "repo init r"]);
+    lockstep.expect(exit::DONE, &["repo", "init"]);
+    let checked = lockstep.expect(exit::DONE, &["repo", "check", "--read-data"]);
+    assert!(checked.stdout.contains("ok       r: 0 sets, 0 deltas"), "{}", checked.describe());
+    let checked = &lockstep.json(&["repo", "check"])["repositories"][0];
+    assert_eq!((&checked["findings"], &checked["harmed"]), (&json!([]), &json!([])));
+    let dry = &lockstep.json(&["repo", "compact", "--dry-run"])["repositories"][0];
+    assert_eq!((&dry["packs"], &dry["deleted"]), (&json!(0), &json!(0)));
+    lockstep.expect(exit::DONE, &["repo", "compact", "--max-bytes", "1MiB"]);
+    lockstep.expect(exit::USAGE, &["repo", "compact", "--max-bytes", "much"]);
+    lockstep.expect(exit::USAGE, &["repo", "check", "--read-data=0"]);
+    let listed = &lockstep.json(&["repo", "list"])["repositories"][0];
+    assert_eq!((&listed["sets"], &listed["encrypted"]), (&json!(0), &json!(false)));
+    let table = lockstep.expect(exit::DONE, &["repo", "list"]);
+    assert!(table.stdout.contains(&desk.url("r")), "{}", table.describe());
+}
+
+#[test]
+fn what_no_set_needs_goes_after_its_grace_time() {
+    let desk = Desk::new();
+    let later = desk.with("");
+    later.expect(exit::DONE, &["repo", "init"]);
+    let folder = desk.repository().join("clusters/main");
+    for (path, text) in [
+        ("packs/01ARZ3NDEKTSV4RRFFQ69G5FAV", "left over"),
+        ("packs/holiday.jpg", "foreign"),
+        ("wal/00000001/000000010000000000000001.zst", "known"),
+    ] {
+        let path = folder.join(path);
+        fs::create_dir_all(path.parent().expect("it lies in a folder")).expect("it may");
+        fs::write(path, text).expect("it may");
+    }
+    let left_over = folder.join("packs/01ARZ3NDEKTSV4RRFFQ69G5FAV");
+    let outcome = later.expect(exit::PROBLEMS, &["repo", "check", "--repair"]);
+    let lines: Vec<&str> = outcome.stdout.lines().collect();
+    assert!(lines[0].starts_with("warning  r: ") && lines[0].contains("holiday.jpg"), "{lines:?}");
+    assert!(lines[1].starts_with("note     r: 1 object that no set needs"), "{lines:?}");
+    assert!(lines[2].starts_with("repair   r: 0 objects deleted, 1 waits"), "{lines:?}");
+    assert!(left_over.exists());
+    let now = desk.with("grace_hours = 0");
+    let dry = &now.json(&["repo", "compact", "--dry-run"])["repositories"][0];
+    assert_eq!(dry["deleted"], 1);
+    assert!(left_over.exists());
+    let outcome = now.expect(exit::PROBLEMS, &["repo", "check", "--repair", "--json"]);
+    let repaired = &json_of(&outcome)["repositories"][0]["repaired"];
+    assert_eq!(repaired["deleted"].as_array().map(Vec::len), Some(1), "{repaired}");
+    assert!(!left_over.exists() && folder.join("packs/holiday.jpg").exists());
+}
+
+/// What shipping has written, encrypted: every kind of damage is found, with the sets that it harms.
+#[test]
+fn damage_is_found_with_the_sets_that_it_harms() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let key = fixture.root().join("key");
+    fs::write(&key, [3; 32]).expect("a key can be written");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("it is ours");
+    let lockstep = shipping::with_options(&fixture, &format!("key_file = {key:?}"));
+    let sets = [lockstep.backup("label").id, lockstep.backup("label").id];
+    let listed = &lockstep.json(&["repo", "list"])["repositories"][0];
+    assert_eq!((&listed["sets"], &listed["encrypted"]), (&json!(2), &json!(true)));
+    let check = |code, more: &[&str]| {
+        let arguments: Vec<_> = ["--json", "repo", "check"].iter().chain(more).copied().collect();
+        json_of(&lockstep.expect(code, &arguments))["repositories"][0].clone()
+    };
+    let well = check(exit::DONE, &["--read-data"]);
+    assert!(well["counts"]["frames"].as_u64() > Some(0), "{well}");
+    assert_eq!(well["findings"], json!([]));
+    let sampled = check(exit::DONE, &["--read-data=1"]);
+    assert!(sampled["counts"]["frames"].as_u64() < well["counts"]["frames"].as_u64(), "{sampled}");
+
+    // Of the first set's packs the largest, with PGDATA in it: both sets need it.
+    let packs = shipping::packs(&fixture);
+    let (pack, _) = packs.iter().max_by_key(|(_, size)| **size).expect("there are packs");
+    let good = fs::read(pack).expect("it is readable");
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    fs::write(pack, bad).expect("the test may write there");
+    check(exit::DONE, &[]);
+    let found = check(exit::PROBLEMS, &["--read-data"]);
+    assert_eq!(found["harmed"], json!(sets), "{found}");
+    let name = pack.file_name().and_then(|name| name.to_str()).expect("it is a ULID");
+    assert!(found["findings"][0]["what"].as_str().is_some_and(|what| what.contains(name)));
+    let said = lockstep.expect(exit::PROBLEMS, &["repo", "check", "--read-data"]).stdout;
+    assert!(said.starts_with("error ") && said.contains("don't restore"), "{said}");
+    fs::remove_file(pack).expect("the test may");
+    assert_eq!(check(exit::PROBLEMS, &[])["harmed"], json!(sets));
+    fs::write(pack, good).expect("the test may write there");
+
+    // A manifest: its own set alone.
+    let manifest = shipping::folder(&fixture).join(format!("clusters/main/sets/{}.json", sets[1]));
+    let good = fs::read(&manifest).expect("it is there");
+    fs::write(&manifest, &good[1..]).expect("the test may write there");
+    assert_eq!(check(exit::PROBLEMS, &[])["harmed"], json!([sets[1]]));
+    // Nobody knows what that set needs: nothing is deleted.
+    says(&lockstep.expect(exit::FAILED, &["repo", "compact"]), &[&sets[1]]);
+    fs::write(&manifest, good).expect("the test may write there");
+
+    // The second set alone is left; what only the first has told is moved out of packs with little life.
+    let dry = &lockstep.json(&["repo", "compact", "--dry-run", "--live", "100"])["repositories"][0];
+    let done = &lockstep.json(&["repo", "compact", "--live", "100"])["repositories"][0];
+    assert_eq!(dry["packs"], done["packs"]);
+    assert_eq!(check(exit::DONE, &["--read-data"])["harmed"], json!([]));
+    let to = fixture.target("r");
+    let to = to.to_str().expect("the harness' own paths are UTF-8");
+    lockstep.expect(
+        exit::DONE,
+        &["restore", &sets[1], "--from", "repository", "--as", "files", "--to", to],
+    );
+    for set in &sets {
+        fixture.discard_set(set);
+    }
 }

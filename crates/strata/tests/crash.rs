@@ -115,6 +115,17 @@ fn crashes(fault: Fault) {
 }
 
 #[test]
+fn the_prune_of_these_sets_has_something_to_repack() {
+    let repository = repository(memory_store());
+    write_sets(&repository, &images()).unwrap();
+    Manifest::delete(&repository, "1").unwrap();
+    let all = chain(&repository, IMAGE, "2", None).unwrap();
+    merge(&repository, &all[1..], &Model, 1 << 20, &small_index()).unwrap();
+    let options = RepackOptions { live_percent: 90, ..RepackOptions::default() };
+    assert!(!repack(&repository, &options, true).unwrap().packs.is_empty());
+}
+
+#[test]
 fn dead_before_any_call() {
     crashes(Fault::StopBefore);
 }

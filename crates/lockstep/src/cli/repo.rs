@@ -1,4 +1,6 @@
-//! `lockstep repo init|key`: repositories as such, whatever lies in them.
+//! `lockstep repo init|list|check|compact|key`: repositories as such.
+
+mod tidy;
 
 use std::path::PathBuf;
 
@@ -27,6 +29,15 @@ enum Command {
         /// The repository; all of the cluster's where left out
         name: Option<String>,
     },
+    /// List them, with what lies in them
+    List {
+        /// The repository; all of the cluster's where left out
+        name: Option<String>,
+    },
+    /// Check that all that the sets need is there and as it was written
+    Check(tidy::Check),
+    /// Delete what no set needs, and move what lives between what doesn't
+    Compact(tidy::Compact),
     /// The keys that open an encrypted repository
     Key {
         #[command(subcommand)]
@@ -85,6 +96,9 @@ impl Repo {
                 });
                 Ok((line, value))
             }),
+            Command::List { name } => tidy::list(cx, name.as_deref(), json),
+            Command::Check(command) => command.run(cx, json),
+            Command::Compact(command) => command.run(cx, json),
             Command::Key { command } => key(cx, command, json),
         }
     }

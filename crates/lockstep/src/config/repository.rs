@@ -38,6 +38,10 @@ pub struct RepositoryConfig {
     pub allow_http: bool,
     /// Ask the store to let nobody delete what is written for so many days.
     pub immutable_days: Option<u32>,
+    /// What nothing refers to any more is deleted after so many hours; longer than any backup or
+    /// restore takes.
+    #[serde(default = "default_grace")]
+    pub grace_hours: u32,
 }
 
 /// What a URL means.
@@ -79,6 +83,9 @@ pub enum IoClass {
 
 fn default_level() -> i32 {
     3
+}
+fn default_grace() -> u32 {
+    24
 }
 
 impl RepositoryConfig {
@@ -152,22 +159,31 @@ impl RepositoryConfig {
     /// When it is no number of bytes.
     pub fn bytes_per_second(&self) -> Result<Option<u64>, String> {
         let Some(text) = &self.rate_limit else { return Ok(None) };
-        let wrong = || format!("rate_limit \"{text}\" is no number of bytes, as 50MB or 8MiB");
-        let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(at);
-        let unit = match unit.trim() {
-            "" | "B" => 1,
-            "kB" | "KB" => 1_000,
-            "MB" => 1_000_000,
-            "GB" => 1_000_000_000,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            _ => return Err(wrong()),
-        };
-        let bytes = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
-        bytes.filter(|bytes| *bytes > 0).map(Some).ok_or_else(wrong)
+        let bytes = parse_bytes(text).map_err(|why| format!("rate_limit {why}"))?;
+        Ok(Some(bytes))
     }
+}
+
+/// A number of bytes above 0, as `50MB` or `8MiB`.
+///
+/// # Errors
+/// When it is none, in words.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("\"{text}\" is no number of bytes, as 50MB or 8MiB");
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let unit = match unit.trim() {
+        "" | "B" => 1,
+        "kB" | "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    let bytes = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(wrong)
 }
 
 #[cfg(test)]
