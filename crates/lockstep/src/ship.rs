@@ -175,7 +175,9 @@ fn is_wal_alone(volume: &SetVolume) -> bool {
     volume.parts.iter().all(|part| part.kind == PartKind::Wal)
 }
 
-fn options(repository: &Repository) -> ImageOptions {
+/// How deltas and packs of this repository are written.
+#[must_use]
+pub fn options(repository: &Repository) -> ImageOptions {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = repository.config.threads.unwrap_or(cores).max(1);
     let level = repository.config.compression_level;

@@ -11,6 +11,7 @@ mod mirror;
 mod output;
 mod plan;
 mod prune;
+mod repo;
 mod restore;
 mod ship;
 mod stream;
@@ -68,6 +69,8 @@ enum Command {
     Check,
     /// ZFS standbys of primaries that aren't on ZFS
     Mirror(mirror::Mirror),
+    /// Repositories: make, check and tidy them
+    Repo(repo::Repo),
     /// Look into ZFS send streams; needs no configuration
     Stream(stream::StreamArgs),
     /// Become a server in a mount namespace; for Lockstep itself
@@ -136,6 +139,7 @@ fn run(arguments: &Arguments) -> Result<Done> {
         Command::Clone(command) => command.run(&cx, json),
         Command::Prune(command) => command.run(&cx, json),
         Command::Check => check::run(&cx, json),
+        Command::Repo(command) => command.run(&cx, json),
         Command::Mirror(_) | Command::Stream(_) | Command::InternalServer { .. } => {
             Err(Error::failed("not reached"))
         }
@@ -197,6 +201,16 @@ mod tests {
             "lockstep mirror stop main",
             "lockstep mirror destroy main --with-sets",
             "lockstep mirror recreate main --base-backup",
+            "lockstep repo init",
+            "lockstep repo init offsite --json",
+            "lockstep repo list",
+            "lockstep repo check --read-data",
+            "lockstep repo check offsite --read-data=5 --repair --json",
+            "lockstep repo compact offsite --dry-run --max-bytes 10GiB --live 40",
+            "lockstep repo key list offsite",
+            "lockstep repo key add offsite --new-key-file /k --label new",
+            "lockstep repo key add --new-passphrase-file /p",
+            "lockstep repo key remove 0123abcd offsite",
             "lockstep stream stat",
             "lockstep stream tree full.zst incremental.zst",
             "lockstep --json stream stat -",

@@ -113,7 +113,7 @@ fn set_id(number: usize) -> String {
 
 fn small() -> ImageOptions {
     let packs = PackOptions { pack_size: 2000, level: 1, threads: 1, uploads: 1 };
-    ImageOptions { frame_size: 500, packs, index: IndexOptions::default() }
+    ImageOptions { frame_size: 500, packs, ..ImageOptions::default() }
 }
 
 /// What each image holds in each set: a few blocks change from one to the next, objects come and go.

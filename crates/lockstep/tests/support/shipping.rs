@@ -3,7 +3,7 @@
 
 use super::command::{must, run};
 use super::fixture::Fixture;
-use super::lockstep::{Lockstep, Set, toml_string};
+use super::lockstep::{Lockstep, Set, exit, toml_string};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,15 +27,8 @@ pub fn with_options(fixture: &Fixture, options: &str) -> Lockstep {
     let path = fixture.root().join("shipping.toml");
     fs::write(&path, text).expect("the configuration can be written");
     let lockstep = Lockstep::new(&path, &fixture.cluster.bin);
-    init(fixture);
+    lockstep.expect(exit::DONE, &["repo", "init"]);
     lockstep
-}
-
-fn init(fixture: &Fixture) {
-    let path = folder(fixture);
-    fs::create_dir_all(&path).expect("a folder can be made");
-    fs::write(path.join("lockstep.json"), "{\"version\":1,\"id\":\"test\"}")
-        .expect("it is writable");
 }
 
 /// Where the repository is.

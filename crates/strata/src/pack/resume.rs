@@ -24,6 +24,8 @@ use crate::repository::Repository;
 struct Line {
     pack: String,
     size: u64,
+    /// Bytes of content in it.
+    content: u64,
     /// Hash of the content, offset, length.
     frames: VecDeque<(String, u64, u64)>,
 }
@@ -79,7 +81,11 @@ impl Resume {
         let mut packed = None;
         if self.line.as_ref().is_none_or(|(_, line)| line.frames.is_empty()) {
             self.line = self.next_line()?;
-            packed = self.line.as_ref().map(|(pack, line)| Packed { pack: *pack, size: line.size });
+            packed = self.line.as_ref().map(|(pack, line)| Packed {
+                pack: *pack,
+                size: line.size,
+                content: line.content,
+            });
         }
         let hash = blake3::hash(content).to_hex();
         match &mut self.line {
@@ -132,7 +138,12 @@ impl Resume {
         packed: Packed,
         frames: VecDeque<(String, u64, u64)>,
     ) -> Result<()> {
-        self.append(&Line { pack: packed.pack.to_string(), size: packed.size, frames })
+        self.append(&Line {
+            pack: packed.pack.to_string(),
+            content: packed.content,
+            size: packed.size,
+            frames,
+        })
     }
 
     fn append(&mut self, line: &Line) -> Result<()> {

@@ -53,6 +53,8 @@ pub struct Packed {
     pub pack: Ulid,
     /// Its size.
     pub size: u64,
+    /// How many bytes of content its frames have.
+    pub content: u64,
 }
 
 struct Upload {
@@ -69,6 +71,7 @@ pub struct PackWriter {
     pack: Ulid,
     frames: Vec<Bytes>,
     length: u64,
+    content: u64,
     uploads: VecDeque<Upload>,
     stored: Vec<Packed>,
     resume: Option<Resume>,
@@ -93,6 +96,7 @@ impl PackWriter {
             pack: Ulid::new()?,
             frames: Vec::new(),
             length: 0,
+            content: 0,
             uploads: VecDeque::new(),
             stored: Vec::new(),
         })
@@ -120,6 +124,7 @@ impl PackWriter {
         let Some(compressed) = self.compressor.take()? else {
             return Ok(false);
         };
+        self.content += compressed.content_length();
         let path = self.repository.pack_path(self.pack);
         let place = Place { path: &path, pack: self.pack, at: self.length };
         let frame = finish(compressed, place, self.repository.key())?;
@@ -144,7 +149,7 @@ impl PackWriter {
         while self.uploads.len() >= self.options.uploads.max(1) {
             self.wait_for_one()?;
         }
-        let packed = Packed { pack: self.pack, size: self.length };
+        let packed = Packed { pack: self.pack, size: self.length, content: self.content };
         let path = self.repository.pack_path(self.pack);
         let frames = std::mem::take(&mut self.frames);
         let store = self.repository.store().clone();
@@ -152,7 +157,7 @@ impl PackWriter {
         let frames = self.resume.as_mut().map(Resume::take_frames).unwrap_or_default();
         self.uploads.push_back(Upload { packed, frames, thread });
         self.pack = Ulid::new()?;
-        self.length = 0;
+        (self.length, self.content) = (0, 0);
         Ok(())
     }
 
