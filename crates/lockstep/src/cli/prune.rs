@@ -89,7 +89,7 @@ fn show(plan: &Plan, dry_run: bool) {
         return;
     }
     println!("{}", plan.place);
-    let mut table = output::table(&["set", "taken", "own bytes", "", "why"]);
+    let mut table = output::table(&["set", "taken", "own bytes", "plan", "why"]);
     for entry in &plan.entries {
         let (fate, why) = match &entry.fate {
             Fate::Keep(_) => ("keep", reasons(entry).join(", ")),

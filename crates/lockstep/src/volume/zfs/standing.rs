@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use super::{DatasetName, SnapshotName, Zfs, is_absent, parse};
 use crate::error::{Error, Result};
-use crate::process::CommandError;
+use crate::process::{CommandError, Program};
 
 /// So many names are given to one command: a command line has its limits.
 const AT_ONCE: usize = 200;
@@ -105,17 +105,23 @@ impl Zfs {
         }
     }
 
-    /// Whether this ZFS has bookmarks. The probe names what doesn't exist in `pool`: one that knows
-    /// them says that, another that it doesn't know the command.
+    /// Whether bookmarks can be made in the pool. The probe names what doesn't exist there: a ZFS that
+    /// knows bookmarks says that, another that it doesn't know the command. Then the pool has to
+    /// have the feature.
     ///
     /// # Errors
     /// When `zfs` can't be started.
     pub fn has_bookmarks(&self, pool: &str) -> Result<bool> {
         let absent = format!("{pool}/lockstep-probe-{}", crate::names::random_suffix());
         match self.run(["bookmark", &format!("{absent}@x"), &format!("{absent}#x")]) {
+            Err(error @ CommandError::Start { .. }) => return Err(error.into()),
+            Err(error) if !error.stderr().contains("unrecognized command") => {}
+            _ => return Ok(false),
+        }
+        match Program::new("zpool").args(["get", "-H", "feature@bookmarks", pool]).run() {
+            Ok(out) => Ok(out.stdout.split('\t').any(|word| ["enabled", "active"].contains(&word))),
             Err(error @ CommandError::Start { .. }) => Err(error.into()),
-            Err(error) => Ok(!error.stderr().contains("unrecognized command")),
-            Ok(_) => Ok(false),
+            Err(_) => Ok(false),
         }
     }
 
