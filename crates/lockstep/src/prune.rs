@@ -33,6 +33,8 @@ pub struct Request {
     pub local: bool,
     /// These repositories; with neither, this host and all repositories of the cluster.
     pub repositories: Vec<String>,
+    /// Remove exactly these sets, whatever the policy says; the place has to be named too.
+    pub sets: Vec<String>,
     /// In each repository stop merging after so many bytes of indexes were read.
     pub max_merge_bytes: Option<u64>,
 }
@@ -93,6 +95,23 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Where sets were named: each has to be there, and one that is needed is a problem.
+    fn insist_on(&mut self, named: &[String]) -> Result<()> {
+        if let Some(id) = named.iter().find(|id| self.entries.iter().all(|e| e.set != **id)) {
+            return Err(Error::usage(
+                format!("{} has no set \"{id}\"", self.place),
+                "`lockstep list` shows those that are there; write the whole id",
+            ));
+        }
+        for entry in self.entries.iter_mut().filter(|entry| named.contains(&entry.set)) {
+            if let Fate::Keep(reasons) = &entry.fate {
+                let reasons: Vec<_> = reasons.iter().map(ToString::to_string).collect();
+                entry.fate = Fate::Left(format!("it is needed: {}", reasons.join(", ")));
+            }
+        }
+        Ok(())
+    }
+
     fn nothing(place: Place) -> Self {
         Self { place, configured: false, entries: Vec::new(), problems: Vec::new() }
     }
@@ -164,7 +183,7 @@ fn places(cx: &Context, request: &Request) -> Result<Vec<Place>> {
     };
     let mut places = Vec::new();
     if request.local {
-        if retention.local.is_none() {
+        if retention.local.is_none() && request.sets.is_empty() {
             return Err(unknown("the sets on this host".into(), "local"));
         }
         places.push(Place::Local);
@@ -177,7 +196,7 @@ fn places(cx: &Context, request: &Request) -> Result<Vec<Place>> {
                 format!("it has: {}", if known.is_empty() { "none" } else { &known }),
             ));
         }
-        if retention.of_repository(name).is_none() {
+        if retention.of_repository(name).is_none() && request.sets.is_empty() {
             return Err(unknown(format!("repository \"{name}\""), "repository"));
         }
         places.push(Place::Repository(name.clone()));

@@ -163,6 +163,8 @@ pub enum Reason {
     Newest(Period, String),
     /// It is dated later than now.
     Future,
+    /// Others were named, to be removed.
+    NotNamed,
     /// The newest set that both this host and this repository have: the next increment starts there.
     CommonWith(String),
 }
@@ -174,6 +176,7 @@ impl fmt::Display for Reason {
             Self::Within(within) => write!(f, "within {within}"),
             Self::Newest(period, which) => write!(f, "{} {which}", period.rule()),
             Self::Future => f.write_str("dated in the future"),
+            Self::NotNamed => f.write_str("not named"),
             Self::CommonWith(name) => write!(f, "newest in common with {name}"),
         }
     }
@@ -243,6 +246,17 @@ pub fn decide(
             Decision { id: set.id.clone(), time: set.time, reasons }
         })
         .collect()
+}
+
+/// The same where the sets to be removed are named: all others are kept, and what is needed too.
+#[must_use]
+pub fn decide_named(sets: &[Candidate], named: &[String]) -> Vec<Decision> {
+    let decide = |set: &Candidate| {
+        let others = (!named.contains(&set.id)).then_some(Reason::NotNamed);
+        let reasons = others.into_iter().chain(set.needed.iter().cloned()).collect();
+        Decision { id: set.id.clone(), time: set.time, reasons }
+    };
+    sets.iter().map(decide).collect()
 }
 
 #[cfg(test)]

@@ -2,6 +2,24 @@
 
 use super::*;
 
+#[test]
+fn only_what_is_named_goes_and_not_what_is_needed() {
+    let candidate = |id: &str, needed: bool| Candidate {
+        id: id.into(),
+        time: Timestamp::UNIX_EPOCH,
+        needed: needed.then(|| Reason::CommonWith("x".into())).into_iter().collect(),
+    };
+    let sets = [candidate("a", false), candidate("b", true), candidate("c", false)];
+    let kept = |named: &[&str]| -> Vec<String> {
+        let named: Vec<String> = named.iter().map(|name| (*name).to_owned()).collect();
+        let decided = decide_named(&sets, &named).into_iter().filter(Decision::is_kept);
+        decided.map(|decision| decision.id).collect()
+    };
+    assert_eq!(kept(&["a"]), ["b", "c"]);
+    assert_eq!(kept(&["a", "b", "c"]), ["b"]);
+    assert_eq!(kept(&[]), ["a", "b", "c"]);
+}
+
 fn set(time: &str) -> Candidate {
     Candidate { id: time.to_owned(), time: time.parse().unwrap(), needed: Vec::new() }
 }

@@ -177,6 +177,7 @@ mod tests {
             "lockstep plan",
             "lockstep --config /x --cluster main --json backup --strategy ordered --label nightly --no-ship",
             "lockstep ship latest --repository offsite",
+            "lockstep prune --local --repository offsite --set 20261124T041030Z-u1h6",
             "lockstep list --json",
             "lockstep list --from repository:offsite",
             "lockstep restore latest --to /r --from repository --as zfs --dataset tank/x",

@@ -1,6 +1,6 @@
 //! `lockstep prune`.
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use serde_json::{Value, json};
 
 use super::Done;
@@ -11,16 +11,20 @@ use crate::plan::warnings::bytes;
 use crate::prune::{self, Entry, Fate, Outcome, Place, Plan, Report, Request};
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("place").multiple(true)))]
 pub(super) struct Prune {
     /// Print what would be removed, and why the rest is kept; remove nothing
     #[arg(long)]
     dry_run: bool,
     /// The sets on this host
-    #[arg(long)]
+    #[arg(long, group = "place")]
     local: bool,
     /// The sets in this repository; without --local and this, all places
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", group = "place")]
     repository: Vec<String>,
+    /// Remove this set, whatever the policy says; with --local or --repository
+    #[arg(long = "set", value_name = "ID", requires = "place")]
+    sets: Vec<String>,
     /// In each repository, stop merging after so many bytes of indexes were read
     #[arg(long, value_name = "BYTES")]
     max_merge_bytes: Option<u64>,
@@ -32,6 +36,7 @@ impl Prune {
             dry_run: self.dry_run,
             local: self.local,
             repositories: self.repository.clone(),
+            sets: self.sets.clone(),
             max_merge_bytes: self.max_merge_bytes,
         };
         let report = prune::run(cx, &request, |plan| {

@@ -26,20 +26,26 @@ pub(super) fn prune(
     request: &Request,
     show: &mut impl FnMut(&Plan),
 ) -> Result<Outcome> {
-    let Some(policy) = &cx.cluster.retention.local else {
+    let policy = cx.cluster.retention.local.as_ref();
+    if policy.is_none() && request.sets.is_empty() {
         let plan = Plan::nothing(Place::Local);
         show(&plan);
         return Ok(Outcome { plan, removed: Vec::new(), done: None });
-    };
+    }
     let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
     let facts = Facts::take(cx)?;
     let decide = |is_counted: &dyn Fn(&Facts, &Manifest) -> bool| {
         let counted = facts.sets.iter().filter(|set| is_counted(&facts, set));
-        retention::decide(&facts.candidates(counted), policy, Timestamp::now(), &zone)
+        let candidates = facts.candidates(counted);
+        match policy.filter(|_| request.sets.is_empty()) {
+            Some(policy) => retention::decide(&candidates, policy, Timestamp::now(), &zone),
+            None => retention::decide_named(&candidates, &request.sets),
+        }
     };
     let whole = decide(&|facts, set| facts.broken(set).is_none());
     let all = decide(&|_, _| true);
     let mut plan = facts.plan(&whole, &all);
+    plan.insist_on(&request.sets)?;
     show(&plan);
     steps::reached("prune.planned")?;
     let removed = match request.dry_run {

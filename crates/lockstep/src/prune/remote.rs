@@ -56,11 +56,12 @@ pub(super) fn prune(
     show: &mut impl FnMut(&Plan),
 ) -> Result<Outcome> {
     let place = Place::Repository(name.to_owned());
-    let Some(policy) = cx.cluster.retention.of_repository(name) else {
+    let policy = cx.cluster.retention.of_repository(name);
+    if policy.is_none() && request.sets.is_empty() {
         let plan = Plan::nothing(place);
         show(&plan);
         return Ok(Outcome { plan, removed: Vec::new(), done: None });
-    };
+    }
     // On this host nobody else ships to it or prunes it; so a lease of this host's is a dead process's.
     let _lock = match request.dry_run {
         true => None,
@@ -74,8 +75,11 @@ pub(super) fn prune(
     steps::reached("prune.leased")?;
     let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
     let bases = common::bases(cx)?;
-    let rules = Choice { policy, bases: &bases, now: Timestamp::now(), zone: &zone };
-    let plan = rules.plan(&repository)?;
+    let policy = policy.filter(|_| request.sets.is_empty());
+    let named = &request.sets;
+    let rules = Choice { policy, named, bases: &bases, now: Timestamp::now(), zone: &zone };
+    let mut plan = rules.plan(&repository)?;
+    plan.insist_on(named)?;
     show(&plan);
     steps::reached("prune.planned")?;
     let Some(lease) = lease else {
@@ -99,7 +103,10 @@ pub(super) fn prune(
 
 /// What decides which sets of a repository are kept.
 pub(super) struct Choice<'a> {
-    pub(super) policy: &'a Policy,
+    /// None: the sets that are named are removed.
+    pub(super) policy: Option<&'a Policy>,
+    /// Sets that were named.
+    pub(super) named: &'a [String],
     /// Sets that an increment can start from on this host.
     pub(super) bases: &'a BTreeSet<String>,
     pub(super) now: Timestamp,
@@ -123,7 +130,10 @@ impl Choice<'_> {
                 Candidate { id, time: set.manifest.started_at, needed }
             })
             .collect();
-        let decided = retention::decide(&candidates, self.policy, self.now, self.zone);
+        let decided = match self.policy {
+            Some(policy) => retention::decide(&candidates, policy, self.now, self.zone),
+            None => retention::decide_named(&candidates, self.named),
+        };
         let stored: BTreeMap<_, u64> = sets
             .iter()
             .map(|set| {

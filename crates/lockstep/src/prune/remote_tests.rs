@@ -247,7 +247,8 @@ fn policy(text: &str) -> Policy {
 fn plan(repository: &Repository, policy: &Policy, bases: &[usize]) -> Result<Plan> {
     let bases = bases.iter().map(|number| set_id(*number)).collect();
     let now = "2026-12-24T00:00:00Z".parse().unwrap();
-    Choice { policy, bases: &bases, now, zone: &TimeZone::UTC }.plan(repository)
+    Choice { policy: Some(policy), named: &[], bases: &bases, now, zone: &TimeZone::UTC }
+        .plan(repository)
 }
 
 fn work(repository: &Repository, grace: u64) -> Work<'_, KeepAll> {

@@ -102,13 +102,24 @@ pub fn may_be_left_out(path: &str) -> bool {
 /// Fails unless each received dataset's snapshot holds what the set's snapshot does.
 #[track_caller]
 pub fn assert_received(fixture: &Fixture, set: &Set, parent: &str) {
+    assert_received_as(fixture, set, parent, &|snapshot| tree(fixture, snapshot));
+}
+
+/// The same, where the set's snapshots may be gone: `theirs` knows what each held.
+#[track_caller]
+pub fn assert_received_as(
+    fixture: &Fixture,
+    set: &Set,
+    parent: &str,
+    theirs: &dyn Fn(&str) -> BTreeMap<String, String>,
+) {
     for volume in &set.volumes {
         if volume.parts == ["wal"] {
             continue;
         }
         let name = volume.snapshot.split_once('@').map_or("", |(_, name)| name);
         let received = format!("{parent}/{}@{name}", volume.parts[0]);
-        let (theirs, ours) = (tree(fixture, &volume.snapshot), tree(fixture, &received));
+        let (theirs, ours) = (theirs(&volume.snapshot), tree(fixture, &received));
         let unlogged = |path: &String| {
             let stem = path.split_once('_').map_or(path.as_str(), |(stem, _)| stem);
             theirs.contains_key(&format!("{}_init", stem.split('.').next().unwrap_or(stem)))
