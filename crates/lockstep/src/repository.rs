@@ -20,6 +20,7 @@ pub mod keys;
 pub mod secret;
 pub mod shipped;
 pub mod stores;
+pub mod tree;
 pub mod unfold;
 pub mod wrap;
 

@@ -4,6 +4,7 @@
 //! behind. The set's snapshots are only read: the restored cluster lives in clones of them.
 
 mod build;
+pub mod files_form;
 pub mod placement;
 mod receive;
 pub mod run_server;
@@ -88,6 +89,8 @@ pub struct Restored {
     pub socket_directory: Option<PathBuf>,
     /// What recovery said, in its own words.
     pub recovery_log: Vec<String>,
+    /// What was written, where it became files.
+    pub written: Option<files_form::Written>,
 }
 
 /// Restores a set.

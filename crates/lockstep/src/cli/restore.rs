@@ -205,14 +205,21 @@ fn as_json(restored: &Restored) -> Value {
     let placement = &restored.placement;
     let clones: Vec<_> =
         placement.volumes.iter().filter_map(|volume| volume.dataset.as_ref()).collect();
-    json!({
+    let mut value = json!({
         "version": JSON_VERSION, "set": restored.set.set, "strategy": restored.set.strategy,
         "directory": placement.directory.display().to_string(),
         "data_directory": placement.data.display().to_string(),
         "datasets": clones, "port": restored.port, "started": restored.started,
         "socket_directory": restored.socket_directory.as_ref().map(|path| path.display().to_string()),
         "recovery": restored.recovery_log,
-    })
+    });
+    if let Some(written) = &restored.written {
+        value["files"] = written.files.into();
+        value["bytes_written"] = written.bytes_written.into();
+        value["bytes_read"] = written.bytes_read.into();
+        value["removed"] = written.removed.into();
+    }
+    value
 }
 
 fn as_text(restored: &Restored) {
@@ -226,6 +233,9 @@ fn as_text(restored: &Restored) {
             Some(dataset) => println!("  dataset         {dataset} at {at}"),
             None => println!("  folder          {at}"),
         }
+    }
+    if let Some(written) = &restored.written {
+        println!("  files           {}, {} bytes written", written.files, written.bytes_written);
     }
     match (restored.started, restored.port) {
         (true, Some(port)) => {

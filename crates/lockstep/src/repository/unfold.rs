@@ -14,7 +14,7 @@ use super::{Repository, of_strata};
 use crate::error::{Error, Result};
 
 /// What the indexes of a chain may take of memory, in bytes.
-const INDEX_MEMORY: u64 = 64 << 20;
+pub const INDEX_MEMORY: u64 = 64 << 20;
 /// Frames that are kept, in bytes: neighbouring blocks of one object lie in few.
 const FRAME_MEMORY: usize = 48 << 20;
 
@@ -55,14 +55,7 @@ fn run(
 ) -> Result<Unfolded> {
     let readers = open_chain(&repository.strata, chain, INDEX_MEMORY).map_err(of_strata)?;
     let mut frames = FrameReader::new(&repository.strata, FRAME_MEMORY);
-    let mut to = ToStream {
-        sink,
-        is_full,
-        kind: object_type::PLAIN_FILE,
-        spill: None,
-        block_size: 0,
-        gathered: (0, Vec::new()),
-    };
+    let mut to = ToStream::new(sink, is_full);
     fold(readers, is_full, &StreamRules, &mut Reading::new(&mut frames, &mut to))
         .map_err(of_strata)?;
     Ok(Unfolded { deltas: chain.len(), frames: frames.frames_read() })
@@ -73,8 +66,8 @@ fn guid(text: &str) -> Result<u64> {
 }
 
 /// Makes what a stream holds of what a fold gives.
-struct ToStream<'a, S> {
-    sink: &'a mut S,
+pub(super) struct ToStream<'a, S> {
+    pub(super) sink: &'a mut S,
     is_full: bool,
     /// The type of the object at hand.
     kind: u32,
@@ -93,20 +86,31 @@ fn of_sink(error: sendstream::Error) -> strata::Error {
     strata::Error::caller(error)
 }
 
-impl<S: Sink> ToStream<'_, S> {
+impl<'a, S: Sink> ToStream<'a, S> {
+    pub(super) fn new(sink: &'a mut S, is_full: bool) -> Self {
+        let kind = object_type::PLAIN_FILE;
+        Self { sink, is_full, kind, spill: None, block_size: 0, gathered: (0, Vec::new()) }
+    }
+
     /// Writes what was gathered.
     fn flush(&mut self, object: u64) -> Folding<()> {
         let (offset, content) = std::mem::take(&mut self.gathered);
         if !content.is_empty() {
-            self.write(object, offset, &content)?;
+            self.piece(object, offset, content.len() as u64, &content)?;
         }
         self.gathered.1 = content;
         self.gathered.1.clear();
         Ok(())
     }
 
-    fn write(&mut self, object: u64, offset: u64, content: &[u8]) -> Folding<()> {
-        let length = content.len() as u64;
+    /// A piece of the object at hand, which is a block of its own.
+    pub(super) fn piece(
+        &mut self,
+        object: u64,
+        offset: u64,
+        length: u64,
+        payload: &[u8],
+    ) -> Folding<()> {
         let write = Write {
             object,
             kind: self.kind,
@@ -120,7 +124,7 @@ impl<S: Sink> ToStream<'_, S> {
             compressed_size: 0,
             sealed: Sealed::default(),
         };
-        let block = Block { header: BlockHeader::Write(&write), payload: content };
+        let block = Block { header: BlockHeader::Write(&write), payload };
         self.sink.piece(object, Piece { offset, length, block }).map_err(of_sink)
     }
 }
@@ -174,7 +178,7 @@ impl<S: Sink> DataSink for ToStream<'_, S> {
             let (now, later) = content.split_at(length);
             let ends = size == 0 || (offset + length as u64).is_multiple_of(size);
             if ends && self.gathered.1.is_empty() {
-                self.write(object, offset, now)?;
+                self.piece(object, offset, length as u64, now)?;
             } else {
                 if self.gathered.1.is_empty() {
                     self.gathered.0 = offset;

@@ -76,7 +76,7 @@ impl<'a> Build<'a> {
         self.write_journal()?;
         steps::reached("restore.journal")?;
         self.make_directories(owner)?;
-        self.source.make_volumes(self, owner)?;
+        let written = self.source.make_volumes(self, owner)?;
         tree::prepare(self, owner)?;
         steps::reached("restore.prepared")?;
         let port = self.port()?;
@@ -90,6 +90,7 @@ impl<'a> Build<'a> {
             started: false,
             socket_directory: None,
             recovery_log: Vec::new(),
+            written,
         };
         if self.request.start {
             run_server::start(self, owner, &mut restored)?;

@@ -1,17 +1,20 @@
 //! Where a restored cluster's volumes come from, and what they become: clones of snapshots, received
 //! datasets, plain folders.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::build::Build;
+use super::files_form::{self, Written};
 use super::placement::{PlacedVolume, Placement};
 use super::receive;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::plan::layout::PartKind;
 use crate::process::Credentials;
 use crate::repository::image::ImageState;
+use crate::repository::tree::ImageTree;
 use crate::repository::{self, Repository, Shipped, ShippedVolume, of_strata};
 use crate::set::manifest::SetVolume;
 use crate::steps;
@@ -136,9 +139,13 @@ impl Source {
     }
 
     /// Makes the volumes.
-    pub(super) fn make_volumes(&self, build: &Build, owner: Option<Credentials>) -> Result<()> {
+    pub(super) fn make_volumes(
+        &self,
+        build: &Build,
+        owner: Option<Credentials>,
+    ) -> Result<Option<Written>> {
         match self {
-            Self::Snapshots => make_clones(build),
+            Self::Snapshots => make_clones(build).map(|()| None),
             Self::Repository(from) => from.make_volumes(build, owner),
         }
     }
@@ -173,7 +180,7 @@ impl FromRepository {
         self.shipped.volumes.iter().find(|shipped| shipped.dataset == volume.origin.dataset)
     }
 
-    fn make_volumes(&self, build: &Build, owner: Option<Credentials>) -> Result<()> {
+    fn make_volumes(&self, build: &Build, owner: Option<Credentials>) -> Result<Option<Written>> {
         let set = build.manifest.set.as_str();
         files::remove_tree(&self.staging)?;
         files::create_directories(&self.staging)?;
@@ -184,16 +191,41 @@ impl FromRepository {
             properties.push(("mountpoint", "none".to_owned()));
             build.cx.zfs.create(parent, &properties)?;
         }
+        if self.parent.is_none() {
+            return self.make_folders(build, owner).map(Some);
+        }
         for (index, (placed, volume)) in
             build.placement.volumes.iter().zip(&build.manifest.volumes).enumerate()
         {
-            match &placed.dataset {
-                Some(dataset) => self.make_dataset(build, index, dataset, volume, owner)?,
-                None => self.make_folder(build, placed, volume, owner)?,
+            let Some(dataset) = &placed.dataset else { continue };
+            self.make_dataset(build, index, dataset, volume, owner)?;
+            steps::reached(&format!("restore.received-{}", index + 1))?;
+        }
+        Ok(None)
+    }
+
+    /// Plain folders, that of the data directory first: its pg_control goes before anything of an
+    /// older restore is changed, and comes when everything is there.
+    fn make_folders(&self, build: &Build, owner: Option<Credentials>) -> Result<Written> {
+        let (mut written, mut pending) = (Written::default(), Vec::new());
+        let has_data = |volume: &SetVolume| volume.parts.iter().any(|p| p.kind == PartKind::Data);
+        let mut volumes: Vec<_> =
+            build.placement.volumes.iter().zip(&build.manifest.volumes).collect();
+        volumes.sort_by_key(|(_, volume)| !has_data(volume));
+        for (index, (placed, volume)) in volumes.into_iter().enumerate() {
+            match self.shipped_volume(placed) {
+                Some(shipped) => {
+                    let (more, rest) = self.make_folder(build, placed, volume, shipped)?;
+                    written.add(more);
+                    pending.push(rest);
+                }
+                None => make_wal_folders(placed, volume, owner)?,
             }
             steps::reached(&format!("restore.received-{}", index + 1))?;
         }
-        Ok(())
+        pending.into_iter().try_for_each(files_form::Pending::finish)?;
+        steps::reached("restore.files")?;
+        Ok(written)
     }
 
     fn make_dataset(
@@ -245,15 +277,29 @@ impl FromRepository {
 
     fn make_folder(
         &self,
-        _build: &Build,
+        build: &Build,
         placed: &PlacedVolume,
         volume: &SetVolume,
-        owner: Option<Credentials>,
-    ) -> Result<()> {
-        match self.shipped_volume(placed) {
-            Some(_) => Err(Error::failed("--as files isn't there yet")),
-            None => make_wal_folders(placed, volume, owner),
-        }
+        shipped: &ShippedVolume,
+    ) -> Result<(Written, files_form::Pending)> {
+        let tree = ImageTree::read(&self.repository, &shipped.image, &shipped.delta)?;
+        let data = volume.parts.iter().find(|part| part.kind == PartKind::Data);
+        let others: Vec<PathBuf> = build
+            .placement
+            .volumes
+            .iter()
+            .map(|other| other.mountpoint.clone())
+            .filter(|other| *other != placed.mountpoint)
+            .collect();
+        files_form::restore(&files_form::Volume {
+            repository: &self.repository,
+            tree: &tree,
+            folder: &placed.mountpoint,
+            data_inside: data.map(|part| part.inside.as_path()),
+            delta: self.delta,
+            others: &others,
+            zeroed: &HashSet::new(),
+        })
     }
 }
 

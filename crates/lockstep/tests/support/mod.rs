@@ -21,4 +21,5 @@ pub mod lockstep;
 pub mod pools;
 pub mod shipping;
 pub mod standby;
+pub mod trees;
 pub mod workspace;

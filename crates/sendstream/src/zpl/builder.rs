@@ -122,6 +122,14 @@ impl<V: ContentVisitor> TreeBuilder<V> {
         }
     }
 
+    /// Whether the content of the object at hand is looked at. Where it isn't, a piece needs no payload.
+    pub fn needs_content(&self) -> bool {
+        let needs = |current: &Current| {
+            current.visited || matches!(current.keep, Keep::Zap | Keep::Symlink)
+        };
+        self.current.as_ref().is_some_and(needs)
+    }
+
     /// The tree.
     pub fn finish(mut self) -> Result<Tree<V::Output>> {
         if self.objset == ObjsetType::Volume {

@@ -24,6 +24,12 @@ pub trait DataSink {
         Ok(())
     }
 
+    /// Whether a block's data is to be left unread: [`DataSink::data`] isn't called for it.
+    fn skips(&mut self, object: u64, extent: &Extent) -> Result<bool> {
+        let _ = (object, extent);
+        Ok(false)
+    }
+
     /// Content of the object.
     fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> Result<()>;
 
@@ -81,6 +87,7 @@ impl<S: DataSink> Sink for Reading<'_, S> {
 
     fn extent(&mut self, object: u64, extent: &Extent) -> Result<()> {
         match &extent.block {
+            Some(_) if self.sink.skips(object, extent)? => Ok(()),
             Some(block) => self.block(object, extent, block),
             None => self.sink.hole(object, extent.offset, extent.length),
         }

@@ -1,0 +1,102 @@
+//! A volume out of a repository into a folder of any file system.
+//!
+//! First the names: folders and empty files of the right size. Then the content, each frame of the
+//! repository read once, by several threads. Last owners, modes and times, and all of it onto disk.
+//! Where the folder holds something already, only what differs is written.
+//!
+//! What could go wrong:
+//! - The folder holds a symbolic link that somebody put there: every step on the way down is opened
+//!   without following links, so nothing is written or removed outside.
+//! - It is interrupted half way: pg_control gets its name last of all, when everything else is on
+//!   disk, and PostgreSQL starts nothing without it.
+//! - Memory: names and attributes are held, and a few frames for each thread; never a file.
+
+mod content;
+mod finish;
+mod make;
+mod place;
+mod plan;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use crate::error::Result;
+use crate::repository::Repository;
+use crate::repository::tree::ImageTree;
+use crate::steps;
+
+use place::Root;
+use plan::Plan;
+
+/// What a restore of files came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Written {
+    /// Regular files that are there now.
+    pub files: u64,
+    /// Bytes that were written into them.
+    pub bytes_written: u64,
+    /// Bytes that were read from the repository's packs.
+    pub bytes_read: u64,
+    /// Files that weren't in the set and were removed, and folders.
+    pub removed: u64,
+}
+
+impl Written {
+    pub(super) fn add(&mut self, other: Self) {
+        self.files += other.files;
+        self.bytes_written += other.bytes_written;
+        self.bytes_read += other.bytes_read;
+        self.removed += other.removed;
+    }
+}
+
+/// A volume that becomes a folder.
+pub(super) struct Volume<'a> {
+    pub(super) repository: &'a Repository,
+    /// Its files.
+    pub(super) tree: &'a ImageTree,
+    /// The folder.
+    pub(super) folder: &'a Path,
+    /// The data directory inside it, where it is the volume of that.
+    pub(super) data_inside: Option<&'a Path>,
+    /// Bring what is in the folder to the set's state.
+    pub(super) delta: bool,
+    /// Folders of other volumes, which may lie in this one.
+    pub(super) others: &'a [PathBuf],
+    /// Files that become holes.
+    pub(super) zeroed: &'a HashSet<u64>,
+}
+
+/// What is still to be done once all volumes are there: pg_control gets its name.
+pub(super) struct Pending {
+    root: Root,
+    plan: Plan,
+}
+
+/// Restores a volume.
+pub(super) fn restore(volume: &Volume<'_>) -> Result<(Written, Pending)> {
+    let plan = Plan::new(volume)?;
+    let root = Root::open(volume.folder)?;
+    if volume.delta {
+        make::remove_control(&root, &plan)?;
+    }
+    let made = make::make(volume, &plan, &root)?;
+    steps::reached("restore.files-made")?;
+    let filled = content::fill(volume, &plan, &root, &made)?;
+    steps::reached("restore.files-filled")?;
+    finish::finish(volume, &plan, &root, &made, &filled)?;
+    let written = Written {
+        files: plan.files.iter().filter(|file| file.is_regular).count() as u64,
+        bytes_written: made.bytes_zeroed + filled.bytes_written,
+        bytes_read: filled.bytes_read,
+        removed: made.removed,
+    };
+    Ok((written, Pending { root, plan }))
+}
+
+impl Pending {
+    /// The last step.
+    pub(super) fn finish(self) -> Result<()> {
+        finish::name_control(&self.root, &self.plan)
+    }
+}

@@ -1,0 +1,379 @@
+//! The content: the fold of the indexes says which part of which frame goes where; several threads
+//! read frames, each once, and write the parts into the files.
+//!
+//! A pack's frames lie in the order of the fold, and a frame's parts may be interrupted by those of
+//! other packs. So for each pack the parts of the frame at hand are gathered, and handed on when
+//! the next frame begins. Only places are gathered, never data.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::OFlags;
+use strata::Ulid;
+use strata::delta::Extent;
+use strata::fold::{Folded, Sink, fold, open_chain};
+use strata::pack::FrameReader;
+
+use super::Volume;
+use super::make::{Made, write_all};
+use super::place::{Folders, Root};
+use super::plan::Plan;
+use crate::error::{Error, Result};
+use crate::repository::header::StreamRules;
+use crate::repository::of_strata;
+use crate::repository::unfold::INDEX_MEMORY;
+use crate::steps;
+
+/// Threads that read frames and write files; each holds a frame as it is stored, and its content.
+const MOST_THREADS: usize = 8;
+/// Packs of which a frame is gathered at the same time.
+const MOST_BATCHES: usize = 1024;
+/// Parts that are gathered at the same time.
+const MOST_PARTS: usize = 256 << 10;
+/// An extended attribute's value is no longer than this on Linux.
+const MOST_XATTR: u64 = 64 << 10;
+/// What is compared, and written where it differs.
+const STRIDE: usize = 8 << 10;
+/// Objects between two looks at whether to stop.
+const LOOK_AROUND: u64 = 1024;
+
+/// What became of the content.
+#[derive(Default)]
+pub(super) struct Filled {
+    pub(super) bytes_written: u64,
+    pub(super) bytes_read: u64,
+    /// Values of extended attributes that are objects of their own.
+    pub(super) xattrs: BTreeMap<u64, Vec<u8>>,
+}
+
+/// A part of a frame, and where it goes.
+#[derive(Clone, Copy)]
+struct Part {
+    to: To,
+    offset: u64,
+    start: usize,
+    size: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum To {
+    File(usize),
+    Xattr(u64),
+}
+
+/// Parts of one frame.
+struct Batch {
+    pack: Ulid,
+    frame: u64,
+    length: u64,
+    parts: Vec<Part>,
+}
+
+/// What the threads share.
+struct Work<'a> {
+    volume: &'a Volume<'a>,
+    plan: &'a Plan,
+    root: &'a Root,
+    made: &'a Made,
+    stop: AtomicBool,
+    failed: Mutex<Option<Error>>,
+    xattrs: Mutex<BTreeMap<u64, Vec<u8>>>,
+    written: AtomicU64,
+    read: AtomicU64,
+}
+
+/// Fills the files.
+pub(super) fn fill(volume: &Volume<'_>, plan: &Plan, root: &Root, made: &Made) -> Result<Filled> {
+    let strata = &volume.repository.strata;
+    let xattrs = xattr_objects(volume, plan)?;
+    let readers = open_chain(strata, volume.tree.chain(), INDEX_MEMORY).map_err(of_strata)?;
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).min(MOST_THREADS);
+    let work = Work {
+        volume,
+        plan,
+        root,
+        made,
+        stop: AtomicBool::new(false),
+        failed: Mutex::new(None),
+        xattrs: Mutex::new(xattrs.iter().map(|(object, size)| (*object, vec![0; *size])).collect()),
+        written: AtomicU64::new(0),
+        read: AtomicU64::new(0),
+    };
+    let (sender, receiver) = sync_channel(2 * threads);
+    let receiver = Mutex::new(receiver);
+    let folded = std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| work.run(&receiver));
+        }
+        let mut sink = Gathering {
+            work: &work,
+            xattrs: xattrs.keys().copied().collect(),
+            sender,
+            open: HashMap::new(),
+            parts: 0,
+            current: None,
+            seen: 0,
+        };
+        // The sender goes with the sink, and with the sender the threads end.
+        fold(readers, true, &StreamRules, &mut sink).and_then(|()| sink.hand_on_all())
+    });
+    if let Some(error) = work.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    steps::reached("restore.files-read")?;
+    folded.map_err(of_strata)?;
+    Ok(Filled {
+        bytes_written: work.written.into_inner(),
+        bytes_read: work.read.into_inner(),
+        xattrs: work.xattrs.into_inner().unwrap_or_else(PoisonError::into_inner),
+    })
+}
+
+/// Objects that are the values of extended attributes, with their sizes.
+fn xattr_objects(volume: &Volume<'_>, plan: &Plan) -> Result<BTreeMap<u64, usize>> {
+    let mut objects = BTreeMap::new();
+    let all = plan.files.iter().map(|f| f.object).chain(plan.folders.iter().map(|f| f.object));
+    for object in all {
+        let directory = volume.tree.node(object)?.attributes.xattr_directory;
+        let Some(directory) = volume.tree.tree.node(directory).filter(|_| directory != 0) else {
+            continue;
+        };
+        for (_, value) in &directory.children {
+            let size = volume.tree.node(*value)?.attributes.size;
+            if let Some(size) = usize::try_from(size).ok().filter(|_| size <= MOST_XATTR) {
+                objects.insert(*value, size);
+            }
+        }
+    }
+    Ok(objects)
+}
+
+/// Gathers the parts of frames.
+struct Gathering<'a> {
+    work: &'a Work<'a>,
+    xattrs: HashSet<u64>,
+    sender: SyncSender<Batch>,
+    open: HashMap<Ulid, Batch>,
+    /// In all that is open.
+    parts: usize,
+    /// Where the object at hand goes, and its size.
+    current: Option<(To, u64)>,
+    seen: u64,
+}
+
+impl Gathering<'_> {
+    fn hand_on(&mut self, batch: Batch) -> strata::Result<()> {
+        self.parts -= batch.parts.len();
+        let gone = |_| strata::Error::caller("the threads that write have ended");
+        self.sender.send(batch).map_err(gone)
+    }
+
+    fn hand_on_all(&mut self) -> strata::Result<()> {
+        let mut all: Vec<Batch> = std::mem::take(&mut self.open).into_values().collect();
+        // Neighbours on disk are written by neighbours in time.
+        all.sort_by_key(|batch| (batch.pack, batch.frame));
+        all.into_iter().try_for_each(|batch| self.hand_on(batch))
+    }
+}
+
+impl Sink for Gathering<'_> {
+    fn object(&mut self, folded: &Folded) -> strata::Result<()> {
+        self.seen += 1;
+        if self.work.stop.load(Ordering::Relaxed)
+            || (self.seen.is_multiple_of(LOOK_AROUND) && steps::interrupted())
+        {
+            return Err(strata::Error::caller("it was ended"));
+        }
+        let (volume, plan) = (self.work.volume, self.work.plan);
+        let to = match plan.by_object.get(&folded.object) {
+            Some(file) if plan.files[*file].is_regular => Some(To::File(*file)),
+            _ if self.xattrs.contains(&folded.object) => Some(To::Xattr(folded.object)),
+            _ => None,
+        };
+        let node = volume.tree.tree.node(folded.object);
+        self.current = to
+            .filter(|_| !volume.zeroed.contains(&folded.object))
+            .zip(node.map(|node| node.attributes.size));
+        Ok(())
+    }
+
+    fn extent(&mut self, object: u64, extent: &Extent) -> strata::Result<()> {
+        let Some((to, size)) = self.current else { return Ok(()) };
+        // A file's last block may reach past its end.
+        let length = extent.length.min(size.saturating_sub(extent.offset));
+        if extent.block.is_none() || length == 0 {
+            return Ok(());
+        }
+        if self.work.stop.load(Ordering::Relaxed) {
+            return Err(strata::Error::caller("it was ended"));
+        }
+        let strange = || {
+            let at = extent.offset;
+            strata::Error::caller(format!("the block at {at} of object {object} is strange"))
+        };
+        let location = extent.content().ok_or_else(strange)?;
+        let part = Part {
+            to,
+            offset: extent.offset,
+            start: usize::try_from(location.start).map_err(|_| strange())?,
+            size: usize::try_from(length).map_err(|_| strange())?,
+        };
+        match self.open.get_mut(&location.pack) {
+            Some(batch) if batch.frame == location.frame => batch.parts.push(part),
+            _ => {
+                let batch = Batch {
+                    pack: location.pack,
+                    frame: location.frame,
+                    length: location.frame_length,
+                    parts: vec![part],
+                };
+                if let Some(before) = self.open.insert(location.pack, batch) {
+                    self.hand_on(before)?;
+                }
+            }
+        }
+        self.parts += 1;
+        if self.parts > MOST_PARTS || self.open.len() > MOST_BATCHES {
+            self.hand_on_all()?;
+        }
+        Ok(())
+    }
+}
+
+impl Work<'_> {
+    fn run(&self, queue: &Mutex<Receiver<Batch>>) {
+        let mut writer = Writer {
+            work: self,
+            frames: FrameReader::new(&self.volume.repository.strata, 0),
+            folders: Folders::new(self.root, self.plan),
+            file: None,
+            buffer: Vec::new(),
+        };
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(batch) = next else { return };
+            // The rest is taken and dropped, so that nobody waits for room in the queue.
+            if self.stop.load(Ordering::Relaxed) {
+                continue;
+            }
+            if let Err(error) = writer.write(&batch) {
+                self.stop.store(true, Ordering::Relaxed);
+                self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
+        }
+    }
+}
+
+/// One thread's tools.
+struct Writer<'a> {
+    work: &'a Work<'a>,
+    frames: FrameReader,
+    folders: Folders<'a>,
+    /// The file that was written last.
+    file: Option<(usize, OwnedFd)>,
+    buffer: Vec<u8>,
+}
+
+impl Writer<'_> {
+    fn write(&mut self, batch: &Batch) -> Result<()> {
+        let content =
+            self.frames.frame(batch.pack, batch.frame, batch.length).map_err(of_strata)?;
+        self.work.read.fetch_add(batch.length, Ordering::Relaxed);
+        for part in &batch.parts {
+            let bytes =
+                part.start.checked_add(part.size).and_then(|end| content.get(part.start..end));
+            let bytes = bytes.ok_or_else(|| {
+                Error::failed(format!(
+                    "pack {} at {}: the index wants {} bytes from {} on of a frame that has {}",
+                    batch.pack,
+                    batch.frame,
+                    part.size,
+                    part.start,
+                    content.len()
+                ))
+            })?;
+            match part.to {
+                To::File(file) => self.write_file(file, part.offset, bytes)?,
+                To::Xattr(object) => {
+                    let mut xattrs =
+                        self.work.xattrs.lock().unwrap_or_else(PoisonError::into_inner);
+                    let place = usize::try_from(part.offset).ok();
+                    let place = xattrs
+                        .get_mut(&object)
+                        .zip(place)
+                        .and_then(|(value, at)| value.get_mut(at..)?.get_mut(..bytes.len()));
+                    if let Some(place) = place {
+                        place.copy_from_slice(bytes);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write_file(&mut self, file: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        let Work { plan, root, made, .. } = *self.work;
+        let exists = made.existing.contains(&file);
+        let entry = &plan.files[file];
+        let fd = match self.file.take() {
+            Some((known, fd)) if known == file => fd,
+            _ => {
+                let flags = if exists { OFlags::RDWR } else { OFlags::WRONLY };
+                root.file(plan, entry, self.folders.get(entry.folder)?, flags)?
+            }
+        };
+        let failed = |verb| root.failed(verb, || plan.file_path(entry));
+        let written = if exists {
+            write_where_it_differs(&fd, bytes, offset, &mut self.buffer)
+        } else {
+            write_all(&fd, bytes, offset).map(|()| bytes.len() as u64)
+        };
+        self.work.written.fetch_add(written.map_err(failed("write"))?, Ordering::Relaxed);
+        self.file = Some((file, fd));
+        Ok(())
+    }
+}
+
+/// Compares with what is there, and writes the strides that differ; gives the bytes written.
+fn write_where_it_differs(
+    fd: &OwnedFd,
+    bytes: &[u8],
+    offset: u64,
+    buffer: &mut Vec<u8>,
+) -> rustix::io::Result<u64> {
+    buffer.resize(bytes.len(), 0);
+    let mut there = 0;
+    while there < bytes.len() {
+        match rustix::io::pread(fd, &mut buffer[there..], offset + there as u64) {
+            Ok(0) => break,
+            Ok(length) => there += length,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    if buffer[..there] == *bytes {
+        return Ok(0);
+    }
+    let differs = |at: usize| {
+        let end = (at + STRIDE).min(bytes.len());
+        end > there || buffer[at..end] != bytes[at..end]
+    };
+    let (mut written, mut at) = (0, 0);
+    while at < bytes.len() {
+        if !differs(at) {
+            at += STRIDE;
+            continue;
+        }
+        let from = at;
+        while at < bytes.len() && differs(at) {
+            at += STRIDE;
+        }
+        let changed = &bytes[from..at.min(bytes.len())];
+        write_all(fd, changed, offset + from as u64)?;
+        written += changed.len() as u64;
+    }
+    Ok(written)
+}

@@ -1,0 +1,232 @@
+//! Owners, modes, times and extended attributes, and all of it onto disk.
+//!
+//! Files first, then folders from the innermost out: making and filling a file changes its folder's
+//! times. Owner before mode: a change of the owner clears set-user-id.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
+use rustix::io::Errno;
+use sendstream::zpl::{Attributes, FileType, XattrValue};
+
+use super::Volume;
+use super::content::Filled;
+use super::make::Made;
+use super::place::{Folders, Root};
+use super::plan::Plan;
+use crate::error::{Error, Result};
+use crate::steps;
+
+/// Files between two looks at whether to stop.
+const LOOK_AROUND: usize = 1024;
+
+/// Gives everything its attributes, and waits until it is on disk.
+pub(super) fn finish(
+    volume: &Volume<'_>,
+    plan: &Plan,
+    root: &Root,
+    made: &Made,
+    filled: &Filled,
+) -> Result<()> {
+    let giver = Giver {
+        volume,
+        root,
+        values: &filled.xattrs,
+        may_chown: rustix::process::geteuid().is_root(),
+        warned: AtomicBool::new(false),
+    };
+    let mut folders = Folders::new(root, plan);
+    for (at, file) in plan.files.iter().enumerate() {
+        if at % LOOK_AROUND == 0 {
+            steps::reached("restore.files-attributes")?;
+        }
+        if made.passed_over.contains(&at) {
+            continue;
+        }
+        let attributes = &volume.tree.node(file.object)?.attributes;
+        let path = || plan.file_path(file);
+        let folder = folders.get(file.folder)?;
+        if file.is_regular {
+            let fd = root.file(plan, file, folder, OFlags::RDONLY)?;
+            giver.give(&fd, file.object, attributes, made.existing.contains(&at), &path)?;
+        } else {
+            giver.give_by_name(folder, &file.name, attributes, &path)?;
+        }
+    }
+    for (at, folder) in plan.folders.iter().enumerate().rev() {
+        let attributes = &volume.tree.node(folder.object)?.attributes;
+        let fd = root.folder(plan, at)?;
+        giver.give(&fd, folder.object, attributes, volume.delta, &|| plan.folder_path(at))?;
+    }
+    // One call for the whole file system, in the place of one for each file.
+    rustix::fs::syncfs(&root.fd).map_err(root.failed("sync", PathBuf::new))
+}
+
+/// Gives pg_control its name.
+pub(super) fn name_control(root: &Root, plan: &Plan) -> Result<()> {
+    let Some((at, name)) = &plan.control else { return Ok(()) };
+    let file = &plan.files[*at];
+    let folder = root.folder(plan, file.folder)?;
+    rustix::fs::renameat(&folder, OsStr::from_bytes(&file.name), &folder, OsStr::from_bytes(name))
+        .and_then(|()| rustix::fs::fsync(&folder))
+        .map_err(root.failed("rename", || plan.file_path(file)))
+}
+
+struct Giver<'a> {
+    volume: &'a Volume<'a>,
+    root: &'a Root,
+    /// Values of extended attributes that are objects.
+    values: &'a BTreeMap<u64, Vec<u8>>,
+    may_chown: bool,
+    warned: AtomicBool,
+}
+
+impl Giver<'_> {
+    fn give(
+        &self,
+        fd: &OwnedFd,
+        object: u64,
+        attributes: &Attributes,
+        existed: bool,
+        path: &dyn Fn() -> PathBuf,
+    ) -> Result<()> {
+        let failed = |verb| self.root.failed(verb, path);
+        self.give_xattrs(fd, object, existed, path)?;
+        if let Some((uid, gid)) = self.owner(attributes)? {
+            rustix::fs::fchown(fd, Some(uid), Some(gid)).map_err(failed("change the owner of"))?;
+        }
+        rustix::fs::fchmod(fd, mode(attributes)).map_err(failed("chmod"))?;
+        rustix::fs::futimens(fd, &times(attributes)).map_err(failed("set the times of"))
+    }
+
+    /// A link or a pipe, which can't be opened.
+    fn give_by_name(
+        &self,
+        folder: &OwnedFd,
+        name: &[u8],
+        attributes: &Attributes,
+        path: &dyn Fn() -> PathBuf,
+    ) -> Result<()> {
+        let failed = |verb| self.root.failed(verb, path);
+        let name = OsStr::from_bytes(name);
+        if let Some((uid, gid)) = self.owner(attributes)? {
+            rustix::fs::chownat(folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(failed("change the owner of"))?;
+        }
+        if attributes.file_type() != FileType::Symlink {
+            // It was made here a moment ago, in a folder that nobody else can enter.
+            rustix::fs::chmodat(folder, name, mode(attributes), AtFlags::empty())
+                .map_err(failed("chmod"))?;
+        }
+        rustix::fs::utimensat(folder, name, &times(attributes), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(failed("set the times of"))
+    }
+
+    fn owner(&self, attributes: &Attributes) -> Result<Option<(Uid, Gid)>> {
+        if !self.may_chown {
+            return Ok(None);
+        }
+        // All bits set is "leave it as it is" to the system.
+        let id = |number: u64| {
+            u32::try_from(number).ok().filter(|id| *id != u32::MAX).ok_or_else(|| {
+                Error::failed(format!("{number} in the repository is no user or group"))
+            })
+        };
+        Ok(Some((Uid::from_raw(id(attributes.uid)?), Gid::from_raw(id(attributes.gid)?))))
+    }
+
+    fn give_xattrs(
+        &self,
+        fd: &OwnedFd,
+        object: u64,
+        existed: bool,
+        path: &dyn Fn() -> PathBuf,
+    ) -> Result<()> {
+        let wanted = self.volume.tree.tree.xattrs(object);
+        let wanted = wanted.map_err(crate::repository::ingest::of_stream)?;
+        let wanted: Vec<(Vec<u8>, XattrValue)> =
+            wanted.into_iter().map(|(name, value)| (qualified(name), value)).collect();
+        if existed {
+            self.remove_xattrs(fd, &wanted, path)?;
+        }
+        for (name, value) in &wanted {
+            let value = match value {
+                XattrValue::Inline(value) => Some(value),
+                XattrValue::Object(object) => self.values.get(object),
+            };
+            let set = value.map_or(Err(Errno::TOOBIG), |value| {
+                rustix::fs::fsetxattr(fd, OsStr::from_bytes(name), value, XattrFlags::empty())
+            });
+            match set {
+                Ok(()) => {}
+                Err(errno @ (Errno::NOSPC | Errno::IO | Errno::DQUOT)) => {
+                    return Err(self.root.failed("write an attribute of", path)(errno));
+                }
+                Err(errno) => self.warn(&name.escape_ascii().to_string(), errno, path),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the users' attributes that the set doesn't have; those of the system are its own.
+    fn remove_xattrs(
+        &self,
+        fd: &OwnedFd,
+        wanted: &[(Vec<u8>, XattrValue)],
+        path: &dyn Fn() -> PathBuf,
+    ) -> Result<()> {
+        let mut names = vec![0; 64 << 10];
+        let length = match rustix::fs::flistxattr(fd, &mut names[..]) {
+            Ok(length) => length,
+            Err(Errno::OPNOTSUPP) => return Ok(()),
+            Err(errno) => return Err(self.root.failed("list the attributes of", path)(errno)),
+        };
+        let found = names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
+        for name in found.filter(|name| name.starts_with(b"user.")) {
+            if !wanted.iter().any(|(known, _)| known == name) {
+                rustix::fs::fremovexattr(fd, OsStr::from_bytes(name))
+                    .map_err(self.root.failed("remove an attribute of", path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn warn(&self, name: &str, errno: Errno, path: &dyn Fn() -> PathBuf) {
+        if self.warned.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::warn!(
+            path = %path().display(), attribute = %name, error = %errno,
+            "extended attributes can't be restored here; the first of them is named"
+        );
+    }
+}
+
+/// FreeBSD's form has no namespace: it is the users'.
+fn qualified(name: Vec<u8>) -> Vec<u8> {
+    let spaces: [&[u8]; 4] = [b"user.", b"security.", b"trusted.", b"system."];
+    if spaces.iter().any(|space| name.starts_with(space)) {
+        return name;
+    }
+    [&b"user."[..], &name].concat()
+}
+
+fn mode(attributes: &Attributes) -> Mode {
+    Mode::from_raw_mode(u32::try_from(attributes.permissions()).unwrap_or(0) as rustix::fs::RawMode)
+}
+
+fn times(attributes: &Attributes) -> Timestamps {
+    let mtime = attributes.mtime;
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec {
+            tv_sec: mtime.seconds,
+            tv_nsec: i64::try_from(mtime.nanoseconds).unwrap_or(0).min(999_999_999),
+        },
+    }
+}

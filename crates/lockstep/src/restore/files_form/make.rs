@@ -1,0 +1,328 @@
+//! The names: folders, links and files of the right size, still without their content.
+//!
+//! In a folder that holds something: what the set doesn't have is removed, and what is of another
+//! kind; a file that stays is cut or extended to its size, and emptied where the set has holes.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+use sendstream::zpl::{FileType, Run};
+
+use super::Volume;
+use super::place::{FILE, Root, list, remove};
+use super::plan::{File, Plan};
+use crate::error::{Error, Result};
+use crate::steps;
+
+/// What was found while the names were made.
+#[derive(Default)]
+pub(super) struct Made {
+    /// Files that were there before: their content has to be compared.
+    pub(super) existing: HashSet<usize>,
+    /// Files that can't be made: sockets and devices.
+    pub(super) passed_over: HashSet<usize>,
+    /// Bytes that became zeros in files that were there.
+    pub(super) bytes_zeroed: u64,
+    /// Names that went.
+    pub(super) removed: u64,
+}
+
+/// Removes pg_control of what was there: from now on no server starts on it.
+pub(super) fn remove_control(root: &Root, plan: &Plan) -> Result<()> {
+    let Some((file, name)) = &plan.control else { return Ok(()) };
+    let file = &plan.files[*file];
+    let steps = plan.steps_to(file.folder);
+    match root.descend(&steps) {
+        Ok(folder) => remove(&folder, name)
+            .and_then(|_| rustix::fs::fsync(&folder))
+            .map_err(root.failed("remove", || plan.file_path(file))),
+        // Not the cluster that it is to become, or none at all.
+        Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => Ok(()),
+        Err(errno) => Err(root.failed("open", || plan.folder_path(file.folder))(errno)),
+    }
+}
+
+/// Makes the names.
+pub(super) fn make(volume: &Volume<'_>, plan: &Plan, root: &Root) -> Result<Made> {
+    let mut made = Made::default();
+    let others: Vec<&Path> =
+        volume.others.iter().filter_map(|other| other.strip_prefix(volume.folder).ok()).collect();
+    for folder in 0..plan.folders.len() {
+        steps::reached("restore.files-folder")?;
+        let fd = if folder == 0 {
+            root.folder(plan, 0)?
+        } else {
+            make_folder(volume, plan, root, folder, &mut made)?
+        };
+        let maker = Maker { volume, plan, root, folder, fd: &fd };
+        if volume.delta {
+            maker.remove_others(&others, &mut made)?;
+        }
+        for file in &plan.folders[folder].files {
+            maker.file(*file, &mut made)?;
+        }
+    }
+    // Only now every first name is there.
+    for (at, folder) in plan.folders.iter().enumerate().filter(|(_, f)| !f.links.is_empty()) {
+        let fd = root.folder(plan, at)?;
+        for (first, name) in &folder.links {
+            make_link(plan, root, (at, &fd), *first, name, &mut made)?;
+        }
+    }
+    Ok(made)
+}
+
+fn make_folder(
+    volume: &Volume<'_>,
+    plan: &Plan,
+    root: &Root,
+    folder: usize,
+    made: &mut Made,
+) -> Result<OwnedFd> {
+    let failed = |errno| root.failed("create", || plan.folder_path(folder))(errno);
+    let (parent, name) = (plan.folders[folder].parent, &plan.folders[folder].name);
+    let parent = root.folder(plan, parent)?;
+    // Until its owner is set nobody else looks in.
+    let mkdir = || rustix::fs::mkdirat(&parent, OsStr::from_bytes(name), Mode::RWXU);
+    match mkdir() {
+        Err(Errno::EXIST) if volume.delta => match root.folder(plan, folder) {
+            Ok(fd) => return Ok(fd),
+            Err(_) => {
+                made.removed += remove(&parent, name).map_err(failed)?;
+                mkdir().map_err(failed)?;
+            }
+        },
+        other => other.map_err(failed)?,
+    }
+    root.folder(plan, folder)
+}
+
+fn make_link(
+    plan: &Plan,
+    root: &Root,
+    (folder, fd): (usize, &OwnedFd),
+    first: usize,
+    name: &[u8],
+    made: &mut Made,
+) -> Result<()> {
+    if made.passed_over.contains(&first) {
+        return Ok(());
+    }
+    let failed = |errno| {
+        root.failed("link", || plan.folder_path(folder).join(OsStr::from_bytes(name)))(errno)
+    };
+    let file = &plan.files[first];
+    let from = root.folder(plan, file.folder)?;
+    made.removed += remove(fd, name).map_err(failed)?;
+    rustix::fs::linkat(
+        &from,
+        OsStr::from_bytes(&file.name),
+        fd,
+        OsStr::from_bytes(name),
+        AtFlags::empty(),
+    )
+    .map_err(failed)
+}
+
+struct Maker<'a> {
+    volume: &'a Volume<'a>,
+    plan: &'a Plan,
+    root: &'a Root,
+    folder: usize,
+    fd: &'a OwnedFd,
+}
+
+impl Maker<'_> {
+    /// Removes what the set doesn't have here.
+    fn remove_others(&self, others: &[&Path], made: &mut Made) -> Result<()> {
+        let folder = &self.plan.folders[self.folder];
+        let names = |files: &[usize]| -> Vec<&[u8]> {
+            files.iter().map(|file| &*self.plan.files[*file].name).collect()
+        };
+        let mut known: HashSet<&[u8]> = names(&folder.files).into_iter().collect();
+        known.extend(folder.folders.iter().map(|at| &*self.plan.folders[*at].name));
+        known.extend(folder.links.iter().map(|(_, name)| &**name));
+        let here = self.plan.folder_path(self.folder);
+        let failed = |verb| self.root.failed(verb, || here.clone());
+        for name in list(self.fd).map_err(failed("list"))? {
+            let path = here.join(OsStr::from_bytes(&name));
+            // Another volume's folder, or one above it, isn't this volume's to take away.
+            if known.contains(&*name) || others.iter().any(|other| other.starts_with(&path)) {
+                continue;
+            }
+            made.removed +=
+                remove(self.fd, &name).map_err(self.root.failed("remove", || path.clone()))?;
+        }
+        Ok(())
+    }
+
+    fn file(&self, at: usize, made: &mut Made) -> Result<()> {
+        let file = &self.plan.files[at];
+        let failed = |errno| self.root.failed("create", || self.plan.file_path(file))(errno);
+        let name = OsStr::from_bytes(&file.name);
+        match file.kind {
+            FileType::Regular => return self.regular(at, file, made),
+            FileType::Symlink => {
+                let target = self.volume.tree.node(file.object)?.attributes.symlink.as_deref();
+                let target = target.ok_or_else(|| {
+                    let path = self.plan.file_path(file);
+                    Error::failed(format!("the link \"{}\" has no target", path.display()))
+                })?;
+                let found = rustix::fs::readlinkat(self.fd, name, Vec::new());
+                if found.is_ok_and(|found| found.as_bytes() == target) && !file.is_linked {
+                    return Ok(());
+                }
+                self.clear(file, made)?;
+                rustix::fs::symlinkat(OsStr::from_bytes(target), self.fd, name).map_err(failed)?;
+            }
+            FileType::Fifo => {
+                self.clear(file, made)?;
+                let kind = rustix::fs::FileType::Fifo;
+                rustix::fs::mknodat(self.fd, name, kind, Mode::RUSR | Mode::WUSR, 0)
+                    .map_err(failed)?;
+            }
+            other => {
+                // A socket is of a server that is gone; a device could be any of this machine's.
+                tracing::warn!(
+                    path = %self.plan.file_path(file).display(),
+                    kind = %other,
+                    "not restored: neither a file nor a folder nor a link"
+                );
+                self.clear(file, made)?;
+                made.passed_over.insert(at);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what has the file's name.
+    fn clear(&self, file: &File, made: &mut Made) -> Result<()> {
+        if self.volume.delta {
+            made.removed += remove(self.fd, &file.name)
+                .map_err(self.root.failed("remove", || self.plan.file_path(file)))?;
+        }
+        Ok(())
+    }
+
+    fn regular(&self, at: usize, file: &File, made: &mut Made) -> Result<()> {
+        let failed = |verb| self.root.failed(verb, || self.plan.file_path(file));
+        let node = self.volume.tree.node(file.object)?;
+        let size = node.attributes.size;
+        if self.volume.delta && !file.is_linked {
+            let runs: &[Run] =
+                if self.volume.zeroed.contains(&file.object) { &[] } else { &node.runs };
+            if let Some(fd) = self.open_existing(file)? {
+                let found = rustix::fs::fstat(&fd).map_err(failed("look at"))?;
+                if found.st_size.cast_unsigned() != size {
+                    rustix::fs::ftruncate(&fd, size).map_err(failed("resize"))?;
+                }
+                made.bytes_zeroed += empty_holes(&fd, runs, size).map_err(failed("write"))?;
+                made.existing.insert(at);
+                return Ok(());
+            }
+        }
+        self.clear(file, made)?;
+        let fd = rustix::fs::openat(
+            self.fd,
+            OsStr::from_bytes(&file.name),
+            FILE | OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY,
+            Mode::RUSR | Mode::WUSR,
+        )
+        .map_err(failed("create"))?;
+        rustix::fs::ftruncate(&fd, size).map_err(failed("resize"))
+    }
+
+    /// Opens what has the file's name, where that is a regular file of this name alone: one that is
+    /// linked from elsewhere must not be changed here.
+    fn open_existing(&self, file: &File) -> Result<Option<OwnedFd>> {
+        let name = OsStr::from_bytes(&file.name);
+        let stat = match rustix::fs::statat(self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(None),
+            other => other.map_err(self.root.failed("look at", || self.plan.file_path(file)))?,
+        };
+        let is_regular =
+            |mode| rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::RegularFile;
+        if !is_regular(stat.st_mode) || stat.st_nlink != 1 {
+            return Ok(None);
+        }
+        let fd = self.root.file(self.plan, file, self.fd, OFlags::RDWR)?;
+        // What was opened may be something else by now.
+        let stat = rustix::fs::fstat(&fd)
+            .map_err(self.root.failed("look at", || self.plan.file_path(file)))?;
+        Ok((is_regular(stat.st_mode) && stat.st_nlink == 1).then_some(fd))
+    }
+}
+
+/// Makes zeros of what lies between the runs; gives how many bytes weren't.
+fn empty_holes(fd: &OwnedFd, runs: &[Run], size: u64) -> rustix::io::Result<u64> {
+    let mut changed = 0;
+    let mut position = 0;
+    let ends = runs.iter().map(|run| (run.offset, run.offset.saturating_add(run.length)));
+    for (start, end) in ends.chain([(size, size)]) {
+        changed += empty(fd, position, start.min(size))?;
+        position = end.min(size).max(position);
+    }
+    Ok(changed)
+}
+
+/// Makes zeros of a range.
+fn empty(fd: &OwnedFd, from: u64, to: u64) -> rustix::io::Result<u64> {
+    let mut buffer = vec![0; 64 << 10];
+    let (mut position, mut changed) = (from, 0);
+    while position < to {
+        // Where the file system knows no holes, all of it is data.
+        position = match rustix::fs::seek(fd.as_fd(), SeekFrom::Data(position)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => return Ok(changed),
+            Err(Errno::INVAL) => position,
+            Err(errno) => return Err(errno),
+        };
+        if position >= to {
+            break;
+        }
+        let room = buffer.len().min(usize::try_from(to - position).unwrap_or(usize::MAX));
+        let length = rustix::io::pread(fd, &mut buffer[..room], position)?;
+        if length == 0 {
+            break;
+        }
+        if buffer[..length].iter().any(|byte| *byte != 0) {
+            punch(fd, position, length)?;
+            changed += length as u64;
+        }
+        position += length as u64;
+    }
+    Ok(changed)
+}
+
+fn punch(fd: &OwnedFd, position: u64, length: usize) -> rustix::io::Result<()> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match rustix::fs::fallocate(fd, flags, position, length as u64) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => write_all(fd, &vec![0; length], position),
+        other => other,
+    }
+}
+
+/// Writes all of it at a place.
+pub(super) fn write_all(
+    fd: &OwnedFd,
+    mut bytes: &[u8],
+    mut position: u64,
+) -> rustix::io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(fd, bytes, position) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(length) => {
+                bytes = &bytes[length..];
+                position += length as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}

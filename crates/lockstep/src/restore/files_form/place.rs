@@ -1,0 +1,133 @@
+//! A folder that is written into, without ever following a link out of it.
+//!
+//! Every folder is reached from the root step by step, each opened by its name in the one before,
+//! and a step that is a symbolic link is an error. `openat2` would do it in one call, on Linux alone.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::plan::{File, Plan};
+use crate::error::{Error, Result};
+
+/// Opens a folder, and nothing else.
+pub(super) const FOLDER: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// With whatever else is wanted: opens a file itself, and doesn't wait for a pipe's other end.
+pub(super) const FILE: OFlags =
+    OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
+
+/// The folder of a volume.
+pub(super) struct Root {
+    pub(super) fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Root {
+    /// Opens it; it is made where it isn't there, and its parents.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        crate::files::create_directories(path)?;
+        let fd = rustix::fs::open(path, FOLDER, Mode::empty())
+            .map_err(|e| Error::io("open", path)(e.into()))?;
+        Ok(Self { fd, path: path.to_path_buf() })
+    }
+
+    /// For `map_err`, on a path below the root.
+    pub(super) fn failed(
+        &self,
+        verb: &'static str,
+        inside: impl FnOnce() -> PathBuf,
+    ) -> impl FnOnce(Errno) -> Error {
+        move |errno| Error::io(verb, self.path.join(inside()))(errno.into())
+    }
+
+    /// Opens a folder of the plan.
+    pub(super) fn folder(&self, plan: &Plan, folder: usize) -> Result<OwnedFd> {
+        let failed = |e| self.failed("open", || plan.folder_path(folder))(e);
+        self.descend(&plan.steps_to(folder)).map_err(failed)
+    }
+
+    /// Opens the folder at the end of some steps.
+    pub(super) fn descend(&self, steps: &[&[u8]]) -> rustix::io::Result<OwnedFd> {
+        let mut fd = self.fd.try_clone().map_err(|_| Errno::MFILE)?;
+        for step in steps {
+            fd = rustix::fs::openat(&fd, OsStr::from_bytes(step), FOLDER, Mode::empty())?;
+        }
+        Ok(fd)
+    }
+
+    /// Opens a file of the plan, which is there.
+    pub(super) fn file(
+        &self,
+        plan: &Plan,
+        file: &File,
+        folder: impl AsFd,
+        flags: OFlags,
+    ) -> Result<OwnedFd> {
+        rustix::fs::openat(folder, OsStr::from_bytes(&file.name), FILE | flags, Mode::empty())
+            .map_err(self.failed("open", || plan.file_path(file)))
+    }
+}
+
+/// The last folder that was opened stays open: neighbours are asked for one after another.
+pub(super) struct Folders<'a> {
+    root: &'a Root,
+    plan: &'a Plan,
+    last: Option<(usize, OwnedFd)>,
+}
+
+impl<'a> Folders<'a> {
+    pub(super) fn new(root: &'a Root, plan: &'a Plan) -> Self {
+        Self { root, plan, last: None }
+    }
+
+    pub(super) fn get(&mut self, folder: usize) -> Result<&OwnedFd> {
+        let fd = match self.last.take() {
+            Some((known, fd)) if known == folder => fd,
+            _ => self.root.folder(self.plan, folder)?,
+        };
+        Ok(&self.last.insert((folder, fd)).1)
+    }
+}
+
+/// Removes a name and, where it is a folder, all below it, whatever it is; gives how many names
+/// went. Links are removed, never followed.
+pub(super) fn remove(folder: impl AsFd, name: &[u8]) -> rustix::io::Result<u64> {
+    let folder = folder.as_fd();
+    let name = OsStr::from_bytes(name);
+    match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
+        Ok(()) => return Ok(1),
+        Err(Errno::NOENT) => return Ok(0),
+        // What a folder says to that differs from system to system.
+        Err(errno) => {
+            let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                return Err(errno);
+            }
+        }
+    }
+    let mut count = 1;
+    let inner = rustix::fs::openat(folder, name, FOLDER, Mode::empty())?;
+    for entry in list(&inner)? {
+        count += remove(&inner, &entry)?;
+    }
+    rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR)?;
+    Ok(count)
+}
+
+/// The names in a folder.
+pub(super) fn list(folder: impl AsFd) -> rustix::io::Result<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            names.push(name.to_vec());
+        }
+    }
+    Ok(names)
+}
