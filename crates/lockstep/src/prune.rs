@@ -12,6 +12,8 @@ mod bookmarks;
 mod chains;
 mod common;
 mod local;
+#[cfg(test)]
+mod memory_store;
 mod remote;
 
 use jiff::Timestamp;

@@ -2,10 +2,7 @@
 //! call to the store; what nobody needs is gone in the end.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::tz::TimeZone;
@@ -14,9 +11,10 @@ use strata::delta::{Change, ImageOptions, ImageWriter, chain};
 use strata::fold::{DataSink, Folded, KeepAll, Reading, fold, open_chain};
 use strata::pack::{FrameReader, PackOptions};
 use strata::store::testing::{Fault, Faulty};
-use strata::store::{Listed, Retries, Storage, Store, StoreError, StoreErrorKind, StoreResult};
+use strata::store::{Retries, Storage, Store};
 
 use super::*;
+use crate::prune::memory_store::Memory;
 use crate::repository::shipped::{Pages, Shipped, ShippedVolume};
 use crate::set::manifest::tests::manifest;
 use crate::volume::zfs::DatasetName;
@@ -24,76 +22,6 @@ use crate::volume::zfs::DatasetName;
 /// Far ahead: everything is older than any grace time.
 const NOW: u64 = 4_000_000_000;
 const IMAGES: [&str; 2] = ["tank=data", "tank=ts1"];
-
-/// A store in memory, which can be copied as it is.
-#[derive(Clone, Default)]
-struct Memory(Arc<Mutex<BTreeMap<String, Bytes>>>);
-
-impl Memory {
-    fn copy(&self) -> Memory {
-        Memory(Arc::new(Mutex::new(self.0.lock().unwrap().clone())))
-    }
-
-    fn paths(&self, part: &str) -> Vec<String> {
-        let all = self.0.lock().unwrap();
-        all.keys().filter(|path| path.contains(part)).cloned().collect()
-    }
-}
-
-fn none<T>(path: &str) -> StoreResult<T> {
-    Err(StoreError::new("get", path, StoreErrorKind::NotFound))
-}
-
-impl Storage for Memory {
-    fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
-        self.0.lock().unwrap().insert(path.to_owned(), data.concat().into());
-        Ok(())
-    }
-
-    fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
-        let mut all = self.0.lock().unwrap();
-        if all.contains_key(path) {
-            return Err(StoreError::new("create", path, StoreErrorKind::AlreadyExists));
-        }
-        all.insert(path.to_owned(), data.clone());
-        Ok(())
-    }
-
-    fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
-        let mut bytes = vec![0; usize::try_from(length).unwrap()];
-        file.seek(SeekFrom::Start(0)).and_then(|_| file.read_exact(&mut bytes)).unwrap();
-        self.put(path, &[bytes.into()])
-    }
-
-    fn get(&self, path: &str) -> StoreResult<Bytes> {
-        self.0.lock().unwrap().get(path).cloned().map_or_else(|| none(path), Ok)
-    }
-
-    fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
-        let all = self.get(path)?;
-        let end = range.end.min(all.len() as u64);
-        Ok(all.slice(usize::try_from(range.start.min(end)).unwrap()..usize::try_from(end).unwrap()))
-    }
-
-    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
-        let below = format!("{prefix}/");
-        for (path, bytes) in self.0.lock().unwrap().clone() {
-            if path.starts_with(&below) {
-                each(Listed { path, size: bytes.len() as u64, modified: 1 });
-            }
-        }
-        Ok(())
-    }
-
-    fn delete(&self, path: &str) -> StoreResult<()> {
-        self.0.lock().unwrap().remove(path);
-        Ok(())
-    }
-
-    fn size(&self, path: &str) -> StoreResult<u64> {
-        self.get(path).map(|bytes| bytes.len() as u64)
-    }
-}
 
 fn repository(storage: Arc<dyn Storage>) -> Repository {
     let retries = Retries { tries: 1, first_pause: std::time::Duration::ZERO };
