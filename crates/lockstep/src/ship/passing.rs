@@ -19,10 +19,13 @@ use crate::steps;
 /// Between two looks at whether to stop, in bytes of the stream.
 const STRIDE: u64 = 8 << 20;
 
+/// Which relation's file an object is.
+type Lookup<'a> = Box<dyn FnMut(u64) -> Option<Segment<u64>> + 'a>;
+
 /// Sees the objects go by.
 pub(super) struct Passing<'a> {
     job: &'a Job<'a>,
-    checker: Option<PageChecker<u64, Box<dyn FnMut(u64) -> Option<Segment<u64>> + 'a>>>,
+    checker: Option<PageChecker<u64, Lookup<'a>>>,
     /// Left out in the base and needed now, unless the stream makes it anew: by generation.
     doubtful: HashMap<u64, u64>,
     /// Left out, with their generations.
@@ -49,7 +52,7 @@ impl<'a> Passing<'a> {
                 Some(Class::Pages(number)) => Some(Segment { path: object, number: *number }),
                 _ => None,
             };
-            PageChecker::new(job.shipment.geometry, Box::new(lookup) as Box<dyn FnMut(u64) -> _>)
+            PageChecker::new(job.shipment.geometry, Box::new(lookup) as Lookup<'_>)
         });
         Self {
             job,
