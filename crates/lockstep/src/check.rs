@@ -13,8 +13,9 @@ use crate::plan::strategy;
 use crate::plan::warnings::bytes;
 use crate::postgres::connection;
 use crate::postgres::session::{self, Following};
+use crate::repository;
 use crate::restore;
-use crate::set::journal::{self, BackupJournal, RestoreJournal};
+use crate::set::journal::{self, BackupJournal, RemovalJournal, RestoreJournal};
 use crate::set::manifest::Manifest;
 use crate::set::unfinished;
 use crate::survey;
@@ -69,6 +70,7 @@ pub fn run(cx: &Context) -> Result<Vec<Finding>> {
         Err(error) => all.push(failure("layout", &error)),
     }
     all.extend(of_sets(cx)?);
+    all.extend(cx.cluster.repositories.iter().map(|name| of_repository(cx, name)));
     all.extend(of_unfinished(cx)?);
     all.extend(of_clones(cx)?);
     if let Err(error) = cx.os_user() {
@@ -225,6 +227,34 @@ fn of_sets(cx: &Context) -> Result<Vec<Finding>> {
     Ok(all)
 }
 
+/// Whether a repository can be reached, and how old its newest set is. What is in it `repo check` looks at.
+fn of_repository(cx: &Context, name: &str) -> Finding {
+    let subject = format!("repository {name}");
+    let newest = repository::open(cx, name).and_then(|repository| repository.newest());
+    let now = jiff::Timestamp::now();
+    match newest {
+        Err(error) => failure(&subject, &error),
+        Ok(None) => warning(&subject, "no set is in it yet", "ship one: lockstep ship"),
+        Ok(Some(set)) => {
+            let hours = now.duration_since(set.manifest.started_at).as_hours();
+            let id = &set.manifest.set;
+            if hours >= i64::from(cx.cluster.max_age_hours) {
+                let what = format!("its newest set, {id}, is {hours} hours old");
+                warning(&subject, what, "does `lockstep backup` say why it ships no more?")
+            } else if set.bad_pages() > 0 {
+                let what = format!("set {id} has {} damaged pages", set.bad_pages());
+                warning(
+                    &subject,
+                    what,
+                    "lockstep show and pg_checksums name them: restore the table from an older set",
+                )
+            } else {
+                ok(&subject, format!("it can be reached, and its newest set is {id}"))
+            }
+        }
+    }
+}
+
 fn of_unfinished(cx: &Context) -> Result<Vec<Finding>> {
     let running = cx.state.lock("check").is_err();
     let mut all = Vec::new();
@@ -234,6 +264,13 @@ fn of_unfinished(cx: &Context) -> Result<Vec<Finding>> {
                 "unfinished",
                 format!("backup {} was cut off", entry.set),
                 "the next backup removes what it left",
+            ));
+        }
+        for (_, entry) in journal::read_all::<RemovalJournal>(&cx.state.path("removals"))? {
+            all.push(warning(
+                "unfinished",
+                format!("the removal of set {} was cut off", entry.set),
+                "the next prune or backup finishes it, once nothing stands on its snapshots",
             ));
         }
     }

@@ -8,13 +8,15 @@
 //! what a person wrote. A cluster named in two files is an error: which of them is meant?
 
 mod repository;
+mod retention;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-pub use repository::{IoClass, RepositoryConfig};
+pub use repository::{Cloud, IoClass, Place, RepositoryConfig, parse_bytes};
+pub use retention::RetentionConfig;
 
 use crate::error::{Error, Result};
 use crate::names::ClusterName;
@@ -80,6 +82,9 @@ pub struct ClusterConfig {
     /// The repositories that each set is shipped to, by name.
     #[serde(default)]
     pub repositories: Vec<String>,
+    /// Which sets `lockstep prune` keeps.
+    #[serde(default)]
+    pub retention: RetentionConfig,
     /// How `lockstep clone` makes its servers.
     #[serde(default, rename = "clone")]
     pub clones: CloneConfig,
@@ -225,6 +230,15 @@ impl Config {
                     format!("add a table [repositories.{name}] with its url"),
                 ));
             }
+            let policies = &table.retention.repositories;
+            if let Some(name) = policies.keys().find(|name| !table.repositories.contains(name)) {
+                return Err(Error::usage(
+                    format!(
+                        "clusters.{cluster}.retention.repositories names \"{name}\", which isn't one of this cluster"
+                    ),
+                    format!("name it in clusters.{cluster}.repositories too, or take it out"),
+                ));
+            }
         }
         Ok(())
     }
@@ -309,6 +323,7 @@ fn check_clusters(clusters: &BTreeMap<String, ClusterConfig>) -> Result<(), Stri
                 cluster.data_directory.display()
             ));
         }
+        cluster.retention.check().map_err(|why| format!("clusters.{name}.retention.{why}"))?;
     }
     Ok(())
 }
@@ -358,6 +373,18 @@ mod tests {
         assert!(Config::parse(&relative).unwrap_err().contains("isn't absolute"));
         let odd = EXAMPLE.replace("clusters.main", "clusters.'a b/c'");
         assert!(Config::parse(&odd).unwrap_err().contains("a b/c"));
+    }
+
+    #[test]
+    fn a_policy_for_nobody_and_one_that_keeps_nothing_are_refused() {
+        let wrong = |text: &str| {
+            let config = Config::parse(&format!("{EXAMPLE}\n[clusters.main.retention]\n{text}"));
+            config.and_then(|config| config.check_names().map_err(|e| e.to_string())).unwrap_err()
+        };
+        let why = wrong("local = {}");
+        assert!(why.contains("clusters.main.retention.local keeps nothing"), "{why}");
+        let why = wrong("repositories.far = { last = 1 }");
+        assert!(why.contains("retention.repositories names \"far\""), "{why}");
     }
 
     #[test]

@@ -33,7 +33,8 @@ impl<'a> Context<'a> {
     pub fn open(config: &'a Config, name: Option<&str>) -> Result<Self> {
         let (name, cluster) = config.cluster(name)?;
         let state = State::open(&config.state_dir, &name)?;
-        Ok(Self { name, cluster, repositories: &config.repositories, state, zfs: Zfs::new() })
+        let zfs = Zfs::remembering_in(&config.state_dir);
+        Ok(Self { name, cluster, repositories: &config.repositories, state, zfs })
     }
 
     /// The context of a cluster that may not be in the configuration yet, or any more.
@@ -46,7 +47,8 @@ impl<'a> Context<'a> {
         cluster: &'a ClusterConfig,
     ) -> Result<Self> {
         let state = State::open(&config.state_dir, &name)?;
-        Ok(Self { name, cluster, repositories: &config.repositories, state, zfs: Zfs::new() })
+        let zfs = Zfs::remembering_in(&config.state_dir);
+        Ok(Self { name, cluster, repositories: &config.repositories, state, zfs })
     }
 
     /// Who owns what is restored and runs servers; `None` where this process is that user.

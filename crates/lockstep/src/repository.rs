@@ -1,32 +1,36 @@
 //! The repository: where sets are kept beyond this host, as deltas of block changes.
 //!
 //! ```text
-//! lockstep.json                    format, id; made once, by `repo init`
+//! lockstep.json                    format, id, encryption; made once, by `repo init`
+//! keys/ID.json                     the data key, wrapped by one secret each
 //! clusters/NAME/…                  docs/repository-format.md
 //! ```
 //!
 //! `strata` stores images and knows neither ZFS nor PostgreSQL. Here is what makes an image of a
 //! send stream and a send stream of an image.
 
+pub mod check;
 pub mod files;
 mod format;
 pub mod header;
 pub mod image;
 pub mod ingest;
+pub mod init;
+pub mod keys;
+pub mod secret;
 pub mod shipped;
+pub mod stores;
 pub mod tree;
 pub mod unfold;
-
-use std::path::Path;
-
-use strata::store::{ObjectStorage, Store};
+pub mod wrap;
 
 use crate::config::RepositoryConfig;
 use crate::context::Context;
 use crate::error::{Error, Result};
 
-pub use format::Format;
+pub use format::{Encryption, Format};
 pub use shipped::{Shipped, ShippedVolume};
+pub use stores::store;
 
 /// A cluster's part of a repository, opened.
 pub struct Repository {
@@ -40,18 +44,18 @@ pub struct Repository {
     pub strata: strata::Repository,
 }
 
-/// The store that a repository's URL means.
+/// The table of the repository `name`.
 ///
 /// # Errors
-/// When it can't be opened.
-pub fn store(config: &RepositoryConfig) -> Result<Store> {
-    match config.url.strip_prefix("file://") {
-        Some(folder) => Ok(Store::new(ObjectStorage::folder(Path::new(folder)).map_err(of_store)?)),
-        None => Err(Error::usage(
-            format!("repository URL \"{}\": this kind isn't built in", config.url),
-            "write file:///folder",
-        )),
-    }
+/// When there is none of that name.
+pub fn config<'a>(cx: &Context<'a>, name: &str) -> Result<&'a RepositoryConfig> {
+    cx.repositories.get(name).ok_or_else(|| {
+        let known = cx.repositories.keys().cloned().collect::<Vec<_>>().join(", ");
+        Error::usage(
+            format!("no repository \"{name}\" in the configuration"),
+            format!("it has: {}", if known.is_empty() { "none" } else { &known }),
+        )
+    })
 }
 
 /// Opens the repository `name` for the cluster of `cx`.
@@ -59,17 +63,12 @@ pub fn store(config: &RepositoryConfig) -> Result<Store> {
 /// # Errors
 /// When there is none of that name, it was never made, or it can't be opened.
 pub fn open(cx: &Context, name: &str) -> Result<Repository> {
-    let config = cx.repositories.get(name).ok_or_else(|| {
-        let known = cx.repositories.keys().cloned().collect::<Vec<_>>().join(", ");
-        Error::usage(
-            format!("no repository \"{name}\" in the configuration"),
-            format!("it has: {}", if known.is_empty() { "none" } else { &known }),
-        )
-    })?;
+    let config = config(cx, name)?;
     let store = store(config)?;
     let format = Format::read(&store, name)?;
+    let key = keys::open(&store, name, config, &format)?.map(|opened| opened.key.for_strata());
     let folder = format!("clusters/{}", cx.name);
-    let strata = strata::Repository::new(store, &folder, None).map_err(of_strata)?;
+    let strata = strata::Repository::new(store, &folder, key).map_err(of_strata)?;
     Ok(Repository { name: name.to_owned(), config: config.clone(), id: format.id, strata })
 }
 

@@ -8,15 +8,18 @@
 
 pub mod classify;
 pub mod lease;
+mod page_delta;
+mod passing;
 mod view;
 mod volume;
 mod walk;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use pgfiles::wal_name::WalSegment;
 use sendstream::pages::PageGeometry;
 use strata::delta::ImageOptions;
 use strata::pack::PackOptions;
@@ -26,14 +29,16 @@ use crate::error::{Error, Result};
 use crate::lock::{Lock, LockError};
 use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
-use crate::postgres::instance;
+use crate::postgres::{instance, wal};
+use crate::progress::Progress;
 use crate::repository::{self, Repository, Shipped, ShippedVolume};
 use crate::set::manifest::{Manifest, SetVolume, WalStored, hash_file};
+use crate::volume::zfs::SnapshotName;
 use crate::{files, steps};
 
 use lease::Held;
 use view::Views;
-use volume::Shipment;
+use volume::{Route, Shipment};
 
 /// Volumes that are sent at the same time.
 const VOLUMES_AT_ONCE: usize = 2;
@@ -130,20 +135,35 @@ fn store(
     repository: &Repository,
     held: &Held,
 ) -> Result<Shipped> {
-    let all: Vec<&SetVolume> = manifest.volumes.iter().collect();
-    let views = Views::open(cx, &all)?;
+    let kept = manifest.volumes.iter().filter(|volume| !is_wal_alone(volume));
+    let routes: Vec<Route> =
+        kept.map(|volume| volume::route(&cx.zfs, repository, volume)).collect::<Result<_>>()?;
+    // The set's snapshots, and behind them those that pages are compared with.
+    let mut looked_into: Vec<_> = manifest.volumes.iter().map(SetVolume::snapshot_name).collect();
+    if repository.config.page_delta {
+        looked_into.extend(routes.iter().filter_map(Route::base_snapshot));
+    }
+    let views = Views::open(cx, &looked_into)?;
     steps::reached("ship.views")?;
     let options = options(repository);
-    let kept: Vec<usize> = (0..all.len()).filter(|at| !is_wal_alone(all[*at])).collect();
-    let progress = |_: &str, _: u64| held.check();
+    let journals = cx.state.path("shipping");
+    let check = || held.check();
     let shipment = Shipment {
         repository,
         options: options.clone(),
-        pages: geometry(manifest, &views)?,
+        journals: &journals,
+        geometry: geometry(manifest, &views)?,
+        checks_pages: manifest.postgres.data_checksums,
         recovers: manifest.strategy != Strategy::Cold,
-        progress: &progress,
+        check: &check,
+        progress: &Progress::on_stderr(),
     };
-    let volumes = ship_volumes(&shipment, &all, &kept, &views)?;
+    let paths: Vec<PathBuf> =
+        (0..looked_into.len()).map(|at| views.path(at).to_path_buf()).collect();
+    let seen = |name: &SnapshotName| {
+        looked_into.iter().position(|other| other == name).and_then(|at| paths.get(at))
+    };
+    let volumes = ship_volumes(&shipment, routes, &seen)?;
     let mut manifest = manifest.clone();
     let names = take_files(cx, &mut manifest, &views)?;
     repository::files::store(repository, manifest.set.as_str(), &names, &options)?;
@@ -155,7 +175,9 @@ fn is_wal_alone(volume: &SetVolume) -> bool {
     volume.parts.iter().all(|part| part.kind == PartKind::Wal)
 }
 
-fn options(repository: &Repository) -> ImageOptions {
+/// How deltas and packs of this repository are written.
+#[must_use]
+pub fn options(repository: &Repository) -> ImageOptions {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = repository.config.threads.unwrap_or(cores).max(1);
     let level = repository.config.compression_level;
@@ -163,33 +185,31 @@ fn options(repository: &Repository) -> ImageOptions {
     ImageOptions { packs, ..ImageOptions::default() }
 }
 
-/// How the cluster's pages are laid out, where they carry checksums.
-fn geometry(manifest: &Manifest, views: &Views) -> Result<Option<PageGeometry>> {
+/// How the cluster's pages are laid out.
+fn geometry(manifest: &Manifest, views: &Views) -> Result<PageGeometry> {
     let data = manifest.parts().find(|(_, part)| part.kind == PartKind::Data);
-    let Some((at, part)) = data.filter(|_| manifest.postgres.data_checksums) else {
-        return Ok(None);
-    };
+    let Some((at, part)) = data else { return Ok(PageGeometry::default()) };
     let control = instance::read_control(&views.path(at).join(&part.inside))?;
-    Ok(Some(PageGeometry {
+    Ok(PageGeometry {
         page_size: control.block_size,
         pages_per_segment: control.relation_segment_blocks,
-    }))
+    })
 }
 
 /// Ships the volumes, a few at a time; once one has failed no other is begun.
-fn ship_volumes(
+fn ship_volumes<'a>(
     shipment: &Shipment<'_>,
-    all: &[&SetVolume],
-    kept: &[usize],
-    views: &Views,
+    routes: Vec<Route<'_>>,
+    seen: &(dyn Fn(&SnapshotName) -> Option<&'a PathBuf> + Sync),
 ) -> Result<Vec<ShippedVolume>> {
     struct Work<'a> {
-        queue: std::vec::IntoIter<(usize, &'a SetVolume, &'a std::path::Path)>,
+        queue: std::iter::Enumerate<std::vec::IntoIter<Route<'a>>>,
         done: BTreeMap<usize, ShippedVolume>,
         failed: Option<Error>,
     }
-    let queue: Vec<_> = kept.iter().map(|at| (*at, all[*at], views.path(*at))).collect();
-    let work = Mutex::new(Work { queue: queue.into_iter(), done: BTreeMap::new(), failed: None });
+    let count = routes.len();
+    let queue = routes.into_iter().enumerate();
+    let work = Mutex::new(Work { queue, done: BTreeMap::new(), failed: None });
     // A thread that panicked has left nothing half done in there.
     let locked = || work.lock().unwrap_or_else(PoisonError::into_inner);
     let next = || {
@@ -197,8 +217,11 @@ fn ship_volumes(
         if work.failed.is_some() { None } else { work.queue.next() }
     };
     let run = || {
-        while let Some((at, volume, root)) = next() {
-            match volume::ship(shipment, volume, root) {
+        while let Some((at, route)) = next() {
+            let root = seen(&route.volume.snapshot_name());
+            let root = root.map_or(Path::new("/nowhere"), PathBuf::as_path);
+            let base_root = route.base_snapshot().and_then(|name| seen(&name));
+            match route.ship(shipment, root, base_root.map(PathBuf::as_path)) {
                 Ok(shipped) => drop(locked().done.insert(at, shipped)),
                 Err(error) => drop(locked().failed.get_or_insert(error)),
             }
@@ -210,7 +233,7 @@ fn ship_volumes(
     let work = work.into_inner().unwrap_or_else(PoisonError::into_inner);
     match work.failed {
         Some(error) => Err(error),
-        None if work.done.len() < kept.len() => {
+        None if work.done.len() < count => {
             Err(Error::failed("a volume's thread ended early; its words are above"))
         }
         None => Ok(work.done.into_values().collect()),
@@ -236,6 +259,16 @@ fn take_files(
         };
         let mut segments: Vec<String> =
             manifest.wal.segments.iter().filter(|name| !beside(name)).cloned().collect();
+        // Without a label recovery goes on to the end of what was frozen with the data.
+        let identity = manifest.wal_identity()?;
+        if let Some(start) = manifest.start_lsn.filter(|_| manifest.strategy != Strategy::Label) {
+            let written = wal::written(&pg_wal, identity, start);
+            let name = |segment: WalSegment| segment.file_name(identity.segment_size);
+            let more = written.into_iter().map(name);
+            let more: Vec<_> =
+                more.filter(|name| !beside(name) && !segments.contains(name)).collect();
+            segments.extend(more);
+        }
         let listed = std::fs::read_dir(&pg_wal).map_err(Error::io("list", &pg_wal))?;
         for entry in listed {
             let name = entry.map_err(Error::io("list", &pg_wal))?.file_name();

@@ -31,7 +31,7 @@ pub fn take(cx: &Context) -> Result<Survey> {
     let (server, client) = ask_server(cx, &control, postmaster.is_some())?;
     let layout = layout(cx, server.as_ref().ok())?;
     let multi_snapshot = match layout.volumes.first() {
-        Some(volume) => cx.zfs.capabilities(volume.pool())?.multi_snapshot,
+        Some(volume) => cx.zfs.multi_snapshot(volume.pool())?,
         None => false,
     };
     let facts = Facts {

@@ -33,9 +33,9 @@ const VARIES: &[(&str, &str)] = &[
     (r"\b[0-9A-F]{1,8}/[0-9A-F]{5,8}\b", "[lsn]"),
     (r"\b\d{15,20}\b", "[number]"),
     (r"PostgreSQL \d+\.\d+( \([^)]*\))?", "PostgreSQL [version]"),
-    (r#""(createtxg|available|port|bytes)": \d+"#, r#""$1": [number]"#),
+    (r#""(createtxg|available|port|bytes|own_bytes)": \d+"#, r#""$1": [number]"#),
     (r"\b\d+\.\d+ s\b", "[seconds] s"),
-    (r"\b\d+\.\d [KMG]iB", "[size]"),
+    (r"\b\d+(\.\d [KMG]i| )B\b", "[size]"),
     (r"\bprocess \d+", "process [pid]"),
     (r"-p \d+", "-p [port]"),
     // Columns are as wide as what was taken out.
@@ -122,6 +122,27 @@ fn what_the_commands_print() {
     compare("list-damaged.json", &listed.stdout);
     let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
     compare("check-damaged", &checked.stdout);
+}
+
+#[test]
+fn what_prune_prints() {
+    let fixture = Fixture::new(two_pools_four_datasets().setting("autovacuum", "off"));
+    let policy = "[clusters.main.retention]\nlocal = { last = 1 }\n";
+    let text = format!("{}\n{policy}", fixture.configuration("auto", true));
+    let lockstep = with_configuration(&fixture, "retention", &text);
+    let older = lockstep.backup("label").id;
+    lockstep.backup("label");
+    prints(&lockstep, "prune-dry-run", &["prune", "--dry-run"]);
+    prints(&lockstep, "prune-dry-run.json", &["prune", "--dry-run", "--json"]);
+    let to = fixture.target("r");
+    lockstep.restore(&older, &to, &[]);
+    let left = lockstep.expect(exit::PROBLEMS, &["prune"]);
+    compare("prune-left", &format!("{}---\n{}", left.stdout, left.stderr));
+    fixture.discard_restored(&to, &older);
+    prints(&lockstep, "prune", &["prune"]);
+    prints(&lockstep, "prune.json", &["prune", "--json"]);
+    let none = fixture.lockstep().expect(exit::USAGE, &["prune"]);
+    compare("error-no-retention", &none.stderr);
 }
 
 /// The program with another configuration, written beside the fixture's own.

@@ -10,6 +10,7 @@ use support::layout::{
 };
 use support::ledger::{Expected, Ledger};
 use support::lockstep::{Set, exit};
+use support::pools::property;
 
 const SCALE: u32 = 1;
 
@@ -69,7 +70,17 @@ fn one_dataset_holds_all() {
         "data directory, pg_wal and two tablespaces: {:?}",
         set.volumes[0].parts
     );
-    prepared.proves("label");
+    let set = prepared.proves("label");
+    assert_labelled(&set, prepared.dataset("all"));
+}
+
+/// This dataset's snapshot, and no other of the set, carries the label, for whoever restores by hand.
+#[track_caller]
+fn assert_labelled(set: &Set, dataset: &str) {
+    for volume in &set.volumes {
+        let label = property(&volume.snapshot, "lockstep:backup_label");
+        assert_eq!(label != "-", volume.dataset == dataset, "{}: {label:?}", volume.snapshot);
+    }
 }
 
 #[test]
@@ -88,6 +99,7 @@ fn one_pool_is_one_transaction_group() {
     assert!(strays.is_empty(), "snapshots that belong to no volume: {strays:?}");
     let set = prepared.proves("label");
     assert_eq!(order(&set).last(), Some(&prepared.dataset("wal")), "pg_wal last");
+    assert_labelled(&set, prepared.dataset("wal"));
 }
 
 #[test]

@@ -75,6 +75,26 @@ fn sets_under_load_come_back_as_datasets() {
     }
 }
 
+/// A file that lay where nothing is kept, and then where everything is: an increment would not have its content.
+#[test]
+fn what_was_left_out_and_is_needed_comes_whole() {
+    let prepared = prepare(two_pools_four_datasets());
+    let data = &prepared.fixture.cluster.data;
+    let (left_out, kept) = (data.join("pg_stat_tmp/x"), data.join("x"));
+    std::fs::write(&left_out, vec![7; 300_000]).expect("it is writable");
+    let first = prepared.lockstep.backup("label");
+    let left = &first.json["repositories"][0]["volumes"][0]["left_out"];
+    assert!(left.to_string().contains("state of the running server"), "{left}");
+    std::fs::rename(&left_out, &kept).expect("it can be moved");
+    let second = prepared.lockstep.backup("label");
+    let volumes = second.json["repositories"][0]["volumes"].as_array().expect("volumes");
+    let is_full: Vec<bool> = volumes.iter().map(|volume| volume["base"].is_null()).collect();
+    assert_eq!(is_full.iter().filter(|full| **full).count(), 1, "{volumes:?}");
+    for set in [second, first] {
+        prepared.proves(&set, Expected::default());
+    }
+}
+
 #[test]
 fn an_unchanged_cluster_ships_next_to_nothing() {
     let prepared = prepare(nested_wal());

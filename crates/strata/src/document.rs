@@ -17,8 +17,8 @@ struct Envelope<'a> {
     blake3: &'a str,
 }
 
-/// The object's bytes.
-pub(crate) fn write(path: &str, body: &impl Serialize) -> Result<Vec<u8>> {
+/// The object's bytes; `path` is for errors.
+pub fn write(path: &str, body: &impl Serialize) -> Result<Vec<u8>> {
     let body = serde_json::to_string(body)
         .map_err(|error| Error::Index { object: path.to_string(), source: Box::new(error) })?;
     Ok(enveloped(&body).into_bytes())
@@ -29,7 +29,7 @@ fn enveloped(body: &str) -> String {
 }
 
 /// Reads one, if it is as it was written.
-pub(crate) fn read<T: DeserializeOwned>(path: &str, bytes: &[u8]) -> Result<T> {
+pub fn read<T: DeserializeOwned>(path: &str, bytes: &[u8]) -> Result<T> {
     let damaged = |error: serde_json::Error| {
         Error::damaged(path, error.column() as u64, format!("it cannot be read: {error}"))
     };

@@ -76,6 +76,13 @@ pub struct Compressed {
     payload: Vec<u8>,
 }
 
+impl Compressed {
+    /// How long the content is.
+    pub(crate) fn content_length(&self) -> u64 {
+        self.content_length as u64
+    }
+}
+
 /// Compresses a frame's content. Needs nothing but the content, so it may run anywhere.
 pub fn compress(content: Vec<u8>, level: i32) -> Result<Compressed> {
     let content_length = content.len();

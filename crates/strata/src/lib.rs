@@ -10,7 +10,7 @@
 
 pub mod check;
 pub mod delta;
-mod document;
+pub mod document;
 pub mod error;
 pub mod fold;
 pub mod frame;
@@ -18,6 +18,7 @@ mod id;
 pub mod lease;
 pub mod manifest;
 pub mod pack;
+pub mod repack;
 mod repository;
 pub mod store;
 

@@ -21,6 +21,7 @@ fn an_unchanged_image_stores_no_pack_and_a_restore_reads_each_live_frame_once() 
         frame_size: 4096,
         packs: PackOptions { pack_size: 16 << 10, ..PackOptions::default() },
         index: IndexOptions::default(),
+        resume: None,
     };
     let content = |number: u64, byte: u8| vec![Act::Write(0, SPACE, byte), Act::Hole(number, 1)];
     let mut image = Image::new();

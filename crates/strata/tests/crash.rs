@@ -9,6 +9,7 @@ use strata::check::{CheckOptions, check, collect};
 use strata::delta::{chain, descriptor_path};
 use strata::fold::merge;
 use strata::manifest::{DeltaId, Manifest};
+use strata::repack::{RepackOptions, repack};
 use strata::store::Storage;
 use strata::store::testing::{Fault, Faulty};
 use strata::{Repository, Result};
@@ -56,7 +57,7 @@ fn write_sets(repository: &Repository, images: &[Image]) -> Result<()> {
     Ok(())
 }
 
-/// Deletes the second set, merges what only it told from the third, clears away.
+/// Deletes the second set, merges what only it told from the third, moves what is left between holes, clears away.
 fn prune(repository: &Repository) -> Result<()> {
     Manifest::delete(repository, "1")?;
     let all = chain(repository, IMAGE, "2", None)?;
@@ -64,6 +65,14 @@ fn prune(repository: &Repository) -> Result<()> {
         merge(repository, &all[1..], &Model, 1 << 20, &small_index())?;
     }
     repository.store().delete(&descriptor_path(repository, IMAGE, "1")?)?;
+    let options = RepackOptions {
+        live_percent: 90,
+        frame_size: 700,
+        packs: small().packs,
+        index: small_index(),
+        ..RepackOptions::default()
+    };
+    repack(repository, &options, false)?;
     collect(repository, 0, NOW, false)?;
     Ok(())
 }
@@ -103,6 +112,17 @@ fn crashes(fault: Fault) {
         let report = check(&whole, &CheckOptions::default()).unwrap();
         assert!(report.orphans.is_empty(), "{why}: leftovers stay: {:?}", report.orphans);
     }
+}
+
+#[test]
+fn the_prune_of_these_sets_has_something_to_repack() {
+    let repository = repository(memory_store());
+    write_sets(&repository, &images()).unwrap();
+    Manifest::delete(&repository, "1").unwrap();
+    let all = chain(&repository, IMAGE, "2", None).unwrap();
+    merge(&repository, &all[1..], &Model, 1 << 20, &small_index()).unwrap();
+    let options = RepackOptions { live_percent: 90, ..RepackOptions::default() };
+    assert!(!repack(&repository, &options, true).unwrap().packs.is_empty());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use strata::check::{CheckOptions, check};
+use strata::check::{CheckOptions, check, check_some};
 use strata::delta::chain;
 use strata::frame::Key;
 use strata::manifest::{DeltaId, Manifest};
@@ -79,13 +79,21 @@ impl Damaged {
             let text = problem.error.to_string();
             assert!(text.contains("clusters/main/"), "{what}: names no object: {text}");
         }
+        let harmed: BTreeSet<&String> =
+            report.problems.iter().flat_map(|problem| &problem.sets).collect();
         for set in 0..3 {
             match restore(&self.repository, set) {
                 Ok(image) => assert_eq!(image, self.images[set], "{what}: set {set} is wrong"),
-                Err(error) => assert!(
-                    paths.iter().any(|path| self.needs[set].contains(*path)),
-                    "{what}: set {set} doesn't need it: {error}"
-                ),
+                Err(error) => {
+                    assert!(
+                        paths.iter().any(|path| self.needs[set].contains(*path)),
+                        "{what}: set {set} doesn't need it: {error}"
+                    );
+                    assert!(
+                        is_gone || harmed.contains(&set.to_string()),
+                        "{what}: the check doesn't say that set {set} is harmed: {error}"
+                    );
+                }
             }
         }
         for path in paths {
@@ -158,6 +166,23 @@ fn another_key_restores_nothing() {
         let error = restore(&other, 2).unwrap_err();
         assert!(matches!(error, strata::Error::Sealed { .. }), "{error}");
     }
+}
+
+#[test]
+fn of_the_packs_those_are_read_that_are_chosen() {
+    let damaged = build(None);
+    let options = CheckOptions { read_data: true, known: vec![] };
+    let all = check(&damaged.repository, &options).unwrap().counts;
+    let mut asked = 0;
+    let half = check_some(&damaged.repository, &options, |_| {
+        asked += 1;
+        asked % 2 == 0
+    });
+    let half = half.unwrap().counts;
+    assert_eq!((asked, half.packs), (all.packs, all.packs));
+    assert!(half.frames > 0 && half.frames < all.frames, "{half:?} of {all:?}");
+    let none = check_some(&damaged.repository, &options, |_| false).unwrap().counts;
+    assert_eq!(none.frames, 0);
 }
 
 #[test]

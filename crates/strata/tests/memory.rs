@@ -48,8 +48,10 @@ fn a_fold_of_64_deltas_is_bounded() {
         let options = IndexOptions::default();
         let mut writer =
             DeltaWriter::new(&repository, IMAGE, &id, base.as_deref(), &options).unwrap();
-        let mut packs: Vec<Packed> =
-            (0..8).map(|_| Packed { pack: Ulid::new().unwrap(), size: 64 << 20 }).collect();
+        let mut packs: Vec<Packed> = (0..8)
+            .map(|_| Ulid::new().unwrap())
+            .map(|pack| Packed { pack, size: 64 << 20, content: 128 << 20 })
+            .collect();
         packs.sort_by_key(|packed| packed.pack);
         for object in 0..OBJECTS {
             let header = Some(vec![1; 300].into());

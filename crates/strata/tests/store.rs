@@ -2,59 +2,14 @@
 
 mod support;
 
-use std::io::Write;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use strata::store::testing::{Counting, Fault, Faulty};
-use strata::store::{Listed, ObjectStorage, Retries, Storage, Store, StoreErrorKind};
+use strata::store::{ObjectStorage, Paced, Retries, Storage, Store, StoreErrorKind};
+use support::contract::contract;
 use support::folder_store;
-
-/// The contract, as every implementation keeps it.
-fn contract(storage: &dyn Storage) {
-    let bytes = |text: &'static str| Bytes::from_static(text.as_bytes());
-    assert_eq!(storage.get("a/x").unwrap_err().kind, StoreErrorKind::NotFound);
-    assert_eq!(storage.size("a/x").unwrap_err().kind, StoreErrorKind::NotFound);
-    storage.delete("a/x").unwrap();
-
-    storage.put("a/x", &[bytes("one"), bytes("two")]).unwrap();
-    assert_eq!(storage.get("a/x").unwrap(), "onetwo");
-    storage.put("a/x", &[bytes("three")]).unwrap();
-    assert_eq!(storage.get("a/x").unwrap(), "three", "written over");
-    assert_eq!(storage.size("a/x").unwrap(), 5);
-    assert_eq!(storage.get_range("a/x", 1..3).unwrap(), "hr");
-    assert!(
-        storage.get_range("a/x", 3..9).is_err_and(|_| true)
-            || storage.get_range("a/x", 3..9).unwrap().len() == 2
-    );
-
-    storage.put_if_absent("a/y", &bytes("first")).unwrap();
-    let again = storage.put_if_absent("a/y", &bytes("second")).unwrap_err();
-    assert_eq!(again.kind, StoreErrorKind::AlreadyExists);
-    assert!(again.to_string().contains("\"a/y\""), "{again}");
-    assert_eq!(storage.get("a/y").unwrap(), "first");
-
-    let mut file = tempfile::tempfile().unwrap();
-    let large: Vec<u8> = (0..20 << 20).map(|index: u32| (index / 7) as u8).collect();
-    file.write_all(&large).unwrap();
-    storage.put_file("b/large", &mut file, large.len() as u64).unwrap();
-    assert!(storage.get("b/large").unwrap() == large);
-    storage.put_file("b/small", &mut file, 10).unwrap();
-    assert_eq!(storage.get("b/small").unwrap(), large[..10]);
-
-    let list = |prefix: &str| {
-        let mut listed = Vec::new();
-        storage.list(prefix, &mut |Listed { path, size, .. }| listed.push((path, size))).unwrap();
-        listed.sort();
-        listed
-    };
-    assert_eq!(list("a"), [("a/x".to_string(), 5), ("a/y".to_string(), 5)]);
-    assert_eq!(list("").len(), 4);
-    assert_eq!(list("nothing"), []);
-    storage.delete("a/x").unwrap();
-    assert_eq!(list("a").len(), 1);
-}
 
 #[test]
 fn a_folder_keeps_the_contract() {
@@ -159,4 +114,30 @@ fn calls_are_recorded() {
     assert_eq!(calls.len(), 2);
     assert_eq!((calls[1].verb, calls[1].range.clone()), ("get_range", Some(0..2)));
     assert!(counting.take().is_empty());
+}
+
+#[test]
+fn a_paced_store_keeps_the_contract_and_the_limit() {
+    let memory = Arc::new(object_store::memory::InMemory::new());
+    let on = |prefix: &str| ObjectStorage::on(memory.clone(), prefix, Default::default()).unwrap();
+    contract(&Paced::new(on("a"), 1 << 30));
+    let paced = Store::new(Paced::new(on("b"), 1 << 20));
+    let begun = Instant::now();
+    // Two threads share the limit; the last object of all may be sent at once.
+    std::thread::scope(|scope| {
+        for thread in 0..2 {
+            let paced = &paced;
+            scope.spawn(move || {
+                for number in 0..4 {
+                    let data = Bytes::from(vec![0; 64 << 10]);
+                    paced.put(&format!("{thread}/{number}"), &[data]).unwrap();
+                }
+            });
+        }
+    });
+    let least = Duration::from_secs_f64(7.0 / 16.0);
+    assert!(begun.elapsed() >= least, "8 objects of 64 KiB took {:?}", begun.elapsed());
+    let begun = Instant::now();
+    paced.put_if_absent("lease", "small").unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(50), "what is small doesn't wait");
 }

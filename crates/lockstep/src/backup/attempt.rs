@@ -50,6 +50,8 @@ pub(super) struct Attempt<'a> {
     pub(super) last_control: Option<ControlFile>,
     /// The snapshots taken, with the number of their group.
     pub(super) taken: Vec<(usize, SnapshotName, u32)>,
+    /// A snapshot carries backup_label as a property.
+    pub(super) labelled: bool,
     /// The set's own WAL.
     pub(super) wal: SetWal,
     pub(super) seconds: Seconds,
@@ -88,6 +90,7 @@ impl<'a> Attempt<'a> {
             own_label: None,
             last_control: None,
             taken: Vec::new(),
+            labelled: false,
             wal: SetWal::default(),
             seconds: Seconds::default(),
             first_snapshot: None,
@@ -204,17 +207,20 @@ impl<'a> Attempt<'a> {
         let of = |&volume: &usize| (volume, layout.volumes[volume].dataset.snapshot(&name), order);
         let group: Vec<_> = volumes.iter().map(of).collect();
         let snapshots: Vec<_> = group.iter().map(|(_, snapshot, _)| snapshot.clone()).collect();
-        self.cx.zfs.snapshot(
-            &snapshots,
-            one_moment,
-            &[
-                ("lockstep:owner", self.cx.state.owner().to_owned()),
-                ("lockstep:cluster", self.cx.name.to_string()),
-                ("lockstep:set", self.set.to_string()),
-                ("lockstep:order", order.to_string()),
-                ("lockstep:state", TAKING.to_owned()),
-            ],
-        )?;
+        let mut properties = vec![
+            ("lockstep:owner", self.cx.state.owner().to_owned()),
+            ("lockstep:cluster", self.cx.name.to_string()),
+            ("lockstep:set", self.set.to_string()),
+            ("lockstep:order", order.to_string()),
+            ("lockstep:state", TAKING.to_owned()),
+        ];
+        properties.extend(certify::words(self));
+        // The first one that is taken once the label is known carries it, which costs nothing.
+        let labels = if self.labelled { Vec::new() } else { certify::label_properties(self) };
+        let labelled = self.labelled || !labels.is_empty();
+        properties.extend(labels);
+        self.cx.zfs.snapshot(&snapshots, one_moment, &properties)?;
+        self.labelled = labelled;
         self.taken.extend(group);
         self.seconds.snapshots = began.elapsed().as_secs_f64();
         self.last_snapshot_at = jiff::Timestamp::now();
@@ -239,7 +245,7 @@ impl<'a> Attempt<'a> {
         if let Some(client) = self.survey.client.as_mut() {
             session::hear(client)?;
             // The server's own list, in case a link is a moment behind it.
-            let tablespaces = connection::facts(client)?.tablespaces;
+            let tablespaces = connection::tablespaces(client)?;
             session::hear(client)?;
             if let Some(difference) = unlike(before, &tablespaces) {
                 return Err(changed(difference).into());

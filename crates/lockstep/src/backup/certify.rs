@@ -198,31 +198,41 @@ pub(super) fn manifest(
     })
 }
 
-/// Marks the snapshots as those of a complete set, and leaves the label with the data directory's,
-/// so that a set can be put together by hand from the snapshots alone.
-pub(super) fn mark_complete(attempt: &Attempt) -> Result<()> {
-    let names: Vec<_> = attempt.taken.iter().map(|(_, name, _)| name).collect();
-    let zfs = &attempt.cx.zfs;
-    let layout = &attempt.survey.facts.layout;
-    let holds_data =
-        |volume: usize| layout.parts_on(volume).any(|part| part.kind == PartKind::Data);
-    let data = attempt.taken.iter().filter(|(volume, ..)| holds_data(*volume));
-    let data: Vec<_> = data.map(|(_, name, _)| name).collect();
+/// The user's own words for the set, as a property of each of its snapshots.
+pub(super) fn words(attempt: &Attempt) -> Option<(&'static str, String)> {
+    let words = attempt.request.label.as_ref().filter(|words| words.len() < LONGEST_PROPERTY)?;
+    Some(("lockstep:label", words.clone()))
+}
+
+/// backup_label and tablespace_map as properties, so that a set can be put together by hand from
+/// the snapshots alone. Nothing where there is no label, or none yet.
+pub(super) fn label_properties(attempt: &Attempt) -> Vec<(&'static str, String)> {
     let own_label = attempt.own_label.as_ref().map(BackupLabel::to_bytes).unwrap_or_default();
     let (label, map) = match &attempt.stopped {
         Some(stopped) => (&stopped.label_file, stopped.tablespace_map.as_slice()),
         None => (&own_label, [].as_slice()),
     };
-    for (property, bytes) in
-        [("lockstep:backup_label", label.as_slice()), ("lockstep:tablespace_map", map)]
-    {
-        let text = STANDARD.encode(bytes);
-        if !text.is_empty() && text.len() < LONGEST_PROPERTY {
+    [("lockstep:backup_label", label.as_slice()), ("lockstep:tablespace_map", map)]
+        .map(|(property, bytes)| (property, STANDARD.encode(bytes)))
+        .into_iter()
+        .filter(|(_, text)| !text.is_empty() && text.len() < LONGEST_PROPERTY)
+        .collect()
+}
+
+/// Marks the snapshots as those of a complete set. Where all of them were there before the label
+/// was (pg_wal on the data directory's volume), the data directory's gets it now.
+pub(super) fn mark_complete(attempt: &Attempt) -> Result<()> {
+    let zfs = &attempt.cx.zfs;
+    if !attempt.labelled {
+        let layout = &attempt.survey.facts.layout;
+        let holds_data =
+            |volume: usize| layout.parts_on(volume).any(|part| part.kind == PartKind::Data);
+        let data = attempt.taken.iter().filter(|(volume, ..)| holds_data(*volume));
+        let data: Vec<_> = data.map(|(_, name, _)| name).collect();
+        for (property, text) in label_properties(attempt) {
             zfs.set(property, &text, &data)?;
         }
     }
-    if let Some(label) = attempt.request.label.as_deref().filter(|l| l.len() < LONGEST_PROPERTY) {
-        zfs.set("lockstep:label", label, &names)?;
-    }
+    let names: Vec<_> = attempt.taken.iter().map(|(_, name, _)| name).collect();
     zfs.set("lockstep:state", COMPLETE, &names)
 }

@@ -10,6 +10,8 @@ mod list;
 mod mirror;
 mod output;
 mod plan;
+mod prune;
+mod repo;
 mod restore;
 mod ship;
 mod stream;
@@ -61,10 +63,14 @@ enum Command {
     Restore(Box<restore::Restore>),
     /// Throwaway writable servers made from sets
     Clone(clone::Clone),
+    /// Remove the sets that no retention policy keeps
+    Prune(prune::Prune),
     /// Say whether backups of this cluster work
     Check,
     /// ZFS standbys of primaries that aren't on ZFS
     Mirror(mirror::Mirror),
+    /// Repositories: make, check and tidy them
+    Repo(repo::Repo),
     /// Look into ZFS send streams; needs no configuration
     Stream(stream::StreamArgs),
     /// Become a server in a mount namespace; for Lockstep itself
@@ -131,7 +137,9 @@ fn run(arguments: &Arguments) -> Result<Done> {
         Command::Show(command) => command.run(&cx, json),
         Command::Restore(command) => command.run(&cx, json),
         Command::Clone(command) => command.run(&cx, json),
+        Command::Prune(command) => command.run(&cx, json),
         Command::Check => check::run(&cx, json),
+        Command::Repo(command) => command.run(&cx, json),
         Command::Mirror(_) | Command::Stream(_) | Command::InternalServer { .. } => {
             Err(Error::failed("not reached"))
         }
@@ -169,6 +177,7 @@ mod tests {
             "lockstep plan",
             "lockstep --config /x --cluster main --json backup --strategy ordered --label nightly --no-ship",
             "lockstep ship latest --repository offsite",
+            "lockstep prune --local --repository offsite --set 20261124T041030Z-u1h6",
             "lockstep list --json",
             "lockstep list --from repository:offsite",
             "lockstep restore latest --to /r --from repository --as zfs --dataset tank/x",
@@ -181,6 +190,8 @@ mod tests {
             "lockstep clone create dev --set latest --port 5501 --target-name before-the-drop",
             "lockstep clone list",
             "lockstep clone destroy dev",
+            "lockstep prune --dry-run --json",
+            "lockstep prune --local --repository offsite --max-merge-bytes 1000000",
             "lockstep check",
             "lockstep mirror create main --from host=db1 --dataset tank/main --tablespace fast=ssd/fast --password-file /p",
             "lockstep mirror create main --from host=db1 --dataset tank/main --port 5501 --slot s --setting a=b --dry-run",
@@ -191,6 +202,16 @@ mod tests {
             "lockstep mirror stop main",
             "lockstep mirror destroy main --with-sets",
             "lockstep mirror recreate main --base-backup",
+            "lockstep repo init",
+            "lockstep repo init offsite --json",
+            "lockstep repo list",
+            "lockstep repo check --read-data",
+            "lockstep repo check offsite --read-data=5 --repair --json",
+            "lockstep repo compact offsite --dry-run --max-bytes 10GiB --live 40",
+            "lockstep repo key list offsite",
+            "lockstep repo key add offsite --new-key-file /k --label new",
+            "lockstep repo key add --new-passphrase-file /p",
+            "lockstep repo key remove 0123abcd offsite",
             "lockstep stream stat",
             "lockstep stream tree full.zst incremental.zst",
             "lockstep --json stream stat -",

@@ -42,18 +42,6 @@ pub(super) fn error(error: &Error) {
     }
 }
 
-/// A number of bytes for people: `1.5 GiB`.
-pub(super) fn bytes(bytes: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-    let (mut value, mut unit) = (bytes as f64, 0);
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    let decimals = usize::from(unit > 0 && value < 100.0);
-    format!("{value:.decimals$} {}", units[unit])
-}
-
 /// Bytes of a recordsize, short: `8K`, `128K`, `1M`.
 pub(super) fn recordsize(bytes: u64) -> String {
     match bytes {

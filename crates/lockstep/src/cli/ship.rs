@@ -7,6 +7,7 @@ use super::Done;
 use super::output::{self, JSON_VERSION};
 use crate::context::Context;
 use crate::error::Result;
+use crate::plan::warnings::bytes;
 use crate::repository::Shipped;
 use crate::ship::{self, Outcome};
 
@@ -96,8 +97,8 @@ fn shipped_as_text(repository: &str, shipped: &Shipped) {
     };
     println!(
         "  repository {repository}: {kind}, {} sent, {} stored",
-        output::bytes(sum(|volume| volume.stream_bytes)),
-        output::bytes(sum(|volume| volume.stored_bytes)),
+        bytes(sum(|volume| volume.stream_bytes)),
+        bytes(sum(|volume| volume.stored_bytes)),
     );
     for volume in shipped.volumes.iter().filter(|volume| volume.pages.bad > 0) {
         println!("  DAMAGED PAGES in {}: {}", volume.dataset, volume.pages.bad);

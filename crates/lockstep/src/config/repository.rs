@@ -21,23 +21,57 @@ pub struct RepositoryConfig {
     pub compression_level: i32,
     /// Threads that compress; as many as the machine has where left out.
     pub threads: Option<usize>,
+    /// Store of a changed record only the pages that differ from the snapshot before.
+    #[serde(default = "default_page_delta")]
+    pub page_delta: bool,
     /// Added to the priority of shipping and of the `zfs send` that it starts; 0 to 19.
     pub nice: Option<u8>,
     /// The class of their disk accesses.
     pub ionice: Option<IoClass>,
-    /// The endpoint of an S3 server that isn't Amazon's.
+    /// The server, where it isn't Amazon's, Google's or Microsoft's own.
     pub endpoint: Option<String>,
     /// The region; `us-east-1` where nothing says otherwise.
     pub region: Option<String>,
-    /// The access key's id; else that of the usual environment variables.
+    /// The access key's id, for Azure the account; else that of the usual environment variables.
     pub access_key_id: Option<String>,
-    /// A file with the access key itself in its first line.
+    /// A file with the access key itself in its first line; for Google a service account's JSON.
     pub secret_access_key_file: Option<PathBuf>,
     /// Allow an endpoint without TLS.
     #[serde(default)]
     pub allow_http: bool,
     /// Ask the store to let nobody delete what is written for so many days.
     pub immutable_days: Option<u32>,
+    /// What nothing refers to any more is deleted after so many hours; longer than any backup or
+    /// restore takes.
+    #[serde(default = "default_grace")]
+    pub grace_hours: u32,
+}
+
+/// What a URL means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A local folder.
+    Folder(PathBuf),
+    /// A bucket, or container, and the folder in it.
+    Cloud {
+        /// Whose.
+        cloud: Cloud,
+        /// Its name.
+        bucket: String,
+        /// The folder in it; may be empty.
+        prefix: String,
+    },
+}
+
+/// Stores that aren't local.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cloud {
+    /// S3, and what speaks like it.
+    S3,
+    /// Google Cloud Storage.
+    Gcs,
+    /// Azure Blob Storage.
+    Azure,
 }
 
 /// As in ionice(1).
@@ -50,8 +84,15 @@ pub enum IoClass {
     BestEffort,
 }
 
+fn default_page_delta() -> bool {
+    true
+}
+
 fn default_level() -> i32 {
     3
+}
+fn default_grace() -> u32 {
+    24
 }
 
 impl RepositoryConfig {
@@ -60,10 +101,7 @@ impl RepositoryConfig {
     /// # Errors
     /// The first that can't, in words.
     pub fn check(&self) -> Result<(), String> {
-        let known = ["file:///", "s3://", "gs://", "az://"];
-        if !known.iter().any(|scheme| self.url.starts_with(scheme)) {
-            return Err(format!("url \"{}\" begins with none of {}", self.url, known.join(", ")));
-        }
+        let place = self.place()?;
         if self.key_file.is_some() && self.passphrase_file.is_some() {
             return Err("key_file and passphrase_file are both there: which opens it?".into());
         }
@@ -73,7 +111,53 @@ impl RepositoryConfig {
         if self.nice.is_some_and(|nice| nice > 19) {
             return Err("nice is more than 19".into());
         }
+        match (self.immutable_days, place) {
+            (None, _) => {}
+            (Some(0) | Some(36_501..), _) => return Err("immutable_days isn't 1 to 36500".into()),
+            (Some(_), Place::Cloud { cloud: Cloud::S3, .. }) => {}
+            (Some(_), _) => {
+                return Err(format!(
+                    "immutable_days is for s3:// alone; set a retention policy in the store itself for \"{}\"",
+                    self.url
+                ));
+            }
+        }
         self.bytes_per_second().map(|_| ())
+    }
+
+    /// What the URL means.
+    ///
+    /// # Errors
+    /// When it means nothing, in words.
+    pub fn place(&self) -> Result<Place, String> {
+        let url = &self.url;
+        if let Some(folder) = url.strip_prefix("file://") {
+            return match folder.starts_with('/') {
+                true => Ok(Place::Folder(folder.into())),
+                false => Err(format!("url \"{url}\" has no absolute path; write file:///folder")),
+            };
+        }
+        let clouds = [("s3://", Cloud::S3), ("gs://", Cloud::Gcs), ("az://", Cloud::Azure)];
+        let found =
+            clouds.iter().find_map(|(scheme, cloud)| Some((cloud, url.strip_prefix(scheme)?)));
+        let Some((&cloud, rest)) = found else {
+            return Err(format!("url \"{url}\" begins with none of file:///, s3://, gs://, az://"));
+        };
+        if let Some(odd) = rest.chars().find(|c| "@:?#%\\".contains(*c) || c.is_whitespace()) {
+            // Not shown: it may hold an access key.
+            return Err(format!(
+                "url has '{odd}' in it; write the bucket and a folder, and keys in keys of their own"
+            ));
+        }
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let prefix = prefix.trim_matches('/').to_owned();
+        if bucket.is_empty()
+            || prefix.split('/').any(|s| s == "." || s == "..")
+            || prefix.contains("//")
+        {
+            return Err(format!("url \"{url}\" is no bucket and folder, as s3://bucket/folder"));
+        }
+        Ok(Place::Cloud { cloud, bucket: bucket.to_owned(), prefix })
     }
 
     /// The rate limit in bytes a second.
@@ -82,22 +166,31 @@ impl RepositoryConfig {
     /// When it is no number of bytes.
     pub fn bytes_per_second(&self) -> Result<Option<u64>, String> {
         let Some(text) = &self.rate_limit else { return Ok(None) };
-        let wrong = || format!("rate_limit \"{text}\" is no number of bytes, as 50MB or 8MiB");
-        let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(at);
-        let unit = match unit.trim() {
-            "" | "B" => 1,
-            "kB" | "KB" => 1_000,
-            "MB" => 1_000_000,
-            "GB" => 1_000_000_000,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            _ => return Err(wrong()),
-        };
-        let bytes = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
-        bytes.filter(|bytes| *bytes > 0).map(Some).ok_or_else(wrong)
+        let bytes = parse_bytes(text).map_err(|why| format!("rate_limit {why}"))?;
+        Ok(Some(bytes))
     }
+}
+
+/// A number of bytes above 0, as `50MB` or `8MiB`.
+///
+/// # Errors
+/// When it is none, in words.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("\"{text}\" is no number of bytes, as 50MB or 8MiB");
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let unit = match unit.trim() {
+        "" | "B" => 1,
+        "kB" | "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    let bytes = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(wrong)
 }
 
 #[cfg(test)]
@@ -118,6 +211,32 @@ mod tests {
         for text in ["", "fast", "-1", "5 furlongs", "0MB", "99999999999GB"] {
             assert!(read(&format!("url='file:///x'\nrate_limit='{text}'")).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn urls_are_a_folder_or_a_bucket_and_a_folder_in_it() {
+        let place = |url: &str| read(&format!("url = '{url}'")).and_then(|config| config.place());
+        assert_eq!(place("file:///backup/x"), Ok(Place::Folder("/backup/x".into())));
+        let cloud = |cloud, bucket: &str, prefix: &str| {
+            Ok(Place::Cloud { cloud, bucket: bucket.into(), prefix: prefix.into() })
+        };
+        assert_eq!(place("s3://b"), cloud(Cloud::S3, "b", ""));
+        assert_eq!(place("gs://b/"), cloud(Cloud::Gcs, "b", ""));
+        assert_eq!(place("az://b/a/b/"), cloud(Cloud::Azure, "b", "a/b"));
+        for url in ["file://x", "s3://", "s3:///x", "s3://b//x/y//z", "s3://b/../c", "http://x/y"] {
+            assert!(place(url).unwrap_err().contains(url), "{url}");
+        }
+        let secret = place("s3://AKIA:hunter2@b/x").unwrap_err();
+        assert!(!secret.contains("hunter2"), "{secret}");
+    }
+
+    #[test]
+    fn immutable_days_are_where_they_can_be_kept() {
+        assert!(read("url='s3://b'\nimmutable_days=30").is_ok());
+        assert!(read("url='s3://b'\nimmutable_days=0").is_err());
+        assert!(read("url='s3://b'\nimmutable_days=99999").is_err());
+        let why = read("url='file:///x'\nimmutable_days=30").unwrap_err();
+        assert!(why.contains("s3://") && why.contains("file:///x"), "{why}");
     }
 
     #[test]

@@ -139,7 +139,7 @@ const QUIET: &str = "
                    ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'),
                    ('transaction_timeout', '0'), ('synchronous_commit', 'local'),
                    ('search_path', 'pg_catalog')) AS wanted (name, value)
-     WHERE name IN (SELECT s.name FROM pg_catalog.pg_settings AS s)";
+     WHERE pg_catalog.current_setting(name, true) IS NOT NULL";
 
 /// Asks the server for all that a plan weighs.
 ///
@@ -219,7 +219,11 @@ fn may_backup(client: &mut Client, version_num: u32) -> Result<bool> {
     Ok(row.get(0))
 }
 
-fn tablespaces(client: &mut Client) -> Result<Vec<(u32, String)>> {
+/// The tablespaces that lie outside the data directory, by OID.
+///
+/// # Errors
+/// When the statement fails.
+pub fn tablespaces(client: &mut Client) -> Result<Vec<(u32, String)>> {
     // An in-place tablespace (PostgreSQL 15) has a relative location, pg_tblspc/OID: it lies in
     // the data directory and is no part of its own.
     let rows = client

@@ -90,6 +90,16 @@ pub fn end_of_run(pg_wal: &Path, identity: WalIdentity, from: Lsn) -> Lsn {
     segment.start(size)
 }
 
+/// The unbroken run of written segments in `pg_wal` that begins with `from`'s: one that was made
+/// ahead of its use begins with another's page.
+#[must_use]
+pub fn written(pg_wal: &Path, identity: WalIdentity, from: Lsn) -> Vec<WalSegment> {
+    let first = WalSegment::containing(identity.timeline, from, identity.segment_size);
+    std::iter::successors(Some(first), |segment| Some(segment.next()))
+        .take_while(|segment| check_segment(pg_wal, identity, *segment).is_ok())
+        .collect()
+}
+
 /// Copies the segments and the timeline's history from `pg_wal` to `to`, then checks the copies,
 /// so that a segment recycled meanwhile is noticed. Returns the history's name, where there is one.
 ///

@@ -1,16 +1,18 @@
-//! `lockstep.json`: that a folder or bucket is a repository, of which format, and its id.
+//! `lockstep.json`: that a folder or bucket is a repository, of which format, its id, and whether it is encrypted.
 
 use serde::{Deserialize, Serialize};
+use strata::document;
 use strata::store::{Store, StoreErrorKind};
 
-use super::of_store;
+use super::{of_store, of_strata};
 use crate::error::{Error, Result};
 use crate::names::random_suffix;
-use crate::set::manifest::json;
 
 /// The newest format that is known.
 const VERSION: u32 = 1;
 const PATH: &str = "lockstep.json";
+/// The one cipher that there is.
+const CIPHER: &str = "aes-256-gcm";
 
 /// What `lockstep.json` says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,13 +22,33 @@ pub struct Format {
     pub version: u32,
     /// Tells this repository from every other.
     pub id: String,
+    /// How frames are sealed; left out where they aren't.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
+}
+
+/// How frames are sealed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Encryption {
+    /// `aes-256-gcm`.
+    pub cipher: String,
+    /// Of the data key.
+    pub fingerprint: String,
 }
 
 impl Format {
-    /// A new repository's.
+    /// A new repository's, not encrypted.
     #[must_use]
     pub fn new() -> Self {
-        Self { version: VERSION, id: (0..4).map(|_| random_suffix()).collect() }
+        Self { version: VERSION, id: (0..4).map(|_| random_suffix()).collect(), encryption: None }
+    }
+
+    /// The same, with frames sealed by the data key of this fingerprint.
+    #[must_use]
+    pub fn encrypted(self, fingerprint: String) -> Self {
+        let cipher = CIPHER.to_owned();
+        Self { encryption: Some(Encryption { cipher, fingerprint }), ..self }
     }
 
     /// Makes the store a repository; `false`: it is one already.
@@ -34,7 +56,7 @@ impl Format {
     /// # Errors
     /// When the store fails.
     pub fn create(&self, store: &Store) -> Result<bool> {
-        let bytes = serde_json::to_vec_pretty(self).map_err(json("write lockstep.json"))?;
+        let bytes = document::write(PATH, self).map_err(of_strata)?;
         match store.put_if_absent(PATH, bytes) {
             Ok(()) => Ok(true),
             Err(error) if error.kind == StoreErrorKind::AlreadyExists => Ok(false),
@@ -45,25 +67,49 @@ impl Format {
     /// Reads the store's; `name` is the repository's in the configuration.
     ///
     /// # Errors
-    /// When there is none, or one of a newer version.
+    /// When there is none, it is damaged, or of a newer version.
     pub fn read(store: &Store, name: &str) -> Result<Self> {
-        let bytes = store.get(PATH).map_err(|error| match error.kind {
-            StoreErrorKind::NotFound => {
-                Error::failed(format!("repository \"{name}\" was never made: no {PATH} there"))
-                    .with_hint(format!("make it with `lockstep repo init {name}`"))
-            }
-            _ => of_store(error),
+        Self::find(store, name)?.ok_or_else(|| {
+            Error::failed(format!("repository \"{name}\" was never made: no {PATH} there"))
+                .with_hint(format!("make it with `lockstep repo init {name}`"))
+        })
+    }
+
+    /// The same; `None` where the store is no repository.
+    ///
+    /// # Errors
+    /// As [`Format::read`].
+    pub fn find(store: &Store, name: &str) -> Result<Option<Self>> {
+        let bytes = match store.get(PATH) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(of_store(error)),
+        };
+        // The version comes before all that it may have changed.
+        let format = document::read::<serde_json::Value>(PATH, &bytes).map_err(|error| {
+            Error::failed(format!("{PATH} of repository \"{name}\" is damaged"))
+                .because(error.to_string())
+                .with_hint(
+                    "it is small and never changes: put it back from a copy of the repository",
+                )
         })?;
-        let format: Self = serde_json::from_slice(&bytes)
-            .map_err(|e| Error::failed(format!("{PATH} of \"{name}\" is damaged")).because(e))?;
-        if format.version > VERSION {
+        let version = format.get("version").and_then(serde_json::Value::as_u64).unwrap_or(0);
+        if version > u64::from(VERSION) {
             return Err(Error::failed(format!(
-                "repository \"{name}\" has format {}, this lockstep knows {VERSION}",
-                format.version
+                "repository \"{name}\" has format {version}, this lockstep knows {VERSION}",
             ))
             .with_hint("use the version that made it, or a newer one"));
         }
-        Ok(format)
+        let strange = || format!("{PATH} of repository \"{name}\" is strange");
+        let format: Self =
+            serde_json::from_value(format).map_err(|e| Error::failed(strange()).because(e))?;
+        match &format.encryption {
+            Some(Encryption { cipher, .. }) if cipher != CIPHER => {
+                let why = format!("its cipher is \"{cipher}\", not {CIPHER}");
+                Err(Error::failed(strange()).because(why))
+            }
+            _ => Ok(Some(format)),
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! before the delta is finished, so no descriptor is written and nothing refers to what was packed.
 
 use std::io::Read;
+use std::ops::Range;
 
 use sendstream::Decompressor;
 use sendstream::fold::{Delta, Entry, StreamDelta};
@@ -19,17 +20,36 @@ use crate::error::{Error, Result};
 pub enum Content {
     /// It is stored.
     Stored,
+    /// Of each block what [`Visitor::changed`] names is stored; the rest is as it was in the base.
+    Changed,
     /// It isn't: the object becomes a hole.
     LeftOut,
 }
 
+/// An object that begins.
+#[derive(Debug)]
+pub struct Announced<'a> {
+    /// Its number.
+    pub object: u64,
+    /// Its header, where its record came along.
+    pub header: Option<&'a ObjectHeader>,
+    /// From here on nothing of the base's object counts.
+    pub tail: Option<u64>,
+}
+
 /// Sees a stream's objects go by, and decides about them.
 pub trait Visitor {
-    /// An object begins; `generation` where its record came along and has one.
+    /// An object begins.
     ///
     /// # Errors
     /// To end it all.
-    fn object(&mut self, object: u64, generation: Option<u64>) -> Result<Content>;
+    fn object(&mut self, announced: &Announced<'_>) -> Result<Content>;
+
+    /// The ranges of a block that differ from the base's; `None`: all of it.
+    ///
+    /// # Errors
+    /// To end it all.
+    fn changed(&mut self, offset: u64, bytes: &[u8]) -> Result<Option<Vec<Range<usize>>>>;
 
     /// Content of the object, in ascending order.
     fn content(&mut self, object: u64, offset: u64, bytes: &[u8]);
@@ -73,10 +93,10 @@ pub fn ingest<R: Read>(
             order: begin.order,
             has_spill_flags: begin.has_spill_flags(),
         });
-        let generation = header.as_ref().and_then(ObjectHeader::generation);
-        let content = visitor.object(object, generation)?;
+        let announced = Announced { object, header: header.as_ref(), tail: change.tail };
+        let content = visitor.object(&announced)?;
         let tail = match content {
-            Content::Stored => change.tail.filter(|_| !is_full),
+            Content::Stored | Content::Changed => change.tail.filter(|_| !is_full),
             Content::LeftOut => (!is_full).then_some(0),
         };
         let header = header.map(|header| header.to_bytes());
@@ -92,7 +112,11 @@ pub fn ingest<R: Read>(
                 let offset = block.offset();
                 let bytes = block.content(&mut decompressor).map_err(of_stream)?;
                 visitor.content(object, offset, bytes);
-                writer.data(offset, bytes).map_err(of_strata)?;
+                let changed = match content {
+                    Content::Changed => visitor.changed(offset, bytes)?,
+                    _ => None,
+                };
+                store(writer, offset, bytes, changed)?;
             } else if !is_full {
                 writer.hole(extent.offset, extent.length).map_err(of_strata)?;
             }
@@ -104,6 +128,23 @@ pub fn ingest<R: Read>(
         }
     }
     Ok(delta.reader().bytes_read())
+}
+
+fn store(
+    writer: &mut ImageWriter,
+    offset: u64,
+    bytes: &[u8],
+    changed: Option<Vec<Range<usize>>>,
+) -> Result<()> {
+    let Some(ranges) = changed else {
+        return writer.data(offset, bytes).map_err(of_strata);
+    };
+    for range in ranges {
+        let at = offset + range.start as u64;
+        let part = bytes.get(range).unwrap_or_default();
+        writer.data(at, part).map_err(of_strata)?;
+    }
+    Ok(())
 }
 
 /// An error of the stream crate as one of the program's, with its hint.

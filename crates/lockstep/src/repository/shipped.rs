@@ -123,6 +123,15 @@ impl Repository {
         Ok((good, bad))
     }
 
+    /// The newest set, if there is one.
+    ///
+    /// # Errors
+    /// When the store fails or its manifest can't be read.
+    pub fn newest(&self) -> Result<Option<Shipped>> {
+        let ids = Stored::list(&self.strata).map_err(of_strata)?;
+        ids.last().map(|id| self.read(id)).transpose()
+    }
+
     /// The set that a user means: an id, an id's unique beginning, or `latest`.
     ///
     /// # Errors
@@ -134,8 +143,7 @@ impl Repository {
             Error::usage(what, hint)
         };
         if which == "latest" {
-            let newest = ids.last().ok_or_else(|| none("ship one with `lockstep backup`"))?;
-            return self.read(newest);
+            return self.newest()?.ok_or_else(|| none("ship one with `lockstep backup`"));
         }
         if ids.iter().any(|id| id == which) {
             return self.read(which);

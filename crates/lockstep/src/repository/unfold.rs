@@ -73,6 +73,10 @@ pub(super) struct ToStream<'a, S> {
     kind: u32,
     /// Its spill, which comes after its content.
     spill: Option<Bytes>,
+    /// Its block size; 0 where its header isn't known.
+    block_size: u64,
+    /// Parts of a block, from several deltas, until the block is whole: its record is written once.
+    gathered: (u64, Vec<u8>),
 }
 
 type Folding<T> = strata::Result<T>;
@@ -84,7 +88,19 @@ fn of_sink(error: sendstream::Error) -> strata::Error {
 
 impl<'a, S: Sink> ToStream<'a, S> {
     pub(super) fn new(sink: &'a mut S, is_full: bool) -> Self {
-        Self { sink, is_full, kind: object_type::PLAIN_FILE, spill: None }
+        let kind = object_type::PLAIN_FILE;
+        Self { sink, is_full, kind, spill: None, block_size: 0, gathered: (0, Vec::new()) }
+    }
+
+    /// Writes what was gathered.
+    fn flush(&mut self, object: u64) -> Folding<()> {
+        let (offset, content) = std::mem::take(&mut self.gathered);
+        if !content.is_empty() {
+            self.piece(object, offset, content.len() as u64, &content)?;
+        }
+        self.gathered.1 = content;
+        self.gathered.1.clear();
+        Ok(())
     }
 
     /// A piece of the object at hand, which is a block of its own.
@@ -123,6 +139,7 @@ impl<S: Sink> DataSink for ToStream<'_, S> {
         let Some(header) = &folded.header else {
             // Content alone, of a file whose properties are as they were.
             self.kind = object_type::PLAIN_FILE;
+            self.block_size = 0;
             return Ok(());
         };
         let header = ObjectHeader::parse(header).ok_or_else(|| {
@@ -134,6 +151,7 @@ impl<S: Sink> DataSink for ToStream<'_, S> {
             return Err(strata::Error::caller(why));
         }
         self.kind = header.object.kind;
+        self.block_size = header.object.block_size.into();
         let object = Object { object: folded.object, ..header.object };
         self.sink.object(&object, &header.bonus).map_err(of_sink)?;
         if folded.fresh && !self.is_full {
@@ -143,14 +161,41 @@ impl<S: Sink> DataSink for ToStream<'_, S> {
     }
 
     fn hole(&mut self, object: u64, offset: u64, length: u64) -> Folding<()> {
+        self.flush(object)?;
         self.sink.hole(object, offset, length).map_err(of_sink)
     }
 
-    fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> Folding<()> {
-        self.piece(object, offset, content.len() as u64, content)
+    fn data(&mut self, object: u64, mut offset: u64, mut content: &[u8]) -> Folding<()> {
+        let size = self.block_size;
+        while !content.is_empty() {
+            let is_next = offset == self.gathered.0 + self.gathered.1.len() as u64;
+            if !self.gathered.1.is_empty() && !is_next {
+                self.flush(object)?;
+            }
+            let left = if size == 0 { u64::MAX } else { size - offset % size };
+            let length =
+                usize::try_from(left).map_or(content.len(), |left| left.min(content.len()));
+            let (now, later) = content.split_at(length);
+            let ends = size == 0 || (offset + length as u64).is_multiple_of(size);
+            if ends && self.gathered.1.is_empty() {
+                self.piece(object, offset, length as u64, now)?;
+            } else {
+                if self.gathered.1.is_empty() {
+                    self.gathered.0 = offset;
+                }
+                self.gathered.1.extend_from_slice(now);
+                if ends {
+                    self.flush(object)?;
+                }
+            }
+            offset += length as u64;
+            content = later;
+        }
+        Ok(())
     }
 
     fn object_end(&mut self, object: u64) -> Folding<()> {
+        self.flush(object)?;
         if let Some(payload) = self.spill.take() {
             let header = Spill {
                 object,

@@ -22,6 +22,28 @@ pub struct BackupJournal {
     pub datasets: Vec<DatasetName>,
 }
 
+/// The removal of a set that has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovalJournal {
+    /// The set.
+    pub set: SetId,
+    /// Its snapshots: the dataset and the GUID, as text.
+    pub snapshots: Vec<(DatasetName, String)>,
+}
+
+/// Bookmarks that stand for a removed set's snapshots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BookmarkRecord {
+    /// The set.
+    pub set: SetId,
+    /// When it was begun.
+    pub started_at: jiff::Timestamp,
+    /// The repositories whose next increment starts there.
+    pub repositories: Vec<String>,
+    /// The dataset and the snapshot's GUID, as text.
+    pub bookmarks: Vec<(DatasetName, String)>,
+}
+
 /// A restore or clone that has begun.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreJournal {

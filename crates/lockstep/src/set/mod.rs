@@ -2,5 +2,6 @@
 
 pub mod journal;
 pub mod manifest;
+pub mod removal;
 pub mod state;
 pub mod unfinished;

@@ -2,10 +2,14 @@
 //!
 //! ```text
 //! owner                            the id of this state_dir: whose snapshots are whose
+//! zfs.json                         what this machine's ZFS can do, found out once a day
 //! clusters/NAME/lock               flock: one backup at a time
 //! clusters/NAME/sets/ID/           manifest.json (written last), backup_label, tablespace_map, wal/, config/
 //! clusters/NAME/unfinished/ID      a backup that has begun: the datasets it may have snapshots on
+//! clusters/NAME/removals/ID        a removal that has begun: the set's snapshots
+//! clusters/NAME/bookmarks/ID       bookmarks that stand for a removed set's snapshots
 //! clusters/NAME/restores/ID        a restore that has begun: its datasets and folder
+//! clusters/NAME/shipping/…         what an interrupted shipment has stored
 //! clusters/NAME/clones/NAME        a throwaway server
 //! ```
 
@@ -20,6 +24,8 @@ use crate::plan::refusal::Refusal;
 
 /// The manifest's file name.
 const MANIFEST: &str = "manifest.json";
+/// Its name while the set is being removed.
+const WITHDRAWN: &str = "manifest.withdrawn";
 
 /// A set whose manifest can't be read, and why.
 pub type Damaged = (SetId, Error);
@@ -39,7 +45,7 @@ impl State {
     /// When state_dir can't be used.
     pub fn open(state_dir: &Path, cluster: &ClusterName) -> Result<Self> {
         let directory = state_dir.join("clusters").join(cluster.as_str());
-        for folder in ["sets", "unfinished", "restores", "clones"] {
+        for folder in ["sets", "unfinished", "removals", "bookmarks", "restores", "clones"] {
             files::create_directories(&directory.join(folder))?;
         }
         let owner = owner_of(state_dir)?;
@@ -89,6 +95,34 @@ impl State {
         let directory = self.set_directory(&manifest.set);
         files::publish(&directory.join(MANIFEST), &manifest.to_bytes()?)?;
         files::sync_directory(&self.path("sets"))
+    }
+
+    /// Takes the manifest away: from here on the set doesn't exist. One that isn't there is fine.
+    ///
+    /// # Errors
+    /// When that can't be made durable.
+    pub fn withdraw(&self, set: &SetId) -> Result<()> {
+        self.rename(set, MANIFEST, WITHDRAWN)
+    }
+
+    /// Puts the manifest of a whole set back.
+    ///
+    /// # Errors
+    /// When it isn't there, or that can't be made durable.
+    pub fn put_back(&self, set: &SetId) -> Result<()> {
+        self.rename(set, WITHDRAWN, MANIFEST)
+    }
+
+    fn rename(&self, set: &SetId, from: &str, to: &str) -> Result<()> {
+        let directory = self.set_directory(set);
+        let from = directory.join(from);
+        match std::fs::rename(&from, directory.join(to)) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => {
+                other.map_err(Error::io("rename", &from))?;
+                files::sync_directory(&directory)
+            }
+        }
     }
 
     /// The manifests of all complete sets, oldest first; those that can't be read by their id with

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use super::journal::{self, BackupJournal};
+use super::removal;
 use crate::context::Context;
 use crate::error::Result;
 use crate::files;
@@ -16,11 +17,13 @@ pub const TAKING: &str = "taking";
 /// The state of a snapshot whose set has its manifest.
 pub const COMPLETE: &str = "complete";
 
-/// Removes what unfinished backups left; call it with the cluster's lock held.
+/// Removes what unfinished backups left, and finishes the removals of sets; call it with the
+/// cluster's lock held.
 ///
 /// # Errors
 /// When a journal can't be read or a snapshot can't be destroyed.
 pub fn remove(cx: &Context) -> Result<()> {
+    removal::unfinished(cx)?;
     let folder = cx.state.path("unfinished");
     for (path, entry) in journal::read_all::<BackupJournal>(&folder)? {
         if cx.state.is_complete(entry.set.as_str()) {

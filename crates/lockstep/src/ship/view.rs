@@ -12,8 +12,7 @@ use crate::lock::Lock;
 use crate::names::random_suffix;
 use crate::restore::unfinished;
 use crate::set::journal::{self, RestoreJournal};
-use crate::set::manifest::SetVolume;
-use crate::volume::zfs::{CloneSpec, DatasetName};
+use crate::volume::zfs::{CloneSpec, DatasetName, SnapshotName};
 
 /// Looks into snapshots, in their order; gone when dropped.
 pub struct Views<'a> {
@@ -23,15 +22,15 @@ pub struct Views<'a> {
 }
 
 impl<'a> Views<'a> {
-    /// Looks into the snapshots of `volumes`.
+    /// Looks into the snapshots.
     ///
     /// # Errors
     /// When one can't be looked into.
-    pub fn open(cx: &'a Context<'a>, volumes: &[&SetVolume]) -> Result<Self> {
+    pub fn open(cx: &'a Context<'a>, snapshots: &[SnapshotName]) -> Result<Self> {
         let mut views = Self { cx, paths: Vec::new(), clones: None };
         let hidden: Vec<_> =
-            volumes.iter().map(|volume| hidden_folder(cx, volume)).collect::<Result<_>>()?;
-        views.make_clones(volumes, hidden)?;
+            snapshots.iter().map(|name| hidden_folder(cx, name)).collect::<Result<_>>()?;
+        views.make_clones(snapshots, hidden)?;
         Ok(views)
     }
 
@@ -41,18 +40,22 @@ impl<'a> Views<'a> {
         self.paths.get(at).map_or(Path::new("/nowhere"), PathBuf::as_path)
     }
 
-    fn make_clones(&mut self, volumes: &[&SetVolume], hidden: Vec<Option<PathBuf>>) -> Result<()> {
+    fn make_clones(
+        &mut self,
+        snapshots: &[SnapshotName],
+        hidden: Vec<Option<PathBuf>>,
+    ) -> Result<()> {
         let id = format!("view-{}", random_suffix());
         let folder = self.cx.state.path("views").join(&id);
-        let needed: Vec<(&SetVolume, DatasetName, PathBuf)> = volumes
+        let needed: Vec<(&SnapshotName, DatasetName, PathBuf)> = snapshots
             .iter()
             .zip(&hidden)
             .enumerate()
             .filter(|(_, (_, hidden))| hidden.is_none())
-            .map(|(at, (volume, _))| {
-                let beside = volume.dataset.parent().unwrap_or_else(|| volume.dataset.clone());
+            .map(|(at, (snapshot, _))| {
+                let beside = snapshot.dataset.parent().unwrap_or_else(|| snapshot.dataset.clone());
                 let name = beside.child(&format!("lockstep-{id}-{at}"));
-                (*volume, name, folder.join(at.to_string()))
+                (snapshot, name, folder.join(at.to_string()))
             })
             .collect();
         if !needed.is_empty() {
@@ -80,9 +83,9 @@ impl<'a> Views<'a> {
             let path = match (hidden, clones.len()) {
                 (Some(path), _) => path,
                 (None, _) => {
-                    let Some((volume, dataset, path)) = clones.next() else { continue };
+                    let Some((origin, dataset, path)) = clones.next() else { continue };
                     self.cx.zfs.clone_snapshot(&CloneSpec {
-                        origin: &volume.snapshot_name(),
+                        origin,
                         dataset,
                         mountpoint: path,
                         properties: &[
@@ -115,8 +118,7 @@ impl Drop for Views<'_> {
 }
 
 /// `.zfs/snapshot/NAME`, where this ZFS has it.
-fn hidden_folder(cx: &Context, volume: &SetVolume) -> Result<Option<PathBuf>> {
-    let name = volume.snapshot_name();
+fn hidden_folder(cx: &Context, name: &SnapshotName) -> Result<Option<PathBuf>> {
     let Some(mountpoint) = cx.zfs.mountpoint(&name.dataset)? else { return Ok(None) };
     let folder = mountpoint.join(".zfs/snapshot").join(&name.name);
     match std::fs::read_dir(&folder) {

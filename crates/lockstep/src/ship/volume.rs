@@ -1,23 +1,25 @@
 //! One volume's way into the repository: what its snapshot is an increment to, the stream, the delta.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use sendstream::Reader;
 use sendstream::fold::{Delta, StreamDelta};
-use sendstream::pages::{PageChecker, PageGeometry, Segment};
+use sendstream::pages::PageGeometry;
 use strata::delta::{Descriptor, ImageOptions, ImageWriter, read_descriptor};
 
-use super::classify::Class;
+use super::page_delta::Pages;
+use super::passing::Passing;
 use super::walk::{Walked, walk};
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 use crate::repository::image::{ImageState, StreamBegin, image_name};
-use crate::repository::ingest::{Content, Visitor, ingest, of_stream};
-use crate::repository::shipped::{Pages, ShippedVolume};
+use crate::repository::ingest::{ingest, of_stream};
+use crate::repository::shipped::ShippedVolume;
 use crate::repository::{Repository, of_strata};
 use crate::set::manifest::SetVolume;
 use crate::steps;
-use crate::volume::zfs::{Base, SendSpec, Zfs};
+use crate::volume::zfs::{Base, SendSpec, SnapshotName, Zfs};
 
 /// Properties of a dataset that its restored copy gets too.
 const PROPERTIES: [&str; 7] = [
@@ -29,8 +31,6 @@ const PROPERTIES: [&str; 7] = [
     "xattr",
     "redundant_metadata",
 ];
-/// Between two looks at whether to stop, in bytes of the stream.
-const STRIDE: u64 = 8 << 20;
 
 /// What is the same for all volumes of a set.
 pub struct Shipment<'a> {
@@ -38,64 +38,94 @@ pub struct Shipment<'a> {
     pub repository: &'a Repository,
     /// How packs and indexes are written.
     pub options: ImageOptions,
-    /// The pages, where they carry checksums.
-    pub pages: Option<PageGeometry>,
+    /// Where it is remembered what an interrupted shipment has stored.
+    pub journals: &'a Path,
+    /// The pages.
+    pub geometry: PageGeometry,
+    /// They carry checksums.
+    pub checks_pages: bool,
     /// The restored cluster goes through recovery.
     pub recovers: bool,
-    /// Told how many bytes more of a stream were read.
-    pub progress: &'a (dyn Fn(&str, u64) -> Result<()> + Sync),
+    /// Asked now and then whether to go on.
+    pub check: &'a (dyn Fn() -> Result<()> + Sync),
+    /// What is shown meanwhile.
+    pub progress: &'a Progress,
 }
 
-/// Ships one volume, if its delta isn't there yet.
+/// A volume's way, before it is begun.
+pub struct Route<'a> {
+    /// The volume.
+    pub volume: &'a SetVolume,
+    /// Its delta is there, from a shipment that was interrupted behind it.
+    there: Option<Descriptor>,
+    /// What it is an increment to.
+    base: Option<(Base, ImageState)>,
+}
+
+/// Finds what the volume's snapshot is an increment to: the newest snapshot or bookmark that the
+/// repository has too.
 ///
 /// # Errors
-/// When ZFS, the stream or the store fails.
-pub fn ship(shipment: &Shipment<'_>, volume: &SetVolume, root: &Path) -> Result<ShippedVolume> {
-    let repository = shipment.repository;
+/// When ZFS or the store fails.
+pub fn route<'a>(zfs: &Zfs, repository: &Repository, volume: &'a SetVolume) -> Result<Route<'a>> {
     let image = image_name(&volume.dataset);
-    match read_descriptor(&repository.strata, &image, &volume.guid) {
-        // From a shipment that was interrupted behind it.
-        Ok(descriptor) => return shipped(repository, volume, descriptor),
-        Err(error) if error.is_not_found() => {}
-        Err(error) => return Err(of_strata(error)),
+    let mut route = Route { volume, there: None, base: None };
+    let there = deltas(repository, &image)?;
+    let read = |id: &str| read_descriptor(&repository.strata, &image, id).map_err(of_strata);
+    if there.contains(&volume.guid) {
+        route.there = Some(read(&volume.guid)?);
+        return Ok(route);
     }
-    let zfs = Zfs::new();
-    let base = base(&zfs, repository, volume, &image)?;
-    let walked = walk(root, &volume.parts, shipment.recovers)?;
-    let job = Job { shipment, volume, image: &image, zfs: &zfs, walked: &walked };
-    if let Some((base, state)) = &base {
-        if let Some(descriptor) = job.send(Some((base, state)))? {
-            return shipped(repository, volume, descriptor);
-        }
-        tracing::info!(
-            dataset = %volume.dataset,
-            "a file whose content wasn't stored is needed now: all of the volume is sent again"
-        );
+    let mut bases = zfs.bases_of(&volume.dataset)?;
+    bases.retain(|base| base.createtxg < volume.createtxg);
+    bases.sort_by_key(|base| std::cmp::Reverse(base.createtxg));
+    if let Some(base) = bases.into_iter().find(|base| there.contains(&base.guid.to_string())) {
+        let state = ImageState::of(&read(&base.guid.to_string())?)?;
+        route.base = Some((base, state));
     }
-    let whole = job.send(None)?;
-    let descriptor = whole.ok_or_else(|| Error::failed("a full stream that isn't whole"))?;
-    shipped(repository, volume, descriptor)
+    Ok(route)
 }
 
-/// The newest snapshot or bookmark that the repository has too, with its state there.
-fn base(
-    zfs: &Zfs,
-    repository: &Repository,
-    volume: &SetVolume,
-    image: &str,
-) -> Result<Option<(Base, ImageState)>> {
-    let mut bases = zfs.bases_of(&volume.dataset)?;
-    bases.retain(|base| base.createtxg < volume.createtxg && base.guid.to_string() != volume.guid);
-    bases.sort_by_key(|base| std::cmp::Reverse(base.createtxg));
-    let there = deltas(repository, image)?;
-    for base in bases {
-        let id = base.guid.to_string();
-        if there.contains(&id) {
-            let descriptor = read_descriptor(&repository.strata, image, &id).map_err(of_strata)?;
-            return Ok(Some((base, ImageState::of(&descriptor)?)));
-        }
+impl Route<'_> {
+    /// The snapshot to compare pages with, where there is one: a bookmark has no content.
+    #[must_use]
+    pub fn base_snapshot(&self) -> Option<SnapshotName> {
+        let (base, _) = self.base.as_ref()?;
+        let (_, name) = base.name.split_once('@')?;
+        Some(self.volume.dataset.snapshot(name))
     }
-    Ok(None)
+
+    /// Ships the volume. Its snapshot is seen at `root`, the base's at `base_root`.
+    ///
+    /// # Errors
+    /// When ZFS, the stream or the store fails.
+    pub fn ship(
+        self,
+        shipment: &Shipment<'_>,
+        root: &Path,
+        base_root: Option<&Path>,
+    ) -> Result<ShippedVolume> {
+        let (repository, volume) = (shipment.repository, self.volume);
+        if let Some(descriptor) = self.there {
+            return shipped(repository, volume, descriptor);
+        }
+        let image = image_name(&volume.dataset);
+        let walked = walk(root, &volume.parts, shipment.recovers)?;
+        let zfs = Zfs::new();
+        let job = Job { shipment, volume, image: &image, zfs: &zfs, walked: &walked };
+        if let Some((base, state)) = &self.base {
+            if let Some(descriptor) = job.send(Some((base, state)), base_root)? {
+                return shipped(repository, volume, descriptor);
+            }
+            tracing::info!(
+                dataset = %volume.dataset,
+                "a file whose content wasn't stored is needed now: all of the volume is sent again"
+            );
+        }
+        let whole = job.send(None, None)?;
+        let descriptor = whole.ok_or_else(|| Error::failed("a full stream that isn't whole"))?;
+        shipped(repository, volume, descriptor)
+    }
 }
 
 /// The deltas of an image.
@@ -113,17 +143,22 @@ fn deltas(repository: &Repository, image: &str) -> Result<Vec<String>> {
     Ok(ids)
 }
 
-struct Job<'a> {
-    shipment: &'a Shipment<'a>,
-    volume: &'a SetVolume,
-    image: &'a str,
+/// One volume being shipped.
+pub(super) struct Job<'a> {
+    pub(super) shipment: &'a Shipment<'a>,
+    pub(super) volume: &'a SetVolume,
+    pub(super) image: &'a str,
     zfs: &'a Zfs,
-    walked: &'a Walked,
+    pub(super) walked: &'a Walked,
 }
 
 impl Job<'_> {
     /// Sends and stores; `None` where the increment isn't enough.
-    fn send(&self, base: Option<(&Base, &ImageState)>) -> Result<Option<Descriptor>> {
+    fn send(
+        &self,
+        base: Option<(&Base, &ImageState)>,
+        base_root: Option<&Path>,
+    ) -> Result<Option<Descriptor>> {
         let repository = self.shipment.repository;
         let config = &repository.config;
         let spec = SendSpec {
@@ -133,16 +168,25 @@ impl Job<'_> {
             ionice: config.ionice,
         };
         let base_id = base.map(|(base, _)| base.guid.to_string());
+        let journal = format!("{}-{}-{}.jsonl", repository.name, self.image, self.volume.guid);
+        let options = ImageOptions {
+            resume: Some(self.shipment.journals.join(journal)),
+            ..self.shipment.options.clone()
+        };
         let mut writer = ImageWriter::new(
             &repository.strata,
             self.image,
             &self.volume.guid,
             base_id.as_deref(),
-            &self.shipment.options,
+            &options,
         )
         .map_err(of_strata)?;
+        let pages = match (&base_id, base_root) {
+            (Some(id), Some(root)) => Some(Pages::open(self, id, root)?),
+            _ => None,
+        };
         let mut child = self.zfs.send(&spec)?;
-        let mut passing = Passing::new(self, base.map(|(_, state)| state));
+        let mut passing = Passing::new(self, base.map(|(_, state)| state), pages);
         let outcome = (|| {
             let reader = Reader::new(&mut child).map_err(of_stream)?;
             let mut delta = StreamDelta::new(reader).map_err(of_stream)?;
@@ -220,95 +264,4 @@ fn shipped(
         left_out: state.left_out,
         pages: state.pages,
     })
-}
-
-/// Sees the objects go by.
-struct Passing<'a> {
-    job: &'a Job<'a>,
-    checker: Option<PageChecker<u64, Box<dyn FnMut(u64) -> Option<Segment<u64>> + 'a>>>,
-    /// Left out in the base and needed now, unless the stream makes it anew: by generation.
-    doubtful: HashMap<u64, u64>,
-    /// Left out, with their generations.
-    left_out: BTreeMap<u64, u64>,
-    needs_full: bool,
-    read: u64,
-}
-
-impl<'a> Passing<'a> {
-    fn new(job: &'a Job<'a>, base: Option<&ImageState>) -> Self {
-        let walked = job.walked;
-        let before = base.map(|state| state.left_out_objects.as_slice()).unwrap_or_default();
-        let is_left_out =
-            |object: u64| matches!(walked.classes.get(&object), Some(Class::LeftOut(_)));
-        let checker = job.shipment.pages.map(|geometry| {
-            let lookup = move |object: u64| match walked.classes.get(&object) {
-                Some(Class::Pages(number)) => Some(Segment { path: object, number: *number }),
-                _ => None,
-            };
-            PageChecker::new(geometry, Box::new(lookup) as Box<dyn FnMut(u64) -> _>)
-        });
-        Self {
-            job,
-            checker,
-            doubtful: before
-                .iter()
-                .filter(|(object, _)| walked.stored.contains(object))
-                .copied()
-                .collect(),
-            left_out: before.iter().filter(|(object, _)| is_left_out(*object)).copied().collect(),
-            needs_full: false,
-            read: 0,
-        }
-    }
-
-    /// Nothing that is needed now was left out before.
-    fn is_whole(&self) -> bool {
-        self.doubtful.is_empty()
-    }
-
-    fn finish(self) -> (Vec<(u64, u64)>, Pages) {
-        let walked = self.job.walked;
-        let pages = self.checker.map(PageChecker::finish).map(|report| Pages {
-            checked: report.good + report.bad + report.without_checksum,
-            bad: report.wrong(),
-            bad_pages: report
-                .bad_pages
-                .iter()
-                .map(|page| (walked.path(page.path), page.block))
-                .collect(),
-        });
-        (self.left_out.into_iter().collect(), pages.unwrap_or_default())
-    }
-}
-
-impl Visitor for Passing<'_> {
-    fn object(&mut self, object: u64, generation: Option<u64>) -> Result<Content> {
-        if let Some(before) = self.doubtful.get(&object) {
-            if generation.is_none_or(|now| now == *before) {
-                self.needs_full = true;
-                return Err(Error::failed("all of the volume is needed"));
-            }
-            self.doubtful.remove(&object);
-        }
-        if let Some(Class::LeftOut(_)) = self.job.walked.classes.get(&object) {
-            self.left_out.insert(object, generation.unwrap_or_default());
-            return Ok(Content::LeftOut);
-        }
-        Ok(Content::Stored)
-    }
-
-    fn content(&mut self, object: u64, offset: u64, bytes: &[u8]) {
-        if let Some(checker) = &mut self.checker {
-            checker.content(object, offset, bytes);
-        }
-    }
-
-    fn progress(&mut self, bytes: u64) -> Result<()> {
-        if bytes - self.read >= STRIDE {
-            (self.job.shipment.progress)(self.job.volume.dataset.as_str(), bytes - self.read)?;
-            self.read = bytes;
-            steps::reached("ship.progress")?;
-        }
-        Ok(())
-    }
 }

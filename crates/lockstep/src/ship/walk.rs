@@ -16,7 +16,7 @@ use crate::set::manifest::SetPart;
 pub struct Walked {
     /// By object.
     pub classes: HashMap<u64, Class>,
-    /// All regular files' objects that are stored: those that a base may have left out.
+    /// Regular files with content that is stored: a base may have left them out.
     pub stored: std::collections::HashSet<u64>,
     /// What is left out, in sum.
     pub left_out: Vec<LeftOut>,
@@ -28,14 +28,9 @@ pub struct Walked {
 impl Walked {
     /// The path of a relation's file in its volume.
     #[must_use]
-    pub fn path(&self, object: u64) -> String {
-        match self.names.get(&object) {
-            Some((folder, name)) => {
-                let folder = self.folders.get(*folder as usize).map(PathBuf::as_path);
-                folder.unwrap_or(Path::new("")).join(&**name).display().to_string()
-            }
-            None => format!("object {object}"),
-        }
+    pub fn path(&self, object: u64) -> Option<PathBuf> {
+        let (folder, name) = self.names.get(&object)?;
+        Some(self.folders.get(*folder as usize)?.join(&**name))
     }
 }
 
@@ -82,11 +77,13 @@ pub fn walk(root: &Path, parts: &[SetPart], recovers: bool) -> Result<Walked> {
                     has_relations = true;
                     walked.names.insert(object, (at, name.into()));
                     walked.classes.insert(object, class);
-                    walked.stored.insert(object);
                 }
-                _ => {
-                    walked.stored.insert(object);
-                }
+                _ => {}
+            }
+            let is_left_out = matches!(walked.classes.get(&object), Some(Class::LeftOut(_)));
+            // A file that was cut to nothing (a dropped relation's, until the next checkpoint) needs nothing.
+            if !is_left_out && metadata.len() > 0 {
+                walked.stored.insert(object);
             }
         }
         if has_relations {

@@ -110,7 +110,7 @@ pub fn remains(fixture: &Fixture, allowed: &[&str]) -> Vec<String> {
     let mut found = fixture.leftovers(allowed);
     let state = fixture.state.join("clusters/main");
     let is_allowed = |path: &Path| allowed.iter().any(|name| path.starts_with(name));
-    for folder in ["unfinished", "restores", "clones"] {
+    for folder in ["unfinished", "removals", "bookmarks", "restores", "clones"] {
         let files = entries(&state.join(folder)).into_iter();
         // An empty lock file is nobody's: the lock goes with its process.
         let files = files.filter(|path| path.extension().is_none_or(|end| end != "lock"));

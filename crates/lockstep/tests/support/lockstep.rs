@@ -130,8 +130,13 @@ impl Lockstep {
     }
 
     /// The same, its test hooks driven by `steps`.
-    pub fn with_steps(mut self, steps: &Steps) -> Lockstep {
-        self.environment.push(("LOCKSTEP_STEPS_DIR".to_owned(), steps.directory.clone()));
+    pub fn with_steps(self, steps: &Steps) -> Lockstep {
+        self.with_environment("LOCKSTEP_STEPS_DIR", &steps.directory)
+    }
+
+    /// The same, with a variable of its environment set to a path or a list of them.
+    pub fn with_environment(mut self, name: &str, value: &Path) -> Lockstep {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 

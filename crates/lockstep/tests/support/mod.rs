@@ -11,6 +11,7 @@ pub mod by_hand;
 pub mod checker;
 pub mod cluster;
 pub mod command;
+pub mod commands;
 pub mod faults;
 pub mod fixture;
 pub mod layout;

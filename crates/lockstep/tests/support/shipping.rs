@@ -3,7 +3,7 @@
 
 use super::command::{must, run};
 use super::fixture::Fixture;
-use super::lockstep::{Lockstep, Set, toml_string};
+use super::lockstep::{Lockstep, Set, exit, toml_string};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,15 +27,8 @@ pub fn with_options(fixture: &Fixture, options: &str) -> Lockstep {
     let path = fixture.root().join("shipping.toml");
     fs::write(&path, text).expect("the configuration can be written");
     let lockstep = Lockstep::new(&path, &fixture.cluster.bin);
-    init(fixture);
+    lockstep.expect(exit::DONE, &["repo", "init"]);
     lockstep
-}
-
-fn init(fixture: &Fixture) {
-    let path = folder(fixture);
-    fs::create_dir_all(&path).expect("a folder can be made");
-    fs::write(path.join("lockstep.json"), "{\"version\":1,\"id\":\"test\"}")
-        .expect("it is writable");
 }
 
 /// Where the repository is.
@@ -109,13 +102,24 @@ pub fn may_be_left_out(path: &str) -> bool {
 /// Fails unless each received dataset's snapshot holds what the set's snapshot does.
 #[track_caller]
 pub fn assert_received(fixture: &Fixture, set: &Set, parent: &str) {
+    assert_received_as(fixture, set, parent, &|snapshot| tree(fixture, snapshot));
+}
+
+/// The same, where the set's snapshots may be gone: `theirs` knows what each held.
+#[track_caller]
+pub fn assert_received_as(
+    fixture: &Fixture,
+    set: &Set,
+    parent: &str,
+    theirs: &dyn Fn(&str) -> BTreeMap<String, String>,
+) {
     for volume in &set.volumes {
         if volume.parts == ["wal"] {
             continue;
         }
         let name = volume.snapshot.split_once('@').map_or("", |(_, name)| name);
         let received = format!("{parent}/{}@{name}", volume.parts[0]);
-        let (theirs, ours) = (tree(fixture, &volume.snapshot), tree(fixture, &received));
+        let (theirs, ours) = (theirs(&volume.snapshot), tree(fixture, &received));
         let unlogged = |path: &String| {
             let stem = path.split_once('_').map_or(path.as_str(), |(stem, _)| stem);
             theirs.contains_key(&format!("{}_init", stem.split('.').next().unwrap_or(stem)))

@@ -5,16 +5,13 @@
 //! refer to it and both that and the object's own writing are longer ago than the grace time. The grace time must be
 //! longer than any backup or restore takes. One collector at a time: callers hold a lease.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Inventory;
-use crate::delta::{packs, read_descriptor};
+use super::{Inventory, Live};
 use crate::document;
 use crate::error::Result;
-use crate::id::Ulid;
-use crate::manifest::{DeltaId, Manifest};
 use crate::repository::Repository;
 
 /// Since when nothing has referred to a path.
@@ -34,14 +31,6 @@ pub struct Collected {
     pub waiting: Vec<String>,
 }
 
-/// What is needed.
-#[derive(Default)]
-struct Live {
-    deltas: BTreeSet<DeltaId>,
-    indexes: BTreeSet<String>,
-    packs: BTreeSet<Ulid>,
-}
-
 /// Deletes descriptors, then index files, then packs that nothing has referred to for `grace` seconds.
 ///
 /// Whatever of a set can't be read stops it before anything is deleted: nobody knows what that would refer to.
@@ -55,11 +44,7 @@ pub fn collect(
     let inventory = Inventory::take(repository)?;
     let is_old = |time: u64| now.saturating_sub(time) >= grace;
     let mut live = Live::default();
-    for set in Manifest::list(repository)? {
-        for delta in Manifest::read(repository, &set)?.deltas {
-            live.chain(repository, delta, false)?;
-        }
-    }
+    live.sets(repository)?;
     // A backup that has no manifest yet.
     for (delta, listed) in &inventory.deltas {
         if !is_old(listed.modified) {
@@ -68,7 +53,7 @@ pub fn collect(
     }
     let deltas = inventory.deltas.iter().filter(|(delta, _)| !live.deltas.contains(delta));
     let indexes = inventory.indexes.iter().filter(|(path, _)| !live.indexes.contains(*path));
-    let packs = inventory.packs.iter().filter(|(pack, _)| !live.packs.contains(pack));
+    let packs = inventory.packs.iter().filter(|(pack, _)| !live.packs.contains_key(pack));
     // In the order in which they go: nothing that is there ever refers to what isn't.
     let unneeded: Vec<_> = deltas
         .map(|(_, listed)| listed)
@@ -108,31 +93,5 @@ fn read_doomed(repository: &Repository, path: &str) -> Result<Doomed> {
         Ok(bytes) => Ok(document::read(path, &bytes).unwrap_or_default()),
         Err(error) if error.is_not_found() => Ok(Doomed::default()),
         Err(error) => Err(error),
-    }
-}
-
-impl Live {
-    /// Notes a delta and all that it comes from. With `may_end` it may end where a delta isn't there.
-    fn chain(&mut self, repository: &Repository, delta: DeltaId, may_end: bool) -> Result<()> {
-        let mut next = Some(delta);
-        while let Some(delta) = next.take() {
-            if self.deltas.contains(&delta) {
-                return Ok(());
-            }
-            let descriptor = match read_descriptor(repository, &delta.image, &delta.id) {
-                Err(error) if may_end && error.is_not_found() => return Ok(()),
-                result => result?,
-            };
-            for file in descriptor.files() {
-                self.indexes.insert(repository.image_path(&delta.image, &file.name));
-            }
-            packs(repository, &descriptor, |row| {
-                self.packs.insert(row.pack);
-                Ok(())
-            })?;
-            next = descriptor.base.map(|id| DeltaId { image: delta.image.clone(), id });
-            self.deltas.insert(delta);
-        }
-        Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! Writes a delta with its data: blocks into frames, frames into packs, places into the index.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 
 use bytes::Bytes;
 
@@ -23,6 +24,8 @@ pub struct ImageOptions {
     pub packs: PackOptions,
     /// The index.
     pub index: IndexOptions,
+    /// A local file that remembers what is stored, so that the same image isn't sent again after an interruption.
+    pub resume: Option<PathBuf>,
 }
 
 impl Default for ImageOptions {
@@ -31,6 +34,7 @@ impl Default for ImageOptions {
             frame_size: 1 << 20,
             packs: PackOptions::default(),
             index: IndexOptions::default(),
+            resume: None,
         }
     }
 }
@@ -47,6 +51,7 @@ pub struct ImageWriter {
     waiting: Vec<(u64, Extent)>,
     /// The extents of frames that have no place yet, oldest first.
     unplaced: VecDeque<Vec<(u64, Extent)>>,
+    resume: Option<PathBuf>,
 }
 
 impl ImageWriter {
@@ -60,7 +65,8 @@ impl ImageWriter {
     ) -> Result<ImageWriter> {
         Ok(ImageWriter {
             delta: DeltaWriter::new(repository, image, id, base, &options.index)?,
-            packs: PackWriter::new(repository, options.packs)?,
+            packs: PackWriter::new(repository, options.packs, options.resume.as_deref())?,
+            resume: options.resume.clone(),
             frame_size: options.frame_size.clamp(1, crate::frame::MAX_CONTENT / 2),
             content: Vec::new(),
             waiting: Vec::new(),
@@ -161,7 +167,11 @@ impl ImageWriter {
         let mut placed = Vec::new();
         let packed = self.packs.finish(&mut |place| placed.push(place))?;
         place(&mut self.delta, &mut self.unplaced, placed)?;
-        self.delta.finish(packed)
+        let descriptor = self.delta.finish(packed)?;
+        if let Some(resume) = &self.resume {
+            PackWriter::forget(resume);
+        }
+        Ok(descriptor)
     }
 }
 

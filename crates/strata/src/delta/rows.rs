@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::{Block, Change, Entry, Extent};
 use crate::id::Ulid;
-use crate::pack::Location;
+use crate::pack::{Location, Packed};
 
 /// What a column holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,25 +208,39 @@ pub struct PackRow {
     pub pack: Ulid,
     /// The size of its object.
     pub size: u64,
-    /// How many bytes of content the delta's extents have in it.
+    /// How many bytes of content its frames have.
+    pub content: u64,
+    /// How many of them the delta's extents name.
     pub live: u64,
+}
+
+impl PackRow {
+    /// The pack, whoever refers to it.
+    pub fn packed(&self) -> Packed {
+        Packed { pack: self.pack, size: self.size, content: self.content }
+    }
 }
 
 impl Row for PackRow {
     const TABLE: &'static str = "packs";
-    const COLUMNS: &'static [Column] =
-        &[("pack", Kind::OptionalText), ("size", Kind::Number), ("live", Kind::Number)];
+    const COLUMNS: &'static [Column] = &[
+        ("pack", Kind::OptionalText),
+        ("size", Kind::Number),
+        ("content", Kind::Number),
+        ("live", Kind::Number),
+    ];
 
     fn cells(&self, each: &mut dyn FnMut(Cell<'_>)) {
-        let cells = [Cell::Pack(self.pack), Cell::Number(self.size), Cell::Number(self.live)];
-        cells.into_iter().for_each(each);
+        each(Cell::Pack(self.pack));
+        [self.size, self.content, self.live].into_iter().for_each(|n| each(Cell::Number(n)));
     }
 
     fn of(values: &[Cell<'_>]) -> Option<PackRow> {
-        let [pack, size, live] = values else {
+        let [pack, size, content, live] = values else {
             return None;
         };
         let pack = Ulid::from_text(pack.bytes()?)?;
-        Some(PackRow { pack, size: size.number()?, live: live.number()? })
+        let (size, content) = (size.number()?, content.number()?);
+        Some(PackRow { pack, size, content, live: live.number()? })
     }
 }

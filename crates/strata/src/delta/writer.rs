@@ -197,9 +197,9 @@ impl DeltaWriter {
         }
         let mut live = self.live;
         let mut rows = Vec::new();
-        for Packed { pack, size } in sizes {
+        for Packed { pack, size, content } in sizes {
             if let Some(live) = live.remove(&pack) {
-                rows.push(PackRow { pack, size, live });
+                rows.push(PackRow { pack, size, content, live });
             }
         }
         if let Some((pack, _)) = live.pop_first() {

@@ -5,8 +5,6 @@ use std::collections::BTreeMap;
 use super::{Folded, Rules, Sink, fold, is_full, open_chain};
 use crate::delta::{Change, DeltaWriter, Descriptor, Extent, IndexOptions, packs};
 use crate::error::{Error, Result};
-use crate::id::Ulid;
-use crate::pack::Packed;
 use crate::repository::Repository;
 
 /// Writes the fold of neighbouring deltas, oldest first, in the place of the newest.
@@ -31,7 +29,7 @@ pub fn merge(
     let mut sizes = BTreeMap::new();
     for delta in deltas {
         packs(repository, delta, |row| {
-            sizes.insert(row.pack, row.size);
+            sizes.insert(row.pack, row.packed());
             Ok(())
         })?;
     }
@@ -40,9 +38,8 @@ pub fn merge(
     let writer = DeltaWriter::new(repository, &newest.image, &newest.id, base, options)?;
     let mut sink = Writing { writer, is_full: is_full(deltas) };
     fold(readers, is_full(deltas), rules, &mut sink)?;
-    let sizes = sizes.into_iter().map(|(pack, size): (Ulid, u64)| Packed { pack, size });
     sink.writer.about(newest.about.clone());
-    sink.writer.finish(sizes)
+    sink.writer.finish(sizes.into_values())
 }
 
 struct Writing {

@@ -7,11 +7,13 @@
 
 mod compact;
 mod data;
+mod headers;
 mod layers;
 mod run;
 
 pub use compact::merge;
 pub use data::{DataSink, Reading};
+pub use headers::Headers;
 pub use run::fold;
 
 use bytes::Bytes;

@@ -2,6 +2,7 @@
 
 mod compressor;
 mod reader;
+mod resume;
 mod writer;
 
 pub use reader::{FrameReader, walk};

@@ -1,11 +1,13 @@
 //! Writes packs: compresses on several threads, uploads while more is read.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
 
 use super::compressor::Compressor;
+use super::resume::Resume;
 use crate::error::{Error, Result};
 use crate::frame::{Place, finish};
 use crate::id::Ulid;
@@ -51,10 +53,13 @@ pub struct Packed {
     pub pack: Ulid,
     /// Its size.
     pub size: u64,
+    /// How many bytes of content its frames have.
+    pub content: u64,
 }
 
 struct Upload {
     packed: Packed,
+    frames: VecDeque<(String, u64, u64)>,
     thread: JoinHandle<StoreResult<()>>,
 }
 
@@ -66,20 +71,32 @@ pub struct PackWriter {
     pack: Ulid,
     frames: Vec<Bytes>,
     length: u64,
+    content: u64,
     uploads: VecDeque<Upload>,
     stored: Vec<Packed>,
+    resume: Option<Resume>,
+    /// Hashes of the content of frames that were given and not placed.
+    hashes: VecDeque<String>,
 }
 
 impl PackWriter {
-    /// Writes nothing yet.
-    pub fn new(repository: &Repository, options: PackOptions) -> Result<PackWriter> {
+    /// Writes nothing yet. With a journal at `resume` what a writer of the same content stored before it was
+    /// interrupted isn't stored again.
+    pub fn new(
+        repository: &Repository,
+        options: PackOptions,
+        resume: Option<&Path>,
+    ) -> Result<PackWriter> {
         Ok(PackWriter {
+            resume: resume.map(|path| Resume::open(repository, path)).transpose()?,
+            hashes: VecDeque::new(),
             repository: repository.clone(),
             options,
             compressor: Compressor::new(options.threads, options.level),
             pack: Ulid::new()?,
             frames: Vec::new(),
             length: 0,
+            content: 0,
             uploads: VecDeque::new(),
             stored: Vec::new(),
         })
@@ -87,6 +104,15 @@ impl PackWriter {
 
     /// Takes a frame's content, and calls `placed` for each frame, in the order given, once it has its place.
     pub fn push(&mut self, content: Vec<u8>, placed: &mut impl FnMut(Placed)) -> Result<()> {
+        if let Some(resume) = &mut self.resume {
+            // What was stored before comes first: nothing is in the compressor yet.
+            if let Some(known) = resume.find(&content)? {
+                self.stored.extend(known.packed);
+                placed(known.placed);
+                return Ok(());
+            }
+            self.hashes.push_back(blake3::hash(&content).to_hex().to_string());
+        }
         while self.compressor.is_full() {
             self.place(placed)?;
         }
@@ -98,11 +124,15 @@ impl PackWriter {
         let Some(compressed) = self.compressor.take()? else {
             return Ok(false);
         };
+        self.content += compressed.content_length();
         let path = self.repository.pack_path(self.pack);
         let place = Place { path: &path, pack: self.pack, at: self.length };
         let frame = finish(compressed, place, self.repository.key())?;
         let length = frame.len() as u64;
         placed(Placed { pack: self.pack, at: self.length, length });
+        if let (Some(resume), Some(hash)) = (&mut self.resume, self.hashes.pop_front()) {
+            resume.framed(hash, self.length, length);
+        }
         self.frames.push(frame.into());
         self.length += length;
         if self.length >= self.options.pack_size {
@@ -119,14 +149,15 @@ impl PackWriter {
         while self.uploads.len() >= self.options.uploads.max(1) {
             self.wait_for_one()?;
         }
-        let packed = Packed { pack: self.pack, size: self.length };
+        let packed = Packed { pack: self.pack, size: self.length, content: self.content };
         let path = self.repository.pack_path(self.pack);
         let frames = std::mem::take(&mut self.frames);
         let store = self.repository.store().clone();
         let thread = thread::spawn(move || store.put(&path, &frames));
-        self.uploads.push_back(Upload { packed, thread });
+        let frames = self.resume.as_mut().map(Resume::take_frames).unwrap_or_default();
+        self.uploads.push_back(Upload { packed, frames, thread });
         self.pack = Ulid::new()?;
-        self.length = 0;
+        (self.length, self.content) = (0, 0);
         Ok(())
     }
 
@@ -136,9 +167,17 @@ impl PackWriter {
                 .thread
                 .join()
                 .map_err(|_| Error::caller("an uploading thread ended early"))??;
+            if let Some(resume) = &mut self.resume {
+                resume.stored(upload.packed, upload.frames)?;
+            }
             self.stored.push(upload.packed);
         }
         Ok(())
+    }
+
+    /// Removes a journal whose content is in a delta now.
+    pub fn forget(resume: &Path) {
+        Resume::remove(resume);
     }
 
     /// Places what is left and waits until every pack is in the store.

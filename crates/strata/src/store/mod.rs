@@ -4,10 +4,18 @@
 //! reason that passes. What each call promises is written at [`Storage`]; the suite in `tests/store.rs` holds every
 //! implementation to it.
 
+#[cfg(feature = "cloud")]
+mod cloud;
 mod object;
+mod paced;
 pub mod testing;
+mod translate;
+mod upload;
 
+#[cfg(feature = "cloud")]
+pub use cloud::{CloudOptions, Secret};
 pub use object::{ObjectStorage, Timeouts};
+pub use paced::Paced;
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};

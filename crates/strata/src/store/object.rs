@@ -10,9 +10,11 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use tokio::runtime::{Builder, Runtime};
 
+use super::translate::translated;
+use super::upload::{Locking, Upload};
 use super::{Listed, Storage, StoreError, StoreErrorKind, StoreResult, read_part};
 
 /// A file up to this size is put in one call, a larger one in parts of it.
@@ -45,6 +47,8 @@ pub struct ObjectStorage {
     prefix: String,
     /// The local folder, whose deletions are made durable here.
     folder: Option<PathBuf>,
+    /// Where what is written may not be deleted for some time: who writes so.
+    locking: Option<Arc<dyn Locking>>,
     runtime: Runtime,
     timeouts: Timeouts,
 }
@@ -86,7 +90,29 @@ impl ObjectStorage {
                 ..StoreError::new("start threads for", prefix, StoreErrorKind::Other)
             })?;
         let prefix = prefix.trim_matches('/').to_string();
-        Ok(ObjectStorage { store, prefix, folder: None, runtime, timeouts })
+        Ok(ObjectStorage { store, prefix, folder: None, locking: None, runtime, timeouts })
+    }
+
+    /// What is written from here on is locked, but for what is meant to go or to be written over.
+    #[cfg(feature = "aws")]
+    pub(super) fn with_locking(mut self, locking: Arc<dyn Locking>) -> ObjectStorage {
+        self.locking = Some(locking);
+        self
+    }
+
+    /// Who locks this object, where somebody does. Leases end, and the note of what is doomed changes with each
+    /// collection: neither is worth keeping.
+    fn locking(&self, path: &str) -> Option<&Arc<dyn Locking>> {
+        let is_passing = path.split('/').any(|name| name == "leases" || name == "doomed.json");
+        self.locking.as_ref().filter(|_| !is_passing)
+    }
+
+    /// What an object is written through.
+    fn writer(&self, verb: &'static str, path: &str) -> StoreResult<Arc<dyn ObjectStore>> {
+        match self.locking(path) {
+            Some(locking) => locking.writer().map_err(|error| translated(verb, path, error)),
+            None => Ok(self.store.clone()),
+        }
     }
 
     fn path(&self, verb: &'static str, path: &str) -> StoreResult<Path> {
@@ -115,7 +141,10 @@ impl ObjectStorage {
 
     fn put_parts(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
         let target = self.path("put", path)?;
-        let mut upload = self.call("put", path, 0, self.store.put_multipart(&target))?;
+        let mut upload = match self.locking(path) {
+            Some(locking) => self.call("put", path, 0, Upload::locked(locking.as_ref(), target))?,
+            None => self.call("put", path, 0, Upload::plain(self.store.as_ref(), &target))?,
+        };
         match self.fill(path, file, length, &mut upload) {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -131,16 +160,16 @@ impl ObjectStorage {
         path: &str,
         file: &mut File,
         length: u64,
-        upload: &mut Box<dyn MultipartUpload>,
+        upload: &mut Upload,
     ) -> StoreResult<()> {
         let mut at = 0;
         while at < length {
             let size = PART.min(length - at);
             let part = read_part(file, at, size).map_err(|error| file_failed(path, error))?;
-            self.call("put", path, size, upload.put_part(PutPayload::from(part)))?;
+            self.call("put", path, size, upload.put(PutPayload::from(part)))?;
             at += size;
         }
-        self.call("put", path, length, upload.complete()).map(|_| ())
+        self.call("put", path, length, upload.complete())
     }
 }
 
@@ -149,14 +178,16 @@ impl Storage for ObjectStorage {
         let payload: PutPayload = data.iter().cloned().collect();
         let target = self.path("put", path)?;
         let size = payload.content_length() as u64;
-        self.call("put", path, size, self.store.put(&target, payload)).map(|_| ())
+        let writer = self.writer("put", path)?;
+        self.call("put", path, size, writer.put(&target, payload)).map(|_| ())
     }
 
     fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
         let target = self.path("create", path)?;
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let payload = PutPayload::from(data.clone());
-        let call = self.store.put_opts(&target, payload, options);
+        let writer = self.writer("create", path)?;
+        let call = writer.put_opts(&target, payload, options);
         self.call("create", path, data.len() as u64, call).map(|_| ())
     }
 
@@ -230,43 +261,4 @@ fn file_failed(path: &str, error: std::io::Error) -> StoreError {
         source: Some(Box::new(error)),
         ..StoreError::new("read the temporary file of", path, StoreErrorKind::Other)
     }
-}
-
-/// An error of `object_store`, its words kept.
-fn translated(verb: &'static str, path: &str, error: object_store::Error) -> StoreError {
-    use object_store::Error as Theirs;
-    let kind = match &error {
-        Theirs::NotFound { .. } => StoreErrorKind::NotFound,
-        // S3 answers 412 where it has the object, which some servers report as it is.
-        Theirs::AlreadyExists { .. } | Theirs::Precondition { .. } => StoreErrorKind::AlreadyExists,
-        Theirs::PermissionDenied { .. } => StoreErrorKind::PermissionDenied,
-        Theirs::Unauthenticated { .. } => StoreErrorKind::Unauthenticated,
-        Theirs::Generic { store, source } => kind_of_source(store, source.as_ref()),
-        Theirs::JoinError { .. } => StoreErrorKind::Transient,
-        _ => StoreErrorKind::Other,
-    };
-    StoreError { verb, path: path.to_string(), kind, source: Some(Box::new(error)) }
-}
-
-/// A local folder fails for good (full, read-only), unless the system says otherwise; a server fails for now.
-fn kind_of_source(store: &str, source: &(dyn std::error::Error + 'static)) -> StoreErrorKind {
-    use std::io::ErrorKind;
-    let mut next = Some(source);
-    while let Some(error) = next {
-        if let Some(error) = error.downcast_ref::<std::io::Error>() {
-            match error.kind() {
-                ErrorKind::PermissionDenied => return StoreErrorKind::PermissionDenied,
-                ErrorKind::StorageFull | ErrorKind::ReadOnlyFilesystem => {
-                    return StoreErrorKind::Other;
-                }
-                ErrorKind::Interrupted
-                | ErrorKind::TimedOut
-                | ErrorKind::ConnectionReset
-                | ErrorKind::ConnectionRefused => return StoreErrorKind::Transient,
-                _ => {}
-            }
-        }
-        next = error.source();
-    }
-    if store == "LocalFileSystem" { StoreErrorKind::Other } else { StoreErrorKind::Transient }
 }

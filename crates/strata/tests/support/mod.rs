@@ -1,6 +1,10 @@
 //! A naive image, random histories of it, and the repository's fold compared with it.
 #![allow(dead_code, reason = "each test takes what it needs")]
 
+pub mod contract;
+#[cfg(feature = "aws")]
+pub mod s3;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -86,6 +90,7 @@ pub fn small() -> ImageOptions {
         frame_size: 700,
         packs: PackOptions { pack_size: 3000, level: 1, threads: 2, uploads: 1 },
         index: small_index(),
+        resume: None,
     }
 }
 

@@ -7,19 +7,22 @@
 
 mod clone;
 mod filesystem;
+mod known;
 mod parse;
 mod snapshot;
+mod standing;
 mod stream;
 
-use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
 pub use clone::{CloneSpec, while_received};
 pub use snapshot::{SnapshotFacts, Tagged};
+pub use standing::Standing;
 pub use stream::{Base, SendSpec};
 
 use crate::error::Result;
@@ -114,28 +117,27 @@ impl fmt::Display for SnapshotName {
     }
 }
 
-/// What this machine's ZFS can do, found by trying.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Capabilities {
-    /// Several snapshots in one command, in one transaction group.
-    pub multi_snapshot: bool,
-}
-
 /// Properties by dataset or snapshot, then by property.
 pub type Properties = BTreeMap<String, BTreeMap<String, String>>;
 
 /// The handle to ZFS.
 #[derive(Debug, Default)]
 pub struct Zfs {
-    capabilities: OnceCell<Capabilities>,
+    memory: known::Memory,
     large_blocks: OnceLock<bool>,
 }
 
 impl Zfs {
-    /// A handle; nothing is run yet.
+    /// A handle that finds out by itself what this ZFS can do; nothing is run yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same, which keeps what it has found out in `zfs.json` of this folder.
+    #[must_use]
+    pub fn remembering_in(folder: &Path) -> Self {
+        Self { memory: known::Memory::in_folder(folder), large_blocks: OnceLock::new() }
     }
 
     fn run<I, S>(&self, args: I) -> Result<Output, CommandError>
@@ -146,25 +148,27 @@ impl Zfs {
         Program::new("zfs").args(args).run()
     }
 
-    /// What this ZFS can do. The probe names two datasets that don't exist in `pool`: an
-    /// implementation that takes several snapshots a command says that they don't exist, one
-    /// that doesn't says that there are too many arguments. Either way nothing is made.
+    /// Whether this ZFS takes several snapshots in one command, of one pool in one transaction
+    /// group. The probe names two datasets that don't exist in `pool`: an implementation that takes
+    /// several says that they don't exist, one that doesn't says that there are too many arguments.
+    /// Either way nothing is made.
     ///
     /// # Errors
     /// When `zfs` can't be started.
-    pub fn capabilities(&self, pool: &str) -> Result<Capabilities> {
-        if let Some(known) = self.capabilities.get() {
-            return Ok(*known);
+    pub fn multi_snapshot(&self, pool: &str) -> Result<bool> {
+        if let Some(known) = self.memory.multi_snapshot() {
+            return Ok(known);
         }
         let absent = format!("{pool}/lockstep-probe-{}", crate::names::random_suffix());
         let probe = self.run(["snapshot", &format!("{absent}-a@x"), &format!("{absent}-b@x")]);
-        let multi_snapshot = match probe {
+        let can = match probe {
             Err(error @ CommandError::Start { .. }) => return Err(error.into()),
-            Err(error) => !error.stderr().contains("too many arguments"),
+            Err(error) => !wants_one(&error),
             // Nothing can have been made of datasets that don't exist; be careful all the same.
             Ok(_) => false,
         };
-        Ok(*self.capabilities.get_or_init(|| Capabilities { multi_snapshot }))
+        self.memory.learn_multi_snapshot(can);
+        Ok(can)
     }
 
     /// Properties of several datasets or snapshots in one call, numbers in full.
@@ -182,17 +186,26 @@ impl Zfs {
         parse::properties(&self.run(args)?.stdout)
     }
 
-    /// The same, with those of `optional` that this ZFS knows (pool version 23 has no `sync`).
+    /// The same, with `optional` where this ZFS knows it (pool version 23 has no `sync`).
     ///
     /// # Errors
     /// As [`Self::get`].
     pub fn get_known(&self, of: &[String], needed: &[&str], optional: &str) -> Result<Properties> {
+        if self.memory.property(optional) == Some(false) {
+            return self.get(of, needed);
+        }
         let all: Vec<_> = needed.iter().copied().chain([optional]).collect();
         match self.get(of, &all) {
             Err(crate::error::Error::Command(e)) if e.stderr().contains("invalid property") => {
+                self.memory.learn_property(optional, false);
                 self.get(of, needed)
             }
-            other => other,
+            other => {
+                if other.is_ok() {
+                    self.memory.learn_property(optional, true);
+                }
+                other
+            }
         }
     }
 
@@ -231,6 +244,11 @@ impl Zfs {
         self.run(args)?;
         Ok(())
     }
+}
+
+/// Whether ZFS takes one snapshot a command and was given several; it has made none then.
+fn wants_one(error: &CommandError) -> bool {
+    error.stderr().contains("too many arguments")
 }
 
 /// Whether ZFS failed because the dataset or snapshot isn't there. Worded alike in zfs-fuse

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::{DatasetName, HOLD_TAG, SnapshotName, Zfs, is_absent, parse};
+use super::{DatasetName, HOLD_TAG, SnapshotName, Zfs, is_absent, parse, wants_one};
 use crate::error::{Error, Result};
 
 /// How long "dataset is busy" is retried (zfs-fuse says it for a second or two after a process
@@ -58,10 +58,14 @@ impl Zfs {
         for (name, value) in properties {
             options.extend(["-o".to_owned(), format!("{name}={value}")]);
         }
-        if snapshots.len() > 1 && self.capabilities(first.dataset.pool())?.multi_snapshot {
+        if snapshots.len() > 1 && self.multi_snapshot(first.dataset.pool())? {
             let names = snapshots.iter().map(SnapshotName::to_string);
-            self.run(["snapshot".to_owned()].into_iter().chain(options).chain(names))?;
-            return Ok(());
+            match self.run(["snapshot".to_owned()].into_iter().chain(options.clone()).chain(names))
+            {
+                // Another ZFS than the one that was asked once.
+                Err(error) if wants_one(&error) => self.memory.learn_multi_snapshot(false),
+                other => return other.map(|_| ()).map_err(Into::into),
+            }
         }
         if snapshots.len() > 1 && one_moment {
             return self.snapshot_below(snapshots, &options);

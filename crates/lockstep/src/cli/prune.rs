@@ -1,0 +1,174 @@
+//! `lockstep prune`.
+
+use clap::{ArgGroup, Args};
+use serde_json::{Value, json};
+
+use super::Done;
+use super::output::{self, JSON_VERSION};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::plan::warnings::bytes;
+use crate::prune::{self, Entry, Fate, Outcome, Place, Plan, Report, Request};
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("place").multiple(true)))]
+pub(super) struct Prune {
+    /// Print what would be removed, and why the rest is kept; remove nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// The sets on this host
+    #[arg(long, group = "place")]
+    local: bool,
+    /// The sets in this repository; without --local and this, all places
+    #[arg(long, value_name = "NAME", group = "place")]
+    repository: Vec<String>,
+    /// Remove this set, whatever the policy says; with --local or --repository
+    #[arg(long = "set", value_name = "ID", requires = "place")]
+    sets: Vec<String>,
+    /// In each repository, stop merging after so many bytes of indexes were read
+    #[arg(long, value_name = "BYTES")]
+    max_merge_bytes: Option<u64>,
+}
+
+impl Prune {
+    pub(super) fn run(&self, cx: &Context, as_json: bool) -> Result<Done> {
+        let request = Request {
+            dry_run: self.dry_run,
+            local: self.local,
+            repositories: self.repository.clone(),
+            sets: self.sets.clone(),
+            max_merge_bytes: self.max_merge_bytes,
+        };
+        let report = prune::run(cx, &request, |plan| {
+            if !as_json {
+                show(plan, self.dry_run);
+            }
+        })?;
+        if as_json {
+            let places: Vec<_> = report.iter().map(|(place, how)| place_json(place, how)).collect();
+            output::print_json(&json!({
+                "version": JSON_VERSION, "cluster": cx.name, "dry_run": self.dry_run,
+                "places": places,
+            }))?;
+        }
+        end(report, as_json, self.dry_run)
+    }
+}
+
+/// Says what became of each place. The exit code is the worst: locked, then with problems.
+fn end(report: Report, as_json: bool, dry_run: bool) -> Result<Done> {
+    let mut done = Done::Well;
+    let (alone, mut locked) = (report.len() == 1, None);
+    for (place, outcome) in report {
+        match outcome {
+            Ok(outcome) => {
+                if !as_json && !dry_run {
+                    summary(&outcome);
+                }
+                if outcome.plan.has_problems() {
+                    done = Done::WithProblems;
+                }
+                for problem in &outcome.plan.problems {
+                    eprintln!("warning: {place}: {problem}");
+                }
+                for entry in &outcome.plan.entries {
+                    if let Fate::Left(why) = &entry.fate {
+                        eprintln!("warning: {place}: set {} is left: {why}", entry.set);
+                    }
+                }
+            }
+            Err(error) if alone => return Err(error),
+            Err(error @ Error::Locked { .. }) if locked.is_none() => locked = Some(error),
+            Err(error) => {
+                output::error(&error);
+                done = Done::WithProblems;
+            }
+        }
+    }
+    locked.map_or(Ok(done), Err)
+}
+
+fn show(plan: &Plan, dry_run: bool) {
+    if !plan.configured {
+        println!("{}: no retention is configured, nothing is touched\n", plan.place);
+        return;
+    }
+    println!("{}", plan.place);
+    let mut table = output::table(&["set", "taken", "own bytes", "plan", "why"]);
+    for entry in &plan.entries {
+        let (fate, why) = match &entry.fate {
+            Fate::Keep(_) => ("keep", reasons(entry).join(", ")),
+            Fate::Remove if dry_run => ("would remove", String::new()),
+            Fate::Remove => ("remove", String::new()),
+            Fate::Left(why) => ("left", why.clone()),
+        };
+        table.add_row([
+            entry.set.clone(),
+            entry.time.map_or_else(String::new, |t| t.strftime("%Y-%m-%d %H:%M:%SZ").to_string()),
+            entry.bytes.map_or_else(String::new, bytes),
+            fate.to_owned(),
+            why,
+        ]);
+    }
+    output::print_table(&table);
+    println!();
+}
+
+fn summary(outcome: &Outcome) {
+    if !outcome.plan.configured {
+        return;
+    }
+    let place = &outcome.plan.place;
+    let sets = |count: usize| if count == 1 { "1 set".into() } else { format!("{count} sets") };
+    println!("{place}: {} removed", sets(outcome.removed.len()));
+    if let Some(done) = &outcome.done {
+        println!(
+            "{place}: {} deltas merged, {} objects deleted, {} wait for their grace time",
+            done.merged, done.deleted, done.waiting
+        );
+    }
+}
+
+fn reasons(entry: &Entry) -> Vec<String> {
+    match &entry.fate {
+        Fate::Keep(reasons) => reasons.iter().map(ToString::to_string).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn place_json(place: &Place, outcome: &Result<Outcome>) -> Value {
+    let (kind, repository) = match place {
+        Place::Local => ("local", None),
+        Place::Repository(name) => ("repository", Some(name)),
+    };
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            return json!({
+                "place": kind, "repository": repository, "configured": true, "sets": [],
+                "problems": [], "removed": [], "merged": null, "deleted": null, "waiting": null,
+                "error": error.chain(),
+            });
+        }
+    };
+    let sets: Vec<_> = outcome.plan.entries.iter().map(entry_json).collect();
+    let done = outcome.done.as_ref();
+    json!({
+        "place": kind, "repository": repository, "configured": outcome.plan.configured,
+        "sets": sets, "problems": outcome.plan.problems, "removed": outcome.removed,
+        "merged": done.map(|done| done.merged), "deleted": done.map(|done| done.deleted),
+        "waiting": done.map(|done| done.waiting), "error": null,
+    })
+}
+
+fn entry_json(entry: &Entry) -> Value {
+    let (action, why) = match &entry.fate {
+        Fate::Keep(_) => ("keep", None),
+        Fate::Remove => ("remove", None),
+        Fate::Left(why) => ("left", Some(why)),
+    };
+    json!({
+        "set": entry.set, "taken_at": entry.time, "action": action,
+        "reasons": reasons(entry), "why": why, "own_bytes": entry.bytes,
+    })
+}

@@ -1,0 +1,251 @@
+//! `lockstep repo init|list|check|compact|key`: repositories as such.
+
+mod tidy;
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::Done;
+use super::output::{self, JSON_VERSION};
+use crate::config::RepositoryConfig;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::repository::keys::{self, Source};
+use crate::repository::wrap::Slot;
+use crate::repository::{self, Format, init};
+
+#[derive(Debug, Args)]
+pub(super) struct Repo {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a repository; one that is there already is left as it is
+    Init {
+        /// The repository; all of the cluster's where left out
+        name: Option<String>,
+    },
+    /// List them, with what lies in them
+    List {
+        /// The repository; all of the cluster's where left out
+        name: Option<String>,
+    },
+    /// Check that all that the sets need is there and as it was written
+    Check(tidy::Check),
+    /// Delete what no set needs, and move what lives between what doesn't
+    Compact(tidy::Compact),
+    /// The keys that open an encrypted repository
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyCommand {
+    /// List them
+    List {
+        /// The repository; may be left out where the cluster has one
+        name: Option<String>,
+    },
+    /// Add one: from then on either opens the repository
+    Add {
+        /// The repository; may be left out where the cluster has one
+        name: Option<String>,
+        #[command(flatten)]
+        new: NewKey,
+        /// What to call it
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        label: String,
+    },
+    /// Remove one that isn't the last, nor the one that the configuration names
+    Remove {
+        /// The key, as `repo key list` names it
+        id: String,
+        /// The repository; may be left out where the cluster has one
+        name: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct NewKey {
+    /// A file with 32 bytes, or 64 hex digits
+    #[arg(long, value_name = "FILE")]
+    new_key_file: Option<PathBuf>,
+    /// A file with a passphrase in its first line
+    #[arg(long, value_name = "FILE")]
+    new_passphrase_file: Option<PathBuf>,
+}
+
+impl Repo {
+    pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
+        match &self.command {
+            Command::Init { name } => each(cx, name.as_deref(), json, |name, config| {
+                let made = init::run(name, config)?;
+                let words = if made.is_new { "made" } else { "there already" };
+                let encrypted = if made.is_encrypted { "encrypted" } else { "not encrypted" };
+                let line = format!("repository {name} is {words}, {encrypted}: {}", config.url);
+                let value = json!({
+                    "repository": name, "url": config.url, "id": made.id,
+                    "made": made.is_new, "encrypted": made.is_encrypted,
+                });
+                Ok((line, value))
+            }),
+            Command::List { name } => tidy::list(cx, name.as_deref(), json),
+            Command::Check(command) => command.run(cx, json),
+            Command::Compact(command) => command.run(cx, json),
+            Command::Key { command } => key(cx, command, json),
+        }
+    }
+}
+
+/// The repositories that are meant: the named one, or all of the cluster's.
+fn meant(cx: &Context, name: Option<&str>) -> Result<Vec<String>> {
+    match name {
+        Some(name) => repository::config(cx, name).map(|_| vec![name.to_owned()]),
+        None if cx.cluster.repositories.is_empty() => Err(Error::usage(
+            format!("cluster \"{}\" has no repository", cx.name),
+            format!(
+                "add a table [repositories.NAME], and its name to clusters.{}.repositories",
+                cx.name
+            ),
+        )),
+        None => Ok(cx.cluster.repositories.clone()),
+    }
+}
+
+/// The one repository that is meant.
+fn one(cx: &Context, name: Option<&str>) -> Result<String> {
+    let mut names = meant(cx, name)?;
+    match names.len() {
+        1 => Ok(names.remove(0)),
+        _ => Err(Error::usage(
+            format!("cluster \"{}\" has several repositories", cx.name),
+            format!("name one: {}", names.join(", ")),
+        )),
+    }
+}
+
+/// Does something with each repository that is meant; one that fails doesn't stop the others.
+fn each(
+    cx: &Context,
+    name: Option<&str>,
+    json: bool,
+    mut work: impl FnMut(&str, &RepositoryConfig) -> Result<(String, Value)>,
+) -> Result<Done> {
+    let names = meant(cx, name)?;
+    let (mut values, mut done) = (Vec::new(), Done::Well);
+    for name in &names {
+        match repository::config(cx, name).and_then(|config| work(name, config)) {
+            Ok((_, value)) if json => values.push(value),
+            Ok((line, _)) => {
+                crate::steps::end_with_the_reader();
+                println!("{line}");
+            }
+            Err(error) if names.len() == 1 => return Err(error),
+            Err(error) => {
+                output::error(&error);
+                values.push(json!({"repository": name, "error": error.chain()}));
+                done = Done::WithProblems;
+            }
+        }
+    }
+    if json {
+        output::print_json(&json!({"version": JSON_VERSION, "repositories": values}))?;
+    }
+    Ok(done)
+}
+
+fn key(cx: &Context, command: &KeyCommand, json: bool) -> Result<Done> {
+    let (KeyCommand::List { name }
+    | KeyCommand::Add { name, .. }
+    | KeyCommand::Remove { name, .. }) = command;
+    let name = one(cx, name.as_deref())?;
+    let config = repository::config(cx, &name)?;
+    let store = repository::store(config)?;
+    let format = Format::read(&store, &name)?;
+    if format.encryption.is_none() {
+        return Err(Error::usage(
+            format!("repository \"{name}\" isn't encrypted, so it has no keys"),
+            "make another one with key_file or passphrase_file in its table",
+        ));
+    }
+    // Those of a repository that somebody else made in the same moment open nothing here.
+    let ours = |slot: &Slot| {
+        format.encryption.as_ref().is_some_and(|with| with.fingerprint == slot.fingerprint)
+    };
+    let said = |verb: &str, slot: &str, words: String| {
+        crate::steps::end_with_the_reader();
+        match json {
+            true => output::print_json(
+                &json!({"version": JSON_VERSION, "repository": name, verb: slot}),
+            ),
+            false => {
+                println!("{words}");
+                Ok(())
+            }
+        }
+    };
+    match command {
+        KeyCommand::List { .. } => {
+            let (slots, bad) = keys::list(&store)?;
+            let slots: Vec<_> = slots.into_iter().filter(ours).collect();
+            show(&name, &slots, json)?;
+            bad.iter().for_each(|(_, error)| output::error(error));
+            return Ok(if bad.is_empty() { Done::Well } else { Done::WithProblems });
+        }
+        KeyCommand::Add { new, label, .. } => {
+            let source = match (&new.new_key_file, &new.new_passphrase_file) {
+                (Some(path), _) => Source::KeyFile(path.clone()),
+                (None, Some(path)) => Source::PassphraseFile(path.clone()),
+                (None, None) => return Err(Error::usage("no new key", "see --help")),
+            };
+            let secret = source.read()?;
+            if let Some(opened) = keys::open(&store, &name, config, &format)? {
+                let slot = keys::add(&store, &opened.key, &secret, &format.id, label)?;
+                said("added", &slot.id, format!("key {} opens repository {name} too", slot.id))?;
+            }
+        }
+        KeyCommand::Remove { id, .. } => {
+            if let Some(opened) = keys::open(&store, &name, config, &format)? {
+                keys::remove(&store, &name, id, &opened)?;
+                said("removed", id, format!("key {id} opens repository {name} no more"))?;
+            }
+        }
+    }
+    Ok(Done::Well)
+}
+
+fn show(name: &str, slots: &[Slot], json: bool) -> Result<()> {
+    if json {
+        let keys: Vec<_> = slots
+            .iter()
+            .map(|slot| {
+                json!({
+                    "id": slot.id, "kind": slot.kdf.words(), "label": slot.label,
+                    "created": slot.created,
+                })
+            })
+            .collect();
+        return output::print_json(
+            &json!({"version": JSON_VERSION, "repository": name, "keys": keys}),
+        );
+    }
+    crate::steps::end_with_the_reader();
+    let mut table = output::table(&["key", "kind", "added", "label"]);
+    for slot in slots {
+        table.add_row([
+            slot.id.clone(),
+            slot.kdf.words().to_owned(),
+            slot.created.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+            slot.label.escape_debug().to_string(),
+        ]);
+    }
+    output::print_table(&table);
+    Ok(())
+}

@@ -1,0 +1,310 @@
+//! `lockstep repo list|check|compact`.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Value, json};
+use strata::check::collect;
+use strata::manifest::Manifest;
+use strata::repack::{RepackOptions, Repacked, repack};
+
+use super::super::Done;
+use super::super::output::{self, JSON_VERSION};
+use super::meant;
+use crate::config::parse_bytes;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::plan::warnings::bytes;
+use crate::repository::check::{self, Checked, Repaired, Severity, counted};
+use crate::repository::{self, Repository, of_strata};
+use crate::ship::{self, lease::Held};
+use crate::steps;
+
+#[derive(Debug, Args)]
+pub(super) struct Check {
+    /// The repository; all of the cluster's where left out
+    name: Option<String>,
+    /// Read the packs too, or so many percent of them
+    #[arg(
+        long, value_name = "PERCENT", num_args = 0..=1, require_equals = true,
+        default_missing_value = "100", value_parser = clap::value_parser!(u8).range(1..=100)
+    )]
+    read_data: Option<u8>,
+    /// Delete what no set has needed for the grace time
+    #[arg(long)]
+    repair: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Compact {
+    /// The repository; all of the cluster's where left out
+    name: Option<String>,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Write at most so much anew, as 10GiB
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    max_bytes: Option<u64>,
+    /// Packs of which less than so many percent lives are written anew
+    #[arg(
+        long, value_name = "PERCENT", default_value = "50",
+        value_parser = clap::value_parser!(u8).range(1..=100)
+    )]
+    live: u8,
+}
+
+/// What became of one repository, as text and as JSON, and whether it is well.
+struct Told {
+    text: String,
+    value: Value,
+    is_well: bool,
+}
+
+/// Does something with each repository that is meant; one that fails doesn't stop the others.
+fn each(
+    cx: &Context,
+    name: Option<&str>,
+    json: bool,
+    mut work: impl FnMut(&str) -> Result<Told>,
+) -> Result<Done> {
+    let names = meant(cx, name)?;
+    let (mut values, mut done) = (Vec::new(), Done::Well);
+    for name in &names {
+        match work(name) {
+            Ok(told) => {
+                if !told.is_well {
+                    done = Done::WithProblems;
+                }
+                if !json {
+                    // What was found is worth knowing also where the reader has gone.
+                    print!("{}", told.text);
+                }
+                values.push(told.value);
+            }
+            Err(error) if names.len() == 1 => return Err(error),
+            Err(error) => {
+                output::error(&error);
+                values.push(json!({"repository": name, "error": error.chain()}));
+                done = Done::WithProblems;
+            }
+        }
+    }
+    if json {
+        output::print_json(&json!({"version": JSON_VERSION, "repositories": values}))?;
+    }
+    Ok(done)
+}
+
+fn now() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0)
+}
+
+/// The only one that writes to the cluster's part of the repository, on this host and on any.
+struct Alone {
+    lease: Held,
+    _lock: crate::lock::Lock,
+}
+
+impl Alone {
+    fn take(cx: &Context, repository: &Repository, command: &str) -> Result<Self> {
+        let lock = ship::lock(cx, &repository.name, command)?;
+        let lease = Held::take(cx, repository, Duration::ZERO)?;
+        Ok(Self { lease, _lock: lock })
+    }
+}
+
+pub(super) fn list(cx: &Context, name: Option<&str>, json: bool) -> Result<Done> {
+    let mut table = output::table(&["repository", "sets", "size", "encrypted", "id", "url"]);
+    let done = each(cx, name, json, |name| {
+        let repository = repository::open(cx, name)?;
+        let sets = Manifest::list(&repository.strata).map_err(of_strata)?.len();
+        let (mut size, mut seen) = (0, std::collections::BTreeSet::new());
+        let folder = repository.strata.path("");
+        repository
+            .strata
+            .store()
+            .list(folder.trim_end_matches('/'), |listed| {
+                // A listing that was tried again gives some twice.
+                if seen.insert(blake3::hash(listed.path.as_bytes()).as_bytes()[..8].to_vec()) {
+                    size += listed.size;
+                }
+            })
+            .map_err(|error| of_strata(error.into()))?;
+        let encrypted = repository.strata.key().is_some();
+        let url = repository.config.url.clone();
+        let value = json!({
+            "repository": name, "url": url, "id": repository.id, "sets": sets, "bytes": size,
+            "encrypted": encrypted,
+        });
+        table.add_row([
+            name.to_owned(),
+            sets.to_string(),
+            bytes(size),
+            if encrypted { "yes" } else { "no" }.to_owned(),
+            repository.id,
+            url,
+        ]);
+        Ok(Told { text: String::new(), value, is_well: true })
+    })?;
+    if !json {
+        steps::end_with_the_reader();
+        output::print_table(&table);
+    }
+    Ok(done)
+}
+
+impl Check {
+    pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
+        each(cx, self.name.as_deref(), json, |name| {
+            let repository = repository::open(cx, name)?;
+            let checked = check::run(&repository, self.read_data)?;
+            let repaired = match self.repair {
+                false => None,
+                true => {
+                    let alone = Alone::take(cx, &repository, "repo check --repair")?;
+                    alone.lease.check()?;
+                    Some(check::repair(&repository, now())?)
+                }
+            };
+            Ok(Told {
+                text: self.words(name, &checked, repaired.as_ref()),
+                value: json!({
+                    "repository": name, "findings": checked.findings, "orphans": checked.orphans,
+                    "harmed": checked.harmed(), "repaired": repaired,
+                    "counts": {
+                        "sets": checked.counts.sets, "deltas": checked.counts.deltas,
+                        "packs": checked.counts.packs, "frames": checked.counts.frames,
+                    },
+                }),
+                is_well: checked.is_well(),
+            })
+        })
+    }
+
+    /// One line a finding, worst first; then what was looked at.
+    fn words(&self, name: &str, checked: &Checked, repaired: Option<&Repaired>) -> String {
+        let mut text = String::new();
+        let mut line = |words: String| {
+            text.push_str(&words);
+            text.push('\n');
+        };
+        for finding in &checked.findings {
+            let severity = match finding.severity {
+                Severity::Error => "error",
+                Severity::Warning => "warning",
+                Severity::Note => "note",
+            };
+            let sets = match finding.sets.len() {
+                0 => String::new(),
+                _ => format!("; harms {}", finding.sets.join(", ")),
+            };
+            let hint = finding.hint.as_ref().map_or(String::new(), |hint| format!(" ({hint})"));
+            line(format!("{severity:<8} {name}: {}{sets}{hint}", finding.what));
+        }
+        if let Some(repaired) = repaired {
+            line(format!(
+                "repair   {name}: {} deleted, {} for the grace time to be over",
+                counted(repaired.deleted.len() as u64, "object"),
+                match repaired.waiting.len() {
+                    1 => "1 waits".to_owned(),
+                    n => format!("{n} wait"),
+                },
+            ));
+        }
+        let counts = &checked.counts;
+        let read = match self.read_data {
+            None => "their data was not read (--read-data)".to_owned(),
+            Some(_) => format!("{} read", counted(counts.frames, "frame")),
+        };
+        line(format!(
+            "{:<8} {name}: {}, {}, {}; {read}",
+            if checked.is_well() { "ok" } else { "checked" },
+            counted(counts.sets, "set"),
+            counted(counts.deltas, "delta"),
+            counted(counts.packs, "pack"),
+        ));
+        text
+    }
+}
+
+impl Compact {
+    pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
+        each(cx, self.name.as_deref(), json, |name| {
+            let repository = repository::open(cx, name)?;
+            let alone = match self.dry_run {
+                true => None,
+                false => Some(Alone::take(cx, &repository, "repo compact")?),
+            };
+            self.compact(&repository, alone.as_ref())
+        })
+    }
+
+    fn compact(&self, repository: &Repository, alone: Option<&Alone>) -> Result<Told> {
+        let still = |step| {
+            alone.map_or(Ok(()), |alone| alone.lease.check())?;
+            steps::reached(step)
+        };
+        let grace = u64::from(repository.config.grace_hours) * 3600;
+        let strata = &repository.strata;
+        let before = collect(strata, grace, now(), self.dry_run).map_err(of_strata)?;
+        still("compact.collected")?;
+        let repacked = repack(strata, &self.options(repository), self.dry_run);
+        let repacked = repacked.map_err(of_strata)?;
+        still("compact.repacked")?;
+        // What was replaced begins to wait.
+        let waiting = match self.dry_run {
+            true => before.waiting.len(),
+            false => collect(strata, grace, now(), false).map_err(of_strata)?.waiting.len(),
+        };
+        Ok(self.told(repository, before.deleted.len(), waiting, &repacked))
+    }
+
+    fn options(&self, repository: &Repository) -> RepackOptions {
+        let images = ship::options(repository);
+        RepackOptions {
+            live_percent: u64::from(self.live),
+            max_bytes: self.max_bytes.unwrap_or(u64::MAX),
+            frame_size: images.frame_size,
+            packs: images.packs,
+            index: images.index,
+            ..RepackOptions::default()
+        }
+    }
+
+    fn told(&self, at: &Repository, deleted: usize, waiting: usize, done: &Repacked) -> Told {
+        let name = &at.name;
+        let replaced: u64 = done.packs.iter().map(|sparse| sparse.packed.size).sum();
+        let damaged: Vec<_> = done
+            .damaged
+            .iter()
+            .map(|(pack, error)| {
+                Error::failed(format!("pack {pack} is left as it is: {error}")).chain()
+            })
+            .collect();
+        let would = if self.dry_run { "would be " } else { "" };
+        let mut text = format!(
+            "repository {name}: {} {would}deleted, {} for {} hours without a set to be over\n",
+            counted(deleted as u64, "object"),
+            if waiting == 1 { "1 waits".to_owned() } else { format!("{waiting} wait") },
+            at.config.grace_hours,
+        );
+        text.push_str(&format!(
+            "repository {name}: {} of {} {would}written anew as {}, which frees {}",
+            bytes(replaced),
+            counted(done.packs.len() as u64, "pack"),
+            bytes(done.written),
+            bytes(replaced.saturating_sub(done.written)),
+        ));
+        if done.left > 0 {
+            text.push_str(&format!("; {} more beyond --max-bytes", counted(done.left, "pack")));
+        }
+        text.push('\n');
+        damaged.iter().for_each(|line| text.push_str(&format!("error    {name}: {line}\n")));
+        let value = json!({
+            "repository": name, "dry_run": self.dry_run, "deleted": deleted, "waiting": waiting,
+            "packs": done.packs.len(), "replaced_bytes": replaced, "written_bytes": done.written,
+            "deltas": done.deltas, "left": done.left, "damaged": damaged,
+        });
+        Told { text, value, is_well: damaged.is_empty() }
+    }
+}

@@ -1,0 +1,104 @@
+//! `[clusters.NAME.retention]`: which sets `prune` keeps, for this host and for each repository.
+//!
+//! What could go wrong: a policy that is empty by mistake would be "delete everything". So no policy
+//! at all means that `prune` touches nothing there, and one that keeps nothing is refused.
+
+use std::collections::BTreeMap;
+
+use jiff::tz::TimeZone;
+use serde::Deserialize;
+
+use crate::retention::Policy;
+
+/// Which sets are kept where.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetentionConfig {
+    /// Of the snapshots on this host.
+    pub local: Option<Policy>,
+    /// In every repository that `repositories` says nothing about.
+    pub repository: Option<Policy>,
+    /// In one repository, by its name, instead of `repository`.
+    #[serde(default)]
+    pub repositories: BTreeMap<String, Policy>,
+    /// The time zone of hours, days, weeks, months and years, as `Europe/Berlin`; UTC where left out.
+    pub timezone: Option<String>,
+}
+
+impl RetentionConfig {
+    /// The policy of a repository.
+    #[must_use]
+    pub fn of_repository(&self, name: &str) -> Option<&Policy> {
+        self.repositories.get(name).or(self.repository.as_ref())
+    }
+
+    /// The time zone of calendar periods.
+    ///
+    /// # Errors
+    /// When this machine doesn't know it.
+    pub fn time_zone(&self) -> Result<TimeZone, String> {
+        match &self.timezone {
+            None => Ok(TimeZone::UTC),
+            Some(name) => TimeZone::get(name).map_err(|e| format!("timezone \"{name}\": {e}")),
+        }
+    }
+
+    /// Whether the values can be; the error begins with the key's name.
+    ///
+    /// # Errors
+    /// The first that can't, in words.
+    pub fn check(&self) -> Result<(), String> {
+        let of = |name: String, policy: &Policy| match policy.keeps_nothing() {
+            true => Err(format!("{name} keeps nothing: every set would be removed")),
+            false => Ok(()),
+        };
+        self.local.iter().try_for_each(|policy| of("local".into(), policy))?;
+        self.repository.iter().try_for_each(|policy| of("repository".into(), policy))?;
+        for (name, policy) in &self.repositories {
+            of(format!("repositories.{name}"), policy)?;
+        }
+        self.time_zone().map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<RetentionConfig, String> {
+        let config: RetentionConfig = toml::from_str(text).map_err(|e| e.to_string())?;
+        config.check().map(|()| config)
+    }
+
+    #[test]
+    fn a_repository_of_its_own_comes_before_all() {
+        let config = read(
+            "local = { last = 6, within = '36h' }\nrepository = { daily = 14 }\n\
+             repositories.far = { monthly = 3 }\ntimezone = 'Europe/Berlin'",
+        )
+        .unwrap();
+        assert_eq!(config.of_repository("near").unwrap().daily, 14);
+        assert_eq!(config.of_repository("far").unwrap().monthly, 3);
+        assert_eq!(config.local.unwrap().within.unwrap().to_string(), "36h");
+        assert!(read("").unwrap().of_repository("near").is_none());
+    }
+
+    #[test]
+    fn what_keeps_nothing_and_what_is_not_known_is_refused() {
+        for (text, word) in [
+            ("local = {}", "local keeps nothing"),
+            ("repository = { last = 0, daily = 0 }", "repository keeps nothing"),
+            ("repositories.far = { yearly = 0 }", "repositories.far keeps nothing"),
+            ("local = { lst = 6 }", "lst"),
+            ("locl = { last = 6 }", "locl"),
+            ("local = { last = -1 }", "-1"),
+            ("local = { within = '0d' }", "0d"),
+            ("local = { within = 'a week' }", "a week"),
+            ("local = { within = '7' }", "7"),
+            ("timezone = 'Mars/Olympus'", "Mars/Olympus"),
+        ] {
+            let why = read(text).unwrap_err();
+            assert!(why.contains(word), "{text}: {why}");
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! `lockstep prune`: sets that no policy keeps are removed, on this host and in each repository apart.
+//!
+//! For each place a plan is made first, by `retention.rs` alone and from what is there; what runs is
+//! that plan, set by set. A place without a policy isn't touched. One place that fails doesn't keep
+//! the others from being pruned.
+//!
+//! What could go wrong: the snapshot that the next increment to a repository starts from is removed,
+//! and all has to be sent again. So the newest set that both have is kept on both sides, and a
+//! repository that can't be asked is believed to have what it was last known to have.
+
+mod bookmarks;
+mod chains;
+mod common;
+mod local;
+#[cfg(test)]
+mod memory_store;
+mod remote;
+
+use jiff::Timestamp;
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::retention::Reason;
+use crate::set::unfinished;
+use crate::steps;
+
+pub use remote::Done;
+
+/// What `prune` was asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// Change nothing.
+    pub dry_run: bool,
+    /// This host's sets.
+    pub local: bool,
+    /// These repositories; with neither, this host and all repositories of the cluster.
+    pub repositories: Vec<String>,
+    /// Remove exactly these sets, whatever the policy says; the place has to be named too.
+    pub sets: Vec<String>,
+    /// In each repository stop merging after so many bytes of indexes were read.
+    pub max_merge_bytes: Option<u64>,
+}
+
+/// Where sets are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// On this host.
+    Local,
+    /// In the repository of this name.
+    Repository(String),
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Local => f.write_str("this host"),
+            Self::Repository(name) => write!(f, "repository {name}"),
+        }
+    }
+}
+
+/// What becomes of a set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// It is kept, for these reasons.
+    Keep(Vec<Reason>),
+    /// It is removed.
+    Remove,
+    /// It stays although the policy doesn't keep it, or isn't right: that is a problem.
+    Left(String),
+}
+
+/// A set in a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its id.
+    pub set: String,
+    /// When it was begun; unknown where its manifest can't be read.
+    pub time: Option<Timestamp>,
+    /// What becomes of it.
+    pub fate: Fate,
+    /// Bytes that only this set has, at least, where that is known.
+    pub bytes: Option<u64>,
+}
+
+/// What would be done at a place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Where.
+    pub place: Place,
+    /// There is a policy for it; without one there are no entries and nothing is touched.
+    pub configured: bool,
+    /// The sets, oldest first.
+    pub entries: Vec<Entry>,
+    /// What else should be known: a repository that couldn't be asked.
+    pub problems: Vec<String>,
+}
+
+impl Plan {
+    /// Where sets were named: each has to be there, and one that is needed is a problem.
+    fn insist_on(&mut self, named: &[String]) -> Result<()> {
+        if let Some(id) = named.iter().find(|id| self.entries.iter().all(|e| e.set != **id)) {
+            return Err(Error::usage(
+                format!("{} has no set \"{id}\"", self.place),
+                "`lockstep list` shows those that are there; write the whole id",
+            ));
+        }
+        for entry in self.entries.iter_mut().filter(|entry| named.contains(&entry.set)) {
+            if let Fate::Keep(reasons) = &entry.fate {
+                let reasons: Vec<_> = reasons.iter().map(ToString::to_string).collect();
+                entry.fate = Fate::Left(format!("it is needed: {}", reasons.join(", ")));
+            }
+        }
+        Ok(())
+    }
+
+    fn nothing(place: Place) -> Self {
+        Self { place, configured: false, entries: Vec::new(), problems: Vec::new() }
+    }
+
+    /// The ids of the sets to be removed, oldest first.
+    pub fn removed(&self) -> impl Iterator<Item = &str> {
+        let removed = self.entries.iter().filter(|entry| entry.fate == Fate::Remove);
+        removed.map(|entry| entry.set.as_str())
+    }
+
+    /// Whether something stays that should not, or something couldn't be asked.
+    #[must_use]
+    pub fn has_problems(&self) -> bool {
+        let is_left = |entry: &Entry| matches!(entry.fate, Fate::Left(_));
+        !self.problems.is_empty() || self.entries.iter().any(is_left)
+    }
+}
+
+/// How the pruning of a place ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What was planned; what couldn't be removed after all is left in it.
+    pub plan: Plan,
+    /// Sets that were removed.
+    pub removed: Vec<String>,
+    /// Of a repository: what was merged and deleted.
+    pub done: Option<Done>,
+}
+
+/// The places that are meant, and how each ended; the error is that of the whole place.
+pub type Report = Vec<(Place, Result<Outcome>)>;
+
+/// Prunes. `show` is given each plan before anything of it is done.
+///
+/// # Errors
+/// When nothing is configured for what was asked, or somebody else holds the cluster's lock.
+pub fn run(cx: &Context, request: &Request, mut show: impl FnMut(&Plan)) -> Result<Report> {
+    let places = places(cx, request)?;
+    let _lock = match request.dry_run {
+        true => None,
+        false => Some(cx.state.lock("prune")?),
+    };
+    if !request.dry_run {
+        steps::reached("prune.locked")?;
+        unfinished::remove(cx)?;
+    }
+    let mut report = Report::new();
+    for place in places {
+        let outcome = match &place {
+            Place::Local => local::prune(cx, request, &mut show),
+            Place::Repository(name) => remote::prune(cx, name, request, &mut show),
+        };
+        match outcome {
+            Err(interrupted @ Error::Interrupted { .. }) => return Err(interrupted),
+            outcome => report.push((place, outcome)),
+        }
+    }
+    Ok(report)
+}
+
+/// What is meant; where something is named that has no policy, that is an error.
+fn places(cx: &Context, request: &Request) -> Result<Vec<Place>> {
+    let retention = &cx.cluster.retention;
+    let unknown = |what: String, key: &str| {
+        Error::usage(
+            format!("no retention is configured for {what}: nothing is touched"),
+            format!("say what is kept: clusters.{}.retention.{key} = {{ last = 7 }}", cx.name),
+        )
+    };
+    let mut places = Vec::new();
+    if request.local {
+        if retention.local.is_none() && request.sets.is_empty() {
+            return Err(unknown("the sets on this host".into(), "local"));
+        }
+        places.push(Place::Local);
+    }
+    for name in &request.repositories {
+        if !cx.cluster.repositories.contains(name) {
+            let known = cx.cluster.repositories.join(", ");
+            return Err(Error::usage(
+                format!("cluster \"{}\" has no repository \"{name}\"", cx.name),
+                format!("it has: {}", if known.is_empty() { "none" } else { &known }),
+            ));
+        }
+        if retention.of_repository(name).is_none() && request.sets.is_empty() {
+            return Err(unknown(format!("repository \"{name}\""), "repository"));
+        }
+        places.push(Place::Repository(name.clone()));
+    }
+    if places.is_empty() {
+        let has_one = |name: &String| retention.of_repository(name).is_some();
+        if retention.local.is_none() && !cx.cluster.repositories.iter().any(has_one) {
+            return Err(unknown(format!("cluster \"{}\"", cx.name), "local"));
+        }
+        places.push(Place::Local);
+        places.extend(cx.cluster.repositories.iter().cloned().map(Place::Repository));
+    }
+    places.dedup();
+    Ok(places)
+}

@@ -1,0 +1,83 @@
+//! The newest set that this host and a repository both have: what the next increment starts from.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use strata::manifest::Manifest as Stored;
+
+use super::bookmarks;
+use crate::context::Context;
+use crate::error::Result;
+use crate::files;
+use crate::names::SetId;
+use crate::repository::{self, of_strata};
+
+/// What this host has in common with a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Common {
+    /// The repository.
+    pub(super) repository: String,
+    /// The newest set that both have.
+    pub(super) newest: Option<String>,
+    /// Why it couldn't be asked; then `newest` is what it was last known to have.
+    pub(super) problem: Option<String>,
+}
+
+/// Asks every repository of the cluster; `local` are the sets on this host.
+pub(super) fn with_all(cx: &Context, local: &[String]) -> Vec<Common> {
+    cx.cluster.repositories.iter().map(|name| with_one(cx, name, local)).collect()
+}
+
+fn with_one(cx: &Context, name: &str, local: &[String]) -> Common {
+    let there = repository::open(cx, name)
+        .and_then(|repository| Stored::list(&repository.strata).map_err(of_strata));
+    // Ids sort by time.
+    let newest = |is_there: &dyn Fn(&String) -> bool| local.iter().filter(|id| is_there(id)).max();
+    let (newest, problem) = match there {
+        Ok(there) => {
+            let there: BTreeSet<_> = there.into_iter().collect();
+            (newest(&|id| there.contains(id)), None)
+        }
+        Err(error) => {
+            let why = format!(
+                "repository {name} can't be asked what it has ({}): the newest set that it was known to have is kept",
+                error.chain()
+            );
+            (newest(&|id| was_shipped(cx, id, name)), Some(why))
+        }
+    };
+    Common { repository: name.to_owned(), newest: newest.cloned(), problem }
+}
+
+/// Whether the set was seen complete in the repository: shipping writes that down.
+fn was_shipped(cx: &Context, set: &str, repository: &str) -> bool {
+    set.parse().is_ok_and(|set| note(cx, &set, repository).exists())
+}
+
+/// Forgets that the set is complete in the repository: it is about to be removed there.
+///
+/// # Errors
+/// When the note can't be removed.
+pub(super) fn forget_shipped(cx: &Context, set: &str, repository: &str) -> Result<()> {
+    match set.parse() {
+        Ok(set) => files::remove_file(&note(cx, &set, repository)),
+        Err(_) => Ok(()),
+    }
+}
+
+fn note(cx: &Context, set: &SetId, repository: &str) -> PathBuf {
+    cx.state.set_directory(set).join(format!("shipped.{repository}.json"))
+}
+
+/// The sets that an increment can start from on this host: those whose snapshots are here, and those
+/// of which bookmarks are left.
+///
+/// # Errors
+/// When the state can't be read.
+pub(super) fn bases(cx: &Context) -> Result<BTreeSet<String>> {
+    let (sets, damaged) = cx.state.sets()?;
+    let mut ids: BTreeSet<_> = sets.iter().map(|set| set.set.to_string()).collect();
+    ids.extend(damaged.iter().map(|(id, _)| id.to_string()));
+    ids.extend(bookmarks::records(cx)?.iter().map(|record| record.set.to_string()));
+    Ok(ids)
+}

@@ -1,0 +1,228 @@
+//! The sets on this host: what is wrong with each or stands on it, the plan, and its carrying out.
+//!
+//! A set that isn't whole (a snapshot gone, or another in its place) counts for no rule: it must not
+//! use up a place that a set which restores could have. It goes when its time has come.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+
+use super::common::{self, Common};
+use super::{Entry, Fate, Outcome, Place, Plan, Request, bookmarks};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::retention::{self, Candidate, Decision, Reason};
+use crate::set::manifest::Manifest;
+use crate::set::removal::{self, Removal};
+use crate::steps;
+use crate::volume::zfs::{SnapshotName, Standing};
+
+/// Plans, shows the plan, and carries it out.
+///
+/// # Errors
+/// When the state or ZFS can't be read, or it was interrupted.
+pub(super) fn prune(
+    cx: &Context,
+    request: &Request,
+    show: &mut impl FnMut(&Plan),
+) -> Result<Outcome> {
+    let policy = cx.cluster.retention.local.as_ref();
+    if policy.is_none() && request.sets.is_empty() {
+        let plan = Plan::nothing(Place::Local);
+        show(&plan);
+        return Ok(Outcome { plan, removed: Vec::new(), done: None });
+    }
+    let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
+    let facts = Facts::take(cx)?;
+    let decide = |is_counted: &dyn Fn(&Facts, &Manifest) -> bool| {
+        let counted = facts.sets.iter().filter(|set| is_counted(&facts, set));
+        let candidates = facts.candidates(counted);
+        match policy.filter(|_| request.sets.is_empty()) {
+            Some(policy) => retention::decide(&candidates, policy, Timestamp::now(), &zone),
+            None => retention::decide_named(&candidates, &request.sets),
+        }
+    };
+    let whole = decide(&|facts, set| facts.broken(set).is_none());
+    let all = decide(&|_, _| true);
+    let mut plan = facts.plan(&whole, &all);
+    plan.insist_on(&request.sets)?;
+    show(&plan);
+    steps::reached("prune.planned")?;
+    let removed = match request.dry_run {
+        true => Vec::new(),
+        false => facts.carry_out(cx, &mut plan)?,
+    };
+    Ok(Outcome { plan, removed, done: None })
+}
+
+/// What is there.
+struct Facts {
+    owner: String,
+    sets: Vec<Manifest>,
+    damaged: Vec<(String, String)>,
+    standing: BTreeMap<SnapshotName, Standing>,
+    /// Pools that aren't imported.
+    away: BTreeSet<String>,
+    commons: Vec<Common>,
+    /// Common sets for which bookmarks will do.
+    replaceable: BTreeSet<String>,
+}
+
+impl Facts {
+    fn take(cx: &Context) -> Result<Self> {
+        let (sets, damaged) = cx.state.sets()?;
+        let names = |set: &Manifest| -> Vec<_> {
+            set.volumes.iter().map(|volume| volume.snapshot_name()).collect()
+        };
+        let named: Vec<_> = sets.iter().flat_map(names).collect();
+        let standing = cx.zfs.standing(&named)?;
+        let pools: BTreeSet<_> = named.iter().map(|snapshot| snapshot.dataset.pool()).collect();
+        let mut away = BTreeSet::new();
+        for pool in pools {
+            if !cx.zfs.exists(pool)? {
+                away.insert(pool.to_owned());
+            }
+        }
+        let mut facts = Self {
+            owner: cx.state.owner().to_owned(),
+            sets,
+            damaged: damaged.iter().map(|(id, e)| (id.to_string(), e.chain())).collect(),
+            standing,
+            away,
+            commons: Vec::new(),
+            replaceable: BTreeSet::new(),
+        };
+        // A set that isn't whole is no start for an increment.
+        let whole = facts.sets.iter().filter(|set| facts.broken(set).is_none());
+        let ids: Vec<_> = whole.map(|set| set.set.to_string()).collect();
+        facts.commons = common::with_all(cx, &ids);
+        for set in &facts.sets {
+            let id = set.set.to_string();
+            if facts.is_common(&id) && bookmarks::can_replace(cx, set)? {
+                facts.replaceable.insert(id);
+            }
+        }
+        Ok(facts)
+    }
+
+    fn is_common(&self, id: &str) -> bool {
+        self.commons.iter().any(|common| common.newest.as_deref() == Some(id))
+    }
+
+    fn candidates<'a>(&self, sets: impl Iterator<Item = &'a Manifest>) -> Vec<Candidate> {
+        sets.map(|set| {
+            let id = set.set.to_string();
+            let common = self.commons.iter().filter(|c| c.newest.as_deref() == Some(id.as_str()));
+            let reasons =
+                common.map(|c| Reason::CommonWith(format!("repository {}", c.repository)));
+            let needed = match self.replaceable.contains(&id) {
+                true => Vec::new(),
+                false => reasons.collect(),
+            };
+            Candidate { time: set.started_at, id, needed }
+        })
+        .collect()
+    }
+
+    /// Why the set can't be restored any more.
+    fn broken(&self, set: &Manifest) -> Option<String> {
+        set.volumes.iter().find_map(|volume| {
+            let snapshot = volume.snapshot_name();
+            match self.standing.get(&snapshot) {
+                None => Some(format!("\"{snapshot}\" is gone")),
+                Some(standing) if standing.guid != volume.guid => {
+                    Some(format!("\"{snapshot}\" is another snapshot"))
+                }
+                Some(_) => None,
+            }
+        })
+    }
+
+    /// What keeps the set from being removed.
+    fn in_the_way(&self, set: &Manifest) -> Option<String> {
+        set.volumes.iter().find_map(|volume| {
+            if self.away.contains(&volume.pool) {
+                return Some(format!("pool \"{}\" is away", volume.pool));
+            }
+            let snapshot = volume.snapshot_name();
+            let standing = self.standing.get(&snapshot).filter(|s| s.guid == volume.guid)?;
+            if standing.owner != self.owner {
+                return Some(format!("\"{snapshot}\" belongs to another state_dir"));
+            }
+            removal::stands(&snapshot, standing, 1)
+        })
+    }
+
+    fn bytes(&self, set: &Manifest) -> u64 {
+        let of = |name: SnapshotName| self.standing.get(&name).map_or(0, |standing| standing.used);
+        set.volumes.iter().map(|volume| of(volume.snapshot_name())).sum()
+    }
+
+    fn plan(&self, whole: &[Decision], all: &[Decision]) -> Plan {
+        let kept = |decisions: &[Decision], set: &Manifest| {
+            let found = decisions.iter().find(|decision| decision.id == set.set.as_str());
+            found.filter(|decision| decision.is_kept()).map(|decision| decision.reasons.clone())
+        };
+        let fate = |set: &Manifest| match (self.broken(set), self.in_the_way(set)) {
+            (None, way) => match (kept(whole, set), way) {
+                (Some(reasons), _) => Fate::Keep(reasons),
+                (None, Some(why)) => Fate::Left(why),
+                (None, None) => Fate::Remove,
+            },
+            (Some(why), _) if kept(all, set).is_some() => Fate::Left(why),
+            (Some(_), Some(why)) => Fate::Left(why),
+            (Some(_), None) => Fate::Remove,
+        };
+        let mut entries: Vec<_> = self
+            .sets
+            .iter()
+            .map(|set| Entry {
+                set: set.set.to_string(),
+                time: Some(set.started_at),
+                fate: fate(set),
+                bytes: Some(self.bytes(set)),
+            })
+            .collect();
+        entries.extend(self.damaged.iter().map(|(id, why)| Entry {
+            set: id.clone(),
+            time: None,
+            fate: Fate::Left(why.clone()),
+            bytes: None,
+        }));
+        entries.sort_by(|a, b| a.set.cmp(&b.set));
+        let problems = self.commons.iter().filter_map(|common| common.problem.clone()).collect();
+        Plan { place: Place::Local, configured: true, entries, problems }
+    }
+
+    /// Removes what the plan says, oldest first. What stays after all is left in the plan.
+    fn carry_out(&self, cx: &Context, plan: &mut Plan) -> Result<Vec<String>> {
+        let mut removed = Vec::new();
+        for entry in plan.entries.iter_mut().filter(|entry| entry.fate == Fate::Remove) {
+            let Some(set) = self.sets.iter().find(|set| set.set.as_str() == entry.set) else {
+                continue;
+            };
+            steps::reached("prune.set")?;
+            match self.remove(cx, set) {
+                Ok(Removal::Done) => removed.push(entry.set.clone()),
+                Ok(Removal::Left(why)) => entry.fate = Fate::Left(why),
+                Ok(Removal::Unfinished(why)) => {
+                    entry.fate = Fate::Left(format!("{why}; the next start removes the rest"));
+                }
+                Err(interrupted @ Error::Interrupted { .. }) => return Err(interrupted),
+                Err(error) => entry.fate = Fate::Left(error.chain()),
+            }
+        }
+        bookmarks::clear(cx, &self.commons)?;
+        Ok(removed)
+    }
+
+    fn remove(&self, cx: &Context, set: &Manifest) -> Result<Removal> {
+        let id = set.set.as_str();
+        let common = self.commons.iter().filter(|common| common.newest.as_deref() == Some(id));
+        let repositories: Vec<_> = common.map(|common| common.repository.clone()).collect();
+        if !repositories.is_empty() {
+            bookmarks::make(cx, set, repositories)?;
+        }
+        removal::remove(cx, set)
+    }
+}

@@ -1,0 +1,275 @@
+//! The sets in a repository: the plan, and its carrying out under the repository's lease.
+//!
+//! 1. The manifests of the removed sets go, oldest first, each with the descriptor of its files.
+//! 2. Deltas that no set names any more are merged into the next that one names.
+//! 3. What nothing refers to is collected, once its grace time is over; the merged-away descriptors too.
+//!    They aren't deleted at once: a backup that began before this prune may be about to refer to one,
+//!    and a restore to read it.
+//!
+//! Whatever dies in between leaves every set restorable, and the next run goes on from what it finds. A
+//! set whose manifest can't be read is never removed, and stops the second and third step: nobody
+//! knows what it needs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use strata::check::collect;
+use strata::delta::{Descriptor, IndexOptions, descriptor_path, read_descriptor};
+use strata::fold::{Rules, merge};
+use strata::manifest::Manifest as Stored;
+
+use super::chains::{self, Link};
+use super::{Entry, Fate, Outcome, Place, Plan, Request, common};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::repository::header::StreamRules;
+use crate::repository::shipped::FILES_IMAGE;
+use crate::repository::{self, Repository, of_strata};
+use crate::retention::{self, Candidate, Policy, Reason};
+use crate::ship;
+use crate::ship::lease::Held;
+use crate::steps;
+
+/// Memory that a merge may take, about.
+const MEMORY: u64 = 96 << 20;
+
+/// What was done in a repository beside removing sets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Deltas that were merged into a newer one.
+    pub merged: u64,
+    /// Objects that were deleted because nothing refers to them.
+    pub deleted: u64,
+    /// Objects that wait for their grace time.
+    pub waiting: u64,
+}
+
+/// Plans, shows the plan, and carries it out.
+///
+/// # Errors
+/// When the repository can't be reached, somebody else prunes it, or it was interrupted.
+pub(super) fn prune(
+    cx: &Context,
+    name: &str,
+    request: &Request,
+    show: &mut impl FnMut(&Plan),
+) -> Result<Outcome> {
+    let place = Place::Repository(name.to_owned());
+    let policy = cx.cluster.retention.of_repository(name);
+    if policy.is_none() && request.sets.is_empty() {
+        let plan = Plan::nothing(place);
+        show(&plan);
+        return Ok(Outcome { plan, removed: Vec::new(), done: None });
+    }
+    // On this host nobody else ships to it or prunes it; so a lease of this host's is a dead process's.
+    let _lock = match request.dry_run {
+        true => None,
+        false => Some(ship::lock(cx, name, "prune")?),
+    };
+    let repository = repository::open(cx, name)?;
+    let lease = match request.dry_run {
+        true => None,
+        false => Some(Held::take(cx, &repository, Duration::ZERO)?),
+    };
+    steps::reached("prune.leased")?;
+    let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
+    let bases = common::bases(cx)?;
+    let policy = policy.filter(|_| request.sets.is_empty());
+    let named = &request.sets;
+    let rules = Choice { policy, named, bases: &bases, now: Timestamp::now(), zone: &zone };
+    let mut plan = rules.plan(&repository)?;
+    plan.insist_on(named)?;
+    show(&plan);
+    steps::reached("prune.planned")?;
+    let Some(lease) = lease else {
+        return Ok(Outcome { plan, removed: Vec::new(), done: None });
+    };
+    let work = Work {
+        repository: &repository,
+        rules: &StreamRules,
+        budget: request.max_merge_bytes.unwrap_or(u64::MAX),
+        grace: u64::from(repository.config.grace_hours) * 3600,
+        now: u64::try_from(Timestamp::now().as_second()).unwrap_or(0),
+        forget: &|set| common::forget_shipped(cx, set, name),
+        reached: &|step| {
+            lease.check()?;
+            steps::reached(step)
+        },
+    };
+    let (removed, done) = work.run(&plan)?;
+    Ok(Outcome { plan, removed, done: Some(done) })
+}
+
+/// What decides which sets of a repository are kept.
+pub(super) struct Choice<'a> {
+    /// None: the sets that are named are removed.
+    pub(super) policy: Option<&'a Policy>,
+    /// Sets that were named.
+    pub(super) named: &'a [String],
+    /// Sets that an increment can start from on this host.
+    pub(super) bases: &'a BTreeSet<String>,
+    pub(super) now: Timestamp,
+    pub(super) zone: &'a jiff::tz::TimeZone,
+}
+
+impl Choice<'_> {
+    /// What would be done.
+    pub(super) fn plan(&self, repository: &Repository) -> Result<Plan> {
+        let (sets, damaged) = repository.sets()?;
+        let ids = sets.iter().map(|set| set.manifest.set.to_string());
+        // Ids sort by time.
+        let common = ids.filter(|id| self.bases.contains(id)).max();
+        let candidates: Vec<_> = sets
+            .iter()
+            .map(|set| {
+                let id = set.manifest.set.to_string();
+                let is_common = common.as_ref() == Some(&id);
+                let needed = is_common.then(|| Reason::CommonWith("this host".into()));
+                let needed = needed.into_iter().collect();
+                Candidate { id, time: set.manifest.started_at, needed }
+            })
+            .collect();
+        let decided = match self.policy {
+            Some(policy) => retention::decide(&candidates, policy, self.now, self.zone),
+            None => retention::decide_named(&candidates, self.named),
+        };
+        let stored: BTreeMap<_, u64> = sets
+            .iter()
+            .map(|set| {
+                let bytes = set.volumes.iter().map(|volume| volume.stored_bytes).sum();
+                (set.manifest.set.to_string(), bytes)
+            })
+            .collect();
+        let mut entries: Vec<_> = decided
+            .into_iter()
+            .map(|decision| Entry {
+                bytes: stored.get(&decision.id).copied(),
+                set: decision.id,
+                time: Some(decision.time),
+                fate: match decision.reasons.is_empty() {
+                    true => Fate::Remove,
+                    false => Fate::Keep(decision.reasons),
+                },
+            })
+            .collect();
+        let mut problems = Vec::new();
+        if !damaged.is_empty() {
+            problems.push(format!(
+                "{} of its sets can't be read: nothing is merged or collected, for nobody knows what they need",
+                damaged.len()
+            ));
+        }
+        entries.extend(damaged.into_iter().map(|(set, error)| Entry {
+            set,
+            time: None,
+            fate: Fate::Left(error.chain()),
+            bytes: None,
+        }));
+        entries.sort_by(|a, b| a.set.cmp(&b.set));
+        let place = Place::Repository(repository.name.clone());
+        Ok(Plan { place, configured: true, entries, problems })
+    }
+}
+
+/// The carrying out of a plan.
+pub(super) struct Work<'a, R> {
+    pub(super) repository: &'a Repository,
+    /// What objects keep from older deltas.
+    pub(super) rules: &'a R,
+    /// Bytes of indexes that merges may read.
+    pub(super) budget: u64,
+    /// Seconds.
+    pub(super) grace: u64,
+    /// Unix time.
+    pub(super) now: u64,
+    /// Called before a set is removed.
+    pub(super) forget: &'a dyn Fn(&str) -> Result<()>,
+    /// Asked before each step: whether to go on.
+    pub(super) reached: &'a dyn Fn(&str) -> Result<()>,
+}
+
+impl<R: Rules> Work<'_, R> {
+    /// Removes the plan's sets, merges, collects.
+    pub(super) fn run(&self, plan: &Plan) -> Result<(Vec<String>, Done)> {
+        let mut removed = Vec::new();
+        for set in plan.removed() {
+            (self.reached)("prune.repository-set")?;
+            (self.forget)(set)?;
+            self.remove(set)?;
+            removed.push(set.to_owned());
+        }
+        let mut done = Done::default();
+        if plan.entries.iter().any(|entry| entry.time.is_none()) {
+            return Ok((removed, done));
+        }
+        done.merged = self.merge_all()?;
+        (self.reached)("prune.repository-collect")?;
+        let collected = collect(&self.repository.strata, self.grace, self.now, false);
+        let collected = collected.map_err(of_strata)?;
+        done.deleted = collected.deleted.len() as u64;
+        done.waiting = collected.waiting.len() as u64;
+        Ok((removed, done))
+    }
+
+    /// The manifest first: from here on there is no such set. Nothing starts from its files' delta.
+    fn remove(&self, set: &str) -> Result<()> {
+        let strata = &self.repository.strata;
+        Stored::delete(strata, set).map_err(of_strata)?;
+        let files = descriptor_path(strata, FILES_IMAGE, set).map_err(of_strata)?;
+        strata.store().delete(&files).map_err(|error| of_strata(error.into()))
+    }
+
+    fn merge_all(&self) -> Result<u64> {
+        let mut heads: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for set in Stored::list(&self.repository.strata).map_err(of_strata)? {
+            let stored = Stored::read(&self.repository.strata, &set).map_err(of_strata)?;
+            for delta in stored.deltas.into_iter().filter(|delta| delta.image != FILES_IMAGE) {
+                heads.entry(delta.image).or_default().insert(delta.id);
+            }
+        }
+        let (mut merged, mut budget) = (0, self.budget);
+        for (image, heads) in heads {
+            let descriptors = self.descriptors(&image, &heads)?;
+            let link = |descriptor: &Descriptor| Link {
+                base: descriptor.base.clone(),
+                bytes: descriptor.files().map(|file| file.size).sum(),
+            };
+            let links = descriptors.iter().map(|(id, descriptor)| (id.clone(), link(descriptor)));
+            for run in chains::merges(&links.collect(), &heads, budget) {
+                (self.reached)("prune.repository-merge")?;
+                let run_of: Vec<_> =
+                    run.deltas.iter().filter_map(|id| descriptors.get(id).cloned()).collect();
+                let options = IndexOptions::default();
+                merge(&self.repository.strata, &run_of, self.rules, MEMORY, &options)
+                    .map_err(of_strata)?;
+                merged += run_of.len() as u64 - 1;
+                budget = budget.saturating_sub(run.bytes);
+            }
+        }
+        Ok(merged)
+    }
+
+    /// The descriptors of all chains that end in `heads`.
+    fn descriptors(
+        &self,
+        image: &str,
+        heads: &BTreeSet<String>,
+    ) -> Result<BTreeMap<String, Descriptor>> {
+        let mut all = BTreeMap::new();
+        for head in heads {
+            let mut next = Some(head.clone());
+            while let Some(id) = next.filter(|id| !all.contains_key(id)) {
+                let descriptor =
+                    read_descriptor(&self.repository.strata, image, &id).map_err(of_strata)?;
+                next = descriptor.base.clone();
+                all.insert(id, descriptor);
+            }
+        }
+        Ok(all)
+    }
+}
+
+#[cfg(test)]
+#[path = "remote_tests.rs"]
+mod tests;

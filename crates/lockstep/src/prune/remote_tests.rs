@@ -1,0 +1,356 @@
+//! A repository is pruned: what is kept folds to the same content, also where the program dies at any
+//! call to the store; what nobody needs is gone in the end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::tz::TimeZone;
+use strata::check::{CheckOptions, check};
+use strata::delta::{Change, ImageOptions, ImageWriter, chain};
+use strata::fold::{DataSink, Folded, KeepAll, Reading, fold, open_chain};
+use strata::pack::{FrameReader, PackOptions};
+use strata::store::testing::{Fault, Faulty};
+use strata::store::{Retries, Storage, Store};
+
+use super::*;
+use crate::prune::memory_store::Memory;
+use crate::repository::shipped::{Pages, Shipped, ShippedVolume};
+use crate::set::manifest::tests::manifest;
+use crate::volume::zfs::DatasetName;
+
+/// Far ahead: everything is older than any grace time.
+const NOW: u64 = 4_000_000_000;
+const IMAGES: [&str; 2] = ["tank=data", "tank=ts1"];
+
+fn repository(storage: Arc<dyn Storage>) -> Repository {
+    let retries = Retries { tries: 1, first_pause: std::time::Duration::ZERO };
+    let strata =
+        strata::Repository::new(Store::shared(storage, retries), "clusters/main", None).unwrap();
+    let config = toml::from_str("url = 'file:///none'").unwrap();
+    Repository { name: "offsite".into(), config, id: "0".into(), strata }
+}
+
+/// An image: objects of so many blocks, each a byte.
+type Image = BTreeMap<u64, Vec<u8>>;
+const BLOCK: usize = 64;
+
+fn set_id(number: usize) -> String {
+    format!("202611{:02}T000000Z-aaaa", number + 1)
+}
+
+fn small() -> ImageOptions {
+    let packs = PackOptions { pack_size: 2000, level: 1, threads: 1, uploads: 1 };
+    ImageOptions { frame_size: 500, packs, ..ImageOptions::default() }
+}
+
+/// What each image holds in each set: a few blocks change from one to the next, objects come and go.
+fn history(count: usize) -> Vec<[Image; 2]> {
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut now = [Image::new(), Image::new()];
+    for image in &mut now {
+        image.extend((1..6).map(|object| (object, vec![1; 8])));
+    }
+    let mut all = Vec::new();
+    for number in 0..count {
+        for image in &mut now {
+            for _ in 0..4 {
+                let object = random.u64(1..9);
+                let blocks = image.entry(object).or_insert_with(|| vec![0; 8]);
+                blocks[random.usize(..8)] = u8::try_from(number).unwrap() + 2;
+            }
+            if random.bool() {
+                image.remove(&random.u64(1..9));
+            }
+        }
+        all.push(now.clone());
+    }
+    all
+}
+
+/// Writes the delta between two states, as a send stream would be stored.
+fn write(repository: &Repository, image: &str, id: &str, base: Option<(&str, &Image)>, to: &Image) {
+    let from = base.map(|(_, from)| from.clone()).unwrap_or_default();
+    let base = base.map(|(id, _)| id);
+    let mut writer = ImageWriter::new(&repository.strata, image, id, base, &small()).unwrap();
+    for object in 1..9 {
+        match (from.get(&object), to.get(&object)) {
+            (Some(_), None) => writer.freed(object, 1).unwrap(),
+            (old, Some(new)) if old != Some(new) => {
+                let fresh = old.is_none();
+                let header = Some(Bytes::from_static(b"h"));
+                writer.changed(Change { object, fresh, header, ..Change::default() }).unwrap();
+                let same = |at: usize| old.is_some_and(|old| old[at] == new[at]);
+                for at in (0..8).filter(|at| !same(*at)) {
+                    writer.data((at * BLOCK) as u64, &[new[at]; BLOCK]).unwrap();
+                }
+            }
+            _ => {}
+        }
+    }
+    writer.finish().unwrap();
+}
+
+/// Publishes a set of both images as they are in `state`.
+fn publish(repository: &Repository, number: usize, history: &[[Image; 2]], base: Option<usize>) {
+    let id = set_id(number);
+    let mut volumes = Vec::new();
+    for (at, image) in IMAGES.into_iter().enumerate() {
+        let before = base.map(|base| (base.to_string(), &history[base][at]));
+        let before = before.as_ref().map(|(id, image)| (id.as_str(), *image));
+        write(repository, image, &number.to_string(), before, &history[number][at]);
+        volumes.push(ShippedVolume {
+            dataset: DatasetName::new(&image.replace('=', "/")).unwrap(),
+            image: image.to_owned(),
+            delta: number.to_string(),
+            base: base.map(|base| base.to_string()),
+            stream_bytes: 1,
+            stored_bytes: 100,
+            left_out: Vec::new(),
+            pages: Pages::default(),
+        });
+    }
+    let files = ImageWriter::new(&repository.strata, FILES_IMAGE, &id, None, &small());
+    let mut files = files.unwrap();
+    let header = Some(Bytes::from_static(b"backup_label"));
+    files.changed(Change { object: 1, header, ..Change::default() }).unwrap();
+    files.data(0, id.as_bytes()).unwrap();
+    files.finish().unwrap();
+    let mut manifest = manifest(&id, vec![]);
+    manifest.started_at = format!("2026-11-{:02}T00:00:00Z", number + 1).parse().unwrap();
+    manifest.files = BTreeMap::new();
+    repository.publish(&Shipped::new(manifest, volumes)).unwrap();
+}
+
+#[derive(Default)]
+struct Rebuild(Image);
+
+impl DataSink for Rebuild {
+    fn object(&mut self, object: &Folded) -> strata::Result<()> {
+        self.0.insert(object.object, vec![0; 8]);
+        Ok(())
+    }
+
+    fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> strata::Result<()> {
+        for (at, bytes) in content.chunks(BLOCK).enumerate() {
+            let block = usize::try_from(offset).unwrap() / BLOCK + at;
+            assert!(bytes.iter().all(|byte| *byte == bytes[0]));
+            self.0.get_mut(&object).unwrap()[block] = bytes[0];
+        }
+        Ok(())
+    }
+}
+
+fn folded(repository: &Repository, image: &str, id: &str) -> Image {
+    let chain = chain(&repository.strata, image, id, None).unwrap();
+    let deltas = open_chain(&repository.strata, &chain, 1 << 20).unwrap();
+    let mut frames = FrameReader::new(&repository.strata, 1 << 20);
+    let mut rebuild = Rebuild::default();
+    fold(deltas, true, &KeepAll, &mut Reading::new(&mut frames, &mut rebuild)).unwrap();
+    rebuild.0
+}
+
+/// Every set that is there holds what it held, files and all.
+fn assert_whole(memory: &Memory, history: &[[Image; 2]], why: &str) -> Vec<String> {
+    let repository = repository(Arc::new(memory.clone()));
+    let known = vec!["leases/".into()];
+    let report = check(&repository.strata, &CheckOptions { read_data: true, known }).unwrap();
+    assert!(report.problems.is_empty(), "{why}: {:?}", report.problems);
+    let (sets, damaged) = repository.sets().unwrap();
+    assert!(damaged.is_empty(), "{why}: {damaged:?}");
+    for set in &sets {
+        for (volume, at) in set.volumes.iter().zip(0..) {
+            let number: usize = volume.delta.parse().unwrap();
+            let image = folded(&repository, &volume.image, &volume.delta);
+            assert_eq!(image, history[number][at], "{why}: set {}", set.manifest.set);
+        }
+    }
+    sets.iter().map(|set| set.manifest.set.to_string()).collect()
+}
+
+fn policy(text: &str) -> Policy {
+    toml::from_str(text).unwrap()
+}
+
+fn plan(repository: &Repository, policy: &Policy, bases: &[usize]) -> Result<Plan> {
+    let bases = bases.iter().map(|number| set_id(*number)).collect();
+    let now = "2026-12-24T00:00:00Z".parse().unwrap();
+    Choice { policy: Some(policy), named: &[], bases: &bases, now, zone: &TimeZone::UTC }
+        .plan(repository)
+}
+
+fn work(repository: &Repository, grace: u64) -> Work<'_, KeepAll> {
+    let nothing = &|_: &str| Ok(());
+    Work {
+        repository,
+        rules: &KeepAll,
+        budget: u64::MAX,
+        grace,
+        now: NOW,
+        forget: nothing,
+        reached: nothing,
+    }
+}
+
+fn prune(repository: &Repository, policy: &Policy, bases: &[usize]) -> Result<(Vec<String>, Done)> {
+    work(repository, 0).run(&plan(repository, policy, bases)?)
+}
+
+fn filled(count: usize) -> (Memory, Vec<[Image; 2]>) {
+    let (memory, history) = (Memory::default(), history(count));
+    let repository = repository(Arc::new(memory.clone()));
+    for number in 0..count {
+        publish(&repository, number, &history, number.checked_sub(1));
+    }
+    assert_eq!(assert_whole(&memory, &history, "as written").len(), count);
+    (memory, history)
+}
+
+#[test]
+fn removed_sets_go_with_all_that_is_theirs() {
+    let (memory, history) = filled(7);
+    let repository = repository(Arc::new(memory.clone()));
+    // 2026-11-01 is a Sunday: the sets are one of one week and six of the next.
+    let (removed, done) = prune(&repository, &policy("last = 2\nweekly = 2"), &[]).unwrap();
+    assert_eq!(removed, [1, 2, 3, 4].map(set_id));
+    // 1 to 4 into 5, of two images.
+    assert_eq!(done.merged, 8);
+    assert_eq!(assert_whole(&memory, &history, "pruned"), [0, 5, 6].map(set_id));
+    assert_eq!(memory.paths("tank=data/").iter().filter(|p| p.ends_with(".json")).count(), 3);
+    let files = memory.paths(FILES_IMAGE);
+    assert!([1, 2, 3, 4].iter().all(|n| !files.iter().any(|path| path.contains(&set_id(*n)))));
+    let report = check(&repository.strata, &CheckOptions::default()).unwrap();
+    assert!(report.orphans.is_empty(), "{:?}", report.orphans);
+    // The one that all others changed goes: the next becomes whole.
+    let (removed, done) = prune(&repository, &policy("last = 1"), &[]).unwrap();
+    assert_eq!((removed.len(), done.merged), (2, 4));
+    assert_eq!(assert_whole(&memory, &history, "pruned again"), [set_id(6)]);
+    let (removed, done) = prune(&repository, &policy("last = 1"), &[]).unwrap();
+    assert_eq!((removed.len(), done), (0, Done::default()));
+}
+
+#[test]
+fn sets_of_random_policies_stay_as_they_were() {
+    for seed in 0..20 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let (memory, history) = filled(9);
+        let repository = repository(Arc::new(memory.clone()));
+        let mut left = 9;
+        while left > 1 {
+            // Any set may go: the policy of a plan is one thing, its carrying out another.
+            let mut plan = plan(&repository, &policy("last = 9"), &[]).unwrap();
+            for entry in &mut plan.entries {
+                if left > 1 && random.u8(..3) == 0 {
+                    entry.fate = Fate::Remove;
+                    left -= 1;
+                }
+            }
+            work(&repository, 0).run(&plan).unwrap();
+            let sets = assert_whole(&memory, &history, &format!("seed {seed}, {left} left"));
+            assert_eq!(sets.len(), left);
+        }
+    }
+}
+
+#[test]
+fn the_common_set_is_kept_and_the_next_increment_fits() {
+    let (memory, history) = filled(5);
+    let repository = repository(Arc::new(memory.clone()));
+    // This host has the second set and one that isn't there.
+    let plan_of = plan(&repository, &policy("last = 1"), &[1, 8]).unwrap();
+    assert_eq!(plan_of.removed().collect::<Vec<_>>(), [0, 2, 3].map(set_id));
+    work(&repository, 0).run(&plan_of).unwrap();
+    let mut history = history;
+    history.push(history[4].clone());
+    publish(&repository, 5, &history, Some(1));
+    assert_eq!(assert_whole(&memory, &history, "a branch"), [1, 4, 5].map(set_id));
+    // Where it branched goes: into both.
+    prune(&repository, &policy("last = 2"), &[]).unwrap();
+    assert_eq!(assert_whole(&memory, &history, "the branches"), [4, 5].map(set_id));
+}
+
+#[test]
+fn merged_away_deltas_wait_for_a_backup_that_starts_from_one() {
+    let (memory, history) = filled(4);
+    let repository = repository(Arc::new(memory.clone()));
+    let plan_of = plan(&repository, &policy("last = 1"), &[]).unwrap();
+    let (_, done) = work(&repository, 3600).run(&plan_of).unwrap();
+    assert!(done.merged == 6 && done.deleted == 0 && done.waiting > 0, "{done:?}");
+    // It began before the prune, and ends after it.
+    let mut history = history;
+    history.push(history[3].clone());
+    publish(&repository, 4, &history, Some(2));
+    let later = Work { now: NOW + 7200, ..work(&repository, 3600) };
+    let (_, done) = later.run(&plan(&repository, &policy("last = 9"), &[]).unwrap()).unwrap();
+    assert!(done.deleted > 0, "{done:?}");
+    assert_eq!(assert_whole(&memory, &history, "the late one"), [3, 4].map(set_id));
+}
+
+#[test]
+fn a_set_that_cannot_be_read_stays_and_nothing_is_merged() {
+    let (memory, history) = filled(4);
+    let repository = repository(Arc::new(memory.clone()));
+    let path = format!("clusters/main/sets/{}.json", set_id(1));
+    let good = memory.get(&path).unwrap();
+    memory.put(&path, &["{".into()]).unwrap();
+    let plan_of = plan(&repository, &policy("last = 1"), &[]).unwrap();
+    assert!(plan_of.has_problems());
+    let (removed, done) = work(&repository, 0).run(&plan_of).unwrap();
+    assert_eq!((removed, done), ([0, 2].map(set_id).to_vec(), Done::default()));
+    // Repaired, it restores.
+    memory.put(&path, &[good]).unwrap();
+    assert_eq!(assert_whole(&memory, &history, "repaired"), [1, 3].map(set_id));
+}
+
+#[test]
+fn a_budget_leaves_the_rest_for_later() {
+    let (memory, history) = filled(6);
+    let repository = repository(Arc::new(memory.clone()));
+    let plan_of = plan(&repository, &policy("last = 1"), &[2]).unwrap();
+    let tight = Work { budget: 1, ..work(&repository, 0) };
+    assert_eq!(tight.run(&plan_of).unwrap().1.merged, 0);
+    assert_eq!(assert_whole(&memory, &history, "nothing merged"), [2, 5].map(set_id));
+    let (removed, done) = prune(&repository, &policy("last = 2"), &[]).unwrap();
+    assert_eq!((removed.len(), done.merged), (0, 8));
+    assert_eq!(assert_whole(&memory, &history, "merged later"), [2, 5].map(set_id));
+}
+
+/// The program dies at every call in turn; what is kept is whole, and the next run finishes.
+fn dies(fault: Fault) {
+    let (filled, history) = filled(5);
+    let policy = policy("last = 1\nweekly = 2");
+    for at in 0.. {
+        let why = format!("{fault:?} at call {at}");
+        let memory = filled.copy();
+        let faulty = Faulty::new(Arc::new(memory.clone()), at, fault);
+        let result = prune(&repository(Arc::new(faulty.clone())), &policy, &[]);
+        let kept = assert_whole(&memory, &history, &why);
+        assert!([0, 4].iter().all(|number| kept.contains(&set_id(*number))), "{why}: {kept:?}");
+        if result.is_ok() && faulty.calls() <= at {
+            assert!(at > 40, "only {at} calls");
+            return;
+        }
+        let whole = repository(Arc::new(memory.clone()));
+        prune(&whole, &policy, &[]).unwrap_or_else(|e| panic!("{why}: the next: {}", e.chain()));
+        assert_eq!(assert_whole(&memory, &history, &why), [0, 4].map(set_id));
+        let report = check(&whole.strata, &CheckOptions::default()).unwrap();
+        assert!(report.orphans.is_empty(), "{why}: leftovers stay: {:?}", report.orphans);
+        let heads = memory.paths("tank=data/").iter().filter(|p| p.ends_with(".json")).count();
+        assert_eq!(heads, 2, "{why}: all is merged");
+    }
+}
+
+#[test]
+fn dead_before_any_call() {
+    dies(Fault::StopBefore);
+}
+
+#[test]
+fn dead_after_any_call() {
+    dies(Fault::StopAfter);
+}
+
+#[test]
+fn any_call_fails_once() {
+    dies(Fault::FailOnce);
+}

@@ -1,0 +1,220 @@
+//! What `repo check` finds in a repository, worst first, and what `--repair` may do about it.
+//!
+//! What could go wrong: a finding that doesn't say which sets it harms, so that somebody restores one of them; and
+//! a repair that makes things worse. So every set that may be harmed is named, and the repair deletes only what no
+//! set refers to, never while a set can't be read.
+
+use std::collections::BTreeSet;
+
+use strata::check::{CheckOptions, Report, check_some, collect};
+use strata::store::Store;
+
+use super::{Format, Repository, keys, of_strata, wrap};
+use crate::error::{Error, Result};
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Data is harmed, or the repository can't be opened some day.
+    Error,
+    /// Nothing is harmed yet, but it shouldn't be so.
+    Warning,
+    /// As it may be.
+    Note,
+}
+
+/// Something that was found.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// In words, with the object's path.
+    pub what: String,
+    /// The sets that it may harm.
+    pub sets: Vec<String>,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+/// What was looked at, and found.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// Worst first.
+    pub findings: Vec<Finding>,
+    /// How much was looked at.
+    pub counts: strata::check::Counts,
+    /// What no set needs.
+    pub orphans: Vec<String>,
+}
+
+impl Checked {
+    /// Sets that may be harmed.
+    #[must_use]
+    pub fn harmed(&self) -> BTreeSet<&str> {
+        self.findings.iter().flat_map(|finding| &finding.sets).map(String::as_str).collect()
+    }
+
+    /// Whether there is more than notes.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        self.findings.iter().all(|finding| finding.severity == Severity::Note)
+    }
+}
+
+/// Checks the cluster's part of the repository, its keys, and of its packs so many percent.
+///
+/// # Errors
+/// When the store can't be listed.
+pub fn run(repository: &Repository, percent: Option<u8>) -> Result<Checked> {
+    let known = vec!["wal/".to_owned()];
+    let options = CheckOptions { read_data: percent.is_some(), known };
+    let mut chosen = sample(percent.unwrap_or(0))?;
+    let report = check_some(&repository.strata, &options, &mut chosen).map_err(of_strata)?;
+    let mut findings = of_report(&report);
+    findings.extend(of_sets(repository, &report)?);
+    let store = repository.strata.store();
+    let format = Format::read(store, &repository.name)?;
+    findings.extend(of_keys(store, &format)?);
+    // A stable sort: the order in which they were found is that of the sets.
+    findings.sort_by_key(|finding| finding.severity);
+    Ok(Checked { findings, counts: report.counts, orphans: report.orphans })
+}
+
+/// Chooses so many percent of the packs, others each time.
+fn sample(percent: u8) -> Result<impl FnMut(strata::Ulid) -> bool> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed)
+        .map_err(|e| Error::failed("the system gives no random bytes").because(e.to_string()))?;
+    Ok(move |pack: strata::Ulid| {
+        let hash = blake3::keyed_hash(&seed, &pack.to_bytes());
+        let number = u16::from_le_bytes([hash.as_bytes()[0], hash.as_bytes()[1]]);
+        u32::from(number) * 100 < u32::from(percent) << 16
+    })
+}
+
+fn of_report(report: &Report) -> Vec<Finding> {
+    let harmful = report.problems.iter().map(|problem| Finding {
+        severity: Severity::Error,
+        what: Error::failed(problem.error.to_string()).chain(),
+        sets: problem.sets.clone(),
+        hint: Some(match problem.sets.as_slice() {
+            [] => "no set needs it".to_owned(),
+            _ => "don't restore these sets from here; what else there is still restores".to_owned(),
+        }),
+    });
+    let foreign = report.foreign.iter().map(|path| Finding {
+        severity: Severity::Warning,
+        what: format!("\"{path}\" is none of this repository's objects"),
+        sets: Vec::new(),
+        hint: Some("look at it, and move it elsewhere".to_owned()),
+    });
+    let orphans = (!report.orphans.is_empty()).then(|| Finding {
+        severity: Severity::Note,
+        what: format!("{} that no set needs", counted(report.orphans.len() as u64, "object")),
+        sets: Vec::new(),
+        hint: Some(
+            "of a backup that is being written, or left over; `repo compact` and `repo check --repair` delete what is left over once its grace time is over"
+                .to_owned(),
+        ),
+    });
+    harmful.chain(foreign).chain(orphans).collect()
+}
+
+/// `1 pack`, `2 packs`.
+#[must_use]
+pub fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// Sets whose manifest is as it was written, and means nothing to this version.
+fn of_sets(repository: &Repository, report: &Report) -> Result<Vec<Finding>> {
+    let said: BTreeSet<&str> = report.problems.iter().map(|problem| &*problem.set).collect();
+    let (_, bad) = repository.sets()?;
+    let strange = bad.into_iter().filter(|(set, _)| !said.contains(set.as_str()));
+    Ok(strange
+        .map(|(set, error)| Finding {
+            severity: Severity::Error,
+            what: error.chain(),
+            sets: vec![set],
+            hint: error.hint(),
+        })
+        .collect())
+}
+
+fn of_keys(store: &Store, format: &Format) -> Result<Vec<Finding>> {
+    let (slots, bad) = keys::list(store)?;
+    let mut findings: Vec<_> = bad
+        .into_iter()
+        .map(|(_, error)| Finding {
+            severity: Severity::Warning,
+            what: error.chain(),
+            sets: Vec::new(),
+            hint: Some("whoever has only this key can't open the repository: add it again".into()),
+        })
+        .collect();
+    for slot in slots.iter().filter(|slot| !is_of(slot, format)) {
+        findings.push(Finding {
+            severity: Severity::Note,
+            what: format!("key \"{}\" is of no use here: it opens another data key", slot.id),
+            sets: Vec::new(),
+            hint: Some(
+                "an interrupted `repo init` left it; `repo check --repair` deletes it".into(),
+            ),
+        });
+    }
+    Ok(findings)
+}
+
+fn is_of(slot: &wrap::Slot, format: &Format) -> bool {
+    format.encryption.as_ref().is_some_and(|with| with.fingerprint == slot.fingerprint)
+}
+
+/// What a repair did.
+#[derive(Debug, Default, serde::Serialize)]
+pub struct Repaired {
+    /// Deleted, in this order.
+    pub deleted: Vec<String>,
+    /// No set needs them, but their grace time isn't over.
+    pub waiting: Vec<String>,
+}
+
+/// Deletes what no set has needed for the grace time, and keys that open nothing. The caller holds the lease.
+///
+/// # Errors
+/// When a set can't be read: then nobody knows what it needs.
+pub fn repair(repository: &Repository, now: u64) -> Result<Repaired> {
+    let grace = u64::from(repository.config.grace_hours) * 3600;
+    let collected = collect(&repository.strata, grace, now, false).map_err(of_strata)?;
+    let mut repaired = Repaired { deleted: collected.deleted, waiting: collected.waiting };
+    let store = repository.strata.store();
+    let format = Format::read(store, &repository.name)?;
+    for slot in keys::list(store)?.0.iter().filter(|slot| !is_of(slot, &format)) {
+        let age = i64::try_from(now).unwrap_or(i64::MAX).saturating_sub(slot.created.as_second());
+        // A younger one may be about to become the repository's: `repo init` writes it first.
+        if u64::try_from(age).is_ok_and(|age| age >= grace) {
+            keys::forget(store, slot)?;
+            repaired.deleted.push(format!("keys/{}.json", slot.id));
+        }
+    }
+    Ok(repaired)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_has_about_as_many_as_it_should() {
+        for percent in [0, 1, 10, 50, 100] {
+            let mut is_chosen = sample(percent).unwrap();
+            let chosen = (0..10_000).filter(|n| is_chosen(strata::Ulid(*n))).count();
+            let wanted = usize::from(percent) * 100;
+            assert!(chosen.abs_diff(wanted) < 300, "{percent} %: {chosen} of 10000");
+            assert!(
+                !matches!((percent, chosen), (0, 1..) | (100, ..10_000)),
+                "{percent}: {chosen}"
+            );
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Making a repository: once, however often and by however many it is asked for.
+//!
+//! The wrapped key comes first, `lockstep.json` last: its existence is what makes the store a repository, and from
+//! then on there is a key that opens it. What could go wrong: two hosts at once, each with a data key of its own;
+//! put-if-absent lets one win, and the other takes its slot away again.
+
+use super::keys::{self, Source};
+use super::wrap::{self, DataKey};
+use super::{Format, of_store, stores};
+use crate::config::{Place, RepositoryConfig};
+use crate::error::{Error, Result};
+
+use strata::store::{Store, StoreErrorKind};
+
+/// A repository that is there now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// Its id.
+    pub id: String,
+    /// Whether it is there because of this call.
+    pub is_new: bool,
+    /// Whether it is encrypted.
+    pub is_encrypted: bool,
+}
+
+/// Makes the repository `name`, or looks whether the one that is there is ours to open.
+///
+/// # Errors
+/// When the store fails, or what is there can't be opened with this configuration.
+pub fn run(name: &str, config: &RepositoryConfig) -> Result<Made> {
+    let store = stores::create(config)?;
+    if let Some(format) = Format::find(&store, name)? {
+        return there(&store, name, config, format, false);
+    }
+    is_reachable(&store, config)?;
+    let Some(source) = Source::of(config) else {
+        let format = Format::new();
+        return match format.create(&store)? {
+            true => there(&store, name, config, format, true),
+            false => there(&store, name, config, Format::read(&store, name)?, false),
+        };
+    };
+    let (key, secret) = (DataKey::new()?, source.read()?);
+    let format = Format::new().encrypted(key.fingerprint());
+    let slot = keys::add(&store, &key, &secret, &format.id, "made with the repository")?;
+    // What was written must open before anything depends on it.
+    if wrap::unwrap(&slot, &secret, &format.id)? != Some(key) {
+        return Err(Error::failed("the data key was wrapped, and doesn't open again"));
+    }
+    if format.create(&store)? {
+        return there(&store, name, config, format, true);
+    }
+    keys::forget(&store, &slot)?;
+    there(&store, name, config, Format::read(&store, name)?, false)
+}
+
+fn there(
+    store: &Store,
+    name: &str,
+    config: &RepositoryConfig,
+    format: Format,
+    is_new: bool,
+) -> Result<Made> {
+    keys::open(store, name, config, &format)?;
+    Ok(Made { id: format.id, is_new, is_encrypted: format.encryption.is_some() })
+}
+
+/// A bucket that isn't there looks like one with nothing in it, until something is written.
+fn is_reachable(store: &Store, config: &RepositoryConfig) -> Result<()> {
+    match store.list("keys", |_| ()) {
+        Err(error) if error.kind == StoreErrorKind::NotFound => match config.place() {
+            Ok(Place::Cloud { bucket, .. }) => {
+                Err(Error::failed(format!("there is no bucket \"{bucket}\" at \"{}\"", config.url))
+                    .because(error.to_string())
+                    .with_hint("make it first, with the store's own tools; is the endpoint right?"))
+            }
+            _ => Err(of_store(error)),
+        },
+        Err(error) => Err(of_store(error)),
+        Ok(()) => Ok(()),
+    }
+}

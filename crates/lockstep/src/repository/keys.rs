@@ -1,0 +1,237 @@
+//! The keys of an encrypted repository: which slots there are, and the data key through one of them.
+//!
+//! Each slot is an object of its own, written once: adding a key never touches another, and there is no moment at
+//! which the only copy of anything is being written over. What could go wrong: the last slot removed (the data is
+//! then lost for good), so that is refused, also where two remove at once.
+
+use std::path::{Path, PathBuf};
+
+use strata::document;
+use strata::store::{Store, StoreErrorKind};
+
+use super::format::Format;
+use super::wrap::{self, DataKey, Kdf, Secret, Slot, VERSION, unhex};
+use super::{of_store, of_strata, secret};
+use crate::config::RepositoryConfig;
+use crate::error::{Error, Result};
+
+const FOLDER: &str = "keys";
+
+/// Where a secret comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// 32 bytes, as they are or in hex.
+    KeyFile(PathBuf),
+    /// The first line is the passphrase.
+    PassphraseFile(PathBuf),
+}
+
+impl Source {
+    /// What the configuration says.
+    #[must_use]
+    pub fn of(config: &RepositoryConfig) -> Option<Self> {
+        let key = config.key_file.clone().map(Self::KeyFile);
+        key.or_else(|| config.passphrase_file.clone().map(Self::PassphraseFile))
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When the file can't be read, may be read by others, or holds no key.
+    pub fn read(&self) -> Result<Secret> {
+        match self {
+            Self::KeyFile(path) => read_key(path).map(Secret::KeyFile),
+            Self::PassphraseFile(path) => {
+                secret::read_line(path, "passphrase file").map(Secret::Passphrase)
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::KeyFile(path) => write!(f, "key file \"{}\"", path.display()),
+            Self::PassphraseFile(path) => write!(f, "passphrase file \"{}\"", path.display()),
+        }
+    }
+}
+
+fn read_key(path: &Path) -> Result<[u8; 32]> {
+    let bytes = secret::read(path, "key file")?;
+    let text = std::str::from_utf8(&bytes).ok().map(str::trim_ascii);
+    let key = bytes.as_slice().try_into().ok().or_else(|| text.and_then(unhex::<32>));
+    key.ok_or_else(|| {
+        Error::usage(
+            format!("the key file \"{}\" has {} bytes that are no key", path.display(), bytes.len()),
+            "32 bytes, or 64 hex digits: (umask 077; head -c 32 /dev/urandom > FILE), and keep a copy elsewhere",
+        )
+    })
+}
+
+/// The slots, by their ids, and those that can't be read.
+pub type Slots = (Vec<Slot>, Vec<(String, Error)>);
+
+/// All slots of the repository.
+///
+/// # Errors
+/// When the store can't be listed.
+pub fn list(store: &Store) -> Result<Slots> {
+    let mut paths = Vec::new();
+    store.list(FOLDER, |listed| paths.push(listed.path)).map_err(of_store)?;
+    paths.sort();
+    paths.dedup();
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for path in paths {
+        match read(store, &path) {
+            Ok(slot) => good.push(slot),
+            Err(error) => bad.push((path, error)),
+        }
+    }
+    good.sort_by(|a, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
+    Ok((good, bad))
+}
+
+fn path(id: &str) -> String {
+    format!("{FOLDER}/{id}.json")
+}
+
+fn read(store: &Store, at: &str) -> Result<Slot> {
+    let bytes = store.get(at).map_err(of_store)?;
+    let slot: Slot = document::read(at, &bytes).map_err(of_strata)?;
+    if slot.version > VERSION {
+        return Err(Error::failed(format!(
+            "\"{at}\" has form {}, this lockstep knows {VERSION}",
+            slot.version
+        ))
+        .with_hint("use the version that wrote it, or a newer one"));
+    }
+    if path(&slot.id) != at {
+        return Err(Error::failed(format!("\"{at}\" is that of key \"{}\"", slot.id)));
+    }
+    Ok(slot)
+}
+
+/// Wraps the data key with one more secret.
+///
+/// # Errors
+/// When the store fails.
+pub fn add(store: &Store, key: &DataKey, secret: &Secret, id: &str, label: &str) -> Result<Slot> {
+    let slot = wrap::wrap(key, secret, Kdf::PASSPHRASE, id, label)?;
+    write(store, &slot)?;
+    Ok(slot)
+}
+
+fn write(store: &Store, slot: &Slot) -> Result<()> {
+    let at = path(&slot.id);
+    let bytes = document::write(&at, slot).map_err(of_strata)?;
+    store.put_if_absent(&at, bytes).map_err(of_store)
+}
+
+/// Removes a slot of an opened repository, unless it is the last one or the one that `opened` it.
+///
+/// # Errors
+/// [`Error::Usage`] where there is no such slot or it must stay.
+pub fn remove(store: &Store, name: &str, id: &str, opened: &Opened) -> Result<()> {
+    let ours = |slot: &Slot| slot.fingerprint == opened.key.fingerprint();
+    let (slots, _) = list(store)?;
+    let Some(slot) = slots.iter().find(|slot| slot.id == id) else {
+        return Err(Error::usage(
+            format!("repository \"{name}\" has no key \"{id}\""),
+            format!("it has: {}", ids(&slots)),
+        ));
+    };
+    if ours(slot) && slots.iter().filter(|slot| ours(slot)).count() < 2 {
+        return Err(Error::usage(
+            format!("key \"{id}\" is the last one of repository \"{name}\""),
+            format!(
+                "without it nothing in there could ever be read; add another one first: lockstep repo key add {name} --new-key-file FILE"
+            ),
+        ));
+    }
+    if *id == opened.slot {
+        return Err(Error::usage(
+            format!(
+                "key \"{id}\" is the one that the configuration opens repository \"{name}\" with"
+            ),
+            format!("let [repositories.{name}] name the file of another key first"),
+        ));
+    }
+    let at = path(id);
+    store.delete(&at).map_err(of_store)?;
+    // Another host may have removed the others meanwhile.
+    if !list(store)?.0.iter().any(ours) {
+        write(store, slot)?;
+        return Err(Error::failed(format!(
+            "key \"{id}\" is the last one of repository \"{name}\" by now, and was put back"
+        )));
+    }
+    Ok(())
+}
+
+/// Deletes a slot that never came to be of use: its repository was made by somebody else at the same time.
+pub(super) fn forget(store: &Store, slot: &Slot) -> Result<()> {
+    match store.delete(&path(&slot.id)) {
+        Err(error) if error.kind != StoreErrorKind::NotFound => Err(of_store(error)),
+        _ => Ok(()),
+    }
+}
+
+fn ids(slots: &[Slot]) -> String {
+    let ids: Vec<_> = slots.iter().map(|slot| slot.id.as_str()).collect();
+    if ids.is_empty() { "none".into() } else { ids.join(", ") }
+}
+
+/// The data key, and the slot that it came from.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    /// The key.
+    pub key: DataKey,
+    /// The slot's id.
+    pub slot: String,
+}
+
+/// The data key of the repository `name`, through the key in its configuration; `None` where neither has one.
+///
+/// # Errors
+/// When one has a key and the other doesn't, or the configuration's opens no slot: said which.
+pub fn open(
+    store: &Store,
+    name: &str,
+    config: &RepositoryConfig,
+    format: &Format,
+) -> Result<Option<Opened>> {
+    let (encryption, source) = match (&format.encryption, Source::of(config)) {
+        (None, None) => return Ok(None),
+        (None, Some(source)) => {
+            return Err(Error::usage(
+                format!(
+                    "repository \"{name}\" isn't encrypted, but its configuration has a {source}"
+                ),
+                "take it out, or make another repository with it: one that is there stays as it is",
+            ));
+        }
+        (Some(_), None) => {
+            return Err(Error::usage(
+                format!("repository \"{name}\" is encrypted, and its configuration has no key"),
+                format!("set key_file or passphrase_file in [repositories.{name}]"),
+            ));
+        }
+        (Some(encryption), Some(source)) => (encryption, source),
+    };
+    let secret = source.read()?;
+    let (slots, bad) = list(store)?;
+    for slot in slots.iter().filter(|slot| slot.fingerprint == encryption.fingerprint) {
+        if let Some(key) = wrap::unwrap(slot, &secret, &format.id)? {
+            return Ok(Some(Opened { key, slot: slot.id.clone() }));
+        }
+    }
+    let mut what = format!("the {source} opens no key of repository \"{name}\"");
+    if let Some((path, error)) = bad.first() {
+        what = format!("{what}; \"{path}\" can't be read ({})", error.chain());
+    }
+    Err(Error::failed(what).with_hint(format!(
+        "it is another one's, or was removed; `lockstep repo key list {name}` shows the keys there: {}",
+        ids(&slots)
+    )))
+}

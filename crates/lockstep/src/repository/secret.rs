@@ -1,0 +1,88 @@
+//! Files that hold a secret: a key, a passphrase, an access key.
+//!
+//! What could go wrong: a secret that everybody on the host can read, or one that ends up in an error or a log.
+//! So a file that others may read is refused, and nothing of its content is ever said.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// More than any secret has; a file that is larger was named by mistake.
+const LARGEST: u64 = 64 << 10;
+
+/// The whole of a secret file; `what` says what it holds, for errors: `key file`.
+///
+/// # Errors
+/// When it can't be read, is larger than any secret, or may be read by others than its owner.
+pub fn read(path: &Path, what: &str) -> Result<Vec<u8>> {
+    let mut file = File::open(path).map_err(Error::io("read", path))?;
+    // Of the open file: the name could be another's by now.
+    let metadata = file.metadata().map_err(Error::io("read", path))?;
+    let shown = path.display();
+    if !metadata.is_file() {
+        return Err(Error::usage(format!("the {what} \"{shown}\" is no file"), "name a file"));
+    }
+    let mode = metadata.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(Error::usage(
+            format!("the {what} \"{shown}\" may be read by others: its mode is {mode:03o}"),
+            format!("chmod 600 {}", crate::process::quote(&shown.to_string())),
+        ));
+    }
+    let mut bytes = Vec::new();
+    file.by_ref().take(LARGEST + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    if bytes.len() as u64 > LARGEST {
+        return Err(Error::usage(
+            format!("the {what} \"{shown}\" has more than {LARGEST} bytes"),
+            "is it the right file?",
+        ));
+    }
+    Ok(bytes)
+}
+
+/// The first line of a secret file, without the end of the line.
+///
+/// # Errors
+/// As [`read`], and when the line is empty.
+pub fn read_line(path: &Path, what: &str) -> Result<Vec<u8>> {
+    let bytes = read(path, what)?;
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    if line.is_empty() {
+        return Err(Error::usage(
+            format!("the {what} \"{}\" has nothing in its first line", path.display()),
+            "the secret is all of the first line",
+        ));
+    }
+    Ok(line.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn what_others_may_read_is_no_secret() {
+        let path = std::env::temp_dir().join(format!("lockstep-secret-{}", std::process::id()));
+        std::fs::write(&path, "first line\r\nsecond\n").unwrap();
+        let mode = |mode| {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        for open in [0o644, 0o640, 0o604, 0o602] {
+            mode(open);
+            let error = read_line(&path, "key file").unwrap_err();
+            assert!(error.to_string().contains("may be read by others"), "{error}");
+            assert!(error.hint().unwrap().starts_with("chmod 600"), "{error}");
+        }
+        mode(0o600);
+        assert_eq!(read_line(&path, "key file").unwrap(), b"first line");
+        std::fs::write(&path, "\nx").unwrap();
+        let error = read_line(&path, "passphrase file").unwrap_err().to_string();
+        assert!(error.contains("passphrase file") && !error.contains('x'), "{error}");
+        std::fs::remove_file(path).unwrap();
+    }
+}

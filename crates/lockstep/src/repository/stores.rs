@@ -1,0 +1,174 @@
+//! The store that a repository's URL means.
+//!
+//! What could go wrong: a folder on a disk that isn't mounted, which would be made anew on the disk below it (so
+//! only `repo init` makes one), and credentials that were never set, for which a cloud's machines ask their own
+//! address and all others wait in vain.
+
+use std::path::Path;
+
+use strata::store::{ObjectStorage, Paced, Store};
+
+use super::of_store;
+use crate::config::{Cloud, Place, RepositoryConfig};
+use crate::error::{Error, Result};
+
+/// The store of a repository that is there.
+///
+/// # Errors
+/// When it can't be opened, or its folder isn't there.
+pub fn store(config: &RepositoryConfig) -> Result<Store> {
+    if let Place::Folder(folder) = place(config)?
+        && !folder.is_dir()
+    {
+        return Err(Error::failed(format!(
+            "the repository's folder \"{}\" isn't there",
+            folder.display()
+        ))
+        .with_hint("is its file system mounted? a new one is made with `lockstep repo init`"));
+    }
+    create(config)
+}
+
+/// The same, with a local folder made where there is none.
+///
+/// # Errors
+/// When it can't be opened or made.
+pub fn create(config: &RepositoryConfig) -> Result<Store> {
+    let storage = match place(config)? {
+        Place::Folder(folder) => folder_storage(&folder)?,
+        Place::Cloud { cloud, bucket, prefix } => cloud_storage(config, cloud, bucket, prefix)?,
+    };
+    // The configuration was checked when it was read.
+    match config.bytes_per_second().map_err(|why| Error::usage(why, "see docs/configuration.md"))? {
+        Some(limit) => Ok(Store::new(Paced::new(storage, limit))),
+        None => Ok(Store::new(storage)),
+    }
+}
+
+fn place(config: &RepositoryConfig) -> Result<Place> {
+    config.place().map_err(|why| Error::usage(why, "see docs/configuration.md"))
+}
+
+fn folder_storage(folder: &Path) -> Result<ObjectStorage> {
+    ObjectStorage::folder(folder).map_err(of_store)
+}
+
+#[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
+fn cloud_storage(
+    config: &RepositoryConfig,
+    cloud: Cloud,
+    bucket: String,
+    prefix: String,
+) -> Result<ObjectStorage> {
+    use strata::store::{CloudOptions, Secret, Timeouts};
+
+    let secret = match (&config.secret_access_key_file, cloud) {
+        (None, _) => None,
+        // A service account's key is a JSON document.
+        (Some(path), Cloud::Gcs) => Some(super::secret::read(path, "service account file")?),
+        (Some(path), _) => Some(super::secret::read_line(path, "access key file")?),
+    };
+    let secret = match secret.map(String::from_utf8) {
+        None => None,
+        Some(Ok(text)) => Some(Secret::new(text)),
+        // The error of the conversion shows the bytes.
+        Some(Err(_)) => {
+            return Err(Error::usage("the access key is no text", "is it the right file?"));
+        }
+    };
+    if cloud == Cloud::S3 && !somebody_asks(config, |name| std::env::var_os(name).is_some()) {
+        return Err(Error::usage(
+            format!("there are no credentials for \"{}\"", config.url),
+            "set access_key_id and secret_access_key_file, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        ));
+    }
+    let options = CloudOptions {
+        bucket,
+        prefix,
+        endpoint: config.endpoint.clone(),
+        region: config.region.clone(),
+        access_key_id: config.access_key_id.clone(),
+        secret,
+        allow_http: config.allow_http,
+        immutable_days: config.immutable_days,
+        timeouts: Timeouts::default(),
+    };
+    #[allow(unreachable_patterns, reason = "what isn't built in")]
+    match cloud {
+        #[cfg(feature = "aws")]
+        Cloud::S3 => ObjectStorage::s3(&options).map_err(of_store),
+        #[cfg(feature = "gcp")]
+        Cloud::Gcs => ObjectStorage::gcs(&options).map_err(of_store),
+        #[cfg(feature = "azure")]
+        Cloud::Azure => ObjectStorage::azure(&options).map_err(of_store),
+        _ => Err(not_built_in(config)),
+    }
+}
+
+#[cfg(not(any(feature = "aws", feature = "gcp", feature = "azure")))]
+fn cloud_storage(
+    config: &RepositoryConfig,
+    _: Cloud,
+    _: String,
+    _: String,
+) -> Result<ObjectStorage> {
+    Err(not_built_in(config))
+}
+
+#[allow(dead_code, reason = "with all stores built in, none isn't")]
+fn not_built_in(config: &RepositoryConfig) -> Error {
+    Error::usage(
+        format!("repository URL \"{}\": this kind isn't built in", config.url),
+        "build lockstep with its feature aws, gcp or azure",
+    )
+}
+
+/// Whether anything says who asks S3. One of Amazon's own machines can be asked, so there it needn't.
+#[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
+fn somebody_asks(config: &RepositoryConfig, is_set: impl Fn(&str) -> bool) -> bool {
+    let is_amazon =
+        config.endpoint.is_none() && !is_set("AWS_ENDPOINT_URL") && !is_set("AWS_ENDPOINT");
+    let ways = [
+        "AWS_ACCESS_KEY_ID",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_SKIP_SIGNATURE",
+    ];
+    is_amazon || config.access_key_id.is_some() || ways.into_iter().any(is_set)
+}
+
+#[cfg(all(test, feature = "aws"))]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> RepositoryConfig {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn who_asks_is_known_before_anybody_is_asked() {
+        let minio = config("url = 's3://b'\nendpoint = 'http://127.0.0.1:9000'");
+        assert!(!somebody_asks(&minio, |_| false));
+        assert!(somebody_asks(&minio, |name| name == "AWS_ACCESS_KEY_ID"));
+        assert!(somebody_asks(
+            &config("url='s3://b'\nendpoint='http://x'\naccess_key_id='k'"),
+            |_| false
+        ));
+        let amazon = config("url = 's3://b'");
+        assert!(somebody_asks(&amazon, |_| false), "a machine of Amazon's has a role");
+        assert!(!somebody_asks(&amazon, |name| name == "AWS_ENDPOINT_URL"));
+    }
+
+    #[test]
+    fn a_folder_is_made_by_init_alone() {
+        let dir = std::env::temp_dir().join(format!("lockstep-stores-{}", std::process::id()));
+        let config = config(&format!("url = 'file://{}/r'", dir.display()));
+        let error = store(&config).err().unwrap();
+        assert!(error.hint().unwrap().contains("mounted"), "{error}");
+        assert!(!dir.exists());
+        create(&config).unwrap();
+        assert!(store(&config).is_ok());
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -1,0 +1,264 @@
+//! Which sets are kept, and why: a pure function of what is there, a policy and the time.
+//!
+//! The rules are those of restic: each looks at all sets by itself, and a set that any of them keeps
+//! is kept. `last = N` keeps the newest N. `daily = N` keeps the newest set of each of the last N days
+//! that have one (days without a set don't count), and so on. `within` keeps what is younger than so
+//! long before the *newest set*, not before now: where backups have stopped, nothing is removed for
+//! that. So the newest set is kept by every policy.
+//!
+//! What could go wrong: one set with a wrong clock, dated years ahead, would make all others old. A set
+//! from the future is kept, and counts for nothing else.
+
+use std::fmt;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde::Deserialize;
+
+/// What is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policy {
+    /// The newest sets.
+    pub last: u32,
+    /// What is younger than this before the newest set.
+    pub within: Option<Within>,
+    /// The newest set of each of so many hours.
+    pub hourly: u32,
+    /// Of days.
+    pub daily: u32,
+    /// Of weeks, which begin on Monday.
+    pub weekly: u32,
+    /// Of months.
+    pub monthly: u32,
+    /// Of years.
+    pub yearly: u32,
+}
+
+impl Policy {
+    /// Whether it would remove every set.
+    #[must_use]
+    pub fn keeps_nothing(&self) -> bool {
+        self.within.is_none() && self.last == 0 && self.periods().iter().all(|(_, n)| *n == 0)
+    }
+
+    fn periods(&self) -> [(Period, u32); 5] {
+        [
+            (Period::Hour, self.hourly),
+            (Period::Day, self.daily),
+            (Period::Week, self.weekly),
+            (Period::Month, self.monthly),
+            (Period::Year, self.yearly),
+        ]
+    }
+}
+
+/// A length of time: `36h`, `7d`, `2w`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Within {
+    text: String,
+    seconds: i64,
+}
+
+impl FromStr for Within {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("\"{text}\" is no length of time: write \"36h\", \"7d\" or \"2w\"");
+        let unit = match text.chars().last() {
+            Some('h') => 3600,
+            Some('d') => 86_400,
+            Some('w') => 7 * 86_400,
+            _ => return Err(wrong()),
+        };
+        let digits = &text[..text.len() - 1];
+        if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(wrong());
+        }
+        let seconds = digits.parse::<i64>().ok().and_then(|number| number.checked_mul(unit));
+        // A thousand years: beyond that it is a slip of the finger.
+        let seconds = seconds.filter(|s| *s > 0 && *s <= 1000 * 366 * 86_400).ok_or_else(wrong)?;
+        Ok(Self { text: text.to_owned(), seconds })
+    }
+}
+
+impl TryFrom<String> for Within {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for Within {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// A period of the calendar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Period {
+    /// From :00 to :59.
+    Hour,
+    /// From midnight to midnight.
+    Day,
+    /// From Monday on.
+    Week,
+    /// From the first on.
+    Month,
+    /// From January on.
+    Year,
+}
+
+impl Period {
+    /// The rule's name in the configuration.
+    #[must_use]
+    pub fn rule(self) -> &'static str {
+        match self {
+            Self::Hour => "hourly",
+            Self::Day => "daily",
+            Self::Week => "weekly",
+            Self::Month => "monthly",
+            Self::Year => "yearly",
+        }
+    }
+
+    /// The period that a moment lies in, so that two moments have the same text where it is the same.
+    /// An hour that the end of summer time gives twice is two.
+    fn of(self, time: Timestamp, zone: &TimeZone) -> String {
+        let format = match (self, zone == &TimeZone::UTC) {
+            (Self::Hour, true) => "%Y-%m-%d %H:00",
+            (Self::Hour, false) => "%Y-%m-%d %H:00%:z",
+            (Self::Day, _) => "%Y-%m-%d",
+            (Self::Week, _) => "%G-W%V",
+            (Self::Month, _) => "%Y-%m",
+            (Self::Year, _) => "%Y",
+        };
+        time.to_zoned_datetime(zone.clone()).strftime(format).to_string()
+    }
+}
+
+/// A set as far as retention is concerned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its id.
+    pub id: String,
+    /// When it was begun.
+    pub time: Timestamp,
+    /// Why it has to stay whatever the policy says.
+    pub needed: Vec<Reason>,
+}
+
+/// Why a set is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// `last`.
+    Last(u32),
+    /// `within`.
+    Within(Within),
+    /// The newest of a period: the rule's, and which.
+    Newest(Period, String),
+    /// It is dated later than now.
+    Future,
+    /// Others were named, to be removed.
+    NotNamed,
+    /// The newest set that both this host and this repository have: the next increment starts there.
+    CommonWith(String),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Last(count) => write!(f, "last {count}"),
+            Self::Within(within) => write!(f, "within {within}"),
+            Self::Newest(period, which) => write!(f, "{} {which}", period.rule()),
+            Self::Future => f.write_str("dated in the future"),
+            Self::NotNamed => f.write_str("not named"),
+            Self::CommonWith(name) => write!(f, "newest in common with {name}"),
+        }
+    }
+}
+
+/// What becomes of a set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// Its id.
+    pub id: String,
+    /// When it was begun.
+    pub time: Timestamp,
+    /// Why it is kept; none: it is removed.
+    pub reasons: Vec<Reason>,
+}
+
+impl Decision {
+    /// Whether it is kept.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        !self.reasons.is_empty()
+    }
+}
+
+/// Decides about each set; oldest first.
+#[must_use]
+pub fn decide(
+    sets: &[Candidate],
+    policy: &Policy,
+    now: Timestamp,
+    zone: &TimeZone,
+) -> Vec<Decision> {
+    let mut all: Vec<(&Candidate, Vec<Reason>)> =
+        sets.iter().map(|set| (set, Vec::new())).collect();
+    all.sort_by(|(a, _), (b, _)| (a.time, &a.id).cmp(&(b.time, &b.id)));
+    let (future, mut counted): (Vec<_>, Vec<_>) =
+        all.iter_mut().rev().partition(|(set, _)| set.time > now);
+    for (_, reasons) in future {
+        reasons.push(Reason::Future);
+    }
+    for (_, reasons) in counted.iter_mut().take(policy.last as usize) {
+        reasons.push(Reason::Last(policy.last));
+    }
+    if let (Some(within), Some(newest)) = (&policy.within, counted.first().map(|(s, _)| s.time)) {
+        for (set, reasons) in &mut counted {
+            if newest.duration_since(set.time).as_secs() < within.seconds {
+                reasons.push(Reason::Within(within.clone()));
+            }
+        }
+    }
+    for (period, count) in policy.periods() {
+        let (mut left, mut last) = (count, None);
+        for (set, reasons) in &mut counted {
+            let which = Some(period.of(set.time, zone));
+            if left == 0 {
+                break;
+            }
+            if which != last {
+                reasons.extend(which.clone().map(|which| Reason::Newest(period, which)));
+                (left, last) = (left - 1, which);
+            }
+        }
+    }
+    all.into_iter()
+        .map(|(set, mut reasons)| {
+            reasons.extend(set.needed.iter().cloned());
+            Decision { id: set.id.clone(), time: set.time, reasons }
+        })
+        .collect()
+}
+
+/// The same where the sets to be removed are named: all others are kept, and what is needed too.
+#[must_use]
+pub fn decide_named(sets: &[Candidate], named: &[String]) -> Vec<Decision> {
+    let decide = |set: &Candidate| {
+        let others = (!named.contains(&set.id)).then_some(Reason::NotNamed);
+        let reasons = others.into_iter().chain(set.needed.iter().cloned()).collect();
+        Decision { id: set.id.clone(), time: set.time, reasons }
+    };
+    sets.iter().map(decide).collect()
+}
+
+#[cfg(test)]
+#[path = "retention_tests.rs"]
+mod tests;

@@ -1,0 +1,245 @@
+//! What each rule keeps, by example, and all of them together against a naive statement of the rules.
+
+use super::*;
+
+#[test]
+fn only_what_is_named_goes_and_not_what_is_needed() {
+    let candidate = |id: &str, needed: bool| Candidate {
+        id: id.into(),
+        time: Timestamp::UNIX_EPOCH,
+        needed: needed.then(|| Reason::CommonWith("x".into())).into_iter().collect(),
+    };
+    let sets = [candidate("a", false), candidate("b", true), candidate("c", false)];
+    let kept = |named: &[&str]| -> Vec<String> {
+        let named: Vec<String> = named.iter().map(|name| (*name).to_owned()).collect();
+        let decided = decide_named(&sets, &named).into_iter().filter(Decision::is_kept);
+        decided.map(|decision| decision.id).collect()
+    };
+    assert_eq!(kept(&["a"]), ["b", "c"]);
+    assert_eq!(kept(&["a", "b", "c"]), ["b"]);
+    assert_eq!(kept(&[]), ["a", "b", "c"]);
+}
+
+fn set(time: &str) -> Candidate {
+    Candidate { id: time.to_owned(), time: time.parse().unwrap(), needed: Vec::new() }
+}
+
+fn sets(times: &[&str]) -> Vec<Candidate> {
+    times.iter().map(|time| set(time)).collect()
+}
+
+fn policy(text: &str) -> Policy {
+    toml::from_str(text).unwrap()
+}
+
+const NOW: &str = "2026-11-24T12:00:00Z";
+
+fn decisions(sets: &[Candidate], text: &str, zone: &TimeZone) -> Vec<Decision> {
+    decide(sets, &policy(text), NOW.parse().unwrap(), zone)
+}
+
+/// The kept ones with their reasons.
+fn kept(times: &[&str], text: &str) -> Vec<String> {
+    let all = decisions(&sets(times), text, &TimeZone::UTC);
+    let words = |decision: &Decision| {
+        let reasons: Vec<_> = decision.reasons.iter().map(ToString::to_string).collect();
+        format!("{}: {}", decision.id, reasons.join(", "))
+    };
+    all.iter().filter(|decision| decision.is_kept()).map(words).collect()
+}
+
+#[test]
+fn last_keeps_the_newest_whatever_the_order() {
+    let times = ["2026-11-23T03:00:00Z", "2026-11-20T03:00:00Z", "2026-11-22T03:00:00Z"];
+    assert_eq!(
+        kept(&times, "last = 2"),
+        ["2026-11-22T03:00:00Z: last 2", "2026-11-23T03:00:00Z: last 2"]
+    );
+    assert_eq!(kept(&times, "last = 9").len(), 3);
+    assert_eq!(kept(&[], "last = 1"), Vec::<String>::new());
+}
+
+#[test]
+fn a_period_keeps_its_newest_and_empty_periods_do_not_count() {
+    let times = [
+        "2026-11-18T23:59:59Z",
+        "2026-11-20T00:00:00Z",
+        "2026-11-20T23:59:59.999Z",
+        "2026-11-23T01:00:00Z",
+        "2026-11-23T02:00:00Z",
+    ];
+    assert_eq!(
+        kept(&times, "daily = 3"),
+        [
+            "2026-11-18T23:59:59Z: daily 2026-11-18",
+            "2026-11-20T23:59:59.999Z: daily 2026-11-20",
+            "2026-11-23T02:00:00Z: daily 2026-11-23",
+        ]
+    );
+    assert_eq!(kept(&times, "daily = 2").len(), 2);
+    assert_eq!(
+        kept(&times, "hourly = 2"),
+        [
+            "2026-11-23T01:00:00Z: hourly 2026-11-23 01:00",
+            "2026-11-23T02:00:00Z: hourly 2026-11-23 02:00",
+        ]
+    );
+}
+
+#[test]
+fn weeks_months_and_years() {
+    // 2026-01-01 lies in the week that 2025-12-29 began, the first of 2026.
+    let times = ["2024-12-31T00:00:00Z", "2025-12-29T00:00:00Z", "2026-01-01T00:00:00Z"];
+    assert_eq!(
+        kept(&times, "weekly = 1\nmonthly = 2\nyearly = 5"),
+        [
+            "2024-12-31T00:00:00Z: yearly 2024",
+            "2025-12-29T00:00:00Z: monthly 2025-12, yearly 2025",
+            "2026-01-01T00:00:00Z: weekly 2026-W01, monthly 2026-01, yearly 2026",
+        ]
+    );
+}
+
+#[test]
+fn within_counts_from_the_newest_set() {
+    let times = ["2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z", "2026-01-08T00:00:00Z"];
+    assert_eq!(
+        kept(&times, "within = '7d'"),
+        ["2026-01-01T00:00:01Z: within 7d", "2026-01-08T00:00:00Z: within 7d"]
+    );
+    assert_eq!(kept(&times, "within = '1h'"), ["2026-01-08T00:00:00Z: within 1h"]);
+    assert_eq!(kept(&times, "within = '169h'").len(), 3);
+}
+
+#[test]
+fn the_calendar_is_that_of_the_time_zone() {
+    let zone = TimeZone::get("Europe/Berlin").unwrap();
+    let ids = |text: &str, times: &[&str]| -> Vec<String> {
+        let all = decisions(&sets(times), text, &zone);
+        all.into_iter().filter(Decision::is_kept).map(|decision| decision.id).collect()
+    };
+    // One day there, two in UTC.
+    let times = ["2026-07-01T22:30:00Z", "2026-07-02T21:30:00Z"];
+    assert_eq!(ids("daily = 9", &times), ["2026-07-02T21:30:00Z"]);
+    assert_eq!(kept(&times, "daily = 9").len(), 2);
+    // 02:30 comes twice when summer time ends.
+    let times = ["2026-10-25T00:30:00Z", "2026-10-25T01:30:00Z"];
+    assert_eq!(ids("hourly = 9", &times), times);
+}
+
+#[test]
+fn a_set_from_the_future_does_not_make_the_others_old() {
+    let times = ["2026-11-22T00:00:00Z", "2026-11-23T00:00:00Z", "2126-11-23T00:00:00Z"];
+    assert_eq!(
+        kept(&times, "last = 1\nwithin = '36h'"),
+        [
+            "2026-11-22T00:00:00Z: within 36h",
+            "2026-11-23T00:00:00Z: last 1, within 36h",
+            "2126-11-23T00:00:00Z: dated in the future",
+        ]
+    );
+}
+
+#[test]
+fn what_is_needed_stays_and_uses_up_nothing() {
+    let mut all = sets(&["2026-11-21T00:00:00Z", "2026-11-22T00:00:00Z", "2026-11-23T00:00:00Z"]);
+    all[0].needed.push(Reason::CommonWith("repository offsite".into()));
+    let decided = decisions(&all, "last = 1", &TimeZone::UTC);
+    assert_eq!(decided[0].reasons[0].to_string(), "newest in common with repository offsite");
+    assert_eq!([true, false, true], [0, 1, 2].map(|at| decided[at].is_kept()));
+}
+
+#[test]
+fn lengths_of_time() {
+    for (text, seconds) in [("1h", 3600), ("36h", 36 * 3600), ("7d", 604_800), ("2w", 1_209_600)] {
+        assert_eq!(text.parse::<Within>().unwrap().seconds, seconds, "{text}");
+    }
+    for text in
+        ["", "h", "7", "-7d", "+7d", "1.5d", "7 d", "0h", "99999999999999999999d", "7m", "ü"]
+    {
+        assert!(text.parse::<Within>().is_err(), "{text}");
+    }
+}
+
+/// The rules as one would say them: for each set and rule, count what is newer.
+fn naive(all: &[Candidate], at: usize, policy: &Policy, now: Timestamp, zone: &TimeZone) -> bool {
+    let me = &all[at];
+    let key = |set: &Candidate| (set.time, set.id.clone());
+    let past: Vec<_> = all.iter().filter(|set| set.time <= now).collect();
+    let newer: Vec<_> = past.iter().filter(|set| key(set) > key(me)).collect();
+    if me.time > now || !me.needed.is_empty() || newer.len() < policy.last as usize {
+        return true;
+    }
+    let newest = past.iter().map(|set| set.time).max().unwrap();
+    if policy.within.as_ref().is_some_and(|w| newest.duration_since(me.time).as_secs() < w.seconds)
+    {
+        return true;
+    }
+    policy.periods().iter().any(|(period, count)| {
+        let mine = period.of(me.time, zone);
+        let mut periods: Vec<_> = newer.iter().map(|set| period.of(set.time, zone)).collect();
+        let is_newest = !periods.contains(&mine);
+        periods.sort();
+        periods.dedup();
+        is_newest && periods.len() < *count as usize
+    })
+}
+
+#[test]
+fn every_policy_is_as_the_rules_say_it() {
+    let zones = [TimeZone::UTC, TimeZone::get("America/New_York").unwrap()];
+    for seed in 0..400 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let now: Timestamp = NOW.parse().unwrap();
+        let reach = [3 * 3600, 5 * 86_400, 90 * 86_400, 1500 * 86_400][random.usize(..4)];
+        let all: Vec<_> = (0..random.usize(..60))
+            .map(|number| {
+                // Some at one moment, few in the future.
+                let step = [1, 3600][random.usize(..2)];
+                let ago = random.i64(-reach / 40..reach) / step * step;
+                let time = Timestamp::from_second(now.as_second() - ago).unwrap();
+                let needed = match random.u8(..20) {
+                    0 => vec![Reason::CommonWith("x".into())],
+                    _ => Vec::new(),
+                };
+                Candidate { id: format!("{number:03}"), time, needed }
+            })
+            .collect();
+        let mut count = || if random.bool() { 0 } else { random.u32(..12) };
+        let mut policy = Policy {
+            last: count(),
+            within: None,
+            hourly: count(),
+            daily: count(),
+            weekly: count(),
+            monthly: count(),
+            yearly: count(),
+        };
+        if random.u8(..3) == 0 {
+            let text = format!("{}{}", random.u32(1..40), ["h", "d", "w"][random.usize(..3)]);
+            policy.within = Some(text.parse().unwrap());
+        }
+        let zone = &zones[random.usize(..2)];
+        let decided = decide(&all, &policy, now, zone);
+        assert_eq!(decided.len(), all.len());
+        assert!(decided.is_sorted_by_key(|decision| decision.time), "seed {seed}: oldest first");
+        for (at, set) in all.iter().enumerate() {
+            let decision = decided.iter().find(|decision| decision.id == set.id).unwrap();
+            let expected = naive(&all, at, &policy, now, zone);
+            assert_eq!(decision.is_kept(), expected, "seed {seed}: {set:?} under {policy:?}");
+        }
+        if !policy.keeps_nothing()
+            && let Some(newest) = decided.last()
+        {
+            assert!(newest.is_kept(), "seed {seed}: the newest is always kept");
+        }
+        // What is left is decided alike: a second run removes nothing.
+        let left: Vec<_> = all
+            .iter()
+            .filter(|set| decided.iter().any(|d| d.id == set.id && d.is_kept()))
+            .cloned()
+            .collect();
+        let again = decide(&left, &policy, now, zone);
+        assert!(again.iter().all(Decision::is_kept), "seed {seed}: {policy:?}");
+    }
+}

@@ -1,0 +1,151 @@
+//! The removal of a set from this host: all of it, or nothing.
+//!
+//! 1. A journal entry names the snapshots, with their GUIDs.
+//! 2. The manifest is withdrawn: from here on there is no such set, and no restore can find it.
+//! 3. The holds are given up, and it is looked once more whether anything stands on a snapshot: a
+//!    restore may have cloned one since it was first asked. Then everything is put back.
+//! 4. The snapshots are destroyed; then the set's files, then the entry.
+//!
+//! Killed before the second step nothing has happened; after it the next start finishes, by the same
+//! steps. A snapshot of the right name and another GUID is somebody else's, and stays.
+
+use super::journal::{self, RemovalJournal};
+use super::manifest::Manifest;
+use crate::context::Context;
+use crate::error::Result;
+use crate::files;
+use crate::steps;
+use crate::volume::zfs::{SnapshotName, Standing};
+
+/// How a removal ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Removal {
+    /// The set is gone.
+    Done,
+    /// The set is as it was, for this reason.
+    Left(String),
+    /// Some of its snapshots are gone and one isn't: the next start goes on.
+    Unfinished(String),
+}
+
+/// Removes a set.
+///
+/// # Errors
+/// When it was interrupted before it began, or its files can't be changed.
+pub fn remove(cx: &Context, manifest: &Manifest) -> Result<Removal> {
+    let entry = RemovalJournal {
+        set: manifest.set.clone(),
+        snapshots: manifest
+            .volumes
+            .iter()
+            .map(|volume| (volume.dataset.clone(), volume.guid.clone()))
+            .collect(),
+    };
+    journal::write(&path(cx, &entry), &entry)?;
+    if let Err(interrupted) = steps::reached("prune.journal") {
+        files::remove_file(&path(cx, &entry))?;
+        return Err(interrupted);
+    }
+    cx.state.withdraw(&entry.set)?;
+    // From here on a signal waits until this set is gone.
+    let _ = steps::reached("prune.withdrawn");
+    finish(cx, &entry)
+}
+
+/// Finishes the removals that were cut off; call it with the cluster's lock held. What stays for now
+/// is said and isn't a failure: it must not keep a backup from being taken.
+///
+/// # Errors
+/// When a journal can't be read or the set's files can't be changed.
+pub fn unfinished(cx: &Context) -> Result<()> {
+    for (path, entry) in journal::read_all::<RemovalJournal>(&cx.state.path("removals"))? {
+        if cx.state.is_complete(entry.set.as_str()) {
+            // Its manifest was never withdrawn, or was put back.
+            hold(cx, &entry)?;
+            files::remove_file(&path)?;
+            continue;
+        }
+        tracing::warn!(set = %entry.set, "finishing the removal of a set");
+        match finish(cx, &entry)? {
+            Removal::Done => {}
+            Removal::Left(why) => tracing::warn!(set = %entry.set, "it is kept after all: {why}"),
+            Removal::Unfinished(why) => {
+                tracing::warn!(set = %entry.set, "it isn't gone yet: {why}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Why a snapshot can't be destroyed, beside Lockstep's own hold.
+#[must_use]
+pub fn stands(snapshot: &SnapshotName, standing: &Standing, own_hold: u64) -> Option<String> {
+    if let Some(clone) = standing.clones.first() {
+        return Some(format!("\"{clone}\" is a clone of \"{snapshot}\""));
+    }
+    (standing.holds > own_hold).then(|| format!("somebody else holds \"{snapshot}\""))
+}
+
+fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
+    let name = entry.set.snapshot_name();
+    let named: Vec<_> = entry.snapshots.iter().map(|(of, _)| of.snapshot(&name)).collect();
+    for snapshot in &named {
+        cx.zfs.release(snapshot)?;
+    }
+    let there = cx.zfs.standing(&named)?;
+    let is_ours =
+        |at: usize| there.get(&named[at]).is_some_and(|s| s.guid == entry.snapshots[at].1);
+    let ours: Vec<_> = (0..named.len()).filter(|at| is_ours(*at)).collect();
+    let is_whole = ours.len() == named.len();
+    let in_the_way = ours.iter().find_map(|at| stands(&named[*at], there.get(&named[*at])?, 0));
+    if let Some(why) = in_the_way {
+        return keep(cx, entry, is_whole, why);
+    }
+    let _ = steps::reached("prune.released");
+    for (number, at) in ours.iter().enumerate() {
+        if let Err(error) = cx.zfs.destroy_snapshot(&named[*at]) {
+            return keep(cx, entry, is_whole && number == 0, error.chain());
+        }
+        let _ = steps::reached(&format!("prune.destroyed-{}", number + 1));
+    }
+    // A pool that is merely exported may come back with its snapshot.
+    for (dataset, _) in &entry.snapshots {
+        if !cx.zfs.exists(dataset.pool())? {
+            let why = format!("pool \"{}\" is away", dataset.pool());
+            return Ok(Removal::Unfinished(why));
+        }
+    }
+    files::remove_tree(&cx.state.set_directory(&entry.set))?;
+    let _ = steps::reached("prune.files");
+    files::remove_file(&path(cx, entry))?;
+    let _ = steps::reached("prune.removed");
+    Ok(Removal::Done)
+}
+
+/// Puts a set back that is still whole; another one's removal goes on later.
+fn keep(cx: &Context, entry: &RemovalJournal, is_whole: bool, why: String) -> Result<Removal> {
+    if !is_whole {
+        return Ok(Removal::Unfinished(why));
+    }
+    hold(cx, entry)?;
+    cx.state.put_back(&entry.set)?;
+    files::remove_file(&path(cx, entry))?;
+    Ok(Removal::Left(why))
+}
+
+/// Holds all snapshots of the set that are there.
+fn hold(cx: &Context, entry: &RemovalJournal) -> Result<()> {
+    let name = entry.set.snapshot_name();
+    let named: Vec<_> = entry.snapshots.iter().map(|(of, _)| of.snapshot(&name)).collect();
+    for (snapshot, standing) in cx.zfs.standing(&named)? {
+        let is_ours = |(of, guid): &(_, String)| *of == snapshot.dataset && *guid == standing.guid;
+        if entry.snapshots.iter().any(is_ours) {
+            cx.zfs.hold(&[snapshot])?;
+        }
+    }
+    Ok(())
+}
+
+fn path(cx: &Context, entry: &RemovalJournal) -> std::path::PathBuf {
+    cx.state.path("removals").join(format!("{}.json", entry.set))
+}

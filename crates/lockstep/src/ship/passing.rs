@@ -1,0 +1,141 @@
+//! What is done with a stream's objects while they go by: left out, checked, compared.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use indicatif::ProgressBar;
+use sendstream::pages::{PageChecker, Segment};
+
+use super::classify::Class;
+use super::page_delta::Pages;
+use super::volume::Job;
+use crate::error::{Error, Result};
+use crate::repository::header::ObjectHeader;
+use crate::repository::image::ImageState;
+use crate::repository::ingest::{Announced, Content, Visitor};
+use crate::repository::shipped::Pages as Checked;
+use crate::steps;
+
+/// Between two looks at whether to stop, in bytes of the stream.
+const STRIDE: u64 = 8 << 20;
+
+/// Which relation's file an object is.
+type Lookup<'a> = Box<dyn FnMut(u64) -> Option<Segment<u64>> + 'a>;
+
+/// Sees the objects go by.
+pub(super) struct Passing<'a> {
+    job: &'a Job<'a>,
+    checker: Option<PageChecker<u64, Lookup<'a>>>,
+    /// Left out in the base and needed now, unless the stream makes it anew: by generation.
+    doubtful: HashMap<u64, u64>,
+    /// Left out, with their generations.
+    left_out: BTreeMap<u64, u64>,
+    /// An increment isn't enough.
+    pub(super) needs_full: bool,
+    pages: Option<Pages<'a>>,
+    bar: ProgressBar,
+    read: u64,
+}
+
+impl<'a> Passing<'a> {
+    pub(super) fn new(
+        job: &'a Job<'a>,
+        base: Option<&ImageState>,
+        pages: Option<Pages<'a>>,
+    ) -> Self {
+        let walked = job.walked;
+        let before = base.map(|state| state.left_out_objects.as_slice()).unwrap_or_default();
+        let is_left_out =
+            |object: u64| matches!(walked.classes.get(&object), Some(Class::LeftOut(_)));
+        let checker = job.shipment.checks_pages.then(|| {
+            let lookup = move |object: u64| match walked.classes.get(&object) {
+                Some(Class::Pages(number)) => Some(Segment { path: object, number: *number }),
+                _ => None,
+            };
+            PageChecker::new(job.shipment.geometry, Box::new(lookup) as Lookup<'_>)
+        });
+        Self {
+            job,
+            checker,
+            doubtful: before
+                .iter()
+                .filter(|(object, _)| walked.stored.contains(object))
+                .copied()
+                .collect(),
+            left_out: before.iter().filter(|(object, _)| is_left_out(*object)).copied().collect(),
+            needs_full: false,
+            pages,
+            bar: job.shipment.progress.bytes(job.volume.dataset.as_str()),
+            read: 0,
+        }
+    }
+
+    /// Nothing that is needed now was left out before.
+    pub(super) fn is_whole(&self) -> bool {
+        self.doubtful.is_empty()
+    }
+
+    pub(super) fn finish(self) -> (Vec<(u64, u64)>, Checked) {
+        self.bar.finish_and_clear();
+        let walked = self.job.walked;
+        let pages = self.checker.map(PageChecker::finish).map(|report| Checked {
+            checked: report.good + report.bad + report.without_checksum,
+            bad: report.wrong(),
+            bad_pages: report
+                .bad_pages
+                .iter()
+                .map(|page| {
+                    let path = walked.path(page.path);
+                    let words = || format!("object {}", page.path);
+                    (path.map_or_else(words, |path| path.display().to_string()), page.block)
+                })
+                .collect(),
+        });
+        (self.left_out.into_iter().collect(), pages.unwrap_or_default())
+    }
+}
+
+impl Visitor for Passing<'_> {
+    fn object(&mut self, announced: &Announced<'_>) -> Result<Content> {
+        let object = announced.object;
+        let generation = announced.header.and_then(ObjectHeader::generation);
+        if let Some(before) = self.doubtful.get(&object) {
+            if generation.is_none_or(|now| now == *before) {
+                self.needs_full = true;
+                return Err(Error::failed("all of the volume is needed"));
+            }
+            self.doubtful.remove(&object);
+        }
+        match self.job.walked.classes.get(&object) {
+            Some(Class::LeftOut(_)) => {
+                self.left_out.insert(object, generation.unwrap_or_default());
+                return Ok(Content::LeftOut);
+            }
+            Some(Class::Pages(_)) => {}
+            _ => return Ok(Content::Stored),
+        }
+        let pages = self.pages.as_mut();
+        let is_compared = pages.map_or(Ok(false), |pages| pages.begin(announced))?;
+        Ok(if is_compared { Content::Changed } else { Content::Stored })
+    }
+
+    fn changed(&mut self, offset: u64, bytes: &[u8]) -> Result<Option<Vec<Range<usize>>>> {
+        self.pages.as_mut().map_or(Ok(None), |pages| pages.changed(offset, bytes))
+    }
+
+    fn content(&mut self, object: u64, offset: u64, bytes: &[u8]) {
+        if let Some(checker) = &mut self.checker {
+            checker.content(object, offset, bytes);
+        }
+    }
+
+    fn progress(&mut self, bytes: u64) -> Result<()> {
+        if bytes - self.read >= STRIDE {
+            self.bar.set_position(bytes);
+            (self.job.shipment.check)()?;
+            self.read = bytes;
+            steps::reached("ship.progress")?;
+        }
+        Ok(())
+    }
+}

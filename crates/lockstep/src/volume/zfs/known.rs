@@ -1,0 +1,209 @@
+//! What is known of this machine's ZFS, so that no backup has to find it out again: each command is
+//! a process, and a full core has none to spare.
+//!
+//! It was found by trying, never by a version, and is kept in `zfs.json` under state_dir, together
+//! with what it was found on: the program's file and the kernel module. With another program or
+//! module, or a day later, it is found out anew. What could go wrong: a library below the program is
+//! replaced alone. So nothing that is known may make a set wrong: a command that is refused after
+//! all is given in the form that every ZFS takes, and a form that wasn't tried costs time alone.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::files;
+
+/// How long it counts.
+const GOOD_FOR: SignedDuration = SignedDuration::from_hours(24);
+
+/// Where Linux says which module is loaded.
+const MODULE: [&str; 2] = ["/sys/module/zfs/version", "/sys/module/zfs/srcversion"];
+
+/// What was found out; what is missing wasn't tried yet.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+struct Known {
+    /// Several snapshots in one command, in one transaction group.
+    multi_snapshot: Option<bool>,
+    /// Properties that not every ZFS has.
+    #[serde(default)]
+    properties: BTreeMap<String, bool>,
+}
+
+/// What it was found on. A file that was replaced or changed has another inode, size or time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct FoundOn {
+    program: PathBuf,
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+    module: Vec<String>,
+}
+
+/// The file's content.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Record {
+    found_on: FoundOn,
+    since: Timestamp,
+    known: Known,
+}
+
+impl Record {
+    /// A clock that was put back makes it no younger.
+    fn counts(&self, on: &FoundOn, now: Timestamp) -> bool {
+        let age = now.duration_since(self.since);
+        self.found_on == *on && (SignedDuration::ZERO..GOOD_FOR).contains(&age)
+    }
+}
+
+impl FoundOn {
+    /// The `zfs` that this process would start; `None` where there is none.
+    fn here() -> Option<Self> {
+        let folders = std::env::var_os("PATH")?;
+        let mut files = std::env::split_paths(&folders).map(|folder| folder.join("zfs"));
+        let (program, file) = files.find_map(|path| {
+            let file = std::fs::metadata(&path).ok()?;
+            (file.is_file() && file.permissions().mode() & 0o111 != 0).then_some((path, file))
+        })?;
+        let module = MODULE.iter().map(|path| std::fs::read_to_string(path).unwrap_or_default());
+        Some(Self {
+            program,
+            device: file.dev(),
+            inode: file.ino(),
+            bytes: file.size(),
+            modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
+            module: module.collect(),
+        })
+    }
+}
+
+/// What is known, and the file that outlives this process, where there is one.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    file: Option<PathBuf>,
+    /// With the time of its oldest part; `None`: the file wasn't read yet.
+    known: RefCell<Option<(Timestamp, Known)>>,
+}
+
+impl Memory {
+    /// Kept in `zfs.json` of this folder.
+    pub(super) fn in_folder(folder: &Path) -> Self {
+        Self { file: Some(folder.join("zfs.json")), known: RefCell::default() }
+    }
+
+    pub(super) fn multi_snapshot(&self) -> Option<bool> {
+        self.known().multi_snapshot
+    }
+
+    pub(super) fn learn_multi_snapshot(&self, can: bool) {
+        self.learn(|known| known.multi_snapshot = Some(can));
+    }
+
+    pub(super) fn property(&self, name: &str) -> Option<bool> {
+        self.known().properties.get(name).copied()
+    }
+
+    pub(super) fn learn_property(&self, name: &str, has: bool) {
+        self.learn(|known| {
+            known.properties.insert(name.to_owned(), has);
+        });
+    }
+
+    fn known(&self) -> Known {
+        self.known.borrow_mut().get_or_insert_with(|| self.read()).1.clone()
+    }
+
+    fn read(&self) -> (Timestamp, Known) {
+        let now = Timestamp::now();
+        let kept = || {
+            let text = std::fs::read(self.file.as_ref()?).ok()?;
+            // One that is damaged or of another version is as good as none.
+            let record: Record = serde_json::from_slice(&text).ok()?;
+            record.counts(&FoundOn::here()?, now).then_some((record.since, record.known))
+        };
+        kept().unwrap_or_else(|| (now, Known::default()))
+    }
+
+    fn learn(&self, change: impl FnOnce(&mut Known)) {
+        let mut held = self.known.borrow_mut();
+        let (since, known) = held.get_or_insert_with(|| self.read());
+        let before = known.clone();
+        change(known);
+        if *known != before {
+            self.write(*since, known);
+        }
+    }
+
+    /// Who may not write there, finds out anew each time.
+    fn write(&self, since: Timestamp, known: &Known) {
+        let (Some(file), Some(found_on)) = (&self.file, FoundOn::here()) else { return };
+        let record = Record { found_on, since, known: known.clone() };
+        let Ok(text) = serde_json::to_vec_pretty(&record) else { return };
+        if let Err(error) = files::publish(file, &text) {
+            tracing::debug!(error = %error.chain(), "what ZFS can do isn't kept");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(since: &str) -> Record {
+        let found_on = FoundOn {
+            program: "/sbin/zfs".into(),
+            device: 1,
+            inode: 2,
+            bytes: 3,
+            modified: (4, 5),
+            changed: (6, 7),
+            module: vec!["2.2.2\n".into()],
+        };
+        Record { found_on, since: since.parse().unwrap(), known: Known::default() }
+    }
+
+    #[test]
+    fn it_counts_for_the_same_program_and_module_and_for_a_day() {
+        let record = record("2026-11-24T00:00:00Z");
+        let at = |now: &str, on: &FoundOn| record.counts(on, now.parse().unwrap());
+        let same = record.found_on.clone();
+        assert!(at("2026-11-24T00:00:00Z", &same) && at("2026-11-24T23:59:59Z", &same));
+        assert!(!at("2026-11-25T00:00:00Z", &same), "a day later");
+        assert!(!at("2026-11-23T23:59:59Z", &same), "the clock was put back");
+        type Change = fn(&mut FoundOn);
+        let changes: [Change; 6] = [
+            |on| on.program = "/usr/local/sbin/zfs".into(),
+            |on| on.inode = 9,
+            |on| on.bytes = 9,
+            |on| on.modified.1 = 9,
+            |on| on.changed.0 = 9,
+            |on| on.module = vec!["2.2.3\n".into()],
+        ];
+        for change in changes {
+            let mut other = same.clone();
+            change(&mut other);
+            assert!(!at("2026-11-24T00:00:01Z", &other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_known() {
+        let folder = std::env::temp_dir().join(format!("lockstep-known-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        for text in ["", "{", "{\"known\": {}}", "\0\0\0"] {
+            std::fs::write(folder.join("zfs.json"), text).unwrap();
+            assert_eq!(Memory::in_folder(&folder).multi_snapshot(), None, "{text:?}");
+        }
+        let memory = Memory::in_folder(&folder);
+        memory.learn_property("sync", false);
+        memory.learn_multi_snapshot(true);
+        assert_eq!((memory.property("sync"), memory.multi_snapshot()), (Some(false), Some(true)));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

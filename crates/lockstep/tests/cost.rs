@@ -1,0 +1,99 @@
+//! What a backup costs the machine: how many `zfs` and `zpool` it starts. Each is a process, which takes milliseconds
+//! of a core that the server could use; so their number is held here, and what is known of ZFS isn't asked twice.
+
+mod support;
+
+use support::commands::CommandLog;
+use support::faults::{assert_nothing_remains, assert_restorable};
+use support::fixture::Fixture;
+use support::layout::two_pools_four_datasets;
+use support::pools::property;
+
+use std::fs;
+
+/// How often each subcommand may be run for a set of four datasets in two pools. The layout is read before the first
+/// and after the last snapshot of data, what was made of the snapshots after the last of all.
+const MOST: [(&str, usize); 4] =
+    [("zfs get", 3), ("zfs snapshot", 4), ("zfs hold", 1), ("zfs set", 1)];
+
+#[track_caller]
+fn assert_few(commands: &[String], what: &str) {
+    let all = commands.join("\n  ");
+    for command in commands {
+        let known = MOST.iter().any(|(name, _)| command.starts_with(&format!("{name} ")));
+        assert!(known, "{what}: {command}\nall of them:\n  {all}");
+    }
+    for (name, most) in MOST {
+        let name = format!("{name} ");
+        let count = commands.iter().filter(|command| command.starts_with(&name)).count();
+        assert!((1..=most).contains(&count), "{what}: {count} times {name}:\n  {all}");
+    }
+}
+
+fn probes(commands: &[String]) -> usize {
+    commands.iter().filter(|command| command.contains("lockstep-probe")).count()
+}
+
+#[test]
+fn a_backup_starts_few_commands() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let log = CommandLog::new(&fixture);
+    let lockstep = log.watching(&fixture.lockstep());
+
+    // The first one finds out what this ZFS can do, and nothing twice.
+    lockstep.backup("label");
+    let first = log.take();
+    assert_eq!(probes(&first), 1, "{first:#?}");
+    assert!(first.len() <= 11, "{} commands:\n  {}", first.len(), first.join("\n  "));
+
+    for (strategy, more) in
+        [("label", &[][..]), ("label", &["--label", "two words"]), ("ordered", &[])]
+    {
+        let arguments = [&["--json", "backup", "--strategy", strategy], more].concat();
+        let outcome = lockstep.expect(0, &arguments);
+        assert_few(&log.take(), &outcome.command);
+    }
+    assert_nothing_remains(&fixture, &[], "four backups");
+
+    // Another program under the same name: it may be another ZFS.
+    log.replace_program();
+    lockstep.backup("label");
+    let after = log.take();
+    assert_eq!(probes(&after), 1, "{after:#?}");
+    lockstep.backup("label");
+    assert_few(&log.take(), "the one after");
+}
+
+/// What is remembered may be wrong: that costs a command, and no set.
+#[test]
+fn what_is_remembered_wrongly_spoils_nothing() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let log = CommandLog::new(&fixture);
+    let lockstep = log.watching(&fixture.lockstep());
+    lockstep.json(&["plan"]);
+    let file = fixture.state.join("zfs.json");
+    let truth = fs::read_to_string(&file).expect("what ZFS can do is kept");
+    log.take();
+    for (from, to) in [("true", "false"), ("false", "true")] {
+        let wrong = truth
+            .replace(&format!("\"multi_snapshot\": {from}"), &format!("\"multi_snapshot\": {to}"))
+            .replace(&format!("\"sync\": {from}"), &format!("\"sync\": {to}"));
+        for strategy in ["label", "ordered"] {
+            fs::write(&file, &wrong).expect("the test may write there");
+            let set = lockstep.backup(strategy);
+            assert_eq!(set.volumes.len(), 4, "{}", set.json);
+            assert_restorable(&fixture, &set.id);
+            for volume in &set.volumes {
+                assert_eq!(property(&volume.snapshot, "lockstep:state"), "complete");
+            }
+        }
+        assert_eq!(probes(&log.take()), 0, "what is known isn't asked");
+    }
+    // Nor does one that can't be read.
+    for damaged in ["", "{\"found_on\": 1"] {
+        fs::write(&file, damaged).expect("the test may write there");
+        lockstep.backup("label");
+        assert_eq!(probes(&log.take()), 1, "{damaged:?}");
+    }
+    assert_nothing_remains(&fixture, &[], "backups with a wrong memory");
+}

@@ -1,0 +1,385 @@
+//! Sets removed by policy: what is kept restores, what is removed is gone wholly, nobody else's is touched, and a
+//! removal that is cut off at any step is finished by the next start.
+
+mod support;
+
+use std::fs;
+
+use lockstep::set::manifest::Manifest;
+use rustix::process::Signal;
+use serde_json::Value;
+use support::checker::Checker;
+use support::command::Outcome;
+use support::faults::{
+    Hooks, assert_nothing_remains, assert_restorable, assert_said, kill_at, signal_at,
+};
+use support::fixture::{Fixture, assert_clean};
+use support::layout::two_pools_four_datasets;
+use support::ledger::{Expected, Ledger};
+use support::load::{Load, Plan};
+use support::lockstep::{Set, exit, json_of};
+use support::pools::{destroy, property, release_and_destroy, try_zfs, zfs};
+
+const SCALE: u32 = 1;
+
+/// A quiet cluster whose sets are kept as `retention` says.
+fn quiet(retention: &str) -> Fixture {
+    let fixture = Fixture::new(two_pools_four_datasets().setting("autovacuum", "off"));
+    configure(&fixture, retention);
+    fixture
+}
+
+/// Writes the configuration with these lines for retention, and `more` in the cluster's table.
+fn configure(fixture: &Fixture, retention: &str) {
+    configure_with(fixture, "", retention);
+}
+
+fn configure_with(fixture: &Fixture, cluster: &str, retention: &str) {
+    let text = fixture.configuration("label", true);
+    let text = format!("{text}{cluster}\n[clusters.main.retention]\n{retention}\n");
+    fs::write(fixture.config(), text).expect("the configuration can be written");
+}
+
+/// The place's sets, as `prune --json` tells them.
+fn told(json: &Value, place: usize) -> Vec<(String, String)> {
+    let sets = json["places"][place]["sets"].as_array().expect("a list of sets");
+    let text = |set: &Value, name: &str| set[name].as_str().expect("a text").to_owned();
+    sets.iter().map(|set| (text(set, "set"), text(set, "action"))).collect()
+}
+
+/// As `list` and `prune` sort them: by id, and two of one second have no order of their own.
+fn sorted(sets: &[&Set]) -> Vec<String> {
+    let mut ids: Vec<_> = sets.iter().map(|set| set.id.clone()).collect();
+    ids.sort();
+    ids
+}
+
+fn with_action<'a>(told: &'a [(String, String)], action: &str) -> Vec<&'a str> {
+    told.iter().filter(|(_, of)| of == action).map(|(set, _)| set.as_str()).collect()
+}
+
+/// Dates a set so many hours back, as if it had been taken then.
+fn age(fixture: &Fixture, set: &str, hours: i64) {
+    let path = fixture.state.join("clusters/main/sets").join(set).join("manifest.json");
+    let mut manifest = Manifest::parse(&fs::read(&path).expect("a manifest")).expect("a good one");
+    let seconds = manifest.started_at.as_second() - hours * 3600;
+    manifest.started_at = jiff::Timestamp::from_second(seconds).expect("a time");
+    fs::write(&path, manifest.to_bytes().expect("a manifest")).expect("it can be written");
+}
+
+/// Snapshots of sets that are there, without their datasets, each once.
+fn sets_with_snapshots(fixture: &Fixture) -> Vec<String> {
+    let names = fixture.snapshots().into_iter();
+    let names = names.filter_map(|name| Some(name.split_once("@lockstep-")?.1.to_owned()));
+    let mut sets: Vec<_> = names.collect();
+    sets.sort();
+    sets.dedup();
+    sets
+}
+
+/// Takes sets under load, dates them back at random, and prunes by a policy with every rule.
+#[test]
+fn what_is_kept_restores() {
+    let seed = std::env::var("LOCKSTEP_PRUNE_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
+    println!("LOCKSTEP_PRUNE_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let fixture = Fixture::new(two_pools_four_datasets());
+    configure(&fixture, "local = { last = 1, within = '30h', daily = 2, weekly = 2 }");
+    fixture.pgbench_tables(SCALE);
+    let ledger = Ledger::create(&fixture.cluster, "ts1", "ts2");
+    let load = Load::start(&fixture.cluster, &["ts1", "ts2"], &Plan::all(seed));
+    let writers = ledger.start(&fixture.cluster);
+    let lockstep = fixture.lockstep();
+    let mut sets: Vec<(Set, Expected)> = Vec::new();
+    for number in 0..7 {
+        ledger.wait_for(5);
+        let set = lockstep.backup(if number % 2 == 0 { "label" } else { "ordered" });
+        let expected = Expected {
+            by_lsn: set.floor_lsn,
+            none_after: Some(ledger.attempted()),
+            ..Expected::default()
+        };
+        sets.push((set, expected));
+    }
+    load.stop();
+    writers.stop();
+    // Ids sort by time, and so do the dates.
+    let mut hours: Vec<i64> = (0..6).map(|_| random.i64(1..24 * 21)).collect();
+    hours.sort_unstable_by(|a, b| b.cmp(a));
+    for ((set, _), hours) in sets.iter().zip(hours) {
+        age(&fixture, &set.id, hours);
+    }
+    let dry = lockstep.expect(exit::DONE, &["prune", "--dry-run", "--json"]);
+    let planned = json_of(&dry);
+    assert_eq!(lockstep.sets().len(), 7, "a dry run removes nothing");
+    let text = lockstep.expect(exit::DONE, &["prune", "--dry-run"]);
+    let run = json_of(&lockstep.expect(exit::DONE, &["prune", "--json"]));
+    assert_eq!(planned["places"][0]["sets"], run["places"][0]["sets"], "what was planned was run");
+    let all = told(&run, 0);
+    let (kept, removed) = (with_action(&all, "keep"), with_action(&all, "remove"));
+    assert_eq!(run["places"][0]["removed"], serde_json::json!(removed));
+    println!("kept {kept:?}, removed {removed:?}");
+    for set in &removed {
+        let line = text.stdout.lines().find(|line| line.contains(set)).expect("it is in the table");
+        assert!(line.contains("would remove"), "{line}");
+    }
+    assert!(kept.contains(&sets[6].0.id.as_str()), "the newest is always kept");
+    assert_eq!(lockstep.sets(), kept);
+    assert_eq!(sets_with_snapshots(&fixture), kept);
+    assert_nothing_remains(&fixture, &[], "pruned");
+    let again = json_of(&lockstep.expect(exit::DONE, &["prune", "--json"]));
+    assert_eq!(again["places"][0]["removed"], serde_json::json!([]), "nothing is left to do");
+    // The oldest and the newest that are left, and one between.
+    let mut proven = vec![kept[0], kept[random.usize(..kept.len())], kept[kept.len() - 1]];
+    proven.dedup();
+    for id in proven {
+        assert_restorable(&fixture, id);
+        let (_, expected) = sets.iter().find(|(set, _)| set.id == id).expect("it was taken");
+        let to = fixture.target(id);
+        let restored = lockstep.restore_and_start(id, &to, &[]);
+        let checker = Checker::new(SCALE).with_ledger(&ledger, *expected);
+        checker.check_and_stop(restored.server()).assert_right(id);
+        fixture.discard_restored(&to, id);
+    }
+    let checked = lockstep.run(&["check"]);
+    assert!(!checked.stdout.contains("unfinished"), "{}", checked.describe());
+    assert_clean(&fixture);
+}
+
+/// Nothing configured, nothing kept, a policy for another place: nothing is touched.
+#[test]
+fn without_a_policy_nothing_is_touched() {
+    let fixture = quiet("");
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label").id;
+    for arguments in [&["prune"][..], &["prune", "--local"], &["prune", "--local", "--dry-run"]] {
+        let refused = lockstep.expect(exit::USAGE, arguments);
+        assert_said(&refused, &["no retention is configured", "nothing is touched", "hint: "]);
+    }
+    configure(&fixture, "repository = { last = 1 }");
+    lockstep.expect(exit::USAGE, &["prune", "--local"]);
+    let unknown = lockstep.expect(exit::USAGE, &["prune", "--repository", "nosuch"]);
+    assert_said(&unknown, &["no repository \"nosuch\""]);
+    for (retention, word) in [
+        ("local = {}", "local keeps nothing"),
+        ("local = { last = 0, daily = 0 }", "local keeps nothing"),
+        ("local = { lst = 1 }", "lst"),
+        ("local = { within = '7' }", "within"),
+    ] {
+        configure(&fixture, retention);
+        assert_said(&lockstep.expect(exit::USAGE, &["prune"]), &[word]);
+    }
+    configure(&fixture, "local = { last = 1 }");
+    let mut lock = fixture.state.join("clusters/main").into_os_string();
+    lock.push("/lock");
+    let lock = fs::File::options().read(true).write(true).open(lock).expect("a backup has made it");
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .expect("nobody has it");
+    lockstep.expect(exit::LOCKED, &["prune"]);
+    lockstep.expect(exit::DONE, &["prune", "--dry-run"]);
+    assert_eq!(lockstep.sets(), [set]);
+}
+
+#[track_caller]
+fn assert_left(outcome: &Outcome, set: &str, words: &[&str]) {
+    assert_eq!(outcome.code, Some(exit::PROBLEMS), "{}", outcome.describe());
+    assert_said(outcome, &[&format!("set {set} is left: ")]);
+    assert_said(outcome, words);
+}
+
+/// Clones of three kinds, a foreign hold, foreign snapshots, a snapshot that isn't the set's any more.
+#[test]
+fn what_is_somebody_s_stays() {
+    let fixture = quiet("local = { last = 1 }");
+    let lockstep = fixture.lockstep();
+    let sets: Vec<Set> = (0..6).map(|_| lockstep.backup("label")).collect();
+    let [cloned, restored, by_hand, held, swapped, newest] = &sets[..] else {
+        panic!("six sets were taken")
+    };
+    // Foreign: by name, by property, and by neither.
+    let dataset = &fixture.datasets[0];
+    let foreign = [
+        format!("{dataset}@daily-2026-11-24"),
+        format!("{dataset}@lockstep-by-hand"),
+        format!("{dataset}@lockstep-20200101T000000Z-aaaa"),
+    ];
+    zfs(&["snapshot", &foreign[0]]);
+    zfs(&["snapshot", &foreign[1]]);
+    let properties = ["-o", "lockstep:owner=other", "-o", "lockstep:set=20200101T000000Z-aaaa"];
+    zfs(&[&["snapshot"], &properties[..], &[&foreign[2]]].concat());
+    let guids: Vec<_> = foreign.iter().map(|name| property(name, "guid")).collect();
+
+    lockstep.clone_create("dev", &["--set", &cloned.id]);
+    let to = fixture.target("kept");
+    lockstep.restore(&restored.id, &to, &[]);
+    let last = by_hand.in_order()[3];
+    let own = format!("{}/own", last.dataset.split('/').next().expect("a pool"));
+    zfs(&["clone", &last.snapshot, &own]);
+    let held_one = &held.in_order()[2].snapshot;
+    zfs(&["hold", "mine", held_one]);
+    let gone = &swapped.in_order()[1].snapshot;
+    release_and_destroy(gone);
+    zfs(&["snapshot", gone]);
+    let instead = property(gone, "guid");
+
+    let planned = lockstep.expect(exit::PROBLEMS, &["prune", "--dry-run", "--json"]);
+    let outcome = lockstep.run(&["prune", "--json"]);
+    let run = json_of(&outcome);
+    assert_eq!(json_of(&planned)["places"][0]["sets"], run["places"][0]["sets"]);
+    let all = told(&run, 0);
+    assert_eq!(with_action(&all, "keep"), [&newest.id]);
+    assert_eq!(with_action(&all, "left"), sorted(&[cloned, restored, by_hand, held]));
+    assert_eq!(with_action(&all, "remove"), [&swapped.id]);
+    assert_left(&outcome, &cloned.id, &["is a clone of"]);
+    assert_left(&outcome, &restored.id, &["is a clone of"]);
+    assert_left(&outcome, &by_hand.id, &[&format!("\"{own}\" is a clone of")]);
+    assert_left(&outcome, &held.id, &["somebody else holds", held_one]);
+    // Those that are left are whole; the other snapshot in a removed set's place is somebody's.
+    for set in [cloned, restored, by_hand, held, newest] {
+        assert_restorable(&fixture, &set.id);
+    }
+    assert_eq!(property(gone, "guid"), instead);
+    let left: Vec<_> =
+        fixture.snapshots().into_iter().filter(|name| name.ends_with(&swapped.id)).collect();
+    assert_eq!(left, std::slice::from_ref(gone), "all of the set's own are gone");
+
+    lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
+    fixture.discard_restored(&to, &restored.id);
+    destroy(&own);
+    zfs(&["release", "mine", held_one]);
+    let run = json_of(&lockstep.expect(exit::DONE, &["prune", "--json"]));
+    assert_eq!(with_action(&told(&run, 0), "remove").len(), 4);
+    assert_eq!(lockstep.sets(), [newest.id.as_str()]);
+    for (name, guid) in foreign.iter().zip(&guids) {
+        assert_eq!(&property(name, "guid"), guid, "{name} is somebody's");
+        destroy(name);
+    }
+    destroy(gone);
+    assert_nothing_remains(&fixture, &[], "pruned");
+}
+
+/// What can't be read or restored uses up no place, and goes or stays as is safe.
+#[test]
+fn a_damaged_set_counts_for_nothing() {
+    let fixture = quiet("local = { last = 2 }");
+    let lockstep = fixture.lockstep();
+    let sets: Vec<Set> = (0..4).map(|_| lockstep.backup("label")).collect();
+    // The newest lost a snapshot, the one before its manifest.
+    release_and_destroy(&sets[3].volumes[0].snapshot);
+    let manifest = fixture.state.join("clusters/main/sets").join(&sets[2].id).join("manifest.json");
+    let good = fs::read(&manifest).expect("a manifest");
+    fs::write(&manifest, "{\"version\": 1").expect("the test may write there");
+    let outcome = lockstep.run(&["prune", "--json"]);
+    let all = told(&json_of(&outcome), 0);
+    assert_eq!(with_action(&all, "keep"), sorted(&[&sets[0], &sets[1]]));
+    assert_left(&outcome, &sets[2].id, &["damaged"]);
+    assert_left(&outcome, &sets[3].id, &["is gone"]);
+    fs::write(&manifest, good).expect("the test may write there");
+    // Two newer sets, and the broken one's time has come.
+    let newer: Vec<Set> = (0..2).map(|_| lockstep.backup("label")).collect();
+    lockstep.expect(exit::DONE, &["prune"]);
+    assert_eq!(lockstep.sets(), sorted(&[&newer[0], &newer[1]]));
+    assert_eq!(sets_with_snapshots(&fixture), lockstep.sets());
+    assert_nothing_remains(&fixture, &[], "pruned");
+}
+
+/// SIGKILL at every step, then a signal; the next start is a prune or a backup.
+#[test]
+fn ended_at_each_step() {
+    let fixture = quiet("local = { last = 1 }");
+    let lockstep = fixture.lockstep();
+    let foreign = format!("{}@mine", fixture.datasets[1]);
+    zfs(&["snapshot", &foreign]);
+    lockstep.backup("label");
+    let mut newest = lockstep.backup("label").id;
+    let prune = ["prune"];
+    let hooks = Hooks::new(&fixture);
+    hooks.lockstep().expect(exit::DONE, &prune);
+    let steps = hooks.steps.all_reached();
+    println!("{} steps: {}", steps.len(), steps.join(" "));
+    assert!(steps.len() >= 10, "is it built with its test hooks? {steps:?}");
+    for (number, step) in steps.iter().enumerate() {
+        let old = newest;
+        newest = lockstep.backup("label").id;
+        if number % 3 == 2 {
+            let signal = if number % 2 == 0 { Signal::INT } else { Signal::TERM };
+            let (_, outcome) = signal_at(&fixture, step, signal, &prune);
+            let code = outcome.code;
+            assert!(code == Some(exit::INTERRUPTED) || code == Some(exit::DONE), "{step}");
+        } else {
+            kill_at(&fixture, step, &prune);
+        }
+        // Whole or no set at all.
+        let listed = lockstep.sets();
+        assert!(listed.contains(&newest), "{step}: {listed:?}");
+        listed.iter().for_each(|set| assert_restorable(&fixture, set));
+        let withdrawn = !listed.contains(&old);
+        if number % 2 == 0 {
+            lockstep.expect(exit::DONE, &prune);
+        } else {
+            newest = lockstep.backup("label").id;
+        }
+        let after = format!("ended at {step}, next start");
+        assert_nothing_remains_but(&fixture, &foreign, &after);
+        assert!(!withdrawn || !sets_with_snapshots(&fixture).contains(&old), "{after}");
+        lockstep.expect(exit::DONE, &prune);
+        assert_eq!(lockstep.sets(), [newest.as_str()], "{after}");
+        assert_eq!(sets_with_snapshots(&fixture), [newest.as_str()], "{after}");
+        assert_eq!(
+            property(&foreign.replace("@mine", &format!("@lockstep-{newest}")), "userrefs"),
+            "1"
+        );
+    }
+    assert!(try_zfs(&["list", &foreign]).is_ok(), "it is somebody's");
+    destroy(&foreign);
+    assert_nothing_remains(&fixture, &[], "at the end");
+}
+
+#[track_caller]
+fn assert_nothing_remains_but(fixture: &Fixture, foreign: &str, after: &str) {
+    let mut found = support::faults::remains(fixture, &[]);
+    found.retain(|what| *what != format!("snapshot: {foreign}"));
+    assert!(found.is_empty(), "{after}: this is left:\n  {}", found.join("\n  "));
+}
+
+/// A clone that comes between the plan and the removal: everything is put back.
+#[test]
+fn a_clone_at_the_last_moment() {
+    let fixture = quiet("local = { last = 1 }");
+    let lockstep = fixture.lockstep();
+    let (old, newest) = (lockstep.backup("label"), lockstep.backup("label"));
+    let third = old.in_order()[2];
+    let own = format!("{}/own", third.dataset.split('/').next().expect("a pool"));
+    for step in ["prune.journal", "prune.withdrawn"] {
+        let hooks = Hooks::holding(&fixture, step);
+        let program = hooks.run_to(step, &["prune"]);
+        zfs(&["clone", &third.snapshot, &own]);
+        hooks.steps.release(step);
+        let outcome = program.wait(support::lockstep::LIMIT);
+        assert_left(&outcome, &old.id, &["is a clone of"]);
+        assert_eq!(lockstep.sets(), sorted(&[&old, &newest]), "{step}");
+        assert_restorable(&fixture, &old.id);
+        for volume in &old.volumes {
+            assert_eq!(property(&volume.snapshot, "userrefs"), "1", "{} is held", volume.snapshot);
+        }
+        destroy(&own);
+        assert_nothing_remains(&fixture, &[], step);
+    }
+    // Killed when the manifest was gone, and then a clone: the next start puts it back too.
+    kill_at(&fixture, "prune.withdrawn", &["prune"]);
+    zfs(&["clone", &third.snapshot, &own]);
+    let taken = lockstep.backup("label");
+    assert_eq!(lockstep.sets(), sorted(&[&old, &newest, &taken]));
+    destroy(&own);
+    // With one snapshot gone it isn't whole: that goes on once the clone has gone, and no backup waits for it.
+    kill_at(&fixture, "prune.destroyed-1", &["prune"]);
+    zfs(&["clone", &third.snapshot, &own]);
+    lockstep.backup("label");
+    let outcome = lockstep.run(&["check"]);
+    assert!(outcome.stdout.contains(&format!("the removal of set {} was cut off", old.id)));
+    destroy(&own);
+    lockstep.expect(exit::DONE, &["prune"]);
+    assert_eq!(lockstep.sets().len(), 1);
+    assert_nothing_remains(&fixture, &[], "at the end");
+}

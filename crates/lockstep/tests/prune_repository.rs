@@ -1,0 +1,203 @@
+//! A repository pruned by policy: what is kept comes back as the snapshots were, room comes back, the next increment
+//! still has its start on both sides, and two never prune at once.
+
+mod support;
+
+use std::fs;
+
+use lockstep::set::manifest::Manifest;
+use serde_json::Value;
+use support::checker::Checker;
+use support::faults::assert_said;
+use support::fixture::Fixture;
+use support::layout::two_pools_four_datasets;
+use support::ledger::{Expected, Ledger};
+use support::load::{Load, Plan};
+use support::lockstep::{Lockstep, Set, exit, json_of};
+use support::shipping::{NAME, assert_received, discard, folder, objects, packs, with_options};
+
+const SCALE: u32 = 1;
+
+/// The program with a repository, whose leftovers go at once, and these lines for retention.
+fn configured(fixture: &Fixture, retention: &str) -> Lockstep {
+    with_options(fixture, &format!("grace_hours = 0\n\n[clusters.main.retention]\n{retention}\n"))
+}
+
+/// The ids of a place's sets with this action.
+fn with_action(json: &Value, place: usize, action: &str) -> Vec<String> {
+    let sets = json["places"][place]["sets"].as_array().expect("a list of sets");
+    let of = sets.iter().filter(|set| set["action"] == action);
+    of.map(|set| set["set"].as_str().expect("a text").to_owned()).collect()
+}
+
+/// As `list` and `prune` sort them: by id, and two of one second have no order of their own.
+fn sorted(sets: &[&String]) -> Vec<String> {
+    let mut ids: Vec<_> = sets.iter().map(|id| (*id).clone()).collect();
+    ids.sort();
+    ids
+}
+
+/// The reasons why a set is kept.
+fn reasons(json: &Value, place: usize, set: &str) -> String {
+    let sets = json["places"][place]["sets"].as_array().expect("a list of sets");
+    let found = sets.iter().find(|found| found["set"] == set);
+    found.unwrap_or_else(|| panic!("{set} isn't in {json}"))["reasons"].to_string()
+}
+
+/// Dates a set so many days back, as if it had been taken then.
+fn age(fixture: &Fixture, set: &str, days: i64) {
+    let path = fixture.state.join("clusters/main/sets").join(set).join("manifest.json");
+    let mut manifest = Manifest::parse(&fs::read(&path).expect("a manifest")).expect("a good one");
+    let seconds = manifest.started_at.as_second() - days * 86_400;
+    manifest.started_at = jiff::Timestamp::from_second(seconds).expect("a time");
+    fs::write(&path, manifest.to_bytes().expect("a manifest")).expect("it can be written");
+}
+
+#[test]
+fn what_is_kept_comes_back_as_it_was() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.pgbench_tables(SCALE);
+    let ledger = Ledger::create(&fixture.cluster, "ts1", "ts2");
+    let lockstep = configured(&fixture, "repository = { last = 1, yearly = 9 }");
+    let load = Load::start(&fixture.cluster, &["ts1", "ts2"], &Plan::all(11));
+    let writers = ledger.start(&fixture.cluster);
+    let mut sets: Vec<(Set, Expected)> = Vec::new();
+    for days in [800, 0, 0, 0, 0] {
+        ledger.wait_for(5);
+        let set = Set::of(&lockstep.json(&["backup", "--strategy", "label", "--no-ship"]));
+        let expected = Expected {
+            by_lsn: set.floor_lsn,
+            none_after: Some(ledger.attempted()),
+            ..Expected::default()
+        };
+        age(&fixture, &set.id, days);
+        lockstep.expect(exit::DONE, &["ship", &set.id]);
+        sets.push((set, expected));
+    }
+    load.stop();
+    writers.stop();
+    let id = |at: usize| sets[at].0.id.clone();
+    let proves = |at: usize| {
+        let (set, expected) = &sets[at];
+        let parent = format!("{}/r{at}", fixture.pools[0].name);
+        let to = fixture.target(&set.id);
+        let more = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+        let restored = lockstep.restore_and_start(&set.id, &to, &more);
+        assert_received(&fixture, set, &parent);
+        let checker = Checker::new(SCALE).with_ledger(&ledger, *expected);
+        checker.check_and_stop(restored.server()).assert_right(&set.id);
+        discard(&fixture, &to, &parent);
+    };
+
+    // Three in the middle go, into the one after them.
+    let before = objects(&fixture);
+    let arguments = ["prune", "--repository", NAME, "--json"];
+    let planned = lockstep.json(&["prune", "--repository", NAME, "--dry-run"]);
+    assert_eq!(objects(&fixture), before, "a dry run changes nothing");
+    let run = json_of(&lockstep.expect(exit::DONE, &arguments));
+    assert_eq!(planned["places"][0]["sets"], run["places"][0]["sets"], "what was planned was run");
+    assert_eq!(with_action(&run, 0, "remove"), sorted(&[&id(1), &id(2), &id(3)]));
+    assert_eq!(with_action(&run, 0, "keep"), sorted(&[&id(0), &id(4)]));
+    // Three volumes are stored.
+    assert_eq!(run["places"][0]["merged"], 9, "{run}");
+    assert_eq!(lockstep.sets().len(), 5, "this host's sets are another matter");
+    proves(0);
+    proves(4);
+
+    // The whole one goes too: the last becomes whole.
+    let full: u64 = packs(&fixture).values().sum();
+    let lockstep = configured(&fixture, "repository = { last = 1 }");
+    let run = json_of(&lockstep.expect(exit::DONE, &arguments));
+    assert_eq!(run["places"][0]["removed"], serde_json::json!([id(0)]));
+    assert_eq!(run["places"][0]["merged"], 3, "{run}");
+    let left: u64 = packs(&fixture).values().sum();
+    println!("packs: {full} bytes, then {left}");
+    proves(4);
+    // What is shipped next is an increment, and comes back too.
+    let next = lockstep.backup("label");
+    let volumes = next.json["repositories"][0]["volumes"].as_array().expect("volumes");
+    assert!(volumes.iter().all(|volume| volume["base"].is_string()), "{}", next.json);
+    let to = fixture.target("next");
+    let parent = format!("{}/next", fixture.pools[0].name);
+    let more = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    lockstep.restore(&next.id, &to, &more);
+    assert_received(&fixture, &next, &parent);
+    discard(&fixture, &to, &parent);
+}
+
+#[test]
+fn the_newest_common_set_stays_on_both_sides() {
+    let fixture = Fixture::new(two_pools_four_datasets().setting("autovacuum", "off"));
+    let lockstep = configured(&fixture, "local = { last = 1 }\nrepository = { last = 1 }");
+    let first = lockstep.backup("label").id;
+    let alone = |_: u32| Set::of(&lockstep.json(&["backup", "--no-ship"])).id;
+    let rest: Vec<_> = (0..2).map(alone).collect();
+    let run = json_of(&lockstep.expect(exit::DONE, &["prune", "--json"]));
+    assert_eq!(lockstep.sets(), sorted(&[&first, &rest[1]]));
+    assert!(reasons(&run, 0, &first).contains("newest in common with repository offsite"));
+    assert!(reasons(&run, 1, &first).contains("newest in common with this host"));
+
+    // A repository that can't be asked is believed to have what it had.
+    let (there, away) = (folder(&fixture), fixture.root().join("away"));
+    fs::rename(&there, &away).expect("a folder can be renamed");
+    let outcome = lockstep.expect(exit::PROBLEMS, &["prune", "--json"]);
+    assert_said(&outcome, &["repository offsite can't be asked what it has", "error: "]);
+    let run = json_of(&outcome);
+    assert!(reasons(&run, 0, &first).contains("newest in common"), "{run}");
+    assert!(run["places"][1]["error"].is_string(), "{run}");
+    assert_eq!(lockstep.sets(), sorted(&[&first, &rest[1]]));
+    // Made again empty by whoever opened it.
+    let _ = fs::remove_dir_all(&there);
+    fs::rename(&away, &there).expect("a folder can be renamed");
+
+    // The next increment starts there; then it isn't needed any more.
+    let next = lockstep.backup("label");
+    let volumes = next.json["repositories"][0]["volumes"].as_array().expect("volumes");
+    assert!(volumes.iter().all(|volume| volume["base"].is_string()), "{}", next.json);
+    let run = json_of(&lockstep.expect(exit::DONE, &["prune", "--json"]));
+    assert_eq!(lockstep.sets(), [next.id.as_str()]);
+    assert_eq!(with_action(&run, 1, "remove"), [first]);
+    assert_eq!(with_action(&run, 1, "keep"), std::slice::from_ref(&next.id));
+    // In the repository the newest is older than what this host has: it stays the common one.
+    alone(0);
+    lockstep.expect(exit::DONE, &["prune"]);
+    assert!(lockstep.sets().contains(&next.id));
+    // What is no repository's has no policy: it is said, and left.
+    let lockstep = configured(&fixture, "local = { last = 1 }");
+    let before = objects(&fixture);
+    let outcome = lockstep.expect(exit::DONE, &["prune"]);
+    assert!(
+        outcome
+            .stdout
+            .contains("repository offsite: no retention is configured, nothing is touched"),
+        "{}",
+        outcome.describe()
+    );
+    assert_eq!(objects(&fixture), before);
+    lockstep.expect(exit::USAGE, &["prune", "--repository", NAME]);
+}
+
+#[test]
+fn one_at_a_time() {
+    let fixture = Fixture::new(two_pools_four_datasets().setting("autovacuum", "off"));
+    let lockstep = configured(&fixture, "repository = { last = 1 }");
+    let sets: Vec<_> = (0..2).map(|_| lockstep.backup("label").id).collect();
+    let storage = strata::store::ObjectStorage::folder(&folder(&fixture)).expect("a folder");
+    let store = strata::store::Store::new(storage);
+    let repository = strata::Repository::new(store, "clusters/main", None).expect("a repository");
+    let now = u64::try_from(jiff::Timestamp::now().as_second()).expect("after 1970");
+    let lease = strata::lease::Lease::acquire(&repository, "write", "db2 (other)", 600, now);
+    let lease = lease.expect("nobody has it");
+    let before = objects(&fixture);
+    let arguments = ["prune", "--repository", NAME];
+    let locked = lockstep.expect(exit::LOCKED, &arguments);
+    assert_said(&locked, &["error: ", "db2 (other)", "until 20", "hint: "]);
+    assert_eq!(objects(&fixture), before, "nothing is touched");
+    // A look doesn't need it.
+    let planned = lockstep.json(&["prune", "--repository", NAME, "--dry-run"]);
+    assert_eq!(with_action(&planned, 0, "remove"), [sets[0].clone()]);
+    lease.release(now).expect("it is ours");
+    lockstep.expect(exit::DONE, &arguments);
+    let run = lockstep.json(&arguments);
+    assert_eq!(with_action(&run, 0, "keep"), [sets[1].clone()]);
+}

@@ -1,0 +1,354 @@
+//! Repositories as such, on a local folder: made, opened with the right key alone, checked, compacted.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use support::command::Outcome;
+use support::fixture::Fixture;
+use support::layout::two_pools_four_datasets;
+use support::lockstep::{Lockstep, exit, json_of};
+use support::shipping;
+use support::workspace::Workspace;
+
+/// A folder with a configuration, and the repository `r` that it names; no cluster is ever asked.
+struct Desk {
+    workspace: Workspace,
+}
+
+impl Desk {
+    fn new() -> Desk {
+        Desk { workspace: Workspace::new() }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.workspace.root.join(name)
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.at("r")
+    }
+
+    /// The program with these lines in the repository's table.
+    fn with(&self, more: &str) -> Lockstep {
+        self.configured(
+            &format!("[repositories.r]\nurl = \"{}\"\n{more}\n", self.url("r")),
+            "\"r\"",
+        )
+    }
+
+    fn url(&self, name: &str) -> String {
+        format!("file://{}", self.at(name).display())
+    }
+
+    fn configured(&self, repositories: &str, names: &str) -> Lockstep {
+        let path = self.at("lockstep.toml");
+        let text = format!(
+            "state_dir = \"{}\"\n[clusters.main]\ndata_directory = \"/nowhere\"\nrepositories = [{names}]\n{repositories}",
+            self.at("state").display()
+        );
+        fs::write(&path, text).expect("a configuration can be written");
+        Lockstep::new(&path, Path::new("/nowhere"))
+    }
+
+    /// A file that only its owner may read.
+    fn secret(&self, name: &str, content: &[u8]) -> String {
+        let path = self.at(name);
+        fs::write(&path, content).expect("a key can be written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is ours");
+        path.to_str().expect("the harness' own paths are UTF-8").to_owned()
+    }
+
+    fn key(&self, name: &str, byte: u8) -> String {
+        self.secret(name, &[byte; 32])
+    }
+}
+
+#[track_caller]
+fn says(outcome: &Outcome, words: &[&str]) {
+    for word in words {
+        assert!(outcome.stderr.contains(word), "{word:?} isn't said: {}", outcome.describe());
+    }
+}
+
+fn keys(lockstep: &Lockstep) -> Vec<Value> {
+    let listed = lockstep.json(&["repo", "key", "list"]);
+    listed["keys"].as_array().expect("`repo key list --json` has an array \"keys\"").clone()
+}
+
+#[test]
+fn a_repository_is_made_once() {
+    let desk = Desk::new();
+    let lockstep = desk.with("");
+    let early = lockstep.expect(exit::FAILED, &["repo", "key", "list"]);
+    says(&early, &["isn't there", "is its file system mounted?"]);
+    assert!(!desk.repository().exists(), "only `repo init` makes a folder");
+
+    let made = lockstep.json(&["repo", "init", "r"]);
+    let made = &made["repositories"][0];
+    assert_eq!((&made["made"], &made["encrypted"]), (&Value::Bool(true), &Value::Bool(false)));
+    let before = fs::read(desk.repository().join("lockstep.json")).expect("it was written");
+    let again = lockstep.json(&["repo", "init"]);
+    let again = &again["repositories"][0];
+    assert_eq!((&again["made"], &again["id"]), (&Value::Bool(false), &made["id"]));
+    let said = lockstep.expect(exit::DONE, &["repo", "init"]);
+    assert!(said.stdout.contains("there already"), "{}", said.describe());
+    assert_eq!(fs::read(desk.repository().join("lockstep.json")).ok(), Some(before));
+
+    says(&lockstep.expect(exit::USAGE, &["repo", "init", "nosuch"]), &["nosuch", "it has: r"]);
+    says(&desk.configured("", "").expect(exit::USAGE, &["repo", "init"]), &["has no repository"]);
+}
+
+#[test]
+fn one_repository_that_fails_does_not_stop_the_other() {
+    let desk = Desk::new();
+    fs::write(desk.at("file"), "").expect("the test may write there");
+    let tables = format!(
+        "[repositories.bad]\nurl = \"{}\"\n[repositories.good]\nurl = \"{}\"\n",
+        desk.url("file"),
+        desk.url("good")
+    );
+    let lockstep = desk.configured(&tables, "\"bad\", \"good\"");
+    let outcome = lockstep.expect(exit::PROBLEMS, &["repo", "init", "--json"]);
+    let all = json_of(&outcome);
+    assert!(all["repositories"][0]["error"].is_string(), "{all}");
+    assert_eq!(all["repositories"][1]["made"], true, "{all}");
+    says(&lockstep.expect(exit::FAILED, &["repo", "init", "bad"]), &["file"]);
+}
+
+#[test]
+fn only_the_right_key_opens_it() {
+    let desk = Desk::new();
+    let right = format!("key_file = \"{}\"", desk.key("right", 1));
+    let made = desk.with(&right).json(&["repo", "init"]);
+    assert_eq!(made["repositories"][0]["encrypted"], true);
+    desk.with(&right).expect(exit::DONE, &["repo", "init"]);
+    // The same key in hex.
+    let hex = format!(
+        "key_file = \"{}\"",
+        desk.secret("hex", format!("{}\n", "01".repeat(32)).as_bytes())
+    );
+    desk.with(&hex).expect(exit::DONE, &["repo", "init"]);
+
+    let wrong = format!("key_file = \"{}\"", desk.key("wrong", 2));
+    let outcome = desk.with(&wrong).expect(exit::FAILED, &["repo", "init"]);
+    says(&outcome, &["wrong\" opens no key of repository \"r\"", "hint:"]);
+    let phrase = format!("passphrase_file = \"{}\"", desk.secret("phrase", b"no\n"));
+    says(&desk.with(&phrase).expect(exit::FAILED, &["repo", "init"]), &["opens no key"]);
+    let without = desk.with("").expect(exit::USAGE, &["repo", "init"]);
+    says(&without, &["repository \"r\" is encrypted", "key_file or passphrase_file"]);
+
+    let short = format!("key_file = \"{}\"", desk.secret("short", b"abc"));
+    says(&desk.with(&short).expect(exit::USAGE, &["repo", "init"]), &["short", "3 bytes"]);
+    fs::set_permissions(desk.at("right"), fs::Permissions::from_mode(0o644)).expect("it is ours");
+    let open = desk.with(&right).expect(exit::USAGE, &["repo", "init"]);
+    says(&open, &["may be read by others", "chmod 600"]);
+    // Nothing anywhere says the key.
+    assert!(!open.stderr.contains("0101"), "{}", open.describe());
+
+    fs::remove_dir_all(desk.repository()).expect("the test may");
+    desk.with("").expect(exit::DONE, &["repo", "init"]);
+    let needless = desk.with(&wrong).expect(exit::USAGE, &["repo", "init"]);
+    says(&needless, &["isn't encrypted"]);
+    says(&desk.with("").expect(exit::USAGE, &["repo", "key", "list"]), &["isn't encrypted"]);
+}
+
+#[test]
+fn keys_are_rotated_and_the_last_one_stays() {
+    let desk = Desk::new();
+    let old = format!("key_file = \"{}\"", desk.key("old", 1));
+    let phrase_file = desk.secret("phrase", "träumerei am kamin\n".as_bytes());
+    let new = format!("passphrase_file = \"{phrase_file}\"");
+    let lockstep = desk.with(&old);
+    lockstep.expect(exit::DONE, &["repo", "init"]);
+    let first = keys(&lockstep)[0]["id"].as_str().expect("a key has an id").to_owned();
+    let last = lockstep.expect(exit::USAGE, &["repo", "key", "remove", &first]);
+    says(&last, &["is the last one", "repo key add r"]);
+
+    let added = lockstep.json(&[
+        "repo",
+        "key",
+        "add",
+        "r",
+        "--new-passphrase-file",
+        &phrase_file,
+        "--label",
+        "2027",
+    ]);
+    let second = added["added"].as_str().expect("a key has an id").to_owned();
+    let listed = keys(&lockstep);
+    assert_eq!(listed.len(), 2);
+    assert_eq!(
+        (&listed[0]["kind"], &listed[1]["kind"]),
+        (&"key file".into(), &"passphrase".into())
+    );
+    assert_eq!(listed[1]["label"], "2027");
+    let table = lockstep.expect(exit::DONE, &["repo", "key", "list"]);
+    assert!(table.stdout.contains(&second), "{}", table.describe());
+    // Not the one that stands in the configuration.
+    let used = lockstep.expect(exit::USAGE, &["repo", "key", "remove", &first, "r"]);
+    says(&used, &["is the one that the configuration opens", "[repositories.r]"]);
+    says(&lockstep.expect(exit::USAGE, &["repo", "key", "remove", "nosuch"]), &[&first, &second]);
+
+    let lockstep = desk.with(&new);
+    lockstep.expect(exit::DONE, &["repo", "key", "remove", &first]);
+    lockstep.expect(exit::DONE, &["repo", "init"]);
+    desk.with(&old).expect(exit::FAILED, &["repo", "init"]);
+}
+
+#[test]
+fn what_is_damaged_is_named() {
+    let desk = Desk::new();
+    let key = format!("key_file = \"{}\"", desk.key("key", 1));
+    let lockstep = desk.with(&key);
+    lockstep.expect(exit::DONE, &["repo", "init"]);
+    let damage = |path: &Path| {
+        let good = fs::read(path).expect("it is there");
+        let mut bad = good.clone();
+        bad[good.len() / 2] ^= 1;
+        fs::write(path, bad).expect("the test may write there");
+        good
+    };
+    let format = desk.repository().join("lockstep.json");
+    let good = damage(&format);
+    let outcome = lockstep.expect(exit::FAILED, &["repo", "init"]);
+    says(&outcome, &["lockstep.json of repository \"r\" is damaged"]);
+    fs::write(&format, good).expect("the test may write there");
+
+    let slot = fs::read_dir(desk.repository().join("keys")).expect("it has keys").next();
+    let slot = slot.expect("it has one").expect("it can be listed").path();
+    let good = damage(&slot);
+    let name = slot.file_name().and_then(|name| name.to_str()).expect("it is an id");
+    says(&lockstep.expect(exit::FAILED, &["repo", "init"]), &["opens no key", name]);
+    says(&lockstep.expect(exit::PROBLEMS, &["repo", "key", "list"]), &[name]);
+    fs::write(&slot, good).expect("the test may write there");
+    lockstep.expect(exit::DONE, &["repo", "init"]);
+
+    // A newer version's.
+    let newer = r#"{"version":2,"id":"x","more":true}"#;
+    let hash = blake3::hash(newer.as_bytes()).to_hex();
+    fs::write(&format, format!("{{\"body\":{newer},\"blake3\":\"{hash}\"}}")).expect("it may");
+    says(&lockstep.expect(exit::FAILED, &["repo", "init"]), &["has format 2", "newer one"]);
+}
+
+#[test]
+fn an_empty_repository_is_well() {
+    let desk = Desk::new();
+    let lockstep = desk.with("");
+    says(&lockstep.expect(exit::FAILED, &["repo", "check"]), &["isn't there"]);
+    fs::create_dir(desk.repository()).expect("the test may write there");
+    says(&lockstep.expect(exit::FAILED, &["repo", "check"]), &["was never made", "repo init r"]);
+    lockstep.expect(exit::DONE, &["repo", "init"]);
+    let checked = lockstep.expect(exit::DONE, &["repo", "check", "--read-data"]);
+    assert!(checked.stdout.contains("ok       r: 0 sets, 0 deltas"), "{}", checked.describe());
+    let checked = &lockstep.json(&["repo", "check"])["repositories"][0];
+    assert_eq!((&checked["findings"], &checked["harmed"]), (&json!([]), &json!([])));
+    let dry = &lockstep.json(&["repo", "compact", "--dry-run"])["repositories"][0];
+    assert_eq!((&dry["packs"], &dry["deleted"]), (&json!(0), &json!(0)));
+    lockstep.expect(exit::DONE, &["repo", "compact", "--max-bytes", "1MiB"]);
+    lockstep.expect(exit::USAGE, &["repo", "compact", "--max-bytes", "much"]);
+    lockstep.expect(exit::USAGE, &["repo", "check", "--read-data=0"]);
+    let listed = &lockstep.json(&["repo", "list"])["repositories"][0];
+    assert_eq!((&listed["sets"], &listed["encrypted"]), (&json!(0), &json!(false)));
+    let table = lockstep.expect(exit::DONE, &["repo", "list"]);
+    assert!(table.stdout.contains(&desk.url("r")), "{}", table.describe());
+}
+
+#[test]
+fn what_no_set_needs_goes_after_its_grace_time() {
+    let desk = Desk::new();
+    let later = desk.with("");
+    later.expect(exit::DONE, &["repo", "init"]);
+    let folder = desk.repository().join("clusters/main");
+    for (path, text) in [
+        ("packs/01ARZ3NDEKTSV4RRFFQ69G5FAV", "left over"),
+        ("packs/holiday.jpg", "foreign"),
+        ("wal/00000001/000000010000000000000001.zst", "known"),
+    ] {
+        let path = folder.join(path);
+        fs::create_dir_all(path.parent().expect("it lies in a folder")).expect("it may");
+        fs::write(path, text).expect("it may");
+    }
+    let left_over = folder.join("packs/01ARZ3NDEKTSV4RRFFQ69G5FAV");
+    let outcome = later.expect(exit::PROBLEMS, &["repo", "check", "--repair"]);
+    let lines: Vec<&str> = outcome.stdout.lines().collect();
+    assert!(lines[0].starts_with("warning  r: ") && lines[0].contains("holiday.jpg"), "{lines:?}");
+    assert!(lines[1].starts_with("note     r: 1 object that no set needs"), "{lines:?}");
+    assert!(lines[2].starts_with("repair   r: 0 objects deleted, 1 waits"), "{lines:?}");
+    assert!(left_over.exists());
+    let now = desk.with("grace_hours = 0");
+    let dry = &now.json(&["repo", "compact", "--dry-run"])["repositories"][0];
+    assert_eq!(dry["deleted"], 1);
+    assert!(left_over.exists());
+    let outcome = now.expect(exit::PROBLEMS, &["repo", "check", "--repair", "--json"]);
+    let repaired = &json_of(&outcome)["repositories"][0]["repaired"];
+    assert_eq!(repaired["deleted"].as_array().map(Vec::len), Some(1), "{repaired}");
+    assert!(!left_over.exists() && folder.join("packs/holiday.jpg").exists());
+}
+
+/// What shipping has written, encrypted: every kind of damage is found, with the sets that it harms.
+#[test]
+fn damage_is_found_with_the_sets_that_it_harms() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let key = fixture.root().join("key");
+    fs::write(&key, [3; 32]).expect("a key can be written");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("it is ours");
+    let lockstep = shipping::with_options(&fixture, &format!("key_file = {key:?}"));
+    let sets = [lockstep.backup("label").id, lockstep.backup("label").id];
+    let listed = &lockstep.json(&["repo", "list"])["repositories"][0];
+    assert_eq!((&listed["sets"], &listed["encrypted"]), (&json!(2), &json!(true)));
+    let check = |code, more: &[&str]| {
+        let arguments: Vec<_> = ["--json", "repo", "check"].iter().chain(more).copied().collect();
+        json_of(&lockstep.expect(code, &arguments))["repositories"][0].clone()
+    };
+    let well = check(exit::DONE, &["--read-data"]);
+    assert!(well["counts"]["frames"].as_u64() > Some(0), "{well}");
+    assert_eq!(well["findings"], json!([]));
+    let sampled = check(exit::DONE, &["--read-data=1"]);
+    assert!(sampled["counts"]["frames"].as_u64() < well["counts"]["frames"].as_u64(), "{sampled}");
+
+    // Of the first set's packs the largest, with PGDATA in it: both sets need it.
+    let packs = shipping::packs(&fixture);
+    let (pack, _) = packs.iter().max_by_key(|(_, size)| **size).expect("there are packs");
+    let good = fs::read(pack).expect("it is readable");
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    fs::write(pack, bad).expect("the test may write there");
+    check(exit::DONE, &[]);
+    let found = check(exit::PROBLEMS, &["--read-data"]);
+    assert_eq!(found["harmed"], json!(sets), "{found}");
+    let name = pack.file_name().and_then(|name| name.to_str()).expect("it is a ULID");
+    assert!(found["findings"][0]["what"].as_str().is_some_and(|what| what.contains(name)));
+    let said = lockstep.expect(exit::PROBLEMS, &["repo", "check", "--read-data"]).stdout;
+    assert!(said.starts_with("error ") && said.contains("don't restore"), "{said}");
+    fs::remove_file(pack).expect("the test may");
+    assert_eq!(check(exit::PROBLEMS, &[])["harmed"], json!(sets));
+    fs::write(pack, good).expect("the test may write there");
+
+    // A manifest: its own set alone.
+    let manifest = shipping::folder(&fixture).join(format!("clusters/main/sets/{}.json", sets[1]));
+    let good = fs::read(&manifest).expect("it is there");
+    fs::write(&manifest, &good[1..]).expect("the test may write there");
+    assert_eq!(check(exit::PROBLEMS, &[])["harmed"], json!([sets[1]]));
+    // Nobody knows what that set needs: nothing is deleted.
+    says(&lockstep.expect(exit::FAILED, &["repo", "compact"]), &[&sets[1]]);
+    fs::write(&manifest, good).expect("the test may write there");
+
+    // The second set alone is left; what only the first has told is moved out of packs with little life.
+    let dry = &lockstep.json(&["repo", "compact", "--dry-run", "--live", "100"])["repositories"][0];
+    let done = &lockstep.json(&["repo", "compact", "--live", "100"])["repositories"][0];
+    assert_eq!(dry["packs"], done["packs"]);
+    assert_eq!(check(exit::DONE, &["--read-data"])["harmed"], json!([]));
+    let to = fixture.target("r");
+    let to = to.to_str().expect("the harness' own paths are UTF-8");
+    lockstep.expect(
+        exit::DONE,
+        &["restore", &sets[1], "--from", "repository", "--as", "files", "--to", to],
+    );
+    for set in &sets {
+        fixture.discard_set(set);
+    }
+}

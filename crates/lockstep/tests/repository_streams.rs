@@ -1,0 +1,292 @@
+//! Recorded send streams through a repository: every snapshot's tree comes back as it was recorded, out of the chain
+//! and out of what merges have made of it; and whatever call to the store the program dies at, no set that was there
+//! is lost and the next run goes on.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use lockstep::config::RepositoryConfig;
+use lockstep::error::Result;
+use lockstep::repository::header::StreamRules;
+use lockstep::repository::image::{ImageState, StreamBegin};
+use lockstep::repository::ingest::{Announced, Content, Visitor, ingest};
+use lockstep::repository::unfold::unfold;
+use lockstep::repository::{Repository, files};
+use sendstream::Reader;
+use sendstream::fold::{Delta, StreamDelta, StreamSink};
+use sendstream::listing::{hashing_builder, write_listing};
+use strata::delta::{ImageOptions, ImageWriter, IndexOptions, chain, descriptor_path};
+use strata::fold::merge;
+use strata::manifest::{DeltaId, Manifest};
+use strata::pack::PackOptions;
+use strata::store::testing::{Fault, Faulty};
+use strata::store::{ObjectStorage, Retries, Storage, Store};
+
+const IMAGE: &str = "tank=pg";
+const NOW: u64 = 4_000_000_000;
+
+/// The recordings, unpacked for as long as a test runs.
+struct Recordings(PathBuf);
+
+impl Recordings {
+    fn unpack(test: &str) -> Recordings {
+        let name = format!("lockstep-repository-streams-{}-{test}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        fs::create_dir_all(&folder).unwrap();
+        let archive = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../sendstream/testdata/streams/streams.tar.zst");
+        let mut unpack = Command::new("tar");
+        unpack.args(["-I", "zstd --long=27", "-C"]).arg(&folder).arg("-xf").arg(archive);
+        assert!(unpack.status().unwrap().success(), "tar and zstd are needed");
+        Recordings(folder)
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.0.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    /// A full stream and four increments.
+    fn chain(&self, dataset: &str, flags: &str) -> Vec<Vec<u8>> {
+        let full = format!("{dataset}.{flags}.s0");
+        let steps = (0..4).map(|step| format!("{dataset}.{flags}.s{step}-s{}", step + 1));
+        std::iter::once(full).chain(steps).map(|name| self.read(&name)).collect()
+    }
+
+    fn tree(&self, dataset: &str, snapshot: usize) -> String {
+        String::from_utf8(self.read(&format!("{dataset}.s{snapshot}.tree"))).unwrap()
+    }
+
+    /// A store in a folder of its own.
+    fn store(&self, name: &str) -> Arc<dyn Storage> {
+        Arc::new(ObjectStorage::folder(&self.0.join(name)).unwrap())
+    }
+}
+
+impl Drop for Recordings {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn repository(storage: Arc<dyn Storage>) -> Repository {
+    let retries = Retries { tries: 1, ..Retries::default() };
+    let store = Store::shared(storage, retries);
+    let config: RepositoryConfig = toml::from_str("url = 'file:///unused'").unwrap();
+    Repository {
+        name: "test".into(),
+        config,
+        id: "test".into(),
+        strata: strata::Repository::new(store, "clusters/main", None).unwrap(),
+    }
+}
+
+/// Small everything: several frames, packs, row groups and files.
+fn small() -> ImageOptions {
+    ImageOptions {
+        frame_size: 64 << 10,
+        packs: PackOptions { pack_size: 1 << 20, level: 1, threads: 1, uploads: 1 },
+        index: IndexOptions { group_rows: 200, group_bytes: 20_000, file_groups: 4, spool: None },
+        resume: None,
+    }
+}
+
+struct StoreAll;
+
+impl Visitor for StoreAll {
+    fn object(&mut self, _: &Announced<'_>) -> Result<Content> {
+        Ok(Content::Stored)
+    }
+    fn changed(&mut self, _: u64, _: &[u8]) -> Result<Option<Vec<Range<usize>>>> {
+        Ok(None)
+    }
+    fn content(&mut self, _: u64, _: u64, _: &[u8]) {}
+    fn progress(&mut self, _: u64) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Stores a stream; gives the delta's id.
+fn store(repository: &Repository, stream: &[u8]) -> Result<String> {
+    let mut delta = StreamDelta::new(Reader::new(stream).unwrap()).unwrap();
+    let begin = delta.begin().clone();
+    let id = begin.to_guid.to_string();
+    let base = (!begin.is_full()).then(|| begin.from_guid.to_string());
+    let strata = &repository.strata;
+    let failed = |error: strata::Error| lockstep::repository::of_strata(error);
+    let mut writer =
+        ImageWriter::new(strata, IMAGE, &id, base.as_deref(), &small()).map_err(failed)?;
+    ingest(&mut delta, &mut writer, &mut StoreAll)?;
+    let before = match &base {
+        Some(base) => {
+            let base = strata::delta::read_descriptor(strata, IMAGE, base).map_err(failed)?;
+            Some(ImageState::of(&base)?.begin)
+        }
+        None => None,
+    };
+    let begin = StreamBegin::after(&begin, before.as_ref());
+    writer.about(ImageState::new(begin, BTreeMap::new()).to_about()?);
+    writer.finish().map_err(failed)?;
+    Ok(id)
+}
+
+fn listing(repository: &Repository, id: &str) -> String {
+    let mut builder = hashing_builder();
+    unfold(repository, IMAGE, id, None, &mut builder).unwrap_or_else(|e| panic!("{}", e.chain()));
+    let mut text = Vec::new();
+    write_listing(&builder.finish().unwrap(), &mut text).unwrap();
+    String::from_utf8(text).unwrap()
+}
+
+/// zfs-fuse's stat gives whole seconds, so its recorded trees have no more.
+fn whole_seconds(listing: &str) -> String {
+    let line = |line: &str| {
+        let mut fields: Vec<String> = line.split('\t').map(str::to_owned).collect();
+        if let Some(Ok(mtime)) = fields.get(6).map(|mtime| mtime.parse::<i128>()) {
+            fields[6] = format!("{}", mtime.div_euclid(1_000_000_000) * 1_000_000_000);
+        }
+        fields.join("\t") + "\n"
+    };
+    listing.lines().map(line).collect()
+}
+
+fn check_chain(dataset: &str, flags: &str) {
+    let recordings = Recordings::unpack(&format!("{dataset}-{flags}"));
+    let repository = repository(recordings.store("repository"));
+    let streams = recordings.chain(dataset, flags);
+    let ids: Vec<String> =
+        streams.iter().map(|stream| store(&repository, stream).unwrap()).collect();
+    let assert_tree = |snapshot: usize, what: &str| {
+        let found = listing(&repository, &ids[snapshot]);
+        let found = if dataset == "fuse" { whole_seconds(&found) } else { found };
+        assert!(
+            found == recordings.tree(dataset, snapshot),
+            "{dataset}.{flags} s{snapshot} {what}"
+        );
+    };
+    (0..5).for_each(|snapshot| assert_tree(snapshot, "as it was stored"));
+    // What is written for `zfs receive` has the snapshot's GUID, and so does an increment.
+    let mut sink = StreamSink::new(Vec::new());
+    unfold(&repository, IMAGE, &ids[4], Some(&ids[1]), &mut sink).unwrap();
+    let increment = sink.finish().unwrap();
+    let mut full = StreamSink::new(Vec::new());
+    unfold(&repository, IMAGE, &ids[1], None, &mut full).unwrap();
+    let full = full.finish().unwrap();
+    let mut builder = hashing_builder();
+    let both = [&full[..], &increment[..]];
+    let deltas = both.map(|bytes| StreamDelta::new(Reader::new(bytes).unwrap()).unwrap());
+    assert_eq!(deltas[1].begin().to_guid.to_string(), ids[4]);
+    sendstream::fold::fold(deltas.into(), &mut builder).unwrap();
+    let mut text = Vec::new();
+    write_listing(&builder.finish().unwrap(), &mut text).unwrap();
+    assert!(String::from_utf8(text).unwrap() == listing(&repository, &ids[4]), "the increment");
+
+    // The third is merged into the fourth, then the first and second into that.
+    let strata = &repository.strata;
+    for (newest, gone) in [(3, vec![2]), (3, vec![0, 1])] {
+        let all = chain(strata, IMAGE, &ids[newest], None).unwrap();
+        let from = all.iter().position(|delta| delta.id == ids[gone[0]]).unwrap();
+        merge(strata, &all[from..], &StreamRules, 1 << 20, &small().index).unwrap();
+        for gone in gone {
+            let path = descriptor_path(strata, IMAGE, &ids[gone]).unwrap();
+            strata.store().delete(&path).unwrap();
+        }
+        (3..5).for_each(|snapshot| assert_tree(snapshot, "after a merge"));
+    }
+    assert_eq!(chain(strata, IMAGE, &ids[4], None).unwrap().len(), 2);
+}
+
+#[test]
+fn pg8k() {
+    check_chain("pg8k", "plain");
+}
+
+#[test]
+fn std128k() {
+    check_chain("std128k", "plain");
+}
+
+#[test]
+fn std128k_compressed_and_embedded() {
+    check_chain("std128k", "ce");
+}
+
+#[test]
+fn big1m_large_blocks() {
+    check_chain("big1m", "L");
+}
+
+#[test]
+fn fuse() {
+    check_chain("fuse", "plain");
+}
+
+/// Two sets, as shipping writes them; each run goes on where the one before it stopped.
+fn ship(repository: &Repository, streams: &[Vec<u8>], beside: &Path) -> Result<()> {
+    let names = BTreeMap::from([("backup_label".to_owned(), beside.to_path_buf())]);
+    let failed = |error: strata::Error| lockstep::repository::of_strata(error);
+    for (n, stream) in streams.iter().enumerate() {
+        let set = format!("set-{n}");
+        if Manifest::list(&repository.strata).map_err(failed)?.contains(&set) {
+            continue;
+        }
+        let id = Reader::new(&stream[..]).unwrap().begin().to_guid.to_string();
+        match strata::delta::read_descriptor(&repository.strata, IMAGE, &id) {
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => drop(store(repository, stream)?),
+            Err(error) => return Err(failed(error)),
+        }
+        files::store(repository, &set, &names, &small())?;
+        let deltas = vec![
+            DeltaId { image: IMAGE.into(), id },
+            DeltaId { image: "@files".into(), id: set.clone() },
+        ];
+        Manifest::new(&set, NOW, deltas, serde_json::Value::Null)
+            .write(&repository.strata)
+            .map_err(failed)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn dead_at_any_call_of_a_shipment() {
+    let recordings = Recordings::unpack("dead");
+    let beside = recordings.0.join("label");
+    fs::write(&beside, "START WAL LOCATION: 0/2000028\n").unwrap();
+    let streams = &recordings.chain("fuse", "plain")[..2];
+    let trees = [recordings.tree("fuse", 0), recordings.tree("fuse", 1)];
+    let count = {
+        let counted = Faulty::new(recordings.store("count"), u64::MAX, Fault::StopBefore);
+        ship(&repository(Arc::new(counted.clone())), streams, &beside).unwrap();
+        counted.calls()
+    };
+    assert!(count > 20, "{count} calls");
+    for at in 0..count {
+        for fault in [Fault::StopBefore, Fault::StopAfter] {
+            let storage = recordings.store("store");
+            let dying = Faulty::new(storage.clone(), at, fault);
+            let died = ship(&repository(Arc::new(dying)), streams, &beside);
+            assert!(died.is_err(), "call {at} of {count}");
+            let alive = repository(storage);
+            for set in Manifest::list(&alive.strata).unwrap() {
+                assert_set(&alive, &set, &trees);
+            }
+            ship(&alive, streams, &beside).unwrap();
+            assert_eq!(Manifest::list(&alive.strata).unwrap(), ["set-0", "set-1"]);
+            for set in ["set-0", "set-1"] {
+                assert_set(&alive, set, &trees);
+            }
+            fs::remove_dir_all(recordings.0.join("store")).unwrap();
+        }
+    }
+}
+
+fn assert_set(repository: &Repository, set: &str, trees: &[String; 2]) {
+    let manifest = Manifest::read(&repository.strata, set).unwrap();
+    let image = manifest.deltas.iter().find(|delta| delta.image == IMAGE).unwrap();
+    let expected = &trees[usize::from(set == "set-1")];
+    assert!(whole_seconds(&listing(repository, &image.id)) == *expected, "{set}");
+}

@@ -1,0 +1,295 @@
+//! What can go wrong on a set's way into a repository and back: killed anywhere, a bad page, a repository that can't
+//! be reached, a file whose content was left out and is needed later.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use support::checker::Checker;
+use support::cluster::Stop;
+use support::command::must;
+use support::fixture::{Fixture, assert_clean};
+use support::layout::two_pools_four_datasets;
+use support::lockstep::{Set, Steps, exit, json_of};
+use support::shipping::{
+    NAME, assert_received, discard, folder, packs, with_options, with_repository,
+};
+
+const SCALE: u32 = 3;
+
+fn dataset<'a>(fixture: &'a Fixture, mount: &str) -> &'a str {
+    let place = fixture.layout.datasets.iter().position(|dataset| dataset.mount == mount);
+    &fixture.datasets[place.unwrap_or_else(|| panic!("nothing is mounted at {mount:?}"))]
+}
+
+fn zfs(arguments: &[&str]) -> String {
+    must(&mut support::command::command("zfs", arguments))
+}
+
+/// A page of a table in ts1, in the file and on the server's side: path and page number.
+fn file_of(fixture: &Fixture, table: &str) -> std::path::PathBuf {
+    let path =
+        fixture.cluster.value("postgres", &format!("SELECT pg_relation_filepath('{table}')"));
+    fixture.cluster.data.join(path)
+}
+
+#[test]
+fn killed_at_every_step_and_nothing_is_lost() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.pgbench_tables(1);
+    let lockstep = with_repository(&fixture);
+    let steps = Steps::new(fixture.root().join("steps"));
+    let hooked = lockstep.clone().with_steps(&steps);
+    let mut last = lockstep.backup("label");
+    for step in [
+        "ship.leased",
+        "ship.views",
+        "ship.progress",
+        "ship.stream",
+        "ship.stored",
+        "ship.published",
+    ] {
+        fixture.cluster.execute(&["UPDATE pgbench_accounts SET filler = 'again'"]);
+        steps.hold(step);
+        let mut program = hooked.spawn(&["--json", "backup", "--strategy", "label"]);
+        steps.wait_reached(step, &mut program);
+        program.kill();
+        steps.release(step);
+        let before = packs(&fixture).len();
+        let id =
+            lockstep.sets().pop().expect("the set is there: it was complete before it was shipped");
+        assert_ne!(id, last.id, "{step}");
+        // What was there before restores, whatever this one left.
+        let listed = lockstep.json(&["list", "--from", "repository"]);
+        let there: Vec<_> =
+            listed["sets"].as_array().expect("sets").iter().map(|set| set["set"].clone()).collect();
+        assert!(there.contains(&last.id.clone().into()), "{step}: {listed}");
+        let shipped = lockstep.json(&["ship", &id]);
+        assert_eq!(shipped["repositories"][0]["complete"], true, "{step}: {shipped}");
+        if step == "ship.stored" {
+            assert_eq!(
+                packs(&fixture).len(),
+                before + 1,
+                "only the set's own files are stored again"
+            );
+        }
+        let set = lockstep.json(&["list"])["sets"].as_array().expect("sets").last().cloned();
+        last = Set::of(&set.expect("a set"));
+        assert_clean(&fixture);
+        let left =
+            fs::read_dir(fixture.state.join("clusters/main/shipping")).map_or(0, Iterator::count);
+        assert_eq!(left, 0, "{step}: a journal is left");
+    }
+    // Restores that are killed leave nothing.
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let target = fixture.target("back");
+    let to = target.to_str().expect("the harness' own paths are UTF-8");
+    let arguments = [
+        "restore",
+        &last.id,
+        "--to",
+        to,
+        "--from",
+        "repository",
+        "--as",
+        "zfs",
+        "--dataset",
+        &parent,
+    ];
+    for step in [
+        "restore.journal",
+        "restore.fetched",
+        "restore.receiving-1",
+        "restore.received-2",
+        "restore.prepared",
+    ] {
+        steps.hold(step);
+        let mut program = hooked.spawn(&arguments);
+        steps.wait_reached(step, &mut program);
+        program.kill();
+        steps.release(step);
+        // The next command clears away.
+        lockstep.json(&["ship", &last.id]);
+        let left = zfs(&["list", "-H", "-o", "name"]);
+        assert!(!left.contains("/back"), "{step}: {left}");
+        assert!(!target.exists(), "{step}: {to} is left");
+        let staging =
+            fs::read_dir(fixture.state.join("clusters/main/staging")).map_or(0, Iterator::count);
+        assert_eq!(staging, 0, "{step}: files are left");
+    }
+    let more = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let restored = lockstep.restore_and_start(&last.id, &target, &more);
+    assert_received(&fixture, &last, &parent);
+    Checker::new(1).check_and_stop(restored.server()).assert_right("after all that");
+    discard(&fixture, &target, &parent);
+}
+
+#[test]
+fn a_bad_page_is_named_and_the_set_is_kept() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.pgbench_tables(SCALE);
+    let lockstep = with_repository(&fixture);
+    let path = file_of(&fixture, "pgbench_branches");
+    fixture.cluster.stop(Stop::Fast);
+    let file = fs::OpenOptions::new().write(true).open(&path).expect("the table's file");
+    file.write_all_at(b"rot", 4000).expect("it can be damaged");
+    drop(file);
+    fixture.cluster.start();
+    let outcome = lockstep.expect(exit::PROBLEMS, &["--json", "backup", "--strategy", "label"]);
+    let said = json_of(&outcome);
+    let there = &said["repositories"][0];
+    assert_eq!((&there["complete"], &there["bad_pages"]), (&true.into(), &1.into()), "{there}");
+    let pages = there["volumes"].as_array().expect("volumes").iter();
+    let bad: Vec<_> = pages
+        .flat_map(|volume| volume["pages"]["bad_pages"].as_array().cloned())
+        .flatten()
+        .collect();
+    let name = path.file_name().and_then(|name| name.to_str()).expect("a number");
+    assert!(
+        bad.len() == 1 && bad[0][0].as_str().is_some_and(|path| path.ends_with(name)),
+        "{bad:?}"
+    );
+    assert_eq!(bad[0][1], 0, "the block's number: {bad:?}");
+    // For people too.
+    let text =
+        lockstep.expect(exit::PROBLEMS, &["ship", said["set"].as_str().expect("an id")]).stdout;
+    assert!(text.contains("DAMAGED PAGES") && text.contains(&format!("{name} block 0")), "{text}");
+}
+
+#[test]
+fn one_repository_that_fails_does_not_stop_the_other() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.pgbench_tables(1);
+    let options = "\n[repositories.gone]\nurl = \"file:///proc/none\"\n";
+    with_options(&fixture, options);
+    let path = fixture.root().join("shipping.toml");
+    let text = fs::read_to_string(&path).expect("the configuration");
+    let both = format!("repositories = [\"gone\", \"{NAME}\"]");
+    fs::write(&path, text.replace(&format!("repositories = [\"{NAME}\"]"), &both))
+        .expect("writable");
+    let lockstep = support::lockstep::Lockstep::new(&path, &fixture.cluster.bin);
+    let said = json_of(&lockstep.expect(exit::PROBLEMS, &["--json", "backup"]));
+    let complete: Vec<_> = said["repositories"]
+        .as_array()
+        .expect("two")
+        .iter()
+        .map(|one| one["complete"].clone())
+        .collect();
+    assert_eq!(complete, [false, true], "{said}");
+    // --no-ship asks neither.
+    lockstep.json(&["backup", "--no-ship"]);
+    assert_clean(&fixture);
+}
+
+#[test]
+fn a_changed_record_costs_its_pages_and_a_restore_catches_up() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    for mount in ["data", "ts1", "ts2"] {
+        zfs(&["set", "recordsize=128K", dataset(&fixture, mount)]);
+    }
+    fixture.pgbench_tables(SCALE);
+    let lockstep = with_repository(&fixture);
+    let first = lockstep.backup("label");
+    let parent = format!("{}/standby", fixture.pools[0].name);
+    let target = fixture.target("standby");
+    let more = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let restored = lockstep.restore_and_start(&first.id, &target, &more);
+    restored.server().execute(&["CREATE TABLE junk AS SELECT generate_series(1, 1000)"]);
+    restored.server().stop(Stop::Fast);
+
+    fixture.cluster.execute(&[
+        "CHECKPOINT",
+        "UPDATE pgbench_accounts SET filler = 'x' WHERE aid IN (SELECT (random() * 290000)::int + 1 FROM generate_series(1, 40))",
+        // Unlogged files are left out, and one that is logged from now on has to come whole.
+        "CREATE UNLOGGED TABLE passing TABLESPACE ts1 AS SELECT generate_series(1, 20000) n",
+        "CHECKPOINT",
+    ]);
+    let second = lockstep.backup("label");
+    let of = |set: &Set, mount: &str| {
+        let volumes = set.json["repositories"][0]["volumes"].as_array().expect("volumes").clone();
+        let found =
+            volumes.into_iter().find(|volume| volume["dataset"] == dataset(&fixture, mount));
+        found.expect("it is among them")
+    };
+    let ts1 = of(&second, "ts1");
+    let (sent, stored) = (
+        ts1["stream_bytes"].as_u64().expect("a number"),
+        ts1["stored_bytes"].as_u64().expect("a number"),
+    );
+    assert!(stored * 6 < sent, "{sent} bytes sent, {stored} stored: {ts1}");
+    assert!(ts1["left_out"].to_string().contains("unlogged"), "{ts1}");
+    fixture.cluster.execute(&[
+        "ALTER TABLE passing SET LOGGED",
+        "UPDATE passing SET n = n + 1 WHERE n % 7 = 0",
+    ]);
+    let third = lockstep.backup("ordered");
+
+    // Each from where the one before it ended, and what was written in between is gone.
+    for set in [&second, &third] {
+        let to = target.to_str().expect("the harness' own paths are UTF-8");
+        // The folder is in use; only --delta may write there.
+        lockstep.expect(
+            exit::REFUSED,
+            &[
+                "restore",
+                &set.id,
+                "--to",
+                to,
+                "--from",
+                "repository",
+                "--as",
+                "zfs",
+                "--dataset",
+                &parent,
+            ],
+        );
+        let more = [&more[..], &["--delta"]].concat();
+        let restored = lockstep.restore_and_start(&set.id, &target, &more);
+        assert_received(&fixture, set, &parent);
+        let server = restored.server();
+        assert_eq!(server.value("postgres", "SELECT to_regclass('junk') IS NULL"), "t");
+        let rows = if set.id == third.id { "20000" } else { "0" };
+        assert_eq!(server.value("postgres", "SELECT count(*) FROM passing"), rows, "{}", set.id);
+        Checker::new(SCALE).check_running(server).assert_right(&set.id);
+        // A server that runs is not written under.
+        let refused = lockstep.expect(
+            exit::USAGE,
+            &[
+                "restore",
+                &set.id,
+                "--to",
+                to,
+                "--from",
+                "repository",
+                "--as",
+                "zfs",
+                "--dataset",
+                &parent,
+                "--delta",
+            ],
+        );
+        assert!(refused.stderr.contains("a server runs"), "{}", refused.describe());
+        server.stop(Stop::Fast);
+    }
+    // Back in time there is no increment.
+    let to = target.to_str().expect("the harness' own paths are UTF-8");
+    let refused = lockstep.expect(
+        exit::FAILED,
+        &[
+            "restore",
+            &first.id,
+            "--to",
+            to,
+            "--from",
+            "repository",
+            "--as",
+            "zfs",
+            "--dataset",
+            &parent,
+            "--delta",
+        ],
+    );
+    assert!(refused.stderr.contains("can't be brought to set"), "{}", refused.describe());
+    assert!(folder(&fixture).exists());
+    discard(&fixture, &target, &parent);
+}

@@ -1,0 +1,162 @@
+//! What an interrupted writing has stored already: so that the same content isn't sent again.
+//!
+//! A journal in a local file has a line for each pack that is whole in the store: its frames with the hash of their
+//! content. Whoever writes the same content again gets the frames' places from there. Content that differs ends
+//! that; nothing is taken from another place in the order.
+//!
+//! What could go wrong: a journal that lies. Its packs are looked for in the store, with their sizes, and a frame is
+//! hashed again whenever it is read; what it can't do is make other content out of a frame, for that has its hash.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::writer::{Packed, Placed};
+use crate::error::{Error, Result};
+use crate::id::Ulid;
+use crate::repository::Repository;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    pack: String,
+    size: u64,
+    /// Bytes of content in it.
+    content: u64,
+    /// Hash of the content, offset, length.
+    frames: VecDeque<(String, u64, u64)>,
+}
+
+/// A journal that is written, and one from before that is used up.
+pub(super) struct Resume {
+    repository: Repository,
+    written: File,
+    before: Option<BufReader<File>>,
+    line: Option<(Ulid, Line)>,
+    /// Frames of the pack that is being filled.
+    frames: VecDeque<(String, u64, u64)>,
+}
+
+/// A frame whose content was stored before.
+pub(super) struct Known {
+    pub(super) placed: Placed,
+    /// Its pack, with its first frame.
+    pub(super) packed: Option<Packed>,
+}
+
+impl Resume {
+    /// Goes on with the journal at `path`, or begins one.
+    pub(super) fn open(repository: &Repository, path: &Path) -> Result<Resume> {
+        let failed = |verb| move |source| Error::Spool { verb, source };
+        let old = beside(path);
+        let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
+        // One that was interrupted while it used another up is the shorter.
+        if size(path) >= size(&old) && size(path) > 0 {
+            fs::rename(path, &old).map_err(failed("rename"))?;
+        }
+        let before = File::open(&old).ok().map(BufReader::new);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(failed("create the folder of"))?;
+        }
+        let written = File::create(path).map_err(failed("create"))?;
+        let repository = repository.clone();
+        Ok(Resume { repository, written, before, line: None, frames: VecDeque::new() })
+    }
+
+    /// Removes the journal: what it names is in a delta now.
+    pub(super) fn remove(path: &Path) {
+        // One that stays costs its room alone.
+        let _ = fs::remove_file(path);
+        let _ = fs::remove_file(beside(path));
+    }
+
+    /// Where this content is, if it comes next in what was stored before.
+    pub(super) fn find(&mut self, content: &[u8]) -> Result<Option<Known>> {
+        if self.before.is_none() {
+            return Ok(None);
+        }
+        let mut packed = None;
+        if self.line.as_ref().is_none_or(|(_, line)| line.frames.is_empty()) {
+            self.line = self.next_line()?;
+            packed = self.line.as_ref().map(|(pack, line)| Packed {
+                pack: *pack,
+                size: line.size,
+                content: line.content,
+            });
+        }
+        let hash = blake3::hash(content).to_hex();
+        match &mut self.line {
+            Some((pack, line)) if line.frames.front().is_some_and(|frame| *frame.0 == *hash) => {
+                let frame = line.frames.pop_front();
+                let (_, at, length) = frame.unwrap_or_default();
+                Ok(Some(Known { placed: Placed { pack: *pack, at, length }, packed }))
+            }
+            _ => {
+                self.before = None;
+                Ok(None)
+            }
+        }
+    }
+
+    /// The next pack that is still in the store; it goes into the new journal too.
+    fn next_line(&mut self) -> Result<Option<(Ulid, Line)>> {
+        let Some(before) = &mut self.before else { return Ok(None) };
+        let mut text = String::new();
+        // A last line that is cut off, or anything else that can't be read, is the end.
+        if before.read_line(&mut text).is_err() {
+            return Ok(None);
+        }
+        let Ok(line) = serde_json::from_str::<Line>(&text) else { return Ok(None) };
+        let Ok(pack) = line.pack.parse::<Ulid>() else { return Ok(None) };
+        let path = self.repository.pack_path(pack);
+        match self.repository.store().size(&path) {
+            Ok(size) if size == line.size => {}
+            Ok(_) => return Ok(None),
+            Err(error) if error.kind == crate::store::StoreErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+        self.append(&line)?;
+        Ok(Some((pack, line)))
+    }
+
+    /// A frame was put into the pack at hand.
+    pub(super) fn framed(&mut self, hash: String, at: u64, length: u64) {
+        self.frames.push_back((hash, at, length));
+    }
+
+    /// The frames of the pack at hand, which is on its way now.
+    pub(super) fn take_frames(&mut self) -> VecDeque<(String, u64, u64)> {
+        std::mem::take(&mut self.frames)
+    }
+
+    /// A pack is whole in the store.
+    pub(super) fn stored(
+        &mut self,
+        packed: Packed,
+        frames: VecDeque<(String, u64, u64)>,
+    ) -> Result<()> {
+        self.append(&Line {
+            pack: packed.pack.to_string(),
+            content: packed.content,
+            size: packed.size,
+            frames,
+        })
+    }
+
+    fn append(&mut self, line: &Line) -> Result<()> {
+        let mut text = serde_json::to_string(line).map_err(Error::caller)?;
+        text.push('\n');
+        self.written
+            .write_all(text.as_bytes())
+            .map_err(|source| Error::Spool { verb: "write", source })
+    }
+}
+
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".old");
+    name.into()
+}

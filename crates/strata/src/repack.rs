@@ -1,0 +1,372 @@
+//! Repacking: what is alive in packs with little life left is written again, so that they can be deleted.
+//!
+//! Deltas that are merged leave blocks behind that nobody names any more, between others that are. A pack goes only
+//! as a whole, so its blocks that live move: into new packs first, then each delta that names them gets a new index,
+//! and its descriptor takes the old one's place in one step. From then on nothing refers to the old packs and index
+//! files, and [`collect`](crate::check::collect) deletes them after their grace time, in which whoever has read the
+//! old descriptor can still read what it names.
+//!
+//! What could go wrong: a block that is damaged must not be written again as if it were good (frames are opened, so
+//! their hashes are checked; such a pack is left as it is and named), and a delta must mean the same afterwards
+//! (entries and extents are copied as they are, only places change). One at a time, and none beside a merge or a
+//! collection: callers hold the lease of those.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::check::Live;
+use crate::delta::{
+    Delta, DeltaReader, DeltaWriter, Descriptor, Entry, IndexOptions, ReadOptions, packs,
+    read_descriptor,
+};
+use crate::error::{Error, Result};
+use crate::id::Ulid;
+use crate::pack::{FrameReader, Location, PackOptions, PackWriter, Packed, Placed};
+use crate::repository::Repository;
+
+/// What is repacked, and how.
+#[derive(Clone, Debug)]
+pub struct RepackOptions {
+    /// Packs of whose content less than so many percent is alive.
+    pub live_percent: u64,
+    /// Bytes that may be written to the store, about.
+    pub max_bytes: u64,
+    /// Blocks that move at a time, 100 bytes of memory each; the indexes that name them are written anew each time.
+    pub blocks: usize,
+    /// A frame is closed when its content has reached this size.
+    pub frame_size: usize,
+    /// The new packs.
+    pub packs: PackOptions,
+    /// The new indexes.
+    pub index: IndexOptions,
+}
+
+impl Default for RepackOptions {
+    fn default() -> RepackOptions {
+        RepackOptions {
+            live_percent: 50,
+            max_bytes: u64::MAX,
+            blocks: 500_000,
+            frame_size: 1 << 20,
+            packs: PackOptions::default(),
+            index: IndexOptions::default(),
+        }
+    }
+}
+
+/// A pack with little life left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sparse {
+    /// The pack.
+    pub packed: Packed,
+    /// How many bytes of its content deltas name.
+    pub live: u64,
+}
+
+impl Sparse {
+    /// What its living blocks take in the store, about: they are compressed as well as the others.
+    fn stored(&self) -> u64 {
+        let share = u128::from(self.packed.size) * u128::from(self.live);
+        u64::try_from(share / u128::from(self.packed.content.max(1))).unwrap_or(u64::MAX)
+    }
+}
+
+/// What was done, or would be.
+#[derive(Debug, Default)]
+pub struct Repacked {
+    /// Packs that nothing refers to any more, or wouldn't; those with the least life first.
+    pub packs: Vec<Sparse>,
+    /// As many more have little life, and didn't fit into the budget.
+    pub left: u64,
+    /// Deltas that got a new index.
+    pub deltas: u64,
+    /// New packs, in bytes; of a dry run an estimate.
+    pub written: u64,
+    /// Packs that can't be read where they live, and why; they are left as they are.
+    pub damaged: Vec<(Ulid, Error)>,
+}
+
+/// Writes what lives in packs with little life again, as far as the budget goes.
+///
+/// Whatever of a set's deltas can't be read stops it before anything is written.
+pub fn repack(
+    repository: &Repository,
+    options: &RepackOptions,
+    is_dry_run: bool,
+) -> Result<Repacked> {
+    let mut live = Live::default();
+    live.sets(repository)?;
+    let mut sparse: Vec<Sparse> = live
+        .packs
+        .values()
+        .map(|&(packed, live)| Sparse { packed, live })
+        .filter(|sparse| is_sparse(sparse, options.live_percent))
+        .collect();
+    // Those that give back the most for what is written.
+    sparse.sort_by(|a, b| {
+        let product = |a: &Sparse, b: &Sparse| u128::from(a.live) * u128::from(b.packed.content);
+        product(a, b).cmp(&product(b, a)).then(a.packed.pack.cmp(&b.packed.pack))
+    });
+    let mut repacked = Repacked::default();
+    let mut chosen = VecDeque::new();
+    let mut estimate = 0_u64;
+    for sparse in sparse {
+        let with = estimate.saturating_add(sparse.stored());
+        if with > options.max_bytes {
+            repacked.left += 1;
+        } else {
+            estimate = with;
+            chosen.push_back(sparse);
+        }
+    }
+    if is_dry_run {
+        repacked.packs = chosen.into();
+        repacked.written = estimate;
+        return Ok(repacked);
+    }
+    let mut deltas = naming(repository, &live, &chosen)?;
+    let mut changed = BTreeSet::new();
+    while !chosen.is_empty() {
+        let (moves, batch) = Moves::of(repository, &deltas, &mut chosen, options.blocks)?;
+        let (moves, packed) = copy(repository, moves, options, &mut repacked.damaged)?;
+        repacked.written += packed.iter().map(|packed| packed.size).sum::<u64>();
+        for (index, (descriptor, named)) in deltas.iter_mut().enumerate() {
+            if batch.iter().any(|sparse| named.contains(&sparse.packed.pack)) {
+                *descriptor = rewrite(repository, descriptor, &moves, &packed, &options.index)?;
+                changed.insert(index);
+            }
+        }
+        let is_damaged =
+            |pack| repacked.damaged.iter().any(|(damaged, _): &(Ulid, Error)| *damaged == pack);
+        let moved: Vec<_> =
+            batch.into_iter().filter(|sparse| !is_damaged(sparse.packed.pack)).collect();
+        repacked.packs.extend(moved);
+    }
+    repacked.deltas = changed.len() as u64;
+    Ok(repacked)
+}
+
+fn is_sparse(sparse: &Sparse, percent: u64) -> bool {
+    u128::from(sparse.live) * 100 < u128::from(sparse.packed.content) * u128::from(percent)
+}
+
+type Naming = Vec<(Descriptor, BTreeSet<Ulid>)>;
+
+/// The deltas that name blocks in one of these packs, and in which.
+fn naming(repository: &Repository, live: &Live, chosen: &VecDeque<Sparse>) -> Result<Naming> {
+    let chosen: BTreeSet<Ulid> = chosen.iter().map(|sparse| sparse.packed.pack).collect();
+    let mut naming = Vec::new();
+    for delta in live.deltas.iter().filter(|_| !chosen.is_empty()) {
+        let descriptor = read_descriptor(repository, &delta.image, &delta.id)?;
+        let mut named = BTreeSet::new();
+        packs(repository, &descriptor, |row| {
+            named.extend(Some(row.pack).filter(|pack| chosen.contains(pack)));
+            Ok(())
+        })?;
+        if !named.is_empty() {
+            naming.push((descriptor, named));
+        }
+    }
+    Ok(naming)
+}
+
+/// Where a block is, in the order in which blocks lie in the store.
+type Place = (Ulid, u64, u64, u64, u64);
+
+fn place(at: &Location) -> Place {
+    (at.pack, at.frame, at.start, at.size, at.frame_length)
+}
+
+/// Blocks that move, and where to.
+#[derive(Default)]
+struct Moves {
+    /// Ascending.
+    from: Vec<Place>,
+    to: Vec<Option<Location>>,
+}
+
+impl Moves {
+    /// The blocks of as many of the packs as there is memory for, and these packs, taken from `chosen`.
+    fn of(
+        repository: &Repository,
+        deltas: &Naming,
+        chosen: &mut VecDeque<Sparse>,
+        limit: usize,
+    ) -> Result<(Moves, Vec<Sparse>)> {
+        let mut batch: Vec<Sparse> = chosen.drain(..).collect();
+        let mut wanted: BTreeSet<Ulid> = batch.iter().map(|sparse| sparse.packed.pack).collect();
+        let mut from: Vec<Place> = Vec::new();
+        for (descriptor, named) in deltas {
+            if named.is_disjoint(&wanted) {
+                continue;
+            }
+            each_block(repository, descriptor, |location| {
+                if !wanted.contains(&location.pack) {
+                    return;
+                }
+                from.push(place(location));
+                if from.len() >= 2 * limit.max(1) {
+                    from.sort_unstable();
+                    from.dedup();
+                    // The packs with the most life wait for the next time.
+                    while from.len() > limit && batch.len() > 1 {
+                        if let Some(last) = batch.pop() {
+                            wanted.remove(&last.packed.pack);
+                            from.retain(|place| place.0 != last.packed.pack);
+                            chosen.push_front(last);
+                        }
+                    }
+                }
+            })?;
+        }
+        from.sort_unstable();
+        from.dedup();
+        let to = vec![None; from.len()];
+        Ok((Moves { from, to }, batch))
+    }
+
+    fn get(&self, location: &Location) -> Option<Location> {
+        let index = self.from.binary_search(&place(location)).ok()?;
+        self.to.get(index).copied().flatten()
+    }
+}
+
+/// Gives the place of each block of a delta.
+fn each_block(
+    repository: &Repository,
+    descriptor: &Descriptor,
+    mut each: impl FnMut(&Location),
+) -> Result<()> {
+    let mut reader = DeltaReader::new(repository, descriptor.clone(), ReadOptions::default());
+    reader.next_entry()?;
+    while reader.entry().is_some() {
+        while let Some(extent) = reader.extent() {
+            extent.block.iter().for_each(|block| each(&block.location));
+            reader.next_extent()?;
+        }
+        reader.next_entry()?;
+    }
+    Ok(())
+}
+
+/// Writes the blocks into new packs, which are all in the store when it returns.
+fn copy(
+    repository: &Repository,
+    mut moves: Moves,
+    options: &RepackOptions,
+    damaged: &mut Vec<(Ulid, Error)>,
+) -> Result<(Moves, Vec<Packed>)> {
+    let mut frames = FrameReader::new(repository, 0);
+    let mut copying = Copying {
+        packs: PackWriter::new(repository, options.packs, None)?,
+        content: Vec::new(),
+        inside: Vec::new(),
+        unplaced: VecDeque::new(),
+    };
+    let frame_size = options.frame_size.clamp(1, crate::frame::MAX_CONTENT / 2);
+    for index in 0..moves.from.len() {
+        let (pack, frame, start, size, frame_length) = moves.from[index];
+        if damaged.last().is_some_and(|(damaged, _)| *damaged == pack) {
+            continue;
+        }
+        let bytes = match frames.read(&Location { pack, frame, frame_length, start, size }) {
+            Ok(bytes) => bytes,
+            Err(error) if error.is_not_found() || matches!(error, Error::Damaged { .. }) => {
+                damaged.push((pack, error));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        if !copying.content.is_empty() && copying.content.len() + bytes.len() > frame_size {
+            copying.close_frame(&mut moves.to)?;
+        }
+        let start = copying.content.len() as u64;
+        moves.to[index] = Some(Location { start, size, ..Location::default() });
+        copying.content.extend_from_slice(&bytes);
+        copying.inside.push(index);
+    }
+    let packed = copying.finish(&mut moves.to)?;
+    for (place, to) in moves.from.iter().zip(&mut moves.to) {
+        if damaged.iter().any(|(damaged, _)| *damaged == place.0) {
+            *to = None;
+        }
+    }
+    Ok((moves, packed))
+}
+
+/// Frames on their way.
+struct Copying {
+    packs: PackWriter,
+    /// Content of the frame that is being filled, and which blocks are in it.
+    content: Vec<u8>,
+    inside: Vec<usize>,
+    /// The blocks of frames that have no place yet, oldest first.
+    unplaced: VecDeque<Vec<usize>>,
+}
+
+impl Copying {
+    fn close_frame(&mut self, to: &mut [Option<Location>]) -> Result<()> {
+        if self.content.is_empty() {
+            return Ok(());
+        }
+        self.unplaced.push_back(std::mem::take(&mut self.inside));
+        let unplaced = &mut self.unplaced;
+        self.packs.push(std::mem::take(&mut self.content), &mut |placed| {
+            settle(unplaced, to, placed);
+        })
+    }
+
+    fn finish(mut self, to: &mut [Option<Location>]) -> Result<Vec<Packed>> {
+        self.close_frame(to)?;
+        let unplaced = &mut self.unplaced;
+        self.packs.finish(&mut |placed| settle(unplaced, to, placed))
+    }
+}
+
+/// The oldest frame has got its place, and so have its blocks.
+fn settle(unplaced: &mut VecDeque<Vec<usize>>, to: &mut [Option<Location>], placed: Placed) {
+    for index in unplaced.pop_front().unwrap_or_default() {
+        if let Some(Some(location)) = to.get_mut(index) {
+            (location.pack, location.frame) = (placed.pack, placed.at);
+            location.frame_length = placed.length;
+        }
+    }
+}
+
+/// Writes a delta's index with the new places, and its descriptor in the place of the old one.
+fn rewrite(
+    repository: &Repository,
+    old: &Descriptor,
+    moves: &Moves,
+    packed: &[Packed],
+    options: &IndexOptions,
+) -> Result<Descriptor> {
+    let mut sizes: BTreeMap<Ulid, Packed> = BTreeMap::new();
+    packs(repository, old, |row| {
+        sizes.insert(row.pack, row.packed());
+        Ok(())
+    })?;
+    sizes.extend(packed.iter().map(|&packed| (packed.pack, packed)));
+    let base = old.base.as_deref();
+    let mut writer = DeltaWriter::new(repository, &old.image, &old.id, base, options)?;
+    writer.about(old.about.clone());
+    let mut reader = DeltaReader::new(repository, old.clone(), ReadOptions::default());
+    reader.next_entry()?;
+    while let Some(entry) = reader.entry() {
+        match entry {
+            Entry::Freed { first, count } => writer.freed(*first, *count)?,
+            Entry::Changed(change) => writer.changed(change.clone())?,
+        }
+        while let Some(extent) = reader.extent() {
+            let mut extent = extent.clone();
+            if let Some(block) = &mut extent.block
+                && let Some(to) = moves.get(&block.location)
+            {
+                block.location = to;
+            }
+            writer.extent(extent)?;
+            reader.next_extent()?;
+        }
+        reader.next_entry()?;
+    }
+    writer.finish(sizes.into_values())
+}

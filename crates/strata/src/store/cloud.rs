@@ -1,0 +1,306 @@
+//! Stores behind HTTP: S3 and what speaks like it, Google Cloud Storage, Azure Blob Storage.
+//!
+//! What the options leave out comes from the usual environment variables (`AWS_*`, `GOOGLE_*`, `AZURE_*`).
+//! `object_store` itself tries nothing again and sets no limit to a call's time: [`super::Store`] does the one,
+//! [`ObjectStorage`] the other, and both twice would wait for an hour.
+
+use std::fmt;
+#[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
+use std::{sync::Arc, time::Duration};
+
+#[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
+
+use super::Timeouts;
+#[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
+use super::{ObjectStorage, StoreError, StoreErrorKind, StoreResult, translate::translated};
+
+/// What must not be shown: an access key, the key of a service account.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes it.
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    #[cfg_attr(not(any(feature = "aws", feature = "gcp", feature = "azure")), expect(dead_code))]
+    fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// Where a store is and who asks.
+#[derive(Clone, Debug, Default)]
+pub struct CloudOptions {
+    /// The bucket, or container.
+    pub bucket: String,
+    /// All paths are below it; may be empty.
+    pub prefix: String,
+    /// The server, where it isn't the usual one.
+    pub endpoint: Option<String>,
+    /// The region (S3).
+    pub region: Option<String>,
+    /// The access key's id (S3), the account (Azure).
+    pub access_key_id: Option<String>,
+    /// The access key (S3, Azure), the service account's JSON (Google).
+    pub secret: Option<Secret>,
+    /// Allow a server without TLS.
+    pub allow_http: bool,
+    /// Nobody may delete what is written for so many days (S3): each object's retention in compliance mode.
+    pub immutable_days: Option<u32>,
+    /// How long a call may take.
+    pub timeouts: Timeouts,
+}
+
+/// Nothing is tried again below [`super::Store`].
+#[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
+fn no_retries() -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig::default(),
+        max_retries: 0,
+        retry_timeout: Duration::from_secs(180),
+    }
+}
+
+/// How its HTTP client is set up.
+#[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
+fn client(options: &CloudOptions) -> ClientOptions {
+    // Of this process; that there is one already is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client =
+        ClientOptions::new().with_timeout_disabled().with_connect_timeout(Duration::from_secs(15));
+    if options.allow_http { client.with_allow_http(true) } else { client }
+}
+
+/// Nothing was asked yet, so trying again changes nothing.
+#[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
+fn not_opened(options: &CloudOptions, error: object_store::Error) -> StoreError {
+    let mut error = translated("open", &options.bucket, error);
+    if error.kind == StoreErrorKind::Transient {
+        error.kind = StoreErrorKind::Other;
+    }
+    error
+}
+
+#[cfg(any(feature = "gcp", feature = "azure"))]
+fn opened(
+    built: object_store::Result<impl ObjectStore>,
+    options: &CloudOptions,
+) -> StoreResult<ObjectStorage> {
+    let store = built.map_err(|error| not_opened(options, error))?;
+    ObjectStorage::on(Arc::new(store), &options.prefix, options.timeouts)
+}
+
+#[cfg(feature = "gcp")]
+impl ObjectStorage {
+    /// Google Cloud Storage.
+    pub fn gcs(options: &CloudOptions) -> StoreResult<ObjectStorage> {
+        let mut builder = object_store::gcp::GoogleCloudStorageBuilder::from_env()
+            .with_client_options(client(options))
+            .with_retry(no_retries())
+            .with_bucket_name(&options.bucket);
+        if let Some(endpoint) = &options.endpoint {
+            builder = builder.with_base_url(endpoint);
+        }
+        if let Some(secret) = &options.secret {
+            builder = builder.with_service_account_key(secret.reveal());
+        }
+        opened(builder.build(), options)
+    }
+}
+
+#[cfg(feature = "azure")]
+impl ObjectStorage {
+    /// Azure Blob Storage.
+    pub fn azure(options: &CloudOptions) -> StoreResult<ObjectStorage> {
+        let mut builder = object_store::azure::MicrosoftAzureBuilder::from_env()
+            .with_client_options(client(options))
+            .with_retry(no_retries())
+            .with_container_name(&options.bucket);
+        if let Some(endpoint) = &options.endpoint {
+            builder = builder.with_endpoint(endpoint.clone());
+        }
+        if options.allow_http {
+            builder = builder.with_allow_http(true);
+        }
+        if let Some(account) = &options.access_key_id {
+            builder = builder.with_account(account);
+        }
+        if let Some(secret) = &options.secret {
+            builder = builder.with_access_key(secret.reveal());
+        }
+        opened(builder.build(), options)
+    }
+}
+
+#[cfg(feature = "aws")]
+pub(super) mod s3 {
+    use std::sync::{Arc, Mutex, PoisonError};
+    use std::time::{Duration, Instant, SystemTime};
+
+    use chrono::{DateTime, SecondsFormat, Utc};
+    use object_store::aws::{
+        AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut,
+    };
+    use object_store::multipart::MultipartStore;
+    use object_store::{HeaderMap, HeaderValue, ObjectStore, Result};
+
+    use super::{CloudOptions, client, no_retries, not_opened};
+    use crate::store::upload::Locking;
+    use crate::store::{ObjectStorage, StoreResult};
+
+    /// A client's headers hold a date, so it is used for so long only, and the date is as much later.
+    const FRESH: Duration = Duration::from_secs(3600);
+
+    impl ObjectStorage {
+        /// S3, or a server that speaks like it.
+        pub fn s3(options: &CloudOptions) -> StoreResult<ObjectStorage> {
+            let built = build(options, HeaderMap::new());
+            let store = Arc::new(built.map_err(|error| not_opened(options, error))?);
+            let storage = ObjectStorage::on(store.clone(), &options.prefix, options.timeouts)?;
+            Ok(match options.immutable_days {
+                None => storage,
+                Some(days) => storage.with_locking(Arc::new(Retention {
+                    options: options.clone(),
+                    days,
+                    plain: store,
+                    locking: Mutex::new(None),
+                })),
+            })
+        }
+    }
+
+    /// What the environment says, without its credentials where the options bring others: a session's token that
+    /// came along would make the options' own key wrong.
+    fn from_environment(has_credentials: bool) -> AmazonS3Builder {
+        use AmazonS3ConfigKey::{AccessKeyId, SecretAccessKey, Token};
+        let mut builder = AmazonS3Builder::new();
+        for (name, value) in std::env::vars_os() {
+            let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else { continue };
+            let Some(key) = name
+                .starts_with("AWS_")
+                .then(|| name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>().ok())
+                .flatten()
+            else {
+                continue;
+            };
+            if !(has_credentials && matches!(key, AccessKeyId | SecretAccessKey | Token)) {
+                builder = builder.with_config(key, value);
+            }
+        }
+        builder
+    }
+
+    fn build(options: &CloudOptions, headers: HeaderMap) -> Result<AmazonS3> {
+        let mut builder = from_environment(options.access_key_id.is_some());
+        let is_amazon = options.endpoint.is_none()
+            && builder.get_config_value(&AmazonS3ConfigKey::Endpoint).is_none()
+            && builder.get_config_value(&AmazonS3ConfigKey::S3Endpoint).is_none();
+        if builder.get_config_value(&AmazonS3ConfigKey::Region).is_none() {
+            builder = builder.with_region("us-east-1");
+        }
+        builder = builder
+            .with_client_options(client(options).with_default_headers(headers))
+            .with_retry(no_retries())
+            .with_bucket_name(&options.bucket)
+            .with_conditional_put(S3ConditionalPut::ETagMatch)
+            // One object at a time: the call for many isn't everywhere, and says less where it fails.
+            .with_disable_bulk_delete(true)
+            // Only Amazon has names for all buckets; its certificate covers those without a dot.
+            .with_virtual_hosted_style_request(is_amazon && !options.bucket.contains('.'));
+        if options.immutable_days.is_some() {
+            // S3 takes a locked object only with a checksum.
+            builder = builder.with_checksum_algorithm(Checksum::SHA256);
+        }
+        if let Some(endpoint) = &options.endpoint {
+            builder = builder.with_endpoint(endpoint);
+        }
+        if options.allow_http {
+            builder = builder.with_allow_http(true);
+        }
+        if let Some(region) = &options.region {
+            builder = builder.with_region(region);
+        }
+        if let Some(id) = &options.access_key_id {
+            builder = builder.with_access_key_id(id);
+        }
+        if let Some(secret) = &options.secret {
+            builder = builder.with_secret_access_key(secret.reveal());
+        }
+        builder.build()
+    }
+
+    /// Locks objects for some days from the hour in which they are written.
+    struct Retention {
+        options: CloudOptions,
+        days: u32,
+        plain: Arc<AmazonS3>,
+        locking: Mutex<Option<(Instant, Arc<AmazonS3>)>>,
+    }
+
+    impl Retention {
+        fn client(&self) -> Result<Arc<AmazonS3>> {
+            let mut locking = self.locking.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((made, client)) = &*locking
+                && made.elapsed() < FRESH
+            {
+                return Ok(client.clone());
+            }
+            let until = until(SystemTime::now(), self.days).ok_or_else(|| {
+                let source = format!("{} days from now is no date", self.days).into();
+                object_store::Error::Generic { store: "S3", source }
+            })?;
+            let mut headers = HeaderMap::new();
+            headers.insert("x-amz-object-lock-mode", HeaderValue::from_static("COMPLIANCE"));
+            headers.insert("x-amz-object-lock-retain-until-date", until);
+            // What S3 asks for with a lock: that the checksum, which is sent anyway, is named.
+            headers.insert("x-amz-sdk-checksum-algorithm", HeaderValue::from_static("SHA256"));
+            let client = Arc::new(build(&self.options, headers)?);
+            *locking = Some((Instant::now(), client.clone()));
+            Ok(client)
+        }
+    }
+
+    /// The date that a client made now sends.
+    fn until(now: SystemTime, days: u32) -> Option<HeaderValue> {
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+        let until = now + Duration::from_secs(u64::from(days) * 86_400) + FRESH;
+        let date = DateTime::<Utc>::from_timestamp(until.as_secs().try_into().ok()?, 0)?;
+        HeaderValue::try_from(date.to_rfc3339_opts(SecondsFormat::Secs, true)).ok()
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_lock_outlives_the_days_that_were_asked_for() {
+            let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            assert_eq!(until(at(0), 1).unwrap(), "1970-01-02T01:00:00Z");
+            assert_eq!(until(at(1_800_000_000), 30).unwrap(), "2027-02-14T09:00:00Z");
+            assert!(until(at(0), u32::MAX).is_none(), "no date");
+        }
+    }
+
+    impl Locking for Retention {
+        fn writer(&self) -> Result<Arc<dyn ObjectStore>> {
+            Ok(self.client()?)
+        }
+
+        fn beginner(&self) -> Result<Arc<dyn MultipartStore>> {
+            Ok(self.client()?)
+        }
+
+        fn parts(&self) -> Arc<dyn MultipartStore> {
+            self.plain.clone()
+        }
+    }
+}

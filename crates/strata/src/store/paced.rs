@@ -1,0 +1,79 @@
+//! A store that is sent no more bytes a second than it may be.
+//!
+//! Whoever comes while the bytes before are still being paid for waits; an object itself is sent as fast as the
+//! network takes it. So over any time no more is sent than the limit allows and one object. All who send through
+//! the same one share the limit, and what is tried again counts again.
+
+use std::fs::File;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{Listed, Storage, StoreResult};
+
+/// Paces what is sent to `inner`.
+pub struct Paced<S> {
+    inner: S,
+    bytes_per_second: u64,
+    /// When what has been sent so far is paid for.
+    paid: Mutex<Option<Instant>>,
+}
+
+impl<S: Storage> Paced<S> {
+    /// Sends at most so many bytes a second; 0 is taken for 1.
+    pub fn new(inner: S, bytes_per_second: u64) -> Paced<S> {
+        Paced { inner, bytes_per_second: bytes_per_second.max(1), paid: Mutex::new(None) }
+    }
+
+    /// Waits until `bytes` may be sent.
+    fn pace(&self, bytes: u64) {
+        let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+        let now = Instant::now();
+        let start = {
+            let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+            let start = paid.map_or(now, |paid| paid.max(now));
+            *paid = Some(start + cost);
+            start
+        };
+        std::thread::sleep(start.saturating_duration_since(now));
+    }
+}
+
+impl<S: Storage> Storage for Paced<S> {
+    fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
+        self.pace(data.iter().map(|part| part.len() as u64).sum());
+        self.inner.put(path, data)
+    }
+
+    fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
+        // Small; and a lease that waited here could be lost.
+        self.inner.put_if_absent(path, data)
+    }
+
+    fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
+        self.pace(length);
+        self.inner.put_file(path, file, length)
+    }
+
+    fn get(&self, path: &str) -> StoreResult<Bytes> {
+        self.inner.get(path)
+    }
+
+    fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
+        self.inner.get_range(path, range)
+    }
+
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
+        self.inner.list(prefix, each)
+    }
+
+    fn delete(&self, path: &str) -> StoreResult<()> {
+        self.inner.delete(path)
+    }
+
+    fn size(&self, path: &str) -> StoreResult<u64> {
+        self.inner.size(path)
+    }
+}

@@ -1,0 +1,115 @@
+//! Errors of the `object_store` crate as those of this one: what callers branch on is told apart here.
+//!
+//! What could go wrong: a wrong secret that is taken for a failure that passes (five tries, and then no word of
+//! credentials), or a conflict of two creations that is taken for "it is there" while neither has won yet.
+
+use super::{StoreError, StoreErrorKind};
+
+/// An error of `object_store`, its words kept.
+pub(super) fn translated(verb: &'static str, path: &str, error: object_store::Error) -> StoreError {
+    use object_store::Error as Theirs;
+    let kind = match &error {
+        Theirs::NotFound { .. } => StoreErrorKind::NotFound,
+        // Two at once, neither of which has won yet.
+        Theirs::AlreadyExists { .. } if says(&error, &["ConditionalRequestConflict"]) => {
+            StoreErrorKind::Transient
+        }
+        // S3 answers 412 where it has the object, which some servers report as it is.
+        Theirs::AlreadyExists { .. } | Theirs::Precondition { .. } => StoreErrorKind::AlreadyExists,
+        Theirs::PermissionDenied { .. } if says(&error, UNKNOWN) => StoreErrorKind::Unauthenticated,
+        Theirs::PermissionDenied { .. } => StoreErrorKind::PermissionDenied,
+        Theirs::Unauthenticated { .. } => StoreErrorKind::Unauthenticated,
+        Theirs::Generic { .. } if says(&error, UNKNOWN) || says(&error, NOBODY) => {
+            StoreErrorKind::Unauthenticated
+        }
+        Theirs::Generic { .. } if says(&error, REFUSED) => StoreErrorKind::Other,
+        Theirs::Generic { store, source } => kind_of_source(store, source.as_ref()),
+        Theirs::JoinError { .. } => StoreErrorKind::Transient,
+        _ => StoreErrorKind::Other,
+    };
+    StoreError { verb, path: path.to_string(), kind, source: Some(Box::new(error)) }
+}
+
+/// Codes of S3 and Azure for a key that they don't know, or one that isn't the right one.
+const UNKNOWN: &[&str] = &[
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidToken",
+    "ExpiredToken",
+    "TokenRefreshRequired",
+    "AuthenticationFailed",
+    "invalid_grant",
+];
+/// No credentials were set: the machine was asked for its own, by addresses that only a cloud's machines know.
+const NOBODY: &[&str] = &[
+    "Missing AccessKeyId",
+    "Missing SecretAccessKey",
+    "//169.254.169.254",
+    "//169.254.170.2",
+    "metadata.google.internal",
+    "//metadata/",
+];
+/// What the same request will be answered again: wrong requests (but not 408 and 429), and the wrong region.
+const REFUSED: &[&str] =
+    &["status code: 400", "status code: 405", "status code: 411", "status code: 501", "redirect"];
+
+fn says(error: &object_store::Error, words: &[&str]) -> bool {
+    let text = error.to_string();
+    words.iter().any(|word| text.contains(word))
+}
+
+/// A local folder fails for good (full, read-only), unless the system says otherwise; a server fails for now.
+fn kind_of_source(store: &str, source: &(dyn std::error::Error + 'static)) -> StoreErrorKind {
+    use std::io::ErrorKind;
+    let mut next = Some(source);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            match error.kind() {
+                ErrorKind::PermissionDenied => return StoreErrorKind::PermissionDenied,
+                ErrorKind::StorageFull | ErrorKind::ReadOnlyFilesystem => {
+                    return StoreErrorKind::Other;
+                }
+                ErrorKind::Interrupted
+                | ErrorKind::TimedOut
+                | ErrorKind::ConnectionReset
+                | ErrorKind::ConnectionRefused => return StoreErrorKind::Transient,
+                _ => {}
+            }
+        }
+        next = error.source();
+    }
+    if store == "LocalFileSystem" { StoreErrorKind::Other } else { StoreErrorKind::Transient }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(words: &'static str) -> StoreErrorKind {
+        let generic = object_store::Error::Generic { store: "S3", source: words.into() };
+        translated("put", "x", generic).kind
+    }
+
+    #[test]
+    fn what_will_not_pass_is_told_from_what_may() {
+        assert_eq!(kind("status code: 503 Service Unavailable"), StoreErrorKind::Transient);
+        assert_eq!(kind("status code: 400 Bad Request: <Code>X</Code>"), StoreErrorKind::Other);
+        assert_eq!(kind("status code: 400: ExpiredToken"), StoreErrorKind::Unauthenticated);
+        let nobody = "PUT http://169.254.169.254/latest/api/token: timed out";
+        assert_eq!(kind(nobody), StoreErrorKind::Unauthenticated);
+        let path = || "x".to_string();
+        let forbidden = |words: &'static str| object_store::Error::PermissionDenied {
+            path: path(),
+            source: words.into(),
+        };
+        let denied = translated("put", "x", forbidden("AccessDenied")).kind;
+        assert_eq!(denied, StoreErrorKind::PermissionDenied);
+        let unknown = translated("put", "x", forbidden("InvalidAccessKeyId")).kind;
+        assert_eq!(unknown, StoreErrorKind::Unauthenticated);
+        let both = object_store::Error::AlreadyExists {
+            path: path(),
+            source: "409: ConditionalRequestConflict".into(),
+        };
+        assert_eq!(translated("create", "x", both).kind, StoreErrorKind::Transient);
+    }
+}

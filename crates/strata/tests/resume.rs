@@ -1,0 +1,140 @@
+//! An image whose writing was interrupted is written again: what was stored isn't sent a second time, and what is
+//! read is what was written, whatever the journal says.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use strata::delta::{Change, ImageOptions, ImageWriter, IndexOptions, chain};
+use strata::fold::{KeepAll, fold, open_chain};
+use strata::pack::PackOptions;
+use strata::store::testing::{Fault, Faulty};
+use strata::store::{Storage, Store};
+use strata::{Repository, Result};
+use support::*;
+
+const OBJECTS: u64 = 60;
+const BLOCK: usize = 4096;
+
+fn options(journal: &Path, threads: usize) -> ImageOptions {
+    ImageOptions {
+        frame_size: 8192,
+        packs: PackOptions { pack_size: 16 << 10, level: 1, threads, uploads: 2 },
+        index: IndexOptions::default(),
+        resume: Some(journal.to_path_buf()),
+    }
+}
+
+/// Content that doesn't compress, so that packs fill up.
+fn content(object: u64, salt: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(object ^ salt);
+    (0..BLOCK).map(|_| random.u8(..)).collect()
+}
+
+fn write(repository: &Repository, journal: &Path, threads: usize, salt: u64) -> Result<()> {
+    let mut writer = ImageWriter::new(repository, IMAGE, "1", None, &options(journal, threads))?;
+    for object in 0..OBJECTS {
+        let header = Some(vec![1].into());
+        writer.changed(Change { object, header, ..Change::default() })?;
+        writer.data(0, &content(object, salt))?;
+    }
+    writer.finish().map(|_| ())
+}
+
+fn packs(storage: &Arc<dyn Storage>) -> usize {
+    let mut count = 0;
+    storage.list("", &mut |listed| count += usize::from(listed.path.contains("packs/"))).unwrap();
+    count
+}
+
+fn assert_holds(repository: &Repository, salt: u64) {
+    struct Check(u64, u64);
+    impl strata::fold::DataSink for Check {
+        fn object(&mut self, _: &strata::fold::Folded) -> Result<()> {
+            self.1 += 1;
+            Ok(())
+        }
+        fn data(&mut self, object: u64, offset: u64, found: &[u8]) -> Result<()> {
+            let at = offset as usize;
+            assert_eq!(found, &content(object, self.0)[at..at + found.len()], "object {object}");
+            Ok(())
+        }
+    }
+    let chain = chain(repository, IMAGE, "1", None).unwrap();
+    let readers = open_chain(repository, &chain, 1 << 20).unwrap();
+    let mut frames = strata::pack::FrameReader::new(repository, 1 << 20);
+    let mut check = Check(salt, 0);
+    fold(readers, true, &KeepAll, &mut strata::fold::Reading::new(&mut frames, &mut check))
+        .unwrap();
+    assert_eq!(check.1, OBJECTS);
+}
+
+#[test]
+fn packs_that_are_stored_are_not_sent_again() {
+    let folder = tempfile::tempdir().unwrap();
+    for threads in [1, 3] {
+        let whole = memory_store();
+        write(&repository(whole.clone()), &folder.path().join("whole"), threads, 7).unwrap();
+        let needed = packs(&whole);
+        assert!(needed > 10, "{needed} packs");
+        assert!(!folder.path().join("whole").exists(), "the journal goes with the writing");
+        for at in 0..needed as u64 + 2 {
+            let storage = memory_store();
+            let journal = folder.path().join("journal");
+            let dying = Faulty::new(storage.clone(), at, Fault::StopAfter);
+            let dying = Store::shared(Arc::new(dying), no_retries());
+            let dying = Repository::new(dying, "", None).unwrap();
+            assert!(write(&dying, &journal, threads, 7).is_err(), "{at}");
+            write(&repository(storage.clone()), &journal, threads, 7).unwrap();
+            assert_holds(&repository(storage.clone()), 7);
+            // Those on their way when it died are in no journal.
+            let sent = packs(&storage);
+            assert!(sent <= needed + 4, "died at {at}: {sent} packs, {needed} are needed");
+        }
+    }
+}
+
+#[test]
+fn a_journal_of_other_content_or_of_packs_that_are_gone_does_no_harm() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = folder.path().join("journal");
+    let interrupted = |storage: &Arc<dyn Storage>| {
+        let _ = fs::remove_file(&journal);
+        let dying = Faulty::new(storage.clone(), 8, Fault::StopAfter);
+        let dying = Store::shared(Arc::new(dying), no_retries());
+        let dying = Repository::new(dying, "", None).unwrap();
+        assert!(write(&dying, &journal, 1, 7).is_err());
+        assert!(fs::metadata(&journal).unwrap().len() > 500, "it has lines");
+    };
+    // Other content.
+    let storage = memory_store();
+    interrupted(&storage);
+    write(&repository(storage.clone()), &journal, 1, 8).unwrap();
+    assert_holds(&repository(storage), 8);
+    // A pack that is gone, and one that is shorter.
+    for damage in [None, Some(b"short".as_slice())] {
+        let storage = memory_store();
+        interrupted(&storage);
+        let mut paths = Vec::new();
+        storage.list("", &mut |listed| paths.push(listed.path)).unwrap();
+        paths.sort();
+        match damage {
+            None => storage.delete(&paths[1]).unwrap(),
+            Some(bytes) => storage.put(&paths[1], &[bytes.into()]).unwrap(),
+        }
+        write(&repository(storage.clone()), &journal, 1, 7).unwrap();
+        assert_holds(&repository(storage), 7);
+    }
+    // Cut off anywhere.
+    let storage = memory_store();
+    interrupted(&storage);
+    let text = fs::read(&journal).unwrap();
+    for length in (0..text.len()).step_by(97) {
+        let _ = fs::remove_file(folder.path().join("journal.old"));
+        fs::write(&journal, &text[..length]).unwrap();
+        write(&repository(storage.clone()), &journal, 1, 7).unwrap();
+        assert_holds(&repository(storage.clone()), 7);
+    }
+}

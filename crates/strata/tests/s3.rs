@@ -1,0 +1,171 @@
+//! The S3 store: the contract on a server, locked objects, and what a server says when it doesn't want to.
+#![cfg(feature = "aws")]
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use strata::manifest::Manifest;
+use strata::store::{
+    CloudOptions, ObjectStorage, Retries, Storage, Store, StoreError, StoreErrorKind, Timeouts,
+};
+use strata::{Repository, lease::Lease};
+use support::contract::contract;
+use support::s3::{Server, options};
+
+#[test]
+fn an_s3_server_keeps_the_contract() {
+    let Some(server) = Server::start() else { return };
+    contract(&ObjectStorage::s3(&server.bucket("bucket")).unwrap());
+    contract(&ObjectStorage::s3(&server.bucket("with.dots")).unwrap());
+    // Checksums, and uploads in parts that one client begins and another one ends.
+    let locked = CloudOptions { immutable_days: Some(30), ..server.bucket("locked") };
+    contract(&ObjectStorage::s3(&locked).unwrap());
+    let nowhere = options("nosuch", server.port);
+    let error = ObjectStorage::s3(&nowhere).unwrap().put("x", &["x".into()]).unwrap_err();
+    assert_eq!(error.kind, StoreErrorKind::NotFound);
+}
+
+#[test]
+fn what_is_worth_keeping_is_locked_and_what_passes_is_not() {
+    let Some(server) = Server::start() else { return };
+    let locked = CloudOptions { immutable_days: Some(30), ..server.bucket("locked") };
+    let storage = Arc::new(ObjectStorage::s3(&locked).unwrap());
+    let store = Store::shared(storage.clone(), Retries::default());
+    let repository = Repository::new(store, "clusters/main", None).unwrap();
+    Manifest::new("a-set", 1, vec![], serde_json::Value::Null).write(&repository).unwrap();
+    Lease::acquire(&repository, "prune", "me", 60, 1).unwrap();
+    storage.put(&repository.path("doomed.json"), &["{}".into()]).unwrap();
+    let mut index = tempfile::tempfile().unwrap();
+    index.write_all(&[7; 100]).unwrap();
+    storage.put_file(&repository.path("volumes/i/index.parquet"), &mut index, 100).unwrap();
+
+    let retention =
+        |path: &str| server.ask("HEAD", &format!("/locked/some/prefix/clusters/main/{path}"), "");
+    for kept in ["sets/a-set.json", "volumes/i/index.parquet"] {
+        let answer = retention(kept);
+        assert!(answer.contains("x-amz-object-lock-mode: COMPLIANCE"), "{kept}: {answer}");
+        assert!(answer.contains("x-amz-object-lock-retain-until-date: 2"), "{kept}: {answer}");
+    }
+    for passing in ["leases/prune/00000000000000000001", "doomed.json"] {
+        let answer = retention(passing);
+        assert!(!answer.contains("COMPLIANCE"), "{passing}: {answer}");
+    }
+    // A deletion hides it; the locked version stays in the store.
+    storage.delete(&repository.path("sets/a-set.json")).unwrap();
+    assert_eq!(Manifest::list(&repository).unwrap(), [""; 0]);
+    let versions = server.ask("GET", "/locked?versions", "");
+    assert!(versions.contains("<DeleteMarker>") && versions.contains("a-set.json"), "{versions}");
+}
+
+/// moto locks nothing that comes in parts, so this looks at what is sent.
+#[test]
+fn an_upload_in_parts_is_locked_where_it_begins() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (send, heads) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut reader = BufReader::new(stream.unwrap());
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).unwrap() > 0 {}
+            let head = head.to_lowercase();
+            let length = head.split("content-length: ").nth(1).and_then(|rest| rest.lines().next());
+            let length = length.map_or(0, |length| length.parse::<u64>().unwrap());
+            std::io::copy(&mut reader.by_ref().take(length), &mut std::io::sink()).unwrap();
+            let body = match head.split("some/prefix/large").nth(1) {
+                Some(rest) if rest.starts_with("?uploads") => {
+                    "<InitiateMultipartUploadResult><UploadId>u1</UploadId></InitiateMultipartUploadResult>"
+                }
+                Some(_) if head.starts_with("post") => {
+                    "<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>"
+                }
+                _ => "",
+            };
+            send.send(head).unwrap();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nETag: \"e\"\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            reader.get_mut().write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    let locked = CloudOptions { immutable_days: Some(7), ..options("b", port) };
+    let mut large = tempfile::tempfile().unwrap();
+    large.write_all(&vec![7; 20 << 20]).unwrap();
+    ObjectStorage::s3(&locked).unwrap().put_file("large", &mut large, 20 << 20).unwrap();
+    let heads: Vec<String> = heads.try_iter().collect();
+    assert_eq!(heads.len(), 1 + 3 + 1, "{heads:?}");
+    for (number, head) in heads.iter().enumerate() {
+        // Both the header itself and its name among those that are signed, or neither.
+        let times = head.matches("x-amz-object-lock-retain-until-date").count();
+        assert_eq!(times, if number == 0 { 2 } else { 0 }, "{head}");
+        assert!(number == 4 || head.contains("x-amz-checksum"), "{head}");
+    }
+}
+
+/// A server that gives every request the same answer, and counts them; none at all where the answer is empty.
+fn answering(answer: &'static str) -> (u16, Arc<AtomicU32>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let count = Arc::new(AtomicU32::new(0));
+    let counted = count.clone();
+    std::thread::spawn(move || {
+        let mut silent = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            counted.fetch_add(1, Ordering::SeqCst);
+            if answer.is_empty() {
+                silent.push(stream);
+                continue;
+            }
+            let _ = stream.read(&mut [0; 16 << 10]);
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    (port, count)
+}
+
+fn put(options: &CloudOptions, tries: u32) -> StoreError {
+    let retries = Retries { tries, first_pause: Duration::from_millis(1) };
+    let store = Store::with_retries(ObjectStorage::s3(options).unwrap(), retries);
+    store.put("x", &[Bytes::from_static(b"abc")]).unwrap_err()
+}
+
+#[test]
+fn a_server_that_is_busy_is_asked_as_often_as_was_said() {
+    let busy = "HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let (port, count) = answering(busy);
+    assert_eq!(put(&options("b", port), 3).kind, StoreErrorKind::Transient);
+    assert_eq!(count.load(Ordering::SeqCst), 3, "tries don't multiply");
+}
+
+#[test]
+fn wrong_credentials_are_named_once_and_nothing_says_the_key() {
+    let unknown = "HTTP/1.1 403 Forbidden\r\nContent-Length: 86\r\nConnection: close\r\n\r\n\
+         <Error><Code>InvalidAccessKeyId</Code><Message>There is no such key.</Message></Error>";
+    let (port, count) = answering(unknown);
+    let options = options("b", port);
+    let error = put(&options, 5);
+    assert_eq!((error.kind, count.load(Ordering::SeqCst)), (StoreErrorKind::Unauthenticated, 1));
+    assert!(error.hint().unwrap().contains("credentials"));
+    let shown =
+        format!("{error} {error:?} {:?} {options:?}", strata::Error::from(put(&options, 1)));
+    assert!(shown.contains("InvalidAccessKeyId"), "{shown}");
+    assert!(!shown.contains("hunter2"), "{shown}");
+}
+
+#[test]
+fn a_server_that_says_nothing_times_out() {
+    let (port, _) = answering("");
+    let timeouts = Timeouts { call: Duration::from_millis(300), least_rate: 1 << 20 };
+    let begun = Instant::now();
+    let error = put(&CloudOptions { timeouts, ..options("b", port) }, 2);
+    assert_eq!(error.kind, StoreErrorKind::TimedOut);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
