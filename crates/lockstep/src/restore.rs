@@ -155,6 +155,16 @@ fn prepare<'a>(cx: &'a Context, request: &'a Request) -> Result<Build<'a>> {
         check_set(cx, &manifest)?;
     }
     let directory = check_directory(cx, &request.to, request.delta)?;
+    // Whoever put a link into an older restore must not have its target written to.
+    for folder in ["log", "run", "tablespaces", "volumes"] {
+        let path = directory.join(folder);
+        if path.is_symlink() {
+            return Err(Error::usage(
+                format!("\"{}\" is a symbolic link", path.display()),
+                "remove it, or restore to the folder that it leads to",
+            ));
+        }
+    }
     let naming = match &source {
         Source::Snapshots => Naming::Clones { name: &id, parent: request.dataset.as_ref() },
         Source::Repository(from) => match &from.parent {

@@ -197,7 +197,7 @@ fn two_sets(prepared: &Prepared) -> (Set, Set) {
     odd_files(&prepared.fixture.mnt().join("data"));
     let first = prepared.lockstep.backup("label");
     cluster.execute(&[
-        "UPDATE pgbench_accounts SET abalance = 7 WHERE aid BETWEEN 5000 AND 5050",
+        "UPDATE pgbench_accounts SET filler = 'changed' WHERE aid BETWEEN 5000 AND 5050",
         "CREATE TABLE later TABLESPACE ts1 AS SELECT generate_series(1, 1000) AS n",
         "DROP TABLE pgbench_history",
         "CREATE TABLE pgbench_history (tid int, bid int, aid int, delta int, mtime timestamp, filler char(22))",
@@ -439,7 +439,8 @@ fn one_database_comes_back_and_the_others_are_holes() {
         let (mut seen, mut kept) = (0, 0);
         for space in spaces {
             let (blocks, sizes) = usage(&space.join(&other));
-            assert!(blocks < 16 << 10, "{}: {blocks} bytes on disk of {sizes}", space.display());
+            // What the set's WAL has of its pages is written when it is replayed.
+            assert!(blocks <= sizes / 8, "{}: {blocks} bytes on disk of {sizes}", space.display());
             seen += sizes;
             kept += usage(&space.join(&wanted)).0;
         }
@@ -448,15 +449,14 @@ fn one_database_comes_back_and_the_others_are_holes() {
         server.execute(&["DROP DATABASE other"]);
         server.stop(Stop::Fast);
         if form.contains(&"zfs") {
-            let guids = must(&mut command(
-                "zfs",
-                ["get", "-Hpr", "-t", "snapshot", "-o", "value", "guid", &parent],
-            ));
+            let guids = must(&mut command("zfs", ["get", "-Hpr", "-o", "value", "guid", &parent]));
             for volume in &set.volumes {
                 assert!(!guids.contains(&volume.guid), "what isn't the snapshot has its GUID");
             }
+            support::shipping::discard(&prepared.fixture, &to, &parent);
+        } else {
+            fs::remove_dir_all(&to).expect("it can be removed");
         }
-        support::shipping::discard(&prepared.fixture, &to, &parent);
     }
 
     // One tablespace: the data directory and it.

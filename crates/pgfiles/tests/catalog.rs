@@ -3,8 +3,8 @@
 
 #![cfg(unix)]
 
+#[allow(dead_code, reason = "each test file uses its own part of it")]
 mod support {
-    pub mod controldata;
     pub mod server;
     pub const MAJORS: [u32; 6] = [13, 14, 15, 16, 17, 18];
 }

@@ -8,7 +8,7 @@ use super::source::Source;
 use super::target::Recovery;
 use super::{Request, Restored, run_server, tree, unfinished};
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files;
 use crate::lock::Lock;
 use crate::postgres::recovery;
@@ -54,14 +54,21 @@ impl<'a> Build<'a> {
             datasets = kept;
         }
         datasets.extend(source.receiving(&placement, &id));
+        let emptied = emptied(&placement, &source);
         let journal = RestoreJournal {
             id: id.clone(),
             received: source.received(&placement, &id),
             datasets,
             data: placement.data.clone(),
-            places: places(&placement),
+            places: {
+                let mut places = places(&placement);
+                let is_new = |path: &PathBuf| path.symlink_metadata().is_err();
+                places
+                    .retain(|path| !emptied.contains(path) && (!source.is_delta() || is_new(path)));
+                places
+            },
             own: own(&placement, &source),
-            emptied: emptied(&placement, &source),
+            emptied,
             places_of_others: Vec::new(),
         };
         Ok(Self { cx, request, recovery, manifest, placement, id, journal, source, lock: None })
@@ -137,9 +144,6 @@ impl<'a> Build<'a> {
     fn make_directories(&self, owner: Option<Credentials>) -> Result<()> {
         files::create_directories(&self.placement.directory)?;
         files::create_owned_directory(&self.placement.directory, owner)?;
-        for folder in ["log", "run", "tablespaces", "volumes"] {
-            self.refuse_link(&self.placement.directory.join(folder))?;
-        }
         for folder in ["log", "run", "tablespaces"] {
             files::create_owned_directory(&self.placement.directory.join(folder), owner)?;
         }
@@ -147,17 +151,6 @@ impl<'a> Build<'a> {
             files::create_owned_directory(&self.volumes(), owner)?;
         }
         Ok(())
-    }
-
-    /// Whoever put a link into an older restore must not have its target written to.
-    fn refuse_link(&self, path: &Path) -> Result<()> {
-        if !path.is_symlink() {
-            return Ok(());
-        }
-        Err(Error::usage(
-            format!("\"{}\" is a symbolic link", path.display()),
-            "remove it, or restore to the folder that it leads to",
-        ))
     }
 
     fn volumes(&self) -> PathBuf {
