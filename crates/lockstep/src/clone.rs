@@ -82,7 +82,7 @@ pub fn create(cx: &Context, create: &Create) -> Result<Record> {
         from: From::Snapshots,
         form: Form::Clones,
         delta: false,
-        only_databases: Vec::new(),
+        only: restore::only::Wanted::default(),
         to: parent.join(create.name.as_str()),
         recovery: create.recovery.clone(),
         tablespaces: Vec::new(),

@@ -5,6 +5,7 @@
 
 mod build;
 pub mod files_form;
+pub mod only;
 pub mod placement;
 mod receive;
 pub mod run_server;
@@ -13,6 +14,7 @@ pub mod target;
 mod tree;
 pub mod unfinished;
 mod verify;
+mod zeroing;
 
 use std::path::PathBuf;
 
@@ -45,8 +47,8 @@ pub struct Request {
     pub form: Form,
     /// Bring what is at the folder or in the datasets to the set's state; only what differs is written.
     pub delta: bool,
-    /// Restore the files of these databases only; those of the others become holes.
-    pub only_databases: Vec<String>,
+    /// Restore the files of some databases or tablespaces only; those of the others become holes.
+    pub only: only::Wanted,
     /// The folder that gets the cluster.
     pub to: PathBuf,
     /// Where recovery ends.
@@ -176,6 +178,12 @@ fn prepare<'a>(cx: &'a Context, request: &'a Request) -> Result<Build<'a>> {
 /// The set, and where its volumes come from.
 fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, Source)> {
     let name = match (&request.from, request.form) {
+        (From::Snapshots, _) if !request.only.is_all() => {
+            return Err(Error::usage(
+                "a clone of a snapshot is all of it",
+                "restore single databases or tablespaces with --from repository",
+            ));
+        }
         (From::Snapshots, Form::Clones) => {
             return Ok((cx.state.find(&request.set)?, Source::Snapshots));
         }
@@ -204,6 +212,13 @@ fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, S
     };
     let repository = source::open_repository(cx, name.as_deref())?;
     let shipped = repository.find(&request.set)?;
+    if request.form == Form::Zfs && request.delta && !request.only.is_all() {
+        return Err(Error::usage(
+            "a dataset that has everything can't be brought to a part of it",
+            "leave out --delta, or restore --as files",
+        ));
+    }
+    let only = only::Only::find(&repository, &shipped, &request.only)?;
     let makes_parent = match &parent {
         Some(parent) => !cx.zfs.exists(parent.as_str())?,
         None => false,
@@ -214,7 +229,7 @@ fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, S
         makes_parent,
         staging: cx.state.path("staging").join(id),
         delta: request.delta,
-        only: request.only_databases.clone(),
+        only,
         shipped,
     };
     Ok((from.shipped.manifest.clone(), Source::Repository(Box::new(from))))

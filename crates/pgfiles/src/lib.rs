@@ -9,6 +9,8 @@
 //! | [`tablespace_map`] | `tablespace_map` | `xlog.c`, `xlogrecovery.c` |
 //! | [`control_file`] | `global/pg_control` | `pg_control.h`, `xlog.c` |
 //! | [`timeline_history`] | `pg_wal/NNNNNNNN.history` | `timeline.c` |
+//! | [`relation_map`] | `pg_filenode.map` | `relmapper.c` |
+//! | [`database_catalog`] | the heap of `pg_database` | `bufpage.h`, `pg_database.h` |
 //!
 //! The files may be torn, of another version, of another machine, or not what their name says: every reader takes
 //! bytes, never panics, allocates no more than it was given, and refuses with an error that names the place and the
@@ -18,7 +20,9 @@
 
 pub mod backup_label;
 pub mod control_file;
+pub mod database_catalog;
 pub mod lsn;
+pub mod relation_map;
 pub mod tablespace_map;
 pub mod timeline_history;
 pub mod wal_name;
@@ -26,7 +30,9 @@ pub mod wal_page;
 
 pub use backup_label::BackupLabel;
 pub use control_file::ControlFile;
+pub use database_catalog::DatabaseRow;
 pub use lsn::{Lsn, SystemIdentifier, TimelineId};
+pub use relation_map::RelationMap;
 pub use tablespace_map::{TablespaceMap, TablespaceMapEntry};
 pub use timeline_history::TimelineHistory;
 pub use wal_name::{WalFileName, WalSegment, WalSegmentSize};

@@ -10,6 +10,7 @@ use super::Done;
 use super::output::{self, JSON_VERSION};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::restore::only::Wanted;
 use crate::restore::source::{Form, From};
 use crate::restore::target::{Action, Recovery, Target, parse_time};
 use crate::restore::{self, Request, Restored};
@@ -40,6 +41,9 @@ pub(super) struct Restore {
     /// Restore the files of this database (and PostgreSQL's own) only; those of others become holes
     #[arg(long = "only-database", value_name = "NAME")]
     only_databases: Vec<String>,
+    /// Restore the files of this tablespace (and of the data directory) only; those of others become holes
+    #[arg(long = "only-tablespace", value_name = "OID_OR_NAME")]
+    only_tablespaces: Vec<String>,
     /// The dataset below which clones or received datasets are made; clones go beside their origins where left out
     #[arg(long, value_name = "POOL/PATH", value_parser = DatasetName::new)]
     dataset: Option<DatasetName>,
@@ -153,7 +157,10 @@ impl Restore {
             from: self.from.clone(),
             form,
             delta: self.delta,
-            only_databases: self.only_databases.clone(),
+            only: Wanted {
+                databases: self.only_databases.clone(),
+                tablespaces: self.only_tablespaces.clone(),
+            },
             to: self.to.clone(),
             recovery: self.target.recovery(self.keep_archiving)?,
             tablespaces: self.tablespaces.clone(),

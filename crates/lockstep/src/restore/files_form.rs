@@ -20,6 +20,8 @@ mod plan;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Timestamps;
+
 use crate::error::Result;
 use crate::repository::Repository;
 use crate::repository::tree::ImageTree;
@@ -71,6 +73,7 @@ pub(super) struct Volume<'a> {
 pub(super) struct Pending {
     root: Root,
     plan: Plan,
+    folder_times: Timestamps,
 }
 
 /// Restores a volume.
@@ -91,12 +94,14 @@ pub(super) fn restore(volume: &Volume<'_>) -> Result<(Written, Pending)> {
         bytes_read: filled.bytes_read,
         removed: made.removed,
     };
-    Ok((written, Pending { root, plan }))
+    let folder = plan.control.as_ref().map_or(0, |(file, _)| plan.files[*file].folder);
+    let attributes = &volume.tree.node(plan.folders[folder].object)?.attributes;
+    Ok((written, Pending { folder_times: finish::times(attributes), root, plan }))
 }
 
 impl Pending {
     /// The last step.
     pub(super) fn finish(self) -> Result<()> {
-        finish::name_control(&self.root, &self.plan)
+        finish::name_control(&self.root, &self.plan, &self.folder_times)
     }
 }

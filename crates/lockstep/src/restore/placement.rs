@@ -151,28 +151,7 @@ pub fn place(
 fn resolve(manifest: &Manifest, elsewhere: &[(String, PathBuf)]) -> Result<BTreeMap<u32, PathBuf>> {
     let mut by_oid = BTreeMap::new();
     for (which, path) in elsewhere {
-        let oid = manifest.parts().find_map(|(_, part)| match &part.kind {
-            PartKind::Tablespace { oid, name }
-                if oid.to_string() == *which || name.as_deref() == Some(which) =>
-            {
-                Some(*oid)
-            }
-            _ => None,
-        });
-        let oid = oid.ok_or_else(|| {
-            let known: Vec<_> = manifest
-                .parts()
-                .filter(|(_, part)| matches!(part.kind, PartKind::Tablespace { .. }))
-                .map(|(_, part)| part.kind.to_string())
-                .collect();
-            Error::usage(
-                format!("set {} has no tablespace \"{which}\"", manifest.set),
-                format!(
-                    "it has: {}",
-                    if known.is_empty() { "none".into() } else { known.join(", ") }
-                ),
-            )
-        })?;
+        let oid = find_tablespace(manifest, which)?;
         if by_oid.insert(oid, path.clone()).is_some() {
             return Err(Error::usage(
                 format!("tablespace \"{which}\" is named twice"),
@@ -181,6 +160,32 @@ fn resolve(manifest: &Manifest, elsewhere: &[(String, PathBuf)]) -> Result<BTree
         }
     }
     Ok(by_oid)
+}
+
+/// A tablespace's OID, by OID or name.
+///
+/// # Errors
+/// [`Error::Usage`] for one that the set doesn't have.
+pub fn find_tablespace(manifest: &Manifest, which: &str) -> Result<u32> {
+    let oid = manifest.parts().find_map(|(_, part)| match &part.kind {
+        PartKind::Tablespace { oid, name }
+            if oid.to_string() == which || name.as_deref() == Some(which) =>
+        {
+            Some(*oid)
+        }
+        _ => None,
+    });
+    oid.ok_or_else(|| {
+        let known: Vec<_> = manifest
+            .parts()
+            .filter(|(_, part)| matches!(part.kind, PartKind::Tablespace { .. }))
+            .map(|(_, part)| part.kind.to_string())
+            .collect();
+        Error::usage(
+            format!("set {} has no tablespace \"{which}\"", manifest.set),
+            format!("it has: {}", if known.is_empty() { "none".into() } else { known.join(", ") }),
+        )
+    })
 }
 
 fn clone_name(

@@ -2,6 +2,7 @@
 //! `zfs receive`. Full, or where the dataset has a snapshot that the repository knows, what changed
 //! since.
 
+use std::collections::HashSet;
 use std::io::{BufWriter, Write};
 
 use sendstream::fold::StreamSink;
@@ -9,8 +10,10 @@ use sendstream::fold::StreamSink;
 use super::build::Build;
 use super::placement::PlacedVolume;
 use super::source::FromRepository;
+use super::zeroing::Zeroing;
 use crate::error::{Error, Result};
 use crate::repository::ingest::of_stream;
+use crate::repository::tree::ImageTree;
 use crate::repository::unfold::unfold;
 use crate::repository::{ShippedVolume, of_strata};
 use crate::steps;
@@ -40,7 +43,7 @@ pub(super) fn create(
     zfs.rename(&receiving, dataset)?;
     set_all(&other, dataset)?;
     zfs.mount(dataset)?;
-    check(build, placed, dataset, shipped)
+    check(from, build, placed, dataset, shipped)
 }
 
 /// Brings a dataset that is there to the set's state: what was written to it since goes.
@@ -60,7 +63,7 @@ pub(super) fn catch_up(
         receive(from, build, dataset, shipped, Some(&id))?;
     }
     build.cx.zfs.mount(dataset)?;
-    check(build, placed, dataset, shipped)
+    check(from, build, placed, dataset, shipped)
 }
 
 fn receive(
@@ -70,11 +73,13 @@ fn receive(
     shipped: &ShippedVolume,
     since: Option<&str>,
 ) -> Result<()> {
+    let zeroed = zeroed(from, build, shipped)?;
     let mut child = build.cx.zfs.receive(dataset)?;
     let result = (|| -> Result<_> {
-        let mut sink = StreamSink::new(BufWriter::with_capacity(1 << 20, &mut child));
+        let stream = StreamSink::new(BufWriter::with_capacity(1 << 20, &mut child));
+        let mut sink = Zeroing::new(stream, zeroed, from.guid(shipped)?);
         let unfolded = unfold(&from.repository, &shipped.image, &shipped.delta, since, &mut sink)?;
-        let mut output = sink.finish().map_err(of_stream)?;
+        let mut output = sink.into_inner().finish().map_err(of_stream)?;
         output.flush().map_err(Error::io("write to", "zfs receive"))?;
         Ok(unfolded)
     })();
@@ -90,7 +95,17 @@ fn receive(
     Ok(())
 }
 
+/// The objects that become holes.
+fn zeroed(from: &FromRepository, build: &Build, shipped: &ShippedVolume) -> Result<HashSet<u64>> {
+    let mut volumes = build.manifest.volumes.iter();
+    let volume = volumes.find(|volume| volume.dataset == shipped.dataset);
+    let Some(volume) = volume.filter(|_| !from.only.is_all()) else { return Ok(HashSet::new()) };
+    let tree = ImageTree::read(&from.repository, &shipped.image, &shipped.delta)?;
+    from.only.zeroed(&tree, volume)
+}
+
 fn check(
+    from: &FromRepository,
     build: &Build,
     placed: &PlacedVolume,
     dataset: &DatasetName,
@@ -98,13 +113,13 @@ fn check(
 ) -> Result<()> {
     let snapshot = dataset.snapshot(&placed.origin.name);
     let found = build.cx.zfs.find_snapshot(&snapshot)?.map(|facts| facts.guid.to_string());
-    if found.as_deref() == Some(shipped.delta.as_str()) {
+    let expected = from.guid(shipped)?.to_string();
+    if found.as_deref() == Some(expected.as_str()) {
         return Ok(());
     }
     Err(Error::failed(format!(
-        "what was received as {snapshot} has GUID {}, the set says {}",
+        "what was received as {snapshot} has GUID {}, the set says {expected}",
         found.as_deref().unwrap_or("none"),
-        shipped.delta
     )))
 }
 

@@ -1,11 +1,12 @@
 //! Where a restored cluster's volumes come from, and what they become: clones of snapshots, received
 //! datasets, plain folders.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::build::Build;
 use super::files_form::{self, Written};
+use super::only::Only;
 use super::placement::{PlacedVolume, Placement};
 use super::receive;
 use crate::context::Context;
@@ -77,8 +78,8 @@ pub(super) struct FromRepository {
     pub(super) staging: PathBuf,
     /// What is there is brought to the set's state.
     pub(super) delta: bool,
-    /// Only these databases' files, where it names some.
-    pub(super) only: Vec<String>,
+    /// What is restored of it.
+    pub(super) only: Only,
 }
 
 /// The repository that is meant: the one named, or the cluster's only one.
@@ -175,6 +176,16 @@ fn make_clones(build: &Build) -> Result<()> {
 }
 
 impl FromRepository {
+    /// The GUID that a volume's snapshot gets: its own, or where a part of it becomes holes another,
+    /// so that no increment is ever put on top.
+    pub(super) fn guid(&self, shipped: &ShippedVolume) -> Result<u64> {
+        if !self.only.is_all() {
+            return Ok(self.only.mark(&shipped.delta));
+        }
+        let strange = |_| Error::failed(format!("\"{}\" is no GUID", shipped.delta));
+        shipped.delta.parse().map_err(strange)
+    }
+
     /// The volume as the repository has it; none for one of pg_wal alone.
     pub(super) fn shipped_volume(&self, volume: &PlacedVolume) -> Option<&ShippedVolume> {
         self.shipped.volumes.iter().find(|shipped| shipped.dataset == volume.origin.dataset)
@@ -298,7 +309,7 @@ impl FromRepository {
             data_inside: data.map(|part| part.inside.as_path()),
             delta: self.delta,
             others: &others,
-            zeroed: &HashSet::new(),
+            zeroed: &self.only.zeroed(&tree, volume)?,
         })
     }
 }

@@ -67,12 +67,13 @@ pub(super) fn finish(
     rustix::fs::syncfs(&root.fd).map_err(root.failed("sync", PathBuf::new))
 }
 
-/// Gives pg_control its name.
-pub(super) fn name_control(root: &Root, plan: &Plan) -> Result<()> {
+/// Gives pg_control its name; its folder's times are as they were then.
+pub(super) fn name_control(root: &Root, plan: &Plan, folder_times: &Timestamps) -> Result<()> {
     let Some((at, name)) = &plan.control else { return Ok(()) };
     let file = &plan.files[*at];
     let folder = root.folder(plan, file.folder)?;
     rustix::fs::renameat(&folder, OsStr::from_bytes(&file.name), &folder, OsStr::from_bytes(name))
+        .and_then(|()| rustix::fs::futimens(&folder, folder_times))
         .and_then(|()| rustix::fs::fsync(&folder))
         .map_err(root.failed("rename", || plan.file_path(file)))
 }
@@ -220,7 +221,7 @@ fn mode(attributes: &Attributes) -> Mode {
     Mode::from_raw_mode(u32::try_from(attributes.permissions()).unwrap_or(0) as rustix::fs::RawMode)
 }
 
-fn times(attributes: &Attributes) -> Timestamps {
+pub(super) fn times(attributes: &Attributes) -> Timestamps {
     let mtime = attributes.mtime;
     Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },

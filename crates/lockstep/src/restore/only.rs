@@ -1,0 +1,290 @@
+//! A part of a cluster: the relation files of some databases, or of some tablespaces, and holes of
+//! the same size in the place of the others'.
+//!
+//! PostgreSQL starts on that: recovery begins where the backup did, and the first change to a page
+//! behind that point brings all of it. Nobody can connect to a database whose files are holes,
+//! because its pg_filenode.map is one too; DROP DATABASE removes it.
+//!
+//! What could go wrong: a name that leads to the wrong database. Names are read from the set's own
+//! pg_database; of a name that several databases have or had, all are restored.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use pgfiles::RelationMap;
+use pgfiles::database_catalog::{DatabaseRow, FIRST_NORMAL_OID, PG_DATABASE, databases};
+use sendstream::zpl::FileType;
+
+use crate::error::{Error, Result};
+use crate::plan::layout::PartKind;
+use crate::repository::tree::ImageTree;
+use crate::repository::{Repository, Shipped};
+use crate::set::manifest::{Manifest, SetPart, SetVolume};
+
+/// pg_filenode.map has 512 or 524 bytes.
+const MOST_OF_MAP: u64 = 4 << 10;
+/// A row has a few hundred bytes; a million databases are more than anybody has.
+const MOST_OF_CATALOG: u64 = 512 << 20;
+/// Restored whatever is asked for, as PostgreSQL's own tools need them.
+const ALWAYS: [&[u8]; 3] = [b"postgres", b"template0", b"template1"];
+
+/// What is asked for, by name.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wanted {
+    /// Databases; all where it names none.
+    pub databases: Vec<String>,
+    /// Tablespaces, by OID or name; all where it names none.
+    pub tablespaces: Vec<String>,
+}
+
+impl Wanted {
+    /// Everything is.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        self.databases.is_empty() && self.tablespaces.is_empty()
+    }
+}
+
+/// What is restored, by OID.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Only {
+    databases: Option<BTreeSet<u32>>,
+    tablespaces: Option<BTreeSet<u32>>,
+}
+
+impl Only {
+    /// Finds what the names mean.
+    pub(super) fn find(
+        repository: &Repository,
+        shipped: &Shipped,
+        wanted: &Wanted,
+    ) -> Result<Self> {
+        let manifest = &shipped.manifest;
+        Ok(Self {
+            databases: match wanted.databases.as_slice() {
+                [] => None,
+                names => {
+                    let known = read_databases(repository, shipped)?;
+                    Some(oids_of(names, &known, manifest)?)
+                }
+            },
+            tablespaces: match wanted.tablespaces.as_slice() {
+                [] => None,
+                names => Some(tablespaces_of(names, manifest)?),
+            },
+        })
+    }
+
+    /// Whether everything is restored.
+    pub(super) fn is_all(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// A number that tells what is restored: it is another one for another choice.
+    pub(super) fn mark(&self, delta: &str) -> u64 {
+        let hash = blake3::hash(format!("{delta} {self:?}").as_bytes());
+        hash.as_bytes().first_chunk().map_or(1, |bytes| u64::from_le_bytes(*bytes)).max(1)
+    }
+
+    /// The objects of a volume that become holes.
+    pub(super) fn zeroed(&self, tree: &ImageTree, volume: &SetVolume) -> Result<HashSet<u64>> {
+        let mut zeroed = HashSet::new();
+        if self.is_all() {
+            return Ok(zeroed);
+        }
+        for part in &volume.parts {
+            let Some(root) = tree.find(part.inside.iter().map(OsStrExt::as_bytes)) else {
+                continue;
+            };
+            match &part.kind {
+                PartKind::Wal => {}
+                PartKind::Tablespace { oid, .. } => {
+                    self.tablespace(tree, root, *oid, &mut zeroed)?;
+                }
+                PartKind::Data => {
+                    if let Some(base) = tree.child(root, b"base") {
+                        self.databases(tree, base, true, &mut zeroed)?;
+                    }
+                    // Tablespaces of allow_in_place_tablespaces are folders there.
+                    let folder = tree.child(root, b"pg_tblspc");
+                    for (name, space) in folders(tree, folder)? {
+                        if let Some(oid) = number(&name) {
+                            self.tablespace(tree, space, oid, &mut zeroed)?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(zeroed)
+    }
+
+    fn tablespace(
+        &self,
+        tree: &ImageTree,
+        root: u64,
+        oid: u32,
+        zeroed: &mut HashSet<u64>,
+    ) -> Result<()> {
+        let is_wanted = self.tablespaces.as_ref().is_none_or(|wanted| wanted.contains(&oid));
+        for (name, version) in folders(tree, Some(root))? {
+            if name.starts_with(b"PG_") {
+                self.databases(tree, version, is_wanted, zeroed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The files in the folders of databases, but for PG_VERSION.
+    fn databases(
+        &self,
+        tree: &ImageTree,
+        folder: u64,
+        is_wanted: bool,
+        zeroed: &mut HashSet<u64>,
+    ) -> Result<()> {
+        for (name, database) in folders(tree, Some(folder))? {
+            let Some(oid) = number(&name) else { continue };
+            let wanted = self.databases.as_ref();
+            let wanted = wanted.is_none_or(|all| oid < FIRST_NORMAL_OID || all.contains(&oid));
+            if is_wanted && wanted {
+                continue;
+            }
+            for (name, object) in &tree.node(database)?.children {
+                let is_file = tree.node(*object)?.attributes.file_type() == FileType::Regular;
+                if is_file && name != b"PG_VERSION" {
+                    zeroed.insert(*object);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The folders in a folder.
+fn folders(tree: &ImageTree, folder: Option<u64>) -> Result<Vec<(Vec<u8>, u64)>> {
+    let Some(folder) = folder else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for (name, object) in &tree.node(folder)?.children {
+        if tree.node(*object)?.attributes.file_type() == FileType::Directory {
+            found.push((name.clone(), *object));
+        }
+    }
+    Ok(found)
+}
+
+fn number(name: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(name).ok()?;
+    text.bytes().all(|c| c.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+/// The databases that a set's pg_database names, as of its last checkpoint.
+fn read_databases(repository: &Repository, shipped: &Shipped) -> Result<BTreeSet<DatabaseRow>> {
+    let set = &shipped.manifest.set;
+    let (volume, part) = data_part(&shipped.manifest)?;
+    let shipped = shipped.volumes.iter().find(|shipped| shipped.dataset == volume.dataset);
+    let shipped = shipped.ok_or_else(|| {
+        Error::failed(format!("the data directory of set {set} isn't in the repository"))
+    })?;
+    let tree = ImageTree::read(repository, &shipped.image, &shipped.delta)?;
+    let global = part.inside.join("global");
+    let read = |name: &str, limit: u64| -> Result<Vec<u8>> {
+        let path = global.join(name);
+        let object = tree.find(path.iter().map(OsStrExt::as_bytes)).ok_or_else(|| {
+            Error::failed(format!("set {set} has no file \"{}\"", path.display()))
+        })?;
+        let mut files = tree.small_files(repository, &BTreeSet::from([object]), limit)?;
+        Ok(files.remove(&object).unwrap_or_default())
+    };
+    let strange = |what: &str, path: &Path| {
+        format!("{what} of set {set}, \"{}\", can't be read", path.display())
+    };
+    let map = RelationMap::parse(&read("pg_filenode.map", MOST_OF_MAP)?)
+        .map_err(|e| Error::failed(strange("the relation map", &global)).because(e))?;
+    let file = map.file_of(PG_DATABASE).ok_or_else(|| {
+        Error::failed(format!("the relation map of set {set} has no pg_database"))
+    })?;
+    databases(&read(&file.to_string(), MOST_OF_CATALOG)?).map_err(|e| {
+        Error::failed(strange("pg_database", &global.join(file.to_string()))).because(e)
+    })
+}
+
+fn data_part(manifest: &Manifest) -> Result<(&SetVolume, &SetPart)> {
+    let part = manifest.parts().find(|(_, part)| part.kind == PartKind::Data);
+    part.and_then(|(at, part)| Some((manifest.volumes.get(at)?, part)))
+        .ok_or_else(|| Error::failed(format!("set {} names no data directory", manifest.set)))
+}
+
+/// The OIDs of all databases that have, or had, one of the names; and those that always are.
+fn oids_of(
+    names: &[String],
+    known: &BTreeSet<DatabaseRow>,
+    manifest: &Manifest,
+) -> Result<BTreeSet<u32>> {
+    let mut by_name: BTreeMap<&[u8], BTreeSet<u32>> = BTreeMap::new();
+    for row in known {
+        by_name.entry(&row.name).or_default().insert(row.oid);
+    }
+    let mut oids = BTreeSet::new();
+    for name in names {
+        let found = by_name.get(name.as_bytes()).ok_or_else(|| {
+            let all: Vec<_> =
+                by_name.keys().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+            Error::usage(
+                format!("set {} has no database \"{name}\"", manifest.set),
+                format!(
+                    "it has: {}; one that was made or renamed after the set's checkpoint isn't known yet",
+                    all.join(", ")
+                ),
+            )
+        })?;
+        oids.extend(found);
+    }
+    oids.extend(ALWAYS.iter().filter_map(|name| by_name.get(name)).flatten());
+    Ok(oids)
+}
+
+fn tablespaces_of(names: &[String], manifest: &Manifest) -> Result<BTreeSet<u32>> {
+    let which = |wanted: &String| super::placement::find_tablespace(manifest, wanted);
+    names.iter().map(which).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::set::manifest::tests::manifest;
+
+    fn row(oid: u32, name: &str) -> DatabaseRow {
+        DatabaseRow { oid, name: name.into() }
+    }
+
+    #[test]
+    fn every_database_of_a_name_counts_and_the_system_s_always_do() {
+        let known = BTreeSet::from([
+            row(5, "postgres"),
+            row(20_000, "postgres"),
+            row(1, "template1"),
+            row(16_384, "shop"),
+            row(16_390, "shop"),
+            row(16_400, "other"),
+        ]);
+        let oids = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            oids_of(&names, &known, &manifest("20261123T194512Z-k3fa", Vec::new()))
+        };
+        assert_eq!(oids(&["shop"]).unwrap(), BTreeSet::from([1, 5, 16_384, 16_390, 20_000]));
+        let error = oids(&["shop", "Shop"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.hint().unwrap().contains("other, postgres, shop, template1"), "{error}");
+    }
+
+    #[test]
+    fn another_choice_has_another_mark() {
+        let only = |oids: &[u32]| Only {
+            databases: Some(oids.iter().copied().collect()),
+            tablespaces: None,
+        };
+        assert_ne!(only(&[1]).mark("7"), only(&[2]).mark("7"));
+        assert_ne!(only(&[1]).mark("7"), only(&[1]).mark("8"));
+    }
+}
