@@ -1,6 +1,7 @@
 //! One volume's way into the repository: what its snapshot is an increment to, the stream, the delta.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use sendstream::Reader;
@@ -44,6 +45,8 @@ pub struct Shipment<'a> {
     pub geometry: PageGeometry,
     /// They carry checksums.
     pub checks_pages: bool,
+    /// The LSNs that recovery replays.
+    pub replayed: Range<u64>,
     /// The restored cluster goes through recovery.
     pub recovers: bool,
     /// Asked now and then whether to go on.
