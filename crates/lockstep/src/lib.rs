@@ -15,6 +15,7 @@ pub mod error;
 pub mod files;
 pub mod isolation;
 pub mod lock;
+pub mod look;
 pub mod mirror;
 pub mod names;
 pub mod plan;

@@ -190,3 +190,388 @@ fn assert_sparse(to: &Path) {
     let holes = holes.expect("the file with holes is in one of the volumes");
     assert!(holes.blocks() * 512 < 1 << 20, "{} blocks for {} bytes", holes.blocks(), holes.len());
 }
+
+/// Stops the cluster with something in it, takes a set, and changes it: rows, files gone, files new.
+fn two_sets(prepared: &Prepared) -> (Set, Set) {
+    let cluster = &prepared.fixture.cluster;
+    odd_files(&prepared.fixture.mnt().join("data"));
+    let first = prepared.lockstep.backup("label");
+    cluster.execute(&[
+        "UPDATE pgbench_accounts SET abalance = 7 WHERE aid BETWEEN 5000 AND 5050",
+        "CREATE TABLE later TABLESPACE ts1 AS SELECT generate_series(1, 1000) AS n",
+        "DROP TABLE pgbench_history",
+        "CREATE TABLE pgbench_history (tid int, bid int, aid int, delta int, mtime timestamp, filler char(22))",
+    ]);
+    let odd = prepared.fixture.mnt().join("data/odd");
+    fs::remove_file(odd.join("end-again")).expect("it can be removed");
+    fs::remove_dir(odd.join("deep")).expect("it can be removed");
+    fs::write(odd.join("deep"), b"a file now").expect("it can be written");
+    fs::remove_file(odd.join("pipe")).expect("it can be removed");
+    fs::create_dir(odd.join("pipe")).expect("a folder can be made");
+    let holes = fs::OpenOptions::new().write(true).open(odd.join("holes")).expect("it is there");
+    holes.write_all_at(&[3; 5000], 60 << 20).expect("it can be written");
+    holes.set_len(80 << 20).expect("it can be cut");
+    (first, prepared.lockstep.backup("label"))
+}
+
+#[test]
+fn only_what_differs_is_written_over_an_older_restore() {
+    let prepared = prepare(two_pools_four_datasets());
+    let (first, second) = two_sets(&prepared);
+    let to = prepared.fixture.target("files");
+    let whole = prepared.restore_and_look(&second, &to, &[], || ());
+    let whole = whole["bytes_written"].as_u64().expect("a number");
+    // Back in time, and forward again; each is compared before the label and pg_control are put in.
+    let mut written = Vec::new();
+    for set in [&second, &first, &second] {
+        let json = prepared.restore_and_look(set, &to, &["--delta"], || {
+            prepared.assert_same(set, &to);
+        });
+        written.push(json["bytes_written"].as_u64().expect("a number"));
+    }
+    // The first has only to mend what the restore itself had changed: the label, pg_control, settings.
+    assert!(written[0] < 100 << 10, "{written:?}, all of it is {whole}");
+    assert!(written[1] < whole / 4 && written[2] < whole / 4, "{written:?} of {whole}");
+
+    // Whatever is done to it, it comes back.
+    let data = folder_of(&to, index_of(&second, "data"), "data");
+    let odd = data.join("odd");
+    let relation = largest(&data.join("pg/base"));
+    let bytes = fs::read(&relation).expect("a relation can be read");
+    let file = fs::OpenOptions::new().write(true).open(&relation).expect("it can be opened");
+    file.write_all_at(b"changed", bytes.len() as u64 / 2).expect("it can be written");
+    must(&mut command("touch", ["-r", text(&data.join("pg/PG_VERSION")), text(&relation)]));
+    file.set_len(bytes.len() as u64 + 12345).expect("it can be extended");
+    let holes = fs::OpenOptions::new().write(true).open(odd.join("holes")).expect("it is there");
+    holes.write_all_at(&[9; 100_000], 20 << 20).expect("it can be written");
+    fs::remove_dir_all(data.join("pg/pg_xact")).expect("it can be removed");
+    fs::write(data.join("pg/pg_xact"), b"a file").expect("it can be written");
+    fs::create_dir_all(data.join("pg/base/77777/deep/er")).expect("folders can be made");
+    fs::write(data.join("pg/base/77777/deep/er/x"), b"x").expect("it can be written");
+    fs::set_permissions(data.join("pg/PG_VERSION"), fs::Permissions::from_mode(0o777))
+        .expect("chmod");
+    must(&mut command("chown", ["-R", "1:1", text(&data.join("pg/global"))]));
+    // Links that lead out: nothing at their other ends may be touched.
+    let outside = prepared.fixture.root().join("outside");
+    fs::create_dir(&outside).expect("a folder can be made");
+    fs::write(outside.join("kept"), b"kept").expect("it can be written");
+    fs::remove_dir_all(data.join("pg/pg_multixact")).expect("it can be removed");
+    symlink(&outside, data.join("pg/pg_multixact")).expect("a link can be made");
+    symlink(&outside, data.join("pg/new-link")).expect("a link can be made");
+    fs::remove_file(data.join("pg/PG_VERSION")).expect("it can be removed");
+    symlink(outside.join("kept"), data.join("pg/PG_VERSION")).expect("a link can be made");
+    fs::remove_file(odd.join("-rf")).expect("it can be removed");
+    fs::hard_link(outside.join("kept"), odd.join("-rf")).expect("a link can be made");
+    let json = prepared.restore_and_look(&second, &to, &["--delta"], || {
+        prepared.assert_same(&second, &to);
+    });
+    assert!(json["removed"].as_u64().is_some_and(|removed| removed >= 8), "{json}");
+    let left: Vec<_> = fs::read_dir(&outside).expect("it is there").flatten().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!(fs::read(outside.join("kept")).expect("it is there"), b"kept");
+
+    // A folder of Lockstep's own that is a link is refused, and so is one in which a server runs.
+    must(&mut command("mv", [text(&to.join("volumes")), text(&outside.join("volumes"))]));
+    symlink(outside.join("volumes"), to.join("volumes")).expect("a link can be made");
+    let arguments = ["restore", &second.id, "--to", text(&to), "--delta"];
+    let arguments: Vec<&str> = arguments.into_iter().chain(FILES).collect();
+    let refused = prepared.lockstep.expect(exit::USAGE, &arguments);
+    assert!(refused.stderr.contains("is a symbolic link"), "{}", refused.describe());
+    fs::remove_file(to.join("volumes")).expect("it can be removed");
+    must(&mut command("mv", [text(&outside.join("volumes")), text(&to.join("volumes"))]));
+
+    let more: Vec<&str> = FILES.into_iter().chain(["--delta"]).collect();
+    let restored = prepared.lockstep.restore_and_start(&second.id, &to, &more);
+    let refused = prepared.lockstep.expect(exit::USAGE, &arguments);
+    assert!(refused.stderr.contains("a server runs in"), "{}", refused.describe());
+    let server = restored.server();
+    assert_eq!(server.value("postgres", "SELECT count(*) FROM later"), "1000");
+    Checker::new(SCALE).check_and_stop(server).assert_right("after many deltas");
+}
+
+fn index_of(set: &Set, part: &str) -> usize {
+    let at = set.volumes.iter().position(|volume| volume.parts[0] == part);
+    at.unwrap_or_else(|| panic!("no volume of {part}"))
+}
+
+fn largest(folder: &Path) -> PathBuf {
+    let mut found = (0, PathBuf::new());
+    let mut waiting = vec![folder.to_owned()];
+    while let Some(folder) = waiting.pop() {
+        for entry in fs::read_dir(&folder).expect("it can be listed").flatten() {
+            let metadata = entry.metadata().expect("it can be looked at");
+            if metadata.is_dir() {
+                waiting.push(entry.path());
+            } else if metadata.len() > found.0 {
+                found = (metadata.len(), entry.path());
+            }
+        }
+    }
+    found.1
+}
+
+#[test]
+fn a_full_disk_is_said_and_leaves_nothing() {
+    let prepared = prepare(one_dataset());
+    let set = prepared.lockstep.backup("label");
+    let small = prepared.fixture.root().join("small");
+    let space = prepared.fixture.root().join("space");
+    for folder in [&small, &space] {
+        fs::create_dir(folder).expect("a folder can be made");
+    }
+    must(&mut command("mount", ["-t", "tmpfs", "-o", "size=16m", "small", text(&small)]));
+    let to = small.join("r");
+    let arguments: Vec<&str> =
+        ["restore", &set.id, "--to", text(&to)].into_iter().chain(FILES).collect();
+    let failed = prepared.lockstep.expect(exit::FAILED, &arguments);
+    for words in ["cannot write", "No space left on device", "hint: make room there"] {
+        assert!(failed.stderr.contains(words), "{words}: {}", failed.describe());
+    }
+    let left: Vec<_> = fs::read_dir(&small).expect("it is there").flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
+    must(&mut command("umount", [text(&small)]));
+}
+
+#[test]
+fn a_restore_that_is_killed_leaves_nothing_at_the_next_start() {
+    let prepared = prepare(two_pools_four_datasets());
+    let set = prepared.lockstep.backup("label");
+    let empty = prepared.fixture.root().join("for the tablespace");
+    fs::create_dir(&empty).expect("a folder can be made");
+    let elsewhere = format!("ts2={}", empty.display());
+    for step in ["restore.files-made", "restore.files-read", "restore.received-2", "restore.files"]
+    {
+        let to = prepared.fixture.target(step);
+        let steps = Steps::new(prepared.fixture.root().join("steps"));
+        steps.hold(step);
+        let arguments: Vec<&str> =
+            ["restore", &set.id, "--to", text(&to), "--tablespace", &elsewhere]
+                .into_iter()
+                .chain(FILES)
+                .collect();
+        let mut running = prepared.lockstep.clone().with_steps(&steps).spawn(&arguments);
+        steps.wait_reached(step, &mut running);
+        if step != "restore.files" {
+            let control =
+                folder_of(&to, index_of(&set, "data"), "data").join("pg/global/pg_control");
+            assert!(!control.exists(), "pg_control comes last, and is there at {step}");
+        }
+        running.kill();
+        drop(running);
+        // Any restore cleans up before it begins.
+        prepared.lockstep.expect(exit::USAGE, &["restore", "no-such-set", "--to", text(&to)]);
+        assert!(!to.exists(), "{step}: {} is left", to.display());
+        let left: Vec<_> = fs::read_dir(&empty).expect("it stays").flatten().collect();
+        assert!(left.is_empty(), "{step}: {left:?}");
+    }
+}
+
+#[test]
+fn one_database_comes_back_and_the_others_are_holes() {
+    let prepared = prepare(two_pools_four_datasets());
+    let cluster = &prepared.fixture.cluster;
+    cluster.execute(&[
+        "CREATE DATABASE wanted",
+        "CREATE DATABASE other TABLESPACE ts1",
+        "CREATE DATABASE renamed",
+        "ALTER DATABASE renamed RENAME TO \"by another name\"",
+    ]);
+    for (database, tablespace) in [("wanted", "ts1"), ("other", "ts2"), ("wanted", "ts2")] {
+        let mut client = cluster.connect(database);
+        client
+            .batch_execute(&format!(
+                "CREATE TABLE in_{tablespace} TABLESPACE {tablespace} AS SELECT n, repeat('x', 500) AS t FROM generate_series(1, 20000) n"
+            ))
+            .expect("a table can be made");
+    }
+    let oid = |name: &str| {
+        cluster.value("postgres", &format!("SELECT oid FROM pg_database WHERE datname = '{name}'"))
+    };
+    let (wanted, other) = (oid("wanted"), oid("other"));
+    let set = prepared.lockstep.backup("label");
+
+    let to = prepared.fixture.target("only");
+    let restore: Vec<&str> =
+        ["restore", &set.id, "--to", text(&to)].into_iter().chain(FILES).collect();
+    let unknown: Vec<&str> =
+        restore.iter().copied().chain(["--only-database", "no such"]).collect();
+    let refused = prepared.lockstep.expect(exit::USAGE, &unknown);
+    for words in ["has no database \"no such\"", "by another name", "wanted", "template1"] {
+        assert!(refused.stderr.contains(words), "{words}: {}", refused.describe());
+    }
+    assert!(!to.exists(), "nothing is made for a name that isn't there");
+
+    // As files, and as datasets.
+    let parent = format!("{}/only", prepared.fixture.pools[0].name);
+    let forms: [Vec<&str>; 2] =
+        [FILES.to_vec(), vec!["--from", "repository", "--as", "zfs", "--dataset", &parent]];
+    for form in forms {
+        let more: Vec<&str> = form.iter().copied().chain(["--only-database", "wanted"]).collect();
+        let restored = prepared.lockstep.restore_and_start(&set.id, &to, &more);
+        let server = restored.server();
+        assert_eq!(server.value("wanted", "SELECT count(*) FROM in_ts1"), "20000");
+        assert_eq!(server.value("wanted", "SELECT sum(n) FROM in_ts2"), "200010000");
+        let options =
+            ["--database=wanted", "--database=postgres", "--install-missing", "--heapallindexed"];
+        must(&mut server.tool("pg_amcheck", options));
+        must(&mut server.tool("pg_dump", ["-f", "/dev/null", "wanted"]));
+        let error = server.try_connect("other").err().expect("its files are holes");
+        let words = support::cluster::full(&error);
+        assert!(words.contains("pg_filenode.map"), "{words}");
+        let spaces: Vec<_> =
+            ["data/base", "volumes/1/pg/base", "volumes/2/pg/base", "volumes/3/pg/base"]
+                .iter()
+                .map(|path| to.join(path))
+                .chain(
+                    server
+                        .column("postgres", "SELECT pg_tablespace_location(oid) FROM pg_tablespace")
+                        .into_iter()
+                        .filter(|path| !path.is_empty())
+                        .flat_map(|path| {
+                            fs::read_dir(path)
+                                .into_iter()
+                                .flatten()
+                                .flatten()
+                                .map(|entry| entry.path())
+                        }),
+                )
+                .collect();
+        let (mut seen, mut kept) = (0, 0);
+        for space in spaces {
+            let (blocks, sizes) = usage(&space.join(&other));
+            assert!(blocks < 16 << 10, "{}: {blocks} bytes on disk of {sizes}", space.display());
+            seen += sizes;
+            kept += usage(&space.join(&wanted)).0;
+        }
+        assert!(seen > 15 << 20, "the other database has its size: {seen}");
+        assert!(kept > 15 << 20 || form.contains(&"zfs"), "the wanted one has its content: {kept}");
+        server.execute(&["DROP DATABASE other"]);
+        server.stop(Stop::Fast);
+        if form.contains(&"zfs") {
+            let guids = must(&mut command(
+                "zfs",
+                ["get", "-Hpr", "-t", "snapshot", "-o", "value", "guid", &parent],
+            ));
+            for volume in &set.volumes {
+                assert!(!guids.contains(&volume.guid), "what isn't the snapshot has its GUID");
+            }
+        }
+        support::shipping::discard(&prepared.fixture, &to, &parent);
+    }
+
+    // One tablespace: the data directory and it.
+    let more: Vec<&str> = FILES.into_iter().chain(["--only-tablespace", "ts1"]).collect();
+    let restored = prepared.lockstep.restore_and_start(&set.id, &to, &more);
+    let server = restored.server();
+    assert_eq!(server.value("wanted", "SELECT count(*) FROM in_ts1"), "20000");
+    let zeros = server.connect("wanted").simple_query("SELECT sum(n) FROM in_ts2");
+    assert!(zeros.is_err() || server.value("wanted", "SELECT count(*) FROM in_ts2") == "0");
+    server.stop(Stop::Fast);
+}
+
+#[test]
+fn files_are_listed_and_read_without_a_restore() {
+    let prepared = prepare(two_pools_four_datasets());
+    let fixture = &prepared.fixture;
+    fs::write(fixture.cluster.data.join("odd\nname"), b"odd").expect("it can be written");
+    let holes = fs::File::create(fixture.cluster.data.join("holes")).expect("it can be made");
+    holes.write_all_at(b"middle", 1 << 20).expect("it can be written");
+    holes.set_len(3 << 20).expect("it can be extended");
+    fixture
+        .cluster
+        .execute(&["CREATE UNLOGGED TABLE unlogged AS SELECT generate_series(1, 1000) n"]);
+    let unlogged = fixture.cluster.value("postgres", "SELECT pg_relation_filepath('unlogged')");
+    let set = prepared.lockstep.backup("label");
+    let lockstep = &prepared.lockstep;
+    let names = |arguments: &[&str]| -> Vec<String> {
+        let json = lockstep.json(arguments);
+        let entries = json["entries"].as_array().expect("entries").iter();
+        entries.map(|entry| entry["path"].as_str().expect("a path").to_owned()).collect()
+    };
+    assert_eq!(names(&["ls", &set.id]), ["data", "files", "tablespaces", "wal"]);
+    assert!(names(&["ls", "latest", "files"]).contains(&"backup_label".to_owned()));
+    let segments = names(&["ls", &set.id, "wal"]);
+    assert!(!segments.is_empty() && segments[0].len() == 24, "{segments:?}");
+    assert_eq!(names(&["ls", &set.id, "tablespaces"]).len(), 2);
+
+    // All of the data directory, against the snapshot.
+    let at = index_of(&set, "data");
+    let theirs = tree(fixture, &set.volumes[at].snapshot);
+    let json = lockstep.json(&["ls", "-R", &set.id, "data"]);
+    let mut count = 0;
+    for entry in json["entries"].as_array().expect("entries") {
+        let path =
+            entry["path"].as_str().expect("a path").replace('\\', "\\\\").replace('\n', "\\n");
+        let line = theirs
+            .get(&format!("pg/{path}"))
+            .unwrap_or_else(|| panic!("no {path:?} in the snapshot"));
+        let of: Vec<&str> = line.split('\t').collect();
+        let number = |name: &str| entry[name].as_u64().map_or("-".to_owned(), |n| n.to_string());
+        let found = [
+            entry["type"].as_str().expect("a type"),
+            entry["mode"].as_str().expect("a mode"),
+            &number("uid"),
+            &number("gid"),
+            &number("size"),
+        ];
+        assert_eq!(found, of[..5], "{path}");
+        let time: jiff::Timestamp =
+            entry["mtime"].as_str().expect("a time").parse().expect("a time");
+        assert_eq!(time.as_nanosecond().to_string(), of[5], "{path}");
+        count += 1;
+    }
+    assert_eq!(count, theirs.keys().filter(|path| path.starts_with("pg/")).count());
+    let text_lines = lockstep.expect(exit::DONE, &["ls", &set.id, "data/"]);
+    let version = text_lines.stdout.lines().find(|line| line.ends_with(" PG_VERSION"));
+    assert!(version.is_some_and(|line| line.starts_with("-rw-------")), "{}", text_lines.stdout);
+    assert!(text_lines.stdout.contains(" odd\\nname\n"), "{}", text_lines.stdout);
+    let wal = text_lines.stdout.lines().find(|line| line.contains(" pg_wal -> /"));
+    assert!(wal.is_some_and(|line| line.starts_with('l')), "{}", text_lines.stdout);
+
+    // Content: of the cluster's files, of a file with holes, of the set's own.
+    let cat = |what: &str| {
+        let mut program = command(env!("CARGO_BIN_EXE_lockstep"), ["--config"]);
+        let config = fixture.root().join("shipping.toml");
+        let output = program.arg(config).arg("cat").arg(format!("{}:{what}", set.id)).output();
+        output.expect("the program can be run")
+    };
+    assert_eq!(cat("data/PG_VERSION").stdout, b"15\n");
+    let holes = cat("data/holes").stdout;
+    assert_eq!(holes, fs::read(fixture.cluster.data.join("holes")).expect("it is there"));
+    assert_eq!(cat("data/odd\nname").stdout, b"odd");
+    let label = cat("files/backup_label").stdout;
+    assert!(label.starts_with(b"START WAL LOCATION"), "{}", String::from_utf8_lossy(&label));
+    let segment = cat(&format!("wal/{}", segments[0])).stdout;
+    assert_eq!(segment.len(), 16 << 20, "a segment");
+    let ts1 =
+        fixture.cluster.value("postgres", "SELECT oid FROM pg_tablespace WHERE spcname = 'ts1'");
+    let file = fixture.cluster.value("postgres", "SELECT pg_relation_filepath('pgbench_accounts')");
+    let inside = file.split_once(&format!("{ts1}/")).expect("it is in ts1").1;
+    let accounts = cat(&format!("tablespaces/{ts1}/{inside}")).stdout;
+    fixture.cluster.stop(Stop::Fast);
+    let now = fs::read(fixture.tablespace("ts1").join(inside)).expect("it is there");
+    assert_eq!(accounts.len(), now.len(), "{inside}");
+
+    // What isn't stored, isn't there, or is no file.
+    let left_out = cat(&format!("data/{unlogged}"));
+    assert_eq!((left_out.status.code(), left_out.stdout.len()), (Some(exit::PROBLEMS), 0));
+    assert!(String::from_utf8_lossy(&left_out.stderr).contains("isn't stored"));
+    for wrong in ["data/nothing", "data/base", "data/pg_wal", "data/../x", "nowhere", ""] {
+        assert_eq!(cat(wrong).status.code(), Some(exit::USAGE), "{wrong}");
+    }
+}
+
+#[test]
+fn a_restore_reads_each_frame_once() {
+    let prepared = prepare(one_dataset());
+    prepared.fixture.cluster.stop(Stop::Fast);
+    let set = prepared.lockstep.backup("cold");
+    let stored: u64 = packs(&prepared.fixture).values().sum();
+    let to = prepared.fixture.target("cost");
+    let json = prepared.lockstep.restore(&set.id, &to, &FILES).json;
+    let read = json["bytes_read"].as_u64().expect("a number");
+    // The set's own files are in packs too, and are read apart.
+    assert!(read <= stored && read > stored / 2, "{read} bytes read of {stored} stored");
+    let server = Cluster { data: to.join("data"), ..prepared.fixture.cluster.clone() };
+    assert!(!server.is_running(), "nothing was to be started");
+}

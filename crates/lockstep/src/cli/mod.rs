@@ -7,6 +7,7 @@ mod backup;
 mod check;
 mod clone;
 mod list;
+mod look;
 mod mirror;
 mod output;
 mod plan;
@@ -61,6 +62,10 @@ enum Command {
     Show(list::Show),
     /// Make a cluster from a set
     Restore(Box<restore::Restore>),
+    /// List the files of a set in a repository
+    Ls(look::Ls),
+    /// Print a file of a set in a repository
+    Cat(look::Cat),
     /// Throwaway writable servers made from sets
     Clone(clone::Clone),
     /// Remove the sets that no retention policy keeps
@@ -125,7 +130,12 @@ fn run(arguments: &Arguments) -> Result<Done> {
     let json = arguments.json;
     if matches!(
         arguments.command,
-        Command::Plan(_) | Command::List(_) | Command::Show(_) | Command::Check
+        Command::Plan(_)
+            | Command::List(_)
+            | Command::Show(_)
+            | Command::Check
+            | Command::Ls(_)
+            | Command::Cat(_)
     ) {
         steps::end_with_the_reader();
     }
@@ -136,6 +146,8 @@ fn run(arguments: &Arguments) -> Result<Done> {
         Command::List(command) => command.run(&cx, json),
         Command::Show(command) => command.run(&cx, json),
         Command::Restore(command) => command.run(&cx, json),
+        Command::Ls(command) => command.run(&cx, json),
+        Command::Cat(command) => command.run(&cx),
         Command::Clone(command) => command.run(&cx, json),
         Command::Prune(command) => command.run(&cx, json),
         Command::Check => check::run(&cx, json),
@@ -187,6 +199,11 @@ mod tests {
             "lockstep restore 2026 --to /r --target-lsn 0/1 --target-timeline latest --restore-command x",
             "lockstep restore latest --to /r --from snapshots --as clones --dataset tank/x --start --port 5500",
             "lockstep restore latest --to /r --tablespace fast=/f --tablespace 16401=/g --target-immediate",
+            "lockstep restore latest --to /r --from repository --as files --delta",
+            "lockstep restore latest --to /r --from repository --only-database a --only-database b --only-tablespace 16400",
+            "lockstep ls latest",
+            "lockstep ls 2026 data/base -R --from repository:offsite --json",
+            "lockstep cat latest:data/postgresql.conf --from repository",
             "lockstep clone create dev --set latest --port 5501 --target-name before-the-drop",
             "lockstep clone list",
             "lockstep clone destroy dev",

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use strata::delta::{Change, ImageOptions, ImageWriter, chain};
+use strata::delta::{Change, Extent, ImageOptions, ImageWriter, chain};
 use strata::fold::{DataSink, Folded, KeepAll, Reading, fold, open_chain};
 use strata::pack::FrameReader;
 
@@ -86,6 +86,61 @@ pub fn fetch(
         }
     }
     Ok(())
+}
+
+/// Gives the content of one of the set's files, in order.
+///
+/// # Errors
+/// When it isn't there, the store fails, or `each` does.
+pub fn content(
+    repository: &Repository,
+    set: &str,
+    name: &str,
+    each: impl FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let chain = chain(&repository.strata, FILES_IMAGE, set, None).map_err(of_strata)?;
+    let readers = open_chain(&repository.strata, &chain, 8 << 20).map_err(of_strata)?;
+    let mut frames = FrameReader::new(&repository.strata, 8 << 20);
+    let mut sink = OneFile { name, each, is_at_hand: false, was_there: false, failed: None };
+    let folded = fold(readers, true, &KeepAll, &mut Reading::new(&mut frames, &mut sink));
+    if let Some(error) = sink.failed {
+        return Err(error);
+    }
+    folded.map_err(of_strata)?;
+    if sink.was_there {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "file \"{name}\" of set {set} isn't in repository \"{}\"",
+        repository.name
+    )))
+}
+
+struct OneFile<'a, F> {
+    name: &'a str,
+    each: F,
+    is_at_hand: bool,
+    was_there: bool,
+    failed: Option<Error>,
+}
+
+impl<F: FnMut(u64, &[u8]) -> Result<()>> DataSink for OneFile<'_, F> {
+    fn object(&mut self, object: &Folded) -> strata::Result<()> {
+        self.is_at_hand = object.header.as_deref() == Some(self.name.as_bytes());
+        self.was_there |= self.is_at_hand;
+        Ok(())
+    }
+
+    fn skips(&mut self, _: u64, _: &Extent) -> strata::Result<bool> {
+        Ok(!self.is_at_hand)
+    }
+
+    fn data(&mut self, _: u64, offset: u64, content: &[u8]) -> strata::Result<()> {
+        (self.each)(offset, content).map_err(|error| {
+            self.failed = Some(error);
+            strata::Error::caller("the reader failed")
+        })
+    }
 }
 
 struct ToFiles<'a> {

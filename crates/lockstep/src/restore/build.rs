@@ -8,7 +8,7 @@ use super::source::Source;
 use super::target::Recovery;
 use super::{Request, Restored, run_server, tree, unfinished};
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::Lock;
 use crate::postgres::recovery;
@@ -61,6 +61,7 @@ impl<'a> Build<'a> {
             data: placement.data.clone(),
             places: places(&placement),
             own: own(&placement, &source),
+            emptied: emptied(&placement, &source),
             places_of_others: Vec::new(),
         };
         Ok(Self { cx, request, recovery, manifest, placement, id, journal, source, lock: None })
@@ -136,6 +137,9 @@ impl<'a> Build<'a> {
     fn make_directories(&self, owner: Option<Credentials>) -> Result<()> {
         files::create_directories(&self.placement.directory)?;
         files::create_owned_directory(&self.placement.directory, owner)?;
+        for folder in ["log", "run", "tablespaces", "volumes"] {
+            self.refuse_link(&self.placement.directory.join(folder))?;
+        }
         for folder in ["log", "run", "tablespaces"] {
             files::create_owned_directory(&self.placement.directory.join(folder), owner)?;
         }
@@ -143,6 +147,17 @@ impl<'a> Build<'a> {
             files::create_owned_directory(&self.volumes(), owner)?;
         }
         Ok(())
+    }
+
+    /// Whoever put a link into an older restore must not have its target written to.
+    fn refuse_link(&self, path: &Path) -> Result<()> {
+        if !path.is_symlink() {
+            return Ok(());
+        }
+        Err(Error::usage(
+            format!("\"{}\" is a symbolic link", path.display()),
+            "remove it, or restore to the folder that it leads to",
+        ))
     }
 
     fn volumes(&self) -> PathBuf {
@@ -198,6 +213,13 @@ fn own(placement: &Placement, source: &Source) -> Vec<PathBuf> {
     let folders = placement.volumes.iter().filter(is_new);
     own.extend(folders.map(|volume| volume.mountpoint.clone()));
     own
+}
+
+/// Empty folders that are filled, as somebody made them for a tablespace.
+fn emptied(placement: &Placement, source: &Source) -> Vec<PathBuf> {
+    let is_there = |volume: &&PlacedVolume| volume.dataset.is_none() && volume.mountpoint.is_dir();
+    let folders = placement.volumes.iter().filter(is_there).filter(|_| !source.is_delta());
+    folders.map(|volume| volume.mountpoint.clone()).collect()
 }
 
 /// What is made that is empty once the clones are gone, the innermost first.

@@ -91,6 +91,7 @@ pub fn destroy_datasets(cx: &Context, entry: &RestoreJournal) -> Result<()> {
 /// When one stays.
 pub fn remove_folders(entry: &RestoreJournal) -> Result<()> {
     entry.own.iter().try_for_each(|path| files::remove_tree(path))?;
+    entry.emptied.iter().try_for_each(|path| files::empty_directory(path))?;
     entry.places.iter().chain(&entry.places_of_others).try_for_each(|path| remove_place(path))
 }
 

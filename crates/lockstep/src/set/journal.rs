@@ -61,6 +61,9 @@ pub struct RestoreJournal {
     /// Folders that are Lockstep's with all that is in them.
     #[serde(with = "paths_text")]
     pub own: Vec<PathBuf>,
+    /// Folders that were there, empty: they stay, and what is in them goes.
+    #[serde(default, with = "paths_text")]
+    pub emptied: Vec<PathBuf>,
     /// Empty folders made as mount points where tablespaces of the original cluster were.
     #[serde(with = "paths_text")]
     pub places_of_others: Vec<PathBuf>,

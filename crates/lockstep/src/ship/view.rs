@@ -71,6 +71,7 @@ impl<'a> Views<'a> {
                     .chain([folder.clone()])
                     .collect(),
                 own: Vec::new(),
+                emptied: Vec::new(),
                 places_of_others: Vec::new(),
                 received: Vec::new(),
             };

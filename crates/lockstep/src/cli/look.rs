@@ -1,0 +1,213 @@
+//! `lockstep ls` and `lockstep cat`.
+
+use std::ffi::OsString;
+use std::io::{BufWriter, Write};
+use std::os::unix::ffi::OsStrExt;
+
+use clap::Args;
+use sendstream::zpl::{FileType, Timestamp};
+use serde_json::{Value, json};
+
+use super::Done;
+use super::output::{self, JSON_VERSION};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::look::{Entry, Look};
+use crate::repository::{Repository, Shipped};
+use crate::restore::source::{From, open_repository};
+use crate::steps;
+
+#[derive(Debug, Args)]
+pub(super) struct Ls {
+    /// A set's id, its beginning, or `latest`
+    #[arg(value_name = "SET")]
+    set: String,
+    /// What to list: data/…, wal/…, tablespaces/OID/…, files/…
+    #[arg(value_name = "PATH", default_value = "")]
+    path: OsString,
+    /// All that is below, too
+    #[arg(short = 'R', long)]
+    recursive: bool,
+    /// The repository: repository, or repository:NAME
+    #[arg(long, value_name = "FROM", default_value = "repository", value_parser = From::parse)]
+    from: From,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Cat {
+    /// A set and a file in it: latest:data/postgresql.conf
+    #[arg(value_name = "SET:PATH")]
+    what: OsString,
+    /// The repository: repository, or repository:NAME
+    #[arg(long, value_name = "FROM", default_value = "repository", value_parser = From::parse)]
+    from: From,
+}
+
+fn open(cx: &Context, from: &From, set: &str) -> Result<(Repository, Shipped)> {
+    let From::Repository(name) = from else {
+        return Err(Error::usage(
+            "snapshots are looked into where they are",
+            "read .zfs/snapshot below the dataset, or `lockstep clone create`",
+        ));
+    };
+    let repository = open_repository(cx, name.as_deref())?;
+    let shipped = repository.find(set)?;
+    Ok((repository, shipped))
+}
+
+impl Ls {
+    pub(super) fn run(&self, cx: &Context, as_json: bool) -> Result<Done> {
+        let (repository, shipped) = open(cx, &self.from, &self.set)?;
+        let mut look = Look::new(&repository, &shipped);
+        let path = self.path.as_bytes();
+        if as_json {
+            let mut entries = Vec::new();
+            look.list(path, self.recursive, |entry| {
+                entries.push(to_json(&entry));
+                Ok(())
+            })?;
+            output::print_json(&json!({
+                "version": JSON_VERSION, "set": shipped.manifest.set, "entries": entries,
+            }))?;
+            return Ok(Done::Well);
+        }
+        let mut out = BufWriter::new(std::io::stdout().lock());
+        look.list(path, self.recursive, |entry| {
+            let name = if entry.path.is_empty() { path } else { &entry.path };
+            writeln!(out, "{}", line(&entry, name))
+                .map_err(Error::io("write to", "standard output"))
+        })?;
+        out.flush().map_err(Error::io("write to", "standard output"))?;
+        Ok(Done::Well)
+    }
+}
+
+impl Cat {
+    pub(super) fn run(&self, cx: &Context) -> Result<Done> {
+        let what = self.what.as_bytes();
+        let colon = what.iter().position(|byte| *byte == b':');
+        let parts =
+            colon.and_then(|at| Some((std::str::from_utf8(&what[..at]).ok()?, &what[at + 1..])));
+        let (set, path) = parts.ok_or_else(|| {
+            Error::usage(
+                format!("\"{}\" names no file of a set", what.escape_ascii()),
+                "write SET:PATH, as latest:data/postgresql.conf",
+            )
+        })?;
+        let (repository, shipped) = open(cx, &self.from, set)?;
+        let mut out = BufWriter::with_capacity(1 << 20, std::io::stdout().lock());
+        let is_stored = Look::new(&repository, &shipped).cat(path, &mut out)?;
+        out.flush().map_err(Error::io("write to", "standard output"))?;
+        if is_stored {
+            return Ok(Done::Well);
+        }
+        // Whoever reads the output must not take nothing for an empty file.
+        steps::end_with_the_reader();
+        eprintln!(
+            "\"{}\" isn't stored: PostgreSQL makes it anew, so a restore has a hole of its size there",
+            path.escape_ascii()
+        );
+        Ok(Done::WithProblems)
+    }
+}
+
+/// As `ls -l` prints it, but always in the same form: mode, user, group, size, time, name.
+fn line(entry: &Entry, name: &[u8]) -> String {
+    let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
+    let mut text = format!(
+        "{} {:>6} {:>6} {:>11} {:>30} {}",
+        mode(entry),
+        number(entry.owner.map(|(uid, _)| uid)),
+        number(entry.owner.map(|(_, gid)| gid)),
+        number(entry.size),
+        entry.mtime.and_then(time).unwrap_or_else(|| "-".to_owned()),
+        escaped(name),
+    );
+    if let Some(target) = &entry.target {
+        text.push_str(&format!(" -> {}", escaped(target)));
+    }
+    if !entry.is_stored {
+        text.push_str(" (not stored)");
+    }
+    text
+}
+
+/// Control characters and backslashes as escapes, everything else as it is.
+fn escaped(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).chars().fold(String::new(), |mut text, c| {
+        if c.is_control() || c == '\\' {
+            text.extend(c.escape_default());
+        } else {
+            text.push(c);
+        }
+        text
+    })
+}
+
+fn mode(entry: &Entry) -> String {
+    let kind = if entry.kind == FileType::Regular { '-' } else { entry.kind.letter() };
+    let letters = |shift: u32, special: bool, letter: char| -> [char; 3] {
+        let bits = entry.mode >> shift;
+        let bit = |mask: u64, letter: char| if bits & mask != 0 { letter } else { '-' };
+        let run = match (bits & 1 != 0, special) {
+            (true, true) => letter,
+            (false, true) => letter.to_ascii_uppercase(),
+            (true, false) => 'x',
+            (false, false) => '-',
+        };
+        [bit(4, 'r'), bit(2, 'w'), run]
+    };
+    let all = [
+        letters(6, entry.mode & 0o4000 != 0, 's'),
+        letters(3, entry.mode & 0o2000 != 0, 's'),
+        letters(0, entry.mode & 0o1000 != 0, 't'),
+    ];
+    std::iter::once(kind).chain(all.into_iter().flatten()).collect()
+}
+
+fn time(time: Timestamp) -> Option<String> {
+    let nanoseconds = i32::try_from(time.nanoseconds).ok()?;
+    let time = jiff::Timestamp::new(time.seconds, nanoseconds).ok()?;
+    Some(time.strftime("%Y-%m-%dT%H:%M:%S.%9fZ").to_string())
+}
+
+fn to_json(entry: &Entry) -> Value {
+    json!({
+        "path": String::from_utf8_lossy(&entry.path), "type": entry.kind.letter().to_string(),
+        "mode": format!("{:04o}", entry.mode), "uid": entry.owner.map(|(uid, _)| uid),
+        "gid": entry.owner.map(|(_, gid)| gid), "size": entry.size,
+        "mtime": entry.mtime.and_then(time),
+        "target": entry.target.as_deref().map(String::from_utf8_lossy), "stored": entry.is_stored,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_one_line_and_says_everything() {
+        let mut entry = Entry {
+            path: Vec::new(),
+            kind: FileType::Regular,
+            mode: 0o4751,
+            owner: Some((101, 7)),
+            size: Some(8192),
+            mtime: Some(Timestamp { seconds: -1, nanoseconds: 5 }),
+            target: None,
+            is_stored: true,
+        };
+        assert_eq!(
+            line(&entry, b"a\nb\\\xc3\xa9"),
+            "-rwsr-x--x    101      7        8192 1969-12-31T23:59:59.000000005Z a\\nb\\\\é"
+        );
+        entry.kind = FileType::Symlink;
+        entry.mode = 0o1776;
+        entry.target = Some(b"/x".to_vec());
+        (entry.owner, entry.mtime, entry.is_stored) = (None, None, false);
+        assert_eq!(
+            line(&entry, b"l"),
+            "lrwxrwxrwT      -      -        8192                              - l -> /x (not stored)"
+        );
+    }
+}
