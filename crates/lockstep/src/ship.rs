@@ -161,6 +161,7 @@ fn store(
         recovers,
         check: &check,
         progress: &Progress::on_stderr(),
+        properties: &volume::properties(&cx.zfs, &routes)?,
     };
     let paths: Vec<PathBuf> =
         (0..looked_into.len()).map(|at| views.path(at).to_path_buf()).collect();

@@ -3,6 +3,7 @@
 
 #![cfg(unix)]
 
+#[allow(dead_code, reason = "each test file uses its own part of the harness")]
 mod support {
     pub mod controldata;
     pub mod server;
