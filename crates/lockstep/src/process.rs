@@ -271,7 +271,9 @@ impl Program {
     pub fn read_from(&self) -> Result<Piped<ChildStdout>, CommandError> {
         let mut child = self.piped(Stdio::null(), Stdio::piped())?;
         let pipe = child.stdout.take();
-        pipe.as_ref().map(enlarge);
+        if let Some(pipe) = &pipe {
+            enlarge(pipe);
+        }
         Piped::new(self, child, pipe)
     }
 
@@ -282,7 +284,9 @@ impl Program {
     pub fn write_to(&self) -> Result<Piped<ChildStdin>, CommandError> {
         let mut child = self.piped(Stdio::piped(), Stdio::null())?;
         let pipe = child.stdin.take();
-        pipe.as_ref().map(enlarge);
+        if let Some(pipe) = &pipe {
+            enlarge(pipe);
+        }
         Piped::new(self, child, pipe)
     }
 
