@@ -30,13 +30,29 @@ def run(*argv, user=None, check=True, env=None):
     return done.stdout
 
 
+def run_and_watch(*argv, user=None, env=None):
+    """As `run`; gives the peak of its resident memory too. What this process itself has is the least that is told."""
+    argv = [str(word) for word in argv]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, cwd="/", env=env,
+                                 **({"user": POSTGRES.pw_uid, "group": POSTGRES.pw_gid, "extra_groups": []} if user else {}))
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0), errors.seek(0)
+        text, said = out.read().decode(), errors.read().decode(errors="replace")
+    if child.returncode:
+        raise RuntimeError(f"{' '.join(argv)}\nexit code {child.returncode}\n{text[-2000:]}{said[-2000:]}")
+    return text, usage.ru_maxrss * 1024
+
+
 class Measured:
-    """A program's stdout, its seconds by the clock, and the CPU seconds of it and all its descendants."""
+    """A program's stdout, its seconds by the clock, the CPU seconds of it and all its descendants, and the most memory
+    that any one of them had resident, in bytes."""
 
     def __init__(self, *argv, user=None, env=None):
         reap()
         cpu, began = children_cpu(), time.monotonic()
-        self.stdout = run(*argv, user=user, env=env)
+        self.stdout, self.peak = run_and_watch(*argv, user=user, env=env)
         self.wall = time.monotonic() - began
         time.sleep(0.1)
         reap()  # a helper that outlived its parent has become a child of this process
@@ -155,8 +171,8 @@ class Bench:
             time.sleep(0.1)
         self.daemon = int(pid_file.read_text())
 
-    def cluster(self, name, gb, tablespaces=TABLESPACES):
-        cluster = Cluster(self, name, gb, tablespaces)
+    def cluster(self, name, gb, tablespaces=TABLESPACES, recordsize="8K"):
+        cluster = Cluster(self, name, gb, tablespaces, recordsize)
         self.clusters.append(cluster)
         cluster.open()
         return cluster
@@ -192,8 +208,8 @@ class Cluster:
     """A pgbench database of `gb` GB: data, wal and the first half of the tablespaces beyond two in one pool, the
     others in a second pool; with two tablespaces that is four datasets, two in each pool."""
 
-    def __init__(self, bench, name, gb, tablespaces):
-        self.bench, self.name, self.gb, self.tablespaces = bench, name, gb, tablespaces
+    def __init__(self, bench, name, gb, tablespaces, recordsize):
+        self.bench, self.name, self.gb, self.tablespaces, self.recordsize = bench, name, gb, tablespaces, recordsize
         self.root = bench.work / name
         self.scale = max(1, round(gb * SCALE_PER_GB))
         self.rows = self.scale * 100_000
@@ -260,7 +276,7 @@ class Cluster:
             image = self.root / f"images/{x}.img"
             run("truncate", "-s", f"{int(size)}G", image)
             run("zpool", "create", "-m", self.root / x, pool, image)
-            run("zfs", "set", "recordsize=8K", pool)
+            run("zfs", "set", f"recordsize={self.recordsize}", pool)
         for path in (self.data, self.root / "a/wal", *map(self.place, self.tablespaces)):
             run("zfs", "create", f"{self.pools['ab'.index(path.parent.name)]}/{path.name}")
             os.chown(path, POSTGRES.pw_uid, POSTGRES.pw_gid)
@@ -307,8 +323,9 @@ class Cluster:
 
     def update_rows(self, count=1000):
         """Random single-row updates, spread over the whole table."""
-        rows = ",".join(str(random.randint(1, self.rows)) for _ in range(count))
-        self.sql(f"UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid IN ({rows})")
+        for first in range(0, count, 10_000):
+            rows = ",".join(str(random.randint(1, self.rows)) for _ in range(min(10_000, count - first)))
+            self.sql(f"UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid IN ({rows})")
 
     # ---- lockstep on it
 
@@ -365,6 +382,48 @@ class Cluster:
                 if subprocess.run(["zpool", *(["export"] if keep else ["destroy", "-f"]), pool], capture_output=True).returncode == 0:
                     break
                 time.sleep(2)
+
+
+# ---------------------------------------------------------------- pgBackRest
+
+class PgBackRest:
+    """pgBackRest on a cluster: two processes, lz4, --start-fast, a repository in a folder beside the cluster."""
+
+    def __init__(self, cluster):
+        self.cluster, self.root = cluster, cluster.root / "repository"
+        self.configuration = cluster.root / "pgbackrest.conf"
+        shutil.rmtree(self.root, ignore_errors=True)
+        for folder in ("backups", "lock", "log", "spool"):
+            (self.root / folder).mkdir(parents=True)
+        for path in (self.root, *self.root.iterdir()):
+            os.chown(path, POSTGRES.pw_uid, POSTGRES.pw_gid)
+        self.configuration.write_text(
+            f"[global]\nrepo1-path={self.root}/backups\nrepo1-retention-full=99\nlock-path={self.root}/lock\n"
+            f"log-path={self.root}/log\nlog-level-file=off\nlog-level-console=warn\nspool-path={self.root}/spool\n"
+            f"process-max=2\ncompress-type=lz4\nstart-fast=y\n[main]\npg1-path={cluster.data}\npg1-port={cluster.port}\n"
+            f"pg1-socket-path={cluster.sockets}\n")
+        self.run("stanza-create")
+        cluster.sql(f"ALTER SYSTEM SET archive_command = 'pgbackrest --config={self.configuration} --stanza=main archive-push %p'")
+        cluster.sql("SELECT pg_reload_conf()")
+
+    def run(self, *words):
+        return Measured("pgbackrest", f"--config={self.configuration}", "--stanza=main", *words, user=True)
+
+    def restore(self, to):
+        """Restores the newest backup to `to`/data and `to`/tablespaces, which are made; doesn't start it."""
+        for folder in (to, to / "data"):
+            folder.mkdir(mode=0o700)
+            os.chown(folder, POSTGRES.pw_uid, POSTGRES.pw_gid)
+        return self.run(f"--pg1-path={to}/data", f"--tablespace-map-all={to}/tablespaces", "restore")
+
+    def bytes(self):
+        """What it has stored: backups and archived WAL."""
+        return folder_bytes(self.root / "backups")
+
+    def remove(self):
+        self.cluster.sql("ALTER SYSTEM RESET archive_command")
+        self.cluster.sql("SELECT pg_reload_conf()")
+        shutil.rmtree(self.root)
 
 
 # ---------------------------------------------------------------- tables

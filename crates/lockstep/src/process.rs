@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// How much of a failed program's stderr is kept, in bytes.
 const STDERR_TAIL: usize = 8 * 1024;
+/// What a pipe to a running program holds, in bytes: as much as any user may ask for.
+const PIPE: usize = 1 << 20;
 
 /// A program that could not be started, or that ended with an error.
 #[derive(Debug, thiserror::Error)]
@@ -269,6 +271,9 @@ impl Program {
     pub fn read_from(&self) -> Result<Piped<ChildStdout>, CommandError> {
         let mut child = self.piped(Stdio::null(), Stdio::piped())?;
         let pipe = child.stdout.take();
+        if let Some(pipe) = &pipe {
+            enlarge(pipe);
+        }
         Piped::new(self, child, pipe)
     }
 
@@ -279,6 +284,9 @@ impl Program {
     pub fn write_to(&self) -> Result<Piped<ChildStdin>, CommandError> {
         let mut child = self.piped(Stdio::piped(), Stdio::null())?;
         let pipe = child.stdin.take();
+        if let Some(pipe) = &pipe {
+            enlarge(pipe);
+        }
         Piped::new(self, child, pipe)
     }
 
@@ -298,6 +306,12 @@ impl Program {
     fn start_error(&self, source: std::io::Error) -> CommandError {
         CommandError::Start { program: self.program.to_string_lossy().into_owned(), source }
     }
+}
+
+/// Makes room in a pipe, so that both ends work for longer before one waits for the other. What the
+/// system doesn't give makes it slower and nothing else.
+fn enlarge(pipe: impl std::os::fd::AsFd) {
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE);
 }
 
 /// A program that runs at the other end of a pipe. Dropped before its end it is killed.

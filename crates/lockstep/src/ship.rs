@@ -15,10 +15,12 @@ mod volume;
 mod walk;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use pgfiles::lsn::Lsn;
 use pgfiles::wal_name::WalSegment;
 use sendstream::pages::PageGeometry;
 use strata::delta::ImageOptions;
@@ -147,6 +149,7 @@ fn store(
     steps::reached("ship.views")?;
     let options = options(repository);
     let journals = cx.state.path("shipping");
+    let recovers = manifest.strategy != Strategy::Cold;
     let check = || held.check();
     let shipment = Shipment {
         repository,
@@ -154,9 +157,11 @@ fn store(
         journals: &journals,
         geometry: geometry(manifest, &views)?,
         checks_pages: manifest.postgres.data_checksums,
-        recovers: manifest.strategy != Strategy::Cold,
+        replayed: replayed(manifest),
+        recovers,
         check: &check,
         progress: &Progress::on_stderr(),
+        properties: &volume::properties(&cx.zfs, &routes)?,
     };
     let paths: Vec<PathBuf> =
         (0..looked_into.len()).map(|at| views.path(at).to_path_buf()).collect();
@@ -183,6 +188,18 @@ pub fn options(repository: &Repository) -> ImageOptions {
     let level = repository.config.compression_level;
     let packs = PackOptions { pack_size: PACK_SIZE, level, threads, uploads: 1 };
     ImageOptions { packs, ..ImageOptions::default() }
+}
+
+/// The LSNs that a restored cluster replays.
+fn replayed(manifest: &Manifest) -> Range<u64> {
+    let start = manifest.start_lsn.map_or(u64::MAX, Lsn::as_u64);
+    let end = match manifest.strategy {
+        Strategy::Cold => 0,
+        // The floor lies before the snapshots; what was written up to them is replayed too.
+        Strategy::Atomic => u64::MAX,
+        Strategy::Label | Strategy::Ordered => manifest.floor_lsn.map_or(0, Lsn::as_u64),
+    };
+    start..end
 }
 
 /// How the cluster's pages are laid out.

@@ -3,7 +3,7 @@
 
 #![cfg(unix)]
 
-#[allow(dead_code, reason = "each test file uses its own part of it")]
+#[allow(dead_code, reason = "each test file uses its own part of the harness")]
 mod support {
     pub mod server;
     pub const MAJORS: [u32; 6] = [13, 14, 15, 16, 17, 18];

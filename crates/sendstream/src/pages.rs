@@ -6,6 +6,8 @@
 //! [`Sink`], or fed record by record with [`observe`](PageChecker::observe), it says which pages
 //! are bad.
 
+use std::ops::Range;
+
 use crate::bytes::ByteOrder;
 use crate::compress::Decompressor;
 use crate::error::Result;
@@ -77,6 +79,8 @@ pub struct PageReport<P> {
     pub bad_pages: Vec<BadPage<P>>,
     /// Pages of which only a part went by, where ZFS's blocks are smaller.
     pub partial: u64,
+    /// Pages whose checksum is wrong, but which recovery writes anew: see [`PageChecker::replayed`].
+    pub replayed: u64,
 }
 
 impl<P> PageReport<P> {
@@ -117,6 +121,7 @@ pub struct PageChecker<P, F> {
     /// The beginning of a page, and where in the file it lies.
     partial: (u64, Vec<u8>),
     decompressor: Decompressor,
+    replayed: Range<u64>,
 }
 
 impl<P: Clone, F: FnMut(u64) -> Option<Segment<P>>> PageChecker<P, F> {
@@ -129,6 +134,7 @@ impl<P: Clone, F: FnMut(u64) -> Option<Segment<P>>> PageChecker<P, F> {
             bad: 0,
             bad_pages: Vec::new(),
             partial: 0,
+            replayed: 0,
         };
         PageChecker {
             lookup,
@@ -138,7 +144,21 @@ impl<P: Clone, F: FnMut(u64) -> Option<Segment<P>>> PageChecker<P, F> {
             current: None,
             partial: (0, Vec::new()),
             decompressor: Decompressor::new(),
+            replayed: 0..0,
         }
+    }
+
+    /// Recovery replays these LSNs: a page that was changed within them, and of which a snapshot caught only a part of
+    /// the write, is written anew from the WAL. Its own LSN is in its first bytes, which are written first.
+    pub fn replayed(mut self, lsns: Range<u64>) -> Self {
+        self.replayed = lsns;
+        self
+    }
+
+    /// `pd_lsn`: two words, the upper one first (`PageXLogRecPtr` in PostgreSQL's `bufpage.h`).
+    fn lsn(&self, page: &[u8]) -> u64 {
+        let word = |at| u64::from(self.order.u32(page, at).unwrap_or(0));
+        word(0) << 32 | word(4)
     }
 
     /// For a stream in this byte order; as a [`Sink`] it learns it from BEGIN.
@@ -240,6 +260,8 @@ impl<P: Clone, F: FnMut(u64) -> Option<Segment<P>>> PageChecker<P, F> {
         let computed = page_checksum(page, block, self.order);
         if stored == computed {
             self.report.good += 1;
+        } else if self.replayed.contains(&self.lsn(page)) {
+            self.report.replayed += 1;
         } else if stored == 0 {
             self.report.without_checksum += 1;
         } else {
@@ -392,6 +414,22 @@ mod tests {
         assert_eq!((report.good, report.zero, report.bad, report.partial), (3, 1, 1, 0));
         assert_eq!(report.bad_pages[0].block, 262_144);
         assert_eq!(report.data_checksums(), DataChecksums::On);
+    }
+
+    #[test]
+    fn a_page_that_recovery_writes_anew_may_be_torn() {
+        let torn = |lsn: u64| {
+            let mut page = page(0);
+            page[..4].copy_from_slice(&((lsn >> 32) as u32).to_le_bytes());
+            page[4..8].copy_from_slice(&(lsn as u32).to_le_bytes());
+            page
+        };
+        let mut checker = checker().replayed(0x1_0000_0100..0x1_0000_0200);
+        checker.content(0, 0, &torn(0x1_0000_0100));
+        checker.content(1, 0, &torn(0x1_0000_00ff));
+        checker.content(2, 0, &torn(0x1_0000_0200));
+        let report = checker.finish();
+        assert_eq!((report.replayed, report.bad), (1, 2));
     }
 
     #[test]

@@ -74,6 +74,8 @@ pub struct Compressed {
     content_length: usize,
     is_zstd: bool,
     payload: Vec<u8>,
+    /// Of the content, where it was asked for.
+    hash: Option<blake3::Hash>,
 }
 
 impl Compressed {
@@ -81,29 +83,53 @@ impl Compressed {
     pub(crate) fn content_length(&self) -> u64 {
         self.content_length as u64
     }
+
+    /// The content's hash, where it was asked for.
+    pub(crate) fn content_hash(&self) -> Option<blake3::Hash> {
+        self.hash
+    }
 }
 
-/// Compresses a frame's content. Needs nothing but the content, so it may run anywhere.
-pub fn compress(content: Vec<u8>, level: i32) -> Result<Compressed> {
-    let content_length = content.len();
-    if content_length > MAX_CONTENT {
-        return Err(Error::Invalid {
-            what: "length of a frame",
-            value: content_length.to_string(),
-            expected: "at most 32 MiB",
-        });
+/// Compresses frames' contents, one after another: zstd's tables are made once.
+pub(crate) struct Squeezer {
+    zstd: zstd::bulk::Compressor<'static>,
+    hashes: bool,
+}
+
+impl Squeezer {
+    /// At this level of zstd; with `hashes` the content is hashed too.
+    pub(crate) fn new(level: i32, hashes: bool) -> Result<Squeezer> {
+        let zstd = zstd::bulk::Compressor::new(level).map_err(Error::caller)?;
+        Ok(Squeezer { zstd, hashes })
     }
-    match zstd::bulk::compress(&content, level) {
-        Ok(payload) if payload.len() < content_length => {
-            Ok(Compressed { content_length, is_zstd: true, payload })
+
+    /// Needs nothing but the content, so it may run anywhere.
+    pub(crate) fn compress(&mut self, content: Vec<u8>) -> Result<Compressed> {
+        let content_length = content.len();
+        if content_length > MAX_CONTENT {
+            return Err(Error::Invalid {
+                what: "length of a frame",
+                value: content_length.to_string(),
+                expected: "at most 32 MiB",
+            });
         }
-        _ => Ok(Compressed { content_length, is_zstd: false, payload: content }),
+        let hash = self.hashes.then(|| blake3::hash(&content));
+        let (is_zstd, payload) = match self.zstd.compress(&content) {
+            Ok(payload) if payload.len() < content_length => (true, payload),
+            _ => (false, content),
+        };
+        Ok(Compressed { content_length, is_zstd, payload, hash })
     }
+}
+
+/// Compresses one frame's content.
+pub fn compress(content: Vec<u8>, level: i32) -> Result<Compressed> {
+    Squeezer::new(level, false)?.compress(content)
 }
 
 /// The frame's bytes at its place.
 pub fn finish(compressed: Compressed, place: Place<'_>, key: Option<&Key>) -> Result<Vec<u8>> {
-    let Compressed { content_length, is_zstd, mut payload } = compressed;
+    let Compressed { content_length, is_zstd, mut payload, .. } = compressed;
     let stored = payload.len() + if key.is_some() { TAG } else { 0 };
     let mut frame = Vec::with_capacity(HEADER + stored);
     frame.extend_from_slice(MAGIC);

@@ -199,6 +199,7 @@ fn datasets(placement: &Placement, source: &Source) -> Vec<DatasetName> {
 /// Folders that are Lockstep's with all that is in them.
 fn own(placement: &Placement, source: &Source) -> Vec<PathBuf> {
     let mut own = vec![placement.directory.join("log"), placement.directory.join("run")];
+    // What was there before is not Lockstep's to take away.
     own.retain(|path| !source.is_delta() || !path.exists());
     own.extend(source.staging());
     let is_new = |volume: &&PlacedVolume| volume.dataset.is_none() && !volume.mountpoint.exists();

@@ -22,6 +22,7 @@ use crate::postgres::instance::{self, PG_CONTROL, path_bytes};
 use crate::postgres::{recovery, wal};
 use crate::process::Credentials;
 use crate::set::manifest::{Manifest, WalStored};
+use crate::ship::classify::STATE;
 
 /// A file of the set: pg_control of a standby, as it was after the last snapshot.
 const KEPT_CONTROL: &str = "pg_control";
@@ -40,18 +41,8 @@ const FILES: [&str; 10] = [
     "current_logfiles",
 ];
 
-/// Folders whose contents PostgreSQL makes anew (excludeDirContents in basebackup.c), and
-/// archive_status, whose .ready files are the old archiver's business.
-const CONTENTS: [&str; 8] = [
-    "pg_replslot",
-    "pg_stat_tmp",
-    "pg_dynshmem",
-    "pg_notify",
-    "pg_serial",
-    "pg_snapshots",
-    "pg_subtrans",
-    "pg_wal/archive_status",
-];
+/// Its .ready files are the old archiver's business.
+const ARCHIVE_STATUS: &str = "pg_wal/archive_status";
 
 /// Makes the clones one cluster.
 pub(super) fn prepare(build: &Build, owner: Option<Credentials>) -> Result<()> {
@@ -105,7 +96,8 @@ fn unlink(path: &Path) -> Result<()> {
 fn clean(build: &Build) -> Result<()> {
     let data = &build.placement.data;
     FILES.iter().try_for_each(|name| files::remove_file(&data.join(name)))?;
-    CONTENTS.iter().try_for_each(|name| files::empty_directory(&data.join(name)))?;
+    let emptied = STATE.iter().chain([&ARCHIVE_STATUS]);
+    emptied.into_iter().try_for_each(|name| files::empty_directory(&data.join(name)))?;
     remove_named(&data.join("global"), b"pg_internal.init")?;
     remove_named(&data.join("base"), b"pgsql_tmp")?;
     for database in folders(&data.join("base"))? {

@@ -48,8 +48,9 @@ impl Why {
     }
 }
 
-/// Folders of the data directory that a restore empties.
-const STATE: [&str; 7] = [
+/// Folders of the data directory whose contents PostgreSQL makes anew (excludeDirContents in
+/// `basebackup.c`): they aren't stored, and a restore empties them.
+pub const STATE: [&str; 7] = [
     "pg_replslot",
     "pg_stat_tmp",
     "pg_dynshmem",

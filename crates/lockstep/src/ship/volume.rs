@@ -1,6 +1,6 @@
 //! One volume's way into the repository: what its snapshot is an increment to, the stream, the delta.
 
-use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use sendstream::Reader;
@@ -19,8 +19,10 @@ use crate::repository::shipped::ShippedVolume;
 use crate::repository::{Repository, of_strata};
 use crate::set::manifest::SetVolume;
 use crate::steps;
-use crate::volume::zfs::{Base, SendSpec, SnapshotName, Zfs};
+use crate::volume::zfs::{Base, Properties, SendSpec, SnapshotName, Zfs};
 
+/// What nearly every cluster has as its page.
+const PAGE: u64 = 8192;
 /// Properties of a dataset that its restored copy gets too.
 const PROPERTIES: [&str; 7] = [
     "recordsize",
@@ -44,12 +46,28 @@ pub struct Shipment<'a> {
     pub geometry: PageGeometry,
     /// They carry checksums.
     pub checks_pages: bool,
+    /// The LSNs that recovery replays.
+    pub replayed: Range<u64>,
     /// The restored cluster goes through recovery.
     pub recovers: bool,
     /// Asked now and then whether to go on.
     pub check: &'a (dyn Fn() -> Result<()> + Sync),
     /// What is shown meanwhile.
     pub progress: &'a Progress,
+    /// The datasets' properties that go along.
+    pub properties: &'a Properties,
+}
+
+/// The properties of datasets that their restored copies get too, all in one command.
+///
+/// # Errors
+/// When ZFS fails.
+pub fn properties(zfs: &Zfs, routes: &[Route<'_>]) -> Result<Properties> {
+    let names: Vec<_> = routes.iter().map(|route| route.volume.dataset.to_string()).collect();
+    let (known, optional) = PROPERTIES.split_at(PROPERTIES.len() - 1);
+    let mut all = zfs.get_known(&names, known, optional.first().unwrap_or(&""))?;
+    all.values_mut().for_each(|of| of.retain(|_, value| value != "-"));
+    Ok(all)
 }
 
 /// A volume's way, before it is begun.
@@ -87,10 +105,16 @@ pub fn route<'a>(zfs: &Zfs, repository: &Repository, volume: &'a SetVolume) -> R
 }
 
 impl Route<'_> {
-    /// The snapshot to compare pages with, where there is one: a bookmark has no content.
+    /// The snapshot to compare pages with, where there is one (a bookmark has no content) and
+    /// records are larger than pages. Old files may have larger ones than the property says now:
+    /// these are stored whole.
     #[must_use]
     pub fn base_snapshot(&self) -> Option<SnapshotName> {
-        let (base, _) = self.base.as_ref()?;
+        let (base, state) = self.base.as_ref()?;
+        let recordsize = state.properties.get("recordsize").and_then(|text| text.parse().ok());
+        if recordsize.is_some_and(|size: u64| size <= PAGE) {
+            return None;
+        }
         let (_, name) = base.name.split_once('@')?;
         Some(self.volume.dataset.snapshot(name))
     }
@@ -218,26 +242,14 @@ impl Job<'_> {
             )));
         }
         let begin = StreamBegin::after(&begin, base.map(|(_, state)| &state.begin));
-        let mut state = ImageState::new(begin, self.properties()?);
+        let properties = self.shipment.properties.get(self.volume.dataset.as_str()).cloned();
+        let mut state = ImageState::new(begin, properties.unwrap_or_default());
         state.stream_bytes = stream_bytes;
         state.left_out.clone_from(&self.walked.left_out);
         (state.left_out_objects, state.pages) = passing.finish();
         writer.about(state.to_about()?);
         steps::reached("ship.stream")?;
         Ok(Some(writer.finish().map_err(of_strata)?))
-    }
-
-    fn properties(&self) -> Result<BTreeMap<String, String>> {
-        let name = self.volume.dataset.to_string();
-        let (known, optional) = PROPERTIES.split_at(PROPERTIES.len() - 1);
-        let mut all = self.zfs.get_known(
-            std::slice::from_ref(&name),
-            known,
-            optional.first().unwrap_or(&""),
-        )?;
-        let mut of = all.remove(&name).unwrap_or_default();
-        of.retain(|_, value| value != "-");
-        Ok(of)
     }
 }
 

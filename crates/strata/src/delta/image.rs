@@ -149,7 +149,9 @@ impl ImageWriter {
                 }
             }
         }
-        let content = std::mem::take(&mut self.content);
+        // Of the size that it will have: growing step by step would copy it twice.
+        let next = Vec::with_capacity(self.frame_size.min(self.content.len() * 2));
+        let content = std::mem::replace(&mut self.content, next);
         self.unplaced.push_back(waiting);
         let mut placed = Vec::new();
         self.packs.push(content, &mut |place| placed.push(place))?;

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use crate::error::{Error, Result};
-use crate::frame::{Compressed, compress};
+use crate::frame::{Compressed, Squeezer};
 
 /// One thread: its frames go in and come out in order.
 struct Worker {
@@ -16,33 +16,35 @@ struct Worker {
 /// Worker `n % workers` has frame `n`, so that the order needs no sorting.
 pub(super) struct Compressor {
     workers: Vec<Worker>,
-    level: i32,
     given: usize,
     taken: usize,
     /// Where there are no workers.
+    own: Squeezer,
     ready: VecDeque<Compressed>,
 }
 
 impl Compressor {
-    /// With one thread or none the caller's own compresses.
-    pub(super) fn new(threads: usize, level: i32) -> Compressor {
+    /// With one thread or none the caller's own compresses. With `hashes` each frame's content is hashed too.
+    pub(super) fn new(threads: usize, level: i32, hashes: bool) -> Result<Compressor> {
         let count = if threads > 1 { threads } else { 0 };
         let workers = (0..count)
             .map(|_| {
                 let (work, todo) = sync_channel::<Vec<u8>>(1);
                 let (finished, done) = sync_channel(1);
+                let mut squeezer = Squeezer::new(level, hashes)?;
                 thread::spawn(move || {
                     // Ends when the compressor is dropped: then one end or the other is gone.
                     for content in todo {
-                        if finished.send(compress(content, level)).is_err() {
+                        if finished.send(squeezer.compress(content)).is_err() {
                             break;
                         }
                     }
                 });
-                Worker { work, done }
+                Ok(Worker { work, done })
             })
-            .collect();
-        Compressor { workers, level, given: 0, taken: 0, ready: VecDeque::new() }
+            .collect::<Result<_>>()?;
+        let own = Squeezer::new(level, hashes)?;
+        Ok(Compressor { workers, given: 0, taken: 0, own, ready: VecDeque::new() })
     }
 
     /// Whether the next frame can only be given once one is taken.
@@ -53,7 +55,7 @@ impl Compressor {
 
     pub(super) fn give(&mut self, content: Vec<u8>) -> Result<()> {
         if self.workers.is_empty() {
-            self.ready.push_back(compress(content, self.level)?);
+            self.ready.push_back(self.own.compress(content)?);
         } else {
             let worker = &self.workers[self.given % self.workers.len()];
             worker.work.send(content).map_err(|_| gone())?;
@@ -89,7 +91,7 @@ mod tests {
     #[test]
     fn frames_come_out_in_order() {
         for threads in [0, 1, 2, 5] {
-            let mut compressor = Compressor::new(threads, 1);
+            let mut compressor = Compressor::new(threads, 1, false).unwrap();
             let mut taken = 0_u8;
             let mut check = |compressed: Compressed| {
                 let place = crate::frame::Place { path: "x", pack: crate::Ulid(0), at: 0 };

@@ -14,13 +14,38 @@ use crate::repository::Repository;
 const WINDOW: u64 = 4 << 20;
 
 /// Reads frames, and keeps those read last.
+///
+/// A fold of many deltas goes forward in a frame of each. So where room is short, what lies before the place that was
+/// read last goes first: all deltas' frames then take half the room, and none has to be read again and again.
 pub struct FrameReader {
     repository: Repository,
     /// Those used last are at the back.
-    kept: VecDeque<(Ulid, u64, Bytes)>,
+    kept: VecDeque<Kept>,
     kept_bytes: usize,
     limit: usize,
     frames: u64,
+}
+
+/// A frame, or the end of one.
+struct Kept {
+    pack: Ulid,
+    at: u64,
+    /// Where in the frame's content the bytes begin.
+    from: usize,
+    bytes: Bytes,
+    /// Up to here, in the bytes, they were read.
+    used: usize,
+}
+
+impl Kept {
+    /// Forgets what was read, where that is half of it or more.
+    fn trim(&mut self) {
+        if self.used > 0 && self.used >= self.bytes.len() / 2 {
+            self.bytes = Bytes::copy_from_slice(&self.bytes[self.used..]);
+            self.from += self.used;
+            self.used = 0;
+        }
+    }
 }
 
 impl FrameReader {
@@ -42,14 +67,24 @@ impl FrameReader {
 
     /// The bytes at a location.
     pub fn read(&mut self, location: &Location) -> Result<Bytes> {
+        let start = usize::try_from(location.start).unwrap_or(usize::MAX);
+        let end = location.start.checked_add(location.size);
+        let end = end.and_then(|end| usize::try_from(end).ok()).unwrap_or(usize::MAX);
+        if let Some(kept) = self.use_kept(location.pack, location.frame, start)
+            && end <= kept.from + kept.bytes.len()
+        {
+            kept.used = end - kept.from;
+            return Ok(kept.bytes.slice(start - kept.from..end - kept.from));
+        }
         let content = self.frame(location.pack, location.frame, location.frame_length)?;
-        let range = usize::try_from(location.start)
-            .ok()
-            .zip(location.start.checked_add(location.size).and_then(|end| end.try_into().ok()))
-            .filter(|&(start, end)| start <= end && end <= content.len());
-        match range {
-            Some((start, end)) => Ok(content.slice(start..end)),
-            None => Err(Error::damaged(
+        match (start, end) {
+            (start, end) if start <= end && end <= content.len() => {
+                if let Some(kept) = self.kept.back_mut() {
+                    kept.used = end;
+                }
+                Ok(content.slice(start..end))
+            }
+            _ => Err(Error::damaged(
                 &self.repository.pack_path(location.pack),
                 location.frame,
                 format!(
@@ -64,11 +99,8 @@ impl FrameReader {
 
     /// A frame's content.
     pub fn frame(&mut self, pack: Ulid, at: u64, length: u64) -> Result<Bytes> {
-        let kept = self.kept.iter().rposition(|kept| kept.0 == pack && kept.1 == at);
-        if let Some(kept) = kept.and_then(|index| self.kept.remove(index)) {
-            let content = kept.2.clone();
-            self.kept.push_back(kept);
-            return Ok(content);
+        if let Some(kept) = self.use_kept(pack, at, 0) {
+            return Ok(kept.bytes.clone());
         }
         let path = self.repository.pack_path(pack);
         if length > (MAX_CONTENT + HEADER + 16) as u64 {
@@ -80,14 +112,38 @@ impl FrameReader {
         let place = Place { path: &path, pack, at };
         let content = Bytes::from(frame::open(&stored, place, self.repository.key())?);
         self.frames += 1;
-        while self.kept_bytes + content.len() > self.limit
-            && let Some((_, _, oldest)) = self.kept.pop_front()
-        {
-            self.kept_bytes -= oldest.len();
-        }
+        self.make_room(content.len());
         self.kept_bytes += content.len();
-        self.kept.push_back((pack, at, content.clone()));
+        self.kept.push_back(Kept { pack, at, from: 0, bytes: content.clone(), used: 0 });
         Ok(content)
+    }
+
+    /// A kept frame whose content is there from `start` on; it is the one used last now.
+    fn use_kept(&mut self, pack: Ulid, at: u64, start: usize) -> Option<&mut Kept> {
+        let index = self.kept.iter().rposition(|kept| kept.pack == pack && kept.at == at)?;
+        let kept = self.kept.remove(index)?;
+        if kept.from > start {
+            // Its beginning is wanted again: it is read again.
+            self.kept_bytes -= kept.bytes.len();
+            return None;
+        }
+        self.kept.push_back(kept);
+        self.kept.back_mut()
+    }
+
+    /// Makes room for so many bytes: what was read goes first, then whole frames, those used last the last.
+    fn make_room(&mut self, bytes: usize) {
+        if self.kept_bytes + bytes <= self.limit {
+            return;
+        }
+        self.kept.iter_mut().for_each(Kept::trim);
+        self.kept.retain(|kept| !kept.bytes.is_empty());
+        self.kept_bytes = self.kept.iter().map(|kept| kept.bytes.len()).sum();
+        while self.kept_bytes + bytes > self.limit
+            && let Some(oldest) = self.kept.pop_front()
+        {
+            self.kept_bytes -= oldest.bytes.len();
+        }
     }
 }
 

@@ -75,8 +75,6 @@ pub struct PackWriter {
     uploads: VecDeque<Upload>,
     stored: Vec<Packed>,
     resume: Option<Resume>,
-    /// Hashes of the content of frames that were given and not placed.
-    hashes: VecDeque<String>,
 }
 
 impl PackWriter {
@@ -89,10 +87,9 @@ impl PackWriter {
     ) -> Result<PackWriter> {
         Ok(PackWriter {
             resume: resume.map(|path| Resume::open(repository, path)).transpose()?,
-            hashes: VecDeque::new(),
             repository: repository.clone(),
             options,
-            compressor: Compressor::new(options.threads, options.level),
+            compressor: Compressor::new(options.threads, options.level, resume.is_some())?,
             pack: Ulid::new()?,
             frames: Vec::new(),
             length: 0,
@@ -111,7 +108,6 @@ impl PackWriter {
                 placed(known.placed);
                 return Ok(());
             }
-            self.hashes.push_back(blake3::hash(&content).to_hex().to_string());
         }
         while self.compressor.is_full() {
             self.place(placed)?;
@@ -125,13 +121,14 @@ impl PackWriter {
             return Ok(false);
         };
         self.content += compressed.content_length();
+        let hash = compressed.content_hash();
         let path = self.repository.pack_path(self.pack);
         let place = Place { path: &path, pack: self.pack, at: self.length };
         let frame = finish(compressed, place, self.repository.key())?;
         let length = frame.len() as u64;
         placed(Placed { pack: self.pack, at: self.length, length });
-        if let (Some(resume), Some(hash)) = (&mut self.resume, self.hashes.pop_front()) {
-            resume.framed(hash, self.length, length);
+        if let (Some(resume), Some(hash)) = (&mut self.resume, hash) {
+            resume.framed(hash.to_hex().to_string(), self.length, length);
         }
         self.frames.push(frame.into());
         self.length += length;

@@ -277,19 +277,6 @@ pub(super) mod s3 {
         HeaderValue::try_from(date.to_rfc3339_opts(SecondsFormat::Secs, true)).ok()
     }
 
-    #[cfg(test)]
-    mod tests {
-        use super::*;
-
-        #[test]
-        fn a_lock_outlives_the_days_that_were_asked_for() {
-            let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-            assert_eq!(until(at(0), 1).unwrap(), "1970-01-02T01:00:00Z");
-            assert_eq!(until(at(1_800_000_000), 30).unwrap(), "2027-02-14T09:00:00Z");
-            assert!(until(at(0), u32::MAX).is_none(), "no date");
-        }
-    }
-
     impl Locking for Retention {
         fn writer(&self) -> Result<Arc<dyn ObjectStore>> {
             Ok(self.client()?)
@@ -301,6 +288,19 @@ pub(super) mod s3 {
 
         fn parts(&self) -> Arc<dyn MultipartStore> {
             self.plain.clone()
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_lock_outlives_the_days_that_were_asked_for() {
+            let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            assert_eq!(until(at(0), 1).unwrap(), "1970-01-02T01:00:00Z");
+            assert_eq!(until(at(1_800_000_000), 30).unwrap(), "2027-02-14T09:00:00Z");
+            assert!(until(at(0), u32::MAX).is_none(), "no date");
         }
     }
 }

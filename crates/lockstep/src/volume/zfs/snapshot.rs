@@ -201,12 +201,15 @@ impl Zfs {
     /// `zfs destroy NAME`, retried while it is busy; one that is gone is fine.
     pub(super) fn destroy(&self, name: &str) -> Result<()> {
         let deadline = Instant::now() + BUSY_LIMIT;
+        // Mostly it is a moment.
+        let mut pause = Duration::from_millis(5);
         loop {
             match self.run(["destroy", name]) {
                 Ok(_) => return Ok(()),
                 Err(error) if is_absent(&error) => return Ok(()),
                 Err(error) if error.stderr().contains("busy") && Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(100));
+                    std::thread::sleep(pause);
+                    pause = (2 * pause).min(Duration::from_millis(100));
                 }
                 Err(error) => return Err(error.into()),
             }
