@@ -50,6 +50,8 @@ impl Prepared {
             arguments.into_iter().chain(FILES).chain(more.iter().copied()).collect();
         let mut running = self.lockstep.clone().with_steps(&steps).spawn(&arguments);
         steps.wait_reached("restore.files", &mut running);
+        let memory = most_memory(running.id());
+        assert!(memory < 128 << 20, "{memory} bytes of memory");
         look();
         steps.release("restore.files");
         let outcome = running.wait(support::lockstep::LIMIT);
@@ -67,6 +69,16 @@ impl Prepared {
             }
         }
     }
+}
+
+/// The most that a process has had in memory at once.
+#[track_caller]
+fn most_memory(process: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line of it");
+    let kilobytes: u64 = most.trim().trim_end_matches(" kB").parse().expect("a number");
+    eprintln!("{} MB of memory at most", kilobytes >> 10);
+    kilobytes << 10
 }
 
 /// Where a volume of a restore is.
