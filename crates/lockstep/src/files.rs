@@ -123,6 +123,10 @@ pub fn give_to(path: &Path, owner: Option<Credentials>) -> Result<()> {
 /// # Errors
 /// When it can't be written.
 pub fn write_owned(path: &Path, bytes: &[u8], owner: Option<Credentials>) -> Result<()> {
+    // A link in a copied tree leads to the original's file.
+    if path.is_symlink() {
+        remove_file(path)?;
+    }
     let mut file = File::create(path).map_err(Error::io("create", path))?;
     file.write_all(bytes).map_err(Error::io("write", path))?;
     file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(Error::io("chmod", path))?;

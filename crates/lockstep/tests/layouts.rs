@@ -4,6 +4,7 @@
 mod support;
 
 use support::checker::Checker;
+use support::cluster::Stop;
 use support::fixture::{Fixture, assert_clean};
 use support::layout::{
     Layout, eight_datasets, nested_wal, one_dataset, one_pool, two_pools_four_datasets,
@@ -146,4 +147,34 @@ fn eight_datasets_in_two_pools() {
     let set = prepared.proves("ordered");
     assert_eq!(order(&set).first(), Some(&prepared.dataset("data")), "the data directory first");
     assert_eq!(order(&set).last(), Some(&prepared.dataset("wal")), "pg_wal last");
+}
+
+/// A folder that PostgreSQL makes anew may be a link to a RAM disk: what is restored must not empty the live server's.
+#[test]
+fn a_link_out_of_the_data_directory_is_not_followed() {
+    let prepared = prepare(two_pools_four_datasets());
+    let cluster = &prepared.fixture.cluster;
+    cluster.stop(Stop::Fast);
+    let outside = prepared.fixture.owned("stat_tmp");
+    let (link, settings) =
+        (cluster.data.join("pg_stat_tmp"), cluster.data.join("postgresql.auto.conf"));
+    std::fs::remove_dir_all(&link).expect("the folder can be removed");
+    std::os::unix::fs::symlink(&outside, &link).expect("a link can be made");
+    let kept = outside.join("kept");
+    std::fs::write(&kept, "the live server's").expect("it is writable");
+    // Somebody's tool keeps this file elsewhere.
+    let moved = outside.join("auto.conf");
+    std::fs::copy(&settings, &moved).expect("it can be copied");
+    std::fs::set_permissions(&moved, std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .expect("its mode can be changed");
+    std::fs::remove_file(&settings).expect("it can be removed");
+    std::os::unix::fs::symlink(&moved, &settings).expect("a link can be made");
+    let before = std::fs::read(&moved).expect("it can be read");
+    cluster.start();
+    prepared.proves("label");
+    assert!(kept.exists(), "the restore has emptied the live server's folder");
+    assert!(
+        std::fs::read(&moved).expect("it is there") == before,
+        "the live server's settings were changed"
+    );
 }

@@ -47,7 +47,7 @@ const ARCHIVE_STATUS: &str = "pg_wal/archive_status";
 /// Makes the clones one cluster.
 pub(super) fn prepare(build: &Build, owner: Option<Credentials>) -> Result<()> {
     turn_links(build)?;
-    clean(build)?;
+    clean(build, owner)?;
     place_wal(build, owner)?;
     place_control(build, owner)?;
     place_label(build, owner)?;
@@ -93,11 +93,18 @@ fn unlink(path: &Path) -> Result<()> {
     }
 }
 
-fn clean(build: &Build) -> Result<()> {
+fn clean(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let data = &build.placement.data;
     FILES.iter().try_for_each(|name| files::remove_file(&data.join(name)))?;
-    let emptied = STATE.iter().chain([&ARCHIVE_STATUS]);
-    emptied.into_iter().try_for_each(|name| files::empty_directory(&data.join(name)))?;
+    for name in STATE.iter().chain([&ARCHIVE_STATUS]) {
+        let path = data.join(name);
+        // A link leads to the live server's folder: this cluster gets one of its own.
+        if path.is_symlink() {
+            files::remove_file(&path)?;
+            files::create_owned_directory(&path, owner)?;
+        }
+        files::empty_directory(&path)?;
+    }
     remove_named(&data.join("global"), b"pg_internal.init")?;
     remove_named(&data.join("base"), b"pgsql_tmp")?;
     for database in folders(&data.join("base"))? {
