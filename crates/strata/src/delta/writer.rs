@@ -212,9 +212,16 @@ impl DeltaWriter {
         for row in &rows {
             packs.push(row)?;
         }
-        descriptor.objects = objects.finish()?;
-        descriptor.extents = extents.finish()?;
-        descriptor.packs = packs.finish()?;
+        // At the same time: each waits for the store and its disk far longer than it works.
+        let (objects, extents, packs) = std::thread::scope(|scope| {
+            let objects = scope.spawn(|| objects.finish());
+            let extents = scope.spawn(|| extents.finish());
+            (objects.join(), extents.join(), packs.finish())
+        });
+        let ended = |_| Error::caller("a thread that writes an index ended early");
+        descriptor.objects = objects.map_err(ended)??;
+        descriptor.extents = extents.map_err(ended)??;
+        descriptor.packs = packs?;
         write_descriptor(&repository, &descriptor)?;
         Ok(descriptor)
     }

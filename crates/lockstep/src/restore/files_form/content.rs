@@ -72,6 +72,24 @@ struct Batch {
     parts: Vec<Part>,
 }
 
+impl Batch {
+    /// Adds a part; true where it only makes the one before it longer. Blocks that are neighbours in
+    /// the frame and in the file are written in one call: a full frame of 8 KiB blocks is one write
+    /// and not 128, each of which would wait for the file's lock.
+    fn add(&mut self, part: Part) -> bool {
+        if let Some(last) = self.parts.last_mut()
+            && last.to == part.to
+            && last.offset + last.size as u64 == part.offset
+            && last.start + last.size == part.start
+        {
+            last.size += part.size;
+            return true;
+        }
+        self.parts.push(part);
+        false
+    }
+}
+
 /// What the threads share.
 struct Work<'a> {
     volume: &'a Volume<'a>,
@@ -222,7 +240,11 @@ impl Sink for Gathering<'_> {
             size: usize::try_from(length).map_err(|_| strange())?,
         };
         match self.open.get_mut(&location.pack) {
-            Some(batch) if batch.frame == location.frame => batch.parts.push(part),
+            Some(batch) if batch.frame == location.frame => {
+                if batch.add(part) {
+                    return Ok(());
+                }
+            }
             _ => {
                 let batch = Batch {
                     pack: location.pack,
