@@ -108,6 +108,7 @@ fn publish(repository: &Repository, number: usize, history: &[[Image; 2]], base:
             stored_bytes: 100,
             left_out: Vec::new(),
             pages: Pages::default(),
+            raw: None,
         });
     }
     let files = ImageWriter::new(&repository.strata, FILES_IMAGE, &id, None, &small());

@@ -2,7 +2,7 @@
 //!
 //! The stream is sent as it is in memory: what is compressed or embedded on disk would have to be
 //! taken apart again. Large blocks (`-L`) are kept, where this ZFS knows them: without it a file of
-//! large blocks changes its block size with every other stream.
+//! large blocks changes its block size with every other stream. A raw stream (`-w`) is all as on disk.
 
 use std::process::{ChildStdin, ChildStdout};
 
@@ -29,6 +29,8 @@ pub struct SendSpec<'a> {
     pub snapshot: &'a SnapshotName,
     /// What it is an increment to: [`Base::name`].
     pub base: Option<&'a str>,
+    /// As it is encrypted on disk; then also compressed and in blocks as there.
+    pub raw: bool,
     /// Added to the priority of `zfs send`.
     pub nice: Option<u8>,
     /// The class of its disk accesses.
@@ -42,7 +44,9 @@ impl Zfs {
     /// When it can't be started.
     pub fn send(&self, spec: &SendSpec<'_>) -> Result<Piped<ChildStdout>> {
         let mut program = Program::new("zfs").arg("send");
-        if self.sends_large_blocks() {
+        if spec.raw {
+            program = program.arg("-w");
+        } else if self.sends_large_blocks() {
             program = program.arg("-L");
         }
         if let Some(base) = spec.base {
