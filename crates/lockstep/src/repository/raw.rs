@@ -207,7 +207,11 @@ pub fn ingest(
     }
     let link = read?;
     keeping.flush()?;
-    Ok(Ingested { link, bytes: keeping.offset, blake3: keeping.hash.finalize().to_hex().to_string() })
+    Ok(Ingested {
+        link,
+        bytes: keeping.offset,
+        blake3: keeping.hash.finalize().to_hex().to_string(),
+    })
 }
 
 /// Whether it is the stream that was asked for, as BEGIN says.
@@ -306,7 +310,9 @@ pub fn copy(
         return Err(Error::io("write to", "zfs receive")(error));
     }
     folded.map_err(of_strata)?;
-    if sink.offset != segment.stream_bytes || sink.hash.finalize().to_hex().as_str() != segment.blake3 {
+    if sink.offset != segment.stream_bytes
+        || sink.hash.finalize().to_hex().as_str() != segment.blake3
+    {
         return Err(Error::failed(format!(
             "segment {guid} of \"{image}\" isn't the stream that was stored"
         ))

@@ -163,11 +163,7 @@ impl RawWay {
     ///
     /// # Errors
     /// When ZFS, the stream or the store fails.
-    pub(super) fn ship(
-        self,
-        shipment: &Shipment<'_>,
-        volume: &SetVolume,
-    ) -> Result<ShippedVolume> {
+    pub(super) fn ship(self, shipment: &Shipment<'_>, volume: &SetVolume) -> Result<ShippedVolume> {
         let repository = shipment.repository;
         let (descriptor, segment) = match self.there {
             Some(there) => there,
@@ -204,10 +200,8 @@ fn send(
         ionice: config.ionice,
     };
     let journal = format!("{}-{image}-{}.jsonl", repository.name, volume.guid);
-    let options = ImageOptions {
-        resume: Some(shipment.journals.join(journal)),
-        ..shipment.options.clone()
-    };
+    let options =
+        ImageOptions { resume: Some(shipment.journals.join(journal)), ..shipment.options.clone() };
     // Without a base: nothing of it can be read without the stream's own reader.
     let mut writer = ImageWriter::new(&repository.strata, image, &volume.guid, None, &options)
         .map_err(of_strata)?;

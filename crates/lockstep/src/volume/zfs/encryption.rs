@@ -46,7 +46,10 @@ impl Zfs {
         let mut encrypted = BTreeMap::new();
         for dataset in datasets {
             let value = |property: &str| {
-                found.get(dataset.as_str()).and_then(|of| of.get(property)).map_or("-", String::as_str)
+                found
+                    .get(dataset.as_str())
+                    .and_then(|of| of.get(property))
+                    .map_or("-", String::as_str)
             };
             if ["off", "-"].contains(&value(ENCRYPTION)) {
                 continue;
