@@ -171,6 +171,30 @@ pub struct Ingested {
     pub blake3: String,
 }
 
+impl Ingested {
+    /// The segment that it is behind `base`.
+    #[must_use]
+    pub fn behind(
+        self,
+        base: Option<Segment>,
+        key_location: Option<String>,
+        properties: BTreeMap<String, String>,
+    ) -> Segment {
+        let mut chain = base.map(|segment| segment.chain).unwrap_or_default();
+        chain.push(self.link);
+        let (stream_bytes, blake3) = (self.bytes, self.blake3);
+        Segment {
+            version: VERSION,
+            kind: Kind::Raw,
+            chain,
+            stream_bytes,
+            blake3,
+            key_location,
+            properties,
+        }
+    }
+}
+
 /// Writes a stream into `writer`, which the caller finishes. It has to lead to the snapshot `guid`, from
 /// `base` or from nothing. `progress` is told how much of it has been read.
 ///
@@ -348,6 +372,10 @@ impl DataSink for ToStream<'_> {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "raw_tests.rs"]
+pub(crate) mod stored_tests;
 
 #[cfg(test)]
 mod tests {

@@ -1,9 +1,10 @@
 //! A set in a repository: what its manifest there says beside the deltas that it names.
 
 use serde::{Deserialize, Serialize};
+use strata::delta::Descriptor;
 use strata::manifest::{DeltaId, Manifest as Stored};
 
-use super::raw::Link;
+use super::raw::{Link, Segment};
 use super::{Repository, of_strata};
 use crate::error::{Error, Result};
 use crate::set::manifest::{Manifest, json};
@@ -57,6 +58,27 @@ pub struct ShippedVolume {
 }
 
 impl ShippedVolume {
+    /// One that is stored raw.
+    #[must_use]
+    pub fn raw(
+        dataset: DatasetName,
+        descriptor: Descriptor,
+        segment: Segment,
+        stored: u64,
+    ) -> Self {
+        Self {
+            dataset,
+            image: descriptor.image,
+            delta: descriptor.id,
+            base: segment.base().map(|base| base.guid.clone()),
+            stream_bytes: segment.stream_bytes,
+            stored_bytes: stored,
+            left_out: Vec::new(),
+            pages: Pages { not_checked: Some("raw".into()), ..Pages::default() },
+            raw: Some(segment.chain),
+        }
+    }
+
     /// The deltas that it needs by name: what these come from is needed too.
     fn deltas(&self) -> impl Iterator<Item = DeltaId> {
         let guids: Vec<_> = match &self.raw {

@@ -19,8 +19,8 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::layout::PartKind;
 use crate::plan::refusal::Refusal;
-use crate::repository::raw::{Kind, Segment, ingest, next_base, raw_image_name};
-use crate::repository::shipped::{Pages, ShippedVolume};
+use crate::repository::raw::{Segment, ingest, next_base, raw_image_name};
+use crate::repository::shipped::ShippedVolume;
 use crate::repository::{Repository, of_strata};
 use crate::set::manifest::{Manifest, SetVolume, WalStored};
 use crate::steps;
@@ -164,22 +164,12 @@ impl RawWay {
     /// # Errors
     /// When ZFS, the stream or the store fails.
     pub(super) fn ship(self, shipment: &Shipment<'_>, volume: &SetVolume) -> Result<ShippedVolume> {
-        let repository = shipment.repository;
         let (descriptor, segment) = match self.there {
             Some(there) => there,
             None => send(shipment, volume, &self.image, self.base)?,
         };
-        Ok(ShippedVolume {
-            dataset: volume.dataset.clone(),
-            stored_bytes: stored_bytes(repository, &descriptor)?,
-            image: descriptor.image,
-            delta: descriptor.id,
-            base: segment.base().map(|base| base.guid.clone()),
-            stream_bytes: segment.stream_bytes,
-            left_out: Vec::new(),
-            pages: Pages { not_checked: Some("raw".into()), ..Pages::default() },
-            raw: Some(segment.chain),
-        })
+        let stored = stored_bytes(shipment.repository, &descriptor)?;
+        Ok(ShippedVolume::raw(volume.dataset.clone(), descriptor, segment, stored))
     }
 }
 
@@ -230,17 +220,10 @@ fn send(
         }
     };
     child.finish()?;
-    let mut chain = base.map(|(_, segment)| segment.chain).unwrap_or_default();
-    chain.push(stored.link);
-    let segment = Segment {
-        version: 1,
-        kind: Kind::Raw,
-        chain,
-        stream_bytes: stored.bytes,
-        blake3: stored.blake3,
-        key_location: shipment.key_locations.get(&volume.dataset).cloned(),
-        properties: shipment.properties.get(volume.dataset.as_str()).cloned().unwrap_or_default(),
-    };
+    let key_location = shipment.key_locations.get(&volume.dataset).cloned();
+    let properties = shipment.properties.get(volume.dataset.as_str()).cloned();
+    let base = base.map(|(_, segment)| segment);
+    let segment = stored.behind(base, key_location, properties.unwrap_or_default());
     writer.about(segment.to_about()?);
     steps::reached("ship.stream")?;
     Ok((writer.finish().map_err(of_strata)?, segment))
