@@ -227,10 +227,14 @@ impl FromRepository {
             steps::reached(&format!("restore.received-{}", index + 1))?;
         }
         // All are received first: so the keys are asked for once.
-        match locked.is_empty() {
-            true => Ok(None),
-            false => Err(Refusal::KeysNotLoaded { datasets: locked }.into()),
+        if locked.is_empty() {
+            return Ok(None);
         }
+        // Half a cluster is none: its postmaster.pid may even be that of the original, which runs.
+        for dataset in build.placement.volumes.iter().filter_map(|placed| placed.dataset.as_ref()) {
+            build.cx.zfs.unmount(dataset)?;
+        }
+        Err(Refusal::KeysNotLoaded { datasets: locked }.into())
     }
 
     /// Plain folders, that of the data directory first: its pg_control goes before anything of an

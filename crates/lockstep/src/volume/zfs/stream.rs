@@ -82,6 +82,17 @@ impl Zfs {
         Ok(())
     }
 
+    /// Unmounts a dataset; one that isn't mounted is fine.
+    ///
+    /// # Errors
+    /// When it is in use.
+    pub fn unmount(&self, dataset: &DatasetName) -> Result<()> {
+        if self.value(dataset, "mounted")? == "yes" {
+            self.run(["unmount", dataset.as_str()])?;
+        }
+        Ok(())
+    }
+
     /// Renames a dataset that isn't mounted.
     ///
     /// # Errors
