@@ -231,7 +231,56 @@ fn send(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::prune::memory_store::Memory;
+    use crate::repository::raw::stored_tests::repository;
+    use crate::set::manifest::tests::manifest;
+    use crate::set::manifest::{SetFile, SetPart};
+
+    /// A set whose pg_wal lies in `wal`, with these files beside it.
+    fn set(wal: &str, stored: WalStored, files: &[&str]) -> Manifest {
+        let mut set = manifest("20261101T000000Z-aaaa", vec![]);
+        let parts = |kind| vec![SetPart { kind, path: "/x".into(), inside: "".into() }];
+        let volume = |dataset: &str, kind| SetVolume {
+            dataset: DatasetName::new(dataset).unwrap(),
+            pool: "tank".into(),
+            snapshot: format!("{dataset}@s"),
+            guid: "1".into(),
+            createtxg: 1,
+            order: 1,
+            taken_at: set.started_at,
+            parts: parts(kind),
+        };
+        let volumes = vec![volume("tank/data", PartKind::Data), volume(wal, PartKind::Wal)];
+        set.volumes = volumes;
+        set.wal.stored = stored;
+        let file = SetFile { bytes: 1, blake3: String::new() };
+        set.files = files.iter().map(|name| ((*name).to_owned(), file.clone())).collect();
+        set
+    }
+
+    #[test]
+    fn wal_of_an_encrypted_dataset_stays_in_it_or_is_told_of() {
+        let dataset = |name: &str| DatasetName::new(name).unwrap();
+        let secret = ["tank/data", "tank/wal"].map(|name| (dataset(name), "prompt".to_owned()));
+        let found = Encrypted { raw: secret.into(), locked: BTreeSet::new() };
+        assert!(found.keeps_wal(&set("tank/wal", WalStored::Snapshot, &[])));
+        assert!(!found.keeps_wal(&set("tank/wal", WalStored::Files, &[])));
+        assert!(!found.keeps_wal(&set("tank/open", WalStored::Snapshot, &[])));
+
+        let mut at = repository(Arc::new(Memory::default()));
+        let copied = ["backup_label", "wal/000000010000000000000003"];
+        let check = |at: &Repository, wal, files| {
+            found.check_wal(at, &set(wal, WalStored::Files, files)).map_err(|e| e.exit_code())
+        };
+        assert_eq!(check(&at, "tank/wal", &copied), Err(4));
+        assert_eq!(check(&at, "tank/open", &copied), Ok(()), "it lay in the clear");
+        assert_eq!(check(&at, "tank/wal", &["backup_label", "wal/00000002.history"]), Ok(()));
+        at.config.encrypted_datasets = EncryptedDatasets::Raw;
+        assert_eq!(check(&at, "tank/wal", &copied), Ok(()), "asked for by name");
+    }
 
     #[test]
     fn what_is_encrypted_on_disk_leaves_in_the_clear_only_to_be_sealed_or_when_asked() {
