@@ -73,8 +73,15 @@ pub(super) fn segment(from: &FromRepository, shipped: &ShippedVolume) -> Result<
 }
 
 /// Says before anything is received which keys nobody here has: they will be asked for.
-pub(super) fn announce(from: &FromRepository) -> Result<()> {
-    for shipped in from.shipped.raw() {
+pub(super) fn announce(from: &FromRepository, build: &Build) -> Result<()> {
+    for placed in &build.placement.volumes {
+        let (Some(dataset), Some(shipped)) = (&placed.dataset, from.shipped_volume(placed)) else {
+            continue;
+        };
+        // With --delta it may be there, with its key.
+        if shipped.raw.is_none() || build.cx.zfs.exists(dataset.as_str())? {
+            continue;
+        }
         let location = segment(from, shipped)?.key_location;
         if !location.as_deref().is_some_and(is_local_key) {
             tracing::warn!(

@@ -215,7 +215,7 @@ impl FromRepository {
         if self.parent.is_none() {
             return self.make_folders(build, owner).map(Some);
         }
-        raw::announce(self)?;
+        raw::announce(self, build)?;
         let mut locked = Vec::new();
         for (index, (placed, volume)) in
             build.placement.volumes.iter().zip(&build.manifest.volumes).enumerate()

@@ -102,13 +102,13 @@ impl Zfs {
         Ok(())
     }
 
-    /// Takes a dataset back to its newest snapshot.
+    /// Takes a dataset back to its newest snapshot. One that was received raw is busy for a moment when
+    /// it has been mounted first: OpenZFS then counts what each user has in it.
     ///
     /// # Errors
     /// When it isn't the newest.
     pub fn rollback(&self, snapshot: &str) -> Result<()> {
-        self.run(["rollback", snapshot])?;
-        Ok(())
+        Ok(self.run_while_busy(["rollback", snapshot])?)
     }
 
     /// Whether `zfs send` knows `-L`, by what it prints when it is given nothing.
