@@ -270,7 +270,7 @@ fn damage_is_found_and_names_the_sets_whose_chains_have_it() {
             if path.contains("/packs/") {
                 harmed_by_packs.insert(harmed);
             }
-            memory.put(&path, &[good.clone()]).unwrap();
+            memory.put(&path, std::slice::from_ref(&good)).unwrap();
         }
     }
     // A full stream's pack harms all that come from it, the last one's that set alone.
@@ -341,7 +341,7 @@ fn what_is_stored_raw_cannot_be_looked_into() {
     publish(&repository, &set_id(0), &stream(1, None)).unwrap();
     let mut shipped = repository.read(&set_id(0)).unwrap();
     shipped.manifest.wal.stored = WalStored::Snapshot;
-    let mut look = |path: &str| {
+    let look = |path: &str| {
         let mut seen = Vec::new();
         let listed = Look::new(&repository, &shipped).list(path.as_bytes(), false, |entry| {
             seen.push(String::from_utf8(entry.path).unwrap());

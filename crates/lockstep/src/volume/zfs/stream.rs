@@ -102,8 +102,8 @@ impl Zfs {
         Ok(())
     }
 
-    /// Takes a dataset back to its newest snapshot. One that was received raw is busy for a moment when
-    /// it has been mounted first: OpenZFS then counts what each user has in it.
+    /// Takes a dataset back to its newest snapshot. OpenZFS finds one busy for a moment that was
+    /// received raw and mounted for the first time.
     ///
     /// # Errors
     /// When it isn't the newest.
