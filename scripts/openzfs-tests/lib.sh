@@ -153,6 +153,14 @@ stop_load() {
   ! grep -E 'error|aborted|FATAL' /tmp/pgbench.log || failed "pgbench ran without errors" "$(cat /tmp/pgbench.log)"
 }
 
+# Runs the program $lockstep with JSON output into $output, and shows its stderr where it fails.
+run_lockstep() { # WHAT ARGUMENT...
+  local what=$1 status=0; shift
+  "$lockstep" --json "$@" >"$output" 2>/tmp/lockstep.err || status=$?
+  if [ $status = 0 ]; then passed "$what"; else failed "$what" "lockstep $* returned $status: $(cat /tmp/lockstep.err "$output")"; fi
+  return $status
+}
+
 # What is below a JSON document's path, or nothing; 'null' never looks like a value.
 json() { # FILE JQ_FILTER
   jq -r "$2 // empty" "$1"

@@ -9,14 +9,6 @@ run_in_guest --push "${LOCKSTEP_BIN:-$(dirname "$0")/../../target/debug/lockstep
 lockstep=/usr/local/bin/$(cd /usr/local/bin && ls)      # the only thing there, whatever its name was
 output=/tmp/lockstep.json
 
-# Runs lockstep with JSON output into $output, and shows its stderr where it fails.
-run_lockstep() { # WHAT ARGUMENT...
-  local what=$1 status=0; shift
-  "$lockstep" --json "$@" >"$output" 2>/tmp/lockstep.err || status=$?
-  if [ $status = 0 ]; then passed "$what"; else failed "$what" "lockstep $* returned $status: $(cat /tmp/lockstep.err "$output")"; fi
-  return $status
-}
-
 write_config() {
   mkdir -p /etc/lockstep
   cat >/etc/lockstep/lockstep.toml <<TOML

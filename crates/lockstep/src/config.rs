@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-pub use repository::{Cloud, IoClass, Place, RepositoryConfig, parse_bytes};
+pub use repository::{Cloud, EncryptedDatasets, IoClass, Place, RepositoryConfig, parse_bytes};
 pub use retention::RetentionConfig;
 
 use crate::error::{Error, Result};

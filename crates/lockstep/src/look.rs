@@ -17,9 +17,12 @@ use sendstream::zpl::{FileType, Timestamp};
 
 use crate::error::{Error, Result};
 use crate::plan::layout::PartKind;
+use crate::plan::refusal::Refusal;
 use crate::repository::tree::ImageTree;
 use crate::repository::{self, Repository, Shipped};
+use crate::set::manifest::WalStored;
 use crate::steps;
+use crate::volume::zfs::DatasetName;
 
 /// A set that is looked into.
 pub struct Look<'a> {
@@ -181,7 +184,10 @@ impl<'a> Look<'a> {
         let found = match names.as_slice() {
             [] => Some(self.top()),
             [b"files", rest @ ..] => self.own("", rest),
-            [b"wal", rest @ ..] => self.own("wal/", rest),
+            [b"wal", rest @ ..] => match self.wal_volume() {
+                Some(dataset) => return Err(self.stored_raw(dataset)),
+                None => self.own("wal/", rest),
+            },
             [b"data", rest @ ..] => self.in_part(|kind| *kind == PartKind::Data, rest)?,
             [b"tablespaces"] => Some(Place::Made(self.tablespaces())),
             [b"tablespaces", oid, rest @ ..] => {
@@ -203,6 +209,14 @@ impl<'a> Look<'a> {
                 "`lockstep ls SET` shows what is there: data, wal, tablespaces/OID, files",
             )
         })
+    }
+
+    /// Where the set's WAL is, if it isn't among its files.
+    fn wal_volume(&self) -> Option<&DatasetName> {
+        let manifest = &self.shipped.manifest;
+        let (at, _) = manifest.parts().find(|(_, part)| part.kind == PartKind::Wal)?;
+        let is_apart = manifest.wal.stored == WalStored::Snapshot;
+        manifest.volumes.get(at).filter(|_| is_apart).map(|volume| &volume.dataset)
     }
 
     fn top(&self) -> Place {
@@ -260,10 +274,18 @@ impl<'a> Look<'a> {
                     self.shipped.manifest.set
                 ))
             })?;
+            if shipped.raw.is_some() {
+                return Err(self.stored_raw(&shipped.dataset));
+            }
             let tree = ImageTree::read(self.repository, &shipped.image, &shipped.delta)?;
             self.trees.insert(volume, tree);
         }
         self.trees.get(&volume).ok_or_else(|| Error::failed("a volume that was read isn't there"))
+    }
+
+    fn stored_raw(&self, dataset: &DatasetName) -> Error {
+        let set = self.shipped.manifest.set.to_string();
+        Refusal::StoredRaw { set, dataset: dataset.to_string() }.into()
     }
 
     fn entry(&mut self, place: &Place, path: Vec<u8>) -> Result<Entry> {

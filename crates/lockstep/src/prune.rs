@@ -13,7 +13,7 @@ mod chains;
 mod common;
 mod local;
 #[cfg(test)]
-mod memory_store;
+pub(crate) mod memory_store;
 mod remote;
 
 use jiff::Timestamp;

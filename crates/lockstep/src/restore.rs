@@ -7,6 +7,7 @@ mod build;
 pub mod files_form;
 pub mod only;
 pub mod placement;
+mod raw;
 mod receive;
 pub mod run_server;
 pub mod source;
@@ -24,6 +25,7 @@ use crate::names::random_suffix;
 use crate::plan::layout::PartKind;
 use crate::plan::refusal::Refusal;
 use crate::postgres::instance;
+use crate::repository::Shipped;
 use crate::set::journal::RestoreJournal;
 use crate::set::manifest::Manifest;
 use crate::steps;
@@ -99,7 +101,7 @@ pub struct Restored {
 ///
 /// # Errors
 /// When the set can't be trusted, the target can't be reached, the place is in use, or anything
-/// fails on the way; then nothing is left behind.
+/// fails on the way; then nothing is left behind, but for datasets that wait for their keys.
 pub fn run(cx: &Context, request: &Request) -> Result<Restored> {
     run_then(cx, request, |_, _| Ok(()))
 }
@@ -116,8 +118,13 @@ pub fn run_then(
     unfinished::remove(cx)?;
     let mut build = prepare(cx, request)?;
     let result = build.run(finally);
-    if result.is_err() {
-        build.undo();
+    match &result {
+        Ok(_) => {}
+        // What was received can go on once the keys are there.
+        Err(Error::Refused(refusal)) if matches!(**refusal, Refusal::KeysNotLoaded { .. }) => {
+            build.keep()?;
+        }
+        Err(_) => build.undo(),
     }
     result
 }
@@ -228,6 +235,9 @@ fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, S
             "leave out --delta, or restore --as files",
         ));
     }
+    if request.form == Form::Files || !request.only.is_all() {
+        refuse_raw(&shipped)?;
+    }
     let only = only::Only::find(&repository, &shipped, &request.only)?;
     let makes_parent = match &parent {
         Some(parent) => !cx.zfs.exists(parent.as_str())?,
@@ -243,6 +253,18 @@ fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, S
         shipped,
     };
     Ok((from.shipped.manifest.clone(), Source::Repository(Box::new(from))))
+}
+
+/// What is stored raw can be received as a whole alone.
+fn refuse_raw(shipped: &Shipped) -> Result<()> {
+    match shipped.raw().next() {
+        None => Ok(()),
+        Some(volume) => Err(Refusal::StoredRaw {
+            set: shipped.manifest.set.to_string(),
+            dataset: volume.dataset.to_string(),
+        }
+        .into()),
+    }
 }
 
 /// The folder as an absolute path; it must not be in the live cluster, and unless it may hold

@@ -10,6 +10,7 @@ pub mod classify;
 pub mod lease;
 mod page_delta;
 mod passing;
+mod raw;
 mod view;
 mod volume;
 mod walk;
@@ -39,6 +40,7 @@ use crate::volume::zfs::SnapshotName;
 use crate::{files, steps};
 
 use lease::Held;
+use raw::Encrypted;
 use view::Views;
 use volume::{Route, Shipment};
 
@@ -131,17 +133,23 @@ fn note(cx: &Context, shipped: &Shipped, name: &str) -> Result<()> {
     files::publish(&path, text.as_bytes())
 }
 
-fn store(
+fn store<'a>(
     cx: &Context,
-    manifest: &Manifest,
+    manifest: &'a Manifest,
     repository: &Repository,
     held: &Held,
 ) -> Result<Shipped> {
-    let kept = manifest.volumes.iter().filter(|volume| !is_wal_alone(volume));
-    let routes: Vec<Route> =
-        kept.map(|volume| volume::route(&cx.zfs, repository, volume)).collect::<Result<_>>()?;
+    let encrypted = Encrypted::find(cx, repository, manifest)?;
+    let keeps_wal = encrypted.keeps_wal(manifest);
+    let kept = manifest.volumes.iter().filter(|volume| keeps_wal || !is_wal_alone(volume));
+    let route = |volume: &'a SetVolume| {
+        let raw = encrypted.is_raw(&volume.dataset);
+        volume::route(&cx.zfs, repository, volume, raw)
+    };
+    let routes: Vec<Route> = kept.map(route).collect::<Result<_>>()?;
     // The set's snapshots, and behind them those that pages are compared with.
-    let mut looked_into: Vec<_> = manifest.volumes.iter().map(SetVolume::snapshot_name).collect();
+    let open = manifest.volumes.iter().filter(|volume| encrypted.is_open(volume));
+    let mut looked_into: Vec<_> = open.map(SetVolume::snapshot_name).collect();
     if repository.config.page_delta {
         looked_into.extend(routes.iter().filter_map(Route::base_snapshot));
     }
@@ -151,31 +159,29 @@ fn store(
     let journals = cx.state.path("shipping");
     let recovers = manifest.strategy != Strategy::Cold;
     let check = || held.check();
+    let geometry = geometry(manifest, &views)?;
     let shipment = Shipment {
         repository,
         options: options.clone(),
         journals: &journals,
-        geometry: geometry(manifest, &views)?,
-        checks_pages: manifest.postgres.data_checksums,
+        geometry: geometry.unwrap_or_default(),
+        checks_pages: manifest.postgres.data_checksums && geometry.is_some(),
         replayed: replayed(manifest),
         recovers,
         check: &check,
         progress: &Progress::on_stderr(),
         properties: &volume::properties(&cx.zfs, &routes)?,
+        key_locations: encrypted.key_locations(),
     };
-    let paths: Vec<PathBuf> =
-        (0..looked_into.len()).map(|at| views.path(at).to_path_buf()).collect();
-    let seen = |name: &SnapshotName| {
-        looked_into.iter().position(|other| other == name).and_then(|at| paths.get(at))
-    };
-    let volumes = ship_volumes(&shipment, routes, &seen)?;
+    let paths = views.paths();
+    let volumes = ship_volumes(&shipment, routes, &|name| paths.get(name))?;
     let mut manifest = manifest.clone();
-    let names = take_files(cx, &mut manifest, &views)?;
+    let names = take_files(cx, &mut manifest, &views, keeps_wal)?;
     repository::files::store(repository, manifest.set.as_str(), &names, &options)?;
     Ok(Shipped::new(manifest, volumes))
 }
 
-/// pg_wal's own volume isn't stored: the set carries the segments that it needs.
+/// pg_wal's own volume isn't stored, unless raw: the set carries the segments that it needs.
 fn is_wal_alone(volume: &SetVolume) -> bool {
     volume.parts.iter().all(|part| part.kind == PartKind::Wal)
 }
@@ -202,15 +208,21 @@ fn replayed(manifest: &Manifest) -> Range<u64> {
     start..end
 }
 
-/// How the cluster's pages are laid out.
-fn geometry(manifest: &Manifest, views: &Views) -> Result<PageGeometry> {
-    let data = manifest.parts().find(|(_, part)| part.kind == PartKind::Data);
-    let Some((at, part)) = data else { return Ok(PageGeometry::default()) };
-    let control = instance::read_control(&views.path(at).join(&part.inside))?;
-    Ok(PageGeometry {
+/// How the cluster's pages are laid out; unknown where the data directory can't be looked into.
+fn geometry(manifest: &Manifest, views: &Views) -> Result<Option<PageGeometry>> {
+    let Some(data) = part_seen(manifest, views, &PartKind::Data) else { return Ok(None) };
+    let control = instance::read_control(&data)?;
+    Ok(Some(PageGeometry {
         page_size: control.block_size,
         pages_per_segment: control.relation_segment_blocks,
-    })
+    }))
+}
+
+/// Where a part of the set can be looked into.
+fn part_seen(manifest: &Manifest, views: &Views, kind: &PartKind) -> Option<PathBuf> {
+    let (at, part) = manifest.parts().find(|(_, part)| part.kind == *kind)?;
+    let root = views.path(&manifest.volumes.get(at)?.snapshot_name())?;
+    Some(root.join(&part.inside))
 }
 
 /// Ships the volumes, a few at a time; once one has failed no other is begun.
@@ -257,20 +269,22 @@ fn ship_volumes<'a>(
     }
 }
 
-/// The files that go along, by name; the manifest then says that all WAL lies in files.
+/// The files that go along, by name; the manifest then says that all WAL lies in files, unless it
+/// stays where it is.
 fn take_files(
     cx: &Context,
     manifest: &mut Manifest,
     views: &Views,
+    keeps_wal: bool,
 ) -> Result<BTreeMap<String, PathBuf>> {
     let directory = cx.state.set_directory(&manifest.set);
     let mut names: BTreeMap<String, PathBuf> =
         manifest.files.keys().map(|name| (name.clone(), directory.join(name))).collect();
-    let wal = manifest.parts().find(|(_, part)| part.kind == PartKind::Wal);
-    if manifest.wal.stored == WalStored::Snapshot
-        && let Some((at, part)) = wal
-    {
-        let pg_wal = views.path(at).join(&part.inside);
+    if manifest.wal.stored == WalStored::Snapshot && !keeps_wal {
+        let pg_wal = part_seen(manifest, views, &PartKind::Wal);
+        let pg_wal = pg_wal.ok_or_else(|| {
+            Error::failed(format!("pg_wal of set {} can't be looked into", manifest.set))
+        })?;
         let beside = |name: &String| {
             manifest.wal.fetched.contains(name) || manifest.wal.archived.contains(name)
         };

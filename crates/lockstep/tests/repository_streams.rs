@@ -2,11 +2,13 @@
 //! and out of what merges have made of it; and whatever call to the store the program dies at, no set that was there
 //! is lost and the next run goes on.
 
+#[path = "support/recordings.rs"]
+mod recordings;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::Arc;
 
 use lockstep::config::RepositoryConfig;
@@ -16,6 +18,7 @@ use lockstep::repository::image::{ImageState, StreamBegin};
 use lockstep::repository::ingest::{Announced, Content, Visitor, ingest};
 use lockstep::repository::unfold::unfold;
 use lockstep::repository::{Repository, files};
+use recordings::Recordings;
 use sendstream::Reader;
 use sendstream::fold::{Delta, StreamDelta, StreamSink};
 use sendstream::listing::{hashing_builder, write_listing};
@@ -29,47 +32,13 @@ use strata::store::{ObjectStorage, Retries, Storage, Store};
 const IMAGE: &str = "tank=pg";
 const NOW: u64 = 4_000_000_000;
 
-/// The recordings, unpacked for as long as a test runs.
-struct Recordings(PathBuf);
-
-impl Recordings {
-    fn unpack(test: &str) -> Recordings {
-        let name = format!("lockstep-repository-streams-{}-{test}", std::process::id());
-        let folder = std::env::temp_dir().join(name);
-        fs::create_dir_all(&folder).unwrap();
-        let archive = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../sendstream/testdata/streams/streams.tar.zst");
-        let mut unpack = Command::new("tar");
-        unpack.args(["-I", "zstd --long=27", "-C"]).arg(&folder).arg("-xf").arg(archive);
-        assert!(unpack.status().unwrap().success(), "tar and zstd are needed");
-        Recordings(folder)
-    }
-
-    fn read(&self, name: &str) -> Vec<u8> {
-        fs::read(self.0.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
-    }
-
-    /// A full stream and four increments.
-    fn chain(&self, dataset: &str, flags: &str) -> Vec<Vec<u8>> {
-        let full = format!("{dataset}.{flags}.s0");
-        let steps = (0..4).map(|step| format!("{dataset}.{flags}.s{step}-s{}", step + 1));
-        std::iter::once(full).chain(steps).map(|name| self.read(&name)).collect()
-    }
-
-    fn tree(&self, dataset: &str, snapshot: usize) -> String {
-        String::from_utf8(self.read(&format!("{dataset}.s{snapshot}.tree"))).unwrap()
-    }
-
-    /// A store in a folder of its own.
-    fn store(&self, name: &str) -> Arc<dyn Storage> {
-        Arc::new(ObjectStorage::folder(&self.0.join(name)).unwrap())
-    }
+fn tree(recordings: &Recordings, dataset: &str, snapshot: usize) -> String {
+    String::from_utf8(recordings.read(&format!("{dataset}.s{snapshot}.tree"))).unwrap()
 }
 
-impl Drop for Recordings {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+/// A store in a folder of its own.
+fn store_in(recordings: &Recordings, name: &str) -> Arc<dyn Storage> {
+    Arc::new(ObjectStorage::folder(&recordings.0.join(name)).unwrap())
 }
 
 fn repository(storage: Arc<dyn Storage>) -> Repository {
@@ -155,7 +124,7 @@ fn whole_seconds(listing: &str) -> String {
 
 fn check_chain(dataset: &str, flags: &str) {
     let recordings = Recordings::unpack(&format!("{dataset}-{flags}"));
-    let repository = repository(recordings.store("repository"));
+    let repository = repository(store_in(&recordings, "repository"));
     let streams = recordings.chain(dataset, flags);
     let ids: Vec<String> =
         streams.iter().map(|stream| store(&repository, stream).unwrap()).collect();
@@ -163,7 +132,7 @@ fn check_chain(dataset: &str, flags: &str) {
         let found = listing(&repository, &ids[snapshot]);
         let found = if dataset == "fuse" { whole_seconds(&found) } else { found };
         assert!(
-            found == recordings.tree(dataset, snapshot),
+            found == tree(&recordings, dataset, snapshot),
             "{dataset}.{flags} s{snapshot} {what}"
         );
     };
@@ -257,16 +226,16 @@ fn dead_at_any_call_of_a_shipment() {
     let beside = recordings.0.join("label");
     fs::write(&beside, "START WAL LOCATION: 0/2000028\n").unwrap();
     let streams = &recordings.chain("fuse", "plain")[..2];
-    let trees = [recordings.tree("fuse", 0), recordings.tree("fuse", 1)];
+    let trees = [tree(&recordings, "fuse", 0), tree(&recordings, "fuse", 1)];
     let count = {
-        let counted = Faulty::new(recordings.store("count"), u64::MAX, Fault::StopBefore);
+        let counted = Faulty::new(store_in(&recordings, "count"), u64::MAX, Fault::StopBefore);
         ship(&repository(Arc::new(counted.clone())), streams, &beside).unwrap();
         counted.calls()
     };
     assert!(count > 20, "{count} calls");
     for at in 0..count {
         for fault in [Fault::StopBefore, Fault::StopAfter] {
-            let storage = recordings.store("store");
+            let storage = store_in(&recordings, "store");
             let dying = Faulty::new(storage.clone(), at, fault);
             let died = ship(&repository(Arc::new(dying)), streams, &beside);
             assert!(died.is_err(), "call {at} of {count}");

@@ -69,6 +69,16 @@ fn sets_under_load_come_back_as_datasets() {
     }
     load.stop();
     writers.stop();
+    // What was printed then is what the repository says.
+    let then = &sets[0].0.json["repositories"][0]["volumes"];
+    let listed = prepared.lockstep.json(&["list", "--from", "repository"]);
+    assert_eq!(listed["sets"][0]["stored"], *then);
+    let id = sets[0].0.id.as_str();
+    let shown = prepared.lockstep.json(&["show", id, "--from", "repository"]);
+    assert_eq!((&shown["stored"], shown["set"].as_str()), (then, Some(id)));
+    assert_eq!(shown["wal"]["stored"], "files");
+    let told = prepared.lockstep.expect(0, &["show", id, "--from", "repository"]).stdout;
+    assert!(told.contains("START WAL LOCATION") && told.contains(": block by block"), "{told}");
     // Not the newest first: each is a fold of its own.
     for (set, expected) in sets {
         prepared.proves(&set, expected);

@@ -1,14 +1,15 @@
 //! `lockstep list` and `lockstep show`.
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::output::{self, JSON_VERSION};
-use super::{Done, backup};
+use super::{Done, backup, ship};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::repository::{Shipped, files};
 use crate::restore::source::{self, From};
-use crate::set::manifest::{Manifest, WalStored};
+use crate::set::manifest::{Manifest, WalStored, json as json_error};
 
 #[derive(Debug, Args)]
 pub(super) struct List {
@@ -22,38 +23,49 @@ impl List {
         match &self.from {
             From::Snapshots => {
                 let (sets, damaged) = cx.state.sets()?;
+                let sets: Vec<_> = sets.iter().map(|set| (set, None)).collect();
                 list(&sets, damaged, as_json)
             }
             From::Repository(name) => {
                 let repository = source::open_repository(cx, name.as_deref())?;
                 let (sets, damaged) = repository.sets()?;
-                let sets: Vec<_> = sets.into_iter().map(|shipped| shipped.manifest).collect();
+                let sets: Vec<_> = sets.iter().map(|set| (&set.manifest, Some(set))).collect();
                 list(&sets, damaged, as_json)
             }
         }
     }
 }
 
-/// Lists the sets, oldest first; damaged ones are named on stderr and make exit code 3.
+/// Lists the sets, oldest first, with what a repository says of them; damaged ones are named on stderr
+/// and make exit code 3.
 fn list<T: serde::Serialize>(
-    sets: &[Manifest],
+    sets: &[(&Manifest, Option<&Shipped>)],
     damaged: Vec<(T, Error)>,
     as_json: bool,
 ) -> Result<Done> {
     if as_json {
-        let sets: Vec<_> = sets.iter().map(backup::as_json).collect();
+        let one = |(set, shipped): &(&Manifest, Option<&Shipped>)| {
+            let mut value = backup::as_json(set);
+            add_stored(&mut value, *shipped);
+            value
+        };
+        let sets: Vec<_> = sets.iter().map(one).collect();
         let damaged: Vec<_> =
             damaged.iter().map(|(set, e)| json!({"set": set, "error": e.chain()})).collect();
         output::print_json(&json!({"version": JSON_VERSION, "sets": sets, "damaged": damaged}))?;
     } else {
         let mut table =
             output::table(&["set", "taken", "strategy", "volumes", "consistent at", "label"]);
-        for set in sets {
+        for (set, shipped) in sets {
+            let raw = shipped.map_or(0, |shipped| shipped.raw().count());
             table.add_row([
                 set.set.to_string(),
                 set.started_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
                 set.strategy.to_string(),
-                set.volumes.len().to_string(),
+                match raw {
+                    0 => set.volumes.len().to_string(),
+                    raw => format!("{}, {raw} raw", set.volumes.len()),
+                },
                 set.floor_lsn.or(set.start_lsn).map_or_else(String::new, |lsn| lsn.to_string()),
                 set.label.clone().unwrap_or_default(),
             ]);
@@ -66,26 +78,74 @@ fn list<T: serde::Serialize>(
     Ok(if damaged.is_empty() { Done::Well } else { Done::WithProblems })
 }
 
+/// How a set's volumes are stored.
+fn add_stored(value: &mut Value, shipped: Option<&Shipped>) {
+    if let Some(shipped) = shipped {
+        value["shipped_at"] = json!(shipped.shipped_at);
+        value["stored"] = json!(shipped.volumes);
+    }
+}
+
 #[derive(Debug, Args)]
 pub(super) struct Show {
     /// A set's id, its beginning, or `latest`
     #[arg(value_name = "SET")]
     set: String,
+    /// Where to look: snapshots, repository or repository:NAME
+    #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = From::parse)]
+    from: From,
 }
 
 impl Show {
-    pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
-        let manifest = cx.state.find(&self.set)?;
-        if json {
-            output::print_json(&manifest)?;
-        } else {
-            certificate(cx, &manifest)?;
+    pub(super) fn run(&self, cx: &Context, as_json: bool) -> Result<Done> {
+        let there = match &self.from {
+            From::Snapshots => None,
+            From::Repository(name) => {
+                let repository = source::open_repository(cx, name.as_deref())?;
+                let shipped = repository.find(&self.set)?;
+                Some((repository, shipped))
+            }
+        };
+        let manifest = match &there {
+            None => cx.state.find(&self.set)?,
+            Some((_, shipped)) => shipped.manifest.clone(),
+        };
+        if as_json {
+            let mut value = serde_json::to_value(&manifest).map_err(json_error("print the set"))?;
+            add_stored(&mut value, there.as_ref().map(|(_, shipped)| shipped));
+            output::print_json(&value)?;
+            return Ok(Done::Well);
+        }
+        let label = match &there {
+            _ if !manifest.files.contains_key("backup_label") => Vec::new(),
+            None => cx.state.read_set_file(&manifest, "backup_label")?,
+            Some((repository, _)) => {
+                let (mut label, set) = (Vec::new(), manifest.set.as_str());
+                files::content(repository, set, "backup_label", |_, bytes| {
+                    label.extend_from_slice(bytes);
+                    Ok(())
+                })?;
+                label
+            }
+        };
+        let beside = match &there {
+            None => format!("\"{}\"", cx.state.set_directory(&manifest.set).join("wal").display()),
+            Some((repository, _)) => format!("repository {}", repository.name),
+        };
+        certificate(&manifest, &label, &beside);
+        if let Some((repository, shipped)) = &there {
+            println!("\nin repository {} since {}", repository.name, shipped.shipped_at);
+            for volume in &shipped.volumes {
+                let how = ship::raw_in_words(volume).unwrap_or_else(|| "block by block".into());
+                println!("  {}: {how}", volume.dataset);
+            }
         }
         Ok(Done::Well)
     }
 }
 
-fn certificate(cx: &Context, set: &Manifest) -> Result<()> {
+/// All about a set, with its label; `beside` is where its files are.
+fn certificate(set: &Manifest, label: &[u8], beside: &str) {
     let line = |name: &str, value: String| println!("{name:<18} {value}");
     line("set", set.set.to_string());
     line(
@@ -132,9 +192,7 @@ fn certificate(cx: &Context, set: &Manifest) -> Result<()> {
     output::print_table(&table);
     let stored = match set.wal.stored {
         WalStored::Snapshot => "in pg_wal's snapshot".to_owned(),
-        WalStored::Files => {
-            format!("in \"{}\"", cx.state.set_directory(&set.set).join("wal").display())
-        }
+        WalStored::Files => format!("in {beside}"),
     };
     if let (Some(first), Some(last)) = (set.wal.segments.first(), set.wal.segments.last()) {
         let count = set.wal.segments.len();
@@ -149,10 +207,9 @@ fn certificate(cx: &Context, set: &Manifest) -> Result<()> {
             println!("  {place}: {}", names.join(", "));
         }
     }
-    if set.files.contains_key("backup_label") {
-        let label = cx.state.read_set_file(set, "backup_label")?;
+    if !label.is_empty() {
         println!("\nbackup_label");
-        String::from_utf8_lossy(&label).lines().for_each(|line| println!("  {line}"));
+        String::from_utf8_lossy(label).lines().for_each(|line| println!("  {line}"));
     }
     if !set.warnings.is_empty() {
         println!("\nwarnings");
@@ -160,5 +217,4 @@ fn certificate(cx: &Context, set: &Manifest) -> Result<()> {
     for warning in &set.warnings {
         println!("  - {}: {}", warning.what, warning.hint);
     }
-    Ok(())
 }

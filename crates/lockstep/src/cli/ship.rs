@@ -8,7 +8,7 @@ use super::output::{self, JSON_VERSION};
 use crate::context::Context;
 use crate::error::Result;
 use crate::plan::warnings::bytes;
-use crate::repository::Shipped;
+use crate::repository::{Shipped, ShippedVolume};
 use crate::ship::{self, Outcome};
 
 #[derive(Debug, Args)]
@@ -86,10 +86,18 @@ pub(super) fn as_text(outcomes: &[Outcome]) {
     }
 }
 
-fn shipped_as_text(repository: &str, shipped: &Shipped) {
-    let sum = |of: fn(&crate::repository::ShippedVolume) -> u64| -> u64 {
-        shipped.volumes.iter().map(of).sum()
+/// How a volume that nobody can look into is stored.
+pub(super) fn raw_in_words(volume: &ShippedVolume) -> Option<String> {
+    let increments = match volume.raw.as_ref()?.len() {
+        0 | 1 => "a full stream".to_owned(),
+        2 => "a full stream and 1 increment".to_owned(),
+        count => format!("a full stream and {} increments", count - 1),
     };
+    Some(format!("raw, encrypted as on disk: {increments}; pages not checked"))
+}
+
+fn shipped_as_text(repository: &str, shipped: &Shipped) {
+    let sum = |of: fn(&ShippedVolume) -> u64| -> u64 { shipped.volumes.iter().map(of).sum() };
     let kind = match shipped.volumes.iter().filter(|volume| volume.base.is_none()).count() {
         0 => "incremental".to_owned(),
         full if full == shipped.volumes.len() => "full".to_owned(),
@@ -100,6 +108,11 @@ fn shipped_as_text(repository: &str, shipped: &Shipped) {
         bytes(sum(|volume| volume.stream_bytes)),
         bytes(sum(|volume| volume.stored_bytes)),
     );
+    for volume in &shipped.volumes {
+        if let Some(words) = raw_in_words(volume) {
+            println!("             {}: {words}", volume.dataset);
+        }
+    }
     for volume in shipped.volumes.iter().filter(|volume| volume.pages.bad > 0) {
         println!("  DAMAGED PAGES in {}: {}", volume.dataset, volume.pages.bad);
         for (path, block) in &volume.pages.bad_pages {

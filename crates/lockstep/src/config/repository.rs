@@ -41,10 +41,29 @@ pub struct RepositoryConfig {
     pub allow_http: bool,
     /// Ask the store to let nobody delete what is written for so many days.
     pub immutable_days: Option<u32>,
+    /// How datasets that ZFS encrypts are sent.
+    #[serde(default)]
+    pub encrypted_datasets: EncryptedDatasets,
+    /// Of a dataset that is sent raw, after so many increments a full stream comes again.
+    #[serde(default = "default_raw_full_every")]
+    pub raw_full_every: u32,
     /// What nothing refers to any more is deleted after so many hours; longer than any backup or
     /// restore takes.
     #[serde(default = "default_grace")]
     pub grace_hours: u32,
+}
+
+/// How datasets that ZFS encrypts are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EncryptedDatasets {
+    /// Raw to a repository without a key, plain to one with a key.
+    #[default]
+    Auto,
+    /// As they are encrypted on disk: nobody can look into them.
+    Raw,
+    /// In the clear, as all others.
+    Plain,
 }
 
 /// What a URL means.
@@ -94,6 +113,9 @@ fn default_level() -> i32 {
 fn default_grace() -> u32 {
     24
 }
+fn default_raw_full_every() -> u32 {
+    30
+}
 
 impl RepositoryConfig {
     /// Whether the values can be; the error begins with the key's name.
@@ -110,6 +132,9 @@ impl RepositoryConfig {
         }
         if self.nice.is_some_and(|nice| nice > 19) {
             return Err("nice is more than 19".into());
+        }
+        if !(1..=1000).contains(&self.raw_full_every) {
+            return Err(format!("raw_full_every {} isn't 1 to 1000", self.raw_full_every));
         }
         match (self.immutable_days, place) {
             (None, _) => {}
@@ -244,6 +269,11 @@ mod tests {
         assert!(read("url = '/backup'").unwrap_err().contains("file:///"));
         assert!(read("url='file:///x'\nkey_file='/k'\npassphrase_file='/p'").is_err());
         assert!(read("url='file:///x'\ncompression_level=20").is_err());
+        for every in [0, 1001] {
+            let why = read(&format!("url='file:///x'\nraw_full_every={every}")).unwrap_err();
+            assert!(why.contains(&every.to_string()), "{why}");
+        }
+        assert!(read("url='file:///x'\nencrypted_datasets='open'").unwrap_err().contains("open"));
         assert!(read("url='file:///x'\nurll='y'").unwrap_err().contains("urll"));
     }
 }

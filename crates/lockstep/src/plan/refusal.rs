@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::layout::PartKind;
 use super::strategy::Strategy;
+use crate::process::quote;
 
 /// Not consistent, or not safe.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -182,6 +183,30 @@ pub enum Refusal {
         /// The part.
         part: PartKind,
     },
+    /// A part of the set is encrypted, and stored so.
+    #[error("\"{dataset}\" is stored raw in set {set}: nobody can look into it without its key")]
+    StoredRaw {
+        /// The set.
+        set: String,
+        /// The first such dataset.
+        dataset: String,
+    },
+    /// Received datasets can't be mounted.
+    #[error("what was received can't be mounted, its keys aren't loaded: {}", datasets.join(", "))]
+    KeysNotLoaded {
+        /// The datasets.
+        datasets: Vec<String>,
+    },
+    /// WAL of an encrypted dataset would be readable to whoever reads the repository.
+    #[error(
+        "the set's WAL was copied out of the encrypted dataset \"{dataset}\", and repository \"{repository}\" has no key: it would lie there in the clear"
+    )]
+    WalInTheClear {
+        /// Where pg_wal lies.
+        dataset: String,
+        /// The repository.
+        repository: String,
+    },
     /// A mirror can't be made, or would lose something if it were changed.
     #[error("{what}")]
     Mirror {
@@ -215,6 +240,12 @@ impl Refusal {
             Self::SnapshotSwapped { .. } => "a snapshot was renamed or taken again under this name; restore another set: `lockstep list`".into(),
             Self::SetDamaged { .. } => "restore another set: `lockstep list`".into(),
             Self::TargetBeforeConsistency { .. } => "take an older set (`lockstep list`) or a later target".into(),
+            Self::StoredRaw { .. } => "restore all of the set with --as zfs --dataset POOL/PATH, and load the key there".into(),
+            Self::KeysNotLoaded { datasets } => {
+                let commands: Vec<_> = datasets.iter().map(|name| format!("`zfs load-key {}`", quote(name))).collect();
+                format!("{}, then run the same command with --delta: nothing is received twice", commands.join(", "))
+            }
+            Self::WalInTheClear { .. } => "give the repository a key (key_file, before `repo init`); or put pg_wal on a dataset of its own; or allow it with encrypted_datasets = \"raw\"".into(),
             Self::DirectoryNotEmpty { .. } => "name a folder that is empty or doesn't exist yet".into(),
             Self::DirectoryInsideCluster { .. } => "restore to a folder outside the cluster".into(),
         }

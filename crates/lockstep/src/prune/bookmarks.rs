@@ -14,7 +14,7 @@ use crate::set::manifest::{Manifest, SetVolume};
 
 /// Whether bookmarks can stand for all of the set's snapshots that are shipped.
 pub(super) fn can_replace(cx: &Context, set: &Manifest) -> Result<bool> {
-    for volume in shipped(set) {
+    for volume in shipped(cx, set)? {
         if !cx.zfs.has_bookmarks(&volume.pool)? {
             return Ok(false);
         }
@@ -27,14 +27,15 @@ pub(super) fn can_replace(cx: &Context, set: &Manifest) -> Result<bool> {
 /// # Errors
 /// When one can't be made: the pool may not allow it.
 pub(super) fn make(cx: &Context, set: &Manifest, repositories: Vec<String>) -> Result<()> {
+    let volumes = shipped(cx, set)?;
     let record = BookmarkRecord {
         set: set.set.clone(),
         started_at: set.started_at,
         repositories,
-        bookmarks: shipped(set).map(|v| (v.dataset.clone(), v.guid.clone())).collect(),
+        bookmarks: volumes.iter().map(|v| (v.dataset.clone(), v.guid.clone())).collect(),
     };
     journal::write(&path(cx, &record), &record)?;
-    for volume in shipped(set) {
+    for volume in volumes {
         cx.zfs.bookmark(&volume.snapshot_name(), &volume.guid)?;
     }
     Ok(())
@@ -77,7 +78,13 @@ fn path(cx: &Context, record: &BookmarkRecord) -> std::path::PathBuf {
     cx.state.path("bookmarks").join(format!("{}.json", record.set))
 }
 
-/// The volumes that are shipped: all but one of pg_wal alone.
-fn shipped(set: &Manifest) -> impl Iterator<Item = &SetVolume> {
-    set.volumes.iter().filter(|volume| volume.parts.iter().any(|part| part.kind != PartKind::Wal))
+/// The volumes that are shipped: all but one of pg_wal alone, which is only if it is encrypted.
+fn shipped<'a>(cx: &Context, set: &'a Manifest) -> Result<Vec<&'a SetVolume>> {
+    let is_wal = |volume: &SetVolume| volume.parts.iter().all(|part| part.kind == PartKind::Wal);
+    let wal = set.volumes.iter().filter(|volume| is_wal(volume));
+    let wal: Vec<_> = wal.map(|volume| volume.dataset.clone()).collect();
+    let encrypted = cx.zfs.encryption(&wal)?;
+    let is_shipped =
+        |volume: &&SetVolume| !is_wal(volume) || encrypted.contains_key(&volume.dataset);
+    Ok(set.volumes.iter().filter(is_shipped).collect())
 }

@@ -11,16 +11,16 @@ use strata::store::{Listed, Storage, StoreError, StoreErrorKind, StoreResult};
 
 /// A store in memory, which can be copied as it is.
 #[derive(Clone, Default)]
-pub(super) struct Memory(Arc<Mutex<BTreeMap<String, Bytes>>>);
+pub(crate) struct Memory(Arc<Mutex<BTreeMap<String, Bytes>>>);
 
 impl Memory {
     /// Another store with the same in it.
-    pub(super) fn copy(&self) -> Memory {
+    pub(crate) fn copy(&self) -> Memory {
         Memory(Arc::new(Mutex::new(self.0.lock().unwrap().clone())))
     }
 
     /// The paths that hold `part`.
-    pub(super) fn paths(&self, part: &str) -> Vec<String> {
+    pub(crate) fn paths(&self, part: &str) -> Vec<String> {
         let all = self.0.lock().unwrap();
         all.keys().filter(|path| path.contains(part)).cloned().collect()
     }

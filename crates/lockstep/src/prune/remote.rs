@@ -273,3 +273,7 @@ impl<R: Rules> Work<'_, R> {
 #[cfg(test)]
 #[path = "remote_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "remote_raw_tests.rs"]
+mod raw_tests;

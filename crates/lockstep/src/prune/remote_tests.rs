@@ -35,7 +35,7 @@ fn repository(storage: Arc<dyn Storage>) -> Repository {
 type Image = BTreeMap<u64, Vec<u8>>;
 const BLOCK: usize = 64;
 
-fn set_id(number: usize) -> String {
+pub(super) fn set_id(number: usize) -> String {
     format!("202611{:02}T000000Z-aaaa", number + 1)
 }
 
@@ -108,6 +108,7 @@ fn publish(repository: &Repository, number: usize, history: &[[Image; 2]], base:
             stored_bytes: 100,
             left_out: Vec::new(),
             pages: Pages::default(),
+            raw: None,
         });
     }
     let files = ImageWriter::new(&repository.strata, FILES_IMAGE, &id, None, &small());
@@ -168,18 +169,18 @@ fn assert_whole(memory: &Memory, history: &[[Image; 2]], why: &str) -> Vec<Strin
     sets.iter().map(|set| set.manifest.set.to_string()).collect()
 }
 
-fn policy(text: &str) -> Policy {
+pub(super) fn policy(text: &str) -> Policy {
     toml::from_str(text).unwrap()
 }
 
-fn plan(repository: &Repository, policy: &Policy, bases: &[usize]) -> Result<Plan> {
+pub(super) fn plan(repository: &Repository, policy: &Policy, bases: &[usize]) -> Result<Plan> {
     let bases = bases.iter().map(|number| set_id(*number)).collect();
     let now = "2026-12-24T00:00:00Z".parse().unwrap();
     Choice { policy: Some(policy), named: &[], bases: &bases, now, zone: &TimeZone::UTC }
         .plan(repository)
 }
 
-fn work(repository: &Repository, grace: u64) -> Work<'_, KeepAll> {
+pub(super) fn work(repository: &Repository, grace: u64) -> Work<'_, KeepAll> {
     let nothing = &|_: &str| Ok(());
     Work {
         repository,

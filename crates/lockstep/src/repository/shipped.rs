@@ -1,8 +1,10 @@
 //! A set in a repository: what its manifest there says beside the deltas that it names.
 
 use serde::{Deserialize, Serialize};
-use strata::manifest::Manifest as Stored;
+use strata::delta::Descriptor;
+use strata::manifest::{DeltaId, Manifest as Stored};
 
+use super::raw::{Link, Segment};
 use super::{Repository, of_strata};
 use crate::error::{Error, Result};
 use crate::set::manifest::{Manifest, json};
@@ -20,7 +22,8 @@ pub const FILES_IMAGE: &str = "@files";
 pub struct Shipped {
     /// 1.
     pub version: u32,
-    /// The set's manifest as it is on the host that took it, but that all of its WAL lies in files.
+    /// The set's manifest as it is on the host that took it, but that all of its WAL lies in files;
+    /// where it lies in a volume that is stored raw, it is as there.
     pub manifest: Manifest,
     /// When it was shipped, by the host's clock.
     pub shipped_at: jiff::Timestamp,
@@ -48,6 +51,42 @@ pub struct ShippedVolume {
     pub left_out: Vec<LeftOut>,
     /// Pages that went by, and those of them that are wrong.
     pub pages: Pages,
+    /// It is stored as its encrypted dataset was sent, in these segments, a full stream first: all are
+    /// needed. Its `image` is theirs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raw: Option<Vec<Link>>,
+}
+
+impl ShippedVolume {
+    /// One that is stored raw.
+    #[must_use]
+    pub fn raw(
+        dataset: DatasetName,
+        descriptor: Descriptor,
+        segment: Segment,
+        stored: u64,
+    ) -> Self {
+        Self {
+            dataset,
+            image: descriptor.image,
+            delta: descriptor.id,
+            base: segment.base().map(|base| base.guid.clone()),
+            stream_bytes: segment.stream_bytes,
+            stored_bytes: stored,
+            left_out: Vec::new(),
+            pages: Pages { not_checked: Some("raw".into()), ..Pages::default() },
+            raw: Some(segment.chain),
+        }
+    }
+
+    /// The deltas that it needs by name: what these come from is needed too.
+    fn deltas(&self) -> impl Iterator<Item = DeltaId> {
+        let guids: Vec<_> = match &self.raw {
+            None => vec![&self.delta],
+            Some(chain) => chain.iter().map(|link| &link.guid).collect(),
+        };
+        guids.into_iter().map(|id| DeltaId { image: self.image.clone(), id: id.clone() })
+    }
 }
 
 /// Files whose content isn't stored.
@@ -72,6 +111,9 @@ pub struct Pages {
     pub bad: u64,
     /// The first of them: path in the volume and block number.
     pub bad_pages: Vec<(String, u32)>,
+    /// Why none was looked at, where none could be: `raw`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_checked: Option<String>,
 }
 
 /// A set whose manifest can't be read, and why.
@@ -162,15 +204,8 @@ impl Repository {
     /// When the store fails or has it already.
     pub fn publish(&self, shipped: &Shipped) -> Result<()> {
         let id = shipped.manifest.set.as_str();
-        let mut deltas: Vec<_> = shipped
-            .volumes
-            .iter()
-            .map(|volume| strata::manifest::DeltaId {
-                image: volume.image.clone(),
-                id: volume.delta.clone(),
-            })
-            .collect();
-        deltas.push(strata::manifest::DeltaId { image: FILES_IMAGE.into(), id: id.into() });
+        let mut deltas: Vec<_> = shipped.volumes.iter().flat_map(ShippedVolume::deltas).collect();
+        deltas.push(DeltaId { image: FILES_IMAGE.into(), id: id.into() });
         let about = serde_json::to_value(shipped).map_err(json("write the manifest"))?;
         let created = u64::try_from(shipped.manifest.finished_at.as_second()).unwrap_or(0);
         Stored::new(id, created, deltas, about).write(&self.strata).map_err(of_strata)
@@ -188,5 +223,10 @@ impl Shipped {
     #[must_use]
     pub fn bad_pages(&self) -> u64 {
         self.volumes.iter().map(|volume| volume.pages.bad).sum()
+    }
+
+    /// The volumes that nobody can look into.
+    pub fn raw(&self) -> impl Iterator<Item = &ShippedVolume> {
+        self.volumes.iter().filter(|volume| volume.raw.is_some())
     }
 }

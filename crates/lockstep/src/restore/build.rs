@@ -122,6 +122,14 @@ impl<'a> Build<'a> {
         read_file_of(&self.set_directory(), &self.manifest, name)
     }
 
+    /// Ends it with what was made left as it is: another restore goes on with that.
+    pub(super) fn keep(&mut self) -> Result<()> {
+        self.source.clean_up(self)?;
+        files::remove_file(&unfinished::journal_path(self.cx, &self.id))?;
+        unfinished::remove_lock(self.cx, &self.id);
+        Ok(())
+    }
+
     /// Undoes everything; what can't be undone now stays in the journal for the next start.
     pub(super) fn undo(&mut self) {
         if self.lock.is_none() {

@@ -9,6 +9,7 @@ use sendstream::fold::StreamSink;
 
 use super::build::Build;
 use super::placement::PlacedVolume;
+use super::raw;
 use super::source::FromRepository;
 use super::zeroing::Zeroing;
 use crate::error::{Error, Result};
@@ -19,16 +20,17 @@ use crate::repository::{ShippedVolume, of_strata};
 use crate::steps;
 use crate::volume::zfs::{Base, DatasetName};
 
-/// Makes the dataset, and checks that its snapshot is the set's.
+/// Makes the dataset, and checks that its snapshot is the set's. `false`: its key isn't loaded, so it
+/// isn't mounted.
 pub(super) fn create(
     from: &FromRepository,
     build: &Build,
     index: usize,
     placed: &PlacedVolume,
     properties: &[(&str, String)],
-) -> Result<()> {
+) -> Result<bool> {
     let (Some(dataset), Some(shipped)) = (&placed.dataset, from.shipped_volume(placed)) else {
-        return Ok(());
+        return Ok(true);
     };
     let zfs = &build.cx.zfs;
     let receiving = from.receiving(&build.id, index).unwrap_or_else(|| dataset.clone());
@@ -42,28 +44,43 @@ pub(super) fn create(
     set_all(&own, &receiving)?;
     zfs.rename(&receiving, dataset)?;
     set_all(&other, dataset)?;
-    zfs.mount(dataset)?;
-    check(from, build, placed, dataset, shipped)
+    check(from, build, placed, dataset, shipped)?;
+    mount(from, build, dataset, shipped)
 }
 
-/// Brings a dataset that is there to the set's state: what was written to it since goes.
+/// Brings a dataset that is there to the set's state: what was written to it since goes. `false`: its
+/// key isn't loaded, so it isn't mounted.
 pub(super) fn catch_up(
     from: &FromRepository,
     build: &Build,
     placed: &PlacedVolume,
     dataset: &DatasetName,
     shipped: &ShippedVolume,
-) -> Result<()> {
+) -> Result<bool> {
     let base = common(from, build, dataset, shipped)?;
-    // zfs-fuse can't roll back what isn't mounted.
-    build.cx.zfs.mount(dataset)?;
+    // zfs-fuse can't roll back what isn't mounted; a ZFS that has keys can.
+    mount(from, build, dataset, shipped)?;
     build.cx.zfs.rollback(&base.name)?;
     let id = base.guid.to_string();
     if id != shipped.delta {
         receive(from, build, dataset, shipped, Some(&id))?;
     }
+    check(from, build, placed, dataset, shipped)?;
+    mount(from, build, dataset, shipped)
+}
+
+/// Mounts it, if it is in the clear or its key can be had.
+fn mount(
+    from: &FromRepository,
+    build: &Build,
+    dataset: &DatasetName,
+    shipped: &ShippedVolume,
+) -> Result<bool> {
+    if shipped.raw.is_some() && !raw::unlock(from, build, dataset, shipped)? {
+        return Ok(false);
+    }
     build.cx.zfs.mount(dataset)?;
-    check(from, build, placed, dataset, shipped)
+    Ok(true)
 }
 
 fn receive(
@@ -73,6 +90,9 @@ fn receive(
     shipped: &ShippedVolume,
     since: Option<&str>,
 ) -> Result<()> {
+    if shipped.raw.is_some() {
+        return raw::receive(from, build, dataset, shipped, since);
+    }
     let zeroed = zeroed(from, build, shipped)?;
     let mut child = build.cx.zfs.receive(dataset)?;
     let result = (|| -> Result<_> {
@@ -133,11 +153,16 @@ fn common(
     let mut snapshots = build.cx.zfs.bases_of(dataset)?;
     snapshots.retain(|base| base.name.contains('@'));
     snapshots.sort_by_key(|base| base.createtxg);
-    let strata = &from.repository.strata;
-    let chain = strata::delta::chain(strata, &shipped.image, &shipped.delta, None);
-    let chain = chain.map_err(of_strata)?;
+    let chain: Vec<String> = match &shipped.raw {
+        Some(chain) => chain.iter().map(|link| link.guid.clone()).collect(),
+        None => {
+            let strata = &from.repository.strata;
+            let chain = strata::delta::chain(strata, &shipped.image, &shipped.delta, None);
+            chain.map_err(of_strata)?.into_iter().map(|delta| delta.id).collect()
+        }
+    };
     let newest = snapshots.pop();
-    let known = |base: &Base| chain.iter().any(|delta| delta.id == base.guid.to_string());
+    let known = |base: &Base| chain.contains(&base.guid.to_string());
     match newest {
         Some(base) if known(&base) => Ok(base),
         other => Err(Error::failed(format!(
@@ -146,8 +171,13 @@ fn common(
             build.manifest.set,
             other.map_or_else(|| "(it has none)".to_owned(), |base| base.name)
         ))
-        .with_hint(
-            "destroy the newer snapshots if nothing needs them, or restore to another dataset",
-        )),
+        .with_hint(match &shipped.raw {
+            None => {
+                "destroy the newer snapshots if nothing needs them, or restore to another dataset"
+            }
+            Some(_) => {
+                "restore to another dataset: it is stored raw, and its chain may have begun anew"
+            }
+        })),
     }
 }

@@ -8,11 +8,12 @@ use super::build::Build;
 use super::files_form::{self, Written};
 use super::only::Only;
 use super::placement::{PlacedVolume, Placement};
-use super::receive;
+use super::{raw, receive};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::plan::layout::PartKind;
+use crate::plan::refusal::Refusal;
 use crate::process::Credentials;
 use crate::repository::image::ImageState;
 use crate::repository::tree::ImageTree;
@@ -133,8 +134,17 @@ impl Source {
         let Self::Repository(from) = self else { return Vec::new() };
         let names = placement.volumes.iter().enumerate().flat_map(|(index, volume)| {
             let datasets = [volume.dataset.clone(), from.receiving(id, index)];
-            let snapshot = |dataset: DatasetName| dataset.snapshot(&volume.origin.name).to_string();
-            datasets.into_iter().flatten().map(snapshot)
+            let raw = from.shipped_volume(volume).and_then(|shipped| shipped.raw.as_deref());
+            let chain = raw.unwrap_or_default().iter().rev().map(|link| &link.snapshot);
+            let mut names: Vec<_> = chain.collect();
+            if names.is_empty() {
+                names.push(&volume.origin.name);
+            }
+            let snapshots = |dataset: DatasetName| {
+                let name = |name: &&String| dataset.snapshot(name).to_string();
+                names.iter().map(name).collect::<Vec<_>>()
+            };
+            datasets.into_iter().flatten().flat_map(snapshots).collect::<Vec<_>>()
         });
         names.collect()
     }
@@ -205,14 +215,26 @@ impl FromRepository {
         if self.parent.is_none() {
             return self.make_folders(build, owner).map(Some);
         }
+        raw::announce(self, build)?;
+        let mut locked = Vec::new();
         for (index, (placed, volume)) in
             build.placement.volumes.iter().zip(&build.manifest.volumes).enumerate()
         {
             let Some(dataset) = &placed.dataset else { continue };
-            self.make_dataset(build, index, dataset, volume, owner)?;
+            if !self.make_dataset(build, index, dataset, volume, owner)? {
+                locked.push(dataset.to_string());
+            }
             steps::reached(&format!("restore.received-{}", index + 1))?;
         }
-        Ok(None)
+        // All are received first: so the keys are asked for once.
+        if locked.is_empty() {
+            return Ok(None);
+        }
+        // Half a cluster is none: its postmaster.pid may even be that of the original, which runs.
+        for dataset in build.placement.volumes.iter().filter_map(|placed| placed.dataset.as_ref()) {
+            build.cx.zfs.unmount(dataset)?;
+        }
+        Err(Refusal::KeysNotLoaded { datasets: locked }.into())
     }
 
     /// Plain folders, that of the data directory first: its pg_control goes before anything of an
@@ -239,6 +261,7 @@ impl FromRepository {
         Ok(written)
     }
 
+    /// Makes a volume's dataset; `false`: its key isn't loaded, so it isn't mounted.
     fn make_dataset(
         &self,
         build: &Build,
@@ -246,13 +269,13 @@ impl FromRepository {
         dataset: &DatasetName,
         volume: &SetVolume,
         owner: Option<Credentials>,
-    ) -> Result<()> {
-        let Some(placed) = build.placement.volumes.get(index) else { return Ok(()) };
+    ) -> Result<bool> {
+        let Some(placed) = build.placement.volumes.get(index) else { return Ok(true) };
         let shipped = self.shipped_volume(placed);
         if self.delta && build.cx.zfs.exists(dataset.as_str())? {
             return match shipped {
                 Some(shipped) => receive::catch_up(self, build, placed, dataset, shipped),
-                None => make_wal_folders(placed, volume, owner),
+                None => make_wal_folders(placed, volume, owner).map(|()| true),
             };
         }
         let mountpoint = placed.mountpoint.to_str().ok_or_else(|| {
@@ -269,7 +292,7 @@ impl FromRepository {
             return receive::create(self, build, index, placed, &properties);
         }
         build.cx.zfs.create(dataset, &properties)?;
-        make_wal_folders(placed, volume, owner)
+        make_wal_folders(placed, volume, owner).map(|()| true)
     }
 
     /// The name of the `index`th volume's dataset while it is received.
@@ -280,6 +303,9 @@ impl FromRepository {
     /// Properties of the original dataset that its copy gets too.
     fn properties(&self, shipped: Option<&ShippedVolume>) -> Result<BTreeMap<String, String>> {
         let Some(shipped) = shipped else { return Ok(BTreeMap::new()) };
+        if shipped.raw.is_some() {
+            return Ok(raw::segment(self, shipped)?.properties);
+        }
         let descriptor =
             strata::delta::read_descriptor(&self.repository.strata, &shipped.image, &shipped.delta)
                 .map_err(of_strata)?;

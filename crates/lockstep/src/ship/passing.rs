@@ -17,7 +17,7 @@ use crate::repository::shipped::Pages as Checked;
 use crate::steps;
 
 /// Between two looks at whether to stop, in bytes of the stream.
-const STRIDE: u64 = 8 << 20;
+pub(super) const STRIDE: u64 = 8 << 20;
 
 /// Which relation's file an object is.
 type Lookup<'a> = Box<dyn FnMut(u64) -> Option<Segment<u64>> + 'a>;
@@ -94,6 +94,7 @@ impl<'a> Passing<'a> {
                     (path.map_or_else(words, |path| path.display().to_string()), page.block)
                 })
                 .collect(),
+            not_checked: None,
         });
         (self.left_out.into_iter().collect(), pages.unwrap_or_default())
     }

@@ -3,6 +3,7 @@
 //! A clone is named in a journal before it is made, so that whoever starts next removes what a
 //! killed process left.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::context::Context;
@@ -14,9 +15,10 @@ use crate::restore::unfinished;
 use crate::set::journal::{self, RestoreJournal};
 use crate::volume::zfs::{CloneSpec, DatasetName, SnapshotName};
 
-/// Looks into snapshots, in their order; gone when dropped.
+/// Looks into snapshots; gone when dropped.
 pub struct Views<'a> {
     cx: &'a Context<'a>,
+    names: Vec<SnapshotName>,
     paths: Vec<PathBuf>,
     clones: Option<(RestoreJournal, Lock)>,
 }
@@ -27,17 +29,25 @@ impl<'a> Views<'a> {
     /// # Errors
     /// When one can't be looked into.
     pub fn open(cx: &'a Context<'a>, snapshots: &[SnapshotName]) -> Result<Self> {
-        let mut views = Self { cx, paths: Vec::new(), clones: None };
+        let names = snapshots.to_vec();
+        let mut views = Self { cx, names, paths: Vec::new(), clones: None };
         let hidden: Vec<_> =
             snapshots.iter().map(|name| hidden_folder(cx, name)).collect::<Result<_>>()?;
         views.make_clones(snapshots, hidden)?;
         Ok(views)
     }
 
-    /// Where the `at`th snapshot's root is.
+    /// Where the snapshot's root is, if it is one of those that are looked into.
     #[must_use]
-    pub fn path(&self, at: usize) -> &Path {
-        self.paths.get(at).map_or(Path::new("/nowhere"), PathBuf::as_path)
+    pub fn path(&self, snapshot: &SnapshotName) -> Option<&Path> {
+        let at = self.names.iter().position(|name| name == snapshot)?;
+        self.paths.get(at).map(PathBuf::as_path)
+    }
+
+    /// All of them, to be asked by threads.
+    #[must_use]
+    pub fn paths(&self) -> BTreeMap<SnapshotName, PathBuf> {
+        self.names.iter().cloned().zip(self.paths.iter().cloned()).collect()
     }
 
     fn make_clones(

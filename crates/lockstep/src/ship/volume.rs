@@ -1,5 +1,7 @@
 //! One volume's way into the repository: what its snapshot is an increment to, the stream, the delta.
+//! One whose dataset is encrypted may go raw (`raw.rs`).
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
@@ -10,6 +12,7 @@ use strata::delta::{Descriptor, ImageOptions, ImageWriter, read_descriptor};
 
 use super::page_delta::Pages;
 use super::passing::Passing;
+use super::raw::RawWay;
 use super::walk::{Walked, walk};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -19,7 +22,7 @@ use crate::repository::shipped::ShippedVolume;
 use crate::repository::{Repository, of_strata};
 use crate::set::manifest::SetVolume;
 use crate::steps;
-use crate::volume::zfs::{Base, Properties, SendSpec, SnapshotName, Zfs};
+use crate::volume::zfs::{Base, DatasetName, Properties, SendSpec, SnapshotName, Zfs};
 
 /// What nearly every cluster has as its page.
 const PAGE: u64 = 8192;
@@ -56,6 +59,8 @@ pub struct Shipment<'a> {
     pub progress: &'a Progress,
     /// The datasets' properties that go along.
     pub properties: &'a Properties,
+    /// Where the keys of datasets that go raw are.
+    pub key_locations: &'a BTreeMap<DatasetName, String>,
 }
 
 /// The properties of datasets that their restored copies get too, all in one command.
@@ -74,34 +79,59 @@ pub fn properties(zfs: &Zfs, routes: &[Route<'_>]) -> Result<Properties> {
 pub struct Route<'a> {
     /// The volume.
     pub volume: &'a SetVolume,
-    /// Its delta is there, from a shipment that was interrupted behind it.
-    there: Option<Descriptor>,
-    /// What it is an increment to.
-    base: Option<(Base, ImageState)>,
+    way: Way,
+}
+
+enum Way {
+    /// Taken apart.
+    Plain {
+        /// Its delta is there, from a shipment that was interrupted behind it.
+        there: Option<Descriptor>,
+        /// What it is an increment to.
+        base: Option<(Base, ImageState)>,
+    },
+    /// As it is encrypted on disk.
+    Raw(RawWay),
 }
 
 /// Finds what the volume's snapshot is an increment to: the newest snapshot or bookmark that the
-/// repository has too.
+/// repository has too. With `raw` among what was sent raw, else among the rest.
 ///
 /// # Errors
 /// When ZFS or the store fails.
-pub fn route<'a>(zfs: &Zfs, repository: &Repository, volume: &'a SetVolume) -> Result<Route<'a>> {
-    let image = image_name(&volume.dataset);
-    let mut route = Route { volume, there: None, base: None };
-    let there = deltas(repository, &image)?;
-    let read = |id: &str| read_descriptor(&repository.strata, &image, id).map_err(of_strata);
-    if there.contains(&volume.guid) {
-        route.there = Some(read(&volume.guid)?);
-        return Ok(route);
+pub fn route<'a>(
+    zfs: &Zfs,
+    repository: &Repository,
+    volume: &'a SetVolume,
+    raw: bool,
+) -> Result<Route<'a>> {
+    if raw {
+        return Ok(Route { volume, way: Way::Raw(RawWay::find(zfs, repository, volume)?) });
     }
+    let image = image_name(&volume.dataset);
+    let ids = deltas(repository, &image)?;
+    let read = |id: &str| read_descriptor(&repository.strata, &image, id).map_err(of_strata);
+    if ids.contains(&volume.guid) {
+        let there = Some(read(&volume.guid)?);
+        return Ok(Route { volume, way: Way::Plain { there, base: None } });
+    }
+    let bases = bases(zfs, volume)?;
+    let base = match bases.into_iter().find(|base| ids.contains(&base.guid.to_string())) {
+        Some(base) => {
+            let state = ImageState::of(&read(&base.guid.to_string())?)?;
+            Some((base, state))
+        }
+        None => None,
+    };
+    Ok(Route { volume, way: Way::Plain { there: None, base } })
+}
+
+/// The snapshots and bookmarks that the volume's snapshot could be an increment to, newest first.
+pub(super) fn bases(zfs: &Zfs, volume: &SetVolume) -> Result<Vec<Base>> {
     let mut bases = zfs.bases_of(&volume.dataset)?;
     bases.retain(|base| base.createtxg < volume.createtxg);
     bases.sort_by_key(|base| std::cmp::Reverse(base.createtxg));
-    if let Some(base) = bases.into_iter().find(|base| there.contains(&base.guid.to_string())) {
-        let state = ImageState::of(&read(&base.guid.to_string())?)?;
-        route.base = Some((base, state));
-    }
-    Ok(route)
+    Ok(bases)
 }
 
 impl Route<'_> {
@@ -110,7 +140,7 @@ impl Route<'_> {
     /// these are stored whole.
     #[must_use]
     pub fn base_snapshot(&self) -> Option<SnapshotName> {
-        let (base, state) = self.base.as_ref()?;
+        let Way::Plain { base: Some((base, state)), .. } = &self.way else { return None };
         let recordsize = state.properties.get("recordsize").and_then(|text| text.parse().ok());
         if recordsize.is_some_and(|size: u64| size <= PAGE) {
             return None;
@@ -130,14 +160,18 @@ impl Route<'_> {
         base_root: Option<&Path>,
     ) -> Result<ShippedVolume> {
         let (repository, volume) = (shipment.repository, self.volume);
-        if let Some(descriptor) = self.there {
+        let (there, base) = match self.way {
+            Way::Raw(way) => return way.ship(shipment, volume),
+            Way::Plain { there, base } => (there, base),
+        };
+        if let Some(descriptor) = there {
             return shipped(repository, volume, descriptor);
         }
         let image = image_name(&volume.dataset);
         let walked = walk(root, &volume.parts, shipment.recovers)?;
         let zfs = Zfs::new();
         let job = Job { shipment, volume, image: &image, zfs: &zfs, walked: &walked };
-        if let Some((base, state)) = &self.base {
+        if let Some((base, state)) = &base {
             if let Some(descriptor) = job.send(Some((base, state)), base_root)? {
                 return shipped(repository, volume, descriptor);
             }
@@ -153,7 +187,7 @@ impl Route<'_> {
 }
 
 /// The deltas of an image.
-fn deltas(repository: &Repository, image: &str) -> Result<Vec<String>> {
+pub(super) fn deltas(repository: &Repository, image: &str) -> Result<Vec<String>> {
     let mut ids = Vec::new();
     let folder = repository.strata.path(&format!("volumes/{image}"));
     repository
@@ -188,6 +222,7 @@ impl Job<'_> {
         let spec = SendSpec {
             snapshot: &self.volume.snapshot_name(),
             base: base.map(|(base, _)| base.name.as_str()),
+            raw: false,
             nice: config.nice,
             ionice: config.ionice,
         };
@@ -260,12 +295,7 @@ fn shipped(
     descriptor: Descriptor,
 ) -> Result<ShippedVolume> {
     let state = ImageState::of(&descriptor)?;
-    let mut stored_bytes = 0;
-    strata::delta::packs(&repository.strata, &descriptor, |row| {
-        stored_bytes += row.size;
-        Ok(())
-    })
-    .map_err(of_strata)?;
+    let stored_bytes = stored_bytes(repository, &descriptor)?;
     Ok(ShippedVolume {
         dataset: volume.dataset.clone(),
         image: descriptor.image,
@@ -275,5 +305,17 @@ fn shipped(
         stored_bytes,
         left_out: state.left_out,
         pages: state.pages,
+        raw: None,
     })
+}
+
+/// The bytes of the packs that a delta lies in.
+pub(super) fn stored_bytes(repository: &Repository, descriptor: &Descriptor) -> Result<u64> {
+    let mut bytes = 0;
+    strata::delta::packs(&repository.strata, descriptor, |row| {
+        bytes += row.size;
+        Ok(())
+    })
+    .map_err(of_strata)?;
+    Ok(bytes)
 }

@@ -103,7 +103,7 @@ fn add_nested(mounts: &Mounts, layout: &mut Layout) {
             let is_part = layout.parts.iter().any(|other| {
                 mounts.holding(&other.real_path).is_some_and(|holds| holds.point == mount.point)
             });
-            if is_part || mounts.holding(&mount.point) != Some(mount) {
+            if is_part || mount.is_looked_into() || mounts.holding(&mount.point) != Some(mount) {
                 continue;
             }
             let harmless = part.kind == PartKind::Data

@@ -30,6 +30,15 @@ impl Mount {
     pub fn is_zfs(&self) -> bool {
         matches!(self.fs_type.as_str(), "zfs" | "fuse.zfs")
     }
+
+    /// Whether ZFS itself mounted a snapshot here, because somebody looked into `.zfs/snapshot`. It
+    /// stays for some minutes, and hides nothing.
+    #[must_use]
+    pub fn is_looked_into(&self) -> bool {
+        let parent = self.point.parent();
+        let is_hidden = parent.is_some_and(|folder| folder.ends_with(".zfs/snapshot"));
+        self.is_zfs() && self.source.contains('@') && is_hidden
+    }
 }
 
 /// The mounts of this process, in the order they were made.
@@ -134,6 +143,18 @@ garbage
         assert_eq!(at("/etc"), "/dev/vda");
         assert!(mounts.holding(Path::new("/srv/tank 1")).unwrap().is_zfs());
         assert_eq!(mounts.below(Path::new("/srv/tank 1")).count(), 1);
+    }
+
+    #[test]
+    fn a_snapshot_that_was_looked_into_is_told_from_a_mount() {
+        let of = |point: &str, fs_type: &str, source: &str| {
+            let line = format!("48 45 0:44 / {point} ro - {fs_type} {source} ro");
+            parse_line(line.as_bytes()).unwrap().is_looked_into()
+        };
+        assert!(of("/srv/data/.zfs/snapshot/lockstep-1", "zfs", "tank/d@lockstep-1"));
+        assert!(!of("/srv/data/other", "zfs", "tank/d@lockstep-1"));
+        assert!(!of("/srv/data/.zfs/snapshot/lockstep-1", "zfs", "tank/other"));
+        assert!(!of("/srv/data/.zfs/snapshot/lockstep-1", "ext4", "host@disk"));
     }
 
     #[test]

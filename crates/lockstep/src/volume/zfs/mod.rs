@@ -6,6 +6,7 @@
 //! after a process has left.
 
 mod clone;
+mod encryption;
 mod filesystem;
 mod known;
 mod parse;
@@ -21,6 +22,7 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 
 pub use clone::{CloneSpec, while_received};
+pub use encryption::{Encryption, is_local_key};
 pub use snapshot::{SnapshotFacts, Tagged};
 pub use standing::Standing;
 pub use stream::{Base, SendSpec};

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{DatasetName, HOLD_TAG, SnapshotName, Zfs, is_absent, parse, wants_one};
 use crate::error::{Error, Result};
+use crate::process::CommandError;
 
 /// How long "dataset is busy" is retried (zfs-fuse says it for a second or two after a process
 /// has left a clone).
@@ -200,18 +201,25 @@ impl Zfs {
 
     /// `zfs destroy NAME`, retried while it is busy; one that is gone is fine.
     pub(super) fn destroy(&self, name: &str) -> Result<()> {
+        match self.run_while_busy(["destroy", name]) {
+            Err(error) if is_absent(&error) => Ok(()),
+            other => other.map_err(Into::into),
+        }
+    }
+
+    /// Runs it again as long as ZFS says that the dataset is busy.
+    pub(super) fn run_while_busy(&self, args: [&str; 2]) -> Result<(), CommandError> {
         let deadline = Instant::now() + BUSY_LIMIT;
         // Mostly it is a moment.
         let mut pause = Duration::from_millis(5);
         loop {
-            match self.run(["destroy", name]) {
+            match self.run(args) {
                 Ok(_) => return Ok(()),
-                Err(error) if is_absent(&error) => return Ok(()),
                 Err(error) if error.stderr().contains("busy") && Instant::now() < deadline => {
                     std::thread::sleep(pause);
                     pause = (2 * pause).min(Duration::from_millis(100));
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
     }

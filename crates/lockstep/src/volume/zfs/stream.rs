@@ -2,7 +2,7 @@
 //!
 //! The stream is sent as it is in memory: what is compressed or embedded on disk would have to be
 //! taken apart again. Large blocks (`-L`) are kept, where this ZFS knows them: without it a file of
-//! large blocks changes its block size with every other stream.
+//! large blocks changes its block size with every other stream. A raw stream (`-w`) is all as on disk.
 
 use std::process::{ChildStdin, ChildStdout};
 
@@ -29,6 +29,8 @@ pub struct SendSpec<'a> {
     pub snapshot: &'a SnapshotName,
     /// What it is an increment to: [`Base::name`].
     pub base: Option<&'a str>,
+    /// As it is encrypted on disk; then also compressed and in blocks as there.
+    pub raw: bool,
     /// Added to the priority of `zfs send`.
     pub nice: Option<u8>,
     /// The class of its disk accesses.
@@ -42,7 +44,9 @@ impl Zfs {
     /// When it can't be started.
     pub fn send(&self, spec: &SendSpec<'_>) -> Result<Piped<ChildStdout>> {
         let mut program = Program::new("zfs").arg("send");
-        if self.sends_large_blocks() {
+        if spec.raw {
+            program = program.arg("-w");
+        } else if self.sends_large_blocks() {
             program = program.arg("-L");
         }
         if let Some(base) = spec.base {
@@ -78,6 +82,17 @@ impl Zfs {
         Ok(())
     }
 
+    /// Unmounts a dataset; one that isn't mounted is fine.
+    ///
+    /// # Errors
+    /// When it is in use.
+    pub fn unmount(&self, dataset: &DatasetName) -> Result<()> {
+        if self.value(dataset, "mounted")? == "yes" {
+            self.run(["unmount", dataset.as_str()])?;
+        }
+        Ok(())
+    }
+
     /// Renames a dataset that isn't mounted.
     ///
     /// # Errors
@@ -87,13 +102,13 @@ impl Zfs {
         Ok(())
     }
 
-    /// Takes a dataset back to its newest snapshot.
+    /// Takes a dataset back to its newest snapshot. OpenZFS finds one busy for a moment that was
+    /// received raw and mounted for the first time.
     ///
     /// # Errors
     /// When it isn't the newest.
     pub fn rollback(&self, snapshot: &str) -> Result<()> {
-        self.run(["rollback", snapshot])?;
-        Ok(())
+        Ok(self.run_while_busy(["rollback", snapshot])?)
     }
 
     /// Whether `zfs send` knows `-L`, by what it prints when it is given nothing.

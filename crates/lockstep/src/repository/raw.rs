@@ -1,0 +1,457 @@
+//! Raw segments: send streams of encrypted datasets, stored as they came, for nobody without their
+//! key can look into them.
+//!
+//! A segment is a delta without a base in an image of its own: one object whose content is the
+//! stream. What it is an increment to, and so on back to a full stream, is its chain. The chain is in
+//! the segment's `about` and in every set's manifest, and the manifest's deltas are all of it: so a
+//! segment stays as long as any set needs it, and nothing that collects, checks or merges deltas has to
+//! know of chains.
+//!
+//! What could go wrong: a stream that was cut, or whose bits flipped on the way, is kept as a whole one,
+//! and found out when it is needed. So it is read record by record in passing, checksums and all, and
+//! only one that has come to its end as what it should be is given a descriptor.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+
+use bytes::Bytes;
+use sendstream::record::{Begin, ObjsetType};
+use sendstream::{Features, Reader};
+use serde::{Deserialize, Serialize};
+use strata::delta::{Change, Descriptor, ImageWriter, chain};
+use strata::fold::{DataSink, Folded, KeepAll, Reading, fold, open_chain};
+use strata::pack::FrameReader;
+
+use super::image::image_name;
+use super::ingest::of_stream;
+use super::{Repository, of_strata};
+use crate::error::{Error, Result};
+use crate::set::manifest::json;
+use crate::volume::zfs::{Base, DatasetName};
+
+/// The newest form that is known.
+const VERSION: u32 = 1;
+/// The object whose content is the stream.
+const STREAM: u64 = 1;
+/// Bytes of the stream that are one block.
+const BLOCK: usize = 1 << 20;
+
+/// What tells a segment's `about` from an image's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The stream as it came.
+    Raw,
+}
+
+/// A segment of a chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    /// Its delta: the GUID of the snapshot that it leads to, as text.
+    pub guid: String,
+    /// That snapshot's name, without its dataset: the one it gets when it is received.
+    pub snapshot: String,
+}
+
+/// What a segment's descriptor says about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Segment {
+    /// 1.
+    pub version: u32,
+    /// `raw`.
+    pub kind: Kind,
+    /// The segments to be received one after another, a full stream first and this one last.
+    pub chain: Vec<Link>,
+    /// The length of the stream.
+    pub stream_bytes: u64,
+    /// BLAKE3 of the stream, in hex.
+    pub blake3: String,
+    /// Where the dataset's key was, as ZFS's `keylocation`.
+    pub key_location: Option<String>,
+    /// Properties of the dataset that matter to PostgreSQL, as `zfs get` printed them.
+    pub properties: BTreeMap<String, String>,
+}
+
+impl Segment {
+    /// Of a descriptor.
+    ///
+    /// # Errors
+    /// When it says something else, or its chain can't be one.
+    pub fn of(descriptor: &Descriptor) -> Result<Self> {
+        let what = || format!("delta \"{}\" of \"{}\"", descriptor.id, descriptor.image);
+        let segment: Self = serde_json::from_value(descriptor.about.clone())
+            .map_err(|e| Error::failed(format!("{} is strange", what())).because(e))?;
+        if segment.version > VERSION {
+            return Err(Error::failed(format!(
+                "{} has form {}, this lockstep knows {VERSION}",
+                what(),
+                segment.version
+            )));
+        }
+        let guids: BTreeSet<_> = segment.chain.iter().map(|link| &link.guid).collect();
+        let ends_here = segment.chain.last().is_some_and(|last| last.guid == descriptor.id);
+        if !ends_here || guids.len() < segment.chain.len() {
+            return Err(Error::failed(format!("{} names a chain that is none", what())));
+        }
+        if let Some(link) = segment.chain.iter().find(|link| !is_name(&link.snapshot)) {
+            let why = format!("{} names a snapshot \"{}\"", what(), link.snapshot.escape_default());
+            return Err(Error::failed(why));
+        }
+        Ok(segment)
+    }
+
+    /// As a descriptor's `about`.
+    ///
+    /// # Errors
+    /// When it can't be expressed in JSON.
+    pub fn to_about(&self) -> Result<serde_json::Value> {
+        serde_json::to_value(self).map_err(json("describe a segment"))
+    }
+
+    /// The segment that it is an increment to.
+    #[must_use]
+    pub fn base(&self) -> Option<&Link> {
+        self.chain.len().checked_sub(2).and_then(|at| self.chain.get(at))
+    }
+
+    /// Whether all of its chain is among these deltas.
+    #[must_use]
+    pub fn is_whole(&self, there: &[String]) -> bool {
+        self.chain.iter().all(|link| there.contains(&link.guid))
+    }
+}
+
+/// Whether ZFS could give a snapshot this name.
+fn is_name(text: &str) -> bool {
+    !text.contains('/') && DatasetName::new(text).is_ok()
+}
+
+/// The image of a dataset's raw segments. No dataset has an `@` in its name.
+#[must_use]
+pub fn raw_image_name(dataset: &DatasetName) -> String {
+    format!("{}@raw", image_name(dataset))
+}
+
+/// What the next segment is an increment to: the newest of `bases`, which come newest first, whose
+/// segment is `there` with all of its chain. `None`: a full stream is due, also because `full_every`
+/// increments came since the last.
+///
+/// # Errors
+/// When `read` fails.
+pub fn next_base(
+    bases: Vec<Base>,
+    there: &[String],
+    full_every: u32,
+    read: impl Fn(&str) -> Result<Segment>,
+) -> Result<Option<(Base, Segment)>> {
+    for base in bases {
+        let guid = base.guid.to_string();
+        if !there.contains(&guid) {
+            continue;
+        }
+        let segment = read(&guid)?;
+        if segment.is_whole(there) {
+            let is_due = segment.chain.len() as u64 > u64::from(full_every);
+            return Ok((!is_due).then_some((base, segment)));
+        }
+    }
+    Ok(None)
+}
+
+/// What a stream that was stored came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ingested {
+    /// The snapshot that it leads to.
+    pub link: Link,
+    /// Its length.
+    pub bytes: u64,
+    /// BLAKE3 of it, in hex.
+    pub blake3: String,
+}
+
+impl Ingested {
+    /// The segment that it is behind `base`.
+    #[must_use]
+    pub fn behind(
+        self,
+        base: Option<Segment>,
+        key_location: Option<String>,
+        properties: BTreeMap<String, String>,
+    ) -> Segment {
+        let mut chain = base.map(|segment| segment.chain).unwrap_or_default();
+        chain.push(self.link);
+        let (stream_bytes, blake3) = (self.bytes, self.blake3);
+        Segment {
+            version: VERSION,
+            kind: Kind::Raw,
+            chain,
+            stream_bytes,
+            blake3,
+            key_location,
+            properties,
+        }
+    }
+}
+
+/// Writes a stream into `writer`, which the caller finishes. It has to lead to the snapshot `guid`, from
+/// `base` or from nothing. `progress` is told how much of it has been read.
+///
+/// # Errors
+/// When it is damaged, cut short or another stream than it should be, or the store fails.
+pub fn ingest(
+    input: &mut impl Read,
+    writer: &mut ImageWriter,
+    guid: &str,
+    base: Option<&str>,
+    mut progress: impl FnMut(u64) -> Result<()>,
+) -> Result<Ingested> {
+    let header = Some(Bytes::from_static(b"stream"));
+    writer.changed(Change { object: STREAM, header, ..Change::default() }).map_err(of_strata)?;
+    let mut keeping = Keeping {
+        input,
+        writer,
+        block: Vec::with_capacity(BLOCK),
+        offset: 0,
+        hash: blake3::Hasher::new(),
+        failed: None,
+    };
+    let read = (|| -> Result<Link> {
+        let mut reader = Reader::new(&mut keeping).map_err(of_stream)?;
+        let link = check(reader.begin(), reader.package().is_some(), guid, base)?;
+        while reader.advance().map_err(of_stream)? {
+            progress(reader.bytes_read())?;
+        }
+        Ok(link)
+    })();
+    // Where the store failed, the stream only couldn't be read on.
+    if let Some(error) = keeping.failed.take() {
+        return Err(error);
+    }
+    let link = read?;
+    keeping.flush()?;
+    Ok(Ingested {
+        link,
+        bytes: keeping.offset,
+        blake3: keeping.hash.finalize().to_hex().to_string(),
+    })
+}
+
+/// Whether it is the stream that was asked for, as BEGIN says.
+fn check(begin: &Begin, is_package: bool, guid: &str, base: Option<&str>) -> Result<Link> {
+    let name = String::from_utf8_lossy(&begin.to_name).into_owned();
+    let wrong = |what: String| Err(Error::failed(format!("the stream of {name} {what}")));
+    if !begin.is_raw() {
+        return wrong("isn't raw".into());
+    }
+    if is_package || begin.features.contains(Features::RESUMING) {
+        return wrong("is none of a single snapshot, from its beginning".into());
+    }
+    if begin.objset != ObjsetType::FileSystem {
+        return wrong("is of no file system".into());
+    }
+    if begin.to_guid.to_string() != guid {
+        return wrong(format!("has GUID {}, the set says {guid}", begin.to_guid));
+    }
+    let from = (!begin.is_full()).then(|| begin.from_guid.to_string());
+    if from.as_deref() != base {
+        let named = |guid: Option<&str>| guid.map_or_else(|| "nothing".into(), str::to_owned);
+        return wrong(format!("starts from {}, not {}", named(from.as_deref()), named(base)));
+    }
+    match name.split_once('@') {
+        Some((_, snapshot)) if is_name(snapshot) => {
+            Ok(Link { guid: guid.to_owned(), snapshot: snapshot.to_owned() })
+        }
+        _ => wrong("names no snapshot".into()),
+    }
+}
+
+/// Passes a stream on to its reader, and keeps what goes by.
+struct Keeping<'a, R> {
+    input: &'a mut R,
+    writer: &'a mut ImageWriter,
+    block: Vec<u8>,
+    /// Of what is in the writer.
+    offset: u64,
+    hash: blake3::Hasher,
+    failed: Option<Error>,
+}
+
+impl<R> Keeping<'_, R> {
+    fn keep(&mut self, mut bytes: &[u8]) -> Result<()> {
+        self.hash.update(bytes);
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(BLOCK - self.block.len()));
+            self.block.extend_from_slice(now);
+            bytes = later;
+            if self.block.len() == BLOCK {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if !self.block.is_empty() {
+            self.writer.data(self.offset, &self.block).map_err(of_strata)?;
+            self.offset += self.block.len() as u64;
+            self.block.clear();
+        }
+        Ok(())
+    }
+}
+
+impl<R: Read> Read for Keeping<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let length = self.input.read(buffer)?;
+        self.keep(&buffer[..length]).map_err(|error| {
+            self.failed = Some(error);
+            std::io::Error::other("the store failed")
+        })?;
+        Ok(length)
+    }
+}
+
+/// Writes a segment's stream as it came, and checks it against its hash once it has all gone by.
+///
+/// # Errors
+/// When it isn't there or is damaged, the store fails, or `to` does.
+pub fn copy(
+    repository: &Repository,
+    image: &str,
+    guid: &str,
+    to: &mut dyn Write,
+) -> Result<Segment> {
+    let chain = chain(&repository.strata, image, guid, None).map_err(of_strata)?;
+    let descriptor = chain.last().ok_or_else(|| Error::failed("a chain of no deltas"))?;
+    let segment = Segment::of(descriptor)?;
+    let readers = open_chain(&repository.strata, &chain, 8 << 20).map_err(of_strata)?;
+    let mut frames = FrameReader::new(&repository.strata, 8 << 20);
+    let mut sink = ToStream { to, offset: 0, hash: blake3::Hasher::new(), failed: None };
+    let folded = fold(readers, true, &KeepAll, &mut Reading::new(&mut frames, &mut sink));
+    if let Some(error) = sink.failed {
+        return Err(Error::io("write to", "zfs receive")(error));
+    }
+    folded.map_err(of_strata)?;
+    if sink.offset != segment.stream_bytes
+        || sink.hash.finalize().to_hex().as_str() != segment.blake3
+    {
+        return Err(Error::failed(format!(
+            "segment {guid} of \"{image}\" isn't the stream that was stored"
+        ))
+        .with_hint("`lockstep repo check --read-data` says what else is damaged"));
+    }
+    Ok(segment)
+}
+
+struct ToStream<'a> {
+    to: &'a mut dyn Write,
+    offset: u64,
+    hash: blake3::Hasher,
+    failed: Option<std::io::Error>,
+}
+
+impl DataSink for ToStream<'_> {
+    fn object(&mut self, _: &Folded) -> strata::Result<()> {
+        Ok(())
+    }
+
+    fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> strata::Result<()> {
+        if object != STREAM || offset != self.offset {
+            return Err(strata::Error::caller(format!(
+                "object {object} has a block at {offset}, the stream goes on at {}",
+                self.offset
+            )));
+        }
+        self.hash.update(content);
+        self.offset += content.len() as u64;
+        self.to.write_all(content).map_err(|error| {
+            self.failed = Some(error);
+            strata::Error::caller("the reader has gone")
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "raw_tests.rs"]
+pub(crate) mod stored_tests;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(guids: &[u64]) -> Segment {
+        Segment {
+            version: VERSION,
+            kind: Kind::Raw,
+            chain: guids
+                .iter()
+                .map(|guid| Link { guid: guid.to_string(), snapshot: format!("s{guid}") })
+                .collect(),
+            stream_bytes: 1,
+            blake3: String::new(),
+            key_location: None,
+            properties: BTreeMap::new(),
+        }
+    }
+
+    /// The GUID that the next segment starts from: of `bases`, newest first, where `chains` are there.
+    fn next(bases: &[u64], there: &[u64], chains: &[&[u64]], full_every: u32) -> Option<u64> {
+        let base = |guid: &u64| Base { name: format!("t@s{guid}"), guid: *guid, createtxg: *guid };
+        let there: Vec<String> = there.iter().map(u64::to_string).collect();
+        let read = |guid: &str| {
+            let ends = |chain: &&&[u64]| chain.last().is_some_and(|last| last.to_string() == guid);
+            Ok(segment(chains.iter().find(ends).expect("only what is there is read")))
+        };
+        let found = next_base(bases.iter().map(base).collect(), &there, full_every, read);
+        found.unwrap().map(|(base, _)| base.guid)
+    }
+
+    #[test]
+    fn an_increment_starts_from_the_newest_that_is_there_whole() {
+        let chains: [&[u64]; 3] = [&[1], &[1, 2], &[1, 2, 3]];
+        assert_eq!(next(&[3, 2, 1], &[1, 2, 3], &chains, 30), Some(3));
+        assert_eq!(next(&[4, 2, 1], &[1, 2, 3], &chains, 30), Some(2), "3 isn't on this host");
+        assert_eq!(next(&[4], &[1, 2, 3], &chains, 30), None, "nothing in common");
+        // What 3 comes from is gone: it is of no use, and 1 is.
+        assert_eq!(next(&[3, 2, 1], &[1, 3], &chains, 30), Some(1));
+    }
+
+    #[test]
+    fn after_so_many_increments_a_full_stream_is_due() {
+        let chains: [&[u64]; 3] = [&[1], &[1, 2], &[1, 2, 3]];
+        let after = |newest: u64, full_every| next(&[newest], &[1, 2, 3], &chains, full_every);
+        assert_eq!((after(1, 2), after(2, 2), after(3, 2)), (Some(1), Some(2), None));
+        assert_eq!((after(1, 1), after(2, 1)), (Some(1), None));
+    }
+
+    #[test]
+    fn a_chain_ends_where_it_is_named() {
+        let descriptor = |about: &Segment| Descriptor {
+            format: 1,
+            image: "tank=pg@raw".into(),
+            id: "2".into(),
+            base: None,
+            objects: Vec::new(),
+            extents: Vec::new(),
+            packs: Vec::new(),
+            about: about.to_about().unwrap(),
+        };
+        let whole = segment(&[1, 2]);
+        assert_eq!(Segment::of(&descriptor(&whole)).unwrap(), whole);
+        assert_eq!(whole.base().unwrap().guid, "1");
+        assert_eq!(segment(&[1]).base(), None);
+        for wrong in [&[][..], &[2, 1], &[2, 2], &[1]] {
+            assert!(Segment::of(&descriptor(&segment(wrong))).is_err(), "{wrong:?}");
+        }
+        for name in ["", "a/b", "a@b", "-r", "a\nb"] {
+            let mut odd = segment(&[1, 2]);
+            odd.chain[0].snapshot = name.into();
+            assert!(Segment::of(&descriptor(&odd)).is_err(), "{name:?}");
+        }
+        let name = raw_image_name(&DatasetName::new("tank/my pg").unwrap());
+        assert_eq!(name, "tank=my+20pg@raw");
+        assert!(strata::check_name("image", &name).is_ok());
+    }
+}

@@ -1,0 +1,144 @@
+//! A volume that is stored raw into a dataset: the segments of its chain, one after another, into
+//! `zfs receive`. The dataset is encrypted as its original was, with the same key.
+//!
+//! What could go wrong: there is nobody to load the key. One that lies in a file where the original's
+//! did is loaded from there. Else what was received stays as it is, not mounted, and the restore ends
+//! by saying which keys to load; the same command with `--delta` then goes on with what is there.
+
+use std::io::{BufWriter, Write};
+
+use super::build::Build;
+use super::source::FromRepository;
+use crate::error::{Error, Result};
+use crate::repository::raw::{Link, Segment, copy};
+use crate::repository::{ShippedVolume, of_strata};
+use crate::steps;
+use crate::volume::zfs::{DatasetName, is_local_key};
+
+/// Receives the segments behind the snapshot `since`, or all of them. Snapshots in between are
+/// destroyed again: the dataset gets the set's.
+pub(super) fn receive(
+    from: &FromRepository,
+    build: &Build,
+    dataset: &DatasetName,
+    shipped: &ShippedVolume,
+    since: Option<&str>,
+) -> Result<()> {
+    let zfs = &build.cx.zfs;
+    let chain = shipped.raw.as_deref().unwrap_or_default();
+    let segments = behind(chain, since);
+    for (at, link) in segments.iter().enumerate() {
+        steps::reached("restore.segment")?;
+        let mut child = zfs.receive(dataset)?;
+        let result = (|| -> Result<()> {
+            let mut output = BufWriter::with_capacity(1 << 20, &mut child);
+            copy(&from.repository, &shipped.image, &link.guid, &mut output)?;
+            output.flush().map_err(Error::io("write to", "zfs receive"))
+        })();
+        match (result, child.finish()) {
+            (Err(error), Err(reason)) if error.chain().contains("roken pipe") => {
+                return Err(reason.into());
+            }
+            (Ok(()), Err(reason)) => return Err(reason.into()),
+            (result, _) => result?,
+        }
+        let received = dataset.snapshot(&link.snapshot);
+        let found = zfs.find_snapshot(&received)?.map(|facts| facts.guid.to_string());
+        if found.as_ref() != Some(&link.guid) {
+            return Err(Error::failed(format!(
+                "what was received as {received} has GUID {}, the set says {}",
+                found.as_deref().unwrap_or("none"),
+                link.guid
+            )));
+        }
+        // The one before has done its part, unless it was there.
+        if let Some(before) = at.checked_sub(1).and_then(|at| segments.get(at)) {
+            zfs.destroy_snapshot(&dataset.snapshot(&before.snapshot))?;
+        }
+    }
+    Ok(())
+}
+
+/// The segments behind `since`.
+fn behind<'a>(chain: &'a [Link], since: Option<&str>) -> &'a [Link] {
+    let at = since.and_then(|guid| chain.iter().position(|link| link.guid == guid));
+    chain.get(at.map_or(0, |at| at + 1)..).unwrap_or_default()
+}
+
+/// What the volume's segment says.
+pub(super) fn segment(from: &FromRepository, shipped: &ShippedVolume) -> Result<Segment> {
+    let strata = &from.repository.strata;
+    let descriptor = strata::delta::read_descriptor(strata, &shipped.image, &shipped.delta);
+    Segment::of(&descriptor.map_err(of_strata)?)
+}
+
+/// Says before anything is received which keys nobody here has: they will be asked for.
+pub(super) fn announce(from: &FromRepository, build: &Build) -> Result<()> {
+    for placed in &build.placement.volumes {
+        let (Some(dataset), Some(shipped)) = (&placed.dataset, from.shipped_volume(placed)) else {
+            continue;
+        };
+        // With --delta it may be there, with its key.
+        if shipped.raw.is_none() || build.cx.zfs.exists(dataset.as_str())? {
+            continue;
+        }
+        let location = segment(from, shipped)?.key_location;
+        if !location.as_deref().is_some_and(is_local_key) {
+            tracing::warn!(
+                dataset = %shipped.dataset,
+                "stored raw, and its key isn't in a file here: the restore stops before it could be mounted"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Whether the dataset can be mounted: its key is loaded, or could be from where it was.
+pub(super) fn unlock(
+    from: &FromRepository,
+    build: &Build,
+    dataset: &DatasetName,
+    shipped: &ShippedVolume,
+) -> Result<bool> {
+    let zfs = &build.cx.zfs;
+    let encryption = zfs.encryption(std::slice::from_ref(dataset))?.remove(dataset);
+    let Some(encryption) = encryption.filter(|encryption| !encryption.key_loaded) else {
+        return Ok(true);
+    };
+    let own = zfs.key_location(&encryption.root)?;
+    let original = segment(from, shipped)?.key_location;
+    for location in [Some(own.clone()), original].into_iter().flatten() {
+        if !is_local_key(&location) {
+            continue;
+        }
+        match zfs.load_key(&encryption.root, &location) {
+            Ok(()) if location == own => return Ok(true),
+            Ok(()) => {
+                // So that it is found at the next start, too.
+                zfs.set("keylocation", &location, std::slice::from_ref(&encryption.root))?;
+                return Ok(true);
+            }
+            Err(error) => {
+                tracing::warn!(%dataset, %location, error = %error.chain(), "this isn't its key");
+            }
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_there_is_not_received_again() {
+        let link = |guid: &str| Link { guid: guid.into(), snapshot: format!("s{guid}") };
+        let chain = ["1", "2", "3"].map(link);
+        let guids = |since| -> Vec<_> {
+            behind(&chain, since).iter().map(|link| link.guid.as_str()).collect()
+        };
+        assert_eq!(guids(None), ["1", "2", "3"]);
+        assert_eq!(guids(Some("1")), ["2", "3"]);
+        assert!(guids(Some("3")).is_empty());
+    }
+}

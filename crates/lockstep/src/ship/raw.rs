@@ -1,0 +1,310 @@
+//! Volumes whose datasets ZFS encrypts: whether they go raw, and a raw one's way into the repository.
+//!
+//! What lies encrypted on disk must not leave the host in the clear. So by default such a volume is
+//! sent as it is on disk to a repository that has no key of its own: nothing of it is looked into, no
+//! page checked and nothing left out. To one with a key it goes like any other.
+//!
+//! What could go wrong: the set's own WAL, which holds the same rows, goes along in the clear. Where
+//! pg_wal goes raw and WAL lies in its snapshot, it stays there; where it was copied out of it, that
+//! is refused unless raw was asked for by name.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use strata::delta::{Descriptor, ImageOptions, ImageWriter, read_descriptor};
+
+use super::passing::STRIDE;
+use super::volume::{Shipment, bases, deltas, stored_bytes};
+use crate::config::EncryptedDatasets;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::plan::layout::PartKind;
+use crate::plan::refusal::Refusal;
+use crate::repository::raw::{Segment, ingest, next_base, raw_image_name};
+use crate::repository::shipped::ShippedVolume;
+use crate::repository::{Repository, of_strata};
+use crate::set::manifest::{Manifest, SetVolume, WalStored};
+use crate::steps;
+use crate::volume::zfs::{Base, DatasetName, Encryption, SendSpec, Zfs};
+
+/// What of a set is encrypted.
+pub(super) struct Encrypted {
+    /// Datasets that go raw, with where the key of each was.
+    raw: BTreeMap<DatasetName, String>,
+    /// Those whose key isn't loaded: nobody can look into them.
+    locked: BTreeSet<DatasetName>,
+}
+
+impl Encrypted {
+    /// Looks, and decides.
+    ///
+    /// # Errors
+    /// When ZFS fails, or what is asked for can't be or must not be.
+    pub(super) fn find(cx: &Context, repository: &Repository, set: &Manifest) -> Result<Self> {
+        let datasets: Vec<_> = set.volumes.iter().map(|volume| volume.dataset.clone()).collect();
+        let encryption = cx.zfs.encryption(&datasets)?;
+        let has_key = repository.strata.key().is_some();
+        let mut found = Self { raw: BTreeMap::new(), locked: BTreeSet::new() };
+        for (dataset, with) in encryption {
+            if goes_raw(repository.config.encrypted_datasets, has_key, &dataset, &with)? {
+                found.raw.insert(dataset.clone(), cx.zfs.key_location(&with.root)?);
+            }
+            if !with.key_loaded {
+                found.locked.insert(dataset);
+            }
+        }
+        if !has_key {
+            found.check_wal(repository, set)?;
+        }
+        Ok(found)
+    }
+
+    /// WAL that was copied out of an encrypted dataset.
+    fn check_wal(&self, repository: &Repository, set: &Manifest) -> Result<()> {
+        let Some(dataset) = wal_volume(set).map(|volume| &volume.dataset) else { return Ok(()) };
+        let mut beside = set.files.keys().filter_map(|name| name.strip_prefix("wal/"));
+        if !self.is_raw(dataset) || beside.all(|name| name.ends_with(".history")) {
+            return Ok(());
+        }
+        if repository.config.encrypted_datasets == EncryptedDatasets::Raw {
+            tracing::warn!(
+                %dataset, repository = %repository.name,
+                "the set's own WAL was copied out of this encrypted dataset and isn't encrypted in the repository"
+            );
+            return Ok(());
+        }
+        let (dataset, repository) = (dataset.to_string(), repository.name.clone());
+        Err(Refusal::WalInTheClear { dataset, repository }.into())
+    }
+
+    /// Whether it goes raw.
+    pub(super) fn is_raw(&self, dataset: &DatasetName) -> bool {
+        self.raw.contains_key(dataset)
+    }
+
+    /// Whether the volume can be looked into.
+    pub(super) fn is_open(&self, volume: &SetVolume) -> bool {
+        !self.locked.contains(&volume.dataset)
+    }
+
+    /// Whether the set's WAL stays in pg_wal's snapshot, because that goes raw.
+    pub(super) fn keeps_wal(&self, set: &Manifest) -> bool {
+        set.wal.stored == WalStored::Snapshot
+            && wal_volume(set).is_some_and(|volume| self.is_raw(&volume.dataset))
+    }
+
+    /// Where the keys of those that go raw are.
+    pub(super) fn key_locations(&self) -> &BTreeMap<DatasetName, String> {
+        &self.raw
+    }
+}
+
+fn wal_volume(set: &Manifest) -> Option<&SetVolume> {
+    let has_wal = |volume: &&SetVolume| volume.parts.iter().any(|p| p.kind == PartKind::Wal);
+    set.volumes.iter().find(has_wal)
+}
+
+/// Whether an encrypted dataset is sent raw.
+fn goes_raw(
+    asked: EncryptedDatasets,
+    has_key: bool,
+    dataset: &DatasetName,
+    with: &Encryption,
+) -> Result<bool> {
+    match asked {
+        EncryptedDatasets::Raw => Ok(true),
+        EncryptedDatasets::Auto => Ok(!has_key || !with.key_loaded),
+        EncryptedDatasets::Plain if with.key_loaded => Ok(false),
+        EncryptedDatasets::Plain => Err(Error::failed(format!(
+            "the key of \"{dataset}\" isn't loaded: it can be sent raw alone"
+        ))
+        .with_hint(format!(
+            "`zfs load-key '{}'`, or encrypted_datasets = \"raw\" for this repository",
+            with.root
+        ))),
+    }
+}
+
+/// A raw volume's way, before it is begun.
+pub(super) struct RawWay {
+    image: String,
+    /// Its segment is there, from a shipment that was interrupted behind it.
+    there: Option<(Descriptor, Segment)>,
+    /// What it is an increment to.
+    base: Option<(Base, Segment)>,
+}
+
+impl RawWay {
+    /// Finds what is there already, and what the volume is an increment to.
+    ///
+    /// # Errors
+    /// When ZFS or the store fails.
+    pub(super) fn find(zfs: &Zfs, repository: &Repository, volume: &SetVolume) -> Result<Self> {
+        let image = raw_image_name(&volume.dataset);
+        let ids = deltas(repository, &image)?;
+        let read = |id: &str| {
+            let descriptor = read_descriptor(&repository.strata, &image, id).map_err(of_strata)?;
+            let segment = Segment::of(&descriptor)?;
+            Ok::<_, Error>((descriptor, segment))
+        };
+        if ids.contains(&volume.guid) {
+            // What it comes from may have been collected meanwhile.
+            let there = Some(read(&volume.guid)?).filter(|(_, segment)| segment.is_whole(&ids));
+            if there.is_some() {
+                return Ok(Self { image, there, base: None });
+            }
+        }
+        let every = repository.config.raw_full_every;
+        let segment = |id: &str| read(id).map(|(_, segment)| segment);
+        let base = next_base(bases(zfs, volume)?, &ids, every, segment)?;
+        Ok(Self { image, there: None, base })
+    }
+
+    /// Ships the volume.
+    ///
+    /// # Errors
+    /// When ZFS, the stream or the store fails.
+    pub(super) fn ship(self, shipment: &Shipment<'_>, volume: &SetVolume) -> Result<ShippedVolume> {
+        let (descriptor, segment) = match self.there {
+            Some(there) => there,
+            None => send(shipment, volume, &self.image, self.base)?,
+        };
+        let stored = stored_bytes(shipment.repository, &descriptor)?;
+        Ok(ShippedVolume::raw(volume.dataset.clone(), descriptor, segment, stored))
+    }
+}
+
+/// Sends and stores a segment.
+fn send(
+    shipment: &Shipment<'_>,
+    volume: &SetVolume,
+    image: &str,
+    base: Option<(Base, Segment)>,
+) -> Result<(Descriptor, Segment)> {
+    let repository = shipment.repository;
+    let config = &repository.config;
+    let spec = SendSpec {
+        snapshot: &volume.snapshot_name(),
+        base: base.as_ref().map(|(base, _)| base.name.as_str()),
+        raw: true,
+        nice: config.nice,
+        ionice: config.ionice,
+    };
+    let journal = format!("{}-{image}-{}.jsonl", repository.name, volume.guid);
+    let options =
+        ImageOptions { resume: Some(shipment.journals.join(journal)), ..shipment.options.clone() };
+    // Without a base: nothing of it can be read without the stream's own reader.
+    let mut writer = ImageWriter::new(&repository.strata, image, &volume.guid, None, &options)
+        .map_err(of_strata)?;
+    let mut child = Zfs::new().send(&spec)?;
+    let bar = shipment.progress.bytes(volume.dataset.as_str());
+    let mut seen = 0;
+    let from = base.as_ref().map(|(base, _)| base.guid.to_string());
+    let stored = ingest(&mut child, &mut writer, &volume.guid, from.as_deref(), |bytes| {
+        if bytes - seen >= STRIDE {
+            bar.set_position(bytes);
+            (shipment.check)()?;
+            seen = bytes;
+            steps::reached("ship.progress")?;
+        }
+        Ok(())
+    });
+    bar.finish_and_clear();
+    let stored = match stored {
+        Ok(stored) => stored,
+        // What `zfs send` said on its way out is the reason; the stream only ends early.
+        Err(error) => {
+            return Err(match child.finish() {
+                Err(reason) if !reason.stderr().is_empty() => reason.into(),
+                _ => error,
+            });
+        }
+    };
+    child.finish()?;
+    let key_location = shipment.key_locations.get(&volume.dataset).cloned();
+    let properties = shipment.properties.get(volume.dataset.as_str()).cloned();
+    let base = base.map(|(_, segment)| segment);
+    let segment = stored.behind(base, key_location, properties.unwrap_or_default());
+    writer.about(segment.to_about()?);
+    steps::reached("ship.stream")?;
+    Ok((writer.finish().map_err(of_strata)?, segment))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::prune::memory_store::Memory;
+    use crate::repository::raw::stored_tests::repository;
+    use crate::set::manifest::tests::manifest;
+    use crate::set::manifest::{SetFile, SetPart};
+
+    /// A set whose pg_wal lies in `wal`, with these files beside it.
+    fn set(wal: &str, stored: WalStored, files: &[&str]) -> Manifest {
+        let mut set = manifest("20261101T000000Z-aaaa", vec![]);
+        let parts = |kind| vec![SetPart { kind, path: "/x".into(), inside: "".into() }];
+        let volume = |dataset: &str, kind| SetVolume {
+            dataset: DatasetName::new(dataset).unwrap(),
+            pool: "tank".into(),
+            snapshot: format!("{dataset}@s"),
+            guid: "1".into(),
+            createtxg: 1,
+            order: 1,
+            taken_at: set.started_at,
+            parts: parts(kind),
+        };
+        let volumes = vec![volume("tank/data", PartKind::Data), volume(wal, PartKind::Wal)];
+        set.volumes = volumes;
+        set.wal.stored = stored;
+        let file = SetFile { bytes: 1, blake3: String::new() };
+        set.files = files.iter().map(|name| ((*name).to_owned(), file.clone())).collect();
+        set
+    }
+
+    #[test]
+    fn wal_of_an_encrypted_dataset_stays_in_it_or_is_told_of() {
+        let dataset = |name: &str| DatasetName::new(name).unwrap();
+        let secret = ["tank/data", "tank/wal"].map(|name| (dataset(name), "prompt".to_owned()));
+        let found = Encrypted { raw: secret.into(), locked: BTreeSet::new() };
+        assert!(found.keeps_wal(&set("tank/wal", WalStored::Snapshot, &[])));
+        assert!(!found.keeps_wal(&set("tank/wal", WalStored::Files, &[])));
+        assert!(!found.keeps_wal(&set("tank/open", WalStored::Snapshot, &[])));
+
+        let mut at = repository(Arc::new(Memory::default()));
+        let copied = ["backup_label", "wal/000000010000000000000003"];
+        let check = |at: &Repository, wal, files| {
+            found.check_wal(at, &set(wal, WalStored::Files, files)).map_err(|e| e.exit_code())
+        };
+        assert_eq!(check(&at, "tank/wal", &copied), Err(4));
+        assert_eq!(check(&at, "tank/open", &copied), Ok(()), "it lay in the clear");
+        assert_eq!(check(&at, "tank/wal", &["backup_label", "wal/00000002.history"]), Ok(()));
+        at.config.encrypted_datasets = EncryptedDatasets::Raw;
+        assert_eq!(check(&at, "tank/wal", &copied), Ok(()), "asked for by name");
+    }
+
+    #[test]
+    fn what_is_encrypted_on_disk_leaves_in_the_clear_only_to_be_sealed_or_when_asked() {
+        use EncryptedDatasets::{Auto, Plain, Raw};
+        let dataset = DatasetName::new("tank/pg/data").unwrap();
+        let raw = |asked, has_key, key_loaded| {
+            let root = DatasetName::new("tank/pg").unwrap();
+            goes_raw(asked, has_key, &dataset, &Encryption { key_loaded, root })
+        };
+        for (asked, has_key, key_loaded, expected) in [
+            (Auto, false, true, true),
+            (Auto, false, false, true),
+            (Auto, true, true, false),
+            (Auto, true, false, true),
+            (Raw, true, true, true),
+            (Raw, false, false, true),
+            (Plain, false, true, false),
+            (Plain, true, true, false),
+        ] {
+            let found = raw(asked, has_key, key_loaded).unwrap();
+            assert_eq!(found, expected, "{asked:?}, key {has_key}, loaded {key_loaded}");
+        }
+        let error = raw(Plain, false, false).unwrap_err();
+        assert!(error.to_string().contains("tank/pg/data"), "{error}");
+        assert!(error.hint().unwrap().contains("zfs load-key 'tank/pg'"), "{error}");
+    }
+}

@@ -1,0 +1,86 @@
+//! Native encryption: which datasets have it, and their keys.
+//!
+//! What could go wrong: a ZFS that doesn't know the property `encryption` fails the whole command, so
+//! it is asked once and then not again. A key that isn't loaded lets a dataset be sent raw and
+//! received, but neither mounted nor sent in the clear.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{DatasetName, Zfs};
+use crate::error::{Error, Result};
+
+/// The property that is missing where there is no encryption.
+const ENCRYPTION: &str = "encryption";
+
+/// An encrypted dataset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encryption {
+    /// Its key is loaded.
+    pub key_loaded: bool,
+    /// The dataset whose key it is, its own or one above it.
+    pub root: DatasetName,
+}
+
+impl Zfs {
+    /// Those of `datasets` that are encrypted.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn encryption(
+        &self,
+        datasets: &[DatasetName],
+    ) -> Result<BTreeMap<DatasetName, Encryption>> {
+        if datasets.is_empty() || self.memory.property(ENCRYPTION) == Some(false) {
+            return Ok(BTreeMap::new());
+        }
+        let names: Vec<_> = datasets.iter().map(DatasetName::to_string).collect();
+        let found = match self.get(&names, &[ENCRYPTION, "keystatus", "encryptionroot"]) {
+            Err(Error::Command(e)) if e.stderr().contains("invalid property") => {
+                self.memory.learn_property(ENCRYPTION, false);
+                return Ok(BTreeMap::new());
+            }
+            other => other?,
+        };
+        self.memory.learn_property(ENCRYPTION, true);
+        let mut encrypted = BTreeMap::new();
+        for dataset in datasets {
+            let value = |property: &str| {
+                found
+                    .get(dataset.as_str())
+                    .and_then(|of| of.get(property))
+                    .map_or("-", String::as_str)
+            };
+            if ["off", "-"].contains(&value(ENCRYPTION)) {
+                continue;
+            }
+            let root = DatasetName::new(value("encryptionroot")).map_err(Error::failed)?;
+            let key_loaded = value("keystatus") == "available";
+            encrypted.insert(dataset.clone(), Encryption { key_loaded, root });
+        }
+        Ok(encrypted)
+    }
+
+    /// Where the key of an encryption root is: `prompt`, or a URL.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn key_location(&self, root: &DatasetName) -> Result<String> {
+        self.value(root, "keylocation")
+    }
+
+    /// Loads a key from a file. It is never asked for: there may be nobody to answer.
+    ///
+    /// # Errors
+    /// When it isn't the key.
+    pub fn load_key(&self, root: &DatasetName, location: &str) -> Result<()> {
+        self.run(["load-key", "-L", location, root.as_str()])?;
+        Ok(())
+    }
+}
+
+/// Whether a `keylocation` is a file of this host that is there.
+#[must_use]
+pub fn is_local_key(location: &str) -> bool {
+    location.strip_prefix("file://").is_some_and(|path| Path::new(path).is_file())
+}
