@@ -42,7 +42,7 @@ use crate::{files, steps};
 use lease::Held;
 use raw::Encrypted;
 use view::Views;
-use volume::{Route, Shipment};
+use volume::{Bases, Route, Shipment};
 
 /// Volumes that are sent at the same time.
 const VOLUMES_AT_ONCE: usize = 2;
@@ -142,9 +142,10 @@ fn store<'a>(
     let encrypted = Encrypted::find(cx, repository, manifest)?;
     let keeps_wal = encrypted.keeps_wal(manifest);
     let kept = manifest.volumes.iter().filter(|volume| keeps_wal || !is_wal_alone(volume));
+    let bases = Bases::find(&cx.zfs, &manifest.volumes)?;
     let route = |volume: &'a SetVolume| {
         let raw = encrypted.is_raw(&volume.dataset);
-        volume::route(&cx.zfs, repository, volume, raw)
+        volume::route(&bases, repository, volume, raw)
     };
     let routes: Vec<Route> = kept.map(route).collect::<Result<_>>()?;
     // The set's snapshots, and behind them those that pages are compared with.
@@ -161,6 +162,7 @@ fn store<'a>(
     let check = || held.check();
     let geometry = geometry(manifest, &views)?;
     let shipment = Shipment {
+        zfs: &cx.zfs,
         repository,
         options: options.clone(),
         journals: &journals,
@@ -174,10 +176,17 @@ fn store<'a>(
         key_locations: encrypted.key_locations(),
     };
     let paths = views.paths();
-    let volumes = ship_volumes(&shipment, routes, &|name| paths.get(name))?;
     let mut manifest = manifest.clone();
-    let names = take_files(cx, &mut manifest, &views, keeps_wal)?;
-    repository::files::store(repository, manifest.set.as_str(), &names, &options)?;
+    let (volumes, files) = std::thread::scope(|scope| {
+        let volumes = scope.spawn(|| ship_volumes(&shipment, routes, &|name| paths.get(name)));
+        let files = take_files(cx, &mut manifest, &views, keeps_wal).and_then(|names| {
+            repository::files::store(repository, manifest.set.as_str(), &names, &options)
+        });
+        (volumes.join(), files)
+    });
+    let ended = |_| Error::failed("the thread of the volumes ended early; its words are above");
+    let volumes = volumes.map_err(ended)??;
+    files?;
     Ok(Shipped::new(manifest, volumes))
 }
 

@@ -40,14 +40,19 @@ fn an_unchanged_image_stores_no_pack_and_a_restore_reads_each_live_frame_once() 
         (0..20).map(|number| Step::Change(number, vec![Act::Write(0, SPACE, 7)])).collect();
     write_delta(&repository, &mut image, &change, "3", Some("2"), &options).unwrap();
     let all = chain(&repository, IMAGE, "3", None).unwrap();
-    counting.take();
-    assert_eq!(restored(&repository, &all, &Image::new()).unwrap(), image);
-    let mut reads = counting.take();
-    reads.retain(|call| call.path.contains("/packs/"));
-    let distinct: BTreeSet<_> =
-        reads.iter().map(|call| (call.path.clone(), call.range.clone().unwrap().start)).collect();
-    assert_eq!(distinct.len(), reads.len(), "a frame was read twice");
-    assert!(reads.len() <= 42, "{} frames read", reads.len());
+    for ahead in [false, true] {
+        counting.take();
+        let restored = restored_by(&repository, &all, &Image::new(), ahead, 1 << 20).unwrap();
+        assert_eq!(restored, image);
+        let mut reads = counting.take();
+        reads.retain(|call| call.path.contains("/packs/"));
+        let frame = |call: &strata::store::testing::Call| {
+            (call.path.clone(), call.range.clone().unwrap().start)
+        };
+        let distinct: BTreeSet<_> = reads.iter().map(frame).collect();
+        assert_eq!(distinct.len(), reads.len(), "a frame was read twice");
+        assert!(reads.len() <= 42, "{} frames read", reads.len());
+    }
 }
 
 #[test]

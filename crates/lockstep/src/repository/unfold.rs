@@ -5,7 +5,7 @@ use bytes::Bytes;
 use sendstream::fold::{Block, BlockHeader, Piece, Sink, SpillBlock};
 use sendstream::record::{Object, Sealed, Spill, Write, object_type};
 use strata::delta::{Descriptor, chain};
-use strata::fold::{DataSink, Folded, Reading, fold, open_chain};
+use strata::fold::{DataSink, Folded, ReadingAhead, fold, open_chain};
 use strata::pack::FrameReader;
 
 use super::header::{ObjectHeader, StreamRules};
@@ -56,7 +56,9 @@ fn run(
     let readers = open_chain(&repository.strata, chain, INDEX_MEMORY).map_err(of_strata)?;
     let mut frames = FrameReader::new(&repository.strata, FRAME_MEMORY);
     let mut to = ToStream::new(sink, is_full);
-    fold(readers, is_full, &StreamRules, &mut Reading::new(&mut frames, &mut to))
+    let mut reading = ReadingAhead::new(&repository.strata, &mut frames, &mut to);
+    fold(readers, is_full, &StreamRules, &mut reading)
+        .and_then(|()| reading.finish())
         .map_err(of_strata)?;
     Ok(Unfolded { deltas: chain.len(), frames: frames.frames_read() })
 }

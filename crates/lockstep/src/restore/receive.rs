@@ -36,14 +36,16 @@ pub(super) fn create(
     let receiving = from.receiving(&build.id, index).unwrap_or_else(|| dataset.clone());
     receive(from, build, &receiving, shipped, None)?;
     steps::reached(&format!("restore.receiving-{}", index + 1))?;
-    let (own, other): (Vec<_>, Vec<_>) =
-        properties.iter().partition(|(name, _)| name.starts_with("lockstep:"));
-    let set_all = |all: &[&(&str, String)], on: &DatasetName| {
-        all.iter().try_for_each(|(name, value)| zfs.set(name, value, std::slice::from_ref(on)))
-    };
-    set_all(&own, &receiving)?;
+    let (own, mut other): (Vec<_>, Vec<_>) =
+        properties.iter().cloned().partition(|(name, _)| name.starts_with("lockstep:"));
+    zfs.set_all(&own, &receiving)?;
     zfs.rename(&receiving, dataset)?;
-    set_all(&other, dataset)?;
+    // What it has by default, or from the dataset above it, need not be set.
+    let names: Vec<_> = other.iter().map(|(name, _)| *name).collect();
+    let mut has = zfs.get(&[dataset.to_string()], &names)?;
+    let has = has.remove(dataset.as_str()).unwrap_or_default();
+    other.retain(|(name, value)| has.get(*name) != Some(value));
+    zfs.set_all(&other, dataset)?;
     check(from, build, placed, dataset, shipped)?;
     mount(from, build, dataset, shipped)
 }

@@ -178,6 +178,7 @@ fn make_clones(build: &Build) -> Result<()> {
             origin: &volume.origin,
             dataset,
             mountpoint: &volume.mountpoint,
+            is_written: true,
             properties: &marks(build),
         })?;
         steps::reached(&format!("restore.cloned-{}", index + 1))?;
@@ -210,6 +211,8 @@ impl FromRepository {
         if let Some(parent) = self.parent.as_ref().filter(|_| self.makes_parent) {
             let mut properties = marks(build).to_vec();
             properties.push(("mountpoint", "none".to_owned()));
+            let common = self.common_properties()?;
+            properties.extend(common.iter().map(|(name, value)| (name.as_str(), value.clone())));
             build.cx.zfs.create(parent, &properties)?;
         }
         if self.parent.is_none() {
@@ -291,6 +294,8 @@ impl FromRepository {
         if shipped.is_some() {
             return receive::create(self, build, index, placed, &properties);
         }
+        // What the dataset above has for tables is nothing for WAL, which is written in order.
+        properties.push(("recordsize", "128K".to_owned()));
         build.cx.zfs.create(dataset, &properties)?;
         make_wal_folders(placed, volume, owner).map(|()| true)
     }
@@ -310,6 +315,19 @@ impl FromRepository {
             strata::delta::read_descriptor(&self.repository.strata, &shipped.image, &shipped.delta)
                 .map_err(of_strata)?;
         Ok(ImageState::of(&descriptor)?.properties)
+    }
+
+    /// Properties that all volumes have alike: the dataset above them gets these, and they have them
+    /// from it. Raw ones bring what they need.
+    fn common_properties(&self) -> Result<BTreeMap<String, String>> {
+        let plain = self.shipped.volumes.iter().filter(|volume| volume.raw.is_none());
+        let mut all = plain.map(|volume| self.properties(Some(volume)));
+        let mut common = all.next().transpose()?.unwrap_or_default();
+        for other in all {
+            let other = other?;
+            common.retain(|name, value| other.get(name) == Some(value));
+        }
+        Ok(common)
     }
 
     fn make_folder(

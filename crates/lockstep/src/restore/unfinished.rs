@@ -75,6 +75,9 @@ pub fn undo(cx: &Context, entry: &RestoreJournal) -> Result<()> {
 /// # Errors
 /// When one stays.
 pub fn destroy_datasets(cx: &Context, entry: &RestoreJournal) -> Result<()> {
+    if entry.received.is_empty() {
+        return cx.zfs.destroy_clones(&entry.datasets, &entry.id);
+    }
     for dataset in entry.datasets.iter().rev() {
         let of = |name: &&String| name.split('@').next() == Some(dataset.as_str());
         for name in entry.received.iter().filter(of) {

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use strata::delta::{Descriptor, ImageOptions, ImageWriter, read_descriptor};
 
 use super::passing::STRIDE;
-use super::volume::{Shipment, bases, deltas, stored_bytes};
+use super::volume::{Bases, Shipment, deltas, stored_bytes};
 use crate::config::EncryptedDatasets;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -24,7 +24,7 @@ use crate::repository::shipped::ShippedVolume;
 use crate::repository::{Repository, of_strata};
 use crate::set::manifest::{Manifest, SetVolume, WalStored};
 use crate::steps;
-use crate::volume::zfs::{Base, DatasetName, Encryption, SendSpec, Zfs};
+use crate::volume::zfs::{Base, DatasetName, Encryption, SendSpec};
 
 /// What of a set is encrypted.
 pub(super) struct Encrypted {
@@ -138,7 +138,11 @@ impl RawWay {
     ///
     /// # Errors
     /// When ZFS or the store fails.
-    pub(super) fn find(zfs: &Zfs, repository: &Repository, volume: &SetVolume) -> Result<Self> {
+    pub(super) fn find(
+        bases: &Bases<'_>,
+        repository: &Repository,
+        volume: &SetVolume,
+    ) -> Result<Self> {
         let image = raw_image_name(&volume.dataset);
         let ids = deltas(repository, &image)?;
         let read = |id: &str| {
@@ -155,7 +159,8 @@ impl RawWay {
         }
         let every = repository.config.raw_full_every;
         let segment = |id: &str| read(id).map(|(_, segment)| segment);
-        let base = next_base(bases(zfs, volume)?, &ids, every, segment)?;
+        let is_known = |base: &Base| ids.contains(&base.guid.to_string());
+        let base = next_base(bases.of(volume, is_known)?, &ids, every, segment)?;
         Ok(Self { image, there: None, base })
     }
 
@@ -195,7 +200,7 @@ fn send(
     // Without a base: nothing of it can be read without the stream's own reader.
     let mut writer = ImageWriter::new(&repository.strata, image, &volume.guid, None, &options)
         .map_err(of_strata)?;
-    let mut child = Zfs::new().send(&spec)?;
+    let mut child = shipment.zfs.send(&spec)?;
     let bar = shipment.progress.bytes(volume.dataset.as_str());
     let mut seen = 0;
     let from = base.as_ref().map(|(base, _)| base.guid.to_string());

@@ -31,8 +31,14 @@ impl<'a> Views<'a> {
     pub fn open(cx: &'a Context<'a>, snapshots: &[SnapshotName]) -> Result<Self> {
         let names = snapshots.to_vec();
         let mut views = Self { cx, names, paths: Vec::new(), clones: None };
-        let hidden: Vec<_> =
-            snapshots.iter().map(|name| hidden_folder(cx, name)).collect::<Result<_>>()?;
+        let mut datasets: Vec<_> = snapshots.iter().map(|name| name.dataset.clone()).collect();
+        datasets.sort();
+        datasets.dedup();
+        let mounted = cx.zfs.mountpoints(&datasets)?;
+        let hidden: Vec<_> = snapshots
+            .iter()
+            .map(|name| hidden_folder(mounted.get(&name.dataset), name))
+            .collect::<Result<_>>()?;
         views.make_clones(snapshots, hidden)?;
         Ok(views)
     }
@@ -99,6 +105,7 @@ impl<'a> Views<'a> {
                         origin,
                         dataset,
                         mountpoint: path,
+                        is_written: false,
                         properties: &[
                             ("lockstep:restore", id.clone()),
                             ("lockstep:owner", self.cx.state.owner().to_owned()),
@@ -129,8 +136,8 @@ impl Drop for Views<'_> {
 }
 
 /// `.zfs/snapshot/NAME`, where this ZFS has it.
-fn hidden_folder(cx: &Context, name: &SnapshotName) -> Result<Option<PathBuf>> {
-    let Some(mountpoint) = cx.zfs.mountpoint(&name.dataset)? else { return Ok(None) };
+fn hidden_folder(mountpoint: Option<&PathBuf>, name: &SnapshotName) -> Result<Option<PathBuf>> {
+    let Some(mountpoint) = mountpoint else { return Ok(None) };
     let folder = mountpoint.join(".zfs/snapshot").join(&name.name);
     match std::fs::read_dir(&folder) {
         Ok(_) => Ok(Some(folder)),

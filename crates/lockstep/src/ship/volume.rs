@@ -39,6 +39,8 @@ const PROPERTIES: [&str; 7] = [
 
 /// What is the same for all volumes of a set.
 pub struct Shipment<'a> {
+    /// ZFS.
+    pub zfs: &'a Zfs,
     /// Where it goes.
     pub repository: &'a Repository,
     /// How packs and indexes are written.
@@ -100,13 +102,13 @@ enum Way {
 /// # Errors
 /// When ZFS or the store fails.
 pub fn route<'a>(
-    zfs: &Zfs,
+    bases: &Bases<'_>,
     repository: &Repository,
     volume: &'a SetVolume,
     raw: bool,
 ) -> Result<Route<'a>> {
     if raw {
-        return Ok(Route { volume, way: Way::Raw(RawWay::find(zfs, repository, volume)?) });
+        return Ok(Route { volume, way: Way::Raw(RawWay::find(bases, repository, volume)?) });
     }
     let image = image_name(&volume.dataset);
     let ids = deltas(repository, &image)?;
@@ -115,8 +117,8 @@ pub fn route<'a>(
         let there = Some(read(&volume.guid)?);
         return Ok(Route { volume, way: Way::Plain { there, base: None } });
     }
-    let bases = bases(zfs, volume)?;
-    let base = match bases.into_iter().find(|base| ids.contains(&base.guid.to_string())) {
+    let is_known = |base: &Base| ids.contains(&base.guid.to_string());
+    let base = match bases.of(volume, is_known)?.into_iter().find(is_known) {
         Some(base) => {
             let state = ImageState::of(&read(&base.guid.to_string())?)?;
             Some((base, state))
@@ -126,12 +128,39 @@ pub fn route<'a>(
     Ok(Route { volume, way: Way::Plain { there: None, base } })
 }
 
-/// The snapshots and bookmarks that the volume's snapshot could be an increment to, newest first.
-pub(super) fn bases(zfs: &Zfs, volume: &SetVolume) -> Result<Vec<Base>> {
-    let mut bases = zfs.bases_of(&volume.dataset)?;
-    bases.retain(|base| base.createtxg < volume.createtxg);
-    bases.sort_by_key(|base| std::cmp::Reverse(base.createtxg));
-    Ok(bases)
+/// What the set's snapshots could be increments to.
+pub struct Bases<'a> {
+    zfs: &'a Zfs,
+    /// Those that have a name of Lockstep's.
+    own: BTreeMap<DatasetName, Vec<Base>>,
+}
+
+impl<'a> Bases<'a> {
+    /// Finds those with a name of Lockstep's, of all volumes at once.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn find(zfs: &'a Zfs, volumes: &[SetVolume]) -> Result<Self> {
+        let datasets: Vec<_> = volumes.iter().map(|volume| volume.dataset.clone()).collect();
+        let own = zfs.bases_of_all(&datasets, |name| name.starts_with("lockstep-"))?;
+        Ok(Self { zfs, own })
+    }
+
+    /// The snapshots and bookmarks that the volume's snapshot could be an increment to, newest first.
+    /// Where none of Lockstep's own names is `known`, one that somebody renamed may be.
+    pub(super) fn of(
+        &self,
+        volume: &SetVolume,
+        known: impl Fn(&Base) -> bool,
+    ) -> Result<Vec<Base>> {
+        let mut bases = self.own.get(&volume.dataset).cloned().unwrap_or_default();
+        if !bases.iter().any(known) {
+            bases = self.zfs.bases_of(&volume.dataset)?;
+        }
+        bases.retain(|base| base.createtxg < volume.createtxg);
+        bases.sort_by_key(|base| std::cmp::Reverse(base.createtxg));
+        Ok(bases)
+    }
 }
 
 impl Route<'_> {
@@ -169,8 +198,7 @@ impl Route<'_> {
         }
         let image = image_name(&volume.dataset);
         let walked = walk(root, &volume.parts, shipment.recovers)?;
-        let zfs = Zfs::new();
-        let job = Job { shipment, volume, image: &image, zfs: &zfs, walked: &walked };
+        let job = Job { shipment, volume, image: &image, walked: &walked };
         if let Some((base, state)) = &base {
             if let Some(descriptor) = job.send(Some((base, state)), base_root)? {
                 return shipped(repository, volume, descriptor);
@@ -206,7 +234,6 @@ pub(super) struct Job<'a> {
     pub(super) shipment: &'a Shipment<'a>,
     pub(super) volume: &'a SetVolume,
     pub(super) image: &'a str,
-    zfs: &'a Zfs,
     pub(super) walked: &'a Walked,
 }
 
@@ -244,7 +271,7 @@ impl Job<'_> {
             (Some(id), Some(root)) => Some(Pages::open(self, id, root)?),
             _ => None,
         };
-        let mut child = self.zfs.send(&spec)?;
+        let mut child = self.shipment.zfs.send(&spec)?;
         let mut passing = Passing::new(self, base.map(|(_, state)| state), pages);
         let outcome = (|| {
             let reader = Reader::new(&mut child).map_err(of_stream)?;

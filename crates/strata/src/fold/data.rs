@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{Folded, Sink};
 use crate::delta::{Block, Extent};
 use crate::error::{Error, Result};
-use crate::pack::FrameReader;
+use crate::pack::{FrameReader, Location};
 
 /// Takes the result of a fold with its data.
 pub trait DataSink {
@@ -67,13 +67,18 @@ impl<'a, S: DataSink> Reading<'a, S> {
             let bytes = self.frames.read(&block.location)?;
             return self.sink.formed(object, extent, &bytes);
         }
-        let content = extent.content().ok_or_else(|| Error::Invalid {
-            what: "extent",
-            value: format!("{object}/{}+{}", extent.offset, extent.length),
-            expected: "within its block",
-        })?;
+        let content = block_content(object, extent)?;
         self.sink.data(object, extent.offset, &self.frames.read(&content)?)
     }
+}
+
+/// Where the content of an extent's part of its block lies.
+pub(super) fn block_content(object: u64, extent: &Extent) -> Result<Location> {
+    extent.content().ok_or_else(|| Error::Invalid {
+        what: "extent",
+        value: format!("{object}/{}+{}", extent.offset, extent.length),
+        expected: "within its block",
+    })
 }
 
 impl<S: DataSink> Sink for Reading<'_, S> {

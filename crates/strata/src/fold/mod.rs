@@ -5,12 +5,14 @@
 //! keeps what older deltas had in it. [`DataSink`] reads the data that lives on, each frame once as far as the order
 //! allows; [`merge`] writes the fold of neighbouring deltas as one delta, without reading data.
 
+mod ahead;
 mod compact;
 mod data;
 mod headers;
 mod layers;
 mod run;
 
+pub use ahead::ReadingAhead;
 pub use compact::merge;
 pub use data::{DataSink, Reading};
 pub use headers::Headers;

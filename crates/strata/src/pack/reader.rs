@@ -102,20 +102,53 @@ impl FrameReader {
         if let Some(kept) = self.use_kept(pack, at, 0) {
             return Ok(kept.bytes.clone());
         }
-        let path = self.repository.pack_path(pack);
+        let content = FrameReader::fetch(&self.repository, pack, at, length)?;
+        self.keep(pack, at, content.clone());
+        Ok(content)
+    }
+
+    /// A frame's content, out of the store.
+    pub(crate) fn fetch(
+        repository: &Repository,
+        pack: Ulid,
+        at: u64,
+        length: u64,
+    ) -> Result<Bytes> {
+        let path = repository.pack_path(pack);
         if length > (MAX_CONTENT + HEADER + 16) as u64 {
             return Err(Error::damaged(&path, at, "the index wants a frame larger than any"));
         }
         let end = at.checked_add(length);
         let end = end.ok_or_else(|| Error::damaged(&path, at, "no pack is as long"))?;
-        let stored = self.repository.read(&path, at..end)?;
+        let stored = repository.read(&path, at..end)?;
         let place = Place { path: &path, pack, at };
-        let content = Bytes::from(frame::open(&stored, place, self.repository.key())?);
+        Ok(Bytes::from(frame::open(&stored, place, repository.key())?))
+    }
+
+    /// Whether the bytes at a location are at hand.
+    pub(crate) fn has(&self, location: &Location) -> bool {
+        let (pack, at) = (location.pack, location.frame);
+        let kept = self.kept.iter().rev().find(|kept| kept.pack == pack && kept.at == at);
+        kept.is_some_and(|kept| kept.from as u64 <= location.start)
+    }
+
+    /// Keeps a frame that was fetched.
+    pub(crate) fn put(&mut self, location: &Location, content: Bytes) {
+        // In the place of a part of it that is kept.
+        if let Some(index) =
+            self.kept.iter().position(|k| k.pack == location.pack && k.at == location.frame)
+            && let Some(part) = self.kept.remove(index)
+        {
+            self.kept_bytes -= part.bytes.len();
+        }
+        self.keep(location.pack, location.frame, content);
+    }
+
+    fn keep(&mut self, pack: Ulid, at: u64, bytes: Bytes) {
         self.frames += 1;
-        self.make_room(content.len());
-        self.kept_bytes += content.len();
-        self.kept.push_back(Kept { pack, at, from: 0, bytes: content.clone(), used: 0 });
-        Ok(content)
+        self.make_room(bytes.len());
+        self.kept_bytes += bytes.len();
+        self.kept.push_back(Kept { pack, at, from: 0, bytes, used: 0 });
     }
 
     /// A kept frame whose content is there from `start` on; it is the one used last now.

@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use strata::delta::{Change, Descriptor, ImageOptions, ImageWriter, IndexOptions};
-use strata::fold::{DataSink, Folded, Heritage, Reading, Rules, fold, is_full, open_chain};
+use strata::fold::{
+    DataSink, Folded, Heritage, Reading, ReadingAhead, Rules, fold, is_full, open_chain,
+};
 use strata::pack::{FrameReader, PackOptions};
 use strata::store::{ObjectStorage, Retries, Storage, Store};
 use strata::{Repository, Result};
@@ -314,12 +316,32 @@ impl DataSink for Rebuild {
 
 /// The image that a chain folds to, from `base` where it is an increment.
 pub fn restored(repository: &Repository, chain: &[Descriptor], base: &Image) -> Result<Image> {
+    let image = restored_by(repository, chain, base, false, 1 << 20)?;
+    // Read ahead it is the same, also where no frame is kept but the one at hand.
+    assert_eq!(image, restored_by(repository, chain, base, true, 0)?, "read ahead");
+    Ok(image)
+}
+
+/// The same, with frames of so many bytes kept, and read `ahead` or not.
+pub fn restored_by(
+    repository: &Repository,
+    chain: &[Descriptor],
+    base: &Image,
+    ahead: bool,
+    kept: usize,
+) -> Result<Image> {
     let is_full = is_full(chain);
     let image = if is_full { Image::new() } else { base.clone() };
     let mut rebuild = Rebuild { image, is_increment: !is_full, ..Rebuild::default() };
-    let mut frames = FrameReader::new(repository, 1 << 20);
+    let mut frames = FrameReader::new(repository, kept);
     let deltas = open_chain(repository, chain, 1 << 20)?;
-    fold(deltas, is_full, &Model, &mut Reading::new(&mut frames, &mut rebuild))?;
+    if ahead {
+        let mut reading = ReadingAhead::new(repository, &mut frames, &mut rebuild);
+        fold(deltas, is_full, &Model, &mut reading)?;
+        reading.finish()?;
+    } else {
+        fold(deltas, is_full, &Model, &mut Reading::new(&mut frames, &mut rebuild))?;
+    }
     Ok(rebuild.image)
 }
 

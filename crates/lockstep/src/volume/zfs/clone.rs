@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::{DatasetName, SnapshotName, Zfs, is_absent};
+use super::{DatasetName, Properties, SnapshotName, Zfs, is_absent};
 use crate::error::{Error, Result};
 
 /// The properties a clone gets from the dataset it is a clone of.
@@ -20,6 +20,9 @@ pub struct CloneSpec<'a> {
     pub dataset: &'a DatasetName,
     /// Where it is mounted.
     pub mountpoint: &'a Path,
+    /// Settings that matter to a server are copied from the origin's dataset; a clone that is only
+    /// read needs none.
+    pub is_written: bool,
     /// User properties that say whose it is.
     pub properties: &'a [(&'a str, String)],
 }
@@ -37,7 +40,10 @@ impl Zfs {
             )));
         };
         let source = spec.origin.dataset.to_string();
-        let inherited = self.get(std::slice::from_ref(&source), &KEPT)?;
+        let inherited = match spec.is_written {
+            true => self.get(std::slice::from_ref(&source), &KEPT)?,
+            false => Properties::new(),
+        };
         let mut args = vec!["clone".to_owned()];
         let mut option = |name: &str, value: &str| {
             args.extend(["-o".to_owned(), format!("{name}={value}")]);
@@ -77,6 +83,28 @@ impl Zfs {
             )));
         }
         self.destroy(dataset.as_str())
+    }
+
+    /// The same for several that are known to be there, the last first: they are looked at in one
+    /// command, and where that says anything else than that all are Lockstep's, one by one.
+    ///
+    /// # Errors
+    /// As [`Self::destroy_clone`].
+    pub fn destroy_clones(&self, datasets: &[DatasetName], restore_id: &str) -> Result<()> {
+        let args = ["get", "-Hp", "-o", "name,value,source", "lockstep:restore"];
+        let asked = args.into_iter().chain(datasets.iter().map(DatasetName::as_str));
+        let said = match datasets.len() {
+            2.. => self.run(asked).map(|out| out.stdout).unwrap_or_default(),
+            _ => String::new(),
+        };
+        for dataset in datasets.iter().rev() {
+            let ours = format!("{dataset}\t{restore_id}\tlocal");
+            match said.lines().any(|line| line == ours) {
+                true => self.destroy(dataset.as_str())?,
+                false => self.destroy_clone(dataset, restore_id)?,
+            }
+        }
+        Ok(())
     }
 }
 

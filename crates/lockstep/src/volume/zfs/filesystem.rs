@@ -4,6 +4,7 @@
 //! What could go wrong: user properties are inherited, so a dataset below one of Lockstep's shows
 //! the same marks; only those set on the dataset itself count.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::{DatasetName, SnapshotName, Zfs, is_absent, parse};
@@ -29,8 +30,22 @@ impl Zfs {
     /// # Errors
     /// When it doesn't exist.
     pub fn mountpoint(&self, dataset: &DatasetName) -> Result<Option<PathBuf>> {
-        let value = self.value(dataset, "mountpoint")?;
-        Ok(value.starts_with('/').then(|| value.into()))
+        let mut all = self.mountpoints(std::slice::from_ref(dataset))?;
+        Ok(all.remove(dataset))
+    }
+
+    /// Those of several, in one command; one that has none is missing.
+    ///
+    /// # Errors
+    /// When one of them doesn't exist.
+    pub fn mountpoints(&self, datasets: &[DatasetName]) -> Result<BTreeMap<DatasetName, PathBuf>> {
+        let names: Vec<_> = datasets.iter().map(DatasetName::to_string).collect();
+        let mut all = self.get(&names, &["mountpoint"])?;
+        let mut of = |dataset: &DatasetName| {
+            let value = all.remove(dataset.as_str()).and_then(|mut of| of.remove("mountpoint"))?;
+            value.starts_with('/').then(|| value.into())
+        };
+        Ok(datasets.iter().filter_map(|name| Some((name.clone(), of(name)?))).collect())
     }
 
     /// One property.

@@ -7,10 +7,10 @@
 //! replaced alone. So nothing that is known may make a set wrong: a command that is refused after
 //! all is given in the form that every ZFS takes, and a form that wasn't tried costs time alone.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,12 @@ struct Known {
     /// Properties that not every ZFS has.
     #[serde(default)]
     properties: BTreeMap<String, bool>,
+    /// `zfs send -L`.
+    large_blocks: Option<bool>,
+    /// `zfs list -t bookmark`.
+    lists_bookmarks: Option<bool>,
+    /// Several properties in one `zfs set`.
+    sets_several: Option<bool>,
 }
 
 /// What it was found on. A file that was replaced or changed has another inode, size or time.
@@ -88,13 +94,13 @@ impl FoundOn {
 pub(super) struct Memory {
     file: Option<PathBuf>,
     /// With the time of its oldest part; `None`: the file wasn't read yet.
-    known: RefCell<Option<(Timestamp, Known)>>,
+    known: Mutex<Option<(Timestamp, Known)>>,
 }
 
 impl Memory {
     /// Kept in `zfs.json` of this folder.
     pub(super) fn in_folder(folder: &Path) -> Self {
-        Self { file: Some(folder.join("zfs.json")), known: RefCell::default() }
+        Self { file: Some(folder.join("zfs.json")), known: Mutex::default() }
     }
 
     pub(super) fn multi_snapshot(&self) -> Option<bool> {
@@ -115,8 +121,37 @@ impl Memory {
         });
     }
 
+    pub(super) fn large_blocks(&self) -> Option<bool> {
+        self.known().large_blocks
+    }
+
+    pub(super) fn learn_large_blocks(&self, can: bool) {
+        self.learn(|known| known.large_blocks = Some(can));
+    }
+
+    pub(super) fn lists_bookmarks(&self) -> Option<bool> {
+        self.known().lists_bookmarks
+    }
+
+    pub(super) fn learn_lists_bookmarks(&self, can: bool) {
+        self.learn(|known| known.lists_bookmarks = Some(can));
+    }
+
+    pub(super) fn sets_several(&self) -> Option<bool> {
+        self.known().sets_several
+    }
+
+    pub(super) fn learn_sets_several(&self, can: bool) {
+        self.learn(|known| known.sets_several = Some(can));
+    }
+
+    /// A thread that panicked has left nothing half done in there.
+    fn held(&self) -> MutexGuard<'_, Option<(Timestamp, Known)>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn known(&self) -> Known {
-        self.known.borrow_mut().get_or_insert_with(|| self.read()).1.clone()
+        self.held().get_or_insert_with(|| self.read()).1.clone()
     }
 
     fn read(&self) -> (Timestamp, Known) {
@@ -131,7 +166,7 @@ impl Memory {
     }
 
     fn learn(&self, change: impl FnOnce(&mut Known)) {
-        let mut held = self.known.borrow_mut();
+        let mut held = self.held();
         let (since, known) = held.get_or_insert_with(|| self.read());
         let before = known.clone();
         change(known);

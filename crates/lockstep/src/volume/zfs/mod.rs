@@ -17,7 +17,6 @@ mod stream;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -126,7 +125,6 @@ pub type Properties = BTreeMap<String, BTreeMap<String, String>>;
 #[derive(Debug, Default)]
 pub struct Zfs {
     memory: known::Memory,
-    large_blocks: OnceLock<bool>,
 }
 
 impl Zfs {
@@ -139,7 +137,7 @@ impl Zfs {
     /// The same, which keeps what it has found out in `zfs.json` of this folder.
     #[must_use]
     pub fn remembering_in(folder: &Path) -> Self {
-        Self { memory: known::Memory::in_folder(folder), large_blocks: OnceLock::new() }
+        Self { memory: known::Memory::in_folder(folder) }
     }
 
     fn run<I, S>(&self, args: I) -> Result<Output, CommandError>
@@ -245,6 +243,32 @@ impl Zfs {
         args.extend(on.iter().map(T::to_string));
         self.run(args)?;
         Ok(())
+    }
+
+    /// Sets several properties on one dataset, in one command where this ZFS takes them so.
+    ///
+    /// # Errors
+    /// When it doesn't take one of them.
+    pub fn set_all(&self, properties: &[(&str, String)], on: &DatasetName) -> Result<()> {
+        if properties.len() > 1 && self.memory.sets_several() != Some(false) {
+            let words = properties.iter().map(|(name, value)| format!("{name}={value}"));
+            let args = ["set".to_owned()].into_iter().chain(words).chain([on.to_string()]);
+            if self.run(args).is_ok() {
+                self.memory.learn_sets_several(true);
+                return Ok(());
+            }
+            // zfs-fuse takes the second for a dataset. Whether it was that, the next loop says.
+            self.set_one_by_one(properties, on)?;
+            self.memory.learn_sets_several(false);
+            return Ok(());
+        }
+        self.set_one_by_one(properties, on)
+    }
+
+    fn set_one_by_one(&self, properties: &[(&str, String)], on: &DatasetName) -> Result<()> {
+        properties
+            .iter()
+            .try_for_each(|(name, value)| self.set(name, value, std::slice::from_ref(on)))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::process::{CommandError, Program};
 
 /// So many names are given to one command: a command line has its limits.
-const AT_ONCE: usize = 200;
+pub(super) const AT_ONCE: usize = 200;
 
 /// A snapshot that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]

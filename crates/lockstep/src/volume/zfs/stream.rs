@@ -4,8 +4,10 @@
 //! taken apart again. Large blocks (`-L`) are kept, where this ZFS knows them: without it a file of
 //! large blocks changes its block size with every other stream. A raw stream (`-w`) is all as on disk.
 
+use std::collections::BTreeMap;
 use std::process::{ChildStdin, ChildStdout};
 
+use super::standing::AT_ONCE;
 use super::{DatasetName, SnapshotName, Zfs, parse};
 use crate::config::IoClass;
 use crate::error::Result;
@@ -113,15 +115,20 @@ impl Zfs {
 
     /// Whether `zfs send` knows `-L`, by what it prints when it is given nothing.
     fn sends_large_blocks(&self) -> bool {
-        *self.large_blocks.get_or_init(|| {
-            let usage = match self.run(["send"]) {
-                Err(error @ CommandError::Exit { .. }) => error.stderr().to_owned(),
-                _ => String::new(),
-            };
-            let line = usage.lines().find(|line| line.contains("send [-"));
-            let flags = line.and_then(|line| line.split("[-").nth(1)?.split(']').next());
-            flags.is_some_and(|flags| flags.contains('L'))
-        })
+        if let Some(known) = self.memory.large_blocks() {
+            return known;
+        }
+        let usage = match self.run(["send"]) {
+            Err(error @ CommandError::Exit { .. }) => error.stderr().to_owned(),
+            _ => String::new(),
+        };
+        let line = usage.lines().find(|line| line.contains("send [-"));
+        let flags = line.and_then(|line| line.split("[-").nth(1)?.split(']').next());
+        // A usage that says nothing of flags is none to remember.
+        let Some(flags) = flags else { return false };
+        let can = flags.contains('L');
+        self.memory.learn_large_blocks(can);
+        can
     }
 
     /// The snapshots and, where this ZFS has them, bookmarks of a dataset.
@@ -129,26 +136,69 @@ impl Zfs {
     /// # Errors
     /// When ZFS fails.
     pub fn bases_of(&self, dataset: &DatasetName) -> Result<Vec<Base>> {
-        let list = |kind: &str| {
-            self.run(["list", "-H", "-t", kind, "-d", "1", "-o", "name", "-r", dataset.as_str()])
+        let mut all = self.bases_of_all(std::slice::from_ref(dataset), |_| true)?;
+        Ok(all.remove(dataset).unwrap_or_default())
+    }
+
+    /// The snapshots and bookmarks of several datasets, of those whose own name (behind the `@` or
+    /// `#`) is wanted: in two commands, or a few more where there are hundreds.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn bases_of_all(
+        &self,
+        datasets: &[DatasetName],
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<BTreeMap<DatasetName, Vec<Base>>> {
+        let mut names: Vec<(&DatasetName, &str)> = Vec::new();
+        let listed = self.list_bases(datasets)?;
+        for name in listed.lines() {
+            let Some((of, own)) = name.split_once(['@', '#']) else { continue };
+            let dataset = datasets.iter().find(|dataset| dataset.as_str() == of);
+            names.extend(dataset.filter(|_| wanted(own)).map(|dataset| (dataset, name)));
+        }
+        let mut bases: BTreeMap<DatasetName, Vec<Base>> = BTreeMap::new();
+        for some in names.chunks(AT_ONCE) {
+            let asked: Vec<String> = some.iter().map(|(_, name)| (*name).to_owned()).collect();
+            let all = self.get(&asked, &["guid", "createtxg"])?;
+            for (dataset, name) in some {
+                let number = |property: &str| {
+                    let text = all.get(*name).and_then(|of| of.get(property));
+                    parse::number(text.map_or("", String::as_str), property)
+                };
+                let base = Base {
+                    name: (*name).to_owned(),
+                    guid: number("guid")?,
+                    createtxg: number("createtxg")?,
+                };
+                bases.entry((*dataset).clone()).or_default().push(base);
+            }
+        }
+        Ok(bases)
+    }
+
+    /// Names of snapshots and bookmarks, a line each.
+    fn list_bases(&self, datasets: &[DatasetName]) -> Result<String> {
+        if datasets.is_empty() {
+            return Ok(String::new());
+        }
+        let list = |kinds: &str| {
+            let words = ["list", "-H", "-t", kinds, "-d", "1", "-o", "name", "-r"];
+            self.run(words.into_iter().chain(datasets.iter().map(DatasetName::as_str)))
         };
-        let snapshots = list("snapshot")?.stdout;
-        // pool version 23 knows no bookmarks.
-        let bookmarks = list("bookmark").map(|out| out.stdout).unwrap_or_default();
-        let of = |name: &&str| name.split(['@', '#']).next() == Some(dataset.as_str());
-        let names: Vec<String> =
-            snapshots.lines().chain(bookmarks.lines()).filter(of).map(str::to_owned).collect();
-        let all = self.get(&names, &["guid", "createtxg"])?;
-        let number = |name: &str, property: &str| {
-            let text = all.get(name).and_then(|of| of.get(property));
-            parse::number(text.map_or("", String::as_str), property)
-        };
-        names
-            .iter()
-            .map(|name| {
-                let (guid, createtxg) = (number(name, "guid")?, number(name, "createtxg")?);
-                Ok(Base { name: name.clone(), guid, createtxg })
-            })
-            .collect()
+        if self.memory.lists_bookmarks() != Some(false) {
+            match list("snapshot,bookmark") {
+                Ok(out) => {
+                    self.memory.learn_lists_bookmarks(true);
+                    return Ok(out.stdout);
+                }
+                // pool version 23 knows no bookmarks.
+                Err(error) if error.stderr().contains("invalid type") => {
+                    self.memory.learn_lists_bookmarks(false);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(list("snapshot")?.stdout)
     }
 }
