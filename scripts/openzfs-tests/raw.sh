@@ -85,6 +85,7 @@ expect_restored() { # WHAT DATASET PORT ROWS
 
 head -c 32 /dev/urandom >$KEY
 head -c 32 /dev/urandom >/root/repository.key
+chmod 600 $KEY /root/repository.key
 must zpool create -O mountpoint=none -O atime=off -O compression=lz4 tank /dev/vdb
 must zpool create -O mountpoint=none -O atime=off -O compression=lz4 fast /dev/vdc
 must zfs create -o encryption=on -o keyformat=raw -o keylocation=file://$KEY tank/enc
@@ -102,7 +103,21 @@ write_config 'raw_full_every = 2'
 expect "repo init" "$lockstep" repo init open
 start_load
 
-backup "the first set" || finish
+# Its shipment dies when a pack has been stored, and uses that when it is begun again.
+backup "the first set" --no-ship || finish
+write_config 'raw_full_every = 2' 'rate_limit = "3MB"'
+"$lockstep" ship latest >/dev/null 2>&1 &
+shipment=$!
+packs() { find /var/repository/clusters/main/packs -type f -name '??????????????????????????' 2>/dev/null; }
+for ((tries = 0; tries < 240; tries++)); do [ -z "$(packs)" ] || break; sleep 0.5; done
+kill -9 $shipment
+wait $shipment 2>/dev/null
+interrupted=$(packs | sort)
+expect "a pack was stored, and no set" test -n "$interrupted" -a -z "$("$lockstep" --json list --from repository | jq -r '.sets[]')"
+write_config 'raw_full_every = 2'
+run_lockstep "it is shipped again" ship latest || finish
+expect_equal "with the pack that was there" "$interrupted" "$(comm -12 <(echo "$interrupted") <(packs | sort))"
+expect_equal "and nothing is left over" 0 "$("$lockstep" --json repo check | jq '.repositories[0].orphans | length')"
 expect_stored "a full stream" 1 1 plain
 expect_equal "pg_wal isn't stored" "" "$(stored fast/pgwal)"
 expect_equal "pages of what is raw aren't checked, and it says so" raw "$(jq -r '.repositories[0].volumes[] | select(.dataset == "tank/enc/pgdata") | .pages.not_checked' "$output")"
@@ -150,6 +165,17 @@ run_lockstep "the same command with --delta" restore "$third" --from repository 
 expect_equal "nothing was received twice" "$received" "$(zfs get -Hp -o value guid "tank/r/data@lockstep-$third")"
 expect_restored "the third set" tank/r 5500 "$third_rows"
 stop_cluster /restored/data
+
+# One that is killed while it receives leaves nothing.
+"$lockstep" restore "$third" --from repository --as zfs --dataset tank/killed --to /killed >/dev/null 2>&1 &
+killed=$!
+for ((tries = 0; tries < 240; tries++)); do ! zfs list -H -t snapshot -o name -r tank/killed 2>/dev/null | grep -q receiving || break; sleep 0.1; done
+kill -9 $killed
+wait $killed 2>/dev/null
+expect "it was receiving" zfs list tank/killed
+run_lockstep "the next command clears away" ship latest
+expect_failure "what it received is gone" "does not exist" zfs list tank/killed
+expect_failure "and its folder" "No such file" ls /killed
 
 # --- on top of what is there, with the keys away ------------------------------------------------------------------------
 

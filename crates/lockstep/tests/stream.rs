@@ -1,29 +1,14 @@
 //! `lockstep stream stat|tree|fold` on recorded streams, as a user types it.
 
+#[path = "support/recordings.rs"]
+mod recordings;
+
 use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// The recordings, unpacked for as long as a test runs.
-struct Recordings(PathBuf);
+use recordings::Recordings;
 
 impl Recordings {
-    fn unpack(test: &str) -> Recordings {
-        let folder =
-            std::env::temp_dir().join(format!("lockstep-stream-{}-{test}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let archive = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../sendstream/testdata/streams/streams.tar.zst");
-        let mut unpack = Command::new("tar");
-        unpack.args(["-I", "zstd --long=27", "-C"]).arg(&folder).arg("-xf").arg(archive);
-        assert!(unpack.status().unwrap().success(), "tar and zstd are needed");
-        Recordings(folder)
-    }
-
-    fn read(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.0.join(name)).unwrap()
-    }
-
     fn lockstep(&self, arguments: &[&str], input: &[u8]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep"));
         command.args(arguments).current_dir(&self.0);
@@ -46,12 +31,6 @@ impl Recordings {
             String::from_utf8_lossy(&output.stderr)
         );
         output.stdout
-    }
-}
-
-impl Drop for Recordings {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

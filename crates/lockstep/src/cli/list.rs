@@ -1,15 +1,16 @@
 //! `lockstep list` and `lockstep show`.
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 
 use super::output::{self, JSON_VERSION};
 use super::{Done, backup, ship};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::repository::{Shipped, files};
+use crate::repository::{Shipped, ShippedVolume, files};
 use crate::restore::source::{self, From};
-use crate::set::manifest::{Manifest, WalStored, json as json_error};
+use crate::set::manifest::{Manifest, WalStored};
 
 #[derive(Debug, Args)]
 pub(super) struct List {
@@ -46,7 +47,10 @@ fn list<T: serde::Serialize>(
     if as_json {
         let one = |(set, shipped): &(&Manifest, Option<&Shipped>)| {
             let mut value = backup::as_json(set);
-            add_stored(&mut value, *shipped);
+            if let Some(Stored { shipped_at, stored }) = shipped.map(Stored::of) {
+                value["shipped_at"] = json!(shipped_at);
+                value["stored"] = json!(stored);
+            }
             value
         };
         let sets: Vec<_> = sets.iter().map(one).collect();
@@ -78,11 +82,25 @@ fn list<T: serde::Serialize>(
     Ok(if damaged.is_empty() { Done::Well } else { Done::WithProblems })
 }
 
+/// A set as `show --json` prints it: as it is kept, in that order.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    manifest: &'a Manifest,
+    #[serde(flatten)]
+    stored: Option<Stored<'a>>,
+}
+
 /// How a set's volumes are stored.
-fn add_stored(value: &mut Value, shipped: Option<&Shipped>) {
-    if let Some(shipped) = shipped {
-        value["shipped_at"] = json!(shipped.shipped_at);
-        value["stored"] = json!(shipped.volumes);
+#[derive(Serialize)]
+struct Stored<'a> {
+    shipped_at: jiff::Timestamp,
+    stored: &'a [ShippedVolume],
+}
+
+impl<'a> Stored<'a> {
+    fn of(shipped: &'a Shipped) -> Self {
+        Self { shipped_at: shipped.shipped_at, stored: &shipped.volumes }
     }
 }
 
@@ -111,9 +129,8 @@ impl Show {
             Some((_, shipped)) => shipped.manifest.clone(),
         };
         if as_json {
-            let mut value = serde_json::to_value(&manifest).map_err(json_error("print the set"))?;
-            add_stored(&mut value, there.as_ref().map(|(_, shipped)| shipped));
-            output::print_json(&value)?;
+            let shipped = there.as_ref().map(|(_, shipped)| shipped);
+            output::print_json(&Shown { manifest: &manifest, stored: shipped.map(Stored::of) })?;
             return Ok(Done::Well);
         }
         let label = match &there {

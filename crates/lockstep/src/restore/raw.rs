@@ -8,6 +8,7 @@
 use std::io::{BufWriter, Write};
 
 use super::build::Build;
+use super::receive::ended;
 use super::source::FromRepository;
 use crate::error::{Error, Result};
 use crate::repository::raw::{Link, Segment, copy};
@@ -35,13 +36,7 @@ pub(super) fn receive(
             copy(&from.repository, &shipped.image, &link.guid, &mut output)?;
             output.flush().map_err(Error::io("write to", "zfs receive"))
         })();
-        match (result, child.finish()) {
-            (Err(error), Err(reason)) if error.chain().contains("roken pipe") => {
-                return Err(reason.into());
-            }
-            (Ok(()), Err(reason)) => return Err(reason.into()),
-            (result, _) => result?,
-        }
+        ended(result, child)?;
         let received = dataset.snapshot(&link.snapshot);
         let found = zfs.find_snapshot(&received)?.map(|facts| facts.guid.to_string());
         if found.as_ref() != Some(&link.guid) {

@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::io::{BufWriter, Write};
+use std::process::ChildStdin;
 
 use sendstream::fold::StreamSink;
 
@@ -13,6 +14,7 @@ use super::raw;
 use super::source::FromRepository;
 use super::zeroing::Zeroing;
 use crate::error::{Error, Result};
+use crate::process::Piped;
 use crate::repository::ingest::of_stream;
 use crate::repository::tree::ImageTree;
 use crate::repository::unfold::unfold;
@@ -105,16 +107,19 @@ fn receive(
         output.flush().map_err(Error::io("write to", "zfs receive"))?;
         Ok(unfolded)
     })();
-    // Where the pipe broke, what `zfs receive` said is the reason; else its stream only ended early.
-    let unfolded = match (result, child.finish()) {
-        (Err(error), Err(reason)) if error.chain().contains("roken pipe") => {
-            return Err(Error::from(reason));
-        }
-        (Ok(_), Err(reason)) => return Err(reason.into()),
-        (result, _) => result?,
-    };
+    let unfolded = ended(result, child)?;
     tracing::debug!(%dataset, ?unfolded, "received");
     Ok(())
+}
+
+/// How it ended. Where the pipe broke, what `zfs receive` said is the reason; else its stream only
+/// ended early.
+pub(super) fn ended<T>(written: Result<T>, child: Piped<ChildStdin>) -> Result<T> {
+    match (written, child.finish()) {
+        (Err(error), Err(reason)) if error.chain().contains("roken pipe") => Err(reason.into()),
+        (Ok(_), Err(reason)) => Err(reason.into()),
+        (written, _) => written,
+    }
 }
 
 /// The objects that become holes.

@@ -25,6 +25,7 @@ impl Recordings {
     }
 
     /// A full stream and four increments.
+    #[allow(dead_code, reason = "not every test needs it")]
     pub fn chain(&self, dataset: &str, flags: &str) -> Vec<Vec<u8>> {
         let full = format!("{dataset}.{flags}.s0");
         let steps = (0..4).map(|step| format!("{dataset}.{flags}.s{step}-s{}", step + 1));
