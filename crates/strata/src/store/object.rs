@@ -254,6 +254,10 @@ impl Storage for ObjectStorage {
         let target = self.path("look at", path)?;
         self.call("look at", path, 0, self.store.head(&target)).map(|meta| meta.size)
     }
+
+    fn locked_seconds(&self, path: &str) -> u64 {
+        self.locking(path).map_or(0, |locking| locking.seconds())
+    }
 }
 
 fn file_failed(path: &str, error: std::io::Error) -> StoreError {
