@@ -41,6 +41,9 @@ pub struct RepositoryConfig {
     pub allow_http: bool,
     /// Ask the store to let nobody delete what is written for so many days.
     pub immutable_days: Option<u32>,
+    /// How long a call to the store may take, in seconds, beside the time for what it carries.
+    #[serde(default = "default_timeout")]
+    pub timeout_seconds: u32,
     /// What nothing refers to any more is deleted after so many hours; longer than any backup or
     /// restore takes.
     #[serde(default = "default_grace")]
@@ -94,6 +97,9 @@ fn default_level() -> i32 {
 fn default_grace() -> u32 {
     24
 }
+fn default_timeout() -> u32 {
+    60
+}
 
 impl RepositoryConfig {
     /// Whether the values can be; the error begins with the key's name.
@@ -111,13 +117,16 @@ impl RepositoryConfig {
         if self.nice.is_some_and(|nice| nice > 19) {
             return Err("nice is more than 19".into());
         }
+        if !(1..=3600).contains(&self.timeout_seconds) {
+            return Err(format!("timeout_seconds {} isn't 1 to 3600", self.timeout_seconds));
+        }
         match (self.immutable_days, place) {
             (None, _) => {}
             (Some(0) | Some(36_501..), _) => return Err("immutable_days isn't 1 to 36500".into()),
             (Some(_), Place::Cloud { cloud: Cloud::S3, .. }) => {}
             (Some(_), _) => {
                 return Err(format!(
-                    "immutable_days is for s3:// alone; set a retention policy in the store itself for \"{}\"",
+                    "immutable_days is for s3:// alone; use versions or soft delete in the store itself for \"{}\"",
                     self.url
                 ));
             }
@@ -244,6 +253,7 @@ mod tests {
         assert!(read("url = '/backup'").unwrap_err().contains("file:///"));
         assert!(read("url='file:///x'\nkey_file='/k'\npassphrase_file='/p'").is_err());
         assert!(read("url='file:///x'\ncompression_level=20").is_err());
+        assert!(read("url='file:///x'\ntimeout_seconds=0").is_err());
         assert!(read("url='file:///x'\nurll='y'").unwrap_err().contains("urll"));
     }
 }

@@ -135,7 +135,10 @@ impl ObjectStorage {
         let limit = self.timeouts.of(bytes);
         match self.runtime.block_on(async { tokio::time::timeout(limit, future).await }) {
             Ok(result) => result.map_err(|error| translated(verb, path, error)),
-            Err(_) => Err(StoreError::new(verb, path, StoreErrorKind::TimedOut)),
+            Err(_) => Err(StoreError {
+                source: Some(format!("no answer within {limit:?}").into()),
+                ..StoreError::new(verb, path, StoreErrorKind::TimedOut)
+            }),
         }
     }
 
