@@ -178,11 +178,11 @@ fn what_passes_is_borne_and_what_stalls_is_named() {
 }
 
 /// Ships, prunes and compacts while the store dies after so many calls, more each time: what is there is whole every
-/// time, and in the end all is done. `LOCKSTEP_CALLS_APART` says how many more (13); with 1 it takes ten minutes.
+/// time, and in the end all is done. `LOCKSTEP_CALLS_APART` says how many more (17); with 1 it takes ten minutes.
 #[test]
 fn dead_after_any_call_and_the_next_goes_on() {
     let apart =
-        std::env::var("LOCKSTEP_CALLS_APART").map_or(13, |text| text.parse().expect("a number"));
+        std::env::var("LOCKSTEP_CALLS_APART").map_or(17, |text| text.parse().expect("a number"));
     let Some(prepared) = prepare() else { return };
     let Prepared { fixture, spoiled, lockstep, .. } = &prepared;
     let again = || {
