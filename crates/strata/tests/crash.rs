@@ -14,7 +14,7 @@ use strata::fold::merge;
 use strata::manifest::{DeltaId, Manifest};
 use strata::repack::{RepackOptions, repack};
 use strata::store::testing::{Counting, Fault, Faulty};
-use strata::store::{Listed, Paced, Storage, StoreResult};
+use strata::store::{Listed, Paced, Storage, StoreError, StoreErrorKind, StoreResult};
 use strata::{Repository, Result};
 use support::*;
 
@@ -211,7 +211,8 @@ fn a_manifest_is_never_written_over() {
     assert_eq!(Manifest::read(&repository, "x").unwrap(), manifest);
 }
 
-/// A store that lets nobody delete what was written for so many seconds.
+/// A store that lets nobody delete what was written for so many seconds; with none, nothing in `packs/` ever, and it
+/// says so only then.
 struct Locked(Arc<dyn Storage>, u64);
 
 impl Storage for Locked {
@@ -234,6 +235,9 @@ impl Storage for Locked {
         self.0.list(prefix, each)
     }
     fn delete(&self, path: &str) -> StoreResult<()> {
+        if self.1 == 0 && path.contains("/packs/") {
+            return Err(StoreError::new("delete", path, StoreErrorKind::Retained));
+        }
         self.0.delete(path)
     }
     fn size(&self, path: &str) -> StoreResult<u64> {
@@ -255,10 +259,24 @@ fn what_is_locked_is_collected_when_its_lock_has_ended() {
     write_sets(&repository, &images).unwrap();
     Manifest::delete(&repository, "2").unwrap();
     // Its grace time is over, its lock not.
-    collect(&repository, 100, now, false).unwrap();
+    collect(&repository, 100, now + 200, false).unwrap();
     let early = collect(&repository, 100, now + 9_000, false).unwrap();
     assert!(early.deleted.is_empty() && early.waiting.is_empty() && early.locked.len() > 3);
-    let late = collect(&repository, 100, now + 10_100, false).unwrap();
+    let late = collect(&repository, 100, now + 10_200, false).unwrap();
     assert_eq!((late.deleted, late.locked), (early.locked, vec![]));
+    assert_whole(&repository, &images, "after the collection");
+}
+
+#[test]
+fn what_the_store_will_not_delete_is_left_and_said() {
+    let repository = repository(Arc::new(Locked(memory_store(), 0)));
+    let images = images();
+    write_sets(&repository, &images).unwrap();
+    Manifest::delete(&repository, "2").unwrap();
+    let collected = collect(&repository, 0, NOW, false).unwrap();
+    assert!(collected.locked.iter().all(|path| path.contains("/packs/")), "{collected:?}");
+    assert!(!collected.locked.is_empty() && !collected.deleted.is_empty(), "{collected:?}");
+    // The next run begins with what was left.
+    assert_eq!(collect(&repository, 0, NOW, false).unwrap().locked, collected.locked);
     assert_whole(&repository, &images, "after the collection");
 }

@@ -16,6 +16,7 @@ use super::{Inventory, Live};
 use crate::document;
 use crate::error::Result;
 use crate::repository::Repository;
+use crate::store::StoreErrorKind;
 
 /// Since when nothing has referred to a path.
 #[derive(Default, Serialize, Deserialize)]
@@ -89,8 +90,13 @@ pub fn collect(
     if after.since != before.since {
         repository.store().put(&path, &[document::write(&path, &after)?.into()])?;
     }
-    for path in &collected.deleted {
-        repository.store().delete(path)?;
+    for path in std::mem::take(&mut collected.deleted) {
+        match repository.store().delete(&path) {
+            Ok(()) => collected.deleted.push(path),
+            // A lock that the store knows of and we don't: the bucket's own, or somebody's hold.
+            Err(error) if error.kind == StoreErrorKind::Retained => collected.locked.push(path),
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(collected)
 }
