@@ -141,7 +141,7 @@ pub trait Storage: Send + Sync {
     fn delete(&self, path: &str) -> StoreResult<()>;
     /// An object's size.
     fn size(&self, path: &str) -> StoreResult<u64>;
-    /// For how many seconds after it was written, at least, the store lets nobody delete an object for good.
+    /// For how many seconds after it was written, at most, the store lets nobody delete an object for good.
     fn locked_seconds(&self, path: &str) -> u64;
 }
 
@@ -253,7 +253,7 @@ impl Store {
         self.again(|_| self.storage.delete(path))
     }
 
-    /// For how many seconds after it was written, at least, the store lets nobody delete an object for good.
+    /// For how many seconds after it was written, at most, the store lets nobody delete an object for good.
     pub fn locked_seconds(&self, path: &str) -> u64 {
         self.storage.locked_seconds(path)
     }

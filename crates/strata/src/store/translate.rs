@@ -8,12 +8,13 @@ use super::{StoreError, StoreErrorKind};
 /// An error of `object_store`, its words kept.
 pub(super) fn translated(verb: &'static str, path: &str, error: object_store::Error) -> StoreError {
     use object_store::Error as Theirs;
+    let code = Code::of(&error.to_string());
     let kind = match &error {
         // Two at once, neither of which has won yet.
         Theirs::AlreadyExists { .. } if says(&error, &["ConditionalRequestConflict"]) => {
             StoreErrorKind::Transient
         }
-        _ if let Some(code) = Code::of(&error.to_string()) => code.kind,
+        _ if code.is_some() => code.map_or(StoreErrorKind::Other, |code| code.kind),
         Theirs::NotFound { .. } => StoreErrorKind::NotFound,
         // S3 answers 412 where it has the object, which some servers report as it is.
         Theirs::AlreadyExists { .. } | Theirs::Precondition { .. } => StoreErrorKind::AlreadyExists,
