@@ -151,7 +151,7 @@ impl Error {
             Self::Usage { hint, .. } => Some(hint.clone()),
             Self::Refused(refusal) => Some(refusal.hint()),
             Self::Locked { .. } => {
-                Some("wait for it to end; the lock goes with its process".into())
+                Some("wait for it to end; the lock goes with its process, the lease of a host that is lost when it has expired".into())
             }
             Self::Failed { hint, .. } => hint.clone(),
             Self::Command(error) => error.hint(),

@@ -167,6 +167,8 @@ pub enum Reason {
     NotNamed,
     /// The newest set that both this host and this repository have: the next increment starts there.
     CommonWith(String),
+    /// The repository's store lets nobody delete it before.
+    LockedUntil(Timestamp),
 }
 
 impl fmt::Display for Reason {
@@ -178,6 +180,9 @@ impl fmt::Display for Reason {
             Self::Future => f.write_str("dated in the future"),
             Self::NotNamed => f.write_str("not named"),
             Self::CommonWith(name) => write!(f, "newest in common with {name}"),
+            Self::LockedUntil(until) => {
+                write!(f, "locked in the store until {}", until.strftime("%Y-%m-%d %H:%MZ"))
+            }
         }
     }
 }

@@ -3,15 +3,18 @@
 
 mod support;
 
+use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use strata::check::{CheckOptions, check, collect};
 use strata::delta::{chain, descriptor_path};
 use strata::fold::merge;
 use strata::manifest::{DeltaId, Manifest};
 use strata::repack::{RepackOptions, repack};
-use strata::store::Storage;
-use strata::store::testing::{Fault, Faulty};
+use strata::store::testing::{Counting, Fault, Faulty};
+use strata::store::{Listed, Paced, Storage, StoreError, StoreErrorKind, StoreResult};
 use strata::{Repository, Result};
 use support::*;
 
@@ -206,4 +209,74 @@ fn a_manifest_is_never_written_over() {
     let other = Manifest { about: serde_json::Value::Null, ..manifest.clone() };
     assert!(other.write(&repository).unwrap_err().is_already_exists());
     assert_eq!(Manifest::read(&repository, "x").unwrap(), manifest);
+}
+
+/// A store that lets nobody delete what was written for so many seconds; with none, nothing in `packs/` ever, and it
+/// says so only then.
+struct Locked(Arc<dyn Storage>, u64);
+
+impl Storage for Locked {
+    fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
+        self.0.put(path, data)
+    }
+    fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
+        self.0.put_if_absent(path, data)
+    }
+    fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
+        self.0.put_file(path, file, length)
+    }
+    fn get(&self, path: &str) -> StoreResult<Bytes> {
+        self.0.get(path)
+    }
+    fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
+        self.0.get_range(path, range)
+    }
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
+        self.0.list(prefix, each)
+    }
+    fn delete(&self, path: &str) -> StoreResult<()> {
+        if self.1 == 0 && path.contains("/packs/") {
+            return Err(StoreError::new("delete", path, StoreErrorKind::Retained));
+        }
+        self.0.delete(path)
+    }
+    fn size(&self, path: &str) -> StoreResult<u64> {
+        self.0.size(path)
+    }
+    fn locked_seconds(&self, _: &str) -> u64 {
+        self.1
+    }
+}
+
+#[test]
+fn what_is_locked_is_collected_when_its_lock_has_ended() {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let locked = Locked(memory_store(), 10_000);
+    // Behind what paces and counts too.
+    let storage = Arc::new(Counting::new(Arc::new(Paced::new(locked, u64::MAX))));
+    let repository = repository(storage);
+    let images = images();
+    write_sets(&repository, &images).unwrap();
+    Manifest::delete(&repository, "2").unwrap();
+    // Its grace time is over, its lock not.
+    collect(&repository, 100, now + 200, false).unwrap();
+    let early = collect(&repository, 100, now + 9_000, false).unwrap();
+    assert!(early.deleted.is_empty() && early.waiting.is_empty() && early.locked.len() > 3);
+    let late = collect(&repository, 100, now + 10_200, false).unwrap();
+    assert_eq!((late.deleted, late.locked), (early.locked, vec![]));
+    assert_whole(&repository, &images, "after the collection");
+}
+
+#[test]
+fn what_the_store_will_not_delete_is_left_and_said() {
+    let repository = repository(Arc::new(Locked(memory_store(), 0)));
+    let images = images();
+    write_sets(&repository, &images).unwrap();
+    Manifest::delete(&repository, "2").unwrap();
+    let collected = collect(&repository, 0, NOW, false).unwrap();
+    assert!(collected.locked.iter().all(|path| path.contains("/packs/")), "{collected:?}");
+    assert!(!collected.locked.is_empty() && !collected.deleted.is_empty(), "{collected:?}");
+    // The next run begins with what was left.
+    assert_eq!(collect(&repository, 0, NOW, false).unwrap().locked, collected.locked);
+    assert_whole(&repository, &images, "after the collection");
 }

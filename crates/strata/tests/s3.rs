@@ -12,29 +12,50 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use strata::manifest::Manifest;
 use strata::store::{
-    CloudOptions, ObjectStorage, Retries, Storage, Store, StoreError, StoreErrorKind, Timeouts,
+    CloudOptions, ObjectStorage, Retries, Secret, Storage, Store, StoreError, StoreErrorKind,
+    Timeouts,
 };
 use strata::{Repository, lease::Lease};
-use support::contract::contract;
-use support::s3::{Server, options};
+use support::contract::{contract, one_winner};
+use support::stores::s3::Server;
+
+/// A bucket on a server of this machine.
+fn options(bucket: &str, port: u16) -> CloudOptions {
+    CloudOptions {
+        bucket: bucket.to_string(),
+        prefix: "some/prefix".to_string(),
+        endpoint: Some(format!("http://127.0.0.1:{port}")),
+        access_key_id: Some("AKIATEST".to_string()),
+        secret: Some(Secret::new("hunter2")),
+        allow_http: true,
+        ..CloudOptions::default()
+    }
+}
+
+/// A new one, with object lock.
+fn bucket(server: &Server, name: &str) -> CloudOptions {
+    server.make_bucket(name);
+    options(name, server.port)
+}
 
 #[test]
 fn an_s3_server_keeps_the_contract() {
     let Some(server) = Server::start() else { return };
-    contract(&ObjectStorage::s3(&server.bucket("bucket")).unwrap());
-    contract(&ObjectStorage::s3(&server.bucket("with.dots")).unwrap());
+    contract(&ObjectStorage::s3(&bucket(&server, "bucket")).unwrap());
+    contract(&ObjectStorage::s3(&bucket(&server, "with.dots")).unwrap());
     // Checksums, and uploads in parts that one client begins and another one ends.
-    let locked = CloudOptions { immutable_days: Some(30), ..server.bucket("locked") };
+    let locked = CloudOptions { immutable_days: Some(30), ..bucket(&server, "locked") };
     contract(&ObjectStorage::s3(&locked).unwrap());
+    one_winner(Arc::new(ObjectStorage::s3(&bucket(&server, "race")).unwrap()));
     let nowhere = options("nosuch", server.port);
     let error = ObjectStorage::s3(&nowhere).unwrap().put("x", &["x".into()]).unwrap_err();
-    assert_eq!(error.kind, StoreErrorKind::NotFound);
+    assert_eq!(error.kind, StoreErrorKind::NoBucket);
 }
 
 #[test]
 fn what_is_worth_keeping_is_locked_and_what_passes_is_not() {
     let Some(server) = Server::start() else { return };
-    let locked = CloudOptions { immutable_days: Some(30), ..server.bucket("locked") };
+    let locked = CloudOptions { immutable_days: Some(30), ..bucket(&server, "locked") };
     let storage = Arc::new(ObjectStorage::s3(&locked).unwrap());
     let store = Store::shared(storage.clone(), Retries::default());
     let repository = Repository::new(store, "clusters/main", None).unwrap();
@@ -153,7 +174,7 @@ fn wrong_credentials_are_named_once_and_nothing_says_the_key() {
     let options = options("b", port);
     let error = put(&options, 5);
     assert_eq!((error.kind, count.load(Ordering::SeqCst)), (StoreErrorKind::Unauthenticated, 1));
-    assert!(error.hint().unwrap().contains("credentials"));
+    assert!(error.hint().unwrap().contains("access key's id"));
     let shown =
         format!("{error} {error:?} {:?} {options:?}", strata::Error::from(put(&options, 1)));
     assert!(shown.contains("InvalidAccessKeyId"), "{shown}");

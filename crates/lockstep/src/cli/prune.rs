@@ -126,6 +126,9 @@ fn summary(outcome: &Outcome) {
             "{place}: {} deltas merged, {} objects deleted, {} wait for their grace time",
             done.merged, done.deleted, done.waiting
         );
+        if done.locked > 0 {
+            println!("{place}: {} objects are locked in the store, and go later", done.locked);
+        }
     }
 }
 
@@ -147,6 +150,7 @@ fn place_json(place: &Place, outcome: &Result<Outcome>) -> Value {
             return json!({
                 "place": kind, "repository": repository, "configured": true, "sets": [],
                 "problems": [], "removed": [], "merged": null, "deleted": null, "waiting": null,
+                "locked": null,
                 "error": error.chain(),
             });
         }
@@ -157,7 +161,8 @@ fn place_json(place: &Place, outcome: &Result<Outcome>) -> Value {
         "place": kind, "repository": repository, "configured": outcome.plan.configured,
         "sets": sets, "problems": outcome.plan.problems, "removed": outcome.removed,
         "merged": done.map(|done| done.merged), "deleted": done.map(|done| done.deleted),
-        "waiting": done.map(|done| done.waiting), "error": null,
+        "waiting": done.map(|done| done.waiting), "locked": done.map(|done| done.locked),
+        "error": null,
     })
 }
 

@@ -47,6 +47,9 @@ pub struct RepositoryConfig {
     /// Of a dataset that is sent raw, after so many increments a full stream comes again.
     #[serde(default = "default_raw_full_every")]
     pub raw_full_every: u32,
+    /// How long a call to the store may take, in seconds, beside the time for what it carries.
+    #[serde(default = "default_timeout")]
+    pub timeout_seconds: u32,
     /// What nothing refers to any more is deleted after so many hours; longer than any backup or
     /// restore takes.
     #[serde(default = "default_grace")]
@@ -116,6 +119,9 @@ fn default_grace() -> u32 {
 fn default_raw_full_every() -> u32 {
     30
 }
+fn default_timeout() -> u32 {
+    60
+}
 
 impl RepositoryConfig {
     /// Whether the values can be; the error begins with the key's name.
@@ -136,13 +142,16 @@ impl RepositoryConfig {
         if !(1..=1000).contains(&self.raw_full_every) {
             return Err(format!("raw_full_every {} isn't 1 to 1000", self.raw_full_every));
         }
+        if !(1..=3600).contains(&self.timeout_seconds) {
+            return Err(format!("timeout_seconds {} isn't 1 to 3600", self.timeout_seconds));
+        }
         match (self.immutable_days, place) {
             (None, _) => {}
             (Some(0) | Some(36_501..), _) => return Err("immutable_days isn't 1 to 36500".into()),
             (Some(_), Place::Cloud { cloud: Cloud::S3, .. }) => {}
             (Some(_), _) => {
                 return Err(format!(
-                    "immutable_days is for s3:// alone; set a retention policy in the store itself for \"{}\"",
+                    "immutable_days is for s3:// alone; use versions or soft delete in the store itself for \"{}\"",
                     self.url
                 ));
             }
@@ -274,6 +283,7 @@ mod tests {
             assert!(why.contains(&every.to_string()), "{why}");
         }
         assert!(read("url='file:///x'\nencrypted_datasets='open'").unwrap_err().contains("open"));
+        assert!(read("url='file:///x'\ntimeout_seconds=0").is_err());
         assert!(read("url='file:///x'\nurll='y'").unwrap_err().contains("urll"));
     }
 }

@@ -79,4 +79,8 @@ impl Storage for Memory {
     fn size(&self, path: &str) -> StoreResult<u64> {
         self.get(path).map(|bytes| bytes.len() as u64)
     }
+
+    fn locked_seconds(&self, _: &str) -> u64 {
+        0
+    }
 }

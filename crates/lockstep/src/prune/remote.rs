@@ -24,7 +24,7 @@ use super::{Entry, Fate, Outcome, Place, Plan, Request, common};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::repository::header::StreamRules;
-use crate::repository::shipped::FILES_IMAGE;
+use crate::repository::shipped::{FILES_IMAGE, Shipped};
 use crate::repository::{self, Repository, of_strata};
 use crate::retention::{self, Candidate, Policy, Reason};
 use crate::ship;
@@ -43,6 +43,8 @@ pub struct Done {
     pub deleted: u64,
     /// Objects that wait for their grace time.
     pub waiting: u64,
+    /// Objects that would be deleted, but the store locks them still.
+    pub locked: u64,
 }
 
 /// Plans, shows the plan, and carries it out.
@@ -126,7 +128,8 @@ impl Choice<'_> {
                 let id = set.manifest.set.to_string();
                 let is_common = common.as_ref() == Some(&id);
                 let needed = is_common.then(|| Reason::CommonWith("this host".into()));
-                let needed = needed.into_iter().collect();
+                let locked = locked_until(repository, set).filter(|until| *until > self.now);
+                let needed = needed.into_iter().chain(locked.map(Reason::LockedUntil)).collect();
                 Candidate { id, time: set.manifest.started_at, needed }
             })
             .collect();
@@ -172,6 +175,16 @@ impl Choice<'_> {
     }
 }
 
+/// Until when the store lets nobody delete a set's manifest, where it locks what is written.
+///
+/// Before that its removal would give nothing back, and take the set away.
+fn locked_until(repository: &Repository, set: &Shipped) -> Option<Timestamp> {
+    let strata = &repository.strata;
+    let seconds = strata.store().locked_seconds(&strata.path("sets/any.json"));
+    let span = i64::try_from(seconds).ok().filter(|seconds| *seconds > 0)?;
+    Timestamp::from_second(set.shipped_at.as_second().saturating_add(span)).ok()
+}
+
 /// The carrying out of a plan.
 pub(super) struct Work<'a, R> {
     pub(super) repository: &'a Repository,
@@ -209,6 +222,7 @@ impl<R: Rules> Work<'_, R> {
         let collected = collected.map_err(of_strata)?;
         done.deleted = collected.deleted.len() as u64;
         done.waiting = collected.waiting.len() as u64;
+        done.locked = collected.locked.len() as u64;
         Ok((removed, done))
     }
 

@@ -177,6 +177,8 @@ pub struct Repaired {
     pub deleted: Vec<String>,
     /// No set needs them, but their grace time isn't over.
     pub waiting: Vec<String>,
+    /// They would be deleted, but the store locks them still.
+    pub locked: Vec<String>,
 }
 
 /// Deletes what no set has needed for the grace time, and keys that open nothing. The caller holds the lease.
@@ -186,15 +188,20 @@ pub struct Repaired {
 pub fn repair(repository: &Repository, now: u64) -> Result<Repaired> {
     let grace = u64::from(repository.config.grace_hours) * 3600;
     let collected = collect(&repository.strata, grace, now, false).map_err(of_strata)?;
-    let mut repaired = Repaired { deleted: collected.deleted, waiting: collected.waiting };
+    let strata::check::Collected { deleted, waiting, locked } = collected;
+    let mut repaired = Repaired { deleted, waiting, locked };
     let store = repository.strata.store();
     let format = Format::read(store, &repository.name)?;
     for slot in keys::list(store)?.0.iter().filter(|slot| !is_of(slot, &format)) {
         let age = i64::try_from(now).unwrap_or(i64::MAX).saturating_sub(slot.created.as_second());
         // A younger one may be about to become the repository's: `repo init` writes it first.
-        if u64::try_from(age).is_ok_and(|age| age >= grace) {
+        let Some(age) = u64::try_from(age).ok().filter(|age| *age >= grace) else { continue };
+        let path = format!("keys/{}.json", slot.id);
+        if age < store.locked_seconds(&path) {
+            repaired.locked.push(path);
+        } else {
             keys::forget(store, slot)?;
-            repaired.deleted.push(format!("keys/{}.json", slot.id));
+            repaired.deleted.push(path);
         }
     }
     Ok(repaired)

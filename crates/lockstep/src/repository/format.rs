@@ -83,7 +83,16 @@ impl Format {
         let bytes = match store.get(PATH) {
             Ok(bytes) => bytes,
             Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(of_store(error)),
+            // The first call to any repository: where it can't be reached, this is where it shows.
+            Err(error) => {
+                let error = of_store(error);
+                let failed = Error::failed(format!("repository \"{name}\" can't be opened"))
+                    .because(error.chain());
+                return Err(match error.hint() {
+                    Some(hint) => failed.with_hint(hint),
+                    None => failed,
+                });
+            }
         };
         // The version comes before all that it may have changed.
         let format = document::read::<serde_json::Value>(PATH, &bytes).map_err(|error| {

@@ -68,6 +68,7 @@ fn there(
 /// A bucket that isn't there looks like one with nothing in it, until something is written.
 fn is_reachable(store: &Store, config: &RepositoryConfig) -> Result<()> {
     match store.list("keys", |_| ()) {
+        // A server that says it less well than others.
         Err(error) if error.kind == StoreErrorKind::NotFound => match config.place() {
             Ok(Place::Cloud { bucket, .. }) => {
                 Err(Error::failed(format!("there is no bucket \"{bucket}\" at \"{}\"", config.url))

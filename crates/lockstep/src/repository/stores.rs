@@ -91,7 +91,10 @@ fn cloud_storage(
         secret,
         allow_http: config.allow_http,
         immutable_days: config.immutable_days,
-        timeouts: Timeouts::default(),
+        timeouts: Timeouts {
+            call: std::time::Duration::from_secs(config.timeout_seconds.into()),
+            ..Timeouts::default()
+        },
     };
     #[allow(unreachable_patterns, reason = "what isn't built in")]
     match cloud {

@@ -2,10 +2,12 @@
 //! thread for as long as it is held.
 //!
 //! What could go wrong: the holder dies. Its lease expires by itself; on the same host the next
-//! start takes it over at once, for the local lock says that its holder is gone.
+//! start takes it over at once, for the local lock says that its holder is gone. Or the holder stands
+//! still for longer than the lease lasts, and goes on when another host has it: so whoever is about to
+//! write asks not only whether it was lost, but looks at the clock too.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -28,6 +30,8 @@ const PAUSE: Duration = Duration::from_secs(2);
 pub struct Held {
     stop: Arc<AtomicBool>,
     lost: Arc<AtomicBool>,
+    /// Unix time.
+    expires: Arc<AtomicU64>,
     thread: Option<JoinHandle<Lease>>,
 }
 
@@ -63,6 +67,8 @@ impl Held {
     fn keep(mut lease: Lease) -> Self {
         let (stop, lost) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (stopped, gone) = (stop.clone(), lost.clone());
+        let expires = Arc::new(AtomicU64::new(lease.expires()));
+        let until = expires.clone();
         let thread = std::thread::spawn(move || {
             let mut renewed = Instant::now();
             while !stopped.load(Ordering::SeqCst) {
@@ -71,7 +77,10 @@ impl Held {
                     continue;
                 }
                 match lease.renew(now()) {
-                    Ok(()) => renewed = Instant::now(),
+                    Ok(()) => {
+                        until.store(lease.expires(), Ordering::SeqCst);
+                        renewed = Instant::now();
+                    }
                     Err(error @ strata::Error::LeaseLost { .. }) => {
                         tracing::error!(%error, "another host writes now");
                         gone.store(true, Ordering::SeqCst);
@@ -90,7 +99,7 @@ impl Held {
             }
             lease
         });
-        Self { stop, lost, thread: Some(thread) }
+        Self { stop, lost, expires, thread: Some(thread) }
     }
 
     /// That it is still held.
@@ -98,11 +107,13 @@ impl Held {
     /// # Errors
     /// When it was lost: then nothing may be written any more.
     pub fn check(&self) -> Result<()> {
-        if self.lost.load(Ordering::SeqCst) {
-            return Err(Error::failed("the lease on the repository was lost to another host")
-                .with_hint("run it again; are the clocks of both hosts right?"));
-        }
-        Ok(())
+        let what = match self.lost.load(Ordering::SeqCst) {
+            true => "was lost to another host",
+            false if now() >= self.expires.load(Ordering::SeqCst) => "has expired",
+            false => return Ok(()),
+        };
+        Err(Error::failed(format!("the lease on the repository {what}"))
+            .with_hint("run it again; are the clocks of both hosts right?"))
     }
 }
 
@@ -137,4 +148,30 @@ fn locked(cx: &Context, repository: &Repository, owner: &str, until: u64) -> Err
 
 fn now() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use strata::store::{ObjectStorage, Store};
+
+    use super::*;
+
+    #[test]
+    fn whoever_stood_still_for_too_long_writes_no_more() {
+        let folder = std::env::temp_dir().join(format!("lockstep-lease-{}", std::process::id()));
+        let store = Store::new(ObjectStorage::folder(&folder).unwrap());
+        let repository = strata::Repository::new(store, "clusters/main", None).unwrap();
+        let take = |owner, seconds, at| Lease::acquire(&repository, WRITE, owner, seconds, at);
+        let held = Held::keep(take("this", 3600, now()).unwrap());
+        held.check().unwrap();
+        drop(held);
+        // As if it had been taken a minute ago, and nothing had run since.
+        let held = Held::keep(take("this", 59, now() - 60).unwrap());
+        let error = held.check().unwrap_err();
+        assert!(error.to_string().contains("has expired"), "{error}");
+        take("other", 3600, now()).unwrap();
+        drop(held);
+        assert!(take("third", 60, now()).is_err(), "what is another's isn't given back");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 }

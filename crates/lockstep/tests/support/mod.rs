@@ -21,5 +21,7 @@ pub mod lockstep;
 pub mod pools;
 pub mod shipping;
 pub mod standby;
+#[path = "../../../strata/tests/support/stores/mod.rs"]
+pub mod stores;
 pub mod trees;
 pub mod workspace;

@@ -6,6 +6,7 @@ use super::fixture::Fixture;
 use super::lockstep::{Lockstep, Set, exit, toml_string};
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// The repository's name in the configuration.
@@ -20,15 +21,44 @@ pub fn with_repository(fixture: &Fixture) -> Lockstep {
 /// The same, with more lines in the repository's table.
 #[track_caller]
 pub fn with_options(fixture: &Fixture, options: &str) -> Lockstep {
-    let mut text = fixture.configuration("auto", true);
-    text.push_str(&format!("repositories = [\"{NAME}\"]\n\n[repositories.{NAME}]\n"));
     let url = format!("file://{}", folder(fixture).display());
-    text.push_str(&format!("url = {}\n{options}\n", toml_string(Path::new(&url))));
-    let path = fixture.root().join("shipping.toml");
-    fs::write(&path, text).expect("the configuration can be written");
-    let lockstep = Lockstep::new(&path, &fixture.cluster.bin);
+    let table = format!("url = {}\n{options}", toml_string(Path::new(&url)));
+    let lockstep = configured(fixture, &[(NAME, table)], "");
     lockstep.expect(exit::DONE, &["repo", "init"]);
     lockstep
+}
+
+/// The program with a configuration whose cluster ships to these repositories, named with the lines of their tables;
+/// and with more tables. Nothing is made.
+#[track_caller]
+pub fn configured(fixture: &Fixture, repositories: &[(&str, String)], more: &str) -> Lockstep {
+    let mut text = fixture.configuration("auto", true);
+    let names: Vec<_> = repositories.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+    text.push_str(&format!("repositories = [{}]\n", names.join(", ")));
+    for (name, table) in repositories {
+        text.push_str(&format!("\n[repositories.{name}]\n{table}\n"));
+    }
+    text.push_str(more);
+    let path = fixture.root().join("shipping.toml");
+    fs::write(&path, text).expect("the configuration can be written");
+    Lockstep::new(&path, &fixture.cluster.bin)
+}
+
+/// The lines of a repository's table: a bucket of an S3 server on this port.
+pub fn s3_table(root: &Path, port: u16, bucket: &str, more: &str) -> String {
+    let secret = secret_file(root, "s3.secret", "hunter2");
+    format!(
+        "url = \"s3://{bucket}/lockstep\"\nendpoint = \"http://127.0.0.1:{port}\"\nallow_http = true\n\
+         access_key_id = \"AKIATEST\"\nsecret_access_key_file = {secret}\n{more}"
+    )
+}
+
+/// A file that only its owner may read; its path as TOML.
+pub fn secret_file(root: &Path, name: &str, content: &str) -> String {
+    let path = root.join(name);
+    fs::write(&path, content).expect("a secret can be written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is ours");
+    toml_string(&path)
 }
 
 /// Where the repository is.

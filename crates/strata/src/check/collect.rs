@@ -4,6 +4,9 @@
 //! noted with the time when it was first seen so (`doomed.json`), and deleted by a later run, if nothing has come to
 //! refer to it and both that and the object's own writing are longer ago than the grace time. The grace time must be
 //! longer than any backup or restore takes. One collector at a time: callers hold a lease.
+//!
+//! Where the store locks objects for some time, a deletion before that would only hide them: they would be paid for,
+//! and helped nobody any more. So they are left until their lock has ended.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +16,7 @@ use super::{Inventory, Live};
 use crate::document;
 use crate::error::Result;
 use crate::repository::Repository;
+use crate::store::StoreErrorKind;
 
 /// Since when nothing has referred to a path.
 #[derive(Default, Serialize, Deserialize)]
@@ -29,6 +33,8 @@ pub struct Collected {
     pub deleted: Vec<String>,
     /// Nothing refers to them, but their grace time isn't over.
     pub waiting: Vec<String>,
+    /// Nothing has referred to them for the grace time, but the store lets nobody delete them yet.
+    pub locked: Vec<String>,
 }
 
 /// Deletes descriptors, then index files, then packs that nothing has referred to for `grace` seconds.
@@ -68,10 +74,13 @@ pub fn collect(
     for listed in unneeded {
         let since = before.since.get(&listed.path).copied().unwrap_or(now).min(now);
         after.since.insert(listed.path.clone(), since);
-        let list = if is_old(since) && is_old(listed.modified) {
-            &mut collected.deleted
-        } else {
+        let lock = repository.store().locked_seconds(&listed.path);
+        let list = if !(is_old(since) && is_old(listed.modified)) {
             &mut collected.waiting
+        } else if now < listed.modified.saturating_add(lock) {
+            &mut collected.locked
+        } else {
+            &mut collected.deleted
         };
         list.push(listed.path.clone());
     }
@@ -81,8 +90,13 @@ pub fn collect(
     if after.since != before.since {
         repository.store().put(&path, &[document::write(&path, &after)?.into()])?;
     }
-    for path in &collected.deleted {
-        repository.store().delete(path)?;
+    for path in std::mem::take(&mut collected.deleted) {
+        match repository.store().delete(&path) {
+            Ok(()) => collected.deleted.push(path),
+            // A lock that the store knows of and we don't: the bucket's own, or somebody's hold.
+            Err(error) if error.kind == StoreErrorKind::Retained => collected.locked.push(path),
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(collected)
 }

@@ -90,6 +90,17 @@ fn not_opened(options: &CloudOptions, error: object_store::Error) -> StoreError 
     error
 }
 
+/// Variables of the environment that begin so, named as `object_store` knows them. The options' own credentials come
+/// before those of the environment, so what would come along with them is left out where they are read.
+#[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
+fn environment(beginning: &str) -> Vec<(String, String)> {
+    let all = std::env::vars_os().filter_map(|(name, value)| {
+        let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
+        name.starts_with(beginning).then(|| (name.to_ascii_lowercase(), value))
+    });
+    all.collect()
+}
+
 #[cfg(any(feature = "gcp", feature = "azure"))]
 fn opened(
     built: object_store::Result<impl ObjectStore>,
@@ -103,7 +114,18 @@ fn opened(
 impl ObjectStorage {
     /// Google Cloud Storage.
     pub fn gcs(options: &CloudOptions) -> StoreResult<ObjectStorage> {
-        let mut builder = object_store::gcp::GoogleCloudStorageBuilder::from_env()
+        use object_store::gcp::{GoogleCloudStorageBuilder as Builder, GoogleConfigKey as Key};
+        let mut builder = Builder::new();
+        for (name, value) in environment("GOOGLE_") {
+            let Ok(key) = name.parse::<Key>() else { continue };
+            // An account there and another in the options would be an error.
+            let asks =
+                matches!(key, Key::ServiceAccount | Key::ServiceAccountKey | Key::BearerToken);
+            if !(asks && options.secret.is_some()) {
+                builder = builder.with_config(key, value);
+            }
+        }
+        builder = builder
             .with_client_options(client(options))
             .with_retry(no_retries())
             .with_bucket_name(&options.bucket);
@@ -121,7 +143,21 @@ impl ObjectStorage {
 impl ObjectStorage {
     /// Azure Blob Storage.
     pub fn azure(options: &CloudOptions) -> StoreResult<ObjectStorage> {
-        let mut builder = object_store::azure::MicrosoftAzureBuilder::from_env()
+        use object_store::azure::{AzureConfigKey as Key, MicrosoftAzureBuilder as Builder};
+        let mut builder = Builder::new();
+        for (name, value) in environment("AZURE_") {
+            let Ok(key) = name.parse::<Key>() else { continue };
+            // A token would be used, and the options' own key not.
+            let asks = matches!(key, Key::AccessKey | Key::Token | Key::SasKey);
+            if !(asks && options.secret.is_some()) {
+                builder = builder.with_config(key, value);
+            }
+        }
+        // The place where a machine of Azure's is asked for its identity.
+        if let Ok(place) = std::env::var("IDENTITY_ENDPOINT") {
+            builder = builder.with_msi_endpoint(place);
+        }
+        builder = builder
             .with_client_options(client(options))
             .with_retry(no_retries())
             .with_container_name(&options.bucket);
@@ -153,7 +189,7 @@ pub(super) mod s3 {
     use object_store::multipart::MultipartStore;
     use object_store::{HeaderMap, HeaderValue, ObjectStore, Result};
 
-    use super::{CloudOptions, client, no_retries, not_opened};
+    use super::{CloudOptions, client, environment, no_retries, not_opened};
     use crate::store::upload::Locking;
     use crate::store::{ObjectStorage, StoreResult};
 
@@ -183,15 +219,8 @@ pub(super) mod s3 {
     fn from_environment(has_credentials: bool) -> AmazonS3Builder {
         use AmazonS3ConfigKey::{AccessKeyId, SecretAccessKey, Token};
         let mut builder = AmazonS3Builder::new();
-        for (name, value) in std::env::vars_os() {
-            let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else { continue };
-            let Some(key) = name
-                .starts_with("AWS_")
-                .then(|| name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>().ok())
-                .flatten()
-            else {
-                continue;
-            };
+        for (name, value) in environment("AWS_") {
+            let Ok(key) = name.parse::<AmazonS3ConfigKey>() else { continue };
             if !(has_credentials && matches!(key, AccessKeyId | SecretAccessKey | Token)) {
                 builder = builder.with_config(key, value);
             }
@@ -278,6 +307,10 @@ pub(super) mod s3 {
     }
 
     impl Locking for Retention {
+        fn seconds(&self) -> u64 {
+            u64::from(self.days) * 86_400 + FRESH.as_secs()
+        }
+
         fn writer(&self) -> Result<Arc<dyn ObjectStore>> {
             Ok(self.client()?)
         }

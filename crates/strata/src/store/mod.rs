@@ -31,8 +31,12 @@ use bytes::Bytes;
 pub enum StoreErrorKind {
     /// There is no such object.
     NotFound,
+    /// There is no such bucket, or container.
+    NoBucket,
     /// A create-only write found the object there.
     AlreadyExists,
+    /// The store lets nobody delete or replace it for some time.
+    Retained,
     /// The store knows who asks and doesn't let them.
     PermissionDenied,
     /// The store doesn't know who asks.
@@ -69,7 +73,9 @@ impl StoreError {
     fn words(&self) -> &'static str {
         match self.kind {
             StoreErrorKind::NotFound => "it does not exist",
+            StoreErrorKind::NoBucket => "there is no such bucket",
             StoreErrorKind::AlreadyExists => "it exists already",
+            StoreErrorKind::Retained => "the store keeps it as it is for some time",
             StoreErrorKind::PermissionDenied => "permission denied",
             StoreErrorKind::Unauthenticated => "the credentials are missing or wrong",
             StoreErrorKind::TimedOut => "the store did not answer in time",
@@ -80,6 +86,10 @@ impl StoreError {
 
     /// What to do about it, where there is something.
     pub fn hint(&self) -> Option<&'static str> {
+        let words = self.source.as_ref().map(ToString::to_string).unwrap_or_default();
+        if let Some(code) = translate::Code::of(&words).filter(|code| code.kind == self.kind) {
+            return Some(code.hint);
+        }
         Some(match self.kind {
             StoreErrorKind::NotFound => "run the repository's check: is the repository whole?",
             StoreErrorKind::PermissionDenied => {
@@ -131,6 +141,8 @@ pub trait Storage: Send + Sync {
     fn delete(&self, path: &str) -> StoreResult<()>;
     /// An object's size.
     fn size(&self, path: &str) -> StoreResult<u64>;
+    /// For how many seconds after it was written, at most, the store lets nobody delete an object for good.
+    fn locked_seconds(&self, path: &str) -> u64;
 }
 
 /// How often, and how long apart, a call is tried again.
@@ -239,6 +251,11 @@ impl Store {
     /// Deletes an object; one that isn't there is deleted already.
     pub fn delete(&self, path: &str) -> StoreResult<()> {
         self.again(|_| self.storage.delete(path))
+    }
+
+    /// For how many seconds after it was written, at most, the store lets nobody delete an object for good.
+    pub fn locked_seconds(&self, path: &str) -> u64 {
+        self.storage.locked_seconds(path)
     }
 
     /// An object's size.

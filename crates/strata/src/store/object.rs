@@ -135,7 +135,10 @@ impl ObjectStorage {
         let limit = self.timeouts.of(bytes);
         match self.runtime.block_on(async { tokio::time::timeout(limit, future).await }) {
             Ok(result) => result.map_err(|error| translated(verb, path, error)),
-            Err(_) => Err(StoreError::new(verb, path, StoreErrorKind::TimedOut)),
+            Err(_) => Err(StoreError {
+                source: Some(format!("no answer within {limit:?}").into()),
+                ..StoreError::new(verb, path, StoreErrorKind::TimedOut)
+            }),
         }
     }
 
@@ -201,7 +204,10 @@ impl Storage for ObjectStorage {
 
     fn get(&self, path: &str) -> StoreResult<Bytes> {
         let target = self.path("get", path)?;
-        self.call("get", path, 64 << 20, async { self.store.get(&target).await?.bytes().await })
+        // How long it may take is known once the answer has begun: a store that never begins one is given up soon.
+        let answer = self.call("get", path, 0, self.store.get(&target))?;
+        let size = answer.meta.size;
+        self.call("get", path, size, answer.bytes())
     }
 
     fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
@@ -253,6 +259,10 @@ impl Storage for ObjectStorage {
     fn size(&self, path: &str) -> StoreResult<u64> {
         let target = self.path("look at", path)?;
         self.call("look at", path, 0, self.store.head(&target)).map(|meta| meta.size)
+    }
+
+    fn locked_seconds(&self, path: &str) -> u64 {
+        self.locking(path).map_or(0, |locking| locking.seconds())
     }
 }
 

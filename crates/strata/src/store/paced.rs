@@ -76,4 +76,8 @@ impl<S: Storage> Storage for Paced<S> {
     fn size(&self, path: &str) -> StoreResult<u64> {
         self.inner.size(path)
     }
+
+    fn locked_seconds(&self, path: &str) -> u64 {
+        self.inner.locked_seconds(path)
+    }
 }

@@ -137,6 +137,10 @@ impl Storage for Counting {
         self.note("size", path, None);
         self.inner.size(path)
     }
+
+    fn locked_seconds(&self, path: &str) -> u64 {
+        self.inner.locked_seconds(path)
+    }
 }
 
 impl Storage for Faulty {
@@ -170,5 +174,9 @@ impl Storage for Faulty {
 
     fn size(&self, path: &str) -> StoreResult<u64> {
         self.call("look at", path, || self.inner.size(path))
+    }
+
+    fn locked_seconds(&self, path: &str) -> u64 {
+        self.inner.locked_seconds(path)
     }
 }

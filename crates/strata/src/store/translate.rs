@@ -8,20 +8,19 @@ use super::{StoreError, StoreErrorKind};
 /// An error of `object_store`, its words kept.
 pub(super) fn translated(verb: &'static str, path: &str, error: object_store::Error) -> StoreError {
     use object_store::Error as Theirs;
+    let code = Code::of(&error.to_string());
     let kind = match &error {
-        Theirs::NotFound { .. } => StoreErrorKind::NotFound,
         // Two at once, neither of which has won yet.
         Theirs::AlreadyExists { .. } if says(&error, &["ConditionalRequestConflict"]) => {
             StoreErrorKind::Transient
         }
+        _ if code.is_some() => code.map_or(StoreErrorKind::Other, |code| code.kind),
+        Theirs::NotFound { .. } => StoreErrorKind::NotFound,
         // S3 answers 412 where it has the object, which some servers report as it is.
         Theirs::AlreadyExists { .. } | Theirs::Precondition { .. } => StoreErrorKind::AlreadyExists,
-        Theirs::PermissionDenied { .. } if says(&error, UNKNOWN) => StoreErrorKind::Unauthenticated,
         Theirs::PermissionDenied { .. } => StoreErrorKind::PermissionDenied,
         Theirs::Unauthenticated { .. } => StoreErrorKind::Unauthenticated,
-        Theirs::Generic { .. } if says(&error, UNKNOWN) || says(&error, NOBODY) => {
-            StoreErrorKind::Unauthenticated
-        }
+        Theirs::Generic { .. } if says(&error, NOBODY) => StoreErrorKind::Unauthenticated,
         Theirs::Generic { .. } if says(&error, REFUSED) => StoreErrorKind::Other,
         Theirs::Generic { store, source } => kind_of_source(store, source.as_ref()),
         Theirs::JoinError { .. } => StoreErrorKind::Transient,
@@ -30,16 +29,55 @@ pub(super) fn translated(verb: &'static str, path: &str, error: object_store::Er
     StoreError { verb, path: path.to_string(), kind, source: Some(Box::new(error)) }
 }
 
-/// Codes of S3 and Azure for a key that they don't know, or one that isn't the right one.
-const UNKNOWN: &[&str] = &[
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "InvalidToken",
-    "ExpiredToken",
-    "TokenRefreshRequired",
-    "AuthenticationFailed",
-    "invalid_grant",
-];
+/// A code of S3, Google or Azure that says more than the status it comes with.
+pub(super) struct Code {
+    code: &'static str,
+    pub(super) kind: StoreErrorKind,
+    /// What to do about it.
+    pub(super) hint: &'static str,
+}
+
+impl Code {
+    const fn new(code: &'static str, kind: StoreErrorKind, hint: &'static str) -> Code {
+        Code { code, kind, hint }
+    }
+
+    /// The one that a server's words hold.
+    pub(super) fn of(words: &str) -> Option<&'static Code> {
+        CODES.iter().find(|code| words.contains(code.code))
+    }
+}
+
+const ID: &str =
+    "the store doesn't know the access key's id: is it the right one, and this store's?";
+const SECRET: &str = "the access key isn't the one that belongs to its id, or is damaged";
+const SESSION: &str = "the credentials were given for some time only, which is over: get new ones";
+const CLOCK: &str = "the store's clock and this host's differ: is this host's right?";
+const BUCKET: &str = "is its name right, and the endpoint? the bucket, or container, is made with the store's own tools";
+const RETAINED: &str = "a retention of the bucket's or a hold keeps it as it is; it goes when that is over. Where it is the bucket's, and without versions, nothing can be replaced either: use versions, or the store's soft delete";
+
+const CODES: &[Code] = {
+    use StoreErrorKind::{NoBucket, Other, Retained, Unauthenticated};
+    &[
+        Code::new("InvalidAccessKeyId", Unauthenticated, ID),
+        Code::new("SignatureDoesNotMatch", Unauthenticated, SECRET),
+        Code::new("AuthenticationFailed", Unauthenticated, SECRET),
+        // Azure's words, whatever code they come with.
+        Code::new("Server failed to authenticate the request", Unauthenticated, SECRET),
+        Code::new("invalid_grant", Unauthenticated, SECRET),
+        Code::new("InvalidToken", Unauthenticated, SESSION),
+        Code::new("ExpiredToken", Unauthenticated, SESSION),
+        Code::new("TokenRefreshRequired", Unauthenticated, SESSION),
+        Code::new("RequestTimeTooSkewed", Other, CLOCK),
+        Code::new("NoSuchBucket", NoBucket, BUCKET),
+        Code::new("InvalidBucketName", NoBucket, BUCKET),
+        Code::new("ContainerNotFound", NoBucket, BUCKET),
+        Code::new("RetentionPolicyNotMet", Retained, RETAINED),
+        Code::new("ObjectUnderActiveHold", Retained, RETAINED),
+        Code::new("BlobImmutableDueTo", Retained, RETAINED),
+        Code::new("protected by object lock", Retained, RETAINED),
+    ]
+};
 /// No credentials were set: the machine was asked for its own, by addresses that only a cloud's machines know.
 const NOBODY: &[&str] = &[
     "Missing AccessKeyId",
@@ -106,6 +144,8 @@ mod tests {
         assert_eq!(denied, StoreErrorKind::PermissionDenied);
         let unknown = translated("put", "x", forbidden("InvalidAccessKeyId")).kind;
         assert_eq!(unknown, StoreErrorKind::Unauthenticated);
+        let skewed = translated("put", "x", forbidden("RequestTimeTooSkewed"));
+        assert!(skewed.kind == StoreErrorKind::Other && skewed.hint().unwrap().contains("clock"));
         let both = object_store::Error::AlreadyExists {
             path: path(),
             source: "409: ConditionalRequestConflict".into(),

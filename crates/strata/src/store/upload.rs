@@ -12,6 +12,8 @@ use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload, Res
 
 /// Writes objects that nobody may delete for some time.
 pub(super) trait Locking: Send + Sync {
+    /// Nobody may delete it for so long, at most.
+    fn seconds(&self) -> u64;
     /// Whoever writes through it locks what is written.
     fn writer(&self) -> Result<Arc<dyn ObjectStore>>;
     /// The same, for uploads in parts.

@@ -1,9 +1,12 @@
 //! What every store promises.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use strata::store::{Listed, Storage, StoreErrorKind};
+use strata::lease::Lease;
+use strata::store::{Listed, Retries, Storage, Store, StoreErrorKind};
+use strata::{Error, Repository};
 
 /// The contract, as every implementation keeps it.
 pub fn contract(storage: &dyn Storage) {
@@ -46,6 +49,53 @@ pub fn contract(storage: &dyn Storage) {
     assert_eq!(list("a"), [("a/x".to_string(), 5), ("a/y".to_string(), 5)]);
     assert_eq!(list("").len(), 4);
     assert_eq!(list("nothing"), []);
+    // A folder, and not a beginning of a name.
+    storage.put("ab", &[bytes("beside")]).unwrap();
+    assert_eq!(list("a").len(), 2);
+    storage.delete("ab").unwrap();
+    // What names may hold.
+    let odd = "c/tank=data+20x/1.2_3-4@5,6.json";
+    storage.put_if_absent(odd, &bytes("odd")).unwrap();
+    assert_eq!((storage.get(odd).unwrap(), list("c")), ("odd".into(), vec![(odd.to_string(), 3)]));
+    storage.delete(odd).unwrap();
     storage.delete("a/x").unwrap();
     assert_eq!(list("a").len(), 1);
+}
+
+/// Of many who create an object, or take a lease, one does: for servers that are asked at once.
+pub fn one_winner(storage: Arc<dyn Storage>) {
+    let at_once = |each: &(dyn Fn(u8) -> bool + Sync)| -> usize {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|number| scope.spawn(move || each(number))).collect();
+            threads.into_iter().map(|thread| usize::from(thread.join().unwrap())).sum()
+        })
+    };
+    for round in 0..5 {
+        let path = format!("race/{round}");
+        let create = |number| match storage.put_if_absent(&path, &Bytes::from(vec![number; 99])) {
+            Ok(()) => true,
+            // Nobody knows yet who wins.
+            Err(error) => {
+                let known = [StoreErrorKind::AlreadyExists, StoreErrorKind::Transient];
+                assert!(known.contains(&error.kind), "{error}: {:?}", error.source);
+                false
+            }
+        };
+        assert_eq!(at_once(&create), 1, "{path}");
+    }
+    let store = Store::shared(storage, Retries::default());
+    let repository = Repository::new(store, "clusters/main", None).unwrap();
+    let take = |number: u8| {
+        let taken = Lease::acquire(&repository, "write", &number.to_string(), 60, 1000);
+        assert!(taken.is_ok() || matches!(taken, Err(Error::Leased { .. })), "{taken:?}");
+        taken.is_ok()
+    };
+    assert_eq!(at_once(&take), 1);
+    // Renewed, lost to another once it has expired, given back.
+    let mut lost = Lease::acquire(&repository, "write", "late", 60, 1061).unwrap();
+    lost.renew(1062).unwrap();
+    let other = Lease::acquire(&repository, "write", "other", 60, 1122).unwrap();
+    assert!(matches!(lost.renew(1123), Err(Error::LeaseLost { .. })));
+    other.release(1124).unwrap();
+    Lease::acquire(&repository, "write", "next", 60, 1124).unwrap();
 }

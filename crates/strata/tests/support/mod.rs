@@ -2,8 +2,7 @@
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 pub mod contract;
-#[cfg(feature = "aws")]
-pub mod s3;
+pub mod stores;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
-use strata::check::collect;
+use strata::check::{Collected, collect};
 use strata::manifest::Manifest;
 use strata::repack::{RepackOptions, Repacked, repack};
 
@@ -93,6 +93,16 @@ fn each(
         output::print_json(&json!({"version": JSON_VERSION, "repositories": values}))?;
     }
     Ok(done)
+}
+
+/// What would go, and can't yet.
+fn locked(count: usize) -> String {
+    let what = if count == 1 {
+        "is locked in the store, and goes"
+    } else {
+        "are locked in the store, and go"
+    };
+    format!("{} {what} later", counted(count as u64, "object"))
 }
 
 fn now() -> u64 {
@@ -210,6 +220,9 @@ impl Check {
                     n => format!("{n} wait"),
                 },
             ));
+            if !repaired.locked.is_empty() {
+                line(format!("repair   {name}: {}", locked(repaired.locked.len())));
+            }
         }
         let counts = &checked.counts;
         let read = match self.read_data {
@@ -252,11 +265,11 @@ impl Compact {
         let repacked = repacked.map_err(of_strata)?;
         still("compact.repacked")?;
         // What was replaced begins to wait.
-        let waiting = match self.dry_run {
-            true => before.waiting.len(),
-            false => collect(strata, grace, now(), false).map_err(of_strata)?.waiting.len(),
+        let after = match self.dry_run {
+            true => before.clone(),
+            false => collect(strata, grace, now(), false).map_err(of_strata)?,
         };
-        Ok(self.told(repository, before.deleted.len(), waiting, &repacked))
+        Ok(self.told(repository, before.deleted.len(), &after, &repacked))
     }
 
     fn options(&self, repository: &Repository) -> RepackOptions {
@@ -271,8 +284,8 @@ impl Compact {
         }
     }
 
-    fn told(&self, at: &Repository, deleted: usize, waiting: usize, done: &Repacked) -> Told {
-        let name = &at.name;
+    fn told(&self, at: &Repository, deleted: usize, left: &Collected, done: &Repacked) -> Told {
+        let (name, waiting) = (&at.name, left.waiting.len());
         let replaced: u64 = done.packs.iter().map(|sparse| sparse.packed.size).sum();
         let damaged: Vec<_> = done
             .damaged
@@ -288,6 +301,9 @@ impl Compact {
             if waiting == 1 { "1 waits".to_owned() } else { format!("{waiting} wait") },
             at.config.grace_hours,
         );
+        if !left.locked.is_empty() {
+            text.push_str(&format!("repository {name}: {}\n", locked(left.locked.len())));
+        }
         text.push_str(&format!(
             "repository {name}: {} of {} {would}written anew as {}, which frees {}",
             bytes(replaced),
@@ -302,7 +318,7 @@ impl Compact {
         damaged.iter().for_each(|line| text.push_str(&format!("error    {name}: {line}\n")));
         let value = json!({
             "repository": name, "dry_run": self.dry_run, "deleted": deleted, "waiting": waiting,
-            "packs": done.packs.len(), "replaced_bytes": replaced, "written_bytes": done.written,
+            "locked": left.locked.len(), "packs": done.packs.len(), "replaced_bytes": replaced, "written_bytes": done.written,
             "deltas": done.deltas, "left": done.left, "damaged": damaged,
         });
         Told { text, value, is_well: damaged.is_empty() }

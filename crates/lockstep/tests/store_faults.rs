@@ -1,0 +1,230 @@
+//! What a store may answer: refusals that are named with what to do, failures that pass, silence, and death after
+//! any call. An S3 server, and before it what spoils its answers.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use support::fixture::{Fixture, assert_clean, free_port};
+use support::layout::two_pools_four_datasets;
+use support::lockstep::{Lockstep, Set, exit, json_of};
+use support::shipping::{configured, s3_table};
+use support::stores::s3::Server;
+use support::stores::spoiled::{Fate, Spoiled};
+use support::workspace::Workspace;
+
+/// The program with a repository at this port, and no cluster that is ever asked.
+fn at(workspace: &Workspace, port: u16, more: &str) -> Lockstep {
+    let path = workspace.root.join("lockstep.toml");
+    let text = format!(
+        "state_dir = \"{}\"\n[clusters.main]\ndata_directory = \"/nowhere\"\nrepositories = [\"amazon\"]\n[repositories.amazon]\n{}\n",
+        workspace.root.join("state").display(),
+        s3_table(&workspace.root, port, "sets", more)
+    );
+    fs::write(&path, text).expect("a configuration can be written");
+    Lockstep::new(&path, Path::new("/nowhere"))
+}
+
+#[test]
+fn a_refusal_is_named_with_what_to_do() {
+    let Some(server) = Server::start() else { return };
+    let workspace = Workspace::new();
+    let spoiled = Spoiled::before(server.port);
+    let lockstep = at(&workspace, spoiled.port, "");
+    // The store's answer; how often it is asked; what the error and its hint say.
+    let refusals = [
+        (403, "InvalidAccessKeyId", 1, "credentials are missing or wrong", "the access key's id"),
+        (
+            403,
+            "SignatureDoesNotMatch",
+            1,
+            "credentials are missing or wrong",
+            "the access key isn't",
+        ),
+        (400, "ExpiredToken", 1, "credentials are missing or wrong", "get new ones"),
+        (403, "RequestTimeTooSkewed", 1, "the store failed", "clock"),
+        (403, "AccessDenied", 1, "permission denied", "read, write and delete"),
+        (404, "NoSuchBucket", 1, "no such bucket", "is its name right"),
+        (503, "SlowDown", 5, "failed for now", "try again later"),
+        (500, "InternalError", 5, "failed for now", "try again later"),
+    ];
+    for (status, code, tries, words, hint) in refusals {
+        spoiled.choose(move |_, _| Fate::Refused(status, code));
+        for command in [&["repo", "init"][..], &["repo", "check"]] {
+            let outcome = lockstep.expect(exit::FAILED, command);
+            let said = &outcome.stderr;
+            let (error, advice) = said.split_once("hint:").unwrap_or((said, ""));
+            assert!(error.contains(words) && error.contains(code), "{}", outcome.describe());
+            assert!(error.contains("repository \"amazon\""), "{}", outcome.describe());
+            assert!(advice.contains(hint), "{code}: {}", outcome.describe());
+            assert!(!said.contains("hunter2"), "{}", outcome.describe());
+            if tries == 5 {
+                break;
+            }
+        }
+        let asked = if tries == 5 { 5 } else { 2 };
+        assert_eq!(spoiled.count(), asked, "{code}: tries");
+    }
+
+    // The server itself, which has no such bucket: never taken for an empty repository.
+    spoiled.choose(|_, _| Fate::Passed);
+    for command in [&["repo", "init"][..], &["repo", "check"]] {
+        let outcome = lockstep.expect(exit::FAILED, command);
+        assert!(outcome.stderr.contains("no such bucket"), "{}", outcome.describe());
+    }
+    // Nobody at all.
+    let outcome = at(&workspace, free_port(), "").expect(exit::FAILED, &["repo", "init"]);
+    assert!(outcome.stderr.contains("failed for now"), "{}", outcome.describe());
+    // A server that listens and says nothing.
+    spoiled.choose(|_, _| Fate::Silent);
+    let begun = Instant::now();
+    let outcome =
+        at(&workspace, spoiled.port, "timeout_seconds = 1").expect(exit::FAILED, &["repo", "init"]);
+    assert!(outcome.stderr.contains("did not answer in time"), "{}", outcome.describe());
+    assert!(outcome.stderr.contains("no answer within 1s"), "{}", outcome.describe());
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+}
+
+struct Prepared {
+    fixture: Fixture,
+    spoiled: Spoiled,
+    lockstep: Lockstep,
+    /// Shipped already.
+    first: Set,
+    _server: Server,
+}
+
+fn prepare() -> Option<Prepared> {
+    let server = Server::start()?;
+    server.make_bucket("sets");
+    let spoiled = Spoiled::before(server.port);
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.pgbench_tables(1);
+    let more = "timeout_seconds = 1\ngrace_hours = 0";
+    let table = s3_table(fixture.root(), spoiled.port, "sets", more);
+    let retention = "\n[clusters.main.retention]\nrepository = { last = 1 }\n";
+    let lockstep = configured(&fixture, &[("amazon", table)], retention);
+    lockstep.expect(exit::DONE, &["repo", "init"]);
+    let first = lockstep.backup("label");
+    Some(Prepared { fixture, spoiled, lockstep, first, _server: server })
+}
+
+impl Prepared {
+    fn change(&self) {
+        self.fixture.cluster.execute(&[
+            "UPDATE pgbench_accounts SET filler = md5(random()::text) WHERE aid % 997 = 0",
+        ]);
+    }
+
+    /// Nothing that is there is harmed, and these sets are.
+    #[track_caller]
+    fn well(&self, sets: u64, why: &str) {
+        let checked = &self.lockstep.json(&["repo", "check", "--read-data"])["repositories"][0];
+        assert_eq!(checked["harmed"], json!([]), "{why}: {checked}");
+        assert_eq!(checked["counts"]["sets"], json!(sets), "{why}: {checked}");
+    }
+}
+
+#[test]
+fn what_passes_is_borne_and_what_stalls_is_named() {
+    let Some(prepared) = prepare() else { return };
+    let Prepared { fixture, spoiled, lockstep, first, .. } = &prepared;
+    prepared.change();
+    // Of what is written, each answer is lost once; of what is read, some are refused.
+    spoiled.choose(|request, number| match (request.method.as_str(), number % 3) {
+        ("PUT" | "POST" | "DELETE", 0) => Fate::Lost,
+        ("GET", 1) => Fate::Refused(503, "SlowDown"),
+        _ => Fate::Late(Duration::from_millis(20)),
+    });
+    let second = lockstep.backup("label");
+    assert_eq!(second.json["repositories"][0]["complete"], true, "{}", second.json);
+    spoiled.choose(|_, _| Fate::Passed);
+    prepared.well(2, "after lost answers");
+
+    // Packs that nobody takes: the set stays on this host, and the error says which call stalled.
+    prepared.change();
+    spoiled.choose(|request, _| match request.target.contains("/packs/") {
+        true => Fate::Silent,
+        false => Fate::Passed,
+    });
+    let said = json_of(&lockstep.expect(exit::PROBLEMS, &["--json", "backup"]));
+    let there = &said["repositories"][0];
+    let error = there["error"].as_str().unwrap_or_default();
+    assert!(error.contains("/packs/") && error.contains("did not answer in time"), "{there}");
+    assert_eq!(there["complete"], false, "{there}");
+    let id = said["set"].as_str().expect("an id");
+    assert!(lockstep.sets().iter().any(|set| set == id));
+    spoiled.choose(|_, _| Fate::Passed);
+    prepared.well(2, "after a stalled upload");
+    let shipped = lockstep.json(&["ship", id]);
+    assert_eq!(shipped["repositories"][0]["complete"], true, "{shipped}");
+    prepared.well(3, "shipped after all");
+    assert_clean(fixture);
+
+    // A restore that is refused data says so, and leaves nothing.
+    spoiled.choose(|request, _| match request.target.contains("/packs/") {
+        true => Fate::Refused(403, "AccessDenied"),
+        false => Fate::Passed,
+    });
+    let to = fixture.target("refused");
+    let to = to.to_str().expect("the harness' own paths are UTF-8");
+    let arguments = ["restore", &first.id, "--to", to, "--from", "repository", "--as", "files"];
+    let outcome = lockstep.expect(exit::FAILED, &arguments);
+    assert!(outcome.stderr.contains("permission denied"), "{}", outcome.describe());
+    assert!(!Path::new(to).exists(), "{to} is left");
+}
+
+/// Ships, prunes and compacts while the store dies after so many calls, more each time: what is there is whole every
+/// time, and in the end all is done. `LOCKSTEP_CALLS_APART` says how many more (17); with 1 it takes ten minutes.
+#[test]
+fn dead_after_any_call_and_the_next_goes_on() {
+    let apart =
+        std::env::var("LOCKSTEP_CALLS_APART").map_or(17, |text| text.parse().expect("a number"));
+    let Some(prepared) = prepare() else { return };
+    let Prepared { fixture, spoiled, lockstep, .. } = &prepared;
+    let again = || {
+        prepared.change();
+        // Sets of one second have no order.
+        std::thread::sleep(Duration::from_millis(1100));
+        Set::of(&lockstep.json(&["backup", "--no-ship"])).id
+    };
+    let (second, third) = (again(), again());
+    for (command, sets) in [
+        (&["ship", &second][..], 1..=2),
+        (&["ship", &third], 2..=3),
+        (&["prune", "--repository", "amazon"], 1..=3),
+        (&["repo", "compact", "--live", "100"], 1..=1),
+    ] {
+        let mut deaths = 0;
+        for calls in (1..).step_by(apart) {
+            spoiled.choose(move |_, number| match number < calls {
+                true => Fate::Passed,
+                // Not tried again.
+                false => Fate::Refused(400, "Dead"),
+            });
+            let outcome = lockstep.run(command);
+            let asked = spoiled.count();
+            spoiled.choose(|_, _| Fate::Passed);
+            let checked = &lockstep.json(&["repo", "check"])["repositories"][0];
+            let why = format!("{} after {calls} calls: {checked}", command.join(" "));
+            // A set comes or goes as a whole.
+            assert_eq!(checked["harmed"], json!([]), "{why}");
+            let there = checked["counts"]["sets"].as_u64().expect("a number");
+            assert!(sets.contains(&there), "{why}");
+            if outcome.ok() && asked <= calls {
+                break;
+            }
+            assert!(calls < 600, "{why}: never done: {}", outcome.describe());
+            deaths += 1;
+        }
+        println!("{}: died {deaths} times", command.join(" "));
+        assert!(deaths > 1, "{}", command.join(" "));
+        prepared.well(if command[0] == "ship" { *sets.end() } else { 1 }, command[0]);
+    }
+    let checked = &lockstep.json(&["repo", "check"])["repositories"][0];
+    assert_eq!(checked["orphans"], json!([]), "leftovers stay");
+    assert_clean(fixture);
+}

@@ -1,0 +1,155 @@
+//! Two hosts and one repository: two configurations with a state folder each. Whoever writes is alone, whoever is
+//! lost is waited for no longer than its lease lasts, and what one takes away the other doesn't need.
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use strata::lease::Lease;
+use strata::store::{ObjectStorage, Store};
+use support::checker::Checker;
+use support::faults::assert_said;
+use support::fixture::Fixture;
+use support::layout::two_pools_four_datasets;
+use support::lockstep::{Lockstep, Steps, exit, json_of};
+use support::shipping::{NAME, folder, with_options};
+
+const PRUNE: [&str; 3] = ["prune", "--repository", NAME];
+
+struct Hosts {
+    fixture: Fixture,
+    /// Takes the sets.
+    first: Lockstep,
+    /// Looks after the repository; the cluster isn't there.
+    second: Lockstep,
+    steps: Steps,
+}
+
+fn hosts() -> Hosts {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.pgbench_tables(1);
+    let retention = "grace_hours = 0\n\n[clusters.main.retention]\nrepository = { last = 1 }\n";
+    let first = with_options(&fixture, retention);
+    let root = fixture.root();
+    let text = fs::read_to_string(root.join("shipping.toml")).expect("the configuration");
+    let state = |path: PathBuf| format!("{:?}", path.to_str().expect("UTF-8"));
+    let other = text.replace(&state(fixture.state.clone()), &state(root.join("other-state")));
+    assert_ne!(text, other, "the state folder stands in it");
+    let path = root.join("other.toml");
+    fs::write(&path, other).expect("it can be written");
+    let steps = Steps::new(root.join("steps"));
+    let second = Lockstep::new(&path, &fixture.cluster.bin).with_steps(&steps);
+    Hosts { fixture, first, second, steps }
+}
+
+fn pause() {
+    // Sets of one second have no order.
+    std::thread::sleep(Duration::from_millis(1100));
+}
+
+#[test]
+fn two_prunes_are_never_at_once_and_a_backup_waits_for_one() {
+    let hosts = hosts();
+    let Hosts { fixture, first, second, steps } = &hosts;
+    let mut sets = Vec::new();
+    for _ in 0..3 {
+        sets.push(first.backup("label").id);
+        fixture.cluster.execute(&["UPDATE pgbench_accounts SET filler = 'x' WHERE aid % 97 = 0"]);
+        pause();
+    }
+    // The second host is in the middle of it.
+    steps.hold("prune.repository-merge");
+    let mut pruning = second.spawn(&[&PRUNE[..], &["--json"]].concat());
+    steps.wait_reached("prune.repository-merge", &mut pruning);
+    for arguments in [&PRUNE[..], &["repo", "compact"], &["repo", "check", "--repair"]] {
+        let locked = first.expect(exit::LOCKED, arguments);
+        assert_said(&locked, &["error: ", "repository \"offsite\"", "until 20", "hint: "]);
+    }
+    // A backup is taken at once, and shipped once the other is done.
+    let ours = Steps::new(fixture.root().join("our-steps"));
+    let mut backup = first.clone().with_steps(&ours).spawn(&["--json", "backup"]);
+    ours.wait_reached("lease.waiting", &mut backup);
+    assert!(backup.is_running());
+    steps.release("prune.repository-merge");
+    let pruned = pruning.wait(Duration::from_secs(120));
+    assert!(pruned.ok(), "{}", pruned.describe());
+    assert_eq!(json_of(&pruned)["places"][0]["removed"], json!(sets[..2]));
+    let backup = backup.wait(Duration::from_secs(120));
+    assert!(backup.ok(), "{}", backup.describe());
+    let backup = json_of(&backup);
+    assert_eq!(backup["repositories"][0]["complete"], true, "{backup}");
+    let newest = backup["set"].as_str().expect("an id");
+    proves(&hosts, &[&sets[2], newest]);
+}
+
+/// The other host would prune while a backup is all but there: it is let in when the set is complete.
+#[test]
+fn a_backup_during_a_prune_loses_nothing() {
+    let hosts = hosts();
+    let Hosts { fixture, first, second, .. } = &hosts;
+    let old = first.backup("label").id;
+    pause();
+    let ours = Steps::new(fixture.root().join("our-steps"));
+    ours.hold("ship.stored");
+    let mut backup = first.clone().with_steps(&ours).spawn(&["--json", "backup"]);
+    ours.wait_reached("ship.stored", &mut backup);
+    // All but the manifest is there: whoever may not write may look, and changes nothing.
+    second.expect(exit::LOCKED, &PRUNE);
+    let looked = second.json(&[&PRUNE[..], &["--dry-run"]].concat());
+    assert_eq!(looked["places"][0]["sets"][0]["action"], "keep", "{looked}");
+    ours.release("ship.stored");
+    let backup = backup.wait(Duration::from_secs(120));
+    assert!(backup.ok(), "{}", backup.describe());
+    let newest = json_of(&backup)["set"].as_str().expect("an id").to_owned();
+    let pruned = second.json(&PRUNE);
+    assert_eq!(pruned["places"][0]["removed"], json!([old]), "{pruned}");
+    proves(&hosts, &[&newest]);
+}
+
+#[test]
+fn a_lost_hosts_lease_expires() {
+    let hosts = hosts();
+    let Hosts { fixture, first, second, .. } = &hosts;
+    first.backup("label");
+    pause();
+    let storage = ObjectStorage::folder(&folder(fixture)).expect("a folder");
+    let repository = strata::Repository::new(Store::new(storage), "clusters/main", None);
+    let repository = repository.expect("a repository");
+    let now = || u64::try_from(jiff::Timestamp::now().as_second()).expect("after 1970");
+    // A host that took it, and was never seen again.
+    let lost = Lease::acquire(&repository, "write", "db2 (lost)", 6, now());
+    let lost = lost.expect("nobody has it");
+    let begun = Instant::now();
+    for host in [first, second] {
+        assert_said(&host.expect(exit::LOCKED, &PRUNE), &["db2 (lost)", "has expired"]);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "the machine is too slow for this test");
+    // A shipment waits for as long as it takes.
+    let shipped = first.json(&["backup"]);
+    assert_eq!(shipped["repositories"][0]["complete"], true, "{shipped}");
+    assert!(now() >= lost.expires(), "not before it has expired");
+    second.expect(exit::DONE, &PRUNE);
+    // Back again, it finds that it isn't its own any more.
+    let mut lost = lost;
+    assert!(matches!(lost.renew(now()), Err(strata::Error::LeaseLost { .. })));
+    let newest = shipped["set"].as_str().expect("an id");
+    proves(&hosts, &[newest]);
+}
+
+/// These sets are there, whole, and the last one restores and is right.
+fn proves(hosts: &Hosts, sets: &[&str]) {
+    let Hosts { fixture, first, second, .. } = hosts;
+    let checked = &second.json(&["repo", "check", "--read-data"])["repositories"][0];
+    assert_eq!(checked["harmed"], json!([]), "{checked}");
+    let listed = second.json(&["list", "--from", "repository"]);
+    let ids: Vec<_> =
+        listed["sets"].as_array().expect("sets").iter().map(|set| set["set"].clone()).collect();
+    assert_eq!(json!(ids), json!(sets));
+    let set = sets.last().expect("one");
+    let more = ["--from", "repository", "--as", "files"];
+    let restored = first.restore_and_start(set, &fixture.target("back"), &more);
+    Checker::new(1).check_and_stop(restored.server()).assert_right(set);
+}
