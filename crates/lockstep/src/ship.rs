@@ -10,7 +10,7 @@ pub mod classify;
 pub mod lease;
 mod page_delta;
 mod passing;
-mod view;
+pub(crate) mod view;
 mod volume;
 mod walk;
 
@@ -170,7 +170,8 @@ fn store(
     };
     let volumes = ship_volumes(&shipment, routes, &seen)?;
     let mut manifest = manifest.clone();
-    let names = take_files(cx, &mut manifest, &views)?;
+    let pg_wal = wal_in_snapshot(&manifest).map(|(at, inside)| views.path(at).join(inside));
+    let names = take_files(cx, &mut manifest, pg_wal.as_deref())?;
     repository::files::store(repository, manifest.set.as_str(), &names, &options)?;
     Ok(Shipped::new(manifest, volumes))
 }
@@ -257,20 +258,23 @@ fn ship_volumes<'a>(
     }
 }
 
-/// The files that go along, by name; the manifest then says that all WAL lies in files.
-fn take_files(
+/// Where the set's own WAL lies, if it is in pg_wal's snapshot: the volume, and the folder in it.
+pub(crate) fn wal_in_snapshot(manifest: &Manifest) -> Option<(usize, PathBuf)> {
+    let (at, part) = manifest.parts().find(|(_, part)| part.kind == PartKind::Wal)?;
+    (manifest.wal.stored == WalStored::Snapshot).then(|| (at, part.inside.clone()))
+}
+
+/// The files that go along, by name; the manifest then says that all WAL lies in files. `pg_wal` is
+/// where [`wal_in_snapshot`] is seen.
+pub(crate) fn take_files(
     cx: &Context,
     manifest: &mut Manifest,
-    views: &Views,
+    pg_wal: Option<&Path>,
 ) -> Result<BTreeMap<String, PathBuf>> {
     let directory = cx.state.set_directory(&manifest.set);
     let mut names: BTreeMap<String, PathBuf> =
         manifest.files.keys().map(|name| (name.clone(), directory.join(name))).collect();
-    let wal = manifest.parts().find(|(_, part)| part.kind == PartKind::Wal);
-    if manifest.wal.stored == WalStored::Snapshot
-        && let Some((at, part)) = wal
-    {
-        let pg_wal = views.path(at).join(&part.inside);
+    if let Some(pg_wal) = pg_wal {
         let beside = |name: &String| {
             manifest.wal.fetched.contains(name) || manifest.wal.archived.contains(name)
         };
@@ -279,16 +283,16 @@ fn take_files(
         // Without a label recovery goes on to the end of what was frozen with the data.
         let identity = manifest.wal_identity()?;
         if let Some(start) = manifest.start_lsn.filter(|_| manifest.strategy != Strategy::Label) {
-            let written = wal::written(&pg_wal, identity, start);
+            let written = wal::written(pg_wal, identity, start);
             let name = |segment: WalSegment| segment.file_name(identity.segment_size);
             let more = written.into_iter().map(name);
             let more: Vec<_> =
                 more.filter(|name| !beside(name) && !segments.contains(name)).collect();
             segments.extend(more);
         }
-        let listed = std::fs::read_dir(&pg_wal).map_err(Error::io("list", &pg_wal))?;
+        let listed = std::fs::read_dir(pg_wal).map_err(Error::io("list", pg_wal))?;
         for entry in listed {
-            let name = entry.map_err(Error::io("list", &pg_wal))?.file_name();
+            let name = entry.map_err(Error::io("list", pg_wal))?.file_name();
             // A cluster that has changed its timeline needs to know where.
             segments.extend(name.into_string().ok().filter(|name| name.ends_with(".history")));
         }

@@ -130,12 +130,7 @@ fn run(arguments: &Arguments) -> Result<Done> {
     let json = arguments.json;
     if matches!(
         arguments.command,
-        Command::Plan(_)
-            | Command::List(_)
-            | Command::Show(_)
-            | Command::Check
-            | Command::Ls(_)
-            | Command::Cat(_)
+        Command::Plan(_) | Command::List(_) | Command::Show(_) | Command::Check
     ) {
         steps::end_with_the_reader();
     }

@@ -1,10 +1,10 @@
-//! The names and attributes of an image, and the content of single files of it.
+//! The names and attributes of an image.
 //!
 //! A tree is made of what directories, links and the file system's own tables hold; the blocks of
-//! regular files stay unread. What could go wrong: a name or a number in a repository is whatever
+//! regular files stay unread, and so do most of the indexes of them. What could go wrong: a name or a number in a repository is whatever
 //! its writer made it, so [`check_name`] stands before every use of a name as a path.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 
 use bytes::Bytes;
 use sendstream::fold::Sink as _;
@@ -21,7 +21,7 @@ use super::{Repository, of_strata};
 use crate::error::{Error, Result};
 
 /// Frames that are kept, in bytes, while a tree is read.
-const FRAME_MEMORY: usize = 16 << 20;
+pub(super) const FRAME_MEMORY: usize = 16 << 20;
 
 /// An image's files.
 pub struct ImageTree {
@@ -45,7 +45,7 @@ impl ImageTree {
         builder.begin(&state.begin.begin(None)?).map_err(of_stream)?;
         let readers = open_chain(&repository.strata, &chain, INDEX_MEMORY).map_err(of_strata)?;
         let mut frames = FrameReader::new(&repository.strata, FRAME_MEMORY);
-        let mut names = Names { to: ToStream::new(&mut builder, true) };
+        let mut names = Names::new(&mut builder, None);
         fold(readers, true, &StreamRules, &mut Reading::new(&mut frames, &mut names))
             .map_err(of_strata)?;
         let tree = builder.finish().map_err(of_stream)?;
@@ -81,73 +81,6 @@ impl ImageTree {
         let children = &self.tree.node(folder)?.children;
         children.iter().find(|(known, _)| known == name).map(|(_, object)| *object)
     }
-
-    /// Gives the content of one file, in order; what isn't given is zeros.
-    ///
-    /// # Errors
-    /// When the chain is damaged, the store fails, or `each` does.
-    pub fn content(
-        &self,
-        repository: &Repository,
-        object: u64,
-        mut each: impl FnMut(u64, &[u8]) -> Result<()>,
-    ) -> Result<()> {
-        let wanted = BTreeSet::from([object]);
-        let size = self.node(object)?.attributes.size;
-        self.blocks(repository, &wanted, |_, offset, bytes| {
-            let room = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
-            each(offset, &bytes[..bytes.len().min(room)])
-        })
-    }
-
-    /// The content of small files, whole.
-    ///
-    /// # Errors
-    /// When one is larger than `limit`, the chain is damaged or the store fails.
-    pub fn small_files(
-        &self,
-        repository: &Repository,
-        objects: &BTreeSet<u64>,
-        limit: u64,
-    ) -> Result<BTreeMap<u64, Vec<u8>>> {
-        let mut files = BTreeMap::new();
-        for object in objects {
-            let size = self.node(*object)?.attributes.size;
-            let length = usize::try_from(size).ok().filter(|_| size <= limit).ok_or_else(|| {
-                Error::failed(format!("object {object} has {size} bytes, expected up to {limit}"))
-            })?;
-            files.insert(*object, vec![0; length]);
-        }
-        self.blocks(repository, objects, |object, offset, bytes| {
-            let file = files.get_mut(&object);
-            let room = file.and_then(|file| file.get_mut(usize::try_from(offset).ok()?..));
-            if let Some(room) = room {
-                let length = room.len().min(bytes.len());
-                room[..length].copy_from_slice(&bytes[..length]);
-            }
-            Ok(())
-        })?;
-        Ok(files)
-    }
-
-    fn blocks(
-        &self,
-        repository: &Repository,
-        wanted: &BTreeSet<u64>,
-        each: impl FnMut(u64, u64, &[u8]) -> Result<()>,
-    ) -> Result<()> {
-        let Some(last) = wanted.last().copied() else { return Ok(()) };
-        let readers =
-            open_chain(&repository.strata, &self.chain, INDEX_MEMORY).map_err(of_strata)?;
-        let mut frames = FrameReader::new(&repository.strata, FRAME_MEMORY);
-        let mut sink = Chosen { wanted, last, each, is_over: false, failed: None };
-        let result = fold(readers, true, &StreamRules, &mut Reading::new(&mut frames, &mut sink));
-        match (result, sink) {
-            (_, Chosen { failed: Some(error), .. }) => Err(error),
-            (Ok(()), _) | (Err(_), Chosen { is_over: true, .. }) => Ok(()),
-            (Err(error), _) => Err(of_strata(error)),
-        }
-    }
 }
 
 /// A name of the repository's as one of a file in a folder: no path, no way out of the folder.
@@ -164,22 +97,33 @@ pub fn check_name(name: &[u8]) -> Result<()> {
         .with_hint("nothing of that name is written; whoever can write to the repository made it"))
 }
 
-/// Gives the builder what it looks at, and of everything else only the places.
-struct Names<'a> {
+/// Gives the builder what it looks at: of regular files nothing but their headers.
+pub(super) struct Names<'a> {
     to: ToStream<'a, TreeBuilder<NoContent>>,
+    /// None: all.
+    wanted: Option<&'a BTreeSet<u64>>,
+}
+
+impl<'a> Names<'a> {
+    pub(super) fn new(
+        builder: &'a mut TreeBuilder<NoContent>,
+        wanted: Option<&'a BTreeSet<u64>>,
+    ) -> Self {
+        Self { to: ToStream::new(builder, true), wanted }
+    }
 }
 
 impl DataSink for Names<'_> {
+    fn wanted(&mut self, from: u64) -> strata::Result<Option<u64>> {
+        Ok(self.wanted.map_or(Some(from), |wanted| wanted.range(from..).next().copied()))
+    }
+
     fn object(&mut self, object: &Folded) -> strata::Result<()> {
         self.to.object(object)
     }
 
-    fn skips(&mut self, object: u64, extent: &Extent) -> strata::Result<bool> {
-        if self.to.sink.needs_content() {
-            return Ok(false);
-        }
-        self.to.piece(object, extent.offset, extent.length, &[])?;
-        Ok(true)
+    fn wants_extents(&mut self) -> bool {
+        self.to.sink.needs_content()
     }
 
     fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> strata::Result<()> {
@@ -192,36 +136,6 @@ impl DataSink for Names<'_> {
 
     fn object_end(&mut self, object: u64) -> strata::Result<()> {
         self.to.object_end(object)
-    }
-}
-
-/// Reads the data of some objects, and ends the fold behind the last of them.
-struct Chosen<'a, F> {
-    wanted: &'a BTreeSet<u64>,
-    last: u64,
-    each: F,
-    is_over: bool,
-    failed: Option<Error>,
-}
-
-impl<F: FnMut(u64, u64, &[u8]) -> Result<()>> DataSink for Chosen<'_, F> {
-    fn object(&mut self, object: &Folded) -> strata::Result<()> {
-        if object.object > self.last {
-            self.is_over = true;
-            return Err(strata::Error::caller("no more is wanted"));
-        }
-        Ok(())
-    }
-
-    fn skips(&mut self, object: u64, _: &Extent) -> strata::Result<bool> {
-        Ok(!self.wanted.contains(&object))
-    }
-
-    fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> strata::Result<()> {
-        (self.each)(object, offset, content).map_err(|error| {
-            self.failed = Some(error);
-            strata::Error::caller("the reader failed")
-        })
     }
 }
 

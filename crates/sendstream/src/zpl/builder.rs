@@ -130,6 +130,36 @@ impl<V: ContentVisitor> TreeBuilder<V> {
         self.current.as_ref().is_some_and(needs)
     }
 
+    /// An object that went by; its attributes are there once those that [`TreeBuilder::missing`] names went by before it.
+    pub fn node(&self, object: u64) -> Option<&Node<V::Output>> {
+        self.nodes.get(&object)
+    }
+
+    /// Object number of the root directory, once the master node went by.
+    pub fn root(&self) -> Option<u64> {
+        self.maps.get(&1)?.number("ROOT")
+    }
+
+    /// The objects that have to go by before any file's attributes can be read, as far as it is known which; none once
+    /// they have. For who gives single objects, not all of a file system in order.
+    pub fn missing(&self) -> Vec<u64> {
+        let Some(master) = self.maps.get(&1) else {
+            return vec![1];
+        };
+        // File systems before version 5 have attributes of one form.
+        let Some(attributes) = master.number("SA_ATTRS").filter(|object| *object != 0) else {
+            return Vec::new();
+        };
+        match self.maps.get(&attributes) {
+            _ if self.tables.ready.is_some() => Vec::new(),
+            None => vec![attributes],
+            Some(tables) => {
+                let names = ["REGISTRY", "LAYOUTS"];
+                names.iter().filter_map(|name| tables.number(name)).collect()
+            }
+        }
+    }
+
     /// The tree.
     pub fn finish(mut self) -> Result<Tree<V::Output>> {
         if self.objset == ObjsetType::Volume {
