@@ -55,7 +55,7 @@ mod tests {
         let items: Vec<usize> = (0..1000).collect();
         let read = |item: &usize| {
             most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-            std::thread::sleep(std::time::Duration::from_micros(item % 7 * 100));
+            std::thread::sleep(std::time::Duration::from_micros(*item as u64 % 7 * 100));
             running.fetch_sub(1, Ordering::SeqCst);
             item * 2
         };

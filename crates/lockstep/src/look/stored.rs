@@ -86,7 +86,8 @@ impl Inside for Stored<'_> {
     fn names(&mut self, volume: usize, path: &[Vec<u8>]) -> Result<BTreeSet<Vec<u8>>> {
         let Some((peek, object)) = self.object(volume, path)? else { return Ok(BTreeSet::new()) };
         let children = &peek.node(object)?.children;
-        let (names, objects): (_, Vec<u64>) = children.iter().cloned().unzip();
+        let (names, objects): (_, Vec<u64>) =
+            children.iter().map(|(name, object)| (name.to_vec(), object)).unzip();
         // They are asked for next.
         peek.load(objects)?;
         Ok(names)

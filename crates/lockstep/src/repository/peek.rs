@@ -94,7 +94,7 @@ impl Peek {
     }
 
     fn fold_names(&mut self, wanted: Option<&BTreeSet<u64>>) -> Result<()> {
-        let mut names = Names::new(&mut self.builder, wanted);
+        let mut names = Names::new(&mut self.builder, wanted, false);
         let mut reading = Reading::new(&mut self.frames, &mut names);
         self.lookup.fold(&StreamRules, &mut reading).map_err(of_strata)
     }
@@ -118,10 +118,9 @@ impl Peek {
         let root = self.builder.root();
         let mut at = root.ok_or_else(|| Error::failed("the file system names no root"))?;
         for name in names {
-            let children = &self.node(at)?.children;
-            match children.binary_search_by(|(known, _)| known.as_slice().cmp(name)) {
-                Ok(found) => at = children[found].1,
-                Err(_) => return Ok(None),
+            match self.node(at)?.children.find(name) {
+                Some(found) => at = found,
+                None => return Ok(None),
             }
         }
         Ok(Some(at))

@@ -151,10 +151,10 @@ impl Only {
             if is_wanted && wanted {
                 continue;
             }
-            for (name, object) in &tree.node(database)?.children {
-                let is_file = tree.node(*object)?.attributes.file_type() == FileType::Regular;
+            for (name, object) in tree.children(database) {
+                let is_file = tree.attributes(object)?.file_type() == FileType::Regular;
                 if is_file && name != b"PG_VERSION" {
-                    zeroed.insert(*object);
+                    zeroed.insert(object);
                 }
             }
         }
@@ -166,9 +166,9 @@ impl Only {
 fn folders(tree: &ImageTree, folder: Option<u64>) -> Result<Vec<(Vec<u8>, u64)>> {
     let Some(folder) = folder else { return Ok(Vec::new()) };
     let mut found = Vec::new();
-    for (name, object) in &tree.node(folder)?.children {
-        if tree.node(*object)?.attributes.file_type() == FileType::Directory {
-            found.push((name.clone(), *object));
+    for (name, object) in tree.children(folder) {
+        if tree.attributes(object)?.file_type() == FileType::Directory {
+            found.push((name.to_vec(), object));
         }
     }
     Ok(found)

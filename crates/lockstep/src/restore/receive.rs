@@ -13,7 +13,7 @@ use super::source::FromRepository;
 use super::zeroing::Zeroing;
 use crate::error::{Error, Result};
 use crate::repository::ingest::of_stream;
-use crate::repository::tree::ImageTree;
+use crate::repository::tree::{Depth, ImageTree};
 use crate::repository::unfold::unfold;
 use crate::repository::{ShippedVolume, of_strata};
 use crate::steps;
@@ -100,7 +100,7 @@ fn zeroed(from: &FromRepository, build: &Build, shipped: &ShippedVolume) -> Resu
     let mut volumes = build.manifest.volumes.iter();
     let volume = volumes.find(|volume| volume.dataset == shipped.dataset);
     let Some(volume) = volume.filter(|_| !from.only.is_all()) else { return Ok(HashSet::new()) };
-    let tree = ImageTree::read(&from.repository, &shipped.image, &shipped.delta)?;
+    let tree = ImageTree::read(&from.repository, &shipped.image, &shipped.delta, Depth::Names)?;
     from.only.zeroed(&tree, volume)
 }
 

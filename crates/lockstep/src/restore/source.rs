@@ -15,7 +15,7 @@ use crate::files;
 use crate::plan::layout::PartKind;
 use crate::process::Credentials;
 use crate::repository::image::ImageState;
-use crate::repository::tree::ImageTree;
+use crate::repository::tree::{Depth, ImageTree};
 use crate::repository::{self, Repository, Shipped, ShippedVolume, of_strata};
 use crate::set::manifest::SetVolume;
 use crate::steps;
@@ -293,7 +293,8 @@ impl FromRepository {
         volume: &SetVolume,
         shipped: &ShippedVolume,
     ) -> Result<(Written, files_form::Pending)> {
-        let tree = ImageTree::read(&self.repository, &shipped.image, &shipped.delta)?;
+        let depth = if self.delta { Depth::Runs } else { Depth::Names };
+        let tree = ImageTree::read(&self.repository, &shipped.image, &shipped.delta, depth)?;
         let data = volume.parts.iter().find(|part| part.kind == PartKind::Data);
         let others: Vec<PathBuf> = build
             .placement

@@ -75,7 +75,7 @@ struct Batch {
 /// What the threads share.
 struct Work<'a> {
     volume: &'a Volume<'a>,
-    plan: &'a Plan,
+    plan: &'a Plan<'a>,
     root: &'a Root,
     made: &'a Made,
     stop: AtomicBool,
@@ -137,14 +137,14 @@ fn xattr_objects(volume: &Volume<'_>, plan: &Plan) -> Result<BTreeMap<u64, usize
     let mut objects = BTreeMap::new();
     let all = plan.files.iter().map(|f| f.object).chain(plan.folders.iter().map(|f| f.object));
     for object in all {
-        let directory = volume.tree.node(object)?.attributes.xattr_directory;
-        let Some(directory) = volume.tree.tree.node(directory).filter(|_| directory != 0) else {
+        let directory = volume.tree.attributes(object)?.xattr_directory;
+        if directory == 0 {
             continue;
-        };
-        for (_, value) in &directory.children {
-            let size = volume.tree.node(*value)?.attributes.size;
+        }
+        for (_, value) in volume.tree.children(directory) {
+            let size = volume.tree.attributes(value)?.size;
             if let Some(size) = usize::try_from(size).ok().filter(|_| size <= MOST_XATTR) {
-                objects.insert(*value, size);
+                objects.insert(value, size);
             }
         }
     }
@@ -188,16 +188,18 @@ impl Sink for Gathering<'_> {
             return Err(strata::Error::caller("it was ended"));
         }
         let (volume, plan) = (self.work.volume, self.work.plan);
-        let to = match plan.by_object.get(&folded.object) {
-            Some(file) if plan.files[*file].is_regular => Some(To::File(*file)),
+        let to = match plan.file_of(folded.object) {
+            Some(file) if plan.files[file].is_regular() => Some(To::File(file)),
             _ if self.xattrs.contains(&folded.object) => Some(To::Xattr(folded.object)),
             _ => None,
         };
-        let node = volume.tree.tree.node(folded.object);
-        self.current = to
-            .filter(|_| !volume.zeroed.contains(&folded.object))
-            .zip(node.map(|node| node.attributes.size));
+        let size = volume.tree.get(folded.object).map(|attributes| attributes.size);
+        self.current = to.filter(|_| !volume.zeroed.contains(&folded.object)).zip(size);
         Ok(())
+    }
+
+    fn wants_extents(&mut self) -> bool {
+        self.current.is_some()
     }
 
     fn extent(&mut self, object: u64, extent: &Extent) -> strata::Result<()> {
