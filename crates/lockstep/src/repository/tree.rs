@@ -157,6 +157,17 @@ impl ImageTree {
         self.runs[first..].iter().take_while(move |(of, _)| *of == object).map(|(_, run)| *run)
     }
 
+    /// Bytes of regular files, holes too, but for files that aren't stored and those of `others`.
+    #[must_use]
+    pub fn file_bytes(&self, others: &HashSet<u64>) -> u64 {
+        let plain = self.plain.iter().map(|plain| (plain.object, plain.size));
+        let rest =
+            self.tree.nodes().filter(|(_, node)| node.attributes.file_type() == FileType::Regular);
+        let all = plain.chain(rest.map(|(object, node)| (object, node.attributes.size)));
+        let is_stored = |object: &u64| !self.left_out.contains(object) && !others.contains(object);
+        all.filter(|(object, _)| is_stored(object)).map(|(_, size)| size).sum()
+    }
+
     /// Names and values of a file's extended attributes.
     ///
     /// # Errors

@@ -22,6 +22,8 @@ mod plan;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use indicatif::ProgressBar;
+
 use crate::error::Result;
 use crate::repository::Repository;
 use crate::repository::tree::ImageTree;
@@ -67,6 +69,8 @@ pub(super) struct Volume<'a> {
     pub(super) others: &'a [PathBuf],
     /// Files that become holes.
     pub(super) zeroed: &'a HashSet<u64>,
+    /// Shows how much of the content is there.
+    pub(super) bar: ProgressBar,
 }
 
 /// What is still to be done once all volumes are there: pg_control gets its name.

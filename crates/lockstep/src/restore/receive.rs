@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::io::{BufWriter, Write};
 
+use indicatif::ProgressBar;
 use sendstream::fold::StreamSink;
 
 use super::build::Build;
@@ -12,6 +13,7 @@ use super::placement::PlacedVolume;
 use super::source::FromRepository;
 use super::zeroing::Zeroing;
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 use crate::repository::ingest::of_stream;
 use crate::repository::tree::{Depth, ImageTree};
 use crate::repository::unfold::unfold;
@@ -74,10 +76,11 @@ fn receive(
     since: Option<&str>,
 ) -> Result<()> {
     let zeroed = zeroed(from, build, shipped)?;
+    let bar = bar(from, shipped, since, &zeroed)?;
     let mut child = build.cx.zfs.receive(dataset)?;
     let result = (|| -> Result<_> {
         let stream = StreamSink::new(BufWriter::with_capacity(1 << 20, &mut child));
-        let mut sink = Zeroing::new(stream, zeroed, from.guid(shipped)?);
+        let mut sink = Zeroing::new(stream, zeroed, from.guid(shipped)?, bar);
         let unfolded = unfold(&from.repository, &shipped.image, &shipped.delta, since, &mut sink)?;
         let mut output = sink.into_inner().finish().map_err(of_stream)?;
         output.flush().map_err(Error::io("write to", "zfs receive"))?;
@@ -93,6 +96,37 @@ fn receive(
     };
     tracing::debug!(%dataset, ?unfolded, "received");
     Ok(())
+}
+
+/// Shows how much went by. How much it will be is only found out where somebody looks.
+fn bar(
+    from: &FromRepository,
+    shipped: &ShippedVolume,
+    since: Option<&str>,
+    zeroed: &HashSet<u64>,
+) -> Result<ProgressBar> {
+    let lines = Progress::on_stderr();
+    if !lines.is_shown() {
+        return Ok(ProgressBar::hidden());
+    }
+    let (strata, image, delta) = (&from.repository.strata, &shipped.image, &shipped.delta);
+    let total = match since {
+        None => ImageTree::read(&from.repository, image, delta, Depth::Names)?.file_bytes(zeroed),
+        // What is written twice in between is counted twice.
+        Some(_) => {
+            let chain = strata::delta::chain(strata, image, delta, since).map_err(of_strata)?;
+            let mut total = 0;
+            for delta in &chain {
+                let count = |row: strata::delta::PackRow| {
+                    total += row.live;
+                    Ok(())
+                };
+                strata::delta::packs(strata, delta, count).map_err(of_strata)?;
+            }
+            total
+        }
+    };
+    Ok(lines.bytes_of(shipped.dataset.as_str(), total))
 }
 
 /// The objects that become holes.

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::plan::layout::PartKind;
 use crate::process::Credentials;
+use crate::progress::Progress;
 use crate::repository::image::ImageState;
 use crate::repository::tree::{Depth, ImageTree};
 use crate::repository::{self, Repository, Shipped, ShippedVolume, of_strata};
@@ -303,6 +304,9 @@ impl FromRepository {
             .map(|other| other.mountpoint.clone())
             .filter(|other| *other != placed.mountpoint)
             .collect();
+        let zeroed = self.only.zeroed(&tree, volume)?;
+        let total = tree.file_bytes(&zeroed);
+        let lines = Progress::on_stderr();
         files_form::restore(&files_form::Volume {
             repository: &self.repository,
             tree: &tree,
@@ -310,7 +314,8 @@ impl FromRepository {
             data_inside: data.map(|part| part.inside.as_path()),
             delta: self.delta,
             others: &others,
-            zeroed: &self.only.zeroed(&tree, volume)?,
+            zeroed: &zeroed,
+            bar: lines.bytes_of(volume.dataset.as_str(), total),
         })
     }
 }

@@ -115,6 +115,7 @@ pub(super) fn fill(volume: &Volume<'_>, plan: &Plan, root: &Root, made: &Made) -
             open: HashMap::new(),
             parts: 0,
             current: None,
+            holes: 0,
             seen: 0,
         };
         // The sender goes with the sink, and with the sender the threads end.
@@ -161,6 +162,8 @@ struct Gathering<'a> {
     parts: usize,
     /// Where the object at hand goes, and its size.
     current: Option<(To, u64)>,
+    /// How much of it is holes, as far as is known.
+    holes: u64,
     seen: u64,
 }
 
@@ -194,7 +197,12 @@ impl Sink for Gathering<'_> {
             _ => None,
         };
         let size = volume.tree.get(folded.object).map(|attributes| attributes.size);
+        let is_counted = !volume.tree.left_out.contains(&folded.object);
+        volume.bar.inc(std::mem::take(&mut self.holes));
         self.current = to.filter(|_| !volume.zeroed.contains(&folded.object)).zip(size);
+        if let Some((To::File(_), size)) = self.current.filter(|_| is_counted) {
+            self.holes = size;
+        }
         Ok(())
     }
 
@@ -238,6 +246,7 @@ impl Sink for Gathering<'_> {
             }
         }
         self.parts += 1;
+        self.holes = self.holes.saturating_sub(length);
         if self.parts > MOST_PARTS || self.open.len() > MOST_BATCHES {
             self.hand_on_all()?;
         }
@@ -333,6 +342,7 @@ impl Writer<'_> {
         } else {
             write_all(&fd, bytes, offset).map(|()| bytes.len() as u64)
         };
+        self.work.volume.bar.inc(bytes.len() as u64);
         self.work.written.fetch_add(written.map_err(failed("write"))?, Ordering::Relaxed);
         self.file = Some((file, fd));
         Ok(())

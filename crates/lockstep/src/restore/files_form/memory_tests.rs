@@ -138,6 +138,7 @@ fn a_million_files_fit_into_memory() {
             delta,
             others: &[],
             zeroed: &HashSet::new(),
+            bar: indicatif::ProgressBar::hidden(),
         };
         let (written, _) = restore(&volume).unwrap();
         assert_eq!(written.files, files);
