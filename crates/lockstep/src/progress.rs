@@ -1,10 +1,11 @@
 //! What a long command shows on a terminal while it works; nothing where stderr is none, or where what
 //! is printed is for a program.
 
+use std::fmt::Write;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
 static SILENT: AtomicBool = AtomicBool::new(false);
 
@@ -40,8 +41,7 @@ impl Progress {
     /// A line for bytes that will be `total` in the end, or a little less.
     #[must_use]
     pub fn bytes_of(&self, what: &str, total: u64) -> ProgressBar {
-        let style =
-            "{spinner} {msg}  {bytes} of {total_bytes} ({percent}%), {bytes_per_sec}, {eta} left";
+        let style = "{spinner} {msg}  {bytes} of {total_bytes} ({percent}%), {bytes_per_sec}{left}";
         self.line(what, Some(total), style)
     }
 
@@ -50,9 +50,16 @@ impl Progress {
         let bar = total.map_or_else(ProgressBar::no_length, ProgressBar::new);
         let bar = lines.add(bar.with_message(what.to_owned()));
         if let Ok(style) = ProgressStyle::with_template(style) {
-            bar.set_style(style);
+            bar.set_style(style.with_key("left", left));
         }
         bar.enable_steady_tick(std::time::Duration::from_millis(200));
         bar
+    }
+}
+
+/// How long the rest will take, once there is a rate to tell it from.
+fn left(state: &ProgressState, to: &mut dyn Write) {
+    if state.pos() > 0 {
+        let _ = write!(to, ", {:#} left", HumanDuration(state.eta()));
     }
 }

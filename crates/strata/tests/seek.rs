@@ -85,6 +85,10 @@ fn history(seed: u64) {
     let repository = repository(memory_store());
     let mut image = Image::new();
     let count = random.u64(2..7);
+    // A row group for each row, or a few of them; so ends of row groups and files lie everywhere.
+    let (group_rows, file_groups) = (random.usize(1..5), random.usize(1..4));
+    let index = IndexOptions { group_rows, file_groups, ..small_index() };
+    let options = ImageOptions { index: index.clone(), ..small() };
     for number in 0..count {
         let mut steps = random_steps(&mut random);
         // Ranges that begin before what is looked for, and objects in row groups of their own.
@@ -96,7 +100,7 @@ fn history(seed: u64) {
         steps.push(Step::Create(far(&mut random), 2, 1, vec![Act::Write(9, 900, 5)]));
         let base = number.checked_sub(1).map(|base| base.to_string());
         let id = number.to_string();
-        write_delta(&repository, &mut image, &steps, &id, base.as_deref(), &small()).unwrap();
+        write_delta(&repository, &mut image, &steps, &id, base.as_deref(), &options).unwrap();
     }
     let newest = (count - 1).to_string();
     let whole = chain(&repository, IMAGE, &newest, None).unwrap();
@@ -104,7 +108,7 @@ fn history(seed: u64) {
     let after = random.u64(..count - 1).to_string();
     let rest = chain(&repository, IMAGE, &newest, Some(&after)).unwrap();
     look(&repository, &rest, &mut random, &format!("seed {seed} after {after}"));
-    merge(&repository, &rest, &Model, 1 << 20, &small_index()).unwrap();
+    merge(&repository, &rest, &Model, 1 << 20, &index).unwrap();
     let merged = chain(&repository, IMAGE, &newest, None).unwrap();
     look(&repository, &merged, &mut random, &format!("seed {seed} merged"));
 }

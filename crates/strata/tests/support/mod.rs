@@ -359,6 +359,7 @@ impl DataSink for Rebuild {
             ours.header[1] = block;
         }
         if let Some(spill) = &object.spill {
+            assert_ne!(ours.header[2], 0, "a spill of an object that has none");
             ours.spill = Some(spill.to_vec());
         }
         if ours.header[2] == 0 {
