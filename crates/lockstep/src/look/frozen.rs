@@ -26,10 +26,17 @@ const BLOCK: usize = 1 << 20;
 pub(super) struct Frozen<'a> {
     cx: &'a Context<'a>,
     manifest: Manifest,
-    /// The set's own files, once they were asked for: where they lie, and their sizes.
-    own: Option<(BTreeMap<String, PathBuf>, BTreeMap<String, u64>)>,
+    /// Once they were asked for.
+    own: Option<Own>,
     /// Of the volumes looked into so far.
     volumes: BTreeMap<usize, Views<'a>>,
+}
+
+/// The set's own files.
+struct Own {
+    /// Where they lie.
+    paths: BTreeMap<String, PathBuf>,
+    sizes: BTreeMap<String, u64>,
 }
 
 impl<'a> Frozen<'a> {
@@ -71,7 +78,7 @@ impl<'a> Frozen<'a> {
         Ok(Some(at))
     }
 
-    fn own(&mut self) -> Result<&(BTreeMap<String, PathBuf>, BTreeMap<String, u64>)> {
+    fn own(&mut self) -> Result<&Own> {
         if self.own.is_none() {
             // The same files that go along to a repository: all WAL of the set is among them.
             let mut manifest = self.manifest.clone();
@@ -83,7 +90,7 @@ impl<'a> Frozen<'a> {
             let paths = ship::take_files(self.cx, &mut manifest, pg_wal.as_deref())?;
             let files = manifest.files.iter();
             let sizes = files.map(|(name, file)| (name.clone(), file.bytes)).collect();
-            self.own = Some((paths, sizes));
+            self.own = Some(Own { paths, sizes });
         }
         self.own.as_ref().ok_or_else(|| Error::failed("files that were found aren't there"))
     }
@@ -95,11 +102,11 @@ impl Inside for Frozen<'_> {
     }
 
     fn own_files(&mut self) -> Result<&BTreeMap<String, u64>> {
-        self.own().map(|(_, sizes)| sizes)
+        self.own().map(|own| &own.sizes)
     }
 
     fn own_content(&mut self, name: &str, each: Each<'_>) -> Result<()> {
-        let path = self.own()?.0.get(name).cloned();
+        let path = self.own()?.paths.get(name).cloned();
         let none = || Error::failed(format!("file \"{name}\" isn't among the set's"));
         read(&path.ok_or_else(none)?, each)
     }
