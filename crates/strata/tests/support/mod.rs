@@ -433,3 +433,17 @@ fn random_act(random: &mut fastrand::Rng) -> Act {
 pub fn random_steps(random: &mut fastrand::Rng) -> Vec<Step> {
     (0..random.usize(0..15)).map(|_| random_step(random)).collect()
 }
+
+/// The same, with more that takes away what older deltas have: holes and truncations behind writes.
+pub fn dense_steps(random: &mut fastrand::Rng) -> Vec<Step> {
+    let mut steps = random_steps(random);
+    for _ in 0..random.usize(0..8) {
+        let (from, offset) = (random.u64(..SPACE / 2), random.u64(..SPACE / 2));
+        let write = Act::Write(from, SPACE / 2, random.u8(2..));
+        let hole = Act::Hole(offset, random.u64(1..SPACE / 2));
+        let act = *random.choice(&[0, 1, 2]).unwrap_or(&0);
+        let act = [write, hole, Act::Truncate(offset)].into_iter().nth(act).unwrap();
+        steps.push(Step::Change(random.u64(1..12), vec![act]));
+    }
+    steps
+}
