@@ -1,4 +1,4 @@
-//! A look into a set in a repository, without restoring it.
+//! A look into a set, without restoring it.
 //!
 //! ```text
 //! data/…                   the data directory
@@ -7,7 +7,11 @@
 //! files/…                  the set's own files: backup_label, wal/SEGMENT, config/…
 //! ```
 //!
+//! The same paths, whether the set is in a repository ([`stored`]) or on this host ([`frozen`]).
 //! What could go wrong: content that isn't stored must not pass for zeros, so it is told apart.
+
+mod frozen;
+mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -15,21 +19,16 @@ use std::os::unix::ffi::OsStrExt;
 
 use sendstream::zpl::{FileType, Timestamp};
 
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::layout::PartKind;
-use crate::plan::refusal::Refusal;
-use crate::repository::tree::ImageTree;
-use crate::repository::{self, Repository, Shipped};
-use crate::set::manifest::WalStored;
+use crate::repository::{Repository, Shipped};
+use crate::set::manifest::Manifest;
 use crate::steps;
-use crate::volume::zfs::DatasetName;
 
 /// A set that is looked into.
 pub struct Look<'a> {
-    repository: &'a Repository,
-    shipped: &'a Shipped,
-    /// Of the volumes looked into so far.
-    trees: BTreeMap<usize, ImageTree>,
+    inside: Box<dyn Inside + 'a>,
 }
 
 /// A name and what is known about it.
@@ -49,80 +48,127 @@ pub struct Entry {
     pub mtime: Option<Timestamp>,
     /// Of a link.
     pub target: Option<Vec<u8>>,
-    /// Whether its content is in the repository.
+    /// Whether its content is there.
     pub is_stored: bool,
+}
+
+/// Takes content in order: where it lies in the file, and the bytes. What isn't given is zeros.
+type Each<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<()>;
+
+/// Where a set is looked into.
+trait Inside {
+    fn manifest(&self) -> &Manifest;
+
+    /// The files beside the manifest, by name, with their sizes.
+    fn own_files(&mut self) -> Result<&BTreeMap<String, u64>>;
+
+    /// That the set's WAL is among them: where it is stored raw it isn't.
+    ///
+    /// # Errors
+    /// Where it is instead.
+    fn check_wal(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The content of one of them.
+    fn own_content(&mut self, name: &str, each: Each<'_>) -> Result<()>;
+
+    /// What is at a path from a volume's root; its `path` is left empty.
+    fn entry(&mut self, volume: usize, path: &[Vec<u8>]) -> Result<Option<Entry>>;
+
+    /// The names in a folder of a volume.
+    fn names(&mut self, volume: usize, path: &[Vec<u8>]) -> Result<BTreeSet<Vec<u8>>>;
+
+    /// The content of a regular file of a volume.
+    fn content(&mut self, volume: usize, path: &[Vec<u8>], each: Each<'_>) -> Result<()>;
+
+    /// Everything is going to be asked for.
+    fn prepare(&mut self) {}
 }
 
 /// Where a path leads.
 enum Place {
-    /// A folder that no file system has: the names in it, the path of each.
+    /// A folder that no file system has: the names in it.
     Made(BTreeSet<Vec<u8>>),
-    /// One of the set's own files, by its name there.
-    Own(String),
-    /// In a volume.
-    Volume(usize, u64),
+    /// One of the set's own files, by its name there, and its size.
+    Own(String, u64),
+    /// In a volume: which, and the path from its root.
+    Volume(usize, Steps),
 }
 
 /// A path as steps; `.` and empty ones go nowhere.
 type Steps = Vec<Vec<u8>>;
 
 impl<'a> Look<'a> {
-    /// Looks into a set.
+    /// Looks into a set in a repository.
     #[must_use]
-    pub fn new(repository: &'a Repository, shipped: &'a Shipped) -> Self {
-        Self { repository, shipped, trees: BTreeMap::new() }
+    pub fn into_repository(repository: &'a Repository, shipped: &'a Shipped) -> Self {
+        Self { inside: Box::new(stored::Stored::new(repository, shipped)) }
+    }
+
+    /// Looks into a set on this host.
+    #[must_use]
+    pub fn into_snapshots(cx: &'a Context<'a>, manifest: Manifest) -> Self {
+        Self { inside: Box::new(frozen::Frozen::new(cx, manifest)) }
+    }
+
+    /// The set's id.
+    #[must_use]
+    pub fn set(&self) -> &str {
+        self.inside.manifest().set.as_str()
     }
 
     /// What is at a path: a folder's names, or the one file; with `deep` all that is below.
     ///
     /// # Errors
-    /// When there is nothing of that name, or the repository is damaged.
+    /// When there is nothing of that name, or it can't be read.
     pub fn list(
         &mut self,
         path: &[u8],
         deep: bool,
         mut each: impl FnMut(Entry) -> Result<()>,
     ) -> Result<()> {
+        if deep {
+            self.inside.prepare();
+        }
         let start = steps_of(path)?;
-        let place = self.find(&start)?;
-        let entry = self.entry(&place, Vec::new())?;
+        let (place, entry) = self.find(&start)?;
         if entry.kind != FileType::Directory {
             return each(entry);
         }
         // Names in the order of their bytes, each folder's content behind the folder.
-        let mut waiting = vec![Vec::new()];
+        let mut waiting: Vec<Steps> = self.below(&place, &Vec::new())?;
         while let Some(inside) = waiting.pop() {
             steps::reached("look.folder")?;
             let steps: Steps = start.iter().chain(&inside).cloned().collect();
-            let mut below = Vec::new();
-            if !inside.is_empty() {
-                let place = self.find(&steps)?;
-                let entry = self.entry(&place, inside.join(&b'/'))?;
-                let is_folder = entry.kind == FileType::Directory;
-                each(entry)?;
-                if !is_folder || !deep {
-                    continue;
-                }
+            let (place, mut entry) = self.find(&steps)?;
+            entry.path = inside.join(&b'/');
+            let is_folder = entry.kind == FileType::Directory;
+            each(entry)?;
+            if is_folder && deep {
+                waiting.append(&mut self.below(&place, &inside)?);
             }
-            for name in self.names(&steps)? {
-                let mut path = inside.clone();
-                path.push(name);
-                below.push(path);
-            }
-            below.reverse();
-            waiting.append(&mut below);
         }
         Ok(())
+    }
+
+    /// The paths of what is in a folder, last first.
+    fn below(&mut self, place: &Place, inside: &Steps) -> Result<Vec<Steps>> {
+        let names = match place {
+            Place::Made(names) => names.clone(),
+            Place::Own(..) => BTreeSet::new(),
+            Place::Volume(volume, path) => self.inside.names(*volume, path)?,
+        };
+        let path = |name: Vec<u8>| inside.iter().cloned().chain([name]).collect();
+        Ok(names.into_iter().rev().map(path).collect())
     }
 
     /// Writes a file's content; `false`: it isn't stored, and nothing was written.
     ///
     /// # Errors
-    /// When it is no file, the repository is damaged, or the writer fails.
+    /// When it is no file, it can't be read, or the writer fails.
     pub fn cat(&mut self, path: &[u8], to: &mut dyn Write) -> Result<bool> {
-        let steps = steps_of(path)?;
-        let place = self.find(&steps)?;
-        let entry = self.entry(&place, Vec::new())?;
+        let (place, entry) = self.find(&steps_of(path)?)?;
         let what = || format!("\"{}\"", path.escape_ascii());
         match entry.kind {
             FileType::Regular => {}
@@ -151,15 +197,11 @@ impl<'a> Look<'a> {
         }
         let mut zeros = ZerosBetween { to, position: 0 };
         match place {
-            Place::Volume(volume, object) => {
-                let repository = self.repository;
-                self.tree(volume)?.content(repository, object, |at, bytes| zeros.put(at, bytes))?;
+            Place::Volume(volume, path) => {
+                self.inside.content(volume, &path, &mut |at, bytes| zeros.put(at, bytes))?;
             }
-            Place::Own(name) => {
-                let set = self.shipped.manifest.set.as_str();
-                repository::files::content(self.repository, set, &name, |at, bytes| {
-                    zeros.put(at, bytes)
-                })?;
+            Place::Own(name, _) => {
+                self.inside.own_content(&name, &mut |at, bytes| zeros.put(at, bytes))?;
             }
             Place::Made(_) => {}
         }
@@ -167,130 +209,28 @@ impl<'a> Look<'a> {
         Ok(true)
     }
 
-    /// The names in a folder, in the order of their bytes.
-    fn names(&mut self, steps: &Steps) -> Result<BTreeSet<Vec<u8>>> {
-        Ok(match self.find(steps)? {
-            Place::Made(names) => names,
-            Place::Own(_) => BTreeSet::new(),
-            Place::Volume(volume, object) => {
-                let node = self.tree(volume)?.node(object)?;
-                node.children.iter().map(|(name, _)| name.clone()).collect()
-            }
-        })
-    }
-
-    fn find(&mut self, steps: &Steps) -> Result<Place> {
+    fn find(&mut self, steps: &Steps) -> Result<(Place, Entry)> {
         let names: Vec<&[u8]> = steps.iter().map(Vec::as_slice).collect();
         let found = match names.as_slice() {
-            [] => Some(self.top()),
-            [b"files", rest @ ..] => self.own("", rest),
-            [b"wal", rest @ ..] => match self.wal_volume() {
-                Some(dataset) => return Err(self.stored_raw(dataset)),
-                None => self.own("wal/", rest),
-            },
-            [b"data", rest @ ..] => self.in_part(|kind| *kind == PartKind::Data, rest)?,
+            [] => Some(Place::Made(self.top())),
+            [b"files", rest @ ..] => self.own("", rest)?,
+            [b"wal", rest @ ..] => {
+                self.inside.check_wal()?;
+                self.own("wal/", rest)?
+            }
+            [b"data", rest @ ..] => self.in_part(|kind| *kind == PartKind::Data, rest),
             [b"tablespaces"] => Some(Place::Made(self.tablespaces())),
             [b"tablespaces", oid, rest @ ..] => {
                 let is_it = |kind: &PartKind| {
                     matches!(kind, PartKind::Tablespace { oid: known, .. }
                         if known.to_string().as_bytes() == *oid)
                 };
-                self.in_part(is_it, rest)?
+                self.in_part(is_it, rest)
             }
             _ => None,
         };
-        found.ok_or_else(|| {
-            Error::usage(
-                format!(
-                    "set {} has nothing at \"{}\"",
-                    self.shipped.manifest.set,
-                    names.join(&b'/').escape_ascii()
-                ),
-                "`lockstep ls SET` shows what is there: data, wal, tablespaces/OID, files",
-            )
-        })
-    }
-
-    /// Where the set's WAL is, if it isn't among its files.
-    fn wal_volume(&self) -> Option<&DatasetName> {
-        let manifest = &self.shipped.manifest;
-        let (at, _) = manifest.parts().find(|(_, part)| part.kind == PartKind::Wal)?;
-        let is_apart = manifest.wal.stored == WalStored::Snapshot;
-        manifest.volumes.get(at).filter(|_| is_apart).map(|volume| &volume.dataset)
-    }
-
-    fn top(&self) -> Place {
-        let mut names: BTreeSet<Vec<u8>> =
-            ["data", "files", "wal"].map(|name| name.as_bytes().to_vec()).into();
-        if !self.tablespaces().is_empty() {
-            names.insert(b"tablespaces".to_vec());
-        }
-        Place::Made(names)
-    }
-
-    fn tablespaces(&self) -> BTreeSet<Vec<u8>> {
-        let oid = |kind: &PartKind| match kind {
-            PartKind::Tablespace { oid, .. } => Some(oid.to_string().into_bytes()),
-            _ => None,
-        };
-        self.shipped.manifest.parts().filter_map(|(_, part)| oid(&part.kind)).collect()
-    }
-
-    /// One of the set's own files whose names begin with `prefix`, or a folder of such.
-    fn own(&self, prefix: &str, rest: &[&[u8]]) -> Option<Place> {
-        let name = format!("{prefix}{}", std::str::from_utf8(&rest.join(&b'/')).ok()?);
-        let files = &self.shipped.manifest.files;
-        if files.contains_key(&name) {
-            return Some(Place::Own(name));
-        }
-        let folder = if rest.is_empty() { prefix.to_owned() } else { format!("{name}/") };
-        let below = files.keys().filter_map(|known| known.strip_prefix(&folder));
-        let names: BTreeSet<Vec<u8>> =
-            below.map(|rest| rest.split('/').next().unwrap_or(rest).as_bytes().to_vec()).collect();
-        (rest.is_empty() || !names.is_empty()).then_some(Place::Made(names))
-    }
-
-    fn in_part(
-        &mut self,
-        is_it: impl Fn(&PartKind) -> bool,
-        rest: &[&[u8]],
-    ) -> Result<Option<Place>> {
-        let shipped = self.shipped;
-        let part = shipped.manifest.parts().find(|(_, part)| is_it(&part.kind));
-        let Some((volume, part)) = part else { return Ok(None) };
-        let inside = part.inside.iter().map(OsStrExt::as_bytes);
-        let names: Vec<&[u8]> = inside.chain(rest.iter().copied()).collect();
-        let object = self.tree(volume)?.find(names);
-        Ok(object.map(|object| Place::Volume(volume, object)))
-    }
-
-    fn tree(&mut self, volume: usize) -> Result<&ImageTree> {
-        if !self.trees.contains_key(&volume) {
-            let dataset = self.shipped.manifest.volumes.get(volume).map(|volume| &volume.dataset);
-            let shipped = self.shipped.volumes.iter().find(|one| Some(&one.dataset) == dataset);
-            let shipped = shipped.ok_or_else(|| {
-                Error::failed(format!(
-                    "a volume of set {} isn't in the repository",
-                    self.shipped.manifest.set
-                ))
-            })?;
-            if shipped.raw.is_some() {
-                return Err(self.stored_raw(&shipped.dataset));
-            }
-            let tree = ImageTree::read(self.repository, &shipped.image, &shipped.delta)?;
-            self.trees.insert(volume, tree);
-        }
-        self.trees.get(&volume).ok_or_else(|| Error::failed("a volume that was read isn't there"))
-    }
-
-    fn stored_raw(&self, dataset: &DatasetName) -> Error {
-        let set = self.shipped.manifest.set.to_string();
-        Refusal::StoredRaw { set, dataset: dataset.to_string() }.into()
-    }
-
-    fn entry(&mut self, place: &Place, path: Vec<u8>) -> Result<Entry> {
         let made = Entry {
-            path,
+            path: Vec::new(),
             kind: FileType::Directory,
             mode: 0o700,
             owner: None,
@@ -299,31 +239,65 @@ impl<'a> Look<'a> {
             target: None,
             is_stored: true,
         };
-        Ok(match place {
-            Place::Made(_) => made,
-            Place::Own(name) => Entry {
-                kind: FileType::Regular,
-                mode: 0o600,
-                size: self.shipped.manifest.files.get(name).map(|file| file.bytes),
-                ..made
-            },
-            Place::Volume(volume, object) => {
-                let tree = self.tree(*volume)?;
-                let attributes = &tree.node(*object)?.attributes;
-                let kind = attributes.file_type();
-                let has_size = matches!(kind, FileType::Regular | FileType::Symlink);
-                Entry {
-                    kind,
-                    mode: attributes.permissions(),
-                    owner: Some((attributes.uid, attributes.gid)),
-                    size: has_size.then_some(attributes.size),
-                    mtime: Some(attributes.mtime),
-                    target: attributes.symlink.clone().filter(|_| kind == FileType::Symlink),
-                    is_stored: !tree.left_out.contains(object),
-                    ..made
-                }
+        let entry = match &found {
+            None => None,
+            Some(Place::Made(_)) => Some(made),
+            Some(Place::Own(_, size)) => {
+                Some(Entry { kind: FileType::Regular, mode: 0o600, size: Some(*size), ..made })
             }
+            Some(Place::Volume(volume, path)) => self.inside.entry(*volume, path)?,
+        };
+        found.zip(entry).ok_or_else(|| {
+            Error::usage(
+                format!(
+                    "set {} has nothing at \"{}\"",
+                    self.set(),
+                    names.join(&b'/').escape_ascii()
+                ),
+                "`lockstep ls SET` shows what is there: data, wal, tablespaces/OID, files",
+            )
         })
+    }
+
+    fn top(&self) -> BTreeSet<Vec<u8>> {
+        let mut names: BTreeSet<Vec<u8>> =
+            ["data", "files", "wal"].map(|name| name.as_bytes().to_vec()).into();
+        if !self.tablespaces().is_empty() {
+            names.insert(b"tablespaces".to_vec());
+        }
+        names
+    }
+
+    fn tablespaces(&self) -> BTreeSet<Vec<u8>> {
+        let oid = |kind: &PartKind| match kind {
+            PartKind::Tablespace { oid, .. } => Some(oid.to_string().into_bytes()),
+            _ => None,
+        };
+        self.inside.manifest().parts().filter_map(|(_, part)| oid(&part.kind)).collect()
+    }
+
+    /// One of the set's own files whose names begin with `prefix`, or a folder of such.
+    fn own(&mut self, prefix: &str, rest: &[&[u8]]) -> Result<Option<Place>> {
+        let Ok(rest_of_name) = String::from_utf8(rest.join(&b'/')) else { return Ok(None) };
+        let name = format!("{prefix}{rest_of_name}");
+        let files = self.inside.own_files()?;
+        if let Some(size) = files.get(&name) {
+            return Ok(Some(Place::Own(name, *size)));
+        }
+        let folder = if rest.is_empty() { prefix.to_owned() } else { format!("{name}/") };
+        let below = files.keys().filter_map(|known| known.strip_prefix(&folder));
+        let names: BTreeSet<Vec<u8>> =
+            below.map(|rest| rest.split('/').next().unwrap_or(rest).as_bytes().to_vec()).collect();
+        Ok((rest.is_empty() || !names.is_empty()).then_some(Place::Made(names)))
+    }
+
+    fn in_part(&self, is_it: impl Fn(&PartKind) -> bool, rest: &[&[u8]]) -> Option<Place> {
+        let (volume, part) = self.inside.manifest().parts().find(|(_, part)| is_it(&part.kind))?;
+        let inside = part.inside.iter().map(OsStrExt::as_bytes);
+        Some(Place::Volume(
+            volume,
+            inside.chain(rest.iter().copied()).map(<[u8]>::to_vec).collect(),
+        ))
     }
 }
 

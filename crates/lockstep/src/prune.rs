@@ -13,6 +13,8 @@ mod chains;
 mod common;
 mod local;
 #[cfg(test)]
+mod many_tests;
+#[cfg(test)]
 pub(crate) mod memory_store;
 mod remote;
 

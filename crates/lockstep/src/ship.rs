@@ -11,7 +11,7 @@ pub mod lease;
 mod page_delta;
 mod passing;
 mod raw;
-mod view;
+pub(crate) mod view;
 mod volume;
 mod walk;
 
@@ -177,9 +177,19 @@ fn store<'a>(
     };
     let paths = views.paths();
     let mut manifest = manifest.clone();
+    let pg_wal = match wal_in_snapshot(&manifest) {
+        Some((at, inside)) if !keeps_wal => {
+            let snapshot = manifest.volumes.get(at).map(SetVolume::snapshot_name);
+            let seen = snapshot.and_then(|name| views.path(&name).map(|root| root.join(inside)));
+            Some(seen.ok_or_else(|| {
+                Error::failed(format!("pg_wal of set {} can't be looked into", manifest.set))
+            })?)
+        }
+        _ => None,
+    };
     let (volumes, files) = std::thread::scope(|scope| {
         let volumes = scope.spawn(|| ship_volumes(&shipment, routes, &|name| paths.get(name)));
-        let files = take_files(cx, &mut manifest, &views, keeps_wal).and_then(|names| {
+        let files = take_files(cx, &mut manifest, pg_wal.as_deref()).and_then(|names| {
             repository::files::store(repository, manifest.set.as_str(), &names, &options)
         });
         (volumes.join(), files)
@@ -278,22 +288,23 @@ fn ship_volumes<'a>(
     }
 }
 
-/// The files that go along, by name; the manifest then says that all WAL lies in files, unless it
-/// stays where it is.
-fn take_files(
+/// Where the set's own WAL lies, if it is in pg_wal's snapshot: the volume, and the folder in it.
+pub(crate) fn wal_in_snapshot(manifest: &Manifest) -> Option<(usize, PathBuf)> {
+    let (at, part) = manifest.parts().find(|(_, part)| part.kind == PartKind::Wal)?;
+    (manifest.wal.stored == WalStored::Snapshot).then(|| (at, part.inside.clone()))
+}
+
+/// The files that go along, by name; the manifest then says that all WAL lies in files. `pg_wal` is
+/// where [`wal_in_snapshot`] is seen; without it the WAL stays where it is.
+pub(crate) fn take_files(
     cx: &Context,
     manifest: &mut Manifest,
-    views: &Views,
-    keeps_wal: bool,
+    pg_wal: Option<&Path>,
 ) -> Result<BTreeMap<String, PathBuf>> {
     let directory = cx.state.set_directory(&manifest.set);
     let mut names: BTreeMap<String, PathBuf> =
         manifest.files.keys().map(|name| (name.clone(), directory.join(name))).collect();
-    if manifest.wal.stored == WalStored::Snapshot && !keeps_wal {
-        let pg_wal = part_seen(manifest, views, &PartKind::Wal);
-        let pg_wal = pg_wal.ok_or_else(|| {
-            Error::failed(format!("pg_wal of set {} can't be looked into", manifest.set))
-        })?;
+    if let Some(pg_wal) = pg_wal {
         let beside = |name: &String| {
             manifest.wal.fetched.contains(name) || manifest.wal.archived.contains(name)
         };
@@ -302,16 +313,16 @@ fn take_files(
         // Without a label recovery goes on to the end of what was frozen with the data.
         let identity = manifest.wal_identity()?;
         if let Some(start) = manifest.start_lsn.filter(|_| manifest.strategy != Strategy::Label) {
-            let written = wal::written(&pg_wal, identity, start);
+            let written = wal::written(pg_wal, identity, start);
             let name = |segment: WalSegment| segment.file_name(identity.segment_size);
             let more = written.into_iter().map(name);
             let more: Vec<_> =
                 more.filter(|name| !beside(name) && !segments.contains(name)).collect();
             segments.extend(more);
         }
-        let listed = std::fs::read_dir(&pg_wal).map_err(Error::io("list", &pg_wal))?;
+        let listed = std::fs::read_dir(pg_wal).map_err(Error::io("list", pg_wal))?;
         for entry in listed {
-            let name = entry.map_err(Error::io("list", &pg_wal))?.file_name();
+            let name = entry.map_err(Error::io("list", pg_wal))?.file_name();
             // A cluster that has changed its timeline needs to know where.
             segments.extend(name.into_string().ok().filter(|name| name.ends_with(".history")));
         }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use support::checker::Checker;
 use support::cluster::{Cluster, Stop};
 use support::command::{command, must};
+use support::faults::assert_nothing_remains;
 use support::fixture::Fixture;
 use support::layout::{Layout, one_dataset, two_pools_four_datasets};
 use support::ledger::{Expected, Ledger};
@@ -495,8 +496,29 @@ fn files_are_listed_and_read_without_a_restore() {
     let unlogged = fixture.cluster.value("postgres", "SELECT pg_relation_filepath('unlogged')");
     let set = prepared.lockstep.backup("label");
     let lockstep = &prepared.lockstep;
+    // On this host and in the repository there is the same, but for what isn't stored there.
+    let both = |arguments: &[&str]| -> Value {
+        let of = |from| lockstep.json(&[arguments, &["--from", from]].concat());
+        let (here, stored) = (of("snapshots"), of("repository"));
+        let mut as_here = stored.clone();
+        let entries = as_here["entries"].as_array_mut().expect("entries").iter_mut();
+        for (entry, there) in entries.zip(here["entries"].as_array().expect("entries")) {
+            entry["stored"] = true.into();
+            // A mounted file system of zfs-fuse has whole seconds only.
+            let time = |entry: &Value| entry["mtime"].as_str().map(str::to_owned);
+            if let (Some(known), Some(whole)) = (time(entry), time(there))
+                && whole.ends_with(".000000000Z")
+            {
+                entry["mtime"] = format!("{}.000000000Z", known.split('.').next().unwrap()).into();
+            }
+        }
+        assert_eq!(here, as_here, "{arguments:?}");
+        // Where nothing is said, it is this host's.
+        assert_eq!(lockstep.json(arguments), here, "{arguments:?}");
+        stored
+    };
     let names = |arguments: &[&str]| -> Vec<String> {
-        let json = lockstep.json(arguments);
+        let json = both(arguments);
         let entries = json["entries"].as_array().expect("entries").iter();
         entries.map(|entry| entry["path"].as_str().expect("a path").to_owned()).collect()
     };
@@ -509,7 +531,11 @@ fn files_are_listed_and_read_without_a_restore() {
     // All of the data directory, against the snapshot.
     let at = index_of(&set, "data");
     let theirs = tree(fixture, &set.volumes[at].snapshot);
-    let json = lockstep.json(&["ls", "-R", &set.id, "data"]);
+    let json = both(&["ls", "-R", &set.id, "data"]);
+    let ends = |from| {
+        lockstep.json(&["ls", "-R", "latest", "--from", from])["entries"].as_array().map(Vec::len)
+    };
+    assert_eq!(ends("snapshots"), ends("repository"));
     let mut count = 0;
     for entry in json["entries"].as_array().expect("entries") {
         let path =
@@ -541,11 +567,17 @@ fn files_are_listed_and_read_without_a_restore() {
     assert!(wal.is_some_and(|line| line.starts_with('l')), "{}", text_lines.stdout);
 
     // Content: of the cluster's files, of a file with holes, of the set's own.
-    let cat = |what: &str| {
+    let cat_from = |from: &str, what: &str| {
         let mut program = command(env!("CARGO_BIN_EXE_lockstep"), ["--config"]);
         let config = fixture.root().join("shipping.toml");
-        let output = program.arg(config).arg("cat").arg(format!("{}:{what}", set.id)).output();
-        output.expect("the program can be run")
+        program.arg(config).args(["cat", "--from", from]).arg(format!("{}:{what}", set.id));
+        program.output().expect("the program can be run")
+    };
+    let cat = |what: &str| {
+        let (here, stored) = (cat_from("snapshots", what), cat_from("repository", what));
+        assert!(here.stdout == stored.stdout, "{what} differs");
+        assert_eq!(here.status.code(), stored.status.code(), "{what}");
+        stored
     };
     assert_eq!(cat("data/PG_VERSION").stdout, b"15\n");
     let holes = cat("data/holes").stdout;
@@ -565,12 +597,27 @@ fn files_are_listed_and_read_without_a_restore() {
     assert_eq!(accounts.len(), now.len(), "{inside}");
 
     // What isn't stored, isn't there, or is no file.
-    let left_out = cat(&format!("data/{unlogged}"));
+    let here = cat_from("snapshots", &format!("data/{unlogged}"));
+    assert_eq!((here.status.code(), here.stdout.len() % 8192), (Some(exit::DONE), 0));
+    assert!(!here.stdout.is_empty(), "{unlogged}");
+    let left_out = cat_from("repository", &format!("data/{unlogged}"));
     assert_eq!((left_out.status.code(), left_out.stdout.len()), (Some(exit::PROBLEMS), 0));
     assert!(String::from_utf8_lossy(&left_out.stderr).contains("isn't stored"));
     for wrong in ["data/nothing", "data/base", "data/pg_wal", "data/../x", "nowhere", ""] {
         assert_eq!(cat(wrong).status.code(), Some(exit::USAGE), "{wrong}");
     }
+    // A reader that goes leaves no clone, and is no error.
+    let mut program = command("sh", ["-c", "\"$0\" --config \"$1\" ls -R \"$2\" | head -n 1"]);
+    let config = fixture.root().join("shipping.toml");
+    program.arg(env!("CARGO_BIN_EXE_lockstep")).arg(config).arg(&set.id);
+    let ended = program.output().expect("the program can be run");
+    assert_eq!(ended.stderr, b"", "{}", String::from_utf8_lossy(&ended.stderr));
+    assert_nothing_remains(fixture, &[], "looking into snapshots");
+    // With the set gone from here it is the repository's; so is one that is asked for by its beginning.
+    fixture.discard_set(&set.id);
+    let here = lockstep.expect(exit::USAGE, &["ls", &set.id, "--from", "snapshots"]);
+    assert!(here.stderr.contains(&set.id), "{}", here.stderr);
+    assert_eq!(lockstep.json(&["ls", "-R", &set.id, "data"]), json);
 }
 
 #[test]

@@ -16,12 +16,14 @@ use lockstep::error::Result;
 use lockstep::repository::header::StreamRules;
 use lockstep::repository::image::{ImageState, StreamBegin};
 use lockstep::repository::ingest::{Announced, Content, Visitor, ingest};
+use lockstep::repository::peek::Peek;
 use lockstep::repository::unfold::unfold;
 use lockstep::repository::{Repository, files};
 use recordings::Recordings;
 use sendstream::Reader;
 use sendstream::fold::{Delta, StreamDelta, StreamSink};
 use sendstream::listing::{hashing_builder, write_listing};
+use sendstream::zpl::{ContentVisitor, Entry, FileType, TreeBuilder};
 use strata::delta::{ImageOptions, ImageWriter, IndexOptions, chain, descriptor_path};
 use strata::fold::merge;
 use strata::manifest::{DeltaId, Manifest};
@@ -122,6 +124,59 @@ fn whole_seconds(listing: &str) -> String {
     listing.lines().map(line).collect()
 }
 
+/// Keeps the content of every file.
+#[derive(Default)]
+struct Contents(Vec<u8>);
+
+impl ContentVisitor for Contents {
+    type Output = Vec<u8>;
+
+    fn begin(&mut self, _: u64, size: Option<u64>) -> bool {
+        self.0 = vec![0; usize::try_from(size.unwrap()).unwrap()];
+        true
+    }
+
+    fn data(&mut self, offset: u64, bytes: &[u8]) -> sendstream::Result<()> {
+        let from = usize::try_from(offset).unwrap().min(self.0.len());
+        let length = bytes.len().min(self.0.len() - from);
+        self.0[from..from + length].copy_from_slice(&bytes[..length]);
+        Ok(())
+    }
+
+    fn end(&mut self, _: u64) -> sendstream::Result<Option<Vec<u8>>> {
+        Ok(Some(std::mem::take(&mut self.0)))
+    }
+}
+
+/// What is found name by name, and read file by file, is what one pass over everything gives.
+fn assert_same_by_single_files(repository: &Repository, id: &str) {
+    let mut builder = TreeBuilder::new(Contents::default());
+    unfold(repository, IMAGE, id, None, &mut builder).unwrap();
+    let tree = builder.finish().unwrap();
+    let mut peek = Peek::open(repository, IMAGE, id).unwrap();
+    let mut paths = Vec::new();
+    let collect = |entry: Entry<'_, Vec<u8>>| {
+        paths.push((entry.path.to_vec(), entry.object));
+        Ok(())
+    };
+    tree.walk(collect).unwrap();
+    // The last first: nothing is found only because it was passed on the way to another.
+    for (path, object) in paths.iter().rev() {
+        let names = path.split(|byte| *byte == b'/').filter(|name| *name != b".");
+        assert_eq!(peek.find(names).unwrap(), Some(*object), "{}", path.escape_ascii());
+        let expected = tree.node(*object).unwrap();
+        let found = peek.node(*object).unwrap();
+        assert_eq!(found.attributes, expected.attributes, "{}", path.escape_ascii());
+        assert_eq!(found.children, expected.children, "{}", path.escape_ascii());
+        if expected.attributes.file_type() == FileType::Regular {
+            let content = peek.small_file(*object, u64::MAX).unwrap();
+            assert!(Some(&content) == expected.content.as_ref(), "{}", path.escape_ascii());
+        }
+    }
+    assert!(paths.len() > 10);
+    assert_eq!(peek.find([&b"nothing"[..]]).unwrap(), None);
+}
+
 fn check_chain(dataset: &str, flags: &str) {
     let recordings = Recordings::unpack(&format!("{dataset}-{flags}"));
     let repository = repository(store_in(&recordings, "repository"));
@@ -137,6 +192,7 @@ fn check_chain(dataset: &str, flags: &str) {
         );
     };
     (0..5).for_each(|snapshot| assert_tree(snapshot, "as it was stored"));
+    assert_same_by_single_files(&repository, &ids[4]);
     // What is written for `zfs receive` has the snapshot's GUID, and so does an increment.
     let mut sink = StreamSink::new(Vec::new());
     unfold(&repository, IMAGE, &ids[4], Some(&ids[1]), &mut sink).unwrap();

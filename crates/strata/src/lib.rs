@@ -17,6 +17,7 @@ pub mod frame;
 mod id;
 pub mod lease;
 pub mod manifest;
+mod many;
 pub mod pack;
 pub mod repack;
 mod repository;
@@ -24,4 +25,5 @@ pub mod store;
 
 pub use error::{Error, Result};
 pub use id::{Ulid, check_name};
+pub use many::read_many;
 pub use repository::Repository;

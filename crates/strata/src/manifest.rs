@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::document;
 use crate::error::{Error, Result};
 use crate::id::check_name;
+use crate::many::read_many;
 use crate::repository::Repository;
 
 const FORMAT: u32 = 1;
@@ -76,6 +77,15 @@ impl Manifest {
         ids.sort();
         ids.dedup();
         Ok(ids)
+    }
+
+    /// Reads the manifests of all sets, several at a time, and gives them to `each` in ascending order of their ids.
+    pub fn read_all(
+        repository: &Repository,
+        mut each: impl FnMut(Manifest) -> Result<()>,
+    ) -> Result<()> {
+        let read = |id: &String| Manifest::read(repository, id);
+        read_many(&Manifest::list(repository)?, read, |_, manifest| each(manifest?))
     }
 
     /// Deletes a set's manifest; what only it needed is collected later.

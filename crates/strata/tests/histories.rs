@@ -12,7 +12,7 @@ fn history(seed: u64) {
     let (mut image, mut images) = (Image::new(), Vec::new());
     let count = random.usize(2..9);
     for number in 0..count {
-        let steps = random_steps(&mut random);
+        let steps = dense_steps(&mut random);
         let base = number.checked_sub(1).map(|base| base.to_string());
         let id = number.to_string();
         write_delta(&repository, &mut image, &steps, &id, base.as_deref(), &small()).unwrap();
@@ -52,7 +52,7 @@ fn history(seed: u64) {
 #[test]
 fn folds_and_merges_are_as_replaying_everything() {
     let rounds = std::env::var("STRATA_ROUNDS").ok().and_then(|text| text.parse().ok());
-    for seed in 0..rounds.unwrap_or(50) {
+    for seed in 0..rounds.unwrap_or(100) {
         history(seed);
     }
 }

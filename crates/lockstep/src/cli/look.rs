@@ -1,7 +1,7 @@
 //! `lockstep ls` and `lockstep cat`.
 
 use std::ffi::OsString;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::os::unix::ffi::OsStrExt;
 
 use clap::Args;
@@ -13,8 +13,11 @@ use super::output::{self, JSON_VERSION};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::look::{Entry, Look};
+use crate::names::SetId;
 use crate::repository::{Repository, Shipped};
 use crate::restore::source::{From, open_repository};
+use crate::restore::unfinished;
+use crate::set::manifest::Manifest;
 use crate::steps;
 
 #[derive(Debug, Args)]
@@ -28,9 +31,8 @@ pub(super) struct Ls {
     /// All that is below, too
     #[arg(short = 'R', long)]
     recursive: bool,
-    /// The repository: repository, or repository:NAME
-    #[arg(long, value_name = "FROM", default_value = "repository", value_parser = From::parse)]
-    from: From,
+    #[command(flatten)]
+    place: PlaceArgument,
 }
 
 #[derive(Debug, Args)]
@@ -38,46 +40,96 @@ pub(super) struct Cat {
     /// A set and a file in it: latest:data/postgresql.conf
     #[arg(value_name = "SET:PATH")]
     what: OsString,
-    /// The repository: repository, or repository:NAME
-    #[arg(long, value_name = "FROM", default_value = "repository", value_parser = From::parse)]
-    from: From,
+    #[command(flatten)]
+    place: PlaceArgument,
 }
 
-fn open(cx: &Context, from: &From, set: &str) -> Result<(Repository, Shipped)> {
-    let From::Repository(name) = from else {
-        return Err(Error::usage(
-            "snapshots are looked into where they are",
-            "read .zfs/snapshot below the dataset, or `lockstep clone create`",
-        ));
-    };
-    let repository = open_repository(cx, name.as_deref())?;
-    let shipped = repository.find(set)?;
-    Ok((repository, shipped))
+#[derive(Debug, Args)]
+struct PlaceArgument {
+    /// Where to look: snapshots, repository or repository:NAME; snapshots where this host has the set, else the repository
+    #[arg(long, value_name = "FROM", value_parser = From::parse)]
+    from: Option<From>,
+}
+
+/// A set that was found.
+enum Found {
+    Here(Box<Manifest>),
+    Stored(Box<(Repository, Shipped)>),
+}
+
+impl PlaceArgument {
+    fn find(&self, cx: &Context, set: &str) -> Result<Found> {
+        let here = || cx.state.find(set).map(|manifest| Found::Here(Box::new(manifest)));
+        let name = match &self.from {
+            Some(From::Snapshots) => return here(),
+            None if cx.cluster.repositories.is_empty() || is_here(cx, set)? => return here(),
+            None => None,
+            Some(From::Repository(name)) => name.as_deref(),
+        };
+        let repository = open_repository(cx, name)?;
+        let shipped = repository.find(set)?;
+        Ok(Found::Stored(Box::new((repository, shipped))))
+    }
+
+    /// Looks into a set, and gives what `run` made of it.
+    fn look<T>(
+        &self,
+        cx: &Context,
+        set: &str,
+        run: impl FnOnce(&mut Look<'_>) -> Result<T>,
+    ) -> Result<T> {
+        match self.find(cx, set)? {
+            Found::Stored(stored) => {
+                steps::end_with_the_reader();
+                run(&mut Look::into_repository(&stored.0, &stored.1))
+            }
+            // A clone for the moment has to go, so the reader's end is only an error until it has.
+            Found::Here(manifest) => {
+                unfinished::remove(cx)?;
+                let result = run(&mut Look::into_snapshots(cx, *manifest));
+                steps::end_with_the_reader();
+                if let Err(Error::Io { source, .. }) = &result
+                    && source.kind() == ErrorKind::BrokenPipe
+                {
+                    let mut out = std::io::stdout();
+                    let _ = out.write_all(b"\n").and_then(|()| out.flush());
+                }
+                result
+            }
+        }
+    }
+}
+
+/// Whether this host has a set that is called so, whole or not.
+fn is_here(cx: &Context, set: &str) -> Result<bool> {
+    let (sets, damaged) = cx.state.sets()?;
+    let ids = sets.iter().map(|set| &set.set).chain(damaged.iter().map(|(id, _)| id));
+    let mut ids = ids.map(SetId::as_str);
+    Ok(ids.any(|id| set == "latest" || id.starts_with(set)))
 }
 
 impl Ls {
     pub(super) fn run(&self, cx: &Context, as_json: bool) -> Result<Done> {
-        let (repository, shipped) = open(cx, &self.from, &self.set)?;
-        let mut look = Look::new(&repository, &shipped);
         let path = self.path.as_bytes();
-        if as_json {
-            let mut entries = Vec::new();
+        self.place.look(cx, &self.set, |look| {
+            if as_json {
+                let mut entries = Vec::new();
+                look.list(path, self.recursive, |entry| {
+                    entries.push(to_json(&entry));
+                    Ok(())
+                })?;
+                return output::print_json(&json!({
+                    "version": JSON_VERSION, "set": look.set(), "entries": entries,
+                }));
+            }
+            let mut out = BufWriter::new(std::io::stdout().lock());
             look.list(path, self.recursive, |entry| {
-                entries.push(to_json(&entry));
-                Ok(())
+                let name = if entry.path.is_empty() { path } else { &entry.path };
+                writeln!(out, "{}", line(&entry, name))
+                    .map_err(Error::io("write to", "standard output"))
             })?;
-            output::print_json(&json!({
-                "version": JSON_VERSION, "set": shipped.manifest.set, "entries": entries,
-            }))?;
-            return Ok(Done::Well);
-        }
-        let mut out = BufWriter::new(std::io::stdout().lock());
-        look.list(path, self.recursive, |entry| {
-            let name = if entry.path.is_empty() { path } else { &entry.path };
-            writeln!(out, "{}", line(&entry, name))
-                .map_err(Error::io("write to", "standard output"))
+            out.flush().map_err(Error::io("write to", "standard output"))
         })?;
-        out.flush().map_err(Error::io("write to", "standard output"))?;
         Ok(Done::Well)
     }
 }
@@ -94,15 +146,16 @@ impl Cat {
                 "write SET:PATH, as latest:data/postgresql.conf",
             )
         })?;
-        let (repository, shipped) = open(cx, &self.from, set)?;
-        let mut out = BufWriter::with_capacity(1 << 20, std::io::stdout().lock());
-        let is_stored = Look::new(&repository, &shipped).cat(path, &mut out)?;
-        out.flush().map_err(Error::io("write to", "standard output"))?;
+        let is_stored = self.place.look(cx, set, |look| {
+            let mut out = BufWriter::with_capacity(1 << 20, std::io::stdout().lock());
+            let is_stored = look.cat(path, &mut out)?;
+            out.flush().map_err(Error::io("write to", "standard output"))?;
+            Ok(is_stored)
+        })?;
         if is_stored {
             return Ok(Done::Well);
         }
         // Whoever reads the output must not take nothing for an empty file.
-        steps::end_with_the_reader();
         eprintln!(
             "\"{}\" isn't stored: PostgreSQL makes it anew, so a restore has a hole of its size there",
             path.escape_ascii()

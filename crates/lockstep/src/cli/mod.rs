@@ -26,7 +26,8 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{Config, DEFAULT_PATH};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::{isolation, steps};
+
+use crate::{isolation, progress, steps};
 
 /// Consistent backups of a PostgreSQL cluster that lies on several ZFS datasets, proven to restore.
 #[derive(Debug, Parser)]
@@ -128,14 +129,12 @@ fn run(arguments: &Arguments) -> Result<Done> {
     }
     let cx = Context::open(&config, arguments.cluster.as_deref())?;
     let json = arguments.json;
+    if json {
+        progress::silence();
+    }
     if matches!(
         arguments.command,
-        Command::Plan(_)
-            | Command::List(_)
-            | Command::Show(_)
-            | Command::Check
-            | Command::Ls(_)
-            | Command::Cat(_)
+        Command::Plan(_) | Command::List(_) | Command::Show(_) | Command::Check
     ) {
         steps::end_with_the_reader();
     }

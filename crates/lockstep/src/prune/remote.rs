@@ -18,6 +18,7 @@ use strata::check::collect;
 use strata::delta::{Descriptor, IndexOptions, descriptor_path, read_descriptor};
 use strata::fold::{Rules, merge};
 use strata::manifest::Manifest as Stored;
+use strata::read_many;
 
 use super::chains::{self, Link};
 use super::{Entry, Fate, Outcome, Place, Plan, Request, common};
@@ -236,12 +237,13 @@ impl<R: Rules> Work<'_, R> {
 
     fn merge_all(&self) -> Result<u64> {
         let mut heads: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        for set in Stored::list(&self.repository.strata).map_err(of_strata)? {
-            let stored = Stored::read(&self.repository.strata, &set).map_err(of_strata)?;
+        Stored::read_all(&self.repository.strata, |stored| {
             for delta in stored.deltas.into_iter().filter(|delta| delta.image != FILES_IMAGE) {
                 heads.entry(delta.image).or_default().insert(delta.id);
             }
-        }
+            Ok(())
+        })
+        .map_err(of_strata)?;
         let (mut merged, mut budget) = (0, self.budget);
         for (image, heads) in heads {
             let descriptors = self.descriptors(&image, &heads)?;
@@ -271,14 +273,17 @@ impl<R: Rules> Work<'_, R> {
         heads: &BTreeSet<String>,
     ) -> Result<BTreeMap<String, Descriptor>> {
         let mut all = BTreeMap::new();
-        for head in heads {
-            let mut next = Some(head.clone());
-            while let Some(id) = next.filter(|id| !all.contains_key(id)) {
-                let descriptor =
-                    read_descriptor(&self.repository.strata, image, &id).map_err(of_strata)?;
-                next = descriptor.base.clone();
-                all.insert(id, descriptor);
-            }
+        let mut round: Vec<String> = heads.iter().cloned().collect();
+        while !round.is_empty() {
+            let mut bases = BTreeSet::new();
+            let read = |id: &String| read_descriptor(&self.repository.strata, image, id);
+            read_many::<_, _, Error>(&round, read, |id, descriptor| {
+                let descriptor = descriptor.map_err(of_strata)?;
+                bases.extend(descriptor.base.clone());
+                all.insert(id.clone(), descriptor);
+                Ok(())
+            })?;
+            round = bases.into_iter().filter(|id| !all.contains_key(id)).collect();
         }
         Ok(all)
     }

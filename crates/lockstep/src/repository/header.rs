@@ -128,6 +128,11 @@ impl Rules for StreamRules {
         ObjectHeader::parse(header).map_or(1, |header| header.object.slots())
     }
 
+    fn most_slots(&self) -> u64 {
+        // The record has 8 bits for them; ZFS itself makes no more than 32.
+        u8::MAX.into()
+    }
+
     fn has_spill(&self, header: &[u8]) -> bool {
         ObjectHeader::parse(header)
             .is_none_or(|header| !header.has_spill_flags || header.object.has_spill())

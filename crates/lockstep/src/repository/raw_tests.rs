@@ -343,10 +343,11 @@ fn what_is_stored_raw_cannot_be_looked_into() {
     shipped.manifest.wal.stored = WalStored::Snapshot;
     let look = |path: &str| {
         let mut seen = Vec::new();
-        let listed = Look::new(&repository, &shipped).list(path.as_bytes(), false, |entry| {
-            seen.push(String::from_utf8(entry.path).unwrap());
-            Ok(())
-        });
+        let listed =
+            Look::into_repository(&repository, &shipped).list(path.as_bytes(), false, |entry| {
+                seen.push(String::from_utf8(entry.path).unwrap());
+                Ok(())
+            });
         listed.map(|()| seen)
     };
     for path in ["data", "data/base/5"] {
@@ -356,13 +357,16 @@ fn what_is_stored_raw_cannot_be_looked_into() {
         assert!(error.hint().unwrap().contains("--as zfs"), "{error}");
     }
     assert_eq!(look("files").unwrap(), Vec::<String>::new());
-    let error = Look::new(&repository, &shipped).cat(b"data/PG_VERSION", &mut Vec::new());
+    let error =
+        Look::into_repository(&repository, &shipped).cat(b"data/PG_VERSION", &mut Vec::new());
     assert_eq!(error.unwrap_err().exit_code(), 4);
     // WAL in a raw volume is out of sight too, and where it lies beside the set it isn't.
     let wal =
         SetPart { kind: PartKind::Wal, path: "/srv/pg/pg_wal".into(), inside: "pg_wal".into() };
     shipped.manifest.volumes[0].parts.push(wal);
-    let list = |shipped: &Shipped| Look::new(&repository, shipped).list(b"wal", false, |_| Ok(()));
+    let list = |shipped: &Shipped| {
+        Look::into_repository(&repository, shipped).list(b"wal", false, |_| Ok(()))
+    };
     assert_eq!(list(&shipped).unwrap_err().exit_code(), 4);
     shipped.manifest.wal.stored = WalStored::Files;
     list(&shipped).unwrap();

@@ -3,11 +3,13 @@
 use serde::{Deserialize, Serialize};
 use strata::delta::Descriptor;
 use strata::manifest::{DeltaId, Manifest as Stored};
+use strata::read_many;
 
 use super::raw::{Link, Segment};
 use super::{Repository, of_strata};
 use crate::error::{Error, Result};
 use crate::set::manifest::{Manifest, json};
+use crate::steps;
 use crate::volume::zfs::DatasetName;
 
 /// The newest form that is known.
@@ -125,7 +127,10 @@ impl Repository {
     /// # Errors
     /// When it isn't there, is damaged, or of a newer form.
     pub fn read(&self, set: &str) -> Result<Shipped> {
-        let stored = Stored::read(&self.strata, set).map_err(of_strata)?;
+        self.shipped(set, Stored::read(&self.strata, set).map_err(of_strata)?)
+    }
+
+    fn shipped(&self, set: &str, stored: Stored) -> Result<Shipped> {
         let shipped: Shipped = serde_json::from_value(stored.about).map_err(|e| {
             Error::failed(format!("set {set} in repository \"{}\" is strange", self.name))
                 .because(e)
@@ -146,7 +151,7 @@ impl Repository {
     pub fn read_if_there(&self, set: &str) -> Result<Option<Shipped>> {
         match Stored::read(&self.strata, set) {
             Err(error) if error.is_not_found() => Ok(None),
-            _ => self.read(set).map(Some),
+            stored => self.shipped(set, stored.map_err(of_strata)?).map(Some),
         }
     }
 
@@ -156,12 +161,18 @@ impl Repository {
     /// When the store can't be listed.
     pub fn sets(&self) -> Result<(Vec<Shipped>, Vec<Damaged>)> {
         let (mut good, mut bad) = (Vec::new(), Vec::new());
-        for id in Stored::list(&self.strata).map_err(of_strata)? {
-            match self.read(&id) {
-                Ok(shipped) => good.push(shipped),
-                Err(error) => bad.push((id, error)),
-            }
-        }
+        let ids = Stored::list(&self.strata).map_err(of_strata)?;
+        read_many(
+            &ids,
+            |id| self.read(id),
+            |id, shipped| {
+                match shipped {
+                    Ok(shipped) => good.push(shipped),
+                    Err(error) => bad.push((id.clone(), error)),
+                }
+                steps::reached("repository.set")
+            },
+        )?;
         Ok((good, bad))
     }
 

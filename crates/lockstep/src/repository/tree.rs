@@ -1,14 +1,17 @@
-//! The names and attributes of an image, and the content of single files of it.
+//! The names and attributes of an image.
 //!
 //! A tree is made of what directories, links and the file system's own tables hold; the blocks of
-//! regular files stay unread. What could go wrong: a name or a number in a repository is whatever
+//! regular files stay unread, and so do most of the indexes of them. What could go wrong: a name or a number in a repository is whatever
 //! its writer made it, so [`check_name`] stands before every use of a name as a path.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashSet};
 
 use bytes::Bytes;
 use sendstream::fold::Sink as _;
-use sendstream::zpl::{NoContent, Node, Tree, TreeBuilder};
+use sendstream::zpl::{
+    Attributes, FileType, NoContent, Node, Run, Timestamp, Tree, TreeBuilder, XattrValue,
+};
 use strata::delta::{Descriptor, Extent, chain};
 use strata::fold::{DataSink, Folded, Reading, fold, open_chain};
 use strata::pack::FrameReader;
@@ -21,15 +24,72 @@ use super::{Repository, of_strata};
 use crate::error::{Error, Result};
 
 /// Frames that are kept, in bytes, while a tree is read.
-const FRAME_MEMORY: usize = 16 << 20;
+pub(super) const FRAME_MEMORY: usize = 16 << 20;
 
 /// An image's files.
 pub struct ImageTree {
-    /// Names and attributes.
-    pub tree: Tree<()>,
+    /// Folders, links, and whatever isn't plain.
+    tree: Tree<()>,
+    /// Files of which little is to be known, by object.
+    plain: Vec<Plain>,
+    /// Where files have data, by object; empty where that isn't asked for.
+    runs: Vec<(u64, Run)>,
     /// Objects whose content isn't stored.
     pub left_out: HashSet<u64>,
     chain: Vec<Descriptor>,
+}
+
+/// A regular file with one name and no extended attributes, as nearly all are: a cluster may have a
+/// million of them.
+struct Plain {
+    object: u64,
+    size: u64,
+    seconds: i64,
+    nanoseconds: u32,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+}
+
+impl Plain {
+    fn of(object: u64, node: &Node<()>) -> Option<Self> {
+        let of = &node.attributes;
+        let is_plain = of.file_type() == FileType::Regular
+            && (of.links, of.xattr_directory) == (1, 0)
+            && of.xattrs.is_none();
+        Some(Self {
+            object,
+            size: of.size,
+            seconds: of.mtime.seconds,
+            nanoseconds: of.mtime.nanoseconds.try_into().ok()?,
+            mode: of.mode.try_into().ok()?,
+            uid: of.uid.try_into().ok()?,
+            gid: of.gid.try_into().ok()?,
+        })
+        .filter(|_| is_plain)
+    }
+
+    fn attributes(&self) -> Attributes {
+        let nanoseconds = self.nanoseconds.into();
+        Attributes {
+            mode: self.mode.into(),
+            size: self.size,
+            uid: self.uid.into(),
+            gid: self.gid.into(),
+            links: 1,
+            mtime: Timestamp { seconds: self.seconds, nanoseconds },
+            ..Attributes::default()
+        }
+    }
+}
+
+/// What is wanted of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Names and attributes.
+    Names,
+    /// And where files have data.
+    Runs,
 }
 
 impl ImageTree {
@@ -37,7 +97,7 @@ impl ImageTree {
     ///
     /// # Errors
     /// When the chain is broken or damaged, or it holds no file system.
-    pub fn read(repository: &Repository, image: &str, delta: &str) -> Result<Self> {
+    pub fn read(repository: &Repository, image: &str, delta: &str, depth: Depth) -> Result<Self> {
         let chain = chain(&repository.strata, image, delta, None).map_err(of_strata)?;
         let newest = chain.last().ok_or_else(|| Error::failed("a chain of no deltas"))?;
         let state = ImageState::of(newest)?;
@@ -45,12 +105,14 @@ impl ImageTree {
         builder.begin(&state.begin.begin(None)?).map_err(of_stream)?;
         let readers = open_chain(&repository.strata, &chain, INDEX_MEMORY).map_err(of_strata)?;
         let mut frames = FrameReader::new(&repository.strata, FRAME_MEMORY);
-        let mut names = Names { to: ToStream::new(&mut builder, true) };
-        fold(readers, true, &StreamRules, &mut Reading::new(&mut frames, &mut names))
+        let names = Names::new(&mut builder, None, depth == Depth::Runs);
+        let mut slimming = Slimming { names, plain: Vec::new(), runs: Vec::new() };
+        fold(readers, true, &StreamRules, &mut Reading::new(&mut frames, &mut slimming))
             .map_err(of_strata)?;
+        let Slimming { plain, runs, .. } = slimming;
         let tree = builder.finish().map_err(of_stream)?;
         let left_out = state.left_out_objects.iter().map(|(object, _)| *object).collect();
-        Ok(Self { tree, left_out, chain })
+        Ok(Self { tree, plain, runs, left_out, chain })
     }
 
     /// The deltas that it is made of, oldest first.
@@ -59,14 +121,59 @@ impl ImageTree {
         &self.chain
     }
 
-    /// A file or folder.
+    /// The root's object.
+    #[must_use]
+    pub fn root(&self) -> u64 {
+        self.tree.root()
+    }
+
+    /// The attributes of a file or folder, as far as a restore needs them; none where there is none.
+    #[must_use]
+    pub fn get(&self, object: u64) -> Option<Cow<'_, Attributes>> {
+        match self.plain.binary_search_by_key(&object, |plain| plain.object) {
+            Ok(at) => Some(Cow::Owned(self.plain.get(at)?.attributes())),
+            Err(_) => Some(Cow::Borrowed(&self.tree.node(object)?.attributes)),
+        }
+    }
+
+    /// The attributes of a file or folder that has a name.
     ///
     /// # Errors
     /// When the tree has a name of it and no more.
-    pub fn node(&self, object: u64) -> Result<&Node<()>> {
-        self.tree.node(object).ok_or_else(|| {
+    pub fn attributes(&self, object: u64) -> Result<Cow<'_, Attributes>> {
+        self.get(object).ok_or_else(|| {
             Error::failed(format!("object {object} has a name and isn't in the repository"))
         })
+    }
+
+    /// The names in a folder and their objects, in the order of the names' bytes.
+    pub fn children(&self, folder: u64) -> impl Iterator<Item = (&[u8], u64)> {
+        self.tree.node(folder).into_iter().flat_map(|node| node.children.iter())
+    }
+
+    /// Where a file has data.
+    pub fn runs(&self, object: u64) -> impl Iterator<Item = Run> {
+        let first = self.runs.partition_point(|(of, _)| *of < object);
+        self.runs[first..].iter().take_while(move |(of, _)| *of == object).map(|(_, run)| *run)
+    }
+
+    /// Bytes of regular files, holes too, but for files that aren't stored and those of `others`.
+    #[must_use]
+    pub fn file_bytes(&self, others: &HashSet<u64>) -> u64 {
+        let plain = self.plain.iter().map(|plain| (plain.object, plain.size));
+        let rest =
+            self.tree.nodes().filter(|(_, node)| node.attributes.file_type() == FileType::Regular);
+        let all = plain.chain(rest.map(|(object, node)| (object, node.attributes.size)));
+        let is_stored = |object: &u64| !self.left_out.contains(object) && !others.contains(object);
+        all.filter(|(object, _)| is_stored(object)).map(|(_, size)| size).sum()
+    }
+
+    /// Names and values of a file's extended attributes.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub fn xattrs(&self, object: u64) -> Result<Vec<(Vec<u8>, XattrValue)>> {
+        self.tree.xattrs(object).map_err(of_stream)
     }
 
     /// The object at a path of names.
@@ -78,75 +185,49 @@ impl ImageTree {
     /// The object of a name in a folder.
     #[must_use]
     pub fn child(&self, folder: u64, name: &[u8]) -> Option<u64> {
-        let children = &self.tree.node(folder)?.children;
-        children.iter().find(|(known, _)| known == name).map(|(_, object)| *object)
+        self.tree.node(folder)?.children.find(name)
+    }
+}
+
+/// Takes plain files out of the builder as they come.
+struct Slimming<'a> {
+    names: Names<'a>,
+    plain: Vec<Plain>,
+    runs: Vec<(u64, Run)>,
+}
+
+impl DataSink for Slimming<'_> {
+    fn object(&mut self, object: &Folded) -> strata::Result<()> {
+        self.names.object(object)
     }
 
-    /// Gives the content of one file, in order; what isn't given is zeros.
-    ///
-    /// # Errors
-    /// When the chain is damaged, the store fails, or `each` does.
-    pub fn content(
-        &self,
-        repository: &Repository,
-        object: u64,
-        mut each: impl FnMut(u64, &[u8]) -> Result<()>,
-    ) -> Result<()> {
-        let wanted = BTreeSet::from([object]);
-        let size = self.node(object)?.attributes.size;
-        self.blocks(repository, &wanted, |_, offset, bytes| {
-            let room = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
-            each(offset, &bytes[..bytes.len().min(room)])
-        })
+    fn wants_extents(&mut self) -> bool {
+        self.names.wants_extents()
     }
 
-    /// The content of small files, whole.
-    ///
-    /// # Errors
-    /// When one is larger than `limit`, the chain is damaged or the store fails.
-    pub fn small_files(
-        &self,
-        repository: &Repository,
-        objects: &BTreeSet<u64>,
-        limit: u64,
-    ) -> Result<BTreeMap<u64, Vec<u8>>> {
-        let mut files = BTreeMap::new();
-        for object in objects {
-            let size = self.node(*object)?.attributes.size;
-            let length = usize::try_from(size).ok().filter(|_| size <= limit).ok_or_else(|| {
-                Error::failed(format!("object {object} has {size} bytes, expected up to {limit}"))
-            })?;
-            files.insert(*object, vec![0; length]);
+    fn skips(&mut self, object: u64, extent: &Extent) -> strata::Result<bool> {
+        self.names.skips(object, extent)
+    }
+
+    fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> strata::Result<()> {
+        self.names.data(object, offset, content)
+    }
+
+    fn formed(&mut self, object: u64, extent: &Extent, bytes: &Bytes) -> strata::Result<()> {
+        self.names.formed(object, extent, bytes)
+    }
+
+    fn object_end(&mut self, object: u64) -> strata::Result<()> {
+        self.names.object_end(object)?;
+        let builder = &mut *self.names.to.sink;
+        let Some(node) = builder.node(object) else { return Ok(()) };
+        self.runs.extend(node.runs.iter().map(|run| (object, *run)));
+        if let Some(plain) = Plain::of(object, node)
+            && builder.take(object).is_some()
+        {
+            self.plain.push(plain);
         }
-        self.blocks(repository, objects, |object, offset, bytes| {
-            let file = files.get_mut(&object);
-            let room = file.and_then(|file| file.get_mut(usize::try_from(offset).ok()?..));
-            if let Some(room) = room {
-                let length = room.len().min(bytes.len());
-                room[..length].copy_from_slice(&bytes[..length]);
-            }
-            Ok(())
-        })?;
-        Ok(files)
-    }
-
-    fn blocks(
-        &self,
-        repository: &Repository,
-        wanted: &BTreeSet<u64>,
-        each: impl FnMut(u64, u64, &[u8]) -> Result<()>,
-    ) -> Result<()> {
-        let Some(last) = wanted.last().copied() else { return Ok(()) };
-        let readers =
-            open_chain(&repository.strata, &self.chain, INDEX_MEMORY).map_err(of_strata)?;
-        let mut frames = FrameReader::new(&repository.strata, FRAME_MEMORY);
-        let mut sink = Chosen { wanted, last, each, is_over: false, failed: None };
-        let result = fold(readers, true, &StreamRules, &mut Reading::new(&mut frames, &mut sink));
-        match (result, sink) {
-            (_, Chosen { failed: Some(error), .. }) => Err(error),
-            (Ok(()), _) | (Err(_), Chosen { is_over: true, .. }) => Ok(()),
-            (Err(error), _) => Err(of_strata(error)),
-        }
+        Ok(())
     }
 }
 
@@ -164,14 +245,36 @@ pub fn check_name(name: &[u8]) -> Result<()> {
         .with_hint("nothing of that name is written; whoever can write to the repository made it"))
 }
 
-/// Gives the builder what it looks at, and of everything else only the places.
-struct Names<'a> {
+/// Gives the builder what it looks at: of regular files nothing but their headers.
+pub(super) struct Names<'a> {
     to: ToStream<'a, TreeBuilder<NoContent>>,
+    /// None: all.
+    wanted: Option<&'a BTreeSet<u64>>,
+    /// And of regular files, where they have data.
+    runs: bool,
+}
+
+impl<'a> Names<'a> {
+    pub(super) fn new(
+        builder: &'a mut TreeBuilder<NoContent>,
+        wanted: Option<&'a BTreeSet<u64>>,
+        runs: bool,
+    ) -> Self {
+        Self { to: ToStream::new(builder, true), wanted, runs }
+    }
 }
 
 impl DataSink for Names<'_> {
+    fn wanted(&mut self, from: u64) -> strata::Result<Option<u64>> {
+        Ok(self.wanted.map_or(Some(from), |wanted| wanted.range(from..).next().copied()))
+    }
+
     fn object(&mut self, object: &Folded) -> strata::Result<()> {
         self.to.object(object)
+    }
+
+    fn wants_extents(&mut self) -> bool {
+        self.runs || self.to.sink.needs_content()
     }
 
     fn skips(&mut self, object: u64, extent: &Extent) -> strata::Result<bool> {
@@ -192,36 +295,6 @@ impl DataSink for Names<'_> {
 
     fn object_end(&mut self, object: u64) -> strata::Result<()> {
         self.to.object_end(object)
-    }
-}
-
-/// Reads the data of some objects, and ends the fold behind the last of them.
-struct Chosen<'a, F> {
-    wanted: &'a BTreeSet<u64>,
-    last: u64,
-    each: F,
-    is_over: bool,
-    failed: Option<Error>,
-}
-
-impl<F: FnMut(u64, u64, &[u8]) -> Result<()>> DataSink for Chosen<'_, F> {
-    fn object(&mut self, object: &Folded) -> strata::Result<()> {
-        if object.object > self.last {
-            self.is_over = true;
-            return Err(strata::Error::caller("no more is wanted"));
-        }
-        Ok(())
-    }
-
-    fn skips(&mut self, object: u64, _: &Extent) -> strata::Result<bool> {
-        Ok(!self.wanted.contains(&object))
-    }
-
-    fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> strata::Result<()> {
-        (self.each)(object, offset, content).map_err(|error| {
-            self.failed = Some(error);
-            strata::Error::caller("the reader failed")
-        })
     }
 }
 

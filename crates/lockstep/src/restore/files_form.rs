@@ -14,13 +14,15 @@
 mod content;
 mod finish;
 mod make;
+#[cfg(test)]
+mod memory_tests;
 mod place;
 mod plan;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Timestamps;
+use indicatif::ProgressBar;
 
 use crate::error::Result;
 use crate::repository::Repository;
@@ -67,13 +69,14 @@ pub(super) struct Volume<'a> {
     pub(super) others: &'a [PathBuf],
     /// Files that become holes.
     pub(super) zeroed: &'a HashSet<u64>,
+    /// Shows how much of the content is there.
+    pub(super) bar: ProgressBar,
 }
 
 /// What is still to be done once all volumes are there: pg_control gets its name.
 pub(super) struct Pending {
     root: Root,
-    plan: Plan,
-    folder_times: Timestamps,
+    control: Option<finish::Control>,
 }
 
 /// Restores a volume.
@@ -89,19 +92,18 @@ pub(super) fn restore(volume: &Volume<'_>) -> Result<(Written, Pending)> {
     steps::reached("restore.files-filled")?;
     finish::finish(volume, &plan, &root, &made, &filled)?;
     let written = Written {
-        files: plan.files.iter().filter(|file| file.is_regular).count() as u64,
+        files: plan.files.iter().filter(|file| file.is_regular()).count() as u64,
         bytes_written: made.bytes_zeroed + filled.bytes_written,
         bytes_read: filled.bytes_read,
         removed: made.removed,
     };
-    let folder = plan.control.as_ref().map_or(0, |(file, _)| plan.files[*file].folder);
-    let attributes = &volume.tree.node(plan.folders[folder].object)?.attributes;
-    Ok((written, Pending { folder_times: finish::times(attributes), root, plan }))
+    let control = finish::Control::of(volume, &plan, &root)?;
+    Ok((written, Pending { root, control }))
 }
 
 impl Pending {
     /// The last step.
     pub(super) fn finish(self) -> Result<()> {
-        finish::name_control(&self.root, &self.plan, &self.folder_times)
+        self.control.map_or(Ok(()), |control| control.name(&self.root))
     }
 }

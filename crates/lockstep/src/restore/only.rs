@@ -18,6 +18,7 @@ use sendstream::zpl::FileType;
 
 use crate::error::{Error, Result};
 use crate::plan::layout::PartKind;
+use crate::repository::peek::Peek;
 use crate::repository::tree::ImageTree;
 use crate::repository::{Repository, Shipped};
 use crate::set::manifest::{Manifest, SetPart, SetVolume};
@@ -150,10 +151,10 @@ impl Only {
             if is_wanted && wanted {
                 continue;
             }
-            for (name, object) in &tree.node(database)?.children {
-                let is_file = tree.node(*object)?.attributes.file_type() == FileType::Regular;
+            for (name, object) in tree.children(database) {
+                let is_file = tree.attributes(object)?.file_type() == FileType::Regular;
                 if is_file && name != b"PG_VERSION" {
-                    zeroed.insert(*object);
+                    zeroed.insert(object);
                 }
             }
         }
@@ -165,9 +166,9 @@ impl Only {
 fn folders(tree: &ImageTree, folder: Option<u64>) -> Result<Vec<(Vec<u8>, u64)>> {
     let Some(folder) = folder else { return Ok(Vec::new()) };
     let mut found = Vec::new();
-    for (name, object) in &tree.node(folder)?.children {
-        if tree.node(*object)?.attributes.file_type() == FileType::Directory {
-            found.push((name.clone(), *object));
+    for (name, object) in tree.children(folder) {
+        if tree.attributes(object)?.file_type() == FileType::Directory {
+            found.push((name.to_vec(), object));
         }
     }
     Ok(found)
@@ -186,15 +187,14 @@ fn read_databases(repository: &Repository, shipped: &Shipped) -> Result<BTreeSet
     let shipped = shipped.ok_or_else(|| {
         Error::failed(format!("the data directory of set {set} isn't in the repository"))
     })?;
-    let tree = ImageTree::read(repository, &shipped.image, &shipped.delta)?;
+    let mut peek = Peek::open(repository, &shipped.image, &shipped.delta)?;
     let global = part.inside.join("global");
-    let read = |name: &str, limit: u64| -> Result<Vec<u8>> {
+    let mut read = |name: &str, limit: u64| -> Result<Vec<u8>> {
         let path = global.join(name);
-        let object = tree.find(path.iter().map(OsStrExt::as_bytes)).ok_or_else(|| {
+        let object = peek.find(path.iter().map(OsStrExt::as_bytes))?.ok_or_else(|| {
             Error::failed(format!("set {set} has no file \"{}\"", path.display()))
         })?;
-        let mut files = tree.small_files(repository, &BTreeSet::from([object]), limit)?;
-        Ok(files.remove(&object).unwrap_or_default())
+        peek.small_file(object, limit)
     };
     let strange = |what: &str, path: &Path| {
         format!("{what} of set {set}, \"{}\", can't be read", path.display())

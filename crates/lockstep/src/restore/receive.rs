@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::io::{BufWriter, Write};
 use std::process::ChildStdin;
 
+use indicatif::ProgressBar;
 use sendstream::fold::StreamSink;
 
 use super::build::Build;
@@ -15,8 +16,9 @@ use super::source::FromRepository;
 use super::zeroing::Zeroing;
 use crate::error::{Error, Result};
 use crate::process::Piped;
+use crate::progress::Progress;
 use crate::repository::ingest::of_stream;
-use crate::repository::tree::ImageTree;
+use crate::repository::tree::{Depth, ImageTree};
 use crate::repository::unfold::unfold;
 use crate::repository::{ShippedVolume, of_strata};
 use crate::steps;
@@ -98,10 +100,11 @@ fn receive(
         return raw::receive(from, build, dataset, shipped, since);
     }
     let zeroed = zeroed(from, build, shipped)?;
+    let bar = bar(from, shipped, since, &zeroed)?;
     let mut child = build.cx.zfs.receive(dataset)?;
     let result = (|| -> Result<_> {
         let stream = StreamSink::new(BufWriter::with_capacity(1 << 20, &mut child));
-        let mut sink = Zeroing::new(stream, zeroed, from.guid(shipped)?);
+        let mut sink = Zeroing::new(stream, zeroed, from.guid(shipped)?, bar);
         let unfolded = unfold(&from.repository, &shipped.image, &shipped.delta, since, &mut sink)?;
         let mut output = sink.into_inner().finish().map_err(of_stream)?;
         output.flush().map_err(Error::io("write to", "zfs receive"))?;
@@ -122,12 +125,43 @@ pub(super) fn ended<T>(written: Result<T>, child: Piped<ChildStdin>) -> Result<T
     }
 }
 
+/// Shows how much went by. How much it will be is only found out where somebody looks.
+fn bar(
+    from: &FromRepository,
+    shipped: &ShippedVolume,
+    since: Option<&str>,
+    zeroed: &HashSet<u64>,
+) -> Result<ProgressBar> {
+    let lines = Progress::on_stderr();
+    if !lines.is_shown() {
+        return Ok(ProgressBar::hidden());
+    }
+    let (strata, image, delta) = (&from.repository.strata, &shipped.image, &shipped.delta);
+    let total = match since {
+        None => ImageTree::read(&from.repository, image, delta, Depth::Names)?.file_bytes(zeroed),
+        // What is written twice in between is counted twice.
+        Some(_) => {
+            let chain = strata::delta::chain(strata, image, delta, since).map_err(of_strata)?;
+            let mut total = 0;
+            for delta in &chain {
+                let count = |row: strata::delta::PackRow| {
+                    total += row.live;
+                    Ok(())
+                };
+                strata::delta::packs(strata, delta, count).map_err(of_strata)?;
+            }
+            total
+        }
+    };
+    Ok(lines.bytes_of(shipped.dataset.as_str(), total))
+}
+
 /// The objects that become holes.
 fn zeroed(from: &FromRepository, build: &Build, shipped: &ShippedVolume) -> Result<HashSet<u64>> {
     let mut volumes = build.manifest.volumes.iter();
     let volume = volumes.find(|volume| volume.dataset == shipped.dataset);
     let Some(volume) = volume.filter(|_| !from.only.is_all()) else { return Ok(HashSet::new()) };
-    let tree = ImageTree::read(&from.repository, &shipped.image, &shipped.delta)?;
+    let tree = ImageTree::read(&from.repository, &shipped.image, &shipped.delta, Depth::Names)?;
     from.only.zeroed(&tree, volume)
 }
 

@@ -15,8 +15,9 @@ use crate::files;
 use crate::plan::layout::PartKind;
 use crate::plan::refusal::Refusal;
 use crate::process::Credentials;
+use crate::progress::Progress;
 use crate::repository::image::ImageState;
-use crate::repository::tree::ImageTree;
+use crate::repository::tree::{Depth, ImageTree};
 use crate::repository::{self, Repository, Shipped, ShippedVolume, of_strata};
 use crate::set::manifest::SetVolume;
 use crate::steps;
@@ -337,7 +338,8 @@ impl FromRepository {
         volume: &SetVolume,
         shipped: &ShippedVolume,
     ) -> Result<(Written, files_form::Pending)> {
-        let tree = ImageTree::read(&self.repository, &shipped.image, &shipped.delta)?;
+        let depth = if self.delta { Depth::Runs } else { Depth::Names };
+        let tree = ImageTree::read(&self.repository, &shipped.image, &shipped.delta, depth)?;
         let data = volume.parts.iter().find(|part| part.kind == PartKind::Data);
         let others: Vec<PathBuf> = build
             .placement
@@ -346,6 +348,9 @@ impl FromRepository {
             .map(|other| other.mountpoint.clone())
             .filter(|other| *other != placed.mountpoint)
             .collect();
+        let zeroed = self.only.zeroed(&tree, volume)?;
+        let total = tree.file_bytes(&zeroed);
+        let lines = Progress::on_stderr();
         files_form::restore(&files_form::Volume {
             repository: &self.repository,
             tree: &tree,
@@ -353,7 +358,8 @@ impl FromRepository {
             data_inside: data.map(|part| part.inside.as_path()),
             delta: self.delta,
             others: &others,
-            zeroed: &self.only.zeroed(&tree, volume)?,
+            zeroed: &zeroed,
+            bar: lines.bytes_of(volume.dataset.as_str(), total),
         })
     }
 }

@@ -1,7 +1,8 @@
-//! A stream in which some files are holes.
+//! A stream in which some files are holes, and which is watched as it goes by.
 
 use std::collections::HashSet;
 
+use indicatif::ProgressBar;
 use sendstream::Result;
 use sendstream::fold::{Piece, Sink, SpillBlock};
 use sendstream::record::{Begin, Object};
@@ -11,12 +12,13 @@ pub(super) struct Zeroing<S> {
     inner: S,
     zeroed: HashSet<u64>,
     guid: u64,
+    bar: ProgressBar,
 }
 
 impl<S> Zeroing<S> {
-    /// The content of `zeroed` becomes holes.
-    pub(super) fn new(inner: S, zeroed: HashSet<u64>, guid: u64) -> Self {
-        Self { inner, zeroed, guid }
+    /// The content of `zeroed` becomes holes; `bar` shows how much of the rest went by.
+    pub(super) fn new(inner: S, zeroed: HashSet<u64>, guid: u64, bar: ProgressBar) -> Self {
+        Self { inner, zeroed, guid, bar }
     }
 
     /// What it was passed on to.
@@ -43,7 +45,11 @@ impl<S: Sink> Sink for Zeroing<S> {
     }
 
     fn piece(&mut self, object: u64, piece: Piece<'_>) -> Result<()> {
-        if self.zeroed.contains(&object) { Ok(()) } else { self.inner.piece(object, piece) }
+        if self.zeroed.contains(&object) {
+            return Ok(());
+        }
+        self.bar.inc(piece.length);
+        self.inner.piece(object, piece)
     }
 
     fn spill(&mut self, spill: SpillBlock<'_>) -> Result<()> {

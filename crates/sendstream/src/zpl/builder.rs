@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::attributes::{Attributes, FileType};
 use super::sa::{self, AttributeTables};
-use super::tree::{Node, Run, Tree};
+use super::tree::{Children, Node, Run, Tree};
 use super::zap::{SparseContent, Zap};
 use super::znode;
 use crate::bytes::ByteOrder;
@@ -130,6 +130,43 @@ impl<V: ContentVisitor> TreeBuilder<V> {
         self.current.as_ref().is_some_and(needs)
     }
 
+    /// An object that went by; its attributes are there once those that [`TreeBuilder::missing`] names went by before it.
+    pub fn node(&self, object: u64) -> Option<&Node<V::Output>> {
+        self.nodes.get(&object)
+    }
+
+    /// Takes an object that went by out of the tree, once its attributes are known: who builds a large tree may keep it
+    /// in less room.
+    pub fn take(&mut self, object: u64) -> Option<Node<V::Output>> {
+        let is_late = self.deferred.binary_search_by_key(&object, |late| late.object).is_ok();
+        if is_late { None } else { self.nodes.remove(&object) }
+    }
+
+    /// Object number of the root directory, once the master node went by.
+    pub fn root(&self) -> Option<u64> {
+        self.maps.get(&1)?.number("ROOT")
+    }
+
+    /// The objects that have to go by before any file's attributes can be read, as far as it is known which; none once
+    /// they have. For who gives single objects, not all of a file system in order.
+    pub fn missing(&self) -> Vec<u64> {
+        let Some(master) = self.maps.get(&1) else {
+            return vec![1];
+        };
+        // File systems before version 5 have attributes of one form.
+        let Some(attributes) = master.number("SA_ATTRS").filter(|object| *object != 0) else {
+            return Vec::new();
+        };
+        match self.maps.get(&attributes) {
+            _ if self.tables.ready.is_some() => Vec::new(),
+            None => vec![attributes],
+            Some(tables) => {
+                let names = ["REGISTRY", "LAYOUTS"];
+                names.iter().filter_map(|name| tables.number(name)).collect()
+            }
+        }
+    }
+
     /// The tree.
     pub fn finish(mut self) -> Result<Tree<V::Output>> {
         if self.objset == ObjsetType::Volume {
@@ -206,7 +243,7 @@ impl<V: ContentVisitor> TreeBuilder<V> {
         };
         let object = current.object;
         let content = if current.visited { self.visitor.end(object)? } else { None };
-        let mut children = Vec::new();
+        let mut children = Children::default();
         if current.keep == Keep::Zap {
             let zap = Zap::parse(object, &current.content, current.header.block_size as usize);
             match current.header.kind {
@@ -214,10 +251,11 @@ impl<V: ContentVisitor> TreeBuilder<V> {
                     // An entry's type is in its upper bits.
                     let number = |value: u64| value & ((1 << 48) - 1);
                     let zap = zap?;
-                    let entries = zap.entries();
-                    children = entries
-                        .filter_map(|(name, value)| Some((name.to_vec(), number(value.single()?))))
-                        .collect();
+                    for (name, value) in zap.entries() {
+                        if let Some(value) = value.single() {
+                            children.push(name, number(value));
+                        }
+                    }
                 }
                 object_type::SA_REGISTRATION => self.tables.registry = Some(zap?),
                 object_type::SA_LAYOUTS => self.tables.layouts = Some(zap?),

@@ -13,5 +13,5 @@ mod znode;
 pub use attributes::{Attributes, FileType, Timestamp};
 pub use builder::{ContentVisitor, NoContent, TreeBuilder};
 pub use sa::{AttributeTables, decode as decode_attributes};
-pub use tree::{Entry, Node, Run, Tree, XattrValue};
+pub use tree::{Children, Entry, Node, Run, Tree, XattrValue};
 pub use zap::{SparseContent, Zap, ZapValue};

@@ -20,12 +20,70 @@ pub struct Run {
 pub struct Node<T> {
     /// Its attributes.
     pub attributes: Attributes,
-    /// A directory's names and their objects, in the order of the names' bytes.
-    pub children: Vec<(Vec<u8>, u64)>,
+    /// A directory's names.
+    pub children: Children,
     /// A file's data; what lies between is a hole. Blocks may reach past the file's size.
     pub runs: Vec<Run>,
     /// What the [`ContentVisitor`](super::ContentVisitor) made of the content.
     pub content: Option<T>,
+}
+
+/// A directory's names and their objects, in the order of the names' bytes. One buffer holds all names: a directory
+/// may have a million.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Children {
+    names: Vec<u8>,
+    /// Where each name ends, and its object.
+    ends: Vec<u32>,
+    objects: Vec<u64>,
+}
+
+impl Children {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+
+    /// The name and the object at a place.
+    pub fn get(&self, at: usize) -> Option<(&[u8], u64)> {
+        let start = at.checked_sub(1).and_then(|before| self.ends.get(before));
+        let (start, end) = (start.copied().unwrap_or(0), *self.ends.get(at)?);
+        Some((self.names.get(start as usize..end as usize)?, *self.objects.get(at)?))
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], u64)> {
+        (0..self.len()).filter_map(|at| self.get(at))
+    }
+
+    /// The object of a name.
+    pub fn find(&self, name: &[u8]) -> Option<u64> {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let (found, object) = self.get(middle)?;
+            match found.cmp(name) {
+                std::cmp::Ordering::Equal => return Some(object),
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+            }
+        }
+        None
+    }
+
+    /// Adds a name behind the others, whose order it keeps. What is too large for any directory is left out.
+    pub(super) fn push(&mut self, name: &[u8], object: u64) {
+        if let Ok(end) = u32::try_from(self.names.len() + name.len()) {
+            self.names.extend_from_slice(name);
+            self.ends.push(end);
+            self.objects.push(object);
+        }
+    }
 }
 
 /// Where the value of an extended attribute is.
@@ -98,7 +156,7 @@ impl<T> Tree<T> {
         }
         if let Some(directory) = self.node(node.attributes.xattr_directory) {
             let names = directory.children.iter();
-            found.extend(names.map(|(name, object)| (name.clone(), XattrValue::Object(*object))));
+            found.extend(names.map(|(name, object)| (name.to_vec(), XattrValue::Object(object))));
         }
         found.sort_by(|(a, _), (b, _)| a.cmp(b));
         Ok(found)
@@ -126,14 +184,14 @@ impl<T> Tree<T> {
                 path.push(b'/');
             }
             path.extend_from_slice(name);
-            let Some(node) = self.nodes.get(object) else {
+            let Some(node) = self.nodes.get(&object) else {
                 let why = format!("it has the name \"{}\" but isn't there", path.escape_ascii());
-                return Err(Error::object(*object, why));
+                return Err(Error::object(object, why));
             };
-            visit(Entry { path: &path, object: *object, node })?;
+            visit(Entry { path: &path, object, node })?;
             if node.attributes.file_type() == FileType::Directory {
-                if !seen.insert(*object) {
-                    return Err(Error::object(*object, "this directory is in two places"));
+                if !seen.insert(object) {
+                    return Err(Error::object(object, "this directory is in two places"));
                 }
                 let length = path.len();
                 stack.push((node, length, 0));

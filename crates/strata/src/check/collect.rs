@@ -52,11 +52,8 @@ pub fn collect(
     let mut live = Live::default();
     live.sets(repository)?;
     // A backup that has no manifest yet.
-    for (delta, listed) in &inventory.deltas {
-        if !is_old(listed.modified) {
-            live.chain(repository, delta.clone(), true)?;
-        }
-    }
+    let young = inventory.deltas.iter().filter(|(_, listed)| !is_old(listed.modified));
+    live.chains(repository, young.map(|(delta, _)| delta.clone()).collect(), true)?;
     let deltas = inventory.deltas.iter().filter(|(delta, _)| !live.deltas.contains(delta));
     let indexes = inventory.indexes.iter().filter(|(path, _)| !live.indexes.contains(*path));
     let packs = inventory.packs.iter().filter(|(pack, _)| !live.packs.contains_key(pack));

@@ -5,12 +5,33 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::delta::{packs, read_descriptor};
-use crate::error::Result;
+use crate::delta::{IndexFile, PackRow, packs, read_descriptor};
+use crate::error::{Error, Result};
 use crate::id::Ulid;
 use crate::manifest::{DeltaId, Manifest};
+use crate::many::read_many;
 use crate::pack::Packed;
 use crate::repository::Repository;
+
+/// What a delta needs.
+struct Needs {
+    indexes: Vec<String>,
+    packs: Vec<PackRow>,
+    base: Option<String>,
+}
+
+fn needs(repository: &Repository, delta: &DeltaId) -> Result<Needs> {
+    let descriptor = read_descriptor(repository, &delta.image, &delta.id)?;
+    let path = |file: &IndexFile| repository.image_path(&delta.image, &file.name);
+    let mut needs =
+        Needs { indexes: descriptor.files().map(path).collect(), packs: Vec::new(), base: None };
+    packs(repository, &descriptor, |row| {
+        needs.packs.push(row);
+        Ok(())
+    })?;
+    needs.base = descriptor.base;
+    Ok(needs)
+}
 
 /// What is needed.
 #[derive(Default)]
@@ -24,39 +45,41 @@ pub(crate) struct Live {
 impl Live {
     /// Notes all that sets need.
     pub(crate) fn sets(&mut self, repository: &Repository) -> Result<()> {
-        for set in Manifest::list(repository)? {
-            for delta in Manifest::read(repository, &set)?.deltas {
-                self.chain(repository, delta, false)?;
-            }
-        }
-        Ok(())
+        let mut named = BTreeSet::new();
+        Manifest::read_all(repository, |manifest| {
+            named.extend(manifest.deltas);
+            Ok(())
+        })?;
+        self.chains(repository, named, false)
     }
 
-    /// Notes a delta and all that it comes from. With `may_end` it may end where a delta isn't there.
-    pub(crate) fn chain(
+    /// Notes deltas and all that they come from. With `may_end` a chain may end where a delta isn't there.
+    pub(crate) fn chains(
         &mut self,
         repository: &Repository,
-        delta: DeltaId,
+        deltas: BTreeSet<DeltaId>,
         may_end: bool,
     ) -> Result<()> {
-        let mut next = Some(delta);
-        while let Some(delta) = next.take() {
-            if self.deltas.contains(&delta) {
-                return Ok(());
-            }
-            let descriptor = match read_descriptor(repository, &delta.image, &delta.id) {
-                Err(error) if may_end && error.is_not_found() => return Ok(()),
-                result => result?,
-            };
-            for file in descriptor.files() {
-                self.indexes.insert(repository.image_path(&delta.image, &file.name));
-            }
-            packs(repository, &descriptor, |row| {
-                self.packs.entry(row.pack).or_insert((row.packed(), 0)).1 += row.live;
+        let mut next = deltas;
+        // What all of these come from is mostly among them, so this takes few rounds.
+        while !next.is_empty() {
+            let round: Vec<_> =
+                next.into_iter().filter(|delta| !self.deltas.contains(delta)).collect();
+            next = BTreeSet::new();
+            let needs = |delta: &DeltaId| needs(repository, delta);
+            read_many::<_, _, Error>(&round, needs, |delta, needs| {
+                let needs = match needs {
+                    Err(error) if may_end && error.is_not_found() => return Ok(()),
+                    result => result?,
+                };
+                self.indexes.extend(needs.indexes);
+                for row in needs.packs {
+                    self.packs.entry(row.pack).or_insert((row.packed(), 0)).1 += row.live;
+                }
+                next.extend(needs.base.map(|id| DeltaId { image: delta.image.clone(), id }));
+                self.deltas.insert(delta.clone());
                 Ok(())
             })?;
-            next = descriptor.base.map(|id| DeltaId { image: delta.image.clone(), id });
-            self.deltas.insert(delta);
         }
         Ok(())
     }

@@ -143,22 +143,55 @@ pub trait Delta {
 
     /// Goes to the next extent.
     fn next_extent(&mut self) -> Result<()>;
-}
 
-impl<D: Delta + ?Sized> Delta for Box<D> {
-    fn entry(&self) -> Option<&Entry> {
-        (**self).entry()
+    /// Passes over entries before the last one that begins at `object` or before it, or over fewer; never back. What
+    /// was passed over may have left its extents behind, as [`Delta::leave_extents`] does.
+    fn seek(&mut self, object: u64) -> Result<()> {
+        let _ = object;
+        if self.entry().is_none() { self.next_entry() } else { Ok(()) }
     }
 
-    fn next_entry(&mut self) -> Result<()> {
-        (**self).next_entry()
-    }
+    /// The extents of the entry at hand, and of those that follow, aren't wanted.
+    fn leave_extents(&mut self) {}
 
-    fn extent(&self) -> Option<&Extent> {
-        (**self).extent()
-    }
-
-    fn next_extent(&mut self) -> Result<()> {
-        (**self).next_extent()
+    /// They are wanted again, from those of the entry at hand on.
+    fn meet_extents(&mut self) -> Result<()> {
+        Ok(())
     }
 }
+
+macro_rules! delegated {
+    ($($of:ty),*) => {$(
+        impl<D: Delta + ?Sized> Delta for $of {
+            fn entry(&self) -> Option<&Entry> {
+                (**self).entry()
+            }
+
+            fn next_entry(&mut self) -> Result<()> {
+                (**self).next_entry()
+            }
+
+            fn extent(&self) -> Option<&Extent> {
+                (**self).extent()
+            }
+
+            fn next_extent(&mut self) -> Result<()> {
+                (**self).next_extent()
+            }
+
+            fn seek(&mut self, object: u64) -> Result<()> {
+                (**self).seek(object)
+            }
+
+            fn leave_extents(&mut self) {
+                (**self).leave_extents();
+            }
+
+            fn meet_extents(&mut self) -> Result<()> {
+                (**self).meet_extents()
+            }
+        }
+    )*};
+}
+
+delegated!(Box<D>, &mut D);

@@ -1,8 +1,8 @@
-//! Reads a delta's index in order.
+//! Reads a delta's index in order, or from an object on.
 
 use super::descriptor::Descriptor;
 use super::rows::{ExtentRow, PackRow};
-use super::table_reader::TableReader;
+use super::table_reader::{From, TableReader};
 use super::{Delta, Entry, Extent};
 use crate::error::{Error, Result};
 use crate::repository::Repository;
@@ -30,6 +30,8 @@ pub struct DeltaReader {
     entry: Option<Entry>,
     extent: Option<ExtentRow>,
     is_begun: bool,
+    /// The extents were left behind: they are read again where those of an entry are asked for.
+    is_behind: bool,
 }
 
 impl DeltaReader {
@@ -44,8 +46,17 @@ impl DeltaReader {
             entry: None,
             extent: None,
             is_begun: false,
+            is_behind: false,
             descriptor,
         }
+    }
+
+    /// Goes back to before the first entry. Of what was read the last file of each table stays open.
+    pub fn rewind(&mut self) {
+        self.objects.rewind();
+        self.extents.rewind();
+        (self.entry, self.extent) = (None, None);
+        (self.is_begun, self.is_behind) = (false, false);
     }
 
     /// What it reads.
@@ -83,7 +94,7 @@ impl Delta for DeltaReader {
         } else if self.entry.is_none() {
             return Ok(());
         }
-        while self.extent().is_some() {
+        while !self.is_behind && self.extent().is_some() {
             self.advance_extent()?;
         }
         let last = self.entry.take();
@@ -92,6 +103,9 @@ impl Delta for DeltaReader {
             && entry.object() < last.end()
         {
             return Err(self.disorder("its objects are in no order"));
+        }
+        if self.is_behind {
+            return Ok(());
         }
         // An extent that no entry claims would be lost in silence.
         let stray = match (&self.entry, &self.extent) {
@@ -113,6 +127,38 @@ impl Delta for DeltaReader {
     fn next_extent(&mut self) -> Result<()> {
         if self.extent().is_some() {
             self.advance_extent()?;
+        }
+        Ok(())
+    }
+
+    fn seek(&mut self, object: u64) -> Result<()> {
+        self.is_behind = true;
+        if self.objects.seek(From::AtOrBefore(object))? || !self.is_begun {
+            self.is_begun = true;
+            self.entry = self.objects.next()?;
+        }
+        Ok(())
+    }
+
+    fn leave_extents(&mut self) {
+        self.is_behind = true;
+    }
+
+    fn meet_extents(&mut self) -> Result<()> {
+        let Some(entry) = self.entry.as_ref().filter(|_| self.is_behind) else {
+            return Ok(());
+        };
+        let object = entry.object();
+        self.is_behind = false;
+        if self.extent.as_ref().is_none_or(|row| row.object < object) {
+            self.extents.seek(From::AtOrAfter(object))?;
+            self.extent = None;
+            loop {
+                self.advance_extent()?;
+                if self.extent.as_ref().is_none_or(|row| row.object >= object) {
+                    break;
+                }
+            }
         }
         Ok(())
     }

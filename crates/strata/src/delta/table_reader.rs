@@ -1,4 +1,9 @@
 //! Reads one table of the index in order: one or a few row groups of bytes, and one page of each column, at a time.
+//!
+//! A file's footer says the least and the greatest object of each row group, so a reader can go to an object without
+//! reading what lies before it. What could go wrong: rows that are passed over and were wanted are lost in silence, so
+//! the footer's numbers have to ascend, and what is read has to lie between them. Where a file lacks them, nothing of
+//! it is passed over.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -12,6 +17,7 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
+use parquet::file::statistics::Statistics;
 
 use super::descriptor::IndexFile;
 use super::rows::{Cell, Column, Kind, Row};
@@ -21,6 +27,8 @@ use crate::repository::Repository;
 
 /// Rows that are decoded at a time.
 const BATCH: usize = 256;
+/// Bytes of a file that is read at once, though only a part of it may be wanted.
+const SMALL: u64 = 256 << 10;
 
 /// Some bytes of a file, at their place.
 struct Window {
@@ -60,14 +68,26 @@ impl ChunkReader for Window {
 struct Group {
     range: Range<u64>,
     blake3: String,
+    /// The least and the greatest object in it, where the footer says so.
+    objects: Option<(u64, u64)>,
 }
 
 struct OpenFile {
+    /// Its place among the table's files.
+    number: usize,
     path: String,
     metadata: ParquetMetaData,
     groups: Vec<Group>,
-    next: usize,
     window: Window,
+}
+
+/// From where on a table's rows are wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum From {
+    /// From the last row of this object, or of one before it.
+    AtOrBefore(u64),
+    /// From the first row of this object, or of one after it.
+    AtOrAfter(u64),
 }
 
 /// A column's values of a batch.
@@ -82,9 +102,14 @@ struct Values {
 pub(crate) struct TableReader<R> {
     repository: Repository,
     folder: String,
-    files: VecDeque<IndexFile>,
+    files: Vec<IndexFile>,
     read_ahead: u64,
+    /// The file that was read last.
     open: Option<OpenFile>,
+    /// File and row group that are read next.
+    next: (usize, usize),
+    /// Whether nothing was passed over just before these: then more of what follows is read along.
+    in_order: bool,
     columns: Vec<ColumnReader>,
     values: Vec<Values>,
     left: usize,
@@ -102,9 +127,11 @@ impl<R: Row> TableReader<R> {
         TableReader {
             repository: repository.clone(),
             folder: repository.image_path(image, ""),
-            files: files.iter().cloned().collect(),
+            files: files.to_vec(),
             read_ahead,
             open: None,
+            next: (0, 0),
+            in_order: true,
             columns: Vec::new(),
             values: R::COLUMNS.iter().map(|_| Values::default()).collect(),
             left: 0,
@@ -124,43 +151,129 @@ impl<R: Row> TableReader<R> {
         Ok(self.batch.pop_front())
     }
 
+    /// Goes back to before the first row. The file that was read last stays open.
+    pub(crate) fn rewind(&mut self) {
+        self.go_to((0, 0));
+    }
+
+    /// Passes over row groups before those that are wanted, never back; whether it is before a row group now.
+    pub(crate) fn seek(&mut self, from: From) -> Result<bool> {
+        if self.next.0 >= self.files.len() {
+            return Ok(false);
+        }
+        self.in_order = false;
+        let file = self.file_of(from)?;
+        let groups = &self.open(file)?.groups;
+        let group = match from {
+            From::AtOrBefore(object) => groups
+                .partition_point(|group| group.objects.is_some_and(|(least, _)| least <= object))
+                .saturating_sub(1),
+            From::AtOrAfter(object) => groups.partition_point(|group| {
+                group.objects.is_some_and(|(_, greatest)| greatest < object)
+            }),
+        };
+        if (file, group) < self.next {
+            return Ok(false);
+        }
+        self.go_to((file, group));
+        self.in_order = false;
+        Ok(true)
+    }
+
+    /// The file that holds the first row that is wanted, as far as the footers say.
+    fn file_of(&mut self, from: From) -> Result<usize> {
+        // Those before `low` come too early, those from `high` on too late.
+        let (mut low, mut high) = (self.next.0, self.files.len());
+        let open = self.open.as_ref().filter(|open| open.number >= low);
+        if let Some((number, (least, greatest))) =
+            open.and_then(|open| Some((open.number, open.objects()?)))
+        {
+            let is_here = match from {
+                From::AtOrBefore(object) => (least..=greatest).contains(&object),
+                From::AtOrAfter(object) => (least < object || number == low) && object <= greatest,
+            };
+            if is_here {
+                return Ok(number);
+            }
+        }
+        while high - low > 1 {
+            match from {
+                From::AtOrBefore(object) => {
+                    let probe = low + (high - low) / 2;
+                    let objects = self.open(probe)?.objects();
+                    let is_early = objects.is_some_and(|(least, _)| least <= object);
+                    if is_early { low = probe } else { high = probe }
+                }
+                From::AtOrAfter(object) => {
+                    let probe = low + (high - low - 1) / 2;
+                    let objects = self.open(probe)?.objects();
+                    let is_early = objects.is_some_and(|(_, greatest)| greatest < object);
+                    if is_early { low = probe + 1 } else { high = probe + 1 }
+                }
+            }
+        }
+        Ok(low)
+    }
+
+    fn go_to(&mut self, place: (usize, usize)) {
+        self.next = place;
+        self.in_order = true;
+        self.columns.clear();
+        self.batch.clear();
+        self.left = 0;
+    }
+
     /// Opens the next row group; false where there is none.
     fn next_group(&mut self) -> Result<bool> {
         self.columns.clear();
-        loop {
-            if self.open.as_ref().is_none_or(|open| open.next >= open.groups.len()) {
-                self.open = None;
-                let Some(file) = self.files.pop_front() else {
-                    return Ok(false);
-                };
-                self.open = Some(self.open_file(&file)?);
+        while self.next.0 < self.files.len() {
+            let (file, group) = self.next;
+            if group >= self.open(file)?.groups.len() {
+                self.next = (file + 1, 0);
                 continue;
             }
+            let read_ahead = if self.in_order { self.read_ahead } else { 0 };
             let Some(open) = &mut self.open else {
                 return Ok(false);
             };
-            let bytes = open.group(&self.repository, self.read_ahead)?;
+            let bytes = open.group(group, &self.repository, read_ahead)?;
             let at = bytes.start;
-            let group = open.metadata.row_group(open.next);
+            let metadata = open.metadata.row_group(group);
             let failed = |error| unreadable(&open.path, at, error);
-            let rows = usize::try_from(group.num_rows()).unwrap_or(0);
+            let rows = usize::try_from(metadata.num_rows()).unwrap_or(0);
             let chunk = Arc::new(bytes);
-            for column in group.columns().iter().take(R::COLUMNS.len()) {
+            for column in metadata.columns().iter().take(R::COLUMNS.len()) {
                 let pages = SerializedPageReader::new(chunk.clone(), column, rows, None);
                 let pages = Box::new(pages.map_err(failed)?);
                 self.columns.push(get_column_reader(column.column_descr_ptr(), pages));
             }
-            open.next += 1;
+            self.next = (file, group + 1);
+            self.in_order = true;
             self.left = rows;
             return Ok(true);
         }
+        Ok(false)
     }
 
-    fn open_file(&self, file: &IndexFile) -> Result<OpenFile> {
+    /// The `number`th file, opened.
+    fn open(&mut self, number: usize) -> Result<&OpenFile> {
+        if self.open.as_ref().is_none_or(|open| open.number != number) {
+            // The old one goes before the new one comes.
+            self.open = None;
+            self.open = Some(self.open_file(number)?);
+        }
+        self.open.as_ref().ok_or_else(|| Error::damaged(&self.folder, 0, "a table has no file"))
+    }
+
+    fn open_file(&self, number: usize) -> Result<OpenFile> {
+        let Some(file) = self.files.get(number) else {
+            return Err(Error::damaged(&self.folder, 0, "a table has fewer files than it says"));
+        };
         let path = format!("{}{}", self.folder, file.name);
         let damaged = |why: &str| Error::damaged(&path, file.footer, why);
         // A small file is read at once.
-        let start = if file.size <= self.read_ahead { 0 } else { file.footer };
+        let whole = if self.in_order { self.read_ahead } else { self.read_ahead.min(SMALL) };
+        let start = if file.size <= whole { 0 } else { file.footer };
         let window = Window { start, bytes: self.repository.read(&path, start..file.size)? };
         let footer = window.slice(file.footer..file.size).unwrap_or_default();
         if *blake3::hash(&footer).to_hex() != *file.blake3 {
@@ -180,17 +293,24 @@ impl<R: Row> TableReader<R> {
             .filter(|groups| groups.len() == metadata.num_row_groups())
             .filter(|groups| groups.last().map_or(0, |group| group.range.end) <= file.footer)
             .ok_or_else(|| damaged("its footer lacks the row groups' hashes"))?;
-        Ok(OpenFile { path, metadata, groups, next: 0, window })
+        let known: Vec<_> = groups.iter().filter_map(|group| group.objects).collect();
+        let ascend = known.is_sorted_by(|(_, before), (after, _)| before <= after);
+        if !ascend || known.iter().any(|(least, greatest)| least > greatest) {
+            return Err(damaged("its row groups are in no order"));
+        }
+        Ok(OpenFile { number, path, metadata, groups, window })
     }
 
     fn decode(&mut self) -> Result<()> {
         let want = self.left.min(BATCH);
-        let (path, at) = match &self.open {
+        let group = self.next.1.saturating_sub(1);
+        let (path, at, objects) = match &self.open {
             Some(open) => {
-                let group = open.next.saturating_sub(1);
-                (open.path.clone(), open.groups.get(group).map_or(0, |group| group.range.start))
+                let group = open.groups.get(group);
+                let objects = group.and_then(|group| group.objects);
+                (open.path.clone(), group.map_or(0, |group| group.range.start), objects)
             }
-            None => (String::new(), 0),
+            None => (String::new(), 0, None),
         };
         let failed = |error| unreadable(&path, at, error);
         for ((column, values), (_, kind)) in
@@ -214,6 +334,12 @@ impl<R: Row> TableReader<R> {
             }
         }
         self.left -= want;
+        if let (Some((least, greatest)), Some(first)) = (objects, self.values.first()) {
+            let is_there = |number: &i64| (least..=greatest).contains(&(*number as u64));
+            if !first.numbers.iter().all(is_there) {
+                return Err(Error::damaged(&path, at, "a row is none of its row group"));
+            }
+        }
         let mut taken = vec![0; R::COLUMNS.len()];
         let mut cells = Vec::with_capacity(R::COLUMNS.len());
         for row in 0..want {
@@ -232,16 +358,22 @@ impl<R: Row> TableReader<R> {
 }
 
 impl OpenFile {
-    /// The bytes of the next row group, checked; others that follow are read along.
-    fn group(&mut self, repository: &Repository, read_ahead: u64) -> Result<Window> {
-        let Some(group) = self.groups.get(self.next) else {
+    /// The least and the greatest object in it, where its footer says so.
+    fn objects(&self) -> Option<(u64, u64)> {
+        let (first, last) = (self.groups.first()?.objects?, self.groups.last()?.objects?);
+        Some((first.0, last.1))
+    }
+
+    /// The bytes of a row group, checked; others that follow are read along.
+    fn group(&mut self, number: usize, repository: &Repository, read_ahead: u64) -> Result<Window> {
+        let Some(group) = self.groups.get(number) else {
             return Err(Error::damaged(&self.path, 0, "it has fewer row groups than it says"));
         };
         let range = group.range.clone();
         let bytes = match self.window.slice(range.clone()) {
             Some(bytes) => bytes,
             None => {
-                let ends = self.groups[self.next..].iter().map(|group| group.range.end);
+                let ends = self.groups[number..].iter().map(|group| group.range.end);
                 let end = ends
                     .take_while(|end| end - range.start <= read_ahead)
                     .last()
@@ -303,13 +435,24 @@ fn groups(metadata: &ParquetMetaData) -> Option<Vec<Group>> {
     let text = pairs.iter().find(|pair| pair.key == GROUPS)?.value.as_deref()?;
     let mut start = 0;
     let mut groups = Vec::new();
-    for group in text.split_ascii_whitespace() {
+    for (number, group) in text.split_ascii_whitespace().enumerate() {
         let (end, blake3) = group.split_once(':')?;
         let end = end.parse().ok().filter(|&end| end > start)?;
-        groups.push(Group { range: start..end, blake3: blake3.to_string() });
+        let objects = objects_of(metadata, number);
+        groups.push(Group { range: start..end, blake3: blake3.to_string(), objects });
         start = end;
     }
     Some(groups)
+}
+
+/// The least and the greatest object of a row group.
+fn objects_of(metadata: &ParquetMetaData, group: usize) -> Option<(u64, u64)> {
+    let column = metadata.row_groups().get(group)?.columns().first()?;
+    let Some(Statistics::Int64(numbers)) = column.statistics() else {
+        return None;
+    };
+    // The column says that it is unsigned.
+    Some((*numbers.min_opt()? as u64, *numbers.max_opt()? as u64))
 }
 
 fn check_columns(metadata: &ParquetMetaData, columns: &[Column]) -> Result<(), String> {

@@ -24,8 +24,8 @@ use crate::repository::Repository;
 
 /// Frames that are on their way, or have come and wait: of about 1 MiB each.
 const FRAMES: usize = 16;
-/// Threads that fetch them. Against a bucket they wait most of the time.
-const THREADS: usize = 8;
+/// Threads that fetch them; each holds a frame as it is stored, and its content.
+const THREADS: usize = 4;
 /// Events that wait at most.
 const EVENTS: usize = 16 << 10;
 

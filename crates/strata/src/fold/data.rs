@@ -15,8 +15,18 @@ pub trait DataSink {
         Ok(())
     }
 
+    /// The first object that is wanted, of those from `from` on: [`Sink::wanted`].
+    fn wanted(&mut self, from: u64) -> Result<Option<u64>> {
+        Ok(Some(from))
+    }
+
     /// An object.
     fn object(&mut self, object: &Folded) -> Result<()>;
+
+    /// Whether the content of the object at hand is wanted: [`Sink::wants_extents`].
+    fn wants_extents(&mut self) -> bool {
+        true
+    }
 
     /// A hole where the base may have something.
     fn hole(&mut self, object: u64, offset: u64, length: u64) -> Result<()> {
@@ -86,8 +96,16 @@ impl<S: DataSink> Sink for Reading<'_, S> {
         self.sink.freed(first, count)
     }
 
+    fn wanted(&mut self, from: u64) -> Result<Option<u64>> {
+        self.sink.wanted(from)
+    }
+
     fn object(&mut self, object: &Folded) -> Result<()> {
         self.sink.object(object)
+    }
+
+    fn wants_extents(&mut self) -> bool {
+        self.sink.wants_extents()
     }
 
     fn extent(&mut self, object: u64, extent: &Extent) -> Result<()> {

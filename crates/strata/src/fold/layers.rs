@@ -19,6 +19,16 @@ impl<D: Delta> Layer<D> {
         Layer { delta, claimed: 0..0 }
     }
 
+    /// Passes over most of what is before `next`, if the delta can. What is left is enough to know what the layer
+    /// says about `next`: a freed range or an object's slots may begin before it.
+    pub(super) fn seek(&mut self, next: u64, rules: &impl Rules) -> Result<()> {
+        let first = next.saturating_sub(rules.most_slots().max(1) - 1);
+        match self.delta.entry() {
+            Some(entry) if entry.end() > first => Ok(()),
+            _ => self.delta.seek(first),
+        }
+    }
+
     /// Passes over all that is before `next`.
     pub(super) fn catch_up(&mut self, next: u64, rules: &impl Rules) -> Result<()> {
         loop {

@@ -10,12 +10,14 @@ mod compact;
 mod data;
 mod headers;
 mod layers;
+mod lookup;
 mod run;
 
 pub use ahead::ReadingAhead;
 pub use compact::merge;
 pub use data::{DataSink, Reading};
 pub use headers::Headers;
+pub use lookup::Lookup;
 pub use run::fold;
 
 use bytes::Bytes;
@@ -53,6 +55,12 @@ pub trait Rules {
         1
     }
 
+    /// The most that [`Rules::slots`] says of any header. So many numbers before an object have to be looked at to
+    /// know about it; where nobody says how many, all are.
+    fn most_slots(&self) -> u64 {
+        u64::MAX
+    }
+
     /// Whether an object with this header has a spill at all.
     fn has_spill(&self, header: &[u8]) -> bool {
         let _ = header;
@@ -67,6 +75,10 @@ pub struct KeepAll;
 impl Rules for KeepAll {
     fn heritage(&self, _: &[u8], _: &[u8]) -> Heritage {
         Heritage::Kept { header: None, spill: true }
+    }
+
+    fn most_slots(&self) -> u64 {
+        1
     }
 }
 
@@ -93,6 +105,17 @@ pub trait Sink {
 
     /// An object.
     fn object(&mut self, object: &Folded) -> Result<()>;
+
+    /// The first object that is wanted, of those from `from` on; none where no more are. The others aren't given, and
+    /// of the index no more is read than it takes.
+    fn wanted(&mut self, from: u64) -> Result<Option<u64>> {
+        Ok(Some(from))
+    }
+
+    /// Whether the parts of the object at hand are wanted.
+    fn wants_extents(&mut self) -> bool {
+        true
+    }
 
     /// A part of the object at hand; a hole only where the base may have something there.
     fn extent(&mut self, object: u64, extent: &Extent) -> Result<()>;

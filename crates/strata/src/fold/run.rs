@@ -14,21 +14,29 @@ pub fn fold<D: Delta>(
     sink: &mut impl Sink,
 ) -> Result<()> {
     let mut layers: Vec<Layer<D>> = deltas.into_iter().map(Layer::new).collect();
-    for layer in &mut layers {
-        layer.delta.next_entry()?;
-    }
     // Newest first from here on: the first layer that knows wins.
     layers.reverse();
     let mut freed = Freed { is_full, range: None, claimed_until: 0 };
     // No object below this is left to do.
     let mut next = 0;
-    loop {
+    let mut is_begun = false;
+    while let Some(wanted) = sink.wanted(next)? {
         for layer in &mut layers {
-            layer.catch_up(next, rules)?;
+            if wanted > next {
+                layer.seek(wanted, rules)?;
+            } else if !is_begun {
+                layer.delta.next_entry()?;
+            }
+            layer.catch_up(wanted, rules)?;
         }
+        (next, is_begun) = (wanted, true);
         let Some(object) = layers.iter().filter_map(|layer| layer.next_object(next)).min() else {
             break;
         };
+        if object > next && sink.wanted(object)? != Some(object) {
+            next = object;
+            continue;
+        }
         if layers.iter().any(|layer| layer.has_object(object)) {
             merge_object(&mut layers, object, rules, &mut freed, sink)?;
             next = object.saturating_add(1);
@@ -99,7 +107,14 @@ fn merge_object<D: Delta>(
     }
     let nothing_below = freed.is_full || fresh;
     sink.object(&Folded { object, fresh: nothing_below, header, spill })?;
-    merge_content(layers, &among, object, nothing_below, sink)?;
+    if sink.wants_extents() {
+        for &index in &among {
+            layers[index].delta.meet_extents()?;
+        }
+        merge_content(layers, &among, object, nothing_below, sink)?;
+    } else {
+        layers.iter_mut().for_each(|layer| layer.delta.leave_extents());
+    }
     sink.object_end(object)
 }
 

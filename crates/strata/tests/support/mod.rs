@@ -21,16 +21,36 @@ pub const IMAGE: &str = "image";
 /// Offsets are small, so that everything meets everything.
 pub const SPACE: u64 = 4096;
 
-/// A header: generation, block size and slots, a byte each.
+/// A header: generation, block size, whether it has a spill, a byte of no meaning, slots; a byte each.
 pub struct Model;
+
+/// Block sizes between which an object may change; it goes on with the smallest it had.
+pub const KINDRED: std::ops::RangeInclusive<u8> = 8..=9;
+/// No object has more slots.
+pub const MOST_SLOTS: u64 = 4;
+
+/// Whether two headers are of one object.
+fn is_same(older: &[u8], newer: &[u8]) -> bool {
+    let kindred = KINDRED.contains(&older[1]) && KINDRED.contains(&newer[1]);
+    older[0] == newer[0] && (older[1] == newer[1] || kindred)
+}
 
 impl Rules for Model {
     fn heritage(&self, older: &[u8], newer: &[u8]) -> Heritage {
-        if older[..2] == newer[..2] {
-            Heritage::Kept { header: None, spill: true }
-        } else {
-            Heritage::Dropped
+        if !is_same(older, newer) {
+            return Heritage::Dropped;
         }
+        let header = (older[1] < newer[1])
+            .then(|| Bytes::from([&newer[..1], &older[1..2], &newer[2..]].concat()));
+        Heritage::Kept { header, spill: true }
+    }
+
+    fn slots(&self, header: &[u8]) -> u64 {
+        header[4].into()
+    }
+
+    fn most_slots(&self) -> u64 {
+        MOST_SLOTS
     }
 
     fn has_spill(&self, header: &[u8]) -> bool {
@@ -38,12 +58,30 @@ impl Rules for Model {
     }
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Object {
     pub header: Vec<u8>,
     pub spill: Option<Vec<u8>>,
     /// Zeroes are holes.
     pub content: Vec<u8>,
+}
+
+impl std::fmt::Debug for Object {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut runs = Vec::new();
+        for run in self.content.chunk_by(|a, b| a == b) {
+            let from = runs.last().map_or(0, |(_, to, _)| *to);
+            runs.push((from, from + run.len(), run[0]));
+        }
+        runs.retain(|(_, _, byte)| *byte != 0);
+        write!(f, "{:?} {:?} {runs:?}", self.header, self.spill)
+    }
+}
+
+impl Object {
+    fn slots(&self) -> u64 {
+        self.header[4].into()
+    }
 }
 
 pub type Image = BTreeMap<u64, Object>;
@@ -56,14 +94,18 @@ pub enum Act {
     Hole(u64, u64),
     Truncate(u64),
     Header(u8),
+    /// Another block size of the same kind: the sender's word, which the receiver need not take.
+    Block(u8),
     Spill(u8),
 }
 
 #[derive(Clone, Debug)]
 pub enum Step {
     Free(u64, u64),
-    /// Another object of this number: its header.
+    /// Another object of this number: its generation and block size.
     Create(u64, u8, u8, Vec<Act>),
+    /// The same, of several slots: what was in them is gone, whether that is said or not.
+    Wide(u64, u8, u8, Vec<Act>),
     Change(u64, Vec<Act>),
 }
 
@@ -103,6 +145,7 @@ pub fn small_index() -> IndexOptions {
 #[derive(Default)]
 struct Said {
     change: Change,
+    block: Option<u8>,
     /// Ascending; `None` is a hole.
     extents: BTreeMap<u64, (u64, Option<Vec<u8>>)>,
 }
@@ -128,8 +171,20 @@ pub fn write_delta(
                     touched.insert(number, false);
                 }
             }
-            Step::Create(number, generation, block, acts) => {
-                let header = vec![*generation, *block, 1, 0];
+            Step::Create(number, generation, block, acts)
+            | Step::Wide(number, generation, block, acts) => {
+                let is_wide = matches!(step, Step::Wide(..));
+                let slots = if is_wide { 2 + number % (MOST_SLOTS - 1) } else { 1 };
+                // One whose slots reach here, and those that it takes itself.
+                let reaching = image.range(..number).next_back();
+                let reaching = reaching.filter(|(at, object)| *at + object.slots() > *number);
+                let reaching = reaching.map(|(at, _)| *at);
+                for gone in reaching.into_iter().chain(number + 1..number + slots) {
+                    image.remove(&gone);
+                    said.remove(&gone);
+                    touched.insert(gone, false);
+                }
+                let header = vec![*generation, *block, 1, 0, slots as u8];
                 image.insert(
                     *number,
                     Object { header, content: vec![0; SPACE as usize], spill: None },
@@ -147,20 +202,32 @@ pub fn write_delta(
         }
     }
     let mut writer = ImageWriter::new(repository, IMAGE, id, base, options)?;
+    let mut taken = 0;
     for (number, is_there) in touched {
         if !is_there {
-            writer.freed(number, 1)?;
+            // What lies in another's slots need not be freed; half of them are.
+            if number >= taken || number % 2 == 0 {
+                writer.freed(number, 1)?;
+            }
             continue;
         }
-        let Some(object) = image.get(&number) else { continue };
+        let Some(object) = image.get_mut(&number) else { continue };
+        taken = number + object.slots();
         let mut said = said.remove(&number).unwrap_or_default();
+        let mut header = object.header.clone();
+        if let Some(block) = said.block {
+            header[1] = block;
+            // A new one is as its sender says.
+            let before = if said.change.fresh { block } else { object.header[1] };
+            object.header[1] = before.min(block);
+        }
         // Another object says so, unless the headers do.
         let old = before.get(&number);
         let is_other =
-            old.is_some_and(|old| old.header[..2] == object.header[..2] && said.change.fresh);
+            old.is_some_and(|old| is_same(&old.header, &object.header) && said.change.fresh);
         said.change.object = number;
         said.change.fresh = is_other;
-        said.change.header = Some(object.header.clone().into());
+        said.change.header = Some(header.into());
         let spill = said.change.spill.take();
         writer.changed(said.change)?;
         for (offset, (length, data)) in said.extents {
@@ -225,6 +292,11 @@ fn act(image: &mut Image, said: &mut BTreeMap<u64, Said>, number: u64, acts: &[A
                 }
             }
             Act::Header(byte) => object.header[3] = byte,
+            Act::Block(block) => {
+                if KINDRED.contains(&object.header[1]) {
+                    said.block = Some(block);
+                }
+            }
             Act::Spill(0) => {
                 object.header[2] = 0;
                 object.spill = None;
@@ -280,17 +352,22 @@ impl DataSink for Rebuild {
             .entry(object.object)
             .or_insert_with(|| Object { content: vec![0; SPACE as usize], ..Object::default() });
         if let Some(header) = &object.header {
-            if !ours.header.is_empty() && ours.header[..2] != header[..2] {
+            if !ours.header.is_empty() && !is_same(&ours.header, header) {
                 *ours = Object { content: vec![0; SPACE as usize], ..Object::default() };
             }
+            let block = ours.header.get(1).map_or(header[1], |block| header[1].min(*block));
             ours.header = header.to_vec();
+            ours.header[1] = block;
         }
         if let Some(spill) = &object.spill {
+            assert_ne!(ours.header[2], 0, "a spill of an object that has none");
             ours.spill = Some(spill.to_vec());
         }
         if ours.header[2] == 0 {
             ours.spill = None;
         }
+        let slots = ours.slots();
+        self.image.retain(|at, _| !(object.object + 1..object.object + slots).contains(at));
         Ok(())
     }
 
@@ -349,9 +426,11 @@ pub fn random_step(random: &mut fastrand::Rng) -> Step {
     let number = random.u64(1..12);
     let acts =
         |random: &mut fastrand::Rng| (0..random.usize(0..5)).map(|_| random_act(random)).collect();
+    let block = |random: &mut fastrand::Rng| *random.choice(&[1, 2, 8, 9]).unwrap_or(&1);
     match random.u8(0..10) {
         0 => Step::Free(number, random.u64(1..4)),
-        1..4 => Step::Create(number, random.u8(1..4), random.u8(1..3), acts(random)),
+        1 => Step::Wide(number, random.u8(1..4), block(random), acts(random)),
+        2..4 => Step::Create(number, random.u8(1..4), block(random), acts(random)),
         _ => Step::Change(number, acts(random)),
     }
 }
@@ -363,7 +442,10 @@ fn random_act(random: &mut fastrand::Rng) -> Act {
         0..5 => Act::Write(offset, length, random.u8(2..)),
         5 => Act::Hole(offset, length),
         6 => Act::Truncate(offset),
-        7 => Act::Header(random.u8(..)),
+        7 => match random.bool() {
+            true => Act::Header(random.u8(..)),
+            false => Act::Block(random.u8(KINDRED)),
+        },
         8 => Act::Spill(random.u8(..)),
         _ => Act::Spill(0),
     }
@@ -371,4 +453,18 @@ fn random_act(random: &mut fastrand::Rng) -> Act {
 
 pub fn random_steps(random: &mut fastrand::Rng) -> Vec<Step> {
     (0..random.usize(0..15)).map(|_| random_step(random)).collect()
+}
+
+/// The same, with more that takes away what older deltas have: holes and truncations behind writes.
+pub fn dense_steps(random: &mut fastrand::Rng) -> Vec<Step> {
+    let mut steps = random_steps(random);
+    for _ in 0..random.usize(0..8) {
+        let (from, offset) = (random.u64(..SPACE / 2), random.u64(..SPACE / 2));
+        let write = Act::Write(from, SPACE / 2, random.u8(2..));
+        let hole = Act::Hole(offset, random.u64(1..SPACE / 2));
+        let act = *random.choice(&[0, 1, 2]).unwrap_or(&0);
+        let act = [write, hole, Act::Truncate(offset)].into_iter().nth(act).unwrap();
+        steps.push(Step::Change(random.u64(1..12), vec![act]));
+    }
+    steps
 }

@@ -93,7 +93,7 @@ impl Batch {
 /// What the threads share.
 struct Work<'a> {
     volume: &'a Volume<'a>,
-    plan: &'a Plan,
+    plan: &'a Plan<'a>,
     root: &'a Root,
     made: &'a Made,
     stop: AtomicBool,
@@ -133,6 +133,7 @@ pub(super) fn fill(volume: &Volume<'_>, plan: &Plan, root: &Root, made: &Made) -
             open: HashMap::new(),
             parts: 0,
             current: None,
+            holes: 0,
             seen: 0,
         };
         // The sender goes with the sink, and with the sender the threads end.
@@ -155,14 +156,14 @@ fn xattr_objects(volume: &Volume<'_>, plan: &Plan) -> Result<BTreeMap<u64, usize
     let mut objects = BTreeMap::new();
     let all = plan.files.iter().map(|f| f.object).chain(plan.folders.iter().map(|f| f.object));
     for object in all {
-        let directory = volume.tree.node(object)?.attributes.xattr_directory;
-        let Some(directory) = volume.tree.tree.node(directory).filter(|_| directory != 0) else {
+        let directory = volume.tree.attributes(object)?.xattr_directory;
+        if directory == 0 {
             continue;
-        };
-        for (_, value) in &directory.children {
-            let size = volume.tree.node(*value)?.attributes.size;
+        }
+        for (_, value) in volume.tree.children(directory) {
+            let size = volume.tree.attributes(value)?.size;
             if let Some(size) = usize::try_from(size).ok().filter(|_| size <= MOST_XATTR) {
-                objects.insert(*value, size);
+                objects.insert(value, size);
             }
         }
     }
@@ -179,6 +180,8 @@ struct Gathering<'a> {
     parts: usize,
     /// Where the object at hand goes, and its size.
     current: Option<(To, u64)>,
+    /// How much of it is holes, as far as is known.
+    holes: u64,
     seen: u64,
 }
 
@@ -206,16 +209,23 @@ impl Sink for Gathering<'_> {
             return Err(strata::Error::caller("it was ended"));
         }
         let (volume, plan) = (self.work.volume, self.work.plan);
-        let to = match plan.by_object.get(&folded.object) {
-            Some(file) if plan.files[*file].is_regular => Some(To::File(*file)),
+        let to = match plan.file_of(folded.object) {
+            Some(file) if plan.files[file].is_regular() => Some(To::File(file)),
             _ if self.xattrs.contains(&folded.object) => Some(To::Xattr(folded.object)),
             _ => None,
         };
-        let node = volume.tree.tree.node(folded.object);
-        self.current = to
-            .filter(|_| !volume.zeroed.contains(&folded.object))
-            .zip(node.map(|node| node.attributes.size));
+        let size = volume.tree.get(folded.object).map(|attributes| attributes.size);
+        let is_counted = !volume.tree.left_out.contains(&folded.object);
+        volume.bar.inc(std::mem::take(&mut self.holes));
+        self.current = to.filter(|_| !volume.zeroed.contains(&folded.object)).zip(size);
+        if let Some((To::File(_), size)) = self.current.filter(|_| is_counted) {
+            self.holes = size;
+        }
         Ok(())
+    }
+
+    fn wants_extents(&mut self) -> bool {
+        self.current.is_some()
     }
 
     fn extent(&mut self, object: u64, extent: &Extent) -> strata::Result<()> {
@@ -258,6 +268,7 @@ impl Sink for Gathering<'_> {
             }
         }
         self.parts += 1;
+        self.holes = self.holes.saturating_sub(length);
         if self.parts > MOST_PARTS || self.open.len() > MOST_BATCHES {
             self.hand_on_all()?;
         }
@@ -353,6 +364,7 @@ impl Writer<'_> {
         } else {
             write_all(&fd, bytes, offset).map(|()| bytes.len() as u64)
         };
+        self.work.volume.bar.inc(bytes.len() as u64);
         self.work.written.fetch_add(written.map_err(failed("write"))?, Ordering::Relaxed);
         self.file = Some((file, fd));
         Ok(())

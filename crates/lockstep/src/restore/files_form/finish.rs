@@ -48,18 +48,18 @@ pub(super) fn finish(
         if made.passed_over.contains(&at) {
             continue;
         }
-        let attributes = &volume.tree.node(file.object)?.attributes;
+        let attributes = &*volume.tree.attributes(file.object)?;
         let path = || plan.file_path(file);
         let folder = folders.get(file.folder)?;
-        if file.is_regular {
+        if file.is_regular() {
             let fd = root.file(plan, file, folder, OFlags::RDONLY)?;
             giver.give(&fd, file.object, attributes, made.existing.contains(&at), &path)?;
         } else {
-            giver.give_by_name(folder, &file.name, attributes, &path)?;
+            giver.give_by_name(folder, file.name, attributes, &path)?;
         }
     }
     for (at, folder) in plan.folders.iter().enumerate().rev() {
-        let attributes = &volume.tree.node(folder.object)?.attributes;
+        let attributes = &*volume.tree.attributes(folder.object)?;
         let fd = root.folder(plan, at)?;
         giver.give(&fd, folder.object, attributes, volume.delta, &|| plan.folder_path(at))?;
     }
@@ -67,15 +67,39 @@ pub(super) fn finish(
     rustix::fs::syncfs(&root.fd).map_err(root.failed("sync", PathBuf::new))
 }
 
-/// Gives pg_control its name; its folder's times are as they were then.
-pub(super) fn name_control(root: &Root, plan: &Plan, folder_times: &Timestamps) -> Result<()> {
-    let Some((at, name)) = &plan.control else { return Ok(()) };
-    let file = &plan.files[*at];
-    let folder = root.folder(plan, file.folder)?;
-    rustix::fs::renameat(&folder, OsStr::from_bytes(&file.name), &folder, OsStr::from_bytes(name))
-        .and_then(|()| rustix::fs::futimens(&folder, folder_times))
-        .and_then(|()| rustix::fs::fsync(&folder))
-        .map_err(root.failed("rename", || plan.file_path(file)))
+/// What is left to be done for pg_control.
+pub(super) struct Control {
+    folder: OwnedFd,
+    now: Vec<u8>,
+    then: Vec<u8>,
+    /// Of its folder.
+    times: Timestamps,
+    path: PathBuf,
+}
+
+impl Control {
+    /// None where the volume has none.
+    pub(super) fn of(volume: &Volume<'_>, plan: &Plan<'_>, root: &Root) -> Result<Option<Self>> {
+        let Some((at, name)) = plan.control else { return Ok(None) };
+        let file = &plan.files[at];
+        let attributes = volume.tree.attributes(plan.folders[file.folder].object)?;
+        Ok(Some(Self {
+            folder: root.folder(plan, file.folder)?,
+            now: file.name.to_vec(),
+            then: name.to_vec(),
+            times: times(&attributes),
+            path: plan.file_path(file),
+        }))
+    }
+
+    /// Gives it its name; its folder's times are as they were then.
+    pub(super) fn name(self, root: &Root) -> Result<()> {
+        let (now, then) = (OsStr::from_bytes(&self.now), OsStr::from_bytes(&self.then));
+        rustix::fs::renameat(&self.folder, now, &self.folder, then)
+            .and_then(|()| rustix::fs::futimens(&self.folder, &self.times))
+            .and_then(|()| rustix::fs::fsync(&self.folder))
+            .map_err(root.failed("rename", || self.path))
+    }
 }
 
 struct Giver<'a> {
@@ -148,8 +172,7 @@ impl Giver<'_> {
         existed: bool,
         path: &dyn Fn() -> PathBuf,
     ) -> Result<()> {
-        let wanted = self.volume.tree.tree.xattrs(object);
-        let wanted = wanted.map_err(crate::repository::ingest::of_stream)?;
+        let wanted = self.volume.tree.xattrs(object)?;
         let wanted: Vec<(Vec<u8>, XattrValue)> =
             wanted.into_iter().map(|(name, value)| (qualified(name), value)).collect();
         if existed {
@@ -221,7 +244,7 @@ fn mode(attributes: &Attributes) -> Mode {
     Mode::from_raw_mode(u32::try_from(attributes.permissions()).unwrap_or(0) as rustix::fs::RawMode)
 }
 
-pub(super) fn times(attributes: &Attributes) -> Timestamps {
+fn times(attributes: &Attributes) -> Timestamps {
     let mtime = attributes.mtime;
     Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },

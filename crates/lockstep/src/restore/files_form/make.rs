@@ -63,8 +63,8 @@ pub(super) fn make(volume: &Volume<'_>, plan: &Plan, root: &Root) -> Result<Made
         if volume.delta {
             maker.remove_others(&others, &mut made)?;
         }
-        for file in &plan.folders[folder].files {
-            maker.file(*file, &mut made)?;
+        for file in plan.folders[folder].files.clone() {
+            maker.file(file, &mut made)?;
         }
     }
     // Only now every first name is there.
@@ -85,7 +85,7 @@ fn make_folder(
     made: &mut Made,
 ) -> Result<OwnedFd> {
     let failed = |errno| root.failed("create", || plan.folder_path(folder))(errno);
-    let (parent, name) = (plan.folders[folder].parent, &plan.folders[folder].name);
+    let (parent, name) = (plan.folders[folder].parent, plan.folders[folder].name);
     let parent = root.folder(plan, parent)?;
     // Until its owner is set nobody else looks in.
     let mkdir = || rustix::fs::mkdirat(&parent, OsStr::from_bytes(name), Mode::RWXU);
@@ -121,7 +121,7 @@ fn make_link(
     made.removed += remove(fd, name).map_err(failed)?;
     rustix::fs::linkat(
         &from,
-        OsStr::from_bytes(&file.name),
+        OsStr::from_bytes(file.name),
         fd,
         OsStr::from_bytes(name),
         AtFlags::empty(),
@@ -131,7 +131,7 @@ fn make_link(
 
 struct Maker<'a> {
     volume: &'a Volume<'a>,
-    plan: &'a Plan,
+    plan: &'a Plan<'a>,
     root: &'a Root,
     folder: usize,
     fd: &'a OwnedFd,
@@ -141,12 +141,10 @@ impl Maker<'_> {
     /// Removes what the set doesn't have here.
     fn remove_others(&self, others: &[&Path], made: &mut Made) -> Result<()> {
         let folder = &self.plan.folders[self.folder];
-        let names = |files: &[usize]| -> Vec<&[u8]> {
-            files.iter().map(|file| &*self.plan.files[*file].name).collect()
-        };
-        let mut known: HashSet<&[u8]> = names(&folder.files).into_iter().collect();
-        known.extend(folder.folders.iter().map(|at| &*self.plan.folders[*at].name));
-        known.extend(folder.links.iter().map(|(_, name)| &**name));
+        let files = self.plan.files[folder.files.clone()].iter();
+        let mut known: HashSet<&[u8]> = files.map(|file| file.name).collect();
+        known.extend(folder.folders.iter().map(|at| self.plan.folders[*at].name));
+        known.extend(folder.links.iter().map(|(_, name)| *name));
         let here = self.plan.folder_path(self.folder);
         let failed = |verb| self.root.failed(verb, || here.clone());
         for name in list(self.fd).map_err(failed("list"))? {
@@ -164,12 +162,12 @@ impl Maker<'_> {
     fn file(&self, at: usize, made: &mut Made) -> Result<()> {
         let file = &self.plan.files[at];
         let failed = |errno| self.root.failed("create", || self.plan.file_path(file))(errno);
-        let name = OsStr::from_bytes(&file.name);
+        let name = OsStr::from_bytes(file.name);
         match file.kind {
             FileType::Regular => return self.regular(at, file, made),
             FileType::Symlink => {
-                let target = self.volume.tree.node(file.object)?.attributes.symlink.as_deref();
-                let target = target.ok_or_else(|| {
+                let attributes = self.volume.tree.attributes(file.object)?;
+                let target = attributes.symlink.as_deref().ok_or_else(|| {
                     let path = self.plan.file_path(file);
                     Error::failed(format!("the link \"{}\" has no target", path.display()))
                 })?;
@@ -203,7 +201,7 @@ impl Maker<'_> {
     /// Removes what has the file's name.
     fn clear(&self, file: &File, made: &mut Made) -> Result<()> {
         if self.volume.delta {
-            made.removed += remove(self.fd, &file.name)
+            made.removed += remove(self.fd, file.name)
                 .map_err(self.root.failed("remove", || self.plan.file_path(file)))?;
         }
         Ok(())
@@ -211,11 +209,10 @@ impl Maker<'_> {
 
     fn regular(&self, at: usize, file: &File, made: &mut Made) -> Result<()> {
         let failed = |verb| self.root.failed(verb, || self.plan.file_path(file));
-        let node = self.volume.tree.node(file.object)?;
-        let size = node.attributes.size;
+        let size = self.volume.tree.attributes(file.object)?.size;
         if self.volume.delta && !file.is_linked {
-            let runs: &[Run] =
-                if self.volume.zeroed.contains(&file.object) { &[] } else { &node.runs };
+            let is_zeroed = self.volume.zeroed.contains(&file.object);
+            let runs = self.volume.tree.runs(file.object).filter(|_| !is_zeroed);
             if let Some(fd) = self.open_existing(file)? {
                 let found = rustix::fs::fstat(&fd).map_err(failed("look at"))?;
                 if found.st_size.cast_unsigned() != size {
@@ -229,7 +226,7 @@ impl Maker<'_> {
         self.clear(file, made)?;
         let fd = rustix::fs::openat(
             self.fd,
-            OsStr::from_bytes(&file.name),
+            OsStr::from_bytes(file.name),
             FILE | OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY,
             Mode::RUSR | Mode::WUSR,
         )
@@ -240,7 +237,7 @@ impl Maker<'_> {
     /// Opens what has the file's name, where that is a regular file of this name alone: one that is
     /// linked from elsewhere must not be changed here.
     fn open_existing(&self, file: &File) -> Result<Option<OwnedFd>> {
-        let name = OsStr::from_bytes(&file.name);
+        let name = OsStr::from_bytes(file.name);
         let stat = match rustix::fs::statat(self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return Ok(None),
             other => other.map_err(self.root.failed("look at", || self.plan.file_path(file)))?,
@@ -259,10 +256,14 @@ impl Maker<'_> {
 }
 
 /// Makes zeros of what lies between the runs; gives how many bytes weren't.
-fn empty_holes(fd: &OwnedFd, runs: &[Run], size: u64) -> rustix::io::Result<u64> {
+fn empty_holes(
+    fd: &OwnedFd,
+    runs: impl Iterator<Item = Run>,
+    size: u64,
+) -> rustix::io::Result<u64> {
     let mut changed = 0;
     let mut position = 0;
-    let ends = runs.iter().map(|run| (run.offset, run.offset.saturating_add(run.length)));
+    let ends = runs.map(|run| (run.offset, run.offset.saturating_add(run.length)));
     for (start, end) in ends.chain([(size, size)]) {
         changed += empty(fd, position, start.min(size))?;
         position = end.min(size).max(position);

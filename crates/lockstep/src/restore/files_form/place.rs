@@ -46,7 +46,7 @@ impl Root {
     }
 
     /// Opens a folder of the plan.
-    pub(super) fn folder(&self, plan: &Plan, folder: usize) -> Result<OwnedFd> {
+    pub(super) fn folder(&self, plan: &Plan<'_>, folder: usize) -> Result<OwnedFd> {
         let failed = |e| self.failed("open", || plan.folder_path(folder))(e);
         self.descend(&plan.steps_to(folder)).map_err(failed)
     }
@@ -63,12 +63,12 @@ impl Root {
     /// Opens a file of the plan, which is there.
     pub(super) fn file(
         &self,
-        plan: &Plan,
-        file: &File,
+        plan: &Plan<'_>,
+        file: &File<'_>,
         folder: impl AsFd,
         flags: OFlags,
     ) -> Result<OwnedFd> {
-        rustix::fs::openat(folder, OsStr::from_bytes(&file.name), FILE | flags, Mode::empty())
+        rustix::fs::openat(folder, OsStr::from_bytes(file.name), FILE | flags, Mode::empty())
             .map_err(self.failed("open", || plan.file_path(file)))
     }
 }
@@ -76,12 +76,12 @@ impl Root {
 /// The last folder that was opened stays open: neighbours are asked for one after another.
 pub(super) struct Folders<'a> {
     root: &'a Root,
-    plan: &'a Plan,
+    plan: &'a Plan<'a>,
     last: Option<(usize, OwnedFd)>,
 }
 
 impl<'a> Folders<'a> {
-    pub(super) fn new(root: &'a Root, plan: &'a Plan) -> Self {
+    pub(super) fn new(root: &'a Root, plan: &'a Plan<'a>) -> Self {
         Self { root, plan, last: None }
     }
 

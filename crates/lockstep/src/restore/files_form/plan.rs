@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -14,98 +15,117 @@ use crate::repository::tree::check_name;
 /// What pg_control is called until everything else is on disk.
 const CONTROL_UNDER_WAY: &[u8] = b"pg_control.lockstep";
 
-/// A volume's names.
-pub(super) struct Plan {
+/// A volume's names, which lie in its tree.
+pub(super) struct Plan<'a> {
     /// Parents before their children; the first is the root.
-    pub(super) folders: Vec<Folder>,
-    /// All that isn't a folder.
-    pub(super) files: Vec<File>,
+    pub(super) folders: Vec<Folder<'a>>,
+    /// All that isn't a folder; those of a folder are neighbours.
+    pub(super) files: Vec<File<'a>>,
     /// The files' places in [`Plan::files`], by object.
-    pub(super) by_object: HashMap<u64, usize>,
+    by_object: Vec<(u64, usize)>,
     /// The file that gets its name last: its place in [`Plan::files`], and the name.
-    pub(super) control: Option<(usize, Vec<u8>)>,
+    pub(super) control: Option<(usize, &'a [u8])>,
 }
 
 /// A folder.
-pub(super) struct Folder {
+pub(super) struct Folder<'a> {
     pub(super) parent: usize,
-    pub(super) name: Vec<u8>,
+    pub(super) name: &'a [u8],
     pub(super) object: u64,
     /// Those in it.
     pub(super) folders: Vec<usize>,
-    pub(super) files: Vec<usize>,
+    pub(super) files: Range<usize>,
     /// Further names of files that have their first one elsewhere, or here: file, name.
-    pub(super) links: Vec<(usize, Vec<u8>)>,
+    pub(super) links: Vec<(usize, &'a [u8])>,
 }
 
 /// A file of any other kind.
-pub(super) struct File {
+pub(super) struct File<'a> {
     pub(super) folder: usize,
-    pub(super) name: Vec<u8>,
+    pub(super) name: &'a [u8],
     pub(super) object: u64,
     pub(super) kind: FileType,
-    pub(super) is_regular: bool,
     /// It has more names than this one.
     pub(super) is_linked: bool,
 }
 
-impl Plan {
-    pub(super) fn new(volume: &Volume<'_>) -> Result<Self> {
-        let tree = &volume.tree.tree;
-        let root = Folder::new(0, Vec::new(), tree.root());
+impl File<'_> {
+    pub(super) fn is_regular(&self) -> bool {
+        self.kind == FileType::Regular
+    }
+}
+
+impl<'a> Plan<'a> {
+    pub(super) fn new(volume: &Volume<'a>) -> Result<Self> {
+        let tree = volume.tree;
         let mut plan = Self {
-            folders: vec![root],
+            folders: vec![Folder::new(0, &[], tree.root())],
             files: Vec::new(),
-            by_object: HashMap::new(),
+            by_object: Vec::new(),
             control: None,
         };
         let mut folders = HashMap::from([(tree.root(), 0)]);
+        // Of files that may have further names, the place.
+        let mut linked = HashMap::new();
         let mut at = 0;
         while let Some(folder) = plan.folders.get(at) {
-            let node = volume.tree.node(folder.object)?;
-            for (name, object) in &node.children {
+            let object = folder.object;
+            plan.folders[at].files = plan.files.len()..plan.files.len();
+            for (name, object) in tree.children(object) {
                 check_name(name)?;
-                let kind = volume.tree.node(*object)?.attributes.file_type();
+                let attributes = tree.attributes(object)?;
+                let kind = attributes.file_type();
                 if kind == FileType::Directory {
                     let new = plan.folders.len();
-                    if folders.insert(*object, new).is_some() {
+                    if folders.insert(object, new).is_some() {
                         return Err(Error::failed(format!(
                             "the folder \"{}\" is in two places in the repository",
                             name.escape_ascii()
                         )));
                     }
-                    plan.folders.push(Folder::new(at, name.clone(), *object));
+                    plan.folders.push(Folder::new(at, name, object));
                     plan.folders[at].folders.push(new);
-                } else if let Some(first) = plan.by_object.get(object).copied() {
-                    plan.files[first].is_linked = true;
-                    plan.folders[at].links.push((first, name.clone()));
+                } else if let Some(first) = linked.get(&object).copied() {
+                    let file: &mut File<'_> = &mut plan.files[first];
+                    file.is_linked = true;
+                    plan.folders[at].links.push((first, name));
                 } else {
                     let new = plan.files.len();
-                    plan.by_object.insert(*object, new);
-                    plan.files.push(File {
-                        folder: at,
-                        name: name.clone(),
-                        object: *object,
-                        kind,
-                        is_regular: kind == FileType::Regular,
-                        is_linked: false,
-                    });
-                    plan.folders[at].files.push(new);
+                    if attributes.links != 1 {
+                        linked.insert(object, new);
+                    }
+                    plan.files.push(File { folder: at, name, object, kind, is_linked: false });
                 }
             }
+            plan.folders[at].files.end = plan.files.len();
             at += 1;
+        }
+        plan.by_object = plan.files.iter().enumerate().map(|(at, f)| (f.object, at)).collect();
+        plan.by_object.sort_unstable();
+        if let Some(twice) = plan.by_object.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            let path = plan.file_path(&plan.files[twice[1].1]);
+            return Err(Error::failed(format!(
+                "\"{}\" in the repository is a second name of a file that has but one",
+                path.display()
+            )));
         }
         plan.put_control_last(volume);
         Ok(plan)
+    }
+
+    /// The place of an object's file.
+    pub(super) fn file_of(&self, object: u64) -> Option<usize> {
+        let at = self.by_object.binary_search_by_key(&object, |(known, _)| *known).ok()?;
+        self.by_object.get(at).map(|(_, file)| *file)
     }
 
     fn put_control_last(&mut self, volume: &Volume<'_>) {
         let Some(inside) = volume.data_inside else { return };
         let path: Vec<&[u8]> =
             inside.iter().map(OsStrExt::as_bytes).chain([&b"global"[..], b"pg_control"]).collect();
-        let file = volume.tree.find(path).and_then(|object| self.by_object.get(&object).copied());
+        let file = volume.tree.find(path).and_then(|object| self.file_of(object));
         if let Some(file) = file.filter(|file| !self.files[*file].is_linked) {
-            let name = std::mem::replace(&mut self.files[file].name, CONTROL_UNDER_WAY.to_vec());
+            let name = std::mem::replace(&mut self.files[file].name, CONTROL_UNDER_WAY);
             self.control = Some((file, name));
         }
     }
@@ -117,15 +137,15 @@ impl Plan {
     }
 
     /// A file's path below the root, for messages.
-    pub(super) fn file_path(&self, file: &File) -> PathBuf {
-        self.folder_path(file.folder).join(OsStr::from_bytes(&file.name))
+    pub(super) fn file_path(&self, file: &File<'_>) -> PathBuf {
+        self.folder_path(file.folder).join(OsStr::from_bytes(file.name))
     }
 
     /// The names on the way from the root to a folder.
     pub(super) fn steps_to(&self, mut folder: usize) -> Vec<&[u8]> {
         let mut names = Vec::new();
         while folder != 0 {
-            names.push(&*self.folders[folder].name);
+            names.push(self.folders[folder].name);
             folder = self.folders[folder].parent;
         }
         names.reverse();
@@ -133,9 +153,8 @@ impl Plan {
     }
 }
 
-impl Folder {
-    fn new(parent: usize, name: Vec<u8>, object: u64) -> Self {
-        let (folders, files, links) = (Vec::new(), Vec::new(), Vec::new());
-        Self { parent, name, object, folders, files, links }
+impl<'a> Folder<'a> {
+    fn new(parent: usize, name: &'a [u8], object: u64) -> Self {
+        Self { parent, name, object, folders: Vec::new(), files: 0..0, links: Vec::new() }
     }
 }

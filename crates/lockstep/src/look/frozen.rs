@@ -1,0 +1,172 @@
+//! A set on this host: its snapshots, through `.zfs` or a clone for the moment, and its own files.
+//!
+//! What could go wrong: a symbolic link in a snapshot leads to the live cluster, so none is followed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use sendstream::zpl::{FileType, Timestamp};
+
+use super::{Each, Entry, Inside};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::set::manifest::Manifest;
+use crate::ship;
+use crate::ship::view::Views;
+
+/// Bytes that are read at a time.
+const BLOCK: usize = 1 << 20;
+
+/// A set on this host.
+pub(super) struct Frozen<'a> {
+    cx: &'a Context<'a>,
+    manifest: Manifest,
+    /// Once they were asked for.
+    own: Option<Own>,
+    /// Of the volumes looked into so far.
+    volumes: BTreeMap<usize, Views<'a>>,
+}
+
+/// The set's own files.
+struct Own {
+    /// Where they lie.
+    paths: BTreeMap<String, PathBuf>,
+    sizes: BTreeMap<String, u64>,
+}
+
+impl<'a> Frozen<'a> {
+    pub(super) fn new(cx: &'a Context<'a>, manifest: Manifest) -> Self {
+        Self { cx, manifest, own: None, volumes: BTreeMap::new() }
+    }
+
+    /// The root of a volume's snapshot.
+    fn root(&mut self, volume: usize) -> Result<&Path> {
+        let known = self.manifest.volumes.get(volume);
+        let known = known.ok_or_else(|| Error::failed("the set has no such volume"))?;
+        let name = known.snapshot_name();
+        if !self.volumes.contains_key(&volume) {
+            let views = Views::open(self.cx, std::slice::from_ref(&name)).map_err(|error| {
+                let hint = "where a repository has the set: --from repository";
+                Error::failed(format!("\"{}\" can't be looked into", known.snapshot))
+                    .because(error)
+                    .with_hint(hint)
+            })?;
+            self.volumes.insert(volume, views);
+        }
+        let seen = self.volumes.get(&volume).and_then(|views| views.path(&name));
+        seen.ok_or_else(|| Error::failed(format!("\"{}\" can't be looked into", known.snapshot)))
+    }
+
+    /// Where a path leads, if every step but the last is a folder.
+    fn path(&mut self, volume: usize, path: &[Vec<u8>]) -> Result<Option<PathBuf>> {
+        let mut at = self.root(volume)?.to_path_buf();
+        for step in path {
+            let metadata = std::fs::symlink_metadata(&at).map_err(Error::io("look at", &at))?;
+            if !metadata.is_dir() {
+                return Ok(None);
+            }
+            at.push(OsStr::from_bytes(step));
+            match std::fs::symlink_metadata(&at) {
+                Ok(_) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                Err(e) => return Err(Error::io("look at", &at)(e)),
+            }
+        }
+        Ok(Some(at))
+    }
+
+    fn own(&mut self) -> Result<&Own> {
+        if self.own.is_none() {
+            // The same files that go along to a repository: all WAL of the set is among them.
+            let mut manifest = self.manifest.clone();
+            let pg_wal = ship::wal_in_snapshot(&manifest);
+            let pg_wal = match pg_wal {
+                Some((volume, inside)) => Some(self.root(volume)?.join(inside)),
+                None => None,
+            };
+            let paths = ship::take_files(self.cx, &mut manifest, pg_wal.as_deref())?;
+            let files = manifest.files.iter();
+            let sizes = files.map(|(name, file)| (name.clone(), file.bytes)).collect();
+            self.own = Some(Own { paths, sizes });
+        }
+        self.own.as_ref().ok_or_else(|| Error::failed("files that were found aren't there"))
+    }
+}
+
+impl Inside for Frozen<'_> {
+    fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    fn own_files(&mut self) -> Result<&BTreeMap<String, u64>> {
+        self.own().map(|own| &own.sizes)
+    }
+
+    fn own_content(&mut self, name: &str, each: Each<'_>) -> Result<()> {
+        let path = self.own()?.paths.get(name).cloned();
+        let none = || Error::failed(format!("file \"{name}\" isn't among the set's"));
+        read(&path.ok_or_else(none)?, each)
+    }
+
+    fn entry(&mut self, volume: usize, path: &[Vec<u8>]) -> Result<Option<Entry>> {
+        let Some(path) = self.path(volume, path)? else { return Ok(None) };
+        let metadata = std::fs::symlink_metadata(&path).map_err(Error::io("look at", &path))?;
+        let kind = FileType::from_mode(metadata.mode().into());
+        let has_size = matches!(kind, FileType::Regular | FileType::Symlink);
+        let target = match kind {
+            FileType::Symlink => {
+                let target = std::fs::read_link(&path).map_err(Error::io("read", &path))?;
+                Some(target.into_os_string().into_vec())
+            }
+            _ => None,
+        };
+        Ok(Some(Entry {
+            path: Vec::new(),
+            kind,
+            mode: u64::from(metadata.mode()) & 0o7777,
+            owner: Some((metadata.uid().into(), metadata.gid().into())),
+            size: has_size.then_some(metadata.size()),
+            mtime: Some(Timestamp {
+                seconds: metadata.mtime(),
+                nanoseconds: u64::try_from(metadata.mtime_nsec()).unwrap_or(0),
+            }),
+            target,
+            is_stored: true,
+        }))
+    }
+
+    fn names(&mut self, volume: usize, path: &[Vec<u8>]) -> Result<BTreeSet<Vec<u8>>> {
+        let Some(path) = self.path(volume, path)? else { return Ok(BTreeSet::new()) };
+        let listed = std::fs::read_dir(&path).map_err(Error::io("list", &path))?;
+        let name = |entry: std::io::Result<std::fs::DirEntry>| {
+            Ok(entry.map_err(Error::io("list", &path))?.file_name().into_vec())
+        };
+        listed.map(name).collect()
+    }
+
+    fn content(&mut self, volume: usize, path: &[Vec<u8>], each: Each<'_>) -> Result<()> {
+        match self.path(volume, path)? {
+            Some(path) => read(&path, each),
+            None => Ok(()),
+        }
+    }
+}
+
+fn read(path: &Path, each: Each<'_>) -> Result<()> {
+    let mut file = File::open(path).map_err(Error::io("read", path))?;
+    let mut block = vec![0; BLOCK];
+    let mut offset = 0;
+    loop {
+        let length = file.read(&mut block).map_err(Error::io("read", path))?;
+        if length == 0 {
+            return Ok(());
+        }
+        each(offset, &block[..length])?;
+        offset += length as u64;
+    }
+}
