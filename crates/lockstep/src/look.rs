@@ -7,7 +7,7 @@
 //! files/…                  the set's own files: backup_label, wal/SEGMENT, config/…
 //! ```
 //!
-//! The same paths, whether the set is in a repository ([`stored`]) or on this host ([`frozen`]).
+//! The same paths, whether the set is in a repository (`look/stored.rs`) or on this host (`look/frozen.rs`).
 //! What could go wrong: content that isn't stored must not pass for zeros, so it is told apart.
 
 mod frozen;
