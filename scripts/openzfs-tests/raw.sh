@@ -145,12 +145,12 @@ expect "show says it in words" sh -c "'$lockstep' show $third --from repository 
 
 # --- what cannot be done without looking into it ----------------------------------------------------------------------
 
-expect_refused "ls" 4 "is stored raw" ls latest data
-expect_refused "cat" 4 "is stored raw" cat latest:data/PG_VERSION
+expect_refused "ls" 4 "is stored raw" ls latest data --from repository
+expect_refused "cat" 4 "is stored raw" cat latest:data/PG_VERSION --from repository
 expect_refused "restore as files" 4 "is stored raw" restore latest --from repository --as files --to /files
 expect_refused "restore of one database" 4 "is stored raw" restore latest --from repository --as zfs --dataset tank/r --to /r --only-database postgres
-expect "ls of what is plain" "$lockstep" ls latest "tablespaces/$(sql "select oid from pg_tablespace where spcname = 'space_two'")"
-expect "its WAL, which lay in the clear" sh -c "'$lockstep' ls latest wal | grep -q 0000"
+expect "ls of what is plain" "$lockstep" ls --from repository latest "tablespaces/$(sql "select oid from pg_tablespace where spcname = 'space_two'")"
+expect "its WAL, which lay in the clear" sh -c "'$lockstep' ls latest wal --from repository | grep -q 0000"
 
 # --- restored: a key in a file, and one that somebody has to type ------------------------------------------------------
 
@@ -225,11 +225,11 @@ REPOSITORY=sealed write_config
 expect "repo init of one with a key" "$lockstep" repo init sealed
 backup "a set in a repository with a key"
 expect_stored "it is sealed there" plain plain plain
-expect "so it can be looked into" "$lockstep" cat latest:data/PG_VERSION
+expect "so it can be looked into" "$lockstep" cat latest:data/PG_VERSION --from repository
 write_config 'encrypted_datasets = "plain"'
 backup "a set in the clear, as it was asked for"
 expect_stored "as it was asked for" plain plain plain
-expect "cat" "$lockstep" cat latest:data/PG_VERSION
+expect "cat" "$lockstep" cat latest:data/PG_VERSION --from repository
 write_config
 backup "and raw again"
 expect_stored "it goes on with its chain" 2 2 plain
@@ -275,7 +275,7 @@ start_load
 backup "a set of which all is encrypted" || finish
 expect_equal "pg_wal's volume goes raw too" 1 "$(stored tank/pgwal)"
 expect_equal "and no WAL lies beside it" snapshot "$("$lockstep" --json show latest --from repository | jq -r '.wal.stored')"
-expect_refused "ls wal" 4 "is stored raw" ls latest wal
+expect_refused "ls wal" 4 "is stored raw" ls latest wal --from repository
 run_lockstep "restored into another pool" restore latest --from repository --as zfs --dataset copies/r --to /restored --start --port 5503
 PGHOST=$(json "$output" .socket_directory) expect_consistent "all of it encrypted" 5503
 expect_equal "its pg_wal too" aes-256-gcm "$(zfs get -H -o value encryption copies/r/wal)"

@@ -98,10 +98,15 @@ name!(
 );
 
 impl SetId {
-    /// A new id for a set that begins at `now`.
+    /// A new id for a set that begins at `now`. The order of ids is that of time, also within a
+    /// second: behind it two characters say how much of it was over, two more are random.
     #[must_use]
     pub fn new(now: jiff::Timestamp) -> Self {
-        Self(format!("{}-{}", now.strftime("%Y%m%dT%H%M%SZ"), random_suffix()))
+        let over = now.subsec_nanosecond().unsigned_abs() as usize * 1024 / 1_000_000_000;
+        let mut suffix: String =
+            [over / 32, over % 32].map(|n| char::from(DIGITS[n % 32])).into_iter().collect();
+        suffix.extend(random_suffix().chars().take(2));
+        Self(format!("{}-{suffix}", now.strftime("%Y%m%dT%H%M%SZ")))
     }
 
     /// The name of this set's snapshots, without the dataset.
@@ -117,10 +122,12 @@ impl SetId {
     }
 }
 
+/// In the order of their bytes.
+const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
+
 /// Four random characters of `0-9a-v`.
 #[must_use]
 pub fn random_suffix() -> String {
-    const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
     let mut bytes = [0u8; 4];
     if getrandom::fill(&mut bytes).is_err() {
         // Without the system's generator the process id still tells two callers apart.
@@ -146,7 +153,11 @@ mod tests {
     #[test]
     fn set_ids_sort_by_time_and_name_snapshots_and_slots() {
         let id = SetId::new("2026-11-23T19:45:12Z".parse().unwrap());
-        assert!(id.as_str().starts_with("20261123T194512Z-"), "{id}");
+        assert!(id.as_str().starts_with("20261123T194512Z-00"), "{id}");
+        let at = |time: &str| SetId::new(time.parse().unwrap());
+        let ids = ["12Z", "12.002Z", "12.04Z", "12.5Z", "12.51Z", "12.999999999Z", "13Z"]
+            .map(|second| at(&format!("2026-11-23T19:45:{second}")));
+        assert!(ids.windows(2).all(|two| two[0] < two[1]), "{ids:?}");
         assert!(id.as_str().parse::<SetId>().is_ok());
         let slot = id.slot_name();
         assert!(slot.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'));

@@ -132,12 +132,12 @@ fn a_raw_volume_goes_and_comes_back_with_its_key() {
         let outcome = lockstep.expect(exit::REFUSED, more);
         assert!(outcome.stderr.contains("is stored raw"), "{}", outcome.describe());
     };
-    refused(&["ls", "latest", "data"]);
-    refused(&["cat", "latest:data/PG_VERSION"]);
+    refused(&["ls", "latest", "data", "--from", "repository"]);
+    refused(&["cat", "latest:data/PG_VERSION", "--from", "repository"]);
     refused(&[&from[..], &["--as", "files"]].concat());
     let as_zfs = [&from[..], &["--as", "zfs", "--dataset", parent]].concat();
     refused(&[&as_zfs[..], &["--only-database", "postgres"]].concat());
-    lockstep.expect(exit::DONE, &["ls", "latest", "wal"]);
+    lockstep.expect(exit::DONE, &["ls", "latest", "wal", "--from", "repository"]);
 
     // Without its key it is received and waits.
     let waits = lockstep.expect(exit::REFUSED, &as_zfs);

@@ -9,7 +9,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use super::{DataSink, Folded, Sink};
 use crate::delta::Extent;
 use crate::error::{Error, Result};
 use crate::id::Ulid;
-use crate::pack::{FrameReader, Location};
+use crate::pack::{FrameReader, Location, Runs};
 use crate::repository::Repository;
 
 /// Frames that are on their way, or have come and wait: of about 1 MiB each.
@@ -70,11 +70,15 @@ impl<'a, S: DataSink> ReadingAhead<'a, S> {
         for _ in 0..THREADS {
             let (wanted, repository) = (wanted.clone(), repository.clone());
             thread::spawn(move || {
-                loop {
-                    let next = wanted.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok(Wanted { pack, at, length, to }) = next else { return };
-                    // Nobody waits any more where the fold has failed.
-                    let _ = to.send(FrameReader::fetch(&repository, pack, at, length));
+                let mut runs = Runs::of(&wanted);
+                while let Some(run) = runs.next(|one: &Wanted| (one.pack, one.at, one.length)) {
+                    let frames: Vec<_> = run.iter().map(|one| (one.at, one.length)).collect();
+                    let pack = run.first().map_or(Ulid(0), |one| one.pack);
+                    let contents = FrameReader::fetch_run(&repository, pack, &frames);
+                    for (one, content) in run.into_iter().zip(contents) {
+                        // Nobody waits any more where the fold has failed.
+                        let _ = one.to.send(content);
+                    }
                 }
             });
         }

@@ -3,9 +3,11 @@
 mod compressor;
 mod reader;
 mod resume;
+mod run;
 mod writer;
 
 pub use reader::{FrameReader, walk};
+pub use run::{FramePlace, Runs};
 pub use writer::{PackOptions, PackWriter, Packed, Placed};
 
 use crate::id::Ulid;

@@ -125,6 +125,40 @@ impl FrameReader {
         Ok(Bytes::from(frame::open(&stored, place, repository.key())?))
     }
 
+    /// The contents of neighbouring frames of a pack, each by its offset and length, in one read.
+    ///
+    /// # Errors
+    /// Each frame has its own; where the read fails, all have that.
+    pub fn fetch_run(
+        repository: &Repository,
+        pack: Ulid,
+        frames: &[(u64, u64)],
+    ) -> Vec<Result<Bytes>> {
+        let one_by_one =
+            || frames.iter().map(|&(at, length)| FrameReader::fetch(repository, pack, at, length));
+        let (Some(&(start, _)), Some(&(last, length))) = (frames.first(), frames.last()) else {
+            return Vec::new();
+        };
+        let are_neighbours =
+            frames.windows(2).all(|two| two[0].0.checked_add(two[0].1) == Some(two[1].0));
+        let end = last.checked_add(length).filter(|_| are_neighbours && frames.len() > 1);
+        let path = repository.pack_path(pack);
+        // What is strange about one of them is found, and told of, where it is read alone.
+        let Some(Ok(stored)) = end.map(|end| repository.read(&path, start..end)) else {
+            return one_by_one().collect();
+        };
+        frames
+            .iter()
+            .map(|&(at, length)| {
+                let from = usize::try_from(at - start).unwrap_or(usize::MAX);
+                let to = usize::try_from(at - start + length).unwrap_or(usize::MAX);
+                let frame = stored.get(from..to).unwrap_or_default();
+                let place = Place { path: &path, pack, at };
+                Ok(Bytes::from(frame::open(frame, place, repository.key())?))
+            })
+            .collect()
+    }
+
     /// Whether the bytes at a location are at hand.
     pub(crate) fn has(&self, location: &Location) -> bool {
         let (pack, at) = (location.pack, location.frame);

@@ -15,7 +15,7 @@ use rustix::fs::OFlags;
 use strata::Ulid;
 use strata::delta::Extent;
 use strata::fold::{Folded, Sink, fold, open_chain};
-use strata::pack::FrameReader;
+use strata::pack::{FrameReader, Runs};
 
 use super::Volume;
 use super::make::{Made, write_all};
@@ -27,8 +27,10 @@ use crate::repository::of_strata;
 use crate::repository::unfold::INDEX_MEMORY;
 use crate::steps;
 
-/// Threads that read frames and write files; each holds a frame as it is stored, and its content.
+/// Threads that read frames and write files; each holds a few frames as they are stored, and their contents.
 const MOST_THREADS: usize = 8;
+/// Frames that wait.
+const QUEUE: usize = 32;
 /// Packs of which a frame is gathered at the same time.
 const MOST_BATCHES: usize = 1024;
 /// Parts that are gathered at the same time.
@@ -120,7 +122,7 @@ pub(super) fn fill(volume: &Volume<'_>, plan: &Plan, root: &Root, made: &Made) -
         written: AtomicU64::new(0),
         read: AtomicU64::new(0),
     };
-    let (sender, receiver) = sync_channel(2 * threads);
+    let (sender, receiver) = sync_channel(QUEUE.max(2 * threads));
     let receiver = Mutex::new(receiver);
     let folded = std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -280,19 +282,17 @@ impl Work<'_> {
     fn run(&self, queue: &Mutex<Receiver<Batch>>) {
         let mut writer = Writer {
             work: self,
-            frames: FrameReader::new(&self.volume.repository.strata, 0),
             folders: Folders::new(self.root, self.plan),
             file: None,
             buffer: Vec::new(),
         };
-        loop {
-            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(batch) = next else { return };
+        let mut runs = Runs::of(queue);
+        while let Some(run) = runs.next(|batch| (batch.pack, batch.frame, batch.length)) {
             // The rest is taken and dropped, so that nobody waits for room in the queue.
             if self.stop.load(Ordering::Relaxed) {
                 continue;
             }
-            if let Err(error) = writer.write(&batch) {
+            if let Err(error) = writer.write_run(&run) {
                 self.stop.store(true, Ordering::Relaxed);
                 self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
             }
@@ -303,7 +303,6 @@ impl Work<'_> {
 /// One thread's tools.
 struct Writer<'a> {
     work: &'a Work<'a>,
-    frames: FrameReader,
     folders: Folders<'a>,
     /// The file that was written last.
     file: Option<(usize, OwnedFd)>,
@@ -311,9 +310,16 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn write(&mut self, batch: &Batch) -> Result<()> {
-        let content =
-            self.frames.frame(batch.pack, batch.frame, batch.length).map_err(of_strata)?;
+    fn write_run(&mut self, run: &[Batch]) -> Result<()> {
+        let frames: Vec<_> = run.iter().map(|batch| (batch.frame, batch.length)).collect();
+        let pack = run.first().map_or(Ulid(0), |batch| batch.pack);
+        let contents = FrameReader::fetch_run(&self.work.volume.repository.strata, pack, &frames);
+        run.iter()
+            .zip(contents)
+            .try_for_each(|(batch, content)| self.write(batch, &content.map_err(of_strata)?))
+    }
+
+    fn write(&mut self, batch: &Batch, content: &[u8]) -> Result<()> {
         self.work.read.fetch_add(batch.length, Ordering::Relaxed);
         for part in &batch.parts {
             let bytes =
