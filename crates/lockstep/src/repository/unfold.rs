@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 /// What the indexes of a chain may take of memory, in bytes.
 pub const INDEX_MEMORY: u64 = 64 << 20;
 /// Frames that are kept, in bytes: neighbouring blocks of one object lie in few.
-const FRAME_MEMORY: usize = 64 << 20;
+const FRAME_MEMORY: usize = 40 << 20;
 
 /// What folding a chain came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

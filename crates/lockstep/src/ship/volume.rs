@@ -24,6 +24,9 @@ use crate::set::manifest::SetVolume;
 use crate::steps;
 use crate::volume::zfs::{Base, DatasetName, Properties, SendSpec, SnapshotName, Zfs};
 
+/// Content of an increment's frames. A restore goes forward in a frame of each delta at the same time,
+/// and keeps them all: of a hundred increments' 25 MiB, where frames of 1 MiB would not fit.
+const INCREMENT_FRAME: usize = 256 << 10;
 /// What nearly every cluster has as its page.
 const PAGE: u64 = 8192;
 /// Properties of a dataset that its restored copy gets too.
@@ -255,10 +258,13 @@ impl Job<'_> {
         };
         let base_id = base.map(|(base, _)| base.guid.to_string());
         let journal = format!("{}-{}-{}.jsonl", repository.name, self.image, self.volume.guid);
-        let options = ImageOptions {
+        let mut options = ImageOptions {
             resume: Some(self.shipment.journals.join(journal)),
             ..self.shipment.options.clone()
         };
+        if base.is_some() {
+            options.frame_size = INCREMENT_FRAME;
+        }
         let mut writer = ImageWriter::new(
             &repository.strata,
             self.image,

@@ -1,7 +1,7 @@
 //! Reads the data of a fold's result ahead of who takes it: several frames are on their way while one is written.
 //!
 //! The fold is cheap, a frame is not: from a bucket each is a round trip, and all have to be decompressed. So the
-//! fold's events wait in a queue, in their order, while the frames that they name are fetched by threads.
+//! fold's events wait in a queue, in their order, while threads read the frames that they name.
 //!
 //! What could go wrong: more memory than was meant. The queue is bounded by the content of the frames that were asked
 //! for and not used yet, and by its events. A frame that was asked for and then forgotten by the reader is read
@@ -24,7 +24,7 @@ use crate::repository::Repository;
 
 /// Frames that are on their way, or have come and wait: of about 1 MiB each.
 const FRAMES: usize = 16;
-/// Threads that fetch them; each holds a frame as it is stored, and its content.
+/// Threads that fetch them.
 const THREADS: usize = 4;
 /// Events that wait at most.
 const EVENTS: usize = 16 << 10;
@@ -74,10 +74,10 @@ impl<'a, S: DataSink> ReadingAhead<'a, S> {
                 while let Some(run) = runs.next(|one: &Wanted| (one.pack, one.at, one.length)) {
                     let frames: Vec<_> = run.iter().map(|one| (one.at, one.length)).collect();
                     let pack = run.first().map_or(Ulid(0), |one| one.pack);
-                    let contents = FrameReader::fetch_run(&repository, pack, &frames);
-                    for (one, content) in run.into_iter().zip(contents) {
+                    let stored = FrameReader::stored_run(&repository, pack, &frames);
+                    for (one, stored) in run.into_iter().zip(stored) {
                         // Nobody waits any more where the fold has failed.
-                        let _ = one.to.send(content);
+                        let _ = one.to.send(stored);
                     }
                 }
             });
@@ -126,8 +126,10 @@ impl<'a, S: DataSink> ReadingAhead<'a, S> {
                 Some(block) => {
                     let key = (block.location.pack, block.location.frame);
                     if let Some(frame) = self.coming.remove(&key) {
-                        let content = frame.recv().map_err(|_| gone())??;
-                        self.frames.put(&block.location, content);
+                        let stored = frame.recv().map_err(|_| gone())??;
+                        // Opened here: contents that were made by one thread and are forgotten by another leave the
+                        // allocator with holes, more of them than the contents are.
+                        self.frames.put_stored(&block.location, &stored)?;
                     }
                     if block.form != 0 {
                         let bytes = self.frames.read(&block.location)?;

@@ -108,55 +108,74 @@ impl FrameReader {
     }
 
     /// A frame's content, out of the store.
-    pub(crate) fn fetch(
-        repository: &Repository,
-        pack: Ulid,
-        at: u64,
-        length: u64,
-    ) -> Result<Bytes> {
+    fn fetch(repository: &Repository, pack: Ulid, at: u64, length: u64) -> Result<Bytes> {
+        let stored = FrameReader::stored(repository, pack, at, length)?;
+        FrameReader::opened(repository, pack, at, &stored)
+    }
+
+    /// A frame as it is stored.
+    fn stored(repository: &Repository, pack: Ulid, at: u64, length: u64) -> Result<Bytes> {
         let path = repository.pack_path(pack);
         if length > (MAX_CONTENT + HEADER + 16) as u64 {
             return Err(Error::damaged(&path, at, "the index wants a frame larger than any"));
         }
         let end = at.checked_add(length);
         let end = end.ok_or_else(|| Error::damaged(&path, at, "no pack is as long"))?;
-        let stored = repository.read(&path, at..end)?;
-        let place = Place { path: &path, pack, at };
-        Ok(Bytes::from(frame::open(&stored, place, repository.key())?))
+        repository.read(&path, at..end)
     }
 
-    /// The contents of neighbouring frames of a pack, each by its offset and length, in one read.
-    ///
-    /// # Errors
-    /// Each frame has its own; where the read fails, all have that.
+    /// The content of a frame that was read.
+    pub(crate) fn opened(
+        repository: &Repository,
+        pack: Ulid,
+        at: u64,
+        stored: &[u8],
+    ) -> Result<Bytes> {
+        let path = repository.pack_path(pack);
+        let place = Place { path: &path, pack, at };
+        frame::open(stored, place, repository.key()).map(Bytes::from)
+    }
+
+    /// Neighbouring frames of a pack as they are stored, each by its offset and length, in one read. Each has its own
+    /// error; what is strange about one of them is found where it is read alone.
+    pub(crate) fn stored_run(
+        repository: &Repository,
+        pack: Ulid,
+        frames: &[(u64, u64)],
+    ) -> Vec<Result<Bytes>> {
+        let end = |&(at, length): &(u64, u64)| at.checked_add(length);
+        let are_neighbours =
+            frames.windows(2).all(|two| matches!(two, [one, next] if end(one) == Some(next.0)));
+        let whole = match frames {
+            [first, .., last] if are_neighbours => end(last).map(|end| first.0..end),
+            _ => None,
+        };
+        let read = whole.map(|range| repository.read(&repository.pack_path(pack), range));
+        let mut rest = read.and_then(Result::ok);
+        frames
+            .iter()
+            .map(|&(at, length)| match &mut rest {
+                Some(bytes) if bytes.len() as u64 >= length => Ok(bytes.split_to(length as usize)),
+                _ => {
+                    rest = None;
+                    FrameReader::stored(repository, pack, at, length)
+                }
+            })
+            .collect()
+    }
+
+    /// The contents of neighbouring frames of a pack, each by its offset and length, read at once. Each has its own
+    /// error.
     pub fn fetch_run(
         repository: &Repository,
         pack: Ulid,
         frames: &[(u64, u64)],
     ) -> Vec<Result<Bytes>> {
-        let one_by_one =
-            || frames.iter().map(|&(at, length)| FrameReader::fetch(repository, pack, at, length));
-        let (Some(&(start, _)), Some(&(last, length))) = (frames.first(), frames.last()) else {
-            return Vec::new();
+        let stored = FrameReader::stored_run(repository, pack, frames);
+        let opened = |(frame, stored): (&(u64, u64), Result<Bytes>)| {
+            FrameReader::opened(repository, pack, frame.0, &stored?)
         };
-        let are_neighbours =
-            frames.windows(2).all(|two| two[0].0.checked_add(two[0].1) == Some(two[1].0));
-        let end = last.checked_add(length).filter(|_| are_neighbours && frames.len() > 1);
-        let path = repository.pack_path(pack);
-        // What is strange about one of them is found, and told of, where it is read alone.
-        let Some(Ok(stored)) = end.map(|end| repository.read(&path, start..end)) else {
-            return one_by_one().collect();
-        };
-        frames
-            .iter()
-            .map(|&(at, length)| {
-                let from = usize::try_from(at - start).unwrap_or(usize::MAX);
-                let to = usize::try_from(at - start + length).unwrap_or(usize::MAX);
-                let frame = stored.get(from..to).unwrap_or_default();
-                let place = Place { path: &path, pack, at };
-                Ok(Bytes::from(frame::open(frame, place, repository.key())?))
-            })
-            .collect()
+        frames.iter().zip(stored).map(opened).collect()
     }
 
     /// Whether the bytes at a location are at hand.
@@ -166,8 +185,10 @@ impl FrameReader {
         kept.is_some_and(|kept| kept.from as u64 <= location.start)
     }
 
-    /// Keeps a frame that was fetched.
-    pub(crate) fn put(&mut self, location: &Location, content: Bytes) {
+    /// Opens and keeps a frame that was read.
+    pub(crate) fn put_stored(&mut self, location: &Location, stored: &[u8]) -> Result<()> {
+        let Location { pack, frame, .. } = *location;
+        let content = FrameReader::opened(&self.repository, pack, frame, stored)?;
         // In the place of a part of it that is kept.
         if let Some(index) =
             self.kept.iter().position(|k| k.pack == location.pack && k.at == location.frame)
@@ -175,7 +196,8 @@ impl FrameReader {
         {
             self.kept_bytes -= part.bytes.len();
         }
-        self.keep(location.pack, location.frame, content);
+        self.keep(pack, frame, content);
+        Ok(())
     }
 
     fn keep(&mut self, pack: Ulid, at: u64, bytes: Bytes) {
