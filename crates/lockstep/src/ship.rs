@@ -178,9 +178,8 @@ fn store<'a>(
     let paths = views.paths();
     let mut manifest = manifest.clone();
     let pg_wal = match wal_in_snapshot(&manifest) {
-        Some((at, inside)) if !keeps_wal => {
-            let snapshot = manifest.volumes.get(at).map(SetVolume::snapshot_name);
-            let seen = snapshot.and_then(|name| views.path(&name).map(|root| root.join(inside)));
+        Some(_) if !keeps_wal => {
+            let seen = part_seen(&manifest, &views, &PartKind::Wal);
             Some(seen.ok_or_else(|| {
                 Error::failed(format!("pg_wal of set {} can't be looked into", manifest.set))
             })?)

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use strata::delta::{Descriptor, ImageOptions, ImageWriter, read_descriptor};
 
 use super::passing::STRIDE;
-use super::volume::{Bases, Shipment, deltas, stored_bytes};
+use super::volume::{Bases, Shipment, deltas, sent, stored_bytes};
 use crate::config::EncryptedDatasets;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -214,17 +214,7 @@ fn send(
         Ok(())
     });
     bar.finish_and_clear();
-    let stored = match stored {
-        Ok(stored) => stored,
-        // What `zfs send` said on its way out is the reason; the stream only ends early.
-        Err(error) => {
-            return Err(match child.finish() {
-                Err(reason) if !reason.stderr().is_empty() => reason.into(),
-                _ => error,
-            });
-        }
-    };
-    child.finish()?;
+    let stored = sent(stored, child)?;
     let key_location = shipment.key_locations.get(&volume.dataset).cloned();
     let properties = shipment.properties.get(volume.dataset.as_str()).cloned();
     let base = base.map(|(_, segment)| segment);

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
+use std::process::ChildStdout;
 
 use sendstream::Reader;
 use sendstream::fold::{Delta, StreamDelta};
@@ -15,6 +16,7 @@ use super::passing::Passing;
 use super::raw::RawWay;
 use super::walk::{Walked, walk};
 use crate::error::{Error, Result};
+use crate::process::Piped;
 use crate::progress::Progress;
 use crate::repository::image::{ImageState, StreamBegin, image_name};
 use crate::repository::ingest::{ingest, of_stream};
@@ -289,17 +291,7 @@ impl Job<'_> {
         if passing.needs_full {
             return Ok(None);
         }
-        let (begin, stream_bytes) = match outcome {
-            Ok(read) => read,
-            // What `zfs send` said on its way out is the reason; the stream only ends early.
-            Err(error) => {
-                return Err(match child.finish() {
-                    Err(reason) if !reason.stderr().is_empty() => reason.into(),
-                    _ => error,
-                });
-            }
-        };
-        child.finish()?;
+        let (begin, stream_bytes) = sent(outcome, child)?;
         if !passing.is_whole() {
             return Ok(None);
         }
@@ -340,6 +332,15 @@ fn shipped(
         pages: state.pages,
         raw: None,
     })
+}
+
+/// How a stream ended. What `zfs send` said on its way out is the reason, where the stream only ended early.
+pub(super) fn sent<T>(read: Result<T>, child: Piped<ChildStdout>) -> Result<T> {
+    match (read, child.finish()) {
+        (Err(_), Err(reason)) if !reason.stderr().is_empty() => Err(reason.into()),
+        (Ok(_), Err(reason)) => Err(reason.into()),
+        (read, _) => read,
+    }
 }
 
 /// The bytes of the packs that a delta lies in.
