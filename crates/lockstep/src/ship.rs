@@ -8,9 +8,10 @@
 
 pub mod classify;
 pub mod lease;
-mod page_delta;
+pub mod page_delta;
 mod passing;
 mod raw;
+pub mod tags;
 pub(crate) mod view;
 mod volume;
 mod walk;
@@ -147,7 +148,13 @@ fn store<'a>(
         let raw = encrypted.is_raw(&volume.dataset);
         volume::route(&bases, repository, volume, raw)
     };
-    let routes: Vec<Route> = kept.map(route).collect::<Result<_>>()?;
+    let mut routes: Vec<Route> = kept.map(route).collect::<Result<_>>()?;
+    let properties = volume::properties(&cx.zfs, &routes)?;
+    let tags = cx.state.path("tags").join(&repository.name);
+    if repository.config.page_delta && repository.config.page_hashes {
+        routes.iter_mut().try_for_each(|route| route.open_tags(&tags, repository, &properties))?;
+    }
+    tags::sweep(&tags, routes.iter().filter_map(Route::tagged_image))?;
     // The set's snapshots, and behind them those that pages are compared with.
     let open = manifest.volumes.iter().filter(|volume| encrypted.is_open(volume));
     let mut looked_into: Vec<_> = open.map(SetVolume::snapshot_name).collect();
@@ -166,13 +173,14 @@ fn store<'a>(
         repository,
         options: options.clone(),
         journals: &journals,
+        tags: &tags,
         geometry: geometry.unwrap_or_default(),
         checks_pages: manifest.postgres.data_checksums && geometry.is_some(),
         replayed: replayed(manifest),
         recovers,
         check: &check,
         progress: &Progress::on_stderr(),
-        properties: &volume::properties(&cx.zfs, &routes)?,
+        properties: &properties,
         key_locations: encrypted.key_locations(),
     };
     let paths = views.paths();

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use support::checker::Checker;
 use support::cluster::Stop;
 use support::command::must;
+use support::commands::CommandLog;
 use support::fixture::{Fixture, assert_clean};
 use support::layout::two_pools_four_datasets;
 use support::lockstep::{Set, Steps, exit, json_of};
@@ -26,6 +27,114 @@ fn zfs(arguments: &[&str]) -> String {
     must(&mut support::command::command("zfs", arguments))
 }
 
+/// Tags of pages save reads. Those that are lost, of another time, damaged or not wanted cost reads, and nothing else.
+#[test]
+fn tags_that_are_lost_or_of_another_time_are_not_believed() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    for mount in ["data", "ts1", "ts2"] {
+        zfs(&["set", "recordsize=128K", dataset(&fixture, mount)]);
+    }
+    fixture.pgbench_tables(SCALE);
+    let plain = with_repository(&fixture);
+    let log = CommandLog::new(&fixture);
+    let lockstep = log.watching(&plain);
+    let tags = fixture.state.join("clusters/main/tags").join(NAME);
+    let aside = fixture.root().join("aside");
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        let _ = fs::remove_dir_all(to);
+        fs::create_dir(to).expect("it isn't there");
+        for entry in fs::read_dir(from).expect("tags are kept").flatten() {
+            fs::copy(entry.path(), to.join(entry.file_name())).expect("it can be copied");
+        }
+    };
+    let files = || {
+        let mut found: Vec<_> =
+            fs::read_dir(&tags).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        found.sort();
+        found
+    };
+    let hides_snapshots = !folder_of_snapshots(&fixture).exists();
+    let configuration = fixture.root().join("shipping.toml");
+    let text = fs::read_to_string(&configuration).expect("the configuration");
+    let mut sets = Vec::new();
+    // What is done to the tags, and whether they can be used then.
+    for (n, (state, is_usable)) in [
+        ("of nothing before", true),
+        ("as they should be", true),
+        ("of the time before", false),
+        ("partly known", false),
+        ("lost", false),
+        ("damaged", false),
+        ("not wanted", false),
+        ("wanted again", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        fixture.cluster.execute(&[
+            // Some pages of every record; some that were changed before, some that weren't.
+            &format!("UPDATE pgbench_accounts SET filler = '{state}' WHERE aid % 997 IN ({n}, {n} + 1)"),
+            &format!("CREATE TABLE made_{n} TABLESPACE ts1 AS SELECT n, repeat('x', 500) FROM generate_series(1, 3000) n"),
+            "DELETE FROM pgbench_accounts WHERE aid > (SELECT max(aid) - 3000 FROM pgbench_accounts)",
+            "VACUUM pgbench_accounts",
+            "CHECKPOINT",
+        ]);
+        match state {
+            "as they should be" => copy(&tags, &aside),
+            "of the time before" => copy(&aside, &tags),
+            "lost" => fs::remove_dir_all(&tags).expect("they are there"),
+            "damaged" => files().iter().for_each(|path| {
+                let file = fs::OpenOptions::new().write(true).open(path).expect("it is there");
+                file.write_at(&[0xa5; 4096], 0).expect("it can be written");
+            }),
+            "not wanted" => {
+                fs::write(&configuration, format!("{text}page_hashes = false\n")).expect("writable")
+            }
+            "wanted again" => fs::write(&configuration, &text).expect("writable"),
+            _ => {}
+        }
+        log.take();
+        let set = lockstep.backup("label");
+        assert_eq!(set.json["repositories"][0]["complete"], true, "{state}: {}", set.json);
+        let clones = log.take().iter().filter(|line| line.starts_with("zfs clone")).count();
+        if hides_snapshots {
+            // Of each snapshot before there is one more, where it has to be read.
+            let expected = if is_usable { 4 } else { 7 };
+            assert_eq!(clones, expected, "{state}");
+        } else {
+            assert_eq!(clones, 0, "{state}");
+        }
+        assert_eq!(files().len(), if state == "not wanted" { 0 } else { 3 }, "{state}");
+        if n > 0 {
+            let (sent, stored) = bytes_of(&set);
+            assert!(stored * 2 < sent, "{state}: {sent} bytes sent, {stored} stored");
+        }
+        sets.push((state, set));
+    }
+    for (state, set) in &sets {
+        let parent = format!("{}/back", fixture.pools[0].name);
+        let target = fixture.target("back");
+        let more = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+        let restored = plain.restore_and_start(&set.id, &target, &more);
+        assert_received(&fixture, set, &parent);
+        restored.server().execute(&["SELECT count(*) FROM pgbench_accounts"]);
+        println!("{state}: as it was");
+        discard(&fixture, &target, &parent);
+    }
+}
+
+/// Where OpenZFS shows a dataset's snapshots.
+fn folder_of_snapshots(fixture: &Fixture) -> std::path::PathBuf {
+    fixture.cluster.data.join(".zfs/snapshot")
+}
+
+/// What was sent and what was stored of all volumes.
+fn bytes_of(set: &Set) -> (u64, u64) {
+    let volumes = set.json["repositories"][0]["volumes"].as_array().expect("volumes");
+    let sum = |key: &str| volumes.iter().filter_map(|volume| volume[key].as_u64()).sum();
+    (sum("stream_bytes"), sum("stored_bytes"))
+}
+
 /// A page of a table in ts1, in the file and on the server's side: path and page number.
 fn file_of(fixture: &Fixture, table: &str) -> std::path::PathBuf {
     let path =
@@ -36,6 +145,8 @@ fn file_of(fixture: &Fixture, table: &str) -> std::path::PathBuf {
 #[test]
 fn killed_at_every_step_and_nothing_is_lost() {
     let fixture = Fixture::new(two_pools_four_datasets());
+    // One volume whose pages have tags.
+    zfs(&["set", "recordsize=128K", dataset(&fixture, "ts1")]);
     fixture.pgbench_tables(1);
     let lockstep = with_repository(&fixture);
     let steps = Steps::new(fixture.root().join("steps"));
@@ -46,6 +157,7 @@ fn killed_at_every_step_and_nothing_is_lost() {
         "ship.views",
         "ship.progress",
         "ship.stream",
+        "ship.delta",
         "ship.stored",
         "ship.published",
     ] {

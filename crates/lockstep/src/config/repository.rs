@@ -22,8 +22,11 @@ pub struct RepositoryConfig {
     /// Threads that compress; as many as the machine has where left out.
     pub threads: Option<usize>,
     /// Store of a changed record only the pages that differ from the snapshot before.
-    #[serde(default = "default_page_delta")]
+    #[serde(default = "on")]
     pub page_delta: bool,
+    /// Keep a hash of every page in `state_dir`, so that the snapshot before needn't be read for that.
+    #[serde(default = "on")]
+    pub page_hashes: bool,
     /// Added to the priority of shipping and of the `zfs send` that it starts; 0 to 19.
     pub nice: Option<u8>,
     /// The class of their disk accesses.
@@ -106,7 +109,7 @@ pub enum IoClass {
     BestEffort,
 }
 
-fn default_page_delta() -> bool {
+fn on() -> bool {
     true
 }
 

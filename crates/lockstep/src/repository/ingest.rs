@@ -51,6 +51,12 @@ pub trait Visitor {
     /// To end it all.
     fn changed(&mut self, offset: u64, bytes: &[u8]) -> Result<Option<Vec<Range<usize>>>>;
 
+    /// A hole in the object, in order with its blocks; never of a full stream.
+    fn hole(&mut self, offset: u64, length: u64);
+
+    /// These objects are gone; never of a full stream.
+    fn freed(&mut self, first: u64, count: u64);
+
     /// Content of the object, in ascending order.
     fn content(&mut self, object: u64, offset: u64, bytes: &[u8]);
 
@@ -80,6 +86,7 @@ pub fn ingest<R: Read>(
         let change = match entry {
             Entry::Freed { first, count } => {
                 if !is_full {
+                    visitor.freed(*first, *count);
                     writer.freed(*first, *count).map_err(of_strata)?;
                 }
                 continue;
@@ -118,6 +125,7 @@ pub fn ingest<R: Read>(
                 };
                 store(writer, offset, bytes, changed)?;
             } else if !is_full {
+                visitor.hole(extent.offset, extent.length);
                 writer.hole(extent.offset, extent.length).map_err(of_strata)?;
             }
             delta.next_extent().map_err(of_stream)?;

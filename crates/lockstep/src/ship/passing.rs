@@ -32,7 +32,7 @@ pub(super) struct Passing<'a> {
     left_out: BTreeMap<u64, u64>,
     /// An increment isn't enough.
     pub(super) needs_full: bool,
-    pages: Option<Pages<'a>>,
+    pages: Pages<'a>,
     /// The object's blocks hold whole pages.
     holds_pages: bool,
     bar: ProgressBar,
@@ -40,11 +40,7 @@ pub(super) struct Passing<'a> {
 }
 
 impl<'a> Passing<'a> {
-    pub(super) fn new(
-        job: &'a Job<'a>,
-        base: Option<&ImageState>,
-        pages: Option<Pages<'a>>,
-    ) -> Self {
+    pub(super) fn new(job: &'a Job<'a>, base: Option<&ImageState>, pages: Pages<'a>) -> Self {
         let walked = job.walked;
         let before = base.map(|state| state.left_out_objects.as_slice()).unwrap_or_default();
         let is_left_out =
@@ -79,8 +75,10 @@ impl<'a> Passing<'a> {
         self.doubtful.is_empty()
     }
 
-    pub(super) fn finish(self) -> (Vec<(u64, u64)>, Checked) {
+    /// What was left out, what the checksums said, and whether all pages have their tags.
+    pub(super) fn finish(self) -> (Vec<(u64, u64)>, Checked, bool) {
         self.bar.finish_and_clear();
+        let are_tagged = self.pages.finish();
         let walked = self.job.walked;
         let pages = self.checker.map(PageChecker::finish).map(|report| Checked {
             checked: report.good + report.bad + report.without_checksum,
@@ -96,7 +94,7 @@ impl<'a> Passing<'a> {
                 .collect(),
             not_checked: None,
         });
-        (self.left_out.into_iter().collect(), pages.unwrap_or_default())
+        (self.left_out.into_iter().collect(), pages.unwrap_or_default(), are_tagged)
     }
 }
 
@@ -117,19 +115,29 @@ impl Visitor for Passing<'_> {
         }
         match self.job.walked.classes.get(&object) {
             Some(Class::LeftOut(_)) => {
+                self.pages.other(object);
                 self.left_out.insert(object, generation.unwrap_or_default());
-                return Ok(Content::LeftOut);
+                Ok(Content::LeftOut)
             }
-            Some(Class::Pages(_)) => {}
-            _ => return Ok(Content::Stored),
+            Some(Class::Pages(_)) if self.pages.begin(announced)? => Ok(Content::Changed),
+            Some(Class::Pages(_)) => Ok(Content::Stored),
+            _ => {
+                self.pages.other(object);
+                Ok(Content::Stored)
+            }
         }
-        let pages = self.pages.as_mut();
-        let is_compared = pages.map_or(Ok(false), |pages| pages.begin(announced))?;
-        Ok(if is_compared { Content::Changed } else { Content::Stored })
     }
 
     fn changed(&mut self, offset: u64, bytes: &[u8]) -> Result<Option<Vec<Range<usize>>>> {
-        self.pages.as_mut().map_or(Ok(None), |pages| pages.changed(offset, bytes))
+        self.pages.changed(offset, bytes)
+    }
+
+    fn hole(&mut self, offset: u64, length: u64) {
+        self.pages.hole(offset, length);
+    }
+
+    fn freed(&mut self, first: u64, count: u64) {
+        self.pages.freed(first, count);
     }
 
     fn content(&mut self, object: u64, offset: u64, bytes: &[u8]) {

@@ -6,14 +6,16 @@ use std::ops::Range;
 use std::path::Path;
 use std::process::ChildStdout;
 
+use redb::WriteTransaction;
 use sendstream::Reader;
 use sendstream::fold::{Delta, StreamDelta};
 use sendstream::pages::PageGeometry;
 use strata::delta::{Descriptor, ImageOptions, ImageWriter, read_descriptor};
 
-use super::page_delta::Pages;
+use super::page_delta::{Pages, Snapshot};
 use super::passing::Passing;
 use super::raw::RawWay;
+use super::tags::{Of, PAGE, Passed, Tags};
 use super::walk::{Walked, walk};
 use crate::error::{Error, Result};
 use crate::process::Piped;
@@ -29,8 +31,6 @@ use crate::volume::zfs::{Base, DatasetName, Properties, SendSpec, SnapshotName, 
 /// Content of an increment's frames. A restore goes forward in a frame of each delta at the same time,
 /// and keeps them all: of a hundred increments' 25 MiB, where frames of 1 MiB would not fit.
 const INCREMENT_FRAME: usize = 256 << 10;
-/// What nearly every cluster has as its page.
-const PAGE: u64 = 8192;
 /// Properties of a dataset that its restored copy gets too.
 const PROPERTIES: [&str; 7] = [
     "recordsize",
@@ -52,6 +52,8 @@ pub struct Shipment<'a> {
     pub options: ImageOptions,
     /// Where it is remembered what an interrupted shipment has stored.
     pub journals: &'a Path,
+    /// Where the tags of pages are.
+    pub tags: &'a Path,
     /// The pages.
     pub geometry: PageGeometry,
     /// They carry checksums.
@@ -96,6 +98,8 @@ enum Way {
         there: Option<Descriptor>,
         /// What it is an increment to.
         base: Option<(Base, ImageState)>,
+        /// What is known of the base's pages.
+        tags: Option<Tags>,
     },
     /// As it is encrypted on disk.
     Raw(RawWay),
@@ -120,7 +124,7 @@ pub fn route<'a>(
     let read = |id: &str| read_descriptor(&repository.strata, &image, id).map_err(of_strata);
     if ids.contains(&volume.guid) {
         let there = Some(read(&volume.guid)?);
-        return Ok(Route { volume, way: Way::Plain { there, base: None } });
+        return Ok(Route { volume, way: Way::Plain { there, base: None, tags: None } });
     }
     let is_known = |base: &Base| ids.contains(&base.guid.to_string());
     let base = match bases.of(volume, is_known)?.into_iter().find(is_known) {
@@ -130,7 +134,7 @@ pub fn route<'a>(
         }
         None => None,
     };
-    Ok(Route { volume, way: Way::Plain { there: None, base } })
+    Ok(Route { volume, way: Way::Plain { there: None, base, tags: None } })
 }
 
 /// What the set's snapshots could be increments to.
@@ -169,14 +173,45 @@ impl<'a> Bases<'a> {
 }
 
 impl Route<'_> {
-    /// The snapshot to compare pages with, where there is one (a bookmark has no content) and
-    /// records are larger than pages. Old files may have larger ones than the property says now:
-    /// these are stored whole.
+    /// Opens the tags of the volume's pages, where its records are larger than these.
+    ///
+    /// # Errors
+    /// When the folder can't be written to.
+    pub fn open_tags(
+        &mut self,
+        folder: &Path,
+        repository: &Repository,
+        properties: &Properties,
+    ) -> Result<()> {
+        let Way::Plain { there: None, base, tags } = &mut self.way else { return Ok(()) };
+        if properties.get(self.volume.dataset.as_str()).is_some_and(has_small_records) {
+            return Ok(());
+        }
+        let image = image_name(&self.volume.dataset);
+        let of = Of { repository: &repository.id, image: &image };
+        let base = base.as_ref().map(|(base, _)| base.guid.to_string());
+        *tags = Some(Tags::open(folder, of, base.as_deref())?);
+        Ok(())
+    }
+
+    /// The image, where it has tags.
+    #[must_use]
+    pub fn tagged_image(&self) -> Option<String> {
+        match &self.way {
+            Way::Plain { there, tags, .. } if there.is_some() || tags.is_some() => {
+                Some(image_name(&self.volume.dataset))
+            }
+            _ => None,
+        }
+    }
+
+    /// The snapshot to compare pages with: where there is one (a bookmark has no content), tags don't
+    /// say all, and records are larger than pages. Old files may have larger ones than the property
+    /// says now: these are stored whole.
     #[must_use]
     pub fn base_snapshot(&self) -> Option<SnapshotName> {
-        let Way::Plain { base: Some((base, state)), .. } = &self.way else { return None };
-        let recordsize = state.properties.get("recordsize").and_then(|text| text.parse().ok());
-        if recordsize.is_some_and(|size: u64| size <= PAGE) {
+        let Way::Plain { base: Some((base, state)), tags, .. } = &self.way else { return None };
+        if tags.as_ref().is_some_and(Tags::are_whole) || has_small_records(&state.properties) {
             return None;
         }
         let (_, name) = base.name.split_once('@')?;
@@ -194,9 +229,9 @@ impl Route<'_> {
         base_root: Option<&Path>,
     ) -> Result<ShippedVolume> {
         let (repository, volume) = (shipment.repository, self.volume);
-        let (there, base) = match self.way {
+        let (there, base, mut tags) = match self.way {
             Way::Raw(way) => return way.ship(shipment, volume),
-            Way::Plain { there, base } => (there, base),
+            Way::Plain { there, base, tags } => (there, base, tags),
         };
         if let Some(descriptor) = there {
             return shipped(repository, volume, descriptor);
@@ -205,18 +240,27 @@ impl Route<'_> {
         let walked = walk(root, &volume.parts, shipment.recovers)?;
         let job = Job { shipment, volume, image: &image, walked: &walked };
         if let Some((base, state)) = &base {
-            if let Some(descriptor) = job.send(Some((base, state)), base_root)? {
+            let is_tagged = tags.is_some();
+            if let Some(descriptor) = job.send(Some((base, state)), base_root, tags)? {
                 return shipped(repository, volume, descriptor);
             }
             tracing::info!(
                 dataset = %volume.dataset,
                 "a file whose content wasn't stored is needed now: all of the volume is sent again"
             );
+            let of = Of { repository: &repository.id, image: &image };
+            tags = is_tagged.then(|| Tags::open(shipment.tags, of, None)).transpose()?;
         }
-        let whole = job.send(None, None)?;
+        let whole = job.send(None, None, tags)?;
         let descriptor = whole.ok_or_else(|| Error::failed("a full stream that isn't whole"))?;
         shipped(repository, volume, descriptor)
     }
+}
+
+/// No record of such a dataset holds more than a page.
+fn has_small_records(properties: &BTreeMap<String, String>) -> bool {
+    let recordsize = properties.get("recordsize").and_then(|text| text.parse::<u64>().ok());
+    recordsize.is_some_and(|size| size <= PAGE)
 }
 
 /// The deltas of an image.
@@ -248,6 +292,7 @@ impl Job<'_> {
         &self,
         base: Option<(&Base, &ImageState)>,
         base_root: Option<&Path>,
+        tags: Option<Tags>,
     ) -> Result<Option<Descriptor>> {
         let repository = self.shipment.repository;
         let config = &repository.config;
@@ -275,10 +320,15 @@ impl Job<'_> {
             &options,
         )
         .map_err(of_strata)?;
-        let pages = match (&base_id, base_root) {
-            (Some(id), Some(root)) => Some(Pages::open(self, id, root)?),
+        let snapshot = match (&base_id, base_root) {
+            (Some(id), Some(root)) => Some(Snapshot::open(self, id, root)?),
             _ => None,
         };
+        let transaction = tags.as_ref().map(Tags::begin).transpose()?;
+        let passed = tags.as_ref().zip(transaction.as_ref());
+        let passed =
+            passed.map(|(tags, transaction)| Passed::open(tags, transaction)).transpose()?;
+        let pages = Pages::new(passed, snapshot);
         let mut child = self.shipment.zfs.send(&spec)?;
         let mut passing = Passing::new(self, base.map(|(_, state)| state), pages);
         let outcome = (|| {
@@ -306,11 +356,33 @@ impl Job<'_> {
         let mut state = ImageState::new(begin, properties.unwrap_or_default());
         state.stream_bytes = stream_bytes;
         state.left_out.clone_from(&self.walked.left_out);
-        (state.left_out_objects, state.pages) = passing.finish();
+        let are_tagged;
+        (state.left_out_objects, state.pages, are_tagged) = passing.finish();
         writer.about(state.to_about()?);
         steps::reached("ship.stream")?;
-        Ok(Some(writer.finish().map_err(of_strata)?))
+        let descriptor = writer.finish().map_err(of_strata)?;
+        // Only now: tags of what isn't in the repository would leave out what it needs.
+        steps::reached("ship.delta")?;
+        if let Some((tags, transaction)) = tags.zip(transaction) {
+            keep(tags, transaction, are_tagged, &self.volume.guid);
+        }
+        Ok(Some(descriptor))
     }
+}
+
+/// Keeps the tags as the state after `delta`, or throws them away: nothing depends on them.
+fn keep(tags: Tags, transaction: WriteTransaction, are_tagged: bool, delta: &str) {
+    if are_tagged {
+        match tags.commit(transaction, delta) {
+            Ok(()) => return,
+            Err(error) => {
+                tracing::warn!(error = %error.chain(), "the next shipment will do without")
+            }
+        }
+    } else {
+        drop(transaction);
+    }
+    tags.forget();
 }
 
 /// What the manifest says about a delta that is there.
