@@ -11,6 +11,7 @@ pub mod lease;
 pub mod page_delta;
 mod passing;
 mod raw;
+mod route;
 pub mod tags;
 pub(crate) mod view;
 mod volume;
@@ -42,8 +43,9 @@ use crate::{files, steps};
 
 use lease::Held;
 use raw::Encrypted;
+use route::{Bases, Route, route};
 use view::Views;
-use volume::{Bases, Route, Shipment};
+use volume::Shipment;
 
 /// Volumes that are sent at the same time.
 const VOLUMES_AT_ONCE: usize = 2;
@@ -144,12 +146,13 @@ fn store<'a>(
     let keeps_wal = encrypted.keeps_wal(manifest);
     let kept = manifest.volumes.iter().filter(|volume| keeps_wal || !is_wal_alone(volume));
     let bases = Bases::find(&cx.zfs, &manifest.volumes)?;
-    let route = |volume: &'a SetVolume| {
+    let find = |volume: &'a SetVolume| {
         let raw = encrypted.is_raw(&volume.dataset);
-        volume::route(&bases, repository, volume, raw)
+        route(&bases, repository, volume, raw)
     };
-    let mut routes: Vec<Route> = kept.map(route).collect::<Result<_>>()?;
-    let properties = volume::properties(&cx.zfs, &routes)?;
+    let mut routes: Vec<Route> = kept.map(find).collect::<Result<_>>()?;
+    let datasets: Vec<_> = manifest.volumes.iter().map(|volume| volume.dataset.clone()).collect();
+    let (properties, mounted) = route::properties(&cx.zfs, &datasets)?;
     let tags = cx.state.path("tags").join(&repository.name);
     if repository.config.page_delta && repository.config.page_hashes {
         routes.iter_mut().try_for_each(|route| route.open_tags(&tags, repository, &properties))?;
@@ -158,14 +161,16 @@ fn store<'a>(
     // The set's snapshots, and behind them those that pages are compared with.
     let open = manifest.volumes.iter().filter(|volume| encrypted.is_open(volume));
     let mut looked_into: Vec<_> = open.map(SetVolume::snapshot_name).collect();
-    if repository.config.page_delta {
-        looked_into.extend(routes.iter().filter_map(Route::base_snapshot));
-    }
-    let views = Views::open(cx, &looked_into)?;
+    let before: Vec<_> = match repository.config.page_delta {
+        true => routes.iter().filter_map(Route::base_snapshot).collect(),
+        false => Vec::new(),
+    };
+    looked_into.extend(before.iter().cloned());
+    let views = Views::open_in(cx, &looked_into, &mounted)?;
     steps::reached("ship.views")?;
+    look(&mut routes, &views, manifest.strategy != Strategy::Cold)?;
     let options = options(repository);
     let journals = cx.state.path("shipping");
-    let recovers = manifest.strategy != Strategy::Cold;
     let check = || held.check();
     let geometry = geometry(manifest, &views)?;
     let shipment = Shipment {
@@ -177,7 +182,6 @@ fn store<'a>(
         geometry: geometry.unwrap_or_default(),
         checks_pages: manifest.postgres.data_checksums && geometry.is_some(),
         replayed: replayed(manifest),
-        recovers,
         check: &check,
         progress: &Progress::on_stderr(),
         properties: &properties,
@@ -195,10 +199,15 @@ fn store<'a>(
         _ => None,
     };
     let (volumes, files) = std::thread::scope(|scope| {
-        let volumes = scope.spawn(|| ship_volumes(&shipment, routes, &|name| paths.get(name)));
+        let seen = |name: &SnapshotName| paths.get(name).map(PathBuf::as_path);
+        let volumes = scope.spawn(move || ship_volumes(&shipment, routes, &seen));
         let files = take_files(cx, &mut manifest, pg_wal.as_deref()).and_then(|names| {
             repository::files::store(repository, manifest.set.as_str(), &names, &options)
         });
+        if before.is_empty() {
+            // Nobody looks into the snapshots any more, and to take the looks away takes a while.
+            drop(views);
+        }
         (volumes.join(), files)
     });
     let ended = |_| Error::failed("the thread of the volumes ended early; its words are above");
@@ -251,11 +260,26 @@ fn part_seen(manifest: &Manifest, views: &Views, kind: &PartKind) -> Option<Path
     Some(root.join(&part.inside))
 }
 
+/// Walks the snapshots, all at once: what a walk waits for is mostly somewhere else.
+fn look(routes: &mut [Route<'_>], views: &Views, recovers: bool) -> Result<()> {
+    std::thread::scope(|scope| {
+        let walks: Vec<_> = routes
+            .iter_mut()
+            .map(|route| {
+                let root = views.path(&route.volume.snapshot_name()).map(Path::to_path_buf);
+                scope.spawn(move || route.look(root.as_deref(), recovers))
+            })
+            .collect();
+        let ended = |_| Err(Error::failed("a walk ended early; its words are above"));
+        walks.into_iter().try_for_each(|walk| walk.join().unwrap_or_else(ended))
+    })
+}
+
 /// Ships the volumes, a few at a time; once one has failed no other is begun.
 fn ship_volumes<'a>(
     shipment: &Shipment<'_>,
     routes: Vec<Route<'_>>,
-    seen: &(dyn Fn(&SnapshotName) -> Option<&'a PathBuf> + Sync),
+    seen: &(dyn Fn(&SnapshotName) -> Option<&'a Path> + Sync),
 ) -> Result<Vec<ShippedVolume>> {
     struct Work<'a> {
         queue: std::iter::Enumerate<std::vec::IntoIter<Route<'a>>>,
@@ -273,10 +297,8 @@ fn ship_volumes<'a>(
     };
     let run = || {
         while let Some((at, route)) = next() {
-            let root = seen(&route.volume.snapshot_name());
-            let root = root.map_or(Path::new("/nowhere"), PathBuf::as_path);
             let base_root = route.base_snapshot().and_then(|name| seen(&name));
-            match route.ship(shipment, root, base_root.map(PathBuf::as_path)) {
+            match route.ship(shipment, base_root) {
                 Ok(shipped) => drop(locked().done.insert(at, shipped)),
                 Err(error) => drop(locked().failed.get_or_insert(error)),
             }

@@ -58,7 +58,7 @@ impl<'a> Passing<'a> {
             checker,
             doubtful: before
                 .iter()
-                .filter(|(object, _)| walked.stored.contains(object))
+                .filter(|(object, _)| walked.needed.contains(object))
                 .copied()
                 .collect(),
             left_out: before.iter().filter(|(object, _)| is_left_out(*object)).copied().collect(),

@@ -13,7 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use strata::delta::{Descriptor, ImageOptions, ImageWriter, read_descriptor};
 
 use super::passing::STRIDE;
-use super::volume::{Bases, Shipment, deltas, sent, stored_bytes};
+use super::route::{Bases, deltas};
+use super::volume::{Shipment, sent, stored_bytes};
 use crate::config::EncryptedDatasets;
 use crate::context::Context;
 use crate::error::{Error, Result};

@@ -6,6 +6,7 @@ use sendstream::ByteOrder;
 use sendstream::record::{Object, object_type};
 
 use super::*;
+use crate::repository::header::ObjectHeader;
 
 const SIZE: usize = PAGE as usize;
 

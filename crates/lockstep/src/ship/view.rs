@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rustix::mount::{UnmountFlags, unmount};
+
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -29,12 +31,23 @@ impl<'a> Views<'a> {
     /// # Errors
     /// When one can't be looked into.
     pub fn open(cx: &'a Context<'a>, snapshots: &[SnapshotName]) -> Result<Self> {
-        let names = snapshots.to_vec();
-        let mut views = Self { cx, names, paths: Vec::new(), clones: None };
         let mut datasets: Vec<_> = snapshots.iter().map(|name| name.dataset.clone()).collect();
         datasets.sort();
         datasets.dedup();
-        let mounted = cx.zfs.mountpoints(&datasets)?;
+        Self::open_in(cx, snapshots, &cx.zfs.mountpoints(&datasets)?)
+    }
+
+    /// The same, where it is known where the datasets are mounted.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_in(
+        cx: &'a Context<'a>,
+        snapshots: &[SnapshotName],
+        mounted: &BTreeMap<DatasetName, PathBuf>,
+    ) -> Result<Self> {
+        let names = snapshots.to_vec();
+        let mut views = Self { cx, names, paths: Vec::new(), clones: None };
         let hidden: Vec<_> = snapshots
             .iter()
             .map(|name| hidden_folder(mounted.get(&name.dataset), name))
@@ -124,6 +137,11 @@ impl<'a> Views<'a> {
 impl Drop for Views<'_> {
     fn drop(&mut self) {
         let Some((entry, _lock)) = self.clones.take() else { return };
+        // All at once: what a mount still has open is let go while the others are unmounted. Where that
+        // fails, ZFS does it as it destroys the clone.
+        for path in &entry.places {
+            let _ = unmount(path, UnmountFlags::empty());
+        }
         let undone = unfinished::undo(self.cx, &entry)
             .and_then(|()| files::remove_file(&unfinished::journal_path(self.cx, &entry.id)));
         match undone {

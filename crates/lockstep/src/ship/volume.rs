@@ -1,5 +1,5 @@
-//! One volume's way into the repository: what its snapshot is an increment to, the stream, the delta.
-//! One whose dataset is encrypted may go raw (`raw.rs`).
+//! One volume's way into the repository: the stream, the pages that go by, the delta. One whose dataset
+//! is encrypted may go raw (`raw.rs`).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,37 +10,26 @@ use redb::WriteTransaction;
 use sendstream::Reader;
 use sendstream::fold::{Delta, StreamDelta};
 use sendstream::pages::PageGeometry;
-use strata::delta::{Descriptor, ImageOptions, ImageWriter, read_descriptor};
+use strata::delta::{Descriptor, ImageOptions, ImageWriter};
 
 use super::page_delta::{Pages, Snapshot};
 use super::passing::Passing;
-use super::raw::RawWay;
-use super::tags::{Of, PAGE, Passed, Tags};
-use super::walk::{Walked, walk};
+use super::tags::{Passed, Tags};
+use super::walk::Walked;
 use crate::error::{Error, Result};
 use crate::process::Piped;
 use crate::progress::Progress;
-use crate::repository::image::{ImageState, StreamBegin, image_name};
+use crate::repository::image::{ImageState, StreamBegin};
 use crate::repository::ingest::{ingest, of_stream};
 use crate::repository::shipped::ShippedVolume;
 use crate::repository::{Repository, of_strata};
 use crate::set::manifest::SetVolume;
 use crate::steps;
-use crate::volume::zfs::{Base, DatasetName, Properties, SendSpec, SnapshotName, Zfs};
+use crate::volume::zfs::{Base, DatasetName, Properties, SendSpec, Zfs};
 
 /// Content of an increment's frames. A restore goes forward in a frame of each delta at the same time,
 /// and keeps them all: of a hundred increments' 25 MiB, where frames of 1 MiB would not fit.
 const INCREMENT_FRAME: usize = 256 << 10;
-/// Properties of a dataset that its restored copy gets too.
-const PROPERTIES: [&str; 7] = [
-    "recordsize",
-    "compression",
-    "atime",
-    "logbias",
-    "primarycache",
-    "xattr",
-    "redundant_metadata",
-];
 
 /// What is the same for all volumes of a set.
 pub struct Shipment<'a> {
@@ -60,8 +49,6 @@ pub struct Shipment<'a> {
     pub checks_pages: bool,
     /// The LSNs that recovery replays.
     pub replayed: Range<u64>,
-    /// The restored cluster goes through recovery.
-    pub recovers: bool,
     /// Asked now and then whether to go on.
     pub check: &'a (dyn Fn() -> Result<()> + Sync),
     /// What is shown meanwhile.
@@ -70,212 +57,6 @@ pub struct Shipment<'a> {
     pub properties: &'a Properties,
     /// Where the keys of datasets that go raw are.
     pub key_locations: &'a BTreeMap<DatasetName, String>,
-}
-
-/// The properties of datasets that their restored copies get too, all in one command.
-///
-/// # Errors
-/// When ZFS fails.
-pub fn properties(zfs: &Zfs, routes: &[Route<'_>]) -> Result<Properties> {
-    let names: Vec<_> = routes.iter().map(|route| route.volume.dataset.to_string()).collect();
-    let (known, optional) = PROPERTIES.split_at(PROPERTIES.len() - 1);
-    let mut all = zfs.get_known(&names, known, optional.first().unwrap_or(&""))?;
-    all.values_mut().for_each(|of| of.retain(|_, value| value != "-"));
-    Ok(all)
-}
-
-/// A volume's way, before it is begun.
-pub struct Route<'a> {
-    /// The volume.
-    pub volume: &'a SetVolume,
-    way: Way,
-}
-
-enum Way {
-    /// Taken apart.
-    Plain {
-        /// Its delta is there, from a shipment that was interrupted behind it.
-        there: Option<Descriptor>,
-        /// What it is an increment to.
-        base: Option<(Base, ImageState)>,
-        /// What is known of the base's pages.
-        tags: Option<Tags>,
-    },
-    /// As it is encrypted on disk.
-    Raw(RawWay),
-}
-
-/// Finds what the volume's snapshot is an increment to: the newest snapshot or bookmark that the
-/// repository has too. With `raw` among what was sent raw, else among the rest.
-///
-/// # Errors
-/// When ZFS or the store fails.
-pub fn route<'a>(
-    bases: &Bases<'_>,
-    repository: &Repository,
-    volume: &'a SetVolume,
-    raw: bool,
-) -> Result<Route<'a>> {
-    if raw {
-        return Ok(Route { volume, way: Way::Raw(RawWay::find(bases, repository, volume)?) });
-    }
-    let image = image_name(&volume.dataset);
-    let ids = deltas(repository, &image)?;
-    let read = |id: &str| read_descriptor(&repository.strata, &image, id).map_err(of_strata);
-    if ids.contains(&volume.guid) {
-        let there = Some(read(&volume.guid)?);
-        return Ok(Route { volume, way: Way::Plain { there, base: None, tags: None } });
-    }
-    let is_known = |base: &Base| ids.contains(&base.guid.to_string());
-    let base = match bases.of(volume, is_known)?.into_iter().find(is_known) {
-        Some(base) => {
-            let state = ImageState::of(&read(&base.guid.to_string())?)?;
-            Some((base, state))
-        }
-        None => None,
-    };
-    Ok(Route { volume, way: Way::Plain { there: None, base, tags: None } })
-}
-
-/// What the set's snapshots could be increments to.
-pub struct Bases<'a> {
-    zfs: &'a Zfs,
-    /// Those that have a name of Lockstep's.
-    own: BTreeMap<DatasetName, Vec<Base>>,
-}
-
-impl<'a> Bases<'a> {
-    /// Finds those with a name of Lockstep's, of all volumes at once.
-    ///
-    /// # Errors
-    /// When ZFS fails.
-    pub fn find(zfs: &'a Zfs, volumes: &[SetVolume]) -> Result<Self> {
-        let datasets: Vec<_> = volumes.iter().map(|volume| volume.dataset.clone()).collect();
-        let own = zfs.bases_of_all(&datasets, |name| name.starts_with("lockstep-"))?;
-        Ok(Self { zfs, own })
-    }
-
-    /// The snapshots and bookmarks that the volume's snapshot could be an increment to, newest first.
-    /// Where none of Lockstep's own names is `known`, one that somebody renamed may be.
-    pub(super) fn of(
-        &self,
-        volume: &SetVolume,
-        known: impl Fn(&Base) -> bool,
-    ) -> Result<Vec<Base>> {
-        let mut bases = self.own.get(&volume.dataset).cloned().unwrap_or_default();
-        if !bases.iter().any(known) {
-            bases = self.zfs.bases_of(&volume.dataset)?;
-        }
-        bases.retain(|base| base.createtxg < volume.createtxg);
-        bases.sort_by_key(|base| std::cmp::Reverse(base.createtxg));
-        Ok(bases)
-    }
-}
-
-impl Route<'_> {
-    /// Opens the tags of the volume's pages, where its records are larger than these.
-    ///
-    /// # Errors
-    /// When the folder can't be written to.
-    pub fn open_tags(
-        &mut self,
-        folder: &Path,
-        repository: &Repository,
-        properties: &Properties,
-    ) -> Result<()> {
-        let Way::Plain { there: None, base, tags } = &mut self.way else { return Ok(()) };
-        if properties.get(self.volume.dataset.as_str()).is_some_and(has_small_records) {
-            return Ok(());
-        }
-        let image = image_name(&self.volume.dataset);
-        let of = Of { repository: &repository.id, image: &image };
-        let base = base.as_ref().map(|(base, _)| base.guid.to_string());
-        *tags = Some(Tags::open(folder, of, base.as_deref())?);
-        Ok(())
-    }
-
-    /// The image, where it has tags.
-    #[must_use]
-    pub fn tagged_image(&self) -> Option<String> {
-        match &self.way {
-            Way::Plain { there, tags, .. } if there.is_some() || tags.is_some() => {
-                Some(image_name(&self.volume.dataset))
-            }
-            _ => None,
-        }
-    }
-
-    /// The snapshot to compare pages with: where there is one (a bookmark has no content), tags don't
-    /// say all, and records are larger than pages. Old files may have larger ones than the property
-    /// says now: these are stored whole.
-    #[must_use]
-    pub fn base_snapshot(&self) -> Option<SnapshotName> {
-        let Way::Plain { base: Some((base, state)), tags, .. } = &self.way else { return None };
-        if tags.as_ref().is_some_and(Tags::are_whole) || has_small_records(&state.properties) {
-            return None;
-        }
-        let (_, name) = base.name.split_once('@')?;
-        Some(self.volume.dataset.snapshot(name))
-    }
-
-    /// Ships the volume. Its snapshot is seen at `root`, the base's at `base_root`.
-    ///
-    /// # Errors
-    /// When ZFS, the stream or the store fails.
-    pub fn ship(
-        self,
-        shipment: &Shipment<'_>,
-        root: &Path,
-        base_root: Option<&Path>,
-    ) -> Result<ShippedVolume> {
-        let (repository, volume) = (shipment.repository, self.volume);
-        let (there, base, mut tags) = match self.way {
-            Way::Raw(way) => return way.ship(shipment, volume),
-            Way::Plain { there, base, tags } => (there, base, tags),
-        };
-        if let Some(descriptor) = there {
-            return shipped(repository, volume, descriptor);
-        }
-        let image = image_name(&volume.dataset);
-        let walked = walk(root, &volume.parts, shipment.recovers)?;
-        let job = Job { shipment, volume, image: &image, walked: &walked };
-        if let Some((base, state)) = &base {
-            let is_tagged = tags.is_some();
-            if let Some(descriptor) = job.send(Some((base, state)), base_root, tags)? {
-                return shipped(repository, volume, descriptor);
-            }
-            tracing::info!(
-                dataset = %volume.dataset,
-                "a file whose content wasn't stored is needed now: all of the volume is sent again"
-            );
-            let of = Of { repository: &repository.id, image: &image };
-            tags = is_tagged.then(|| Tags::open(shipment.tags, of, None)).transpose()?;
-        }
-        let whole = job.send(None, None, tags)?;
-        let descriptor = whole.ok_or_else(|| Error::failed("a full stream that isn't whole"))?;
-        shipped(repository, volume, descriptor)
-    }
-}
-
-/// No record of such a dataset holds more than a page.
-fn has_small_records(properties: &BTreeMap<String, String>) -> bool {
-    let recordsize = properties.get("recordsize").and_then(|text| text.parse::<u64>().ok());
-    recordsize.is_some_and(|size| size <= PAGE)
-}
-
-/// The deltas of an image.
-pub(super) fn deltas(repository: &Repository, image: &str) -> Result<Vec<String>> {
-    let mut ids = Vec::new();
-    let folder = repository.strata.path(&format!("volumes/{image}"));
-    repository
-        .strata
-        .store()
-        .list(&folder, |listed| {
-            let name = listed.path.rsplit('/').next().unwrap_or_default();
-            ids.extend(name.strip_suffix(".json").map(str::to_owned));
-        })
-        .map_err(|error| of_strata(error.into()))?;
-    Ok(ids)
 }
 
 /// One volume being shipped.
@@ -288,7 +69,7 @@ pub(super) struct Job<'a> {
 
 impl Job<'_> {
     /// Sends and stores; `None` where the increment isn't enough.
-    fn send(
+    pub(super) fn send(
         &self,
         base: Option<(&Base, &ImageState)>,
         base_root: Option<&Path>,
@@ -351,6 +132,14 @@ impl Job<'_> {
                 self.volume.snapshot, begin.to_guid, self.volume.guid
             )));
         }
+        if begin.from_guid != base.map_or(0, |(base, _)| base.guid) {
+            return Err(Error::failed(format!(
+                "the stream of {} is an increment to {}, asked for was {}",
+                self.volume.snapshot,
+                begin.from_guid,
+                base.map_or_else(|| "a full one".to_owned(), |(base, _)| base.guid.to_string())
+            )));
+        }
         let begin = StreamBegin::after(&begin, base.map(|(_, state)| &state.begin));
         let properties = self.shipment.properties.get(self.volume.dataset.as_str()).cloned();
         let mut state = ImageState::new(begin, properties.unwrap_or_default());
@@ -386,7 +175,7 @@ fn keep(tags: Tags, transaction: WriteTransaction, are_tagged: bool, delta: &str
 }
 
 /// What the manifest says about a delta that is there.
-fn shipped(
+pub(super) fn shipped(
     repository: &Repository,
     volume: &SetVolume,
     descriptor: Descriptor,

@@ -1,9 +1,10 @@
 //! A walk over a snapshot: which object is which file. ZFS's object numbers are the files' inode
-//! numbers.
+//! numbers, and a folder's listing has them (`zfs_readdir` in `zfs_vnops_os.c`): only of the few files
+//! whose content isn't stored, or wasn't before, more has to be known.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::classify::{self, Class, Folder};
@@ -16,8 +17,8 @@ use crate::set::manifest::SetPart;
 pub struct Walked {
     /// By object.
     pub classes: HashMap<u64, Class>,
-    /// Regular files with content that is stored: a base may have left them out.
-    pub stored: std::collections::HashSet<u64>,
+    /// Of the files that a base left out, those with content that is stored now.
+    pub needed: HashSet<u64>,
     /// What is left out, in sum.
     pub left_out: Vec<LeftOut>,
     /// Where relations' files are: their folder, and their name.
@@ -34,11 +35,17 @@ impl Walked {
     }
 }
 
-/// Walks the snapshot at `root`, of the volume with these parts.
+/// Walks the snapshot at `root`, of the volume with these parts; `before` are the objects that its base
+/// left out.
 ///
 /// # Errors
 /// When a folder can't be read.
-pub fn walk(root: &Path, parts: &[SetPart], recovers: bool) -> Result<Walked> {
+pub fn walk(
+    root: &Path,
+    parts: &[SetPart],
+    recovers: bool,
+    before: &HashSet<u64>,
+) -> Result<Walked> {
     let mut walked = Walked::default();
     let mut left_out: BTreeMap<classify::Why, (u64, u64)> = BTreeMap::new();
     let device = fs::symlink_metadata(root).map_err(Error::io("look at", root))?.dev();
@@ -46,26 +53,38 @@ pub fn walk(root: &Path, parts: &[SetPart], recovers: bool) -> Result<Walked> {
     while let Some(inside) = waiting.pop() {
         let kind = folder_of(parts, &inside);
         let path = root.join(&inside);
+        if fs::symlink_metadata(&path).map_err(Error::io("look at", &path))?.dev() != device {
+            continue;
+        }
         let (mut names, mut found) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&path).map_err(Error::io("list", &path))? {
             let entry = entry.map_err(Error::io("list", &path))?;
-            let metadata = entry.metadata().map_err(Error::io("look at", entry.path()))?;
-            if metadata.dev() != device {
-                continue;
-            }
-            if metadata.is_dir() {
+            let kind = entry.file_type().map_err(Error::io("look at", entry.path()))?;
+            if kind.is_dir() {
                 waiting.push(inside.join(entry.file_name()));
-            } else if metadata.is_file() {
+            } else if kind.is_file() {
                 // A name that isn't UTF-8 is none of PostgreSQL's.
                 names.push(entry.file_name().to_string_lossy().into_owned());
-                found.push(metadata);
+                found.push(entry);
             }
         }
         let at = u32::try_from(walked.folders.len()).unwrap_or(u32::MAX);
         let mut has_relations = false;
         let classes: Vec<Class> = classify::files(kind, &names, recovers).collect();
-        for ((class, name), metadata) in classes.into_iter().zip(names).zip(found) {
-            let object = metadata.ino();
+        for ((class, name), entry) in classes.into_iter().zip(names).zip(found) {
+            let object = entry.ino();
+            if class == Class::Other && !before.contains(&object) {
+                continue;
+            }
+            if let Class::Pages(_) = class {
+                has_relations = true;
+                walked.names.insert(object, (at, name.into()));
+                walked.classes.insert(object, class);
+                if !before.contains(&object) {
+                    continue;
+                }
+            }
+            let metadata = entry.metadata().map_err(Error::io("look at", entry.path()))?;
             match class {
                 // A file of two names is left out only where both say so; there are none such.
                 Class::LeftOut(why) if metadata.nlink() == 1 => {
@@ -73,17 +92,12 @@ pub fn walk(root: &Path, parts: &[SetPart], recovers: bool) -> Result<Walked> {
                     *sum = (sum.0 + 1, sum.1 + metadata.len());
                     walked.classes.insert(object, class);
                 }
-                Class::Pages(_) => {
-                    has_relations = true;
-                    walked.names.insert(object, (at, name.into()));
-                    walked.classes.insert(object, class);
+                // A file that was cut to nothing (a dropped relation's, until the next checkpoint)
+                // needs nothing.
+                _ if metadata.len() > 0 && before.contains(&object) => {
+                    walked.needed.insert(object);
                 }
                 _ => {}
-            }
-            let is_left_out = matches!(walked.classes.get(&object), Some(Class::LeftOut(_)));
-            // A file that was cut to nothing (a dropped relation's, until the next checkpoint) needs nothing.
-            if !is_left_out && metadata.len() > 0 {
-                walked.stored.insert(object);
             }
         }
         if has_relations {

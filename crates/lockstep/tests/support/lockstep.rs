@@ -355,8 +355,9 @@ impl Steps {
         self.write(&format!("{step}.delay"), &how_long.as_millis().to_string());
     }
 
-    /// Makes the program wait at `step` until [`Steps::release`].
+    /// Makes the program wait at `step` until [`Steps::release`]. That it was reached before is forgotten.
     pub fn hold(&self, step: &str) {
+        let _ = fs::remove_file(self.directory.join(step));
         self.write(&format!("{step}.hold"), "");
     }
 

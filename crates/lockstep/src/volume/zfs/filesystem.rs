@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::{DatasetName, SnapshotName, Zfs, is_absent, parse};
+use super::{DatasetName, Properties, SnapshotName, Zfs, is_absent, parse};
 use crate::error::{Error, Result};
 
 impl Zfs {
@@ -40,12 +40,7 @@ impl Zfs {
     /// When one of them doesn't exist.
     pub fn mountpoints(&self, datasets: &[DatasetName]) -> Result<BTreeMap<DatasetName, PathBuf>> {
         let names: Vec<_> = datasets.iter().map(DatasetName::to_string).collect();
-        let mut all = self.get(&names, &["mountpoint"])?;
-        let mut of = |dataset: &DatasetName| {
-            let value = all.remove(dataset.as_str()).and_then(|mut of| of.remove("mountpoint"))?;
-            value.starts_with('/').then(|| value.into())
-        };
-        Ok(datasets.iter().filter_map(|name| Some((name.clone(), of(name)?))).collect())
+        Ok(mountpoints_in(datasets, &self.get(&names, &["mountpoint"])?))
     }
 
     /// One property.
@@ -130,4 +125,17 @@ impl Zfs {
         let lines = out.stdout.lines().filter_map(|line| line.split_once('\t'));
         lines.filter(|(_, origin)| stands(origin)).map(|(name, _)| parse::dataset(name)).collect()
     }
+}
+
+/// Where datasets are mounted whose `mountpoint` was asked for; one that has none is missing.
+#[must_use]
+pub fn mountpoints_in(
+    datasets: &[DatasetName],
+    properties: &Properties,
+) -> BTreeMap<DatasetName, PathBuf> {
+    let of = |dataset: &DatasetName| {
+        let value = properties.get(dataset.as_str())?.get("mountpoint")?;
+        value.starts_with('/').then(|| value.into())
+    };
+    datasets.iter().filter_map(|name| Some((name.clone(), of(name)?))).collect()
 }

@@ -1,0 +1,276 @@
+//! A volume's way, before it is begun: what its snapshot is an increment to, what is known of the base's
+//! pages, and which file is which.
+//!
+//! What could go wrong: a base that isn't what the repository has. It is found by GUID, never by name, and
+//! the stream says once more what it is an increment to.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use strata::delta::{Descriptor, read_descriptor};
+
+use super::raw::RawWay;
+use super::tags::{Of, PAGE, Tags};
+use super::volume::{Job, Shipment, shipped};
+use super::walk::{Walked, walk};
+use crate::error::{Error, Result};
+use crate::repository::image::{ImageState, image_name};
+use crate::repository::shipped::ShippedVolume;
+use crate::repository::{Repository, of_strata};
+use crate::set::manifest::SetVolume;
+use crate::volume::zfs::{Base, DatasetName, Properties, SnapshotName, Zfs, mountpoints_in};
+
+/// Properties of a dataset that its restored copy gets too.
+const PROPERTIES: [&str; 7] = [
+    "recordsize",
+    "compression",
+    "atime",
+    "logbias",
+    "primarycache",
+    "xattr",
+    "redundant_metadata",
+];
+
+/// The properties of datasets that their restored copies get too, and where they are mounted; all in
+/// one command.
+///
+/// # Errors
+/// When ZFS fails.
+pub fn properties(
+    zfs: &Zfs,
+    datasets: &[DatasetName],
+) -> Result<(Properties, BTreeMap<DatasetName, PathBuf>)> {
+    let names: Vec<_> = datasets.iter().map(DatasetName::to_string).collect();
+    let (known, optional) = PROPERTIES.split_at(PROPERTIES.len() - 1);
+    let known: Vec<_> = known.iter().copied().chain(["mountpoint"]).collect();
+    let mut all = zfs.get_known(&names, &known, optional.first().unwrap_or(&""))?;
+    let mounted = mountpoints_in(datasets, &all);
+    all.values_mut().for_each(|of| of.retain(|name, value| name != "mountpoint" && value != "-"));
+    Ok((all, mounted))
+}
+
+/// A volume's way, before it is begun.
+pub struct Route<'a> {
+    /// The volume.
+    pub volume: &'a SetVolume,
+    way: Way,
+}
+
+enum Way {
+    /// Taken apart.
+    Plain(Box<Plain>),
+    /// As it is encrypted on disk.
+    Raw(Box<RawWay>),
+}
+
+struct Plain {
+    /// Its delta is there, from a shipment that was interrupted behind it.
+    there: Option<Descriptor>,
+    /// What it is an increment to.
+    base: Option<(Base, ImageState)>,
+    /// What is known of the base's pages.
+    tags: Option<Tags>,
+    /// Which file is which.
+    walked: Walked,
+}
+
+/// Finds what the volume's snapshot is an increment to: the newest snapshot or bookmark that the
+/// repository has too. With `raw` among what was sent raw, else among the rest.
+///
+/// # Errors
+/// When ZFS or the store fails.
+pub fn route<'a>(
+    bases: &Bases<'_>,
+    repository: &Repository,
+    volume: &'a SetVolume,
+    raw: bool,
+) -> Result<Route<'a>> {
+    if raw {
+        return Ok(Route {
+            volume,
+            way: Way::Raw(Box::new(RawWay::find(bases, repository, volume)?)),
+        });
+    }
+    let image = image_name(&volume.dataset);
+    let ids = deltas(repository, &image)?;
+    let read = |id: &str| read_descriptor(&repository.strata, &image, id).map_err(of_strata);
+    if ids.contains(&volume.guid) {
+        let there = Some(read(&volume.guid)?);
+        return Ok(Route { volume, way: plain(there, None) });
+    }
+    let is_known = |base: &Base| ids.contains(&base.guid.to_string());
+    let base = match bases.of(volume, is_known)?.into_iter().find(is_known) {
+        Some(base) => {
+            let state = ImageState::of(&read(&base.guid.to_string())?)?;
+            Some((base, state))
+        }
+        None => None,
+    };
+    Ok(Route { volume, way: plain(None, base) })
+}
+
+fn plain(there: Option<Descriptor>, base: Option<(Base, ImageState)>) -> Way {
+    Way::Plain(Box::new(Plain { there, base, tags: None, walked: Walked::default() }))
+}
+
+/// What the set's snapshots could be increments to.
+pub struct Bases<'a> {
+    zfs: &'a Zfs,
+    /// Those that have a name of Lockstep's.
+    own: BTreeMap<DatasetName, Vec<Base>>,
+}
+
+impl<'a> Bases<'a> {
+    /// Finds those with a name of Lockstep's, of all volumes at once.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn find(zfs: &'a Zfs, volumes: &[SetVolume]) -> Result<Self> {
+        let datasets: Vec<_> = volumes.iter().map(|volume| volume.dataset.clone()).collect();
+        let own = zfs.bases_of_all(&datasets, |name| name.starts_with("lockstep-"))?;
+        Ok(Self { zfs, own })
+    }
+
+    /// The snapshots and bookmarks that the volume's snapshot could be an increment to, newest first.
+    /// Where none of Lockstep's own names is `known`, one that somebody renamed may be.
+    pub(super) fn of(
+        &self,
+        volume: &SetVolume,
+        known: impl Fn(&Base) -> bool,
+    ) -> Result<Vec<Base>> {
+        let mut bases = self.own.get(&volume.dataset).cloned().unwrap_or_default();
+        if !bases.iter().any(known) {
+            bases = self.zfs.bases_of(&volume.dataset)?;
+        }
+        bases.retain(|base| base.createtxg < volume.createtxg);
+        bases.sort_by_key(|base| std::cmp::Reverse(base.createtxg));
+        Ok(bases)
+    }
+}
+
+impl Route<'_> {
+    /// What isn't there yet and will be taken apart.
+    fn plain_to_send(&mut self) -> Option<&mut Plain> {
+        match &mut self.way {
+            Way::Plain(plain) if plain.there.is_none() => Some(plain),
+            _ => None,
+        }
+    }
+
+    /// Opens the tags of the volume's pages, where its records are larger than these.
+    ///
+    /// # Errors
+    /// When the folder can't be written to.
+    pub fn open_tags(
+        &mut self,
+        folder: &Path,
+        repository: &Repository,
+        properties: &Properties,
+    ) -> Result<()> {
+        let volume = self.volume;
+        let Some(plain) = self.plain_to_send() else { return Ok(()) };
+        if properties.get(volume.dataset.as_str()).is_some_and(has_small_records) {
+            return Ok(());
+        }
+        let image = image_name(&volume.dataset);
+        let of = Of { repository: &repository.id, image: &image };
+        let base = plain.base.as_ref().map(|(base, _)| base.guid.to_string());
+        plain.tags = Some(Tags::open(folder, of, base.as_deref())?);
+        Ok(())
+    }
+
+    /// The image, where it has tags.
+    #[must_use]
+    pub fn tagged_image(&self) -> Option<String> {
+        match &self.way {
+            Way::Plain(plain) if plain.there.is_some() || plain.tags.is_some() => {
+                Some(image_name(&self.volume.dataset))
+            }
+            _ => None,
+        }
+    }
+
+    /// The snapshot to compare pages with: where there is one (a bookmark has no content), tags don't
+    /// say all, and records are larger than pages. Old files may have larger ones than the property
+    /// says now: these are stored whole.
+    #[must_use]
+    pub fn base_snapshot(&self) -> Option<SnapshotName> {
+        let Way::Plain(plain) = &self.way else { return None };
+        let (base, state) = plain.base.as_ref()?;
+        if plain.tags.as_ref().is_some_and(Tags::are_whole) || has_small_records(&state.properties)
+        {
+            return None;
+        }
+        let (_, name) = base.name.split_once('@')?;
+        Some(self.volume.dataset.snapshot(name))
+    }
+
+    /// Walks the volume's snapshot, which is seen at `root`, where it has to be known which file is which.
+    ///
+    /// # Errors
+    /// When it isn't seen, or a folder can't be read.
+    pub fn look(&mut self, root: Option<&Path>, recovers: bool) -> Result<()> {
+        let volume = self.volume;
+        let Some(plain) = self.plain_to_send() else { return Ok(()) };
+        let root =
+            root.ok_or_else(|| Error::failed(format!("{} can't be looked into", volume.snapshot)))?;
+        let before = plain.base.as_ref().map(|(_, state)| state.left_out_objects.as_slice());
+        let before: HashSet<u64> =
+            before.unwrap_or_default().iter().map(|(object, _)| *object).collect();
+        plain.walked = walk(root, &volume.parts, recovers, &before)?;
+        Ok(())
+    }
+
+    /// Ships the volume, which was looked at. The base's snapshot is seen at `base_root`.
+    ///
+    /// # Errors
+    /// When ZFS, the stream or the store fails.
+    pub fn ship(self, shipment: &Shipment<'_>, base_root: Option<&Path>) -> Result<ShippedVolume> {
+        let (repository, volume) = (shipment.repository, self.volume);
+        let Plain { there, base, mut tags, walked } = match self.way {
+            Way::Raw(way) => return way.ship(shipment, volume),
+            Way::Plain(plain) => *plain,
+        };
+        if let Some(descriptor) = there {
+            return shipped(repository, volume, descriptor);
+        }
+        let image = image_name(&volume.dataset);
+        let job = Job { shipment, volume, image: &image, walked: &walked };
+        if let Some((base, state)) = &base {
+            let is_tagged = tags.is_some();
+            if let Some(descriptor) = job.send(Some((base, state)), base_root, tags)? {
+                return shipped(repository, volume, descriptor);
+            }
+            tracing::info!(
+                dataset = %volume.dataset,
+                "a file whose content wasn't stored is needed now: all of the volume is sent again"
+            );
+            let of = Of { repository: &repository.id, image: &image };
+            tags = is_tagged.then(|| Tags::open(shipment.tags, of, None)).transpose()?;
+        }
+        let whole = job.send(None, None, tags)?;
+        let descriptor = whole.ok_or_else(|| Error::failed("a full stream that isn't whole"))?;
+        shipped(repository, volume, descriptor)
+    }
+}
+
+/// No record of such a dataset holds more than a page.
+fn has_small_records(properties: &BTreeMap<String, String>) -> bool {
+    let recordsize = properties.get("recordsize").and_then(|text| text.parse::<u64>().ok());
+    recordsize.is_some_and(|size| size <= PAGE)
+}
+
+/// The deltas of an image.
+pub(super) fn deltas(repository: &Repository, image: &str) -> Result<Vec<String>> {
+    let mut ids = Vec::new();
+    let folder = repository.strata.path(&format!("volumes/{image}"));
+    repository
+        .strata
+        .store()
+        .list(&folder, |listed| {
+            let name = listed.path.rsplit('/').next().unwrap_or_default();
+            ids.extend(name.strip_suffix(".json").map(str::to_owned));
+        })
+        .map_err(|error| of_strata(error.into()))?;
+    Ok(ids)
+}
