@@ -80,18 +80,18 @@ as_postgres() { (cd /tmp && setpriv --reuid=postgres --regid=postgres --init-gro
 cluster_in_two_pools() {
   must zpool create -O mountpoint=none -O atime=off -O compression=lz4 tank /dev/vdb
   must zpool create -O mountpoint=none -O atime=off -O compression=lz4 fast /dev/vdc
-  must zfs create -o mountpoint="$PG_ROOT/data" -o recordsize=8k tank/pgdata
+  must zfs create -o mountpoint="$PG_ROOT/data" -o recordsize="${RECORDSIZE:-8k}" tank/pgdata
   must zfs create -o mountpoint="$PG_ROOT/wal" fast/pgwal
-  must zfs create -o mountpoint="$PG_ROOT/space one" -o recordsize=8k "fast/space one"
+  must zfs create -o mountpoint="$PG_ROOT/space one" -o recordsize="${RECORDSIZE:-8k}" "fast/space one"
   DATA_DATASET=tank/pgdata WAL_DATASET=fast/pgwal SPACE_DATASET="fast/space one"
   cluster
 }
 
 cluster_in_one_pool() {
   must zpool create -O mountpoint=none -O atime=off -O compression=lz4 tank /dev/vdb
-  must zfs create -o mountpoint="$PG_ROOT/data" -o recordsize=8k tank/pgdata
+  must zfs create -o mountpoint="$PG_ROOT/data" -o recordsize="${RECORDSIZE:-8k}" tank/pgdata
   must zfs create -o mountpoint="$PG_ROOT/wal" tank/pgwal
-  must zfs create -o mountpoint="$PG_ROOT/space one" -o recordsize=8k "tank/space one"
+  must zfs create -o mountpoint="$PG_ROOT/space one" -o recordsize="${RECORDSIZE:-8k}" "tank/space one"
   # shellcheck disable=SC2034  # for the tests
   DATA_DATASET=tank/pgdata WAL_DATASET=tank/pgwal SPACE_DATASET="tank/space one"
   cluster
