@@ -28,7 +28,7 @@ pub struct Unfolded {
 }
 
 /// Folds the chain of a delta into `sink`: all of the image, or with `since` what changed since
-/// that delta.
+/// that delta. It takes [`INDEX_MEMORY`], [`FRAME_MEMORY`], and about 1.5 MiB for each delta.
 ///
 /// # Errors
 /// When the chain is broken or damaged, the store fails, or the sink does.
@@ -40,11 +40,24 @@ pub fn unfold(
     sink: &mut impl Sink,
 ) -> Result<Unfolded> {
     let chain = chain(&repository.strata, image, delta, since).map_err(of_strata)?;
+    unfold_chain(repository, &chain, since, sink)
+}
+
+/// The same, of a chain that was read.
+///
+/// # Errors
+/// As [`unfold`].
+pub fn unfold_chain(
+    repository: &Repository,
+    chain: &[Descriptor],
+    since: Option<&str>,
+    sink: &mut impl Sink,
+) -> Result<Unfolded> {
     let newest = chain.last().ok_or_else(|| Error::failed("nothing lies between the two"))?;
     let state = ImageState::of(newest)?;
     let from = since.map(guid).transpose()?;
     sink.begin(&state.begin.begin(from)?).map_err(super::ingest::of_stream)?;
-    run(repository, &chain, since.is_none(), sink)
+    run(repository, chain, since.is_none(), sink)
 }
 
 fn run(

@@ -8,10 +8,12 @@ use std::process::ChildStdin;
 
 use indicatif::ProgressBar;
 use sendstream::fold::StreamSink;
+use strata::delta::Descriptor;
 
 use super::build::Build;
 use super::placement::PlacedVolume;
 use super::raw;
+use super::side_by_side::Item;
 use super::source::FromRepository;
 use super::zeroing::Zeroing;
 use crate::error::{Error, Result};
@@ -19,13 +21,62 @@ use crate::process::Piped;
 use crate::progress::Progress;
 use crate::repository::ingest::of_stream;
 use crate::repository::tree::{Depth, ImageTree};
-use crate::repository::unfold::unfold;
+use crate::repository::unfold::unfold_chain;
 use crate::repository::{ShippedVolume, of_strata};
+use crate::set::manifest::Manifest;
 use crate::steps;
-use crate::volume::zfs::{Base, DatasetName};
+use crate::volume::zfs::{Base, DatasetName, Zfs};
 
-/// Makes the dataset, and checks that its snapshot is the set's. `false`: its key isn't loaded, so it
-/// isn't mounted.
+/// A volume that is received beside others, into a dataset that isn't there.
+pub(super) struct Fresh<'a> {
+    receiving: DatasetName,
+    index: usize,
+    shipped: &'a ShippedVolume,
+    chain: Vec<Descriptor>,
+}
+
+/// Those volumes of the set that are received beside others, the largest first: not raw ones, whose
+/// segments come one after another, nor those on top of what is there.
+pub(super) fn fresh<'a>(
+    from: &'a FromRepository,
+    build: &Build,
+    is_there: &dyn Fn(&DatasetName) -> Result<bool>,
+) -> Result<Vec<Item<Fresh<'a>>>> {
+    let mut items = Vec::new();
+    for (index, placed) in build.placement.volumes.iter().enumerate() {
+        let (Some(dataset), Some(shipped)) = (&placed.dataset, from.shipped_volume(placed)) else {
+            continue;
+        };
+        let Some(receiving) = from.receiving(&build.id, index) else { continue };
+        if shipped.raw.is_some() || is_there(dataset)? {
+            continue;
+        }
+        let strata = &from.repository.strata;
+        let chain = strata::delta::chain(strata, &shipped.image, &shipped.delta, None);
+        let chain = chain.map_err(of_strata)?;
+        let weight = chain.len();
+        items.push(Item { index, weight, work: Fresh { receiving, index, shipped, chain } });
+    }
+    items.sort_by_key(|item| std::cmp::Reverse(item.work.shipped.stored_bytes));
+    Ok(items)
+}
+
+/// Receives one of them.
+pub(super) fn receive_fresh(
+    from: &FromRepository,
+    zfs: &Zfs,
+    manifest: &Manifest,
+    lines: &Progress,
+    fresh: &Fresh<'_>,
+    should_stop: &dyn Fn() -> bool,
+) -> Result<()> {
+    let to = To { zfs, manifest, lines, dataset: &fresh.receiving, should_stop };
+    receive_plain(from, &to, fresh.shipped, &fresh.chain, None)?;
+    steps::reached(&format!("restore.receiving-{}", fresh.index + 1))
+}
+
+/// Makes the dataset of what was received, and checks that its snapshot is the set's. `false`: its key
+/// isn't loaded, so it isn't mounted.
 pub(super) fn create(
     from: &FromRepository,
     build: &Build,
@@ -38,8 +89,10 @@ pub(super) fn create(
     };
     let zfs = &build.cx.zfs;
     let receiving = from.receiving(&build.id, index).unwrap_or_else(|| dataset.clone());
-    receive(from, build, &receiving, shipped, None)?;
-    steps::reached(&format!("restore.receiving-{}", index + 1))?;
+    if shipped.raw.is_some() {
+        raw::receive(from, build, &receiving, shipped, None)?;
+        steps::reached(&format!("restore.receiving-{}", index + 1))?;
+    }
     let (own, mut other): (Vec<_>, Vec<_>) =
         properties.iter().cloned().partition(|(name, _)| name.starts_with("lockstep:"));
     zfs.set_all(&own, &receiving)?;
@@ -99,19 +152,54 @@ fn receive(
     if shipped.raw.is_some() {
         return raw::receive(from, build, dataset, shipped, since);
     }
-    let zeroed = zeroed(from, build, shipped)?;
-    let bar = bar(from, shipped, since, &zeroed)?;
-    let mut child = build.cx.zfs.receive(dataset)?;
+    let strata = &from.repository.strata;
+    let chain = strata::delta::chain(strata, &shipped.image, &shipped.delta, since);
+    let chain = chain.map_err(of_strata)?;
+    let to = To {
+        zfs: &build.cx.zfs,
+        manifest: &build.manifest,
+        lines: &Progress::on_stderr(),
+        dataset,
+        should_stop: &steps::interrupted,
+    };
+    receive_plain(from, &to, shipped, &chain, since)
+}
+
+/// Where it goes.
+struct To<'a> {
+    zfs: &'a Zfs,
+    manifest: &'a Manifest,
+    lines: &'a Progress,
+    dataset: &'a DatasetName,
+    should_stop: &'a dyn Fn() -> bool,
+}
+
+fn receive_plain(
+    from: &FromRepository,
+    to: &To<'_>,
+    shipped: &ShippedVolume,
+    chain: &[Descriptor],
+    since: Option<&str>,
+) -> Result<()> {
+    let zeroed = zeroed(from, to.manifest, shipped)?;
+    let bar = bar(from, to.lines, shipped, chain, since, &zeroed)?;
+    let mut child = to.zfs.receive(to.dataset)?;
+    let should_stop = || steps::interrupted() || (to.should_stop)();
     let result = (|| -> Result<_> {
         let stream = StreamSink::new(BufWriter::with_capacity(1 << 20, &mut child));
-        let mut sink = Zeroing::new(stream, zeroed, from.guid(shipped)?, bar);
-        let unfolded = unfold(&from.repository, &shipped.image, &shipped.delta, since, &mut sink)?;
+        let mut sink = Zeroing::new(stream, zeroed, from.guid(shipped)?, bar, &should_stop);
+        let unfolded = unfold_chain(&from.repository, chain, since, &mut sink)?;
         let mut output = sink.into_inner().finish().map_err(of_stream)?;
         output.flush().map_err(Error::io("write to", "zfs receive"))?;
         Ok(unfolded)
     })();
+    if result.is_err() && should_stop() {
+        // What `zfs receive` has says nothing then; it is killed.
+        steps::reached("restore.receiving")?;
+        return result.map(|_| ());
+    }
     let unfolded = ended(result, child)?;
-    tracing::debug!(%dataset, ?unfolded, "received");
+    tracing::debug!(dataset = %to.dataset, ?unfolded, "received");
     Ok(())
 }
 
@@ -128,11 +216,12 @@ pub(super) fn ended<T>(written: Result<T>, child: Piped<ChildStdin>) -> Result<T
 /// Shows how much went by. How much it will be is only found out where somebody looks.
 fn bar(
     from: &FromRepository,
+    lines: &Progress,
     shipped: &ShippedVolume,
+    chain: &[Descriptor],
     since: Option<&str>,
     zeroed: &HashSet<u64>,
 ) -> Result<ProgressBar> {
-    let lines = Progress::on_stderr();
     if !lines.is_shown() {
         return Ok(ProgressBar::hidden());
     }
@@ -141,9 +230,8 @@ fn bar(
         None => ImageTree::read(&from.repository, image, delta, Depth::Names)?.file_bytes(zeroed),
         // What is written twice in between is counted twice.
         Some(_) => {
-            let chain = strata::delta::chain(strata, image, delta, since).map_err(of_strata)?;
             let mut total = 0;
-            for delta in &chain {
+            for delta in chain {
                 let count = |row: strata::delta::PackRow| {
                     total += row.live;
                     Ok(())
@@ -157,8 +245,12 @@ fn bar(
 }
 
 /// The objects that become holes.
-fn zeroed(from: &FromRepository, build: &Build, shipped: &ShippedVolume) -> Result<HashSet<u64>> {
-    let mut volumes = build.manifest.volumes.iter();
+fn zeroed(
+    from: &FromRepository,
+    manifest: &Manifest,
+    shipped: &ShippedVolume,
+) -> Result<HashSet<u64>> {
+    let mut volumes = manifest.volumes.iter();
     let volume = volumes.find(|volume| volume.dataset == shipped.dataset);
     let Some(volume) = volume.filter(|_| !from.only.is_all()) else { return Ok(HashSet::new()) };
     let tree = ImageTree::read(&from.repository, &shipped.image, &shipped.delta, Depth::Names)?;

@@ -8,6 +8,7 @@ use super::build::Build;
 use super::files_form::{self, Written};
 use super::only::Only;
 use super::placement::{PlacedVolume, Placement};
+use super::side_by_side::{Limits, Progressing, side_by_side};
 use super::{raw, receive};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -22,6 +23,10 @@ use crate::repository::{self, Repository, Shipped, ShippedVolume, of_strata};
 use crate::set::manifest::SetVolume;
 use crate::steps;
 use crate::volume::zfs::{CloneSpec, DatasetName, while_received};
+
+/// Volumes that are received at the same time, and the deltas that are folded for them: with a fold's
+/// fixed memory and 1.5 MiB for each delta this keeps two of them below 256 MiB.
+const AT_ONCE: Limits = Limits { items: 2, weight: 48 };
 
 /// What the data becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,16 +225,26 @@ impl FromRepository {
             return self.make_folders(build, owner).map(Some);
         }
         raw::announce(self, build)?;
-        let mut locked = Vec::new();
-        for (index, (placed, volume)) in
-            build.placement.volumes.iter().zip(&build.manifest.volumes).enumerate()
-        {
-            let Some(dataset) = &placed.dataset else { continue };
-            if !self.make_dataset(build, index, dataset, volume, owner)? {
-                locked.push(dataset.to_string());
+        let zfs = &build.cx.zfs;
+        let is_there = |name: &DatasetName| Ok(self.delta && zfs.exists(name.as_str())?);
+        let fresh = receive::fresh(self, build, &is_there)?;
+        let (manifest, lines) = (&build.manifest, &Progress::on_stderr());
+        let one = |fresh: receive::Fresh<'_>, should_stop: &dyn Fn() -> bool| {
+            receive::receive_fresh(self, zfs, manifest, lines, &fresh, should_stop)
+        };
+        let locked = side_by_side(AT_ONCE, fresh, one, |received| {
+            let mut locked = Vec::new();
+            for (index, (placed, volume)) in
+                build.placement.volumes.iter().zip(&build.manifest.volumes).enumerate()
+            {
+                let Some(dataset) = &placed.dataset else { continue };
+                if !self.make_dataset(build, index, dataset, volume, owner, received)? {
+                    locked.push(dataset.to_string());
+                }
+                steps::reached(&format!("restore.received-{}", index + 1))?;
             }
-            steps::reached(&format!("restore.received-{}", index + 1))?;
-        }
+            Ok(locked)
+        })?;
         // All are received first: so the keys are asked for once.
         if locked.is_empty() {
             return Ok(None);
@@ -273,6 +288,7 @@ impl FromRepository {
         dataset: &DatasetName,
         volume: &SetVolume,
         owner: Option<Credentials>,
+        received: &Progressing<receive::Fresh<'_>>,
     ) -> Result<bool> {
         let Some(placed) = build.placement.volumes.get(index) else { return Ok(true) };
         let shipped = self.shipped_volume(placed);
@@ -292,7 +308,10 @@ impl FromRepository {
         let mut properties = marks(build).to_vec();
         properties.push(("mountpoint", mountpoint.to_owned()));
         properties.extend(kept.iter().map(|(name, value)| (name.as_str(), value.clone())));
-        if shipped.is_some() {
+        if let Some(shipped) = shipped {
+            if shipped.raw.is_none() {
+                received.wait(index)?;
+            }
             return receive::create(self, build, index, placed, &properties);
         }
         // What the dataset above has for tables is nothing for WAL, which is written in order.

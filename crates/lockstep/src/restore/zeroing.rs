@@ -3,22 +3,35 @@
 use std::collections::HashSet;
 
 use indicatif::ProgressBar;
-use sendstream::Result;
 use sendstream::fold::{Piece, Sink, SpillBlock};
 use sendstream::record::{Begin, Object};
+use sendstream::{Error, Result};
+
+/// Between two questions whether to stop, in bytes.
+const STRIDE: u64 = 8 << 20;
 
 /// Passes on all but the content of some objects, under another GUID.
-pub(super) struct Zeroing<S> {
+pub(super) struct Zeroing<'a, S> {
     inner: S,
+    should_stop: &'a dyn Fn() -> bool,
     zeroed: HashSet<u64>,
     guid: u64,
     bar: ProgressBar,
+    /// Bytes since it was asked for the last time.
+    passed: u64,
 }
 
-impl<S> Zeroing<S> {
-    /// The content of `zeroed` becomes holes; `bar` shows how much of the rest went by.
-    pub(super) fn new(inner: S, zeroed: HashSet<u64>, guid: u64, bar: ProgressBar) -> Self {
-        Self { inner, zeroed, guid, bar }
+impl<'a, S> Zeroing<'a, S> {
+    /// The content of `zeroed` becomes holes; `bar` shows how much of the rest went by; it ends with an
+    /// error once it `should_stop`.
+    pub(super) fn new(
+        inner: S,
+        zeroed: HashSet<u64>,
+        guid: u64,
+        bar: ProgressBar,
+        should_stop: &'a dyn Fn() -> bool,
+    ) -> Self {
+        Self { inner, should_stop, zeroed, guid, bar, passed: 0 }
     }
 
     /// What it was passed on to.
@@ -27,7 +40,7 @@ impl<S> Zeroing<S> {
     }
 }
 
-impl<S: Sink> Sink for Zeroing<S> {
+impl<S: Sink> Sink for Zeroing<'_, S> {
     fn begin(&mut self, begin: &Begin) -> Result<()> {
         self.inner.begin(&Begin { to_guid: self.guid, ..begin.clone() })
     }
@@ -37,6 +50,9 @@ impl<S: Sink> Sink for Zeroing<S> {
     }
 
     fn object(&mut self, header: &Object, bonus: &[u8]) -> Result<()> {
+        if (self.should_stop)() {
+            return Err(Error::other("asked to stop"));
+        }
         self.inner.object(header, bonus)
     }
 
@@ -49,6 +65,13 @@ impl<S: Sink> Sink for Zeroing<S> {
             return Ok(());
         }
         self.bar.inc(piece.length);
+        self.passed += piece.length;
+        if self.passed >= STRIDE {
+            self.passed = 0;
+            if (self.should_stop)() {
+                return Err(Error::other("asked to stop"));
+            }
+        }
         self.inner.piece(object, piece)
     }
 
@@ -58,5 +81,74 @@ impl<S: Sink> Sink for Zeroing<S> {
 
     fn object_end(&mut self, object: u64) -> Result<()> {
         self.inner.object_end(object)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use sendstream::fold::{Block, BlockHeader};
+    use sendstream::record::{Sealed, Write};
+
+    use super::*;
+
+    /// Counts what comes.
+    #[derive(Default)]
+    struct Counting(u64);
+
+    impl Sink for Counting {
+        fn begin(&mut self, _: &Begin) -> Result<()> {
+            Ok(())
+        }
+        fn object(&mut self, _: &Object, _: &[u8]) -> Result<()> {
+            Ok(())
+        }
+        fn piece(&mut self, _: u64, piece: Piece<'_>) -> Result<()> {
+            self.0 += piece.length;
+            Ok(())
+        }
+        fn spill(&mut self, _: SpillBlock<'_>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn in_the_midst_of_one_large_file_it_stops_when_asked() {
+        let asked = Cell::new(false);
+        let should_stop = || asked.get();
+        let mut sink = Zeroing::new(
+            Counting::default(),
+            HashSet::from([7]),
+            1,
+            ProgressBar::hidden(),
+            &should_stop,
+        );
+        let payload = vec![1; 1 << 20];
+        let mut put = |object: u64, n: u64| {
+            let (offset, length) = (n << 20, 1 << 20);
+            let header = Write {
+                object,
+                kind: 19,
+                offset,
+                logical_size: length,
+                checksum_type: 2,
+                flags: 0,
+                compression: 0,
+                key_checksum: [0; 4],
+                key_properties: 0,
+                compressed_size: 0,
+                sealed: Sealed::default(),
+            };
+            let block = Block { header: BlockHeader::Write(&header), payload: &payload };
+            sink.piece(object, Piece { offset, length, block })
+        };
+        (0..40).for_each(|n| put(8, n).unwrap());
+        (0..40).for_each(|n| put(7, n).unwrap());
+        asked.set(true);
+        let stopped = (40..80).find(|n| put(8, *n).is_err());
+        assert!(stopped.is_some_and(|n| n < 40 + (STRIDE >> 20)), "{stopped:?}");
+        let passed = sink.into_inner().0;
+        assert!((40 << 20..80 << 20).contains(&passed), "what was zeroed isn't among {passed}");
     }
 }

@@ -1,0 +1,266 @@
+//! A few long pieces of work at the same time, and what follows each of them one after the other.
+//!
+//! `zfs receive` takes one core and waits in between; with several volumes the others needn't wait with
+//! it. What comes after (names, properties, mounts) is done in the order of the volumes all the same.
+//!
+//! What could go wrong: too many at once, and the memory isn't bounded any more: so each has a weight,
+//! and what runs together weighs no more than a limit. One fails, and the rest go on for hours for
+//! nothing: they are asked to stop.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::error::{Error, Result};
+
+/// A piece of work.
+#[derive(Debug)]
+pub(super) struct Item<T> {
+    /// What it is asked for by.
+    pub index: usize,
+    /// What it weighs. One that weighs more than the limit runs alone.
+    pub weight: usize,
+    /// It.
+    pub work: T,
+}
+
+/// How much at the same time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Items.
+    pub items: usize,
+    /// What they weigh together.
+    pub weight: usize,
+}
+
+/// Where work in progress is waited for.
+pub(super) struct Progressing<T> {
+    state: Mutex<State<T>>,
+    changed: Condvar,
+}
+
+struct State<T> {
+    waiting: VecDeque<Item<T>>,
+    /// Number and weight of those that run.
+    running: (usize, usize),
+    /// Those that have ended well.
+    done: BTreeMap<usize, ()>,
+    /// Why no more is begun, where that isn't the caller's own doing.
+    failed: Option<Error>,
+    is_over: bool,
+}
+
+/// Does the work with `one`, in the order given, and meanwhile `rest` on this thread; `rest` waits for an
+/// item with [`Progressing::wait`]. `one` asks now and then whether it should stop, by its second argument.
+///
+/// # Errors
+/// The first of any.
+pub(super) fn side_by_side<T: Send, R>(
+    limits: Limits,
+    work: Vec<Item<T>>,
+    one: impl Fn(T, &dyn Fn() -> bool) -> Result<()> + Sync,
+    rest: impl FnOnce(&Progressing<T>) -> Result<R>,
+) -> Result<R> {
+    let threads = limits.items.max(1).min(work.len());
+    let progressing = Progressing {
+        state: Mutex::new(State {
+            waiting: work.into(),
+            running: (0, 0),
+            done: BTreeMap::new(),
+            failed: None,
+            is_over: false,
+        }),
+        changed: Condvar::new(),
+    };
+    let rest = std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| progressing.work(limits, &one));
+        }
+        let rest = rest(&progressing);
+        // Where it failed, what still runs is for nothing.
+        progressing.locked().is_over = true;
+        progressing.changed.notify_all();
+        rest
+    });
+    let failed = progressing.locked().failed.take();
+    match failed {
+        Some(error) => Err(error),
+        None => rest,
+    }
+}
+
+impl<T> Progressing<T> {
+    /// Waits until the item is done.
+    ///
+    /// # Errors
+    /// When it or another failed, which [`side_by_side`] then says, or there is no such item.
+    pub(super) fn wait(&self, index: usize) -> Result<()> {
+        let mut state = self.locked();
+        loop {
+            if state.done.contains_key(&index) {
+                return Ok(());
+            }
+            let is_to_come =
+                state.running.0 > 0 || state.waiting.iter().any(|item| item.index == index);
+            if state.failed.is_some() || !is_to_come {
+                return Err(Error::failed("a volume before it failed"));
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn work(&self, limits: Limits, one: &impl Fn(T, &dyn Fn() -> bool) -> Result<()>) {
+        while let Some(item) = self.next(limits) {
+            let should_stop = || {
+                let state = self.locked();
+                state.is_over || state.failed.is_some()
+            };
+            // However it ends, its weight goes.
+            let mut ending =
+                Ending { of: self, item: item.index, weight: item.weight, result: None };
+            ending.result = Some(one(item.work, &should_stop));
+        }
+    }
+
+    /// The next that may begin; none where nothing is left to do.
+    fn next(&self, limits: Limits) -> Option<Item<T>> {
+        let mut state = self.locked();
+        loop {
+            if state.is_over || state.failed.is_some() {
+                return None;
+            }
+            let weight = state.waiting.front()?.weight;
+            if state.running.0 == 0 || state.running.1.saturating_add(weight) <= limits.weight {
+                let item = state.waiting.pop_front()?;
+                state.running.0 += 1;
+                state.running.1 = state.running.1.saturating_add(weight);
+                return Some(item);
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, State<T>> {
+        // A thread that panicked has left nothing half done in there.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says how an item ended, also where its thread panicked.
+struct Ending<'a, T> {
+    of: &'a Progressing<T>,
+    item: usize,
+    weight: usize,
+    result: Option<Result<()>>,
+}
+
+impl<T> Drop for Ending<'_, T> {
+    fn drop(&mut self) {
+        let mut state = self.of.locked();
+        state.running.0 -= 1;
+        state.running.1 = state.running.1.saturating_sub(self.weight);
+        match self.result.take() {
+            Some(Ok(())) => drop(state.done.insert(self.item, ())),
+            // Of those that were asked to stop the first has said why.
+            Some(Err(error)) => drop(state.failed.get_or_insert(error)),
+            None => {
+                let ended = || Error::failed("a volume's thread ended early; its words are above");
+                state.failed.get_or_insert_with(ended);
+            }
+        }
+        self.of.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    fn items(weights: &[usize]) -> Vec<Item<usize>> {
+        let item = |(index, weight): (usize, &usize)| Item { index, weight: *weight, work: index };
+        weights.iter().enumerate().map(item).collect()
+    }
+
+    /// Runs them; gives the most that ran together, and their most weight.
+    fn most(limits: Limits, weights: &[usize]) -> (usize, usize) {
+        let (running, weighing) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let most = Mutex::new((0, 0));
+        let one = |index: usize, _: &dyn Fn() -> bool| {
+            let now = running.fetch_add(1, Ordering::SeqCst) + 1;
+            let weight = weighing.fetch_add(weights[index], Ordering::SeqCst) + weights[index];
+            let mut most = most.lock().unwrap();
+            *most = (most.0.max(now), most.1.max(weight));
+            drop(most);
+            std::thread::sleep(Duration::from_millis(20));
+            running.fetch_sub(1, Ordering::SeqCst);
+            weighing.fetch_sub(weights[index], Ordering::SeqCst);
+            Ok(())
+        };
+        side_by_side(limits, items(weights), one, |progressing| {
+            (0..weights.len()).rev().try_for_each(|index| progressing.wait(index))
+        })
+        .unwrap();
+        most.into_inner().unwrap()
+    }
+
+    #[test]
+    fn no_more_at_once_than_the_limits_say() {
+        let limits = Limits { items: 2, weight: 10 };
+        assert_eq!(most(limits, &[1; 6]), (2, 2));
+        assert_eq!(most(limits, &[6, 6, 6]), (1, 6));
+        // What weighs more than the limit isn't left out, it runs alone.
+        assert_eq!(most(limits, &[1, 30, 1]).1, 30);
+        assert_eq!(most(limits, &[]), (0, 0));
+    }
+
+    #[test]
+    fn one_that_fails_ends_the_others_and_is_the_one_that_is_told() {
+        let limits = Limits { items: 2, weight: 10 };
+        let one = |index: usize, should_stop: &dyn Fn() -> bool| {
+            if index == 1 {
+                std::thread::sleep(Duration::from_millis(20));
+                return Err(Error::failed("the second is damaged"));
+            }
+            assert_eq!(index, 0, "no other is begun");
+            while !should_stop() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(Error::failed("asked to stop"))
+        };
+        let waited = side_by_side(limits, items(&[1; 5]), one, |progressing| progressing.wait(0));
+        assert!(waited.unwrap_err().to_string().contains("the second is damaged"));
+    }
+
+    #[test]
+    fn what_comes_after_fails_and_nothing_goes_on() {
+        let limits = Limits { items: 1, weight: 10 };
+        let one = |_: usize, should_stop: &dyn Fn() -> bool| {
+            let begun = std::time::Instant::now();
+            while !should_stop() && begun.elapsed() < Duration::from_secs(30) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert!(should_stop());
+            Ok(())
+        };
+        let rest = |_: &Progressing<usize>| Err::<(), _>(Error::failed("the rest"));
+        let error = side_by_side(limits, items(&[1; 3]), one, rest).unwrap_err();
+        assert!(error.to_string().contains("the rest"));
+    }
+
+    #[test]
+    fn a_panic_is_an_error_and_what_was_never_given_too() {
+        let limits = Limits { items: 2, weight: 10 };
+        let panics = |_: usize, _: &dyn Fn() -> bool| -> Result<()> { panic!("in a test") };
+        let caught = std::panic::catch_unwind(|| {
+            side_by_side(limits, items(&[1]), panics, |progressing| progressing.wait(0))
+        });
+        // The scope passes the panic on, or the error is there; it never waits for ever.
+        assert!(caught.is_err() || caught.is_ok_and(|result| result.is_err()));
+        let fine = |_: usize, _: &dyn Fn() -> bool| Ok(());
+        assert!(
+            side_by_side(limits, items(&[1]), fine, |progressing| progressing.wait(9)).is_err()
+        );
+    }
+}
