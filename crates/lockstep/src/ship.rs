@@ -161,11 +161,9 @@ fn store<'a>(
     // The set's snapshots, and behind them those that pages are compared with.
     let open = manifest.volumes.iter().filter(|volume| encrypted.is_open(volume));
     let mut looked_into: Vec<_> = open.map(SetVolume::snapshot_name).collect();
-    let before: Vec<_> = match repository.config.page_delta {
-        true => routes.iter().filter_map(Route::base_snapshot).collect(),
-        false => Vec::new(),
-    };
-    looked_into.extend(before.iter().cloned());
+    if repository.config.page_delta {
+        looked_into.extend(routes.iter().filter_map(Route::base_snapshot));
+    }
     let views = Views::open_in(cx, &looked_into, &mounted)?;
     steps::reached("ship.views")?;
     look(&mut routes, &views, manifest.strategy != Strategy::Cold)?;
@@ -204,10 +202,6 @@ fn store<'a>(
         let files = take_files(cx, &mut manifest, pg_wal.as_deref()).and_then(|names| {
             repository::files::store(repository, manifest.set.as_str(), &names, &options)
         });
-        if before.is_empty() {
-            // Nobody looks into the snapshots any more, and to take the looks away takes a while.
-            drop(views);
-        }
         (volumes.join(), files)
     });
     let ended = |_| Error::failed("the thread of the volumes ended early; its words are above");

@@ -6,8 +6,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{UnmountFlags, unmount};
-
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -137,11 +135,6 @@ impl<'a> Views<'a> {
 impl Drop for Views<'_> {
     fn drop(&mut self) {
         let Some((entry, _lock)) = self.clones.take() else { return };
-        // All at once: what a mount still has open is let go while the others are unmounted. Where that
-        // fails, ZFS does it as it destroys the clone.
-        for path in &entry.places {
-            let _ = unmount(path, UnmountFlags::empty());
-        }
         let undone = unfinished::undo(self.cx, &entry)
             .and_then(|()| files::remove_file(&unfinished::journal_path(self.cx, &entry.id)));
         match undone {
