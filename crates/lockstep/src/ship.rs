@@ -155,9 +155,9 @@ fn store<'a>(
     let (properties, mounted) = route::properties(&cx.zfs, &datasets)?;
     let tags = cx.state.path("tags").join(&repository.name);
     if repository.config.page_delta && repository.config.page_hashes {
-        routes.iter_mut().try_for_each(|route| route.open_tags(&tags, repository, &properties))?;
+        routes.iter_mut().for_each(|route| route.open_tags(&tags, repository, &properties));
     }
-    tags::sweep(&tags, routes.iter().filter_map(Route::tagged_image))?;
+    tags::or_none(tags::sweep(&tags, routes.iter().filter_map(Route::tagged_image)));
     // The set's snapshots, and behind them those that pages are compared with.
     let open = manifest.volumes.iter().filter(|volume| encrypted.is_open(volume));
     let mut looked_into: Vec<_> = open.map(SetVolume::snapshot_name).collect();

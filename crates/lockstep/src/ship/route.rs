@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use strata::delta::{Descriptor, read_descriptor};
 
 use super::raw::RawWay;
-use super::tags::{Of, PAGE, Tags};
+use super::tags::{Of, PAGE, Tags, or_none};
 use super::volume::{Job, Shipment, shipped};
 use super::walk::{Walked, walk};
 use crate::error::{Error, Result};
@@ -157,26 +157,18 @@ impl Route<'_> {
         }
     }
 
-    /// Opens the tags of the volume's pages, where its records are larger than these.
-    ///
-    /// # Errors
-    /// When the folder can't be written to.
-    pub fn open_tags(
-        &mut self,
-        folder: &Path,
-        repository: &Repository,
-        properties: &Properties,
-    ) -> Result<()> {
+    /// Opens the tags of the volume's pages, where its records are larger than these. Where that fails,
+    /// it goes without.
+    pub fn open_tags(&mut self, folder: &Path, repository: &Repository, properties: &Properties) {
         let volume = self.volume;
-        let Some(plain) = self.plain_to_send() else { return Ok(()) };
+        let Some(plain) = self.plain_to_send() else { return };
         if properties.get(volume.dataset.as_str()).is_some_and(has_small_records) {
-            return Ok(());
+            return;
         }
         let image = image_name(&volume.dataset);
         let of = Of { repository: &repository.id, image: &image };
         let base = plain.base.as_ref().map(|(base, _)| base.guid.to_string());
-        plain.tags = Some(Tags::open(folder, of, base.as_deref())?);
-        Ok(())
+        plain.tags = or_none(Tags::open(folder, of, base.as_deref()));
     }
 
     /// The image, where it has tags.
@@ -246,7 +238,7 @@ impl Route<'_> {
                 "a file whose content wasn't stored is needed now: all of the volume is sent again"
             );
             let of = Of { repository: &repository.id, image: &image };
-            tags = is_tagged.then(|| Tags::open(shipment.tags, of, None)).transpose()?;
+            tags = is_tagged.then(|| or_none(Tags::open(shipment.tags, of, None))).flatten();
         }
         let whole = job.send(None, None, tags)?;
         let descriptor = whole.ok_or_else(|| Error::failed("a full stream that isn't whole"))?;

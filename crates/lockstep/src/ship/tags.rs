@@ -195,6 +195,15 @@ fn file_name(image: &str) -> String {
     format!("{}.redb", hash.get(..32).unwrap_or_default())
 }
 
+/// The same, or nothing and a warning: tags save reads, and nothing depends on them.
+pub fn or_none<T>(result: Result<T>) -> Option<T> {
+    result
+        .inspect_err(
+            |error| tracing::warn!(error = %error.chain(), "the snapshot before is read instead"),
+        )
+        .ok()
+}
+
 fn boxed(error: impl Into<redb::Error>) -> Box<redb::Error> {
     Box::new(error.into())
 }

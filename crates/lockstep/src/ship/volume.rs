@@ -14,7 +14,7 @@ use strata::delta::{Descriptor, ImageOptions, ImageWriter};
 
 use super::page_delta::{Pages, Snapshot};
 use super::passing::Passing;
-use super::tags::{Passed, Tags};
+use super::tags::{Passed, Tags, or_none};
 use super::walk::Walked;
 use crate::error::{Error, Result};
 use crate::process::Piped;
@@ -105,10 +105,10 @@ impl Job<'_> {
             (Some(id), Some(root)) => Some(Snapshot::open(self, id, root)?),
             _ => None,
         };
-        let transaction = tags.as_ref().map(Tags::begin).transpose()?;
+        let transaction = tags.as_ref().and_then(|tags| or_none(tags.begin()));
         let passed = tags.as_ref().zip(transaction.as_ref());
         let passed =
-            passed.map(|(tags, transaction)| Passed::open(tags, transaction)).transpose()?;
+            passed.and_then(|(tags, transaction)| or_none(Passed::open(tags, transaction)));
         let pages = Pages::new(passed, snapshot);
         let mut child = self.shipment.zfs.send(&spec)?;
         let mut passing = Passing::new(self, base.map(|(_, state)| state), pages);
@@ -152,26 +152,20 @@ impl Job<'_> {
         let descriptor = writer.finish().map_err(of_strata)?;
         // Only now: tags of what isn't in the repository would leave out what it needs.
         steps::reached("ship.delta")?;
-        if let Some((tags, transaction)) = tags.zip(transaction) {
-            keep(tags, transaction, are_tagged, &self.volume.guid);
+        if let Some(tags) = tags {
+            keep(tags, transaction.filter(|_| are_tagged), &self.volume.guid);
         }
         Ok(Some(descriptor))
     }
 }
 
-/// Keeps the tags as the state after `delta`, or throws them away: nothing depends on them.
-fn keep(tags: Tags, transaction: WriteTransaction, are_tagged: bool, delta: &str) {
-    if are_tagged {
-        match tags.commit(transaction, delta) {
-            Ok(()) => return,
-            Err(error) => {
-                tracing::warn!(error = %error.chain(), "the next shipment will do without")
-            }
-        }
-    } else {
-        drop(transaction);
+/// Keeps the tags as the state after `delta`, where all that went by is in them; else they are thrown
+/// away: nothing depends on them.
+fn keep(tags: Tags, passed: Option<WriteTransaction>, delta: &str) {
+    let kept = passed.and_then(|transaction| or_none(tags.commit(transaction, delta)));
+    if kept.is_none() {
+        tags.forget();
     }
-    tags.forget();
 }
 
 /// What the manifest says about a delta that is there.
