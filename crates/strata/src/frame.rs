@@ -75,7 +75,7 @@ pub struct Compressed {
     is_zstd: bool,
     payload: Vec<u8>,
     /// Of the content, where it was asked for.
-    hash: Option<blake3::Hash>,
+    hash: Option<u128>,
 }
 
 impl Compressed {
@@ -85,7 +85,7 @@ impl Compressed {
     }
 
     /// The content's hash, where it was asked for.
-    pub(crate) fn content_hash(&self) -> Option<blake3::Hash> {
+    pub(crate) fn content_hash(&self) -> Option<u128> {
         self.hash
     }
 }
@@ -113,13 +113,19 @@ impl Squeezer {
                 expected: "at most 32 MiB",
             });
         }
-        let hash = self.hashes.then(|| blake3::hash(&content));
+        let hash = self.hashes.then(|| content_hash(&content));
         let (is_zstd, payload) = match self.zstd.compress(&content) {
             Ok(payload) if payload.len() < content_length => (true, payload),
             _ => (false, content),
         };
         Ok(Compressed { content_length, is_zstd, payload, hash })
     }
+}
+
+/// Tells a content from another that was to be written at the same place before: every byte that is
+/// written goes through it, so it is a fast one (XXH3). What is stored has a hash that nobody can forge.
+pub(crate) fn content_hash(content: &[u8]) -> u128 {
+    twox_hash::XxHash3_128::oneshot(content)
 }
 
 /// Compresses one frame's content.

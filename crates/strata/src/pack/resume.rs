@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::writer::{Packed, Placed};
 use crate::error::{Error, Result};
+use crate::frame::content_hash;
 use crate::id::Ulid;
 use crate::repository::Repository;
 
@@ -87,9 +88,9 @@ impl Resume {
                 content: line.content,
             });
         }
-        let hash = blake3::hash(content).to_hex();
+        let hash = in_hex(content_hash(content));
         match &mut self.line {
-            Some((pack, line)) if line.frames.front().is_some_and(|frame| *frame.0 == *hash) => {
+            Some((pack, line)) if line.frames.front().is_some_and(|frame| frame.0 == hash) => {
                 let frame = line.frames.pop_front();
                 let (_, at, length) = frame.unwrap_or_default();
                 Ok(Some(Known { placed: Placed { pack: *pack, at, length }, packed }))
@@ -123,8 +124,8 @@ impl Resume {
     }
 
     /// A frame was put into the pack at hand.
-    pub(super) fn framed(&mut self, hash: String, at: u64, length: u64) {
-        self.frames.push_back((hash, at, length));
+    pub(super) fn framed(&mut self, hash: u128, at: u64, length: u64) {
+        self.frames.push_back((in_hex(hash), at, length));
     }
 
     /// The frames of the pack at hand, which is on its way now.
@@ -153,6 +154,10 @@ impl Resume {
             .write_all(text.as_bytes())
             .map_err(|source| Error::Spool { verb: "write", source })
     }
+}
+
+fn in_hex(hash: u128) -> String {
+    format!("{hash:032x}")
 }
 
 fn beside(path: &Path) -> PathBuf {

@@ -128,7 +128,7 @@ impl PackWriter {
         let length = frame.len() as u64;
         placed(Placed { pack: self.pack, at: self.length, length });
         if let (Some(resume), Some(hash)) = (&mut self.resume, hash) {
-            resume.framed(hash.to_hex().to_string(), self.length, length);
+            resume.framed(hash, self.length, length);
         }
         self.frames.push(frame.into());
         self.length += length;
