@@ -28,7 +28,7 @@ pub struct Unfolded {
 }
 
 /// Folds the chain of a delta into `sink`: all of the image, or with `since` what changed since
-/// that delta. It takes [`INDEX_MEMORY`], [`FRAME_MEMORY`], and about 1.5 MiB for each delta.
+/// that delta. It takes [`INDEX_MEMORY`], 40 MiB of frames, and about 1.5 MiB for each delta.
 ///
 /// # Errors
 /// When the chain is broken or damaged, the store fails, or the sink does.

@@ -41,7 +41,7 @@ pub type Stored<T> = std::result::Result<T, Box<redb::Error>>;
 
 /// A volume's tags.
 pub struct Tags {
-    database: Database,
+    database: Option<Database>,
     path: PathBuf,
     about: About,
 }
@@ -78,7 +78,9 @@ impl Tags {
     pub fn open(folder: &Path, of: Of<'_>, base: Option<&str>) -> Result<Self> {
         files::create_owned_directory(folder, None)?;
         let path = folder.join(file_name(of.image));
-        if base.is_some() {
+        let is_in_doubt = in_use(&path).exists();
+        mark(&path)?;
+        if base.is_some() && !is_in_doubt {
             match Self::read(&path) {
                 Ok(Some(tags)) if tags.is_of(of, base) => return Ok(tags),
                 Ok(_) => {}
@@ -88,6 +90,7 @@ impl Tags {
             }
         }
         files::remove_file(&path)?;
+        mark(&path)?;
         let mut key = [0; 16];
         getrandom::fill(&mut key)
             .map_err(|e| Error::failed("the system gives no random bytes").because(e))?;
@@ -100,7 +103,7 @@ impl Tags {
             key,
         };
         let database = Self::make(&path).map_err(|e| failed("made", &path, e))?;
-        Ok(Self { database, path, about })
+        Ok(Self { database: Some(database), path, about })
     }
 
     fn make(path: &Path) -> Stored<Database> {
@@ -122,7 +125,7 @@ impl Tags {
             Err(error) => return Err(boxed(error)),
         };
         drop(transaction);
-        Ok(about.map(|about| Self { database, path: path.to_owned(), about }))
+        Ok(about.map(|about| Self { database: Some(database), path: path.to_owned(), about }))
     }
 
     fn is_of(&self, of: Of<'_>, base: Option<&str>) -> bool {
@@ -142,7 +145,10 @@ impl Tags {
     /// # Errors
     /// When the file can't be written.
     pub fn begin(&self) -> Result<WriteTransaction> {
-        self.database.begin_write().map_err(|e| failed("written", &self.path, boxed(e)))
+        let closed = || boxed(std::io::Error::other("it is closed"));
+        let database = self.database.as_ref().ok_or_else(closed);
+        let begun = database.and_then(|database| database.begin_write().map_err(boxed));
+        begun.map_err(|e| failed("written", &self.path, e))
     }
 
     /// What went by is in the repository, as this delta.
@@ -162,12 +168,33 @@ impl Tags {
     }
 
     /// Throws them away.
-    pub fn forget(self) {
-        drop(self.database);
+    pub fn forget(mut self) {
+        drop(self.database.take());
         if let Err(error) = files::remove_file(&self.path) {
             tracing::warn!(error = %error.chain(), "tags of pages that nothing is known about");
         }
     }
+}
+
+/// The database trusts its file, and panics on some of what a damaged one says. So it is marked as long as
+/// it is in use, and one whose last use had no end is thrown away.
+impl Drop for Tags {
+    fn drop(&mut self) {
+        drop(self.database.take());
+        if !std::thread::panicking() {
+            // One that stays costs the tags, and nothing else.
+            let _ = files::remove_file(&in_use(&self.path));
+        }
+    }
+}
+
+fn in_use(path: &Path) -> PathBuf {
+    path.with_extension("in-use")
+}
+
+fn mark(path: &Path) -> Result<()> {
+    let mark = in_use(path);
+    std::fs::write(&mark, b"").map_err(Error::io("write", &mark))
 }
 
 /// Removes the tags in the folder that are of none of these images.
@@ -182,7 +209,8 @@ pub fn sweep(folder: &Path, images: impl Iterator<Item = String>) -> Result<()> 
     };
     for entry in listed {
         let entry = entry.map_err(Error::io("list", folder))?;
-        if !known.iter().any(|name| entry.file_name() == **name) {
+        let path = entry.path().with_extension("redb");
+        if !known.iter().any(|name| path.file_name() == Some(name.as_ref())) {
             files::remove_file(&entry.path())?;
         }
     }

@@ -123,6 +123,25 @@ fn a_damaged_file_is_thrown_away() {
 }
 
 #[test]
+fn those_whose_last_use_had_no_end_are_not_used_again() {
+    let folder = folder("no-end");
+    let tags = Tags::open(&folder, OF, None).unwrap();
+    pass(&tags, Some("1"), |_| ());
+    drop(tags);
+    let reopened = || Tags::open(&folder, OF, Some("1")).unwrap();
+    assert!(reopened().are_whole());
+    let panicked = std::panic::catch_unwind(|| {
+        let _tags = reopened();
+        panic!("as on a damaged file")
+    });
+    panicked.unwrap_err();
+    assert!(!reopened().are_whole());
+    let left = std::fs::read_dir(&folder).unwrap().count();
+    assert_eq!(left, 1, "the file without its mark");
+    files::remove_tree(&folder).unwrap();
+}
+
+#[test]
 fn those_of_other_images_are_swept_away() {
     let folder = folder("swept");
     sweep(&folder, std::iter::empty()).unwrap();
