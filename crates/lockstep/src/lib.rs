@@ -28,6 +28,7 @@ pub mod restore;
 pub mod retention;
 pub mod set;
 pub mod ship;
+mod side_by_side;
 pub mod steps;
 pub mod survey;
 pub mod volume;

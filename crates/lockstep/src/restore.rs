@@ -10,7 +10,6 @@ pub mod placement;
 mod raw;
 mod receive;
 pub mod run_server;
-mod side_by_side;
 pub mod source;
 pub mod target;
 mod tree;

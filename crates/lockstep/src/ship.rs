@@ -20,7 +20,6 @@ mod walk;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use pgfiles::lsn::Lsn;
@@ -38,6 +37,7 @@ use crate::postgres::{instance, wal};
 use crate::progress::Progress;
 use crate::repository::{self, Repository, Shipped, ShippedVolume};
 use crate::set::manifest::{Manifest, SetVolume, WalStored, hash_file};
+use crate::side_by_side::{Item, Limits, side_by_side};
 use crate::volume::zfs::SnapshotName;
 use crate::{files, steps};
 
@@ -275,40 +275,15 @@ fn ship_volumes<'a>(
     routes: Vec<Route<'_>>,
     seen: &(dyn Fn(&SnapshotName) -> Option<&'a Path> + Sync),
 ) -> Result<Vec<ShippedVolume>> {
-    struct Work<'a> {
-        queue: std::iter::Enumerate<std::vec::IntoIter<Route<'a>>>,
-        done: BTreeMap<usize, ShippedVolume>,
-        failed: Option<Error>,
-    }
     let count = routes.len();
-    let queue = routes.into_iter().enumerate();
-    let work = Mutex::new(Work { queue, done: BTreeMap::new(), failed: None });
-    // A thread that panicked has left nothing half done in there.
-    let locked = || work.lock().unwrap_or_else(PoisonError::into_inner);
-    let next = || {
-        let mut work = locked();
-        if work.failed.is_some() { None } else { work.queue.next() }
+    let item = |(index, work)| Item { index, weight: 1, work };
+    let items = routes.into_iter().enumerate().map(item).collect();
+    let limits = Limits { items: VOLUMES_AT_ONCE, weight: VOLUMES_AT_ONCE };
+    let one = |route: Route<'_>, _: &dyn Fn() -> bool| {
+        let base_root = route.base_snapshot().and_then(|name| seen(&name));
+        route.ship(shipment, base_root)
     };
-    let run = || {
-        while let Some((at, route)) = next() {
-            let base_root = route.base_snapshot().and_then(|name| seen(&name));
-            match route.ship(shipment, base_root) {
-                Ok(shipped) => drop(locked().done.insert(at, shipped)),
-                Err(error) => drop(locked().failed.get_or_insert(error)),
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        (0..VOLUMES_AT_ONCE).for_each(|_| drop(scope.spawn(run)));
-    });
-    let work = work.into_inner().unwrap_or_else(PoisonError::into_inner);
-    match work.failed {
-        Some(error) => Err(error),
-        None if work.done.len() < count => {
-            Err(Error::failed("a volume's thread ended early; its words are above"))
-        }
-        None => Ok(work.done.into_values().collect()),
-    }
+    side_by_side(limits, items, one, |shipped| (0..count).map(|at| shipped.wait(at)).collect())
 }
 
 /// Where the set's own WAL lies, if it is in pg_wal's snapshot: the volume, and the folder in it.

@@ -2,7 +2,7 @@
 //! `zfs receive`. Full, or where the dataset has a snapshot that the repository knows, what changed
 //! since.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::{BufWriter, Write};
 use std::process::ChildStdin;
 
@@ -13,7 +13,6 @@ use strata::delta::Descriptor;
 use super::build::Build;
 use super::placement::PlacedVolume;
 use super::raw;
-use super::side_by_side::Item;
 use super::source::FromRepository;
 use super::zeroing::Zeroing;
 use crate::error::{Error, Result};
@@ -24,6 +23,7 @@ use crate::repository::tree::{Depth, ImageTree};
 use crate::repository::unfold::unfold_chain;
 use crate::repository::{ShippedVolume, of_strata};
 use crate::set::manifest::Manifest;
+use crate::side_by_side::Item;
 use crate::steps;
 use crate::volume::zfs::{Base, DatasetName, Zfs};
 
@@ -40,7 +40,7 @@ pub(super) struct Fresh<'a> {
 pub(super) fn fresh<'a>(
     from: &'a FromRepository,
     build: &Build,
-    is_there: &dyn Fn(&DatasetName) -> Result<bool>,
+    there: &BTreeSet<DatasetName>,
 ) -> Result<Vec<Item<Fresh<'a>>>> {
     let mut items = Vec::new();
     for (index, placed) in build.placement.volumes.iter().enumerate() {
@@ -48,7 +48,7 @@ pub(super) fn fresh<'a>(
             continue;
         };
         let Some(receiving) = from.receiving(&build.id, index) else { continue };
-        if shipped.raw.is_some() || is_there(dataset)? {
+        if shipped.raw.is_some() || there.contains(dataset) {
             continue;
         }
         let strata = &from.repository.strata;
@@ -160,7 +160,7 @@ fn receive(
         manifest: &build.manifest,
         lines: &Progress::on_stderr(),
         dataset,
-        should_stop: &steps::interrupted,
+        should_stop: &|| false,
     };
     receive_plain(from, &to, shipped, &chain, since)
 }
@@ -171,6 +171,7 @@ struct To<'a> {
     manifest: &'a Manifest,
     lines: &'a Progress,
     dataset: &'a DatasetName,
+    /// Beside a signal, which always ends it.
     should_stop: &'a dyn Fn() -> bool,
 }
 

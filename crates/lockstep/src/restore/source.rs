@@ -1,14 +1,13 @@
 //! Where a restored cluster's volumes come from, and what they become: clones of snapshots, received
 //! datasets, plain folders.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::build::Build;
 use super::files_form::{self, Written};
 use super::only::Only;
 use super::placement::{PlacedVolume, Placement};
-use super::side_by_side::{Limits, Progressing, side_by_side};
 use super::{raw, receive};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -21,6 +20,7 @@ use crate::repository::image::ImageState;
 use crate::repository::tree::{Depth, ImageTree};
 use crate::repository::{self, Repository, Shipped, ShippedVolume, of_strata};
 use crate::set::manifest::SetVolume;
+use crate::side_by_side::{Limits, Progressing, side_by_side};
 use crate::steps;
 use crate::volume::zfs::{CloneSpec, DatasetName, while_received};
 
@@ -226,8 +226,14 @@ impl FromRepository {
         }
         raw::announce(self, build)?;
         let zfs = &build.cx.zfs;
-        let is_there = |name: &DatasetName| Ok(self.delta && zfs.exists(name.as_str())?);
-        let fresh = receive::fresh(self, build, &is_there)?;
+        let mut there = BTreeSet::new();
+        let datasets = build.placement.volumes.iter().filter_map(|placed| placed.dataset.as_ref());
+        for dataset in datasets.filter(|_| self.delta) {
+            if zfs.exists(dataset.as_str())? {
+                there.insert(dataset.clone());
+            }
+        }
+        let fresh = receive::fresh(self, build, &there)?;
         let (manifest, lines) = (&build.manifest, &Progress::on_stderr());
         let one = |fresh: receive::Fresh<'_>, should_stop: &dyn Fn() -> bool| {
             receive::receive_fresh(self, zfs, manifest, lines, &fresh, should_stop)
@@ -238,7 +244,7 @@ impl FromRepository {
                 build.placement.volumes.iter().zip(&build.manifest.volumes).enumerate()
             {
                 let Some(dataset) = &placed.dataset else { continue };
-                if !self.make_dataset(build, index, dataset, volume, owner, received)? {
+                if !self.make_dataset(build, index, volume, owner, &there, received)? {
                     locked.push(dataset.to_string());
                 }
                 steps::reached(&format!("restore.received-{}", index + 1))?;
@@ -285,14 +291,15 @@ impl FromRepository {
         &self,
         build: &Build,
         index: usize,
-        dataset: &DatasetName,
         volume: &SetVolume,
         owner: Option<Credentials>,
-        received: &Progressing<receive::Fresh<'_>>,
+        there: &BTreeSet<DatasetName>,
+        received: &Progressing<receive::Fresh<'_>, ()>,
     ) -> Result<bool> {
         let Some(placed) = build.placement.volumes.get(index) else { return Ok(true) };
+        let Some(dataset) = &placed.dataset else { return Ok(true) };
         let shipped = self.shipped_volume(placed);
-        if self.delta && build.cx.zfs.exists(dataset.as_str())? {
+        if there.contains(dataset) {
             return match shipped {
                 Some(shipped) => receive::catch_up(self, build, placed, dataset, shipped),
                 None => make_wal_folders(placed, volume, owner).map(|()| true),

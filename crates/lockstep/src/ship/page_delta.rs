@@ -15,7 +15,7 @@ use std::path::Path;
 use strata::delta::chain;
 use strata::fold::{Headers, Heritage, Rules};
 
-use super::tags::{Known, PAGE, Passed};
+use super::tags::{Known, PAGE, Passed, Stored};
 use super::volume::Job;
 use crate::error::{Error, Result};
 use crate::repository::header::StreamRules;
@@ -102,7 +102,7 @@ impl<'a> Pages<'a> {
     }
 
     /// Without tags it goes on: they save reads, and nothing depends on them.
-    fn unless_failed<T>(&mut self, done: std::result::Result<T, Box<redb::Error>>) -> Option<T> {
+    fn unless_failed<T>(&mut self, done: Stored<T>) -> Option<T> {
         match done {
             Ok(done) => Some(done),
             Err(error) => {

@@ -107,13 +107,10 @@ impl<'t> Passed<'t> {
 
     /// Compares the pages of a block at `offset` and keeps their tags.
     pub fn block(&mut self, offset: u64, bytes: &[u8]) -> Stored<Vec<Known>> {
-        let Some(object) = self.object else {
-            return Ok(vec![Known::Nothing; bytes.len().div_ceil(PAGE as usize)]);
-        };
-        if !offset.is_multiple_of(PAGE) {
+        let Some(object) = self.object.filter(|_| offset.is_multiple_of(PAGE)) else {
             self.unknown(offset, bytes.len() as u64)?;
             return Ok(vec![Known::Nothing; bytes.len().div_ceil(PAGE as usize)]);
-        }
+        };
         let mut known = Vec::with_capacity(bytes.len().div_ceil(PAGE as usize));
         for (number, content) in (offset / PAGE..).zip(bytes.chunks(PAGE as usize)) {
             // The last of a file's only block may be shorter; it has no tag.

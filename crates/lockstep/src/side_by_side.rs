@@ -1,7 +1,7 @@
 //! A few long pieces of work at the same time, and what follows each of them one after the other.
 //!
-//! `zfs receive` takes one core and waits in between; with several volumes the others needn't wait with
-//! it. What comes after (names, properties, mounts) is done in the order of the volumes all the same.
+//! `zfs send` and `zfs receive` take one core and wait in between; with several volumes the others needn't
+//! wait with them. What comes after (names, properties, mounts) is done in the order of the volumes.
 //!
 //! What could go wrong: too many at once, and the memory isn't bounded any more: so each has a weight,
 //! and what runs together weighs no more than a limit. One fails, and the rest go on for hours for
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 
 /// A piece of work.
 #[derive(Debug)]
-pub(super) struct Item<T> {
+pub(crate) struct Item<T> {
     /// What it is asked for by.
     pub index: usize,
     /// What it weighs. One that weighs more than the limit runs alone.
@@ -25,7 +25,7 @@ pub(super) struct Item<T> {
 
 /// How much at the same time.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     /// Items.
     pub items: usize,
     /// What they weigh together.
@@ -33,17 +33,17 @@ pub(super) struct Limits {
 }
 
 /// Where work in progress is waited for.
-pub(super) struct Progressing<T> {
-    state: Mutex<State<T>>,
+pub(crate) struct Progressing<T, R> {
+    state: Mutex<State<T, R>>,
     changed: Condvar,
 }
 
-struct State<T> {
+struct State<T, R> {
     waiting: VecDeque<Item<T>>,
     /// Number and weight of those that run.
     running: (usize, usize),
-    /// Those that have ended well.
-    done: BTreeMap<usize, ()>,
+    /// What came of those that have ended well, until it is waited for.
+    done: BTreeMap<usize, R>,
     /// Why no more is begun, where that isn't the caller's own doing.
     failed: Option<Error>,
     is_over: bool,
@@ -54,12 +54,12 @@ struct State<T> {
 ///
 /// # Errors
 /// The first of any.
-pub(super) fn side_by_side<T: Send, R>(
+pub(crate) fn side_by_side<T: Send, R: Send, All>(
     limits: Limits,
     work: Vec<Item<T>>,
-    one: impl Fn(T, &dyn Fn() -> bool) -> Result<()> + Sync,
-    rest: impl FnOnce(&Progressing<T>) -> Result<R>,
-) -> Result<R> {
+    one: impl Fn(T, &dyn Fn() -> bool) -> Result<R> + Sync,
+    rest: impl FnOnce(&Progressing<T, R>) -> Result<All>,
+) -> Result<All> {
     let threads = limits.items.max(1).min(work.len());
     let progressing = Progressing {
         state: Mutex::new(State {
@@ -88,16 +88,16 @@ pub(super) fn side_by_side<T: Send, R>(
     }
 }
 
-impl<T> Progressing<T> {
-    /// Waits until the item is done.
+impl<T, R> Progressing<T, R> {
+    /// Waits until the item is done, and gives what came of it; once.
     ///
     /// # Errors
     /// When it or another failed, which [`side_by_side`] then says, or there is no such item.
-    pub(super) fn wait(&self, index: usize) -> Result<()> {
+    pub(crate) fn wait(&self, index: usize) -> Result<R> {
         let mut state = self.locked();
         loop {
-            if state.done.contains_key(&index) {
-                return Ok(());
+            if let Some(done) = state.done.remove(&index) {
+                return Ok(done);
             }
             let is_to_come =
                 state.running.0 > 0 || state.waiting.iter().any(|item| item.index == index);
@@ -108,7 +108,7 @@ impl<T> Progressing<T> {
         }
     }
 
-    fn work(&self, limits: Limits, one: &impl Fn(T, &dyn Fn() -> bool) -> Result<()>) {
+    fn work(&self, limits: Limits, one: &impl Fn(T, &dyn Fn() -> bool) -> Result<R>) {
         while let Some(item) = self.next(limits) {
             let should_stop = || {
                 let state = self.locked();
@@ -139,27 +139,27 @@ impl<T> Progressing<T> {
         }
     }
 
-    fn locked(&self) -> MutexGuard<'_, State<T>> {
+    fn locked(&self) -> MutexGuard<'_, State<T, R>> {
         // A thread that panicked has left nothing half done in there.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Says how an item ended, also where its thread panicked.
-struct Ending<'a, T> {
-    of: &'a Progressing<T>,
+struct Ending<'a, T, R> {
+    of: &'a Progressing<T, R>,
     item: usize,
     weight: usize,
-    result: Option<Result<()>>,
+    result: Option<Result<R>>,
 }
 
-impl<T> Drop for Ending<'_, T> {
+impl<T, R> Drop for Ending<'_, T, R> {
     fn drop(&mut self) {
         let mut state = self.of.locked();
         state.running.0 -= 1;
         state.running.1 = state.running.1.saturating_sub(self.weight);
         match self.result.take() {
-            Some(Ok(())) => drop(state.done.insert(self.item, ())),
+            Some(Ok(done)) => drop(state.done.insert(self.item, done)),
             // Of those that were asked to stop the first has said why.
             Some(Err(error)) => drop(state.failed.get_or_insert(error)),
             None => {
@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn one_that_fails_ends_the_others_and_is_the_one_that_is_told() {
         let limits = Limits { items: 2, weight: 10 };
-        let one = |index: usize, should_stop: &dyn Fn() -> bool| {
+        let one = |index: usize, should_stop: &dyn Fn() -> bool| -> Result<()> {
             if index == 1 {
                 std::thread::sleep(Duration::from_millis(20));
                 return Err(Error::failed("the second is damaged"));
@@ -244,7 +244,7 @@ mod tests {
             assert!(should_stop());
             Ok(())
         };
-        let rest = |_: &Progressing<usize>| Err::<(), _>(Error::failed("the rest"));
+        let rest = |_: &Progressing<usize, ()>| Err::<(), _>(Error::failed("the rest"));
         let error = side_by_side(limits, items(&[1; 3]), one, rest).unwrap_err();
         assert!(error.to_string().contains("the rest"));
     }
