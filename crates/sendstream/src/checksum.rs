@@ -7,6 +7,8 @@
 //! Word `i` of `n` counts `C(n-i+k-1, k)` times in sum number `k`. In lane `j` of `m = n/4` steps it was counted
 //! with `t = m - i/4` in place of `n - i = 4t - j`; the factors in [`join`] express the one by the other.
 
+use pulp::Arch;
+
 use crate::bytes::ByteOrder;
 
 /// A running Fletcher-4 checksum.
@@ -27,13 +29,14 @@ impl Fletcher4 {
 
     /// Takes bytes in; a rest of fewer than four bytes is left out, as ZFS does.
     pub fn update(&mut self, bytes: &[u8], order: ByteOrder) {
+        let arch = Arch::new();
         for chunk in bytes.chunks(CHUNK_BYTES) {
             let (blocks, rest) = chunk.as_chunks::<{ 4 * LANES }>();
             if !blocks.is_empty() {
-                let lanes = match order {
+                let lanes = arch.dispatch(|| match order {
                     ByteOrder::Little => lanes::<false>(blocks),
                     ByteOrder::Big => lanes::<true>(blocks),
-                };
+                });
                 self.append((blocks.len() * LANES) as u64, join(&lanes));
             }
             for word in rest.as_chunks::<4>().0 {
@@ -81,7 +84,8 @@ impl Fletcher4 {
 /// `sums[k][j]`: sum number `k` of lane `j`.
 type Lanes = [[u64; LANES]; 4];
 
-#[inline]
+/// Inlined into each of the dispatched functions, or it would be compiled for the oldest processor.
+#[inline(always)]
 fn lanes<const BIG: bool>(blocks: &[[u8; 4 * LANES]]) -> Lanes {
     let [mut a, mut b, mut c, mut d] = [[0u64; LANES]; 4];
     for block in blocks {

@@ -8,6 +8,8 @@
 
 use std::ops::Range;
 
+use pulp::Arch;
+
 use crate::bytes::ByteOrder;
 use crate::compress::Decompressor;
 use crate::error::Result;
@@ -351,6 +353,17 @@ const BASES: [u32; COLUMNS] = [
 
 /// The checksum of a page at a block number: 32 columns of FNV-1a hashes, folded; never 0.
 pub fn page_checksum(page: &[u8], block: u32, order: ByteOrder) -> u16 {
+    let hashes = Arch::new().dispatch(|| match order {
+        ByteOrder::Little => columns::<false>(page),
+        ByteOrder::Big => columns::<true>(page),
+    });
+    let folded = hashes.iter().fold(0, |sum, hash| sum ^ hash) ^ block;
+    (folded % 65_535 + 1) as u16
+}
+
+/// Inlined into each of the dispatched functions, or it would be compiled for the oldest processor.
+#[inline(always)]
+fn columns<const BIG: bool>(page: &[u8]) -> [u32; COLUMNS] {
     let mut hashes = BASES;
     let step = |hash: u32, value: u32| {
         let mixed = hash ^ value;
@@ -360,17 +373,11 @@ pub fn page_checksum(page: &[u8], block: u32, order: ByteOrder) -> u16 {
         let words = row.as_chunks::<4>().0;
         let mut values = [0u32; COLUMNS];
         for (value, word) in values.iter_mut().zip(words) {
-            *value = match order {
-                ByteOrder::Little => u32::from_le_bytes(*word),
-                ByteOrder::Big => u32::from_be_bytes(*word),
-            };
+            *value = if BIG { u32::from_be_bytes(*word) } else { u32::from_le_bytes(*word) };
         }
         if index == 0 {
             // The checksum itself counts as zero: it is the first half, in memory, of the third word.
-            values[CHECKSUM_AT / 4] &= match order {
-                ByteOrder::Little => 0xffff_0000,
-                ByteOrder::Big => 0x0000_ffff,
-            };
+            values[CHECKSUM_AT / 4] &= if BIG { 0x0000_ffff } else { 0xffff_0000 };
         }
         for (hash, value) in hashes.iter_mut().zip(values) {
             *hash = step(*hash, value);
@@ -381,8 +388,7 @@ pub fn page_checksum(page: &[u8], block: u32, order: ByteOrder) -> u16 {
             *hash = step(*hash, 0);
         }
     }
-    let folded = hashes.iter().fold(0, |sum, hash| sum ^ hash) ^ block;
-    (folded % 65_535 + 1) as u16
+    hashes
 }
 
 #[cfg(test)]

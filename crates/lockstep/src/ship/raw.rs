@@ -160,7 +160,10 @@ impl RawWay {
         }
         let every = repository.config.raw_full_every;
         let segment = |id: &str| read(id).map(|(_, segment)| segment);
-        let is_known = |base: &Base| ids.contains(&base.guid.to_string());
+        let is_known = |base: &Base| {
+            let guid = base.guid.to_string();
+            ids.contains(&guid) && segment(&guid).is_ok_and(|segment| segment.is_whole(&ids))
+        };
         let base = next_base(bases.of(volume, is_known)?, &ids, every, segment)?;
         Ok(Self { image, there: None, base })
     }

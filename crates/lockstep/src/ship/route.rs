@@ -113,39 +113,82 @@ fn plain(there: Option<Descriptor>, base: Option<(Base, ImageState)>) -> Way {
     Way::Plain(Box::new(Plain { there, base, tags: None, walked: Walked::default() }))
 }
 
-/// What the set's snapshots could be increments to.
+/// What the set's snapshots could be increments to. Of the thousands that a dataset may have only the
+/// names are listed; what the newest are is asked for all volumes at once, and of the others where none
+/// of these will do.
 pub struct Bases<'a> {
     zfs: &'a Zfs,
-    /// Those that have a name of Lockstep's.
-    own: BTreeMap<DatasetName, Vec<Base>>,
+    newest: BTreeMap<DatasetName, Vec<Base>>,
+    older: BTreeMap<DatasetName, Vec<String>>,
 }
 
+/// How many of a dataset's are asked at first.
+const NEWEST: usize = 4;
+
 impl<'a> Bases<'a> {
-    /// Finds those with a name of Lockstep's, of all volumes at once.
+    /// Finds those with a name of Lockstep's.
     ///
     /// # Errors
     /// When ZFS fails.
     pub fn find(zfs: &'a Zfs, volumes: &[SetVolume]) -> Result<Self> {
         let datasets: Vec<_> = volumes.iter().map(|volume| volume.dataset.clone()).collect();
-        let own = zfs.bases_of_all(&datasets, |name| name.starts_with("lockstep-"))?;
-        Ok(Self { zfs, own })
+        let mut older: BTreeMap<DatasetName, Vec<String>> = BTreeMap::new();
+        for (dataset, name) in zfs.base_names(&datasets)? {
+            if own_name(&name).starts_with("lockstep-") {
+                older.entry(dataset).or_default().push(name);
+            }
+        }
+        let mut newest = BTreeMap::new();
+        for volume in volumes {
+            if let Some(names) = older.get_mut(&volume.dataset) {
+                let own = volume.snapshot_name().name;
+                newest.insert(&volume.dataset, take_newest(names, &own));
+            }
+        }
+        let mut facts = zfs.bases(&newest.values().flatten().cloned().collect::<Vec<_>>())?;
+        let newest = newest.into_iter().map(|(dataset, names)| {
+            let of_dataset = facts.drain(..names.len()).collect();
+            (dataset.clone(), of_dataset)
+        });
+        Ok(Self { zfs, newest: newest.collect(), older })
     }
 
-    /// The snapshots and bookmarks that the volume's snapshot could be an increment to, newest first.
-    /// Where none of Lockstep's own names is `known`, one that somebody renamed may be.
+    /// The snapshots and bookmarks that the volume's snapshot could be an increment to, newest first,
+    /// as far back as one is `known`. Where none of Lockstep's own names is, one that somebody renamed
+    /// may be.
     pub(super) fn of(
         &self,
         volume: &SetVolume,
         known: impl Fn(&Base) -> bool,
     ) -> Result<Vec<Base>> {
-        let mut bases = self.own.get(&volume.dataset).cloned().unwrap_or_default();
-        if !bases.iter().any(known) {
+        let mut bases = self.newest.get(&volume.dataset).cloned().unwrap_or_default();
+        let before = |base: &Base| base.createtxg < volume.createtxg;
+        let is_found = |bases: &[Base]| bases.iter().any(|base| before(base) && known(base));
+        if !is_found(&bases) {
+            let older = self.older.get(&volume.dataset).map_or(&[][..], Vec::as_slice);
+            bases.extend(self.zfs.bases(older)?);
+        }
+        if !is_found(&bases) {
             bases = self.zfs.bases_of(&volume.dataset)?;
         }
-        bases.retain(|base| base.createtxg < volume.createtxg);
-        bases.sort_by_key(|base| std::cmp::Reverse(base.createtxg));
+        bases.retain(before);
+        // Pages can be compared with a snapshot, and not with a bookmark of it.
+        bases.sort_by_key(|base| (std::cmp::Reverse(base.createtxg), base.name.contains('#')));
         Ok(bases)
     }
+}
+
+/// What stands behind the dataset's name.
+fn own_name(name: &str) -> &str {
+    name.split_once(['@', '#']).map_or("", |(_, own)| own)
+}
+
+/// Takes the newest of these names that are before `own`: a set's name begins with its time.
+fn take_newest(names: &mut Vec<String>, own: &str) -> Vec<String> {
+    names.sort_by(|a, b| own_name(b).cmp(own_name(a)));
+    let from = names.partition_point(|name| own_name(name) >= own);
+    let to = names.len().min(from + NEWEST);
+    names.drain(from..to).collect()
 }
 
 impl Route<'_> {
@@ -265,4 +308,23 @@ pub(super) fn deltas(repository: &Repository, image: &str) -> Result<Vec<String>
         })
         .map_err(|error| of_strata(error.into()))?;
     Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_names_before_the_set_are_asked_first() {
+        let own = |day: u32| format!("lockstep-202601{day:02}T000000Z-aaaa");
+        // Its own snapshot and a later one among them; of day 7 a snapshot and a bookmark.
+        let mut names: Vec<_> = (1..=9).map(|day| format!("tank/pg@{}", own(day))).collect();
+        names.push(format!("tank/pg#{}", own(7)));
+        let asked = take_newest(&mut names, &own(8));
+        let days: Vec<_> = asked.iter().map(|name| &own_name(name)[15..17]).collect();
+        assert_eq!(days, ["07", "07", "06", "05"]);
+        let left: Vec<_> = names.iter().map(|name| &own_name(name)[15..17]).collect();
+        assert_eq!(left, ["09", "08", "04", "03", "02", "01"]);
+        assert_eq!(take_newest(&mut vec![], &own(8)), Vec::<String>::new());
+    }
 }

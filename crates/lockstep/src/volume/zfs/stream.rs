@@ -4,7 +4,6 @@
 //! taken apart again. Large blocks (`-L`) are kept, where this ZFS knows them: without it a file of
 //! large blocks changes its block size with every other stream. A raw stream (`-w`) is all as on disk.
 
-use std::collections::BTreeMap;
 use std::process::{ChildStdin, ChildStdout};
 
 use super::standing::AT_ONCE;
@@ -136,42 +135,43 @@ impl Zfs {
     /// # Errors
     /// When ZFS fails.
     pub fn bases_of(&self, dataset: &DatasetName) -> Result<Vec<Base>> {
-        let mut all = self.bases_of_all(std::slice::from_ref(dataset), |_| true)?;
-        Ok(all.remove(dataset).unwrap_or_default())
+        let names = self.base_names(std::slice::from_ref(dataset))?;
+        let names: Vec<_> = names.into_iter().map(|(_, name)| name).collect();
+        self.bases(&names)
     }
 
-    /// The snapshots and bookmarks of several datasets, of those whose own name (behind the `@` or
-    /// `#`) is wanted: in two commands, or a few more where there are hundreds.
+    /// The snapshots and bookmarks of several datasets by name alone, which ZFS has at hand.
     ///
     /// # Errors
     /// When ZFS fails.
-    pub fn bases_of_all(
-        &self,
-        datasets: &[DatasetName],
-        wanted: impl Fn(&str) -> bool,
-    ) -> Result<BTreeMap<DatasetName, Vec<Base>>> {
-        let mut names: Vec<(&DatasetName, &str)> = Vec::new();
+    pub fn base_names(&self, datasets: &[DatasetName]) -> Result<Vec<(DatasetName, String)>> {
         let listed = self.list_bases(datasets)?;
-        for name in listed.lines() {
-            let Some((of, own)) = name.split_once(['@', '#']) else { continue };
-            let dataset = datasets.iter().find(|dataset| dataset.as_str() == of);
-            names.extend(dataset.filter(|_| wanted(own)).map(|dataset| (dataset, name)));
-        }
-        let mut bases: BTreeMap<DatasetName, Vec<Base>> = BTreeMap::new();
+        let names = listed.lines().filter_map(|name| {
+            let (of, _) = name.split_once(['@', '#'])?;
+            let dataset = datasets.iter().find(|dataset| dataset.as_str() == of)?;
+            Some((dataset.clone(), name.to_owned()))
+        });
+        Ok(names.collect())
+    }
+
+    /// What the snapshots and bookmarks of these names are; each costs ZFS a look into its pool.
+    ///
+    /// # Errors
+    /// When one isn't there, or ZFS fails.
+    pub fn bases(&self, names: &[String]) -> Result<Vec<Base>> {
+        let mut bases = Vec::new();
         for some in names.chunks(AT_ONCE) {
-            let asked: Vec<String> = some.iter().map(|(_, name)| (*name).to_owned()).collect();
-            let all = self.get(&asked, &["guid", "createtxg"])?;
-            for (dataset, name) in some {
+            let all = self.get(some, &["guid", "createtxg"])?;
+            for name in some {
                 let number = |property: &str| {
-                    let text = all.get(*name).and_then(|of| of.get(property));
+                    let text = all.get(name).and_then(|of| of.get(property));
                     parse::number(text.map_or("", String::as_str), property)
                 };
-                let base = Base {
-                    name: (*name).to_owned(),
+                bases.push(Base {
+                    name: name.clone(),
                     guid: number("guid")?,
                     createtxg: number("createtxg")?,
-                };
-                bases.entry((*dataset).clone()).or_default().push(base);
+                });
             }
         }
         Ok(bases)
@@ -183,7 +183,9 @@ impl Zfs {
             return Ok(String::new());
         }
         let list = |kinds: &str| {
-            let words = ["list", "-H", "-t", kinds, "-d", "1", "-o", "name", "-r"];
+            // Sorted by name OpenZFS takes the names alone, and looks into no snapshot
+            // (`zfs_do_list` in its `zfs_main.c`).
+            let words = ["list", "-H", "-t", kinds, "-d", "1", "-o", "name", "-s", "name", "-r"];
             self.run(words.into_iter().chain(datasets.iter().map(DatasetName::as_str)))
         };
         if self.memory.lists_bookmarks() != Some(false) {
