@@ -17,6 +17,8 @@ pub struct Context<'a> {
     pub name: ClusterName,
     /// Its table in the configuration.
     pub cluster: &'a ClusterConfig,
+    /// All clusters of the configuration.
+    pub clusters: &'a BTreeMap<String, ClusterConfig>,
     /// All repositories of the configuration.
     pub repositories: &'a BTreeMap<String, RepositoryConfig>,
     /// Its folder under state_dir.
@@ -34,7 +36,8 @@ impl<'a> Context<'a> {
         let (name, cluster) = config.cluster(name)?;
         let state = State::open(&config.state_dir, &name)?;
         let zfs = Zfs::remembering_in(&config.state_dir);
-        Ok(Self { name, cluster, repositories: &config.repositories, state, zfs })
+        let (clusters, repositories) = (&config.clusters, &config.repositories);
+        Ok(Self { name, cluster, clusters, repositories, state, zfs })
     }
 
     /// The context of a cluster that may not be in the configuration yet, or any more.
@@ -48,7 +51,8 @@ impl<'a> Context<'a> {
     ) -> Result<Self> {
         let state = State::open(&config.state_dir, &name)?;
         let zfs = Zfs::remembering_in(&config.state_dir);
-        Ok(Self { name, cluster, repositories: &config.repositories, state, zfs })
+        let (clusters, repositories) = (&config.clusters, &config.repositories);
+        Ok(Self { name, cluster, clusters, repositories, state, zfs })
     }
 
     /// Who owns what is restored and runs servers; `None` where this process is that user.

@@ -4,7 +4,9 @@
 //! behind. The set's snapshots are only read: the restored cluster lives in clones of them.
 
 mod build;
+mod control;
 pub mod files_form;
+mod guard;
 pub mod only;
 pub mod placement;
 mod raw;
@@ -22,13 +24,10 @@ use std::path::PathBuf;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::random_suffix;
-use crate::plan::layout::PartKind;
 use crate::plan::refusal::Refusal;
-use crate::postgres::instance;
 use crate::repository::Shipped;
 use crate::set::journal::RestoreJournal;
 use crate::set::manifest::Manifest;
-use crate::steps;
 use crate::volume::zfs::DatasetName;
 
 pub(crate) use tree::write_auto_conf;
@@ -161,17 +160,7 @@ fn prepare<'a>(cx: &'a Context, request: &'a Request) -> Result<Build<'a>> {
     if matches!(source, Source::Snapshots) {
         check_set(cx, &manifest)?;
     }
-    let directory = check_directory(cx, &request.to, request.delta)?;
-    // Whoever put a link into an older restore must not have its target written to.
-    for folder in ["log", "run", "tablespaces", "volumes"] {
-        let path = directory.join(folder);
-        if path.is_symlink() {
-            return Err(Error::usage(
-                format!("\"{}\" is a symbolic link", path.display()),
-                "remove it, or restore to the folder that it leads to",
-            ));
-        }
-    }
+    let directory = guard::directory(cx, &request.to, request.delta)?;
     let naming = match &source {
         Source::Snapshots => Naming::Clones { name: &id, parent: request.dataset.as_ref() },
         Source::Repository(from) => match &from.parent {
@@ -181,14 +170,9 @@ fn prepare<'a>(cx: &'a Context, request: &'a Request) -> Result<Build<'a>> {
     };
     let placement = placement::place(&manifest, &directory, &request.tablespaces, &naming)?;
     for (_, path) in &request.tablespaces {
-        check_directory(cx, path, request.delta)?;
+        guard::directory(cx, path, request.delta)?;
     }
-    if request.delta && instance::postmaster(&placement.data)?.is_some() {
-        return Err(Error::usage(
-            format!("a server runs in \"{}\"", placement.data.display()),
-            "stop it first: what it has in memory would be written over the restored files",
-        ));
-    }
+    guard::places(cx, &manifest, &placement, request.delta)?;
     Build::new(cx, request, recovery, manifest, placement, id, source)
 }
 
@@ -265,43 +249,4 @@ fn refuse_raw(shipped: &Shipped) -> Result<()> {
         }
         .into()),
     }
-}
-
-/// The folder as an absolute path; it must not be in the live cluster, and unless it may hold
-/// something it must be empty or not there.
-fn check_directory(cx: &Context, path: &std::path::Path, may_hold: bool) -> Result<PathBuf> {
-    let path = std::path::absolute(path).map_err(Error::io("find", path))?;
-    let existing = path.ancestors().find(|ancestor| ancestor.exists());
-    let real = match existing {
-        Some(existing) => {
-            let base = std::fs::canonicalize(existing).map_err(Error::io("find", existing))?;
-            let rest = path.strip_prefix(existing).unwrap_or(std::path::Path::new(""));
-            if rest.as_os_str().is_empty() { base } else { base.join(rest) }
-        }
-        None => path.clone(),
-    };
-    if let Some(part) = live_part(cx, &real)? {
-        return Err(Refusal::DirectoryInsideCluster { path: real, part }.into());
-    }
-    if real.is_dir() && !may_hold && !crate::files::is_empty_directory(&real)? {
-        return Err(Refusal::DirectoryNotEmpty { path: real }.into());
-    }
-    if real.exists() && !real.is_dir() {
-        return Err(Error::usage(
-            format!("\"{}\" isn't a folder", real.display()),
-            "name a folder that is empty or doesn't exist yet",
-        ));
-    }
-    steps::reached("restore.checked")?;
-    Ok(real)
-}
-
-/// The part of the live cluster that `real` lies in.
-fn live_part(cx: &Context, real: &std::path::Path) -> Result<Option<PartKind>> {
-    let data = &cx.cluster.data_directory;
-    // Where the cluster is gone there is nothing to be spared.
-    let parts = if data.is_dir() { instance::parts(data, None)? } else { Vec::new() };
-    let holds =
-        |path: &PathBuf| std::fs::canonicalize(path).is_ok_and(|live| real.starts_with(live));
-    Ok(parts.into_iter().find(|part| holds(&part.path)).map(|part| part.kind))
 }

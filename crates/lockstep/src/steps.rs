@@ -11,13 +11,16 @@ use crate::error::{Error, Result};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From here on SIGINT and SIGTERM end the command at its next step instead of at once.
+/// From here on SIGINT and SIGTERM end the command at its next step instead of at once; so does the end
+/// of its terminal (SIGHUP), but where `nohup` has it ignored.
 ///
 /// # Errors
 /// When the handler can't be installed.
 pub fn catch_signals() -> Result<()> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let caught = [SIGINT, SIGTERM].into_iter().chain((!ignores(&status, SIGHUP)).then_some(SIGHUP));
+    let mut signals = signal_hook::iterator::Signals::new(caught)
         .map_err(|e| Error::failed("cannot install the signal handler").because(e))?;
     std::thread::spawn(move || {
         for _ in signals.forever() {
@@ -25,6 +28,13 @@ pub fn catch_signals() -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// Whether a signal is ignored, by what `/proc/PID/status` says.
+fn ignores(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 /// From here on a reader that has gone (`lockstep list | head`) ends the command without a word, as
@@ -77,5 +87,19 @@ mod hooks {
         while directory.join(format!("{name}.hold")).exists() && !super::interrupted() {
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nohup_is_seen() {
+        use signal_hook::consts::{SIGHUP, SIGINT};
+        let status = "Name:\tlockstep\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\n";
+        assert!(ignores(status, SIGHUP));
+        assert!(!ignores(status, SIGINT));
+        assert!(!ignores("", SIGHUP));
     }
 }

@@ -51,10 +51,14 @@ fn ended_at_each_step() {
     assert!(steps.len() >= 9, "is it built with its test hooks? {steps:?}");
     println!("{} steps: {}", steps.len(), steps.join(" "));
     fixture.discard_restored(&to, &set);
+    // From here on a kill leaves a server that has recovered: tests/restore_guard.rs.
+    let in_use = ["restore.started", "restore.done"];
     let postmaster = fixture.cluster.postmaster();
     let other = fixture.target("next start");
     for (number, step) in steps.iter().enumerate() {
-        kill_at(&fixture, step, &arguments);
+        if !in_use.contains(&step.as_str()) {
+            kill_at(&fixture, step, &arguments);
+        }
         if number % 2 == 0 {
             let next = fixture.lockstep().backup("ordered").id;
             assert_nothing_remains(&fixture, &[], &format!("killed at {step}, next backup"));

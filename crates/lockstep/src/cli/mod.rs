@@ -168,6 +168,8 @@ fn start_log(verbose: u8) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)
+        // A terminal that has gone mustn't end the undoing of what was begun.
+        .log_internal_errors(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     if verbose == 0 { log.without_time().init() } else { log.init() }
 }

@@ -175,13 +175,51 @@ pub enum Refusal {
         /// The folder.
         path: PathBuf,
     },
-    /// The place lies inside the live cluster.
-    #[error("\"{}\" lies inside {part} of the cluster itself", path.display())]
+    /// The place lies inside a cluster of the configuration.
+    #[error("\"{}\" lies inside the {part} of cluster \"{cluster}\" itself", path.display())]
     DirectoryInsideCluster {
         /// The folder.
         path: PathBuf,
+        /// The cluster.
+        cluster: String,
         /// The part.
         part: PartKind,
+    },
+    /// What would be filled is, holds, or lies in a part of a cluster of the configuration.
+    #[error(
+        "the restore would fill \"{}\", and \"{}\" is the {part} of cluster \"{cluster}\"",
+        path.display(), at.display()
+    )]
+    DirectoryHoldsCluster {
+        /// The folder.
+        path: PathBuf,
+        /// The cluster.
+        cluster: String,
+        /// The part.
+        part: PartKind,
+        /// Where that is.
+        at: PathBuf,
+    },
+    /// `--delta` into a folder that is something else.
+    #[error("\"{}\" isn't an older restore of this cluster: it holds {holds}", path.display())]
+    NotAnOlderRestore {
+        /// The folder.
+        path: PathBuf,
+        /// What was found.
+        holds: String,
+    },
+    /// `--delta` onto a dataset that is somewhere else.
+    #[error(
+        "dataset \"{dataset}\" is mounted at \"{}\", and the restore goes to \"{}\"",
+        at.display(), place.display()
+    )]
+    DatasetElsewhere {
+        /// The dataset.
+        dataset: String,
+        /// Its mount point.
+        at: PathBuf,
+        /// The volume's place.
+        place: PathBuf,
     },
     /// A part of the set is encrypted, and stored so.
     #[error("\"{dataset}\" is stored raw in set {set}: nobody can look into it without its key")]
@@ -247,7 +285,9 @@ impl Refusal {
             }
             Self::WalInTheClear { .. } => "give the repository a key (key_file, before `repo init`); or put pg_wal on a dataset of its own; or allow it with encrypted_datasets = \"raw\"".into(),
             Self::DirectoryNotEmpty { .. } => "name a folder that is empty or doesn't exist yet".into(),
-            Self::DirectoryInsideCluster { .. } => "restore to a folder outside the cluster".into(),
+            Self::DirectoryInsideCluster { .. } | Self::DirectoryHoldsCluster { .. } => "restore to a folder outside the cluster".into(),
+            Self::NotAnOlderRestore { .. } => "--delta removes what the set doesn't have: name the folder of an older restore, or an empty one".into(),
+            Self::DatasetElsewhere { .. } => "--delta rolls it back: name the dataset and the folder (--to) of one and the same older restore".into(),
         }
     }
 

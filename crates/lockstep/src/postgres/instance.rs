@@ -19,10 +19,17 @@ pub const PG_CONTROL: &str = "global/pg_control";
 /// # Errors
 /// When the file can't be read, or stays wrong.
 pub fn read_control(data_directory: &Path) -> Result<ControlFile> {
-    let path = data_directory.join(PG_CONTROL);
+    read_control_at(&data_directory.join(PG_CONTROL))
+}
+
+/// The same of a file of another name.
+///
+/// # Errors
+/// As [`read_control`].
+pub fn read_control_at(path: &Path) -> Result<ControlFile> {
     let mut tries = 0;
     loop {
-        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
         match ControlFile::parse(&bytes) {
             Ok(control) => return Ok(control),
             Err(error) if tries >= 10 => {

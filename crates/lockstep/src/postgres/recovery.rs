@@ -26,6 +26,22 @@ const NOT_KEPT: [&str; 17] = [
     "standby_mode",
 ];
 
+/// What they are in PostgreSQL 13 to 18 by default (`guc_tables.c`). A command at the end of recovery
+/// may move an address to this server, and a target of an older restore would end or stop this one.
+const NEUTRAL: [(&str, &str); 11] = [
+    ("archive_cleanup_command", ""),
+    ("recovery_end_command", ""),
+    ("recovery_min_apply_delay", "0"),
+    ("recovery_target", ""),
+    ("recovery_target_action", "pause"),
+    ("recovery_target_inclusive", "on"),
+    ("recovery_target_lsn", ""),
+    ("recovery_target_name", ""),
+    ("recovery_target_time", ""),
+    ("recovery_target_timeline", "latest"),
+    ("recovery_target_xid", ""),
+];
+
 /// One line of a configuration file; the value quoted as guc-file.l reads it.
 #[must_use]
 pub fn setting(name: &str, value: &str) -> String {
@@ -71,11 +87,17 @@ pub fn lasting(recovery: &Recovery, directory: &Path, port: Option<u16>) -> Vec<
 /// The way to the target; it is taken out again once recovery is over.
 #[must_use]
 pub fn passing(recovery: &Recovery) -> Vec<(String, String)> {
-    let mut all: Vec<(String, String)> = Vec::new();
-    let mut set = |name: &str, value: String| all.push((name.to_owned(), value));
     if !recovery.needs_signal() {
-        return all;
+        return Vec::new();
     }
+    // Over what postgresql.conf says, which was the original's. PostgreSQL takes them in this order,
+    // and refuses an empty target behind another one: so these come first.
+    let mut all: Vec<(String, String)> =
+        NEUTRAL.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let mut set = |name: &str, value: String| {
+        all.retain(|(known, _)| known != name);
+        all.push((name.to_owned(), value));
+    };
     // PostgreSQL demands a restore_command with recovery.signal; "false" finds nothing, so that
     // recovery reads the set's own WAL in pg_wal.
     set("restore_command", recovery.restore_command.clone().unwrap_or_else(|| "false".into()));

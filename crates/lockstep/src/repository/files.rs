@@ -153,7 +153,7 @@ impl DataSink for ToFiles<'_> {
     fn object(&mut self, object: &Folded) -> strata::Result<()> {
         self.current = None;
         let name = object.header.as_deref().and_then(|name| std::str::from_utf8(name).ok());
-        // Only names that the manifest has: no path of the repository's choosing is written.
+        // Only names that the manifest has, which lead nowhere else (`names_within.rs`).
         let Some(name) = name.filter(|name| self.expected.contains_key(*name)) else {
             return Ok(());
         };

@@ -9,6 +9,7 @@ use super::raw::{Link, Segment};
 use super::{Repository, of_strata};
 use crate::error::{Error, Result};
 use crate::set::manifest::{Manifest, json};
+use crate::set::names_within;
 use crate::steps;
 use crate::volume::zfs::DatasetName;
 
@@ -141,6 +142,16 @@ impl Repository {
                 self.name, shipped.version
             )));
         }
+        shipped.check(set).map_err(|why| {
+            Error::failed(format!(
+                "the manifest of set {set} in repository \"{}\" isn't one of Lockstep's: {why}",
+                self.name
+            ))
+            .with_hint(
+                "somebody else may have written it: look at who can write to the repository, and \
+                 restore another set",
+            )
+        })?;
         Ok(shipped)
     }
 
@@ -228,6 +239,16 @@ impl Shipped {
     #[must_use]
     pub fn new(manifest: Manifest, volumes: Vec<ShippedVolume>) -> Self {
         Self { version: VERSION, manifest, shipped_at: jiff::Timestamp::now(), volumes }
+    }
+
+    /// Whether all that it names is what and where it should be.
+    fn check(&self, set: &str) -> Result<(), String> {
+        if self.manifest.set.as_str() != set {
+            return Err(format!("it is that of set {}", self.manifest.set));
+        }
+        names_within::check(&self.manifest)?;
+        let raw = self.volumes.iter().filter_map(|volume| volume.raw.as_deref());
+        raw.flatten().try_for_each(|link| names_within::check_snapshot(&link.snapshot))
     }
 
     /// Pages that are wrong, over all volumes.

@@ -1,12 +1,11 @@
 //! The making of a restored cluster, step by step, and its undoing.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::placement::{PlacedVolume, Placement};
 use super::source::Source;
 use super::target::Recovery;
-use super::{Request, Restored, run_server, tree, unfinished};
+use super::{Request, Restored, control, run_server, tree, unfinished};
 use crate::context::Context;
 use crate::error::Result;
 use crate::files;
@@ -70,6 +69,7 @@ impl<'a> Build<'a> {
             own: own(&placement, &source),
             emptied,
             places_of_others: Vec::new(),
+            started: false,
         };
         Ok(Self { cx, request, recovery, manifest, placement, id, journal, source, lock: None })
     }
@@ -90,6 +90,8 @@ impl<'a> Build<'a> {
         let port = self.port()?;
         self.write_settings(port, owner)?;
         steps::reached("restore.settings")?;
+        control::release(&self.placement.data)?;
+        steps::reached("restore.control")?;
         let mut restored = Restored {
             set: self.manifest.clone(),
             id: self.id.clone(),
@@ -174,15 +176,19 @@ impl<'a> Build<'a> {
 
     /// What postgresql.auto.conf gets.
     fn write_settings(&self, port: Option<u16>, owner: Option<Credentials>) -> Result<()> {
-        let mut settings: BTreeMap<String, String> =
-            recovery::lasting(&self.recovery, &self.placement.directory, port)
-                .into_iter()
-                .collect();
+        let mut settings = recovery::lasting(&self.recovery, &self.placement.directory, port);
+        settings.extend(tree::places_of_configuration(&self.manifest, &self.placement));
         settings.extend(recovery::passing(&self.recovery));
         if let Some(clone) = &self.request.clone {
             settings.extend(clone.settings.iter().cloned());
         }
-        let settings: Vec<_> = settings.into_iter().collect();
+        // The last of a name counts, in its place.
+        let names: Vec<_> = settings.iter().map(|(name, _)| name.clone()).collect();
+        let mut at = 0;
+        settings.retain(|(name, _)| {
+            at += 1;
+            !names[at..].contains(name)
+        });
         tree::write_auto_conf(&self.placement.data, &settings, owner)?;
         if self.recovery.needs_signal() {
             files::write_owned(&self.placement.data.join("recovery.signal"), b"", owner)?;

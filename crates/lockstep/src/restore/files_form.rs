@@ -7,8 +7,7 @@
 //! What could go wrong:
 //! - The folder holds a symbolic link that somebody put there: every step on the way down is opened
 //!   without following links, so nothing is written or removed outside.
-//! - It is interrupted half way: pg_control gets its name last of all, when everything else is on
-//!   disk, and PostgreSQL starts nothing without it.
+//! - It is interrupted half way: pg_control isn't called so yet (`control.rs`).
 //! - Memory: names and attributes are held, and a few frames for each thread; never a file.
 
 mod content;
@@ -73,14 +72,8 @@ pub(super) struct Volume<'a> {
     pub(super) bar: ProgressBar,
 }
 
-/// What is still to be done once all volumes are there: pg_control gets its name.
-pub(super) struct Pending {
-    root: Root,
-    control: Option<finish::Control>,
-}
-
-/// Restores a volume.
-pub(super) fn restore(volume: &Volume<'_>) -> Result<(Written, Pending)> {
+/// Restores a volume; its pg_control is left under its name for the way.
+pub(super) fn restore(volume: &Volume<'_>) -> Result<Written> {
     let plan = Plan::new(volume)?;
     let root = Root::open(volume.folder)?;
     if volume.delta {
@@ -91,19 +84,10 @@ pub(super) fn restore(volume: &Volume<'_>) -> Result<(Written, Pending)> {
     let filled = content::fill(volume, &plan, &root, &made)?;
     steps::reached("restore.files-filled")?;
     finish::finish(volume, &plan, &root, &made, &filled)?;
-    let written = Written {
+    Ok(Written {
         files: plan.files.iter().filter(|file| file.is_regular()).count() as u64,
         bytes_written: made.bytes_zeroed + filled.bytes_written,
         bytes_read: filled.bytes_read,
         removed: made.removed,
-    };
-    let control = finish::Control::of(volume, &plan, &root)?;
-    Ok((written, Pending { root, control }))
-}
-
-impl Pending {
-    /// The last step.
-    pub(super) fn finish(self) -> Result<()> {
-        self.control.map_or(Ok(()), |control| control.name(&self.root))
-    }
+    })
 }

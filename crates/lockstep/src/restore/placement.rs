@@ -84,6 +84,7 @@ pub fn place(
     naming: &Naming<'_>,
 ) -> Result<Placement> {
     let elsewhere = resolve(manifest, elsewhere)?;
+    apart(directory, &elsewhere)?;
     let part_path = |kind: &PartKind| match kind {
         PartKind::Data => directory.join("data"),
         PartKind::Wal => directory.join("wal"),
@@ -145,6 +146,29 @@ pub fn place(
         data,
         tablespaces,
     })
+}
+
+/// Each of the folders that were named has to be its tablespace's alone: the restore of one would remove
+/// the files of the other.
+fn apart(directory: &Path, elsewhere: &BTreeMap<u32, PathBuf>) -> Result<()> {
+    let own =
+        ["data", "wal", "log", "run", "tablespaces", "volumes"].map(|name| directory.join(name));
+    let nested = |a: &Path, b: &Path| a.starts_with(b) || b.starts_with(a);
+    for (oid, path) in elsewhere {
+        let mut others = elsewhere.iter().filter(|(other, _)| *other != oid).map(|(_, path)| path);
+        let other = others.find(|other| nested(path, other));
+        if let Some(other) = other.or_else(|| own.iter().find(|own| nested(path, own))) {
+            return Err(Error::usage(
+                format!(
+                    "\"{}\" of tablespace {oid} and \"{}\" lie in one another",
+                    path.display(),
+                    other.display()
+                ),
+                "give each tablespace a folder of its own",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// `--tablespace OID_OR_NAME=DIR` by OID.

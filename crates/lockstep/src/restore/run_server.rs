@@ -54,6 +54,8 @@ pub(super) fn start(
         options: first_options(&sockets, build.manifest.postgres.major),
         isolation: isolation.as_ref(),
     };
+    build.journal.started = true;
+    build.write_journal()?;
     let mut server = server::start(&launch)?;
     let pauses = build.recovery.action == Action::Pause && build.recovery.target != Target::End;
     let waited = server.wait_for_recovery(pauses, |words| tracing::info!("recovery: {words}"));

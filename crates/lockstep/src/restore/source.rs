@@ -8,7 +8,7 @@ use super::build::Build;
 use super::files_form::{self, Written};
 use super::only::Only;
 use super::placement::{PlacedVolume, Placement};
-use super::{raw, receive};
+use super::{control, raw, receive};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -187,6 +187,7 @@ fn make_clones(build: &Build) -> Result<()> {
             is_written: true,
             properties: &marks(build),
         })?;
+        control::hold(&build.placement.data)?;
         steps::reached(&format!("restore.cloned-{}", index + 1))?;
     }
     Ok(())
@@ -224,6 +225,8 @@ impl FromRepository {
         if self.parent.is_none() {
             return self.make_folders(build, owner).map(Some);
         }
+        // Before anything of an older restore is changed.
+        control::hold(&build.placement.data)?;
         raw::announce(self, build)?;
         let zfs = &build.cx.zfs;
         let mut there = BTreeSet::new();
@@ -247,6 +250,8 @@ impl FromRepository {
                 if !self.make_dataset(build, index, volume, owner, &there, received)? {
                     locked.push(dataset.to_string());
                 }
+                // Once it is mounted, and again each time that it comes back with a volume.
+                control::hold(&build.placement.data)?;
                 steps::reached(&format!("restore.received-{}", index + 1))?;
             }
             Ok(locked)
@@ -263,9 +268,9 @@ impl FromRepository {
     }
 
     /// Plain folders, that of the data directory first: its pg_control goes before anything of an
-    /// older restore is changed, and comes when everything is there.
+    /// older restore is changed.
     fn make_folders(&self, build: &Build, owner: Option<Credentials>) -> Result<Written> {
-        let (mut written, mut pending) = (Written::default(), Vec::new());
+        let mut written = Written::default();
         let has_data = |volume: &SetVolume| volume.parts.iter().any(|p| p.kind == PartKind::Data);
         let mut volumes: Vec<_> =
             build.placement.volumes.iter().zip(&build.manifest.volumes).collect();
@@ -273,15 +278,12 @@ impl FromRepository {
         for (index, (placed, volume)) in volumes.into_iter().enumerate() {
             match self.shipped_volume(placed) {
                 Some(shipped) => {
-                    let (more, rest) = self.make_folder(build, placed, volume, shipped)?;
-                    written.add(more);
-                    pending.push(rest);
+                    written.add(self.make_folder(build, placed, volume, shipped)?);
                 }
                 None => make_wal_folders(placed, volume, owner)?,
             }
             steps::reached(&format!("restore.received-{}", index + 1))?;
         }
-        pending.into_iter().try_for_each(files_form::Pending::finish)?;
         steps::reached("restore.files")?;
         Ok(written)
     }
@@ -363,7 +365,7 @@ impl FromRepository {
         placed: &PlacedVolume,
         volume: &SetVolume,
         shipped: &ShippedVolume,
-    ) -> Result<(Written, files_form::Pending)> {
+    ) -> Result<Written> {
         let depth = if self.delta { Depth::Runs } else { Depth::Names };
         let tree = ImageTree::read(&self.repository, &shipped.image, &shipped.delta, depth)?;
         let data = volume.parts.iter().find(|part| part.kind == PartKind::Data);

@@ -117,7 +117,9 @@ pub fn parse_time(text: &str) -> Result<Timestamp> {
     let mut iso = trimmed.replacen(' ', "T", 1);
     let bytes = iso.as_bytes();
     // PostgreSQL prints whole-hour offsets with two digits.
-    if bytes.len() > 13 && matches!(bytes[bytes.len() - 3], b'+' | b'-') && iso[11..].contains(':')
+    if bytes.len() > 13
+        && matches!(bytes[bytes.len() - 3], b'+' | b'-')
+        && iso.get(11..).is_some_and(|time| time.contains(':'))
     {
         iso.push_str(":00");
     }
@@ -147,7 +149,7 @@ mod tests {
         assert_eq!(utc("2026-11-23 19:45:12+05"), "2026-11-23T14:45:12Z");
         assert!(parse_time("2026-11-23 19:45:12").is_ok());
         assert!(parse_time("2026-11-23").is_ok());
-        for bad in ["", "now", "yesterday", "19:45", "2026-13-01", "é"] {
+        for bad in ["", "now", "yesterday", "19:45", "2026-13-01", "é", "2026-11-23é9:45:12+01"] {
             assert_eq!(parse_time(bad).unwrap_err().exit_code(), 2, "{bad}");
         }
     }

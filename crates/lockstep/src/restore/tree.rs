@@ -14,11 +14,13 @@ use pgfiles::tablespace_map::TablespaceMap;
 use pgfiles::wal_name::WalSegment;
 
 use super::build::Build;
+use super::control;
+use super::placement::Placement;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::plan::refusal::Refusal;
 use crate::plan::strategy::Strategy;
-use crate::postgres::instance::{self, PG_CONTROL, path_bytes};
+use crate::postgres::instance::{self, path_bytes};
 use crate::postgres::{recovery, wal};
 use crate::process::Credentials;
 use crate::set::manifest::{Manifest, WalStored};
@@ -172,13 +174,13 @@ fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
 
 /// pg_control as the strategy needs it.
 fn place_control(build: &Build, owner: Option<Credentials>) -> Result<()> {
-    let path = build.placement.data.join(PG_CONTROL);
+    let path = control::held(&build.placement.data);
     let control = if build.manifest.files.contains_key(KEPT_CONTROL) {
         // Of a standby, read after the last snapshot: its minRecoveryPoint is the set's end.
         let bytes = build.read_set_file(KEPT_CONTROL)?;
         ControlFile::parse(&bytes).map_err(|e| damaged(build, format!("{KEPT_CONTROL}: {e}")))?
     } else {
-        instance::read_control(&build.placement.data)?
+        instance::read_control_at(&path)?
     };
     if control.system_identifier.to_string() != build.manifest.postgres.system_identifier {
         return Err(damaged(
@@ -253,16 +255,18 @@ fn moved_map(build: &Build, bytes: &[u8]) -> Result<Vec<u8>> {
     if old_form { map.to_bytes_13().map_err(strange) } else { Ok(map.to_bytes()) }
 }
 
-/// The configuration that lay outside the data directory, where the tree has none of its own.
+/// The configuration that lay outside the data directory; what lies in it as well wasn't in use.
 fn place_configuration(build: &Build, owner: Option<Credentials>) -> Result<()> {
     for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
         let path = build.placement.data.join(name);
         let key = format!("config/{name}");
-        if path.exists() {
-            continue;
-        }
         let bytes = if build.manifest.files.contains_key(&key) {
             build.read_set_file(&key)?
+        } else if path.exists() {
+            if name == "postgresql.conf" {
+                stay_here(&path, owner)?;
+            }
+            continue;
         } else if name == "pg_hba.conf" {
             tracing::warn!(
                 "the set has no pg_hba.conf: the restored cluster lets only \"{}\" in, over its socket",
@@ -275,6 +279,37 @@ fn place_configuration(build: &Build, owner: Option<Credentials>) -> Result<()> 
         files::write_owned(&path, &bytes, owner)?;
     }
     Ok(())
+}
+
+/// A `data_directory` in postgresql.conf would make a server that is started on this folder run the
+/// original's; postgresql.auto.conf can't say otherwise.
+fn stay_here(path: &Path, owner: Option<Credentials>) -> Result<()> {
+    let text = std::fs::read(path).map_err(Error::io("read", path))?;
+    let mut changed = Vec::with_capacity(text.len());
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
+        let words = line.trim_ascii_start().to_ascii_lowercase();
+        let rest = words.strip_prefix(b"data_directory");
+        if rest
+            .and_then(<[u8]>::first)
+            .is_some_and(|next| !next.is_ascii_alphanumeric() && *next != b'_')
+        {
+            changed.extend(b"# lockstep restore: ");
+        }
+        changed.extend(line);
+    }
+    if changed == text { Ok(()) } else { files::write_owned(path, &changed, owner) }
+}
+
+/// Settings that say where the configuration is that lay outside the data directory.
+pub(super) fn places_of_configuration(
+    manifest: &Manifest,
+    placement: &Placement,
+) -> Vec<(String, String)> {
+    let files = [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")];
+    let kept =
+        files.iter().filter(|(_, name)| manifest.files.contains_key(&format!("config/{name}")));
+    let path = |name: &str| placement.data.join(name).display().to_string();
+    kept.map(|(setting, name)| ((*setting).to_owned(), path(name))).collect()
 }
 
 /// Rewrites postgresql.auto.conf with `settings` at its end.

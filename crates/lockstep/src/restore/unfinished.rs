@@ -3,11 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
+use pgfiles::control_file::DbState;
+
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::{Lock, LockError};
-use crate::postgres::server;
+use crate::postgres::{instance, server};
 use crate::set::journal::{self, RestoreJournal};
 
 /// Where a restore's journal entry lies.
@@ -47,17 +49,44 @@ pub fn remove(cx: &Context) -> Result<()> {
             Err(LockError::Failed(error)) => return Err(error),
             Ok(lock) => lock,
         };
+        if is_in_use(&entry) {
+            tracing::warn!(
+                restore = %entry.id, data = %entry.data.display(),
+                "an unfinished restore is a cluster of its own by now: it stays, and isn't Lockstep's any more"
+            );
+            files::remove_tree(&cx.state.path("staging").join(&entry.id))?;
+            forget(&path, cx, &entry, held)?;
+            continue;
+        }
         tracing::warn!(restore = %entry.id, "removing what an unfinished restore left");
         undo(cx, &entry)?;
         if let Some(name) = entry.id.strip_prefix("clone-") {
             // A clone is remembered a moment before its journal entry goes.
             files::remove_file(&cx.state.path("clones").join(format!("{name}.json")))?;
         }
-        files::remove_file(&path)?;
-        drop(held);
-        remove_lock(cx, &entry.id);
+        forget(&path, cx, &entry, held)?;
     }
     Ok(())
+}
+
+fn forget(path: &Path, cx: &Context, entry: &RestoreJournal, held: Lock) -> Result<()> {
+    files::remove_file(path)?;
+    drop(held);
+    remove_lock(cx, &entry.id);
+    Ok(())
+}
+
+/// Whether a restore was killed, or its machine, when the server had ended recovery: people may have
+/// written to it since. A clone nobody was told of is thrown away.
+fn is_in_use(entry: &RestoreJournal) -> bool {
+    let has_signal = entry.data.join("recovery.signal").exists();
+    entry.started
+        && !entry.id.starts_with("clone-")
+        && !has_signal
+        && instance::read_control(&entry.data).is_ok_and(|control| {
+            use DbState::{InProduction, ShutDowned, ShuttingDown};
+            matches!(control.state, InProduction | ShuttingDown | ShutDowned)
+        })
 }
 
 /// Stops the server, destroys the clones, removes the folders.

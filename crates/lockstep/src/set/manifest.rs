@@ -221,6 +221,7 @@ impl Manifest {
         if own != manifest.checksum {
             return Err(format!("its checksum is {own}, it says {}", manifest.checksum));
         }
+        super::names_within::check(&manifest)?;
         Ok(manifest)
     }
 

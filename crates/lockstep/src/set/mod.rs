@@ -2,6 +2,7 @@
 
 pub mod journal;
 pub mod manifest;
+pub mod names_within;
 pub mod removal;
 pub mod state;
 pub mod unfinished;

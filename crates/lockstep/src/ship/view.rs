@@ -101,6 +101,7 @@ impl<'a> Views<'a> {
                 emptied: Vec::new(),
                 places_of_others: Vec::new(),
                 received: Vec::new(),
+                started: false,
             };
             let lock = unfinished::lock(self.cx, &id)?;
             journal::write(&unfinished::journal_path(self.cx, &id), &entry)?;

@@ -67,41 +67,6 @@ pub(super) fn finish(
     rustix::fs::syncfs(&root.fd).map_err(root.failed("sync", PathBuf::new))
 }
 
-/// What is left to be done for pg_control.
-pub(super) struct Control {
-    folder: OwnedFd,
-    now: Vec<u8>,
-    then: Vec<u8>,
-    /// Of its folder.
-    times: Timestamps,
-    path: PathBuf,
-}
-
-impl Control {
-    /// None where the volume has none.
-    pub(super) fn of(volume: &Volume<'_>, plan: &Plan<'_>, root: &Root) -> Result<Option<Self>> {
-        let Some((at, name)) = plan.control else { return Ok(None) };
-        let file = &plan.files[at];
-        let attributes = volume.tree.attributes(plan.folders[file.folder].object)?;
-        Ok(Some(Self {
-            folder: root.folder(plan, file.folder)?,
-            now: file.name.to_vec(),
-            then: name.to_vec(),
-            times: times(&attributes),
-            path: plan.file_path(file),
-        }))
-    }
-
-    /// Gives it its name; its folder's times are as they were then.
-    pub(super) fn name(self, root: &Root) -> Result<()> {
-        let (now, then) = (OsStr::from_bytes(&self.now), OsStr::from_bytes(&self.then));
-        rustix::fs::renameat(&self.folder, now, &self.folder, then)
-            .and_then(|()| rustix::fs::futimens(&self.folder, &self.times))
-            .and_then(|()| rustix::fs::fsync(&self.folder))
-            .map_err(root.failed("rename", || self.path))
-    }
-}
-
 struct Giver<'a> {
     volume: &'a Volume<'a>,
     root: &'a Root,

@@ -11,9 +11,7 @@ use sendstream::zpl::FileType;
 use super::Volume;
 use crate::error::{Error, Result};
 use crate::repository::tree::check_name;
-
-/// What pg_control is called until everything else is on disk.
-const CONTROL_UNDER_WAY: &[u8] = b"pg_control.lockstep";
+use crate::restore::control;
 
 /// A volume's names, which lie in its tree.
 pub(super) struct Plan<'a> {
@@ -125,7 +123,7 @@ impl<'a> Plan<'a> {
             inside.iter().map(OsStrExt::as_bytes).chain([&b"global"[..], b"pg_control"]).collect();
         let file = volume.tree.find(path).and_then(|object| self.file_of(object));
         if let Some(file) = file.filter(|file| !self.files[*file].is_linked) {
-            let name = std::mem::replace(&mut self.files[file].name, CONTROL_UNDER_WAY);
+            let name = std::mem::replace(&mut self.files[file].name, control::UNDER_WAY.as_bytes());
             self.control = Some((file, name));
         }
     }

@@ -35,8 +35,22 @@ pub const HOLD_TAG: &str = "lockstep";
 
 /// A dataset's full name, `pool/path`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "String", into = "String")]
 pub struct DatasetName(String);
+
+impl TryFrom<String> for DatasetName {
+    type Error = String;
+
+    fn try_from(name: String) -> std::result::Result<Self, String> {
+        Self::new(&name)
+    }
+}
+
+impl From<DatasetName> for String {
+    fn from(name: DatasetName) -> Self {
+        name.0
+    }
+}
 
 impl DatasetName {
     /// A name as ZFS printed it, or as a user wrote it. Legal characters are those of

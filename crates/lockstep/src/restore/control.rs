@@ -1,0 +1,38 @@
+//! pg_control's name. Without it no server starts; so until a restored cluster is whole (its volumes,
+//! links, WAL, label and settings) pg_control is called something else.
+//!
+//! What could go wrong: the restore is killed, the machine loses its power or its disk is full, and
+//! somebody starts what is there. With pg_control in place, and the label or recovery.signal not yet,
+//! it would come up without an error and be corrupt, or archive into the original's archive.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::files;
+use crate::postgres::instance::PG_CONTROL;
+
+/// What it is called meanwhile, beside its own place.
+pub(super) const UNDER_WAY: &str = "pg_control.lockstep";
+
+/// Where it is meanwhile.
+pub(super) fn held(data: &Path) -> PathBuf {
+    data.join(PG_CONTROL).with_file_name(UNDER_WAY)
+}
+
+/// Takes the name away, where it is there.
+pub(super) fn hold(data: &Path) -> Result<()> {
+    rename(&data.join(PG_CONTROL), &held(data))
+}
+
+/// Gives the name back: the last step. A second time nothing happens.
+pub(super) fn release(data: &Path) -> Result<()> {
+    rename(&held(data), &data.join(PG_CONTROL))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    match std::fs::rename(from, to) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(Error::io("rename", from))?,
+    }
+    to.parent().map_or(Ok(()), files::sync_directory)
+}

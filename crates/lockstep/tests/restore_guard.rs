@@ -1,0 +1,184 @@
+//! Restores that were mistyped: `--delta` removes and rolls back, so what isn't an older restore is refused before
+//! anything is changed, and the cluster beside it goes on.
+
+mod support;
+
+use rustix::process::Signal;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use support::checker::Checker;
+use support::cluster::{Cluster, Stop};
+use support::command::Outcome;
+use support::faults::{
+    Hooks, assert_nothing_remains, assert_said, kill_at, restore_arguments, signal_at,
+};
+use support::fixture::Fixture;
+use support::layout::{one_pool, two_pools_four_datasets};
+use support::lockstep::{LIMIT, Lockstep, Set, exit};
+use support::shipping::with_repository;
+
+const SCALE: u32 = 1;
+const FILES: [&str; 5] = ["--from", "repository", "--as", "files", "--delta"];
+
+/// A cluster whose folders and datasets are called what a restore's are, a set of it in a repository, and rows that
+/// came after the set.
+fn live() -> (Fixture, Lockstep, Set) {
+    let fixture = Fixture::new(one_pool());
+    fixture.pgbench_tables(SCALE);
+    let lockstep = with_repository(&fixture);
+    let set = lockstep.backup("label");
+    fixture.cluster.execute(&["CREATE TABLE later AS SELECT 7 AS n", "CHECKPOINT"]);
+    (fixture, lockstep, set)
+}
+
+#[track_caller]
+fn assert_refused(outcome: &Outcome, words: &[&str]) {
+    assert_eq!(outcome.code, Some(exit::REFUSED), "{}", outcome.describe());
+    assert_said(outcome, &[&["error: ", "hint: "], words].concat());
+}
+
+#[track_caller]
+fn assert_lives_on(fixture: &Fixture) {
+    assert_eq!(fixture.cluster.value("postgres", "SELECT n FROM later"), "7");
+    fixture.cluster.execute(&["CHECKPOINT", "UPDATE later SET n = 7"]);
+}
+
+#[test]
+fn a_live_cluster_is_neither_rolled_back_nor_written_over() {
+    let (fixture, lockstep, set) = live();
+    let pool = fixture.pools[0].name.clone();
+    // Its datasets, below the parent that somebody meant to write otherwise.
+    let parent = format!("{pool}/pg");
+    let to = fixture.target("r");
+    let zfs = ["--from", "repository", "--as", "zfs", "--delta", "--dataset", &parent];
+    let outcome = lockstep.run(&restore_arguments(&set.id, &to, &zfs));
+    assert_refused(&outcome, &["is mounted at", &format!("{parent}/data")]);
+    assert_lives_on(&fixture);
+    // DIR/data, DIR/wal and DIR/tablespaces are what the restore fills: here two of them are live.
+    let outcome = lockstep.run(&restore_arguments(&set.id, &fixture.mnt(), &FILES));
+    assert_refused(&outcome, &["would fill", "of cluster \"main\""]);
+    assert_lives_on(&fixture);
+    // A folder that only holds a live part, as a tablespace's.
+    let around = format!("ts1={}", fixture.mnt().display());
+    let more = [&FILES[..], &["--tablespace", &around]].concat();
+    let outcome = lockstep.run(&restore_arguments(&set.id, &to, &more));
+    assert_refused(&outcome, &["would fill", "of cluster \"main\""]);
+    assert_lives_on(&fixture);
+    assert!(!to.exists(), "{} was made", to.display());
+}
+
+#[test]
+fn what_is_no_older_restore_is_left_alone() {
+    let (fixture, lockstep, set) = live();
+    let folder = fixture.owned("home");
+    let photo = folder.join("data/photo.jpg");
+    fs::create_dir(folder.join("data")).expect("a folder can be made");
+    fs::write(&photo, "us").expect("it can be written");
+    let outcome = lockstep.run(&restore_arguments(&set.id, &folder, &FILES));
+    assert_refused(&outcome, &["isn't an older restore", "something else than a data directory"]);
+
+    let other = fixture.owned("tables");
+    fs::write(other.join("thesis.tex"), "all of it").expect("it can be written");
+    let place = format!("ts1={}", other.display());
+    let to = fixture.target("r");
+    let more = [&FILES[..], &["--tablespace", &place]].concat();
+    let outcome = lockstep.run(&restore_arguments(&set.id, &to, &more));
+    assert_refused(&outcome, &["isn't an older restore", "thesis.tex"]);
+
+    // Two tablespaces in one folder: the second would remove what the first has.
+    let shared = fixture.root().join("shared").display().to_string();
+    let (one, two) = (format!("ts1={shared}"), format!("ts2={shared}/in"));
+    let more = [&FILES[..], &["--tablespace", &one, "--tablespace", &two]].concat();
+    let outcome = lockstep.run(&restore_arguments(&set.id, &to, &more));
+    assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
+    assert_said(&outcome, &["lie in one another"]);
+
+    // A link in the place of pg_wal, by whoever owns the folder.
+    let outside = fixture.owned("outside");
+    fs::write(outside.join("passwd"), "root").expect("it can be written");
+    fs::create_dir_all(&to).expect("a folder can be made");
+    symlink(&outside, to.join("wal")).expect("a link can be made");
+    let outcome = lockstep.run(&restore_arguments(&set.id, &to, &FILES));
+    assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
+    assert_said(&outcome, &["is a symbolic link"]);
+
+    for kept in [photo, other.join("thesis.tex"), outside.join("passwd")] {
+        assert!(kept.exists(), "{} is gone", kept.display());
+    }
+    assert_lives_on(&fixture);
+}
+
+/// Where a restored data directory has pg_control.
+fn control(data: &Path) -> PathBuf {
+    data.join("global/pg_control")
+}
+
+/// Over an older restore nothing is undone: what is left by a kill must not start.
+#[test]
+fn a_delta_that_is_killed_leaves_nothing_that_starts() {
+    let (fixture, lockstep, set) = live();
+    let parent = format!("{}/back", fixture.pools[0].name);
+    for form in ["files", "zfs"] {
+        let to = fixture.target(form);
+        let mut more = vec!["--from", "repository", "--as", form];
+        if form == "zfs" {
+            more.extend(["--dataset", &parent]);
+        }
+        let restored = lockstep.restore(&set.id, &to, &more);
+        let data = restored.data.clone();
+        assert!(control(&data).exists(), "{form}: a whole restore has pg_control");
+        more.push("--delta");
+        for step in ["restore.received-1", "restore.prepared", "restore.settings"] {
+            let hooks = Hooks::holding(&fixture, step);
+            let hooked = lockstep.clone().with_steps(&hooks.steps);
+            let mut program = hooked.spawn(&restore_arguments(&set.id, &to, &more));
+            hooks.steps.wait_reached(step, &mut program);
+            program.kill();
+            program.wait(LIMIT);
+            assert!(!control(&data).exists(), "{form}: pg_control is there at {step}");
+        }
+        // The same once more goes on.
+        let restored = lockstep.restore_and_start(&set.id, &to, &more);
+        Checker::new(SCALE).check_and_stop(restored.server()).assert_right(form);
+    }
+}
+
+/// Recovery has ended and the program is killed: people may use the server by now.
+#[test]
+fn a_server_that_has_recovered_outlives_the_program() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.pgbench_tables(SCALE);
+    let set = fixture.lockstep().backup("label").id;
+    let to = fixture.target("in use");
+    let arguments = restore_arguments(&set, &to, &["--start"]);
+    kill_at(&fixture, "restore.started", &arguments);
+    // The next command finds the journal.
+    let next = fixture.lockstep().backup("label").id;
+    let data = fs::canonicalize(to.join("data")).expect("the restore is there still");
+    let server = Cluster::running_in(&data, &fixture.cluster.bin, &to.join("log/server.log"));
+    server.execute(&["CREATE TABLE ours AS SELECT 1 AS n"]);
+    fixture.lockstep().expect(exit::DONE, &["check"]);
+    fixture.discard_set(&fixture.lockstep().backup("label").id);
+    assert_eq!(server.value("postgres", "SELECT n FROM ours"), "1");
+    // While it hasn't recovered, it is what a killed program left.
+    let other = fixture.target("not yet");
+    kill_at(&fixture, "restore.settings", &restore_arguments(&set, &other, &["--start"]));
+    fixture.discard_set(&fixture.lockstep().backup("label").id);
+    assert!(!other.exists(), "{} is left", other.display());
+    server.stop(Stop::Fast);
+    fixture.discard_restored(&to, &set);
+    fixture.discard_set(&next);
+}
+
+/// The terminal goes: as after ^C nothing is left; with `nohup` it goes on.
+#[test]
+fn a_hangup_ends_it_tidily() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let set = fixture.lockstep().backup("label").id;
+    let to = fixture.target("hung up");
+    let arguments = restore_arguments(&set, &to, &["--start"]);
+    let (_, outcome) = signal_at(&fixture, "restore.started", Signal::HUP, &arguments);
+    assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
+    assert_nothing_remains(&fixture, &[], "SIGHUP");
+}
