@@ -1,7 +1,7 @@
 //! A few long pieces of work at the same time, and what follows each of them one after the other.
 //!
 //! `zfs send` and `zfs receive` take one core and wait in between; with several volumes the others needn't
-//! wait with them. What comes after (names, properties, mounts) is done in the order of the volumes.
+//! wait with them. What comes after (names, properties, mounts) is done one volume at a time.
 //!
 //! What could go wrong: too many at once, and the memory isn't bounded any more: so each has a weight,
 //! and what runs together weighs no more than a limit. One fails, and the rest go on for hours for
@@ -94,13 +94,29 @@ impl<T, R> Progressing<T, R> {
     /// # Errors
     /// When it or another failed, which [`side_by_side`] then says, or there is no such item.
     pub(crate) fn wait(&self, index: usize) -> Result<R> {
+        let is_waiting = |waiting: &VecDeque<Item<T>>| waiting.iter().any(|it| it.index == index);
+        self.wait_until(|done| done.remove(&index), is_waiting)
+    }
+
+    /// Waits for whichever is done next, and gives its index and what came of it.
+    ///
+    /// # Errors
+    /// When one failed, which [`side_by_side`] then says, or none is left.
+    pub(crate) fn wait_any(&self) -> Result<(usize, R)> {
+        self.wait_until(BTreeMap::pop_first, |waiting| !waiting.is_empty())
+    }
+
+    fn wait_until<Taken>(
+        &self,
+        take: impl Fn(&mut BTreeMap<usize, R>) -> Option<Taken>,
+        is_waiting: impl Fn(&VecDeque<Item<T>>) -> bool,
+    ) -> Result<Taken> {
         let mut state = self.locked();
         loop {
-            if let Some(done) = state.done.remove(&index) {
-                return Ok(done);
+            if let Some(taken) = take(&mut state.done) {
+                return Ok(taken);
             }
-            let is_to_come =
-                state.running.0 > 0 || state.waiting.iter().any(|item| item.index == index);
+            let is_to_come = state.running.0 > 0 || is_waiting(&state.waiting);
             if state.failed.is_some() || !is_to_come {
                 return Err(Error::failed("a volume before it failed"));
             }
@@ -213,6 +229,22 @@ mod tests {
         // What weighs more than the limit isn't left out, it runs alone.
         assert_eq!(most(limits, &[1, 30, 1]).1, 30);
         assert_eq!(most(limits, &[]), (0, 0));
+    }
+
+    #[test]
+    fn the_first_that_is_done_is_the_first_that_is_taken() {
+        let limits = Limits { items: 2, weight: 10 };
+        let one = |index: usize, _: &dyn Fn() -> bool| {
+            std::thread::sleep(Duration::from_millis([300, 1, 1][index]));
+            Ok(index)
+        };
+        let order = side_by_side(limits, items(&[1, 1, 1]), one, |ending| {
+            let order = (0..3).map(|_| ending.wait_any().map(|(index, _)| index));
+            let order: Vec<_> = order.collect::<Result<_>>()?;
+            assert!(ending.wait_any().is_err(), "there are three");
+            Ok(order)
+        });
+        assert_eq!(order.unwrap(), [1, 2, 0]);
     }
 
     #[test]

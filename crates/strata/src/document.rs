@@ -2,43 +2,103 @@
 //!
 //! The hash is that of the body's bytes as they are in the file, so another program can check it without writing
 //! JSON the way this crate does. Nothing may be around or between them: every flipped bit is found.
+//!
+//! A hash proves nothing of who wrote it. Where the repository has a key, what names everything else (manifests and
+//! descriptors) carries a code under that key in its place: `{"body":…,"mac":"…"}`. What could go wrong: one without
+//! it is taken, and whoever can write to the store makes up sets; so there it is refused.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
+use crate::frame::Key;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Envelope<'a> {
     #[serde(borrow)]
     body: &'a RawValue,
-    blake3: &'a str,
+    blake3: Option<&'a str>,
+    mac: Option<&'a str>,
+}
+
+/// How an object is told to be as it was written.
+#[derive(Clone, Copy)]
+pub(crate) enum Proof<'a> {
+    /// By its own hash.
+    Hash,
+    /// By the repository's key, and the path in the repository.
+    Key(&'a Key, &'a str),
+}
+
+impl Proof<'_> {
+    fn name(self) -> &'static str {
+        match self {
+            Proof::Hash => "blake3",
+            Proof::Key(..) => "mac",
+        }
+    }
+
+    fn of(self, body: &str) -> blake3::Hash {
+        match self {
+            Proof::Hash => blake3::hash(body.as_bytes()),
+            Proof::Key(key, path) => key.authenticate(path, body.as_bytes()),
+        }
+    }
+
+    fn enveloped(self, body: &str) -> String {
+        format!("{{\"body\":{body},\"{}\":\"{}\"}}", self.name(), self.of(body).to_hex())
+    }
 }
 
 /// The object's bytes; `path` is for errors.
 pub fn write(path: &str, body: &impl Serialize) -> Result<Vec<u8>> {
-    let body = serde_json::to_string(body)
-        .map_err(|error| Error::Index { object: path.to_string(), source: Box::new(error) })?;
-    Ok(enveloped(&body).into_bytes())
+    write_with(path, body, Proof::Hash)
 }
 
-fn enveloped(body: &str) -> String {
-    format!("{{\"body\":{body},\"blake3\":\"{}\"}}", blake3::hash(body.as_bytes()).to_hex())
+/// The same with another proof.
+pub(crate) fn write_with(path: &str, body: &impl Serialize, proof: Proof<'_>) -> Result<Vec<u8>> {
+    let body = serde_json::to_string(body)
+        .map_err(|error| Error::Index { object: path.to_string(), source: Box::new(error) })?;
+    Ok(proof.enveloped(&body).into_bytes())
 }
 
 /// Reads one, if it is as it was written.
 pub fn read<T: DeserializeOwned>(path: &str, bytes: &[u8]) -> Result<T> {
+    read_with(path, bytes, Proof::Hash)
+}
+
+/// The same with another proof.
+pub(crate) fn read_with<T: DeserializeOwned>(
+    path: &str,
+    bytes: &[u8],
+    proof: Proof<'_>,
+) -> Result<T> {
     let damaged = |error: serde_json::Error| {
         Error::damaged(path, error.column() as u64, format!("it cannot be read: {error}"))
     };
     let envelope: Envelope<'_> = serde_json::from_slice(bytes).map_err(damaged)?;
     let body = envelope.body.get();
-    if *envelope.blake3 != *blake3::hash(body.as_bytes()).to_hex() {
-        return Err(Error::damaged(path, 0, "its hash is wrong"));
+    let sealed = |why| Error::Sealed { object: path.to_string(), at: 0, why };
+    let found = match (proof, envelope.blake3, envelope.mac) {
+        (Proof::Hash, Some(hash), None) => hash,
+        (Proof::Key(..), None, Some(code)) => code,
+        (Proof::Hash, _, Some(_)) => return Err(sealed("no key was given")),
+        (Proof::Hash, None, None) => return Err(Error::damaged(path, 0, "it has no hash")),
+        (Proof::Key(..), ..) => {
+            let why = "it was written without the repository's key: nobody knows by whom";
+            return Err(Error::damaged(path, 0, why));
+        }
+    };
+    // Hashes are compared in constant time.
+    if blake3::Hash::from_hex(found).ok() != Some(proof.of(body)) {
+        return Err(match proof {
+            Proof::Hash => Error::damaged(path, 0, "its hash is wrong"),
+            Proof::Key(..) => sealed("the key isn't the one of its code, or it was changed"),
+        });
     }
-    if enveloped(body).as_bytes() != bytes {
+    if proof.enveloped(body).as_bytes() != bytes {
         return Err(Error::damaged(path, 0, "there is something beside its body and hash"));
     }
     serde_json::from_str(body).map_err(damaged)
@@ -61,5 +121,29 @@ mod tests {
             let error = read::<serde_json::Value>("x.json", &bad).unwrap_err();
             assert!(error.to_string().contains("\"x.json\""), "{error}");
         }
+    }
+
+    #[test]
+    fn with_a_key_nothing_made_without_it_is_taken() {
+        let (key, other) = (Key::new([1; 32]), Key::new([2; 32]));
+        let body = serde_json::json!({"a": 1});
+        let proof = Proof::Key(&key, "sets/a.json");
+        let take = |bytes: &[u8], proof| read_with::<serde_json::Value>("x.json", bytes, proof);
+        let good = write_with("x.json", &body, proof).unwrap();
+        assert_eq!(take(&good, proof).unwrap(), body);
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(take(&bad, proof).is_err(), "bit {bit}");
+        }
+        // Another key's, that of another path, and a hash that anybody can make.
+        for bad in [
+            write_with("x.json", &body, Proof::Key(&other, "sets/a.json")).unwrap(),
+            write_with("x.json", &body, Proof::Key(&key, "sets/b.json")).unwrap(),
+            write("x.json", &body).unwrap(),
+        ] {
+            assert!(take(&bad, proof).is_err());
+        }
+        assert!(read::<serde_json::Value>("x.json", &good).is_err());
     }
 }

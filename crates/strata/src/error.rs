@@ -70,12 +70,12 @@ pub enum Error {
         /// The newest that this crate reads.
         known: u32,
     },
-    /// A sealed frame and no key, or another one.
+    /// A sealed frame, or a document with a code, and no key, or another one.
     #[error("object \"{object}\" is sealed at byte {at}, and {why}")]
     Sealed {
         /// The object's path.
         object: String,
-        /// Where the frame begins.
+        /// Where the frame begins; 0 for a document.
         at: u64,
         /// `no key was given`, `the key does not open it`.
         why: &'static str,

@@ -49,6 +49,15 @@ impl Key {
         let key: [u8; 32] = *hasher.finalize().as_bytes();
         Aes256Gcm::new(&AesKey::<Aes256Gcm>::from(key))
     }
+
+    /// The code of a document at a path of the repository.
+    pub(crate) fn authenticate(&self, path: &str, body: &[u8]) -> blake3::Hash {
+        let key = blake3::derive_key("strata 1 key of documents", &self.0);
+        let mut hasher = blake3::Hasher::new_keyed(&key);
+        // No path holds a zero.
+        hasher.update(path.as_bytes()).update(&[0]).update(body);
+        hasher.finalize()
+    }
 }
 
 impl std::fmt::Debug for Key {

@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::document;
 use crate::error::{Error, Result};
 use crate::id::check_name;
 use crate::many::read_many;
@@ -49,14 +48,14 @@ impl Manifest {
             check_name("image", &delta.image)?;
             check_name("delta", &delta.id)?;
         }
-        repository.store().put_if_absent(&path, document::write(&path, self)?)?;
+        repository.store().put_if_absent(&path, repository.write_proven(&path, self)?)?;
         Ok(())
     }
 
     /// Reads a set's.
     pub fn read(repository: &Repository, id: &str) -> Result<Manifest> {
         let path = path(repository, id)?;
-        let manifest: Manifest = document::read(&path, &repository.read_document(&path)?)?;
+        let manifest: Manifest = repository.read_proven(&path)?;
         if manifest.format > FORMAT {
             return Err(Error::Format { object: path, found: manifest.format, known: FORMAT });
         }

@@ -3,7 +3,10 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
+use crate::document::{self, Proof};
 use crate::error::{Error, Result};
 use crate::frame::Key;
 use crate::id::{Ulid, check_name};
@@ -81,6 +84,24 @@ impl Repository {
                 _ => Err(error.into()),
             },
         }
+    }
+
+    /// How what names everything else is told to be as it was written: by the key, where there is one.
+    fn proof<'a>(&'a self, path: &'a str) -> Proof<'a> {
+        match &self.key {
+            Some(key) => Proof::Key(key, self.relative(path)),
+            None => Proof::Hash,
+        }
+    }
+
+    /// The bytes of a manifest or descriptor.
+    pub(crate) fn write_proven(&self, path: &str, body: &impl Serialize) -> Result<Vec<u8>> {
+        document::write_with(path, body, self.proof(path))
+    }
+
+    /// Reads a manifest or descriptor.
+    pub(crate) fn read_proven<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        document::read_with(path, &self.read_document(path)?, self.proof(path))
     }
 
     /// Reads a small object whole.

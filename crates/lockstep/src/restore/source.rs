@@ -20,7 +20,7 @@ use crate::repository::image::ImageState;
 use crate::repository::tree::{Depth, ImageTree};
 use crate::repository::{self, Repository, Shipped, ShippedVolume, of_strata};
 use crate::set::manifest::SetVolume;
-use crate::side_by_side::{Limits, Progressing, side_by_side};
+use crate::side_by_side::{Limits, side_by_side};
 use crate::steps;
 use crate::volume::zfs::{CloneSpec, DatasetName, while_received};
 
@@ -241,19 +241,24 @@ impl FromRepository {
         let one = |fresh: receive::Fresh<'_>, should_stop: &dyn Fn() -> bool| {
             receive::receive_fresh(self, zfs, manifest, lines, &fresh, should_stop)
         };
+        let coming: BTreeSet<usize> = fresh.iter().map(|item| item.index).collect();
         let locked = side_by_side(AT_ONCE, fresh, one, |received| {
             let mut locked = Vec::new();
-            for (index, (placed, volume)) in
-                build.placement.volumes.iter().zip(&build.manifest.volumes).enumerate()
-            {
-                let Some(dataset) = &placed.dataset else { continue };
-                if !self.make_dataset(build, index, volume, owner, &there, received)? {
+            let mut make = |index: usize| {
+                let (placed, volume) =
+                    (&build.placement.volumes[index], &build.manifest.volumes[index]);
+                let Some(dataset) = &placed.dataset else { return Ok(()) };
+                if !self.make_dataset(build, placed, index, volume, owner, &there)? {
                     locked.push(dataset.to_string());
                 }
                 // Once it is mounted, and again each time that it comes back with a volume.
                 control::hold(&build.placement.data)?;
-                steps::reached(&format!("restore.received-{}", index + 1))?;
-            }
+                steps::reached(&format!("restore.received-{}", index + 1))
+            };
+            let volumes = 0..build.placement.volumes.len();
+            volumes.filter(|index| !coming.contains(index)).try_for_each(&mut make)?;
+            // The small ones get their names and mounts while the largest is received.
+            coming.iter().try_for_each(|_| make(received.wait_any()?.0))?;
             Ok(locked)
         })?;
         // All are received first: so the keys are asked for once.
@@ -288,17 +293,17 @@ impl FromRepository {
         Ok(written)
     }
 
-    /// Makes a volume's dataset; `false`: its key isn't loaded, so it isn't mounted.
+    /// Makes a volume's dataset, of what was received where that is done beside others; `false`: its key
+    /// isn't loaded, so it isn't mounted.
     fn make_dataset(
         &self,
         build: &Build,
+        placed: &PlacedVolume,
         index: usize,
         volume: &SetVolume,
         owner: Option<Credentials>,
         there: &BTreeSet<DatasetName>,
-        received: &Progressing<receive::Fresh<'_>, ()>,
     ) -> Result<bool> {
-        let Some(placed) = build.placement.volumes.get(index) else { return Ok(true) };
         let Some(dataset) = &placed.dataset else { return Ok(true) };
         let shipped = self.shipped_volume(placed);
         if there.contains(dataset) {
@@ -317,10 +322,7 @@ impl FromRepository {
         let mut properties = marks(build).to_vec();
         properties.push(("mountpoint", mountpoint.to_owned()));
         properties.extend(kept.iter().map(|(name, value)| (name.as_str(), value.clone())));
-        if let Some(shipped) = shipped {
-            if shipped.raw.is_none() {
-                received.wait(index)?;
-            }
+        if shipped.is_some() {
             return receive::create(self, build, index, placed, &properties);
         }
         // What the dataset above has for tables is nothing for WAL, which is written in order.

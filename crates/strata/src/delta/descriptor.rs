@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::document;
 use crate::error::{Error, Result};
 use crate::id::check_name;
 use crate::repository::Repository;
@@ -74,8 +73,7 @@ pub fn descriptor_path(repository: &Repository, image: &str, id: &str) -> Result
 /// Reads a descriptor, if it is that of this delta.
 pub fn read_descriptor(repository: &Repository, image: &str, id: &str) -> Result<Descriptor> {
     let path = descriptor_path(repository, image, id)?;
-    let bytes = repository.read_document(&path)?;
-    let descriptor: Descriptor = document::read(&path, &bytes)?;
+    let descriptor: Descriptor = repository.read_proven(&path)?;
     if descriptor.format > FORMAT {
         return Err(Error::Format { object: path, found: descriptor.format, known: FORMAT });
     }
@@ -91,7 +89,7 @@ pub fn read_descriptor(repository: &Repository, image: &str, id: &str) -> Result
 
 pub(crate) fn write_descriptor(repository: &Repository, descriptor: &Descriptor) -> Result<()> {
     let path = descriptor_path(repository, &descriptor.image, &descriptor.id)?;
-    let bytes = document::write(&path, descriptor)?;
+    let bytes = repository.write_proven(&path, descriptor)?;
     repository.store().put(&path, &[bytes.into()])?;
     Ok(())
 }
