@@ -116,6 +116,8 @@ fn settings(cx: &Context, name: &CloneName) -> Vec<(String, String)> {
         ("synchronous_standby_names".to_owned(), String::new()),
         // A subscription of the original would go on here, and take changes from it.
         ("max_logical_replication_workers".to_owned(), "0".to_owned()),
+        // pg_cron connects where its table says: to the original, which would do each job twice.
+        ("cron.launch_active_jobs".to_owned(), "off".to_owned()),
         ("logging_collector".to_owned(), "off".to_owned()),
         ("log_destination".to_owned(), "stderr".to_owned()),
         ("listen_addresses".to_owned(), "localhost".to_owned()),

@@ -134,14 +134,21 @@ pub fn write_owned(path: &Path, bytes: &[u8], owner: Option<Credentials>) -> Res
     give_to(path, owner)
 }
 
+/// Lets nobody but this process' user look into a folder.
+///
+/// # Errors
+/// When the system refuses.
+pub fn keep_private(path: &Path) -> Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(Error::io("chmod", path))
+}
+
 /// Makes a folder of mode 0700 that belongs to `owner`.
 ///
 /// # Errors
 /// When it can't be made.
 pub fn create_owned_directory(path: &Path, owner: Option<Credentials>) -> Result<()> {
     create_directories(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
-        .map_err(Error::io("chmod", path))?;
+    keep_private(path)?;
     give_to(path, owner)
 }
 

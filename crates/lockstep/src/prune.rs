@@ -154,7 +154,7 @@ pub type Report = Vec<(Place, Result<Outcome>)>;
 /// When nothing is configured for what was asked, or somebody else holds the cluster's lock.
 pub fn run(cx: &Context, request: &Request, mut show: impl FnMut(&Plan)) -> Result<Report> {
     let places = places(cx, request)?;
-    let _lock = match request.dry_run {
+    let mut lock = match request.dry_run {
         true => None,
         false => Some(cx.state.lock("prune")?),
     };
@@ -166,7 +166,11 @@ pub fn run(cx: &Context, request: &Request, mut show: impl FnMut(&Plan)) -> Resu
     for place in places {
         let outcome = match &place {
             Place::Local => local::prune(cx, request, &mut show),
-            Place::Repository(name) => remote::prune(cx, name, request, &mut show),
+            Place::Repository(name) => {
+                // A merge may take hours, and backups go on meanwhile: a repository has locks of its own.
+                drop(lock.take());
+                remote::prune(cx, name, request, &mut show)
+            }
         };
         match outcome {
             Err(interrupted @ Error::Interrupted { .. }) => return Err(interrupted),

@@ -67,7 +67,7 @@ pub fn config<'a>(cx: &Context<'a>, name: &str) -> Result<&'a RepositoryConfig> 
 pub fn open(cx: &Context, name: &str) -> Result<Repository> {
     let config = config(cx, name)?;
     let store = store(config)?;
-    let format = Format::read(&store, name)?;
+    let format = Format::read(&store.impatient(), name)?;
     let key = keys::open(&store, name, config, &format)?.map(|opened| opened.key.for_strata());
     let folder = format!("clusters/{}", cx.name);
     let strata = strata::Repository::new(store, &folder, key).map_err(of_strata)?;

@@ -64,6 +64,11 @@ pub fn unfinished(home: &Home, own: Option<&ClusterName>) -> Result<()> {
                 Err(other) => return Err(other),
             },
         };
+        // Between the reading and the lock it may have ended well.
+        let is_still = |known: &Record| known.name == record.name && known.phase == record.phase;
+        if !home.records()?.iter().any(is_still) {
+            continue;
+        }
         tracing::warn!(mirror = %record.name, "taking away what an unfinished mirror left");
         let gone = take_away(home, &record, |_| Ok(()))?;
         if let Some(statement) = gone.left_on_primary {

@@ -29,10 +29,11 @@ pub struct Made {
 /// When the store fails, or what is there can't be opened with this configuration.
 pub fn run(name: &str, config: &RepositoryConfig) -> Result<Made> {
     let store = stores::create(config)?;
-    if let Some(format) = Format::find(&store, name)? {
+    if let Some(format) = Format::find(&store.impatient(), name)? {
         return there(&store, name, config, format, false);
     }
     is_reachable(&store, config)?;
+    keeps_what_is_there(&store, config)?;
     let Some(source) = Source::of(config) else {
         let format = Format::new();
         return match format.create(&store)? {
@@ -63,6 +64,24 @@ fn there(
 ) -> Result<Made> {
     keys::open(store, name, config, &format)?;
     Ok(Made { id: format.id, is_new, is_encrypted: format.encryption.is_some() })
+}
+
+/// Whether the store can make an object only where there is none: all locks between hosts rest on that.
+fn keeps_what_is_there(store: &Store, config: &RepositoryConfig) -> Result<()> {
+    let path = format!("leases/probe/{}", crate::names::random_suffix());
+    store.put_if_absent(&path, b"first".to_vec()).map_err(of_store)?;
+    let second = store.put_if_absent(&path, b"second".to_vec());
+    let kept = store.get(&path).map_err(of_store)?;
+    store.delete(&path).map_err(of_store)?;
+    match second {
+        Err(error) if error.kind == StoreErrorKind::AlreadyExists && *kept == *b"first" => Ok(()),
+        Err(error) if error.kind != StoreErrorKind::AlreadyExists => Err(of_store(error)),
+        _ => Err(Error::failed(format!(
+            "the store of \"{}\" writes over what is there where it is asked not to (If-None-Match)",
+            config.url
+        ))
+        .with_hint("two hosts could prune at once there; use a store, or a version of it, that keeps it")),
+    }
 }
 
 /// A bucket that isn't there looks like one with nothing in it, until something is written.

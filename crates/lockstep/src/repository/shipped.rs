@@ -142,7 +142,10 @@ impl Repository {
                 self.name, shipped.version
             )));
         }
-        shipped.check(set).map_err(|why| {
+        // `clusters/NAME/`: what lies in another cluster's folder was put there.
+        let folder = self.strata.path("");
+        let cluster = folder.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        shipped.check(set, cluster).map_err(|why| {
             Error::failed(format!(
                 "the manifest of set {set} in repository \"{}\" isn't one of Lockstep's: {why}",
                 self.name
@@ -242,9 +245,10 @@ impl Shipped {
     }
 
     /// Whether all that it names is what and where it should be.
-    fn check(&self, set: &str) -> Result<(), String> {
-        if self.manifest.set.as_str() != set {
-            return Err(format!("it is that of set {}", self.manifest.set));
+    fn check(&self, set: &str, cluster: &str) -> Result<(), String> {
+        let (of, says) = (&self.manifest.cluster, &self.manifest.set);
+        if says.as_str() != set || of.as_str() != cluster {
+            return Err(format!("it is that of set {says} of cluster \"{of}\""));
         }
         names_within::check(&self.manifest)?;
         let raw = self.volumes.iter().filter_map(|volume| volume.raw.as_deref());

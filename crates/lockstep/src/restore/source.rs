@@ -213,6 +213,7 @@ impl FromRepository {
         let set = build.manifest.set.as_str();
         files::remove_tree(&self.staging)?;
         files::create_directories(&self.staging)?;
+        files::keep_private(&self.staging)?;
         repository::files::fetch(&self.repository, set, &build.manifest.files, &self.staging)?;
         steps::reached("restore.fetched")?;
         if let Some(parent) = self.parent.as_ref().filter(|_| self.makes_parent) {

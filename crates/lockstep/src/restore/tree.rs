@@ -70,6 +70,10 @@ fn turn_links(build: &Build) -> Result<()> {
     }
     if let Some(target) = &placement.wal_link {
         let link = placement.data.join("pg_wal");
+        // Below what was mounted there an older copy of it may lie, from before it was.
+        if !link.is_symlink() {
+            files::empty_directory(&link)?;
+        }
         unlink(&link)?;
         make(&link, target)?;
     }

@@ -49,6 +49,12 @@ pub fn remove(cx: &Context) -> Result<()> {
             Err(LockError::Failed(error)) => return Err(error),
             Ok(lock) => lock,
         };
+        // Between the reading and the lock it may have ended well, and be somebody's by now.
+        if journal::read::<RestoreJournal>(&path)?.as_ref() != Some(&entry) {
+            drop(held);
+            remove_lock(cx, &entry.id);
+            continue;
+        }
         if is_in_use(&entry) {
             tracing::warn!(
                 restore = %entry.id, data = %entry.data.display(),

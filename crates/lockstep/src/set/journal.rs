@@ -83,6 +83,22 @@ pub fn write<T: Serialize>(path: &Path, entry: &T) -> Result<()> {
     files::publish(path, &serde_json::to_vec(entry).map_err(json("write the journal"))?)
 }
 
+/// One entry, where it is there still.
+///
+/// # Errors
+/// When it can't be read.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let bytes = match std::fs::read(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(Error::io("read", path))?,
+    };
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+        Error::failed(format!("\"{}\" is damaged", path.display())).because(e).with_hint(
+            "it names what an unfinished run left; look at it, clean up by hand, remove it",
+        )
+    })
+}
+
 /// All entries of a folder, with their paths.
 ///
 /// # Errors
@@ -94,16 +110,8 @@ pub fn read_all<T: DeserializeOwned>(folder: &Path) -> Result<Vec<(PathBuf, T)>>
         if path.extension().is_none_or(|extension| extension != "json") {
             continue;
         }
-        let bytes = match std::fs::read(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            other => other.map_err(Error::io("read", &path))?,
-        };
-        let entry = serde_json::from_slice(&bytes).map_err(|e| {
-            Error::failed(format!("\"{}\" is damaged", path.display())).because(e).with_hint(
-                "it names what an unfinished run left; look at it, clean up by hand, remove it",
-            )
-        })?;
-        all.push((path, entry));
+        let entry = read(&path)?;
+        all.extend(entry.map(|entry| (path, entry)));
     }
     Ok(all)
 }

@@ -49,6 +49,8 @@ impl State {
         for folder in ["sets", "unfinished", "removals", "bookmarks", "restores", "clones"] {
             files::create_directories(&directory.join(folder))?;
         }
+        // WAL that was fetched holds rows; what is restored has owners and modes of its own.
+        files::keep_private(&directory.join("sets"))?;
         let owner = owner_of(state_dir)?;
         Ok(Self { cluster: cluster.clone(), directory, owner })
     }

@@ -21,7 +21,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
@@ -150,14 +150,26 @@ pub trait Storage: Send + Sync {
 pub struct Retries {
     /// Tries in all.
     pub tries: u32,
-    /// Before the second try; doubled before each further one.
+    /// Before the second try; doubled before each further one, and each a little more or less, so that
+    /// many who failed together don't come back together.
     pub first_pause: Duration,
 }
 
+/// Tries of a call that each time took as long as it may, and of a first look.
+const FEW_TRIES: u32 = 5;
+
 impl Default for Retries {
+    /// Nearly a minute in all: a server that is started anew, or says that it is busy, ends no
+    /// restore of hours.
     fn default() -> Retries {
-        Retries { tries: 5, first_pause: Duration::from_millis(200) }
+        Retries { tries: 9, first_pause: Duration::from_millis(200) }
     }
+}
+
+/// Between three and five quarters of a pause.
+fn spread(pause: Duration) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    pause * 3 / 4 + pause / 2 * (now.subsec_nanos() % 1000) / 1000
 }
 
 /// A store whose calls are tried again. Cheap to clone.
@@ -183,19 +195,27 @@ impl Store {
         Store { storage, retries }
     }
 
+    /// The same with few tries, for a first look: that nobody is there is to be known at once.
+    pub fn impatient(&self) -> Store {
+        let tries = self.retries.tries.min(FEW_TRIES);
+        Store { storage: Arc::clone(&self.storage), retries: Retries { tries, ..self.retries } }
+    }
+
+    fn tries_of(&self, kind: StoreErrorKind) -> u32 {
+        match kind {
+            StoreErrorKind::Transient => self.retries.tries,
+            StoreErrorKind::TimedOut => self.retries.tries.min(FEW_TRIES),
+            _ => 1,
+        }
+    }
+
     fn again<T>(&self, mut call: impl FnMut(u32) -> StoreResult<T>) -> StoreResult<T> {
         let mut pause = self.retries.first_pause;
         let mut tried = 0;
         loop {
             match call(tried) {
-                Err(error)
-                    if tried + 1 < self.retries.tries
-                        && matches!(
-                            error.kind,
-                            StoreErrorKind::Transient | StoreErrorKind::TimedOut
-                        ) =>
-                {
-                    std::thread::sleep(pause);
+                Err(error) if tried + 1 < self.tries_of(error.kind) => {
+                    std::thread::sleep(spread(pause));
                     pause = (pause * 2).min(Duration::from_secs(30));
                     tried += 1;
                 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +55,7 @@ pub struct ObjectStorage {
 }
 
 impl ObjectStorage {
-    /// A folder, made if it isn't there.
+    /// A folder, made if it isn't there, and then for this process' user alone.
     ///
     /// What is put is fsynced, and so are its folders; `object_store` leaves that out for deletions, so it is done
     /// here: else a power cut could bring a manifest back whose packs, deleted after it, are gone.
@@ -64,7 +65,14 @@ impl ObjectStorage {
             source: Some(Box::new(source)),
             ..StoreError::new("create", &shown, StoreErrorKind::Other)
         };
-        std::fs::create_dir_all(folder).map_err(failed)?;
+        if !folder.is_dir() {
+            // All that is put below it is for whoever may enter it.
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)
+                .map_err(failed)?;
+        }
         let folder = folder.canonicalize().map_err(failed)?;
         let local = LocalFileSystem::new_with_prefix(&folder)
             .map_err(|error| translated("open", &shown, error))?

@@ -8,7 +8,7 @@ use super::{StoreError, StoreErrorKind};
 /// An error of `object_store`, its words kept.
 pub(super) fn translated(verb: &'static str, path: &str, error: object_store::Error) -> StoreError {
     use object_store::Error as Theirs;
-    let code = Code::of(&error.to_string());
+    let code = Code::of(&without_paths(&error.to_string()));
     let kind = match &error {
         // Two at once, neither of which has won yet.
         Theirs::AlreadyExists { .. } if says(&error, &["ConditionalRequestConflict"]) => {
@@ -92,8 +92,23 @@ const REFUSED: &[&str] =
     &["status code: 400", "status code: 405", "status code: 411", "status code: 501", "redirect"];
 
 fn says(error: &object_store::Error, words: &[&str]) -> bool {
-    let text = error.to_string();
+    let text = without_paths(&error.to_string());
     words.iter().any(|word| text.contains(word))
+}
+
+/// An error's words, of addresses the hosts alone: a bucket or prefix may be called like a server's word.
+fn without_paths(text: &str) -> String {
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let (before, address) = rest.split_at(at + 3);
+        let end = address.find(char::is_whitespace).unwrap_or(address.len());
+        let host = address[..end].find('/').map_or(end, |slash| slash + 1);
+        kept.push_str(before);
+        kept.push_str(&address[..host]);
+        rest = &address[end..];
+    }
+    kept + rest
 }
 
 /// A local folder fails for good (full, read-only), unless the system says otherwise; a server fails for now.
@@ -136,6 +151,9 @@ mod tests {
         let nobody = "PUT http://169.254.169.254/latest/api/token: timed out";
         assert_eq!(kind(nobody), StoreErrorKind::Unauthenticated);
         let path = || "x".to_string();
+        // The bucket's name says nothing.
+        let busy = "Error performing GET http://s3/redirects/InvalidToken/x in 1ms, after 0 retries: status code: 503";
+        assert_eq!(kind(busy), StoreErrorKind::Transient);
         let forbidden = |words: &'static str| object_store::Error::PermissionDenied {
             path: path(),
             source: words.into(),
