@@ -1,6 +1,7 @@
 //! Checking a repository, and clearing away what nothing refers to.
 
 mod collect;
+mod doomed;
 mod inventory;
 mod live;
 
