@@ -31,6 +31,15 @@ struct Body {
     released: bool,
 }
 
+/// Asked before each step that only a lease's holder may do: whether it is held still. An error ends the work there.
+///
+/// Whoever stood still for longer than the lease lasts (a paused virtual machine) goes on where it was, and meanwhile
+/// another may have come to need what it was about to delete or to write over.
+pub type Still<'a> = &'a dyn Fn() -> Result<()>;
+
+/// For who is alone with a repository, and so has no lease to lose.
+pub const HELD: Still<'static> = &|| Ok(());
+
 /// A lease that is held.
 #[derive(Debug)]
 pub struct Lease {

@@ -20,6 +20,7 @@ use crate::delta::{
 };
 use crate::error::{Error, Result};
 use crate::id::Ulid;
+use crate::lease::Still;
 use crate::pack::{FrameReader, Location, PackOptions, PackWriter, Packed, Placed};
 use crate::repository::Repository;
 
@@ -87,11 +88,13 @@ pub struct Repacked {
 
 /// Writes what lives in packs with little life again, as far as the budget goes.
 ///
-/// Whatever of a set's deltas can't be read stops it before anything is written.
+/// Whatever of a set's deltas can't be read stops it before anything is written. `still` is asked before each
+/// descriptor is replaced.
 pub fn repack(
     repository: &Repository,
     options: &RepackOptions,
     is_dry_run: bool,
+    still: Still<'_>,
 ) -> Result<Repacked> {
     let mut live = Live::default();
     live.sets(repository)?;
@@ -131,7 +134,8 @@ pub fn repack(
         repacked.written += packed.iter().map(|packed| packed.size).sum::<u64>();
         for (index, (descriptor, named)) in deltas.iter_mut().enumerate() {
             if batch.iter().any(|sparse| named.contains(&sparse.packed.pack)) {
-                *descriptor = rewrite(repository, descriptor, &moves, &packed, &options.index)?;
+                let with = &options.index;
+                *descriptor = rewrite(repository, descriptor, &moves, &packed, with, still)?;
                 changed.insert(index);
             }
         }
@@ -339,6 +343,7 @@ fn rewrite(
     moves: &Moves,
     packed: &[Packed],
     options: &IndexOptions,
+    still: Still<'_>,
 ) -> Result<Descriptor> {
     let mut sizes: BTreeMap<Ulid, Packed> = BTreeMap::new();
     packs(repository, old, |row| {
@@ -368,5 +373,5 @@ fn rewrite(
         }
         reader.next_entry()?;
     }
-    writer.finish(sizes.into_values())
+    writer.finish_if(sizes.into_values(), still)
 }

@@ -1,7 +1,9 @@
-//! A collection never takes away what a descriptor that stays refers to, whatever stops it and whatever stays.
+//! A collection never takes away what a descriptor that stays refers to, whatever stops it and whatever stays; nor
+//! anything once its lease is lost.
 
 mod support;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
@@ -10,10 +12,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use strata::check::{Collected, collect};
 use strata::delta::chain;
+use strata::fold::merge;
+use strata::lease::HELD;
 use strata::manifest::{DeltaId, Manifest};
-use strata::store::testing::{Fault, Faulty};
+use strata::repack::{RepackOptions, repack};
+use strata::store::testing::{Call, Counting, Fault, Faulty};
 use strata::store::{Listed, Storage, StoreError, StoreErrorKind, StoreResult};
-use strata::{Repository, document};
+use strata::{Error, Repository, document};
 use support::*;
 
 const NOW: u64 = 4_000_000_000;
@@ -62,12 +67,12 @@ fn increments_go_before_what_they_change() {
     let storage = memory_store();
     let images = leftovers(storage.clone());
     let repository = repository(storage);
-    let collected = collect(&repository, 0, NOW, true).unwrap();
+    let collected = collect(&repository, 0, NOW, true, HELD).unwrap();
     let path = |id: &str| repository.image_path(IMAGE, &format!("{id}.json"));
     let expected: Vec<_> = IDS[1..].iter().rev().map(|id| path(id)).collect();
     assert_eq!(collected.deleted[..5], expected);
     assert!(collected.deleted[5..].iter().all(|path| !path.ends_with(".json")));
-    assert_eq!(collect(&repository, 0, NOW, false).unwrap(), collected);
+    assert_eq!(collect(&repository, 0, NOW, false, HELD).unwrap(), collected);
     assert_eq!(whole(&repository, &images, "collected"), IDS[..1]);
 }
 
@@ -79,14 +84,14 @@ fn what_stops_a_collection_leaves_every_descriptor_whole() {
             let storage = memory_store();
             let images = leftovers(storage.clone());
             let faulty = Faulty::new(storage.clone(), at, fault);
-            let result = collect(&repository(Arc::new(faulty.clone())), 0, NOW, false);
+            let result = collect(&repository(Arc::new(faulty.clone())), 0, NOW, false, HELD);
             let repository = repository(storage);
             whole(&repository, &images, &why);
             if result.is_ok() && faulty.calls() <= at {
                 assert!(at > 20, "only {at} calls");
                 break;
             }
-            collect(&repository, 0, NOW, false).unwrap();
+            collect(&repository, 0, NOW, false, HELD).unwrap();
             assert_eq!(whole(&repository, &images, &why), IDS[..1], "{why}: the next");
         }
     }
@@ -161,7 +166,7 @@ fn what_a_descriptor_that_will_not_go_refers_to_stays() {
             let images = leftovers(storage.clone());
             let path = repository(storage.clone()).image_path(IMAGE, &format!("{id}.json"));
             let refusing = Refusing::new(storage.clone(), path.clone(), error);
-            let result = collect(&repository(Arc::new(refusing)), 0, NOW, false);
+            let result = collect(&repository(Arc::new(refusing)), 0, NOW, false, HELD);
             let repository = repository(storage);
             match error {
                 StoreErrorKind::Retained => {
@@ -175,7 +180,7 @@ fn what_a_descriptor_that_will_not_go_refers_to_stays() {
                     whole(&repository, &images, &why);
                 }
             }
-            collect(&repository, 0, NOW, false).unwrap();
+            collect(&repository, 0, NOW, false, HELD).unwrap();
             assert_left(&repository, &images, 1, &why);
         }
     }
@@ -190,11 +195,11 @@ fn what_a_descriptor_with_a_longer_lock_refers_to_stays() {
     let locked = ("/6.json", 10_000);
     let refusing = Refusing::new(storage, String::new(), StoreErrorKind::Other);
     let repository = repository(Arc::new(Refusing { locked, ..refusing }));
-    collect(&repository, 100, now + 200, false).unwrap();
-    let early = collect(&repository, 100, now + 400, false).unwrap();
+    collect(&repository, 100, now + 200, false, HELD).unwrap();
+    let early = collect(&repository, 100, now + 400, false, HELD).unwrap();
     assert_eq!((early.deleted.len(), early.locked.len()), (10, 15), "{early:?}");
     assert_left(&repository, &images, 4, "locked");
-    let late = collect(&repository, 100, now + 11_000, false).unwrap();
+    let late = collect(&repository, 100, now + 11_000, false, HELD).unwrap();
     assert_eq!((late.deleted.len(), late.locked.len()), (15, 0), "{late:?}");
     assert_left(&repository, &images, 1, "the lock has ended");
 }
@@ -214,13 +219,13 @@ fn what_a_descriptor_that_waits_refers_to_waits() {
     let storage = memory_store();
     let images = leftovers(storage.clone());
     let repository = repository(storage);
-    collect(&repository, 100, NOW, false).unwrap();
+    collect(&repository, 100, NOW, false, HELD).unwrap();
     forget(&repository, "6");
-    let early = collect(&repository, 100, NOW + 100, false).unwrap();
+    let early = collect(&repository, 100, NOW + 100, false, HELD).unwrap();
     assert_eq!((early.deleted.len(), early.waiting.len()), (10, 15), "{early:?}");
     assert_left(&repository, &images, 4, "waiting");
     // What was kept for its sake doesn't begin to wait anew.
-    let late = collect(&repository, 100, NOW + 200, false).unwrap();
+    let late = collect(&repository, 100, NOW + 200, false, HELD).unwrap();
     assert_eq!((late.deleted.len(), late.waiting.len()), (15, 0), "{late:?}");
     assert_left(&repository, &images, 1, "waited");
 }
@@ -230,13 +235,80 @@ fn while_a_descriptor_that_stays_is_damaged_nothing_goes() {
     let storage = memory_store();
     leftovers(storage.clone());
     let repository = repository(storage);
-    collect(&repository, 100, NOW, false).unwrap();
+    collect(&repository, 100, NOW, false, HELD).unwrap();
     forget(&repository, "1");
     let path = repository.image_path(IMAGE, "1.json");
     repository.store().put(&path, &["{".into()]).unwrap();
-    let early = collect(&repository, 100, NOW + 100, false).unwrap();
+    let early = collect(&repository, 100, NOW + 100, false, HELD).unwrap();
     assert_eq!((early.deleted.len(), early.waiting.len()), (0, 25), "{early:?}");
-    let late = collect(&repository, 100, NOW + 200, false).unwrap();
+    let late = collect(&repository, 100, NOW + 200, false, HELD).unwrap();
     assert_eq!(late.deleted.len(), 25);
-    assert_eq!(collect(&repository, 100, NOW + 200, false).unwrap(), Collected::default());
+    assert_eq!(collect(&repository, 100, NOW + 200, false, HELD).unwrap(), Collected::default());
+}
+
+/// Asked so many times it says that the lease is held, and then that it was lost.
+fn lost_after(times: usize, asked: &Cell<usize>) -> strata::Result<()> {
+    asked.set(asked.get() + 1);
+    match asked.get() > times {
+        true => Err(Error::LeaseLost { what: "write".into(), owner: "other".into() }),
+        false => Ok(()),
+    }
+}
+
+/// Objects that were deleted or written over.
+fn changed(counting: &Counting) -> Vec<String> {
+    let calls = counting.take().into_iter();
+    let descriptor = |call: &Call| call.verb == "put" && call.path.ends_with(".json");
+    calls.filter(|call| call.verb == "delete" || descriptor(call)).map(|call| call.path).collect()
+}
+
+#[test]
+fn nothing_is_deleted_once_the_lease_is_lost() {
+    for times in 0.. {
+        let storage = memory_store();
+        let images = leftovers(storage.clone());
+        let counting = Counting::new(storage.clone());
+        let asked = Cell::new(0);
+        let still = || lost_after(times, &asked);
+        let result = collect(&repository(Arc::new(counting.clone())), 0, NOW, false, &still);
+        // The first of them is the note of what is doomed.
+        assert_eq!(changed(&counting).len(), times.min(26), "lost after {times}");
+        whole(&repository(storage), &images, "lost");
+        if result.is_ok() {
+            assert_eq!(times, 26);
+            return;
+        }
+        assert!(matches!(result.unwrap_err(), Error::LeaseLost { .. }));
+    }
+}
+
+#[test]
+fn no_descriptor_is_replaced_once_the_lease_is_lost() {
+    let storage = memory_store();
+    let images = leftovers(storage.clone());
+    let counting = Counting::new(storage.clone());
+    let repository = repository(Arc::new(counting.clone()));
+    let lost = || lost_after(0, &Cell::new(0));
+    let all = chain(&repository, IMAGE, IDS[5], None).unwrap();
+    let merged = merge(&repository, &all[1..], &Model, 1 << 20, &small_index(), &lost);
+    assert!(matches!(merged.unwrap_err(), Error::LeaseLost { .. }));
+    // All packs are sparse to it, and five deltas of a set in them.
+    let delta = DeltaId { image: IMAGE.to_string(), id: IDS[5].to_string() };
+    Manifest::new("b", NOW, vec![delta], serde_json::Value::Null).write(&repository).unwrap();
+    let options = RepackOptions {
+        live_percent: 101,
+        packs: small().packs,
+        index: small_index(),
+        ..RepackOptions::default()
+    };
+    counting.take();
+    for times in 0..IDS.len() {
+        let asked = Cell::new(0);
+        let still = || lost_after(times, &asked);
+        let result = repack(&repository, &options, false, &still);
+        assert!(matches!(result.unwrap_err(), Error::LeaseLost { .. }), "lost after {times}");
+        assert_eq!(changed(&counting).len(), times, "lost after {times}");
+    }
+    assert_eq!(whole(&repository, &images, "lost").len(), IDS.len());
+    assert_eq!(repack(&repository, &options, false, HELD).unwrap().deltas, 6);
 }

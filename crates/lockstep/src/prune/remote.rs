@@ -95,10 +95,8 @@ pub(super) fn prune(
         grace: u64::from(repository.config.grace_hours) * 3600,
         now: u64::try_from(Timestamp::now().as_second()).unwrap_or(0),
         forget: &|set| common::forget_shipped(cx, set, name),
-        reached: &|step| {
-            lease.check()?;
-            steps::reached(step)
-        },
+        reached: &|step| steps::reached(step),
+        still: &|| lease.check(),
     };
     let (removed, done) = work.run(&plan)?;
     Ok(Outcome { plan, removed, done: Some(done) })
@@ -199,8 +197,10 @@ pub(super) struct Work<'a, R> {
     pub(super) now: u64,
     /// Called before a set is removed.
     pub(super) forget: &'a dyn Fn(&str) -> Result<()>,
-    /// Asked before each step: whether to go on.
+    /// Called before each step.
     pub(super) reached: &'a dyn Fn(&str) -> Result<()>,
+    /// Asked before each object is deleted or replaced: whether the lease is held still.
+    pub(super) still: &'a dyn Fn() -> Result<()>,
 }
 
 impl<R: Rules> Work<'_, R> {
@@ -209,6 +209,7 @@ impl<R: Rules> Work<'_, R> {
         let mut removed = Vec::new();
         for set in plan.removed() {
             (self.reached)("prune.repository-set")?;
+            (self.still)()?;
             (self.forget)(set)?;
             self.remove(set)?;
             removed.push(set.to_owned());
@@ -219,19 +220,25 @@ impl<R: Rules> Work<'_, R> {
         }
         done.merged = self.merge_all()?;
         (self.reached)("prune.repository-collect")?;
-        let collected = collect(&self.repository.strata, self.grace, self.now, false);
-        let collected = collected.map_err(of_strata)?;
+        let (strata, still) = (&self.repository.strata, self.still_of_strata());
+        let collected = collect(strata, self.grace, self.now, false, &still).map_err(of_strata)?;
         done.deleted = collected.deleted.len() as u64;
         done.waiting = collected.waiting.len() as u64;
         done.locked = collected.locked.len() as u64;
         Ok((removed, done))
     }
 
+    fn still_of_strata(&self) -> impl Fn() -> strata::Result<()> {
+        || (self.still)().map_err(strata::Error::caller)
+    }
+
     /// The manifest first: from here on there is no such set. Nothing starts from its files' delta.
     fn remove(&self, set: &str) -> Result<()> {
         let strata = &self.repository.strata;
+        (self.still)()?;
         Stored::delete(strata, set).map_err(of_strata)?;
         let files = descriptor_path(strata, FILES_IMAGE, set).map_err(of_strata)?;
+        (self.still)()?;
         strata.store().delete(&files).map_err(|error| of_strata(error.into()))
     }
 
@@ -257,7 +264,8 @@ impl<R: Rules> Work<'_, R> {
                 let run_of: Vec<_> =
                     run.deltas.iter().filter_map(|id| descriptors.get(id).cloned()).collect();
                 let options = IndexOptions::default();
-                merge(&self.repository.strata, &run_of, self.rules, MEMORY, &options)
+                let still = self.still_of_strata();
+                merge(&self.repository.strata, &run_of, self.rules, MEMORY, &options, &still)
                     .map_err(of_strata)?;
                 merged += run_of.len() as u64 - 1;
                 budget = budget.saturating_sub(run.bytes);

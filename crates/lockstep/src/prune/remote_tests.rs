@@ -1,6 +1,7 @@
 //! A repository is pruned: what is kept folds to the same content, also where the program dies at any
 //! call to the store; what nobody needs is gone in the end.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use strata::check::{CheckOptions, check};
 use strata::delta::{Change, ImageOptions, ImageWriter, chain};
 use strata::fold::{DataSink, Folded, KeepAll, Reading, fold, open_chain};
 use strata::pack::{FrameReader, PackOptions};
-use strata::store::testing::{Fault, Faulty};
+use strata::store::testing::{Call, Counting, Fault, Faulty};
 use strata::store::{Retries, Storage, Store};
 
 use super::*;
@@ -190,6 +191,7 @@ pub(super) fn work(repository: &Repository, grace: u64) -> Work<'_, KeepAll> {
         now: NOW,
         forget: nothing,
         reached: nothing,
+        still: &|| Ok(()),
     }
 }
 
@@ -314,6 +316,42 @@ fn a_budget_leaves_the_rest_for_later() {
     let (removed, done) = prune(&repository, &policy("last = 2"), &[]).unwrap();
     assert_eq!((removed.len(), done.merged), (0, 8));
     assert_eq!(assert_whole(&memory, &history, "merged later"), [2, 5].map(set_id));
+}
+
+#[test]
+fn nothing_is_deleted_or_replaced_once_the_lease_is_lost() {
+    let (filled, history) = filled(5);
+    for times in 0.. {
+        let why = format!("lost after {times}");
+        let memory = filled.copy();
+        let counting = Counting::new(Arc::new(memory.clone()));
+        let repository = repository(Arc::new(counting.clone()));
+        let plan = plan(&repository, &policy("last = 1\nweekly = 2"), &[]).unwrap();
+        let asked = Cell::new(0);
+        let still = || {
+            asked.set(asked.get() + 1);
+            if asked.get() <= times {
+                return Ok(());
+            }
+            counting.take();
+            Err(Error::failed("the lease was lost").with_hint("run it again"))
+        };
+        let result = Work { still: &still, ..work(&repository, 0) }.run(&plan);
+        let Err(error) = result else {
+            assert!(times > 40, "only asked {times} times");
+            return;
+        };
+        // Its own words and hint, although it came through the crate below.
+        assert_eq!(error.to_string(), "the lease was lost");
+        assert_eq!(error.hint().as_deref(), Some("run it again"));
+        let is_change = |call: &Call| {
+            call.verb == "delete" || (call.verb == "put" && call.path.ends_with(".json"))
+        };
+        let changes: Vec<_> = counting.take().into_iter().filter(is_change).collect();
+        assert_eq!(changes, [], "{why}");
+        let kept = assert_whole(&memory, &history, &why);
+        assert!([0, 4].iter().all(|number| kept.contains(&set_id(*number))), "{why}: {kept:?}");
+    }
 }
 
 /// The program dies at every call in turn; what is kept is whole, and the next run finishes.

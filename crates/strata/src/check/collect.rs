@@ -19,6 +19,7 @@ use super::{Inventory, Live};
 use crate::delta::read_descriptor;
 use crate::error::{Error, Result};
 use crate::id::Ulid;
+use crate::lease::Still;
 use crate::manifest::DeltaId;
 use crate::many::read_many;
 use crate::repository::Repository;
@@ -52,12 +53,14 @@ enum What<'a> {
 
 /// Deletes descriptors, then index files, then packs that nothing has referred to for `grace` seconds.
 ///
-/// Whatever of a set can't be read stops it before anything is deleted: nobody knows what that would refer to.
+/// Whatever of a set can't be read stops it before anything is deleted: nobody knows what that would refer to. `still`
+/// is asked before each deletion.
 pub fn collect(
     repository: &Repository,
     grace: u64,
     now: u64,
     is_dry_run: bool,
+    still: Still<'_>,
 ) -> Result<Collected> {
     // First what is there, then what is needed: what is written in between is needed by nobody on this list.
     let inventory = Inventory::take(repository)?;
@@ -93,6 +96,7 @@ pub fn collect(
         collected.deleted = paths(going);
         return Ok(collected);
     }
+    still()?;
     after.write(repository, &before)?;
     let mut kept = Kept::default();
     for item in going {
@@ -101,6 +105,7 @@ pub fn collect(
             collected.locked.push(path);
             continue;
         }
+        still()?;
         match repository.store().delete(&path) {
             Ok(()) => collected.deleted.push(path),
             // A lock that the store knows of and we don't: the bucket's own, or somebody's hold.

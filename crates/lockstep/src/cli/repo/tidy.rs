@@ -172,8 +172,7 @@ impl Check {
                 false => None,
                 true => {
                     let alone = Alone::take(cx, &repository, "repo check --repair")?;
-                    alone.lease.check()?;
-                    Some(check::repair(&repository, now())?)
+                    Some(check::repair(&repository, now(), &|| alone.lease.check())?)
                 }
             };
             Ok(Told {
@@ -253,21 +252,21 @@ impl Compact {
     }
 
     fn compact(&self, repository: &Repository, alone: Option<&Alone>) -> Result<Told> {
-        let still = |step| {
-            alone.map_or(Ok(()), |alone| alone.lease.check())?;
-            steps::reached(step)
+        let still = || match alone.map(|alone| alone.lease.check()) {
+            Some(Err(lost)) => Err(strata::Error::caller(lost)),
+            _ => Ok(()),
         };
         let grace = u64::from(repository.config.grace_hours) * 3600;
         let strata = &repository.strata;
-        let before = collect(strata, grace, now(), self.dry_run).map_err(of_strata)?;
-        still("compact.collected")?;
-        let repacked = repack(strata, &self.options(repository), self.dry_run);
+        let before = collect(strata, grace, now(), self.dry_run, &still).map_err(of_strata)?;
+        steps::reached("compact.collected")?;
+        let repacked = repack(strata, &self.options(repository), self.dry_run, &still);
         let repacked = repacked.map_err(of_strata)?;
-        still("compact.repacked")?;
+        steps::reached("compact.repacked")?;
         // What was replaced begins to wait.
         let after = match self.dry_run {
             true => before.clone(),
-            false => collect(strata, grace, now(), false).map_err(of_strata)?,
+            false => collect(strata, grace, now(), false, &still).map_err(of_strata)?,
         };
         Ok(self.told(repository, before.deleted.len(), &after, &repacked))
     }
