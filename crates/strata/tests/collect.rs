@@ -125,6 +125,9 @@ impl Storage for Refusing {
     fn get(&self, path: &str) -> StoreResult<Bytes> {
         self.inner.get(path)
     }
+    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
+        self.inner.get_small(path, most)
+    }
     fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
         self.inner.get_range(path, range)
     }
@@ -311,4 +314,22 @@ fn no_descriptor_is_replaced_once_the_lease_is_lost() {
     }
     assert_eq!(whole(&repository, &images, "lost").len(), IDS.len());
     assert_eq!(repack(&repository, &options, false, HELD).unwrap().deltas, 6);
+}
+
+#[test]
+fn a_note_that_is_too_large_or_damaged_counts_as_none() {
+    for note in [vec![b' '; (64 << 20) + 1], b"{".to_vec()] {
+        let storage = memory_store();
+        let images = leftovers(storage.clone());
+        let repository = repository(storage);
+        let path = repository.path("doomed.json");
+        collect(&repository, 100, NOW, false, HELD).unwrap();
+        repository.store().put(&path, &[note.into()]).unwrap();
+        // The grace time begins anew.
+        let early = collect(&repository, 100, NOW + 100, false, HELD).unwrap();
+        assert_eq!((early.deleted.len(), early.waiting.len()), (0, 25));
+        let late = collect(&repository, 100, NOW + 200, false, HELD).unwrap();
+        assert_eq!((late.deleted.len(), late.waiting.len()), (25, 0));
+        assert_left(&repository, &images, 1, "collected");
+    }
 }

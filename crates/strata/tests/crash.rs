@@ -229,6 +229,9 @@ impl Storage for Locked {
     fn get(&self, path: &str) -> StoreResult<Bytes> {
         self.0.get(path)
     }
+    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
+        self.0.get_small(path, most)
+    }
     fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
         self.0.get_range(path, range)
     }

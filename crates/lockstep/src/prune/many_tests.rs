@@ -78,6 +78,9 @@ impl Storage for FarAway {
     fn get(&self, path: &str) -> StoreResult<Bytes> {
         self.call("get", || self.inner.get(path))
     }
+    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
+        self.call("get", || self.inner.get_small(path, most))
+    }
     fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
         self.call("get", || self.inner.get_range(path, range))
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use strata::document;
 use strata::store::{Store, StoreErrorKind};
 
-use super::format::Format;
+use super::format::{Format, MAX_SIZE};
 use super::wrap::{self, DataKey, Kdf, Secret, Slot, VERSION, unhex};
 use super::{of_store, of_strata, secret};
 use crate::config::RepositoryConfig;
@@ -97,7 +97,7 @@ fn path(id: &str) -> String {
 }
 
 fn read(store: &Store, at: &str) -> Result<Slot> {
-    let bytes = store.get(at).map_err(of_store)?;
+    let bytes = store.get_small(at, MAX_SIZE).map_err(of_store)?;
     let slot: Slot = document::read(at, &bytes).map_err(of_strata)?;
     if slot.version > VERSION {
         return Err(Error::failed(format!(

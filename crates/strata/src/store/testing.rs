@@ -118,6 +118,11 @@ impl Storage for Counting {
         self.inner.get(path)
     }
 
+    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
+        self.note("get", path, None);
+        self.inner.get_small(path, most)
+    }
+
     fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
         self.note("get_range", path, Some(range.clone()));
         self.inner.get_range(path, range)
@@ -158,6 +163,10 @@ impl Storage for Faulty {
 
     fn get(&self, path: &str) -> StoreResult<Bytes> {
         self.call("get", path, || self.inner.get(path))
+    }
+
+    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
+        self.call("get", path, || self.inner.get_small(path, most))
     }
 
     fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
