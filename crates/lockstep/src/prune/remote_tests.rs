@@ -11,11 +11,13 @@ use strata::check::{CheckOptions, check};
 use strata::delta::{Change, ImageOptions, ImageWriter, chain};
 use strata::fold::{DataSink, Folded, KeepAll, Reading, fold, open_chain};
 use strata::pack::{FrameReader, PackOptions};
-use strata::store::testing::{Call, Counting, Fault, Faulty};
+use strata::store::testing::{Call, Counting, Fault, Faulty, Meanwhile};
 use strata::store::{Retries, Storage, Store};
 
 use super::*;
 use crate::prune::memory_store::Memory;
+use crate::repository::Format;
+use crate::repository::check::{Finding, Severity};
 use crate::repository::shipped::{Pages, Shipped, ShippedVolume};
 use crate::set::manifest::tests::manifest;
 use crate::volume::zfs::DatasetName;
@@ -354,6 +356,39 @@ fn nothing_is_deleted_or_replaced_once_the_lease_is_lost() {
         assert_eq!(changes, [], "{why}");
         let kept = assert_whole(&memory, &history, &why);
         assert!([0, 4].iter().all(|number| kept.contains(&set_id(*number))), "{why}: {kept:?}");
+    }
+}
+
+#[test]
+fn a_check_beside_a_prune_finds_nothing() {
+    let (filled, _) = filled(4);
+    let format = Format::new();
+    for at in 0.. {
+        let memory = filled.copy();
+        let storage: Arc<dyn Storage> = Arc::new(memory.clone());
+        format.create(repository(storage.clone()).strata.store()).unwrap();
+        // What is no key, and is removed too: it may be listed, and then it is gone.
+        memory.put("keys/a.json", &["{".into()]).unwrap();
+        let pruned = repository(storage.clone());
+        let meanwhile = Arc::new(Meanwhile::new(storage, at, move || {
+            prune(&pruned, &policy("last = 1"), &[]).unwrap();
+            memory.delete("keys/a.json").unwrap();
+        }));
+        let checked = crate::repository::check::run(&repository(meanwhile.clone()), Some(100));
+        let findings = checked.unwrap().findings;
+        let calls = meanwhile.calls();
+        // The key is the last that is read.
+        let is_late = at + 1 >= calls;
+        let is_key = |finding: &Finding| is_late && finding.what.contains("keys/a.json");
+        let wrong: Vec<_> = findings
+            .iter()
+            .filter(|finding| finding.severity != Severity::Note && !is_key(finding))
+            .collect();
+        assert!(wrong.is_empty(), "pruned before call {at}: {wrong:#?}");
+        if calls <= at {
+            assert!(at > 40, "only {at} calls");
+            return;
+        }
     }
 }
 

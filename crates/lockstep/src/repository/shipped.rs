@@ -155,7 +155,7 @@ impl Repository {
         }
     }
 
-    /// All sets, oldest first, and those that can't be read.
+    /// All sets, oldest first, and those that can't be read. One that is removed meanwhile is among neither.
     ///
     /// # Errors
     /// When the store can't be listed.
@@ -164,10 +164,10 @@ impl Repository {
         let ids = Stored::list(&self.strata).map_err(of_strata)?;
         read_many(
             &ids,
-            |id| self.read(id),
+            |id| self.read_if_there(id),
             |id, shipped| {
                 match shipped {
-                    Ok(shipped) => good.push(shipped),
+                    Ok(shipped) => good.extend(shipped),
                     Err(error) => bad.push((id.clone(), error)),
                 }
                 steps::reached("repository.set")

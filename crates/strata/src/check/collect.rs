@@ -218,11 +218,8 @@ fn increments_first(repository: &Repository, going: &mut [Unneeded<'_>]) -> Resu
             chain.push(base);
         }
         let base = chain.last().and_then(|delta| bases.get(*delta)?.as_ref());
-        let mut depth = base.and_then(|base| depths.get(base)).map_or(0, |depth| depth + 1);
-        for delta in chain.into_iter().rev() {
-            depths.insert(delta, depth);
-            depth += 1;
-        }
+        let depth = base.and_then(|base| depths.get(base)).map_or(0, |depth| depth + 1);
+        depths.extend(chain.into_iter().rev().zip(depth..));
     }
     let depth = |item: &Unneeded<'_>| match item.what {
         What::Delta(delta) => depths.get(delta).copied().unwrap_or(0),
