@@ -77,8 +77,10 @@ impl Check<'_> {
     /// one. Where that can't be told, they are.
     fn look_what_is_needed(&mut self) {
         let mut live = Live::default();
-        let result = live.sets(self.repository);
-        self.needed = result.ok().map(|()| live.packs.into_keys().collect());
+        self.needed = Some(match live.sets(self.repository) {
+            Ok(()) => live.packs.into_keys().collect(),
+            Err(_) => self.packs.keys().copied().collect(),
+        });
     }
 
     /// Whether one of these deltas was in the chain when it was looked at.
