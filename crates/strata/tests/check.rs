@@ -62,7 +62,7 @@ fn prune(repository: &Repository, kept: &[usize]) {
         index: small_index(),
         ..RepackOptions::default()
     };
-    repack(repository, &options, false, HELD).unwrap();
+    repack(repository, &options, false, HELD, &mut |_, _| ()).unwrap();
     collect(repository, 0, NOW, false, HELD).unwrap();
 }
 

@@ -308,12 +308,12 @@ fn no_descriptor_is_replaced_once_the_lease_is_lost() {
     for times in 0..IDS.len() {
         let asked = Cell::new(0);
         let still = || lost_after(times, &asked);
-        let result = repack(&repository, &options, false, &still);
+        let result = repack(&repository, &options, false, &still, &mut |_, _| ());
         assert!(matches!(result.unwrap_err(), Error::LeaseLost { .. }), "lost after {times}");
         assert_eq!(changed(&counting).len(), times, "lost after {times}");
     }
     assert_eq!(whole(&repository, &images, "lost").len(), IDS.len());
-    assert_eq!(repack(&repository, &options, false, HELD).unwrap().deltas, 6);
+    assert_eq!(repack(&repository, &options, false, HELD, &mut |_, _| ()).unwrap().deltas, 6);
 }
 
 #[test]

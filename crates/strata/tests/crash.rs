@@ -76,7 +76,7 @@ fn prune(repository: &Repository) -> Result<()> {
         index: small_index(),
         ..RepackOptions::default()
     };
-    repack(repository, &options, false, HELD)?;
+    repack(repository, &options, false, HELD, &mut |_, _| ())?;
     collect(repository, 0, NOW, false, HELD)?;
     Ok(())
 }
@@ -126,7 +126,7 @@ fn the_prune_of_these_sets_has_something_to_repack() {
     let all = chain(&repository, IMAGE, "2", None).unwrap();
     merge(&repository, &all[1..], &Model, 1 << 20, &small_index(), HELD).unwrap();
     let options = RepackOptions { live_percent: 90, ..RepackOptions::default() };
-    assert!(!repack(&repository, &options, true, HELD).unwrap().packs.is_empty());
+    assert!(!repack(&repository, &options, true, HELD, &mut |_, _| ()).unwrap().packs.is_empty());
 }
 
 #[test]

@@ -175,14 +175,21 @@ fn of_the_packs_those_are_read_that_are_chosen() {
     let options = CheckOptions { read_data: true, known: vec![] };
     let all = check(&damaged.repository, &options).unwrap().counts;
     let mut asked = 0;
-    let half = check_some(&damaged.repository, &options, |_| {
+    let choose = |_| {
         asked += 1;
         asked % 2 == 0
-    });
+    };
+    let mut told = Vec::new();
+    let mut tell = |done, total| told.push((done, total));
+    let half = check_some(&damaged.repository, &options, choose, &mut tell);
     let half = half.unwrap().counts;
+    let (first, last) = (told[0], *told.last().unwrap());
+    assert!(first.0 == 0 && first.1 > 0 && last == (first.1, first.1), "{told:?}");
+    assert!(told.is_sorted() && told.len() as u64 > half.frames, "{told:?}");
     assert_eq!((asked, half.packs), (all.packs, all.packs));
     assert!(half.frames > 0 && half.frames < all.frames, "{half:?} of {all:?}");
-    let none = check_some(&damaged.repository, &options, |_| false).unwrap().counts;
+    let none = check_some(&damaged.repository, &options, |_| false, &mut |_, _| ());
+    let none = none.unwrap().counts;
     assert_eq!(none.frames, 0);
 }
 

@@ -86,9 +86,14 @@ fn deltas_mean_the_same_and_sparse_packs_go() {
         // At most so many blocks at a time: several batches, or one.
         let blocks = [2, 500_000][(seed / 2 % 2) as usize];
         let options = RepackOptions { blocks, live_percent: 70, ..options() };
-        let would = repack(&repository, &options, true, HELD).unwrap();
+        let would = repack(&repository, &options, true, HELD, &mut |_, _| ()).unwrap();
         assert_eq!(stored(&repository), before, "{why}: a dry run writes nothing");
-        let done = repack(&repository, &options, false, HELD).unwrap();
+        let mut told = Vec::new();
+        let mut tell = |done, total| told.push((done, total));
+        let done = repack(&repository, &options, false, HELD, &mut tell).unwrap();
+        let total = would.packs.iter().map(|sparse| sparse.live).sum::<u64>();
+        assert!(told.is_sorted() && told.iter().all(|(done, of)| done <= of && *of == total));
+        assert!(told[0].0 == 0 && told.last().unwrap().0 * 2 > total || total == 0, "{told:?}");
         assert_eq!(done.packs, would.packs, "{why}");
         assert!(done.damaged.is_empty(), "{why}");
         assert_means(&repository, &images, &why);
@@ -105,7 +110,7 @@ fn deltas_mean_the_same_and_sparse_packs_go() {
             rewritten += 1;
             assert!(done.deltas > 0 && done.written > 0, "{why}");
         }
-        let again = repack(&repository, &options, false, HELD).unwrap();
+        let again = repack(&repository, &options, false, HELD, &mut |_, _| ()).unwrap();
         assert!(again.packs.len() <= done.packs.len(), "{why}");
     }
     assert!(rewritten > 20, "only {rewritten} of 40 had anything to do");
@@ -114,18 +119,24 @@ fn deltas_mean_the_same_and_sparse_packs_go() {
 #[test]
 fn the_budget_is_kept_and_the_deadest_packs_go_first() {
     let (repository, images) = pruned(3, None);
-    let all =
-        repack(&repository, &RepackOptions { live_percent: 101, ..options() }, true, HELD).unwrap();
+    let all = repack(
+        &repository,
+        &RepackOptions { live_percent: 101, ..options() },
+        true,
+        HELD,
+        &mut |_, _| (),
+    )
+    .unwrap();
     assert!(all.packs.len() > 2, "{all:?}");
     let share = |at: usize| all.packs[at].live as f64 / all.packs[at].packed.content as f64;
     assert!((1..all.packs.len()).all(|at| share(at - 1) <= share(at)), "{all:?}");
     let max_bytes = all.written / 2;
     let limited = RepackOptions { live_percent: 101, max_bytes, ..options() };
-    let some = repack(&repository, &limited, false, HELD).unwrap();
+    let some = repack(&repository, &limited, false, HELD, &mut |_, _| ()).unwrap();
     assert!(some.left > 0 && !some.packs.is_empty() && some.packs.len() < all.packs.len());
     assert_eq!(some.packs[0], all.packs[0]);
     let none = RepackOptions { live_percent: 101, max_bytes: 0, ..options() };
-    assert_eq!(repack(&repository, &none, false, HELD).unwrap().written, 0);
+    assert_eq!(repack(&repository, &none, false, HELD, &mut |_, _| ()).unwrap().written, 0);
     assert_means(&repository, &images, "after half of it");
 }
 
@@ -133,14 +144,14 @@ fn the_budget_is_kept_and_the_deadest_packs_go_first() {
 fn what_is_damaged_is_left_and_named() {
     let (repository, images) = pruned(3, None);
     let options = RepackOptions { live_percent: 101, ..options() };
-    let all = repack(&repository, &options, true, HELD).unwrap();
+    let all = repack(&repository, &options, true, HELD, &mut |_, _| ()).unwrap();
     let pack = all.packs[1].packed.pack;
     let path = repository.pack_path(pack);
     let mut bytes = repository.store().get(&path).unwrap().to_vec();
     let good = bytes.clone();
     bytes.iter_mut().for_each(|byte| *byte ^= 1);
     repository.store().put(&path, &[bytes.into()]).unwrap();
-    let done = repack(&repository, &options, false, HELD).unwrap();
+    let done = repack(&repository, &options, false, HELD, &mut |_, _| ()).unwrap();
     assert_eq!(done.damaged.len(), 1);
     assert_eq!(done.damaged[0].0, pack);
     assert!(done.packs.iter().all(|sparse| sparse.packed.pack != pack));
@@ -168,6 +179,6 @@ fn nothing_is_written_while_a_set_cannot_be_read() {
     let path = descriptor_path(&repository, IMAGE, &images[0].0).unwrap();
     repository.store().put(&path, &["{".into()]).unwrap();
     let options = RepackOptions { live_percent: 101, ..options() };
-    repack(&repository, &options, false, HELD).unwrap_err();
+    repack(&repository, &options, false, HELD, &mut |_, _| ()).unwrap_err();
     assert_eq!(stored(&repository), before);
 }

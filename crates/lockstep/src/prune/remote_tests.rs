@@ -374,7 +374,8 @@ fn a_check_beside_a_prune_finds_nothing() {
             prune(&pruned, &policy("last = 1"), &[]).unwrap();
             memory.delete("keys/a.json").unwrap();
         }));
-        let checked = crate::repository::check::run(&repository(meanwhile.clone()), Some(100));
+        let checking = repository(meanwhile.clone());
+        let checked = crate::repository::check::run(&checking, Some(100), &mut |_, _| ());
         let findings = checked.unwrap().findings;
         let calls = meanwhile.calls();
         // The key is the last that is read.

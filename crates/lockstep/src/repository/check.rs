@@ -62,15 +62,21 @@ impl Checked {
     }
 }
 
-/// Checks the cluster's part of the repository, its keys, and of its packs so many percent.
+/// Checks the cluster's part of the repository, its keys, and of its packs so many percent: while they are read, `told`
+/// hears how many bytes of them have been, and how many they are.
 ///
 /// # Errors
 /// When the store can't be listed.
-pub fn run(repository: &Repository, percent: Option<u8>) -> Result<Checked> {
+pub fn run(
+    repository: &Repository,
+    percent: Option<u8>,
+    told: &mut dyn FnMut(u64, u64),
+) -> Result<Checked> {
     let known = vec!["wal/".to_owned()];
     let options = CheckOptions { read_data: percent.is_some(), known };
     let mut chosen = sample(percent.unwrap_or(0))?;
-    let report = check_some(&repository.strata, &options, &mut chosen).map_err(of_strata)?;
+    let report = check_some(&repository.strata, &options, &mut chosen, told);
+    let report = report.map_err(of_strata)?;
     let mut findings = of_report(&report);
     findings.extend(of_sets(repository, &report)?);
     let store = repository.strata.store();

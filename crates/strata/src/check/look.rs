@@ -186,17 +186,26 @@ impl Check<'_> {
     }
 
     /// Reads the packs that are there and chosen.
-    pub(super) fn read_packs(&mut self, mut is_chosen: impl FnMut(Ulid) -> bool) {
-        let packs: Vec<_> = self.packs.keys().copied().filter(|pack| is_chosen(*pack)).collect();
-        for pack in packs {
-            let Some(size) = self.inventory.packs.get(&pack).map(|listed| listed.size) else {
-                continue;
-            };
+    pub(super) fn read_packs(
+        &mut self,
+        mut is_chosen: impl FnMut(Ulid) -> bool,
+        told: &mut dyn FnMut(u64, u64),
+    ) {
+        let chosen = self.packs.keys().filter(|pack| is_chosen(**pack));
+        let sized = chosen.filter_map(|pack| Some((*pack, self.inventory.packs.get(pack)?.size)));
+        let packs: Vec<_> = sized.collect();
+        let total = packs.iter().map(|(_, size)| size).sum();
+        let mut before = 0;
+        told(before, total);
+        for (pack, size) in packs {
             let mut frames = 0;
-            let result = walk(self.repository, pack, size, |_, _, _| {
+            let result = walk(self.repository, pack, size, |at, length, _| {
                 frames += 1;
+                told(before + at + length, total);
                 Ok(())
             });
+            before += size;
+            told(before, total);
             self.report.counts.frames += frames;
             if let Err(error) = result
                 && let Some(set) = self.set_that_needs(pack)

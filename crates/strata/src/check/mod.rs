@@ -100,14 +100,16 @@ struct Check<'a> {
 /// The error is that of a store that can't be listed; whatever is wrong with an object is in the report, unless no set
 /// needs it any more by then. Memory is in proportion to the number of objects.
 pub fn check(repository: &Repository, options: &CheckOptions) -> Result<Report> {
-    check_some(repository, options, |_| true)
+    check_some(repository, options, |_| true, &mut |_, _| ())
 }
 
-/// The same, and of the packs only those are read that `is_chosen`.
+/// The same, and of the packs only those are read that `is_chosen`. While they are, `told` hears how many bytes of them
+/// have been read, and how many they are.
 pub fn check_some(
     repository: &Repository,
     options: &CheckOptions,
     is_chosen: impl FnMut(Ulid) -> bool,
+    told: &mut dyn FnMut(u64, u64),
 ) -> Result<Report> {
     let mut check = Check {
         repository,
@@ -133,7 +135,7 @@ pub fn check_some(
         check.report.counts.sets += 1;
     }
     if options.read_data {
-        check.read_packs(is_chosen);
+        check.read_packs(is_chosen, told);
     }
     check.finish()
 }

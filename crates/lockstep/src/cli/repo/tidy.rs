@@ -15,6 +15,7 @@ use crate::config::parse_bytes;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::warnings::bytes;
+use crate::progress::Progress;
 use crate::repository::check::{self, Checked, Repaired, Severity, counted};
 use crate::repository::{self, Repository, of_strata};
 use crate::ship::{self, lease::Held};
@@ -167,7 +168,10 @@ impl Check {
     pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
         each(cx, self.name.as_deref(), json, |name| {
             let repository = repository::open(cx, name)?;
-            let checked = check::run(&repository, self.read_data)?;
+            let lines = Progress::on_stderr();
+            let mut line = lines.told(name);
+            let checked = check::run(&repository, self.read_data, &mut |n, of| line.bytes(n, of))?;
+            drop(line);
             let repaired = match self.repair {
                 false => None,
                 true => {
@@ -260,7 +264,11 @@ impl Compact {
         let strata = &repository.strata;
         let before = collect(strata, grace, now(), self.dry_run, &still).map_err(of_strata)?;
         steps::reached("compact.collected")?;
-        let repacked = repack(strata, &self.options(repository), self.dry_run, &still);
+        let lines = Progress::on_stderr();
+        let mut line = lines.told(&repository.name);
+        let mut told = |done, total| line.bytes(done, total);
+        let repacked = repack(strata, &self.options(repository), self.dry_run, &still, &mut told);
+        drop(line);
         let repacked = repacked.map_err(of_strata)?;
         steps::reached("compact.repacked")?;
         // What was replaced begins to wait.
