@@ -45,6 +45,12 @@ impl Progress {
         self.line(what, Some(total), style)
     }
 
+    /// A line for bytes of which the total is known once the first are told, and which ends with this.
+    #[must_use]
+    pub fn told<'a>(&'a self, what: &'a str) -> Told<'a> {
+        Told { lines: self, what, bar: None }
+    }
+
     fn line(&self, what: &str, total: Option<u64>, style: &str) -> ProgressBar {
         let Some(lines) = &self.0 else { return ProgressBar::hidden() };
         let bar = total.map_or_else(ProgressBar::no_length, ProgressBar::new);
@@ -57,9 +63,57 @@ impl Progress {
     }
 }
 
+/// A line that is there once there is something to tell.
+#[derive(Debug)]
+pub struct Told<'a> {
+    lines: &'a Progress,
+    what: &'a str,
+    bar: Option<ProgressBar>,
+}
+
+impl Told<'_> {
+    /// So many of so many bytes are done.
+    pub fn bytes(&mut self, done: u64, total: u64) {
+        if total > 0 {
+            let bar = || self.lines.bytes_of(self.what, total);
+            self.bar.get_or_insert_with(bar).set_position(done);
+        }
+    }
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 /// How long the rest will take, once there is a rate to tell it from.
 fn left(state: &ProgressState, to: &mut dyn Write) {
     if state.pos() > 0 {
         let _ = write!(to, ", {:#} left", HumanDuration(state.eta()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use indicatif::ProgressDrawTarget;
+
+    use super::*;
+
+    #[test]
+    fn a_line_comes_with_the_first_bytes_and_goes_with_its_end() {
+        let lines = MultiProgress::with_draw_target(ProgressDrawTarget::hidden());
+        let lines = Progress(Some(lines));
+        let mut line = lines.told("offsite");
+        line.bytes(0, 0);
+        assert!(line.bar.is_none(), "nothing to tell");
+        line.bytes(3, 10);
+        let bar = line.bar.clone().unwrap();
+        line.bytes(7, 10);
+        assert_eq!((bar.position(), bar.length(), bar.is_finished()), (7, Some(10), false));
+        drop(line);
+        assert!(bar.is_finished());
     }
 }

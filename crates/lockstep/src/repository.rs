@@ -74,8 +74,16 @@ pub fn open(cx: &Context, name: &str) -> Result<Repository> {
     Ok(Repository { name: name.to_owned(), config: config.clone(), id: format.id, strata })
 }
 
-/// An error of the repository crate as one of the program's, with its hint.
+/// An error of the repository crate as one of the program's, with its hint. One of the program's own comes back as it
+/// was.
 pub fn of_strata(error: strata::Error) -> Error {
+    let error = match error {
+        strata::Error::Caller(own) => match own.downcast() {
+            Ok(own) => return *own,
+            Err(other) => strata::Error::Caller(other),
+        },
+        error => error,
+    };
     let hint = error.hint().map(str::to_owned);
     let failed = Error::failed(error.to_string());
     let failed = match std::error::Error::source(&error) {

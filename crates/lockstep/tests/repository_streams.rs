@@ -28,6 +28,7 @@ use sendstream::listing::{hashing_builder, write_listing};
 use sendstream::zpl::{ContentVisitor, Entry, FileType, TreeBuilder};
 use strata::delta::{ImageOptions, ImageWriter, IndexOptions, chain, descriptor_path};
 use strata::fold::merge;
+use strata::lease::HELD;
 use strata::manifest::{DeltaId, Manifest};
 use strata::pack::PackOptions;
 use strata::store::testing::{Fault, Faulty};
@@ -254,7 +255,7 @@ fn check_chain(dataset: &str, flags: &str) {
     for (newest, gone) in [(3, vec![2]), (3, vec![0, 1])] {
         let all = chain(strata, IMAGE, &ids[newest], None).unwrap();
         let from = all.iter().position(|delta| delta.id == ids[gone[0]]).unwrap();
-        merge(strata, &all[from..], &StreamRules, 1 << 20, &small().index).unwrap();
+        merge(strata, &all[from..], &StreamRules, 1 << 20, &small().index, HELD).unwrap();
         for gone in gone {
             let path = descriptor_path(strata, IMAGE, &ids[gone]).unwrap();
             strata.store().delete(&path).unwrap();

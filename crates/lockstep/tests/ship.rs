@@ -46,6 +46,18 @@ impl Prepared {
     }
 }
 
+/// What only this process' user should see.
+#[test]
+fn sets_and_a_repository_s_folder_are_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let fixture = Fixture::new(two_pools_four_datasets());
+    with_repository(&fixture).backup("label");
+    for folder in [support::shipping::folder(&fixture), fixture.state.join("clusters/main/sets")] {
+        let mode = std::fs::metadata(&folder).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "{}", folder.display());
+    }
+}
+
 #[test]
 fn sets_under_load_come_back_as_datasets() {
     let prepared = prepare(two_pools_four_datasets());

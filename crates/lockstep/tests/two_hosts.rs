@@ -68,6 +68,10 @@ fn two_prunes_are_never_at_once_and_a_backup_waits_for_one() {
         let locked = first.expect(exit::LOCKED, arguments);
         assert_said(&locked, &["error: ", "repository \"offsite\"", "until 20", "hint: "]);
     }
+    // On the same host a backup is taken as well; shipping is the other's for now.
+    let meanwhile = second.expect(exit::PROBLEMS, &["--json", "backup"]);
+    assert_eq!(json_of(&meanwhile)["repositories"][0]["complete"], json!(false));
+    fixture.discard_set(json_of(&meanwhile)["set"].as_str().expect("an id"));
     // A backup is taken at once, and shipped once the other is done.
     let ours = Steps::new(fixture.root().join("our-steps"));
     let mut backup = first.clone().with_steps(&ours).spawn(&["--json", "backup"]);

@@ -17,7 +17,7 @@ const FORMAT: u32 = 1;
 /// Generations may be cleared away while they are read; so often at most in a row.
 const LOOKS: usize = 20;
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Body {
     format: u32,
@@ -30,6 +30,15 @@ struct Body {
     expires: u64,
     released: bool,
 }
+
+/// Asked before each step that only a lease's holder may do: whether it is held still. An error ends the work there.
+///
+/// Whoever stood still for longer than the lease lasts (a paused virtual machine) goes on where it was, and meanwhile
+/// another may have come to need what it was about to delete or to write over.
+pub type Still<'a> = &'a dyn Fn() -> Result<()>;
+
+/// For who is alone with a repository, and so has no lease to lose.
+pub const HELD: Still<'static> = &|| Ok(());
 
 /// A lease that is held.
 #[derive(Debug)]
@@ -97,8 +106,10 @@ impl Lease {
             released: false,
         };
         match step(repository, &body)? {
-            None => Ok(Lease { repository: RepositoryHandle(repository.clone()), body, seconds }),
-            Some(winner) => Err(leased(&winner)),
+            Step::Ours(body) => {
+                Ok(Lease { repository: RepositoryHandle(repository.clone()), body, seconds })
+            }
+            Step::Anothers { newest, .. } => Err(leased(&newest)),
         }
     }
 
@@ -118,24 +129,43 @@ impl Lease {
     }
 
     fn go_on(&mut self, expires: u64, released: bool) -> Result<()> {
-        let body =
-            Body { generation: self.body.generation + 1, expires, released, ..self.body.clone() };
-        match step(&self.repository.0, &body)? {
-            None => {
-                self.body = body;
-                Ok(())
-            }
-            Some(winner) => {
-                Err(Error::LeaseLost { what: self.body.what.clone(), owner: winner.owner })
+        for _ in 0..LOOKS {
+            let generation = self.body.generation + 1;
+            let body = Body { generation, expires, released, ..self.body.clone() };
+            match step(&self.repository.0, &body)? {
+                Step::Ours(stored) => {
+                    let is_done = stored == body;
+                    self.body = stored;
+                    if is_done {
+                        return Ok(());
+                    }
+                    // An earlier try whose answer was lost: others go by what it says, so the next one is written.
+                }
+                // Whoever waited for it has taken it already.
+                Step::Anothers { is_written: true, .. } if released => return Ok(()),
+                Step::Anothers { newest, .. } => {
+                    let what = self.body.what.clone();
+                    return Err(Error::LeaseLost { what, owner: newest.owner });
+                }
             }
         }
+        Err(Error::LeaseLost { what: self.body.what.clone(), owner: "many at once".to_string() })
     }
 }
 
-/// Creates a generation; the newest one where it isn't this.
-fn step(repository: &Repository, body: &Body) -> Result<Option<Body>> {
+/// What the store says once a generation has been tried.
+enum Step {
+    /// The newest is this holder's, of the generation that was tried. It may say something else: what an earlier try
+    /// of the same generation wrote.
+    Ours(Body),
+    /// The newest is another holder's, or a later one, also where the generation that was tried `is_written`.
+    Anothers { newest: Body, is_written: bool },
+}
+
+/// Creates a generation, and looks which one is the newest.
+fn step(repository: &Repository, body: &Body) -> Result<Step> {
     let path = path(repository, &body.what, body.generation);
-    let ours = match repository.store().put_if_absent(&path, document::write(&path, body)?) {
+    let is_written = match repository.store().put_if_absent(&path, document::write(&path, body)?) {
         Ok(()) => true,
         Err(error) if error.kind == crate::store::StoreErrorKind::AlreadyExists => false,
         Err(error) => return Err(error.into()),
@@ -149,14 +179,14 @@ fn step(repository: &Repository, body: &Body) -> Result<Option<Body>> {
                         repository.store().delete(&self::path(repository, &body.what, generation));
                 }
             }
-            Ok(None)
+            Ok(Step::Ours(newest))
         }
         Some(newest) => {
-            if ours {
+            if is_written {
                 // A higher one was there: this one came late.
                 repository.store().delete(&path)?;
             }
-            Ok(Some(newest))
+            Ok(Step::Anothers { newest, is_written })
         }
         None => Err(Error::LeaseLost { what: body.what.clone(), owner: "nobody".to_string() }),
     }

@@ -20,6 +20,7 @@ use crate::delta::{
 };
 use crate::error::{Error, Result};
 use crate::id::Ulid;
+use crate::lease::Still;
 use crate::pack::{FrameReader, Location, PackOptions, PackWriter, Packed, Placed};
 use crate::repository::Repository;
 
@@ -87,11 +88,14 @@ pub struct Repacked {
 
 /// Writes what lives in packs with little life again, as far as the budget goes.
 ///
-/// Whatever of a set's deltas can't be read stops it before anything is written.
+/// Whatever of a set's deltas can't be read stops it before anything is written. `still` is asked before each
+/// descriptor is replaced. While blocks move, `told` hears of how many bytes of them have moved, and how many they are.
 pub fn repack(
     repository: &Repository,
     options: &RepackOptions,
     is_dry_run: bool,
+    still: Still<'_>,
+    told: &mut dyn FnMut(u64, u64),
 ) -> Result<Repacked> {
     let mut live = Live::default();
     live.sets(repository)?;
@@ -125,13 +129,22 @@ pub fn repack(
     }
     let mut deltas = naming(repository, &live, &chosen)?;
     let mut changed = BTreeSet::new();
+    // Blocks that several deltas name are counted for each, and move once.
+    let total = chosen.iter().map(|sparse| sparse.live).sum();
+    let mut moved_bytes = 0;
+    told(moved_bytes, total);
     while !chosen.is_empty() {
         let (moves, batch) = Moves::of(repository, &deltas, &mut chosen, options.blocks)?;
-        let (moves, packed) = copy(repository, moves, options, &mut repacked.damaged)?;
+        let mut moving = |bytes| {
+            moved_bytes += bytes;
+            told(moved_bytes.min(total), total);
+        };
+        let (moves, packed) = copy(repository, moves, options, &mut repacked.damaged, &mut moving)?;
         repacked.written += packed.iter().map(|packed| packed.size).sum::<u64>();
         for (index, (descriptor, named)) in deltas.iter_mut().enumerate() {
             if batch.iter().any(|sparse| named.contains(&sparse.packed.pack)) {
-                *descriptor = rewrite(repository, descriptor, &moves, &packed, &options.index)?;
+                let with = &options.index;
+                *descriptor = rewrite(repository, descriptor, &moves, &packed, with, still)?;
                 changed.insert(index);
             }
         }
@@ -254,6 +267,7 @@ fn copy(
     mut moves: Moves,
     options: &RepackOptions,
     damaged: &mut Vec<(Ulid, Error)>,
+    moving: &mut dyn FnMut(u64),
 ) -> Result<(Moves, Vec<Packed>)> {
     let mut frames = FrameReader::new(repository, 0);
     let mut copying = Copying {
@@ -265,6 +279,7 @@ fn copy(
     let frame_size = options.frame_size.clamp(1, crate::frame::MAX_CONTENT / 2);
     for index in 0..moves.from.len() {
         let (pack, frame, start, size, frame_length) = moves.from[index];
+        moving(size);
         if damaged.last().is_some_and(|(damaged, _)| *damaged == pack) {
             continue;
         }
@@ -339,6 +354,7 @@ fn rewrite(
     moves: &Moves,
     packed: &[Packed],
     options: &IndexOptions,
+    still: Still<'_>,
 ) -> Result<Descriptor> {
     let mut sizes: BTreeMap<Ulid, Packed> = BTreeMap::new();
     packs(repository, old, |row| {
@@ -368,5 +384,5 @@ fn rewrite(
         }
         reader.next_entry()?;
     }
-    writer.finish(sizes.into_values())
+    writer.finish_if(sizes.into_values(), still)
 }

@@ -13,7 +13,7 @@ use crate::id::{Ulid, check_name};
 use crate::store::Store;
 
 /// Small objects (descriptors, manifests, leases) are refused above this size.
-const MAX_DOCUMENT: u64 = 64 << 20;
+pub(crate) const MAX_DOCUMENT: u64 = 64 << 20;
 
 /// A repository below a folder of a store. Cheap to clone.
 #[derive(Clone)]
@@ -106,14 +106,11 @@ impl Repository {
 
     /// Reads a small object whole.
     pub(crate) fn read_document(&self, path: &str) -> Result<Bytes> {
-        let bytes = self.store.get(path)?;
-        if bytes.len() as u64 > MAX_DOCUMENT {
-            return Err(Error::damaged(
-                path,
-                MAX_DOCUMENT,
-                "it is larger than any that is written",
-            ));
-        }
-        Ok(bytes)
+        self.store.get_small(path, MAX_DOCUMENT).map_err(|error| match error.kind {
+            crate::store::StoreErrorKind::TooLarge => {
+                Error::damaged(path, MAX_DOCUMENT, "it is larger than any that is written")
+            }
+            _ => error.into(),
+        })
     }
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use strata::check::{CheckOptions, check, collect};
 use strata::delta::{chain, descriptor_path};
 use strata::fold::merge;
+use strata::lease::HELD;
 use strata::manifest::{DeltaId, Manifest};
 use strata::repack::{RepackOptions, repack};
 use strata::store::testing::{Counting, Fault, Faulty};
@@ -65,7 +66,7 @@ fn prune(repository: &Repository) -> Result<()> {
     Manifest::delete(repository, "1")?;
     let all = chain(repository, IMAGE, "2", None)?;
     if all.len() == 3 {
-        merge(repository, &all[1..], &Model, 1 << 20, &small_index())?;
+        merge(repository, &all[1..], &Model, 1 << 20, &small_index(), HELD)?;
     }
     repository.store().delete(&descriptor_path(repository, IMAGE, "1")?)?;
     let options = RepackOptions {
@@ -75,8 +76,8 @@ fn prune(repository: &Repository) -> Result<()> {
         index: small_index(),
         ..RepackOptions::default()
     };
-    repack(repository, &options, false)?;
-    collect(repository, 0, NOW, false)?;
+    repack(repository, &options, false, HELD, &mut |_, _| ())?;
+    collect(repository, 0, NOW, false, HELD)?;
     Ok(())
 }
 
@@ -123,9 +124,9 @@ fn the_prune_of_these_sets_has_something_to_repack() {
     write_sets(&repository, &images()).unwrap();
     Manifest::delete(&repository, "1").unwrap();
     let all = chain(&repository, IMAGE, "2", None).unwrap();
-    merge(&repository, &all[1..], &Model, 1 << 20, &small_index()).unwrap();
+    merge(&repository, &all[1..], &Model, 1 << 20, &small_index(), HELD).unwrap();
     let options = RepackOptions { live_percent: 90, ..RepackOptions::default() };
-    assert!(!repack(&repository, &options, true).unwrap().packs.is_empty());
+    assert!(!repack(&repository, &options, true, HELD, &mut |_, _| ()).unwrap().packs.is_empty());
 }
 
 #[test]
@@ -150,13 +151,13 @@ fn leftovers_wait_for_their_grace_time() {
     write_sets(&repository, &images).unwrap();
     Manifest::delete(&repository, "2").unwrap();
     // The objects are as young as this test, so its clock is ahead.
-    let first = collect(&repository, 100, NOW, false).unwrap();
+    let first = collect(&repository, 100, NOW, false, HELD).unwrap();
     assert!(first.deleted.is_empty() && !first.waiting.is_empty());
-    let early = collect(&repository, 100, NOW + 99, false).unwrap();
+    let early = collect(&repository, 100, NOW + 99, false, HELD).unwrap();
     assert_eq!(early, first);
-    let dry = collect(&repository, 100, NOW + 100, true).unwrap();
+    let dry = collect(&repository, 100, NOW + 100, true, HELD).unwrap();
     assert_eq!(dry.deleted, first.waiting);
-    let late = collect(&repository, 100, NOW + 100, false).unwrap();
+    let late = collect(&repository, 100, NOW + 100, false, HELD).unwrap();
     assert_eq!(late.deleted, first.waiting);
     assert!(late.deleted[0].ends_with(".json"), "descriptors go first: {:?}", late.deleted);
     assert!(late.deleted.last().unwrap().contains("/packs/"), "packs go last");
@@ -170,9 +171,9 @@ fn what_is_referred_to_again_is_not_collected() {
     write_sets(&repository, &images).unwrap();
     let third = Manifest::read(&repository, "2").unwrap();
     Manifest::delete(&repository, "2").unwrap();
-    collect(&repository, 100, NOW, false).unwrap();
+    collect(&repository, 100, NOW, false, HELD).unwrap();
     third.write(&repository).unwrap();
-    let late = collect(&repository, 100, NOW + 1000, false).unwrap();
+    let late = collect(&repository, 100, NOW + 1000, false, HELD).unwrap();
     assert!(late.deleted.is_empty() && late.waiting.is_empty());
     assert_whole(&repository, &images, "after the collection");
 }
@@ -183,7 +184,7 @@ fn a_young_delta_without_a_set_is_a_backup_that_is_being_written() {
     let mut image = Image::new();
     write_delta(&repository, &mut image, &steps(0), "0", None, &small()).unwrap();
     // The delta is younger than the grace time, whatever the clock says about when it was first seen.
-    let collected = collect(&repository, u64::MAX, NOW, false).unwrap();
+    let collected = collect(&repository, u64::MAX, NOW, false, HELD).unwrap();
     assert_eq!(collected.deleted.len() + collected.waiting.len(), 0);
 }
 
@@ -195,7 +196,7 @@ fn nothing_is_deleted_while_a_set_cannot_be_read() {
     Manifest::delete(&repository, "2").unwrap();
     let path = repository.path("sets/0.json");
     repository.store().put(&path, &["{".into()]).unwrap();
-    let error = collect(&repository, 0, NOW, false).unwrap_err();
+    let error = collect(&repository, 0, NOW, false, HELD).unwrap_err();
     assert!(error.to_string().contains("sets/0.json"), "{error}");
     let report = check(&repository, &CheckOptions::default()).unwrap();
     assert_eq!(report.problems.len(), 1);
@@ -228,6 +229,9 @@ impl Storage for Locked {
     fn get(&self, path: &str) -> StoreResult<Bytes> {
         self.0.get(path)
     }
+    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
+        self.0.get_small(path, most)
+    }
     fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
         self.0.get_range(path, range)
     }
@@ -259,10 +263,10 @@ fn what_is_locked_is_collected_when_its_lock_has_ended() {
     write_sets(&repository, &images).unwrap();
     Manifest::delete(&repository, "2").unwrap();
     // Its grace time is over, its lock not.
-    collect(&repository, 100, now + 200, false).unwrap();
-    let early = collect(&repository, 100, now + 9_000, false).unwrap();
+    collect(&repository, 100, now + 200, false, HELD).unwrap();
+    let early = collect(&repository, 100, now + 9_000, false, HELD).unwrap();
     assert!(early.deleted.is_empty() && early.waiting.is_empty() && early.locked.len() > 3);
-    let late = collect(&repository, 100, now + 10_200, false).unwrap();
+    let late = collect(&repository, 100, now + 10_200, false, HELD).unwrap();
     assert_eq!((late.deleted, late.locked), (early.locked, vec![]));
     assert_whole(&repository, &images, "after the collection");
 }
@@ -273,10 +277,10 @@ fn what_the_store_will_not_delete_is_left_and_said() {
     let images = images();
     write_sets(&repository, &images).unwrap();
     Manifest::delete(&repository, "2").unwrap();
-    let collected = collect(&repository, 0, NOW, false).unwrap();
+    let collected = collect(&repository, 0, NOW, false, HELD).unwrap();
     assert!(collected.locked.iter().all(|path| path.contains("/packs/")), "{collected:?}");
     assert!(!collected.locked.is_empty() && !collected.deleted.is_empty(), "{collected:?}");
     // The next run begins with what was left.
-    assert_eq!(collect(&repository, 0, NOW, false).unwrap().locked, collected.locked);
+    assert_eq!(collect(&repository, 0, NOW, false, HELD).unwrap().locked, collected.locked);
     assert_whole(&repository, &images, "after the collection");
 }

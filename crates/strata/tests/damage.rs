@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use strata::check::{CheckOptions, check, check_some};
+use strata::check::{CheckOptions, check, check_some, collect};
 use strata::delta::chain;
 use strata::frame::Key;
+use strata::lease::{HELD, Lease};
 use strata::manifest::{DeltaId, Manifest};
 use strata::store::testing::Counting;
 use strata::store::{Storage, Store};
@@ -174,14 +175,21 @@ fn of_the_packs_those_are_read_that_are_chosen() {
     let options = CheckOptions { read_data: true, known: vec![] };
     let all = check(&damaged.repository, &options).unwrap().counts;
     let mut asked = 0;
-    let half = check_some(&damaged.repository, &options, |_| {
+    let choose = |_| {
         asked += 1;
         asked % 2 == 0
-    });
+    };
+    let mut told = Vec::new();
+    let mut tell = |done, total| told.push((done, total));
+    let half = check_some(&damaged.repository, &options, choose, &mut tell);
     let half = half.unwrap().counts;
+    let (first, last) = (told[0], *told.last().unwrap());
+    assert!(first.0 == 0 && first.1 > 0 && last == (first.1, first.1), "{told:?}");
+    assert!(told.is_sorted() && told.len() as u64 > half.frames, "{told:?}");
     assert_eq!((asked, half.packs), (all.packs, all.packs));
     assert!(half.frames > 0 && half.frames < all.frames, "{half:?} of {all:?}");
-    let none = check_some(&damaged.repository, &options, |_| false).unwrap().counts;
+    let none = check_some(&damaged.repository, &options, |_| false, &mut |_, _| ());
+    let none = none.unwrap().counts;
     assert_eq!(none.frames, 0);
 }
 
@@ -197,4 +205,31 @@ fn orphans_and_foreign_objects_are_listed() {
     assert!(report.problems.is_empty());
     assert_eq!(report.foreign, ["clusters/main/packs/holiday.jpg"]);
     assert_eq!(report.orphans, ["clusters/main/packs/01ARZ3NDEKTSV4RRFFQ69G5FAV"]);
+}
+
+#[test]
+fn what_is_huge_in_the_place_of_a_small_object_is_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository(folder_store(folder.path()));
+    write_delta(&repository, &mut Image::new(), &[], "0", None, &small()).unwrap();
+    let huge = |path: String| {
+        let file = folder.path().join(&path);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        // More than there is memory, and no bytes on disk.
+        std::fs::File::create(file).unwrap().set_len(1 << 42).unwrap();
+        path
+    };
+    let is_named = |error: strata::Error, path: &str| {
+        let text = error.to_string();
+        assert!(text.contains(path) && text.contains("larger than any"), "{text}");
+    };
+    let path = huge(repository.image_path(IMAGE, "0.json"));
+    is_named(chain(&repository, IMAGE, "0", None).unwrap_err(), &path);
+    let path = huge(repository.path("leases/write/00000000000000000001"));
+    is_named(Lease::acquire(&repository, "write", "a", 60, 5).unwrap_err(), &path);
+    huge(repository.path("doomed.json"));
+    assert_eq!(collect(&repository, 0, 5, true, HELD).unwrap().deleted, Vec::<String>::new());
+    let path = huge(repository.path("sets/a.json"));
+    is_named(Manifest::read(&repository, "a").unwrap_err(), &path);
+    is_named(check(&repository, &CheckOptions::default()).unwrap().problems.remove(0).error, &path);
 }

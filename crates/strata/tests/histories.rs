@@ -4,6 +4,7 @@ mod support;
 
 use strata::delta::{chain, descriptor_path};
 use strata::fold::merge;
+use strata::lease::HELD;
 use support::*;
 
 fn history(seed: u64) {
@@ -41,7 +42,7 @@ fn history(seed: u64) {
         let size = random.usize(2..=left.len().min(3));
         let first = random.usize(..=left.len() - size);
         let newest = chain(&repository, IMAGE, &left[first + size - 1].to_string(), None).unwrap();
-        merge(&repository, &newest[first..], &Model, 1 << 20, &small_index()).unwrap();
+        merge(&repository, &newest[first..], &Model, 1 << 20, &small_index(), HELD).unwrap();
         for number in left.drain(first..first + size - 1) {
             let path = descriptor_path(&repository, IMAGE, &number.to_string()).unwrap();
             repository.store().delete(&path).unwrap();

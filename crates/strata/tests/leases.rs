@@ -2,11 +2,13 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use strata::Error;
 use strata::lease::Lease;
-use support::{folder_store, repository};
+use strata::store::testing::{Fault, Faulty};
+use strata::{Error, Repository};
+use support::{folder_store, memory_store, repository};
 
 #[test]
 fn a_lease_is_held_renewed_given_back_and_taken_over() {
@@ -104,4 +106,51 @@ fn what_a_lease_guards_is_never_done_by_two() {
         }
     });
     assert!(done.into_inner() > 0);
+}
+
+/// What others see: until when the lease is held, or that it isn't.
+fn seen(repository: &Repository, now: u64) -> Option<u64> {
+    match Lease::acquire(repository, "prune", "other", 60, now) {
+        Err(Error::Leased { until, .. }) => Some(until),
+        result => {
+            result.unwrap();
+            None
+        }
+    }
+}
+
+#[test]
+fn whose_answer_was_lost_goes_by_what_the_store_says() {
+    // The calls of taking it: a listing, the put, a listing, a get, a listing.
+    for at in 5..10 {
+        let why = format!("lost at call {at}");
+        let storage = memory_store();
+        let whole = repository(storage.clone());
+        let faulty = Faulty::new(storage, at, Fault::LoseAnswer);
+        let held = repository(Arc::new(faulty.clone()));
+        let mut lease = Lease::acquire(&held, "prune", "first", 60, 1000).unwrap();
+        assert_eq!(faulty.calls(), 5);
+        // Some answer is lost, and the next try is made later.
+        if lease.renew(1020).is_err() {
+            assert_eq!(lease.expires(), 1060, "{why}: on the safe side");
+            lease.renew(1030).unwrap();
+            assert_eq!(lease.expires(), 1090, "{why}");
+        }
+        assert_eq!(seen(&whole, 1031), Some(lease.expires()), "{why}");
+        lease.release(1040).unwrap();
+        assert_eq!(seen(&whole, 1040), None, "{why}: given back");
+    }
+}
+
+#[test]
+fn what_was_given_back_is_free_also_where_a_renewal_lost_its_answer() {
+    let storage = memory_store();
+    let whole = repository(storage.clone());
+    let faulty = Faulty::new(storage, 5, Fault::LoseAnswer);
+    let mut lease =
+        Lease::acquire(&repository(Arc::new(faulty)), "prune", "first", 60, 1000).unwrap();
+    lease.renew(1020).unwrap_err();
+    assert_eq!(seen(&whole, 1021), Some(1080));
+    lease.release(1030).unwrap();
+    assert_eq!(seen(&whole, 1030), None);
 }

@@ -7,6 +7,7 @@ mod support;
 use peak_alloc::PeakAlloc;
 use strata::delta::{Block, Change, DeltaWriter, Extent, IndexOptions, chain};
 use strata::fold::{Folded, Sink, fold, merge, open_chain};
+use strata::lease::HELD;
 use strata::pack::{Location, Packed};
 use strata::{Result, Ulid};
 use support::*;
@@ -87,7 +88,8 @@ fn a_fold_of_64_deltas_is_bounded() {
 
     MEMORY.reset_peak_usage();
     let started = std::time::Instant::now();
-    let merged = merge(&repository, &all[1..], &Model, 32 << 20, &IndexOptions::default()).unwrap();
+    let merged =
+        merge(&repository, &all[1..], &Model, 32 << 20, &IndexOptions::default(), HELD).unwrap();
     let (merge_peak, merging) = (MEMORY.peak_usage() - before, started.elapsed());
 
     let total = DELTAS * extents;

@@ -8,6 +8,7 @@ use strata::Repository;
 use strata::check::{CheckOptions, check, collect};
 use strata::delta::{chain, descriptor_path, packs};
 use strata::fold::merge;
+use strata::lease::HELD;
 use strata::manifest::{DeltaId, Manifest};
 use strata::repack::{RepackOptions, repack};
 use strata::store::Store;
@@ -46,7 +47,7 @@ fn pruned(seed: u64, key: Option<strata::frame::Key>) -> (Repository, Vec<(Strin
         let all = chain(&repository, IMAGE, &set.to_string(), None).unwrap();
         let merged: Vec<_> =
             all.into_iter().filter(|delta| delta.id.parse::<usize>().unwrap() >= from).collect();
-        merge(&repository, &merged, &Model, 1 << 20, &small_index()).unwrap();
+        merge(&repository, &merged, &Model, 1 << 20, &small_index(), HELD).unwrap();
         from = set + 1;
     }
     for gone in (0..8).filter(|number| !kept.contains(number)) {
@@ -54,7 +55,7 @@ fn pruned(seed: u64, key: Option<strata::frame::Key>) -> (Repository, Vec<(Strin
         let path = descriptor_path(&repository, IMAGE, &gone.to_string()).unwrap();
         repository.store().delete(&path).unwrap();
     }
-    collect(&repository, 0, NOW, false).unwrap();
+    collect(&repository, 0, NOW, false, HELD).unwrap();
     (repository, images.into_iter().filter(|(id, _)| kept.contains(&id.parse().unwrap())).collect())
 }
 
@@ -85,26 +86,31 @@ fn deltas_mean_the_same_and_sparse_packs_go() {
         // At most so many blocks at a time: several batches, or one.
         let blocks = [2, 500_000][(seed / 2 % 2) as usize];
         let options = RepackOptions { blocks, live_percent: 70, ..options() };
-        let would = repack(&repository, &options, true).unwrap();
+        let would = repack(&repository, &options, true, HELD, &mut |_, _| ()).unwrap();
         assert_eq!(stored(&repository), before, "{why}: a dry run writes nothing");
-        let done = repack(&repository, &options, false).unwrap();
+        let mut told = Vec::new();
+        let mut tell = |done, total| told.push((done, total));
+        let done = repack(&repository, &options, false, HELD, &mut tell).unwrap();
+        let total = would.packs.iter().map(|sparse| sparse.live).sum::<u64>();
+        assert!(told.is_sorted() && told.iter().all(|(done, of)| done <= of && *of == total));
+        assert!(told[0].0 == 0 && told.last().unwrap().0 * 2 > total || total == 0, "{told:?}");
         assert_eq!(done.packs, would.packs, "{why}");
         assert!(done.damaged.is_empty(), "{why}");
         assert_means(&repository, &images, &why);
         // What is replaced waits for its grace time, and then goes.
-        let waiting = collect(&repository, 100, NOW, false).unwrap();
+        let waiting = collect(&repository, 100, NOW, false, HELD).unwrap();
         assert!(waiting.deleted.is_empty(), "{why}");
         for sparse in &done.packs {
             let path = repository.pack_path(sparse.packed.pack);
             assert!(waiting.waiting.contains(&path), "{why}: {path} is needed still");
         }
-        collect(&repository, 100, NOW + 100, false).unwrap();
+        collect(&repository, 100, NOW + 100, false, HELD).unwrap();
         assert_means(&repository, &images, &why);
         if !done.packs.is_empty() {
             rewritten += 1;
             assert!(done.deltas > 0 && done.written > 0, "{why}");
         }
-        let again = repack(&repository, &options, false).unwrap();
+        let again = repack(&repository, &options, false, HELD, &mut |_, _| ()).unwrap();
         assert!(again.packs.len() <= done.packs.len(), "{why}");
     }
     assert!(rewritten > 20, "only {rewritten} of 40 had anything to do");
@@ -113,17 +119,24 @@ fn deltas_mean_the_same_and_sparse_packs_go() {
 #[test]
 fn the_budget_is_kept_and_the_deadest_packs_go_first() {
     let (repository, images) = pruned(3, None);
-    let all = repack(&repository, &RepackOptions { live_percent: 101, ..options() }, true).unwrap();
+    let all = repack(
+        &repository,
+        &RepackOptions { live_percent: 101, ..options() },
+        true,
+        HELD,
+        &mut |_, _| (),
+    )
+    .unwrap();
     assert!(all.packs.len() > 2, "{all:?}");
     let share = |at: usize| all.packs[at].live as f64 / all.packs[at].packed.content as f64;
     assert!((1..all.packs.len()).all(|at| share(at - 1) <= share(at)), "{all:?}");
     let max_bytes = all.written / 2;
     let limited = RepackOptions { live_percent: 101, max_bytes, ..options() };
-    let some = repack(&repository, &limited, false).unwrap();
+    let some = repack(&repository, &limited, false, HELD, &mut |_, _| ()).unwrap();
     assert!(some.left > 0 && !some.packs.is_empty() && some.packs.len() < all.packs.len());
     assert_eq!(some.packs[0], all.packs[0]);
     let none = RepackOptions { live_percent: 101, max_bytes: 0, ..options() };
-    assert_eq!(repack(&repository, &none, false).unwrap().written, 0);
+    assert_eq!(repack(&repository, &none, false, HELD, &mut |_, _| ()).unwrap().written, 0);
     assert_means(&repository, &images, "after half of it");
 }
 
@@ -131,14 +144,14 @@ fn the_budget_is_kept_and_the_deadest_packs_go_first() {
 fn what_is_damaged_is_left_and_named() {
     let (repository, images) = pruned(3, None);
     let options = RepackOptions { live_percent: 101, ..options() };
-    let all = repack(&repository, &options, true).unwrap();
+    let all = repack(&repository, &options, true, HELD, &mut |_, _| ()).unwrap();
     let pack = all.packs[1].packed.pack;
     let path = repository.pack_path(pack);
     let mut bytes = repository.store().get(&path).unwrap().to_vec();
     let good = bytes.clone();
     bytes.iter_mut().for_each(|byte| *byte ^= 1);
     repository.store().put(&path, &[bytes.into()]).unwrap();
-    let done = repack(&repository, &options, false).unwrap();
+    let done = repack(&repository, &options, false, HELD, &mut |_, _| ()).unwrap();
     assert_eq!(done.damaged.len(), 1);
     assert_eq!(done.damaged[0].0, pack);
     assert!(done.packs.iter().all(|sparse| sparse.packed.pack != pack));
@@ -155,7 +168,7 @@ fn what_is_damaged_is_left_and_named() {
     }
     assert!(named);
     repository.store().put(&path, &[good.into()]).unwrap();
-    collect(&repository, 0, NOW, false).unwrap();
+    collect(&repository, 0, NOW, false, HELD).unwrap();
     assert_means(&repository, &images, "with the pack put back");
 }
 
@@ -166,6 +179,6 @@ fn nothing_is_written_while_a_set_cannot_be_read() {
     let path = descriptor_path(&repository, IMAGE, &images[0].0).unwrap();
     repository.store().put(&path, &["{".into()]).unwrap();
     let options = RepackOptions { live_percent: 101, ..options() };
-    repack(&repository, &options, false).unwrap_err();
+    repack(&repository, &options, false, HELD, &mut |_, _| ()).unwrap_err();
     assert_eq!(stored(&repository), before);
 }

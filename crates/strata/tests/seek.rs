@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use strata::delta::{Change, Descriptor, Extent, ImageOptions, ImageWriter, IndexOptions, chain};
 use strata::fold::{Folded, Lookup, Sink, fold, is_full, merge, open_chain};
+use strata::lease::HELD;
 use strata::pack::PackOptions;
 use strata::store::testing::Counting;
 use strata::{Repository, Result};
@@ -108,7 +109,7 @@ fn history(seed: u64) {
     let after = random.u64(..count - 1).to_string();
     let rest = chain(&repository, IMAGE, &newest, Some(&after)).unwrap();
     look(&repository, &rest, &mut random, &format!("seed {seed} after {after}"));
-    merge(&repository, &rest, &Model, 1 << 20, &index).unwrap();
+    merge(&repository, &rest, &Model, 1 << 20, &index, HELD).unwrap();
     let merged = chain(&repository, IMAGE, &newest, None).unwrap();
     look(&repository, &merged, &mut random, &format!("seed {seed} merged"));
 }

@@ -2,6 +2,10 @@
 //!
 //! A delta that no set names any more and that a later one still needs goes into the next one that a
 //! set names. Where a chain has branched, it goes into each branch.
+//!
+//! A merge holds something of each of its deltas in memory, so many at a time are merged in rounds: neighbours into
+//! the last of them, which no set names, and in the end what is left into the one that a set names. Each merge by
+//! itself leaves all that is there as it was, so it may end after any of them, and the next prune goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,15 +27,20 @@ pub(super) struct Merge {
     pub(super) bytes: u64,
 }
 
-/// The merges of an image whose deltas are `links`, where sets name `heads`. The cheapest come first,
-/// and none that makes all together read more than `budget` bytes.
+/// One round of merges of an image whose deltas are `links`, where sets name `heads`: each of at most `most` deltas.
+/// The cheapest come first, and none that makes all together read more than `budget` bytes. When it has been carried
+/// out another round may follow; it is the last that finds none.
 pub(super) fn merges(
     links: &BTreeMap<String, Link>,
     heads: &BTreeSet<String>,
+    most: usize,
     budget: u64,
 ) -> Vec<Merge> {
-    let mut all: Vec<_> = heads.iter().filter_map(|head| merge_into(links, heads, head)).collect();
+    let runs = heads.iter().filter_map(|head| run_into(links, heads, head));
+    let mut all: Vec<_> = runs.flat_map(|run| batches(links, &run, most.max(2))).collect();
     all.sort_by(|a, b| (a.bytes, &a.deltas).cmp(&(b.bytes, &b.deltas)));
+    // Branches have what is before them in common.
+    all.dedup();
     let mut left = budget;
     all.into_iter()
         .take_while(|merge| {
@@ -42,22 +51,37 @@ pub(super) fn merges(
         .collect()
 }
 
-fn merge_into(
+/// A head and what goes into it, oldest first.
+fn run_into(
     links: &BTreeMap<String, Link>,
     heads: &BTreeSet<String>,
     head: &str,
-) -> Option<Merge> {
-    let newest = links.get(head)?;
-    let (mut deltas, mut bytes) = (vec![head.to_owned()], newest.bytes);
-    let mut next = newest.base.as_ref();
-    while let Some(id) = next.filter(|id| !heads.contains(*id) && !deltas.contains(id)) {
-        let link = links.get(id)?;
+) -> Option<Vec<String>> {
+    let mut deltas = vec![head.to_owned()];
+    let mut seen = BTreeSet::from([head]);
+    let mut next = links.get(head)?.base.as_ref();
+    while let Some(id) = next.filter(|id| !heads.contains(*id) && seen.insert(id)) {
         deltas.push(id.clone());
-        bytes = bytes.saturating_add(link.bytes);
-        next = link.base.as_ref();
+        next = links.get(id)?.base.as_ref();
     }
     deltas.reverse();
-    (deltas.len() > 1).then_some(Merge { deltas, bytes })
+    (deltas.len() > 1).then_some(deltas)
+}
+
+/// What of a run is merged in this round.
+fn batches(links: &BTreeMap<String, Link>, run: &[String], most: usize) -> Vec<Merge> {
+    let merge = |deltas: &[String]| {
+        let bytes = deltas.iter().filter_map(|id| links.get(id)).map(|link| link.bytes);
+        Merge { deltas: deltas.to_vec(), bytes: bytes.fold(0, u64::saturating_add) }
+    };
+    match run {
+        // The oldest may be the full one, many times as large as the others: it comes in once, at the end.
+        [_, younger @ ..] if run.len() > most => {
+            let batches = younger.chunks(most).filter(|batch| batch.len() > 1);
+            batches.map(merge).collect()
+        }
+        _ => vec![merge(run)],
+    }
 }
 
 #[cfg(test)]
@@ -74,8 +98,17 @@ mod tests {
     }
 
     fn merged(all: &[(&str, u64)], heads: &[&str], budget: u64) -> Vec<String> {
+        batched(&links(all), heads, 64, budget)
+    }
+
+    fn batched(
+        links: &BTreeMap<String, Link>,
+        heads: &[&str],
+        most: usize,
+        budget: u64,
+    ) -> Vec<String> {
         let heads = heads.iter().map(|head| (*head).to_owned()).collect();
-        merges(&links(all), &heads, budget).iter().map(|merge| merge.deltas.join("+")).collect()
+        merges(links, &heads, most, budget).iter().map(|merge| merge.deltas.join("+")).collect()
     }
 
     const CHAIN: [(&str, u64); 6] =
@@ -102,6 +135,56 @@ mod tests {
     fn the_budget_takes_the_cheapest() {
         assert_eq!(merged(&CHAIN, &["c", "f"], 200), ["d+e+f"]);
         assert_eq!(merged(&CHAIN, &["c", "f"], 100), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_long_run_is_merged_in_rounds_and_its_oldest_last() {
+        let mut links = links(&CHAIN);
+        let round = |links: &_| batched(links, &["f"], 2, u64::MAX);
+        assert_eq!(round(&links), ["b+c", "d+e"]);
+        // As the merges leave it.
+        links.get_mut("c").unwrap().base = Some("a".into());
+        links.get_mut("e").unwrap().base = Some("c".into());
+        assert_eq!(round(&links), ["c+e"]);
+        links.get_mut("e").unwrap().base = Some("a".into());
+        assert_eq!(round(&links), ["e+f"]);
+        links.get_mut("f").unwrap().base = Some("a".into());
+        assert_eq!(round(&links), ["a+f"]);
+        links.get_mut("f").unwrap().base = None;
+        assert_eq!(round(&links), Vec::<String>::new());
+    }
+
+    #[test]
+    fn rounds_grow_with_the_logarithm_and_no_delta_is_read_more_often() {
+        let id = |at: u32| format!("{at:05}");
+        let base = |at: u32| at.checked_sub(1).map(id);
+        let mut links: BTreeMap<_, _> =
+            (0..8760).map(|at| (id(at), Link { base: base(at), bytes: 10 })).collect();
+        links.get_mut(&id(0)).unwrap().bytes = 1_000_000;
+        let heads = BTreeSet::from([id(8759)]);
+        let mut reads = Vec::new();
+        loop {
+            let round = merges(&links, &heads, 64, u64::MAX);
+            if round.is_empty() {
+                break;
+            }
+            reads.push(round.iter().map(|merge| merge.bytes).sum::<u64>());
+            for merge in round {
+                assert!((2..=64).contains(&merge.deltas.len()));
+                let base = links[&merge.deltas[0]].base.clone();
+                let into = links.get_mut(merge.deltas.last().unwrap()).unwrap();
+                // As large as all of them, at the very worst.
+                (into.base, into.bytes) = (base, merge.bytes);
+            }
+        }
+        assert_eq!(reads, [87_590, 87_590, 1_087_590]);
+    }
+
+    #[test]
+    fn branches_share_the_rounds_of_what_is_before_them() {
+        let tree = [("a", 1), ("b<a", 1), ("c<b", 1), ("d<c", 1), ("e<d", 1), ("f<d", 1)];
+        let merged = batched(&links(&tree), &["e", "f"], 2, u64::MAX);
+        assert_eq!(merged, ["b+c", "d+e", "d+f"]);
     }
 
     #[test]

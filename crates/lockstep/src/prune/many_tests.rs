@@ -78,6 +78,9 @@ impl Storage for FarAway {
     fn get(&self, path: &str) -> StoreResult<Bytes> {
         self.call("get", || self.inner.get(path))
     }
+    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
+        self.call("get", || self.inner.get_small(path, most))
+    }
     fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
         self.call("get", || self.inner.get_range(path, range))
     }
@@ -180,10 +183,12 @@ fn many_sets_are_read_many_at_a_time_and_few_times_each() {
         repository: &repository,
         rules: &StreamRules,
         budget: u64::MAX,
+        at_once: 64,
         grace: 24 * 3600,
         now: 4_000_000_000,
         forget: &|_| Ok(()),
         reached: &|_| Ok(()),
+        still: &|| Ok(()),
     };
     let (done, calls, most) = far.cost("prune, nothing to do", || work.run(&plan).unwrap());
     assert!(done.0.is_empty() && done.1.deleted == 0, "{done:?}");

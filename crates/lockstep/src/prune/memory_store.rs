@@ -55,6 +55,13 @@ impl Storage for Memory {
         self.0.lock().unwrap().get(path).cloned().map_or_else(|| none(path), Ok)
     }
 
+    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
+        match self.get(path)? {
+            bytes if bytes.len() as u64 <= most => Ok(bytes),
+            _ => Err(StoreError::new("get", path, StoreErrorKind::TooLarge)),
+        }
+    }
+
     fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
         let all = self.get(path)?;
         let end = range.end.min(all.len() as u64);

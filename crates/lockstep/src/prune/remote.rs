@@ -20,7 +20,7 @@ use strata::fold::{Rules, merge};
 use strata::manifest::Manifest as Stored;
 use strata::read_many;
 
-use super::chains::{self, Link};
+use super::chains::{self, Link, Merge};
 use super::{Entry, Fate, Outcome, Place, Plan, Request, common};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -34,6 +34,8 @@ use crate::steps;
 
 /// Memory that a merge may take, about.
 const MEMORY: u64 = 96 << 20;
+/// Deltas that are merged at a time: beside that memory a merge takes about 1.5 MiB for each.
+const MERGED_AT_ONCE: usize = 64;
 
 /// What was done in a repository beside removing sets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -92,13 +94,12 @@ pub(super) fn prune(
         repository: &repository,
         rules: &StreamRules,
         budget: request.max_merge_bytes.unwrap_or(u64::MAX),
+        at_once: MERGED_AT_ONCE,
         grace: u64::from(repository.config.grace_hours) * 3600,
         now: u64::try_from(Timestamp::now().as_second()).unwrap_or(0),
         forget: &|set| common::forget_shipped(cx, set, name),
-        reached: &|step| {
-            lease.check()?;
-            steps::reached(step)
-        },
+        reached: &|step| steps::reached(step),
+        still: &|| lease.check(),
     };
     let (removed, done) = work.run(&plan)?;
     Ok(Outcome { plan, removed, done: Some(done) })
@@ -186,6 +187,12 @@ fn locked_until(repository: &Repository, set: &Shipped) -> Option<Timestamp> {
     Timestamp::from_second(set.shipped_at.as_second().saturating_add(span)).ok()
 }
 
+/// A delta as far as chains are concerned.
+fn link(descriptor: &Descriptor) -> Link {
+    let bytes = descriptor.files().map(|file| file.size).sum();
+    Link { base: descriptor.base.clone(), bytes }
+}
+
 /// The carrying out of a plan.
 pub(super) struct Work<'a, R> {
     pub(super) repository: &'a Repository,
@@ -193,14 +200,18 @@ pub(super) struct Work<'a, R> {
     pub(super) rules: &'a R,
     /// Bytes of indexes that merges may read.
     pub(super) budget: u64,
+    /// Deltas that are merged at a time.
+    pub(super) at_once: usize,
     /// Seconds.
     pub(super) grace: u64,
     /// Unix time.
     pub(super) now: u64,
     /// Called before a set is removed.
     pub(super) forget: &'a dyn Fn(&str) -> Result<()>,
-    /// Asked before each step: whether to go on.
+    /// Called before each step.
     pub(super) reached: &'a dyn Fn(&str) -> Result<()>,
+    /// Asked before each object is deleted or replaced: whether the lease is held still.
+    pub(super) still: &'a dyn Fn() -> Result<()>,
 }
 
 impl<R: Rules> Work<'_, R> {
@@ -209,6 +220,7 @@ impl<R: Rules> Work<'_, R> {
         let mut removed = Vec::new();
         for set in plan.removed() {
             (self.reached)("prune.repository-set")?;
+            (self.still)()?;
             (self.forget)(set)?;
             self.remove(set)?;
             removed.push(set.to_owned());
@@ -219,19 +231,25 @@ impl<R: Rules> Work<'_, R> {
         }
         done.merged = self.merge_all()?;
         (self.reached)("prune.repository-collect")?;
-        let collected = collect(&self.repository.strata, self.grace, self.now, false);
-        let collected = collected.map_err(of_strata)?;
+        let (strata, still) = (&self.repository.strata, self.still_of_strata());
+        let collected = collect(strata, self.grace, self.now, false, &still).map_err(of_strata)?;
         done.deleted = collected.deleted.len() as u64;
         done.waiting = collected.waiting.len() as u64;
         done.locked = collected.locked.len() as u64;
         Ok((removed, done))
     }
 
+    fn still_of_strata(&self) -> impl Fn() -> strata::Result<()> {
+        || (self.still)().map_err(strata::Error::caller)
+    }
+
     /// The manifest first: from here on there is no such set. Nothing starts from its files' delta.
     fn remove(&self, set: &str) -> Result<()> {
         let strata = &self.repository.strata;
+        (self.still)()?;
         Stored::delete(strata, set).map_err(of_strata)?;
         let files = descriptor_path(strata, FILES_IMAGE, set).map_err(of_strata)?;
+        (self.still)()?;
         strata.store().delete(&files).map_err(|error| of_strata(error.into()))
     }
 
@@ -246,24 +264,35 @@ impl<R: Rules> Work<'_, R> {
         .map_err(of_strata)?;
         let (mut merged, mut budget) = (0, self.budget);
         for (image, heads) in heads {
-            let descriptors = self.descriptors(&image, &heads)?;
-            let link = |descriptor: &Descriptor| Link {
-                base: descriptor.base.clone(),
-                bytes: descriptor.files().map(|file| file.size).sum(),
-            };
-            let links = descriptors.iter().map(|(id, descriptor)| (id.clone(), link(descriptor)));
-            for run in chains::merges(&links.collect(), &heads, budget) {
-                (self.reached)("prune.repository-merge")?;
-                let run_of: Vec<_> =
-                    run.deltas.iter().filter_map(|id| descriptors.get(id).cloned()).collect();
-                let options = IndexOptions::default();
-                merge(&self.repository.strata, &run_of, self.rules, MEMORY, &options)
-                    .map_err(of_strata)?;
-                merged += run_of.len() as u64 - 1;
-                budget = budget.saturating_sub(run.bytes);
+            let mut descriptors = self.descriptors(&image, &heads)?;
+            loop {
+                let links =
+                    descriptors.iter().map(|(id, descriptor)| (id.clone(), link(descriptor)));
+                let round = chains::merges(&links.collect(), &heads, self.at_once, budget);
+                if round.is_empty() {
+                    break;
+                }
+                let mut into = Vec::new();
+                for run in round {
+                    into.push(self.merge(&run, &descriptors)?);
+                    merged += run.deltas.len() as u64 - 1;
+                    budget = budget.saturating_sub(run.bytes);
+                }
+                // Only now: to its own round a delta is what it was planned with.
+                let replaced = into.into_iter().map(|delta| (delta.id.clone(), delta));
+                descriptors.extend(replaced);
             }
         }
         Ok(merged)
+    }
+
+    /// Merges neighbours into the last of them.
+    fn merge(&self, run: &Merge, all: &BTreeMap<String, Descriptor>) -> Result<Descriptor> {
+        (self.reached)("prune.repository-merge")?;
+        let run_of: Vec<_> = run.deltas.iter().filter_map(|id| all.get(id).cloned()).collect();
+        let (options, still) = (IndexOptions::default(), self.still_of_strata());
+        merge(&self.repository.strata, &run_of, self.rules, MEMORY, &options, &still)
+            .map_err(of_strata)
     }
 
     /// The descriptors of all chains that end in `heads`.

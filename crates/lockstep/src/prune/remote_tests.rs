@@ -1,6 +1,7 @@
 //! A repository is pruned: what is kept folds to the same content, also where the program dies at any
 //! call to the store; what nobody needs is gone in the end.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,11 +11,13 @@ use strata::check::{CheckOptions, check};
 use strata::delta::{Change, ImageOptions, ImageWriter, chain};
 use strata::fold::{DataSink, Folded, KeepAll, Reading, fold, open_chain};
 use strata::pack::{FrameReader, PackOptions};
-use strata::store::testing::{Fault, Faulty};
+use strata::store::testing::{Call, Counting, Fault, Faulty, Meanwhile};
 use strata::store::{Retries, Storage, Store};
 
 use super::*;
 use crate::prune::memory_store::Memory;
+use crate::repository::Format;
+use crate::repository::check::{Finding, Severity};
 use crate::repository::shipped::{Pages, Shipped, ShippedVolume};
 use crate::set::manifest::tests::manifest;
 use crate::volume::zfs::DatasetName;
@@ -186,10 +189,12 @@ pub(super) fn work(repository: &Repository, grace: u64) -> Work<'_, KeepAll> {
         repository,
         rules: &KeepAll,
         budget: u64::MAX,
+        at_once: 64,
         grace,
         now: NOW,
         forget: nothing,
         reached: nothing,
+        still: &|| Ok(()),
     }
 }
 
@@ -246,7 +251,9 @@ fn sets_of_random_policies_stay_as_they_were() {
                     left -= 1;
                 }
             }
-            work(&repository, 0).run(&plan).unwrap();
+            // Runs that one merge takes, and those that need several rounds.
+            let at_once = [2, 3, 64][usize::try_from(seed).unwrap() % 3];
+            Work { at_once, ..work(&repository, 0) }.run(&plan).unwrap();
             let sets = assert_whole(&memory, &history, &format!("seed {seed}, {left} left"));
             assert_eq!(sets.len(), left);
         }
@@ -316,15 +323,141 @@ fn a_budget_leaves_the_rest_for_later() {
     assert_eq!(assert_whole(&memory, &history, "merged later"), [2, 5].map(set_id));
 }
 
+#[test]
+fn nothing_is_deleted_or_replaced_once_the_lease_is_lost() {
+    let (filled, history) = filled(5);
+    for times in 0.. {
+        let why = format!("lost after {times}");
+        let memory = filled.copy();
+        let counting = Counting::new(Arc::new(memory.clone()));
+        let repository = repository(Arc::new(counting.clone()));
+        let plan = plan(&repository, &policy("last = 1\nweekly = 2"), &[]).unwrap();
+        let asked = Cell::new(0);
+        let still = || {
+            asked.set(asked.get() + 1);
+            if asked.get() <= times {
+                return Ok(());
+            }
+            counting.take();
+            Err(Error::failed("the lease was lost").with_hint("run it again"))
+        };
+        let result = Work { still: &still, ..work(&repository, 0) }.run(&plan);
+        let Err(error) = result else {
+            assert!(times > 40, "only asked {times} times");
+            return;
+        };
+        // Its own words and hint, although it came through the crate below.
+        assert_eq!(error.to_string(), "the lease was lost");
+        assert_eq!(error.hint().as_deref(), Some("run it again"));
+        let is_change = |call: &Call| {
+            call.verb == "delete" || (call.verb == "put" && call.path.ends_with(".json"))
+        };
+        let changes: Vec<_> = counting.take().into_iter().filter(is_change).collect();
+        assert_eq!(changes, [], "{why}");
+        let kept = assert_whole(&memory, &history, &why);
+        assert!([0, 4].iter().all(|number| kept.contains(&set_id(*number))), "{why}: {kept:?}");
+    }
+}
+
+#[test]
+fn a_check_beside_a_prune_finds_nothing() {
+    let (filled, _) = filled(4);
+    let format = Format::new();
+    for at in 0.. {
+        let memory = filled.copy();
+        let storage: Arc<dyn Storage> = Arc::new(memory.clone());
+        format.create(repository(storage.clone()).strata.store()).unwrap();
+        // What is no key, and is removed too: it may be listed, and then it is gone.
+        memory.put("keys/a.json", &["{".into()]).unwrap();
+        let pruned = repository(storage.clone());
+        let meanwhile = Arc::new(Meanwhile::new(storage, at, move || {
+            prune(&pruned, &policy("last = 1"), &[]).unwrap();
+            memory.delete("keys/a.json").unwrap();
+        }));
+        let checking = repository(meanwhile.clone());
+        let checked = crate::repository::check::run(&checking, Some(100), &mut |_, _| ());
+        let findings = checked.unwrap().findings;
+        let calls = meanwhile.calls();
+        // The key is the last that is read.
+        let is_late = at + 1 >= calls;
+        let is_key = |finding: &Finding| is_late && finding.what.contains("keys/a.json");
+        let wrong: Vec<_> = findings
+            .iter()
+            .filter(|finding| finding.severity != Severity::Note && !is_key(finding))
+            .collect();
+        assert!(wrong.is_empty(), "pruned before call {at}: {wrong:#?}");
+        if calls <= at {
+            assert!(at > 40, "only {at} calls");
+            return;
+        }
+    }
+}
+
+/// Index files that belong to this delta as it is.
+fn own_indexes(memory: &Memory, delta: &str) -> usize {
+    memory.paths(&format!("tank=data/{delta}.")).iter().filter(|p| p.ends_with(".parquet")).count()
+}
+
+#[test]
+fn a_run_longer_than_a_merge_takes_is_merged_in_rounds() {
+    let (filled, history) = filled(12);
+    for at_once in [2, 3, 5] {
+        let why = format!("{at_once} at once");
+        let memory = filled.copy();
+        let repository = repository(Arc::new(memory.clone()));
+        let plan = plan(&repository, &policy("last = 1"), &[]).unwrap();
+        let merges = Cell::new(0);
+        let reached = |step: &str| {
+            merges.set(merges.get() + u32::from(step == "prune.repository-merge"));
+            Ok(())
+        };
+        let rounds = Work { at_once, reached: &reached, ..work(&repository, 0) };
+        let (removed, done) = rounds.run(&plan).unwrap();
+        assert_eq!((removed.len(), done.merged), (11, 22), "{why}");
+        assert!(merges.get() > 4, "{why}: {} merges", merges.get());
+        assert_eq!(assert_whole(&memory, &history, &why), [set_id(11)]);
+        // Of what the rounds wrote in between nothing is left.
+        assert_eq!(own_indexes(&memory, "11"), 3, "{why}");
+        let report = check(&repository.strata, &CheckOptions::default()).unwrap();
+        assert!(report.orphans.is_empty(), "{why}: {:?}", report.orphans);
+    }
+}
+
+#[test]
+fn a_budget_may_end_between_rounds_and_the_next_run_goes_on() {
+    let (memory, history) = filled(12);
+    let repository = repository(Arc::new(memory.clone()));
+    let mut plan_of = plan(&repository, &policy("last = 1"), &[]).unwrap();
+    let mut merged = Vec::new();
+    loop {
+        // About two merges a run.
+        let tight = Work { at_once: 3, budget: 40_000, ..work(&repository, 0) };
+        let done = tight.run(&plan_of).unwrap().1;
+        assert_eq!(assert_whole(&memory, &history, &format!("{merged:?}")), [set_id(11)]);
+        if done.merged == 0 {
+            break;
+        }
+        merged.push(done.merged);
+        plan_of = plan(&repository, &policy("last = 1"), &[]).unwrap();
+    }
+    assert!(merged.len() > 2 && merged.iter().sum::<u64>() == 22, "{merged:?}");
+    let heads = memory.paths("tank=data/").iter().filter(|p| p.ends_with(".json")).count();
+    assert_eq!(heads, 1, "all is merged");
+}
+
 /// The program dies at every call in turn; what is kept is whole, and the next run finishes.
-fn dies(fault: Fault) {
+fn dies(fault: Fault, at_once: usize) {
     let (filled, history) = filled(5);
     let policy = policy("last = 1\nweekly = 2");
+    let prune = |repository: &Repository| {
+        let plan = plan(repository, &policy, &[])?;
+        Work { at_once, ..work(repository, 0) }.run(&plan)
+    };
     for at in 0.. {
-        let why = format!("{fault:?} at call {at}");
+        let why = format!("{fault:?} at call {at}, {at_once} at once");
         let memory = filled.copy();
         let faulty = Faulty::new(Arc::new(memory.clone()), at, fault);
-        let result = prune(&repository(Arc::new(faulty.clone())), &policy, &[]);
+        let result = prune(&repository(Arc::new(faulty.clone())));
         let kept = assert_whole(&memory, &history, &why);
         assert!([0, 4].iter().all(|number| kept.contains(&set_id(*number))), "{why}: {kept:?}");
         if result.is_ok() && faulty.calls() <= at {
@@ -332,7 +465,7 @@ fn dies(fault: Fault) {
             return;
         }
         let whole = repository(Arc::new(memory.clone()));
-        prune(&whole, &policy, &[]).unwrap_or_else(|e| panic!("{why}: the next: {}", e.chain()));
+        prune(&whole).unwrap_or_else(|e| panic!("{why}: the next: {}", e.chain()));
         assert_eq!(assert_whole(&memory, &history, &why), [0, 4].map(set_id));
         let report = check(&whole.strata, &CheckOptions::default()).unwrap();
         assert!(report.orphans.is_empty(), "{why}: leftovers stay: {:?}", report.orphans);
@@ -343,15 +476,15 @@ fn dies(fault: Fault) {
 
 #[test]
 fn dead_before_any_call() {
-    dies(Fault::StopBefore);
+    [2, 64].into_iter().for_each(|at_once| dies(Fault::StopBefore, at_once));
 }
 
 #[test]
 fn dead_after_any_call() {
-    dies(Fault::StopAfter);
+    [2, 64].into_iter().for_each(|at_once| dies(Fault::StopAfter, at_once));
 }
 
 #[test]
 fn any_call_fails_once() {
-    dies(Fault::FailOnce);
+    [2, 64].into_iter().for_each(|at_once| dies(Fault::FailOnce, at_once));
 }

@@ -62,15 +62,21 @@ impl Checked {
     }
 }
 
-/// Checks the cluster's part of the repository, its keys, and of its packs so many percent.
+/// Checks the cluster's part of the repository, its keys, and of its packs so many percent: while they are read, `told`
+/// hears how many bytes of them have been, and how many they are.
 ///
 /// # Errors
 /// When the store can't be listed.
-pub fn run(repository: &Repository, percent: Option<u8>) -> Result<Checked> {
+pub fn run(
+    repository: &Repository,
+    percent: Option<u8>,
+    told: &mut dyn FnMut(u64, u64),
+) -> Result<Checked> {
     let known = vec!["wal/".to_owned()];
     let options = CheckOptions { read_data: percent.is_some(), known };
     let mut chosen = sample(percent.unwrap_or(0))?;
-    let report = check_some(&repository.strata, &options, &mut chosen).map_err(of_strata)?;
+    let report = check_some(&repository.strata, &options, &mut chosen, told);
+    let report = report.map_err(of_strata)?;
     let mut findings = of_report(&report);
     findings.extend(of_sets(repository, &report)?);
     let store = repository.strata.store();
@@ -181,13 +187,20 @@ pub struct Repaired {
     pub locked: Vec<String>,
 }
 
-/// Deletes what no set has needed for the grace time, and keys that open nothing. The caller holds the lease.
+/// Deletes what no set has needed for the grace time, and keys that open nothing. The caller holds the lease; `still`
+/// is asked before each deletion whether that is still so.
 ///
 /// # Errors
-/// When a set can't be read: then nobody knows what it needs.
-pub fn repair(repository: &Repository, now: u64) -> Result<Repaired> {
+/// When a set can't be read: then nobody knows what it needs. Those of `still`.
+pub fn repair(
+    repository: &Repository,
+    now: u64,
+    still: &dyn Fn() -> Result<()>,
+) -> Result<Repaired> {
     let grace = u64::from(repository.config.grace_hours) * 3600;
-    let collected = collect(&repository.strata, grace, now, false).map_err(of_strata)?;
+    let of_caller = || still().map_err(strata::Error::caller);
+    let collected = collect(&repository.strata, grace, now, false, &of_caller);
+    let collected = collected.map_err(of_strata)?;
     let strata::check::Collected { deleted, waiting, locked } = collected;
     let mut repaired = Repaired { deleted, waiting, locked };
     let store = repository.strata.store();
@@ -200,6 +213,7 @@ pub fn repair(repository: &Repository, now: u64) -> Result<Repaired> {
         if age < store.locked_seconds(&path) {
             repaired.locked.push(path);
         } else {
+            still()?;
             keys::forget(store, slot)?;
             repaired.deleted.push(path);
         }

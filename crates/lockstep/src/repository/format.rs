@@ -11,6 +11,8 @@ use crate::names::random_suffix;
 /// The newest format that is known.
 const VERSION: u32 = 1;
 const PATH: &str = "lockstep.json";
+/// More bytes than this file, or one with a key, ever has.
+pub(super) const MAX_SIZE: u64 = 1 << 20;
 /// The one cipher that there is.
 const CIPHER: &str = "aes-256-gcm";
 
@@ -80,9 +82,19 @@ impl Format {
     /// # Errors
     /// As [`Format::read`].
     pub fn find(store: &Store, name: &str) -> Result<Option<Self>> {
-        let bytes = match store.get(PATH) {
+        let damaged = |why: String| {
+            Error::failed(format!("{PATH} of repository \"{name}\" is damaged"))
+                .because(why)
+                .with_hint(
+                    "it is small and never changes: put it back from a copy of the repository",
+                )
+        };
+        let bytes = match store.get_small(PATH, MAX_SIZE) {
             Ok(bytes) => bytes,
             Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind == StoreErrorKind::TooLarge => {
+                return Err(damaged(error.to_string()));
+            }
             // The first call to any repository: where it can't be reached, this is where it shows.
             Err(error) => {
                 let error = of_store(error);
@@ -95,13 +107,8 @@ impl Format {
             }
         };
         // The version comes before all that it may have changed.
-        let format = document::read::<serde_json::Value>(PATH, &bytes).map_err(|error| {
-            Error::failed(format!("{PATH} of repository \"{name}\" is damaged"))
-                .because(error.to_string())
-                .with_hint(
-                    "it is small and never changes: put it back from a copy of the repository",
-                )
-        })?;
+        let format = document::read::<serde_json::Value>(PATH, &bytes)
+            .map_err(|error| damaged(error.to_string()))?;
         let version = format.get("version").and_then(serde_json::Value::as_u64).unwrap_or(0);
         if version > u64::from(VERSION) {
             return Err(Error::failed(format!(
@@ -125,5 +132,30 @@ impl Format {
 impl Default for Format {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use strata::store::ObjectStorage;
+
+    use super::*;
+    use crate::repository::keys;
+
+    #[test]
+    fn what_is_huge_is_not_read() {
+        let folder =
+            std::env::temp_dir().join(format!("lockstep-huge-{}-{}", std::process::id(), line!()));
+        let store = Store::new(ObjectStorage::folder(&folder).unwrap());
+        std::fs::create_dir(folder.join("keys")).unwrap();
+        for path in [PATH, "keys/a.json"] {
+            // More than there is memory, and no bytes on disk.
+            std::fs::File::create(folder.join(path)).unwrap().set_len(1 << 42).unwrap();
+        }
+        let error = Format::read(&store, "offsite").unwrap_err().chain();
+        assert!(error.contains("is damaged") && error.contains("larger than any"), "{error}");
+        let (good, bad) = keys::list(&store).unwrap();
+        assert!(good.is_empty() && bad.len() == 1 && bad[0].0 == "keys/a.json");
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -100,3 +100,71 @@ fn is_reachable(store: &Store, config: &RepositoryConfig) -> Result<()> {
         Ok(()) => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::ops::Range;
+
+    use bytes::Bytes;
+    use strata::store::{Listed, Storage, StoreResult};
+
+    use super::*;
+    use crate::prune::memory_store::Memory;
+
+    /// A store whose server knows no conditions.
+    struct Overwrites(Memory);
+
+    impl Storage for Overwrites {
+        fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
+            self.0.put(path, data)
+        }
+
+        fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
+            self.0.put(path, std::slice::from_ref(data))
+        }
+
+        fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
+            self.0.put_file(path, file, length)
+        }
+
+        fn get(&self, path: &str) -> StoreResult<Bytes> {
+            self.0.get(path)
+        }
+
+        fn get_small(&self, path: &str, limit: u64) -> StoreResult<Bytes> {
+            self.0.get_small(path, limit)
+        }
+
+        fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
+            self.0.get_range(path, range)
+        }
+
+        fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
+            self.0.list(prefix, each)
+        }
+
+        fn delete(&self, path: &str) -> StoreResult<()> {
+            self.0.delete(path)
+        }
+
+        fn size(&self, path: &str) -> StoreResult<u64> {
+            self.0.size(path)
+        }
+
+        fn locked_seconds(&self, path: &str) -> u64 {
+            self.0.locked_seconds(path)
+        }
+    }
+
+    #[test]
+    fn a_store_that_writes_over_what_is_there_is_refused() {
+        let config: RepositoryConfig = toml::from_str("url = 's3://b'").unwrap();
+        let good = Memory::default();
+        keeps_what_is_there(&Store::new(good.clone()), &config).unwrap();
+        assert!(good.paths("").is_empty(), "the probe is gone");
+        let error = keeps_what_is_there(&Store::new(Overwrites(good)), &config).unwrap_err();
+        assert!(error.to_string().contains("s3://b"), "{error}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("two hosts")));
+    }
+}

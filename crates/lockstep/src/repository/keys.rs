@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use strata::document;
 use strata::store::{Store, StoreErrorKind};
 
-use super::format::Format;
+use super::format::{Format, MAX_SIZE};
 use super::wrap::{self, DataKey, Kdf, Secret, Slot, VERSION, unhex};
 use super::{of_store, of_strata, secret};
 use crate::config::RepositoryConfig;
@@ -84,7 +84,8 @@ pub fn list(store: &Store) -> Result<Slots> {
     let (mut good, mut bad) = (Vec::new(), Vec::new());
     for path in paths {
         match read(store, &path) {
-            Ok(slot) => good.push(slot),
+            // None where it was removed meanwhile.
+            Ok(slot) => good.extend(slot),
             Err(error) => bad.push((path, error)),
         }
     }
@@ -96,8 +97,11 @@ fn path(id: &str) -> String {
     format!("{FOLDER}/{id}.json")
 }
 
-fn read(store: &Store, at: &str) -> Result<Slot> {
-    let bytes = store.get(at).map_err(of_store)?;
+fn read(store: &Store, at: &str) -> Result<Option<Slot>> {
+    let bytes = match store.get_small(at, MAX_SIZE) {
+        Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
+        bytes => bytes.map_err(of_store)?,
+    };
     let slot: Slot = document::read(at, &bytes).map_err(of_strata)?;
     if slot.version > VERSION {
         return Err(Error::failed(format!(
@@ -109,7 +113,7 @@ fn read(store: &Store, at: &str) -> Result<Slot> {
     if path(&slot.id) != at {
         return Err(Error::failed(format!("\"{at}\" is that of key \"{}\"", slot.id)));
     }
-    Ok(slot)
+    Ok(Some(slot))
 }
 
 /// Wraps the data key with one more secret.

@@ -169,7 +169,7 @@ impl Repository {
         }
     }
 
-    /// All sets, oldest first, and those that can't be read.
+    /// All sets, oldest first, and those that can't be read. One that is removed meanwhile is among neither.
     ///
     /// # Errors
     /// When the store can't be listed.
@@ -178,10 +178,10 @@ impl Repository {
         let ids = Stored::list(&self.strata).map_err(of_strata)?;
         read_many(
             &ids,
-            |id| self.read(id),
+            |id| self.read_if_there(id),
             |id, shipped| {
                 match shipped {
-                    Ok(shipped) => good.push(shipped),
+                    Ok(shipped) => good.extend(shipped),
                     Err(error) => bad.push((id.clone(), error)),
                 }
                 steps::reached("repository.set")
@@ -264,5 +264,22 @@ impl Shipped {
     /// The volumes that nobody can look into.
     pub fn raw(&self) -> impl Iterator<Item = &ShippedVolume> {
         self.volumes.iter().filter(|volume| volume.raw.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::set::manifest::tests::manifest;
+
+    #[test]
+    fn another_set_s_or_cluster_s_manifest_is_refused() {
+        let id = "20261123T194512Z-k3fa";
+        let shipped = Shipped::new(manifest(id, Vec::new()), Vec::new());
+        let cluster = shipped.manifest.cluster.to_string();
+        assert_eq!(shipped.check(id, &cluster), Ok(()));
+        let error = shipped.check(id, "another").unwrap_err();
+        assert!(error.contains(&format!("of cluster \"{cluster}\"")), "{error}");
+        assert!(shipped.check("20261123T194513Z-k3fa", &cluster).is_err());
     }
 }

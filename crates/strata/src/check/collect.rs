@@ -7,102 +7,227 @@
 //!
 //! Where the store locks objects for some time, a deletion before that would only hide them: they would be paid for,
 //! and helped nobody any more. So they are left until their lock has ended.
+//!
+//! What could go wrong: a descriptor stays and something that it refers to goes, so that the next backup which finds
+//! it there publishes a set that can't be restored. So a descriptor that stays, for whatever reason, keeps all that it
+//! refers to; and an increment goes before what it changes, and is gone before anything else of it goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
-
+use super::doomed::Doomed;
 use super::{Inventory, Live};
-use crate::document;
-use crate::error::Result;
+use crate::delta::read_descriptor;
+use crate::error::{Error, Result};
+use crate::id::Ulid;
+use crate::lease::Still;
+use crate::manifest::DeltaId;
+use crate::many::read_many;
 use crate::repository::Repository;
-use crate::store::StoreErrorKind;
-
-/// Since when nothing has referred to a path.
-#[derive(Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Doomed {
-    format: u32,
-    since: BTreeMap<String, u64>,
-}
+use crate::store::{Listed, StoreErrorKind};
 
 /// What a collection did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
     /// Deleted, in this order.
     pub deleted: Vec<String>,
-    /// Nothing refers to them, but their grace time isn't over.
+    /// No set needs them, but their grace time isn't over, or that of a descriptor which refers to them.
     pub waiting: Vec<String>,
-    /// Nothing has referred to them for the grace time, but the store lets nobody delete them yet.
+    /// No set has needed them for the grace time, but the store lets nobody delete them yet, or a descriptor which
+    /// refers to them.
     pub locked: Vec<String>,
+}
+
+/// Something that no set needs.
+#[derive(Clone, Copy)]
+struct Unneeded<'a> {
+    listed: &'a Listed,
+    what: What<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum What<'a> {
+    Delta(&'a DeltaId),
+    Index,
+    Pack(Ulid),
 }
 
 /// Deletes descriptors, then index files, then packs that nothing has referred to for `grace` seconds.
 ///
-/// Whatever of a set can't be read stops it before anything is deleted: nobody knows what that would refer to.
+/// Whatever of a set can't be read stops it before anything is deleted: nobody knows what that would refer to. `still`
+/// is asked before each deletion.
 pub fn collect(
     repository: &Repository,
     grace: u64,
     now: u64,
     is_dry_run: bool,
+    still: Still<'_>,
 ) -> Result<Collected> {
     // First what is there, then what is needed: what is written in between is needed by nobody on this list.
     let inventory = Inventory::take(repository)?;
     let is_old = |time: u64| now.saturating_sub(time) >= grace;
-    let mut live = Live::default();
-    live.sets(repository)?;
-    // A backup that has no manifest yet.
-    let young = inventory.deltas.iter().filter(|(_, listed)| !is_old(listed.modified));
-    live.chains(repository, young.map(|(delta, _)| delta.clone()).collect(), true)?;
-    let deltas = inventory.deltas.iter().filter(|(delta, _)| !live.deltas.contains(delta));
-    let indexes = inventory.indexes.iter().filter(|(path, _)| !live.indexes.contains(*path));
-    let packs = inventory.packs.iter().filter(|(pack, _)| !live.packs.contains_key(pack));
-    // In the order in which they go: nothing that is there ever refers to what isn't.
-    let unneeded: Vec<_> = deltas
-        .map(|(_, listed)| listed)
-        .chain(indexes.map(|(_, listed)| listed))
-        .chain(packs.map(|(_, listed)| listed))
-        .collect();
-
-    let path = repository.path("doomed.json");
-    let before = read_doomed(repository, &path)?;
-    let mut after = Doomed { format: 1, since: BTreeMap::new() };
-    let mut collected = Collected::default();
-    for listed in unneeded {
-        let since = before.since.get(&listed.path).copied().unwrap_or(now).min(now);
-        after.since.insert(listed.path.clone(), since);
+    let live = live(repository, &inventory, is_old)?;
+    let before = Doomed::read(repository)?;
+    let mut after = Doomed::default();
+    let (mut going, mut waiting, mut locked) = (Vec::new(), Vec::new(), Vec::new());
+    for item in unneeded(&inventory, &live) {
+        let listed = item.listed;
+        let since = before.since(&listed.path).unwrap_or(now).min(now);
+        after.note(&listed.path, since);
         let lock = repository.store().locked_seconds(&listed.path);
-        let list = if !(is_old(since) && is_old(listed.modified)) {
-            &mut collected.waiting
+        if !(is_old(since) && is_old(listed.modified)) {
+            waiting.push(item);
         } else if now < listed.modified.saturating_add(lock) {
-            &mut collected.locked
+            locked.push(item);
         } else {
-            &mut collected.deleted
-        };
-        list.push(listed.path.clone());
+            going.push(item);
+        }
     }
+    if !going.is_empty() {
+        let kept = Kept::by(repository, &waiting)?;
+        waiting.extend(going.extract_if(.., |item| kept.holds(item)));
+        let kept = Kept::by(repository, &locked)?;
+        locked.extend(going.extract_if(.., |item| kept.holds(item)));
+        increments_first(repository, &mut going)?;
+    }
+    let paths = |items: Vec<Unneeded<'_>>| items.iter().map(|i| i.listed.path.clone()).collect();
+    let mut collected =
+        Collected { deleted: Vec::new(), waiting: paths(waiting), locked: paths(locked) };
     if is_dry_run {
+        collected.deleted = paths(going);
         return Ok(collected);
     }
-    if after.since != before.since {
-        repository.store().put(&path, &[document::write(&path, &after)?.into()])?;
-    }
-    for path in std::mem::take(&mut collected.deleted) {
+    still()?;
+    after.write(repository, &before)?;
+    let mut kept = Kept::default();
+    for item in going {
+        let path = item.listed.path.clone();
+        if kept.holds(&item) {
+            collected.locked.push(path);
+            continue;
+        }
+        still()?;
         match repository.store().delete(&path) {
             Ok(()) => collected.deleted.push(path),
             // A lock that the store knows of and we don't: the bucket's own, or somebody's hold.
-            Err(error) if error.kind == StoreErrorKind::Retained => collected.locked.push(path),
+            Err(error) if error.kind == StoreErrorKind::Retained => {
+                kept.add(repository, &[item])?;
+                collected.locked.push(path);
+            }
             Err(error) => return Err(error.into()),
         }
     }
     Ok(collected)
 }
 
-/// What was noted. Where that is damaged, everything waits once more.
-fn read_doomed(repository: &Repository, path: &str) -> Result<Doomed> {
-    match repository.read_document(path) {
-        Ok(bytes) => Ok(document::read(path, &bytes).unwrap_or_default()),
-        Err(error) if error.is_not_found() => Ok(Doomed::default()),
-        Err(error) => Err(error),
+/// What sets need, and backups that have no manifest yet: they are young.
+fn live(
+    repository: &Repository,
+    inventory: &Inventory,
+    is_old: impl Fn(u64) -> bool,
+) -> Result<Live> {
+    let mut live = Live::default();
+    live.sets(repository)?;
+    let young = inventory.deltas.iter().filter(|(_, listed)| !is_old(listed.modified));
+    let young = young.map(|(delta, _)| delta.clone()).collect();
+    live.chains(repository, young, Error::is_not_found)?;
+    Ok(live)
+}
+
+/// What isn't needed: descriptors, index files, packs.
+fn unneeded<'a>(
+    inventory: &'a Inventory,
+    live: &'a Live,
+) -> impl Iterator<Item = Unneeded<'a>> + use<'a> {
+    let deltas = inventory.deltas.iter().filter(|(delta, _)| !live.deltas.contains(delta));
+    let indexes = inventory.indexes.iter().filter(|(path, _)| !live.indexes.contains(*path));
+    let packs = inventory.packs.iter().filter(|(pack, _)| !live.packs.contains_key(pack));
+    deltas
+        .map(|(delta, listed)| Unneeded { listed, what: What::Delta(delta) })
+        .chain(indexes.map(|(_, listed)| Unneeded { listed, what: What::Index }))
+        .chain(packs.map(|(&pack, listed)| Unneeded { listed, what: What::Pack(pack) }))
+}
+
+/// What stays because a descriptor that stays refers to it.
+#[derive(Default)]
+struct Kept {
+    live: Live,
+    /// A descriptor that stays is damaged: it may refer to anything.
+    all: bool,
+}
+
+impl Kept {
+    fn by(repository: &Repository, staying: &[Unneeded<'_>]) -> Result<Kept> {
+        let mut kept = Kept::default();
+        kept.add(repository, staying)?;
+        Ok(kept)
     }
+
+    /// Keeps what the descriptors among these refer to.
+    fn add(&mut self, repository: &Repository, staying: &[Unneeded<'_>]) -> Result<()> {
+        let deltas = staying.iter().filter_map(|item| match item.what {
+            What::Delta(delta) => Some(delta.clone()),
+            _ => None,
+        });
+        let all = &mut self.all;
+        self.live.chains(repository, deltas.collect(), |error| {
+            *all |= matches!(error, Error::Damaged { .. });
+            *all || error.is_not_found()
+        })
+    }
+
+    fn holds(&self, item: &Unneeded<'_>) -> bool {
+        self.all
+            || match item.what {
+                What::Delta(delta) => self.live.deltas.contains(delta),
+                What::Index => self.live.indexes.contains(&item.listed.path),
+                What::Pack(pack) => self.live.packs.contains_key(&pack),
+            }
+    }
+}
+
+/// Puts the descriptors in the order in which they go: none before one that comes from it.
+fn increments_first(repository: &Repository, going: &mut [Unneeded<'_>]) -> Result<()> {
+    let delta = |item: &Unneeded<'_>| match item.what {
+        What::Delta(delta) => Some(delta.clone()),
+        _ => None,
+    };
+    let deltas: Vec<DeltaId> = going.iter().filter_map(delta).collect();
+    let mut bases: BTreeMap<&DeltaId, Option<DeltaId>> = BTreeMap::new();
+    let read = |delta: &&DeltaId| read_descriptor(repository, &delta.image, &delta.id);
+    let all: Vec<&DeltaId> = deltas.iter().collect();
+    read_many::<_, _, Error>(&all, read, |&delta, descriptor| {
+        let base = match descriptor {
+            Ok(descriptor) => descriptor.base,
+            // Nothing can come from it any more.
+            Err(Error::Damaged { .. }) => None,
+            Err(error) if error.is_not_found() => None,
+            Err(error) => return Err(error),
+        };
+        bases.insert(delta, base.map(|id| DeltaId { image: delta.image.clone(), id }));
+        Ok(())
+    })?;
+    let mut depths: BTreeMap<&DeltaId, usize> = BTreeMap::new();
+    for delta in &deltas {
+        let (mut chain, mut seen) = (vec![delta], BTreeSet::from([delta]));
+        // Down to one whose depth is known, which isn't going, or where a circle closes.
+        while let Some(Some(base)) = chain.last().and_then(|delta| bases.get(*delta))
+            && let Some((&base, _)) = bases.get_key_value(base)
+            && !depths.contains_key(base)
+            && seen.insert(base)
+        {
+            chain.push(base);
+        }
+        let base = chain.last().and_then(|delta| bases.get(*delta)?.as_ref());
+        let depth = base.and_then(|base| depths.get(base)).map_or(0, |depth| depth + 1);
+        depths.extend(chain.into_iter().rev().zip(depth..));
+    }
+    let depth = |item: &Unneeded<'_>| match item.what {
+        What::Delta(delta) => depths.get(delta).copied().unwrap_or(0),
+        _ => 0,
+    };
+    let count = deltas.len();
+    if let Some(descriptors) = going.get_mut(..count) {
+        descriptors.sort_by_key(|item| std::cmp::Reverse(depth(item)));
+    }
+    Ok(())
 }

@@ -50,15 +50,15 @@ impl Live {
             named.extend(manifest.deltas);
             Ok(())
         })?;
-        self.chains(repository, named, false)
+        self.chains(repository, named, |_| false)
     }
 
-    /// Notes deltas and all that they come from. With `may_end` a chain may end where a delta isn't there.
+    /// Notes deltas and all that they come from. A chain may end where a delta can't be read, if `may_end` says so.
     pub(crate) fn chains(
         &mut self,
         repository: &Repository,
         deltas: BTreeSet<DeltaId>,
-        may_end: bool,
+        mut may_end: impl FnMut(&Error) -> bool,
     ) -> Result<()> {
         let mut next = deltas;
         // What all of these come from is mostly among them, so this takes few rounds.
@@ -69,7 +69,7 @@ impl Live {
             let needs = |delta: &DeltaId| needs(repository, delta);
             read_many::<_, _, Error>(&round, needs, |delta, needs| {
                 let needs = match needs {
-                    Err(error) if may_end && error.is_not_found() => return Ok(()),
+                    Err(error) if may_end(&error) => return Ok(()),
                     result => result?,
                 };
                 self.indexes.extend(needs.indexes);

@@ -1,8 +1,14 @@
 //! Checking a repository, and clearing away what nothing refers to.
+//!
+//! A check takes no lease: sets are pruned, and deltas merged, while it reads. So what is missing or damaged is looked
+//! at again before that is said: whether a set needs it still, and as the store has it now, not as it was listed.
 
+mod again;
 mod collect;
+mod doomed;
 mod inventory;
 mod live;
+mod look;
 
 pub use collect::{Collected, collect};
 pub use inventory::Inventory;
@@ -10,12 +16,11 @@ pub(crate) use live::Live;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::delta::{Delta, DeltaReader, Descriptor, ReadOptions, packs, read_descriptor};
 use crate::error::{Error, Result};
 use crate::id::Ulid;
 use crate::manifest::{DeltaId, Manifest};
-use crate::pack::walk;
 use crate::repository::Repository;
+use look::Seen;
 
 /// What a check does beside looking at what is there.
 #[derive(Clone, Debug, Default)]
@@ -80,27 +85,31 @@ struct Check<'a> {
     places: Vec<Place>,
     /// What each set consists of.
     sets: BTreeMap<String, Vec<DeltaId>>,
-    /// Deltas that were looked at, and their bases as far as they are known.
-    seen: BTreeMap<DeltaId, Option<DeltaId>>,
+    /// Deltas that were looked at.
+    seen: BTreeMap<DeltaId, Seen>,
     /// Packs that are referred to, by which set first, and by which deltas.
     packs: BTreeMap<Ulid, (String, Vec<DeltaId>)>,
     /// Index files that are referred to.
     files: BTreeSet<String>,
+    /// Packs that sets need, as it was when one was found that couldn't be read.
+    needed: Option<BTreeSet<Ulid>>,
 }
 
 /// Checks everything that a set refers to, and lists what none does.
 ///
-/// The error is that of a store that can't be listed; whatever is wrong with an object is in the report. Memory is
-/// in proportion to the number of objects.
+/// The error is that of a store that can't be listed; whatever is wrong with an object is in the report, unless no set
+/// needs it any more by then. Memory is in proportion to the number of objects.
 pub fn check(repository: &Repository, options: &CheckOptions) -> Result<Report> {
-    check_some(repository, options, |_| true)
+    check_some(repository, options, |_| true, &mut |_, _| ())
 }
 
-/// The same, and of the packs only those are read that `is_chosen`.
+/// The same, and of the packs only those are read that `is_chosen`. While they are, `told` hears how many bytes of them
+/// have been read, and how many they are.
 pub fn check_some(
     repository: &Repository,
     options: &CheckOptions,
     is_chosen: impl FnMut(Ulid) -> bool,
+    told: &mut dyn FnMut(u64, u64),
 ) -> Result<Report> {
     let mut check = Check {
         repository,
@@ -112,21 +121,23 @@ pub fn check_some(
         seen: BTreeMap::new(),
         packs: BTreeMap::new(),
         files: BTreeSet::new(),
+        needed: None,
     };
     for set in check.inventory.sets.clone() {
-        check.report.counts.sets += 1;
-        match Manifest::read(repository, &set) {
-            Ok(manifest) => {
+        match again::manifest(repository, &set) {
+            Ok(None) => continue,
+            Ok(Some(manifest)) => {
                 check.sets.insert(set.clone(), manifest.deltas.clone());
-                manifest.deltas.into_iter().for_each(|delta| check.chain(&set, delta));
+                manifest.deltas.into_iter().for_each(|delta| check.chain(&set, &delta));
             }
             Err(error) => check.problem(&set, Place::Manifest(set.clone()), error),
         }
+        check.report.counts.sets += 1;
     }
     if options.read_data {
-        check.read_packs(is_chosen);
+        check.read_packs(is_chosen, told);
     }
-    Ok(check.finish())
+    check.finish()
 }
 
 impl Check<'_> {
@@ -135,116 +146,14 @@ impl Check<'_> {
         self.places.push(place);
     }
 
-    /// Looks at a delta and at all that it comes from.
-    fn chain(&mut self, set: &str, delta: DeltaId) {
-        let mut next = Some(delta);
-        while let Some(delta) = next.take() {
-            if self.seen.contains_key(&delta) {
-                // Known, or a circle; what was wrong with it has been said.
-                return;
-            }
-            self.seen.insert(delta.clone(), None);
-            match read_descriptor(self.repository, &delta.image, &delta.id) {
-                Ok(descriptor) => {
-                    self.report.counts.deltas += 1;
-                    if let Err(error) = self.index(set, &delta, &descriptor) {
-                        self.problem(set, Place::Delta(delta.clone()), error);
-                    }
-                    next = descriptor.base.map(|id| DeltaId { image: delta.image.clone(), id });
-                    self.seen.insert(delta, next.clone());
-                }
-                Err(error) => self.problem(set, Place::Delta(delta), error),
-            }
-        }
-    }
-
-    /// Reads a delta's index whole: its hashes, its order, and whether its frames lie within packs that are there.
-    fn index(&mut self, set: &str, delta: &DeltaId, descriptor: &Descriptor) -> Result<()> {
-        for file in descriptor.files() {
-            let path = self.repository.image_path(&descriptor.image, &file.name);
-            self.files.insert(path.clone());
-            match self.inventory.indexes.get(&path) {
-                Some(listed) if listed.size == file.size => {}
-                Some(listed) => {
-                    let why = format!("it has {} bytes, not {}", listed.size, file.size);
-                    let error = Error::damaged(&path, listed.size.min(file.size), why);
-                    self.problem(set, Place::Delta(delta.clone()), error);
-                }
-                None => self.missing(set, Place::Delta(delta.clone()), &path),
-            }
-        }
-        let mut sizes = BTreeMap::new();
-        packs(self.repository, descriptor, |row| {
-            sizes.insert(row.pack, row.size);
-            Ok(())
-        })?;
-        for (&pack, &size) in &sizes {
-            if let Some((_, deltas)) = self.packs.get_mut(&pack) {
-                deltas.push(delta.clone());
-                continue;
-            }
-            self.packs.insert(pack, (set.to_string(), vec![delta.clone()]));
-            let path = self.repository.pack_path(pack);
-            match self.inventory.packs.get(&pack).map(|listed| listed.size) {
-                Some(found) if found == size => {}
-                Some(found) => {
-                    let why = format!("it has {found} bytes, not {size}");
-                    let error = Error::damaged(&path, found.min(size), why);
-                    self.problem(set, Place::Pack(pack), error);
-                }
-                None => self.missing(set, Place::Pack(pack), &path),
-            }
-        }
-        let mut reader =
-            DeltaReader::new(self.repository, descriptor.clone(), ReadOptions::default());
-        reader.next_entry()?;
-        while reader.entry().is_some() {
-            while let Some(extent) = reader.extent() {
-                if let Some(block) = &extent.block {
-                    let at = block.location;
-                    let end = at.frame.checked_add(at.frame_length);
-                    if end.is_none_or(|end| sizes.get(&at.pack).is_none_or(|&size| end > size)) {
-                        let path = self.repository.pack_path(at.pack);
-                        let why = format!("delta \"{}\" has a frame beyond it", descriptor.id);
-                        return Err(Error::damaged(&path, at.frame, why));
-                    }
-                }
-                reader.next_extent()?;
-            }
-            reader.next_entry()?;
-        }
-        Ok(())
-    }
-
-    fn missing(&mut self, set: &str, place: Place, path: &str) {
-        let kind = crate::store::StoreErrorKind::NotFound;
-        self.problem(set, place, crate::store::StoreError::new("find", path, kind).into());
-    }
-
-    /// Reads the packs that are there and chosen.
-    fn read_packs(&mut self, mut is_chosen: impl FnMut(Ulid) -> bool) {
-        let packs = std::mem::take(&mut self.packs);
-        for (&pack, (set, _)) in packs.iter().filter(|(pack, _)| is_chosen(**pack)) {
-            if let Some(size) = self.inventory.packs.get(&pack).map(|listed| listed.size) {
-                let mut frames = 0;
-                let result = walk(self.repository, pack, size, |_, _, _| {
-                    frames += 1;
-                    Ok(())
-                });
-                self.report.counts.frames += frames;
-                if let Err(error) = result {
-                    self.problem(set, Place::Pack(pack), error);
-                }
-            }
-        }
-        self.packs = packs;
-    }
-
     /// Says of each problem which sets it may harm.
-    fn harm(&mut self) {
+    fn harm(&mut self) -> Result<()> {
         if self.places.is_empty() {
-            return;
+            return Ok(());
         }
+        // Some may have been removed since they were read.
+        let there: BTreeSet<String> = Manifest::list(self.repository)?.into_iter().collect();
+        self.sets.retain(|set, _| there.contains(set));
         // The problems of each delta, with those of the packs that it names.
         let mut of_delta: BTreeMap<&DeltaId, Vec<usize>> = BTreeMap::new();
         for (index, place) in self.places.iter().enumerate() {
@@ -265,7 +174,7 @@ impl Check<'_> {
                 // A circle has no more deltas than there are.
                 while let Some(delta) = next.filter(|_| steps <= self.seen.len()) {
                     harmed.extend(of_delta.get(delta).into_iter().flatten());
-                    next = self.seen.get(delta).and_then(Option::as_ref);
+                    next = self.seen.get(delta).and_then(|seen| seen.base.as_ref());
                     steps += 1;
                 }
             }
@@ -273,10 +182,11 @@ impl Check<'_> {
                 self.report.problems[index].sets.push(set.clone());
             }
         }
+        Ok(())
     }
 
-    fn finish(mut self) -> Report {
-        self.harm();
+    fn finish(mut self) -> Result<Report> {
+        self.harm()?;
         self.report.counts.packs = self.packs.len() as u64;
         let orphans = &mut self.report.orphans;
         let packs = self.inventory.packs.keys().filter(|pack| !self.packs.contains_key(pack));
@@ -293,6 +203,6 @@ impl Check<'_> {
             })
         };
         self.report.foreign = self.inventory.foreign.into_iter().filter(|at| !known(at)).collect();
-        self.report
+        Ok(self.report)
     }
 }

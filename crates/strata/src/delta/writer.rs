@@ -9,6 +9,7 @@ use super::table_writer::TableWriter;
 use super::{Change, Entry, Extent};
 use crate::error::{Error, Result};
 use crate::id::{Ulid, check_name};
+use crate::lease::{HELD, Still};
 use crate::pack::Packed;
 use crate::repository::Repository;
 
@@ -191,6 +192,15 @@ impl DeltaWriter {
 
     /// Writes what is left, and the descriptor last. `sizes` gives the size of each pack that an extent lies in.
     pub fn finish(self, sizes: impl IntoIterator<Item = Packed>) -> Result<Descriptor> {
+        self.finish_if(sizes, HELD)
+    }
+
+    /// The same; `still` is asked before the descriptor is written.
+    pub fn finish_if(
+        self,
+        sizes: impl IntoIterator<Item = Packed>,
+        still: Still<'_>,
+    ) -> Result<Descriptor> {
         let DeltaWriter { repository, mut descriptor, mut objects, extents, mut packs, .. } = self;
         if let Some(held) = self.held {
             objects.push(&Entry::Changed(held))?;
@@ -222,6 +232,7 @@ impl DeltaWriter {
         descriptor.objects = objects.map_err(ended)??;
         descriptor.extents = extents.map_err(ended)??;
         descriptor.packs = packs?;
+        still()?;
         write_descriptor(&repository, &descriptor)?;
         Ok(descriptor)
     }

@@ -5,19 +5,21 @@ use std::collections::BTreeMap;
 use super::{Folded, Rules, Sink, fold, is_full, open_chain};
 use crate::delta::{Change, DeltaWriter, Descriptor, Extent, IndexOptions, packs};
 use crate::error::{Error, Result};
+use crate::lease::Still;
 use crate::repository::Repository;
 
 /// Writes the fold of neighbouring deltas, oldest first, in the place of the newest.
 ///
 /// The newest keeps its id and gets the oldest's base; holes and frees that matter for what is older are kept. The
 /// new descriptor takes the old one's place in one step. The others stay: delete their descriptors once no set needs
-/// them, and [`collect`](crate::check::collect) deletes the files.
+/// them, and [`collect`](crate::check::collect) deletes the files. `still` is asked before the descriptor is replaced.
 pub fn merge(
     repository: &Repository,
     deltas: &[Descriptor],
     rules: &impl Rules,
     memory: u64,
     options: &IndexOptions,
+    still: Still<'_>,
 ) -> Result<Descriptor> {
     let (Some(oldest), Some(newest)) = (deltas.first(), deltas.last()) else {
         return Err(Error::Invalid {
@@ -39,7 +41,7 @@ pub fn merge(
     let mut sink = Writing { writer, is_full: is_full(deltas) };
     fold(readers, is_full(deltas), rules, &mut sink)?;
     sink.writer.about(newest.about.clone());
-    sink.writer.finish(sizes.into_values())
+    sink.writer.finish_if(sizes.into_values(), still)
 }
 
 struct Writing {

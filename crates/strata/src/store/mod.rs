@@ -35,6 +35,8 @@ pub enum StoreErrorKind {
     NoBucket,
     /// A create-only write found the object there.
     AlreadyExists,
+    /// It has more bytes than whoever asks for it takes.
+    TooLarge,
     /// The store lets nobody delete or replace it for some time.
     Retained,
     /// The store knows who asks and doesn't let them.
@@ -75,6 +77,7 @@ impl StoreError {
             StoreErrorKind::NotFound => "it does not exist",
             StoreErrorKind::NoBucket => "there is no such bucket",
             StoreErrorKind::AlreadyExists => "it exists already",
+            StoreErrorKind::TooLarge => "it is larger than any that is written",
             StoreErrorKind::Retained => "the store keeps it as it is for some time",
             StoreErrorKind::PermissionDenied => "permission denied",
             StoreErrorKind::Unauthenticated => "the credentials are missing or wrong",
@@ -133,6 +136,9 @@ pub trait Storage: Send + Sync {
     fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()>;
     /// Reads an object.
     fn get(&self, path: &str) -> StoreResult<Bytes>;
+    /// Reads an object of at most `most` bytes. A larger one is `TooLarge`, and isn't read: anything may lie in the
+    /// place of a small object.
+    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes>;
     /// Reads a range of an object; one that ends beyond its end is an error or comes short.
     fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes>;
     /// Gives all objects below a folder to `each`, in no order. `prefix` is whole segments.
@@ -242,7 +248,11 @@ impl Store {
         });
         match result {
             Err(error) if retried && error.kind == StoreErrorKind::AlreadyExists => {
-                if self.get(path)? == data { Ok(()) } else { Err(error) }
+                match self.get_small(path, data.len() as u64) {
+                    Ok(there) if there == data => Ok(()),
+                    Err(failed) if failed.kind != StoreErrorKind::TooLarge => Err(failed),
+                    _ => Err(error),
+                }
             }
             result => result,
         }
@@ -256,6 +266,11 @@ impl Store {
     /// Reads an object.
     pub fn get(&self, path: &str) -> StoreResult<Bytes> {
         self.again(|_| self.storage.get(path))
+    }
+
+    /// Reads an object of at most `most` bytes; a larger one is [`StoreErrorKind::TooLarge`], and isn't read.
+    pub fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
+        self.again(|_| self.storage.get_small(path, most))
     }
 
     /// Reads a range of an object.

@@ -211,10 +211,17 @@ impl Storage for ObjectStorage {
     }
 
     fn get(&self, path: &str) -> StoreResult<Bytes> {
+        self.get_small(path, u64::MAX)
+    }
+
+    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
         let target = self.path("get", path)?;
         // How long it may take is known once the answer has begun: a store that never begins one is given up soon.
         let answer = self.call("get", path, 0, self.store.get(&target))?;
         let size = answer.meta.size;
+        if size > most {
+            return Err(StoreError::new("get", path, StoreErrorKind::TooLarge));
+        }
         self.call("get", path, size, answer.bytes())
     }
 

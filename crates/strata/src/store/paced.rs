@@ -61,6 +61,10 @@ impl<S: Storage> Storage for Paced<S> {
         self.inner.get(path)
     }
 
+    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
+        self.inner.get_small(path, most)
+    }
+
     fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
         self.inner.get_range(path, range)
     }

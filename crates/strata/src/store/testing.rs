@@ -1,9 +1,10 @@
-//! Stores for tests: one that fails or stops after so many calls, and one that counts and records them.
+//! Stores for tests: one that fails or stops after so many calls, one that counts and records them, and one in which
+//! others do something meanwhile.
 
 use std::fs::File;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
@@ -118,6 +119,11 @@ impl Storage for Counting {
         self.inner.get(path)
     }
 
+    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
+        self.note("get", path, None);
+        self.inner.get_small(path, most)
+    }
+
     fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
         self.note("get_range", path, Some(range.clone()));
         self.inner.get_range(path, range)
@@ -160,6 +166,10 @@ impl Storage for Faulty {
         self.call("get", path, || self.inner.get(path))
     }
 
+    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
+        self.call("get", path, || self.inner.get_small(path, most))
+    }
+
     fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
         self.call("get", path, || self.inner.get_range(path, range))
     }
@@ -174,6 +184,85 @@ impl Storage for Faulty {
 
     fn size(&self, path: &str) -> StoreResult<u64> {
         self.call("look at", path, || self.inner.size(path))
+    }
+
+    fn locked_seconds(&self, path: &str) -> u64 {
+        self.inner.locked_seconds(path)
+    }
+}
+
+type Action = Box<dyn FnOnce() + Send>;
+
+/// A store in which others do something before a given call.
+pub struct Meanwhile {
+    inner: Arc<dyn Storage>,
+    calls: AtomicU64,
+    at: u64,
+    action: Mutex<Option<Action>>,
+}
+
+impl Meanwhile {
+    /// Does it before call `at`; the first is 0.
+    pub fn new(
+        inner: Arc<dyn Storage>,
+        at: u64,
+        action: impl FnOnce() + Send + 'static,
+    ) -> Meanwhile {
+        let action: Action = Box::new(action);
+        Meanwhile { inner, calls: AtomicU64::new(0), at, action: Mutex::new(Some(action)) }
+    }
+
+    /// Calls so far.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    fn call(&self) -> &dyn Storage {
+        let mut action = self.action.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.calls.fetch_add(1, Ordering::SeqCst) == self.at
+            && let Some(action) = action.take()
+        {
+            action();
+        }
+        self.inner.as_ref()
+    }
+}
+
+impl Storage for Meanwhile {
+    fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
+        self.call().put(path, data)
+    }
+
+    fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
+        self.call().put_if_absent(path, data)
+    }
+
+    fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
+        self.call().put_file(path, file, length)
+    }
+
+    fn get(&self, path: &str) -> StoreResult<Bytes> {
+        self.call().get(path)
+    }
+
+    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
+        self.call().get_small(path, most)
+    }
+
+    fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
+        self.call().get_range(path, range)
+    }
+
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
+        self.call().list(prefix, each)
+    }
+
+    fn delete(&self, path: &str) -> StoreResult<()> {
+        self.call().delete(path)
+    }
+
+    fn size(&self, path: &str) -> StoreResult<u64> {
+        self.call().size(path)
     }
 
     fn locked_seconds(&self, path: &str) -> u64 {

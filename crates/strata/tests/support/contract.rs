@@ -26,6 +26,10 @@ pub fn contract(storage: &dyn Storage) {
             || storage.get_range("a/x", 3..9).unwrap().len() == 2
     );
 
+    assert_eq!(storage.get_small("a/x", 5).unwrap(), "three");
+    assert_eq!(storage.get_small("a/x", 4).unwrap_err().kind, StoreErrorKind::TooLarge);
+    assert_eq!(storage.get_small("a/none", 4).unwrap_err().kind, StoreErrorKind::NotFound);
+
     storage.put_if_absent("a/y", &bytes("first")).unwrap();
     let again = storage.put_if_absent("a/y", &bytes("second")).unwrap_err();
     assert_eq!(again.kind, StoreErrorKind::AlreadyExists);

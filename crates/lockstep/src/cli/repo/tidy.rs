@@ -15,6 +15,7 @@ use crate::config::parse_bytes;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::warnings::bytes;
+use crate::progress::Progress;
 use crate::repository::check::{self, Checked, Repaired, Severity, counted};
 use crate::repository::{self, Repository, of_strata};
 use crate::ship::{self, lease::Held};
@@ -167,13 +168,15 @@ impl Check {
     pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
         each(cx, self.name.as_deref(), json, |name| {
             let repository = repository::open(cx, name)?;
-            let checked = check::run(&repository, self.read_data)?;
+            let lines = Progress::on_stderr();
+            let mut line = lines.told(name);
+            let checked = check::run(&repository, self.read_data, &mut |n, of| line.bytes(n, of))?;
+            drop(line);
             let repaired = match self.repair {
                 false => None,
                 true => {
                     let alone = Alone::take(cx, &repository, "repo check --repair")?;
-                    alone.lease.check()?;
-                    Some(check::repair(&repository, now())?)
+                    Some(check::repair(&repository, now(), &|| alone.lease.check())?)
                 }
             };
             Ok(Told {
@@ -253,21 +256,25 @@ impl Compact {
     }
 
     fn compact(&self, repository: &Repository, alone: Option<&Alone>) -> Result<Told> {
-        let still = |step| {
-            alone.map_or(Ok(()), |alone| alone.lease.check())?;
-            steps::reached(step)
+        let still = || match alone.map(|alone| alone.lease.check()) {
+            Some(Err(lost)) => Err(strata::Error::caller(lost)),
+            _ => Ok(()),
         };
         let grace = u64::from(repository.config.grace_hours) * 3600;
         let strata = &repository.strata;
-        let before = collect(strata, grace, now(), self.dry_run).map_err(of_strata)?;
-        still("compact.collected")?;
-        let repacked = repack(strata, &self.options(repository), self.dry_run);
+        let before = collect(strata, grace, now(), self.dry_run, &still).map_err(of_strata)?;
+        steps::reached("compact.collected")?;
+        let lines = Progress::on_stderr();
+        let mut line = lines.told(&repository.name);
+        let mut told = |done, total| line.bytes(done, total);
+        let repacked = repack(strata, &self.options(repository), self.dry_run, &still, &mut told);
+        drop(line);
         let repacked = repacked.map_err(of_strata)?;
-        still("compact.repacked")?;
+        steps::reached("compact.repacked")?;
         // What was replaced begins to wait.
         let after = match self.dry_run {
             true => before.clone(),
-            false => collect(strata, grace, now(), false).map_err(of_strata)?,
+            false => collect(strata, grace, now(), false, &still).map_err(of_strata)?,
         };
         Ok(self.told(repository, before.deleted.len(), &after, &repacked))
     }

@@ -1,0 +1,116 @@
+//! The note of what nothing refers to, and since when: what makes a grace time out of single runs.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::document;
+use crate::error::{Error, Result};
+use crate::repository::{MAX_DOCUMENT, Repository};
+
+/// Since when nothing has referred to a path.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Doomed {
+    format: u32,
+    since: BTreeMap<String, u64>,
+}
+
+impl Default for Doomed {
+    fn default() -> Doomed {
+        Doomed { format: 1, since: BTreeMap::new() }
+    }
+}
+
+impl Doomed {
+    /// What was noted. Where that is damaged, or larger than any note that is written, everything waits once more.
+    pub(super) fn read(repository: &Repository) -> Result<Doomed> {
+        let path = path(repository);
+        match repository.read_document(&path) {
+            Ok(bytes) => Ok(document::read(&path, &bytes).unwrap_or_default()),
+            Err(Error::Damaged { .. }) => Ok(Doomed::default()),
+            Err(error) if error.is_not_found() => Ok(Doomed::default()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Since when, in Unix time; `None` where nothing is noted of the path.
+    pub(super) fn since(&self, path: &str) -> Option<u64> {
+        self.since.get(path).copied()
+    }
+
+    /// Notes a path.
+    pub(super) fn note(&mut self, path: &str, since: u64) {
+        self.since.insert(path.to_string(), since);
+    }
+
+    /// Writes the note, unless it is as it was.
+    pub(super) fn write(mut self, repository: &Repository, before: &Doomed) -> Result<()> {
+        self.shrink(MAX_DOCUMENT);
+        if self.since == before.since {
+            return Ok(());
+        }
+        let path = path(repository);
+        repository.store().put(&path, &[document::write(&path, &self)?.into()])?;
+        Ok(())
+    }
+
+    /// Leaves out what was noted last, until the note has no more than `most` bytes: what is noted longest goes first,
+    /// and makes room for the others.
+    fn shrink(&mut self, most: u64) {
+        // A path, quoted and escaped at the worst, a colon, a number of up to 20 digits, a comma.
+        let size = |path: &str| {
+            path.len() as u64
+                + path.bytes().filter(|byte| needs_escape(*byte)).count() as u64 * 5
+                + 24
+        };
+        let mut left = most.saturating_sub(FRAME);
+        if self.since.keys().map(|path| size(path)).sum::<u64>() <= left {
+            return;
+        }
+        let mut all: Vec<_> = std::mem::take(&mut self.since).into_iter().collect();
+        all.sort_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
+        let fits = |(path, _): &(String, u64)| {
+            let size = size(path);
+            let fits = size <= left;
+            left = left.saturating_sub(size);
+            fits
+        };
+        self.since = all.into_iter().take_while(fits).collect();
+    }
+}
+
+/// Bytes of a note with nothing in it, or more.
+const FRAME: u64 = 256;
+
+fn needs_escape(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
+fn path(repository: &Repository) -> String {
+    repository.path("doomed.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_keeps_the_oldest_that_fit() {
+        let mut all = Doomed::default();
+        for number in 0..1000_u64 {
+            // Not in the order of their paths, and with what JSON writes longer.
+            all.note(&format!("packs/\"{}\u{1}", number * 7919 % 1000), 1000 - number);
+        }
+        for most in [0, 300, 5000, 20_000, 1 << 20] {
+            let mut note = Doomed { format: 1, since: all.since.clone() };
+            note.shrink(most);
+            let size = document::write("doomed.json", &note).unwrap().len() as u64;
+            assert!(size <= most.max(FRAME), "{size} of {most}");
+            let kept = note.since.len() as u64;
+            assert!(kept == 1000 || size + FRAME + 60 * kept > most, "{kept} of {most}");
+            let oldest = |since: &&u64| **since <= kept;
+            assert_eq!(note.since.values().filter(oldest).count() as u64, kept, "{most}");
+        }
+    }
+}

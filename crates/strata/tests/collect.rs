@@ -1,0 +1,335 @@
+//! A collection never takes away what a descriptor that stays refers to, whatever stops it and whatever stays; nor
+//! anything once its lease is lost.
+
+mod support;
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use strata::check::{Collected, collect};
+use strata::delta::chain;
+use strata::fold::merge;
+use strata::lease::HELD;
+use strata::manifest::{DeltaId, Manifest};
+use strata::repack::{RepackOptions, repack};
+use strata::store::testing::{Call, Counting, Fault, Faulty};
+use strata::store::{Listed, Storage, StoreError, StoreErrorKind, StoreResult};
+use strata::{Error, Repository, document};
+use support::*;
+
+const NOW: u64 = 4_000_000_000;
+/// In the order of their names increments come after, before and between what they change.
+const IDS: [&str; 6] = ["5", "7", "1", "6", "2", "9"];
+
+/// A chain of deltas of which no set needs any but the first; and what they fold to.
+fn leftovers(storage: Arc<dyn Storage>) -> BTreeMap<String, Image> {
+    let repository = repository(storage);
+    let (mut image, mut images) = (Image::new(), BTreeMap::new());
+    let mut base = None;
+    for (number, id) in IDS.into_iter().enumerate() {
+        let acts = vec![Act::Write(0, 800, number as u8 + 2)];
+        let steps = [Step::Create(number as u64 + 1, 1, 1, acts)];
+        write_delta(&repository, &mut image, &steps, id, base, &small()).unwrap();
+        images.insert(id.to_string(), image.clone());
+        base = Some(id);
+    }
+    let delta = DeltaId { image: IMAGE.to_string(), id: IDS[0].to_string() };
+    Manifest::new("a", NOW, vec![delta], serde_json::Value::Null).write(&repository).unwrap();
+    images
+}
+
+/// Ids of the descriptors that are there. Each folds to what it did.
+fn whole(repository: &Repository, images: &BTreeMap<String, Image>, why: &str) -> Vec<String> {
+    let mut ids = Vec::new();
+    let folder = repository.image_path(IMAGE, "");
+    let descriptor = |listed: Listed| {
+        let name = listed.path.rsplit('/').next().and_then(|name| name.strip_suffix(".json"));
+        ids.extend(name.map(str::to_string));
+    };
+    repository.store().list(folder.trim_end_matches('/'), descriptor).unwrap();
+    ids.sort();
+    for id in &ids {
+        let all = chain(repository, IMAGE, id, None)
+            .unwrap_or_else(|error| panic!("{why}: {id} of {ids:?}: {error}"));
+        let folded = restored(repository, &all, &Image::new())
+            .unwrap_or_else(|error| panic!("{why}: {id} of {ids:?}: {error}"));
+        assert_eq!(folded, images[id], "{why}: {id}");
+    }
+    ids
+}
+
+#[test]
+fn increments_go_before_what_they_change() {
+    let storage = memory_store();
+    let images = leftovers(storage.clone());
+    let repository = repository(storage);
+    let collected = collect(&repository, 0, NOW, true, HELD).unwrap();
+    let path = |id: &str| repository.image_path(IMAGE, &format!("{id}.json"));
+    let expected: Vec<_> = IDS[1..].iter().rev().map(|id| path(id)).collect();
+    assert_eq!(collected.deleted[..5], expected);
+    assert!(collected.deleted[5..].iter().all(|path| !path.ends_with(".json")));
+    assert_eq!(collect(&repository, 0, NOW, false, HELD).unwrap(), collected);
+    assert_eq!(whole(&repository, &images, "collected"), IDS[..1]);
+}
+
+#[test]
+fn what_stops_a_collection_leaves_every_descriptor_whole() {
+    for fault in [Fault::StopBefore, Fault::StopAfter, Fault::FailOnce] {
+        for at in 0.. {
+            let why = format!("{fault:?} at call {at}");
+            let storage = memory_store();
+            let images = leftovers(storage.clone());
+            let faulty = Faulty::new(storage.clone(), at, fault);
+            let result = collect(&repository(Arc::new(faulty.clone())), 0, NOW, false, HELD);
+            let repository = repository(storage);
+            whole(&repository, &images, &why);
+            if result.is_ok() && faulty.calls() <= at {
+                assert!(at > 20, "only {at} calls");
+                break;
+            }
+            collect(&repository, 0, NOW, false, HELD).unwrap();
+            assert_eq!(whole(&repository, &images, &why), IDS[..1], "{why}: the next");
+        }
+    }
+}
+
+/// A store that doesn't delete an object, or knows of a lock on it.
+struct Refusing {
+    inner: Arc<dyn Storage>,
+    path: String,
+    error: StoreErrorKind,
+    /// Of what is in paths that end so.
+    locked: (&'static str, u64),
+}
+
+impl Refusing {
+    fn new(inner: Arc<dyn Storage>, path: String, error: StoreErrorKind) -> Refusing {
+        Refusing { inner, path, error, locked: ("", 0) }
+    }
+}
+
+impl Storage for Refusing {
+    fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
+        self.inner.put(path, data)
+    }
+    fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
+        self.inner.put_if_absent(path, data)
+    }
+    fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
+        self.inner.put_file(path, file, length)
+    }
+    fn get(&self, path: &str) -> StoreResult<Bytes> {
+        self.inner.get(path)
+    }
+    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
+        self.inner.get_small(path, most)
+    }
+    fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
+        self.inner.get_range(path, range)
+    }
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
+        self.inner.list(prefix, each)
+    }
+    fn delete(&self, path: &str) -> StoreResult<()> {
+        if path == self.path {
+            return Err(StoreError::new("delete", path, self.error));
+        }
+        self.inner.delete(path)
+    }
+    fn size(&self, path: &str) -> StoreResult<u64> {
+        self.inner.size(path)
+    }
+    fn locked_seconds(&self, path: &str) -> u64 {
+        if path.ends_with(self.locked.0) { self.locked.1 } else { 0 }
+    }
+}
+
+/// Everything that deltas of these ids refer to stays, and nothing else.
+fn assert_left(repository: &Repository, images: &BTreeMap<String, Image>, count: usize, why: &str) {
+    let mut ids: Vec<_> = IDS[..count].to_vec();
+    ids.sort_unstable();
+    assert_eq!(whole(repository, images, why), ids, "{why}");
+    let mut objects = Vec::new();
+    repository.store().list("clusters/main", |listed| objects.push(listed.path)).unwrap();
+    let packs = objects.iter().filter(|path| path.contains("/packs/")).count();
+    let indexes = objects.iter().filter(|path| path.ends_with(".parquet")).count();
+    assert_eq!((packs, indexes), (count, 3 * count), "{why}: {objects:#?}");
+}
+
+#[test]
+fn what_a_descriptor_that_will_not_go_refers_to_stays() {
+    for error in [StoreErrorKind::Retained, StoreErrorKind::PermissionDenied] {
+        for (at, id) in IDS.into_iter().enumerate().skip(1) {
+            let why = format!("{error:?}, {id}");
+            let storage = memory_store();
+            let images = leftovers(storage.clone());
+            let path = repository(storage.clone()).image_path(IMAGE, &format!("{id}.json"));
+            let refusing = Refusing::new(storage.clone(), path.clone(), error);
+            let result = collect(&repository(Arc::new(refusing)), 0, NOW, false, HELD);
+            let repository = repository(storage);
+            match error {
+                StoreErrorKind::Retained => {
+                    let locked = result.unwrap().locked;
+                    // Each one's descriptor, pack and three tables.
+                    assert!(locked.contains(&path) && locked.len() == 5 * at, "{why}: {locked:?}");
+                    assert_left(&repository, &images, at + 1, &why);
+                }
+                _ => {
+                    assert!(result.unwrap_err().to_string().contains(&path), "{why}");
+                    whole(&repository, &images, &why);
+                }
+            }
+            collect(&repository, 0, NOW, false, HELD).unwrap();
+            assert_left(&repository, &images, 1, &why);
+        }
+    }
+}
+
+#[test]
+fn what_a_descriptor_with_a_longer_lock_refers_to_stays() {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let storage = memory_store();
+    let images = leftovers(storage.clone());
+    // As if a merge had just replaced it: what it refers to is older.
+    let locked = ("/6.json", 10_000);
+    let refusing = Refusing::new(storage, String::new(), StoreErrorKind::Other);
+    let repository = repository(Arc::new(Refusing { locked, ..refusing }));
+    collect(&repository, 100, now + 200, false, HELD).unwrap();
+    let early = collect(&repository, 100, now + 400, false, HELD).unwrap();
+    assert_eq!((early.deleted.len(), early.locked.len()), (10, 15), "{early:?}");
+    assert_left(&repository, &images, 4, "locked");
+    let late = collect(&repository, 100, now + 11_000, false, HELD).unwrap();
+    assert_eq!((late.deleted.len(), late.locked.len()), (15, 0), "{late:?}");
+    assert_left(&repository, &images, 1, "the lock has ended");
+}
+
+/// Takes away what was noted about a delta's descriptor.
+fn forget(repository: &Repository, id: &str) {
+    let path = repository.path("doomed.json");
+    let bytes = repository.store().get(&path).unwrap();
+    let mut note: serde_json::Value = document::read(&path, &bytes).unwrap();
+    let descriptor = repository.image_path(IMAGE, &format!("{id}.json"));
+    note["since"].as_object_mut().unwrap().remove(&descriptor).unwrap();
+    repository.store().put(&path, &[document::write(&path, &note).unwrap().into()]).unwrap();
+}
+
+#[test]
+fn what_a_descriptor_that_waits_refers_to_waits() {
+    let storage = memory_store();
+    let images = leftovers(storage.clone());
+    let repository = repository(storage);
+    collect(&repository, 100, NOW, false, HELD).unwrap();
+    forget(&repository, "6");
+    let early = collect(&repository, 100, NOW + 100, false, HELD).unwrap();
+    assert_eq!((early.deleted.len(), early.waiting.len()), (10, 15), "{early:?}");
+    assert_left(&repository, &images, 4, "waiting");
+    // What was kept for its sake doesn't begin to wait anew.
+    let late = collect(&repository, 100, NOW + 200, false, HELD).unwrap();
+    assert_eq!((late.deleted.len(), late.waiting.len()), (15, 0), "{late:?}");
+    assert_left(&repository, &images, 1, "waited");
+}
+
+#[test]
+fn while_a_descriptor_that_stays_is_damaged_nothing_goes() {
+    let storage = memory_store();
+    leftovers(storage.clone());
+    let repository = repository(storage);
+    collect(&repository, 100, NOW, false, HELD).unwrap();
+    forget(&repository, "1");
+    let path = repository.image_path(IMAGE, "1.json");
+    repository.store().put(&path, &["{".into()]).unwrap();
+    let early = collect(&repository, 100, NOW + 100, false, HELD).unwrap();
+    assert_eq!((early.deleted.len(), early.waiting.len()), (0, 25), "{early:?}");
+    let late = collect(&repository, 100, NOW + 200, false, HELD).unwrap();
+    assert_eq!(late.deleted.len(), 25);
+    assert_eq!(collect(&repository, 100, NOW + 200, false, HELD).unwrap(), Collected::default());
+}
+
+/// Asked so many times it says that the lease is held, and then that it was lost.
+fn lost_after(times: usize, asked: &Cell<usize>) -> strata::Result<()> {
+    asked.set(asked.get() + 1);
+    match asked.get() > times {
+        true => Err(Error::LeaseLost { what: "write".into(), owner: "other".into() }),
+        false => Ok(()),
+    }
+}
+
+/// Objects that were deleted or written over.
+fn changed(counting: &Counting) -> Vec<String> {
+    let calls = counting.take().into_iter();
+    let descriptor = |call: &Call| call.verb == "put" && call.path.ends_with(".json");
+    calls.filter(|call| call.verb == "delete" || descriptor(call)).map(|call| call.path).collect()
+}
+
+#[test]
+fn nothing_is_deleted_once_the_lease_is_lost() {
+    for times in 0.. {
+        let storage = memory_store();
+        let images = leftovers(storage.clone());
+        let counting = Counting::new(storage.clone());
+        let asked = Cell::new(0);
+        let still = || lost_after(times, &asked);
+        let result = collect(&repository(Arc::new(counting.clone())), 0, NOW, false, &still);
+        // The first of them is the note of what is doomed.
+        assert_eq!(changed(&counting).len(), times.min(26), "lost after {times}");
+        whole(&repository(storage), &images, "lost");
+        if result.is_ok() {
+            assert_eq!(times, 26);
+            return;
+        }
+        assert!(matches!(result.unwrap_err(), Error::LeaseLost { .. }));
+    }
+}
+
+#[test]
+fn no_descriptor_is_replaced_once_the_lease_is_lost() {
+    let storage = memory_store();
+    let images = leftovers(storage.clone());
+    let counting = Counting::new(storage.clone());
+    let repository = repository(Arc::new(counting.clone()));
+    let lost = || lost_after(0, &Cell::new(0));
+    let all = chain(&repository, IMAGE, IDS[5], None).unwrap();
+    let merged = merge(&repository, &all[1..], &Model, 1 << 20, &small_index(), &lost);
+    assert!(matches!(merged.unwrap_err(), Error::LeaseLost { .. }));
+    // All packs are sparse to it, and five deltas of a set in them.
+    let delta = DeltaId { image: IMAGE.to_string(), id: IDS[5].to_string() };
+    Manifest::new("b", NOW, vec![delta], serde_json::Value::Null).write(&repository).unwrap();
+    let options = RepackOptions {
+        live_percent: 101,
+        packs: small().packs,
+        index: small_index(),
+        ..RepackOptions::default()
+    };
+    counting.take();
+    for times in 0..IDS.len() {
+        let asked = Cell::new(0);
+        let still = || lost_after(times, &asked);
+        let result = repack(&repository, &options, false, &still, &mut |_, _| ());
+        assert!(matches!(result.unwrap_err(), Error::LeaseLost { .. }), "lost after {times}");
+        assert_eq!(changed(&counting).len(), times, "lost after {times}");
+    }
+    assert_eq!(whole(&repository, &images, "lost").len(), IDS.len());
+    assert_eq!(repack(&repository, &options, false, HELD, &mut |_, _| ()).unwrap().deltas, 6);
+}
+
+#[test]
+fn a_note_that_is_too_large_or_damaged_counts_as_none() {
+    for note in [vec![b' '; (64 << 20) + 1], b"{".to_vec()] {
+        let storage = memory_store();
+        let images = leftovers(storage.clone());
+        let repository = repository(storage);
+        let path = repository.path("doomed.json");
+        collect(&repository, 100, NOW, false, HELD).unwrap();
+        repository.store().put(&path, &[note.into()]).unwrap();
+        // The grace time begins anew.
+        let early = collect(&repository, 100, NOW + 100, false, HELD).unwrap();
+        assert_eq!((early.deleted.len(), early.waiting.len()), (0, 25));
+        let late = collect(&repository, 100, NOW + 200, false, HELD).unwrap();
+        assert_eq!((late.deleted.len(), late.waiting.len()), (25, 0));
+        assert_left(&repository, &images, 1, "collected");
+    }
+}
