@@ -7,6 +7,7 @@
 //! set on this host any less.
 
 pub mod classify;
+mod full;
 pub mod lease;
 mod own_files;
 pub mod page_delta;
@@ -34,6 +35,7 @@ use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
 use crate::postgres::instance;
 use crate::progress::Progress;
+use crate::repository::whole::Wholeness;
 use crate::repository::{self, Repository, Shipped, ShippedVolume};
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::side_by_side::{Item, Limits, side_by_side};
@@ -44,7 +46,7 @@ pub(crate) use own_files::{FrozenWal, take_files, wal_in_snapshot};
 
 use lease::Held;
 use raw::Encrypted;
-use route::{Bases, Route, route};
+use route::{Bases, How, Route, route};
 use view::Views;
 use volume::Shipment;
 
@@ -73,14 +75,20 @@ impl Outcome {
     }
 }
 
-/// Ships a set to the repositories named, one after another.
+/// Ships a set to the repositories named, one after another. With `full` all of its volumes' content,
+/// also where it is there already: deltas that are there are replaced.
 ///
 /// # Errors
 /// Only when it is interrupted; what fails is in the outcomes.
-pub fn run(cx: &Context, manifest: &Manifest, names: &[String]) -> Result<Vec<Outcome>> {
+pub fn run(
+    cx: &Context,
+    manifest: &Manifest,
+    names: &[String],
+    full: bool,
+) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
     for name in names {
-        let result = ship(cx, manifest, name);
+        let result = ship(cx, manifest, name, full);
         if let Err(error @ Error::Interrupted { .. }) = result {
             return Err(error);
         }
@@ -113,19 +121,29 @@ pub fn note_path(cx: &Context, manifest: &Manifest, repository: &str) -> PathBuf
     cx.state.set_directory(&manifest.set).join(format!("shipped.{repository}.json"))
 }
 
-fn ship(cx: &Context, manifest: &Manifest, name: &str) -> Result<Shipped> {
+fn ship(cx: &Context, manifest: &Manifest, name: &str, full: bool) -> Result<Shipped> {
     let _lock = lock(cx, name, "ship")?;
     let repository = repository::open(cx, name)?;
-    if let Some(there) = repository.read_if_there(manifest.set.as_str())? {
-        note(cx, &there, name)?;
-        return Ok(there);
+    let there = repository.read_if_there(manifest.set.as_str())?;
+    if let Some(there) = &there
+        && !full
+    {
+        note(cx, there, name)?;
+        return Ok(there.clone());
     }
     let held = Held::take(cx, &repository, PATIENCE)?;
     steps::reached("ship.leased")?;
-    let shipped = store(cx, manifest, &repository, &held)?;
+    if let Some(there) = &there {
+        full::may_be_replaced(there, name)?;
+    }
+    let shipped = store(cx, manifest, &repository, &held, full)?;
     held.check()?;
     steps::reached("ship.stored")?;
-    repository.publish(&shipped)?;
+    match &there {
+        // Its manifest stays: it names the same deltas.
+        Some(there) => full::assert_says_the_same(there, &shipped, name)?,
+        None => repository.publish(&shipped)?,
+    }
     steps::reached("ship.published")?;
     note(cx, &shipped, name)?;
     Ok(shipped)
@@ -142,14 +160,18 @@ fn store<'a>(
     manifest: &'a Manifest,
     repository: &Repository,
     held: &Held,
+    full: bool,
 ) -> Result<Shipped> {
     let encrypted = Encrypted::find(cx, repository, manifest)?;
     let keeps_wal = encrypted.keeps_wal(manifest);
     let kept = manifest.volumes.iter().filter(|volume| keeps_wal || !is_wal_alone(volume));
     let bases = Bases::find(&cx.zfs, &manifest.volumes)?;
+    let memory = cx.state.path("deltas").join(&repository.name);
+    let wholeness = Wholeness::new(repository, &memory);
     let find = |volume: &'a SetVolume| {
         let raw = encrypted.is_raw(&volume.dataset);
-        route(&bases, repository, volume, raw)
+        let how = How { raw, full, raw_full_every: repository.config.raw_full_every };
+        route(&bases, &wholeness, volume, how)
     };
     let mut routes: Vec<Route> = kept.map(find).collect::<Result<_>>()?;
     let datasets: Vec<_> = manifest.volumes.iter().map(|volume| volume.dataset.clone()).collect();
