@@ -144,3 +144,7 @@ pub(crate) fn take_files(
     manifest.wal.fetched.clear();
     Ok(names)
 }
+
+#[cfg(test)]
+#[path = "own_files_tests.rs"]
+mod tests;
