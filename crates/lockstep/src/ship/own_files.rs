@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use pgfiles::lsn::Lsn;
+use pgfiles::wal_name::WalFileName;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -59,8 +60,10 @@ impl FrozenWal {
             found.end = Some(run.end);
         }
         // A cluster that has changed its timeline needs to know where.
-        let listed = wal::names(&found.pg_wal)?;
-        found.names.extend(listed.into_iter().filter(|name| name.ends_with(".history")));
+        let size = manifest.wal_identity()?.segment_size;
+        let is_history =
+            |name: &String| matches!(WalFileName::parse(name, size), Ok(WalFileName::History(_)));
+        found.names.extend(wal::names(&found.pg_wal)?.into_iter().filter(is_history));
         let mut seen = std::collections::BTreeSet::new();
         found.names.retain(|name| seen.insert(name.clone()));
         Ok(found)

@@ -105,6 +105,7 @@ fn wal_of_the_timeline_that_pg_control_names_goes_along() {
     let control = control.with_min_recovery_point(point, TimelineId::new(2).unwrap());
     let set = Frozen::new("timelines", &[(1, 7), (2, 7), (2, 8)], &control);
     std::fs::write(set.root.join("wal/00000002.history"), "1\t0/7080000\tpromoted\n").unwrap();
+    std::fs::write(set.root.join("wal/my notes.history"), "nobody's").unwrap();
     let found = set.find().unwrap();
     let all = [name(1, 7), name(2, 7), name(2, 8), "00000002.history".to_owned()];
     assert_eq!(found.names, all);
