@@ -46,8 +46,9 @@ pub struct Request {
 pub fn run(cx: &Context, request: &Request) -> Result<Manifest> {
     let _lock = cx.state.lock("backup")?;
     steps::reached("backup.locked")?;
-    unfinished::remove(cx)?;
+    // First what stands on snapshots: a backup that was killed while it looked into its own left a clone.
     restore::unfinished::remove(cx)?;
+    unfinished::remove(cx)?;
     let (mut tries, mut races, mut conflicts) = (1, 1, 0);
     loop {
         match run_once(cx, request, tries) {

@@ -24,6 +24,7 @@ pub mod shipped;
 pub mod stores;
 pub mod tree;
 pub mod unfold;
+pub mod whole;
 pub mod wrap;
 
 use crate::config::RepositoryConfig;

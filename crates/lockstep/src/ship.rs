@@ -7,7 +7,9 @@
 //! set on this host any less.
 
 pub mod classify;
+mod full;
 pub mod lease;
+mod own_files;
 pub mod page_delta;
 mod passing;
 mod raw;
@@ -17,13 +19,11 @@ pub(crate) mod view;
 mod volume;
 mod walk;
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pgfiles::lsn::Lsn;
-use pgfiles::wal_name::WalSegment;
 use sendstream::pages::PageGeometry;
 use strata::delta::ImageOptions;
 use strata::pack::PackOptions;
@@ -33,17 +33,20 @@ use crate::error::{Error, Result};
 use crate::lock::{Lock, LockError};
 use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
-use crate::postgres::{instance, wal};
+use crate::postgres::instance;
 use crate::progress::Progress;
+use crate::repository::whole::Wholeness;
 use crate::repository::{self, Repository, Shipped, ShippedVolume};
-use crate::set::manifest::{Manifest, SetVolume, WalStored, hash_file};
+use crate::set::manifest::{Manifest, SetVolume};
 use crate::side_by_side::{Item, Limits, side_by_side};
 use crate::volume::zfs::SnapshotName;
 use crate::{files, steps};
 
+pub(crate) use own_files::{FrozenWal, take_files, wal_in_snapshot};
+
 use lease::Held;
 use raw::Encrypted;
-use route::{Bases, Route, route};
+use route::{Bases, How, Route, route};
 use view::Views;
 use volume::Shipment;
 
@@ -72,14 +75,20 @@ impl Outcome {
     }
 }
 
-/// Ships a set to the repositories named, one after another.
+/// Ships a set to the repositories named, one after another. With `full` all of its volumes' content,
+/// also where it is there already: deltas that are there are replaced.
 ///
 /// # Errors
 /// Only when it is interrupted; what fails is in the outcomes.
-pub fn run(cx: &Context, manifest: &Manifest, names: &[String]) -> Result<Vec<Outcome>> {
+pub fn run(
+    cx: &Context,
+    manifest: &Manifest,
+    names: &[String],
+    full: bool,
+) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
     for name in names {
-        let result = ship(cx, manifest, name);
+        let result = ship(cx, manifest, name, full);
         if let Err(error @ Error::Interrupted { .. }) = result {
             return Err(error);
         }
@@ -112,19 +121,29 @@ pub fn note_path(cx: &Context, manifest: &Manifest, repository: &str) -> PathBuf
     cx.state.set_directory(&manifest.set).join(format!("shipped.{repository}.json"))
 }
 
-fn ship(cx: &Context, manifest: &Manifest, name: &str) -> Result<Shipped> {
+fn ship(cx: &Context, manifest: &Manifest, name: &str, full: bool) -> Result<Shipped> {
     let _lock = lock(cx, name, "ship")?;
     let repository = repository::open(cx, name)?;
-    if let Some(there) = repository.read_if_there(manifest.set.as_str())? {
-        note(cx, &there, name)?;
-        return Ok(there);
+    let there = repository.read_if_there(manifest.set.as_str())?;
+    if let Some(there) = &there
+        && !full
+    {
+        note(cx, there, name)?;
+        return Ok(there.clone());
     }
     let held = Held::take(cx, &repository, PATIENCE)?;
     steps::reached("ship.leased")?;
-    let shipped = store(cx, manifest, &repository, &held)?;
+    if let Some(there) = &there {
+        full::may_be_replaced(there, name)?;
+    }
+    let shipped = store(cx, manifest, &repository, &held, full)?;
     held.check()?;
     steps::reached("ship.stored")?;
-    repository.publish(&shipped)?;
+    match &there {
+        // Its manifest stays: it names the same deltas.
+        Some(there) => full::assert_says_the_same(there, &shipped, name)?,
+        None => repository.publish(&shipped)?,
+    }
     steps::reached("ship.published")?;
     note(cx, &shipped, name)?;
     Ok(shipped)
@@ -141,14 +160,18 @@ fn store<'a>(
     manifest: &'a Manifest,
     repository: &Repository,
     held: &Held,
+    full: bool,
 ) -> Result<Shipped> {
     let encrypted = Encrypted::find(cx, repository, manifest)?;
     let keeps_wal = encrypted.keeps_wal(manifest);
     let kept = manifest.volumes.iter().filter(|volume| keeps_wal || !is_wal_alone(volume));
     let bases = Bases::find(&cx.zfs, &manifest.volumes)?;
+    let memory = cx.state.path("deltas").join(&repository.name);
+    let wholeness = Wholeness::new(repository, &memory);
     let find = |volume: &'a SetVolume| {
         let raw = encrypted.is_raw(&volume.dataset);
-        route(&bases, repository, volume, raw)
+        let how = How { raw, full, raw_full_every: repository.config.raw_full_every };
+        route(&bases, &wholeness, volume, how)
     };
     let mut routes: Vec<Route> = kept.map(find).collect::<Result<_>>()?;
     let datasets: Vec<_> = manifest.volumes.iter().map(|volume| volume.dataset.clone()).collect();
@@ -171,6 +194,17 @@ fn store<'a>(
     let journals = cx.state.path("shipping");
     let check = || held.check();
     let geometry = geometry(manifest, &views)?;
+    let frozen = match wal_in_snapshot(manifest) {
+        Some(_) if !keeps_wal => {
+            let seen = part_seen(manifest, &views, &PartKind::Wal);
+            let pg_wal = seen.ok_or_else(|| {
+                Error::failed(format!("pg_wal of set {} can't be looked into", manifest.set))
+            })?;
+            let data = part_seen(manifest, &views, &PartKind::Data);
+            Some(FrozenWal::find(manifest, pg_wal, data.as_deref())?)
+        }
+        _ => None,
+    };
     let shipment = Shipment {
         zfs: &cx.zfs,
         repository,
@@ -179,7 +213,7 @@ fn store<'a>(
         tags: &tags,
         geometry: geometry.unwrap_or_default(),
         checks_pages: manifest.postgres.data_checksums && geometry.is_some(),
-        replayed: replayed(manifest),
+        replayed: replayed(manifest, frozen.as_ref()),
         check: &check,
         progress: &Progress::on_stderr(),
         properties: &properties,
@@ -187,19 +221,10 @@ fn store<'a>(
     };
     let paths = views.paths();
     let mut manifest = manifest.clone();
-    let pg_wal = match wal_in_snapshot(&manifest) {
-        Some(_) if !keeps_wal => {
-            let seen = part_seen(&manifest, &views, &PartKind::Wal);
-            Some(seen.ok_or_else(|| {
-                Error::failed(format!("pg_wal of set {} can't be looked into", manifest.set))
-            })?)
-        }
-        _ => None,
-    };
     let (volumes, files) = std::thread::scope(|scope| {
         let seen = |name: &SnapshotName| paths.get(name).map(PathBuf::as_path);
         let volumes = scope.spawn(move || ship_volumes(&shipment, routes, &seen));
-        let files = take_files(cx, &mut manifest, pg_wal.as_deref()).and_then(|names| {
+        let files = take_files(cx, &mut manifest, frozen.as_ref()).and_then(|names| {
             repository::files::store(repository, manifest.set.as_str(), &names, &options)
         });
         (volumes.join(), files)
@@ -226,15 +251,18 @@ pub fn options(repository: &Repository) -> ImageOptions {
 }
 
 /// The LSNs that a restored cluster replays.
-fn replayed(manifest: &Manifest) -> Range<u64> {
+fn replayed(manifest: &Manifest, frozen: Option<&FrozenWal>) -> Range<u64> {
     let start = manifest.start_lsn.map_or(u64::MAX, Lsn::as_u64);
-    let end = match manifest.strategy {
-        Strategy::Cold => 0,
-        // The floor lies before the snapshots; what was written up to them is replayed too.
-        Strategy::Atomic => u64::MAX,
-        Strategy::Label | Strategy::Ordered => manifest.floor_lsn.map_or(0, Lsn::as_u64),
-    };
-    start..end
+    match manifest.strategy {
+        Strategy::Cold => 0..0,
+        // The floor lies before the snapshots; what was written up to them is replayed too. Up to the
+        // end of the WAL and no further: nearly any garbage is a later LSN.
+        Strategy::Atomic => match frozen.and_then(|frozen| frozen.replayed(manifest)) {
+            Some((start, end)) => start.as_u64()..end.as_u64(),
+            None => start..u64::MAX,
+        },
+        Strategy::Label | Strategy::Ordered => start..manifest.floor_lsn.map_or(0, Lsn::as_u64),
+    }
 }
 
 /// How the cluster's pages are laid out; unknown where the data directory can't be looked into.
@@ -284,56 +312,4 @@ fn ship_volumes<'a>(
         route.ship(shipment, base_root)
     };
     side_by_side(limits, items, one, |shipped| (0..count).map(|at| shipped.wait(at)).collect())
-}
-
-/// Where the set's own WAL lies, if it is in pg_wal's snapshot: the volume, and the folder in it.
-pub(crate) fn wal_in_snapshot(manifest: &Manifest) -> Option<(usize, PathBuf)> {
-    let (at, part) = manifest.parts().find(|(_, part)| part.kind == PartKind::Wal)?;
-    (manifest.wal.stored == WalStored::Snapshot).then(|| (at, part.inside.clone()))
-}
-
-/// The files that go along, by name; the manifest then says that all WAL lies in files. `pg_wal` is
-/// where [`wal_in_snapshot`] is seen; without it the WAL stays where it is.
-pub(crate) fn take_files(
-    cx: &Context,
-    manifest: &mut Manifest,
-    pg_wal: Option<&Path>,
-) -> Result<BTreeMap<String, PathBuf>> {
-    let directory = cx.state.set_directory(&manifest.set);
-    let mut names: BTreeMap<String, PathBuf> =
-        manifest.files.keys().map(|name| (name.clone(), directory.join(name))).collect();
-    if let Some(pg_wal) = pg_wal {
-        let beside = |name: &String| {
-            manifest.wal.fetched.contains(name) || manifest.wal.archived.contains(name)
-        };
-        let mut segments: Vec<String> =
-            manifest.wal.segments.iter().filter(|name| !beside(name)).cloned().collect();
-        // Without a label recovery goes on to the end of what was frozen with the data.
-        let identity = manifest.wal_identity()?;
-        if let Some(start) = manifest.start_lsn.filter(|_| manifest.strategy != Strategy::Label) {
-            let written = wal::written(pg_wal, identity, start);
-            let name = |segment: WalSegment| segment.file_name(identity.segment_size);
-            let more = written.into_iter().map(name);
-            let more: Vec<_> =
-                more.filter(|name| !beside(name) && !segments.contains(name)).collect();
-            segments.extend(more);
-        }
-        let listed = std::fs::read_dir(pg_wal).map_err(Error::io("list", pg_wal))?;
-        for entry in listed {
-            let name = entry.map_err(Error::io("list", pg_wal))?.file_name();
-            // A cluster that has changed its timeline needs to know where.
-            segments.extend(name.into_string().ok().filter(|name| name.ends_with(".history")));
-        }
-        for name in segments {
-            let path = pg_wal.join(&name);
-            manifest.files.insert(format!("wal/{name}"), hash_file(&path)?);
-            names.insert(format!("wal/{name}"), path);
-            if !manifest.wal.segments.contains(&name) {
-                manifest.wal.segments.push(name);
-            }
-        }
-        manifest.wal.stored = WalStored::Files;
-        manifest.wal.fetched.clear();
-    }
-    Ok(names)
 }

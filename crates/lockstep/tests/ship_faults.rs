@@ -10,7 +10,7 @@ use support::cluster::Stop;
 use support::command::must;
 use support::commands::CommandLog;
 use support::fixture::{Fixture, assert_clean};
-use support::layout::two_pools_four_datasets;
+use support::layout::{one_pool, two_pools_four_datasets};
 use support::lockstep::{Set, Steps, exit, json_of};
 use support::shipping::{
     NAME, assert_received, discard, folder, packs, with_options, with_repository,
@@ -272,6 +272,31 @@ fn a_bad_page_is_named_and_the_set_is_kept() {
     let text =
         lockstep.expect(exit::PROBLEMS, &["ship", said["set"].as_str().expect("an id")]).stdout;
     assert!(text.contains("DAMAGED PAGES") && text.contains(&format!("{name} block 0")), "{text}");
+}
+
+/// Garbage in the place of a page's LSN isn't WAL that recovery will replay, and a page without a checksum is none of a
+/// cluster that has them.
+#[test]
+fn bad_pages_of_an_atomic_set_are_not_excused() {
+    let fixture = Fixture::new(one_pool());
+    fixture.pgbench_tables(SCALE);
+    let lockstep = with_repository(&fixture);
+    let path = file_of(&fixture, "pgbench_accounts");
+    fixture.cluster.stop(Stop::Fast);
+    let file = fs::OpenOptions::new().write(true).open(&path).expect("the table's file");
+    file.write_all_at(&[0xa5; 8], 5 * 8192).expect("it can be damaged");
+    file.write_all_at(&[0; 512], 7 * 8192).expect("it can be damaged");
+    drop(file);
+    fixture.cluster.start();
+    let outcome = lockstep.expect(exit::PROBLEMS, &["--json", "backup", "--strategy", "atomic"]);
+    let there = &json_of(&outcome)["repositories"][0];
+    let pages = there["volumes"].as_array().expect("volumes").iter();
+    let bad: Vec<_> = pages
+        .flat_map(|volume| volume["pages"]["bad_pages"].as_array().cloned())
+        .flatten()
+        .map(|page| page[1].clone())
+        .collect();
+    assert_eq!((&there["bad_pages"], bad), (&2.into(), vec![5.into(), 7.into()]), "{there}");
 }
 
 #[test]

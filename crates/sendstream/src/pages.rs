@@ -124,6 +124,7 @@ pub struct PageChecker<P, F> {
     partial: (u64, Vec<u8>),
     decompressor: Decompressor,
     replayed: Range<u64>,
+    checksums_are_on: bool,
 }
 
 impl<P: Clone, F: FnMut(u64) -> Option<Segment<P>>> PageChecker<P, F> {
@@ -147,7 +148,15 @@ impl<P: Clone, F: FnMut(u64) -> Option<Segment<P>>> PageChecker<P, F> {
             partial: (0, Vec::new()),
             decompressor: Decompressor::new(),
             replayed: 0..0,
+            checksums_are_on: false,
         }
+    }
+
+    /// The cluster is known to have checksums (pg_control says so): then a page without one is bad, like any other
+    /// whose checksum is wrong. Else that is told from the other pages.
+    pub fn with_checksums(mut self) -> Self {
+        self.checksums_are_on = true;
+        self
     }
 
     /// Recovery replays these LSNs: a page that was changed within them, and of which a snapshot caught only a part of
@@ -264,7 +273,7 @@ impl<P: Clone, F: FnMut(u64) -> Option<Segment<P>>> PageChecker<P, F> {
             self.report.good += 1;
         } else if self.replayed.contains(&self.lsn(page)) {
             self.report.replayed += 1;
-        } else if stored == 0 {
+        } else if stored == 0 && !self.checksums_are_on {
             self.report.without_checksum += 1;
         } else {
             self.report.bad += 1;
@@ -451,6 +460,20 @@ mod tests {
         checker.content(0, 8 * 8192, &page(8));
         let report = checker.finish();
         assert_eq!((report.good, report.bad, report.partial), (4, 0, 2));
+    }
+
+    /// A page whose first sector was zeroed has a 0 for its checksum, and there may be no other in the volume.
+    #[test]
+    fn without_a_checksum_where_all_have_one() {
+        let mut zeroed = page(3);
+        zeroed[..512].fill(0);
+        let mut checker = checker().with_checksums();
+        checker.content(0, 3 * 8192, &zeroed);
+        checker.content(0, 4 * 8192, &[0; 8192]);
+        let report = checker.finish();
+        assert_eq!((report.bad, report.zero, report.without_checksum), (1, 1, 0));
+        assert_eq!(report.wrong(), 1);
+        assert_eq!((report.bad_pages[0].block, report.bad_pages[0].stored), (3, 0));
     }
 
     #[test]

@@ -138,3 +138,46 @@ fn a_journal_of_other_content_or_of_packs_that_are_gone_does_no_harm() {
         assert_holds(&repository(storage.clone()), 7);
     }
 }
+
+/// Content that changed after it was stored, from its beginning on or from somewhere: what is stored of the new content is
+/// used, however much longer the journal of the old one is.
+#[test]
+fn a_journal_of_older_content_does_not_stand_in_the_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = folder.path().join("journal");
+    for (n, changes_at) in [0, 21, 22, 40].into_iter().enumerate() {
+        let journal = journal.with_extension(n.to_string());
+        let storage = memory_store();
+        let interrupted = |at: u64, salt: u64| {
+            let dying = Faulty::new(storage.clone(), at, Fault::StopAfter);
+            let dying = Store::shared(Arc::new(dying), no_retries());
+            let dying = Repository::new(dying, "clusters/main", None).unwrap();
+            assert!(write_from(&dying, &journal, salt, changes_at).is_err(), "{salt}");
+        };
+        // Nearly all of the old content, a little of the new.
+        interrupted(14, 7);
+        let old = packs(&storage);
+        // What is looked for in the store is a call too.
+        interrupted(changes_at / 4 + 6, 8);
+        let stored = packs(&storage) - old;
+        assert!(stored >= 3, "{changes_at}: {stored}");
+        write_from(&repository(storage.clone()), &journal, 8, changes_at).unwrap();
+        let sent = packs(&storage) - old - stored;
+        let all = memory_store();
+        write_from(&repository(all.clone()), &folder.path().join("all"), 8, changes_at).unwrap();
+        // Four objects a pack, and up to three packs on their way when it died, in no journal.
+        let saved = stored + usize::try_from(changes_at / 4).unwrap();
+        assert!(sent + saved <= packs(&all) + 3, "{changes_at}: {sent} sent, {saved} were there");
+    }
+}
+
+/// As [`write`], but that the content is the one of salt 7 before an object.
+fn write_from(repository: &Repository, journal: &Path, salt: u64, from: u64) -> Result<()> {
+    let mut writer = ImageWriter::new(repository, IMAGE, "1", None, &options(journal, 1))?;
+    for object in 0..OBJECTS {
+        let header = Some(vec![1].into());
+        writer.changed(Change { object, header, ..Change::default() })?;
+        writer.data(0, &content(object, if object < from { 7 } else { salt }))?;
+    }
+    writer.finish().map(|_| ())
+}

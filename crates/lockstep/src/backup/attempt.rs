@@ -21,6 +21,7 @@ use crate::postgres::{connection, instance};
 use crate::set::journal::{self, BackupJournal};
 use crate::set::manifest::{Manifest, Seconds, SetWal, WalStored};
 use crate::set::unfinished::{self, TAKING};
+use crate::ship::view::Views;
 use crate::steps;
 use crate::survey::{self, Survey};
 use crate::volume::zfs::SnapshotName;
@@ -107,7 +108,12 @@ impl<'a> Attempt<'a> {
             match step {
                 Step::Slot => self.make_slot()?,
                 Step::StartBackup { fast } => self.start_backup(fast)?,
-                Step::Snapshot { volumes, one_moment } => self.snapshot(&volumes, one_moment)?,
+                Step::Snapshot { volumes, one_moment } => {
+                    self.snapshot(&volumes, one_moment)?;
+                    if self.plan.strategy == Strategy::Atomic {
+                        self.take_frozen_control();
+                    }
+                }
                 Step::CheckLayout => self.check_layout()?,
                 Step::Floor => self.write_floor()?,
                 Step::ReplayFloor => self.note_replay()?,
@@ -227,6 +233,37 @@ impl<'a> Attempt<'a> {
         steps::reached(&format!("backup.after-snapshot-{order}"))
     }
 
+    /// Recovery of an atomic set starts where the snapshot's own pg_control says, and a checkpoint may
+    /// have come since the survey. One that is still the last one now is the snapshot's too; else the
+    /// snapshot is looked into. Where that fails the set is no less: whoever uses it looks again.
+    fn take_frozen_control(&mut self) {
+        let same = |a: &ControlFile, b: &ControlFile| {
+            (a.checkpoint, &a.checkpoint_copy) == (b.checkpoint, &b.checkpoint_copy)
+        };
+        let frozen = instance::read_control(&self.cx.cluster.data_directory).and_then(|now| {
+            if same(&now, self.control()) {
+                return Ok(None);
+            }
+            let layout = &self.survey.facts.layout;
+            let data = layout.parts.iter().find(|part| part.kind == PartKind::Data);
+            let snapshot = self.taken.iter().find_map(|(volume, snapshot, _)| {
+                let part = data.filter(|part| part.volume == *volume)?;
+                Some((snapshot.clone(), part.inside.clone()))
+            });
+            let Some((snapshot, inside)) = snapshot else { return Ok(None) };
+            let views = Views::open(self.cx, std::slice::from_ref(&snapshot))?;
+            views.path(&snapshot).map(|root| instance::read_control(&root.join(inside))).transpose()
+        });
+        match frozen {
+            Ok(Some(control)) => self.survey.facts.control = control,
+            Ok(None) => {}
+            Err(error) => tracing::warn!(
+                error = %error.chain(),
+                "a checkpoint came before the snapshot: the manifest says where recovery would have started before it"
+            ),
+        }
+    }
+
     fn check_layout(&mut self) -> Result<()> {
         let changed = |difference| Refusal::LayoutChanged { tries: self.tries, difference };
         let before = &self.survey.facts.layout;
@@ -270,6 +307,7 @@ impl<'a> Attempt<'a> {
         let identity = self.wal_identity();
         let pg_wal = self.cx.cluster.data_directory.join("pg_wal");
         let (from, to) = self.wal_range();
+        self.check_one_timeline()?;
         let needed = wal::segments(identity, from, to);
         let mut here = needed.clone();
         if self.is_standby() {
@@ -296,6 +334,18 @@ impl<'a> Attempt<'a> {
             }
         };
         steps::reached("backup.wal")
+    }
+
+    /// A promotion whose checkpoint is still to come: recovery would begin on the old timeline and end
+    /// on the new one, and an `ordered` set names the segments of one alone.
+    fn check_one_timeline(&self) -> Result<()> {
+        let control = self.control();
+        let (from, to) =
+            (control.checkpoint_copy.timeline.get(), control.min_recovery_point_timeline);
+        if self.stopped.is_none() && !self.is_standby() && to > from {
+            return Err(Refusal::TimelineChanged { from, to }.into());
+        }
+        Ok(())
     }
 
     fn check_shut_down(&mut self) -> Result<()> {

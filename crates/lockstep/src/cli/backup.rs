@@ -57,7 +57,7 @@ impl Backup {
         if !json {
             as_text(&manifest);
         }
-        let outcomes = crate::ship::run(cx, &manifest, &cx.cluster.repositories)?;
+        let outcomes = crate::ship::run(cx, &manifest, &cx.cluster.repositories, false)?;
         if json {
             let mut value = as_json(&manifest);
             value["repositories"] = ship::as_json(&outcomes);

@@ -19,6 +19,10 @@ pub(super) struct Ship {
     /// To this repository only; to all of the cluster's where left out
     #[arg(long = "repository", value_name = "NAME")]
     repositories: Vec<String>,
+    /// Store all of its volumes' content, as the beginning of new chains: after damage. Also where
+    /// the set is there already
+    #[arg(long)]
+    full: bool,
 }
 
 impl Ship {
@@ -36,7 +40,7 @@ impl Ship {
         }
         let manifest = cx.state.find(&self.set)?;
         crate::restore::unfinished::remove(cx)?;
-        let outcomes = ship::run(cx, &manifest, names)?;
+        let outcomes = ship::run(cx, &manifest, names, self.full)?;
         if json {
             let shipped = as_json(&outcomes);
             output::print_json(&json!({

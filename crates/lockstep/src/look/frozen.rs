@@ -15,6 +15,7 @@ use sendstream::zpl::{FileType, Timestamp};
 use super::{Each, Entry, Inside};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::plan::layout::PartKind;
 use crate::set::manifest::Manifest;
 use crate::ship;
 use crate::ship::view::Views;
@@ -84,12 +85,21 @@ impl<'a> Frozen<'a> {
         if self.own.is_none() {
             // The same files that go along to a repository: all WAL of the set is among them.
             let mut manifest = self.manifest.clone();
-            let pg_wal = ship::wal_in_snapshot(&manifest);
-            let pg_wal = match pg_wal {
-                Some((volume, inside)) => Some(self.root(volume)?.join(inside)),
+            let frozen = match ship::wal_in_snapshot(&manifest) {
+                Some((volume, inside)) => {
+                    let pg_wal = self.root(volume)?.join(inside);
+                    let mut parts = manifest.parts();
+                    let data = parts.find(|(_, part)| part.kind == PartKind::Data);
+                    let data = data.map(|(volume, part)| (volume, part.inside.clone()));
+                    // Where nobody can look into it the manifest has to do.
+                    let data = data.and_then(|(volume, inside)| {
+                        self.root(volume).ok().map(|root| root.join(inside))
+                    });
+                    Some(ship::FrozenWal::find(&manifest, pg_wal, data.as_deref())?)
+                }
                 None => None,
             };
-            let paths = ship::take_files(self.cx, &mut manifest, pg_wal.as_deref())?;
+            let paths = ship::take_files(self.cx, &mut manifest, frozen.as_ref())?;
             let files = manifest.files.iter();
             let sizes = files.map(|(name, file)| (name.clone(), file.bytes)).collect();
             self.own = Some(Own { paths, sizes });

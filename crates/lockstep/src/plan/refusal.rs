@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use pgfiles::lsn::Lsn;
+
 use super::layout::PartKind;
 use super::strategy::Strategy;
 use crate::process::quote;
@@ -89,8 +91,8 @@ pub enum Refusal {
         /// What pg_control says.
         state: &'static str,
     },
-    /// A standby followed its primary to another timeline.
-    #[error("the standby went from timeline {from} to {to} during the backup")]
+    /// A standby followed its primary to another timeline, or was promoted to one a moment ago.
+    #[error("the cluster went from timeline {from} to {to} and has made no checkpoint there")]
     TimelineChanged {
         /// Where recovery of the set would start.
         from: u32,
@@ -122,6 +124,20 @@ pub enum Refusal {
         segment: String,
         /// What is wrong.
         why: String,
+    },
+    /// The WAL that lies with a set's data ends before what recovery needs.
+    #[error(
+        "the WAL of set {set} isn't whole: recovery reads from {start} to {needed} at least, and segment {missing} isn't in its pg_wal"
+    )]
+    WalEndsEarly {
+        /// The set.
+        set: String,
+        /// The first segment that isn't there.
+        missing: String,
+        /// Where recovery begins.
+        start: Lsn,
+        /// How far the data files have come.
+        needed: Lsn,
     },
     /// Snapshots that should be one moment are several.
     #[error("the snapshots aren't of one transaction group: {found}")]
@@ -269,9 +285,10 @@ impl Refusal {
             Self::LayoutChanged { .. } => "run the backup when no tablespace is being created, dropped or moved".into(),
             Self::ByPostgres { advice, .. } => advice.clone().unwrap_or_else(|| "take the backup again once the reason is gone".into()),
             Self::Promoted { .. } => "take the backup again: it is a primary now".into(),
-            Self::TimelineChanged { .. } => "take it again when the standby has made a restartpoint on the new timeline (CHECKPOINT on the standby makes one)".into(),
+            Self::TimelineChanged { .. } => "take it again when a checkpoint was made on the new timeline (CHECKPOINT makes one; on a standby a restartpoint)".into(),
             Self::NeedsArchive { .. } => "name the way to it with --restore-command".into(),
             Self::WalRecycledBeforeFreeze { .. } => "allow a replication slot (max_replication_slots, REPLICATION for the user), or raise wal_keep_size".into(),
+            Self::WalEndsEarly { .. } => "take another set, with strategy label where a connection is possible; this one starts only where a restore_command has that segment".into(),
             Self::WalDamaged { .. } => "is pg_wal written by anything but PostgreSQL? look at the file with pg_waldump".into(),
             Self::NotOneTransactionGroup { .. } => "is something else taking snapshots with the same name? use strategy label".into(),
             Self::SnapshotMissing { .. } => "restore another set: `lockstep list`; was it destroyed by hand?".into(),

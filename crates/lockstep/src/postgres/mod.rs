@@ -9,3 +9,4 @@ pub mod session;
 pub mod tls;
 pub mod users;
 pub mod wal;
+pub mod wal_run;

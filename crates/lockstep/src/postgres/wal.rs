@@ -11,7 +11,7 @@ use std::path::Path;
 
 use pgfiles::lsn::{Lsn, SystemIdentifier, TimelineId};
 use pgfiles::wal_name::{WalFileName, WalSegment, WalSegmentSize};
-use pgfiles::wal_page;
+use pgfiles::wal_page::{self, WalPageError};
 
 use crate::error::{Error, Result};
 use crate::plan::refusal::Refusal;
@@ -50,33 +50,60 @@ pub fn check(pg_wal: &Path, identity: WalIdentity, needed: &[WalSegment]) -> Res
 }
 
 fn check_segment(pg_wal: &Path, identity: WalIdentity, segment: WalSegment) -> Result<()> {
-    let name = segment.file_name(identity.segment_size);
-    let path = pg_wal.join(&name);
-    let damaged = |why: String| Refusal::WalDamaged { segment: name.clone(), why }.into();
-    let mut file = match File::open(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+    match look(pg_wal, identity, segment)? {
+        Found::Written => Ok(()),
+        Found::Missing => {
+            let needed = segment.file_name(identity.segment_size);
             let oldest = oldest(pg_wal, identity.segment_size)?;
-            return Err(Refusal::WalRecycledBeforeFreeze { needed: name, oldest }.into());
+            Err(Refusal::WalRecycledBeforeFreeze { needed, oldest }.into())
         }
+        Found::Unwritten(why) => Err(damaged(identity, segment, why.to_string())),
+    }
+}
+
+/// What lies in `pg_wal` under a segment's name.
+pub(super) enum Found {
+    /// The segment.
+    Written,
+    /// Nothing.
+    Missing,
+    /// A file that waits for its use: of zeros, or with what it held under an older name. WAL ends
+    /// before it.
+    Unwritten(WalPageError),
+}
+
+/// Looks at a segment. WAL ends where none is or nothing was written into it yet; whatever else
+/// keeps it from being read isn't an end.
+pub(super) fn look(pg_wal: &Path, identity: WalIdentity, segment: WalSegment) -> Result<Found> {
+    let size = identity.segment_size;
+    let path = pg_wal.join(segment.file_name(size));
+    let mut file = match File::open(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Missing),
         other => other.map_err(Error::io("read", &path))?,
     };
     let length = file.metadata().map_err(Error::io("look at", &path))?.len();
-    if length != u64::from(identity.segment_size.bytes()) {
-        return Err(damaged(format!(
-            "it has {length} bytes instead of {}",
-            identity.segment_size.bytes()
-        )));
+    if length != u64::from(size.bytes()) {
+        let why = format!("it has {length} bytes instead of {}", size.bytes());
+        return Err(damaged(identity, segment, why));
     }
     let mut page = [0u8; 8192];
     file.read_exact(&mut page).map_err(Error::io("read", &path))?;
-    wal_page::check_segment_header(
-        &page,
-        segment,
-        identity.segment_size,
-        Some(identity.system_identifier),
-    )
-    .map(|_| ())
-    .map_err(|e| damaged(e.to_string()))
+    let cluster = Some(identity.system_identifier);
+    match wal_page::check_segment_header(&page, segment, size, cluster) {
+        Ok(_) => Ok(Found::Written),
+        Err(why @ (WalPageError::AllZero | WalPageError::OtherCluster { .. })) => {
+            Ok(Found::Unwritten(why))
+        }
+        // PostgreSQL renames old segments to future names, never the other way.
+        Err(why @ WalPageError::OtherPosition { found, expected }) if found < expected => {
+            Ok(Found::Unwritten(why))
+        }
+        Err(why) => Err(damaged(identity, segment, why.to_string())),
+    }
+}
+
+fn damaged(identity: WalIdentity, segment: WalSegment, why: String) -> Error {
+    Refusal::WalDamaged { segment: segment.file_name(identity.segment_size), why }.into()
 }
 
 /// The end of the unbroken run of segments in `pg_wal` that begins with `from`'s.
@@ -88,16 +115,6 @@ pub fn end_of_run(pg_wal: &Path, identity: WalIdentity, from: Lsn) -> Lsn {
         segment = segment.next();
     }
     segment.start(size)
-}
-
-/// The unbroken run of written segments in `pg_wal` that begins with `from`'s: one that was made
-/// ahead of its use begins with another's page.
-#[must_use]
-pub fn written(pg_wal: &Path, identity: WalIdentity, from: Lsn) -> Vec<WalSegment> {
-    let first = WalSegment::containing(identity.timeline, from, identity.segment_size);
-    std::iter::successors(Some(first), |segment| Some(segment.next()))
-        .take_while(|segment| check_segment(pg_wal, identity, *segment).is_ok())
-        .collect()
 }
 
 /// Copies the segments and the timeline's history from `pg_wal` to `to`, then checks the copies,
@@ -137,10 +154,19 @@ pub fn copy_file(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn oldest(pg_wal: &Path, size: WalSegmentSize) -> Result<String> {
-    let entries = std::fs::read_dir(pg_wal).map_err(Error::io("list", pg_wal))?;
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let names = names(pg_wal)?.into_iter();
     let segments = names.filter(|name| WalSegment::parse(name, size).is_ok());
     Ok(segments.min().unwrap_or_else(|| "none".into()))
+}
+
+/// The names in `pg_wal`; PostgreSQL's own are all ASCII.
+pub(crate) fn names(pg_wal: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(pg_wal).map_err(Error::io("list", pg_wal))? {
+        let name = entry.map_err(Error::io("list", pg_wal))?.file_name();
+        names.extend(name.into_string().ok());
+    }
+    Ok(names)
 }
 
 #[cfg(test)]

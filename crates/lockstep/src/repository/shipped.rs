@@ -114,9 +114,17 @@ pub struct Pages {
     pub bad: u64,
     /// The first of them: path in the volume and block number.
     pub bad_pages: Vec<(String, u32)>,
+    /// Pages whose checksum is wrong too, but which recovery writes anew from the set's WAL.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub replayed: u64,
     /// Why none was looked at, where none could be: `raw`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_checked: Option<String>,
+}
+
+/// For serde: what there is none of isn't written, as before it was counted.
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// A set whose manifest can't be read, and why.

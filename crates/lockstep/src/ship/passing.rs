@@ -51,6 +51,7 @@ impl<'a> Passing<'a> {
                 _ => None,
             };
             PageChecker::new(job.shipment.geometry, Box::new(lookup) as Lookup<'_>)
+                .with_checksums()
                 .replayed(job.shipment.replayed.clone())
         });
         Self {
@@ -81,8 +82,9 @@ impl<'a> Passing<'a> {
         let are_tagged = self.pages.finish();
         let walked = self.job.walked;
         let pages = self.checker.map(PageChecker::finish).map(|report| Checked {
-            checked: report.good + report.bad + report.without_checksum,
+            checked: report.good + report.wrong(),
             bad: report.wrong(),
+            replayed: report.replayed,
             bad_pages: report
                 .bad_pages
                 .iter()

@@ -10,10 +10,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use strata::delta::{Descriptor, ImageOptions, ImageWriter, read_descriptor};
+use strata::delta::{Descriptor, ImageOptions, ImageWriter};
 
 use super::passing::STRIDE;
-use super::route::{Bases, deltas};
+use super::route::{Bases, How};
 use super::volume::{Shipment, sent, stored_bytes};
 use crate::config::EncryptedDatasets;
 use crate::context::Context;
@@ -22,6 +22,7 @@ use crate::plan::layout::PartKind;
 use crate::plan::refusal::Refusal;
 use crate::repository::raw::{Segment, ingest, next_base, raw_image_name};
 use crate::repository::shipped::ShippedVolume;
+use crate::repository::whole::Wholeness;
 use crate::repository::{Repository, of_strata};
 use crate::set::manifest::{Manifest, SetVolume, WalStored};
 use crate::steps;
@@ -141,30 +142,54 @@ impl RawWay {
     /// When ZFS or the store fails.
     pub(super) fn find(
         bases: &Bases<'_>,
-        repository: &Repository,
+        there: &Wholeness<'_>,
         volume: &SetVolume,
+        how: How,
     ) -> Result<Self> {
         let image = raw_image_name(&volume.dataset);
-        let ids = deltas(repository, &image)?;
-        let read = |id: &str| {
-            let descriptor = read_descriptor(&repository.strata, &image, id).map_err(of_strata)?;
-            let segment = Segment::of(&descriptor)?;
-            Ok::<_, Error>((descriptor, segment))
+        let deltas = there.image(&image)?;
+        // A segment that is there is in other sets' chains as what it is, and no full takes its place.
+        if how.full && !deltas.has(&volume.guid) {
+            return Ok(Self { image, there: None, base: None });
+        }
+        let mut ids = Vec::new();
+        for id in deltas.ids() {
+            if deltas.is_whole(id)? {
+                ids.push(id.to_owned());
+            }
+        }
+        let read = |id: &str| match deltas.whole(id)? {
+            Some(descriptor) => {
+                let segment = Segment::of(&descriptor)?;
+                Ok::<_, Error>(Some((descriptor, segment)))
+            }
+            None => Ok(None),
         };
         if ids.contains(&volume.guid) {
             // What it comes from may have been collected meanwhile.
-            let there = Some(read(&volume.guid)?).filter(|(_, segment)| segment.is_whole(&ids));
+            let there = read(&volume.guid)?.filter(|(_, segment)| segment.is_whole(&ids));
             if there.is_some() {
                 return Ok(Self { image, there, base: None });
             }
         }
-        let every = repository.config.raw_full_every;
-        let segment = |id: &str| read(id).map(|(_, segment)| segment);
         let is_known = |base: &Base| {
             let guid = base.guid.to_string();
-            ids.contains(&guid) && segment(&guid).is_ok_and(|segment| segment.is_whole(&ids))
+            let there = ids.contains(&guid).then(|| read(&guid).ok().flatten()).flatten();
+            there.is_some_and(|(_, segment)| segment.is_whole(&ids))
         };
-        let base = next_base(bases.of(volume, is_known)?, &ids, every, segment)?;
+        let mut found = bases.of(volume, is_known)?;
+        // A descriptor that rotted in its place is found out when it is read.
+        while let Some(guid) = found.first().map(|base| base.guid.to_string()) {
+            if ids.contains(&guid) && read(&guid)?.is_some() {
+                break;
+            }
+            found.remove(0);
+        }
+        let segment = |id: &str| {
+            let gone = || Error::failed(format!("delta \"{id}\" of \"{image}\" isn't whole"));
+            read(id)?.map(|(_, segment)| segment).ok_or_else(gone)
+        };
+        let base = next_base(found, &ids, how.raw_full_every, segment)?;
         Ok(Self { image, there: None, base })
     }
 

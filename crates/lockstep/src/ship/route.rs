@@ -4,19 +4,21 @@
 //! What could go wrong: a base that isn't what the repository has. It is found by GUID, never by name, and
 //! the stream says once more what it is an increment to.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use strata::delta::{Descriptor, read_descriptor};
+use strata::delta::Descriptor;
 
 use super::raw::RawWay;
 use super::tags::{Of, PAGE, Tags, or_none};
 use super::volume::{Job, Shipment, shipped};
 use super::walk::{Walked, walk};
 use crate::error::{Error, Result};
+use crate::repository::Repository;
 use crate::repository::image::{ImageState, image_name};
 use crate::repository::shipped::ShippedVolume;
-use crate::repository::{Repository, of_strata};
+use crate::repository::whole::Wholeness;
 use crate::set::manifest::SetVolume;
 use crate::volume::zfs::{Base, DatasetName, Properties, SnapshotName, Zfs, mountpoints_in};
 
@@ -75,38 +77,61 @@ struct Plain {
 }
 
 /// Finds what the volume's snapshot is an increment to: the newest snapshot or bookmark that the
-/// repository has too. With `raw` among what was sent raw, else among the rest.
+/// repository has too, with all that it comes from. With `raw` among what was sent raw, else among
+/// the rest. With `full` to nothing.
 ///
 /// # Errors
 /// When ZFS or the store fails.
 pub fn route<'a>(
     bases: &Bases<'_>,
-    repository: &Repository,
+    there: &Wholeness<'_>,
     volume: &'a SetVolume,
-    raw: bool,
+    how: How,
 ) -> Result<Route<'a>> {
-    if raw {
-        return Ok(Route {
-            volume,
-            way: Way::Raw(Box::new(RawWay::find(bases, repository, volume)?)),
-        });
+    if how.raw {
+        let way = RawWay::find(bases, there, volume, how)?;
+        return Ok(Route { volume, way: Way::Raw(Box::new(way)) });
     }
-    let image = image_name(&volume.dataset);
-    let ids = deltas(repository, &image)?;
-    let read = |id: &str| read_descriptor(&repository.strata, &image, id).map_err(of_strata);
-    if ids.contains(&volume.guid) {
-        let there = Some(read(&volume.guid)?);
-        return Ok(Route { volume, way: plain(there, None) });
+    if how.full {
+        return Ok(Route { volume, way: plain(None, None) });
     }
-    let is_known = |base: &Base| ids.contains(&base.guid.to_string());
-    let base = match bases.of(volume, is_known)?.into_iter().find(is_known) {
-        Some(base) => {
-            let state = ImageState::of(&read(&base.guid.to_string())?)?;
-            Some((base, state))
-        }
-        None => None,
+    let deltas = there.image(&image_name(&volume.dataset))?;
+    // One that isn't whole is written again and takes its place: the snapshot is the same, and so is
+    // what all deltas upon it are folded with.
+    if let Some(descriptor) = deltas.whole(&volume.guid)? {
+        return Ok(Route { volume, way: plain(Some(descriptor), None) });
+    }
+    let failed = Cell::new(None);
+    let is_known = |base: &Base| {
+        deltas.is_whole(&base.guid.to_string()).unwrap_or_else(|error| {
+            failed.set(Some(error));
+            false
+        })
     };
+    let found = bases.of(volume, is_known)?;
+    let mut base = None;
+    for candidate in found {
+        if !is_known(&candidate) {
+            continue;
+        }
+        if let Some(descriptor) = deltas.whole(&candidate.guid.to_string())? {
+            base = Some((candidate, ImageState::of(&descriptor)?));
+            break;
+        }
+    }
+    failed.take().map_or(Ok(()), Err)?;
     Ok(Route { volume, way: plain(None, base) })
+}
+
+/// How a volume is to be shipped.
+#[derive(Debug, Clone, Copy)]
+pub struct How {
+    /// As it is encrypted on disk.
+    pub raw: bool,
+    /// All of it, as the beginning of a new chain.
+    pub full: bool,
+    /// After how many increments all of a raw one comes again.
+    pub raw_full_every: u32,
 }
 
 fn plain(there: Option<Descriptor>, base: Option<(Base, ImageState)>) -> Way {
@@ -293,21 +318,6 @@ impl Route<'_> {
 fn has_small_records(properties: &BTreeMap<String, String>) -> bool {
     let recordsize = properties.get("recordsize").and_then(|text| text.parse::<u64>().ok());
     recordsize.is_some_and(|size| size <= PAGE)
-}
-
-/// The deltas of an image.
-pub(super) fn deltas(repository: &Repository, image: &str) -> Result<Vec<String>> {
-    let mut ids = Vec::new();
-    let folder = repository.strata.path(&format!("volumes/{image}"));
-    repository
-        .strata
-        .store()
-        .list(&folder, |listed| {
-            let name = listed.path.rsplit('/').next().unwrap_or_default();
-            ids.extend(name.strip_suffix(".json").map(str::to_owned));
-        })
-        .map_err(|error| of_strata(error.into()))?;
-    Ok(ids)
 }
 
 #[cfg(test)]

@@ -111,6 +111,11 @@ impl<R: Read> StreamDelta<R> {
                     bonus: record.payload.to_vec(),
                     tail: None,
                 }),
+                // Frees nothing, and may come as often as it likes: none is held back.
+                Header::FreeObjects(free) if free.count == 0 => {
+                    self.step()?;
+                    continue;
+                }
                 Header::FreeObjects(free) => Entry::Freed { first: free.first, count: free.count },
                 Header::Free(free) => {
                     // The tail of the object announced last.
@@ -230,5 +235,42 @@ impl<R: Read> Delta for StreamDelta<R> {
     fn spill(&self) -> Option<SpillBlock<'_>> {
         let (header, payload) = self.current.as_ref()?.spill.as_ref()?;
         Some(SpillBlock { header, payload })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ByteOrder;
+    use crate::feature::Features;
+    use crate::record::{FreeObjects, ObjsetType};
+    use crate::writer::Writer;
+
+    /// ZFS takes a record that frees nothing, and the next one may begin where it does: a stream of them holds no memory.
+    #[test]
+    fn records_that_free_nothing_are_not_held_back() {
+        let begin = Begin {
+            order: ByteOrder::Little,
+            header_type: 1,
+            features: Features::default(),
+            creation_time: 1,
+            objset: ObjsetType::FileSystem,
+            flags: 0,
+            to_guid: 2,
+            from_guid: 1,
+            to_name: b"tank@2".to_vec(),
+        };
+        let mut stream = Vec::new();
+        let mut writer = Writer::new(&mut stream, &begin, &[]).unwrap();
+        for count in std::iter::repeat_n(0, 1000).chain([1]) {
+            writer.record(&Header::FreeObjects(FreeObjects { first: 5, count }), &[]).unwrap();
+        }
+        writer.finish().unwrap();
+        let mut delta = StreamDelta::new(Reader::new(&stream[..]).unwrap()).unwrap();
+        delta.next_entry().unwrap();
+        assert_eq!(delta.entry(), Some(&Entry::Freed { first: 5, count: 1 }));
+        assert!(delta.waiting.capacity() < 32, "{}", delta.waiting.capacity());
+        delta.next_entry().unwrap();
+        assert_eq!(delta.entry(), None);
     }
 }

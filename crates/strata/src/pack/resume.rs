@@ -36,7 +36,11 @@ pub(super) struct Resume {
     repository: Repository,
     written: File,
     before: Option<BufReader<File>>,
+    /// Where that one is.
+    old: PathBuf,
     line: Option<(Ulid, Line)>,
+    /// Frames of that line that were used.
+    used: VecDeque<(String, u64, u64)>,
     /// Frames of the pack that is being filled.
     frames: VecDeque<(String, u64, u64)>,
 }
@@ -64,7 +68,8 @@ impl Resume {
         }
         let written = File::create(path).map_err(failed("create"))?;
         let repository = repository.clone();
-        Ok(Resume { repository, written, before, line: None, frames: VecDeque::new() })
+        let (used, frames) = (VecDeque::new(), VecDeque::new());
+        Ok(Resume { repository, written, before, old, line: None, used, frames })
     }
 
     /// Removes the journal: what it names is in a delta now.
@@ -79,30 +84,41 @@ impl Resume {
         if self.before.is_none() {
             return Ok(None);
         }
-        let mut packed = None;
         if self.line.as_ref().is_none_or(|(_, line)| line.frames.is_empty()) {
+            self.keep_used()?;
             self.line = self.next_line()?;
-            packed = self.line.as_ref().map(|(pack, line)| Packed {
-                pack: *pack,
-                size: line.size,
-                content: line.content,
-            });
         }
         let hash = in_hex(content_hash(content));
         match &mut self.line {
             Some((pack, line)) if line.frames.front().is_some_and(|frame| frame.0 == hash) => {
-                let frame = line.frames.pop_front();
-                let (_, at, length) = frame.unwrap_or_default();
-                Ok(Some(Known { placed: Placed { pack: *pack, at, length }, packed }))
+                let is_first = self.used.is_empty();
+                let packed = Packed { pack: *pack, size: line.size, content: line.content };
+                let frame = line.frames.pop_front().unwrap_or_default();
+                let placed = Placed { pack: *pack, at: frame.1, length: frame.2 };
+                self.used.push_back(frame);
+                Ok(Some(Known { placed, packed: is_first.then_some(packed) }))
             }
             _ => {
+                self.keep_used()?;
                 self.before = None;
+                // All of it that is of use is in the new journal now. One that stays is longer than the new
+                // one may get: it would be gone by again and again, and what is stored from here on never.
+                let _ = fs::remove_file(&self.old);
                 Ok(None)
             }
         }
     }
 
-    /// The next pack that is still in the store; it goes into the new journal too.
+    /// Of the pack at hand what was used goes into the new journal; that of other content would end it there.
+    fn keep_used(&mut self) -> Result<()> {
+        let frames = std::mem::take(&mut self.used);
+        match self.line.take() {
+            Some((_, line)) if !frames.is_empty() => self.append(&Line { frames, ..line }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The next pack that is still in the store.
     fn next_line(&mut self) -> Result<Option<(Ulid, Line)>> {
         let Some(before) = &mut self.before else { return Ok(None) };
         let mut text = String::new();
@@ -119,7 +135,6 @@ impl Resume {
             Err(error) if error.kind == crate::store::StoreErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),
         }
-        self.append(&line)?;
         Ok(Some((pack, line)))
     }
 

@@ -1,0 +1,161 @@
+//! The run of WAL that a recovery reads out of `pg_wal`: from its redo location on, over every
+//! timeline on its way, as far as something is written.
+//!
+//! What could go wrong: a run that ends early passes for all there is, and recovery then ends before
+//! pages that are in the set already. So the run has to come as far as the data files have, and
+//! only a segment that isn't there or waits for its use is an end; what can't be read is an error.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use pgfiles::lsn::{Lsn, TimelineId};
+use pgfiles::timeline_history::TimelineHistory;
+use pgfiles::wal_name::{WalFileName, WalSegment};
+
+use super::wal::{Found, WalIdentity, look};
+use crate::error::{Error, Result};
+use crate::plan::refusal::Refusal;
+
+/// A recovery, as far as its WAL goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The set, for errors.
+    pub set: String,
+    /// Where it begins: the redo location.
+    pub start: Lsn,
+    /// The data files may hold changes up to here: every byte before it is needed.
+    pub needed: Lsn,
+    /// The newest timeline that pg_control names; recovery goes over those that it comes from.
+    pub timeline: TimelineId,
+}
+
+/// What is there for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// The segments, in the order of their positions; one in which a timeline ends is there of both.
+    pub segments: Vec<WalSegment>,
+    /// Where the last one ends.
+    pub end: Lsn,
+}
+
+/// Finds it. `is_elsewhere` knows the names of segments that the set has from elsewhere.
+///
+/// # Errors
+/// [`Refusal::WalEndsEarly`] where it doesn't reach what is needed; when a segment or a history that
+/// is there can't be read, or isn't what its name says.
+pub fn run(
+    pg_wal: &Path,
+    identity: WalIdentity,
+    wanted: &Wanted,
+    is_elsewhere: &dyn Fn(&str) -> bool,
+) -> Result<Run> {
+    let size = identity.segment_size;
+    let history = history(pg_wal, identity, wanted.timeline)?;
+    let from = WalSegment::containing(wanted.timeline, wanted.start, size).number;
+    let follow = |history: &TimelineHistory, from: u64| {
+        let mut found = BTreeSet::new();
+        let mut number = from;
+        while let Some(segments) = at(pg_wal, identity, history, number, is_elsewhere)? {
+            found.extend(segments.into_iter().map(|segment| (segment.number, segment.timeline)));
+            number += 1;
+        }
+        Ok::<_, Error>((found, number))
+    };
+    let (mut found, after) = follow(&history, from)?;
+    let end = WalSegment { timeline: wanted.timeline, number: after }.start(size);
+    if after == from || end < wanted.needed {
+        let timeline = history.timelines_of_segment(after, size).next().unwrap_or(wanted.timeline);
+        return Err(Refusal::WalEndsEarly {
+            set: wanted.set.clone(),
+            missing: WalSegment { timeline, number: after }.file_name(size),
+            start: wanted.start,
+            needed: wanted.needed,
+        }
+        .into());
+    }
+    // A promotion writes the new history before pg_control says a word of it, and a standby has its
+    // primary's before it goes there. Recovery may choose that timeline: what is there of it goes along.
+    for newer in newer(pg_wal, identity, &history, wanted.needed)? {
+        let begin = newer.switches().last().map_or(Lsn::INVALID, |switch| switch.lsn);
+        let begin = WalSegment::containing(newer.timeline(), begin, size).number;
+        found.extend(follow(&newer, begin.max(from))?.0);
+    }
+    let last = found.last().map_or(after, |(number, _)| number + 1).max(after);
+    Ok(Run {
+        segments: found
+            .into_iter()
+            .map(|(number, timeline)| WalSegment { timeline, number })
+            .collect(),
+        end: WalSegment { timeline: wanted.timeline, number: last }.start(size),
+    })
+}
+
+/// The segments of this number, if the one that recovery reads is there: that of the newest timeline
+/// that has begun by then.
+fn at(
+    pg_wal: &Path,
+    identity: WalIdentity,
+    history: &TimelineHistory,
+    number: u64,
+    is_elsewhere: &dyn Fn(&str) -> bool,
+) -> Result<Option<Vec<WalSegment>>> {
+    let size = identity.segment_size;
+    let mut segments = Vec::new();
+    for (nth, timeline) in history.timelines_of_segment(number, size).enumerate() {
+        let segment = WalSegment { timeline, number };
+        // What lies behind a timeline's end is of another future.
+        let ends = history.switch_point(timeline);
+        if ends.is_some_and(|end| WalSegment::ending_at(timeline, end, size).number < number) {
+            continue;
+        }
+        match look(pg_wal, identity, segment)? {
+            Found::Written => segments.push(segment),
+            _ if is_elsewhere(&segment.file_name(size)) => {}
+            _ if nth == 0 => return Ok(None),
+            _ => {}
+        }
+    }
+    Ok(Some(segments))
+}
+
+/// A timeline's history; PostgreSQL takes one without a file for one that comes from nowhere.
+fn history(pg_wal: &Path, identity: WalIdentity, timeline: TimelineId) -> Result<TimelineHistory> {
+    let path = pg_wal.join(WalFileName::History(timeline).file_name(identity.segment_size));
+    match std::fs::read(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(TimelineHistory::root(timeline)),
+        other => {
+            let bytes = other.map_err(Error::io("read", &path))?;
+            TimelineHistory::parse(timeline, &bytes).map_err(|error| {
+                Error::failed(format!("\"{}\" is damaged", path.display()))
+                    .because(error)
+                    .with_hint("the archive has the same file, if there is one")
+            })
+        }
+    }
+}
+
+/// The histories of timelines that go on from this one, at `needed` or later.
+fn newer(
+    pg_wal: &Path,
+    identity: WalIdentity,
+    of: &TimelineHistory,
+    needed: Lsn,
+) -> Result<Vec<TimelineHistory>> {
+    let mut found = Vec::new();
+    for name in super::wal::names(pg_wal)? {
+        match WalFileName::parse(&name, identity.segment_size) {
+            Ok(WalFileName::History(timeline)) if timeline > of.timeline() => {
+                let newer = history(pg_wal, identity, timeline)?;
+                if newer.switch_point(of.timeline()).is_some_and(|end| end >= needed) {
+                    found.push(newer);
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+#[path = "wal_run_tests.rs"]
+mod tests;

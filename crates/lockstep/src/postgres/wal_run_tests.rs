@@ -1,0 +1,197 @@
+use std::path::{Path, PathBuf};
+
+use pgfiles::lsn::SystemIdentifier;
+use pgfiles::wal_name::WalSegmentSize;
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+const CLUSTER: u64 = 7_000_000_000_000_000_007;
+
+fn identity() -> WalIdentity {
+    WalIdentity {
+        system_identifier: SystemIdentifier::new(CLUSTER),
+        segment_size: WalSegmentSize::MIN,
+        timeline: TimelineId::FIRST,
+    }
+}
+
+fn timeline(number: u32) -> TimelineId {
+    TimelineId::new(number).unwrap()
+}
+
+fn name(of: u32, number: u64) -> String {
+    WalSegment { timeline: timeline(of), number }.file_name(WalSegmentSize::MIN)
+}
+
+struct PgWal(PathBuf);
+
+impl PgWal {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("lockstep-run-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    /// A segment of PostgreSQL 15 under a name; its header says timeline `header` and place `at`.
+    fn put(&self, name: &str, header: u32, at: u64, cluster: u64) {
+        let mut bytes = vec![0u8; MIB as usize];
+        bytes[..2].copy_from_slice(&0xD110u16.to_le_bytes());
+        bytes[2..4].copy_from_slice(&2u16.to_le_bytes());
+        bytes[4..8].copy_from_slice(&header.to_le_bytes());
+        bytes[8..16].copy_from_slice(&(at * MIB).to_le_bytes());
+        bytes[24..32].copy_from_slice(&cluster.to_le_bytes());
+        bytes[32..36].copy_from_slice(&(MIB as u32).to_le_bytes());
+        bytes[36..40].copy_from_slice(&8192u32.to_le_bytes());
+        std::fs::write(self.0.join(name), bytes).unwrap();
+    }
+
+    fn segments(&self, of: u32, numbers: std::ops::Range<u64>) {
+        numbers.for_each(|number| self.put(&name(of, number), of, number, CLUSTER));
+    }
+
+    fn history(&self, of: u32, text: &str) {
+        std::fs::write(self.0.join(format!("{of:08X}.history")), text).unwrap();
+    }
+
+    fn run(&self, start: u64, needed: u64, of: u32) -> Result<Run> {
+        let wanted = Wanted {
+            set: "s".into(),
+            start: Lsn::new(start),
+            needed: Lsn::new(needed),
+            timeline: timeline(of),
+        };
+        run(&self.0, identity(), &wanted, &|_| false)
+    }
+
+    fn names(&self, start: u64, needed: u64, of: u32) -> Vec<String> {
+        let run = self.run(start, needed, of).unwrap();
+        run.segments.iter().map(|segment| segment.file_name(WalSegmentSize::MIN)).collect()
+    }
+}
+
+impl Drop for PgWal {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn names(of: u32, numbers: impl IntoIterator<Item = u64>) -> Vec<String> {
+    numbers.into_iter().map(|number| name(of, number)).collect()
+}
+
+#[test]
+fn a_run_ends_before_what_is_missing_recycled_or_of_zeros() {
+    let pg_wal = PgWal::new("ends");
+    pg_wal.segments(1, 3..7);
+    assert_eq!(pg_wal.names(3 * MIB + 40, 0, 1), names(1, 3..7));
+    assert_eq!(pg_wal.run(5 * MIB, 0, 1).unwrap().end, Lsn::new(7 * MIB));
+    // Made ahead of its use: out of an old one, or anew.
+    pg_wal.put(&name(1, 7), 1, 2, CLUSTER);
+    assert_eq!(pg_wal.names(3 * MIB + 40, 0, 1), names(1, 3..7));
+    std::fs::write(pg_wal.0.join(name(1, 7)), vec![0; MIB as usize]).unwrap();
+    assert_eq!(pg_wal.names(3 * MIB + 40, 0, 1), names(1, 3..7));
+    pg_wal.put(&name(1, 7), 1, 7, CLUSTER + 1);
+    assert_eq!(pg_wal.names(3 * MIB + 40, 0, 1), names(1, 3..7));
+    // What lies behind it isn't reached.
+    pg_wal.segments(1, 8..9);
+    assert_eq!(pg_wal.names(3 * MIB + 40, 7 * MIB, 1), names(1, 3..7));
+}
+
+#[test]
+fn a_run_that_does_not_reach_what_is_needed_is_refused_by_name() {
+    let pg_wal = PgWal::new("refused");
+    pg_wal.segments(1, 3..7);
+    let refused = |start, needed, missing| {
+        let error = pg_wal.run(start, needed, 1).unwrap_err();
+        assert_eq!(error.exit_code(), 4, "{error}");
+        let words = error.to_string();
+        assert!(words.contains(&format!("segment {} isn't", name(1, missing))), "{words}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("another set")), "{error}");
+    };
+    refused(2 * MIB + 40, 0, 2);
+    refused(3 * MIB + 40, 7 * MIB + 1, 7);
+    std::fs::remove_file(pg_wal.0.join(name(1, 5))).unwrap();
+    refused(3 * MIB + 40, 6 * MIB, 5);
+    // Unless the set has it from elsewhere.
+    let wanted = Wanted {
+        set: "s".into(),
+        start: Lsn::new(3 * MIB),
+        needed: Lsn::new(7 * MIB),
+        timeline: TimelineId::FIRST,
+    };
+    let found = run(&pg_wal.0, identity(), &wanted, &|known| known == name(1, 5)).unwrap();
+    assert_eq!((found.segments.len(), found.end), (3, Lsn::new(7 * MIB)));
+}
+
+/// What can't be read or is of the wrong length is no end of the WAL.
+#[test]
+fn what_can_not_be_read_is_an_error() {
+    let pg_wal = PgWal::new("unread");
+    pg_wal.segments(1, 3..5);
+    let fails = |why: &str| {
+        let error = pg_wal.run(3 * MIB, 0, 1).unwrap_err().chain();
+        assert!(error.contains(&name(1, 5)) && error.contains(why), "{error}");
+    };
+    let next = pg_wal.0.join(name(1, 5));
+    std::os::unix::fs::symlink(name(1, 5), &next).unwrap();
+    fails("Too many levels of symbolic links");
+    std::fs::remove_file(&next).unwrap();
+    std::fs::write(&next, b"short").unwrap();
+    fails("it has 5 bytes instead of 1048576");
+    pg_wal.put(&name(1, 5), 1, 6, CLUSTER);
+    fails("is damaged");
+}
+
+/// Redo on timeline 1, minRecoveryPoint on timeline 2: a standby that was promoted a moment ago.
+#[test]
+fn a_run_goes_over_the_timelines_on_its_way() {
+    let pg_wal = PgWal::new("promoted");
+    pg_wal.segments(1, 2..6);
+    // Timeline 2 begins in segment 5; its first segment is a copy of the old one's beginning.
+    pg_wal.history(2, "1\t0/580000\tno recovery target specified\n");
+    pg_wal.put(&name(2, 5), 1, 5, CLUSTER);
+    pg_wal.segments(2, 6..8);
+    // Of the old future, which is nobody's.
+    pg_wal.segments(1, 6..9);
+    let mut all = names(1, 3..6);
+    all.extend(names(2, 5..8));
+    assert_eq!(pg_wal.names(3 * MIB + 40, 7 * MIB + 40, 2), all);
+    // What was archived under another name, or removed, isn't needed where the new timeline has it.
+    std::fs::remove_file(pg_wal.0.join(name(1, 5))).unwrap();
+    all.retain(|known| *known != name(1, 5));
+    assert_eq!(pg_wal.names(3 * MIB + 40, 7 * MIB + 40, 2), all);
+    // The new timeline's is needed, though the old one's is there.
+    pg_wal.segments(1, 5..6);
+    std::fs::remove_file(pg_wal.0.join(name(2, 5))).unwrap();
+    let error = pg_wal.run(3 * MIB + 40, 7 * MIB, 2).unwrap_err().to_string();
+    assert!(error.contains(&name(2, 5)), "{error}");
+}
+
+/// The history is there before pg_control names its timeline.
+#[test]
+fn a_timeline_that_pg_control_does_not_name_yet_goes_along() {
+    let pg_wal = PgWal::new("newer");
+    pg_wal.segments(1, 3..6);
+    pg_wal.history(2, "1\t0/580000\tno recovery target specified\n");
+    pg_wal.put(&name(2, 5), 1, 5, CLUSTER);
+    pg_wal.segments(2, 6..7);
+    let mut all = names(1, 3..6);
+    all.extend(names(2, 5..7));
+    all.sort_by_key(|name| name[8..].to_owned());
+    assert_eq!(pg_wal.names(3 * MIB + 40, 5 * MIB + 40, 1), all);
+    // One that leaves before what the data files hold isn't this cluster's future.
+    pg_wal.history(2, "1\t0/480000\tno recovery target specified\n");
+    assert_eq!(pg_wal.names(3 * MIB + 40, 5 * MIB + 40, 1), names(1, 3..6));
+    std::fs::write(pg_wal.0.join("00000002.history"), "nonsense\n").unwrap();
+    let error = pg_wal.run(3 * MIB + 40, 0, 1).unwrap_err();
+    assert!(error.to_string().contains("00000002.history"), "{error}");
+}
+
+#[test]
+fn only_pg_wal_itself_is_listed() {
+    let missing = Path::new("/nonexistent/pg_wal");
+    assert!(history(missing, identity(), TimelineId::FIRST).is_ok(), "without a file: a root");
+    assert!(newer(missing, identity(), &TimelineHistory::root(timeline(1)), Lsn::INVALID).is_err());
+}

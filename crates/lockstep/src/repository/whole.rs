@@ -1,0 +1,347 @@
+//! Whether all is there that a delta needs: the deltas that it comes from, their index files, their
+//! packs, each with its size. Nothing is put on top of one that isn't whole.
+//!
+//! What could go wrong: a half-done collection, object locks that ran out one by one, a lost pack.
+//! A delta upon such a chain would be published as complete, and so would all that come after.
+//!
+//! It costs little: the image's folder is listed, of its deltas only those are read that weren't
+//! there the last time, and packs are asked for one by one or, where they are many, listed. What
+//! deltas refer to is remembered on this host, and doubted before anything is found wanting.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use strata::delta::{Descriptor, packs, read_descriptor};
+use strata::store::StoreErrorKind;
+use strata::{read_many, store::StoreError};
+
+use super::{Repository, of_store, of_strata};
+use crate::error::Result;
+use crate::files;
+
+/// Packs that are asked for one by one; more are listed.
+const FEW: usize = 16;
+
+/// The form of what is remembered.
+const VERSION: u32 = 1;
+
+/// Looks into one repository, once for each object.
+pub struct Wholeness<'a> {
+    repository: &'a Repository,
+    /// Where it is remembered what deltas refer to.
+    memory: &'a Path,
+    packs: RefCell<Packs>,
+}
+
+#[derive(Default)]
+struct Packs {
+    /// By name; `None`: it isn't there.
+    sizes: BTreeMap<String, Option<u64>>,
+    are_listed: bool,
+}
+
+/// What a delta refers to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Refers {
+    /// Of its descriptor: another size or time is another writing of the delta.
+    size: u64,
+    modified: u64,
+    base: Option<String>,
+    /// Index files and packs, with their sizes.
+    files: Vec<(String, u64)>,
+    packs: Vec<(String, u64)>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Remembered {
+    version: u32,
+    /// The repository's own id.
+    repository: String,
+    deltas: BTreeMap<String, Refers>,
+}
+
+/// The deltas of an image.
+pub struct ImageDeltas<'a> {
+    of: &'a Wholeness<'a>,
+    image: String,
+    /// Names in its folder, with size and time.
+    listed: BTreeMap<String, (u64, u64)>,
+    /// What deltas refer to, or what is wrong with them.
+    known: RefCell<BTreeMap<String, Result<Refers, String>>>,
+    /// Some of that comes from the last time.
+    is_remembered: Cell<bool>,
+    /// What was found: `None`, it is whole.
+    found: RefCell<BTreeMap<String, Option<String>>>,
+}
+
+impl<'a> Wholeness<'a> {
+    /// Nothing is looked at yet. `memory` is a folder of this repository's.
+    #[must_use]
+    pub fn new(repository: &'a Repository, memory: &'a Path) -> Self {
+        Self { repository, memory, packs: RefCell::default() }
+    }
+
+    /// Lists an image's deltas.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn image(&'a self, image: &str) -> Result<ImageDeltas<'a>> {
+        let folder = self.repository.strata.path(&format!("volumes/{image}"));
+        let mut listed = BTreeMap::new();
+        let list = self.repository.strata.store().list(&folder, |object| {
+            let name = object.path.rsplit('/').next().unwrap_or_default();
+            listed.insert(name.to_owned(), (object.size, object.modified));
+        });
+        list.map_err(of_store)?;
+        let mut known = recall(&self.path(image), &self.repository.id);
+        known.retain(|id, refers| {
+            listed.get(&descriptor_name(id)) == Some(&(refers.size, refers.modified))
+        });
+        Ok(ImageDeltas {
+            of: self,
+            image: image.to_owned(),
+            listed,
+            is_remembered: Cell::new(!known.is_empty()),
+            known: RefCell::new(known.into_iter().map(|(id, refers)| (id, Ok(refers))).collect()),
+            found: RefCell::default(),
+        })
+    }
+
+    fn path(&self, image: &str) -> PathBuf {
+        self.memory.join(format!("{image}.json"))
+    }
+
+    /// Finds the sizes of packs.
+    fn ask(&self, names: &BTreeSet<&str>) -> Result<()> {
+        let mut packs = self.packs.borrow_mut();
+        let unknown: Vec<&str> =
+            names.iter().copied().filter(|name| !packs.sizes.contains_key(*name)).collect();
+        if packs.are_listed || unknown.is_empty() {
+            return Ok(());
+        }
+        let (strata, store) = (&self.repository.strata, self.repository.strata.store());
+        if unknown.len() > FEW {
+            let list = store.list(&strata.path("packs"), |object| {
+                let name = object.path.rsplit('/').next().unwrap_or_default();
+                packs.sizes.insert(name.to_owned(), Some(object.size));
+            });
+            packs.are_listed = true;
+            return list.map_err(of_store);
+        }
+        let size = |name: &&str| store.size(&strata.path(&format!("packs/{name}")));
+        let asked = read_many::<_, _, StoreError>(&unknown, size, |name, size| {
+            let size = match size {
+                Err(error) if error.kind == StoreErrorKind::NotFound => None,
+                size => Some(size?),
+            };
+            packs.sizes.insert((*name).to_owned(), size);
+            Ok(())
+        });
+        asked.map_err(of_store)
+    }
+}
+
+impl ImageDeltas<'_> {
+    /// The deltas, whole or not.
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
+        self.listed.keys().filter_map(|name| name.strip_suffix(".json"))
+    }
+
+    /// Whether a delta is there, whole or not.
+    #[must_use]
+    pub fn has(&self, id: &str) -> bool {
+        self.listed.contains_key(&descriptor_name(id))
+    }
+
+    /// The delta's descriptor, if it is there and whole. What isn't is told of once.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn whole(&self, id: &str) -> Result<Option<Descriptor>> {
+        if !self.is_whole(id)? {
+            return Ok(None);
+        }
+        match read_descriptor(&self.of.repository.strata, &self.image, id) {
+            Err(error) if is_harm(&error) => {
+                self.tell(id, &error.to_string());
+                self.found.borrow_mut().insert(id.to_owned(), Some(error.to_string()));
+                Ok(None)
+            }
+            read => read.map(Some).map_err(of_strata),
+        }
+    }
+
+    /// Whether the delta is there and whole. What isn't is told of once.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn is_whole(&self, id: &str) -> Result<bool> {
+        if !self.has(id) {
+            return Ok(false);
+        }
+        if let Some(found) = self.found.borrow().get(id) {
+            return Ok(found.is_none());
+        }
+        if !self.walk(id)? && self.is_remembered.replace(false) {
+            // Perhaps what is remembered is wrong.
+            self.known.borrow_mut().clear();
+            self.found.borrow_mut().clear();
+            self.walk(id)?;
+        }
+        let why = self.found.borrow().get(id).cloned().flatten();
+        if let Some(why) = &why {
+            self.tell(id, why);
+        }
+        Ok(why.is_none())
+    }
+
+    fn tell(&self, id: &str, why: &str) {
+        tracing::warn!(
+            repository = %self.of.repository.name, image = %self.image, delta = %id,
+            "not whole, and not built upon: {why}; `lockstep repo check` says which sets it harms"
+        );
+    }
+
+    /// Goes back over the delta's chain and notes of each delta in it what is found.
+    fn walk(&self, id: &str) -> Result<bool> {
+        let (mut chain, mut why) = (Vec::<(String, Refers)>::new(), None);
+        let mut next = Some(id.to_owned());
+        while let Some(id) = next.take() {
+            if let Some(found) = self.found.borrow().get(&id) {
+                why.clone_from(found);
+                break;
+            }
+            if chain.iter().any(|(seen, _)| *seen == id) {
+                why = Some(format!("delta \"{id}\" comes from itself"));
+                break;
+            }
+            match self.refers(&id)? {
+                Ok(refers) => {
+                    next.clone_from(&refers.base);
+                    chain.push((id, refers));
+                }
+                Err(wrong) => {
+                    why = Some(wrong.clone());
+                    self.found.borrow_mut().insert(id, Some(wrong));
+                    break;
+                }
+            }
+        }
+        let needed = chain.iter().flat_map(|(_, refers)| &refers.packs);
+        self.of.ask(&needed.map(|(name, _)| name.as_str()).collect())?;
+        for (id, refers) in chain.iter().rev() {
+            why = why.or_else(|| self.lacks(id, refers));
+            self.found.borrow_mut().insert(id.clone(), why.clone());
+        }
+        Ok(why.is_none())
+    }
+
+    /// What of the delta's own isn't there.
+    fn lacks(&self, id: &str, refers: &Refers) -> Option<String> {
+        let packs = self.of.packs.borrow();
+        let files = refers
+            .files
+            .iter()
+            .map(|(name, size)| (name, *size, self.listed.get(name).map(|(size, _)| *size)));
+        let packs = refers
+            .packs
+            .iter()
+            .map(|(name, size)| (name, *size, packs.sizes.get(name).copied().flatten()));
+        let (name, size, found) =
+            files.chain(packs).find(|(_, size, found)| *found != Some(*size))?;
+        Some(match found {
+            None => format!("\"{name}\" of delta \"{id}\" is gone"),
+            Some(found) => format!("\"{name}\" of delta \"{id}\" has {found} bytes, not {size}"),
+        })
+    }
+
+    /// What a delta refers to, or what is wrong with it. Where it isn't known, that of all others that
+    /// aren't is read with it: most of them are of the same chain.
+    fn refers(&self, id: &str) -> Result<Result<Refers, String>> {
+        if !self.known.borrow().contains_key(id) {
+            let unknown: Vec<String> = {
+                let known = self.known.borrow();
+                self.ids().filter(|id| !known.contains_key(*id)).map(str::to_owned).collect()
+            };
+            let (strata, image, listed) = (&self.of.repository.strata, &self.image, &self.listed);
+            let read = |id: &String| read(strata, image, id, listed.get(&descriptor_name(id)));
+            read_many(&unknown, read, |id, refers| {
+                let refers = match refers {
+                    Err(error) if is_harm(&error) => Err(error.to_string()),
+                    refers => Ok(refers.map_err(of_strata)?),
+                };
+                self.known.borrow_mut().insert(id.clone(), refers);
+                Ok::<_, crate::error::Error>(())
+            })?;
+            self.remember();
+        }
+        let gone = || Err(format!("delta \"{id}\" is gone"));
+        Ok(self.known.borrow().get(id).cloned().unwrap_or_else(gone))
+    }
+
+    /// Keeps what is known for the next time. Nothing depends on it.
+    fn remember(&self) {
+        let known = self.known.borrow();
+        let whole = known
+            .iter()
+            .filter_map(|(id, refers)| Some((id.clone(), refers.as_ref().ok().cloned()?)));
+        let remembered = Remembered {
+            version: VERSION,
+            repository: self.of.repository.id.clone(),
+            deltas: whole.collect(),
+        };
+        let kept = files::create_directories(self.of.memory).and_then(|()| {
+            let bytes = serde_json::to_vec(&remembered)
+                .map_err(crate::set::manifest::json("remember what deltas refer to"))?;
+            files::publish(&self.of.path(&self.image), &bytes)
+        });
+        if let Err(error) = kept {
+            tracing::debug!(error = %error.chain(), "what deltas refer to is read again the next time");
+        }
+    }
+}
+
+fn descriptor_name(id: &str) -> String {
+    format!("{id}.json")
+}
+
+/// The object is damaged or gone, as opposed to a store that fails for now.
+fn is_harm(error: &strata::Error) -> bool {
+    use strata::Error::{Chain, Damaged, Invalid, Order};
+    error.is_not_found()
+        || matches!(error, Damaged { .. } | Chain { .. } | Invalid { .. } | Order { .. })
+}
+
+fn read(
+    strata: &strata::Repository,
+    image: &str,
+    id: &str,
+    listed: Option<&(u64, u64)>,
+) -> strata::Result<Refers> {
+    let descriptor = read_descriptor(strata, image, id)?;
+    let mut named = Vec::new();
+    packs(strata, &descriptor, |row| {
+        named.push((row.pack.to_string(), row.size));
+        Ok(())
+    })?;
+    let (size, modified) = listed.copied().unwrap_or_default();
+    let files = descriptor.files().map(|file| (file.name.clone(), file.size)).collect();
+    Ok(Refers { size, modified, base: descriptor.base, files, packs: named })
+}
+
+/// What was remembered; nothing, where it is of another repository, strange or not there.
+fn recall(path: &Path, repository: &str) -> BTreeMap<String, Refers> {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    match serde_json::from_slice::<Remembered>(&bytes) {
+        Ok(known) if known.version == VERSION && known.repository == repository => known.deltas,
+        _ => BTreeMap::new(),
+    }
+}
+
+#[cfg(test)]
+#[path = "whole_tests.rs"]
+mod tests;

@@ -1,0 +1,153 @@
+//! The files that go along with a set's volumes: those beside its manifest, and the WAL that lies in
+//! pg_wal's snapshot.
+//!
+//! What could go wrong: the manifest was written from what pg_control said before the snapshot, and
+//! a checkpoint may have come between: its redo location's segment may then be gone, and recovery
+//! starts at another. So where no backup_label says where, the snapshot's own pg_control does.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use pgfiles::lsn::Lsn;
+use pgfiles::wal_name::WalFileName;
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::plan::layout::PartKind;
+use crate::plan::refusal::Refusal;
+use crate::plan::strategy::Strategy;
+use crate::postgres::wal_run::{Wanted, run};
+use crate::postgres::{instance, wal};
+use crate::set::manifest::{Manifest, WalStored, hash_file};
+
+/// The set's WAL, as it lies in pg_wal's snapshot.
+pub(crate) struct FrozenWal {
+    pg_wal: PathBuf,
+    /// Where recovery starts, where the snapshot knows better than the manifest: with the timeline.
+    start: Option<(Lsn, u32)>,
+    /// Segments and histories, by name.
+    names: Vec<String>,
+    /// Where it ends; unknown where the set's end is recovery's.
+    pub(crate) end: Option<Lsn>,
+}
+
+/// Where the set's own WAL lies, if it is in pg_wal's snapshot: the volume, and the folder in it.
+pub(crate) fn wal_in_snapshot(manifest: &Manifest) -> Option<(usize, PathBuf)> {
+    let (at, part) = manifest.parts().find(|(_, part)| part.kind == PartKind::Wal)?;
+    (manifest.wal.stored == WalStored::Snapshot).then(|| (at, part.inside.clone()))
+}
+
+impl FrozenWal {
+    /// Finds all that recovery reads of it. `pg_wal` is where [`wal_in_snapshot`] is seen, `data`
+    /// where the data directory is, if it can be.
+    ///
+    /// # Errors
+    /// [`Refusal::WalEndsEarly`]; when something that is there can't be read.
+    pub(crate) fn find(manifest: &Manifest, pg_wal: PathBuf, data: Option<&Path>) -> Result<Self> {
+        let mut names = manifest.wal.segments.clone();
+        names.retain(|name| !is_beside(manifest, name));
+        let mut found = Self { pg_wal, start: None, names, end: None };
+        // With PostgreSQL's label its end-of-backup record is the end, and all up to there is named.
+        // Without one recovery goes on to the end of what was frozen with the data.
+        if manifest.strategy != Strategy::Label
+            && let Some(wanted) = found.wanted(manifest, data)?
+        {
+            let identity = manifest.wal_identity()?;
+            let elsewhere = |name: &str| is_beside(manifest, name);
+            let run = run(&found.pg_wal, identity, &wanted, &elsewhere)?;
+            let name = |segment: &pgfiles::WalSegment| segment.file_name(identity.segment_size);
+            found.names.extend(run.segments.iter().map(name));
+            found.end = Some(run.end);
+        }
+        // A cluster that has changed its timeline needs to know where.
+        let size = manifest.wal_identity()?.segment_size;
+        let is_history =
+            |name: &String| matches!(WalFileName::parse(name, size), Ok(WalFileName::History(_)));
+        found.names.extend(wal::names(&found.pg_wal)?.into_iter().filter(is_history));
+        let mut seen = std::collections::BTreeSet::new();
+        found.names.retain(|name| seen.insert(name.clone()));
+        Ok(found)
+    }
+
+    fn wanted(&mut self, manifest: &Manifest, data: Option<&Path>) -> Result<Option<Wanted>> {
+        let set = manifest.set.to_string();
+        let floor = manifest.floor_lsn.unwrap_or(Lsn::INVALID);
+        let own = data.filter(|_| !manifest.files.contains_key("backup_label"));
+        let Some(data) = own else {
+            let timeline = manifest.timeline();
+            let wanted = |start| Wanted { set, start, needed: floor.max(start), timeline };
+            return Ok(manifest.start_lsn.map(wanted));
+        };
+        let control = instance::read_control(data)?;
+        let found = control.system_identifier.to_string();
+        if found != manifest.postgres.system_identifier {
+            let expected = &manifest.postgres.system_identifier;
+            let why = format!("pg_control is of cluster {found}, the manifest's is {expected}");
+            return Err(Refusal::SetDamaged { set, why }.into());
+        }
+        let checkpoint = &control.checkpoint_copy;
+        let named = pgfiles::TimelineId::new(control.min_recovery_point_timeline);
+        // The checkpoint's record itself is read first of all.
+        let record = control.checkpoint.checked_add(1).unwrap_or(control.checkpoint);
+        self.start = Some((checkpoint.redo, checkpoint.timeline.get()));
+        Ok(Some(Wanted {
+            set,
+            start: checkpoint.redo,
+            needed: floor.max(control.min_recovery_point).max(record),
+            // As PostgreSQL chooses it (InitWalRecovery in xlogrecovery.c).
+            timeline: named.map_or(checkpoint.timeline, |named| named.max(checkpoint.timeline)),
+        }))
+    }
+
+    /// The LSNs that a restored cluster replays from here, where these are known.
+    pub(crate) fn replayed(&self, manifest: &Manifest) -> Option<(Lsn, Lsn)> {
+        let start = self.start.map(|(start, _)| start).or(manifest.start_lsn)?;
+        Some((start, self.end?))
+    }
+}
+
+/// The set has it from elsewhere.
+fn is_beside(manifest: &Manifest, name: &str) -> bool {
+    let is_in = |names: &[String]| names.iter().any(|known| known == name);
+    is_in(&manifest.wal.fetched) || is_in(&manifest.wal.archived)
+}
+
+/// The files that go along, by name; the manifest then says that all WAL lies in files. Without
+/// `frozen` the WAL stays where it is.
+pub(crate) fn take_files(
+    cx: &Context,
+    manifest: &mut Manifest,
+    frozen: Option<&FrozenWal>,
+) -> Result<BTreeMap<String, PathBuf>> {
+    let directory = cx.state.set_directory(&manifest.set);
+    let mut names: BTreeMap<String, PathBuf> =
+        manifest.files.keys().map(|name| (name.clone(), directory.join(name))).collect();
+    let Some(frozen) = frozen else { return Ok(names) };
+    // What the backup checked begins no later than recovery: it stays as it is.
+    if let Some((start, timeline)) = frozen.start.filter(|_| manifest.wal.segments.is_empty()) {
+        manifest.start_lsn = Some(start);
+        manifest.postgres.timeline = timeline;
+    }
+    for name in &frozen.names {
+        let path = frozen.pg_wal.join(name);
+        let file = hash_file(&path).map_err(|error| match error {
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                let why = format!("{name} is in its manifest and not in pg_wal's snapshot");
+                Refusal::SetDamaged { set: manifest.set.to_string(), why }.into()
+            }
+            other => other,
+        })?;
+        manifest.files.insert(format!("wal/{name}"), file);
+        names.insert(format!("wal/{name}"), path);
+        if !manifest.wal.segments.contains(name) {
+            manifest.wal.segments.push(name.clone());
+        }
+    }
+    manifest.wal.stored = WalStored::Files;
+    manifest.wal.fetched.clear();
+    Ok(names)
+}
+
+#[cfg(test)]
+#[path = "own_files_tests.rs"]
+mod tests;

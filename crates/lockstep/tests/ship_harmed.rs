@@ -1,0 +1,137 @@
+//! A repository that lost something: nothing is put on top of what isn't whole, and what is shipped next restores.
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use support::checker::Checker;
+use support::fixture::Fixture;
+use support::layout::two_pools_four_datasets;
+use support::lockstep::{Lockstep, Set, exit, json_of};
+use support::shipping::{objects, packs, with_repository};
+
+const SCALE: u32 = 2;
+
+struct Harmed {
+    fixture: Fixture,
+    lockstep: Lockstep,
+}
+
+impl Harmed {
+    fn new() -> Harmed {
+        let fixture = Fixture::new(two_pools_four_datasets());
+        fixture.pgbench_tables(SCALE);
+        let lockstep = with_repository(&fixture);
+        Harmed { fixture, lockstep }
+    }
+
+    fn backup(&self) -> Set {
+        let change = "UPDATE pgbench_accounts SET filler = md5(random()::text) WHERE aid % 50 = 0";
+        self.fixture.cluster.execute(&[change]);
+        self.lockstep.backup("label")
+    }
+
+    /// The pack with pgbench's tables in it.
+    fn largest_pack(&self) -> PathBuf {
+        let all = packs(&self.fixture);
+        all.into_iter().max_by_key(|(_, size)| *size).expect("there are packs").0
+    }
+
+    fn try_restore(&self, set: &Set) -> support::command::Outcome {
+        let to = self.fixture.target(&set.id);
+        let to = to.to_str().expect("the harness' own paths are UTF-8");
+        self.lockstep.run(&[
+            "restore",
+            &set.id,
+            "--from",
+            "repository",
+            "--as",
+            "files",
+            "--to",
+            to,
+        ])
+    }
+
+    #[track_caller]
+    fn proves(&self, set: &Set) {
+        let directory = self.fixture.target(&set.id);
+        let more = ["--from", "repository", "--as", "files"];
+        let restored = self.lockstep.restore_and_start(&set.id, &directory, &more);
+        Checker::new(SCALE).check_and_stop(restored.server()).assert_right(&set.id);
+        fs::remove_dir_all(&directory).expect("it can be removed");
+    }
+}
+
+/// How many volumes were stored in full, by what `ship --json` or `backup --json` printed.
+fn fulls(json: &serde_json::Value) -> usize {
+    let volumes = json["repositories"][0]["volumes"].as_array();
+    let volumes = volumes.unwrap_or_else(|| panic!("not shipped: {json}"));
+    volumes.iter().filter(|volume| volume["base"].is_null()).count()
+}
+
+#[test]
+fn nothing_is_put_on_top_of_a_chain_that_lost_a_pack_or_a_delta() {
+    let harmed = Harmed::new();
+    let first = harmed.backup();
+    let pack = harmed.largest_pack();
+    let second = harmed.backup();
+    assert_eq!((fulls(&first.json), fulls(&second.json)), (3, 0));
+    fs::remove_file(&pack).expect("the test may delete it");
+    assert!(!harmed.try_restore(&second).ok(), "it needs what is gone");
+
+    // Only the volume whose chain it was comes in full.
+    let change = "UPDATE pgbench_accounts SET filler = 'third' WHERE aid % 70 = 0";
+    harmed.fixture.cluster.execute(&[change]);
+    let outcome = harmed.lockstep.expect(exit::DONE, &["--json", "backup", "--strategy", "label"]);
+    let name = pack.file_name().and_then(|name| name.to_str()).expect("names are ASCII");
+    for words in ["not whole, and not built upon", name, "is gone"] {
+        assert!(outcome.stderr.contains(words), "{words:?}: {}", outcome.describe());
+    }
+    let third = Set::of(&json_of(&outcome));
+    assert_eq!(fulls(&third.json), 1, "{}", third.json);
+    harmed.proves(&third);
+
+    // The delta itself, of all volumes: that of the set before.
+    for volume in third.json["repositories"][0]["volumes"].as_array().expect("volumes") {
+        let name = format!("{}.json", volume["delta"].as_str().expect("a delta"));
+        let all = objects(&harmed.fixture);
+        let path = all.keys().find(|path| path.ends_with(&name)).expect("it is there");
+        fs::remove_file(path).expect("the test may delete it");
+    }
+    let fourth = harmed.backup();
+    harmed.proves(&fourth);
+    let fifth = harmed.backup();
+    assert_eq!(fulls(&fifth.json), 0, "nothing is wrong any more: {}", fifth.json);
+    harmed.proves(&fifth);
+}
+
+/// `ship --full` replaces what is there, and so mends what comes after.
+#[test]
+fn a_set_shipped_in_full_mends_those_that_come_after() {
+    let harmed = Harmed::new();
+    let first = harmed.backup();
+    let pack = harmed.largest_pack();
+    let second = harmed.backup();
+    let third = harmed.backup();
+    fs::remove_file(&pack).expect("the test may delete it");
+    for set in [&first, &second, &third] {
+        assert!(!harmed.try_restore(set).ok(), "{} needs what is gone", set.id);
+    }
+    // It is there already: without --full nothing is done.
+    let shipped = harmed.lockstep.json(&["ship", &second.id]);
+    assert_eq!(fulls(&shipped), 0, "{shipped}");
+    assert!(!harmed.try_restore(&second).ok());
+    let shipped = harmed.lockstep.json(&["ship", "--full", &second.id]);
+    assert_eq!(fulls(&shipped), 3, "{shipped}");
+    harmed.proves(&second);
+    harmed.proves(&third);
+    assert!(!harmed.try_restore(&first).ok(), "what comes before is as it was");
+    // What is next goes on from there; a new chain is begun where it is asked for.
+    let fourth = harmed.backup();
+    assert_eq!(fulls(&fourth.json), 0, "{}", fourth.json);
+    let fifth = harmed.lockstep.json(&["backup", "--no-ship"]);
+    let shipped = harmed.lockstep.json(&["ship", "--full"]);
+    assert_eq!((fulls(&shipped), &shipped["set"]), (3, &fifth["set"]), "{shipped}");
+    harmed.proves(&fourth);
+    harmed.proves(&Set::of(&fifth));
+}
