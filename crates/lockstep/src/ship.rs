@@ -6,6 +6,7 @@
 //! What could go wrong: a repository that can't be reached must not stop the others, nor make the
 //! set on this host any less.
 
+mod begun;
 pub mod classify;
 mod full;
 pub mod lease;
@@ -133,8 +134,10 @@ fn ship(cx: &Context, manifest: &Manifest, name: &str, full: bool) -> Result<Shi
     }
     let held = Held::take(cx, &repository, PATIENCE)?;
     steps::reached("ship.leased")?;
-    if let Some(there) = &there {
-        full::may_be_replaced(there, name)?;
+    match &there {
+        Some(there) => full::may_be_replaced(there, name)?,
+        None if !full => finish_before(cx, manifest, &repository, &held)?,
+        None => {}
     }
     let shipped = store(cx, manifest, &repository, &held, full)?;
     held.check()?;
@@ -147,6 +150,32 @@ fn ship(cx: &Context, manifest: &Manifest, name: &str, full: bool) -> Result<Shi
     steps::reached("ship.published")?;
     note(cx, &shipped, name)?;
     Ok(shipped)
+}
+
+/// Ships the older set of which a full was begun, if there is one: the new one is an increment then.
+fn finish_before(
+    cx: &Context,
+    manifest: &Manifest,
+    repository: &Repository,
+    held: &Held,
+) -> Result<()> {
+    let memory = cx.state.path("deltas").join(&repository.name);
+    let wholeness = Wholeness::new(repository, &memory);
+    let Some(before) = begun::before(cx, manifest, repository, &wholeness)? else { return Ok(()) };
+    tracing::info!(set = %before.set, "its full shipment was interrupted, and is finished first");
+    let finished = store(cx, &before, repository, held, false).and_then(|shipped| {
+        held.check()?;
+        repository.publish(&shipped)?;
+        note(cx, &shipped, &repository.name)
+    });
+    match finished {
+        // Whatever is wrong with that set must not keep newer ones away.
+        Err(error) if !matches!(error, Error::Interrupted { .. }) => {
+            tracing::warn!(set = %before.set, error = %error.chain(), "it can't be finished");
+            held.check()
+        }
+        finished => finished,
+    }
 }
 
 fn note(cx: &Context, shipped: &Shipped, name: &str) -> Result<()> {

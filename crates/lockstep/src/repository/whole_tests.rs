@@ -142,7 +142,7 @@ fn what_a_merge_made_is_whole() {
     assert_eq!(at.whole(&[4]), [4]);
     let strata = &at.repository.strata;
     let run = chain(strata, IMAGE, "3", None).unwrap();
-    merge(strata, &run, &KeepAll, 1 << 20, &Default::default()).unwrap();
+    merge(strata, &run, &KeepAll, 1 << 20, &Default::default(), &|| Ok(())).unwrap();
     for id in ["1", "2"] {
         at.memory.delete(&format!("clusters/main/volumes/{IMAGE}/{id}.json")).unwrap();
     }

@@ -43,8 +43,9 @@ const FILES: [&str; 10] = [
     "current_logfiles",
 ];
 
-/// Its .ready files are the old archiver's business.
-const ARCHIVE_STATUS: &str = "pg_wal/archive_status";
+/// The .ready files are the old archiver's business, and WAL summaries are made anew, as behind a base
+/// backup (basebackup.c sends both folders empty).
+const WITHIN_WAL: [&str; 2] = ["pg_wal/archive_status", "pg_wal/summaries"];
 
 /// Makes the clones one cluster.
 pub(super) fn prepare(build: &Build, owner: Option<Credentials>) -> Result<()> {
@@ -102,7 +103,7 @@ fn unlink(path: &Path) -> Result<()> {
 fn clean(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let data = &build.placement.data;
     FILES.iter().try_for_each(|name| files::remove_file(&data.join(name)))?;
-    for name in STATE.iter().chain([&ARCHIVE_STATUS]) {
+    for name in STATE.iter().chain(&WITHIN_WAL) {
         let path = data.join(name);
         // A link leads to the live server's folder: this cluster gets one of its own.
         if path.is_symlink() {

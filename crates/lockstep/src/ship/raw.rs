@@ -14,7 +14,7 @@ use strata::delta::{Descriptor, ImageOptions, ImageWriter};
 
 use super::passing::STRIDE;
 use super::route::{Bases, How};
-use super::volume::{Shipment, sent, stored_bytes};
+use super::volume::{Shipment, journal_name, sent, stored_bytes};
 use crate::config::EncryptedDatasets;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -223,7 +223,7 @@ fn send(
         nice: config.nice,
         ionice: config.ionice,
     };
-    let journal = format!("{}-{image}-{}.jsonl", repository.name, volume.guid);
+    let journal = journal_name(&repository.name, image, volume);
     let options =
         ImageOptions { resume: Some(shipment.journals.join(journal)), ..shipment.options.clone() };
     // Without a base: nothing of it can be read without the stream's own reader.

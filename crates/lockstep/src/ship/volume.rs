@@ -85,7 +85,7 @@ impl Job<'_> {
             ionice: config.ionice,
         };
         let base_id = base.map(|(base, _)| base.guid.to_string());
-        let journal = format!("{}-{}-{}.jsonl", repository.name, self.image, self.volume.guid);
+        let journal = journal_name(&repository.name, self.image, self.volume);
         let mut options = ImageOptions {
             resume: Some(self.shipment.journals.join(journal)),
             ..self.shipment.options.clone()
@@ -187,6 +187,11 @@ pub(super) fn shipped(
         pages: state.pages,
         raw: None,
     })
+}
+
+/// The file in which it is remembered what an interrupted shipment of the volume has stored.
+pub(super) fn journal_name(repository: &str, image: &str, volume: &SetVolume) -> String {
+    format!("{repository}-{image}-{}.jsonl", volume.guid)
 }
 
 /// How a stream ended. What `zfs send` said on its way out is the reason, where the stream only ended early.

@@ -1,0 +1,62 @@
+//! The first full shipment takes longer than the time between two interruptions: newer sets must not make it begin
+//! anew each time.
+
+mod support;
+
+use std::time::Duration;
+use support::checker::Checker;
+use support::command::wait_until;
+use support::fixture::Fixture;
+use support::layout::two_pools_four_datasets;
+use support::lockstep::{LIMIT, Steps};
+use support::shipping::{packs, with_repository};
+
+const SCALE: u32 = 1;
+
+#[test]
+fn a_full_that_was_begun_is_finished_before_a_newer_set() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.pgbench_tables(SCALE);
+    // More than a few packs, which nothing makes smaller than a half.
+    let row = "(SELECT string_agg(md5(n::text || i), '') FROM generate_series(1, 60) i)";
+    fixture.cluster.execute(&[
+        &format!("CREATE TABLE large TABLESPACE ts1 AS SELECT n, {row} AS t FROM generate_series(1, 60000) n"),
+        "CHECKPOINT",
+    ]);
+    let lockstep = with_repository(&fixture);
+    let steps = Steps::new(fixture.root().join("steps"));
+    let hooked = lockstep.clone().with_steps(&steps);
+    steps.delay("ship.progress", Duration::from_millis(30));
+    let mut program = hooked.spawn(&["--json", "backup", "--strategy", "label"]);
+    wait_until("a pack of the large volume is stored", LIMIT, || {
+        assert!(program.is_running(), "it ended before it could be killed");
+        packs(&fixture)
+            .iter()
+            .any(|(path, size)| *size > 20 << 20 && !path.to_string_lossy().contains('#'))
+    });
+    program.kill();
+    program.wait(LIMIT);
+    let begun = lockstep.sets().pop().expect("the set is there");
+    let stored = packs(&fixture);
+    fixture.cluster.execute(&["CREATE TABLE later AS SELECT 7 AS n"]);
+
+    let newer = lockstep.backup("label");
+    let there = lockstep.json(&["list", "--from", "repository"]);
+    let there: Vec<_> =
+        there["sets"].as_array().expect("sets").iter().map(|set| &set["set"]).collect();
+    assert_eq!(there, [begun.as_str(), newer.id.as_str()], "{}", newer.json);
+    let after = packs(&fixture);
+    assert!(stored.keys().all(|pack| after.contains_key(pack)), "what was stored was used");
+    let volumes = newer.json["repositories"][0]["volumes"].as_array().expect("volumes");
+    assert!(volumes.iter().all(|volume| !volume["base"].is_null()), "{volumes:?}");
+    let stored: u64 = volumes.iter().filter_map(|volume| volume["stored_bytes"].as_u64()).sum();
+    assert!(stored < 10 << 20, "the newer set is an increment: {volumes:?}");
+
+    for set in [&begun, &newer.id] {
+        let to = fixture.target(set);
+        let more = ["--from", "repository", "--as", "files"];
+        let restored = lockstep.restore_and_start(set, &to, &more);
+        assert_eq!(restored.server().value("postgres", "SELECT count(*) FROM large"), "60000");
+        Checker::new(SCALE).check_and_stop(restored.server()).assert_right(set);
+    }
+}
