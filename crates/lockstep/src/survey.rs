@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::plan::facts::{Facts, NoServer, ServerFacts};
 use crate::plan::layout::Layout;
 use crate::plan::refusal::Refusal;
-use crate::postgres::{connection, instance, session};
+use crate::postgres::{connection, identity, instance, session};
 use crate::volume::discover::discover;
 
 /// Facts, with the connection they were asked on.
@@ -74,6 +74,8 @@ fn ask_server(cx: &Context, control: &ControlFile, running: bool) -> Result<Answ
 }
 
 fn same_cluster(cx: &Context, control: &ControlFile, server: &ServerFacts) -> Result<()> {
+    same_server(cx, &mut client)?;
+    session::hear(&mut client)?;
     if server.system_identifier != control.system_identifier {
         let difference = format!(
             "its system identifier is {}, that of \"{}\" is {}",
@@ -87,9 +89,10 @@ fn same_cluster(cx: &Context, control: &ControlFile, server: &ServerFacts) -> Re
     if server.data_directory.as_os_str().is_empty() {
         return Ok(());
     }
-    let real =
-        |path: &std::path::Path| std::fs::canonicalize(path).map_err(Error::io("find", path));
-    if real(&server.data_directory)? != real(&cx.cluster.data_directory)? {
+    let configured = &cx.cluster.data_directory;
+    let configured = std::fs::canonicalize(configured).map_err(Error::io("find", configured))?;
+    // A folder that isn't here at all is another host's.
+    if std::fs::canonicalize(&server.data_directory).ok() != Some(configured) {
         let difference = format!(
             "its data_directory is \"{}\", the configured one is \"{}\"",
             server.data_directory.display(),
@@ -98,4 +101,16 @@ fn same_cluster(cx: &Context, control: &ControlFile, server: &ServerFacts) -> Re
         return Err(Refusal::WrongServer { difference }.into());
     }
     Ok(())
+}
+
+/// The same cluster and the same path aren't enough: a standby shares both with its primary.
+fn same_server(cx: &Context, client: &mut Client) -> Result<()> {
+    let data_directory = &cx.cluster.data_directory;
+    match identity::difference(client, data_directory)? {
+        None => Ok(()),
+        Some(difference) => {
+            let data_directory = data_directory.clone();
+            Err(Refusal::OtherServer { data_directory, difference }.into())
+        }
+    }
 }

@@ -93,6 +93,18 @@ pub enum Refusal {
     #[error("the standby went from timeline {from} to {to} during the backup")]
     TimelineChanged {
         /// Where recovery of the set would start.
+    /// The server that answers is of the same cluster, and another one than the one whose files are
+    /// backed up: its primary, or another standby.
+    #[error(
+        "the server at the configured address isn't the one that runs in \"{}\": {difference}",
+        data_directory.display()
+    )]
+    OtherServer {
+        /// The configured data directory.
+        data_directory: PathBuf,
+        /// What differs, with both values.
+        difference: String,
+    },
         from: u32,
         /// Where it would end.
         to: u32,
@@ -296,6 +308,7 @@ impl Refusal {
     pub fn worth_another_try(&self) -> bool {
         matches!(
             self,
+            Self::OtherServer { .. } => "host leads to another server of this cluster (an address that moves, a proxy): set host to this server's own socket folder or to localhost".into(),
             Self::LayoutChanged { .. }
                 | Self::WalRecycledBeforeFreeze { .. }
                 | Self::TimelineChanged { .. }

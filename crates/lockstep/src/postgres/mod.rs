@@ -2,6 +2,7 @@
 
 pub mod connection;
 pub mod conninfo;
+pub mod identity;
 pub mod instance;
 pub mod recovery;
 pub mod server;
