@@ -21,6 +21,23 @@ pub enum Refusal {
         /// What is mounted there.
         source_name: String,
     },
+    /// The dataset that is mounted at a part's place isn't what the part's files lie on.
+    #[error(
+        "{part} at \"{}\" should lie on dataset \"{dataset}\" (device {}:{}), and lies on device {}:{}: something else is mounted over it",
+        path.display(), expected.0, expected.1, device.0, device.1
+    )]
+    HiddenMount {
+        /// The part.
+        part: PartKind,
+        /// Its path, without links.
+        path: PathBuf,
+        /// The dataset, by the list of mounts.
+        dataset: String,
+        /// What the file system says of the path, major and minor.
+        device: (u32, u32),
+        /// The dataset's.
+        expected: (u32, u32),
+    },
     /// A file system is mounted inside a part: its files would be in no snapshot.
     #[error("\"{source_name}\" is mounted at \"{}\", inside {part}: its files are in no snapshot of that part", point.display())]
     NestedMount {
@@ -284,6 +301,7 @@ impl Refusal {
             Self::TimelineChanged { .. } => "take it again when the standby has made a restartpoint on the new timeline (CHECKPOINT on the standby makes one)".into(),
             Self::NeedsArchive { .. } => "name the way to it with --restore-command".into(),
             Self::WalRecycledBeforeFreeze { .. } => "allow a replication slot (max_replication_slots, REPLICATION for the user), or raise wal_keep_size".into(),
+            Self::HiddenMount { .. } => "look at `findmnt -A` for what hides the dataset; unmount it, or start lockstep where PostgreSQL's files are seen as PostgreSQL sees them".into(),
             Self::WalDamaged { .. } => "is pg_wal written by anything but PostgreSQL? look at the file with pg_waldump".into(),
             Self::NotOneTransactionGroup { .. } => "is something else taking snapshots with the same name? use strategy label".into(),
             Self::SnapshotMissing { .. } => "restore another set: `lockstep list`; was it destroyed by hand?".into(),
