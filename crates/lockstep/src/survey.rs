@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::plan::facts::{Facts, NoServer, ServerFacts};
 use crate::plan::layout::Layout;
 use crate::plan::refusal::Refusal;
+use crate::postgres::links::{self, Link};
 use crate::postgres::{connection, identity, instance, session};
 use crate::volume::discover::discover;
 
@@ -22,8 +23,8 @@ pub struct Survey {
 /// Reads everything.
 ///
 /// # Errors
-/// When the disk or ZFS can't be read, a part can't be snapshotted, or the server is another
-/// cluster's.
+/// When the disk or ZFS can't be read, a part can't be snapshotted, a link leads out of the parts, or
+/// the server that answers is another one.
 pub fn take(cx: &Context) -> Result<Survey> {
     let directory = &cx.cluster.data_directory;
     let control = instance::read_control(directory)?;
@@ -54,7 +55,11 @@ pub fn take(cx: &Context) -> Result<Survey> {
 /// # Errors
 /// As [`take`].
 pub fn layout(cx: &Context, server: Option<&ServerFacts>) -> Result<Layout> {
-    discover(&cx.zfs, &instance::parts(&cx.cluster.data_directory, server)?)
+    let data_directory = &cx.cluster.data_directory;
+    if let Some(Link { path, target }) = links::strays(data_directory)?.into_iter().next() {
+        return Err(Refusal::StrayLink { path, target }.into());
+    }
+    discover(&cx.zfs, &instance::parts(data_directory, server)?)
 }
 
 type Answer = (Result<ServerFacts, NoServer>, Option<Client>);
@@ -70,12 +75,12 @@ fn ask_server(cx: &Context, control: &ControlFile, running: bool) -> Result<Answ
     let facts = connection::facts(&mut client)?;
     session::hear(&mut client)?;
     same_cluster(cx, control, &facts)?;
+    same_server(cx, &mut client)?;
+    session::hear(&mut client)?;
     Ok((Ok(facts), Some(client)))
 }
 
 fn same_cluster(cx: &Context, control: &ControlFile, server: &ServerFacts) -> Result<()> {
-    same_server(cx, &mut client)?;
-    session::hear(&mut client)?;
     if server.system_identifier != control.system_identifier {
         let difference = format!(
             "its system identifier is {}, that of \"{}\" is {}",

@@ -48,6 +48,17 @@ pub enum Refusal {
         /// Inside which part.
         part: PartKind,
     },
+    /// A link in the data directory leads to something that no snapshot of the set has.
+    #[error(
+        "\"{}\" is a link to \"{}\": what lies there is in no snapshot of the set, and a restored cluster would write to it",
+        path.display(), target.display()
+    )]
+    StrayLink {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
     /// No strategy is provably consistent.
     #[error("no strategy is provably consistent here: {}", needed.join("; "))]
     NoStrategy {
@@ -82,6 +93,18 @@ pub enum Refusal {
         /// What differs, with both values.
         difference: String,
     },
+    /// The server that answers is of the same cluster, and another one than the one whose files are
+    /// backed up: its primary, or another standby.
+    #[error(
+        "the server at the configured address isn't the one that runs in \"{}\": {difference}",
+        data_directory.display()
+    )]
+    OtherServer {
+        /// The configured data directory.
+        data_directory: PathBuf,
+        /// What differs, with both values.
+        difference: String,
+    },
     /// The layout changed while the set was taken, at every try.
     #[error(
         "the layout changed during the backup, {tries} times in a row; the last time {difference}"
@@ -110,18 +133,6 @@ pub enum Refusal {
     #[error("the standby went from timeline {from} to {to} during the backup")]
     TimelineChanged {
         /// Where recovery of the set would start.
-    /// The server that answers is of the same cluster, and another one than the one whose files are
-    /// backed up: its primary, or another standby.
-    #[error(
-        "the server at the configured address isn't the one that runs in \"{}\": {difference}",
-        data_directory.display()
-    )]
-    OtherServer {
-        /// The configured data directory.
-        data_directory: PathBuf,
-        /// What differs, with both values.
-        difference: String,
-    },
         from: u32,
         /// Where it would end.
         to: u32,
@@ -290,18 +301,20 @@ impl Refusal {
     pub fn hint(&self) -> String {
         match self {
             Self::NotSnapshottable { .. } => "move it to a ZFS dataset, or back up a standby that lies on ZFS".into(),
+            Self::HiddenMount { .. } => "look at `findmnt -A` for what hides the dataset; unmount it, or start lockstep where PostgreSQL's files are seen as PostgreSQL sees them".into(),
             Self::NestedMount { .. } => "unmount it, or make its files part of the dataset around it".into(),
+            Self::StrayLink { .. } => "stop the server and put what it leads to in the place of the link; what has to lie elsewhere can be a tablespace: PostgreSQL itself makes links for those and for pg_wal alone".into(),
             Self::NoStrategy { .. } => "configure host and user so that Lockstep can connect: strategy label works on every layout".into(),
             Self::NotPossible { needed, .. } | Self::Mirror { needed, .. } => needed.clone(),
             Self::NoSpace { .. } => "free space in the pool, or lower min_free_mib in the configuration; a full pool makes PostgreSQL PANIC".into(),
             Self::WrongServer { .. } => "check data_directory, host and port of this cluster in the configuration".into(),
+            Self::OtherServer { .. } => "host leads to another server of this cluster (an address that moves, a proxy): set host to this server's own socket folder or to localhost".into(),
             Self::LayoutChanged { .. } => "run the backup when no tablespace is being created, dropped or moved".into(),
             Self::ByPostgres { advice, .. } => advice.clone().unwrap_or_else(|| "take the backup again once the reason is gone".into()),
             Self::Promoted { .. } => "take the backup again: it is a primary now".into(),
             Self::TimelineChanged { .. } => "take it again when the standby has made a restartpoint on the new timeline (CHECKPOINT on the standby makes one)".into(),
             Self::NeedsArchive { .. } => "name the way to it with --restore-command".into(),
             Self::WalRecycledBeforeFreeze { .. } => "allow a replication slot (max_replication_slots, REPLICATION for the user), or raise wal_keep_size".into(),
-            Self::HiddenMount { .. } => "look at `findmnt -A` for what hides the dataset; unmount it, or start lockstep where PostgreSQL's files are seen as PostgreSQL sees them".into(),
             Self::WalDamaged { .. } => "is pg_wal written by anything but PostgreSQL? look at the file with pg_waldump".into(),
             Self::NotOneTransactionGroup { .. } => "is something else taking snapshots with the same name? use strategy label".into(),
             Self::SnapshotMissing { .. } => "restore another set: `lockstep list`; was it destroyed by hand?".into(),
@@ -326,7 +339,6 @@ impl Refusal {
     pub fn worth_another_try(&self) -> bool {
         matches!(
             self,
-            Self::OtherServer { .. } => "host leads to another server of this cluster (an address that moves, a proxy): set host to this server's own socket folder or to localhost".into(),
             Self::LayoutChanged { .. }
                 | Self::WalRecycledBeforeFreeze { .. }
                 | Self::TimelineChanged { .. }
