@@ -47,7 +47,7 @@ pub fn run(cx: &Context, request: &Request) -> Result<Manifest> {
     let _lock = cx.state.lock("backup")?;
     steps::reached("backup.locked")?;
     unfinished::remove(cx)?;
-    restore::unfinished::remove(cx)?;
+    restore::unfinished::remove(cx).or_else(leave_for_now)?;
     let (mut tries, mut races, mut conflicts) = (1, 1, 0);
     loop {
         match run_once(cx, request, tries) {
@@ -94,6 +94,15 @@ fn run_once(cx: &Context, request: &Request, tries: u32) -> Result<Manifest> {
             Err(error)
         }
     }
+}
+
+/// What a restore left, and what can't be removed now, must not keep a backup from being taken.
+fn leave_for_now(error: Error) -> Result<()> {
+    if let Error::Interrupted { .. } = error {
+        return Err(error);
+    }
+    tracing::warn!("what an unfinished restore left stays for now: {}", error.chain());
+    Ok(())
 }
 
 fn last_words(refusal: Refusal, made: u32) -> Refusal {
