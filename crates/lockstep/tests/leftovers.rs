@@ -11,8 +11,9 @@ use support::faults::{
 };
 use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
-use support::lockstep::{Set, exit, json_of};
+use support::lockstep::{LIMIT, Set, Steps, exit, json_of};
 use support::pools::{property, zfs};
+use support::shipping::with_repository;
 
 #[test]
 fn a_killed_backup_whose_snapshot_somebody_holds() {
@@ -101,4 +102,25 @@ fn strays_of_a_recursive_snapshot_are_not_left_on_foreign_datasets() {
     let (_, outcome) = signal_at(&fixture, "backup.strays", Signal::TERM, &arguments);
     assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
     assert_nothing_remains(&fixture, &[], "after a signal, at once");
+}
+
+/// The clones that a shipment looks into are there for a moment, and nobody's to take snapshots of at set times.
+#[test]
+fn views_are_passed_over_by_automatic_snapshots() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let steps = Steps::new(fixture.root().join("steps"));
+    steps.hold("ship.views");
+    let lockstep = with_repository(&fixture).with_steps(&steps);
+    let mut program = lockstep.spawn(&["backup"]);
+    steps.wait_reached("ship.views", &mut program);
+    let views = fixture.clones();
+    // Where ZFS shows its snapshots in a folder, none are needed.
+    assert!(Path::new("/dev/zfs").exists() || views.len() == 4, "{views:?}");
+    for view in &views {
+        assert_eq!(property(&view.name, "com.sun:auto-snapshot"), "false", "{}", view.name);
+    }
+    steps.release("ship.views");
+    let outcome = program.wait(LIMIT);
+    assert_eq!(outcome.code, Some(exit::DONE), "{}", outcome.describe());
+    assert_nothing_remains(&fixture, &[], "after a shipment");
 }
