@@ -2,6 +2,8 @@
 //!
 //! One finding a line, worst first. It looks and changes nothing.
 
+mod leftovers;
+
 use serde::Serialize;
 
 use crate::clone;
@@ -15,7 +17,6 @@ use crate::postgres::connection;
 use crate::postgres::session::{self, Following};
 use crate::repository;
 use crate::restore;
-use crate::set::journal::{self, BackupJournal, RemovalJournal, RestoreJournal};
 use crate::set::manifest::Manifest;
 use crate::set::unfinished;
 use crate::survey;
@@ -71,7 +72,7 @@ pub fn run(cx: &Context) -> Result<Vec<Finding>> {
     }
     all.extend(of_sets(cx)?);
     all.extend(cx.cluster.repositories.iter().map(|name| of_repository(cx, name)));
-    all.extend(of_unfinished(cx)?);
+    all.extend(leftovers::find(cx)?);
     all.extend(of_clones(cx)?);
     if let Err(error) = cx.os_user() {
         all.push(failure("os_user", &error));
@@ -253,41 +254,6 @@ fn of_repository(cx: &Context, name: &str) -> Finding {
             }
         }
     }
-}
-
-fn of_unfinished(cx: &Context) -> Result<Vec<Finding>> {
-    let running = cx.state.lock("check").is_err();
-    let mut all = Vec::new();
-    if !running {
-        for (_, entry) in journal::read_all::<BackupJournal>(&cx.state.path("unfinished"))? {
-            all.push(warning(
-                "unfinished",
-                format!("backup {} was cut off", entry.set),
-                "the next backup removes what it left",
-            ));
-        }
-        for (_, entry) in journal::read_all::<RemovalJournal>(&cx.state.path("removals"))? {
-            all.push(warning(
-                "unfinished",
-                format!("the removal of set {} was cut off", entry.set),
-                "the next prune or backup finishes it, once nothing stands on its snapshots",
-            ));
-        }
-    }
-    for (_, entry) in journal::read_all::<RestoreJournal>(&cx.state.path("restores"))? {
-        if unfinished_restore(cx, &entry.id) {
-            all.push(warning(
-                "unfinished",
-                format!("{} was cut off", entry.id),
-                "the next restore or backup removes what it left",
-            ));
-        }
-    }
-    Ok(all)
-}
-
-fn unfinished_restore(cx: &Context, id: &str) -> bool {
-    restore::unfinished::lock(cx, id).is_ok()
 }
 
 fn of_clones(cx: &Context) -> Result<Vec<Finding>> {

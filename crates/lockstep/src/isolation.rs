@@ -210,6 +210,9 @@ mod tests {
 
     fn mount(point: &str, fs_type: &str, source: &str) -> Mount {
         Mount {
+            id: 2,
+            parent: 1,
+            device: (0, 40),
             root: "/".into(),
             point: point.into(),
             options: "rw,nosuid,relatime".into(),

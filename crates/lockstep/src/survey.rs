@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 use crate::plan::facts::{Facts, NoServer, ServerFacts};
 use crate::plan::layout::Layout;
 use crate::plan::refusal::Refusal;
-use crate::postgres::{connection, instance, session};
+use crate::postgres::links::{self, Link};
+use crate::postgres::{connection, identity, instance, session};
 use crate::volume::discover::discover;
 
 /// Facts, with the connection they were asked on.
@@ -22,8 +23,8 @@ pub struct Survey {
 /// Reads everything.
 ///
 /// # Errors
-/// When the disk or ZFS can't be read, a part can't be snapshotted, or the server is another
-/// cluster's.
+/// When the disk or ZFS can't be read, a part can't be snapshotted, a link leads out of the parts, or
+/// the server that answers is another one.
 pub fn take(cx: &Context) -> Result<Survey> {
     let directory = &cx.cluster.data_directory;
     let control = instance::read_control(directory)?;
@@ -54,7 +55,11 @@ pub fn take(cx: &Context) -> Result<Survey> {
 /// # Errors
 /// As [`take`].
 pub fn layout(cx: &Context, server: Option<&ServerFacts>) -> Result<Layout> {
-    discover(&cx.zfs, &instance::parts(&cx.cluster.data_directory, server)?)
+    let data_directory = &cx.cluster.data_directory;
+    if let Some(Link { path, target }) = links::strays(data_directory)?.into_iter().next() {
+        return Err(Refusal::StrayLink { path, target }.into());
+    }
+    discover(&cx.zfs, &instance::parts(data_directory, server)?)
 }
 
 type Answer = (Result<ServerFacts, NoServer>, Option<Client>);
@@ -70,6 +75,8 @@ fn ask_server(cx: &Context, control: &ControlFile, running: bool) -> Result<Answ
     let facts = connection::facts(&mut client)?;
     session::hear(&mut client)?;
     same_cluster(cx, control, &facts)?;
+    same_server(cx, &mut client)?;
+    session::hear(&mut client)?;
     Ok((Ok(facts), Some(client)))
 }
 
@@ -87,9 +94,10 @@ fn same_cluster(cx: &Context, control: &ControlFile, server: &ServerFacts) -> Re
     if server.data_directory.as_os_str().is_empty() {
         return Ok(());
     }
-    let real =
-        |path: &std::path::Path| std::fs::canonicalize(path).map_err(Error::io("find", path));
-    if real(&server.data_directory)? != real(&cx.cluster.data_directory)? {
+    let configured = &cx.cluster.data_directory;
+    let configured = std::fs::canonicalize(configured).map_err(Error::io("find", configured))?;
+    // A folder that isn't here at all is another host's.
+    if std::fs::canonicalize(&server.data_directory).ok() != Some(configured) {
         let difference = format!(
             "its data_directory is \"{}\", the configured one is \"{}\"",
             server.data_directory.display(),
@@ -98,4 +106,16 @@ fn same_cluster(cx: &Context, control: &ControlFile, server: &ServerFacts) -> Re
         return Err(Refusal::WrongServer { difference }.into());
     }
     Ok(())
+}
+
+/// The same cluster and the same path aren't enough: a standby shares both with its primary.
+fn same_server(cx: &Context, client: &mut Client) -> Result<()> {
+    let data_directory = &cx.cluster.data_directory;
+    match identity::difference(client, data_directory)? {
+        None => Ok(()),
+        Some(difference) => {
+            let data_directory = data_directory.clone();
+            Err(Refusal::OtherServer { data_directory, difference }.into())
+        }
+    }
 }

@@ -1,9 +1,12 @@
-//! What lies where, and what is refused by name: parts on other file systems, mounts inside a part, tablespaces in
-//! place, foreign files, a server that can't be asked.
+//! What lies where, and what is refused by name: parts on other file systems, mounts inside a part and over it, links out
+//! of the data directory, tablespaces in place, foreign files, a server that can't be asked.
 
 mod support;
 
 use std::fs;
+use std::os::unix::fs::symlink;
+use support::cluster::Stop;
+use support::command::{command, must};
 use support::fixture::{Fixture, assert_clean};
 use support::layout::{one_dataset, two_pools_four_datasets};
 use support::lockstep::exit;
@@ -98,7 +101,7 @@ fn without_a_connection_only_what_is_provable_is_taken() {
     fixture
         .cluster
         .execute(&["ALTER SYSTEM SET wal_level = minimal", "ALTER SYSTEM SET max_wal_senders = 0"]);
-    fixture.cluster.stop(support::cluster::Stop::Fast);
+    fixture.cluster.stop(Stop::Fast);
     fixture.cluster.start();
     let refused = lockstep.expect(exit::REFUSED, &["backup"]);
     for word in ["cold:", "label:", "atomic:", "ordered:", "wal_level is minimal", "hint: "] {
@@ -138,5 +141,77 @@ fn tablespaces_in_place_and_foreign_files() {
             .starts_with("pg_tblspc/")
     );
     fixture.discard_restored(&directory, &set.id);
+    assert_clean(&fixture);
+}
+
+/// A database, and a folder of PostgreSQL's own, behind links as administrators make them to a faster disk: they would be
+/// in no snapshot, and a restored cluster would write to the live one's.
+#[test]
+fn links_out_of_the_data_directory_are_refused() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = fixture.lockstep();
+    fixture.cluster.execute(&["CREATE DATABASE fast"]);
+    let oid =
+        fixture.cluster.value("postgres", "SELECT oid FROM pg_database WHERE datname = 'fast'");
+    let data = &fixture.cluster.data;
+    let elsewhere = fixture.owned("fast disk");
+    let lead_away = |name: &str| {
+        let to = elsewhere.join(name.replace('/', "-"));
+        must(&mut command("cp", ["-aT".as_ref(), data.join(name).as_os_str(), to.as_os_str()]));
+        fs::remove_dir_all(data.join(name)).expect("a copied folder can be removed");
+        symlink(&to, data.join(name)).expect("a link can be made");
+        to
+    };
+    let database = format!("base/{oid}");
+    for name in [database.as_str(), "pg_xact"] {
+        fixture.cluster.stop(Stop::Fast);
+        let to = lead_away(name);
+        fixture.cluster.start();
+        for arguments in [["plan"], ["backup"]] {
+            let refused = lockstep.expect(exit::REFUSED, &arguments);
+            let path = data.join(name).display().to_string();
+            for word in [&path, &to.display().to_string(), "in no snapshot", "hint: "] {
+                assert!(refused.stderr.contains(word), "no {word:?}: {}", refused.describe());
+            }
+        }
+        let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
+        assert!(checked.stdout.contains(name), "{}", checked.describe());
+        fixture.cluster.stop(Stop::Fast);
+        // The stopped cluster's set would miss it as well.
+        lockstep.expect(exit::REFUSED, &["backup", "--strategy", "cold"]);
+        fs::remove_file(data.join(name)).expect("a link can be removed");
+        fs::rename(&to, data.join(name)).unwrap_or_else(|_| {
+            must(&mut command("cp", ["-aT".as_ref(), to.as_os_str(), data.join(name).as_os_str()]));
+        });
+        fixture.cluster.start();
+    }
+    // What PostgreSQL makes anew may lie where it likes.
+    fixture.cluster.stop(Stop::Fast);
+    lead_away("pg_stat_tmp");
+    fixture.cluster.start();
+    lockstep.backup("label");
+    assert_clean(&fixture);
+}
+
+/// Something is mounted over the folder in which the datasets are mounted: they are still in the list of mounts, and
+/// the files at the data directory's path are others.
+#[test]
+fn datasets_behind_another_mount_are_not_taken_for_the_cluster() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.cluster.stop(Stop::Fast);
+    let mnt = fixture.mnt();
+    let aside = fixture.root().join("aside");
+    must(&mut command("cp", ["-aT".as_ref(), mnt.as_os_str(), aside.as_os_str()]));
+    must(&mut command("mount", ["--bind".as_ref(), aside.as_os_str(), mnt.as_os_str()]));
+    let outcomes = ["plan", "backup"].map(|command| fixture.lockstep().run(&[command]));
+    must(&mut command("umount", [&mnt]));
+    for refused in outcomes {
+        assert_eq!(refused.code, Some(exit::REFUSED), "{}", refused.describe());
+        for word in ["data directory lies at", "can't be snapshotted", "hint: "] {
+            assert!(refused.stderr.contains(word), "no {word:?}: {}", refused.describe());
+        }
+    }
+    assert_eq!(fixture.snapshots(), [""; 0], "something else was frozen");
+    assert_eq!(fixture.lockstep().backup("auto").strategy, "cold");
     assert_clean(&fixture);
 }

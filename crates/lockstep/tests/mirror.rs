@@ -6,13 +6,15 @@ mod support;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use support::checker::Checker;
 use support::cluster::{Cluster, Stop};
-use support::command::{command, give_to_postgres, must, wait_until};
+use support::command::{command, give_to_postgres, must, run, wait_until};
 use support::layout::empty_pools;
 use support::ledger::{Expected, Ledger};
 use support::load::{Load, Plan};
@@ -22,6 +24,8 @@ use support::standby::{Alone, set};
 use support::workspace::processes_of;
 
 const SCALE: u32 = 2;
+/// The user of nobody's, of every Linux.
+const NOBODY: u32 = 65534;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn dataset(alone: &Alone, name: &str) -> String {
@@ -231,6 +235,34 @@ fn followed_backed_up_and_restored_as_a_new_primary() {
     lockstep.expect(exit::DONE, &["mirror", "destroy", "main", "--with-sets"]);
     lockstep.expect(exit::DONE, &["mirror", "destroy", "other"]);
     assert_gone(&alone, "main", "both destroyed");
+}
+
+/// A folder whose name is too long for a socket has it in /tmp, where everybody gets to: only os_user and root may come
+/// in there, for the mirror asks nobody for a password.
+#[test]
+fn nobody_else_gets_to_a_socket_in_tmp() {
+    let alone = Alone::new(empty_pools());
+    let folder = alone.fixture.mnt().join("x".repeat(90));
+    let mut asked = create_words(&alone, "main");
+    let at = asked.iter().position(|word| word == "--directory").expect("it is said");
+    asked[at + 1] = folder.display().to_string();
+    alone.fixture.lockstep().json(&words(&asked));
+    let data = folder.join("data");
+    let mirror = Cluster::running_in(&data, &alone.primary.bin, &folder.join("log/server.log"));
+    assert_eq!(mirror.socket, Path::new("/tmp"));
+    let socket = format!("/tmp/.s.PGSQL.{}", mirror.port);
+    let mode = fs::metadata(&socket).expect("the server runs").permissions().mode();
+    assert_eq!(mode & 0o777, 0o700, "{socket}");
+    let mut psql = command(mirror.bin.join("psql"), ["-wXAtc", "SELECT current_user"]);
+    psql.uid(NOBODY).gid(NOBODY).current_dir("/").env("PGHOST", "/tmp");
+    psql.env("PGPORT", mirror.port.to_string()).env("PGUSER", "postgres");
+    let outcome = run(psql.env("PGDATABASE", "postgres"));
+    assert!(!outcome.ok(), "anybody is a superuser: {}", outcome.describe());
+    assert!(outcome.stderr.contains("Permission denied"), "{}", outcome.describe());
+    // os_user, and Lockstep as root.
+    assert_eq!(must(&mut mirror.tool("psql", ["-XAtc", "SELECT current_user"])).trim(), "postgres");
+    wait_for_state(&alone, "main", "follows");
+    assert_eq!(backup(&alone.fixture.lockstep(), "main").strategy, "label");
 }
 
 #[test]

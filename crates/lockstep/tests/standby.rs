@@ -186,6 +186,39 @@ fn promoted_in_the_middle() {
     }
 }
 
+/// The configured host leads to the primary, which has the standby's system identifier and the same data_directory: it
+/// would be backed up by its own functions, and the standby's files be frozen.
+#[test]
+fn the_host_leads_to_the_primary() {
+    let standby = Standby::new(two_pools_four_datasets());
+    let (here, there) = (&standby.fixture.cluster, &standby.primary);
+    // A running server doesn't mind where its folder is; by its path it now is the standby's.
+    let aside = there.data.with_file_name("elsewhere");
+    fs::rename(&there.data, &aside).expect("a folder can be renamed");
+    std::os::unix::fs::symlink(&here.data, &there.data).expect("a link can be made");
+    let lockstep = standby.led_to_the_primary();
+    for strategy in ["auto", "label", "ordered"] {
+        for command in ["plan", "backup"] {
+            let refused = lockstep.expect(exit::REFUSED, &[command, "--strategy", strategy]);
+            let data = here.data.display().to_string();
+            for words in ["isn't the one that runs in", &data, "hint: host leads to another server"]
+            {
+                assert!(refused.stderr.contains(words), "{words:?}: {}", refused.describe());
+            }
+        }
+    }
+    let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
+    assert!(checked.stdout.contains("isn't the one that runs in"), "{}", checked.describe());
+    assert_eq!(standby.fixture.snapshots(), [""; 0], "something was frozen");
+    // A link of that name is in nobody's way once the primary is to be stopped.
+    fs::remove_file(&there.data).expect("a link can be removed");
+    fs::rename(&aside, &there.data).expect("a folder can be renamed");
+    // Its own server it knows at once, and also just promoted.
+    assert_eq!(standby.fixture.lockstep().backup("auto").strategy, "label");
+    here.execute(&["SELECT pg_promote()"]);
+    assert_eq!(standby.fixture.lockstep().backup("auto").strategy, "label");
+}
+
 /// PostgreSQL knows from the WAL it replays that the primary had full_page_writes off, and says so.
 #[test]
 fn full_page_writes_off_on_the_primary() {

@@ -24,7 +24,7 @@ use crate::set::unfinished::{self, TAKING};
 use crate::ship::view::Views;
 use crate::steps;
 use crate::survey::{self, Survey};
-use crate::volume::zfs::SnapshotName;
+use crate::volume::zfs::{DatasetName, SnapshotName};
 
 /// How long an `ordered` backup waits for a checkpoint that is under way.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(5);
@@ -74,7 +74,8 @@ impl<'a> Attempt<'a> {
         let started_at = jiff::Timestamp::now();
         let set = SetId::new(started_at);
         let datasets = survey.facts.layout.volumes.iter().map(|v| v.dataset.clone()).collect();
-        let journal = BackupJournal { set: set.clone(), datasets };
+        let below = common_parent(&plan, &survey);
+        let journal = BackupJournal { set: set.clone(), datasets, below, left: None };
         let attempt = Self {
             cx,
             request,
@@ -405,6 +406,19 @@ impl<'a> Attempt<'a> {
     pub(super) fn control(&self) -> &ControlFile {
         &self.survey.facts.control
     }
+}
+
+/// The dataset that a snapshot of one moment is taken below, where this ZFS takes it with `-r`.
+fn common_parent(plan: &Plan, survey: &Survey) -> Option<DatasetName> {
+    let volumes = &survey.facts.layout.volumes;
+    plan.steps.iter().find_map(|step| match step {
+        Step::Snapshot { volumes: all, one_moment: true }
+            if all.len() > 1 && !survey.facts.multi_snapshot =>
+        {
+            DatasetName::common_ancestor(all.iter().map(|&volume| &volumes[volume].dataset))
+        }
+        _ => None,
+    })
 }
 
 /// A signal that comes when the set is already complete doesn't make it a failure.

@@ -114,7 +114,10 @@ fn remove_sets(cx: &Context) -> Result<()> {
     let (good, _) = cx.state.sets()?;
     for set in good {
         let datasets = set.volumes.iter().map(|volume| volume.dataset.clone()).collect();
-        sets::remove_set(cx, &BackupJournal { set: set.set.clone(), datasets })?;
+        sets::remove_set(
+            cx,
+            &BackupJournal { set: set.set.clone(), datasets, below: None, left: None },
+        )?;
         steps::reached("mirror.destroy-set")?;
     }
     Ok(())

@@ -88,7 +88,8 @@ pub(super) fn launch(home: &Home, record: &Record) -> Result<()> {
     for folder in ["run", "log"] {
         files::create_owned_directory(&top.join(folder), user)?;
     }
-    // The folder of the socket is os_user's alone, so whoever gets to the socket may come in.
+    // The socket is os_user's and root's alone (unix_socket_permissions), so whoever gets to it may
+    // come in. Its folder doesn't keep the others out: it may be /tmp.
     let hba = top.join("pg_hba.conf");
     files::write_owned(&hba, b"# written by lockstep\nlocal all all trust\n", user)?;
     let (data, log) = (record.data(), record.log());
@@ -125,6 +126,8 @@ fn options(record: &Record) -> Vec<(String, String)> {
         ("external_pid_file", path(&record.run_directory().join("postmaster.pid"))),
         ("port", record.port.to_string()),
         ("unix_socket_directories", path(&record.socket_directory)),
+        // Its pg_hba.conf asks nobody for a password.
+        ("unix_socket_permissions", "0700".into()),
         ("listen_addresses", String::new()),
         ("cluster_name", format!("lockstep mirror {}", record.name)),
         ("hot_standby", "on".into()),
@@ -169,6 +172,7 @@ mod tests {
         let of = |name: &str| all.iter().filter(|(n, _)| n == name).collect::<Vec<_>>();
         assert_eq!(of("shared_buffers"), [&("shared_buffers".to_owned(), "1GB".to_owned())]);
         assert_eq!(of("max_connections")[0].1, "100");
+        assert_eq!(of("unix_socket_permissions")[0].1, "0700");
         // Nothing on the command line says how the primary is reached.
         assert!(of("primary_conninfo").is_empty());
     }

@@ -23,6 +23,23 @@ pub enum Refusal {
         /// What is mounted there.
         source_name: String,
     },
+    /// The dataset that is mounted at a part's place isn't what the part's files lie on.
+    #[error(
+        "{part} at \"{}\" should lie on dataset \"{dataset}\" (device {}:{}), and lies on device {}:{}: something else is mounted over it",
+        path.display(), expected.0, expected.1, device.0, device.1
+    )]
+    HiddenMount {
+        /// The part.
+        part: PartKind,
+        /// Its path, without links.
+        path: PathBuf,
+        /// The dataset, by the list of mounts.
+        dataset: String,
+        /// What the file system says of the path, major and minor.
+        device: (u32, u32),
+        /// The dataset's.
+        expected: (u32, u32),
+    },
     /// A file system is mounted inside a part: its files would be in no snapshot.
     #[error("\"{source_name}\" is mounted at \"{}\", inside {part}: its files are in no snapshot of that part", point.display())]
     NestedMount {
@@ -32,6 +49,17 @@ pub enum Refusal {
         source_name: String,
         /// Inside which part.
         part: PartKind,
+    },
+    /// A link in the data directory leads to something that no snapshot of the set has.
+    #[error(
+        "\"{}\" is a link to \"{}\": what lies there is in no snapshot of the set, and a restored cluster would write to it",
+        path.display(), target.display()
+    )]
+    StrayLink {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
     },
     /// No strategy is provably consistent.
     #[error("no strategy is provably consistent here: {}", needed.join("; "))]
@@ -64,6 +92,18 @@ pub enum Refusal {
     /// The server that answers isn't the one whose files are backed up.
     #[error("the server at the configured address is another cluster: {difference}")]
     WrongServer {
+        /// What differs, with both values.
+        difference: String,
+    },
+    /// The server that answers is of the same cluster, and another one than the one whose files are
+    /// backed up: its primary, or another standby.
+    #[error(
+        "the server at the configured address isn't the one that runs in \"{}\": {difference}",
+        data_directory.display()
+    )]
+    OtherServer {
+        /// The configured data directory.
+        data_directory: PathBuf,
         /// What differs, with both values.
         difference: String,
     },
@@ -277,11 +317,14 @@ impl Refusal {
     pub fn hint(&self) -> String {
         match self {
             Self::NotSnapshottable { .. } => "move it to a ZFS dataset, or back up a standby that lies on ZFS".into(),
+            Self::HiddenMount { .. } => "look at `findmnt -A` for what hides the dataset; unmount it, or start lockstep where PostgreSQL's files are seen as PostgreSQL sees them".into(),
             Self::NestedMount { .. } => "unmount it, or make its files part of the dataset around it".into(),
+            Self::StrayLink { .. } => "stop the server and put what it leads to in the place of the link; what has to lie elsewhere can be a tablespace: PostgreSQL itself makes links for those and for pg_wal alone".into(),
             Self::NoStrategy { .. } => "configure host and user so that Lockstep can connect: strategy label works on every layout".into(),
             Self::NotPossible { needed, .. } | Self::Mirror { needed, .. } => needed.clone(),
             Self::NoSpace { .. } => "free space in the pool, or lower min_free_mib in the configuration; a full pool makes PostgreSQL PANIC".into(),
             Self::WrongServer { .. } => "check data_directory, host and port of this cluster in the configuration".into(),
+            Self::OtherServer { .. } => "host leads to another server of this cluster (an address that moves, a proxy): set host to this server's own socket folder or to localhost".into(),
             Self::LayoutChanged { .. } => "run the backup when no tablespace is being created, dropped or moved".into(),
             Self::ByPostgres { advice, .. } => advice.clone().unwrap_or_else(|| "take the backup again once the reason is gone".into()),
             Self::Promoted { .. } => "take the backup again: it is a primary now".into(),

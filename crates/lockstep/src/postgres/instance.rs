@@ -77,6 +77,13 @@ pub fn postmaster_status(data_directory: &Path) -> Option<String> {
     Some(text.lines().nth(7)?.trim().to_owned())
 }
 
+/// When the postmaster began, in seconds since 1970: the third line of postmaster.pid.
+#[must_use]
+pub fn postmaster_start(data_directory: &Path) -> Option<i64> {
+    let text = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
+    text.lines().nth(2)?.trim().parse().ok()
+}
+
 /// Where a running server opened its socket: the fifth line of postmaster.pid.
 #[must_use]
 pub fn socket_directory(data_directory: &Path) -> Option<PathBuf> {
@@ -184,6 +191,7 @@ mod tests {
         std::fs::write(dir.join("postmaster.pid"), own).unwrap();
         assert_eq!(postmaster(&dir).unwrap(), Some(std::process::id()));
         assert_eq!(postmaster_status(&dir).as_deref(), Some("ready"));
+        assert_eq!(postmaster_start(&dir), Some(1));
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

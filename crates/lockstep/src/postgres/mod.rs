@@ -2,7 +2,9 @@
 
 pub mod connection;
 pub mod conninfo;
+pub mod identity;
 pub mod instance;
+pub mod links;
 pub mod recovery;
 pub mod server;
 pub mod session;

@@ -7,7 +7,7 @@ use super::source::Source;
 use super::target::Recovery;
 use super::{Request, Restored, control, run_server, tree, unfinished};
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::Lock;
 use crate::postgres::recovery;
@@ -80,7 +80,15 @@ impl<'a> Build<'a> {
         finally: impl FnOnce(&Restored, &RestoreJournal) -> Result<()>,
     ) -> Result<Restored> {
         let owner = self.cx.os_user()?;
-        self.lock = Some(unfinished::lock(self.cx, &self.id)?);
+        let lock = unfinished::lock(self.cx, &self.id)?;
+        if unfinished::journal_path(self.cx, &self.id).exists() {
+            return Err(Error::failed(format!(
+                "what an unfinished {} left is there still",
+                self.id
+            ))
+            .with_hint("`lockstep check` says what keeps it from being removed"));
+        }
+        self.lock = Some(lock);
         self.write_journal()?;
         steps::reached("restore.journal")?;
         self.make_directories(owner)?;

@@ -38,10 +38,11 @@ pub fn remove_lock(cx: &Context, id: &str) {
     let _ = files::remove_file(&lock_path(cx, id));
 }
 
-/// Removes what restores that were killed left behind.
+/// Removes what restores that were killed left behind. What can't be removed now (somebody else's snapshot
+/// on a clone) is warned of and stays in its journal: it must keep nobody from a backup or a restore.
 ///
 /// # Errors
-/// When something of theirs can't be removed.
+/// When the journals can't be read, or a signal has come.
 pub fn remove(cx: &Context) -> Result<()> {
     for (path, entry) in journal::read_all::<RestoreJournal>(&cx.state.path("restores"))? {
         let held = match Lock::take(&lock_path(cx, &entry.id), "clean-up") {
@@ -65,7 +66,13 @@ pub fn remove(cx: &Context) -> Result<()> {
             continue;
         }
         tracing::warn!(restore = %entry.id, "removing what an unfinished restore left");
-        undo(cx, &entry)?;
+        match undo(cx, &entry) {
+            Err(error) if !matches!(error, Error::Interrupted { .. }) => {
+                tracing::warn!(restore = %entry.id, error = %error.chain(), "it stays for now");
+                continue;
+            }
+            undone => undone?,
+        }
         if let Some(name) = entry.id.strip_prefix("clone-") {
             // A clone is remembered a moment before its journal entry goes.
             files::remove_file(&cx.state.path("clones").join(format!("{name}.json")))?;

@@ -20,6 +20,13 @@ pub struct BackupJournal {
     pub set: SetId,
     /// The datasets it may have snapshots on.
     pub datasets: Vec<DatasetName>,
+    /// A ZFS that takes one snapshot a command makes those of one moment with `-r`: on all datasets at and
+    /// below this one, also on those that aren't the cluster's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub below: Option<DatasetName>,
+    /// What could not be removed when it was last tried, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<String>,
 }
 
 /// The removal of a set that has begun.

@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use super::journal::{self, BackupJournal};
 use super::removal;
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files;
-use crate::volume::zfs::{DatasetName, Tagged};
+use crate::volume::zfs::{DatasetName, SnapshotName, Tagged};
 
 /// The state of a snapshot while its set is being taken.
 pub const TAKING: &str = "taking";
@@ -18,26 +18,34 @@ pub const TAKING: &str = "taking";
 pub const COMPLETE: &str = "complete";
 
 /// Removes what unfinished backups left, and finishes the removals of sets; call it with the
-/// cluster's lock held.
+/// cluster's lock held. What somebody else stands in the way of is said, stays in its journal, and
+/// isn't a failure: it must not keep a backup from being taken.
 ///
 /// # Errors
-/// When a journal can't be read or a snapshot can't be destroyed.
+/// When a journal can't be read or written, or an interruption came.
 pub fn remove(cx: &Context) -> Result<()> {
     removal::unfinished(cx)?;
     let folder = cx.state.path("unfinished");
     for (path, entry) in journal::read_all::<BackupJournal>(&folder)? {
-        if cx.state.is_complete(entry.set.as_str()) {
+        let done = if cx.state.is_complete(entry.set.as_str()) {
             // Killed after the manifest: the set is good, only its marks are missing.
             let name = entry.set.snapshot_name();
             let snapshots: Vec<_> = entry.datasets.iter().map(|d| d.snapshot(&name)).collect();
-            cx.zfs.set("lockstep:state", COMPLETE, &snapshots)?;
+            cx.zfs.set("lockstep:state", COMPLETE, &snapshots).map(|()| true)
         } else {
             tracing::warn!(set = %entry.set, "removing what an unfinished backup left");
-            if !remove_set(cx, &entry)? {
-                continue;
+            remove_set(cx, &entry)
+        };
+        match done {
+            Ok(true) => files::remove_file(&path)?,
+            Ok(false) => {}
+            Err(interrupted @ Error::Interrupted { .. }) => return Err(interrupted),
+            Err(error) => {
+                let why = error.chain();
+                tracing::warn!(set = %entry.set, "what it left stays for now: {why}");
+                journal::write(&path, &BackupJournal { left: Some(why), ..entry })?;
             }
         }
-        files::remove_file(&path)?;
     }
     Ok(())
 }
@@ -46,13 +54,14 @@ pub fn remove(cx: &Context) -> Result<()> {
 /// that the journal must stay until it is back.
 ///
 /// # Errors
-/// When a snapshot is there and can't be destroyed.
+/// When a snapshot is there and can't be destroyed; the others are gone then.
 pub fn remove_set(cx: &Context, entry: &BackupJournal) -> Result<bool> {
     let name = entry.set.snapshot_name();
     let mut all_seen = true;
+    let mut there = Vec::new();
     for dataset in &entry.datasets {
         if cx.zfs.exists(dataset.as_str())? {
-            cx.zfs.destroy_snapshot(&dataset.snapshot(&name))?;
+            there.push(dataset.snapshot(&name));
             continue;
         }
         // A dataset destroyed by its owner took its snapshots along; a pool that is merely
@@ -62,8 +71,37 @@ pub fn remove_set(cx: &Context, entry: &BackupJournal) -> Result<bool> {
             all_seen = false;
         }
     }
+    if let Some(parent) = &entry.below {
+        // Killed between the recursive snapshot and the removal of its strays.
+        there.extend(cx.zfs.snapshots_named(parent, &name)?);
+        there.sort();
+        there.dedup();
+    }
+    let left = destroy(cx, &there)?;
     files::remove_tree(&cx.state.set_directory(&entry.set))?;
+    if !left.is_empty() {
+        return Err(Error::failed(left.join("; ")).with_hint(
+            "destroy the clone or release the hold with zfs: the next backup removes the rest",
+        ));
+    }
     Ok(all_seen)
+}
+
+/// Destroys those that are there, and says what keeps the others. It is asked first who stands on
+/// them: a snapshot that somebody holds is "busy", and that is waited for.
+fn destroy(cx: &Context, snapshots: &[SnapshotName]) -> Result<Vec<String>> {
+    for snapshot in snapshots {
+        cx.zfs.release(snapshot)?;
+    }
+    let mut left = Vec::new();
+    for (snapshot, standing) in cx.zfs.standing(snapshots)? {
+        if let Some(why) = removal::stands(&snapshot, &standing, 0) {
+            left.push(why);
+        } else if let Err(error) = cx.zfs.destroy_snapshot(&snapshot) {
+            left.push(format!("\"{snapshot}\" can't be destroyed: {}", error.chain()));
+        }
+    }
+    Ok(left)
 }
 
 /// Snapshots on `datasets` that carry Lockstep's marks and belong to no set of this state_dir.

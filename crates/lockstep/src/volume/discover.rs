@@ -1,5 +1,6 @@
 //! From paths to a layout: path → mount → dataset → pool, with the facts that a plan weighs.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::mounts::{Mounts, inside};
@@ -24,8 +25,8 @@ const HARMLESS: [&str; 4] = ["pg_stat_tmp", "log", "pg_log", "pg_replslot"];
 /// Finds the volume of each part.
 ///
 /// # Errors
-/// [`Refusal::NotSnapshottable`] for a part on another file system; otherwise when a path or ZFS
-/// can't be read.
+/// [`Refusal::NotSnapshottable`] for a part on another file system, [`Refusal::HiddenMount`] for one
+/// whose files aren't the dataset's; otherwise when a path or ZFS can't be read.
 pub fn discover(zfs: &Zfs, paths: &[PartPath]) -> Result<Layout> {
     let mounts = Mounts::read()?;
     let mut layout = Layout::default();
@@ -41,6 +42,18 @@ pub fn discover(zfs: &Zfs, paths: &[PartPath]) -> Result<Layout> {
             }
             .into());
         };
+        // The list of mounts and the file have to say the same: else other files would be frozen.
+        let device = device(&real_path)?;
+        if device != mount.device {
+            return Err(Refusal::HiddenMount {
+                part: kind.clone(),
+                path: real_path,
+                dataset: mount.source.clone(),
+                device,
+                expected: mount.device,
+            }
+            .into());
+        }
         let dataset = DatasetName::new(&mount.source).map_err(Error::failed)?;
         let known = layout.volumes.iter().position(|volume| volume.dataset == dataset);
         let volume = known.unwrap_or_else(|| {
@@ -69,6 +82,12 @@ pub fn discover(zfs: &Zfs, paths: &[PartPath]) -> Result<Layout> {
     add_nested(&mounts, &mut layout);
     add_foreign(&mut layout)?;
     Ok(layout)
+}
+
+/// The file system that a path lies on, by the numbers that the kernel has for it.
+fn device(path: &Path) -> Result<(u32, u32)> {
+    let number = std::fs::metadata(path).map_err(Error::io("look at", path))?.dev();
+    Ok((rustix::fs::major(number), rustix::fs::minor(number)))
 }
 
 fn add_properties(zfs: &Zfs, layout: &mut Layout) -> Result<()> {
@@ -101,7 +120,7 @@ fn add_nested(mounts: &Mounts, layout: &mut Layout) {
     for part in &layout.parts {
         for mount in mounts.below(&part.real_path) {
             let is_part = layout.parts.iter().any(|other| {
-                mounts.holding(&other.real_path).is_some_and(|holds| holds.point == mount.point)
+                mounts.holding(&other.real_path).is_some_and(|holds| holds.id == mount.id)
             });
             if is_part || mount.is_looked_into() || mounts.holding(&mount.point) != Some(mount) {
                 continue;

@@ -1,7 +1,8 @@
 //! /proc/self/mountinfo: which mount holds a path.
 //!
 //! The format is proc(5)'s: octal escapes for blanks and backslashes, a `-` before the file
-//! system's type. A later mount over the same point hides an earlier one.
+//! system's type. A mount hides what was mounted at its point or below it before; such mounts stay in
+//! the list, and only their parents tell that no path leads to them any more.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -12,6 +13,12 @@ use crate::error::{Error, Result};
 /// One line of mountinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
+    /// Its own number.
+    pub id: u32,
+    /// The mount on which it was mounted; one that isn't listed for the first of all.
+    pub parent: u32,
+    /// `st_dev` of its files, major and minor.
+    pub device: (u32, u32),
     /// The folder of the file system that is mounted; `/` unless it is a bind mount.
     pub root: PathBuf,
     /// Where it is mounted.
@@ -65,11 +72,22 @@ impl Mounts {
     /// The mount that holds `path`, which must be absolute and free of links.
     #[must_use]
     pub fn holding(&self, path: &Path) -> Option<&Mount> {
-        // The longest mount point wins; among equals the last one, which hides the others.
-        self.0
-            .iter()
-            .filter(|mount| path.starts_with(&mount.point))
-            .max_by_key(|mount| mount.point.as_os_str().len())
+        let leads = |mount: &&Mount| path.starts_with(&mount.point);
+        let shortest = |mount: &&Mount| mount.point.as_os_str().len();
+        // As the kernel walks: from mount to mount, each time into the first on the way. One that is
+        // mounted on another than that is hidden.
+        let is_first = |mount: &&Mount| {
+            mount.parent == mount.id || !self.0.iter().any(|other| other.id == mount.parent)
+        };
+        let mut at = self.0.iter().filter(is_first).filter(leads).min_by_key(shortest)?;
+        for _ in &self.0 {
+            let on_it = |mount: &&Mount| mount.parent == at.id && mount.id != at.id;
+            match self.0.iter().filter(on_it).filter(leads).min_by_key(shortest) {
+                Some(next) => at = next,
+                None => break,
+            }
+        }
+        Some(at)
     }
 
     /// The mounts strictly below `path`.
@@ -85,14 +103,27 @@ impl Mounts {
 
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&b| b == b' ');
-    let mut fields = fields.by_ref().skip(3);
+    let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse::<u32>().ok();
+    let (id, parent) = (number(fields.next()?)?, number(fields.next()?)?);
+    let device = fields.next()?;
+    let colon = device.iter().position(|&b| b == b':')?;
+    let device = (number(&device[..colon])?, number(&device[colon + 1..])?);
     let root = unescape(fields.next()?);
     let point = unescape(fields.next()?);
     let options = String::from_utf8_lossy(fields.next()?).into_owned();
     let mut after = fields.skip_while(|field| *field != b"-").skip(1);
     let fs_type = unescape(after.next()?).to_string_lossy().into_owned();
     let source = unescape(after.next()?).to_string_lossy().into_owned();
-    Some(Mount { root: root.into(), point: point.into(), options, fs_type, source })
+    Some(Mount {
+        id,
+        parent,
+        device,
+        root: root.into(),
+        point: point.into(),
+        options,
+        fs_type,
+        source,
+    })
 }
 
 fn unescape(field: &[u8]) -> OsString {
@@ -143,6 +174,29 @@ garbage
         assert_eq!(at("/etc"), "/dev/vda");
         assert!(mounts.holding(Path::new("/srv/tank 1")).unwrap().is_zfs());
         assert_eq!(mounts.below(Path::new("/srv/tank 1")).count(), 1);
+    }
+
+    #[test]
+    fn a_mount_over_a_parent_hides_what_is_below() {
+        // Over the parent of the dataset's point, and over the dataset itself, and on what is over it.
+        let line = |line: &str| [TEXT, line.as_bytes()].concat();
+        let at = |text: &[u8], path: &str| {
+            Mounts::parse(text).holding(Path::new(path)).map(|mount| mount.device)
+        };
+        let data = "/srv/tank 1/data/base";
+        assert_eq!(at(TEXT, data), Some((0, 42)));
+        assert_eq!(at(&line("50 27 0:50 / /srv rw - tmpfs tmpfs rw\n"), data), Some((0, 50)));
+        let over = "50 45 0:50 / /srv/tank\\0401/data rw - tmpfs tmpfs rw\n";
+        assert_eq!(at(&line(over), data), Some((0, 50)));
+        let twice = format!("{over}51 50 0:51 / /srv/tank\\0401/data/base rw - ext4 /dev/vdb rw\n");
+        assert_eq!(at(&line(&twice), data), Some((0, 51)));
+        // Mounted before its parent was hidden: nobody gets there.
+        let hidden = "50 27 0:50 / /srv rw - tmpfs x rw\n51 45 0:51 / /srv/tank\\0401/data/base rw - zfs t rw\n";
+        assert_eq!(at(&line(hidden), data), Some((0, 50)));
+        // rootfs is its own parent; and the root of a jail may be no mount at all.
+        assert_eq!(at(b"1 1 0:2 / / rw - rootfs rootfs rw\n", "/srv"), Some((0, 2)));
+        assert_eq!(at(b"60 9 0:60 / /srv rw - zfs tank rw\n", "/srv/x"), Some((0, 60)));
+        assert_eq!(at(b"60 9 0:60 / /srv rw - zfs tank rw\n", "/etc"), None);
     }
 
     #[test]

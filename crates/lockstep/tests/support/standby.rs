@@ -129,6 +129,16 @@ impl Standby {
         self.configured("primary", &text)
     }
 
+    /// The program with a configuration whose host leads to the primary.
+    #[track_caller]
+    pub fn led_to_the_primary(&self) -> Lockstep {
+        let (here, there) = (&self.fixture.cluster, &self.primary);
+        let address =
+            |of: &Cluster| format!("host = {}\nport = {}\n", toml_string(&of.socket), of.port);
+        let text = self.fixture.configuration("auto", true);
+        self.configured("led-astray", &text.replace(&address(here), &address(there)))
+    }
+
     fn configured(&self, name: &str, text: &str) -> Lockstep {
         let path = self.fixture.root().join(format!("{name}.toml"));
         fs::write(&path, text).expect("the configuration can be written");

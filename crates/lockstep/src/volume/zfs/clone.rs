@@ -49,6 +49,11 @@ impl Zfs {
             args.extend(["-o".to_owned(), format!("{name}={value}")]);
         };
         option("mountpoint", mountpoint);
+        if !spec.is_written {
+            // It is there for a moment. A snapshot that zfs-auto-snapshot and its like took of it
+            // meanwhile would keep it from being destroyed.
+            option("com.sun:auto-snapshot", "false");
+        }
         for (name, value) in inherited.get(&source).into_iter().flatten() {
             if value != "-" {
                 option(name, value);

@@ -2,7 +2,7 @@
 //!
 //! Only snapshots that carry Lockstep's own name are ever destroyed. What could go wrong: a
 //! recursive snapshot leaves strays on datasets that were not asked for; they are destroyed at
-//! once, by name.
+//! once, by name. The backup's journal names the parent, in case nobody comes to that.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::{DatasetName, HOLD_TAG, SnapshotName, Zfs, is_absent, parse, wants_one};
 use crate::error::{Error, Result};
 use crate::process::CommandError;
+use crate::steps;
 
 /// How long "dataset is busy" is retried (zfs-fuse says it for a second or two after a process
 /// has left a clone).
@@ -91,12 +92,28 @@ impl Zfs {
         args.extend_from_slice(options);
         args.push(parent.snapshot(name).to_string());
         self.run(args)?;
+        steps::reached("backup.strays")?;
         for dataset in self.descendants(&parent)? {
             if !wanted.contains(&dataset) {
                 self.destroy_snapshot(&dataset.snapshot(name))?;
             }
         }
         Ok(())
+    }
+
+    /// The snapshots of this name on the datasets at and below `top`; none where it is gone.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn snapshots_named(&self, top: &DatasetName, name: &str) -> Result<Vec<SnapshotName>> {
+        let args = ["list", "-H", "-t", "snapshot", "-o", "name", "-r", top.as_str()];
+        let out = match self.run(args) {
+            Err(error) if is_absent(&error) => return Ok(Vec::new()),
+            other => other?,
+        };
+        let named = out.stdout.lines().filter_map(|line| line.split_once('@'));
+        let named = named.filter(|(_, snapshot)| *snapshot == name);
+        named.map(|(dataset, name)| Ok(parse::dataset(dataset)?.snapshot(name))).collect()
     }
 
     /// GUID, transaction group and time of each, in the order asked.

@@ -1,0 +1,78 @@
+//! What was cut off and isn't removed yet, and what keeps it from being removed.
+
+use super::{Finding, warning};
+use crate::context::Context;
+use crate::error::Result;
+use crate::restore;
+use crate::set::journal::{self, BackupJournal, RemovalJournal, RestoreJournal};
+
+const SUBJECT: &str = "unfinished";
+
+/// A finding for each journal whose command doesn't run any more.
+pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
+    let running = cx.state.lock("check").is_err();
+    let mut all = Vec::new();
+    if !running {
+        for (_, entry) in journal::read_all::<BackupJournal>(&cx.state.path("unfinished"))? {
+            all.push(of_backup(&entry));
+        }
+        for (_, entry) in journal::read_all::<RemovalJournal>(&cx.state.path("removals"))? {
+            all.push(warning(
+                SUBJECT,
+                format!("the removal of set {} was cut off", entry.set),
+                "the next prune or backup finishes it, once nothing stands on its snapshots",
+            ));
+        }
+    }
+    for (_, entry) in journal::read_all::<RestoreJournal>(&cx.state.path("restores"))? {
+        if restore::unfinished::lock(cx, &entry.id).is_ok() {
+            all.push(of_restore(&entry, &in_the_way(cx, &entry)?));
+        }
+    }
+    Ok(all)
+}
+
+fn of_backup(entry: &BackupJournal) -> Finding {
+    let what = format!("backup {} was cut off", entry.set);
+    match &entry.left {
+        None => warning(SUBJECT, what, "the next backup removes what it left"),
+        Some(why) => warning(
+            SUBJECT,
+            format!("{what}, and what it left could not be removed: {why}"),
+            "destroy the clone or release the hold with zfs: the next backup removes the rest",
+        ),
+    }
+}
+
+fn of_restore(entry: &RestoreJournal, in_the_way: &[String]) -> Finding {
+    let what = format!("{} was cut off", entry.id);
+    match in_the_way {
+        [] => warning(SUBJECT, what, "the next restore or backup removes what it left"),
+        all => warning(
+            SUBJECT,
+            format!("{what}, and what it left can't be removed: {}", all.join("; ")),
+            "destroy that with zfs, if nobody needs it: the next restore or backup removes the rest",
+        ),
+    }
+}
+
+/// Snapshots and datasets that somebody else made on or below those of a restore: no `zfs destroy`
+/// takes these as long as they are there.
+fn in_the_way(cx: &Context, entry: &RestoreJournal) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for dataset in &entry.datasets {
+        if !cx.zfs.exists(dataset.as_str())? {
+            continue;
+        }
+        for snapshot in cx.zfs.snapshots_of(dataset)? {
+            let name = snapshot.to_string();
+            if !entry.received.contains(&name) {
+                found.push(format!("\"{name}\" isn't Lockstep's"));
+            }
+        }
+        let below = cx.zfs.descendants(dataset)?.into_iter().filter(|d| d != dataset);
+        let foreign = below.filter(|below| !entry.datasets.contains(below));
+        found.extend(foreign.map(|below| format!("\"{below}\" lies below \"{dataset}\"")));
+    }
+    Ok(found)
+}

@@ -1,0 +1,126 @@
+//! What was cut off and can't be removed, because somebody else has put something on it: the next backup says so, and is
+//! taken all the same; `check` names it; and once nothing stands in the way it goes.
+
+mod support;
+
+use rustix::process::Signal;
+use std::path::Path;
+use support::faults::{
+    assert_nothing_remains, assert_restorable, assert_said, kill_at, restore_arguments, signal_at,
+    wait_for_no_session,
+};
+use support::fixture::Fixture;
+use support::layout::{one_pool, two_pools_four_datasets};
+use support::lockstep::{LIMIT, Set, Steps, exit, json_of};
+use support::pools::{property, zfs};
+use support::shipping::with_repository;
+
+#[test]
+fn a_killed_backup_whose_snapshot_somebody_holds() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = fixture.lockstep();
+    kill_at(&fixture, "backup.manifest", &["backup", "--strategy", "label"]);
+    wait_for_no_session(&fixture);
+    let killed = fixture.snapshots();
+    assert_eq!(killed.len(), 4, "{killed:?}");
+    zfs(&["hold", "mine", &killed[1]]);
+    for _ in 0..2 {
+        let outcome = lockstep.expect(exit::DONE, &["--json", "backup", "--strategy", "label"]);
+        assert_said(&outcome, &["stays for now", "somebody else holds", &killed[1]]);
+        let set = Set::of(&json_of(&outcome)).id;
+        assert_restorable(&fixture, &set);
+        fixture.discard_set(&set);
+        // The others are gone.
+        assert_eq!(fixture.snapshots(), killed[1..2]);
+        let checked = lockstep.expect(exit::DONE, &["check"]);
+        let words = format!("could not be removed: somebody else holds \"{}\"", killed[1]);
+        assert!(checked.stdout.contains(&words), "{}", checked.describe());
+    }
+    zfs(&["release", "mine", &killed[1]]);
+    let set = lockstep.backup("label").id;
+    assert_nothing_remains(&fixture, &[], "once nobody holds it");
+    assert_restorable(&fixture, &set);
+}
+
+#[test]
+fn a_killed_backup_whose_snapshot_somebody_cloned() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    kill_at(&fixture, "backup.manifest", &["backup", "--strategy", "ordered"]);
+    wait_for_no_session(&fixture);
+    let killed = fixture.snapshots();
+    let clone = format!("{}/mine", fixture.pools[0].name);
+    zfs(&["clone", "-o", "mountpoint=none", &killed[0], &clone]);
+    let outcome = fixture.lockstep().expect(exit::DONE, &["backup", "--strategy", "ordered"]);
+    assert_said(&outcome, &["stays for now", &format!("\"{clone}\" is a clone of")]);
+    zfs(&["destroy", &clone]);
+    fixture.lockstep().backup("ordered");
+    assert_nothing_remains(&fixture, &[], "once the clone is gone");
+}
+
+#[test]
+fn a_killed_restore_of_whose_clone_somebody_took_a_snapshot() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label").id;
+    let to = fixture.target("cut off");
+    kill_at(&fixture, "restore.prepared", &restore_arguments(&set, &to, &[]));
+    let clone = fixture.clones()[0].name.clone();
+    let foreign = format!("{clone}@auto-2026-01-01");
+    zfs(&["snapshot", &foreign]);
+    let outcome = lockstep.expect(exit::DONE, &["--json", "backup", "--strategy", "label"]);
+    assert_said(&outcome, &["stays for now", &clone]);
+    assert_restorable(&fixture, &Set::of(&json_of(&outcome)).id);
+    let checked = lockstep.expect(exit::DONE, &["check"]);
+    let words = format!("can't be removed: \"{foreign}\" isn't Lockstep's");
+    assert!(checked.stdout.contains(&words), "{}", checked.describe());
+    // A clone that is to be written to is a cluster's, and has its snapshots taken like any other.
+    assert_eq!(property(&clone, "com.sun:auto-snapshot"), "-");
+    zfs(&["destroy", &foreign]);
+    lockstep.backup("label");
+    assert_nothing_remains(&fixture, &[], "once the snapshot is gone");
+}
+
+/// Where ZFS takes one snapshot a command, one moment is a recursive snapshot: of datasets that are somebody else's too.
+#[test]
+fn strays_of_a_recursive_snapshot_are_not_left_on_foreign_datasets() {
+    if Path::new("/dev/zfs").exists() {
+        // It takes several in one command, and makes no strays.
+        return;
+    }
+    let fixture = Fixture::new(one_pool());
+    let foreign = fixture.pools[0].dataset("pg/not ours", &fixture.mnt().join("other"), &[]);
+    zfs(&["snapshot", &format!("{foreign}@mine")]);
+    let arguments = ["backup", "--strategy", "atomic"];
+    let is_stray = |name: &String| name.starts_with(&format!("{foreign}@lockstep-"));
+    kill_at(&fixture, "backup.strays", &arguments);
+    assert!(fixture.snapshots().iter().any(is_stray), "{:?}", fixture.snapshots());
+    let set = fixture.lockstep().backup("atomic").id;
+    zfs(&["destroy", &format!("{foreign}@mine")]);
+    assert_nothing_remains(&fixture, &[], "after a kill, at the next start");
+    assert!(!fixture.snapshots().iter().any(is_stray), "{:?}", fixture.snapshots());
+    assert_restorable(&fixture, &set);
+    let (_, outcome) = signal_at(&fixture, "backup.strays", Signal::TERM, &arguments);
+    assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
+    assert_nothing_remains(&fixture, &[], "after a signal, at once");
+}
+
+/// The clones that a shipment looks into are there for a moment, and nobody's to take snapshots of at set times.
+#[test]
+fn views_are_passed_over_by_automatic_snapshots() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let steps = Steps::new(fixture.root().join("steps"));
+    steps.hold("ship.views");
+    let lockstep = with_repository(&fixture).with_steps(&steps);
+    let mut program = lockstep.spawn(&["backup"]);
+    steps.wait_reached("ship.views", &mut program);
+    let views = fixture.clones();
+    // Where ZFS shows its snapshots in a folder, none are needed.
+    assert!(Path::new("/dev/zfs").exists() || views.len() == 4, "{views:?}");
+    for view in &views {
+        assert_eq!(property(&view.name, "com.sun:auto-snapshot"), "false", "{}", view.name);
+    }
+    steps.release("ship.views");
+    let outcome = program.wait(LIMIT);
+    assert_eq!(outcome.code, Some(exit::DONE), "{}", outcome.describe());
+    assert_nothing_remains(&fixture, &[], "after a shipment");
+}
