@@ -93,10 +93,11 @@ pub(crate) fn read_with<T: DeserializeOwned>(
     };
     // Hashes are compared in constant time.
     if blake3::Hash::from_hex(found).ok() != Some(proof.of(body)) {
-        return Err(match proof {
-            Proof::Hash => Error::damaged(path, 0, "its hash is wrong"),
-            Proof::Key(..) => sealed("the key isn't the one of its code, or it was changed"),
-        });
+        let why = match proof {
+            Proof::Hash => "its hash is wrong",
+            Proof::Key(..) => "its code isn't that of the repository's key: it is damaged, or changed",
+        };
+        return Err(Error::damaged(path, 0, why));
     }
     if proof.enveloped(body).as_bytes() != bytes {
         return Err(Error::damaged(path, 0, "there is something beside its body and hash"));
