@@ -95,7 +95,9 @@ pub(crate) fn read_with<T: DeserializeOwned>(
     if blake3::Hash::from_hex(found).ok() != Some(proof.of(body)) {
         let why = match proof {
             Proof::Hash => "its hash is wrong",
-            Proof::Key(..) => "its code isn't that of the repository's key: it is damaged, or changed",
+            Proof::Key(..) => {
+                "its code isn't that of the repository's key: it is damaged, or changed"
+            }
         };
         return Err(Error::damaged(path, 0, why));
     }

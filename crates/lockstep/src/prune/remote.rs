@@ -158,17 +158,24 @@ impl Choice<'_> {
                 },
             })
             .collect();
+        // Who names one that can't be read gives it up.
+        let is_named = |set: &String| self.policy.is_none() && self.named.contains(set);
         let mut problems = Vec::new();
-        if !damaged.is_empty() {
+        let left: Vec<_> =
+            damaged.iter().map(|(set, _)| set).filter(|set| !is_named(set)).collect();
+        if let Some(first) = left.first() {
             problems.push(format!(
-                "{} of its sets can't be read: nothing is merged or collected, for nobody knows what they need",
-                damaged.len()
+                "{} of its sets can't be read: nothing is merged or collected, for nobody knows what they need. `lockstep prune --repository {} --set {first}` gives one up",
+                left.len(), repository.name
             ));
         }
         entries.extend(damaged.into_iter().map(|(set, error)| Entry {
+            fate: match is_named(&set) {
+                true => Fate::Remove,
+                false => Fate::Left(error.chain()),
+            },
             set,
             time: None,
-            fate: Fate::Left(error.chain()),
             bytes: None,
         }));
         entries.sort_by(|a, b| a.set.cmp(&b.set));

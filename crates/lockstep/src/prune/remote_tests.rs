@@ -213,6 +213,26 @@ fn filled(count: usize) -> (Memory, Vec<[Image; 2]>) {
 }
 
 #[test]
+fn a_set_that_can_not_be_read_stays_until_it_is_named() {
+    let (memory, history) = filled(4);
+    let repository = repository(Arc::new(memory.clone()));
+    let path = format!("clusters/main/sets/{}.json", set_id(1));
+    memory.put(&path, &["{".into()]).unwrap();
+    let plan = plan(&repository, &policy("last = 1"), &[]).unwrap();
+    assert!(plan.problems[0].contains(&format!("--set {}", set_id(1))), "{:?}", plan.problems);
+    assert!(plan.removed().all(|set| set != set_id(1)));
+    let (bases, named) = (BTreeSet::new(), [set_id(1)]);
+    let now = "2026-12-24T00:00:00Z".parse().unwrap();
+    let choice = Choice { policy: None, named: &named, bases: &bases, now, zone: &TimeZone::UTC };
+    let plan = choice.plan(&repository).unwrap();
+    assert_eq!(plan.removed().collect::<Vec<_>>(), [set_id(1)]);
+    assert!(plan.problems.is_empty(), "{:?}", plan.problems);
+    let (removed, done) = work(&repository, 0).run(&plan).unwrap();
+    assert_eq!((removed, done.merged), (named.to_vec(), 2), "and all goes on");
+    assert_eq!(assert_whole(&memory, &history, "given up"), [0, 2, 3].map(set_id));
+}
+
+#[test]
 fn removed_sets_go_with_all_that_is_theirs() {
     let (memory, history) = filled(7);
     let repository = repository(Arc::new(memory.clone()));
