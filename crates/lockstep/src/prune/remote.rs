@@ -233,7 +233,8 @@ impl<R: Rules> Work<'_, R> {
             removed.push(set.to_owned());
         }
         let mut done = Done::default();
-        if plan.entries.iter().any(|entry| entry.time.is_none()) {
+        // One that can't be read, and wasn't given up: nobody knows what it needs.
+        if plan.entries.iter().any(|entry| entry.time.is_none() && entry.fate != Fate::Remove) {
             return Ok((removed, done));
         }
         done.merged = self.merge_all()?;
