@@ -31,6 +31,7 @@ use crate::set::manifest::Manifest;
 use crate::volume::zfs::DatasetName;
 
 pub(crate) use tree::write_auto_conf;
+pub(crate) use verify::snapshots as check_snapshots;
 
 use build::Build;
 use placement::{Naming, Placement};
@@ -133,7 +134,7 @@ pub fn run_then(
 /// # Errors
 /// What is gone or changed.
 pub fn check_set(cx: &Context, manifest: &Manifest) -> Result<()> {
-    verify::snapshots(cx, manifest)?;
+    check_snapshots(cx, manifest)?;
     verify::files(cx, manifest)
 }
 
@@ -160,7 +161,8 @@ fn prepare<'a>(cx: &'a Context, request: &'a Request) -> Result<Build<'a>> {
     if matches!(source, Source::Snapshots) {
         check_set(cx, &manifest)?;
     }
-    let directory = guard::directory(cx, &request.to, request.delta)?;
+    let live = guard::live(cx)?;
+    let directory = guard::directory(&live, &request.to, request.delta)?;
     let naming = match &source {
         Source::Snapshots => Naming::Clones { name: &id, parent: request.dataset.as_ref() },
         Source::Repository(from) => match &from.parent {
@@ -170,9 +172,9 @@ fn prepare<'a>(cx: &'a Context, request: &'a Request) -> Result<Build<'a>> {
     };
     let placement = placement::place(&manifest, &directory, &request.tablespaces, &naming)?;
     for (_, path) in &request.tablespaces {
-        guard::directory(cx, path, request.delta)?;
+        guard::directory(&live, path, request.delta)?;
     }
-    guard::places(cx, &manifest, &placement, request.delta)?;
+    guard::places(cx, live, &manifest, &placement, request.delta)?;
     Build::new(cx, request, recovery, manifest, placement, id, source)
 }
 

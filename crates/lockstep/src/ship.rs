@@ -139,16 +139,28 @@ fn ship(cx: &Context, manifest: &Manifest, name: &str, full: bool) -> Result<Shi
         None if !full => finish_before(cx, manifest, &repository, &held)?,
         None => {}
     }
-    let shipped = store(cx, manifest, &repository, &held, full)?;
+    store_and_publish(cx, manifest, &repository, &held, there.as_ref(), full)
+}
+
+/// `there`: its manifest, where it has one in the repository.
+fn store_and_publish(
+    cx: &Context,
+    manifest: &Manifest,
+    repository: &Repository,
+    held: &Held,
+    there: Option<&Shipped>,
+    full: bool,
+) -> Result<Shipped> {
+    let shipped = store(cx, manifest, repository, held, full)?;
     held.check()?;
     steps::reached("ship.stored")?;
-    match &there {
+    match there {
         // Its manifest stays: it names the same deltas.
-        Some(there) => full::assert_says_the_same(there, &shipped, name)?,
+        Some(there) => full::assert_says_the_same(there, &shipped, &repository.name)?,
         None => repository.publish(&shipped)?,
     }
     steps::reached("ship.published")?;
-    note(cx, &shipped, name)?;
+    note(cx, &shipped, &repository.name)?;
     Ok(shipped)
 }
 
@@ -159,23 +171,21 @@ fn finish_before(
     repository: &Repository,
     held: &Held,
 ) -> Result<()> {
-    let memory = cx.state.path("deltas").join(&repository.name);
-    let wholeness = Wholeness::new(repository, &memory);
-    let Some(before) = begun::before(cx, manifest, repository, &wholeness)? else { return Ok(()) };
+    let Some(before) = begun::before(cx, manifest, repository)? else { return Ok(()) };
     tracing::info!(set = %before.set, "its full shipment was interrupted, and is finished first");
-    let finished = store(cx, &before, repository, held, false).and_then(|shipped| {
-        held.check()?;
-        repository.publish(&shipped)?;
-        note(cx, &shipped, &repository.name)
-    });
-    match finished {
+    match store_and_publish(cx, &before, repository, held, None, false) {
         // Whatever is wrong with that set must not keep newer ones away.
         Err(error) if !matches!(error, Error::Interrupted { .. }) => {
             tracing::warn!(set = %before.set, error = %error.chain(), "it can't be finished");
             held.check()
         }
-        finished => finished,
+        finished => finished.map(drop),
     }
+}
+
+/// Where it is remembered what the repository's deltas refer to.
+fn remembered_deltas(cx: &Context, repository: &Repository) -> PathBuf {
+    cx.state.path("deltas").join(&repository.name)
 }
 
 fn note(cx: &Context, shipped: &Shipped, name: &str) -> Result<()> {
@@ -195,7 +205,7 @@ fn store<'a>(
     let keeps_wal = encrypted.keeps_wal(manifest);
     let kept = manifest.volumes.iter().filter(|volume| keeps_wal || !is_wal_alone(volume));
     let bases = Bases::find(&cx.zfs, &manifest.volumes)?;
-    let memory = cx.state.path("deltas").join(&repository.name);
+    let memory = remembered_deltas(cx, repository);
     let wholeness = Wholeness::new(repository, &memory);
     let find = |volume: &'a SetVolume| {
         let raw = encrypted.is_raw(&volume.dataset);

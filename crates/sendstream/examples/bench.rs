@@ -4,7 +4,7 @@ use std::io::{BufWriter, Write as _};
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use sendstream::record::{Begin, Free, Header, Object, ObjsetType, Sealed, Write, object_type};
+use sendstream::record::{Begin, Free, Header, Object, ObjsetType, Write, object_type};
 use sendstream::{ByteOrder, Features, ReadOptions, Reader, Result, Writer};
 
 fn main() -> Result<()> {
@@ -39,22 +39,7 @@ fn generate(bytes: u64, block: u64) -> Result<()> {
     };
     let stdout = std::io::stdout().lock();
     let mut writer = Writer::new(BufWriter::with_capacity(1 << 20, stdout), &begin, &[])?;
-    let object = Object {
-        object: 1,
-        kind: object_type::ZVOL,
-        bonus_type: 0,
-        block_size: block as u32,
-        bonus_len: 0,
-        checksum_type: 0,
-        compress: 0,
-        dn_slots: 1,
-        flags: 0,
-        raw_bonus_len: 0,
-        indirect_block_shift: 0,
-        levels: 0,
-        block_pointers: 0,
-        max_block_id: 0,
-    };
+    let object = Object::plain(1, object_type::ZVOL, block as u32);
     writer.record(&Header::Object(object), &[])?;
     let tail = Free { object: 1, offset: bytes.next_multiple_of(block), length: u64::MAX };
     writer.record(&Header::Free(tail), &[])?;
@@ -67,19 +52,7 @@ fn generate(bytes: u64, block: u64) -> Result<()> {
     }
     for offset in (0..bytes).step_by(block as usize) {
         payload[..8].copy_from_slice(&offset.to_le_bytes());
-        let write = Write {
-            object: 1,
-            kind: object_type::ZVOL,
-            offset,
-            logical_size: block,
-            checksum_type: 7,
-            flags: 0,
-            compression: 0,
-            key_checksum: [0; 4],
-            key_properties: 0,
-            compressed_size: 0,
-            sealed: Sealed::default(),
-        };
+        let write = Write { checksum_type: 7, ..Write::plain(1, object_type::ZVOL, offset, block) };
         writer.record(&Header::Write(write), &payload)?;
     }
     writer.finish()?.flush()?;

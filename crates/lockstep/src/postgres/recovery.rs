@@ -48,6 +48,12 @@ pub fn setting(name: &str, value: &str) -> String {
     format!("{name} = '{}'\n", value.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n"))
 }
 
+/// Sets one of several, behind all others and in the place of an earlier one of its name.
+pub fn put(settings: &mut Vec<(String, String)>, name: String, value: String) {
+    settings.retain(|(known, _)| *known != name);
+    settings.push((name, value));
+}
+
 /// postgresql.auto.conf with `added` at its end, and without what is not kept or set anew.
 #[must_use]
 pub fn auto_conf(old: &str, added: &[(String, String)]) -> String {
@@ -94,10 +100,7 @@ pub fn passing(recovery: &Recovery) -> Vec<(String, String)> {
     // and refuses an empty target behind another one: so these come first.
     let mut all: Vec<(String, String)> =
         NEUTRAL.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    let mut set = |name: &str, value: String| {
-        all.retain(|(known, _)| known != name);
-        all.push((name.to_owned(), value));
-    };
+    let mut set = |name: &str, value: String| put(&mut all, name.to_owned(), value);
     // PostgreSQL demands a restore_command with recovery.signal; "false" finds nothing, so that
     // recovery reads the set's own WAL in pg_wal.
     set("restore_command", recovery.restore_command.clone().unwrap_or_else(|| "false".into()));

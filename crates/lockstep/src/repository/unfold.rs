@@ -126,19 +126,7 @@ impl<'a, S: Sink> ToStream<'a, S> {
         length: u64,
         payload: &[u8],
     ) -> Folding<()> {
-        let write = Write {
-            object,
-            kind: self.kind,
-            offset,
-            logical_size: length,
-            checksum_type: 2, // off
-            flags: 0,
-            compression: 0,
-            key_checksum: [0; 4],
-            key_properties: 0,
-            compressed_size: 0,
-            sealed: Sealed::default(),
-        };
+        let write = Write::plain(object, self.kind, offset, length);
         let block = Block { header: BlockHeader::Write(&write), payload };
         self.sink.piece(object, Piece { offset, length, block }).map_err(of_sink)
     }

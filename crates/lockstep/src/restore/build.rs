@@ -185,18 +185,13 @@ impl<'a> Build<'a> {
     /// What postgresql.auto.conf gets.
     fn write_settings(&self, port: Option<u16>, owner: Option<Credentials>) -> Result<()> {
         let mut settings = recovery::lasting(&self.recovery, &self.placement.directory, port);
-        settings.extend(tree::places_of_configuration(&self.manifest, &self.placement));
-        settings.extend(recovery::passing(&self.recovery));
-        if let Some(clone) = &self.request.clone {
-            settings.extend(clone.settings.iter().cloned());
+        let places = tree::places_of_configuration(&self.manifest, &self.placement);
+        let clone = self.request.clone.iter().flat_map(|clone| clone.settings.iter().cloned());
+        for (name, value) in
+            places.into_iter().chain(recovery::passing(&self.recovery)).chain(clone)
+        {
+            recovery::put(&mut settings, name, value);
         }
-        // The last of a name counts, in its place.
-        let names: Vec<_> = settings.iter().map(|(name, _)| name.clone()).collect();
-        let mut at = 0;
-        settings.retain(|(name, _)| {
-            at += 1;
-            !names[at..].contains(name)
-        });
         tree::write_auto_conf(&self.placement.data, &settings, owner)?;
         if self.recovery.needs_signal() {
             files::write_owned(&self.placement.data.join("recovery.signal"), b"", owner)?;

@@ -4,12 +4,12 @@
 //! What could go wrong: a mistyped folder or dataset. `--delta` removes what the set doesn't have, and
 //! rolls datasets back; so before the first change everything that would be changed is looked at.
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use pgfiles::wal_name::WalSegment;
 
 use super::placement::Placement;
+use super::tree;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -22,7 +22,7 @@ use crate::volume::mounts::Mounts;
 
 /// A part of a cluster of the configuration, by its real path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Live {
+pub(super) struct Live {
     cluster: String,
     kind: PartKind,
     path: PathBuf,
@@ -30,9 +30,9 @@ struct Live {
 
 /// The folder as an absolute path without links; it must not be in a live cluster, and unless it may
 /// hold something it must be empty or not there.
-pub(super) fn directory(cx: &Context, path: &Path, may_hold: bool) -> Result<PathBuf> {
+pub(super) fn directory(live: &[Live], path: &Path, may_hold: bool) -> Result<PathBuf> {
     let real = real(path)?;
-    if let Some(live) = live(cx)?.iter().find(|live| real.starts_with(&live.path)) {
+    if let Some(live) = live.iter().find(|live| real.starts_with(&live.path)) {
         return Err(Refusal::DirectoryInsideCluster {
             path: real,
             cluster: live.cluster.clone(),
@@ -56,13 +56,13 @@ pub(super) fn directory(cx: &Context, path: &Path, may_hold: bool) -> Result<Pat
 /// Looks at every place that the restore would change. `delta`: what is there may be an older restore.
 pub(super) fn places(
     cx: &Context,
+    mut live: Vec<Live>,
     manifest: &Manifest,
     placement: &Placement,
     delta: bool,
 ) -> Result<()> {
     links(manifest, placement)?;
     let places = all(placement).map(real).collect::<Result<Vec<_>>>()?;
-    let mut live = live(cx)?;
     // An older restore may be a cluster of the configuration by now: then it is what was asked for.
     let target = real(&placement.data)?;
     let is_target = |part: &Live| part.kind == PartKind::Data && part.path == target;
@@ -109,7 +109,7 @@ fn overlap<'a>(places: &'a [PathBuf], live: &'a [Live]) -> Option<(&'a PathBuf, 
 
 /// The parts of the clusters of the configuration. Where a data directory is gone there is nothing to
 /// be spared.
-fn live(cx: &Context) -> Result<Vec<Live>> {
+pub(super) fn live(cx: &Context) -> Result<Vec<Live>> {
     let mut all = Vec::new();
     let others = cx.clusters.iter().filter(|(name, _)| **name != *cx.name.as_str());
     let own = (cx.name.as_str(), cx.cluster);
@@ -174,7 +174,7 @@ fn links(manifest: &Manifest, placement: &Placement) -> Result<()> {
 
 /// A dataset that is there is rolled back: it has to be that of an older restore to this very folder.
 fn datasets(cx: &Context, placement: &Placement) -> Result<()> {
-    let mut mounts = None;
+    let mounts = Mounts::read()?;
     for volume in &placement.volumes {
         let Some(dataset) = &volume.dataset else { continue };
         if !cx.zfs.exists(dataset.as_str())? {
@@ -182,11 +182,8 @@ fn datasets(cx: &Context, placement: &Placement) -> Result<()> {
         }
         let says = cx.zfs.value(dataset, "mountpoint")?;
         let mut at = vec![PathBuf::from(&says)];
-        if mounts.is_none() {
-            mounts = Some(Mounts::read()?);
-        }
-        let mounted = mounts.iter().flat_map(Mounts::iter);
-        let mounted = mounted.filter(|mount| mount.is_zfs() && mount.source == dataset.as_str());
+        let mounted =
+            mounts.iter().filter(|mount| mount.is_zfs() && mount.source == dataset.as_str());
         at.extend(mounted.map(|mount| mount.point.clone()));
         if let Some(other) = at.into_iter().find(|at| *at != volume.mountpoint) {
             return Err(Refusal::DatasetElsewhere {
@@ -203,7 +200,7 @@ fn datasets(cx: &Context, placement: &Placement) -> Result<()> {
 /// What the folders hold has to look like an older restore of this cluster, or be nothing.
 fn older_restore(manifest: &Manifest, placement: &Placement) -> Result<()> {
     let data = &placement.data;
-    if !holds(data, |_| true)?.is_empty() {
+    if !tree::list(data)?.is_empty() {
         let wanted = &manifest.postgres.system_identifier;
         if data.join(PG_CONTROL).exists() {
             let found = instance::read_control(data)?.system_identifier.to_string();
@@ -232,8 +229,9 @@ fn older_restore(manifest: &Manifest, placement: &Placement) -> Result<()> {
 }
 
 fn check_holds(folder: &Path, what: &str, known: impl Fn(&str) -> bool) -> Result<()> {
-    let is_strange = |name: &OsStr| !name.to_str().is_some_and(&known);
-    match holds(folder, is_strange)?.first() {
+    let all = tree::list(folder)?;
+    let mut names = all.iter().filter_map(|path| path.file_name());
+    match names.find(|name| !name.to_str().is_some_and(&known)) {
         None => Ok(()),
         Some(name) => {
             Err(strange(folder, format!("\"{}\", which is nothing of {what}", name.display())))
@@ -243,20 +241,6 @@ fn check_holds(folder: &Path, what: &str, known: impl Fn(&str) -> bool) -> Resul
 
 fn strange(folder: &Path, holds: String) -> Error {
     Refusal::NotAnOlderRestore { path: folder.to_path_buf(), holds }.into()
-}
-
-/// The names in a folder that are `wanted`; none where it isn't there.
-fn holds(folder: &Path, wanted: impl Fn(&OsStr) -> bool) -> Result<Vec<std::ffi::OsString>> {
-    let entries = match std::fs::read_dir(folder) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(Error::io("list", folder))?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let name = entry.map_err(Error::io("list", folder))?.file_name();
-        names.extend(wanted(&name).then_some(name));
-    }
-    Ok(names)
 }
 
 #[cfg(test)]

@@ -142,7 +142,8 @@ fn folders(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(list(folder)?.into_iter().filter(|path| path.is_dir()).collect())
 }
 
-fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+/// What is in a folder; nothing where it isn't there.
+pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(folder) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(Error::io("list", folder))?,

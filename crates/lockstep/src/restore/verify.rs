@@ -7,7 +7,7 @@ use crate::plan::refusal::Refusal;
 use crate::set::manifest::{Manifest, hash_file};
 
 /// Checks the snapshots against the manifest.
-pub(super) fn snapshots(cx: &Context, manifest: &Manifest) -> Result<()> {
+pub(crate) fn snapshots(cx: &Context, manifest: &Manifest) -> Result<()> {
     for volume in &manifest.volumes {
         let Some(found) = cx.zfs.find_snapshot(&volume.snapshot_name())? else {
             return Err(Refusal::SnapshotMissing {

@@ -34,6 +34,10 @@ impl<'a, S> Zeroing<'a, S> {
         Self { inner, should_stop, zeroed, guid, bar, passed: 0 }
     }
 
+    fn go_on(&self) -> Result<()> {
+        if (self.should_stop)() { Err(Error::other("asked to stop")) } else { Ok(()) }
+    }
+
     /// What it was passed on to.
     pub(super) fn into_inner(self) -> S {
         self.inner
@@ -50,9 +54,7 @@ impl<S: Sink> Sink for Zeroing<'_, S> {
     }
 
     fn object(&mut self, header: &Object, bonus: &[u8]) -> Result<()> {
-        if (self.should_stop)() {
-            return Err(Error::other("asked to stop"));
-        }
+        self.go_on()?;
         self.inner.object(header, bonus)
     }
 
@@ -68,9 +70,7 @@ impl<S: Sink> Sink for Zeroing<'_, S> {
         self.passed += piece.length;
         if self.passed >= STRIDE {
             self.passed = 0;
-            if (self.should_stop)() {
-                return Err(Error::other("asked to stop"));
-            }
+            self.go_on()?;
         }
         self.inner.piece(object, piece)
     }
@@ -89,7 +89,7 @@ mod tests {
     use std::cell::Cell;
 
     use sendstream::fold::{Block, BlockHeader};
-    use sendstream::record::{Sealed, Write};
+    use sendstream::record::Write;
 
     use super::*;
 
@@ -127,19 +127,7 @@ mod tests {
         let payload = vec![1; 1 << 20];
         let mut put = |object: u64, n: u64| {
             let (offset, length) = (n << 20, 1 << 20);
-            let header = Write {
-                object,
-                kind: 19,
-                offset,
-                logical_size: length,
-                checksum_type: 2,
-                flags: 0,
-                compression: 0,
-                key_checksum: [0; 4],
-                key_properties: 0,
-                compressed_size: 0,
-                sealed: Sealed::default(),
-            };
+            let header = Write::plain(object, 19, offset, length);
             let block = Block { header: BlockHeader::Write(&header), payload: &payload };
             sink.piece(object, Piece { offset, length, block })
         };

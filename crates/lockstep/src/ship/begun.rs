@@ -5,15 +5,16 @@
 //! would begin anew, and the repository would never get one.
 
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::repository::Repository;
 use crate::repository::image::image_name;
 use crate::repository::raw::raw_image_name;
 use crate::repository::whole::Wholeness;
+use crate::restore::check_snapshots;
 use crate::set::manifest::{Manifest, SetVolume};
 
-use super::note_path;
 use super::volume::journal_name;
+use super::{note_path, remembered_deltas};
 
 /// The newest set before `manifest` of which a volume was begun, where the repository has nothing of
 /// that volume yet. What only was to be an increment is begun anew for less.
@@ -24,20 +25,21 @@ pub(super) fn before(
     cx: &Context,
     manifest: &Manifest,
     repository: &Repository,
-    wholeness: &Wholeness<'_>,
 ) -> Result<Option<Manifest>> {
     let is_any =
         std::fs::read_dir(cx.state.path("shipping")).is_ok_and(|mut all| all.next().is_some());
     if !is_any {
         return Ok(None);
     }
+    let memory = remembered_deltas(cx, repository);
+    let wholeness = Wholeness::new(repository, &memory);
     let (sets, _) = cx.state.sets()?;
     for set in sets.into_iter().rev().filter(|set| set.set < manifest.set) {
         if note_path(cx, &set, &repository.name).exists() {
             return Ok(None);
         }
         for volume in &set.volumes {
-            if is_begun(cx, repository, volume, wholeness)? && is_there(cx, &set)? {
+            if is_begun(cx, repository, volume, &wholeness)? && is_there(cx, &set)? {
                 return Ok(Some(set));
             }
         }
@@ -64,11 +66,8 @@ fn is_begun(
 
 /// Whether the set's snapshots are on this host still.
 fn is_there(cx: &Context, set: &Manifest) -> Result<bool> {
-    for volume in &set.volumes {
-        let found = cx.zfs.find_snapshot(&volume.snapshot_name())?;
-        if found.is_none_or(|facts| facts.guid.to_string() != volume.guid) {
-            return Ok(false);
-        }
+    match check_snapshots(cx, set) {
+        Err(Error::Refused(_)) => Ok(false),
+        checked => checked.map(|()| true),
     }
-    Ok(true)
 }

@@ -11,22 +11,8 @@ use crate::repository::header::ObjectHeader;
 const SIZE: usize = PAGE as usize;
 
 fn header(block_size: u32, generation: u64) -> ObjectHeader {
-    let object = Object {
-        object: 0,
-        kind: object_type::PLAIN_FILE,
-        bonus_type: object_type::ZNODE,
-        block_size,
-        bonus_len: 264,
-        checksum_type: 0,
-        compress: 0,
-        dn_slots: 1,
-        flags: 0,
-        raw_bonus_len: 0,
-        indirect_block_shift: 0,
-        levels: 0,
-        block_pointers: 0,
-        max_block_id: 0,
-    };
+    let file = Object::plain(0, object_type::PLAIN_FILE, block_size);
+    let object = Object { bonus_type: object_type::ZNODE, bonus_len: 264, ..file };
     let mut bonus = vec![0; 264];
     bonus[64..72].copy_from_slice(&generation.to_le_bytes());
     ObjectHeader { object, bonus, order: ByteOrder::Little, has_spill_flags: true }

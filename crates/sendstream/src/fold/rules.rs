@@ -82,22 +82,8 @@ mod tests {
     use super::*;
 
     fn file(block_size: u32) -> Object {
-        Object {
-            object: 8,
-            kind: object_type::PLAIN_FILE,
-            bonus_type: object_type::ZNODE,
-            block_size,
-            bonus_len: 264,
-            checksum_type: 0,
-            compress: 0,
-            dn_slots: 1,
-            flags: 0,
-            raw_bonus_len: 0,
-            indirect_block_shift: 0,
-            levels: 0,
-            block_pointers: 0,
-            max_block_id: 0,
-        }
+        let file = Object::plain(8, object_type::PLAIN_FILE, block_size);
+        Object { bonus_type: object_type::ZNODE, bonus_len: 264, ..file }
     }
 
     fn bonus(generation: u64) -> Vec<u8> {

@@ -5,7 +5,7 @@ use std::io::Write as IoWrite;
 use super::{BlockHeader, Piece, Sink, SpillBlock};
 use crate::compress::Decompressor;
 use crate::error::{Error, Result};
-use crate::record::{Begin, Free, FreeObjects, Header, Object, Sealed, Write};
+use crate::record::{Begin, Free, FreeObjects, Header, Object, Write};
 use crate::writer::Writer;
 
 /// Writes the result of a fold as a send stream that `zfs receive` takes.
@@ -144,19 +144,7 @@ impl<W: IoWrite> Sink for StreamSink<W> {
             // Up to the next boundary of a block.
             let length = (step - offset % step).min(rest.len() as u64);
             let (now, later) = rest.split_at(length as usize);
-            let write = Write {
-                object,
-                kind,
-                offset,
-                logical_size: length,
-                checksum_type: 2, // off
-                flags: 0,
-                compression: 0,
-                key_checksum: [0; 4],
-                key_properties: 0,
-                compressed_size: 0,
-                sealed: Sealed::default(),
-            };
+            let write = Write::plain(object, kind, offset, length);
             self.writer()?.record(&Header::Write(write), now)?;
             offset += length;
             rest = later;

@@ -168,6 +168,26 @@ pub struct Object {
 }
 
 impl Object {
+    /// One of one dnode slot, with no bonus and nothing that only raw streams say.
+    pub fn plain(object: u64, kind: u32, block_size: u32) -> Object {
+        Object {
+            object,
+            kind,
+            bonus_type: 0,
+            block_size,
+            bonus_len: 0,
+            checksum_type: 0,
+            compress: 0,
+            dn_slots: 1,
+            flags: 0,
+            raw_bonus_len: 0,
+            indirect_block_shift: 0,
+            levels: 0,
+            block_pointers: 0,
+            max_block_id: 0,
+        }
+    }
+
     /// The object has a spill block.
     pub const FLAG_SPILL: u8 = 1 << 2;
     /// Raw streams: the payload is in the other byte order.
@@ -229,6 +249,25 @@ pub struct Write {
     pub compressed_size: u64,
     /// Raw streams.
     pub sealed: Sealed,
+}
+
+impl Write {
+    /// A block whose payload is its content, in the clear; nothing is said of the sender's pool.
+    pub fn plain(object: u64, kind: u32, offset: u64, length: u64) -> Write {
+        Write {
+            object,
+            kind,
+            offset,
+            logical_size: length,
+            checksum_type: 2, // off
+            flags: 0,
+            compression: 0,
+            key_checksum: [0; 4],
+            key_properties: 0,
+            compressed_size: 0,
+            sealed: Sealed::default(),
+        }
+    }
 }
 
 /// A range of an object that is a hole.

@@ -38,20 +38,11 @@ fn header(kind: u32, mode: u64, size: u64) -> bytes::Bytes {
         ByteOrder::Little.put_u64(&mut bonus, at, value);
     }
     let object = Object {
-        object: 0,
-        kind,
         bonus_type: if has_node { object_type::ZNODE } else { 0 },
-        block_size: 128 << 10,
         bonus_len: if has_node { 264 } else { 0 },
         checksum_type: 7,
         compress: 2,
-        dn_slots: 1,
-        flags: 0,
-        raw_bonus_len: 0,
-        indirect_block_shift: 0,
-        levels: 0,
-        block_pointers: 0,
-        max_block_id: 0,
+        ..Object::plain(0, kind, 128 << 10)
     };
     let bonus = if has_node { bonus } else { Vec::new() };
     ObjectHeader { object, bonus, order: ByteOrder::Little, has_spill_flags: false }.to_bytes()
