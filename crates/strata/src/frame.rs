@@ -171,61 +171,101 @@ pub fn length(header: &[u8]) -> Option<usize> {
     (header.get(..4)? == MAGIC && payload <= MAX_CONTENT + TAG).then_some(HEADER + payload)
 }
 
+/// The length of the content of the frame that begins with these bytes, as it says itself; 0 where it says none.
+pub(crate) fn content_length(header: &[u8]) -> usize {
+    let bytes = header.get(8..12).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(0, |bytes| u32::from_le_bytes(bytes) as usize)
+}
+
 /// The content of a frame, if it is the one that was written to this place.
 pub fn open(frame: &[u8], place: Place<'_>, key: Option<&Key>) -> Result<Vec<u8>> {
-    let damaged = |why: &str| Error::damaged(place.path, place.at, why);
-    let (Some(header), Some(stored_hash), Some(payload)) =
-        (frame.get(..16), frame.get(16..HEADER), frame.get(HEADER..))
-    else {
-        return Err(damaged("the frame ends in its header"));
-    };
-    match length(header) {
-        None => return Err(damaged("no frame begins here")),
-        Some(length) if length != frame.len() => {
-            return Err(damaged(&format!(
-                "the frame is {length} bytes, {} are there",
-                frame.len()
-            )));
-        }
-        Some(_) => {}
-    }
-    if hash(place, header, payload) != stored_hash {
-        return Err(damaged("the frame's hash is wrong"));
-    }
-    let flags = header[4];
-    if flags & !(ZSTD | SEALED) != 0 {
-        return Err(damaged("the frame has flags that nobody knows"));
-    }
-    let content_length =
-        u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
-    if content_length > MAX_CONTENT {
-        return Err(damaged("the frame's content is larger than a frame's may be"));
-    }
-    let sealed = |why| Error::Sealed { object: place.path.to_string(), at: place.at, why };
-    let opened;
-    let payload = match (flags & SEALED != 0, key) {
-        (true, Some(key)) => {
-            opened = key
-                .of_pack(place.pack)
-                .decrypt(&nonce(place.at), Payload { msg: payload, aad: header })
-                .map_err(|_| sealed("the key does not open it"))?;
-            &opened[..]
-        }
-        (true, None) => return Err(sealed("no key was given")),
-        // Whoever can write to the store must not be able to put an open frame in a sealed one's place.
-        (false, Some(_)) => return Err(damaged("the frame is not sealed, though there is a key")),
-        (false, None) => payload,
-    };
-    let content = if flags & ZSTD == 0 {
-        payload.to_vec()
-    } else {
-        zstd::bulk::decompress(payload, content_length)
-            .map_err(|error| damaged(&format!("the frame cannot be decompressed: {error}")))?
-    };
-    if content.len() != content_length {
-        return Err(damaged("the frame's content has another length than the frame says"));
-    }
+    let mut content = Vec::new();
+    Opener::default().open(frame, place, key, &mut content)?;
     Ok(content)
+}
+
+/// Opens frames, one after another: zstd's tables are made once.
+#[derive(Default)]
+pub(crate) struct Opener {
+    zstd: Option<zstd::bulk::Decompressor<'static>>,
+}
+
+impl Opener {
+    /// Puts the content of a frame, if it is the one that was written to this place, where `content` was. What it has
+    /// room for is used again.
+    pub(crate) fn open(
+        &mut self,
+        frame: &[u8],
+        place: Place<'_>,
+        key: Option<&Key>,
+        content: &mut Vec<u8>,
+    ) -> Result<()> {
+        let damaged = |why: &str| Error::damaged(place.path, place.at, why);
+        let (Some(header), Some(stored_hash), Some(payload)) =
+            (frame.get(..16), frame.get(16..HEADER), frame.get(HEADER..))
+        else {
+            return Err(damaged("the frame ends in its header"));
+        };
+        match length(header) {
+            None => return Err(damaged("no frame begins here")),
+            Some(length) if length != frame.len() => {
+                return Err(damaged(&format!(
+                    "the frame is {length} bytes, {} are there",
+                    frame.len()
+                )));
+            }
+            Some(_) => {}
+        }
+        if hash(place, header, payload) != stored_hash {
+            return Err(damaged("the frame's hash is wrong"));
+        }
+        let flags = header[4];
+        if flags & !(ZSTD | SEALED) != 0 {
+            return Err(damaged("the frame has flags that nobody knows"));
+        }
+        let content_length = content_length(header);
+        if content_length > MAX_CONTENT {
+            return Err(damaged("the frame's content is larger than a frame's may be"));
+        }
+        let sealed = |why| Error::Sealed { object: place.path.to_string(), at: place.at, why };
+        let opened;
+        let payload = match (flags & SEALED != 0, key) {
+            (true, Some(key)) => {
+                opened = key
+                    .of_pack(place.pack)
+                    .decrypt(&nonce(place.at), Payload { msg: payload, aad: header })
+                    .map_err(|_| sealed("the key does not open it"))?;
+                &opened[..]
+            }
+            (true, None) => return Err(sealed("no key was given")),
+            // Whoever can write to the store must not be able to put an open frame in a sealed one's place.
+            (false, Some(_)) => {
+                return Err(damaged("the frame is not sealed, though there is a key"));
+            }
+            (false, None) => payload,
+        };
+        content.clear();
+        if flags & ZSTD == 0 {
+            content.extend_from_slice(payload);
+        } else {
+            content.reserve_exact(content_length);
+            self.decompress(payload, content)
+                .map_err(|error| damaged(&format!("the frame cannot be decompressed: {error}")))?;
+        }
+        if content.len() != content_length {
+            return Err(damaged("the frame's content has another length than the frame says"));
+        }
+        Ok(())
+    }
+
+    fn decompress(&mut self, payload: &[u8], content: &mut Vec<u8>) -> std::io::Result<()> {
+        let zstd = match &mut self.zstd {
+            Some(zstd) => zstd,
+            none => none.insert(zstd::bulk::Decompressor::new()?),
+        };
+        zstd.decompress_to_buffer(payload, content)?;
+        Ok(())
+    }
 }
 
 fn nonce(at: u64) -> Nonce<aes_gcm::aead::consts::U12> {

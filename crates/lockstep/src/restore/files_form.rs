@@ -17,6 +17,8 @@ mod make;
 mod memory_tests;
 mod place;
 mod plan;
+mod turns;
+mod writing;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

@@ -19,7 +19,7 @@ use super::{DataSink, Folded, Sink};
 use crate::delta::Extent;
 use crate::error::{Error, Result};
 use crate::id::Ulid;
-use crate::pack::{FrameReader, Location, Runs};
+use crate::pack::{FrameReader, Location, Runs, stored_run};
 use crate::repository::Repository;
 
 /// Frames that are on their way, or have come and wait: of about 1 MiB each.
@@ -74,7 +74,7 @@ impl<'a, S: DataSink> ReadingAhead<'a, S> {
                 while let Some(run) = runs.next(|one: &Wanted| (one.pack, one.at, one.length)) {
                     let frames: Vec<_> = run.iter().map(|one| (one.at, one.length)).collect();
                     let pack = run.first().map_or(Ulid(0), |one| one.pack);
-                    let stored = FrameReader::stored_run(&repository, pack, &frames);
+                    let stored = stored_run(&repository, pack, &frames);
                     for (one, stored) in run.into_iter().zip(stored) {
                         // Nobody waits any more where the fold has failed.
                         let _ = one.to.send(stored);

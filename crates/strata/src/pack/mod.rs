@@ -4,10 +4,14 @@ mod compressor;
 mod reader;
 mod resume;
 mod run;
+mod run_reader;
+mod spare;
 mod writer;
 
 pub use reader::{FrameReader, walk};
 pub use run::{FramePlace, Runs};
+pub use run_reader::RunReader;
+pub(crate) use run_reader::stored_run;
 pub use writer::{PackOptions, PackWriter, Packed, Placed};
 
 use crate::id::Ulid;

@@ -5,8 +5,10 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::Location;
+use super::run_reader::{open, stored};
+use super::spare::Spare;
 use crate::error::{Error, Result};
-use crate::frame::{self, HEADER, MAX_CONTENT, Place};
+use crate::frame::{self, HEADER, Opener};
 use crate::id::Ulid;
 use crate::repository::Repository;
 
@@ -24,6 +26,8 @@ pub struct FrameReader {
     kept_bytes: usize,
     limit: usize,
     frames: u64,
+    opener: Opener,
+    spare: Spare,
 }
 
 /// A frame, or the end of one.
@@ -39,9 +43,10 @@ struct Kept {
 
 impl Kept {
     /// Forgets what was read, where that is half of it or more.
-    fn trim(&mut self) {
+    fn trim(&mut self, spare: &mut Spare) {
         if self.used > 0 && self.used >= self.bytes.len() / 2 {
-            self.bytes = Bytes::copy_from_slice(&self.bytes[self.used..]);
+            let rest = Bytes::copy_from_slice(&self.bytes[self.used..]);
+            spare.give_bytes(std::mem::replace(&mut self.bytes, rest));
             self.from += self.used;
             self.used = 0;
         }
@@ -57,6 +62,8 @@ impl FrameReader {
             kept_bytes: 0,
             limit,
             frames: 0,
+            opener: Opener::default(),
+            spare: Spare::default(),
         }
     }
 
@@ -102,80 +109,10 @@ impl FrameReader {
         if let Some(kept) = self.use_kept(pack, at, 0) {
             return Ok(kept.bytes.clone());
         }
-        let content = FrameReader::fetch(&self.repository, pack, at, length)?;
+        let stored = stored(&self.repository, pack, at, length)?;
+        let content = self.opened(pack, at, &stored)?;
         self.keep(pack, at, content.clone());
         Ok(content)
-    }
-
-    /// A frame's content, out of the store.
-    fn fetch(repository: &Repository, pack: Ulid, at: u64, length: u64) -> Result<Bytes> {
-        let stored = FrameReader::stored(repository, pack, at, length)?;
-        FrameReader::opened(repository, pack, at, &stored)
-    }
-
-    /// A frame as it is stored.
-    fn stored(repository: &Repository, pack: Ulid, at: u64, length: u64) -> Result<Bytes> {
-        let path = repository.pack_path(pack);
-        if length > (MAX_CONTENT + HEADER + 16) as u64 {
-            return Err(Error::damaged(&path, at, "the index wants a frame larger than any"));
-        }
-        let end = at.checked_add(length);
-        let end = end.ok_or_else(|| Error::damaged(&path, at, "no pack is as long"))?;
-        repository.read(&path, at..end)
-    }
-
-    /// The content of a frame that was read.
-    pub(crate) fn opened(
-        repository: &Repository,
-        pack: Ulid,
-        at: u64,
-        stored: &[u8],
-    ) -> Result<Bytes> {
-        let path = repository.pack_path(pack);
-        let place = Place { path: &path, pack, at };
-        frame::open(stored, place, repository.key()).map(Bytes::from)
-    }
-
-    /// Neighbouring frames of a pack as they are stored, each by its offset and length, in one read. Each has its own
-    /// error; what is strange about one of them is found where it is read alone.
-    pub(crate) fn stored_run(
-        repository: &Repository,
-        pack: Ulid,
-        frames: &[(u64, u64)],
-    ) -> Vec<Result<Bytes>> {
-        let end = |&(at, length): &(u64, u64)| at.checked_add(length);
-        let are_neighbours =
-            frames.windows(2).all(|two| matches!(two, [one, next] if end(one) == Some(next.0)));
-        let whole = match frames {
-            [first, .., last] if are_neighbours => end(last).map(|end| first.0..end),
-            _ => None,
-        };
-        let read = whole.map(|range| repository.read(&repository.pack_path(pack), range));
-        let mut rest = read.and_then(Result::ok);
-        frames
-            .iter()
-            .map(|&(at, length)| match &mut rest {
-                Some(bytes) if bytes.len() as u64 >= length => Ok(bytes.split_to(length as usize)),
-                _ => {
-                    rest = None;
-                    FrameReader::stored(repository, pack, at, length)
-                }
-            })
-            .collect()
-    }
-
-    /// The contents of neighbouring frames of a pack, each by its offset and length, read at once. Each has its own
-    /// error.
-    pub fn fetch_run(
-        repository: &Repository,
-        pack: Ulid,
-        frames: &[(u64, u64)],
-    ) -> Vec<Result<Bytes>> {
-        let stored = FrameReader::stored_run(repository, pack, frames);
-        let opened = |(frame, stored): (&(u64, u64), Result<Bytes>)| {
-            FrameReader::opened(repository, pack, frame.0, &stored?)
-        };
-        frames.iter().zip(stored).map(opened).collect()
     }
 
     /// Whether the bytes at a location are at hand.
@@ -188,16 +125,24 @@ impl FrameReader {
     /// Opens and keeps a frame that was read.
     pub(crate) fn put_stored(&mut self, location: &Location, stored: &[u8]) -> Result<()> {
         let Location { pack, frame, .. } = *location;
-        let content = FrameReader::opened(&self.repository, pack, frame, stored)?;
+        let content = self.opened(pack, frame, stored)?;
         // In the place of a part of it that is kept.
         if let Some(index) =
             self.kept.iter().position(|k| k.pack == location.pack && k.at == location.frame)
             && let Some(part) = self.kept.remove(index)
         {
             self.kept_bytes -= part.bytes.len();
+            self.spare.give_bytes(part.bytes);
         }
         self.keep(pack, frame, content);
         Ok(())
+    }
+
+    /// The content of a frame that was read.
+    fn opened(&mut self, pack: Ulid, at: u64, stored: &[u8]) -> Result<Bytes> {
+        let mut content = self.spare.take(stored);
+        open(&self.repository, &mut self.opener, pack, at, stored, &mut content)?;
+        Ok(Bytes::from(content))
     }
 
     fn keep(&mut self, pack: Ulid, at: u64, bytes: Bytes) {
@@ -225,13 +170,14 @@ impl FrameReader {
         if self.kept_bytes + bytes <= self.limit {
             return;
         }
-        self.kept.iter_mut().for_each(Kept::trim);
+        self.kept.iter_mut().for_each(|kept| kept.trim(&mut self.spare));
         self.kept.retain(|kept| !kept.bytes.is_empty());
         self.kept_bytes = self.kept.iter().map(|kept| kept.bytes.len()).sum();
         while self.kept_bytes + bytes > self.limit
             && let Some(oldest) = self.kept.pop_front()
         {
             self.kept_bytes -= oldest.bytes.len();
+            self.spare.give_bytes(oldest.bytes);
         }
     }
 }
@@ -247,6 +193,7 @@ pub fn walk(
 ) -> Result<()> {
     let path = repository.pack_path(pack);
     let (mut at, mut window) = (0, Bytes::new());
+    let (mut opener, mut content) = (Opener::default(), Vec::new());
     while at < size {
         if window.len() < HEADER {
             window = repository.read(&path, at..size.min(at + WINDOW))?;
@@ -261,8 +208,8 @@ pub fn walk(
             window = repository.read(&path, at..size.min(end))?;
         }
         let stored = window.split_to(length);
-        let place = Place { path: &path, pack, at };
-        each(at, length as u64, &frame::open(&stored, place, repository.key())?)?;
+        open(repository, &mut opener, pack, at, &stored, &mut content)?;
+        each(at, length as u64, &content)?;
         at += length as u64;
     }
     Ok(())

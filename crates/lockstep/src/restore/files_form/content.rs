@@ -6,28 +6,28 @@
 //! the next frame begins. Only places are gathered, never data.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::OFlags;
 use strata::Ulid;
 use strata::delta::Extent;
 use strata::fold::{Folded, Sink, fold, open_chain};
-use strata::pack::{FrameReader, Runs};
+use strata::pack::Runs;
 
 use super::Volume;
-use super::make::{Made, write_all};
-use super::place::{Folders, Root};
+use super::make::Made;
+use super::place::Root;
 use super::plan::Plan;
+use super::turns::Turns;
+use super::writing::{Left, Writer};
 use crate::error::{Error, Result};
 use crate::repository::header::StreamRules;
 use crate::repository::of_strata;
 use crate::repository::unfold::INDEX_MEMORY;
 use crate::steps;
 
-/// Threads that read frames and write files; each holds a few frames as they are stored, and their contents.
+/// Threads that read frames and write files; each holds a few frames as they are stored, and a content.
 const MOST_THREADS: usize = 8;
 /// Frames that wait.
 const QUEUE: usize = 32;
@@ -37,8 +37,8 @@ const MOST_BATCHES: usize = 1024;
 const MOST_PARTS: usize = 256 << 10;
 /// An extended attribute's value is no longer than this on Linux.
 const MOST_XATTR: u64 = 64 << 10;
-/// What is compared, and written where it differs.
-const STRIDE: usize = 8 << 10;
+/// Contents that wait for a file which another thread writes, in bytes.
+const MOST_LEFT: usize = 16 << 20;
 /// Objects between two looks at whether to stop.
 const LOOK_AROUND: u64 = 1024;
 
@@ -53,25 +53,25 @@ pub(super) struct Filled {
 
 /// A part of a frame, and where it goes.
 #[derive(Clone, Copy)]
-struct Part {
-    to: To,
-    offset: u64,
-    start: usize,
-    size: usize,
+pub(super) struct Part {
+    pub(super) to: To,
+    pub(super) offset: u64,
+    pub(super) start: usize,
+    pub(super) size: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum To {
+pub(super) enum To {
     File(usize),
     Xattr(u64),
 }
 
 /// Parts of one frame.
-struct Batch {
-    pack: Ulid,
-    frame: u64,
-    length: u64,
-    parts: Vec<Part>,
+pub(super) struct Batch {
+    pub(super) pack: Ulid,
+    pub(super) frame: u64,
+    pub(super) length: u64,
+    pub(super) parts: Vec<Part>,
 }
 
 impl Batch {
@@ -93,16 +93,17 @@ impl Batch {
 }
 
 /// What the threads share.
-struct Work<'a> {
-    volume: &'a Volume<'a>,
-    plan: &'a Plan<'a>,
-    root: &'a Root,
-    made: &'a Made,
+pub(super) struct Work<'a> {
+    pub(super) volume: &'a Volume<'a>,
+    pub(super) plan: &'a Plan<'a>,
+    pub(super) root: &'a Root,
+    pub(super) made: &'a Made,
     stop: AtomicBool,
     failed: Mutex<Option<Error>>,
-    xattrs: Mutex<BTreeMap<u64, Vec<u8>>>,
-    written: AtomicU64,
-    read: AtomicU64,
+    pub(super) xattrs: Mutex<BTreeMap<u64, Vec<u8>>>,
+    pub(super) written: AtomicU64,
+    pub(super) read: AtomicU64,
+    pub(super) turns: Turns<Left>,
 }
 
 /// Fills the files.
@@ -121,6 +122,7 @@ pub(super) fn fill(volume: &Volume<'_>, plan: &Plan, root: &Root, made: &Made) -
         xattrs: Mutex::new(xattrs.iter().map(|(object, size)| (*object, vec![0; *size])).collect()),
         written: AtomicU64::new(0),
         read: AtomicU64::new(0),
+        turns: Turns::new(MOST_LEFT),
     };
     let (sender, receiver) = sync_channel(QUEUE.max(2 * threads));
     let receiver = Mutex::new(receiver);
@@ -280,140 +282,18 @@ impl Sink for Gathering<'_> {
 
 impl Work<'_> {
     fn run(&self, queue: &Mutex<Receiver<Batch>>) {
-        let mut writer = Writer {
-            work: self,
-            folders: Folders::new(self.root, self.plan),
-            file: None,
-            buffer: Vec::new(),
-        };
+        let mut writer = Writer::new(self);
         let mut runs = Runs::of(queue);
         while let Some(run) = runs.next(|batch| (batch.pack, batch.frame, batch.length)) {
             // The rest is taken and dropped, so that nobody waits for room in the queue.
             if self.stop.load(Ordering::Relaxed) {
                 continue;
             }
-            if let Err(error) = writer.write_run(&run) {
+            if let Err(error) = writer.write_run(run) {
                 self.stop.store(true, Ordering::Relaxed);
+                self.turns.end();
                 self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
             }
         }
     }
-}
-
-/// One thread's tools.
-struct Writer<'a> {
-    work: &'a Work<'a>,
-    folders: Folders<'a>,
-    /// The file that was written last.
-    file: Option<(usize, OwnedFd)>,
-    buffer: Vec<u8>,
-}
-
-impl Writer<'_> {
-    fn write_run(&mut self, run: &[Batch]) -> Result<()> {
-        let frames: Vec<_> = run.iter().map(|batch| (batch.frame, batch.length)).collect();
-        let pack = run.first().map_or(Ulid(0), |batch| batch.pack);
-        let contents = FrameReader::fetch_run(&self.work.volume.repository.strata, pack, &frames);
-        run.iter()
-            .zip(contents)
-            .try_for_each(|(batch, content)| self.write(batch, &content.map_err(of_strata)?))
-    }
-
-    fn write(&mut self, batch: &Batch, content: &[u8]) -> Result<()> {
-        self.work.read.fetch_add(batch.length, Ordering::Relaxed);
-        for part in &batch.parts {
-            let bytes =
-                part.start.checked_add(part.size).and_then(|end| content.get(part.start..end));
-            let bytes = bytes.ok_or_else(|| {
-                Error::failed(format!(
-                    "pack {} at {}: the index wants {} bytes from {} on of a frame that has {}",
-                    batch.pack,
-                    batch.frame,
-                    part.size,
-                    part.start,
-                    content.len()
-                ))
-            })?;
-            match part.to {
-                To::File(file) => self.write_file(file, part.offset, bytes)?,
-                To::Xattr(object) => {
-                    let mut xattrs =
-                        self.work.xattrs.lock().unwrap_or_else(PoisonError::into_inner);
-                    let place = usize::try_from(part.offset).ok();
-                    let place = xattrs
-                        .get_mut(&object)
-                        .zip(place)
-                        .and_then(|(value, at)| value.get_mut(at..)?.get_mut(..bytes.len()));
-                    if let Some(place) = place {
-                        place.copy_from_slice(bytes);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn write_file(&mut self, file: usize, offset: u64, bytes: &[u8]) -> Result<()> {
-        let Work { plan, root, made, .. } = *self.work;
-        let exists = made.existing.contains(&file);
-        let entry = &plan.files[file];
-        let fd = match self.file.take() {
-            Some((known, fd)) if known == file => fd,
-            _ => {
-                let flags = if exists { OFlags::RDWR } else { OFlags::WRONLY };
-                root.file(plan, entry, self.folders.get(entry.folder)?, flags)?
-            }
-        };
-        let failed = |verb| root.failed(verb, || plan.file_path(entry));
-        let written = if exists {
-            write_where_it_differs(&fd, bytes, offset, &mut self.buffer)
-        } else {
-            write_all(&fd, bytes, offset).map(|()| bytes.len() as u64)
-        };
-        self.work.volume.bar.inc(bytes.len() as u64);
-        self.work.written.fetch_add(written.map_err(failed("write"))?, Ordering::Relaxed);
-        self.file = Some((file, fd));
-        Ok(())
-    }
-}
-
-/// Compares with what is there, and writes the strides that differ; gives the bytes written.
-fn write_where_it_differs(
-    fd: &OwnedFd,
-    bytes: &[u8],
-    offset: u64,
-    buffer: &mut Vec<u8>,
-) -> rustix::io::Result<u64> {
-    buffer.resize(bytes.len(), 0);
-    let mut there = 0;
-    while there < bytes.len() {
-        match rustix::io::pread(fd, &mut buffer[there..], offset + there as u64) {
-            Ok(0) => break,
-            Ok(length) => there += length,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    if buffer[..there] == *bytes {
-        return Ok(0);
-    }
-    let differs = |at: usize| {
-        let end = (at + STRIDE).min(bytes.len());
-        end > there || buffer[at..end] != bytes[at..end]
-    };
-    let (mut written, mut at) = (0, 0);
-    while at < bytes.len() {
-        if !differs(at) {
-            at += STRIDE;
-            continue;
-        }
-        let from = at;
-        while at < bytes.len() && differs(at) {
-            at += STRIDE;
-        }
-        let changed = &bytes[from..at.min(bytes.len())];
-        write_all(fd, changed, offset + from as u64)?;
-        written += changed.len() as u64;
-    }
-    Ok(written)
 }

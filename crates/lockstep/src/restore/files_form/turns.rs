@@ -1,0 +1,141 @@
+//! One thread at a time writes a file.
+//!
+//! Most file systems let one writer into a file at a time, and the others spin in the kernel until it has gone. So
+//! whoever has something for a file that another thread is at leaves it there and goes on with the next frame, and that
+//! thread writes it too.
+//!
+//! What could go wrong:
+//! - Memory: what was left is bounded, and whoever comes beyond that waits. Nobody waits for ever: who is at a file never
+//!   waits for anything before all that was left there is written.
+//! - The thread at a file fails. [`Turns::end`] wakes those who wait; what was left is forgotten.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Who is at which file, and what was left there.
+pub(super) struct Turns<T> {
+    state: Mutex<State<T>>,
+    room: Condvar,
+    limit: usize,
+}
+
+struct State<T> {
+    /// Files that somebody is at.
+    files: HashMap<usize, VecDeque<(usize, T)>>,
+    /// Of all that was left, in bytes.
+    size: usize,
+    is_ended: bool,
+}
+
+impl<T> Turns<T> {
+    /// At most `limit` bytes are left at any time, or one thing that is larger.
+    pub(super) fn new(limit: usize) -> Self {
+        let state = State { files: HashMap::new(), size: 0, is_ended: false };
+        Self { state: Mutex::new(state), room: Condvar::new(), limit }
+    }
+
+    /// Comes to a file with a thing of so many bytes. Where nobody is there the thing is given back: the caller is at the
+    /// file now, and has to ask [`Turns::next`] until nothing is left. Else it was left there, or it was ended.
+    pub(super) fn come(&self, file: usize, size: usize, thing: T) -> Option<T> {
+        let mut state = self.state();
+        loop {
+            let has_room = state.size == 0 || state.size + size <= self.limit;
+            if state.is_ended {
+                return None;
+            }
+            match state.files.get_mut(&file) {
+                None => {
+                    state.files.insert(file, VecDeque::new());
+                    return Some(thing);
+                }
+                Some(left) if has_room => {
+                    left.push_back((size, thing));
+                    state.size += size;
+                    return None;
+                }
+                Some(_) => {
+                    state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+
+    /// What was left at the file that the caller is at; with `None` the caller isn't there any more.
+    pub(super) fn next(&self, file: usize) -> Option<T> {
+        let mut state = self.state();
+        let left = state.files.get_mut(&file).and_then(VecDeque::pop_front);
+        match &left {
+            Some((size, _)) => state.size -= size,
+            None => drop(state.files.remove(&file)),
+        }
+        drop(state);
+        self.room.notify_all();
+        left.map(|(_, thing)| thing)
+    }
+
+    /// Nothing is written any more.
+    pub(super) fn end(&self) {
+        self.state().is_ended = true;
+        self.room.notify_all();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn one_at_a_time_is_at_a_file_and_all_that_is_left_is_done() {
+        let turns = Turns::new(50);
+        let at: [AtomicUsize; 3] = Default::default();
+        let done: [AtomicUsize; 3] = Default::default();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for number in 0..3000_usize {
+                        let file = number / 7 % 3;
+                        let mut next = turns.come(file, number % 40, number);
+                        while let Some(number) = next {
+                            assert_eq!(number / 7 % 3, file);
+                            assert_eq!(at[file].fetch_add(1, Ordering::SeqCst), 0);
+                            std::hint::black_box((0..number % 50).sum::<usize>());
+                            at[file].fetch_sub(1, Ordering::SeqCst);
+                            done[file].fetch_add(1, Ordering::SeqCst);
+                            next = turns.next(file);
+                        }
+                    }
+                });
+            }
+        });
+        let done: usize = done.iter().map(|done| done.load(Ordering::SeqCst)).sum();
+        assert_eq!(done, 4 * 3000);
+        let state = turns.state();
+        assert_eq!((state.size, state.files.len()), (0, 0));
+    }
+
+    #[test]
+    fn whoever_finds_no_room_waits_until_some_was_written_or_all_is_ended() {
+        let turns = Turns::new(10);
+        assert_eq!(turns.come(1, 9, "a"), Some("a"));
+        assert_eq!(turns.come(1, 9, "b"), None);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| turns.come(1, 2, "c"));
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert!(!waits.is_finished());
+            assert_eq!(turns.next(1), Some("b"));
+            assert_eq!(waits.join().unwrap(), None);
+            let waits = scope.spawn(|| turns.come(1, 9, "d"));
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert!(!waits.is_finished());
+            turns.end();
+            assert_eq!(waits.join().unwrap(), None);
+        });
+        assert_eq!(turns.come(2, 1, "e"), None);
+    }
+}
