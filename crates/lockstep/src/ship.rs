@@ -24,6 +24,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pgfiles::ControlFile;
 use pgfiles::lsn::Lsn;
 use sendstream::pages::PageGeometry;
 use strata::delta::ImageOptions;
@@ -151,12 +152,12 @@ fn store_and_publish(
     there: Option<&Shipped>,
     full: bool,
 ) -> Result<Shipped> {
-    let shipped = store(cx, manifest, repository, held, full)?;
+    let shipped = store(cx, manifest, repository, held, there, full)?;
     held.check()?;
     steps::reached("ship.stored")?;
     match there {
         // Its manifest stays: it names the same deltas.
-        Some(there) => full::assert_says_the_same(there, &shipped, &repository.name)?,
+        Some(there) => full::assert_same_volumes(there, &shipped, &repository.name)?,
         None => repository.publish(&shipped)?,
     }
     steps::reached("ship.published")?;
@@ -199,6 +200,7 @@ fn store<'a>(
     manifest: &'a Manifest,
     repository: &Repository,
     held: &Held,
+    there: Option<&Shipped>,
     full: bool,
 ) -> Result<Shipped> {
     let encrypted = Encrypted::find(cx, repository, manifest)?;
@@ -232,7 +234,7 @@ fn store<'a>(
     let options = options(repository);
     let journals = cx.state.path("shipping");
     let check = || held.check();
-    let geometry = geometry(manifest, &views)?;
+    let control = control(manifest, &views)?;
     let frozen = match wal_in_snapshot(manifest) {
         Some(_) if !keeps_wal => {
             let seen = part_seen(manifest, &views, &PartKind::Wal);
@@ -250,9 +252,9 @@ fn store<'a>(
         options: options.clone(),
         journals: &journals,
         tags: &tags,
-        geometry: geometry.unwrap_or_default(),
-        checks_pages: manifest.postgres.data_checksums && geometry.is_some(),
-        replayed: replayed(manifest, frozen.as_ref()),
+        geometry: control.as_ref().map(geometry).unwrap_or_default(),
+        checks_pages: manifest.postgres.data_checksums && control.is_some(),
+        replayed: replayed(manifest, frozen.as_ref(), control.as_ref()),
         check: &check,
         progress: &Progress::on_stderr(),
         properties: &properties,
@@ -264,7 +266,11 @@ fn store<'a>(
         let seen = |name: &SnapshotName| paths.get(name).map(PathBuf::as_path);
         let volumes = scope.spawn(move || ship_volumes(&shipment, routes, &seen));
         let files = take_files(cx, &mut manifest, frozen.as_ref()).and_then(|names| {
-            repository::files::store(repository, manifest.set.as_str(), &names, &options)
+            if let Some(there) = there {
+                full::assert_same_files(there, &manifest, &repository.name)?;
+            }
+            let set = manifest.set.as_str();
+            repository::files::store(repository, set, &manifest.files, &names, &options)
         });
         (volumes.join(), files)
     });
@@ -289,9 +295,20 @@ pub fn options(repository: &Repository) -> ImageOptions {
     ImageOptions { packs, ..ImageOptions::default() }
 }
 
-/// The LSNs that a restored cluster replays.
-fn replayed(manifest: &Manifest, frozen: Option<&FrozenWal>) -> Range<u64> {
+/// The LSNs whose pages a restored cluster writes anew, whatever is in them: those that it replays, where WAL has
+/// whole pages. pg_backup_start sees to that, or refuses (`do_pg_backup_start` in xlog.c); else it is what
+/// the last checkpoint's record says of full_page_writes.
+fn replayed(
+    manifest: &Manifest,
+    frozen: Option<&FrozenWal>,
+    control: Option<&ControlFile>,
+) -> Range<u64> {
     let start = manifest.start_lsn.map_or(u64::MAX, Lsn::as_u64);
+    let has_whole_pages = manifest.strategy == Strategy::Label
+        || control.is_some_and(|control| control.checkpoint_copy.full_page_writes);
+    if !has_whole_pages {
+        return 0..0;
+    }
     match manifest.strategy {
         Strategy::Cold => 0..0,
         // The floor lies before the snapshots; what was written up to them is replayed too. Up to the
@@ -304,14 +321,18 @@ fn replayed(manifest: &Manifest, frozen: Option<&FrozenWal>) -> Range<u64> {
     }
 }
 
-/// How the cluster's pages are laid out; unknown where the data directory can't be looked into.
-fn geometry(manifest: &Manifest, views: &Views) -> Result<Option<PageGeometry>> {
-    let Some(data) = part_seen(manifest, views, &PartKind::Data) else { return Ok(None) };
-    let control = instance::read_control(&data)?;
-    Ok(Some(PageGeometry {
+/// The snapshot's own pg_control; none where the data directory can't be looked into.
+fn control(manifest: &Manifest, views: &Views) -> Result<Option<ControlFile>> {
+    let data = part_seen(manifest, views, &PartKind::Data);
+    data.map(|data| instance::read_control(&data)).transpose()
+}
+
+/// How the cluster's pages are laid out.
+fn geometry(control: &ControlFile) -> PageGeometry {
+    PageGeometry {
         page_size: control.block_size,
         pages_per_segment: control.relation_segment_blocks,
-    }))
+    }
 }
 
 /// Where a part of the set can be looked into.
@@ -351,4 +372,35 @@ fn ship_volumes<'a>(
         route.ship(shipment, base_root)
     };
     side_by_side(limits, items, one, |shipped| (0..count).map(|at| shipped.wait(at)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::set::manifest::tests::manifest;
+
+    /// A page that is damaged in the snapshot and that recovery doesn't write anew is a bad page.
+    #[test]
+    fn pages_are_only_written_anew_where_wal_has_them_whole() {
+        let bytes = include_bytes!("../../pgfiles/testdata/15/production.pg_control");
+        let mut control = ControlFile::parse(bytes).unwrap();
+        let mut set = manifest("20261101T000000Z-aaaa", vec![]);
+        (set.start_lsn, set.floor_lsn) = (Some(Lsn::new(100)), Some(Lsn::new(900)));
+        for (strategy, full_page_writes, expected) in [
+            (Strategy::Ordered, true, 100..900),
+            (Strategy::Ordered, false, 0..0),
+            (Strategy::Atomic, true, 100..u64::MAX),
+            (Strategy::Atomic, false, 0..0),
+            // pg_backup_start has them written, or refuses.
+            (Strategy::Label, false, 100..900),
+            (Strategy::Cold, true, 0..0),
+        ] {
+            set.strategy = strategy;
+            control.checkpoint_copy.full_page_writes = full_page_writes;
+            let found = replayed(&set, None, Some(&control));
+            assert_eq!(found, expected, "{strategy:?}, {full_page_writes}");
+        }
+        set.strategy = Strategy::Ordered;
+        assert_eq!(replayed(&set, None, None), 0..0, "nobody knows");
+    }
 }

@@ -19,6 +19,7 @@ use lockstep::repository::ingest::{Announced, Content, Visitor, ingest};
 use lockstep::repository::peek::Peek;
 use lockstep::repository::unfold::unfold;
 use lockstep::repository::{Repository, files};
+use lockstep::set::manifest::hash_file;
 use lockstep::ship::page_delta::Pages;
 use lockstep::ship::tags::{Of, Passed, Tags};
 use recordings::Recordings;
@@ -340,6 +341,7 @@ fn pages_that_are_known_by_their_tags() {
 /// Two sets, as shipping writes them; each run goes on where the one before it stopped.
 fn ship(repository: &Repository, streams: &[Vec<u8>], beside: &Path) -> Result<()> {
     let names = BTreeMap::from([("backup_label".to_owned(), beside.to_path_buf())]);
+    let expected = BTreeMap::from([("backup_label".to_owned(), hash_file(beside)?)]);
     let failed = |error: strata::Error| lockstep::repository::of_strata(error);
     for (n, stream) in streams.iter().enumerate() {
         let set = format!("set-{n}");
@@ -352,7 +354,7 @@ fn ship(repository: &Repository, streams: &[Vec<u8>], beside: &Path) -> Result<(
             Err(error) if error.is_not_found() => drop(store(repository, stream)?),
             Err(error) => return Err(failed(error)),
         }
-        files::store(repository, &set, &names, &small())?;
+        files::store(repository, &set, &expected, &names, &small())?;
         let deltas = vec![
             DeltaId { image: IMAGE.into(), id },
             DeltaId { image: "@files".into(), id: set.clone() },

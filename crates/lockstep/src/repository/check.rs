@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use strata::check::{CheckOptions, Report, check_some, collect};
 use strata::store::Store;
 
-use super::{Format, Repository, keys, of_strata, wrap};
+use super::{Format, Repository, files, keys, of_strata, wrap};
 use crate::error::{Error, Result};
 
 /// How bad it is.
@@ -78,7 +78,7 @@ pub fn run(
     let report = check_some(&repository.strata, &options, &mut chosen, told);
     let report = report.map_err(of_strata)?;
     let mut findings = of_report(&report);
-    findings.extend(of_sets(repository, &report)?);
+    findings.extend(of_sets(repository, &report, percent)?);
     let store = repository.strata.store();
     let format = Format::read(store, &repository.name)?;
     findings.extend(of_keys(store, &format)?);
@@ -89,11 +89,17 @@ pub fn run(
 
 /// Chooses so many percent of the packs, others each time.
 fn sample(percent: u8) -> Result<impl FnMut(strata::Ulid) -> bool> {
+    let mut chosen = chooser(percent)?;
+    Ok(move |pack: strata::Ulid| chosen(&pack.to_bytes()))
+}
+
+/// Chooses so many percent of what has these names, others each time.
+fn chooser(percent: u8) -> Result<impl FnMut(&[u8]) -> bool> {
     let mut seed = [0; 32];
     getrandom::fill(&mut seed)
         .map_err(|e| Error::failed("the system gives no random bytes").because(e.to_string()))?;
-    Ok(move |pack: strata::Ulid| {
-        let hash = blake3::keyed_hash(&seed, &pack.to_bytes());
+    Ok(move |name: &[u8]| {
+        let hash = blake3::keyed_hash(&seed, name);
         let number = u16::from_le_bytes([hash.as_bytes()[0], hash.as_bytes()[1]]);
         u32::from(number) * 100 < u32::from(percent) << 16
     })
@@ -133,19 +139,46 @@ pub fn counted(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// Sets whose manifest is as it was written, and means nothing to this version.
-fn of_sets(repository: &Repository, report: &Report) -> Result<Vec<Finding>> {
+/// Sets whose manifest is as it was written, and means nothing to this version; of so many percent of the others those
+/// whose own files aren't what it says, though every object that they lie in is whole.
+fn of_sets(repository: &Repository, report: &Report, percent: Option<u8>) -> Result<Vec<Finding>> {
     let said: BTreeSet<&str> = report.problems.iter().map(|problem| &*problem.set).collect();
-    let (_, bad) = repository.sets()?;
+    let harmed: BTreeSet<&str> =
+        report.problems.iter().flat_map(|problem| &problem.sets).map(String::as_str).collect();
+    let (sets, bad) = repository.sets()?;
     let strange = bad.into_iter().filter(|(set, _)| !said.contains(set.as_str()));
-    Ok(strange
+    let mut findings: Vec<_> = strange
         .map(|(set, error)| Finding {
             severity: Severity::Error,
             what: error.chain(),
             sets: vec![set],
             hint: error.hint(),
         })
-        .collect())
+        .collect();
+    let mut chosen = chooser(percent.unwrap_or(0))?;
+    for set in &sets {
+        let (id, files) = (set.manifest.set.as_str(), &set.manifest.files);
+        if files.is_empty() || harmed.contains(id) || !chosen(id.as_bytes()) {
+            continue;
+        }
+        let what = match files::wrong(repository, id, files) {
+            Ok(wrong) if wrong.is_empty() => continue,
+            Ok(wrong) => {
+                format!(
+                    "of set {id} these files aren't what its manifest says: {}",
+                    wrong.join(", ")
+                )
+            }
+            Err(error) => format!("the files of set {id} can't be read: {}", error.chain()),
+        };
+        findings.push(Finding {
+            severity: Severity::Error,
+            what,
+            sets: vec![id.to_owned()],
+            hint: Some("don't restore this set from here; `lockstep ship --full` stores it anew, where it is on its host still".to_owned()),
+        });
+    }
+    Ok(findings)
 }
 
 fn of_keys(store: &Store, format: &Format) -> Result<Vec<Finding>> {

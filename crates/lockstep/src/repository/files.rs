@@ -1,6 +1,9 @@
 //! The files beside a set's manifest (label, tablespace map, pg_control, configuration, WAL) as one
 //! image: an object a file, its name in the header. So they are compressed, sealed, checked and
 //! collected like everything else.
+//!
+//! What could go wrong: a file that was damaged on this host is stored as it is, and the set can't be restored though
+//! every object is whole. Each is compared with the manifest while it is read, before any of it counts.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,24 +18,27 @@ use super::shipped::FILES_IMAGE;
 use super::{Repository, of_strata};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::plan::refusal::Refusal;
 use crate::set::manifest::{SetFile, hash_file};
 
 /// Bytes of a file that are one block.
 const BLOCK: usize = 1 << 20;
 
-/// Stores `names`, each read from the path beside it.
+/// Stores `names`, each read from the path beside it, where they are as `expected`.
 ///
 /// # Errors
-/// When one can't be read or the store fails.
+/// [`Refusal::SetDamaged`] where one isn't; when one can't be read or the store fails.
 pub fn store(
     repository: &Repository,
     set: &str,
+    expected: &BTreeMap<String, SetFile>,
     names: &BTreeMap<String, PathBuf>,
     options: &ImageOptions,
 ) -> Result<()> {
     let mut writer =
         ImageWriter::new(&repository.strata, FILES_IMAGE, set, None, options).map_err(of_strata)?;
     for (object, (name, path)) in (1..).zip(names) {
+        let mut hasher = blake3::Hasher::new();
         let header = Some(name.clone().into_bytes().into());
         writer.changed(Change { object, header, ..Change::default() }).map_err(of_strata)?;
         let mut file = File::open(path).map_err(Error::io("read", path))?;
@@ -43,8 +49,14 @@ pub fn store(
             if length == 0 {
                 break;
             }
+            hasher.update(&block[..length]);
             writer.data(offset, &block[..length]).map_err(of_strata)?;
             offset += length as u64;
+        }
+        let read = SetFile { bytes: offset, blake3: hasher.finalize().to_hex().to_string() };
+        if expected.get(name) != Some(&read) {
+            let why = format!("\"{}\" isn't what its manifest says", path.display());
+            return Err(Refusal::SetDamaged { set: set.to_owned(), why }.into());
         }
     }
     writer.finish().map(|_| ()).map_err(of_strata)
@@ -86,6 +98,55 @@ pub fn fetch(
         }
     }
     Ok(())
+}
+
+/// Which of the set's files aren't what its manifest says, or aren't there.
+///
+/// # Errors
+/// When the store fails, or what they lie in is damaged.
+pub fn wrong(
+    repository: &Repository,
+    set: &str,
+    expected: &BTreeMap<String, SetFile>,
+) -> Result<Vec<String>> {
+    let chain = chain(&repository.strata, FILES_IMAGE, set, None).map_err(of_strata)?;
+    let readers = open_chain(&repository.strata, &chain, 8 << 20).map_err(of_strata)?;
+    let mut frames = FrameReader::new(&repository.strata, 8 << 20);
+    let mut sink = Hashes { found: BTreeMap::new(), current: None };
+    fold(readers, true, &KeepAll, &mut Reading::new(&mut frames, &mut sink)).map_err(of_strata)?;
+    let found = sink.found;
+    let is_wrong = |(name, file): &(&String, &SetFile)| found.get(*name) != Some(*file);
+    Ok(expected.iter().filter(is_wrong).map(|(name, _)| name.clone()).collect())
+}
+
+/// What the files of a set are.
+struct Hashes {
+    found: BTreeMap<String, SetFile>,
+    current: Option<(String, u64, blake3::Hasher)>,
+}
+
+impl DataSink for Hashes {
+    fn object(&mut self, object: &Folded) -> strata::Result<()> {
+        let name = object.header.as_deref().map(|name| String::from_utf8_lossy(name).into_owned());
+        self.current = name.map(|name| (name, 0, blake3::Hasher::new()));
+        Ok(())
+    }
+
+    fn data(&mut self, _: u64, _: u64, content: &[u8]) -> strata::Result<()> {
+        if let Some((_, bytes, hasher)) = &mut self.current {
+            *bytes += content.len() as u64;
+            hasher.update(content);
+        }
+        Ok(())
+    }
+
+    fn object_end(&mut self, _: u64) -> strata::Result<()> {
+        if let Some((name, bytes, hasher)) = self.current.take() {
+            let blake3 = hasher.finalize().to_hex().to_string();
+            self.found.insert(name, SetFile { bytes, blake3 });
+        }
+        Ok(())
+    }
 }
 
 /// Gives the content of one of the set's files, in order.

@@ -17,6 +17,7 @@ use strata::delta::{Descriptor, packs, read_descriptor};
 use strata::store::StoreErrorKind;
 use strata::{read_many, store::StoreError};
 
+use super::image::ImageState;
 use super::{Repository, of_store, of_strata};
 use crate::error::Result;
 use crate::files;
@@ -175,6 +176,30 @@ impl ImageDeltas<'_> {
         }
     }
 
+    /// What a delta left out that is about to be replaced, by object and generation: deltas upon it count on all the
+    /// rest. Nothing, where that can't be read any more; `None`, where there is no such delta. One that is gone counts
+    /// as there where others come from it; of those whose base isn't known yet only with `thorough` that is looked at.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn left_out(&self, id: &str, thorough: bool) -> Result<Option<BTreeSet<(u64, u64)>>> {
+        if !self.has(id) {
+            if thorough {
+                self.read_unknown()?;
+            }
+            let known = self.known.borrow();
+            let mut bases =
+                known.values().filter_map(|refers| refers.as_ref().ok()?.base.as_deref());
+            return Ok(bases.any(|base| base == id).then(BTreeSet::new));
+        }
+        let descriptor = match read_descriptor(&self.of.repository.strata, &self.image, id) {
+            Err(error) if is_harm(&error) => return Ok(Some(BTreeSet::new())),
+            read => read.map_err(of_strata)?,
+        };
+        let left_out = ImageState::of(&descriptor).map(|state| state.left_out_objects);
+        Ok(Some(left_out.unwrap_or_default().into_iter().collect()))
+    }
+
     /// Whether the delta is there and whole. What isn't is told of once.
     ///
     /// # Errors
@@ -263,24 +288,30 @@ impl ImageDeltas<'_> {
     /// aren't is read with it: most of them are of the same chain.
     fn refers(&self, id: &str) -> Result<Result<Refers, String>> {
         if !self.known.borrow().contains_key(id) {
-            let unknown: Vec<String> = {
-                let known = self.known.borrow();
-                self.ids().filter(|id| !known.contains_key(*id)).map(str::to_owned).collect()
-            };
-            let (strata, image, listed) = (&self.of.repository.strata, &self.image, &self.listed);
-            let read = |id: &String| read(strata, image, id, listed.get(&descriptor_name(id)));
-            read_many(&unknown, read, |id, refers| {
-                let refers = match refers {
-                    Err(error) if is_harm(&error) => Err(error.to_string()),
-                    refers => Ok(refers.map_err(of_strata)?),
-                };
-                self.known.borrow_mut().insert(id.clone(), refers);
-                Ok::<_, crate::error::Error>(())
-            })?;
-            self.remember();
+            self.read_unknown()?;
         }
         let gone = || Err(format!("delta \"{id}\" is gone"));
         Ok(self.known.borrow().get(id).cloned().unwrap_or_else(gone))
+    }
+
+    /// Reads what deltas refer to of which that isn't known.
+    fn read_unknown(&self) -> Result<()> {
+        let unknown: Vec<String> = {
+            let known = self.known.borrow();
+            self.ids().filter(|id| !known.contains_key(*id)).map(str::to_owned).collect()
+        };
+        let (strata, image, listed) = (&self.of.repository.strata, &self.image, &self.listed);
+        let read = |id: &String| read(strata, image, id, listed.get(&descriptor_name(id)));
+        read_many(&unknown, read, |id, refers| {
+            let refers = match refers {
+                Err(error) if is_harm(&error) => Err(error.to_string()),
+                refers => Ok(refers.map_err(of_strata)?),
+            };
+            self.known.borrow_mut().insert(id.clone(), refers);
+            Ok::<_, crate::error::Error>(())
+        })?;
+        self.remember();
+        Ok(())
     }
 
     /// Keeps what is known for the next time. Nothing depends on it.

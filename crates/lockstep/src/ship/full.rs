@@ -2,11 +2,13 @@
 //! replaced, each in one step, and its manifest stays.
 //!
 //! What could go wrong: a manifest that no longer fits. It names deltas by the snapshots' GUIDs, and
-//! a full of the same snapshot is folded to the same as what it replaces, for this set and for all
-//! that come after. Raw segments are named with all of their chain, so they are left alone.
+//! a full of the same snapshot that leaves out no more is folded to the same as what it replaces, for
+//! this set and for all that come after (`passing.rs`). The set's own files are compared before they are
+//! replaced. Raw segments are named with all of their chain, so they are left alone.
 
 use crate::error::{Error, Result};
 use crate::repository::Shipped;
+use crate::set::manifest::Manifest;
 
 const HINT: &str = "ship another set in full; `lockstep repo check` says which sets are whole";
 
@@ -25,11 +27,27 @@ pub(super) fn may_be_replaced(there: &Shipped, repository: &str) -> Result<()> {
     }
 }
 
-/// Whether the manifest that is there is still true.
+/// Whether the manifest that is there is still true of the set's files, before they are replaced.
 ///
 /// # Errors
-/// Where it names other deltas, or other files of the set.
-pub(super) fn assert_says_the_same(
+/// Where it names other files.
+pub(super) fn assert_same_files(
+    there: &Shipped,
+    manifest: &Manifest,
+    repository: &str,
+) -> Result<()> {
+    let now = &manifest.files;
+    match there.manifest.files.iter().find(|(name, file)| now.get(*name) != Some(file)) {
+        Some((name, _)) => Err(differs(there, repository, &format!("another \"{name}\""))),
+        None => Ok(()),
+    }
+}
+
+/// Whether the manifest that is there is still true of the volumes.
+///
+/// # Errors
+/// Where it names other deltas.
+pub(super) fn assert_same_volumes(
     there: &Shipped,
     shipped: &Shipped,
     repository: &str,
@@ -41,19 +59,16 @@ pub(super) fn assert_says_the_same(
         named.sort();
         named
     };
-    let differs = |what: String| {
-        Err(Error::failed(format!(
-            "set {} was stored in full in repository \"{repository}\", but its manifest there names {what}",
-            there.manifest.set
-        ))
-        .with_hint(HINT))
-    };
     if named(there) != named(shipped) {
-        return differs("other volumes".to_owned());
+        return Err(differs(there, repository, "other volumes"));
     }
-    let now = &shipped.manifest.files;
-    match there.manifest.files.iter().find(|(name, file)| now.get(*name) != Some(file)) {
-        Some((name, _)) => differs(format!("another \"{name}\"")),
-        None => Ok(()),
-    }
+    Ok(())
+}
+
+fn differs(there: &Shipped, repository: &str, what: &str) -> Error {
+    let set = &there.manifest.set;
+    Error::failed(format!(
+        "set {set} is shipped in full to repository \"{repository}\", but its manifest there names {what}"
+    ))
+    .with_hint(HINT)
 }

@@ -1,6 +1,9 @@
 //! What is done with a stream's objects while they go by: left out, checked, compared.
+//!
+//! What could go wrong: a delta takes the place of one that is there, and leaves out what that one had. Deltas upon it
+//! count on that without a word, so in its place nothing more is left out than it left out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 use indicatif::ProgressBar;
@@ -30,6 +33,8 @@ pub(super) struct Passing<'a> {
     doubtful: HashMap<u64, u64>,
     /// Left out, with their generations.
     left_out: BTreeMap<u64, u64>,
+    /// Of the delta that is replaced what it left out: no more may be.
+    replaced: Option<&'a BTreeSet<(u64, u64)>>,
     /// An increment isn't enough.
     pub(super) needs_full: bool,
     pages: Pages<'a>,
@@ -45,6 +50,11 @@ impl<'a> Passing<'a> {
         let before = base.map(|state| state.left_out_objects.as_slice()).unwrap_or_default();
         let is_left_out =
             |object: u64| matches!(walked.classes.get(&object), Some(Class::LeftOut(_)));
+        let replaced = job.replaced;
+        // The delta that is replaced had it.
+        let is_missed = |left_out: &(u64, u64)| {
+            is_left_out(left_out.0) && replaced.is_some_and(|had_not| !had_not.contains(left_out))
+        };
         let checker = job.shipment.checks_pages.then(|| {
             let lookup = move |object: u64| match walked.classes.get(&object) {
                 Some(Class::Pages(number)) => Some(Segment { path: object, number: *number }),
@@ -59,10 +69,11 @@ impl<'a> Passing<'a> {
             checker,
             doubtful: before
                 .iter()
-                .filter(|(object, _)| walked.needed.contains(object))
+                .filter(|pair| walked.needed.contains(&pair.0) || is_missed(pair))
                 .copied()
                 .collect(),
             left_out: before.iter().filter(|(object, _)| is_left_out(*object)).copied().collect(),
+            replaced,
             needs_full: false,
             pages,
             holds_pages: true,
@@ -74,6 +85,11 @@ impl<'a> Passing<'a> {
     /// Nothing that is needed now was left out before.
     pub(super) fn is_whole(&self) -> bool {
         self.doubtful.is_empty()
+    }
+
+    fn may_leave_out(&self, object: u64, generation: Option<u64>) -> bool {
+        let left_out = (object, generation.unwrap_or_default());
+        self.replaced.is_none_or(|had_not| had_not.contains(&left_out))
     }
 
     /// What was left out, what the checksums said, and whether all pages have their tags.
@@ -109,16 +125,18 @@ impl Visitor for Passing<'_> {
             announced.header.is_none_or(|header| header.object.block_size >= page_size);
         let generation = announced.header.and_then(ObjectHeader::generation);
         if let Some(before) = self.doubtful.get(&object) {
-            if generation.is_none_or(|now| now == *before) {
+            if *before == 0 || generation.is_none_or(|now| now == *before) {
                 self.needs_full = true;
                 return Err(Error::failed("all of the volume is needed"));
             }
             self.doubtful.remove(&object);
         }
         match self.job.walked.classes.get(&object) {
-            Some(Class::LeftOut(_)) => {
+            Some(Class::LeftOut(_)) if self.may_leave_out(object, generation) => {
                 self.pages.other(object);
-                self.left_out.insert(object, generation.unwrap_or_default());
+                // Where this record doesn't say which file it is, it is the one that was known.
+                let known = self.left_out.get(&object).copied().unwrap_or_default();
+                self.left_out.insert(object, generation.unwrap_or(known));
                 Ok(Content::LeftOut)
             }
             Some(Class::Pages(_)) if self.pages.begin(announced)? => Ok(Content::Changed),

@@ -5,7 +5,7 @@
 //! the stream says once more what it is an increment to.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use strata::delta::Descriptor;
@@ -70,6 +70,8 @@ struct Plain {
     there: Option<Descriptor>,
     /// What it is an increment to.
     base: Option<(Base, ImageState)>,
+    /// What the delta left out whose place it takes.
+    replaced: Option<BTreeSet<(u64, u64)>>,
     /// What is known of the base's pages.
     tags: Option<Tags>,
     /// Which file is which.
@@ -92,14 +94,17 @@ pub fn route<'a>(
         let way = RawWay::find(bases, there, volume, how)?;
         return Ok(Route { volume, way: Way::Raw(Box::new(way)) });
     }
-    if how.full {
-        return Ok(Route { volume, way: plain(None, None) });
-    }
     let deltas = there.image(&image_name(&volume.dataset))?;
-    // One that isn't whole is written again and takes its place: the snapshot is the same, and so is
-    // what all deltas upon it are folded with.
-    if let Some(descriptor) = deltas.whole(&volume.guid)? {
-        return Ok(Route { volume, way: plain(Some(descriptor), None) });
+    if !how.full
+        && let Some(descriptor) = deltas.whole(&volume.guid)?
+    {
+        return Ok(Route { volume, way: plain(Some(descriptor), None, None) });
+    }
+    // One that isn't whole is written again and takes its place: the snapshot is the same, and with
+    // nothing more left out so is what all deltas upon it are folded with.
+    let replaced = deltas.left_out(&volume.guid, how.full)?;
+    if how.full {
+        return Ok(Route { volume, way: plain(None, None, replaced) });
     }
     let failed = Cell::new(None);
     let is_known = |base: &Base| {
@@ -120,7 +125,7 @@ pub fn route<'a>(
         }
     }
     failed.take().map_or(Ok(()), Err)?;
-    Ok(Route { volume, way: plain(None, base) })
+    Ok(Route { volume, way: plain(None, base, replaced) })
 }
 
 /// How a volume is to be shipped.
@@ -134,8 +139,12 @@ pub struct How {
     pub raw_full_every: u32,
 }
 
-fn plain(there: Option<Descriptor>, base: Option<(Base, ImageState)>) -> Way {
-    Way::Plain(Box::new(Plain { there, base, tags: None, walked: Walked::default() }))
+fn plain(
+    there: Option<Descriptor>,
+    base: Option<(Base, ImageState)>,
+    replaced: Option<BTreeSet<(u64, u64)>>,
+) -> Way {
+    Way::Plain(Box::new(Plain { there, base, replaced, tags: None, walked: Walked::default() }))
 }
 
 /// What the set's snapshots could be increments to. Of the thousands that a dataset may have only the
@@ -287,7 +296,7 @@ impl Route<'_> {
     /// When ZFS, the stream or the store fails.
     pub fn ship(self, shipment: &Shipment<'_>, base_root: Option<&Path>) -> Result<ShippedVolume> {
         let (repository, volume) = (shipment.repository, self.volume);
-        let Plain { there, base, mut tags, walked } = match self.way {
+        let Plain { there, base, replaced, mut tags, walked } = match self.way {
             Way::Raw(way) => return way.ship(shipment, volume),
             Way::Plain(plain) => *plain,
         };
@@ -295,7 +304,8 @@ impl Route<'_> {
             return shipped(repository, volume, descriptor);
         }
         let image = image_name(&volume.dataset);
-        let job = Job { shipment, volume, image: &image, walked: &walked };
+        let replaced = replaced.as_ref();
+        let job = Job { shipment, volume, image: &image, walked: &walked, replaced };
         if let Some((base, state)) = &base {
             let is_tagged = tags.is_some();
             if let Some(descriptor) = job.send(Some((base, state)), base_root, tags)? {

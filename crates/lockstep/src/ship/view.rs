@@ -13,6 +13,7 @@ use crate::lock::Lock;
 use crate::names::random_suffix;
 use crate::restore::unfinished;
 use crate::set::journal::{self, RestoreJournal};
+use crate::volume::mounts::Mounts;
 use crate::volume::zfs::{CloneSpec, DatasetName, SnapshotName};
 
 /// Looks into snapshots; gone when dropped.
@@ -147,12 +148,18 @@ impl Drop for Views<'_> {
     }
 }
 
-/// `.zfs/snapshot/NAME`, where this ZFS has it.
+/// `.zfs/snapshot/NAME`, where this ZFS has it. All snapshots of a set have one name, and another dataset may be mounted
+/// at the place by now: so what is seen there has to be this snapshot.
 fn hidden_folder(mountpoint: Option<&PathBuf>, name: &SnapshotName) -> Result<Option<PathBuf>> {
     let Some(mountpoint) = mountpoint else { return Ok(None) };
     let folder = mountpoint.join(".zfs/snapshot").join(&name.name);
     match std::fs::read_dir(&folder) {
-        Ok(_) => Ok(Some(folder)),
+        Ok(_) => {
+            let real = std::fs::canonicalize(&folder).map_err(Error::io("look into", &folder))?;
+            let mounts = Mounts::read()?;
+            let is_it = mounts.holding(&real).is_some_and(|mount| mount.source == name.to_string());
+            Ok(is_it.then_some(folder))
+        }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io("look into", &folder)(e)),
     }

@@ -1,7 +1,7 @@
 //! One volume's way into the repository: the stream, the pages that go by, the delta. One whose dataset
 //! is encrypted may go raw (`raw.rs`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 use std::process::ChildStdout;
@@ -65,6 +65,8 @@ pub(super) struct Job<'a> {
     pub(super) volume: &'a SetVolume,
     pub(super) image: &'a str,
     pub(super) walked: &'a Walked,
+    /// What the delta left out whose place it takes.
+    pub(super) replaced: Option<&'a BTreeSet<(u64, u64)>>,
 }
 
 impl Job<'_> {

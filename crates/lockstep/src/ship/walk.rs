@@ -48,12 +48,18 @@ pub fn walk(
 ) -> Result<Walked> {
     let mut walked = Walked::default();
     let mut left_out: BTreeMap<classify::Why, (u64, u64)> = BTreeMap::new();
-    let device = fs::symlink_metadata(root).map_err(Error::io("look at", root))?.dev();
+    // Seen from inside: a snapshot in `.zfs` is mounted by the first look into it, and may be anew.
+    let top = root.join("");
+    let device = device_of(&top)?;
     let mut waiting = vec![PathBuf::new()];
     while let Some(inside) = waiting.pop() {
         let kind = folder_of(parts, &inside);
         let path = root.join(&inside);
-        if fs::symlink_metadata(&path).map_err(Error::io("look at", &path))?.dev() != device {
+        if device_of(&path)? != device {
+            if device_of(&top)? != device {
+                return Err(mounted_anew(root));
+            }
+            // Another file system's place.
             continue;
         }
         let (mut names, mut found) = (Vec::new(), Vec::new());
@@ -108,7 +114,20 @@ pub fn walk(
         .into_iter()
         .map(|(why, (files, bytes))| LeftOut { why: why.words().to_owned(), files, bytes })
         .collect();
+    if device_of(&top)? != device {
+        return Err(mounted_anew(root));
+    }
     Ok(walked)
+}
+
+fn device_of(path: &Path) -> Result<u64> {
+    Ok(fs::symlink_metadata(path).map_err(Error::io("look at", path))?.dev())
+}
+
+fn mounted_anew(root: &Path) -> Error {
+    let path = root.display();
+    Error::failed(format!("the snapshot at \"{path}\" was mounted anew while it was looked through"))
+        .with_hint("ship the set again; `zfs_expire_snapshot` says how soon ZFS unmounts snapshots that nobody looks into")
 }
 
 /// What a folder is, by the innermost part that it lies in.
@@ -119,4 +138,28 @@ fn folder_of(parts: &[SetPart], inside: &Path) -> Folder {
         let rest = inside.strip_prefix(&part.inside).unwrap_or(inside);
         classify::folder(&part.kind, rest)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::layout::PartKind;
+
+    /// A path that leads to another device than what stands there: an automount, seen from outside, is one too.
+    #[test]
+    fn what_is_looked_through_is_what_is_seen_from_inside() {
+        let name = format!("lockstep-walk-{}", std::process::id());
+        let (root, there) = (std::env::temp_dir().join(&name), Path::new("/dev/shm").join(&name));
+        fs::create_dir_all(there.join("base/5")).unwrap();
+        fs::write(there.join("base/5/16384"), "a relation").unwrap();
+        let _ = fs::remove_file(&root);
+        std::os::unix::fs::symlink(&there, &root).unwrap();
+        let (kind, inside) = (PartKind::Data, PathBuf::new());
+        let data = SetPart { kind, path: root.clone(), inside };
+        let walked = walk(&root, &[data], true, &HashSet::new());
+        fs::remove_dir_all(&there).unwrap();
+        fs::remove_file(&root).unwrap();
+        let walked = walked.unwrap();
+        assert_eq!(walked.classes.len(), 1, "{walked:?}");
+    }
 }

@@ -122,7 +122,9 @@ impl<R: Read> StreamDelta<R> {
                     if let Some(Held { entry: Entry::Changed(change), .. }) =
                         self.waiting.back_mut()
                     {
-                        change.tail = Some(free.offset);
+                        // Of several the lowest: nothing older is left from there on.
+                        change.tail =
+                            Some(change.tail.map_or(free.offset, |tail| tail.min(free.offset)));
                     }
                     self.step()?;
                     continue;
@@ -243,12 +245,10 @@ mod tests {
     use super::*;
     use crate::ByteOrder;
     use crate::feature::Features;
-    use crate::record::{FreeObjects, ObjsetType};
+    use crate::record::{Free, FreeObjects, Object, ObjsetType, object_type};
     use crate::writer::Writer;
 
-    /// ZFS takes a record that frees nothing, and the next one may begin where it does: a stream of them holds no memory.
-    #[test]
-    fn records_that_free_nothing_are_not_held_back() {
+    fn stream(records: impl IntoIterator<Item = Header>) -> Vec<u8> {
         let begin = Begin {
             order: ByteOrder::Little,
             header_type: 1,
@@ -262,10 +262,33 @@ mod tests {
         };
         let mut stream = Vec::new();
         let mut writer = Writer::new(&mut stream, &begin, &[]).unwrap();
-        for count in std::iter::repeat_n(0, 1000).chain([1]) {
-            writer.record(&Header::FreeObjects(FreeObjects { first: 5, count }), &[]).unwrap();
-        }
+        records.into_iter().for_each(|record| writer.record(&record, &[]).unwrap());
         writer.finish().unwrap();
+        stream
+    }
+
+    /// As the fold of a deletion and a new file writes it: what older deltas have of the object is gone from 0 on.
+    #[test]
+    fn of_several_tails_the_lowest_counts() {
+        let (object, length) = (5, u64::MAX);
+        let announced = Object::plain(object, object_type::PLAIN_FILE, 4096);
+        let frees = [0, 8192].map(|offset| Header::Free(Free { object, offset, length }));
+        let stream = stream([Header::Object(announced)].into_iter().chain(frees));
+        let mut delta = StreamDelta::new(Reader::new(&stream[..]).unwrap()).unwrap();
+        delta.next_entry().unwrap();
+        assert!(
+            matches!(delta.entry(), Some(Entry::Changed(Change { tail: Some(0), .. }))),
+            "{:?}",
+            delta.entry()
+        );
+    }
+
+    /// ZFS takes a record that frees nothing, and the next one may begin where it does: a stream of them holds no memory.
+    #[test]
+    fn records_that_free_nothing_are_not_held_back() {
+        let frees = std::iter::repeat_n(0, 1000).chain([1]);
+        let stream =
+            stream(frees.map(|count| Header::FreeObjects(FreeObjects { first: 5, count })));
         let mut delta = StreamDelta::new(Reader::new(&stream[..]).unwrap()).unwrap();
         delta.next_entry().unwrap();
         assert_eq!(delta.entry(), Some(&Entry::Freed { first: 5, count: 1 }));
