@@ -1,0 +1,138 @@
+//! Locks of a repository's store as pruning sees them: until when a set can't go, and that what kept sets need stays
+//! locked.
+//!
+//! What could go wrong: a set that the policy doesn't keep stays for its lock's sake, its lock is prolonged because it
+//! is there, and so it never goes. So what is kept for its lock alone isn't prolonged.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use strata::check::{Locks, Prolonging, Survey, lock_seconds};
+
+use super::remote::{Done, Tidied};
+use super::{Fate, Plan};
+use crate::error::Result;
+use crate::repository::shipped::Shipped;
+use crate::repository::{Repository, locks, of_strata};
+use crate::retention::Reason;
+
+/// What is known of a repository's locks.
+pub(super) struct Known {
+    locks: Locks,
+    seconds: u64,
+}
+
+impl Known {
+    pub(super) fn read(repository: &Repository) -> Result<Self> {
+        let seconds = lock_seconds(&repository.strata);
+        Ok(Self { locks: Locks::read(&repository.strata).map_err(of_strata)?, seconds })
+    }
+
+    /// Until when the store lets nobody delete a set's manifest, where it locks what is written.
+    ///
+    /// Before that its removal would give nothing back, and take the set away.
+    pub(super) fn until(&self, repository: &Repository, set: &Shipped) -> Option<Timestamp> {
+        if self.seconds == 0 {
+            return None;
+        }
+        let path = repository.strata.path(&format!("sets/{}.json", set.manifest.set));
+        let shipped = u64::try_from(set.shipped_at.as_second()).unwrap_or(0);
+        locks::date(self.locks.ends(&path, shipped, None, self.seconds))
+    }
+
+    /// Until when all that is kept would be locked, where it is time for that.
+    pub(super) fn due(&self, now: Timestamp) -> Option<Timestamp> {
+        let now = u64::try_from(now.as_second()).unwrap_or(0);
+        let is_due = self.locks.is_due(now, self.seconds);
+        is_due.then(|| locks::date(now.saturating_add(self.seconds))).flatten()
+    }
+}
+
+/// The sets that are kept for another reason than their locks, and those of which nobody knows.
+fn kept(plan: &Plan) -> BTreeSet<String> {
+    let is_kept = |fate: &Fate| match fate {
+        Fate::Keep(reasons) => reasons.iter().any(|why| !matches!(why, Reason::LockedUntil(_))),
+        Fate::Left(_) => true,
+        Fate::Remove => false,
+    };
+    let kept = plan.entries.iter().filter(|entry| is_kept(&entry.fate));
+    kept.map(|entry| entry.set.clone()).collect()
+}
+
+/// Looks at all of the repository, telling what the kept sets need from the rest.
+pub(super) fn survey(
+    repository: &Repository,
+    plan: &Plan,
+    grace: u64,
+    now: u64,
+) -> strata::Result<Survey> {
+    Survey::take(&repository.strata, &kept(plan), grace, now)
+}
+
+/// Prolongs the locks of what the kept sets need, where that is due. Where the repository couldn't be tidied up, that is
+/// no reason to let them end: what can be read is seen to.
+///
+/// # Errors
+/// Those of `still`. What else fails is noted in `done`, and tried again by the next run.
+pub(super) fn prolong(
+    repository: &Repository,
+    plan: &Plan,
+    tidied: Option<&Tidied>,
+    now: u64,
+    still: &dyn Fn() -> strata::Result<()>,
+    done: &mut Done,
+) -> Result<()> {
+    let strata = &repository.strata;
+    let seconds = lock_seconds(strata);
+    if seconds == 0 {
+        return Ok(());
+    }
+    let read_anew;
+    let (survey, gone) = match tidied {
+        Some(tidied) => (&tidied.survey, tidied.gone.clone()),
+        None => {
+            match readable(repository, plan, now, seconds) {
+                Ok(Some(survey)) => read_anew = survey,
+                Ok(None) => return Ok(()),
+                Err(error) => return note(error, done),
+            }
+            (&read_anew, Vec::new())
+        }
+    };
+    let more = match locks::of_all_clusters(repository) {
+        Ok(more) => more,
+        Err(error) => return note(error, done),
+    };
+    let prolonged = survey.prolong(strata, &Prolonging { more, gone, now }, still);
+    let prolonged = prolonged.map_err(of_strata)?;
+    done.locks_prolonged = prolonged.count;
+    prolonged.failed.map_or(Ok(()), |error| note(of_strata(error), done))
+}
+
+fn readable(
+    repository: &Repository,
+    plan: &Plan,
+    now: u64,
+    seconds: u64,
+) -> Result<Option<Survey>> {
+    let strata = &repository.strata;
+    if !Locks::read(strata).map_err(of_strata)?.is_due(now, seconds) {
+        return Ok(None);
+    }
+    Survey::take_readable(strata, &kept(plan)).map(Some).map_err(of_strata)
+}
+
+/// Notes what failed, with what to do about it.
+#[allow(clippy::unnecessary_wraps, reason = "the end of what may fail otherwise")]
+fn note(error: crate::error::Error, done: &mut Done) -> Result<()> {
+    let hint = error.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
+    done.problems.push(format!(
+        "the store's locks on what the sets need could not all be prolonged, the next prune tries again: {}{hint}",
+        error.chain()
+    ));
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "locks_tests.rs"]
+mod tests;
