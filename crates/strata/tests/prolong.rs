@@ -201,6 +201,38 @@ fn interrupted_at_every_call_it_goes_on() {
     }
 }
 
+/// As if the last run had ended behind this pack.
+fn as_if_it_had_ended_behind(storage: &Locking, pack: &str) {
+    let path = "clusters/main/locks.json";
+    let mut note: serde_json::Value =
+        strata::document::read(path, &storage.get(path).unwrap()).unwrap();
+    note["runs"][0]["done"] = false.into();
+    note["runs"][0]["packs"] = pack.rsplit('/').next().unwrap().into();
+    storage.put(path, &[strata::document::write(path, &note).unwrap().into()]).unwrap();
+}
+
+#[test]
+fn what_lies_before_where_a_run_goes_on_and_was_left_out_is_not_forgotten() {
+    for at in 0.. {
+        let (storage, time) = (filled(), soon());
+        well(&storage, &["4"], time);
+        let last = needed(&storage, &[]).into_keys().rfind(|path| path.contains("/packs/"));
+        as_if_it_had_ended_behind(&storage, &last.unwrap());
+        let failing = Faulty::new(Arc::new(storage.clone()), at, Fault::StopBefore);
+        let repository = repository(Arc::new(failing.clone()));
+        let what = Prolonging { more: vec!["lockstep.json".into()], gone: vec![], now: time + 1 };
+        if let Ok(survey) = Survey::take(&repository, &sets(&["3", "4"]), 0, time + 1) {
+            survey.prolong(&repository, &what, HELD).unwrap();
+        }
+        well(&storage, &["3", "4"], time + 2);
+        assert_locked(&storage, &["3", "4"], time + N, &format!("dead at call {at}"));
+        if failing.calls() <= at {
+            assert!(at > 30, "only {at} calls");
+            break;
+        }
+    }
+}
+
 #[test]
 fn an_interrupted_run_goes_on_behind_the_packs_that_it_has_done() {
     let storage = filled();
@@ -209,17 +241,10 @@ fn an_interrupted_run_goes_on_behind_the_packs_that_it_has_done() {
     let survey = Survey::take(&repository, &sets(&kept), 0, time).unwrap();
     let what = Prolonging { more: vec![], gone: vec![], now: time };
     assert!(survey.prolong(&repository, &what, HELD).unwrap().failed.is_none());
-    // As if it had ended behind some pack.
     let packs: Vec<_> =
         storage.prolonged().into_keys().filter(|at| at.contains("/packs/")).collect();
     let behind = packs.len() / 2;
-    let name = packs[behind].rsplit('/').next().unwrap();
-    let path = repository.path("locks.json");
-    let mut note: serde_json::Value =
-        strata::document::read(&path, &storage.get(&path).unwrap()).unwrap();
-    note["runs"][0]["done"] = false.into();
-    note["runs"][0]["packs"] = name.into();
-    storage.put(&path, &[strata::document::write(&path, &note).unwrap().into()]).unwrap();
+    as_if_it_had_ended_behind(&storage, &packs[behind]);
     let counting = Counting::new(Arc::new(storage.clone()));
     assert!(tend(Arc::new(counting.clone()), &kept, time + 9).1.failed.is_none());
     let asked = counting.take().into_iter().filter(|call| call.verb == "lock_until");

@@ -82,55 +82,44 @@ pub(super) fn prolong(
     still: &dyn Fn() -> strata::Result<()>,
     done: &mut Done,
 ) -> Result<()> {
-    let strata = &repository.strata;
-    let seconds = lock_seconds(strata);
-    if seconds == 0 {
+    if lock_seconds(&repository.strata) == 0 {
         return Ok(());
     }
-    let read_anew;
-    let (survey, gone) = match tidied {
-        Some(tidied) => (&tidied.survey, tidied.gone.clone()),
-        None => {
-            match readable(repository, plan, now, seconds) {
-                Ok(Some(survey)) => read_anew = survey,
-                Ok(None) => return Ok(()),
-                Err(error) => return note(error, done),
-            }
-            (&read_anew, Vec::new())
+    let mut read_anew = None;
+    let prepared = locks::of_all_clusters(repository).and_then(|more| {
+        if tidied.is_none() {
+            read_anew = readable(repository, plan, now)?;
+        }
+        let gone = tidied.map(|tidied| tidied.gone.clone()).unwrap_or_default();
+        Ok(Prolonging { more, gone, now })
+    });
+    let failed = match (prepared, tidied.map(|tidied| &tidied.survey).or(read_anew.as_ref())) {
+        (Err(error), _) => Some(error),
+        (Ok(_), None) => None,
+        (Ok(what), Some(survey)) => {
+            let prolonged = survey.prolong(&repository.strata, &what, still).map_err(of_strata)?;
+            done.locks_prolonged = prolonged.count;
+            prolonged.failed.map(of_strata)
         }
     };
-    let more = match locks::of_all_clusters(repository) {
-        Ok(more) => more,
-        Err(error) => return note(error, done),
-    };
-    let prolonged = survey.prolong(strata, &Prolonging { more, gone, now }, still);
-    let prolonged = prolonged.map_err(of_strata)?;
-    done.locks_prolonged = prolonged.count;
-    prolonged.failed.map_or(Ok(()), |error| note(of_strata(error), done))
+    done.problems.extend(failed.map(|error| {
+        let hint = error.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
+        format!(
+            "the store's locks on what the sets need could not all be prolonged, the next prune tries again: {}{hint}",
+            error.chain()
+        )
+    }));
+    Ok(())
 }
 
-fn readable(
-    repository: &Repository,
-    plan: &Plan,
-    now: u64,
-    seconds: u64,
-) -> Result<Option<Survey>> {
+/// What the kept sets need, as far as it can be read, where it is time for that.
+fn readable(repository: &Repository, plan: &Plan, now: u64) -> Result<Option<Survey>> {
     let strata = &repository.strata;
-    if !Locks::read(strata).map_err(of_strata)?.is_due(now, seconds) {
+    let noted = Locks::read(strata).map_err(of_strata)?;
+    if !noted.is_due(now, lock_seconds(strata)) {
         return Ok(None);
     }
     Survey::take_readable(strata, &kept(plan)).map(Some).map_err(of_strata)
-}
-
-/// Notes what failed, with what to do about it.
-#[allow(clippy::unnecessary_wraps, reason = "the end of what may fail otherwise")]
-fn note(error: crate::error::Error, done: &mut Done) -> Result<()> {
-    let hint = error.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
-    done.problems.push(format!(
-        "the store's locks on what the sets need could not all be prolonged, the next prune tries again: {}{hint}",
-        error.chain()
-    ));
-    Ok(())
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ impl Doomed {
 
     /// Writes the note, unless it is as it was.
     pub(super) fn write(mut self, repository: &Repository, before: &Doomed) -> Result<()> {
-        fit(&mut self.since, MAX_DOCUMENT);
+        self.shrink(MAX_DOCUMENT);
         if self.since == before.since {
             return Ok(());
         }
@@ -54,28 +54,30 @@ impl Doomed {
         repository.store().put(&path, &[document::write(&path, &self)?.into()])?;
         Ok(())
     }
+
+    /// Leaves out what was noted last, until the note has no more than `most` bytes: what is noted longest goes first,
+    /// and makes room for the others.
+    fn shrink(&mut self, most: u64) {
+        let mut left = most.saturating_sub(FRAME);
+        if self.since.keys().map(|path| size(path)).sum::<u64>() <= left {
+            return;
+        }
+        let mut all: Vec<_> = std::mem::take(&mut self.since).into_iter().collect();
+        all.sort_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
+        let fits = |(path, _): &(String, u64)| {
+            let size = size(path);
+            let fits = size <= left;
+            left = left.saturating_sub(size);
+            fits
+        };
+        self.since = all.into_iter().take_while(fits).collect();
+    }
 }
 
-/// Leaves out what was noted last, until a note has no more than `most` bytes: what is noted longest goes first, and
-/// makes room for the others.
-pub(super) fn fit(since: &mut BTreeMap<String, u64>, most: u64) {
-    // A path, quoted and escaped at the worst, a colon, a number of up to 20 digits, a comma.
-    let size = |path: &str| {
-        path.len() as u64 + path.bytes().filter(|byte| needs_escape(*byte)).count() as u64 * 5 + 24
-    };
-    let mut left = most.saturating_sub(FRAME);
-    if since.keys().map(|path| size(path)).sum::<u64>() <= left {
-        return;
-    }
-    let mut all: Vec<_> = std::mem::take(since).into_iter().collect();
-    all.sort_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
-    let fits = |(path, _): &(String, u64)| {
-        let size = size(path);
-        let fits = size <= left;
-        left = left.saturating_sub(size);
-        fits
-    };
-    *since = all.into_iter().take_while(fits).collect();
+/// Bytes that a path and its time take in a note, at the most: quoted and escaped, a colon, a number of up to 20 digits,
+/// a comma.
+pub(super) fn size(path: &str) -> u64 {
+    path.len() as u64 + path.bytes().filter(|byte| needs_escape(*byte)).count() as u64 * 5 + 24
 }
 
 /// Bytes of a note with nothing in it, or more.
@@ -102,7 +104,7 @@ mod tests {
         }
         for most in [0, 300, 5000, 20_000, 1 << 20] {
             let mut note = Doomed { format: 1, since: all.since.clone() };
-            fit(&mut note.since, most);
+            note.shrink(most);
             let size = document::write("doomed.json", &note).unwrap().len() as u64;
             assert!(size <= most.max(FRAME), "{size} of {most}");
             let kept = note.since.len() as u64;

@@ -11,13 +11,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::doomed::fit;
+use super::doomed::size;
 use crate::document;
 use crate::error::{Error, Result};
 use crate::repository::Repository;
 
 /// Bytes that the list of what was left out may have.
-const MOST_LEFT: u64 = 8 << 20;
+pub(super) const MOST_LEFT: u64 = 8 << 20;
 
 /// A prolongation of all locks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,7 +118,11 @@ impl Locks {
         let is_enough = |until: u64| now.saturating_add(seconds / 2) <= until;
         match self.runs.last() {
             _ if seconds == 0 => Next::Nothing,
-            Some(run) if !run.done && is_enough(run.until) && run.until <= now + seconds => {
+            Some(run)
+                if !run.done
+                    && is_enough(run.until)
+                    && run.until <= now.saturating_add(seconds) =>
+            {
                 Next::GoOn(run.packs.clone())
             }
             Some(run) if run.done && self.all_until(seconds).is_some_and(is_enough) => {
@@ -173,15 +177,19 @@ impl Locks {
         self.left.entry(path).or_insert(now);
     }
 
-    /// Notes what is left out instead of what was, what has been so for longest first, as far as it fits.
-    pub(super) fn leave_these(&mut self, paths: impl Iterator<Item = String>, now: u64) {
+    /// Notes what is left out instead of what was, as far as `most` bytes hold it; what was so already comes first.
+    pub(super) fn leave_these(&mut self, paths: impl Iterator<Item = String>, now: u64, most: u64) {
         let before = std::mem::take(&mut self.left);
-        let since = |path: String| {
-            let since = before.get(&path).copied().unwrap_or(now);
-            (path, since)
-        };
-        self.left = paths.map(since).collect();
-        fit(&mut self.left, MOST_LEFT);
+        let mut room = most.saturating_sub(before.keys().map(|path| size(path)).sum());
+        self.left = paths
+            .filter_map(|path| {
+                if let Some(since) = before.get(&path).copied() {
+                    return Some((path, since));
+                }
+                room = room.checked_sub(size(&path))?;
+                Some((path, now))
+            })
+            .collect();
     }
 
     /// Whether something is noted as left out.
@@ -249,6 +257,10 @@ mod tests {
         assert_eq!(locks.ends("left", 100, None, S), 6000);
         assert_eq!(locks.ends("left", 100, Some(4000), S), 1100);
         assert_eq!(locks.ends("x", 100, None, 0), 100, "the store locks nothing any more");
+        // Of what is left out only so much is noted, first what was already.
+        let paths = ["a", "left", "b"].map(str::to_string);
+        locks.leave_these(paths.into_iter(), 5700, size("left") + size("a") + 1);
+        assert_eq!(locks.left, [("a".to_string(), 5700), ("left".to_string(), 5600)].into());
         // What has ended is forgotten.
         locks.begin(6300, S);
         assert_eq!(locks.runs.len(), 2);

@@ -12,7 +12,7 @@
 use std::collections::BTreeSet;
 
 use super::Survey;
-use super::locks::{Locks, Next, lock_seconds};
+use super::locks::{Locks, MOST_LEFT, Next, lock_seconds};
 use crate::error::{Error, Result};
 use crate::id::Ulid;
 use crate::lease::Still;
@@ -44,9 +44,6 @@ pub struct Prolonged {
     /// Why not all that should be; it is tried again by the next run.
     pub failed: Option<Error>,
 }
-
-/// Whether this goes on.
-type Ended = std::result::Result<(), Error>;
 
 impl Survey {
     /// Prolongs the locks of what the kept sets need, where that is due.
@@ -92,20 +89,22 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn run(&mut self, prolonged: &mut Prolonged) -> Ended {
+    fn run(&mut self, prolonged: &mut Prolonged) -> Result<()> {
         let now = self.what.now;
-        let (until, from) = match self.locks.next(now, self.seconds) {
+        let (until, from, again) = match self.locks.next(now, self.seconds) {
             Next::Nothing => return self.needed_again(prolonged),
-            Next::Begin => (self.locks.begin(now, self.seconds), None),
+            Next::Begin => (self.locks.begin(now, self.seconds), None, Vec::new()),
             Next::GoOn(packs) => {
                 let until = self.locks.until().unwrap_or(now);
-                (until, packs.and_then(|pack| Ulid::from_text(pack.as_bytes())))
+                // What was left out when it began may lie before where it goes on.
+                let again = self.needed_by_now();
+                (until, packs.and_then(|pack| Ulid::from_text(pack.as_bytes())), again)
             }
         };
-        // What was left out when an interrupted run began may lie before where it goes on.
-        let again = self.taken_again();
         let gone: BTreeSet<&str> = self.what.gone.iter().map(String::as_str).collect();
-        self.locks.leave_these(self.survey.left_out(&gone), now);
+        self.locks.leave_these(self.survey.left_out(&gone), now, MOST_LEFT);
+        // Until it is locked.
+        again.iter().for_each(|path| self.locks.leave(path.clone(), now));
         self.write()?;
         // What others need and isn't noted would count as locked, so it is.
         let (survey, repository) = (self.survey, self.repository);
@@ -116,15 +115,22 @@ impl Work<'_> {
         let kept = survey.to_lock(repository, from, until, self.seconds);
         let more = self.what.more.iter().cloned();
         let paths = again.into_iter().chain(kept).chain(unnoted).chain(more);
-        let missing = self.lock(paths, until, prolonged)?;
+        let missing = match self.lock(paths, until, prolonged) {
+            Ok(missing) => missing,
+            Err(error) => {
+                // How far it came; the first error is the one to report.
+                let _ = self.write();
+                return Err(error);
+            }
+        };
         self.locks.end();
         self.write()?;
         missing.map_or(Ok(()), Err)
     }
 
     /// Locks what was left out and is needed by now.
-    fn needed_again(&mut self, prolonged: &mut Prolonged) -> Ended {
-        let again = self.taken_again();
+    fn needed_again(&mut self, prolonged: &mut Prolonged) -> Result<()> {
+        let again = self.needed_by_now();
         let Some(until) = self.locks.until().filter(|_| !again.is_empty()) else { return Ok(()) };
         let missing = self.lock(again.into_iter(), until, prolonged)?;
         self.write()?;
@@ -132,7 +138,7 @@ impl Work<'_> {
     }
 
     /// What was left out and is needed by a kept set now.
-    fn taken_again(&self) -> Vec<String> {
+    fn needed_by_now(&self) -> Vec<String> {
         let left = self.locks.left();
         left.filter(|path| self.survey.is_kept(self.repository, path)).cloned().collect()
     }
@@ -143,7 +149,7 @@ impl Work<'_> {
         mut paths: impl Iterator<Item = String>,
         until: u64,
         prolonged: &mut Prolonged,
-    ) -> std::result::Result<Option<Error>, Error> {
+    ) -> Result<Option<Error>> {
         let mut missing = None;
         let (store, now) = (self.repository.store().clone(), self.what.now);
         for part in 1.. {
@@ -175,16 +181,15 @@ impl Work<'_> {
         Ok(missing)
     }
 
-    fn is_held(&mut self) -> Ended {
+    fn is_held(&mut self) -> Result<()> {
         (self.still)().map_err(|error| {
-            // Only whether it is there counts from here on.
             let words = error.to_string();
-            self.lost = Some(error);
+            self.lost.get_or_insert(error);
             Error::caller(words)
         })
     }
 
-    fn write(&mut self) -> Ended {
+    fn write(&mut self) -> Result<()> {
         self.is_held()?;
         self.locks.write(self.repository)
     }
