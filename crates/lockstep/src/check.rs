@@ -244,7 +244,7 @@ fn of_repository(cx: &Context, name: &str) -> Vec<Finding> {
         Ok(Err(error)) => Some(failure(&subject, &error)),
         _ => None,
     };
-    let newest = opened.and_then(|_| newest);
+    let newest = opened.and(newest);
     let age = match newest {
         Err(error) => failure(&subject, &error),
         Ok(None) => warning(&subject, "no set is in it yet", "ship one: lockstep ship"),

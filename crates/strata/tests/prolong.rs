@@ -6,7 +6,6 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use strata::check::{Collected, Locks, Prolonged, Prolonging, Survey, check};
 use strata::lease::HELD;
 use strata::manifest::{DeltaId, Manifest};
@@ -258,7 +257,7 @@ fn an_interrupted_run_goes_on_behind_the_packs_that_it_has_done() {
 fn what_was_needed_by_nobody_is_prolonged_as_soon_as_it_is() {
     let storage = filled();
     let repository = repository(Arc::new(storage.clone()));
-    let old = Bytes::from(storage.get("clusters/main/sets/4.json").unwrap());
+    let old = storage.get("clusters/main/sets/4.json").unwrap();
     Manifest::delete(&repository, "4").unwrap();
     let time = soon();
     // 4 is dead, 2 and 3 are about to go: long locked, so nothing is deleted.
