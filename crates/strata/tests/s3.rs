@@ -120,9 +120,12 @@ fn a_lock_is_prolonged_on_a_server() {
     let open = CloudOptions { immutable_days: Some(1), ..options("open", server.port) };
     let plain = ObjectStorage::s3(&options("open", server.port)).unwrap();
     plain.put("x", &["a".into()]).unwrap();
-    let error = ObjectStorage::s3(&open).unwrap().lock_until("x", 4_102_444_800).unwrap_err();
-    assert_eq!(error.kind, StoreErrorKind::Unsupported, "{error:?}");
-    assert!(error.hint().unwrap().contains("immutable_days"), "{error:?}");
+    let open = ObjectStorage::s3(&open).unwrap();
+    let refusals = [open.lock_until("x", 4_102_444_800), open.put("y", &["a".into()])];
+    for error in refusals.map(Result::unwrap_err) {
+        assert_eq!(error.kind, StoreErrorKind::Unsupported, "{error:?}");
+        assert!(error.hint().unwrap().contains("immutable_days"), "{error:?}");
+    }
     let plain = plain.lock_until("x", 4_102_444_800).unwrap_err();
     assert_eq!((plain.kind, plain.source.is_none()), (StoreErrorKind::Unsupported, true));
 }
