@@ -15,7 +15,7 @@ use crate::plan::strategy;
 use crate::plan::warnings::bytes;
 use crate::postgres::connection;
 use crate::postgres::session::{self, Following};
-use crate::repository;
+use crate::repository::{self, Repository, locks};
 use crate::restore;
 use crate::set::manifest::Manifest;
 use crate::set::unfinished;
@@ -71,7 +71,9 @@ pub fn run(cx: &Context) -> Result<Vec<Finding>> {
         Err(error) => all.push(failure("layout", &error)),
     }
     all.extend(of_sets(cx)?);
-    all.extend(cx.cluster.repositories.iter().map(|name| of_repository(cx, name)));
+    for name in &cx.cluster.repositories {
+        all.extend(of_repository(cx, name));
+    }
     all.extend(leftovers::find(cx)?);
     all.extend(of_clones(cx)?);
     if let Err(error) = cx.os_user() {
@@ -228,12 +230,22 @@ fn of_sets(cx: &Context) -> Result<Vec<Finding>> {
     Ok(all)
 }
 
-/// Whether a repository can be reached, and how old its newest set is. What is in it `repo check` looks at.
-fn of_repository(cx: &Context, name: &str) -> Finding {
+/// Whether a repository can be reached, how old its newest set is, and whether its store's locks are prolonged. What is
+/// in it `repo check` looks at.
+fn of_repository(cx: &Context, name: &str) -> Vec<Finding> {
     let subject = format!("repository {name}");
-    let newest = repository::open(cx, name).and_then(|repository| repository.newest());
+    let opened = repository::open(cx, name);
+    let newest = opened.as_ref().map_or(Ok(None), Repository::newest);
     let now = jiff::Timestamp::now();
-    match newest {
+    let seconds = u64::try_from(now.as_second()).unwrap_or(0);
+    let locks = opened.as_ref().map(|repository| locks::overdue(repository, seconds));
+    let locks = match locks {
+        Ok(Ok(Some(what))) => Some(warning(&subject, what, locks::OVERDUE_HINT)),
+        Ok(Err(error)) => Some(failure(&subject, &error)),
+        _ => None,
+    };
+    let newest = opened.and(newest);
+    let age = match newest {
         Err(error) => failure(&subject, &error),
         Ok(None) => warning(&subject, "no set is in it yet", "ship one: lockstep ship"),
         Ok(Some(set)) => {
@@ -253,7 +265,8 @@ fn of_repository(cx: &Context, name: &str) -> Finding {
                 ok(&subject, format!("it can be reached, and its newest set is {id}"))
             }
         }
-    }
+    };
+    std::iter::once(age).chain(locks).collect()
 }
 
 fn of_clones(cx: &Context) -> Result<Vec<Finding>> {

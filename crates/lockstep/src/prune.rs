@@ -12,6 +12,7 @@ mod bookmarks;
 mod chains;
 mod common;
 mod local;
+mod locks;
 #[cfg(test)]
 mod many_tests;
 #[cfg(test)]
@@ -96,6 +97,8 @@ pub struct Plan {
     pub entries: Vec<Entry>,
     /// What else should be known: a repository that couldn't be asked.
     pub problems: Vec<String>,
+    /// The store's locks on what the kept sets need are prolonged, until then.
+    pub locks_until: Option<Timestamp>,
 }
 
 impl Plan {
@@ -117,7 +120,8 @@ impl Plan {
     }
 
     fn nothing(place: Place) -> Self {
-        Self { place, configured: false, entries: Vec::new(), problems: Vec::new() }
+        let (entries, problems) = (Vec::new(), Vec::new());
+        Self { place, configured: false, entries, problems, locks_until: None }
     }
 
     /// The ids of the sets to be removed, oldest first.

@@ -17,6 +17,7 @@ use strata::store::{
 };
 use strata::{Repository, lease::Lease};
 use support::contract::{contract, one_winner};
+use support::stores::http::{Answer, Request, serve};
 use support::stores::s3::Server;
 
 /// A bucket on a server of this machine.
@@ -82,6 +83,149 @@ fn what_is_worth_keeping_is_locked_and_what_passes_is_not() {
     assert_eq!(Manifest::list(&repository).unwrap(), [""; 0]);
     let versions = server.ask("GET", "/locked?versions", "");
     assert!(versions.contains("<DeleteMarker>") && versions.contains("a-set.json"), "{versions}");
+}
+
+/// The date that a HEAD shows, as S3 writes it.
+fn retained_until(server: &Server, path: &str) -> String {
+    let answer = server.ask("HEAD", path, "");
+    let date = answer.split("x-amz-object-lock-retain-until-date: ").nth(1);
+    date.and_then(|rest| rest.lines().next()).unwrap_or_default().trim().to_string()
+}
+
+#[test]
+fn a_lock_is_prolonged_on_a_server() {
+    let Some(server) = Server::start() else { return };
+    let locked = CloudOptions { immutable_days: Some(1), ..bucket(&server, "locked") };
+    let storage = ObjectStorage::s3(&locked).unwrap();
+    // What an address writes otherwise.
+    let path = "volumes/tank=data+20x/1,2@3.parquet";
+    storage.put(path, &["a".into()]).unwrap();
+    let at = "/locked/some/prefix/volumes/tank%3Ddata%2B20x/1%2C2%403.parquet";
+    let before = retained_until(&server, at);
+    // 2100-01-01.
+    storage.lock_until(path, 4_102_444_800).unwrap();
+    let after = retained_until(&server, at);
+    assert!(
+        before.starts_with("20") && after.starts_with("2100-01-01T00:00:00"),
+        "{before} {after}"
+    );
+    assert!(server.ask("HEAD", at, "").contains("x-amz-object-lock-mode: COMPLIANCE"));
+    assert_eq!(storage.get(path).unwrap(), "a");
+    for passing in ["leases/write/1", "doomed.json", "clusters/main/locks.json"] {
+        let error = storage.lock_until(passing, 4_102_444_800).unwrap_err();
+        assert_eq!(error.kind, StoreErrorKind::Unsupported);
+    }
+    // A bucket without object lock.
+    server.ask("PUT", "/open", "");
+    let open = CloudOptions { immutable_days: Some(1), ..options("open", server.port) };
+    let plain = ObjectStorage::s3(&options("open", server.port)).unwrap();
+    plain.put("x", &["a".into()]).unwrap();
+    let open = ObjectStorage::s3(&open).unwrap();
+    let refusals = [open.lock_until("x", 4_102_444_800), open.put("y", &["a".into()])];
+    for error in refusals.map(Result::unwrap_err) {
+        assert_eq!(error.kind, StoreErrorKind::Unsupported, "{error:?}");
+        assert!(error.hint().unwrap().contains("immutable_days"), "{error:?}");
+    }
+    let plain = plain.lock_until("x", 4_102_444_800).unwrap_err();
+    assert_eq!((plain.kind, plain.source.is_none()), (StoreErrorKind::Unsupported, true));
+}
+
+/// A server that answers what `answer` says to each request's head and body, and notes them.
+fn asked(
+    answer: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+) -> (u16, std::sync::mpsc::Receiver<Request>) {
+    let (send, requests) = std::sync::mpsc::channel();
+    let port = serve(move |request| {
+        let noted = Request {
+            method: request.method.clone(),
+            target: request.target.clone(),
+            headers: request.headers.clone(),
+            body: request.body.clone(),
+        };
+        // Not every test wants them.
+        let _ = send.send(noted);
+        Some(answer(request))
+    });
+    (port, requests)
+}
+
+#[test]
+fn a_prolongation_is_signed_and_well_formed() {
+    let (port, requests) = asked(|_| Answer::new(200, ""));
+    let locked = CloudOptions {
+        immutable_days: Some(7),
+        region: Some("eu-north-1".to_string()),
+        ..options("b", port)
+    };
+    ObjectStorage::s3(&locked).unwrap().lock_until("packs/a=b", 1_800_000_000).unwrap();
+    let request = requests.recv().unwrap();
+    assert_eq!(request.method, "PUT");
+    assert_eq!(request.target, "/b/some/prefix/packs/a%3Db?retention");
+    let body = "<Retention xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Mode>COMPLIANCE</Mode>\
+                <RetainUntilDate>2027-01-15T08:00:00Z</RetainUntilDate></Retention>";
+    assert_eq!(String::from_utf8(request.body.clone()).unwrap(), body);
+    let header = |name| request.header(name).unwrap_or_else(|| panic!("{name}: {request:?}"));
+    // As another program makes it of this body.
+    assert_eq!(header("content-md5"), "cgarGSQteL9DHvbvpMZMXw==");
+    assert_eq!(header("x-amz-content-sha256").len(), 64);
+    let authorization = header("authorization");
+    assert!(authorization.starts_with("AWS4-HMAC-SHA256 Credential=AKIATEST/"), "{authorization}");
+    assert!(authorization.contains("/eu-north-1/s3/aws4_request, "), "{authorization}");
+    let signed = "SignedHeaders=content-md5;content-type;host;x-amz-content-sha256;x-amz-date, ";
+    assert!(authorization.contains(signed), "{authorization}");
+    // It locks what is there, and carries nothing that would lock something else.
+    assert!(request.header("x-amz-object-lock-mode").is_none());
+    assert!(requests.try_recv().is_err(), "one request");
+}
+
+#[test]
+fn who_may_not_prolong_is_told_which_right_is_missing() {
+    let (port, requests) = asked(|_| Answer::error(403, "AccessDenied"));
+    let locked = CloudOptions { immutable_days: Some(7), ..options("b", port) };
+    let error = ObjectStorage::s3(&locked).unwrap().lock_until("x", 1_800_000_000).unwrap_err();
+    assert_eq!(error.kind, StoreErrorKind::PermissionDenied);
+    assert!(error.hint().unwrap().contains("s3:PutObjectRetention"), "{error:?}");
+    let shown = format!("{error} {error:?}");
+    assert!(shown.contains("cannot prolong the lock of \"x\"") && shown.contains("AccessDenied"));
+    assert!(!shown.contains("hunter2") && !shown.contains("Signature"), "{shown}");
+    let methods: Vec<_> = requests.try_iter().map(|request| request.method).collect();
+    assert_eq!(methods, ["PUT", "GET"], "it may be locked for longer");
+    for (status, code, kind) in [
+        (403, "InvalidAccessKeyId", StoreErrorKind::Unauthenticated),
+        (403, "SignatureDoesNotMatch", StoreErrorKind::Unauthenticated),
+        (404, "NoSuchKey", StoreErrorKind::NotFound),
+        (404, "NoSuchBucket", StoreErrorKind::NoBucket),
+        (503, "SlowDown", StoreErrorKind::Transient),
+        (400, "MalformedXML", StoreErrorKind::Other),
+        (301, "PermanentRedirect", StoreErrorKind::Other),
+    ] {
+        let (port, _) = asked(move |_| Answer::error(status, code));
+        let locked = CloudOptions { immutable_days: Some(7), ..options("b", port) };
+        let error = ObjectStorage::s3(&locked).unwrap().lock_until("x", 1_800_000_000).unwrap_err();
+        assert_eq!(error.kind, kind, "{status} {code}: {error:?}");
+    }
+}
+
+#[test]
+fn a_longer_lock_is_as_good() {
+    for (status, until, is_fine) in [
+        (403, "2027-01-15T08:00:00Z", true),
+        (400, "2030-01-01T00:00:00.000Z", true),
+        (403, "2027-01-15T07:59:59Z", false),
+    ] {
+        let (port, _requests) = asked(move |request| match request.method.as_str() {
+            "PUT" => Answer::error(status, "AccessDenied"),
+            _ => Answer::new(
+                200,
+                format!(
+                    "<Retention><Mode>COMPLIANCE</Mode><RetainUntilDate>{until}</RetainUntilDate></Retention>"
+                ),
+            ),
+        });
+        let locked = CloudOptions { immutable_days: Some(7), ..options("b", port) };
+        let result = ObjectStorage::s3(&locked).unwrap().lock_until("x", 1_800_000_000);
+        assert_eq!(result.is_ok(), is_fine, "{status}, {until}: {result:?}");
+    }
 }
 
 /// moto locks nothing that comes in parts, so this looks at what is sent.

@@ -111,6 +111,11 @@ fn show(plan: &Plan, dry_run: bool) {
         ]);
     }
     output::print_table(&table);
+    if let Some(until) = plan.locks_until {
+        let would = if dry_run { "would be" } else { "is" };
+        let until = until.strftime("%Y-%m-%d %H:%MZ");
+        println!("what the kept sets need {would} locked in the store until {until}");
+    }
     println!();
 }
 
@@ -128,6 +133,9 @@ fn summary(outcome: &Outcome) {
         );
         if done.locked > 0 {
             println!("{place}: {} objects are locked in the store, and go later", done.locked);
+        }
+        if done.locks_prolonged > 0 {
+            println!("{place}: locks of {} objects prolonged", done.locks_prolonged);
         }
     }
 }
@@ -150,7 +158,7 @@ fn place_json(place: &Place, outcome: &Result<Outcome>) -> Value {
             return json!({
                 "place": kind, "repository": repository, "configured": true, "sets": [],
                 "problems": [], "removed": [], "merged": null, "deleted": null, "waiting": null,
-                "locked": null,
+                "locked": null, "locks_until": null, "locks_prolonged": null,
                 "error": error.chain(),
             });
         }
@@ -162,6 +170,8 @@ fn place_json(place: &Place, outcome: &Result<Outcome>) -> Value {
         "sets": sets, "problems": outcome.plan.problems, "removed": outcome.removed,
         "merged": done.map(|done| done.merged), "deleted": done.map(|done| done.deleted),
         "waiting": done.map(|done| done.waiting), "locked": done.map(|done| done.locked),
+        "locks_until": outcome.plan.locks_until,
+        "locks_prolonged": done.map(|done| done.locks_prolonged),
         "error": null,
     })
 }

@@ -191,7 +191,7 @@ impl Facts {
         }));
         entries.sort_by(|a, b| a.set.cmp(&b.set));
         let problems = self.commons.iter().filter_map(|common| common.problem.clone()).collect();
-        Plan { place: Place::Local, configured: true, entries, problems }
+        Plan { place: Place::Local, configured: true, entries, problems, locks_until: None }
     }
 
     /// Removes what the plan says, oldest first. What stays after all is left in the plan.

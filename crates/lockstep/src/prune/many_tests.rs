@@ -189,6 +189,7 @@ fn many_sets_are_read_many_at_a_time_and_few_times_each() {
         forget: &|_| Ok(()),
         reached: &|_| Ok(()),
         still: &|| Ok(()),
+        prolongs: true,
     };
     let (done, calls, most) = far.cost("prune, nothing to do", || work.run(&plan).unwrap());
     assert!(done.0.is_empty() && done.1.deleted == 0, "{done:?}");

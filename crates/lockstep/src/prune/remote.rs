@@ -5,27 +5,28 @@
 //! 3. What nothing refers to is collected, once its grace time is over; the merged-away descriptors too.
 //!    They aren't deleted at once: a backup that began before this prune may be about to refer to one,
 //!    and a restore to read it.
+//! 4. Where the store locks what is written, the locks of what the kept sets need are prolonged in time.
 //!
 //! Whatever dies in between leaves every set restorable, and the next run goes on from what it finds. A
 //! set whose manifest can't be read is never removed, and stops the second and third step: nobody
-//! knows what it needs.
+//! knows what it needs. Nothing stops the fourth.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use strata::check::collect;
+use strata::check::Survey;
 use strata::delta::{Descriptor, IndexOptions, descriptor_path, read_descriptor};
 use strata::fold::{Rules, merge};
 use strata::manifest::Manifest as Stored;
 use strata::read_many;
 
 use super::chains::{self, Link, Merge};
-use super::{Entry, Fate, Outcome, Place, Plan, Request, common};
+use super::{Entry, Fate, Outcome, Place, Plan, Request, common, locks};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::repository::header::StreamRules;
-use crate::repository::shipped::{FILES_IMAGE, Shipped};
+use crate::repository::shipped::FILES_IMAGE;
 use crate::repository::{self, Repository, of_strata};
 use crate::retention::{self, Candidate, Policy, Reason};
 use crate::ship;
@@ -48,6 +49,18 @@ pub struct Done {
     pub waiting: u64,
     /// Objects that would be deleted, but the store locks them still.
     pub locked: u64,
+    /// Objects that kept sets need, and that the store locks for longer now.
+    pub locks_prolonged: u64,
+    /// What of it failed, without harm.
+    pub problems: Vec<String>,
+}
+
+/// What there is once all that nobody needs has gone.
+pub(super) struct Tidied {
+    /// What was there before.
+    pub(super) survey: Survey,
+    /// What was deleted.
+    pub(super) gone: Vec<String>,
 }
 
 /// Plans, shows the plan, and carries it out.
@@ -100,8 +113,10 @@ pub(super) fn prune(
         forget: &|set| common::forget_shipped(cx, set, name),
         reached: &|step| steps::reached(step),
         still: &|| lease.check(),
+        prolongs: policy.is_some(),
     };
     let (removed, done) = work.run(&plan)?;
+    plan.problems.extend(done.problems.iter().cloned());
     Ok(Outcome { plan, removed, done: Some(done) })
 }
 
@@ -124,13 +139,14 @@ impl Choice<'_> {
         let ids = sets.iter().map(|set| set.manifest.set.to_string());
         // Ids sort by time.
         let common = ids.filter(|id| self.bases.contains(id)).max();
+        let locks = locks::Known::read(repository)?;
         let candidates: Vec<_> = sets
             .iter()
             .map(|set| {
                 let id = set.manifest.set.to_string();
                 let is_common = common.as_ref() == Some(&id);
                 let needed = is_common.then(|| Reason::CommonWith("this host".into()));
-                let locked = locked_until(repository, set).filter(|until| *until > self.now);
+                let locked = locks.until(repository, set).filter(|until| *until > self.now);
                 let needed = needed.into_iter().chain(locked.map(Reason::LockedUntil)).collect();
                 Candidate { id, time: set.manifest.started_at, needed }
             })
@@ -180,18 +196,9 @@ impl Choice<'_> {
         }));
         entries.sort_by(|a, b| a.set.cmp(&b.set));
         let place = Place::Repository(repository.name.clone());
-        Ok(Plan { place, configured: true, entries, problems })
+        let locks_until = self.policy.and_then(|_| locks.due(self.now));
+        Ok(Plan { place, configured: true, entries, problems, locks_until })
     }
-}
-
-/// Until when the store lets nobody delete a set's manifest, where it locks what is written.
-///
-/// Before that its removal would give nothing back, and take the set away.
-fn locked_until(repository: &Repository, set: &Shipped) -> Option<Timestamp> {
-    let strata = &repository.strata;
-    let seconds = strata.store().locked_seconds(&strata.path("sets/any.json"));
-    let span = i64::try_from(seconds).ok().filter(|seconds| *seconds > 0)?;
-    Timestamp::from_second(set.shipped_at.as_second().saturating_add(span)).ok()
 }
 
 /// A delta as far as chains are concerned.
@@ -219,10 +226,12 @@ pub(super) struct Work<'a, R> {
     pub(super) reached: &'a dyn Fn(&str) -> Result<()>,
     /// Asked before each object is deleted or replaced: whether the lease is held still.
     pub(super) still: &'a dyn Fn() -> Result<()>,
+    /// The plan says of each set whether it is kept: then the locks of what these need are prolonged.
+    pub(super) prolongs: bool,
 }
 
 impl<R: Rules> Work<'_, R> {
-    /// Removes the plan's sets, merges, collects.
+    /// Removes the plan's sets, merges, collects, and prolongs locks.
     pub(super) fn run(&self, plan: &Plan) -> Result<(Vec<String>, Done)> {
         let mut removed = Vec::new();
         for set in plan.removed() {
@@ -233,18 +242,39 @@ impl<R: Rules> Work<'_, R> {
             removed.push(set.to_owned());
         }
         let mut done = Done::default();
-        // One that can't be read, and wasn't given up: nobody knows what it needs.
+        let tidied = self.tidy(plan, &mut done);
+        if let Err(interrupted @ Error::Interrupted { .. }) = tidied {
+            return Err(interrupted);
+        }
+        if self.prolongs {
+            (self.reached)("prune.repository-locks")?;
+            let (still, there) = (self.still_of_strata(), tidied.as_ref().ok());
+            let there = there.and_then(Option::as_ref);
+            locks::prolong(self.repository, plan, there, self.now, &still, &mut done)?;
+        }
+        if let Err(error) = tidied {
+            done.problems.iter().for_each(|problem| tracing::warn!("{problem}"));
+            return Err(error);
+        }
+        Ok((removed, done))
+    }
+
+    /// Merges and collects, unless there is a set of which nobody knows what it needs.
+    fn tidy(&self, plan: &Plan, done: &mut Done) -> Result<Option<Tidied>> {
+        // One that can't be read, and wasn't given up.
         if plan.entries.iter().any(|entry| entry.time.is_none() && entry.fate != Fate::Remove) {
-            return Ok((removed, done));
+            return Ok(None);
         }
         done.merged = self.merge_all()?;
         (self.reached)("prune.repository-collect")?;
         let (strata, still) = (&self.repository.strata, self.still_of_strata());
-        let collected = collect(strata, self.grace, self.now, false, &still).map_err(of_strata)?;
+        let (grace, now) = (self.grace, self.now);
+        let survey = locks::survey(self.repository, plan, grace, now).map_err(of_strata)?;
+        let collected = survey.collect(strata, grace, now, false, &still).map_err(of_strata)?;
         done.deleted = collected.deleted.len() as u64;
         done.waiting = collected.waiting.len() as u64;
         done.locked = collected.locked.len() as u64;
-        Ok((removed, done))
+        Ok(Some(Tidied { survey, gone: collected.deleted }))
     }
 
     fn still_of_strata(&self) -> impl Fn() -> strata::Result<()> {
@@ -328,7 +358,7 @@ impl<R: Rules> Work<'_, R> {
 
 #[cfg(test)]
 #[path = "remote_tests.rs"]
-mod tests;
+pub(super) mod tests;
 
 #[cfg(test)]
 #[path = "remote_raw_tests.rs"]

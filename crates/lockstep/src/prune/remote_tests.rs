@@ -26,7 +26,7 @@ use crate::volume::zfs::DatasetName;
 const NOW: u64 = 4_000_000_000;
 const IMAGES: [&str; 2] = ["tank=data", "tank=ts1"];
 
-fn repository(storage: Arc<dyn Storage>) -> Repository {
+pub(in crate::prune) fn repository(storage: Arc<dyn Storage>) -> Repository {
     let retries = Retries { tries: 1, first_pause: std::time::Duration::ZERO };
     let strata =
         strata::Repository::new(Store::shared(storage, retries), "clusters/main", None).unwrap();
@@ -35,10 +35,10 @@ fn repository(storage: Arc<dyn Storage>) -> Repository {
 }
 
 /// An image: objects of so many blocks, each a byte.
-type Image = BTreeMap<u64, Vec<u8>>;
+pub(in crate::prune) type Image = BTreeMap<u64, Vec<u8>>;
 const BLOCK: usize = 64;
 
-pub(super) fn set_id(number: usize) -> String {
+pub(in crate::prune) fn set_id(number: usize) -> String {
     format!("202611{:02}T000000Z-aaaa", number + 1)
 }
 
@@ -48,7 +48,7 @@ fn small() -> ImageOptions {
 }
 
 /// What each image holds in each set: a few blocks change from one to the next, objects come and go.
-fn history(count: usize) -> Vec<[Image; 2]> {
+pub(in crate::prune) fn history(count: usize) -> Vec<[Image; 2]> {
     let mut random = fastrand::Rng::with_seed(7);
     let mut now = [Image::new(), Image::new()];
     for image in &mut now {
@@ -95,7 +95,12 @@ fn write(repository: &Repository, image: &str, id: &str, base: Option<(&str, &Im
 }
 
 /// Publishes a set of both images as they are in `state`.
-fn publish(repository: &Repository, number: usize, history: &[[Image; 2]], base: Option<usize>) {
+pub(in crate::prune) fn publish(
+    repository: &Repository,
+    number: usize,
+    history: &[[Image; 2]],
+    base: Option<usize>,
+) {
     let id = set_id(number);
     let mut volumes = Vec::new();
     for (at, image) in IMAGES.into_iter().enumerate() {
@@ -155,7 +160,11 @@ fn folded(repository: &Repository, image: &str, id: &str) -> Image {
 }
 
 /// Every set that is there holds what it held, files and all.
-fn assert_whole(memory: &Memory, history: &[[Image; 2]], why: &str) -> Vec<String> {
+pub(in crate::prune) fn assert_whole(
+    memory: &Memory,
+    history: &[[Image; 2]],
+    why: &str,
+) -> Vec<String> {
     let repository = repository(Arc::new(memory.clone()));
     let known = vec!["leases/".into()];
     let report = check(&repository.strata, &CheckOptions { read_data: true, known }).unwrap();
@@ -172,18 +181,22 @@ fn assert_whole(memory: &Memory, history: &[[Image; 2]], why: &str) -> Vec<Strin
     sets.iter().map(|set| set.manifest.set.to_string()).collect()
 }
 
-pub(super) fn policy(text: &str) -> Policy {
+pub(in crate::prune) fn policy(text: &str) -> Policy {
     toml::from_str(text).unwrap()
 }
 
-pub(super) fn plan(repository: &Repository, policy: &Policy, bases: &[usize]) -> Result<Plan> {
+pub(in crate::prune) fn plan(
+    repository: &Repository,
+    policy: &Policy,
+    bases: &[usize],
+) -> Result<Plan> {
     let bases = bases.iter().map(|number| set_id(*number)).collect();
     let now = "2026-12-24T00:00:00Z".parse().unwrap();
     Choice { policy: Some(policy), named: &[], bases: &bases, now, zone: &TimeZone::UTC }
         .plan(repository)
 }
 
-pub(super) fn work(repository: &Repository, grace: u64) -> Work<'_, KeepAll> {
+pub(in crate::prune) fn work(repository: &Repository, grace: u64) -> Work<'_, KeepAll> {
     let nothing = &|_: &str| Ok(());
     Work {
         repository,
@@ -195,6 +208,7 @@ pub(super) fn work(repository: &Repository, grace: u64) -> Work<'_, KeepAll> {
         forget: nothing,
         reached: nothing,
         still: &|| Ok(()),
+        prolongs: true,
     }
 }
 
@@ -202,7 +216,7 @@ fn prune(repository: &Repository, policy: &Policy, bases: &[usize]) -> Result<(V
     work(repository, 0).run(&plan(repository, policy, bases)?)
 }
 
-fn filled(count: usize) -> (Memory, Vec<[Image; 2]>) {
+pub(in crate::prune) fn filled(count: usize) -> (Memory, Vec<[Image; 2]>) {
     let (memory, history) = (Memory::default(), history(count));
     let repository = repository(Arc::new(memory.clone()));
     for number in 0..count {

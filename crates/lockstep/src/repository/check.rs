@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use strata::check::{CheckOptions, Report, check_some, collect};
 use strata::store::Store;
 
-use super::{Format, Repository, files, keys, of_strata, wrap};
+use super::{Format, Repository, files, keys, locks, of_strata, wrap};
 use crate::error::{Error, Result};
 
 /// How bad it is.
@@ -82,6 +82,7 @@ pub fn run(
     let store = repository.strata.store();
     let format = Format::read(store, &repository.name)?;
     findings.extend(of_keys(store, &format)?);
+    findings.extend(of_locks(repository));
     // A stable sort: the order in which they were found is that of the sets.
     findings.sort_by_key(|finding| finding.severity);
     Ok(Checked { findings, counts: report.counts, orphans: report.orphans })
@@ -203,6 +204,14 @@ fn of_keys(store: &Store, format: &Format) -> Result<Vec<Finding>> {
         });
     }
     Ok(findings)
+}
+
+/// Whether what sets need is locked for long enough. What can't be read for that is said elsewhere.
+fn of_locks(repository: &Repository) -> Option<Finding> {
+    let now = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0);
+    let what = locks::overdue(repository, now).ok().flatten()?;
+    let hint = Some(locks::OVERDUE_HINT.to_owned());
+    Some(Finding { severity: Severity::Warning, what, sets: Vec::new(), hint })
 }
 
 fn is_of(slot: &wrap::Slot, format: &Format) -> bool {

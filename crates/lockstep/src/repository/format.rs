@@ -10,7 +10,7 @@ use crate::names::random_suffix;
 
 /// The newest format that is known.
 const VERSION: u32 = 1;
-const PATH: &str = "lockstep.json";
+pub(super) const PATH: &str = "lockstep.json";
 /// More bytes than this file, or one with a key, ever has.
 pub(super) const MAX_SIZE: u64 = 1 << 20;
 /// The one cipher that there is.

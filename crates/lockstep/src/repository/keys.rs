@@ -15,7 +15,7 @@ use super::{of_store, of_strata, secret};
 use crate::config::RepositoryConfig;
 use crate::error::{Error, Result};
 
-const FOLDER: &str = "keys";
+pub(super) const FOLDER: &str = "keys";
 
 /// Where a secret comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]

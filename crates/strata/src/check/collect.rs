@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::doomed::Doomed;
-use super::{Inventory, Live};
+use super::{Live, Locks, Survey};
 use crate::delta::read_descriptor;
 use crate::error::{Error, Result};
 use crate::id::Ulid;
@@ -62,85 +62,82 @@ pub fn collect(
     is_dry_run: bool,
     still: Still<'_>,
 ) -> Result<Collected> {
-    // First what is there, then what is needed: what is written in between is needed by nobody on this list.
-    let inventory = Inventory::take(repository)?;
-    let is_old = |time: u64| now.saturating_sub(time) >= grace;
-    let live = live(repository, &inventory, is_old)?;
-    let before = Doomed::read(repository)?;
-    let mut after = Doomed::default();
-    let (mut going, mut waiting, mut locked) = (Vec::new(), Vec::new(), Vec::new());
-    for item in unneeded(&inventory, &live) {
-        let listed = item.listed;
-        let since = before.since(&listed.path).unwrap_or(now).min(now);
-        after.note(&listed.path, since);
-        let lock = repository.store().locked_seconds(&listed.path);
-        if !(is_old(since) && is_old(listed.modified)) {
-            waiting.push(item);
-        } else if now < listed.modified.saturating_add(lock) {
-            locked.push(item);
-        } else {
-            going.push(item);
-        }
-    }
-    if !going.is_empty() {
-        let kept = Kept::by(repository, &waiting)?;
-        waiting.extend(going.extract_if(.., |item| kept.holds(item)));
-        let kept = Kept::by(repository, &locked)?;
-        locked.extend(going.extract_if(.., |item| kept.holds(item)));
-        increments_first(repository, &mut going)?;
-    }
-    let paths = |items: Vec<Unneeded<'_>>| items.iter().map(|i| i.listed.path.clone()).collect();
-    let mut collected =
-        Collected { deleted: Vec::new(), waiting: paths(waiting), locked: paths(locked) };
-    if is_dry_run {
-        collected.deleted = paths(going);
-        return Ok(collected);
-    }
-    still()?;
-    after.write(repository, &before)?;
-    let mut kept = Kept::default();
-    for item in going {
-        let path = item.listed.path.clone();
-        if kept.holds(&item) {
-            collected.locked.push(path);
-            continue;
-        }
-        still()?;
-        match repository.store().delete(&path) {
-            Ok(()) => collected.deleted.push(path),
-            // A lock that the store knows of and we don't: the bucket's own, or somebody's hold.
-            Err(error) if error.kind == StoreErrorKind::Retained => {
-                kept.add(repository, &[item])?;
-                collected.locked.push(path);
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(collected)
+    let survey = Survey::take(repository, &BTreeSet::new(), grace, now)?;
+    survey.collect(repository, grace, now, is_dry_run, still)
 }
 
-/// What sets need, and backups that have no manifest yet: they are young.
-fn live(
-    repository: &Repository,
-    inventory: &Inventory,
-    is_old: impl Fn(u64) -> bool,
-) -> Result<Live> {
-    let mut live = Live::default();
-    live.sets(repository)?;
-    let young = inventory.deltas.iter().filter(|(_, listed)| !is_old(listed.modified));
-    let young = young.map(|(delta, _)| delta.clone()).collect();
-    live.chains(repository, young, Error::is_not_found)?;
-    Ok(live)
+impl Survey {
+    /// Deletes what nobody needs, as [`collect`] does.
+    pub fn collect(
+        &self,
+        repository: &Repository,
+        grace: u64,
+        now: u64,
+        is_dry_run: bool,
+        still: Still<'_>,
+    ) -> Result<Collected> {
+        let is_old = |time: u64| now.saturating_sub(time) >= grace;
+        let (before, locks) = (Doomed::read(repository)?, Locks::read(repository)?);
+        let mut after = Doomed::default();
+        let (mut going, mut waiting, mut locked) = (Vec::new(), Vec::new(), Vec::new());
+        for item in unneeded(self) {
+            let listed = item.listed;
+            let since = before.since(&listed.path).unwrap_or(now).min(now);
+            after.note(&listed.path, since);
+            let seconds = repository.store().locked_seconds(&listed.path);
+            if !(is_old(since) && is_old(listed.modified)) {
+                waiting.push(item);
+            } else if now < locks.ends(&listed.path, listed.modified, Some(since), seconds) {
+                locked.push(item);
+            } else {
+                going.push(item);
+            }
+        }
+        if !going.is_empty() {
+            let kept = Kept::by(repository, &waiting)?;
+            waiting.extend(going.extract_if(.., |item| kept.holds(item)));
+            let kept = Kept::by(repository, &locked)?;
+            locked.extend(going.extract_if(.., |item| kept.holds(item)));
+            increments_first(repository, &mut going)?;
+        }
+        let paths =
+            |items: Vec<Unneeded<'_>>| items.iter().map(|i| i.listed.path.clone()).collect();
+        let mut collected =
+            Collected { deleted: Vec::new(), waiting: paths(waiting), locked: paths(locked) };
+        if is_dry_run {
+            collected.deleted = paths(going);
+            return Ok(collected);
+        }
+        still()?;
+        after.write(repository, &before)?;
+        let mut kept = Kept::default();
+        for item in going {
+            let path = item.listed.path.clone();
+            if kept.holds(&item) {
+                collected.locked.push(path);
+                continue;
+            }
+            still()?;
+            match repository.store().delete(&path) {
+                Ok(()) => collected.deleted.push(path),
+                // A lock that the store knows of and we don't: the bucket's own, or somebody's hold.
+                Err(error) if error.kind == StoreErrorKind::Retained => {
+                    kept.add(repository, &[item])?;
+                    collected.locked.push(path);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(collected)
+    }
 }
 
 /// What isn't needed: descriptors, index files, packs.
-fn unneeded<'a>(
-    inventory: &'a Inventory,
-    live: &'a Live,
-) -> impl Iterator<Item = Unneeded<'a>> + use<'a> {
-    let deltas = inventory.deltas.iter().filter(|(delta, _)| !live.deltas.contains(delta));
-    let indexes = inventory.indexes.iter().filter(|(path, _)| !live.indexes.contains(*path));
-    let packs = inventory.packs.iter().filter(|(pack, _)| !live.packs.contains_key(pack));
+fn unneeded(survey: &Survey) -> impl Iterator<Item = Unneeded<'_>> {
+    let there = &survey.inventory;
+    let deltas = there.deltas.iter().filter(|(delta, _)| !survey.needs_delta(delta));
+    let indexes = there.indexes.iter().filter(|(path, _)| !survey.needs_index(path));
+    let packs = there.packs.iter().filter(|(pack, _)| !survey.needs_pack(**pack));
     deltas
         .map(|(delta, listed)| Unneeded { listed, what: What::Delta(delta) })
         .chain(indexes.map(|(_, listed)| Unneeded { listed, what: What::Index }))

@@ -58,12 +58,6 @@ impl Doomed {
     /// Leaves out what was noted last, until the note has no more than `most` bytes: what is noted longest goes first,
     /// and makes room for the others.
     fn shrink(&mut self, most: u64) {
-        // A path, quoted and escaped at the worst, a colon, a number of up to 20 digits, a comma.
-        let size = |path: &str| {
-            path.len() as u64
-                + path.bytes().filter(|byte| needs_escape(*byte)).count() as u64 * 5
-                + 24
-        };
         let mut left = most.saturating_sub(FRAME);
         if self.since.keys().map(|path| size(path)).sum::<u64>() <= left {
             return;
@@ -78,6 +72,12 @@ impl Doomed {
         };
         self.since = all.into_iter().take_while(fits).collect();
     }
+}
+
+/// Bytes that a path and its time take in a note, at the most: quoted and escaped, a colon, a number of up to 20 digits,
+/// a comma.
+pub(super) fn size(path: &str) -> u64 {
+    path.len() as u64 + path.bytes().filter(|byte| needs_escape(*byte)).count() as u64 * 5 + 24
 }
 
 /// Bytes of a note with nothing in it, or more.

@@ -1,6 +1,6 @@
 //! What is in a repository, by kind.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::error::Result;
 use crate::id::{Ulid, check_name};
@@ -12,7 +12,7 @@ use crate::store::Listed;
 #[derive(Debug, Default)]
 pub struct Inventory {
     /// Manifests, by set.
-    pub sets: BTreeSet<String>,
+    pub sets: BTreeMap<String, Listed>,
     /// Descriptors.
     pub deltas: BTreeMap<DeltaId, Listed>,
     /// Index files, by path.
@@ -38,6 +38,14 @@ impl Inventory {
         Ok(inventory)
     }
 
+    /// As if nothing but this were there.
+    pub(super) fn of_one(repository: &Repository, path: &str) -> Inventory {
+        let mut inventory = Inventory::default();
+        let listed = Listed { path: path.to_string(), size: 0, modified: 0 };
+        inventory.sort(repository.relative(path), listed);
+        inventory
+    }
+
     fn sort(&mut self, path: &str, listed: Listed) {
         let segments: Vec<&str> = path.split('/').collect();
         match segments[..] {
@@ -49,7 +57,7 @@ impl Inventory {
             }
             ["sets", name] => {
                 if let Some(set) = name.strip_suffix(".json") {
-                    self.sets.insert(set.to_string());
+                    self.sets.insert(set.to_string(), listed);
                     return;
                 }
             }
@@ -64,7 +72,7 @@ impl Inventory {
                     return;
                 }
             }
-            ["leases", _, _] | ["doomed.json"] => return,
+            ["leases", _, _] | ["doomed.json"] | ["locks.json"] => return,
             _ => {}
         }
         self.foreign.push(listed.path);

@@ -58,13 +58,27 @@ impl Live {
         &mut self,
         repository: &Repository,
         deltas: BTreeSet<DeltaId>,
+        may_end: impl FnMut(&Error) -> bool,
+    ) -> Result<()> {
+        self.chains_beside(repository, deltas, &Live::default(), may_end)
+    }
+
+    /// The same, but for what others know already.
+    pub(crate) fn chains_beside(
+        &mut self,
+        repository: &Repository,
+        deltas: BTreeSet<DeltaId>,
+        others: &Live,
         mut may_end: impl FnMut(&Error) -> bool,
     ) -> Result<()> {
         let mut next = deltas;
+        let is_known = |ours: &BTreeSet<DeltaId>, delta: &DeltaId| {
+            ours.contains(delta) || others.deltas.contains(delta)
+        };
         // What all of these come from is mostly among them, so this takes few rounds.
         while !next.is_empty() {
             let round: Vec<_> =
-                next.into_iter().filter(|delta| !self.deltas.contains(delta)).collect();
+                next.into_iter().filter(|delta| !is_known(&self.deltas, delta)).collect();
             next = BTreeSet::new();
             let needs = |delta: &DeltaId| needs(repository, delta);
             read_many::<_, _, Error>(&round, needs, |delta, needs| {

@@ -8,11 +8,17 @@ mod collect;
 mod doomed;
 mod inventory;
 mod live;
+mod locks;
 mod look;
+mod prolong;
+mod survey;
 
 pub use collect::{Collected, collect};
 pub use inventory::Inventory;
 pub(crate) use live::Live;
+pub use locks::{Locks, lock_seconds};
+pub use prolong::{Prolonged, Prolonging};
+pub use survey::Survey;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -123,7 +129,7 @@ pub fn check_some(
         files: BTreeSet::new(),
         needed: None,
     };
-    for set in check.inventory.sets.clone() {
+    for set in check.inventory.sets.keys().cloned().collect::<Vec<_>>() {
         match again::manifest(repository, &set) {
             Ok(None) => continue,
             Ok(Some(manifest)) => {

@@ -182,14 +182,16 @@ pub(super) mod s3 {
     use std::sync::{Arc, Mutex, PoisonError};
     use std::time::{Duration, Instant, SystemTime};
 
-    use chrono::{DateTime, SecondsFormat, Utc};
+    use futures_util::future::BoxFuture;
     use object_store::aws::{
         AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut,
     };
     use object_store::multipart::MultipartStore;
+    use object_store::path::Path;
     use object_store::{HeaderMap, HeaderValue, ObjectStore, Result};
 
     use super::{CloudOptions, client, environment, no_retries, not_opened};
+    use crate::store::prolong::{Prolonger, date};
     use crate::store::upload::Locking;
     use crate::store::{ObjectStorage, StoreResult};
 
@@ -199,18 +201,19 @@ pub(super) mod s3 {
     impl ObjectStorage {
         /// S3, or a server that speaks like it.
         pub fn s3(options: &CloudOptions) -> StoreResult<ObjectStorage> {
-            let built = build(options, HeaderMap::new());
-            let store = Arc::new(built.map_err(|error| not_opened(options, error))?);
+            let failed = |error| not_opened(options, error);
+            let builder = builder(options, HeaderMap::new());
+            let store = Arc::new(builder.clone().build().map_err(failed)?);
             let storage = ObjectStorage::on(store.clone(), &options.prefix, options.timeouts)?;
-            Ok(match options.immutable_days {
-                None => storage,
-                Some(days) => storage.with_locking(Arc::new(Retention {
-                    options: options.clone(),
-                    days,
-                    plain: store,
-                    locking: Mutex::new(None),
-                })),
-            })
+            let Some(days) = options.immutable_days else { return Ok(storage) };
+            let prolonger = Prolonger::new(store.clone(), &builder, &client(options));
+            Ok(storage.with_locking(Arc::new(Retention {
+                options: options.clone(),
+                days,
+                plain: store,
+                locking: Mutex::new(None),
+                prolonger: prolonger.map_err(failed)?,
+            })))
         }
     }
 
@@ -228,7 +231,7 @@ pub(super) mod s3 {
         builder
     }
 
-    fn build(options: &CloudOptions, headers: HeaderMap) -> Result<AmazonS3> {
+    fn builder(options: &CloudOptions, headers: HeaderMap) -> AmazonS3Builder {
         let mut builder = from_environment(options.access_key_id.is_some());
         let is_amazon = options.endpoint.is_none()
             && builder.get_config_value(&AmazonS3ConfigKey::Endpoint).is_none()
@@ -264,7 +267,7 @@ pub(super) mod s3 {
         if let Some(secret) = &options.secret {
             builder = builder.with_secret_access_key(secret.reveal());
         }
-        builder.build()
+        builder
     }
 
     /// Locks objects for some days from the hour in which they are written.
@@ -273,6 +276,7 @@ pub(super) mod s3 {
         days: u32,
         plain: Arc<AmazonS3>,
         locking: Mutex<Option<(Instant, Arc<AmazonS3>)>>,
+        prolonger: Prolonger,
     }
 
     impl Retention {
@@ -292,7 +296,7 @@ pub(super) mod s3 {
             headers.insert("x-amz-object-lock-retain-until-date", until);
             // What S3 asks for with a lock: that the checksum, which is sent anyway, is named.
             headers.insert("x-amz-sdk-checksum-algorithm", HeaderValue::from_static("SHA256"));
-            let client = Arc::new(build(&self.options, headers)?);
+            let client = Arc::new(builder(&self.options, headers).build()?);
             *locking = Some((Instant::now(), client.clone()));
             Ok(client)
         }
@@ -302,8 +306,7 @@ pub(super) mod s3 {
     fn until(now: SystemTime, days: u32) -> Option<HeaderValue> {
         let now = now.duration_since(SystemTime::UNIX_EPOCH).ok()?;
         let until = now + Duration::from_secs(u64::from(days) * 86_400) + FRESH;
-        let date = DateTime::<Utc>::from_timestamp(until.as_secs().try_into().ok()?, 0)?;
-        HeaderValue::try_from(date.to_rfc3339_opts(SecondsFormat::Secs, true)).ok()
+        HeaderValue::try_from(date(until.as_secs())?).ok()
     }
 
     impl Locking for Retention {
@@ -321,6 +324,10 @@ pub(super) mod s3 {
 
         fn parts(&self) -> Arc<dyn MultipartStore> {
             self.plain.clone()
+        }
+
+        fn prolong<'a>(&'a self, path: &'a Path, until: u64) -> BoxFuture<'a, Result<()>> {
+            Box::pin(self.prolonger.prolong(path, until))
         }
     }
 

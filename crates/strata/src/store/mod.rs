@@ -8,6 +8,8 @@
 mod cloud;
 mod object;
 mod paced;
+#[cfg(feature = "aws")]
+mod prolong;
 pub mod testing;
 mod translate;
 mod upload;
@@ -39,6 +41,8 @@ pub enum StoreErrorKind {
     TooLarge,
     /// The store lets nobody delete or replace it for some time.
     Retained,
+    /// It isn't among what this store does.
+    Unsupported,
     /// The store knows who asks and doesn't let them.
     PermissionDenied,
     /// The store doesn't know who asks.
@@ -79,6 +83,7 @@ impl StoreError {
             StoreErrorKind::AlreadyExists => "it exists already",
             StoreErrorKind::TooLarge => "it is larger than any that is written",
             StoreErrorKind::Retained => "the store keeps it as it is for some time",
+            StoreErrorKind::Unsupported => "this store does no such thing",
             StoreErrorKind::PermissionDenied => "permission denied",
             StoreErrorKind::Unauthenticated => "the credentials are missing or wrong",
             StoreErrorKind::TimedOut => "the store did not answer in time",
@@ -95,6 +100,9 @@ impl StoreError {
         }
         Some(match self.kind {
             StoreErrorKind::NotFound => "run the repository's check: is the repository whole?",
+            StoreErrorKind::PermissionDenied if self.verb == PROLONG => {
+                "do these credentials have the right s3:PutObjectRetention? (s3:GetObjectRetention tells locks that are longer already)"
+            }
             StoreErrorKind::PermissionDenied => {
                 "may this user, or these credentials, read, write and delete there?"
             }
@@ -149,6 +157,19 @@ pub trait Storage: Send + Sync {
     fn size(&self, path: &str) -> StoreResult<u64>;
     /// For how many seconds after it was written, at most, the store lets nobody delete an object for good.
     fn locked_seconds(&self, path: &str) -> u64;
+    /// Lets nobody delete an object for good before `until` (Unix time). One that is locked for longer stays so.
+    fn lock_until(&self, path: &str, _until: u64) -> StoreResult<()> {
+        Err(StoreError::new(PROLONG, path, StoreErrorKind::Unsupported))
+    }
+}
+
+/// The verb of a lock that is prolonged.
+const PROLONG: &str = "prolong the lock of";
+
+/// Whether an object is meant to go, or to be written over: leases end, and notes of a collection change with each.
+/// None of them is ever locked.
+fn is_passing(path: &str) -> bool {
+    path.split('/').any(|name| matches!(name, "leases" | "doomed.json" | "locks.json"))
 }
 
 /// How often, and how long apart, a call is tried again.
@@ -291,6 +312,11 @@ impl Store {
     /// For how many seconds after it was written, at most, the store lets nobody delete an object for good.
     pub fn locked_seconds(&self, path: &str) -> u64 {
         self.storage.locked_seconds(path)
+    }
+
+    /// Lets nobody delete an object for good before `until` (Unix time). One that is locked for longer stays so.
+    pub fn lock_until(&self, path: &str, until: u64) -> StoreResult<()> {
+        self.again(|_| self.storage.lock_until(path, until))
     }
 
     /// An object's size.

@@ -16,7 +16,9 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::translate::translated;
 use super::upload::{Locking, Upload};
-use super::{Listed, Storage, StoreError, StoreErrorKind, StoreResult, read_part};
+use super::{
+    Listed, PROLONG, Storage, StoreError, StoreErrorKind, StoreResult, is_passing, read_part,
+};
 
 /// A file up to this size is put in one call, a larger one in parts of it.
 const PART: u64 = 8 << 20;
@@ -108,11 +110,9 @@ impl ObjectStorage {
         self
     }
 
-    /// Who locks this object, where somebody does. Leases end, and the note of what is doomed changes with each
-    /// collection: neither is worth keeping.
+    /// Who locks this object, where somebody does.
     fn locking(&self, path: &str) -> Option<&Arc<dyn Locking>> {
-        let is_passing = path.split('/').any(|name| name == "leases" || name == "doomed.json");
-        self.locking.as_ref().filter(|_| !is_passing)
+        self.locking.as_ref().filter(|_| !is_passing(path))
     }
 
     /// What an object is written through.
@@ -278,6 +278,14 @@ impl Storage for ObjectStorage {
 
     fn locked_seconds(&self, path: &str) -> u64 {
         self.locking(path).map_or(0, |locking| locking.seconds())
+    }
+
+    fn lock_until(&self, path: &str, until: u64) -> StoreResult<()> {
+        let Some(locking) = self.locking(path) else {
+            return Err(StoreError::new(PROLONG, path, StoreErrorKind::Unsupported));
+        };
+        let target = self.path(PROLONG, path)?;
+        self.call(PROLONG, path, 0, locking.prolong(&target, until))
     }
 }
 

@@ -13,6 +13,9 @@ use bytes::Bytes;
 
 use super::{Listed, Storage, StoreResult};
 
+/// About what a request takes that carries nothing but itself.
+const REQUEST: u64 = 1 << 10;
+
 /// Paces what is sent to `inner`.
 pub struct Paced<S> {
     inner: S,
@@ -83,5 +86,11 @@ impl<S: Storage> Storage for Paced<S> {
 
     fn locked_seconds(&self, path: &str) -> u64 {
         self.inner.locked_seconds(path)
+    }
+
+    fn lock_until(&self, path: &str, until: u64) -> StoreResult<()> {
+        // Small, and by the million.
+        self.pace(REQUEST);
+        self.inner.lock_until(path, until)
     }
 }

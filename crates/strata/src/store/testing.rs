@@ -1,5 +1,9 @@
-//! Stores for tests: one that fails or stops after so many calls, one that counts and records them, and one in which
-//! others do something meanwhile.
+//! Stores for tests: one that fails or stops after so many calls, one that counts and records them, one in which
+//! others do something meanwhile, and one that locks what is written.
+
+mod locking;
+
+pub use locking::Locking;
 
 use std::fs::File;
 use std::ops::Range;
@@ -147,6 +151,11 @@ impl Storage for Counting {
     fn locked_seconds(&self, path: &str) -> u64 {
         self.inner.locked_seconds(path)
     }
+
+    fn lock_until(&self, path: &str, until: u64) -> StoreResult<()> {
+        self.note("lock_until", path, None);
+        self.inner.lock_until(path, until)
+    }
 }
 
 impl Storage for Faulty {
@@ -188,6 +197,10 @@ impl Storage for Faulty {
 
     fn locked_seconds(&self, path: &str) -> u64 {
         self.inner.locked_seconds(path)
+    }
+
+    fn lock_until(&self, path: &str, until: u64) -> StoreResult<()> {
+        self.call("prolong the lock of", path, || self.inner.lock_until(path, until))
     }
 }
 
@@ -267,5 +280,9 @@ impl Storage for Meanwhile {
 
     fn locked_seconds(&self, path: &str) -> u64 {
         self.inner.locked_seconds(path)
+    }
+
+    fn lock_until(&self, path: &str, until: u64) -> StoreResult<()> {
+        self.call().lock_until(path, until)
     }
 }

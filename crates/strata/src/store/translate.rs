@@ -56,8 +56,10 @@ const CLOCK: &str = "the store's clock and this host's differ: is this host's ri
 const BUCKET: &str = "is its name right, and the endpoint? the bucket, or container, is made with the store's own tools";
 const RETAINED: &str = "a retention of the bucket's or a hold keeps it as it is; it goes when that is over. Where it is the bucket's, and without versions, nothing can be replaced either: use versions, or the store's soft delete";
 
+const NO_LOCKS: &str = "this bucket locks no objects: make one with object lock, or switch it on for this one with the store's own tools; or take immutable_days out";
+
 const CODES: &[Code] = {
-    use StoreErrorKind::{NoBucket, Other, Retained, Unauthenticated};
+    use StoreErrorKind::{NoBucket, Other, Retained, Unauthenticated, Unsupported};
     &[
         Code::new("InvalidAccessKeyId", Unauthenticated, ID),
         Code::new("SignatureDoesNotMatch", Unauthenticated, SECRET),
@@ -76,6 +78,10 @@ const CODES: &[Code] = {
         Code::new("ObjectUnderActiveHold", Retained, RETAINED),
         Code::new("BlobImmutableDueTo", Retained, RETAINED),
         Code::new("protected by object lock", Retained, RETAINED),
+        // Amazon's words, and other servers', for what they all call an InvalidRequest.
+        Code::new("Object Lock Configuration", Unsupported, NO_LOCKS),
+        Code::new("ObjectLockConfiguration", Unsupported, NO_LOCKS),
+        Code::new("object lock not configured", Unsupported, NO_LOCKS),
     ]
 };
 /// No credentials were set: the machine was asked for its own, by addresses that only a cloud's machines know.

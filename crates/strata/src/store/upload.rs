@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload, Result};
@@ -20,6 +21,8 @@ pub(super) trait Locking: Send + Sync {
     fn beginner(&self) -> Result<Arc<dyn MultipartStore>>;
     /// Sends parts.
     fn parts(&self) -> Arc<dyn MultipartStore>;
+    /// Locks what is there until `until` (Unix time), unless it is locked for longer.
+    fn prolong<'a>(&'a self, path: &'a Path, until: u64) -> BoxFuture<'a, Result<()>>;
 }
 
 /// An upload that has begun.

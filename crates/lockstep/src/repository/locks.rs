@@ -1,0 +1,60 @@
+//! Until when the store locks what a repository's sets need, and whether that is prolonged in time.
+//!
+//! What could go wrong: nobody prunes, so nobody prolongs, and nobody notices. So checks look at it.
+
+use jiff::Timestamp;
+use strata::check::{Locks, lock_seconds};
+use strata::manifest::Manifest as Stored;
+
+use super::{Repository, of_store, of_strata};
+use crate::error::Result;
+
+/// What an overdue prolongation is to be answered with.
+pub const OVERDUE_HINT: &str = "`lockstep prune` prolongs locks where a retention is set for this repository: does its timer run, and what does it say?";
+
+/// What is worth keeping beside the clusters' parts: the repository's own format, and its keys.
+///
+/// # Errors
+/// When the store fails.
+pub fn of_all_clusters(repository: &Repository) -> Result<Vec<String>> {
+    let mut paths = vec![super::format::PATH.to_owned()];
+    let store = repository.strata.store();
+    store.list(super::keys::FOLDER, |listed| paths.push(listed.path)).map_err(of_store)?;
+    Ok(paths)
+}
+
+/// That locks should have been prolonged by now, in words: less than a quarter of their time is left.
+///
+/// # Errors
+/// When the store fails, or the oldest set's manifest can't be read where that is needed.
+pub fn overdue(repository: &Repository, now: u64) -> Result<Option<String>> {
+    let strata = &repository.strata;
+    let seconds = lock_seconds(strata);
+    if seconds == 0 {
+        return Ok(None);
+    }
+    let noted = Locks::read(strata).map_err(of_strata)?.all_until(seconds);
+    let until = match noted {
+        Some(until) => until,
+        // They have never been: the first locks that end are the oldest set's.
+        None => match Stored::list(strata).map_err(of_strata)?.first() {
+            None => return Ok(None),
+            Some(oldest) => {
+                let shipped = repository.read(oldest)?.shipped_at.as_second();
+                u64::try_from(shipped).unwrap_or(0).saturating_add(seconds)
+            }
+        },
+    };
+    Ok((now.saturating_add(seconds / 4) > until).then(|| {
+        let shown =
+            date(until).map_or_else(String::new, |at| at.strftime(" (%Y-%m-%d)").to_string());
+        let when = if until <= now { "have ended" } else { "end soon" };
+        format!("the store's locks on what its sets need {when}{shown}, and weren't prolonged")
+    }))
+}
+
+/// A moment of Unix time, where it is one.
+#[must_use]
+pub fn date(seconds: u64) -> Option<Timestamp> {
+    Timestamp::from_second(i64::try_from(seconds).ok()?).ok()
+}

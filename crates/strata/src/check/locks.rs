@@ -1,0 +1,268 @@
+//! The note of which locks were prolonged, and until when (`locks.json`), so that a store needn't be asked about each
+//! object each time.
+//!
+//! A *run* prolongs the locks of all that is kept, each until the same moment. What was written after it carries its
+//! own lock, which ends later. What was there and not kept is noted as *left out*: a later set may come to need it.
+//!
+//! The note proves nothing and may be lost: then all is prolonged once more, and what was prolonged before may be
+//! deleted while it is locked, which only hides it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::doomed::size;
+use crate::document;
+use crate::error::{Error, Result};
+use crate::repository::Repository;
+
+/// Bytes that the list of what was left out may have.
+pub(super) const MOST_LEFT: u64 = 8 << 20;
+
+/// A prolongation of all locks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Run {
+    /// When it began; of one that was begun anew, when it first did.
+    at: u64,
+    /// Until when it locks.
+    until: u64,
+    /// Whether it has ended well.
+    done: bool,
+    /// Packs up to this one have been prolonged, where it hasn't.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    packs: Option<String>,
+}
+
+/// What is known of locks that were prolonged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Locks {
+    format: u32,
+    /// Oldest first; at most the last isn't done.
+    runs: Vec<Run>,
+    /// What runs have left out, and since when.
+    left: BTreeMap<String, u64>,
+}
+
+impl Default for Locks {
+    fn default() -> Locks {
+        Locks { format: 1, runs: Vec::new(), left: BTreeMap::new() }
+    }
+}
+
+/// What there is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// All that is kept is locked for long enough.
+    Nothing,
+    /// The last run goes on behind these packs.
+    GoOn(Option<String>),
+    /// All is prolonged.
+    Begin,
+}
+
+/// For how many seconds the store locks what is worth keeping; 0 where it locks nothing.
+pub fn lock_seconds(repository: &Repository) -> u64 {
+    repository.store().locked_seconds(&repository.path("sets/any.json"))
+}
+
+impl Locks {
+    /// What is noted; nothing where the store locks nothing, or the note is lost or damaged.
+    pub fn read(repository: &Repository) -> Result<Locks> {
+        if lock_seconds(repository) == 0 {
+            return Ok(Locks::default());
+        }
+        let path = path(repository);
+        match repository.read_document(&path) {
+            Ok(bytes) => Ok(document::read(&path, &bytes).unwrap_or_default()),
+            Err(Error::Damaged { .. }) => Ok(Locks::default()),
+            Err(error) if error.is_not_found() => Ok(Locks::default()),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn write(&self, repository: &Repository) -> Result<()> {
+        let path = path(repository);
+        repository.store().put(&path, &[document::write(&path, self)?.into()])?;
+        Ok(())
+    }
+
+    /// When an object's lock ends, at the latest: it was `modified` then, nothing that is kept has needed it `since`,
+    /// and the store locks for so many `seconds`.
+    pub fn ends(&self, path: &str, modified: u64, since: Option<u64>, seconds: u64) -> u64 {
+        let own = modified.saturating_add(seconds);
+        if seconds == 0 {
+            return own;
+        }
+        let left = self.left.get(path).copied();
+        let out = left.into_iter().chain(since).min().unwrap_or(u64::MAX);
+        let prolonged = self.runs.iter().filter(|run| run.at < out).map(|run| run.until);
+        prolonged.max().unwrap_or(0).max(own)
+    }
+
+    /// Until when all that is kept is locked at least, as far as a run has seen to it; what was written since is so
+    /// for as long.
+    pub fn all_until(&self, seconds: u64) -> Option<u64> {
+        let done = self.runs.iter().rfind(|run| run.done)?;
+        // What was written since is locked for as long as is asked for now.
+        Some(done.until.min(done.at.saturating_add(seconds)))
+    }
+
+    /// Whether all is to be prolonged, or a run hasn't ended: half of the time must be left always.
+    pub fn is_due(&self, now: u64, seconds: u64) -> bool {
+        self.next(now, seconds) != Next::Nothing
+    }
+
+    pub(super) fn next(&self, now: u64, seconds: u64) -> Next {
+        let is_enough = |until: u64| now.saturating_add(seconds / 2) <= until;
+        match self.runs.last() {
+            _ if seconds == 0 => Next::Nothing,
+            Some(run)
+                if !run.done
+                    && is_enough(run.until)
+                    && run.until <= now.saturating_add(seconds) =>
+            {
+                Next::GoOn(run.packs.clone())
+            }
+            Some(run) if run.done && self.all_until(seconds).is_some_and(is_enough) => {
+                Next::Nothing
+            }
+            _ => Next::Begin,
+        }
+    }
+
+    /// Notes that a run begins; until when it locks.
+    pub(super) fn begin(&mut self, now: u64, seconds: u64) -> u64 {
+        let until = now.saturating_add(seconds);
+        // What an unfinished one has prolonged is prolonged again, so that one note does for both.
+        let unfinished = self.runs.pop_if(|run| !run.done);
+        let at = unfinished.map_or(now, |run| run.at.min(now));
+        self.runs.retain(|run| run.until > now);
+        self.runs.push(Run { at, until, done: false, packs: None });
+        until
+    }
+
+    /// Until when the last run locks.
+    pub(super) fn until(&self) -> Option<u64> {
+        self.runs.last().map(|run| run.until)
+    }
+
+    /// Notes how far the last run is.
+    pub(super) fn reached(&mut self, pack: String) {
+        if let Some(run) = self.runs.last_mut() {
+            run.packs = Some(pack);
+        }
+    }
+
+    /// Notes that the last run has ended.
+    pub(super) fn end(&mut self) {
+        if let Some(run) = self.runs.last_mut() {
+            (run.done, run.packs) = (true, None);
+        }
+    }
+
+    /// What was left out.
+    pub(super) fn left(&self) -> impl Iterator<Item = &String> {
+        self.left.keys()
+    }
+
+    /// Notes that something is left out no more.
+    pub(super) fn taken(&mut self, path: &str) {
+        self.left.remove(path);
+    }
+
+    /// Notes that something is left out.
+    pub(super) fn leave(&mut self, path: String, now: u64) {
+        self.left.entry(path).or_insert(now);
+    }
+
+    /// Notes what is left out instead of what was, as far as `most` bytes hold it; what was so already comes first.
+    pub(super) fn leave_these(&mut self, paths: impl Iterator<Item = String>, now: u64, most: u64) {
+        let before = std::mem::take(&mut self.left);
+        let mut room = most.saturating_sub(before.keys().map(|path| size(path)).sum());
+        self.left = paths
+            .filter_map(|path| {
+                if let Some(since) = before.get(&path).copied() {
+                    return Some((path, since));
+                }
+                room = room.checked_sub(size(&path))?;
+                Some((path, now))
+            })
+            .collect();
+    }
+
+    /// Whether something is noted as left out.
+    pub(super) fn is_left(&self, path: &str) -> bool {
+        self.left.contains_key(path)
+    }
+}
+
+fn path(repository: &Repository) -> String {
+    repository.path("locks.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u64 = 1000;
+
+    fn done(at: u64, seconds: u64) -> Locks {
+        let mut locks = Locks::default();
+        locks.begin(at, seconds);
+        locks.end();
+        locks
+    }
+
+    #[test]
+    fn half_of_the_time_is_left_always() {
+        assert_eq!(Locks::default().next(5000, S), Next::Begin);
+        assert_eq!(Locks::default().next(5000, 0), Next::Nothing, "nothing is locked");
+        let locks = done(5000, S);
+        assert_eq!(locks.next(5500, S), Next::Nothing);
+        assert_eq!(locks.next(5501, S), Next::Begin);
+        // For longer from now on: at once. For less: what was written since ends earlier.
+        assert_eq!(locks.next(5001, 4 * S), Next::Begin);
+        assert_eq!(locks.next(5050, S / 10), Next::Nothing);
+        assert_eq!(locks.next(5051, S / 10), Next::Begin);
+    }
+
+    #[test]
+    fn an_unfinished_run_goes_on_while_that_is_of_use() {
+        let mut locks = done(5000, S);
+        assert_eq!(locks.begin(5600, S), 6600);
+        assert_eq!(locks.next(5700, S), Next::GoOn(None));
+        locks.reached("P".into());
+        assert_eq!(locks.next(6100, S), Next::GoOn(Some("P".into())));
+        assert_eq!(locks.next(6101, S), Next::Begin);
+        assert_eq!(locks.next(5700, S / 2), Next::Begin, "it asks for more than now");
+        assert_eq!(locks.all_until(S), Some(6000), "the one that was done counts");
+        // Begun anew, it says of both what they may have locked.
+        assert_eq!(locks.begin(6200, S), 7200);
+        assert_eq!(locks.ends("x", 0, Some(5601), S), 7200);
+        assert_eq!(locks.ends("x", 0, Some(5600), S), S);
+    }
+
+    #[test]
+    fn a_lock_ends_when_the_last_run_that_may_have_prolonged_it_says() {
+        let mut locks = done(5000, S);
+        locks.begin(5600, S);
+        locks.end();
+        locks.leave("left".into(), 5600);
+        assert_eq!(locks.ends("x", 5700, None, S), 6700, "its own is longer");
+        assert_eq!(locks.ends("x", 100, None, S), 6600);
+        assert_eq!(locks.ends("x", 100, Some(5550), S), 6000, "dead when the second began");
+        assert_eq!(locks.ends("x", 100, Some(5000), S), 1100);
+        assert_eq!(locks.ends("left", 100, None, S), 6000);
+        assert_eq!(locks.ends("left", 100, Some(4000), S), 1100);
+        assert_eq!(locks.ends("x", 100, None, 0), 100, "the store locks nothing any more");
+        // Of what is left out only so much is noted, first what was already.
+        let paths = ["a", "left", "b"].map(str::to_string);
+        locks.leave_these(paths.into_iter(), 5700, size("left") + size("a") + 1);
+        assert_eq!(locks.left, [("a".to_string(), 5700), ("left".to_string(), 5600)].into());
+        // What has ended is forgotten.
+        locks.begin(6300, S);
+        assert_eq!(locks.runs.len(), 2);
+    }
+}

@@ -1,0 +1,149 @@
+//! What is in a repository, and what of it is needed: by the sets that are kept, and by others that are there still.
+
+use std::collections::BTreeSet;
+
+use super::{Inventory, Live};
+use crate::delta::descriptor_path;
+use crate::error::{Error, Result};
+use crate::id::Ulid;
+use crate::manifest::{DeltaId, Manifest};
+use crate::many::read_many;
+use crate::repository::Repository;
+use crate::store::Listed;
+
+/// A look at all of a repository.
+pub struct Survey {
+    pub(super) inventory: Inventory,
+    /// Sets that are kept.
+    pub(super) sets: BTreeSet<String>,
+    /// What they need.
+    pub(super) kept: Live,
+    /// What others need beside that: sets that are about to go, and backups that have no manifest yet.
+    pub(super) rest: Live,
+}
+
+impl Survey {
+    /// Looks at all. `kept` are the sets that stay; of the others only what nobody needs is told from the rest.
+    /// Deltas younger than `grace` seconds are those of backups that have no manifest yet.
+    ///
+    /// Whatever of a set can't be read is an error: nobody knows what that would refer to.
+    pub fn take(
+        repository: &Repository,
+        kept: &BTreeSet<String>,
+        grace: u64,
+        now: u64,
+    ) -> Result<Survey> {
+        // First what is there, then what is needed: what is written in between is needed by nobody on this list.
+        let inventory = Inventory::take(repository)?;
+        let (mut of_kept, mut of_others) = (BTreeSet::new(), BTreeSet::new());
+        Manifest::read_all(repository, |manifest| {
+            let is_kept = kept.contains(&manifest.id);
+            let deltas = if is_kept { &mut of_kept } else { &mut of_others };
+            deltas.extend(manifest.deltas);
+            Ok(())
+        })?;
+        let mut survey = Survey::empty(inventory, kept);
+        survey.kept.chains(repository, of_kept, |_| false)?;
+        survey.rest.chains_beside(repository, of_others, &survey.kept, |_| false)?;
+        let is_young = |modified: u64| now.saturating_sub(modified) < grace;
+        let deltas = &survey.inventory.deltas;
+        let young = deltas.iter().filter(|(_, listed)| is_young(listed.modified));
+        let young = young.map(|(delta, _)| delta.clone()).collect();
+        survey.rest.chains_beside(repository, young, &survey.kept, Error::is_not_found)?;
+        Ok(survey)
+    }
+
+    /// The same without what can't be read, and without what others need: fit to see to what the kept sets need, and
+    /// not to delete anything by.
+    pub fn take_readable(repository: &Repository, kept: &BTreeSet<String>) -> Result<Survey> {
+        let mut survey = Survey::empty(Inventory::take(repository)?, kept);
+        let ids: Vec<_> = kept.iter().cloned().collect();
+        let mut deltas = BTreeSet::new();
+        let read = |id: &String| Manifest::read(repository, id);
+        read_many::<_, _, Error>(&ids, read, |_, manifest| {
+            deltas.extend(manifest.map(|manifest| manifest.deltas).unwrap_or_default());
+            Ok(())
+        })?;
+        survey.kept.chains(repository, deltas, |_| true)?;
+        Ok(survey)
+    }
+
+    fn empty(inventory: Inventory, kept: &BTreeSet<String>) -> Survey {
+        Survey { inventory, sets: kept.clone(), kept: Live::default(), rest: Live::default() }
+    }
+
+    pub(super) fn needs_delta(&self, delta: &DeltaId) -> bool {
+        self.kept.deltas.contains(delta) || self.rest.deltas.contains(delta)
+    }
+
+    pub(super) fn needs_index(&self, path: &str) -> bool {
+        self.kept.indexes.contains(path) || self.rest.indexes.contains(path)
+    }
+
+    pub(super) fn needs_pack(&self, pack: Ulid) -> bool {
+        self.kept.packs.contains_key(&pack) || self.rest.packs.contains_key(&pack)
+    }
+
+    /// What the kept sets need of which it isn't known to be locked until `until`, where what is written is locked for
+    /// so many `seconds`: packs behind `from`, index files, descriptors, manifests.
+    pub(super) fn to_lock<'a>(
+        &'a self,
+        repository: &'a Repository,
+        from: Option<Ulid>,
+        until: u64,
+        seconds: u64,
+    ) -> impl Iterator<Item = String> + 'a {
+        let is_short = move |listed: Option<&Listed>| {
+            listed.is_none_or(|listed| listed.modified.saturating_add(seconds) < until)
+        };
+        let there = &self.inventory;
+        let packs =
+            self.kept.packs.keys().filter(move |pack| from.is_none_or(|from| **pack > from));
+        let packs = packs.filter(move |pack| is_short(there.packs.get(pack)));
+        let indexes = self.kept.indexes.iter().filter(move |at| is_short(there.indexes.get(*at)));
+        let deltas = self.kept.deltas.iter().filter(move |delta| is_short(there.deltas.get(delta)));
+        let sets = self.sets.iter().filter(move |set| is_short(there.sets.get(*set)));
+        packs
+            .map(|pack| repository.pack_path(*pack))
+            .chain(indexes.cloned())
+            // A name that can't be is in no chain.
+            .chain(deltas.filter_map(|at| descriptor_path(repository, &at.image, &at.id).ok()))
+            .chain(sets.map(|set| repository.path(&format!("sets/{set}.json"))))
+    }
+
+    /// What is there and no kept set needs, but for what is `gone` by now.
+    pub(super) fn left_out<'a>(
+        &'a self,
+        gone: &'a BTreeSet<&str>,
+    ) -> impl Iterator<Item = String> + 'a {
+        let there = &self.inventory;
+        let packs = there.packs.iter().filter(|(pack, _)| !self.kept.packs.contains_key(pack));
+        let indexes = there.indexes.iter().filter(|(at, _)| !self.kept.indexes.contains(*at));
+        let deltas = there.deltas.iter().filter(|(delta, _)| !self.kept.deltas.contains(delta));
+        let sets = there.sets.iter().filter(|(set, _)| !self.sets.contains(*set));
+        let packs = packs.map(|(_, listed)| listed);
+        let all = packs
+            .chain(indexes.map(|(_, listed)| listed))
+            .chain(deltas.map(|(_, listed)| listed))
+            .chain(sets.map(|(_, listed)| listed));
+        all.filter(|listed| !gone.contains(listed.path.as_str())).map(|listed| listed.path.clone())
+    }
+
+    /// Whether a kept set needs what is at this path.
+    pub(super) fn is_kept(&self, repository: &Repository, path: &str) -> bool {
+        let of_path = Inventory::of_one(repository, path);
+        of_path.sets.keys().any(|set| self.sets.contains(set)) || has(&self.kept, &of_path)
+    }
+
+    /// Whether something else that is there still needs it.
+    pub(super) fn is_needed_by_others(&self, repository: &Repository, path: &str) -> bool {
+        has(&self.rest, &Inventory::of_one(repository, path))
+    }
+}
+
+/// Whether one of these is alive.
+fn has(live: &Live, these: &Inventory) -> bool {
+    these.packs.keys().any(|pack| live.packs.contains_key(pack))
+        || these.indexes.keys().any(|path| live.indexes.contains(path))
+        || these.deltas.keys().any(|delta| live.deltas.contains(delta))
+}

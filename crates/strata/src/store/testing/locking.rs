@@ -1,0 +1,110 @@
+//! A store that locks objects, as S3's compliance mode does: locks are prolonged and never shortened.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::super::{Listed, PROLONG, Storage, StoreError, StoreErrorKind, StoreResult, is_passing};
+
+/// Locks what is put into `inner` for some seconds, and notes what is prolonged. It deletes what it is asked to: what
+/// is written is told by `inner`, and by whose clock is the test's business.
+#[derive(Clone)]
+pub struct Locking {
+    inner: Arc<dyn Storage>,
+    seconds: u64,
+    prolonged: Arc<Mutex<BTreeMap<String, u64>>>,
+    refusal: Arc<Mutex<Option<StoreErrorKind>>>,
+}
+
+impl Locking {
+    /// Locks for so many seconds from when something is written.
+    pub fn new(inner: Arc<dyn Storage>, seconds: u64) -> Locking {
+        Locking { inner, seconds, prolonged: Arc::default(), refusal: Arc::default() }
+    }
+
+    /// The same store, as somebody uses it who asks for another time.
+    pub fn for_seconds(&self, seconds: u64) -> Locking {
+        Locking { seconds, ..self.clone() }
+    }
+
+    /// What was prolonged, and until when.
+    pub fn prolonged(&self) -> BTreeMap<String, u64> {
+        self.locks().clone()
+    }
+
+    /// From here on every prolongation fails so; with none they succeed.
+    pub fn refuse(&self, kind: Option<StoreErrorKind>) {
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = kind;
+    }
+
+    fn locks(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+        self.prolonged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is written anew is another version, with a lock of its own.
+    fn written(&self, path: &str, result: StoreResult<()>) -> StoreResult<()> {
+        if result.is_ok() {
+            self.locks().remove(path);
+        }
+        result
+    }
+}
+
+impl Storage for Locking {
+    fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
+        self.written(path, self.inner.put(path, data))
+    }
+
+    fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
+        self.written(path, self.inner.put_if_absent(path, data))
+    }
+
+    fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
+        self.written(path, self.inner.put_file(path, file, length))
+    }
+
+    fn get(&self, path: &str) -> StoreResult<Bytes> {
+        self.inner.get(path)
+    }
+
+    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
+        self.inner.get_small(path, most)
+    }
+
+    fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
+        self.inner.get_range(path, range)
+    }
+
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
+        self.inner.list(prefix, each)
+    }
+
+    fn delete(&self, path: &str) -> StoreResult<()> {
+        self.inner.delete(path)
+    }
+
+    fn size(&self, path: &str) -> StoreResult<u64> {
+        self.inner.size(path)
+    }
+
+    fn locked_seconds(&self, path: &str) -> u64 {
+        if is_passing(path) { 0 } else { self.seconds }
+    }
+
+    fn lock_until(&self, path: &str, until: u64) -> StoreResult<()> {
+        let refusal = *self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kind) = refusal {
+            return Err(StoreError::new(PROLONG, path, kind));
+        }
+        if self.inner.size(path).is_err() {
+            return Err(StoreError::new(PROLONG, path, StoreErrorKind::NotFound));
+        }
+        let mut locks = self.locks();
+        let lock = locks.entry(path.to_string()).or_insert(0);
+        *lock = until.max(*lock);
+        Ok(())
+    }
+}
