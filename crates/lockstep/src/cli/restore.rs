@@ -115,6 +115,13 @@ impl TargetArguments {
         } else {
             Target::End
         };
+        if target == Target::End && self.target_action != Action::Promote {
+            return Err(Error::usage(
+                format!("--target-action {} without a target", self.target_action.as_str()),
+                "at the end of WAL PostgreSQL promotes, whatever recovery_target_action says: name a target with \
+                 --target-time, --target-lsn, --target-xid, --target-name or --target-immediate",
+            ));
+        }
         if let Some(text) = &self.target_timeline {
             let known = ["current", "latest"].contains(&text.as_str());
             if !known && text.parse::<u32>().is_err() {

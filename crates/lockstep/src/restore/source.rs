@@ -123,6 +123,14 @@ impl Source {
         }
     }
 
+    /// The dataset below which the volumes are received.
+    pub(super) fn parent(&self) -> Option<&DatasetName> {
+        match self {
+            Self::Snapshots => None,
+            Self::Repository(from) => from.parent.as_ref(),
+        }
+    }
+
     /// Whether what is there already is brought to the set's state.
     pub(super) fn is_delta(&self) -> bool {
         matches!(self, Self::Repository(from) if from.delta)
@@ -229,15 +237,8 @@ impl FromRepository {
         // Before anything of an older restore is changed.
         control::hold(&build.placement.data)?;
         raw::announce(self, build)?;
-        let zfs = &build.cx.zfs;
-        let mut there = BTreeSet::new();
-        let datasets = build.placement.volumes.iter().filter_map(|placed| placed.dataset.as_ref());
-        for dataset in datasets.filter(|_| self.delta) {
-            if zfs.exists(dataset.as_str())? {
-                there.insert(dataset.clone());
-            }
-        }
-        let fresh = receive::fresh(self, build, &there)?;
+        let (zfs, there) = (&build.cx.zfs, &build.there);
+        let fresh = receive::fresh(self, build, there)?;
         let (manifest, lines) = (&build.manifest, &Progress::on_stderr());
         let one = |fresh: receive::Fresh<'_>, should_stop: &dyn Fn() -> bool| {
             receive::receive_fresh(self, zfs, manifest, lines, &fresh, should_stop)
@@ -249,7 +250,7 @@ impl FromRepository {
                 let (placed, volume) =
                     (&build.placement.volumes[index], &build.manifest.volumes[index]);
                 let Some(dataset) = &placed.dataset else { return Ok(()) };
-                if !self.make_dataset(build, placed, index, volume, owner, &there)? {
+                if !self.make_dataset(build, placed, index, volume, owner)? {
                     locked.push(dataset.to_string());
                 }
                 // Once it is mounted, and again each time that it comes back with a volume.
@@ -303,11 +304,10 @@ impl FromRepository {
         index: usize,
         volume: &SetVolume,
         owner: Option<Credentials>,
-        there: &BTreeSet<DatasetName>,
     ) -> Result<bool> {
         let Some(dataset) = &placed.dataset else { return Ok(true) };
         let shipped = self.shipped_volume(placed);
-        if there.contains(dataset) {
+        if build.there.contains(dataset) {
             return match shipped {
                 Some(shipped) => receive::catch_up(self, build, placed, dataset, shipped),
                 None => make_wal_folders(placed, volume, owner).map(|()| true),
