@@ -64,6 +64,8 @@ pub struct Request {
     pub start: bool,
     /// Its port; a free one is found for `start` where left out.
     pub port: Option<u16>,
+    /// Subscriptions go on where the original's data directory is on this host, too.
+    pub keep_subscriptions: bool,
     /// A throwaway server: its name and the settings that differ. It stays in its mount namespace.
     pub clone: Option<CloneOptions>,
 }
@@ -94,6 +96,10 @@ pub struct Restored {
     pub socket_directory: Option<PathBuf>,
     /// What recovery said, in its own words.
     pub recovery_log: Vec<String>,
+    /// max_logical_replication_workers is 0, so that it takes nothing from the original's publishers.
+    pub holds_subscriptions: bool,
+    /// What it has by name alone.
+    pub not_restored: only::NotRestored,
     /// What was written, where it became files.
     pub written: Option<files_form::Written>,
 }
@@ -250,7 +256,7 @@ fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, S
     if request.form == Form::Files || !request.only.is_all() {
         refuse_raw(&shipped)?;
     }
-    let only = only::Only::find(&repository, &shipped, &request.only)?;
+    let (only, not_restored) = only::Only::find(&repository, &shipped, &request.only)?;
     let makes_parent = match &parent {
         Some(parent) => !cx.zfs.exists(parent.as_str())?,
         None => false,
@@ -262,6 +268,7 @@ fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, S
         staging: cx.state.path("staging").join(id),
         delta: request.delta,
         only,
+        not_restored,
         shipped,
     };
     Ok((from.shipped.manifest.clone(), Source::Repository(Box::new(from))))

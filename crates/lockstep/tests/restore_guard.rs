@@ -153,6 +153,34 @@ fn a_folder_that_was_there_keeps_its_owner_and_mode() {
     assert_lives_on(&fixture);
 }
 
+/// Beside the original a restored cluster leaves its subscriptions alone, and says so; unless it is told otherwise.
+#[test]
+fn subscriptions_rest_beside_the_original() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = fixture.lockstep();
+    fixture.cluster.execute(&["ALTER SYSTEM SET max_logical_replication_workers = 3"]);
+    let set = lockstep.backup("label").id;
+    let to = fixture.target("r");
+    let workers = "SELECT setting FROM pg_settings WHERE name = 'max_logical_replication_workers'";
+    for (more, setting) in [(&[][..], "0"), (&["--keep-subscriptions"], "3")] {
+        let restored = lockstep.restore_and_start(&set, &to, more);
+        assert_eq!(restored.json["subscriptions_held"], setting == "0");
+        assert_eq!(restored.server().value("postgres", workers), setting);
+        let settings = fs::read_to_string(restored.data.join("postgresql.auto.conf"));
+        let settings = settings.expect("it is there");
+        // The comment stands above what it speaks of.
+        let (_, ours) = settings.split_once("# written by lockstep restore:").expect("the comment");
+        assert!(ours.contains("port = ") && ours.contains("archive_mode"), "{settings}");
+        if setting == "0" {
+            restored.server().execute(&["ALTER SYSTEM RESET max_logical_replication_workers"]);
+        }
+        restored.server().stop(Stop::Fast);
+        fixture.discard_restored(&to, &set);
+    }
+    // Asked for without a server of its own it would do nothing.
+    lockstep.expect(exit::USAGE, &restore_arguments(&set, &to, &["--keep-subscriptions"]));
+}
+
 /// Options that go together only with others say so, and nothing is switched off by them.
 #[test]
 fn options_that_would_do_nothing_are_refused() {

@@ -126,6 +126,8 @@ impl<'a> Build<'a> {
             started: false,
             socket_directory: None,
             recovery_log: Vec::new(),
+            holds_subscriptions: self.holds_subscriptions(),
+            not_restored: self.source.not_restored(),
             written,
         };
         if self.request.start {
@@ -249,9 +251,24 @@ impl<'a> Build<'a> {
         }
     }
 
+    /// Whether it would take changes that the original is to get: subscriptions of a restored cluster go
+    /// on in the original's slots. A clone has settings of its own.
+    fn holds_subscriptions(&self) -> bool {
+        let original = &self.cx.cluster.data_directory;
+        let is_here = || {
+            let real = |path: &Path| std::fs::canonicalize(path).ok();
+            original.join("PG_VERSION").exists() && real(original) != real(&self.placement.data)
+        };
+        let is_asked = self.request.start && self.request.clone.is_none();
+        is_asked && !self.request.keep_subscriptions && is_here()
+    }
+
     /// What postgresql.auto.conf gets.
     fn write_settings(&self, port: Option<u16>, owner: Option<Credentials>) -> Result<()> {
         let mut settings = recovery::lasting(&self.recovery, &self.placement.directory, port);
+        if self.holds_subscriptions() {
+            recovery::put(&mut settings, recovery::NO_WORKERS.into(), "0".into());
+        }
         let places = tree::places_of_configuration(&self.manifest, &self.placement);
         let clone = self.request.clone.iter().flat_map(|clone| clone.settings.iter().cloned());
         for (name, value) in

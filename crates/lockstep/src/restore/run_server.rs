@@ -14,7 +14,7 @@ use crate::files;
 use crate::isolation::{self, Bind, Isolation};
 use crate::plan::refusal::Refusal;
 use crate::postgres::server::{self, Launch, Outcome, Server, Stop};
-use crate::postgres::{instance, wal};
+use crate::postgres::{instance, recovery, wal};
 use crate::process::{Credentials, Program};
 use crate::steps;
 
@@ -68,7 +68,11 @@ pub(super) fn start(
         data: &data,
         log: &log,
         user,
-        options: first_options(&sockets, build.manifest.postgres.major),
+        options: first_options(
+            &sockets,
+            build.manifest.postgres.major,
+            isolation.is_some() && build.request.clone.is_none(),
+        ),
         isolation: isolation.as_ref(),
     };
     let mut server = server::start(&launch)?;
@@ -123,7 +127,9 @@ fn link_of(build: &Build, real: &Path) -> PathBuf {
 }
 
 /// Lockstep's own servers log where Lockstep reads, and open their socket where it fits.
-fn first_options(sockets: &Path, major: Option<u32>) -> Vec<(String, String)> {
+///
+/// `moves_out`: another server follows, so this one leaves alone whom the original talks to.
+fn first_options(sockets: &Path, major: Option<u32>, moves_out: bool) -> Vec<(String, String)> {
     let mut options = [
         ("logging_collector", "off".to_owned()),
         ("log_destination", "stderr".to_owned()),
@@ -134,6 +140,11 @@ fn first_options(sockets: &Path, major: Option<u32>) -> Vec<(String, String)> {
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .to_vec();
+    if moves_out {
+        options.push((recovery::NO_WORKERS.into(), "0".into()));
+        // pg_cron connects where its table says: to the original, which would do each job twice.
+        options.push(("cron.launch_active_jobs".into(), "off".into()));
+    }
     if major.is_some_and(|major| major >= 14) {
         // What a snapshot holds is on disk: opening and syncing each file would take as long as
         // the cluster is large.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::build::Build;
 use super::files_form::{self, Written};
-use super::only::Only;
+use super::only::{NotRestored, Only};
 use super::placement::{PlacedVolume, Placement};
 use super::{control, raw, receive};
 use crate::context::Context;
@@ -87,6 +87,8 @@ pub(super) struct FromRepository {
     pub(super) delta: bool,
     /// What is restored of it.
     pub(super) only: Only,
+    /// And what isn't.
+    pub(super) not_restored: NotRestored,
 }
 
 /// The repository that is meant: the one named, or the cluster's only one.
@@ -128,6 +130,14 @@ impl Source {
         match self {
             Self::Snapshots => None,
             Self::Repository(from) => from.parent.as_ref(),
+        }
+    }
+
+    /// What becomes holes.
+    pub(super) fn not_restored(&self) -> NotRestored {
+        match self {
+            Self::Snapshots => NotRestored::default(),
+            Self::Repository(from) => from.not_restored.clone(),
         }
     }
 
