@@ -252,7 +252,7 @@ mod tests {
         let other = PathBuf::from("/mnt/other");
         assert_eq!(elsewhere(&[other.clone(), place.clone()], linked.clone(), &place), None);
         assert_eq!(elsewhere(&[], linked.clone(), &place), None);
-        assert_eq!(elsewhere(&[other.clone()], linked, &place), Some(other.clone()));
+        assert_eq!(elsewhere(std::slice::from_ref(&other), linked, &place), Some(other.clone()));
         assert_eq!(elsewhere(&[], other.clone(), &place), Some(other));
         assert_eq!(elsewhere(&[], "legacy".into(), &place), Some("legacy".into()));
         std::fs::remove_dir_all(folder).unwrap();
