@@ -249,4 +249,8 @@ fn a_folder_that_is_named_over_a_link_is_the_same_folder() {
         .expect("it can be written");
     let more = [&["--cluster", "main", "restore", &set, "--to", text(&to)][..], &more].concat();
     lockstep.expect(exit::DONE, &more);
+    // But not what only lies there: it may be a standby.
+    must(&mut command("zfs", ["inherit", "lockstep:restore", &format!("{parent}/wal")]));
+    let refused = lockstep.expect(exit::REFUSED, &more);
+    assert_said(&refused, &["of cluster \"old\""]);
 }

@@ -268,10 +268,10 @@ fn as_text(cx: &Context, restored: &Restored, was_to_start: bool) {
         println!(
             "  max_logical_replication_workers is 0: the original's data directory is on this host, and"
         );
-        println!("  subscriptions would take its changes. To end that: ALTER SYSTEM RESET");
         println!(
-            "  max_logical_replication_workers, and a restart; or restore with --keep-subscriptions."
+            "  subscriptions would take its changes. Where they shall go on, this and a restart:"
         );
+        println!("    ALTER SYSTEM RESET max_logical_replication_workers");
     }
     match (restored.started, restored.port) {
         (true, Some(port)) => {

@@ -59,7 +59,7 @@ pub fn remove(cx: &Context) -> Result<()> {
         match whose(&entry, |dataset| cx.zfs.exists(dataset.as_str()))? {
             Whose::Theirs => {
                 tracing::warn!(
-                    restore = %entry.id, data = %entry.data.display(),
+                    id = %entry.id, data = %entry.data.display(),
                     "an unfinished restore is a cluster of its own by now: it stays, and isn't Lockstep's any more"
                 );
                 files::remove_tree(&cx.state.path("staging").join(&entry.id))?;
@@ -69,7 +69,7 @@ pub fn remove(cx: &Context) -> Result<()> {
             }
             Whose::Unknown(error) => {
                 tracing::warn!(
-                    restore = %entry.id, data = %entry.data.display(), error = %error.chain(),
+                    id = %entry.id, data = %entry.data.display(), error = %error.chain(),
                     journal = %path.display(),
                     "an unfinished restore may be a cluster of its own by now, and its pg_control can't be read: \
                      it stays for now. Load its key, mount it; or, if nobody needs it, remove it and its journal"
@@ -79,14 +79,14 @@ pub fn remove(cx: &Context) -> Result<()> {
             Whose::Ours => {}
         }
         tracing::warn!(
-            restore = %entry.id,
+            id = %entry.id,
             "removing what an unfinished {} left: {}",
             kind(&entry.id),
             left(&entry)
         );
         match undo(cx, &entry) {
             Err(error) if !matches!(error, Error::Interrupted { .. }) => {
-                tracing::warn!(restore = %entry.id, error = %error.chain(), "it stays for now");
+                tracing::warn!(id = %entry.id, error = %error.chain(), "it stays for now");
                 continue;
             }
             undone => undone?,

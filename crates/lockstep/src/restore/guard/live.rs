@@ -69,12 +69,13 @@ pub(super) fn without_asked(
     let asked = live.iter().filter(|part| is_target(part)).map(|part| part.cluster.clone());
     let mut asked: BTreeSet<String> = asked.collect();
     let own = cx.name.as_str();
-    if asked.contains(own) {
-        let mut parts = live.iter().filter(|part| part.cluster == own);
-        let all_placed = parts.all(|part| is_placed(part, placement));
-        if !all_placed || !is_ours(cx, manifest, placement, there)? {
-            asked.remove(own);
-        }
+    let mut parts = live.iter().filter(|part| part.cluster == own);
+    if !parts.all(|part| is_placed(part, placement)) {
+        asked.remove(own);
+    }
+    // A standby of the same cluster may lie there as well, and be nobody's restore.
+    if !asked.is_empty() && !is_ours(cx, manifest, placement, there)? {
+        asked.clear();
     }
     Ok(live.into_iter().filter(|part| !asked.contains(&part.cluster)).collect())
 }
