@@ -88,6 +88,7 @@ pub fn create(cx: &Context, create: &Create) -> Result<Record> {
         tablespaces: Vec::new(),
         dataset: None,
         start: true,
+        keep_subscriptions: false,
         port: create.port,
         clone: Some(CloneOptions {
             name: create.name.to_string(),

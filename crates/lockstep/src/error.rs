@@ -109,6 +109,20 @@ impl Error {
         }
     }
 
+    /// The same failure with one more hint, where it is of a kind that takes one.
+    ///
+    /// # Errors
+    /// The failure as it was.
+    pub fn and_hint(self, text: &str) -> Result<Self> {
+        match self {
+            Self::Failed { what, hint, source } => {
+                let hint = hint.map_or_else(|| text.to_owned(), |hint| format!("{hint}. {text}"));
+                Ok(Self::Failed { what, hint: Some(hint), source })
+            }
+            other => Err(other),
+        }
+    }
+
     /// The same failure with the reason below it.
     #[must_use]
     pub fn because(self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {

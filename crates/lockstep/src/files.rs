@@ -21,10 +21,11 @@ pub fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = parent.join(name);
     let written = (|| {
+        // Made anew: what has the name, in a folder that somebody else may write to, could be a link.
+        remove_file(&temporary)?;
         let mut file = fs::OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o600)
             .open(&temporary)
             .map_err(Error::io("create", &temporary))?;
@@ -66,12 +67,13 @@ pub fn remove_file(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes a folder and all in it; one that isn't there is fine.
+/// Removes a folder and all in it, or a file; one that isn't there is fine.
 ///
 /// # Errors
 /// When something in it can't be removed.
 pub fn remove_tree(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => remove_file(path),
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
         _ => Ok(()),
     }
@@ -88,6 +90,10 @@ pub fn empty_directory(path: &Path) -> Result<()> {
     };
     for entry in entries {
         let entry = entry.map_err(Error::io("list", path))?;
+        // What a ZFS with `snapdir=visible` shows in a dataset's root: nobody can remove it.
+        if entry.file_name() == ".zfs" {
+            continue;
+        }
         if entry.file_type().map_err(Error::io("look at", entry.path()))?.is_dir() {
             remove_tree(&entry.path())?;
         } else {
@@ -166,6 +172,13 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
         assert!(publish(&dir.join("no/such/folder/x"), b"").is_err());
+        // A link that waits under the temporary name isn't followed.
+        let temporary = dir.join(format!("manifest.json.{}.tmp", std::process::id()));
+        std::os::unix::fs::symlink(dir.join("victim"), &temporary).unwrap();
+        publish(&path, b"three").unwrap();
+        assert!(!dir.join("victim").exists());
+        remove_tree(&path).unwrap();
+        assert!(!path.exists(), "a file goes as a folder does");
         remove_tree(&dir).unwrap();
     }
 }

@@ -7,6 +7,7 @@ mod build;
 mod control;
 pub mod files_form;
 mod guard;
+mod marker;
 pub mod only;
 pub mod placement;
 mod raw;
@@ -33,7 +34,7 @@ use crate::volume::zfs::DatasetName;
 pub(crate) use tree::write_auto_conf;
 pub(crate) use verify::snapshots as check_snapshots;
 
-use build::Build;
+use build::{Build, Plan};
 use placement::{Naming, Placement};
 use source::{Form, From, FromRepository, Source};
 use target::Recovery;
@@ -63,6 +64,8 @@ pub struct Request {
     pub start: bool,
     /// Its port; a free one is found for `start` where left out.
     pub port: Option<u16>,
+    /// Subscriptions go on where the original's data directory is on this host, too.
+    pub keep_subscriptions: bool,
     /// A throwaway server: its name and the settings that differ. It stays in its mount namespace.
     pub clone: Option<CloneOptions>,
 }
@@ -93,6 +96,10 @@ pub struct Restored {
     pub socket_directory: Option<PathBuf>,
     /// What recovery said, in its own words.
     pub recovery_log: Vec<String>,
+    /// max_logical_replication_workers is 0, so that it takes nothing from the original's publishers.
+    pub holds_subscriptions: bool,
+    /// What it has by name alone.
+    pub not_restored: only::NotRestored,
     /// What was written, where it became files.
     pub written: Option<files_form::Written>,
 }
@@ -101,7 +108,8 @@ pub struct Restored {
 ///
 /// # Errors
 /// When the set can't be trusted, the target can't be reached, the place is in use, or anything
-/// fails on the way; then nothing is left behind, but for datasets that wait for their keys.
+/// fails on the way; then nothing is left behind, but for datasets that wait for their keys, and what
+/// came out of a repository and only couldn't recover.
 pub fn run(cx: &Context, request: &Request) -> Result<Restored> {
     run_then(cx, request, |_, _| Ok(()))
 }
@@ -117,16 +125,23 @@ pub fn run_then(
 ) -> Result<Restored> {
     unfinished::remove(cx)?;
     let mut build = prepare(cx, request)?;
-    let result = build.run(finally);
-    match &result {
-        Ok(_) => {}
+    match build.run(finally) {
         // What was received can go on once the keys are there.
-        Err(Error::Refused(refusal)) if matches!(**refusal, Refusal::KeysNotLoaded { .. }) => {
+        Err(Error::Refused(refusal)) if matches!(*refusal, Refusal::KeysNotLoaded { .. }) => {
             build.keep()?;
+            Err(Error::Refused(refusal))
         }
-        Err(_) => build.undo(),
+        // And what was restored with another target.
+        Err(error) if build.is_worth_keeping() && !matches!(error, Error::Interrupted { .. }) => {
+            Err(build.keep_unrecovered(error))
+        }
+        result => {
+            if result.is_err() {
+                build.undo();
+            }
+            result
+        }
     }
-    result
 }
 
 /// Whether a set is still what its manifest says: every snapshot by GUID, every file by hash.
@@ -161,8 +176,10 @@ fn prepare<'a>(cx: &'a Context, request: &'a Request) -> Result<Build<'a>> {
     if matches!(source, Source::Snapshots) {
         check_set(cx, &manifest)?;
     }
-    let live = guard::live(cx)?;
-    let directory = guard::directory(&live, &request.to, request.delta)?;
+    let directory = guard::real(&request.to)?;
+    let elsewhere = request.tablespaces.iter();
+    let tablespaces = elsewhere.map(|(which, path)| Ok((which.clone(), guard::real(path)?)));
+    let tablespaces = tablespaces.collect::<Result<Vec<_>>>()?;
     let naming = match &source {
         Source::Snapshots => Naming::Clones { name: &id, parent: request.dataset.as_ref() },
         Source::Repository(from) => match &from.parent {
@@ -170,17 +187,32 @@ fn prepare<'a>(cx: &'a Context, request: &'a Request) -> Result<Build<'a>> {
             None => Naming::Folders,
         },
     };
-    let placement = placement::place(&manifest, &directory, &request.tablespaces, &naming)?;
-    for (_, path) in &request.tablespaces {
-        guard::directory(&live, path, request.delta)?;
+    let placement = placement::place(&manifest, &directory, &tablespaces, &naming)?;
+    let there = guard::check(
+        cx,
+        &guard::Asked {
+            manifest: &manifest,
+            placement: &placement,
+            tablespaces: &tablespaces,
+            parent: source.parent(),
+            delta: request.delta,
+        },
+    )?;
+    if let Some(port) = request.port.filter(|_| request.start) {
+        run_server::check_port(port)?;
     }
-    guard::places(cx, live, &manifest, &placement, request.delta)?;
-    Build::new(cx, request, recovery, manifest, placement, id, source)
+    Build::new(cx, request, Plan { recovery, manifest, placement, id, source, there })
 }
 
 /// The set, and where its volumes come from.
 fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, Source)> {
     let name = match (&request.from, request.form) {
+        (From::Snapshots, _) if request.delta => {
+            return Err(Error::usage(
+                "--delta needs --from repository",
+                "clones of this host's snapshots are made anew, in no time: leave out --delta",
+            ));
+        }
         (From::Snapshots, _) if !request.only.is_all() => {
             return Err(Error::usage(
                 "a clone of a snapshot is all of it",
@@ -224,7 +256,7 @@ fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, S
     if request.form == Form::Files || !request.only.is_all() {
         refuse_raw(&shipped)?;
     }
-    let only = only::Only::find(&repository, &shipped, &request.only)?;
+    let (only, not_restored) = only::Only::find(&repository, &shipped, &request.only)?;
     let makes_parent = match &parent {
         Some(parent) => !cx.zfs.exists(parent.as_str())?,
         None => false,
@@ -236,6 +268,7 @@ fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, S
         staging: cx.state.path("staging").join(id),
         delta: request.delta,
         only,
+        not_restored,
         shipped,
     };
     Ok((from.shipped.manifest.clone(), Source::Repository(Box::new(from))))

@@ -176,6 +176,8 @@ impl<T, R> Drop for Ending<'_, T, R> {
         state.running.1 = state.running.1.saturating_sub(self.weight);
         match self.result.take() {
             Some(Ok(done)) => drop(state.done.insert(self.item, done)),
+            // What came after has failed and says why: this one only did as it was told.
+            Some(Err(_)) if state.is_over => {}
             // Of those that were asked to stop the first has said why.
             Some(Err(error)) => drop(state.failed.get_or_insert(error)),
             None => {
@@ -279,6 +281,24 @@ mod tests {
         let rest = |_: &Progressing<usize, ()>| Err::<(), _>(Error::failed("the rest"));
         let error = side_by_side(limits, items(&[1; 3]), one, rest).unwrap_err();
         assert!(error.to_string().contains("the rest"));
+    }
+
+    #[test]
+    fn one_that_stops_as_asked_doesn_t_hide_why() {
+        let limits = Limits { items: 2, weight: 10 };
+        let one = |index: usize, should_stop: &dyn Fn() -> bool| -> Result<()> {
+            let begun = std::time::Instant::now();
+            while index == 1 && !should_stop() && begun.elapsed() < Duration::from_secs(30) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if index == 1 { Err(Error::failed("asked to stop")) } else { Ok(()) }
+        };
+        let rest = |ending: &Progressing<usize, ()>| -> Result<()> {
+            ending.wait(0)?;
+            Err(Error::failed("the dataset exists"))
+        };
+        let error = side_by_side(limits, items(&[1; 2]), one, rest).unwrap_err();
+        assert_eq!(error.to_string(), "the dataset exists");
     }
 
     #[test]

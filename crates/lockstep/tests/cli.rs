@@ -38,6 +38,7 @@ const VARIES: &[(&str, &str)] = &[
     (r"\b\d+(\.\d [KMG]i| )B\b", "[size]"),
     (r"\bprocess \d+", "process [pid]"),
     (r"-p \d+", "-p [port]"),
+    (r"[\w./-]+/bin/pg_ctl", "[bin]/pg_ctl"),
     // Columns are as wide as what was taken out.
     (r"(\S) {2,}", "$1  "),
     (r"\[number\]  \d+  \[time\]", "[number]  [txg]  [time]"),

@@ -295,6 +295,48 @@ fn replayed_create_tablespace_leaves_the_live_one_alone() {
     fixture.discard_restored(&to, &set.id);
 }
 
+/// Killed when recovery has ended and the server is still in its namespace: its links lead to the live tablespaces, so
+/// it is no cluster of anybody's. Killed once they are right, it is.
+#[test]
+fn a_restore_killed_around_its_move_never_reaches_the_live_tablespaces() {
+    let fixture = quiet();
+    let lockstep = fixture.lockstep();
+    let (set, path) = set_with_new_tablespace(&fixture, "ts3");
+    fixture.cluster.execute(&["CHECKPOINT"]);
+    let before = walk(&path);
+    let to = fixture.target("killed");
+    let port = support::fixture::free_port().to_string();
+    let arguments = restore_arguments(&set.id, &to, &["--start", "--port", &port]);
+    kill_at(&fixture, "restore.recovered", &arguments);
+    assert!(!processes_of(&to).is_empty(), "its server runs");
+    // By the links alone it would write to the live cluster's files.
+    let data = fs::canonicalize(to.join("data")).expect("it is there");
+    let leads_to = |data: &std::path::Path| {
+        let links = fs::read_dir(data.join("pg_tblspc")).expect("it is there").flatten();
+        links.filter_map(|link| fs::read_link(link.path()).ok()).any(|target| target == path)
+    };
+    assert!(leads_to(&data), "then this test proves nothing");
+    let next = lockstep.expect(exit::DONE, &["--json", "backup"]);
+    assert_said(&next, &["removing what an unfinished restore left: dataset "]);
+    assert!(processes_of(&to).is_empty() && !to.exists(), "{}", next.describe());
+    fixture.discard_set(json_of(&next)["set"].as_str().expect("an id"));
+
+    kill_at(&fixture, "restore.moved", &arguments);
+    let next = lockstep.expect(exit::DONE, &["--json", "backup"]);
+    assert_said(&next, &["is a cluster of its own by now"]);
+    fixture.discard_set(json_of(&next)["set"].as_str().expect("an id"));
+    let data = fs::canonicalize(to.join("data")).expect("it stays");
+    assert!(!leads_to(&data), "its links lead to the live cluster's tablespace");
+    let server = server_by_hand(&fixture, &data);
+    server.start();
+    wait_for_the_end_of_recovery(&server);
+    assert_eq!(server.value("postgres", "SELECT sum(n) FROM in_ts3"), "7");
+    server.execute(&["INSERT INTO in_ts3 VALUES (100)", "CHECKPOINT"]);
+    server.stop(Stop::Fast);
+    assert_eq!(differences(&before, &walk(&path)), Vec::<PathBuf>::new(), "{path:?} was touched");
+    fixture.discard_restored(&to, &set.id);
+}
+
 /// A path that nothing tells in advance: created and dropped again before the clone is made, its WAL only in the
 /// archive. Somebody else has files there now. Recovery fails, and the files are as they were.
 #[test]

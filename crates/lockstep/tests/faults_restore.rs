@@ -52,7 +52,7 @@ fn ended_at_each_step() {
     println!("{} steps: {}", steps.len(), steps.join(" "));
     fixture.discard_restored(&to, &set);
     // From here on a kill leaves a server that has recovered: tests/restore_guard.rs.
-    let in_use = ["restore.started", "restore.done"];
+    let in_use = ["restore.moved", "restore.started", "restore.done"];
     let postmaster = fixture.cluster.postmaster();
     let other = fixture.target("next start");
     for (number, step) in steps.iter().enumerate() {
@@ -146,7 +146,7 @@ fn ended_in_recovery() {
     let failed = fixture
         .lockstep()
         .expect(exit::FAILED, &restore_arguments(&set, &to, &["--start", "--port", &taken]));
-    assert_said(&failed, &["error: ", "Address already in use"]);
+    assert_said(&failed, &["error: port ", "Address already in use", "hint: ", "--port"]);
     assert_nothing_remains(&fixture, &[], "a port that is taken");
     assert_restores(&fixture, &set, "at the end");
 }

@@ -3,7 +3,7 @@
 
 mod support;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -431,6 +431,8 @@ fn one_database_comes_back_and_the_others_are_holes() {
         let more: Vec<&str> = form.iter().copied().chain(["--only-database", "wanted"]).collect();
         let restored = prepared.lockstep.restore_and_start(&set.id, &to, &more);
         let server = restored.server();
+        let rest = &restored.json["not_restored"];
+        assert_eq!(rest["databases"], json!(["by another name", "other"]), "{rest}");
         assert_eq!(server.value("wanted", "SELECT count(*) FROM in_ts1"), "20000");
         assert_eq!(server.value("wanted", "SELECT sum(n) FROM in_ts2"), "200010000");
         let options =
@@ -484,6 +486,7 @@ fn one_database_comes_back_and_the_others_are_holes() {
     // One tablespace: the data directory and it.
     let more: Vec<&str> = FILES.into_iter().chain(["--only-tablespace", "ts1"]).collect();
     let restored = prepared.lockstep.restore_and_start(&set.id, &to, &more);
+    assert_eq!(restored.json["not_restored"], json!({"databases": [], "tablespaces": ["ts2"]}));
     let server = restored.server();
     assert_eq!(server.value("wanted", "SELECT count(*) FROM in_ts1"), "20000");
     let zeros = server.connect("wanted").simple_query("SELECT sum(n) FROM in_ts2");

@@ -5,13 +5,13 @@ mod support;
 
 use rustix::process::Signal;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use support::checker::Checker;
 use support::cluster::{Cluster, Stop};
 use support::command::Outcome;
 use support::faults::{
-    Hooks, assert_nothing_remains, assert_said, kill_at, restore_arguments, signal_at,
+    Hooks, assert_nothing_remains, assert_said, kill_at, restore_arguments, signal_at, walk,
 };
 use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
@@ -107,6 +107,98 @@ fn what_is_no_older_restore_is_left_alone() {
         assert!(kept.exists(), "{} is gone", kept.display());
     }
     assert_lives_on(&fixture);
+}
+
+/// A folder that is no restore keeps all that it has, its owner and its mode too; and one that is empty keeps these.
+#[test]
+fn a_folder_that_was_there_keeps_its_owner_and_mode() {
+    let (fixture, lockstep, set) = live();
+    let etc = fixture.root().join("etc");
+    fs::create_dir(&etc).expect("a folder can be made");
+    fs::write(etc.join("passwd"), "root").expect("it can be written");
+    fs::set_permissions(&etc, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let before = walk(&etc);
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let zfs = ["--from", "repository", "--as", "zfs", "--delta", "--dataset", &parent];
+    for more in [&FILES[..], &[&FILES[..], &["--dry-run"]].concat(), &zfs] {
+        let outcome = lockstep.run(&restore_arguments(&set.id, &etc, more));
+        assert_refused(&outcome, &["isn't an older restore", "\"passwd\"", "nothing of a restore"]);
+        assert!(walk(&etc) == before, "{more:?} touched {etc:?}");
+    }
+    // Nor are the folders of something else enough that have the names of a restore's.
+    let var = fixture.root().join("var");
+    fs::create_dir_all(var.join("log")).expect("folders can be made");
+    let outcome = lockstep.run(&restore_arguments(&set.id, &var, &FILES));
+    assert_refused(&outcome, &["isn't an older restore", "no data directory"]);
+
+    let empty = fixture.root().join("empty");
+    fs::create_dir(&empty).expect("a folder can be made");
+    fs::set_permissions(&empty, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let is_ours = || {
+        let found = fs::metadata(&empty).expect("it is there");
+        (found.uid(), found.mode() & 0o7777) == (0, 0o755)
+    };
+    for more in [&FILES[..4], &FILES] {
+        let restored = lockstep.restore_and_start(&set.id, &empty, more);
+        assert!(is_ours(), "{more:?} changed {empty:?}");
+        restored.server().stop(Stop::Fast);
+    }
+    // What only root may enter is no place for postgres.
+    let closed = fixture.root().join("closed");
+    fs::create_dir(&closed).expect("a folder can be made");
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).expect("it is ours");
+    let outcome = lockstep.run(&restore_arguments(&set.id, &closed, &FILES));
+    assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
+    assert_said(&outcome, &["can't enter it", "hint: chown "]);
+    assert_lives_on(&fixture);
+}
+
+/// Beside the original a restored cluster leaves its subscriptions alone, and says so; unless it is told otherwise.
+#[test]
+fn subscriptions_rest_beside_the_original() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = fixture.lockstep();
+    fixture.cluster.execute(&["ALTER SYSTEM SET max_logical_replication_workers = 3"]);
+    let set = lockstep.backup("label").id;
+    let to = fixture.target("r");
+    let workers = "SELECT setting FROM pg_settings WHERE name = 'max_logical_replication_workers'";
+    for (more, setting) in [(&[][..], "0"), (&["--keep-subscriptions"], "3")] {
+        let restored = lockstep.restore_and_start(&set, &to, more);
+        assert_eq!(restored.json["subscriptions_held"], setting == "0");
+        assert_eq!(restored.server().value("postgres", workers), setting);
+        let settings = fs::read_to_string(restored.data.join("postgresql.auto.conf"));
+        let settings = settings.expect("it is there");
+        // The comment stands above what it speaks of.
+        let (_, ours) = settings.split_once("# written by lockstep restore:").expect("the comment");
+        assert!(ours.contains("port = ") && ours.contains("archive_mode"), "{settings}");
+        if setting == "0" {
+            restored.server().execute(&["ALTER SYSTEM RESET max_logical_replication_workers"]);
+        }
+        restored.server().stop(Stop::Fast);
+        fixture.discard_restored(&to, &set);
+    }
+    // Asked for without a server of its own it would do nothing.
+    lockstep.expect(exit::USAGE, &restore_arguments(&set, &to, &["--keep-subscriptions"]));
+}
+
+/// Options that go together only with others say so, and nothing is switched off by them.
+#[test]
+fn options_that_would_do_nothing_are_refused() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label").id;
+    let used = fixture.owned("used");
+    fs::write(used.join("thesis.tex"), "all of it").expect("it can be written");
+    let outcome = lockstep.run(&restore_arguments(&set, &used, &["--delta"]));
+    assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
+    assert_said(&outcome, &["--delta needs --from repository", "hint: "]);
+    for action in ["pause", "shutdown"] {
+        let to = fixture.target("r");
+        let outcome = lockstep.run(&restore_arguments(&set, &to, &["--target-action", action]));
+        assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
+        assert_said(&outcome, &["without a target", "PostgreSQL promotes"]);
+        assert!(!to.exists());
+    }
 }
 
 /// Where a restored data directory has pg_control.

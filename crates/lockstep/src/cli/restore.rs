@@ -10,7 +10,10 @@ use super::Done;
 use super::output::{self, JSON_VERSION};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::restore::only::Wanted;
+use crate::plan::warnings::bytes;
+use crate::postgres::instance;
+use crate::process::quote;
+use crate::restore::only::{NotRestored, Wanted};
 use crate::restore::source::{Form, From};
 use crate::restore::target::{Action, Recovery, Target, parse_time};
 use crate::restore::{self, Request, Restored};
@@ -53,6 +56,9 @@ pub(super) struct Restore {
     /// The server's port; with --start a free one is found
     #[arg(long, value_name = "N")]
     port: Option<u16>,
+    /// Let subscriptions go on, also where the original's data directory is on this host
+    #[arg(long, requires = "start")]
+    keep_subscriptions: bool,
     /// Let the restored cluster archive its WAL as the original did
     #[arg(long)]
     keep_archiving: bool,
@@ -115,6 +121,13 @@ impl TargetArguments {
         } else {
             Target::End
         };
+        if target == Target::End && self.target_action != Action::Promote {
+            return Err(Error::usage(
+                format!("--target-action {} without a target", self.target_action.as_str()),
+                "at the end of WAL PostgreSQL promotes, whatever recovery_target_action says: name a target with \
+                 --target-time, --target-lsn, --target-xid, --target-name or --target-immediate",
+            ));
+        }
         if let Some(text) = &self.target_timeline {
             let known = ["current", "latest"].contains(&text.as_str());
             if !known && text.parse::<u32>().is_err() {
@@ -166,6 +179,7 @@ impl Restore {
             tablespaces: self.tablespaces.clone(),
             dataset: self.dataset.clone(),
             start: self.start,
+            keep_subscriptions: self.keep_subscriptions,
             port: self.port,
             clone: None,
         };
@@ -176,7 +190,7 @@ impl Restore {
         if json {
             output::print_json(&as_json(&restored))?;
         } else {
-            as_text(&restored);
+            as_text(cx, &restored, self.start);
         }
         Ok(Done::Well)
     }
@@ -218,8 +232,13 @@ fn as_json(restored: &Restored) -> Value {
         "data_directory": placement.data.display().to_string(),
         "datasets": clones, "port": restored.port, "started": restored.started,
         "socket_directory": restored.socket_directory.as_ref().map(|path| path.display().to_string()),
-        "recovery": restored.recovery_log,
+        "recovery": restored.recovery_log, "subscriptions_held": restored.holds_subscriptions,
     });
+    let rest = &restored.not_restored;
+    if *rest != NotRestored::default() {
+        value["not_restored"] =
+            json!({"databases": rest.databases, "tablespaces": rest.tablespaces});
+    }
     if let Some(written) = &restored.written {
         value["files"] = written.files.into();
         value["bytes_written"] = written.bytes_written.into();
@@ -229,7 +248,7 @@ fn as_json(restored: &Restored) -> Value {
     value
 }
 
-fn as_text(restored: &Restored) {
+fn as_text(cx: &Context, restored: &Restored, was_to_start: bool) {
     crate::steps::end_with_the_reader();
     let placement = &restored.placement;
     println!("set {} is restored", restored.set.set);
@@ -242,25 +261,74 @@ fn as_text(restored: &Restored) {
         }
     }
     if let Some(written) = &restored.written {
-        println!("  files           {}, {} bytes written", written.files, written.bytes_written);
+        println!("  files           {}, {} written", written.files, bytes(written.bytes_written));
+    }
+    left_out(&restored.not_restored);
+    if restored.holds_subscriptions {
+        println!(
+            "  max_logical_replication_workers is 0: the original's data directory is on this host, and"
+        );
+        println!(
+            "  subscriptions would take its changes. Where they shall go on, this and a restart:"
+        );
+        println!("    ALTER SYSTEM RESET max_logical_replication_workers");
     }
     match (restored.started, restored.port) {
         (true, Some(port)) => {
             let host = restored.socket_directory.as_deref().map(output::path).unwrap_or_default();
             println!(
-                "  it accepts connections: psql -h {} -p {port}",
-                crate::process::quote(&host)
+                "  it accepts connections: psql -h {} -p {port} -U {}",
+                quote(&host),
+                quote(&cx.cluster.user)
             );
         }
-        _ => {
+        _ if was_to_start => {
             println!(
-                "  it isn't running: pg_ctl -D {} start",
-                crate::process::quote(&output::path(&placement.data))
+                "  it was shut down at its target; recovery.signal and the target are there still:"
             );
+            println!("  {}", start_command(cx, restored));
+        }
+        _ => {
+            println!("  it isn't running: {}", start_command(cx, restored));
             println!(
                 "  On the host of the original cluster use `restore --start` instead: a replayed CREATE"
             );
             println!("  TABLESPACE would write to the original's folder.");
         }
+    }
+}
+
+/// What is there by name alone.
+fn left_out(rest: &NotRestored) {
+    let quoted = |names: &[String]| {
+        let names = names.iter().map(|name| format!("\"{}\"", name.escape_debug()));
+        names.collect::<Vec<_>>().join(", ")
+    };
+    if !rest.databases.is_empty() {
+        println!("  not restored: {}: DROP DATABASE them", quoted(&rest.databases));
+    }
+    if !rest.tablespaces.is_empty() {
+        println!(
+            "  not restored: what lies in tablespace {}: drop its tables",
+            quoted(&rest.tablespaces)
+        );
+    }
+}
+
+/// How its server is started by hand: as whom, by which version's program.
+fn start_command(cx: &Context, restored: &Restored) -> String {
+    let bin_dir = cx.cluster.bin_dir.as_deref();
+    let program = instance::bin_dir(bin_dir, restored.set.postgres.major)
+        .map_or_else(|_| "pg_ctl".into(), |folder| output::path(&folder.join("pg_ctl")));
+    let log = restored.placement.directory.join("log/server.log");
+    let start = format!(
+        "{} -D {} -l {} start",
+        quote(&program),
+        quote(&output::path(&restored.placement.data)),
+        quote(&output::path(&log))
+    );
+    match cx.os_user() {
+        Ok(Some(_)) => format!("runuser -u {} -- {start}", quote(&cx.cluster.os_user)),
+        _ => start,
     }
 }

@@ -231,6 +231,25 @@ pub enum Refusal {
         /// The folder.
         path: PathBuf,
     },
+    /// The place for the restored cluster has an older restore.
+    #[error(
+        "\"{}\" exists and isn't empty: it holds {} restore of set {set}",
+        path.display(), if *is_unfinished { "an unfinished" } else { "a" }
+    )]
+    DirectoryHoldsRestore {
+        /// The folder.
+        path: PathBuf,
+        /// The set, as it was written down there.
+        set: String,
+        /// It has no pg_control of this name yet.
+        is_unfinished: bool,
+    },
+    /// What would be received is there.
+    #[error("dataset \"{dataset}\" exists already")]
+    DatasetExists {
+        /// The dataset.
+        dataset: String,
+    },
     /// The place lies inside a cluster of the configuration.
     #[error("\"{}\" lies inside the {part} of cluster \"{cluster}\" itself", path.display())]
     DirectoryInsideCluster {
@@ -345,6 +364,9 @@ impl Refusal {
             }
             Self::WalInTheClear { .. } => "give the repository a key (key_file, before `repo init`); or put pg_wal on a dataset of its own; or allow it with encrypted_datasets = \"raw\"".into(),
             Self::DirectoryNotEmpty { .. } => "name a folder that is empty or doesn't exist yet".into(),
+            Self::DirectoryHoldsRestore { is_unfinished: true, .. } => "go on with it: the same command with --from repository and --delta; or name an empty folder".into(),
+            Self::DirectoryHoldsRestore { .. } => "bring it to the set's state with --from repository and --delta, or name an empty folder".into(),
+            Self::DatasetExists { .. } => "name another place with --dataset; or bring what is there to the set's state with --delta".into(),
             Self::DirectoryInsideCluster { .. } | Self::DirectoryHoldsCluster { .. } => "restore to a folder outside the cluster".into(),
             Self::NotAnOlderRestore { .. } => "--delta removes what the set doesn't have: name the folder of an older restore, or an empty one".into(),
             Self::DatasetElsewhere { .. } => "--delta rolls it back: name the dataset and the folder (--to) of one and the same older restore".into(),

@@ -116,14 +116,19 @@ pub fn parts(data_directory: &Path, server: Option<&ServerFacts>) -> Result<Vec<
 }
 
 /// The links of pg_tblspc by OID. A folder in the place of a link is an in-place tablespace: it
-/// belongs to the data directory.
+/// belongs to the data directory. Where pg_tblspc isn't there, in a data directory that is lost, there
+/// are none.
 ///
 /// # Errors
 /// When pg_tblspc can't be listed.
 pub fn tablespace_links(data_directory: &Path) -> Result<Vec<(u32, PathBuf)>> {
     let folder = data_directory.join("pg_tblspc");
     let mut links = Vec::new();
-    for entry in std::fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
+    let entries = match std::fs::read_dir(&folder) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(links),
+        other => other.map_err(Error::io("list", &folder))?,
+    };
+    for entry in entries {
         let entry = entry.map_err(Error::io("list", &folder))?;
         let oid = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
         let (Some(oid), Ok(target)) = (oid, std::fs::read_link(entry.path())) else { continue };
@@ -178,6 +183,15 @@ mod tests {
     fn this_process_lives_and_an_absurd_one_does_not() {
         assert!(is_alive(std::process::id().cast_signed()));
         assert!(!is_alive(i32::MAX));
+    }
+
+    #[test]
+    fn an_empty_data_directory_has_no_tablespaces() {
+        let dir = std::env::temp_dir().join(format!("lockstep-lost-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        assert_eq!(tablespace_links(&dir).unwrap(), []);
+        assert_eq!(parts(&dir, None).unwrap().len(), 2);
+        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

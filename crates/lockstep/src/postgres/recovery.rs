@@ -57,23 +57,36 @@ pub fn put(settings: &mut Vec<(String, String)>, name: String, value: String) {
 /// postgresql.auto.conf with `added` at its end, and without what is not kept or set anew.
 #[must_use]
 pub fn auto_conf(old: &str, added: &[(String, String)]) -> String {
-    let mut text = String::new();
+    // What stands behind the mark was written by a restore, and stays there.
+    let (mut text, mut ours) = (String::new(), String::new());
+    let mut is_ours = false;
     for line in old.lines() {
+        if line == MARK {
+            is_ours = true;
+            continue;
+        }
         let name = line.trim_start().split(|c: char| c.is_whitespace() || c == '=').next();
         let name = name.unwrap_or_default().to_ascii_lowercase();
         let replaced = added.iter().any(|(added, _)| *added == name);
-        if !NOT_KEPT.contains(&name.as_str()) && !replaced && line != MARK {
-            text.push_str(line);
-            text.push('\n');
+        if !NOT_KEPT.contains(&name.as_str()) && !replaced {
+            let to = if is_ours { &mut ours } else { &mut text };
+            to.push_str(line);
+            to.push('\n');
         }
     }
-    text.push_str(MARK);
-    text.push('\n');
     for (name, value) in added {
-        text.push_str(&setting(name, value));
+        ours.push_str(&setting(name, value));
+    }
+    if !ours.is_empty() {
+        text.push_str(MARK);
+        text.push('\n');
+        text.push_str(&ours);
     }
     text
 }
+
+/// With 0 no subscription is worked on.
+pub const NO_WORKERS: &str = "max_logical_replication_workers";
 
 const MARK: &str = "# written by lockstep restore:";
 
@@ -159,6 +172,11 @@ mod tests {
         assert_eq!(get("restore_command"), Some("false"));
         assert_eq!(get("archive_mode"), Some("off"));
         assert_eq!(get("external_pid_file"), Some("/r/run/postmaster.pid"));
+        // The comment stands above what it speaks of, however often the file is written.
+        let twice = auto_conf(&auto_conf("work_mem = '1MB'\n", &all), &[]);
+        let (theirs, ours) = twice.split_once(MARK).unwrap();
+        assert!(theirs == "work_mem = '1MB'\n" && ours.contains("port = '5500'"), "{twice}");
+        assert_eq!(auto_conf("", &[]), "");
         // What has passed is taken out, what lasts stays.
         let text = auto_conf(&auto_conf("", &all), &[]);
         assert!(

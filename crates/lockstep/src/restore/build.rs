@@ -1,7 +1,9 @@
 //! The making of a restored cluster, step by step, and its undoing.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::marker::{self, Marker};
 use super::placement::{PlacedVolume, Placement};
 use super::source::Source;
 use super::target::Recovery;
@@ -11,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::Lock;
 use crate::postgres::recovery;
+use crate::postgres::server::{self, Stop};
 use crate::process::Credentials;
 use crate::set::journal::{self, RestoreJournal};
 use crate::set::manifest::Manifest;
@@ -28,30 +31,31 @@ pub(super) struct Build<'a> {
     pub(super) id: String,
     pub(super) journal: RestoreJournal,
     pub(super) source: Source,
+    /// Those of its datasets that are there: they are brought to the set's state.
+    pub(super) there: BTreeSet<DatasetName>,
+    /// DIR isn't there yet.
+    makes_directory: bool,
+    /// All was made and the server started, and there it failed.
+    recovery_failed: bool,
     lock: Option<Lock>,
 }
 
+/// What was found out before anything is made.
+pub(super) struct Plan {
+    pub(super) recovery: Recovery,
+    pub(super) manifest: Manifest,
+    pub(super) placement: Placement,
+    pub(super) id: String,
+    pub(super) source: Source,
+    pub(super) there: BTreeSet<DatasetName>,
+}
+
 impl<'a> Build<'a> {
-    pub(super) fn new(
-        cx: &'a Context<'a>,
-        request: &'a Request,
-        recovery: Recovery,
-        manifest: Manifest,
-        placement: Placement,
-        id: String,
-        source: Source,
-    ) -> Result<Self> {
+    pub(super) fn new(cx: &'a Context<'a>, request: &'a Request, plan: Plan) -> Result<Self> {
+        let Plan { recovery, manifest, placement, id, source, there } = plan;
         let mut datasets = datasets(&placement, &source);
-        if source.is_delta() {
-            // What is there already isn't Lockstep's to take away.
-            let mut kept = Vec::new();
-            for dataset in datasets {
-                if !cx.zfs.exists(dataset.as_str())? {
-                    kept.push(dataset);
-                }
-            }
-            datasets = kept;
-        }
+        // What is there already isn't Lockstep's to take away.
+        datasets.retain(|dataset| !there.contains(dataset));
         datasets.extend(source.receiving(&placement, &id));
         let emptied = emptied(&placement, &source);
         let journal = RestoreJournal {
@@ -71,7 +75,21 @@ impl<'a> Build<'a> {
             places_of_others: Vec::new(),
             started: false,
         };
-        Ok(Self { cx, request, recovery, manifest, placement, id, journal, source, lock: None })
+        let makes_directory = !placement.directory.exists();
+        Ok(Self {
+            cx,
+            request,
+            recovery,
+            manifest,
+            placement,
+            id,
+            journal,
+            source,
+            there,
+            makes_directory,
+            recovery_failed: false,
+            lock: None,
+        })
     }
 
     /// Makes the cluster; on an error call [`Self::undo`].
@@ -108,10 +126,14 @@ impl<'a> Build<'a> {
             started: false,
             socket_directory: None,
             recovery_log: Vec::new(),
+            holds_subscriptions: self.holds_subscriptions(),
+            not_restored: self.source.not_restored(),
             written,
         };
         if self.request.start {
-            run_server::start(self, owner, &mut restored)?;
+            let started = run_server::start(self, owner, &mut restored);
+            self.recovery_failed = started.is_err();
+            started?;
             steps::reached("restore.started")?;
         }
         self.source.clean_up(self)?;
@@ -140,6 +162,39 @@ impl<'a> Build<'a> {
         Ok(())
     }
 
+    /// Whether what was made is worth keeping: it came out of a repository, and only its recovery failed.
+    pub(super) fn is_worth_keeping(&self) -> bool {
+        let is_from_repository = matches!(self.source, Source::Repository(_));
+        self.recovery_failed && is_from_repository && self.request.clone.is_none()
+    }
+
+    /// Ends a restore whose recovery failed with what was made, in a state in which no server starts on
+    /// it, and says how to go on.
+    pub(super) fn keep_unrecovered(&mut self, error: Error) -> Error {
+        let data = self.placement.data.clone();
+        let kept = server::stop(&data, Stop::Immediate)
+            .and_then(|()| control::hold(&data))
+            .and_then(|()| {
+                let mut places = self.journal.places_of_others.iter();
+                places.try_for_each(|path| unfinished::remove_place(path))
+            })
+            .and_then(|()| self.keep());
+        if let Err(reason) = kept {
+            tracing::warn!(error = %reason.chain(), "what was restored can't be kept");
+            self.undo();
+            return error;
+        }
+        let directory = self.placement.directory.display();
+        let words = format!(
+            "What was restored stays in \"{directory}\", with its log/server.log, and no server starts on it: \
+             run it again with --delta and another target, or once the reason is gone"
+        );
+        error.and_hint(&words).unwrap_or_else(|error| {
+            tracing::warn!("{words}");
+            error
+        })
+    }
+
     /// Undoes everything; what can't be undone now stays in the journal for the next start.
     pub(super) fn undo(&mut self) {
         if self.lock.is_none() {
@@ -160,8 +215,13 @@ impl<'a> Build<'a> {
     }
 
     fn make_directories(&self, owner: Option<Credentials>) -> Result<()> {
-        files::create_directories(&self.placement.directory)?;
-        files::create_owned_directory(&self.placement.directory, owner)?;
+        let directory = &self.placement.directory;
+        if self.makes_directory {
+            files::create_owned_directory(directory, owner)?;
+        }
+        if matches!(self.source, Source::Repository(_)) {
+            self.marker().write(directory)?;
+        }
         for folder in ["log", "run", "tablespaces"] {
             files::create_owned_directory(&self.placement.directory.join(folder), owner)?;
         }
@@ -169,6 +229,15 @@ impl<'a> Build<'a> {
             files::create_owned_directory(&self.volumes(), owner)?;
         }
         Ok(())
+    }
+
+    fn marker(&self) -> Marker {
+        Marker {
+            cluster: self.cx.name.to_string(),
+            system_identifier: self.manifest.postgres.system_identifier.clone(),
+            set: self.manifest.set.to_string(),
+            begun_at: jiff::Timestamp::now(),
+        }
     }
 
     fn volumes(&self) -> PathBuf {
@@ -182,9 +251,24 @@ impl<'a> Build<'a> {
         }
     }
 
+    /// Whether it would take changes that the original is to get: subscriptions of a restored cluster go
+    /// on in the original's slots. A clone has settings of its own.
+    fn holds_subscriptions(&self) -> bool {
+        let original = &self.cx.cluster.data_directory;
+        let is_here = || {
+            let real = |path: &Path| std::fs::canonicalize(path).ok();
+            original.join("PG_VERSION").exists() && real(original) != real(&self.placement.data)
+        };
+        let is_asked = self.request.start && self.request.clone.is_none();
+        is_asked && !self.request.keep_subscriptions && is_here()
+    }
+
     /// What postgresql.auto.conf gets.
     fn write_settings(&self, port: Option<u16>, owner: Option<Credentials>) -> Result<()> {
         let mut settings = recovery::lasting(&self.recovery, &self.placement.directory, port);
+        if self.holds_subscriptions() {
+            recovery::put(&mut settings, recovery::NO_WORKERS.into(), "0".into());
+        }
         let places = tree::places_of_configuration(&self.manifest, &self.placement);
         let clone = self.request.clone.iter().flat_map(|clone| clone.settings.iter().cloned());
         for (name, value) in
@@ -216,6 +300,7 @@ fn datasets(placement: &Placement, source: &Source) -> Vec<DatasetName> {
 /// Folders that are Lockstep's with all that is in them.
 fn own(placement: &Placement, source: &Source) -> Vec<PathBuf> {
     let mut own = vec![placement.directory.join("log"), placement.directory.join("run")];
+    own.push(marker::path(&placement.directory));
     // What was there before is not Lockstep's to take away.
     own.retain(|path| !source.is_delta() || !path.exists());
     own.extend(source.staging());

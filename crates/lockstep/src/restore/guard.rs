@@ -4,72 +4,67 @@
 //! What could go wrong: a mistyped folder or dataset. `--delta` removes what the set doesn't have, and
 //! rolls datasets back; so before the first change everything that would be changed is looked at.
 
+mod live;
+mod older;
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use pgfiles::wal_name::WalSegment;
-
+use super::marker::Marker;
 use super::placement::Placement;
-use super::tree;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::files;
-use crate::plan::layout::PartKind;
 use crate::plan::refusal::Refusal;
 use crate::postgres::instance::{self, PG_CONTROL};
+use crate::process::{Credentials, quote};
 use crate::set::manifest::Manifest;
 use crate::steps;
 use crate::volume::mounts::Mounts;
+use crate::volume::zfs::DatasetName;
 
-/// A part of a cluster of the configuration, by its real path.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Live {
-    cluster: String,
-    kind: PartKind,
-    path: PathBuf,
+use live::Live;
+
+/// What a restore is about to do.
+pub(super) struct Asked<'a> {
+    pub(super) manifest: &'a Manifest,
+    pub(super) placement: &'a Placement,
+    /// The folders that were named for tablespaces, as [`real`] gives them.
+    pub(super) tablespaces: &'a [(String, PathBuf)],
+    /// The dataset below which the volumes are received.
+    pub(super) parent: Option<&'a DatasetName>,
+    /// What is there may be an older restore.
+    pub(super) delta: bool,
 }
 
-/// The folder as an absolute path without links; it must not be in a live cluster, and unless it may
-/// hold something it must be empty or not there.
-pub(super) fn directory(live: &[Live], path: &Path, may_hold: bool) -> Result<PathBuf> {
-    let real = real(path)?;
-    if let Some(live) = live.iter().find(|live| real.starts_with(&live.path)) {
-        return Err(Refusal::DirectoryInsideCluster {
-            path: real,
-            cluster: live.cluster.clone(),
-            part: live.kind.clone(),
+/// Looks at every place that the restore would change; gives those of its datasets that are there already.
+pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetName>> {
+    let &Asked { manifest, placement, delta, .. } = asked;
+    let there = match asked.parent {
+        Some(parent) => there(cx, parent, placement)?,
+        None => BTreeSet::new(),
+    };
+    if let Some(dataset) = there.iter().next().filter(|_| !delta) {
+        return Err(Refusal::DatasetExists { dataset: dataset.to_string() }.into());
+    }
+    let mut live = live::live(cx)?;
+    if delta {
+        live = live::without_asked(cx, live, manifest, placement, &there)?;
+    }
+    let named = asked.tablespaces.iter().map(|(_, path)| path.as_path());
+    for path in std::iter::once(&*placement.directory).chain(named) {
+        outside(&live, path)?;
+        if !delta && !older::is_empty(path)? {
+            return Err(in_use(path, placement));
         }
-        .into());
     }
-    if real.is_dir() && !may_hold && !files::is_empty_directory(&real)? {
-        return Err(Refusal::DirectoryNotEmpty { path: real }.into());
-    }
-    if real.exists() && !real.is_dir() {
-        return Err(Error::usage(
-            format!("\"{}\" isn't a folder", real.display()),
-            "name a folder that is empty or doesn't exist yet",
-        ));
+    if let Some(owner) = cx.os_user()? {
+        enterable(&placement.directory, owner, &cx.cluster.os_user)?;
     }
     steps::reached("restore.checked")?;
-    Ok(real)
-}
-
-/// Looks at every place that the restore would change. `delta`: what is there may be an older restore.
-pub(super) fn places(
-    cx: &Context,
-    mut live: Vec<Live>,
-    manifest: &Manifest,
-    placement: &Placement,
-    delta: bool,
-) -> Result<()> {
     links(manifest, placement)?;
     let places = all(placement).map(real).collect::<Result<Vec<_>>>()?;
-    // An older restore may be a cluster of the configuration by now: then it is what was asked for.
-    let target = real(&placement.data)?;
-    let is_target = |part: &Live| part.kind == PartKind::Data && part.path == target;
-    let asked = live.iter().filter(|part| is_target(part)).map(|part| part.cluster.clone());
-    let asked: Vec<_> = asked.filter(|cluster| cluster != cx.name.as_str()).collect();
-    live.retain(|part| !asked.contains(&part.cluster));
-    if let Some((place, live)) = overlap(&places, &live) {
+    if let Some((place, live)) = live::overlap(&places, &live) {
         return Err(Refusal::DirectoryHoldsCluster {
             path: place.clone(),
             cluster: live.cluster.clone(),
@@ -79,7 +74,7 @@ pub(super) fn places(
         .into());
     }
     if !delta {
-        return Ok(());
+        return Ok(there);
     }
     if instance::postmaster(&placement.data)?.is_some() {
         return Err(Error::usage(
@@ -87,8 +82,62 @@ pub(super) fn places(
             "stop it first: what it has in memory would be written over the restored files",
         ));
     }
-    datasets(cx, placement)?;
-    older_restore(manifest, placement)
+    datasets(cx, placement, &there)?;
+    older::check(manifest, placement)?;
+    Ok(there)
+}
+
+/// A folder that a restore goes to must not be in a live cluster, nor be a file.
+fn outside(live: &[Live], path: &Path) -> Result<()> {
+    if let Some(live) = live.iter().find(|live| path.starts_with(&live.path)) {
+        return Err(Refusal::DirectoryInsideCluster {
+            path: path.to_path_buf(),
+            cluster: live.cluster.clone(),
+            part: live.kind.clone(),
+        }
+        .into());
+    }
+    if path.exists() && !path.is_dir() {
+        return Err(Error::usage(
+            format!("\"{}\" isn't a folder", path.display()),
+            "name a folder that is empty or doesn't exist yet",
+        ));
+    }
+    Ok(())
+}
+
+/// A folder that is there stays as it is; so the server's user has to get in.
+fn enterable(directory: &Path, owner: Credentials, name: &str) -> Result<()> {
+    let Ok(found) = std::fs::metadata(directory) else { return Ok(()) };
+    if found.uid() == owner.uid || found.mode() & 0o011 != 0 {
+        return Ok(());
+    }
+    Err(Error::usage(
+        format!(
+            "\"{}\" belongs to user {} with mode {:04o}: {name} can't enter it",
+            directory.display(),
+            found.uid(),
+            found.mode() & 0o7777
+        ),
+        format!(
+            "chown {name} {}, or name a folder that doesn't exist yet",
+            quote(&directory.display().to_string())
+        ),
+    ))
+}
+
+/// Why a folder that isn't empty is no place: it may well be an older restore.
+fn in_use(path: &Path, placement: &Placement) -> Error {
+    let marker = Marker::read(path).filter(|_| path == placement.directory);
+    match marker {
+        Some(marker) => Refusal::DirectoryHoldsRestore {
+            path: path.to_path_buf(),
+            set: marker.set,
+            is_unfinished: !placement.data.join(PG_CONTROL).exists(),
+        }
+        .into(),
+        None => Refusal::DirectoryNotEmpty { path: path.to_path_buf() }.into(),
+    }
 }
 
 /// Every place that a restore fills, or makes a link of.
@@ -100,41 +149,8 @@ fn all(placement: &Placement) -> impl Iterator<Item = &Path> {
     own.chain(volumes).chain(links).chain(tablespaces)
 }
 
-/// A place that is a live part, lies in one, or holds one.
-fn overlap<'a>(places: &'a [PathBuf], live: &'a [Live]) -> Option<(&'a PathBuf, &'a Live)> {
-    let touches =
-        |place: &Path, live: &Live| place.starts_with(&live.path) || live.path.starts_with(place);
-    places.iter().find_map(|place| Some((place, live.iter().find(|live| touches(place, live))?)))
-}
-
-/// The parts of the clusters of the configuration. Where a data directory is gone there is nothing to
-/// be spared.
-pub(super) fn live(cx: &Context) -> Result<Vec<Live>> {
-    let mut all = Vec::new();
-    let others = cx.clusters.iter().filter(|(name, _)| **name != *cx.name.as_str());
-    let own = (cx.name.as_str(), cx.cluster);
-    for (name, cluster) in others.map(|(name, cluster)| (name.as_str(), cluster)).chain([own]) {
-        let data = &cluster.data_directory;
-        if !data.is_dir() {
-            continue;
-        }
-        let parts = match instance::parts(data, None) {
-            // Of another cluster that looks strange, at least this.
-            Err(_) if name != cx.name.as_str() => Vec::new(),
-            other => other?,
-        };
-        let parts = parts.into_iter().map(|part| (part.kind, part.path));
-        for (kind, path) in parts.chain([(PartKind::Data, data.clone())]) {
-            if let Ok(path) = std::fs::canonicalize(path) {
-                all.push(Live { cluster: name.to_owned(), kind, path });
-            }
-        }
-    }
-    Ok(all)
-}
-
 /// An absolute path without the links of what is there of it.
-fn real(path: &Path) -> Result<PathBuf> {
+pub(super) fn real(path: &Path) -> Result<PathBuf> {
     let path = std::path::absolute(path).map_err(Error::io("find", path))?;
     let Some(existing) = path.ancestors().find(|ancestor| ancestor.exists()) else {
         return Ok(path);
@@ -172,23 +188,33 @@ fn links(manifest: &Manifest, placement: &Placement) -> Result<()> {
     }
 }
 
+/// Those of the restore's datasets that are there, by one command.
+fn there(
+    cx: &Context,
+    parent: &DatasetName,
+    placement: &Placement,
+) -> Result<BTreeSet<DatasetName>> {
+    let children = cx.zfs.children(parent)?;
+    let wanted = placement.volumes.iter().filter_map(|volume| volume.dataset.clone());
+    Ok(wanted.filter(|dataset| children.contains(dataset)).collect())
+}
+
 /// A dataset that is there is rolled back: it has to be that of an older restore to this very folder.
-fn datasets(cx: &Context, placement: &Placement) -> Result<()> {
+fn datasets(cx: &Context, placement: &Placement, there: &BTreeSet<DatasetName>) -> Result<()> {
     let mounts = Mounts::read()?;
     for volume in &placement.volumes {
-        let Some(dataset) = &volume.dataset else { continue };
-        if !cx.zfs.exists(dataset.as_str())? {
+        let Some(dataset) = volume.dataset.as_ref().filter(|dataset| there.contains(dataset))
+        else {
             continue;
-        }
-        let says = cx.zfs.value(dataset, "mountpoint")?;
-        let mut at = vec![PathBuf::from(&says)];
+        };
         let mounted =
             mounts.iter().filter(|mount| mount.is_zfs() && mount.source == dataset.as_str());
-        at.extend(mounted.map(|mount| mount.point.clone()));
-        if let Some(other) = at.into_iter().find(|at| *at != volume.mountpoint) {
+        let mounted: Vec<_> = mounted.map(|mount| mount.point.clone()).collect();
+        let says = PathBuf::from(cx.zfs.value(dataset, "mountpoint")?);
+        if let Some(at) = elsewhere(&mounted, says, &volume.mountpoint) {
             return Err(Refusal::DatasetElsewhere {
                 dataset: dataset.to_string(),
-                at: other,
+                at,
                 place: volume.mountpoint.clone(),
             }
             .into());
@@ -197,50 +223,17 @@ fn datasets(cx: &Context, placement: &Placement) -> Result<()> {
     Ok(())
 }
 
-/// What the folders hold has to look like an older restore of this cluster, or be nothing.
-fn older_restore(manifest: &Manifest, placement: &Placement) -> Result<()> {
-    let data = &placement.data;
-    if !tree::list(data)?.is_empty() {
-        let wanted = &manifest.postgres.system_identifier;
-        if data.join(PG_CONTROL).exists() {
-            let found = instance::read_control(data)?.system_identifier.to_string();
-            if found != *wanted {
-                return Err(strange(data, format!("the cluster {found}, the set is of {wanted}")));
-            }
-        } else if !data.join("PG_VERSION").exists() && !data.join("global").is_dir() {
-            // An interrupted restore has no pg_control, but the rest of a data directory.
-            return Err(strange(data, "something else than a data directory".to_owned()));
-        }
+/// Where a dataset is that isn't at `place`: one that is mounted has to be there, of one that isn't the
+/// property has to say so, whose path may lead over links.
+fn elsewhere(mounted: &[PathBuf], says: PathBuf, place: &Path) -> Option<PathBuf> {
+    if mounted.iter().any(|at| at == place) {
+        return None;
     }
-    for tablespace in placement.tablespaces.values() {
-        // PG_15_202209061: one folder for each version (TABLESPACE_VERSION_DIRECTORY in catalog.h).
-        check_holds(&tablespace.real, "a tablespace", |name| name.starts_with("PG_"))?;
+    let says_so = says.is_absolute() && real(&says).is_ok_and(|says| says == place);
+    match mounted.first() {
+        Some(at) => Some(at.clone()),
+        None => (!says_so).then_some(says),
     }
-    if placement.wal.starts_with(data) {
-        return Ok(());
-    }
-    let segment_size = manifest.wal_identity()?.segment_size;
-    check_holds(&placement.wal, "pg_wal", |name| {
-        let known = [".history", ".partial", ".backup"].iter().any(|end| name.ends_with(end))
-            || ["archive_status", "summaries"].contains(&name)
-            || name.starts_with("xlogtemp.");
-        known || WalSegment::parse(name, segment_size).is_ok()
-    })
-}
-
-fn check_holds(folder: &Path, what: &str, known: impl Fn(&str) -> bool) -> Result<()> {
-    let all = tree::list(folder)?;
-    let mut names = all.iter().filter_map(|path| path.file_name());
-    match names.find(|name| !name.to_str().is_some_and(&known)) {
-        None => Ok(()),
-        Some(name) => {
-            Err(strange(folder, format!("\"{}\", which is nothing of {what}", name.display())))
-        }
-    }
-}
-
-fn strange(folder: &Path, holds: String) -> Error {
-    Refusal::NotAnOlderRestore { path: folder.to_path_buf(), holds }.into()
 }
 
 #[cfg(test)]
@@ -248,17 +241,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_that_is_in_or_around_a_live_part_is_found() {
-        let live = [Live {
-            cluster: "main".into(),
-            kind: PartKind::Data,
-            path: PathBuf::from("/srv/pg/main"),
-        }];
-        let touches = |place: &str| overlap(&[PathBuf::from(place)], &live).is_some();
-        assert!(touches("/srv/pg/main"));
-        assert!(touches("/srv/pg/main/base"));
-        assert!(touches("/srv/pg"));
-        assert!(!touches("/srv/pg/main2"));
-        assert!(!touches("/srv/pg2"));
+    fn one_mount_at_the_place_is_enough_and_a_property_may_lead_over_links() {
+        let folder = std::env::temp_dir().join(format!("lockstep-guard-{}", std::process::id()));
+        let place = folder.join("fast/ts");
+        std::fs::create_dir_all(&place).unwrap();
+        let link = folder.join("link");
+        std::os::unix::fs::symlink(folder.join("fast"), &link).unwrap();
+        let linked = link.join("ts");
+        assert_eq!(real(&linked).unwrap(), place);
+        let other = PathBuf::from("/mnt/other");
+        assert_eq!(elsewhere(&[other.clone(), place.clone()], linked.clone(), &place), None);
+        assert_eq!(elsewhere(&[], linked.clone(), &place), None);
+        assert_eq!(elsewhere(std::slice::from_ref(&other), linked, &place), Some(other.clone()));
+        assert_eq!(elsewhere(&[], other.clone(), &place), Some(other));
+        assert_eq!(elsewhere(&[], "legacy".into(), &place), Some("legacy".into()));
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

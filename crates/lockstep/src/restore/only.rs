@@ -54,27 +54,44 @@ pub(super) struct Only {
     tablespaces: Option<BTreeSet<u32>>,
 }
 
+/// What is there by name, and is holes: it is of no use but to be dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NotRestored {
+    /// Databases.
+    pub databases: Vec<String>,
+    /// Tablespaces: what lies in them.
+    pub tablespaces: Vec<String>,
+}
+
 impl Only {
-    /// Finds what the names mean.
+    /// Finds what the names mean, and what they leave out.
     pub(super) fn find(
         repository: &Repository,
         shipped: &Shipped,
         wanted: &Wanted,
-    ) -> Result<Self> {
+    ) -> Result<(Self, NotRestored)> {
         let manifest = &shipped.manifest;
-        Ok(Self {
-            databases: match wanted.databases.as_slice() {
-                [] => None,
-                names => {
-                    let known = read_databases(repository, shipped)?;
-                    Some(oids_of(names, &known, manifest)?)
-                }
-            },
-            tablespaces: match wanted.tablespaces.as_slice() {
-                [] => None,
-                names => Some(tablespaces_of(names, manifest)?),
-            },
-        })
+        let (mut only, mut rest) = (Self::default(), NotRestored::default());
+        if !wanted.databases.is_empty() {
+            let known = read_databases(repository, shipped)?;
+            let oids = oids_of(&wanted.databases, &known, manifest)?;
+            rest.databases = left_out(&known, &oids);
+            only.databases = Some(oids);
+        }
+        if !wanted.tablespaces.is_empty() {
+            let oids = tablespaces_of(&wanted.tablespaces, manifest)?;
+            rest.tablespaces = manifest
+                .parts()
+                .filter_map(|(_, part)| match &part.kind {
+                    PartKind::Tablespace { oid, name } if !oids.contains(oid) => {
+                        Some(name.clone().unwrap_or_else(|| oid.to_string()))
+                    }
+                    _ => None,
+                })
+                .collect();
+            only.tablespaces = Some(oids);
+        }
+        Ok((only, rest))
     }
 
     /// Whether everything is restored.
@@ -244,6 +261,14 @@ fn oids_of(
     Ok(oids)
 }
 
+/// The names of databases whose files become holes.
+fn left_out(known: &BTreeSet<DatabaseRow>, oids: &BTreeSet<u32>) -> Vec<String> {
+    let rest = known.iter().filter(|row| row.oid >= FIRST_NORMAL_OID && !oids.contains(&row.oid));
+    let names: BTreeSet<_> =
+        rest.map(|row| String::from_utf8_lossy(&row.name).into_owned()).collect();
+    names.into_iter().collect()
+}
+
 fn tablespaces_of(names: &[String], manifest: &Manifest) -> Result<BTreeSet<u32>> {
     let which = |wanted: &String| super::placement::find_tablespace(manifest, wanted);
     names.iter().map(which).collect()
@@ -276,6 +301,20 @@ mod tests {
         let error = oids(&["shop", "Shop"]).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.hint().unwrap().contains("other, postgres, shop, template1"), "{error}");
+    }
+
+    #[test]
+    fn what_is_left_out_is_named_and_the_system_s_is_not() {
+        let known = BTreeSet::from([
+            row(1, "template1"),
+            row(5, "postgres"),
+            row(16_384, "shop"),
+            row(16_390, "crm"),
+            row(16_391, "crm"),
+            row(16_400, "audit"),
+        ]);
+        assert_eq!(left_out(&known, &BTreeSet::from([1, 5, 16_384])), ["audit", "crm"]);
+        assert_eq!(left_out(&known, &BTreeSet::from([16_384, 16_390, 16_391, 16_400])), [""; 0]);
     }
 
     #[test]

@@ -155,6 +155,10 @@ fn apart(directory: &Path, elsewhere: &BTreeMap<u32, PathBuf>) -> Result<()> {
         ["data", "wal", "log", "run", "tablespaces", "volumes"].map(|name| directory.join(name));
     let nested = |a: &Path, b: &Path| a.starts_with(b) || b.starts_with(a);
     for (oid, path) in elsewhere {
+        // Where it would go anyhow.
+        if *path == directory.join("tablespaces").join(oid.to_string()) {
+            continue;
+        }
         let mut others = elsewhere.iter().filter(|(other, _)| *other != oid).map(|(_, path)| path);
         let other = others.find(|other| nested(path, other));
         if let Some(other) = other.or_else(|| own.iter().find(|own| nested(path, own))) {

@@ -165,6 +165,17 @@ fn tablespaces_go_where_they_are_sent() {
 }
 
 #[test]
+fn a_tablespace_may_be_sent_where_it_goes_anyhow() {
+    let own = place_at(&own_volumes(), &[], None).unwrap();
+    let sent = place_at(&own_volumes(), &[("1", "/r/tablespaces/1")], None).unwrap();
+    assert_eq!(own, sent);
+    for other in ["/r/tablespaces/2", "/r/tablespaces", "/r/data/x", "/r/tablespaces/1/x"] {
+        let error = place_at(&own_volumes(), &[("1", other)], None).unwrap_err();
+        assert!(error.to_string().contains("lie in one another"), "{other}: {error}");
+    }
+}
+
+#[test]
 fn tablespaces_that_are_not_there_or_named_twice_are_wrong() {
     let wrong = |elsewhere: &[(&str, &str)]| {
         let error = place_at(&own_volumes(), elsewhere, None).unwrap_err();

@@ -74,7 +74,7 @@ pub(super) fn announce(from: &FromRepository, build: &Build) -> Result<()> {
             continue;
         };
         // With --delta it may be there, with its key.
-        if shipped.raw.is_none() || build.cx.zfs.exists(dataset.as_str())? {
+        if shipped.raw.is_none() || build.there.contains(dataset) {
             continue;
         }
         let location = segment(from, shipped)?.key_location;

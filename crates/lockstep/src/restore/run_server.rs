@@ -14,8 +14,9 @@ use crate::files;
 use crate::isolation::{self, Bind, Isolation};
 use crate::plan::refusal::Refusal;
 use crate::postgres::server::{self, Launch, Outcome, Server, Stop};
-use crate::postgres::{instance, wal};
+use crate::postgres::{instance, recovery, wal};
 use crate::process::{Credentials, Program};
+use crate::steps;
 
 /// The longest path of a Unix socket (sun_path), less the name that PostgreSQL adds.
 const LONGEST_SOCKET_DIRECTORY: usize = 107 - "/.s.PGSQL.65535.lock".len();
@@ -32,6 +33,22 @@ pub fn free_port(taken: u16) -> Result<u16> {
     let second = bind().map_err(|e| Error::failed("no free port").because(e))?;
     let ports = [first.0, second.0].into_iter().flatten().map(|address| address.port());
     ports.into_iter().find(|port| *port != taken).ok_or_else(|| Error::failed("no free port"))
+}
+
+/// Refuses a port that somebody listens on, before anything is made for it.
+///
+/// # Errors
+/// When it is taken.
+pub(super) fn check_port(port: u16) -> Result<()> {
+    match TcpListener::bind(("127.0.0.1", port)) {
+        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
+            Err(Error::failed(format!("port {port} is taken")).because(e).with_hint(
+                "name another one with --port, or leave it out: then a free one is found",
+            ))
+        }
+        // What else there is to say, the server says.
+        _ => Ok(()),
+    }
 }
 
 /// Starts the server and waits until it accepts connections.
@@ -51,22 +68,34 @@ pub(super) fn start(
         data: &data,
         log: &log,
         user,
-        options: first_options(&sockets, build.manifest.postgres.major),
+        options: first_options(
+            &sockets,
+            build.manifest.postgres.major,
+            isolation.is_some() && build.request.clone.is_none(),
+        ),
         isolation: isolation.as_ref(),
     };
-    build.journal.started = true;
-    build.write_journal()?;
     let mut server = server::start(&launch)?;
     let pauses = build.recovery.action == Action::Pause && build.recovery.target != Target::End;
     let waited = server.wait_for_recovery(pauses, |words| tracing::info!("recovery: {words}"));
     let outcome = waited.map_err(|error| explain(build, &server, error))?;
     restored.recovery_log = server.recovery_log();
     restored.started = outcome != Outcome::ShutDown;
+    steps::reached("restore.recovered")?;
     if outcome == Outcome::Ready && build.request.clone.is_none() && isolation.is_some() {
         move_out(build, &mut server, &launch, &isolation)?;
+    } else if outcome == Outcome::Ready {
+        // Nothing of it is anywhere else than it seems.
+        belong_to_them(build)?;
     }
     restored.socket_directory = instance::socket_directory(&data);
     Ok(())
+}
+
+/// From here on it is a cluster like any other, and people may use it: a kill takes nothing of it away.
+fn belong_to_them(build: &mut Build) -> Result<()> {
+    build.journal.started = true;
+    build.write_journal()
 }
 
 /// Recovery has ended, so nothing is replayed any more: the server leaves its namespace.
@@ -81,6 +110,10 @@ fn move_out(
     let moved: Vec<_> = binds.map(|bind| (bind.at.clone(), link_of(build, &bind.from))).collect();
     tree::correct_links(launch.data, &moved)?;
     build.end_recovery_settings(launch.user)?;
+    // Not before: until now a link may have led to a tablespace of the original's.
+    files::sync_directory(&launch.data.join("pg_tblspc"))?;
+    belong_to_them(build)?;
+    steps::reached("restore.moved")?;
     // From here on only its own configuration counts, as at every later start.
     let mut again = server::start(&Launch { isolation: None, options: Vec::new(), ..*launch })?;
     again.wait_until_ready()?;
@@ -94,7 +127,9 @@ fn link_of(build: &Build, real: &Path) -> PathBuf {
 }
 
 /// Lockstep's own servers log where Lockstep reads, and open their socket where it fits.
-fn first_options(sockets: &Path, major: Option<u32>) -> Vec<(String, String)> {
+///
+/// `moves_out`: another server follows, so this one leaves alone whom the original talks to.
+fn first_options(sockets: &Path, major: Option<u32>, moves_out: bool) -> Vec<(String, String)> {
     let mut options = [
         ("logging_collector", "off".to_owned()),
         ("log_destination", "stderr".to_owned()),
@@ -105,6 +140,11 @@ fn first_options(sockets: &Path, major: Option<u32>) -> Vec<(String, String)> {
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .to_vec();
+    if moves_out {
+        options.push((recovery::NO_WORKERS.into(), "0".into()));
+        // pg_cron connects where its table says: to the original, which would do each job twice.
+        options.push(("cron.launch_active_jobs".into(), "off".into()));
+    }
     if major.is_some_and(|major| major >= 14) {
         // What a snapshot holds is on disk: opening and syncing each file would take as long as
         // the cluster is large.
@@ -144,6 +184,8 @@ fn isolate(
             continue;
         }
         let folder = placement.directory.join("tablespaces").join(oid.to_string());
+        // Of an older restore, which --delta was asked to bring back: what is replayed would find its files.
+        forget_older(&folder)?;
         build.journal.own.push(folder.clone());
         binds.push(Bind { from: folder, at: original });
     }
@@ -173,6 +215,24 @@ fn isolate(
         !outer.iter().any(|o| o != path && path.starts_with(o)) || own.contains(path)
     });
     Ok(Some(Isolation { own, writable, binds, hidden: Vec::new() }))
+}
+
+/// Empties the place of a tablespace that recovery may make anew.
+fn forget_older(folder: &Path) -> Result<()> {
+    if folder.is_symlink() {
+        return files::remove_file(folder);
+    }
+    let strange = |path: &&PathBuf| {
+        path.file_name().is_none_or(|name| !name.as_encoded_bytes().starts_with(b"PG_"))
+    };
+    match tree::list(folder)?.iter().find(strange) {
+        None => files::empty_directory(folder),
+        Some(path) => Err(Refusal::NotAnOlderRestore {
+            path: folder.to_path_buf(),
+            holds: format!("\"{}\", which is nothing of a tablespace", path.display()),
+        }
+        .into()),
+    }
 }
 
 /// Tablespaces that the set doesn't have and that recovery may create: those of the live cluster
@@ -235,9 +295,19 @@ fn explain(build: &Build, server: &Server, error: Error) -> Error {
         return Refusal::TargetBeforeConsistency { target, earliest }.into();
     }
     if said("recovery ended before configured recovery target was reached") {
-        return error.with_hint(
-            "the set's own WAL ends before the target: give --restore-command so that recovery can fetch more, or check the target",
-        );
+        let end = came_to(server.said()).or_else(|| {
+            let control = instance::read_control(&build.placement.data).ok()?;
+            Some(format!("LSN {} at least", control.min_recovery_point))
+        });
+        let end = end.map_or_else(String::new, |end| format!("recovery came to {end}; "));
+        return error.with_hint(match build.recovery.restore_command {
+            None => format!(
+                "{end}the set's own WAL ends before the target: give --restore-command so that recovery can fetch more, or check the target"
+            ),
+            Some(_) => format!(
+                "{end}take a target up to there, or see that restore_command finds what comes after it"
+            ),
+        });
     }
     if said("Read-only file system") {
         return error.with_hint(
@@ -247,9 +317,52 @@ fn explain(build: &Build, server: &Server, error: Error) -> Error {
     error
 }
 
+/// How far recovery came, in the words of the server (PerformWalRecovery in xlogrecovery.c).
+fn came_to(said: &[String]) -> Option<String> {
+    let behind = |words: &str| {
+        let rest = said.iter().rev().find_map(|line| line.split_once(words))?.1;
+        (!rest.is_empty()).then_some(rest)
+    };
+    let lsn = behind("redo done at ").and_then(|rest| rest.split_whitespace().next());
+    let time = behind("last completed transaction was at log time ");
+    match (lsn, time) {
+        (Some(lsn), Some(time)) => Some(format!("LSN {lsn}, its last commit is of {time}")),
+        (Some(lsn), None) => Some(format!("LSN {lsn}")),
+        (None, Some(time)) => Some(format!("a commit of {time}")),
+        (None, None) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn how_far_recovery_came_is_read_from_the_log() {
+        let lines =
+            |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>();
+        let said = lines(&[
+            "t [7] LOG:  redo done at 0/70000A0 system usage: CPU: user: 0.00 s",
+            "t [7] LOG:  last completed transaction was at log time 2026-11-26 20:10:11.5+00",
+            "t [7] FATAL:  recovery ended before configured recovery target was reached",
+        ]);
+        assert_eq!(
+            came_to(&said).unwrap(),
+            "LSN 0/70000A0, its last commit is of 2026-11-26 20:10:11.5+00"
+        );
+        assert_eq!(came_to(&said[..1]).unwrap(), "LSN 0/70000A0");
+        assert_eq!(came_to(&lines(&["t [7] LOG:  redo starts at 0/7000028"])), None);
+    }
+
+    #[test]
+    fn a_taken_port_is_found_before_anything_is_made() {
+        let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let error = check_port(port).unwrap_err();
+        assert!(error.chain().contains("Address already in use"), "{}", error.chain());
+        drop(taken);
+        assert!(check_port(port).is_ok());
+    }
 
     #[test]
     fn created_tablespaces_are_found_in_the_wal() {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::build::Build;
 use super::files_form::{self, Written};
-use super::only::Only;
+use super::only::{NotRestored, Only};
 use super::placement::{PlacedVolume, Placement};
 use super::{control, raw, receive};
 use crate::context::Context;
@@ -87,6 +87,8 @@ pub(super) struct FromRepository {
     pub(super) delta: bool,
     /// What is restored of it.
     pub(super) only: Only,
+    /// And what isn't.
+    pub(super) not_restored: NotRestored,
 }
 
 /// The repository that is meant: the one named, or the cluster's only one.
@@ -120,6 +122,22 @@ impl Source {
         match self {
             Self::Repository(from) if from.makes_parent => from.parent.clone(),
             _ => None,
+        }
+    }
+
+    /// The dataset below which the volumes are received.
+    pub(super) fn parent(&self) -> Option<&DatasetName> {
+        match self {
+            Self::Snapshots => None,
+            Self::Repository(from) => from.parent.as_ref(),
+        }
+    }
+
+    /// What becomes holes.
+    pub(super) fn not_restored(&self) -> NotRestored {
+        match self {
+            Self::Snapshots => NotRestored::default(),
+            Self::Repository(from) => from.not_restored.clone(),
         }
     }
 
@@ -229,15 +247,8 @@ impl FromRepository {
         // Before anything of an older restore is changed.
         control::hold(&build.placement.data)?;
         raw::announce(self, build)?;
-        let zfs = &build.cx.zfs;
-        let mut there = BTreeSet::new();
-        let datasets = build.placement.volumes.iter().filter_map(|placed| placed.dataset.as_ref());
-        for dataset in datasets.filter(|_| self.delta) {
-            if zfs.exists(dataset.as_str())? {
-                there.insert(dataset.clone());
-            }
-        }
-        let fresh = receive::fresh(self, build, &there)?;
+        let (zfs, there) = (&build.cx.zfs, &build.there);
+        let fresh = receive::fresh(self, build, there)?;
         let (manifest, lines) = (&build.manifest, &Progress::on_stderr());
         let one = |fresh: receive::Fresh<'_>, should_stop: &dyn Fn() -> bool| {
             receive::receive_fresh(self, zfs, manifest, lines, &fresh, should_stop)
@@ -249,7 +260,7 @@ impl FromRepository {
                 let (placed, volume) =
                     (&build.placement.volumes[index], &build.manifest.volumes[index]);
                 let Some(dataset) = &placed.dataset else { return Ok(()) };
-                if !self.make_dataset(build, placed, index, volume, owner, &there)? {
+                if !self.make_dataset(build, placed, index, volume, owner)? {
                     locked.push(dataset.to_string());
                 }
                 // Once it is mounted, and again each time that it comes back with a volume.
@@ -303,11 +314,10 @@ impl FromRepository {
         index: usize,
         volume: &SetVolume,
         owner: Option<Credentials>,
-        there: &BTreeSet<DatasetName>,
     ) -> Result<bool> {
         let Some(dataset) = &placed.dataset else { return Ok(true) };
         let shipped = self.shipped_volume(placed);
-        if there.contains(dataset) {
+        if build.there.contains(dataset) {
             return match shipped {
                 Some(shipped) => receive::catch_up(self, build, placed, dataset, shipped),
                 None => make_wal_folders(placed, volume, owner).map(|()| true),

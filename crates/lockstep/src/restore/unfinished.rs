@@ -3,14 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-use pgfiles::control_file::DbState;
-
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::{Lock, LockError};
 use crate::postgres::{instance, server};
 use crate::set::journal::{self, RestoreJournal};
+use crate::volume::zfs::DatasetName;
 
 /// Where a restore's journal entry lies.
 #[must_use]
@@ -52,23 +51,42 @@ pub fn remove(cx: &Context) -> Result<()> {
         };
         // Between the reading and the lock it may have ended well, and be somebody's by now.
         if journal::read::<RestoreJournal>(&path)?.as_ref() != Some(&entry) {
-            drop(held);
+            // While it is held: whoever waits for it must not find another file than who comes later.
             remove_lock(cx, &entry.id);
+            drop(held);
             continue;
         }
-        if is_in_use(&entry) {
-            tracing::warn!(
-                restore = %entry.id, data = %entry.data.display(),
-                "an unfinished restore is a cluster of its own by now: it stays, and isn't Lockstep's any more"
-            );
-            files::remove_tree(&cx.state.path("staging").join(&entry.id))?;
-            forget(&path, cx, &entry, held)?;
-            continue;
+        match whose(&entry, |dataset| cx.zfs.exists(dataset.as_str()))? {
+            Whose::Theirs => {
+                tracing::warn!(
+                    id = %entry.id, data = %entry.data.display(),
+                    "an unfinished restore is a cluster of its own by now: it stays, and isn't Lockstep's any more"
+                );
+                files::remove_tree(&cx.state.path("staging").join(&entry.id))?;
+                entry.places_of_others.iter().try_for_each(|path| remove_place(path))?;
+                forget(&path, cx, &entry, held)?;
+                continue;
+            }
+            Whose::Unknown(error) => {
+                tracing::warn!(
+                    id = %entry.id, data = %entry.data.display(), error = %error.chain(),
+                    journal = %path.display(),
+                    "an unfinished restore may be a cluster of its own by now, and its pg_control can't be read: \
+                     it stays for now. Load its key, mount it; or, if nobody needs it, remove it and its journal"
+                );
+                continue;
+            }
+            Whose::Ours => {}
         }
-        tracing::warn!(restore = %entry.id, "removing what an unfinished restore left");
+        tracing::warn!(
+            id = %entry.id,
+            "removing what an unfinished {} left: {}",
+            kind(&entry.id),
+            left(&entry)
+        );
         match undo(cx, &entry) {
             Err(error) if !matches!(error, Error::Interrupted { .. }) => {
-                tracing::warn!(restore = %entry.id, error = %error.chain(), "it stays for now");
+                tracing::warn!(id = %entry.id, error = %error.chain(), "it stays for now");
                 continue;
             }
             undone => undone?,
@@ -84,22 +102,67 @@ pub fn remove(cx: &Context) -> Result<()> {
 
 fn forget(path: &Path, cx: &Context, entry: &RestoreJournal, held: Lock) -> Result<()> {
     files::remove_file(path)?;
-    drop(held);
     remove_lock(cx, &entry.id);
+    drop(held);
     Ok(())
 }
 
-/// Whether a restore was killed, or its machine, when the server had ended recovery: people may have
-/// written to it since. A clone nobody was told of is thrown away.
-fn is_in_use(entry: &RestoreJournal) -> bool {
-    let has_signal = entry.data.join("recovery.signal").exists();
-    entry.started
-        && !entry.id.starts_with("clone-")
-        && !has_signal
-        && instance::read_control(&entry.data).is_ok_and(|control| {
-            use DbState::{InProduction, ShutDowned, ShuttingDown};
-            matches!(control.state, InProduction | ShuttingDown | ShutDowned)
-        })
+/// What the command was that had this id.
+fn kind(id: &str) -> &'static str {
+    match id.split_once('-') {
+        Some(("clone", _)) => "clone",
+        Some(("view", _)) => "look into a set's snapshots",
+        _ => "restore",
+    }
+}
+
+/// What is removed, for people: datasets and folders, those inside another left out.
+fn left(entry: &RestoreJournal) -> String {
+    let mut folders: Vec<&Path> =
+        entry.places.iter().chain(&entry.own).chain(&entry.emptied).map(PathBuf::as_path).collect();
+    folders.retain(|path| path.symlink_metadata().is_ok());
+    let all = folders.clone();
+    folders.retain(|path| !all.iter().any(|outer| outer != path && path.starts_with(outer)));
+    folders.sort();
+    folders.dedup();
+    let datasets = entry.datasets.iter().filter(|name| !name.as_str().contains("receiving"));
+    let datasets: Vec<_> = datasets.map(|name| format!("dataset {name}")).collect();
+    let folders = folders.iter().map(|path| format!("\"{}\"", path.display()));
+    let all: Vec<_> = datasets.into_iter().chain(folders).collect();
+    if all.is_empty() { "nothing".into() } else { all.join(", ") }
+}
+
+/// Whose what a killed restore left is.
+#[derive(Debug)]
+enum Whose {
+    /// Lockstep's: it is removed.
+    Ours,
+    /// Its recovery had ended and its links and settings were right: people may have written to it.
+    Theirs,
+    /// That was so, and what it is now can't be looked at.
+    Unknown(Error),
+}
+
+/// A clone nobody was told of is thrown away, and so is a server that was still in its namespace: its
+/// links may lead to the original's tablespaces.
+fn whose(entry: &RestoreJournal, exists: impl Fn(&DatasetName) -> Result<bool>) -> Result<Whose> {
+    if !entry.started || entry.id.starts_with("clone-") {
+        return Ok(Whose::Ours);
+    }
+    // It hasn't so much as begun to recover: what pg_control says is of the snapshot.
+    if ["recovery.signal", "backup_label"].iter().any(|name| entry.data.join(name).exists()) {
+        return Ok(Whose::Ours);
+    }
+    let error = match instance::read_control(&entry.data) {
+        Ok(_) => return Ok(Whose::Theirs),
+        Err(error) => error,
+    };
+    // Somebody may have removed it, all of it.
+    let mut is_there = entry.datasets.is_empty() && entry.data.symlink_metadata().is_ok();
+    for dataset in &entry.datasets {
+        is_there = is_there || exists(dataset)?;
+    }
+    Ok(if is_there { Whose::Unknown(error) } else { Whose::Ours })
 }
 
 /// Stops the server, destroys the clones, removes the folders.
@@ -112,7 +175,8 @@ pub fn undo(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     remove_folders(entry)
 }
 
-/// Destroys the clones, the last made first.
+/// Destroys the clones, the last made first. What isn't of this restore by its mark is somebody else's,
+/// and stays.
 ///
 /// # Errors
 /// When one stays.
@@ -152,5 +216,64 @@ pub(super) fn remove_place(path: &Path) -> Result<()> {
         },
         Ok(metadata) if metadata.is_symlink() => files::remove_file(path),
         Ok(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(id: &str, data: PathBuf, started: bool) -> RestoreJournal {
+        RestoreJournal {
+            id: id.into(),
+            datasets: Vec::new(),
+            data,
+            places: Vec::new(),
+            own: Vec::new(),
+            emptied: Vec::new(),
+            places_of_others: Vec::new(),
+            started,
+            received: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_can_t_be_looked_at_is_not_taken_for_nobody_s() {
+        let data = std::env::temp_dir().join(format!("lockstep-whose-{}", std::process::id()));
+        let asked = |entry: &RestoreJournal, there: bool| whose(entry, |_| Ok(there)).unwrap();
+        let gone = entry("restore-1", data.clone(), true);
+        assert!(matches!(asked(&gone, false), Whose::Ours), "all of it is gone");
+        // A dataset whose key isn't loaded: its mount point is empty, or not there.
+        let mut locked = gone.clone();
+        locked.datasets.push(DatasetName::new("p/data").unwrap());
+        assert!(matches!(asked(&locked, true), Whose::Unknown(_)));
+        assert!(matches!(asked(&locked, false), Whose::Ours));
+        std::fs::create_dir_all(&data).unwrap();
+        assert!(
+            matches!(asked(&gone, false), Whose::Unknown(_)),
+            "it is there, without pg_control"
+        );
+        assert!(matches!(asked(&entry("restore-1", data.clone(), false), true), Whose::Ours));
+        assert!(matches!(asked(&entry("clone-dev", data.clone(), true), true), Whose::Ours));
+        // A frozen "in production" doesn't count before recovery has begun.
+        std::fs::write(data.join("backup_label"), b"").unwrap();
+        assert!(matches!(asked(&gone, true), Whose::Ours));
+        std::fs::remove_dir_all(data).unwrap();
+    }
+
+    #[test]
+    fn what_is_removed_is_named_once() {
+        let folder = std::env::temp_dir().join(format!("lockstep-left-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("log")).unwrap();
+        let mut entry = entry("restore-1", folder.join("data"), false);
+        assert_eq!(left(&entry), "nothing");
+        entry.datasets.push(DatasetName::new("p/data").unwrap());
+        entry.datasets.push(DatasetName::new("p/lockstep-receiving-restore-1-0").unwrap());
+        entry.places = vec![folder.join("not there"), folder.clone()];
+        entry.own = vec![folder.join("log")];
+        assert_eq!(left(&entry), format!("dataset p/data, \"{}\"", folder.display()));
+        assert_eq!(kind("view-ab12"), "look into a set's snapshots");
+        assert_eq!(kind("restore-ab12"), "restore");
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -74,7 +74,7 @@ pub struct RestoreJournal {
     /// Empty folders made as mount points where tablespaces of the original cluster were.
     #[serde(with = "paths_text")]
     pub places_of_others: Vec<PathBuf>,
-    /// Its server was started: once it has ended its recovery it is somebody's cluster.
+    /// Its server has ended its recovery, and links and settings are right: it is somebody's cluster.
     #[serde(default)]
     pub started: bool,
     /// Snapshots that come with what is received into the datasets.

@@ -148,6 +148,10 @@ impl Maker<'_> {
         let here = self.plan.folder_path(self.folder);
         let failed = |verb| self.root.failed(verb, || here.clone());
         for name in list(self.fd).map_err(failed("list"))? {
+            // Shown in a dataset's root by a ZFS with `snapdir=visible`: nobody can remove it.
+            if self.folder == 0 && name == b".zfs" {
+                continue;
+            }
             let path = here.join(OsStr::from_bytes(&name));
             // Another volume's folder, or one above it, isn't this volume's to take away.
             if known.contains(&*name) || others.iter().any(|other| other.starts_with(&path)) {

@@ -69,10 +69,10 @@ impl Zfs {
     }
 
     /// Unmounts and destroys a dataset that carries `lockstep:restore=ID` as its own property;
-    /// one that is gone is fine, one that doesn't carry it is refused.
+    /// one that is gone is fine, one that doesn't carry it isn't what that restore made, and stays.
     ///
     /// # Errors
-    /// When it isn't Lockstep's, or stays busy.
+    /// When it stays busy.
     pub fn destroy_clone(&self, dataset: &DatasetName, restore_id: &str) -> Result<()> {
         let args = ["get", "-Hp", "-o", "value,source", "lockstep:restore", dataset.as_str()];
         let out = match self.run(args) {
@@ -82,10 +82,11 @@ impl Zfs {
         if out.stdout.trim_end() != format!("{restore_id}\tlocal")
             && !receiving_for(dataset, restore_id)
         {
-            return Err(Error::failed(format!(
-                "\"{dataset}\" isn't what Lockstep made: its lockstep:restore is {:?}, not \"{restore_id}\"",
-                out.stdout.trim_end()
-            )));
+            tracing::warn!(
+                %dataset, restore = restore_id, says = out.stdout.trim_end(),
+                "it isn't what that restore made, by its lockstep:restore: it stays"
+            );
+            return Ok(());
         }
         self.destroy(dataset.as_str())
     }
@@ -114,11 +115,11 @@ impl Zfs {
 }
 
 impl Zfs {
-    /// Destroys a snapshot that came with what was received into a dataset of Lockstep's; one that is
-    /// gone is fine.
+    /// Destroys a snapshot that came with what was received into a dataset of that restore's; one that is
+    /// gone is fine, and one of another dataset stays.
     ///
     /// # Errors
-    /// When the dataset isn't Lockstep's, or the snapshot stays.
+    /// When the snapshot stays.
     pub fn destroy_received(
         &self,
         dataset: &DatasetName,
@@ -133,9 +134,8 @@ impl Zfs {
                     false => Ok(()),
                 }
             }
-            Some(_) => Err(Error::failed(format!(
-                "\"{dataset}\" isn't what Lockstep made: it doesn't carry lockstep:restore={restore_id}"
-            ))),
+            // [`Self::destroy_clone`] says so.
+            Some(_) => Ok(()),
         }
     }
 }

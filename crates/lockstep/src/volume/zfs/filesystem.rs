@@ -4,7 +4,7 @@
 //! What could go wrong: user properties are inherited, so a dataset below one of Lockstep's shows
 //! the same marks; only those set on the dataset itself count.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::{DatasetName, Properties, SnapshotName, Zfs, is_absent, parse};
@@ -76,6 +76,35 @@ impl Zfs {
             Err(error) if is_absent(&error) => Ok(None),
             other => Ok(Some(other?.stdout.trim_end() == format!("{value}\tlocal"))),
         }
+    }
+
+    /// Whether each of them carries the property as its own, whatever its value; none do not.
+    ///
+    /// # Errors
+    /// When one isn't there, or ZFS fails.
+    pub fn all_carry(&self, datasets: &[DatasetName], property: &str) -> Result<bool> {
+        if datasets.is_empty() {
+            return Ok(false);
+        }
+        let args = ["get", "-Hp", "-o", "source", property];
+        let out = self.run(args.into_iter().chain(datasets.iter().map(DatasetName::as_str)))?;
+        let sources: Vec<_> = out.stdout.lines().collect();
+        Ok(sources.len() == datasets.len() && sources.iter().all(|source| *source == "local"))
+    }
+
+    /// The datasets right below this one; none where it isn't there.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn children(&self, of: &DatasetName) -> Result<BTreeSet<DatasetName>> {
+        let args = ["list", "-H", "-t", "filesystem,volume", "-d", "1", "-o", "name", "-r"];
+        let out = match self.run(args.into_iter().chain([of.as_str()])) {
+            Err(error) if is_absent(&error) => return Ok(BTreeSet::new()),
+            other => other?,
+        };
+        // A name that no restore would give isn't one of its datasets.
+        let names = out.stdout.lines().filter_map(|name| parse::dataset(name).ok());
+        Ok(names.filter(|name| name != of).collect())
     }
 
     /// Destroys a dataset that carries `property=value` as its own; one that is gone is fine.

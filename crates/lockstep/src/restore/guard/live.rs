@@ -1,0 +1,141 @@
+//! The clusters of the configuration, by their parts' real paths, and which of them a restore may fill.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::real;
+use crate::context::Context;
+use crate::error::Result;
+use crate::plan::layout::PartKind;
+use crate::postgres::instance::{self, PG_CONTROL};
+use crate::restore::control;
+use crate::restore::marker::Marker;
+use crate::restore::placement::Placement;
+use crate::set::manifest::Manifest;
+use crate::volume::zfs::DatasetName;
+
+/// A part of a cluster of the configuration, by its real path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Live {
+    pub(super) cluster: String,
+    pub(super) kind: PartKind,
+    pub(super) path: PathBuf,
+}
+
+/// The parts of the clusters of the configuration. Where a data directory is gone there is nothing to
+/// be spared.
+pub(super) fn live(cx: &Context) -> Result<Vec<Live>> {
+    let mut all = Vec::new();
+    let others = cx.clusters.iter().filter(|(name, _)| **name != *cx.name.as_str());
+    let own = (cx.name.as_str(), cx.cluster);
+    for (name, cluster) in others.map(|(name, cluster)| (name.as_str(), cluster)).chain([own]) {
+        let data = &cluster.data_directory;
+        if !data.is_dir() {
+            continue;
+        }
+        let parts = match instance::parts(data, None) {
+            // Half a restore: its links are still those of the cluster that the set is of.
+            _ if is_unfinished(data) => Vec::new(),
+            // Of another cluster that looks strange, at least this.
+            Err(_) if name != cx.name.as_str() => Vec::new(),
+            other => other?,
+        };
+        let parts = parts.into_iter().map(|part| (part.kind, part.path));
+        for (kind, path) in parts.chain([(PartKind::Data, data.clone())]) {
+            if let Ok(path) = std::fs::canonicalize(path) {
+                all.push(Live { cluster: name.to_owned(), kind, path });
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Whether a restore was begun in this data directory and hasn't ended.
+pub(super) fn is_unfinished(data: &Path) -> bool {
+    control::held(data).exists() && !data.join(PG_CONTROL).exists()
+}
+
+/// Leaves out the clusters that `--delta` was asked to bring to the set's state, because they are older
+/// restores: of another name in the configuration, or, on a host that is kept to take over, of this one.
+pub(super) fn without_asked(
+    cx: &Context,
+    live: Vec<Live>,
+    manifest: &Manifest,
+    placement: &Placement,
+    there: &BTreeSet<DatasetName>,
+) -> Result<Vec<Live>> {
+    let target = real(&placement.data)?;
+    let is_target = |part: &Live| part.kind == PartKind::Data && part.path == target;
+    let asked = live.iter().filter(|part| is_target(part)).map(|part| part.cluster.clone());
+    let mut asked: BTreeSet<String> = asked.collect();
+    let own = cx.name.as_str();
+    let mut parts = live.iter().filter(|part| part.cluster == own);
+    if !parts.all(|part| is_placed(part, placement)) {
+        asked.remove(own);
+    }
+    // A standby of the same cluster may lie there as well, and be nobody's restore.
+    if !asked.is_empty() && !is_ours(cx, manifest, placement, there)? {
+        asked.clear();
+    }
+    Ok(live.into_iter().filter(|part| !asked.contains(&part.cluster)).collect())
+}
+
+/// Whether the part lies exactly where the restore puts it.
+fn is_placed(part: &Live, placement: &Placement) -> bool {
+    let place = match &part.kind {
+        PartKind::Data => Some(&placement.data),
+        PartKind::Wal => Some(&placement.wal),
+        PartKind::Tablespace { oid, .. } => placement.tablespaces.get(oid).map(|t| &t.real),
+    };
+    place.and_then(|place| real(place).ok()).is_some_and(|place| place == part.path)
+}
+
+/// Whether what is there was made by a restore: datasets carry the mark, a folder has the marker, or
+/// pg_control is called as only a restore calls it.
+fn is_ours(
+    cx: &Context,
+    manifest: &Manifest,
+    placement: &Placement,
+    there: &BTreeSet<DatasetName>,
+) -> Result<bool> {
+    let datasets: Vec<DatasetName> =
+        placement.volumes.iter().filter_map(|volume| volume.dataset.clone()).collect();
+    if !datasets.is_empty() {
+        let there: Vec<_> =
+            datasets.into_iter().filter(|dataset| there.contains(dataset)).collect();
+        return cx.zfs.all_carry(&there, "lockstep:restore");
+    }
+    let marker = Marker::read(&placement.directory);
+    let wanted = &manifest.postgres.system_identifier;
+    Ok(is_unfinished(&placement.data) || marker.is_some_and(|it| it.system_identifier == *wanted))
+}
+
+/// A place that is a live part, lies in one, or holds one.
+pub(super) fn overlap<'a>(
+    places: &'a [PathBuf],
+    live: &'a [Live],
+) -> Option<(&'a PathBuf, &'a Live)> {
+    let touches =
+        |place: &Path, live: &Live| place.starts_with(&live.path) || live.path.starts_with(place);
+    places.iter().find_map(|place| Some((place, live.iter().find(|live| touches(place, live))?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_that_is_in_or_around_a_live_part_is_found() {
+        let live = [Live {
+            cluster: "main".into(),
+            kind: PartKind::Data,
+            path: PathBuf::from("/srv/pg/main"),
+        }];
+        let touches = |place: &str| overlap(&[PathBuf::from(place)], &live).is_some();
+        assert!(touches("/srv/pg/main"));
+        assert!(touches("/srv/pg/main/base"));
+        assert!(touches("/srv/pg"));
+        assert!(!touches("/srv/pg/main2"));
+        assert!(!touches("/srv/pg2"));
+    }
+}

@@ -1,0 +1,129 @@
+//! Whether a folder is an older restore of the same cluster, so that `--delta` may remove from it what the
+//! set doesn't have.
+
+use std::path::Path;
+
+use pgfiles::wal_name::{WalSegment, WalSegmentSize};
+
+use crate::error::{Error, Result};
+use crate::plan::refusal::Refusal;
+use crate::postgres::instance::{self, PG_CONTROL};
+use crate::restore::marker::{self, Marker};
+use crate::restore::placement::Placement;
+use crate::restore::tree;
+use crate::set::manifest::Manifest;
+
+/// What a restore makes in DIR.
+const IN_DIRECTORY: [&str; 7] =
+    ["data", "wal", "tablespaces", "volumes", "log", "run", marker::NAME];
+
+/// What a ZFS with `snapdir=visible` shows in a dataset's root; nobody can remove it.
+const SNAPSHOTS: &str = ".zfs";
+
+/// Whether a folder has nothing in it.
+pub(super) fn is_empty(folder: &Path) -> Result<bool> {
+    Ok(tree::list(folder)?.iter().all(|path| path.ends_with(SNAPSHOTS)))
+}
+
+/// What the folders hold has to look like an older restore of this cluster, or be nothing.
+pub(super) fn check(manifest: &Manifest, placement: &Placement) -> Result<()> {
+    directory(&placement.directory)?;
+    let data = &placement.data;
+    if !is_empty(data)? {
+        let wanted = &manifest.postgres.system_identifier;
+        if data.join(PG_CONTROL).exists() {
+            let found = instance::read_control(data)?.system_identifier.to_string();
+            if found != *wanted {
+                return Err(strange(data, format!("the cluster {found}, the set is of {wanted}")));
+            }
+        } else if !data.join("PG_VERSION").exists() && !data.join("global").is_dir() {
+            // An interrupted restore has no pg_control, but the rest of a data directory.
+            return Err(strange(data, "something else than a data directory".to_owned()));
+        }
+    }
+    for tablespace in placement.tablespaces.values() {
+        // PG_15_202209061: one folder for each version (TABLESPACE_VERSION_DIRECTORY in catalog.h).
+        holds(&tablespace.real, "a tablespace", |name| name.starts_with("PG_"))?;
+    }
+    if placement.wal.starts_with(data) {
+        return Ok(());
+    }
+    let segment_size = manifest.wal_identity()?.segment_size;
+    holds(&placement.wal, "pg_wal", |name| is_of_wal(name, segment_size))
+}
+
+/// DIR itself: a restore has a data directory in it, or the marker where it didn't come so far.
+fn directory(directory: &Path) -> Result<()> {
+    holds(directory, "a restore", |name| IN_DIRECTORY.contains(&name))?;
+    let has_data = directory.join("data").symlink_metadata().is_ok();
+    if is_empty(directory)? || has_data || Marker::read(directory).is_some() {
+        return Ok(());
+    }
+    Err(strange(directory, "no data directory".to_owned()))
+}
+
+/// What PostgreSQL has in pg_wal.
+fn is_of_wal(name: &str, segment_size: WalSegmentSize) -> bool {
+    let known = [".history", ".partial", ".backup"].iter().any(|end| name.ends_with(end))
+        // What a restore_command fetches has these names first (xlogarchive.c, timeline.c).
+        || ["archive_status", "summaries", "RECOVERYXLOG", "RECOVERYHISTORY"].contains(&name)
+        || name.starts_with("xlogtemp.");
+    known || WalSegment::parse(name, segment_size).is_ok()
+}
+
+fn holds(folder: &Path, what: &str, known: impl Fn(&str) -> bool) -> Result<()> {
+    let all = tree::list(folder)?;
+    let mut names = all.iter().filter_map(|path| path.file_name());
+    let is_known = |name: &str| name == SNAPSHOTS || known(name);
+    match names.find(|name| !name.to_str().is_some_and(is_known)) {
+        None => Ok(()),
+        Some(name) => {
+            Err(strange(folder, format!("\"{}\", which is nothing of {what}", name.display())))
+        }
+    }
+}
+
+fn strange(folder: &Path, holds: String) -> Error {
+    Refusal::NotAnOlderRestore { path: folder.to_path_buf(), holds }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_postgresql_leaves_in_pg_wal_is_known() {
+        let size = WalSegmentSize::default();
+        for name in [
+            "000000010000000000000002",
+            "00000002.history",
+            "archive_status",
+            "RECOVERYXLOG",
+            "RECOVERYHISTORY",
+            "xlogtemp.4711",
+        ] {
+            assert!(is_of_wal(name, size), "{name}");
+        }
+        assert!(!is_of_wal("thesis.tex", size));
+    }
+
+    #[test]
+    fn only_what_a_restore_makes_is_in_its_folder() {
+        let folder = std::env::temp_dir().join(format!("lockstep-older-{}", std::process::id()));
+        let make = |name: &str| std::fs::create_dir_all(folder.join(name)).unwrap();
+        assert!(directory(&folder).is_ok(), "it isn't there");
+        make(".zfs/snapshot");
+        assert!(directory(&folder).is_ok() && is_empty(&folder).unwrap());
+        make("log");
+        make("run");
+        let error = directory(&folder).unwrap_err();
+        assert!(error.to_string().contains("no data directory"), "{error}");
+        assert_eq!(error.exit_code(), 4);
+        make("data");
+        assert!(directory(&folder).is_ok());
+        std::fs::write(folder.join("passwd"), b"root").unwrap();
+        let error = directory(&folder).unwrap_err();
+        assert!(error.to_string().contains("\"passwd\", which is nothing of a restore"), "{error}");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

@@ -1,0 +1,88 @@
+//! `DIR/.lockstep-restore`: says that a folder is a restore of Lockstep's, of which cluster and set.
+//!
+//! It is written before anything else is made there, and it stays. `--delta` removes and writes over, so
+//! it wants to know that what it meets was made by a restore; a folder can't carry a property as a
+//! dataset does.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::files;
+use crate::set::manifest::json;
+
+/// Its name in DIR.
+pub(super) const NAME: &str = ".lockstep-restore";
+
+/// More than it ever has; what is larger isn't it.
+const MOST: u64 = 64 << 10;
+
+/// What it says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Marker {
+    /// The cluster's name in the configuration.
+    pub(super) cluster: String,
+    /// The cluster, by its system identifier.
+    pub(super) system_identifier: String,
+    /// The set that is, or was to be, there.
+    pub(super) set: String,
+    /// When its restore began.
+    pub(super) begun_at: Timestamp,
+}
+
+/// Where it lies.
+pub(super) fn path(directory: &Path) -> PathBuf {
+    directory.join(NAME)
+}
+
+impl Marker {
+    /// The one in a folder. What can't be read is none: then the folder isn't known to be a restore.
+    pub(super) fn read(directory: &Path) -> Option<Self> {
+        let path = path(directory);
+        let metadata = std::fs::symlink_metadata(&path).ok()?;
+        if !metadata.is_file() || metadata.len() > MOST {
+            return None;
+        }
+        serde_json::from_slice(&std::fs::read(&path).ok()?).ok()
+    }
+
+    /// Writes it, in the place of an older one.
+    pub(super) fn write(&self, directory: &Path) -> Result<()> {
+        let bytes = serde_json::to_vec(self).map_err(json("write the restore's marker"))?;
+        files::publish(&path(directory), &bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_marker_says_nothing() {
+        let folder = std::env::temp_dir().join(format!("lockstep-marker-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        assert_eq!(Marker::read(&folder), None);
+        let marker = Marker {
+            cluster: "main".into(),
+            system_identifier: "7".into(),
+            set: "20261123T194512Z-k3fa".into(),
+            begun_at: Timestamp::UNIX_EPOCH,
+        };
+        marker.write(&folder).unwrap();
+        assert_eq!(Marker::read(&folder), Some(marker.clone()));
+        std::fs::rename(path(&folder), folder.join("other")).unwrap();
+        std::os::unix::fs::symlink(folder.join("other"), path(&folder)).unwrap();
+        assert_eq!(Marker::read(&folder), None, "a link");
+        // It takes the link's place, and what the link led to stays.
+        std::fs::write(folder.join("other"), b"else").unwrap();
+        marker.write(&folder).unwrap();
+        assert_eq!(std::fs::read(folder.join("other")).unwrap(), b"else");
+        for bytes in [&b""[..], b"{}", b"\xff"] {
+            std::fs::write(path(&folder), bytes).unwrap();
+            assert_eq!(Marker::read(&folder), None);
+        }
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

@@ -1,0 +1,256 @@
+//! A host that is kept so that it can take over: its configuration names the restored cluster, and `--delta` brings it to
+//! newer sets in its place. And restores that only couldn't recover: what was brought out of the repository stays.
+
+mod support;
+
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use support::cluster::Stop;
+use support::command::{command, must, run};
+use support::faults::{Hooks, assert_said, restore_arguments};
+use support::fixture::Fixture;
+use support::layout::{Layout, one_pool, two_pools_four_datasets};
+use support::lockstep::{LIMIT, Lockstep, exit, toml_string};
+use support::shipping::with_repository;
+
+const FILES: [&str; 4] = ["--from", "repository", "--as", "files"];
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("the harness' own paths are UTF-8")
+}
+
+/// A cluster with a row, and a repository.
+fn prepare(layout: Layout) -> (Fixture, Lockstep) {
+    let fixture = Fixture::new(layout);
+    fixture.cluster.execute(&[
+        "CREATE TABLE one (n int) TABLESPACE ts1",
+        "CREATE TABLE two (n int) TABLESPACE ts2",
+        "INSERT INTO one VALUES (1)",
+        "INSERT INTO two VALUES (2)",
+    ]);
+    let lockstep = with_repository(&fixture);
+    (fixture, lockstep)
+}
+
+const ROWS: &str = "SELECT (SELECT sum(n) FROM one) || ' ' || (SELECT sum(n) FROM two)";
+
+/// The other host: the same cluster by name, its data directory elsewhere, a state folder of its own.
+fn other_host(fixture: &Fixture, name: &str, data: &Path) -> Lockstep {
+    let text = fs::read_to_string(fixture.root().join("shipping.toml")).expect("the configuration");
+    let state = fixture.root().join(format!("state-{name}"));
+    let other = text
+        .replace(&toml_string(&fixture.state), &toml_string(&state))
+        .replace(&toml_string(&fixture.cluster.data), &toml_string(data));
+    assert_ne!(text, other);
+    let path = fixture.root().join(format!("{name}.toml"));
+    fs::write(&path, other).expect("it can be written");
+    Lockstep::new(&path, &fixture.cluster.bin)
+}
+
+fn journals(fixture: &Fixture, state: &str) -> usize {
+    let folder = fixture.root().join(state).join("clusters/main/restores");
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    files.filter(|file| file.path().extension().is_some_and(|end| end == "json")).count()
+}
+
+/// Kept up in place, interrupted and gone on with, as files and as datasets; what wasn't made by a restore is refused.
+#[test]
+fn a_host_is_kept_up_in_place() {
+    let (fixture, lockstep) = prepare(two_pools_four_datasets());
+    let first = lockstep.backup("label").id;
+    fixture.cluster.execute(&["INSERT INTO one VALUES (10)"]);
+    let second = lockstep.backup("label").id;
+    fixture.cluster.execute(&["INSERT INTO two VALUES (20)"]);
+    let third = lockstep.backup("label").id;
+    let parent = format!("{}/standby", fixture.pools[0].name);
+    for form in ["files", "zfs"] {
+        let to = fixture.target(form);
+        let host = other_host(&fixture, form, &to.join("data"));
+        let mut more = vec!["--from", "repository", "--as", form];
+        if form == "zfs" {
+            more.extend(["--dataset", &parent]);
+        }
+        host.restore(&first, &to, &more);
+        more.push("--delta");
+        // Interrupted, twice, and then in one go.
+        for step in ["restore.received-1", "restore.prepared"] {
+            let hooks = Hooks::holding(&fixture, step);
+            let mut program = host
+                .clone()
+                .with_steps(&hooks.steps)
+                .spawn(&restore_arguments(&second, &to, &more));
+            hooks.steps.wait_reached(step, &mut program);
+            program.kill();
+            program.wait(LIMIT);
+        }
+        host.restore(&second, &to, &more);
+        let restored = host.restore_and_start(&third, &to, &more);
+        assert_eq!(restored.server().value("postgres", ROWS), "11 22", "{form}");
+        // No other cluster has its subscriptions here.
+        assert_eq!(restored.json["subscriptions_held"], false, "{form}");
+        // While it runs it is nobody's to write over.
+        let refused = host.expect(exit::USAGE, &restore_arguments(&first, &to, &more));
+        assert_said(&refused, &["a server runs in"]);
+        restored.server().stop(Stop::Fast);
+        // Without the marks it may be the original itself.
+        let unmarked = restore_arguments(&first, &to, &more);
+        if form == "files" {
+            fs::remove_file(to.join(".lockstep-restore")).expect("the marker is there");
+        } else {
+            must(&mut command("zfs", ["inherit", "lockstep:restore", &format!("{parent}/data")]));
+        }
+        let refused = host.expect(exit::REFUSED, &unmarked);
+        assert_said(&refused, &["would fill", "of cluster \"main\"", "hint: "]);
+    }
+    assert_eq!(fixture.cluster.value("postgres", ROWS), "11 22");
+}
+
+/// The dataset of the data directory is lost, and its mount point is there still.
+#[test]
+fn a_data_directory_that_is_empty_keeps_nobody_from_restoring() {
+    let (fixture, lockstep) = prepare(one_pool());
+    let set = lockstep.backup("label").id;
+    let empty = fixture.owned("lost");
+    let host = other_host(&fixture, "lost", &empty);
+    let restored = host.restore_and_start(&set, &fixture.target("r"), &FILES);
+    assert_eq!(restored.server().value("postgres", ROWS), "1 2");
+    restored.server().stop(Stop::Fast);
+    // It is a place of the cluster all the same.
+    let inside = empty.join("in");
+    host.expect(exit::REFUSED, &restore_arguments(&set, &inside, &FILES));
+}
+
+/// Datasets that are there: said before anything is made, and they stay.
+#[test]
+fn datasets_that_exist_are_refused_and_stay() {
+    let (fixture, lockstep) = prepare(two_pools_four_datasets());
+    let set = lockstep.backup("label").id;
+    let parent = format!("{}/good", fixture.pools[0].name);
+    let more = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let good = fixture.target("good");
+    lockstep.restore(&set, &good, &more);
+    for to in [fixture.target("again"), good.clone()] {
+        let refused = lockstep.expect(exit::REFUSED, &restore_arguments(&set, &to, &more));
+        assert_said(&refused, &[&format!("dataset \"{parent}/data\" exists already"), "--delta"]);
+    }
+    assert_eq!(journals(&fixture, "state"), 0);
+    // Somebody makes one between the journal and the restore's own: it isn't the restore's to remove.
+    let other = format!("{}/other", fixture.pools[0].name);
+    let more = ["--from", "repository", "--as", "zfs", "--dataset", &other];
+    let hooks = Hooks::holding(&fixture, "restore.fetched");
+    let hooked = lockstep.clone().with_steps(&hooks.steps);
+    let raced = fixture.target("raced");
+    let mut program = hooked.spawn(&restore_arguments(&set, &raced, &more));
+    hooks.steps.wait_reached("restore.fetched", &mut program);
+    for dataset in [other.clone(), format!("{other}/data")] {
+        must(&mut command("zfs", ["create", "-o", "mountpoint=none", &dataset]));
+    }
+    hooks.steps.release("restore.fetched");
+    let failed = program.wait(LIMIT);
+    assert_eq!(failed.code, Some(exit::FAILED), "{}", failed.describe());
+    assert!(!failed.stderr.contains("asked to stop"), "{}", failed.describe());
+    assert_said(&failed, &["exists"]);
+    assert_eq!(journals(&fixture, "state"), 0, "{}", failed.describe());
+    for dataset in [format!("{parent}/data"), format!("{other}/data")] {
+        assert!(run(&mut command("zfs", ["list", &dataset])).ok(), "{dataset} is gone");
+    }
+    let next = lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
+    assert!(!next.stderr.contains("unfinished"), "{}", next.describe());
+    let more = ["--from", "repository", "--as", "zfs", "--dataset", &parent, "--delta"];
+    let restored = lockstep.restore_and_start(&set, &good, &more);
+    assert_eq!(restored.server().value("postgres", ROWS), "1 2");
+    restored.server().stop(Stop::Fast);
+}
+
+/// A wrong target costs no second download; the tree that waits for the right one starts nobody's server.
+#[test]
+fn what_only_could_not_recover_stays_for_another_target() {
+    let (fixture, lockstep) = prepare(two_pools_four_datasets().archive());
+    let set = lockstep.backup("label").id;
+    fixture.cluster.execute(&["INSERT INTO one VALUES (10)"]);
+    fixture.cluster.value("postgres", "SELECT pg_create_restore_point('before')");
+    fixture.cluster.execute(&["INSERT INTO one VALUES (100)"]);
+    let segment = fixture.cluster.value("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
+    support::command::wait_until("the segment is archived", LIMIT, || {
+        fixture.archive.join(&segment).exists()
+    });
+    let archive = format!("cp {}/%f %p", fixture.archive.display());
+    let parent = format!("{}/back", fixture.pools[0].name);
+    for form in ["files", "zfs"] {
+        let to = fixture.target(form);
+        let mut more =
+            vec!["--from", "repository", "--as", form, "--start", "--restore-command", &archive];
+        if form == "zfs" {
+            more.extend(["--dataset", &parent]);
+        }
+        let arguments = |more: &[&'static str], base: &[&str]| -> Vec<String> {
+            let all = base.iter().copied().chain(more.iter().copied()).collect::<Vec<_>>();
+            restore_arguments(&set, &to, &all).into_iter().map(str::to_owned).collect()
+        };
+        let expect = |code: i32, more: &[&'static str], base: &[&str]| {
+            let all = arguments(more, base);
+            lockstep.expect(code, &all.iter().map(String::as_str).collect::<Vec<_>>())
+        };
+        let failed = expect(exit::FAILED, &["--target-name", "befor"], &more);
+        assert_said(
+            &failed,
+            &[
+                "recovery ended before configured",
+                "hint: recovery came to LSN ",
+                "--delta",
+                text(&to),
+            ],
+        );
+        assert!(!failed.stderr.contains("give --restore-command"), "{}", failed.describe());
+        assert_eq!(journals(&fixture, "state"), 0, "{form}: {}", failed.describe());
+        assert!(to.join("log/server.log").exists(), "{form}: the log is kept");
+        let data = fs::canonicalize(to.join("data")).expect("it is kept");
+        assert!(!data.join("global/pg_control").exists(), "{form}: a server would start");
+        assert!(data.join("global/pg_control.lockstep").exists(), "{form}");
+        // The next command takes nothing away, and the same one says how to go on.
+        lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
+        assert!(data.join("PG_VERSION").exists(), "{form}");
+        let again = expect(exit::REFUSED, &["--target-name", "before"], &more);
+        assert_said(&again, &["hint: ", "--delta"]);
+        if form == "files" {
+            assert_said(&again, &[&format!("an unfinished restore of set {set}")]);
+        }
+        let outcome = expect(exit::DONE, &["--json", "--delta", "--target-name", "before"], &more);
+        let json: Value = serde_json::from_str(&outcome.stdout).expect("JSON");
+        let restored = lockstep.restored(&json);
+        assert_eq!(restored.server().value("postgres", ROWS), "11 2", "{form}");
+        restored.server().stop(Stop::Fast);
+    }
+}
+
+/// A tablespace's folder that is reached over a link: the datasets are where they were asked to be.
+#[test]
+fn a_folder_that_is_named_over_a_link_is_the_same_folder() {
+    let (fixture, lockstep) = prepare(two_pools_four_datasets());
+    let set = lockstep.backup("label").id;
+    let link = fixture.root().join("fast");
+    std::os::unix::fs::symlink(fixture.owned("disk"), &link).expect("a link can be made");
+    let place = format!("ts2={}/ts", link.display());
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let to = fixture.target("r");
+    let zfs = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let mut more = [&zfs[..], &["--tablespace", &place]].concat();
+    lockstep.restore(&set, &to, &more);
+    more.push("--delta");
+    let restored = lockstep.restore_and_start(&set, &to, &more);
+    assert_eq!(restored.server().value("postgres", ROWS), "1 2");
+    restored.server().stop(Stop::Fast);
+    // Registered as a cluster of the configuration it is the one that was asked for, with its tablespace.
+    let path = fixture.root().join("shipping.toml");
+    let config = fs::read_to_string(&path).expect("the configuration");
+    let data = toml_string(&fs::canonicalize(to.join("data")).expect("it is there"));
+    fs::write(&path, format!("{config}\n[clusters.old]\ndata_directory = {data}\n"))
+        .expect("it can be written");
+    let more = [&["--cluster", "main", "restore", &set, "--to", text(&to)][..], &more].concat();
+    lockstep.expect(exit::DONE, &more);
+    // But not what only lies there: it may be a standby.
+    must(&mut command("zfs", ["inherit", "lockstep:restore", &format!("{parent}/wal")]));
+    let refused = lockstep.expect(exit::REFUSED, &more);
+    assert_said(&refused, &["of cluster \"old\""]);
+}
