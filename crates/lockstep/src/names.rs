@@ -122,6 +122,42 @@ impl SetId {
     }
 }
 
+/// Which of some ids a user means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Meant {
+    /// This one: it is called so, or it alone begins so.
+    One(String),
+    /// None is called so or begins so.
+    Nothing,
+    /// Several begin so.
+    Several(Vec<String>),
+}
+
+/// The id that is called `which`, or the only one that begins so.
+#[must_use]
+pub fn meant<'a>(which: &str, ids: impl IntoIterator<Item = &'a str>) -> Meant {
+    let mut found: Vec<_> = ids.into_iter().filter(|id| id.starts_with(which)).collect();
+    found.sort_unstable();
+    found.dedup();
+    match found.as_slice() {
+        [] => Meant::Nothing,
+        [one] => Meant::One((*one).to_owned()),
+        several if several.contains(&which) => Meant::One(which.to_owned()),
+        several => Meant::Several(several.iter().map(|id| (*id).to_owned()).collect()),
+    }
+}
+
+/// A few of many, for a hint.
+#[must_use]
+pub fn a_few(all: &[String]) -> String {
+    const FEW: usize = 6;
+    let shown = all.iter().take(FEW).cloned().collect::<Vec<_>>().join(", ");
+    match all.len().saturating_sub(FEW) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
 /// In the order of their bytes.
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
