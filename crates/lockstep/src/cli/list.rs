@@ -20,6 +20,10 @@ pub(super) struct List {
     from: From,
 }
 
+/// A standby's data that is older than its set by so much is worth a word: it doesn't follow, or its
+/// replay is paused.
+const OLD_DATA: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
+
 /// A set in a list, and what is known of where it is.
 struct Listed<'a> {
     manifest: &'a Manifest,
@@ -71,12 +75,11 @@ impl Listed<'_> {
     /// Why somebody should look at it, in few words.
     fn problems(&self) -> String {
         let data = self.manifest.data_time();
-        let old = self.manifest.problems().next().is_some() && data < self.manifest.started_at;
         let mut words = Vec::new();
-        if old {
+        if self.manifest.started_at.duration_since(data) > OLD_DATA {
             words.push(format!("data of {}", data.strftime("%Y-%m-%d %H:%M:%SZ")));
         }
-        match self.manifest.problems().count() - usize::from(old) {
+        match self.manifest.problems().count() {
             0 => {}
             1 => words.push("1 problem".into()),
             count => words.push(format!("{count} problems")),
@@ -114,7 +117,7 @@ fn print_table(sets: &[Listed<'_>]) {
     let has_problems = sets.iter().any(|set| !set.problems().is_empty());
     let is_elsewhere = |set: &Listed<'_>| set.elsewhere.as_ref().is_some_and(|all| !all.is_empty());
     let has_repositories = sets.iter().any(is_elsewhere);
-    let mut head = vec!["set", "taken", "strategy", "volumes", "consistent lsn"];
+    let mut head = vec!["set", "taken", "strategy", "volumes", "floor lsn"];
     head.extend(has_repositories.then_some("repositories"));
     head.extend(has_problems.then_some("problems"));
     head.push("label");
@@ -130,7 +133,7 @@ fn print_table(sets: &[Listed<'_>]) {
                 0 => set.volumes.len().to_string(),
                 raw => format!("{}, {raw} raw", set.volumes.len()),
             },
-            // Where nothing was asked of a server only recovery itself knows.
+            // The set holds all up to there. Where no server was asked only recovery itself knows.
             set.floor_lsn.map_or_else(|| "-".into(), |lsn| lsn.to_string()),
         ];
         if has_repositories {
@@ -279,7 +282,7 @@ fn certificate(set: &Manifest, label: &[u8], beside: &str) {
     for (name, lsn) in [
         ("recovery starts", set.start_lsn),
         ("backup ends", set.stop_lsn),
-        ("consistent LSN", set.floor_lsn),
+        ("floor LSN", set.floor_lsn),
     ] {
         if let Some(lsn) = lsn {
             line(name, format!("{lsn} on timeline {}", set.postgres.timeline));
@@ -335,5 +338,28 @@ fn certificate(set: &Manifest, label: &[u8], beside: &str) {
     for warning in &set.warnings {
         let mark = if warning.problem { "PROBLEM: " } else { "" };
         println!("  - {mark}{}: {}", warning.what, warning.hint);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::set::manifest::tests::manifest;
+
+    #[test]
+    fn a_list_says_which_sets_somebody_should_look_at() {
+        let mut set = manifest("20261105T110000Z-aaaa", vec![]);
+        let words =
+            |set: &Manifest| Listed { manifest: set, stored: None, elsewhere: None }.problems();
+        assert_eq!(words(&set), "");
+        set.warnings[0].problem = true;
+        assert_eq!(words(&set), "1 problem");
+        let old = set.started_at - jiff::SignedDuration::from_hours(30);
+        set.data_at = Some(old);
+        let said = words(&set);
+        assert!(said.starts_with("data of ") && said.ends_with("Z, 1 problem"), "{said}");
+        set.warnings.clear();
+        set.data_at = Some(set.started_at - jiff::SignedDuration::from_mins(5));
+        assert_eq!(words(&set), "", "a little behind is what standbys are");
     }
 }
