@@ -189,7 +189,10 @@ impl Error {
 /// made is taken away again before the command ends, or it is said that it wasn't.
 fn after_interruption(step: &str) -> &'static str {
     match step.split('.').next() {
-        Some("backup" | "clone" | "restore" | "look") => {
+        Some("restore") => {
+            "what it made is taken away again, or by the next command of this cluster; what --delta was changing isn't whole until the same command has run to its end"
+        }
+        Some("backup" | "clone" | "look") => {
             "nothing is left of it; what couldn't be taken away, if that is said above, the next command of this cluster removes"
         }
         Some("ship" | "lease") => {
@@ -250,6 +253,7 @@ mod tests {
     fn an_interruption_says_what_is_left_and_names_no_step() {
         for (step, words) in [
             ("backup.started", "nothing is left of it"),
+            ("restore.placed", "until the same command has run to its end"),
             ("ship.views", "`lockstep ship`"),
             ("prune.planned", "`lockstep prune` finishes"),
             ("mirror.slot", "mirror status"),

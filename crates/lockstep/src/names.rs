@@ -133,9 +133,13 @@ pub enum Meant {
     Several(Vec<String>),
 }
 
-/// The id that is called `which`, or the only one that begins so.
+/// The id that is called `which`, or the only one that begins so. Nothing means nothing: an empty
+/// variable in a script must not be the only set there is.
 #[must_use]
 pub fn meant<'a>(which: &str, ids: impl IntoIterator<Item = &'a str>) -> Meant {
+    if which.is_empty() {
+        return Meant::Nothing;
+    }
     let mut found: Vec<_> = ids.into_iter().filter(|id| id.starts_with(which)).collect();
     found.sort_unstable();
     found.dedup();
@@ -175,6 +179,20 @@ pub fn random_suffix() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_beginning_means_the_only_id_that_has_it() {
+        let ids = ["a", "ab", "b"];
+        assert_eq!(meant("a", ids), Meant::One("a".into()), "its whole name");
+        assert_eq!(meant("b", ids), Meant::One("b".into()));
+        assert_eq!(meant("c", ids), Meant::Nothing);
+        assert_eq!(meant("", ["b"]), Meant::Nothing);
+        let several = Meant::Several(vec!["ab".into(), "ac".into()]);
+        assert_eq!(meant("a", ["ac", "ab"]), several);
+        let many: Vec<_> = (0..9).map(|n| n.to_string()).collect();
+        assert_eq!(a_few(&many), "0, 1, 2, 3, 4, 5 and 3 more");
+        assert_eq!(a_few(&many[..2]), "0, 1");
+    }
 
     #[test]
     fn names_allow_what_files_snapshots_and_datasets_allow() {

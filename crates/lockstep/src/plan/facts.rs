@@ -44,19 +44,26 @@ impl Facts {
     }
 
     /// Of what time the data of a standby is, as far as that is known at `now`: an idle primary's last
-    /// commit is old, so one that streams and has replayed everything is as new as can be. Of one
-    /// that is stopped its checkpoint is known: what it has is as new as that at least.
+    /// commit is old, so one that streams and has replayed everything is as new as can be.
     #[must_use]
     pub fn data_at(&self, now: jiff::Timestamp) -> Option<jiff::Timestamp> {
+        let following = self.server.as_ref().ok().and_then(|server| server.following.as_ref());
+        match following {
+            Some(following) if following.streams && following.caught_up => Some(now),
+            _ => self.last_data(),
+        }
+    }
+
+    /// The last that a standby is known to have: of one that answers its last replayed commit, of one
+    /// that is stopped its checkpoint; what it has is as new as that at least.
+    #[must_use]
+    pub fn last_data(&self) -> Option<jiff::Timestamp> {
         if !self.is_standby() {
             return None;
         }
         let checkpoint = jiff::Timestamp::from_second(self.control.checkpoint_copy.time).ok();
         match &self.server {
-            Ok(server) => match server.following.as_ref()? {
-                following if following.streams && following.caught_up => Some(now),
-                following => following.last_commit.or(checkpoint),
-            },
+            Ok(server) => server.following.as_ref()?.last_commit.or(checkpoint),
             Err(_) => checkpoint.filter(|_| self.is_shut_down()),
         }
     }

@@ -66,7 +66,7 @@ fn old_data(facts: &Facts, choice: StrategyChoice) -> Option<Warning> {
     if !facts.is_standby() {
         return None;
     }
-    let of = match facts.data_at(jiff::Timestamp::now()) {
+    let of = match facts.last_data() {
         Some(time) => format!("{}", time.strftime("%Y-%m-%d %H:%M:%SZ")),
         None => "an unknown time".into(),
     };
