@@ -70,10 +70,13 @@ fn what_a_monitor_has_to_notice() {
     fixture.cluster.execute(&[
         "ALTER SYSTEM SET archive_command = 'false'",
         "SELECT pg_reload_conf()",
-        "SELECT pg_switch_wal()",
+        "CREATE TABLE more (n int)",
     ]);
     let failed = "SELECT count(*) FROM pg_stat_archiver WHERE last_failed_time > last_archived_time OR last_archived_time IS NULL AND failed_count > 0";
-    wait_until("archiving has failed", Duration::from_secs(60), || {
+    wait_until("archiving has failed", Duration::from_secs(120), || {
+        // The archiver may still have taken the one before by the old command.
+        fixture.cluster.execute(&["INSERT INTO more VALUES (1)", "SELECT pg_switch_wal()"]);
+        std::thread::sleep(Duration::from_millis(500));
         fixture.cluster.value("postgres", failed) == "1"
     });
     let found = about(&lockstep, exit::PROBLEMS, "archiving");
