@@ -84,7 +84,10 @@ fn run_once(cx: &Context, request: &Request, tries: u32) -> Result<Manifest> {
     let began = Instant::now();
     let (plan, survey) = plan(cx, request.strategy)?;
     for warning in &plan.warnings {
-        tracing::warn!("{}: {}", warning.what, warning.hint);
+        match warning.problem {
+            true => tracing::error!("{}: {}", warning.what, warning.hint),
+            false => tracing::warn!("{}: {}", warning.what, warning.hint),
+        }
     }
     steps::reached("backup.planned")?;
     let mut attempt = Attempt::begin(cx, request, plan, survey, tries, began)?;

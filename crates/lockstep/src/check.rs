@@ -1,8 +1,14 @@
 //! `lockstep check`: whether backups of this cluster work, and restores of them would.
 //!
-//! One finding a line, worst first. It looks and changes nothing.
+//! One finding a line, worst first. It looks and changes nothing. A monitor that goes by the exit code
+//! alone has to notice what goes wrong in silence: backups that have stopped, an archive that gets
+//! nothing, a standby that doesn't follow. So these are errors, and only hints are warnings.
 
 mod leftovers;
+mod programs;
+mod sets;
+
+use std::collections::BTreeSet;
 
 use serde::Serialize;
 
@@ -10,14 +16,10 @@ use crate::clone;
 use crate::config::StrategyChoice;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::plan::facts::{Facts, NoServer, ServerFacts};
+use crate::plan::facts::{Facts, Following, NoServer, ServerFacts};
 use crate::plan::strategy;
 use crate::plan::warnings::bytes;
 use crate::postgres::connection;
-use crate::postgres::session::{self, Following};
-use crate::repository::{self, Repository, locks};
-use crate::restore;
-use crate::set::manifest::Manifest;
 use crate::set::unfinished;
 use crate::survey;
 
@@ -25,9 +27,9 @@ use crate::survey;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// A backup or restore would fail.
+    /// Somebody should look: a backup or restore would fail, or isn't worth what its owner thinks.
     Error,
-    /// It works, and something should be done.
+    /// It works, and could be better.
     Warning,
     /// As it should be.
     Ok,
@@ -53,34 +55,37 @@ pub struct Finding {
 pub fn run(cx: &Context) -> Result<Vec<Finding>> {
     let mut all = Vec::new();
     match survey::take(cx) {
-        Ok(mut survey) => {
+        Ok(survey) => {
             all.extend(of_facts(&survey.facts, cx.cluster.strategy));
             if survey.facts.is_standby() {
-                all.extend(of_standby(cx, survey.client.as_mut())?);
+                all.push(of_standby(&survey.facts));
+                all.extend(of_primary(cx));
             }
+            all.push(programs::check(cx, survey.facts.control.major_version()));
             let datasets: Vec<_> =
                 survey.facts.layout.volumes.iter().map(|v| v.dataset.clone()).collect();
-            for stranger in unfinished::strangers(cx, &datasets)? {
-                all.push(warning(
-                    "sets",
-                    format!("snapshot \"{}\" belongs to no set of this state_dir", stranger.snapshot),
-                    "another host's, or its manifest was lost: if nobody needs it, release and destroy it with zfs",
-                ));
-            }
+            all.extend(sets::strangers(unfinished::strangers(cx, &datasets)?));
         }
         Err(error) => all.push(failure("layout", &error)),
     }
-    all.extend(of_sets(cx)?);
-    for name in &cx.cluster.repositories {
-        all.extend(of_repository(cx, name));
-    }
+    all.extend(sets::here(cx)?);
+    all.extend(cx.cluster.repositories.iter().flat_map(|name| sets::in_repository(cx, name)));
     all.extend(leftovers::find(cx)?);
     all.extend(of_clones(cx)?);
     if let Err(error) = cx.os_user() {
         all.push(failure("os_user", &error));
     }
+    Ok(ordered(all))
+}
+
+/// Worst first; where there is something to say of a subject, it isn't called well too.
+fn ordered(mut all: Vec<Finding>) -> Vec<Finding> {
+    let bad = all.iter().filter(|finding| finding.severity != Severity::Ok);
+    let bad: BTreeSet<_> = bad.map(|finding| finding.subject.clone()).collect();
+    all.retain(|finding| finding.severity != Severity::Ok || !bad.contains(&finding.subject));
     all.sort();
-    Ok(all)
+    all.dedup();
+    all
 }
 
 fn finding(severity: Severity, subject: &str, what: String, hint: Option<String>) -> Finding {
@@ -95,35 +100,54 @@ fn warning(subject: &str, what: impl Into<String>, hint: impl Into<String>) -> F
     finding(Severity::Warning, subject, what.into(), Some(hint.into()))
 }
 
+fn wrong(subject: &str, what: impl Into<String>, hint: impl Into<String>) -> Finding {
+    finding(Severity::Error, subject, what.into(), Some(hint.into()))
+}
+
 fn failure(subject: &str, error: &Error) -> Finding {
     finding(Severity::Error, subject, error.chain(), error.hint())
 }
 
-/// Whether a standby follows, and whether its primary can be asked.
-fn of_standby(cx: &Context, client: Option<&mut postgres::Client>) -> Result<Vec<Finding>> {
-    let mut all = Vec::new();
-    if let Some(client) = client {
-        all.push(match session::following(client)? {
-            Following { streams: true, replayed } => {
-                ok("standby", format!("it streams, and has replayed up to {replayed}"))
-            }
-            Following { streams: false, replayed } => warning(
+/// Whether a standby follows; a pure function.
+fn of_standby(facts: &Facts) -> Finding {
+    let following = match &facts.server {
+        Ok(server) => server.following.as_ref(),
+        Err(_) if facts.is_shut_down() => {
+            return wrong(
                 "standby",
-                format!("nothing streams to it; it has replayed up to {replayed}"),
-                "its sets are as old as what it replays: is primary_conninfo right, and its primary there? a standby fed by restore_command alone is fine",
-            ),
-        });
+                "it is stopped: its sets are as old as it is",
+                "start it; a mirror with `lockstep mirror start`",
+            );
+        }
+        Err(_) => None,
+    };
+    let Some(Following { streams, should_stream, replayed, .. }) = following else {
+        return ok("standby", "nobody can be asked whether it follows");
+    };
+    match (streams, should_stream) {
+        (true, _) => ok("standby", format!("it streams, and has replayed up to {replayed}")),
+        (false, false) => ok(
+            "standby",
+            format!("restore_command alone feeds it; it has replayed up to {replayed}"),
+        ),
+        (false, true) => wrong(
+            "standby",
+            format!("nothing streams to it; it has replayed up to {replayed}"),
+            "its sets are as old as what it replays: is primary_conninfo right, and its primary there? where restore_command alone feeds it, take primary_conninfo out",
+        ),
     }
-    match connection::connect_primary(cx.cluster) {
-        None => {}
-        Some(Ok(_)) => all.push(ok("primary", "it takes a connection")),
-        Some(Err(no_server)) => all.push(warning(
+}
+
+/// Whether a standby's primary can be asked.
+fn of_primary(cx: &Context) -> Option<Finding> {
+    Some(match connection::connect_primary(cx.cluster)? {
+        Ok(_) => ok("primary", "it takes a connection"),
+        Err(no_server) => warning(
             "primary",
             no_server.words(),
             "backups work without it; check primary and primary_password_file of this cluster",
-        )),
-    }
-    Ok(all)
+        ),
+    })
 }
 
 /// What the facts of a survey say; a pure function.
@@ -132,7 +156,9 @@ fn of_facts(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
     match strategy::choose(facts, choice) {
         Ok(plan) => {
             all.push(ok("strategy", format!("{}: {}", plan.strategy, plan.chosen_because)));
-            all.extend(plan.warnings.into_iter().map(|w| warning("plan", w.what, w.hint)));
+            // What is a problem there has a subject of its own below.
+            let hints = plan.warnings.into_iter().filter(|warning| !warning.problem);
+            all.extend(hints.map(|w| warning("plan", w.what, w.hint)));
         }
         Err(refusal) => all.push(failure("strategy", &Error::from(refusal))),
     }
@@ -158,7 +184,7 @@ fn of_facts(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
             }
             if server.archive_mode != "off" {
                 all.push(match server.archiver.as_str() {
-                    "" => warning(
+                    "" => wrong(
                         "archiving",
                         format!("archive_mode is {} and nothing archives", server.archive_mode),
                         "WAL piles up in pg_wal: set archive_command, or archive_mode = off",
@@ -170,11 +196,10 @@ fn of_facts(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
                 });
             }
         }
-        Err(NoServer::Failed(why)) => all.push(finding(
-            Severity::Error,
+        Err(NoServer::Failed(why)) => all.push(wrong(
             "connection",
             format!("cannot connect: {why}"),
-            Some("check host, port, user and password_file of this cluster".into()),
+            "check host, port, user and password_file of this cluster",
         )),
         Err(other) => all.push(ok("connection", other.words())),
     }
@@ -199,74 +224,13 @@ fn of_wal_keepers(server: &ServerFacts) -> Vec<Finding> {
         })
         .collect();
     if let Some(segment) = &server.archive_failed {
-        all.push(warning(
+        all.push(wrong(
             "archiving",
-            format!("WAL segment {segment} could not be archived"),
+            format!("WAL segment {segment} could not be archived, and none was since"),
             "the server's log has the reason; WAL piles up in pg_wal meanwhile",
         ));
     }
     all
-}
-
-fn of_sets(cx: &Context) -> Result<Vec<Finding>> {
-    let (sets, damaged) = cx.state.sets()?;
-    let mut all: Vec<_> =
-        damaged.iter().map(|(id, error)| failure(&format!("set {id}"), error)).collect();
-    for set in &sets {
-        if let Err(error) = restore::check_set(cx, set) {
-            all.push(failure(&format!("set {}", set.set), &error));
-        }
-    }
-    let hours = |set: &Manifest| jiff::Timestamp::now().duration_since(set.started_at).as_hours();
-    all.push(match sets.last() {
-        Some(last) if hours(last) >= i64::from(cx.cluster.max_age_hours) => warning(
-            "sets",
-            format!("the newest set, {}, is {} hours old", last.set, hours(last)),
-            "does the timer run? look at its log, or raise max_age_hours",
-        ),
-        Some(last) => ok("sets", format!("{} sets, the newest is {}", sets.len(), last.set)),
-        None => warning("sets", "there is no set yet", "take one: lockstep backup"),
-    });
-    Ok(all)
-}
-
-/// Whether a repository can be reached, how old its newest set is, and whether its store's locks are prolonged. What is
-/// in it `repo check` looks at.
-fn of_repository(cx: &Context, name: &str) -> Vec<Finding> {
-    let subject = format!("repository {name}");
-    let opened = repository::open(cx, name);
-    let newest = opened.as_ref().map_or(Ok(None), Repository::newest);
-    let now = jiff::Timestamp::now();
-    let seconds = u64::try_from(now.as_second()).unwrap_or(0);
-    let locks = opened.as_ref().map(|repository| locks::overdue(repository, seconds));
-    let locks = match locks {
-        Ok(Ok(Some(what))) => Some(warning(&subject, what, locks::OVERDUE_HINT)),
-        Ok(Err(error)) => Some(failure(&subject, &error)),
-        _ => None,
-    };
-    let newest = opened.and(newest);
-    let age = match newest {
-        Err(error) => failure(&subject, &error),
-        Ok(None) => warning(&subject, "no set is in it yet", "ship one: lockstep ship"),
-        Ok(Some(set)) => {
-            let hours = now.duration_since(set.manifest.started_at).as_hours();
-            let id = &set.manifest.set;
-            if hours >= i64::from(cx.cluster.max_age_hours) {
-                let what = format!("its newest set, {id}, is {hours} hours old");
-                warning(&subject, what, "does `lockstep backup` say why it ships no more?")
-            } else if set.bad_pages() > 0 {
-                let what = format!("set {id} has {} damaged pages", set.bad_pages());
-                warning(
-                    &subject,
-                    what,
-                    "lockstep show and pg_checksums name them: restore the table from an older set",
-                )
-            } else {
-                ok(&subject, format!("it can be reached, and its newest set is {id}"))
-            }
-        }
-    };
-    std::iter::once(age).chain(locks).collect()
 }
 
 fn of_clones(cx: &Context) -> Result<Vec<Finding>> {
@@ -282,3 +246,7 @@ fn of_clones(cx: &Context) -> Result<Vec<Finding>> {
         })
         .collect())
 }
+
+#[cfg(test)]
+#[path = "check/tests.rs"]
+mod tests;

@@ -31,6 +31,8 @@ pub struct Config {
     /// Where Lockstep keeps its own state: manifests, locks, the set's WAL.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
+    /// The cluster that is meant where none is named.
+    pub default_cluster: Option<String>,
     /// The clusters by name.
     #[serde(default)]
     pub clusters: BTreeMap<String, ClusterConfig>,
@@ -219,8 +221,16 @@ impl Config {
         Ok(config)
     }
 
-    /// That every repository that a cluster names is there.
+    /// That every repository that a cluster names is there, and the cluster that is meant by default.
     fn check_names(&self) -> Result<()> {
+        if let Some(name) =
+            self.default_cluster.as_ref().filter(|n| !self.clusters.contains_key(*n))
+        {
+            return Err(Error::usage(
+                format!("default_cluster names \"{name}\", which isn't there"),
+                format!("add a table [clusters.{name}], or name another one"),
+            ));
+        }
         for (cluster, table) in &self.clusters {
             if let Some(name) =
                 table.repositories.iter().find(|name| !self.repositories.contains_key(*name))
@@ -243,13 +253,13 @@ impl Config {
         Ok(())
     }
 
-    /// The cluster that is meant: the named one, or the only one.
+    /// The cluster that is meant: the named one, `default_cluster`, or the only one.
     ///
     /// # Errors
     /// [`Error::Usage`] when there is no such cluster, or several and none is named.
     pub fn cluster(&self, name: Option<&str>) -> Result<(ClusterName, &ClusterConfig)> {
         let known = || self.clusters.keys().cloned().collect::<Vec<_>>().join(", ");
-        let (name, cluster) = match name {
+        let (name, cluster) = match name.or(self.default_cluster.as_deref()) {
             Some(name) => self.clusters.get_key_value(name).ok_or_else(|| {
                 Error::usage(
                     format!("no cluster \"{name}\" in the configuration"),
@@ -259,7 +269,10 @@ impl Config {
             None if self.clusters.len() > 1 => {
                 return Err(Error::usage(
                     "the configuration has several clusters",
-                    format!("choose with --cluster NAME: {}", known()),
+                    format!(
+                        "choose with --cluster NAME, or set default_cluster in the configuration: {}",
+                        known()
+                    ),
                 ));
             }
             None => self.clusters.first_key_value().ok_or_else(|| {
@@ -393,6 +406,13 @@ mod tests {
         assert_eq!(two.cluster(None).unwrap_err().exit_code(), 2);
         assert!(two.cluster(Some("b")).is_ok());
         assert!(two.cluster(Some("c")).unwrap_err().hint().unwrap().contains("b, main"));
+        let main = Config { default_cluster: Some("main".into()), ..two.clone() };
+        assert_eq!(main.cluster(None).unwrap().0.as_str(), "main");
+        assert_eq!(main.cluster(Some("b")).unwrap().0.as_str(), "b");
+        let nobody = Config { default_cluster: Some("x".into()), ..two };
+        assert!(
+            nobody.check_names().unwrap_err().to_string().contains("default_cluster names \"x\"")
+        );
     }
 
     #[test]

@@ -33,9 +33,11 @@ pub enum Error {
         cluster: String,
         /// Who holds it: process, command and since when.
         holder: String,
+        /// It is a lease in a repository, which another host may hold, and no lock of this host's.
+        is_lease: bool,
     },
     /// SIGINT or SIGTERM came. Exit code 130.
-    #[error("interrupted at step \"{step}\"")]
+    #[error("interrupted")]
     Interrupted {
         /// The step that would have come next.
         step: String,
@@ -164,16 +166,20 @@ impl Error {
         match self {
             Self::Usage { hint, .. } => Some(hint.clone()),
             Self::Refused(refusal) => Some(refusal.hint()),
-            Self::Locked { .. } => {
-                Some("wait for it to end; the lock goes with its process, the lease of a host that is lost when it has expired".into())
+            Self::Locked { is_lease: false, .. } => {
+                Some("wait for it to end; the lock goes with its process, however that ends".into())
             }
+            Self::Locked { is_lease: true, .. } => Some(
+                "wait for it to end; the lease of a host that is lost goes when it has expired"
+                    .into(),
+            ),
             Self::Failed { hint, .. } => hint.clone(),
             Self::Command(error) => error.hint(),
             Self::Sql { source, .. } => {
                 source.as_db_error().and_then(|db| db.hint().map(str::to_owned))
             }
             Self::Io { source, .. } => io_hint(source.kind()).map(str::to_owned),
-            Self::Interrupted { .. } => None,
+            Self::Interrupted { step } => Some(after_interruption(step).into()),
         }
     }
 
@@ -190,6 +196,27 @@ impl Error {
             source = cause.source();
         }
         text
+    }
+}
+
+/// What is left of a command that was interrupted, by the step that would have come next. What was
+/// made is taken away again before the command ends, or it is said that it wasn't.
+fn after_interruption(step: &str) -> &'static str {
+    match step.split('.').next() {
+        Some("restore") => {
+            "what it made is taken away again, or by the next command of this cluster; what --delta was changing isn't whole until the same command has run to its end"
+        }
+        Some("backup" | "clone" | "look") => {
+            "nothing is left of it; what couldn't be taken away, if that is said above, the next command of this cluster removes"
+        }
+        Some("ship" | "lease") => {
+            "the set is complete on this host; what was stored stays, and the next `lockstep ship` or backup goes on there"
+        }
+        Some("prune") => "what was begun the next `lockstep prune` finishes, or the next backup",
+        Some("mirror") => {
+            "what was made of a new mirror is taken away again; `lockstep mirror status` shows one that was there, and what to do"
+        }
+        _ => "nothing is half done: run it again, and it goes on",
     }
 }
 
@@ -230,9 +257,34 @@ mod tests {
         assert_eq!(Error::failed("x").exit_code(), 1);
         assert_eq!(Error::usage("x", "y").exit_code(), 2);
         assert_eq!(refused.exit_code(), 4);
-        let locked = Error::Locked { cluster: "main".into(), holder: "process 1".into() };
+        let locked =
+            Error::Locked { cluster: "main".into(), holder: "process 1".into(), is_lease: false };
         assert_eq!(locked.exit_code(), 11);
         assert_eq!(Error::Interrupted { step: "backup.started".into() }.exit_code(), 130);
+    }
+
+    #[test]
+    fn an_interruption_says_what_is_left_and_names_no_step() {
+        for (step, words) in [
+            ("backup.started", "nothing is left of it"),
+            ("restore.placed", "until the same command has run to its end"),
+            ("ship.views", "`lockstep ship`"),
+            ("prune.planned", "`lockstep prune` finishes"),
+            ("mirror.slot", "mirror status"),
+            ("compact.pack", "run it again"),
+        ] {
+            let error = Error::Interrupted { step: step.into() };
+            assert_eq!(error.chain(), "interrupted");
+            assert!(error.hint().is_some_and(|hint| hint.contains(words)), "{step}");
+        }
+    }
+
+    #[test]
+    fn only_a_lease_is_called_one() {
+        let locked = |is_lease| {
+            Error::Locked { cluster: "c".into(), holder: "h".into(), is_lease }.hint().unwrap()
+        };
+        assert!(!locked(false).contains("lease") && locked(true).contains("lease"));
     }
 
     #[test]

@@ -145,6 +145,11 @@ pub fn write_owned(path: &Path, bytes: &[u8], owner: Option<Credentials>) -> Res
 /// # Errors
 /// When the system refuses.
 pub fn keep_private(path: &Path) -> Result<()> {
+    // What is so already may lie where nothing can be changed.
+    let mode = fs::metadata(path).map_err(Error::io("look at", path))?.permissions().mode();
+    if mode & 0o7777 == 0o700 {
+        return Ok(());
+    }
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(Error::io("chmod", path))
 }
 

@@ -122,6 +122,46 @@ impl SetId {
     }
 }
 
+/// Which of some ids a user means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Meant {
+    /// This one: it is called so, or it alone begins so.
+    One(String),
+    /// None is called so or begins so.
+    Nothing,
+    /// Several begin so.
+    Several(Vec<String>),
+}
+
+/// The id that is called `which`, or the only one that begins so. Nothing means nothing: an empty
+/// variable in a script must not be the only set there is.
+#[must_use]
+pub fn meant<'a>(which: &str, ids: impl IntoIterator<Item = &'a str>) -> Meant {
+    if which.is_empty() {
+        return Meant::Nothing;
+    }
+    let mut found: Vec<_> = ids.into_iter().filter(|id| id.starts_with(which)).collect();
+    found.sort_unstable();
+    found.dedup();
+    match found.as_slice() {
+        [] => Meant::Nothing,
+        [one] => Meant::One((*one).to_owned()),
+        several if several.contains(&which) => Meant::One(which.to_owned()),
+        several => Meant::Several(several.iter().map(|id| (*id).to_owned()).collect()),
+    }
+}
+
+/// A few of many, for a hint.
+#[must_use]
+pub fn a_few(all: &[String]) -> String {
+    const FEW: usize = 6;
+    let shown = all.iter().take(FEW).cloned().collect::<Vec<_>>().join(", ");
+    match all.len().saturating_sub(FEW) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
 /// In the order of their bytes.
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
@@ -139,6 +179,20 @@ pub fn random_suffix() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_beginning_means_the_only_id_that_has_it() {
+        let ids = ["a", "ab", "b"];
+        assert_eq!(meant("a", ids), Meant::One("a".into()), "its whole name");
+        assert_eq!(meant("b", ids), Meant::One("b".into()));
+        assert_eq!(meant("c", ids), Meant::Nothing);
+        assert_eq!(meant("", ["b"]), Meant::Nothing);
+        let several = Meant::Several(vec!["ab".into(), "ac".into()]);
+        assert_eq!(meant("a", ["ac", "ab"]), several);
+        let many: Vec<_> = (0..9).map(|n| n.to_string()).collect();
+        assert_eq!(a_few(&many), "0, 1, 2, 3, 4, 5 and 3 more");
+        assert_eq!(a_few(&many[..2]), "0, 1");
+    }
 
     #[test]
     fn names_allow_what_files_snapshots_and_datasets_allow() {

@@ -23,6 +23,7 @@ use jiff::Timestamp;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::names::{self, Meant};
 use crate::retention::Reason;
 use crate::set::unfinished;
 use crate::steps;
@@ -107,7 +108,7 @@ impl Plan {
         if let Some(id) = named.iter().find(|id| self.entries.iter().all(|e| e.set != **id)) {
             return Err(Error::usage(
                 format!("{} has no set \"{id}\"", self.place),
-                "`lockstep list` shows those that are there; write the whole id",
+                "`lockstep list` shows those that are there (--from repository:NAME those of a repository)",
             ));
         }
         for entry in self.entries.iter_mut().filter(|entry| named.contains(&entry.set)) {
@@ -184,6 +185,31 @@ pub fn run(cx: &Context, request: &Request, mut show: impl FnMut(&Plan)) -> Resu
     Ok(report)
 }
 
+/// The whole ids of sets that were named, each by its id or its beginning. What is nobody's stays as it
+/// is, for the error that names it.
+///
+/// # Errors
+/// Where a beginning is that of several, and for `latest`: the next backup would make it another one.
+fn resolve(place: &Place, named: &[String], ids: &[String]) -> Result<Vec<String>> {
+    let whole = |which: &String| {
+        if which == "latest" {
+            return Err(Error::usage(
+                "prune takes no \"latest\"",
+                "a set that is removed is named by its id or its beginning: another may be the latest by now",
+            ));
+        }
+        match names::meant(which, ids.iter().map(String::as_str)) {
+            Meant::One(id) => Ok(id),
+            Meant::Nothing => Ok(which.clone()),
+            Meant::Several(all) => Err(Error::usage(
+                format!("several sets of {place} begin with \"{which}\""),
+                format!("write more of it: {}", names::a_few(&all)),
+            )),
+        }
+    };
+    named.iter().map(whole).collect()
+}
+
 /// What is meant; where something is named that has no policy, that is an error.
 fn places(cx: &Context, request: &Request) -> Result<Vec<Place>> {
     let retention = &cx.cluster.retention;
@@ -223,4 +249,24 @@ fn places(cx: &Context, request: &Request) -> Result<Vec<Place>> {
     }
     places.dedup();
     Ok(places)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_are_named_by_their_beginning_and_never_as_the_latest() {
+        let ids = ["20261121T000000Z-aaaa", "20261122T000000Z-bbbb", "20261122T000000Z-cccc"];
+        let ids = ids.map(str::to_owned);
+        let resolve = |named: &str| super::resolve(&Place::Local, &[named.to_owned()], &ids);
+        assert_eq!(resolve("20261121").unwrap(), ids[..1]);
+        assert_eq!(resolve(&ids[2]).unwrap(), ids[2..]);
+        assert_eq!(resolve("2025").unwrap(), ["2025"]);
+        let several = resolve("20261122").unwrap_err();
+        assert!(
+            several.hint().is_some_and(|hint| hint.contains(&ids[1]) && hint.contains(&ids[2]))
+        );
+        assert_eq!(resolve("latest").unwrap_err().exit_code(), 2);
+    }
 }

@@ -94,9 +94,6 @@ pub fn run(
         if let Err(error @ Error::Interrupted { .. }) = result {
             return Err(error);
         }
-        if let Err(error) = &result {
-            tracing::error!(repository = %name, error = %error.chain(), "the set isn't there");
-        }
         outcomes.push(Outcome { repository: name.clone(), result });
     }
     Ok(outcomes)
@@ -112,6 +109,7 @@ pub fn lock(cx: &Context, repository: &str, command: &str) -> Result<Lock> {
         LockError::Held(holder) => Error::Locked {
             cluster: format!("{}\" for repository \"{repository}", cx.name),
             holder,
+            is_lease: false,
         },
         LockError::Failed(error) => error,
     })

@@ -39,6 +39,7 @@ pub fn take(cx: &Context) -> Result<Survey> {
         layout,
         control,
         postmaster,
+        links: links::find(directory)?.others.into_iter().map(|l| (l.path, l.target)).collect(),
         standby_signal: directory.join("standby.signal").exists(),
         backup_label: directory.join("backup_label").exists(),
         has_primary: cx.cluster.primary.is_some(),
@@ -56,7 +57,7 @@ pub fn take(cx: &Context) -> Result<Survey> {
 /// As [`take`].
 pub fn layout(cx: &Context, server: Option<&ServerFacts>) -> Result<Layout> {
     let data_directory = &cx.cluster.data_directory;
-    if let Some(Link { path, target }) = links::strays(data_directory)?.into_iter().next() {
+    if let Some(Link { path, target }) = links::find(data_directory)?.strays.into_iter().next() {
         return Err(Refusal::StrayLink { path, target }.into());
     }
     discover(&cx.zfs, &instance::parts(data_directory, server)?)

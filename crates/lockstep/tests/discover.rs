@@ -188,8 +188,16 @@ fn links_out_of_the_data_directory_are_refused() {
     // What PostgreSQL makes anew may lie where it likes.
     fixture.cluster.stop(Stop::Fast);
     lead_away("pg_stat_tmp");
+    // And of what isn't PostgreSQL's at all it is only told; but for a way into the live cluster.
+    symlink("/etc/ssl", data.join("ssl")).expect("a link can be made");
     fixture.cluster.start();
-    lockstep.backup("label");
+    let set = lockstep.backup("label");
+    let warned = set.json["warnings"].to_string();
+    assert!(warned.contains("/ssl") && warned.contains("is a link to"), "{warned}");
+    let live = data.join("live");
+    symlink(data.join("global"), &live).expect("a link can be made");
+    lockstep.expect(exit::REFUSED, &["backup"]);
+    fs::remove_file(&live).expect("a link can be removed");
     assert_clean(&fixture);
 }
 

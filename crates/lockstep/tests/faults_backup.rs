@@ -86,7 +86,7 @@ fn ended_at_each_step(strategy: &str) {
         let new = added(&known, &fixture.lockstep().sets());
         assert_eq!(new.len(), usize::from(published), "{signal:?} at {step}: {new:?}");
         if !published {
-            assert_said(&outcome, &["error: interrupted", step]);
+            assert_said(&outcome, &["error: interrupted", "hint: nothing is left of it"]);
         }
         // At once: no other start in between.
         assert_nothing_remains(&fixture, &[], &format!("{signal:?} at {step}"));
@@ -535,6 +535,25 @@ fn locked_wrong_server_and_no_server() {
     let snapshots = fixture.snapshots();
     assert!(snapshots.iter().all(|name| name.ends_with(&set)), "{snapshots:?}");
     assert_nothing_remains(&fixture, &[], "refused backups");
+    // A set is better than none, but isn't what was meant: everybody is told, and the set knows it.
+    let lost = wrong(&other);
+    let address =
+        format!("host \"{}\", port {}, user \"postgres\"", other.socket.display(), other.port);
+    let taken = lost.expect(exit::PROBLEMS, &["--json", "backup"]);
+    assert_said(&taken, &["can't be connected to", &address, "strategy ordered instead"]);
+    let without = Set::of(&json_of(&taken));
+    assert_eq!(without.strategy, "ordered");
+    assert_eq!(without.json["warnings"][0]["problem"], true, "{}", without.json);
+    for words in [&["plan"][..], &["backup", "--dry-run"], &["show", "latest"]] {
+        let said = lost.expect(exit::DONE, words);
+        assert!(said.stdout.contains("PROBLEM: the server runs and can't"), "{}", said.describe());
+    }
+    let checked = lost.expect(exit::PROBLEMS, &["check"]);
+    assert!(checked.stdout.contains(&address), "{}", checked.describe());
+    // What was asked for by name is no surprise.
+    let meant = lost.backup("ordered");
+    assert_restores(&fixture, &without.id);
+    assert_restores(&fixture, &meant.id);
 }
 
 fn other_cluster(fixture: &Fixture) -> Cluster {

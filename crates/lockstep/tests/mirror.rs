@@ -265,6 +265,40 @@ fn nobody_else_gets_to_a_socket_in_tmp() {
     assert_eq!(backup(&alone.fixture.lockstep(), "main").strategy, "label");
 }
 
+/// A mirror is a second cluster: what names none is told, and its sets go where they should.
+#[test]
+fn beside_a_cluster_that_was_alone() {
+    let alone = Alone::new(empty_pools());
+    let config = alone.fixture.config();
+    let state = fs::read_to_string(&config).expect("it was written");
+    let url = alone.fixture.root().join("repository");
+    let rest = format!(
+        "\n[clusters.own]\ndata_directory = \"/nosuch\"\n\n[repositories.offsite]\nurl = \"file://{}\"\n",
+        url.display()
+    );
+    fs::write(&config, format!("{state}{rest}")).expect("it can be written");
+    let lockstep = alone.fixture.lockstep();
+    let mut asked = create_words(&alone, "main");
+    asked.extend(["--repository".into(), "nosuch".into()]);
+    let unknown = lockstep.expect(exit::USAGE, &words(&asked));
+    assert!(unknown.stderr.contains("no repository \"nosuch\""), "{}", unknown.describe());
+    asked.pop();
+    asked.push("offsite".into());
+    let made = lockstep.expect(exit::DONE, &words(&asked));
+    assert!(made.stderr.contains("--cluster own"), "{}", made.describe());
+    let file = alone.fixture.root().join("lockstep.d/main.toml");
+    let file = fs::read_to_string(file).expect("it is registered");
+    assert!(file.contains("repositories = [\"offsite\"]"), "{file}");
+    lockstep.expect(exit::DONE, &of_cluster("main", &["repo", "init"]));
+    let set = backup(&lockstep, "main");
+    assert_eq!(set.json["repositories"][0]["complete"], true, "{}", set.json);
+    let which = lockstep.expect(exit::USAGE, &["list"]);
+    assert!(which.stderr.contains("default_cluster"), "{}", which.describe());
+    fs::write(&config, format!("default_cluster = \"main\"\n{state}{rest}"))
+        .expect("it can be written");
+    assert_eq!(lockstep.sets(), [set.id]);
+}
+
 #[test]
 fn primary_dies_for_a_while() {
     let alone = Alone::new(empty_pools());
@@ -274,8 +308,25 @@ fn primary_dies_for_a_while() {
     let dead = Instant::now();
     let seen = wait_for_state(&alone, "main", "primary-unreachable");
     assert_eq!(seen["running"], true, "{seen}");
-    // Its sets go on meanwhile.
-    let set = backup(&alone.fixture.lockstep(), "main");
+    // Its sets go on meanwhile, and it is said that their data is old.
+    let lockstep = alone.fixture.lockstep();
+    let taken = |words: &str| {
+        let json = of_cluster("main", &["--json", "backup"]);
+        let outcome = lockstep.expect(exit::PROBLEMS, &json);
+        assert!(outcome.stderr.contains(words), "{}", outcome.describe());
+        let set = Set::of(&json_of(&outcome));
+        assert_eq!(set.json["warnings"][0]["problem"], true, "{}", set.json);
+        assert!(set.json["data_at"].as_str() < set.json["started_at"].as_str(), "{}", set.json);
+        set
+    };
+    let set = taken("nothing streams to this standby");
+    let checked = lockstep.expect(exit::PROBLEMS, &of_cluster("main", &["check"]));
+    assert!(checked.stdout.contains("ERROR    standby: nothing streams"), "{}", checked.describe());
+    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+    assert_eq!(taken("the standby is stopped").strategy, "cold");
+    let checked = lockstep.expect(exit::PROBLEMS, &of_cluster("main", &["check"]));
+    assert!(checked.stdout.contains("ERROR    standby: it is stopped"), "{}", checked.describe());
+    lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
     thread::sleep(Duration::from_secs(30).saturating_sub(dead.elapsed()));
     alone.primary.start();
     alone.primary.execute(&["CREATE TABLE after (n int)", "INSERT INTO after VALUES (7)"]);

@@ -338,6 +338,7 @@ fn ended_at_each_step() {
 
 #[track_caller]
 fn assert_nothing_remains_but(fixture: &Fixture, foreign: &str, after: &str) {
+    support::faults::wait_for_no_session(fixture);
     let mut found = support::faults::remains(fixture, &[]);
     found.retain(|what| *what != format!("snapshot: {foreign}"));
     assert!(found.is_empty(), "{after}: this is left:\n  {}", found.join("\n  "));

@@ -51,7 +51,20 @@ impl Prepared {
 fn sets_and_a_repository_s_folder_are_private() {
     use std::os::unix::fs::PermissionsExt;
     let fixture = Fixture::new(two_pools_four_datasets());
-    with_repository(&fixture).backup("label");
+    let lockstep = with_repository(&fixture);
+    lockstep.expect(support::lockstep::exit::DONE, &["backup", "--no-ship"]);
+    let alone = lockstep.json(&["list"])["sets"][0]["in_repositories"].clone();
+    assert_eq!(alone, serde_json::json!([]), "it was shipped nowhere");
+    // Where a set is, this host knows without asking the store.
+    lockstep.backup("label");
+    let listed = lockstep.json(&["list"])["sets"][1]["in_repositories"].clone();
+    assert_eq!(listed[0]["repository"], support::shipping::NAME, "{listed}");
+    assert!(listed[0]["shipped_at"].is_string(), "{listed}");
+    let done = support::lockstep::exit::DONE;
+    let table = lockstep.expect(done, &["list"]).stdout;
+    assert!(table.contains("REPOSITORIES") && table.contains(support::shipping::NAME), "{table}");
+    let shown = lockstep.expect(done, &["show", "latest"]).stdout;
+    assert!(shown.contains("offsite: since "), "{shown}");
     for folder in [support::shipping::folder(&fixture), fixture.state.join("clusters/main/sets")] {
         let mode = std::fs::metadata(&folder).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o700, "{}", folder.display());

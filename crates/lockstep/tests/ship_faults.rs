@@ -311,7 +311,12 @@ fn one_repository_that_fails_does_not_stop_the_other() {
     fs::write(&path, text.replace(&format!("repositories = [\"{NAME}\"]"), &both))
         .expect("writable");
     let lockstep = support::lockstep::Lockstep::new(&path, &fixture.cluster.bin);
-    let said = json_of(&lockstep.expect(exit::PROBLEMS, &["--json", "backup"]));
+    let outcome = lockstep.expect(exit::PROBLEMS, &["--json", "backup"]);
+    let said = json_of(&outcome);
+    // Why, once for people, with what to do.
+    let told = outcome.stderr.matches("/proc/none").count();
+    let why = "error: the set isn't in repository gone: ";
+    assert!(told == 1 && outcome.stderr.contains(why), "{}", outcome.describe());
     let complete: Vec<_> = said["repositories"]
         .as_array()
         .expect("two")

@@ -4,9 +4,14 @@
 mod support;
 
 use pgfiles::control_file::ControlFile;
+use pgfiles::wal_name::{WalSegment, WalSegmentSize};
+use pgfiles::wal_page::SegmentHeader;
 use std::fs;
+use std::time::Duration;
+use support::by_hand::write_as_postgres;
 use support::checker::Checker;
 use support::cluster::{Cluster, Stop};
+use support::command::{command, must, wait_until};
 use support::fixture::Fixture;
 use support::layout::{Layout, one_dataset, one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lsn, Set, Steps, exit, json_of};
@@ -124,4 +129,87 @@ fn an_ordered_set_of_a_standby_promoted_a_moment_ago_waits_for_a_checkpoint() {
     let count = "SELECT count(*) FROM late";
     assert_eq!(restored.server().value("postgres", count), "1000");
     restored.server().stop(Stop::Immediate);
+}
+
+/// Puts the cluster back in time by hand, as PostgreSQL's manual shows it: the data files of before, pg_wal as it is, and
+/// recovery to `target`, with which a new timeline begins.
+fn recover_to(fixture: &Fixture, snapshot: &str, target: &str) {
+    let cluster = &fixture.cluster;
+    cluster.stop(Stop::Fast);
+    for dataset in fixture.datasets.iter().filter(|name| !name.ends_with("/wal")) {
+        let name = format!("{dataset}@{snapshot}");
+        must(&mut command("zfs", ["rollback", "-r", &name]));
+        must(&mut command("zfs", ["destroy", &name]));
+    }
+    write_as_postgres(&cluster.data.join("recovery.signal"), "");
+    let conf = cluster.data.join("postgresql.auto.conf");
+    let settings = fs::read_to_string(&conf).expect("it has settings");
+    let archive = fixture.archive.display();
+    write_as_postgres(
+        &conf,
+        &format!(
+            "{settings}\nrestore_command = 'cp {archive}/%f %p'\nrecovery_target_lsn = '{target}'\nrecovery_target_action = 'promote'\n"
+        ),
+    );
+    cluster.start();
+    wait_until("recovery has ended", Duration::from_secs(60), || {
+        cluster.value("postgres", "SELECT pg_is_in_recovery()") == "f"
+    });
+}
+
+/// At the end of a recovery PostgreSQL makes future segments of the new timeline out of the old one's, in the order in which
+/// the folder lists them: a later position may get an earlier name. They wait for their use, and are no damage.
+#[test]
+fn after_a_recovery_to_a_point_in_time() {
+    let fixture = Fixture::new(one_pool().archive());
+    fixture.pgbench_tables(SCALE);
+    let cluster = &fixture.cluster;
+    cluster.execute(&["CREATE TABLE marks (n int) TABLESPACE ts2", "CHECKPOINT"]);
+    cluster.stop(Stop::Fast);
+    for dataset in fixture.datasets.iter().filter(|name| !name.ends_with("/wal")) {
+        must(&mut command("zfs", ["snapshot", &format!("{dataset}@before")]));
+    }
+    cluster.start();
+    cluster.execute(&["INSERT INTO marks VALUES (1)"]);
+    let target = cluster.value("postgres", "SELECT pg_current_wal_insert_lsn()");
+    for n in 0..14 {
+        cluster.execute(&[
+            &format!("INSERT INTO marks VALUES ({})", 100 + n),
+            "SELECT pg_switch_wal()",
+        ]);
+    }
+    recover_to(&fixture, "before", &target);
+    let rows = "SELECT string_agg(n::text, ',' ORDER BY n) FROM marks";
+    assert_eq!(cluster.value("postgres", rows), "1", "what came behind the target");
+    let pg_wal = fs::read_dir(cluster.data.join("pg_wal")).expect("pg_wal can be listed");
+    let size = WalSegmentSize::DEFAULT;
+    let is_ahead = |path: &std::path::Path| {
+        let name = path.file_name()?.to_str()?;
+        let segment = WalSegment::parse(name, size).ok()?;
+        let header = SegmentHeader::parse(&fs::read(path).ok()?).ok()?;
+        Some(segment.timeline > header.timeline && header.page_addr > segment.start(size))
+    };
+    let ahead = pg_wal.flatten().filter(|entry| is_ahead(&entry.path()) == Some(true)).count();
+    assert!(ahead > 0, "no later segment got an earlier name");
+
+    let lockstep = with_repository(&fixture);
+    for (n, strategy) in [(2, "atomic"), (3, "cold")] {
+        cluster.execute(&[&format!("INSERT INTO marks VALUES ({n})")]);
+        if strategy == "cold" {
+            cluster.stop(Stop::Fast);
+        }
+        let set = lockstep.backup(strategy);
+        let ls = lockstep.json(&["ls", &set.id, "wal"]);
+        assert!(ls.to_string().contains("0000000200"), "{ls}");
+        for (how, from) in [("files", &FILES[..]), ("clones", &[][..])] {
+            let directory = fixture.target(&format!("{strategy}-{how}"));
+            let restored = lockstep.restore_and_start(&set.id, &directory, from);
+            let found = restored.server().value("postgres", rows);
+            let expected = if n == 2 { "1,2" } else { "1,2,3" };
+            assert_eq!(found, expected, "{strategy} from {how}");
+            let checker = Checker::new(SCALE);
+            checker.check_and_stop(restored.server()).assert_right(&format!("{strategy}, {how}"));
+            fixture.discard_restored(&directory, &set.id);
+        }
+    }
 }

@@ -45,6 +45,18 @@ fn assert_restores(standby: &Standby, set: &Set, ledger: &Ledger, more: &[&str])
     standby.fixture.discard_restored(&directory, &set.id);
 }
 
+/// A set that is taken, and of which somebody has to be told something.
+#[track_caller]
+fn with_a_problem(lockstep: &Lockstep, words: &str) -> Set {
+    let outcome = lockstep.expect(exit::PROBLEMS, &["--json", "backup"]);
+    let set = Set::of(&json_of(&outcome));
+    let problem = &set.json["warnings"][0];
+    assert_eq!(problem["problem"], true, "{}", set.json);
+    assert!(problem["what"].to_string().contains(words), "{}", set.json);
+    assert!(outcome.stderr.contains(words), "{}", outcome.describe());
+    set
+}
+
 /// `label` and `ordered` with a connection, and what is chosen without one.
 fn every_way(standby: &Standby, silent: &str) {
     let (ledger, writers, load) = loaded(standby);
@@ -109,7 +121,7 @@ fn without_hot_standby() {
     standby.fixture.cluster.stop(Stop::Fast);
     // pg_ctl waits for a connection that never is taken.
     let _ = standby.fixture.cluster.try_start();
-    let set = standby.fixture.lockstep().backup("auto");
+    let set = with_a_problem(&standby.fixture.lockstep(), "can't be connected to: host ");
     assert_eq!(set.strategy, "ordered", "{}", set.json);
     load.stop();
     writers.stop();
@@ -128,8 +140,10 @@ fn shut_down() {
     writers.stop();
     standby.catch_up();
     standby.fixture.cluster.stop(Stop::Fast);
-    let set = standby.fixture.lockstep().backup("auto");
+    let set = with_a_problem(&standby.fixture.lockstep(), "the standby is stopped");
     assert_eq!(set.strategy, "cold", "{}", set.json);
+    let meant = standby.fixture.lockstep().backup("cold");
+    assert_eq!(meant.json["warnings"][0]["problem"], serde_json::Value::Null, "{}", meant.json);
     let directory = standby.fixture.target("cold");
     let restored = standby.fixture.lockstep().restore_and_start(&set.id, &directory, &[]);
     let timeline = "SELECT timeline_id FROM pg_control_checkpoint()";
@@ -447,11 +461,14 @@ fn check_says_how_the_standby_follows() {
     assert_eq!(found("primary")["severity"], "ok");
     standby.primary.stop(Stop::Immediate);
     wait_until("the stream has ended", Duration::from_secs(20), || {
-        found("standby")["severity"] == "warning"
+        found("standby")["severity"] == "error"
     });
     assert_eq!(found("primary")["severity"], "warning");
-    // The standby can be backed up all the same.
-    let set = lockstep.backup("label");
+    lockstep.expect(exit::PROBLEMS, &["check"]);
+    // The standby can be backed up all the same, and it is said that its data is old.
+    let set = with_a_problem(&lockstep, "nothing streams to this standby");
+    assert_eq!(set.strategy, "label");
+    assert!(set.json["data_at"].is_string(), "{}", set.json);
     let to = standby.fixture.target("alone");
     let restored = standby.fixture.lockstep().restore_and_start(&set.id, &to, &[]);
     assert_eq!(restored.server().value("postgres", "SELECT 1"), "1");

@@ -129,6 +129,15 @@ impl TimelineHistory {
             .map_or(self.timeline, |(timeline, _)| timeline)
     }
 
+    /// The timeline that the page at `lsn` carries in a segment named after `named`, one of this history: `named`'s own
+    /// from its beginning on, and an ancestor's before it, for the segment in which a switch lies begins as a copy of
+    /// the ancestor's (`XLogInitNewTimeline`, `xlog.c`).
+    pub fn timeline_of_page(&self, named: TimelineId, lsn: Lsn) -> TimelineId {
+        self.newest_first()
+            .find(|(timeline, begin)| *timeline <= named && *begin <= lsn)
+            .map_or(named, |(timeline, _)| timeline)
+    }
+
     /// Whether a cluster that has replayed `timeline` up to `lsn` can go on along this history: the byte before `lsn`,
     /// or the one at it, belongs to `timeline` here. PostgreSQL demands this of a checkpoint and of minRecoveryPoint
     /// (`InitWalRecovery`, `xlogrecovery.c`), and says "requested timeline is not a child of this server's history".

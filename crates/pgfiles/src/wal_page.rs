@@ -4,6 +4,11 @@
 //! clusters by mistake; a copy may be cut off. The long header that opens each segment (`XLogLongPageHeaderData`,
 //! `xlog_internal.h`) tells all of these apart. The rules are those of `XLogReaderValidatePageHeader`
 //! (`xlogreader.c`), which PostgreSQL itself applies only during recovery, when it is too late to take the right file.
+//!
+//! A recycled segment may have come from anywhere: mostly from an older position of the same timeline, but at the end
+//! of a recovery the segments that the old timeline has beyond the switch become future ones of the new timeline, in
+//! the order in which the folder lists them (`RemoveNonParentXlogFiles`, `xlog.c`). So a later position may get an
+//! earlier name, and one may even keep its position: then only the timeline of its pages tells.
 
 use crate::lsn::{Lsn, SystemIdentifier, TimelineId};
 use crate::wal_name::{InvalidWalSegmentSize, WalSegment, WalSegmentSize};
@@ -206,6 +211,16 @@ pub enum WalPageError {
         found: Lsn,
         /// By its name.
         expected: Lsn,
+    },
+    /// A recycled segment that got its own position again on a later timeline.
+    #[error(
+        "the WAL segment begins on timeline \"{found}\", not on \"{expected}\": it was written before it got its name"
+    )]
+    EarlierTimeline {
+        /// In the header.
+        found: TimelineId,
+        /// By the timeline's history.
+        expected: TimelineId,
     },
     /// A later timeline than its name's.
     #[error(

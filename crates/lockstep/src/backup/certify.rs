@@ -185,6 +185,7 @@ pub(super) fn manifest(
         started_at: attempt.started_at,
         finished_at: jiff::Timestamp::now(),
         consistent_at: Some(consistent_at),
+        data_at: attempt.survey.facts.data_at(attempt.started_at),
         start_lsn: Some(attempt.start_lsn()),
         stop_lsn,
         floor_lsn,

@@ -52,7 +52,7 @@ impl Backup {
                 crate::steps::end_with_the_reader();
                 as_text(&manifest);
             }
-            return Ok(Done::Well);
+            return Ok(done(&manifest));
         }
         if !json {
             as_text(&manifest);
@@ -66,8 +66,17 @@ impl Backup {
             crate::steps::end_with_the_reader();
             ship::as_text(&outcomes);
         }
-        Ok(ship::done(&outcomes))
+        ship::tell_failures(&outcomes);
+        Ok(match ship::done(&outcomes) {
+            Done::Well => done(&manifest),
+            problems => problems,
+        })
     }
+}
+
+/// Exit code 3 where the set is less than was meant: of old data, or without a connection.
+fn done(manifest: &Manifest) -> Done {
+    if manifest.problems().next().is_none() { Done::Well } else { Done::WithProblems }
 }
 
 /// A set as `backup --json` and `list --json` print it.
@@ -89,7 +98,7 @@ pub(super) fn as_json(manifest: &Manifest) -> Value {
         "version": JSON_VERSION, "set": manifest.set, "cluster": manifest.cluster,
         "label": manifest.label, "strategy": manifest.strategy,
         "started_at": manifest.started_at, "finished_at": manifest.finished_at,
-        "consistent_at": manifest.consistent_at,
+        "consistent_at": manifest.consistent_at, "data_at": manifest.data_at,
         "start_lsn": lsn(manifest.start_lsn), "stop_lsn": lsn(manifest.stop_lsn),
         "floor_lsn": lsn(manifest.floor_lsn), "timeline": manifest.postgres.timeline,
         "volumes": volumes, "wal": manifest.wal, "tries": manifest.tries,
@@ -111,4 +120,7 @@ fn as_text(manifest: &Manifest) {
         "  took       {:.2} s, of which {:.2} s for the checkpoint",
         manifest.seconds.total, manifest.seconds.checkpoint
     );
+    for problem in manifest.problems() {
+        println!("  PROBLEM    {}", problem.what);
+    }
 }

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::repository::{Shipped, ShippedVolume, files};
 use crate::restore::source::{self, From};
 use crate::set::manifest::{Manifest, WalStored};
+use crate::set::state::InRepository;
 
 #[derive(Debug, Args)]
 pub(super) struct List {
@@ -19,67 +20,140 @@ pub(super) struct List {
     from: From,
 }
 
+/// A standby's data that is older than its set by so much is worth a word: it doesn't follow, or its
+/// replay is paused.
+const OLD_DATA: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
+
+/// A set in a list, and what is known of where it is.
+struct Listed<'a> {
+    manifest: &'a Manifest,
+    /// In the repository that was asked.
+    stored: Option<&'a Shipped>,
+    /// Of one on this host: the repositories that have it too, as far as this host knows.
+    elsewhere: Option<Vec<InRepository>>,
+}
+
 impl List {
     pub(super) fn run(&self, cx: &Context, as_json: bool) -> Result<Done> {
         match &self.from {
             From::Snapshots => {
                 let (sets, damaged) = cx.state.sets()?;
-                let sets: Vec<_> = sets.iter().map(|set| (set, None)).collect();
-                list(&sets, damaged, as_json)
+                let mut listed = Vec::new();
+                for manifest in &sets {
+                    let elsewhere = Some(cx.state.shipped_to(&manifest.set));
+                    listed.push(Listed { manifest, stored: None, elsewhere });
+                }
+                list(&listed, damaged, as_json)
             }
             From::Repository(name) => {
                 let repository = source::open_repository(cx, name.as_deref())?;
                 let (sets, damaged) = repository.sets()?;
-                let sets: Vec<_> = sets.iter().map(|set| (&set.manifest, Some(set))).collect();
-                list(&sets, damaged, as_json)
+                let mut listed = Vec::new();
+                for set in &sets {
+                    let (manifest, stored) = (&set.manifest, Some(set));
+                    listed.push(Listed { manifest, stored, elsewhere: None });
+                }
+                list(&listed, damaged, as_json)
             }
         }
     }
 }
 
-/// Lists the sets, oldest first, with what a repository says of them; damaged ones are named on stderr
-/// and make exit code 3.
+impl Listed<'_> {
+    fn as_json(&self) -> serde_json::Value {
+        let mut value = backup::as_json(self.manifest);
+        if let Some(Stored { shipped_at, stored }) = self.stored.map(Stored::of) {
+            value["shipped_at"] = json!(shipped_at);
+            value["stored"] = json!(stored);
+        }
+        if let Some(elsewhere) = &self.elsewhere {
+            value["in_repositories"] = json!(elsewhere);
+        }
+        value
+    }
+
+    /// Why somebody should look at it, in few words.
+    fn problems(&self) -> String {
+        let data = self.manifest.data_time();
+        let mut words = Vec::new();
+        if self.manifest.started_at.duration_since(data) > OLD_DATA {
+            words.push(format!("data of {}", data.strftime("%Y-%m-%d %H:%M:%SZ")));
+        }
+        match self.manifest.problems().count() {
+            0 => {}
+            1 => words.push("1 problem".into()),
+            count => words.push(format!("{count} problems")),
+        }
+        match self.stored.map_or(0, Shipped::bad_pages) {
+            0 => {}
+            pages => words.push(format!("{pages} damaged pages")),
+        }
+        words.join(", ")
+    }
+}
+
+/// Lists the sets, oldest first; damaged ones are named on stderr and make exit code 3. Columns that
+/// would be empty are left out.
 fn list<T: serde::Serialize>(
-    sets: &[(&Manifest, Option<&Shipped>)],
+    sets: &[Listed<'_>],
     damaged: Vec<(T, Error)>,
     as_json: bool,
 ) -> Result<Done> {
     if as_json {
-        let one = |(set, shipped): &(&Manifest, Option<&Shipped>)| {
-            let mut value = backup::as_json(set);
-            if let Some(Stored { shipped_at, stored }) = shipped.map(Stored::of) {
-                value["shipped_at"] = json!(shipped_at);
-                value["stored"] = json!(stored);
-            }
-            value
-        };
-        let sets: Vec<_> = sets.iter().map(one).collect();
+        let sets: Vec<_> = sets.iter().map(Listed::as_json).collect();
         let damaged: Vec<_> =
             damaged.iter().map(|(set, e)| json!({"set": set, "error": e.chain()})).collect();
         output::print_json(&json!({"version": JSON_VERSION, "sets": sets, "damaged": damaged}))?;
     } else {
-        let mut table =
-            output::table(&["set", "taken", "strategy", "volumes", "consistent at", "label"]);
-        for (set, shipped) in sets {
-            let raw = shipped.map_or(0, |shipped| shipped.raw().count());
-            table.add_row([
-                set.set.to_string(),
-                set.started_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
-                set.strategy.to_string(),
-                match raw {
-                    0 => set.volumes.len().to_string(),
-                    raw => format!("{}, {raw} raw", set.volumes.len()),
-                },
-                set.floor_lsn.or(set.start_lsn).map_or_else(String::new, |lsn| lsn.to_string()),
-                set.label.clone().unwrap_or_default(),
-            ]);
-        }
-        output::print_table(&table);
+        print_table(sets);
     }
     for (_, error) in &damaged {
         output::error(error);
     }
     Ok(if damaged.is_empty() { Done::Well } else { Done::WithProblems })
+}
+
+fn print_table(sets: &[Listed<'_>]) {
+    let has_problems = sets.iter().any(|set| !set.problems().is_empty());
+    let is_elsewhere = |set: &Listed<'_>| set.elsewhere.as_ref().is_some_and(|all| !all.is_empty());
+    let has_repositories = sets.iter().any(is_elsewhere);
+    let mut head = vec!["set", "taken", "strategy", "volumes", "floor lsn"];
+    head.extend(has_repositories.then_some("repositories"));
+    head.extend(has_problems.then_some("problems"));
+    head.push("label");
+    let mut table = output::table(&head);
+    for listed in sets {
+        let set = listed.manifest;
+        let raw = listed.stored.map_or(0, |shipped| shipped.raw().count());
+        let mut row = vec![
+            set.set.to_string(),
+            set.started_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+            set.strategy.to_string(),
+            match raw {
+                0 => set.volumes.len().to_string(),
+                raw => format!("{}, {raw} raw", set.volumes.len()),
+            },
+            // The set holds all up to there. Where no server was asked only recovery itself knows.
+            set.floor_lsn.map_or_else(|| "-".into(), |lsn| lsn.to_string()),
+        ];
+        if has_repositories {
+            row.push(match listed.elsewhere.as_deref() {
+                None | Some([]) => "-".into(),
+                Some(all) => names_of(all),
+            });
+        }
+        if has_problems {
+            let problems = listed.problems();
+            row.push(if problems.is_empty() { "-".into() } else { problems });
+        }
+        row.push(set.label.clone().unwrap_or_default());
+        table.add_row(row);
+    }
+    output::print_table(&table);
+}
+
+fn names_of(all: &[InRepository]) -> String {
+    all.iter().map(|known| known.repository.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// A set as `show --json` prints it: as it is kept, in that order.
@@ -89,6 +163,8 @@ struct Shown<'a> {
     manifest: &'a Manifest,
     #[serde(flatten)]
     stored: Option<Stored<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    in_repositories: Option<&'a [InRepository]>,
 }
 
 /// How a set's volumes are stored.
@@ -128,9 +204,14 @@ impl Show {
             None => cx.state.find(&self.set)?,
             Some((_, shipped)) => shipped.manifest.clone(),
         };
+        let elsewhere = there.is_none().then(|| cx.state.shipped_to(&manifest.set));
         if as_json {
             let shipped = there.as_ref().map(|(_, shipped)| shipped);
-            output::print_json(&Shown { manifest: &manifest, stored: shipped.map(Stored::of) })?;
+            output::print_json(&Shown {
+                manifest: &manifest,
+                stored: shipped.map(Stored::of),
+                in_repositories: elsewhere.as_deref(),
+            })?;
             return Ok(Done::Well);
         }
         let label = match &there {
@@ -150,6 +231,10 @@ impl Show {
             Some((repository, _)) => format!("repository {}", repository.name),
         };
         certificate(&manifest, &label, &beside);
+        if let Some(elsewhere) = elsewhere.filter(|_| !cx.cluster.repositories.is_empty()) {
+            println!("\nin repositories, as far as this host knows");
+            show_repositories(&cx.cluster.repositories, &elsewhere);
+        }
         if let Some((repository, shipped)) = &there {
             println!("\nin repository {} since {}", repository.name, shipped.shipped_at);
             for volume in &shipped.volumes {
@@ -158,6 +243,19 @@ impl Show {
             }
         }
         Ok(Done::Well)
+    }
+}
+
+/// Those of the configuration first, with those in which the set isn't.
+fn show_repositories(configured: &[String], known: &[InRepository]) {
+    for name in configured.iter().filter(|name| known.iter().all(|k| k.repository != **name)) {
+        println!("  {name}: no; `lockstep ship` brings it there");
+    }
+    for InRepository { repository, shipped_at } in known {
+        match shipped_at {
+            Some(time) => println!("  {repository}: since {time}"),
+            None => println!("  {repository}: yes"),
+        }
     }
 }
 
@@ -184,14 +282,20 @@ fn certificate(set: &Manifest, label: &[u8], beside: &str) {
     for (name, lsn) in [
         ("recovery starts", set.start_lsn),
         ("backup ends", set.stop_lsn),
-        ("consistent from", set.floor_lsn),
+        ("floor LSN", set.floor_lsn),
     ] {
         if let Some(lsn) = lsn {
             line(name, format!("{lsn} on timeline {}", set.postgres.timeline));
         }
     }
     if let Some(time) = set.consistent_at {
-        line("consistent at", time.to_string());
+        line(
+            "earliest target",
+            format!("{time} (the earliest time that recovery can be asked for)"),
+        );
+    }
+    if let Some(time) = set.data_at {
+        line("data of", format!("{time} (as far as its standby had replayed)"));
     }
     println!("\nconsistent because\n  {}\n", set.consistent_because);
     let mut table = output::table(&["order", "snapshot", "guid", "createtxg", "taken", "holds"]);
@@ -232,6 +336,30 @@ fn certificate(set: &Manifest, label: &[u8], beside: &str) {
         println!("\nwarnings");
     }
     for warning in &set.warnings {
-        println!("  - {}: {}", warning.what, warning.hint);
+        let mark = if warning.problem { "PROBLEM: " } else { "" };
+        println!("  - {mark}{}: {}", warning.what, warning.hint);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::set::manifest::tests::manifest;
+
+    #[test]
+    fn a_list_says_which_sets_somebody_should_look_at() {
+        let mut set = manifest("20261105T110000Z-aaaa", vec![]);
+        let words =
+            |set: &Manifest| Listed { manifest: set, stored: None, elsewhere: None }.problems();
+        assert_eq!(words(&set), "");
+        set.warnings[0].problem = true;
+        assert_eq!(words(&set), "1 problem");
+        let old = set.started_at - jiff::SignedDuration::from_hours(30);
+        set.data_at = Some(old);
+        let said = words(&set);
+        assert!(said.starts_with("data of ") && said.ends_with("Z, 1 problem"), "{said}");
+        set.warnings.clear();
+        set.data_at = Some(set.started_at - jiff::SignedDuration::from_mins(5));
+        assert_eq!(words(&set), "", "a little behind is what standbys are");
     }
 }

@@ -101,6 +101,9 @@ struct CreateArguments {
     /// Where PostgreSQL's programs of the primary's version are
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
+    /// Ship its sets to this repository of the configuration; may be given several times
+    #[arg(long = "repository", value_name = "NAME")]
+    repositories: Vec<String>,
     /// Check everything, say what would be made, and make nothing
     #[arg(long)]
     dry_run: bool,
@@ -214,11 +217,20 @@ fn create(home: &Home, config: &Config, arguments: &CreateArguments, json: bool)
         settings: settings.collect::<Result<_>>()?,
         os_user: arguments.os_user.clone(),
         bin_dir: arguments.bin_dir.clone(),
+        repositories: arguments.repositories.clone(),
     };
     let record = match arguments.dry_run {
         true => create::plan(home, config, &wanted)?,
         false => create::run(home, &wanted)?,
     };
+    if let (1, None, Some((only, _))) =
+        (config.clusters.len(), &config.default_cluster, config.clusters.first_key_value())
+    {
+        tracing::warn!(
+            "the configuration has two clusters {}: what is called without --cluster (cron, timers, scripts) ends with exit code 2 until it says `--cluster {only}`, or the configuration has default_cluster = \"{only}\"",
+            if arguments.dry_run { "then" } else { "now" }
+        );
+    }
     if json {
         output::print_json(&as_json(&record))?;
         return Ok(Done::Well);
@@ -249,6 +261,15 @@ fn create(home: &Home, config: &Config, arguments: &CreateArguments, json: bool)
     println!("  slot {} on the primary, port {}", record.slot, record.port);
     if !arguments.dry_run {
         println!("take sets of it with: lockstep --cluster {} backup", record.name);
+        if record.repositories.is_empty() {
+            println!("they stay on this host: its repositories and retention go into");
+        } else {
+            println!(
+                "they are shipped to:  {}; its retention goes into",
+                record.repositories.join(", ")
+            );
+        }
+        println!("                      {}", output::path(&record.registration));
         println!(
             "look into it with:    psql -h {} -p {} -U {}",
             quote(&output::path(&record.socket_directory)),
@@ -270,7 +291,7 @@ fn as_json(record: &Record) -> Value {
         "data_directory": record.data().display().to_string(),
         "socket_directory": record.socket_directory.display().to_string(), "port": record.port,
         "system_identifier": record.system_identifier, "datasets": places,
-        "created_at": record.created_at, "registration": record.registration.display().to_string(),
+        "created_at": record.created_at, "repositories": record.repositories, "registration": record.registration.display().to_string(),
     })
 }
 

@@ -63,9 +63,9 @@ enum Command {
     Show(list::Show),
     /// Make a cluster from a set
     Restore(Box<restore::Restore>),
-    /// List the files of a set in a repository
+    /// List the files of a set, in its snapshots or in a repository
     Ls(look::Ls),
-    /// Print a file of a set in a repository
+    /// Print a file of a set, out of its snapshots or a repository
     Cat(look::Cat),
     /// Throwaway writable servers made from sets
     Clone(clone::Clone),
@@ -213,6 +213,7 @@ mod tests {
             "lockstep check",
             "lockstep mirror create main --from host=db1 --dataset tank/main --tablespace fast=ssd/fast --password-file /p",
             "lockstep mirror create main --from host=db1 --dataset tank/main --port 5501 --slot s --setting a=b --dry-run",
+            "lockstep mirror create main --from host=db1 --dataset tank/main --repository offsite --repository near",
             "lockstep mirror list",
             "lockstep mirror status",
             "lockstep mirror status main --json",

@@ -105,6 +105,7 @@ fn as_text(cx: &Context, plan: &plan::Plan, facts: &Facts) {
         println!("\nwarnings:");
     }
     for warning in &plan.warnings {
-        println!("  - {}\n    {}", warning.what, warning.hint);
+        let mark = if warning.problem { "PROBLEM: " } else { "" };
+        println!("  - {mark}{}\n    {}", warning.what, warning.hint);
     }
 }

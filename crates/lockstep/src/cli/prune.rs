@@ -22,7 +22,7 @@ pub(super) struct Prune {
     /// The sets in this repository; without --local and this, all places
     #[arg(long, value_name = "NAME", group = "place")]
     repository: Vec<String>,
-    /// Remove this set, whatever the policy says; with --local or --repository
+    /// Remove this set, by its id or its beginning, whatever the policy says; with --local or --repository
     #[arg(long = "set", value_name = "ID", requires = "place")]
     sets: Vec<String>,
     /// In each repository, stop merging after so many bytes of indexes were read

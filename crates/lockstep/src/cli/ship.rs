@@ -51,6 +51,7 @@ impl Ship {
             println!("set {}", manifest.set);
             as_text(&outcomes);
         }
+        tell_failures(&outcomes);
         Ok(done(&outcomes))
     }
 }
@@ -80,11 +81,23 @@ pub(super) fn as_text(outcomes: &[Outcome]) {
     for outcome in outcomes {
         match &outcome.result {
             Ok(shipped) => shipped_as_text(&outcome.repository, shipped),
-            Err(error) => {
-                println!("  repository {}: NOT there: {}", outcome.repository, error.chain());
-                if let Some(hint) = error.hint() {
-                    println!("             hint: {hint}");
-                }
+            // Why, stderr says.
+            Err(_) => println!("  repository {}: NOT there", outcome.repository),
+        }
+    }
+}
+
+/// Why a set isn't in a repository, for people, once.
+pub(super) fn tell_failures(outcomes: &[Outcome]) {
+    for outcome in outcomes {
+        if let Err(error) = &outcome.result {
+            eprintln!(
+                "error: the set isn't in repository {}: {}",
+                outcome.repository,
+                error.chain()
+            );
+            if let Some(hint) = error.hint() {
+                eprintln!("hint: {hint}");
             }
         }
     }

@@ -48,6 +48,8 @@ pub struct Create {
     pub os_user: String,
     /// Where PostgreSQL's programs are.
     pub bin_dir: Option<PathBuf>,
+    /// The repositories that its sets are shipped to.
+    pub repositories: Vec<String>,
 }
 
 /// What a filesystem of PostgreSQL's gets, where this ZFS knows it.
@@ -199,6 +201,18 @@ fn prepare(home: &Home, config: &Config, wanted: &Create) -> Result<(Record, Pri
             "choose another name, or `lockstep mirror destroy` that one",
         );
     }
+    if let Some(unknown) =
+        wanted.repositories.iter().find(|n| !config.repositories.contains_key(*n))
+    {
+        let known: Vec<_> = config.repositories.keys().map(String::as_str).collect();
+        return Err(Error::usage(
+            format!("the configuration has no repository \"{unknown}\""),
+            match known.is_empty() {
+                true => format!("add a table [repositories.{unknown}] with its url"),
+                false => format!("it has: {}", known.join(", ")),
+            },
+        ));
+    }
     let conninfo = Conninfo::parse(&wanted.from).map_err(|why| {
         Error::usage(
             format!("--from: {why}"),
@@ -241,6 +255,7 @@ fn prepare(home: &Home, config: &Config, wanted: &Create) -> Result<(Record, Pri
         standby_settings: facts.settings,
         settings: wanted.settings.clone(),
         registration: home.registrations.join(format!("{name}.toml")),
+        repositories: wanted.repositories.clone(),
     };
     record.credentials()?;
     record.as_toml()?;

@@ -131,6 +131,9 @@ pub struct Record {
     pub settings: Vec<(String, String)>,
     /// The file that makes it a cluster of the configuration.
     pub registration: PathBuf,
+    /// The repositories that its sets are shipped to, as it was made; the file may say otherwise by now.
+    #[serde(default)]
+    pub repositories: Vec<String>,
 }
 
 impl Record {
@@ -199,6 +202,9 @@ impl Record {
         keys.insert("primary".into(), self.primary.clone().into());
         if let Some(file) = &self.password_file {
             keys.insert("primary_password_file".into(), path(file)?);
+        }
+        if !self.repositories.is_empty() {
+            keys.insert("repositories".into(), self.repositories.clone().into());
         }
         let mut clusters = toml::Table::new();
         clusters.insert(self.name.to_string(), keys.into());
@@ -315,7 +321,9 @@ impl Home {
     /// [`Error::Locked`] when somebody works on it.
     pub fn lock(&self, name: &ClusterName, command: &str) -> Result<Lock> {
         Lock::take(&self.path(name, "lock"), command).map_err(|error| match error {
-            LockError::Held(holder) => Error::Locked { cluster: format!("mirror {name}"), holder },
+            LockError::Held(holder) => {
+                Error::Locked { cluster: format!("mirror {name}"), holder, is_lease: false }
+            }
             LockError::Failed(error) => error,
         })
     }
@@ -406,6 +414,7 @@ pub(super) mod tests {
             },
             settings: Vec::new(),
             registration: "/etc/lockstep/lockstep.d/m.toml".into(),
+            repositories: vec!["offsite".into()],
         }
     }
 
@@ -414,6 +423,7 @@ pub(super) mod tests {
         let cluster = record().as_cluster().unwrap();
         assert_eq!(cluster.data_directory, Path::new("/m/data"));
         assert_eq!((cluster.host.as_deref(), cluster.port), (Some("/m/run"), 5501));
+        assert_eq!(cluster.repositories, ["offsite"]);
         assert_eq!(cluster.primary.as_deref(), Some("host=p user='a b'"));
         assert_eq!(cluster.primary_password_file.as_deref(), Some(Path::new("/etc/lockstep/p")));
     }

@@ -17,6 +17,8 @@ pub struct Facts {
     pub control: ControlFile,
     /// The process in postmaster.pid, where it runs.
     pub postmaster: Option<u32>,
+    /// Links in the data directory that PostgreSQL has nothing to do with, and where they lead.
+    pub links: Vec<(PathBuf, PathBuf)>,
     /// `standby.signal` lies in the data directory.
     pub standby_signal: bool,
     /// `backup_label` lies in the data directory: a base backup that nobody has replayed yet.
@@ -39,6 +41,31 @@ impl Facts {
     pub fn is_shut_down(&self) -> bool {
         self.postmaster.is_none()
             && matches!(self.control.state, DbState::ShutDowned | DbState::ShutDownedInRecovery)
+    }
+
+    /// Of what time the data of a standby is, as far as that is known at `now`: an idle primary's last
+    /// commit is old, so one that streams and has replayed everything is as new as can be.
+    #[must_use]
+    pub fn data_at(&self, now: jiff::Timestamp) -> Option<jiff::Timestamp> {
+        let following = self.server.as_ref().ok().and_then(|server| server.following.as_ref());
+        match following {
+            Some(following) if following.streams && following.caught_up => Some(now),
+            _ => self.last_data(),
+        }
+    }
+
+    /// The last that a standby is known to have: of one that answers its last replayed commit, of one
+    /// that is stopped its checkpoint; what it has is as new as that at least.
+    #[must_use]
+    pub fn last_data(&self) -> Option<jiff::Timestamp> {
+        if !self.is_standby() {
+            return None;
+        }
+        let checkpoint = jiff::Timestamp::from_second(self.control.checkpoint_copy.time).ok();
+        match &self.server {
+            Ok(server) => server.following.as_ref()?.last_commit.or(checkpoint),
+            Err(_) => checkpoint.filter(|_| self.is_shut_down()),
+        }
     }
 
     /// The server is a standby, as it says itself or as the disk says.
@@ -113,8 +140,25 @@ pub struct ServerFacts {
     pub idle_slots: Vec<(String, u64)>,
     /// The segment whose archiving failed last, where none was archived since.
     pub archive_failed: Option<String>,
+    /// How it follows its primary, where it is a standby.
+    pub following: Option<Following>,
     /// The three files that Debian keeps in /etc.
     pub config_files: ConfigFiles,
+}
+
+/// How a standby follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Following {
+    /// A WAL receiver is at work.
+    pub streams: bool,
+    /// It is meant to: `primary_conninfo` is set. Else an archive alone feeds it.
+    pub should_stream: bool,
+    /// All that was received is replayed.
+    pub caught_up: bool,
+    /// How far it has replayed, as PostgreSQL prints it.
+    pub replayed: String,
+    /// The time of the last commit that was replayed; `None` where none was since its start.
+    pub last_commit: Option<jiff::Timestamp>,
 }
 
 impl ServerFacts {

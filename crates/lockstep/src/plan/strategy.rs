@@ -143,7 +143,7 @@ pub fn choose(facts: &Facts, choice: StrategyChoice) -> Result<Plan, Refusal> {
         strategy,
         chosen_because,
         steps: steps(facts, strategy),
-        warnings: warnings::of(facts, strategy),
+        warnings: warnings::of(facts, strategy, choice),
     })
 }
 
@@ -385,4 +385,4 @@ pub(super) fn groups(facts: &Facts, volumes: &[usize]) -> Vec<Step> {
 
 #[cfg(test)]
 #[path = "strategy_tests.rs"]
-mod tests;
+pub(crate) mod tests;

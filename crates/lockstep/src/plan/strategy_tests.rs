@@ -38,6 +38,7 @@ fn server() -> ServerFacts {
         tablespaces: vec![],
         idle_slots: vec![],
         archive_failed: None,
+        following: None,
         config_files: ConfigFiles::default(),
     }
 }
@@ -63,11 +64,12 @@ fn shared(second: &str) -> Layout {
 }
 
 /// A running primary that takes a connection.
-fn primary(layout: Layout) -> Facts {
+pub(crate) fn primary(layout: Layout) -> Facts {
     Facts {
         layout,
         control: control(),
         postmaster: Some(4711),
+        links: vec![],
         standby_signal: false,
         backup_label: false,
         has_primary: false,
@@ -95,7 +97,7 @@ fn with(mut facts: Facts, change: impl FnOnce(&mut Facts)) -> Facts {
     facts
 }
 
-fn with_server(facts: Facts, change: impl FnOnce(&mut ServerFacts)) -> Facts {
+pub(crate) fn with_server(facts: Facts, change: impl FnOnce(&mut ServerFacts)) -> Facts {
     with(facts, |facts| change(facts.server.as_mut().unwrap()))
 }
 

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::facts::Facts;
+use super::facts::{Facts, Following, NoServer};
 use super::strategy::Strategy;
+use crate::config::StrategyChoice;
 
 /// A thing worth knowing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,16 +13,25 @@ pub struct Warning {
     pub what: String,
     /// What follows, or what to do.
     pub hint: String,
+    /// Somebody should look: the set is less than was meant. `backup` then ends with exit code 3.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub problem: bool,
 }
 
 fn warning(what: impl Into<String>, hint: impl Into<String>) -> Warning {
-    Warning { what: what.into(), hint: hint.into() }
+    Warning { what: what.into(), hint: hint.into(), problem: false }
 }
 
-/// All warnings that the facts call for.
+fn problem(what: impl Into<String>, hint: impl Into<String>) -> Warning {
+    Warning { problem: true, ..warning(what, hint) }
+}
+
+/// All warnings that the facts call for, problems first.
 #[must_use]
-pub fn of(facts: &Facts, strategy: Strategy) -> Vec<Warning> {
-    let mut all = layout(facts);
+pub fn of(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> Vec<Warning> {
+    let mut all: Vec<_> = no_connection(facts, strategy, choice).into_iter().collect();
+    all.extend(old_data(facts, choice));
+    all.extend(layout(facts));
     all.extend(server(facts, strategy));
     if facts.control.data_checksum_version == 0 {
         all.push(warning(
@@ -32,8 +42,65 @@ pub fn of(facts: &Facts, strategy: Strategy) -> Vec<Warning> {
     all
 }
 
+/// A running server was to be asked and couldn't be. A set that is taken without is no less
+/// consistent, but isn't what its owner thinks, unless the strategy was asked for by name.
+fn no_connection(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> Option<Warning> {
+    let Err(NoServer::Failed(why)) = &facts.server else { return None };
+    let what = format!("the server runs and can't be connected to: {why}");
+    if choice != StrategyChoice::Auto {
+        return Some(warning(
+            what,
+            format!("strategy {strategy} was asked for and needs no connection"),
+        ));
+    }
+    Some(problem(
+        what,
+        format!(
+            "the set is taken with strategy {strategy} instead; check host, port, user and password_file of this cluster; where no connection is meant, take host out or set strategy = \"{strategy}\""
+        ),
+    ))
+}
+
+/// A standby that doesn't follow any more has good sets of old data.
+fn old_data(facts: &Facts, choice: StrategyChoice) -> Option<Warning> {
+    if !facts.is_standby() {
+        return None;
+    }
+    let of = match facts.last_data() {
+        Some(time) => format!("{}", time.strftime("%Y-%m-%d %H:%M:%SZ")),
+        None => "an unknown time".into(),
+    };
+    match &facts.server {
+        Ok(server) => match &server.following {
+            Some(Following { streams: false, should_stream: true, .. }) => Some(problem(
+                format!("nothing streams to this standby: its last replayed commit is of {of}"),
+                "the set is as old as that; is primary_conninfo right, and its primary there? `lockstep mirror status` says it of a mirror",
+            )),
+            _ => None,
+        },
+        Err(_) if facts.is_shut_down() => {
+            let what = format!("the standby is stopped: its last checkpoint is of {of}");
+            // Stopped for the backup's sake.
+            Some(match choice {
+                StrategyChoice::Cold => warning(what, "the set is about as old as that"),
+                _ => problem(
+                    what,
+                    "the set is about as old as that; start it (a mirror with `lockstep mirror start`), or ask for --strategy cold where it is stopped for the backup",
+                ),
+            })
+        }
+        Err(_) => None,
+    }
+}
+
 fn layout(facts: &Facts) -> Vec<Warning> {
     let mut all = Vec::new();
+    for (path, target) in &facts.links {
+        all.push(warning(
+            format!("\"{}\" is a link to \"{}\"", path.display(), target.display()),
+            "what lies there is in no snapshot of the set: the restored link leads to the same place",
+        ));
+    }
     for (index, volume) in facts.layout.volumes.iter().enumerate() {
         let name = &volume.dataset;
         let holds_data = facts.layout.own_wal_volume() != Some(index);
@@ -71,15 +138,20 @@ fn layout(facts: &Facts) -> Vec<Warning> {
     all
 }
 
+const NO_FLOOR: &str = "targets inside it can't be checked before recovery";
+
 fn server(facts: &Facts, strategy: Strategy) -> Vec<Warning> {
     let server = match &facts.server {
         Ok(server) => server,
         // A standby's pg_control says where the set is consistent.
         Err(_) if facts.is_standby() => return Vec::new(),
+        Err(NoServer::Failed(_)) => {
+            return vec![warning("the set has no floor LSN", NO_FLOOR)];
+        }
         Err(no_server) if strategy != Strategy::Cold => {
             return vec![warning(
                 no_server.words(),
-                "the set has no floor LSN: targets inside it can't be checked before recovery",
+                format!("the set has no floor LSN: {NO_FLOOR}"),
             )];
         }
         Err(_) => return Vec::new(),

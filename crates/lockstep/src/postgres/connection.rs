@@ -13,7 +13,7 @@ use postgres::tls::{MakeTlsConnect, TlsConnect};
 use postgres::{Client, NoTls, Socket};
 
 use super::conninfo::Conninfo;
-use super::tls;
+use super::{session, tls};
 use crate::config::ClusterConfig;
 use crate::error::{Error, Result};
 use crate::plan::facts::{ConfigFiles, NoServer, ServerFacts};
@@ -32,7 +32,13 @@ pub fn connect(config: &ClusterConfig) -> Result<Client, NoServer> {
     let host = config.host.as_deref().ok_or(NoServer::NotConfigured)?;
     let mut options = postgres::Config::new();
     options.host(host).port(config.port).user(&config.user).dbname(&config.dbname);
-    open(options, config.password_file.as_deref(), NoTls)
+    open(options, config.password_file.as_deref(), NoTls).map_err(|no_server| match no_server {
+        NoServer::Failed(why) => {
+            let ClusterConfig { port, user, .. } = config;
+            NoServer::Failed(format!("host \"{host}\", port {port}, user \"{user}\": {why}"))
+        }
+        other => other,
+    })
 }
 
 /// Connects to a standby's primary; `None` where the configuration names none.
@@ -173,6 +179,7 @@ pub fn facts(client: &mut Client) -> Result<ServerFacts> {
         tablespaces: tablespaces(client)?,
         idle_slots: idle_slots(client)?,
         archive_failed: row.get("archive_failed"),
+        following: if in_recovery { Some(session::following(client)?) } else { None },
         config_files: ConfigFiles {
             config: text("config_file").into(),
             hba: text("hba_file").into(),

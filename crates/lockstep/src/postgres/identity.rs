@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use pgfiles::control_file::{ControlFile, DbState};
+use pgfiles::lsn::Lsn;
 use postgres::Client;
 use postgres::error::SqlState;
 
@@ -39,8 +40,11 @@ const STARTED: std::ops::RangeInclusive<i64> = -5..=900;
 pub struct Identity {
     /// `pg_control_last_modified`, in seconds since 1970.
     pub control_time: i64,
-    /// Checkpoint, redo point, minRecoveryPoint and its timeline, in PostgreSQL's own spelling.
-    pub positions: [String; 4],
+    /// Checkpoint, redo point and minRecoveryPoint. Not as text: how PostgreSQL spells an LSN differs from
+    /// version to version.
+    pub positions: [Lsn; 3],
+    /// The timeline of minRecoveryPoint.
+    pub timeline: u32,
     /// It is in recovery: by its own word, or by pg_control's state.
     pub in_recovery: bool,
     /// When its postmaster began, in seconds since 1970; `None` where nobody says.
@@ -54,11 +58,11 @@ impl Identity {
         Self {
             control_time: control.time,
             positions: [
-                control.checkpoint.to_string(),
-                control.checkpoint_copy.redo.to_string(),
-                control.min_recovery_point.to_string(),
-                control.min_recovery_point_timeline.to_string(),
+                control.checkpoint,
+                control.checkpoint_copy.redo,
+                control.min_recovery_point,
             ],
+            timeline: control.min_recovery_point_timeline,
             in_recovery: matches!(control.state, DbState::InArchiveRecovery),
             started,
         }
@@ -75,12 +79,17 @@ impl Identity {
                 recovery(files.in_recovery)
             ));
         }
-        let names =
-            ["checkpoint", "redo point", "minRecoveryPoint", "timeline of minRecoveryPoint"];
+        let names = ["checkpoint", "redo point", "minRecoveryPoint"];
         let positions = self.positions.iter().zip(&files.positions).zip(names);
         let unlike = positions.into_iter().find(|((own, there), _)| own != there);
         if let Some(((own, there), name)) = unlike {
             return Some(format!("its pg_control has the {name} {own}, the one there {there}"));
+        }
+        if self.timeline != files.timeline {
+            return Some(format!(
+                "its pg_control has the timeline of minRecoveryPoint {}, the one there {}",
+                self.timeline, files.timeline
+            ));
         }
         if self.control_time != files.control_time {
             return Some(format!(
@@ -135,9 +144,15 @@ fn ask(client: &mut Client) -> Result<Option<Identity>> {
         Err(error) if error.code() == Some(&SqlState::INTERNAL_ERROR) => return Ok(None),
         other => other.map_err(|e| Error::sql("cannot ask which server this is", e))?,
     };
+    let lsn = |name: &str| {
+        row.get::<_, String>(name)
+            .parse::<Lsn>()
+            .map_err(|e| Error::failed(format!("the server returned a strange {name}")).because(e))
+    };
     Ok(Some(Identity {
         control_time: row.get("control_time"),
-        positions: ["checkpoint", "redo", "min_recovery", "timeline"].map(|name| row.get(name)),
+        positions: [lsn("checkpoint")?, lsn("redo")?, lsn("min_recovery")?],
+        timeline: u32::try_from(row.get::<_, i32>("timeline")).unwrap_or(0),
         in_recovery: row.get("in_recovery"),
         started: Some(row.get("started")),
     }))
@@ -148,7 +163,7 @@ const IDENTITY: &str = "
            c.checkpoint_lsn::text AS checkpoint,
            c.redo_lsn::text AS redo,
            r.min_recovery_end_lsn::text AS min_recovery,
-           r.min_recovery_end_timeline::text AS timeline,
+           r.min_recovery_end_timeline AS timeline,
            pg_is_in_recovery() AS in_recovery,
            floor(extract(epoch FROM pg_postmaster_start_time()))::bigint AS started
       FROM pg_control_system() s, pg_control_checkpoint() c, pg_control_recovery() r";
@@ -160,7 +175,8 @@ mod tests {
     fn standby() -> Identity {
         Identity {
             control_time: 1_700_000_000,
-            positions: ["0/5000060", "0/5000028", "0/6000000", "1"].map(str::to_owned),
+            positions: ["0/5000060", "0/5000028", "0/6000000"].map(|lsn| lsn.parse().unwrap()),
+            timeline: 1,
             in_recovery: true,
             started: Some(1_699_990_000),
         }
@@ -178,7 +194,8 @@ mod tests {
     #[test]
     fn its_primary_or_another_standby_is_not() {
         let primary = Identity {
-            positions: ["0/5000060", "0/5000028", "0/0", "0"].map(str::to_owned),
+            positions: ["0/5000060", "0/5000028", "0/0"].map(|lsn| lsn.parse().unwrap()),
+            timeline: 0,
             in_recovery: false,
             ..standby()
         };
@@ -193,10 +210,12 @@ mod tests {
         assert!(earlier.difference(&standby()).is_some());
         let written = Identity { control_time: 1_700_000_001, ..standby() };
         assert!(written.difference(&standby()).unwrap().contains("was written at 1700000001"));
-        for at in 0..4 {
+        for at in 0..3 {
             let mut other = standby();
-            other.positions[at] = "0/7".into();
+            other.positions[at] = Lsn::new(7);
             assert!(other.difference(&standby()).unwrap().contains(" 0/7, the one there "));
         }
+        let other = Identity { timeline: 7, ..standby() };
+        assert!(other.difference(&standby()).unwrap().contains(" 7, the one there 1"));
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! pg_wal and the links of pg_tblspc are parts of the cluster, and are frozen with it. Any other link
 //! leads to files that are in no snapshot of the set, and in a restored cluster to those of the live
-//! one, which it would write to. pg_basebackup passes over such links with a warning (sendDir in
-//! basebackup.c); here they are refused.
+//! one. Where PostgreSQL itself would write there, because the name is one of its own or because
+//! the link leads into a part of the cluster, the backup is refused. Other things that people leave
+//! in a data directory (`ssl`, `backup.tar`) it never looks at: they are told of. pg_basebackup passes
+//! over all such links with a warning (sendDir in basebackup.c).
 
 use std::fs::DirEntry;
 use std::io::ErrorKind;
@@ -28,14 +30,24 @@ const OF_THE_START: [&str; 3] = ["postmaster.pid", "postmaster.opts", "current_l
 const OF_THE_HOST: [&str; 9] =
     [".conf", ".d", ".crt", ".key", ".pem", ".crl", ".cer", "log", "logs"];
 
+/// The links of a data directory that belong to no part.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Links {
+    /// The cluster needs what they lead to, or would write there.
+    pub strays: Vec<Link>,
+    /// PostgreSQL has nothing to do with them.
+    pub others: Vec<Link>,
+}
+
 /// The links in `data_directory`, in its folder of databases, in `global` and in the folders of
 /// PostgreSQL's own (`pg_xact`, `pg_multixact`), that lead to something which the cluster needs.
 /// The folders of the databases aren't listed: they hold a file for each relation.
 ///
 /// # Errors
 /// When a folder can't be listed.
-pub fn strays(data_directory: &Path) -> Result<Vec<Link>> {
-    let mut found = Vec::new();
+pub fn find(data_directory: &Path) -> Result<Links> {
+    let mut found = Links::default();
+    let parts = parts(data_directory);
     for entry in list(data_directory)? {
         let name = entry.file_name();
         // PostgreSQL's own names are ASCII.
@@ -44,19 +56,57 @@ pub fn strays(data_directory: &Path) -> Result<Vec<Link>> {
             continue;
         }
         if let Some(link) = link(&entry)? {
-            found.push(link);
-        } else if name == "base" || name == "global" || name.starts_with("pg_") {
+            match is_own(name) || leads_into(&link, data_directory, &parts) {
+                true => found.strays.push(link),
+                false => found.others.push(link),
+            }
+        } else if is_own(name) {
             for inner in list(&entry.path())? {
                 // Temporary files may lie on a faster disk, and are removed at each start.
                 let is_temporary = inner.file_name().to_string_lossy().starts_with("pgsql_tmp");
                 if !is_temporary {
-                    found.extend(link(&inner)?);
+                    found.strays.extend(link(&inner)?);
                 }
             }
         }
     }
-    found.sort();
+    found.strays.sort();
+    found.others.sort();
     Ok(found)
+}
+
+/// A name that PostgreSQL itself makes in a data directory, and goes through at work.
+fn is_own(name: &str) -> bool {
+    const OWN: [&str; 10] = [
+        "base",
+        "global",
+        "PG_VERSION",
+        "backup_label",
+        "backup_manifest",
+        "tablespace_map",
+        "standby.signal",
+        "recovery.signal",
+        "backup_label.old",
+        "tablespace_map.old",
+    ];
+    OWN.contains(&name) || name.starts_with("pg_")
+}
+
+/// Where the cluster writes: its parts, without links.
+fn parts(data_directory: &Path) -> Vec<PathBuf> {
+    let tablespaces = super::instance::tablespace_links(data_directory).unwrap_or_default();
+    let all = [data_directory.to_path_buf(), data_directory.join("pg_wal")].into_iter();
+    let all = all.chain(tablespaces.into_iter().map(|(_, path)| path));
+    all.filter_map(|path| std::fs::canonicalize(path).ok()).collect()
+}
+
+/// It leads into a part of the live cluster, and would from a restored one too. One that is relative
+/// and stays in the data directory leads to the restored one's own.
+fn leads_into(link: &Link, data_directory: &Path, parts: &[PathBuf]) -> bool {
+    let Ok(target) = std::fs::canonicalize(&link.path) else { return false };
+    let own = std::fs::canonicalize(data_directory);
+    let stays = link.target.is_relative() && own.is_ok_and(|own| target.starts_with(own));
+    !stays && parts.iter().any(|part| target.starts_with(part))
 }
 
 /// What may lead elsewhere: the parts, which discovery follows, and what no restored cluster needs.
@@ -98,7 +148,6 @@ mod tests {
         for folder in ["base/5", "global", "pg_multixact", "pg_replslot", "pg_tblspc"] {
             std::fs::create_dir_all(dir.join(folder)).unwrap();
         }
-        std::fs::write(dir.join("PG_VERSION"), "15\n").unwrap();
         let free = [
             "pg_wal",
             "pg_tblspc/16400",
@@ -121,22 +170,34 @@ mod tests {
             "pg_multixact/members",
             "pg_xact",
             "pg_logical",
-            "extension_data",
+            "PG_VERSION",
+            "live",
         ];
-        for name in free.iter().chain(&needed) {
-            symlink("/fast/elsewhere", dir.join(name)).unwrap();
+        // PostgreSQL has nothing to do with these.
+        let others = ["backup.tar", "certs", "extension_data", "krb5.keytab", "own", "ssl"];
+        let target = |name: &str| match name {
+            "live" => dir.join("global"),
+            "own" => "global".into(),
+            _ => "/fast/elsewhere".into(),
+        };
+        for name in free.iter().chain(&needed).chain(&others) {
+            symlink(target(name), dir.join(name)).unwrap();
         }
         // No look into a database.
         symlink("/fast/elsewhere", dir.join("base/5/16390")).unwrap();
-        let found = strays(&dir).unwrap();
+        let found = find(&dir).unwrap();
+        let live = target("live");
         std::fs::remove_dir_all(&dir).unwrap();
-        let names: Vec<_> = found
-            .iter()
-            .map(|link| link.path.strip_prefix(&dir).unwrap().to_str().unwrap())
-            .collect();
+        let names = |links: &[Link]| {
+            let name = |link: &Link| link.path.strip_prefix(&dir).unwrap().display().to_string();
+            links.iter().map(name).collect::<Vec<_>>()
+        };
         let mut expected = needed.to_vec();
         expected.sort_unstable();
-        assert_eq!(names, expected);
-        assert!(found.iter().all(|link| link.target == Path::new("/fast/elsewhere")));
+        assert_eq!(names(&found.strays), expected);
+        assert_eq!(names(&found.others), others);
+        let leads =
+            |link: &Link| link.target == Path::new("/fast/elsewhere") || link.target == live;
+        assert!(found.strays.iter().all(leads));
     }
 }

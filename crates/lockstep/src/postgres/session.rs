@@ -11,6 +11,7 @@ use postgres::error::SqlState;
 use postgres::fallible_iterator::FallibleIterator;
 
 use crate::error::{Error, Result};
+use crate::plan::facts::Following;
 use crate::plan::refusal::Refusal;
 
 /// The server's clock as RFC 3339, whatever its DateStyle and TimeZone. On a standby whose clock is
@@ -161,28 +162,35 @@ pub fn replayed(client: &mut Client) -> Result<(Option<Lsn>, jiff::Timestamp)> {
     Ok(replayed)
 }
 
-/// How a standby follows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Following {
-    /// A WAL receiver is at work.
-    pub streams: bool,
-    /// How far it has replayed, as PostgreSQL prints it.
-    pub replayed: String,
-}
-
 /// Asks a standby how it follows.
 ///
 /// # Errors
 /// The server's reason.
 pub fn following(client: &mut Client) -> Result<Following> {
+    // A user who may not see the receiver's state sees its process; one who may not see
+    // primary_conninfo is told nothing of it, and a standby has one as a rule.
     let row = client
         .query_one(
-            "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE pid IS NOT NULL),
-                    coalesce(pg_last_wal_replay_lsn()::text, '0/0')",
+            r#"SELECT EXISTS (SELECT FROM pg_stat_wal_receiver
+                              WHERE pid IS NOT NULL AND coalesce(status, 'streaming') = 'streaming'),
+                      coalesce((SELECT setting <> '' FROM pg_settings WHERE name = 'primary_conninfo'), true),
+                      coalesce(pg_last_wal_receive_lsn() <= pg_last_wal_replay_lsn(), true),
+                      coalesce(pg_last_wal_replay_lsn()::text, '0/0'),
+                      to_char(pg_last_xact_replay_timestamp() AT TIME ZONE 'UTC',
+                              'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#,
             &[],
         )
         .map_err(|e| Error::sql("cannot ask how the standby follows", e))?;
-    Ok(Following { streams: row.get(0), replayed: row.get(1) })
+    let following = Following {
+        streams: row.get(0),
+        should_stream: row.get(1),
+        caught_up: row.get(2),
+        replayed: row.get(3),
+        last_commit: row.get::<_, Option<&str>>(4).map(time).transpose()?,
+    };
+    drop(row);
+    hear(client)?;
+    Ok(following)
 }
 
 /// What the backup functions say when the backup is, or became, a bad one: a standby promoted, WAL

@@ -3,13 +3,17 @@
 //!
 //! A segment that is still in pg_wal after the freeze was in it at the freeze: PostgreSQL never
 //! makes an old segment anew, it only removes or renames it to a future one (RemoveOldXlogFiles in
-//! xlog.c).
+//! xlog.c). What a file that waits for its use holds says nothing of its place: at the end of a
+//! recovery the old timeline's segments beyond the switch get future names of the new one in any
+//! order (RemoveNonParentXlogFiles), so such a file may be of a later position than its name, or of
+//! its very position on the timeline that was left.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use pgfiles::lsn::{Lsn, SystemIdentifier, TimelineId};
+use pgfiles::timeline_history::TimelineHistory;
 use pgfiles::wal_name::{WalFileName, WalSegment, WalSegmentSize};
 use pgfiles::wal_page::{self, WalPageError};
 
@@ -46,11 +50,62 @@ pub fn segments(identity: WalIdentity, from: Lsn, to: Lsn) -> Vec<WalSegment> {
 /// # Errors
 /// [`Refusal::WalRecycledBeforeFreeze`] or [`Refusal::WalDamaged`].
 pub fn check(pg_wal: &Path, identity: WalIdentity, needed: &[WalSegment]) -> Result<()> {
-    needed.iter().try_for_each(|segment| check_segment(pg_wal, identity, *segment))
+    let mut last: Option<TimelineHistory> = None;
+    for segment in needed {
+        let known = last.take().filter(|history| history.timeline() == segment.timeline);
+        let is_first = known.is_none();
+        let history = match known {
+            Some(history) => history,
+            None => history(pg_wal, identity.segment_size, segment.timeline)?,
+        };
+        let begins = first_page(&history, identity, *segment, is_first);
+        check_segment(pg_wal, identity, *segment, begins)?;
+        last = Some(history);
+    }
+    Ok(())
 }
 
-fn check_segment(pg_wal: &Path, identity: WalIdentity, segment: WalSegment) -> Result<()> {
-    match look(pg_wal, identity, segment)? {
+/// A timeline's history; PostgreSQL takes one without a file for one that comes from nowhere.
+pub(super) fn history(
+    pg_wal: &Path,
+    size: WalSegmentSize,
+    timeline: TimelineId,
+) -> Result<TimelineHistory> {
+    let path = pg_wal.join(WalFileName::History(timeline).file_name(size));
+    match std::fs::read(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(TimelineHistory::root(timeline)),
+        other => {
+            let bytes = other.map_err(Error::io("read", &path))?;
+            TimelineHistory::parse(timeline, &bytes).map_err(|error| {
+                Error::failed(format!("\"{}\" is damaged", path.display()))
+                    .because(error)
+                    .with_hint("the archive has the same file, if there is one")
+            })
+        }
+    }
+}
+
+/// The timeline on which a segment's first page has to be, by the history of its own timeline or of
+/// one that goes on from it. Where a later timeline's history isn't there, nobody can say for the
+/// first segment that is read, which may be the one with the switch; all others are behind that.
+pub(super) fn first_page(
+    history: &TimelineHistory,
+    identity: WalIdentity,
+    segment: WalSegment,
+    is_first: bool,
+) -> Option<TimelineId> {
+    let is_unknown = history.switches().is_empty() && history.timeline() > TimelineId::FIRST;
+    let start = segment.start(identity.segment_size);
+    (!(is_first && is_unknown)).then(|| history.timeline_of_page(segment.timeline, start))
+}
+
+fn check_segment(
+    pg_wal: &Path,
+    identity: WalIdentity,
+    segment: WalSegment,
+    begins: Option<TimelineId>,
+) -> Result<()> {
+    match look(pg_wal, identity, segment, begins)? {
         Found::Written => Ok(()),
         Found::Missing => {
             let needed = segment.file_name(identity.segment_size);
@@ -72,9 +127,15 @@ pub(super) enum Found {
     Unwritten(WalPageError),
 }
 
-/// Looks at a segment. WAL ends where none is or nothing was written into it yet; whatever else
-/// keeps it from being read isn't an end.
-pub(super) fn look(pg_wal: &Path, identity: WalIdentity, segment: WalSegment) -> Result<Found> {
+/// Looks at a segment whose first page is on the timeline `begins` at least, where that is known. WAL
+/// ends where none is or nothing was written into it yet; whatever else keeps it from being read
+/// isn't an end.
+pub(super) fn look(
+    pg_wal: &Path,
+    identity: WalIdentity,
+    segment: WalSegment,
+    begins: Option<TimelineId>,
+) -> Result<Found> {
     let size = identity.segment_size;
     let path = pg_wal.join(segment.file_name(size));
     let mut file = match File::open(&path) {
@@ -90,14 +151,17 @@ pub(super) fn look(pg_wal: &Path, identity: WalIdentity, segment: WalSegment) ->
     file.read_exact(&mut page).map_err(Error::io("read", &path))?;
     let cluster = Some(identity.system_identifier);
     match wal_page::check_segment_header(&page, segment, size, cluster) {
-        Ok(_) => Ok(Found::Written),
-        Err(why @ (WalPageError::AllZero | WalPageError::OtherCluster { .. })) => {
-            Ok(Found::Unwritten(why))
-        }
-        // PostgreSQL renames old segments to future names, never the other way.
-        Err(why @ WalPageError::OtherPosition { found, expected }) if found < expected => {
-            Ok(Found::Unwritten(why))
-        }
+        Ok(header) => Ok(match begins.filter(|begins| header.timeline < *begins) {
+            None => Found::Written,
+            Some(expected) => {
+                Found::Unwritten(WalPageError::EarlierTimeline { found: header.timeline, expected })
+            }
+        }),
+        Err(
+            why @ (WalPageError::AllZero
+            | WalPageError::OtherCluster { .. }
+            | WalPageError::OtherPosition { .. }),
+        ) => Ok(Found::Unwritten(why)),
         Err(why) => Err(damaged(identity, segment, why.to_string())),
     }
 }
@@ -134,12 +198,12 @@ pub fn copy(
         let name = segment.file_name(identity.segment_size);
         copy_file(&pg_wal.join(&name), &to.join(&name))?;
     }
-    check(to, identity, needed)?;
     let history = WalFileName::History(identity.timeline).file_name(identity.segment_size);
     let has_history = pg_wal.join(&history).exists();
     if has_history {
         copy_file(&pg_wal.join(&history), &to.join(&history))?;
     }
+    check(to, identity, needed)?;
     crate::files::sync_directory(to)?;
     Ok(has_history.then_some(history))
 }

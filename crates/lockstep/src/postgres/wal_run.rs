@@ -4,6 +4,8 @@
 //! What could go wrong: a run that ends early passes for all there is, and recovery then ends before
 //! pages that are in the set already. So the run has to come as far as the data files have, and
 //! only a segment that isn't there or waits for its use is an end; what can't be read is an error.
+//! One that waits for its use and passes for a written one would make a run that is too short look
+//! long enough: so its pages have to be on the timeline that the history says.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,7 +14,7 @@ use pgfiles::lsn::{Lsn, TimelineId};
 use pgfiles::timeline_history::TimelineHistory;
 use pgfiles::wal_name::{WalFileName, WalSegment};
 
-use super::wal::{Found, WalIdentity, look};
+use super::wal::{Found, WalIdentity, first_page, history, look};
 use crate::error::{Error, Result};
 use crate::plan::refusal::Refusal;
 
@@ -50,12 +52,14 @@ pub fn run(
     is_elsewhere: &dyn Fn(&str) -> bool,
 ) -> Result<Run> {
     let size = identity.segment_size;
-    let history = history(pg_wal, identity, wanted.timeline)?;
+    let history = history(pg_wal, size, wanted.timeline)?;
     let from = WalSegment::containing(wanted.timeline, wanted.start, size).number;
     let follow = |history: &TimelineHistory, from: u64| {
         let mut found = BTreeSet::new();
         let mut number = from;
-        while let Some(segments) = at(pg_wal, identity, history, number, is_elsewhere)? {
+        while let Some(segments) =
+            at(pg_wal, identity, history, number, number == from, is_elsewhere)?
+        {
             found.extend(segments.into_iter().map(|segment| (segment.number, segment.timeline)));
             number += 1;
         }
@@ -97,6 +101,7 @@ fn at(
     identity: WalIdentity,
     history: &TimelineHistory,
     number: u64,
+    is_first: bool,
     is_elsewhere: &dyn Fn(&str) -> bool,
 ) -> Result<Option<Vec<WalSegment>>> {
     let size = identity.segment_size;
@@ -108,7 +113,7 @@ fn at(
         if ends.is_some_and(|end| WalSegment::ending_at(timeline, end, size).number < number) {
             continue;
         }
-        match look(pg_wal, identity, segment)? {
+        match look(pg_wal, identity, segment, first_page(history, identity, segment, is_first))? {
             Found::Written => segments.push(segment),
             _ if is_elsewhere(&segment.file_name(size)) => {}
             _ if nth == 0 => return Ok(None),
@@ -116,22 +121,6 @@ fn at(
         }
     }
     Ok(Some(segments))
-}
-
-/// A timeline's history; PostgreSQL takes one without a file for one that comes from nowhere.
-fn history(pg_wal: &Path, identity: WalIdentity, timeline: TimelineId) -> Result<TimelineHistory> {
-    let path = pg_wal.join(WalFileName::History(timeline).file_name(identity.segment_size));
-    match std::fs::read(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(TimelineHistory::root(timeline)),
-        other => {
-            let bytes = other.map_err(Error::io("read", &path))?;
-            TimelineHistory::parse(timeline, &bytes).map_err(|error| {
-                Error::failed(format!("\"{}\" is damaged", path.display()))
-                    .because(error)
-                    .with_hint("the archive has the same file, if there is one")
-            })
-        }
-    }
 }
 
 /// The histories of timelines that go on from this one, at `needed` or later.
@@ -145,7 +134,7 @@ fn newer(
     for name in super::wal::names(pg_wal)? {
         match WalFileName::parse(&name, identity.segment_size) {
             Ok(WalFileName::History(timeline)) if timeline > of.timeline() => {
-                let newer = history(pg_wal, identity, timeline)?;
+                let newer = history(pg_wal, identity.segment_size, timeline)?;
                 if newer.switch_point(of.timeline()).is_some_and(|end| end >= needed) {
                     found.push(newer);
                 }

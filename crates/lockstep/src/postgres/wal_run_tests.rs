@@ -140,7 +140,7 @@ fn what_can_not_be_read_is_an_error() {
     std::fs::remove_file(&next).unwrap();
     std::fs::write(&next, b"short").unwrap();
     fails("it has 5 bytes instead of 1048576");
-    pg_wal.put(&name(1, 5), 1, 6, CLUSTER);
+    pg_wal.put(&name(1, 5), 2, 5, CLUSTER);
     fails("is damaged");
 }
 
@@ -189,9 +189,65 @@ fn a_timeline_that_pg_control_does_not_name_yet_goes_along() {
     assert!(error.to_string().contains("00000002.history"), "{error}");
 }
 
+/// The end of a recovery makes future segments of the new timeline out of those of the old one that
+/// lie behind the switch, in any order: a later position may get an earlier name, or the same.
+#[test]
+fn what_a_recovery_recycled_is_no_wal() {
+    let pg_wal = PgWal::new("recycled");
+    pg_wal.segments(1, 3..6);
+    pg_wal.history(2, "1\t0/580000\tno recovery target specified\n");
+    pg_wal.put(&name(2, 5), 1, 5, CLUSTER);
+    let mut all = names(1, 3..6);
+    all.push(name(2, 5));
+    for (at, of) in [(9, 1), (6, 1), (2, 1)] {
+        pg_wal.put(&name(2, 6), of, at, CLUSTER);
+        let run = pg_wal.run(3 * MIB + 40, 5 * MIB + 40, 2).unwrap();
+        assert_eq!(run.end, Lsn::new(6 * MIB), "the run ends before what was recycled from {at}");
+        assert_eq!(pg_wal.names(3 * MIB + 40, 5 * MIB + 40, 2), all);
+        // And it doesn't make a run long enough that isn't.
+        let error = pg_wal.run(3 * MIB + 40, 6 * MIB + 40, 2).unwrap_err();
+        assert!(error.to_string().contains(&name(2, 6)), "{error}");
+    }
+    // Nor does the very segment of the switch, where an older one waits under its name.
+    pg_wal.put(&name(2, 5), 1, 8, CLUSTER);
+    assert!(pg_wal.run(3 * MIB + 40, 5 * MIB + 40, 2).is_err());
+    // A third timeline that begins in the same segment as the second: its pages are the first's still.
+    pg_wal.put(&name(2, 5), 1, 5, CLUSTER);
+    pg_wal.history(3, "1\t0/580000\tx\n2\t0/5C0000\ty\n");
+    pg_wal.put(&name(3, 5), 1, 5, CLUSTER);
+    pg_wal.put(&name(3, 6), 3, 6, CLUSTER);
+    pg_wal.put(&name(3, 7), 2, 7, CLUSTER);
+    let run = pg_wal.run(5 * MIB + 40, 6 * MIB + 40, 3).unwrap();
+    assert_eq!(run.end, Lsn::new(7 * MIB));
+}
+
+/// Nobody can say where timeline 2 begins: only the first segment may be the one.
+#[test]
+fn without_a_history_only_the_first_segment_may_begin_on_an_older_timeline() {
+    let pg_wal = PgWal::new("unknown");
+    pg_wal.put(&name(2, 5), 1, 5, CLUSTER);
+    pg_wal.segments(2, 6..7);
+    pg_wal.put(&name(2, 7), 1, 7, CLUSTER);
+    assert_eq!(pg_wal.names(5 * MIB + 40, 6 * MIB + 40, 2), names(2, 5..7));
+    let check = |numbers: std::ops::Range<u64>| {
+        let needed: Vec<_> =
+            numbers.map(|number| WalSegment { timeline: timeline(2), number }).collect();
+        super::super::wal::check(&pg_wal.0, identity(), &needed)
+    };
+    check(5..7).unwrap();
+    let error = check(5..8).unwrap_err();
+    assert!(error.to_string().contains("begins on timeline \"1\", not on \"2\""), "{error}");
+    pg_wal.history(2, "1\t0/480000\tx\n");
+    let error = check(5..7).unwrap_err();
+    assert!(error.to_string().contains(&name(2, 5)), "{error}");
+}
+
 #[test]
 fn only_pg_wal_itself_is_listed() {
     let missing = Path::new("/nonexistent/pg_wal");
-    assert!(history(missing, identity(), TimelineId::FIRST).is_ok(), "without a file: a root");
+    assert!(
+        history(missing, WalSegmentSize::MIN, TimelineId::FIRST).is_ok(),
+        "without a file: a root"
+    );
     assert!(newer(missing, identity(), &TimelineHistory::root(timeline(1)), Lsn::INVALID).is_err());
 }

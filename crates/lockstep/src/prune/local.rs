@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use super::common::{self, Common};
-use super::{Entry, Fate, Outcome, Place, Plan, Request, bookmarks};
+use super::{Entry, Fate, Outcome, Place, Plan, Request, bookmarks, resolve};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::retention::{self, Candidate, Decision, Reason};
@@ -34,18 +34,20 @@ pub(super) fn prune(
     }
     let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
     let facts = Facts::take(cx)?;
+    let ids = facts.sets.iter().map(|set| set.set.to_string());
+    let named = resolve(&Place::Local, &request.sets, &ids.collect::<Vec<_>>())?;
     let decide = |is_counted: &dyn Fn(&Facts, &Manifest) -> bool| {
         let counted = facts.sets.iter().filter(|set| is_counted(&facts, set));
         let candidates = facts.candidates(counted);
         match policy.filter(|_| request.sets.is_empty()) {
             Some(policy) => retention::decide(&candidates, policy, Timestamp::now(), &zone),
-            None => retention::decide_named(&candidates, &request.sets),
+            None => retention::decide_named(&candidates, &named),
         }
     };
     let whole = decide(&|facts, set| facts.broken(set).is_none());
     let all = decide(&|_, _| true);
     let mut plan = facts.plan(&whole, &all);
-    plan.insist_on(&request.sets)?;
+    plan.insist_on(&named)?;
     show(&plan);
     steps::reached("prune.planned")?;
     let removed = match request.dry_run {

@@ -22,7 +22,7 @@ use strata::manifest::Manifest as Stored;
 use strata::read_many;
 
 use super::chains::{self, Link, Merge};
-use super::{Entry, Fate, Outcome, Place, Plan, Request, common, locks};
+use super::{Entry, Fate, Outcome, Place, Plan, Request, common, locks, resolve};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::repository::header::StreamRules;
@@ -94,7 +94,14 @@ pub(super) fn prune(
     let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
     let bases = common::bases(cx)?;
     let policy = policy.filter(|_| request.sets.is_empty());
-    let named = &request.sets;
+    let named = match request.sets.is_empty() {
+        true => Vec::new(),
+        false => {
+            let ids = Stored::list(&repository.strata).map_err(of_strata)?;
+            resolve(&Place::Repository(name.to_owned()), &request.sets, &ids)?
+        }
+    };
+    let named = named.as_slice();
     let rules = Choice { policy, named, bases: &bases, now: Timestamp::now(), zone: &zone };
     let mut plan = rules.plan(&repository)?;
     plan.insist_on(named)?;

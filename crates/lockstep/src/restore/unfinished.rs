@@ -27,7 +27,9 @@ fn lock_path(cx: &Context, id: &str) -> PathBuf {
 /// [`Error::Locked`] when one of this id is.
 pub fn lock(cx: &Context, id: &str) -> Result<Lock> {
     Lock::take(&lock_path(cx, id), id).map_err(|error| match error {
-        LockError::Held(holder) => Error::Locked { cluster: format!("{}/{id}", cx.name), holder },
+        LockError::Held(holder) => {
+            Error::Locked { cluster: format!("{}/{id}", cx.name), holder, is_lease: false }
+        }
         LockError::Failed(error) => error,
     })
 }

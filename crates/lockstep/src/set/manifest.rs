@@ -48,6 +48,10 @@ pub struct Manifest {
     pub finished_at: jiff::Timestamp,
     /// The earliest time that recovery can be asked for: everything was frozen by then.
     pub consistent_at: Option<jiff::Timestamp>,
+    /// Of a standby, as far as it was known: of what time its data is. A standby to which nothing
+    /// streams any more has new sets of old data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_at: Option<jiff::Timestamp>,
     /// Where recovery starts: the redo location.
     #[serde(with = "lsn_text")]
     pub start_lsn: Option<Lsn>,
@@ -235,6 +239,17 @@ impl Manifest {
     /// Every part with the volume it lies on.
     pub fn parts(&self) -> impl Iterator<Item = (usize, &SetPart)> {
         self.volumes.iter().enumerate().flat_map(|(at, v)| v.parts.iter().map(move |p| (at, p)))
+    }
+
+    /// Of what time its data is: when it was begun, unless its standby was behind.
+    #[must_use]
+    pub fn data_time(&self) -> jiff::Timestamp {
+        self.data_at.map_or(self.started_at, |data| data.min(self.started_at))
+    }
+
+    /// What makes it less than was meant.
+    pub fn problems(&self) -> impl Iterator<Item = &Warning> {
+        self.warnings.iter().filter(|warning| warning.problem)
     }
 
     /// The timeline it was taken on.

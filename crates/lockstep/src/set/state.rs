@@ -16,11 +16,13 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::manifest::Manifest;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::{Lock, LockError};
-use crate::names::{ClusterName, SetId, random_suffix};
+use crate::names::{self, ClusterName, Meant, SetId, random_suffix};
 use crate::plan::refusal::Refusal;
 
 /// The manifest's file name.
@@ -37,6 +39,23 @@ pub struct State {
     cluster: ClusterName,
     directory: PathBuf,
     owner: String,
+    /// Where else sets may be, for hints.
+    repositories: Vec<String>,
+}
+
+/// A repository that has a set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct InRepository {
+    /// Its name.
+    pub repository: String,
+    /// Since when; unknown where the note of it can't be read.
+    pub shipped_at: Option<jiff::Timestamp>,
+}
+
+/// What shipping writes beside a set.
+#[derive(Deserialize)]
+struct Note {
+    shipped_at: jiff::Timestamp,
 }
 
 impl State {
@@ -52,7 +71,13 @@ impl State {
         // WAL that was fetched holds rows; what is restored has owners and modes of its own.
         files::keep_private(&directory.join("sets"))?;
         let owner = owner_of(state_dir)?;
-        Ok(Self { cluster: cluster.clone(), directory, owner })
+        Ok(Self { cluster: cluster.clone(), directory, owner, repositories: Vec::new() })
+    }
+
+    /// The same, which knows where else its cluster's sets may be.
+    #[must_use]
+    pub fn with_repositories(self, names: &[String]) -> Self {
+        Self { repositories: names.to_vec(), ..self }
     }
 
     /// The id of this state_dir.
@@ -79,7 +104,9 @@ impl State {
     /// [`Error::Locked`] with who holds it.
     pub fn lock(&self, command: &str) -> Result<Lock> {
         Lock::take(&self.path("lock"), command).map_err(|error| match error {
-            LockError::Held(holder) => Error::Locked { cluster: self.cluster.to_string(), holder },
+            LockError::Held(holder) => {
+                Error::Locked { cluster: self.cluster.to_string(), holder, is_lease: false }
+            }
             LockError::Failed(error) => error,
         })
     }
@@ -159,7 +186,16 @@ impl State {
     pub fn find(&self, which: &str) -> Result<Manifest> {
         let (sets, damaged) = self.sets()?;
         let none = |hint: &str| {
-            Error::usage(format!("cluster \"{}\" has no set \"{which}\"", self.cluster), hint)
+            let here = if self.repositories.is_empty() { "" } else { " on this host" };
+            let what = format!("cluster \"{}\" has no set \"{which}\"{here}", self.cluster);
+            let hint = match self.repositories.is_empty() {
+                true => hint.to_owned(),
+                false => format!(
+                    "{hint}; --from repository takes those of {}",
+                    self.repositories.join(", ")
+                ),
+            };
+            Error::usage(what, hint)
         };
         if which == "latest" {
             // The newest one by its manifest; a damaged newer one is not passed over in silence.
@@ -173,16 +209,40 @@ impl State {
                 .next_back()
                 .ok_or_else(|| none("take one with `lockstep backup`"));
         }
-        if let Some((_, error)) = damaged.into_iter().find(|(id, _)| id.as_str() == which) {
+        let ids = sets.iter().map(|set| &set.set).chain(damaged.iter().map(|(id, _)| id));
+        let id = match names::meant(which, ids.map(SetId::as_str)) {
+            Meant::One(id) => id,
+            Meant::Nothing => return Err(none("`lockstep list` shows those that are there")),
+            Meant::Several(all) => {
+                return Err(Error::usage(
+                    format!("several sets of cluster \"{}\" begin with \"{which}\"", self.cluster),
+                    format!("write more of it: {}", names::a_few(&all)),
+                ));
+            }
+        };
+        if let Some((_, error)) = damaged.into_iter().find(|(damaged, _)| damaged.as_str() == id) {
             return Err(error);
         }
-        let mut matching = sets.into_iter().filter(|set| set.set.as_str().starts_with(which));
-        match (matching.next(), matching.next()) {
-            (Some(one), None) => Ok(one),
-            (Some(one), Some(_)) if one.set.as_str() == which => Ok(one),
-            (Some(_), Some(_)) => Err(none("several begin so; write more of it")),
-            (None, _) => Err(none("`lockstep list` shows those that are there")),
-        }
+        let found = sets.into_iter().find(|set| set.set.as_str() == id);
+        found.ok_or_else(|| none("`lockstep list` shows those that are there"))
+    }
+
+    /// The repositories in which a set is, as far as this host knows, and since when.
+    #[must_use]
+    pub fn shipped_to(&self, set: &SetId) -> Vec<InRepository> {
+        let entries = std::fs::read_dir(self.set_directory(set)).into_iter().flatten().flatten();
+        let mut all: Vec<_> = entries
+            .filter_map(|entry| {
+                let name = entry.file_name().into_string().ok()?;
+                let repository = name.strip_prefix("shipped.")?.strip_suffix(".json")?.to_owned();
+                // A note that can't be read is one all the same.
+                let note = std::fs::read(entry.path()).unwrap_or_default();
+                let note = serde_json::from_slice::<Note>(&note).ok();
+                Some(InRepository { repository, shipped_at: note.map(|note| note.shipped_at) })
+            })
+            .collect();
+        all.sort_by(|a, b| a.repository.cmp(&b.repository));
+        all
     }
 
     fn read(&self, set: &SetId) -> Result<Manifest> {

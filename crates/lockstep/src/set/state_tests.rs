@@ -67,7 +67,12 @@ fn sets_are_found_by_id_beginning_and_latest() {
     }
     assert_eq!(found(&state, "20261121"), OLD);
     let several = state.find("20261122").unwrap_err();
-    assert!(several.exit_code() == 2 && several.hint().unwrap().contains("several"));
+    assert!(several.exit_code() == 2 && several.to_string().contains("several"), "{several}");
+    let hint = several.hint().unwrap();
+    assert!(hint.contains(MIDDLE) && hint.contains(NEW) && !hint.contains(OLD), "{hint}");
+    let shipping = temporary.open().with_repositories(&["offsite".into()]);
+    let hint = shipping.find("2025").unwrap_err().hint().unwrap();
+    assert!(hint.contains("--from repository") && hint.contains("offsite"), "{hint}");
     let unknown = state.find("2025").unwrap_err();
     assert!(unknown.exit_code() == 2 && unknown.to_string().contains("\"2025\""));
 }
@@ -172,4 +177,41 @@ fn files_of_a_set_are_checked_against_its_manifest() {
     assert_eq!(state.read_set_file(&manifest, "backup_label").unwrap(), b"label");
     std::fs::write(path.with_file_name("tablespace_map"), b"").unwrap();
     assert!(why("tablespace_map").contains("isn't in the manifest"));
+}
+
+/// What shipping notes beside a set is what `list` says without asking the store.
+#[test]
+fn the_repositories_of_a_set_are_known_here() {
+    let temporary = Temporary::new("shipped");
+    let state = temporary.open();
+    let set = publish(&state, OLD).set;
+    assert_eq!(state.shipped_to(&set), []);
+    let folder = state.set_directory(&set);
+    let note = "{\"shipped_at\":\"2026-11-21T01:00:00Z\"}\n";
+    std::fs::write(folder.join("shipped.offsite.json"), note).unwrap();
+    std::fs::write(folder.join("shipped.near.json"), "").unwrap();
+    let all = state.shipped_to(&set);
+    let names: Vec<_> = all.iter().map(|known| known.repository.as_str()).collect();
+    assert_eq!(names, ["near", "offsite"]);
+    assert_eq!(all[1].shipped_at, Some("2026-11-21T01:00:00Z".parse().unwrap()));
+}
+
+/// A state_dir that can't be written to can be looked at: nothing is changed that is right already.
+#[test]
+fn what_is_private_already_stays_untouched() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let temporary = Temporary::new("private");
+    let state = temporary.open();
+    let sets = state.path("sets");
+    let changed = |path: &Path| {
+        let metadata = std::fs::metadata(path).unwrap();
+        (metadata.ctime(), metadata.ctime_nsec())
+    };
+    let before = changed(&sets);
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    temporary.open();
+    assert_eq!(changed(&sets), before, "it was changed though it was right");
+    std::fs::set_permissions(&sets, std::fs::Permissions::from_mode(0o755)).unwrap();
+    temporary.open();
+    assert_eq!(std::fs::metadata(&sets).unwrap().mode() & 0o777, 0o700);
 }

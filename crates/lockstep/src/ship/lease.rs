@@ -143,6 +143,7 @@ fn locked(cx: &Context, repository: &Repository, owner: &str, until: u64) -> Err
     Error::Locked {
         cluster: format!("{}\" in repository \"{}", cx.name, repository.name),
         holder: format!("{owner}{until}"),
+        is_lease: true,
     }
 }
 

@@ -103,6 +103,22 @@ fn the_byte_at_a_switch_is_the_childs() {
 }
 
 #[test]
+fn a_page_is_of_the_timeline_that_wrote_it_whatever_its_segment_is_called() {
+    let history = TimelineHistory::parse(tli(3), b"1\t0/1000\t\n2\t0/2000\t\n").unwrap();
+    for (named, at, timeline) in [
+        (3, "0/0", 1),
+        (3, "0/1000", 2),
+        (3, "0/2000", 3),
+        (3, "9/0", 3),
+        (2, "9/0", 2),
+        (1, "9/0", 1),
+    ] {
+        assert_eq!(history.timeline_of_page(tli(named), lsn(at)).get(), timeline, "{named} {at}");
+    }
+    assert_eq!(TimelineHistory::root(tli(4)).timeline_of_page(tli(4), lsn("0/0")).get(), 4);
+}
+
+#[test]
 fn a_cluster_may_go_on_from_a_switch_but_not_from_beyond_it() {
     let history = TimelineHistory::parse(tli(3), b"1\t0/1000\t\n2\t0/2000\t\n").unwrap();
     for (timeline, at, expected) in [

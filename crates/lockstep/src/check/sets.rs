@@ -1,0 +1,135 @@
+//! The sets of this host and of the repositories: whether they are whole, and how old their data is.
+
+use std::collections::BTreeMap;
+
+use super::{Finding, failure, ok, warning, wrong};
+use crate::context::Context;
+use crate::error::Result;
+use crate::repository::{self, Shipped, locks};
+use crate::restore;
+use crate::set::manifest::Manifest;
+use crate::volume::zfs::Tagged;
+
+/// How many snapshots of a set are named.
+const NAMED: usize = 4;
+
+/// The sets of this host.
+pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
+    let (sets, damaged) = cx.state.sets()?;
+    let mut all: Vec<_> =
+        damaged.iter().map(|(id, error)| failure(&format!("set {id}"), error)).collect();
+    for set in &sets {
+        if let Err(error) = restore::check_set(cx, set) {
+            all.push(failure(&format!("set {}", set.set), &error));
+        }
+    }
+    let Some(last) = sets.last() else {
+        let hint = match cx.cluster.repositories.is_empty() {
+            true => "take one: lockstep backup",
+            false => {
+                "take one: lockstep backup; those of the repositories: lockstep list --from repository"
+            }
+        };
+        all.push(warning("sets", "there is no set yet", hint));
+        return Ok(all);
+    };
+    let now = jiff::Timestamp::now();
+    let max_age = cx.cluster.max_age_hours;
+    all.push(match too_old(last, max_age, now) {
+        Some(what) => wrong("sets", format!("the newest set, {}, {what}", last.set), hint_of(last)),
+        None => ok("sets", format!("{} sets, the newest is {}", sets.len(), last.set)),
+    });
+    let problems = last.problems().map(|problem| {
+        warning("last backup", format!("set {}: {}", last.set, problem.what), problem.hint.clone())
+    });
+    all.extend(problems);
+    Ok(all)
+}
+
+/// Why a set is older than it may be; of a standby the age of its data counts. A pure function.
+pub(super) fn too_old(set: &Manifest, max_age_hours: u32, now: jiff::Timestamp) -> Option<String> {
+    let hours = |time| now.duration_since(time).as_hours();
+    let is_too_old = |time| hours(time) >= i64::from(max_age_hours);
+    if is_too_old(set.started_at) {
+        return Some(format!("is {} hours old", hours(set.started_at)));
+    }
+    let data = set.data_time();
+    is_too_old(data).then(|| {
+        format!(
+            "holds data that is {} hours old: the last that its standby had replayed is of {}",
+            hours(data),
+            data.strftime("%Y-%m-%d %H:%M:%SZ")
+        )
+    })
+}
+
+fn hint_of(set: &Manifest) -> &'static str {
+    match set.data_time() < set.started_at {
+        true => "does the standby follow its primary? a mirror: `lockstep mirror status`",
+        false => "does the timer run? look at its log, or raise max_age_hours",
+    }
+}
+
+/// Whether a repository can be reached, how old its newest set is, and whether its store's locks are prolonged. What is
+/// in it `repo check` looks at.
+pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
+    let subject = format!("repository {name}");
+    let opened = match repository::open(cx, name) {
+        Ok(opened) => opened,
+        Err(error) => return vec![failure(&subject, &error)],
+    };
+    let now = jiff::Timestamp::now();
+    let newest = match opened.newest() {
+        Err(error) => failure(&subject, &error),
+        Ok(None) => warning(&subject, "no set is in it yet", "ship one: lockstep ship"),
+        Ok(Some(set)) => newest_there(&subject, &set, cx.cluster.max_age_hours, now),
+    };
+    let locks = match locks::overdue(&opened, u64::try_from(now.as_second()).unwrap_or(0)) {
+        Ok(None) => None,
+        Ok(Some(what)) => Some(warning(&subject, what, locks::OVERDUE_HINT)),
+        Err(error) => Some(failure(&subject, &error)),
+    };
+    std::iter::once(newest).chain(locks).collect()
+}
+
+fn newest_there(subject: &str, set: &Shipped, max_age: u32, now: jiff::Timestamp) -> Finding {
+    let id = &set.manifest.set;
+    if let Some(why) = too_old(&set.manifest, max_age, now) {
+        let hint = match set.manifest.data_at {
+            Some(_) => hint_of(&set.manifest),
+            None => "does `lockstep backup` say why it ships no more?",
+        };
+        wrong(subject, format!("its newest set, {id}, {why}"), hint)
+    } else if set.bad_pages() > 0 {
+        wrong(
+            subject,
+            format!("set {id} has {} damaged pages", set.bad_pages()),
+            "lockstep show and pg_checksums name them: restore the table from an older set",
+        )
+    } else {
+        ok(subject, format!("it can be reached, and its newest set is {id}"))
+    }
+}
+
+/// Snapshots with Lockstep's marks that are of no set here: one line a set.
+pub(super) fn strangers(found: Vec<Tagged>) -> Vec<Finding> {
+    let mut by_set: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for tagged in found {
+        by_set.entry(tagged.set).or_default().push(format!("\"{}\"", tagged.snapshot));
+    }
+    let line = |(set, names): (String, Vec<String>)| {
+        let more = names.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let named: Vec<_> = names.iter().take(NAMED).map(String::as_str).collect();
+        let word = if names.len() == 1 { "snapshot" } else { "snapshots" };
+        warning(
+            "snapshots",
+            format!(
+                "set {set} isn't one of this state_dir, and has the {word} {}{more}",
+                named.join(", ")
+            ),
+            "another host's, or its manifest was lost: if nobody needs it, release and destroy its snapshots with zfs",
+        )
+    };
+    by_set.into_iter().map(line).collect()
+}

@@ -1,0 +1,107 @@
+use super::*;
+use crate::plan::layout::PartKind;
+use crate::plan::layout::tests::layout;
+use crate::plan::strategy::tests::{primary, with_server};
+use crate::set::manifest::tests::manifest;
+
+fn severity_of(findings: &[Finding], subject: &str) -> Vec<Severity> {
+    let of = findings.iter().filter(|finding| finding.subject == subject);
+    of.map(|finding| finding.severity).collect()
+}
+
+fn facts() -> Facts {
+    primary(layout(&[(PartKind::Data, "t/data"), (PartKind::Wal, "t/wal")]))
+}
+
+fn following(streams: bool, should_stream: bool) -> Facts {
+    with_server(facts(), |server| {
+        server.in_recovery = true;
+        let (caught_up, replayed) = (true, "0/7000000".to_owned());
+        let last_commit = Some("2026-11-01T00:00:00Z".parse().unwrap());
+        server.following =
+            Some(Following { streams, should_stream, caught_up, replayed, last_commit });
+    })
+}
+
+#[test]
+fn archiving_that_fails_is_an_error_and_not_ok_as_well() {
+    let well = ordered(of_facts(&facts(), StrategyChoice::Auto));
+    assert_eq!(severity_of(&well, "archiving"), [Severity::Ok]);
+    for facts in [
+        with_server(facts(), |server| server.archive_failed = Some("00000001".repeat(3))),
+        with_server(facts(), |server| server.archiver = String::new()),
+    ] {
+        let found = ordered(of_facts(&facts, StrategyChoice::Auto));
+        assert_eq!(severity_of(&found, "archiving"), [Severity::Error], "{found:?}");
+    }
+}
+
+#[test]
+fn a_standby_that_does_not_follow_is_an_error_unless_an_archive_feeds_it() {
+    assert_eq!(of_standby(&following(true, true)).severity, Severity::Ok);
+    assert_eq!(of_standby(&following(false, false)).severity, Severity::Ok);
+    assert_eq!(of_standby(&following(false, true)).severity, Severity::Error);
+}
+
+#[test]
+fn a_set_is_as_old_as_its_data() {
+    let now: jiff::Timestamp = "2026-11-05T12:00:00Z".parse().unwrap();
+    let mut set = manifest("20261105T110000Z-aaaa", vec![]);
+    set.started_at = "2026-11-05T11:00:00Z".parse().unwrap();
+    assert_eq!(sets::too_old(&set, 26, now), None);
+    set.data_at = Some("2026-11-04T12:00:00Z".parse().unwrap());
+    assert_eq!(sets::too_old(&set, 26, now), None);
+    set.data_at = Some("2026-11-01T12:00:00Z".parse().unwrap());
+    let why = sets::too_old(&set, 26, now).unwrap();
+    assert!(
+        why.contains("data that is 96 hours old") && why.contains("2026-11-01 12:00:00Z"),
+        "{why}"
+    );
+    set.data_at = None;
+    set.started_at = "2026-11-04T10:00:00Z".parse().unwrap();
+    assert_eq!(sets::too_old(&set, 26, now).as_deref(), Some("is 26 hours old"));
+}
+
+#[test]
+fn what_a_standby_holds_is_of_now_only_where_it_follows() {
+    let now = jiff::Timestamp::now();
+    assert_eq!(facts().data_at(now), None, "a primary");
+    assert_eq!(following(true, true).data_at(now), Some(now));
+    let old: jiff::Timestamp = "2026-11-01T00:00:00Z".parse().unwrap();
+    assert_eq!(following(false, true).data_at(now), Some(old));
+    let behind = with_server(following(true, true), |server| {
+        server.following.as_mut().unwrap().caught_up = false;
+    });
+    assert_eq!(behind.data_at(now), Some(old), "replay is paused");
+}
+
+/// What was silent before: the nightly backup of a mirror that is dead.
+#[test]
+fn a_set_of_a_dead_standby_and_one_without_the_connection_that_was_meant_have_a_problem() {
+    let problems = |facts: &Facts, choice| {
+        let plan = strategy::choose(facts, choice).unwrap();
+        let all = plan.warnings.into_iter().filter(|warning| warning.problem);
+        all.map(|warning| warning.what).collect::<Vec<_>>()
+    };
+    let auto = StrategyChoice::Auto;
+    assert_eq!(problems(&following(true, true), auto), [""; 0]);
+    let said = problems(&following(false, true), auto);
+    assert!(said[0].contains("nothing streams") && said[0].contains("2026-11-01"), "{said:?}");
+
+    let mut stopped = facts();
+    stopped.postmaster = None;
+    stopped.server = Err(NoServer::NotRunning);
+    stopped.control.state = pgfiles::control_file::DbState::ShutDownedInRecovery;
+    assert!(problems(&stopped, auto)[0].contains("the standby is stopped"));
+    assert_eq!(problems(&stopped, StrategyChoice::Cold), [""; 0], "it was stopped for it");
+    stopped.control.state = pgfiles::control_file::DbState::ShutDowned;
+    assert_eq!(problems(&stopped, auto), [""; 0], "a primary");
+
+    let mut refused = facts();
+    refused.server = Err(NoServer::Failed("host \"/run\", port 1, user \"u\": refused".into()));
+    let said = problems(&refused, auto);
+    assert!(said[0].contains("port 1") && said[0].contains("refused"), "{said:?}");
+    assert_eq!(problems(&refused, StrategyChoice::Atomic), [""; 0], "it was asked for");
+    refused.server = Err(NoServer::NotConfigured);
+    assert_eq!(problems(&refused, auto), [""; 0]);
+}

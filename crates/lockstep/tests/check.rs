@@ -1,0 +1,101 @@
+//! `check` for a monitor that goes by the exit code: backups that have stopped, an archive that gets nothing, programs that
+//! aren't there. What is wrong is said once, and isn't called well too.
+
+mod support;
+
+use serde_json::Value;
+use std::fs;
+use std::time::Duration;
+use support::command::{command, must, wait_until};
+use support::fixture::Fixture;
+use support::layout::two_pools_four_datasets;
+use support::lockstep::{Lockstep, exit, json_of};
+
+/// The program with a configuration that differs in one place.
+fn with(fixture: &Fixture, from: &str, to: &str) -> Lockstep {
+    let text = fixture.configuration("auto", true);
+    assert!(text.contains(from), "{text}");
+    let path = fixture.root().join("changed.toml");
+    fs::write(&path, text.replace(from, to)).expect("a configuration can be written");
+    Lockstep::new(&path, &fixture.cluster.bin)
+}
+
+/// The findings about a subject, with the exit code that was expected.
+#[track_caller]
+fn about(lockstep: &Lockstep, code: i32, subject: &str) -> Vec<Value> {
+    let checked = json_of(&lockstep.expect(code, &["--json", "check"]));
+    let findings = checked["findings"].as_array().expect("a list").clone();
+    findings.into_iter().filter(|finding| finding["subject"] == subject).collect()
+}
+
+#[test]
+fn what_a_monitor_has_to_notice() {
+    let layout = two_pools_four_datasets().setting("archive_mode", "on");
+    let fixture = Fixture::new(layout.setting("archive_command", "true"));
+    let lockstep = fixture.lockstep();
+    let older = lockstep.backup("label");
+    lockstep.backup("label");
+    assert_eq!(about(&lockstep, exit::DONE, "sets")[0]["severity"], "ok");
+    assert_eq!(about(&lockstep, exit::DONE, "bin_dir")[0]["severity"], "ok");
+
+    // The nightly backup has died.
+    let strict = with(&fixture, "os_user", "max_age_hours = 0\nos_user");
+    let found = about(&strict, exit::PROBLEMS, "sets");
+    assert_eq!((found.len(), &found[0]["severity"]), (1, &"error".into()), "{found:?}");
+    assert!(found[0]["what"].as_str().is_some_and(|what| what.contains("hours old")), "{found:?}");
+
+    // Programs that aren't there, and those of another version.
+    let bin = fixture.cluster.bin.display().to_string();
+    for (other, words) in [
+        ("/nosuch", "has no postgres"),
+        (&*support::cluster::bin_of(17).display().to_string(), "is of PostgreSQL 15"),
+    ] {
+        let changed = with(&fixture, &bin, other);
+        let found = about(&changed, exit::PROBLEMS, "bin_dir");
+        let what = found[0]["what"].as_str().unwrap_or_default();
+        assert!(found[0]["severity"] == "error" && what.contains(words), "{found:?}");
+    }
+
+    // A set whose manifest is lost: one line for all of its snapshots, and no error.
+    let folder = fixture.state.join("clusters/main/sets").join(&older.id);
+    fs::rename(folder.join("manifest.json"), folder.join("aside")).expect("the test may rename");
+    let found = about(&lockstep, exit::DONE, "snapshots");
+    assert_eq!((found.len(), &found[0]["severity"]), (1, &"warning".into()), "{found:?}");
+    for volume in &older.volumes {
+        assert!(found[0]["what"].to_string().contains(&volume.snapshot), "{found:?}");
+    }
+    fs::rename(folder.join("aside"), folder.join("manifest.json")).expect("the test may rename");
+
+    // An archive that gets nothing.
+    fixture.cluster.execute(&[
+        "ALTER SYSTEM SET archive_command = 'false'",
+        "SELECT pg_reload_conf()",
+        "CREATE TABLE more (n int)",
+    ]);
+    let failed = "SELECT count(*) FROM pg_stat_archiver WHERE last_failed_time > last_archived_time OR last_archived_time IS NULL AND failed_count > 0";
+    wait_until("archiving has failed", Duration::from_secs(120), || {
+        // The archiver may still have taken the one before by the old command.
+        fixture.cluster.execute(&["INSERT INTO more VALUES (1)", "SELECT pg_switch_wal()"]);
+        std::thread::sleep(Duration::from_millis(500));
+        fixture.cluster.value("postgres", failed) == "1"
+    });
+    let found = about(&lockstep, exit::PROBLEMS, "archiving");
+    assert_eq!((found.len(), &found[0]["severity"]), (1, &"error".into()), "{found:?}");
+}
+
+/// State that can only be read (a rescue system, a backup of it) can be looked at.
+#[test]
+fn state_that_can_only_be_read() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label").id;
+    let state = fixture.state.as_os_str();
+    must(&mut command("mount", ["--bind".as_ref(), state, state]));
+    must(&mut command("mount", ["-o".as_ref(), "remount,ro,bind".as_ref(), state]));
+    let outcomes = [&["list"][..], &["show", "latest"]].map(|words| lockstep.run(words));
+    must(&mut command("umount", [state]));
+    for outcome in outcomes {
+        assert_eq!(outcome.code, Some(exit::DONE), "{}", outcome.describe());
+        assert!(outcome.stdout.contains(&set), "{}", outcome.describe());
+    }
+}
