@@ -337,7 +337,10 @@ fn damage_is_found_with_the_sets_that_it_harms() {
     let said = lockstep.expect(exit::PROBLEMS, &["repo", "check", "--read-data"]).stdout;
     assert!(said.starts_with("error ") && said.contains("don't restore"), "{said}");
     // What mends it is said; it is done at the end.
-    assert!(said.contains(&format!("lockstep ship --full --repository r {}`", sets[0])), "{said}");
+    assert!(
+        said.contains(&format!("lockstep ship --full --repository offsite {}`", sets[0])),
+        "{said}"
+    );
     fs::remove_file(pack).expect("the test may");
     assert_eq!(check(exit::PROBLEMS, &[])["harmed"], json!(sets));
     fs::write(pack, good).expect("the test may write there");
@@ -349,7 +352,7 @@ fn damage_is_found_with_the_sets_that_it_harms() {
     let found = check(exit::PROBLEMS, &[]);
     assert_eq!(found["harmed"], json!([sets[1]]));
     let hint = found["findings"][0]["hint"].as_str().unwrap_or_default();
-    assert!(hint.contains(&format!("prune --repository r --set {}", sets[1])), "{hint}");
+    assert!(hint.contains(&format!("prune --repository offsite --set {}", sets[1])), "{hint}");
     // Nobody knows what that set needs: nothing is deleted.
     says(&lockstep.expect(exit::FAILED, &["repo", "compact"]), &[&sets[1]]);
     fs::write(&manifest, good).expect("the test may write there");
@@ -367,14 +370,14 @@ fn damage_is_found_with_the_sets_that_it_harms() {
     );
     // The column of a repository isn't what a prune frees.
     let plan = lockstep
-        .expect(exit::DONE, &["prune", "--repository", "r", "--set", &sets[0], "--dry-run"]);
+        .expect(exit::DONE, &["prune", "--repository", "offsite", "--set", &sets[0], "--dry-run"]);
     assert!(plan.stdout.contains("STORED FOR IT"), "{}", plan.describe());
     // What the hint says, done.
     for pack in shipping::packs(&fixture).keys() {
         fs::remove_file(pack).expect("the test may");
     }
     assert_eq!(check(exit::PROBLEMS, &[])["harmed"], json!(sets));
-    lockstep.expect(exit::DONE, &["ship", "--full", "--repository", "r", &sets[0]]);
+    lockstep.expect(exit::DONE, &["ship", "--full", "--repository", "offsite", &sets[0]]);
     assert_eq!(check(exit::DONE, &["--read-data"])["harmed"], json!([]));
     for set in &sets {
         fixture.discard_set(set);
