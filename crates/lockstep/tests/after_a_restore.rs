@@ -25,6 +25,11 @@ fn block(name: &str) -> String {
     text.join("\n")
 }
 
+/// What `--to` was: `data` in it is a link.
+fn folder(restored: &Restored) -> &str {
+    restored.json["directory"].as_str().expect("a restore says where it is")
+}
+
 /// Runs blocks of the page, after the first one with this restore's values in the place of its own.
 fn run(fixture: &Fixture, restored: &Restored, places: &str, names: &[&str]) {
     let server = restored.server();
@@ -36,7 +41,7 @@ fn run(fixture: &Fixture, restored: &Restored, places: &str, names: &[&str]) {
         })
         .into();
     let values = [
-        ("TO", restored.directory.display().to_string()),
+        ("TO", folder(restored).to_owned()),
         ("PGDATA", fixture.cluster.data.display().to_string()),
         ("WAL", fixture.mnt().join("wal/pg_wal").display().to_string()),
         ("TABLESPACES", oids.join(" ")),
@@ -101,20 +106,11 @@ fn a_host_that_is_gone_comes_back_in_its_place() {
     fixture.pgbench_tables(1);
     let rows = fixture.cluster.value("postgres", COUNT);
     shipping::with_repository(&fixture).backup("label");
-    // All that the old host had: its server, its datasets, its state.
+    // All that the old host had is gone or out of the way: its server, its datasets, its state.
     fixture.cluster.stop(Stop::Immediate);
+    let away = "for n in $(seq 20); do zfs unmount \"$0\" && break; sleep 1; done; zfs set mountpoint=none \"$0\"";
     for dataset in &fixture.datasets {
-        must(
-            command(
-                "bash",
-                [
-                    "-c",
-                    "for n in $(seq 20); do zfs destroy -r \"$0\" && exit; sleep 1; done; exit 1",
-                    dataset,
-                ],
-            )
-            .env("PATH", path_with_turns()),
-        );
+        must(command("bash", ["-c", away, dataset]).env("PATH", path_with_turns()));
     }
     std::fs::remove_dir_all(&fixture.state).expect("the test may");
 
@@ -151,7 +147,7 @@ fn a_host_that_is_gone_comes_back_in_its_place() {
     run(&fixture, &restored, &places.join(" "), &["reset"]);
     set_port_again(&fixture, restored.server());
     run(&fixture, &restored, &places.join(" "), &["stop", "datasets", "links"]);
-    assert!(!restored.directory.exists());
+    assert!(!Path::new(folder(&restored)).exists());
 
     let again = shipping::configured(
         &fixture,
