@@ -106,9 +106,13 @@ impl Plan {
     /// Where sets were named: each has to be there, and one that is needed is a problem.
     fn insist_on(&mut self, named: &[String]) -> Result<()> {
         if let Some(id) = named.iter().find(|id| self.entries.iter().all(|e| e.set != **id)) {
+            let list = match &self.place {
+                Place::Local => "lockstep list".to_owned(),
+                Place::Repository(name) => format!("lockstep list --from repository:{name}"),
+            };
             return Err(Error::usage(
                 format!("{} has no set \"{id}\"", self.place),
-                "`lockstep list` shows those that are there (--from repository:NAME those of a repository)",
+                format!("`{list}` shows those that are there"),
             ));
         }
         for entry in self.entries.iter_mut().filter(|entry| named.contains(&entry.set)) {

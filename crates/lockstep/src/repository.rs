@@ -32,6 +32,8 @@ use crate::config::RepositoryConfig;
 use crate::context::Context;
 use crate::error::{Error, Result};
 
+use strata::store::{StoreError, StoreErrorKind};
+
 pub use format::{Encryption, Format};
 pub use shipped::{Shipped, ShippedVolume};
 pub use stores::store;
@@ -86,10 +88,15 @@ pub fn of_strata(error: strata::Error) -> Error {
         },
         error => error,
     };
+    if let strata::Error::Store(StoreError { kind: StoreErrorKind::Ending, verb, path, .. }) =
+        &error
+    {
+        return Error::Interrupted { step: format!("{verb} {path}") };
+    }
     let hint = error.hint().map(str::to_owned);
     let failed = Error::failed(error.to_string());
     let failed = match std::error::Error::source(&error) {
-        Some(source) => failed.because(source.to_string()),
+        Some(source) => failed.because(strata::error::with_causes(source)),
         None => failed,
     };
     match hint {

@@ -67,6 +67,8 @@ pub struct Outcome {
     pub repository: String,
     /// The set there, or why it isn't.
     pub result: Result<Shipped>,
+    /// It was there already, and nothing was sent.
+    pub already: bool,
 }
 
 impl Outcome {
@@ -90,11 +92,12 @@ pub fn run(
 ) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
     for name in names {
-        let result = ship(cx, manifest, name, full);
+        let mut already = false;
+        let result = ship(cx, manifest, name, full, &mut already);
         if let Err(error @ Error::Interrupted { .. }) = result {
             return Err(error);
         }
-        outcomes.push(Outcome { repository: name.clone(), result });
+        outcomes.push(Outcome { repository: name.clone(), result, already });
     }
     Ok(outcomes)
 }
@@ -121,7 +124,13 @@ pub fn note_path(cx: &Context, manifest: &Manifest, repository: &str) -> PathBuf
     cx.state.set_directory(&manifest.set).join(format!("shipped.{repository}.json"))
 }
 
-fn ship(cx: &Context, manifest: &Manifest, name: &str, full: bool) -> Result<Shipped> {
+fn ship(
+    cx: &Context,
+    manifest: &Manifest,
+    name: &str,
+    full: bool,
+    already: &mut bool,
+) -> Result<Shipped> {
     let _lock = lock(cx, name, "ship")?;
     let repository = repository::open(cx, name)?;
     let there = repository.read_if_there(manifest.set.as_str())?;
@@ -129,6 +138,7 @@ fn ship(cx: &Context, manifest: &Manifest, name: &str, full: bool) -> Result<Shi
         && !full
     {
         note(cx, there, name)?;
+        *already = true;
         return Ok(there.clone());
     }
     let held = Held::take(cx, &repository, PATIENCE)?;

@@ -2,9 +2,11 @@
 
 mod support;
 
+use std::path::Path;
+
 use support::checker::Checker;
-use support::cluster::Cluster;
-use support::command::{command, must};
+use support::cluster::{Cluster, Stop};
+use support::command::{command, must, run};
 use support::fixture::{Fixture, assert_clean};
 use support::layout::one_pool;
 use support::ledger::{Expected, Ledger};
@@ -41,7 +43,7 @@ fn setup(fixture: &Fixture, set: &Set, to: &std::path::Path) -> String {
         .collect();
     assert_eq!(tablespaces.len(), 2, "{:?}", set.volumes);
     format!(
-        "set -euo pipefail\nSET={}\nTO='{}'\nDATA={}\nWAL={}\nTABLESPACES='{}'\nBIN={}\nPORT={}\n",
+        "set -euo pipefail\nSET={}\nTO='{}'\nDATA={}\nWAL={}\nTABLESPACES='{}'\nBIN={}\nPORT={}\nCONFIG='{}'\n",
         set.id,
         to.display(),
         dataset("data"),
@@ -49,6 +51,7 @@ fn setup(fixture: &Fixture, set: &Set, to: &std::path::Path) -> String {
         tablespaces.join(" "),
         fixture.cluster.bin.display(),
         support::fixture::free_port(),
+        fixture.state.join("clusters/main/sets").join(&set.id).join("config").display(),
     )
 }
 
@@ -56,11 +59,46 @@ fn shell(script: &str) -> String {
     must(command("bash", ["-c", script]).env("PATH", path_with_turns()))
 }
 
+/// What a postgresql.conf may say of the original. Each line alone leads astray a clone in which it stays.
+fn settings_that_lead_back(cluster: &Cluster, touched: &Path) -> String {
+    let (data, touched) = (cluster.data.display(), touched.display());
+    format!(
+        "data_directory = '{data}'\nHBA_FILE '{data}/pg_hba.conf'\nident_file='{data}/pg_ident.conf'\n\
+         \texternal_pid_file = '{data}/external.pid'\nlogging_collector = on\n\
+         recovery_target_name = 'of an older restore'\nrecovery_min_apply_delay = '1h'\n\
+         recovery_end_command = 'touch {touched}'\narchive_cleanup_command = 'touch {touched}'\n"
+    )
+}
+
+/// Appends to the cluster's postgresql.conf.
+fn configure(cluster: &Cluster, text: &str) {
+    let path = cluster.data.join("postgresql.conf");
+    let old = std::fs::read_to_string(&path).expect("initdb wrote it");
+    std::fs::write(&path, old + text).expect("root may write everywhere");
+}
+
+/// The page from its second block to its last but one.
+fn body() -> String {
+    let blocks = blocks();
+    assert_eq!(blocks.first().map(|(kind, _)| *kind), Some("setup"));
+    assert_eq!(blocks.last().map(|(kind, _)| *kind), Some("cleanup"));
+    assert!(blocks.len() >= 9, "the page has lost blocks");
+    let middle: Vec<_> =
+        blocks[1..blocks.len() - 1].iter().map(|(_, text)| text.as_str()).collect();
+    middle.join("\n")
+}
+
+fn cleanup() -> String {
+    blocks().pop().expect("the page has blocks").1
+}
+
 #[test]
 fn the_page_restores_a_set_without_the_program() {
     let fixture = Fixture::new(one_pool());
     fixture.pgbench_tables(SCALE);
     let ledger = Ledger::create(&fixture.cluster, "ts1", "ts2");
+    let touched = fixture.root().join("touched");
+    configure(&fixture.cluster, &settings_that_lead_back(&fixture.cluster, &touched));
     let load = Load::start(&fixture.cluster, &["ts1", "ts2"], &Plan::all(1));
     let writers = ledger.start(&fixture.cluster);
     ledger.wait_for(20);
@@ -70,26 +108,88 @@ fn the_page_restores_a_set_without_the_program() {
         none_after: Some(ledger.attempted()),
         ..Expected::default()
     };
+    // The day on which the page is needed: the server is down, and nothing would refuse to start it.
+    writers.stop();
+    load.stop();
+    fixture.cluster.stop(Stop::Fast);
+    let control = |cluster: &Cluster| std::fs::read(cluster.data.join("global/pg_control")).ok();
+    let as_it_was = control(&fixture.cluster);
 
-    let blocks = blocks();
-    assert_eq!(blocks.first().map(|(kind, _)| *kind), Some("setup"));
-    assert_eq!(blocks.last().map(|(kind, _)| *kind), Some("cleanup"));
-    assert!(blocks.len() >= 8, "the page has lost blocks");
     let to = fixture.owned("by hand").with_file_name("by-hand");
     let setup = setup(&fixture, &set, &to);
-    let middle: Vec<_> =
-        blocks[1..blocks.len() - 1].iter().map(|(_, text)| text.as_str()).collect();
-    shell(&format!("{setup}{}", middle.join("\n")));
+    shell(&format!("{setup}{}", body()));
+    assert!(!fixture.cluster.is_running(), "the page has started the original");
+    assert_eq!(control(&fixture.cluster), as_it_was, "the page has changed the original");
+    assert!(!touched.exists(), "a command of the original's recovery ran");
 
     let server =
         Cluster::running_in(&to.join("data"), &fixture.cluster.bin, &to.join("data/server.log"));
+    assert_eq!(server.value("postgres", "SHOW data_directory"), to.join("data").to_string_lossy());
+    assert_eq!(server.value("postgres", "SHOW max_logical_replication_workers"), "0");
     let checker = Checker::new(SCALE).with_ledger(&ledger, expected);
     checker.check_running(&server).assert_right("restored by hand");
 
-    shell(&format!("{setup}{}", blocks[blocks.len() - 1].1));
+    shell(&format!("{setup}{}", cleanup()));
     assert!(!to.exists(), "the page's last block leaves {to:?}");
-    writers.stop();
-    load.stop();
+    fixture.cluster.start();
+    fixture.discard_set(&set.id);
+    assert_clean(&fixture);
+}
+
+#[test]
+fn the_page_starts_nothing_where_a_setting_still_names_the_original() {
+    let fixture = Fixture::new(one_pool());
+    // Out of reach of step 4: in a file that postgresql.conf includes.
+    let included = format!("data_directory = '{}'\n", fixture.cluster.data.display());
+    std::fs::write(fixture.cluster.data.join("more.conf"), included).unwrap();
+    configure(&fixture.cluster, "include = 'more.conf'\n");
+    let set = fixture.lockstep().backup("label");
+    fixture.cluster.stop(Stop::Fast);
+
+    let to = fixture.owned("by hand").with_file_name("by-hand");
+    let setup = setup(&fixture, &set, &to);
+    let script = format!("{setup}{}", body());
+    let outcome = run(command("bash", ["-c", &script]).env("PATH", path_with_turns()));
+    assert!(!outcome.ok() && outcome.stderr.contains("this would start"), "{}", outcome.describe());
+    assert!(!fixture.cluster.is_running() && !to.join("data/postmaster.pid").exists());
+
+    let without_a_server = cleanup().replace("kill -QUIT", "true");
+    shell(&format!("{setup}{without_a_server}"));
+    fixture.cluster.start();
+    fixture.discard_set(&set.id);
+    assert_clean(&fixture);
+}
+
+#[test]
+fn the_page_takes_the_configuration_of_a_set_where_no_snapshot_has_it() {
+    let fixture = Fixture::new(one_pool());
+    let outside = fixture.owned("etc");
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        must(command("mv", [fixture.cluster.data.join(name)]).arg(&outside));
+    }
+    fixture.cluster.stop(Stop::Fast);
+    let conf = outside.join("postgresql.conf");
+    let (data, etc) = (fixture.cluster.data.display(), outside.display());
+    let text = std::fs::read_to_string(&conf).unwrap();
+    let text = format!(
+        "{text}data_directory = '{data}'\nhba_file = '{etc}/pg_hba.conf'\nident_file = '{etc}/pg_ident.conf'\nwork_mem = '7MB'\n"
+    );
+    std::fs::write(&conf, text).unwrap();
+    let options = format!("-c config_file={}", conf.display());
+    let log = fixture.cluster.log.display().to_string();
+    let start = ["-D", &data.to_string(), "-l", &log, "-w", "-o", &options, "start"];
+    must(&mut fixture.cluster.tool("pg_ctl", start));
+    let set = fixture.lockstep().backup("label");
+
+    let to = fixture.owned("by hand").with_file_name("by-hand");
+    let setup = setup(&fixture, &set, &to);
+    shell(&format!("{setup}{}", body()));
+    let server =
+        Cluster::running_in(&to.join("data"), &fixture.cluster.bin, &to.join("data/server.log"));
+    assert_eq!(server.value("postgres", "SHOW work_mem"), "7MB");
+    assert_eq!(server.value("postgres", "SHOW data_directory"), to.join("data").to_string_lossy());
+
+    shell(&format!("{setup}{}", cleanup()));
     fixture.discard_set(&set.id);
     assert_clean(&fixture);
 }

@@ -134,10 +134,13 @@ fn only_the_right_key_opens_it() {
     desk.with(&hex).expect(exit::DONE, &["repo", "init"]);
 
     let wrong = format!("key_file = \"{}\"", desk.key("wrong", 2));
-    let outcome = desk.with(&wrong).expect(exit::FAILED, &["repo", "init"]);
+    let outcome = desk.with(&wrong).expect(exit::USAGE, &["repo", "init"]);
     says(&outcome, &["wrong\" opens no key of repository \"r\"", "hint:"]);
     let phrase = format!("passphrase_file = \"{}\"", desk.secret("phrase", b"no\n"));
-    says(&desk.with(&phrase).expect(exit::FAILED, &["repo", "init"]), &["opens no key"]);
+    says(&desk.with(&phrase).expect(exit::USAGE, &["repo", "init"]), &["opens no key"]);
+    let nowhere = format!("key_file = \"{}\"", desk.at("nowhere.key").display());
+    let absent = desk.with(&nowhere).expect(exit::USAGE, &["repo", "init"]);
+    says(&absent, &["nowhere.key", "isn't there", "hint:"]);
     let without = desk.with("").expect(exit::USAGE, &["repo", "init"]);
     says(&without, &["repository \"r\" is encrypted", "key_file or passphrase_file"]);
 
@@ -196,7 +199,7 @@ fn keys_are_rotated_and_the_last_one_stays() {
     let lockstep = desk.with(&new);
     lockstep.expect(exit::DONE, &["repo", "key", "remove", &first]);
     lockstep.expect(exit::DONE, &["repo", "init"]);
-    desk.with(&old).expect(exit::FAILED, &["repo", "init"]);
+    desk.with(&old).expect(exit::USAGE, &["repo", "init"]);
 }
 
 #[test]
@@ -251,6 +254,11 @@ fn an_empty_repository_is_well() {
     lockstep.expect(exit::DONE, &["repo", "compact", "--max-bytes", "1MiB"]);
     lockstep.expect(exit::USAGE, &["repo", "compact", "--max-bytes", "much"]);
     lockstep.expect(exit::USAGE, &["repo", "check", "--read-data=0"]);
+    let percent = lockstep.expect(exit::USAGE, &["repo", "check", "--read-data", "10"]);
+    says(&percent, &["no repository \"10\"", "--read-data=10"]);
+    says(&lockstep.expect(exit::USAGE, &["ship", "--repository", "nope"]), &["nope", "it has: r"]);
+    let unknown = ["prune", "--repository", "r", "--set", "20200101T000000Z-aaaa"];
+    says(&lockstep.expect(exit::USAGE, &unknown), &["has no set", "list --from repository:r"]);
     let listed = &lockstep.json(&["repo", "list"])["repositories"][0];
     assert_eq!((&listed["sets"], &listed["encrypted"]), (&json!(0), &json!(false)));
     let table = lockstep.expect(exit::DONE, &["repo", "list"]);
@@ -276,9 +284,13 @@ fn what_no_set_needs_goes_after_its_grace_time() {
     let outcome = later.expect(exit::PROBLEMS, &["repo", "check", "--repair"]);
     let lines: Vec<&str> = outcome.stdout.lines().collect();
     assert!(lines[0].starts_with("warning  r: ") && lines[0].contains("holiday.jpg"), "{lines:?}");
-    assert!(lines[1].starts_with("note     r: 1 object that no set needs"), "{lines:?}");
+    let note = "note     r: 1 object that no set needs, of which 0 wait for their grace time";
+    assert!(lines[1].starts_with(note), "{lines:?}");
     assert!(lines[2].starts_with("repair   r: 0 objects deleted, 1 waits"), "{lines:?}");
     assert!(left_over.exists());
+    // What a collection has noted is told from what is too young for that.
+    let again = later.expect(exit::PROBLEMS, &["repo", "check"]).stdout;
+    assert!(again.contains("1 object that no set needs, of which 1 waits for"), "{again}");
     let now = desk.with("grace_hours = 0");
     let dry = &now.json(&["repo", "compact", "--dry-run"])["repositories"][0];
     assert_eq!(dry["deleted"], 1);
@@ -324,6 +336,11 @@ fn damage_is_found_with_the_sets_that_it_harms() {
     assert!(found["findings"][0]["what"].as_str().is_some_and(|what| what.contains(name)));
     let said = lockstep.expect(exit::PROBLEMS, &["repo", "check", "--read-data"]).stdout;
     assert!(said.starts_with("error ") && said.contains("don't restore"), "{said}");
+    // What mends it is said; it is done at the end.
+    assert!(
+        said.contains(&format!("lockstep ship --full --repository offsite {}`", sets[0])),
+        "{said}"
+    );
     fs::remove_file(pack).expect("the test may");
     assert_eq!(check(exit::PROBLEMS, &[])["harmed"], json!(sets));
     fs::write(pack, good).expect("the test may write there");
@@ -332,7 +349,10 @@ fn damage_is_found_with_the_sets_that_it_harms() {
     let manifest = shipping::folder(&fixture).join(format!("clusters/main/sets/{}.json", sets[1]));
     let good = fs::read(&manifest).expect("it is there");
     fs::write(&manifest, &good[1..]).expect("the test may write there");
-    assert_eq!(check(exit::PROBLEMS, &[])["harmed"], json!([sets[1]]));
+    let found = check(exit::PROBLEMS, &[]);
+    assert_eq!(found["harmed"], json!([sets[1]]));
+    let hint = found["findings"][0]["hint"].as_str().unwrap_or_default();
+    assert!(hint.contains(&format!("prune --repository offsite --set {}", sets[1])), "{hint}");
     // Nobody knows what that set needs: nothing is deleted.
     says(&lockstep.expect(exit::FAILED, &["repo", "compact"]), &[&sets[1]]);
     fs::write(&manifest, good).expect("the test may write there");
@@ -348,6 +368,17 @@ fn damage_is_found_with_the_sets_that_it_harms() {
         exit::DONE,
         &["restore", &sets[1], "--from", "repository", "--as", "files", "--to", to],
     );
+    // The column of a repository isn't what a prune frees.
+    let plan = lockstep
+        .expect(exit::DONE, &["prune", "--repository", "offsite", "--set", &sets[0], "--dry-run"]);
+    assert!(plan.stdout.contains("STORED FOR IT"), "{}", plan.describe());
+    // What the hint says, done.
+    for pack in shipping::packs(&fixture).keys() {
+        fs::remove_file(pack).expect("the test may");
+    }
+    assert_eq!(check(exit::PROBLEMS, &[])["harmed"], json!(sets));
+    lockstep.expect(exit::DONE, &["ship", "--full", "--repository", "offsite", &sets[0]]);
+    assert_eq!(check(exit::DONE, &["--read-data"])["harmed"], json!([]));
     for set in &sets {
         fixture.discard_set(set);
     }

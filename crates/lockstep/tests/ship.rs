@@ -139,6 +139,13 @@ fn an_unchanged_cluster_ships_next_to_nothing() {
     let second = prepared.lockstep.backup("cold");
     let after: u64 = packs(&prepared.fixture).values().sum();
     assert!(after - before < before / 20, "{before} bytes, then {} more", after - before);
+    assert_eq!(second.json["repositories"][0]["already"], false, "{}", second.json);
+    // What is there is said to be there, and not what it cost then.
+    let again = prepared.lockstep.json(&["ship", &second.id])["repositories"][0].clone();
+    assert_eq!(again["already"], true, "{again}");
+    assert_eq!(again["shipped_at"], second.json["repositories"][0]["shipped_at"], "{again}");
+    let said = prepared.lockstep.expect(0, &["ship", &second.id]).stdout;
+    assert!(said.contains("there already, since") && !said.contains("sent,"), "{said}");
     prepared.fixture.cluster.start();
     for set in [first, second] {
         prepared.proves(&set, Expected::default());

@@ -78,6 +78,8 @@ fn a_refusal_is_named_with_what_to_do() {
     // Nobody at all.
     let outcome = at(&workspace, free_port(), "").expect(exit::FAILED, &["repo", "init"]);
     assert!(outcome.stderr.contains("failed for now"), "{}", outcome.describe());
+    assert!(outcome.stderr.contains("Connection refused"), "{}", outcome.describe());
+    assert!(outcome.stderr.contains("is the endpoint right"), "{}", outcome.describe());
     // A server that listens and says nothing.
     spoiled.choose(|_, _| Fate::Silent);
     let begun = Instant::now();
@@ -226,5 +228,41 @@ fn dead_after_any_call_and_the_next_goes_on() {
     }
     let checked = &lockstep.json(&["repo", "check"])["repositories"][0];
     assert_eq!(checked["orphans"], json!([]), "leftovers stay");
+    assert_clean(fixture);
+}
+
+/// A shipment ends soon once it was asked to, whatever it is waiting for: a store that has died, or its own limit.
+#[test]
+fn an_interruption_waits_for_no_store_and_no_limit() {
+    let Some(prepared) = prepare() else { return };
+    let Prepared { fixture, spoiled, lockstep, .. } = &prepared;
+    prepared.change();
+    let late = Set::of(&lockstep.json(&["backup", "--no-ship"])).id;
+    let ended = |lockstep: &Lockstep| {
+        let running = lockstep.spawn(&["ship", &late]);
+        std::thread::sleep(Duration::from_secs(3));
+        running.signal(rustix::process::Signal::INT);
+        let begun = Instant::now();
+        let outcome = running.wait(Duration::from_secs(120));
+        assert!(
+            begun.elapsed() < Duration::from_secs(4),
+            "{:?}: {}",
+            begun.elapsed(),
+            outcome.describe()
+        );
+        assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
+    };
+    // Dies once the lease is held: it can't be given back either.
+    spoiled.choose(|request, number| match request.target.contains("/packs/") || number > 20 {
+        true => Fate::Refused(503, "SlowDown"),
+        false => Fate::Passed,
+    });
+    ended(lockstep);
+    spoiled.choose(|_, _| Fate::Passed);
+
+    let more = "rate_limit = \"20KB\"\ngrace_hours = 0";
+    let table = s3_table(fixture.root(), spoiled.port, "sets", more);
+    ended(&configured(fixture, &[("amazon", table)], ""));
+    prepared.well(1, "after interruptions");
     assert_clean(fixture);
 }

@@ -87,7 +87,7 @@ pub(crate) fn read_with<T: DeserializeOwned>(
         (Proof::Hash, _, Some(_)) => return Err(sealed("no key was given")),
         (Proof::Hash, None, None) => return Err(Error::damaged(path, 0, "it has no hash")),
         (Proof::Key(..), ..) => {
-            let why = "it was written without the repository's key: nobody knows by whom";
+            let why = "it has no code of the repository's key: nobody knows by whom it was written, or it comes from a version before there were codes (make a new repository then)";
             return Err(Error::damaged(path, 0, why));
         }
     };
@@ -96,7 +96,7 @@ pub(crate) fn read_with<T: DeserializeOwned>(
         let why = match proof {
             Proof::Hash => "its hash is wrong",
             Proof::Key(..) => {
-                "its code isn't that of the repository's key: it is damaged, or changed"
+                "its code isn't that of the repository's key for this path: it is damaged or changed, or it was written under another name"
             }
         };
         return Err(Error::damaged(path, 0, why));

@@ -124,6 +124,21 @@ pub enum Error {
     Caller(Box<dyn std::error::Error + Send + Sync>),
 }
 
+/// An error's words and those of all that caused it, each once, in one line.
+#[must_use]
+pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
 impl Error {
     /// An error of the caller's own.
     pub fn caller(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {

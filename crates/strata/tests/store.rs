@@ -3,11 +3,12 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use strata::store::testing::{Counting, Fault, Faulty};
-use strata::store::{ObjectStorage, Paced, Retries, Storage, Store, StoreErrorKind};
+use strata::store::{Ending, ObjectStorage, Paced, Retries, Storage, Store, StoreErrorKind};
 use support::contract::contract;
 use support::folder_store;
 
@@ -87,18 +88,23 @@ fn a_folder_that_may_not_be_written_says_so() {
     assert!(std::error::Error::source(&error).is_some(), "the system's words are kept: {error}");
 }
 
-#[test]
-fn a_stalled_call_times_out() {
+/// A store that never answers.
+fn stalled() -> ObjectStorage {
     let slow = object_store::throttle::ThrottledStore::new(
         object_store::memory::InMemory::new(),
         object_store::throttle::ThrottleConfig {
             wait_put_per_call: Duration::from_secs(60),
+            wait_get_per_call: Duration::from_secs(60),
             ..Default::default()
         },
     );
     let timeouts = strata::store::Timeouts { call: Duration::from_millis(50), least_rate: 1 << 20 };
-    let storage = ObjectStorage::on(Arc::new(slow), "", timeouts).unwrap();
-    let error = storage.put("x", &["a".into()]).unwrap_err();
+    ObjectStorage::on(Arc::new(slow), "", timeouts).unwrap()
+}
+
+#[test]
+fn a_stalled_call_times_out() {
+    let error = stalled().put("x", &["a".into()]).unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::TimedOut);
     assert!(error.hint().is_some());
 }
@@ -140,4 +146,43 @@ fn a_paced_store_keeps_the_contract_and_the_limit() {
     let begun = Instant::now();
     paced.put_if_absent("lease", "small").unwrap();
     assert!(begun.elapsed() < Duration::from_millis(50), "what is small doesn't wait");
+}
+
+#[test]
+fn whoever_ends_waits_no_more() {
+    let over = Arc::new(AtomicBool::new(false));
+    let asked = over.clone();
+    let ending = Ending::when(move || asked.load(Ordering::SeqCst));
+    let counting = Counting::new(Arc::new(stalled()));
+    let store = Store::new(counting.clone()).until(ending.clone());
+    let end = || {
+        std::thread::sleep(Duration::from_millis(300));
+        over.store(true, Ordering::SeqCst);
+    };
+    let begun = Instant::now();
+    let error = std::thread::scope(|scope| {
+        scope.spawn(end);
+        store.get("x").unwrap_err()
+    });
+    assert_eq!(error.kind, StoreErrorKind::Ending);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    // From then on one try each.
+    counting.take();
+    assert_eq!(store.get("x").unwrap_err().kind, StoreErrorKind::Ending);
+    assert_eq!(counting.take().len(), 1);
+
+    // What waits for its turn goes at once.
+    over.store(false, Ordering::SeqCst);
+    let memory = Arc::new(object_store::memory::InMemory::new());
+    let paced = Paced::new(ObjectStorage::on(memory, "", Default::default()).unwrap(), 1);
+    let paced = paced.until(ending);
+    paced
+        .put("a", &["a minute's worth of bytes, one after another, at one byte a second".into()])
+        .unwrap();
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(end);
+        paced.put("b", &["b".into()]).unwrap();
+    });
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }

@@ -94,7 +94,12 @@ fn show(plan: &Plan, dry_run: bool) {
         return;
     }
     println!("{}", plan.place);
-    let mut table = output::table(&["set", "taken", "own bytes", "plan", "why"]);
+    // In a repository the blocks of a set that goes live on in those that come after it.
+    let size = match plan.place {
+        Place::Local => "own bytes",
+        Place::Repository(_) => "stored for it",
+    };
+    let mut table = output::table(&["set", "taken", size, "plan", "why"]);
     for entry in &plan.entries {
         let (fate, why) = match &entry.fate {
             Fate::Keep(_) => ("keep", reasons(entry).join(", ")),

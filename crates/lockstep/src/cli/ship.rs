@@ -38,6 +38,8 @@ impl Ship {
                 format!("add repositories = [\"NAME\"] to [clusters.{}]", cx.name),
             ));
         }
+        // A name that was mistyped is no repository that failed.
+        names.iter().try_for_each(|name| crate::repository::config(cx, name).map(drop))?;
         let manifest = cx.state.find(&self.set)?;
         crate::restore::unfinished::remove(cx)?;
         let outcomes = ship::run(cx, &manifest, names, self.full)?;
@@ -66,7 +68,8 @@ pub(super) fn as_json(outcomes: &[Outcome]) -> Value {
     let one = |outcome: &Outcome| match &outcome.result {
         Ok(shipped) => json!({
             "repository": outcome.repository, "complete": true, "bad_pages": shipped.bad_pages(),
-            "shipped_at": shipped.shipped_at, "volumes": shipped.volumes,
+            "already": outcome.already, "shipped_at": shipped.shipped_at,
+            "volumes": shipped.volumes,
         }),
         Err(error) => json!({
             "repository": outcome.repository, "complete": false, "error": error.chain(),
@@ -80,7 +83,7 @@ pub(super) fn as_json(outcomes: &[Outcome]) -> Value {
 pub(super) fn as_text(outcomes: &[Outcome]) {
     for outcome in outcomes {
         match &outcome.result {
-            Ok(shipped) => shipped_as_text(&outcome.repository, shipped),
+            Ok(shipped) => shipped_as_text(&outcome.repository, shipped, outcome.already),
             // Why, stderr says.
             Err(_) => println!("  repository {}: NOT there", outcome.repository),
         }
@@ -113,18 +116,24 @@ pub(super) fn raw_in_words(volume: &ShippedVolume) -> Option<String> {
     Some(format!("raw, encrypted as on disk: {increments}; pages not checked"))
 }
 
-fn shipped_as_text(repository: &str, shipped: &Shipped) {
+fn shipped_as_text(repository: &str, shipped: &Shipped, already: bool) {
     let sum = |of: fn(&ShippedVolume) -> u64| -> u64 { shipped.volumes.iter().map(of).sum() };
     let kind = match shipped.volumes.iter().filter(|volume| volume.base.is_none()).count() {
         0 => "incremental".to_owned(),
         full if full == shipped.volumes.len() => "full".to_owned(),
         full => format!("{full} of {} volumes full", shipped.volumes.len()),
     };
-    println!(
-        "  repository {repository}: {kind}, {} sent, {} stored",
-        bytes(sum(|volume| volume.stream_bytes)),
-        bytes(sum(|volume| volume.stored_bytes)),
-    );
+    match already {
+        true => println!(
+            "  repository {repository}: there already, since {}; nothing was sent",
+            shipped.shipped_at.strftime("%Y-%m-%d %H:%M:%SZ")
+        ),
+        false => println!(
+            "  repository {repository}: {kind}, {} sent, {} stored",
+            bytes(sum(|volume| volume.stream_bytes)),
+            bytes(sum(|volume| volume.stored_bytes)),
+        ),
+    }
     for volume in &shipped.volumes {
         if let Some(words) = raw_in_words(volume) {
             println!("             {}: {words}", volume.dataset);

@@ -409,7 +409,7 @@ fn a_check_beside_a_prune_finds_nothing() {
             memory.delete("keys/a.json").unwrap();
         }));
         let checking = repository(meanwhile.clone());
-        let checked = crate::repository::check::run(&checking, Some(100), &mut |_, _| ());
+        let checked = crate::repository::check::run(&checking, Some(100), &[], &mut |_, _| ());
         let findings = checked.unwrap().findings;
         let calls = meanwhile.calls();
         // The key is the last that is read.

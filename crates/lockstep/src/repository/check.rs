@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use strata::check::{CheckOptions, Report, check_some, collect};
+use strata::check::{CheckOptions, Problem, Report, check_some, collect};
 use strata::store::Store;
 
 use super::{Format, Repository, files, keys, locks, of_strata, wrap};
@@ -67,9 +67,12 @@ impl Checked {
 ///
 /// # Errors
 /// When the store can't be listed.
+///
+/// `here`: the sets that this host has, oldest first.
 pub fn run(
     repository: &Repository,
     percent: Option<u8>,
+    here: &[String],
     told: &mut dyn FnMut(u64, u64),
 ) -> Result<Checked> {
     let known = vec!["wal/".to_owned()];
@@ -77,7 +80,7 @@ pub fn run(
     let mut chosen = sample(percent.unwrap_or(0))?;
     let report = check_some(&repository.strata, &options, &mut chosen, told);
     let report = report.map_err(of_strata)?;
-    let mut findings = of_report(&report);
+    let mut findings = of_report(&report, &repository.name, here);
     findings.extend(of_sets(repository, &report, percent)?);
     let store = repository.strata.store();
     let format = Format::read(store, &repository.name)?;
@@ -106,15 +109,12 @@ fn chooser(percent: u8) -> Result<impl FnMut(&[u8]) -> bool> {
     })
 }
 
-fn of_report(report: &Report) -> Vec<Finding> {
+fn of_report(report: &Report, name: &str, here: &[String]) -> Vec<Finding> {
     let harmful = report.problems.iter().map(|problem| Finding {
         severity: Severity::Error,
         what: Error::failed(problem.error.to_string()).chain(),
         sets: problem.sets.clone(),
-        hint: Some(match problem.sets.as_slice() {
-            [] => "no set needs it".to_owned(),
-            _ => "don't restore these sets from here; what else there is still restores".to_owned(),
-        }),
+        hint: Some(what_mends(problem, name, here)),
     });
     let foreign = report.foreign.iter().map(|path| Finding {
         severity: Severity::Warning,
@@ -124,14 +124,41 @@ fn of_report(report: &Report) -> Vec<Finding> {
     });
     let orphans = (!report.orphans.is_empty()).then(|| Finding {
         severity: Severity::Note,
-        what: format!("{} that no set needs", counted(report.orphans.len() as u64, "object")),
+        what: format!(
+            "{} that no set needs, of which {} their grace time",
+            counted(report.orphans.len() as u64, "object"),
+            if report.noted == 1 { "1 waits for".to_owned() } else { format!("{} wait for", report.noted) },
+        ),
         sets: Vec::new(),
         hint: Some(
-            "of a backup that is being written, or left over; `repo compact` and `repo check --repair` delete what is left over once its grace time is over"
+            "what no prune has noted yet is of a backup that is being written, or left over, and too young to tell; `prune`, `repo compact` and `repo check --repair` note it once it is older than the grace time, and delete it when another has passed"
                 .to_owned(),
         ),
     });
     harmful.chain(foreign).chain(orphans).collect()
+}
+
+/// What to do about something that sets need.
+fn what_mends(problem: &Problem, name: &str, here: &[String]) -> String {
+    const MEANWHILE: &str = "don't restore these sets from here; what else there is still restores";
+    if problem.sets.is_empty() {
+        return "no set needs it".to_owned();
+    }
+    let set = &problem.set;
+    if problem.error.to_string().contains(&format!("sets/{set}.json")) {
+        return format!(
+            "{MEANWHILE}. `lockstep prune --repository {name} --set {set}` takes the set out, and `lockstep ship --repository {name} {set}` stores it again while this host has it"
+        );
+    }
+    match here.iter().find(|set| problem.sets.contains(set)) {
+        // The oldest: what was stored on top of it is mended too.
+        Some(set) => format!(
+            "{MEANWHILE}. `lockstep ship --full --repository {name} {set}` stores it anew from this host's snapshots, and mends the sets after it"
+        ),
+        None => format!(
+            "{MEANWHILE}. This host has none of them any more: `lockstep ship --full --repository {name}` stores the newest set in full"
+        ),
+    }
 }
 
 /// `1 pack`, `2 packs`.

@@ -72,7 +72,10 @@ fn keeps_what_is_there(store: &Store, config: &RepositoryConfig) -> Result<()> {
     store.put_if_absent(&path, b"first".to_vec()).map_err(of_store)?;
     let second = store.put_if_absent(&path, b"second".to_vec());
     let kept = store.get(&path).map_err(of_store)?;
-    store.delete(&path).map_err(of_store)?;
+    // A bucket with a retention policy, or credentials that may not delete: the probe stays, and harms nobody.
+    if let Err(error) = store.delete(&path) {
+        tracing::debug!(path, error = %of_store(error).chain(), "the probe stays where it is");
+    }
     match second {
         Err(error) if error.kind == StoreErrorKind::AlreadyExists && *kept == *b"first" => Ok(()),
         Err(error) if error.kind != StoreErrorKind::AlreadyExists => Err(of_store(error)),
@@ -107,53 +110,63 @@ mod tests {
     use std::ops::Range;
 
     use bytes::Bytes;
-    use strata::store::{Listed, Storage, StoreResult};
+    use strata::store::{Listed, Storage, StoreError, StoreResult};
 
     use super::*;
     use crate::prune::memory_store::Memory;
 
-    /// A store whose server knows no conditions.
-    struct Overwrites(Memory);
+    /// A store whose server knows no conditions, or lets nobody delete.
+    struct Odd {
+        inner: Memory,
+        overwrites: bool,
+        deletes: bool,
+    }
 
-    impl Storage for Overwrites {
+    impl Storage for Odd {
         fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
-            self.0.put(path, data)
+            self.inner.put(path, data)
         }
 
         fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
-            self.0.put(path, std::slice::from_ref(data))
+            match self.overwrites {
+                true => self.inner.put(path, std::slice::from_ref(data)),
+                false => self.inner.put_if_absent(path, data),
+            }
         }
 
         fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
-            self.0.put_file(path, file, length)
+            self.inner.put_file(path, file, length)
         }
 
         fn get(&self, path: &str) -> StoreResult<Bytes> {
-            self.0.get(path)
+            self.inner.get(path)
         }
 
         fn get_small(&self, path: &str, limit: u64) -> StoreResult<Bytes> {
-            self.0.get_small(path, limit)
+            self.inner.get_small(path, limit)
         }
 
         fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
-            self.0.get_range(path, range)
+            self.inner.get_range(path, range)
         }
 
         fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
-            self.0.list(prefix, each)
+            self.inner.list(prefix, each)
         }
 
         fn delete(&self, path: &str) -> StoreResult<()> {
-            self.0.delete(path)
+            match self.deletes {
+                true => self.inner.delete(path),
+                false => Err(StoreError::new("delete", path, StoreErrorKind::Retained)),
+            }
         }
 
         fn size(&self, path: &str) -> StoreResult<u64> {
-            self.0.size(path)
+            self.inner.size(path)
         }
 
         fn locked_seconds(&self, path: &str) -> u64 {
-            self.0.locked_seconds(path)
+            self.inner.locked_seconds(path)
         }
     }
 
@@ -163,8 +176,21 @@ mod tests {
         let good = Memory::default();
         keeps_what_is_there(&Store::new(good.clone()), &config).unwrap();
         assert!(good.paths("").is_empty(), "the probe is gone");
-        let error = keeps_what_is_there(&Store::new(Overwrites(good)), &config).unwrap_err();
+        let overwrites = Odd { inner: good, overwrites: true, deletes: true };
+        let error = keeps_what_is_there(&Store::new(overwrites), &config).unwrap_err();
         assert!(error.to_string().contains("s3://b"), "{error}");
         assert!(error.hint().is_some_and(|hint| hint.contains("two hosts")));
+    }
+
+    #[test]
+    fn a_store_that_lets_nobody_delete_does() {
+        let config: RepositoryConfig = toml::from_str("url = 's3://b'").unwrap();
+        for overwrites in [false, true] {
+            let memory = Memory::default();
+            let kept = Odd { inner: memory.clone(), overwrites, deletes: false };
+            let result = keeps_what_is_there(&Store::new(kept), &config);
+            assert_eq!(result.is_ok(), !overwrites, "{result:?}");
+            assert_eq!(memory.paths("leases/probe").len(), 1, "it could not be deleted");
+        }
     }
 }

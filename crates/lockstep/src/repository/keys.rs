@@ -230,12 +230,18 @@ pub fn open(
             return Ok(Some(Opened { key, slot: slot.id.clone() }));
         }
     }
-    let mut what = format!("the {source} opens no key of repository \"{name}\"");
+    let what = format!("the {source} opens no key of repository \"{name}\"");
     if let Some((path, error)) = bad.first() {
-        what = format!("{what}; \"{path}\" can't be read ({})", error.chain());
+        let what = format!("{what}; \"{path}\" can't be read ({})", error.chain());
+        return Err(Error::failed(what).with_hint(
+            "put that object back from a copy of the repository, or use the file of another key",
+        ));
     }
-    Err(Error::failed(what).with_hint(format!(
-        "it is another one's, or was removed; `lockstep repo key list {name}` shows the keys there: {}",
-        ids(&slots)
-    )))
+    Err(Error::usage(
+        what,
+        format!(
+            "it is another one's, or was removed; `lockstep repo key list {name}` shows the keys there: {}",
+            ids(&slots)
+        ),
+    ))
 }

@@ -18,10 +18,18 @@ const LARGEST: u64 = 64 << 10;
 /// # Errors
 /// When it can't be read, is larger than any secret, or may be read by others than its owner.
 pub fn read(path: &Path, what: &str) -> Result<Vec<u8>> {
-    let mut file = File::open(path).map_err(Error::io("read", path))?;
+    let shown = path.display();
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::usage(
+                format!("the {what} \"{shown}\" isn't there"),
+                "is the path right, and its file system mounted? What nobody has a copy of any more is lost: nobody can make it anew",
+            ));
+        }
+        opened => opened.map_err(Error::io("read", path))?,
+    };
     // Of the open file: the name could be another's by now.
     let metadata = file.metadata().map_err(Error::io("read", path))?;
-    let shown = path.display();
     if !metadata.is_file() {
         return Err(Error::usage(format!("the {what} \"{shown}\" is no file"), "name a file"));
     }

@@ -153,15 +153,22 @@ impl Repository {
         // `clusters/NAME/`: what lies in another cluster's folder was put there.
         let folder = self.strata.path("");
         let cluster = folder.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        let of = &shipped.manifest.cluster;
+        let renamed = match of.as_str() == cluster {
+            true => String::new(),
+            false => format!(
+                "was the cluster's folder in the repository renamed? call both \"{of}\" again; if not, "
+            ),
+        };
         shipped.check(set, cluster).map_err(|why| {
             Error::failed(format!(
                 "the manifest of set {set} in repository \"{}\" isn't one of Lockstep's: {why}",
                 self.name
             ))
-            .with_hint(
-                "somebody else may have written it: look at who can write to the repository, and \
-                 restore another set",
-            )
+            .with_hint(format!(
+                "{renamed}somebody else may have written it: look at who can write to the repository, \
+                 and restore another set"
+            ))
         })?;
         Ok(shipped)
     }

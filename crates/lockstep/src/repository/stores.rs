@@ -6,11 +6,12 @@
 
 use std::path::Path;
 
-use strata::store::{ObjectStorage, Paced, Store};
+use strata::store::{Ending, ObjectStorage, Paced, Store};
 
 use super::of_store;
 use crate::config::{Cloud, Place, RepositoryConfig};
 use crate::error::{Error, Result};
+use crate::steps;
 
 /// The store of a repository that is there.
 ///
@@ -40,9 +41,14 @@ pub fn create(config: &RepositoryConfig) -> Result<Store> {
     };
     // The configuration was checked when it was read.
     match config.bytes_per_second().map_err(|why| Error::usage(why, "see docs/configuration.md"))? {
-        Some(limit) => Ok(Store::new(Paced::new(storage, limit))),
-        None => Ok(Store::new(storage)),
+        Some(limit) => Ok(Store::new(Paced::new(storage, limit).until(ending())).until(ending())),
+        None => Ok(Store::new(storage).until(ending())),
     }
+}
+
+/// Nobody who has asked for the end waits for a server that is gone.
+fn ending() -> Ending {
+    Ending::when(steps::interrupted)
 }
 
 fn place(config: &RepositoryConfig) -> Result<Place> {

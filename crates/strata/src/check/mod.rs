@@ -44,6 +44,8 @@ pub struct Report {
     pub problems: Vec<Problem>,
     /// What no set needs: leftovers, or a backup that is being written.
     pub orphans: Vec<String>,
+    /// How many of them a collection has noted: they wait for their grace time.
+    pub noted: usize,
     /// What nobody knows.
     pub foreign: Vec<String>,
     /// Sets, deltas, packs and frames that were looked at.
@@ -202,6 +204,10 @@ impl Check<'_> {
         let deltas =
             self.inventory.deltas.iter().filter(|(delta, _)| !self.seen.contains_key(delta));
         orphans.extend(deltas.map(|(_, listed)| listed.path.clone()));
+        if !orphans.is_empty() {
+            let noted = doomed::Doomed::read(self.repository)?;
+            self.report.noted = orphans.iter().filter(|path| noted.since(path).is_some()).count();
+        }
         let known = |path: &String| {
             let path = self.repository.relative(path);
             self.options.known.iter().any(|known| {

@@ -23,7 +23,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
@@ -49,6 +49,8 @@ pub enum StoreErrorKind {
     Unauthenticated,
     /// The call took longer than it may.
     TimedOut,
+    /// It could have been tried again, had the program not been asked to end.
+    Ending,
     /// It may go better the next time.
     Transient,
     /// It will not go better the next time.
@@ -87,6 +89,7 @@ impl StoreError {
             StoreErrorKind::PermissionDenied => "permission denied",
             StoreErrorKind::Unauthenticated => "the credentials are missing or wrong",
             StoreErrorKind::TimedOut => "the store did not answer in time",
+            StoreErrorKind::Ending => "the store failed, and it was not tried again",
             StoreErrorKind::Transient => "the store failed for now",
             StoreErrorKind::Other => "the store failed",
         }
@@ -97,6 +100,9 @@ impl StoreError {
         let words = self.source.as_ref().map(ToString::to_string).unwrap_or_default();
         if let Some(code) = translate::Code::of(&words).filter(|code| code.kind == self.kind) {
             return Some(code.hint);
+        }
+        if let Some(hint) = self.source.as_deref().and_then(|e| translate::hint_of_cause(e)) {
+            return Some(hint);
         }
         Some(match self.kind {
             StoreErrorKind::NotFound => "run the repository's check: is the repository whole?",
@@ -193,6 +199,41 @@ impl Default for Retries {
     }
 }
 
+/// Whether the program was asked to end: from then on nothing is waited for.
+#[derive(Clone)]
+pub struct Ending(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl Ending {
+    /// Asks `is_over`, often.
+    pub fn when(is_over: impl Fn() -> bool + Send + Sync + 'static) -> Ending {
+        Ending(Arc::new(is_over))
+    }
+
+    fn is_over(&self) -> bool {
+        (self.0)()
+    }
+
+    /// Sleeps, but no longer than the program goes on; whether it does.
+    fn sleep(&self, pause: Duration) -> bool {
+        const LOOK: Duration = Duration::from_millis(50);
+        let since = Instant::now();
+        while !self.is_over() {
+            match pause.checked_sub(since.elapsed()).filter(|left| !left.is_zero()) {
+                Some(left) => std::thread::sleep(left.min(LOOK)),
+                None => return true,
+            }
+        }
+        false
+    }
+}
+
+impl Default for Ending {
+    /// Never.
+    fn default() -> Ending {
+        Ending::when(|| false)
+    }
+}
+
 /// Between three and five quarters of a pause.
 fn spread(pause: Duration) -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -204,6 +245,7 @@ fn spread(pause: Duration) -> Duration {
 pub struct Store {
     storage: Arc<dyn Storage>,
     retries: Retries,
+    ending: Ending,
 }
 
 impl Store {
@@ -214,18 +256,23 @@ impl Store {
 
     /// The same, with other retries.
     pub fn with_retries(storage: impl Storage + 'static, retries: Retries) -> Store {
-        Store { storage: Arc::new(storage), retries }
+        Store::shared(Arc::new(storage), retries)
     }
 
     /// A store on what others hold too.
     pub fn shared(storage: Arc<dyn Storage>, retries: Retries) -> Store {
-        Store { storage, retries }
+        Store { storage, retries, ending: Ending::default() }
+    }
+
+    /// The same, but a call that fails once the program was asked to end isn't tried again.
+    pub fn until(self, ending: Ending) -> Store {
+        Store { ending, ..self }
     }
 
     /// The same with few tries, for a first look: that nobody is there is to be known at once.
     pub fn impatient(&self) -> Store {
         let tries = self.retries.tries.min(FEW_TRIES);
-        Store { storage: Arc::clone(&self.storage), retries: Retries { tries, ..self.retries } }
+        Store { retries: Retries { tries, ..self.retries }, ..self.clone() }
     }
 
     fn tries_of(&self, kind: StoreErrorKind) -> u32 {
@@ -242,7 +289,9 @@ impl Store {
         loop {
             match call(tried) {
                 Err(error) if tried + 1 < self.tries_of(error.kind) => {
-                    std::thread::sleep(spread(pause));
+                    if !self.ending.sleep(spread(pause)) {
+                        return Err(StoreError { kind: StoreErrorKind::Ending, ..error });
+                    }
                     pause = (pause * 2).min(Duration::from_secs(30));
                     tried += 1;
                 }

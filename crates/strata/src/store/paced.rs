@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{Listed, Storage, StoreResult};
+use super::{Ending, Listed, Storage, StoreResult};
 
 /// About what a request takes that carries nothing but itself.
 const REQUEST: u64 = 1 << 10;
@@ -22,12 +22,19 @@ pub struct Paced<S> {
     bytes_per_second: u64,
     /// When what has been sent so far is paid for.
     paid: Mutex<Option<Instant>>,
+    ending: Ending,
 }
 
 impl<S: Storage> Paced<S> {
     /// Sends at most so many bytes a second; 0 is taken for 1.
     pub fn new(inner: S, bytes_per_second: u64) -> Paced<S> {
-        Paced { inner, bytes_per_second: bytes_per_second.max(1), paid: Mutex::new(None) }
+        let (bytes_per_second, ending) = (bytes_per_second.max(1), Ending::default());
+        Paced { inner, bytes_per_second, paid: Mutex::new(None), ending }
+    }
+
+    /// What is on its way once the program was asked to end goes as fast as it can.
+    pub fn until(self, ending: Ending) -> Paced<S> {
+        Paced { ending, ..self }
     }
 
     /// Waits until `bytes` may be sent.
@@ -40,7 +47,7 @@ impl<S: Storage> Paced<S> {
             *paid = Some(start + cost);
             start
         };
-        std::thread::sleep(start.saturating_duration_since(now));
+        self.ending.sleep(start.saturating_duration_since(now));
     }
 }
 

@@ -108,7 +108,9 @@ fn without_paths(text: &str) -> String {
     let mut rest = text;
     while let Some(at) = rest.find("://") {
         let (before, address) = rest.split_at(at + 3);
-        let end = address.find(char::is_whitespace).unwrap_or(address.len());
+        // A document's attribute ends at its quotation mark: what follows in it may be the code.
+        let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>');
+        let end = address.find(ends).unwrap_or(address.len());
         let host = address[..end].find('/').map_or(end, |slash| slash + 1);
         kept.push_str(before);
         kept.push_str(&address[..host]);
@@ -120,24 +122,50 @@ fn without_paths(text: &str) -> String {
 /// A local folder fails for good (full, read-only), unless the system says otherwise; a server fails for now.
 fn kind_of_source(store: &str, source: &(dyn std::error::Error + 'static)) -> StoreErrorKind {
     use std::io::ErrorKind;
-    let mut next = Some(source);
-    while let Some(error) = next {
-        if let Some(error) = error.downcast_ref::<std::io::Error>() {
-            match error.kind() {
-                ErrorKind::PermissionDenied => return StoreErrorKind::PermissionDenied,
-                ErrorKind::StorageFull | ErrorKind::ReadOnlyFilesystem => {
-                    return StoreErrorKind::Other;
-                }
-                ErrorKind::Interrupted
-                | ErrorKind::TimedOut
-                | ErrorKind::ConnectionReset
-                | ErrorKind::ConnectionRefused => return StoreErrorKind::Transient,
-                _ => {}
+    for kind in chain(source).filter_map(io_kind) {
+        match kind {
+            ErrorKind::PermissionDenied => return StoreErrorKind::PermissionDenied,
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem => {
+                return StoreErrorKind::Other;
             }
+            ErrorKind::Interrupted
+            | ErrorKind::TimedOut
+            | ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionRefused => return StoreErrorKind::Transient,
+            _ => {}
         }
-        next = error.source();
     }
     if store == "LocalFileSystem" { StoreErrorKind::Other } else { StoreErrorKind::Transient }
+}
+
+/// An error and what caused it, down to the first cause.
+fn chain<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {
+    error.downcast_ref::<std::io::Error>().map(std::io::Error::kind)
+}
+
+/// What the HTTP client says where no connection came about: refused, unknown name, no trust, too slow.
+const NEVER_CONNECTED: &str = "client error (Connect)";
+const ENDPOINT: &str =
+    "no connection came about: is the endpoint right, and does the store's server run?";
+const NO_ROOM: &str =
+    "make room there: what was stored already is kept, and the command can be run again";
+const READ_ONLY: &str = "mount the repository's folder for writing, or name another one";
+
+/// What to do about a cause that says more than the error's kind.
+pub(super) fn hint_of_cause(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    use std::io::ErrorKind;
+    chain(error).find_map(|error| match io_kind(error) {
+        Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => Some(NO_ROOM),
+        Some(ErrorKind::ReadOnlyFilesystem) => Some(READ_ONLY),
+        _ if error.to_string() == NEVER_CONNECTED => Some(ENDPOINT),
+        _ => None,
+    })
 }
 
 #[cfg(test)]
@@ -156,6 +184,8 @@ mod tests {
         assert_eq!(kind("status code: 400: ExpiredToken"), StoreErrorKind::Unauthenticated);
         let nobody = "PUT http://169.254.169.254/latest/api/token: timed out";
         assert_eq!(kind(nobody), StoreErrorKind::Unauthenticated);
+        let quoted = "403: <Error xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Code>InvalidAccessKeyId</Code>";
+        assert_eq!(kind(quoted), StoreErrorKind::Unauthenticated);
         let path = || "x".to_string();
         // The bucket's name says nothing.
         let busy = "Error performing GET http://s3/redirects/InvalidToken/x in 1ms, after 0 retries: status code: 503";
@@ -175,5 +205,56 @@ mod tests {
             source: "409: ConditionalRequestConflict".into(),
         };
         assert_eq!(translated("create", "x", both).kind, StoreErrorKind::Transient);
+    }
+
+    #[test]
+    fn the_first_cause_is_said_and_what_to_do_about_it() {
+        let full = |kind| object_store::Error::Generic {
+            store: "LocalFileSystem",
+            source: Box::new(std::io::Error::from(kind)),
+        };
+        let error = translated("put", "x", full(std::io::ErrorKind::StorageFull));
+        assert_eq!((error.kind, error.hint()), (StoreErrorKind::Other, Some(NO_ROOM)));
+        let error = translated("put", "x", full(std::io::ErrorKind::ReadOnlyFilesystem));
+        assert_eq!((error.kind, error.hint()), (StoreErrorKind::Other, Some(READ_ONLY)));
+    }
+
+    #[cfg(feature = "aws")]
+    #[test]
+    fn why_no_connection_came_about_is_said() {
+        use crate::store::{CloudOptions, ObjectStorage, Secret, Storage, Timeouts};
+
+        // Nobody listens at the first; at the second somebody who knows no TLS.
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let plain = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = plain.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for stream in plain.incoming() {
+                let _ = std::io::Write::write_all(&mut stream.unwrap(), b"no TLS here\n");
+            }
+        });
+        for (endpoint, cause) in [
+            (format!("http://{closed}"), "Connection refused"),
+            ("http://nowhere.invalid:9000".to_string(), "dns error"),
+            (format!("https://{address}"), "TLS"),
+        ] {
+            let options = CloudOptions {
+                bucket: "b".into(),
+                prefix: String::new(),
+                endpoint: Some(endpoint.clone()),
+                region: None,
+                access_key_id: Some("k".into()),
+                secret: Some(Secret::new("s".to_string())),
+                allow_http: true,
+                immutable_days: None,
+                timeouts: Timeouts::default(),
+            };
+            let error = ObjectStorage::s3(&options).unwrap().get("x").unwrap_err();
+            let words = crate::error::with_causes(error.source.as_deref().unwrap());
+            let is_said = words.to_lowercase().contains(&cause.to_lowercase());
+            assert!(is_said || cause == "TLS", "{endpoint}: {words}");
+            assert!(!words.ends_with("(Connect)"), "{endpoint}: {words}");
+            assert_eq!(error.hint(), Some(ENDPOINT), "{endpoint}: {words}");
+        }
     }
 }

@@ -166,11 +166,25 @@ pub(super) fn list(cx: &Context, name: Option<&str>, json: bool) -> Result<Done>
 
 impl Check {
     pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
+        if let (Some(name), Some(100)) = (&self.name, self.read_data)
+            && repository::config(cx, name).is_err()
+            && matches!(name.trim_end_matches('%').parse(), Ok(1..=100_u8))
+        {
+            let percent = name.trim_end_matches('%');
+            return Err(Error::usage(
+                format!("no repository \"{name}\" in the configuration"),
+                format!("for {percent} % of the packs write --read-data={percent}"),
+            ));
+        }
+        let (mut here, _) = cx.state.sets()?;
+        here.sort_by_key(|manifest| manifest.started_at);
+        let here: Vec<_> = here.iter().map(|manifest| manifest.set.to_string()).collect();
         each(cx, self.name.as_deref(), json, |name| {
             let repository = repository::open(cx, name)?;
             let lines = Progress::on_stderr();
             let mut line = lines.told(name);
-            let checked = check::run(&repository, self.read_data, &mut |n, of| line.bytes(n, of))?;
+            let told = &mut |n, of| line.bytes(n, of);
+            let checked = check::run(&repository, self.read_data, &here, told)?;
             drop(line);
             let repaired = match self.repair {
                 false => None,
