@@ -175,6 +175,7 @@ fn create_tablespace(fixture: &Fixture, name: &str) -> PathBuf {
         &format!("CREATE TABLESPACE {name} LOCATION '{}'", path.display()),
         &format!("CREATE TABLE in_{name} (n int) TABLESPACE {name}"),
         &format!("INSERT INTO in_{name} VALUES (7)"),
+        &format!("SELECT pg_create_restore_point('after {name}')"),
         "CHECKPOINT",
     ]);
     path
@@ -335,6 +336,41 @@ fn a_restore_killed_around_its_move_never_reaches_the_live_tablespaces() {
     server.stop(Stop::Fast);
     assert_eq!(differences(&before, &walk(&path)), Vec::<PathBuf>::new(), "{path:?} was touched");
     fixture.discard_restored(&to, &set.id);
+}
+
+/// At its target a restored server waits in its namespace, or is shut down there: its next start is outside.
+#[test]
+fn a_restore_that_waits_at_its_target_leads_to_its_own_tablespaces() {
+    let fixture = quiet();
+    let lockstep = fixture.lockstep();
+    let (set, path) = set_with_new_tablespace(&fixture, "ts3");
+    fixture.cluster.execute(&["CHECKPOINT"]);
+    let before = walk(&path);
+    for action in ["pause", "shutdown"] {
+        let to = fixture.target(action);
+        let target = ["--target-name", "after ts3", "--target-action", action, "--start"];
+        let restored = lockstep.restore(&set.id, &to, &target);
+        let links = fs::read_dir(restored.data.join("pg_tblspc")).expect("it is there").flatten();
+        for link in links {
+            let leads = fs::read_link(link.path()).expect("a link");
+            assert!(leads.starts_with(&to), "{action}: {:?} leads to {leads:?}", link.path());
+        }
+        if action == "pause" {
+            let server = restored.server();
+            assert_eq!(server.value("postgres", "SELECT sum(n) FROM in_ts3"), "7");
+            server.value("postgres", "SELECT pg_wal_replay_resume()");
+            wait_for_the_end_of_recovery(server);
+            server.execute(&["INSERT INTO in_ts3 VALUES (100)", "CHECKPOINT"]);
+            server.stop(Stop::Fast);
+            let server = server_by_hand(&fixture, &restored.data);
+            server.start();
+            assert_eq!(server.value("postgres", "SELECT sum(n) FROM in_ts3"), "107");
+            server.execute(&["INSERT INTO in_ts3 VALUES (1000)", "CHECKPOINT"]);
+            server.stop(Stop::Fast);
+        }
+        assert_eq!(differences(&before, &walk(&path)), Vec::<PathBuf>::new(), "{action}");
+        fixture.discard_restored(&to, &set.id);
+    }
 }
 
 /// A path that nothing tells in advance: created and dropped again before the clone is made, its WAL only in the

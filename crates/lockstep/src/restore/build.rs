@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::marker::{self, Marker};
 use super::placement::{PlacedVolume, Placement};
-use super::source::Source;
+use super::source::{Form, Source};
 use super::target::Recovery;
 use super::{Request, Restored, control, run_server, tree, unfinished};
 use crate::context::Context;
@@ -165,7 +165,9 @@ impl<'a> Build<'a> {
     /// Whether what was made is worth keeping: it came out of a repository, and only its recovery failed.
     pub(super) fn is_worth_keeping(&self) -> bool {
         let is_from_repository = matches!(self.source, Source::Repository(_));
-        self.recovery_failed && is_from_repository && self.request.clone.is_none()
+        // Of datasets that have a part only no --delta goes on.
+        let may_go_on = self.request.form != Form::Zfs || self.request.only.is_all();
+        self.recovery_failed && is_from_repository && may_go_on && self.request.clone.is_none()
     }
 
     /// Ends a restore whose recovery failed with what was made, in a state in which no server starts on

@@ -84,6 +84,9 @@ pub(super) fn start(
     steps::reached("restore.recovered")?;
     if outcome == Outcome::Ready && build.request.clone.is_none() && isolation.is_some() {
         move_out(build, &mut server, &launch, &isolation)?;
+    } else if outcome != Outcome::Ready && build.request.clone.is_none() {
+        // It stays in its namespace, or was stopped there; its next start will be outside.
+        correct_links(build, &data, isolation.as_ref())?;
     } else if outcome == Outcome::Ready {
         // Nothing of it is anywhere else than it seems.
         belong_to_them(build)?;
@@ -106,18 +109,24 @@ fn move_out(
     isolation: &Option<Isolation>,
 ) -> Result<()> {
     server.stop(Stop::Fast)?;
-    let binds = isolation.iter().flat_map(|isolation| &isolation.binds);
-    let moved: Vec<_> = binds.map(|bind| (bind.at.clone(), link_of(build, &bind.from))).collect();
-    tree::correct_links(launch.data, &moved)?;
+    correct_links(build, launch.data, isolation.as_ref())?;
     build.end_recovery_settings(launch.user)?;
     // Not before: until now a link may have led to a tablespace of the original's.
-    files::sync_directory(&launch.data.join("pg_tblspc"))?;
     belong_to_them(build)?;
     steps::reached("restore.moved")?;
     // From here on only its own configuration counts, as at every later start.
     let mut again = server::start(&Launch { isolation: None, options: Vec::new(), ..*launch })?;
     again.wait_until_ready()?;
     build.journal.places_of_others.iter().try_for_each(|path| unfinished::remove_place(path))
+}
+
+/// Turns the links that recovery made by the original's paths to the restored cluster's own folders; in the
+/// namespace these are the same.
+fn correct_links(build: &Build, data: &Path, isolation: Option<&Isolation>) -> Result<()> {
+    let binds = isolation.iter().flat_map(|isolation| &isolation.binds);
+    let moved: Vec<_> = binds.map(|bind| (bind.at.clone(), link_of(build, &bind.from))).collect();
+    tree::correct_links(data, &moved)?;
+    files::sync_directory(&data.join("pg_tblspc"))
 }
 
 /// What a link in pg_tblspc should point at for a folder of the restored cluster.
