@@ -377,7 +377,18 @@ fn damage_is_found_with_the_sets_that_it_harms() {
         fs::remove_file(pack).expect("the test may");
     }
     assert_eq!(check(exit::PROBLEMS, &[])["harmed"], json!(sets));
-    lockstep.expect(exit::DONE, &["ship", "--full", "--repository", "offsite", &sets[0]]);
+    let hinted = |found: &Value, set: &str| {
+        let hint = format!("lockstep ship --full --repository offsite {set}`");
+        found["findings"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .any(|one| one["hint"].to_string().contains(&hint))
+    };
+    for set in &sets {
+        assert!(hinted(&check(exit::PROBLEMS, &[]), set), "{set}");
+        lockstep.expect(exit::DONE, &["ship", "--full", "--repository", "offsite", set]);
+    }
     assert_eq!(check(exit::DONE, &["--read-data"])["harmed"], json!([]));
     for set in &sets {
         fixture.discard_set(set);

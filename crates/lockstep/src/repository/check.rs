@@ -153,7 +153,7 @@ fn what_mends(problem: &Problem, name: &str, here: &[String]) -> String {
     match here.iter().find(|set| problem.sets.contains(set)) {
         // The oldest: what was stored on top of it is mended too.
         Some(set) => format!(
-            "{MEANWHILE}. `lockstep ship --full --repository {name} {set}` stores it anew from this host's snapshots, and mends the sets after it"
+            "{MEANWHILE}. `lockstep ship --full --repository {name} {set}` stores it anew from this host's snapshots, and with it what later sets need of it"
         ),
         None => format!(
             "{MEANWHILE}. This host has none of them any more: `lockstep ship --full --repository {name}` stores the newest set in full"
