@@ -148,5 +148,7 @@ mod tests {
             assert!(take(&bad, proof).is_err());
         }
         assert!(read::<serde_json::Value>("x.json", &good).is_err());
+        let old = take(&write("x.json", &body).unwrap(), proof).unwrap_err().to_string();
+        assert!(old.contains("before there were codes"), "{old}");
     }
 }

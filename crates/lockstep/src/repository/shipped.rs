@@ -153,22 +153,12 @@ impl Repository {
         // `clusters/NAME/`: what lies in another cluster's folder was put there.
         let folder = self.strata.path("");
         let cluster = folder.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-        let of = &shipped.manifest.cluster;
-        let renamed = match of.as_str() == cluster {
-            true => String::new(),
-            false => format!(
-                "was the cluster's folder in the repository renamed? call both \"{of}\" again; if not, "
-            ),
-        };
         shipped.check(set, cluster).map_err(|why| {
             Error::failed(format!(
                 "the manifest of set {set} in repository \"{}\" isn't one of Lockstep's: {why}",
                 self.name
             ))
-            .with_hint(format!(
-                "{renamed}somebody else may have written it: look at who can write to the repository, \
-                 and restore another set"
-            ))
+            .with_hint(whose(shipped.manifest.cluster.as_str(), cluster))
         })?;
         Ok(shipped)
     }
@@ -252,6 +242,17 @@ impl Repository {
     }
 }
 
+/// How a manifest of the cluster `of` may have come into the folder of `cluster`.
+fn whose(of: &str, cluster: &str) -> String {
+    const ANOTHER: &str = "somebody else may have written it: look at who can write to the repository, and restore another set";
+    match of == cluster {
+        true => ANOTHER.to_owned(),
+        false => format!(
+            "was the cluster renamed, and its folder in the repository with it? Then call both \"{of}\" again. Else {ANOTHER}"
+        ),
+    }
+}
+
 impl Shipped {
     /// One of today's form.
     #[must_use]
@@ -296,5 +297,9 @@ mod tests {
         let error = shipped.check(id, "another").unwrap_err();
         assert!(error.contains(&format!("of cluster \"{cluster}\"")), "{error}");
         assert!(shipped.check("20261123T194513Z-k3fa", &cluster).is_err());
+        // A rename is likelier than an attack.
+        let hint = whose(&cluster, "another");
+        assert!(hint.starts_with("was the cluster renamed") && hint.contains(&cluster), "{hint}");
+        assert!(!whose(&cluster, &cluster).contains("renamed"));
     }
 }
