@@ -5,11 +5,8 @@ mod support;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use strata::check::{Collected, collect};
 use strata::delta::chain;
 use strata::fold::merge;
@@ -17,7 +14,7 @@ use strata::lease::HELD;
 use strata::manifest::{DeltaId, Manifest};
 use strata::repack::{RepackOptions, repack};
 use strata::store::testing::{Call, Counting, Fault, Faulty};
-use strata::store::{Listed, Storage, StoreError, StoreErrorKind, StoreResult};
+use strata::store::{Around, Listed, Storage, StoreError, StoreErrorKind, StoreResult};
 use strata::{Error, Repository, document};
 use support::*;
 
@@ -112,37 +109,18 @@ impl Refusing {
     }
 }
 
-impl Storage for Refusing {
-    fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
-        self.inner.put(path, data)
+impl Around for Refusing {
+    fn inner(&self) -> &dyn Storage {
+        self.inner.as_ref()
     }
-    fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
-        self.inner.put_if_absent(path, data)
-    }
-    fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
-        self.inner.put_file(path, file, length)
-    }
-    fn get(&self, path: &str) -> StoreResult<Bytes> {
-        self.inner.get(path)
-    }
-    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
-        self.inner.get_small(path, most)
-    }
-    fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
-        self.inner.get_range(path, range)
-    }
-    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
-        self.inner.list(prefix, each)
-    }
+
     fn delete(&self, path: &str) -> StoreResult<()> {
         if path == self.path {
             return Err(StoreError::new("delete", path, self.error));
         }
         self.inner.delete(path)
     }
-    fn size(&self, path: &str) -> StoreResult<u64> {
-        self.inner.size(path)
-    }
+
     fn locked_seconds(&self, path: &str) -> u64 {
         if path.ends_with(self.locked.0) { self.locked.1 } else { 0 }
     }

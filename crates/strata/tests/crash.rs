@@ -3,11 +3,8 @@
 
 mod support;
 
-use std::fs::File;
-use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use strata::check::{CheckOptions, check, collect};
 use strata::delta::{chain, descriptor_path};
 use strata::fold::merge;
@@ -15,7 +12,7 @@ use strata::lease::HELD;
 use strata::manifest::{DeltaId, Manifest};
 use strata::repack::{RepackOptions, repack};
 use strata::store::testing::{Counting, Fault, Faulty};
-use strata::store::{Listed, Paced, Storage, StoreError, StoreErrorKind, StoreResult};
+use strata::store::{Around, Paced, Storage, StoreError, StoreErrorKind, StoreResult};
 use strata::{Repository, Result};
 use support::*;
 
@@ -216,37 +213,18 @@ fn a_manifest_is_never_written_over() {
 /// says so only then.
 struct Locked(Arc<dyn Storage>, u64);
 
-impl Storage for Locked {
-    fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
-        self.0.put(path, data)
+impl Around for Locked {
+    fn inner(&self) -> &dyn Storage {
+        self.0.as_ref()
     }
-    fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
-        self.0.put_if_absent(path, data)
-    }
-    fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
-        self.0.put_file(path, file, length)
-    }
-    fn get(&self, path: &str) -> StoreResult<Bytes> {
-        self.0.get(path)
-    }
-    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
-        self.0.get_small(path, most)
-    }
-    fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
-        self.0.get_range(path, range)
-    }
-    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
-        self.0.list(prefix, each)
-    }
+
     fn delete(&self, path: &str) -> StoreResult<()> {
         if self.1 == 0 && path.contains("/packs/") {
             return Err(StoreError::new("delete", path, StoreErrorKind::Retained));
         }
         self.0.delete(path)
     }
-    fn size(&self, path: &str) -> StoreResult<u64> {
-        self.0.size(path)
-    }
+
     fn locked_seconds(&self, _: &str) -> u64 {
         self.1
     }

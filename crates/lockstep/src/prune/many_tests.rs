@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use strata::delta::{Change, DeltaWriter};
-use strata::store::{Listed, ObjectStorage, Retries, Storage, Store, StoreResult};
+use strata::store::{Around, Listed, ObjectStorage, Retries, Storage, Store, StoreResult};
 
 use super::remote::{Choice, Work};
 use crate::prune::memory_store::Memory;
@@ -65,36 +65,45 @@ impl FarAway {
     }
 }
 
-impl Storage for FarAway {
+impl Around for FarAway {
+    fn inner(&self) -> &dyn Storage {
+        self.inner.as_ref()
+    }
+
     fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
         self.call("put", || self.inner.put(path, data))
     }
+
     fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
         self.call("put", || self.inner.put_if_absent(path, data))
     }
+
     fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
         self.call("put", || self.inner.put_file(path, file, length))
     }
+
     fn get(&self, path: &str) -> StoreResult<Bytes> {
         self.call("get", || self.inner.get(path))
     }
+
     fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
         self.call("get", || self.inner.get_small(path, most))
     }
+
     fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
         self.call("get", || self.inner.get_range(path, range))
     }
+
     fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
         self.call("list", || self.inner.list(prefix, each))
     }
+
     fn delete(&self, path: &str) -> StoreResult<()> {
         self.call("delete", || self.inner.delete(path))
     }
+
     fn size(&self, path: &str) -> StoreResult<u64> {
         self.call("size", || self.inner.size(path))
-    }
-    fn locked_seconds(&self, path: &str) -> u64 {
-        self.inner.locked_seconds(path)
     }
 }
 

@@ -106,11 +106,9 @@ fn is_reachable(store: &Store, config: &RepositoryConfig) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-    use std::ops::Range;
 
     use bytes::Bytes;
-    use strata::store::{Listed, Storage, StoreError, StoreResult};
+    use strata::store::{Around, Storage, StoreError, StoreResult};
 
     use super::*;
     use crate::prune::memory_store::Memory;
@@ -122,9 +120,9 @@ mod tests {
         deletes: bool,
     }
 
-    impl Storage for Odd {
-        fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
-            self.inner.put(path, data)
+    impl Around for Odd {
+        fn inner(&self) -> &dyn Storage {
+            &self.inner
         }
 
         fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
@@ -134,39 +132,11 @@ mod tests {
             }
         }
 
-        fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
-            self.inner.put_file(path, file, length)
-        }
-
-        fn get(&self, path: &str) -> StoreResult<Bytes> {
-            self.inner.get(path)
-        }
-
-        fn get_small(&self, path: &str, limit: u64) -> StoreResult<Bytes> {
-            self.inner.get_small(path, limit)
-        }
-
-        fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
-            self.inner.get_range(path, range)
-        }
-
-        fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
-            self.inner.list(prefix, each)
-        }
-
         fn delete(&self, path: &str) -> StoreResult<()> {
             match self.deletes {
                 true => self.inner.delete(path),
                 false => Err(StoreError::new("delete", path, StoreErrorKind::Retained)),
             }
-        }
-
-        fn size(&self, path: &str) -> StoreResult<u64> {
-            self.inner.size(path)
-        }
-
-        fn locked_seconds(&self, path: &str) -> u64 {
-            self.inner.locked_seconds(path)
         }
     }
 

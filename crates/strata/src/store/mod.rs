@@ -4,6 +4,7 @@
 //! reason that passes. What each call promises is written at [`Storage`]; the suite in `tests/store.rs` holds every
 //! implementation to it.
 
+mod around;
 #[cfg(feature = "cloud")]
 mod cloud;
 mod object;
@@ -14,6 +15,7 @@ pub mod testing;
 mod translate;
 mod upload;
 
+pub use around::Around;
 #[cfg(feature = "cloud")]
 pub use cloud::{CloudOptions, Secret};
 pub use object::{ObjectStorage, Timeouts};

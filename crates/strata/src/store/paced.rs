@@ -5,13 +5,12 @@
 //! the same one share the limit, and what is tried again counts again.
 
 use std::fs::File;
-use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{Ending, Listed, Storage, StoreResult};
+use super::{Around, Ending, Storage, StoreResult};
 
 /// About what a request takes that carries nothing but itself.
 const REQUEST: u64 = 1 << 10;
@@ -51,7 +50,11 @@ impl<S: Storage> Paced<S> {
     }
 }
 
-impl<S: Storage> Storage for Paced<S> {
+impl<S: Storage> Around for Paced<S> {
+    fn inner(&self) -> &dyn Storage {
+        &self.inner
+    }
+
     fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
         self.pace(data.iter().map(|part| part.len() as u64).sum());
         self.inner.put(path, data)
@@ -65,34 +68,6 @@ impl<S: Storage> Storage for Paced<S> {
     fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
         self.pace(length);
         self.inner.put_file(path, file, length)
-    }
-
-    fn get(&self, path: &str) -> StoreResult<Bytes> {
-        self.inner.get(path)
-    }
-
-    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
-        self.inner.get_small(path, most)
-    }
-
-    fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
-        self.inner.get_range(path, range)
-    }
-
-    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
-        self.inner.list(prefix, each)
-    }
-
-    fn delete(&self, path: &str) -> StoreResult<()> {
-        self.inner.delete(path)
-    }
-
-    fn size(&self, path: &str) -> StoreResult<u64> {
-        self.inner.size(path)
-    }
-
-    fn locked_seconds(&self, path: &str) -> u64 {
-        self.inner.locked_seconds(path)
     }
 
     fn lock_until(&self, path: &str, until: u64) -> StoreResult<()> {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use super::{Listed, Storage, StoreError, StoreErrorKind, StoreResult};
+use super::{Around, Listed, Storage, StoreError, StoreErrorKind, StoreResult};
 
 /// What becomes of the call at which a [`Faulty`] store breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +102,11 @@ impl Counting {
     }
 }
 
-impl Storage for Counting {
+impl Around for Counting {
+    fn inner(&self) -> &dyn Storage {
+        self.inner.as_ref()
+    }
+
     fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
         self.note("put", path, None);
         self.inner.put(path, data)
@@ -148,17 +152,17 @@ impl Storage for Counting {
         self.inner.size(path)
     }
 
-    fn locked_seconds(&self, path: &str) -> u64 {
-        self.inner.locked_seconds(path)
-    }
-
     fn lock_until(&self, path: &str, until: u64) -> StoreResult<()> {
         self.note("lock_until", path, None);
         self.inner.lock_until(path, until)
     }
 }
 
-impl Storage for Faulty {
+impl Around for Faulty {
+    fn inner(&self) -> &dyn Storage {
+        self.inner.as_ref()
+    }
+
     fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
         self.call("put", path, || self.inner.put(path, data))
     }
@@ -193,10 +197,6 @@ impl Storage for Faulty {
 
     fn size(&self, path: &str) -> StoreResult<u64> {
         self.call("look at", path, || self.inner.size(path))
-    }
-
-    fn locked_seconds(&self, path: &str) -> u64 {
-        self.inner.locked_seconds(path)
     }
 
     fn lock_until(&self, path: &str, until: u64) -> StoreResult<()> {
@@ -241,48 +241,13 @@ impl Meanwhile {
     }
 }
 
-impl Storage for Meanwhile {
-    fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
-        self.call().put(path, data)
-    }
-
-    fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
-        self.call().put_if_absent(path, data)
-    }
-
-    fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
-        self.call().put_file(path, file, length)
-    }
-
-    fn get(&self, path: &str) -> StoreResult<Bytes> {
-        self.call().get(path)
-    }
-
-    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
-        self.call().get_small(path, most)
-    }
-
-    fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
-        self.call().get_range(path, range)
-    }
-
-    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
-        self.call().list(prefix, each)
-    }
-
-    fn delete(&self, path: &str) -> StoreResult<()> {
-        self.call().delete(path)
-    }
-
-    fn size(&self, path: &str) -> StoreResult<u64> {
-        self.call().size(path)
+impl Around for Meanwhile {
+    fn inner(&self) -> &dyn Storage {
+        self.call()
     }
 
     fn locked_seconds(&self, path: &str) -> u64 {
+        // Of no call to a server.
         self.inner.locked_seconds(path)
-    }
-
-    fn lock_until(&self, path: &str, until: u64) -> StoreResult<()> {
-        self.call().lock_until(path, until)
     }
 }

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::super::{Listed, PROLONG, Storage, StoreError, StoreErrorKind, StoreResult, is_passing};
+use super::super::{Around, PROLONG, Storage, StoreError, StoreErrorKind, StoreResult, is_passing};
 
 /// Locks what is put into `inner` for some seconds, and notes what is prolonged. It deletes what it is asked to: what
 /// is written is told by `inner`, and by whose clock is the test's business.
@@ -53,7 +52,11 @@ impl Locking {
     }
 }
 
-impl Storage for Locking {
+impl Around for Locking {
+    fn inner(&self) -> &dyn Storage {
+        self.inner.as_ref()
+    }
+
     fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
         self.written(path, self.inner.put(path, data))
     }
@@ -64,30 +67,6 @@ impl Storage for Locking {
 
     fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
         self.written(path, self.inner.put_file(path, file, length))
-    }
-
-    fn get(&self, path: &str) -> StoreResult<Bytes> {
-        self.inner.get(path)
-    }
-
-    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
-        self.inner.get_small(path, most)
-    }
-
-    fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes> {
-        self.inner.get_range(path, range)
-    }
-
-    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
-        self.inner.list(prefix, each)
-    }
-
-    fn delete(&self, path: &str) -> StoreResult<()> {
-        self.inner.delete(path)
-    }
-
-    fn size(&self, path: &str) -> StoreResult<u64> {
-        self.inner.size(path)
     }
 
     fn locked_seconds(&self, path: &str) -> u64 {
