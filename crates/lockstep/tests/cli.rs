@@ -20,6 +20,9 @@ const VARIES: &[(&str, &str)] = &[
     // How much recovery says, and in which order, depends on what the snapshot caught.
     (r#"(?s)"recovery": \[.*?\n  \]"#, r#""recovery": [...]"#),
     (r#""(checkpoint|snapshots|total)": [\d.]+(e-?\d+)?"#, r#""$1": [seconds]"#),
+    // Which PostgreSQL a machine has, and where.
+    (r#"/[\w./-]+/bin(\\?") has"#, "[bin]$1 has"),
+    (r"\(PostgreSQL\) \d+\.\d+( \([^)]*\))?", "(PostgreSQL) [version]"),
     (r"/[\w./-]+?/lt\d+x\d+", "[root]"),
     (r"\blt\d+x\d+", "[name]"),
     (r"\d{8}T\d{6}Z-[0-9a-v]{4}", "[set]"),
