@@ -118,7 +118,14 @@ impl Damaged {
         let whole = self.wholes[at].as_os_str();
         must(&mut command(
             "diff",
-            ["-r".as_ref(), "--no-dereference".as_ref(), whole, target.as_os_str()],
+            [
+                "-r".as_ref(),
+                "--no-dereference".as_ref(),
+                // It says when the restore was begun.
+                "--exclude=.lockstep-restore".as_ref(),
+                whole,
+                target.as_os_str(),
+            ],
         ));
         fs::remove_dir_all(target).expect("it can be removed");
         true
