@@ -92,11 +92,11 @@ pub fn run(
 ) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
     for name in names {
-        let mut already = false;
-        let result = ship(cx, manifest, name, full, &mut already);
-        if let Err(error @ Error::Interrupted { .. }) = result {
-            return Err(error);
-        }
+        let (result, already) = match ship(cx, manifest, name, full) {
+            Err(error @ Error::Interrupted { .. }) => return Err(error),
+            Err(error) => (Err(error), false),
+            Ok((shipped, already)) => (Ok(shipped), already),
+        };
         outcomes.push(Outcome { repository: name.clone(), result, already });
     }
     Ok(outcomes)
@@ -124,13 +124,8 @@ pub fn note_path(cx: &Context, manifest: &Manifest, repository: &str) -> PathBuf
     cx.state.set_directory(&manifest.set).join(format!("shipped.{repository}.json"))
 }
 
-fn ship(
-    cx: &Context,
-    manifest: &Manifest,
-    name: &str,
-    full: bool,
-    already: &mut bool,
-) -> Result<Shipped> {
+/// The set there, and whether it was there already.
+fn ship(cx: &Context, manifest: &Manifest, name: &str, full: bool) -> Result<(Shipped, bool)> {
     let _lock = lock(cx, name, "ship")?;
     let repository = repository::open(cx, name)?;
     let there = repository.read_if_there(manifest.set.as_str())?;
@@ -138,8 +133,7 @@ fn ship(
         && !full
     {
         note(cx, there, name)?;
-        *already = true;
-        return Ok(there.clone());
+        return Ok((there.clone(), true));
     }
     let held = Held::take(cx, &repository, PATIENCE)?;
     steps::reached("ship.leased")?;
@@ -148,7 +142,8 @@ fn ship(
         None if !full => finish_before(cx, manifest, &repository, &held)?,
         None => {}
     }
-    store_and_publish(cx, manifest, &repository, &held, there.as_ref(), full)
+    let shipped = store_and_publish(cx, manifest, &repository, &held, there.as_ref(), full)?;
+    Ok((shipped, false))
 }
 
 /// `there`: its manifest, where it has one in the repository.

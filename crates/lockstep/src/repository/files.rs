@@ -53,8 +53,7 @@ pub fn store(
             writer.data(offset, &block[..length]).map_err(of_strata)?;
             offset += length as u64;
         }
-        let read = SetFile { bytes: offset, blake3: hasher.finalize().to_hex().to_string() };
-        if expected.get(name) != Some(&read) {
+        if expected.get(name) != Some(&SetFile::hashed(offset, &hasher)) {
             let why = format!("\"{}\" isn't what its manifest says", path.display());
             return Err(Refusal::SetDamaged { set: set.to_owned(), why }.into());
         }
@@ -73,6 +72,14 @@ fn fill(file: &mut File, block: &mut [u8]) -> std::io::Result<usize> {
     Ok(length)
 }
 
+/// Gives the set's files to `sink`.
+fn read(repository: &Repository, set: &str, sink: &mut impl DataSink) -> Result<()> {
+    let chain = chain(&repository.strata, FILES_IMAGE, set, None).map_err(of_strata)?;
+    let readers = open_chain(&repository.strata, &chain, 8 << 20).map_err(of_strata)?;
+    let mut frames = FrameReader::new(&repository.strata, 8 << 20);
+    fold(readers, true, &KeepAll, &mut Reading::new(&mut frames, sink)).map_err(of_strata)
+}
+
 /// Writes the set's files below `directory`, and checks each against `expected`.
 ///
 /// # Errors
@@ -83,11 +90,8 @@ pub fn fetch(
     expected: &BTreeMap<String, SetFile>,
     directory: &Path,
 ) -> Result<()> {
-    let chain = chain(&repository.strata, FILES_IMAGE, set, None).map_err(of_strata)?;
-    let readers = open_chain(&repository.strata, &chain, 8 << 20).map_err(of_strata)?;
-    let mut frames = FrameReader::new(&repository.strata, 8 << 20);
     let mut sink = ToFiles { directory, expected, current: None };
-    fold(readers, true, &KeepAll, &mut Reading::new(&mut frames, &mut sink)).map_err(of_strata)?;
+    read(repository, set, &mut sink)?;
     for (name, expected) in expected {
         let path = directory.join(name);
         if hash_file(&path)? != *expected {
@@ -109,11 +113,8 @@ pub fn wrong(
     set: &str,
     expected: &BTreeMap<String, SetFile>,
 ) -> Result<Vec<String>> {
-    let chain = chain(&repository.strata, FILES_IMAGE, set, None).map_err(of_strata)?;
-    let readers = open_chain(&repository.strata, &chain, 8 << 20).map_err(of_strata)?;
-    let mut frames = FrameReader::new(&repository.strata, 8 << 20);
     let mut sink = Hashes { found: BTreeMap::new(), current: None };
-    fold(readers, true, &KeepAll, &mut Reading::new(&mut frames, &mut sink)).map_err(of_strata)?;
+    read(repository, set, &mut sink)?;
     let found = sink.found;
     let is_wrong = |(name, file): &(&String, &SetFile)| found.get(*name) != Some(*file);
     Ok(expected.iter().filter(is_wrong).map(|(name, _)| name.clone()).collect())
@@ -142,8 +143,7 @@ impl DataSink for Hashes {
 
     fn object_end(&mut self, _: u64) -> strata::Result<()> {
         if let Some((name, bytes, hasher)) = self.current.take() {
-            let blake3 = hasher.finalize().to_hex().to_string();
-            self.found.insert(name, SetFile { bytes, blake3 });
+            self.found.insert(name, SetFile::hashed(bytes, &hasher));
         }
         Ok(())
     }
@@ -159,15 +159,12 @@ pub fn content(
     name: &str,
     each: impl FnMut(u64, &[u8]) -> Result<()>,
 ) -> Result<()> {
-    let chain = chain(&repository.strata, FILES_IMAGE, set, None).map_err(of_strata)?;
-    let readers = open_chain(&repository.strata, &chain, 8 << 20).map_err(of_strata)?;
-    let mut frames = FrameReader::new(&repository.strata, 8 << 20);
     let mut sink = OneFile { name, each, is_at_hand: false, was_there: false, failed: None };
-    let folded = fold(readers, true, &KeepAll, &mut Reading::new(&mut frames, &mut sink));
+    let folded = read(repository, set, &mut sink);
     if let Some(error) = sink.failed {
         return Err(error);
     }
-    folded.map_err(of_strata)?;
+    folded?;
     if sink.was_there {
         return Ok(());
     }

@@ -291,7 +291,15 @@ pub fn hash_file(path: &Path) -> Result<SetFile> {
     let mut hasher = blake3::Hasher::new();
     let mut file = std::fs::File::open(path).map_err(Error::io("read", path))?;
     let bytes = std::io::copy(&mut file, &mut hasher).map_err(Error::io("read", path))?;
-    Ok(SetFile { bytes, blake3: hasher.finalize().to_hex().to_string() })
+    Ok(SetFile::hashed(bytes, &hasher))
+}
+
+impl SetFile {
+    /// What so many bytes are that went through the hasher.
+    #[must_use]
+    pub fn hashed(bytes: u64, hasher: &blake3::Hasher) -> Self {
+        Self { bytes, blake3: hasher.finalize().to_hex().to_string() }
+    }
 }
 
 /// For `map_err` on serde_json.

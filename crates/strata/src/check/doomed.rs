@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::document;
@@ -25,13 +26,7 @@ impl Default for Doomed {
 impl Doomed {
     /// What was noted. Where that is damaged, or larger than any note that is written, everything waits once more.
     pub(super) fn read(repository: &Repository) -> Result<Doomed> {
-        let path = path(repository);
-        match repository.read_document(&path) {
-            Ok(bytes) => Ok(document::read(&path, &bytes).unwrap_or_default()),
-            Err(Error::Damaged { .. }) => Ok(Doomed::default()),
-            Err(error) if error.is_not_found() => Ok(Doomed::default()),
-            Err(error) => Err(error),
-        }
+        read_note(repository, &path(repository))
     }
 
     /// Since when, in Unix time; `None` where nothing is noted of the path.
@@ -71,6 +66,19 @@ impl Doomed {
             fits
         };
         self.since = all.into_iter().take_while(fits).collect();
+    }
+}
+
+/// What a note says that may be lost: nothing, where it isn't there, is damaged, or is larger than any that is written.
+pub(super) fn read_note<T: DeserializeOwned + Default>(
+    repository: &Repository,
+    path: &str,
+) -> Result<T> {
+    match repository.read_document(path) {
+        Ok(bytes) => Ok(document::read(path, &bytes).unwrap_or_default()),
+        Err(Error::Damaged { .. }) => Ok(T::default()),
+        Err(error) if error.is_not_found() => Ok(T::default()),
+        Err(error) => Err(error),
     }
 }
 

@@ -11,9 +11,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::doomed::size;
+use super::doomed::{read_note, size};
 use crate::document;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::repository::Repository;
 
 /// Bytes that the list of what was left out may have.
@@ -73,13 +73,7 @@ impl Locks {
         if lock_seconds(repository) == 0 {
             return Ok(Locks::default());
         }
-        let path = path(repository);
-        match repository.read_document(&path) {
-            Ok(bytes) => Ok(document::read(&path, &bytes).unwrap_or_default()),
-            Err(Error::Damaged { .. }) => Ok(Locks::default()),
-            Err(error) if error.is_not_found() => Ok(Locks::default()),
-            Err(error) => Err(error),
-        }
+        read_note(repository, &path(repository))
     }
 
     pub(super) fn write(&self, repository: &Repository) -> Result<()> {
