@@ -27,6 +27,10 @@ use crate::repository::Repository;
 
 /// Rows that are decoded at a time.
 const BATCH: usize = 256;
+/// A row group of no more rows is decoded at once, one column after another: a column that is being read has a
+/// decompressor of its own, which takes more memory than so many values. Most increments have no larger one.
+const FEW: usize = 4096;
+const ENDS_EARLY: &str = "a column ends early";
 /// Bytes of a file that is read at once, though only a part of it may be wanted.
 const SMALL: u64 = 256 << 10;
 
@@ -90,12 +94,37 @@ pub(crate) enum From {
     AtOrAfter(u64),
 }
 
-/// A column's values of a batch.
+/// A column's values that were decoded and aren't in a row yet.
 #[derive(Default)]
 struct Values {
     numbers: Vec<i64>,
     bytes: Vec<ByteArray>,
     levels: Vec<i16>,
+    taken: Taken,
+}
+
+/// Of a column's values, and of its levels: how many are in a row.
+#[derive(Clone, Copy, Default)]
+struct Taken {
+    values: usize,
+    levels: usize,
+}
+
+impl Values {
+    fn clear(&mut self) {
+        self.numbers.clear();
+        self.bytes.clear();
+        self.levels.clear();
+        self.taken = Taken::default();
+    }
+
+    /// Gives back what a row group of few rows took.
+    fn shrink(&mut self) {
+        self.clear();
+        self.numbers.shrink_to(BATCH);
+        self.bytes.shrink_to(BATCH);
+        self.levels.shrink_to(BATCH);
+    }
 }
 
 /// Reads a table.
@@ -112,7 +141,10 @@ pub(crate) struct TableReader<R> {
     in_order: bool,
     columns: Vec<ColumnReader>,
     values: Vec<Values>,
+    /// Rows of the row group that are in no batch yet.
     left: usize,
+    /// Those of them whose values were decoded.
+    decoded: usize,
     batch: VecDeque<R>,
 }
 
@@ -135,6 +167,7 @@ impl<R: Row> TableReader<R> {
             columns: Vec::new(),
             values: R::COLUMNS.iter().map(|_| Values::default()).collect(),
             left: 0,
+            decoded: 0,
             batch: VecDeque::new(),
         }
     }
@@ -143,7 +176,7 @@ impl<R: Row> TableReader<R> {
     pub(crate) fn next(&mut self) -> Result<Option<R>> {
         while self.batch.is_empty() {
             if self.left > 0 {
-                self.decode()?;
+                self.next_batch()?;
             } else if !self.next_group()? {
                 return Ok(None);
             }
@@ -219,13 +252,15 @@ impl<R: Row> TableReader<R> {
         self.next = place;
         self.in_order = true;
         self.columns.clear();
+        self.values.iter_mut().for_each(Values::shrink);
         self.batch.clear();
-        self.left = 0;
+        (self.left, self.decoded) = (0, 0);
     }
 
     /// Opens the next row group; false where there is none.
     fn next_group(&mut self) -> Result<bool> {
         self.columns.clear();
+        self.values.iter_mut().for_each(Values::shrink);
         while self.next.0 < self.files.len() {
             let (file, group) = self.next;
             if group >= self.open(file)?.groups.len() {
@@ -242,10 +277,22 @@ impl<R: Row> TableReader<R> {
             let failed = |error| unreadable(&open.path, at, error);
             let rows = usize::try_from(metadata.num_rows()).unwrap_or(0);
             let chunk = Arc::new(bytes);
-            for column in metadata.columns().iter().take(R::COLUMNS.len()) {
-                let pages = SerializedPageReader::new(chunk.clone(), column, rows, None);
-                let pages = Box::new(pages.map_err(failed)?);
-                self.columns.push(get_column_reader(column.column_descr_ptr(), pages));
+            let columns = metadata.columns().iter().take(R::COLUMNS.len());
+            let columns = columns.map(|column| {
+                let pages = SerializedPageReader::new(chunk.clone(), column, rows, None)?;
+                Ok(get_column_reader(column.column_descr_ptr(), Box::new(pages)))
+            });
+            self.decoded = 0;
+            if rows <= FEW {
+                for ((column, values), (_, kind)) in columns.zip(&mut self.values).zip(R::COLUMNS) {
+                    let read = read_column(&mut column.map_err(failed)?, *kind, rows, values);
+                    if read.map_err(failed)? != rows {
+                        return Err(Error::damaged(&open.path, at, ENDS_EARLY));
+                    }
+                }
+                self.decoded = rows;
+            } else {
+                self.columns = columns.collect::<Result<_, ParquetError>>().map_err(failed)?;
             }
             self.next = (file, group + 1);
             self.in_order = true;
@@ -301,8 +348,8 @@ impl<R: Row> TableReader<R> {
         Ok(OpenFile { number, path, metadata, groups, window })
     }
 
-    fn decode(&mut self) -> Result<()> {
-        let want = self.left.min(BATCH);
+    /// Makes rows of what was decoded; decodes more where that is used up.
+    fn next_batch(&mut self) -> Result<()> {
         let group = self.next.1.saturating_sub(1);
         let (path, at, objects) = match &self.open {
             Some(open) => {
@@ -312,47 +359,41 @@ impl<R: Row> TableReader<R> {
             }
             None => (String::new(), 0, None),
         };
-        let failed = |error| unreadable(&path, at, error);
-        for ((column, values), (_, kind)) in
-            self.columns.iter_mut().zip(&mut self.values).zip(R::COLUMNS)
-        {
-            values.numbers.clear();
-            values.bytes.clear();
-            values.levels.clear();
-            let levels = is_optional(*kind).then_some(&mut values.levels);
-            let read = match column {
-                ColumnReader::Int64ColumnReader(reader) => {
-                    read_rows(reader, want, levels, &mut values.numbers)
+        if self.decoded == 0 {
+            let want = self.left.min(BATCH);
+            for ((column, values), (_, kind)) in
+                self.columns.iter_mut().zip(&mut self.values).zip(R::COLUMNS)
+            {
+                values.clear();
+                let read = read_column(column, *kind, want, values);
+                if read.map_err(|error| unreadable(&path, at, error))? != want {
+                    return Err(Error::damaged(&path, at, ENDS_EARLY));
                 }
-                ColumnReader::ByteArrayColumnReader(reader) => {
-                    read_rows(reader, want, levels, &mut values.bytes)
-                }
-                _ => Err(ParquetError::General("a column of another type".to_string())),
-            };
-            if read.map_err(failed)? != want {
-                return Err(Error::damaged(&path, at, "a column ends early"));
             }
+            self.decoded = want;
         }
-        self.left -= want;
-        if let (Some((least, greatest)), Some(first)) = (objects, self.values.first()) {
-            let is_there = |number: &i64| (least..=greatest).contains(&(*number as u64));
-            if !first.numbers.iter().all(is_there) {
-                return Err(Error::damaged(&path, at, "a row is none of its row group"));
-            }
-        }
-        let mut taken = vec![0; R::COLUMNS.len()];
+        let rows = self.decoded.min(BATCH);
+        let mut taken: Vec<Taken> = self.values.iter().map(|values| values.taken).collect();
         let mut cells = Vec::with_capacity(R::COLUMNS.len());
-        for row in 0..want {
+        for _ in 0..rows {
             cells.clear();
             for (((_, kind), values), taken) in R::COLUMNS.iter().zip(&self.values).zip(&mut taken)
             {
-                cells.push(cell(*kind, values, row, taken));
+                cells.push(cell(*kind, values, taken));
+            }
+            if let (Some((least, greatest)), Some(Cell::Number(object))) = (objects, cells.first())
+                && !(least..=greatest).contains(object)
+            {
+                return Err(Error::damaged(&path, at, "a row is none of its row group"));
             }
             let row = R::of(&cells);
             self.batch.push_back(row.ok_or_else(|| {
                 Error::damaged(&path, at, format!("a row is none of \"{}\"", R::TABLE))
             })?);
         }
+        self.values.iter_mut().zip(taken).for_each(|(values, taken)| values.taken = taken);
+        self.left -= rows;
+        self.decoded -= rows;
         Ok(())
     }
 }
@@ -396,12 +437,17 @@ fn is_optional(kind: Kind) -> bool {
     !matches!(kind, Kind::Number | Kind::Ascending)
 }
 
-fn cell<'a>(kind: Kind, values: &'a Values, row: usize, taken: &mut usize) -> Cell<'a> {
-    if is_optional(kind) && values.levels.get(row) != Some(&1) {
-        return Cell::Null;
+/// A column's value of the next row.
+fn cell<'a>(kind: Kind, values: &'a Values, taken: &mut Taken) -> Cell<'a> {
+    if is_optional(kind) {
+        let level = taken.levels;
+        taken.levels += 1;
+        if values.levels.get(level) != Some(&1) {
+            return Cell::Null;
+        }
     }
-    let index = *taken;
-    *taken += 1;
+    let index = taken.values;
+    taken.values += 1;
     match kind {
         Kind::Number | Kind::Ascending | Kind::OptionalNumber => {
             values.numbers.get(index).map_or(Cell::Null, |number| Cell::Number(*number as u64))
@@ -409,6 +455,25 @@ fn cell<'a>(kind: Kind, values: &'a Values, row: usize, taken: &mut usize) -> Ce
         Kind::OptionalText | Kind::OptionalBytes => {
             values.bytes.get(index).map_or(Cell::Null, |bytes| Cell::Bytes(bytes.data()))
         }
+    }
+}
+
+/// Adds so many rows' values of a column; gives how many rows there were.
+fn read_column(
+    column: &mut ColumnReader,
+    kind: Kind,
+    want: usize,
+    values: &mut Values,
+) -> Result<usize, ParquetError> {
+    let levels = is_optional(kind).then_some(&mut values.levels);
+    match column {
+        ColumnReader::Int64ColumnReader(reader) => {
+            read_rows(reader, want, levels, &mut values.numbers)
+        }
+        ColumnReader::ByteArrayColumnReader(reader) => {
+            read_rows(reader, want, levels, &mut values.bytes)
+        }
+        _ => Err(ParquetError::General("a column of another type".to_string())),
     }
 }
 
