@@ -3,6 +3,7 @@
 
 mod support;
 
+use bytes::Bytes;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -56,7 +57,7 @@ fn assert_holds(repository: &Repository, salt: u64) {
             self.1 += 1;
             Ok(())
         }
-        fn data(&mut self, object: u64, offset: u64, found: &[u8]) -> Result<()> {
+        fn data(&mut self, object: u64, offset: u64, found: &Bytes) -> Result<()> {
             let at = offset as usize;
             assert_eq!(found, &content(object, self.0)[at..at + found.len()], "object {object}");
             Ok(())

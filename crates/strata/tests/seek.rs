@@ -6,12 +6,15 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use strata::delta::{Change, Descriptor, Extent, ImageOptions, ImageWriter, IndexOptions, chain};
+use strata::delta::{
+    Block, Change, Delta, DeltaReader, DeltaWriter, Descriptor, Extent, ImageOptions, ImageWriter,
+    IndexOptions, ReadOptions, chain,
+};
 use strata::fold::{Folded, Lookup, Sink, fold, is_full, merge, open_chain};
 use strata::lease::HELD;
-use strata::pack::PackOptions;
+use strata::pack::{Location, PackOptions, Packed};
 use strata::store::testing::Counting;
-use strata::{Repository, Result};
+use strata::{Repository, Result, Ulid};
 use support::*;
 
 /// What a fold says of objects, as far as it is wanted.
@@ -187,4 +190,53 @@ fn one_object_of_many_row_groups_takes_few_reads() {
     assert_eq!(bare.said.len(), 2500);
     let extents = counting.take().into_iter().filter(|call| call.path.contains(".extents."));
     assert!(extents.count() <= 4, "extents were read though none were wanted");
+}
+
+#[test]
+fn row_groups_of_few_rows_and_of_many_are_read_as_they_were_written() {
+    let mut random = fastrand::Rng::with_seed(5);
+    for rows in [1, 4095, 4096, 4097, 9000] {
+        let repository = repository(memory_store());
+        let mut packs: Vec<_> = (0..3).map(|_| Ulid::new().unwrap()).collect();
+        packs.sort();
+        let options = IndexOptions::default();
+        let mut writer = DeltaWriter::new(&repository, IMAGE, "0", None, &options).unwrap();
+        let mut written = Vec::new();
+        for number in 0..rows {
+            if number % 100 == 0 {
+                let header = (number % 300 == 0).then(|| vec![number as u8; 30].into());
+                writer.changed(Change { object: number, header, ..Change::default() }).unwrap();
+            }
+            let location = Location {
+                pack: packs[(number * 3 / rows) as usize],
+                frame: number,
+                frame_length: random.u64(1..100),
+                start: random.u64(..100),
+                size: 10,
+            };
+            let note = random.bool().then(|| vec![number as u8; random.usize(1..20)].into());
+            let block = Block { location, length: 10, note, ..Block::default() };
+            let block = (random.u8(..5) > 0).then_some(block);
+            let extent = Extent { offset: number * 20, length: 10, block };
+            written.push((number / 100 * 100, extent.clone()));
+            writer.extent(extent).unwrap();
+        }
+        let packed = |pack| Packed { pack, size: 1 << 20, content: 1 << 20 };
+        writer.finish(packs.into_iter().map(packed)).unwrap();
+        let descriptor = chain(&repository, IMAGE, "0", None).unwrap().remove(0);
+        let mut reader = DeltaReader::new(&repository, descriptor, ReadOptions::default());
+        for _ in 0..2 {
+            let mut read = Vec::new();
+            reader.next_entry().unwrap();
+            while let Some(entry) = reader.entry().cloned() {
+                while let Some(extent) = reader.extent().cloned() {
+                    read.push((entry.object(), extent));
+                    reader.next_extent().unwrap();
+                }
+                reader.next_entry().unwrap();
+            }
+            assert_eq!(read, written, "{rows} rows");
+            reader.rewind();
+        }
+    }
 }

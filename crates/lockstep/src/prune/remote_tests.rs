@@ -140,7 +140,7 @@ impl DataSink for Rebuild {
         Ok(())
     }
 
-    fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> strata::Result<()> {
+    fn data(&mut self, object: u64, offset: u64, content: &Bytes) -> strata::Result<()> {
         for (at, bytes) in content.chunks(BLOCK).enumerate() {
             let block = usize::try_from(offset).unwrap() / BLOCK + at;
             assert!(bytes.iter().all(|byte| *byte == bytes[0]));

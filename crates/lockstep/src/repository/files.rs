@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use strata::delta::{Change, Extent, ImageOptions, ImageWriter, chain};
 use strata::fold::{DataSink, Folded, KeepAll, Reading, fold, open_chain};
 use strata::pack::FrameReader;
@@ -133,7 +134,7 @@ impl DataSink for Hashes {
         Ok(())
     }
 
-    fn data(&mut self, _: u64, _: u64, content: &[u8]) -> strata::Result<()> {
+    fn data(&mut self, _: u64, _: u64, content: &Bytes) -> strata::Result<()> {
         if let Some((_, bytes, hasher)) = &mut self.current {
             *bytes += content.len() as u64;
             hasher.update(content);
@@ -193,7 +194,7 @@ impl<F: FnMut(u64, &[u8]) -> Result<()>> DataSink for OneFile<'_, F> {
         Ok(!self.is_at_hand)
     }
 
-    fn data(&mut self, _: u64, offset: u64, content: &[u8]) -> strata::Result<()> {
+    fn data(&mut self, _: u64, offset: u64, content: &Bytes) -> strata::Result<()> {
         (self.each)(offset, content).map_err(|error| {
             self.failed = Some(error);
             strata::Error::caller("the reader failed")
@@ -227,7 +228,7 @@ impl DataSink for ToFiles<'_> {
         Ok(())
     }
 
-    fn data(&mut self, _: u64, _: u64, content: &[u8]) -> strata::Result<()> {
+    fn data(&mut self, _: u64, _: u64, content: &Bytes) -> strata::Result<()> {
         match &mut self.current {
             Some((file, path)) => file
                 .write_all(content)

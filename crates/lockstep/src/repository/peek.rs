@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use bytes::Bytes;
 use sendstream::fold::Sink as _;
 use sendstream::zpl::{NoContent, Node, TreeBuilder};
 use strata::delta::{Extent, chain};
@@ -187,7 +188,7 @@ impl<F: FnMut(u64, &[u8]) -> Result<()>> DataSink for Content<F> {
         Ok(extent.offset >= self.size)
     }
 
-    fn data(&mut self, _: u64, offset: u64, content: &[u8]) -> strata::Result<()> {
+    fn data(&mut self, _: u64, offset: u64, content: &Bytes) -> strata::Result<()> {
         // A file's last block may reach past its end.
         let room = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
         (self.each)(offset, &content[..content.len().min(room)]).map_err(|error| {

@@ -357,7 +357,7 @@ impl DataSink for ToStream<'_> {
         Ok(())
     }
 
-    fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> strata::Result<()> {
+    fn data(&mut self, object: u64, offset: u64, content: &Bytes) -> strata::Result<()> {
         if object != STREAM || offset != self.offset {
             return Err(strata::Error::caller(format!(
                 "object {object} has a block at {offset}, the stream goes on at {}",

@@ -209,7 +209,7 @@ impl DataSink for Slimming<'_> {
         self.names.skips(object, extent)
     }
 
-    fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> strata::Result<()> {
+    fn data(&mut self, object: u64, offset: u64, content: &Bytes) -> strata::Result<()> {
         self.names.data(object, offset, content)
     }
 
@@ -285,7 +285,7 @@ impl DataSink for Names<'_> {
         Ok(true)
     }
 
-    fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> strata::Result<()> {
+    fn data(&mut self, object: u64, offset: u64, content: &Bytes) -> strata::Result<()> {
         self.to.data(object, offset, content)
     }
 

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 /// What the indexes of a chain may take of memory, in bytes.
 pub const INDEX_MEMORY: u64 = 64 << 20;
 /// Frames that are kept, in bytes: neighbouring blocks of one object lie in few.
-const FRAME_MEMORY: usize = 40 << 20;
+pub const FRAME_MEMORY: usize = 40 << 20;
 
 /// What folding a chain came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct Unfolded {
 }
 
 /// Folds the chain of a delta into `sink`: all of the image, or with `since` what changed since
-/// that delta. It takes [`INDEX_MEMORY`], 40 MiB of frames, and about 1.5 MiB for each delta.
+/// that delta. It takes no more than [`INDEX_MEMORY`] and [`FRAME_MEMORY`], and what is read ahead (30 MiB).
 ///
 /// # Errors
 /// When the chain is broken or damaged, the store fails, or the sink does.
@@ -69,7 +69,7 @@ fn run(
     let readers = open_chain(&repository.strata, chain, INDEX_MEMORY).map_err(of_strata)?;
     let mut frames = FrameReader::new(&repository.strata, FRAME_MEMORY);
     let mut to = ToStream::new(sink, is_full);
-    let mut reading = ReadingAhead::new(&repository.strata, &mut frames, &mut to);
+    let mut reading = ReadingAhead::new(&mut frames, &mut to);
     fold(readers, is_full, &StreamRules, &mut reading)
         .and_then(|()| reading.finish())
         .map_err(of_strata)?;
@@ -168,8 +168,8 @@ impl<S: Sink> DataSink for ToStream<'_, S> {
         self.sink.hole(object, offset, length).map_err(of_sink)
     }
 
-    fn data(&mut self, object: u64, mut offset: u64, mut content: &[u8]) -> Folding<()> {
-        let size = self.block_size;
+    fn data(&mut self, object: u64, mut offset: u64, content: &Bytes) -> Folding<()> {
+        let (size, mut content) = (self.block_size, &content[..]);
         while !content.is_empty() {
             let is_next = offset == self.gathered.0 + self.gathered.1.len() as u64;
             if !self.gathered.1.is_empty() && !is_next {

@@ -25,8 +25,8 @@ use crate::steps;
 use crate::volume::zfs::{CloneSpec, DatasetName, while_received};
 
 /// Volumes that are received at the same time, and the deltas that are folded for them: with a fold's
-/// fixed memory and 1.5 MiB for each delta this keeps two of them below 256 MiB.
-const AT_ONCE: Limits = Limits { items: 2, weight: 48 };
+/// fixed memory and 0.8 MiB for each delta this keeps two of them below 256 MiB.
+const AT_ONCE: Limits = Limits { items: 2, weight: 220 };
 
 /// What the data becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,89 +1,68 @@
 //! Reads the data of a fold's result ahead of who takes it: several frames are on their way while one is written.
 //!
 //! The fold is cheap, a frame is not: from a bucket each is a round trip, and all have to be decompressed. So the
-//! fold's events wait in a queue, in their order, while threads read the frames that they name.
+//! fold's events wait in a queue, in their order, while other threads read and open the frames that they name.
 //!
-//! What could go wrong: more memory than was meant. The queue is bounded by the content of the frames that were asked
-//! for and not used yet, and by its events. A frame that was asked for and then forgotten by the reader is read
-//! again, never given for another: the reader knows frames by their place.
+//! What could go wrong: more memory than was meant. The queue is bounded by its events and by the frames that were asked
+//! for and not used yet. A frame that was asked for and then forgotten by the reader is read again, never given for
+//! another: the reader knows frames by their place.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex};
-use std::thread;
-
-use bytes::Bytes;
+use std::collections::VecDeque;
 
 use super::data::block_content;
 use super::{DataSink, Folded, Sink};
 use crate::delta::Extent;
-use crate::error::{Error, Result};
-use crate::id::Ulid;
-use crate::pack::{FrameReader, Location, Runs, stored_run};
-use crate::repository::Repository;
+use crate::error::Result;
+use crate::pack::{Ahead, FrameReader, Location};
 
-/// Frames that are on their way, or have come and wait: of about 1 MiB each.
-const FRAMES: usize = 16;
-/// Threads that fetch them.
-const THREADS: usize = 4;
 /// Events that wait at most.
 const EVENTS: usize = 16 << 10;
 
 enum Event {
     Freed(u64, u64),
     Object(Folded),
-    Extent(u64, Extent),
+    Hole { object: u64, offset: u64, length: u64 },
+    Data { object: u64, offset: u64, location: Location },
+    Formed(u64, Extent),
     ObjectEnd(u64),
 }
 
-/// A frame that is wanted, and who waits for it.
-struct Wanted {
-    pack: Ulid,
-    at: u64,
-    length: u64,
-    to: SyncSender<Result<Bytes>>,
+impl Event {
+    /// Makes it longer by what follows it in the object and in its frame; false where that isn't what comes.
+    fn grow(&mut self, of: u64, at: u64, more: &Location) -> bool {
+        match self {
+            Event::Data { object, offset, location }
+                if *object == of
+                    && *offset + location.size == at
+                    && (location.pack, location.frame) == (more.pack, more.frame)
+                    && location.start + location.size == more.start =>
+            {
+                location.size += more.size;
+                true
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Makes a [`DataSink`] of a fold's result as [`super::Reading`] does, reading ahead.
 ///
-/// Every block is read: [`DataSink::skips`] isn't asked, since what it would say may depend on what the sink has not
-/// been given yet.
+/// [`DataSink::skips`] and [`DataSink::wants_extents`] aren't asked, since what they would say may depend on what the sink
+/// has not been given yet; [`DataSink::wants_content_of`] is.
 pub struct ReadingAhead<'a, S> {
     frames: &'a mut FrameReader,
     sink: &'a mut S,
     events: VecDeque<Event>,
-    coming: HashMap<(Ulid, u64), Receiver<Result<Bytes>>>,
-    /// Ends with this: then the threads end too.
-    fetch: SyncSender<Wanted>,
+    ahead: Ahead,
+    /// Whether the content of the object at hand is wanted.
+    is_wanted: bool,
 }
 
 impl<'a, S: DataSink> ReadingAhead<'a, S> {
-    /// Reads from `repository`, keeps what was read in `frames`, gives to `sink`.
-    pub fn new(
-        repository: &Repository,
-        frames: &'a mut FrameReader,
-        sink: &'a mut S,
-    ) -> ReadingAhead<'a, S> {
-        // As many as may be on their way, so that asking never waits.
-        let (fetch, wanted) = sync_channel::<Wanted>(FRAMES);
-        let wanted = Arc::new(Mutex::new(wanted));
-        for _ in 0..THREADS {
-            let (wanted, repository) = (wanted.clone(), repository.clone());
-            thread::spawn(move || {
-                let mut runs = Runs::of(&wanted);
-                while let Some(run) = runs.next(|one: &Wanted| (one.pack, one.at, one.length)) {
-                    let frames: Vec<_> = run.iter().map(|one| (one.at, one.length)).collect();
-                    let pack = run.first().map_or(Ulid(0), |one| one.pack);
-                    let stored = stored_run(&repository, pack, &frames);
-                    for (one, stored) in run.into_iter().zip(stored) {
-                        // Nobody waits any more where the fold has failed.
-                        let _ = one.to.send(stored);
-                    }
-                }
-            });
-        }
-        let (events, coming) = (VecDeque::new(), HashMap::new());
-        ReadingAhead { frames, sink, events, coming, fetch }
+    /// Keeps what was read in `frames`, gives to `sink`.
+    pub fn new(frames: &'a mut FrameReader, sink: &'a mut S) -> ReadingAhead<'a, S> {
+        let ahead = frames.ahead();
+        ReadingAhead { frames, sink, events: VecDeque::new(), ahead, is_wanted: true }
     }
 
     /// Gives what still waits. To be called when the fold is done.
@@ -96,7 +75,7 @@ impl<'a, S: DataSink> ReadingAhead<'a, S> {
 
     fn push(&mut self, event: Event) -> Result<()> {
         self.events.push_back(event);
-        while (self.coming.len() >= FRAMES || self.events.len() > EVENTS)
+        while (self.ahead.is_full() || self.events.len() > EVENTS)
             && let Some(event) = self.events.pop_front()
         {
             self.give(event)?;
@@ -105,14 +84,13 @@ impl<'a, S: DataSink> ReadingAhead<'a, S> {
     }
 
     fn ask(&mut self, location: &Location) -> Result<()> {
-        let key = (location.pack, location.frame);
-        if self.coming.contains_key(&key) || self.frames.has(location) {
-            return Ok(());
+        if self.frames.has(location) { Ok(()) } else { self.ahead.ask(location) }
+    }
+
+    fn take(&mut self, location: &Location) -> Result<()> {
+        if let Some(content) = self.ahead.take(location)? {
+            self.frames.put(location, content);
         }
-        let (to, from) = sync_channel(1);
-        let Location { pack, frame: at, frame_length: length, .. } = *location;
-        self.fetch.send(Wanted { pack, at, length, to }).map_err(|_| gone())?;
-        self.coming.insert(key, from);
         Ok(())
     }
 
@@ -121,30 +99,19 @@ impl<'a, S: DataSink> ReadingAhead<'a, S> {
             Event::Freed(first, count) => self.sink.freed(first, count),
             Event::Object(object) => self.sink.object(&object),
             Event::ObjectEnd(object) => self.sink.object_end(object),
-            Event::Extent(object, extent) => match &extent.block {
-                None => self.sink.hole(object, extent.offset, extent.length),
-                Some(block) => {
-                    let key = (block.location.pack, block.location.frame);
-                    if let Some(frame) = self.coming.remove(&key) {
-                        let stored = frame.recv().map_err(|_| gone())??;
-                        // Opened here: contents that were made by one thread and are forgotten by another leave the
-                        // allocator with holes, more of them than the contents are.
-                        self.frames.put_stored(&block.location, &stored)?;
-                    }
-                    if block.form != 0 {
-                        let bytes = self.frames.read(&block.location)?;
-                        return self.sink.formed(object, &extent, &bytes);
-                    }
-                    let content = block_content(object, &extent)?;
-                    self.sink.data(object, extent.offset, &self.frames.read(&content)?)
-                }
-            },
+            Event::Hole { object, offset, length } => self.sink.hole(object, offset, length),
+            Event::Data { object, offset, location } => {
+                self.take(&location)?;
+                self.sink.data(object, offset, &self.frames.read_on(&location)?)
+            }
+            Event::Formed(object, extent) => {
+                let Some(block) = &extent.block else { return Ok(()) };
+                self.take(&block.location)?;
+                let bytes = self.frames.read_on(&block.location)?;
+                self.sink.formed(object, &extent, &bytes)
+            }
         }
     }
-}
-
-fn gone() -> Error {
-    Error::caller("a thread that reads frames ended early")
 }
 
 impl<S: DataSink> Sink for ReadingAhead<'_, S> {
@@ -153,14 +120,31 @@ impl<S: DataSink> Sink for ReadingAhead<'_, S> {
     }
 
     fn object(&mut self, object: &Folded) -> Result<()> {
+        self.is_wanted = self.sink.wants_content_of(object.object);
         self.push(Event::Object(object.clone()))
     }
 
+    fn wants_extents(&mut self) -> bool {
+        self.is_wanted
+    }
+
     fn extent(&mut self, object: u64, extent: &Extent) -> Result<()> {
-        if let Some(block) = &extent.block {
-            self.ask(&block.location)?;
+        let Extent { offset, length, .. } = *extent;
+        match &extent.block {
+            None => self.push(Event::Hole { object, offset, length }),
+            Some(block) if block.form != 0 => {
+                self.ask(&block.location)?;
+                self.push(Event::Formed(object, extent.clone()))
+            }
+            Some(_) => {
+                let location = block_content(object, extent)?;
+                if self.events.back_mut().is_some_and(|last| last.grow(object, offset, &location)) {
+                    return Ok(());
+                }
+                self.ask(&location)?;
+                self.push(Event::Data { object, offset, location })
+            }
         }
-        self.push(Event::Extent(object, extent.clone()))
     }
 
     fn object_end(&mut self, object: u64) -> Result<()> {

@@ -28,6 +28,12 @@ pub trait DataSink {
         true
     }
 
+    /// Whether the content of an object is wanted, where it is read ahead: asked before the object is given.
+    fn wants_content_of(&mut self, object: u64) -> bool {
+        let _ = object;
+        true
+    }
+
     /// A hole where the base may have something.
     fn hole(&mut self, object: u64, offset: u64, length: u64) -> Result<()> {
         let _ = (object, offset, length);
@@ -41,7 +47,7 @@ pub trait DataSink {
     }
 
     /// Content of the object.
-    fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> Result<()>;
+    fn data(&mut self, object: u64, offset: u64, content: &Bytes) -> Result<()>;
 
     /// A part of a block in a form of the caller's: the extent, and the whole block's bytes.
     fn formed(&mut self, object: u64, extent: &Extent, bytes: &Bytes) -> Result<()> {

@@ -1,17 +1,15 @@
 //! Packs: frames one after another, nothing between them, under `packs/<ULID>`.
 
+mod ahead;
 mod compressor;
+mod pool;
 mod reader;
 mod resume;
-mod run;
-mod run_reader;
-mod spare;
+mod windows;
 mod writer;
 
+pub(crate) use ahead::Ahead;
 pub use reader::{FrameReader, walk};
-pub use run::{FramePlace, Runs};
-pub use run_reader::RunReader;
-pub(crate) use run_reader::stored_run;
 pub use writer::{PackOptions, PackWriter, Packed, Placed};
 
 use crate::id::Ulid;

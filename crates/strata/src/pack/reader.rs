@@ -1,14 +1,13 @@
 //! Reads frames by range, each once for neighbouring blocks.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use super::Location;
-use super::run_reader::{open, stored};
-use super::spare::Spare;
+use super::pool::Pool;
+use super::{Ahead, Location};
 use crate::error::{Error, Result};
-use crate::frame::{self, HEADER, Opener};
+use crate::frame::{self, HEADER, MAX_CONTENT, Opener, Place};
 use crate::id::Ulid;
 use crate::repository::Repository;
 
@@ -21,32 +20,34 @@ const WINDOW: u64 = 4 << 20;
 /// read last goes first: all deltas' frames then take half the room, and none has to be read again and again.
 pub struct FrameReader {
     repository: Repository,
-    /// Those used last are at the back.
-    kept: VecDeque<Kept>,
+    /// By pack and offset.
+    kept: HashMap<(Ulid, u64), Kept>,
     kept_bytes: usize,
     limit: usize,
+    /// How often one of them was used.
+    uses: u64,
     frames: u64,
+    stored: u64,
     opener: Opener,
-    spare: Spare,
+    pool: Pool,
 }
 
 /// A frame, or the end of one.
 struct Kept {
-    pack: Ulid,
-    at: u64,
     /// Where in the frame's content the bytes begin.
     from: usize,
     bytes: Bytes,
     /// Up to here, in the bytes, they were read.
     used: usize,
+    /// When, by the number of uses.
+    last: u64,
 }
 
 impl Kept {
     /// Forgets what was read, where that is half of it or more.
-    fn trim(&mut self, spare: &mut Spare) {
+    fn trim(&mut self) {
         if self.used > 0 && self.used >= self.bytes.len() / 2 {
-            let rest = Bytes::copy_from_slice(&self.bytes[self.used..]);
-            spare.give_bytes(std::mem::replace(&mut self.bytes, rest));
+            self.bytes = Bytes::copy_from_slice(&self.bytes[self.used..]);
             self.from += self.used;
             self.used = 0;
         }
@@ -58,18 +59,30 @@ impl FrameReader {
     pub fn new(repository: &Repository, limit: usize) -> FrameReader {
         FrameReader {
             repository: repository.clone(),
-            kept: VecDeque::new(),
+            kept: HashMap::new(),
             kept_bytes: 0,
             limit,
+            uses: 0,
             frames: 0,
+            stored: 0,
             opener: Opener::default(),
-            spare: Spare::default(),
+            pool: Pool::default(),
         }
+    }
+
+    /// Frames that will be read soon, with contents in memory that is used again here.
+    pub(crate) fn ahead(&self) -> Ahead {
+        Ahead::new(&self.repository, &self.pool)
     }
 
     /// How many frames were read from the store.
     pub fn frames_read(&self) -> u64 {
         self.frames
+    }
+
+    /// What they take in the store, in bytes.
+    pub fn bytes_read(&self) -> u64 {
+        self.stored
     }
 
     /// The bytes at a location.
@@ -86,7 +99,7 @@ impl FrameReader {
         let content = self.frame(location.pack, location.frame, location.frame_length)?;
         match (start, end) {
             (start, end) if start <= end && end <= content.len() => {
-                if let Some(kept) = self.kept.back_mut() {
+                if let Some(kept) = self.kept.get_mut(&(location.pack, location.frame)) {
                     kept.used = end;
                 }
                 Ok(content.slice(start..end))
@@ -104,65 +117,66 @@ impl FrameReader {
         }
     }
 
+    /// The same, for who goes forward in each frame: one that was read to its end isn't kept any longer.
+    pub(crate) fn read_on(&mut self, location: &Location) -> Result<Bytes> {
+        let bytes = self.read(location)?;
+        let key = (location.pack, location.frame);
+        if self.kept.get(&key).is_some_and(|kept| kept.used == kept.bytes.len()) {
+            self.forget(key);
+        }
+        Ok(bytes)
+    }
+
     /// A frame's content.
     pub fn frame(&mut self, pack: Ulid, at: u64, length: u64) -> Result<Bytes> {
         if let Some(kept) = self.use_kept(pack, at, 0) {
             return Ok(kept.bytes.clone());
         }
         let stored = stored(&self.repository, pack, at, length)?;
-        let content = self.opened(pack, at, &stored)?;
-        self.keep(pack, at, content.clone());
+        let mut content = self.pool.take(&stored);
+        open(&self.repository, &mut self.opener, pack, at, &stored, &mut content)?;
+        let content = self.pool.lend(content);
+        self.keep(pack, at, length, content.clone());
         Ok(content)
     }
 
     /// Whether the bytes at a location are at hand.
     pub(crate) fn has(&self, location: &Location) -> bool {
-        let (pack, at) = (location.pack, location.frame);
-        let kept = self.kept.iter().rev().find(|kept| kept.pack == pack && kept.at == at);
+        let kept = self.kept.get(&(location.pack, location.frame));
         kept.is_some_and(|kept| kept.from as u64 <= location.start)
     }
 
-    /// Opens and keeps a frame that was read.
-    pub(crate) fn put_stored(&mut self, location: &Location, stored: &[u8]) -> Result<()> {
-        let Location { pack, frame, .. } = *location;
-        let content = self.opened(pack, frame, stored)?;
-        // In the place of a part of it that is kept.
-        if let Some(index) =
-            self.kept.iter().position(|k| k.pack == location.pack && k.at == location.frame)
-            && let Some(part) = self.kept.remove(index)
-        {
-            self.kept_bytes -= part.bytes.len();
-            self.spare.give_bytes(part.bytes);
-        }
-        self.keep(pack, frame, content);
-        Ok(())
+    /// Keeps a frame that was read elsewhere.
+    pub(crate) fn put(&mut self, location: &Location, content: Bytes) {
+        self.keep(location.pack, location.frame, location.frame_length, content);
     }
 
-    /// The content of a frame that was read.
-    fn opened(&mut self, pack: Ulid, at: u64, stored: &[u8]) -> Result<Bytes> {
-        let mut content = self.spare.take(stored);
-        open(&self.repository, &mut self.opener, pack, at, stored, &mut content)?;
-        Ok(Bytes::from(content))
-    }
-
-    fn keep(&mut self, pack: Ulid, at: u64, bytes: Bytes) {
+    fn keep(&mut self, pack: Ulid, at: u64, length: u64, bytes: Bytes) {
         self.frames += 1;
+        self.stored += length;
+        // It may take the place of a part of it that was kept.
+        self.forget((pack, at));
         self.make_room(bytes.len());
         self.kept_bytes += bytes.len();
-        self.kept.push_back(Kept { pack, at, from: 0, bytes, used: 0 });
+        self.uses += 1;
+        self.kept.insert((pack, at), Kept { from: 0, bytes, used: 0, last: self.uses });
     }
 
     /// A kept frame whose content is there from `start` on; it is the one used last now.
     fn use_kept(&mut self, pack: Ulid, at: u64, start: usize) -> Option<&mut Kept> {
-        let index = self.kept.iter().rposition(|kept| kept.pack == pack && kept.at == at)?;
-        let kept = self.kept.remove(index)?;
-        if kept.from > start {
+        self.uses += 1;
+        if self.kept.get(&(pack, at))?.from > start {
             // Its beginning is wanted again: it is read again.
-            self.kept_bytes -= kept.bytes.len();
+            self.forget((pack, at));
             return None;
         }
-        self.kept.push_back(kept);
-        self.kept.back_mut()
+        let kept = self.kept.get_mut(&(pack, at))?;
+        kept.last = self.uses;
+        Some(kept)
+    }
+
+    fn forget(&mut self, key: (Ulid, u64)) {
+        self.kept_bytes -= self.kept.remove(&key).map_or(0, |kept| kept.bytes.len());
     }
 
     /// Makes room for so many bytes: what was read goes first, then whole frames, those used last the last.
@@ -170,16 +184,39 @@ impl FrameReader {
         if self.kept_bytes + bytes <= self.limit {
             return;
         }
-        self.kept.iter_mut().for_each(|kept| kept.trim(&mut self.spare));
-        self.kept.retain(|kept| !kept.bytes.is_empty());
-        self.kept_bytes = self.kept.iter().map(|kept| kept.bytes.len()).sum();
+        self.kept.values_mut().for_each(Kept::trim);
+        self.kept.retain(|_, kept| !kept.bytes.is_empty());
+        self.kept_bytes = self.kept.values().map(|kept| kept.bytes.len()).sum();
         while self.kept_bytes + bytes > self.limit
-            && let Some(oldest) = self.kept.pop_front()
+            && let Some((&oldest, _)) = self.kept.iter().min_by_key(|(_, kept)| kept.last)
         {
-            self.kept_bytes -= oldest.bytes.len();
-            self.spare.give_bytes(oldest.bytes);
+            self.forget(oldest);
         }
     }
+}
+
+/// A frame as it is stored.
+pub(super) fn stored(repository: &Repository, pack: Ulid, at: u64, length: u64) -> Result<Bytes> {
+    let path = repository.pack_path(pack);
+    if length > (MAX_CONTENT + HEADER + 16) as u64 {
+        return Err(Error::damaged(&path, at, "the index wants a frame larger than any"));
+    }
+    let end = at.checked_add(length);
+    let end = end.ok_or_else(|| Error::damaged(&path, at, "no pack is as long"))?;
+    repository.read(&path, at..end)
+}
+
+/// The content of a frame that was read, in the place of what was in `content`.
+pub(super) fn open(
+    repository: &Repository,
+    opener: &mut Opener,
+    pack: Ulid,
+    at: u64,
+    stored: &[u8],
+    content: &mut Vec<u8>,
+) -> Result<()> {
+    let path = repository.pack_path(pack);
+    opener.open(stored, Place { path: &path, pack, at }, repository.key(), content)
 }
 
 /// Reads a pack of `size` bytes from end to end and gives each frame's offset and length in it, and its content.

@@ -381,7 +381,7 @@ impl DataSink for Rebuild {
         Ok(())
     }
 
-    fn data(&mut self, object: u64, offset: u64, content: &[u8]) -> Result<()> {
+    fn data(&mut self, object: u64, offset: u64, content: &Bytes) -> Result<()> {
         assert!(offset >= self.position && !content.is_empty());
         self.position = offset + content.len() as u64;
         let range = offset as usize..offset as usize + content.len();
@@ -412,7 +412,7 @@ pub fn restored_by(
     let mut frames = FrameReader::new(repository, kept);
     let deltas = open_chain(repository, chain, 1 << 20)?;
     if ahead {
-        let mut reading = ReadingAhead::new(repository, &mut frames, &mut rebuild);
+        let mut reading = ReadingAhead::new(&mut frames, &mut rebuild);
         fold(deltas, is_full, &Model, &mut reading)?;
         reading.finish()?;
     } else {

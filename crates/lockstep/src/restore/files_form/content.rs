@@ -1,44 +1,39 @@
-//! The content: the fold of the indexes says which part of which frame goes where; several threads
-//! read frames, each once, and write the parts into the files.
+//! The content: the fold of the indexes says which part of which frame goes where. Threads read and open the frames ahead,
+//! what is neighbours in a file is gathered, and other threads write it.
 //!
-//! A pack's frames lie in the order of the fold, and a frame's parts may be interrupted by those of
-//! other packs. So for each pack the parts of the frame at hand are gathered, and handed on when
-//! the next frame begins. Only places are gathered, never data.
+//! What could go wrong: memory. What is gathered are parts of the frames that the fold keeps anyway, and how much of it
+//! waits to be written is bounded.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
-use strata::Ulid;
-use strata::delta::Extent;
-use strata::fold::{Folded, Sink, fold, open_chain};
-use strata::pack::Runs;
+use bytes::Bytes;
+use strata::fold::{DataSink, Folded, ReadingAhead, fold, open_chain};
+use strata::pack::FrameReader;
 
 use super::Volume;
 use super::make::Made;
 use super::place::Root;
 use super::plan::Plan;
 use super::turns::Turns;
-use super::writing::{Left, Writer};
+use super::writing::{Stretch, Writer};
 use crate::error::{Error, Result};
 use crate::repository::header::StreamRules;
 use crate::repository::of_strata;
-use crate::repository::unfold::INDEX_MEMORY;
+use crate::repository::unfold::{FRAME_MEMORY, INDEX_MEMORY};
 use crate::steps;
 
-/// Threads that read frames and write files; each holds a few frames as they are stored, and a content.
+/// Threads that write files.
 const MOST_THREADS: usize = 8;
-/// Frames that wait.
-const QUEUE: usize = 32;
-/// Packs of which a frame is gathered at the same time.
-const MOST_BATCHES: usize = 1024;
-/// Parts that are gathered at the same time.
-const MOST_PARTS: usize = 256 << 10;
+/// What a thread is given at a time, in bytes at least: a file is written in few calls, and files that are smaller go
+/// together.
+const TOGETHER: u64 = 1 << 20;
 /// An extended attribute's value is no longer than this on Linux.
 const MOST_XATTR: u64 = 64 << 10;
-/// Contents that wait for a file which another thread writes, in bytes.
-const MOST_LEFT: usize = 16 << 20;
+/// What waits for a file that another thread writes, in bytes.
+const MOST_LEFT: usize = 8 << 20;
 /// Objects between two looks at whether to stop.
 const LOOK_AROUND: u64 = 1024;
 
@@ -51,47 +46,6 @@ pub(super) struct Filled {
     pub(super) xattrs: BTreeMap<u64, Vec<u8>>,
 }
 
-/// A part of a frame, and where it goes.
-#[derive(Clone, Copy)]
-pub(super) struct Part {
-    pub(super) to: To,
-    pub(super) offset: u64,
-    pub(super) start: usize,
-    pub(super) size: usize,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum To {
-    File(usize),
-    Xattr(u64),
-}
-
-/// Parts of one frame.
-pub(super) struct Batch {
-    pub(super) pack: Ulid,
-    pub(super) frame: u64,
-    pub(super) length: u64,
-    pub(super) parts: Vec<Part>,
-}
-
-impl Batch {
-    /// Adds a part; true where it only makes the one before it longer. Blocks that are neighbours in
-    /// the frame and in the file are written in one call: a full frame of 8 KiB blocks is one write
-    /// and not 128, each of which would wait for the file's lock.
-    fn add(&mut self, part: Part) -> bool {
-        if let Some(last) = self.parts.last_mut()
-            && last.to == part.to
-            && last.offset + last.size as u64 == part.offset
-            && last.start + last.size == part.start
-        {
-            last.size += part.size;
-            return true;
-        }
-        self.parts.push(part);
-        false
-    }
-}
-
 /// What the threads share.
 pub(super) struct Work<'a> {
     pub(super) volume: &'a Volume<'a>,
@@ -100,10 +54,8 @@ pub(super) struct Work<'a> {
     pub(super) made: &'a Made,
     stop: AtomicBool,
     failed: Mutex<Option<Error>>,
-    pub(super) xattrs: Mutex<BTreeMap<u64, Vec<u8>>>,
     pub(super) written: AtomicU64,
-    pub(super) read: AtomicU64,
-    pub(super) turns: Turns<Left>,
+    pub(super) turns: Turns<Stretch>,
 }
 
 /// Fills the files.
@@ -119,40 +71,39 @@ pub(super) fn fill(volume: &Volume<'_>, plan: &Plan, root: &Root, made: &Made) -
         made,
         stop: AtomicBool::new(false),
         failed: Mutex::new(None),
-        xattrs: Mutex::new(xattrs.iter().map(|(object, size)| (*object, vec![0; *size])).collect()),
         written: AtomicU64::new(0),
-        read: AtomicU64::new(0),
         turns: Turns::new(MOST_LEFT),
     };
-    let (sender, receiver) = sync_channel(QUEUE.max(2 * threads));
+    let mut frames = FrameReader::new(strata, FRAME_MEMORY);
+    let (sender, receiver) = sync_channel(threads);
     let receiver = Mutex::new(receiver);
-    let folded = std::thread::scope(|scope| {
+    let (folded, xattrs) = std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| work.run(&receiver));
         }
-        let mut sink = Gathering {
+        // The sender goes with this, and with the sender the threads end.
+        let mut gathering = Gathering {
             work: &work,
-            xattrs: xattrs.keys().copied().collect(),
+            xattrs: xattrs.into_iter().map(|(object, size)| (object, vec![0; size])).collect(),
             sender,
-            open: HashMap::new(),
-            parts: 0,
+            gathered: Vec::new(),
+            size: 0,
             current: None,
             holes: 0,
             seen: 0,
         };
-        // The sender goes with the sink, and with the sender the threads end.
-        fold(readers, true, &StreamRules, &mut sink).and_then(|()| sink.hand_on_all())
+        let mut reading = ReadingAhead::new(&mut frames, &mut gathering);
+        let folded = fold(readers, true, &StreamRules, &mut reading)
+            .and_then(|()| reading.finish())
+            .and_then(|()| gathering.hand_on());
+        (folded, gathering.xattrs)
     });
     if let Some(error) = work.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }
     steps::reached("restore.files-read")?;
     folded.map_err(of_strata)?;
-    Ok(Filled {
-        bytes_written: work.written.into_inner(),
-        bytes_read: work.read.into_inner(),
-        xattrs: work.xattrs.into_inner().unwrap_or_else(PoisonError::into_inner),
-    })
+    Ok(Filled { bytes_written: work.written.into_inner(), bytes_read: frames.bytes_read(), xattrs })
 }
 
 /// Objects that are the values of extended attributes, with their sizes.
@@ -174,14 +125,21 @@ fn xattr_objects(volume: &Volume<'_>, plan: &Plan) -> Result<BTreeMap<u64, usize
     Ok(objects)
 }
 
-/// Gathers the parts of frames.
+/// Where an object's content goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum To {
+    File(usize),
+    Xattr(u64),
+}
+
+/// Gathers what is neighbours in a file.
 struct Gathering<'a> {
     work: &'a Work<'a>,
-    xattrs: HashSet<u64>,
-    sender: SyncSender<Batch>,
-    open: HashMap<Ulid, Batch>,
-    /// In all that is open.
-    parts: usize,
+    xattrs: BTreeMap<u64, Vec<u8>>,
+    sender: SyncSender<Vec<Stretch>>,
+    gathered: Vec<Stretch>,
+    /// Of all that is gathered.
+    size: u64,
     /// Where the object at hand goes, and its size.
     current: Option<(To, u64)>,
     /// How much of it is holes, as far as is known.
@@ -190,21 +148,36 @@ struct Gathering<'a> {
 }
 
 impl Gathering<'_> {
-    fn hand_on(&mut self, batch: Batch) -> strata::Result<()> {
-        self.parts -= batch.parts.len();
+    fn hand_on(&mut self) -> strata::Result<()> {
+        self.size = 0;
+        if self.gathered.is_empty() {
+            return Ok(());
+        }
         let gone = |_| strata::Error::caller("the threads that write have ended");
-        self.sender.send(batch).map_err(gone)
+        self.sender.send(std::mem::take(&mut self.gathered)).map_err(gone)
     }
 
-    fn hand_on_all(&mut self) -> strata::Result<()> {
-        let mut all: Vec<Batch> = std::mem::take(&mut self.open).into_values().collect();
-        // Neighbours on disk are written by neighbours in time.
-        all.sort_by_key(|batch| (batch.pack, batch.frame));
-        all.into_iter().try_for_each(|batch| self.hand_on(batch))
+    /// Where an object's content goes, if it is wanted.
+    fn place_of(&self, object: u64) -> Option<To> {
+        let Work { volume, plan, .. } = self.work;
+        let to = match plan.file_of(object) {
+            Some(file) if plan.files[file].is_regular() => Some(To::File(file)),
+            _ if self.xattrs.contains_key(&object) => Some(To::Xattr(object)),
+            _ => None,
+        };
+        to.filter(|_| !volume.zeroed.contains(&object))
+    }
+
+    fn keep_xattr(&mut self, object: u64, offset: u64, bytes: &[u8]) {
+        let place = self.xattrs.get_mut(&object).zip(usize::try_from(offset).ok());
+        let place = place.and_then(|(value, at)| value.get_mut(at..)?.get_mut(..bytes.len()));
+        if let Some(place) = place {
+            place.copy_from_slice(bytes);
+        }
     }
 }
 
-impl Sink for Gathering<'_> {
+impl DataSink for Gathering<'_> {
     fn object(&mut self, folded: &Folded) -> strata::Result<()> {
         self.seen += 1;
         if self.work.stop.load(Ordering::Relaxed)
@@ -212,84 +185,59 @@ impl Sink for Gathering<'_> {
         {
             return Err(strata::Error::caller("it was ended"));
         }
-        let (volume, plan) = (self.work.volume, self.work.plan);
-        let to = match plan.file_of(folded.object) {
-            Some(file) if plan.files[file].is_regular() => Some(To::File(file)),
-            _ if self.xattrs.contains(&folded.object) => Some(To::Xattr(folded.object)),
-            _ => None,
-        };
+        let volume = self.work.volume;
         let size = volume.tree.get(folded.object).map(|attributes| attributes.size);
         let is_counted = !volume.tree.left_out.contains(&folded.object);
         volume.bar.inc(std::mem::take(&mut self.holes));
-        self.current = to.filter(|_| !volume.zeroed.contains(&folded.object)).zip(size);
+        self.current = self.place_of(folded.object).zip(size);
         if let Some((To::File(_), size)) = self.current.filter(|_| is_counted) {
             self.holes = size;
         }
         Ok(())
     }
 
-    fn wants_extents(&mut self) -> bool {
-        self.current.is_some()
+    fn wants_content_of(&mut self, object: u64) -> bool {
+        self.place_of(object).is_some()
     }
 
-    fn extent(&mut self, object: u64, extent: &Extent) -> strata::Result<()> {
+    fn data(&mut self, _: u64, offset: u64, content: &Bytes) -> strata::Result<()> {
         let Some((to, size)) = self.current else { return Ok(()) };
         // A file's last block may reach past its end.
-        let length = extent.length.min(size.saturating_sub(extent.offset));
-        if extent.block.is_none() || length == 0 {
+        let length = (content.len() as u64).min(size.saturating_sub(offset));
+        let content = content.slice(..length as usize);
+        if content.is_empty() {
             return Ok(());
         }
         if self.work.stop.load(Ordering::Relaxed) {
             return Err(strata::Error::caller("it was ended"));
         }
-        let strange = || {
-            let at = extent.offset;
-            strata::Error::caller(format!("the block at {at} of object {object} is strange"))
-        };
-        let location = extent.content().ok_or_else(strange)?;
-        let part = Part {
-            to,
-            offset: extent.offset,
-            start: usize::try_from(location.start).map_err(|_| strange())?,
-            size: usize::try_from(length).map_err(|_| strange())?,
-        };
-        match self.open.get_mut(&location.pack) {
-            Some(batch) if batch.frame == location.frame => {
-                if batch.add(part) {
-                    return Ok(());
-                }
-            }
-            _ => {
-                let batch = Batch {
-                    pack: location.pack,
-                    frame: location.frame,
-                    length: location.frame_length,
-                    parts: vec![part],
-                };
-                if let Some(before) = self.open.insert(location.pack, batch) {
-                    self.hand_on(before)?;
-                }
-            }
-        }
-        self.parts += 1;
         self.holes = self.holes.saturating_sub(length);
-        if self.parts > MOST_PARTS || self.open.len() > MOST_BATCHES {
-            self.hand_on_all()?;
+        let file = match to {
+            To::File(file) => file,
+            To::Xattr(object) => {
+                self.keep_xattr(object, offset, &content);
+                return Ok(());
+            }
+        };
+        self.size += length;
+        let last = self.gathered.last_mut();
+        if let Some(content) = Stretch::lengthen(last, file, offset, content) {
+            self.gathered.push(Stretch::new(file, offset, content));
         }
-        Ok(())
+        if self.size >= TOGETHER { self.hand_on() } else { Ok(()) }
     }
 }
 
 impl Work<'_> {
-    fn run(&self, queue: &Mutex<Receiver<Batch>>) {
+    fn run(&self, queue: &Mutex<Receiver<Vec<Stretch>>>) {
         let mut writer = Writer::new(self);
-        let mut runs = Runs::of(queue);
-        while let Some(run) = runs.next(|batch| (batch.pack, batch.frame, batch.length)) {
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        while let Ok(stretches) = next() {
             // The rest is taken and dropped, so that nobody waits for room in the queue.
             if self.stop.load(Ordering::Relaxed) {
                 continue;
             }
-            if let Err(error) = writer.write_run(run) {
+            if let Err(error) = stretches.into_iter().try_for_each(|one| writer.write(one)) {
                 self.stop.store(true, Ordering::Relaxed);
                 self.turns.end();
                 self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
