@@ -213,6 +213,9 @@ fn after_interruption(step: &str) -> &'static str {
             "the set is complete on this host; what was stored stays, and the next `lockstep ship` or backup goes on there"
         }
         Some("prune") => "what was begun the next `lockstep prune` finishes, or the next backup",
+        Some("check") => {
+            "what it had found by then is printed; it keeps nothing, and the next one begins anew: `--read-data=PERCENT` reads a part"
+        }
         Some("mirror") => {
             "what was made of a new mirror is taken away again; `lockstep mirror status` shows one that was there, and what to do"
         }
@@ -271,7 +274,8 @@ mod tests {
             ("ship.views", "`lockstep ship`"),
             ("prune.planned", "`lockstep prune` finishes"),
             ("mirror.slot", "mirror status"),
-            ("compact.pack", "run it again"),
+            ("check.read", "begins anew"),
+            ("compact.still", "run it again"),
         ] {
             let error = Error::Interrupted { step: step.into() };
             assert_eq!(error.chain(), "interrupted");

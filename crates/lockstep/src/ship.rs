@@ -156,8 +156,8 @@ fn store_and_publish(
     full: bool,
 ) -> Result<Shipped> {
     let shipped = store(cx, manifest, repository, held, there, full)?;
-    held.check()?;
     steps::reached("ship.stored")?;
+    held.confirm()?;
     match there {
         // Its manifest stays: it names the same deltas.
         Some(there) => full::assert_same_volumes(there, &shipped, &repository.name)?,

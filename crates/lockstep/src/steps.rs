@@ -58,6 +58,14 @@ pub fn interrupted() -> bool {
 /// [`Error::Interrupted`] when a signal has come since the last step.
 pub fn reached(name: &str) -> Result<()> {
     tracing::debug!(step = name, "reached");
+    passed(name)
+}
+
+/// The same for one of thousands, as of a loop: the log says nothing of it.
+///
+/// # Errors
+/// [`Error::Interrupted`] when a signal has come since the last step.
+pub fn passed(name: &str) -> Result<()> {
     #[cfg(feature = "test-hooks")]
     hooks::run(name);
     if interrupted() {

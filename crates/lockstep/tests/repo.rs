@@ -5,12 +5,18 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
+use strata::delta::{Change, ImageOptions, ImageWriter};
+use strata::lease::Lease;
+use strata::manifest::{DeltaId, Manifest};
+use strata::store::{ObjectStorage, Store};
 use support::command::Outcome;
 use support::fixture::Fixture;
 use support::layout::two_pools_four_datasets;
-use support::lockstep::{Lockstep, exit, json_of};
+use support::lockstep::{Lockstep, Steps, exit, json_of};
 use support::shipping;
 use support::workspace::Workspace;
 
@@ -100,6 +106,87 @@ fn a_repository_is_made_once() {
 
     says(&lockstep.expect(exit::USAGE, &["repo", "init", "nosuch"]), &["nosuch", "it has: r"]);
     says(&desk.configured("", "").expect(exit::USAGE, &["repo", "init"]), &["has no repository"]);
+}
+
+/// Sets `a` and `b` of a delta each, and objects that nobody needs.
+fn fill(desk: &Desk) -> (strata::Repository, Vec<PathBuf>) {
+    let storage = ObjectStorage::folder(&desk.repository()).expect("the folder is there");
+    let repository = strata::Repository::new(Store::new(storage), "clusters/main", None);
+    let repository = repository.expect("a repository");
+    for set in ["a", "b"] {
+        let options = ImageOptions::default();
+        let writer = ImageWriter::new(&repository, "tank", set, None, &options);
+        let mut writer = writer.expect("a delta can be begun");
+        let header = Some("header".into());
+        writer.changed(Change { object: 1, header, ..Change::default() }).expect("an object");
+        writer.data(0, set.repeat(9000).as_bytes()).expect("its content");
+        writer.finish().expect("the delta is written");
+        let delta = DeltaId { image: "tank".to_owned(), id: set.to_owned() };
+        let manifest = Manifest::new(set, 1, vec![delta], Value::Null);
+        manifest.write(&repository).expect("the manifest is written");
+    }
+    let packs = desk.repository().join("clusters/main/packs");
+    let orphans = ["01ARZ3NDEKTSV4RRFFQ69G5FAV", "01ARZ3NDEKTSV4RRFFQ69G5FAW"];
+    let orphans = orphans.map(|name| packs.join(name)).to_vec();
+    orphans.iter().for_each(|path| fs::write(path, "x").expect("a pack can be written"));
+    (repository, orphans)
+}
+
+#[test]
+fn a_signal_ends_a_check_and_what_was_found_is_said() {
+    let desk = Desk::new();
+    let steps = Steps::new(desk.at("steps"));
+    let lockstep = desk.with("grace_hours = 0").with_steps(&steps);
+    lockstep.expect(exit::DONE, &["repo", "init"]);
+    fill(&desk);
+    let manifest = desk.repository().join("clusters/main/sets/a.json");
+    fs::write(manifest, "{").expect("it is damaged");
+    steps.delay("check.read", Duration::from_secs(1));
+    for arguments in [&["repo", "check", "--read-data"][..], &["repo", "check", "--json"]] {
+        let _ = fs::remove_file(desk.at("steps").join("check.read"));
+        let mut program = lockstep.spawn(arguments);
+        steps.wait_reached("check.read", &mut program);
+        // When it is there the second time, the first set has been looked at.
+        fs::remove_file(desk.at("steps").join("check.read")).expect("it was reached");
+        steps.wait_reached("check.read", &mut program);
+        program.signal(Signal::INT);
+        let ended = program.wait(Duration::from_secs(60));
+        assert_eq!(ended.code, Some(130), "{}", ended.describe());
+        assert!(ended.stdout.contains("sets/a.json"), "{}", ended.describe());
+        says(&ended, &["interrupted", "begins anew"]);
+        match arguments.contains(&"--json") {
+            true => assert_eq!(json_of(&ended)["repositories"][0]["partial"], true),
+            false => assert!(ended.stdout.contains("partial"), "{}", ended.describe()),
+        }
+    }
+}
+
+#[test]
+fn a_signal_ends_what_deletes_and_writes_anew() {
+    let desk = Desk::new();
+    let steps = Steps::new(desk.at("steps"));
+    let lockstep = desk.with("grace_hours = 0").with_steps(&steps);
+    lockstep.expect(exit::DONE, &["repo", "init"]);
+    let (repository, orphans) = fill(&desk);
+    for (step, arguments) in [
+        ("repair.still", &["repo", "check", "--repair"][..]),
+        ("compact.still", &["repo", "compact"]),
+    ] {
+        steps.hold(step);
+        let mut program = lockstep.spawn(arguments);
+        steps.wait_reached(step, &mut program);
+        program.signal(Signal::TERM);
+        let ended = program.wait(Duration::from_secs(60));
+        assert_eq!(ended.code, Some(130), "{}", ended.describe());
+        assert!(orphans.iter().all(|path| path.exists()), "{}", ended.describe());
+        // The lease was given back.
+        let now = u64::try_from(jiff::Timestamp::now().as_second()).expect("after 1970");
+        let lease = Lease::acquire(&repository, "write", "test", 60, now).expect("it is free");
+        lease.release(now).expect("it is given back");
+        steps.release(step);
+    }
+    lockstep.expect(exit::DONE, &["repo", "compact"]);
+    assert!(!orphans.iter().any(|path| path.exists()));
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //! and out of what merges have made of it; and whatever call to the store the program dies at, no set that was there
 //! is lost and the next run goes on.
 
+#[path = "../../sendstream/tests/support/one_file.rs"]
+mod one_file;
 #[path = "support/recordings.rs"]
 mod recordings;
 
@@ -22,6 +24,7 @@ use lockstep::repository::{Repository, files};
 use lockstep::set::manifest::hash_file;
 use lockstep::ship::page_delta::Pages;
 use lockstep::ship::tags::{Of, Passed, Tags};
+use one_file::stream_of;
 use recordings::Recordings;
 use sendstream::Reader;
 use sendstream::fold::{Delta, StreamDelta, StreamSink};
@@ -264,6 +267,28 @@ fn check_chain(dataset: &str, flags: &str) {
         (3..5).for_each(|snapshot| assert_tree(snapshot, "after a merge"));
     }
     assert_eq!(chain(strata, IMAGE, &ids[4], None).unwrap().len(), 2);
+}
+
+#[test]
+fn no_increment_is_made_of_both_sides_of_openzfs_0_8() {
+    let recordings = Recordings::unpack("std128k-plain");
+    for flags in [[false, true], [true, false]] {
+        let repository = repository(store_in(&recordings, &format!("repository-{}", flags[0])));
+        let streams = [
+            stream_of(flags[0], 0, 1, 5),
+            stream_of(flags[0], 1, 2, 5),
+            stream_of(flags[1], 2, 3, 9),
+        ];
+        let ids = streams.map(|stream| store(&repository, &stream).unwrap());
+        let since = |base: Option<&str>| {
+            unfold(&repository, IMAGE, &ids[2], base, &mut StreamSink::new(Vec::new()))
+        };
+        let error = since(Some(&ids[0])).unwrap_err();
+        assert!(error.to_string().contains("before 0.8"), "{error}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("without --delta")));
+        since(Some(&ids[1])).unwrap();
+        since(None).unwrap();
+    }
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! Chains of recorded streams fold, and the tree inside is the recorded tree at every snapshot.
 
+#[path = "support/one_file.rs"]
+mod one_file;
 mod support;
 
+use one_file::stream_of;
 use sendstream::fold::{StreamDelta, StreamSink, fold};
 use sendstream::listing::{hashing_builder, write_listing};
 use sendstream::{Reader, Result};
@@ -207,4 +210,22 @@ fn extended_attributes() {
         found.iter().map(|(path, name, _)| (path.clone(), name.clone())).collect()
     };
     assert_eq!(names(&inline), names(&hidden));
+}
+
+#[test]
+fn increments_of_both_sides_of_openzfs_0_8_are_refused_where_nobody_can_tell() {
+    let fold_of = |flags: [bool; 2], from: u64, objects: [u64; 2]| {
+        let first = stream_of(flags[0], from, 2, objects[0]);
+        let second = stream_of(flags[1], 2, 3, objects[1]);
+        fold(deltas(&[&first, &second]), &mut StreamSink::new(Vec::new()))
+    };
+    for flags in [[false, true], [true, false]] {
+        let error = fold_of(flags, 1, [5, 9]).unwrap_err();
+        assert!(error.to_string().contains("before 0.8"), "{error}");
+        // The newer one says it of the same object; and a full stream has all that there is.
+        fold_of(flags, 1, [5, 5]).unwrap();
+        fold_of(flags, 0, [5, 9]).unwrap();
+    }
+    fold_of([true; 2], 1, [5, 9]).unwrap();
+    fold_of([false; 2], 1, [5, 9]).unwrap();
 }

@@ -34,7 +34,8 @@ struct Body {
 /// Asked before each step that only a lease's holder may do: whether it is held still. An error ends the work there.
 ///
 /// Whoever stood still for longer than the lease lasts (a paused virtual machine) goes on where it was, and meanwhile
-/// another may have come to need what it was about to delete or to write over.
+/// another may have come to need what it was about to delete or to write over. Long work asks in between, too, so that
+/// it can be ended: whatever it is asked before, what is there is whole.
 pub type Still<'a> = &'a dyn Fn() -> Result<()>;
 
 /// For who is alone with a repository, and so has no lease to lose.
@@ -116,6 +117,23 @@ impl Lease {
     /// Holds it for as long again, from `now` on. Where somebody took it over, it is lost.
     pub fn renew(&mut self, now: u64) -> Result<()> {
         self.go_on(now.saturating_add(self.seconds), false)
+    }
+
+    /// That the store says so too: nobody has taken it over. One listing, while all is well.
+    ///
+    /// The clock says less: that of a virtual machine that was stopped for a while lags behind others' when it goes on,
+    /// and by them the lease has expired.
+    pub fn confirm(&self) -> Result<()> {
+        let Body { what, generation, token, .. } = &self.body;
+        if generations(&self.repository.0, what)?.into_iter().max() == Some(*generation) {
+            return Ok(());
+        }
+        let owner = match newest(&self.repository.0, what)? {
+            // A renewal whose answer was lost.
+            Some(newest) if newest.token == *token && !newest.released => return Ok(()),
+            newest => newest.map_or_else(|| "nobody".to_string(), |newest| newest.owner),
+        };
+        Err(Error::LeaseLost { what: what.clone(), owner })
     }
 
     /// Gives it back.

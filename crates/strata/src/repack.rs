@@ -88,8 +88,8 @@ pub struct Repacked {
 
 /// Writes what lives in packs with little life again, as far as the budget goes.
 ///
-/// Whatever of a set's deltas can't be read stops it before anything is written. `still` is asked before each
-/// descriptor is replaced. While blocks move, `told` hears of how many bytes of them have moved, and how many they are.
+/// Whatever of a set's deltas can't be read stops it before anything is written. `still` is asked before each block
+/// moves and before each descriptor is replaced. While blocks move, `told` hears of how many bytes of them have moved, and how many they are.
 pub fn repack(
     repository: &Repository,
     options: &RepackOptions,
@@ -136,8 +136,10 @@ pub fn repack(
     while !chosen.is_empty() {
         let (moves, batch) = Moves::of(repository, &deltas, &mut chosen, options.blocks)?;
         let mut moving = |bytes| {
+            still()?;
             moved_bytes += bytes;
             told(moved_bytes.min(total), total);
+            Ok(())
         };
         let (moves, packed) = copy(repository, moves, options, &mut repacked.damaged, &mut moving)?;
         repacked.written += packed.iter().map(|packed| packed.size).sum::<u64>();
@@ -267,7 +269,7 @@ fn copy(
     mut moves: Moves,
     options: &RepackOptions,
     damaged: &mut Vec<(Ulid, Error)>,
-    moving: &mut dyn FnMut(u64),
+    moving: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<(Moves, Vec<Packed>)> {
     let mut frames = FrameReader::new(repository, 0);
     let mut copying = Copying {
@@ -279,7 +281,7 @@ fn copy(
     let frame_size = options.frame_size.clamp(1, crate::frame::MAX_CONTENT / 2);
     for index in 0..moves.from.len() {
         let (pack, frame, start, size, frame_length) = moves.from[index];
-        moving(size);
+        moving(size)?;
         if damaged.last().is_some_and(|(damaged, _)| *damaged == pack) {
             continue;
         }

@@ -5,12 +5,13 @@ mod support;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use strata::check::{Collected, collect};
-use strata::delta::chain;
-use strata::fold::merge;
-use strata::lease::HELD;
+use strata::delta::{Change, ImageOptions, ImageWriter, IndexOptions, chain};
+use strata::fold::{KeepAll, merge};
+use strata::lease::{HELD, Still};
 use strata::manifest::{DeltaId, Manifest};
 use strata::repack::{RepackOptions, repack};
 use strata::store::testing::{Call, Counting, Fault, Faulty};
@@ -282,16 +283,48 @@ fn no_descriptor_is_replaced_once_the_lease_is_lost() {
         index: small_index(),
         ..RepackOptions::default()
     };
-    counting.take();
-    for times in 0..IDS.len() {
+    // It is asked before each block moves, too.
+    let mut replaced = BTreeSet::new();
+    for times in 0.. {
         let asked = Cell::new(0);
-        let still = || lost_after(times, &asked);
-        let result = repack(&repository, &options, false, &still, &mut |_, _| ());
-        assert!(matches!(result.unwrap_err(), Error::LeaseLost { .. }), "lost after {times}");
-        assert_eq!(changed(&counting).len(), times, "lost after {times}");
+        let still =
+            || lost_after(times, &asked).inspect_err(|_| assert_eq!(asked.get(), times + 1));
+        counting.take();
+        match repack(&repository, &options, false, &still, &mut |_, _| ()) {
+            Ok(done) => {
+                assert!(times > IDS.len() && done.deltas == 6, "{times}: {done:?}");
+                break;
+            }
+            Err(error) => assert!(matches!(error, Error::LeaseLost { .. }), "lost after {times}"),
+        }
+        replaced.insert(changed(&counting).len());
     }
+    assert_eq!(replaced, (0..IDS.len()).collect(), "it ends before any of them");
     assert_eq!(whole(&repository, &images, "lost").len(), IDS.len());
     assert_eq!(repack(&repository, &options, false, HELD, &mut |_, _| ()).unwrap().deltas, 6);
+}
+
+#[test]
+fn a_long_merge_can_be_ended() {
+    let repository = repository(memory_store());
+    let deltas = [("1", None), ("2", Some("1"))].map(|(id, base)| {
+        let mut writer =
+            ImageWriter::new(&repository, IMAGE, id, base, &ImageOptions::default()).unwrap();
+        for object in 0..5000 {
+            let header = Some("header".into());
+            writer.changed(Change { object, header, ..Change::default() }).unwrap();
+        }
+        writer.finish().unwrap()
+    });
+    let merging = |still: Still<'_>| {
+        merge(&repository, &deltas, &KeepAll, 1 << 20, &IndexOptions::default(), still)
+    };
+    let asked = Cell::new(0);
+    merging(&|| lost_after(0, &asked)).unwrap_err();
+    assert_eq!(chain(&repository, IMAGE, "2", None).unwrap(), deltas, "it is as it was");
+    asked.set(0);
+    merging(&|| lost_after(9, &asked)).unwrap();
+    assert_eq!(asked.get(), 2, "in the middle, and before the descriptor");
 }
 
 #[test]

@@ -12,8 +12,8 @@ use strata::delta::chain;
 use strata::frame::Key;
 use strata::lease::{HELD, Lease};
 use strata::manifest::{DeltaId, Manifest};
-use strata::store::testing::Counting;
-use strata::store::{Storage, Store};
+use strata::store::testing::{Counting, Fault, Faulty};
+use strata::store::{Ending, Storage, Store};
 use strata::{Repository, Result};
 use support::*;
 
@@ -183,7 +183,10 @@ fn of_the_packs_those_are_read_that_are_chosen() {
         asked % 2 == 0
     };
     let mut told = Vec::new();
-    let mut tell = |done, total| told.push((done, total));
+    let mut tell = |done, total| {
+        told.extend((total > 0).then_some((done, total)));
+        true
+    };
     let half = check_some(&damaged.repository, &options, choose, &mut tell);
     let half = half.unwrap().counts;
     let (first, last) = (told[0], *told.last().unwrap());
@@ -191,9 +194,59 @@ fn of_the_packs_those_are_read_that_are_chosen() {
     assert!(told.is_sorted() && told.len() as u64 > half.frames, "{told:?}");
     assert_eq!((asked, half.packs), (all.packs, all.packs));
     assert!(half.frames > 0 && half.frames < all.frames, "{half:?} of {all:?}");
-    let none = check_some(&damaged.repository, &options, |_| false, &mut |_, _| ());
+    let none = check_some(&damaged.repository, &options, |_| false, &mut |_, _| true);
     let none = none.unwrap().counts;
     assert_eq!(none.frames, 0);
+}
+
+#[test]
+fn a_check_that_is_ended_says_what_it_has_found() {
+    let damaged = build(None);
+    let bytes = damaged.objects["clusters/main/sets/0.json"].slice(1..);
+    damaged.put("clusters/main/sets/0.json", bytes);
+    let options = CheckOptions { read_data: true, known: vec![] };
+    let whole = check(&damaged.repository, &options).unwrap();
+    assert!(!whole.is_partial && whole.problems.len() == 1);
+    let mut found = BTreeSet::new();
+    for times in 0.. {
+        let mut told = 0;
+        let mut tell = |_, _| {
+            told += 1;
+            told <= times
+        };
+        let report = check_some(&damaged.repository, &options, |_| true, &mut tell).unwrap();
+        if !report.is_partial {
+            assert!(times > 10 && report.counts == whole.counts, "{times}: {:?}", report.counts);
+            break;
+        }
+        assert_eq!(told, times + 1, "nothing more is looked at");
+        assert_eq!(report.orphans, [""; 0], "nobody knows");
+        found.insert((report.problems.len(), report.counts.frames > 0));
+    }
+    assert_eq!(found, [(0, false), (1, false), (1, true)].into());
+}
+
+#[test]
+fn what_is_not_read_because_the_program_ends_is_no_finding() {
+    let damaged = build(None);
+    let options = CheckOptions { read_data: true, known: vec![] };
+    let mut partial = 0;
+    for at in 0.. {
+        let faulty = Faulty::new(damaged.storage.clone(), at, Fault::FailOnce);
+        let store = Store::new(faulty.clone()).until(Ending::when(|| true));
+        let repository = Repository::new(store, "clusters/main", None).unwrap();
+        match check(&repository, &options) {
+            Ok(report) => {
+                assert!(report.problems.is_empty(), "call {at}: {:?}", report.problems);
+                partial += u32::from(report.is_partial);
+            }
+            Err(error) => assert!(error.to_string().contains("was not tried again"), "{error}"),
+        }
+        if faulty.calls() <= at {
+            break;
+        }
+    }
+    assert!(partial > 0, "none of the calls that count is made once only");
 }
 
 #[test]

@@ -42,6 +42,25 @@ fn a_lease_is_held_renewed_given_back_and_taken_over() {
 }
 
 #[test]
+fn the_store_says_whose_it_is_whatever_the_clock_says() {
+    let repository = repository(memory_store());
+    let take = |owner: &str, now| Lease::acquire(&repository, "prune", owner, 60, now);
+    let mut first = take("first", 1000).unwrap();
+    first.confirm().unwrap();
+    first.renew(1050).unwrap();
+    first.confirm().unwrap();
+    // By the second host's clock it has expired; the first one's stood still.
+    let second = take("second", 5000).unwrap();
+    assert!(first.expires() > 1051);
+    let lost = first.confirm().unwrap_err();
+    assert!(matches!(&lost, Error::LeaseLost { owner, .. } if owner == "second"), "{lost}");
+    second.confirm().unwrap();
+    // Also where it was given back since.
+    second.release(5001).unwrap();
+    assert!(first.confirm().is_err());
+}
+
+#[test]
 fn of_many_exactly_one_takes_an_expired_lease() {
     let folder = tempfile::tempdir().unwrap();
     let repository = repository(folder_store(folder.path()));
@@ -133,6 +152,7 @@ fn whose_answer_was_lost_goes_by_what_the_store_says() {
         // Some answer is lost, and the next try is made later.
         if lease.renew(1020).is_err() {
             assert_eq!(lease.expires(), 1060, "{why}: on the safe side");
+            lease.confirm().unwrap();
             lease.renew(1030).unwrap();
             assert_eq!(lease.expires(), 1090, "{why}");
         }

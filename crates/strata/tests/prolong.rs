@@ -7,8 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use strata::check::{Collected, Locks, Prolonged, Prolonging, Survey, check};
+use strata::delta::ImageOptions;
 use strata::lease::HELD;
 use strata::manifest::{DeltaId, Manifest};
+use strata::pack::PackOptions;
 use strata::store::testing::{Call, Counting, Fault, Faulty, Locking};
 use strata::store::{Listed, Storage, StoreErrorKind};
 use strata::{Error, Repository};
@@ -329,7 +331,7 @@ fn what_fails_is_said_and_nothing_is_lost() {
         let (collected, prolonged) = tend(Arc::new(counting.clone()), &kept, soon());
         assert_eq!((collected, prolonged.count), (Collected::default(), 0));
         let error = prolonged.failed.unwrap();
-        assert!(error.to_string().starts_with("cannot prolong the lock of \"clusters/"), "{error}");
+        assert!(error.to_string().starts_with("cannot prolong the lock of \"lockstep"), "{error}");
         let is_denied = kind == StoreErrorKind::PermissionDenied;
         assert_eq!(error.hint().is_some_and(|h| h.contains("s3:PutObjectRetention")), is_denied);
         let asked = counting.take().iter().filter(|call| call.verb == "lock_until").count();
@@ -346,6 +348,126 @@ fn what_fails_is_said_and_nothing_is_lost() {
         assert_eq!(prolonged.count > 20, count);
         assert!(prolonged.failed.unwrap().to_string().contains(&pack));
     }
+}
+
+/// What a prune does where there is nothing to collect, and the store may fail.
+fn prolong(storage: &Locking, kept: &[&str], now: u64) -> Prolonged {
+    let repository = repository(Arc::new(storage.clone()));
+    let survey = Survey::take(&repository, &sets(kept), 0, now).unwrap();
+    let what = Prolonging { more: vec!["lockstep.json".into()], gone: vec![], now };
+    survey.prolong(&repository, &what, HELD).unwrap()
+}
+
+/// A delta without a base, of so many packs.
+fn delta_of_packs(repository: &Repository, id: &str, packs: u64) {
+    let create = |at| Step::Create(at + 1, 1, 1, vec![Act::Write(0, 800, 2)]);
+    let steps: Vec<_> = (0..packs).map(create).collect();
+    let packs = PackOptions { pack_size: 1, ..small().packs };
+    let options = ImageOptions { packs, ..small() };
+    write_delta(repository, &mut Image::new(), &steps, id, None, &options).unwrap();
+}
+
+#[test]
+fn what_is_needed_again_does_not_hide_how_far_an_interrupted_run_is() {
+    const PACKS: u64 = 400;
+    let storage = Locking::new(memory_store(), N);
+    let repository = repository(Arc::new(storage.clone()));
+    repository.store().put("lockstep.json", &["{}".into()]).unwrap();
+    delta_of_packs(&repository, "0", PACKS);
+    publish(&repository, "0");
+    // Of a backup that is being written: its packs come behind those of the set.
+    delta_of_packs(&repository, "4", PACKS);
+    let time = soon();
+    storage.refuse(Some(StoreErrorKind::Transient));
+    assert!(prolong(&storage, &["0"], time).failed.is_some());
+    publish(&repository, "4");
+    let kept = ["0", "4"];
+    let mut locked = 0;
+    storage.refuse_where(move |_| {
+        locked += 1;
+        (locked > 300).then_some(StoreErrorKind::Transient)
+    });
+    assert!(prolong(&storage, &kept, time + 1).failed.is_some());
+    storage.refuse(None);
+    assert_eq!(Locks::read(&repository).unwrap().all_until(N), None, "it hasn't ended");
+    let last = prolong(&storage, &kept, time + 2);
+    assert!(last.failed.is_none(), "{:?}", last.failed);
+    assert_eq!(Locks::read(&repository).unwrap().all_until(N), Some(time + N));
+    let packs = storage.prolonged().into_keys().filter(|path| path.contains("/packs/"));
+    assert_eq!(packs.count() as u64, 2 * PACKS);
+    assert_eq!(prolong(&storage, &kept, time + 3).count, 0);
+}
+
+#[test]
+fn what_will_not_be_locked_keeps_nothing_else_from_it() {
+    let kept = ["0", "1", "2", "3", "4"];
+    let in_order = |storage: &Locking| {
+        let all = needed(storage, &kept).into_iter().filter(|(_, is_needed)| *is_needed);
+        all.map(|(path, _)| path).filter(|path| path != "lockstep.json").collect::<Vec<_>>()
+    };
+    for kind in [StoreErrorKind::PermissionDenied, StoreErrorKind::Retained, StoreErrorKind::Other]
+    {
+        for at in (0..in_order(&filled()).len()).step_by(3) {
+            let (storage, time) = (filled(), soon());
+            let all = in_order(&storage);
+            let (refused, repository) = (all[at].clone(), repository(Arc::new(storage.clone())));
+            let one = refused.clone();
+            storage.refuse_where(move |path| (path == one).then_some(kind));
+            for again in 0..2 {
+                let error = prolong(&storage, &kept, time + again).failed.unwrap().to_string();
+                assert!(error.contains(&refused), "{error}");
+                let is_open = |path: &&String| !storage.prolonged().contains_key(*path);
+                assert_eq!(all.iter().filter(is_open).collect::<Vec<_>>(), [&refused], "{kind:?}");
+                assert_eq!(Locks::read(&repository).unwrap().all_until(N), None, "not all is");
+            }
+            storage.refuse(None);
+            well(&storage, &kept, time + 2);
+            assert_locked(&storage, &kept, time + N, &format!("{kind:?}: {refused}"));
+            assert_eq!(Locks::read(&repository).unwrap().all_until(N), Some(time + N));
+            assert_eq!(well(&storage, &kept, time + 3).1, 0, "and then it is done");
+        }
+    }
+}
+
+#[test]
+fn who_may_lock_nothing_asks_a_few_times_only() {
+    let storage = Locking::new(memory_store(), N);
+    let repository = repository(Arc::new(storage.clone()));
+    repository.store().put("lockstep.json", &["{}".into()]).unwrap();
+    delta_of_packs(&repository, "0", 400);
+    publish(&repository, "0");
+    storage.refuse(Some(StoreErrorKind::PermissionDenied));
+    for again in 0..3 {
+        let counting = Counting::new(Arc::new(storage.clone()));
+        let (_, prolonged) = tend(Arc::new(counting.clone()), &["0"], soon() + again);
+        assert_eq!((prolonged.count, prolonged.failed.is_some()), (0, true));
+        let asked = counting.take().iter().filter(|call| call.verb == "lock_until").count();
+        assert!(asked < 300, "{asked}");
+    }
+    storage.refuse(None);
+    assert!(well(&storage, &["0"], soon() + 3).1 > 400);
+}
+
+#[test]
+fn what_is_needed_again_and_will_not_be_locked_counts_as_not_locked() {
+    let (storage, time) = (filled(), soon());
+    let repository = repository(Arc::new(storage.clone()));
+    well(&storage, &["0"], time);
+    let until = || Locks::read(&repository).unwrap().all_until(N);
+    assert_eq!(until(), Some(time + N));
+    let set = "clusters/main/sets/1.json";
+    storage.refuse_where(move |path| (path == set).then_some(StoreErrorKind::PermissionDenied));
+    let prolonged = prolong(&storage, &["0", "1"], time + 1);
+    assert!(prolonged.failed.unwrap().to_string().contains(set) && prolonged.count > 0);
+    assert_eq!(until(), None);
+    storage.refuse(None);
+    // No pack is locked anew for it.
+    let counting = Counting::new(Arc::new(storage.clone()));
+    assert!(tend(Arc::new(counting.clone()), &["0", "1"], time + 2).1.failed.is_none());
+    let packs = |call: &&Call| call.verb == "lock_until" && call.path.contains("/packs/");
+    assert_eq!(counting.take().iter().find(packs), None);
+    assert_eq!(until(), Some(time + N));
+    assert_locked(&storage, &["0", "1"], time + N, "at last");
 }
 
 #[test]

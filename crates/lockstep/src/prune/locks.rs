@@ -112,11 +112,12 @@ pub(super) fn prolong(
     Ok(())
 }
 
-/// What the kept sets need, as far as it can be read, where it is time for that.
+/// What the kept sets need, as far as it can be read; none where it isn't time for that, and nothing was left out that
+/// they may need by now.
 fn readable(repository: &Repository, plan: &Plan, now: u64) -> Result<Option<Survey>> {
     let strata = &repository.strata;
     let noted = Locks::read(strata).map_err(of_strata)?;
-    if !noted.is_due(now, lock_seconds(strata)) {
+    if !noted.is_due(now, lock_seconds(strata)) && !noted.leaves_any() {
         return Ok(None);
     }
     Survey::take_readable(strata, &kept(plan)).map(Some).map_err(of_strata)

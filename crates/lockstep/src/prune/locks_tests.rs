@@ -128,6 +128,27 @@ fn what_cannot_be_read_stops_no_prolongation() {
 }
 
 #[test]
+fn what_is_needed_again_is_locked_also_while_nothing_can_be_tidied() {
+    let (memory, locking, shipped) = made(4);
+    let storage: Arc<dyn Storage> = Arc::new(locking.clone());
+    let manifest = |number| format!("clusters/main/sets/{}.json", set_id(number));
+    // The newest has no manifest yet when all is locked.
+    let newest = memory.get(&manifest(3)).unwrap();
+    memory.delete(&manifest(3)).unwrap();
+    let (now, repository) = (shipped + N / 2, repository(storage.clone()));
+    let plan = planned(&repository, "last = 9", now);
+    Work { now, grace: N, ..work(&repository, 0) }.run(&plan).unwrap();
+    let needed_by_nobody = unlocked(&memory, &locking, now + N);
+    assert!(!needed_by_nobody.is_empty());
+    memory.put(&manifest(3), &[newest]).unwrap();
+    memory.put(&manifest(0), &["{".into()]).unwrap();
+    let (_, done) = pruned(storage, "last = 9", now + 1).unwrap();
+    assert_eq!((done.merged, done.locks_prolonged), (0, needed_by_nobody.len() as u64));
+    // What was written since has a lock of its own.
+    assert_eq!(unlocked(&memory, &locking, now + N), [manifest(3)]);
+}
+
+#[test]
 fn what_fails_is_said_and_sets_go_all_the_same() {
     let (_, locking, shipped) = made(4);
     locking.refuse(Some(StoreErrorKind::PermissionDenied));

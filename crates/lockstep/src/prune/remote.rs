@@ -119,7 +119,7 @@ pub(super) fn prune(
         now: u64::try_from(Timestamp::now().as_second()).unwrap_or(0),
         forget: &|set| common::forget_shipped(cx, set, name),
         reached: &|step| steps::reached(step),
-        still: &|| lease.check(),
+        still: &|| lease.still("prune.repository-still"),
         prolongs: policy.is_some(),
     };
     let (removed, done) = work.run(&plan)?;
@@ -231,7 +231,8 @@ pub(super) struct Work<'a, R> {
     pub(super) forget: &'a dyn Fn(&str) -> Result<()>,
     /// Called before each step.
     pub(super) reached: &'a dyn Fn(&str) -> Result<()>,
-    /// Asked before each object is deleted or replaced: whether the lease is held still.
+    /// Asked before each object is deleted or replaced, and now and then: whether the lease is held still, and nobody
+    /// has interrupted it.
     pub(super) still: &'a dyn Fn() -> Result<()>,
     /// The plan says of each set whether it is kept: then the locks of what these need are prolonged.
     pub(super) prolongs: bool,

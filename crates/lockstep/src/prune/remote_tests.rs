@@ -394,6 +394,27 @@ fn nothing_is_deleted_or_replaced_once_the_lease_is_lost() {
 }
 
 #[test]
+fn an_interruption_ends_it_anywhere_and_is_told_from_what_fails() {
+    let (filled, history) = filled(5);
+    for times in 0.. {
+        let memory = filled.copy();
+        let repository = repository(Arc::new(memory.clone()));
+        let plan = plan(&repository, &policy("last = 1\nweekly = 2"), &[]).unwrap();
+        let asked = Cell::new(0);
+        let still = || {
+            asked.set(asked.get() + 1);
+            let step = "prune.repository-still".to_owned();
+            (asked.get() <= times).then_some(()).ok_or(Error::Interrupted { step })
+        };
+        let Err(error) = (Work { still: &still, ..work(&repository, 0) }).run(&plan) else {
+            break;
+        };
+        assert_eq!((error.exit_code(), asked.get()), (130, times + 1), "{times}: {error}");
+        assert_whole(&memory, &history, &format!("interrupted after {times}"));
+    }
+}
+
+#[test]
 fn a_check_beside_a_prune_finds_nothing() {
     let (filled, _) = filled(4);
     let format = Format::new();
@@ -409,7 +430,7 @@ fn a_check_beside_a_prune_finds_nothing() {
             memory.delete("keys/a.json").unwrap();
         }));
         let checking = repository(meanwhile.clone());
-        let checked = crate::repository::check::run(&checking, Some(100), &[], &mut |_, _| ());
+        let checked = crate::repository::check::run(&checking, Some(100), &[], &mut |_, _| true);
         let findings = checked.unwrap().findings;
         let calls = meanwhile.calls();
         // The key is the last that is read.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use strata::check::{CheckOptions, Problem, Report, check_some, collect};
+use strata::check::{CheckOptions, Problem, Report, Told, check_some, collect};
 use strata::store::Store;
 
 use super::{Format, Repository, files, keys, locks, of_strata, wrap};
@@ -46,6 +46,8 @@ pub struct Checked {
     pub counts: strata::check::Counts,
     /// What no set needs.
     pub orphans: Vec<String>,
+    /// It was ended before all was looked at.
+    pub is_partial: bool,
 }
 
 impl Checked {
@@ -62,8 +64,8 @@ impl Checked {
     }
 }
 
-/// Checks the cluster's part of the repository, its keys, and of its packs so many percent: while they are read, `told`
-/// hears how many bytes of them have been, and how many they are.
+/// Checks the cluster's part of the repository, its keys, and of its packs so many percent: `told` hears how many bytes of
+/// them have been read, and how many they are. Once it says `false`, what was found so far is all that is given back.
 ///
 /// # Errors
 /// When the store can't be listed.
@@ -73,22 +75,29 @@ pub fn run(
     repository: &Repository,
     percent: Option<u8>,
     here: &[String],
-    told: &mut dyn FnMut(u64, u64),
+    told: Told<'_>,
 ) -> Result<Checked> {
     let known = vec!["wal/".to_owned()];
     let options = CheckOptions { read_data: percent.is_some(), known };
     let mut chosen = sample(percent.unwrap_or(0))?;
     let report = check_some(&repository.strata, &options, &mut chosen, told);
-    let report = report.map_err(of_strata)?;
+    let mut report = report.map_err(of_strata)?;
     let mut findings = of_report(&report, &repository.name, here);
-    findings.extend(of_sets(repository, &report, percent)?);
-    let store = repository.strata.store();
-    let format = Format::read(store, &repository.name)?;
-    findings.extend(of_keys(store, &format)?);
-    findings.extend(of_locks(repository));
+    if !report.is_partial {
+        let (of_sets, is_partial) = of_sets(repository, &report, percent, told)?;
+        findings.extend(of_sets);
+        report.is_partial = is_partial;
+    }
+    if !report.is_partial {
+        let store = repository.strata.store();
+        let format = Format::read(store, &repository.name)?;
+        findings.extend(of_keys(store, &format)?);
+        findings.extend(of_locks(repository));
+    }
     // A stable sort: the order in which they were found is that of the sets.
     findings.sort_by_key(|finding| finding.severity);
-    Ok(Checked { findings, counts: report.counts, orphans: report.orphans })
+    let Report { counts, orphans, is_partial, .. } = report;
+    Ok(Checked { findings, counts, orphans, is_partial })
 }
 
 /// Chooses so many percent of the packs, others each time.
@@ -168,8 +177,13 @@ pub fn counted(count: u64, what: &str) -> String {
 }
 
 /// Sets whose manifest is as it was written, and means nothing to this version; of so many percent of the others those
-/// whose own files aren't what it says, though every object that they lie in is whole.
-fn of_sets(repository: &Repository, report: &Report, percent: Option<u8>) -> Result<Vec<Finding>> {
+/// whose own files aren't what it says, though every object that they lie in is whole. And whether `told` ended it.
+fn of_sets(
+    repository: &Repository,
+    report: &Report,
+    percent: Option<u8>,
+    told: Told<'_>,
+) -> Result<(Vec<Finding>, bool)> {
     let said: BTreeSet<&str> = report.problems.iter().map(|problem| &*problem.set).collect();
     let harmed: BTreeSet<&str> =
         report.problems.iter().flat_map(|problem| &problem.sets).map(String::as_str).collect();
@@ -189,6 +203,9 @@ fn of_sets(repository: &Repository, report: &Report, percent: Option<u8>) -> Res
         if files.is_empty() || harmed.contains(id) || !chosen(id.as_bytes()) {
             continue;
         }
+        if !told(0, 0) {
+            return Ok((findings, true));
+        }
         let what = match files::wrong(repository, id, files) {
             Ok(wrong) if wrong.is_empty() => continue,
             Ok(wrong) => {
@@ -197,6 +214,7 @@ fn of_sets(repository: &Repository, report: &Report, percent: Option<u8>) -> Res
                     wrong.join(", ")
                 )
             }
+            Err(Error::Interrupted { .. }) => return Ok((findings, true)),
             Err(error) => format!("the files of set {id} can't be read: {}", error.chain()),
         };
         findings.push(Finding {
@@ -206,7 +224,7 @@ fn of_sets(repository: &Repository, report: &Report, percent: Option<u8>) -> Res
             hint: Some("don't restore this set from here; `lockstep ship --full` stores it anew, where it is on its host still".to_owned()),
         });
     }
-    Ok(findings)
+    Ok((findings, false))
 }
 
 fn of_keys(store: &Store, format: &Format) -> Result<Vec<Finding>> {

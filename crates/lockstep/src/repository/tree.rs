@@ -260,7 +260,7 @@ impl<'a> Names<'a> {
         wanted: Option<&'a BTreeSet<u64>>,
         runs: bool,
     ) -> Self {
-        Self { to: ToStream::new(builder, true), wanted, runs }
+        Self { to: ToStream::new(builder, None), wanted, runs }
     }
 }
 

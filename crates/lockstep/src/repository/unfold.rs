@@ -2,8 +2,8 @@
 //! a builder of trees, a writer of files.
 
 use bytes::Bytes;
-use sendstream::fold::{Block, BlockHeader, Piece, Sink, SpillBlock};
-use sendstream::record::{Object, Sealed, Spill, Write, object_type};
+use sendstream::fold::{Block, BlockHeader, Piece, Sink, SpillBlock, tells_of_no_spill};
+use sendstream::record::{Begin, Object, Sealed, Spill, Write, object_type};
 use strata::delta::{Descriptor, chain};
 use strata::fold::{DataSink, Folded, ReadingAhead, fold, open_chain};
 use strata::pack::FrameReader;
@@ -56,19 +56,21 @@ pub fn unfold_chain(
     let newest = chain.last().ok_or_else(|| Error::failed("nothing lies between the two"))?;
     let state = ImageState::of(newest)?;
     let from = since.map(guid).transpose()?;
-    sink.begin(&state.begin.begin(from)?).map_err(super::ingest::of_stream)?;
-    run(repository, chain, since.is_none(), sink)
+    let begin = state.begin.begin(from)?;
+    sink.begin(&begin).map_err(super::ingest::of_stream)?;
+    run(repository, chain, since.map(|_| begin), sink)
 }
 
 fn run(
     repository: &Repository,
     chain: &[Descriptor],
-    is_full: bool,
+    increment: Option<Begin>,
     sink: &mut impl Sink,
 ) -> Result<Unfolded> {
+    let is_full = increment.is_none();
     let readers = open_chain(&repository.strata, chain, INDEX_MEMORY).map_err(of_strata)?;
     let mut frames = FrameReader::new(&repository.strata, FRAME_MEMORY);
-    let mut to = ToStream::new(sink, is_full);
+    let mut to = ToStream::new(sink, increment);
     let mut reading = ReadingAhead::new(&mut frames, &mut to);
     fold(readers, is_full, &StreamRules, &mut reading)
         .and_then(|()| reading.finish())
@@ -83,7 +85,8 @@ fn guid(text: &str) -> Result<u64> {
 /// Makes what a stream holds of what a fold gives.
 pub(super) struct ToStream<'a, S> {
     pub(super) sink: &'a mut S,
-    is_full: bool,
+    /// BEGIN of an increment; none where all of the image comes.
+    increment: Option<Begin>,
     /// The type of the object at hand.
     kind: u32,
     /// Its spill, which comes after its content.
@@ -101,10 +104,18 @@ fn of_sink(error: sendstream::Error) -> strata::Error {
     strata::Error::caller(error)
 }
 
+/// That no increment says the right thing of an object's spill block.
+fn between_versions(object: u64) -> Error {
+    Error::failed(format!(
+        "of object {object} nobody can tell whether its spill block stays: what is stored since the older snapshot is partly of OpenZFS before 0.8, partly of a later one"
+    ))
+    .with_hint("restore it anew, without --delta: all of the image has what is right")
+}
+
 impl<'a, S: Sink> ToStream<'a, S> {
-    pub(super) fn new(sink: &'a mut S, is_full: bool) -> Self {
+    pub(super) fn new(sink: &'a mut S, increment: Option<Begin>) -> Self {
         let kind = object_type::PLAIN_FILE;
-        Self { sink, is_full, kind, spill: None, block_size: 0, gathered: (0, Vec::new()) }
+        Self { sink, increment, kind, spill: None, block_size: 0, gathered: (0, Vec::new()) }
     }
 
     /// Writes what was gathered.
@@ -148,16 +159,22 @@ impl<S: Sink> DataSink for ToStream<'_, S> {
         let header = ObjectHeader::parse(header).ok_or_else(|| {
             strata::Error::caller(format!("the header of object {} is damaged", folded.object))
         })?;
-        let has_spill = self.spill.is_some();
-        if self.is_full && header.has_spill_flags && header.object.has_spill() && !has_spill {
-            let why = format!("the spill block of object {} is in no delta", folded.object);
-            return Err(strata::Error::caller(why));
+        match &self.increment {
+            _ if self.spill.is_some() => {}
+            None if header.has_spill_flags && header.object.has_spill() => {
+                let why = format!("the spill block of object {} is in no delta", folded.object);
+                return Err(strata::Error::caller(why));
+            }
+            Some(begin) if !tells_of_no_spill(&header.object, header.has_spill_flags, begin) => {
+                return Err(strata::Error::caller(between_versions(folded.object)));
+            }
+            _ => {}
         }
         self.kind = header.object.kind;
         self.block_size = header.object.block_size.into();
         let object = Object { object: folded.object, ..header.object };
         self.sink.object(&object, &header.bonus).map_err(of_sink)?;
-        if folded.fresh && !self.is_full {
+        if folded.fresh && self.increment.is_some() {
             self.sink.hole(folded.object, 0, u64::MAX).map_err(of_sink)?;
         }
         Ok(())

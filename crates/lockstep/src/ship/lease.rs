@@ -3,11 +3,12 @@
 //!
 //! What could go wrong: the holder dies. Its lease expires by itself; on the same host the next
 //! start takes it over at once, for the local lock says that its holder is gone. Or the holder stands
-//! still for longer than the lease lasts, and goes on when another host has it: so whoever is about to
-//! write asks not only whether it was lost, but looks at the clock too.
+//! still for longer than the lease lasts, and goes on when another host has it. Where only the process
+//! stood still, this host's clock tells; the clock of a virtual machine that was stopped tells nothing, it
+//! stood still too. So whoever is about to delete, to replace or to publish asks the store.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ use crate::steps;
 const WRITE: &str = "write";
 /// How long it lasts unless it is renewed, in seconds.
 const SECONDS: u64 = 300;
+/// For so long what the store said of it counts, where one object after another is deleted or replaced.
+const CONFIRMED: Duration = Duration::from_secs(5);
 /// Between two tries to get it.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -32,7 +35,11 @@ pub struct Held {
     lost: Arc<AtomicBool>,
     /// Unix time.
     expires: Arc<AtomicU64>,
-    thread: Option<JoinHandle<Lease>>,
+    /// There until it is given back.
+    lease: Option<Arc<Mutex<Lease>>>,
+    /// When the store was last asked whose it is.
+    confirmed: Mutex<Instant>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Held {
@@ -64,18 +71,23 @@ impl Held {
         Ok(Self::keep(lease))
     }
 
-    fn keep(mut lease: Lease) -> Self {
+    fn keep(lease: Lease) -> Self {
         let (stop, lost) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (stopped, gone) = (stop.clone(), lost.clone());
         let expires = Arc::new(AtomicU64::new(lease.expires()));
         let until = expires.clone();
+        let lease = Arc::new(Mutex::new(lease));
+        let renewing = lease.clone();
+        // It was taken just now, and the store said so.
+        let mut renewed = Instant::now();
+        let confirmed = Mutex::new(renewed);
         let thread = std::thread::spawn(move || {
-            let mut renewed = Instant::now();
             while !stopped.load(Ordering::SeqCst) {
                 std::thread::park_timeout(Duration::from_secs(1));
                 if renewed.elapsed() < Duration::from_secs(SECONDS / 3) {
                     continue;
                 }
+                let mut lease = inside(&renewing);
                 match lease.renew(now()) {
                     Ok(()) => {
                         until.store(lease.expires(), Ordering::SeqCst);
@@ -97,24 +109,63 @@ impl Held {
                     }
                 }
             }
-            lease
         });
-        Self { stop, lost, expires, thread: Some(thread) }
+        Self { stop, lost, expires, lease: Some(lease), confirmed, thread: Some(thread) }
     }
 
-    /// That it is still held.
+    /// That it is still held, as far as this host knows. It is to be asked often: no call to the store is made.
     ///
     /// # Errors
     /// When it was lost: then nothing may be written any more.
     pub fn check(&self) -> Result<()> {
-        let what = match self.lost.load(Ordering::SeqCst) {
-            true => "was lost to another host",
-            false if now() >= self.expires.load(Ordering::SeqCst) => "has expired",
-            false => return Ok(()),
-        };
-        Err(Error::failed(format!("the lease on the repository {what}"))
-            .with_hint("run it again; are the clocks of both hosts right?"))
+        match self.lost.load(Ordering::SeqCst) {
+            true => Err(not_held("was lost to another host")),
+            false if now() >= self.expires.load(Ordering::SeqCst) => Err(not_held("has expired")),
+            false => Ok(()),
+        }
     }
+
+    /// That the store says so too.
+    ///
+    /// # Errors
+    /// When it was lost, or the store fails.
+    pub fn confirm(&self) -> Result<()> {
+        self.check()?;
+        let asked = Instant::now();
+        let lease = self.lease.as_deref().map(inside);
+        match lease.map_or(Ok(()), |lease| lease.confirm()) {
+            Ok(()) => {
+                *inside(&self.confirmed) = asked;
+                Ok(())
+            }
+            Err(strata::Error::LeaseLost { owner, .. }) => {
+                self.lost.store(true, Ordering::SeqCst);
+                Err(not_held(&format!("was lost to \"{owner}\"")))
+            }
+            Err(error) => Err(of_strata(error)),
+        }
+    }
+
+    /// For work of many steps, before each: that it wasn't interrupted, and that the lease is still held; the store is
+    /// asked every few seconds.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] at this step, or those of [`Self::confirm`].
+    pub fn still(&self, step: &str) -> Result<()> {
+        steps::passed(step)?;
+        let confirmed = *inside(&self.confirmed);
+        if confirmed.elapsed() < CONFIRMED { self.check() } else { self.confirm() }
+    }
+}
+
+/// Nothing is half changed under these locks.
+fn inside<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn not_held(how: &str) -> Error {
+    Error::failed(format!("the lease on the repository {how}"))
+        .with_hint("run it again; are the clocks of both hosts right?")
 }
 
 impl Drop for Held {
@@ -122,7 +173,9 @@ impl Drop for Held {
         self.stop.store(true, Ordering::SeqCst);
         let Some(thread) = self.thread.take() else { return };
         thread.thread().unpark();
-        let Ok(lease) = thread.join() else { return };
+        let _ = thread.join();
+        let Some(lease) = self.lease.take().and_then(Arc::into_inner) else { return };
+        let lease = lease.into_inner().unwrap_or_else(PoisonError::into_inner);
         if !self.lost.load(Ordering::SeqCst)
             && let Err(error) = lease.release(now())
         {
@@ -173,6 +226,28 @@ mod tests {
         take("other", 3600, now()).unwrap();
         drop(held);
         assert!(take("third", 60, now()).is_err(), "what is another's isn't given back");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn whose_clock_stood_still_too_asks_the_store() {
+        let folder = std::env::temp_dir().join(format!("lockstep-clock-{}", std::process::id()));
+        let store = Store::new(ObjectStorage::folder(&folder).unwrap());
+        let repository = strata::Repository::new(store, "clusters/main", None).unwrap();
+        let take = |owner, seconds, at| Lease::acquire(&repository, WRITE, owner, seconds, at);
+        let held = Held::keep(take("this", 300, now()).unwrap());
+        held.confirm().unwrap();
+        held.still("test.still").unwrap();
+        // Ten minutes later everywhere else.
+        let other = take("other", 300, now() + 600).unwrap();
+        held.check().unwrap();
+        let long_ago = Instant::now().checked_sub(CONFIRMED).unwrap();
+        *held.confirmed.lock().unwrap() = long_ago;
+        let error = held.still("test.still").unwrap_err();
+        assert!(error.to_string().contains("was lost to \"other\""), "{error}");
+        assert!(held.check().is_err() && held.confirm().is_err(), "from then on it is known here");
+        drop(held);
+        other.confirm().unwrap();
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

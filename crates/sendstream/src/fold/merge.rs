@@ -5,7 +5,7 @@ use super::{Change, Delta, Entry, Sink, SpillBlock};
 use crate::bytes::ByteOrder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::feature::Features;
-use crate::record::{Begin, Object, Spill};
+use crate::record::{Begin, Object, Spill, object_type};
 
 /// Folds deltas, oldest first, into one.
 ///
@@ -287,10 +287,30 @@ fn merge_object<D: Delta>(
         _ => &merged.spill_layers[..],
     };
     let spilled = merge_spill(layers, spill_layers, begin.is_full(), sink)?;
+    if let (Some((header, _)), Some(flags)) = (&merged.header, newest_flags)
+        && !begin.is_full()
+        && !spilled
+        && !tells_of_no_spill(header, flags, begin)
+    {
+        return Err(Error::new(ErrorKind::Chain {
+            why: format!(
+                "of object {object} nobody can tell whether a spill block stays: one of these increments is of OpenZFS before 0.8, another of a later one"
+            ),
+        }));
+    }
     if flagged && !spilled && begin.is_full() {
         return Err(Error::object(object, "its spill block is in none of the streams"));
     }
     sink.object_end(object)
+}
+
+/// Whether an increment with this BEGIN says the right thing of an object's spill block, where it has none: the object's
+/// record comes from a stream in which the spill flags count (`flags`), or don't.
+///
+/// Without them, none means that it is as it was; with them, that there is none, and `zfs receive` removes it. An object
+/// whose attributes aren't system attributes has none ever.
+pub fn tells_of_no_spill(header: &Object, flags: bool, begin: &Begin) -> bool {
+    flags == begin.has_spill_flags() || header.bonus_type != object_type::SA
 }
 
 /// The newest spill block. In an incremental result it is unmodified only where it is so in every layer.

@@ -13,7 +13,7 @@ mod rules;
 mod stream;
 mod write;
 
-pub use merge::fold;
+pub use merge::{fold, tells_of_no_spill};
 pub use rules::{Heritage, generation, heritage};
 pub use stream::StreamDelta;
 pub use write::StreamSink;

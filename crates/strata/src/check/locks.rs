@@ -2,7 +2,8 @@
 //! object each time.
 //!
 //! A *run* prolongs the locks of all that is kept, each until the same moment. What was written after it carries its
-//! own lock, which ends later. What was there and not kept is noted as *left out*: a later set may come to need it.
+//! own lock, which ends later. What was there and not kept is noted as *left out*: a later set may come to need it. So is
+//! what is kept and won't be locked; a run that has met such a thing isn't done.
 //!
 //! The note proves nothing and may be lost: then all is prolonged once more, and what was prolonged before may be
 //! deleted while it is locked, which only hides it.
@@ -103,6 +104,11 @@ impl Locks {
         Some(done.until.min(done.at.saturating_add(seconds)))
     }
 
+    /// Whether anything was left out, which may be needed by now.
+    pub fn leaves_any(&self) -> bool {
+        !self.left.is_empty()
+    }
+
     /// Whether all is to be prolonged, or a run hasn't ended: half of the time must be left always.
     pub fn is_due(&self, now: u64, seconds: u64) -> bool {
         self.next(now, seconds) != Next::Nothing
@@ -142,10 +148,12 @@ impl Locks {
         self.runs.last().map(|run| run.until)
     }
 
-    /// Notes how far the last run is.
-    pub(super) fn reached(&mut self, pack: String) {
-        if let Some(run) = self.runs.last_mut() {
-            run.packs = Some(pack);
+    /// Notes how far the last run is; it never goes back.
+    pub(super) fn reached(&mut self, pack: &str) {
+        if let Some(run) = self.runs.last_mut()
+            && run.packs.as_deref().is_none_or(|before| before < pack)
+        {
+            run.packs = Some(pack.to_string());
         }
     }
 
@@ -153,6 +161,13 @@ impl Locks {
     pub(super) fn end(&mut self) {
         if let Some(run) = self.runs.last_mut() {
             (run.done, run.packs) = (true, None);
+        }
+    }
+
+    /// Notes that the last run hasn't ended after all, and goes on behind these packs.
+    pub(super) fn reopen(&mut self, packs: Option<String>) {
+        if let Some(run) = self.runs.last_mut() {
+            (run.done, run.packs) = (false, packs);
         }
     }
 
@@ -227,7 +242,8 @@ mod tests {
         let mut locks = done(5000, S);
         assert_eq!(locks.begin(5600, S), 6600);
         assert_eq!(locks.next(5700, S), Next::GoOn(None));
-        locks.reached("P".into());
+        locks.reached("P");
+        locks.reached("O");
         assert_eq!(locks.next(6100, S), Next::GoOn(Some("P".into())));
         assert_eq!(locks.next(6101, S), Next::Begin);
         assert_eq!(locks.next(5700, S / 2), Next::Begin, "it asks for more than now");

@@ -13,6 +13,9 @@ use crate::store::{Listed, StoreError, StoreErrorKind};
 /// A chain that changes each time it is looked at is said to be as it was found after so many looks.
 const LOOKS: usize = 10;
 
+/// After so many extents it is asked whether the check goes on.
+const EXTENTS: u64 = 1 << 16;
+
 /// A delta that was looked at.
 pub(super) struct Seen {
     /// What it changes, as far as that is known.
@@ -70,6 +73,10 @@ impl Check<'_> {
             if !look.problems.is_empty() {
                 look = self.look(&delta, known);
             }
+            if !self.goes_on(0, 0) {
+                // Of one that was looked at in part nothing is said.
+                return true;
+            }
             if !look.problems.is_empty() && !is_last {
                 match self.still_needs(set, head, &delta, &look.seen) {
                     Some(true) => {}
@@ -102,7 +109,7 @@ impl Check<'_> {
     }
 
     /// Looks at one delta, unless its descriptor is the one that is `known`.
-    fn look(&self, delta: &DeltaId, known: Option<blake3::Hash>) -> Look {
+    fn look(&mut self, delta: &DeltaId, known: Option<blake3::Hash>) -> Look {
         let seen = Seen { base: None, stamp: None };
         let mut look = Look { seen, files: Vec::new(), packs: Vec::new(), problems: Vec::new() };
         match read_descriptor(self.repository, &delta.image, &delta.id) {
@@ -122,7 +129,8 @@ impl Check<'_> {
     }
 
     /// Reads a delta's index whole: its hashes, its order, and whether its frames lie within packs that are there.
-    fn index(&self, delta: &DeltaId, descriptor: &Descriptor, look: &mut Look) -> Result<()> {
+    /// One that is ended meanwhile says nothing.
+    fn index(&mut self, delta: &DeltaId, descriptor: &Descriptor, look: &mut Look) -> Result<()> {
         for file in descriptor.files() {
             let path = self.repository.image_path(&descriptor.image, &file.name);
             if let Err(error) = self.sized(&path, self.inventory.indexes.get(&path), file.size) {
@@ -147,9 +155,14 @@ impl Check<'_> {
         }
         let mut reader =
             DeltaReader::new(self.repository, descriptor.clone(), ReadOptions::default());
+        let mut extents: u64 = 0;
         reader.next_entry()?;
         while reader.entry().is_some() {
             while let Some(extent) = reader.extent() {
+                extents += 1;
+                if extents.is_multiple_of(EXTENTS) && !self.goes_on(0, 0) {
+                    return Ok(());
+                }
                 if let Some(block) = &extent.block {
                     let at = block.location;
                     let end = at.frame.checked_add(at.frame_length);
@@ -186,32 +199,33 @@ impl Check<'_> {
     }
 
     /// Reads the packs that are there and chosen.
-    pub(super) fn read_packs(
-        &mut self,
-        mut is_chosen: impl FnMut(Ulid) -> bool,
-        told: &mut dyn FnMut(u64, u64),
-    ) {
+    pub(super) fn read_packs(&mut self, mut is_chosen: impl FnMut(Ulid) -> bool) {
         let chosen = self.packs.keys().filter(|pack| is_chosen(**pack));
         let sized = chosen.filter_map(|pack| Some((*pack, self.inventory.packs.get(pack)?.size)));
         let packs: Vec<_> = sized.collect();
         let total = packs.iter().map(|(_, size)| size).sum();
         let mut before = 0;
-        told(before, total);
         for (pack, size) in packs {
-            let mut frames = 0;
-            let result = walk(self.repository, pack, size, |at, length, _| {
+            if !self.goes_on(before, total) {
+                return;
+            }
+            let (mut frames, repository) = (0, self.repository);
+            let result = walk(repository, pack, size, |at, length, _| {
                 frames += 1;
-                told(before + at + length, total);
-                Ok(())
+                match self.goes_on(before + at + length, total) {
+                    true => Ok(()),
+                    false => Err(Error::caller("the check was ended")),
+                }
             });
             before += size;
-            told(before, total);
             self.report.counts.frames += frames;
             if let Err(error) = result
+                && !self.report.is_partial
                 && let Some(set) = self.set_that_needs(pack)
             {
                 self.problem(&set, Place::Pack(pack), error);
             }
         }
+        self.goes_on(before, total);
     }
 }

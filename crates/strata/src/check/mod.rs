@@ -26,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::id::Ulid;
 use crate::manifest::{DeltaId, Manifest};
 use crate::repository::Repository;
+use crate::store::StoreErrorKind;
 use look::Seen;
 
 /// What a check does beside looking at what is there.
@@ -50,6 +51,8 @@ pub struct Report {
     pub foreign: Vec<String>,
     /// Sets, deltas, packs and frames that were looked at.
     pub counts: Counts,
+    /// It was ended before all was looked at: what no set needs isn't known then.
+    pub is_partial: bool,
 }
 
 /// How much was looked at.
@@ -101,23 +104,28 @@ struct Check<'a> {
     files: BTreeSet<String>,
     /// Packs that sets need, as it was when one was found that couldn't be read.
     needed: Option<BTreeSet<Ulid>>,
+    told: Told<'a>,
 }
+
+/// Hears how many bytes of the packs that are read have been, and how many they are: none, as long as indexes are.
+/// `false` ends the check.
+pub type Told<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
 
 /// Checks everything that a set refers to, and lists what none does.
 ///
 /// The error is that of a store that can't be listed; whatever is wrong with an object is in the report, unless no set
 /// needs it any more by then. Memory is in proportion to the number of objects.
 pub fn check(repository: &Repository, options: &CheckOptions) -> Result<Report> {
-    check_some(repository, options, |_| true, &mut |_, _| ())
+    check_some(repository, options, |_| true, &mut |_, _| true)
 }
 
-/// The same, and of the packs only those are read that `is_chosen`. While they are, `told` hears how many bytes of them
-/// have been read, and how many they are.
+/// The same, and of the packs only those are read that `is_chosen`. Once `told` says so it ends, with what it has found
+/// so far.
 pub fn check_some(
     repository: &Repository,
     options: &CheckOptions,
     is_chosen: impl FnMut(Ulid) -> bool,
-    told: &mut dyn FnMut(u64, u64),
+    told: Told<'_>,
 ) -> Result<Report> {
     let mut check = Check {
         repository,
@@ -130,8 +138,12 @@ pub fn check_some(
         packs: BTreeMap::new(),
         files: BTreeSet::new(),
         needed: None,
+        told,
     };
     for set in check.inventory.sets.keys().cloned().collect::<Vec<_>>() {
+        if !check.goes_on(0, 0) {
+            break;
+        }
         match again::manifest(repository, &set) {
             Ok(None) => continue,
             Ok(Some(manifest)) => {
@@ -143,13 +155,24 @@ pub fn check_some(
         check.report.counts.sets += 1;
     }
     if options.read_data {
-        check.read_packs(is_chosen, told);
+        check.read_packs(is_chosen);
     }
     check.finish()
 }
 
 impl Check<'_> {
+    /// Whether it goes on, so far.
+    fn goes_on(&mut self, read: u64, total: u64) -> bool {
+        self.report.is_partial = self.report.is_partial || !(self.told)(read, total);
+        !self.report.is_partial
+    }
+
     fn problem(&mut self, set: &str, place: Place, error: Error) {
+        // What couldn't be read because the program ends says nothing of what is there.
+        if matches!(&error, Error::Store(error) if error.kind == StoreErrorKind::Ending) {
+            self.report.is_partial = true;
+            return;
+        }
         self.report.problems.push(Problem { set: set.to_string(), sets: Vec::new(), error });
         self.places.push(place);
     }
@@ -196,6 +219,9 @@ impl Check<'_> {
     fn finish(mut self) -> Result<Report> {
         self.harm()?;
         self.report.counts.packs = self.packs.len() as u64;
+        if self.report.is_partial {
+            return Ok(self.report);
+        }
         let orphans = &mut self.report.orphans;
         let packs = self.inventory.packs.keys().filter(|pack| !self.packs.contains_key(pack));
         orphans.extend(packs.map(|&pack| self.repository.pack_path(pack)));

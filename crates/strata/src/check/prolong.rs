@@ -4,6 +4,7 @@
 //!
 //! - Something that a kept set needs isn't locked. So all of it is prolonged in time, also what was needed by nobody
 //!   when that was done last, and is now.
+//! - One object that won't be locked keeps all that come after it from it. So it is passed over, said, and tried again.
 //! - What is kept for its lock alone is locked again, for ever. So callers say which sets are kept for other reasons,
 //!   and only what these need is prolonged.
 //! - Millions of requests are made each day. So the note says until when all is locked ([`Locks`]), and how far an
@@ -41,7 +42,7 @@ pub struct Prolonging {
 pub struct Prolonged {
     /// Objects whose locks were.
     pub count: u64,
-    /// Why not all that should be; it is tried again by the next run.
+    /// Why not all that should be, by the first that wasn't; it is tried again by the next run.
     pub failed: Option<Error>,
 }
 
@@ -57,7 +58,7 @@ impl Survey {
         still: Still<'_>,
     ) -> Result<Prolonged> {
         let seconds = lock_seconds(repository);
-        let mut prolonged = Prolonged::default();
+        let prolonged = Prolonged::default();
         if seconds == 0 {
             return Ok(prolonged);
         }
@@ -65,15 +66,24 @@ impl Survey {
             Ok(locks) => locks,
             Err(error) => return Ok(Prolonged { failed: Some(error), ..prolonged }),
         };
-        let mut work = Work { survey: self, repository, what, seconds, still, locks, lost: None };
-        let ended = work.run(&mut prolonged);
+        let mut work = Work {
+            survey: self,
+            repository,
+            what,
+            seconds,
+            still,
+            locks,
+            until: 0,
+            prolonged,
+            is_refused: false,
+            lost: None,
+        };
+        let ended = work.run();
         if let Some(lost) = work.lost {
             return Err(lost);
         }
-        if let Err(error) = ended {
-            prolonged.failed = Some(error);
-        }
-        Ok(prolonged)
+        let failed = ended.err().or(work.prolonged.failed);
+        Ok(Prolonged { failed, ..work.prolonged })
     }
 }
 
@@ -84,21 +94,29 @@ struct Work<'a> {
     seconds: u64,
     still: Still<'a>,
     locks: Locks,
+    /// Until when it locks.
+    until: u64,
+    prolonged: Prolonged,
+    /// The store locks something not that is there and needed.
+    is_refused: bool,
     /// What `still` said.
     lost: Option<Error>,
 }
 
 impl Work<'_> {
-    fn run(&mut self, prolonged: &mut Prolonged) -> Result<()> {
+    fn run(&mut self) -> Result<()> {
         let now = self.what.now;
-        let (until, from, again) = match self.locks.next(now, self.seconds) {
-            Next::Nothing => return self.needed_again(prolonged),
-            Next::Begin => (self.locks.begin(now, self.seconds), None, Vec::new()),
+        let (from, again) = match self.locks.next(now, self.seconds) {
+            Next::Nothing => return self.needed_again(),
+            Next::Begin => {
+                self.until = self.locks.begin(now, self.seconds);
+                (None, Vec::new())
+            }
             Next::GoOn(packs) => {
-                let until = self.locks.until().unwrap_or(now);
-                // What was left out when it began may lie before where it goes on.
+                self.until = self.locks.until().unwrap_or(now);
+                // What was left out before may lie before where it goes on.
                 let again = self.needed_by_now();
-                (until, packs.and_then(|pack| Ulid::from_text(pack.as_bytes())), again)
+                (packs.and_then(|pack| Ulid::from_text(pack.as_bytes())), again)
             }
         };
         let gone: BTreeSet<&str> = self.what.gone.iter().map(String::as_str).collect();
@@ -107,34 +125,38 @@ impl Work<'_> {
         again.iter().for_each(|path| self.locks.leave(path.clone(), now));
         self.write()?;
         // What others need and isn't noted would count as locked, so it is.
-        let (survey, repository) = (self.survey, self.repository);
+        let (survey, repository, what) = (self.survey, self.repository, self.what);
         let is_unnoted = |path: &String| {
             !self.locks.is_left(path) && survey.is_needed_by_others(repository, path)
         };
         let unnoted: Vec<_> = survey.left_out(&gone).filter(is_unnoted).collect();
-        let kept = survey.to_lock(repository, from, until, self.seconds);
-        let more = self.what.more.iter().cloned();
-        let paths = again.into_iter().chain(kept).chain(unnoted).chain(more);
-        let missing = match self.lock(paths, until, prolonged) {
-            Ok(missing) => missing,
-            Err(error) => {
-                // How far it came; the first error is the one to report.
-                let _ = self.write();
-                return Err(error);
-            }
-        };
-        self.locks.end();
-        self.write()?;
-        missing.map_or(Ok(()), Err)
+        let kept = survey.to_lock(repository, from, self.until, self.seconds);
+        // First a few that are always there: who may lock these is refused others for their own sake.
+        let first = what.more.iter().cloned().chain(again);
+        let locked = self.lock(first).and_then(|()| self.lock_in_order(kept));
+        if let Err(error) = locked.and_then(|()| self.lock(unnoted.into_iter())) {
+            // How far it came; the first error is the one to report.
+            let _ = self.write();
+            return Err(error);
+        }
+        // Where something was refused, the next run goes on behind the packs, and tries that again.
+        if !self.is_refused {
+            self.locks.end();
+        }
+        self.write()
     }
 
     /// Locks what was left out and is needed by now.
-    fn needed_again(&mut self, prolonged: &mut Prolonged) -> Result<()> {
+    fn needed_again(&mut self) -> Result<()> {
         let again = self.needed_by_now();
         let Some(until) = self.locks.until().filter(|_| !again.is_empty()) else { return Ok(()) };
-        let missing = self.lock(again.into_iter(), until, prolonged)?;
-        self.write()?;
-        missing.map_or(Ok(()), Err)
+        self.until = until;
+        self.lock(again.into_iter())?;
+        if self.is_refused {
+            // The packs have been locked, but not all is.
+            self.locks.reopen(self.survey.last_kept_pack().map(|pack| pack.to_string()));
+        }
+        self.write()
     }
 
     /// What was left out and is needed by a kept set now.
@@ -143,42 +165,63 @@ impl Work<'_> {
         left.filter(|path| self.survey.is_kept(self.repository, path)).cloned().collect()
     }
 
-    /// Locks all of these. What isn't there is left out, and the first such error given back.
-    fn lock(
-        &mut self,
-        mut paths: impl Iterator<Item = String>,
-        until: u64,
-        prolonged: &mut Prolonged,
-    ) -> Result<Option<Error>> {
-        let mut missing = None;
-        let (store, now) = (self.repository.store().clone(), self.what.now);
-        for part in 1.. {
-            let these: Vec<_> = paths.by_ref().take(PART).collect();
-            let Some(last) = these.last() else { break };
-            self.is_held()?;
-            let lock = |path: &String| store.lock_until(path, until);
-            read_many::<_, _, Error>(&these, lock, |path, locked| match locked {
-                Ok(()) => {
-                    self.locks.taken(path);
-                    prolonged.count += 1;
-                    Ok(())
-                }
-                Err(error) if error.kind == StoreErrorKind::NotFound => {
-                    self.locks.leave(path.clone(), now);
-                    missing.get_or_insert(error.into());
-                    Ok(())
-                }
-                Err(error) => Err(error.into()),
-            })?;
-            let pack = self.repository.relative(last).strip_prefix("packs/");
-            if let Some(pack) = pack.map(str::to_string) {
+    /// Locks what the kept sets need, of which the packs come first and ascend, and notes how far it is.
+    ///
+    /// Nothing else says how far a run is: what lies between would never be locked.
+    fn lock_in_order(&mut self, mut paths: impl Iterator<Item = String>) -> Result<()> {
+        for number in 1.. {
+            let part: Vec<_> = paths.by_ref().take(PART).collect();
+            if part.is_empty() {
+                break;
+            }
+            self.lock_part(&part)?;
+            let mut names = part.iter().rev().map(|path| self.repository.relative(path));
+            if let Some(pack) = names.find_map(|name| name.strip_prefix("packs/")) {
                 self.locks.reached(pack);
-                if part % PARTS == 0 {
+                if number % PARTS == 0 {
                     self.write()?;
                 }
             }
         }
-        Ok(missing)
+        Ok(())
+    }
+
+    /// Locks all of these.
+    fn lock(&mut self, mut paths: impl Iterator<Item = String>) -> Result<()> {
+        loop {
+            let part: Vec<_> = paths.by_ref().take(PART).collect();
+            if part.is_empty() {
+                return Ok(());
+            }
+            self.lock_part(&part)?;
+        }
+    }
+
+    /// Locks these. What isn't there, or won't be locked, is left out, and the first such error kept.
+    fn lock_part(&mut self, part: &[String]) -> Result<()> {
+        self.is_held()?;
+        let (store, until, now) = (self.repository.store().clone(), self.until, self.what.now);
+        let (locks, prolonged) = (&mut self.locks, &mut self.prolonged);
+        let mut refused = 0;
+        let lock = |path: &String| store.lock_until(path, until);
+        read_many::<_, _, Error>(part, lock, |path, locked| match locked {
+            Ok(()) => {
+                locks.taken(path);
+                prolonged.count += 1;
+                Ok(())
+            }
+            Err(error) if is_of_this_object(error.kind) => {
+                refused += usize::from(error.kind != StoreErrorKind::NotFound);
+                locks.leave(path.clone(), now);
+                prolonged.failed.get_or_insert(error.into());
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        })?;
+        self.is_refused |= refused > 0;
+        // Who may lock nothing isn't refused a hundred thousand times.
+        let is_hopeless = refused == PART && prolonged.count == 0;
+        prolonged.failed.take_if(|_| is_hopeless).map_or(Ok(()), Err)
     }
 
     fn is_held(&mut self) -> Result<()> {
@@ -193,4 +236,10 @@ impl Work<'_> {
         self.is_held()?;
         self.locks.write(self.repository)
     }
+}
+
+/// Whether it says nothing about other objects: this one isn't there, is hidden, or somebody else's hold is on it.
+fn is_of_this_object(kind: StoreErrorKind) -> bool {
+    use StoreErrorKind::{NotFound, Other, PermissionDenied, Retained};
+    matches!(kind, NotFound | PermissionDenied | Retained | Other)
 }

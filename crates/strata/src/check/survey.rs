@@ -111,6 +111,11 @@ impl Survey {
             .chain(sets.map(|set| repository.path(&format!("sets/{set}.json"))))
     }
 
+    /// The last of the packs that the kept sets need.
+    pub(super) fn last_kept_pack(&self) -> Option<Ulid> {
+        self.kept.packs.keys().next_back().copied()
+    }
+
     /// What is there and no kept set needs, but for what is `gone` by now.
     pub(super) fn left_out<'a>(
         &'a self,

@@ -8,11 +8,15 @@ use crate::error::{Error, Result};
 use crate::lease::Still;
 use crate::repository::Repository;
 
+/// After so many objects and extents it is asked whether the merge goes on.
+const ASKED_AFTER: u64 = 4096;
+
 /// Writes the fold of neighbouring deltas, oldest first, in the place of the newest.
 ///
 /// The newest keeps its id and gets the oldest's base; holes and frees that matter for what is older are kept. The
 /// new descriptor takes the old one's place in one step. The others stay: delete their descriptors once no set needs
-/// them, and [`collect`](crate::check::collect) deletes the files. `still` is asked before the descriptor is replaced.
+/// them, and [`collect`](crate::check::collect) deletes the files. `still` is asked now and then, and before the
+/// descriptor is replaced.
 pub fn merge(
     repository: &Repository,
     deltas: &[Descriptor],
@@ -38,23 +42,35 @@ pub fn merge(
     let base = oldest.base.as_deref();
     let readers = open_chain(repository, deltas, memory)?;
     let writer = DeltaWriter::new(repository, &newest.image, &newest.id, base, options)?;
-    let mut sink = Writing { writer, is_full: is_full(deltas) };
+    let mut sink = Writing { writer, is_full: is_full(deltas), still, written: 0 };
     fold(readers, is_full(deltas), rules, &mut sink)?;
     sink.writer.about(newest.about.clone());
     sink.writer.finish_if(sizes.into_values(), still)
 }
 
-struct Writing {
+struct Writing<'a> {
     writer: DeltaWriter,
     is_full: bool,
+    still: Still<'a>,
+    /// Objects and extents.
+    written: u64,
 }
 
-impl Sink for Writing {
+impl Writing<'_> {
+    /// A merge of hours can be ended.
+    fn ask(&mut self) -> Result<()> {
+        self.written += 1;
+        if self.written.is_multiple_of(ASKED_AFTER) { (self.still)() } else { Ok(()) }
+    }
+}
+
+impl Sink for Writing<'_> {
     fn freed(&mut self, first: u64, count: u64) -> Result<()> {
         self.writer.freed(first, count)
     }
 
     fn object(&mut self, object: &Folded) -> Result<()> {
+        self.ask()?;
         self.writer.changed(Change {
             object: object.object,
             // There is nothing older to a delta without a base.
@@ -67,6 +83,7 @@ impl Sink for Writing {
     }
 
     fn extent(&mut self, _: u64, extent: &Extent) -> Result<()> {
+        self.ask()?;
         self.writer.extent(extent.clone())
     }
 }

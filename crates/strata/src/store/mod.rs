@@ -176,8 +176,13 @@ const PROLONG: &str = "prolong the lock of";
 
 /// Whether an object is meant to go, or to be written over: leases end, and notes of a collection change with each.
 /// None of them is ever locked.
+///
+/// Their place tells, in the store's root or in a cluster's folder: clusters, images and deltas may have any of these
+/// names, and all that they have is locked.
 fn is_passing(path: &str) -> bool {
-    path.split('/').any(|name| matches!(name, "leases" | "doomed.json" | "locks.json"))
+    let of_cluster = path.strip_prefix("clusters/").and_then(|rest| rest.split_once('/'));
+    let inside = of_cluster.map_or(path, |(_, inside)| inside);
+    inside.starts_with("leases/") || matches!(inside, "doomed.json" | "locks.json")
 }
 
 /// How often, and how long apart, a call is tried again.
@@ -382,4 +387,37 @@ fn read_part(file: &mut File, at: u64, length: u64) -> std::io::Result<Bytes> {
     file.seek(SeekFrom::Start(at))?;
     file.read_exact(&mut part)?;
     Ok(part.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_passing;
+
+    #[test]
+    fn what_passes_is_told_by_its_place_and_not_by_its_name() {
+        for passing in [
+            "leases/probe/x",
+            "clusters/main/leases/write/00000000000000000001",
+            "clusters/main/doomed.json",
+            "clusters/main/locks.json",
+            "clusters/leases/leases/write/1",
+            "clusters/locks.json/locks.json",
+        ] {
+            assert!(is_passing(passing), "{passing}");
+        }
+        for kept in [
+            "lockstep.json",
+            "keys/leases.json",
+            "clusters/leases/packs/x",
+            "clusters/leases/sets/x.json",
+            "clusters/locks.json/sets/x.json",
+            "clusters/doomed.json/volumes/tank/1.json",
+            "clusters/main/volumes/leases/1.json",
+            "clusters/main/volumes/doomed.json/1.json",
+            "clusters/main/sets/locks.json",
+            "clusters/main/volumes/tank/locks.json",
+        ] {
+            assert!(!is_passing(kept), "{kept}");
+        }
+    }
 }

@@ -59,6 +59,8 @@ struct Told {
     text: String,
     value: Value,
     is_well: bool,
+    /// It ended before it was done.
+    ended: Option<Error>,
 }
 
 /// Does something with each repository that is meant; one that fails doesn't stop the others.
@@ -69,7 +71,7 @@ fn each(
     mut work: impl FnMut(&str) -> Result<Told>,
 ) -> Result<Done> {
     let names = meant(cx, name)?;
-    let (mut values, mut done) = (Vec::new(), Done::Well);
+    let (mut values, mut done, mut ended) = (Vec::new(), Done::Well, None);
     for name in &names {
         match work(name) {
             Ok(told) => {
@@ -81,7 +83,9 @@ fn each(
                     print!("{}", told.text);
                 }
                 values.push(told.value);
+                ended = told.ended;
             }
+            Err(interrupted @ Error::Interrupted { .. }) => ended = Some(interrupted),
             Err(error) if names.len() == 1 => return Err(error),
             Err(error) => {
                 output::error(&error);
@@ -89,11 +93,14 @@ fn each(
                 done = Done::WithProblems;
             }
         }
+        if ended.is_some() {
+            break;
+        }
     }
-    if json {
+    if json && !(values.is_empty() && ended.is_some()) {
         output::print_json(&json!({"version": JSON_VERSION, "repositories": values}))?;
     }
-    Ok(done)
+    ended.map_or(Ok(done), Err)
 }
 
 /// What would go, and can't yet.
@@ -155,7 +162,7 @@ pub(super) fn list(cx: &Context, name: Option<&str>, json: bool) -> Result<Done>
             repository.id,
             url,
         ]);
-        Ok(Told { text: String::new(), value, is_well: true })
+        Ok(Told { text: String::new(), value, is_well: true, ended: None })
     })?;
     if !json {
         steps::end_with_the_reader();
@@ -183,21 +190,24 @@ impl Check {
             let repository = repository::open(cx, name)?;
             let lines = Progress::on_stderr();
             let mut line = lines.told(name);
-            let told = &mut |n, of| line.bytes(n, of);
+            let told = &mut |n, of| {
+                line.bytes(n, of);
+                steps::passed("check.read").is_ok()
+            };
             let checked = check::run(&repository, self.read_data, &here, told)?;
             drop(line);
-            let repaired = match self.repair {
-                false => None,
-                true => {
-                    let alone = Alone::take(cx, &repository, "repo check --repair")?;
-                    Some(check::repair(&repository, now(), &|| alone.lease.check())?)
-                }
+            // What was found is worth knowing, however it ends.
+            let (repaired, ended) = match self.repaired(cx, &repository, &checked) {
+                Ok(repaired) => (repaired, None),
+                Err(interrupted @ Error::Interrupted { .. }) => (None, Some(interrupted)),
+                Err(error) => return Err(error),
             };
             Ok(Told {
                 text: self.words(name, &checked, repaired.as_ref()),
+                ended,
                 value: json!({
                     "repository": name, "findings": checked.findings, "orphans": checked.orphans,
-                    "harmed": checked.harmed(), "repaired": repaired,
+                    "harmed": checked.harmed(), "repaired": repaired, "partial": checked.is_partial,
                     "counts": {
                         "sets": checked.counts.sets, "deltas": checked.counts.deltas,
                         "packs": checked.counts.packs, "frames": checked.counts.frames,
@@ -206,6 +216,23 @@ impl Check {
                 is_well: checked.is_well(),
             })
         })
+    }
+
+    /// Repairs what was checked, where that is asked for.
+    fn repaired(
+        &self,
+        cx: &Context,
+        repository: &Repository,
+        checked: &Checked,
+    ) -> Result<Option<Repaired>> {
+        if checked.is_partial {
+            return Err(Error::Interrupted { step: "check.read".to_owned() });
+        }
+        if !self.repair {
+            return Ok(None);
+        }
+        let alone = Alone::take(cx, repository, "repo check --repair")?;
+        check::repair(repository, now(), &|| alone.lease.still("repair.still")).map(Some)
     }
 
     /// One line a finding, worst first; then what was looked at.
@@ -246,9 +273,17 @@ impl Check {
             None => "their data was not read (--read-data)".to_owned(),
             Some(_) => format!("{} read", counted(counts.frames, "frame")),
         };
+        let read = match checked.is_partial {
+            true => format!("{read}; it was ended there, and what else is wrong nobody knows"),
+            false => read,
+        };
         line(format!(
             "{:<8} {name}: {}, {}, {}; {read}",
-            if checked.is_well() { "ok" } else { "checked" },
+            match (checked.is_partial, checked.is_well()) {
+                (true, _) => "partial",
+                (_, true) => "ok",
+                (_, false) => "checked",
+            },
             counted(counts.sets, "set"),
             counted(counts.deltas, "delta"),
             counted(counts.packs, "pack"),
@@ -270,9 +305,10 @@ impl Compact {
     }
 
     fn compact(&self, repository: &Repository, alone: Option<&Alone>) -> Result<Told> {
-        let still = || match alone.map(|alone| alone.lease.check()) {
-            Some(Err(lost)) => Err(strata::Error::caller(lost)),
-            _ => Ok(()),
+        let still = || {
+            let step = "compact.still";
+            let held = alone.map_or_else(|| steps::passed(step), |alone| alone.lease.still(step));
+            held.map_err(strata::Error::caller)
         };
         let grace = u64::from(repository.config.grace_hours) * 3600;
         let strata = &repository.strata;
@@ -342,6 +378,6 @@ impl Compact {
             "locked": left.locked.len(), "packs": done.packs.len(), "replaced_bytes": replaced, "written_bytes": done.written,
             "deltas": done.deltas, "left": done.left, "damaged": damaged,
         });
-        Told { text, value, is_well: damaged.is_empty() }
+        Told { text, value, is_well: damaged.is_empty(), ended: None }
     }
 }

@@ -15,13 +15,22 @@ pub struct Locking {
     inner: Arc<dyn Storage>,
     seconds: u64,
     prolonged: Arc<Mutex<BTreeMap<String, u64>>>,
-    refusal: Arc<Mutex<Option<StoreErrorKind>>>,
+    refusal: Arc<Mutex<Refusal>>,
 }
+
+/// How the prolongation of an object's lock fails, if it does.
+type Refusal = Box<dyn FnMut(&str) -> Option<StoreErrorKind> + Send>;
 
 impl Locking {
     /// Locks for so many seconds from when something is written.
     pub fn new(inner: Arc<dyn Storage>, seconds: u64) -> Locking {
-        Locking { inner, seconds, prolonged: Arc::default(), refusal: Arc::default() }
+        let refusal: Refusal = Box::new(|_| None);
+        Locking {
+            inner,
+            seconds,
+            prolonged: Arc::default(),
+            refusal: Arc::new(Mutex::new(refusal)),
+        }
     }
 
     /// The same store, as somebody uses it who asks for another time.
@@ -36,7 +45,15 @@ impl Locking {
 
     /// From here on every prolongation fails so; with none they succeed.
     pub fn refuse(&self, kind: Option<StoreErrorKind>) {
-        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = kind;
+        self.refuse_where(move |_| kind);
+    }
+
+    /// From here on the prolongation of an object fails as this says of its path.
+    pub fn refuse_where(
+        &self,
+        refusal: impl FnMut(&str) -> Option<StoreErrorKind> + Send + 'static,
+    ) {
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(refusal);
     }
 
     fn locks(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
@@ -74,8 +91,8 @@ impl Around for Locking {
     }
 
     fn lock_until(&self, path: &str, until: u64) -> StoreResult<()> {
-        let refusal = *self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kind) = refusal {
+        let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kind) = refusal(path) {
             return Err(StoreError::new(PROLONG, path, kind));
         }
         if self.inner.size(path).is_err() {
