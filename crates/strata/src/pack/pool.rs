@@ -10,8 +10,8 @@ use bytes::Bytes;
 
 use crate::frame;
 
-/// So many are kept.
-const MOST: usize = 4;
+/// So much of it is kept, in bytes.
+const MOST: usize = 4 << 20;
 
 /// Shared by whoever makes contents.
 #[derive(Clone, Default)]
@@ -36,10 +36,11 @@ impl Pool {
 
     fn give(&self, content: Vec<u8>) {
         let mut spare = self.spare();
-        if spare.len() == MOST {
-            spare.remove(0);
-        }
         spare.push(content);
+        let mut size: usize = spare.iter().map(Vec::capacity).sum();
+        while size > MOST {
+            size -= spare.remove(0).capacity();
+        }
     }
 
     fn spare(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
@@ -87,7 +88,9 @@ mod tests {
         assert_eq!(pool.take(&frame(1001)).capacity(), 0, "too small");
         let again = pool.take(&frame(950));
         assert_eq!((again.as_ptr(), again.capacity()), (at, 1000));
-        (0..100).for_each(|n| drop(pool.lend(Vec::with_capacity(n))));
-        assert_eq!(pool.spare().len(), MOST);
+        (0..100).for_each(|_| drop(pool.lend(Vec::with_capacity(MOST / 10))));
+        assert_eq!(pool.spare().len(), 10);
+        drop(pool.lend(Vec::with_capacity(MOST + 1)));
+        assert!(pool.spare().is_empty());
     }
 }
