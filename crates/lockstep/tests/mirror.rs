@@ -399,10 +399,22 @@ fn tablespace_made_on_the_primary_later() {
         "CREATE TABLE late TABLESPACE ts3 AS SELECT i FROM generate_series(1, 1000) AS i",
     ]);
     let seen = wait_for_state(&alone, "main", "stopped");
-    assert!(seen["hint"].as_str().is_some_and(|hint| hint.contains("mirror recreate")), "{seen}");
+    let hint = seen["hint"].as_str().unwrap_or_default();
+    assert!(hint.contains("mirror recreate") && !hint.contains("writable"), "{seen}");
     alone.primary.execute(&["CHECKPOINT"]);
     assert_eq!(alone.primary.value("postgres", "SELECT count(*) FROM late"), "1000");
     let lockstep = alone.fixture.lockstep();
+    // Nor may anybody let it in.
+    let registration = alone.fixture.root().join("lockstep.d/main.toml");
+    let registered = fs::read_to_string(&registration).expect("it is registered");
+    let named = format!("{registered}\n[clusters.main.clone]\nwritable = [{:?}]\n", path);
+    fs::write(&registration, named).expect("it can be written");
+    for words in ["start", "recreate"] {
+        let refused = lockstep.expect(exit::REFUSED, &["mirror", words, "main"]);
+        assert!(refused.stderr.contains("isn't this mirror's"), "{}", refused.describe());
+    }
+    assert_eq!(alone.primary.value("postgres", "SELECT count(*) FROM late"), "1000");
+    fs::write(&registration, registered).expect("it can be written");
     lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
     wait_for_state(&alone, "main", "follows");
     let set = backup(&lockstep, "main");

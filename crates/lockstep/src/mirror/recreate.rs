@@ -6,7 +6,7 @@
 use super::create::{self, refuse};
 use super::primary::{Facts, Primary};
 use super::record::{Home, Kind, Phase, Record};
-use super::{fill, serve};
+use super::{fill, room, serve};
 use crate::config::Config;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -48,6 +48,7 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     let facts = primary.facts()?;
     check(home, &record, &facts)?;
     let rewind = !base_backup && may_rewind(&record, &mut primary, &facts)?;
+    room::check(home, &record, rewind)?;
 
     fill::end_fillers(&record);
     serve::stop(&record)?;

@@ -8,6 +8,7 @@ use super::record::{Home, Record};
 use super::verdict::{Own, Seen, Theirs, Verdict, judge, lag_bytes};
 use crate::config::ClusterConfig;
 use crate::error::Result;
+use crate::files;
 use crate::names::ClusterName;
 use crate::postgres::{connection, instance};
 
@@ -27,6 +28,18 @@ pub struct Status {
     pub lag_bytes: Option<u64>,
     /// 0 where it has replayed everything; otherwise how old the last replayed commit is.
     pub lag_seconds: Option<f64>,
+}
+
+impl Status {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        let is_free = |path: &Path| match files::is_empty_directory(path) {
+            Ok(is_empty) => is_empty,
+            Err(_) => !path.exists() && !path.is_symlink(),
+        };
+        self.verdict.hint(self.record.name.as_str(), is_free)
+    }
 }
 
 /// Looks at one mirror, or at all.

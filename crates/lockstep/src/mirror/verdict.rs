@@ -1,5 +1,7 @@
 //! Why a mirror stands still, or that it doesn't: a pure function of what was seen.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::primary::Slot;
@@ -111,18 +113,28 @@ impl Verdict {
         }
     }
 
-    /// What to do about it.
+    /// What to do about it; `is_free` says whether nothing is at a path of this host, or an empty folder.
     #[must_use]
-    pub fn hint(&self, name: &str) -> Option<String> {
+    pub fn hint(&self, name: &str, is_free: impl Fn(&Path) -> bool) -> Option<String> {
         let text = match self {
             Self::Follows | Self::Busy => return None,
             Self::Unfinished(what) if what == "recreate" => {
                 format!("lockstep mirror recreate {name}")
             }
             Self::Unfinished(_) => format!("lockstep mirror destroy {name}"),
-            Self::Stopped(why) if why.contains("directory") => format!(
-                "a tablespace that was made on the primary? lockstep mirror recreate {name} makes a dataset for it; or make that folder here, name it in clone.writable of this cluster, and start it"
-            ),
+            Self::Stopped(why) if why.contains("directory") => {
+                // On the primary's own host it is there, and full of the primary's files.
+                let elsewhere = folder_of(why).filter(|folder| is_free(folder)).map(|folder| {
+                    format!(
+                        "; on another host than the primary's also: a dataset mounted at \"{}\" here, that folder in clone.writable of this cluster, and lockstep mirror start {name}",
+                        folder.display()
+                    )
+                });
+                format!(
+                    "a tablespace that was made on the primary? lockstep mirror recreate {name} makes a dataset for it{}",
+                    elsewhere.unwrap_or_default()
+                )
+            }
             Self::Stopped(_) => format!("lockstep mirror start {name}"),
             Self::WalGone(_) | Self::SlotLost(_) | Self::Diverged(_) | Self::Promoted => {
                 format!("lockstep mirror recreate {name}")
@@ -211,6 +223,12 @@ pub fn judge(seen: &Seen) -> Verdict {
     }
 }
 
+/// The folder in PostgreSQL's words: `directory "/srv/ts" does not exist`.
+fn folder_of(words: &str) -> Option<&Path> {
+    let (_, rest) = words.split_once("directory \"")?;
+    rest.rsplit_once('"').map(|(folder, _)| Path::new(folder))
+}
+
 /// The last line that holds one of the words, without its time and process.
 fn last_with(log: &[String], words: &[&str]) -> Option<String> {
     let line = log.iter().rev().find(|line| words.iter().any(|word| line.contains(word)))?;
@@ -283,7 +301,7 @@ mod tests {
             matches!(&gone, Verdict::WalGone(why) if why.contains("000000010000000000000003")),
             "{gone:?}"
         );
-        assert_eq!(gone.hint("m").as_deref(), Some("lockstep mirror recreate m"));
+        assert_eq!(gone.hint("m", |_| true).as_deref(), Some("lockstep mirror recreate m"));
         let diverged = with(|seen| {
             quiet(
                 seen,
@@ -308,9 +326,13 @@ mod tests {
             seen.own = Err("no server".into());
         });
         assert_eq!(stopped, Verdict::Stopped("could not access file \"foo\"".into()));
-        assert!(stopped.hint("m").unwrap().starts_with("lockstep mirror start"));
+        assert!(stopped.hint("m", |_| true).unwrap().starts_with("lockstep mirror start"));
         let tablespace = Verdict::Stopped("directory \"/srv/new\" does not exist".into());
-        assert!(tablespace.hint("m").unwrap().contains("mirror recreate m"));
+        // Where the folder is there it may be the primary's own.
+        let hint = tablespace.hint("m", |_| false).unwrap();
+        assert!(hint.contains("mirror recreate m") && !hint.contains("writable"), "{hint}");
+        let hint = tablespace.hint("m", |folder| folder == Path::new("/srv/new")).unwrap();
+        assert!(hint.contains("another host than the primary's"), "{hint}");
         assert_eq!(with(|seen| seen.own.as_mut().unwrap().paused = true), Verdict::Paused);
         assert_eq!(with(|seen| seen.own.as_mut().unwrap().in_recovery = false), Verdict::Promoted);
         let unreachable = with(|seen| seen.primary = Err("refused".into()));
