@@ -622,6 +622,37 @@ fn command_lines_until(done: &AtomicBool) -> String {
     seen
 }
 
+/// A set whose manifest can't be read goes with its mirror as any other; and a mirror that can't be taken away yet keeps no
+/// other from being made.
+#[test]
+fn destroyed_with_a_set_that_can_not_be_read() {
+    let alone = Alone::new(empty_pools());
+    create(&alone, "main");
+    let lockstep = alone.fixture.lockstep();
+    backup(&lockstep, "main");
+    let set = backup(&lockstep, "main");
+    let manifest = format!("state/clusters/main/sets/{}/manifest.json", set.id);
+    fs::write(alone.fixture.root().join(manifest), "{").expect("it can be written");
+    let foreign = format!("{}/data@theirs", dataset(&alone, "main"));
+    let steps = Steps::new(alone.fixture.root().join("steps"));
+    let step = "mirror.destroy-recorded";
+    steps.hold(step);
+    let destroy = ["mirror", "destroy", "main", "--with-sets"];
+    let mut running = lockstep.clone().with_steps(&steps).spawn(&destroy);
+    steps.wait_reached(step, &mut running);
+    running.kill();
+    let _ = running.wait_or_kill(LIMIT);
+    zfs(&["snapshot", &foreign]);
+    zfs(&["hold", "theirs", &foreign]);
+    let made = lockstep.expect(exit::DONE, &words(&create_words(&alone, "other")));
+    assert!(made.stderr.contains("stays for now"), "{}", made.describe());
+    lockstep.expect(exit::DONE, &["mirror", "destroy", "other"]);
+    zfs(&["release", "theirs", &foreign]);
+    zfs(&["destroy", &foreign]);
+    lockstep.expect(exit::DONE, &destroy);
+    assert_gone(&alone, "main", "destroyed with a set that can't be read");
+}
+
 #[test]
 fn refusals() {
     let alone = Alone::new(empty_pools());
