@@ -6,12 +6,13 @@ mod support;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+use support::by_hand::write_as_postgres;
 use support::checker::Checker;
 use support::cluster::{Cluster, Stop};
 use support::command::{command, give_to_postgres, must, run, wait_until};
@@ -494,7 +495,48 @@ fn another_way_than_its_primary() {
     let set = backup(&lockstep, "main");
     let (_, restored) = restore(&alone, "main", &set);
     Checker::new(SCALE).check_and_stop(&restored).assert_right("after pg_rewind");
+
+    // It loses its way again, and meanwhile the heir has a tablespace on this very host: pg_rewind would link that.
+    let path = alone.fixture.root().join("m/ts3");
+    fs::create_dir(&path).expect("a folder can be made");
+    give_to_postgres(&path);
+    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+    heir.execute(&[
+        &format!("CREATE TABLESPACE ts3 LOCATION '{}'", path.display()),
+        "CREATE TABLE late TABLESPACE ts3 AS SELECT i FROM generate_series(1, 1000) AS i",
+        "CHECKPOINT",
+    ]);
+    part_ways(&heir);
+    let before = files_below(&path);
+    let made = lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
+    assert!(made.stdout.contains("fresh base backup"), "{}", made.describe());
+    assert_eq!(files_below(&path), before, "somebody wrote to the live tablespace");
+    wait_for_state(&alone, "main", "follows");
     heir.stop(Stop::Immediate);
+}
+
+/// A primary on a timeline of its own, as after a failover.
+#[track_caller]
+fn part_ways(primary: &Cluster) {
+    primary.stop(Stop::Fast);
+    write_as_postgres(&primary.data.join("standby.signal"), "");
+    primary.start();
+    primary.execute(&["SELECT pg_promote()", "CHECKPOINT"]);
+}
+
+/// The files below a folder with their inodes, sizes and times.
+fn files_below(folder: &Path) -> Vec<(PathBuf, u64, u64, i64)> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let found = entry.metadata().expect("it can be looked at");
+        if found.is_dir() {
+            all.extend(files_below(&entry.path()));
+        } else {
+            all.push((entry.path(), found.ino(), found.size(), found.ctime_nsec()));
+        }
+    }
+    all.sort();
+    all
 }
 
 const SECRET: &str = r"ge'h\eim :7";

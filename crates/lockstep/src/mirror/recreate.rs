@@ -96,6 +96,13 @@ fn may_rewind(record: &Record, primary: &mut Primary, facts: &Facts) -> Result<b
         return Ok(false);
     }
     let Ok(control) = instance::read_control(&record.data()) else { return Ok(false) };
+    // A link that isn't there yet pg_rewind would make, to the primary's own path.
+    let links = instance::tablespace_links(&record.data())?;
+    let is_linked = |oid: &u32| links.iter().any(|(known, _)| known == oid);
+    if let Some((_, name, _)) = facts.tablespaces.iter().find(|(oid, _, _)| !is_linked(oid)) {
+        tracing::info!("tablespace \"{name}\" is new on the primary: pg_rewind isn't tried");
+        return Ok(false);
+    }
     let (_, timeline) = primary.position()?;
     let ours = control.checkpoint_copy.timeline.get().max(control.min_recovery_point_timeline);
     Ok(u32::try_from(timeline).is_ok_and(|theirs| theirs > ours))
