@@ -664,6 +664,32 @@ fn command_lines_until(done: &AtomicBool) -> String {
     seen
 }
 
+/// A dataset that isn't mounted (after a reboot, with a key to be loaded) leaves an empty folder in its place, on another
+/// file system: nothing is written there.
+#[test]
+fn a_dataset_that_is_not_mounted() {
+    let alone = Alone::new(empty_pools());
+    create(&alone, "main");
+    let lockstep = alone.fixture.lockstep();
+    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+    let elsewhere = format!("{}/main-ts2", alone.fixture.pools[1].name);
+    let folder = directory(&alone, "main").join("ts-ts2");
+    zfs(&["unmount", &elsewhere]);
+    let (seen, code) = status(&alone, "main");
+    assert_eq!((&seen["state"]["state"], code), (&"not-mounted".into(), Some(exit::PROBLEMS)));
+    for words in ["start", "recreate"] {
+        let refused = lockstep.expect(exit::REFUSED, &["mirror", words, "main"]);
+        for said in [&format!("\"{elsewhere}\" isn't mounted at"), "hint: zfs mount"] {
+            assert!(refused.stderr.contains(said), "{said:?}: {}", refused.describe());
+        }
+    }
+    let left = fs::read_dir(&folder).into_iter().flatten().count();
+    assert_eq!(left, 0, "something was written below the mount point");
+    zfs(&["mount", &elsewhere]);
+    lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
+    wait_for_state(&alone, "main", "follows");
+}
+
 /// A set whose manifest can't be read goes with its mirror as any other; and a mirror that can't be taken away yet keeps no
 /// other from being made.
 #[test]

@@ -43,6 +43,7 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     let cluster = record.as_cluster()?;
     let cx = Context::open_as(config, name.clone(), &cluster)?;
     let _sets = cx.state.lock("mirror recreate")?;
+    record.check_mounted(&home.zfs)?;
     record.write_passfile()?;
     let mut primary = Primary::connect(&record.conninfo()?, record.password_file.as_deref())?;
     let facts = primary.facts()?;
@@ -61,6 +62,7 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     primary.drop_slot(&record.slot)?;
     primary.make_slot(&record.slot)?;
     create::make_datasets(home, &record)?;
+    record.check_mounted(&home.zfs)?;
     steps::reached("mirror.recreate-slot")?;
     let how = fill_again(home, &record, &facts, rewind)?;
     steps::reached("mirror.recreate-filled")?;

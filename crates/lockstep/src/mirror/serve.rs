@@ -26,6 +26,7 @@ pub fn start(home: &Home, record: &mut Record) -> Result<()> {
             "`lockstep mirror status` shows how it is",
         ));
     }
+    record.check_mounted(&home.zfs)?;
     room::check(home, record, true)?;
     refresh(home, record)?;
     launch(home, record)

@@ -61,6 +61,7 @@ fn look_at(home: &Home, record: Record) -> Result<Status> {
     let seen = Seen {
         phase: record.phase,
         busy: home.is_locked(&record.name),
+        unmounted: record.unmounted(&home.zfs)?,
         running,
         log: tail(&record.log()),
         own,

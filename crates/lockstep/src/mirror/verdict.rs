@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::primary::Slot;
-use super::record::Phase;
+use super::record::{HOW_TO_MOUNT, Phase};
 
 /// What was seen of a mirror.
 #[derive(Debug, Clone)]
@@ -14,6 +14,8 @@ pub struct Seen {
     pub phase: Phase,
     /// Somebody works on it this moment.
     pub busy: bool,
+    /// A dataset of it isn't mounted where it should be: which, in words.
+    pub unmounted: Option<String>,
     /// Its server runs.
     pub running: bool,
     /// The end of its server's log, oldest first.
@@ -62,6 +64,8 @@ pub enum Verdict {
     Busy,
     /// `create`, `destroy` or `recreate` was cut off.
     Unfinished(String),
+    /// A dataset isn't mounted.
+    NotMounted(String),
     /// It doesn't run: its last words.
     Stopped(String),
     /// WAL that it needs is gone.
@@ -98,6 +102,7 @@ impl Verdict {
             Self::Follows => "follows".into(),
             Self::Busy => "another lockstep works on it".into(),
             Self::Unfinished(what) => format!("{what} was cut off"),
+            Self::NotMounted(what) => what.clone(),
             Self::Stopped(why) if why.is_empty() => "stopped".into(),
             Self::Stopped(why) => format!("stopped: {why}"),
             Self::WalGone(why) => format!("WAL that it needs is gone: {why}"),
@@ -122,6 +127,7 @@ impl Verdict {
                 format!("lockstep mirror recreate {name}")
             }
             Self::Unfinished(_) => format!("lockstep mirror destroy {name}"),
+            Self::NotMounted(_) => format!("{HOW_TO_MOUNT}; then lockstep mirror start {name}"),
             Self::Stopped(why) if why.contains("directory") => {
                 // On the primary's own host it is there, and full of the primary's files.
                 let elsewhere = folder_of(why).filter(|folder| is_free(folder)).map(|folder| {
@@ -166,6 +172,9 @@ pub fn judge(seen: &Seen) -> Verdict {
         Phase::Recreating => return Verdict::Unfinished("recreate".into()),
         Phase::Destroying => return Verdict::Unfinished("destroy".into()),
         Phase::Ready => {}
+    }
+    if let Some(what) = &seen.unmounted {
+        return Verdict::NotMounted(what.clone());
     }
     let own = seen.own.as_ref().ok();
     let streams = own.is_some_and(|own| own.streams);
@@ -263,6 +272,7 @@ mod tests {
         Seen {
             phase: Phase::Ready,
             busy: false,
+            unmounted: None,
             running: true,
             log: vec![
                 "x [7] LOG:  started streaming WAL from primary at 0/3000000 on timeline 1".into(),
@@ -291,6 +301,9 @@ mod tests {
             with(|seen| seen.phase = Phase::Recreating),
             Verdict::Unfinished("recreate".into())
         );
+        let unmounted = with(|seen| seen.unmounted = Some("dataset \"t/m\" isn't mounted".into()));
+        assert_eq!(unmounted.words(), "dataset \"t/m\" isn't mounted");
+        assert!(unmounted.hint("m", |_| true).unwrap().contains("zfs load-key"));
         let gone = with(|seen| {
             quiet(
                 seen,
