@@ -179,6 +179,12 @@ impl Record {
         self.top().join("log/server.log")
     }
 
+    /// The log of the server's run before: what it says is past.
+    #[must_use]
+    pub fn older_log(&self) -> PathBuf {
+        self.log().with_extension("log.old")
+    }
+
     /// The ids of os_user.
     ///
     /// # Errors

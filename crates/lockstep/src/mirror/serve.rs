@@ -68,6 +68,7 @@ pub(super) fn launch(home: &Home, record: &Record) -> Result<()> {
     let hba = top.join("pg_hba.conf");
     files::write_owned(&hba, b"# written by lockstep\nlocal all all trust\n", user)?;
     let (data, log) = (record.data(), record.log());
+    files::rename_over(&log, &record.older_log())?;
     let isolation = room::isolation(home, record);
     let mut server = server::start(&Launch {
         bin_dir: &record.bin_dir,

@@ -20,6 +20,8 @@ pub struct Seen {
     pub running: bool,
     /// The end of its server's log, oldest first.
     pub log: Vec<String>,
+    /// `restore_command` is set, and replay goes on.
+    pub is_fed: bool,
     /// What the mirror says of itself, or why it says nothing.
     pub own: Result<Own, String>,
     /// What the primary says, or why it can't be asked.
@@ -178,13 +180,16 @@ pub fn judge(seen: &Seen) -> Verdict {
     }
     let own = seen.own.as_ref().ok();
     let streams = own.is_some_and(|own| own.streams);
+    let log = of_now(&seen.log);
     // While it streams, what the log complained of is past.
     if !streams {
-        if let Some(line) = last_with(&seen.log, &["has already been removed"]) {
+        if let Some(line) = wal_gone(log)
+            && !(seen.running && seen.is_fed)
+        {
             return Verdict::WalGone(line);
         }
         if let Some(line) = last_with(
-            &seen.log,
+            log,
             &[
                 "forked off current database system timeline",
                 "is not in this server's history",
@@ -194,7 +199,7 @@ pub fn judge(seen: &Seen) -> Verdict {
             return Verdict::Diverged(line);
         }
         if let Some(line) = last_with(
-            &seen.log,
+            log,
             &["insufficient parameter settings", "hot standby is not possible because"],
         ) {
             return Verdict::SettingsTooSmall(line);
@@ -212,7 +217,7 @@ pub fn judge(seen: &Seen) -> Verdict {
         }
     }
     if !seen.running {
-        return Verdict::Stopped(last_with(&seen.log, &["FATAL:", "PANIC:"]).unwrap_or_default());
+        return Verdict::Stopped(last_with(log, &["FATAL:", "PANIC:"]).unwrap_or_default());
     }
     match own {
         None => {
@@ -226,9 +231,10 @@ pub fn judge(seen: &Seen) -> Verdict {
     match &seen.primary {
         Err(why) => Verdict::PrimaryUnreachable(why.clone()),
         Ok(_) if streams => Verdict::Follows,
-        Ok(_) => {
-            Verdict::NotStreaming(last_with(&seen.log, &["FATAL:", "ERROR:"]).unwrap_or_default())
-        }
+        Ok(_) if seen.is_fed => Verdict::NotStreaming(
+            "its restore_command feeds it meanwhile, and it catches up".into(),
+        ),
+        Ok(_) => Verdict::NotStreaming(last_with(log, &["FATAL:", "ERROR:"]).unwrap_or_default()),
     }
 }
 
@@ -237,6 +243,26 @@ fn folder_of(words: &str) -> Option<&Path> {
     let (_, rest) = words.split_once("directory \"")?;
     rest.rsplit_once('"').map(|(folder, _)| Path::new(folder))
 }
+
+/// What the log says since the server was started, or since WAL streamed to it last: all before is past.
+/// WAL that is gone is asked for, and missed, behind a "started streaming" of its own at each try.
+fn of_now(log: &[String]) -> &[String] {
+    const TURNS: [&str; 2] = ["started streaming WAL from primary", "starting PostgreSQL "];
+    let is_turn = |line: &String| TURNS.iter().any(|turn| line.contains(turn));
+    let begin = log.iter().rposition(is_turn).unwrap_or(0);
+    &log[begin..]
+}
+
+/// The primary's words that it has no more what the mirror needs, if no archive had it afterwards.
+pub(super) fn wal_gone(log: &[String]) -> Option<String> {
+    let log = of_now(log);
+    let is_gone = |line: &String| line.contains(REMOVED);
+    let restored = log.iter().rposition(|line| line.contains("restored log file"));
+    let gone = log.iter().rposition(is_gone).filter(|at| restored.is_none_or(|other| other < *at));
+    gone.and_then(|_| last_with(log, &[REMOVED]))
+}
+
+const REMOVED: &str = "has already been removed";
 
 /// The last line that holds one of the words, without its time and process.
 fn last_with(log: &[String], words: &[&str]) -> Option<String> {
@@ -274,6 +300,7 @@ mod tests {
             busy: false,
             unmounted: None,
             running: true,
+            is_fed: false,
             log: vec![
                 "x [7] LOG:  started streaming WAL from primary at 0/3000000 on timeline 1".into(),
             ],
@@ -360,6 +387,50 @@ mod tests {
             seen.log.insert(0, "x FATAL:  requested WAL segment 7 has already been removed".into());
         });
         assert_eq!(seen, Verdict::Follows);
+    }
+
+    /// Hours ago WAL was gone, it was started or streamed again since, and now it merely doesn't stream.
+    #[test]
+    fn what_the_log_said_before_its_last_turn_is_past() {
+        let gone = "FATAL:  requested WAL segment 7 has already been removed";
+        let streamed = "LOG:  started streaming WAL from primary at 0/3000000 on timeline 1";
+        let started = "LOG:  starting PostgreSQL 15.18 on x86_64-pc-linux-gnu";
+        let refused = "FATAL:  streaming replication receiver could not connect: refused";
+        for turn in [streamed, started] {
+            let seen = with(|seen| [gone, turn, refused].iter().for_each(|line| quiet(seen, line)));
+            assert!(
+                matches!(&seen, Verdict::NotStreaming(why) if why.contains("refused")),
+                "{seen:?}"
+            );
+            let seen = with(|seen| [turn, gone].iter().for_each(|line| quiet(seen, line)));
+            assert!(matches!(seen, Verdict::WalGone(_)), "{seen:?}");
+        }
+        let stopped = with(|seen| {
+            [refused, started].iter().for_each(|line| quiet(seen, line));
+            seen.running = false;
+        });
+        assert_eq!(stopped, Verdict::Stopped(String::new()));
+    }
+
+    #[test]
+    fn wal_that_the_archive_has_is_not_gone() {
+        let gone = "FATAL:  requested WAL segment 7 has already been removed";
+        let restored = "LOG:  restored log file \"000000010000000000000007\" from archive";
+        let seen = with(|seen| [gone, restored].iter().for_each(|line| quiet(seen, line)));
+        assert!(matches!(seen, Verdict::NotStreaming(_)), "{seen:?}");
+        // Between two segments of the archive streaming is tried again.
+        let asked_again = |is_fed| {
+            with(|seen| {
+                [gone, restored, gone].iter().for_each(|line| quiet(seen, line));
+                seen.is_fed = is_fed;
+            })
+        };
+        assert!(matches!(asked_again(false), Verdict::WalGone(_)));
+        let seen = asked_again(true);
+        assert!(
+            matches!(&seen, Verdict::NotStreaming(why) if why.contains("restore_command")),
+            "{seen:?}"
+        );
     }
 
     #[test]
