@@ -5,7 +5,7 @@ use postgres::Client;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::plan::facts::{Facts, NoServer, ServerFacts};
+use crate::plan::facts::{Facts, NoServer, ServerFacts, was_shut_down};
 use crate::plan::layout::Layout;
 use crate::plan::refusal::Refusal;
 use crate::postgres::links::{self, Link};
@@ -29,7 +29,8 @@ pub fn take(cx: &Context) -> Result<Survey> {
     let directory = &cx.cluster.data_directory;
     let control = instance::read_control(directory)?;
     let postmaster = instance::postmaster(directory)?;
-    let (server, client) = ask_server(cx, &control, postmaster.is_some())?;
+    let is_seen = postmaster.is_some();
+    let (server, client) = ask_server(cx, &control, is_seen)?;
     let layout = layout(cx, server.as_ref().ok())?;
     let multi_snapshot = match layout.volumes.first() {
         Some(volume) => cx.zfs.multi_snapshot(volume.pool())?,
@@ -65,8 +66,11 @@ pub fn layout(cx: &Context, server: Option<&ServerFacts>) -> Result<Layout> {
 
 type Answer = (Result<ServerFacts, NoServer>, Option<Client>);
 
-fn ask_server(cx: &Context, control: &ControlFile, running: bool) -> Result<Answer> {
-    if !running {
+/// A process that isn't seen may run in another PID namespace (a container's): unless pg_control says that
+/// the cluster was shut down, whoever answers at `host` is asked whether it is that one.
+fn ask_server(cx: &Context, control: &ControlFile, is_seen: bool) -> Result<Answer> {
+    let may_run = cx.cluster.host.is_some() && !was_shut_down(control);
+    if !is_seen && !may_run {
         return Ok((Err(NoServer::NotRunning), None));
     }
     let mut client = match connection::connect(cx.cluster) {

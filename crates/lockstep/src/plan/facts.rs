@@ -39,8 +39,7 @@ impl Facts {
     /// The cluster is shut down: nobody runs it, and pg_control says that it ended in order.
     #[must_use]
     pub fn is_shut_down(&self) -> bool {
-        self.postmaster.is_none()
-            && matches!(self.control.state, DbState::ShutDowned | DbState::ShutDownedInRecovery)
+        self.postmaster.is_none() && was_shut_down(&self.control)
     }
 
     /// Of what time the data of a standby is, as far as that is known at `now`: an idle primary's last
@@ -82,6 +81,13 @@ impl Facts {
             }
         }
     }
+}
+
+/// pg_control says that the cluster ended in order. A server writes another state before it changes
+/// anything, and this one last of all.
+#[must_use]
+pub fn was_shut_down(control: &ControlFile) -> bool {
+    matches!(control.state, DbState::ShutDowned | DbState::ShutDownedInRecovery)
 }
 
 /// Why there is no connection.

@@ -46,17 +46,27 @@ pub fn of(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> Vec<Warn
 /// consistent, but isn't what its owner thinks, unless the strategy was asked for by name.
 fn no_connection(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> Option<Warning> {
     let Err(NoServer::Failed(why)) = &facts.server else { return None };
-    let what = format!("the server runs and can't be connected to: {why}");
+    let what = match facts.postmaster {
+        Some(_) => format!("the server runs and can't be connected to: {why}"),
+        None => format!(
+            "pg_control says \"{}\", no process here runs the server, and it can't be connected to: {why}",
+            facts.control.state.as_str()
+        ),
+    };
     if choice != StrategyChoice::Auto {
         return Some(warning(
             what,
             format!("strategy {strategy} was asked for and needs no connection"),
         ));
     }
+    let crashed = match facts.postmaster {
+        Some(_) => "",
+        None => "did it crash, or run in a container of its own? ",
+    };
     Some(problem(
         what,
         format!(
-            "the set is taken with strategy {strategy} instead; check host, port, user and password_file of this cluster; where no connection is meant, take host out or set strategy = \"{strategy}\""
+            "{crashed}the set is taken with strategy {strategy} instead; check host, port, user and password_file of this cluster; where no connection is meant, take host out or set strategy = \"{strategy}\""
         ),
     ))
 }
