@@ -198,8 +198,9 @@ pub fn judge(seen: &Seen) -> Verdict {
         ) {
             return Verdict::Diverged(line);
         }
+        // Said once; it stays so until the next start, however often WAL streams.
         if let Some(line) = last_with(
-            log,
+            since(&seen.log, &[STARTED]),
             &["insufficient parameter settings", "hot standby is not possible because"],
         ) {
             return Verdict::SettingsTooSmall(line);
@@ -244,13 +245,20 @@ fn folder_of(words: &str) -> Option<&Path> {
     rest.rsplit_once('"').map(|(folder, _)| Path::new(folder))
 }
 
+/// PostgreSQL's words at a start, and when WAL begins to stream.
+const STARTED: &str = "starting PostgreSQL ";
+const STREAMED: &str = "started streaming WAL from primary";
+
 /// What the log says since the server was started, or since WAL streamed to it last: all before is past.
 /// WAL that is gone is asked for, and missed, behind a "started streaming" of its own at each try.
 fn of_now(log: &[String]) -> &[String] {
-    const TURNS: [&str; 2] = ["started streaming WAL from primary", "starting PostgreSQL "];
-    let is_turn = |line: &String| TURNS.iter().any(|turn| line.contains(turn));
-    let begin = log.iter().rposition(is_turn).unwrap_or(0);
-    &log[begin..]
+    since(log, &[STARTED, STREAMED])
+}
+
+/// The log from the last line on that holds one of the words; all of it where none does.
+fn since<'a>(log: &'a [String], words: &[&str]) -> &'a [String] {
+    let begin = log.iter().rposition(|line| words.iter().any(|word| line.contains(word)));
+    &log[begin.unwrap_or(0)..]
 }
 
 /// The primary's words that it has no more what the mirror needs, if no archive had it afterwards.
@@ -405,6 +413,13 @@ mod tests {
             let seen = with(|seen| [turn, gone].iter().for_each(|line| quiet(seen, line)));
             assert!(matches!(seen, Verdict::WalGone(_)), "{seen:?}");
         }
+        // The settings stay too small until the next start.
+        let small =
+            "WARNING:  hot standby is not possible because of insufficient parameter settings";
+        let seen = with(|seen| [small, streamed].iter().for_each(|line| quiet(seen, line)));
+        assert!(matches!(seen, Verdict::SettingsTooSmall(_)), "{seen:?}");
+        let seen = with(|seen| [small, started].iter().for_each(|line| quiet(seen, line)));
+        assert!(matches!(seen, Verdict::NotStreaming(_)), "{seen:?}");
         let stopped = with(|seen| {
             [refused, started].iter().for_each(|line| quiet(seen, line));
             seen.running = false;
