@@ -16,7 +16,7 @@ use crate::clone;
 use crate::config::StrategyChoice;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::plan::facts::{Facts, Following, NoServer, ServerFacts};
+use crate::plan::facts::{Facts, Following, NoServer, PrimarySeen, ServerFacts};
 use crate::plan::strategy;
 use crate::plan::warnings::bytes;
 use crate::postgres::connection;
@@ -59,7 +59,7 @@ pub fn run(cx: &Context) -> Result<Vec<Finding>> {
             all.extend(of_facts(&survey.facts, cx.cluster.strategy));
             if survey.facts.is_standby() {
                 all.push(of_standby(&survey.facts));
-                all.extend(of_primary(cx));
+                all.extend(of_primary(cx, survey.facts.primary.as_ref()));
             }
             all.push(programs::check(cx, survey.facts.control.major_version()));
             let datasets: Vec<_> =
@@ -121,9 +121,26 @@ fn of_standby(facts: &Facts) -> Finding {
         }
         Err(_) => None,
     };
-    let Some(Following { streams, should_stream, replayed, .. }) = following else {
+    let Some(Following { streams, should_stream, replayed, paused, .. }) = following else {
         return ok("standby", "nobody can be asked whether it follows");
     };
+    if *paused {
+        return warning(
+            "standby",
+            format!("replay is paused at {replayed}: its sets are as old as that"),
+            "SELECT pg_wal_replay_resume() on the standby",
+        );
+    }
+    if let (true, Some(PrimarySeen::Behind(behind))) = (streams, &facts.primary) {
+        return warning(
+            "standby",
+            format!(
+                "it streams, has replayed up to {replayed}, and is {} behind its primary",
+                bytes(*behind)
+            ),
+            "where it stays so: does what it streams from follow the primary?",
+        );
+    }
     match (streams, should_stream) {
         (true, _) => ok("standby", format!("it streams, and has replayed up to {replayed}")),
         (false, false) => ok(
@@ -138,15 +155,27 @@ fn of_standby(facts: &Facts) -> Finding {
     }
 }
 
-/// Whether a standby's primary can be asked.
-fn of_primary(cx: &Context) -> Option<Finding> {
-    Some(match connection::connect_primary(cx.cluster)? {
-        Ok(_) => ok("primary", "it takes a connection"),
-        Err(no_server) => warning(
+/// Whether a standby's primary can be asked, and is one; where the standby couldn't be, it is tried here.
+fn of_primary(cx: &Context, seen: Option<&PrimarySeen>) -> Option<Finding> {
+    const CHECK: &str = "check primary and primary_password_file of this cluster";
+    Some(match seen {
+        Some(PrimarySeen::Reached | PrimarySeen::Behind(_)) => ok("primary", "it can be asked"),
+        Some(PrimarySeen::Unreachable(why)) => wrong(
             "primary",
-            no_server.words(),
-            "backups work without it; check primary and primary_password_file of this cluster",
+            why.clone(),
+            format!("backups work without it, and count as old as the last commit; {CHECK}"),
         ),
+        Some(PrimarySeen::InRecovery) => wrong(
+            "primary",
+            "what \"primary\" names is in recovery itself",
+            "name the primary, also where the standby streams from another standby",
+        ),
+        None => match connection::connect_primary(cx.cluster)? {
+            Ok(_) => ok("primary", "it takes a connection"),
+            Err(no_server) => {
+                warning("primary", no_server.words(), format!("backups work without it; {CHECK}"))
+            }
+        },
     })
 }
 

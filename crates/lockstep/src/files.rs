@@ -111,6 +111,17 @@ pub fn is_empty_directory(path: &Path) -> Result<bool> {
     Ok(fs::read_dir(path).map_err(Error::io("list", path))?.next().is_none())
 }
 
+/// Gives a file another name, in the place of what has it; one that isn't there is fine.
+///
+/// # Errors
+/// When the system refuses.
+pub fn rename_over(from: &Path, to: &Path) -> Result<()> {
+    match fs::rename(from, to) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(Error::io("rename", from)),
+    }
+}
+
 /// Gives a path to its owner-to-be; without credentials nothing changes.
 ///
 /// # Errors

@@ -11,6 +11,7 @@ mod fill;
 mod primary;
 pub mod record;
 pub mod recreate;
+mod room;
 pub mod serve;
 pub mod status;
 pub mod verdict;

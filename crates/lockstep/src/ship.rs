@@ -35,7 +35,7 @@ use crate::error::{Error, Result};
 use crate::lock::{Lock, LockError};
 use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
-use crate::postgres::instance;
+use crate::postgres::instance::{self, PG_CONTROL};
 use crate::progress::Progress;
 use crate::repository::whole::Wholeness;
 use crate::repository::{self, Repository, Shipped, ShippedVolume};
@@ -245,7 +245,8 @@ fn store<'a>(
                 Error::failed(format!("pg_wal of set {} can't be looked into", manifest.set))
             })?;
             let data = part_seen(manifest, &views, &PartKind::Data);
-            Some(FrozenWal::find(manifest, pg_wal, data.as_deref())?)
+            let control = data.map(|data| data.join(PG_CONTROL));
+            Some(FrozenWal::find(manifest, pg_wal, control.as_deref())?)
         }
         _ => None,
     };

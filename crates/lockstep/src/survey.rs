@@ -1,16 +1,22 @@
 //! The facts of a cluster as they are now: disk, server, ZFS. It changes nothing.
 
+use std::time::{Duration, Instant};
+
 use pgfiles::control_file::ControlFile;
+use pgfiles::lsn::Lsn;
 use postgres::Client;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::plan::facts::{Facts, NoServer, ServerFacts};
+use crate::plan::facts::{Facts, NoServer, PrimarySeen, ServerFacts, was_shut_down};
 use crate::plan::layout::Layout;
 use crate::plan::refusal::Refusal;
 use crate::postgres::links::{self, Link};
 use crate::postgres::{connection, identity, instance, session};
 use crate::volume::discover::discover;
+
+/// How long a standby may take to replay what its primary had written when that was asked.
+const REPLAY_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Facts, with the connection they were asked on.
 pub struct Survey {
@@ -29,7 +35,12 @@ pub fn take(cx: &Context) -> Result<Survey> {
     let directory = &cx.cluster.data_directory;
     let control = instance::read_control(directory)?;
     let postmaster = instance::postmaster(directory)?;
-    let (server, client) = ask_server(cx, &control, postmaster.is_some())?;
+    let is_seen = postmaster.is_some();
+    let (server, mut client) = ask_server(cx, &control, is_seen)?;
+    let primary = match (&server, client.as_mut()) {
+        (Ok(server), Some(client)) if server.in_recovery => ask_primary(cx, client, server)?,
+        _ => None,
+    };
     let layout = layout(cx, server.as_ref().ok())?;
     let multi_snapshot = match layout.volumes.first() {
         Some(volume) => cx.zfs.multi_snapshot(volume.pool())?,
@@ -43,6 +54,7 @@ pub fn take(cx: &Context) -> Result<Survey> {
         standby_signal: directory.join("standby.signal").exists(),
         backup_label: directory.join("backup_label").exists(),
         has_primary: cx.cluster.primary.is_some(),
+        primary,
         server,
         multi_snapshot,
         checkpoint: cx.cluster.checkpoint,
@@ -65,8 +77,11 @@ pub fn layout(cx: &Context, server: Option<&ServerFacts>) -> Result<Layout> {
 
 type Answer = (Result<ServerFacts, NoServer>, Option<Client>);
 
-fn ask_server(cx: &Context, control: &ControlFile, running: bool) -> Result<Answer> {
-    if !running {
+/// A process that isn't seen may run in another PID namespace (a container's): unless pg_control says that
+/// the cluster was shut down, whoever answers at `host` is asked whether it is that one.
+fn ask_server(cx: &Context, control: &ControlFile, is_seen: bool) -> Result<Answer> {
+    let may_run = cx.cluster.host.is_some() && !was_shut_down(control);
+    if !is_seen && !may_run {
         return Ok((Err(NoServer::NotRunning), None));
     }
     let mut client = match connection::connect(cx.cluster) {
@@ -79,6 +94,37 @@ fn ask_server(cx: &Context, control: &ControlFile, running: bool) -> Result<Answ
     same_server(cx, &mut client)?;
     session::hear(&mut client)?;
     Ok((Ok(facts), Some(client)))
+}
+
+/// Asks the standby's primary how far it is, and the standby whether it is as far. A standby that streams
+/// from another one goes on streaming when their primary is dead.
+fn ask_primary(
+    cx: &Context,
+    standby: &mut Client,
+    server: &ServerFacts,
+) -> Result<Option<PrimarySeen>> {
+    let Some(connected) = connection::connect_primary(cx.cluster) else { return Ok(None) };
+    let mut primary = match connected {
+        Ok(client) => client,
+        Err(no_server) => return Ok(Some(PrimarySeen::Unreachable(no_server.words()))),
+    };
+    let written = match session::flushed(&mut primary, server.system_identifier) {
+        Ok(Some(lsn)) => lsn,
+        Ok(None) => return Ok(Some(PrimarySeen::InRecovery)),
+        Err(error) => return Ok(Some(PrimarySeen::Unreachable(error.chain()))),
+    };
+    let deadline = Instant::now() + REPLAY_PATIENCE;
+    loop {
+        let replayed = session::replayed(standby)?.0.unwrap_or(Lsn::INVALID);
+        if replayed >= written {
+            return Ok(Some(PrimarySeen::Reached));
+        }
+        if Instant::now() > deadline {
+            let behind = written.as_u64().saturating_sub(replayed.as_u64());
+            return Ok(Some(PrimarySeen::Behind(behind)));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 fn same_cluster(cx: &Context, control: &ControlFile, server: &ServerFacts) -> Result<()> {

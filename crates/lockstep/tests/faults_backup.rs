@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::path::PathBuf;
 use support::cluster::{Cluster, Stop};
-use support::command::{Running, as_postgres, give_to_postgres, must, wait_until};
+use support::command::{Running, as_postgres, command, give_to_postgres, must, run, wait_until};
 use support::faults::{
     Hooks, assert_nothing_remains, assert_restorable, assert_said, entries, kill_at,
     restore_arguments, signal_at, steps_of, wait_for_no_session,
@@ -13,7 +13,7 @@ use support::faults::{
 use support::fixture::{Fixture, free_port};
 use support::layout::{DatasetSpec, Layout, PoolSpec, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lockstep, Set, exit, json_of};
-use support::pools::{patiently, property, try_zfs, zfs};
+use support::pools::{path_with_turns, patiently, property, try_zfs, zfs};
 
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
@@ -554,6 +554,34 @@ fn locked_wrong_server_and_no_server() {
     let meant = lost.backup("ordered");
     assert_restores(&fixture, &without.id);
     assert_restores(&fixture, &meant.id);
+}
+
+/// A server in a container: its process isn't seen from here (here it is Lockstep that sees only its own), and it answers
+/// all the same. Where it doesn't, a set without the connection that was meant is a problem.
+#[test]
+fn a_server_in_another_pid_namespace() {
+    let fixture = quiet(two_pools_four_datasets());
+    let contained = |config: &std::path::Path, words: &[&str]| {
+        let mut unshare = command("unshare", ["--pid", "--fork", "--mount-proc"]);
+        unshare.arg(env!("CARGO_BIN_EXE_lockstep")).arg("--config").arg(config).args(words);
+        run(unshare.env("PATH", path_with_turns()))
+    };
+    let taken = contained(&fixture.config(), &["--json", "backup"]);
+    assert_eq!(taken.code, Some(exit::DONE), "{}", taken.describe());
+    let set = Set::of(&json_of(&taken));
+    assert_eq!(set.strategy, "label", "{}", set.json);
+    let text = fixture.configuration("auto", true);
+    let lost = fixture.root().join("lost.toml");
+    let port = format!("port = {}", fixture.cluster.port);
+    fs::write(&lost, text.replace(&port, "port = 1")).expect("a configuration can be written");
+    let taken = contained(&lost, &["--json", "backup"]);
+    assert_eq!(taken.code, Some(exit::PROBLEMS), "{}", taken.describe());
+    assert_said(&taken, &["pg_control says \"in production\"", "port 1", "ordered instead"]);
+    // One that was shut down is asked nothing.
+    fixture.cluster.stop(Stop::Fast);
+    assert_eq!(fixture.lockstep().backup("auto").strategy, "cold");
+    fixture.cluster.start();
+    assert_restores(&fixture, &set.id);
 }
 
 fn other_cluster(fixture: &Fixture) -> Cluster {

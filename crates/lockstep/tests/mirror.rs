@@ -6,12 +6,13 @@ mod support;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+use support::by_hand::write_as_postgres;
 use support::checker::Checker;
 use support::cluster::{Cluster, Stop};
 use support::command::{command, give_to_postgres, must, run, wait_until};
@@ -366,6 +367,13 @@ fn behind_its_wal_and_made_new() {
     assert_eq!(seen["hint"], "lockstep mirror recreate main", "{seen}");
     let shown = lockstep.expect(exit::PROBLEMS, &["mirror", "status"]);
     assert!(shown.stdout.contains("has already been removed"), "{}", shown.describe());
+    // Each run has a log of its own: what was said before is past.
+    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+    lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
+    let log = fs::read_to_string(directory(&alone, "main").join("log/server.log"));
+    let starts = log.unwrap_or_default().matches("starting PostgreSQL").count();
+    assert_eq!(starts, 1, "a log begins with its server");
+    wait_for_state(&alone, "main", "wal-gone");
 
     alone.primary.execute(&["CREATE TABLE after (n int)", "INSERT INTO after VALUES (7)"]);
     let made = lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
@@ -399,10 +407,22 @@ fn tablespace_made_on_the_primary_later() {
         "CREATE TABLE late TABLESPACE ts3 AS SELECT i FROM generate_series(1, 1000) AS i",
     ]);
     let seen = wait_for_state(&alone, "main", "stopped");
-    assert!(seen["hint"].as_str().is_some_and(|hint| hint.contains("mirror recreate")), "{seen}");
+    let hint = seen["hint"].as_str().unwrap_or_default();
+    assert!(hint.contains("mirror recreate") && !hint.contains("writable"), "{seen}");
     alone.primary.execute(&["CHECKPOINT"]);
     assert_eq!(alone.primary.value("postgres", "SELECT count(*) FROM late"), "1000");
     let lockstep = alone.fixture.lockstep();
+    // Nor may anybody let it in.
+    let registration = alone.fixture.root().join("lockstep.d/main.toml");
+    let registered = fs::read_to_string(&registration).expect("it is registered");
+    let named = format!("{registered}\n[clusters.main.clone]\nwritable = [{:?}]\n", path);
+    fs::write(&registration, named).expect("it can be written");
+    for words in ["start", "recreate"] {
+        let refused = lockstep.expect(exit::REFUSED, &["mirror", words, "main"]);
+        assert!(refused.stderr.contains("isn't this mirror's"), "{}", refused.describe());
+    }
+    assert_eq!(alone.primary.value("postgres", "SELECT count(*) FROM late"), "1000");
+    fs::write(&registration, registered).expect("it can be written");
     lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
     wait_for_state(&alone, "main", "follows");
     let set = backup(&lockstep, "main");
@@ -482,7 +502,48 @@ fn another_way_than_its_primary() {
     let set = backup(&lockstep, "main");
     let (_, restored) = restore(&alone, "main", &set);
     Checker::new(SCALE).check_and_stop(&restored).assert_right("after pg_rewind");
+
+    // It loses its way again, and meanwhile the heir has a tablespace on this very host: pg_rewind would link that.
+    let path = alone.fixture.root().join("m/ts3");
+    fs::create_dir(&path).expect("a folder can be made");
+    give_to_postgres(&path);
+    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+    heir.execute(&[
+        &format!("CREATE TABLESPACE ts3 LOCATION '{}'", path.display()),
+        "CREATE TABLE late TABLESPACE ts3 AS SELECT i FROM generate_series(1, 1000) AS i",
+        "CHECKPOINT",
+    ]);
+    part_ways(&heir);
+    let before = files_below(&path);
+    let made = lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
+    assert!(made.stdout.contains("fresh base backup"), "{}", made.describe());
+    assert_eq!(files_below(&path), before, "somebody wrote to the live tablespace");
+    wait_for_state(&alone, "main", "follows");
     heir.stop(Stop::Immediate);
+}
+
+/// A primary on a timeline of its own, as after a failover.
+#[track_caller]
+fn part_ways(primary: &Cluster) {
+    primary.stop(Stop::Fast);
+    write_as_postgres(&primary.data.join("standby.signal"), "");
+    primary.start();
+    primary.execute(&["SELECT pg_promote()", "CHECKPOINT"]);
+}
+
+/// The files below a folder with their inodes, sizes and times.
+fn files_below(folder: &Path) -> Vec<(PathBuf, u64, u64, i64)> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let found = entry.metadata().expect("it can be looked at");
+        if found.is_dir() {
+            all.extend(files_below(&entry.path()));
+        } else {
+            all.push((entry.path(), found.ino(), found.size(), found.ctime_nsec()));
+        }
+    }
+    all.sort();
+    all
 }
 
 const SECRET: &str = r"ge'h\eim :7";
@@ -608,6 +669,63 @@ fn command_lines_until(done: &AtomicBool) -> String {
         thread::sleep(Duration::from_millis(5));
     }
     seen
+}
+
+/// A dataset that isn't mounted (after a reboot, with a key to be loaded) leaves an empty folder in its place, on another
+/// file system: nothing is written there.
+#[test]
+fn a_dataset_that_is_not_mounted() {
+    let alone = Alone::new(empty_pools());
+    create(&alone, "main");
+    let lockstep = alone.fixture.lockstep();
+    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+    let elsewhere = format!("{}/main-ts2", alone.fixture.pools[1].name);
+    let folder = directory(&alone, "main").join("ts-ts2");
+    zfs(&["unmount", &elsewhere]);
+    let (seen, code) = status(&alone, "main");
+    assert_eq!((&seen["state"]["state"], code), (&"not-mounted".into(), Some(exit::PROBLEMS)));
+    for words in ["start", "recreate"] {
+        let refused = lockstep.expect(exit::REFUSED, &["mirror", words, "main"]);
+        for said in [&format!("\"{elsewhere}\" isn't mounted at"), "hint: zfs mount"] {
+            assert!(refused.stderr.contains(said), "{said:?}: {}", refused.describe());
+        }
+    }
+    let left = fs::read_dir(&folder).into_iter().flatten().count();
+    assert_eq!(left, 0, "something was written below the mount point");
+    zfs(&["mount", &elsewhere]);
+    lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
+    wait_for_state(&alone, "main", "follows");
+}
+
+/// A set whose manifest can't be read goes with its mirror as any other; and a mirror that can't be taken away yet keeps no
+/// other from being made.
+#[test]
+fn destroyed_with_a_set_that_can_not_be_read() {
+    let alone = Alone::new(empty_pools());
+    create(&alone, "main");
+    let lockstep = alone.fixture.lockstep();
+    backup(&lockstep, "main");
+    let set = backup(&lockstep, "main");
+    let manifest = format!("state/clusters/main/sets/{}/manifest.json", set.id);
+    fs::write(alone.fixture.root().join(manifest), "{").expect("it can be written");
+    let foreign = format!("{}/data@theirs", dataset(&alone, "main"));
+    let steps = Steps::new(alone.fixture.root().join("steps"));
+    let step = "mirror.destroy-recorded";
+    steps.hold(step);
+    let destroy = ["mirror", "destroy", "main", "--with-sets"];
+    let mut running = lockstep.clone().with_steps(&steps).spawn(&destroy);
+    steps.wait_reached(step, &mut running);
+    running.kill();
+    let _ = running.wait_or_kill(LIMIT);
+    zfs(&["snapshot", &foreign]);
+    zfs(&["hold", "theirs", &foreign]);
+    let made = lockstep.expect(exit::DONE, &words(&create_words(&alone, "other")));
+    assert!(made.stderr.contains("stays for now"), "{}", made.describe());
+    lockstep.expect(exit::DONE, &["mirror", "destroy", "other"]);
+    zfs(&["release", "theirs", &foreign]);
+    zfs(&["destroy", &foreign]);
+    lockstep.expect(exit::DONE, &destroy);
+    assert_gone(&alone, "main", "destroyed with a set that can't be read");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use support::cluster::{Cluster, Stop};
 use support::command::{command, must, wait_until};
 use support::fixture::Fixture;
 use support::layout::{Layout, one_dataset, one_pool, two_pools_four_datasets};
-use support::lockstep::{LIMIT, Lsn, Set, Steps, exit, json_of};
+use support::lockstep::{LIMIT, Lockstep, Lsn, Set, Steps, exit, json_of};
 use support::shipping::with_repository;
 use support::standby::Standby;
 
@@ -129,6 +129,62 @@ fn an_ordered_set_of_a_standby_promoted_a_moment_ago_waits_for_a_checkpoint() {
     let count = "SELECT count(*) FROM late";
     assert_eq!(restored.server().value("postgres", count), "1000");
     restored.server().stop(Stop::Immediate);
+}
+
+/// A checkpoint that is under way while pg_wal is frozen removes segments in the order of the folder, which isn't that of their
+/// names: the one that recovery begins in may be there still, and one behind it be gone.
+#[test]
+fn an_ordered_set_with_a_gap_in_its_wal() {
+    let fixture = Fixture::new(two_pools_four_datasets().setting("wal_keep_size", "1GB"));
+    fixture.pgbench_tables(SCALE);
+    let cluster = &fixture.cluster;
+    cluster.execute(&["CREATE TABLE late (n int) TABLESPACE ts2", "CHECKPOINT"]);
+    let path = fixture.root().join("silent.toml");
+    fs::write(&path, fixture.configuration("ordered", false)).expect("it can be written");
+    let silent = Lockstep::new(&path, &cluster.bin);
+    // Held before pg_wal is frozen, with one of the segments behind the first taken away.
+    let taken = |is_done: bool| {
+        let steps = Steps::new(fixture.root().join("steps"));
+        let step = "backup.before-snapshot-3";
+        steps.hold(step);
+        let mut running = silent.clone().with_steps(&steps).spawn(&["--json", "backup"]);
+        steps.wait_reached(step, &mut running);
+        let segment = "SELECT pg_walfile_name(pg_current_wal_lsn())";
+        let names: Vec<_> = (0..4)
+            .map(|n| {
+                let name = cluster.value("postgres", segment);
+                let row = format!("INSERT INTO late VALUES ({n})");
+                cluster.execute(&[&row, "SELECT pg_switch_wal()"]);
+                name
+            })
+            .collect();
+        if is_done {
+            cluster.execute(&["CHECKPOINT"]);
+        }
+        fs::remove_file(cluster.data.join("pg_wal").join(&names[2])).expect("it was written");
+        steps.release(step);
+        (names[2].clone(), running.wait(LIMIT))
+    };
+    // pg_control names the redo point behind it: nothing before that is sure to be there.
+    let (gone, outcome) = taken(true);
+    assert_eq!(outcome.code, Some(exit::DONE), "{}", outcome.describe());
+    for words in ["taking the set again", &gone] {
+        assert!(outcome.stderr.contains(words), "{words:?}: {}", outcome.describe());
+    }
+    let set = Set::of(&json_of(&outcome));
+    assert_eq!(set.tries, 2, "{}", set.json);
+    let restored = silent.restore_and_start(&set.id, &fixture.target("whole"), &[]);
+    assert_eq!(restored.server().value("postgres", "SELECT count(*) FROM late"), "4");
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("the second try");
+    // What a set that was taken before this was looked for has in its snapshot.
+    let (gone, outcome) = taken(false);
+    assert_eq!(outcome.code, Some(exit::DONE), "{}", outcome.describe());
+    let set = Set::of(&json_of(&outcome)).id;
+    let to = fixture.target("holed").display().to_string();
+    for words in [&["restore", &set, "--to", &to][..], &["ls", &set, "wal"]] {
+        let refused = silent.expect(exit::REFUSED, words);
+        assert!(refused.stderr.contains(&gone), "{}", refused.describe());
+    }
 }
 
 /// Puts the cluster back in time by hand, as PostgreSQL's manual shows it: the data files of before, pg_wal as it is, and

@@ -106,6 +106,41 @@ fn a_standby_of_a_standby() {
     every_way(&Standby::cascading(two_pools_four_datasets()), "ordered");
 }
 
+/// A standby that streams from another goes on streaming when their primary is dead: its own word that it is current is
+/// worth nothing.
+#[test]
+fn a_standby_of_a_standby_whose_primary_is_dead() {
+    let standby = Standby::cascading(two_pools_four_datasets());
+    standby.primary.execute(&["CREATE TABLE one (n int)"]);
+    standby.catch_up();
+    let asked = standby.with_primary();
+    let age = |set: &Set| {
+        let time = |name: &str| set.json[name].as_str().map(|text| text.parse().expect("a time"));
+        let (data, begun): (Option<jiff::Timestamp>, _) = (time("data_at"), time("started_at"));
+        begun.expect("it began").duration_since(data.expect("it says of when its data is"))
+    };
+    thread::sleep(Duration::from_secs(5));
+    let set = Set::of(&asked.json(&["backup"]));
+    assert!(age(&set).as_secs() < 4, "an idle primary's standby is current: {}", set.json);
+    // Replay that is paused is said.
+    standby.fixture.cluster.execute(&["SELECT pg_wal_replay_pause()"]);
+    let said = asked.run(&["backup", "--dry-run"]);
+    assert!(said.stdout.contains("replay is paused"), "{}", said.describe());
+    standby.fixture.cluster.execute(&["SELECT pg_wal_replay_resume()"]);
+    standby.primary.stop(Stop::Immediate);
+    let set = with_a_problem(&asked, "the standby's primary can't be asked");
+    assert!(age(&set).as_secs() >= 5, "{}", set.json);
+    let streams = "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'";
+    assert_eq!(standby.ask(streams).as_deref(), Some("1"), "it doesn't notice");
+    let checked = asked.expect(exit::PROBLEMS, &["check"]);
+    assert!(checked.stdout.contains("ERROR    primary: "), "{}", checked.describe());
+    // Without `primary` nobody can tell this from an idle one, and that is said.
+    let unaware = standby.fixture.lockstep().expect(exit::DONE, &["backup"]);
+    let words = "nobody notices that their primary is dead";
+    let said = standby.fixture.lockstep().run(&["plan"]).stdout;
+    assert!(said.contains(words) || unaware.stderr.contains(words), "{said}");
+}
+
 /// pg_wal shares its dataset with everything: it is copied.
 #[test]
 fn everything_on_one_dataset() {
@@ -463,7 +498,7 @@ fn check_says_how_the_standby_follows() {
     wait_until("the stream has ended", Duration::from_secs(20), || {
         found("standby")["severity"] == "error"
     });
-    assert_eq!(found("primary")["severity"], "warning");
+    assert_eq!(found("primary")["severity"], "error");
     lockstep.expect(exit::PROBLEMS, &["check"]);
     // The standby can be backed up all the same, and it is said that its data is old.
     let set = with_a_problem(&lockstep, "nothing streams to this standby");

@@ -307,8 +307,8 @@ impl<'a> Attempt<'a> {
     fn take_wal(&mut self, source: WalSource) -> Result<()> {
         let identity = self.wal_identity();
         let pg_wal = self.cx.cluster.data_directory.join("pg_wal");
-        let (from, to) = self.wal_range();
-        self.check_one_timeline()?;
+        self.check_one_timeline(self.control())?;
+        let (from, to) = self.wal_range()?;
         let needed = wal::segments(identity, from, to);
         let mut here = needed.clone();
         if self.is_standby() {
@@ -339,10 +339,9 @@ impl<'a> Attempt<'a> {
 
     /// A promotion whose checkpoint is still to come: recovery would begin on the old timeline and end
     /// on the new one, and an `ordered` set names the segments of one alone.
-    fn check_one_timeline(&self) -> Result<()> {
-        let control = self.control();
-        let (from, to) =
-            (control.checkpoint_copy.timeline.get(), control.min_recovery_point_timeline);
+    fn check_one_timeline(&self, now: &ControlFile) -> Result<()> {
+        let from = self.control().checkpoint_copy.timeline.get();
+        let to = now.checkpoint_copy.timeline.get().max(now.min_recovery_point_timeline);
         if self.stopped.is_none() && !self.is_standby() && to > from {
             return Err(Refusal::TimelineChanged { from, to }.into());
         }
@@ -374,15 +373,27 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// The first and the last byte of WAL that recovery to the floor needs.
-    fn wal_range(&self) -> (Lsn, Lsn) {
-        let start = self.start_lsn();
+    /// The first and the last byte of WAL that has to be looked for: what recovery to the floor needs.
+    fn wal_range(&self) -> Result<(Lsn, Lsn)> {
         let end = match (&self.stopped, self.floor) {
             (Some(stopped), _) => stopped.stop_lsn,
             (None, Some((floor, _))) => floor,
-            (None, None) => start.checked_add(1).unwrap_or(start),
+            (None, None) => self.end_of_removable()?,
         };
-        (start, end)
+        Ok((self.start_lsn(), end))
+    }
+
+    /// Without a floor recovery goes on to the end of what was frozen, and nobody knows where that is.
+    /// A checkpoint removes segments in the order in which the folder lists them, which on ZFS isn't
+    /// that of their names: the one that recovery starts in may be there still, and later ones be gone.
+    /// But it removes only what lies before its redo point, and pg_control names that first
+    /// (CreateCheckPoint in xlog.c). So what was removed by the freeze lies before the redo point that
+    /// pg_control has behind it, and all that comes then was there.
+    fn end_of_removable(&self) -> Result<Lsn> {
+        let now = instance::read_control(&self.cx.cluster.data_directory)?;
+        self.check_one_timeline(&now)?;
+        let redo = now.checkpoint_copy.redo.max(self.start_lsn());
+        Ok(redo.checked_add(1).unwrap_or(redo))
     }
 
     pub(super) fn wal_identity(&self) -> WalIdentity {

@@ -18,8 +18,14 @@ fn following(streams: bool, should_stream: bool) -> Facts {
         server.in_recovery = true;
         let (caught_up, replayed) = (true, "0/7000000".to_owned());
         let last_commit = Some("2026-11-01T00:00:00Z".parse().unwrap());
-        server.following =
-            Some(Following { streams, should_stream, caught_up, replayed, last_commit });
+        server.following = Some(Following {
+            streams,
+            should_stream,
+            caught_up,
+            paused: false,
+            replayed,
+            last_commit,
+        });
     })
 }
 
@@ -73,6 +79,47 @@ fn what_a_standby_holds_is_of_now_only_where_it_follows() {
         server.following.as_mut().unwrap().caught_up = false;
     });
     assert_eq!(behind.data_at(now), Some(old), "replay is paused");
+    // Where the primary is asked, its word counts: a standby that streams from another goes on when it is dead.
+    let asked = |seen, streams| {
+        let facts = Facts { primary: Some(seen), ..following(streams, !streams) };
+        facts.data_at(now)
+    };
+    assert_eq!(asked(PrimarySeen::Reached, true), Some(now));
+    assert_eq!(asked(PrimarySeen::Reached, false), Some(now), "fed by an archive");
+    for seen in [
+        PrimarySeen::Unreachable("refused".into()),
+        PrimarySeen::InRecovery,
+        PrimarySeen::Behind(16 << 20),
+    ] {
+        assert_eq!(asked(seen, true), Some(old));
+    }
+}
+
+/// What a standby streams may come from another one, whose own primary is dead.
+#[test]
+fn a_primary_that_can_not_be_asked_is_a_problem_and_one_that_is_ahead_a_warning() {
+    let of = |seen, paused| {
+        let facts = with_server(following(true, true), |server| {
+            server.following.as_mut().unwrap().paused = paused;
+        });
+        let facts = Facts { primary: seen, ..facts };
+        let plan = strategy::choose(&facts, StrategyChoice::Auto).unwrap();
+        let of_data = plan.warnings.into_iter().filter(|w| w.what.contains("2026-11-01 00:00:00Z"));
+        let said: Vec<_> = of_data.map(|w| (w.problem, w.what)).collect();
+        (said, of_standby(&facts).severity)
+    };
+    assert_eq!(of(None, false), (vec![], Severity::Ok), "an idle primary is no reason to cry");
+    assert_eq!(of(Some(PrimarySeen::Reached), false), (vec![], Severity::Ok));
+    let (said, _) = of(Some(PrimarySeen::Unreachable("no connection: refused".into())), false);
+    assert!(said[0].0 && said[0].1.contains("refused"), "{said:?}");
+    let (said, _) = of(Some(PrimarySeen::InRecovery), false);
+    assert!(said[0].0 && said[0].1.contains("in recovery itself"), "{said:?}");
+    let (said, severity) = of(Some(PrimarySeen::Behind(16 << 20)), false);
+    assert!(!said[0].0 && said[0].1.contains("16.0 MiB"), "{said:?}");
+    assert_eq!(severity, Severity::Warning);
+    let (said, severity) = of(None, true);
+    assert!(!said[0].0 && said[0].1.contains("replay is paused"), "{said:?}");
+    assert_eq!(severity, Severity::Warning);
 }
 
 /// What was silent before: the nightly backup of a mirror that is dead.

@@ -343,7 +343,7 @@ fn show_status(all: &[Status], json: bool) -> Result<Done> {
         }
         output::print_table(&table);
         for status in all {
-            if let Some(hint) = status.verdict.hint(status.record.name.as_str()) {
+            if let Some(hint) = status.hint() {
                 eprintln!("hint: {}: {hint}", status.record.name);
             }
         }
@@ -364,7 +364,7 @@ fn status_json(status: &Status) -> Value {
     json!({
         "name": status.record.name, "running": status.seen.running,
         "state": status.verdict, "words": status.verdict.words(),
-        "hint": status.verdict.hint(status.record.name.as_str()), "well": status.verdict.is_well(),
+        "hint": status.hint(), "well": status.verdict.is_well(),
         "streams": own.map(|own| own.streams), "timeline": own.map(|own| own.timeline),
         "received_lsn": own.and_then(|own| own.received.clone()),
         "replayed_lsn": own.and_then(|own| own.replayed.clone()),

@@ -9,6 +9,7 @@ use crate::backup;
 use crate::config::StrategyChoice;
 use crate::context::Context;
 use crate::error::Result;
+use crate::plan::facts::NoServer;
 use crate::plan::warnings::bytes;
 use crate::plan::{self, Facts, explain};
 
@@ -75,6 +76,9 @@ fn as_text(cx: &Context, plan: &plan::Plan, facts: &Facts) {
         }
         (Ok(server), _) => format!("PostgreSQL {}, connected", server.version),
         (Err(why), Some(pid)) => format!("running (process {pid}), {}", why.words()),
+        (Err(why @ NoServer::Failed(_)), None) => {
+            format!("not seen to run, {}, {}", facts.control.state.as_str(), why.words())
+        }
         (Err(_), None) => format!("not running, {}", facts.control.state.as_str()),
     };
     println!("cluster {}: {server}", cx.name);

@@ -16,6 +16,7 @@ use super::{Each, Entry, Inside};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::layout::PartKind;
+use crate::postgres::instance::PG_CONTROL;
 use crate::set::manifest::Manifest;
 use crate::ship;
 use crate::ship::view::Views;
@@ -92,10 +93,10 @@ impl<'a> Frozen<'a> {
                     let data = parts.find(|(_, part)| part.kind == PartKind::Data);
                     let data = data.map(|(volume, part)| (volume, part.inside.clone()));
                     // Where nobody can look into it the manifest has to do.
-                    let data = data.and_then(|(volume, inside)| {
-                        self.root(volume).ok().map(|root| root.join(inside))
+                    let control = data.and_then(|(volume, inside)| {
+                        self.root(volume).ok().map(|root| root.join(inside).join(PG_CONTROL))
                     });
-                    Some(ship::FrozenWal::find(&manifest, pg_wal, data.as_deref())?)
+                    Some(ship::FrozenWal::find(&manifest, pg_wal, control.as_deref())?)
                 }
                 None => None,
             };

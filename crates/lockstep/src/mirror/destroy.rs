@@ -40,17 +40,17 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, with_sets: bool) ->
         home.write(&record)?;
         steps::reached("mirror.destroy-recorded")?;
         if with_sets {
-            remove_sets(&cx)?;
+            remove_sets(&cx, &record)?;
         }
     }
     take_away(home, &record, steps::reached)
 }
 
 /// Finishes what a killed `create` or `destroy` left half done; `own`: the mirror whose lock the
-/// caller holds.
+/// caller holds. What another mirror left and can't be taken away now is said, and is in nobody's way.
 ///
 /// # Errors
-/// When something stays.
+/// When something of `own` stays, the records can't be read, or an interruption came.
 pub fn unfinished(home: &Home, own: Option<&ClusterName>) -> Result<()> {
     for record in home.records()? {
         if !matches!(record.phase, Phase::Making | Phase::Destroying) {
@@ -61,7 +61,11 @@ pub fn unfinished(home: &Home, own: Option<&ClusterName>) -> Result<()> {
             _ => match home.lock(&record.name, "clean-up") {
                 Ok(lock) => Some(lock),
                 Err(Error::Locked { .. }) => continue,
-                Err(other) => return Err(other),
+                Err(error) => {
+                    let error = error.chain();
+                    tracing::warn!(mirror = %record.name, %error, "an unfinished mirror can't be locked");
+                    continue;
+                }
             },
         };
         // Between the reading and the lock it may have ended well.
@@ -70,9 +74,18 @@ pub fn unfinished(home: &Home, own: Option<&ClusterName>) -> Result<()> {
             continue;
         }
         tracing::warn!(mirror = %record.name, "taking away what an unfinished mirror left");
-        let gone = take_away(home, &record, |_| Ok(()))?;
-        if let Some(statement) = gone.left_on_primary {
-            tracing::warn!("the primary can't be reached; run there: {statement}");
+        match take_away(home, &record, |_| Ok(())) {
+            Ok(Destroyed { left_on_primary: Some(statement) }) => {
+                tracing::warn!("the primary can't be reached; run there: {statement}");
+            }
+            Ok(_) => {}
+            Err(error @ Error::Interrupted { .. }) => return Err(error),
+            Err(error) if own == Some(&record.name) => return Err(error),
+            Err(error) => tracing::warn!(
+                mirror = %record.name,
+                error = %error.chain(),
+                "it stays for now: `lockstep mirror destroy` says what stands in the way"
+            ),
         }
     }
     Ok(())
@@ -110,14 +123,17 @@ fn check_sets(home: &Home, record: &Record, cx: &Context, with_sets: bool) -> Re
     Ok(())
 }
 
-fn remove_sets(cx: &Context) -> Result<()> {
-    let (good, _) = cx.state.sets()?;
-    for set in good {
+/// All sets, those that can't be read too: their snapshots are on the mirror's datasets, and would keep
+/// these from being destroyed.
+fn remove_sets(cx: &Context, record: &Record) -> Result<()> {
+    let (good, damaged) = cx.state.sets()?;
+    let places: Vec<_> = record.places.iter().map(|place| place.dataset.clone()).collect();
+    let read = good.into_iter().map(|set| {
         let datasets = set.volumes.iter().map(|volume| volume.dataset.clone()).collect();
-        sets::remove_set(
-            cx,
-            &BackupJournal { set: set.set.clone(), datasets, below: None, left: None },
-        )?;
+        (set.set, datasets)
+    });
+    for (set, datasets) in read.chain(damaged.into_iter().map(|(set, _)| (set, places.clone()))) {
+        sets::remove_set(cx, &BackupJournal { set, datasets, below: None, left: None })?;
         steps::reached("mirror.destroy-set")?;
     }
     Ok(())

@@ -9,8 +9,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::primary::Primary;
 use super::record::{Home, Kind, Record};
+use super::room;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::isolation;
 use crate::plan::warnings::bytes;
 use crate::process::Program;
 use crate::restore;
@@ -35,17 +37,31 @@ pub(super) fn base_backup(home: &Home, record: &Record, size: u64) -> Result<()>
             program = program.arg("--tablespace-mapping").arg(mapping(location, &place.directory));
         }
     }
+    let program = program.as_user(record.credentials()?).current_dir(&record.run_directory());
     run(home, record, program, size)
 }
 
 /// pg_rewind: the pages that differ since the timelines parted come from the primary.
+///
+/// It makes the links of pg_tblspc as the primary has them and writes through them: for a tablespace
+/// that was made since, on the primary's own host, to the primary's live files. So it is called only
+/// where the mirror has all of them, and may write where the mirror's server may: one that is made at
+/// this very moment makes it fail.
 pub(super) fn rewind(home: &Home, record: &Record) -> Result<()> {
     let conninfo = record.conninfo()?.with_default("dbname", "postgres");
-    let program = Program::new(record.bin_dir.join("pg_rewind"))
-        .arg("--target-pgdata")
-        .arg(record.data())
-        .arg("--source-server")
-        .arg(conninfo.to_string());
+    let text = |path: PathBuf| path.display().to_string();
+    let words = [
+        text(record.bin_dir.join("pg_rewind")),
+        "--target-pgdata".into(),
+        text(record.data()),
+        "--source-server".into(),
+        conninfo.to_string(),
+    ];
+    let (folder, user) = (record.run_directory(), record.credentials()?);
+    let program = match room::isolation(home, record) {
+        Some(isolation) => isolation::wrap(&isolation, &words, &folder, user)?,
+        None => Program::new(&words[0]).args(&words[1..]).as_user(user).current_dir(&folder),
+    };
     run(home, record, program, 0)
 }
 
@@ -62,7 +78,6 @@ fn run(home: &Home, record: &Record, program: Program, size: u64) -> Result<()> 
     files::remove_file(&log_path)?;
     let log = std::fs::File::create(&log_path).map_err(Error::io("create", &log_path))?;
     files::give_to(&log_path, user)?;
-    let program = program.as_user(user).current_dir(&record.run_directory());
     let mut child = program.start(&log)?;
     let (began, mut told) = (Instant::now(), Instant::now());
     let status = loop {

@@ -19,14 +19,19 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::{Lock, LockError};
 use crate::names::ClusterName;
+use crate::plan::refusal::Refusal;
 use crate::postgres::conninfo::{Conninfo, passfile_line};
 use crate::postgres::users;
 use crate::process::Credentials;
 use crate::set::journal;
+use crate::volume::mounts::Mounts;
 use crate::volume::zfs::{DatasetName, Zfs};
 
 /// The user property that every dataset of a mirror carries.
 pub const PROPERTY: &str = "lockstep:mirror";
+
+/// What to do about a dataset that isn't mounted.
+pub(super) const HOW_TO_MOUNT: &str = "zfs mount it, after zfs load-key where it is encrypted and zpool import where its pool is away; what is mounted over it, or was written below meanwhile, has to go first";
 
 /// How far a mirror is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,6 +179,12 @@ impl Record {
         self.top().join("log/server.log")
     }
 
+    /// The log of the server's run before: what it says is past.
+    #[must_use]
+    pub fn older_log(&self) -> PathBuf {
+        self.log().with_extension("log.old")
+    }
+
     /// The ids of os_user.
     ///
     /// # Errors
@@ -247,6 +258,40 @@ impl Record {
         let line = passfile_line(text.lines().next().unwrap_or_default());
         files::publish(&self.passfile(), line.as_bytes())?;
         files::give_to(&self.passfile(), self.credentials()?)
+    }
+
+    /// Which of its datasets isn't seen at its directory, in words: not mounted (its key isn't loaded, its
+    /// pool isn't imported), or something else is mounted over it. One that was destroyed isn't meant.
+    ///
+    /// # Errors
+    /// When ZFS or the list of mounts can't be read.
+    pub fn unmounted(&self, zfs: &Zfs) -> Result<Option<String>> {
+        let mounts = Mounts::read()?;
+        for Place { dataset, directory, .. } in &self.places {
+            // A folder that isn't there, or leads elsewhere, is no mount of the dataset's.
+            let seen = std::fs::canonicalize(directory).ok();
+            let holding = seen.as_ref().and_then(|path| Some((mounts.holding(path)?, path)));
+            let is_seen = holding.is_some_and(|(mount, path)| {
+                mount.source == dataset.as_str() && mount.point == *path
+            });
+            if !is_seen && (zfs.exists(dataset.as_str())? || !zfs.exists(dataset.pool())?) {
+                let directory = directory.display();
+                return Ok(Some(format!("dataset \"{dataset}\" isn't mounted at \"{directory}\"")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Refuses to touch a mirror one of whose datasets isn't mounted: what would be written to its
+    /// directory would lie in the file system below.
+    ///
+    /// # Errors
+    /// [`Refusal::Mirror`] with the dataset; as [`Self::unmounted`].
+    pub(super) fn check_mounted(&self, zfs: &Zfs) -> Result<()> {
+        match self.unmounted(zfs)? {
+            Some(what) => Err(Refusal::Mirror { what, needed: HOW_TO_MOUNT.into() }.into()),
+            None => Ok(()),
+        }
     }
 
     /// The connection string with the password file that Lockstep keeps.

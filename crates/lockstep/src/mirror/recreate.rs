@@ -6,7 +6,7 @@
 use super::create::{self, refuse};
 use super::primary::{Facts, Primary};
 use super::record::{Home, Kind, Phase, Record};
-use super::{fill, serve};
+use super::{fill, room, serve};
 use crate::config::Config;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -43,11 +43,13 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     let cluster = record.as_cluster()?;
     let cx = Context::open_as(config, name.clone(), &cluster)?;
     let _sets = cx.state.lock("mirror recreate")?;
+    record.check_mounted(&home.zfs)?;
     record.write_passfile()?;
     let mut primary = Primary::connect(&record.conninfo()?, record.password_file.as_deref())?;
     let facts = primary.facts()?;
     check(home, &record, &facts)?;
     let rewind = !base_backup && may_rewind(&record, &mut primary, &facts)?;
+    room::check(home, &record, rewind)?;
 
     fill::end_fillers(&record);
     serve::stop(&record)?;
@@ -60,6 +62,7 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     primary.drop_slot(&record.slot)?;
     primary.make_slot(&record.slot)?;
     create::make_datasets(home, &record)?;
+    record.check_mounted(&home.zfs)?;
     steps::reached("mirror.recreate-slot")?;
     let how = fill_again(home, &record, &facts, rewind)?;
     steps::reached("mirror.recreate-filled")?;
@@ -95,6 +98,13 @@ fn may_rewind(record: &Record, primary: &mut Primary, facts: &Facts) -> Result<b
         return Ok(false);
     }
     let Ok(control) = instance::read_control(&record.data()) else { return Ok(false) };
+    // A link that isn't there yet pg_rewind would make, to the primary's own path.
+    let links = instance::tablespace_links(&record.data())?;
+    let is_linked = |oid: &u32| links.iter().any(|(known, _)| known == oid);
+    if let Some((_, name, _)) = facts.tablespaces.iter().find(|(oid, _, _)| !is_linked(oid)) {
+        tracing::info!("tablespace \"{name}\" is new on the primary: pg_rewind isn't tried");
+        return Ok(false);
+    }
     let (_, timeline) = primary.position()?;
     let ours = control.checkpoint_copy.timeline.get().max(control.min_recovery_point_timeline);
     Ok(u32::try_from(timeline).is_ok_and(|theirs| theirs > ours))

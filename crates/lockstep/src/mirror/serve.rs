@@ -8,9 +8,9 @@
 
 use super::primary::Primary;
 use super::record::{Home, Record};
+use super::room;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::isolation::{self, Isolation};
 use crate::postgres::instance;
 use crate::postgres::server::{self, Launch, Stop};
 use crate::steps;
@@ -26,6 +26,8 @@ pub fn start(home: &Home, record: &mut Record) -> Result<()> {
             "`lockstep mirror status` shows how it is",
         ));
     }
+    record.check_mounted(&home.zfs)?;
+    room::check(home, record, true)?;
     refresh(home, record)?;
     launch(home, record)
 }
@@ -54,33 +56,6 @@ fn refresh(home: &Home, record: &mut Record) -> Result<()> {
     }
 }
 
-/// Where a mirror's server may write besides its own datasets: sockets, a restore_command's log and spool.
-const WRITABLE: [&str; 5] = ["/tmp", "/run", "/var/run", "/var/log", "/var/spool"];
-
-fn isolation(home: &Home, record: &Record) -> Option<Isolation> {
-    if !isolation::possible() {
-        tracing::warn!(
-            "not root: a tablespace made on the primary later would be made at its path here"
-        );
-        return None;
-    }
-    let mut own: Vec<_> = record.places.iter().map(|place| place.directory.clone()).collect();
-    own.sort();
-    let config = home.configuration().ok();
-    let cluster = config.as_ref().and_then(|config| config.clusters.get(record.name.as_str()));
-    let named = cluster.into_iter().flat_map(|cluster| cluster.clones.writable.iter().cloned());
-    let usual = WRITABLE.map(std::path::PathBuf::from).into_iter().chain(named);
-    let mut writable: Vec<_> = usual.filter_map(|path| std::fs::canonicalize(path).ok()).collect();
-    writable.sort();
-    writable.dedup();
-    let others = home.records().unwrap_or_default();
-    let others = others.iter().filter(|other| other.name != record.name);
-    let mut hidden: Vec<_> =
-        others.flat_map(|other| other.places.iter().map(|place| place.directory.clone())).collect();
-    hidden.sort();
-    Some(Isolation { own, writable, binds: Vec::new(), hidden })
-}
-
 /// Starts it as it is recorded.
 pub(super) fn launch(home: &Home, record: &Record) -> Result<()> {
     let user = record.credentials()?;
@@ -93,7 +68,8 @@ pub(super) fn launch(home: &Home, record: &Record) -> Result<()> {
     let hba = top.join("pg_hba.conf");
     files::write_owned(&hba, b"# written by lockstep\nlocal all all trust\n", user)?;
     let (data, log) = (record.data(), record.log());
-    let isolation = isolation(home, record);
+    files::rename_over(&log, &record.older_log())?;
+    let isolation = room::isolation(home, record);
     let mut server = server::start(&Launch {
         bin_dir: &record.bin_dir,
         data: &data,

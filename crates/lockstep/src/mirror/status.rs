@@ -2,14 +2,20 @@
 
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::primary::Primary;
 use super::record::{Home, Record};
-use super::verdict::{Own, Seen, Theirs, Verdict, judge, lag_bytes};
+use super::verdict::{Own, Seen, Theirs, Verdict, judge, lag_bytes, wal_gone};
 use crate::config::ClusterConfig;
 use crate::error::Result;
+use crate::files;
 use crate::names::ClusterName;
 use crate::postgres::{connection, instance};
+
+/// How long replay is looked at where the log says that WAL is gone and an archive may have it. PostgreSQL
+/// asks it again every five seconds (wal_retrieve_retry_interval).
+const REPLAY_PATIENCE: Duration = Duration::from_secs(8);
 
 /// How much of the log's end is read.
 const LOG_TAIL: u64 = 64 << 10;
@@ -29,6 +35,18 @@ pub struct Status {
     pub lag_seconds: Option<f64>,
 }
 
+impl Status {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        let is_free = |path: &Path| match files::is_empty_directory(path) {
+            Ok(is_empty) => is_empty,
+            Err(_) => !path.exists() && !path.is_symlink(),
+        };
+        self.verdict.hint(self.record.name.as_str(), is_free)
+    }
+}
+
 /// Looks at one mirror, or at all.
 ///
 /// # Errors
@@ -45,11 +63,20 @@ fn look_at(home: &Home, record: Record) -> Result<Status> {
     let cluster = record.as_cluster()?;
     let running = instance::postmaster(&record.data()).ok().flatten().is_some();
     let own = if running { ask_mirror(&cluster) } else { Err("it doesn't run".into()) };
+    let log = tail(&record.log());
+    let is_fed = match &own {
+        Ok(before) if record.restore_command.is_some() && !before.streams => {
+            wal_gone(&log).is_some() && goes_on(&cluster, before)
+        }
+        _ => false,
+    };
     let seen = Seen {
         phase: record.phase,
         busy: home.is_locked(&record.name),
+        unmounted: record.unmounted(&home.zfs)?,
         running,
-        log: tail(&record.log()),
+        log,
+        is_fed,
         own,
         primary: ask_primary(&record),
     };
@@ -86,6 +113,21 @@ fn ask_mirror(cluster: &ClusterConfig) -> Result<Own, String> {
         timeline: u32::try_from(row.get::<_, i32>("timeline")).unwrap_or(0),
         last_commit_age: row.get::<_, Option<f64>>("age").map(|age| age.max(0.0)),
     })
+}
+
+/// Whether replay goes on without a stream: looked at until it does, for longer than PostgreSQL waits
+/// before it asks the archive again.
+fn goes_on(cluster: &ClusterConfig, before: &Own) -> bool {
+    let until = Instant::now() + REPLAY_PATIENCE;
+    while Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(500));
+        match ask_mirror(cluster) {
+            Ok(now) if now.replayed != before.replayed => return true,
+            Ok(_) => {}
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 fn ask_primary(record: &Record) -> Result<Theirs, String> {

@@ -1,9 +1,11 @@
 //! Why a mirror stands still, or that it doesn't: a pure function of what was seen.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::primary::Slot;
-use super::record::Phase;
+use super::record::{HOW_TO_MOUNT, Phase};
 
 /// What was seen of a mirror.
 #[derive(Debug, Clone)]
@@ -12,10 +14,14 @@ pub struct Seen {
     pub phase: Phase,
     /// Somebody works on it this moment.
     pub busy: bool,
+    /// A dataset of it isn't mounted where it should be: which, in words.
+    pub unmounted: Option<String>,
     /// Its server runs.
     pub running: bool,
     /// The end of its server's log, oldest first.
     pub log: Vec<String>,
+    /// `restore_command` is set, and replay goes on.
+    pub is_fed: bool,
     /// What the mirror says of itself, or why it says nothing.
     pub own: Result<Own, String>,
     /// What the primary says, or why it can't be asked.
@@ -60,6 +66,8 @@ pub enum Verdict {
     Busy,
     /// `create`, `destroy` or `recreate` was cut off.
     Unfinished(String),
+    /// A dataset isn't mounted.
+    NotMounted(String),
     /// It doesn't run: its last words.
     Stopped(String),
     /// WAL that it needs is gone.
@@ -96,6 +104,7 @@ impl Verdict {
             Self::Follows => "follows".into(),
             Self::Busy => "another lockstep works on it".into(),
             Self::Unfinished(what) => format!("{what} was cut off"),
+            Self::NotMounted(what) => what.clone(),
             Self::Stopped(why) if why.is_empty() => "stopped".into(),
             Self::Stopped(why) => format!("stopped: {why}"),
             Self::WalGone(why) => format!("WAL that it needs is gone: {why}"),
@@ -111,18 +120,29 @@ impl Verdict {
         }
     }
 
-    /// What to do about it.
+    /// What to do about it; `is_free` says whether nothing is at a path of this host, or an empty folder.
     #[must_use]
-    pub fn hint(&self, name: &str) -> Option<String> {
+    pub fn hint(&self, name: &str, is_free: impl Fn(&Path) -> bool) -> Option<String> {
         let text = match self {
             Self::Follows | Self::Busy => return None,
             Self::Unfinished(what) if what == "recreate" => {
                 format!("lockstep mirror recreate {name}")
             }
             Self::Unfinished(_) => format!("lockstep mirror destroy {name}"),
-            Self::Stopped(why) if why.contains("directory") => format!(
-                "a tablespace that was made on the primary? lockstep mirror recreate {name} makes a dataset for it; or make that folder here, name it in clone.writable of this cluster, and start it"
-            ),
+            Self::NotMounted(_) => format!("{HOW_TO_MOUNT}; then lockstep mirror start {name}"),
+            Self::Stopped(why) if why.contains("directory") => {
+                // On the primary's own host it is there, and full of the primary's files.
+                let elsewhere = folder_of(why).filter(|folder| is_free(folder)).map(|folder| {
+                    format!(
+                        "; on another host than the primary's also: a dataset mounted at \"{}\" here, that folder in clone.writable of this cluster, and lockstep mirror start {name}",
+                        folder.display()
+                    )
+                });
+                format!(
+                    "a tablespace that was made on the primary? lockstep mirror recreate {name} makes a dataset for it{}",
+                    elsewhere.unwrap_or_default()
+                )
+            }
             Self::Stopped(_) => format!("lockstep mirror start {name}"),
             Self::WalGone(_) | Self::SlotLost(_) | Self::Diverged(_) | Self::Promoted => {
                 format!("lockstep mirror recreate {name}")
@@ -155,15 +175,21 @@ pub fn judge(seen: &Seen) -> Verdict {
         Phase::Destroying => return Verdict::Unfinished("destroy".into()),
         Phase::Ready => {}
     }
+    if let Some(what) = &seen.unmounted {
+        return Verdict::NotMounted(what.clone());
+    }
     let own = seen.own.as_ref().ok();
     let streams = own.is_some_and(|own| own.streams);
+    let log = of_now(&seen.log);
     // While it streams, what the log complained of is past.
     if !streams {
-        if let Some(line) = last_with(&seen.log, &["has already been removed"]) {
+        if let Some(line) = wal_gone(log)
+            && !(seen.running && seen.is_fed)
+        {
             return Verdict::WalGone(line);
         }
         if let Some(line) = last_with(
-            &seen.log,
+            log,
             &[
                 "forked off current database system timeline",
                 "is not in this server's history",
@@ -172,8 +198,9 @@ pub fn judge(seen: &Seen) -> Verdict {
         ) {
             return Verdict::Diverged(line);
         }
+        // Said once; it stays so until the next start, however often WAL streams.
         if let Some(line) = last_with(
-            &seen.log,
+            since(&seen.log, &[STARTED]),
             &["insufficient parameter settings", "hot standby is not possible because"],
         ) {
             return Verdict::SettingsTooSmall(line);
@@ -191,7 +218,7 @@ pub fn judge(seen: &Seen) -> Verdict {
         }
     }
     if !seen.running {
-        return Verdict::Stopped(last_with(&seen.log, &["FATAL:", "PANIC:"]).unwrap_or_default());
+        return Verdict::Stopped(last_with(log, &["FATAL:", "PANIC:"]).unwrap_or_default());
     }
     match own {
         None => {
@@ -205,11 +232,45 @@ pub fn judge(seen: &Seen) -> Verdict {
     match &seen.primary {
         Err(why) => Verdict::PrimaryUnreachable(why.clone()),
         Ok(_) if streams => Verdict::Follows,
-        Ok(_) => {
-            Verdict::NotStreaming(last_with(&seen.log, &["FATAL:", "ERROR:"]).unwrap_or_default())
-        }
+        Ok(_) if seen.is_fed => Verdict::NotStreaming(
+            "its restore_command feeds it meanwhile, and it catches up".into(),
+        ),
+        Ok(_) => Verdict::NotStreaming(last_with(log, &["FATAL:", "ERROR:"]).unwrap_or_default()),
     }
 }
+
+/// The folder in PostgreSQL's words: `directory "/srv/ts" does not exist`.
+fn folder_of(words: &str) -> Option<&Path> {
+    let (_, rest) = words.split_once("directory \"")?;
+    rest.rsplit_once('"').map(|(folder, _)| Path::new(folder))
+}
+
+/// PostgreSQL's words at a start, and when WAL begins to stream.
+const STARTED: &str = "starting PostgreSQL ";
+const STREAMED: &str = "started streaming WAL from primary";
+
+/// What the log says since the server was started, or since WAL streamed to it last: all before is past.
+/// WAL that is gone is asked for, and missed, behind a "started streaming" of its own at each try.
+fn of_now(log: &[String]) -> &[String] {
+    since(log, &[STARTED, STREAMED])
+}
+
+/// The log from the last line on that holds one of the words; all of it where none does.
+fn since<'a>(log: &'a [String], words: &[&str]) -> &'a [String] {
+    let begin = log.iter().rposition(|line| words.iter().any(|word| line.contains(word)));
+    &log[begin.unwrap_or(0)..]
+}
+
+/// The primary's words that it has no more what the mirror needs, if no archive had it afterwards.
+pub(super) fn wal_gone(log: &[String]) -> Option<String> {
+    let log = of_now(log);
+    let is_gone = |line: &String| line.contains(REMOVED);
+    let restored = log.iter().rposition(|line| line.contains("restored log file"));
+    let gone = log.iter().rposition(is_gone).filter(|at| restored.is_none_or(|other| other < *at));
+    gone.and_then(|_| last_with(log, &[REMOVED]))
+}
+
+const REMOVED: &str = "has already been removed";
 
 /// The last line that holds one of the words, without its time and process.
 fn last_with(log: &[String], words: &[&str]) -> Option<String> {
@@ -245,7 +306,9 @@ mod tests {
         Seen {
             phase: Phase::Ready,
             busy: false,
+            unmounted: None,
             running: true,
+            is_fed: false,
             log: vec![
                 "x [7] LOG:  started streaming WAL from primary at 0/3000000 on timeline 1".into(),
             ],
@@ -273,6 +336,9 @@ mod tests {
             with(|seen| seen.phase = Phase::Recreating),
             Verdict::Unfinished("recreate".into())
         );
+        let unmounted = with(|seen| seen.unmounted = Some("dataset \"t/m\" isn't mounted".into()));
+        assert_eq!(unmounted.words(), "dataset \"t/m\" isn't mounted");
+        assert!(unmounted.hint("m", |_| true).unwrap().contains("zfs load-key"));
         let gone = with(|seen| {
             quiet(
                 seen,
@@ -283,7 +349,7 @@ mod tests {
             matches!(&gone, Verdict::WalGone(why) if why.contains("000000010000000000000003")),
             "{gone:?}"
         );
-        assert_eq!(gone.hint("m").as_deref(), Some("lockstep mirror recreate m"));
+        assert_eq!(gone.hint("m", |_| true).as_deref(), Some("lockstep mirror recreate m"));
         let diverged = with(|seen| {
             quiet(
                 seen,
@@ -308,9 +374,13 @@ mod tests {
             seen.own = Err("no server".into());
         });
         assert_eq!(stopped, Verdict::Stopped("could not access file \"foo\"".into()));
-        assert!(stopped.hint("m").unwrap().starts_with("lockstep mirror start"));
+        assert!(stopped.hint("m", |_| true).unwrap().starts_with("lockstep mirror start"));
         let tablespace = Verdict::Stopped("directory \"/srv/new\" does not exist".into());
-        assert!(tablespace.hint("m").unwrap().contains("mirror recreate m"));
+        // Where the folder is there it may be the primary's own.
+        let hint = tablespace.hint("m", |_| false).unwrap();
+        assert!(hint.contains("mirror recreate m") && !hint.contains("writable"), "{hint}");
+        let hint = tablespace.hint("m", |folder| folder == Path::new("/srv/new")).unwrap();
+        assert!(hint.contains("another host than the primary's"), "{hint}");
         assert_eq!(with(|seen| seen.own.as_mut().unwrap().paused = true), Verdict::Paused);
         assert_eq!(with(|seen| seen.own.as_mut().unwrap().in_recovery = false), Verdict::Promoted);
         let unreachable = with(|seen| seen.primary = Err("refused".into()));
@@ -325,6 +395,57 @@ mod tests {
             seen.log.insert(0, "x FATAL:  requested WAL segment 7 has already been removed".into());
         });
         assert_eq!(seen, Verdict::Follows);
+    }
+
+    /// Hours ago WAL was gone, it was started or streamed again since, and now it merely doesn't stream.
+    #[test]
+    fn what_the_log_said_before_its_last_turn_is_past() {
+        let gone = "FATAL:  requested WAL segment 7 has already been removed";
+        let streamed = "LOG:  started streaming WAL from primary at 0/3000000 on timeline 1";
+        let started = "LOG:  starting PostgreSQL 15.18 on x86_64-pc-linux-gnu";
+        let refused = "FATAL:  streaming replication receiver could not connect: refused";
+        for turn in [streamed, started] {
+            let seen = with(|seen| [gone, turn, refused].iter().for_each(|line| quiet(seen, line)));
+            assert!(
+                matches!(&seen, Verdict::NotStreaming(why) if why.contains("refused")),
+                "{seen:?}"
+            );
+            let seen = with(|seen| [turn, gone].iter().for_each(|line| quiet(seen, line)));
+            assert!(matches!(seen, Verdict::WalGone(_)), "{seen:?}");
+        }
+        // The settings stay too small until the next start.
+        let small =
+            "WARNING:  hot standby is not possible because of insufficient parameter settings";
+        let seen = with(|seen| [small, streamed].iter().for_each(|line| quiet(seen, line)));
+        assert!(matches!(seen, Verdict::SettingsTooSmall(_)), "{seen:?}");
+        let seen = with(|seen| [small, started].iter().for_each(|line| quiet(seen, line)));
+        assert!(matches!(seen, Verdict::NotStreaming(_)), "{seen:?}");
+        let stopped = with(|seen| {
+            [refused, started].iter().for_each(|line| quiet(seen, line));
+            seen.running = false;
+        });
+        assert_eq!(stopped, Verdict::Stopped(String::new()));
+    }
+
+    #[test]
+    fn wal_that_the_archive_has_is_not_gone() {
+        let gone = "FATAL:  requested WAL segment 7 has already been removed";
+        let restored = "LOG:  restored log file \"000000010000000000000007\" from archive";
+        let seen = with(|seen| [gone, restored].iter().for_each(|line| quiet(seen, line)));
+        assert!(matches!(seen, Verdict::NotStreaming(_)), "{seen:?}");
+        // Between two segments of the archive streaming is tried again.
+        let asked_again = |is_fed| {
+            with(|seen| {
+                [gone, restored, gone].iter().for_each(|line| quiet(seen, line));
+                seen.is_fed = is_fed;
+            })
+        };
+        assert!(matches!(asked_again(false), Verdict::WalGone(_)));
+        let seen = asked_again(true);
+        assert!(
+            matches!(&seen, Verdict::NotStreaming(why) if why.contains("restore_command")),
+            "{seen:?}"
+        );
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub struct Facts {
     pub backup_label: bool,
     /// `primary` is configured: where a standby's primary can be asked.
     pub has_primary: bool,
+    /// What it says, where the standby itself could be asked.
+    pub primary: Option<PrimarySeen>,
     /// The server's facts, or why there are none.
     pub server: Result<ServerFacts, NoServer>,
     /// ZFS takes several snapshots in one command.
@@ -39,19 +41,22 @@ impl Facts {
     /// The cluster is shut down: nobody runs it, and pg_control says that it ended in order.
     #[must_use]
     pub fn is_shut_down(&self) -> bool {
-        self.postmaster.is_none()
-            && matches!(self.control.state, DbState::ShutDowned | DbState::ShutDownedInRecovery)
+        self.postmaster.is_none() && was_shut_down(&self.control)
     }
 
     /// Of what time the data of a standby is, as far as that is known at `now`: an idle primary's last
-    /// commit is old, so one that streams and has replayed everything is as new as can be.
+    /// commit is old, so one that has replayed all that its primary wrote is as new as can be. Without
+    /// `primary` it is taken for that where it streams and has replayed all it got: another standby, whose
+    /// own primary is dead, goes on streaming too, and nobody can tell it from an idle primary.
     #[must_use]
     pub fn data_at(&self, now: jiff::Timestamp) -> Option<jiff::Timestamp> {
         let following = self.server.as_ref().ok().and_then(|server| server.following.as_ref());
-        match following {
-            Some(following) if following.streams && following.caught_up => Some(now),
-            _ => self.last_data(),
-        }
+        let Some(following) = following else { return self.last_data() };
+        let is_new = match &self.primary {
+            Some(seen) => *seen == PrimarySeen::Reached,
+            None => following.streams && following.caught_up,
+        };
+        if is_new { Some(now) } else { self.last_data() }
     }
 
     /// The last that a standby is known to have: of one that answers its last replayed commit, of one
@@ -82,6 +87,13 @@ impl Facts {
             }
         }
     }
+}
+
+/// pg_control says that the cluster ended in order. A server writes another state before it changes
+/// anything, and this one last of all.
+#[must_use]
+pub fn was_shut_down(control: &ControlFile) -> bool {
+    matches!(control.state, DbState::ShutDowned | DbState::ShutDownedInRecovery)
 }
 
 /// Why there is no connection.
@@ -146,6 +158,19 @@ pub struct ServerFacts {
     pub config_files: ConfigFiles,
 }
 
+/// What a standby's primary says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PrimarySeen {
+    /// It can't be asked: why.
+    Unreachable(String),
+    /// What `primary` names is in recovery itself.
+    InRecovery,
+    /// The standby has replayed all that it had written when it was asked.
+    Reached,
+    /// So many bytes of that the standby hasn't replayed.
+    Behind(u64),
+}
+
 /// How a standby follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Following {
@@ -155,6 +180,8 @@ pub struct Following {
     pub should_stream: bool,
     /// All that was received is replayed.
     pub caught_up: bool,
+    /// Somebody paused replay.
+    pub paused: bool,
     /// How far it has replayed, as PostgreSQL prints it.
     pub replayed: String,
     /// The time of the last commit that was replayed; `None` where none was since its start.

@@ -350,7 +350,7 @@ impl Refusal {
             Self::TimelineChanged { .. } => "take it again when a checkpoint was made on the new timeline (CHECKPOINT makes one; on a standby a restartpoint)".into(),
             Self::NeedsArchive { .. } => "name the way to it with --restore-command".into(),
             Self::WalRecycledBeforeFreeze { .. } => "allow a replication slot (max_replication_slots, REPLICATION for the user), or raise wal_keep_size".into(),
-            Self::WalEndsEarly { .. } => "take another set, with strategy label where a connection is possible; this one starts only where a restore_command has that segment".into(),
+            Self::WalEndsEarly { .. } => "take another set, with strategy label where a connection is possible; this one is whole only where an archive has that segment".into(),
             Self::WalDamaged { .. } => "is pg_wal written by anything but PostgreSQL? look at the file with pg_waldump".into(),
             Self::NotOneTransactionGroup { .. } => "is something else taking snapshots with the same name? use strategy label".into(),
             Self::SnapshotMissing { .. } => "restore another set: `lockstep list`; was it destroyed by hand?".into(),

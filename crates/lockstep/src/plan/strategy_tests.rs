@@ -73,6 +73,7 @@ pub(crate) fn primary(layout: Layout) -> Facts {
         standby_signal: false,
         backup_label: false,
         has_primary: false,
+        primary: None,
         server: Ok(server()),
         multi_snapshot: false,
         checkpoint: CheckpointMode::Fast,

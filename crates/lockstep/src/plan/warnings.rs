@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::facts::{Facts, Following, NoServer};
+use super::facts::{Facts, Following, NoServer, PrimarySeen};
 use super::strategy::Strategy;
 use crate::config::StrategyChoice;
 
@@ -46,50 +46,100 @@ pub fn of(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> Vec<Warn
 /// consistent, but isn't what its owner thinks, unless the strategy was asked for by name.
 fn no_connection(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> Option<Warning> {
     let Err(NoServer::Failed(why)) = &facts.server else { return None };
-    let what = format!("the server runs and can't be connected to: {why}");
+    let what = match facts.postmaster {
+        Some(_) => format!("the server runs and can't be connected to: {why}"),
+        None => format!(
+            "pg_control says \"{}\", no process here runs the server, and it can't be connected to: {why}",
+            facts.control.state.as_str()
+        ),
+    };
     if choice != StrategyChoice::Auto {
         return Some(warning(
             what,
             format!("strategy {strategy} was asked for and needs no connection"),
         ));
     }
+    let crashed = match facts.postmaster {
+        Some(_) => "",
+        None => "did it crash, or run in a container of its own? ",
+    };
     Some(problem(
         what,
         format!(
-            "the set is taken with strategy {strategy} instead; check host, port, user and password_file of this cluster; where no connection is meant, take host out or set strategy = \"{strategy}\""
+            "{crashed}the set is taken with strategy {strategy} instead; check host, port, user and password_file of this cluster; where no connection is meant, take host out or set strategy = \"{strategy}\""
         ),
     ))
 }
 
 /// A standby that doesn't follow any more has good sets of old data.
-fn old_data(facts: &Facts, choice: StrategyChoice) -> Option<Warning> {
+fn old_data(facts: &Facts, choice: StrategyChoice) -> Vec<Warning> {
     if !facts.is_standby() {
-        return None;
+        return Vec::new();
     }
     let of = match facts.last_data() {
         Some(time) => format!("{}", time.strftime("%Y-%m-%d %H:%M:%SZ")),
         None => "an unknown time".into(),
     };
     match &facts.server {
-        Ok(server) => match &server.following {
-            Some(Following { streams: false, should_stream: true, .. }) => Some(problem(
-                format!("nothing streams to this standby: its last replayed commit is of {of}"),
-                "the set is as old as that; is primary_conninfo right, and its primary there? `lockstep mirror status` says it of a mirror",
-            )),
-            _ => None,
-        },
+        Ok(server) => {
+            let Some(following) = &server.following else { return Vec::new() };
+            let paused = following.paused.then(|| {
+                warning(
+                    format!("replay is paused: the last replayed commit is of {of}"),
+                    "the set is as old as that; SELECT pg_wal_replay_resume() on the standby",
+                )
+            });
+            behind_primary(facts.primary.as_ref(), following, &of)
+                .into_iter()
+                .chain(paused)
+                .collect()
+        }
         Err(_) if facts.is_shut_down() => {
             let what = format!("the standby is stopped: its last checkpoint is of {of}");
             // Stopped for the backup's sake.
-            Some(match choice {
+            vec![match choice {
                 StrategyChoice::Cold => warning(what, "the set is about as old as that"),
                 _ => problem(
                     what,
                     "the set is about as old as that; start it (a mirror with `lockstep mirror start`), or ask for --strategy cold where it is stopped for the backup",
                 ),
-            })
+            }]
         }
-        Err(_) => None,
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Why a standby that answers may have old data; `of` is its last replayed commit's time.
+fn behind_primary(
+    primary: Option<&PrimarySeen>,
+    following: &Following,
+    of: &str,
+) -> Option<Warning> {
+    match (following, primary) {
+        (Following { streams: false, should_stream: true, .. }, _) => Some(problem(
+            format!("nothing streams to this standby: its last replayed commit is of {of}"),
+            "the set is as old as that; is primary_conninfo right, and its primary there? `lockstep mirror status` says it of a mirror",
+        )),
+        (_, Some(PrimarySeen::Unreachable(why))) => Some(problem(
+            format!(
+                "the standby's primary can't be asked: {why}; the last replayed commit is of {of}"
+            ),
+            "what streams may come from another standby: the set counts as that old; check primary and primary_password_file of this cluster, or take primary out where it isn't to be asked",
+        )),
+        (_, Some(PrimarySeen::InRecovery)) => Some(problem(
+            format!(
+                "what \"primary\" names is in recovery itself; the last replayed commit is of {of}"
+            ),
+            "the set counts as that old; name the primary, also where the standby streams from another standby",
+        )),
+        (_, Some(PrimarySeen::Behind(behind))) => Some(warning(
+            format!(
+                "the standby hasn't replayed {} that its primary has written; the last replayed commit is of {of}",
+                bytes(*behind)
+            ),
+            "the set is as old as that; where it stays so, does what the standby streams from follow the primary?",
+        )),
+        (_, Some(PrimarySeen::Reached) | None) => None,
     }
 }
 
@@ -163,7 +213,7 @@ fn server(facts: &Facts, strategy: Strategy) -> Vec<Warning> {
     if server.in_recovery && !facts.has_primary {
         all.push(warning(
             "no \"primary\" is configured for this standby",
-            "WAL that the standby has no more can't be fetched, and a quiet primary's archive gets the set's last segment late",
+            "WAL that the standby has no more can't be fetched, a quiet primary's archive gets the set's last segment late, and where the standby streams from another one nobody notices that their primary is dead",
         ));
     }
     if !server.full_page_writes && !server.in_recovery {

@@ -5,7 +5,7 @@
 //! nothing here has to be undone on an error; the connection has only to be dropped.
 
 use pgfiles::backup_label::BackupLabel;
-use pgfiles::lsn::Lsn;
+use pgfiles::lsn::{Lsn, SystemIdentifier};
 use postgres::Client;
 use postgres::error::SqlState;
 use postgres::fallible_iterator::FallibleIterator;
@@ -162,6 +162,27 @@ pub fn replayed(client: &mut Client) -> Result<(Option<Lsn>, jiff::Timestamp)> {
     Ok(replayed)
 }
 
+/// How far a primary's WAL is flushed, which is what standbys get; `None` where it is in recovery itself.
+///
+/// # Errors
+/// The server's reason, or that it is of another cluster.
+pub fn flushed(client: &mut Client, cluster: SystemIdentifier) -> Result<Option<Lsn>> {
+    let row = client
+        .query_one(
+            "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn()::text END,
+                    (SELECT system_identifier FROM pg_control_system())",
+            &[],
+        )
+        .map_err(|e| Error::sql("cannot ask the primary how far it is", e))?;
+    let found = SystemIdentifier::new(row.get::<_, i64>(1).cast_unsigned());
+    if found != cluster {
+        return Err(Error::failed(format!(
+            "it is of another cluster: its system identifier is {found}, the standby's is {cluster}"
+        )));
+    }
+    row.get::<_, Option<&str>>(0).map(lsn).transpose()
+}
+
 /// Asks a standby how it follows.
 ///
 /// # Errors
@@ -176,6 +197,7 @@ pub fn following(client: &mut Client) -> Result<Following> {
                       coalesce((SELECT setting <> '' FROM pg_settings WHERE name = 'primary_conninfo'), true),
                       coalesce(pg_last_wal_receive_lsn() <= pg_last_wal_replay_lsn(), true),
                       coalesce(pg_last_wal_replay_lsn()::text, '0/0'),
+                      CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END,
                       to_char(pg_last_xact_replay_timestamp() AT TIME ZONE 'UTC',
                               'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#,
             &[],
@@ -186,7 +208,8 @@ pub fn following(client: &mut Client) -> Result<Following> {
         should_stream: row.get(1),
         caught_up: row.get(2),
         replayed: row.get(3),
-        last_commit: row.get::<_, Option<&str>>(4).map(time).transpose()?,
+        paused: row.get(4),
+        last_commit: row.get::<_, Option<&str>>(5).map(time).transpose()?,
     };
     drop(row);
     hear(client)?;

@@ -5,14 +5,16 @@
 //! pages that are in the set already. So the run has to come as far as the data files have, and
 //! only a segment that isn't there or waits for its use is an end; what can't be read is an error.
 //! One that waits for its use and passes for a written one would make a run that is too short look
-//! long enough: so its pages have to be on the timeline that the history says.
+//! long enough: so its pages have to be on the timeline that the history says. And where the end of
+//! the WAL is the only end that is known, one that isn't there ends it only if nothing comes behind:
+//! a checkpoint may have removed segments in the middle before pg_wal was frozen.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use pgfiles::lsn::{Lsn, TimelineId};
 use pgfiles::timeline_history::TimelineHistory;
-use pgfiles::wal_name::{WalFileName, WalSegment};
+use pgfiles::wal_name::{WalFileName, WalSegment, WalSegmentSize};
 
 use super::wal::{Found, WalIdentity, first_page, history, look};
 use crate::error::{Error, Result};
@@ -29,6 +31,8 @@ pub struct Wanted {
     pub needed: Lsn,
     /// The newest timeline that pg_control names; recovery goes over those that it comes from.
     pub timeline: TimelineId,
+    /// The data files may hold changes up to the end of the WAL, wherever that is.
+    pub to_the_end: bool,
 }
 
 /// What is there for it.
@@ -63,19 +67,19 @@ pub fn run(
             found.extend(segments.into_iter().map(|segment| (segment.number, segment.timeline)));
             number += 1;
         }
-        Ok::<_, Error>((found, number))
-    };
-    let (mut found, after) = follow(&history, from)?;
-    let end = WalSegment { timeline: wanted.timeline, number: after }.start(size);
-    if after == from || end < wanted.needed {
-        let timeline = history.timelines_of_segment(after, size).next().unwrap_or(wanted.timeline);
-        return Err(Refusal::WalEndsEarly {
-            set: wanted.set.clone(),
-            missing: WalSegment { timeline, number: after }.file_name(size),
-            start: wanted.start,
-            needed: wanted.needed,
+        let timeline = history.timelines_of_segment(number, size).next().unwrap_or(wanted.timeline);
+        let next = WalSegment { timeline, number };
+        if wanted.to_the_end
+            && let Some(behind) = behind_a_gap(pg_wal, size, next)?
+        {
+            return Err(ends_early(wanted, size, next, wanted.needed.max(behind.start(size))));
         }
-        .into());
+        Ok((found, next))
+    };
+    let (mut found, next) = follow(&history, from)?;
+    let after = next.number;
+    if after == from || next.start(size) < wanted.needed {
+        return Err(ends_early(wanted, size, next, wanted.needed));
     }
     // A promotion writes the new history before pg_control says a word of it, and a standby has its
     // primary's before it goes there. Recovery may choose that timeline: what is there of it goes along.
@@ -92,6 +96,29 @@ pub fn run(
             .collect(),
         end: WalSegment { timeline: wanted.timeline, number: last }.start(size),
     })
+}
+
+fn ends_early(wanted: &Wanted, size: WalSegmentSize, missing: WalSegment, needed: Lsn) -> Error {
+    let missing = missing.file_name(size);
+    let (set, start) = (wanted.set.clone(), wanted.start);
+    Refusal::WalEndsEarly { set, missing, start, needed }.into()
+}
+
+/// The first segment behind a number under which nothing lies, on its timeline or a later one. Names that
+/// PostgreSQL makes ahead of their use follow the newest segment without a gap (InstallXLogFileSegment in
+/// xlog.c takes the first that is free), and so they do on the new timeline after a recovery; what was
+/// left behind of an older timeline doesn't count.
+fn behind_a_gap(
+    pg_wal: &Path,
+    size: WalSegmentSize,
+    missing: WalSegment,
+) -> Result<Option<WalSegment>> {
+    let names = super::wal::names(pg_wal)?;
+    let segments = names.iter().filter_map(|name| WalSegment::parse(name, size).ok());
+    let behind = segments
+        .filter(|other| other.timeline >= missing.timeline && other.number >= missing.number);
+    let next = behind.min_by_key(|segment| segment.number);
+    Ok(next.filter(|segment| segment.number > missing.number))
 }
 
 /// The segments of this number, if the one that recovery reads is there: that of the newest timeline

@@ -56,11 +56,20 @@ impl PgWal {
     }
 
     fn run(&self, start: u64, needed: u64, of: u32) -> Result<Run> {
+        self.find(start, needed, of, false)
+    }
+
+    fn to_the_end(&self, start: u64, of: u32) -> Result<Run> {
+        self.find(start, 0, of, true)
+    }
+
+    fn find(&self, start: u64, needed: u64, of: u32, to_the_end: bool) -> Result<Run> {
         let wanted = Wanted {
             set: "s".into(),
             start: Lsn::new(start),
             needed: Lsn::new(needed),
             timeline: timeline(of),
+            to_the_end,
         };
         run(&self.0, identity(), &wanted, &|_| false)
     }
@@ -120,6 +129,7 @@ fn a_run_that_does_not_reach_what_is_needed_is_refused_by_name() {
         start: Lsn::new(3 * MIB),
         needed: Lsn::new(7 * MIB),
         timeline: TimelineId::FIRST,
+        to_the_end: true,
     };
     let found = run(&pg_wal.0, identity(), &wanted, &|known| known == name(1, 5)).unwrap();
     assert_eq!((found.segments.len(), found.end), (3, Lsn::new(7 * MIB)));
@@ -219,6 +229,38 @@ fn what_a_recovery_recycled_is_no_wal() {
     pg_wal.put(&name(3, 7), 2, 7, CLUSTER);
     let run = pg_wal.run(5 * MIB + 40, 6 * MIB + 40, 3).unwrap();
     assert_eq!(run.end, Lsn::new(7 * MIB));
+}
+
+/// A checkpoint takes segments away in the order of the folder: what is missing in the middle isn't the end.
+#[test]
+fn a_gap_is_not_the_end_of_the_wal() {
+    let pg_wal = PgWal::new("gap");
+    pg_wal.segments(1, 3..9);
+    std::fs::remove_file(pg_wal.0.join(name(1, 5))).unwrap();
+    std::fs::remove_file(pg_wal.0.join(name(1, 6))).unwrap();
+    let error = pg_wal.to_the_end(3 * MIB + 40, 1).unwrap_err();
+    let words = error.to_string();
+    assert!(words.contains(&name(1, 5)) && words.contains("to 0/700000 at least"), "{words}");
+    assert!(pg_wal.run(3 * MIB + 40, 5 * MIB, 1).is_ok(), "where it is known that it isn't needed");
+    // Names made ahead, and those of other clusters and timelines, follow without a gap.
+    pg_wal.segments(1, 5..7);
+    pg_wal.put(&name(1, 9), 1, 2, CLUSTER);
+    pg_wal.put(&name(1, 10), 1, 4, CLUSTER);
+    assert_eq!(pg_wal.to_the_end(3 * MIB + 40, 1).unwrap().end, Lsn::new(9 * MIB));
+    // After a recovery to a point in time: timeline 1 was left in segment 5, and what lies behind of it waits
+    // to be archived.
+    std::fs::remove_file(pg_wal.0.join(name(1, 6))).unwrap();
+    pg_wal.history(2, "1\t0/580000\tx\n");
+    pg_wal.put(&name(2, 5), 1, 5, CLUSTER);
+    pg_wal.put(&name(2, 6), 1, 9, CLUSTER);
+    assert_eq!(pg_wal.to_the_end(3 * MIB + 40, 2).unwrap().end, Lsn::new(6 * MIB));
+    std::fs::remove_file(pg_wal.0.join(name(2, 6))).unwrap();
+    assert_eq!(pg_wal.to_the_end(3 * MIB + 40, 2).unwrap().end, Lsn::new(6 * MIB));
+    // A promotion that pg_control doesn't name yet: the number is there, of the new timeline.
+    pg_wal.segments(2, 6..8);
+    assert_eq!(pg_wal.to_the_end(5 * MIB + 40, 1).unwrap().end, Lsn::new(8 * MIB));
+    std::fs::remove_file(pg_wal.0.join(name(2, 6))).unwrap();
+    assert!(pg_wal.to_the_end(5 * MIB + 40, 1).is_err());
 }
 
 /// Nobody can say where timeline 2 begins: only the first segment may be the one.

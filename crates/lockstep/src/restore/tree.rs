@@ -24,7 +24,7 @@ use crate::postgres::instance::{self, path_bytes};
 use crate::postgres::{recovery, wal};
 use crate::process::Credentials;
 use crate::set::manifest::{Manifest, WalStored};
-use crate::ship::classify::STATE;
+use crate::ship::{self, classify::STATE};
 
 /// A file of the set: pg_control of a standby, as it was after the last snapshot.
 const KEPT_CONTROL: &str = "pg_control";
@@ -175,7 +175,10 @@ fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let here = wal.segments.iter().filter(|name| !wal.archived.contains(name));
     let segments: Vec<_> =
         here.filter_map(|name| WalSegment::parse(name, identity.segment_size).ok()).collect();
-    wal::check(pg_wal, identity, &segments)
+    wal::check(pg_wal, identity, &segments)?;
+    // Where nothing was named but the first segment, all the others have to be there as well.
+    let pg_control = control::held(&build.placement.data);
+    ship::FrozenWal::find(&build.manifest, pg_wal.clone(), Some(&pg_control)).map(drop)
 }
 
 /// pg_control as the strategy needs it.

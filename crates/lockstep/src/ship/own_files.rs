@@ -38,19 +38,23 @@ pub(crate) fn wal_in_snapshot(manifest: &Manifest) -> Option<(usize, PathBuf)> {
 }
 
 impl FrozenWal {
-    /// Finds all that recovery reads of it. `pg_wal` is where [`wal_in_snapshot`] is seen, `data`
-    /// where the data directory is, if it can be.
+    /// Finds all that recovery reads of it. `pg_wal` is where [`wal_in_snapshot`] is seen, `control`
+    /// where the data directory's pg_control is, if it can be.
     ///
     /// # Errors
     /// [`Refusal::WalEndsEarly`]; when something that is there can't be read.
-    pub(crate) fn find(manifest: &Manifest, pg_wal: PathBuf, data: Option<&Path>) -> Result<Self> {
+    pub(crate) fn find(
+        manifest: &Manifest,
+        pg_wal: PathBuf,
+        control: Option<&Path>,
+    ) -> Result<Self> {
         let mut names = manifest.wal.segments.clone();
         names.retain(|name| !is_beside(manifest, name));
         let mut found = Self { pg_wal, start: None, names, end: None };
         // With PostgreSQL's label its end-of-backup record is the end, and all up to there is named.
         // Without one recovery goes on to the end of what was frozen with the data.
         if manifest.strategy != Strategy::Label
-            && let Some(wanted) = found.wanted(manifest, data)?
+            && let Some(wanted) = found.wanted(manifest, control)?
         {
             let identity = manifest.wal_identity()?;
             let elsewhere = |name: &str| is_beside(manifest, name);
@@ -69,16 +73,22 @@ impl FrozenWal {
         Ok(found)
     }
 
-    fn wanted(&mut self, manifest: &Manifest, data: Option<&Path>) -> Result<Option<Wanted>> {
+    fn wanted(&mut self, manifest: &Manifest, control: Option<&Path>) -> Result<Option<Wanted>> {
         let set = manifest.set.to_string();
         let floor = manifest.floor_lsn.unwrap_or(Lsn::INVALID);
-        let own = data.filter(|_| !manifest.files.contains_key("backup_label"));
-        let Some(data) = own else {
+        // A standby's pg_control says how far its data files are, and so does a floor that was written behind
+        // the last of them; one that was stopped wrote no more.
+        let has_end = manifest.strategy == Strategy::Ordered && manifest.floor_lsn.is_some();
+        let to_the_end =
+            !(has_end || manifest.postgres.standby || manifest.strategy == Strategy::Cold);
+        let own = control.filter(|_| !manifest.files.contains_key("backup_label"));
+        let Some(control) = own else {
             let timeline = manifest.timeline();
-            let wanted = |start| Wanted { set, start, needed: floor.max(start), timeline };
+            let wanted =
+                |start| Wanted { set, start, needed: floor.max(start), timeline, to_the_end };
             return Ok(manifest.start_lsn.map(wanted));
         };
-        let control = instance::read_control(data)?;
+        let control = instance::read_control_at(control)?;
         let found = control.system_identifier.to_string();
         if found != manifest.postgres.system_identifier {
             let expected = &manifest.postgres.system_identifier;
@@ -96,6 +106,7 @@ impl FrozenWal {
             needed: floor.max(control.min_recovery_point).max(record),
             // As PostgreSQL chooses it (InitWalRecovery in xlogrecovery.c).
             timeline: named.map_or(checkpoint.timeline, |named| named.max(checkpoint.timeline)),
+            to_the_end,
         }))
     }
 

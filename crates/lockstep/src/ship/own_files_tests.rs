@@ -56,7 +56,8 @@ impl Frozen {
     }
 
     fn find(&self) -> Result<FrozenWal> {
-        FrozenWal::find(&self.manifest, self.root.join("wal"), Some(&self.root.join("data")))
+        let control = self.root.join("data").join(instance::PG_CONTROL);
+        FrozenWal::find(&self.manifest, self.root.join("wal"), Some(&control))
     }
 }
 
@@ -95,6 +96,30 @@ fn recovery_starts_where_the_snapshots_own_pg_control_says() {
     // Another cluster's.
     set.manifest.postgres.system_identifier = "7".into();
     assert!(set.find().err().unwrap().to_string().contains("pg_control is of cluster"));
+}
+
+/// A checkpoint removed segments in the order of the folder before pg_wal was frozen.
+#[test]
+fn a_gap_is_no_end_where_nothing_else_says_where_the_end_is() {
+    let mut set = Frozen::new("gap", &[(1, 7), (1, 9)], CONTROL);
+    for strategy in [Strategy::Atomic, Strategy::Ordered] {
+        set.manifest.strategy = strategy;
+        let refused = set.find().err().unwrap();
+        assert_eq!(refused.exit_code(), 4);
+        assert!(refused.to_string().contains(&name(1, 8)), "{refused}");
+    }
+    // What was frozen before the floor was written needs no more; nor does what was stopped.
+    set.manifest.floor_lsn = Some(Lsn::new(8 * SIZE));
+    assert_eq!(set.find().unwrap().end, Some(Lsn::new(8 * SIZE)));
+    set.manifest.floor_lsn = None;
+    set.manifest.strategy = Strategy::Cold;
+    assert_eq!(set.find().unwrap().end, Some(Lsn::new(8 * SIZE)));
+    // Of an atomic set the floor was written before its snapshot.
+    set.manifest.strategy = Strategy::Atomic;
+    set.manifest.floor_lsn = Some(Lsn::new(8 * SIZE));
+    assert!(set.find().is_err());
+    set.manifest.postgres.standby = true;
+    assert!(set.find().is_ok(), "its pg_control says where it is consistent");
 }
 
 /// minRecoveryPoint lies on the next timeline.
