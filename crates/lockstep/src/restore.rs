@@ -9,6 +9,7 @@ pub mod files_form;
 mod guard;
 mod marker;
 pub mod only;
+mod parked;
 pub mod placement;
 mod raw;
 mod receive;

@@ -9,13 +9,15 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use support::checker::Checker;
 use support::cluster::{Cluster, Stop};
-use support::command::Outcome;
+use support::command::{Outcome, command, run, wait_until};
+use support::commands::without_zfs;
 use support::faults::{
     Hooks, assert_nothing_remains, assert_said, kill_at, restore_arguments, signal_at, walk,
 };
 use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lockstep, Set, exit};
+use support::pools::property;
 use support::shipping::with_repository;
 
 const SCALE: u32 = 1;
@@ -234,6 +236,61 @@ fn a_delta_that_is_killed_leaves_nothing_that_starts() {
         let restored = lockstep.restore_and_start(&set.id, &to, &more);
         Checker::new(SCALE).check_and_stop(restored.server()).assert_right(form);
     }
+}
+
+/// A rollback gives pg_control its name back, and the links are the original's until the end: meanwhile, and where it
+/// ends early, nothing starts there.
+#[test]
+fn a_dataset_that_is_rolled_back_starts_nobody_s_server() {
+    let fixture = Fixture::new(one_pool());
+    fixture.pgbench_tables(SCALE);
+    let lockstep = with_repository(&fixture);
+    // Clean sets need no label: what is there would start and look well.
+    let cold = || {
+        fixture.cluster.stop(Stop::Fast);
+        let set = lockstep.backup("cold").id;
+        fixture.cluster.start();
+        set
+    };
+    let first = cold();
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let mut more = vec!["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let to = fixture.target("r");
+    lockstep.restore(&first, &to, &more);
+    fixture.cluster.execute(&["CREATE TABLE later AS SELECT 7 AS n"]);
+    let second = cold();
+    more.push("--delta");
+    let arguments = restore_arguments(&second, &to, &more);
+    let dataset = format!("{parent}/data");
+    let assert_starts_nothing = |when: &str| {
+        assert!(!control(&to.join("data")).exists(), "{when}: pg_control is there");
+        assert_eq!(property(&dataset, "mounted"), "no", "{when}");
+        assert_eq!(property(&dataset, "canmount"), "noauto", "{when}: a reboot mounts it");
+        let server = Cluster { data: to.join("data"), ..fixture.cluster.clone() };
+        assert!(!server.try_start().ok(), "{when}: a server starts beside the original");
+    };
+
+    let outcome = without_zfs(&fixture, &lockstep, "receive").run(&arguments);
+    assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
+    assert_said(&outcome, &["no receive today"]);
+    assert_starts_nothing("zfs receive failed");
+    // Written to meanwhile, so that it has to be rolled back.
+    wait_until("it can be mounted", LIMIT, || run(&mut command("zfs", ["mount", &dataset])).ok());
+    fs::write(to.join("data/PG_VERSION"), "99").expect("it can be written");
+    let hooks = Hooks::holding(&fixture, "restore.rolled-back");
+    let mut program = lockstep.clone().with_steps(&hooks.steps).spawn(&arguments);
+    hooks.steps.wait_reached("restore.rolled-back", &mut program);
+    assert_starts_nothing("while it is received");
+    program.kill();
+    program.wait(LIMIT);
+    assert_starts_nothing("killed");
+
+    let restored = lockstep.restore_and_start(&second, &to, &more);
+    assert_eq!(restored.server().value("postgres", "SELECT n FROM later"), "7");
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("the second set");
+    assert_eq!(property(&dataset, "canmount"), "on");
+    assert_eq!(property(&dataset, "lockstep:canmount"), "-");
+    assert_lives_on(&fixture);
 }
 
 /// Recovery has ended and the program is killed: people may use the server by now.

@@ -35,6 +35,14 @@ pub struct Placement {
     pub tablespaces: BTreeMap<u32, PlacedTablespace>,
 }
 
+impl Placement {
+    /// Whether the data directory lies on this volume.
+    #[must_use]
+    pub fn has_data(&self, volume: &PlacedVolume) -> bool {
+        self.data.starts_with(&volume.mountpoint)
+    }
+}
+
 /// A volume's new place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacedVolume {

@@ -8,7 +8,7 @@ use super::build::Build;
 use super::files_form::{self, Written};
 use super::only::{NotRestored, Only};
 use super::placement::{PlacedVolume, Placement};
-use super::{control, raw, receive};
+use super::{control, parked, raw, receive};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -278,8 +278,12 @@ impl FromRepository {
             return Ok(None);
         }
         // Half a cluster is none: its postmaster.pid may even be that of the original, which runs.
-        for dataset in build.placement.volumes.iter().filter_map(|placed| placed.dataset.as_ref()) {
-            build.cx.zfs.unmount(dataset)?;
+        for placed in &build.placement.volumes {
+            let Some(dataset) = &placed.dataset else { continue };
+            match build.placement.has_data(placed) {
+                true => parked::park(zfs, dataset)?,
+                false => zfs.unmount(dataset)?,
+            }
         }
         Err(Refusal::KeysNotLoaded { datasets: locked }.into())
     }
