@@ -9,10 +9,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use support::checker::Checker;
 use support::cluster::{Cluster, Stop};
-use support::command::{Outcome, command, run, wait_until};
+use support::command::{Outcome, command, must, run, wait_until};
 use support::commands::without_zfs;
 use support::faults::{
-    Hooks, assert_nothing_remains, assert_said, kill_at, restore_arguments, signal_at, walk,
+    Hooks, assert_nothing_remains, assert_said, entries, kill_at, restore_arguments, signal_at,
+    walk,
 };
 use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
@@ -290,6 +291,27 @@ fn a_dataset_that_is_rolled_back_starts_nobody_s_server() {
     Checker::new(SCALE).check_and_stop(restored.server()).assert_right("the second set");
     assert_eq!(property(&dataset, "canmount"), "on");
     assert_eq!(property(&dataset, "lockstep:canmount"), "-");
+    assert_lives_on(&fixture);
+}
+
+/// WAL that goes below a dataset's mount point is hidden by its next mount.
+#[test]
+fn an_unmounted_dataset_of_pg_wal_gets_its_wal_all_the_same() {
+    let (fixture, lockstep, set) = live();
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let mut more = vec!["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let to = fixture.target("r");
+    lockstep.restore(&set.id, &to, &more);
+    let wal = format!("{parent}/wal");
+    must(&mut command("zfs", ["unmount", &wal]));
+    more.push("--delta");
+    lockstep.restore(&set.id, &to, &more);
+    assert_eq!(property(&wal, "mounted"), "yes");
+    must(&mut command("zfs", ["unmount", &wal]));
+    assert_eq!(entries(&to.join("wal")), Vec::<PathBuf>::new(), "WAL lies below the mount point");
+    let restored = lockstep.restore_and_start(&set.id, &to, &more);
+    assert_eq!(property(&wal, "mounted"), "yes");
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("with its WAL");
     assert_lives_on(&fixture);
 }
 

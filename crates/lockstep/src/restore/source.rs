@@ -22,7 +22,8 @@ use crate::repository::{self, Repository, Shipped, ShippedVolume, of_strata};
 use crate::set::manifest::SetVolume;
 use crate::side_by_side::{Limits, side_by_side};
 use crate::steps;
-use crate::volume::zfs::{CloneSpec, DatasetName, while_received};
+use crate::volume::mounts::Mounts;
+use crate::volume::zfs::{CloneSpec, DatasetName, Zfs, while_received};
 
 /// Volumes that are received at the same time, and the deltas that are folded for them: with a fold's
 /// fixed memory and 1.5 MiB for each delta this keeps two of them below 256 MiB.
@@ -320,11 +321,15 @@ impl FromRepository {
         owner: Option<Credentials>,
     ) -> Result<bool> {
         let Some(dataset) = &placed.dataset else { return Ok(true) };
+        let zfs = &build.cx.zfs;
         let shipped = self.shipped_volume(placed);
         if build.there.contains(dataset) {
             return match shipped {
                 Some(shipped) => receive::catch_up(self, build, placed, dataset, shipped),
-                None => make_wal_folders(placed, volume, owner).map(|()| true),
+                None => {
+                    mount_for_wal(zfs, dataset, &placed.mountpoint)?;
+                    make_wal_folders(placed, volume, owner).map(|()| true)
+                }
             };
         }
         let mountpoint = placed.mountpoint.to_str().ok_or_else(|| {
@@ -342,7 +347,7 @@ impl FromRepository {
         }
         // What the dataset above has for tables is nothing for WAL, which is written in order.
         properties.push(("recordsize", "128K".to_owned()));
-        build.cx.zfs.create(dataset, &properties)?;
+        zfs.create(dataset, &properties)?;
         make_wal_folders(placed, volume, owner).map(|()| true)
     }
 
@@ -406,6 +411,22 @@ impl FromRepository {
             zeroed: &zeroed,
             bar: lines.bytes_of(volume.dataset.as_str(), total),
         })
+    }
+}
+
+/// Mounts a dataset of pg_wal alone that is there, and makes sure that its mount point leads to it: WAL
+/// that goes onto the file system below would be hidden with the next mount.
+fn mount_for_wal(zfs: &Zfs, dataset: &DatasetName, at: &Path) -> Result<()> {
+    zfs.mount(dataset)?;
+    let real = std::fs::canonicalize(at).map_err(Error::io("find", at))?;
+    match Mounts::read()?.holding(&real) {
+        Some(mount) if mount.is_zfs() && mount.source == dataset.as_str() => Ok(()),
+        other => Err(Error::failed(format!(
+            "\"{}\" doesn't lie on dataset \"{dataset}\", but on {}",
+            at.display(),
+            other.map_or_else(|| "no known mount".to_owned(), |m| format!("\"{}\"", m.source))
+        ))
+        .with_hint("look at `findmnt -A` and the dataset's mountpoint; unmount what hides it")),
     }
 }
 
