@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use support::checker::Checker;
 use support::cluster::{Cluster, Stop};
-use support::command::{Outcome, command, must, run, wait_until};
+use support::command::{Outcome, as_postgres, command, must, run, wait_until};
 use support::commands::without_zfs;
 use support::faults::{
     Hooks, assert_nothing_remains, assert_said, entries, kill_at, restore_arguments, signal_at,
@@ -312,6 +312,47 @@ fn an_unmounted_dataset_of_pg_wal_gets_its_wal_all_the_same() {
     let restored = lockstep.restore_and_start(&set.id, &to, &more);
     assert_eq!(property(&wal, "mounted"), "yes");
     Checker::new(SCALE).check_and_stop(restored.server()).assert_right("with its WAL");
+    assert_lives_on(&fixture);
+}
+
+/// An unfinished restore is of a cluster, too: another cluster's set isn't put over it.
+#[test]
+fn an_unfinished_restore_of_another_cluster_is_left_alone() {
+    let (fixture, lockstep, set) = live();
+    let to = fixture.target("r");
+    let hooks = Hooks::holding(&fixture, "restore.prepared");
+    let mut program = lockstep
+        .clone()
+        .with_steps(&hooks.steps)
+        .spawn(&restore_arguments(&set.id, &to, &FILES));
+    hooks.steps.wait_reached("restore.prepared", &mut program);
+    program.kill();
+    program.wait(LIMIT);
+    // As if it were of another: the host's state doesn't know of it, and its names don't tell.
+    fs::remove_dir_all(fixture.state.join("clusters/main/restores")).expect("it is there");
+    let held = to.join("data/global/pg_control.lockstep");
+    let marker = to.join(".lockstep-restore");
+    let text = fs::read_to_string(&marker).expect("it is there");
+    let other = fixture.owned("other");
+    must(&mut as_postgres(fixture.cluster.bin.join("initdb"), [Path::new("-D"), &other]));
+    let other = fs::read(control(&other)).expect("a data directory has it");
+    let refused = || {
+        let before = walk(&to);
+        let outcome = lockstep.run(&restore_arguments(&set.id, &to, &FILES));
+        assert_refused(&outcome, &["isn't an older restore", "holds the cluster "]);
+        assert!(walk(&to) == before, "a refused restore changed {to:?}");
+    };
+    fs::write(&held, other).expect("it can be written");
+    refused();
+    // Where pg_control has no content yet the marker says so.
+    fs::write(&held, b"").expect("it can be written");
+    let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let id = json["system_identifier"].as_str().expect("it says so");
+    fs::write(&marker, text.replace(id, "4711")).expect("it can be written");
+    refused();
+    fs::write(&marker, text).expect("it can be written");
+    let restored = lockstep.restore_and_start(&set.id, &to, &FILES);
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("gone on with");
     assert_lives_on(&fixture);
 }
 
