@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::alone::Alone;
 use super::marker::{self, Marker};
 use super::placement::{PlacedVolume, Placement};
 use super::source::{Form, Source};
@@ -33,8 +34,8 @@ pub(super) struct Build<'a> {
     pub(super) source: Source,
     /// Those of its datasets that are there: they are brought to the set's state.
     pub(super) there: BTreeSet<DatasetName>,
-    /// DIR isn't there yet.
-    makes_directory: bool,
+    /// The folders that no other restore works in.
+    alone: Alone,
     /// All was made and the server started, and there it failed.
     recovery_failed: bool,
     lock: Option<Lock>,
@@ -48,11 +49,12 @@ pub(super) struct Plan {
     pub(super) id: String,
     pub(super) source: Source,
     pub(super) there: BTreeSet<DatasetName>,
+    pub(super) alone: Alone,
 }
 
 impl<'a> Build<'a> {
     pub(super) fn new(cx: &'a Context<'a>, request: &'a Request, plan: Plan) -> Result<Self> {
-        let Plan { recovery, manifest, placement, id, source, there } = plan;
+        let Plan { recovery, manifest, placement, id, source, there, alone } = plan;
         let mut datasets = datasets(&placement, &source);
         // What is there already isn't Lockstep's to take away.
         datasets.retain(|dataset| !there.contains(dataset));
@@ -74,8 +76,8 @@ impl<'a> Build<'a> {
             emptied,
             places_of_others: Vec::new(),
             started: false,
+            alone_in: alone.folders.clone(),
         };
-        let makes_directory = !placement.directory.exists();
         Ok(Self {
             cx,
             request,
@@ -86,7 +88,7 @@ impl<'a> Build<'a> {
             journal,
             source,
             there,
-            makes_directory,
+            alone,
             recovery_failed: false,
             lock: None,
         })
@@ -106,6 +108,7 @@ impl<'a> Build<'a> {
             ))
             .with_hint("`lockstep check` says what keeps it from being removed"));
         }
+        self.make_places(owner)?;
         self.lock = Some(lock);
         self.write_journal()?;
         steps::reached("restore.journal")?;
@@ -216,11 +219,32 @@ impl<'a> Build<'a> {
         journal::write(&unfinished::journal_path(self.cx, &self.id), &self.journal)
     }
 
+    /// Makes the folders that only this restore may work in. Where another was faster nothing of that
+    /// one's is undone: until they are had, the journal names no more than folders that are empty.
+    fn make_places(&mut self, owner: Option<Credentials>) -> Result<()> {
+        if self.alone.is_had() {
+            return Ok(());
+        }
+        let places = self.alone.to_make();
+        let path = unfinished::journal_path(self.cx, &self.id);
+        let entry = RestoreJournal {
+            id: self.id.clone(),
+            data: self.placement.directory.clone(),
+            alone_in: places.clone(),
+            places,
+            ..Default::default()
+        };
+        journal::write(&path, &entry)?;
+        let made = self.alone.make(owner);
+        if made.is_err() {
+            files::remove_file(&path)?;
+            unfinished::remove_lock(self.cx, &self.id);
+        }
+        made
+    }
+
     fn make_directories(&self, owner: Option<Credentials>) -> Result<()> {
         let directory = &self.placement.directory;
-        if self.makes_directory {
-            files::create_owned_directory(directory, owner)?;
-        }
         if matches!(self.source, Source::Repository(_)) {
             self.marker().write(directory)?;
         }
@@ -239,6 +263,7 @@ impl<'a> Build<'a> {
             system_identifier: self.manifest.postgres.system_identifier.clone(),
             set: self.manifest.set.to_string(),
             begun_at: jiff::Timestamp::now(),
+            restore: self.id.clone(),
         }
     }
 
