@@ -20,6 +20,7 @@ pub mod target;
 mod tree;
 pub mod unfinished;
 mod verify;
+mod whole_pages;
 mod zeroing;
 
 use std::path::PathBuf;
@@ -184,8 +185,12 @@ fn prepare<'a>(
     recovery.set_is_shut_down =
         manifest.strategy == crate::plan::Strategy::Cold && !manifest.postgres.standby;
     recovery.check(&manifest)?;
-    if matches!(source, Source::Snapshots) {
-        check_set(cx, &manifest)?;
+    match &source {
+        Source::Snapshots => check_set(cx, &manifest)?,
+        Source::Repository(from) if !from.only.is_all() => {
+            whole_pages::check(&from.repository, &from.shipped, &recovery)?;
+        }
+        Source::Repository(_) => {}
     }
     let directory = guard::real(&request.to)?;
     let elsewhere = request.tablespaces.iter();

@@ -318,6 +318,11 @@ fn explain(build: &Build, server: &Server, error: Error) -> Error {
             ),
         });
     }
+    if said("references to invalid pages") && !build.request.only.is_all() {
+        return error.with_hint(
+            "recovery came to a change of what isn't restored, and the WAL hasn't the whole page: full_page_writes was off. Take a target within the set's own WAL (--target-immediate), or restore all of the set",
+        );
+    }
     if said("Read-only file system") {
         return error.with_hint(
             "recovery wanted to write outside the restored cluster: name the folder in clone.writable if it may (the log of a restore_command), or restore on another host",
