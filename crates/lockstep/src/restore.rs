@@ -194,7 +194,8 @@ fn prepare<'a>(
     }
     let directory = guard::real(&request.to)?;
     let elsewhere = request.tablespaces.iter();
-    let tablespaces = elsewhere.map(|(which, path)| Ok((which.clone(), guard::real(path)?)));
+    let tablespaces = elsewhere
+        .map(|(which, path)| Ok((which.clone(), guard::place_of_tablespace(path, &directory)?)));
     let tablespaces = tablespaces.collect::<Result<Vec<_>>>()?;
     let mut folders = vec![directory.clone()];
     if request.form == Form::Files {

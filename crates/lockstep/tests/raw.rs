@@ -150,7 +150,11 @@ fn a_raw_volume_goes_and_comes_back_with_its_key() {
         all.lines().filter(|line| line.contains("/data@")).map(str::to_owned).collect::<Vec<_>>()
     };
     assert_eq!(snapshots(), [name.as_str()], "of its chain the set's snapshot stays");
-    assert_eq!(property(&format!("{parent}/data"), "canmount"), "noauto", "`zfs mount -a` mounts it");
+    assert_eq!(
+        property(&format!("{parent}/data"), "canmount"),
+        "noauto",
+        "`zfs mount -a` mounts it"
+    );
     let received = property(&name, "createtxg");
     fs::write(pretended.folder.join("loaded"), "").expect("the key is loaded");
     let more = ["--from", "repository", "--as", "zfs", "--dataset", parent, "--delta"];

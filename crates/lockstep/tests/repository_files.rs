@@ -388,6 +388,62 @@ fn a_restore_that_is_killed_leaves_nothing_at_the_next_start() {
     }
 }
 
+/// A tablespace that is a folder of its dataset, as most are, is where it was sent: that disk is to hold it.
+#[test]
+fn a_folder_of_a_dataset_goes_where_it_is_sent() {
+    let prepared = prepare(one_dataset());
+    let Prepared { fixture, lockstep } = &prepared;
+    let set = lockstep.backup("label").id;
+    // Made beforehand, as whoever may not make folders there does; and one that isn't there.
+    let (there, not_yet) = (fixture.owned("fast"), fixture.root().join("deep/fast2"));
+    let sent = [format!("ts1={}", there.display()), format!("ts2={}", not_yet.display())];
+    let mut more = FILES.to_vec();
+    more.extend(["--tablespace", &sent[0], "--tablespace", &sent[1]]);
+    let to = fixture.target("r");
+    let assert_there = || {
+        for folder in [&there, &not_yet] {
+            let versions = fs::read_dir(folder).expect("it is there").flatten();
+            let names: Vec<_> = versions.map(|entry| entry.file_name()).collect();
+            assert!(names.len() == 1 && !folder.is_symlink(), "{folder:?}: {names:?}");
+            let found = fs::metadata(folder).expect("it is there");
+            assert_ne!(found.uid(), 0, "{folder:?} is its owner's");
+        }
+        for name in ["ts1", "ts2"] {
+            assert!(!to.join("volumes/1").join(name).exists(), "{name} is in DIR as well");
+        }
+    };
+    let restored = lockstep.restore_and_start(&set, &to, &more);
+    assert_there();
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("sent elsewhere");
+    // And is brought to a later set's state there.
+    fixture.cluster.execute(&["UPDATE pgbench_accounts SET filler = 'x' WHERE aid < 1000"]);
+    let later = lockstep.backup("label").id;
+    fs::write(there.join("PG_junk"), "of nobody").expect("it can be written");
+    more.push("--delta");
+    let restored = lockstep.restore_and_start(&later, &to, &more);
+    assert!(!there.join("PG_junk").exists(), "what the set doesn't have goes");
+    assert_there();
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("brought up to date");
+
+    // A dataset comes as a whole: what is there would have to become a link. It is said first, and stays.
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let other = fixture.owned("other");
+    let place = format!("ts1={}", other.display());
+    let to = fixture.target("zfs");
+    let zfs = ["--from", "repository", "--as", "zfs", "--dataset", &parent, "--tablespace", &place];
+    let arguments: Vec<&str> =
+        ["restore", &later, "--to", text(&to)].into_iter().chain(zfs).collect();
+    let refused = lockstep.expect(exit::USAGE, &arguments);
+    assert_said(&refused, &["can only become a link", "hint: rmdir"]);
+    assert!(other.is_dir() && !to.exists());
+    fs::remove_dir(&other).expect("it is empty");
+    lockstep.restore(&later, &to, &zfs);
+    assert!(other.is_symlink());
+    let again = [&zfs[..], &["--delta"]].concat();
+    let restored = lockstep.restore_and_start(&later, &to, &again);
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("over a link");
+}
+
 #[test]
 fn one_database_comes_back_and_the_others_are_holes() {
     let prepared = prepare(two_pools_four_datasets());

@@ -321,10 +321,8 @@ fn an_unfinished_restore_of_another_cluster_is_left_alone() {
     let (fixture, lockstep, set) = live();
     let to = fixture.target("r");
     let hooks = Hooks::holding(&fixture, "restore.prepared");
-    let mut program = lockstep
-        .clone()
-        .with_steps(&hooks.steps)
-        .spawn(&restore_arguments(&set.id, &to, &FILES));
+    let mut program =
+        lockstep.clone().with_steps(&hooks.steps).spawn(&restore_arguments(&set.id, &to, &FILES));
     hooks.steps.wait_reached("restore.prepared", &mut program);
     program.kill();
     program.wait(LIMIT);

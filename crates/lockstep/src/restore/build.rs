@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::alone::Alone;
 use super::marker::{self, Marker};
-use super::placement::{PlacedVolume, Placement};
+use super::placement::Placement;
 use super::source::{Form, Source};
 use super::target::Recovery;
 use super::{Request, Restored, control, run_server, tree, unfinished};
@@ -67,9 +67,8 @@ impl<'a> Build<'a> {
             data: placement.data.clone(),
             places: {
                 let mut places = places(&placement);
-                let is_new = |path: &PathBuf| path.symlink_metadata().is_err();
-                places
-                    .retain(|path| !emptied.contains(path) && (!source.is_delta() || is_new(path)));
+                // What was there before is not Lockstep's to take away.
+                places.retain(|path| path.symlink_metadata().is_err());
                 places
             },
             own: own(&placement, &source),
@@ -331,17 +330,14 @@ fn own(placement: &Placement, source: &Source) -> Vec<PathBuf> {
     // What was there before is not Lockstep's to take away.
     own.retain(|path| !source.is_delta() || !path.exists());
     own.extend(source.staging());
-    let is_new = |volume: &&PlacedVolume| volume.dataset.is_none() && !volume.mountpoint.exists();
-    let folders = placement.volumes.iter().filter(is_new);
-    own.extend(folders.map(|volume| volume.mountpoint.clone()));
+    own.extend(placement.folders().filter(|folder| !folder.exists()).cloned());
     own
 }
 
 /// Empty folders that are filled, as somebody made them for a tablespace.
 fn emptied(placement: &Placement, source: &Source) -> Vec<PathBuf> {
-    let is_there = |volume: &&PlacedVolume| volume.dataset.is_none() && volume.mountpoint.is_dir();
-    let folders = placement.volumes.iter().filter(is_there).filter(|_| !source.is_delta());
-    folders.map(|volume| volume.mountpoint.clone()).collect()
+    let is_filled = |folder: &&PathBuf| !source.is_delta() && folder.is_dir();
+    placement.folders().filter(is_filled).cloned().collect()
 }
 
 /// What is made that is empty once the clones are gone, the innermost first.

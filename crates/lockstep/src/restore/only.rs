@@ -222,10 +222,9 @@ impl Global {
     /// One of its files.
     pub(super) fn read(&mut self, name: &str, limit: u64) -> Result<Vec<u8>> {
         let path = self.folder.join(name);
-        let object =
-            self.peek.find(path.iter().map(OsStrExt::as_bytes))?.ok_or_else(|| {
-                Error::failed(format!("set {} has no file \"{}\"", self.set, path.display()))
-            })?;
+        let object = self.peek.find(path.iter().map(OsStrExt::as_bytes))?.ok_or_else(|| {
+            Error::failed(format!("set {} has no file \"{}\"", self.set, path.display()))
+        })?;
         self.peek.small_file(object, limit)
     }
 

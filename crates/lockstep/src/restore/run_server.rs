@@ -212,6 +212,9 @@ fn isolate(
     let mut own: Vec<PathBuf> = placement.volumes.iter().map(|v| v.mountpoint.clone()).collect();
     own.sort();
     let mut writable = vec![placement.directory.clone()];
+    // A tablespace's, elsewhere: on a file system of the host, which isn't the server's to write to.
+    let elsewhere = placement.folders().filter(|path| !path.starts_with(&placement.directory));
+    writable.extend(elsewhere.cloned());
     writable.extend(isolation::USUAL.map(PathBuf::from));
     writable.extend(build.cx.cluster.clones.writable.iter().cloned());
     let real = writable.iter().filter_map(|path| std::fs::canonicalize(path).ok());

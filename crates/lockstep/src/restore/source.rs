@@ -406,6 +406,7 @@ impl FromRepository {
             tree: &tree,
             folder: &placed.mountpoint,
             data_inside: data.map(|part| part.inside.as_path()),
+            apart: &placed.apart,
             delta: self.delta,
             others: &others,
             zeroed: &zeroed,

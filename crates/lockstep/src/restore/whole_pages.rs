@@ -18,15 +18,11 @@ const MOST_OF_CONTROL: u64 = 64 << 10;
 
 /// Refuses a set whose own WAL needs pages that would be holes, and warns where only what comes behind it
 /// may.
-pub(super) fn check(
-    repository: &Repository,
-    shipped: &Shipped,
-    recovery: &Recovery,
-) -> Result<()> {
+pub(super) fn check(repository: &Repository, shipped: &Shipped, recovery: &Recovery) -> Result<()> {
     let mut global = Global::open(repository, shipped)?;
     let bytes = global.read("pg_control", MOST_OF_CONTROL)?;
-    let control =
-        ControlFile::parse(&bytes).map_err(|e| global.strange("pg_control", "pg_control").because(e))?;
+    let control = ControlFile::parse(&bytes)
+        .map_err(|e| global.strange("pg_control", "pg_control").because(e))?;
     let manifest = &shipped.manifest;
     match replayed(control.checkpoint_copy.full_page_writes, manifest.strategy, recovery) {
         Replayed::Whole => {}
