@@ -13,7 +13,7 @@ use crate::files;
 use crate::names::{CloneName, SetId};
 use crate::postgres::{instance, server};
 use crate::restore::source::{Form, From};
-use crate::restore::target::Recovery;
+use crate::restore::target::{Action, Recovery};
 use crate::restore::{self, CloneOptions, Request, Restored, unfinished};
 use crate::set::journal::{self, RestoreJournal};
 use crate::set::manifest::path_text;
@@ -64,8 +64,15 @@ impl Record {
 /// Makes a clone and starts its server.
 ///
 /// # Errors
-/// As a restore; and when there is a clone of this name.
+/// As a restore; when there is a clone of this name; and when its server would be shut down at its target.
 pub fn create(cx: &Context, create: &Create) -> Result<Record> {
+    if create.recovery.action == Action::Shutdown {
+        return Err(Error::usage(
+            "--target-action shutdown leaves a clone that nobody can connect to",
+            "write pause to look at it as it was at the target, or leave it out to write to it; a cluster that \
+             is shut down at its target is made by `lockstep restore --start`",
+        ));
+    }
     let path = record_path(cx, &create.name);
     let _lock = unfinished::lock(cx, &format!("name-{}", create.name))?;
     // First of all: a clone of this name may be one that was cut off.

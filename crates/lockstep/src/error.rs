@@ -36,6 +36,14 @@ pub enum Error {
         /// It is a lease in a repository, which another host may hold, and no lock of this host's.
         is_lease: bool,
     },
+    /// Another restore works at the same place. Exit code 11.
+    #[error("another restore works on {place}: {holder}")]
+    PlaceInUse {
+        /// The folder or the dataset.
+        place: String,
+        /// Who works there: process and command.
+        holder: String,
+    },
     /// SIGINT or SIGTERM came. Exit code 130.
     #[error("interrupted")]
     Interrupted {
@@ -154,7 +162,7 @@ impl Error {
         match self {
             Self::Usage { .. } => 2,
             Self::Refused(_) => 4,
-            Self::Locked { .. } => 11,
+            Self::Locked { .. } | Self::PlaceInUse { .. } => 11,
             Self::Interrupted { .. } => 130,
             Self::Command(_) | Self::Sql { .. } | Self::Io { .. } | Self::Failed { .. } => 1,
         }
@@ -166,7 +174,7 @@ impl Error {
         match self {
             Self::Usage { hint, .. } => Some(hint.clone()),
             Self::Refused(refusal) => Some(refusal.hint()),
-            Self::Locked { is_lease: false, .. } => {
+            Self::Locked { is_lease: false, .. } | Self::PlaceInUse { .. } => {
                 Some("wait for it to end; the lock goes with its process, however that ends".into())
             }
             Self::Locked { is_lease: true, .. } => Some(
@@ -263,6 +271,8 @@ mod tests {
         let locked =
             Error::Locked { cluster: "main".into(), holder: "process 1".into(), is_lease: false };
         assert_eq!(locked.exit_code(), 11);
+        let in_use = Error::PlaceInUse { place: "\"/r\"".into(), holder: "process 1".into() };
+        assert_eq!(in_use.exit_code(), 11);
         assert_eq!(Error::Interrupted { step: "backup.started".into() }.exit_code(), 130);
     }
 

@@ -1,7 +1,8 @@
-//! One lock a cluster, held by flock(2): it goes with its process, whatever ends that.
+//! One lock a cluster, and one a folder that is restored to, held by flock(2): it goes with its process,
+//! whatever ends that.
 //!
-//! The file's text says who holds it, for the message of exit code 11; it is never trusted for
-//! more than that.
+//! The file's text, or for a folder the kernel, says who holds it, for the message of exit code 11; that
+//! is never trusted for more.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -33,24 +34,23 @@ impl Lock {
     /// # Errors
     /// [`LockError::Held`] when it is taken.
     pub fn take(path: &Path, command: &str) -> Result<Self, LockError> {
-        let mut file = open(path)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            // Its last holder may have removed the file between our opening and locking it: then
-            // the lock is on a file that nobody else will find.
-            Ok(()) if !is_still_at(&file, path) => return Self::take(path, command),
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut holder = String::new();
-                let _ = file.read_to_string(&mut holder);
-                let holder = holder.trim();
-                return Err(LockError::Held(if holder.is_empty() {
-                    "a process that has only just begun".into()
-                } else {
-                    holder.to_owned()
-                }));
+        let mut file = loop {
+            let mut file = open(path)?;
+            match Tried::on(&file, path)? {
+                Tried::Had => break file,
+                Tried::Gone => {}
+                Tried::Held => {
+                    let mut holder = String::new();
+                    let _ = file.read_to_string(&mut holder);
+                    let holder = holder.trim();
+                    return Err(LockError::Held(if holder.is_empty() {
+                        "a process that has only just begun".into()
+                    } else {
+                        holder.to_owned()
+                    }));
+                }
             }
-            Err(e) => return Err(LockError::Failed(Error::io("lock", path)(e.into()))),
-        }
+        };
         let text = format!(
             "process {} (lockstep {command}) since {}\n",
             std::process::id(),
@@ -62,6 +62,75 @@ impl Lock {
             .map_err(|e| LockError::Failed(Error::io("write", path)(e)))?;
         Ok(Self { _file: file })
     }
+
+    /// Takes the lock of a folder itself, without waiting and without writing anything: it holds for all
+    /// who use the folder, whatever their state_dir.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] when it is taken; when the folder isn't there.
+    pub fn of_folder(path: &Path) -> Result<Self, LockError> {
+        loop {
+            let file =
+                File::open(path).map_err(|e| LockError::Failed(Error::io("open", path)(e)))?;
+            match Tried::on(&file, path)? {
+                Tried::Had => return Ok(Self { _file: file }),
+                Tried::Gone => {}
+                Tried::Held => {
+                    return Err(LockError::Held(
+                        holder(&file).unwrap_or_else(|| "another process".into()),
+                    ));
+                }
+            }
+        }
+    }
+}
+
+/// What came of trying.
+enum Tried {
+    /// It is ours.
+    Had,
+    /// Its last holder removed the file between our opening and locking it: the lock is on a file that
+    /// nobody else will find.
+    Gone,
+    /// Somebody holds it.
+    Held,
+}
+
+impl Tried {
+    fn on(file: &File, path: &Path) -> Result<Self, LockError> {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) if is_still_at(file, path) => Ok(Self::Had),
+            Ok(()) => Ok(Self::Gone),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(Self::Held),
+            Err(e) => Err(LockError::Failed(Error::io("lock", path)(e.into()))),
+        }
+    }
+}
+
+/// Who holds a file's lock, as the kernel lists it: a folder can't carry a text.
+fn holder(file: &File) -> Option<String> {
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let metadata = file.metadata().ok()?;
+    let process = process_in(&locks, metadata.dev(), metadata.ino())?;
+    let command = std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+    let command = String::from_utf8_lossy(&command).replace('\0', " ");
+    Some(match command.trim_end() {
+        "" => format!("process {process}"),
+        command => format!("process {process} ({})", command.escape_debug()),
+    })
+}
+
+/// From lines such as `1: FLOCK  ADVISORY  WRITE 4711 00:2a:34 0 EOF` (proc(5)). Some file systems have
+/// another device there than stat(2) tells.
+fn process_in(locks: &str, device: u64, inode: u64) -> Option<u32> {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let (exact, inode) = (format!("{major:02x}:{minor:02x}:{inode}"), format!(":{inode}"));
+    let held = locks.lines().filter_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, process, place, ..] = fields[..] else { return None };
+        place.ends_with(&inode).then_some((place == exact, process.parse().ok()?))
+    });
+    held.max_by_key(|(is_exact, _)| *is_exact).map(|(_, process)| process)
 }
 
 fn open(path: &Path) -> Result<File, LockError> {
@@ -101,6 +170,33 @@ mod tests {
         drop(first);
         assert!(Lock::take(&path, "backup").is_ok());
         std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_folder_is_one_s_own_and_the_second_is_told_whose() {
+        let path = std::env::temp_dir().join(format!("lockstep-folder-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        let first = Lock::of_folder(&path).unwrap();
+        match Lock::of_folder(&path) {
+            Err(LockError::Held(holder)) => {
+                assert!(holder.starts_with(&format!("process {}", std::process::id())), "{holder}");
+            }
+            other => panic!("{other:?}"),
+        }
+        drop(first);
+        assert!(Lock::of_folder(&path).is_ok());
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0, "nothing is written");
+        std::fs::remove_dir_all(path).unwrap();
+    }
+
+    #[test]
+    fn who_holds_a_lock_is_read_from_the_kernel_s_list() {
+        let locks = "1: POSIX  ADVISORY  WRITE 1 08:01:34 0 EOF\n2: FLOCK  ADVISORY  WRITE 2 00:2b:34 0 EOF\n\
+                     3: FLOCK  ADVISORY  WRITE 3 00:2a:34 0 EOF\n3: -> FLOCK  ADVISORY  WRITE 4 00:2a:34 0 EOF\n\
+                     4: FLOCK  ADVISORY  WRITE 5 00:2a:134 0 EOF\nstrange\n";
+        assert_eq!(process_in(locks, rustix::fs::makedev(0, 0x2a), 34), Some(3));
+        assert_eq!(process_in(locks, rustix::fs::makedev(9, 9), 134), Some(5));
+        assert_eq!(process_in(locks, rustix::fs::makedev(0, 0x2a), 35), None);
     }
 
     #[test]

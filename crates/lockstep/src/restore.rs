@@ -3,12 +3,14 @@
 //! Everything is named in a journal before it is made; whatever goes wrong, nothing is left
 //! behind. The set's snapshots are only read: the restored cluster lives in clones of them.
 
+mod alone;
 mod build;
 mod control;
 pub mod files_form;
 mod guard;
 mod marker;
 pub mod only;
+mod parked;
 pub mod placement;
 mod raw;
 mod receive;
@@ -18,6 +20,7 @@ pub mod target;
 mod tree;
 pub mod unfinished;
 mod verify;
+mod whole_pages;
 mod zeroing;
 
 use std::path::PathBuf;
@@ -34,6 +37,7 @@ use crate::volume::zfs::DatasetName;
 pub(crate) use tree::write_auto_conf;
 pub(crate) use verify::snapshots as check_snapshots;
 
+use alone::{Alone, AloneBelow};
 use build::{Build, Plan};
 use placement::{Naming, Placement};
 use source::{Form, From, FromRepository, Source};
@@ -124,7 +128,9 @@ pub fn run_then(
     finally: impl FnOnce(&Restored, &RestoreJournal) -> Result<()>,
 ) -> Result<Restored> {
     unfinished::remove(cx)?;
-    let mut build = prepare(cx, request)?;
+    let below = request.dataset.as_ref().filter(|_| request.form == Form::Zfs);
+    let _alone = below.map(|parent| AloneBelow::dataset(cx, parent)).transpose()?;
+    let mut build = prepare(cx, request, Alone::in_folders)?;
     match build.run(finally) {
         // What was received can go on once the keys are there.
         Err(Error::Refused(refusal)) if matches!(*refusal, Refusal::KeysNotLoaded { .. }) => {
@@ -158,11 +164,17 @@ pub fn check_set(cx: &Context, manifest: &Manifest) -> Result<()> {
 /// # Errors
 /// As [`run`] before it makes anything.
 pub fn plan(cx: &Context, request: &Request) -> Result<(Manifest, Placement)> {
-    let build = prepare(cx, request)?;
+    let build = prepare(cx, request, |_| Alone::in_folders(Vec::new()))?;
     Ok((build.manifest, build.placement))
 }
 
-fn prepare<'a>(cx: &'a Context, request: &'a Request) -> Result<Build<'a>> {
+/// Everything that can be found out before anything is made; `alone` keeps others from the folders that are
+/// looked at.
+fn prepare<'a>(
+    cx: &'a Context,
+    request: &'a Request,
+    alone: impl FnOnce(Vec<PathBuf>) -> Result<Alone>,
+) -> Result<Build<'a>> {
     let id = match &request.clone {
         Some(clone) => format!("clone-{}", clone.name),
         None => format!("restore-{}", random_suffix()),
@@ -173,13 +185,24 @@ fn prepare<'a>(cx: &'a Context, request: &'a Request) -> Result<Build<'a>> {
     recovery.set_is_shut_down =
         manifest.strategy == crate::plan::Strategy::Cold && !manifest.postgres.standby;
     recovery.check(&manifest)?;
-    if matches!(source, Source::Snapshots) {
-        check_set(cx, &manifest)?;
+    match &source {
+        Source::Snapshots => check_set(cx, &manifest)?,
+        Source::Repository(from) if !from.only.is_all() => {
+            whole_pages::check(&from.repository, &from.shipped, &recovery)?;
+        }
+        Source::Repository(_) => {}
     }
     let directory = guard::real(&request.to)?;
     let elsewhere = request.tablespaces.iter();
-    let tablespaces = elsewhere.map(|(which, path)| Ok((which.clone(), guard::real(path)?)));
+    let tablespaces = elsewhere
+        .map(|(which, path)| Ok((which.clone(), guard::place_of_tablespace(path, &directory)?)));
     let tablespaces = tablespaces.collect::<Result<Vec<_>>>()?;
+    let mut folders = vec![directory.clone()];
+    if request.form == Form::Files {
+        // A dataset's mount point can't be held: it couldn't be unmounted.
+        folders.extend(tablespaces.iter().map(|(_, path)| path.clone()));
+    }
+    let alone = alone(folders)?;
     let naming = match &source {
         Source::Snapshots => Naming::Clones { name: &id, parent: request.dataset.as_ref() },
         Source::Repository(from) => match &from.parent {
@@ -201,7 +224,7 @@ fn prepare<'a>(cx: &'a Context, request: &'a Request) -> Result<Build<'a>> {
     if let Some(port) = request.port.filter(|_| request.start) {
         run_server::check_port(port)?;
     }
-    Build::new(cx, request, Plan { recovery, manifest, placement, id, source, there })
+    Build::new(cx, request, Plan { recovery, manifest, placement, id, source, there, alone })
 }
 
 /// The set, and where its volumes come from.

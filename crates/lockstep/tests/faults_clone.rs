@@ -435,3 +435,16 @@ fn replayed_create_tablespace_at_an_unknown_path() {
     );
     fixture.discard_restored(&to, &set);
 }
+
+/// Nobody can connect to a server that was shut down; it isn't made and called one that accepts connections.
+#[test]
+fn a_clone_isn_t_shut_down_at_its_target() {
+    let fixture = quiet();
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label").id;
+    let create = ["clone", "create", "dev", "--set", &set, "--target-immediate"];
+    let arguments = [&create[..], &["--target-action", "shutdown"]].concat();
+    let refused = lockstep.expect(exit::USAGE, &arguments);
+    assert_said(&refused, &["error: --target-action shutdown", "hint: ", "pause"]);
+    assert_nothing_remains(&fixture, &[], "a clone that would be shut down");
+}

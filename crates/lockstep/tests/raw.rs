@@ -150,11 +150,19 @@ fn a_raw_volume_goes_and_comes_back_with_its_key() {
         all.lines().filter(|line| line.contains("/data@")).map(str::to_owned).collect::<Vec<_>>()
     };
     assert_eq!(snapshots(), [name.as_str()], "of its chain the set's snapshot stays");
+    assert_eq!(
+        property(&format!("{parent}/data"), "canmount"),
+        "noauto",
+        "`zfs mount -a` mounts it"
+    );
     let received = property(&name, "createtxg");
     fs::write(pretended.folder.join("loaded"), "").expect("the key is loaded");
     let more = ["--from", "repository", "--as", "zfs", "--dataset", parent, "--delta"];
     let restored = lockstep.restore_and_start(&sets[2].id, &target, &more);
     assert_eq!(property(&name, "createtxg"), received, "it was received twice");
+    let mounted = zfs(&["list", "-H", "-r", "-t", "filesystem", "-o", "mounted", parent]);
+    assert!(!mounted.lines().skip(1).any(|line| line == "no"), "pg_wal too: {mounted}");
+    assert_eq!(property(&format!("{parent}/data"), "canmount"), "on");
     assert_received(&fixture, &sets[2], parent);
     Checker::new(1).check_and_stop(restored.server()).assert_right("the third set");
 

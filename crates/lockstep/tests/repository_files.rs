@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use support::checker::Checker;
 use support::cluster::{Cluster, Stop};
 use support::command::{command, must};
-use support::faults::assert_nothing_remains;
+use support::faults::{assert_nothing_remains, assert_said};
 use support::fixture::Fixture;
-use support::layout::{Layout, one_dataset, two_pools_four_datasets};
+use support::layout::{Layout, one_dataset, one_pool, two_pools_four_datasets};
 use support::ledger::{Expected, Ledger};
 use support::load::{Load, Plan};
 use support::lockstep::{Lockstep, Set, Steps, exit, json_of};
@@ -388,6 +388,62 @@ fn a_restore_that_is_killed_leaves_nothing_at_the_next_start() {
     }
 }
 
+/// A tablespace that is a folder of its dataset, as most are, is where it was sent: that disk is to hold it.
+#[test]
+fn a_folder_of_a_dataset_goes_where_it_is_sent() {
+    let prepared = prepare(one_dataset());
+    let Prepared { fixture, lockstep } = &prepared;
+    let set = lockstep.backup("label").id;
+    // Made beforehand, as whoever may not make folders there does; and one that isn't there.
+    let (there, not_yet) = (fixture.owned("fast"), fixture.root().join("deep/fast2"));
+    let sent = [format!("ts1={}", there.display()), format!("ts2={}", not_yet.display())];
+    let mut more = FILES.to_vec();
+    more.extend(["--tablespace", &sent[0], "--tablespace", &sent[1]]);
+    let to = fixture.target("r");
+    let assert_there = || {
+        for folder in [&there, &not_yet] {
+            let versions = fs::read_dir(folder).expect("it is there").flatten();
+            let names: Vec<_> = versions.map(|entry| entry.file_name()).collect();
+            assert!(names.len() == 1 && !folder.is_symlink(), "{folder:?}: {names:?}");
+            let found = fs::metadata(folder).expect("it is there");
+            assert_ne!(found.uid(), 0, "{folder:?} is its owner's");
+        }
+        for name in ["ts1", "ts2"] {
+            assert!(!to.join("volumes/1").join(name).exists(), "{name} is in DIR as well");
+        }
+    };
+    let restored = lockstep.restore_and_start(&set, &to, &more);
+    assert_there();
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("sent elsewhere");
+    // And is brought to a later set's state there.
+    fixture.cluster.execute(&["UPDATE pgbench_accounts SET filler = 'x' WHERE aid < 1000"]);
+    let later = lockstep.backup("label").id;
+    fs::write(there.join("PG_junk"), "of nobody").expect("it can be written");
+    more.push("--delta");
+    let restored = lockstep.restore_and_start(&later, &to, &more);
+    assert!(!there.join("PG_junk").exists(), "what the set doesn't have goes");
+    assert_there();
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("brought up to date");
+
+    // A dataset comes as a whole: what is there would have to become a link. It is said first, and stays.
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let other = fixture.owned("other");
+    let place = format!("ts1={}", other.display());
+    let to = fixture.target("zfs");
+    let zfs = ["--from", "repository", "--as", "zfs", "--dataset", &parent, "--tablespace", &place];
+    let arguments: Vec<&str> =
+        ["restore", &later, "--to", text(&to)].into_iter().chain(zfs).collect();
+    let refused = lockstep.expect(exit::USAGE, &arguments);
+    assert_said(&refused, &["can only become a link", "hint: rmdir"]);
+    assert!(other.is_dir() && !to.exists());
+    fs::remove_dir(&other).expect("it is empty");
+    lockstep.restore(&later, &to, &zfs);
+    assert!(other.is_symlink());
+    let again = [&zfs[..], &["--delta"]].concat();
+    let restored = lockstep.restore_and_start(&later, &to, &again);
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("over a link");
+}
+
 #[test]
 fn one_database_comes_back_and_the_others_are_holes() {
     let prepared = prepare(two_pools_four_datasets());
@@ -493,6 +549,61 @@ fn one_database_comes_back_and_the_others_are_holes() {
     let zeros = server.connect("wanted").simple_query("SELECT sum(n) FROM in_ts2");
     assert!(zeros.is_err() || server.value("wanted", "SELECT count(*) FROM in_ts2") == "0");
     server.stop(Stop::Fast);
+}
+
+/// Without whole pages in its WAL a set can't be replayed onto holes: that is known before anything is fetched, and
+/// where only WAL beyond the set does it, the reason is named.
+#[test]
+fn parts_of_a_set_need_whole_pages() {
+    let layout = one_pool().archive().setting("full_page_writes", "off");
+    let prepared = prepare(layout.setting("autovacuum", "off"));
+    let Prepared { fixture, lockstep } = &prepared;
+    let cluster = &fixture.cluster;
+    cluster.execute(&["CREATE DATABASE wanted", "CREATE DATABASE other"]);
+    for database in ["wanted", "other"] {
+        let mut client = cluster.connect(database);
+        client.batch_execute("CREATE TABLE t AS SELECT 1 AS n").expect("a table can be made");
+    }
+    let change = || {
+        cluster.execute(&["CHECKPOINT"]);
+        let mut client = cluster.connect("other");
+        client.batch_execute("INSERT INTO t VALUES (2)").expect("a row goes onto the same page");
+    };
+    let label = lockstep.backup("label").id;
+    change();
+    let atomic = lockstep.backup("atomic").id;
+    change();
+    let segment = cluster.value("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
+    support::command::wait_until("the segment is archived", support::lockstep::LIMIT, || {
+        fixture.archive.join(&segment).exists()
+    });
+    cluster.stop(Stop::Fast);
+    let cold = lockstep.backup("cold").id;
+    cluster.start();
+
+    let to = fixture.target("only");
+    let only = ["--from", "repository", "--as", "files", "--only-database", "wanted"];
+    let arguments = |set: &str, more: &[&str]| -> Vec<String> {
+        let all = ["restore", set, "--to", text(&to)].into_iter().chain(only);
+        all.chain(more.iter().copied()).map(str::to_owned).collect()
+    };
+    let expect = |code: i32, set: &str, more: &[&str]| {
+        let all = arguments(set, more);
+        lockstep.expect(code, &all.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let refused = expect(exit::REFUSED, &atomic, &["--start"]);
+    assert_said(&refused, &["full_page_writes was off", "hint: restore all of it"]);
+    assert!(!to.exists(), "it is said before anything is made");
+    for set in [&label, &cold] {
+        let restored = lockstep.restore_and_start(set, &to, &only);
+        assert_eq!(restored.server().value("wanted", "SELECT sum(n) FROM t"), "1");
+        restored.server().stop(Stop::Fast);
+        fs::remove_dir_all(&to).expect("it can be removed");
+    }
+    let archive = format!("cp {}/%f %p", fixture.archive.display());
+    let failed = expect(exit::FAILED, &label, &["--start", "--restore-command", &archive]);
+    let warns = "where WAL from --restore-command changes what isn't restored";
+    assert_said(&failed, &[warns, "hint: recovery came to a change of what isn't restored"]);
 }
 
 #[test]

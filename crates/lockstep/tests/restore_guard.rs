@@ -9,13 +9,16 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use support::checker::Checker;
 use support::cluster::{Cluster, Stop};
-use support::command::Outcome;
+use support::command::{Outcome, as_postgres, command, must, run, wait_until};
+use support::commands::without_zfs;
 use support::faults::{
-    Hooks, assert_nothing_remains, assert_said, kill_at, restore_arguments, signal_at, walk,
+    Hooks, assert_nothing_remains, assert_said, entries, kill_at, restore_arguments, signal_at,
+    walk,
 };
 use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lockstep, Set, exit};
+use support::pools::property;
 use support::shipping::with_repository;
 
 const SCALE: u32 = 1;
@@ -234,6 +237,121 @@ fn a_delta_that_is_killed_leaves_nothing_that_starts() {
         let restored = lockstep.restore_and_start(&set.id, &to, &more);
         Checker::new(SCALE).check_and_stop(restored.server()).assert_right(form);
     }
+}
+
+/// A rollback gives pg_control its name back, and the links are the original's until the end: meanwhile, and where it
+/// ends early, nothing starts there.
+#[test]
+fn a_dataset_that_is_rolled_back_starts_nobody_s_server() {
+    let fixture = Fixture::new(one_pool());
+    fixture.pgbench_tables(SCALE);
+    let lockstep = with_repository(&fixture);
+    // Clean sets need no label: what is there would start and look well.
+    let cold = || {
+        fixture.cluster.stop(Stop::Fast);
+        let set = lockstep.backup("cold").id;
+        fixture.cluster.start();
+        set
+    };
+    let first = cold();
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let mut more = vec!["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let to = fixture.target("r");
+    lockstep.restore(&first, &to, &more);
+    fixture.cluster.execute(&["CREATE TABLE later AS SELECT 7 AS n"]);
+    let second = cold();
+    more.push("--delta");
+    let arguments = restore_arguments(&second, &to, &more);
+    let dataset = format!("{parent}/data");
+    let assert_starts_nothing = |when: &str| {
+        assert!(!control(&to.join("data")).exists(), "{when}: pg_control is there");
+        assert_eq!(property(&dataset, "mounted"), "no", "{when}");
+        assert_eq!(property(&dataset, "canmount"), "noauto", "{when}: a reboot mounts it");
+        let server = Cluster { data: to.join("data"), ..fixture.cluster.clone() };
+        assert!(!server.try_start().ok(), "{when}: a server starts beside the original");
+    };
+
+    let outcome = without_zfs(&fixture, &lockstep, "receive").run(&arguments);
+    assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
+    assert_said(&outcome, &["no receive today"]);
+    assert_starts_nothing("zfs receive failed");
+    // Written to meanwhile, so that it has to be rolled back.
+    wait_until("it can be mounted", LIMIT, || run(&mut command("zfs", ["mount", &dataset])).ok());
+    fs::write(to.join("data/PG_VERSION"), "99").expect("it can be written");
+    let hooks = Hooks::holding(&fixture, "restore.rolled-back");
+    let mut program = lockstep.clone().with_steps(&hooks.steps).spawn(&arguments);
+    hooks.steps.wait_reached("restore.rolled-back", &mut program);
+    assert_starts_nothing("while it is received");
+    program.kill();
+    program.wait(LIMIT);
+    assert_starts_nothing("killed");
+
+    let restored = lockstep.restore_and_start(&second, &to, &more);
+    assert_eq!(restored.server().value("postgres", "SELECT n FROM later"), "7");
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("the second set");
+    assert_eq!(property(&dataset, "canmount"), "on");
+    assert_eq!(property(&dataset, "lockstep:canmount"), "-");
+    assert_lives_on(&fixture);
+}
+
+/// WAL that goes below a dataset's mount point is hidden by its next mount.
+#[test]
+fn an_unmounted_dataset_of_pg_wal_gets_its_wal_all_the_same() {
+    let (fixture, lockstep, set) = live();
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let mut more = vec!["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let to = fixture.target("r");
+    lockstep.restore(&set.id, &to, &more);
+    let wal = format!("{parent}/wal");
+    must(&mut command("zfs", ["unmount", &wal]));
+    more.push("--delta");
+    lockstep.restore(&set.id, &to, &more);
+    assert_eq!(property(&wal, "mounted"), "yes");
+    must(&mut command("zfs", ["unmount", &wal]));
+    assert_eq!(entries(&to.join("wal")), Vec::<PathBuf>::new(), "WAL lies below the mount point");
+    let restored = lockstep.restore_and_start(&set.id, &to, &more);
+    assert_eq!(property(&wal, "mounted"), "yes");
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("with its WAL");
+    assert_lives_on(&fixture);
+}
+
+/// An unfinished restore is of a cluster, too: another cluster's set isn't put over it.
+#[test]
+fn an_unfinished_restore_of_another_cluster_is_left_alone() {
+    let (fixture, lockstep, set) = live();
+    let to = fixture.target("r");
+    let hooks = Hooks::holding(&fixture, "restore.prepared");
+    let mut program =
+        lockstep.clone().with_steps(&hooks.steps).spawn(&restore_arguments(&set.id, &to, &FILES));
+    hooks.steps.wait_reached("restore.prepared", &mut program);
+    program.kill();
+    program.wait(LIMIT);
+    // As if it were of another: the host's state doesn't know of it, and its names don't tell.
+    fs::remove_dir_all(fixture.state.join("clusters/main/restores")).expect("it is there");
+    let held = to.join("data/global/pg_control.lockstep");
+    let marker = to.join(".lockstep-restore");
+    let text = fs::read_to_string(&marker).expect("it is there");
+    let other = fixture.owned("other");
+    must(&mut as_postgres(fixture.cluster.bin.join("initdb"), [Path::new("-D"), &other]));
+    let other = fs::read(control(&other)).expect("a data directory has it");
+    let refused = || {
+        let before = walk(&to);
+        let outcome = lockstep.run(&restore_arguments(&set.id, &to, &FILES));
+        assert_refused(&outcome, &["isn't an older restore", "holds the cluster "]);
+        assert!(walk(&to) == before, "a refused restore changed {to:?}");
+    };
+    fs::write(&held, other).expect("it can be written");
+    refused();
+    // Where pg_control has no content yet the marker says so.
+    fs::write(&held, b"").expect("it can be written");
+    let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let id = json["system_identifier"].as_str().expect("it says so");
+    fs::write(&marker, text.replace(id, "4711")).expect("it can be written");
+    refused();
+    fs::write(&marker, text).expect("it can be written");
+    let restored = lockstep.restore_and_start(&set.id, &to, &FILES);
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("gone on with");
+    assert_lives_on(&fixture);
 }
 
 /// Recovery has ended and the program is killed: people may use the server by now.

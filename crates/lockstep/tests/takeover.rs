@@ -254,3 +254,91 @@ fn a_folder_that_is_named_over_a_link_is_the_same_folder() {
     let refused = lockstep.expect(exit::REFUSED, &more);
     assert_said(&refused, &["of cluster \"old\""]);
 }
+
+/// Two hosts' worth of state, one folder: whoever comes second is told who is at work, and one set is there in the end.
+#[test]
+fn two_restores_to_one_folder_are_never_at_once() {
+    let (fixture, lockstep) = prepare(one_pool());
+    let first = lockstep.backup("label").id;
+    fixture.cluster.execute(&["INSERT INTO one VALUES (10)"]);
+    let second = lockstep.backup("label").id;
+    let parent = format!("{}/standby", fixture.pools[0].name);
+    for form in ["files", "zfs"] {
+        let to = fixture.target(form);
+        let other = other_host(&fixture, &format!("other-{form}"), &fixture.root().join("lost"));
+        let mut more = vec!["--from", "repository", "--as", form];
+        if form == "zfs" {
+            more.extend(["--dataset", &parent]);
+        }
+        lockstep.restore(&first, &to, &more);
+        more.push("--delta");
+        let hooks = Hooks::holding(&fixture, "restore.received-1");
+        let mut program = lockstep
+            .clone()
+            .with_steps(&hooks.steps)
+            .spawn(&restore_arguments(&second, &to, &more));
+        hooks.steps.wait_reached("restore.received-1", &mut program);
+        for host in [&lockstep, &other] {
+            let refused = host.expect(exit::LOCKED, &restore_arguments(&first, &to, &more));
+            assert_said(&refused, &["error: another restore works on", "process ", "hint: wait"]);
+            assert!(
+                refused.stderr.contains(text(&to)) || refused.stderr.contains(&parent),
+                "{}",
+                refused.describe()
+            );
+        }
+        hooks.steps.release("restore.received-1");
+        let done = program.wait(LIMIT);
+        assert_eq!(done.code, Some(exit::DONE), "{}", done.describe());
+        let restored = lockstep.restore_and_start(&second, &to, &more);
+        assert_eq!(restored.server().value("postgres", ROWS), "11 2", "{form}");
+        restored.server().stop(Stop::Fast);
+    }
+}
+
+/// A folder that two want to make: it is that one's who makes it, and the other undoes nothing of it.
+#[test]
+fn a_folder_that_another_restore_made_meanwhile_is_that_one_s() {
+    let (fixture, lockstep) = prepare(one_pool());
+    let set = lockstep.backup("label").id;
+    let other = other_host(&fixture, "other", &fixture.root().join("lost"));
+    let to = fixture.target("deep").join("in");
+    let hooks = Hooks::holding(&fixture, "restore.checked");
+    let mut late =
+        lockstep.clone().with_steps(&hooks.steps).spawn(&restore_arguments(&set, &to, &FILES));
+    hooks.steps.wait_reached("restore.checked", &mut late);
+    let restored = other.restore_and_start(&set, &to, &FILES);
+    hooks.steps.release("restore.checked");
+    let refused = late.wait(LIMIT);
+    assert_eq!(refused.code, Some(exit::REFUSED), "{}", refused.describe());
+    assert_said(&refused, &["exists and isn't empty"]);
+    assert_eq!(journals(&fixture, "state"), 0, "{}", refused.describe());
+    assert_eq!(restored.server().value("postgres", ROWS), "1 2");
+    restored.server().stop(Stop::Fast);
+
+    // One that was killed, and that another has gone on with: neither while that works nor afterwards is it undone.
+    let to = fixture.target("killed");
+    let hooks = Hooks::holding(&fixture, "restore.received-1");
+    let mut killed =
+        lockstep.clone().with_steps(&hooks.steps).spawn(&restore_arguments(&set, &to, &FILES));
+    hooks.steps.wait_reached("restore.received-1", &mut killed);
+    killed.kill();
+    killed.wait(LIMIT);
+    assert_eq!(journals(&fixture, "state"), 1);
+    let delta = [&FILES[..], &["--delta"]].concat();
+    let hooks = Hooks::holding(&fixture, "restore.prepared");
+    let mut program =
+        other.clone().with_steps(&hooks.steps).spawn(&restore_arguments(&set, &to, &delta));
+    hooks.steps.wait_reached("restore.prepared", &mut program);
+    let next = lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
+    assert_said(&next, &["another restore works where an unfinished one left something"]);
+    hooks.steps.release("restore.prepared");
+    let done = program.wait(LIMIT);
+    assert_eq!(done.code, Some(exit::DONE), "{}", done.describe());
+    let next = lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
+    assert_said(&next, &["another restore has gone on with"]);
+    assert_eq!(journals(&fixture, "state"), 0);
+    let restored = other.restore_and_start(&set, &to, &delta);
+    assert_eq!(restored.server().value("postgres", ROWS), "1 2");
+    restored.server().stop(Stop::Fast);
+}

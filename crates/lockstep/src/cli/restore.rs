@@ -259,6 +259,9 @@ fn as_text(cx: &Context, restored: &Restored, was_to_start: bool) {
             Some(dataset) => println!("  dataset         {dataset} at {at}"),
             None => println!("  folder          {at}"),
         }
+        for apart in &volume.apart {
+            println!("  folder          {}", output::path(&apart.folder));
+        }
     }
     if let Some(written) = &restored.written {
         println!("  files           {}, {} written", written.files, bytes(written.bytes_written));

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::alone::Alone;
 use super::marker::{self, Marker};
-use super::placement::{PlacedVolume, Placement};
+use super::placement::Placement;
 use super::source::{Form, Source};
 use super::target::Recovery;
 use super::{Request, Restored, control, run_server, tree, unfinished};
@@ -33,8 +34,8 @@ pub(super) struct Build<'a> {
     pub(super) source: Source,
     /// Those of its datasets that are there: they are brought to the set's state.
     pub(super) there: BTreeSet<DatasetName>,
-    /// DIR isn't there yet.
-    makes_directory: bool,
+    /// The folders that no other restore works in.
+    alone: Alone,
     /// All was made and the server started, and there it failed.
     recovery_failed: bool,
     lock: Option<Lock>,
@@ -48,11 +49,12 @@ pub(super) struct Plan {
     pub(super) id: String,
     pub(super) source: Source,
     pub(super) there: BTreeSet<DatasetName>,
+    pub(super) alone: Alone,
 }
 
 impl<'a> Build<'a> {
     pub(super) fn new(cx: &'a Context<'a>, request: &'a Request, plan: Plan) -> Result<Self> {
-        let Plan { recovery, manifest, placement, id, source, there } = plan;
+        let Plan { recovery, manifest, placement, id, source, there, alone } = plan;
         let mut datasets = datasets(&placement, &source);
         // What is there already isn't Lockstep's to take away.
         datasets.retain(|dataset| !there.contains(dataset));
@@ -65,17 +67,16 @@ impl<'a> Build<'a> {
             data: placement.data.clone(),
             places: {
                 let mut places = places(&placement);
-                let is_new = |path: &PathBuf| path.symlink_metadata().is_err();
-                places
-                    .retain(|path| !emptied.contains(path) && (!source.is_delta() || is_new(path)));
+                // What was there before is not Lockstep's to take away.
+                places.retain(|path| path.symlink_metadata().is_err());
                 places
             },
             own: own(&placement, &source),
             emptied,
             places_of_others: Vec::new(),
             started: false,
+            alone_in: alone.folders.clone(),
         };
-        let makes_directory = !placement.directory.exists();
         Ok(Self {
             cx,
             request,
@@ -86,7 +87,7 @@ impl<'a> Build<'a> {
             journal,
             source,
             there,
-            makes_directory,
+            alone,
             recovery_failed: false,
             lock: None,
         })
@@ -106,6 +107,7 @@ impl<'a> Build<'a> {
             ))
             .with_hint("`lockstep check` says what keeps it from being removed"));
         }
+        self.make_places(owner)?;
         self.lock = Some(lock);
         self.write_journal()?;
         steps::reached("restore.journal")?;
@@ -216,11 +218,32 @@ impl<'a> Build<'a> {
         journal::write(&unfinished::journal_path(self.cx, &self.id), &self.journal)
     }
 
+    /// Makes the folders that only this restore may work in. Where another was faster nothing of that
+    /// one's is undone: until they are had, the journal names no more than folders that are empty.
+    fn make_places(&mut self, owner: Option<Credentials>) -> Result<()> {
+        if self.alone.is_had() {
+            return Ok(());
+        }
+        let places = self.alone.to_make();
+        let path = unfinished::journal_path(self.cx, &self.id);
+        let entry = RestoreJournal {
+            id: self.id.clone(),
+            data: self.placement.directory.clone(),
+            alone_in: places.clone(),
+            places,
+            ..Default::default()
+        };
+        journal::write(&path, &entry)?;
+        let made = self.alone.make(owner);
+        if made.is_err() {
+            files::remove_file(&path)?;
+            unfinished::remove_lock(self.cx, &self.id);
+        }
+        made
+    }
+
     fn make_directories(&self, owner: Option<Credentials>) -> Result<()> {
         let directory = &self.placement.directory;
-        if self.makes_directory {
-            files::create_owned_directory(directory, owner)?;
-        }
         if matches!(self.source, Source::Repository(_)) {
             self.marker().write(directory)?;
         }
@@ -239,6 +262,7 @@ impl<'a> Build<'a> {
             system_identifier: self.manifest.postgres.system_identifier.clone(),
             set: self.manifest.set.to_string(),
             begun_at: jiff::Timestamp::now(),
+            restore: self.id.clone(),
         }
     }
 
@@ -306,17 +330,14 @@ fn own(placement: &Placement, source: &Source) -> Vec<PathBuf> {
     // What was there before is not Lockstep's to take away.
     own.retain(|path| !source.is_delta() || !path.exists());
     own.extend(source.staging());
-    let is_new = |volume: &&PlacedVolume| volume.dataset.is_none() && !volume.mountpoint.exists();
-    let folders = placement.volumes.iter().filter(is_new);
-    own.extend(folders.map(|volume| volume.mountpoint.clone()));
+    own.extend(placement.folders().filter(|folder| !folder.exists()).cloned());
     own
 }
 
 /// Empty folders that are filled, as somebody made them for a tablespace.
 fn emptied(placement: &Placement, source: &Source) -> Vec<PathBuf> {
-    let is_there = |volume: &&PlacedVolume| volume.dataset.is_none() && volume.mountpoint.is_dir();
-    let folders = placement.volumes.iter().filter(is_there).filter(|_| !source.is_delta());
-    folders.map(|volume| volume.mountpoint.clone()).collect()
+    let is_filled = |folder: &&PathBuf| !source.is_delta() && folder.is_dir();
+    placement.folders().filter(is_filled).cloned().collect()
 }
 
 /// What is made that is empty once the clones are gone, the innermost first.

@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
 
+use super::placement::Apart;
 use crate::error::Result;
 use crate::repository::Repository;
 use crate::repository::tree::ImageTree;
@@ -66,6 +67,8 @@ pub(super) struct Volume<'a> {
     pub(super) data_inside: Option<&'a Path>,
     /// Bring what is in the folder to the set's state.
     pub(super) delta: bool,
+    /// Folders of it that become folders elsewhere.
+    pub(super) apart: &'a [Apart],
     /// Folders of other volumes, which may lie in this one.
     pub(super) others: &'a [PathBuf],
     /// Files that become holes.
@@ -77,7 +80,7 @@ pub(super) struct Volume<'a> {
 /// Restores a volume; its pg_control is left under its name for the way.
 pub(super) fn restore(volume: &Volume<'_>) -> Result<Written> {
     let plan = Plan::new(volume)?;
-    let root = Root::open(volume.folder)?;
+    let root = Root::open(volume.folder, volume.apart)?;
     if volume.delta {
         make::remove_control(&root, &plan)?;
     }

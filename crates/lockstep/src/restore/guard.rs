@@ -57,6 +57,7 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
         if !delta && !older::is_empty(path)? {
             return Err(in_use(path, placement));
         }
+        no_folder_for_a_link(placement, path)?;
     }
     if let Some(owner) = cx.os_user()? {
         enterable(&placement.directory, owner, &cx.cluster.os_user)?;
@@ -104,6 +105,28 @@ fn outside(live: &[Live], path: &Path) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Where a tablespace is only a folder of the dataset that it comes with, its place becomes a link to that:
+/// a folder that somebody made there would have to go.
+fn no_folder_for_a_link(placement: &Placement, path: &Path) -> Result<()> {
+    let Some((_, target)) = placement.links.iter().find(|(link, _)| link == path) else {
+        return Ok(());
+    };
+    if !path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+        return Ok(());
+    }
+    Err(Error::usage(
+        format!(
+            "\"{}\" is there, and can only become a link to \"{}\": the tablespace is a folder of the dataset that is mounted there",
+            path.display(),
+            target.display()
+        ),
+        format!(
+            "rmdir {}, or leave out --tablespace; with --as files the tablespace itself goes there",
+            quote(&path.display().to_string())
+        ),
+    ))
 }
 
 /// A folder that is there stays as it is; so the server's user has to get in.
@@ -160,6 +183,18 @@ pub(super) fn real(path: &Path) -> Result<PathBuf> {
     Ok(if rest.as_os_str().is_empty() { base } else { base.join(rest) })
 }
 
+/// The folder that was named for a tablespace, as [`real`] gives it. Where an older restore to `directory` made
+/// a link of it, that is the place, and not where it leads to.
+pub(super) fn place_of_tablespace(path: &Path, directory: &Path) -> Result<PathBuf> {
+    let place = real(path)?;
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if path.is_symlink() && place.starts_with(directory) => {
+            Ok(real(parent)?.join(name))
+        }
+        _ => Ok(place),
+    }
+}
+
 /// Whoever put a link into an older restore must not have what it leads to written to.
 fn links(manifest: &Manifest, placement: &Placement) -> Result<()> {
     let own = |name: &&str| placement.directory.join(name);
@@ -170,11 +205,8 @@ fn links(manifest: &Manifest, placement: &Placement) -> Result<()> {
         folders.extend(is_own.then(|| placed.mountpoint.clone()));
         // Each step down to a part; below it nothing is followed.
         for part in &volume.parts {
-            let mut path = placed.mountpoint.clone();
-            for step in &part.inside {
-                path.push(step);
-                folders.push(path.clone());
-            }
+            let steps = part.inside.ancestors().filter(|path| !path.as_os_str().is_empty());
+            folders.extend(steps.map(|inside| placed.place_of(inside)));
         }
     }
     // pg_wal inside the data directory is turned from a link into a folder with the rest of it.

@@ -30,6 +30,9 @@ pub(super) struct Marker {
     pub(super) set: String,
     /// When its restore began.
     pub(super) begun_at: Timestamp,
+    /// Its restore's id; empty where an older Lockstep wrote it.
+    #[serde(default)]
+    pub(super) restore: String,
 }
 
 /// Where it lies.
@@ -69,6 +72,7 @@ mod tests {
             system_identifier: "7".into(),
             set: "20261123T194512Z-k3fa".into(),
             begun_at: Timestamp::UNIX_EPOCH,
+            restore: "restore-ab12".into(),
         };
         marker.write(&folder).unwrap();
         assert_eq!(Marker::read(&folder), Some(marker.clone()));

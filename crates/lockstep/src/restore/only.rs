@@ -2,7 +2,7 @@
 //! the same size in the place of the others'.
 //!
 //! PostgreSQL starts on that: recovery begins where the backup did, and the first change to a page
-//! behind that point brings all of it. Nobody can connect to a database whose files are holes,
+//! behind that point brings all of it (`whole_pages.rs`). Nobody can connect to a database whose files are holes,
 //! because its pg_filenode.map is one too; DROP DATABASE removes it.
 //!
 //! What could go wrong: a name that leads to the wrong database. Names are read from the set's own
@@ -10,13 +10,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::PathBuf;
 
 use pgfiles::RelationMap;
 use pgfiles::database_catalog::{DatabaseRow, FIRST_NORMAL_OID, PG_DATABASE, databases};
 use sendstream::zpl::FileType;
 
 use crate::error::{Error, Result};
+use crate::names::SetId;
 use crate::plan::layout::PartKind;
 use crate::repository::peek::Peek;
 use crate::repository::tree::ImageTree;
@@ -196,34 +197,55 @@ fn number(name: &[u8]) -> Option<u32> {
     text.bytes().all(|c| c.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
+/// The folder `global` of a set's data directory, in the repository.
+pub(super) struct Global {
+    peek: Peek,
+    folder: PathBuf,
+    set: SetId,
+}
+
+impl Global {
+    pub(super) fn open(repository: &Repository, shipped: &Shipped) -> Result<Self> {
+        let set = &shipped.manifest.set;
+        let (volume, part) = data_part(&shipped.manifest)?;
+        let shipped = shipped.volumes.iter().find(|shipped| shipped.dataset == volume.dataset);
+        let shipped = shipped.ok_or_else(|| {
+            Error::failed(format!("the data directory of set {set} isn't in the repository"))
+        })?;
+        Ok(Self {
+            peek: Peek::open(repository, &shipped.image, &shipped.delta)?,
+            folder: part.inside.join("global"),
+            set: set.clone(),
+        })
+    }
+
+    /// One of its files.
+    pub(super) fn read(&mut self, name: &str, limit: u64) -> Result<Vec<u8>> {
+        let path = self.folder.join(name);
+        let object = self.peek.find(path.iter().map(OsStrExt::as_bytes))?.ok_or_else(|| {
+            Error::failed(format!("set {} has no file \"{}\"", self.set, path.display()))
+        })?;
+        self.peek.small_file(object, limit)
+    }
+
+    /// What to say of a file that isn't what it should be.
+    pub(super) fn strange(&self, what: &str, name: &str) -> Error {
+        let path = self.folder.join(name);
+        Error::failed(format!("{what} of set {}, \"{}\", can't be read", self.set, path.display()))
+    }
+}
+
 /// The databases that a set's pg_database names, as of its last checkpoint.
 fn read_databases(repository: &Repository, shipped: &Shipped) -> Result<BTreeSet<DatabaseRow>> {
-    let set = &shipped.manifest.set;
-    let (volume, part) = data_part(&shipped.manifest)?;
-    let shipped = shipped.volumes.iter().find(|shipped| shipped.dataset == volume.dataset);
-    let shipped = shipped.ok_or_else(|| {
-        Error::failed(format!("the data directory of set {set} isn't in the repository"))
-    })?;
-    let mut peek = Peek::open(repository, &shipped.image, &shipped.delta)?;
-    let global = part.inside.join("global");
-    let mut read = |name: &str, limit: u64| -> Result<Vec<u8>> {
-        let path = global.join(name);
-        let object = peek.find(path.iter().map(OsStrExt::as_bytes))?.ok_or_else(|| {
-            Error::failed(format!("set {set} has no file \"{}\"", path.display()))
-        })?;
-        peek.small_file(object, limit)
-    };
-    let strange = |what: &str, path: &Path| {
-        format!("{what} of set {set}, \"{}\", can't be read", path.display())
-    };
-    let map = RelationMap::parse(&read("pg_filenode.map", MOST_OF_MAP)?)
-        .map_err(|e| Error::failed(strange("the relation map", &global)).because(e))?;
+    let mut global = Global::open(repository, shipped)?;
+    let map = RelationMap::parse(&global.read("pg_filenode.map", MOST_OF_MAP)?)
+        .map_err(|e| global.strange("the relation map", "pg_filenode.map").because(e))?;
     let file = map.file_of(PG_DATABASE).ok_or_else(|| {
-        Error::failed(format!("the relation map of set {set} has no pg_database"))
+        Error::failed(format!("the relation map of set {} has no pg_database", global.set))
     })?;
-    databases(&read(&file.to_string(), MOST_OF_CATALOG)?).map_err(|e| {
-        Error::failed(strange("pg_database", &global.join(file.to_string()))).because(e)
-    })
+    let file = file.to_string();
+    databases(&global.read(&file, MOST_OF_CATALOG)?)
+        .map_err(|e| global.strange("pg_database", &file).because(e))
 }
 
 fn data_part(manifest: &Manifest) -> Result<(&SetVolume, &SetPart)> {

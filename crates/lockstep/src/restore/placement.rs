@@ -7,6 +7,9 @@
 //! DIR/tablespaces/OID    the tablespaces
 //! DIR/volumes/N          a volume of which a part is only a folder; the above are then links into it
 //! ```
+//!
+//! A tablespace that is sent elsewhere is there itself where volumes become folders, also if it is only a
+//! folder of its volume. A dataset is mounted as a whole: there a link leads to it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -35,6 +38,23 @@ pub struct Placement {
     pub tablespaces: BTreeMap<u32, PlacedTablespace>,
 }
 
+impl Placement {
+    /// The folders that volumes become, where they become folders.
+    pub fn folders(&self) -> impl Iterator<Item = &PathBuf> {
+        let volumes = self.volumes.iter().filter(|volume| volume.dataset.is_none());
+        volumes.flat_map(|volume| {
+            let apart = volume.apart.iter().map(|apart| &apart.folder);
+            std::iter::once(&volume.mountpoint).chain(apart)
+        })
+    }
+
+    /// Whether the data directory lies on this volume.
+    #[must_use]
+    pub fn has_data(&self, volume: &PlacedVolume) -> bool {
+        self.data.starts_with(&volume.mountpoint)
+    }
+}
+
 /// A volume's new place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacedVolume {
@@ -44,6 +64,31 @@ pub struct PlacedVolume {
     pub dataset: Option<DatasetName>,
     /// Where it is mounted, or the folder.
     pub mountpoint: PathBuf,
+    /// What of it isn't there but elsewhere.
+    pub apart: Vec<Apart>,
+}
+
+/// A folder of a volume that becomes a folder elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Apart {
+    /// What it is in the volume.
+    pub inside: PathBuf,
+    /// What it becomes.
+    pub folder: PathBuf,
+}
+
+impl PlacedVolume {
+    /// Where a path of the volume is.
+    #[must_use]
+    pub fn place_of(&self, inside: &Path) -> PathBuf {
+        let apart = self.apart.iter().filter(|apart| inside.starts_with(&apart.inside));
+        let (top, inside) = match apart.max_by_key(|apart| apart.inside.components().count()) {
+            Some(apart) => (&apart.folder, inside.strip_prefix(&apart.inside).unwrap_or(inside)),
+            None => (&self.mountpoint, inside),
+        };
+        // join with an empty path leaves a trailing slash.
+        if inside.as_os_str().is_empty() { top.clone() } else { top.join(inside) }
+    }
 }
 
 /// A tablespace's old and new place.
@@ -88,10 +133,9 @@ pub fn place(
     let part_path = |kind: &PartKind| match kind {
         PartKind::Data => directory.join("data"),
         PartKind::Wal => directory.join("wal"),
-        PartKind::Tablespace { oid, .. } => elsewhere
-            .get(oid)
-            .cloned()
-            .unwrap_or_else(|| directory.join("tablespaces").join(oid.to_string())),
+        PartKind::Tablespace { oid, .. } => {
+            elsewhere.get(oid).cloned().unwrap_or_else(|| usual_place(directory, *oid))
+        }
     };
     let mut volumes = Vec::new();
     for (index, volume) in manifest.volumes.iter().enumerate() {
@@ -111,12 +155,13 @@ pub fn place(
                 Some(part) => part_path(&part.kind),
                 None => directory.join("volumes").join((index + 1).to_string()),
             },
+            apart: match naming {
+                Naming::Folders => apart_in(&volume.parts, &elsewhere, directory),
+                Naming::Clones { .. } | Naming::Below(_) => Vec::new(),
+            },
         });
     }
-    let real = |volume: usize, part: &SetPart| {
-        let mount: &PathBuf = &volumes[volume].mountpoint;
-        if part.inside.as_os_str().is_empty() { mount.clone() } else { mount.join(&part.inside) }
-    };
+    let real = |volume: usize, part: &SetPart| volumes[volume].place_of(&part.inside);
     let missing = |what: &str| Error::failed(format!("set {} names no {what}", manifest.set));
     let find = |kind: PartKind| manifest.parts().find(move |(_, part)| part.kind == kind);
     let (data_volume, data_part) = find(PartKind::Data).ok_or_else(|| missing("data directory"))?;
@@ -148,6 +193,22 @@ pub fn place(
     })
 }
 
+/// Where it would go anyhow.
+fn usual_place(directory: &Path, oid: u32) -> PathBuf {
+    directory.join("tablespaces").join(oid.to_string())
+}
+
+/// The tablespaces of a volume that are only folders of it, and are sent elsewhere.
+fn apart_in(parts: &[SetPart], elsewhere: &BTreeMap<u32, PathBuf>, directory: &Path) -> Vec<Apart> {
+    let is_folder = |part: &&SetPart| !part.inside.as_os_str().is_empty();
+    let apart = parts.iter().filter(is_folder).filter_map(|part| {
+        let PartKind::Tablespace { oid, .. } = part.kind else { return None };
+        let folder = elsewhere.get(&oid).filter(|path| **path != usual_place(directory, oid))?;
+        Some(Apart { inside: part.inside.clone(), folder: folder.clone() })
+    });
+    apart.collect()
+}
+
 /// Each of the folders that were named has to be its tablespace's alone: the restore of one would remove
 /// the files of the other.
 fn apart(directory: &Path, elsewhere: &BTreeMap<u32, PathBuf>) -> Result<()> {
@@ -155,8 +216,7 @@ fn apart(directory: &Path, elsewhere: &BTreeMap<u32, PathBuf>) -> Result<()> {
         ["data", "wal", "log", "run", "tablespaces", "volumes"].map(|name| directory.join(name));
     let nested = |a: &Path, b: &Path| a.starts_with(b) || b.starts_with(a);
     for (oid, path) in elsewhere {
-        // Where it would go anyhow.
-        if *path == directory.join("tablespaces").join(oid.to_string()) {
+        if *path == usual_place(directory, *oid) {
             continue;
         }
         let mut others = elsewhere.iter().filter(|(other, _)| *other != oid).map(|(_, path)| path);

@@ -164,6 +164,35 @@ fn tablespaces_go_where_they_are_sent() {
     assert_eq!(placement.tablespaces[&2].real, Path::new("/r/volumes/2/2"));
 }
 
+/// As folders a part of a volume can be put elsewhere alone, and what lies in it goes with it.
+#[test]
+fn a_folder_of_a_volume_goes_where_it_is_sent_without_the_rest() {
+    let three = [
+        (tablespace(1), "/x/1", "1"),
+        (tablespace(2), "/x/2", "2"),
+        (tablespace(3), "/x/2/in", "2/in"),
+    ];
+    let data = volume("t/d", &[(DATA, "/d", ""), (WAL, "/d/pg_wal", "pg_wal")]);
+    let manifest = manifest(SET, vec![data, volume("u/x", &three)]);
+    let placed = |oid: &str, path: &str| {
+        let elsewhere = [(oid.to_owned(), PathBuf::from(path))];
+        place(&manifest, Path::new("/r"), &elsewhere, &Naming::Folders).unwrap()
+    };
+    let placement = placed("2", "/fast/2");
+    let apart = Apart { inside: "2".into(), folder: "/fast/2".into() };
+    assert_eq!(placement.volumes[1].apart, [apart]);
+    let real = |oid: u32| placement.tablespaces[&oid].real.to_str().unwrap();
+    assert_eq!([real(1), real(2), real(3)], ["/r/volumes/2/1", "/fast/2", "/fast/2/in"]);
+    let links = links(&placement);
+    assert!(links.contains(&("/r/tablespaces/1", "/r/volumes/2/1")), "{links:?}");
+    assert!(links.contains(&("/r/tablespaces/3", "/fast/2/in")), "{links:?}");
+    assert!(!links.iter().any(|(link, _)| link.starts_with("/fast")), "{links:?}");
+    let folders: Vec<_> = placement.folders().map(|path| path.to_str().unwrap()).collect();
+    assert_eq!(folders, ["/r/data", "/r/volumes/2", "/fast/2"]);
+    // Where it goes anyhow it is a link, as it is without being sent.
+    assert!(placed("2", "/r/tablespaces/2").volumes[1].apart.is_empty());
+}
+
 #[test]
 fn a_tablespace_may_be_sent_where_it_goes_anyhow() {
     let own = place_at(&own_volumes(), &[], None).unwrap();

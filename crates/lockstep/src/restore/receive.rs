@@ -12,9 +12,9 @@ use strata::delta::Descriptor;
 
 use super::build::Build;
 use super::placement::PlacedVolume;
-use super::raw;
 use super::source::FromRepository;
 use super::zeroing::Zeroing;
+use super::{control, parked, raw};
 use crate::error::{Error, Result};
 use crate::process::Piped;
 use crate::progress::Progress;
@@ -109,6 +109,9 @@ pub(super) fn create(
 
 /// Brings a dataset that is there to the set's state: what was written to it since goes. `false`: its
 /// key isn't loaded, so it isn't mounted.
+///
+/// A rollback gives pg_control its name back. So the data directory's dataset isn't mounted from then on
+/// until it is whole, and stays so where this fails.
 pub(super) fn catch_up(
     from: &FromRepository,
     build: &Build,
@@ -116,30 +119,77 @@ pub(super) fn catch_up(
     dataset: &DatasetName,
     shipped: &ShippedVolume,
 ) -> Result<bool> {
+    let zfs = &build.cx.zfs;
     let base = common(from, build, dataset, shipped)?;
-    // zfs-fuse can't roll back what isn't mounted; a ZFS that has keys can.
-    mount(from, build, dataset, shipped)?;
-    build.cx.zfs.rollback(&base.name)?;
+    if build.placement.has_data(placed) {
+        parked::park(zfs, dataset)?;
+        roll_back_unmounted(from, build, dataset, shipped, &base.name)?;
+        steps::reached("restore.rolled-back")?;
+    } else {
+        // zfs-fuse can't roll back what isn't mounted; a ZFS that has keys can.
+        mount(from, build, dataset, shipped)?;
+        zfs.rollback(&base.name)?;
+    }
     let id = base.guid.to_string();
     if id != shipped.delta {
         receive(from, build, dataset, shipped, Some(&id))?;
     }
     check(from, build, placed, dataset, shipped)?;
-    mount(from, build, dataset, shipped)
+    if !is_open(from, build, dataset, shipped)? {
+        // Parked still: `zfs mount -a` would mount it once its key is loaded.
+        return Ok(false);
+    }
+    if build.placement.has_data(placed) {
+        parked::release(zfs, dataset)?;
+    }
+    zfs.mount(dataset)?;
+    Ok(true)
 }
 
-/// Mounts it, if it is in the clear or its key can be had.
+/// Rolls back a dataset that isn't mounted, nor afterwards.
+fn roll_back_unmounted(
+    from: &FromRepository,
+    build: &Build,
+    dataset: &DatasetName,
+    shipped: &ShippedVolume,
+    snapshot: &str,
+) -> Result<()> {
+    let zfs = &build.cx.zfs;
+    let Err(error) = zfs.rollback(snapshot) else { return Ok(()) };
+    // zfs-fuse has to have it mounted for a moment, where anything was written to it.
+    if !mount(from, build, dataset, shipped)? {
+        return Err(error);
+    }
+    let rolled_back = zfs.rollback(snapshot);
+    let unmounted = zfs.unmount(dataset);
+    if unmounted.is_err() {
+        control::hold(&build.placement.data)?;
+    }
+    rolled_back.and(unmounted)
+}
+
+/// Mounts it, if it can be.
 fn mount(
     from: &FromRepository,
     build: &Build,
     dataset: &DatasetName,
     shipped: &ShippedVolume,
 ) -> Result<bool> {
-    if shipped.raw.is_some() && !raw::unlock(from, build, dataset, shipped)? {
-        return Ok(false);
+    let is_open = is_open(from, build, dataset, shipped)?;
+    if is_open {
+        build.cx.zfs.mount(dataset)?;
     }
-    build.cx.zfs.mount(dataset)?;
-    Ok(true)
+    Ok(is_open)
+}
+
+/// Whether it is in the clear, or its key could be had.
+fn is_open(
+    from: &FromRepository,
+    build: &Build,
+    dataset: &DatasetName,
+    shipped: &ShippedVolume,
+) -> Result<bool> {
+    Ok(shipped.raw.is_none() || raw::unlock(from, build, dataset, shipped)?)
 }
 
 fn receive(

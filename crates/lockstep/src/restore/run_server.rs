@@ -212,6 +212,9 @@ fn isolate(
     let mut own: Vec<PathBuf> = placement.volumes.iter().map(|v| v.mountpoint.clone()).collect();
     own.sort();
     let mut writable = vec![placement.directory.clone()];
+    // A tablespace's, elsewhere: on a file system of the host, which isn't the server's to write to.
+    let elsewhere = placement.folders().filter(|path| !path.starts_with(&placement.directory));
+    writable.extend(elsewhere.cloned());
     writable.extend(isolation::USUAL.map(PathBuf::from));
     writable.extend(build.cx.cluster.clones.writable.iter().cloned());
     let real = writable.iter().filter_map(|path| std::fs::canonicalize(path).ok());
@@ -317,6 +320,11 @@ fn explain(build: &Build, server: &Server, error: Error) -> Error {
                 "{end}take a target up to there, or see that restore_command finds what comes after it"
             ),
         });
+    }
+    if said("references to invalid pages") && !build.request.only.is_all() {
+        return error.with_hint(
+            "recovery came to a change of what isn't restored, and the WAL hasn't the whole page: full_page_writes was off. Take a target within the set's own WAL (--target-immediate), or restore all of the set",
+        );
     }
     if said("Read-only file system") {
         return error.with_hint(

@@ -8,7 +8,7 @@ use super::build::Build;
 use super::files_form::{self, Written};
 use super::only::{NotRestored, Only};
 use super::placement::{PlacedVolume, Placement};
-use super::{control, raw, receive};
+use super::{control, parked, raw, receive};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -22,7 +22,8 @@ use crate::repository::{self, Repository, Shipped, ShippedVolume, of_strata};
 use crate::set::manifest::SetVolume;
 use crate::side_by_side::{Limits, side_by_side};
 use crate::steps;
-use crate::volume::zfs::{CloneSpec, DatasetName, while_received};
+use crate::volume::mounts::Mounts;
+use crate::volume::zfs::{CloneSpec, DatasetName, Zfs, while_received};
 
 /// Volumes that are received at the same time, and the deltas that are folded for them: with a fold's
 /// fixed memory and 0.8 MiB for each delta this keeps two of them below 256 MiB.
@@ -278,8 +279,12 @@ impl FromRepository {
             return Ok(None);
         }
         // Half a cluster is none: its postmaster.pid may even be that of the original, which runs.
-        for dataset in build.placement.volumes.iter().filter_map(|placed| placed.dataset.as_ref()) {
-            build.cx.zfs.unmount(dataset)?;
+        for placed in &build.placement.volumes {
+            let Some(dataset) = &placed.dataset else { continue };
+            match build.placement.has_data(placed) {
+                true => parked::park(zfs, dataset)?,
+                false => zfs.unmount(dataset)?,
+            }
         }
         Err(Refusal::KeysNotLoaded { datasets: locked }.into())
     }
@@ -316,11 +321,15 @@ impl FromRepository {
         owner: Option<Credentials>,
     ) -> Result<bool> {
         let Some(dataset) = &placed.dataset else { return Ok(true) };
+        let zfs = &build.cx.zfs;
         let shipped = self.shipped_volume(placed);
         if build.there.contains(dataset) {
             return match shipped {
                 Some(shipped) => receive::catch_up(self, build, placed, dataset, shipped),
-                None => make_wal_folders(placed, volume, owner).map(|()| true),
+                None => {
+                    mount_for_wal(zfs, dataset, &placed.mountpoint)?;
+                    make_wal_folders(placed, volume, owner).map(|()| true)
+                }
             };
         }
         let mountpoint = placed.mountpoint.to_str().ok_or_else(|| {
@@ -338,7 +347,7 @@ impl FromRepository {
         }
         // What the dataset above has for tables is nothing for WAL, which is written in order.
         properties.push(("recordsize", "128K".to_owned()));
-        build.cx.zfs.create(dataset, &properties)?;
+        zfs.create(dataset, &properties)?;
         make_wal_folders(placed, volume, owner).map(|()| true)
     }
 
@@ -397,11 +406,28 @@ impl FromRepository {
             tree: &tree,
             folder: &placed.mountpoint,
             data_inside: data.map(|part| part.inside.as_path()),
+            apart: &placed.apart,
             delta: self.delta,
             others: &others,
             zeroed: &zeroed,
             bar: lines.bytes_of(volume.dataset.as_str(), total),
         })
+    }
+}
+
+/// Mounts a dataset of pg_wal alone that is there, and makes sure that its mount point leads to it: WAL
+/// that goes onto the file system below would be hidden with the next mount.
+fn mount_for_wal(zfs: &Zfs, dataset: &DatasetName, at: &Path) -> Result<()> {
+    zfs.mount(dataset)?;
+    let real = std::fs::canonicalize(at).map_err(Error::io("find", at))?;
+    match Mounts::read()?.holding(&real) {
+        Some(mount) if mount.is_zfs() && mount.source == dataset.as_str() => Ok(()),
+        other => Err(Error::failed(format!(
+            "\"{}\" doesn't lie on dataset \"{dataset}\", but on {}",
+            at.display(),
+            other.map_or_else(|| "no known mount".to_owned(), |m| format!("\"{}\"", m.source))
+        ))
+        .with_hint("look at `findmnt -A` and the dataset's mountpoint; unmount what hides it")),
     }
 }
 

@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::alone;
+use super::marker::Marker;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -58,15 +60,29 @@ pub fn remove(cx: &Context) -> Result<()> {
             drop(held);
             continue;
         }
+        let Some(_alone) = alone::nobody_in(&entry.alone_in)? else {
+            tracing::warn!(
+                id = %entry.id, data = %entry.data.display(),
+                "another restore works where an unfinished one left something: it stays for now"
+            );
+            continue;
+        };
+        if is_taken_over(&entry) {
+            tracing::warn!(
+                id = %entry.id, data = %entry.data.display(),
+                "another restore has gone on with what an unfinished one left: it is that one's"
+            );
+            destroy_datasets(cx, &received_only(&entry))?;
+            forget_restore(&path, cx, &entry, held)?;
+            continue;
+        }
         match whose(&entry, |dataset| cx.zfs.exists(dataset.as_str()))? {
             Whose::Theirs => {
                 tracing::warn!(
                     id = %entry.id, data = %entry.data.display(),
                     "an unfinished restore is a cluster of its own by now: it stays, and isn't Lockstep's any more"
                 );
-                files::remove_tree(&cx.state.path("staging").join(&entry.id))?;
-                entry.places_of_others.iter().try_for_each(|path| remove_place(path))?;
-                forget(&path, cx, &entry, held)?;
+                forget_restore(&path, cx, &entry, held)?;
                 continue;
             }
             Whose::Unknown(error) => {
@@ -109,6 +125,32 @@ fn forget(path: &Path, cx: &Context, entry: &RestoreJournal, held: Lock) -> Resu
     Ok(())
 }
 
+/// Forgets one whose cluster stays.
+fn forget_restore(path: &Path, cx: &Context, entry: &RestoreJournal, held: Lock) -> Result<()> {
+    files::remove_tree(&cx.state.path("staging").join(&entry.id))?;
+    entry.places_of_others.iter().try_for_each(|path| remove_place(path))?;
+    forget(path, cx, entry, held)
+}
+
+/// Whether a later restore has written its marker over this one's: with another state_dir, to which this
+/// one's journal is unknown.
+fn is_taken_over(entry: &RestoreJournal) -> bool {
+    let mut markers = entry.alone_in.iter().filter_map(|folder| Marker::read(folder));
+    markers.any(|marker| !marker.restore.is_empty() && marker.restore != entry.id)
+}
+
+/// The same with those of its datasets alone that no other restore goes on with.
+fn received_only(entry: &RestoreJournal) -> RestoreJournal {
+    let mut entry = entry.clone();
+    entry.datasets.retain(is_receiving);
+    entry
+}
+
+/// Whether it has the name of a dataset that is being received.
+fn is_receiving(dataset: &DatasetName) -> bool {
+    dataset.as_str().contains("lockstep-receiving-")
+}
+
 /// What the command was that had this id.
 fn kind(id: &str) -> &'static str {
     match id.split_once('-') {
@@ -127,7 +169,7 @@ fn left(entry: &RestoreJournal) -> String {
     folders.retain(|path| !all.iter().any(|outer| outer != path && path.starts_with(outer)));
     folders.sort();
     folders.dedup();
-    let datasets = entry.datasets.iter().filter(|name| !name.as_str().contains("receiving"));
+    let datasets = entry.datasets.iter().filter(|name| !is_receiving(name));
     let datasets: Vec<_> = datasets.map(|name| format!("dataset {name}")).collect();
     let folders = folders.iter().map(|path| format!("\"{}\"", path.display()));
     let all: Vec<_> = datasets.into_iter().chain(folders).collect();
@@ -236,6 +278,7 @@ mod tests {
             places_of_others: Vec::new(),
             started,
             received: Vec::new(),
+            alone_in: Vec::new(),
         }
     }
 

@@ -52,7 +52,7 @@ pub struct BookmarkRecord {
 }
 
 /// A restore or clone that has begun.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RestoreJournal {
     /// Its id; every clone carries it as `lockstep:restore`.
     pub id: String,
@@ -80,6 +80,9 @@ pub struct RestoreJournal {
     /// Snapshots that come with what is received into the datasets.
     #[serde(default)]
     pub received: Vec<String>,
+    /// Folders that are locked while a restore works in them: this one, or another that has taken over.
+    #[serde(default, with = "paths_text")]
+    pub alone_in: Vec<PathBuf>,
 }
 
 /// Writes an entry durably.

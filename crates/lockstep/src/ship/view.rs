@@ -98,11 +98,7 @@ impl<'a> Views<'a> {
                     .map(|(_, _, path)| path.clone())
                     .chain([folder.clone()])
                     .collect(),
-                own: Vec::new(),
-                emptied: Vec::new(),
-                places_of_others: Vec::new(),
-                received: Vec::new(),
-                started: false,
+                ..RestoreJournal::default()
             };
             let lock = unfinished::lock(self.cx, &id)?;
             journal::write(&unfinished::journal_path(self.cx, &id), &entry)?;

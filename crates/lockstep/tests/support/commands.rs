@@ -29,10 +29,7 @@ impl CommandLog {
 
     /// The program, with these scripts first in its PATH.
     pub fn watching(&self, lockstep: &Lockstep) -> Lockstep {
-        let mut path = self.bin.clone().into_os_string();
-        path.push(":");
-        path.push(path_with_turns());
-        lockstep.clone().with_environment("PATH", Path::new(&path))
+        with_first(&self.bin, lockstep)
     }
 
     /// What was started since the last time this was asked, a line each, as `zfs get …`.
@@ -56,10 +53,34 @@ impl CommandLog {
             "#!/bin/sh\nprintf '%s\\n' \"{program} $*\" >>'{}'\nPATH=${{PATH#*:}}\nexec {program} \"$@\"\n",
             self.log.display()
         );
-        let part = self.bin.join(format!("{program}.part"));
-        fs::write(&part, script).unwrap_or_else(|error| panic!("cannot write {part:?}: {error}"));
-        fs::set_permissions(&part, fs::Permissions::from_mode(0o755))
-            .expect("one's own file's mode can be set");
-        fs::rename(&part, self.bin.join(program)).expect("a file can be renamed in its directory");
+        put_script(&self.bin, program, &script);
     }
+}
+
+/// The program, with a `zfs` that fails at one of its subcommands and is the real one else.
+#[track_caller]
+pub fn without_zfs(fixture: &Fixture, lockstep: &Lockstep, subcommand: &str) -> Lockstep {
+    let bin = fixture.root().join(format!("without-{subcommand}"));
+    fs::create_dir_all(&bin).unwrap_or_else(|error| panic!("cannot create {bin:?}: {error}"));
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" != {subcommand} ] || {{ echo 'no {subcommand} today' >&2; exit 1; }}\nPATH=${{PATH#*:}}\nexec zfs \"$@\"\n"
+    );
+    put_script(&bin, "zfs", &script);
+    with_first(&bin, lockstep)
+}
+
+fn with_first(bin: &Path, lockstep: &Lockstep) -> Lockstep {
+    let mut path = bin.to_owned().into_os_string();
+    path.push(":");
+    path.push(path_with_turns());
+    lockstep.clone().with_environment("PATH", Path::new(&path))
+}
+
+#[track_caller]
+fn put_script(bin: &Path, program: &str, script: &str) {
+    let part = bin.join(format!("{program}.part"));
+    fs::write(&part, script).unwrap_or_else(|error| panic!("cannot write {part:?}: {error}"));
+    fs::set_permissions(&part, fs::Permissions::from_mode(0o755))
+        .expect("one's own file's mode can be set");
+    fs::rename(&part, bin.join(program)).expect("a file can be renamed in its directory");
 }

@@ -63,8 +63,7 @@ pub(super) fn finish(
         let fd = root.folder(plan, at)?;
         giver.give(&fd, folder.object, attributes, volume.delta, &|| plan.folder_path(at))?;
     }
-    // One call for the whole file system, in the place of one for each file.
-    rustix::fs::syncfs(&root.fd).map_err(root.failed("sync", PathBuf::new))
+    root.sync()
 }
 
 struct Giver<'a> {

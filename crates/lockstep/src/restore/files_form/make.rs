@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use sendstream::zpl::{FileType, Run};
 
 use super::Volume;
-use super::place::{FILE, Root, list, remove};
+use super::place::{FILE, Root, descend, list, remove};
 use super::plan::{File, Plan};
 use crate::error::{Error, Result};
 use crate::steps;
@@ -37,7 +37,7 @@ pub(super) fn remove_control(root: &Root, plan: &Plan) -> Result<()> {
     let Some((file, name)) = &plan.control else { return Ok(()) };
     let file = &plan.files[*file];
     let steps = plan.steps_to(file.folder);
-    match root.descend(&steps) {
+    match descend(&root.fd, &steps) {
         Ok(folder) => remove(&folder, name)
             .and_then(|_| rustix::fs::fsync(&folder))
             .map_err(root.failed("remove", || plan.file_path(file))),
@@ -54,8 +54,8 @@ pub(super) fn make(volume: &Volume<'_>, plan: &Plan, root: &Root) -> Result<Made
         volume.others.iter().filter_map(|other| other.strip_prefix(volume.folder).ok()).collect();
     for folder in 0..plan.folders.len() {
         steps::reached("restore.files-folder")?;
-        let fd = if folder == 0 {
-            root.folder(plan, 0)?
+        let fd = if plan.is_top(folder) {
+            root.folder(plan, folder)?
         } else {
             make_folder(volume, plan, root, folder, &mut made)?
         };
@@ -149,7 +149,7 @@ impl Maker<'_> {
         let failed = |verb| self.root.failed(verb, || here.clone());
         for name in list(self.fd).map_err(failed("list"))? {
             // Shown in a dataset's root by a ZFS with `snapdir=visible`: nobody can remove it.
-            if self.folder == 0 && name == b".zfs" {
+            if self.plan.is_top(self.folder) && name == b".zfs" {
                 continue;
             }
             let path = here.join(OsStr::from_bytes(&name));

@@ -127,6 +127,7 @@ fn a_million_files_fit_into_memory() {
             folder: &to,
             data_inside: None,
             delta,
+            apart: &[],
             others: &[],
             zeroed: &HashSet::new(),
             bar: indicatif::ProgressBar::hidden(),

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::plan::{File, Plan};
 use crate::error::{Error, Result};
+use crate::restore::placement::Apart;
 
 /// Opens a folder, and nothing else.
 pub(super) const FOLDER: OFlags =
@@ -25,15 +26,38 @@ pub(super) const FILE: OFlags =
 pub(super) struct Root {
     pub(super) fd: OwnedFd,
     path: PathBuf,
+    /// Folders of the volume that lie elsewhere, in the order of [`super::Volume::apart`].
+    apart: Vec<(Apart, OwnedFd)>,
 }
 
 impl Root {
-    /// Opens it; it is made where it isn't there, and its parents.
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        crate::files::create_directories(path)?;
-        let fd = rustix::fs::open(path, FOLDER, Mode::empty())
-            .map_err(|e| Error::io("open", path)(e.into()))?;
-        Ok(Self { fd, path: path.to_path_buf() })
+    /// Opens it, and what lies apart; each is made where it isn't there, and its parents.
+    pub(super) fn open(path: &Path, apart: &[Apart]) -> Result<Self> {
+        let open = |path: &Path| -> Result<OwnedFd> {
+            crate::files::create_directories(path)?;
+            rustix::fs::open(path, FOLDER, Mode::empty())
+                .map_err(|e| Error::io("open", path)(e.into()))
+        };
+        let opened = |apart: &Apart| Ok((apart.clone(), open(&apart.folder)?));
+        let apart = apart.iter().map(opened).collect::<Result<_>>()?;
+        Ok(Self { fd: open(path)?, path: path.to_path_buf(), apart })
+    }
+
+    /// All of it onto disk: one call for a whole file system, in the place of one for each file.
+    pub(super) fn sync(&self) -> Result<()> {
+        let all = std::iter::once((&self.fd, &self.path))
+            .chain(self.apart.iter().map(|(apart, fd)| (fd, &apart.folder)));
+        for (fd, path) in all {
+            rustix::fs::syncfs(fd).map_err(|e| Error::io("sync", path)(e.into()))?;
+        }
+        Ok(())
+    }
+
+    /// Where a path of the volume is.
+    fn place_of(&self, inside: &Path) -> PathBuf {
+        let mut apart = self.apart.iter().map(|(apart, _)| apart);
+        let rest = apart.find_map(|apart| Some((apart, inside.strip_prefix(&apart.inside).ok()?)));
+        rest.map_or_else(|| self.path.join(inside), |(apart, rest)| apart.folder.join(rest))
     }
 
     /// For `map_err`, on a path below the root.
@@ -42,24 +66,28 @@ impl Root {
         verb: &'static str,
         inside: impl FnOnce() -> PathBuf,
     ) -> impl FnOnce(Errno) -> Error {
-        move |errno| Error::io(verb, self.path.join(inside()))(errno.into())
+        move |errno| Error::io(verb, self.place_of(&inside()))(errno.into())
     }
 
     /// Opens a folder of the plan.
     pub(super) fn folder(&self, plan: &Plan<'_>, folder: usize) -> Result<OwnedFd> {
         let failed = |e| self.failed("open", || plan.folder_path(folder))(e);
-        self.descend(&plan.steps_to(folder)).map_err(failed)
+        let (apart, steps) = plan.way_to(folder);
+        let top = apart.and_then(|which| self.apart.get(which)).map_or(&self.fd, |(_, fd)| fd);
+        descend(top, &steps).map_err(failed)
     }
+}
 
-    /// Opens the folder at the end of some steps.
-    pub(super) fn descend(&self, steps: &[&[u8]]) -> rustix::io::Result<OwnedFd> {
-        let mut fd = self.fd.try_clone().map_err(|_| Errno::MFILE)?;
-        for step in steps {
-            fd = rustix::fs::openat(&fd, OsStr::from_bytes(step), FOLDER, Mode::empty())?;
-        }
-        Ok(fd)
+/// Opens the folder at the end of some steps.
+pub(super) fn descend(top: &OwnedFd, steps: &[&[u8]]) -> rustix::io::Result<OwnedFd> {
+    let mut fd = top.try_clone().map_err(|_| Errno::MFILE)?;
+    for step in steps {
+        fd = rustix::fs::openat(&fd, OsStr::from_bytes(step), FOLDER, Mode::empty())?;
     }
+    Ok(fd)
+}
 
+impl Root {
     /// Opens a file of the plan, which is there.
     pub(super) fn file(
         &self,

@@ -17,6 +17,8 @@ use crate::restore::control;
 pub(super) struct Plan<'a> {
     /// Parents before their children; the first is the root.
     pub(super) folders: Vec<Folder<'a>>,
+    /// Folders that lie elsewhere: the place in [`Plan::folders`], and in [`Volume::apart`].
+    apart: Vec<(usize, usize)>,
     /// All that isn't a folder; those of a folder are neighbours.
     pub(super) files: Vec<File<'a>>,
     /// The files' places in [`Plan::files`], by object.
@@ -58,6 +60,7 @@ impl<'a> Plan<'a> {
         let tree = volume.tree;
         let mut plan = Self {
             folders: vec![Folder::new(0, &[], tree.root())],
+            apart: Vec::new(),
             files: Vec::new(),
             by_object: Vec::new(),
             control: None,
@@ -108,7 +111,46 @@ impl<'a> Plan<'a> {
             )));
         }
         plan.put_control_last(volume);
+        plan.put_apart(volume, &folders)?;
         Ok(plan)
+    }
+
+    /// What lies elsewhere isn't in its folder.
+    fn put_apart(&mut self, volume: &Volume<'_>, folders: &HashMap<u64, usize>) -> Result<()> {
+        for (which, apart) in volume.apart.iter().enumerate() {
+            let object = volume.tree.find(apart.inside.iter().map(OsStrExt::as_bytes));
+            let Some(at) = object.and_then(|object| folders.get(&object).copied()) else {
+                return Err(Error::failed(format!(
+                    "the repository has no folder \"{}\" in the volume of \"{}\"",
+                    apart.inside.display(),
+                    volume.folder.display()
+                )));
+            };
+            let parent = self.folders[at].parent;
+            self.folders[parent].folders.retain(|folder| *folder != at);
+            self.apart.push((at, which));
+        }
+        Ok(())
+    }
+
+    /// Whether a folder is the root, or lies elsewhere than in its parent.
+    pub(super) fn is_top(&self, folder: usize) -> bool {
+        folder == 0 || self.which_apart(folder).is_some()
+    }
+
+    fn which_apart(&self, folder: usize) -> Option<usize> {
+        self.apart.iter().find(|(at, _)| *at == folder).map(|(_, which)| *which)
+    }
+
+    /// The top below which a folder lies, the root or one of [`Volume::apart`], and the names on the way.
+    pub(super) fn way_to(&self, mut folder: usize) -> (Option<usize>, Vec<&[u8]>) {
+        let mut names = Vec::new();
+        while !self.is_top(folder) {
+            names.push(self.folders[folder].name);
+            folder = self.folders[folder].parent;
+        }
+        names.reverse();
+        (self.which_apart(folder), names)
     }
 
     /// The place of an object's file.

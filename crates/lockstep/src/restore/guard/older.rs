@@ -8,6 +8,7 @@ use pgfiles::wal_name::{WalSegment, WalSegmentSize};
 use crate::error::{Error, Result};
 use crate::plan::refusal::Refusal;
 use crate::postgres::instance::{self, PG_CONTROL};
+use crate::restore::control;
 use crate::restore::marker::{self, Marker};
 use crate::restore::placement::Placement;
 use crate::restore::tree;
@@ -31,13 +32,11 @@ pub(super) fn check(manifest: &Manifest, placement: &Placement) -> Result<()> {
     let data = &placement.data;
     if !is_empty(data)? {
         let wanted = &manifest.postgres.system_identifier;
-        if data.join(PG_CONTROL).exists() {
-            let found = instance::read_control(data)?.system_identifier.to_string();
-            if found != *wanted {
-                return Err(strange(data, format!("the cluster {found}, the set is of {wanted}")));
-            }
-        } else if !data.join("PG_VERSION").exists() && !data.join("global").is_dir() {
-            // An interrupted restore has no pg_control, but the rest of a data directory.
+        if let Some(found) = cluster_of(placement)?.filter(|found| found != wanted) {
+            return Err(strange(data, format!("the cluster {found}, the set is of {wanted}")));
+        }
+        // An interrupted restore may have no pg_control, but the rest of a data directory.
+        if !data.join("PG_VERSION").exists() && !data.join("global").is_dir() {
             return Err(strange(data, "something else than a data directory".to_owned()));
         }
     }
@@ -50,6 +49,19 @@ pub(super) fn check(manifest: &Manifest, placement: &Placement) -> Result<()> {
     }
     let segment_size = manifest.wal_identity()?.segment_size;
     holds(&placement.wal, "pg_wal", |name| is_of_wal(name, segment_size))
+}
+
+/// The cluster that an older restore is of, by its system identifier. An unfinished one tells it by
+/// pg_control under its other name, or where that hasn't its content yet by the marker.
+fn cluster_of(placement: &Placement) -> Result<Option<String>> {
+    let data = &placement.data;
+    if data.join(PG_CONTROL).exists() {
+        return Ok(Some(instance::read_control(data)?.system_identifier.to_string()));
+    }
+    let held = control::held(data);
+    let held = held.exists().then(|| instance::read_control_at(&held).ok()).flatten();
+    let held = held.map(|control| control.system_identifier.to_string());
+    Ok(held.or_else(|| Some(Marker::read(&placement.directory)?.system_identifier)))
 }
 
 /// DIR itself: a restore has a data directory in it, or the marker where it didn't come so far.

@@ -260,6 +260,15 @@ impl Zfs {
         Ok(())
     }
 
+    /// Takes a property of its own from a dataset.
+    ///
+    /// # Errors
+    /// When ZFS doesn't allow that.
+    pub fn inherit(&self, property: &str, on: &DatasetName) -> Result<()> {
+        self.run(["inherit", property, on.as_str()])?;
+        Ok(())
+    }
+
     /// Sets several properties on one dataset, in one command where this ZFS takes them so.
     ///
     /// # Errors

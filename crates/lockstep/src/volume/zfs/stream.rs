@@ -71,7 +71,8 @@ impl Zfs {
         Ok(Program::new("zfs").args(["receive", "-u", dataset.as_str()]).write_to()?)
     }
 
-    /// Mounts a dataset; one that is mounted is fine.
+    /// Mounts a dataset; one that is mounted is fine. zfs-fuse finds one busy for a moment that was
+    /// unmounted just now.
     ///
     /// # Errors
     /// When it can't be mounted.
@@ -79,17 +80,16 @@ impl Zfs {
         if self.value(dataset, "mounted")? == "yes" {
             return Ok(());
         }
-        self.run(["mount", dataset.as_str()])?;
-        Ok(())
+        Ok(self.run_while_busy(["mount", dataset.as_str()])?)
     }
 
     /// Unmounts a dataset; one that isn't mounted is fine.
     ///
     /// # Errors
-    /// When it is in use.
+    /// When it stays in use.
     pub fn unmount(&self, dataset: &DatasetName) -> Result<()> {
         if self.value(dataset, "mounted")? == "yes" {
-            self.run(["unmount", dataset.as_str()])?;
+            self.run_while_busy(["unmount", dataset.as_str()])?;
         }
         Ok(())
     }
