@@ -1,8 +1,8 @@
 //! A volume out of a repository into a folder of any file system.
 //!
 //! First the names: folders and empty files of the right size. Then the content, each frame of the
-//! repository read once, by several threads. Last owners, modes and times, and all of it onto disk.
-//! Where the folder holds something already, only what differs is written.
+//! repository read once, by several threads. Last owners, modes and times. Where the folder holds something
+//! already, only what differs is written. Until it is all on disk the next volume need not wait.
 //!
 //! What could go wrong:
 //! - The folder holds a symbolic link that somebody put there: every step on the way down is opened
@@ -77,8 +77,18 @@ pub(super) struct Volume<'a> {
     pub(super) bar: ProgressBar,
 }
 
+/// What was restored, and isn't on disk for certain yet.
+pub(super) struct Unsynced(Root);
+
+impl Unsynced {
+    /// Waits until all of it is on disk.
+    pub(super) fn sync(&self) -> Result<()> {
+        self.0.sync()
+    }
+}
+
 /// Restores a volume; its pg_control is left under its name for the way.
-pub(super) fn restore(volume: &Volume<'_>) -> Result<Written> {
+pub(super) fn restore(volume: &Volume<'_>) -> Result<(Written, Unsynced)> {
     let plan = Plan::new(volume)?;
     let root = Root::open(volume.folder, volume.apart)?;
     if volume.delta {
@@ -89,10 +99,11 @@ pub(super) fn restore(volume: &Volume<'_>) -> Result<Written> {
     let filled = content::fill(volume, &plan, &root, &made)?;
     steps::reached("restore.files-filled")?;
     finish::finish(volume, &plan, &root, &made, &filled)?;
-    Ok(Written {
+    let written = Written {
         files: plan.files.iter().filter(|file| file.is_regular()).count() as u64,
         bytes_written: made.bytes_zeroed + filled.bytes_written,
         bytes_read: filled.bytes_read,
         removed: made.removed,
-    })
+    };
+    Ok((written, Unsynced(root)))
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::build::Build;
-use super::files_form::{self, Written};
+use super::files_form::{self, Unsynced, Written};
 use super::only::{NotRestored, Only};
 use super::placement::{PlacedVolume, Placement};
 use super::{control, parked, raw, receive};
@@ -297,15 +297,23 @@ impl FromRepository {
         let mut volumes: Vec<_> =
             build.placement.volumes.iter().zip(&build.manifest.volumes).collect();
         volumes.sort_by_key(|(_, volume)| !has_data(volume));
-        for (index, (placed, volume)) in volumes.into_iter().enumerate() {
-            match self.shipped_volume(placed) {
-                Some(shipped) => {
-                    written.add(self.make_folder(build, placed, volume, shipped)?);
+        std::thread::scope(|scope| {
+            // One goes onto disk while the next one comes.
+            let mut syncing: Option<Syncing<'_>> = None;
+            for (index, (placed, volume)) in volumes.into_iter().enumerate() {
+                match self.shipped_volume(placed) {
+                    Some(shipped) => {
+                        let (one, unsynced) = self.make_folder(build, placed, volume, shipped)?;
+                        written.add(one);
+                        let before = syncing.replace(scope.spawn(move || unsynced.sync()));
+                        before.map_or(Ok(()), synced)?;
+                    }
+                    None => make_wal_folders(placed, volume, owner)?,
                 }
-                None => make_wal_folders(placed, volume, owner)?,
+                steps::reached(&format!("restore.received-{}", index + 1))?;
             }
-            steps::reached(&format!("restore.received-{}", index + 1))?;
-        }
+            syncing.map_or(Ok(()), synced)
+        })?;
         steps::reached("restore.files")?;
         Ok(written)
     }
@@ -387,7 +395,7 @@ impl FromRepository {
         placed: &PlacedVolume,
         volume: &SetVolume,
         shipped: &ShippedVolume,
-    ) -> Result<Written> {
+    ) -> Result<(Written, Unsynced)> {
         let depth = if self.delta { Depth::Runs } else { Depth::Names };
         let tree = ImageTree::read(&self.repository, &shipped.image, &shipped.delta, depth)?;
         let data = volume.parts.iter().find(|part| part.kind == PartKind::Data);
@@ -413,6 +421,14 @@ impl FromRepository {
             bar: lines.bytes_of(volume.dataset.as_str(), total),
         })
     }
+}
+
+/// A thread that waits until a volume is on disk.
+type Syncing<'scope> = std::thread::ScopedJoinHandle<'scope, Result<()>>;
+
+fn synced(syncing: Syncing<'_>) -> Result<()> {
+    let ended = |_| Err(Error::failed("a thread that syncs files ended early"));
+    syncing.join().unwrap_or_else(ended)
 }
 
 /// Mounts a dataset of pg_wal alone that is there, and makes sure that its mount point leads to it: WAL

@@ -132,7 +132,8 @@ fn a_million_files_fit_into_memory() {
             zeroed: &HashSet::new(),
             bar: indicatif::ProgressBar::hidden(),
         };
-        let written = restore(&volume).unwrap();
+        let (written, unsynced) = restore(&volume).unwrap();
+        unsynced.sync().unwrap();
         assert_eq!(written.files, files);
         let filled = files.div_ceil(FILLED) * 8;
         assert_eq!(written.bytes_written, if delta { 0 } else { filled });
