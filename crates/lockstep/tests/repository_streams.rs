@@ -27,8 +27,9 @@ use lockstep::ship::tags::{Of, Passed, Tags};
 use one_file::stream_of;
 use recordings::Recordings;
 use sendstream::Reader;
-use sendstream::fold::{Delta, StreamDelta, StreamSink};
+use sendstream::fold::{Delta, Piece, Sink, SpillBlock, StreamDelta, StreamSink};
 use sendstream::listing::{hashing_builder, write_listing};
+use sendstream::record::{Begin, Object};
 use sendstream::zpl::{ContentVisitor, Entry, FileType, TreeBuilder};
 use strata::delta::{ImageOptions, ImageWriter, IndexOptions, chain, descriptor_path};
 use strata::fold::merge;
@@ -220,6 +221,61 @@ fn assert_same_by_single_files(repository: &Repository, id: &str) {
     }
     assert!(paths.len() > 10);
     assert_eq!(peek.find([&b"nothing"[..]]).unwrap(), None);
+}
+
+/// Wants all but one object's content; counts what comes of the others.
+struct Without {
+    object: Option<u64>,
+    bytes: u64,
+}
+
+impl Sink for Without {
+    fn begin(&mut self, _: &Begin) -> sendstream::Result<()> {
+        Ok(())
+    }
+
+    fn object(&mut self, _: &Object, _: &[u8]) -> sendstream::Result<()> {
+        Ok(())
+    }
+
+    fn wants_content_of(&mut self, object: u64) -> bool {
+        self.object != Some(object)
+    }
+
+    fn piece(&mut self, object: u64, piece: Piece<'_>) -> sendstream::Result<()> {
+        assert_ne!(self.object, Some(object));
+        self.bytes += piece.length;
+        Ok(())
+    }
+
+    fn spill(&mut self, _: SpillBlock<'_>) -> sendstream::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn frames_of_what_is_not_wanted_are_not_read() {
+    let recordings = Recordings::unpack("std128k-plain");
+    let repository = repository(store_in(&recordings, "repository"));
+    let id = store(&repository, &recordings.chain("std128k", "plain")[0]).unwrap();
+    let mut builder = TreeBuilder::new(Contents::default());
+    unfold(&repository, IMAGE, &id, None, &mut builder).unwrap();
+    let tree = builder.finish().unwrap();
+    let mut largest = (0, 0);
+    let by_size = |entry: Entry<'_, Vec<u8>>| {
+        let size = tree.node(entry.object).map_or(0, |node| node.attributes.size);
+        largest = largest.max((size, entry.object));
+        Ok(())
+    };
+    tree.walk(by_size).unwrap();
+    let with = |object: Option<u64>| {
+        let mut sink = Without { object, bytes: 0 };
+        let unfolded = unfold(&repository, IMAGE, &id, None, &mut sink).unwrap();
+        (unfolded.frames, sink.bytes)
+    };
+    let (all, rest) = (with(None), with(Some(largest.1)));
+    assert!(rest.0 < all.0, "{} of {} frames read", rest.0, all.0);
+    assert!(rest.1 > 0 && rest.1 < all.1, "{} of {} bytes", rest.1, all.1);
 }
 
 fn check_chain(dataset: &str, flags: &str) {

@@ -180,6 +180,11 @@ impl<S: Sink> DataSink for ToStream<'_, S> {
         Ok(())
     }
 
+    fn wants_content_of(&mut self, object: u64) -> bool {
+        // An increment's holes count also where its data doesn't.
+        self.increment.is_some() || self.sink.wants_content_of(object)
+    }
+
     fn hole(&mut self, object: u64, offset: u64, length: u64) -> Folding<()> {
         self.flush(object)?;
         self.sink.hole(object, offset, length).map_err(of_sink)

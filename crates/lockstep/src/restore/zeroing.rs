@@ -58,6 +58,10 @@ impl<S: Sink> Sink for Zeroing<'_, S> {
         self.inner.object(header, bonus)
     }
 
+    fn wants_content_of(&mut self, object: u64) -> bool {
+        !self.zeroed.contains(&object) && self.inner.wants_content_of(object)
+    }
+
     fn hole(&mut self, object: u64, offset: u64, length: u64) -> Result<()> {
         self.inner.hole(object, offset, length)
     }

@@ -245,6 +245,13 @@ pub trait Sink {
     /// An object and its bonus.
     fn object(&mut self, header: &Object, bonus: &[u8]) -> Result<()>;
 
+    /// Whether an object's data is wanted: who would have to fetch it asks before the object comes. It may come all
+    /// the same.
+    fn wants_content_of(&mut self, object: u64) -> bool {
+        let _ = object;
+        true
+    }
+
     /// A hole in the object; never called for a full result.
     fn hole(&mut self, object: u64, offset: u64, length: u64) -> Result<()> {
         let _ = (object, offset, length);
