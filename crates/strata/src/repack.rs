@@ -89,7 +89,8 @@ pub struct Repacked {
 /// Writes what lives in packs with little life again, as far as the budget goes.
 ///
 /// Whatever of a set's deltas can't be read stops it before anything is written. `still` is asked before each block
-/// moves and before each descriptor is replaced. While blocks move, `told` hears of how many bytes of them have moved, and how many they are.
+/// moves and before each descriptor is replaced. While blocks move, `told` hears of how many bytes of them have moved,
+/// and how many they are.
 pub fn repack(
     repository: &Repository,
     options: &RepackOptions,

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 /// What the indexes of a chain may take of memory, in bytes.
 pub const INDEX_MEMORY: u64 = 64 << 20;
 /// Frames that are kept, in bytes: neighbouring blocks of one object lie in few.
-pub const FRAME_MEMORY: usize = 40 << 20;
+const FRAME_MEMORY: usize = 40 << 20;
 
 /// What folding a chain came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct Unfolded {
 }
 
 /// Folds the chain of a delta into `sink`: all of the image, or with `since` what changed since
-/// that delta. It takes no more than [`INDEX_MEMORY`] and [`FRAME_MEMORY`], and what is read ahead (30 MiB).
+/// that delta. It takes no more than [`INDEX_MEMORY`], 40 MiB of frames, and what is read ahead (30 MiB).
 ///
 /// # Errors
 /// When the chain is broken or damaged, the store fails, or the sink does.
@@ -68,14 +68,27 @@ fn run(
     sink: &mut impl Sink,
 ) -> Result<Unfolded> {
     let is_full = increment.is_none();
-    let readers = open_chain(&repository.strata, chain, INDEX_MEMORY).map_err(of_strata)?;
-    let mut frames = FrameReader::new(&repository.strata, FRAME_MEMORY);
     let mut to = ToStream::new(sink, increment);
-    let mut reading = ReadingAhead::new(&mut frames, &mut to);
-    fold(readers, is_full, &StreamRules, &mut reading)
-        .and_then(|()| reading.finish())
-        .map_err(of_strata)?;
+    let frames = read_ahead(repository, chain, is_full, &mut to).map_err(of_strata)?;
     Ok(Unfolded { deltas: chain.len(), frames: frames.frames_read() })
+}
+
+/// Folds a chain into `sink`, with its data read ahead; gives what the data was read by.
+///
+/// # Errors
+/// As [`unfold`].
+pub fn read_ahead(
+    repository: &Repository,
+    chain: &[Descriptor],
+    is_full: bool,
+    sink: &mut impl DataSink,
+) -> strata::Result<FrameReader> {
+    let readers = open_chain(&repository.strata, chain, INDEX_MEMORY)?;
+    let mut frames = FrameReader::new(&repository.strata, FRAME_MEMORY);
+    let mut reading = ReadingAhead::new(&mut frames, sink);
+    fold(readers, is_full, &StreamRules, &mut reading)?;
+    reading.finish()?;
+    Ok(frames)
 }
 
 fn guid(text: &str) -> Result<u64> {

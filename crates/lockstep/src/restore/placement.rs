@@ -81,14 +81,23 @@ impl PlacedVolume {
     /// Where a path of the volume is.
     #[must_use]
     pub fn place_of(&self, inside: &Path) -> PathBuf {
-        let apart = self.apart.iter().filter(|apart| inside.starts_with(&apart.inside));
-        let (top, inside) = match apart.max_by_key(|apart| apart.inside.components().count()) {
-            Some(apart) => (&apart.folder, inside.strip_prefix(&apart.inside).unwrap_or(inside)),
-            None => (&self.mountpoint, inside),
-        };
-        // join with an empty path leaves a trailing slash.
-        if inside.as_os_str().is_empty() { top.clone() } else { top.join(inside) }
+        place_of(&self.mountpoint, self.apart.iter(), inside)
     }
+}
+
+/// Where a path of a volume is whose folder is `top`, but for what is `apart`.
+pub(super) fn place_of<'a>(
+    top: &'a Path,
+    apart: impl Iterator<Item = &'a Apart>,
+    inside: &Path,
+) -> PathBuf {
+    let apart = apart.filter(|apart| inside.starts_with(&apart.inside));
+    let (top, inside) = match apart.max_by_key(|apart| apart.inside.components().count()) {
+        Some(apart) => (&*apart.folder, inside.strip_prefix(&apart.inside).unwrap_or(inside)),
+        None => (top, inside),
+    };
+    // join with an empty path leaves a trailing slash.
+    if inside.as_os_str().is_empty() { top.to_path_buf() } else { top.join(inside) }
 }
 
 /// A tablespace's old and new place.

@@ -18,20 +18,11 @@ pub fn stream_of(knows_spill_flags: bool, from_guid: u64, to_guid: u64, object: 
         to_name: b"tank/pg@s".to_vec(),
     };
     let header = Object {
-        object,
-        kind: object_type::PLAIN_FILE,
         bonus_type: object_type::SA,
-        block_size: 4096,
         bonus_len: 168,
         checksum_type: 7,
         compress: 2,
-        dn_slots: 1,
-        flags: 0,
-        raw_bonus_len: 0,
-        indirect_block_shift: 0,
-        levels: 0,
-        block_pointers: 0,
-        max_block_id: 0,
+        ..Object::plain(object, object_type::PLAIN_FILE, 4096)
     };
     let mut writer = Writer::new(Vec::new(), &begin, &[]).unwrap();
     writer.record(&Header::Object(header), &[0; 168]).unwrap();

@@ -46,8 +46,6 @@ pub(crate) struct Ahead {
     asked: HashMap<Key, (u64, Receiver<Result<Bytes>>)>,
     /// Those that nobody opens yet, in order.
     closed: VecDeque<Closed>,
-    /// How many others there are.
-    open: usize,
     /// What all that was asked for takes in the store.
     stored: u64,
     /// The threads end with it.
@@ -82,7 +80,6 @@ impl Ahead {
             windows: Windows::new(repository),
             asked: HashMap::new(),
             closed: VecDeque::new(),
-            open: 0,
             stored: 0,
             to_open,
         }
@@ -113,18 +110,17 @@ impl Ahead {
             return Ok(None);
         };
         let content = from.recv().map_err(|_| gone())??;
-        self.open -= 1;
         self.stored -= length;
         self.open_more()?;
         Ok(Some(content))
     }
 
     fn open_more(&mut self) -> Result<()> {
-        while self.open < OPEN
+        // All others that were asked for are being opened, or are open.
+        while self.asked.len() - self.closed.len() < OPEN
             && let Some(closed) = self.closed.pop_front()
         {
             self.to_open.send(closed).map_err(|_| gone())?;
-            self.open += 1;
         }
         Ok(())
     }

@@ -10,8 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
-use strata::fold::{DataSink, Folded, ReadingAhead, fold, open_chain};
-use strata::pack::FrameReader;
+use strata::fold::{DataSink, Folded};
 
 use super::Volume;
 use super::make::Made;
@@ -20,9 +19,8 @@ use super::plan::Plan;
 use super::turns::Turns;
 use super::writing::{Stretch, Writer};
 use crate::error::{Error, Result};
-use crate::repository::header::StreamRules;
 use crate::repository::of_strata;
-use crate::repository::unfold::{FRAME_MEMORY, INDEX_MEMORY};
+use crate::repository::unfold::read_ahead;
 use crate::steps;
 
 /// Threads that write files.
@@ -60,9 +58,7 @@ pub(super) struct Work<'a> {
 
 /// Fills the files.
 pub(super) fn fill(volume: &Volume<'_>, plan: &Plan, root: &Root, made: &Made) -> Result<Filled> {
-    let strata = &volume.repository.strata;
     let xattrs = xattr_objects(volume, plan)?;
-    let readers = open_chain(strata, volume.tree.chain(), INDEX_MEMORY).map_err(of_strata)?;
     let threads = std::thread::available_parallelism().map_or(2, usize::from).min(MOST_THREADS);
     let work = Work {
         volume,
@@ -74,7 +70,6 @@ pub(super) fn fill(volume: &Volume<'_>, plan: &Plan, root: &Root, made: &Made) -
         written: AtomicU64::new(0),
         turns: Turns::new(MOST_LEFT),
     };
-    let mut frames = FrameReader::new(strata, FRAME_MEMORY);
     let (sender, receiver) = sync_channel(threads);
     let receiver = Mutex::new(receiver);
     let (folded, xattrs) = std::thread::scope(|scope| {
@@ -92,18 +87,16 @@ pub(super) fn fill(volume: &Volume<'_>, plan: &Plan, root: &Root, made: &Made) -
             holes: 0,
             seen: 0,
         };
-        let mut reading = ReadingAhead::new(&mut frames, &mut gathering);
-        let folded = fold(readers, true, &StreamRules, &mut reading)
-            .and_then(|()| reading.finish())
-            .and_then(|()| gathering.hand_on());
+        let folded = read_ahead(volume.repository, volume.tree.chain(), true, &mut gathering)
+            .and_then(|frames| gathering.hand_on().map(|()| frames.bytes_read()));
         (folded, gathering.xattrs)
     });
     if let Some(error) = work.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }
     steps::reached("restore.files-read")?;
-    folded.map_err(of_strata)?;
-    Ok(Filled { bytes_written: work.written.into_inner(), bytes_read: frames.bytes_read(), xattrs })
+    let bytes_read = folded.map_err(of_strata)?;
+    Ok(Filled { bytes_written: work.written.into_inner(), bytes_read, xattrs })
 }
 
 /// Objects that are the values of extended attributes, with their sizes.

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::plan::{File, Plan};
 use crate::error::{Error, Result};
-use crate::restore::placement::Apart;
+use crate::restore::placement::{Apart, place_of};
 
 /// Opens a folder, and nothing else.
 pub(super) const FOLDER: OFlags =
@@ -53,20 +53,16 @@ impl Root {
         Ok(())
     }
 
-    /// Where a path of the volume is.
-    fn place_of(&self, inside: &Path) -> PathBuf {
-        let mut apart = self.apart.iter().map(|(apart, _)| apart);
-        let rest = apart.find_map(|apart| Some((apart, inside.strip_prefix(&apart.inside).ok()?)));
-        rest.map_or_else(|| self.path.join(inside), |(apart, rest)| apart.folder.join(rest))
-    }
-
     /// For `map_err`, on a path below the root.
     pub(super) fn failed(
         &self,
         verb: &'static str,
         inside: impl FnOnce() -> PathBuf,
     ) -> impl FnOnce(Errno) -> Error {
-        move |errno| Error::io(verb, self.place_of(&inside()))(errno.into())
+        move |errno| {
+            let apart = self.apart.iter().map(|(apart, _)| apart);
+            Error::io(verb, place_of(&self.path, apart, &inside()))(errno.into())
+        }
     }
 
     /// Opens a folder of the plan.
@@ -76,18 +72,7 @@ impl Root {
         let top = apart.and_then(|which| self.apart.get(which)).map_or(&self.fd, |(_, fd)| fd);
         descend(top, &steps).map_err(failed)
     }
-}
 
-/// Opens the folder at the end of some steps.
-pub(super) fn descend(top: &OwnedFd, steps: &[&[u8]]) -> rustix::io::Result<OwnedFd> {
-    let mut fd = top.try_clone().map_err(|_| Errno::MFILE)?;
-    for step in steps {
-        fd = rustix::fs::openat(&fd, OsStr::from_bytes(step), FOLDER, Mode::empty())?;
-    }
-    Ok(fd)
-}
-
-impl Root {
     /// Opens a file of the plan, which is there.
     pub(super) fn file(
         &self,
@@ -99,6 +84,15 @@ impl Root {
         rustix::fs::openat(folder, OsStr::from_bytes(file.name), FILE | flags, Mode::empty())
             .map_err(self.failed("open", || plan.file_path(file)))
     }
+}
+
+/// Opens the folder at the end of some steps.
+pub(super) fn descend(top: &OwnedFd, steps: &[&[u8]]) -> rustix::io::Result<OwnedFd> {
+    let mut fd = top.try_clone().map_err(|_| Errno::MFILE)?;
+    for step in steps {
+        fd = rustix::fs::openat(&fd, OsStr::from_bytes(step), FOLDER, Mode::empty())?;
+    }
+    Ok(fd)
 }
 
 /// The last folder that was opened stays open: neighbours are asked for one after another.

@@ -143,14 +143,9 @@ impl<'a> Plan<'a> {
     }
 
     /// The top below which a folder lies, the root or one of [`Volume::apart`], and the names on the way.
-    pub(super) fn way_to(&self, mut folder: usize) -> (Option<usize>, Vec<&[u8]>) {
-        let mut names = Vec::new();
-        while !self.is_top(folder) {
-            names.push(self.folders[folder].name);
-            folder = self.folders[folder].parent;
-        }
-        names.reverse();
-        (self.which_apart(folder), names)
+    pub(super) fn way_to(&self, folder: usize) -> (Option<usize>, Vec<&[u8]>) {
+        let (top, names) = self.below(folder, |folder| self.is_top(folder));
+        (self.which_apart(top), names)
     }
 
     /// The place of an object's file.
@@ -182,14 +177,19 @@ impl<'a> Plan<'a> {
     }
 
     /// The names on the way from the root to a folder.
-    pub(super) fn steps_to(&self, mut folder: usize) -> Vec<&[u8]> {
+    pub(super) fn steps_to(&self, folder: usize) -> Vec<&[u8]> {
+        self.below(folder, |folder| folder == 0).1
+    }
+
+    /// The first folder upwards that is a top, and the names on the way down from it.
+    fn below(&self, mut folder: usize, is_top: impl Fn(usize) -> bool) -> (usize, Vec<&[u8]>) {
         let mut names = Vec::new();
-        while folder != 0 {
+        while !is_top(folder) {
             names.push(self.folders[folder].name);
             folder = self.folders[folder].parent;
         }
         names.reverse();
-        names
+        (folder, names)
     }
 }
 
