@@ -29,12 +29,12 @@ fn a_killed_backup_whose_snapshot_somebody_holds() {
         assert_said(&outcome, &["stays for now", "somebody else holds", &killed[1]]);
         let set = Set::of(&json_of(&outcome)).id;
         assert_restorable(&fixture, &set);
-        fixture.discard_set(&set);
-        // The others are gone.
-        assert_eq!(fixture.snapshots(), killed[1..2]);
         let checked = lockstep.expect(exit::DONE, &["check"]);
         let words = format!("could not be removed: somebody else holds \"{}\"", killed[1]);
         assert!(checked.stdout.contains(&words), "{}", checked.describe());
+        fixture.discard_set(&set);
+        // The others are gone.
+        assert_eq!(fixture.snapshots(), killed[1..2]);
     }
     zfs(&["release", "mine", &killed[1]]);
     let set = lockstep.backup("label").id;

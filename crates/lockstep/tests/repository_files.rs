@@ -742,6 +742,12 @@ fn files_are_listed_and_read_without_a_restore() {
     let here = lockstep.expect(exit::USAGE, &["ls", &set.id, "--from", "snapshots"]);
     assert!(here.stderr.contains(&set.id), "{}", here.stderr);
     assert_eq!(lockstep.json(&["ls", "-R", &set.id, "data"]), json);
+    // One that is of several sets is said to be, and an empty variable in a script means none.
+    lockstep.backup("cold");
+    let several = lockstep.expect(exit::USAGE, &["show", "2", "--from", "repository"]);
+    assert_said(&several, &["several sets of repository", "write more of it", &set.id]);
+    let nothing = lockstep.expect(exit::USAGE, &["show", "", "--from", "repository"]);
+    assert_said(&nothing, &["has no set \"\""]);
 }
 
 #[test]

@@ -30,7 +30,8 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
                 "take one: lockstep backup; those of the repositories: lockstep list --from repository"
             }
         };
-        all.push(warning("sets", "there is no set yet", hint));
+        // No age is asked for: a monitor would never hear of backups that never began, or of a state_dir that was lost.
+        all.push(wrong("sets", "there is no set yet", hint));
         return Ok(all);
     };
     let now = jiff::Timestamp::now();
@@ -81,7 +82,7 @@ pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
     let now = jiff::Timestamp::now();
     let newest = match opened.newest() {
         Err(error) => failure(&subject, &error),
-        Ok(None) => warning(&subject, "no set is in it yet", "ship one: lockstep ship"),
+        Ok(None) => wrong(&subject, "no set is in it yet", "ship one: lockstep ship"),
         Ok(Some(set)) => newest_there(&subject, &set, cx.cluster.max_age_hours, now),
     };
     let locks = match locks::overdue(&opened, u64::try_from(now.as_second()).unwrap_or(0)) {

@@ -8,6 +8,7 @@ use strata::read_many;
 use super::raw::{Link, Segment};
 use super::{Repository, of_strata};
 use crate::error::{Error, Result};
+use crate::names::{self, Meant};
 use crate::set::manifest::{Manifest, json};
 use crate::set::names_within;
 use crate::steps;
@@ -217,14 +218,15 @@ impl Repository {
         if which == "latest" {
             return self.newest()?.ok_or_else(|| none("ship one with `lockstep backup`"));
         }
-        if ids.iter().any(|id| id == which) {
-            return self.read(which);
-        }
-        let mut matching = ids.iter().filter(|id| id.starts_with(which));
-        match (matching.next(), matching.next()) {
-            (Some(one), None) => self.read(one),
-            (Some(_), Some(_)) => Err(none("several begin so; write more of it")),
-            (None, _) => Err(none(&format!("`lockstep list --from repository:{}`", self.name))),
+        match names::meant(which, ids.iter().map(String::as_str)) {
+            Meant::One(id) => self.read(&id),
+            Meant::Nothing => {
+                Err(none(&format!("`lockstep list --from repository:{}`", self.name)))
+            }
+            Meant::Several(all) => Err(Error::usage(
+                format!("several sets of repository \"{}\" begin with \"{which}\"", self.name),
+                format!("write more of it: {}", names::a_few(&all)),
+            )),
         }
     }
 

@@ -73,20 +73,26 @@ pub enum Folder {
     Plain,
 }
 
+/// Whether PostgreSQL itself calls a tablespace's folder so: `PG_15_202209061`. Whatever else somebody keeps beside it
+/// isn't PostgreSQL's. (TABLESPACE_VERSION_DIRECTORY of src/include/common/relpath.h)
+fn is_version(name: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+    let parts = name.strip_prefix("PG_").and_then(|rest| rest.split_once('_'));
+    parts.is_some_and(|(major, catalog)| {
+        is_number(&major.replacen('.', "", 1)) && is_number(catalog)
+    })
+}
+
 /// What a folder is, by its path inside the part.
 #[must_use]
 pub fn folder(part: &PartKind, inside: &Path) -> Folder {
     let names: Vec<&str> = inside.iter().map(|name| name.to_str().unwrap_or("?")).collect();
     let is_number = |name: &str| !name.is_empty() && name.bytes().all(|c| c.is_ascii_digit());
     let of_tablespace = |names: &[&str]| match names {
-        [version, temporary, ..]
-            if version.starts_with("PG_") && temporary.starts_with("pgsql_tmp") =>
-        {
+        [version, temporary, ..] if is_version(version) && temporary.starts_with("pgsql_tmp") => {
             Folder::LeftOut(Why::Temporary)
         }
-        [version, database] if version.starts_with("PG_") && is_number(database) => {
-            Folder::Relations
-        }
+        [version, database] if is_version(version) && is_number(database) => Folder::Relations,
         _ => Folder::Plain,
     };
     match part {
@@ -193,7 +199,11 @@ mod tests {
         assert_eq!(space("PG_15_202209061/5"), Folder::Relations);
         assert_eq!(space("PG_15_202209061/pgsql_tmp"), Folder::LeftOut(Why::Temporary));
         // Somebody's own files beside PostgreSQL's.
-        assert_eq!(space("global"), Folder::Plain);
+        for kept in
+            ["global", "PG_/5", "PG_15/5", "PG_dumps_2024/5", "PG_15_/pgsql_tmp", "PG_15_old/5"]
+        {
+            assert_eq!(space(kept), Folder::Plain, "{kept}");
+        }
         assert_eq!(folder(&PartKind::Wal, Path::new("x")), Folder::LeftOut(Why::Wal));
     }
 

@@ -1,0 +1,161 @@
+#!/bin/bash
+# repository.sh -- a repository on OpenZFS: shipments that die, increments from bookmarks, restores as datasets and as files.
+#
+# Led from the host, which cuts the power (as power-cut.sh does) in the middle of a restore on top of an older one: what
+# was rolled back must not be mounted by the next start. State, repository and restores lie in pools, as only pools are meant to
+# survive this. What the restored servers hold is checked by PostgreSQL and by pgbench's sums. $LOCKSTEP_BIN as in
+# lockstep.sh.
+if [ ! -e /etc/openzfs-guest ]; then
+  here=$(dirname "$(realpath "$0")")
+  vm=$here/../openzfs-vm
+  "$vm" run --push "${LOCKSTEP_BIN:-$here/../../target/debug/lockstep}" "$0" before || exit
+  echo "the power fails during a restore"
+  "$vm" exec "cd /root/tests && bash ./repository.sh cut" >/dev/null 2>&1      # the guest is gone: 125
+  "$vm" reboot || exit
+  exec "$vm" exec 'cd /root/tests && exec bash ./repository.sh after'
+fi
+. "$(dirname "$0")/lib.sh"
+
+lockstep=/usr/local/bin/lockstep
+output=/tmp/lockstep.json
+STATE=/tank/state
+REPOSITORY=/tank/repository
+
+write_config() { # [LINE OF THE REPOSITORY'S TABLE...]
+  mkdir -p /etc/lockstep
+  cat >/etc/lockstep/lockstep.toml <<TOML
+state_dir = "$STATE"
+
+[clusters.main]
+data_directory = "$PG_ROOT/data"
+host = "/run/postgresql"
+bin_dir = "$PG_BIN"
+repositories = ["here"]
+
+[repositories.here]
+url = "file://$REPOSITORY"
+grace_hours = 0
+$(printf '%s\n' "$@")
+TOML
+}
+
+backup() { # NAME [ARGUMENT...]: keeps its id, and what was counted before
+  local name=$1; shift
+  sleep 2
+  sql 'select count(*) from pgbench_history' >"$STATE/$name.rows"
+  run_lockstep "backup: the $name set" backup "$@" || finish
+  json "$output" .set >"$STATE/$name.set"
+}
+
+set_of() { cat "$STATE/$1.set"; }
+
+# What the last backup's or shipment's increment of the data directory stands on.
+parent() { "$lockstep" --json show "$1" --from repository | jq -r '.stored[] | select(.dataset == "tank/pgdata") | .parent // empty'; }
+
+expect_restored() { # WHAT NAME PORT: it is right, and holds what was committed before the backup
+  local -x PGHOST
+  PGHOST=$(json "$output" .socket_directory)
+  expect_consistent "$1" "$3"
+  expect_equal "$1: what was committed before the backup" yes \
+    "$([ "$(sql 'select count(*) from pgbench_history' "$3")" -ge "$(cat "$STATE/$2.rows")" ] && echo yes)"
+}
+
+restore() { # WHAT NAME PORT ARGUMENT...: restores it, looks, and stops its server
+  local what=$1 name=$2 port=$3; shift 3
+  run_lockstep "$what" restore "$(set_of "$name")" --from repository --start --port "$port" "$@" || finish
+  expect_restored "$what" "$name" "$port"
+  stop_cluster "$(json "$output" .data_directory)"
+}
+
+AS_ZFS=(--as zfs --dataset fast/r --to /tank/restores/zfs)
+
+case $1 in
+  before)
+    cluster_in_two_pools
+    must zfs create -o mountpoint=$STATE tank/state
+    must zfs create -o mountpoint=$REPOSITORY tank/repository
+    must zfs create -o mountpoint=/tank/restores tank/restores
+    [ -e "$lockstep" ] || mv /usr/local/bin/* "$lockstep"
+    write_config
+    expect "repo init" "$lockstep" repo init
+    start_load
+    disown
+
+    # Its shipment dies when a pack has been stored, and uses that when it is begun again.
+    backup first --no-ship
+    write_config 'rate_limit = "3MB"'
+    "$lockstep" ship latest >/dev/null 2>&1 &
+    shipment=$!
+    packs() { find "$REPOSITORY/clusters/main/packs" -type f -name '??????????????????????????' 2>/dev/null; }
+    for ((tries = 0; tries < 240; tries++)); do [ -z "$(packs)" ] || break; sleep 0.5; done
+    kill -9 $shipment
+    wait $shipment 2>/dev/null
+    interrupted=$(packs | sort)
+    expect "a pack was stored, and no set" test -n "$interrupted" -a -z "$("$lockstep" --json list --from repository | jq -r '.sets[]')"
+    write_config
+    run_lockstep "it is shipped again" ship latest || finish
+    expect_equal "with the packs that were there" "$interrupted" "$(comm -12 <(echo "$interrupted") <(packs | sort))"
+
+    # The snapshots go, their bookmarks stay: the next increment starts there.
+    must sql "create table grown as select n, repeat('x', 200) as filler from generate_series(1, 50000) n"
+    backup second
+    run_lockstep "the first two sets are pruned on this host" prune --local --set "$(set_of first)" --set "$(set_of second)"
+    for dataset in "$DATA_DATASET" "$SPACE_DATASET"; do
+      expect "a bookmark is left of $dataset" zfs list -t bookmark "$dataset#lockstep-$(set_of second)"
+    done
+    must sql "update grown set filler = repeat('y', 200)"
+    backup third
+    run_lockstep "show" show "$(set_of third)" --from repository
+    expect "repo check" "$lockstep" repo check --read-data
+
+    restore "the second set as datasets" second 5500 "${AS_ZFS[@]}"
+    expect_equal "mounted by the next start" on "$(zfs get -H -o value canmount fast/r/data)"
+    sync
+    must zpool sync
+    finish
+    ;;
+  cut)
+    "$lockstep" restore "$(set_of third)" --from repository --delta "${AS_ZFS[@]}" >$STATE/restore.log 2>&1 &
+    until [ "$(zfs get -H -o value canmount fast/r/data)" = noauto ]; do :; done
+    # What was set must be on disk, else the power was cut before the restore began.
+    zpool sync
+    echo b >/proc/sysrq-trigger
+    sleep 60
+    ;;
+  after)
+    must zpool import -f tank
+    must zpool import -f fast
+    must zfs mount -a
+    expect_equal "what is half restored isn't mounted" no "$(zfs get -H -o value mounted fast/r/data)"
+    expect_equal "and waits for the command to come again" noauto "$(zfs get -H -o value canmount fast/r/data)"
+    expect_failure "so that no server starts on it" "No such file" ls /tank/restores/zfs/data/global/pg_control
+    rm -f "$PG_ROOT/data/postmaster.pid"
+    start_cluster "$PG_ROOT/data" "$PG_PORT"
+    expect_consistent "the original after the power cut"
+    restore "the third set on top, after the power cut" third 5500 --delta "${AS_ZFS[@]}"
+    expect_equal "mounted by the next start again" on "$(zfs get -H -o value canmount fast/r/data)"
+    expect_equal "and nothing is left to remember" - "$(zfs get -H -o value lockstep:canmount fast/r/data)"
+
+    restore "the second set as files" second 5501 --as files --to /tank/restores/files
+    restore "the third set over these files" third 5501 --as files --to /tank/restores/files --delta
+    expect_equal "the rows of the third" y "$(
+      must start_cluster /tank/restores/files/data 5501
+      PGHOST=/run/postgresql; [ -S /run/postgresql/.s.PGSQL.5501 ] || PGHOST=$(json "$output" .socket_directory)
+      export PGHOST
+      sql 'select distinct left(filler, 1) from grown' 5501
+    )"
+    stop_cluster /tank/restores/files/data
+
+    # The base goes, and what stood on it is still whole.
+    backup fourth
+    run_lockstep "the first two sets go from the repository" prune --repository here --set "$(set_of first)" --set "$(set_of second)"
+    run_lockstep "and what nobody needs" repo compact here
+    expect "repo check after it" "$lockstep" repo check --read-data
+    must zfs destroy -r fast/r
+    rm -rf /tank/restores/zfs
+    restore "the fourth set as datasets" fourth 5500 "${AS_ZFS[@]}"
+    expect_equal "one snapshot alone came along" 1 "$(zfs list -H -t snapshot -o name -d 1 fast/r/data | wc -l)"
+    expect_consistent "the original at the end"
+    finish
+    ;;
+esac
