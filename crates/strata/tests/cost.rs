@@ -60,6 +60,43 @@ fn an_unchanged_image_stores_no_pack_and_a_restore_reads_each_live_frame_once() 
     }
 }
 
+/// A fold goes forward in a frame of each delta. Where there are more of them than frames are kept of, frames are
+/// forgotten and asked for again while the queue still wants them: a reader that took them in the order in which they were
+/// asked for would wait for ever.
+#[test]
+fn more_deltas_than_frames_are_kept_of() {
+    // A frame of each delta has something of all objects, more of them than the queue has.
+    const DELTAS: u64 = 150;
+    const OBJECTS: u64 = 300;
+    let repository = repository(memory_store());
+    let options = ImageOptions { frame_size: 4096, ..small() };
+    let mut image = Image::new();
+    let create = |n| Step::Create(n, 1, 1, vec![Act::Write(0, SPACE, 1)]);
+    let create: Vec<_> = (0..OBJECTS).map(create).collect();
+    write_delta(&repository, &mut image, &create, "0", None, &options).unwrap();
+    for delta in 1..=DELTAS {
+        let write = vec![Act::Write(delta * 8, 8, delta as u8)];
+        let change: Vec<_> = (0..OBJECTS).map(|n| Step::Change(n, write.clone())).collect();
+        let (id, base) = (delta.to_string(), (delta - 1).to_string());
+        write_delta(&repository, &mut image, &change, &id, Some(&base), &options).unwrap();
+    }
+    let all = chain(&repository, IMAGE, &DELTAS.to_string(), None).unwrap();
+    let (done, finished) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for frames in [40, 140, 200] {
+            let restored =
+                restored_by(&repository, &all, &Image::new(), true, frames * 4096).unwrap();
+            assert_eq!(restored, image, "{frames} frames kept");
+            done.send(frames).unwrap();
+        }
+    });
+    let mut last = None;
+    while last != Some(200) {
+        let next = finished.recv_timeout(std::time::Duration::from_secs(60));
+        last = Some(next.unwrap_or_else(|error| panic!("after {last:?} frames: {error}")));
+    }
+}
+
 #[test]
 fn writers_refuse_what_comes_too_late() {
     let repository = repository(memory_store());

@@ -3,9 +3,11 @@
 //! The fold is cheap, a frame is not: from a bucket each is a round trip, and all have to be decompressed. So the
 //! fold's events wait in a queue, in their order, while other threads read and open the frames that they name.
 //!
-//! What could go wrong: more memory than was meant. The queue is bounded by its events and by the frames that were asked
-//! for and not used yet. A frame that was asked for and then forgotten by the reader is read again, never given for
-//! another: the reader knows frames by their place.
+//! What could go wrong:
+//! - More memory than was meant. The queue is bounded by its events and by the frames that were asked for and not used yet.
+//! - More deltas than the reader can keep a frame of: one is forgotten that an event in the queue wants, and may be asked
+//!   for again by a later event. It is read again, never given for another: the reader knows frames by their place. It
+//!   also knows which of them the queue wants, and forgets others first.
 
 use std::collections::VecDeque;
 
@@ -84,6 +86,7 @@ impl<'a, S: DataSink> ReadingAhead<'a, S> {
     }
 
     fn ask(&mut self, location: &Location) -> Result<()> {
+        self.frames.will_read(location);
         if self.frames.has(location) { Ok(()) } else { self.ahead.ask(location) }
     }
 
@@ -91,6 +94,7 @@ impl<'a, S: DataSink> ReadingAhead<'a, S> {
         if let Some(content) = self.ahead.take(location)? {
             self.frames.put(location, content);
         }
+        self.frames.was_read(location);
         Ok(())
     }
 

@@ -1,8 +1,11 @@
-//! Frames that will be needed soon: read from the store and opened by other threads, and taken in the order in which they
-//! were asked for.
+//! Frames that will be needed soon: read from the store and opened by other threads, in the order in which they were
+//! asked for, which is about that in which they are taken.
 //!
-//! What could go wrong: more memory than was meant. What was asked for is bounded in the bytes that are stored and in
-//! number, what is open of it in number.
+//! What could go wrong:
+//! - One is taken that nobody opens yet, for it was asked for a second time behind others: it is opened at once. Waiting
+//!   for its turn, which comes when something is taken, would be for ever.
+//! - More memory than was meant. What was asked for is bounded in number, in the bytes that are stored, and in those of
+//!   the windows that it is in; what is open of it in number and in bytes.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -20,8 +23,10 @@ use crate::frame::Opener;
 use crate::id::Ulid;
 use crate::repository::Repository;
 
-/// Frames that are being opened, or are open and wait: of about 1 MiB each.
+/// Frames that are being opened, or are open and wait.
 const OPEN: usize = 8;
+/// The same in bytes: frames are of about 1 MiB, but hold a record of 16 MiB in one piece. One may always be open.
+const OPEN_BYTES: u64 = 16 << 20;
 /// Threads that open them, at most.
 const THREADS: usize = 4;
 /// Frames that were asked for and not taken yet.
@@ -37,17 +42,28 @@ struct Closed {
     pack: Ulid,
     at: u64,
     length: u64,
+    /// As much as is known to be in it.
+    size: u64,
     to: SyncSender<Result<Bytes>>,
+}
+
+/// A frame that was asked for.
+struct Asked {
+    length: u64,
+    size: u64,
+    content: Receiver<Result<Bytes>>,
 }
 
 /// See the module.
 pub(crate) struct Ahead {
     windows: Windows,
-    asked: HashMap<Key, (u64, Receiver<Result<Bytes>>)>,
+    asked: HashMap<Key, Asked>,
     /// Those that nobody opens yet, in order.
     closed: VecDeque<Closed>,
     /// What all that was asked for takes in the store.
     stored: u64,
+    /// What is in all that is being opened, or is open.
+    open: u64,
     /// The threads end with it.
     to_open: SyncSender<Closed>,
 }
@@ -65,7 +81,7 @@ impl Ahead {
                 let mut opener = Opener::default();
                 loop {
                     let next = closed.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok(Closed { window, pack, at, length, to }) = next else { return };
+                    let Ok(Closed { window, pack, at, length, to, .. }) = next else { return };
                     let opened = window.frame(&repository, at, length).and_then(|stored| {
                         let mut content = pool.take(&stored);
                         open(&repository, &mut opener, pack, at, &stored, &mut content)?;
@@ -81,13 +97,14 @@ impl Ahead {
             asked: HashMap::new(),
             closed: VecDeque::new(),
             stored: 0,
+            open: 0,
             to_open,
         }
     }
 
     /// Whether something has to be taken before more is asked for.
     pub(crate) fn is_full(&self) -> bool {
-        self.asked.len() >= MOST || self.stored >= MOST_STORED
+        self.asked.len() >= MOST || self.stored >= MOST_STORED || self.windows.are_many()
     }
 
     /// Asks for a frame, if it wasn't asked for yet.
@@ -97,20 +114,30 @@ impl Ahead {
             return Ok(());
         }
         let window = self.windows.of(pack, at, length);
-        let (to, from) = sync_channel(1);
-        self.asked.insert((pack, at), (length, from));
+        let (to, content) = sync_channel(1);
+        // A block is in one frame, so it is at least as large.
+        let size = length.max(location.size);
+        self.asked.insert((pack, at), Asked { length, size, content });
         self.stored += length;
-        self.closed.push_back(Closed { window, pack, at, length, to });
+        self.closed.push_back(Closed { window, pack, at, length, size, to });
         self.open_more()
     }
 
     /// Takes the content of a frame that was asked for; `None` where it wasn't.
     pub(crate) fn take(&mut self, location: &Location) -> Result<Option<Bytes>> {
-        let Some((length, from)) = self.asked.remove(&(location.pack, location.frame)) else {
+        let (pack, at) = (location.pack, location.frame);
+        let Some(asked) = self.asked.remove(&(pack, at)) else {
             return Ok(None);
         };
-        let content = from.recv().map_err(|_| gone())??;
-        self.stored -= length;
+        let is_it = |closed: &Closed| (closed.pack, closed.at) == (pack, at);
+        if let Some(closed) =
+            self.closed.iter().position(is_it).and_then(|at| self.closed.remove(at))
+        {
+            self.open(closed)?;
+        }
+        let content = asked.content.recv().map_err(|_| gone())??;
+        self.stored -= asked.length;
+        self.open -= asked.size;
         self.open_more()?;
         Ok(Some(content))
     }
@@ -118,11 +145,18 @@ impl Ahead {
     fn open_more(&mut self) -> Result<()> {
         // All others that were asked for are being opened, or are open.
         while self.asked.len() - self.closed.len() < OPEN
+            && let Some(next) = self.closed.front()
+            && (self.open == 0 || self.open + next.size <= OPEN_BYTES)
             && let Some(closed) = self.closed.pop_front()
         {
-            self.to_open.send(closed).map_err(|_| gone())?;
+            self.open(closed)?;
         }
         Ok(())
+    }
+
+    fn open(&mut self, closed: Closed) -> Result<()> {
+        self.open += closed.size;
+        self.to_open.send(closed).map_err(|_| gone())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Reads frames by range, each once for neighbouring blocks.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use bytes::Bytes;
 
@@ -24,6 +25,8 @@ pub struct FrameReader {
     kept: HashMap<(Ulid, u64), Kept>,
     kept_bytes: usize,
     limit: usize,
+    /// How often each will be read soon, as far as anybody said.
+    soon: HashMap<(Ulid, u64), u32>,
     /// How often one of them was used.
     uses: u64,
     frames: u64,
@@ -62,6 +65,7 @@ impl FrameReader {
             kept: HashMap::new(),
             kept_bytes: 0,
             limit,
+            soon: HashMap::new(),
             uses: 0,
             frames: 0,
             stored: 0,
@@ -151,6 +155,21 @@ impl FrameReader {
         self.keep(location.pack, location.frame, location.frame_length, content);
     }
 
+    /// That a frame will be read soon, once more than was said: others make room first.
+    pub(crate) fn will_read(&mut self, location: &Location) {
+        *self.soon.entry((location.pack, location.frame)).or_default() += 1;
+    }
+
+    /// That one of these times has come.
+    pub(crate) fn was_read(&mut self, location: &Location) {
+        if let Entry::Occupied(mut soon) = self.soon.entry((location.pack, location.frame)) {
+            *soon.get_mut() -= 1;
+            if *soon.get() == 0 {
+                soon.remove();
+            }
+        }
+    }
+
     fn keep(&mut self, pack: Ulid, at: u64, length: u64, bytes: Bytes) {
         self.frames += 1;
         self.stored += length;
@@ -179,7 +198,8 @@ impl FrameReader {
         self.kept_bytes -= self.kept.remove(&key).map_or(0, |kept| kept.bytes.len());
     }
 
-    /// Makes room for so many bytes: what was read goes first, then whole frames, those used last the last.
+    /// Makes room for so many bytes: what was read goes first, then whole frames, those that will be read soon the last,
+    /// and of these those that were used last.
     fn make_room(&mut self, bytes: usize) {
         if self.kept_bytes + bytes <= self.limit {
             return;
@@ -188,7 +208,8 @@ impl FrameReader {
         self.kept.retain(|_, kept| !kept.bytes.is_empty());
         self.kept_bytes = self.kept.values().map(|kept| kept.bytes.len()).sum();
         while self.kept_bytes + bytes > self.limit
-            && let Some((&oldest, _)) = self.kept.iter().min_by_key(|(_, kept)| kept.last)
+            && let Some((&oldest, _)) =
+                self.kept.iter().min_by_key(|(key, kept)| (self.soon.contains_key(*key), kept.last))
         {
             self.forget(oldest);
         }

@@ -4,10 +4,12 @@
 //! What could go wrong:
 //! - What follows isn't wanted, and was read for nothing. So the first window of a pack is small, and only one that was
 //!   gone through makes the next one larger.
-//! - Memory: all windows together take no more than [`ROOM`], beside those that frames are waited for from.
+//! - Memory: all windows that are kept take no more than [`ROOM`]. A frame that is waited for keeps its own, however small
+//!   it is in it, so all that there are are counted, too.
 //! - A window can't be read, for its end is damaged, say. Then each frame is read alone, with its own error.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -27,6 +29,8 @@ const FIRST: u64 = 128 << 10;
 const LARGEST: u64 = 1 << 20;
 /// Of all windows that are kept.
 const ROOM: u64 = 8 << 20;
+/// Of all that there are, about.
+const MANY: u64 = 2 * ROOM;
 /// A pack that so many frames were asked for since isn't in use any more.
 const LONG_AGO: u64 = 4096;
 
@@ -37,6 +41,14 @@ pub(super) struct Window {
     end: u64,
     /// Shorter where the pack ends; `None` where it couldn't be read.
     bytes: OnceLock<Option<Bytes>>,
+    /// What all windows are long, this one among them.
+    all: Arc<AtomicU64>,
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.end - self.start, Ordering::Relaxed);
+    }
 }
 
 impl Window {
@@ -103,6 +115,8 @@ pub(super) struct Windows {
     packs: HashMap<Ulid, InUse>,
     /// Frames that were asked for.
     asked: u64,
+    /// What all windows are long, also those that only a frame keeps.
+    all: Arc<AtomicU64>,
     /// The threads end with it.
     fetch: Sender<Wanted>,
 }
@@ -117,13 +131,22 @@ impl Windows {
                 loop {
                     let next = wanted.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(Wanted(window)) = &next else { return };
+                    // Whoever wanted it has gone: a fold that failed.
+                    if Arc::strong_count(window) == 1 {
+                        continue;
+                    }
                     let path = repository.pack_path(window.pack);
                     let bytes = repository.store().get_range(&path, window.start..window.end);
                     window.bytes.get_or_init(|| bytes.ok());
                 }
             });
         }
-        Windows { packs: HashMap::new(), asked: 0, fetch }
+        Windows { packs: HashMap::new(), asked: 0, all: Arc::default(), fetch }
+    }
+
+    /// Whether frames that are waited for keep so many windows that it is time to take some.
+    pub(super) fn are_many(&self) -> bool {
+        self.all.load(Ordering::Relaxed) >= MANY
     }
 
     /// The window that a frame will be in.
@@ -150,7 +173,9 @@ impl Windows {
         let length = grown.min(LARGEST).min(share).max(length);
         self.make_room(length);
         let window_end = at.saturating_add(length);
-        let window = Arc::new(Window { pack, start: at, end: window_end, bytes: OnceLock::new() });
+        self.all.fetch_add(window_end - at, Ordering::Relaxed);
+        let (bytes, all) = (OnceLock::new(), self.all.clone());
+        let window = Arc::new(Window { pack, start: at, end: window_end, bytes, all });
         // The threads end after this only.
         let _ = self.fetch.send(Wanted(window.clone()));
         let kept = Some(window.clone());

@@ -32,8 +32,6 @@ const TOGETHER: u64 = 1 << 20;
 const MOST_XATTR: u64 = 64 << 10;
 /// What waits for a file that another thread writes, in bytes.
 const MOST_LEFT: usize = 8 << 20;
-/// Objects between two looks at whether to stop.
-const LOOK_AROUND: u64 = 1024;
 
 /// What became of the content.
 #[derive(Default)]
@@ -85,7 +83,6 @@ pub(super) fn fill(volume: &Volume<'_>, plan: &Plan, root: &Root, made: &Made) -
             size: 0,
             current: None,
             holes: 0,
-            seen: 0,
         };
         let folded = read_ahead(volume.repository, volume.tree.chain(), true, &mut gathering)
             .and_then(|frames| gathering.hand_on().map(|()| frames.bytes_read()));
@@ -137,7 +134,6 @@ struct Gathering<'a> {
     current: Option<(To, u64)>,
     /// How much of it is holes, as far as is known.
     holes: u64,
-    seen: u64,
 }
 
 impl Gathering<'_> {
@@ -148,6 +144,14 @@ impl Gathering<'_> {
         }
         let gone = |_| strata::Error::caller("the threads that write have ended");
         self.sender.send(std::mem::take(&mut self.gathered)).map_err(gone)
+    }
+
+    /// Ends it where a writer has failed or a signal has come.
+    fn look_around(&self) -> strata::Result<()> {
+        if self.work.stop.load(Ordering::Relaxed) || steps::interrupted() {
+            return Err(strata::Error::caller("it was ended"));
+        }
+        Ok(())
     }
 
     /// Where an object's content goes, if it is wanted.
@@ -172,12 +176,7 @@ impl Gathering<'_> {
 
 impl DataSink for Gathering<'_> {
     fn object(&mut self, folded: &Folded) -> strata::Result<()> {
-        self.seen += 1;
-        if self.work.stop.load(Ordering::Relaxed)
-            || (self.seen.is_multiple_of(LOOK_AROUND) && steps::interrupted())
-        {
-            return Err(strata::Error::caller("it was ended"));
-        }
+        self.look_around()?;
         let volume = self.work.volume;
         let size = volume.tree.get(folded.object).map(|attributes| attributes.size);
         let is_counted = !volume.tree.left_out.contains(&folded.object);
@@ -195,6 +194,8 @@ impl DataSink for Gathering<'_> {
 
     fn data(&mut self, _: u64, offset: u64, content: &Bytes) -> strata::Result<()> {
         let Some((to, size)) = self.current else { return Ok(()) };
+        // A file may have a gigabyte.
+        self.look_around()?;
         // A file's last block may reach past its end.
         let length = (content.len() as u64).min(size.saturating_sub(offset));
         let content = content.slice(..length as usize);
