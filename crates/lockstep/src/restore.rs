@@ -35,7 +35,7 @@ use crate::set::manifest::Manifest;
 use crate::volume::zfs::DatasetName;
 
 pub(crate) use tree::write_auto_conf;
-pub(crate) use verify::snapshots as check_snapshots;
+pub(crate) use verify::{incomplete, snapshots as check_snapshots};
 
 use alone::{Alone, AloneBelow};
 use build::{Build, Plan};

@@ -5,12 +5,14 @@
 mod support;
 
 use insta::{Settings, assert_snapshot};
+use serde_json::json;
 use support::cluster::Stop;
-use support::command::Outcome;
-use support::faults::restore_arguments;
+use support::command::{Outcome, command};
+use support::faults::{assert_said, restore_arguments};
 use support::fixture::Fixture;
-use support::layout::two_pools_four_datasets;
+use support::layout::{one_dataset, two_pools_four_datasets};
 use support::lockstep::{Lockstep, exit, json_of};
+use support::pools::zfs;
 
 use std::fs;
 use std::path::Path;
@@ -127,6 +129,38 @@ fn what_the_commands_print() {
     compare("list-damaged.json", &listed.stdout);
     let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
     compare("check-damaged", &checked.stdout);
+}
+
+/// A command does what it does also where nobody reads what it says; and a set of which a snapshot is gone is named.
+#[test]
+fn what_nobody_reads_and_what_is_gone() {
+    let fixture = Fixture::new(one_dataset());
+    let lockstep = fixture.lockstep();
+    let with_stdout_to = |stdout: &str, arguments: &[&str]| {
+        let script = format!("( \"$0\" --config \"$@\"; echo \"status $?\" >&2 ) {stdout}");
+        let mut shell = command("sh", ["-c", &script, env!("CARGO_BIN_EXE_lockstep")]);
+        shell.arg(fixture.config()).args(arguments);
+        String::from_utf8(shell.output().expect("sh can be run").stderr).expect("it is UTF-8")
+    };
+    let said = with_stdout_to("| true", &["backup"]);
+    assert!(!said.contains("panicked"), "{said}");
+    let said = with_stdout_to("> /dev/full", &["backup"]);
+    assert!(said.contains("could not be written to stdout") && said.contains("status 1"), "{said}");
+    assert_eq!(lockstep.sets().len(), 2);
+    let said = with_stdout_to("> /dev/full", &["list"]);
+    assert!(said.contains("status 1"), "{said}");
+
+    let gone = &fixture.snapshots()[0];
+    zfs(&["release", "lockstep", gone]);
+    zfs(&["destroy", gone]);
+    let listed = lockstep.expect(exit::PROBLEMS, &["list"]);
+    assert!(listed.stdout.contains("incomplete"), "{}", listed.describe());
+    assert_said(&listed, &[gone]);
+    let damaged = &json_of(&lockstep.expect(exit::PROBLEMS, &["list", "--json"]))["damaged"];
+    let set = lockstep.sets()[0].clone();
+    assert_eq!(damaged[0]["set"], json!(set));
+    assert_said(&lockstep.expect(exit::PROBLEMS, &["show", &set]), &[gone]);
+    lockstep.expect(exit::DONE, &["show", "latest"]);
 }
 
 #[test]

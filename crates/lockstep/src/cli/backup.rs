@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::output::{self, JSON_VERSION};
+use super::output::{self, JSON_VERSION, say};
 use super::{Done, plan, ship};
 use crate::backup::{self, Request};
 use crate::config::StrategyChoice;
@@ -107,20 +107,21 @@ pub(super) fn as_json(manifest: &Manifest) -> Value {
 }
 
 fn as_text(manifest: &Manifest) {
-    println!("set {} is complete", manifest.set);
-    println!("  strategy   {}", manifest.strategy);
-    println!("  snapshots  {} in {:.3} s", manifest.volumes.len(), manifest.seconds.snapshots);
+    say!("set {} is complete", manifest.set);
+    say!("  strategy   {}", manifest.strategy);
+    say!("  snapshots  {} in {:.3} s", manifest.volumes.len(), manifest.seconds.snapshots);
     if let Some(start) = manifest.start_lsn {
-        println!("  starts at  {start}");
+        say!("  starts at  {start}");
     }
     if let Some(floor) = manifest.floor_lsn {
-        println!("  consistent {floor}");
+        say!("  consistent {floor}");
     }
-    println!(
+    say!(
         "  took       {:.2} s, of which {:.2} s for the checkpoint",
-        manifest.seconds.total, manifest.seconds.checkpoint
+        manifest.seconds.total,
+        manifest.seconds.checkpoint
     );
     for problem in manifest.problems() {
-        println!("  PROBLEM    {}", problem.what);
+        say!("  PROBLEM    {}", problem.what);
     }
 }

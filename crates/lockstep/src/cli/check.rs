@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::Done;
-use super::output::{self, JSON_VERSION};
+use super::output::{self, JSON_VERSION, say};
 use crate::check::{self, Severity};
 use crate::context::Context;
 use crate::error::Result;
@@ -20,7 +20,7 @@ pub(super) fn run(cx: &Context, json: bool) -> Result<Done> {
                 Severity::Ok => "ok",
             };
             let hint = finding.hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default();
-            println!("{severity:<8} {}: {}{hint}", finding.subject, finding.what);
+            say!("{severity:<8} {}: {}{hint}", finding.subject, finding.what);
         }
     }
     let worst = findings.iter().map(|finding| finding.severity).min();

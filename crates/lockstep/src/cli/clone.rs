@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::Done;
-use super::output::{self, JSON_VERSION};
+use super::output::{self, JSON_VERSION, say};
 use super::restore::TargetArguments;
 use crate::clone::{self, Record};
 use crate::context::Context;
@@ -38,7 +38,7 @@ struct Create {
     #[arg(long, value_name = "SET", default_value = "latest")]
     set: String,
     /// The server's port; a free one is found
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     #[command(flatten)]
     target: TargetArguments,
@@ -55,7 +55,7 @@ impl Clone {
                 if json {
                     output::print_json(&json!({"version": JSON_VERSION, "destroyed": name}))?;
                 } else {
-                    println!("clone {name} is gone");
+                    say!("clone {name} is gone");
                 }
             }
         }
@@ -83,13 +83,14 @@ fn create(cx: &Context, arguments: &Create, json: bool) -> Result<()> {
         return output::print_json(&as_json(&record));
     }
     crate::steps::end_with_the_reader();
-    println!("clone {} of set {} accepts connections:", record.name, record.set);
-    println!(
-        "  psql -h {} -p {}",
+    say!("clone {} of set {} accepts connections:", record.name, record.set);
+    say!(
+        "  psql -h {} -p {} -U {}",
         crate::process::quote(&output::path(&record.socket_directory)),
-        record.port
+        record.port,
+        crate::process::quote(&cx.cluster.user)
     );
-    println!("when you are done: lockstep clone destroy {}", record.name);
+    say!("when you are done: lockstep clone destroy {}", record.name);
     Ok(())
 }
 

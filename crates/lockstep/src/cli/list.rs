@@ -4,11 +4,12 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 
-use super::output::{self, JSON_VERSION};
+use super::output::{self, JSON_VERSION, say};
 use super::{Done, backup, ship};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::repository::{Shipped, ShippedVolume, files};
+use crate::restore;
 use crate::restore::source::{self, From};
 use crate::set::manifest::{Manifest, WalStored};
 use crate::set::state::InRepository;
@@ -31,17 +32,21 @@ struct Listed<'a> {
     stored: Option<&'a Shipped>,
     /// Of one on this host: the repositories that have it too, as far as this host knows.
     elsewhere: Option<Vec<InRepository>>,
+    /// Whether all of its snapshots are there.
+    is_whole: bool,
 }
 
 impl List {
     pub(super) fn run(&self, cx: &Context, as_json: bool) -> Result<Done> {
         match &self.from {
             From::Snapshots => {
-                let (sets, damaged) = cx.state.sets()?;
+                let (sets, mut damaged) = cx.state.sets()?;
+                damaged.extend(restore::incomplete(cx, &sets)?);
                 let mut listed = Vec::new();
                 for manifest in &sets {
                     let elsewhere = Some(cx.state.shipped_to(&manifest.set));
-                    listed.push(Listed { manifest, stored: None, elsewhere });
+                    let is_whole = damaged.iter().all(|(id, _)| *id != manifest.set);
+                    listed.push(Listed { manifest, stored: None, elsewhere, is_whole });
                 }
                 list(&listed, damaged, as_json)
             }
@@ -51,7 +56,7 @@ impl List {
                 let mut listed = Vec::new();
                 for set in &sets {
                     let (manifest, stored) = (&set.manifest, Some(set));
-                    listed.push(Listed { manifest, stored, elsewhere: None });
+                    listed.push(Listed { manifest, stored, elsewhere: None, is_whole: true });
                 }
                 list(&listed, damaged, as_json)
             }
@@ -76,6 +81,9 @@ impl Listed<'_> {
     fn problems(&self) -> String {
         let data = self.manifest.data_time();
         let mut words = Vec::new();
+        if !self.is_whole {
+            words.push("incomplete".into());
+        }
         if self.manifest.started_at.duration_since(data) > OLD_DATA {
             words.push(format!("data of {}", data.strftime("%Y-%m-%d %H:%M:%SZ")));
         }
@@ -205,6 +213,14 @@ impl Show {
             Some((_, shipped)) => shipped.manifest.clone(),
         };
         let elsewhere = there.is_none().then(|| cx.state.shipped_to(&manifest.set));
+        let incomplete = match &there {
+            None => restore::incomplete(cx, std::slice::from_ref(&manifest))?,
+            Some(_) => Vec::new(),
+        };
+        let done = if incomplete.is_empty() { Done::Well } else { Done::WithProblems };
+        for (_, error) in &incomplete {
+            output::error(error);
+        }
         if as_json {
             let shipped = there.as_ref().map(|(_, shipped)| shipped);
             output::print_json(&Shown {
@@ -212,7 +228,7 @@ impl Show {
                 stored: shipped.map(Stored::of),
                 in_repositories: elsewhere.as_deref(),
             })?;
-            return Ok(Done::Well);
+            return Ok(done);
         }
         let label = match &there {
             _ if !manifest.files.contains_key("backup_label") => Vec::new(),
@@ -232,36 +248,36 @@ impl Show {
         };
         certificate(&manifest, &label, &beside);
         if let Some(elsewhere) = elsewhere.filter(|_| !cx.cluster.repositories.is_empty()) {
-            println!("\nin repositories, as far as this host knows");
+            say!("\nin repositories, as far as this host knows");
             show_repositories(&cx.cluster.repositories, &elsewhere);
         }
         if let Some((repository, shipped)) = &there {
-            println!("\nin repository {} since {}", repository.name, shipped.shipped_at);
+            say!("\nin repository {} since {}", repository.name, shipped.shipped_at);
             for volume in &shipped.volumes {
                 let how = ship::raw_in_words(volume).unwrap_or_else(|| "block by block".into());
-                println!("  {}: {how}", volume.dataset);
+                say!("  {}: {how}", volume.dataset);
             }
         }
-        Ok(Done::Well)
+        Ok(done)
     }
 }
 
 /// Those of the configuration first, with those in which the set isn't.
 fn show_repositories(configured: &[String], known: &[InRepository]) {
     for name in configured.iter().filter(|name| known.iter().all(|k| k.repository != **name)) {
-        println!("  {name}: no; `lockstep ship` brings it there");
+        say!("  {name}: no; `lockstep ship` brings it there");
     }
     for InRepository { repository, shipped_at } in known {
         match shipped_at {
-            Some(time) => println!("  {repository}: since {time}"),
-            None => println!("  {repository}: yes"),
+            Some(time) => say!("  {repository}: since {time}"),
+            None => say!("  {repository}: yes"),
         }
     }
 }
 
 /// All about a set, with its label; `beside` is where its files are.
 fn certificate(set: &Manifest, label: &[u8], beside: &str) {
-    let line = |name: &str, value: String| println!("{name:<18} {value}");
+    let line = |name: &str, value: String| say!("{name:<18} {value}");
     line("set", set.set.to_string());
     line(
         "cluster",
@@ -297,7 +313,7 @@ fn certificate(set: &Manifest, label: &[u8], beside: &str) {
     if let Some(time) = set.data_at {
         line("data of", format!("{time} (as far as its standby had replayed)"));
     }
-    println!("\nconsistent because\n  {}\n", set.consistent_because);
+    say!("\nconsistent because\n  {}\n", set.consistent_because);
     let mut table = output::table(&["order", "snapshot", "guid", "createtxg", "taken", "holds"]);
     for volume in &set.volumes {
         let parts: Vec<_> = volume.parts.iter().map(|part| part.kind.to_string()).collect();
@@ -318,26 +334,26 @@ fn certificate(set: &Manifest, label: &[u8], beside: &str) {
     if let (Some(first), Some(last)) = (set.wal.segments.first(), set.wal.segments.last()) {
         let count = set.wal.segments.len();
         let files = if count == 1 { "file" } else { "files" };
-        println!("\nits own WAL: {count} {files} {stored}\n  {first} to {last}");
+        say!("\nits own WAL: {count} {files} {stored}\n  {first} to {last}");
     }
     for (names, place) in [
         (&set.wal.fetched, "came from the primary"),
         (&set.wal.archived, "in the archive alone: a restore needs --restore-command"),
     ] {
         if !names.is_empty() {
-            println!("  {place}: {}", names.join(", "));
+            say!("  {place}: {}", names.join(", "));
         }
     }
     if !label.is_empty() {
-        println!("\nbackup_label");
-        String::from_utf8_lossy(label).lines().for_each(|line| println!("  {line}"));
+        say!("\nbackup_label");
+        String::from_utf8_lossy(label).lines().for_each(|line| say!("  {line}"));
     }
     if !set.warnings.is_empty() {
-        println!("\nwarnings");
+        say!("\nwarnings");
     }
     for warning in &set.warnings {
         let mark = if warning.problem { "PROBLEM: " } else { "" };
-        println!("  - {mark}{}: {}", warning.what, warning.hint);
+        say!("  - {mark}{}: {}", warning.what, warning.hint);
     }
 }
 
@@ -349,8 +365,9 @@ mod tests {
     #[test]
     fn a_list_says_which_sets_somebody_should_look_at() {
         let mut set = manifest("20261105T110000Z-aaaa", vec![]);
-        let words =
-            |set: &Manifest| Listed { manifest: set, stored: None, elsewhere: None }.problems();
+        let words = |set: &Manifest| {
+            Listed { manifest: set, stored: None, elsewhere: None, is_whole: true }.problems()
+        };
         assert_eq!(words(&set), "");
         set.warnings[0].problem = true;
         assert_eq!(words(&set), "1 problem");

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::Done;
-use super::output::{self, JSON_VERSION};
+use super::output::{self, JSON_VERSION, say};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::mirror::create::{self, Create};
@@ -81,7 +81,7 @@ struct CreateArguments {
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
     /// The server's port; a free one is found
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     /// A file with the primary's password in its first line
     #[arg(long, value_name = "FILE")]
@@ -179,7 +179,7 @@ fn say(json: bool, done: &str, name: &ClusterName, words: &str) -> Result<Done> 
         output::print_json(&json!({"version": JSON_VERSION, done: name}))?;
     } else {
         crate::steps::end_with_the_reader();
-        println!("mirror {name} {words}");
+        say!("mirror {name} {words}");
     }
     Ok(Done::Well)
 }
@@ -237,12 +237,9 @@ fn create(home: &Home, config: &Config, arguments: &CreateArguments, json: bool)
     }
     crate::steps::end_with_the_reader();
     if arguments.dry_run {
-        println!("mirror {} would be made:", record.name);
+        say!("mirror {} would be made:", record.name);
     } else {
-        println!(
-            "mirror {} follows its primary, and is a cluster of the configuration:",
-            record.name
-        );
+        say!("mirror {} follows its primary, and is a cluster of the configuration:", record.name);
     }
     for place in &record.places {
         let what = match &place.kind {
@@ -251,26 +248,21 @@ fn create(home: &Home, config: &Config, arguments: &CreateArguments, json: bool)
             Kind::Wal => "pg_wal".into(),
             Kind::Tablespace { name, location, .. } => format!("tablespace {name} ({location})"),
         };
-        println!(
-            "  {:<40} {} at {}",
-            place.dataset.to_string(),
-            what,
-            output::path(&place.directory)
-        );
+        say!("  {:<40} {} at {}", place.dataset.to_string(), what, output::path(&place.directory));
     }
-    println!("  slot {} on the primary, port {}", record.slot, record.port);
+    say!("  slot {} on the primary, port {}", record.slot, record.port);
     if !arguments.dry_run {
-        println!("take sets of it with: lockstep --cluster {} backup", record.name);
+        say!("take sets of it with: lockstep --cluster {} backup", record.name);
         if record.repositories.is_empty() {
-            println!("they stay on this host: its repositories and retention go into");
+            say!("they stay on this host: its repositories and retention go into");
         } else {
-            println!(
+            say!(
                 "they are shipped to:  {}; its retention goes into",
                 record.repositories.join(", ")
             );
         }
-        println!("                      {}", output::path(&record.registration));
-        println!(
+        say!("                      {}", output::path(&record.registration));
+        say!(
             "look into it with:    psql -h {} -p {} -U {}",
             quote(&output::path(&record.socket_directory)),
             record.port,

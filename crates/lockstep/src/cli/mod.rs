@@ -98,7 +98,8 @@ enum Done {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_log(arguments.verbose);
-    match run(&arguments) {
+    let done = run(&arguments);
+    match done.and_then(|done| output::all_said().map(|()| done)) {
         Ok(Done::Well) => ExitCode::SUCCESS,
         Ok(Done::WithProblems) => ExitCode::from(3),
         Err(error) => {

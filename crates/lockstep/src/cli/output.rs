@@ -1,5 +1,9 @@
 //! How things are shown: JSON, tables, errors.
 
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::OnceLock;
+
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
@@ -7,13 +11,48 @@ use crate::error::{Error, Result};
 use crate::set::manifest::json;
 use crate::steps;
 
+/// What couldn't be printed, and why: the first of it.
+static UNSAID: OnceLock<io::Error> = OnceLock::new();
+
+/// Prints a line on stdout as `println!` does, but panics nowhere: what a command does must not end half way because
+/// nobody reads on, or because the disk is full that stdout leads to.
+macro_rules! say {
+    () => { $crate::cli::output::line(format_args!("")) };
+    ($($said:tt)*) => { $crate::cli::output::line(format_args!($($said)*)) };
+}
+pub(super) use say;
+
+/// See [`say`].
+pub(super) fn line(said: fmt::Arguments<'_>) {
+    if let Err(error) = writeln!(io::stdout(), "{said}") {
+        let _ = UNSAID.set(error);
+    }
+}
+
+/// That all could be said. A reader that has gone wants no more of it.
+///
+/// # Errors
+/// When stdout took something else badly.
+pub(super) fn all_said() -> Result<()> {
+    if let Err(error) = io::stdout().flush() {
+        let _ = UNSAID.set(error);
+    }
+    match UNSAID.get() {
+        Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let what = format!("what was to be said could not be written to stdout: {error}");
+            Err(Error::failed(what).with_hint("what the command does is done"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The version of every JSON shape; docs/json.md documents them.
 pub(super) const JSON_VERSION: u32 = 1;
 
 /// Prints a value as JSON.
 pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
     steps::end_with_the_reader();
-    println!("{}", serde_json::to_string_pretty(value).map_err(json("write JSON"))?);
+    say!("{}", serde_json::to_string_pretty(value).map_err(json("write JSON"))?);
     Ok(())
 }
 
@@ -30,7 +69,7 @@ pub(super) fn table(head: &[&str]) -> Table {
 /// Prints a table without the blanks around it.
 pub(super) fn print_table(table: &Table) {
     for line in table.to_string().lines() {
-        println!("{}", line.strip_prefix(' ').unwrap_or(line).trim_end());
+        say!("{}", line.strip_prefix(' ').unwrap_or(line).trim_end());
     }
 }
 

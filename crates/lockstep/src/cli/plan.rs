@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::Done;
-use super::output::{self, JSON_VERSION};
+use super::output::{self, JSON_VERSION, say};
 use crate::backup;
 use crate::config::StrategyChoice;
 use crate::context::Context;
@@ -81,8 +81,8 @@ fn as_text(cx: &Context, plan: &plan::Plan, facts: &Facts) {
         }
         (Err(_), None) => format!("not running, {}", facts.control.state.as_str()),
     };
-    println!("cluster {}: {server}", cx.name);
-    println!("system identifier {}\n", facts.control.system_identifier);
+    say!("cluster {}: {server}", cx.name);
+    say!("system identifier {}\n", facts.control.system_identifier);
     let mut table = output::table(&["dataset", "holds", "path", "recordsize", "free"]);
     for (index, volume) in layout.volumes.iter().enumerate() {
         for (row, part) in layout.parts_on(index).enumerate() {
@@ -97,19 +97,19 @@ fn as_text(cx: &Context, plan: &plan::Plan, facts: &Facts) {
         }
     }
     output::print_table(&table);
-    println!("\nstrategy: {} ({})", plan.strategy, plan.chosen_because);
+    say!("\nstrategy: {} ({})", plan.strategy, plan.chosen_because);
     for (number, step) in plan.steps.iter().enumerate() {
-        println!("  {}. {}", number + 1, explain::step(step, layout));
+        say!("  {}. {}", number + 1, explain::step(step, layout));
     }
-    println!(
+    say!(
         "\nwhy the set is consistent:\n  {}",
         explain::why_consistent(plan.strategy, facts.is_standby())
     );
     if !plan.warnings.is_empty() {
-        println!("\nwarnings:");
+        say!("\nwarnings:");
     }
     for warning in &plan.warnings {
         let mark = if warning.problem { "PROBLEM: " } else { "" };
-        println!("  - {mark}{}\n    {}", warning.what, warning.hint);
+        say!("  - {mark}{}\n    {}", warning.what, warning.hint);
     }
 }

@@ -4,7 +4,8 @@ use clap::{ArgGroup, Args};
 use serde_json::{Value, json};
 
 use super::Done;
-use super::output::{self, JSON_VERSION};
+use super::output::{self, JSON_VERSION, say};
+use crate::config::parse_bytes;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::warnings::bytes;
@@ -26,7 +27,7 @@ pub(super) struct Prune {
     #[arg(long = "set", value_name = "ID", requires = "place")]
     sets: Vec<String>,
     /// In each repository, stop merging after so many bytes of indexes were read
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     max_merge_bytes: Option<u64>,
 }
 
@@ -90,10 +91,10 @@ fn end(report: Report, as_json: bool, dry_run: bool) -> Result<Done> {
 
 fn show(plan: &Plan, dry_run: bool) {
     if !plan.configured {
-        println!("{}: no retention is configured, nothing is touched\n", plan.place);
+        say!("{}: no retention is configured, nothing is touched\n", plan.place);
         return;
     }
-    println!("{}", plan.place);
+    say!("{}", plan.place);
     // In a repository the blocks of a set that goes live on in those that come after it.
     let size = match plan.place {
         Place::Local => "own bytes",
@@ -119,9 +120,9 @@ fn show(plan: &Plan, dry_run: bool) {
     if let Some(until) = plan.locks_until {
         let would = if dry_run { "would be" } else { "is" };
         let until = until.strftime("%Y-%m-%d %H:%MZ");
-        println!("what the kept sets need {would} locked in the store until {until}");
+        say!("what the kept sets need {would} locked in the store until {until}");
     }
-    println!();
+    say!();
 }
 
 fn summary(outcome: &Outcome) {
@@ -130,17 +131,19 @@ fn summary(outcome: &Outcome) {
     }
     let place = &outcome.plan.place;
     let sets = |count: usize| if count == 1 { "1 set".into() } else { format!("{count} sets") };
-    println!("{place}: {} removed", sets(outcome.removed.len()));
+    say!("{place}: {} removed", sets(outcome.removed.len()));
     if let Some(done) = &outcome.done {
-        println!(
+        say!(
             "{place}: {} deltas merged, {} objects deleted, {} wait for their grace time",
-            done.merged, done.deleted, done.waiting
+            done.merged,
+            done.deleted,
+            done.waiting
         );
         if done.locked > 0 {
-            println!("{place}: {} objects are locked in the store, and go later", done.locked);
+            say!("{place}: {} objects are locked in the store, and go later", done.locked);
         }
         if done.locks_prolonged > 0 {
-            println!("{place}: locks of {} objects prolonged", done.locks_prolonged);
+            say!("{place}: locks of {} objects prolonged", done.locks_prolonged);
         }
     }
 }

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::Done;
-use super::output::{self, JSON_VERSION};
+use super::output::{self, JSON_VERSION, say};
 use crate::config::RepositoryConfig;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -145,7 +145,7 @@ fn each(
             Ok((_, value)) if json => values.push(value),
             Ok((line, _)) => {
                 crate::steps::end_with_the_reader();
-                println!("{line}");
+                say!("{line}");
             }
             Err(error) if names.len() == 1 => return Err(error),
             Err(error) => {
@@ -186,7 +186,7 @@ fn key(cx: &Context, command: &KeyCommand, json: bool) -> Result<Done> {
                 &json!({"version": JSON_VERSION, "repository": name, verb: slot}),
             ),
             false => {
-                println!("{words}");
+                say!("{words}");
                 Ok(())
             }
         }

@@ -7,7 +7,7 @@ use pgfiles::lsn::Lsn;
 use serde_json::{Value, json};
 
 use super::Done;
-use super::output::{self, JSON_VERSION};
+use super::output::{self, JSON_VERSION, say};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::warnings::bytes;
@@ -54,7 +54,7 @@ pub(super) struct Restore {
     #[arg(long)]
     start: bool,
     /// The server's port; with --start a free one is found
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     /// Let subscriptions go on, also where the original's data directory is on this host
     #[arg(long, requires = "start")]
@@ -209,7 +209,7 @@ fn show_plan(cx: &Context, request: &Request, json: bool) -> Result<Done> {
         )?;
         return Ok(Done::Well);
     }
-    println!("set {} would become:", manifest.set);
+    say!("set {} would become:", manifest.set);
     let mut table = output::table(&["copy of", "dataset", "at"]);
     for volume in &placement.volumes {
         table.add_row([
@@ -251,52 +251,50 @@ fn as_json(restored: &Restored) -> Value {
 fn as_text(cx: &Context, restored: &Restored, was_to_start: bool) {
     crate::steps::end_with_the_reader();
     let placement = &restored.placement;
-    println!("set {} is restored", restored.set.set);
-    println!("  data directory  {}", output::path(&placement.data));
+    say!("set {} is restored", restored.set.set);
+    say!("  data directory  {}", output::path(&placement.data));
     for volume in &placement.volumes {
         let at = output::path(&volume.mountpoint);
         match &volume.dataset {
-            Some(dataset) => println!("  dataset         {dataset} at {at}"),
-            None => println!("  folder          {at}"),
+            Some(dataset) => say!("  dataset         {dataset} at {at}"),
+            None => say!("  folder          {at}"),
         }
         for apart in &volume.apart {
-            println!("  folder          {}", output::path(&apart.folder));
+            say!("  folder          {}", output::path(&apart.folder));
         }
     }
     if let Some(written) = &restored.written {
-        println!("  files           {}, {} written", written.files, bytes(written.bytes_written));
+        say!("  files           {}, {} written", written.files, bytes(written.bytes_written));
     }
     left_out(&restored.not_restored);
     if restored.holds_subscriptions {
-        println!(
+        say!(
             "  max_logical_replication_workers is 0: the original's data directory is on this host, and"
         );
-        println!(
-            "  subscriptions would take its changes. Where they shall go on, this and a restart:"
-        );
-        println!("    ALTER SYSTEM RESET max_logical_replication_workers");
+        say!("  subscriptions would take its changes. Where they shall go on, this and a restart:");
+        say!("    ALTER SYSTEM RESET max_logical_replication_workers");
     }
     match (restored.started, restored.port) {
         (true, Some(port)) => {
             let host = restored.socket_directory.as_deref().map(output::path).unwrap_or_default();
-            println!(
+            say!(
                 "  it accepts connections: psql -h {} -p {port} -U {}",
                 quote(&host),
                 quote(&cx.cluster.user)
             );
         }
         _ if was_to_start => {
-            println!(
+            say!(
                 "  it was shut down at its target; recovery.signal and the target are there still:"
             );
-            println!("  {}", start_command(cx, restored));
+            say!("  {}", start_command(cx, restored));
         }
         _ => {
-            println!("  it isn't running: {}", start_command(cx, restored));
-            println!(
+            say!("  it isn't running: {}", start_command(cx, restored));
+            say!(
                 "  On the host of the original cluster use `restore --start` instead: a replayed CREATE"
             );
-            println!("  TABLESPACE would write to the original's folder.");
+            say!("  TABLESPACE would write to the original's folder.");
         }
     }
 }
@@ -308,10 +306,10 @@ fn left_out(rest: &NotRestored) {
         names.collect::<Vec<_>>().join(", ")
     };
     if !rest.databases.is_empty() {
-        println!("  not restored: {}: DROP DATABASE them", quoted(&rest.databases));
+        say!("  not restored: {}: DROP DATABASE them", quoted(&rest.databases));
     }
     if !rest.tablespaces.is_empty() {
-        println!(
+        say!(
             "  not restored: what lies in tablespace {}: drop its tables",
             quoted(&rest.tablespaces)
         );

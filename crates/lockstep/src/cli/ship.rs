@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::Done;
-use super::output::{self, JSON_VERSION};
+use super::output::{self, JSON_VERSION, say};
 use crate::context::Context;
 use crate::error::Result;
 use crate::plan::warnings::bytes;
@@ -50,7 +50,7 @@ impl Ship {
             }))?;
         } else {
             crate::steps::end_with_the_reader();
-            println!("set {}", manifest.set);
+            say!("set {}", manifest.set);
             as_text(&outcomes);
         }
         tell_failures(&outcomes);
@@ -85,7 +85,7 @@ pub(super) fn as_text(outcomes: &[Outcome]) {
         match &outcome.result {
             Ok(shipped) => shipped_as_text(&outcome.repository, shipped, outcome.already),
             // Why, stderr says.
-            Err(_) => println!("  repository {}: NOT there", outcome.repository),
+            Err(_) => say!("  repository {}: NOT there", outcome.repository),
         }
     }
 }
@@ -124,11 +124,11 @@ fn shipped_as_text(repository: &str, shipped: &Shipped, already: bool) {
         full => format!("{full} of {} volumes full", shipped.volumes.len()),
     };
     match already {
-        true => println!(
+        true => say!(
             "  repository {repository}: there already, since {}; nothing was sent",
             shipped.shipped_at.strftime("%Y-%m-%d %H:%M:%SZ")
         ),
-        false => println!(
+        false => say!(
             "  repository {repository}: {kind}, {} sent, {} stored",
             bytes(sum(|volume| volume.stream_bytes)),
             bytes(sum(|volume| volume.stored_bytes)),
@@ -136,13 +136,13 @@ fn shipped_as_text(repository: &str, shipped: &Shipped, already: bool) {
     }
     for volume in &shipped.volumes {
         if let Some(words) = raw_in_words(volume) {
-            println!("             {}: {words}", volume.dataset);
+            say!("             {}: {words}", volume.dataset);
         }
     }
     for volume in shipped.volumes.iter().filter(|volume| volume.pages.bad > 0) {
-        println!("  DAMAGED PAGES in {}: {}", volume.dataset, volume.pages.bad);
+        say!("  DAMAGED PAGES in {}: {}", volume.dataset, volume.pages.bad);
         for (path, block) in &volume.pages.bad_pages {
-            println!("             {path} block {block}");
+            say!("             {path} block {block}");
         }
     }
 }

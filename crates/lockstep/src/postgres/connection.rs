@@ -207,7 +207,8 @@ const FACTS: &str = "
            current_setting('ident_file', true) AS ident_file,
            (SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user) AS may_replicate,
            (SELECT last_failed_wal FROM pg_stat_archiver
-             WHERE last_failed_time > coalesce(last_archived_time, '-infinity')) AS archive_failed,
+             WHERE last_failed_time > coalesce(last_archived_time, '-infinity')
+               AND current_setting('archive_mode') <> 'off') AS archive_failed,
            current_setting('max_replication_slots')::bigint
              - (SELECT count(*) FROM pg_replication_slots) AS free_slots";
 

@@ -2,9 +2,10 @@
 //! every file by hash.
 
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::names::SetId;
 use crate::plan::refusal::Refusal;
-use crate::set::manifest::{Manifest, hash_file};
+use crate::set::manifest::{Manifest, SetVolume, hash_file};
 
 /// Checks the snapshots against the manifest.
 pub(crate) fn snapshots(cx: &Context, manifest: &Manifest) -> Result<()> {
@@ -29,6 +30,30 @@ pub(crate) fn snapshots(cx: &Context, manifest: &Manifest) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The sets of which a snapshot is gone or another one, with few commands for all of them: by GUID alone.
+pub(crate) fn incomplete(cx: &Context, sets: &[Manifest]) -> Result<Vec<(SetId, Error)>> {
+    let snapshots =
+        |set: &Manifest| set.volumes.iter().map(SetVolume::snapshot_name).collect::<Vec<_>>();
+    let named: Vec<_> = sets.iter().flat_map(snapshots).collect();
+    let standing = cx.zfs.standing(&named)?;
+    let why = |set: &Manifest| {
+        set.volumes.iter().find_map(|volume| {
+            let (id, snapshot) = (set.set.to_string(), volume.snapshot.clone());
+            match standing.get(&volume.snapshot_name()) {
+                None => Some(Refusal::SnapshotMissing { set: id, snapshot }),
+                Some(found) if found.guid != volume.guid => Some(Refusal::SnapshotSwapped {
+                    set: id,
+                    snapshot,
+                    expected: format!("GUID {}", volume.guid),
+                    found: format!("GUID {}", found.guid),
+                }),
+                Some(_) => None,
+            }
+        })
+    };
+    Ok(sets.iter().filter_map(|set| Some((set.set.clone(), why(set)?.into()))).collect())
 }
 
 /// Checks the files beside the manifest.

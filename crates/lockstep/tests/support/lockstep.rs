@@ -223,7 +223,8 @@ impl Lockstep {
     /// The ids of all complete sets, as `list` gives them.
     #[track_caller]
     pub fn sets(&self) -> Vec<String> {
-        let listed = self.json(&["list"]);
+        // Exit code 3 where one isn't whole.
+        let listed = json_of(&self.run(&["--json", "list"]));
         let sets = listed["sets"]
             .as_array()
             .unwrap_or_else(|| panic!("`list --json` has no array \"sets\": {listed}"));

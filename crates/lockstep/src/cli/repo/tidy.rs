@@ -80,7 +80,7 @@ fn each(
                 }
                 if !json {
                     // What was found is worth knowing also where the reader has gone.
-                    print!("{}", told.text);
+                    told.text.lines().for_each(|line| output::say!("{line}"));
                 }
                 values.push(told.value);
                 ended = told.ended;
