@@ -303,7 +303,7 @@ fn explain(build: &Build, server: &Server, error: Error) -> Error {
             Some(floor) => format!("LSN {floor}"),
             None => "the end of the WAL in the set".into(),
         };
-        let target = format!("{:?}", build.recovery.target);
+        let target = build.recovery.target.to_string();
         return Refusal::TargetBeforeConsistency { target, earliest }.into();
     }
     if said("recovery ended before configured recovery target was reached") {
