@@ -176,11 +176,21 @@ impl Zfs {
         if snapshots.is_empty() {
             return Ok(());
         }
-        let names = snapshots.iter().map(SnapshotName::to_string);
-        match self.run(["hold", HOLD_TAG].into_iter().map(str::to_owned).chain(names)) {
-            Err(error) if said::is_held_already(&error) => Ok(()),
-            other => other.map(|_| ()).map_err(Into::into),
+        match self.hold_at_once(snapshots) {
+            // OpenZFS holds all or none: that one was held says nothing of the others.
+            Err(error) if said::is_held_already(&error) => snapshots.iter().try_for_each(|one| {
+                match self.hold_at_once(std::slice::from_ref(one)) {
+                    Err(error) if said::is_held_already(&error) => Ok(()),
+                    other => other.map_err(Into::into),
+                }
+            }),
+            other => other.map_err(Into::into),
         }
+    }
+
+    fn hold_at_once(&self, snapshots: &[SnapshotName]) -> Result<(), CommandError> {
+        let names = snapshots.iter().map(SnapshotName::to_string);
+        self.run(["hold", HOLD_TAG].into_iter().map(str::to_owned).chain(names)).map(|_| ())
     }
 
     /// Releases Lockstep's hold and destroys the snapshot; one that is gone is fine.
