@@ -26,11 +26,11 @@ pub enum Error {
     /// Not consistent or not safe: Lockstep could go on and will not. Exit code 4.
     #[error(transparent)]
     Refused(#[from] Box<Refusal>),
-    /// Another lockstep holds the cluster's lock. Exit code 11.
-    #[error("cluster \"{cluster}\" is locked by {holder}")]
+    /// Another lockstep holds a lock: of the cluster, mostly. Exit code 11.
+    #[error("{what} is locked by {holder}")]
     Locked {
-        /// The cluster's name in the configuration.
-        cluster: String,
+        /// What is locked, with its name: `cluster "main"`.
+        what: String,
         /// Who holds it: process, command and since when.
         holder: String,
         /// It is a lease in a repository, which another host may hold, and no lock of this host's.
@@ -268,8 +268,11 @@ mod tests {
         assert_eq!(Error::failed("x").exit_code(), 1);
         assert_eq!(Error::usage("x", "y").exit_code(), 2);
         assert_eq!(refused.exit_code(), 4);
-        let locked =
-            Error::Locked { cluster: "main".into(), holder: "process 1".into(), is_lease: false };
+        let locked = Error::Locked {
+            what: "cluster \"main\"".into(),
+            holder: "process 1".into(),
+            is_lease: false,
+        };
         assert_eq!(locked.exit_code(), 11);
         let in_use = Error::PlaceInUse { place: "\"/r\"".into(), holder: "process 1".into() };
         assert_eq!(in_use.exit_code(), 11);
@@ -296,7 +299,7 @@ mod tests {
     #[test]
     fn only_a_lease_is_called_one() {
         let locked = |is_lease| {
-            Error::Locked { cluster: "c".into(), holder: "h".into(), is_lease }.hint().unwrap()
+            Error::Locked { what: "c".into(), holder: "h".into(), is_lease }.hint().unwrap()
         };
         assert!(!locked(false).contains("lease") && locked(true).contains("lease"));
     }

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::manifest::Manifest;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::lock::{Lock, LockError};
+use crate::lock::Lock;
 use crate::names::{self, ClusterName, Meant, SetId, random_suffix};
 use crate::plan::refusal::Refusal;
 
@@ -103,12 +103,8 @@ impl State {
     /// # Errors
     /// [`Error::Locked`] with who holds it.
     pub fn lock(&self, command: &str) -> Result<Lock> {
-        Lock::take(&self.path("lock"), command).map_err(|error| match error {
-            LockError::Held(holder) => {
-                Error::Locked { cluster: self.cluster.to_string(), holder, is_lease: false }
-            }
-            LockError::Failed(error) => error,
-        })
+        let what = format!("cluster \"{}\"", self.cluster);
+        Lock::take_or_refuse(&self.path("lock"), what, command)
     }
 
     /// Whether the set is complete.
