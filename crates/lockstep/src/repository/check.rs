@@ -154,7 +154,8 @@ fn what_mends(problem: &Problem, name: &str, here: &[String]) -> String {
         return "no set needs it".to_owned();
     }
     let set = &problem.set;
-    if problem.error.to_string().contains(&format!("sets/{set}.json")) {
+    let manifest = format!("sets/{set}.json");
+    if problem.error.object().is_some_and(|object| object.ends_with(&manifest)) {
         return format!(
             "{MEANWHILE}. `lockstep prune --repository {name} --set {set}` takes the set out, and `lockstep ship --repository {name} {set}` stores it again while this host has it"
         );
@@ -310,7 +311,21 @@ pub fn repair(
 
 #[cfg(test)]
 mod tests {
+    use strata::store::{StoreError, StoreErrorKind};
+
     use super::*;
+
+    #[test]
+    fn a_harmed_manifest_is_stored_again_and_a_harmed_pack_anew() {
+        let said = |object: &str| {
+            let error = StoreError::new("get", object, StoreErrorKind::NotFound).into();
+            let (set, sets) = ("20261126T200000Z".to_owned(), vec!["20261126T200000Z".to_owned()]);
+            what_mends(&Problem { set, sets, error }, "far", &["20261126T200000Z".to_owned()])
+        };
+        let manifest = said("clusters/main/sets/20261126T200000Z.json");
+        assert!(manifest.contains("prune --repository far --set 20261126T200000Z"), "{manifest}");
+        assert!(said("clusters/main/packs/a").contains("ship --full"));
+    }
 
     #[test]
     fn a_sample_has_about_as_many_as_it_should() {
