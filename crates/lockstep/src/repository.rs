@@ -30,7 +30,7 @@ pub mod wrap;
 
 use crate::config::RepositoryConfig;
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 
 use strata::store::{StoreError, StoreErrorKind};
 
@@ -96,7 +96,7 @@ pub fn of_strata(error: strata::Error) -> Error {
     let hint = error.hint().map(str::to_owned);
     let failed = Error::failed(error.to_string());
     let failed = match std::error::Error::source(&error) {
-        Some(source) => failed.because(strata::error::with_causes(source)),
+        Some(source) => failed.because(error::kept(source)),
         None => failed,
     };
     match hint {
