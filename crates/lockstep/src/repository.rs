@@ -105,6 +105,12 @@ pub fn of_strata(error: strata::Error) -> Error {
     }
 }
 
+/// What a later version wrote, in a form that this one doesn't know: `known` is the newest that it does.
+fn newer_form(what: &str, found: impl std::fmt::Display, known: u32) -> Error {
+    Error::failed(format!("{what} has form {found}, this lockstep knows {known}"))
+        .with_hint("use the version that wrote it, or a newer one")
+}
+
 fn of_store(error: strata::store::StoreError) -> Error {
     of_strata(error.into())
 }

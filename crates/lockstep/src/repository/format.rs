@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use strata::document;
 use strata::store::{Store, StoreErrorKind};
 
-use super::{of_store, of_strata};
+use super::{newer_form, of_store, of_strata};
 use crate::error::{Error, Result};
 use crate::names::random_suffix;
 
@@ -111,10 +111,7 @@ impl Format {
             .map_err(|error| damaged(error.to_string()))?;
         let version = format.get("version").and_then(serde_json::Value::as_u64).unwrap_or(0);
         if version > u64::from(VERSION) {
-            return Err(Error::failed(format!(
-                "repository \"{name}\" has format {version}, this lockstep knows {VERSION}",
-            ))
-            .with_hint("use the version that made it, or a newer one"));
+            return Err(newer_form(&format!("repository \"{name}\""), version, VERSION));
         }
         let strange = || format!("{PATH} of repository \"{name}\" is strange");
         let format: Self =

@@ -24,7 +24,7 @@ use strata::pack::FrameReader;
 
 use super::image::image_name;
 use super::ingest::of_stream;
-use super::{Repository, of_strata};
+use super::{Repository, newer_form, of_strata};
 use crate::error::{Error, Result};
 use crate::set::manifest::json;
 use crate::volume::zfs::{Base, DatasetName};
@@ -84,11 +84,7 @@ impl Segment {
         let segment: Self = serde_json::from_value(descriptor.about.clone())
             .map_err(|e| Error::failed(format!("{} is strange", what())).because(e))?;
         if segment.version > VERSION {
-            return Err(Error::failed(format!(
-                "{} has form {}, this lockstep knows {VERSION}",
-                what(),
-                segment.version
-            )));
+            return Err(newer_form(&what(), segment.version, VERSION));
         }
         let guids: BTreeSet<_> = segment.chain.iter().map(|link| &link.guid).collect();
         let ends_here = segment.chain.last().is_some_and(|last| last.guid == descriptor.id);
