@@ -108,9 +108,7 @@ fn sample(percent: u8) -> Result<impl FnMut(strata::Ulid) -> bool> {
 
 /// Chooses so many percent of what has these names, others each time.
 fn chooser(percent: u8) -> Result<impl FnMut(&[u8]) -> bool> {
-    let mut seed = [0; 32];
-    getrandom::fill(&mut seed)
-        .map_err(|e| Error::failed("the system gives no random bytes").because(e.to_string()))?;
+    let seed = crate::names::random::<32>()?;
     Ok(move |name: &[u8]| {
         let hash = blake3::keyed_hash(&seed, name);
         let number = u16::from_le_bytes([hash.as_bytes()[0], hash.as_bytes()[1]]);

@@ -6,7 +6,7 @@ use strata::store::{Store, StoreErrorKind};
 
 use super::{newer_form, of_store, of_strata};
 use crate::error::{Error, Result};
-use crate::names::random_suffix;
+use crate::names::random_characters;
 
 /// The newest format that is known.
 const VERSION: u32 = 1;
@@ -41,9 +41,11 @@ pub struct Encryption {
 
 impl Format {
     /// A new repository's, not encrypted.
-    #[must_use]
-    pub fn new() -> Self {
-        Self { version: VERSION, id: (0..4).map(|_| random_suffix()).collect(), encryption: None }
+    ///
+    /// # Errors
+    /// When the system gives no random bytes.
+    pub fn new() -> Result<Self> {
+        Ok(Self { version: VERSION, id: random_characters::<16>()?, encryption: None })
     }
 
     /// The same, with frames sealed by the data key of this fingerprint.
@@ -123,12 +125,6 @@ impl Format {
             }
             _ => Ok(Some(format)),
         }
-    }
-}
-
-impl Default for Format {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -22,7 +22,7 @@ use super::manifest::Manifest;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::Lock;
-use crate::names::{self, ClusterName, Meant, SetId, random_suffix};
+use crate::names::{self, ClusterName, Meant, SetId, random_characters};
 use crate::plan::refusal::Refusal;
 
 /// The manifest's file name.
@@ -297,7 +297,7 @@ pub fn owner_of(state_dir: &Path) -> Result<String> {
         }
         _ => {}
     }
-    let owner: String = (0..4).map(|_| random_suffix()).collect();
+    let owner = random_characters::<16>()?;
     files::publish(path, format!("{owner}\n").as_bytes())?;
     Ok(owner)
 }

@@ -73,7 +73,7 @@ impl<'a> Views<'a> {
         snapshots: &[SnapshotName],
         hidden: Vec<Option<PathBuf>>,
     ) -> Result<()> {
-        let id = format!("view-{}", random_suffix());
+        let id = format!("view-{}", random_suffix()?);
         let folder = self.cx.state.path("views").join(&id);
         let needed: Vec<(&SnapshotName, DatasetName, PathBuf)> = snapshots
             .iter()

@@ -175,7 +175,7 @@ impl Zfs {
         if let Some(known) = self.memory.multi_snapshot() {
             return Ok(known);
         }
-        let absent = format!("{pool}/lockstep-probe-{}", crate::names::random_suffix());
+        let absent = format!("{pool}/lockstep-probe-{}", crate::names::random_suffix()?);
         let probe = self.run(["snapshot", &format!("{absent}-a@x"), &format!("{absent}-b@x")]);
         let can = match probe {
             Err(error) if !error.is_answer() => return Err(error.into()),

@@ -105,7 +105,7 @@ impl Zfs {
     /// # Errors
     /// When `zfs` can't be started.
     pub fn has_bookmarks(&self, pool: &str) -> Result<bool> {
-        let absent = format!("{pool}/lockstep-probe-{}", crate::names::random_suffix());
+        let absent = format!("{pool}/lockstep-probe-{}", crate::names::random_suffix()?);
         match self.run(["bookmark", &format!("{absent}@x"), &format!("{absent}#x")]) {
             Err(error) if !error.is_answer() => return Err(error.into()),
             Err(error) if !said::knows_no_command(&error) => {}
