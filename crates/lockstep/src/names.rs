@@ -166,6 +166,13 @@ pub fn a_few(all: &[String]) -> String {
     }
 }
 
+/// Whether it is digits alone, and not none of them: what PostgreSQL calls the files and folders of
+/// relations, databases and tablespaces.
+#[must_use]
+pub fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// In the order of their bytes.
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
@@ -222,6 +229,14 @@ mod tests {
         }
         for bad in ["", "a/b", "a b", "-a", ".x", "a@b", "ü", &"x".repeat(49)] {
             assert!(bad.parse::<ClusterName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_number_is_digits_alone() {
+        assert!(is_number("0") && is_number("16384"));
+        for other in ["", "+1", "-1", "1.0", "16384_fsm", "١"] {
+            assert!(!is_number(other), "{other}");
         }
     }
 

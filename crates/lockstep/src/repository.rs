@@ -105,6 +105,10 @@ pub fn of_strata(error: strata::Error) -> Error {
     }
 }
 
+fn no_deltas(image: &str, delta: &str) -> Error {
+    Error::failed(format!("the chain of \"{image}\" to \"{delta}\" has no deltas"))
+}
+
 /// What a later version wrote, in a form that this one doesn't know: `known` is the newest that it does.
 fn newer_form(what: &str, found: impl std::fmt::Display, known: u32) -> Error {
     Error::failed(format!("{what} has form {found}, this lockstep knows {known}"))

@@ -292,8 +292,8 @@ fn last_with(log: &[String], words: &[&str]) -> Option<String> {
 /// The bytes between two LSNs as PostgreSQL prints them; 0 where the second isn't behind.
 #[must_use]
 pub fn lag_bytes(current: &str, replayed: &str) -> Option<u64> {
-    let lsn = |text: &str| text.parse::<pgfiles::lsn::Lsn>().ok().map(pgfiles::lsn::Lsn::as_u64);
-    Some(lsn(current)?.saturating_sub(lsn(replayed)?))
+    let lsn = |text: &str| text.parse::<pgfiles::lsn::Lsn>().ok();
+    Some(lsn(current)?.bytes_since(lsn(replayed)?).unwrap_or(0))
 }
 
 #[cfg(test)]

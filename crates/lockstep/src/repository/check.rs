@@ -64,13 +64,14 @@ impl Checked {
     }
 }
 
-/// Checks the cluster's part of the repository, its keys, and of its packs so many percent: `told` hears how many bytes of
-/// them have been read, and how many they are. Once it says `false`, what was found so far is all that is given back.
+/// Checks the cluster's part of the repository, its keys, its locks, and so many percent of its packs and of its sets'
+/// own files; no content is read where `percent` is `None`. `here`: the sets that this host has, oldest first.
+///
+/// `told` hears how many bytes of packs have been read, and how many they are. Once it says `false`, what was found so
+/// far is all that is given back.
 ///
 /// # Errors
-/// When the store can't be listed.
-///
-/// `here`: the sets that this host has, oldest first.
+/// When the store can't be listed, its format can't be read, or the system gives no random bytes.
 pub fn run(
     repository: &Repository,
     percent: Option<u8>,

@@ -24,7 +24,7 @@ use strata::pack::FrameReader;
 
 use super::image::image_name;
 use super::ingest::of_stream;
-use super::{Repository, newer_form, of_strata};
+use super::{Repository, newer_form, no_deltas, of_strata};
 use crate::error::{Error, Result};
 use crate::set::manifest::json;
 use crate::volume::zfs::{Base, DatasetName};
@@ -320,7 +320,7 @@ pub fn copy(
     to: &mut dyn Write,
 ) -> Result<Segment> {
     let chain = chain(&repository.strata, image, guid, None).map_err(of_strata)?;
-    let descriptor = chain.last().ok_or_else(|| Error::failed("a chain of no deltas"))?;
+    let descriptor = chain.last().ok_or_else(|| no_deltas(image, guid))?;
     let segment = Segment::of(descriptor)?;
     let readers = open_chain(&repository.strata, &chain, 8 << 20).map_err(of_strata)?;
     let mut frames = FrameReader::new(&repository.strata, 8 << 20);

@@ -10,8 +10,13 @@
 //! clusters/NAME/bookmarks/ID       bookmarks that stand for a removed set's snapshots
 //! clusters/NAME/restores/ID        a restore that has begun: its datasets and folder
 //! clusters/NAME/shipping/…         what an interrupted shipment has stored
+//! clusters/NAME/deltas/REPOSITORY/ what is known of a repository's deltas, so that it isn't read again
+//! clusters/NAME/ship-REPOSITORY.lock flock: one shipment or prune of a repository at a time
 //! clusters/NAME/tags/REPOSITORY/…  tags of the pages that a repository has
 //! clusters/NAME/clones/NAME        a throwaway server
+//! clusters/NAME/clone-data/NAME/   its folders, where clone.directory names no other place
+//! clusters/NAME/staging/ID/        what a restore needs on the way only
+//! clusters/NAME/views/ID/          where clones are mounted of snapshots that can't be looked into
 //! ```
 
 use std::path::{Path, PathBuf};

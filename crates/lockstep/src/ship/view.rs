@@ -106,9 +106,9 @@ impl<'a> Views<'a> {
         }
         let mut clones = needed.iter();
         for hidden in hidden {
-            let path = match (hidden, clones.len()) {
-                (Some(path), _) => path,
-                (None, _) => {
+            let path = match hidden {
+                Some(path) => path,
+                None => {
                     let Some((origin, dataset, path)) = clones.next() else { continue };
                     self.cx.zfs.clone_snapshot(&CloneSpec {
                         origin,
