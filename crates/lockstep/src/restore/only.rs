@@ -360,5 +360,8 @@ mod tests {
         };
         assert_ne!(only(&[1]).mark("7"), only(&[2]).mark("7"));
         assert_ne!(only(&[1]).mark("7"), only(&[1]).mark("8"));
+        let tablespaces = Only { databases: None, tablespaces: Some(BTreeSet::from([1])) };
+        assert_ne!(only(&[1]).mark("7"), tablespaces.mark("7"));
+        assert_ne!(only(&[]).mark("7"), Only::default().mark("7"), "none is not all");
     }
 }
