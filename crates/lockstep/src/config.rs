@@ -96,7 +96,7 @@ pub struct ClusterConfig {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CloneConfig {
-    /// Where their folders are made; `STATE_DIR/clones/CLUSTER` where left out.
+    /// Where their folders are made; `STATE_DIR/clusters/CLUSTER/clone-data` where left out.
     pub directory: Option<PathBuf>,
     /// PostgreSQL settings that differ from the cluster's.
     #[serde(default = "default_clone_settings")]

@@ -34,10 +34,7 @@ impl<'a> Context<'a> {
     /// When there is no such cluster, or its state can't be opened.
     pub fn open(config: &'a Config, name: Option<&str>) -> Result<Self> {
         let (name, cluster) = config.cluster(name)?;
-        let state = State::open(&config.state_dir, &name)?.with_repositories(&cluster.repositories);
-        let zfs = Zfs::remembering_in(&config.state_dir);
-        let (clusters, repositories) = (&config.clusters, &config.repositories);
-        Ok(Self { name, cluster, clusters, repositories, state, zfs })
+        Self::open_as(config, name, cluster)
     }
 
     /// The context of a cluster that may not be in the configuration yet, or any more.

@@ -26,11 +26,11 @@ pub enum Error {
     /// Not consistent or not safe: Lockstep could go on and will not. Exit code 4.
     #[error(transparent)]
     Refused(#[from] Box<Refusal>),
-    /// Another lockstep holds the cluster's lock. Exit code 11.
-    #[error("cluster \"{cluster}\" is locked by {holder}")]
+    /// Another lockstep holds a lock: of the cluster, mostly. Exit code 11.
+    #[error("{what} is locked by {holder}")]
     Locked {
-        /// The cluster's name in the configuration.
-        cluster: String,
+        /// What is locked, with its name: `cluster "main"`.
+        what: String,
         /// Who holds it: process, command and since when.
         holder: String,
         /// It is a lease in a repository, which another host may hold, and no lock of this host's.
@@ -111,37 +111,70 @@ impl Error {
     /// The same failure with a hint, where it had none.
     #[must_use]
     pub fn with_hint(self, text: impl Into<String>) -> Self {
-        match self {
-            Self::Failed { what, hint: None, source } => {
-                Self::Failed { what, hint: Some(text.into()), source }
-            }
-            other => other,
+        match self.hint() {
+            Some(_) => self,
+            None => self.and_hint(&text.into()).unwrap_or_else(|error| error),
         }
     }
 
-    /// The same failure with one more hint, where it is of a kind that takes one.
+    /// The same failure with one more hint, where it is of a kind that takes one: those with an exit
+    /// code of their own stay what they are.
     ///
     /// # Errors
     /// The failure as it was.
     pub fn and_hint(self, text: &str) -> Result<Self> {
+        let joined = |hint: Option<String>| {
+            Some(hint.map_or_else(|| text.to_owned(), |hint| format!("{hint}. {text}")))
+        };
         match self {
             Self::Failed { what, hint, source } => {
-                let hint = hint.map_or_else(|| text.to_owned(), |hint| format!("{hint}. {text}"));
-                Ok(Self::Failed { what, hint: Some(hint), source })
+                Ok(Self::Failed { what, hint: joined(hint), source })
             }
-            other => Err(other),
+            Self::Command(_) | Self::Sql { .. } | Self::Io { .. } => Ok(Self::Failed {
+                what: self.to_string(),
+                hint: joined(self.hint()),
+                source: Some(Box::new(self)),
+            }),
+            Self::Usage { .. }
+            | Self::Refused(_)
+            | Self::Locked { .. }
+            | Self::PlaceInUse { .. }
+            | Self::Interrupted { .. } => Err(self),
         }
     }
 
-    /// The same failure with the reason below it.
+    /// The same failure with the reason below it. It is for those that are made of words: what else
+    /// there is has a reason already, and that stays in what it says.
     #[must_use]
     pub fn because(self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        let cause = cause.into();
         match self {
-            Self::Failed { what, hint, .. } => {
-                Self::Failed { what, hint, source: Some(cause.into()) }
+            Self::Failed { what, hint, source: None } => {
+                Self::Failed { what, hint, source: Some(cause) }
             }
-            other => other,
+            Self::Failed { .. } | Self::Command(_) | Self::Sql { .. } | Self::Io { .. } => {
+                Self::Failed { what: self.chain(), hint: self.hint(), source: Some(cause) }
+            }
+            Self::Usage { what, hint } => Self::Usage { what: format!("{what}: {cause}"), hint },
+            // They are reasons themselves.
+            Self::Refused(_)
+            | Self::Locked { .. }
+            | Self::PlaceInUse { .. }
+            | Self::Interrupted { .. } => self,
         }
+    }
+
+    /// Whether it, or what it came of, is that nobody reads at a pipe's other end any more.
+    #[must_use]
+    pub fn is_broken_pipe(&self) -> bool {
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = next {
+            if kind_of(error) == Some(std::io::ErrorKind::BrokenPipe) {
+                return true;
+            }
+            next = error.source();
+        }
+        false
     }
 
     /// Whether a standby ended the statement because replay had to go on: the same statement may
@@ -207,6 +240,25 @@ impl Error {
     }
 }
 
+/// The words of an error and of all that caused it, where the error itself goes no further; whether it was the
+/// system's, and of which kind, stays known.
+#[must_use]
+pub fn kept(error: &(dyn std::error::Error + 'static)) -> Box<dyn std::error::Error + Send + Sync> {
+    let words = strata::error::with_causes(error);
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if let Some(kind) = kind_of(cause) {
+            return Box::new(std::io::Error::new(kind, words));
+        }
+        next = cause.source();
+    }
+    words.into()
+}
+
+fn kind_of(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {
+    error.downcast_ref::<std::io::Error>().map(std::io::Error::kind)
+}
+
 /// What is left of a command that was interrupted, by the step that would have come next. What was
 /// made is taken away again before the command ends, or it is said that it wasn't.
 fn after_interruption(step: &str) -> &'static str {
@@ -268,8 +320,11 @@ mod tests {
         assert_eq!(Error::failed("x").exit_code(), 1);
         assert_eq!(Error::usage("x", "y").exit_code(), 2);
         assert_eq!(refused.exit_code(), 4);
-        let locked =
-            Error::Locked { cluster: "main".into(), holder: "process 1".into(), is_lease: false };
+        let locked = Error::Locked {
+            what: "cluster \"main\"".into(),
+            holder: "process 1".into(),
+            is_lease: false,
+        };
         assert_eq!(locked.exit_code(), 11);
         let in_use = Error::PlaceInUse { place: "\"/r\"".into(), holder: "process 1".into() };
         assert_eq!(in_use.exit_code(), 11);
@@ -296,9 +351,48 @@ mod tests {
     #[test]
     fn only_a_lease_is_called_one() {
         let locked = |is_lease| {
-            Error::Locked { cluster: "c".into(), holder: "h".into(), is_lease }.hint().unwrap()
+            Error::Locked { what: "c".into(), holder: "h".into(), is_lease }.hint().unwrap()
         };
         assert!(!locked(false).contains("lease") && locked(true).contains("lease"));
+    }
+
+    #[test]
+    fn no_hint_is_lost() {
+        let io = |kind: std::io::ErrorKind| Error::io("read", "/srv/pg")(kind.into());
+        let hinted = io(std::io::ErrorKind::InvalidData).with_hint("look at it");
+        assert_eq!(hinted.hint().as_deref(), Some("look at it"));
+        assert_eq!(hinted.chain(), "cannot read \"/srv/pg\": invalid data");
+        assert_eq!(hinted.exit_code(), 1);
+        // It had one.
+        let full = io(std::io::ErrorKind::StorageFull);
+        let (known, both) = (full.hint().unwrap(), full.and_hint("Then go on").unwrap());
+        assert_eq!(both.hint().unwrap(), format!("{known}. Then go on"));
+        assert_eq!(both.with_hint("other").hint().unwrap(), format!("{known}. Then go on"));
+        // What has an exit code of its own keeps it, and what it says.
+        let usage = Error::usage("x", "y").and_hint("z").unwrap_err();
+        assert_eq!((usage.exit_code(), usage.hint().as_deref()), (2, Some("y")));
+    }
+
+    #[test]
+    fn no_reason_is_lost() {
+        let twice = Error::failed("a").because("b").because("c");
+        assert_eq!(twice.chain(), "a: b: c");
+        let io = Error::io("read", "/srv/pg")(std::io::Error::other("disk on fire"));
+        assert_eq!(io.because("heat").chain(), "cannot read \"/srv/pg\": disk on fire: heat");
+        assert_eq!(Error::usage("x", "y").because("z").chain(), "x: z");
+    }
+
+    #[test]
+    fn a_broken_pipe_is_known_through_all_that_passes_it_on() {
+        let pipe = || std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        assert!(Error::io("write to", "zfs receive")(pipe()).is_broken_pipe());
+        let of_stream = crate::repository::ingest::of_stream(pipe().into());
+        assert!(of_stream.is_broken_pipe(), "{of_stream:?}");
+        let through_a_fold = strata::Error::caller(sendstream::Error::from(pipe()));
+        let of_strata = crate::repository::of_strata(through_a_fold);
+        assert!(of_strata.is_broken_pipe(), "{of_strata:?}");
+        assert!(of_strata.chain().ends_with("broken pipe"), "{}", of_strata.chain());
+        assert!(!Error::failed("a broken pipe of the house").is_broken_pipe());
     }
 
     #[test]

@@ -63,6 +63,17 @@ impl Lock {
         Ok(Self { _file: file })
     }
 
+    /// The same, where a lock that is held refuses the whole command; `what` is locked then, in words.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] with who holds it.
+    pub fn take_or_refuse(path: &Path, what: impl Into<String>, command: &str) -> Result<Self> {
+        Self::take(path, command).map_err(|error| match error {
+            LockError::Held(holder) => Error::Locked { what: what.into(), holder, is_lease: false },
+            LockError::Failed(error) => error,
+        })
+    }
+
     /// Takes the lock of a folder itself, without waiting and without writing anything: it holds for all
     /// who use the folder, whatever their state_dir.
     ///
@@ -167,6 +178,12 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+        let refused = Lock::take_or_refuse(&path, "cluster \"main\"", "backup").unwrap_err();
+        assert_eq!(refused.exit_code(), 11);
+        assert!(
+            refused.to_string().starts_with("cluster \"main\" is locked by process "),
+            "{refused}"
+        );
         drop(first);
         assert!(Lock::take(&path, "backup").is_ok());
         std::fs::remove_file(path).unwrap();

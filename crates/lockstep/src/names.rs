@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{self, Error};
+
 /// A name with a character or a length that can't be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("\"{name}\" is no {kind}: {why}")]
@@ -100,13 +102,15 @@ name!(
 impl SetId {
     /// A new id for a set that begins at `now`. The order of ids is that of time, also within a
     /// second: behind it two characters say how much of it was over, two more are random.
-    #[must_use]
-    pub fn new(now: jiff::Timestamp) -> Self {
+    ///
+    /// # Errors
+    /// When the system gives no random bytes.
+    pub fn new(now: jiff::Timestamp) -> error::Result<Self> {
         let over = now.subsec_nanosecond().unsigned_abs() as usize * 1024 / 1_000_000_000;
         let mut suffix: String =
             [over / 32, over % 32].map(|n| char::from(DIGITS[n % 32])).into_iter().collect();
-        suffix.extend(random_suffix().chars().take(2));
-        Self(format!("{}-{suffix}", now.strftime("%Y%m%dT%H%M%SZ")))
+        suffix.push_str(&random_characters::<2>()?);
+        Ok(Self(format!("{}-{suffix}", now.strftime("%Y%m%dT%H%M%SZ"))))
     }
 
     /// The name of this set's snapshots, without the dataset.
@@ -162,18 +166,42 @@ pub fn a_few(all: &[String]) -> String {
     }
 }
 
+/// Whether it is digits alone, and not none of them: what PostgreSQL calls the files and folders of
+/// relations, databases and tablespaces.
+#[must_use]
+pub fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// In the order of their bytes.
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
+/// Random bytes of the system's generator. Without them nothing that must be unique or secret is made.
+///
+/// # Errors
+/// When the system has none.
+pub fn random<const N: usize>() -> error::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)
+        .map_err(|e| Error::failed("the system gives no random bytes").because(e))?;
+    Ok(bytes)
+}
+
 /// Four random characters of `0-9a-v`.
-#[must_use]
-pub fn random_suffix() -> String {
-    let mut bytes = [0u8; 4];
-    if getrandom::fill(&mut bytes).is_err() {
-        // Without the system's generator the process id still tells two callers apart.
-        bytes = std::process::id().to_le_bytes();
-    }
-    bytes.iter().map(|b| char::from(DIGITS[usize::from(b % 32)])).collect()
+///
+/// # Errors
+/// As [`random`].
+pub fn random_suffix() -> error::Result<String> {
+    random_characters::<4>()
+}
+
+/// So many of them.
+///
+/// # Errors
+/// As [`random`].
+pub fn random_characters<const N: usize>() -> error::Result<String> {
+    let bytes = random::<N>()?;
+    Ok(bytes.iter().map(|b| char::from(DIGITS[usize::from(b % 32)])).collect())
 }
 
 #[cfg(test)]
@@ -205,10 +233,27 @@ mod tests {
     }
 
     #[test]
+    fn a_number_is_digits_alone() {
+        assert!(is_number("0") && is_number("16384"));
+        for other in ["", "+1", "-1", "1.0", "16384_fsm", "١"] {
+            assert!(!is_number(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn random_characters_are_legal_everywhere() {
+        let made = random_characters::<64>().unwrap();
+        assert_eq!(made.len(), 64);
+        assert!(made.bytes().all(|byte| DIGITS.contains(&byte)), "{made}");
+        assert_ne!(random::<16>().unwrap(), random::<16>().unwrap());
+        assert_eq!(random_suffix().unwrap().len(), 4);
+    }
+
+    #[test]
     fn set_ids_sort_by_time_and_name_snapshots_and_slots() {
-        let id = SetId::new("2026-11-23T19:45:12Z".parse().unwrap());
+        let id = SetId::new("2026-11-23T19:45:12Z".parse().unwrap()).unwrap();
         assert!(id.as_str().starts_with("20261123T194512Z-00"), "{id}");
-        let at = |time: &str| SetId::new(time.parse().unwrap());
+        let at = |time: &str| SetId::new(time.parse().unwrap()).unwrap();
         let ids = ["12Z", "12.002Z", "12.04Z", "12.5Z", "12.51Z", "12.999999999Z", "13Z"]
             .map(|second| at(&format!("2026-11-23T19:45:{second}")));
         assert!(ids.windows(2).all(|two| two[0] < two[1]), "{ids:?}");

@@ -2,7 +2,8 @@
 //!
 //! Every start is logged at debug with its arguments and its time; the tail of stderr is kept raw
 //! in the error. Children get their own process group, so that Ctrl-C ends Lockstep at the next
-//! step and not a `zfs snapshot` half way; a child marked cancellable is killed and waited for.
+//! step and not a `zfs snapshot` half way; one whose output or input is given up before its end is
+//! killed and waited for.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
@@ -17,7 +18,7 @@ const STDERR_TAIL: usize = 8 * 1024;
 /// What a pipe to a running program holds, in bytes: as much as any user may ask for.
 const PIPE: usize = 1 << 20;
 
-/// A program that could not be started, or that ended with an error.
+/// A program that could not be started, or that ended with an error, or nobody knows how.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     /// The program isn't there or may not be run.
@@ -25,6 +26,15 @@ pub enum CommandError {
     Start {
         /// The program's name.
         program: String,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It ran, and what it says or how it ended can't be had; it was killed.
+    #[error("cannot follow \"{command}\" to its end")]
+    Lost {
+        /// The whole command line.
+        command: String,
         /// The system's reason.
         #[source]
         source: std::io::Error,
@@ -51,9 +61,15 @@ impl CommandError {
     #[must_use]
     pub fn stderr(&self) -> &str {
         match self {
-            Self::Start { .. } => "",
+            Self::Start { .. } | Self::Lost { .. } => "",
             Self::Exit { stderr, .. } => stderr,
         }
+    }
+
+    /// Whether the program ran and said no; else nothing is known of what it would have said.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Self::Exit { .. })
     }
 
     /// What to do about it, where that is known.
@@ -66,7 +82,7 @@ impl CommandError {
             Self::Exit { stderr, .. } if stderr.contains("ermission denied") => {
                 Some("run lockstep as root, or delegate the right with `zfs allow`".into())
             }
-            Self::Exit { .. } => None,
+            Self::Lost { .. } | Self::Exit { .. } => None,
         }
     }
 }
@@ -206,24 +222,14 @@ impl Program {
 
     fn run_to_end(&self) -> Result<(Output, ExitStatus), CommandError> {
         let began = Instant::now();
-        let command = self.display();
-        tracing::debug!(%command, "run");
-        let mut child = self
-            .command()
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|source| self.start_error(source))?;
-        let stderr = child.stderr.take();
-        let reader = std::thread::spawn(move || stderr.map(read_tail).unwrap_or_default());
+        let mut running = Piped::new(self, "run", Stdio::null(), Stdio::piped())?;
+        running.pipe = running.child.stdout.take();
         let mut stdout = Vec::new();
-        if let Some(mut pipe) = child.stdout.take() {
-            pipe.read_to_end(&mut stdout).map_err(|source| self.start_error(source))?;
-        }
-        let status = child.wait().map_err(|source| self.start_error(source))?;
-        let stderr = reader.join().unwrap_or_default();
-        tracing::debug!(%command, %status, milliseconds = began.elapsed().as_millis() as u64, "ended");
+        running.read_to_end(&mut stdout).map_err(|source| running.lost(source))?;
+        let milliseconds = || began.elapsed().as_millis() as u64;
+        let command = running.command.clone();
+        let (status, stderr) = running.end()?;
+        tracing::debug!(%command, %status, milliseconds = milliseconds(), "ended");
         Ok((Output { stdout: String::from_utf8_lossy(&stdout).into_owned(), stderr }, status))
     }
 
@@ -269,12 +275,9 @@ impl Program {
     /// # Errors
     /// When it can't be started.
     pub fn read_from(&self) -> Result<Piped<ChildStdout>, CommandError> {
-        let mut child = self.piped(Stdio::null(), Stdio::piped())?;
-        let pipe = child.stdout.take();
-        if let Some(pipe) = &pipe {
-            enlarge(pipe);
-        }
-        Piped::new(self, child, pipe)
+        let mut piped = Piped::new(self, "start", Stdio::null(), Stdio::piped())?;
+        piped.pipe = piped.child.stdout.take();
+        Ok(piped.enlarged())
     }
 
     /// Starts it, with its input to be written while it runs.
@@ -282,19 +285,9 @@ impl Program {
     /// # Errors
     /// When it can't be started.
     pub fn write_to(&self) -> Result<Piped<ChildStdin>, CommandError> {
-        let mut child = self.piped(Stdio::piped(), Stdio::null())?;
-        let pipe = child.stdin.take();
-        if let Some(pipe) = &pipe {
-            enlarge(pipe);
-        }
-        Piped::new(self, child, pipe)
-    }
-
-    fn piped(&self, stdin: Stdio, stdout: Stdio) -> Result<Child, CommandError> {
-        tracing::debug!(command = %self.display(), "start");
-        let mut command = self.command();
-        command.stdin(stdin).stdout(stdout).stderr(Stdio::piped());
-        command.spawn().map_err(|source| self.start_error(source))
+        let mut piped = Piped::new(self, "start", Stdio::piped(), Stdio::null())?;
+        piped.pipe = piped.child.stdin.take();
+        Ok(piped.enlarged())
     }
 
     /// Replaces this process by the program; returns only when that failed.
@@ -308,12 +301,6 @@ impl Program {
     }
 }
 
-/// Makes room in a pipe, so that both ends work for longer before one waits for the other. What the
-/// system doesn't give makes it slower and nothing else.
-fn enlarge(pipe: impl std::os::fd::AsFd) {
-    let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE);
-}
-
 /// A program that runs at the other end of a pipe. Dropped before its end it is killed.
 #[derive(Debug)]
 pub struct Piped<P> {
@@ -324,10 +311,32 @@ pub struct Piped<P> {
 }
 
 impl<P> Piped<P> {
-    fn new(program: &Program, mut child: Child, pipe: Option<P>) -> Result<Self, CommandError> {
+    /// Starts it, with `doing` in the log. Which pipe is the caller's, it says.
+    fn new(
+        program: &Program,
+        doing: &str,
+        stdin: Stdio,
+        stdout: Stdio,
+    ) -> Result<Self, CommandError> {
+        let command = program.display();
+        tracing::debug!(%command, "{doing}");
+        let mut spawning = program.command();
+        spawning.stdin(stdin).stdout(stdout).stderr(Stdio::piped());
+        let mut child = spawning.spawn().map_err(|source| program.start_error(source))?;
         let stderr = child.stderr.take();
         let stderr = std::thread::spawn(move || stderr.map(read_tail).unwrap_or_default());
-        Ok(Self { child, command: program.display(), pipe, stderr: Some(stderr) })
+        Ok(Self { child, command, pipe: None, stderr: Some(stderr) })
+    }
+
+    fn lost(&self, source: std::io::Error) -> CommandError {
+        CommandError::Lost { command: self.command.clone(), source }
+    }
+
+    /// Waits for its end; what it said on stderr.
+    fn end(mut self) -> Result<(ExitStatus, String), CommandError> {
+        let status = self.child.wait().map_err(|source| self.lost(source))?;
+        let stderr = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
+        Ok((status, stderr))
     }
 
     /// Closes the pipe and waits for the program's end.
@@ -336,16 +345,24 @@ impl<P> Piped<P> {
     /// When it ended with a status other than 0.
     pub fn finish(mut self) -> Result<(), CommandError> {
         self.pipe = None;
-        let status = self
-            .child
-            .wait()
-            .map_err(|source| CommandError::Start { program: self.command.clone(), source })?;
-        let stderr = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
-        tracing::debug!(command = %self.command, %status, "ended");
+        let command = self.command.clone();
+        let (status, stderr) = self.end()?;
+        tracing::debug!(%command, %status, "ended");
         if status.success() {
             return Ok(());
         }
-        Err(CommandError::Exit { command: std::mem::take(&mut self.command), status, stderr })
+        Err(CommandError::Exit { command, status, stderr })
+    }
+}
+
+impl<P: std::os::fd::AsFd> Piped<P> {
+    /// Makes room in the pipe, so that both ends work for longer before one waits for the other. What
+    /// the system doesn't give makes it slower and nothing else.
+    fn enlarged(self) -> Self {
+        if let Some(pipe) = &self.pipe {
+            let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE);
+        }
+        self
     }
 }
 
@@ -432,6 +449,7 @@ mod tests {
     #[test]
     fn a_missing_program_says_so() {
         let error = Program::new("lockstep-no-such-program").run().unwrap_err();
+        assert!(!error.is_answer());
         assert!(error.hint().is_some_and(|hint| hint.contains("installed")));
     }
 
@@ -448,6 +466,19 @@ mod tests {
         let mut taken = Program::new("cat").write_to().unwrap();
         taken.write_all(b"y").unwrap();
         taken.finish().unwrap();
+    }
+
+    #[test]
+    fn what_nobody_follows_to_its_end_is_killed() {
+        let piped = Program::new("sleep").arg("1000").read_from().unwrap();
+        let process = std::path::PathBuf::from(format!("/proc/{}", piped.child.id()));
+        assert!(process.exists());
+        let lost = piped.lost(std::io::Error::other("the pipe is gone"));
+        assert_eq!(lost.to_string(), "cannot follow \"sleep 1000\" to its end");
+        assert!(!lost.is_answer() && lost.stderr().is_empty());
+        assert_eq!(crate::error::Error::from(lost).exit_code(), 1);
+        drop(piped);
+        assert!(!process.exists(), "it runs, or nobody has waited for it");
     }
 
     #[test]

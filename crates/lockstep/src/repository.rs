@@ -30,7 +30,7 @@ pub mod wrap;
 
 use crate::config::RepositoryConfig;
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 
 use strata::store::{StoreError, StoreErrorKind};
 
@@ -96,13 +96,23 @@ pub fn of_strata(error: strata::Error) -> Error {
     let hint = error.hint().map(str::to_owned);
     let failed = Error::failed(error.to_string());
     let failed = match std::error::Error::source(&error) {
-        Some(source) => failed.because(strata::error::with_causes(source)),
+        Some(source) => failed.because(error::kept(source)),
         None => failed,
     };
     match hint {
         Some(hint) => failed.with_hint(hint),
         None => failed,
     }
+}
+
+fn no_deltas(image: &str, delta: &str) -> Error {
+    Error::failed(format!("the chain of \"{image}\" to \"{delta}\" has no deltas"))
+}
+
+/// What a later version wrote, in a form that this one doesn't know: `known` is the newest that it does.
+fn newer_form(what: &str, found: impl std::fmt::Display, known: u32) -> Error {
+    Error::failed(format!("{what} has form {found}, this lockstep knows {known}"))
+        .with_hint("use the version that wrote it, or a newer one")
 }
 
 fn of_store(error: strata::store::StoreError) -> Error {

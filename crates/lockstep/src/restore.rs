@@ -177,7 +177,7 @@ fn prepare<'a>(
 ) -> Result<Build<'a>> {
     let id = match &request.clone {
         Some(clone) => format!("clone-{}", clone.name),
-        None => format!("restore-{}", random_suffix()),
+        None => format!("restore-{}", random_suffix()?),
     };
     let (manifest, source) = open_source(cx, request, &id)?;
     let mut recovery = request.recovery.clone();

@@ -32,7 +32,7 @@ use strata::pack::PackOptions;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::lock::{Lock, LockError};
+use crate::lock::Lock;
 use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
 use crate::postgres::instance::{self, PG_CONTROL};
@@ -108,14 +108,8 @@ pub fn run(
 /// [`Error::Locked`] with who holds it.
 pub fn lock(cx: &Context, repository: &str, command: &str) -> Result<Lock> {
     let path = cx.state.path(&format!("ship-{repository}.lock"));
-    Lock::take(&path, command).map_err(|error| match error {
-        LockError::Held(holder) => Error::Locked {
-            cluster: format!("{}\" for repository \"{repository}", cx.name),
-            holder,
-            is_lease: false,
-        },
-        LockError::Failed(error) => error,
-    })
+    let what = format!("cluster \"{}\" for repository \"{repository}\"", cx.name);
+    Lock::take_or_refuse(&path, what, command)
 }
 
 /// Where it is noted that a set is complete in a repository.

@@ -120,7 +120,7 @@ fn ask_primary(
             return Ok(Some(PrimarySeen::Reached));
         }
         if Instant::now() > deadline {
-            let behind = written.as_u64().saturating_sub(replayed.as_u64());
+            let behind = written.bytes_since(replayed).unwrap_or(0);
             return Ok(Some(PrimarySeen::Behind(behind)));
         }
         std::thread::sleep(Duration::from_millis(100));

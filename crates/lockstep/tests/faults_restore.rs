@@ -145,8 +145,8 @@ fn ended_in_recovery() {
     let taken = port.local_addr().expect("it has an address").port().to_string();
     let failed = fixture
         .lockstep()
-        .expect(exit::FAILED, &restore_arguments(&set, &to, &["--start", "--port", &taken]));
-    assert_said(&failed, &["error: port ", "Address already in use", "hint: ", "--port"]);
+        .expect(exit::USAGE, &restore_arguments(&set, &to, &["--start", "--port", &taken]));
+    assert_said(&failed, &[&format!("error: port {taken} is taken"), "hint: ", "--port"]);
     assert_nothing_remains(&fixture, &[], "a port that is taken");
     assert_restores(&fixture, &set, "at the end");
 }

@@ -321,7 +321,7 @@ fn what_is_damaged_is_named() {
     let newer = r#"{"version":2,"id":"x","more":true}"#;
     let hash = blake3::hash(newer.as_bytes()).to_hex();
     fs::write(&format, format!("{{\"body\":{newer},\"blake3\":\"{hash}\"}}")).expect("it may");
-    says(&lockstep.expect(exit::FAILED, &["repo", "init"]), &["has format 2", "newer one"]);
+    says(&lockstep.expect(exit::FAILED, &["repo", "init"]), &["has form 2", "newer one"]);
 }
 
 #[test]

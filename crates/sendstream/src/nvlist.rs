@@ -42,11 +42,6 @@ impl Value {
         if let Value::List(list) = self { Some(list) } else { None }
     }
 
-    /// The unsigned number, if it is one.
-    pub fn as_unsigned(&self) -> Option<u64> {
-        if let Value::Unsigned(number) = self { Some(*number) } else { None }
-    }
-
     /// The bytes of a string or an array of bytes.
     pub fn as_bytes(&self) -> Option<&[u8]> {
         match self {

@@ -100,7 +100,7 @@ impl<R: Read> Reader<R> {
         let mut running = Fletcher4::new();
         let (mut begin, mut payload) = read_begin(&mut input, &options, &mut running, &mut place)?;
         let mut wrapper = None;
-        if begin.header_type == 2 {
+        if begin.header_type == Begin::PACKAGE {
             let streams = streams_in_package(&payload);
             if streams != Some(1) {
                 return Err(Error::new(ErrorKind::Package { streams }).at(0, 0));
@@ -114,7 +114,7 @@ impl<R: Read> Reader<R> {
                 std::mem::replace(&mut payload, inner_payload),
             ));
         }
-        if begin.header_type != 1 {
+        if begin.header_type != Begin::STREAM {
             let kind = ErrorKind::Invalid {
                 what: "BEGIN's header type",
                 expected: "1 (a stream)",

@@ -150,6 +150,19 @@ impl Error {
         Error::Damaged { object: object.to_string(), at, why: why.into() }
     }
 
+    /// The object that is wrong, or that the store failed on: its path in the store.
+    #[must_use]
+    pub fn object(&self) -> Option<&str> {
+        match self {
+            Error::Store(error) => Some(&error.path),
+            Error::Damaged { object, .. }
+            | Error::Format { object, .. }
+            | Error::Sealed { object, .. }
+            | Error::Index { object, .. } => Some(object),
+            _ => None,
+        }
+    }
+
     /// Whether an object that was asked for isn't there.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Error::Store(error) if error.kind == crate::store::StoreErrorKind::NotFound)

@@ -72,7 +72,7 @@ impl<'a> Attempt<'a> {
         began: Instant,
     ) -> Result<Self> {
         let started_at = jiff::Timestamp::now();
-        let set = SetId::new(started_at);
+        let set = SetId::new(started_at)?;
         let datasets = survey.facts.layout.volumes.iter().map(|v| v.dataset.clone()).collect();
         let below = common_parent(&plan, &survey);
         let journal = BackupJournal { set: set.clone(), datasets, below, left: None };

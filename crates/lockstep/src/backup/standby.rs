@@ -45,7 +45,7 @@ impl Attempt<'_> {
         if let (true, Some(client)) = (self.is_standby(), self.survey.client.as_mut())
             && let (Some(replayed), _) = session::replayed(client)?
         {
-            let behind = replayed.as_u64().saturating_sub(start.as_u64());
+            let behind = replayed.bytes_since(start).unwrap_or(0);
             tracing::info!(
                 "the restartpoint is at {start}, the last checkpoint that was replayed, {} of WAL back; CHECKPOINT on the primary makes a newer one",
                 crate::plan::warnings::bytes(behind)

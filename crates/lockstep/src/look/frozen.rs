@@ -49,7 +49,9 @@ impl<'a> Frozen<'a> {
     /// The root of a volume's snapshot.
     fn root(&mut self, volume: usize) -> Result<&Path> {
         let known = self.manifest.volumes.get(volume);
-        let known = known.ok_or_else(|| Error::failed("the set has no such volume"))?;
+        let known = known.ok_or_else(|| {
+            Error::failed(format!("set {} has no volume {volume}", self.manifest.set))
+        })?;
         let name = known.snapshot_name();
         if !self.volumes.contains_key(&volume) {
             let views = Views::open(self.cx, std::slice::from_ref(&name)).map_err(|error| {

@@ -3,7 +3,6 @@
 //! What could go wrong at any step leaves the record in phase `making`; the error path, or the next
 //! `mirror` command, takes away what it names.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use super::primary::{Facts, Primary};
@@ -244,7 +243,10 @@ fn prepare(home: &Home, config: &Config, wanted: &Create) -> Result<(Record, Pri
             .collect(),
         socket_directory: run_server::socket_directory(&directory),
         port: match wanted.port {
-            Some(port) => checked_port(port)?,
+            Some(port) => {
+                run_server::check_port(port)?;
+                port
+            }
             None => run_server::free_port(0)?,
         },
         superuser: facts.superuser.clone(),
@@ -422,11 +424,4 @@ fn check_places(home: &Home, places: &[Place], size: u64) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn checked_port(port: u16) -> Result<u16> {
-    match TcpListener::bind(("127.0.0.1", port)) {
-        Ok(_) => Ok(port),
-        Err(e) => Err(Error::usage(format!("port {port} can't be used: {e}"), "choose another")),
-    }
 }

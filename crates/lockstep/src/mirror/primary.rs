@@ -167,7 +167,9 @@ impl Primary {
     /// # Errors
     /// The primary's reason.
     pub(super) fn drop_slot(&mut self, name: &str) -> Result<()> {
-        for attempt in 0..50 {
+        let mut tries = 50;
+        loop {
+            tries -= 1;
             let dropped = self.client.execute(
                 "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
                   WHERE slot_name = $1",
@@ -177,8 +179,7 @@ impl Primary {
                 Ok(_) => return Ok(()),
                 // The mirror's receiver has only just gone, and its sender hasn't noticed.
                 Err(e)
-                    if e.code() == Some(&postgres::error::SqlState::OBJECT_IN_USE)
-                        && attempt < 49 =>
+                    if e.code() == Some(&postgres::error::SqlState::OBJECT_IN_USE) && tries > 0 =>
                 {
                     std::thread::sleep(std::time::Duration::from_millis(200));
                 }
@@ -187,7 +188,6 @@ impl Primary {
                 }
             }
         }
-        Ok(())
     }
 
     /// How far its WAL is, and on which timeline.

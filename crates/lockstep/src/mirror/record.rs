@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{self, ClusterConfig, Config};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::lock::{Lock, LockError};
+use crate::lock::Lock;
 use crate::names::ClusterName;
 use crate::plan::refusal::Refusal;
 use crate::postgres::conninfo::{Conninfo, passfile_line};
@@ -365,12 +365,8 @@ impl Home {
     /// # Errors
     /// [`Error::Locked`] when somebody works on it.
     pub fn lock(&self, name: &ClusterName, command: &str) -> Result<Lock> {
-        Lock::take(&self.path(name, "lock"), command).map_err(|error| match error {
-            LockError::Held(holder) => {
-                Error::Locked { cluster: format!("mirror {name}"), holder, is_lease: false }
-            }
-            LockError::Failed(error) => error,
-        })
+        let what = format!("cluster \"mirror {name}\"");
+        Lock::take_or_refuse(&self.path(name, "lock"), what, command)
     }
 
     /// Whether somebody works on the mirror this moment.

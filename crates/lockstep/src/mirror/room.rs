@@ -12,6 +12,7 @@ use super::create::refuse;
 use super::record::{Home, Record};
 use crate::error::Result;
 use crate::isolation::{self, Isolation};
+use crate::names::is_number;
 use crate::postgres::instance;
 
 /// Where a mirror's server may write besides its own datasets: sockets, a restore_command's log and spool.
@@ -101,7 +102,6 @@ fn is_version(path: &Path) -> bool {
     let name =
         path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix("PG_"));
     let numbers = name.and_then(|name| name.split_once('_'));
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     numbers.is_some_and(|(major, catalog)| is_number(major) && is_number(catalog))
 }
 

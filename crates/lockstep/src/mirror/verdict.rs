@@ -70,6 +70,10 @@ pub enum Verdict {
     NotMounted(String),
     /// It doesn't run: its last words.
     Stopped(String),
+    /// The same, and they are of a folder that a tablespace of the primary has and that isn't there, or
+    /// can't be used. For programs it is stopped as any other.
+    #[serde(rename = "stopped")]
+    LacksFolder(String),
     /// WAL that it needs is gone.
     WalGone(String),
     /// Its slot is gone: nothing keeps the WAL that it needs.
@@ -106,7 +110,7 @@ impl Verdict {
             Self::Unfinished(what) => format!("{what} was cut off"),
             Self::NotMounted(what) => what.clone(),
             Self::Stopped(why) if why.is_empty() => "stopped".into(),
-            Self::Stopped(why) => format!("stopped: {why}"),
+            Self::Stopped(why) | Self::LacksFolder(why) => format!("stopped: {why}"),
             Self::WalGone(why) => format!("WAL that it needs is gone: {why}"),
             Self::SlotGone => "its slot on the primary is gone".into(),
             Self::SlotLost(why) => why.clone(),
@@ -130,7 +134,7 @@ impl Verdict {
             }
             Self::Unfinished(_) => format!("lockstep mirror destroy {name}"),
             Self::NotMounted(_) => format!("{HOW_TO_MOUNT}; then lockstep mirror start {name}"),
-            Self::Stopped(why) if why.contains("directory") => {
+            Self::LacksFolder(why) => {
                 // On the primary's own host it is there, and full of the primary's files.
                 let elsewhere = folder_of(why).filter(|folder| is_free(folder)).map(|folder| {
                     format!(
@@ -218,7 +222,11 @@ pub fn judge(seen: &Seen) -> Verdict {
         }
     }
     if !seen.running {
-        return Verdict::Stopped(last_with(log, &["FATAL:", "PANIC:"]).unwrap_or_default());
+        let why = last_with(log, &["FATAL:", "PANIC:"]).unwrap_or_default();
+        return match folder_of(&why) {
+            Some(_) => Verdict::LacksFolder(why),
+            None => Verdict::Stopped(why),
+        };
     }
     match own {
         None => {
@@ -284,8 +292,8 @@ fn last_with(log: &[String], words: &[&str]) -> Option<String> {
 /// The bytes between two LSNs as PostgreSQL prints them; 0 where the second isn't behind.
 #[must_use]
 pub fn lag_bytes(current: &str, replayed: &str) -> Option<u64> {
-    let lsn = |text: &str| text.parse::<pgfiles::lsn::Lsn>().ok().map(pgfiles::lsn::Lsn::as_u64);
-    Some(lsn(current)?.saturating_sub(lsn(replayed)?))
+    let lsn = |text: &str| text.parse::<pgfiles::lsn::Lsn>().ok();
+    Some(lsn(current)?.bytes_since(lsn(replayed)?).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -375,7 +383,15 @@ mod tests {
         });
         assert_eq!(stopped, Verdict::Stopped("could not access file \"foo\"".into()));
         assert!(stopped.hint("m", |_| true).unwrap().starts_with("lockstep mirror start"));
-        let tablespace = Verdict::Stopped("directory \"/srv/new\" does not exist".into());
+        let words = "directory \"/srv/new\" does not exist";
+        let tablespace = with(|seen| {
+            quiet(seen, &format!("FATAL:  {words}"));
+            seen.running = false;
+        });
+        assert_eq!(tablespace, Verdict::LacksFolder(words.into()));
+        assert_eq!(tablespace.words(), format!("stopped: {words}"));
+        let json = serde_json::json!({ "state": "stopped", "why": words });
+        assert_eq!(serde_json::to_value(&tablespace).unwrap(), json);
         // Where the folder is there it may be the primary's own.
         let hint = tablespace.hint("m", |_| false).unwrap();
         assert!(hint.contains("mirror recreate m") && !hint.contains("writable"), "{hint}");

@@ -189,7 +189,7 @@ pub struct Following {
 }
 
 impl ServerFacts {
-    /// 13 to 19.
+    /// The major version: 15 of 15.4.
     #[must_use]
     pub fn major(&self) -> u32 {
         self.version_num / 10_000

@@ -1,7 +1,7 @@
 //! Which strategy makes a set consistent here, why, and in which order it is taken.
 //!
-//! The rules are DESIGN's table, restated in docs/consistency.md with the PostgreSQL and OpenZFS
-//! sources they rest on. A strategy is either provably consistent from the facts or refused with
+//! The rules are those of docs/consistency.md, which names the PostgreSQL and OpenZFS sources they
+//! rest on. A strategy is either provably consistent from the facts or refused with
 //! what it lacks; nothing is tried in hope.
 
 use std::fmt;

@@ -232,7 +232,9 @@ fn refused(what: &str, error: postgres::Error) -> Error {
 }
 
 fn lsn(text: &str) -> Result<Lsn> {
-    text.parse().map_err(|e| Error::failed("the server returned a strange LSN").because(e))
+    text.parse().map_err(|e| {
+        Error::failed(format!("the server returned a strange LSN {text:?}")).because(e)
+    })
 }
 
 fn time(text: &str) -> Result<jiff::Timestamp> {

@@ -43,7 +43,7 @@ fn made(count: usize) -> (Memory, Locking, u64) {
     let (memory, _) = filled(count);
     let locking = Locking::new(Arc::new(memory.clone()), N);
     let repository = repository(Arc::new(locking.clone()));
-    Format::new().create(repository.strata.store()).unwrap();
+    Format::new().unwrap().create(repository.strata.store()).unwrap();
     memory.put("keys/a.json", &["{}".into()]).unwrap();
     let shipped = shipped(&memory);
     (memory, locking, shipped)

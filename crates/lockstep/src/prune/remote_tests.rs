@@ -417,7 +417,7 @@ fn an_interruption_ends_it_anywhere_and_is_told_from_what_fails() {
 #[test]
 fn a_check_beside_a_prune_finds_nothing() {
     let (filled, _) = filled(4);
-    let format = Format::new();
+    let format = Format::new().unwrap();
     for at in 0.. {
         let memory = filled.copy();
         let storage: Arc<dyn Storage> = Arc::new(memory.clone());

@@ -64,13 +64,14 @@ impl Checked {
     }
 }
 
-/// Checks the cluster's part of the repository, its keys, and of its packs so many percent: `told` hears how many bytes of
-/// them have been read, and how many they are. Once it says `false`, what was found so far is all that is given back.
+/// Checks the cluster's part of the repository, its keys, its locks, and so many percent of its packs and of its sets'
+/// own files; no content is read where `percent` is `None`. `here`: the sets that this host has, oldest first.
+///
+/// `told` hears how many bytes of packs have been read, and how many they are. Once it says `false`, what was found so
+/// far is all that is given back.
 ///
 /// # Errors
-/// When the store can't be listed.
-///
-/// `here`: the sets that this host has, oldest first.
+/// When the store can't be listed, its format can't be read, or the system gives no random bytes.
 pub fn run(
     repository: &Repository,
     percent: Option<u8>,
@@ -108,9 +109,7 @@ fn sample(percent: u8) -> Result<impl FnMut(strata::Ulid) -> bool> {
 
 /// Chooses so many percent of what has these names, others each time.
 fn chooser(percent: u8) -> Result<impl FnMut(&[u8]) -> bool> {
-    let mut seed = [0; 32];
-    getrandom::fill(&mut seed)
-        .map_err(|e| Error::failed("the system gives no random bytes").because(e.to_string()))?;
+    let seed = crate::names::random::<32>()?;
     Ok(move |name: &[u8]| {
         let hash = blake3::keyed_hash(&seed, name);
         let number = u16::from_le_bytes([hash.as_bytes()[0], hash.as_bytes()[1]]);
@@ -154,7 +153,8 @@ fn what_mends(problem: &Problem, name: &str, here: &[String]) -> String {
         return "no set needs it".to_owned();
     }
     let set = &problem.set;
-    if problem.error.to_string().contains(&format!("sets/{set}.json")) {
+    let manifest = format!("sets/{set}.json");
+    if problem.error.object().is_some_and(|object| object.ends_with(&manifest)) {
         return format!(
             "{MEANWHILE}. `lockstep prune --repository {name} --set {set}` takes the set out, and `lockstep ship --repository {name} {set}` stores it again while this host has it"
         );
@@ -310,7 +310,21 @@ pub fn repair(
 
 #[cfg(test)]
 mod tests {
+    use strata::store::{StoreError, StoreErrorKind};
+
     use super::*;
+
+    #[test]
+    fn a_harmed_manifest_is_stored_again_and_a_harmed_pack_anew() {
+        let said = |object: &str| {
+            let error = StoreError::new("get", object, StoreErrorKind::NotFound).into();
+            let (set, sets) = ("20261126T200000Z".to_owned(), vec!["20261126T200000Z".to_owned()]);
+            what_mends(&Problem { set, sets, error }, "far", &["20261126T200000Z".to_owned()])
+        };
+        let manifest = said("clusters/main/sets/20261126T200000Z.json");
+        assert!(manifest.contains("prune --repository far --set 20261126T200000Z"), "{manifest}");
+        assert!(said("clusters/main/packs/a").contains("ship --full"));
+    }
 
     #[test]
     fn a_sample_has_about_as_many_as_it_should() {

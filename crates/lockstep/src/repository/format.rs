@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 use strata::document;
 use strata::store::{Store, StoreErrorKind};
 
-use super::{of_store, of_strata};
+use super::{newer_form, of_store, of_strata};
 use crate::error::{Error, Result};
-use crate::names::random_suffix;
+use crate::names::random_characters;
 
 /// The newest format that is known.
 const VERSION: u32 = 1;
@@ -41,9 +41,11 @@ pub struct Encryption {
 
 impl Format {
     /// A new repository's, not encrypted.
-    #[must_use]
-    pub fn new() -> Self {
-        Self { version: VERSION, id: (0..4).map(|_| random_suffix()).collect(), encryption: None }
+    ///
+    /// # Errors
+    /// When the system gives no random bytes.
+    pub fn new() -> Result<Self> {
+        Ok(Self { version: VERSION, id: random_characters::<16>()?, encryption: None })
     }
 
     /// The same, with frames sealed by the data key of this fingerprint.
@@ -111,10 +113,7 @@ impl Format {
             .map_err(|error| damaged(error.to_string()))?;
         let version = format.get("version").and_then(serde_json::Value::as_u64).unwrap_or(0);
         if version > u64::from(VERSION) {
-            return Err(Error::failed(format!(
-                "repository \"{name}\" has format {version}, this lockstep knows {VERSION}",
-            ))
-            .with_hint("use the version that made it, or a newer one"));
+            return Err(newer_form(&format!("repository \"{name}\""), version, VERSION));
         }
         let strange = || format!("{PATH} of repository \"{name}\" is strange");
         let format: Self =
@@ -126,12 +125,6 @@ impl Format {
             }
             _ => Ok(Some(format)),
         }
-    }
-}
-
-impl Default for Format {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

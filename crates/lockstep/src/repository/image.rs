@@ -7,6 +7,7 @@ use sendstream::record::{Begin, ObjsetType};
 use sendstream::{ByteOrder, Features};
 use serde::{Deserialize, Serialize};
 
+use super::newer_form;
 use super::shipped::{LeftOut, Pages};
 use crate::error::{Error, Result};
 use crate::set::manifest::json;
@@ -85,11 +86,7 @@ impl ImageState {
         let state: Self = serde_json::from_value(descriptor.about.clone())
             .map_err(|e| Error::failed(format!("{} is strange", what())).because(e))?;
         if state.version > VERSION {
-            return Err(Error::failed(format!(
-                "{} has form {}, this lockstep knows {VERSION}",
-                what(),
-                state.version
-            )));
+            return Err(newer_form(&what(), state.version, VERSION));
         }
         Ok(state)
     }

@@ -13,7 +13,7 @@ use strata::delta::{Change, ImageWriter};
 
 use super::header::ObjectHeader;
 use super::of_strata;
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 
 /// What is to become of an object's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,7 +158,7 @@ fn store(
 /// An error of the stream crate as one of the program's, with its hint.
 pub fn of_stream(error: sendstream::Error) -> Error {
     let hint = error.hint().map(str::to_owned);
-    let source = std::error::Error::source(&error).map(ToString::to_string);
+    let source = std::error::Error::source(&error).map(error::kept);
     let failed = Error::failed(error.to_string());
     let failed = match source {
         Some(source) => failed.because(source),

@@ -35,14 +35,14 @@ pub fn run(name: &str, config: &RepositoryConfig) -> Result<Made> {
     is_reachable(&store, config)?;
     keeps_what_is_there(&store, config)?;
     let Some(source) = Source::of(config) else {
-        let format = Format::new();
+        let format = Format::new()?;
         return match format.create(&store)? {
             true => there(&store, name, config, format, true),
             false => there(&store, name, config, Format::read(&store, name)?, false),
         };
     };
     let (key, secret) = (DataKey::new()?, source.read()?);
-    let format = Format::new().encrypted(key.fingerprint());
+    let format = Format::new()?.encrypted(key.fingerprint());
     let slot = keys::add(&store, &key, &secret, &format.id, "made with the repository")?;
     // What was written must open before anything depends on it.
     if wrap::unwrap(&slot, &secret, &format.id)? != Some(key) {
@@ -68,7 +68,7 @@ fn there(
 
 /// Whether the store can make an object only where there is none: all locks between hosts rest on that.
 fn keeps_what_is_there(store: &Store, config: &RepositoryConfig) -> Result<()> {
-    let path = format!("leases/probe/{}", crate::names::random_suffix());
+    let path = format!("leases/probe/{}", crate::names::random_suffix()?);
     store.put_if_absent(&path, b"first".to_vec()).map_err(of_store)?;
     let second = store.put_if_absent(&path, b"second".to_vec());
     let kept = store.get(&path).map_err(of_store)?;

@@ -11,7 +11,7 @@ use strata::store::{Store, StoreErrorKind};
 
 use super::format::{Format, MAX_SIZE};
 use super::wrap::{self, DataKey, Kdf, Secret, Slot, VERSION, unhex};
-use super::{of_store, of_strata, secret};
+use super::{newer_form, of_store, of_strata, secret};
 use crate::config::RepositoryConfig;
 use crate::error::{Error, Result};
 
@@ -104,11 +104,7 @@ fn read(store: &Store, at: &str) -> Result<Option<Slot>> {
     };
     let slot: Slot = document::read(at, &bytes).map_err(of_strata)?;
     if slot.version > VERSION {
-        return Err(Error::failed(format!(
-            "\"{at}\" has form {}, this lockstep knows {VERSION}",
-            slot.version
-        ))
-        .with_hint("use the version that wrote it, or a newer one"));
+        return Err(newer_form(&format!("\"{at}\""), slot.version, VERSION));
     }
     if path(&slot.id) != at {
         return Err(Error::failed(format!("\"{at}\" is that of key \"{}\"", slot.id)));

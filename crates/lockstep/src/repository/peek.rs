@@ -18,7 +18,7 @@ use super::image::ImageState;
 use super::ingest::of_stream;
 use super::tree::{FRAME_MEMORY, Names};
 use super::unfold::INDEX_MEMORY;
-use super::{Repository, of_strata};
+use super::{Repository, no_deltas, of_strata};
 use crate::error::{Error, Result};
 
 /// Steps on the way to the tables of attributes: the master node, the list of tables, the tables.
@@ -43,7 +43,7 @@ impl Peek {
     /// When the chain is broken or damaged, or it holds no file system.
     pub fn open(repository: &Repository, image: &str, delta: &str) -> Result<Self> {
         let chain = chain(&repository.strata, image, delta, None).map_err(of_strata)?;
-        let newest = chain.last().ok_or_else(|| Error::failed("a chain of no deltas"))?;
+        let newest = chain.last().ok_or_else(|| no_deltas(image, delta))?;
         let state = ImageState::of(newest)?;
         let mut builder = TreeBuilder::new(NoContent);
         builder.begin(&state.begin.begin(None)?).map_err(of_stream)?;

@@ -24,7 +24,7 @@ use strata::pack::FrameReader;
 
 use super::image::image_name;
 use super::ingest::of_stream;
-use super::{Repository, of_strata};
+use super::{Repository, newer_form, no_deltas, of_strata};
 use crate::error::{Error, Result};
 use crate::set::manifest::json;
 use crate::volume::zfs::{Base, DatasetName};
@@ -84,11 +84,7 @@ impl Segment {
         let segment: Self = serde_json::from_value(descriptor.about.clone())
             .map_err(|e| Error::failed(format!("{} is strange", what())).because(e))?;
         if segment.version > VERSION {
-            return Err(Error::failed(format!(
-                "{} has form {}, this lockstep knows {VERSION}",
-                what(),
-                segment.version
-            )));
+            return Err(newer_form(&what(), segment.version, VERSION));
         }
         let guids: BTreeSet<_> = segment.chain.iter().map(|link| &link.guid).collect();
         let ends_here = segment.chain.last().is_some_and(|last| last.guid == descriptor.id);
@@ -324,7 +320,7 @@ pub fn copy(
     to: &mut dyn Write,
 ) -> Result<Segment> {
     let chain = chain(&repository.strata, image, guid, None).map_err(of_strata)?;
-    let descriptor = chain.last().ok_or_else(|| Error::failed("a chain of no deltas"))?;
+    let descriptor = chain.last().ok_or_else(|| no_deltas(image, guid))?;
     let segment = Segment::of(descriptor)?;
     let readers = open_chain(&repository.strata, &chain, 8 << 20).map_err(of_strata)?;
     let mut frames = FrameReader::new(&repository.strata, 8 << 20);

@@ -6,7 +6,7 @@ use strata::manifest::{DeltaId, Manifest as Stored};
 use strata::read_many;
 
 use super::raw::{Link, Segment};
-use super::{Repository, of_strata};
+use super::{Repository, newer_form, of_strata};
 use crate::error::{Error, Result};
 use crate::names::{self, Meant};
 use crate::set::manifest::{Manifest, json};
@@ -146,10 +146,8 @@ impl Repository {
                 .because(e)
         })?;
         if shipped.version > VERSION {
-            return Err(Error::failed(format!(
-                "set {set} in repository \"{}\" has form {}, this lockstep knows {VERSION}",
-                self.name, shipped.version
-            )));
+            let what = format!("set {set} in repository \"{}\"", self.name);
+            return Err(newer_form(&what, shipped.version, VERSION));
         }
         // `clusters/NAME/`: what lies in another cluster's folder was put there.
         let folder = self.strata.path("");
@@ -289,6 +287,13 @@ impl Shipped {
 mod tests {
     use super::*;
     use crate::set::manifest::tests::manifest;
+
+    #[test]
+    fn a_later_form_says_what_to_use() {
+        let error = newer_form("set a", 2, VERSION);
+        assert_eq!(error.to_string(), "set a has form 2, this lockstep knows 1");
+        assert!(error.hint().is_some_and(|hint| hint.contains("a newer one")));
+    }
 
     #[test]
     fn another_set_s_or_cluster_s_manifest_is_refused() {

@@ -20,7 +20,7 @@ use super::header::StreamRules;
 use super::image::ImageState;
 use super::ingest::of_stream;
 use super::unfold::{INDEX_MEMORY, ToStream};
-use super::{Repository, of_strata};
+use super::{Repository, no_deltas, of_strata};
 use crate::error::{Error, Result};
 
 /// Frames that are kept, in bytes, while a tree is read.
@@ -99,7 +99,7 @@ impl ImageTree {
     /// When the chain is broken or damaged, or it holds no file system.
     pub fn read(repository: &Repository, image: &str, delta: &str, depth: Depth) -> Result<Self> {
         let chain = chain(&repository.strata, image, delta, None).map_err(of_strata)?;
-        let newest = chain.last().ok_or_else(|| Error::failed("a chain of no deltas"))?;
+        let newest = chain.last().ok_or_else(|| no_deltas(image, delta))?;
         let state = ImageState::of(newest)?;
         let mut builder = TreeBuilder::new(NoContent);
         builder.begin(&state.begin.begin(None)?).map_err(of_stream)?;

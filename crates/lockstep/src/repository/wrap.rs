@@ -14,7 +14,7 @@ use aes_gcm::{Aes256Gcm, Key as AesKey, Nonce};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::names::random_suffix;
+use crate::names::{random, random_characters};
 
 /// The newest form of a slot that is known.
 pub(super) const VERSION: u32 = 1;
@@ -142,7 +142,7 @@ pub fn wrap(
     let (salt, nonce): ([u8; 16], [u8; 12]) = (random()?, random()?);
     let mut slot = Slot {
         version: VERSION,
-        id: format!("{}{}", random_suffix(), random_suffix()),
+        id: random_characters::<8>()?,
         label: label.to_owned(),
         created: jiff::Timestamp::now(),
         fingerprint: key.fingerprint(),
@@ -215,13 +215,6 @@ fn argon2id(text: &[u8], salt: &[u8], memory: u32, passes: u32, lanes: u32) -> R
         .hash_password_into(text, salt, &mut key)
         .map_err(|error| failed(error.to_string()))?;
     Ok(key)
-}
-
-fn random<const N: usize>() -> Result<[u8; N]> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes)
-        .map_err(|e| Error::failed("the system gives no random bytes").because(e.to_string()))?;
-    Ok(bytes)
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {

@@ -138,7 +138,7 @@ impl<'a> Build<'a> {
             started?;
             steps::reached("restore.started")?;
         }
-        self.source.clean_up(self)?;
+        self.source.clean_up()?;
         finally(&restored, &self.journal)?;
         steps::reached("restore.done")?;
         files::remove_file(&unfinished::journal_path(self.cx, &self.id))?;
@@ -158,7 +158,7 @@ impl<'a> Build<'a> {
 
     /// Ends it with what was made left as it is: another restore goes on with that.
     pub(super) fn keep(&mut self) -> Result<()> {
-        self.source.clean_up(self)?;
+        self.source.clean_up()?;
         files::remove_file(&unfinished::journal_path(self.cx, &self.id))?;
         unfinished::remove_lock(self.cx, &self.id);
         Ok(())

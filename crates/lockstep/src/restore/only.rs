@@ -17,7 +17,7 @@ use pgfiles::database_catalog::{DatabaseRow, FIRST_NORMAL_OID, PG_DATABASE, data
 use sendstream::zpl::FileType;
 
 use crate::error::{Error, Result};
-use crate::names::SetId;
+use crate::names::{SetId, is_number};
 use crate::plan::layout::PartKind;
 use crate::repository::peek::Peek;
 use crate::repository::tree::ImageTree;
@@ -102,8 +102,21 @@ impl Only {
 
     /// A number that tells what is restored: it is another one for another choice.
     pub(super) fn mark(&self, delta: &str) -> u64 {
-        let hash = blake3::hash(format!("{delta} {self:?}").as_bytes());
-        hash.as_bytes().first_chunk().map_or(1, |bytes| u64::from_le_bytes(*bytes)).max(1)
+        let mut hash = blake3::Hasher::new();
+        hash.update(delta.as_bytes());
+        for (kind, chosen) in [(b"d", &self.databases), (b"t", &self.tablespaces)] {
+            // All is another choice than none.
+            let Some(oids) = chosen else { continue };
+            hash.update(b"\0").update(kind);
+            for oid in oids {
+                hash.update(&oid.to_le_bytes());
+            }
+        }
+        hash.finalize()
+            .as_bytes()
+            .first_chunk()
+            .map_or(1, |bytes| u64::from_le_bytes(*bytes))
+            .max(1)
     }
 
     /// The objects of a volume that become holes.
@@ -194,7 +207,7 @@ fn folders(tree: &ImageTree, folder: Option<u64>) -> Result<Vec<(Vec<u8>, u64)>>
 
 fn number(name: &[u8]) -> Option<u32> {
     let text = std::str::from_utf8(name).ok()?;
-    text.bytes().all(|c| c.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+    is_number(text).then(|| text.parse().ok()).flatten()
 }
 
 /// The folder `global` of a set's data directory, in the repository.
@@ -347,5 +360,8 @@ mod tests {
         };
         assert_ne!(only(&[1]).mark("7"), only(&[2]).mark("7"));
         assert_ne!(only(&[1]).mark("7"), only(&[1]).mark("8"));
+        let tablespaces = Only { databases: None, tablespaces: Some(BTreeSet::from([1])) };
+        assert_ne!(only(&[1]).mark("7"), tablespaces.mark("7"));
+        assert_ne!(only(&[]).mark("7"), Only::default().mark("7"), "none is not all");
     }
 }

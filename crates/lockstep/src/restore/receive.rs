@@ -258,7 +258,7 @@ fn receive_plain(
 /// ended early.
 pub(super) fn ended<T>(written: Result<T>, child: Piped<ChildStdin>) -> Result<T> {
     match (written, child.finish()) {
-        (Err(error), Err(reason)) if error.chain().contains("roken pipe") => Err(reason.into()),
+        (Err(error), Err(reason)) if error.is_broken_pipe() => Err(reason.into()),
         (Ok(_), Err(reason)) => Err(reason.into()),
         (written, _) => written,
     }

@@ -38,14 +38,13 @@ pub fn free_port(taken: u16) -> Result<u16> {
 /// Refuses a port that somebody listens on, before anything is made for it.
 ///
 /// # Errors
-/// When it is taken.
-pub(super) fn check_port(port: u16) -> Result<()> {
+/// [`Error::Usage`] when it is taken.
+pub fn check_port(port: u16) -> Result<()> {
     match TcpListener::bind(("127.0.0.1", port)) {
-        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
-            Err(Error::failed(format!("port {port} is taken")).because(e).with_hint(
-                "name another one with --port, or leave it out: then a free one is found",
-            ))
-        }
+        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => Err(Error::usage(
+            format!("port {port} is taken"),
+            "name another one with --port, or leave it out: then a free one is found",
+        )),
         // What else there is to say, the server says.
         _ => Ok(()),
     }
@@ -303,7 +302,7 @@ fn explain(build: &Build, server: &Server, error: Error) -> Error {
             Some(floor) => format!("LSN {floor}"),
             None => "the end of the WAL in the set".into(),
         };
-        let target = format!("{:?}", build.recovery.target);
+        let target = build.recovery.target.to_string();
         return Refusal::TargetBeforeConsistency { target, earliest }.into();
     }
     if said("recovery ended before configured recovery target was reached") {
@@ -376,7 +375,7 @@ mod tests {
         let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
         let error = check_port(port).unwrap_err();
-        assert!(error.chain().contains("Address already in use"), "{}", error.chain());
+        assert_eq!((error.exit_code(), error.chain()), (2, format!("port {port} is taken")));
         drop(taken);
         assert!(check_port(port).is_ok());
     }

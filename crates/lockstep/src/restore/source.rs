@@ -187,7 +187,7 @@ impl Source {
     }
 
     /// Removes what was needed on the way only.
-    pub(super) fn clean_up(&self, _: &Build) -> Result<()> {
+    pub(super) fn clean_up(&self) -> Result<()> {
         self.staging().map_or(Ok(()), |path| files::remove_tree(&path))
     }
 }

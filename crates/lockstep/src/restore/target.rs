@@ -1,5 +1,7 @@
 //! Where recovery is to end, and whether a set can get there.
 
+use std::fmt;
+
 use jiff::Timestamp;
 use pgfiles::lsn::Lsn;
 
@@ -24,6 +26,20 @@ pub enum Target {
     Name(String),
     /// As soon as the cluster is consistent.
     Immediate,
+}
+
+/// For a sentence: `target LSN 0/3000000 lies before …`.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::End => write!(f, "the end of the WAL"),
+            Self::Time(time) => write!(f, "time {time}"),
+            Self::Lsn(lsn) => write!(f, "LSN {lsn}"),
+            Self::Xid(xid) => write!(f, "transaction {xid}"),
+            Self::Name(name) => write!(f, "restore point \"{name}\""),
+            Self::Immediate => write!(f, "\"immediate\""),
+        }
+    }
 }
 
 /// What happens at the target.
@@ -88,19 +104,17 @@ impl Recovery {
                 segments: manifest.wal.archived.clone(),
             });
         }
-        let before = |target: String, earliest: String| {
-            Err(Refusal::TargetBeforeConsistency { target, earliest })
+        let before = |earliest: String| {
+            Err(Refusal::TargetBeforeConsistency { target: self.target.to_string(), earliest })
         };
         let floor = manifest.floor_lsn.or(match manifest.strategy {
             Strategy::Cold => manifest.start_lsn,
             _ => None,
         });
         match (&self.target, floor, manifest.consistent_at) {
-            (Target::Lsn(lsn), Some(floor), _) if *lsn < floor => {
-                before(format!("LSN {lsn}"), format!("LSN {floor}"))
-            }
+            (Target::Lsn(lsn), Some(floor), _) if *lsn < floor => before(format!("LSN {floor}")),
             (Target::Time(time), _, Some(earliest)) if *time < earliest => {
-                before(format!("time {time}"), format!("{earliest}"))
+                before(earliest.to_string())
             }
             _ => Ok(()),
         }
@@ -152,6 +166,18 @@ mod tests {
         for bad in ["", "now", "yesterday", "19:45", "2026-13-01", "é", "2026-11-23é9:45:12+01"] {
             assert_eq!(parse_time(bad).unwrap_err().exit_code(), 2, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_target_is_told_in_words() {
+        let said = |target: Target| target.to_string();
+        assert_eq!(said(Target::Lsn(Lsn::new(0x0300_0000))), "LSN 0/3000000");
+        let time = "2026-11-23T19:45:12Z";
+        assert_eq!(said(Target::Time(parse_time(time).unwrap())), format!("time {time}"));
+        assert_eq!(said(Target::Xid(740)), "transaction 740");
+        assert_eq!(said(Target::Name("before it".into())), "restore point \"before it\"");
+        assert_eq!(said(Target::Immediate), "\"immediate\"");
+        assert_eq!(said(Target::End), "the end of the WAL");
     }
 
     #[test]

@@ -249,8 +249,10 @@ fn place_label(build: &Build, owner: Option<Credentials>) -> Result<()> {
 
 /// tablespace_map with the new places; PostgreSQL makes the links of pg_tblspc from it.
 fn moved_map(build: &Build, bytes: &[u8]) -> Result<Vec<u8>> {
-    let strange =
-        |e| Error::failed(format!("tablespace_map of set {}", build.manifest.set)).because(e);
+    let strange = |e| {
+        Error::failed(format!("tablespace_map of set {} can't be rewritten", build.manifest.set))
+            .because(e)
+    };
     // PostgreSQL 13 wrote the file with fewer escapes (do_pg_start_backup in xlog.c).
     let old_form = build.manifest.postgres.major.is_some_and(|major| major <= 13);
     let parsed =

@@ -28,12 +28,8 @@ fn lock_path(cx: &Context, id: &str) -> PathBuf {
 /// # Errors
 /// [`Error::Locked`] when one of this id is.
 pub fn lock(cx: &Context, id: &str) -> Result<Lock> {
-    Lock::take(&lock_path(cx, id), id).map_err(|error| match error {
-        LockError::Held(holder) => {
-            Error::Locked { cluster: format!("{}/{id}", cx.name), holder, is_lease: false }
-        }
-        LockError::Failed(error) => error,
-    })
+    let what = format!("cluster \"{}/{id}\"", cx.name);
+    Lock::take_or_refuse(&lock_path(cx, id), what, id)
 }
 
 /// Removes a lock's file once its restore has ended.

@@ -10,8 +10,13 @@
 //! clusters/NAME/bookmarks/ID       bookmarks that stand for a removed set's snapshots
 //! clusters/NAME/restores/ID        a restore that has begun: its datasets and folder
 //! clusters/NAME/shipping/…         what an interrupted shipment has stored
+//! clusters/NAME/deltas/REPOSITORY/ what is known of a repository's deltas, so that it isn't read again
+//! clusters/NAME/ship-REPOSITORY.lock flock: one shipment or prune of a repository at a time
 //! clusters/NAME/tags/REPOSITORY/…  tags of the pages that a repository has
 //! clusters/NAME/clones/NAME        a throwaway server
+//! clusters/NAME/clone-data/NAME/   its folders, where clone.directory names no other place
+//! clusters/NAME/staging/ID/        what a restore needs on the way only
+//! clusters/NAME/views/ID/          where clones are mounted of snapshots that can't be looked into
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -21,8 +26,8 @@ use serde::{Deserialize, Serialize};
 use super::manifest::Manifest;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::lock::{Lock, LockError};
-use crate::names::{self, ClusterName, Meant, SetId, random_suffix};
+use crate::lock::Lock;
+use crate::names::{self, ClusterName, Meant, SetId, random_characters};
 use crate::plan::refusal::Refusal;
 
 /// The manifest's file name.
@@ -103,12 +108,8 @@ impl State {
     /// # Errors
     /// [`Error::Locked`] with who holds it.
     pub fn lock(&self, command: &str) -> Result<Lock> {
-        Lock::take(&self.path("lock"), command).map_err(|error| match error {
-            LockError::Held(holder) => {
-                Error::Locked { cluster: self.cluster.to_string(), holder, is_lease: false }
-            }
-            LockError::Failed(error) => error,
-        })
+        let what = format!("cluster \"{}\"", self.cluster);
+        Lock::take_or_refuse(&self.path("lock"), what, command)
     }
 
     /// Whether the set is complete.
@@ -301,7 +302,7 @@ pub fn owner_of(state_dir: &Path) -> Result<String> {
         }
         _ => {}
     }
-    let owner: String = (0..4).map(|_| random_suffix()).collect();
+    let owner = random_characters::<16>()?;
     files::publish(path, format!("{owner}\n").as_bytes())?;
     Ok(owner)
 }

@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use crate::names::is_number;
 use crate::plan::layout::PartKind;
 
 /// What a regular file is.
@@ -76,7 +77,6 @@ pub enum Folder {
 /// Whether PostgreSQL itself calls a tablespace's folder so: `PG_15_202209061`. Whatever else somebody keeps beside it
 /// isn't PostgreSQL's. (TABLESPACE_VERSION_DIRECTORY of src/include/common/relpath.h)
 fn is_version(name: &str) -> bool {
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
     let parts = name.strip_prefix("PG_").and_then(|rest| rest.split_once('_'));
     parts.is_some_and(|(major, catalog)| {
         is_number(&major.replacen('.', "", 1)) && is_number(catalog)
@@ -87,7 +87,6 @@ fn is_version(name: &str) -> bool {
 #[must_use]
 pub fn folder(part: &PartKind, inside: &Path) -> Folder {
     let names: Vec<&str> = inside.iter().map(|name| name.to_str().unwrap_or("?")).collect();
-    let is_number = |name: &str| !name.is_empty() && name.bytes().all(|c| c.is_ascii_digit());
     let of_tablespace = |names: &[&str]| match names {
         [version, temporary, ..] if is_version(version) && temporary.starts_with("pgsql_tmp") => {
             Folder::LeftOut(Why::Temporary)
@@ -155,10 +154,6 @@ fn relation(name: &str, unlogged: &BTreeSet<&str>) -> Class {
         }
         Some((_, _, segment)) => Class::Pages(segment),
     }
-}
-
-fn is_number(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit())
 }
 
 /// `16384_vm.2` as 16384, `vm`, 2.

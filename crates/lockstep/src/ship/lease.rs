@@ -194,7 +194,7 @@ fn locked(cx: &Context, repository: &Repository, owner: &str, until: u64) -> Err
     let until = i64::try_from(until).ok().and_then(|at| jiff::Timestamp::from_second(at).ok());
     let until = until.map_or(String::new(), |at| format!(" until {at}, unless it goes on"));
     Error::Locked {
-        cluster: format!("{}\" in repository \"{}", cx.name, repository.name),
+        what: format!("cluster \"{}\" in repository \"{}\"", cx.name, repository.name),
         holder: format!("{owner}{until}"),
         is_lease: true,
     }

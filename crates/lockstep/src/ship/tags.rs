@@ -91,16 +91,13 @@ impl Tags {
         }
         files::remove_file(&path)?;
         mark(&path)?;
-        let mut key = [0; 16];
-        getrandom::fill(&mut key)
-            .map_err(|e| Error::failed("the system gives no random bytes").because(e))?;
         let about = About {
             version: VERSION,
             repository: of.repository.to_owned(),
             image: of.image.to_owned(),
             delta: base.map(str::to_owned),
             whole: base.is_none(),
-            key,
+            key: crate::names::random()?,
         };
         let database = Self::make(&path).map_err(|e| failed("made", &path, e))?;
         Ok(Self { database: Some(database), path, about })

@@ -73,7 +73,7 @@ impl<'a> Views<'a> {
         snapshots: &[SnapshotName],
         hidden: Vec<Option<PathBuf>>,
     ) -> Result<()> {
-        let id = format!("view-{}", random_suffix());
+        let id = format!("view-{}", random_suffix()?);
         let folder = self.cx.state.path("views").join(&id);
         let needed: Vec<(&SnapshotName, DatasetName, PathBuf)> = snapshots
             .iter()
@@ -106,9 +106,9 @@ impl<'a> Views<'a> {
         }
         let mut clones = needed.iter();
         for hidden in hidden {
-            let path = match (hidden, clones.len()) {
-                (Some(path), _) => path,
-                (None, _) => {
+            let path = match hidden {
+                Some(path) => path,
+                None => {
                     let Some((origin, dataset, path)) = clones.next() else { continue };
                     self.cx.zfs.clone_snapshot(&CloneSpec {
                         origin,

@@ -1,12 +1,12 @@
 //! Folding: several deltas of one data set, oldest first, become one, newest wins.
 //!
 //! A delta is anything that lists objects in ascending order and each object's extents in ascending order: a send
-//! stream ([`StreamDelta`]), or one day a sorted file in a repository. [`fold`] merges them by (object, offset) and
+//! stream ([`StreamDelta`]), or whatever else a caller has that is sorted so. [`fold`] merges them by (object, offset) and
 //! hands the result to a [`Sink`]: a writer of streams ([`StreamSink`]), a file system's tree, a counter. It holds
 //! one record of each delta and nothing else, and asks a delta for a block's data only where that block lives on.
 //!
-//! The rules are those of `zfs receive` (OpenZFS `module/zfs/dmu_recv.c`), taken together over the whole chain; the
-//! crate's `docs/sendstream.md` lists them.
+//! The rules are those of `zfs receive` (OpenZFS `module/zfs/dmu_recv.c`), taken together over the whole chain;
+//! `docs/sendstream.md` of this repository lists them.
 
 mod merge;
 mod rules;

@@ -251,7 +251,7 @@ mod tests {
     fn stream(records: impl IntoIterator<Item = Header>) -> Vec<u8> {
         let begin = Begin {
             order: ByteOrder::Little,
-            header_type: 1,
+            header_type: Begin::STREAM,
             features: Features::default(),
             creation_time: 1,
             objset: ObjsetType::FileSystem,

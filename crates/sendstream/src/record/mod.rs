@@ -109,10 +109,12 @@ pub struct Begin {
 }
 
 impl Begin {
+    /// [`Self::header_type`] of a stream of one snapshot (`DMU_SUBSTREAM` of `zfs_ioctl.h`).
+    pub const STREAM: u8 = 1;
+    /// That of a package of several streams (`DMU_COMPOUNDSTREAM`).
+    pub const PACKAGE: u8 = 2;
     /// The snapshot's origin was a clone's.
     pub const FLAG_CLONE: u32 = 1 << 0;
-    /// Names are case-insensitive.
-    pub const FLAG_CI_DATA: u32 = 1 << 1;
     /// A full stream that holds FREE and FREEOBJECTS records.
     pub const FLAG_FREERECORDS: u32 = 1 << 2;
     /// [`Object::FLAG_SPILL`] and [`Spill::FLAG_UNMODIFIED`] mean something.
@@ -190,8 +192,6 @@ impl Object {
 
     /// The object has a spill block.
     pub const FLAG_SPILL: u8 = 1 << 2;
-    /// Raw streams: the payload is in the other byte order.
-    pub const FLAG_RAW_BYTESWAP: u8 = 1 << 1;
 
     /// Dnode slots it takes, at least 1.
     pub fn slots(&self) -> u64 {

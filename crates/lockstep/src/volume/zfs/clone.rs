@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::{DatasetName, Properties, SnapshotName, Zfs, is_absent};
+use super::{DatasetName, Properties, SnapshotName, Zfs, said};
 use crate::error::{Error, Result};
 
 /// The properties a clone gets from the dataset it is a clone of.
@@ -76,7 +76,7 @@ impl Zfs {
     pub fn destroy_clone(&self, dataset: &DatasetName, restore_id: &str) -> Result<()> {
         let args = ["get", "-Hp", "-o", "value,source", "lockstep:restore", dataset.as_str()];
         let out = match self.run(args) {
-            Err(error) if is_absent(&error) => return Ok(()),
+            Err(error) if said::is_absent(&error) => return Ok(()),
             other => other?,
         };
         if out.stdout.trim_end() != format!("{restore_id}\tlocal")

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{DatasetName, Zfs};
+use super::{DatasetName, Zfs, said};
 use crate::error::{Error, Result};
 
 /// The property that is missing where there is no encryption.
@@ -36,7 +36,7 @@ impl Zfs {
         }
         let names: Vec<_> = datasets.iter().map(DatasetName::to_string).collect();
         let found = match self.get(&names, &[ENCRYPTION, "keystatus", "encryptionroot"]) {
-            Err(Error::Command(e)) if e.stderr().contains("invalid property") => {
+            Err(Error::Command(e)) if said::knows_no_property(&e) => {
                 self.memory.learn_property(ENCRYPTION, false);
                 return Ok(BTreeMap::new());
             }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::{DatasetName, Properties, SnapshotName, Zfs, is_absent, parse};
+use super::{DatasetName, Properties, SnapshotName, Zfs, parse, said};
 use crate::error::{Error, Result};
 
 impl Zfs {
@@ -73,7 +73,7 @@ impl Zfs {
     ) -> Result<Option<bool>> {
         let args = ["get", "-Hp", "-o", "value,source", property, dataset.as_str()];
         match self.run(args) {
-            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) if said::is_absent(&error) => Ok(None),
             other => Ok(Some(other?.stdout.trim_end() == format!("{value}\tlocal"))),
         }
     }
@@ -99,7 +99,7 @@ impl Zfs {
     pub fn children(&self, of: &DatasetName) -> Result<BTreeSet<DatasetName>> {
         let args = ["list", "-H", "-t", "filesystem,volume", "-d", "1", "-o", "name", "-r"];
         let out = match self.run(args.into_iter().chain([of.as_str()])) {
-            Err(error) if is_absent(&error) => return Ok(BTreeSet::new()),
+            Err(error) if said::is_absent(&error) => return Ok(BTreeSet::new()),
             other => other?,
         };
         // A name that no restore would give isn't one of its datasets.
@@ -134,10 +134,10 @@ impl Zfs {
         let args =
             ["list", "-H", "-t", "snapshot", "-d", "1", "-o", "name", "-r", dataset.as_str()];
         let out = match self.run(args) {
-            Err(error) if is_absent(&error) => return Ok(Vec::new()),
+            Err(error) if said::is_absent(&error) => return Ok(Vec::new()),
             other => other?,
         };
-        let names = out.stdout.lines().filter_map(|line| line.split_once('@'));
+        let names = parse::snapshots(&out.stdout);
         names.map(|(of, name)| Ok(parse::dataset(of)?.snapshot(name))).collect()
     }
 
@@ -151,8 +151,8 @@ impl Zfs {
         let out = self.run(args)?;
         let stands =
             |origin: &str| origin.split_once('@').is_some_and(|(of, _)| of == dataset.as_str());
-        let lines = out.stdout.lines().filter_map(|line| line.split_once('\t'));
-        lines.filter(|(_, origin)| stands(origin)).map(|(name, _)| parse::dataset(name)).collect()
+        let clones = parse::clones(&out.stdout)?.into_iter();
+        clones.filter(|(_, origin)| stands(origin)).map(|(name, _)| parse::dataset(name)).collect()
     }
 }
 

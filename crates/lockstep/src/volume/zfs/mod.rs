@@ -10,6 +10,7 @@ mod encryption;
 mod filesystem;
 mod known;
 mod parse;
+mod said;
 mod snapshot;
 mod standing;
 mod stream;
@@ -174,11 +175,11 @@ impl Zfs {
         if let Some(known) = self.memory.multi_snapshot() {
             return Ok(known);
         }
-        let absent = format!("{pool}/lockstep-probe-{}", crate::names::random_suffix());
+        let absent = format!("{pool}/lockstep-probe-{}", crate::names::random_suffix()?);
         let probe = self.run(["snapshot", &format!("{absent}-a@x"), &format!("{absent}-b@x")]);
         let can = match probe {
-            Err(error @ CommandError::Start { .. }) => return Err(error.into()),
-            Err(error) => !wants_one(&error),
+            Err(error) if !error.is_answer() => return Err(error.into()),
+            Err(error) => !said::wants_one(&error),
             // Nothing can have been made of datasets that don't exist; be careful all the same.
             Ok(_) => false,
         };
@@ -211,7 +212,7 @@ impl Zfs {
         }
         let all: Vec<_> = needed.iter().copied().chain([optional]).collect();
         match self.get(of, &all) {
-            Err(crate::error::Error::Command(e)) if e.stderr().contains("invalid property") => {
+            Err(crate::error::Error::Command(e)) if said::knows_no_property(&e) => {
                 self.memory.learn_property(optional, false);
                 self.get(of, needed)
             }
@@ -241,7 +242,7 @@ impl Zfs {
     pub fn exists(&self, name: &str) -> Result<bool> {
         match self.run(["list", "-H", "-o", "name", name]) {
             Ok(_) => Ok(true),
-            Err(error) if is_absent(&error) => Ok(false),
+            Err(error) if said::is_absent(&error) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
@@ -294,20 +295,6 @@ impl Zfs {
             .iter()
             .try_for_each(|(name, value)| self.set(name, value, std::slice::from_ref(on)))
     }
-}
-
-/// Whether ZFS takes one snapshot a command and was given several; it has made none then.
-fn wants_one(error: &CommandError) -> bool {
-    error.stderr().contains("too many arguments")
-}
-
-/// Whether ZFS failed because the dataset or snapshot isn't there. Worded alike in zfs-fuse
-/// ("dataset does not exist") and OpenZFS (also "could not find any snapshots to destroy").
-fn is_absent(error: &CommandError) -> bool {
-    let text = error.stderr();
-    text.contains("does not exist")
-        || text.contains("could not find any snapshots")
-        || text.contains("no such pool")
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What `zfs -H` prints, taken apart. What isn't understood stays in the error, verbatim.
 
-use super::{DatasetName, Properties};
+use super::{DatasetName, Properties, Tagged};
 use crate::error::{Error, Result};
 
 /// `zfs get -Hp -o name,property,value`: three columns between tabs. `-` stands for "not set".
@@ -11,11 +11,60 @@ pub(super) fn properties(text: &str) -> Result<Properties> {
         let (Some(name), Some(property), Some(value)) =
             (columns.next(), columns.next(), columns.next())
         else {
-            return Err(Error::failed(format!("cannot read this line of \"zfs get\": {line:?}")));
+            return Err(not_understood("zfs get", line));
         };
         all.entry(name.to_owned()).or_default().insert(property.to_owned(), value.to_owned());
     }
     Ok(all)
+}
+
+/// What [`tagged`] reads.
+pub(super) const TAGGED_COLUMNS: &str = "name,lockstep:owner,lockstep:set,lockstep:state";
+
+/// `zfs list -H -o` [`TAGGED_COLUMNS`]: the snapshots that Lockstep took.
+pub(super) fn tagged(text: &str) -> Result<Vec<Tagged>> {
+    let mut tagged = Vec::new();
+    for line in text.lines() {
+        let [name, owner, set, state] = line.split('\t').collect::<Vec<_>>()[..] else {
+            return Err(not_understood("zfs list", line));
+        };
+        // User properties are inherited: a snapshot of a clone may show its dataset's.
+        let Some((dataset, snapshot)) = name.split_once('@') else { continue };
+        if set == "-" || snapshot != format!("lockstep-{set}") {
+            continue;
+        }
+        tagged.push(Tagged {
+            snapshot: self::dataset(dataset)?.snapshot(snapshot),
+            owner: owner.to_owned(),
+            set: set.to_owned(),
+            state: state.to_owned(),
+        });
+    }
+    Ok(tagged)
+}
+
+/// `zfs list -H -o name,origin`: those that are clones, and the snapshot each stands on.
+pub(super) fn clones(text: &str) -> Result<Vec<(&str, &str)>> {
+    let columns =
+        |line| str::split_once(line, '\t').ok_or_else(|| not_understood("zfs list", line));
+    let all: Vec<_> = text.lines().map(columns).collect::<Result<_>>()?;
+    Ok(all.into_iter().filter(|(_, origin)| *origin != "-").collect())
+}
+
+/// `zfs list -H -o name`: the dataset and the name of each snapshot.
+pub(super) fn snapshots(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    text.lines().filter_map(|line| line.split_once('@'))
+}
+
+/// `zpool get -H feature@NAME`: whether the pool has the feature.
+pub(super) fn has_feature(text: &str) -> bool {
+    text.split('\t').any(|word| ["enabled", "active"].contains(&word))
+}
+
+/// The letters that `zfs send` takes, of what it or `zfs` prints when it is given nothing.
+pub(super) fn send_flags(usage: &str) -> Option<&str> {
+    let line = usage.lines().find(|line| line.contains("send [-"))?;
+    line.split("[-").nth(1)?.split(']').next()
 }
 
 /// A dataset's name as printed.
@@ -26,6 +75,10 @@ pub(super) fn dataset(text: &str) -> Result<DatasetName> {
 /// A number as printed with `-p`.
 pub(super) fn number(text: &str, what: &str) -> Result<u64> {
     text.parse().map_err(|_| Error::failed(format!("\"zfs get\" says {text:?} for {what}")))
+}
+
+fn not_understood(command: &str, line: &str) -> Error {
+    Error::failed(format!("cannot read this line of \"{command}\": {line:?}"))
 }
 
 #[cfg(test)]

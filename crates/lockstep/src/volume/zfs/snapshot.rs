@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::{DatasetName, HOLD_TAG, SnapshotName, Zfs, is_absent, parse, wants_one};
+use super::{DatasetName, HOLD_TAG, SnapshotName, Zfs, parse, said};
 use crate::error::{Error, Result};
 use crate::process::CommandError;
 use crate::steps;
@@ -65,7 +65,7 @@ impl Zfs {
             match self.run(["snapshot".to_owned()].into_iter().chain(options.clone()).chain(names))
             {
                 // Another ZFS than the one that was asked once.
-                Err(error) if wants_one(&error) => self.memory.learn_multi_snapshot(false),
+                Err(error) if said::wants_one(&error) => self.memory.learn_multi_snapshot(false),
                 other => return other.map(|_| ()).map_err(Into::into),
             }
         }
@@ -108,11 +108,10 @@ impl Zfs {
     pub fn snapshots_named(&self, top: &DatasetName, name: &str) -> Result<Vec<SnapshotName>> {
         let args = ["list", "-H", "-t", "snapshot", "-o", "name", "-r", top.as_str()];
         let out = match self.run(args) {
-            Err(error) if is_absent(&error) => return Ok(Vec::new()),
+            Err(error) if said::is_absent(&error) => return Ok(Vec::new()),
             other => other?,
         };
-        let named = out.stdout.lines().filter_map(|line| line.split_once('@'));
-        let named = named.filter(|(_, snapshot)| *snapshot == name);
+        let named = parse::snapshots(&out.stdout).filter(|(_, snapshot)| *snapshot == name);
         named.map(|(dataset, name)| Ok(parse::dataset(dataset)?.snapshot(name))).collect()
     }
 
@@ -149,7 +148,7 @@ impl Zfs {
     pub fn find_snapshot(&self, snapshot: &SnapshotName) -> Result<Option<SnapshotFacts>> {
         match self.snapshot_facts(std::slice::from_ref(snapshot)) {
             Ok(facts) => Ok(facts.first().copied()),
-            Err(Error::Command(error)) if is_absent(&error) => Ok(None),
+            Err(Error::Command(error)) if said::is_absent(&error) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -159,31 +158,14 @@ impl Zfs {
     /// # Errors
     /// When ZFS fails.
     pub fn tagged_snapshots(&self, dataset: &DatasetName) -> Result<Vec<Tagged>> {
-        let columns = "name,lockstep:owner,lockstep:set,lockstep:state";
+        let columns = parse::TAGGED_COLUMNS;
         let args =
             ["list", "-H", "-t", "snapshot", "-d", "1", "-o", columns, "-r", dataset.as_str()];
         let out = match self.run(args) {
-            Err(error) if is_absent(&error) => return Ok(Vec::new()),
+            Err(error) if said::is_absent(&error) => return Ok(Vec::new()),
             other => other?,
         };
-        let mut tagged = Vec::new();
-        for line in out.stdout.lines() {
-            let [name, owner, set, state] = line.split('\t').collect::<Vec<_>>()[..] else {
-                return Err(Error::failed(format!("cannot read this line of zfs list: {line:?}")));
-            };
-            // User properties are inherited: a snapshot of a clone may show its dataset's.
-            let Some((dataset, snapshot)) = name.split_once('@') else { continue };
-            if set == "-" || snapshot != format!("lockstep-{set}") {
-                continue;
-            }
-            tagged.push(Tagged {
-                snapshot: parse::dataset(dataset)?.snapshot(snapshot),
-                owner: owner.to_owned(),
-                set: set.to_owned(),
-                state: state.to_owned(),
-            });
-        }
-        Ok(tagged)
+        parse::tagged(&out.stdout)
     }
 
     /// Holds each, so that no `zfs destroy` takes it; holding twice is fine.
@@ -194,11 +176,21 @@ impl Zfs {
         if snapshots.is_empty() {
             return Ok(());
         }
-        let names = snapshots.iter().map(SnapshotName::to_string);
-        match self.run(["hold", HOLD_TAG].into_iter().map(str::to_owned).chain(names)) {
-            Err(error) if error.stderr().contains("tag already exists") => Ok(()),
-            other => other.map(|_| ()).map_err(Into::into),
+        match self.hold_at_once(snapshots) {
+            // OpenZFS holds all or none: that one was held says nothing of the others.
+            Err(error) if said::is_held_already(&error) => snapshots.iter().try_for_each(|one| {
+                match self.hold_at_once(std::slice::from_ref(one)) {
+                    Err(error) if said::is_held_already(&error) => Ok(()),
+                    other => other.map_err(Into::into),
+                }
+            }),
+            other => other.map_err(Into::into),
         }
+    }
+
+    fn hold_at_once(&self, snapshots: &[SnapshotName]) -> Result<(), CommandError> {
+        let names = snapshots.iter().map(SnapshotName::to_string);
+        self.run(["hold", HOLD_TAG].into_iter().map(str::to_owned).chain(names)).map(|_| ())
     }
 
     /// Releases Lockstep's hold and destroys the snapshot; one that is gone is fine.
@@ -209,7 +201,7 @@ impl Zfs {
         let name = snapshot.to_string();
         match self.run(["release", HOLD_TAG, &name]) {
             Ok(_) => {}
-            Err(error) if is_absent(&error) => return Ok(()),
+            Err(error) if said::is_absent(&error) => return Ok(()),
             // Not held: nothing to release. A destroy that is stopped by a hold says so itself.
             Err(error) => tracing::debug!(%name, stderr = error.stderr(), "no hold released"),
         }
@@ -219,7 +211,7 @@ impl Zfs {
     /// `zfs destroy NAME`, retried while it is busy; one that is gone is fine.
     pub(super) fn destroy(&self, name: &str) -> Result<()> {
         match self.run_while_busy(["destroy", name]) {
-            Err(error) if is_absent(&error) => Ok(()),
+            Err(error) if said::is_absent(&error) => Ok(()),
             other => other.map_err(Into::into),
         }
     }
@@ -232,7 +224,7 @@ impl Zfs {
         loop {
             match self.run(args) {
                 Ok(_) => return Ok(()),
-                Err(error) if error.stderr().contains("busy") && Instant::now() < deadline => {
+                Err(error) if said::is_busy(&error) && Instant::now() < deadline => {
                     std::thread::sleep(pause);
                     pause = (2 * pause).min(Duration::from_millis(100));
                 }

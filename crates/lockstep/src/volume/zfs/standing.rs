@@ -9,9 +9,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{DatasetName, SnapshotName, Zfs, is_absent, parse};
-use crate::error::{Error, Result};
-use crate::process::{CommandError, Program};
+use super::{DatasetName, SnapshotName, Zfs, parse, said};
+use crate::error::Result;
+use crate::process::Program;
 
 /// So many names are given to one command: a command line has its limits.
 pub(super) const AT_ONCE: usize = 200;
@@ -80,15 +80,8 @@ impl Zfs {
         let mut clones: BTreeMap<String, Vec<DatasetName>> = BTreeMap::new();
         for pool in pools {
             let args = ["list", "-H", "-t", "filesystem,volume", "-o", "name,origin", "-r", pool];
-            for line in self.run(args)?.stdout.lines() {
-                let Some((name, origin)) = line.split_once('\t') else {
-                    return Err(Error::failed(format!(
-                        "cannot read this line of zfs list: {line:?}"
-                    )));
-                };
-                if origin != "-" {
-                    clones.entry(origin.to_owned()).or_default().push(parse::dataset(name)?);
-                }
+            for (name, origin) in parse::clones(&self.run(args)?.stdout)? {
+                clones.entry(origin.to_owned()).or_default().push(parse::dataset(name)?);
             }
         }
         Ok(clones)
@@ -100,7 +93,7 @@ impl Zfs {
     /// When `zfs` can't be started.
     pub fn release(&self, snapshot: &SnapshotName) -> Result<()> {
         match self.run(["release", super::HOLD_TAG, &snapshot.to_string()]) {
-            Err(error @ CommandError::Start { .. }) => Err(error.into()),
+            Err(error) if !error.is_answer() => Err(error.into()),
             _ => Ok(()),
         }
     }
@@ -112,15 +105,15 @@ impl Zfs {
     /// # Errors
     /// When `zfs` can't be started.
     pub fn has_bookmarks(&self, pool: &str) -> Result<bool> {
-        let absent = format!("{pool}/lockstep-probe-{}", crate::names::random_suffix());
+        let absent = format!("{pool}/lockstep-probe-{}", crate::names::random_suffix()?);
         match self.run(["bookmark", &format!("{absent}@x"), &format!("{absent}#x")]) {
-            Err(error @ CommandError::Start { .. }) => return Err(error.into()),
-            Err(error) if !error.stderr().contains("unrecognized command") => {}
+            Err(error) if !error.is_answer() => return Err(error.into()),
+            Err(error) if !said::knows_no_command(&error) => {}
             _ => return Ok(false),
         }
         match Program::new("zpool").args(["get", "-H", "feature@bookmarks", pool]).run() {
-            Ok(out) => Ok(out.stdout.split('\t').any(|word| ["enabled", "active"].contains(&word))),
-            Err(error @ CommandError::Start { .. }) => Err(error.into()),
+            Ok(out) => Ok(parse::has_feature(&out.stdout)),
+            Err(error) if !error.is_answer() => Err(error.into()),
             Err(_) => Ok(false),
         }
     }
@@ -131,7 +124,7 @@ impl Zfs {
     /// When the pool doesn't allow it, or another bookmark has the name.
     pub fn bookmark(&self, snapshot: &SnapshotName, guid: &str) -> Result<()> {
         match self.run(["bookmark", &snapshot.to_string(), &mark_of(snapshot)]) {
-            Err(error) if error.stderr().contains("exists") => {
+            Err(error) if said::is_taken(&error) => {
                 if self.bookmark_guid(snapshot)?.as_deref() == Some(guid) {
                     return Ok(());
                 }
@@ -154,7 +147,7 @@ impl Zfs {
 
     fn bookmark_guid(&self, snapshot: &SnapshotName) -> Result<Option<String>> {
         match self.run(["get", "-Hp", "-o", "value", "guid", &mark_of(snapshot)]) {
-            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) if said::is_absent(&error) => Ok(None),
             other => Ok(Some(other?.stdout.trim_end().to_owned())),
         }
     }

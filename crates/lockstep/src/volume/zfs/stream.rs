@@ -7,10 +7,10 @@
 use std::process::{ChildStdin, ChildStdout};
 
 use super::standing::AT_ONCE;
-use super::{DatasetName, SnapshotName, Zfs, parse};
+use super::{DatasetName, SnapshotName, Zfs, parse, said};
 use crate::config::IoClass;
 use crate::error::Result;
-use crate::process::{CommandError, Piped, Program};
+use crate::process::{Piped, Program};
 
 /// What an incremental send can start from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,13 +118,11 @@ impl Zfs {
             return known;
         }
         let usage = match self.run(["send"]) {
-            Err(error @ CommandError::Exit { .. }) => error.stderr().to_owned(),
-            _ => String::new(),
+            Err(error) => error.stderr().to_owned(),
+            Ok(_) => String::new(),
         };
-        let line = usage.lines().find(|line| line.contains("send [-"));
-        let flags = line.and_then(|line| line.split("[-").nth(1)?.split(']').next());
         // A usage that says nothing of flags is none to remember.
-        let Some(flags) = flags else { return false };
+        let Some(flags) = parse::send_flags(&usage) else { return false };
         let can = flags.contains('L');
         self.memory.learn_large_blocks(can);
         can
@@ -195,7 +193,7 @@ impl Zfs {
                     return Ok(out.stdout);
                 }
                 // pool version 23 knows no bookmarks.
-                Err(error) if error.stderr().contains("invalid type") => {
+                Err(error) if said::knows_no_type(&error) => {
                     self.memory.learn_lists_bookmarks(false);
                 }
                 Err(error) => return Err(error.into()),
