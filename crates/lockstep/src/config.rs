@@ -417,7 +417,8 @@ mod tests {
 
     #[test]
     fn the_folder_beside_the_file_holds_more_clusters() {
-        let dir = std::env::temp_dir().join(format!("lockstep-config-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("config");
         let (file, folder) = (dir.join("own.toml"), dir.join("own.d"));
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(&file, EXAMPLE).unwrap();
@@ -436,6 +437,5 @@ mod tests {
         std::fs::write(&fragment, "state_dir = '/x'").unwrap();
         let other = Config::read(&file).unwrap_err().to_string();
         assert!(other.contains("b.toml") && other.contains("state_dir"), "{other}");
-        std::fs::remove_dir_all(dir).unwrap();
     }
 }

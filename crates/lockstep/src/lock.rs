@@ -168,7 +168,8 @@ mod tests {
 
     #[test]
     fn the_second_caller_is_told_who_holds_it() {
-        let path = std::env::temp_dir().join(format!("lockstep-lock-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("lock");
         let first = Lock::take(&path, "backup").unwrap();
         match Lock::take(&path, "backup") {
             Err(LockError::Held(holder)) => {
@@ -186,12 +187,12 @@ mod tests {
         );
         drop(first);
         assert!(Lock::take(&path, "backup").is_ok());
-        std::fs::remove_file(path).unwrap();
     }
 
     #[test]
     fn a_folder_is_one_s_own_and_the_second_is_told_whose() {
-        let path = std::env::temp_dir().join(format!("lockstep-folder-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("folder");
         std::fs::create_dir_all(&path).unwrap();
         let first = Lock::of_folder(&path).unwrap();
         match Lock::of_folder(&path) {
@@ -203,7 +204,6 @@ mod tests {
         drop(first);
         assert!(Lock::of_folder(&path).is_ok());
         assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0, "nothing is written");
-        std::fs::remove_dir_all(path).unwrap();
     }
 
     #[test]
@@ -218,13 +218,13 @@ mod tests {
 
     #[test]
     fn a_lock_on_a_removed_file_is_no_lock() {
-        let path = std::env::temp_dir().join(format!("lockstep-unlinked-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("unlinked");
         let file = open(&path).unwrap();
         assert!(is_still_at(&file, &path));
         std::fs::remove_file(&path).unwrap();
         assert!(!is_still_at(&file, &path));
         let other = open(&path).unwrap();
         assert!(!is_still_at(&file, &path) && is_still_at(&other, &path));
-        std::fs::remove_file(path).unwrap();
     }
 }

@@ -191,7 +191,9 @@ impl<T, R> Drop for Ending<'_, T, R> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc::channel;
     use std::time::Duration;
 
     use super::*;
@@ -201,8 +203,9 @@ mod tests {
         weights.iter().enumerate().map(item).collect()
     }
 
-    /// Runs them; gives the most that ran together, and their most weight.
-    fn most(limits: Limits, weights: &[usize]) -> (usize, usize) {
+    /// Runs them, each until so many run together; gives the most that did, and their most weight.
+    fn most(limits: Limits, weights: &[usize], together: usize) -> (usize, usize) {
+        let meet = Barrier::new(together);
         let (running, weighing) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let most = Mutex::new((0, 0));
         let one = |index: usize, _: &dyn Fn() -> bool| {
@@ -211,7 +214,9 @@ mod tests {
             let mut most = most.lock().unwrap();
             *most = (most.0.max(now), most.1.max(weight));
             drop(most);
-            std::thread::sleep(Duration::from_millis(20));
+            meet.wait();
+            // One more than may be has time to be seen; nothing waits for this.
+            std::thread::sleep(Duration::from_millis(5));
             running.fetch_sub(1, Ordering::SeqCst);
             weighing.fetch_sub(weights[index], Ordering::SeqCst);
             Ok(())
@@ -226,23 +231,29 @@ mod tests {
     #[test]
     fn no_more_at_once_than_the_limits_say() {
         let limits = Limits { items: 2, weight: 10 };
-        assert_eq!(most(limits, &[1; 6]), (2, 2));
-        assert_eq!(most(limits, &[6, 6, 6]), (1, 6));
+        assert_eq!(most(limits, &[1; 6], 2), (2, 2));
+        assert_eq!(most(limits, &[6, 6, 6], 1), (1, 6));
         // What weighs more than the limit isn't left out, it runs alone.
-        assert_eq!(most(limits, &[1, 30, 1]).1, 30);
-        assert_eq!(most(limits, &[]), (0, 0));
+        assert_eq!(most(limits, &[1, 30, 1], 1), (1, 30));
+        assert_eq!(most(limits, &[], 1), (0, 0));
     }
 
     #[test]
     fn the_first_that_is_done_is_the_first_that_is_taken() {
         let limits = Limits { items: 2, weight: 10 };
+        let (end, ended) = channel();
+        let ended = Mutex::new(ended);
         let one = |index: usize, _: &dyn Fn() -> bool| {
-            std::thread::sleep(Duration::from_millis([300, 1, 1][index]));
+            if index == 0 {
+                // Until both others were taken.
+                ended.lock().unwrap().recv().unwrap();
+            }
             Ok(index)
         };
         let order = side_by_side(limits, items(&[1, 1, 1]), one, |ending| {
-            let order = (0..3).map(|_| ending.wait_any().map(|(index, _)| index));
-            let order: Vec<_> = order.collect::<Result<_>>()?;
+            let mut order = vec![ending.wait_any()?.0, ending.wait_any()?.0];
+            end.send(()).unwrap();
+            order.push(ending.wait_any()?.0);
             assert!(ending.wait_any().is_err(), "there are three");
             Ok(order)
         });
@@ -252,9 +263,10 @@ mod tests {
     #[test]
     fn one_that_fails_ends_the_others_and_is_the_one_that_is_told() {
         let limits = Limits { items: 2, weight: 10 };
+        let both = Barrier::new(2);
         let one = |index: usize, should_stop: &dyn Fn() -> bool| -> Result<()> {
+            both.wait();
             if index == 1 {
-                std::thread::sleep(Duration::from_millis(20));
                 return Err(Error::failed("the second is damaged"));
             }
             assert_eq!(index, 0, "no other is begun");
@@ -302,17 +314,17 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_an_error_and_what_was_never_given_too() {
+    fn a_panic_is_passed_on_and_what_was_never_given_is_an_error() {
         let limits = Limits { items: 2, weight: 10 };
         let panics = |_: usize, _: &dyn Fn() -> bool| -> Result<()> { panic!("in a test") };
         let caught = std::panic::catch_unwind(|| {
             side_by_side(limits, items(&[1]), panics, |progressing| progressing.wait(0))
         });
-        // The scope passes the panic on, or the error is there; it never waits for ever.
-        assert!(caught.is_err() || caught.is_ok_and(|result| result.is_err()));
+        // Who waited has gone on, and then the scope passes the panic on.
+        let words = caught.unwrap_err();
+        assert_eq!(words.downcast_ref::<&str>(), Some(&"a scoped thread panicked"));
         let fine = |_: usize, _: &dyn Fn() -> bool| Ok(());
-        assert!(
-            side_by_side(limits, items(&[1]), fine, |progressing| progressing.wait(9)).is_err()
-        );
+        let error = side_by_side(limits, items(&[1]), fine, |progressing| progressing.wait(9));
+        assert_eq!(error.unwrap_err().to_string(), "a volume before it failed");
     }
 }

@@ -176,6 +176,9 @@ fn start_log(verbose: u8) {
 }
 
 #[cfg(test)]
+mod docs_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory;

@@ -69,8 +69,12 @@ pub(super) fn table(head: &[&str]) -> Table {
 /// Prints a table without the blanks around it.
 pub(super) fn print_table(table: &Table) {
     for line in table.to_string().lines() {
-        say!("{}", line.strip_prefix(' ').unwrap_or(line).trim_end());
+        say!("{}", without_blanks(line));
     }
+}
+
+fn without_blanks(line: &str) -> &str {
+    line.strip_prefix(' ').unwrap_or(line).trim_end()
 }
 
 /// `error: …` and `hint: …`.
@@ -100,4 +104,33 @@ pub(super) fn path(path: &std::path::Path) -> String {
         }
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is compared elsewhere has its columns' widths taken out, as they are those of what varies.
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let mut table = table(&["set", "size", "what it holds"]);
+        table.add_row(["20261124T041030Z-u1h6", "7 B", "data"]);
+        table.add_row(["été", "1012.4 MiB", ""]);
+        table.add_row([
+            "",
+            "",
+            "a long text, of which the terminal's width cuts nothing off, nor breaks it",
+        ]);
+        let text = table.to_string();
+        let lines: Vec<_> = text.lines().map(without_blanks).collect();
+        assert_eq!(
+            lines,
+            [
+                "SET                    SIZE        WHAT IT HOLDS",
+                "20261124T041030Z-u1h6  7 B         data",
+                "été                    1012.4 MiB",
+                "                                   a long text, of which the terminal's width cuts nothing off, nor breaks it",
+            ]
+        );
+    }
 }

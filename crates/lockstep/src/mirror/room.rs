@@ -111,7 +111,8 @@ mod tests {
 
     #[test]
     fn a_tablespace_of_somebody_else_is_found() {
-        let top = std::env::temp_dir().join(format!("lockstep-room-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let top = scratch.path().join("room");
         let (theirs, ours) = (top.join("a/theirs"), top.join("ours"));
         for folder in [&theirs, &ours] {
             std::fs::create_dir_all(folder.join("PG_15_202209061/5")).unwrap();
@@ -124,6 +125,5 @@ mod tests {
         assert_eq!(strange_tablespace(&theirs, &own, 0), found);
         assert_eq!(strange_tablespace(&top, &own, 0), None, "too deep");
         assert_eq!(strange_tablespace(&top.join("nosuch"), &own, DEPTH), None);
-        std::fs::remove_dir_all(top).unwrap();
     }
 }

@@ -280,9 +280,19 @@ pub(super) fn wal_gone(log: &[String]) -> Option<String> {
 
 const REMOVED: &str = "has already been removed";
 
+/// What a server says to whoever connects while it starts, recovers or ends: to us, who ask how it is, among them. It is
+/// no reason for anything, and comes behind the one there is.
+const TURNED_AWAY: &str = "the database system is ";
+
 /// The last line that holds one of the words, without its time and process.
 fn last_with(log: &[String], words: &[&str]) -> Option<String> {
-    let line = log.iter().rev().find(|line| words.iter().any(|word| line.contains(word)))?;
+    // The primary's words of this kind stand behind "could not connect to the primary server".
+    let is_answer = |line: &String| {
+        let words = line.split_once("FATAL:").map(|(_, rest)| rest.trim_start());
+        words.is_some_and(|words| words.starts_with(TURNED_AWAY))
+    };
+    let mut said = log.iter().rev().filter(|line| !is_answer(line));
+    let line = said.find(|line| words.iter().any(|word| line.contains(word)))?;
     let text = ["FATAL:", "PANIC:", "ERROR:", "WARNING:", "LOG:"]
         .iter()
         .find_map(|level| line.split_once(level).map(|(_, rest)| rest));
@@ -382,6 +392,14 @@ mod tests {
             seen.own = Err("no server".into());
         });
         assert_eq!(stopped, Verdict::Stopped("could not access file \"foo\"".into()));
+        // Who asked while it ended has left words behind that reason.
+        let asked = with(|seen| {
+            quiet(seen, "FATAL:  directory \"/srv/new\" does not exist");
+            seen.log.push("FATAL:  the database system is in recovery mode".into());
+            seen.running = false;
+            seen.own = Err("no server".into());
+        });
+        assert_eq!(asked, Verdict::Stopped("directory \"/srv/new\" does not exist".into()));
         assert!(stopped.hint("m", |_| true).unwrap().starts_with("lockstep mirror start"));
         let words = "directory \"/srv/new\" does not exist";
         let tablespace = with(|seen| {
@@ -401,6 +419,10 @@ mod tests {
         assert_eq!(with(|seen| seen.own.as_mut().unwrap().in_recovery = false), Verdict::Promoted);
         let unreachable = with(|seen| seen.primary = Err("refused".into()));
         assert_eq!(unreachable, Verdict::PrimaryUnreachable("refused".into()));
+        let starting =
+            "could not connect to the primary server: FATAL:  the database system is starting up";
+        let not_yet = with(|seen| quiet(seen, &format!("FATAL:  {starting}")));
+        assert_eq!(not_yet, Verdict::NotStreaming(starting.into()));
         let not_streaming = with(|seen| quiet(seen, "FATAL:  no pg_hba.conf entry"));
         assert_eq!(not_streaming, Verdict::NotStreaming("no pg_hba.conf entry".into()));
     }

@@ -187,16 +187,17 @@ mod tests {
 
     #[test]
     fn an_empty_data_directory_has_no_tablespaces() {
-        let dir = std::env::temp_dir().join(format!("lockstep-lost-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("lost");
         std::fs::create_dir_all(&dir).unwrap();
         assert_eq!(tablespace_links(&dir).unwrap(), []);
         assert_eq!(parts(&dir, None).unwrap().len(), 2);
-        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
     fn a_stale_postmaster_pid_is_nobody() {
-        let dir = std::env::temp_dir().join(format!("lockstep-pid-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("pid");
         std::fs::create_dir_all(&dir).unwrap();
         assert_eq!(postmaster(&dir).unwrap(), None);
         std::fs::write(dir.join("postmaster.pid"), format!("{}\n/x\n", i32::MAX)).unwrap();
@@ -206,6 +207,5 @@ mod tests {
         assert_eq!(postmaster(&dir).unwrap(), Some(std::process::id()));
         assert_eq!(postmaster_status(&dir).as_deref(), Some("ready"));
         assert_eq!(postmaster_start(&dir), Some(1));
-        std::fs::remove_dir_all(dir).unwrap();
     }
 }

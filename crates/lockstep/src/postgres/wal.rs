@@ -260,7 +260,8 @@ mod tests {
 
     #[test]
     fn a_missing_and_a_foreign_segment_are_refused_by_name() {
-        let dir = std::env::temp_dir().join(format!("lockstep-wal-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("wal");
         std::fs::create_dir_all(&dir).unwrap();
         let needed = segments(identity(), Lsn::new(0x200_0028), Lsn::new(0x200_0138));
         let missing = check(&dir, identity(), &needed).unwrap_err();
@@ -271,6 +272,5 @@ mod tests {
         std::fs::write(&path, vec![0u8; 1 << 24]).unwrap();
         let foreign = check(&dir, identity(), &needed).unwrap_err();
         assert!(foreign.to_string().contains("is damaged"), "{foreign}");
-        std::fs::remove_dir_all(dir).unwrap();
     }
 }

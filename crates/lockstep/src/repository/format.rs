@@ -137,8 +137,8 @@ mod tests {
 
     #[test]
     fn what_is_huge_is_not_read() {
-        let folder =
-            std::env::temp_dir().join(format!("lockstep-huge-{}-{}", std::process::id(), line!()));
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().join("huge");
         let store = Store::new(ObjectStorage::folder(&folder).unwrap());
         std::fs::create_dir(folder.join("keys")).unwrap();
         for path in [PATH, "keys/a.json"] {
@@ -149,6 +149,5 @@ mod tests {
         assert!(error.contains("is damaged") && error.contains("larger than any"), "{error}");
         let (good, bad) = keys::list(&store).unwrap();
         assert!(good.is_empty() && bad.len() == 1 && bad[0].0 == "keys/a.json");
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }

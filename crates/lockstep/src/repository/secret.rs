@@ -75,7 +75,8 @@ mod tests {
 
     #[test]
     fn what_others_may_read_is_no_secret() {
-        let path = std::env::temp_dir().join(format!("lockstep-secret-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("secret");
         std::fs::write(&path, "first line\r\nsecond\n").unwrap();
         let mode = |mode| {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
@@ -91,6 +92,5 @@ mod tests {
         std::fs::write(&path, "\nx").unwrap();
         let error = read_line(&path, "passphrase file").unwrap_err().to_string();
         assert!(error.contains("passphrase file") && !error.contains('x'), "{error}");
-        std::fs::remove_file(path).unwrap();
     }
 }

@@ -171,13 +171,13 @@ mod tests {
 
     #[test]
     fn a_folder_is_made_by_init_alone() {
-        let dir = std::env::temp_dir().join(format!("lockstep-stores-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("stores");
         let config = config(&format!("url = 'file://{}/r'", dir.display()));
         let error = store(&config).err().unwrap();
         assert!(error.hint().unwrap().contains("mounted"), "{error}");
         assert!(!dir.exists());
         create(&config).unwrap();
         assert!(store(&config).is_ok());
-        std::fs::remove_dir_all(dir).unwrap();
     }
 }

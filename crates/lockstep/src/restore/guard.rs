@@ -274,7 +274,8 @@ mod tests {
 
     #[test]
     fn one_mount_at_the_place_is_enough_and_a_property_may_lead_over_links() {
-        let folder = std::env::temp_dir().join(format!("lockstep-guard-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().join("guard");
         let place = folder.join("fast/ts");
         std::fs::create_dir_all(&place).unwrap();
         let link = folder.join("link");
@@ -287,6 +288,5 @@ mod tests {
         assert_eq!(elsewhere(std::slice::from_ref(&other), linked, &place), Some(other.clone()));
         assert_eq!(elsewhere(&[], other.clone(), &place), Some(other));
         assert_eq!(elsewhere(&[], "legacy".into(), &place), Some("legacy".into()));
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }

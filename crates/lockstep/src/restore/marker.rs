@@ -64,7 +64,8 @@ mod tests {
 
     #[test]
     fn what_is_no_marker_says_nothing() {
-        let folder = std::env::temp_dir().join(format!("lockstep-marker-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().join("marker");
         std::fs::create_dir_all(&folder).unwrap();
         assert_eq!(Marker::read(&folder), None);
         let marker = Marker {
@@ -87,6 +88,5 @@ mod tests {
             std::fs::write(path(&folder), bytes).unwrap();
             assert_eq!(Marker::read(&folder), None);
         }
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }

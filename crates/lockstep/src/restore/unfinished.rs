@@ -280,7 +280,8 @@ mod tests {
 
     #[test]
     fn what_can_t_be_looked_at_is_not_taken_for_nobody_s() {
-        let data = std::env::temp_dir().join(format!("lockstep-whose-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let data = scratch.path().join("whose");
         let asked = |entry: &RestoreJournal, there: bool| whose(entry, |_| Ok(there)).unwrap();
         let gone = entry("restore-1", data.clone(), true);
         assert!(matches!(asked(&gone, false), Whose::Ours), "all of it is gone");
@@ -299,12 +300,12 @@ mod tests {
         // A frozen "in production" doesn't count before recovery has begun.
         std::fs::write(data.join("backup_label"), b"").unwrap();
         assert!(matches!(asked(&gone, true), Whose::Ours));
-        std::fs::remove_dir_all(data).unwrap();
     }
 
     #[test]
     fn what_is_removed_is_named_once() {
-        let folder = std::env::temp_dir().join(format!("lockstep-left-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().join("left");
         std::fs::create_dir_all(folder.join("log")).unwrap();
         let mut entry = entry("restore-1", folder.join("data"), false);
         assert_eq!(left(&entry), "nothing");
@@ -315,6 +316,5 @@ mod tests {
         assert_eq!(left(&entry), format!("dataset p/data, \"{}\"", folder.display()));
         assert_eq!(kind("view-ab12"), "look into a set's snapshots");
         assert_eq!(kind("restore-ab12"), "restore");
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -212,7 +212,8 @@ mod tests {
 
     #[test]
     fn whoever_stood_still_for_too_long_writes_no_more() {
-        let folder = std::env::temp_dir().join(format!("lockstep-lease-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().join("lease");
         let store = Store::new(ObjectStorage::folder(&folder).unwrap());
         let repository = strata::Repository::new(store, "clusters/main", None).unwrap();
         let take = |owner, seconds, at| Lease::acquire(&repository, WRITE, owner, seconds, at);
@@ -226,12 +227,12 @@ mod tests {
         take("other", 3600, now()).unwrap();
         drop(held);
         assert!(take("third", 60, now()).is_err(), "what is another's isn't given back");
-        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
     fn whose_clock_stood_still_too_asks_the_store() {
-        let folder = std::env::temp_dir().join(format!("lockstep-clock-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().join("clock");
         let store = Store::new(ObjectStorage::folder(&folder).unwrap());
         let repository = strata::Repository::new(store, "clusters/main", None).unwrap();
         let take = |owner, seconds, at| Lease::acquire(&repository, WRITE, owner, seconds, at);
@@ -248,6 +249,5 @@ mod tests {
         assert!(held.check().is_err() && held.confirm().is_err(), "from then on it is known here");
         drop(held);
         other.confirm().unwrap();
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -104,7 +104,8 @@ fn write_image(repository: &Repository, files: u64) {
 fn a_million_files_fit_into_memory() {
     let files = std::env::var("LOCKSTEP_FILES").ok().and_then(|text| text.parse().ok());
     let files: u64 = files.unwrap_or(20_000);
-    let folder = std::env::temp_dir().join(format!("lockstep-many-{}", std::process::id()));
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path().join("many");
     let storage = ObjectStorage::folder(&folder.join("store")).unwrap();
     let retries = Retries { tries: 1, first_pause: Duration::ZERO };
     let store = Store::with_retries(storage, retries);
@@ -151,5 +152,4 @@ fn a_million_files_fit_into_memory() {
     }
     let last = to.join(format!("{}", 16384 + (files - 1) / IN_A_FOLDER));
     assert_eq!(std::fs::read_dir(last).unwrap().count() as u64, (files - 1) % IN_A_FOLDER + 1);
-    std::fs::remove_dir_all(&folder).unwrap();
 }

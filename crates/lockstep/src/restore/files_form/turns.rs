@@ -86,7 +86,8 @@ impl<T> Turns<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use super::*;
 
@@ -124,15 +125,27 @@ mod tests {
         let turns = Turns::new(10);
         assert_eq!(turns.come(1, 9, "a"), Some("a"));
         assert_eq!(turns.come(1, 9, "b"), None);
-        std::thread::scope(|scope| {
-            let waits = scope.spawn(|| turns.come(1, 2, "c"));
+        let begun = Barrier::new(2);
+        let may_go_on = AtomicBool::new(false);
+        let come = |size, thing| {
+            begun.wait();
+            let given_back = turns.come(1, size, thing);
+            assert!(may_go_on.swap(false, Ordering::SeqCst), "{thing} didn't wait");
+            given_back
+        };
+        // Who doesn't wait has time to be seen; nothing waits for this.
+        let allow = || {
+            begun.wait();
             std::thread::sleep(std::time::Duration::from_millis(20));
-            assert!(!waits.is_finished());
+            may_go_on.store(true, Ordering::SeqCst);
+        };
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| come(2, "c"));
+            allow();
             assert_eq!(turns.next(1), Some("b"));
             assert_eq!(waits.join().unwrap(), None);
-            let waits = scope.spawn(|| turns.come(1, 9, "d"));
-            std::thread::sleep(std::time::Duration::from_millis(20));
-            assert!(!waits.is_finished());
+            let waits = scope.spawn(|| come(9, "d"));
+            allow();
             turns.end();
             assert_eq!(waits.join().unwrap(), None);
         });

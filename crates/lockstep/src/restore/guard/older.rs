@@ -121,7 +121,8 @@ mod tests {
 
     #[test]
     fn only_what_a_restore_makes_is_in_its_folder() {
-        let folder = std::env::temp_dir().join(format!("lockstep-older-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().join("older");
         let make = |name: &str| std::fs::create_dir_all(folder.join(name)).unwrap();
         assert!(directory(&folder).is_ok(), "it isn't there");
         make(".zfs/snapshot");
@@ -136,6 +137,5 @@ mod tests {
         std::fs::write(folder.join("passwd"), b"root").unwrap();
         let error = directory(&folder).unwrap_err();
         assert!(error.to_string().contains("\"passwd\", which is nothing of a restore"), "{error}");
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }

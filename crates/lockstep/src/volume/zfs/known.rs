@@ -229,7 +229,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_not_known() {
-        let folder = std::env::temp_dir().join(format!("lockstep-known-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().join("known");
         std::fs::create_dir_all(&folder).unwrap();
         for text in ["", "{", "{\"known\": {}}", "\0\0\0"] {
             std::fs::write(folder.join("zfs.json"), text).unwrap();
@@ -239,6 +240,5 @@ mod tests {
         memory.learn_property("sync", false);
         memory.learn_multi_snapshot(true);
         assert_eq!((memory.property("sync"), memory.multi_snapshot()), (Some(false), Some(true)));
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -20,7 +20,7 @@ pub struct Started {
 
 impl Started {
     /// Starts the program that the variable names, else the one of this name. Where there is neither the test is
-    /// skipped, and says so; what the variable names has to be there.
+    /// skipped, and says so, unless LOCKSTEP_ALL is set; what the variable names has to be there.
     pub fn start(
         variable: &str,
         program: &str,
@@ -39,7 +39,9 @@ impl Started {
             Ok(child) => child,
             Err(error) if named.is_some() => panic!("{variable}: cannot start {program}: {error}"),
             Err(_) => {
-                eprintln!("skipped: there is no \"{program}\" ({install})");
+                let all = std::env::var_os("LOCKSTEP_ALL").is_some();
+                assert!(!all, "LOCKSTEP_ALL: there is no \"{program}\" ({install})");
+                eprintln!("SKIPPED: there is no \"{program}\" ({install})");
                 return None;
             }
         };

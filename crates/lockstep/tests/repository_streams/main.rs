@@ -2,9 +2,15 @@
 //! and out of what merges have made of it; and whatever call to the store the program dies at, no set that was there
 //! is lost and the next run goes on.
 
-#[path = "../../sendstream/tests/support/one_file.rs"]
+#[path = "../../../sendstream/tests/support/histories.rs"]
+mod histories;
+#[allow(dead_code, reason = "other tests copy it")]
+#[path = "../../src/prune/memory_store.rs"]
+mod memory_store;
+#[path = "../../../sendstream/tests/support/one_file.rs"]
 mod one_file;
-#[path = "support/recordings.rs"]
+mod random;
+#[path = "../support/recordings.rs"]
 mod recordings;
 
 use std::collections::BTreeMap;
@@ -372,33 +378,45 @@ fn fuse() {
     check_chain("fuse", "plain");
 }
 
+/// Stores what the tags in `folder` don't know, and gives them to the new delta; beside its id, how many bytes of pages
+/// went by, and how many of them weren't stored.
+fn store_tagged(
+    repository: &Repository,
+    folder: &Path,
+    stream: &[u8],
+    base: Option<&str>,
+) -> Result<(String, u64, u64)> {
+    let tags = Tags::open(folder, Of { repository: "test", image: IMAGE }, base)?;
+    assert!(tags.are_whole(), "since {base:?}");
+    let transaction = tags.begin()?;
+    let (id, seen, left) = {
+        let passed = Passed::open(&tags, &transaction)?;
+        let mut by = StoreUnknown { pages: Pages::new(Some(passed), None), seen: 0, left: 0 };
+        let id = store_by(repository, stream, &mut by)?;
+        assert!(by.pages.finish());
+        (id, by.seen, by.left)
+    };
+    tags.commit(transaction, &id)?;
+    Ok((id, seen, left))
+}
+
 /// Of the pages that go by only those are stored whose tags aren't known; every tree is the recorded one all the same.
 /// Gives how many bytes of pages went by in increments, and how many of them weren't stored.
 fn check_tagged_chain(dataset: &str, flags: &str) -> (u64, u64) {
     let recordings = Recordings::unpack(&format!("{dataset}-{flags}-tags"));
     let repository = repository(store_in(&recordings, "repository"));
-    let of = Of { repository: "test", image: IMAGE };
     let folder = recordings.0.join("tags");
     let (mut seen, mut left) = (0, 0);
     let mut base: Option<String> = None;
     for (snapshot, stream) in recordings.chain(dataset, flags).iter().enumerate() {
-        let tags = Tags::open(&folder, of, base.as_deref()).unwrap();
-        assert!(tags.are_whole(), "s{snapshot}");
-        let transaction = tags.begin().unwrap();
-        let (id, pages_seen, pages_left) = {
-            let passed = Passed::open(&tags, &transaction).unwrap();
-            let mut by = StoreUnknown { pages: Pages::new(Some(passed), None), seen: 0, left: 0 };
-            let id = store_by(&repository, stream, &mut by).unwrap();
-            assert!(by.pages.finish());
-            (id, by.seen, by.left)
-        };
+        let (id, pages_seen, pages_left) =
+            store_tagged(&repository, &folder, stream, base.as_deref()).unwrap();
         if base.is_some() {
             seen += pages_seen;
             left += pages_left;
         } else {
             assert_eq!(pages_left, 0, "a full stream is stored whole");
         }
-        tags.commit(transaction, &id).unwrap();
         let found = listing(&repository, &id);
         let found = if dataset == "fuse" { whole_seconds(&found) } else { found };
         assert!(found == tree(&recordings, dataset, snapshot), "{dataset}.{flags} s{snapshot}");

@@ -1,0 +1,349 @@
+//! Mirrors that are cut off from their primary, behind its WAL, on another timeline, or not mounted; interrupted at every
+//! step.
+
+use crate::support::by_hand::write_as_postgres;
+use crate::support::checker::Checker;
+use crate::support::cluster::{Cluster, Stop};
+use crate::support::command::{give_to_postgres, wait_until};
+use crate::support::layout::empty_pools;
+use crate::support::lockstep::{LIMIT, Set, Steps, exit, json_of};
+use crate::support::pools::zfs;
+use crate::support::standby::{Alone, set};
+use crate::{
+    PATIENCE, SCALE, assert_gone, backup, catch_up, create, create_words, dataset, directory,
+    of_cluster, restore, server_of, status, wait_for_state, words,
+};
+use rustix::process::Signal;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+#[test]
+fn primary_dies_for_a_while() {
+    let alone = Alone::new(empty_pools());
+    alone.primary.pgbench_tables(SCALE, "ts1", "ts2");
+    create(&alone, "main");
+    alone.primary.kill();
+    let seen = wait_for_state(&alone, "main", "primary-unreachable");
+    assert_eq!(seen["running"], true, "{seen}");
+    // Its sets go on meanwhile, and it is said that their data is old.
+    let lockstep = alone.fixture.lockstep();
+    let taken = |words: &str| {
+        let json = of_cluster("main", &["--json", "backup"]);
+        let outcome = lockstep.expect(exit::PROBLEMS, &json);
+        assert!(outcome.stderr.contains(words), "{}", outcome.describe());
+        let set = Set::of(&json_of(&outcome));
+        assert_eq!(set.json["warnings"][0]["problem"], true, "{}", set.json);
+        assert!(set.json["data_at"].as_str() < set.json["started_at"].as_str(), "{}", set.json);
+        set
+    };
+    let set = taken("nothing streams to this standby");
+    let checked = lockstep.expect(exit::PROBLEMS, &of_cluster("main", &["check"]));
+    assert!(checked.stdout.contains("ERROR    standby: nothing streams"), "{}", checked.describe());
+    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+    assert_eq!(taken("the standby is stopped").strategy, "cold");
+    let checked = lockstep.expect(exit::PROBLEMS, &of_cluster("main", &["check"]));
+    assert!(checked.stdout.contains("ERROR    standby: it is stopped"), "{}", checked.describe());
+    lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
+    // It has come up without its primary, and goes on looking for it.
+    let seen = wait_for_state(&alone, "main", "primary-unreachable");
+    assert_eq!(seen["running"], true, "{seen}");
+    alone.primary.start();
+    alone.primary.execute(&["CREATE TABLE after (n int)", "INSERT INTO after VALUES (7)"]);
+    catch_up(&alone, "main");
+    assert_eq!(server_of(&alone, "main").value("postgres", "SELECT n FROM after"), "7");
+    wait_for_state(&alone, "main", "follows");
+    let (_, restored) = restore(&alone, "main", &set);
+    Checker::new(SCALE).check_and_stop(&restored).assert_right("a set without a primary");
+}
+
+/// The slot is dropped and the WAL recycled while the mirror is down: it can't follow any more, and says so. What it was
+/// before is still in its sets after it was made new.
+#[test]
+fn behind_its_wal_and_made_new() {
+    let alone = Alone::new(empty_pools().setting("min_wal_size", "32MB"));
+    alone.primary.pgbench_tables(SCALE, "ts1", "ts2");
+    create(&alone, "main");
+    catch_up(&alone, "main");
+    let lockstep = alone.fixture.lockstep();
+    let old = backup(&lockstep, "main");
+    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+    let drop_slot = "SELECT pg_drop_replication_slot('lockstep_mirror_main')";
+    wait_until("the slot is free", PATIENCE, || {
+        alone.primary.connect("postgres").batch_execute(drop_slot).is_ok()
+    });
+    for _ in 0..6 {
+        alone.primary.execute(&[
+            "CREATE TABLE big AS SELECT i, md5(i::text) FROM generate_series(1, 100000) AS i",
+            "DROP TABLE big",
+            "SELECT pg_switch_wal()",
+            "CHECKPOINT",
+        ]);
+    }
+    // Started with a new slot, which keeps nothing of what it needs.
+    lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
+    let seen = wait_for_state(&alone, "main", "wal-gone");
+    assert_eq!(seen["hint"], "lockstep mirror recreate main", "{seen}");
+    let shown = lockstep.expect(exit::PROBLEMS, &["mirror", "status"]);
+    assert!(shown.stdout.contains("has already been removed"), "{}", shown.describe());
+    // Each run has a log of its own: what was said before is past.
+    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+    lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
+    let log = fs::read_to_string(directory(&alone, "main").join("log/server.log"));
+    let starts = log.unwrap_or_default().matches("starting PostgreSQL").count();
+    assert_eq!(starts, 1, "a log begins with its server");
+    wait_for_state(&alone, "main", "wal-gone");
+
+    alone.primary.execute(&["CREATE TABLE after (n int)", "INSERT INTO after VALUES (7)"]);
+    let made = lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
+    assert!(made.stdout.contains("fresh base backup"), "{}", made.describe());
+    wait_for_state(&alone, "main", "follows");
+    catch_up(&alone, "main");
+    assert_eq!(server_of(&alone, "main").value("postgres", "SELECT n FROM after"), "7");
+    let new = backup(&lockstep, "main");
+    for (set, table) in [(&old, "f"), (&new, "t")] {
+        let (to, restored) = restore(&alone, "main", set);
+        let there = "SELECT to_regclass('after') IS NOT NULL";
+        assert_eq!(restored.value("postgres", there), table, "set {}", set.id);
+        Checker::new(SCALE).check_and_stop(&restored).assert_right("around a recreate");
+        alone.fixture.discard_restored(&to, &set.id);
+    }
+}
+
+/// A tablespace that the primary gets later is replayed at its own path, which here is the primary's own folder: the
+/// mirror must stop rather than write there.
+#[test]
+fn tablespace_made_on_the_primary_later() {
+    let alone = Alone::new(empty_pools());
+    alone.primary.pgbench_tables(SCALE, "ts1", "ts2");
+    create(&alone, "main");
+    catch_up(&alone, "main");
+    let path = alone.fixture.root().join("p/ts3");
+    fs::create_dir(&path).expect("a folder can be made");
+    give_to_postgres(&path);
+    alone.primary.execute(&[
+        &format!("CREATE TABLESPACE ts3 LOCATION '{}'", path.display()),
+        "CREATE TABLE late TABLESPACE ts3 AS SELECT i FROM generate_series(1, 1000) AS i",
+    ]);
+    let seen = wait_for_state(&alone, "main", "stopped");
+    let hint = seen["hint"].as_str().unwrap_or_default();
+    assert!(hint.contains("mirror recreate") && !hint.contains("writable"), "{seen}");
+    alone.primary.execute(&["CHECKPOINT"]);
+    assert_eq!(alone.primary.value("postgres", "SELECT count(*) FROM late"), "1000");
+    let lockstep = alone.fixture.lockstep();
+    // Nor may anybody let it in.
+    let registration = alone.fixture.root().join("lockstep.d/main.toml");
+    let registered = fs::read_to_string(&registration).expect("it is registered");
+    let named = format!("{registered}\n[clusters.main.clone]\nwritable = [{:?}]\n", path);
+    fs::write(&registration, named).expect("it can be written");
+    for words in ["start", "recreate"] {
+        let refused = lockstep.expect(exit::REFUSED, &["mirror", words, "main"]);
+        assert!(refused.stderr.contains("isn't this mirror's"), "{}", refused.describe());
+    }
+    assert_eq!(alone.primary.value("postgres", "SELECT count(*) FROM late"), "1000");
+    fs::write(&registration, registered).expect("it can be written");
+    lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
+    wait_for_state(&alone, "main", "follows");
+    let set = backup(&lockstep, "main");
+    assert_eq!(set.volumes.len(), 5, "{}", set.json);
+    let (_, restored) = restore(&alone, "main", &set);
+    assert_eq!(restored.value("postgres", "SELECT count(*) FROM late"), "1000");
+    Checker::new(SCALE).check_and_stop(&restored).assert_right("with a tablespace made later");
+}
+
+/// Its primary is lost, and a standby that was behind the mirror takes its place: pg_rewind brings the mirror back.
+#[test]
+fn another_way_than_its_primary() {
+    let alone = Alone::new(empty_pools());
+    alone.primary.pgbench_tables(SCALE, "ts1", "ts2");
+    create(&alone, "main");
+    catch_up(&alone, "main");
+    let heir = alone.another_standby();
+    heir.stop(Stop::Fast);
+    alone.primary.execute(&["CREATE TABLE lost (n int)", "INSERT INTO lost VALUES (1)"]);
+    catch_up(&alone, "main");
+    alone.primary.stop(Stop::Immediate);
+
+    // The heir takes over the address.
+    let (port, socket) = (alone.primary.port, alone.primary.socket.display());
+    set(&heir, &format!("port = {port}\nunix_socket_directories = '{socket}'\n"));
+    let heir = Cluster { port, socket: alone.primary.socket.clone(), ..heir };
+    heir.start();
+    heir.execute(&["SELECT pg_promote()", "CREATE TABLE kept (n int)", "CHECKPOINT"]);
+    let lockstep = alone.fixture.lockstep();
+    let seen = wait_for_state(&alone, "main", "diverged");
+    assert_eq!(seen["hint"], "lockstep mirror recreate main", "{seen}");
+    let made = lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
+    assert!(made.stdout.contains("after pg_rewind"), "{}", made.describe());
+    let seen = wait_for_state(&alone, "main", "follows");
+    assert_eq!(seen["running"], true, "{seen}");
+    let tables = "SELECT coalesce(to_regclass('lost')::text, '') || ' ' || coalesce(to_regclass('kept')::text, '')";
+    let mirror = server_of(&alone, "main");
+    wait_until("the mirror is the heir's", PATIENCE, || {
+        mirror.value("postgres", tables) == " kept"
+    });
+    let set = backup(&lockstep, "main");
+    let (_, restored) = restore(&alone, "main", &set);
+    Checker::new(SCALE).check_and_stop(&restored).assert_right("after pg_rewind");
+
+    // It loses its way again, and meanwhile the heir has a tablespace on this very host: pg_rewind would link that.
+    let path = alone.fixture.root().join("m/ts3");
+    fs::create_dir(&path).expect("a folder can be made");
+    give_to_postgres(&path);
+    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+    heir.execute(&[
+        &format!("CREATE TABLESPACE ts3 LOCATION '{}'", path.display()),
+        "CREATE TABLE late TABLESPACE ts3 AS SELECT i FROM generate_series(1, 1000) AS i",
+        "CHECKPOINT",
+    ]);
+    part_ways(&heir);
+    let before = files_below(&path);
+    let made = lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
+    assert!(made.stdout.contains("fresh base backup"), "{}", made.describe());
+    assert_eq!(files_below(&path), before, "somebody wrote to the live tablespace");
+    wait_for_state(&alone, "main", "follows");
+    heir.stop(Stop::Immediate);
+}
+
+/// A primary on a timeline of its own, as after a failover.
+#[track_caller]
+fn part_ways(primary: &Cluster) {
+    primary.stop(Stop::Fast);
+    write_as_postgres(&primary.data.join("standby.signal"), "");
+    primary.start();
+    primary.execute(&["SELECT pg_promote()", "CHECKPOINT"]);
+}
+
+/// The files below a folder with their inodes, sizes and times.
+fn files_below(folder: &Path) -> Vec<(PathBuf, u64, u64, i64)> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let found = entry.metadata().expect("it can be looked at");
+        if found.is_dir() {
+            all.extend(files_below(&entry.path()));
+        } else {
+            all.push((entry.path(), found.ino(), found.size(), found.ctime_nsec()));
+        }
+    }
+    all.sort();
+    all
+}
+
+/// A dataset that isn't mounted (after a reboot, with a key to be loaded) leaves an empty folder in its place, on another
+/// file system: nothing is written there.
+#[test]
+fn a_dataset_that_is_not_mounted() {
+    let alone = Alone::new(empty_pools());
+    create(&alone, "main");
+    let lockstep = alone.fixture.lockstep();
+    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+    let elsewhere = format!("{}/main-ts2", alone.fixture.pools[1].name);
+    let folder = directory(&alone, "main").join("ts-ts2");
+    zfs(&["unmount", &elsewhere]);
+    let (seen, code) = status(&alone, "main");
+    assert_eq!((&seen["state"]["state"], code), (&"not-mounted".into(), Some(exit::PROBLEMS)));
+    for words in ["start", "recreate"] {
+        let refused = lockstep.expect(exit::REFUSED, &["mirror", words, "main"]);
+        for said in [&format!("\"{elsewhere}\" isn't mounted at"), "hint: zfs mount"] {
+            assert!(refused.stderr.contains(said), "{said:?}: {}", refused.describe());
+        }
+    }
+    let left = fs::read_dir(&folder).into_iter().flatten().count();
+    assert_eq!(left, 0, "something was written below the mount point");
+    zfs(&["mount", &elsewhere]);
+    lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
+    wait_for_state(&alone, "main", "follows");
+}
+
+/// A set whose manifest can't be read goes with its mirror as any other; and a mirror that can't be taken away yet keeps no
+/// other from being made.
+#[test]
+fn destroyed_with_a_set_that_can_not_be_read() {
+    let alone = Alone::new(empty_pools());
+    create(&alone, "main");
+    let lockstep = alone.fixture.lockstep();
+    backup(&lockstep, "main");
+    let set = backup(&lockstep, "main");
+    let manifest = format!("state/clusters/main/sets/{}/manifest.json", set.id);
+    fs::write(alone.fixture.root().join(manifest), "{").expect("it can be written");
+    let foreign = format!("{}/data@theirs", dataset(&alone, "main"));
+    let steps = Steps::new(alone.fixture.root().join("steps"));
+    let step = "mirror.destroy-recorded";
+    steps.hold(step);
+    let destroy = ["mirror", "destroy", "main", "--with-sets"];
+    let mut running = lockstep.clone().with_steps(&steps).spawn(&destroy);
+    steps.wait_reached(step, &mut running);
+    running.kill();
+    let _ = running.wait_or_kill(LIMIT);
+    zfs(&["snapshot", &foreign]);
+    zfs(&["hold", "theirs", &foreign]);
+    let made = lockstep.expect(exit::DONE, &words(&create_words(&alone, "other")));
+    assert!(made.stderr.contains("stays for now"), "{}", made.describe());
+    lockstep.expect(exit::DONE, &["mirror", "destroy", "other"]);
+    zfs(&["release", "theirs", &foreign]);
+    zfs(&["destroy", &foreign]);
+    lockstep.expect(exit::DONE, &destroy);
+    assert_gone(&alone, "main", "destroyed with a set that can't be read");
+}
+
+/// SIGKILL, and a signal, at every step of `mirror create`; SIGKILL at every step of `mirror destroy`.
+#[test]
+fn ended_at_each_step() {
+    let alone = Alone::new(empty_pools());
+    let arguments = create_words(&alone, "main");
+    let arguments = words(&arguments);
+    let lockstep = alone.fixture.lockstep();
+    let hooks = |name: &str| Steps::new(alone.fixture.root().join(name));
+    let watched = hooks("watched");
+    lockstep.clone().with_steps(&watched).expect(exit::DONE, &arguments);
+    let creating = watched.all_reached();
+    let watched = hooks("watched");
+    lockstep.clone().with_steps(&watched).expect(exit::DONE, &["mirror", "destroy", "main"]);
+    let destroying = watched.all_reached();
+    assert_gone(&alone, "main", "destroyed");
+    println!("create: {}; destroy: {}", creating.join(" "), destroying.join(" "));
+    assert!(creating.len() >= 8 && destroying.len() >= 4, "is it built with its test hooks?");
+
+    let held = |step: &str, arguments: &[&str]| {
+        let steps = hooks("held");
+        steps.hold(step);
+        let mut running = lockstep.clone().with_steps(&steps).spawn(arguments);
+        steps.wait_reached(step, &mut running);
+        (steps, running)
+    };
+    for (number, step) in creating.iter().enumerate() {
+        let (_, mut running) = held(step, &arguments);
+        running.kill();
+        let _ = running.wait_or_kill(LIMIT);
+        // What a user would do: try again, or give up.
+        if step == "mirror.done" {
+            lockstep.expect(exit::DONE, &["mirror", "destroy", "main"]);
+        } else {
+            let (seen, _) = status(&alone, "main");
+            assert_eq!(seen["state"]["state"], "unfinished", "killed at {step}: {seen}");
+            if number % 3 == 0 {
+                create(&alone, "main");
+                wait_for_state(&alone, "main", "follows");
+            }
+            lockstep.expect(exit::DONE, &["mirror", "destroy", "main"]);
+        }
+        assert_gone(&alone, "main", &format!("killed at {step}, next start"));
+    }
+    for step in creating.iter().filter(|step| *step != "mirror.done").step_by(2) {
+        let (steps, running) = held(step, &arguments);
+        running.signal(Signal::TERM);
+        steps.release(step);
+        let outcome = running.wait(LIMIT);
+        assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{step}: {}", outcome.describe());
+        assert_gone(&alone, "main", &format!("told to stop at {step}"));
+    }
+    for step in &destroying {
+        create(&alone, "main");
+        let (_, mut running) = held(step, &["mirror", "destroy", "main"]);
+        running.kill();
+        let _ = running.wait_or_kill(LIMIT);
+        let again = lockstep.run(&["mirror", "destroy", "main"]);
+        assert!(again.ok() || again.stderr.contains("no mirror"), "{}", again.describe());
+        assert_gone(&alone, "main", &format!("destroy killed at {step}"));
+    }
+}

@@ -1,0 +1,177 @@
+//! Parts of a set: one database, one tablespace, and holes in the place of the others.
+
+use crate::support::cluster::Stop;
+use crate::support::command::{command, must};
+use crate::support::faults::assert_said;
+use crate::support::layout::{one_pool, two_pools_four_datasets};
+use crate::support::lockstep::exit;
+use crate::support::trees::usage;
+use crate::{FILES, Prepared, prepare, text};
+use serde_json::json;
+use std::fs;
+
+#[test]
+fn one_database_comes_back_and_the_others_are_holes() {
+    let prepared = prepare(two_pools_four_datasets());
+    let cluster = &prepared.fixture.cluster;
+    cluster.execute(&[
+        "CREATE DATABASE wanted",
+        "CREATE DATABASE other TABLESPACE ts1",
+        "CREATE DATABASE renamed",
+        "ALTER DATABASE renamed RENAME TO \"by another name\"",
+    ]);
+    for (database, tablespace) in [("wanted", "ts1"), ("other", "ts2"), ("wanted", "ts2")] {
+        let mut client = cluster.connect(database);
+        client
+            .batch_execute(&format!(
+                "CREATE TABLE in_{tablespace} TABLESPACE {tablespace} AS SELECT n, repeat('x', 500) AS t FROM generate_series(1, 20000) n"
+            ))
+            .expect("a table can be made");
+    }
+    let oid = |name: &str| {
+        cluster.value("postgres", &format!("SELECT oid FROM pg_database WHERE datname = '{name}'"))
+    };
+    let (wanted, other) = (oid("wanted"), oid("other"));
+    let set = prepared.lockstep.backup("label");
+
+    let to = prepared.fixture.target("only");
+    let restore: Vec<&str> =
+        ["restore", &set.id, "--to", text(&to)].into_iter().chain(FILES).collect();
+    let unknown: Vec<&str> =
+        restore.iter().copied().chain(["--only-database", "no such"]).collect();
+    let refused = prepared.lockstep.expect(exit::USAGE, &unknown);
+    for words in ["has no database \"no such\"", "by another name", "wanted", "template1"] {
+        assert!(refused.stderr.contains(words), "{words}: {}", refused.describe());
+    }
+    assert!(!to.exists(), "nothing is made for a name that isn't there");
+
+    // As files, and as datasets.
+    let parent = format!("{}/only", prepared.fixture.pools[0].name);
+    let forms: [Vec<&str>; 2] =
+        [FILES.to_vec(), vec!["--from", "repository", "--as", "zfs", "--dataset", &parent]];
+    for form in forms {
+        let more: Vec<&str> = form.iter().copied().chain(["--only-database", "wanted"]).collect();
+        let restored = prepared.lockstep.restore_and_start(&set.id, &to, &more);
+        let server = restored.server();
+        let rest = &restored.json["not_restored"];
+        // The row of the old name is in pg_database still.
+        assert_eq!(rest["databases"], json!(["by another name", "other", "renamed"]), "{rest}");
+        assert_eq!(server.value("wanted", "SELECT count(*) FROM in_ts1"), "20000");
+        assert_eq!(server.value("wanted", "SELECT sum(n) FROM in_ts2"), "200010000");
+        let options =
+            ["--database=wanted", "--database=postgres", "--install-missing", "--heapallindexed"];
+        must(&mut server.tool("pg_amcheck", options));
+        must(&mut server.tool("pg_dump", ["-f", "/dev/null", "wanted"]));
+        let error = server.try_connect("other").err().expect("its files are holes");
+        let words = crate::support::cluster::full(&error);
+        assert!(words.contains("pg_filenode.map"), "{words}");
+        let spaces: Vec<_> =
+            ["data/base", "volumes/1/pg/base", "volumes/2/pg/base", "volumes/3/pg/base"]
+                .iter()
+                .map(|path| to.join(path))
+                .chain(
+                    server
+                        .column("postgres", "SELECT pg_tablespace_location(oid) FROM pg_tablespace")
+                        .into_iter()
+                        .filter(|path| !path.is_empty())
+                        .flat_map(|path| {
+                            fs::read_dir(path)
+                                .into_iter()
+                                .flatten()
+                                .flatten()
+                                .map(|entry| entry.path())
+                        }),
+                )
+                .collect();
+        let (mut seen, mut kept) = (0, 0);
+        for space in spaces {
+            let (blocks, sizes) = usage(&space.join(&other));
+            // What the set's WAL has of its pages is written when it is replayed.
+            assert!(blocks <= sizes / 8, "{}: {blocks} bytes on disk of {sizes}", space.display());
+            seen += sizes;
+            kept += usage(&space.join(&wanted)).0;
+        }
+        assert!(seen > 15 << 20, "the other database has its size: {seen}");
+        assert!(kept > 15 << 20 || form.contains(&"zfs"), "the wanted one has its content: {kept}");
+        server.execute(&["DROP DATABASE other"]);
+        server.stop(Stop::Fast);
+        if form.contains(&"zfs") {
+            let guids = must(&mut command("zfs", ["get", "-Hpr", "-o", "value", "guid", &parent]));
+            for volume in &set.volumes {
+                assert!(!guids.contains(&volume.guid), "what isn't the snapshot has its GUID");
+            }
+            crate::support::shipping::discard(&prepared.fixture, &to, &parent);
+        } else {
+            fs::remove_dir_all(&to).expect("it can be removed");
+        }
+    }
+
+    // One tablespace: the data directory and it.
+    let more: Vec<&str> = FILES.into_iter().chain(["--only-tablespace", "ts1"]).collect();
+    let restored = prepared.lockstep.restore_and_start(&set.id, &to, &more);
+    assert_eq!(restored.json["not_restored"], json!({"databases": [], "tablespaces": ["ts2"]}));
+    let server = restored.server();
+    assert_eq!(server.value("wanted", "SELECT count(*) FROM in_ts1"), "20000");
+    // Pages of zeros are new ones, in which there are no rows.
+    assert_eq!(server.value("wanted", "SELECT count(*) FROM in_ts2"), "0");
+    let size = server.value("wanted", "SELECT pg_relation_size('in_ts2') > 10 << 20");
+    assert_eq!(size, "t", "all of its pages are there");
+    server.stop(Stop::Fast);
+}
+
+/// Without whole pages in its WAL a set can't be replayed onto holes: that is known before anything is fetched, and
+/// where only WAL beyond the set does it, the reason is named.
+#[test]
+fn parts_of_a_set_need_whole_pages() {
+    let layout = one_pool().archive().setting("full_page_writes", "off");
+    let prepared = prepare(layout.setting("autovacuum", "off"));
+    let Prepared { fixture, lockstep } = &prepared;
+    let cluster = &fixture.cluster;
+    cluster.execute(&["CREATE DATABASE wanted", "CREATE DATABASE other"]);
+    for database in ["wanted", "other"] {
+        let mut client = cluster.connect(database);
+        client.batch_execute("CREATE TABLE t AS SELECT 1 AS n").expect("a table can be made");
+    }
+    let change = || {
+        cluster.execute(&["CHECKPOINT"]);
+        let mut client = cluster.connect("other");
+        client.batch_execute("INSERT INTO t VALUES (2)").expect("a row goes onto the same page");
+    };
+    let label = lockstep.backup("label").id;
+    change();
+    let atomic = lockstep.backup("atomic").id;
+    change();
+    let segment = cluster.value("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
+    crate::support::command::wait_until(
+        "the segment is archived",
+        crate::support::lockstep::LIMIT,
+        || fixture.archive.join(&segment).exists(),
+    );
+    cluster.stop(Stop::Fast);
+    let cold = lockstep.backup("cold").id;
+    cluster.start();
+
+    let to = fixture.target("only");
+    let only = ["--from", "repository", "--as", "files", "--only-database", "wanted"];
+    let arguments = |set: &str, more: &[&str]| -> Vec<String> {
+        let all = ["restore", set, "--to", text(&to)].into_iter().chain(only);
+        all.chain(more.iter().copied()).map(str::to_owned).collect()
+    };
+    let expect = |code: i32, set: &str, more: &[&str]| {
+        let all = arguments(set, more);
+        lockstep.expect(code, &all.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let refused = expect(exit::REFUSED, &atomic, &["--start"]);
+    assert_said(&refused, &["full_page_writes was off", "hint: restore all of it"]);
+    assert!(!to.exists(), "it is said before anything is made");
+    for set in [&label, &cold] {
+        let restored = lockstep.restore_and_start(set, &to, &only);
+        assert_eq!(restored.server().value("wanted", "SELECT sum(n) FROM t"), "1");
+        restored.server().stop(Stop::Fast);
+        fs::remove_dir_all(&to).expect("it can be removed");
+    }
+    let archive = format!("cp {}/%f %p", fixture.archive.display());
+    let failed = expect(exit::FAILED, &label, &["--start", "--restore-command", &archive]);
+    let warns = "where WAL from --restore-command changes what isn't restored";
+    assert_said(&failed, &[warns, "hint: recovery came to a change of what isn't restored"]);
+}
