@@ -224,7 +224,8 @@ fn prepare<'a>(
     if let Some(port) = request.port.filter(|_| request.start) {
         run_server::check_port(port)?;
     }
-    Build::new(cx, request, Plan { recovery, manifest, placement, id, source, there, alone })
+    let bases = source.bases(&cx.zfs, &placement, &there)?;
+    Build::new(cx, request, Plan { recovery, manifest, placement, id, source, there, bases, alone })
 }
 
 /// The set, and where its volumes come from.

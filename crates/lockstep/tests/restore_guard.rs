@@ -12,8 +12,8 @@ use support::cluster::{Cluster, Stop};
 use support::command::{Outcome, as_postgres, command, must, run, wait_until};
 use support::commands::without_zfs;
 use support::faults::{
-    Hooks, assert_nothing_remains, assert_said, entries, kill_at, restore_arguments, signal_at,
-    walk,
+    Hooks, assert_nothing_remains, assert_said, differences, entries, kill_at, restore_arguments,
+    server_by_hand, signal_at, walk,
 };
 use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
@@ -291,6 +291,57 @@ fn a_dataset_that_is_rolled_back_starts_nobody_s_server() {
     Checker::new(SCALE).check_and_stop(restored.server()).assert_right("the second set");
     assert_eq!(property(&dataset, "canmount"), "on");
     assert_eq!(property(&dataset, "lockstep:canmount"), "-");
+    assert_lives_on(&fixture);
+}
+
+/// What can't be brought to the set's state is found out before anything of it is changed: its server starts as before.
+#[test]
+fn a_delta_that_does_not_fit_leaves_the_older_restore_whole() {
+    let (fixture, lockstep, first) = live();
+    let second = lockstep.backup("label");
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let mut more = vec!["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let to = fixture.target("r");
+    let data = lockstep.restore(&second.id, &to, &more).data;
+    more.push("--delta");
+    let before = walk(&to);
+    let assert_whole = |when: &str| {
+        let changed = differences(&before, &walk(&to));
+        assert!(changed.is_empty(), "{when}: {changed:?}");
+    };
+    // Back in time.
+    for more in [&more[..], &[&more[..], &["--dry-run"]].concat()] {
+        let outcome = lockstep.run(&restore_arguments(&first.id, &to, more));
+        assert_refused(&outcome, &["can't be brought to set", "--delta goes forward only"]);
+        assert_whole("an older set");
+    }
+    // A snapshot of somebody's on the last of the datasets alone.
+    let third = lockstep.backup("label");
+    let children = must(&mut command("zfs", ["list", "-H", "-r", "-o", "name", &parent]));
+    let dataset = children.lines().filter(|name| name.contains("/tablespace-")).max();
+    let snapshot = format!("{}@mine", dataset.expect("a tablespace's dataset"));
+    must(&mut command("zfs", ["snapshot", &snapshot]));
+    let arguments = restore_arguments(&third.id, &to, &more);
+    let outcome = lockstep.run(&arguments);
+    let hint = format!("`zfs destroy {snapshot}`");
+    assert_refused(&outcome, &["can't be brought to set", "destroy what is newer than", &hint]);
+    assert_whole("a snapshot that the repository doesn't know");
+    must(&mut command("zfs", ["destroy", &snapshot]));
+
+    // Where pg_control has lost its name already, it gets it back.
+    let marker = fs::read(to.join(".lockstep-restore")).expect("it is there");
+    let outcome = without_zfs(&fixture, &lockstep, "unmount").run(&arguments);
+    assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
+    assert_said(&outcome, &["no unmount today"]);
+    assert!(control(&data).exists(), "pg_control is gone");
+    assert_eq!(property(&format!("{parent}/data"), "canmount"), "on");
+    assert_eq!(fs::read(to.join(".lockstep-restore")).expect("it is there"), marker);
+    let server = server_by_hand(&fixture, &data);
+    server.start();
+    assert_eq!(server.value("postgres", "SELECT n FROM later"), "7");
+    server.stop(Stop::Fast);
+    let restored = lockstep.restore_and_start(&third.id, &to, &more);
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("the third set");
     assert_lives_on(&fixture);
 }
 
