@@ -112,6 +112,28 @@ fn what_is_no_older_restore_is_left_alone() {
     assert_lives_on(&fixture);
 }
 
+/// The folders that are named for tablespaces have to be possible ones before anything is made.
+#[test]
+fn a_tablespace_is_not_sent_to_any_place() {
+    let (fixture, lockstep, set) = live();
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let to = fixture.target("r");
+    let files = ["--from", "repository", "--as", "files"];
+    let zfs = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let refused = |form: &[&str], place: &Path, words: &[&str]| {
+        let place = format!("ts1={}", place.display());
+        let more = [form, &["--tablespace", &place]].concat();
+        let outcome = lockstep.run(&restore_arguments(&set.id, &to, &more));
+        assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
+        assert_said(&outcome, &[&["hint: "], words].concat());
+    };
+    // Inside DIR no --delta would know it again.
+    for form in [&[][..], &files, &zfs] {
+        refused(form, &to.join("foo"), &["which the restore fills"]);
+    }
+    assert!(!to.exists(), "{} was made", to.display());
+}
+
 /// A folder that is no restore keeps all that it has, its owner and its mode too; and one that is empty keeps these.
 #[test]
 fn a_folder_that_was_there_keeps_its_owner_and_mode() {
