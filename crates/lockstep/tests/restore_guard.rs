@@ -131,6 +131,16 @@ fn a_tablespace_is_not_sent_to_any_place() {
     for form in [&[][..], &files, &zfs] {
         refused(form, &to.join("foo"), &["which the restore fills"]);
     }
+    // One folder for two, which is there.
+    let shared = fixture.owned("shared");
+    let both = ["ts1", "ts2"].map(|name| format!("{name}={}", shared.display()));
+    let twice = [&files[..], &["--tablespace", &both[0], "--tablespace", &both[1]]].concat();
+    let over = [&files[..], &["--tablespace", &both[0]]].concat();
+    for (to, more) in [(&to, &twice), (&shared, &over)] {
+        let outcome = lockstep.run(&restore_arguments(&set.id, to, more));
+        assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
+        assert_said(&outcome, &["lie in one another"]);
+    }
     assert!(!to.exists(), "{} was made", to.display());
 }
 
