@@ -115,13 +115,16 @@ fn what_is_no_older_restore_is_left_alone() {
 /// The folders that are named for tablespaces have to be possible ones before anything is made.
 #[test]
 fn a_tablespace_is_not_sent_to_any_place() {
-    let (fixture, lockstep, set) = live();
+    // ts1 is a folder of its dataset, ts2 all of it.
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = with_repository(&fixture);
+    let set = lockstep.backup("label");
     let parent = format!("{}/back", fixture.pools[0].name);
     let to = fixture.target("r");
     let files = ["--from", "repository", "--as", "files"];
     let zfs = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
-    let refused = |form: &[&str], place: &Path, words: &[&str]| {
-        let place = format!("ts1={}", place.display());
+    let refused = |form: &[&str], tablespace: &str, place: &Path, words: &[&str]| {
+        let place = format!("{tablespace}={}", place.display());
         let more = [form, &["--tablespace", &place]].concat();
         let outcome = lockstep.run(&restore_arguments(&set.id, &to, &more));
         assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
@@ -129,8 +132,25 @@ fn a_tablespace_is_not_sent_to_any_place() {
     };
     // Inside DIR no --delta would know it again.
     for form in [&[][..], &files, &zfs] {
-        refused(form, &to.join("foo"), &["which the restore fills"]);
+        refused(form, "ts1", &to.join("foo"), &["which the restore fills"]);
     }
+    // A link that leads nowhere, and a file, are no folders, nor can one be made in them.
+    let link = fixture.root().join("dl");
+    symlink(fixture.root().join("nowhere"), &link).expect("a link can be made");
+    let file = fixture.root().join("file");
+    fs::write(&file, "us").expect("it can be written");
+    let delta = [&zfs[..], &["--delta"]].concat();
+    for form in [&[][..], &files, &zfs, &delta] {
+        for tablespace in ["ts1", "ts2"] {
+            for place in [link.clone(), link.join("in")] {
+                refused(form, tablespace, &place, &["is a symbolic link that leads to no folder"]);
+            }
+        }
+        refused(form, "ts2", &file.join("in"), &["isn't a folder"]);
+    }
+    let outcome = lockstep.run(&restore_arguments(&set.id, &link, &files));
+    assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
+    assert!(link.is_symlink() && !fixture.root().join("nowhere").exists());
     // One folder for two, which is there.
     let shared = fixture.owned("shared");
     let both = ["ts1", "ts2"].map(|name| format!("{name}={}", shared.display()));

@@ -382,7 +382,7 @@ fn own(placement: &Placement, source: &Source) -> Vec<PathBuf> {
     // What was there before is not Lockstep's to take away.
     own.retain(|path| !source.is_delta() || !path.exists());
     own.extend(source.staging());
-    own.extend(placement.folders().filter(|folder| !folder.exists()).cloned());
+    own.extend(placement.folders().filter(|path| path.symlink_metadata().is_err()).cloned());
     own
 }
 
@@ -403,7 +403,11 @@ fn places(placement: &Placement) -> Vec<PathBuf> {
         .chain(placement.tablespaces.values().map(|t| t.link.as_path()))
         .collect();
     for top in tops {
-        places.extend(top.ancestors().take_while(|path| !path.exists()).map(Path::to_path_buf));
+        places.extend(
+            top.ancestors()
+                .take_while(|path| path.symlink_metadata().is_err())
+                .map(Path::to_path_buf),
+        );
     }
     places.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
     places.dedup();
