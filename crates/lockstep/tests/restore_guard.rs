@@ -484,6 +484,35 @@ fn a_server_that_has_recovered_outlives_the_program() {
     fixture.discard_set(&next);
 }
 
+/// What an unfinished restore left can't be looked at: that keeps nobody from a restore, and is removed when it can.
+#[test]
+fn what_can_not_be_opened_stays_for_now() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    let set = lockstep.backup("label");
+    let to = fixture.target("r");
+    let hooks = Hooks::holding(&fixture, "restore.journal");
+    let mut program =
+        lockstep.clone().with_steps(&hooks.steps).spawn(&restore_arguments(&set.id, &to, &FILES));
+    hooks.steps.wait_reached("restore.journal", &mut program);
+    program.kill();
+    program.wait(LIMIT);
+    assert!(to.exists());
+    fs::set_permissions(&to, fs::Permissions::from_mode(0o000)).expect("it is ours");
+    // As root without what opens all doors: a disk that fails says no as well.
+    let config = fixture.root().join("shipping.toml");
+    let mut next = command("setpriv", ["--bounding-set", "-dac_override,-dac_read_search"]);
+    next.arg(env!("CARGO_BIN_EXE_lockstep")).arg("--config").arg(&config);
+    next.args(["restore", "no-such-set", "--to"]).arg(fixture.target("other"));
+    let outcome = run(next.args(["--from", "repository", "--as", "files"]));
+    assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
+    assert_said(&outcome, &["it stays for now", "no-such-set"]);
+    assert!(to.exists());
+    let other = fixture.target("other");
+    lockstep.expect(exit::USAGE, &restore_arguments("no-such-set", &other, &FILES));
+    assert!(!to.exists(), "{} is left", to.display());
+}
+
 /// The terminal goes: as after ^C nothing is left; with `nohup` it goes on.
 #[test]
 fn a_hangup_ends_it_tidily() {
