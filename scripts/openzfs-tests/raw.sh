@@ -197,7 +197,7 @@ expect "load the passphrase" sh -c "echo '$PASSPHRASE' | zfs load-key fast/r2/ta
 run_lockstep "with the keys it starts" restore "$third" --from repository --as zfs --dataset fast/r2 --to /second --delta --start --port 5501
 PGHOST=$(json "$output" .socket_directory) expect_consistent "the third set on top of the second" 5501
 stop_cluster /second/data
-expect_refused "a chain that began anew doesn't fit on top" 1 "can't be brought to set" restore "$fourth" --from repository --as zfs --dataset fast/r2 --to /second --delta
+expect_refused "a chain that began anew doesn't fit on top" 4 "can't be brought to set" restore "$fourth" --from repository --as zfs --dataset fast/r2 --to /second --delta
 must zfs destroy -r fast/r2
 
 # --- prune, check, damage ---------------------------------------------------------------------------------------------

@@ -197,12 +197,6 @@ fn prepare<'a>(
     let tablespaces = elsewhere
         .map(|(which, path)| Ok((which.clone(), guard::place_of_tablespace(path, &directory)?)));
     let tablespaces = tablespaces.collect::<Result<Vec<_>>>()?;
-    let mut folders = vec![directory.clone()];
-    if request.form == Form::Files {
-        // A dataset's mount point can't be held: it couldn't be unmounted.
-        folders.extend(tablespaces.iter().map(|(_, path)| path.clone()));
-    }
-    let alone = alone(folders)?;
     let naming = match &source {
         Source::Snapshots => Naming::Clones { name: &id, parent: request.dataset.as_ref() },
         Source::Repository(from) => match &from.parent {
@@ -210,7 +204,14 @@ fn prepare<'a>(
             None => Naming::Folders,
         },
     };
+    // Before the folders are locked: of one that was named twice we would be the other restore ourselves.
     let placement = placement::place(&manifest, &directory, &tablespaces, &naming)?;
+    let mut folders = vec![directory];
+    if request.form == Form::Files {
+        // A dataset's mount point can't be held: it couldn't be unmounted.
+        folders.extend(tablespaces.iter().map(|(_, path)| path.clone()));
+    }
+    let alone = alone(folders)?;
     let there = guard::check(
         cx,
         &guard::Asked {
@@ -224,7 +225,8 @@ fn prepare<'a>(
     if let Some(port) = request.port.filter(|_| request.start) {
         run_server::check_port(port)?;
     }
-    Build::new(cx, request, Plan { recovery, manifest, placement, id, source, there, alone })
+    let bases = source.bases(&cx.zfs, &placement, &there)?;
+    Build::new(cx, request, Plan { recovery, manifest, placement, id, source, there, bases, alone })
 }
 
 /// The set, and where its volumes come from.

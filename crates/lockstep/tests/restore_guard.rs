@@ -12,8 +12,8 @@ use support::cluster::{Cluster, Stop};
 use support::command::{Outcome, as_postgres, command, must, run, wait_until};
 use support::commands::without_zfs;
 use support::faults::{
-    Hooks, assert_nothing_remains, assert_said, entries, kill_at, restore_arguments, signal_at,
-    walk,
+    Hooks, assert_nothing_remains, assert_said, differences, entries, kill_at, restore_arguments,
+    server_by_hand, signal_at, walk,
 };
 use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
@@ -110,6 +110,58 @@ fn what_is_no_older_restore_is_left_alone() {
         assert!(kept.exists(), "{} is gone", kept.display());
     }
     assert_lives_on(&fixture);
+}
+
+/// The folders that are named for tablespaces have to be possible ones before anything is made.
+#[test]
+fn a_tablespace_is_not_sent_to_any_place() {
+    // ts1 is a folder of its dataset, ts2 all of it.
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = with_repository(&fixture);
+    let set = lockstep.backup("label");
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let to = fixture.target("r");
+    let files = ["--from", "repository", "--as", "files"];
+    let zfs = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let refused = |form: &[&str], tablespace: &str, place: &Path, words: &[&str]| {
+        let place = format!("{tablespace}={}", place.display());
+        let more = [form, &["--tablespace", &place]].concat();
+        let outcome = lockstep.run(&restore_arguments(&set.id, &to, &more));
+        assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
+        assert_said(&outcome, &[&["hint: "], words].concat());
+    };
+    // Inside DIR no --delta would know it again.
+    for form in [&[][..], &files, &zfs] {
+        refused(form, "ts1", &to.join("foo"), &["which the restore fills"]);
+    }
+    // A link that leads nowhere, and a file, are no folders, nor can one be made in them.
+    let link = fixture.root().join("dl");
+    symlink(fixture.root().join("nowhere"), &link).expect("a link can be made");
+    let file = fixture.root().join("file");
+    fs::write(&file, "us").expect("it can be written");
+    let delta = [&zfs[..], &["--delta"]].concat();
+    for form in [&[][..], &files, &zfs, &delta] {
+        for tablespace in ["ts1", "ts2"] {
+            for place in [link.clone(), link.join("in")] {
+                refused(form, tablespace, &place, &["is a symbolic link that leads to no folder"]);
+            }
+        }
+        refused(form, "ts2", &file.join("in"), &["isn't a folder"]);
+    }
+    let outcome = lockstep.run(&restore_arguments(&set.id, &link, &files));
+    assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
+    assert!(link.is_symlink() && !fixture.root().join("nowhere").exists());
+    // One folder for two, which is there.
+    let shared = fixture.owned("shared");
+    let both = ["ts1", "ts2"].map(|name| format!("{name}={}", shared.display()));
+    let twice = [&files[..], &["--tablespace", &both[0], "--tablespace", &both[1]]].concat();
+    let over = [&files[..], &["--tablespace", &both[0]]].concat();
+    for (to, more) in [(&to, &twice), (&shared, &over)] {
+        let outcome = lockstep.run(&restore_arguments(&set.id, to, more));
+        assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
+        assert_said(&outcome, &["lie in one another"]);
+    }
+    assert!(!to.exists(), "{} was made", to.display());
 }
 
 /// A folder that is no restore keeps all that it has, its owner and its mode too; and one that is empty keeps these.
@@ -294,6 +346,57 @@ fn a_dataset_that_is_rolled_back_starts_nobody_s_server() {
     assert_lives_on(&fixture);
 }
 
+/// What can't be brought to the set's state is found out before anything of it is changed: its server starts as before.
+#[test]
+fn a_delta_that_does_not_fit_leaves_the_older_restore_whole() {
+    let (fixture, lockstep, first) = live();
+    let second = lockstep.backup("label");
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let mut more = vec!["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let to = fixture.target("r");
+    let data = lockstep.restore(&second.id, &to, &more).data;
+    more.push("--delta");
+    let before = walk(&to);
+    let assert_whole = |when: &str| {
+        let changed = differences(&before, &walk(&to));
+        assert!(changed.is_empty(), "{when}: {changed:?}");
+    };
+    // Back in time.
+    for more in [&more[..], &[&more[..], &["--dry-run"]].concat()] {
+        let outcome = lockstep.run(&restore_arguments(&first.id, &to, more));
+        assert_refused(&outcome, &["can't be brought to set", "--delta goes forward only"]);
+        assert_whole("an older set");
+    }
+    // A snapshot of somebody's on the last of the datasets alone.
+    let third = lockstep.backup("label");
+    let children = must(&mut command("zfs", ["list", "-H", "-r", "-o", "name", &parent]));
+    let dataset = children.lines().filter(|name| name.contains("/tablespace-")).max();
+    let snapshot = format!("{}@mine", dataset.expect("a tablespace's dataset"));
+    must(&mut command("zfs", ["snapshot", &snapshot]));
+    let arguments = restore_arguments(&third.id, &to, &more);
+    let outcome = lockstep.run(&arguments);
+    let hint = format!("`zfs destroy {snapshot}`");
+    assert_refused(&outcome, &["can't be brought to set", "destroy what is newer than", &hint]);
+    assert_whole("a snapshot that the repository doesn't know");
+    must(&mut command("zfs", ["destroy", &snapshot]));
+
+    // Where pg_control has lost its name already, it gets it back.
+    let marker = fs::read(to.join(".lockstep-restore")).expect("it is there");
+    let outcome = without_zfs(&fixture, &lockstep, "unmount").run(&arguments);
+    assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
+    assert_said(&outcome, &["no unmount today"]);
+    assert!(control(&data).exists(), "pg_control is gone");
+    assert_eq!(property(&format!("{parent}/data"), "canmount"), "on");
+    assert_eq!(fs::read(to.join(".lockstep-restore")).expect("it is there"), marker);
+    let server = server_by_hand(&fixture, &data);
+    server.start();
+    assert_eq!(server.value("postgres", "SELECT n FROM later"), "7");
+    server.stop(Stop::Fast);
+    let restored = lockstep.restore_and_start(&third.id, &to, &more);
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("the third set");
+    assert_lives_on(&fixture);
+}
+
 /// WAL that goes below a dataset's mount point is hidden by its next mount.
 #[test]
 fn an_unmounted_dataset_of_pg_wal_gets_its_wal_all_the_same() {
@@ -379,6 +482,35 @@ fn a_server_that_has_recovered_outlives_the_program() {
     server.stop(Stop::Fast);
     fixture.discard_restored(&to, &set);
     fixture.discard_set(&next);
+}
+
+/// What an unfinished restore left can't be looked at: that keeps nobody from a restore, and is removed when it can.
+#[test]
+fn what_can_not_be_opened_stays_for_now() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    let set = lockstep.backup("label");
+    let to = fixture.target("r");
+    let hooks = Hooks::holding(&fixture, "restore.journal");
+    let mut program =
+        lockstep.clone().with_steps(&hooks.steps).spawn(&restore_arguments(&set.id, &to, &FILES));
+    hooks.steps.wait_reached("restore.journal", &mut program);
+    program.kill();
+    program.wait(LIMIT);
+    assert!(to.exists());
+    fs::set_permissions(&to, fs::Permissions::from_mode(0o000)).expect("it is ours");
+    // As root without what opens all doors: a disk that fails says no as well.
+    let config = fixture.root().join("shipping.toml");
+    let mut next = command("setpriv", ["--bounding-set", "-dac_override,-dac_read_search"]);
+    next.arg(env!("CARGO_BIN_EXE_lockstep")).arg("--config").arg(&config);
+    next.args(["restore", "no-such-set", "--to"]).arg(fixture.target("other"));
+    let outcome = run(next.args(["--from", "repository", "--as", "files"]));
+    assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
+    assert_said(&outcome, &["it stays for now", "no-such-set"]);
+    assert!(to.exists());
+    let other = fixture.target("other");
+    lockstep.expect(exit::USAGE, &restore_arguments("no-such-set", &other, &FILES));
+    assert!(!to.exists(), "{} is left", to.display());
 }
 
 /// The terminal goes: as after ^C nothing is left; with `nohup` it goes on.

@@ -422,7 +422,7 @@ fn a_changed_record_costs_its_pages_and_a_restore_catches_up() {
     // Back in time there is no increment.
     let to = target.to_str().expect("the harness' own paths are UTF-8");
     let refused = lockstep.expect(
-        exit::FAILED,
+        exit::REFUSED,
         &[
             "restore",
             &first.id,

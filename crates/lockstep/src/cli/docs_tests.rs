@@ -119,7 +119,7 @@ fn the_exit_codes_are_those_of_the_table() {
     let listed: BTreeMap<u8, &str> =
         rows.iter().map(|row| (row[0].parse().unwrap(), row[1])).collect();
     let none = || std::io::Error::from(std::io::ErrorKind::NotFound);
-    let locked = |is_lease| Error::Locked { cluster: "x".into(), holder: "y".into(), is_lease };
+    let locked = |is_lease| Error::Locked { what: "x".into(), holder: "y".into(), is_lease };
     let errors = [
         (Error::failed("x"), "failed"),
         (Error::io("read", "/x")(none()), "failed"),

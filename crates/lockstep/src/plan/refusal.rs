@@ -296,6 +296,23 @@ pub enum Refusal {
         /// The volume's place.
         place: PathBuf,
     },
+    /// `--delta` onto a dataset whose newest snapshot isn't one that the set's deltas come after.
+    #[error(
+        "\"{dataset}\" can't be brought to set {set}: its newest snapshot {} isn't one of those that the repository has before it",
+        newest.as_deref().unwrap_or("(it has none)")
+    )]
+    NotOnTop {
+        /// The dataset.
+        dataset: String,
+        /// The set.
+        set: String,
+        /// Its newest snapshot.
+        newest: Option<String>,
+        /// The newest of those that would do.
+        known: Option<String>,
+        /// It is stored raw.
+        is_raw: bool,
+    },
     /// A part of the set is encrypted, and stored so.
     #[error("\"{dataset}\" is stored raw in set {set}: nobody can look into it without its key")]
     StoredRaw {
@@ -378,6 +395,9 @@ impl Refusal {
             Self::DatasetExists { .. } => "name another place with --dataset; or bring what is there to the set's state with --delta".into(),
             Self::DirectoryInsideCluster { .. } | Self::DirectoryHoldsCluster { .. } => "restore to a folder outside the cluster".into(),
             Self::NotAnOlderRestore { .. } => "--delta removes what the set doesn't have: name the folder of an older restore, or an empty one".into(),
+            Self::NotOnTop { newest: Some(newest), known: Some(known), .. } => format!("destroy what is newer than {known} if nothing needs it (`zfs destroy {}`), or restore to another --dataset and --to", quote(newest)),
+            Self::NotOnTop { is_raw: true, .. } => "restore to another --dataset and --to: it is stored raw, and its chain may have begun anew".into(),
+            Self::NotOnTop { .. } => "--delta goes forward only, from a set that the repository has: restore this one to another --dataset and --to".into(),
             Self::DatasetElsewhere { .. } => "--delta rolls it back: name the dataset and the folder (--to) of one and the same older restore".into(),
         }
     }

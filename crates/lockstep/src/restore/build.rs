@@ -1,6 +1,7 @@
 //! The making of a restored cluster, step by step, and its undoing.
 
-use std::collections::BTreeSet;
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::alone::Alone;
@@ -8,7 +9,7 @@ use super::marker::{self, Marker};
 use super::placement::Placement;
 use super::source::{Form, Source};
 use super::target::Recovery;
-use super::{Request, Restored, control, run_server, tree, unfinished};
+use super::{Request, Restored, control, parked, run_server, tree, unfinished};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -20,7 +21,7 @@ use crate::set::journal::{self, RestoreJournal};
 use crate::set::manifest::Manifest;
 use crate::set::state::read_file_of;
 use crate::steps;
-use crate::volume::zfs::DatasetName;
+use crate::volume::zfs::{Base, DatasetName};
 
 /// A restore under way.
 pub(super) struct Build<'a> {
@@ -34,11 +35,28 @@ pub(super) struct Build<'a> {
     pub(super) source: Source,
     /// Those of its datasets that are there: they are brought to the set's state.
     pub(super) there: BTreeSet<DatasetName>,
+    /// What these are rolled back to.
+    pub(super) bases: BTreeMap<DatasetName, Base>,
+    /// How far an older restore was touched.
+    pub(super) older: Older,
     /// The folders that no other restore works in.
     alone: Alone,
     /// All was made and the server started, and there it failed.
     recovery_failed: bool,
     lock: Option<Lock>,
+}
+
+/// What was there before, an older restore perhaps.
+#[derive(Default)]
+pub(super) struct Older {
+    /// What it says of itself.
+    marker: Option<Marker>,
+    /// Its pg_control was taken its name.
+    pub(super) is_held: Cell<bool>,
+    /// Its data directory's dataset was parked.
+    pub(super) is_parked: Cell<bool>,
+    /// It isn't what it was any more.
+    pub(super) is_changed: Cell<bool>,
 }
 
 /// What was found out before anything is made.
@@ -49,12 +67,13 @@ pub(super) struct Plan {
     pub(super) id: String,
     pub(super) source: Source,
     pub(super) there: BTreeSet<DatasetName>,
+    pub(super) bases: BTreeMap<DatasetName, Base>,
     pub(super) alone: Alone,
 }
 
 impl<'a> Build<'a> {
     pub(super) fn new(cx: &'a Context<'a>, request: &'a Request, plan: Plan) -> Result<Self> {
-        let Plan { recovery, manifest, placement, id, source, there, alone } = plan;
+        let Plan { recovery, manifest, placement, id, source, there, bases, alone } = plan;
         let mut datasets = datasets(&placement, &source);
         // What is there already isn't Lockstep's to take away.
         datasets.retain(|dataset| !there.contains(dataset));
@@ -77,6 +96,7 @@ impl<'a> Build<'a> {
             started: false,
             alone_in: alone.folders.clone(),
         };
+        let older = Older { marker: Marker::read(&placement.directory), ..Default::default() };
         Ok(Self {
             cx,
             request,
@@ -87,6 +107,8 @@ impl<'a> Build<'a> {
             journal,
             source,
             there,
+            bases,
+            older,
             alone,
             recovery_failed: false,
             lock: None,
@@ -112,7 +134,7 @@ impl<'a> Build<'a> {
         self.write_journal()?;
         steps::reached("restore.journal")?;
         self.make_directories(owner)?;
-        let written = self.source.make_volumes(self, owner)?;
+        let written = self.source.make_volumes(self, owner).inspect_err(|_| self.give_back())?;
         tree::prepare(self, owner)?;
         steps::reached("restore.prepared")?;
         let port = self.port()?;
@@ -144,6 +166,36 @@ impl<'a> Build<'a> {
         files::remove_file(&unfinished::journal_path(self.cx, &self.id))?;
         unfinished::remove_lock(self.cx, &self.id);
         Ok(restored)
+    }
+
+    /// Lets an older restore be what it was, where nothing of it is changed yet: its server starts again.
+    fn give_back(&self) {
+        let Older { marker, is_held, is_parked, is_changed } = &self.older;
+        if is_changed.get() {
+            return;
+        }
+        let (zfs, directory) = (&self.cx.zfs, &self.placement.directory);
+        let given = (|| {
+            if is_held.get() {
+                let with_data =
+                    self.placement.volumes.iter().filter(|v| self.placement.has_data(v));
+                for dataset in with_data.filter_map(|volume| volume.dataset.as_ref()) {
+                    if is_parked.get() {
+                        parked::release(zfs, dataset)?;
+                    }
+                    zfs.mount(dataset)?;
+                }
+                control::release(&self.placement.data)?;
+            }
+            marker.as_ref().map_or(Ok(()), |marker| marker.write(directory))
+        })();
+        if let Err(error) = given {
+            tracing::warn!(
+                restore = %self.id, error = %error.chain(),
+                "the older restore in \"{}\" is unchanged, but no server starts on it: run it again with --delta",
+                directory.display()
+            );
+        }
     }
 
     /// Where the set's own files are.
@@ -178,7 +230,7 @@ impl<'a> Build<'a> {
         let data = self.placement.data.clone();
         let kept = server::stop(&data, Stop::Immediate)
             .and_then(|()| control::hold(&data))
-            .and_then(|()| {
+            .and_then(|_| {
                 let mut places = self.journal.places_of_others.iter();
                 places.try_for_each(|path| unfinished::remove_place(path))
             })
@@ -330,7 +382,7 @@ fn own(placement: &Placement, source: &Source) -> Vec<PathBuf> {
     // What was there before is not Lockstep's to take away.
     own.retain(|path| !source.is_delta() || !path.exists());
     own.extend(source.staging());
-    own.extend(placement.folders().filter(|folder| !folder.exists()).cloned());
+    own.extend(placement.folders().filter(|path| path.symlink_metadata().is_err()).cloned());
     own
 }
 
@@ -351,7 +403,11 @@ fn places(placement: &Placement) -> Vec<PathBuf> {
         .chain(placement.tablespaces.values().map(|t| t.link.as_path()))
         .collect();
     for top in tops {
-        places.extend(top.ancestors().take_while(|path| !path.exists()).map(Path::to_path_buf));
+        places.extend(
+            top.ancestors()
+                .take_while(|path| path.symlink_metadata().is_err())
+                .map(Path::to_path_buf),
+        );
     }
     places.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
     places.dedup();

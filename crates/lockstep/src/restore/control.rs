@@ -19,20 +19,20 @@ pub(super) fn held(data: &Path) -> PathBuf {
     data.join(PG_CONTROL).with_file_name(UNDER_WAY)
 }
 
-/// Takes the name away, where it is there.
-pub(super) fn hold(data: &Path) -> Result<()> {
+/// Takes the name away; whether it was there.
+pub(super) fn hold(data: &Path) -> Result<bool> {
     rename(&data.join(PG_CONTROL), &held(data))
 }
 
 /// Gives the name back: the last step. A second time nothing happens.
 pub(super) fn release(data: &Path) -> Result<()> {
-    rename(&held(data), &data.join(PG_CONTROL))
+    rename(&held(data), &data.join(PG_CONTROL)).map(|_| ())
 }
 
-fn rename(from: &Path, to: &Path) -> Result<()> {
+fn rename(from: &Path, to: &Path) -> Result<bool> {
     match std::fs::rename(from, to) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         other => other.map_err(Error::io("rename", from))?,
     }
-    to.parent().map_or(Ok(()), files::sync_directory)
+    to.parent().map_or(Ok(()), files::sync_directory).map(|()| true)
 }

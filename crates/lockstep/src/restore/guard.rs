@@ -54,6 +54,9 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     let named = asked.tablespaces.iter().map(|(_, path)| path.as_path());
     for path in std::iter::once(&*placement.directory).chain(named) {
         outside(&live, path)?;
+        if !(delta && is_older_link(placement, path)) {
+            folder_or_nothing(path)?;
+        }
         if !delta && !older::is_empty(path)? {
             return Err(in_use(path, placement));
         }
@@ -88,7 +91,7 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     Ok(there)
 }
 
-/// A folder that a restore goes to must not be in a live cluster, nor be a file.
+/// A folder that a restore goes to must not be in a live cluster.
 fn outside(live: &[Live], path: &Path) -> Result<()> {
     if let Some(live) = live.iter().find(|live| path.starts_with(&live.path)) {
         return Err(Refusal::DirectoryInsideCluster {
@@ -98,13 +101,30 @@ fn outside(live: &[Live], path: &Path) -> Result<()> {
         }
         .into());
     }
-    if path.exists() && !path.is_dir() {
-        return Err(Error::usage(
-            format!("\"{}\" isn't a folder", path.display()),
-            "name a folder that is empty or doesn't exist yet",
-        ));
-    }
     Ok(())
+}
+
+/// A folder that a restore goes to has to be one, or to be made; so has what is above it. [`real`] has
+/// followed the links that lead somewhere.
+fn folder_or_nothing(path: &Path) -> Result<()> {
+    let found = path.ancestors().find_map(|step| Some((step, step.symlink_metadata().ok()?)));
+    match found {
+        Some((step, found)) if found.is_symlink() => Err(Error::usage(
+            format!("\"{}\" is a symbolic link that leads to no folder", step.display()),
+            "remove it, or make the folder that it leads to",
+        )),
+        Some((step, found)) if !found.is_dir() => Err(Error::usage(
+            format!("\"{}\" isn't a folder", step.display()),
+            "name a folder that is empty or doesn't exist yet",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether an older restore made this link: for a tablespace that is a folder of a dataset, which may not be
+/// mounted now.
+fn is_older_link(placement: &Placement, path: &Path) -> bool {
+    std::fs::read_link(path).is_ok_and(|target| target.starts_with(&placement.directory))
 }
 
 /// Where a tablespace is only a folder of the dataset that it comes with, its place becomes a link to that:

@@ -10,15 +10,15 @@ use crate::volume::zfs::{DatasetName, Zfs};
 /// What canmount was before, on a dataset that is parked.
 const BEFORE: &str = "lockstep:canmount";
 
-/// Unmounts it, and keeps it so until [`release`] or somebody mounts it by name.
-pub(super) fn park(zfs: &Zfs, dataset: &DatasetName) -> Result<()> {
+/// Unmounts it, and keeps it so until [`release`] or somebody mounts it by name; whether that wasn't so already.
+pub(super) fn park(zfs: &Zfs, dataset: &DatasetName) -> Result<bool> {
     // First: where somebody works in it, nothing is changed.
     zfs.unmount(dataset)?;
     let before = zfs.value(dataset, "canmount")?;
     if before != "on" {
-        return Ok(());
+        return Ok(false);
     }
-    zfs.set_all(&[(BEFORE, before), ("canmount", "noauto".to_owned())], dataset)
+    zfs.set_all(&[(BEFORE, before), ("canmount", "noauto".to_owned())], dataset).map(|()| true)
 }
 
 /// Lets it be mounted as before, also what a killed restore has parked. It isn't mounted yet: a ZFS may

@@ -130,7 +130,7 @@ pub enum Naming<'a> {
 /// Lays out `manifest` under `directory`, tablespaces at `elsewhere` where it names them.
 ///
 /// # Errors
-/// [`Error::Usage`] for a tablespace that the set doesn't have or a parent in another pool.
+/// [`Error::Usage`] for a tablespace that the set doesn't have, or a folder that can't be its alone.
 pub fn place(
     manifest: &Manifest,
     directory: &Path,
@@ -219,7 +219,7 @@ fn apart_in(parts: &[SetPart], elsewhere: &BTreeMap<u32, PathBuf>, directory: &P
 }
 
 /// Each of the folders that were named has to be its tablespace's alone: the restore of one would remove
-/// the files of the other.
+/// the files of the other. In DIR `--delta` wants to know every name.
 fn apart(directory: &Path, elsewhere: &BTreeMap<u32, PathBuf>) -> Result<()> {
     let own =
         ["data", "wal", "log", "run", "tablespaces", "volumes"].map(|name| directory.join(name));
@@ -238,6 +238,19 @@ fn apart(directory: &Path, elsewhere: &BTreeMap<u32, PathBuf>) -> Result<()> {
                     other.display()
                 ),
                 "give each tablespace a folder of its own",
+            ));
+        }
+        if path.starts_with(directory) {
+            return Err(Error::usage(
+                format!(
+                    "\"{}\" of tablespace {oid} lies in \"{}\", which the restore fills",
+                    path.display(),
+                    directory.display()
+                ),
+                format!(
+                    "leave out its --tablespace, then it goes to \"{}\"; or name a folder outside",
+                    usual_place(directory, *oid).display()
+                ),
             ));
         }
     }

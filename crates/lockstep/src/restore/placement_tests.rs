@@ -205,6 +205,17 @@ fn a_tablespace_may_be_sent_where_it_goes_anyhow() {
 }
 
 #[test]
+fn in_the_restore_s_own_folder_a_tablespace_has_one_place() {
+    for other in ["/r/foo", "/r/deep/foo"] {
+        let error = place_at(&own_volumes(), &[("1", other)], None).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("lies in \"/r\""), "{other}: {error}");
+        assert!(error.hint().unwrap().contains("\"/r/tablespaces/1\""), "{other}");
+    }
+    assert!(place_at(&own_volumes(), &[("1", "/r2/foo")], None).is_ok());
+}
+
+#[test]
 fn tablespaces_that_are_not_there_or_named_twice_are_wrong() {
     let wrong = |elsewhere: &[(&str, &str)]| {
         let error = place_at(&own_volumes(), elsewhere, None).unwrap_err();

@@ -2,7 +2,7 @@
 //! `zfs receive`. Full, or where the dataset has a snapshot that the repository knows, what changed
 //! since.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::{BufWriter, Write};
 use std::process::ChildStdin;
 
@@ -11,11 +11,12 @@ use sendstream::fold::StreamSink;
 use strata::delta::Descriptor;
 
 use super::build::Build;
-use super::placement::PlacedVolume;
+use super::placement::{PlacedVolume, Placement};
 use super::source::FromRepository;
 use super::zeroing::Zeroing;
 use super::{control, parked, raw};
 use crate::error::{Error, Result};
+use crate::plan::refusal::Refusal;
 use crate::process::Piped;
 use crate::progress::Progress;
 use crate::repository::ingest::of_stream;
@@ -120,14 +121,18 @@ pub(super) fn catch_up(
     shipped: &ShippedVolume,
 ) -> Result<bool> {
     let zfs = &build.cx.zfs;
-    let base = common(from, build, dataset, shipped)?;
+    let base = build.bases.get(dataset).ok_or_else(|| {
+        Error::failed(format!("nobody looked for what \"{dataset}\" is rolled back to"))
+    })?;
     if build.placement.has_data(placed) {
-        parked::park(zfs, dataset)?;
+        build.older.is_parked.set(parked::park(zfs, dataset)?);
+        build.older.is_changed.set(true);
         roll_back_unmounted(from, build, dataset, shipped, &base.name)?;
         steps::reached("restore.rolled-back")?;
     } else {
         // zfs-fuse can't roll back what isn't mounted; a ZFS that has keys can.
         mount(from, build, dataset, shipped)?;
+        build.older.is_changed.set(true);
         zfs.rollback(&base.name)?;
     }
     let id = base.guid.to_string();
@@ -327,14 +332,34 @@ fn check(
     )))
 }
 
+/// What each of the datasets that are there is rolled back to. All are looked at before the first is changed:
+/// where one can't be brought to the set's state, an older restore stays whole.
+pub(super) fn bases(
+    from: &FromRepository,
+    zfs: &Zfs,
+    placement: &Placement,
+    there: &BTreeSet<DatasetName>,
+) -> Result<BTreeMap<DatasetName, Base>> {
+    let mut bases = BTreeMap::new();
+    for placed in &placement.volumes {
+        let (Some(dataset), Some(shipped)) = (&placed.dataset, from.shipped_volume(placed)) else {
+            continue;
+        };
+        if there.contains(dataset) {
+            bases.insert(dataset.clone(), common(from, zfs, dataset, shipped)?);
+        }
+    }
+    Ok(bases)
+}
+
 /// The newest snapshot of the dataset, which has to be one that the set's deltas come from.
 fn common(
     from: &FromRepository,
-    build: &Build,
+    zfs: &Zfs,
     dataset: &DatasetName,
     shipped: &ShippedVolume,
 ) -> Result<Base> {
-    let mut snapshots = build.cx.zfs.bases_of(dataset)?;
+    let mut snapshots = zfs.bases_of(dataset)?;
     snapshots.retain(|base| base.name.contains('@'));
     snapshots.sort_by_key(|base| base.createtxg);
     let chain: Vec<String> = match &shipped.raw {
@@ -345,23 +370,16 @@ fn common(
             chain.map_err(of_strata)?.into_iter().map(|delta| delta.id).collect()
         }
     };
-    let newest = snapshots.pop();
-    let known = |base: &Base| chain.contains(&base.guid.to_string());
-    match newest {
-        Some(base) if known(&base) => Ok(base),
-        other => Err(Error::failed(format!(
-            "\"{dataset}\" can't be brought to set {}: its newest snapshot {} isn't one of those \
-             that the repository has before it",
-            build.manifest.set,
-            other.map_or_else(|| "(it has none)".to_owned(), |base| base.name)
-        ))
-        .with_hint(match &shipped.raw {
-            None => {
-                "destroy the newer snapshots if nothing needs them, or restore to another dataset"
-            }
-            Some(_) => {
-                "restore to another dataset: it is stored raw, and its chain may have begun anew"
-            }
-        })),
+    let known = |base: &&Base| chain.contains(&base.guid.to_string());
+    match snapshots.last() {
+        Some(base) if known(&base) => Ok(base.clone()),
+        newest => Err(Refusal::NotOnTop {
+            dataset: dataset.to_string(),
+            set: from.shipped.manifest.set.to_string(),
+            newest: newest.map(|base| base.name.clone()),
+            known: snapshots.iter().rev().find(known).map(|base| base.name.clone()),
+            is_raw: shipped.raw.is_some(),
+        }
+        .into()),
     }
 }

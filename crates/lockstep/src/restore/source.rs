@@ -23,7 +23,7 @@ use crate::set::manifest::SetVolume;
 use crate::side_by_side::{Limits, side_by_side};
 use crate::steps;
 use crate::volume::mounts::Mounts;
-use crate::volume::zfs::{CloneSpec, DatasetName, Zfs, while_received};
+use crate::volume::zfs::{Base, CloneSpec, DatasetName, Zfs, while_received};
 
 /// Volumes that are received at the same time, and the deltas that are folded for them: with a fold's
 /// fixed memory and 0.8 MiB for each delta this keeps two of them below 256 MiB.
@@ -147,6 +147,19 @@ impl Source {
         matches!(self, Self::Repository(from) if from.delta)
     }
 
+    /// What those datasets that are there are rolled back to.
+    pub(super) fn bases(
+        &self,
+        zfs: &Zfs,
+        placement: &Placement,
+        there: &BTreeSet<DatasetName>,
+    ) -> Result<BTreeMap<DatasetName, Base>> {
+        match self {
+            Self::Snapshots => Ok(BTreeMap::new()),
+            Self::Repository(from) => receive::bases(from, zfs, placement, there),
+        }
+    }
+
     /// The names that datasets have while they are received.
     pub(super) fn receiving(&self, placement: &Placement, id: &str) -> Vec<DatasetName> {
         let Self::Repository(from) = self else { return Vec::new() };
@@ -243,13 +256,14 @@ impl FromRepository {
             build.cx.zfs.create(parent, &properties)?;
         }
         if self.parent.is_none() {
+            build.older.is_changed.set(true);
             return self.make_folders(build, owner).map(Some);
         }
-        // Before anything of an older restore is changed.
-        control::hold(&build.placement.data)?;
         raw::announce(self, build)?;
         let (zfs, there) = (&build.cx.zfs, &build.there);
         let fresh = receive::fresh(self, build, there)?;
+        // Before anything of an older restore is changed, and after what may yet say no.
+        build.older.is_held.set(control::hold(&build.placement.data)?);
         let (manifest, lines) = (&build.manifest, &Progress::on_stderr());
         let one = |fresh: receive::Fresh<'_>, should_stop: &dyn Fn() -> bool| {
             receive::receive_fresh(self, zfs, manifest, lines, &fresh, should_stop)
@@ -282,7 +296,7 @@ impl FromRepository {
         for placed in &build.placement.volumes {
             let Some(dataset) = &placed.dataset else { continue };
             match build.placement.has_data(placed) {
-                true => parked::park(zfs, dataset)?,
+                true => drop(parked::park(zfs, dataset)?),
                 false => zfs.unmount(dataset)?,
             }
         }

@@ -56,12 +56,22 @@ pub fn remove(cx: &Context) -> Result<()> {
             drop(held);
             continue;
         }
-        let Some(_alone) = alone::nobody_in(&entry.alone_in)? else {
-            tracing::warn!(
-                id = %entry.id, data = %entry.data.display(),
-                "another restore works where an unfinished one left something: it stays for now"
-            );
-            continue;
+        let _alone = match alone::nobody_in(&entry.alone_in) {
+            Ok(Some(held)) => held,
+            Ok(None) => {
+                tracing::warn!(
+                    id = %entry.id, data = %entry.data.display(),
+                    "another restore works where an unfinished one left something: it stays for now"
+                );
+                continue;
+            }
+            Err(error) => {
+                tracing::warn!(
+                    id = %entry.id, data = %entry.data.display(), error = %error.chain(),
+                    "nobody can tell whether another restore works where an unfinished one left something: it stays for now"
+                );
+                continue;
+            }
         };
         if is_taken_over(&entry) {
             tracing::warn!(

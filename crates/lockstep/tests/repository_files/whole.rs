@@ -330,6 +330,12 @@ fn a_folder_of_a_dataset_goes_where_it_is_sent() {
     let again = [&zfs[..], &["--delta"]].concat();
     let restored = lockstep.restore_and_start(&later, &to, &again);
     Checker::new(SCALE).check_and_stop(restored.server()).assert_right("over a link");
+    // Not mounted, as a killed restore leaves it, the link leads nowhere, and is the restore's all the same.
+    let volume = to.join("volumes/1");
+    must(&mut command("zfs", ["unmount", text(&volume)]));
+    assert!(other.is_symlink() && !other.exists());
+    lockstep.restore(&later, &to, &again);
+    assert!(other.exists());
 }
 
 #[test]
