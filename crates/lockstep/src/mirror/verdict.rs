@@ -399,7 +399,7 @@ mod tests {
             seen.running = false;
             seen.own = Err("no server".into());
         });
-        assert_eq!(asked, Verdict::Stopped("directory \"/srv/new\" does not exist".into()));
+        assert_eq!(asked, Verdict::LacksFolder("directory \"/srv/new\" does not exist".into()));
         assert!(stopped.hint("m", |_| true).unwrap().starts_with("lockstep mirror start"));
         let words = "directory \"/srv/new\" does not exist";
         let tablespace = with(|seen| {
