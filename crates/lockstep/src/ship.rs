@@ -6,7 +6,7 @@
 //! What could go wrong: a repository that can't be reached must not stop the others, nor make the
 //! set on this host any less.
 
-mod begun;
+pub(crate) mod begun;
 pub mod classify;
 mod full;
 pub mod lease;
