@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::retention::{self, Candidate, Decision, Reason};
 use crate::set::manifest::Manifest;
 use crate::set::removal::{self, Removal};
+use crate::ship::{at_work, begun};
 use crate::steps;
 use crate::volume::zfs::{SnapshotName, Standing};
 
@@ -38,7 +39,7 @@ pub(super) fn prune(
     let named = resolve(&Place::Local, &request.sets, &ids.collect::<Vec<_>>())?;
     let decide = |is_counted: &dyn Fn(&Facts, &Manifest) -> bool| {
         let counted = facts.sets.iter().filter(|set| is_counted(&facts, set));
-        let candidates = facts.candidates(counted);
+        let candidates = facts.candidates(counted, &named);
         match policy.filter(|_| request.sets.is_empty()) {
             Some(policy) => retention::decide(&candidates, policy, Timestamp::now(), &zone),
             None => retention::decide_named(&candidates, &named),
@@ -48,6 +49,12 @@ pub(super) fn prune(
     let all = decide(&|_, _| true);
     let mut plan = facts.plan(&whole, &all);
     plan.insist_on(&named)?;
+    let is_going = |(set, _): &&(String, Reason)| plan.removed().any(|going| going == set);
+    for (set, why) in facts.shipped.iter().filter(is_going) {
+        if let Reason::Begun(name) = why {
+            tracing::warn!(%set, "what was stored of it in repository {name} is of no more use");
+        }
+    }
     show(&plan);
     steps::reached("prune.planned")?;
     let removed = match request.dry_run {
@@ -68,6 +75,8 @@ struct Facts {
     commons: Vec<Common>,
     /// Common sets for which bookmarks will do.
     replaceable: BTreeSet<String>,
+    /// Sets that shipments work on, or go on with.
+    shipped: Vec<(String, Reason)>,
 }
 
 impl Facts {
@@ -93,7 +102,16 @@ impl Facts {
             away,
             commons: Vec::new(),
             replaceable: BTreeSet::new(),
+            shipped: Vec::new(),
         };
+        for set in &facts.sets {
+            let name = at_work::on(cx, &set.set)?;
+            facts.shipped.extend(name.map(|n| (set.set.to_string(), Reason::BeingShipped(n))));
+        }
+        for name in &cx.cluster.repositories {
+            let begun = begun::newest(cx, name, |set| facts.broken(set).is_none())?;
+            facts.shipped.extend(begun.map(|id| (id, Reason::Begun(name.clone()))));
+        }
         // A set that isn't whole is no start for an increment.
         let whole = facts.sets.iter().filter(|set| facts.broken(set).is_none());
         let ids: Vec<_> = whole.map(|set| set.set.to_string()).collect();
@@ -111,16 +129,24 @@ impl Facts {
         self.commons.iter().any(|common| common.newest.as_deref() == Some(id))
     }
 
-    fn candidates<'a>(&self, sets: impl Iterator<Item = &'a Manifest>) -> Vec<Candidate> {
+    /// A set that is `named` goes also where its shipment was begun: who names it gives that up.
+    fn candidates<'a>(
+        &self,
+        sets: impl Iterator<Item = &'a Manifest>,
+        named: &[String],
+    ) -> Vec<Candidate> {
         sets.map(|set| {
             let id = set.set.to_string();
             let common = self.commons.iter().filter(|c| c.newest.as_deref() == Some(id.as_str()));
             let reasons =
                 common.map(|c| Reason::CommonWith(format!("repository {}", c.repository)));
-            let needed = match self.replaceable.contains(&id) {
+            let mut needed: Vec<_> = match self.replaceable.contains(&id) {
                 true => Vec::new(),
                 false => reasons.collect(),
             };
+            let shipped = self.shipped.iter().filter(|(shipped, _)| *shipped == id);
+            let is_given_up = |why: &Reason| matches!(why, Reason::Begun(_)) && named.contains(&id);
+            needed.extend(shipped.map(|(_, why)| why.clone()).filter(|why| !is_given_up(why)));
             Candidate { time: set.started_at, id, needed }
         })
         .collect()

@@ -10,6 +10,7 @@
 //! clusters/NAME/bookmarks/ID       bookmarks that stand for a removed set's snapshots
 //! clusters/NAME/restores/ID        a restore that has begun: its datasets and folder
 //! clusters/NAME/shipping/…         what an interrupted shipment has stored
+//! clusters/NAME/ship-REPOSITORY.*  flock: one shipment at a time; and the sets that it works on
 //! clusters/NAME/tags/REPOSITORY/…  tags of the pages that a repository has
 //! clusters/NAME/clones/NAME        a throwaway server
 //! ```

@@ -2,7 +2,8 @@
 //!
 //! What could go wrong: the first full of a large cluster takes longer than the time between two
 //! interruptions. What an interrupted shipment has stored fits its own snapshot only; so each newer set
-//! would begin anew, and the repository would never get one. Nor may what is stored be collected meanwhile.
+//! would begin anew, and the repository would never get one. Nor may what is stored be collected meanwhile, or the
+//! set be pruned here: that is told from here too.
 
 use std::path::PathBuf;
 
@@ -91,6 +92,24 @@ pub(crate) fn kept(cx: &Context, repository: &str) -> Result<Begun> {
         }
     }
     Ok(kept)
+}
+
+/// The newest set whose shipment to the repository was interrupted, where no newer one is known to be there: the next
+/// shipment goes on with it. One that isn't `whole` can't be gone on with.
+///
+/// # Errors
+/// When the sets can't be read.
+pub(crate) fn newest(
+    cx: &Context,
+    repository: &str,
+    is_whole: impl Fn(&Manifest) -> bool,
+) -> Result<Option<String>> {
+    let is_begun = |set: &Manifest| {
+        let mut journals = set.volumes.iter().flat_map(|of| journals(cx, repository, of));
+        !note_path(cx, set, repository).exists() && journals.any(|(_, journal)| journal.exists())
+    };
+    let mut sets = since_the_last(cx, repository)?.into_iter();
+    Ok(sets.find(|set| is_begun(set) && is_whole(set)).map(|set| set.set.to_string()))
 }
 
 /// This host's sets from the newest on that is known to be in the repository, newest first.
