@@ -79,8 +79,18 @@ struct Facts {
     shipped: Vec<(String, Reason)>,
 }
 
+/// The sets that an increment can start from on this host: those whose snapshots are here, and those of which bookmarks
+/// are left.
+///
+/// # Errors
+/// When the state or ZFS can't be read.
+pub(super) fn bases(cx: &Context) -> Result<BTreeSet<String>> {
+    Facts::look(cx)?.bases(cx)
+}
+
 impl Facts {
-    fn take(cx: &Context) -> Result<Self> {
+    /// What is on this host.
+    fn look(cx: &Context) -> Result<Self> {
         let (sets, damaged) = cx.state.sets()?;
         let names = |set: &Manifest| -> Vec<_> {
             set.volumes.iter().map(|volume| volume.snapshot_name()).collect()
@@ -94,7 +104,7 @@ impl Facts {
                 away.insert(pool.to_owned());
             }
         }
-        let mut facts = Self {
+        Ok(Self {
             owner: cx.state.owner().to_owned(),
             sets,
             damaged: damaged.iter().map(|(id, e)| (id.to_string(), e.chain())).collect(),
@@ -103,7 +113,12 @@ impl Facts {
             commons: Vec::new(),
             replaceable: BTreeSet::new(),
             shipped: Vec::new(),
-        };
+        })
+    }
+
+    /// The same, and what it has to do with repositories.
+    fn take(cx: &Context) -> Result<Self> {
+        let mut facts = Self::look(cx)?;
         for set in &facts.sets {
             let name = at_work::on(cx, &set.set)?;
             facts.shipped.extend(name.map(|n| (set.set.to_string(), Reason::BeingShipped(n))));
@@ -112,10 +127,7 @@ impl Facts {
             let begun = begun::newest(cx, name, |set| facts.broken(set).is_none())?;
             facts.shipped.extend(begun.map(|id| (id, Reason::Begun(name.clone()))));
         }
-        // A set that isn't whole is no start for an increment.
-        let whole = facts.sets.iter().filter(|set| facts.broken(set).is_none());
-        let ids: Vec<_> = whole.map(|set| set.set.to_string()).collect();
-        facts.commons = common::with_all(cx, &ids);
+        facts.commons = common::with_all(cx, &facts.bases(cx)?);
         for set in &facts.sets {
             let id = set.set.to_string();
             if facts.is_common(&id) && bookmarks::can_replace(cx, set)? {
@@ -123,6 +135,22 @@ impl Facts {
             }
         }
         Ok(facts)
+    }
+
+    fn bases(&self, cx: &Context) -> Result<BTreeSet<String>> {
+        let bases = self.sets.iter().filter(|set| self.is_base(set));
+        let mut bases: BTreeSet<_> = bases.map(|set| set.set.to_string()).collect();
+        bases.extend(bookmarks::there(cx)?);
+        Ok(bases)
+    }
+
+    /// A set that isn't whole is no start for an increment; but a pool that is away may come back.
+    fn is_base(&self, set: &Manifest) -> bool {
+        set.volumes.iter().all(|volume| {
+            let standing = self.standing.get(&volume.snapshot_name());
+            self.away.contains(&volume.pool)
+                || standing.is_some_and(|standing| standing.guid == volume.guid)
+        })
     }
 
     fn is_common(&self, id: &str) -> bool {

@@ -22,7 +22,7 @@ use strata::manifest::Manifest as Stored;
 use strata::read_many;
 
 use super::chains::{self, Link, Merge};
-use super::{Entry, Fate, Outcome, Place, Plan, Request, common, locks, resolve};
+use super::{Entry, Fate, Outcome, Place, Plan, Request, common, local, locks, resolve};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::repository::header::StreamRules;
@@ -93,7 +93,7 @@ pub(super) fn prune(
     };
     steps::reached("prune.leased")?;
     let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
-    let bases = common::bases(cx)?;
+    let bases = local::bases(cx)?;
     let policy = policy.filter(|_| request.sets.is_empty());
     let named = match request.sets.is_empty() {
         true => Vec::new(),
