@@ -169,6 +169,10 @@ pub enum Reason {
     CommonWith(String),
     /// The repository's store lets nobody delete it before.
     LockedUntil(Timestamp),
+    /// A shipment to the repository of this name works on it.
+    BeingShipped(String),
+    /// Its shipment to the repository of this name was interrupted, and the next one goes on with it.
+    Begun(String),
 }
 
 impl fmt::Display for Reason {
@@ -180,6 +184,8 @@ impl fmt::Display for Reason {
             Self::Future => f.write_str("dated in the future"),
             Self::NotNamed => f.write_str("not named"),
             Self::CommonWith(name) => write!(f, "newest in common with {name}"),
+            Self::BeingShipped(name) => write!(f, "being shipped to repository {name}"),
+            Self::Begun(name) => write!(f, "half shipped to repository {name}"),
             Self::LockedUntil(until) => {
                 write!(f, "locked in the store until {}", until.strftime("%Y-%m-%d %H:%MZ"))
             }

@@ -6,7 +6,8 @@
 //! What could go wrong: a repository that can't be reached must not stop the others, nor make the
 //! set on this host any less.
 
-mod begun;
+pub(crate) mod at_work;
+pub(crate) mod begun;
 pub mod classify;
 mod full;
 pub mod lease;
@@ -46,6 +47,7 @@ use crate::{files, steps};
 
 pub(crate) use own_files::{FrozenWal, take_files, wal_in_snapshot};
 
+use at_work::AtWork;
 use lease::Held;
 use raw::Encrypted;
 use route::{Bases, How, Route, route};
@@ -126,9 +128,10 @@ fn ship(cx: &Context, manifest: &Manifest, name: &str, full: bool) -> Result<(Sh
     if let Some(there) = &there
         && !full
     {
-        note(cx, there, name)?;
+        note(cx, there, name);
         return Ok((there.clone(), true));
     }
+    let _at_work = AtWork::on(cx, name, manifest)?;
     let held = Held::take(cx, &repository, PATIENCE)?;
     steps::reached("ship.leased")?;
     match &there {
@@ -158,7 +161,7 @@ fn store_and_publish(
         None => repository.publish(&shipped)?,
     }
     steps::reached("ship.published")?;
-    note(cx, &shipped, &repository.name)?;
+    note(cx, &shipped, &repository.name);
     Ok(shipped)
 }
 
@@ -170,6 +173,7 @@ fn finish_before(
     held: &Held,
 ) -> Result<()> {
     let Some(before) = begun::before(cx, manifest, repository)? else { return Ok(()) };
+    at_work::note(cx, &repository.name, &[&before, manifest])?;
     tracing::info!(set = %before.set, "its full shipment was interrupted, and is finished first");
     match store_and_publish(cx, &before, repository, held, None, false) {
         // Whatever is wrong with that set must not keep newer ones away.
@@ -186,10 +190,14 @@ fn remembered_deltas(cx: &Context, repository: &Repository) -> PathBuf {
     cx.state.path("deltas").join(&repository.name)
 }
 
-fn note(cx: &Context, shipped: &Shipped, name: &str) -> Result<()> {
+/// Notes that the set is there. That it can't be noted makes it no less so: the next shipment sees it.
+fn note(cx: &Context, shipped: &Shipped, name: &str) {
     let path = note_path(cx, &shipped.manifest, name);
     let text = format!("{{\"shipped_at\":\"{}\"}}\n", shipped.shipped_at);
-    files::publish(&path, text.as_bytes())
+    if let Err(error) = files::publish(&path, text.as_bytes()) {
+        let set = &shipped.manifest.set;
+        tracing::warn!(%set, "it is in repository {name}, and that can't be noted: {}", error.chain());
+    }
 }
 
 fn store<'a>(

@@ -8,6 +8,7 @@ use std::fs;
 use lockstep::set::manifest::Manifest;
 use serde_json::Value;
 use support::checker::Checker;
+use support::command::{command, must};
 use support::faults::assert_said;
 use support::fixture::Fixture;
 use support::layout::two_pools_four_datasets;
@@ -175,6 +176,24 @@ fn the_newest_common_set_stays_on_both_sides() {
     );
     assert_eq!(objects(&fixture), before);
     lockstep.expect(exit::USAGE, &["prune", "--repository", NAME]);
+}
+
+/// Neither side may take a set for the newest in common that no increment can start from.
+#[test]
+fn a_set_that_is_not_whole_here_is_no_common_one() {
+    let fixture = Fixture::new(two_pools_four_datasets().setting("autovacuum", "off"));
+    let lockstep = configured(&fixture, "local = { last = 1 }\nrepository = { last = 1 }");
+    let (whole, broken) = (lockstep.backup("label"), lockstep.backup("label"));
+    let snapshot = &broken.volumes[0].snapshot;
+    must(&mut command("zfs", ["release", "lockstep", snapshot]));
+    must(&mut command("zfs", ["destroy", snapshot]));
+    let run = json_of(&lockstep.run(&["prune", "--json"]));
+    assert!(reasons(&run, 0, &whole.id).contains("newest in common with"), "{run}");
+    assert!(reasons(&run, 1, &whole.id).contains("newest in common with this host"), "{run}");
+    assert!(!reasons(&run, 1, &broken.id).contains("newest in common"), "{run}");
+    let next = lockstep.backup("label");
+    let volumes = next.json["repositories"][0]["volumes"].as_array().expect("volumes");
+    assert!(volumes.iter().all(|volume| volume["base"].is_string()), "{}", next.json);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! The first full shipment takes longer than the time between two interruptions: newer sets must not make it begin
-//! anew each time.
+//! anew each time, nor may `prune` take away what it goes on from, on either side.
 
 mod support;
 
@@ -8,8 +8,8 @@ use support::checker::Checker;
 use support::command::wait_until;
 use support::fixture::Fixture;
 use support::layout::two_pools_four_datasets;
-use support::lockstep::{LIMIT, Steps};
-use support::shipping::{packs, with_repository};
+use support::lockstep::{LIMIT, Steps, exit};
+use support::shipping::{packs, with_options};
 
 const SCALE: u32 = 1;
 
@@ -23,7 +23,10 @@ fn a_full_that_was_begun_is_finished_before_a_newer_set() {
         &format!("CREATE TABLE large TABLESPACE ts1 AS SELECT n, {row} AS t FROM generate_series(1, 60000) n"),
         "CHECKPOINT",
     ]);
-    let lockstep = with_repository(&fixture);
+    // What nobody needs goes at once.
+    let keeps = "local = { last = 1 }\nrepository = { last = 1 }";
+    let options = format!("grace_hours = 0\n\n[clusters.main.retention]\n{keeps}\n");
+    let lockstep = with_options(&fixture, &options);
     let steps = Steps::new(fixture.root().join("steps"));
     let hooked = lockstep.clone().with_steps(&steps);
     steps.delay("ship.progress", Duration::from_millis(30));
@@ -39,6 +42,25 @@ fn a_full_that_was_begun_is_finished_before_a_newer_set() {
     let begun = lockstep.sets().pop().expect("the set is there");
     let stored = packs(&fixture);
     fixture.cluster.execute(&["CREATE TABLE later AS SELECT 7 AS n"]);
+
+    // A night in which nothing is shipped, and what cron runs then.
+    lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
+    for tidying in [
+        &["prune", "--json"][..],
+        &["repo", "compact"],
+        &["repo", "check", "--repair"],
+        &["prune", "--json"],
+    ] {
+        let outcome = lockstep.expect(exit::DONE, tidying);
+        let what = outcome.describe();
+        assert!(tidying[0] == "repo" || what.contains("half shipped to repository"), "{what}");
+        let left = packs(&fixture);
+        // But for those that were on their way.
+        let gone = stored.keys().filter(|pack| !left.contains_key(*pack)).count();
+        assert!(gone <= 2 && left.len() + 2 >= stored.len(), "{gone} went: {what}");
+        assert!(lockstep.sets().contains(&begun), "{what}");
+    }
+    let stored = packs(&fixture);
 
     let newer = lockstep.backup("label");
     let there = lockstep.json(&["list", "--from", "repository"]);
@@ -58,5 +80,42 @@ fn a_full_that_was_begun_is_finished_before_a_newer_set() {
         let restored = lockstep.restore_and_start(set, &to, &more);
         assert_eq!(restored.server().value("postgres", "SELECT count(*) FROM large"), "60000");
         Checker::new(SCALE).check_and_stop(restored.server()).assert_right(set);
+    }
+}
+
+/// On zfs-fuse the shipment looks into clones, but not before it has begun.
+#[test]
+fn a_set_that_is_being_shipped_stays_here_meanwhile() {
+    let fixture = Fixture::new(two_pools_four_datasets().setting("autovacuum", "off"));
+    let retention = "[clusters.main.retention]\nlocal = { last = 1 }";
+    let lockstep = with_options(&fixture, &format!("\n{retention}\n"));
+    let steps = Steps::new(fixture.root().join("steps"));
+    let hooked = lockstep.clone().with_steps(&steps);
+    for step in ["ship.leased", "ship.stored"] {
+        let before = lockstep.sets();
+        steps.hold(step);
+        let mut program = hooked.spawn(&["--json", "backup", "--strategy", "label"]);
+        steps.wait_reached(step, &mut program);
+        let mut sets = lockstep.sets();
+        sets.retain(|set| !before.contains(set));
+        let set = sets.pop().expect("the set is there");
+        lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
+        let pruned = lockstep.expect(exit::DONE, &["prune", "--local", "--json"]);
+        let what = pruned.describe();
+        assert!(what.contains("being shipped to repository offsite"), "{step}: {what}");
+        let named = lockstep.expect(exit::PROBLEMS, &["prune", "--local", "--set", &set]);
+        assert!(named.describe().contains("being shipped"), "{step}: {}", named.describe());
+        assert!(lockstep.sets().contains(&set), "{step}: {what}");
+        if step == "ship.stored" {
+            // That it is there can't be noted: it is there all the same.
+            let note = fixture.state.join("clusters/main/sets").join(&set);
+            let note = note.join("shipped.offsite.json/in-the-way");
+            std::fs::create_dir_all(note).expect("a folder can be made");
+        }
+        steps.release(step);
+        let outcome = program.wait(LIMIT);
+        assert_eq!(outcome.code, Some(exit::DONE), "{step}: {}", outcome.describe());
+        let there = lockstep.json(&["list", "--from", "repository"]).to_string();
+        assert!(there.contains(&set), "{step}: {there}");
     }
 }

@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::Arc;
 
-use strata::check::{CheckOptions, check, collect};
+use strata::check::{CheckOptions, Collected, check, collect};
 use strata::delta::{chain, descriptor_path};
 use strata::fold::merge;
 use strata::lease::HELD;
@@ -159,6 +159,22 @@ fn leftovers_wait_for_their_grace_time() {
     assert!(late.deleted[0].ends_with(".json"), "descriptors go first: {:?}", late.deleted);
     assert!(late.deleted.last().unwrap().contains("/packs/"), "packs go last");
     assert_whole(&repository, &images, "after the collection");
+}
+
+/// A pack without a descriptor may be of a backup that is being written, or goes on tomorrow.
+#[test]
+fn what_is_young_is_not_noted_yet() {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let repository = repository(memory_store());
+    let pack = repository.pack_path(strata::Ulid(7));
+    repository.store().put(&pack, &["a pack".into()]).unwrap();
+    let collected = |at: u64| collect(&repository, 1000, now + at, false, HELD).unwrap();
+    assert_eq!(collected(0), Collected::default());
+    assert_eq!(collected(900), Collected::default());
+    // Older than the grace time by now, and noted today.
+    assert_eq!(collected(1100).waiting, std::slice::from_ref(&pack));
+    assert_eq!(collected(2050).waiting, std::slice::from_ref(&pack));
+    assert_eq!(collected(2100).deleted, [pack]);
 }
 
 #[test]

@@ -8,9 +8,12 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use strata::check::{Begun, collect, collect_beside};
 use strata::delta::{Change, ImageOptions, ImageWriter, IndexOptions, chain};
 use strata::fold::{KeepAll, fold, open_chain};
-use strata::pack::PackOptions;
+use strata::lease::HELD;
+use strata::manifest::DeltaId;
+use strata::pack::{PackOptions, PackWriter};
 use strata::store::testing::{Fault, Faulty};
 use strata::store::{Storage, Store};
 use strata::{Repository, Result};
@@ -95,6 +98,50 @@ fn packs_that_are_stored_are_not_sent_again() {
             assert!(sent <= needed + 3, "died at {at}: {sent} packs, {needed} are needed");
         }
     }
+}
+
+/// However often it is collected in between, and however late.
+#[test]
+fn what_an_interrupted_writing_goes_on_from_is_not_collected() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = folder.path().join("journal");
+    let storage = memory_store();
+    let repository = repository(storage.clone());
+    let dying = Faulty::new(storage.clone(), 8, Fault::StopAfter);
+    let dying = Store::shared(Arc::new(dying), no_retries());
+    let dying = Repository::new(dying, "clusters/main", None).unwrap();
+    assert!(write(&dying, &journal, 1, 7).is_err());
+    let stored = PackWriter::stored_before(&journal).unwrap();
+    assert!(stored.len() > 3, "{stored:?}");
+    // A delta that was finished before it, of the same backup, and one that isn't there.
+    let mut image = Image::new();
+    let steps = [Step::Create(1, 1, 1, vec![Act::Write(0, 800, 2)])];
+    write_delta(&repository, &mut image, &steps, "other", None, &small()).unwrap();
+    let delta = |id: &str| DeltaId { image: IMAGE.to_string(), id: id.to_string() };
+    let begun = Begun { packs: stored.clone(), deltas: [delta("other"), delta("none")].into() };
+    let now = 4_000_000_000;
+    for at in [now, now + 100, now + 200] {
+        let kept = collect_beside(&repository, &begun, 100, at, false, HELD).unwrap();
+        // On its way when it died.
+        assert!(kept.deleted.len() + kept.waiting.len() <= 2, "{kept:?}");
+    }
+    assert_eq!(strata::delta::chain(&repository, IMAGE, "other", None).unwrap().len(), 1);
+    // Renamed aside, as by one that died when it had just begun to go on.
+    fs::rename(&journal, journal.with_extension("old")).unwrap();
+    fs::write(&journal, "").unwrap();
+    assert_eq!(PackWriter::stored_before(&journal).unwrap(), stored);
+    let before = packs(&storage);
+    write(&repository, &journal, 1, 7).unwrap();
+    assert_holds(&repository, 7);
+    let whole = memory_store();
+    write(&support::repository(whole.clone()), &folder.path().join("whole"), 1, 7).unwrap();
+    assert!(packs(&storage) <= packs(&whole) + 3, "{before} packs, then {}", packs(&storage));
+
+    // The next that comes finds nothing begun: what nobody needs goes.
+    collect(&repository, 100, now, false, HELD).unwrap();
+    let late = collect(&repository, 100, now + 100, false, HELD).unwrap();
+    assert!(late.deleted.len() > stored.len(), "{late:?}");
+    assert_eq!(PackWriter::stored_before(&journal).unwrap(), Default::default());
 }
 
 #[test]

@@ -69,9 +69,29 @@ pub(super) fn clear(cx: &Context, commons: &[Common]) -> Result<()> {
 ///
 /// # Errors
 /// When one can't be read.
-pub(super) fn records(cx: &Context) -> Result<Vec<BookmarkRecord>> {
+fn records(cx: &Context) -> Result<Vec<BookmarkRecord>> {
     let all = journal::read_all(&cx.state.path("bookmarks"))?;
     Ok(all.into_iter().map(|(_, record)| record).collect())
+}
+
+/// The sets of which all bookmarks are there. Those of a pool that is away may come back.
+///
+/// # Errors
+/// When a record can't be read, or ZFS fails.
+pub(super) fn there(cx: &Context) -> Result<Vec<String>> {
+    let mut sets = Vec::new();
+    for record in records(cx)? {
+        let name = record.set.snapshot_name();
+        let mut are_there = true;
+        for (dataset, guid) in &record.bookmarks {
+            are_there &= cx.zfs.has_bookmark_of(&dataset.snapshot(&name), guid)?
+                || !cx.zfs.exists(dataset.pool())?;
+        }
+        if are_there {
+            sets.push(record.set.to_string());
+        }
+    }
+    Ok(sets)
 }
 
 fn path(cx: &Context, record: &BookmarkRecord) -> std::path::PathBuf {

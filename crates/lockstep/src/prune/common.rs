@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use strata::manifest::Manifest as Stored;
 
-use super::bookmarks;
 use crate::context::Context;
 use crate::error::Result;
 use crate::files;
@@ -23,12 +22,12 @@ pub(super) struct Common {
     pub(super) problem: Option<String>,
 }
 
-/// Asks every repository of the cluster; `local` are the sets on this host.
-pub(super) fn with_all(cx: &Context, local: &[String]) -> Vec<Common> {
+/// Asks every repository of the cluster; `local` are the sets that an increment can start from on this host.
+pub(super) fn with_all(cx: &Context, local: &BTreeSet<String>) -> Vec<Common> {
     cx.cluster.repositories.iter().map(|name| with_one(cx, name, local)).collect()
 }
 
-fn with_one(cx: &Context, name: &str, local: &[String]) -> Common {
+fn with_one(cx: &Context, name: &str, local: &BTreeSet<String>) -> Common {
     let there = repository::open(cx, name)
         .and_then(|repository| Stored::list(&repository.strata).map_err(of_strata));
     // Ids sort by time.
@@ -67,17 +66,4 @@ pub(super) fn forget_shipped(cx: &Context, set: &str, repository: &str) -> Resul
 
 fn note(cx: &Context, set: &SetId, repository: &str) -> PathBuf {
     cx.state.set_directory(set).join(format!("shipped.{repository}.json"))
-}
-
-/// The sets that an increment can start from on this host: those whose snapshots are here, and those
-/// of which bookmarks are left.
-///
-/// # Errors
-/// When the state can't be read.
-pub(super) fn bases(cx: &Context) -> Result<BTreeSet<String>> {
-    let (sets, damaged) = cx.state.sets()?;
-    let mut ids: BTreeSet<_> = sets.iter().map(|set| set.set.to_string()).collect();
-    ids.extend(damaged.iter().map(|(id, _)| id.to_string()));
-    ids.extend(bookmarks::records(cx)?.iter().map(|record| record.set.to_string()));
-    Ok(ids)
 }

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::retention::{self, Candidate, Decision, Reason};
 use crate::set::manifest::Manifest;
 use crate::set::removal::{self, Removal};
+use crate::ship::{at_work, begun};
 use crate::steps;
 use crate::volume::zfs::{SnapshotName, Standing};
 
@@ -38,7 +39,7 @@ pub(super) fn prune(
     let named = resolve(&Place::Local, &request.sets, &ids.collect::<Vec<_>>())?;
     let decide = |is_counted: &dyn Fn(&Facts, &Manifest) -> bool| {
         let counted = facts.sets.iter().filter(|set| is_counted(&facts, set));
-        let candidates = facts.candidates(counted);
+        let candidates = facts.candidates(counted, &named);
         match policy.filter(|_| request.sets.is_empty()) {
             Some(policy) => retention::decide(&candidates, policy, Timestamp::now(), &zone),
             None => retention::decide_named(&candidates, &named),
@@ -48,6 +49,12 @@ pub(super) fn prune(
     let all = decide(&|_, _| true);
     let mut plan = facts.plan(&whole, &all);
     plan.insist_on(&named)?;
+    let is_going = |(set, _): &&(String, Reason)| plan.removed().any(|going| going == set);
+    for (set, why) in facts.shipped.iter().filter(is_going) {
+        if let Reason::Begun(name) = why {
+            tracing::warn!(%set, "what was stored of it in repository {name} is of no more use");
+        }
+    }
     show(&plan);
     steps::reached("prune.planned")?;
     let removed = match request.dry_run {
@@ -68,10 +75,22 @@ struct Facts {
     commons: Vec<Common>,
     /// Common sets for which bookmarks will do.
     replaceable: BTreeSet<String>,
+    /// Sets that shipments work on, or go on with.
+    shipped: Vec<(String, Reason)>,
+}
+
+/// The sets that an increment can start from on this host: those whose snapshots are here, and those of which bookmarks
+/// are left.
+///
+/// # Errors
+/// When the state or ZFS can't be read.
+pub(super) fn bases(cx: &Context) -> Result<BTreeSet<String>> {
+    Facts::look(cx)?.bases(cx)
 }
 
 impl Facts {
-    fn take(cx: &Context) -> Result<Self> {
+    /// What is on this host.
+    fn look(cx: &Context) -> Result<Self> {
         let (sets, damaged) = cx.state.sets()?;
         let names = |set: &Manifest| -> Vec<_> {
             set.volumes.iter().map(|volume| volume.snapshot_name()).collect()
@@ -85,7 +104,7 @@ impl Facts {
                 away.insert(pool.to_owned());
             }
         }
-        let mut facts = Self {
+        Ok(Self {
             owner: cx.state.owner().to_owned(),
             sets,
             damaged: damaged.iter().map(|(id, e)| (id.to_string(), e.chain())).collect(),
@@ -93,11 +112,22 @@ impl Facts {
             away,
             commons: Vec::new(),
             replaceable: BTreeSet::new(),
-        };
-        // A set that isn't whole is no start for an increment.
-        let whole = facts.sets.iter().filter(|set| facts.broken(set).is_none());
-        let ids: Vec<_> = whole.map(|set| set.set.to_string()).collect();
-        facts.commons = common::with_all(cx, &ids);
+            shipped: Vec::new(),
+        })
+    }
+
+    /// The same, and what it has to do with repositories.
+    fn take(cx: &Context) -> Result<Self> {
+        let mut facts = Self::look(cx)?;
+        for set in &facts.sets {
+            let name = at_work::on(cx, &set.set)?;
+            facts.shipped.extend(name.map(|n| (set.set.to_string(), Reason::BeingShipped(n))));
+        }
+        for name in &cx.cluster.repositories {
+            let begun = begun::newest(cx, name, |set| facts.broken(set).is_none())?;
+            facts.shipped.extend(begun.map(|id| (id, Reason::Begun(name.clone()))));
+        }
+        facts.commons = common::with_all(cx, &facts.bases(cx)?);
         for set in &facts.sets {
             let id = set.set.to_string();
             if facts.is_common(&id) && bookmarks::can_replace(cx, set)? {
@@ -107,20 +137,44 @@ impl Facts {
         Ok(facts)
     }
 
+    fn bases(&self, cx: &Context) -> Result<BTreeSet<String>> {
+        let bases = self.sets.iter().filter(|set| self.is_base(set));
+        let mut bases: BTreeSet<_> = bases.map(|set| set.set.to_string()).collect();
+        bases.extend(bookmarks::there(cx)?);
+        Ok(bases)
+    }
+
+    /// A set that isn't whole is no start for an increment; but a pool that is away may come back.
+    fn is_base(&self, set: &Manifest) -> bool {
+        set.volumes.iter().all(|volume| {
+            let standing = self.standing.get(&volume.snapshot_name());
+            self.away.contains(&volume.pool)
+                || standing.is_some_and(|standing| standing.guid == volume.guid)
+        })
+    }
+
     fn is_common(&self, id: &str) -> bool {
         self.commons.iter().any(|common| common.newest.as_deref() == Some(id))
     }
 
-    fn candidates<'a>(&self, sets: impl Iterator<Item = &'a Manifest>) -> Vec<Candidate> {
+    /// A set that is `named` goes also where its shipment was begun: who names it gives that up.
+    fn candidates<'a>(
+        &self,
+        sets: impl Iterator<Item = &'a Manifest>,
+        named: &[String],
+    ) -> Vec<Candidate> {
         sets.map(|set| {
             let id = set.set.to_string();
             let common = self.commons.iter().filter(|c| c.newest.as_deref() == Some(id.as_str()));
             let reasons =
                 common.map(|c| Reason::CommonWith(format!("repository {}", c.repository)));
-            let needed = match self.replaceable.contains(&id) {
+            let mut needed: Vec<_> = match self.replaceable.contains(&id) {
                 true => Vec::new(),
                 false => reasons.collect(),
             };
+            let shipped = self.shipped.iter().filter(|(shipped, _)| *shipped == id);
+            let is_given_up = |why: &Reason| matches!(why, Reason::Begun(_)) && named.contains(&id);
+            needed.extend(shipped.map(|(_, why)| why.clone()).filter(|why| !is_given_up(why)));
             Candidate { time: set.started_at, id, needed }
         })
         .collect()

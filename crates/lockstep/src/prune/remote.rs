@@ -4,7 +4,7 @@
 //! 2. Deltas that no set names any more are merged into the next that one names.
 //! 3. What nothing refers to is collected, once its grace time is over; the merged-away descriptors too.
 //!    They aren't deleted at once: a backup that began before this prune may be about to refer to one,
-//!    and a restore to read it.
+//!    and a restore to read it. What an interrupted shipment of this host goes on from stays.
 //! 4. Where the store locks what is written, the locks of what the kept sets need are prolonged in time.
 //!
 //! Whatever dies in between leaves every set restorable, and the next run goes on from what it finds. A
@@ -15,14 +15,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use strata::check::Survey;
+use strata::check::{Begun, Survey};
 use strata::delta::{Descriptor, IndexOptions, descriptor_path, read_descriptor};
 use strata::fold::{Rules, merge};
 use strata::manifest::Manifest as Stored;
 use strata::read_many;
 
 use super::chains::{self, Link, Merge};
-use super::{Entry, Fate, Outcome, Place, Plan, Request, common, locks, resolve};
+use super::{Entry, Fate, Outcome, Place, Plan, Request, common, local, locks, resolve};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::repository::header::StreamRules;
@@ -30,6 +30,7 @@ use crate::repository::shipped::FILES_IMAGE;
 use crate::repository::{self, Repository, of_strata};
 use crate::retention::{self, Candidate, Policy, Reason};
 use crate::ship;
+use crate::ship::begun;
 use crate::ship::lease::Held;
 use crate::steps;
 
@@ -92,7 +93,7 @@ pub(super) fn prune(
     };
     steps::reached("prune.leased")?;
     let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
-    let bases = common::bases(cx)?;
+    let bases = local::bases(cx)?;
     let policy = policy.filter(|_| request.sets.is_empty());
     let named = match request.sets.is_empty() {
         true => Vec::new(),
@@ -118,6 +119,7 @@ pub(super) fn prune(
         grace: u64::from(repository.config.grace_hours) * 3600,
         now: u64::try_from(Timestamp::now().as_second()).unwrap_or(0),
         forget: &|set| common::forget_shipped(cx, set, name),
+        begun: &|| begun::kept(cx, name),
         reached: &|step| steps::reached(step),
         still: &|| lease.still("prune.repository-still"),
         prolongs: policy.is_some(),
@@ -229,6 +231,8 @@ pub(super) struct Work<'a, R> {
     pub(super) now: u64,
     /// Called before a set is removed.
     pub(super) forget: &'a dyn Fn(&str) -> Result<()>,
+    /// What shipments that were interrupted go on from.
+    pub(super) begun: &'a dyn Fn() -> Result<Begun>,
     /// Called before each step.
     pub(super) reached: &'a dyn Fn(&str) -> Result<()>,
     /// Asked before each object is deleted or replaced, and now and then: whether the lease is held still, and nobody
@@ -277,7 +281,10 @@ impl<R: Rules> Work<'_, R> {
         (self.reached)("prune.repository-collect")?;
         let (strata, still) = (&self.repository.strata, self.still_of_strata());
         let (grace, now) = (self.grace, self.now);
-        let survey = locks::survey(self.repository, plan, grace, now).map_err(of_strata)?;
+        let survey = locks::survey(self.repository, plan, grace, now);
+        let begun = (self.begun)()?;
+        let survey = survey.and_then(|survey| survey.with_begun(strata, &begun));
+        let survey = survey.map_err(of_strata)?;
         let collected = survey.collect(strata, grace, now, false, &still).map_err(of_strata)?;
         done.deleted = collected.deleted.len() as u64;
         done.waiting = collected.waiting.len() as u64;

@@ -206,6 +206,7 @@ pub(in crate::prune) fn work(repository: &Repository, grace: u64) -> Work<'_, Ke
         grace,
         now: NOW,
         forget: nothing,
+        begun: &|| Ok(Begun::default()),
         reached: nothing,
         still: &|| Ok(()),
         prolongs: true,

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use strata::check::{CheckOptions, Problem, Report, Told, check_some, collect};
+use strata::check::{Begun, CheckOptions, Problem, Report, Told, check_some, collect_beside};
 use strata::store::Store;
 
 use super::{Format, Repository, files, keys, locks, of_strata, wrap};
@@ -274,19 +274,20 @@ pub struct Repaired {
     pub locked: Vec<String>,
 }
 
-/// Deletes what no set has needed for the grace time, and keys that open nothing. The caller holds the lease; `still`
-/// is asked before each deletion whether that is still so.
+/// Deletes what no set has needed for the grace time, nor a shipment that goes on (`begun`), and keys that open nothing.
+/// The caller holds the lease; `still` is asked before each deletion whether that is still so.
 ///
 /// # Errors
 /// When a set can't be read: then nobody knows what it needs. Those of `still`.
 pub fn repair(
     repository: &Repository,
+    begun: &Begun,
     now: u64,
     still: &dyn Fn() -> Result<()>,
 ) -> Result<Repaired> {
     let grace = u64::from(repository.config.grace_hours) * 3600;
     let of_caller = || still().map_err(strata::Error::caller);
-    let collected = collect(&repository.strata, grace, now, false, &of_caller);
+    let collected = collect_beside(&repository.strata, begun, grace, now, false, &of_caller);
     let collected = collected.map_err(of_strata)?;
     let strata::check::Collected { deleted, waiting, locked } = collected;
     let mut repaired = Repaired { deleted, waiting, locked };

@@ -3,7 +3,7 @@
 //! 1. A journal entry names the snapshots, with their GUIDs.
 //! 2. The manifest is withdrawn: from here on there is no such set, and no restore can find it.
 //! 3. The holds are given up, and it is looked once more whether anything stands on a snapshot: a
-//!    restore may have cloned one since it was first asked. Then everything is put back.
+//!    restore may have cloned one since it was first asked, or a shipment have begun. Then everything is put back.
 //! 4. The snapshots are destroyed; then the set's files, then the entry.
 //!
 //! Killed before the second step nothing has happened; after it the next start finishes, by the same
@@ -14,6 +14,7 @@ use super::manifest::Manifest;
 use crate::context::Context;
 use crate::error::Result;
 use crate::files;
+use crate::ship::at_work;
 use crate::steps;
 use crate::volume::zfs::{SnapshotName, Standing};
 
@@ -98,7 +99,9 @@ fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
     let ours: Vec<_> = (0..named.len()).filter(|at| is_ours(*at)).collect();
     let is_whole = ours.len() == named.len();
     let in_the_way = ours.iter().find_map(|at| stands(&named[*at], there.get(&named[*at])?, 0));
-    if let Some(why) = in_the_way {
+    let shipping = at_work::on(cx, &entry.set)?;
+    let shipping = shipping.map(|name| format!("it is being shipped to repository {name}"));
+    if let Some(why) = in_the_way.or(shipping) {
         return keep(cx, entry, is_whole, why);
     }
     let _ = steps::reached("prune.released");

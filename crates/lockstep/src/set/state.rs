@@ -11,7 +11,7 @@
 //! clusters/NAME/restores/ID        a restore that has begun: its datasets and folder
 //! clusters/NAME/shipping/…         what an interrupted shipment has stored
 //! clusters/NAME/deltas/REPOSITORY/ what is known of a repository's deltas, so that it isn't read again
-//! clusters/NAME/ship-REPOSITORY.lock flock: one shipment or prune of a repository at a time
+//! clusters/NAME/ship-REPOSITORY.*  flock: one shipment or prune at a time; and the sets that it works on
 //! clusters/NAME/tags/REPOSITORY/…  tags of the pages that a repository has
 //! clusters/NAME/clones/NAME        a throwaway server
 //! clusters/NAME/clone-data/NAME/   its folders, where clone.directory names no other place

@@ -2,14 +2,21 @@
 //!
 //! What could go wrong: the first full of a large cluster takes longer than the time between two
 //! interruptions. What an interrupted shipment has stored fits its own snapshot only; so each newer set
-//! would begin anew, and the repository would never get one.
+//! would begin anew, and the repository would never get one. Nor may what is stored be collected meanwhile, or the
+//! set be pruned here: that is told from here too.
+
+use std::path::PathBuf;
+
+use strata::check::Begun;
+use strata::manifest::DeltaId;
+use strata::pack::PackWriter;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::repository::Repository;
 use crate::repository::image::image_name;
 use crate::repository::raw::raw_image_name;
 use crate::repository::whole::Wholeness;
+use crate::repository::{Repository, of_strata};
 use crate::restore::check_snapshots;
 use crate::set::manifest::{Manifest, SetVolume};
 
@@ -53,11 +60,8 @@ fn is_begun(
     volume: &SetVolume,
     wholeness: &Wholeness<'_>,
 ) -> Result<bool> {
-    for image in [image_name(&volume.dataset), raw_image_name(&volume.dataset)] {
-        let journal = journal_name(&repository.name, &image, volume);
-        if cx.state.path("shipping").join(journal).exists()
-            && wholeness.image(&image)?.ids().next().is_none()
-        {
+    for (image, journal) in journals(cx, &repository.name, volume) {
+        if journal.exists() && wholeness.image(&image)?.ids().next().is_none() {
             return Ok(true);
         }
     }
@@ -70,4 +74,58 @@ fn is_there(cx: &Context, set: &Manifest) -> Result<bool> {
         Err(Error::Refused(_)) => Ok(false),
         checked => checked.map(|()| true),
     }
+}
+
+/// What a shipment to the repository goes on from: the packs that the journals of this host's sets name, and the deltas
+/// of volumes that were finished. Of sets older than one that is known to be there nothing: no shipment begins with them.
+///
+/// # Errors
+/// When the sets or a journal can't be read.
+pub(crate) fn kept(cx: &Context, repository: &str) -> Result<Begun> {
+    let mut kept = Begun::default();
+    for set in since_the_last(cx, repository)? {
+        for volume in &set.volumes {
+            for (image, journal) in journals(cx, repository, volume) {
+                kept.packs.extend(PackWriter::stored_before(&journal).map_err(of_strata)?);
+                kept.deltas.insert(DeltaId { image, id: volume.guid.clone() });
+            }
+        }
+    }
+    Ok(kept)
+}
+
+/// The newest set whose shipment to the repository was interrupted, where no newer one is known to be there: the next
+/// shipment goes on with it. One that isn't `whole` can't be gone on with.
+///
+/// # Errors
+/// When the sets can't be read.
+pub(crate) fn newest(
+    cx: &Context,
+    repository: &str,
+    is_whole: impl Fn(&Manifest) -> bool,
+) -> Result<Option<String>> {
+    let is_begun = |set: &Manifest| {
+        let mut journals = set.volumes.iter().flat_map(|of| journals(cx, repository, of));
+        !note_path(cx, set, repository).exists() && journals.any(|(_, journal)| journal.exists())
+    };
+    let mut sets = since_the_last(cx, repository)?.into_iter();
+    Ok(sets.find(|set| is_begun(set) && is_whole(set)).map(|set| set.set.to_string()))
+}
+
+/// This host's sets from the newest on that is known to be in the repository, newest first.
+fn since_the_last(cx: &Context, repository: &str) -> Result<Vec<Manifest>> {
+    let (mut sets, _) = cx.state.sets()?;
+    let last = sets.iter().rposition(|set| note_path(cx, set, repository).exists());
+    sets.drain(..last.unwrap_or(0));
+    sets.reverse();
+    Ok(sets)
+}
+
+/// The images that a volume may go into, each with the journal of that.
+fn journals(cx: &Context, repository: &str, volume: &SetVolume) -> [(String, PathBuf); 2] {
+    let folder = cx.state.path("shipping");
+    [image_name(&volume.dataset), raw_image_name(&volume.dataset)].map(|image| {
+        let journal = folder.join(journal_name(repository, &image, volume));
+        (image, journal)
+    })
 }

@@ -1,9 +1,10 @@
 //! Deletes what no set needs, once that has been so for a grace time.
 //!
 //! What isn't referred to may be what a backup is about to refer to, or what a restore is still reading. So it is
-//! noted with the time when it was first seen so (`doomed.json`), and deleted by a later run, if nothing has come to
-//! refer to it and both that and the object's own writing are longer ago than the grace time. The grace time must be
-//! longer than any backup or restore takes. One collector at a time: callers hold a lease.
+//! noted with the time when it was first seen so (`doomed.json`), once its own writing is longer ago than the grace
+//! time, and deleted by a later run, if nothing has come to refer to it and that too is longer ago than the grace
+//! time. The grace time must be longer than any backup or restore takes; of what was interrupted, callers say what the
+//! next one goes on from ([`Survey::with_begun`]). One collector at a time: callers hold a lease.
 //!
 //! Where the store locks objects for some time, a deletion before that would only hide them: they would be paid for,
 //! and helped nobody any more. So they are left until their lock has ended.
@@ -15,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::doomed::Doomed;
-use super::{Live, Locks, Survey};
+use super::{Begun, Live, Locks, Survey};
 use crate::delta::read_descriptor;
 use crate::error::{Error, Result};
 use crate::id::Ulid;
@@ -30,7 +31,7 @@ use crate::store::{Listed, StoreErrorKind};
 pub struct Collected {
     /// Deleted, in this order.
     pub deleted: Vec<String>,
-    /// No set needs them, but their grace time isn't over, or that of a descriptor which refers to them.
+    /// No set needs them and that is noted, but their grace time isn't over, or that of a descriptor which refers to them.
     pub waiting: Vec<String>,
     /// No set has needed them for the grace time, but the store lets nobody delete them yet, or a descriptor which
     /// refers to them.
@@ -62,7 +63,20 @@ pub fn collect(
     is_dry_run: bool,
     still: Still<'_>,
 ) -> Result<Collected> {
+    collect_beside(repository, &Begun::default(), grace, now, is_dry_run, still)
+}
+
+/// The same, and what writings that were interrupted go on from stays.
+pub fn collect_beside(
+    repository: &Repository,
+    begun: &Begun,
+    grace: u64,
+    now: u64,
+    is_dry_run: bool,
+    still: Still<'_>,
+) -> Result<Collected> {
     let survey = Survey::take(repository, &BTreeSet::new(), grace, now)?;
+    let survey = survey.with_begun(repository, begun)?;
     survey.collect(repository, grace, now, is_dry_run, still)
 }
 
@@ -82,10 +96,14 @@ impl Survey {
         let (mut going, mut waiting, mut locked) = (Vec::new(), Vec::new(), Vec::new());
         for item in unneeded(self) {
             let listed = item.listed;
+            // What is young may be of a backup that is being written. (A young descriptor is needed anyway.)
+            if !is_old(listed.modified) {
+                continue;
+            }
             let since = before.since(&listed.path).unwrap_or(now).min(now);
             after.note(&listed.path, since);
             let seconds = repository.store().locked_seconds(&listed.path);
-            if !(is_old(since) && is_old(listed.modified)) {
+            if !is_old(since) {
                 waiting.push(item);
             } else if now < locks.ends(&listed.path, listed.modified, Some(since), seconds) {
                 locked.push(item);

@@ -13,12 +13,12 @@ mod look;
 mod prolong;
 mod survey;
 
-pub use collect::{Collected, collect};
+pub use collect::{Collected, collect, collect_beside};
 pub use inventory::Inventory;
 pub(crate) use live::Live;
 pub use locks::{Locks, lock_seconds};
 pub use prolong::{Prolonged, Prolonging};
-pub use survey::Survey;
+pub use survey::{Begun, Survey};
 
 use std::collections::{BTreeMap, BTreeSet};
 

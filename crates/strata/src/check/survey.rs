@@ -8,8 +8,18 @@ use crate::error::{Error, Result};
 use crate::id::Ulid;
 use crate::manifest::{DeltaId, Manifest};
 use crate::many::read_many;
+use crate::pack::Packed;
 use crate::repository::Repository;
 use crate::store::Listed;
+
+/// What an interrupted writing goes on from, though nothing refers to it yet.
+#[derive(Clone, Debug, Default)]
+pub struct Begun {
+    /// Packs that are whole in the store.
+    pub packs: BTreeSet<Ulid>,
+    /// Deltas of what was finished, where they are there.
+    pub deltas: BTreeSet<DeltaId>,
+}
 
 /// A look at all of a repository.
 pub struct Survey {
@@ -51,6 +61,23 @@ impl Survey {
         let young = young.map(|(delta, _)| delta.clone()).collect();
         survey.rest.chains_beside(repository, young, &survey.kept, Error::is_not_found)?;
         Ok(survey)
+    }
+
+    /// The same, which counts as needed what writings that were interrupted go on from.
+    ///
+    /// # Errors
+    /// When one of the deltas can't be asked for. One that is damaged is of no use, and isn't needed.
+    pub fn with_begun(mut self, repository: &Repository, begun: &Begun) -> Result<Survey> {
+        let there = &self.inventory.deltas;
+        let deltas = begun.deltas.iter().filter(|delta| there.contains_key(delta)).cloned();
+        let is_of_no_use =
+            |error: &Error| error.is_not_found() || matches!(error, Error::Damaged { .. });
+        self.rest.chains_beside(repository, deltas.collect(), &self.kept, is_of_no_use)?;
+        for pack in begun.packs.iter().filter(|pack| self.inventory.packs.contains_key(pack)) {
+            let packed = Packed { pack: *pack, size: 0, content: 0 };
+            self.rest.packs.entry(*pack).or_insert((packed, 0));
+        }
+        Ok(self)
     }
 
     /// The same without what can't be read, and without what others need: fit to see to what the kept sets need, and

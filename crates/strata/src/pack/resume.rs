@@ -7,7 +7,7 @@
 //! What could go wrong: a journal that lies. Its packs are looked for in the store, with their sizes, and a frame is
 //! hashed again whenever it is read; what it can't do is make other content out of a frame, for that has its hash.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -77,6 +77,32 @@ impl Resume {
         // One that stays costs its room alone.
         let _ = fs::remove_file(path);
         let _ = fs::remove_file(beside(path));
+    }
+
+    /// The packs that the journal at `path` names, and the one from before it. A line that can't be read is the end, as
+    /// it is for who goes on with it.
+    pub(super) fn packs(path: &Path) -> Result<BTreeSet<Ulid>> {
+        /// Of the frames nothing is kept: a journal may be larger than memory.
+        #[derive(Deserialize)]
+        struct Named {
+            pack: String,
+        }
+        let failed = |source| Error::Spool { verb: "read", source };
+        let mut packs = BTreeSet::new();
+        for path in [path, &beside(path)] {
+            let mut journal = match File::open(path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                file => BufReader::new(file.map_err(failed)?),
+            };
+            let mut line = Vec::new();
+            while journal.read_until(b'\n', &mut line).map_err(failed)? > 0 {
+                let named = serde_json::from_slice::<Named>(&line).ok();
+                let Some(pack) = named.and_then(|named| named.pack.parse().ok()) else { break };
+                packs.insert(pack);
+                line.clear();
+            }
+        }
+        Ok(packs)
     }
 
     /// Where this content is, if it comes next in what was stored before.

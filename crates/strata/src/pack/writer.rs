@@ -1,6 +1,6 @@
 //! Writes packs: compresses on several threads, uploads while more is read.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::thread::{self, JoinHandle};
 
@@ -170,6 +170,14 @@ impl PackWriter {
             self.stored.push(upload.packed);
         }
         Ok(())
+    }
+
+    /// The packs that a journal names: what a writer of the same content would go on from.
+    ///
+    /// # Errors
+    /// When it is there and can't be read.
+    pub fn stored_before(resume: &Path) -> Result<BTreeSet<Ulid>> {
+        Resume::packs(resume)
     }
 
     /// Removes a journal whose content is in a delta now.

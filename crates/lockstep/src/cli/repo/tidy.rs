@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
-use strata::check::{Collected, collect};
+use strata::check::{Begun, Collected, collect_beside};
 use strata::manifest::Manifest;
 use strata::repack::{RepackOptions, Repacked, repack};
 
@@ -18,7 +18,7 @@ use crate::plan::warnings::bytes;
 use crate::progress::Progress;
 use crate::repository::check::{self, Checked, Repaired, Severity, counted};
 use crate::repository::{self, Repository, of_strata};
-use crate::ship::{self, lease::Held};
+use crate::ship::{self, begun, lease::Held};
 use crate::steps;
 
 #[derive(Debug, Args)]
@@ -232,7 +232,8 @@ impl Check {
             return Ok(None);
         }
         let alone = Alone::take(cx, repository, "repo check --repair")?;
-        check::repair(repository, now(), &|| alone.lease.still("repair.still")).map(Some)
+        let begun = begun::kept(cx, &repository.name)?;
+        check::repair(repository, &begun, now(), &|| alone.lease.still("repair.still")).map(Some)
     }
 
     /// One line a finding, worst first; then what was looked at.
@@ -300,11 +301,17 @@ impl Compact {
                 true => None,
                 false => Some(Alone::take(cx, &repository, "repo compact")?),
             };
-            self.compact(&repository, alone.as_ref())
+            let begun = begun::kept(cx, name)?;
+            self.compact(&repository, &begun, alone.as_ref())
         })
     }
 
-    fn compact(&self, repository: &Repository, alone: Option<&Alone>) -> Result<Told> {
+    fn compact(
+        &self,
+        repository: &Repository,
+        begun: &Begun,
+        alone: Option<&Alone>,
+    ) -> Result<Told> {
         let still = || {
             let step = "compact.still";
             let held = alone.map_or_else(|| steps::passed(step), |alone| alone.lease.still(step));
@@ -312,7 +319,8 @@ impl Compact {
         };
         let grace = u64::from(repository.config.grace_hours) * 3600;
         let strata = &repository.strata;
-        let before = collect(strata, grace, now(), self.dry_run, &still).map_err(of_strata)?;
+        let collect = || collect_beside(strata, begun, grace, now(), self.dry_run, &still);
+        let before = collect().map_err(of_strata)?;
         steps::reached("compact.collected")?;
         let lines = Progress::on_stderr();
         let mut line = lines.told(&repository.name);
@@ -324,7 +332,7 @@ impl Compact {
         // What was replaced begins to wait.
         let after = match self.dry_run {
             true => before.clone(),
-            false => collect(strata, grace, now(), false, &still).map_err(of_strata)?,
+            false => collect().map_err(of_strata)?,
         };
         Ok(self.told(repository, before.deleted.len(), &after, &repacked))
     }

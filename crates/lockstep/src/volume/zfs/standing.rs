@@ -145,6 +145,14 @@ impl Zfs {
         }
     }
 
+    /// Whether the snapshot's bookmark is there, whether or not the snapshot is.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn has_bookmark_of(&self, snapshot: &SnapshotName, guid: &str) -> Result<bool> {
+        Ok(self.bookmark_guid(snapshot)?.as_deref() == Some(guid))
+    }
+
     fn bookmark_guid(&self, snapshot: &SnapshotName) -> Result<Option<String>> {
         match self.run(["get", "-Hp", "-o", "value", "guid", &mark_of(snapshot)]) {
             Err(error) if said::is_absent(&error) => Ok(None),
