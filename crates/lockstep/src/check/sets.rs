@@ -37,7 +37,7 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     let now = jiff::Timestamp::now();
     let max_age = cx.cluster.max_age_hours;
     all.push(match too_old(last, max_age, now) {
-        Some(what) => wrong("sets", format!("the newest set, {}, {what}", last.set), hint_of(last)),
+        Some(old) => wrong("sets", format!("the newest set, {}, {}", last.set, old.what), old.hint),
         None => ok("sets", format!("{} sets, the newest is {}", sets.len(), last.set)),
     });
     let problems = last.problems().map(|problem| {
@@ -47,28 +47,46 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     Ok(all)
 }
 
-/// Why a set is older than it may be; of a standby the age of its data counts. A pure function.
-pub(super) fn too_old(set: &Manifest, max_age_hours: u32, now: jiff::Timestamp) -> Option<String> {
-    let hours = |time| now.duration_since(time).as_hours();
-    let is_too_old = |time| hours(time) >= i64::from(max_age_hours);
-    if is_too_old(set.started_at) {
-        return Some(format!("is {} hours old", hours(set.started_at)));
-    }
-    let data = set.data_time();
-    is_too_old(data).then(|| {
-        format!(
-            "holds data that is {} hours old: the last that its standby had replayed is of {}",
-            hours(data),
-            data.strftime("%Y-%m-%d %H:%M:%SZ")
-        )
-    })
+/// Why a set is older than it may be, and what to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Old {
+    pub(super) what: String,
+    pub(super) hint: &'static str,
+    /// No newer one was taken; else it is its data that is old.
+    pub(super) is_set: bool,
 }
 
-fn hint_of(set: &Manifest) -> &'static str {
-    match set.data_time() < set.started_at {
-        true => "does the standby follow its primary? a mirror: `lockstep mirror status`",
-        false => "does the timer run? look at its log, or raise max_age_hours",
+/// Whether a set is older than it may be; where the age of its data is known, that counts. A pure function.
+pub(super) fn too_old(set: &Manifest, max_age_hours: u32, now: jiff::Timestamp) -> Option<Old> {
+    let hours = |time| now.duration_since(time).as_hours();
+    let is_too_old = |time| hours(time) >= i64::from(max_age_hours);
+    let data = set.data_time();
+    let is_set = is_too_old(set.started_at);
+    if !is_set && !is_too_old(data) {
+        return None;
     }
+    let (of, hint) = if is_set && (data == set.started_at || !set.postgres.standby) {
+        ("", "does the timer run? look at its log, or raise max_age_hours")
+    } else if set.postgres.standby {
+        (
+            "the last that its standby had replayed",
+            "does the standby follow its primary? a mirror: `lockstep mirror status`",
+        )
+    } else {
+        (
+            "the cluster was shut down, and its last checkpoint",
+            "is data_directory where the cluster is now? one that is stopped for long: raise max_age_hours",
+        )
+    };
+    let what = match is_set {
+        true => format!("is {} hours old", hours(set.started_at)),
+        false => format!(
+            "holds data that is {} hours old: {of} is of {}",
+            hours(data),
+            data.strftime("%Y-%m-%d %H:%M:%SZ")
+        ),
+    };
+    Some(Old { what, hint, is_set })
 }
 
 /// Whether a repository can be reached, how old its newest set is, and whether its store's locks are prolonged. What is
@@ -95,12 +113,12 @@ pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
 
 fn newest_there(subject: &str, set: &Shipped, max_age: u32, now: jiff::Timestamp) -> Finding {
     let id = &set.manifest.set;
-    if let Some(why) = too_old(&set.manifest, max_age, now) {
-        let hint = match set.manifest.data_at {
-            Some(_) => hint_of(&set.manifest),
-            None => "does `lockstep backup` say why it ships no more?",
+    if let Some(old) = too_old(&set.manifest, max_age, now) {
+        let hint = match old.is_set && !set.manifest.postgres.standby {
+            true => "does `lockstep backup` say why it ships no more?",
+            false => old.hint,
         };
-        wrong(subject, format!("its newest set, {id}, {why}"), hint)
+        wrong(subject, format!("its newest set, {id}, {}", old.what), hint)
     } else if set.bad_pages() > 0 {
         wrong(
             subject,
