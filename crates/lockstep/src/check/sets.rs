@@ -1,11 +1,11 @@
 //! The sets of this host and of the repositories: whether they are whole, and how old their data is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{Finding, failure, ok, warning, wrong};
 use crate::context::Context;
 use crate::error::Result;
-use crate::repository::{self, Shipped, locks};
+use crate::repository::{self, Shipped, ShippedVolume, locks};
 use crate::restore;
 use crate::set::manifest::Manifest;
 use crate::volume::zfs::Tagged;
@@ -103,12 +103,50 @@ pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
         Ok(None) => wrong(&subject, "no set is in it yet", "ship one: lockstep ship"),
         Ok(Some(set)) => newest_there(&subject, &set, cx.cluster.max_age_hours, now),
     };
+    let below = match opened.newest().and_then(|newest| Ok((newest, opened.sets()?.0))) {
+        Ok((Some(newest), sets)) => damaged_below(&newest, &sets),
+        // Said above.
+        _ => BTreeMap::new(),
+    };
+    let below = below.into_iter().map(|(id, pages)| {
+        wrong(
+            &subject,
+            format!("set {id} has {pages} damaged pages, and its newest set stands on it"),
+            BELOW_HINT,
+        )
+    });
     let locks = match locks::overdue(&opened, u64::try_from(now.as_second()).unwrap_or(0)) {
         Ok(None) => None,
         Ok(Some(what)) => Some(warning(&subject, what, locks::OVERDUE_HINT)),
         Err(error) => Some(failure(&subject, &error)),
     };
-    std::iter::once(newest).chain(locks).collect()
+    std::iter::once(newest).chain(below).chain(locks).collect()
+}
+
+const BELOW_HINT: &str = "unless they were written anew since, they are in every set from there on: lockstep show and pg_checksums name them, restore the table from an older set; `lockstep backup --no-ship` and `lockstep ship --full` then look at every page again";
+
+/// The sets with damaged pages that a set's volumes are increments to, with how many: an increment's own pages alone
+/// went by. Deltas whose set is gone aren't looked at. A pure function.
+pub(super) fn damaged_below(newest: &Shipped, sets: &[Shipped]) -> BTreeMap<String, u64> {
+    let mut there: HashMap<(&str, &str), (&Shipped, &ShippedVolume)> = HashMap::new();
+    for set in sets.iter().filter(|set| set.manifest.set != newest.manifest.set) {
+        for volume in &set.volumes {
+            there.insert((&volume.image, &volume.delta), (set, volume));
+        }
+    }
+    let mut found = BTreeMap::new();
+    for mut volume in &newest.volumes {
+        while let Some(base) = &volume.base
+            // Each is gone through once, whatever a manifest says.
+            && let Some((set, below)) = there.remove(&(&*volume.image, &**base))
+        {
+            if below.pages.bad > 0 {
+                *found.entry(set.manifest.set.to_string()).or_default() += below.pages.bad;
+            }
+            volume = below;
+        }
+    }
+    found
 }
 
 fn newest_there(subject: &str, set: &Shipped, max_age: u32, now: jiff::Timestamp) -> Finding {

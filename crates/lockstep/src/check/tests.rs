@@ -78,6 +78,36 @@ fn a_set_is_as_old_as_its_data() {
     }
 }
 
+/// A page that didn't change doesn't go by again: the newest set's own count knows nothing of it.
+#[test]
+fn the_newest_set_has_the_damaged_pages_of_what_it_stands_on() {
+    use crate::repository::shipped::{Pages, Shipped, ShippedVolume};
+    let set = |day: u8, base: Option<u8>, bad: u64| {
+        let volume = |image: &str, bad| ShippedVolume {
+            dataset: crate::volume::zfs::DatasetName::new("t/data").unwrap(),
+            image: image.into(),
+            delta: day.to_string(),
+            base: base.map(|day| day.to_string()),
+            stream_bytes: 0,
+            stored_bytes: 0,
+            left_out: Vec::new(),
+            pages: Pages { bad, ..Pages::default() },
+            raw: None,
+        };
+        let id = format!("202611{day:02}T110000Z-aaaa");
+        Shipped::new(manifest(&id, vec![]), vec![volume("data", bad), volume("more", 0)])
+    };
+    let sets = [set(1, None, 2), set(2, None, 3), set(3, Some(2), 0), set(4, Some(3), 0)];
+    let below = |newest: &Shipped, sets: &[Shipped]| -> Vec<_> {
+        sets::damaged_below(newest, sets).into_iter().collect()
+    };
+    assert_eq!(below(&sets[3], &sets), [("20261102T110000Z-aaaa".to_owned(), 3)]);
+    assert_eq!(below(&sets[1], &sets), [], "a full one stands on nothing");
+    assert_eq!(below(&sets[3], &sets[2..]), [], "what was removed isn't looked at");
+    // Nonsense ends.
+    assert_eq!(below(&set(5, Some(4), 0), &[set(4, Some(3), 0), set(3, Some(4), 0)]), []);
+}
+
 /// A data directory that nobody uses any more is backed up for ever, and each set is whole.
 #[test]
 fn a_cluster_that_is_shut_down_has_data_of_its_last_checkpoint() {
