@@ -210,7 +210,7 @@ impl Config {
     /// # Errors
     /// The first problem, with its place.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let config: Self = toml::from_str(text).map_err(|e| e.to_string().trim().to_owned())?;
+        let config: Self = toml::from_str(text).map_err(|e| not_toml(text, &e))?;
         if !config.state_dir.is_absolute() {
             return Err(format!("state_dir \"{}\" isn't absolute", config.state_dir.display()));
         }
@@ -322,7 +322,7 @@ fn fragments(folder: &Path) -> Result<Vec<PathBuf>> {
 fn read_fragment(path: &Path) -> Result<Fragment> {
     let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
     let fragment: Fragment =
-        toml::from_str(&text).map_err(|e| wrong(path, e.to_string().trim()))?;
+        toml::from_str(&text).map_err(|e| wrong(path, &not_toml(&text, &e)))?;
     check_clusters(&fragment.clusters).map_err(|why| wrong(path, &why))?;
     Ok(fragment)
 }
@@ -339,6 +339,21 @@ fn check_clusters(clusters: &BTreeMap<String, ClusterConfig>) -> Result<(), Stri
         cluster.retention.check().map_err(|why| format!("clusters.{name}.retention.{why}"))?;
     }
     Ok(())
+}
+
+/// Why the text isn't understood, and where. The line itself isn't shown: a secret may be in it, under a key that
+/// doesn't exist.
+fn not_toml(text: &str, error: &toml::de::Error) -> String {
+    let why = error.message().trim();
+    let before = error.span().and_then(|span| text.get(..span.start));
+    match before {
+        Some(before) => {
+            let line = before.matches('\n').count() + 1;
+            let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+            format!("line {line}, column {column}: {why}")
+        }
+        None => why.to_owned(),
+    }
 }
 
 fn wrong(path: &Path, why: &str) -> Error {
@@ -376,6 +391,17 @@ mod tests {
     fn a_misspelt_key_is_named() {
         let why = Config::parse(&format!("{EXAMPLE}\nstrategi = 'label'")).unwrap_err();
         assert!(why.contains("strategi"), "{why}");
+    }
+
+    #[test]
+    fn where_it_is_wrong_is_said_without_the_line() {
+        let text =
+            "state_dir = '/s'\n[clusters.main]\ndata_directory = '/d'\n  password = 'hunter2'\n";
+        let why = Config::parse(text).unwrap_err();
+        assert!(why.starts_with("line 4, column 3: ") && why.contains("`password`"), "{why}");
+        assert!(!why.contains("hunter2"), "{why}");
+        let why = Config::parse("state_dir = '/s'\nsecret = 'hunter2\n").unwrap_err();
+        assert!(why.starts_with("line 2") && !why.contains("hunter2"), "{why}");
     }
 
     #[test]
