@@ -240,6 +240,22 @@ impl Config {
                     format!("add a table [repositories.{name}] with its url"),
                 ));
             }
+            let mut before: Vec<(&String, &RepositoryConfig)> = Vec::new();
+            for name in &table.repositories {
+                let Some(config) = self.repositories.get(name) else { continue };
+                let same = |(other, there): &&(&String, &RepositoryConfig)| {
+                    *other != name && there.is_same_place(config)
+                };
+                if let Some((other, _)) = before.iter().find(same) {
+                    return Err(Error::usage(
+                        format!(
+                            "clusters.{cluster}.repositories names \"{other}\" and \"{name}\", which are the same place"
+                        ),
+                        "its lock on this host goes by the name: leave one of them",
+                    ));
+                }
+                before.push((name, config));
+            }
             let policies = &table.retention.repositories;
             if let Some(name) = policies.keys().find(|name| !table.repositories.contains(name)) {
                 return Err(Error::usage(
@@ -424,6 +440,19 @@ mod tests {
         assert!(why.contains("clusters.main.retention.local keeps nothing"), "{why}");
         let why = wrong("repositories.far = { last = 1 }");
         assert!(why.contains("retention.repositories names \"far\""), "{why}");
+    }
+
+    #[test]
+    fn one_place_under_two_names_is_refused() {
+        let read = |two: &str| {
+            let text = EXAMPLE.replace("host =", "repositories = ['a', 'b']\nhost =");
+            let more = "[repositories.a]\nurl = 'file:///x'\n[repositories.b]\nurl";
+            Config::parse(&format!("{text}\n{more} = '{two}'")).unwrap().check_names()
+        };
+        let why = read("file:///x/").unwrap_err();
+        let words = why.to_string();
+        assert!(words.contains("\"a\" and \"b\"") && why.exit_code() == 2, "{words}");
+        assert!(read("file:///y").is_ok());
     }
 
     #[test]
