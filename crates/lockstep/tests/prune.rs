@@ -9,7 +9,8 @@ use lockstep::set::manifest::Manifest;
 use rustix::process::Signal;
 use serde_json::Value;
 use support::checker::Checker;
-use support::command::Outcome;
+use support::cluster::Stop;
+use support::command::{Outcome, command, must, wait_until};
 use support::faults::{
     Hooks, assert_nothing_remains, assert_restorable, assert_said, kill_at, signal_at,
 };
@@ -17,7 +18,7 @@ use support::fixture::{Fixture, assert_clean};
 use support::layout::two_pools_four_datasets;
 use support::ledger::{Expected, Ledger};
 use support::load::{Load, Plan};
-use support::lockstep::{Set, exit, json_of};
+use support::lockstep::{LIMIT, Set, exit, json_of};
 use support::pools::{destroy, property, release_and_destroy, try_zfs, zfs};
 
 const SCALE: u32 = 1;
@@ -383,4 +384,45 @@ fn a_clone_at_the_last_moment() {
     lockstep.expect(exit::DONE, &["prune"]);
     assert_eq!(lockstep.sets().len(), 1);
     assert_nothing_remains(&fixture, &[], "at the end");
+}
+
+/// `zfs rename` takes the snapshots along, and a manifest knows the name before.
+#[test]
+fn a_set_is_removed_wholly_after_its_dataset_was_renamed() {
+    let fixture = quiet("local = { last = 1 }");
+    let lockstep = fixture.lockstep();
+    let old = lockstep.backup("label");
+    let place = fixture.layout.datasets.iter().position(|dataset| dataset.mount == "ts2");
+    let dataset = &fixture.datasets[place.expect("it has ts2")];
+    let renamed = format!("{dataset}-renamed");
+    // A copy in the same pool has the name and the GUID, and stays.
+    let copy = format!("{dataset}-copy");
+    let snapshot = format!("{dataset}@lockstep-{}", old.id);
+    must(&mut command("sh", ["-c", &format!("zfs send {snapshot} | zfs receive -u {copy}")]));
+    fixture.cluster.stop(Stop::Fast);
+    rename(dataset, &renamed);
+    fixture.cluster.start();
+    let newer = lockstep.backup("label");
+    let checked = lockstep.expect(exit::PROBLEMS, &["check"]).stdout;
+    let words = format!("{renamed}@lockstep-{}\" is of set {}", old.id, old.id);
+    assert!(checked.contains(&words), "{checked}");
+    lockstep.expect(exit::DONE, &["prune"]);
+    assert_eq!(lockstep.sets(), [&*newer.id]);
+    let of_it: Vec<_> =
+        fixture.snapshots().into_iter().filter(|name| name.contains(&old.id)).collect();
+    assert_eq!(of_it, [format!("{copy}@lockstep-{}", old.id)]);
+    zfs(&["destroy", "-r", &copy]);
+    fixture.cluster.stop(Stop::Fast);
+    rename(&renamed, dataset);
+}
+
+/// Renames a dataset that nobody uses any more; zfs-fuse calls it busy for a moment.
+#[track_caller]
+fn rename(from: &str, to: &str) {
+    for words in [&["umount", from][..], &["rename", from, to], &["mount", to]] {
+        wait_until("zfs is no longer busy", LIMIT, || match try_zfs(words) {
+            Err(why) => why.contains("not currently mounted") || why.contains("already mounted"),
+            Ok(_) => true,
+        });
+    }
 }

@@ -7,7 +7,8 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::repository::{self, Shipped, ShippedVolume, locks};
 use crate::restore;
-use crate::set::manifest::Manifest;
+use crate::set::manifest::{Manifest, SetVolume};
+use crate::set::removal;
 use crate::volume::zfs::Tagged;
 
 /// How many snapshots of a set are named.
@@ -21,6 +22,7 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     for set in &sets {
         if let Err(error) = restore::check_set(cx, set) {
             all.push(failure(&format!("set {}", set.set), &error));
+            all.extend(renamed(cx, set)?);
         }
     }
     let Some(last) = sets.last() else {
@@ -44,6 +46,26 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
         warning("last backup", format!("set {}: {}", last.set, problem.what), problem.hint.clone())
     });
     all.extend(problems);
+    Ok(all)
+}
+
+/// Snapshots of a set whose dataset was renamed: the set can't be restored from them, and `prune` finds them.
+fn renamed(cx: &Context, set: &Manifest) -> Result<Vec<Finding>> {
+    let mut all = Vec::new();
+    let names: Vec<_> = set.volumes.iter().map(SetVolume::snapshot_name).collect();
+    let there = cx.zfs.standing(&names)?;
+    for (volume, snapshot) in set.volumes.iter().zip(names) {
+        if !there.contains_key(&snapshot)
+            && let Some(now) = removal::renamed(cx, &snapshot, &volume.guid, volume.createtxg)?
+        {
+            let what = format!("\"{now}\" is of set {}, whose dataset was renamed", set.set);
+            let hint = format!(
+                "the set restores once its dataset is \"{}\" again; `lockstep prune` removes the snapshot with the set",
+                volume.dataset
+            );
+            all.push(warning("snapshots", what, hint));
+        }
+    }
     Ok(all)
 }
 
