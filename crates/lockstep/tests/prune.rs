@@ -386,6 +386,36 @@ fn a_clone_at_the_last_moment() {
     assert_nothing_remains(&fixture, &[], "at the end");
 }
 
+/// A pool that is gone for good, or came back under another name: nobody should have to keep its sets for ever.
+#[test]
+fn a_set_whose_pool_is_gone_is_given_up_where_it_is_named() {
+    let fixture = quiet("local = { last = 1 }");
+    let lockstep = fixture.lockstep();
+    let sets = [lockstep.backup("label"), lockstep.backup("label")];
+    let ids = sorted(&sets.each_ref());
+    fixture.cluster.stop(Stop::Fast);
+    let gone = &fixture.pools[1].name;
+    let images = fixture.pools[1].image.parent().expect("a folder").to_owned();
+    must(&mut command("zpool", ["export", gone]));
+    let left = json_of(&lockstep.expect(exit::PROBLEMS, &["prune", "--json"]));
+    assert!(left.to_string().contains("prune --local --set"), "{left}");
+    let named = ["--json", "prune", "--local", "--set", &ids[0], "--set", &ids[1]];
+    let dry = lockstep.expect(exit::DONE, &[&named[..], &["--dry-run"]].concat());
+    assert!(dry.stderr.contains("is given up") && dry.stderr.contains(gone), "{}", dry.describe());
+    assert_eq!(lockstep.sets(), ids, "a dry run removes nothing");
+    let run = lockstep.expect(exit::DONE, &named);
+    let removed = &json_of(&run)["places"][0]["removed"];
+    assert_eq!(*removed, serde_json::json!(ids), "{}", run.describe());
+    assert!(run.stderr.contains("is given up"), "{}", run.describe());
+    assert!(lockstep.sets().is_empty());
+    assert_eq!(fixture.pools[0].snapshots(), [""; 0], "what is there went");
+    let removals = fixture.state.join("clusters/main/removals");
+    assert_eq!(fs::read_dir(removals).expect("it is there").count(), 0, "nothing is left to do");
+    let folder = images.to_str().expect("the harness' own paths are UTF-8");
+    must(&mut command("zpool", ["import", "-d", folder, gone]));
+    fixture.pools[1].snapshots().iter().for_each(|snapshot| release_and_destroy(snapshot));
+}
+
 /// `zfs rename` takes the snapshots along, and a manifest knows the name before.
 #[test]
 fn a_set_is_removed_wholly_after_its_dataset_was_renamed() {

@@ -29,11 +29,11 @@ pub enum Removal {
     Unfinished(String),
 }
 
-/// Removes a set.
+/// Removes a set. `gives_up`: what lies on pools that are away stays where it is, and is forgotten.
 ///
 /// # Errors
 /// When it was interrupted before it began, or its files can't be changed.
-pub fn remove(cx: &Context, manifest: &Manifest) -> Result<Removal> {
+pub fn remove(cx: &Context, manifest: &Manifest, gives_up: bool) -> Result<Removal> {
     let entry = RemovalJournal {
         set: manifest.set.clone(),
         snapshots: manifest
@@ -42,6 +42,7 @@ pub fn remove(cx: &Context, manifest: &Manifest) -> Result<Removal> {
             .map(|volume| (volume.dataset.clone(), volume.guid.clone()))
             .collect(),
         createtxgs: manifest.volumes.iter().map(|volume| volume.createtxg).collect(),
+        gives_up,
     };
     journal::write(&path(cx, &entry), &entry)?;
     if let Err(interrupted) = steps::reached("prune.journal") {
@@ -150,7 +151,7 @@ fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
         let _ = steps::reached(&format!("prune.destroyed-{}", number + 1));
     }
     // A pool that is merely exported may come back with its snapshot.
-    for (dataset, _) in &entry.snapshots {
+    for (dataset, _) in entry.snapshots.iter().filter(|_| !entry.gives_up) {
         if !cx.zfs.exists(dataset.pool())? {
             let why = format!("pool \"{}\" is away", dataset.pool());
             return Ok(Removal::Unfinished(why));
