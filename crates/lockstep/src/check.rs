@@ -18,7 +18,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::facts::{Facts, Following, NoServer, PrimarySeen, ServerFacts};
 use crate::plan::strategy;
-use crate::plan::warnings::bytes;
+use crate::plan::warnings::{ANOTHER_SERVER, bytes};
 use crate::postgres::connection;
 use crate::set::unfinished;
 use crate::survey;
@@ -230,6 +230,11 @@ fn of_facts(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
             format!("cannot connect: {why}"),
             "check host, port, user and password_file of this cluster",
         )),
+        Err(another @ NoServer::Another(_)) => all.push(match choice {
+            StrategyChoice::Auto => wrong("connection", another.words(), ANOTHER_SERVER),
+            // The plan's warning says it.
+            _ => ok("connection", "the cluster is shut down"),
+        }),
         Err(other) => all.push(ok("connection", other.words())),
     }
     all.extend(facts.server.iter().flat_map(of_wal_keepers));

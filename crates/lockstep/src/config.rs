@@ -210,7 +210,7 @@ impl Config {
     /// # Errors
     /// The first problem, with its place.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let config: Self = toml::from_str(text).map_err(|e| e.to_string().trim().to_owned())?;
+        let config: Self = toml::from_str(text).map_err(|e| not_toml(text, &e))?;
         if !config.state_dir.is_absolute() {
             return Err(format!("state_dir \"{}\" isn't absolute", config.state_dir.display()));
         }
@@ -239,6 +239,22 @@ impl Config {
                     format!("clusters.{cluster}.repositories names \"{name}\", which isn't there"),
                     format!("add a table [repositories.{name}] with its url"),
                 ));
+            }
+            let mut before: Vec<(&String, &RepositoryConfig)> = Vec::new();
+            for name in &table.repositories {
+                let Some(config) = self.repositories.get(name) else { continue };
+                let same = |(other, there): &&(&String, &RepositoryConfig)| {
+                    *other != name && there.is_same_place(config)
+                };
+                if let Some((other, _)) = before.iter().find(same) {
+                    return Err(Error::usage(
+                        format!(
+                            "clusters.{cluster}.repositories names \"{other}\" and \"{name}\", which are the same place"
+                        ),
+                        "its lock on this host goes by the name: leave one of them",
+                    ));
+                }
+                before.push((name, config));
             }
             let policies = &table.retention.repositories;
             if let Some(name) = policies.keys().find(|name| !table.repositories.contains(name)) {
@@ -322,7 +338,7 @@ fn fragments(folder: &Path) -> Result<Vec<PathBuf>> {
 fn read_fragment(path: &Path) -> Result<Fragment> {
     let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
     let fragment: Fragment =
-        toml::from_str(&text).map_err(|e| wrong(path, e.to_string().trim()))?;
+        toml::from_str(&text).map_err(|e| wrong(path, &not_toml(&text, &e)))?;
     check_clusters(&fragment.clusters).map_err(|why| wrong(path, &why))?;
     Ok(fragment)
 }
@@ -339,6 +355,21 @@ fn check_clusters(clusters: &BTreeMap<String, ClusterConfig>) -> Result<(), Stri
         cluster.retention.check().map_err(|why| format!("clusters.{name}.retention.{why}"))?;
     }
     Ok(())
+}
+
+/// Why the text isn't understood, and where. The line itself isn't shown: a secret may be in it, under a key that
+/// doesn't exist.
+fn not_toml(text: &str, error: &toml::de::Error) -> String {
+    let why = error.message().trim();
+    let before = error.span().and_then(|span| text.get(..span.start));
+    match before {
+        Some(before) => {
+            let line = before.matches('\n').count() + 1;
+            let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+            format!("line {line}, column {column}: {why}")
+        }
+        None => why.to_owned(),
+    }
 }
 
 fn wrong(path: &Path, why: &str) -> Error {
@@ -379,6 +410,17 @@ mod tests {
     }
 
     #[test]
+    fn where_it_is_wrong_is_said_without_the_line() {
+        let text =
+            "state_dir = '/s'\n[clusters.main]\ndata_directory = '/d'\n  password = 'hunter2'\n";
+        let why = Config::parse(text).unwrap_err();
+        assert!(why.starts_with("line 4, column 3: ") && why.contains("`password`"), "{why}");
+        assert!(!why.contains("hunter2"), "{why}");
+        let why = Config::parse("state_dir = '/s'\nsecret = 'hunter2\n").unwrap_err();
+        assert!(why.starts_with("line 2") && !why.contains("hunter2"), "{why}");
+    }
+
+    #[test]
     fn what_cannot_be_is_refused() {
         let empty = Config::parse("").unwrap().cluster(None).unwrap_err();
         assert!(empty.to_string().contains("no cluster"), "{empty}");
@@ -398,6 +440,19 @@ mod tests {
         assert!(why.contains("clusters.main.retention.local keeps nothing"), "{why}");
         let why = wrong("repositories.far = { last = 1 }");
         assert!(why.contains("retention.repositories names \"far\""), "{why}");
+    }
+
+    #[test]
+    fn one_place_under_two_names_is_refused() {
+        let read = |two: &str| {
+            let text = EXAMPLE.replace("host =", "repositories = ['a', 'b']\nhost =");
+            let more = "[repositories.a]\nurl = 'file:///x'\n[repositories.b]\nurl";
+            Config::parse(&format!("{text}\n{more} = '{two}'")).unwrap().check_names()
+        };
+        let why = read("file:///x/").unwrap_err();
+        let words = why.to_string();
+        assert!(words.contains("\"a\" and \"b\"") && why.exit_code() == 2, "{words}");
+        assert!(read("file:///y").is_ok());
     }
 
     #[test]

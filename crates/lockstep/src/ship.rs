@@ -71,13 +71,16 @@ pub struct Outcome {
     pub result: Result<Shipped>,
     /// It was there already, and nothing was sent.
     pub already: bool,
+    /// An older set whose full shipment had been interrupted, and was finished first.
+    pub finished_first: Option<Shipped>,
 }
 
 impl Outcome {
-    /// Whether it is there, and every page is right.
+    /// Whether it is there, and every page is right: also of what it may stand on.
     #[must_use]
     pub fn is_well(&self) -> bool {
-        self.result.as_ref().is_ok_and(|shipped| shipped.bad_pages() == 0)
+        let is_well = |shipped: &Shipped| shipped.bad_pages() == 0;
+        self.result.as_ref().is_ok_and(is_well) && self.finished_first.as_ref().is_none_or(is_well)
     }
 }
 
@@ -94,12 +97,13 @@ pub fn run(
 ) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
     for name in names {
-        let (result, already) = match ship(cx, manifest, name, full) {
+        let mut finished_first = None;
+        let (result, already) = match ship(cx, manifest, name, full, &mut finished_first) {
             Err(error @ Error::Interrupted { .. }) => return Err(error),
             Err(error) => (Err(error), false),
             Ok((shipped, already)) => (Ok(shipped), already),
         };
-        outcomes.push(Outcome { repository: name.clone(), result, already });
+        outcomes.push(Outcome { repository: name.clone(), result, already, finished_first });
     }
     Ok(outcomes)
 }
@@ -120,8 +124,14 @@ pub fn note_path(cx: &Context, manifest: &Manifest, repository: &str) -> PathBuf
     cx.state.set_directory(&manifest.set).join(format!("shipped.{repository}.json"))
 }
 
-/// The set there, and whether it was there already.
-fn ship(cx: &Context, manifest: &Manifest, name: &str, full: bool) -> Result<(Shipped, bool)> {
+/// The set there, and whether it was there already. What had to be finished first is told, however it ends.
+fn ship(
+    cx: &Context,
+    manifest: &Manifest,
+    name: &str,
+    full: bool,
+    finished_first: &mut Option<Shipped>,
+) -> Result<(Shipped, bool)> {
     let _lock = lock(cx, name, "ship")?;
     let repository = repository::open(cx, name)?;
     let there = repository.read_if_there(manifest.set.as_str())?;
@@ -136,7 +146,7 @@ fn ship(cx: &Context, manifest: &Manifest, name: &str, full: bool) -> Result<(Sh
     steps::reached("ship.leased")?;
     match &there {
         Some(there) => full::may_be_replaced(there, name)?,
-        None if !full => finish_before(cx, manifest, &repository, &held)?,
+        None if !full => *finished_first = finish_before(cx, manifest, &repository, &held)?,
         None => {}
     }
     let shipped = store_and_publish(cx, manifest, &repository, &held, there.as_ref(), full)?;
@@ -171,17 +181,17 @@ fn finish_before(
     manifest: &Manifest,
     repository: &Repository,
     held: &Held,
-) -> Result<()> {
-    let Some(before) = begun::before(cx, manifest, repository)? else { return Ok(()) };
+) -> Result<Option<Shipped>> {
+    let Some(before) = begun::before(cx, manifest, repository)? else { return Ok(None) };
     at_work::note(cx, &repository.name, &[&before, manifest])?;
     tracing::info!(set = %before.set, "its full shipment was interrupted, and is finished first");
     match store_and_publish(cx, &before, repository, held, None, false) {
         // Whatever is wrong with that set must not keep newer ones away.
         Err(error) if !matches!(error, Error::Interrupted { .. }) => {
             tracing::warn!(set = %before.set, error = %error.chain(), "it can't be finished");
-            held.check()
+            held.check().map(|()| None)
         }
-        finished => finished.map(drop),
+        finished => finished.map(Some),
     }
 }
 

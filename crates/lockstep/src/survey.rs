@@ -82,7 +82,8 @@ type Answer = (Result<ServerFacts, NoServer>, Option<Client>);
 fn ask_server(cx: &Context, control: &ControlFile, is_seen: bool) -> Result<Answer> {
     let may_run = cx.cluster.host.is_some() && !was_shut_down(control);
     if !is_seen && !may_run {
-        return Ok((Err(NoServer::NotRunning), None));
+        let another = another(cx, control).map(NoServer::Another);
+        return Ok((Err(another.unwrap_or(NoServer::NotRunning)), None));
     }
     let mut client = match connection::connect(cx.cluster) {
         Ok(client) => client,
@@ -94,6 +95,24 @@ fn ask_server(cx: &Context, control: &ControlFile, is_seen: bool) -> Result<Answ
     same_server(cx, &mut client)?;
     session::hear(&mut client)?;
     Ok((Ok(facts), Some(client)))
+}
+
+/// How the server differs that answers at `host` while this cluster is shut down: one that was upgraded, or
+/// moved, leaves a data directory that can be backed up for ever.
+fn another(cx: &Context, control: &ControlFile) -> Option<String> {
+    let mut client = connection::connect(cx.cluster).ok()?;
+    let facts = connection::facts(&mut client).ok()?;
+    let same = same_cluster(cx, control, &facts).and_then(|()| same_server(cx, &mut client));
+    match same {
+        Err(Error::Refused(refusal)) => match *refusal {
+            Refusal::WrongServer { difference } | Refusal::OtherServer { difference, .. } => {
+                Some(difference)
+            }
+            _ => None,
+        },
+        // This one, just started: the look at pg_control after the snapshots says so.
+        _ => None,
+    }
 }
 
 /// Asks the standby's primary how far it is, and the standby whether it is as far. A standby that streams

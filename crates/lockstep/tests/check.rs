@@ -6,7 +6,8 @@ mod support;
 use serde_json::Value;
 use std::fs;
 use std::time::Duration;
-use support::command::{command, must, wait_until};
+use support::cluster::{Cluster, Stop};
+use support::command::{as_postgres, command, must, wait_until};
 use support::fixture::Fixture;
 use support::layout::two_pools_four_datasets;
 use support::lockstep::{Lockstep, exit, json_of};
@@ -81,6 +82,39 @@ fn what_a_monitor_has_to_notice() {
     });
     let found = about(&lockstep, exit::PROBLEMS, "archiving");
     assert_eq!((found.len(), &found[0]["severity"]), (1, &"error".into()), "{found:?}");
+}
+
+/// pg_upgrade leaves a data directory that is shut down in order, and so does a move by hand. Sets of it are whole, for
+/// ever; that they are of old data has to be said here, in the repository, and by the backup itself.
+#[test]
+fn a_data_directory_that_nobody_uses_any_more() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = support::shipping::with_repository(&fixture);
+    fixture.cluster.stop(Stop::Fast);
+    // Stopped for the backup's sake: no problem.
+    let set = lockstep.backup("auto");
+    assert_eq!(set.json["strategy"], "cold", "{}", set.json);
+    let time = |name: &str| -> Option<jiff::Timestamp> { set.json[name].as_str()?.parse().ok() };
+    assert!(time("data_at").is_some() && time("data_at") <= time("started_at"), "{}", set.json);
+    assert!(about(&lockstep, exit::DONE, "connection")[0]["severity"] == "ok");
+    assert!(lockstep.expect(exit::DONE, &["show", "latest"]).stdout.contains("last checkpoint"));
+
+    let elsewhere = fixture.owned("elsewhere").join("data");
+    let initdb = [elsewhere.as_os_str(), "-A".as_ref(), "trust".as_ref(), "--no-sync".as_ref()];
+    must(&mut as_postgres(fixture.cluster.bin.join("initdb"), initdb));
+    let settings = "postgresql.auto.conf";
+    fs::copy(fixture.cluster.data.join(settings), elsewhere.join(settings)).expect("it is there");
+    let moved = Cluster { data: elsewhere.clone(), ..fixture.cluster.clone() };
+    moved.start();
+    let found = json_of(&lockstep.expect(exit::PROBLEMS, &["--json", "backup"]));
+    let problem = &found["warnings"][0];
+    let what = problem["what"].as_str().unwrap_or_default();
+    assert!(problem["problem"] == true && what.contains("another server answers"), "{found}");
+    let found = about(&lockstep, exit::PROBLEMS, "connection");
+    assert_eq!((found.len(), &found[0]["severity"]), (1, &"error".into()), "{found:?}");
+    // It was asked for.
+    lockstep.backup("cold");
+    moved.stop(Stop::Fast);
 }
 
 /// State that can only be read (a rescue system, a backup of it) can be looked at.

@@ -9,7 +9,8 @@ use lockstep::set::manifest::Manifest;
 use rustix::process::Signal;
 use serde_json::Value;
 use support::checker::Checker;
-use support::command::Outcome;
+use support::cluster::Stop;
+use support::command::{Outcome, command, must, wait_until};
 use support::faults::{
     Hooks, assert_nothing_remains, assert_restorable, assert_said, kill_at, signal_at,
 };
@@ -17,7 +18,7 @@ use support::fixture::{Fixture, assert_clean};
 use support::layout::two_pools_four_datasets;
 use support::ledger::{Expected, Ledger};
 use support::load::{Load, Plan};
-use support::lockstep::{Set, exit, json_of};
+use support::lockstep::{LIMIT, Set, exit, json_of};
 use support::pools::{destroy, property, release_and_destroy, try_zfs, zfs};
 
 const SCALE: u32 = 1;
@@ -383,4 +384,75 @@ fn a_clone_at_the_last_moment() {
     lockstep.expect(exit::DONE, &["prune"]);
     assert_eq!(lockstep.sets().len(), 1);
     assert_nothing_remains(&fixture, &[], "at the end");
+}
+
+/// A pool that is gone for good, or came back under another name: nobody should have to keep its sets for ever.
+#[test]
+fn a_set_whose_pool_is_gone_is_given_up_where_it_is_named() {
+    let fixture = quiet("local = { last = 1 }");
+    let lockstep = fixture.lockstep();
+    let sets = [lockstep.backup("label"), lockstep.backup("label")];
+    let ids = sorted(&sets.each_ref());
+    fixture.cluster.stop(Stop::Fast);
+    let gone = &fixture.pools[1].name;
+    let images = fixture.pools[1].image.parent().expect("a folder").to_owned();
+    must(&mut command("zpool", ["export", gone]));
+    let left = json_of(&lockstep.expect(exit::PROBLEMS, &["prune", "--json"]));
+    assert!(left.to_string().contains("prune --local --set"), "{left}");
+    let named = ["--json", "prune", "--local", "--set", &ids[0], "--set", &ids[1]];
+    let dry = lockstep.expect(exit::DONE, &[&named[..], &["--dry-run"]].concat());
+    assert!(dry.stderr.contains("is given up") && dry.stderr.contains(gone), "{}", dry.describe());
+    assert_eq!(lockstep.sets(), ids, "a dry run removes nothing");
+    let run = lockstep.expect(exit::DONE, &named);
+    let removed = &json_of(&run)["places"][0]["removed"];
+    assert_eq!(*removed, serde_json::json!(ids), "{}", run.describe());
+    assert!(run.stderr.contains("is given up"), "{}", run.describe());
+    assert!(lockstep.sets().is_empty());
+    assert_eq!(fixture.pools[0].snapshots(), [""; 0], "what is there went");
+    let removals = fixture.state.join("clusters/main/removals");
+    assert_eq!(fs::read_dir(removals).expect("it is there").count(), 0, "nothing is left to do");
+    let folder = images.to_str().expect("the harness' own paths are UTF-8");
+    must(&mut command("zpool", ["import", "-d", folder, gone]));
+    fixture.pools[1].snapshots().iter().for_each(|snapshot| release_and_destroy(snapshot));
+}
+
+/// `zfs rename` takes the snapshots along, and a manifest knows the name before.
+#[test]
+fn a_set_is_removed_wholly_after_its_dataset_was_renamed() {
+    let fixture = quiet("local = { last = 1 }");
+    let lockstep = fixture.lockstep();
+    let old = lockstep.backup("label");
+    let place = fixture.layout.datasets.iter().position(|dataset| dataset.mount == "ts2");
+    let dataset = &fixture.datasets[place.expect("it has ts2")];
+    let renamed = format!("{dataset}-renamed");
+    // A copy in the same pool has the name and the GUID, and stays.
+    let copy = format!("{dataset}-copy");
+    let snapshot = format!("{dataset}@lockstep-{}", old.id);
+    must(&mut command("sh", ["-c", &format!("zfs send {snapshot} | zfs receive -u {copy}")]));
+    fixture.cluster.stop(Stop::Fast);
+    rename(dataset, &renamed);
+    fixture.cluster.start();
+    let newer = lockstep.backup("label");
+    let checked = lockstep.expect(exit::PROBLEMS, &["check"]).stdout;
+    let words = format!("{renamed}@lockstep-{}\" is of set {}", old.id, old.id);
+    assert!(checked.contains(&words), "{checked}");
+    lockstep.expect(exit::DONE, &["prune"]);
+    assert_eq!(lockstep.sets(), [&*newer.id]);
+    let of_it: Vec<_> =
+        fixture.snapshots().into_iter().filter(|name| name.contains(&old.id)).collect();
+    assert_eq!(of_it, [format!("{copy}@lockstep-{}", old.id)]);
+    zfs(&["destroy", "-r", &copy]);
+    fixture.cluster.stop(Stop::Fast);
+    rename(&renamed, dataset);
+}
+
+/// Renames a dataset that nobody uses any more; zfs-fuse calls it busy for a moment.
+#[track_caller]
+fn rename(from: &str, to: &str) {
+    for words in [&["umount", from][..], &["rename", from, to], &["mount", to]] {
+        wait_until("zfs is no longer busy", LIMIT, || match try_zfs(words) {
+            Err(why) => why.contains("not currently mounted") || why.contains("already mounted"),
+            Ok(_) => true,
+        });
+    }
 }

@@ -328,9 +328,14 @@ fn what_is_damaged_is_named() {
 fn an_empty_repository_is_well() {
     let desk = Desk::new();
     let lockstep = desk.with("");
-    says(&lockstep.expect(exit::FAILED, &["repo", "check"]), &["isn't there"]);
+    // Neither is a failure of what is there: the configuration names what isn't.
+    let list = ["list", "--from", "repository"];
+    says(&lockstep.expect(exit::USAGE, &list), &["isn't there", "mounted"]);
+    says(&lockstep.expect(exit::USAGE, &["repo", "check"]), &["isn't there"]);
     fs::create_dir(desk.repository()).expect("the test may write there");
-    says(&lockstep.expect(exit::FAILED, &["repo", "check"]), &["was never made", "repo init r"]);
+    for words in [&list[..], &["repo", "check"]] {
+        says(&lockstep.expect(exit::USAGE, words), &["was never made", "repo init r"]);
+    }
     lockstep.expect(exit::DONE, &["repo", "init"]);
     let checked = lockstep.expect(exit::DONE, &["repo", "check", "--read-data"]);
     assert!(checked.stdout.contains("ok       r: 0 sets, 0 deltas"), "{}", checked.describe());

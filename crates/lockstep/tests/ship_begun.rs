@@ -3,20 +3,21 @@
 
 mod support;
 
+use std::fs;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 use support::checker::Checker;
+use support::cluster::Stop;
 use support::command::wait_until;
 use support::fixture::Fixture;
 use support::layout::two_pools_four_datasets;
-use support::lockstep::{LIMIT, Steps, exit};
+use support::lockstep::{LIMIT, Lockstep, Steps, exit, json_of};
 use support::shipping::{packs, with_options};
 
 const SCALE: u32 = 1;
 
-#[test]
-fn a_full_that_was_begun_is_finished_before_a_newer_set() {
-    let fixture = Fixture::new(two_pools_four_datasets());
-    fixture.pgbench_tables(SCALE);
+/// The program, and the set whose first full was killed.
+fn killed_in_the_first_full(fixture: &Fixture) -> (Lockstep, String) {
     // More than a few packs, which nothing makes smaller than a half.
     let row = "(SELECT string_agg(md5(n::text || i), '') FROM generate_series(1, 60) i)";
     fixture.cluster.execute(&[
@@ -26,20 +27,52 @@ fn a_full_that_was_begun_is_finished_before_a_newer_set() {
     // What nobody needs goes at once.
     let keeps = "local = { last = 1 }\nrepository = { last = 1 }";
     let options = format!("grace_hours = 0\n\n[clusters.main.retention]\n{keeps}\n");
-    let lockstep = with_options(&fixture, &options);
+    let lockstep = with_options(fixture, &options);
     let steps = Steps::new(fixture.root().join("steps"));
     let hooked = lockstep.clone().with_steps(&steps);
     steps.delay("ship.progress", Duration::from_millis(30));
     let mut program = hooked.spawn(&["--json", "backup", "--strategy", "label"]);
     wait_until("a pack of the large volume is stored", LIMIT, || {
         assert!(program.is_running(), "it ended before it could be killed");
-        packs(&fixture)
+        packs(fixture)
             .iter()
             .any(|(path, size)| *size > 20 << 20 && !path.to_string_lossy().contains('#'))
     });
     program.kill();
     program.wait(LIMIT);
     let begun = lockstep.sets().pop().expect("the set is there");
+    (lockstep, begun)
+}
+
+/// Pages that didn't change since don't go by again: nobody else would say it.
+#[test]
+fn damaged_pages_of_what_is_finished_first_are_told() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.cluster.execute(&[
+        "CREATE TABLE rotten TABLESPACE ts1 AS SELECT n, repeat('x', 500) FROM generate_series(1, 500) n",
+        "CHECKPOINT",
+    ]);
+    let path = fixture.cluster.value("postgres", "SELECT pg_relation_filepath('rotten')");
+    fixture.cluster.stop(Stop::Fast);
+    let file = fs::OpenOptions::new().write(true).open(fixture.cluster.data.join(path));
+    file.and_then(|file| file.write_all_at(b"rot", 3 * 8192 + 4000)).expect("it can be damaged");
+    fixture.cluster.start();
+    let (lockstep, begun) = killed_in_the_first_full(&fixture);
+    let said = json_of(&lockstep.expect(exit::PROBLEMS, &["--json", "backup"]));
+    let there = &said["repositories"][0];
+    let first = &there["finished_first"];
+    assert_eq!((&first["set"], &first["bad_pages"]), (&(&*begun).into(), &1.into()), "{there}");
+    assert_eq!((&there["complete"], &there["bad_pages"]), (&true.into(), &0.into()), "{there}");
+    let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
+    let words = format!("set {begun} has 1 damaged pages");
+    assert!(checked.stdout.contains(&words), "{}", checked.describe());
+}
+
+#[test]
+fn a_full_that_was_begun_is_finished_before_a_newer_set() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.pgbench_tables(SCALE);
+    let (lockstep, begun) = killed_in_the_first_full(&fixture);
     let stored = packs(&fixture);
     fixture.cluster.execute(&["CREATE TABLE later AS SELECT 7 AS n"]);
 

@@ -242,6 +242,30 @@ fn killed_at_every_step_and_nothing_is_lost() {
     discard(&fixture, &target, &parent);
 }
 
+/// Where nobody reads on, `zfs send` complains of a broken pipe: that is no reason.
+#[test]
+fn a_repository_that_is_full_is_said_to_be_and_not_a_pipe_that_broke() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let row = "(SELECT string_agg(md5(n::text || i), '') FROM generate_series(1, 60) i)";
+    fixture.cluster.execute(&[
+        &format!("CREATE TABLE large TABLESPACE ts1 AS SELECT n, {row} AS t FROM generate_series(1, 40000) n"),
+        "CHECKPOINT",
+    ]);
+    let small = folder(&fixture);
+    fs::create_dir_all(&small).expect("the test may write there");
+    let on = small.as_os_str();
+    let options: [&std::ffi::OsStr; 5] =
+        ["-t".as_ref(), "tmpfs".as_ref(), "-o".as_ref(), "size=36m".as_ref(), "small".as_ref()];
+    must(support::command::command("mount", options).arg(on));
+    let lockstep = with_repository(&fixture);
+    let outcome = lockstep.run(&["--json", "backup"]);
+    must(&mut support::command::command("umount", [on]));
+    assert_eq!(outcome.code, Some(exit::PROBLEMS), "{}", outcome.describe());
+    let error = json_of(&outcome)["repositories"][0]["error"].to_string();
+    assert!(!error.contains("roken pipe"), "{error}");
+    assert!(error.contains("No space left"), "{error}");
+}
+
 #[test]
 fn a_bad_page_is_named_and_the_set_is_kept() {
     let fixture = Fixture::new(two_pools_four_datasets());

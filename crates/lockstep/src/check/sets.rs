@@ -1,13 +1,14 @@
 //! The sets of this host and of the repositories: whether they are whole, and how old their data is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{Finding, failure, ok, warning, wrong};
 use crate::context::Context;
 use crate::error::Result;
-use crate::repository::{self, Shipped, locks};
+use crate::repository::{self, Shipped, ShippedVolume, locks};
 use crate::restore;
-use crate::set::manifest::Manifest;
+use crate::set::manifest::{Manifest, SetVolume};
+use crate::set::removal;
 use crate::volume::zfs::Tagged;
 
 /// How many snapshots of a set are named.
@@ -21,6 +22,7 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     for set in &sets {
         if let Err(error) = restore::check_set(cx, set) {
             all.push(failure(&format!("set {}", set.set), &error));
+            all.extend(renamed(cx, set)?);
         }
     }
     let Some(last) = sets.last() else {
@@ -37,7 +39,7 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     let now = jiff::Timestamp::now();
     let max_age = cx.cluster.max_age_hours;
     all.push(match too_old(last, max_age, now) {
-        Some(what) => wrong("sets", format!("the newest set, {}, {what}", last.set), hint_of(last)),
+        Some(old) => wrong("sets", format!("the newest set, {}, {}", last.set, old.what), old.hint),
         None => ok("sets", format!("{} sets, the newest is {}", sets.len(), last.set)),
     });
     let problems = last.problems().map(|problem| {
@@ -47,28 +49,66 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     Ok(all)
 }
 
-/// Why a set is older than it may be; of a standby the age of its data counts. A pure function.
-pub(super) fn too_old(set: &Manifest, max_age_hours: u32, now: jiff::Timestamp) -> Option<String> {
-    let hours = |time| now.duration_since(time).as_hours();
-    let is_too_old = |time| hours(time) >= i64::from(max_age_hours);
-    if is_too_old(set.started_at) {
-        return Some(format!("is {} hours old", hours(set.started_at)));
+/// Snapshots of a set whose dataset was renamed: the set can't be restored from them, and `prune` finds them.
+fn renamed(cx: &Context, set: &Manifest) -> Result<Vec<Finding>> {
+    let mut all = Vec::new();
+    let names: Vec<_> = set.volumes.iter().map(SetVolume::snapshot_name).collect();
+    let there = cx.zfs.standing(&names)?;
+    for (volume, snapshot) in set.volumes.iter().zip(names) {
+        if !there.contains_key(&snapshot)
+            && let Some(now) = removal::renamed(cx, &snapshot, &volume.guid, volume.createtxg)?
+        {
+            let what = format!("\"{now}\" is of set {}, whose dataset was renamed", set.set);
+            let hint = format!(
+                "the set restores once its dataset is \"{}\" again; `lockstep prune` removes the snapshot with the set",
+                volume.dataset
+            );
+            all.push(warning("snapshots", what, hint));
+        }
     }
-    let data = set.data_time();
-    is_too_old(data).then(|| {
-        format!(
-            "holds data that is {} hours old: the last that its standby had replayed is of {}",
-            hours(data),
-            data.strftime("%Y-%m-%d %H:%M:%SZ")
-        )
-    })
+    Ok(all)
 }
 
-fn hint_of(set: &Manifest) -> &'static str {
-    match set.data_time() < set.started_at {
-        true => "does the standby follow its primary? a mirror: `lockstep mirror status`",
-        false => "does the timer run? look at its log, or raise max_age_hours",
+/// Why a set is older than it may be, and what to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Old {
+    pub(super) what: String,
+    pub(super) hint: &'static str,
+    /// No newer one was taken; else it is its data that is old.
+    pub(super) is_set: bool,
+}
+
+/// Whether a set is older than it may be; where the age of its data is known, that counts. A pure function.
+pub(super) fn too_old(set: &Manifest, max_age_hours: u32, now: jiff::Timestamp) -> Option<Old> {
+    let hours = |time| now.duration_since(time).as_hours();
+    let is_too_old = |time| hours(time) >= i64::from(max_age_hours);
+    let data = set.data_time();
+    let is_set = is_too_old(set.started_at);
+    if !is_set && !is_too_old(data) {
+        return None;
     }
+    let (of, hint) = if is_set && (data == set.started_at || !set.postgres.standby) {
+        ("", "does the timer run? look at its log, or raise max_age_hours")
+    } else if set.postgres.standby {
+        (
+            "the last that its standby had replayed",
+            "does the standby follow its primary? a mirror: `lockstep mirror status`",
+        )
+    } else {
+        (
+            "the cluster was shut down, and its last checkpoint",
+            "is data_directory where the cluster is now? one that is stopped for long: raise max_age_hours",
+        )
+    };
+    let what = match is_set {
+        true => format!("is {} hours old", hours(set.started_at)),
+        false => format!(
+            "holds data that is {} hours old: {of} is of {}",
+            hours(data),
+            data.strftime("%Y-%m-%d %H:%M:%SZ")
+        ),
+    };
+    Some(Old { what, hint, is_set })
 }
 
 /// Whether a repository can be reached, how old its newest set is, and whether its store's locks are prolonged. What is
@@ -85,22 +125,60 @@ pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
         Ok(None) => wrong(&subject, "no set is in it yet", "ship one: lockstep ship"),
         Ok(Some(set)) => newest_there(&subject, &set, cx.cluster.max_age_hours, now),
     };
+    let below = match opened.newest().and_then(|newest| Ok((newest, opened.sets()?.0))) {
+        Ok((Some(newest), sets)) => damaged_below(&newest, &sets),
+        // Said above.
+        _ => BTreeMap::new(),
+    };
+    let below = below.into_iter().map(|(id, pages)| {
+        wrong(
+            &subject,
+            format!("set {id} has {pages} damaged pages, and its newest set stands on it"),
+            BELOW_HINT,
+        )
+    });
     let locks = match locks::overdue(&opened, u64::try_from(now.as_second()).unwrap_or(0)) {
         Ok(None) => None,
         Ok(Some(what)) => Some(warning(&subject, what, locks::OVERDUE_HINT)),
         Err(error) => Some(failure(&subject, &error)),
     };
-    std::iter::once(newest).chain(locks).collect()
+    std::iter::once(newest).chain(below).chain(locks).collect()
+}
+
+const BELOW_HINT: &str = "unless they were written anew since, they are in every set from there on: lockstep show and pg_checksums name them, restore the table from an older set; `lockstep backup --no-ship` and `lockstep ship --full` then look at every page again";
+
+/// The sets with damaged pages that a set's volumes are increments to, with how many: an increment's own pages alone
+/// went by. Deltas whose set is gone aren't looked at. A pure function.
+pub(super) fn damaged_below(newest: &Shipped, sets: &[Shipped]) -> BTreeMap<String, u64> {
+    let mut there: HashMap<(&str, &str), (&Shipped, &ShippedVolume)> = HashMap::new();
+    for set in sets.iter().filter(|set| set.manifest.set != newest.manifest.set) {
+        for volume in &set.volumes {
+            there.insert((&volume.image, &volume.delta), (set, volume));
+        }
+    }
+    let mut found = BTreeMap::new();
+    for mut volume in &newest.volumes {
+        while let Some(base) = &volume.base
+            // Each is gone through once, whatever a manifest says.
+            && let Some((set, below)) = there.remove(&(&*volume.image, &**base))
+        {
+            if below.pages.bad > 0 {
+                *found.entry(set.manifest.set.to_string()).or_default() += below.pages.bad;
+            }
+            volume = below;
+        }
+    }
+    found
 }
 
 fn newest_there(subject: &str, set: &Shipped, max_age: u32, now: jiff::Timestamp) -> Finding {
     let id = &set.manifest.set;
-    if let Some(why) = too_old(&set.manifest, max_age, now) {
-        let hint = match set.manifest.data_at {
-            Some(_) => hint_of(&set.manifest),
-            None => "does `lockstep backup` say why it ships no more?",
+    if let Some(old) = too_old(&set.manifest, max_age, now) {
+        let hint = match old.is_set && !set.manifest.postgres.standby {
+            true => "does `lockstep backup` say why it ships no more?",
+            false => old.hint,
         };
-        wrong(subject, format!("its newest set, {id}, {why}"), hint)
+        wrong(subject, format!("its newest set, {id}, {}", old.what), hint)
     } else if set.bad_pages() > 0 {
         wrong(
             subject,

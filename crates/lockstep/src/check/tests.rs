@@ -58,14 +58,76 @@ fn a_set_is_as_old_as_its_data() {
     set.data_at = Some("2026-11-04T12:00:00Z".parse().unwrap());
     assert_eq!(sets::too_old(&set, 26, now), None);
     set.data_at = Some("2026-11-01T12:00:00Z".parse().unwrap());
-    let why = sets::too_old(&set, 26, now).unwrap();
-    assert!(
-        why.contains("data that is 96 hours old") && why.contains("2026-11-01 12:00:00Z"),
-        "{why}"
-    );
-    set.data_at = None;
+    for (standby, hint) in [(true, "follow its primary"), (false, "is data_directory where")] {
+        set.postgres.standby = standby;
+        let old = sets::too_old(&set, 26, now).unwrap();
+        let why = &old.what;
+        assert!(
+            why.contains("data that is 96 hours old") && why.contains("2026-11-01 12:00:00Z"),
+            "{why}"
+        );
+        assert!(!old.is_set && old.hint.contains(hint), "{old:?}");
+    }
+    // A cold set is of a time before it; that no newer one came is the timer's business.
     set.started_at = "2026-11-04T10:00:00Z".parse().unwrap();
-    assert_eq!(sets::too_old(&set, 26, now).as_deref(), Some("is 26 hours old"));
+    for data_at in [None, set.data_at] {
+        set.data_at = data_at;
+        let old = sets::too_old(&set, 26, now).unwrap();
+        assert_eq!((&*old.what, old.is_set), ("is 26 hours old", true));
+        assert!(old.hint.contains("timer"), "{old:?}");
+    }
+}
+
+/// A page that didn't change doesn't go by again: the newest set's own count knows nothing of it.
+#[test]
+fn the_newest_set_has_the_damaged_pages_of_what_it_stands_on() {
+    use crate::repository::shipped::{Pages, Shipped, ShippedVolume};
+    let set = |day: u8, base: Option<u8>, bad: u64| {
+        let volume = |image: &str, bad| ShippedVolume {
+            dataset: crate::volume::zfs::DatasetName::new("t/data").unwrap(),
+            image: image.into(),
+            delta: day.to_string(),
+            base: base.map(|day| day.to_string()),
+            stream_bytes: 0,
+            stored_bytes: 0,
+            left_out: Vec::new(),
+            pages: Pages { bad, ..Pages::default() },
+            raw: None,
+        };
+        let id = format!("202611{day:02}T110000Z-aaaa");
+        Shipped::new(manifest(&id, vec![]), vec![volume("data", bad), volume("more", 0)])
+    };
+    let sets = [set(1, None, 2), set(2, None, 3), set(3, Some(2), 0), set(4, Some(3), 0)];
+    let below = |newest: &Shipped, sets: &[Shipped]| -> Vec<_> {
+        sets::damaged_below(newest, sets).into_iter().collect()
+    };
+    assert_eq!(below(&sets[3], &sets), [("20261102T110000Z-aaaa".to_owned(), 3)]);
+    assert_eq!(below(&sets[1], &sets), [], "a full one stands on nothing");
+    assert_eq!(below(&sets[3], &sets[2..]), [], "what was removed isn't looked at");
+    // Nonsense ends.
+    assert_eq!(below(&set(5, Some(4), 0), &[set(4, Some(3), 0), set(3, Some(4), 0)]), []);
+}
+
+/// A data directory that nobody uses any more is backed up for ever, and each set is whole.
+#[test]
+fn a_cluster_that_is_shut_down_has_data_of_its_last_checkpoint() {
+    let mut stopped = facts();
+    stopped.postmaster = None;
+    stopped.server = Err(NoServer::NotRunning);
+    stopped.control.state = pgfiles::control_file::DbState::ShutDowned;
+    let checkpoint = jiff::Timestamp::from_second(stopped.control.checkpoint_copy.time).unwrap();
+    assert_eq!(stopped.data_at(jiff::Timestamp::now()), Some(checkpoint));
+    assert_ne!(
+        severity_of(&of_facts(&stopped, StrategyChoice::Auto), "connection"),
+        [Severity::Error]
+    );
+    stopped.server = Err(NoServer::Another("its data_directory is \"/new\"".into()));
+    let found = of_facts(&stopped, StrategyChoice::Auto);
+    assert_eq!(severity_of(&found, "connection"), [Severity::Error]);
+    let plan = strategy::choose(&stopped, StrategyChoice::Auto).unwrap();
+    assert!(plan.warnings[0].problem && plan.warnings[0].what.contains("/new"));
+    let found = of_facts(&stopped, StrategyChoice::Cold);
+    assert_eq!(severity_of(&found, "connection"), [Severity::Ok], "it was asked for");
 }
 
 #[test]

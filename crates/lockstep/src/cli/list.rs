@@ -8,6 +8,7 @@ use super::output::{self, JSON_VERSION, say};
 use super::{Done, backup, ship};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::plan::strategy::Strategy;
 use crate::repository::{Shipped, ShippedVolume, files};
 use crate::restore;
 use crate::restore::source::{self, From};
@@ -311,7 +312,11 @@ fn certificate(set: &Manifest, label: &[u8], beside: &str) {
         );
     }
     if let Some(time) = set.data_at {
-        line("data of", format!("{time} (as far as its standby had replayed)"));
+        let why = match (set.strategy, set.postgres.standby) {
+            (Strategy::Cold, false) => "the cluster's last checkpoint",
+            _ => "as far as its standby had replayed",
+        };
+        line("data of", format!("{time} ({why})"));
     }
     say!("\nconsistent because\n  {}\n", set.consistent_because);
     let mut table = output::table(&["order", "snapshot", "guid", "createtxg", "taken", "holds"]);

@@ -79,6 +79,12 @@ fn as_text(cx: &Context, plan: &plan::Plan, facts: &Facts) {
         (Err(why @ NoServer::Failed(_)), None) => {
             format!("not seen to run, {}, {}", facts.control.state.as_str(), why.words())
         }
+        (Err(NoServer::Another(difference)), None) => {
+            format!(
+                "not running, {}; another server answers: {difference}",
+                facts.control.state.as_str()
+            )
+        }
         (Err(_), None) => format!("not running, {}", facts.control.state.as_str()),
     };
     say!("cluster {}: {server}", cx.name);

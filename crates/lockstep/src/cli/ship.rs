@@ -65,16 +65,25 @@ pub(super) fn done(outcomes: &[Outcome]) -> Done {
 
 /// What became of a set, as `backup --json` and `ship --json` print it.
 pub(super) fn as_json(outcomes: &[Outcome]) -> Value {
-    let one = |outcome: &Outcome| match &outcome.result {
-        Ok(shipped) => json!({
-            "repository": outcome.repository, "complete": true, "bad_pages": shipped.bad_pages(),
-            "already": outcome.already, "shipped_at": shipped.shipped_at,
-            "volumes": shipped.volumes,
-        }),
-        Err(error) => json!({
-            "repository": outcome.repository, "complete": false, "error": error.chain(),
-            "hint": error.hint(),
-        }),
+    let one = |outcome: &Outcome| {
+        let mut value = match &outcome.result {
+            Ok(shipped) => json!({
+                "repository": outcome.repository, "complete": true, "bad_pages": shipped.bad_pages(),
+                "already": outcome.already, "shipped_at": shipped.shipped_at,
+                "volumes": shipped.volumes,
+            }),
+            Err(error) => json!({
+                "repository": outcome.repository, "complete": false, "error": error.chain(),
+                "hint": error.hint(),
+            }),
+        };
+        if let Some(first) = &outcome.finished_first {
+            value["finished_first"] = json!({
+                "set": first.manifest.set, "bad_pages": first.bad_pages(),
+                "shipped_at": first.shipped_at, "volumes": first.volumes,
+            });
+        }
+        value
     };
     outcomes.iter().map(one).collect()
 }
@@ -82,6 +91,13 @@ pub(super) fn as_json(outcomes: &[Outcome]) -> Value {
 /// The same for people.
 pub(super) fn as_text(outcomes: &[Outcome]) {
     for outcome in outcomes {
+        if let Some(first) = &outcome.finished_first {
+            println!(
+                "  repository {}: set {}, whose shipment had been interrupted, was finished first",
+                outcome.repository, first.manifest.set
+            );
+            shipped_as_text(&outcome.repository, first, false);
+        }
         match &outcome.result {
             Ok(shipped) => shipped_as_text(&outcome.repository, shipped, outcome.already),
             // Why, stderr says.

@@ -197,6 +197,28 @@ impl RepositoryConfig {
         Ok(Place::Cloud { cloud, bucket: bucket.to_owned(), prefix })
     }
 
+    /// Whether both are the same place, as far as their tables say: then they are one repository.
+    #[must_use]
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        let server = |config: &Self| {
+            let at = config.endpoint.as_deref().unwrap_or_default();
+            let at = at.trim_end_matches('/').to_ascii_lowercase();
+            match config.place() {
+                Ok(Place::Cloud { cloud: Cloud::Azure, .. }) => (at, config.access_key_id.clone()),
+                Ok(Place::Cloud { .. }) => (at, None),
+                _ => Default::default(),
+            }
+        };
+        let place = |config: &Self| {
+            // Of a path the components are compared: no `//`, no `/.`, no `/` at its end.
+            config.place().ok().map(|place| match place {
+                Place::Folder(folder) => Place::Folder(folder.components().collect()),
+                cloud => cloud,
+            })
+        };
+        place(self).is_some() && place(self) == place(other) && server(self) == server(other)
+    }
+
     /// The rate limit in bytes a second.
     ///
     /// # Errors
@@ -265,6 +287,20 @@ mod tests {
         }
         let secret = place("s3://AKIA:hunter2@b/x").unwrap_err();
         assert!(!secret.contains("hunter2"), "{secret}");
+    }
+
+    #[test]
+    fn the_same_place_is_known_however_it_is_written() {
+        let same = |a: &str, b: &str| read(a).unwrap().is_same_place(&read(b).unwrap());
+        assert!(same("url='file:///x/y'", "url='file:///x//y/'\nrate_limit='1MB'"));
+        assert!(!same("url='file:///x/y'", "url='file:///x/z'"));
+        assert!(same("url='s3://b/p'", "url='s3://b/p/'"));
+        assert!(!same("url='s3://b/p'", "url='gs://b/p'"));
+        let at = |server: &str| format!("url='s3://b/p'\nendpoint='https://{server}'");
+        assert!(same(&at("one"), &at("ONE/")));
+        assert!(!same(&at("one"), &at("other")));
+        let of = |account: &str| format!("url='az://b/p'\naccess_key_id='{account}'");
+        assert!(!same(&of("one"), &of("other")), "containers are an account's");
     }
 
     #[test]

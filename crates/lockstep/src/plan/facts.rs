@@ -44,7 +44,7 @@ impl Facts {
         self.postmaster.is_none() && was_shut_down(&self.control)
     }
 
-    /// Of what time the data of a standby is, as far as that is known at `now`: an idle primary's last
+    /// Of what time the data of a standby or of a cluster that is shut down is, as far as that is known at `now`: an idle primary's last
     /// commit is old, so one that has replayed all that its primary wrote is as new as can be. Without
     /// `primary` it is taken for that where it streams and has replayed all it got: another standby, whose
     /// own primary is dead, goes on streaming too, and nobody can tell it from an idle primary.
@@ -60,10 +60,10 @@ impl Facts {
     }
 
     /// The last that a standby is known to have: of one that answers its last replayed commit, of one
-    /// that is stopped its checkpoint; what it has is as new as that at least.
+    /// that is stopped its checkpoint, as of a primary that is stopped; what it has is as new as that at least.
     #[must_use]
     pub fn last_data(&self) -> Option<jiff::Timestamp> {
-        if !self.is_standby() {
+        if !self.is_standby() && !self.is_shut_down() {
             return None;
         }
         let checkpoint = jiff::Timestamp::from_second(self.control.checkpoint_copy.time).ok();
@@ -103,6 +103,8 @@ pub enum NoServer {
     NotConfigured,
     /// Nobody runs the cluster, so nothing was tried.
     NotRunning,
+    /// Nobody runs the cluster, and another server answers at `host`: how it differs.
+    Another(String),
     /// It was tried: the reason.
     Failed(String),
 }
@@ -114,6 +116,11 @@ impl NoServer {
         match self {
             Self::NotConfigured => "no \"host\" is configured".into(),
             Self::NotRunning => "the server isn't running".into(),
+            Self::Another(difference) => {
+                format!(
+                    "the cluster is shut down, and another server answers at \"host\": {difference}"
+                )
+            }
             Self::Failed(why) => format!("no connection: {why}"),
         }
     }

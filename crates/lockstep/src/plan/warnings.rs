@@ -30,6 +30,7 @@ fn problem(what: impl Into<String>, hint: impl Into<String>) -> Warning {
 #[must_use]
 pub fn of(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> Vec<Warning> {
     let mut all: Vec<_> = no_connection(facts, strategy, choice).into_iter().collect();
+    all.extend(another_server(facts, choice));
     all.extend(old_data(facts, choice));
     all.extend(layout(facts));
     all.extend(server(facts, strategy));
@@ -70,6 +71,19 @@ fn no_connection(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> O
         ),
     ))
 }
+
+/// A data directory that nobody uses any more makes good sets of old data for ever.
+fn another_server(facts: &Facts, choice: StrategyChoice) -> Option<Warning> {
+    let Err(no_server @ NoServer::Another(_)) = &facts.server else { return None };
+    let what = no_server.words();
+    Some(match choice {
+        StrategyChoice::Auto => problem(what, ANOTHER_SERVER),
+        _ => warning(what, "the set is about as old as the last checkpoint"),
+    })
+}
+
+/// What to do where another server answers for a cluster that is shut down.
+pub const ANOTHER_SERVER: &str = "was the cluster upgraded or moved? then set data_directory (and bin_dir) to where it is now; where this one is kept as it is, take host out, or set strategy = \"cold\"";
 
 /// A standby that doesn't follow any more has good sets of old data.
 fn old_data(facts: &Facts, choice: StrategyChoice) -> Vec<Warning> {
@@ -198,6 +212,7 @@ fn server(facts: &Facts, strategy: Strategy) -> Vec<Warning> {
         Err(NoServer::Failed(_)) => {
             return vec![warning("the set has no floor LSN", NO_FLOOR)];
         }
+        Err(NoServer::Another(_)) => return Vec::new(),
         Err(no_server) if strategy != Strategy::Cold => {
             return vec![warning(
                 no_server.words(),

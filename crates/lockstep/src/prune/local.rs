@@ -47,7 +47,7 @@ pub(super) fn prune(
     };
     let whole = decide(&|facts, set| facts.broken(set).is_none());
     let all = decide(&|_, _| true);
-    let mut plan = facts.plan(&whole, &all);
+    let mut plan = facts.plan(&whole, &all, &named);
     plan.insist_on(&named)?;
     let is_going = |(set, _): &&(String, Reason)| plan.removed().any(|going| going == set);
     for (set, why) in facts.shipped.iter().filter(is_going) {
@@ -55,11 +55,14 @@ pub(super) fn prune(
             tracing::warn!(%set, "what was stored of it in repository {name} is of no more use");
         }
     }
+    for id in plan.removed() {
+        facts.tell_what_stays(id);
+    }
     show(&plan);
     steps::reached("prune.planned")?;
     let removed = match request.dry_run {
         true => Vec::new(),
-        false => facts.carry_out(cx, &mut plan)?,
+        false => facts.carry_out(cx, &mut plan, &named)?,
     };
     Ok(Outcome { plan, removed, done: None })
 }
@@ -194,11 +197,16 @@ impl Facts {
         })
     }
 
-    /// What keeps the set from being removed.
-    fn in_the_way(&self, set: &Manifest) -> Option<String> {
+    /// What keeps the set from being removed. One that was named is given up where its pool is away.
+    fn in_the_way(&self, set: &Manifest, is_named: bool) -> Option<String> {
         set.volumes.iter().find_map(|volume| {
             if self.away.contains(&volume.pool) {
-                return Some(format!("pool \"{}\" is away", volume.pool));
+                return (!is_named).then(|| {
+                    format!(
+                        "pool \"{}\" is away; where it is gone for good: lockstep prune --local --set {}",
+                        volume.pool, set.set
+                    )
+                });
             }
             let snapshot = volume.snapshot_name();
             let standing = self.standing.get(&snapshot).filter(|s| s.guid == volume.guid)?;
@@ -209,17 +217,30 @@ impl Facts {
         })
     }
 
+    /// Says which snapshots of a set that is given up can't be removed with it.
+    fn tell_what_stays(&self, id: &str) {
+        let set = self.sets.iter().filter(|set| set.set.as_str() == id);
+        for volume in set.flat_map(|set| &set.volumes).filter(|v| self.away.contains(&v.pool)) {
+            tracing::warn!(
+                "set {id} is given up: pool \"{}\" is away, and keeps \"{}\" should it come back",
+                volume.pool,
+                volume.snapshot
+            );
+        }
+    }
+
     fn bytes(&self, set: &Manifest) -> u64 {
         let of = |name: SnapshotName| self.standing.get(&name).map_or(0, |standing| standing.used);
         set.volumes.iter().map(|volume| of(volume.snapshot_name())).sum()
     }
 
-    fn plan(&self, whole: &[Decision], all: &[Decision]) -> Plan {
+    fn plan(&self, whole: &[Decision], all: &[Decision], named: &[String]) -> Plan {
+        let is_named = |set: &Manifest| named.iter().any(|id| id == set.set.as_str());
         let kept = |decisions: &[Decision], set: &Manifest| {
             let found = decisions.iter().find(|decision| decision.id == set.set.as_str());
             found.filter(|decision| decision.is_kept()).map(|decision| decision.reasons.clone())
         };
-        let fate = |set: &Manifest| match (self.broken(set), self.in_the_way(set)) {
+        let fate = |set: &Manifest| match (self.broken(set), self.in_the_way(set, is_named(set))) {
             (None, way) => match (kept(whole, set), way) {
                 (Some(reasons), _) => Fate::Keep(reasons),
                 (None, Some(why)) => Fate::Left(why),
@@ -251,14 +272,14 @@ impl Facts {
     }
 
     /// Removes what the plan says, oldest first. What stays after all is left in the plan.
-    fn carry_out(&self, cx: &Context, plan: &mut Plan) -> Result<Vec<String>> {
+    fn carry_out(&self, cx: &Context, plan: &mut Plan, named: &[String]) -> Result<Vec<String>> {
         let mut removed = Vec::new();
         for entry in plan.entries.iter_mut().filter(|entry| entry.fate == Fate::Remove) {
             let Some(set) = self.sets.iter().find(|set| set.set.as_str() == entry.set) else {
                 continue;
             };
             steps::reached("prune.set")?;
-            match self.remove(cx, set) {
+            match self.remove(cx, set, named.contains(&entry.set)) {
                 Ok(Removal::Done) => removed.push(entry.set.clone()),
                 Ok(Removal::Left(why)) => entry.fate = Fate::Left(why),
                 Ok(Removal::Unfinished(why)) => {
@@ -272,13 +293,13 @@ impl Facts {
         Ok(removed)
     }
 
-    fn remove(&self, cx: &Context, set: &Manifest) -> Result<Removal> {
+    fn remove(&self, cx: &Context, set: &Manifest, is_named: bool) -> Result<Removal> {
         let id = set.set.as_str();
         let common = self.commons.iter().filter(|common| common.newest.as_deref() == Some(id));
         let repositories: Vec<_> = common.map(|common| common.repository.clone()).collect();
         if !repositories.is_empty() {
             bookmarks::make(cx, set, repositories)?;
         }
-        removal::remove(cx, set)
+        removal::remove(cx, set, is_named)
     }
 }

@@ -74,8 +74,10 @@ impl Format {
     /// When there is none, it is damaged, or of a newer version.
     pub fn read(store: &Store, name: &str) -> Result<Self> {
         Self::find(store, name)?.ok_or_else(|| {
-            Error::failed(format!("repository \"{name}\" was never made: no {PATH} there"))
-                .with_hint(format!("make it with `lockstep repo init {name}`"))
+            Error::usage(
+                format!("repository \"{name}\" was never made: no {PATH} there"),
+                format!("make it with `lockstep repo init {name}`"),
+            )
         })
     }
 

@@ -21,11 +21,10 @@ pub fn store(config: &RepositoryConfig) -> Result<Store> {
     if let Place::Folder(folder) = place(config)?
         && !folder.is_dir()
     {
-        return Err(Error::failed(format!(
-            "the repository's folder \"{}\" isn't there",
-            folder.display()
-        ))
-        .with_hint("is its file system mounted? a new one is made with `lockstep repo init`"));
+        return Err(Error::usage(
+            format!("the repository's folder \"{}\" isn't there", folder.display()),
+            "is its file system mounted? a new one is made with `lockstep repo init`",
+        ));
     }
     create(config)
 }

@@ -36,6 +36,12 @@ pub struct RemovalJournal {
     pub set: SetId,
     /// Its snapshots: the dataset and the GUID, as text.
     pub snapshots: Vec<(DatasetName, String)>,
+    /// Their transaction groups, in the same order: a copy in the same pool has the GUID too.
+    #[serde(default)]
+    pub createtxgs: Vec<u64>,
+    /// The set is given up: what lies on pools that are away isn't waited for.
+    #[serde(default)]
+    pub gives_up: bool,
 }
 
 /// Bookmarks that stand for a removed set's snapshots.

@@ -48,8 +48,9 @@ pub struct Manifest {
     pub finished_at: jiff::Timestamp,
     /// The earliest time that recovery can be asked for: everything was frozen by then.
     pub consistent_at: Option<jiff::Timestamp>,
-    /// Of a standby, as far as it was known: of what time its data is. A standby to which nothing
-    /// streams any more has new sets of old data.
+    /// Of a standby and of a cluster that was shut down, as far as it was known: of what time its data is. A
+    /// standby to which nothing streams any more has new sets of old data, and so has a data directory that
+    /// nobody uses any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_at: Option<jiff::Timestamp>,
     /// Where recovery starts: the redo location.
@@ -241,7 +242,7 @@ impl Manifest {
         self.volumes.iter().enumerate().flat_map(|(at, v)| v.parts.iter().map(move |p| (at, p)))
     }
 
-    /// Of what time its data is: when it was begun, unless its standby was behind.
+    /// Of what time its data is: when it was begun, unless its standby was behind, or it was shut down.
     #[must_use]
     pub fn data_time(&self) -> jiff::Timestamp {
         self.data_at.map_or(self.started_at, |data| data.min(self.started_at))

@@ -7,16 +7,17 @@
 //! 4. The snapshots are destroyed; then the set's files, then the entry.
 //!
 //! Killed before the second step nothing has happened; after it the next start finishes, by the same
-//! steps. A snapshot of the right name and another GUID is somebody else's, and stays.
+//! steps. A snapshot of the right name and another GUID is somebody else's, and stays. One whose dataset was renamed
+//! is looked for in its pool.
 
 use super::journal::{self, RemovalJournal};
 use super::manifest::Manifest;
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files;
 use crate::ship::at_work;
 use crate::steps;
-use crate::volume::zfs::{SnapshotName, Standing};
+use crate::volume::zfs::{DatasetName, SnapshotFacts, SnapshotName, Standing};
 
 /// How a removal ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,11 +30,11 @@ pub enum Removal {
     Unfinished(String),
 }
 
-/// Removes a set.
+/// Removes a set. `gives_up`: what lies on pools that are away stays where it is, and is forgotten.
 ///
 /// # Errors
 /// When it was interrupted before it began, or its files can't be changed.
-pub fn remove(cx: &Context, manifest: &Manifest) -> Result<Removal> {
+pub fn remove(cx: &Context, manifest: &Manifest, gives_up: bool) -> Result<Removal> {
     let entry = RemovalJournal {
         set: manifest.set.clone(),
         snapshots: manifest
@@ -41,6 +42,8 @@ pub fn remove(cx: &Context, manifest: &Manifest) -> Result<Removal> {
             .iter()
             .map(|volume| (volume.dataset.clone(), volume.guid.clone()))
             .collect(),
+        createtxgs: manifest.volumes.iter().map(|volume| volume.createtxg).collect(),
+        gives_up,
     };
     journal::write(&path(cx, &entry), &entry)?;
     if let Err(interrupted) = steps::reached("prune.journal") {
@@ -62,7 +65,7 @@ pub fn unfinished(cx: &Context) -> Result<()> {
     for (path, entry) in journal::read_all::<RemovalJournal>(&cx.state.path("removals"))? {
         if cx.state.is_complete(entry.set.as_str()) {
             // Its manifest was never withdrawn, or was put back.
-            hold(cx, &entry)?;
+            hold(cx, &entry, &now_named(cx, &entry)?)?;
             files::remove_file(&path)?;
             continue;
         }
@@ -87,9 +90,48 @@ pub fn stands(snapshot: &SnapshotName, standing: &Standing, own_hold: u64) -> Op
     (standing.holds > own_hold).then(|| format!("somebody else holds \"{snapshot}\""))
 }
 
-fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
+/// Where a set's snapshot is that isn't on its dataset any more: a `zfs rename` takes the snapshots along. What has
+/// its GUID and is of another transaction group is a copy, and somebody else's.
+///
+/// # Errors
+/// When ZFS fails.
+pub fn renamed(
+    cx: &Context,
+    snapshot: &SnapshotName,
+    guid: &str,
+    createtxg: u64,
+) -> Result<Option<SnapshotName>> {
+    let pool = DatasetName::new(snapshot.dataset.pool()).map_err(Error::failed)?;
+    let found = cx.zfs.snapshots_named(&pool, &snapshot.name)?;
+    if found.is_empty() {
+        return Ok(None);
+    }
+    let facts = cx.zfs.snapshot_facts(&found)?;
+    let is_it =
+        |facts: &SnapshotFacts| facts.createtxg == createtxg && facts.guid.to_string() == guid;
+    let at = facts.iter().position(is_it);
+    Ok(at.map(|at| found[at].clone()).filter(|found| found != snapshot))
+}
+
+/// The set's snapshots where they are now.
+fn now_named(cx: &Context, entry: &RemovalJournal) -> Result<Vec<SnapshotName>> {
     let name = entry.set.snapshot_name();
-    let named: Vec<_> = entry.snapshots.iter().map(|(of, _)| of.snapshot(&name)).collect();
+    let mut named: Vec<_> = entry.snapshots.iter().map(|(of, _)| of.snapshot(&name)).collect();
+    let there = cx.zfs.standing(&named)?;
+    for ((snapshot, (_, guid)), createtxg) in
+        named.iter_mut().zip(&entry.snapshots).zip(&entry.createtxgs)
+    {
+        if there.get(snapshot).is_none_or(|standing| standing.guid != *guid)
+            && let Some(found) = renamed(cx, snapshot, guid, *createtxg)?
+        {
+            *snapshot = found;
+        }
+    }
+    Ok(named)
+}
+
+fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
+    let named = now_named(cx, entry)?;
     for snapshot in &named {
         cx.zfs.release(snapshot)?;
     }
@@ -102,17 +144,17 @@ fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
     let shipping = at_work::on(cx, &entry.set)?;
     let shipping = shipping.map(|name| format!("it is being shipped to repository {name}"));
     if let Some(why) = in_the_way.or(shipping) {
-        return keep(cx, entry, is_whole, why);
+        return keep(cx, entry, &named, is_whole, why);
     }
     let _ = steps::reached("prune.released");
     for (number, at) in ours.iter().enumerate() {
         if let Err(error) = cx.zfs.destroy_snapshot(&named[*at]) {
-            return keep(cx, entry, is_whole && number == 0, error.chain());
+            return keep(cx, entry, &named, is_whole && number == 0, error.chain());
         }
         let _ = steps::reached(&format!("prune.destroyed-{}", number + 1));
     }
     // A pool that is merely exported may come back with its snapshot.
-    for (dataset, _) in &entry.snapshots {
+    for (dataset, _) in entry.snapshots.iter().filter(|_| !entry.gives_up) {
         if !cx.zfs.exists(dataset.pool())? {
             let why = format!("pool \"{}\" is away", dataset.pool());
             return Ok(Removal::Unfinished(why));
@@ -126,24 +168,28 @@ fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
 }
 
 /// Puts a set back that is still whole; another one's removal goes on later.
-fn keep(cx: &Context, entry: &RemovalJournal, is_whole: bool, why: String) -> Result<Removal> {
+fn keep(
+    cx: &Context,
+    entry: &RemovalJournal,
+    named: &[SnapshotName],
+    is_whole: bool,
+    why: String,
+) -> Result<Removal> {
     if !is_whole {
         return Ok(Removal::Unfinished(why));
     }
-    hold(cx, entry)?;
+    hold(cx, entry, named)?;
     cx.state.put_back(&entry.set)?;
     files::remove_file(&path(cx, entry))?;
     Ok(Removal::Left(why))
 }
 
-/// Holds all snapshots of the set that are there.
-fn hold(cx: &Context, entry: &RemovalJournal) -> Result<()> {
-    let name = entry.set.snapshot_name();
-    let named: Vec<_> = entry.snapshots.iter().map(|(of, _)| of.snapshot(&name)).collect();
-    for (snapshot, standing) in cx.zfs.standing(&named)? {
-        let is_ours = |(of, guid): &(_, String)| *of == snapshot.dataset && *guid == standing.guid;
-        if entry.snapshots.iter().any(is_ours) {
-            cx.zfs.hold(&[snapshot])?;
+/// Holds all snapshots of the set that are there, by their names now.
+fn hold(cx: &Context, entry: &RemovalJournal, named: &[SnapshotName]) -> Result<()> {
+    let there = cx.zfs.standing(named)?;
+    for (snapshot, (_, guid)) in named.iter().zip(&entry.snapshots) {
+        if there.get(snapshot).is_some_and(|standing| standing.guid == *guid) {
+            cx.zfs.hold(std::slice::from_ref(snapshot))?;
         }
     }
     Ok(())

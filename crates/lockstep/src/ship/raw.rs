@@ -14,7 +14,7 @@ use strata::delta::{Descriptor, ImageOptions, ImageWriter};
 
 use super::passing::STRIDE;
 use super::route::{Bases, How};
-use super::volume::{Shipment, journal_name, sent, stored_bytes};
+use super::volume::{Sent, Shipment, journal_name, stored_bytes};
 use crate::config::EncryptedDatasets;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -229,11 +229,11 @@ fn send(
     // Without a base: nothing of it can be read without the stream's own reader.
     let mut writer = ImageWriter::new(&repository.strata, image, &volume.guid, None, &options)
         .map_err(of_strata)?;
-    let mut child = shipment.zfs.send(&spec)?;
+    let mut sent = Sent::new(shipment.zfs.send(&spec)?);
     let bar = shipment.progress.bytes(volume.dataset.as_str());
     let mut seen = 0;
     let from = base.as_ref().map(|(base, _)| base.guid.to_string());
-    let stored = ingest(&mut child, &mut writer, &volume.guid, from.as_deref(), |bytes| {
+    let stored = ingest(&mut sent, &mut writer, &volume.guid, from.as_deref(), |bytes| {
         if bytes - seen >= STRIDE {
             bar.set_position(bytes);
             (shipment.check)()?;
@@ -243,7 +243,7 @@ fn send(
         Ok(())
     });
     bar.finish_and_clear();
-    let stored = sent(stored, child)?;
+    let stored = sent.end(stored)?;
     let key_location = shipment.key_locations.get(&volume.dataset).cloned();
     let properties = shipment.properties.get(volume.dataset.as_str()).cloned();
     let base = base.map(|(_, segment)| segment);

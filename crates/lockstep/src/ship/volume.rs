@@ -2,6 +2,7 @@
 //! is encrypted may go raw (`raw.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 use std::process::ChildStdout;
@@ -112,10 +113,10 @@ impl Job<'_> {
         let passed =
             passed.and_then(|(tags, transaction)| or_none(Passed::open(tags, transaction)));
         let pages = Pages::new(passed, snapshot);
-        let mut child = self.shipment.zfs.send(&spec)?;
+        let mut sent = Sent::new(self.shipment.zfs.send(&spec)?);
         let mut passing = Passing::new(self, base.map(|(_, state)| state), pages);
         let outcome = (|| {
-            let reader = Reader::new(&mut child).map_err(of_stream)?;
+            let reader = Reader::new(&mut sent).map_err(of_stream)?;
             let mut delta = StreamDelta::new(reader).map_err(of_stream)?;
             let begin = delta.begin().clone();
             let bytes = ingest(&mut delta, &mut writer, &mut passing)?;
@@ -124,7 +125,7 @@ impl Job<'_> {
         if passing.needs_full {
             return Ok(None);
         }
-        let (begin, stream_bytes) = sent(outcome, child)?;
+        let (begin, stream_bytes) = sent.end(outcome)?;
         if !passing.is_whole() {
             return Ok(None);
         }
@@ -196,12 +197,36 @@ pub(super) fn journal_name(repository: &str, image: &str, volume: &SetVolume) ->
     format!("{repository}-{image}-{}.jsonl", volume.guid)
 }
 
-/// How a stream ended. What `zfs send` said on its way out is the reason, where the stream only ended early.
-pub(super) fn sent<T>(read: Result<T>, child: Piped<ChildStdout>) -> Result<T> {
-    match (read, child.finish()) {
-        (Err(_), Err(reason)) if !reason.stderr().is_empty() => Err(reason.into()),
-        (Ok(_), Err(reason)) => Err(reason.into()),
-        (read, _) => read,
+/// What `zfs send` sends, and whether that has come to its end.
+pub(super) struct Sent {
+    child: Piped<ChildStdout>,
+    has_ended: bool,
+}
+
+impl Sent {
+    pub(super) fn new(child: Piped<ChildStdout>) -> Self {
+        Self { child, has_ended: false }
+    }
+
+    /// How it went. What `zfs send` said on its way out is the reason, where the stream ended early; where nobody
+    /// read on, it says no more than that the pipe broke.
+    pub(super) fn end<T>(self, read: Result<T>) -> Result<T> {
+        match (read, self.child.finish()) {
+            (Err(error @ Error::Interrupted { .. }), _) => Err(error),
+            (Err(_), Err(reason)) if self.has_ended && !reason.stderr().is_empty() => {
+                Err(reason.into())
+            }
+            (Ok(_), Err(reason)) => Err(reason.into()),
+            (read, _) => read,
+        }
+    }
+}
+
+impl Read for Sent {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.child.read(buffer)?;
+        self.has_ended |= read == 0 && !buffer.is_empty();
+        Ok(read)
     }
 }
 
@@ -214,4 +239,32 @@ pub(super) fn stored_bytes(repository: &Repository, descriptor: &Descriptor) -> 
     })
     .map_err(of_strata)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::Program;
+
+    #[test]
+    fn a_reader_that_gave_up_says_why_and_one_that_was_left_says_what_the_sender_said() {
+        // It complains as `zfs send` does.
+        let complains = || Program::new("sh").args(["-c", "trap '' PIPE; yes"]);
+        let mut sent = Sent::new(complains().read_from().unwrap());
+        sent.read_exact(&mut [0; 10]).unwrap();
+        let full = sent.end::<()>(Err(Error::failed("no space left"))).unwrap_err();
+        assert_eq!(full.to_string(), "no space left");
+        let sent = Sent::new(complains().read_from().unwrap());
+        let interrupted = Error::Interrupted { step: "ship.progress".into() };
+        assert_eq!(sent.end::<()>(Err(interrupted)).unwrap_err().exit_code(), 130);
+
+        let ends = Program::new("sh").args(["-c", "echo x; echo 'pool suspended' >&2; exit 1"]);
+        let mut sent = Sent::new(ends.read_from().unwrap());
+        std::io::copy(&mut sent, &mut std::io::sink()).unwrap();
+        let early = sent.end::<()>(Err(Error::failed("the stream ends early"))).unwrap_err();
+        assert!(early.chain().contains("pool suspended"), "{}", early.chain());
+        let mut sent = Sent::new(ends.read_from().unwrap());
+        std::io::copy(&mut sent, &mut std::io::sink()).unwrap();
+        assert!(sent.end(Ok(())).unwrap_err().chain().contains("pool suspended"));
+    }
 }
