@@ -366,10 +366,18 @@ fn not_toml(text: &str, error: &toml::de::Error) -> String {
         Some(before) => {
             let line = before.matches('\n').count() + 1;
             let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-            format!("line {line}, column {column}: {why}")
+            let key = key_before(before).map(|key| format!(", {key}")).unwrap_or_default();
+            format!("line {line}, column {column}{key}: {why}")
         }
         None => why.to_owned(),
     }
+}
+
+/// The key of a value that begins after `before`.
+fn key_before(before: &str) -> Option<&str> {
+    let key = before.trim_end().strip_suffix('=')?.rsplit(['{', ',', '\n']).next()?.trim();
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    (!key.is_empty() && key.chars().all(is_bare)).then_some(key)
 }
 
 fn wrong(path: &Path, why: &str) -> Error {
@@ -416,6 +424,9 @@ mod tests {
         let why = Config::parse(text).unwrap_err();
         assert!(why.starts_with("line 4, column 3: ") && why.contains("`password`"), "{why}");
         assert!(!why.contains("hunter2"), "{why}");
+        let why = format!("{EXAMPLE}\n[clusters.main.retention]\nlocal = {{ within = '7' }}");
+        let why = Config::parse(&why).unwrap_err();
+        assert!(why.starts_with("line 10, column 20, within: "), "{why}");
         let why = Config::parse("state_dir = '/s'\nsecret = 'hunter2\n").unwrap_err();
         assert!(why.starts_with("line 2") && !why.contains("hunter2"), "{why}");
     }

@@ -89,7 +89,7 @@ fn keys(lockstep: &Lockstep) -> Vec<Value> {
 fn a_repository_is_made_once() {
     let desk = Desk::new();
     let lockstep = desk.with("");
-    let early = lockstep.expect(exit::FAILED, &["repo", "key", "list"]);
+    let early = lockstep.expect(exit::USAGE, &["repo", "key", "list"]);
     says(&early, &["isn't there", "is its file system mounted?"]);
     assert!(!desk.repository().exists(), "only `repo init` makes a folder");
 
