@@ -501,9 +501,11 @@ fn locked_wrong_server_and_no_server() {
     let holder = format!("process {} (lockstep backup)", first.id());
     assert_said(&second, &["error: ", "\"main\"", &holder, "hint: "]);
     // Looking is allowed meanwhile, and nobody takes the running one for an unfinished one.
-    for words in [&["list"][..], &["plan"], &["check"]] {
-        let seen = fixture.lockstep().expect(exit::DONE, words);
+    for (words, code) in [("list", exit::DONE), ("plan", exit::DONE), ("check", exit::PROBLEMS)] {
+        let seen = fixture.lockstep().expect(code, &[words]);
         assert!(!seen.stdout.contains("cut off"), "{}", seen.describe());
+        // There is no set yet, and that is all.
+        assert!(!seen.stdout.contains("snapshots: set"), "{}", seen.describe());
     }
     hooks.steps.release(step);
     let first = first.wait(LIMIT);

@@ -120,15 +120,16 @@ pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
         Err(error) => return vec![failure(&subject, &error)],
     };
     let now = jiff::Timestamp::now();
-    let newest = match opened.newest() {
-        Err(error) => failure(&subject, &error),
-        Ok(None) => wrong(&subject, "no set is in it yet", "ship one: lockstep ship"),
-        Ok(Some(set)) => newest_there(&subject, &set, cx.cluster.max_age_hours, now),
-    };
-    let below = match opened.newest().and_then(|newest| Ok((newest, opened.sets()?.0))) {
-        Ok((Some(newest), sets)) => damaged_below(&newest, &sets),
-        // Said above.
-        _ => BTreeMap::new(),
+    let (newest, below) = match opened.newest() {
+        Err(error) => (failure(&subject, &error), BTreeMap::new()),
+        Ok(None) => {
+            (wrong(&subject, "no set is in it yet", "ship one: lockstep ship"), BTreeMap::new())
+        }
+        Ok(Some(set)) => (
+            newest_there(&subject, &set, cx.cluster.max_age_hours, now),
+            // What can't be read `repo check` tells.
+            opened.sets().map_or_else(|_| BTreeMap::new(), |(sets, _)| damaged_below(&set, &sets)),
+        ),
     };
     let below = below.into_iter().map(|(id, pages)| {
         wrong(

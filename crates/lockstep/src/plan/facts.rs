@@ -44,10 +44,11 @@ impl Facts {
         self.postmaster.is_none() && was_shut_down(&self.control)
     }
 
-    /// Of what time the data of a standby or of a cluster that is shut down is, as far as that is known at `now`: an idle primary's last
-    /// commit is old, so one that has replayed all that its primary wrote is as new as can be. Without
-    /// `primary` it is taken for that where it streams and has replayed all it got: another standby, whose
-    /// own primary is dead, goes on streaming too, and nobody can tell it from an idle primary.
+    /// Of what time the data of a standby or of a cluster that is shut down is, as far as that is known at
+    /// `now`: an idle primary's last commit is old, so one that has replayed all that its primary wrote is
+    /// as new as can be. Without `primary` it is taken for that where it streams and has replayed all it
+    /// got: another standby, whose own primary is dead, goes on streaming too, and nobody can tell it from
+    /// an idle primary.
     #[must_use]
     pub fn data_at(&self, now: jiff::Timestamp) -> Option<jiff::Timestamp> {
         let following = self.server.as_ref().ok().and_then(|server| server.following.as_ref());

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use super::journal::{self, BackupJournal};
+use super::journal::{self, BackupJournal, RemovalJournal};
 use super::removal;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -104,15 +104,25 @@ fn destroy(cx: &Context, snapshots: &[SnapshotName]) -> Result<Vec<String>> {
     Ok(left)
 }
 
-/// Snapshots on `datasets` that carry Lockstep's marks and belong to no set of this state_dir.
+/// Snapshots on `datasets` that carry Lockstep's marks and belong to no set of this state_dir, nor to one that is being
+/// taken or removed.
 ///
 /// # Errors
-/// When ZFS fails.
+/// When ZFS fails, or a journal can't be read.
 pub fn strangers(cx: &Context, datasets: &[DatasetName]) -> Result<Vec<Tagged>> {
+    let taken = journal::read_all::<BackupJournal>(&cx.state.path("unfinished"))?;
+    let removed = journal::read_all::<RemovalJournal>(&cx.state.path("removals"))?;
+    let at_work: BTreeSet<_> = taken
+        .into_iter()
+        .map(|(_, entry)| entry.set)
+        .chain(removed.into_iter().map(|(_, entry)| entry.set))
+        .map(|set| set.to_string())
+        .collect();
     let mut found = Vec::new();
     for dataset in datasets.iter().collect::<BTreeSet<_>>() {
         for tagged in cx.zfs.tagged_snapshots(dataset)? {
-            if tagged.owner != cx.state.owner() || !cx.state.is_complete(&tagged.set) {
+            let is_ours = cx.state.is_complete(&tagged.set) || at_work.contains(&tagged.set);
+            if tagged.owner != cx.state.owner() || !is_ours {
                 found.push(tagged);
             }
         }
