@@ -169,7 +169,7 @@ fn a_raw_volume_goes_and_comes_back_with_its_key() {
     // A set whose chain has begun anew doesn't fit on top; a set of its own place does.
     let newer = ["restore", "latest", "--to", to, "--from", "repository", "--as", "zfs"];
     let newer = [&newer[..], &["--dataset", parent, "--delta"]].concat();
-    let outcome = lockstep.expect(exit::FAILED, &newer);
+    let outcome = lockstep.expect(exit::REFUSED, &newer);
     assert!(outcome.stderr.contains("chain may have begun anew"), "{}", outcome.describe());
     discard(&fixture, &target, parent);
     let restored = lockstep.restore_and_start(&sets[3].id, &target, &more[..6]);

@@ -7,7 +7,7 @@ use crate::support::faults::assert_said;
 use crate::support::layout::{one_dataset, two_pools_four_datasets};
 use crate::support::ledger::{Expected, Ledger};
 use crate::support::load::{Load, Plan};
-use crate::support::lockstep::{Set, Steps, exit};
+use crate::support::lockstep::{LIMIT, Set, Steps, exit};
 use crate::support::shipping::packs;
 use crate::{FILES, Prepared, SCALE, folder_of, index_of, prepare, text};
 use std::ffi::OsStr;
@@ -267,7 +267,8 @@ fn a_restore_that_is_killed_leaves_nothing_at_the_next_start() {
         let control = folder_of(&to, index_of(&set, "data"), "data").join("pg/global/pg_control");
         assert!(!control.exists(), "pg_control comes last, and is there at {step}");
         running.kill();
-        drop(running);
+        // Until then it holds its lock.
+        assert_eq!(running.wait(LIMIT).signal, Some(9), "{step}");
         // Any restore cleans up before it begins.
         prepared.lockstep.expect(exit::USAGE, &["restore", "no-such-set", "--to", text(&to)]);
         assert!(!to.exists(), "{step}: {} is left", to.display());
