@@ -22,7 +22,8 @@ pub fn installed() -> Vec<(u32, PathBuf)> {
             Some(bin) => found.push((major, bin)),
             None => {
                 let words = "not installed (scripts/fetch-postgres brings 14 to 18)";
-                let all = std::env::var_os("LOCKSTEP_ALL").is_some();
+                // Of 13 there is no package to fetch.
+                let all = std::env::var_os("LOCKSTEP_ALL").is_some() && major > 13;
                 assert!(!all, "LOCKSTEP_ALL: PostgreSQL {major}: {words}");
                 say(&format!("SKIPPED PostgreSQL {major}: {words}"));
             }
