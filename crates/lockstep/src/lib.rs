@@ -5,6 +5,9 @@
 //! run ([`backup`]) and leaves a set ([`set`]); a set becomes a cluster ([`restore`], [`clone`]).
 //! Programs are started in [`process`] alone.
 
+// It panics where stdout is gone or full: `say!` of `cli::output` is for that.
+#![cfg_attr(not(test), deny(clippy::print_stdout))]
+
 pub mod backup;
 pub mod check;
 pub mod cli;

@@ -92,9 +92,10 @@ pub(super) fn as_json(outcomes: &[Outcome]) -> Value {
 pub(super) fn as_text(outcomes: &[Outcome]) {
     for outcome in outcomes {
         if let Some(first) = &outcome.finished_first {
-            println!(
+            say!(
                 "  repository {}: set {}, whose shipment had been interrupted, was finished first",
-                outcome.repository, first.manifest.set
+                outcome.repository,
+                first.manifest.set
             );
             shipped_as_text(&outcome.repository, first, false);
         }
