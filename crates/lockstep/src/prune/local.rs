@@ -122,13 +122,14 @@ impl Facts {
     /// The same, and what it has to do with repositories.
     fn take(cx: &Context) -> Result<Self> {
         let mut facts = Self::look(cx)?;
-        for set in &facts.sets {
-            let name = at_work::on(cx, &set.set)?;
-            facts.shipped.extend(name.map(|n| (set.set.to_string(), Reason::BeingShipped(n))));
+        for (set, repository) in at_work::all(cx)? {
+            facts.shipped.push((set, Reason::BeingShipped(repository)));
         }
         for name in &cx.cluster.repositories {
-            let begun = begun::newest(cx, name, |set| facts.broken(set).is_none())?;
-            facts.shipped.extend(begun.map(|id| (id, Reason::Begun(name.clone()))));
+            let is_whole = |set: &Manifest| facts.broken(set).is_none();
+            let begun = begun::newest(cx, name, &facts.sets, is_whole);
+            let begun = begun.map(|set| (set.set.to_string(), Reason::Begun(name.clone())));
+            facts.shipped.extend(begun);
         }
         facts.commons = common::with_all(cx, &facts.bases(cx)?);
         for set in &facts.sets {
@@ -185,15 +186,9 @@ impl Facts {
 
     /// Why the set can't be restored any more.
     fn broken(&self, set: &Manifest) -> Option<String> {
-        set.volumes.iter().find_map(|volume| {
-            let snapshot = volume.snapshot_name();
-            match self.standing.get(&snapshot) {
-                None => Some(format!("\"{snapshot}\" is gone")),
-                Some(standing) if standing.guid != volume.guid => {
-                    Some(format!("\"{snapshot}\" is another snapshot"))
-                }
-                Some(_) => None,
-            }
+        set.first_gone(&self.standing).map(|(volume, found)| match found {
+            None => format!("\"{}\" is gone", volume.snapshot_name()),
+            Some(_) => format!("\"{}\" is another snapshot", volume.snapshot_name()),
         })
     }
 

@@ -39,18 +39,16 @@ pub(crate) fn incomplete(cx: &Context, sets: &[Manifest]) -> Result<Vec<(SetId, 
     let named: Vec<_> = sets.iter().flat_map(snapshots).collect();
     let standing = cx.zfs.standing(&named)?;
     let why = |set: &Manifest| {
-        set.volumes.iter().find_map(|volume| {
-            let (id, snapshot) = (set.set.to_string(), volume.snapshot.clone());
-            match standing.get(&volume.snapshot_name()) {
-                None => Some(Refusal::SnapshotMissing { set: id, snapshot }),
-                Some(found) if found.guid != volume.guid => Some(Refusal::SnapshotSwapped {
-                    set: id,
-                    snapshot,
-                    expected: format!("GUID {}", volume.guid),
-                    found: format!("GUID {}", found.guid),
-                }),
-                Some(_) => None,
-            }
+        let (volume, found) = set.first_gone(&standing)?;
+        let (set, snapshot) = (set.set.to_string(), volume.snapshot.clone());
+        Some(match found {
+            None => Refusal::SnapshotMissing { set, snapshot },
+            Some(found) => Refusal::SnapshotSwapped {
+                set,
+                snapshot,
+                expected: format!("GUID {}", volume.guid),
+                found: format!("GUID {}", found.guid),
+            },
         })
     };
     Ok(sets.iter().filter_map(|set| Some((set.set.clone(), why(set)?.into()))).collect())

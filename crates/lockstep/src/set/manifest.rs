@@ -15,7 +15,7 @@ use crate::names::{ClusterName, SetId};
 use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
 use crate::plan::warnings::Warning;
-use crate::volume::zfs::{DatasetName, SnapshotName};
+use crate::volume::zfs::{DatasetName, SnapshotName, Standing};
 
 /// The format of this file; another number is refused.
 pub const VERSION: u32 = 1;
@@ -240,6 +240,16 @@ impl Manifest {
     /// Every part with the volume it lies on.
     pub fn parts(&self) -> impl Iterator<Item = (usize, &SetPart)> {
         self.volumes.iter().enumerate().flat_map(|(at, v)| v.parts.iter().map(move |p| (at, p)))
+    }
+
+    /// The first volume whose snapshot isn't among those that are there, or is another one, which is given then.
+    #[must_use]
+    pub fn first_gone<'a>(
+        &'a self,
+        there: &'a BTreeMap<SnapshotName, Standing>,
+    ) -> Option<(&'a SetVolume, Option<&'a Standing>)> {
+        let mut found = self.volumes.iter().map(|of| (of, there.get(&of.snapshot_name())));
+        found.find(|(of, found)| found.is_none_or(|found| found.guid != of.guid))
     }
 
     /// Of what time its data is: when it was begun, unless its standby was behind, or it was shut down.

@@ -141,7 +141,7 @@ fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
     let ours: Vec<_> = (0..named.len()).filter(|at| is_ours(*at)).collect();
     let is_whole = ours.len() == named.len();
     let in_the_way = ours.iter().find_map(|at| stands(&named[*at], there.get(&named[*at])?, 0));
-    let shipping = at_work::on(cx, &entry.set)?;
+    let shipping = at_work::all(cx)?.remove(entry.set.as_str());
     let shipping = shipping.map(|name| format!("it is being shipped to repository {name}"));
     if let Some(why) = in_the_way.or(shipping) {
         return keep(cx, entry, &named, is_whole, why);

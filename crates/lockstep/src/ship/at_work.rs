@@ -5,12 +5,12 @@
 //! and then looks whether the set is still there; a removal withdraws the manifest and then looks for the note. One of
 //! the two sees the other.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::names::SetId;
 use crate::set::manifest::Manifest;
 
 /// The note; it goes with the shipment.
@@ -49,22 +49,29 @@ impl Drop for AtWork {
     }
 }
 
-/// The repository that the set is being shipped to right now, if any.
+/// The sets that are being shipped right now, each with the repository it goes to: the first, where it goes to several.
 ///
 /// # Errors
 /// When a lock can't be tried.
-pub(crate) fn on(cx: &Context, set: &SetId) -> Result<Option<String>> {
+pub(crate) fn all(cx: &Context) -> Result<BTreeMap<String, String>> {
+    let mut all = BTreeMap::new();
     for name in &cx.cluster.repositories {
         let noted = std::fs::read_to_string(path(cx, name)).unwrap_or_default();
-        if !noted.lines().any(|line| line == set.as_str()) {
+        if noted.is_empty() {
             continue;
         }
         match super::lock(cx, name, "prune") {
-            Err(Error::Locked { .. }) => return Ok(Some(name.clone())),
-            tried => drop(tried?),
+            Err(Error::Locked { .. }) => {}
+            tried => {
+                drop(tried?);
+                continue;
+            }
+        }
+        for set in noted.lines() {
+            all.entry(set.to_owned()).or_insert_with(|| name.clone());
         }
     }
-    Ok(None)
+    Ok(all)
 }
 
 fn path(cx: &Context, repository: &str) -> PathBuf {

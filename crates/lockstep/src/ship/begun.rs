@@ -83,7 +83,8 @@ fn is_there(cx: &Context, set: &Manifest) -> Result<bool> {
 /// When the sets or a journal can't be read.
 pub(crate) fn kept(cx: &Context, repository: &str) -> Result<Begun> {
     let mut kept = Begun::default();
-    for set in since_the_last(cx, repository)? {
+    let (sets, _) = cx.state.sets()?;
+    for set in since_the_last(cx, repository, &sets) {
         for volume in &set.volumes {
             for (image, journal) in journals(cx, repository, volume) {
                 kept.packs.extend(PackWriter::stored_before(&journal).map_err(of_strata)?);
@@ -94,31 +95,29 @@ pub(crate) fn kept(cx: &Context, repository: &str) -> Result<Begun> {
     Ok(kept)
 }
 
-/// The newest set whose shipment to the repository was interrupted, where no newer one is known to be there: the next
-/// shipment goes on with it. One that isn't `whole` can't be gone on with.
-///
-/// # Errors
-/// When the sets can't be read.
-pub(crate) fn newest(
+/// The newest of this host's `sets` (oldest first) whose shipment to the repository was interrupted, where no newer one
+/// is known to be there: the next shipment goes on with it. One that isn't whole can't be gone on with.
+pub(crate) fn newest<'a>(
     cx: &Context,
     repository: &str,
+    sets: &'a [Manifest],
     is_whole: impl Fn(&Manifest) -> bool,
-) -> Result<Option<String>> {
+) -> Option<&'a Manifest> {
     let is_begun = |set: &Manifest| {
         let mut journals = set.volumes.iter().flat_map(|of| journals(cx, repository, of));
         !note_path(cx, set, repository).exists() && journals.any(|(_, journal)| journal.exists())
     };
-    let mut sets = since_the_last(cx, repository)?.into_iter();
-    Ok(sets.find(|set| is_begun(set) && is_whole(set)).map(|set| set.set.to_string()))
+    since_the_last(cx, repository, sets).find(|set| is_begun(set) && is_whole(set))
 }
 
-/// This host's sets from the newest on that is known to be in the repository, newest first.
-fn since_the_last(cx: &Context, repository: &str) -> Result<Vec<Manifest>> {
-    let (mut sets, _) = cx.state.sets()?;
+/// Those of `sets` from the newest on that is known to be in the repository, newest first.
+fn since_the_last<'a>(
+    cx: &Context,
+    repository: &str,
+    sets: &'a [Manifest],
+) -> impl Iterator<Item = &'a Manifest> {
     let last = sets.iter().rposition(|set| note_path(cx, set, repository).exists());
-    sets.drain(..last.unwrap_or(0));
-    sets.reverse();
-    Ok(sets)
+    sets.iter().skip(last.unwrap_or(0)).rev()
 }
 
 /// The images that a volume may go into, each with the journal of that.
