@@ -240,13 +240,12 @@ impl Config {
                     format!("add a table [repositories.{name}] with its url"),
                 ));
             }
-            let mut before: Vec<(&String, &RepositoryConfig)> = Vec::new();
-            for name in &table.repositories {
-                let Some(config) = self.repositories.get(name) else { continue };
-                let same = |(other, there): &&(&String, &RepositoryConfig)| {
-                    *other != name && there.is_same_place(config)
+            for (at, name) in table.repositories.iter().enumerate() {
+                let is_same = |other: &&String| {
+                    let both = self.repositories.get(*other).zip(self.repositories.get(name));
+                    *other != name && both.is_some_and(|(other, this)| other.is_same_place(this))
                 };
-                if let Some((other, _)) = before.iter().find(same) {
+                if let Some(other) = table.repositories.iter().take(at).find(is_same) {
                     return Err(Error::usage(
                         format!(
                             "clusters.{cluster}.repositories names \"{other}\" and \"{name}\", which are the same place"
@@ -254,7 +253,6 @@ impl Config {
                         "its lock on this host goes by the name: leave one of them",
                     ));
                 }
-                before.push((name, config));
             }
             let policies = &table.retention.repositories;
             if let Some(name) = policies.keys().find(|name| !table.repositories.contains(name)) {
