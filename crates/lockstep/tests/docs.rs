@@ -9,7 +9,7 @@ use support::cluster::{Cluster, Stop};
 use support::command::{command, must, run};
 use support::fixture::{Fixture, assert_clean};
 use support::layout::one_pool;
-use support::ledger::{Expected, Ledger};
+use support::ledger::Ledger;
 use support::load::{Load, Plan};
 use support::lockstep::Set;
 use support::pools::path_with_turns;
@@ -103,11 +103,7 @@ fn the_page_restores_a_set_without_the_program() {
     let writers = ledger.start(&fixture.cluster);
     ledger.wait_for(20);
     let set = fixture.lockstep().backup("label");
-    let expected = Expected {
-        by_lsn: set.floor_lsn,
-        none_after: Some(ledger.attempted()),
-        ..Expected::default()
-    };
+    let expected = ledger.expected(set.floor_lsn);
     // The day on which the page is needed: the server is down, and nothing would refuse to start it.
     writers.stop();
     load.stop();

@@ -9,7 +9,7 @@ use support::fixture::{Fixture, assert_clean};
 use support::layout::{
     Layout, eight_datasets, nested_wal, one_dataset, one_pool, two_pools_four_datasets,
 };
-use support::ledger::{Expected, Ledger};
+use support::ledger::Ledger;
 use support::lockstep::{Set, exit};
 use support::pools::property;
 
@@ -33,11 +33,7 @@ impl Prepared {
         let writers = self.ledger.start(&self.fixture.cluster);
         let lockstep = self.fixture.lockstep();
         let set = lockstep.backup(strategy);
-        let expected = Expected {
-            by_lsn: set.floor_lsn,
-            none_after: Some(self.ledger.attempted()),
-            ..Expected::default()
-        };
+        let expected = self.ledger.expected(set.floor_lsn);
         writers.stop();
         let directory = self.fixture.target(strategy);
         let restored = lockstep.restore_and_start(&set.id, &directory, &[]);

@@ -6,7 +6,7 @@ use std::fs;
 use support::checker::Checker;
 use support::fixture::{Fixture, assert_clean};
 use support::layout::odd_names;
-use support::ledger::{Expected, Ledger};
+use support::ledger::Ledger;
 use support::lockstep::exit;
 
 const SCALE: u32 = 1;
@@ -32,11 +32,7 @@ fn odd_names_go_through_backup_restore_and_clone() {
 
     for strategy in ["label", "ordered"] {
         let set = lockstep.backup(strategy);
-        let expected = Expected {
-            by_lsn: set.floor_lsn,
-            none_after: Some(ledger.attempted()),
-            ..Expected::default()
-        };
+        let expected = ledger.expected(set.floor_lsn);
         let mut datasets: Vec<_> =
             set.volumes.iter().map(|volume| volume.dataset.clone()).collect();
         let mut all = fixture.datasets.clone();

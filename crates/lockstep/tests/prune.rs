@@ -96,11 +96,7 @@ fn what_is_kept_restores() {
     for number in 0..7 {
         ledger.wait_for(5);
         let set = lockstep.backup(if number % 2 == 0 { "label" } else { "ordered" });
-        let expected = Expected {
-            by_lsn: set.floor_lsn,
-            none_after: Some(ledger.attempted()),
-            ..Expected::default()
-        };
+        let expected = ledger.expected(set.floor_lsn);
         sets.push((set, expected));
     }
     load.stop();

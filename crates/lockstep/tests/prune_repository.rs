@@ -66,11 +66,7 @@ fn what_is_kept_comes_back_as_it_was() {
     for days in [800, 0, 0, 0, 0] {
         ledger.wait_for(5);
         let set = Set::of(&lockstep.json(&["backup", "--strategy", "label", "--no-ship"]));
-        let expected = Expected {
-            by_lsn: set.floor_lsn,
-            none_after: Some(ledger.attempted()),
-            ..Expected::default()
-        };
+        let expected = ledger.expected(set.floor_lsn);
         age(&fixture, &set.id, days);
         lockstep.expect(exit::DONE, &["ship", &set.id]);
         sets.push((set, expected));

@@ -79,11 +79,7 @@ fn sets_under_load_come_back_as_datasets() {
     let mut sets = Vec::new();
     for strategy in ["label", "ordered", "label"] {
         let set = prepared.lockstep.backup(strategy);
-        let expected = Expected {
-            by_lsn: set.floor_lsn,
-            none_after: Some(prepared.ledger.attempted()),
-            ..Expected::default()
-        };
+        let expected = prepared.ledger.expected(set.floor_lsn);
         let there = &set.json["repositories"][0];
         assert_eq!(there["complete"], true, "{there}");
         assert_eq!(there["bad_pages"], 0, "{there}");

@@ -5,7 +5,7 @@ mod support;
 use support::checker::Checker;
 use support::fixture::{Fixture, assert_clean};
 use support::layout::two_pools_four_datasets;
-use support::ledger::{Expected, Ledger};
+use support::ledger::Ledger;
 use support::load::{Load, Plan};
 
 const SCALE: u32 = 2;
@@ -28,11 +28,7 @@ fn back_up_and_restore(major: u32) {
         let set = lockstep.backup(strategy);
         assert_eq!(set.strategy, strategy);
         assert!(set.floor_lsn.is_some(), "no floor: {}", set.json);
-        let expected = Expected {
-            by_lsn: set.floor_lsn,
-            none_after: Some(ledger.attempted()),
-            ..Expected::default()
-        };
+        let expected = ledger.expected(set.floor_lsn);
         (set, expected)
     });
     load.stop();

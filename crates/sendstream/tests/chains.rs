@@ -28,7 +28,7 @@ fn folded(streams: &[&[u8]]) -> Vec<u8> {
 }
 
 fn assert_same(what: &str, found: &str, expected: &str) {
-    let rounded = what.contains("fuse").then(|| support::whole_seconds(found));
+    let rounded = what.contains("fuse").then(|| support::whole_seconds::whole_seconds(found));
     let found = rounded.as_deref().unwrap_or(found);
     if found == expected {
         return;

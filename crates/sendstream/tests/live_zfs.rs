@@ -32,7 +32,10 @@ fn tree_listing(streams: &[&[u8]]) -> String {
 
 #[track_caller]
 fn assert_same(found: &str, expected: &str) {
-    let (found, expected) = (support::whole_seconds(found), support::whole_seconds(expected));
+    let (found, expected) = (
+        support::whole_seconds::whole_seconds(found),
+        support::whole_seconds::whole_seconds(expected),
+    );
     let difference = found.lines().zip(expected.lines()).find(|(a, b)| a != b);
     assert!(found == expected, "first difference: {difference:?}");
 }

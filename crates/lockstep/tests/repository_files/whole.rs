@@ -5,7 +5,7 @@ use crate::support::cluster::{Cluster, Stop};
 use crate::support::command::{command, must};
 use crate::support::faults::assert_said;
 use crate::support::layout::{one_dataset, two_pools_four_datasets};
-use crate::support::ledger::{Expected, Ledger};
+use crate::support::ledger::Ledger;
 use crate::support::load::{Load, Plan};
 use crate::support::lockstep::{LIMIT, Set, Steps, exit};
 use crate::support::shipping::packs;
@@ -64,11 +64,7 @@ fn files_are_those_of_the_snapshots_and_the_server_starts() {
     let mut sets = Vec::new();
     for strategy in ["label", "ordered", "label"] {
         let set = prepared.lockstep.backup(strategy);
-        let expected = Expected {
-            by_lsn: set.floor_lsn,
-            none_after: Some(ledger.attempted()),
-            ..Expected::default()
-        };
+        let expected = ledger.expected(set.floor_lsn);
         sets.push((set, expected));
     }
     load.stop();

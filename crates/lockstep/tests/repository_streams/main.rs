@@ -12,6 +12,8 @@ mod one_file;
 mod random;
 #[path = "../support/recordings.rs"]
 mod recordings;
+#[path = "../../../sendstream/tests/support/whole_seconds.rs"]
+mod whole_seconds;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -44,6 +46,7 @@ use strata::manifest::{DeltaId, Manifest};
 use strata::pack::PackOptions;
 use strata::store::testing::{Fault, Faulty};
 use strata::store::{ObjectStorage, Retries, Storage, Store};
+use whole_seconds::whole_seconds;
 
 const IMAGE: &str = "tank=pg";
 const NOW: u64 = 4_000_000_000;
@@ -162,18 +165,6 @@ fn listing(repository: &Repository, id: &str) -> String {
     let mut text = Vec::new();
     write_listing(&builder.finish().unwrap(), &mut text).unwrap();
     String::from_utf8(text).unwrap()
-}
-
-/// zfs-fuse's stat gives whole seconds, so its recorded trees have no more.
-fn whole_seconds(listing: &str) -> String {
-    let line = |line: &str| {
-        let mut fields: Vec<String> = line.split('\t').map(str::to_owned).collect();
-        if let Some(Ok(mtime)) = fields.get(6).map(|mtime| mtime.parse::<i128>()) {
-            fields[6] = format!("{}", mtime.div_euclid(1_000_000_000) * 1_000_000_000);
-        }
-        fields.join("\t") + "\n"
-    };
-    listing.lines().map(line).collect()
 }
 
 /// Keeps the content of every file.

@@ -161,6 +161,11 @@ impl Ledger {
         }
     }
 
+    /// What a set holds that has just been taken: all before its floor, and nothing that is attempted later.
+    pub fn expected(&self, floor_lsn: Option<Lsn>) -> Expected {
+        Expected { by_lsn: floor_lsn, none_after: Some(self.attempted()), by_time: None }
+    }
+
     /// How many rows were attempted so far.
     pub fn attempted(&self) -> usize {
         self.book.lock().expect("no writer panics with the book open").rows.len()

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod live;
+pub mod whole_seconds;
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -59,16 +60,4 @@ pub fn guid(dataset: &str, snapshot: &str) -> u64 {
     let lines = std::str::from_utf8(stream("guids.tsv")).unwrap().lines();
     let line = lines.filter_map(|line| line.split_once('\t')).find(|(name, _)| *name == wanted);
     line.unwrap_or_else(|| panic!("no GUID of {wanted}")).1.trim().parse().unwrap()
-}
-
-/// zfs-fuse's stat gives whole seconds, so its recorded trees have no more.
-pub fn whole_seconds(listing: &str) -> String {
-    let line = |line: &str| {
-        let mut fields: Vec<String> = line.split('\t').map(str::to_owned).collect();
-        if let Some(Ok(mtime)) = fields.get(6).map(|mtime| mtime.parse::<i128>()) {
-            fields[6] = format!("{}", mtime.div_euclid(1_000_000_000) * 1_000_000_000);
-        }
-        fields.join("\t") + "\n"
-    };
-    listing.lines().map(line).collect()
 }
