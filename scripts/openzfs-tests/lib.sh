@@ -153,6 +153,41 @@ stop_load() {
   ! grep -E 'error|aborted|FATAL' /tmp/pgbench.log || failed "pgbench ran without errors" "$(cat /tmp/pgbench.log)"
 }
 
+# Writes the configuration of one cluster; what comes on stdin goes on with its table.
+write_cluster_config() { # STATE_DIR
+  mkdir -p /etc/lockstep
+  {
+    cat <<TOML
+state_dir = "$1"
+
+[clusters.main]
+data_directory = "$PG_ROOT/data"
+host = "/run/postgresql"
+port = $PG_PORT
+user = "postgres"
+os_user = "postgres"
+bin_dir = "$PG_BIN"
+TOML
+    cat
+  } >/etc/lockstep/lockstep.toml
+}
+
+# The packs of a repository in a folder that are whole.
+packs_of() { # FOLDER
+  find "$1/clusters/main/packs" -type f -name '??????????????????????????' 2>/dev/null | sort
+}
+
+# Ships the latest set, dies when a pack of it has been stored, and leaves those that are there in $interrupted.
+interrupt_shipment() { # FOLDER OF THE REPOSITORY
+  "$lockstep" ship latest >/dev/null 2>&1 &
+  local shipment=$! tries
+  for ((tries = 0; tries < 240; tries++)); do [ -z "$(packs_of "$1")" ] || break; sleep 0.5; done
+  kill -9 $shipment
+  wait $shipment 2>/dev/null
+  interrupted=$(packs_of "$1")
+  expect "a pack was stored, and no set" test -n "$interrupted" -a -z "$("$lockstep" --json list --from repository | jq -r '.sets[]')"
+}
+
 # Runs the program $lockstep with JSON output into $output, and shows its stderr where it fails.
 run_lockstep() { # WHAT ARGUMENT...
   local what=$1 status=0; shift

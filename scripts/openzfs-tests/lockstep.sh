@@ -10,17 +10,7 @@ lockstep=/usr/local/bin/$(cd /usr/local/bin && ls)      # the only thing there, 
 output=/tmp/lockstep.json
 
 write_config() {
-  mkdir -p /etc/lockstep
-  cat >/etc/lockstep/lockstep.toml <<TOML
-state_dir = "/var/lib/lockstep"
-
-[clusters.main]
-data_directory = "$PG_ROOT/data"
-host = "/run/postgresql"
-port = $PG_PORT
-user = "postgres"
-os_user = "postgres"
-bin_dir = "$PG_BIN"
+  write_cluster_config /var/lib/lockstep <<TOML
 strategy = "auto"
 TOML
 }

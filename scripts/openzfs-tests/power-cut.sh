@@ -28,15 +28,7 @@ case $1 in
   before)
     cluster_in_two_pools
     must zfs create -o mountpoint=/tank/state tank/state
-    mkdir -p /etc/lockstep
-    cat >/etc/lockstep/lockstep.toml <<TOML
-state_dir = "/tank/state"
-
-[clusters.main]
-data_directory = "$PG_ROOT/data"
-host = "/run/postgresql"
-bin_dir = "$PG_BIN"
-TOML
+    write_cluster_config /tank/state </dev/null
     [ -e "$lockstep" ] || mv /usr/local/bin/* "$lockstep"
     expect "a first backup" "$lockstep" backup
     sets >/tank/state/first

@@ -13,17 +13,7 @@ PASSPHRASE='correct horse battery staple'
 KEY=/root/data.key
 
 write_config() { # [LINE OF THE REPOSITORY'S TABLE...]
-  mkdir -p /etc/lockstep
-  cat >/etc/lockstep/lockstep.toml <<TOML
-state_dir = "/var/lib/lockstep"
-
-[clusters.main]
-data_directory = "$PG_ROOT/data"
-host = "/run/postgresql"
-port = $PG_PORT
-user = "postgres"
-os_user = "postgres"
-bin_dir = "$PG_BIN"
+  write_cluster_config /var/lib/lockstep <<TOML
 strategy = "${STRATEGY:-auto}"
 repositories = ["${REPOSITORY:-open}"]
 
@@ -106,17 +96,10 @@ start_load
 # Its shipment dies when a pack has been stored, and uses that when it is begun again.
 backup "the first set" --no-ship || finish
 write_config 'raw_full_every = 2' 'rate_limit = "3MB"'
-"$lockstep" ship latest >/dev/null 2>&1 &
-shipment=$!
-packs() { find /var/repository/clusters/main/packs -type f -name '??????????????????????????' 2>/dev/null; }
-for ((tries = 0; tries < 240; tries++)); do [ -z "$(packs)" ] || break; sleep 0.5; done
-kill -9 $shipment
-wait $shipment 2>/dev/null
-interrupted=$(packs | sort)
-expect "a pack was stored, and no set" test -n "$interrupted" -a -z "$("$lockstep" --json list --from repository | jq -r '.sets[]')"
+interrupt_shipment /var/repository
 write_config 'raw_full_every = 2'
 run_lockstep "it is shipped again" ship latest || finish
-expect_equal "with the pack that was there" "$interrupted" "$(comm -12 <(echo "$interrupted") <(packs | sort))"
+expect_equal "with the pack that was there" "$interrupted" "$(comm -12 <(echo "$interrupted") <(packs_of /var/repository))"
 expect_equal "and nothing is left over" 0 "$("$lockstep" --json repo check | jq '.repositories[0].orphans | length')"
 expect_stored "a full stream" 1 1 plain
 expect_equal "pg_wal isn't stored" "" "$(stored fast/pgwal)"

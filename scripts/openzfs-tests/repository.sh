@@ -22,14 +22,7 @@ STATE=/tank/state
 REPOSITORY=/tank/repository
 
 write_config() { # [LINE OF THE REPOSITORY'S TABLE...]
-  mkdir -p /etc/lockstep
-  cat >/etc/lockstep/lockstep.toml <<TOML
-state_dir = "$STATE"
-
-[clusters.main]
-data_directory = "$PG_ROOT/data"
-host = "/run/postgresql"
-bin_dir = "$PG_BIN"
+  write_cluster_config "$STATE" <<TOML
 repositories = ["here"]
 
 [repositories.here]
@@ -84,17 +77,10 @@ case $1 in
     # Its shipment dies when a pack has been stored, and uses that when it is begun again.
     backup first --no-ship
     write_config 'rate_limit = "3MB"'
-    "$lockstep" ship latest >/dev/null 2>&1 &
-    shipment=$!
-    packs() { find "$REPOSITORY/clusters/main/packs" -type f -name '??????????????????????????' 2>/dev/null; }
-    for ((tries = 0; tries < 240; tries++)); do [ -z "$(packs)" ] || break; sleep 0.5; done
-    kill -9 $shipment
-    wait $shipment 2>/dev/null
-    interrupted=$(packs | sort)
-    expect "a pack was stored, and no set" test -n "$interrupted" -a -z "$("$lockstep" --json list --from repository | jq -r '.sets[]')"
+    interrupt_shipment "$REPOSITORY"
     write_config
     run_lockstep "it is shipped again" ship latest || finish
-    expect_equal "with the packs that were there" "$interrupted" "$(comm -12 <(echo "$interrupted") <(packs | sort))"
+    expect_equal "with the packs that were there" "$interrupted" "$(comm -12 <(echo "$interrupted") <(packs_of "$REPOSITORY"))"
 
     # The snapshots go, their bookmarks stay: the next increment starts there.
     must sql "create table grown as select n, repeat('x', 200) as filler from generate_series(1, 50000) n"
