@@ -196,10 +196,15 @@ fn of_facts(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
             all.push(ok("connection", format!("PostgreSQL {}", server.version)));
             all.push(match server.may_backup {
                 true => ok("rights", "this user may call the backup functions"),
-                false => warning(
+                // As a backup has it: a strategy that was asked for by name needs no such right.
+                false => finding(
+                    match choice {
+                        StrategyChoice::Auto => Severity::Error,
+                        _ => Severity::Warning,
+                    },
                     "rights",
-                    "this user may not call pg_backup_start and pg_backup_stop",
-                    "GRANT EXECUTE on both functions to it",
+                    "this user may not call pg_backup_start and pg_backup_stop".into(),
+                    Some("GRANT EXECUTE on both functions to it".into()),
                 ),
             });
             all.push(match server.wal_level.as_str() {

@@ -11,9 +11,9 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::{CloneName, SetId};
+use crate::postgres::target::{Action, Recovery};
 use crate::postgres::{instance, server};
 use crate::restore::source::{Form, From};
-use crate::restore::target::{Action, Recovery};
 use crate::restore::{self, CloneOptions, Request, Restored, unfinished};
 use crate::set::journal::{self, RestoreJournal};
 use crate::set::manifest::path_text;
@@ -24,8 +24,8 @@ use crate::steps;
 pub struct Create {
     /// The clone's name.
     pub name: CloneName,
-    /// A set's id, its beginning, or `latest`.
-    pub set: String,
+    /// A set's id, its beginning, or `latest`; where left out, the newest from which recovery comes to its target.
+    pub set: Option<String>,
     /// The port; a free one where left out.
     pub port: Option<u16>,
     /// Where recovery ends.

@@ -34,4 +34,5 @@ pub mod ship;
 mod side_by_side;
 pub mod steps;
 pub mod survey;
+mod view;
 pub mod volume;

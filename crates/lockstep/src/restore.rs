@@ -5,6 +5,7 @@
 
 mod alone;
 mod build;
+mod choice;
 mod control;
 pub mod files_form;
 mod guard;
@@ -16,7 +17,6 @@ mod raw;
 mod receive;
 pub mod run_server;
 pub mod source;
-pub mod target;
 mod tree;
 pub mod unfinished;
 mod verify;
@@ -37,17 +37,17 @@ use crate::volume::zfs::DatasetName;
 pub(crate) use tree::write_auto_conf;
 pub(crate) use verify::{incomplete, snapshots as check_snapshots};
 
+use crate::postgres::target::Recovery;
 use alone::{Alone, AloneBelow};
 use build::{Build, Plan};
 use placement::{Naming, Placement};
 use source::{Form, From, FromRepository, Source};
-use target::Recovery;
 
 /// What a restore was asked for.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// A set's id, its beginning, or `latest`.
-    pub set: String,
+    /// A set's id, its beginning, or `latest`; where left out, the newest from which recovery comes to its target.
+    pub set: Option<String>,
     /// Where the set comes from.
     pub from: From,
     /// What its data becomes.
@@ -245,7 +245,8 @@ fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, S
             ));
         }
         (From::Snapshots, Form::Clones) => {
-            return Ok((cx.state.find(&request.set)?, Source::Snapshots));
+            let set = choice::here(cx, request.set.as_deref(), &request.recovery)?;
+            return Ok((set, Source::Snapshots));
         }
         (From::Snapshots, _) => {
             return Err(Error::usage(
@@ -271,7 +272,7 @@ fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, S
         })?),
     };
     let repository = source::open_repository(cx, name.as_deref())?;
-    let shipped = repository.find(&request.set)?;
+    let shipped = choice::stored(&repository, request.set.as_deref(), &request.recovery)?;
     if request.form == Form::Zfs && request.delta && !request.only.is_all() {
         return Err(Error::usage(
             "a dataset that has everything can't be brought to a part of it",

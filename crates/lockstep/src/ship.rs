@@ -6,9 +6,7 @@
 //! What could go wrong: a repository that can't be reached must not stop the others, nor make the
 //! set on this host any less.
 
-pub(crate) mod at_work;
 pub(crate) mod begun;
-pub mod classify;
 mod full;
 pub mod lease;
 mod own_files;
@@ -17,7 +15,6 @@ mod passing;
 mod raw;
 mod route;
 pub mod tags;
-pub(crate) mod view;
 mod volume;
 mod walk;
 
@@ -33,7 +30,7 @@ use strata::pack::PackOptions;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::lock::Lock;
+use crate::names::SetId;
 use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
 use crate::postgres::instance::{self, PG_CONTROL};
@@ -47,11 +44,11 @@ use crate::{files, steps};
 
 pub(crate) use own_files::{FrozenWal, take_files, wal_in_snapshot};
 
-use at_work::AtWork;
+use crate::set::at_work::{self, AtWork};
+use crate::view::Views;
 use lease::Held;
 use raw::Encrypted;
 use route::{Bases, How, Route, route};
-use view::Views;
 use volume::Shipment;
 
 /// Volumes that are sent at the same time.
@@ -108,14 +105,20 @@ pub fn run(
     Ok(outcomes)
 }
 
-/// The lock of shipping to a repository: one shipment or prune of it at a time on this host.
+/// The sets of this host that a repository lacks at its end, oldest first: those younger than its newest. Older ones it
+/// may have had, and pruned.
 ///
 /// # Errors
-/// [`Error::Locked`] with who holds it.
-pub fn lock(cx: &Context, repository: &str, command: &str) -> Result<Lock> {
-    let path = cx.state.path(&format!("ship-{repository}.lock"));
-    let what = format!("cluster \"{}\" for repository \"{repository}\"", cx.name);
-    Lock::take_or_refuse(&path, what, command)
+/// When the repository can't be listed, or this host's sets can't.
+pub fn missing(cx: &Context, name: &str) -> Result<Vec<Manifest>> {
+    let there = repository::open(cx, name)?.ids()?;
+    let (mut sets, damaged) = cx.state.sets()?;
+    let is_younger = |set: &SetId| there.last().is_none_or(|newest| newest.as_str() < set.as_str());
+    for (set, error) in damaged.iter().filter(|(set, _)| is_younger(set)) {
+        tracing::warn!(%set, error = %error.chain(), "a set that can't be read isn't shipped");
+    }
+    sets.retain(|set| is_younger(&set.set));
+    Ok(sets)
 }
 
 /// Where it is noted that a set is complete in a repository.
@@ -132,7 +135,7 @@ fn ship(
     full: bool,
     finished_first: &mut Option<Shipped>,
 ) -> Result<(Shipped, bool)> {
-    let _lock = lock(cx, name, "ship")?;
+    let _lock = at_work::lock(cx, name, "ship")?;
     let repository = repository::open(cx, name)?;
     let there = repository.read_if_there(manifest.set.as_str())?;
     if let Some(there) = &there

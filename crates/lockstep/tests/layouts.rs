@@ -10,7 +10,7 @@ use support::layout::{
     Layout, eight_datasets, nested_wal, one_dataset, one_pool, two_pools_four_datasets,
 };
 use support::ledger::Ledger;
-use support::lockstep::{Set, exit};
+use support::lockstep::{Set, exit, json_of};
 use support::pools::property;
 
 const SCALE: u32 = 1;
@@ -173,4 +173,34 @@ fn a_link_out_of_the_data_directory_is_not_followed() {
         std::fs::read(&moved).expect("it is there") == before,
         "the live server's settings were changed"
     );
+}
+
+/// A user who may connect and not take backups: the set is consistent, by another strategy, and somebody is told.
+#[test]
+fn a_user_without_the_right_to_take_backups() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture
+        .cluster
+        .execute(&["CREATE ROLE backup LOGIN REPLICATION", "GRANT pg_read_all_settings TO backup"]);
+    let text = fixture.configuration("auto", true);
+    let changed = text.replace("user = \"postgres\"", "user = \"backup\"");
+    assert_ne!(text, changed);
+    std::fs::write(fixture.config(), changed).expect("it can be written");
+    let lockstep = fixture.lockstep();
+    let taken = lockstep.expect(exit::PROBLEMS, &["backup", "--json"]);
+    for words in
+        ["may not call pg_backup_start", "taken with strategy ordered instead", "GRANT EXECUTE"]
+    {
+        assert!(taken.stderr.contains(words), "{words}: {}", taken.describe());
+    }
+    assert_eq!(json_of(&taken)["strategy"], "ordered", "{}", taken.describe());
+    let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
+    assert!(checked.stdout.contains("may not call"), "{}", checked.describe());
+    // Who asks for it by name needs no such words.
+    lockstep.expect(exit::DONE, &["backup", "--strategy", "ordered"]);
+    fixture.cluster.execute(&[
+        "GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) TO backup",
+    ]);
+    assert_eq!(lockstep.backup("auto").strategy, "label");
+    assert_clean(&fixture);
 }

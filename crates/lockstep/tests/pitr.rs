@@ -12,6 +12,7 @@ use support::command::{give_to_postgres, must, wait_until};
 use support::fixture::Fixture;
 use support::layout::{Layout, one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lsn, Set, Steps, exit, json_of};
+use support::shipping::with_repository;
 
 /// A name that has to be quoted in a configuration file.
 const RESTORE_POINT: &str = "before the migration; it's \\ 5";
@@ -139,6 +140,47 @@ fn targets_land_where_they_should() {
     assert_eq!(rows(alone.server()), numbers(0), "the set alone");
     assert_eq!(alone.server().value("postgres", "SELECT pg_is_in_recovery()"), "f");
     history.fixture.discard_restored(&directory, &history.set.id);
+}
+
+/// Where no set is named, the newest is taken from which recovery comes to the target: of this host, of a repository.
+#[test]
+fn a_target_finds_its_set() {
+    let history = History::new();
+    let lockstep = with_repository(&history.fixture);
+    lockstep.expect(exit::DONE, &["ship", &history.set.id]);
+    let newer = lockstep.backup("label");
+    assert!(newer.id > history.set.id, "two sets of one second have no order");
+    let directory = history.fixture.target("planned");
+    let to = directory.to_str().expect("the harness' own paths are UTF-8");
+    let mark = |row: usize| &history.marks[row];
+    let now = jiff::Timestamp::now().to_string();
+    let plan = ["restore", "--to", to, "--dry-run"];
+    for from in [&[][..], &["--from", "repository"]] {
+        for (options, id) in [
+            (&["--target-time", &mark(2).time][..], &history.set.id),
+            (&["--target-lsn", &mark(3).lsn], &history.set.id),
+            (&["--target-time", &now], &newer.id),
+            (&["--target-lsn", "FF/0"], &newer.id),
+            (&["--target-immediate"], &newer.id),
+            (&[], &newer.id),
+        ] {
+            let planned = lockstep.json(&[&plan[..], from, options].concat());
+            assert_eq!(planned["set"].as_str(), Some(id.as_str()), "{options:?} {from:?}");
+        }
+        for (options, said) in [
+            (
+                ["--target-time", "2001-01-01 00:00:00Z"],
+                "has no set from which recovery comes to time",
+            ),
+            (["--target-lsn", "0/1"], "no set from which recovery comes to LSN 0/1"),
+            (["--target-xid", &mark(4).xid], "which set lies before transaction"),
+        ] {
+            let refused = lockstep.expect(exit::USAGE, &[&plan[..], from, &options].concat());
+            assert!(refused.stderr.contains(said), "{}", refused.describe());
+            assert!(refused.stderr.contains("hint: "), "{}", refused.describe());
+        }
+    }
+    history.fixture.discard_set(&newer.id);
 }
 
 /// A server that pauses at the target takes connections, shows the target's state, and can be promoted.

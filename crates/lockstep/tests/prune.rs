@@ -281,6 +281,43 @@ fn a_damaged_set_counts_for_nothing() {
     assert_nothing_remains(&fixture, &[], "pruned");
 }
 
+/// A set whose manifest can't be read says no more where its snapshots are. Named, it goes with them, and with no others.
+#[test]
+fn a_damaged_set_is_removed_where_it_is_named() {
+    let fixture = quiet("local = { last = 5 }");
+    let lockstep = fixture.lockstep();
+    let sets: Vec<Set> = (0..3).map(|_| lockstep.backup("label")).collect();
+    let manifest =
+        |set: &Set| fixture.state.join("clusters/main/sets").join(&set.id).join("manifest.json");
+    let good = fs::read_to_string(manifest(&sets[1])).expect("a manifest");
+    // One that is cut, and one that still says where: but of that nothing is believed.
+    fs::write(manifest(&sets[0]), &good[..good.len() / 2]).expect("the test may write there");
+    let changed = good.replacen("\"tries\"", "\"Tries\"", 1);
+    assert_ne!(changed, good);
+    fs::write(manifest(&sets[1]), changed).expect("the test may write there");
+    for set in &sets[..2] {
+        let outcome = lockstep.expect(exit::PROBLEMS, &["prune", "--json"]);
+        let way_out = format!("lockstep prune --local --set {}", set.id);
+        assert_left(&outcome, &set.id, &["damaged", &way_out]);
+        let words = ["prune", "--local", "--set", &set.id, "--json"];
+        let outcome = lockstep.expect(exit::DONE, &[&words[..], &["--dry-run"]].concat());
+        assert_eq!(with_action(&told(&json_of(&outcome), 0), "remove"), [&set.id]);
+        assert!(manifest(set).exists() && sets_with_snapshots(&fixture).contains(&set.id));
+        // What somebody stands on keeps it, as with any other.
+        let snapshot = &set.volumes[0].snapshot;
+        zfs(&["hold", "mine", snapshot]);
+        let outcome = lockstep.expect(exit::PROBLEMS, &words);
+        assert_left(&outcome, &set.id, &["somebody else holds", snapshot]);
+        zfs(&["release", "mine", snapshot]);
+        lockstep.expect(exit::DONE, &words);
+        assert!(!sets_with_snapshots(&fixture).contains(&set.id));
+    }
+    assert_eq!(lockstep.sets(), [sets[2].id.clone()]);
+    assert_eq!(sets_with_snapshots(&fixture), lockstep.sets());
+    lockstep.expect(exit::DONE, &["prune"]);
+    assert_nothing_remains(&fixture, &[], "pruned");
+}
+
 /// SIGKILL at every step, then a signal; the next start is a prune or a backup.
 #[test]
 fn ended_at_each_step() {

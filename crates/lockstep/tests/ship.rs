@@ -3,14 +3,17 @@
 
 mod support;
 
+use std::fs;
+
+use serde_json::json;
 use support::checker::Checker;
 use support::cluster::Stop;
 use support::fixture::Fixture;
 use support::layout::{Layout, nested_wal, two_pools_four_datasets};
 use support::ledger::{Expected, Ledger};
 use support::load::{Load, Plan};
-use support::lockstep::{Lockstep, Set};
-use support::shipping::{assert_received, discard, packs, with_repository};
+use support::lockstep::{Lockstep, Set, exit, json_of};
+use support::shipping::{NAME, assert_received, discard, folder, packs, with_repository};
 
 const SCALE: u32 = 2;
 
@@ -69,6 +72,16 @@ fn sets_and_a_repository_s_folder_are_private() {
         let mode = std::fs::metadata(&folder).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o700, "{}", folder.display());
     }
+    // WAL that comes out of the repository is as PostgreSQL writes it.
+    let to = fixture.target("private");
+    let words = ["restore", "latest", "--from", "repository", "--to"];
+    let to = to.to_str().expect("the harness' own paths are UTF-8");
+    lockstep.expect(done, &[&words[..], &[to]].concat());
+    let restored = std::path::Path::new(to).join("data/pg_wal");
+    let files = fs::read_dir(&restored).expect("it is there").flatten();
+    let modes = files.filter_map(|file| file.metadata().ok().filter(|of| of.is_file()));
+    let modes: Vec<_> = modes.map(|of| of.permissions().mode() & 0o7777).collect();
+    assert!(!modes.is_empty() && modes.iter().all(|mode| *mode == 0o600), "{modes:?}");
 }
 
 #[test]
@@ -146,4 +159,66 @@ fn an_unchanged_cluster_ships_next_to_nothing() {
     for set in [first, second] {
         prepared.proves(&set, Expected::default());
     }
+}
+
+/// While the repository is away sets stay on this host; then they are shipped in their order, each on the one before.
+#[test]
+fn what_a_repository_missed_is_made_up_for() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = with_repository(&fixture);
+    let mut sets = vec![lockstep.backup("label").id];
+    let away = fixture.root().join("away");
+    fs::rename(folder(&fixture), &away).expect("it can be moved");
+    for _ in 0..2 {
+        let taken = lockstep.expect(exit::PROBLEMS, &["--json", "backup"]);
+        sets.push(json_of(&taken)["set"].as_str().expect("an id").to_owned());
+    }
+    let missing = ["ship", "--missing", "--json"];
+    let failed = lockstep.expect(exit::PROBLEMS, &missing);
+    assert!(failed.stderr.contains("mounted?"), "{}", failed.describe());
+    fs::rename(&away, folder(&fixture)).expect("it can be moved");
+    sets.sort();
+
+    let shipped = lockstep.json(&missing);
+    let shipped = shipped["sets"].as_array().expect("a list").clone();
+    let ids: Vec<_> = shipped.iter().map(|one| one["set"].as_str().expect("an id")).collect();
+    assert_eq!(ids, sets[1..]);
+    for one in &shipped {
+        let there = &one["repositories"][0];
+        assert_eq!(
+            (&there["complete"], &there["already"]),
+            (&json!(true), &json!(false)),
+            "{there}"
+        );
+        let volumes = there["volumes"].as_array().expect("volumes");
+        assert!(volumes.iter().all(|volume| !volume["base"].is_null()), "increments: {there}");
+    }
+    let listed = lockstep.json(&["list", "--from", "repository"]);
+    let there: Vec<_> = listed["sets"].as_array().expect("a list").iter().collect();
+    assert_eq!(
+        there.iter().map(|set| set["set"].as_str().expect("an id")).collect::<Vec<_>>(),
+        sets
+    );
+    let again = lockstep.expect(exit::DONE, &["ship", "--missing"]);
+    assert!(again.stdout.contains("it has all of this host's newest sets"), "{}", again.describe());
+    // One that it had and pruned isn't brought back.
+    let prune = ["prune", "--repository", NAME, "--set", &sets[0]];
+    lockstep.expect(exit::DONE, &prune);
+    assert_eq!(lockstep.json(&missing)["sets"].as_array().map(Vec::len), Some(0));
+
+    // The same repository by a mistyped cluster's name: it looks empty, and isn't.
+    let path = fixture.root().join("shipping.toml");
+    let text = fs::read_to_string(&path).expect("the configuration");
+    fs::write(&path, text.replace("[clusters.main", "[clusters.mian")).expect("it can be written");
+    let listed = lockstep.expect(exit::DONE, &["list", "--from", "repository"]);
+    let said = "clusters that are in it: main; is this one called so?";
+    assert!(listed.stderr.contains(said), "{}", listed.describe());
+    let to = fixture.target("mistyped");
+    let to = to.to_str().expect("the harness' own paths are UTF-8");
+    for set in ["latest", &sets[1]] {
+        let words = ["restore", set, "--to", to, "--from", "repository"];
+        let refused = lockstep.expect(exit::USAGE, &words);
+        assert!(refused.stderr.contains(said), "{}", refused.describe());
+    }
+    fs::write(&path, text).expect("it can be written");
 }

@@ -392,6 +392,36 @@ fn wal_that_the_standby_has_no_more() {
 
 /// pg_control as the first snapshot caught it ends recovery before the pages of the later ones: PostgreSQL calls the
 /// cluster consistent, and it is not. This is what the second look at pg_control is for.
+/// A standby that has replayed all, and made a restartpoint of the last record there is: with that record its set becomes
+/// consistent, and PostgreSQL looks for a target no more.
+#[test]
+fn consistent_with_the_last_record_of_all() {
+    let standby = Standby::new(two_pools_four_datasets().setting("autovacuum", "off"));
+    standby.primary.execute(&["CREATE TABLE rows AS SELECT generate_series(1, 1000) n"]);
+    // Nothing is written behind the checkpoint: its record is the last.
+    standby.restartpoint();
+    let set = standby.silent().backup("auto");
+    let lockstep = standby.fixture.lockstep();
+    let directory = standby.fixture.target("paused");
+    let to = directory.to_str().expect("the harness' own paths are UTF-8");
+    let pause = ["--target-immediate", "--target-action", "pause"];
+    let words = [&["restore", &set.id, "--to", to, "--start"], &pause[..]].concat();
+    let refused = lockstep.expect(exit::FAILED, &words);
+    for words in [
+        "before configured recovery target was reached",
+        "hint: it became consistent with the last record",
+    ] {
+        assert!(refused.stderr.contains(words), "{words}: {}", refused.describe());
+    }
+    let directory = standby.fixture.target("immediate");
+    let restored = lockstep.restore_and_start(&set.id, &directory, &["--target-immediate"]);
+    let server = restored.server();
+    assert_eq!(server.value("postgres", "SELECT count(*) FROM rows"), "1000");
+    assert_eq!(server.value("postgres", "SELECT pg_is_in_recovery()"), "f");
+    assert_eq!(server.value("postgres", "SHOW recovery_target"), "");
+    standby.fixture.discard_restored(&directory, &set.id);
+}
+
 #[test]
 fn the_first_pg_control_alone_is_silently_corrupt() {
     const TRIES: u32 = 6;

@@ -21,9 +21,9 @@ use crate::postgres::{connection, instance};
 use crate::set::journal::{self, BackupJournal};
 use crate::set::manifest::{Manifest, Seconds, SetWal, WalStored};
 use crate::set::unfinished::{self, TAKING};
-use crate::ship::view::Views;
 use crate::steps;
 use crate::survey::{self, Survey};
+use crate::view::Views;
 use crate::volume::zfs::{DatasetName, SnapshotName};
 
 /// How long an `ordered` backup waits for a checkpoint that is under way.

@@ -123,7 +123,9 @@ pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
     let (newest, below) = match opened.newest() {
         Err(error) => (failure(&subject, &error), BTreeMap::new()),
         Ok(None) => {
-            (wrong(&subject, "no set is in it yet", "ship one: lockstep ship"), BTreeMap::new())
+            let hint = opened.empty_hint();
+            let hint = hint.unwrap_or_else(|| "ship one: lockstep ship".into());
+            (wrong(&subject, "no set is in it yet", hint), BTreeMap::new())
         }
         Ok(Some(set)) => (
             newest_there(&subject, &set, cx.cluster.max_age_hours, now),

@@ -34,9 +34,9 @@ enum Command {
 struct Create {
     /// The clone's name
     name: String,
-    /// A set's id, its beginning, or `latest`
-    #[arg(long, value_name = "SET", default_value = "latest")]
-    set: String,
+    /// A set's id, its beginning, or `latest`; where left out, the newest that lies before the target
+    #[arg(long, value_name = "SET")]
+    set: Option<String>,
     /// The server's port; a free one is found
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,

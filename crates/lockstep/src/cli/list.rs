@@ -59,6 +59,12 @@ impl List {
                     let (manifest, stored) = (&set.manifest, Some(set));
                     listed.push(Listed { manifest, stored, elsewhere: None, is_whole: true });
                 }
+                if sets.is_empty()
+                    && damaged.is_empty()
+                    && let Some(hint) = repository.empty_hint()
+                {
+                    eprintln!("hint: it has no set of cluster \"{}\"; {hint}", cx.name);
+                }
                 list(&listed, damaged, as_json)
             }
         }

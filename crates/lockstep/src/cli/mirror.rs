@@ -132,7 +132,15 @@ impl Mirror {
             }
             Command::Destroy { name, with_sets } => {
                 let name = parse_name(name)?;
+                // Its table goes with it.
+                let table = config.clusters.get(name.as_str());
+                let stored = table.map(|table| table.repositories.join(", ")).unwrap_or_default();
                 let gone = destroy::run(&home, config, &name, *with_sets)?;
+                if !stored.is_empty() {
+                    eprintln!(
+                        "what it shipped to {stored} stays there, below clusters/{name}: a cluster of this name finds it again"
+                    );
+                }
                 if let Some(statement) = &gone.left_on_primary {
                     eprintln!("the primary can't be reached; run there: {statement}");
                 }

@@ -12,18 +12,18 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::warnings::bytes;
 use crate::postgres::instance;
+use crate::postgres::target::{Action, Recovery, Target, parse_time};
 use crate::process::quote;
 use crate::restore::only::{NotRestored, Wanted};
 use crate::restore::source::{Form, From};
-use crate::restore::target::{Action, Recovery, Target, parse_time};
 use crate::restore::{self, Request, Restored};
 use crate::volume::zfs::DatasetName;
 
 #[derive(Debug, Args)]
 pub(super) struct Restore {
-    /// A set's id, its beginning, or `latest`
+    /// A set's id, its beginning, or `latest`; where left out, the newest that lies before the target
     #[arg(value_name = "SET")]
-    set: String,
+    set: Option<String>,
     /// The folder that gets the cluster: DIR/data, DIR/wal, DIR/tablespaces/OID
     #[arg(long, value_name = "DIR")]
     to: PathBuf,

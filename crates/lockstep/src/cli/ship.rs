@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 use super::Done;
 use super::output::{self, JSON_VERSION, say};
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::plan::warnings::bytes;
 use crate::repository::{Shipped, ShippedVolume};
+use crate::set::manifest::Manifest;
 use crate::ship::{self, Outcome};
 
 #[derive(Debug, Args)]
@@ -19,6 +20,9 @@ pub(super) struct Ship {
     /// To this repository only; to all of the cluster's where left out
     #[arg(long = "repository", value_name = "NAME")]
     repositories: Vec<String>,
+    /// Every set that is younger than the newest one there, oldest first: after a repository was away
+    #[arg(long, conflicts_with_all = ["set", "full"])]
+    missing: bool,
     /// Store all of its volumes' content, as the beginning of new chains: after damage. Also where
     /// the set is there already
     #[arg(long)]
@@ -33,21 +37,21 @@ impl Ship {
             &self.repositories
         };
         if names.is_empty() {
-            return Err(crate::error::Error::usage(
+            return Err(Error::usage(
                 format!("cluster \"{}\" has no repository", cx.name),
                 format!("add repositories = [\"NAME\"] to [clusters.{}]", cx.name),
             ));
         }
         // A name that was mistyped is no repository that failed.
         names.iter().try_for_each(|name| crate::repository::config(cx, name).map(drop))?;
+        if self.missing {
+            return ship_missing(cx, names, json);
+        }
         let manifest = cx.state.find(&self.set)?;
         crate::restore::unfinished::remove(cx)?;
         let outcomes = ship::run(cx, &manifest, names, self.full)?;
         if json {
-            let shipped = as_json(&outcomes);
-            output::print_json(&json!({
-                "version": JSON_VERSION, "set": manifest.set, "repositories": shipped,
-            }))?;
+            output::print_json(&of_set(&manifest, &outcomes))?;
         } else {
             crate::steps::end_with_the_reader();
             say!("set {}", manifest.set);
@@ -56,6 +60,50 @@ impl Ship {
         tell_failures(&outcomes);
         Ok(done(&outcomes))
     }
+}
+
+/// Ships what the repositories lack, each on its own: one that fails gets no further set.
+fn ship_missing(cx: &Context, names: &[String], json: bool) -> Result<Done> {
+    crate::restore::unfinished::remove(cx)?;
+    let (mut all, mut worst) = (Vec::new(), Done::Well);
+    for name in names {
+        let sets = match ship::missing(cx, name) {
+            Err(error @ Error::Interrupted { .. }) => return Err(error),
+            Err(error) => {
+                output::error(&error);
+                worst = Done::WithProblems;
+                continue;
+            }
+            Ok(sets) => sets,
+        };
+        if sets.is_empty() && !json {
+            say!("repository {name}: it has all of this host's newest sets");
+        }
+        for manifest in &sets {
+            let outcomes = ship::run(cx, manifest, std::slice::from_ref(name), false)?;
+            if json {
+                all.push(of_set(manifest, &outcomes));
+            } else {
+                say!("set {}", manifest.set);
+                as_text(&outcomes);
+            }
+            tell_failures(&outcomes);
+            if let Done::WithProblems = done(&outcomes) {
+                worst = Done::WithProblems;
+            }
+            if outcomes.iter().any(|outcome| outcome.result.is_err()) {
+                break;
+            }
+        }
+    }
+    if json {
+        output::print_json(&json!({"version": JSON_VERSION, "sets": all}))?;
+    }
+    Ok(worst)
+}
+
+fn of_set(manifest: &Manifest, outcomes: &[Outcome]) -> Value {
+    json!({"version": JSON_VERSION, "set": manifest.set, "repositories": as_json(outcomes)})
 }
 
 /// Exit code 3 where a repository failed or a page is wrong.

@@ -19,7 +19,7 @@ use crate::plan::layout::PartKind;
 use crate::postgres::instance::PG_CONTROL;
 use crate::set::manifest::Manifest;
 use crate::ship;
-use crate::ship::view::Views;
+use crate::view::Views;
 
 /// Bytes that are read at a time.
 const BLOCK: usize = 1 << 20;

@@ -31,6 +31,7 @@ fn problem(what: impl Into<String>, hint: impl Into<String>) -> Warning {
 pub fn of(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> Vec<Warning> {
     let mut all: Vec<_> = no_connection(facts, strategy, choice).into_iter().collect();
     all.extend(another_server(facts, choice));
+    all.extend(no_right(facts, strategy, choice));
     all.extend(old_data(facts, choice));
     all.extend(layout(facts));
     all.extend(server(facts, strategy));
@@ -70,6 +71,20 @@ fn no_connection(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> O
             "{crashed}the set is taken with strategy {strategy} instead; check host, port, user and password_file of this cluster; where no connection is meant, take host out or set strategy = \"{strategy}\""
         ),
     ))
+}
+
+/// The server was asked, and doesn't let this user take backups: a set of another strategy is no less consistent, and isn't
+/// what the connection was configured for.
+fn no_right(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> Option<Warning> {
+    let may_not = facts.server.as_ref().is_ok_and(|server| !server.may_backup);
+    (may_not && choice == StrategyChoice::Auto).then(|| {
+        problem(
+            "this user may not call pg_backup_start and pg_backup_stop",
+            format!(
+                "the set is taken with strategy {strategy} instead; GRANT EXECUTE on both functions to the user, as the PostgreSQL manual shows for backups, or set strategy = \"{strategy}\""
+            ),
+        )
+    })
 }
 
 /// A data directory that nobody uses any more makes good sets of old data for ever.

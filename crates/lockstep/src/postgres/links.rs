@@ -11,8 +11,8 @@ use std::fs::DirEntry;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::classify::STATE;
 use crate::error::{Error, Result};
-use crate::ship::classify::STATE;
 
 /// A link that belongs to no part.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,5 +1,6 @@
 //! Everything that talks to a PostgreSQL server or reads its data directory.
 
+pub mod classify;
 pub mod connection;
 pub mod conninfo;
 pub mod identity;
@@ -8,6 +9,7 @@ pub mod links;
 pub mod recovery;
 pub mod server;
 pub mod session;
+pub mod target;
 pub mod tls;
 pub mod users;
 pub mod wal;

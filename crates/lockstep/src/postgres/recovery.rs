@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::restore::target::{Recovery, Target};
+use crate::postgres::target::{Recovery, Target};
 
 /// Settings that a restored cluster must not take over from the old one: where it replicated
 /// from, and an older restore's target.

@@ -11,10 +11,12 @@ use super::common::{self, Common};
 use super::{Entry, Fate, Outcome, Place, Plan, Request, bookmarks, resolve};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::names::SetId;
 use crate::retention::{self, Candidate, Decision, Reason};
+use crate::set::at_work;
 use crate::set::manifest::Manifest;
 use crate::set::removal::{self, Removal};
-use crate::ship::{at_work, begun};
+use crate::ship::begun;
 use crate::steps;
 use crate::volume::zfs::{SnapshotName, Standing};
 
@@ -35,7 +37,8 @@ pub(super) fn prune(
     }
     let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
     let facts = Facts::take(cx)?;
-    let ids = facts.sets.iter().map(|set| set.set.to_string());
+    let damaged = facts.damaged.iter().map(|(id, _)| id);
+    let ids = facts.sets.iter().map(|set| &set.set).chain(damaged).map(ToString::to_string);
     let named = resolve(&Place::Local, &request.sets, &ids.collect::<Vec<_>>())?;
     let decide = |is_counted: &dyn Fn(&Facts, &Manifest) -> bool| {
         let counted = facts.sets.iter().filter(|set| is_counted(&facts, set));
@@ -71,7 +74,7 @@ pub(super) fn prune(
 struct Facts {
     owner: String,
     sets: Vec<Manifest>,
-    damaged: Vec<(String, String)>,
+    damaged: Vec<(SetId, String)>,
     standing: BTreeMap<SnapshotName, Standing>,
     /// Pools that aren't imported.
     away: BTreeSet<String>,
@@ -110,7 +113,7 @@ impl Facts {
         Ok(Self {
             owner: cx.state.owner().to_owned(),
             sets,
-            damaged: damaged.iter().map(|(id, e)| (id.to_string(), e.chain())).collect(),
+            damaged: damaged.into_iter().map(|(id, e)| (id, e.chain())).collect(),
             standing,
             away,
             commons: Vec::new(),
@@ -256,9 +259,14 @@ impl Facts {
             })
             .collect();
         entries.extend(self.damaged.iter().map(|(id, why)| Entry {
-            set: id.clone(),
+            set: id.to_string(),
             time: None,
-            fate: Fate::Left(why.clone()),
+            fate: match named.iter().any(|named| named == id.as_str()) {
+                true => Fate::Remove,
+                false => {
+                    Fate::Left(format!("{why}; to be rid of it: lockstep prune --local --set {id}"))
+                }
+            },
             bytes: None,
         }));
         entries.sort_by(|a, b| a.set.cmp(&b.set));
@@ -270,11 +278,8 @@ impl Facts {
     fn carry_out(&self, cx: &Context, plan: &mut Plan, named: &[String]) -> Result<Vec<String>> {
         let mut removed = Vec::new();
         for entry in plan.entries.iter_mut().filter(|entry| entry.fate == Fate::Remove) {
-            let Some(set) = self.sets.iter().find(|set| set.set.as_str() == entry.set) else {
-                continue;
-            };
             steps::reached("prune.set")?;
-            match self.remove(cx, set, named.contains(&entry.set)) {
+            match self.remove(cx, &entry.set, named.contains(&entry.set)) {
                 Ok(Removal::Done) => removed.push(entry.set.clone()),
                 Ok(Removal::Left(why)) => entry.fate = Fate::Left(why),
                 Ok(Removal::Unfinished(why)) => {
@@ -288,13 +293,26 @@ impl Facts {
         Ok(removed)
     }
 
-    fn remove(&self, cx: &Context, set: &Manifest, is_named: bool) -> Result<Removal> {
-        let id = set.set.as_str();
+    fn remove(&self, cx: &Context, id: &str, is_named: bool) -> Result<Removal> {
+        let Some(set) = self.sets.iter().find(|set| set.set.as_str() == id) else {
+            return self.remove_damaged(cx, id);
+        };
         let common = self.commons.iter().filter(|common| common.newest.as_deref() == Some(id));
         let repositories: Vec<_> = common.map(|common| common.repository.clone()).collect();
         if !repositories.is_empty() {
             bookmarks::make(cx, set, repositories)?;
         }
         removal::remove(cx, set, is_named)
+    }
+
+    /// Its manifest doesn't say where its snapshots are: they are looked for where those of other sets are too.
+    fn remove_damaged(&self, cx: &Context, id: &str) -> Result<Removal> {
+        let Some((id, _)) = self.damaged.iter().find(|(damaged, _)| damaged.as_str() == id) else {
+            return Err(Error::failed(format!("set {id} isn't there any more")));
+        };
+        let of_others = self.sets.iter().flat_map(|set| &set.volumes);
+        let mut datasets: BTreeSet<_> = of_others.map(|volume| volume.dataset.clone()).collect();
+        datasets.extend(cx.state.datasets_named(id));
+        removal::remove_unread(cx, id, &datasets)
     }
 }

@@ -78,6 +78,12 @@ impl Storage for Memory {
         Ok(())
     }
 
+    fn folders(&self, prefix: &str) -> StoreResult<Vec<String>> {
+        let (all, below) = (self.0.lock().unwrap(), format!("{prefix}/"));
+        let inside = all.keys().filter_map(|path| path.strip_prefix(&below)?.split_once('/'));
+        Ok(inside.map(|(folder, _)| folder.to_owned()).collect())
+    }
+
     fn delete(&self, path: &str) -> StoreResult<()> {
         self.0.lock().unwrap().remove(path);
         Ok(())

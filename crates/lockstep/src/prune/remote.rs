@@ -29,7 +29,7 @@ use crate::repository::header::StreamRules;
 use crate::repository::shipped::FILES_IMAGE;
 use crate::repository::{self, Repository, of_strata};
 use crate::retention::{self, Candidate, Policy, Reason};
-use crate::ship;
+use crate::set::at_work;
 use crate::ship::begun;
 use crate::ship::lease::Held;
 use crate::steps;
@@ -84,7 +84,7 @@ pub(super) fn prune(
     // On this host nobody else ships to it or prunes it; so a lease of this host's is a dead process's.
     let _lock = match request.dry_run {
         true => None,
-        false => Some(ship::lock(cx, name, "prune")?),
+        false => Some(at_work::lock(cx, name, "prune")?),
     };
     let repository = repository::open(cx, name)?;
     let lease = match request.dry_run {

@@ -6,7 +6,7 @@ use strata::manifest::{DeltaId, Manifest as Stored};
 use strata::read_many;
 
 use super::raw::{Link, Segment};
-use super::{Repository, newer_form, of_strata};
+use super::{Repository, newer_form, of_store, of_strata};
 use crate::error::{Error, Result};
 use crate::names::{self, Meant};
 use crate::set::manifest::{Manifest, json};
@@ -16,6 +16,9 @@ use crate::volume::zfs::DatasetName;
 
 /// The newest form that is known.
 const VERSION: u32 = 1;
+
+/// So many manifests are read before it is looked whether the right one is among them.
+const LOOKED_AT: usize = 16;
 
 /// The image that holds the files beside the manifest; its deltas are named by sets. No dataset has an `@` in its name.
 pub const FILES_IMAGE: &str = "@files";
@@ -179,7 +182,7 @@ impl Repository {
     /// When the store can't be listed.
     pub fn sets(&self) -> Result<(Vec<Shipped>, Vec<Damaged>)> {
         let (mut good, mut bad) = (Vec::new(), Vec::new());
-        let ids = Stored::list(&self.strata).map_err(of_strata)?;
+        let ids = self.ids()?;
         read_many(
             &ids,
             |id| self.read_if_there(id),
@@ -194,13 +197,74 @@ impl Repository {
         Ok((good, bad))
     }
 
+    /// The ids of all sets, oldest first.
+    ///
+    /// # Errors
+    /// When the store can't be listed.
+    pub fn ids(&self) -> Result<Vec<String>> {
+        Stored::list(&self.strata).map_err(of_strata)
+    }
+
     /// The newest set, if there is one.
     ///
     /// # Errors
     /// When the store fails or its manifest can't be read.
     pub fn newest(&self) -> Result<Option<Shipped>> {
-        let ids = Stored::list(&self.strata).map_err(of_strata)?;
+        let ids = self.ids()?;
         ids.last().map(|id| self.read(id)).transpose()
+    }
+
+    /// The newest set whose id is `wanted` and that `fits`, if there is one. Those that can't be read are told to
+    /// `passed_over`, as far as they were looked at.
+    ///
+    /// # Errors
+    /// When the store can't be listed, or it was interrupted.
+    pub fn newest_that(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+        fits: impl Fn(&Shipped) -> bool,
+        passed_over: impl Fn(&str, &Error),
+    ) -> Result<Option<Shipped>> {
+        let mut ids = self.ids()?;
+        ids.retain(|id| wanted(id));
+        // The right one is near the end, if it is there at all.
+        for part in ids.rchunks(LOOKED_AT) {
+            let mut found = None;
+            read_many(
+                part,
+                |id| self.read_if_there(id),
+                |id, shipped| {
+                    match shipped {
+                        Ok(Some(shipped)) if fits(&shipped) => found = Some(shipped),
+                        Ok(_) => {}
+                        Err(error) => passed_over(id, &error),
+                    }
+                    steps::reached("repository.set")
+                },
+            )?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The clusters that have a folder in the repository, this one among them where it has.
+    ///
+    /// # Errors
+    /// When the store can't be listed.
+    pub fn clusters(&self) -> Result<Vec<String>> {
+        self.strata.store().folders("clusters").map_err(of_store)
+    }
+
+    /// What to look at where there is no set: a mistyped name looks like a cluster that was never shipped.
+    #[must_use]
+    pub fn empty_hint(&self) -> Option<String> {
+        let mut others = self.clusters().unwrap_or_default();
+        let folder = self.strata.path("");
+        others.retain(|name| !folder.ends_with(&format!("/{name}/")));
+        (!others.is_empty())
+            .then(|| format!("it has sets of {}: is the cluster called so?", names::a_few(&others)))
     }
 
     /// The set that a user means: an id, an id's unique beginning, or `latest`.
@@ -208,18 +272,23 @@ impl Repository {
     /// # Errors
     /// [`Error::Usage`] where there is none.
     pub fn find(&self, which: &str) -> Result<Shipped> {
-        let ids = Stored::list(&self.strata).map_err(of_strata)?;
+        let ids = self.ids()?;
         let none = |hint: &str| {
             let what = format!("repository \"{}\" has no set \"{which}\"", self.name);
             Error::usage(what, hint)
         };
         if which == "latest" {
-            return self.newest()?.ok_or_else(|| none("ship one with `lockstep backup`"));
+            return self.newest()?.ok_or_else(|| {
+                let hint = self.empty_hint();
+                none(hint.as_deref().unwrap_or("ship one with `lockstep backup`"))
+            });
         }
         match names::meant(which, ids.iter().map(String::as_str)) {
             Meant::One(id) => self.read(&id),
             Meant::Nothing => {
-                Err(none(&format!("`lockstep list --from repository:{}`", self.name)))
+                let hint = if ids.is_empty() { self.empty_hint() } else { None };
+                let list = || format!("`lockstep list --from repository:{}`", self.name);
+                Err(none(&hint.unwrap_or_else(list)))
             }
             Meant::Several(all) => Err(Error::usage(
                 format!("several sets of repository \"{}\" begin with \"{which}\"", self.name),

@@ -8,7 +8,6 @@ use super::alone::Alone;
 use super::marker::{self, Marker};
 use super::placement::Placement;
 use super::source::{Form, Source};
-use super::target::Recovery;
 use super::{Request, Restored, control, parked, run_server, tree, unfinished};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -16,6 +15,7 @@ use crate::files;
 use crate::lock::Lock;
 use crate::postgres::recovery;
 use crate::postgres::server::{self, Stop};
+use crate::postgres::target::Recovery;
 use crate::process::Credentials;
 use crate::set::journal::{self, RestoreJournal};
 use crate::set::manifest::Manifest;
@@ -342,7 +342,11 @@ impl<'a> Build<'a> {
     }
 
     /// What postgresql.auto.conf gets.
-    fn write_settings(&self, port: Option<u16>, owner: Option<Credentials>) -> Result<()> {
+    pub(super) fn write_settings(
+        &self,
+        port: Option<u16>,
+        owner: Option<Credentials>,
+    ) -> Result<()> {
         let mut settings = recovery::lasting(&self.recovery, &self.placement.directory, port);
         if self.holds_subscriptions() {
             recovery::put(&mut settings, recovery::NO_WORKERS.into(), "0".into());

@@ -27,6 +27,7 @@ use indicatif::ProgressBar;
 
 use super::placement::Apart;
 use crate::error::Result;
+use crate::plan::warnings::bytes;
 use crate::repository::Repository;
 use crate::repository::tree::ImageTree;
 use crate::steps;
@@ -84,6 +85,18 @@ impl Unsynced {
     /// Waits until all of it is on disk.
     pub(super) fn sync(&self) -> Result<()> {
         self.0.sync()
+    }
+}
+
+/// Says that so many bytes may not fit into the folder; a file system that compresses may take more than it has left.
+pub(super) fn say_where_it_may_not_fit(folder: &Path, total: u64) {
+    let Ok(space) = rustix::fs::statvfs(folder) else { return };
+    let left = space.f_bavail.saturating_mul(space.f_frsize);
+    if left < total {
+        let (folder, left, total) = (folder.display(), bytes(left), bytes(total));
+        tracing::warn!(
+            "\"{folder}\" has {left} left, and up to {total} are written: it may not fit"
+        );
     }
 }
 

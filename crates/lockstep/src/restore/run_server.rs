@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use pgfiles::lsn::Lsn;
 
 use super::build::Build;
-use super::target::{Action, Target};
 use super::{Restored, tree, unfinished};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::isolation::{self, Bind, Isolation};
 use crate::plan::refusal::Refusal;
 use crate::postgres::server::{self, Launch, Outcome, Server, Stop};
+use crate::postgres::target::{Action, Target};
 use crate::postgres::{instance, recovery, wal};
 use crate::process::{Credentials, Program};
 use crate::steps;
@@ -75,9 +75,16 @@ pub(super) fn start(
         isolation: isolation.as_ref(),
     };
     let mut server = server::start(&launch)?;
-    let pauses = build.recovery.action == Action::Pause && build.recovery.target != Target::End;
-    let waited = server.wait_for_recovery(pauses, |words| tracing::info!("recovery: {words}"));
-    let outcome = waited.map_err(|error| explain(build, &server, error))?;
+    let outcome = match recover(build, &mut server) {
+        Err(_) if ends_where_it_is_consistent(build, &server) => {
+            tracing::info!("consistent with the last record of the WAL: recovery ends there");
+            build.recovery.target = Target::End;
+            build.write_settings(restored.port, user)?;
+            server = server::start(&launch)?;
+            recover(build, &mut server)?
+        }
+        recovered => recovered?,
+    };
     restored.recovery_log = server.recovery_log();
     restored.started = outcome != Outcome::ShutDown;
     steps::reached("restore.recovered")?;
@@ -92,6 +99,32 @@ pub(super) fn start(
     }
     restored.socket_directory = instance::socket_directory(&data);
     Ok(())
+}
+
+/// Waits until recovery is where it is to end.
+fn recover(build: &Build, server: &mut Server) -> Result<Outcome> {
+    let pauses = build.recovery.action == Action::Pause && build.recovery.target != Target::End;
+    let waited = server.wait_for_recovery(pauses, |words| tracing::info!("recovery: {words}"));
+    waited.map_err(|error| explain(build, server, error))
+}
+
+/// Whether recovery to `immediate` came to its target without PostgreSQL's knowing: it looks for it before each record
+/// and behind commits (recoveryStopsBefore and recoveryStopsAfter in xlogrecovery.c), and not where the last record of
+/// all makes the cluster consistent. The end of the WAL is the same place then.
+fn ends_where_it_is_consistent(build: &Build, server: &Server) -> bool {
+    build.recovery.target == Target::Immediate
+        && build.recovery.action == Action::Promote
+        && has_said(server, NOT_REACHED)
+        && has_said(server, CONSISTENT)
+}
+
+/// In the server's words (xlogrecovery.c): the WAL ended before the target.
+const NOT_REACHED: &str = "recovery ended before configured recovery target was reached";
+/// And that it is consistent.
+const CONSISTENT: &str = "consistent recovery state reached";
+
+fn has_said(server: &Server, words: &str) -> bool {
+    server.said().iter().any(|line| line.contains(words))
 }
 
 /// From here on it is a cluster like any other, and people may use it: a kill takes nothing of it away.
@@ -296,7 +329,7 @@ fn parse_creates(text: &str) -> Vec<(u32, PathBuf)> {
 
 /// PostgreSQL's reason to end recovery, where Lockstep knows it.
 fn explain(build: &Build, server: &Server, error: Error) -> Error {
-    let said = |words: &str| server.said().iter().any(|line| line.contains(words));
+    let said = |words: &str| has_said(server, words);
     if said("requested recovery stop point is before consistent recovery point") {
         let earliest = match build.manifest.floor_lsn {
             Some(floor) => format!("LSN {floor}"),
@@ -305,7 +338,12 @@ fn explain(build: &Build, server: &Server, error: Error) -> Error {
         let target = build.recovery.target.to_string();
         return Refusal::TargetBeforeConsistency { target, earliest }.into();
     }
-    if said("recovery ended before configured recovery target was reached") {
+    if said(NOT_REACHED) && said(CONSISTENT) && build.recovery.target == Target::Immediate {
+        return error.with_hint(
+            "it became consistent with the last record of its WAL, where PostgreSQL neither pauses nor stops: leave out --target-action, and it is promoted there",
+        );
+    }
+    if said(NOT_REACHED) {
         let end = came_to(server.said()).or_else(|| {
             let control = instance::read_control(&build.placement.data).ok()?;
             Some(format!("LSN {} at least", control.min_recovery_point))

@@ -422,6 +422,9 @@ impl FromRepository {
             .collect();
         let zeroed = self.only.zeroed(&tree, volume)?;
         let total = tree.file_bytes(&zeroed);
+        if !self.delta {
+            files_form::say_where_it_may_not_fit(&placed.mountpoint, total);
+        }
         let lines = Progress::on_stderr();
         files_form::restore(&files_form::Volume {
             repository: &self.repository,

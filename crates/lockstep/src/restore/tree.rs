@@ -5,8 +5,9 @@
 //! the links are turned first of all.
 
 use std::ffi::OsStr;
+use std::fs::Permissions;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use pgfiles::control_file::ControlFile;
@@ -20,11 +21,12 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::plan::refusal::Refusal;
 use crate::plan::strategy::Strategy;
+use crate::postgres::classify::STATE;
 use crate::postgres::instance::{self, path_bytes};
 use crate::postgres::{recovery, wal};
 use crate::process::Credentials;
 use crate::set::manifest::{Manifest, WalStored};
-use crate::ship::{self, classify::STATE};
+use crate::ship;
 
 /// A file of the set: pg_control of a standby, as it was after the last snapshot.
 const KEPT_CONTROL: &str = "pg_control";
@@ -156,9 +158,12 @@ fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let wal = &build.manifest.wal;
     let pg_wal = &build.placement.wal;
     let from = build.set_directory().join("wal");
+    let mode = file_mode(&build.placement.data)?;
     let place = |name: &String| {
         let to = pg_wal.join(name);
         wal::copy_file(&from.join(name), &to)?;
+        std::fs::set_permissions(&to, Permissions::from_mode(mode))
+            .map_err(Error::io("chmod", &to))?;
         files::give_to(&to, owner)
     };
     if wal.stored == WalStored::Files {
@@ -179,6 +184,13 @@ fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
     // Where nothing was named but the first segment, all the others have to be there as well.
     let pg_control = control::held(&build.placement.data);
     ship::FrozenWal::find(&build.manifest, pg_wal.clone(), Some(&pg_control)).map(drop)
+}
+
+/// The mode of PostgreSQL's files: the group may read them where it may enter the data directory (SetDataDirectoryCreatePerm
+/// in file_perm.c).
+fn file_mode(data: &Path) -> Result<u32> {
+    let mode = data.metadata().map_err(Error::io("look at", data))?.permissions().mode();
+    Ok(if mode & 0o750 == 0o750 { 0o640 } else { 0o600 })
 }
 
 /// pg_control as the strategy needs it.

@@ -7,10 +7,10 @@
 use pgfiles::control_file::ControlFile;
 
 use super::only::Global;
-use super::target::{Recovery, Target};
 use crate::error::Result;
 use crate::plan::refusal::Refusal;
 use crate::plan::strategy::Strategy;
+use crate::postgres::target::{Recovery, Target};
 use crate::repository::{Repository, Shipped};
 
 /// pg_control has 8 KiB.

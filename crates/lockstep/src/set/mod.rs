@@ -1,5 +1,6 @@
 //! Backup sets: the manifest, where it is kept, and what an unfinished set leaves behind.
 
+pub mod at_work;
 pub mod journal;
 pub mod manifest;
 pub mod names_within;

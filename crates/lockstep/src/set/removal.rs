@@ -10,12 +10,15 @@
 //! steps. A snapshot of the right name and another GUID is somebody else's, and stays. One whose dataset was renamed
 //! is looked for in its pool.
 
+use std::collections::BTreeSet;
+
+use super::at_work;
 use super::journal::{self, RemovalJournal};
 use super::manifest::Manifest;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::ship::at_work;
+use crate::names::SetId;
 use crate::steps;
 use crate::volume::zfs::{DatasetName, SnapshotFacts, SnapshotName, Standing};
 
@@ -45,15 +48,43 @@ pub fn remove(cx: &Context, manifest: &Manifest, gives_up: bool) -> Result<Remov
         createtxgs: manifest.volumes.iter().map(|volume| volume.createtxg).collect(),
         gives_up,
     };
-    journal::write(&path(cx, &entry), &entry)?;
+    begin(cx, &entry)
+}
+
+/// Removes a set whose manifest can't be read: with those of its snapshots on `datasets` that this state_dir made.
+///
+/// # Errors
+/// When ZFS fails; as [`remove`].
+pub fn remove_unread(
+    cx: &Context,
+    set: &SetId,
+    datasets: &BTreeSet<DatasetName>,
+) -> Result<Removal> {
+    let (mut snapshots, mut createtxgs) = (Vec::new(), Vec::new());
+    for dataset in datasets {
+        for tagged in cx.zfs.tagged_snapshots(dataset)? {
+            if tagged.set == set.as_str()
+                && tagged.owner == cx.state.owner()
+                && let Some(facts) = cx.zfs.find_snapshot(&tagged.snapshot)?
+            {
+                snapshots.push((dataset.clone(), facts.guid.to_string()));
+                createtxgs.push(facts.createtxg);
+            }
+        }
+    }
+    begin(cx, &RemovalJournal { set: set.clone(), snapshots, createtxgs, gives_up: false })
+}
+
+fn begin(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
+    journal::write(&path(cx, entry), entry)?;
     if let Err(interrupted) = steps::reached("prune.journal") {
-        files::remove_file(&path(cx, &entry))?;
+        files::remove_file(&path(cx, entry))?;
         return Err(interrupted);
     }
     cx.state.withdraw(&entry.set)?;
     // From here on a signal waits until this set is gone.
     let _ = steps::reached("prune.withdrawn");
-    finish(cx, &entry)
+    finish(cx, entry)
 }
 
 /// Finishes the removals that were cut off; call it with the cluster's lock held. What stays for now

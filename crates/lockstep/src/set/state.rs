@@ -29,6 +29,7 @@ use crate::files;
 use crate::lock::Lock;
 use crate::names::{self, ClusterName, Meant, SetId, random_characters};
 use crate::plan::refusal::Refusal;
+use crate::volume::zfs::DatasetName;
 
 /// The manifest's file name.
 const MANIFEST: &str = "manifest.json";
@@ -244,6 +245,17 @@ impl State {
             .collect();
         all.sort_by(|a, b| a.repository.cmp(&b.repository));
         all
+    }
+
+    /// The datasets that a manifest names, also one that is damaged, as far as it can be read at all. Nothing else of
+    /// it is to be trusted: what is there has to prove itself by its own marks.
+    #[must_use]
+    pub fn datasets_named(&self, set: &SetId) -> Vec<DatasetName> {
+        let bytes = std::fs::read(self.set_directory(set).join(MANIFEST)).unwrap_or_default();
+        let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let volumes = value["volumes"].as_array().into_iter().flatten();
+        let names = volumes.filter_map(|volume| volume["dataset"].as_str());
+        names.filter_map(|name| DatasetName::new(name).ok()).collect()
     }
 
     fn read(&self, set: &SetId) -> Result<Manifest> {

@@ -9,10 +9,10 @@ use std::ops::Range;
 use indicatif::ProgressBar;
 use sendstream::pages::{PageChecker, Segment};
 
-use super::classify::Class;
 use super::page_delta::Pages;
 use super::volume::Job;
 use crate::error::{Error, Result};
+use crate::postgres::classify::Class;
 use crate::repository::header::ObjectHeader;
 use crate::repository::image::ImageState;
 use crate::repository::ingest::{Announced, Content, Visitor};

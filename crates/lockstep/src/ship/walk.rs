@@ -7,8 +7,8 @@ use std::fs;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::classify::{self, Class, Folder};
 use crate::error::{Error, Result};
+use crate::postgres::classify::{self, Class, Folder};
 use crate::repository::shipped::LeftOut;
 use crate::set::manifest::SetPart;
 

@@ -50,6 +50,11 @@ pub trait Around: Send + Sync {
         self.inner().list(prefix, each)
     }
 
+    /// See [`Storage::folders`].
+    fn folders(&self, prefix: &str) -> StoreResult<Vec<String>> {
+        self.inner().folders(prefix)
+    }
+
     /// See [`Storage::delete`].
     fn delete(&self, path: &str) -> StoreResult<()> {
         self.inner().delete(path)
@@ -98,6 +103,10 @@ impl<T: Around> Storage for T {
 
     fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
         Around::list(self, prefix, each)
+    }
+
+    fn folders(&self, prefix: &str) -> StoreResult<Vec<String>> {
+        Around::folders(self, prefix)
     }
 
     fn delete(&self, path: &str) -> StoreResult<()> {

@@ -159,6 +159,9 @@ pub trait Storage: Send + Sync {
     fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes>;
     /// Gives all objects below a folder to `each`, in no order. `prefix` is whole segments.
     fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()>;
+    /// The names of the folders in a folder, in no order; where folders exist by themselves also empty ones. `prefix` is
+    /// whole segments.
+    fn folders(&self, prefix: &str) -> StoreResult<Vec<String>>;
     /// Deletes an object; one that isn't there is deleted already.
     fn delete(&self, path: &str) -> StoreResult<()>;
     /// An object's size.
@@ -358,6 +361,14 @@ impl Store {
     /// Gives all objects below a folder to `each`. One may come twice, where a try broke off in the middle.
     pub fn list(&self, prefix: &str, mut each: impl FnMut(Listed)) -> StoreResult<()> {
         self.again(|_| self.storage.list(prefix, &mut each))
+    }
+
+    /// The names of the folders in a folder, ascending; what lies below them isn't listed.
+    pub fn folders(&self, prefix: &str) -> StoreResult<Vec<String>> {
+        let mut names = self.again(|_| self.storage.folders(prefix))?;
+        names.sort();
+        names.dedup();
+        Ok(names)
     }
 
     /// Deletes an object; one that isn't there is deleted already.

@@ -249,6 +249,13 @@ impl Storage for ObjectStorage {
         Ok(())
     }
 
+    fn folders(&self, prefix: &str) -> StoreResult<Vec<String>> {
+        let target = self.path("list", prefix)?;
+        let listing = self.store.list_with_delimiter(Some(&target));
+        let folders = self.call("list", prefix, 0, listing)?.common_prefixes;
+        Ok(folders.iter().filter_map(|folder| folder.filename().map(str::to_string)).collect())
+    }
+
     fn delete(&self, path: &str) -> StoreResult<()> {
         let target = self.path("delete", path)?;
         match self.call("delete", path, 0, self.store.delete(&target)) {

@@ -142,6 +142,11 @@ impl Around for Counting {
         self.inner.list(prefix, each)
     }
 
+    fn folders(&self, prefix: &str) -> StoreResult<Vec<String>> {
+        self.note("list", prefix, None);
+        self.inner.folders(prefix)
+    }
+
     fn delete(&self, path: &str) -> StoreResult<()> {
         self.note("delete", path, None);
         self.inner.delete(path)
@@ -189,6 +194,10 @@ impl Around for Faulty {
 
     fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
         self.call("list", prefix, || self.inner.list(prefix, each))
+    }
+
+    fn folders(&self, prefix: &str) -> StoreResult<Vec<String>> {
+        self.call("list", prefix, || self.inner.folders(prefix))
     }
 
     fn delete(&self, path: &str) -> StoreResult<()> {

@@ -57,6 +57,20 @@ pub fn contract(storage: &dyn Storage) {
     storage.put("ab", &[bytes("beside")]).unwrap();
     assert_eq!(list("a").len(), 2);
     storage.delete("ab").unwrap();
+    for path in ["d/1/x", "d/2/y/z", "d/2/w", "d/beside"] {
+        storage.put(path, &[bytes("in a folder")]).unwrap();
+    }
+    let folders = |prefix: &str| {
+        let mut names = storage.folders(prefix).unwrap();
+        names.sort();
+        names
+    };
+    assert_eq!(folders("d"), ["1", "2"]);
+    assert_eq!(folders("a"), [""; 0]);
+    assert_eq!(folders("nothing"), [""; 0]);
+    for path in ["d/1/x", "d/2/y/z", "d/2/w", "d/beside"] {
+        storage.delete(path).unwrap();
+    }
     // What names may hold.
     let odd = "c/tank=data+20x/1.2_3-4@5,6.json";
     storage.put_if_absent(odd, &bytes("odd")).unwrap();

@@ -18,6 +18,7 @@ use crate::plan::warnings::bytes;
 use crate::progress::Progress;
 use crate::repository::check::{self, Checked, Repaired, Severity, counted};
 use crate::repository::{self, Repository, of_strata};
+use crate::set::at_work;
 use crate::ship::{self, begun, lease::Held};
 use crate::steps;
 
@@ -125,7 +126,7 @@ struct Alone {
 
 impl Alone {
     fn take(cx: &Context, repository: &Repository, command: &str) -> Result<Self> {
-        let lock = ship::lock(cx, &repository.name, command)?;
+        let lock = at_work::lock(cx, &repository.name, command)?;
         let lease = Held::take(cx, repository, Duration::ZERO)?;
         Ok(Self { lease, _lock: lock })
     }

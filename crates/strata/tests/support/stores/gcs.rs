@@ -6,7 +6,7 @@
 //! (`x-goog-if-generation-match`), ranges, listings in pages, uploads in parts, a retention of the bucket's, and a
 //! service account: who asks has to bring a token that this account has signed.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -229,6 +229,16 @@ impl Bucket {
         let matching = self.objects.iter().filter(|(key, _)| key.starts_with(&prefix));
         let mut rest = matching.filter(|(key, _)| **key > after).peekable();
         let mut xml = "<?xml version='1.0' encoding='UTF-8'?><ListBucketResult>".to_owned();
+        if let Some(delimiter) = request.query("delimiter") {
+            // Folders are looked for where there are few.
+            let inside = rest.filter_map(|(key, _)| key[prefix.len()..].split_once(&delimiter));
+            for folder in inside.map(|(folder, _)| folder).collect::<BTreeSet<_>>() {
+                let whole = format!("{prefix}{folder}{delimiter}");
+                write!(xml, "<CommonPrefixes><Prefix>{whole}</Prefix></CommonPrefixes>").unwrap();
+            }
+            xml.push_str("</ListBucketResult>");
+            return Answer::new(200, xml);
+        }
         let mut last = String::new();
         for (key, object) in rest.by_ref().take(PAGE) {
             let (size, generation) = (object.content.len(), object.generation);

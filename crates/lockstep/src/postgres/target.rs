@@ -91,6 +91,22 @@ impl Recovery {
         !self.set_is_shut_down || self.target != Target::End || self.restore_command.is_some()
     }
 
+    /// Whether recovery surely comes to its target from this set. One that doesn't say from when on it is
+    /// consistent is so by the time that it was finished; of an LSN its last minRecoveryPoint says it.
+    #[must_use]
+    pub fn comes_from(&self, manifest: &Manifest) -> bool {
+        let asked = self.timeline.as_ref().and_then(|timeline| timeline.parse::<u32>().ok());
+        let has_branched = asked.is_some_and(|asked| manifest.timeline().get() > asked);
+        let is_before = match &self.target {
+            Target::Time(time) => manifest.consistent_at.unwrap_or(manifest.finished_at) <= *time,
+            Target::Lsn(lsn) => {
+                floor(manifest).or(manifest.stop_lsn).is_some_and(|floor| floor <= *lsn)
+            }
+            Target::End | Target::Xid(_) | Target::Name(_) | Target::Immediate => true,
+        };
+        is_before && !has_branched
+    }
+
     /// Refuses a target that lies before the set is consistent, as far as the manifest can tell;
     /// PostgreSQL refuses the rest.
     ///
@@ -107,11 +123,7 @@ impl Recovery {
         let before = |earliest: String| {
             Err(Refusal::TargetBeforeConsistency { target: self.target.to_string(), earliest })
         };
-        let floor = manifest.floor_lsn.or(match manifest.strategy {
-            Strategy::Cold => manifest.start_lsn,
-            _ => None,
-        });
-        match (&self.target, floor, manifest.consistent_at) {
+        match (&self.target, floor(manifest), manifest.consistent_at) {
             (Target::Lsn(lsn), Some(floor), _) if *lsn < floor => before(format!("LSN {floor}")),
             (Target::Time(time), _, Some(earliest)) if *time < earliest => {
                 before(earliest.to_string())
@@ -119,6 +131,14 @@ impl Recovery {
             _ => Ok(()),
         }
     }
+}
+
+/// The smallest LSN that recovery of the set can be asked for, where the manifest can tell.
+fn floor(manifest: &Manifest) -> Option<Lsn> {
+    manifest.floor_lsn.or(match manifest.strategy {
+        Strategy::Cold => manifest.start_lsn,
+        _ => None,
+    })
 }
 
 /// A time as people write it: RFC 3339, PostgreSQL's form (`2026-11-23 19:45:12.5+00`), or without
@@ -153,6 +173,7 @@ pub fn parse_time(text: &str) -> Result<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::set::manifest::tests::manifest;
 
     #[test]
     fn times_are_read_in_the_usual_forms() {
@@ -178,6 +199,27 @@ mod tests {
         assert_eq!(said(Target::Name("before it".into())), "restore point \"before it\"");
         assert_eq!(said(Target::Immediate), "\"immediate\"");
         assert_eq!(said(Target::End), "the end of the WAL");
+    }
+
+    #[test]
+    fn recovery_comes_to_a_target_from_sets_before_it_and_on_its_timeline() {
+        // Timeline 3, from 19:45:12.25 to 19:45:14.125, stop 1/2000138.
+        let mut set = manifest("20261123T194512Z-k3fa", Vec::new());
+        let to = |target: Target| Recovery { target, ..Recovery::default() };
+        let time = |text| to(Target::Time(parse_time(text).unwrap()));
+        let lsn = |text: &str| to(Target::Lsn(text.parse().unwrap()));
+        assert!(!time("2026-11-23T19:45:14Z").comes_from(&set), "it was finished later");
+        assert!(time("2026-11-23T19:45:15Z").comes_from(&set));
+        set.consistent_at = Some("2026-11-23T19:45:13Z".parse().unwrap());
+        assert!(time("2026-11-23T19:45:13Z").comes_from(&set));
+        assert!(!time("2026-11-23T19:45:12.9Z").comes_from(&set));
+        assert!(lsn("1/2000138").comes_from(&set) && !lsn("1/2000137").comes_from(&set));
+        set.floor_lsn = Some(Lsn::new(0x300_0000));
+        assert!(lsn("0/3000000").comes_from(&set) && !lsn("0/2FFFFFF").comes_from(&set));
+        for (timeline, comes) in [("2", false), ("3", true), ("latest", true), ("current", true)] {
+            let recovery = Recovery { timeline: Some(timeline.into()), ..lsn("0/4000000") };
+            assert_eq!(recovery.comes_from(&set), comes, "{timeline}");
+        }
     }
 
     #[test]

@@ -8,13 +8,24 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::manifest::Manifest;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::set::manifest::Manifest;
+use crate::lock::Lock;
+
+/// The lock of shipping to a repository: one shipment or prune of it at a time on this host.
+///
+/// # Errors
+/// [`Error::Locked`] with who holds it.
+pub fn lock(cx: &Context, repository: &str, command: &str) -> Result<Lock> {
+    let path = cx.state.path(&format!("ship-{repository}.lock"));
+    let what = format!("cluster \"{}\" for repository \"{repository}\"", cx.name);
+    Lock::take_or_refuse(&path, what, command)
+}
 
 /// The note; it goes with the shipment.
-pub(super) struct AtWork {
+pub(crate) struct AtWork {
     path: PathBuf,
 }
 
@@ -23,7 +34,7 @@ impl AtWork {
     ///
     /// # Errors
     /// When it can't be written, or the set is being removed.
-    pub(super) fn on(cx: &Context, repository: &str, set: &Manifest) -> Result<Self> {
+    pub(crate) fn on(cx: &Context, repository: &str, set: &Manifest) -> Result<Self> {
         let at_work = Self { path: path(cx, repository) };
         note(cx, repository, &[set]).map(|()| at_work)
     }
@@ -33,7 +44,7 @@ impl AtWork {
 ///
 /// # Errors
 /// Those.
-pub(super) fn note(cx: &Context, repository: &str, sets: &[&Manifest]) -> Result<()> {
+pub(crate) fn note(cx: &Context, repository: &str, sets: &[&Manifest]) -> Result<()> {
     let text: String = sets.iter().map(|manifest| format!("{}\n", manifest.set)).collect();
     files::publish(&path(cx, repository), text.as_bytes())?;
     match sets.iter().find(|manifest| !cx.state.is_complete(manifest.set.as_str())) {
@@ -60,7 +71,7 @@ pub(crate) fn all(cx: &Context) -> Result<BTreeMap<String, String>> {
         if noted.is_empty() {
             continue;
         }
-        match super::lock(cx, name, "prune") {
+        match lock(cx, name, "prune") {
             Err(Error::Locked { .. }) => {}
             tried => {
                 drop(tried?);
