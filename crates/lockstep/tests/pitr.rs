@@ -168,11 +168,8 @@ fn a_target_finds_its_set() {
             assert_eq!(planned["set"].as_str(), Some(id.as_str()), "{options:?} {from:?}");
         }
         for (options, said) in [
-            (
-                ["--target-time", "2001-01-01 00:00:00Z"],
-                "has no set from which recovery comes to time",
-            ),
-            (["--target-lsn", "0/1"], "no set from which recovery comes to LSN 0/1"),
+            (["--target-time", "2001-01-01 00:00:00Z"], "from which recovery comes to time"),
+            (["--target-lsn", "0/1"], "from which recovery comes to LSN 0/1"),
             (["--target-xid", &mark(4).xid], "which set lies before transaction"),
         ] {
             let refused = lockstep.expect(exit::USAGE, &[&plan[..], from, &options].concat());

@@ -244,6 +244,9 @@ impl Facts {
                 (None, Some(why)) => Fate::Left(why),
                 (None, None) => Fate::Remove,
             },
+            (Some(_), _) if !named.is_empty() && !is_named(set) => {
+                Fate::Keep(vec![Reason::NotNamed])
+            }
             (Some(why), _) if kept(all, set).is_some() => Fate::Left(why),
             (Some(_), Some(why)) => Fate::Left(why),
             (Some(_), None) => Fate::Remove,
@@ -261,11 +264,12 @@ impl Facts {
         entries.extend(self.damaged.iter().map(|(id, why)| Entry {
             set: id.to_string(),
             time: None,
-            fate: match named.iter().any(|named| named == id.as_str()) {
-                true => Fate::Remove,
-                false => {
+            fate: match () {
+                () if named.is_empty() => {
                     Fate::Left(format!("{why}; to be rid of it: lockstep prune --local --set {id}"))
                 }
+                () if named.iter().any(|named| named == id.as_str()) => Fate::Remove,
+                () => Fate::Keep(vec![Reason::NotNamed]),
             },
             bytes: None,
         }));

@@ -263,8 +263,9 @@ impl Repository {
         let mut others = self.clusters().unwrap_or_default();
         let folder = self.strata.path("");
         others.retain(|name| !folder.ends_with(&format!("/{name}/")));
-        (!others.is_empty())
-            .then(|| format!("it has sets of {}: is the cluster called so?", names::a_few(&others)))
+        (!others.is_empty()).then(|| {
+            format!("clusters that are in it: {}; is this one called so?", names::a_few(&others))
+        })
     }
 
     /// The set that a user means: an id, an id's unique beginning, or `latest`.

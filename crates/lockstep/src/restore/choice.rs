@@ -25,7 +25,7 @@ pub(super) fn here(cx: &Context, named: Option<&str>, recovery: &Recovery) -> Re
             passed_over(id.as_str(), &error);
         }
     }
-    found.ok_or_else(|| none(&format!("cluster \"{}\" has on this host", cx.name), recovery))
+    found.ok_or_else(|| none(&format!("cluster \"{}\"", cx.name), " on this host", recovery))
 }
 
 /// A set of a repository.
@@ -47,7 +47,7 @@ pub(super) fn stored(
     };
     let fits = |set: &Shipped| recovery.comes_from(&set.manifest);
     let found = repository.newest_that(|id| !is_younger(id), fits, passed_over)?;
-    found.ok_or_else(|| none(&format!("repository \"{}\" has", repository.name), recovery))
+    found.ok_or_else(|| none(&format!("repository \"{}\"", repository.name), "", recovery))
 }
 
 /// What the set is called; nothing where its place before the target decides.
@@ -67,13 +67,16 @@ fn passed_over(id: &str, error: &Error) {
     tracing::warn!(set = %id, error = %error.chain(), "a set that can't be read is passed over");
 }
 
-fn none(whose: &str, recovery: &Recovery) -> Error {
+fn none(whose: &str, place: &str, recovery: &Recovery) -> Error {
     let timeline = match &recovery.timeline {
         Some(timeline) if timeline.parse::<u32>().is_ok() => format!(" on timeline {timeline}"),
         _ => String::new(),
     };
     Error::usage(
-        format!("{whose} no set from which recovery comes to {}{timeline}", recovery.target),
+        format!(
+            "{whose} has no set{place} from which recovery comes to {}{timeline}",
+            recovery.target
+        ),
         "`lockstep list` shows the sets, with --from repository those of one: recovery goes forward only",
     )
 }

@@ -90,7 +90,8 @@ impl Unsynced {
 
 /// Says that so many bytes may not fit into the folder; a file system that compresses may take more than it has left.
 pub(super) fn say_where_it_may_not_fit(folder: &Path, total: u64) {
-    let Ok(space) = rustix::fs::statvfs(folder) else { return };
+    let there = folder.ancestors().find(|folder| folder.exists());
+    let Some(Ok(space)) = there.map(rustix::fs::statvfs) else { return };
     let left = space.f_bavail.saturating_mul(space.f_frsize);
     if left < total {
         let (folder, left, total) = (folder.display(), bytes(left), bytes(total));
