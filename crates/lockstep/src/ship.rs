@@ -213,9 +213,9 @@ fn note(cx: &Context, shipped: &Shipped, name: &str) {
     }
 }
 
-fn store<'a>(
+fn store(
     cx: &Context,
-    manifest: &'a Manifest,
+    manifest: &Manifest,
     repository: &Repository,
     held: &Held,
     there: Option<&Shipped>,
@@ -223,16 +223,7 @@ fn store<'a>(
 ) -> Result<Shipped> {
     let encrypted = Encrypted::find(cx, repository, manifest)?;
     let keeps_wal = encrypted.keeps_wal(manifest);
-    let kept = manifest.volumes.iter().filter(|volume| keeps_wal || !is_wal_alone(volume));
-    let bases = Bases::find(&cx.zfs, &manifest.volumes)?;
-    let memory = remembered_deltas(cx, repository);
-    let wholeness = Wholeness::new(repository, &memory);
-    let find = |volume: &'a SetVolume| {
-        let raw = encrypted.is_raw(&volume.dataset);
-        let how = How { raw, full, raw_full_every: repository.config.raw_full_every };
-        route(&bases, &wholeness, volume, how)
-    };
-    let mut routes: Vec<Route> = kept.map(find).collect::<Result<_>>()?;
+    let mut routes = routes(cx, manifest, repository, &encrypted, full)?;
     let datasets: Vec<_> = manifest.volumes.iter().map(|volume| volume.dataset.clone()).collect();
     let (properties, mounted) = route::properties(&cx.zfs, &datasets)?;
     let tags = cx.state.path("tags").join(&repository.name);
@@ -253,18 +244,7 @@ fn store<'a>(
     let journals = cx.state.path("shipping");
     let check = || held.check();
     let control = control(manifest, &views)?;
-    let frozen = match wal_in_snapshot(manifest) {
-        Some(_) if !keeps_wal => {
-            let seen = part_seen(manifest, &views, &PartKind::Wal);
-            let pg_wal = seen.ok_or_else(|| {
-                Error::failed(format!("pg_wal of set {} can't be looked into", manifest.set))
-            })?;
-            let data = part_seen(manifest, &views, &PartKind::Data);
-            let control = data.map(|data| data.join(PG_CONTROL));
-            Some(FrozenWal::find(manifest, pg_wal, control.as_deref())?)
-        }
-        _ => None,
-    };
+    let frozen = if keeps_wal { None } else { frozen_wal(manifest, &views)? };
     let shipment = Shipment {
         zfs: &cx.zfs,
         repository,
@@ -297,6 +277,40 @@ fn store<'a>(
     let volumes = volumes.map_err(ended)??;
     files?;
     Ok(Shipped::new(manifest, volumes))
+}
+
+/// The ways of the volumes that are stored.
+fn routes<'a>(
+    cx: &Context,
+    manifest: &'a Manifest,
+    repository: &Repository,
+    encrypted: &Encrypted,
+    full: bool,
+) -> Result<Vec<Route<'a>>> {
+    let keeps_wal = encrypted.keeps_wal(manifest);
+    let bases = Bases::find(&cx.zfs, &manifest.volumes)?;
+    let memory = remembered_deltas(cx, repository);
+    let wholeness = Wholeness::new(repository, &memory);
+    let stored = manifest.volumes.iter().filter(|volume| keeps_wal || !is_wal_alone(volume));
+    let find = |volume: &'a SetVolume| {
+        let raw = encrypted.is_raw(&volume.dataset);
+        let how = How { raw, full, raw_full_every: repository.config.raw_full_every };
+        route(&bases, &wholeness, volume, how)
+    };
+    stored.map(find).collect()
+}
+
+/// The set's WAL, where it lies in pg_wal's snapshot alone.
+fn frozen_wal(manifest: &Manifest, views: &Views<'_>) -> Result<Option<FrozenWal>> {
+    if wal_in_snapshot(manifest).is_none() {
+        return Ok(None);
+    }
+    let pg_wal = part_seen(manifest, views, &PartKind::Wal).ok_or_else(|| {
+        Error::failed(format!("pg_wal of set {} can't be looked into", manifest.set))
+    })?;
+    let data = part_seen(manifest, views, &PartKind::Data);
+    let control = data.map(|data| data.join(PG_CONTROL));
+    FrozenWal::find(manifest, pg_wal, control.as_deref()).map(Some)
 }
 
 /// pg_wal's own volume isn't stored, unless raw: the set carries the segments that it needs.

@@ -88,22 +88,7 @@ impl Job<'_> {
             ionice: config.ionice,
         };
         let base_id = base.map(|(base, _)| base.guid.to_string());
-        let journal = journal_name(&repository.name, self.image, self.volume);
-        let mut options = ImageOptions {
-            resume: Some(self.shipment.journals.join(journal)),
-            ..self.shipment.options.clone()
-        };
-        if base.is_some() {
-            options.frame_size = INCREMENT_FRAME;
-        }
-        let mut writer = ImageWriter::new(
-            &repository.strata,
-            self.image,
-            &self.volume.guid,
-            base_id.as_deref(),
-            &options,
-        )
-        .map_err(of_strata)?;
+        let mut writer = self.writer(base_id.as_deref())?;
         let snapshot = match (&base_id, base_root) {
             (Some(id), Some(root)) => Some(Snapshot::open(self, id, root)?),
             _ => None,
@@ -129,20 +114,7 @@ impl Job<'_> {
         if !passing.is_whole() {
             return Ok(None);
         }
-        if begin.to_guid.to_string() != self.volume.guid {
-            return Err(Error::failed(format!(
-                "the stream of {} has GUID {}, the set says {}",
-                self.volume.snapshot, begin.to_guid, self.volume.guid
-            )));
-        }
-        if begin.from_guid != base.map_or(0, |(base, _)| base.guid) {
-            return Err(Error::failed(format!(
-                "the stream of {} is an increment to {}, asked for was {}",
-                self.volume.snapshot,
-                begin.from_guid,
-                base.map_or_else(|| "a full one".to_owned(), |(base, _)| base.guid.to_string())
-            )));
-        }
+        self.assert_asked_for(begin.from_guid, begin.to_guid, base.map(|(base, _)| base.guid))?;
         let begin = StreamBegin::after(&begin, base.map(|(_, state)| &state.begin));
         let properties = self.shipment.properties.get(self.volume.dataset.as_str()).cloned();
         let mut state = ImageState::new(begin, properties.unwrap_or_default());
@@ -159,6 +131,39 @@ impl Job<'_> {
             keep(tags, transaction.filter(|_| are_tagged), &self.volume.guid);
         }
         Ok(Some(descriptor))
+    }
+
+    /// Writes its delta, from where an interrupted shipment had come to.
+    fn writer(&self, base: Option<&str>) -> Result<ImageWriter> {
+        let repository = self.shipment.repository;
+        let journal = journal_name(&repository.name, self.image, self.volume);
+        let mut options = ImageOptions {
+            resume: Some(self.shipment.journals.join(journal)),
+            ..self.shipment.options.clone()
+        };
+        if base.is_some() {
+            options.frame_size = INCREMENT_FRAME;
+        }
+        ImageWriter::new(&repository.strata, self.image, &self.volume.guid, base, &options)
+            .map_err(of_strata)
+    }
+
+    /// The snapshot may have been replaced by another of its name since the set was taken.
+    fn assert_asked_for(&self, from: u64, to: u64, base: Option<u64>) -> Result<()> {
+        let snapshot = &self.volume.snapshot;
+        if to.to_string() != self.volume.guid {
+            return Err(Error::failed(format!(
+                "the stream of {snapshot} has GUID {to}, the set says {}",
+                self.volume.guid
+            )));
+        }
+        if from != base.unwrap_or(0) {
+            let asked = base.map_or_else(|| "a full one".to_owned(), |base| base.to_string());
+            return Err(Error::failed(format!(
+                "the stream of {snapshot} is an increment to {from}, asked for was {asked}"
+            )));
+        }
+        Ok(())
     }
 }
 
