@@ -296,3 +296,12 @@ fn exit_codes_and_what_is_said() {
     drop(lock);
     assert_eq!(lockstep.sets(), [set]);
 }
+
+/// What is printed for bash is what bash reads: it completes a command of a command.
+#[test]
+fn completions_are_read_by_the_shell() {
+    let program = env!("CARGO_BIN_EXE_lockstep");
+    let script = r#"source <("$0" completions bash); COMP_WORDS=(lockstep repo che); COMP_CWORD=2; _lockstep lockstep che repo; echo "${COMPREPLY[*]}""#;
+    let completed = support::command::run(&mut command("bash", ["-c", script, program]));
+    assert!(completed.ok() && completed.stdout.trim() == "check", "{}", completed.describe());
+}

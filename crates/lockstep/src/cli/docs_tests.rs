@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap::CommandFactory;
+use clap::{CommandFactory, Parser};
 
 use super::Arguments;
 use crate::config::Config;
@@ -373,4 +373,29 @@ fn commands_and_options_of_the_documents_exist() {
         }
     }
     assert!(seen > 60, "{seen} command lines");
+}
+
+/// Units for systemd start commands that there are, and each timer its service.
+#[test]
+fn units_of_systemd_run_commands_that_exist() {
+    let folder = root().join("contrib/systemd");
+    let names = fs::read_dir(&folder).unwrap().flatten();
+    let names: BTreeSet<_> = names.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    let mut started = 0;
+    for name in &names {
+        if let Some(of) = name.strip_suffix(".timer") {
+            assert!(names.contains(&format!("{of}.service")), "{name}");
+            continue;
+        }
+        for line in read(folder.join(name)).lines().filter(|line| line.starts_with("Exec")) {
+            let (_, command) = line.split_once('=').unwrap();
+            let (program, arguments) = command.split_once(' ').unwrap();
+            assert_eq!(program, "/usr/local/bin/lockstep", "{name}: {line}");
+            let arguments = arguments.replace("%i", "main");
+            let words = std::iter::once("lockstep").chain(arguments.split_whitespace());
+            Arguments::try_parse_from(words).unwrap_or_else(|e| panic!("{name}: {line}: {e}"));
+            started += 1;
+        }
+    }
+    assert_eq!((names.len(), started), (4, 3));
 }

@@ -20,7 +20,7 @@ mod stream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, DEFAULT_PATH};
@@ -79,6 +79,11 @@ enum Command {
     Repo(repo::Repo),
     /// Look into ZFS send streams; needs no configuration
     Stream(stream::StreamArgs),
+    /// Print the completions of a shell, to be read by it; needs no configuration
+    Completions {
+        /// For which
+        shell: clap_complete::Shell,
+    },
     /// Become a server in a mount namespace; for Lockstep itself
     #[command(name = isolation::SUBCOMMAND, hide = true)]
     InternalServer { order: String },
@@ -123,6 +128,13 @@ fn run(arguments: &Arguments) -> Result<Done> {
             .map(|()| Done::Well)
             .map_err(crate::repository::ingest::of_stream);
     }
+    if let Command::Completions { shell } = arguments.command {
+        steps::end_with_the_reader();
+        let mut text = Vec::new();
+        clap_complete::generate(shell, &mut Arguments::command(), "lockstep", &mut text);
+        output::line(format_args!("{}", String::from_utf8_lossy(&text).trim_end()));
+        return Ok(Done::Well);
+    }
     steps::catch_signals()?;
     let config = Config::read(&arguments.config)?;
     if let Command::Mirror(command) = &arguments.command {
@@ -152,9 +164,10 @@ fn run(arguments: &Arguments) -> Result<Done> {
         Command::Prune(command) => command.run(&cx, json),
         Command::Check => check::run(&cx, json),
         Command::Repo(command) => command.run(&cx, json),
-        Command::Mirror(_) | Command::Stream(_) | Command::InternalServer { .. } => {
-            Err(Error::failed("not reached"))
-        }
+        Command::Mirror(_)
+        | Command::Stream(_)
+        | Command::Completions { .. }
+        | Command::InternalServer { .. } => Err(Error::failed("not reached")),
     }
 }
 
@@ -181,7 +194,6 @@ mod docs_tests;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_well_formed() {
