@@ -293,7 +293,9 @@ fn io_hint(kind: std::io::ErrorKind) -> Option<&'static str> {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             Some("make room there: nothing is lost, and the command can be run again")
         }
-        ErrorKind::ReadOnlyFilesystem => Some("mount it for writing, or name another folder"),
+        ErrorKind::ReadOnlyFilesystem => Some(
+            "mount it for writing (of a dataset: `zfs set readonly=off`), or name another folder",
+        ),
         _ => None,
     }
 }

@@ -82,9 +82,17 @@ impl CommandError {
             Self::Exit { stderr, .. } if stderr.contains("ermission denied") => {
                 Some("run lockstep as root, or delegate the right with `zfs allow`".into())
             }
+            Self::Exit { stderr, .. } if lacks_space(stderr) => Some(
+                "make room there, or raise the quota or refquota of the dataset or of one above it; nothing is lost, and the command can be run again".into(),
+            ),
             Self::Lost { .. } | Self::Exit { .. } => None,
         }
     }
+}
+
+/// In the words of the system and of `zfs receive` (libzfs_sendrecv.c).
+fn lacks_space(stderr: &str) -> bool {
+    ["out of space", "quota exceeded", "No space left"].iter().any(|words| stderr.contains(words))
 }
 
 /// What a program printed.

@@ -202,9 +202,9 @@ pub enum Refusal {
         set: String,
         /// Which.
         snapshot: String,
-        /// GUID and createtxg that the manifest names.
+        /// The GUID that the manifest names.
         expected: String,
-        /// Those that are there.
+        /// That of the one that is there.
         found: String,
     },
     /// A file of the set is gone or changed.

@@ -363,6 +363,8 @@ impl FromRepository {
         let kept = self.properties(shipped)?;
         let mut properties = marks(build).to_vec();
         properties.push(("mountpoint", mountpoint.to_owned()));
+        // What is above may be readonly for all that doesn't say otherwise.
+        properties.push(("readonly", "off".to_owned()));
         properties.extend(kept.iter().map(|(name, value)| (name.as_str(), value.clone())));
         if shipped.is_some() {
             return receive::create(self, build, index, placed, &properties);

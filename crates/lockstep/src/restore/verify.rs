@@ -1,5 +1,7 @@
-//! Whether a set is still what its manifest says: every snapshot by GUID and transaction group,
-//! every file by hash.
+//! Whether a set is still what its manifest says: every snapshot by GUID, every file by hash.
+//!
+//! A GUID is made with a snapshot and goes with its content: `zfs receive` keeps it (dmu_recv.c), so a pool that was sent
+//! elsewhere and took the old one's name has the set still. The transaction group belongs to the pool.
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -17,14 +19,12 @@ pub(crate) fn snapshots(cx: &Context, manifest: &Manifest) -> Result<()> {
             }
             .into());
         };
-        // createtxg belongs to the pool; after a pool was sent elsewhere only the GUID is kept,
-        // but then it isn't a snapshot of this set's pool any more.
-        if found.guid.to_string() != volume.guid || found.createtxg != volume.createtxg {
+        if found.guid.to_string() != volume.guid {
             return Err(Refusal::SnapshotSwapped {
                 set: manifest.set.to_string(),
                 snapshot: volume.snapshot.clone(),
-                expected: format!("GUID {} of txg {}", volume.guid, volume.createtxg),
-                found: format!("GUID {} of txg {}", found.guid, found.createtxg),
+                expected: format!("GUID {}", volume.guid),
+                found: format!("GUID {}", found.guid),
             }
             .into());
         }
@@ -32,7 +32,7 @@ pub(crate) fn snapshots(cx: &Context, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// The sets of which a snapshot is gone or another one, with few commands for all of them: by GUID alone.
+/// The sets of which a snapshot is gone or another one, with few commands for all of them.
 pub(crate) fn incomplete(cx: &Context, sets: &[Manifest]) -> Result<Vec<(SetId, Error)>> {
     let snapshots =
         |set: &Manifest| set.volumes.iter().map(SetVolume::snapshot_name).collect::<Vec<_>>();

@@ -154,6 +154,9 @@ pub struct Bases<'a> {
     zfs: &'a Zfs,
     newest: BTreeMap<DatasetName, Vec<Base>>,
     older: BTreeMap<DatasetName, Vec<String>>,
+    /// The transaction groups of the set's own snapshots in the pool as it is now: one that was sent elsewhere and
+    /// received has others than the manifest says.
+    own: BTreeMap<DatasetName, u64>,
 }
 
 /// How many of a dataset's are asked at first.
@@ -172,19 +175,26 @@ impl<'a> Bases<'a> {
                 older.entry(dataset).or_default().push(name);
             }
         }
-        let mut newest = BTreeMap::new();
+        let (mut newest, mut own) = (BTreeMap::new(), Vec::new());
         for volume in volumes {
             if let Some(names) = older.get_mut(&volume.dataset) {
-                let own = volume.snapshot_name().name;
-                newest.insert(&volume.dataset, take_newest(names, &own));
+                let snapshot = volume.snapshot_name();
+                own.extend(names.iter().filter(|name| **name == snapshot.to_string()).cloned());
+                newest.insert(&volume.dataset, take_newest(names, &snapshot.name));
             }
         }
-        let mut facts = zfs.bases(&newest.values().flatten().cloned().collect::<Vec<_>>())?;
+        let asked: Vec<_> = newest.values().flatten().chain(&own).cloned().collect();
+        let mut facts = zfs.bases(&asked)?;
         let newest = newest.into_iter().map(|(dataset, names)| {
             let of_dataset = facts.drain(..names.len()).collect();
             (dataset.clone(), of_dataset)
         });
-        Ok(Self { zfs, newest: newest.collect(), older })
+        let newest = newest.collect();
+        let of_own = |base: Base| {
+            let (dataset, _) = base.name.split_once('@')?;
+            Some((DatasetName::new(dataset).ok()?, base.createtxg))
+        };
+        Ok(Self { zfs, newest, older, own: facts.into_iter().filter_map(of_own).collect() })
     }
 
     /// The snapshots and bookmarks that the volume's snapshot could be an increment to, newest first,
@@ -196,7 +206,8 @@ impl<'a> Bases<'a> {
         known: impl Fn(&Base) -> bool,
     ) -> Result<Vec<Base>> {
         let mut bases = self.newest.get(&volume.dataset).cloned().unwrap_or_default();
-        let before = |base: &Base| base.createtxg < volume.createtxg;
+        let own = self.own.get(&volume.dataset).copied().unwrap_or(volume.createtxg);
+        let before = |base: &Base| base.createtxg < own;
         let is_found = |bases: &[Base]| bases.iter().any(|base| before(base) && known(base));
         if !is_found(&bases) {
             let older = self.older.get(&volume.dataset).map_or(&[][..], Vec::as_slice);

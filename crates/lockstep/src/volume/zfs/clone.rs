@@ -54,6 +54,10 @@ impl Zfs {
             // meanwhile would keep it from being destroyed.
             option("com.sun:auto-snapshot", "false");
         }
+        if spec.is_written {
+            // Else it has that of the dataset above it, which may be a pool where all is readonly by default.
+            option("readonly", "off");
+        }
         for (name, value) in inherited.get(&source).into_iter().flatten() {
             if value != "-" {
                 option(name, value);
