@@ -8,6 +8,7 @@
 
 pub(crate) mod begun;
 mod full;
+mod journals;
 pub mod lease;
 mod missing;
 mod own_files;
@@ -240,6 +241,9 @@ fn store(
         routes.iter_mut().for_each(|route| route.open_tags(&tags, repository, &properties));
     }
     tags::or_none(tags::sweep(&tags, routes.iter().filter_map(Route::tagged_image)));
+    if let Err(error) = journals::sweep(cx) {
+        tracing::warn!("journals of sets that are gone stay: {}", error.chain());
+    }
     // The set's snapshots, and behind them those that pages are compared with.
     let open = manifest.volumes.iter().filter(|volume| encrypted.is_open(volume));
     let mut looked_into: Vec<_> = open.map(SetVolume::snapshot_name).collect();
