@@ -28,8 +28,11 @@ fn kept_here(fixture: &Fixture, lockstep: &Lockstep, rows: u32) -> Set {
     Set::of(&lockstep.json(&["backup", "--strategy", "label", "--no-ship"]))
 }
 
-/// The sets that a command told of: the id, and why it isn't there.
-fn told(said: &Value) -> Vec<(&str, Option<&str>)> {
+/// A set's id, and why it isn't there.
+type Told<'a> = (&'a str, Option<&'a str>);
+
+/// The sets that a command told of.
+fn told(said: &Value) -> Vec<Told<'_>> {
     let sets = said["sets"].as_array().expect("a list").iter();
     sets.map(|set| {
         let there = &set["repositories"][0];
@@ -41,9 +44,9 @@ fn told(said: &Value) -> Vec<(&str, Option<&str>)> {
 
 /// Fails unless exactly these sets were told of: those with words aren't there for that reason.
 #[track_caller]
-fn assert_told(said: &Value, expected: &[(&str, Option<&str>)]) {
+fn assert_told(said: &Value, expected: &[Told<'_>]) {
     let told = told(said);
-    let is_right = |(found, expected): (&(&str, Option<&str>), &(&str, Option<&str>))| {
+    let is_right = |(found, expected): (&Told<'_>, &Told<'_>)| {
         found.0 == expected.0
             && match (found.1, expected.1) {
                 (Some(why), Some(words)) => why.contains(words),
