@@ -8,10 +8,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{Error, Result};
+
+/// How long a lock is waited for that is only looked at: nobody looks for longer than a moment, unless it was stopped.
+const LOOKED_AT: Duration = Duration::from_secs(5);
 
 /// A held lock; dropping it lets go.
 #[derive(Debug)]
@@ -74,6 +78,23 @@ impl Lock {
         })
     }
 
+    /// Whether somebody holds the lock at `path`. Nothing is written, and whoever takes it in this moment gets it.
+    ///
+    /// # Errors
+    /// When the file can't be looked at.
+    pub fn is_held(path: &Path) -> Result<bool> {
+        let file = match File::open(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            opened => opened.map_err(Error::io("open", path))?,
+        };
+        // Shared: several may look at a time, and who takes it can tell them from a holder.
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+            Err(e) => Err(Error::io("look at the lock", path)(e.into())),
+        }
+    }
+
     /// Takes the lock of a folder itself, without waiting and without writing anything: it holds for all
     /// who use the folder, whatever their state_dir.
     ///
@@ -109,13 +130,30 @@ enum Tried {
 
 impl Tried {
     fn on(file: &File, path: &Path) -> Result<Self, LockError> {
-        match flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) if is_still_at(file, path) => Ok(Self::Had),
-            Ok(()) => Ok(Self::Gone),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(Self::Held),
-            Err(e) => Err(LockError::Failed(Error::io("lock", path)(e.into()))),
+        let since = Instant::now();
+        loop {
+            match flock(file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) if is_still_at(file, path) => return Ok(Self::Had),
+                Ok(()) => return Ok(Self::Gone),
+                Err(rustix::io::Errno::WOULDBLOCK) if !is_only_looked_at(file) => {
+                    return Ok(Self::Held);
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) if since.elapsed() >= LOOKED_AT => {
+                    return Ok(Self::Held);
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(e) => return Err(LockError::Failed(Error::io("lock", path)(e.into()))),
+            }
         }
     }
+}
+
+/// Whether those that have the file's lock are all in [`Lock::is_held`], or here.
+fn is_only_looked_at(file: &File) -> bool {
+    flock(file, FlockOperation::NonBlockingLockShared).is_ok()
+        && flock(file, FlockOperation::Unlock).is_ok()
 }
 
 /// Who holds a file's lock, as the kernel lists it: a folder can't carry a text.
@@ -187,6 +225,34 @@ mod tests {
         );
         drop(first);
         assert!(Lock::take(&path, "backup").is_ok());
+    }
+
+    /// `prune --dry-run` in a loop must make no backup fail.
+    #[test]
+    fn whoever_looks_at_a_lock_is_in_nobody_s_way() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("lock");
+        assert!(!Lock::is_held(&path).unwrap() && !path.exists(), "looking makes no file");
+        let held = Lock::take(&path, "ship").unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(Lock::is_held(&path).unwrap());
+        drop(held);
+        assert!(!Lock::is_held(&path).unwrap());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "nothing is written");
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !is_over.load(Ordering::SeqCst) {
+                        Lock::is_held(&path).unwrap();
+                    }
+                });
+            }
+            let taken: Vec<_> = (0..500).filter_map(|_| Lock::take(&path, "ship").err()).collect();
+            is_over.store(true, Ordering::SeqCst);
+            assert!(taken.is_empty(), "{} times: {:?}", taken.len(), taken.first());
+        });
     }
 
     #[test]

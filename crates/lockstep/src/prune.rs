@@ -24,6 +24,7 @@ use jiff::Timestamp;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::{self, Meant};
+use crate::repository;
 use crate::retention::Reason;
 use crate::set::unfinished;
 use crate::steps;
@@ -230,18 +231,11 @@ fn places(cx: &Context, request: &Request) -> Result<Vec<Place>> {
         }
         places.push(Place::Local);
     }
-    for name in &request.repositories {
-        if !cx.cluster.repositories.contains(name) {
-            let known = cx.cluster.repositories.join(", ");
-            return Err(Error::usage(
-                format!("cluster \"{}\" has no repository \"{name}\"", cx.name),
-                format!("it has: {}", if known.is_empty() { "none" } else { &known }),
-            ));
-        }
-        if retention.of_repository(name).is_none() && request.sets.is_empty() {
+    for name in repository::of_cluster(cx, &request.repositories)? {
+        if retention.of_repository(&name).is_none() && request.sets.is_empty() {
             return Err(unknown(format!("repository \"{name}\""), "repository"));
         }
-        places.push(Place::Repository(name.clone()));
+        places.push(Place::Repository(name));
     }
     if places.is_empty() {
         let has_one = |name: &String| retention.of_repository(name).is_some();
@@ -251,7 +245,6 @@ fn places(cx: &Context, request: &Request) -> Result<Vec<Place>> {
         places.push(Place::Local);
         places.extend(cx.cluster.repositories.iter().cloned().map(Place::Repository));
     }
-    places.dedup();
     Ok(places)
 }
 

@@ -64,6 +64,35 @@ pub fn config<'a>(cx: &Context<'a>, name: &str) -> Result<&'a RepositoryConfig> 
     })
 }
 
+/// Those of the cluster's repositories that are named, in this order and each once. Others have no place in what is
+/// shipped or pruned: what the next increment to one starts from is kept for the cluster's own alone.
+///
+/// # Errors
+/// When one isn't among them.
+pub fn of_cluster(cx: &Context, names: &[String]) -> Result<Vec<String>> {
+    let known = &cx.cluster.repositories;
+    let Some(other) = names.iter().find(|name| !known.contains(name)) else {
+        return Ok(each_once(names.to_vec()));
+    };
+    let has =
+        format!("it has: {}", if known.is_empty() { "none".into() } else { known.join(", ") });
+    let hint = match cx.repositories.contains_key(other) {
+        true => format!("name it in clusters.{}.repositories too; {has}", cx.name),
+        false => has,
+    };
+    Err(Error::usage(format!("cluster \"{}\" has no repository \"{other}\"", cx.name), hint))
+}
+
+/// Without those that were there before.
+pub(crate) fn each_once<T: PartialEq>(all: Vec<T>) -> Vec<T> {
+    all.into_iter().fold(Vec::new(), |mut seen, one| {
+        if !seen.contains(&one) {
+            seen.push(one);
+        }
+        seen
+    })
+}
+
 /// Opens the repository `name` for the cluster of `cx`.
 ///
 /// # Errors
@@ -117,4 +146,12 @@ fn newer_form(what: &str, found: impl std::fmt::Display, known: u32) -> Error {
 
 fn of_store(error: strata::store::StoreError) -> Error {
     of_strata(error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_is_named_twice_is_meant_once() {
+        assert_eq!(super::each_once(vec!["b", "a", "b", "b", "a"]), ["b", "a"]);
+    }
 }

@@ -8,7 +8,9 @@
 
 pub(crate) mod begun;
 mod full;
+mod journals;
 pub mod lease;
+mod missing;
 mod own_files;
 pub mod page_delta;
 mod passing;
@@ -30,7 +32,6 @@ use strata::pack::PackOptions;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::names::SetId;
 use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
 use crate::postgres::instance::{self, PG_CONTROL};
@@ -39,12 +40,14 @@ use crate::repository::whole::Wholeness;
 use crate::repository::{self, Repository, Shipped, ShippedVolume};
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::side_by_side::{Item, Limits, side_by_side};
+use crate::steps;
 use crate::volume::zfs::SnapshotName;
-use crate::{files, steps};
 
+pub use missing::{Missing, missing};
 pub(crate) use own_files::{FrozenWal, take_files, wal_in_snapshot};
 
 use crate::set::at_work::{self, AtWork};
+use crate::set::notes;
 use crate::view::Views;
 use lease::Held;
 use raw::Encrypted;
@@ -70,9 +73,23 @@ pub struct Outcome {
     pub already: bool,
     /// An older set whose full shipment had been interrupted, and was finished first.
     pub finished_first: Option<Shipped>,
+    /// What failed is the set itself, as far as can be told: the repository may take others.
+    pub is_of_the_set: bool,
 }
 
 impl Outcome {
+    /// Of a set whose manifest can't be read.
+    #[must_use]
+    pub fn damaged(repository: &str, error: Error) -> Self {
+        Self {
+            repository: repository.to_owned(),
+            result: Err(error),
+            already: false,
+            finished_first: None,
+            is_of_the_set: true,
+        }
+    }
+
     /// Whether it is there, and every page is right: also of what it may stand on.
     #[must_use]
     pub fn is_well(&self) -> bool {
@@ -94,46 +111,33 @@ pub fn run(
 ) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
     for name in names {
-        let mut finished_first = None;
-        let (result, already) = match ship(cx, manifest, name, full, &mut finished_first) {
+        let mut beside = Beside::default();
+        let (result, already) = match ship(cx, manifest, name, full, &mut beside) {
             Err(error @ Error::Interrupted { .. }) => return Err(error),
             Err(error) => (Err(error), false),
             Ok((shipped, already)) => (Ok(shipped), already),
         };
-        outcomes.push(Outcome { repository: name.clone(), result, already, finished_first });
+        let Beside { finished_first, is_of_the_set } = beside;
+        let repository = name.clone();
+        outcomes.push(Outcome { repository, result, already, finished_first, is_of_the_set });
     }
     Ok(outcomes)
 }
 
-/// The sets of this host that a repository lacks at its end, oldest first: those younger than its newest. Older ones it
-/// may have had, and pruned.
-///
-/// # Errors
-/// When the repository can't be listed, or this host's sets can't.
-pub fn missing(cx: &Context, name: &str) -> Result<Vec<Manifest>> {
-    let there = repository::open(cx, name)?.ids()?;
-    let (mut sets, damaged) = cx.state.sets()?;
-    let is_younger = |set: &SetId| there.last().is_none_or(|newest| newest.as_str() < set.as_str());
-    for (set, error) in damaged.iter().filter(|(set, _)| is_younger(set)) {
-        tracing::warn!(%set, error = %error.chain(), "a set that can't be read isn't shipped");
-    }
-    sets.retain(|set| is_younger(&set.set));
-    Ok(sets)
+/// What is told of a shipment however it ends.
+#[derive(Default)]
+struct Beside {
+    finished_first: Option<Shipped>,
+    is_of_the_set: bool,
 }
 
-/// Where it is noted that a set is complete in a repository.
-#[must_use]
-pub fn note_path(cx: &Context, manifest: &Manifest, repository: &str) -> PathBuf {
-    cx.state.set_directory(&manifest.set).join(format!("shipped.{repository}.json"))
-}
-
-/// The set there, and whether it was there already. What had to be finished first is told, however it ends.
+/// The set there, and whether it was there already.
 fn ship(
     cx: &Context,
     manifest: &Manifest,
     name: &str,
     full: bool,
-    finished_first: &mut Option<Shipped>,
+    beside: &mut Beside,
 ) -> Result<(Shipped, bool)> {
     let _lock = at_work::lock(cx, name, "ship")?;
     let repository = repository::open(cx, name)?;
@@ -144,16 +148,23 @@ fn ship(
         note(cx, there, name);
         return Ok((there.clone(), true));
     }
+    beside.is_of_the_set = true;
     let _at_work = AtWork::on(cx, name, manifest)?;
+    missing::assert_whole(cx, manifest)?;
+    beside.is_of_the_set = false;
     let held = Held::take(cx, &repository, PATIENCE)?;
     steps::reached("ship.leased")?;
     match &there {
         Some(there) => full::may_be_replaced(there, name)?,
-        None if !full => *finished_first = finish_before(cx, manifest, &repository, &held)?,
+        None if !full => beside.finished_first = finish_before(cx, manifest, &repository, &held)?,
         None => {}
     }
-    let shipped = store_and_publish(cx, manifest, &repository, &held, there.as_ref(), full)?;
-    Ok((shipped, false))
+    let stored = store_and_publish(cx, manifest, &repository, &held, there.as_ref(), full);
+    if stored.is_err() {
+        // A store that lists still: the next set's lease tells whether it can be written to.
+        beside.is_of_the_set = held.confirm().is_ok();
+    }
+    stored.map(|shipped| (shipped, false))
 }
 
 /// `there`: its manifest, where it has one in the repository.
@@ -205,10 +216,9 @@ fn remembered_deltas(cx: &Context, repository: &Repository) -> PathBuf {
 
 /// Notes that the set is there. That it can't be noted makes it no less so: the next shipment sees it.
 fn note(cx: &Context, shipped: &Shipped, name: &str) {
-    let path = note_path(cx, &shipped.manifest, name);
+    let set = &shipped.manifest.set;
     let text = format!("{{\"shipped_at\":\"{}\"}}\n", shipped.shipped_at);
-    if let Err(error) = files::publish(&path, text.as_bytes()) {
-        let set = &shipped.manifest.set;
+    if let Err(error) = notes::note_shipped(cx, set, name, &text) {
         tracing::warn!(%set, "it is in repository {name}, and that can't be noted: {}", error.chain());
     }
 }
@@ -231,6 +241,9 @@ fn store(
         routes.iter_mut().for_each(|route| route.open_tags(&tags, repository, &properties));
     }
     tags::or_none(tags::sweep(&tags, routes.iter().filter_map(Route::tagged_image)));
+    if let Err(error) = journals::sweep(cx) {
+        tracing::warn!("journals of sets that are gone stay: {}", error.chain());
+    }
     // The set's snapshots, and behind them those that pages are compared with.
     let open = manifest.volumes.iter().filter(|volume| encrypted.is_open(volume));
     let mut looked_into: Vec<_> = open.map(SetVolume::snapshot_name).collect();

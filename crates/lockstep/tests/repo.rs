@@ -349,6 +349,28 @@ fn an_empty_repository_is_well() {
     let percent = lockstep.expect(exit::USAGE, &["repo", "check", "--read-data", "10"]);
     says(&percent, &["no repository \"10\"", "--read-data=10"]);
     says(&lockstep.expect(exit::USAGE, &["ship", "--repository", "nope"]), &["nope", "it has: r"]);
+    // In the configuration, but not the cluster's: what the next increment starts from would be kept by nobody.
+    let table = |name: &str| format!("[repositories.{name}]\nurl = \"{}\"\n", desk.url(name));
+    let several = format!(
+        "{}{}{}[clusters.main.retention]\nrepository = {{ last = 1 }}\n",
+        table("r"),
+        table("s"),
+        table("other")
+    );
+    let several = desk.configured(&several, "\"r\", \"s\"");
+    for command in ["ship", "prune"] {
+        let refused = several.expect(exit::USAGE, &[command, "--repository", "other"]);
+        let hint = "name it in clusters.main.repositories too; it has: r, s";
+        says(&refused, &["cluster \"main\" has no repository \"other\"", hint]);
+    }
+    several.expect(exit::DONE, &["repo", "init"]);
+    let twice =
+        ["prune", "--dry-run", "--repository", "s", "--repository", "r", "--repository", "s"];
+    let pruned = several.json(&twice);
+    let places = pruned["places"].as_array().expect("places").iter();
+    let places: Vec<_> = places.map(|place| &place["repository"]).collect();
+    assert_eq!(places, ["s", "r"], "each once, in this order");
+    let lockstep = desk.with("");
     let unknown = ["prune", "--repository", "r", "--set", "20200101T000000Z-aaaa"];
     says(&lockstep.expect(exit::USAGE, &unknown), &["has no set", "list --from repository:r"]);
     let listed = &lockstep.json(&["repo", "list"])["repositories"][0];

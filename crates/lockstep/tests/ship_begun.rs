@@ -75,6 +75,7 @@ fn a_full_that_was_begun_is_finished_before_a_newer_set() {
     let (lockstep, begun) = killed_in_the_first_full(&fixture);
     let stored = packs(&fixture);
     fixture.cluster.execute(&["CREATE TABLE later AS SELECT 7 AS n"]);
+    a_note_that_was_left_is_in_nobody_s_way(&fixture, &lockstep, &begun);
 
     // A night in which nothing is shipped, and what cron runs then.
     lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
@@ -116,6 +117,57 @@ fn a_full_that_was_begun_is_finished_before_a_newer_set() {
     }
 }
 
+/// The killed shipment's note is there: whoever looks at it takes no lock, and it says nothing beside another's.
+fn a_note_that_was_left_is_in_nobody_s_way(fixture: &Fixture, lockstep: &Lockstep, begun: &str) {
+    let state = fixture.state.join("clusters/main");
+    let (note, lock) = (state.join("ship-offsite.sets"), state.join("ship-offsite.lock"));
+    let noted = || fs::read_to_string(&note).unwrap_or_default();
+    let holder = || fs::read_to_string(&lock).expect("the shipment has made it");
+    let before = holder();
+    assert!(noted().contains(begun), "{}", noted());
+    let look = ["prune", "--local", "--dry-run"];
+    let looked = lockstep.expect(exit::DONE, &look);
+    assert_eq!(holder(), before, "a lock that is only looked at: {}", looked.describe());
+    assert!(!looked.stdout.contains("being shipped"), "{}", looked.describe());
+    let steps = Steps::new(fixture.root().join("steps-of-prune"));
+    steps.hold("prune.leased");
+    let prune = ["prune", "--repository", "offsite"];
+    let mut pruning = lockstep.clone().with_steps(&steps).spawn(&prune);
+    steps.wait_reached("prune.leased", &mut pruning);
+    let looked = lockstep.expect(exit::DONE, &look);
+    assert!(!looked.stdout.contains("being shipped"), "{}", looked.describe());
+    steps.release("prune.leased");
+    let outcome = pruning.wait(LIMIT);
+    assert_eq!(outcome.code, Some(exit::DONE), "{}", outcome.describe());
+}
+
+/// But where a manifest can't be read nobody knows whose they are.
+#[test]
+fn journals_of_sets_that_are_gone_go() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let (lockstep, begun) = killed_in_the_first_full(&fixture);
+    let state = fixture.state.join("clusters/main");
+    let journals = || {
+        let listed = fs::read_dir(state.join("shipping")).expect("it is there").flatten();
+        listed.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<Vec<_>>()
+    };
+    let abandoned = journals();
+    assert!(!abandoned.is_empty());
+    let other = lockstep.json(&["backup", "--no-ship"])["set"].as_str().expect("an id").to_owned();
+    let manifest = state.join("sets").join(&other).join("manifest.json");
+    let whole = fs::read(&manifest).expect("it is there");
+    lockstep.expect(exit::DONE, &["prune", "--local", "--set", &begun]);
+    assert_eq!(journals(), abandoned);
+
+    fs::write(&manifest, "{").expect("it can be damaged");
+    lockstep.backup("label");
+    let left = journals();
+    assert!(abandoned.iter().all(|journal| left.contains(journal)), "{abandoned:?}, left {left:?}");
+    fs::write(&manifest, whole).expect("it can be mended");
+    lockstep.backup("label");
+    assert_eq!(journals(), [] as [String; 0]);
+}
+
 /// On zfs-fuse the shipment looks into clones, but not before it has begun.
 #[test]
 fn a_set_that_is_being_shipped_stays_here_meanwhile() {
@@ -124,6 +176,12 @@ fn a_set_that_is_being_shipped_stays_here_meanwhile() {
     let lockstep = with_options(&fixture, &format!("\n{retention}\n"));
     let steps = Steps::new(fixture.root().join("steps"));
     let hooked = lockstep.clone().with_steps(&steps);
+    let text = fs::read_to_string(fixture.root().join("shipping.toml")).expect("the configuration");
+    let path = fixture.root().join("without.toml");
+    let names = "repositories = [\"offsite\"]";
+    assert!(text.contains(names), "{text}");
+    fs::write(&path, text.replace(names, "repositories = []")).expect("it can be written");
+    let elsewhere = Lockstep::new(&path, &fixture.cluster.bin);
     for step in ["ship.leased", "ship.stored"] {
         let before = lockstep.sets();
         steps.hold(step);
@@ -135,6 +193,10 @@ fn a_set_that_is_being_shipped_stays_here_meanwhile() {
         lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
         let pruned = lockstep.expect(exit::DONE, &["prune", "--local", "--json"]);
         let what = pruned.describe();
+        assert!(what.contains("being shipped to repository offsite"), "{step}: {what}");
+        // Also where the repository isn't the cluster's any more.
+        let removed = elsewhere.expect(exit::DONE, &["prune", "--local", "--dry-run"]);
+        let what = removed.describe();
         assert!(what.contains("being shipped to repository offsite"), "{step}: {what}");
         let named = lockstep.expect(exit::PROBLEMS, &["prune", "--local", "--set", &set]);
         assert!(named.describe().contains("being shipped"), "{step}: {}", named.describe());

@@ -7,9 +7,9 @@ use super::Done;
 use super::output::{self, JSON_VERSION, say};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::names::SetId;
 use crate::plan::warnings::bytes;
 use crate::repository::{Shipped, ShippedVolume};
-use crate::set::manifest::Manifest;
 use crate::ship::{self, Outcome};
 
 #[derive(Debug, Args)]
@@ -20,7 +20,7 @@ pub(super) struct Ship {
     /// To this repository only; to all of the cluster's where left out
     #[arg(long = "repository", value_name = "NAME")]
     repositories: Vec<String>,
-    /// Every set that is younger than the newest one there, oldest first: after a repository was away
+    /// Every set that isn't there and never was, oldest first: after a repository was away
     #[arg(long, conflicts_with_all = ["set", "full"])]
     missing: bool,
     /// Store all of its volumes' content, as the beginning of new chains: after damage. Also where
@@ -31,10 +31,10 @@ pub(super) struct Ship {
 
 impl Ship {
     pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
-        let names = if self.repositories.is_empty() {
-            &cx.cluster.repositories
-        } else {
-            &self.repositories
+        let names = match self.repositories.is_empty() {
+            true => cx.cluster.repositories.clone(),
+            // A name that was mistyped is no repository that failed.
+            false => crate::repository::of_cluster(cx, &self.repositories)?,
         };
         if names.is_empty() {
             return Err(Error::usage(
@@ -42,16 +42,14 @@ impl Ship {
                 format!("add repositories = [\"NAME\"] to [clusters.{}]", cx.name),
             ));
         }
-        // A name that was mistyped is no repository that failed.
-        names.iter().try_for_each(|name| crate::repository::config(cx, name).map(drop))?;
         if self.missing {
-            return ship_missing(cx, names, json);
+            return ship_missing(cx, &names, json);
         }
         let manifest = cx.state.find(&self.set)?;
         crate::restore::unfinished::remove(cx)?;
-        let outcomes = ship::run(cx, &manifest, names, self.full)?;
+        let outcomes = ship::run(cx, &manifest, &names, self.full)?;
         if json {
-            output::print_json(&of_set(&manifest, &outcomes))?;
+            output::print_json(&of_set(&manifest.set, &outcomes))?;
         } else {
             crate::steps::end_with_the_reader();
             say!("set {}", manifest.set);
@@ -62,48 +60,77 @@ impl Ship {
     }
 }
 
-/// Ships what the repositories lack, each on its own: one that fails gets no further set.
+/// Ships what the repositories lack, each on its own. What was done is told also where it was interrupted.
 fn ship_missing(cx: &Context, names: &[String], json: bool) -> Result<Done> {
     crate::restore::unfinished::remove(cx)?;
-    let (mut all, mut worst) = (Vec::new(), Done::Well);
+    let mut told = Told { json, sets: Vec::new(), done: Done::Well };
+    let mut interrupted = None;
     for name in names {
-        let sets = match ship::missing(cx, name) {
-            Err(error @ Error::Interrupted { .. }) => return Err(error),
-            Err(error) => {
-                output::error(&error);
-                worst = Done::WithProblems;
-                continue;
-            }
-            Ok(sets) => sets,
-        };
-        if sets.is_empty() && !json {
-            say!("repository {name}: it has all of this host's newest sets");
-        }
-        for manifest in &sets {
-            let outcomes = ship::run(cx, manifest, std::slice::from_ref(name), false)?;
-            if json {
-                all.push(of_set(manifest, &outcomes));
-            } else {
-                say!("set {}", manifest.set);
-                as_text(&outcomes);
-            }
-            tell_failures(&outcomes);
-            if let Done::WithProblems = done(&outcomes) {
-                worst = Done::WithProblems;
-            }
-            if outcomes.iter().any(|outcome| outcome.result.is_err()) {
+        match told.ship_to(cx, name) {
+            Err(error @ Error::Interrupted { .. }) => {
+                interrupted = Some(error);
                 break;
             }
+            Err(error) => {
+                output::error(&error);
+                told.done = Done::WithProblems;
+            }
+            Ok(()) => {}
         }
     }
     if json {
-        output::print_json(&json!({"version": JSON_VERSION, "sets": all}))?;
+        let partial = interrupted.is_some();
+        output::print_json(
+            &json!({"version": JSON_VERSION, "sets": told.sets, "partial": partial}),
+        )?;
     }
-    Ok(worst)
+    interrupted.map_or(Ok(told.done), Err)
 }
 
-fn of_set(manifest: &Manifest, outcomes: &[Outcome]) -> Value {
-    json!({"version": JSON_VERSION, "set": manifest.set, "repositories": as_json(outcomes)})
+/// What became of sets that repositories lacked.
+struct Told {
+    json: bool,
+    sets: Vec<Value>,
+    done: Done,
+}
+
+impl Told {
+    /// All that a repository lacks. A set that isn't right keeps no other away; where the repository fails no further one
+    /// is tried.
+    fn ship_to(&mut self, cx: &Context, name: &str) -> Result<()> {
+        let sets = ship::missing(cx, name)?;
+        if sets.is_empty() && !self.json {
+            say!("repository {name}: each of this host's sets is there, or was and is pruned");
+        }
+        for (set, manifest) in sets {
+            let outcomes = match manifest {
+                Ok(manifest) => ship::run(cx, &manifest, &[name.to_owned()], false)?,
+                Err(error) => vec![Outcome::damaged(name, error)],
+            };
+            self.tell(&set, &outcomes);
+            if outcomes.iter().any(|one| one.result.is_err() && !one.is_of_the_set) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, set: &SetId, outcomes: &[Outcome]) {
+        if self.json {
+            self.sets.push(of_set(set, outcomes));
+        } else {
+            say!("set {set}");
+            as_text(outcomes);
+        }
+        tell_failures(outcomes);
+        if let Done::WithProblems = done(outcomes) {
+            self.done = Done::WithProblems;
+        }
+    }
+}
+
+fn of_set(set: &SetId, outcomes: &[Outcome]) -> Value {
+    json!({"version": JSON_VERSION, "set": set, "repositories": as_json(outcomes)})
 }
 
 /// Exit code 3 where a repository failed or a page is wrong.

@@ -1,15 +1,13 @@
 //! The newest set that this host and a repository both have: what the next increment starts from.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 use strata::manifest::Manifest as Stored;
 
 use crate::context::Context;
 use crate::error::Result;
-use crate::files;
-use crate::names::SetId;
 use crate::repository::{self, of_strata};
+use crate::set::notes;
 
 /// What this host has in common with a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,20 +48,16 @@ fn with_one(cx: &Context, name: &str, local: &BTreeSet<String>) -> Common {
 
 /// Whether the set was seen complete in the repository: shipping writes that down.
 fn was_shipped(cx: &Context, set: &str, repository: &str) -> bool {
-    set.parse().is_ok_and(|set| note(cx, &set, repository).exists())
+    set.parse().is_ok_and(|set| notes::shipped(cx, &set, repository).exists())
 }
 
-/// Forgets that the set is complete in the repository: it is about to be removed there.
+/// Notes that the set is no longer complete in the repository, but was: it is about to be removed there.
 ///
 /// # Errors
-/// When the note can't be removed.
+/// When that can't be noted.
 pub(super) fn forget_shipped(cx: &Context, set: &str, repository: &str) -> Result<()> {
     match set.parse() {
-        Ok(set) => files::remove_file(&note(cx, &set, repository)),
+        Ok(set) => notes::mark_pruned(cx, &set, repository),
         Err(_) => Ok(()),
     }
-}
-
-fn note(cx: &Context, set: &SetId, repository: &str) -> PathBuf {
-    cx.state.set_directory(set).join(format!("shipped.{repository}.json"))
 }

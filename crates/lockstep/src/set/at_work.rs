@@ -5,7 +5,7 @@
 //! and then looks whether the set is still there; a removal withdraws the manifest and then looks for the note. One of
 //! the two sees the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::manifest::Manifest;
@@ -17,11 +17,13 @@ use crate::lock::Lock;
 /// The lock of shipping to a repository: one shipment or prune of it at a time on this host.
 ///
 /// # Errors
-/// [`Error::Locked`] with who holds it.
+/// [`Error::Locked`] with who holds it; when a killed shipment's note can't be removed.
 pub fn lock(cx: &Context, repository: &str, command: &str) -> Result<Lock> {
-    let path = cx.state.path(&format!("ship-{repository}.lock"));
     let what = format!("cluster \"{}\" for repository \"{repository}\"", cx.name);
-    Lock::take_or_refuse(&path, what, command)
+    let lock = Lock::take_or_refuse(&lock_path(cx, repository), what, command)?;
+    // Beside this lock a killed shipment's note would count again.
+    files::remove_file(&path(cx, repository))?;
+    Ok(lock)
 }
 
 /// The note; it goes with the shipment.
@@ -61,30 +63,44 @@ impl Drop for AtWork {
 }
 
 /// The sets that are being shipped right now, each with the repository it goes to: the first, where it goes to several.
+/// Whatever the configuration says by now: a shipment goes on with the one that it began with.
 ///
 /// # Errors
-/// When a lock can't be tried.
+/// When a note can't be read, or a lock not be looked at.
 pub(crate) fn all(cx: &Context) -> Result<BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
-    for name in &cx.cluster.repositories {
-        let noted = std::fs::read_to_string(path(cx, name)).unwrap_or_default();
-        if noted.is_empty() {
+    for name in noted(cx)? {
+        let path = path(cx, &name);
+        let sets = match std::fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            read => read.map_err(Error::io("read", &path))?,
+        };
+        if !Lock::is_held(&lock_path(cx, &name))? {
             continue;
         }
-        match lock(cx, name, "prune") {
-            Err(Error::Locked { .. }) => {}
-            tried => {
-                drop(tried?);
-                continue;
-            }
-        }
-        for set in noted.lines() {
+        for set in sets.lines() {
             all.entry(set.to_owned()).or_insert_with(|| name.clone());
         }
     }
     Ok(all)
 }
 
+/// The repositories of which there is a note.
+fn noted(cx: &Context) -> Result<BTreeSet<String>> {
+    let folder = cx.state.path("");
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
+        let name = entry.map_err(Error::io("list", &folder))?.file_name();
+        let name = name.to_str().and_then(|name| name.strip_prefix("ship-"));
+        names.extend(name.and_then(|name| name.strip_suffix(".sets")).map(str::to_owned));
+    }
+    Ok(names)
+}
+
 fn path(cx: &Context, repository: &str) -> PathBuf {
     cx.state.path(&format!("ship-{repository}.sets"))
+}
+
+fn lock_path(cx: &Context, repository: &str) -> PathBuf {
+    cx.state.path(&format!("ship-{repository}.lock"))
 }

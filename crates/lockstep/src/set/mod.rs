@@ -4,6 +4,7 @@ pub mod at_work;
 pub mod journal;
 pub mod manifest;
 pub mod names_within;
+pub(crate) mod notes;
 pub mod removal;
 pub mod state;
 pub mod unfinished;

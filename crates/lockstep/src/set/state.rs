@@ -4,7 +4,8 @@
 //! owner                            the id of this state_dir: whose snapshots are whose
 //! zfs.json                         what this machine's ZFS can do, found out once a day
 //! clusters/NAME/lock               flock: one backup at a time
-//! clusters/NAME/sets/ID/           manifest.json (written last), backup_label, tablespace_map, wal/, config/
+//! clusters/NAME/sets/ID/           manifest.json (written last), backup_label, tablespace_map, wal/, config/, and in which
+//!                                  repositories it is or was (shipped.REPOSITORY.json, pruned.REPOSITORY)
 //! clusters/NAME/unfinished/ID      a backup that has begun: the datasets it may have snapshots on
 //! clusters/NAME/removals/ID        a removal that has begun: the set's snapshots
 //! clusters/NAME/bookmarks/ID       bookmarks that stand for a removed set's snapshots

@@ -19,9 +19,10 @@ use crate::repository::whole::Wholeness;
 use crate::repository::{Repository, of_strata};
 use crate::restore::check_snapshots;
 use crate::set::manifest::{Manifest, SetVolume};
+use crate::set::notes;
 
+use super::remembered_deltas;
 use super::volume::journal_name;
-use super::{note_path, remembered_deltas};
 
 /// The newest set before `manifest` of which a volume was begun, where the repository has nothing of
 /// that volume yet. What only was to be an increment is begun anew for less.
@@ -42,7 +43,7 @@ pub(super) fn before(
     let wholeness = Wholeness::new(repository, &memory);
     let (sets, _) = cx.state.sets()?;
     for set in sets.into_iter().rev().filter(|set| set.set < manifest.set) {
-        if note_path(cx, &set, &repository.name).exists() {
+        if notes::shipped(cx, &set.set, &repository.name).exists() {
             return Ok(None);
         }
         for volume in &set.volumes {
@@ -105,7 +106,8 @@ pub(crate) fn newest<'a>(
 ) -> Option<&'a Manifest> {
     let is_begun = |set: &Manifest| {
         let mut journals = set.volumes.iter().flat_map(|of| journals(cx, repository, of));
-        !note_path(cx, set, repository).exists() && journals.any(|(_, journal)| journal.exists())
+        !notes::shipped(cx, &set.set, repository).exists()
+            && journals.any(|(_, journal)| journal.exists())
     };
     since_the_last(cx, repository, sets).find(|set| is_begun(set) && is_whole(set))
 }
@@ -116,7 +118,7 @@ fn since_the_last<'a>(
     repository: &str,
     sets: &'a [Manifest],
 ) -> impl Iterator<Item = &'a Manifest> {
-    let last = sets.iter().rposition(|set| note_path(cx, set, repository).exists());
+    let last = sets.iter().rposition(|set| notes::shipped(cx, &set.set, repository).exists());
     sets.iter().skip(last.unwrap_or(0)).rev()
 }
 

@@ -1,0 +1,107 @@
+//! Which of this host's sets a repository lacks.
+//!
+//! What could go wrong: a set that never got there, below one that did: the next backup alone doesn't make up for it. And
+//! one that was there and was pruned, which must not come back.
+
+use std::collections::BTreeSet;
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::names::SetId;
+use crate::repository;
+use crate::restore::incomplete;
+use crate::set::manifest::Manifest;
+use crate::set::notes;
+
+/// A set that a repository lacks, or why it can't be shipped.
+pub type Missing = (SetId, Result<Manifest>);
+
+/// The sets of this host that a repository lacks, oldest first: those younger than its newest, and older ones that this
+/// host doesn't know to have been there. Damaged ones with what is wrong.
+///
+/// # Errors
+/// When the repository can't be listed, or this host's sets can't.
+pub fn missing(cx: &Context, name: &str) -> Result<Vec<Missing>> {
+    let there: BTreeSet<_> = repository::open(cx, name)?.ids()?.into_iter().collect();
+    let (sets, damaged) = cx.state.sets()?;
+    let damaged = damaged.into_iter().map(|(set, error)| {
+        let error = of_no_use(&set, &error, "");
+        (set, Err(error))
+    });
+    let mut all: Vec<_> = sets.into_iter().map(|set| (set.set.clone(), Ok(set))).collect();
+    all.extend(damaged);
+    all.retain(|(set, _)| {
+        let is_noted = notes::shipped(cx, set, name).exists();
+        let is_pruned = notes::pruned(cx, set, name).exists();
+        is_missing(set, &there, Known { is_noted, is_pruned })
+    });
+    all.sort_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(all)
+}
+
+/// What this host knows of a set in a repository.
+#[derive(Clone, Copy)]
+struct Known {
+    /// It was seen complete there.
+    is_noted: bool,
+    /// It was pruned there, by this host.
+    is_pruned: bool,
+}
+
+/// `there` are the ids of a repository's sets. Where there are none it may have been made anew, and what is known is of
+/// another. What is noted, isn't there, and is younger than all that is, was lost rather than pruned: `prune` keeps the newest.
+fn is_missing(set: &SetId, there: &BTreeSet<String>, known: Known) -> bool {
+    // Ids sort by time.
+    match there.last() {
+        None => true,
+        Some(newest) if newest.as_str() < set.as_str() => !known.is_pruned,
+        Some(_) => !there.contains(set.as_str()) && !known.is_noted && !known.is_pruned,
+    }
+}
+
+/// Whether the set's snapshots are on this host still.
+///
+/// # Errors
+/// When one isn't, or ZFS fails.
+pub(super) fn assert_whole(cx: &Context, manifest: &Manifest) -> Result<()> {
+    let asks = "is its pool away, or was it destroyed or renamed by hand? ";
+    match incomplete(cx, std::slice::from_ref(manifest))?.first() {
+        Some((set, error)) => Err(of_no_use(set, error, asks)),
+        None => Ok(()),
+    }
+}
+
+/// What is wrong with a set, with a hint for those who ship and don't restore.
+fn of_no_use(set: &SetId, error: &Error, asks: &str) -> Error {
+    Error::failed(error.chain()).with_hint(format!(
+        "{asks}it can't be shipped as it is; to be rid of it: lockstep prune --local --set {set}"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_never_was_there_is_missing_and_what_was_pruned_isn_t() {
+        let ids = ["20261121T000000Z-aaaa", "20261122T000000Z-bbbb", "20261123T000000Z-cccc"];
+        let sets = ids.map(|id| id.parse::<SetId>().unwrap());
+        let there = BTreeSet::from([ids[1].to_owned()]);
+        for (at, is_noted, is_pruned, expected) in [
+            (0, false, false, true),
+            (0, true, false, false),
+            (0, false, true, false),
+            // It is there, and nobody noted it.
+            (1, false, false, false),
+            (1, true, false, false),
+            (2, false, false, true),
+            (2, true, false, true),
+            (2, false, true, false),
+        ] {
+            let found = is_missing(&sets[at], &there, Known { is_noted, is_pruned });
+            assert_eq!(found, expected, "{}, {is_noted}, {is_pruned}", ids[at]);
+        }
+        let known = Known { is_noted: true, is_pruned: true };
+        assert!(is_missing(&sets[0], &BTreeSet::new(), known), "a repository that was made anew");
+    }
+}

@@ -1,0 +1,179 @@
+//! `ship --missing`: what a repository hasn't got comes there, whatever is wrong with other sets, and wherever among those
+//! that are there it belongs.
+
+mod support;
+
+use std::fs;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use support::cluster::Stop;
+use support::fixture::Fixture;
+use support::layout::{one_pool, two_pools_four_datasets};
+use support::lockstep::{LIMIT, Lockstep, Set, Steps, exit, json_of};
+use support::pools::zfs;
+use support::shipping::{NAME, folder, with_repository};
+
+const MISSING: [&str; 3] = ["--json", "ship", "--missing"];
+const NOTHING: &str = "each of this host's sets is there, or was and is pruned";
+
+/// A set that isn't shipped, and `rows` rows in it.
+fn kept_here(fixture: &Fixture, lockstep: &Lockstep, rows: u32) -> Set {
+    fixture.cluster.execute(&[
+        "CREATE TABLE IF NOT EXISTS counted (n int)",
+        "TRUNCATE counted",
+        &format!("INSERT INTO counted SELECT generate_series(1, {rows})"),
+        "CHECKPOINT",
+    ]);
+    Set::of(&lockstep.json(&["backup", "--strategy", "label", "--no-ship"]))
+}
+
+/// A set's id, and why it isn't there.
+type Told<'a> = (&'a str, Option<&'a str>);
+
+/// The sets that a command told of.
+fn told(said: &Value) -> Vec<Told<'_>> {
+    let sets = said["sets"].as_array().expect("a list").iter();
+    sets.map(|set| {
+        let there = &set["repositories"][0];
+        assert_eq!(there["complete"].as_bool(), Some(there["error"].is_null()), "{there}");
+        (set["set"].as_str().expect("an id"), there["error"].as_str())
+    })
+    .collect()
+}
+
+/// Fails unless exactly these sets were told of: those with words aren't there for that reason.
+#[track_caller]
+fn assert_told(said: &Value, expected: &[Told<'_>]) {
+    let told = told(said);
+    let is_right = |(found, expected): (&Told<'_>, &Told<'_>)| {
+        found.0 == expected.0
+            && match (found.1, expected.1) {
+                (Some(why), Some(words)) => why.contains(words),
+                (None, None) => true,
+                _ => false,
+            }
+    };
+    let are_right = told.len() == expected.len() && told.iter().zip(expected).all(is_right);
+    assert!(are_right, "expected {expected:?}, told was {told:?}");
+}
+
+#[test]
+fn sets_that_are_damaged_keep_no_other_away() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = with_repository(&fixture);
+    lockstep.backup("label");
+    let [gone, unread, good] = [10, 20, 30].map(|rows| kept_here(&fixture, &lockstep, rows));
+    zfs(&["release", "lockstep", &gone.volumes[1].snapshot]);
+    zfs(&["destroy", &gone.volumes[1].snapshot]);
+    let manifest = fixture.state.join("clusters/main/sets").join(&unread.id).join("manifest.json");
+    fs::write(&manifest, "{").expect("it can be damaged");
+
+    let incomplete = format!("is incomplete: snapshot \"{}\" is gone", gone.volumes[1].snapshot);
+    let damaged = format!("set {} is damaged", unread.id);
+    let bad = [(&*gone.id, Some(&*incomplete)), (&*unread.id, Some(&*damaged))];
+    let first = lockstep.expect(exit::PROBLEMS, &MISSING);
+    let said = json_of(&first);
+    assert_told(&said, &[bad[0], bad[1], (&good.id, None)]);
+    for (set, hint) in bad.iter().zip(said["sets"].as_array().expect("a list")) {
+        let hint = &hint["repositories"][0]["hint"];
+        let words = format!("prune --local --set {}", set.0);
+        assert!(hint.as_str().is_some_and(|hint| hint.contains(&words)), "{hint}");
+    }
+    // It is said each time, and never that all is there.
+    let again = lockstep.expect(exit::PROBLEMS, &["ship", "--missing"]);
+    assert!(!again.stdout.contains(NOTHING), "{}", again.describe());
+    assert!(again.stderr.contains(&incomplete) && again.stderr.contains(&damaged));
+
+    // Below the newest that is there, and never there itself.
+    let between = kept_here(&fixture, &lockstep, 40);
+    let newest = lockstep.backup("label");
+    let said = json_of(&lockstep.expect(exit::PROBLEMS, &MISSING));
+    assert_told(&said, &[bad[0], bad[1], (&between.id, None)]);
+    for (set, rows) in [(&good, "30"), (&between, "40"), (&newest, "40")] {
+        let to = fixture.target(&set.id);
+        let more = ["--from", "repository", "--as", "files"];
+        let restored = lockstep.restore_and_start(&set.id, &to, &more);
+        let found = restored.server().value("postgres", "SELECT count(*) FROM counted");
+        assert_eq!(found, rows, "{}", set.id);
+        restored.server().stop(Stop::Fast);
+        fs::remove_dir_all(&to).expect("it can be removed");
+    }
+
+    for set in [&gone, &unread] {
+        lockstep.expect(exit::DONE, &["prune", "--local", "--set", &set.id]);
+    }
+    // One that was there isn't brought back, whoever pruned it.
+    lockstep.expect(exit::DONE, &["prune", "--repository", NAME, "--set", &between.id]);
+    let nothing = lockstep.expect(exit::DONE, &["ship", "--missing"]);
+    assert!(nothing.stdout.contains(NOTHING), "{}", nothing.describe());
+    assert_told(&lockstep.json(&MISSING[1..]), &[]);
+    // Nor one that came there when that couldn't be noted.
+    let note = |set: &Set| {
+        let folder = fixture.state.join("clusters/main/sets").join(&set.id);
+        folder.join(format!("shipped.{NAME}.json"))
+    };
+    fs::remove_file(note(&good)).expect("it was noted");
+    lockstep.expect(exit::DONE, &["prune", "--repository", NAME, "--set", &good.id]);
+    assert_told(&lockstep.json(&MISSING[1..]), &[]);
+}
+
+/// Also not the newest, which a prune by policy would have kept.
+#[test]
+fn the_newest_that_was_pruned_by_name_is_not_brought_back() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    lockstep.backup("label");
+    let newest = lockstep.backup("label");
+    // It is needed as the start of the next increment, unless this host can't start from it.
+    zfs(&["release", "lockstep", &newest.volumes[0].snapshot]);
+    zfs(&["destroy", &newest.volumes[0].snapshot]);
+    lockstep.expect(exit::DONE, &["prune", "--repository", NAME, "--set", &newest.id]);
+    assert_told(&lockstep.json(&MISSING[1..]), &[]);
+}
+
+/// A repository that fails in between takes the next set no better.
+#[test]
+fn a_repository_that_goes_away_ends_it() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    let sets = [1, 2].map(|rows| kept_here(&fixture, &lockstep, rows));
+    let steps = Steps::new(fixture.root().join("steps"));
+    steps.hold("ship.views");
+    let mut program = lockstep.clone().with_steps(&steps).spawn(&MISSING);
+    steps.wait_reached("ship.views", &mut program);
+    let away = fixture.root().join("away");
+    fs::rename(folder(&fixture), &away).expect("it can be moved");
+    steps.release("ship.views");
+    let outcome = program.wait(LIMIT);
+    assert_eq!(outcome.code, Some(exit::PROBLEMS), "{}", outcome.describe());
+    assert_told(&json_of(&outcome), &[(&sets[0].id, Some("repository"))]);
+    // What was written meanwhile made folders again.
+    let _ = fs::remove_dir_all(folder(&fixture));
+    fs::rename(&away, folder(&fixture)).expect("it can be moved");
+    assert_told(&lockstep.json(&MISSING[1..]), &[(&sets[0].id, None), (&sets[1].id, None)]);
+}
+
+/// What was shipped before the signal is told; that it isn't all, too.
+#[test]
+fn what_was_done_before_an_interruption_is_told() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    let sets = [1, 2].map(|rows| kept_here(&fixture, &lockstep, rows));
+    let steps = Steps::new(fixture.root().join("steps"));
+    steps.hold("ship.published");
+    let mut program = lockstep.clone().with_steps(&steps).spawn(&MISSING);
+    steps.wait_reached("ship.published", &mut program);
+    steps.hold("ship.leased");
+    steps.release("ship.published");
+    steps.wait_reached("ship.leased", &mut program);
+    program.signal(Signal::INT);
+    let outcome = program.wait(LIMIT);
+    assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
+    let said = json_of(&outcome);
+    assert_told(&said, &[(&sets[0].id, None)]);
+    assert_eq!(said["partial"], true, "{said}");
+    let rest = lockstep.json(&MISSING[1..]);
+    assert_told(&rest, &[(&sets[1].id, None)]);
+    assert_eq!(rest["partial"], false, "{rest}");
+}
