@@ -20,7 +20,10 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     let mut all: Vec<_> =
         damaged.iter().map(|(id, error)| failure(&format!("set {id}"), error)).collect();
     for set in &sets {
-        if let Err(error) = restore::check_set(cx, set) {
+        // One that is removed beside this isn't a damaged one.
+        if let Err(error) = restore::check_set(cx, set)
+            && cx.state.is_complete(set.set.as_str())
+        {
             all.push(failure(&format!("set {}", set.set), &error));
             all.extend(renamed(cx, set)?);
         }
