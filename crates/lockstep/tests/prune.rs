@@ -431,7 +431,22 @@ fn a_set_whose_pool_is_gone_is_given_up_where_it_is_named() {
     let images = fixture.pools[1].image.parent().expect("a folder").to_owned();
     must(&mut command("zpool", ["export", gone]));
     let left = json_of(&lockstep.expect(exit::PROBLEMS, &["prune", "--json"]));
-    assert!(left.to_string().contains("prune --local --set"), "{left}");
+    // Of the kept one as of the other: it is there again once its pool is.
+    for set in left["places"][0]["sets"].as_array().expect("a list of sets") {
+        let why = set["why"].as_str().expect("both are left");
+        let words = format!("pool \"{gone}\" isn't imported: zpool import {gone}");
+        assert!(why.contains(&words) && why.contains("prune --local --set"), "{left}");
+    }
+    let to = fixture.target("away");
+    let to = to.to_str().expect("the harness' own paths are UTF-8");
+    let listed = lockstep.run(&["list"]);
+    let checked = lockstep.run(&["check"]);
+    let restored = lockstep.expect(exit::REFUSED, &["restore", &ids[0], "--to", to]);
+    for outcome in [listed, checked, restored] {
+        let said = format!("{}{}", outcome.stdout, outcome.stderr);
+        let words = format!("pool \"{gone}\" isn't imported");
+        assert!(said.contains(&words) && !said.contains("destroyed by hand"), "{said}");
+    }
     let named = ["--json", "prune", "--local", "--set", &ids[0], "--set", &ids[1]];
     let dry = lockstep.expect(exit::DONE, &[&named[..], &["--dry-run"]].concat());
     assert!(dry.stderr.contains("is given up") && dry.stderr.contains(gone), "{}", dry.describe());

@@ -12,6 +12,7 @@ use super::{Entry, Fate, Outcome, Place, Plan, Request, bookmarks, resolve};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::SetId;
+use crate::process::quote;
 use crate::retention::{self, Candidate, Decision, Reason};
 use crate::set::at_work;
 use crate::set::manifest::Manifest;
@@ -33,7 +34,7 @@ pub(super) fn prune(
     if policy.is_none() && request.sets.is_empty() {
         let plan = Plan::nothing(Place::Local);
         show(&plan);
-        return Ok(Outcome { plan, removed: Vec::new(), done: None });
+        return Ok(Outcome::of(plan));
     }
     let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
     let facts = Facts::take(cx)?;
@@ -63,11 +64,20 @@ pub(super) fn prune(
     }
     show(&plan);
     steps::reached("prune.planned")?;
-    let removed = match request.dry_run {
-        true => Vec::new(),
-        false => facts.carry_out(cx, &mut plan, &named)?,
+    let mut removed = Vec::new();
+    let error = match request.dry_run {
+        true => None,
+        false => facts.carry_out(cx, &mut plan, &named, &mut removed).err(),
     };
-    Ok(Outcome { plan, removed, done: None })
+    Ok(Outcome { removed, error, ..Outcome::of(plan) })
+}
+
+fn is_away(set: &Manifest, pool: &str) -> String {
+    format!(
+        "pool \"{pool}\" isn't imported: zpool import {}; where it is gone for good: lockstep prune --local --set {}",
+        quote(pool),
+        set.set
+    )
 }
 
 /// What is there.
@@ -103,13 +113,7 @@ impl Facts {
         };
         let named: Vec<_> = sets.iter().flat_map(names).collect();
         let standing = cx.zfs.standing(&named)?;
-        let pools: BTreeSet<_> = named.iter().map(|snapshot| snapshot.dataset.pool()).collect();
-        let mut away = BTreeSet::new();
-        for pool in pools {
-            if !cx.zfs.exists(pool)? {
-                away.insert(pool.to_owned());
-            }
-        }
+        let away = cx.zfs.away(named.iter().map(|snapshot| snapshot.dataset.pool()))?;
         Ok(Self {
             owner: cx.state.owner().to_owned(),
             sets,
@@ -187,8 +191,11 @@ impl Facts {
         .collect()
     }
 
-    /// Why the set can't be restored any more.
+    /// Why the set can't be restored any more, or as long as its pool is away: then nobody knows what is gone.
     fn broken(&self, set: &Manifest) -> Option<String> {
+        if let Some(volume) = set.volumes.iter().find(|volume| self.away.contains(&volume.pool)) {
+            return Some(is_away(set, &volume.pool));
+        }
         set.first_gone(&self.standing).map(|(volume, found)| match found {
             None => format!("\"{}\" is gone", volume.snapshot_name()),
             Some(_) => format!("\"{}\" is another snapshot", volume.snapshot_name()),
@@ -199,12 +206,7 @@ impl Facts {
     fn in_the_way(&self, set: &Manifest, is_named: bool) -> Option<String> {
         set.volumes.iter().find_map(|volume| {
             if self.away.contains(&volume.pool) {
-                return (!is_named).then(|| {
-                    format!(
-                        "pool \"{}\" is away; where it is gone for good: lockstep prune --local --set {}",
-                        volume.pool, set.set
-                    )
-                });
+                return (!is_named).then(|| is_away(set, &volume.pool));
             }
             let snapshot = volume.snapshot_name();
             let standing = self.standing.get(&snapshot).filter(|s| s.guid == volume.guid)?;
@@ -279,8 +281,13 @@ impl Facts {
     }
 
     /// Removes what the plan says, oldest first. What stays after all is left in the plan.
-    fn carry_out(&self, cx: &Context, plan: &mut Plan, named: &[String]) -> Result<Vec<String>> {
-        let mut removed = Vec::new();
+    fn carry_out(
+        &self,
+        cx: &Context,
+        plan: &mut Plan,
+        named: &[String],
+        removed: &mut Vec<String>,
+    ) -> Result<()> {
         for entry in plan.entries.iter_mut().filter(|entry| entry.fate == Fate::Remove) {
             steps::reached("prune.set")?;
             match self.remove(cx, &entry.set, named.contains(&entry.set)) {
@@ -293,8 +300,7 @@ impl Facts {
                 Err(error) => entry.fate = Fate::Left(error.chain()),
             }
         }
-        bookmarks::clear(cx, &self.commons)?;
-        Ok(removed)
+        bookmarks::clear(cx, &self.commons)
     }
 
     fn remove(&self, cx: &Context, id: &str, is_named: bool) -> Result<Removal> {
