@@ -17,6 +17,7 @@ use crate::retention::{self, Candidate, Decision, Reason};
 use crate::set::at_work;
 use crate::set::manifest::Manifest;
 use crate::set::removal::{self, Removal};
+use crate::set::unread::{self, Unread};
 use crate::ship::begun;
 use crate::steps;
 use crate::volume::zfs::{SnapshotName, Standing};
@@ -37,7 +38,7 @@ pub(super) fn prune(
         return Ok(Outcome::of(plan));
     }
     let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
-    let facts = Facts::take(cx)?;
+    let mut facts = Facts::take(cx)?;
     let damaged = facts.damaged.iter().map(|(id, _)| id);
     let ids = facts.sets.iter().map(|set| &set.set).chain(damaged).map(ToString::to_string);
     let named = resolve(&Place::Local, &request.sets, &ids.collect::<Vec<_>>())?;
@@ -62,6 +63,7 @@ pub(super) fn prune(
     for id in plan.removed() {
         facts.tell_what_stays(id);
     }
+    facts.find_unread(cx, &mut plan)?;
     show(&plan);
     steps::reached("prune.planned")?;
     let mut removed = Vec::new();
@@ -85,6 +87,8 @@ struct Facts {
     owner: String,
     sets: Vec<Manifest>,
     damaged: Vec<(SetId, String)>,
+    /// Where the snapshots of damaged sets are that are removed.
+    unread: BTreeMap<String, Unread>,
     standing: BTreeMap<SnapshotName, Standing>,
     /// Pools that aren't imported.
     away: BTreeSet<String>,
@@ -118,6 +122,7 @@ impl Facts {
             owner: cx.state.owner().to_owned(),
             sets,
             damaged: damaged.into_iter().map(|(id, e)| (id, e.chain())).collect(),
+            unread: BTreeMap::new(),
             standing,
             away,
             commons: Vec::new(),
@@ -229,6 +234,24 @@ impl Facts {
         }
     }
 
+    /// Looks for the snapshots of damaged sets that are to be removed, and says what of them stays.
+    fn find_unread(&mut self, cx: &Context, plan: &mut Plan) -> Result<()> {
+        for (id, _) in &self.damaged {
+            if !plan.removed().any(|going| going == id.as_str()) {
+                continue;
+            }
+            let found = unread::find(cx, id, &self.sets)?;
+            for copy in &found.copies {
+                tracing::warn!(
+                    "\"{copy}\" is a copy of a snapshot of set {id}: it is somebody's, and stays"
+                );
+            }
+            plan.problems.extend(found.problems());
+            self.unread.insert(id.to_string(), found);
+        }
+        Ok(())
+    }
+
     fn bytes(&self, set: &Manifest) -> u64 {
         let of = |name: SnapshotName| self.standing.get(&name).map_or(0, |standing| standing.used);
         set.volumes.iter().map(|volume| of(volume.snapshot_name())).sum()
@@ -315,14 +338,12 @@ impl Facts {
         removal::remove(cx, set, is_named)
     }
 
-    /// Its manifest doesn't say where its snapshots are: they are looked for where those of other sets are too.
+    /// Its manifest doesn't say where its snapshots are; what goes is what was found when it was planned.
     fn remove_damaged(&self, cx: &Context, id: &str) -> Result<Removal> {
-        let Some((id, _)) = self.damaged.iter().find(|(damaged, _)| damaged.as_str() == id) else {
+        let damaged = self.damaged.iter().find(|(damaged, _)| damaged.as_str() == id);
+        let (Some((id, _)), Some(found)) = (damaged, self.unread.get(id)) else {
             return Err(Error::failed(format!("set {id} isn't there any more")));
         };
-        let of_others = self.sets.iter().flat_map(|set| &set.volumes);
-        let mut datasets: BTreeSet<_> = of_others.map(|volume| volume.dataset.clone()).collect();
-        datasets.extend(cx.state.datasets_named(id));
-        removal::remove_unread(cx, id, &datasets)
+        removal::remove_unread(cx, id, &found.own)
     }
 }

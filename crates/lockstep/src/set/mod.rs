@@ -7,3 +7,4 @@ pub mod names_within;
 pub mod removal;
 pub mod state;
 pub mod unfinished;
+pub mod unread;

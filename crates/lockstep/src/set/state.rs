@@ -120,6 +120,21 @@ impl State {
         self.directory.join("sets").join(set).join(MANIFEST).exists()
     }
 
+    /// Whether another cluster of this state_dir has the set, or takes or removes it at the moment.
+    #[must_use]
+    pub fn is_of_another_cluster(&self, set: &str) -> bool {
+        let clusters = self.directory.parent().and_then(|folder| std::fs::read_dir(folder).ok());
+        let mut folders = clusters.into_iter().flatten().flatten().map(|entry| entry.path());
+        let journal = format!("{set}.json");
+        folders.any(|folder| {
+            folder != self.directory
+                && (folder.join("sets").join(set).join(MANIFEST).exists()
+                    || ["unfinished", "removals"]
+                        .iter()
+                        .any(|kind| folder.join(kind).join(&journal).exists()))
+        })
+    }
+
     /// Writes the manifest: from here on the set exists.
     ///
     /// # Errors

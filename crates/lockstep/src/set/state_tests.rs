@@ -236,3 +236,16 @@ fn a_set_that_is_removed_meanwhile_is_no_damaged_one() {
     std::fs::remove_dir_all(state.set_directory(&MIDDLE.parse().unwrap())).unwrap();
     assert_eq!(names(listed), (vec![], vec![NEW.into()]));
 }
+
+#[test]
+fn a_set_of_another_cluster_of_this_state_dir_is_known() {
+    let temporary = Temporary::new("clusters");
+    let state = temporary.open();
+    let other = State::open(&temporary.0, &"other".parse().unwrap()).unwrap();
+    publish(&state, OLD);
+    publish(&other, MIDDLE);
+    std::fs::write(other.path("removals").join(format!("{NEW}.json")), "{}").unwrap();
+    let known = |state: &State| [OLD, MIDDLE, NEW].map(|set| state.is_of_another_cluster(set));
+    assert_eq!(known(&state), [false, true, true]);
+    assert_eq!(known(&other), [true, false, false]);
+}

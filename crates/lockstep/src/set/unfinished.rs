@@ -124,7 +124,9 @@ pub fn strangers(cx: &Context, datasets: &[DatasetName]) -> Result<Vec<Tagged>> 
     let mut found = Vec::new();
     for dataset in datasets.iter().collect::<BTreeSet<_>>() {
         for tagged in cx.zfs.tagged_snapshots(dataset)? {
-            let is_ours = cx.state.is_complete(&tagged.set) || at_work.contains(&tagged.set);
+            let is_ours = cx.state.is_complete(&tagged.set)
+                || at_work.contains(&tagged.set)
+                || cx.state.is_of_another_cluster(&tagged.set);
             if tagged.owner != cx.state.owner() || !is_ours {
                 found.push(tagged);
             }

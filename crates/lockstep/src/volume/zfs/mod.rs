@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use clone::{CloneSpec, while_received};
 pub use encryption::{Encryption, is_local_key};
 pub use filesystem::mountpoints_in;
-pub use snapshot::{SnapshotFacts, Tagged};
+pub use snapshot::{Marked, SnapshotFacts, Tagged};
 pub use standing::Standing;
 pub use stream::{Base, SendSpec};
 
