@@ -16,7 +16,7 @@ use crate::plan::refusal::Refusal;
 use crate::plan::strategy::{self, Plan};
 use crate::set::manifest::Manifest;
 use crate::set::unfinished;
-use crate::{restore, steps, survey};
+use crate::{steps, survey};
 
 pub(crate) use certify::flat_configuration;
 
@@ -46,8 +46,6 @@ pub struct Request {
 pub fn run(cx: &Context, request: &Request) -> Result<Manifest> {
     let _lock = cx.state.lock("backup")?;
     steps::reached("backup.locked")?;
-    // First what stands on snapshots: a backup that was killed while it looked into its own left a clone.
-    restore::unfinished::remove(cx)?;
     unfinished::remove(cx)?;
     let (mut tries, mut races, mut conflicts) = (1, 1, 0);
     loop {

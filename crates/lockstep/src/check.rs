@@ -64,7 +64,7 @@ pub fn run(cx: &Context) -> Result<Vec<Finding>> {
             all.push(programs::check(cx, survey.facts.control.major_version()));
             let datasets: Vec<_> =
                 survey.facts.layout.volumes.iter().map(|v| v.dataset.clone()).collect();
-            all.extend(sets::strangers(unfinished::strangers(cx, &datasets)?));
+            all.extend(sets::strangers(unfinished::strangers(cx, &datasets)?, cx.state.owner()));
         }
         Err(error) => all.push(failure("layout", &error)),
     }

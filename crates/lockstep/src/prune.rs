@@ -153,9 +153,19 @@ pub struct Outcome {
     pub removed: Vec<String>,
     /// Of a repository: what was merged and deleted.
     pub done: Option<Done>,
+    /// Why it ended before all was done; what was done until then counts.
+    pub error: Option<Error>,
 }
 
-/// The places that are meant, and how each ended; the error is that of the whole place.
+impl Outcome {
+    /// A plan of which nothing was carried out.
+    fn of(plan: Plan) -> Self {
+        Self { plan, removed: Vec::new(), done: None, error: None }
+    }
+}
+
+/// The places that are meant, and how each ended; the error is that of a place in which nothing was done. Those behind
+/// one that was interrupted are left out.
 pub type Report = Vec<(Place, Result<Outcome>)>;
 
 /// Prunes. `show` is given each plan before anything of it is done.
@@ -182,9 +192,18 @@ pub fn run(cx: &Context, request: &Request, mut show: impl FnMut(&Plan)) -> Resu
                 remote::prune(cx, name, request, &mut show)
             }
         };
-        match outcome {
-            Err(interrupted @ Error::Interrupted { .. }) => return Err(interrupted),
-            outcome => report.push((place, outcome)),
+        let outcome = match outcome {
+            // Nothing of it was done.
+            Err(interrupted @ Error::Interrupted { .. }) if report.is_empty() => {
+                return Err(interrupted);
+            }
+            outcome => outcome,
+        };
+        let error = outcome.as_ref().map_or_else(Some, |outcome| outcome.error.as_ref());
+        let is_interrupted = matches!(error, Some(Error::Interrupted { .. }));
+        report.push((place, outcome));
+        if is_interrupted {
+            break;
         }
     }
     Ok(report)

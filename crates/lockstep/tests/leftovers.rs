@@ -80,6 +80,34 @@ fn a_killed_restore_of_whose_clone_somebody_took_a_snapshot() {
     assert_nothing_remains(&fixture, &[], "once the snapshot is gone");
 }
 
+/// A killed restore's clones and a killed shipment's views stand on a set's snapshots: `prune` takes them away first, and
+/// a dry run nothing.
+#[test]
+fn a_set_goes_although_a_restore_or_a_shipment_of_it_was_killed() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = with_repository(&fixture);
+    let [first, second] = [(); 2].map(|()| Set::of(&lockstep.json(&["backup", "--no-ship"])).id);
+    let to = fixture.target("cut off");
+    kill_at(&fixture, "restore.prepared", &restore_arguments(&first, &to, &["--start"]));
+    let steps = Steps::new(fixture.root().join("steps"));
+    steps.hold("ship.views");
+    let mut program = lockstep.clone().with_steps(&steps).spawn(&["ship", &second]);
+    steps.wait_reached("ship.views", &mut program);
+    program.kill();
+    assert_eq!(program.wait(LIMIT).signal, Some(9));
+    let clones = fixture.clones().len();
+    assert!(clones >= 4, "{clones}");
+    for set in [&first, &second] {
+        let words = ["prune", "--local", "--set", set];
+        // It looks, and takes nothing away.
+        lockstep.run(&[&words[..], &["--dry-run"]].concat());
+        lockstep.expect(exit::DONE, &words);
+        assert!(fixture.clones().is_empty(), "{:?}", fixture.clones());
+    }
+    assert!(lockstep.sets().is_empty());
+    assert_nothing_remains(&fixture, &[], "pruned");
+}
+
 /// Where ZFS takes one snapshot a command, one moment is a recursive snapshot: of datasets that are somebody else's too.
 #[test]
 fn strays_of_a_recursive_snapshot_are_not_left_on_foreign_datasets() {

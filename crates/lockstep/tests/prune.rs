@@ -431,7 +431,22 @@ fn a_set_whose_pool_is_gone_is_given_up_where_it_is_named() {
     let images = fixture.pools[1].image.parent().expect("a folder").to_owned();
     must(&mut command("zpool", ["export", gone]));
     let left = json_of(&lockstep.expect(exit::PROBLEMS, &["prune", "--json"]));
-    assert!(left.to_string().contains("prune --local --set"), "{left}");
+    // Of the kept one as of the other: it is there again once its pool is.
+    for set in left["places"][0]["sets"].as_array().expect("a list of sets") {
+        let why = set["why"].as_str().expect("both are left");
+        let words = format!("pool \"{gone}\" isn't imported: zpool import {gone}");
+        assert!(why.contains(&words) && why.contains("prune --local --set"), "{left}");
+    }
+    let to = fixture.target("away");
+    let to = to.to_str().expect("the harness' own paths are UTF-8");
+    let listed = lockstep.run(&["list"]);
+    let checked = lockstep.run(&["check"]);
+    let restored = lockstep.expect(exit::REFUSED, &["restore", &ids[0], "--to", to]);
+    for outcome in [listed, checked, restored] {
+        let said = format!("{}{}", outcome.stdout, outcome.stderr);
+        let words = format!("pool \"{gone}\" isn't imported");
+        assert!(said.contains(&words) && !said.contains("destroyed by hand"), "{said}");
+    }
     let named = ["--json", "prune", "--local", "--set", &ids[0], "--set", &ids[1]];
     let dry = lockstep.expect(exit::DONE, &[&named[..], &["--dry-run"]].concat());
     assert!(dry.stderr.contains("is given up") && dry.stderr.contains(gone), "{}", dry.describe());
@@ -447,6 +462,88 @@ fn a_set_whose_pool_is_gone_is_given_up_where_it_is_named() {
     let folder = images.to_str().expect("the harness' own paths are UTF-8");
     must(&mut command("zpool", ["import", "-d", folder, gone]));
     fixture.pools[1].snapshots().iter().for_each(|snapshot| release_and_destroy(snapshot));
+}
+
+/// The only set, and nothing of its manifest is left: its snapshots are where the cluster is. Copies that `zfs send -p`
+/// made have their names, marks and GUIDs, and are somebody's.
+#[test]
+fn the_only_set_is_removed_though_its_manifest_says_nothing() {
+    let fixture = quiet("");
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label");
+    let snapshot = &set.in_order()[1].snapshot;
+    let copies = [0, 1].map(|at| format!("{}/copy", fixture.pools[at].name));
+    for copy in &copies {
+        let line = format!("zfs send -p '{snapshot}' | zfs receive -u '{copy}'");
+        must(&mut command("sh", ["-c", &line]));
+        let copied = format!("{copy}@lockstep-{}", set.id);
+        for name in ["guid", "lockstep:owner", "lockstep:set"] {
+            assert_eq!(property(&copied, name), property(snapshot, name), "{name}");
+        }
+    }
+    let folder = fixture.state.join("clusters/main/sets").join(&set.id);
+    fs::write(folder.join("manifest.json"), "").expect("the test may write there");
+    let words = ["prune", "--local", "--set", &set.id, "--json"];
+    let dry = lockstep.expect(exit::DONE, &[&words[..], &["--dry-run"]].concat());
+    assert_eq!(with_action(&told(&json_of(&dry), 0), "remove"), [&set.id]);
+    let run = lockstep.expect(exit::DONE, &words);
+    let mut left = fixture.snapshots();
+    left.sort();
+    let mut copied = copies.each_ref().map(|copy| format!("{copy}@lockstep-{}", set.id));
+    copied.sort();
+    assert_eq!(left, copied);
+    for copied in &copied {
+        assert_said(&run, &[&format!("\"{copied}\" is a copy")]);
+    }
+    assert!(lockstep.sets().is_empty() && !folder.exists());
+    copies.iter().for_each(|copy| {
+        zfs(&["destroy", "-r", copy]);
+    });
+    assert_nothing_remains(&fixture, &[], "pruned");
+}
+
+/// What lies on a pool that is away can't be found: that is said, and `check` knows whose it is when the pool is back.
+#[test]
+fn a_damaged_set_whose_pool_is_away_leaves_nothing_unsaid() {
+    let fixture = quiet("");
+    let lockstep = fixture.lockstep();
+    let (set, other) = (lockstep.backup("label"), lockstep.backup("label"));
+    let manifest = fixture.state.join("clusters/main/sets").join(&set.id).join("manifest.json");
+    fs::write(manifest, "").expect("the test may write there");
+    fixture.cluster.stop(Stop::Fast);
+    let away = &fixture.pools[1].name;
+    let images = fixture.pools[1].image.parent().expect("a folder").to_owned();
+    let its = |pool: usize| -> Vec<String> {
+        let all = fixture.pools[pool].snapshots().into_iter();
+        all.filter(|name| name.ends_with(&set.id)).collect()
+    };
+    let left = its(1);
+    assert!(!left.is_empty());
+    must(&mut command("zpool", ["export", away]));
+    let words = ["prune", "--local", "--set", &set.id];
+    let said = format!("pool \"{away}\" isn't imported, and keeps what it has of set {}", set.id);
+    for more in [&["--dry-run"][..], &[]] {
+        let outcome = lockstep.expect(exit::PROBLEMS, &[&words[..], more].concat());
+        assert_said(&outcome, &[&said]);
+    }
+    assert_eq!(its(0), [""; 0], "what is there went");
+    let folder = images.to_str().expect("the harness' own paths are UTF-8");
+    must(&mut command("zpool", ["import", "-d", folder, away]));
+    assert_eq!(its(1), left);
+    // One that another state_dir took is another matter.
+    let foreign = format!("{}@lockstep-20200101T000000Z-aaaa", fixture.datasets[0]);
+    let properties = ["-o", "lockstep:owner=other", "-o", "lockstep:set=20200101T000000Z-aaaa"];
+    zfs(&[&["snapshot"], &properties[..], &[&foreign]].concat());
+    fixture.cluster.start();
+    let checked = lockstep.run(&["check"]).stdout;
+    let words = format!("set {} was taken by this state_dir, which has no manifest", set.id);
+    assert!(checked.contains(&words) && checked.contains(&left[0]), "{checked}");
+    let words = "set 20200101T000000Z-aaaa isn't one of this state_dir, and has";
+    assert!(checked.contains(words), "{checked}");
+    left.iter().for_each(|snapshot| release_and_destroy(snapshot));
+    destroy(&foreign);
+    lockstep.expect(exit::DONE, &["prune", "--local", "--set", &other.id]);
+    assert_nothing_remains(&fixture, &[], "at the end");
 }
 
 /// `zfs rename` takes the snapshots along, and a manifest knows the name before.

@@ -192,6 +192,39 @@ fn a_set_that_is_not_whole_here_is_no_common_one() {
     assert!(volumes.iter().all(|volume| volume["base"].is_string()), "{}", next.json);
 }
 
+/// What was removed is gone, and said, also where the merging after it fails.
+#[test]
+fn what_was_removed_is_said_beside_an_error() {
+    let fixture = Fixture::new(two_pools_four_datasets().setting("autovacuum", "off"));
+    let lockstep = configured(&fixture, "repository = { last = 9 }");
+    let sets: Vec<_> = (0..4).map(|_| lockstep.backup("label")).collect();
+    let volume = &sets[2].json["repositories"][0]["volumes"][0];
+    let text = |name: &str| volume[name].as_str().expect("a text").to_owned();
+    let (image, delta) = (text("image"), text("delta"));
+    let is_its = |path: &&std::path::PathBuf| {
+        let folder = path.parent().and_then(|parent| parent.file_name());
+        path.ends_with(format!("{delta}.json")) && folder.is_some_and(|name| *name == *image)
+    };
+    let all = objects(&fixture);
+    let descriptor = all.keys().find(is_its).unwrap_or_else(|| panic!("{volume}: {all:?}"));
+    fs::write(folder(&fixture).join(descriptor), "junk").expect("the test may write there");
+    let words = |id: &str| ["prune", "--repository", NAME, "--set", id].map(str::to_owned);
+    let run = |id: &str, more: &[&str]| {
+        let words = words(id);
+        let words: Vec<_> = words.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        let outcome = lockstep.expect(exit::FAILED, &words);
+        assert_said(&outcome, &["is damaged"]);
+        outcome
+    };
+    let told = json_of(&run(&sets[0].id, &["--json"]));
+    let place = &told["places"][0];
+    assert_eq!(place["removed"], serde_json::json!([sets[0].id]), "{told}");
+    assert!(place["error"].as_str().is_some_and(|why| why.contains("is damaged")), "{told}");
+    assert_eq!(with_action(&told, 0, "remove"), [sets[0].id.clone()]);
+    let outcome = run(&sets[1].id, &[]);
+    assert!(outcome.stdout.contains("1 set removed"), "{}", outcome.describe());
+}
+
 #[test]
 fn one_at_a_time() {
     let fixture = Fixture::new(two_pools_four_datasets().setting("autovacuum", "off"));

@@ -161,6 +161,46 @@ fn a_signal_ends_a_check_and_what_was_found_is_said() {
     }
 }
 
+/// To read takes hours: who can't repair is told before, and where it is another's meanwhile nothing found is lost.
+#[test]
+fn what_a_check_found_is_said_where_it_cannot_repair() {
+    let desk = Desk::new();
+    let steps = Steps::new(desk.at("steps"));
+    let lockstep = desk.with("grace_hours = 0").with_steps(&steps);
+    lockstep.expect(exit::DONE, &["repo", "init"]);
+    let (repository, orphans) = fill(&desk);
+    let manifest = desk.repository().join("clusters/main/sets/a.json");
+    fs::write(manifest, "{").expect("it is damaged");
+    let now = || u64::try_from(jiff::Timestamp::now().as_second()).expect("after 1970");
+    let take = || Lease::acquire(&repository, "write", "another host", 600, now());
+    let arguments = ["repo", "check", "--read-data", "--repair"];
+    let lease = take().expect("it is free");
+    let early = lockstep.expect(exit::LOCKED, &arguments);
+    says(&early, &["another host"]);
+    assert!(!steps.all_reached().contains(&"check.read".to_owned()), "nothing was read");
+    lease.release(now()).expect("it is given back");
+    for more in [&[][..], &["--json"]] {
+        let _ = fs::remove_file(desk.at("steps").join("check.tried"));
+        steps.hold("check.tried");
+        let mut program = lockstep.spawn(&[&arguments[..], more].concat());
+        steps.wait_reached("check.tried", &mut program);
+        // It doesn't hold what it has tried: shipments go on while it reads.
+        let lease = take().expect("it was given back");
+        steps.release("check.tried");
+        let ended = program.wait(Duration::from_secs(60));
+        assert_eq!(ended.code, Some(exit::LOCKED), "{}", ended.describe());
+        assert!(ended.stdout.contains("sets/a.json"), "{}", ended.describe());
+        says(&ended, &["is locked by another host"]);
+        if !more.is_empty() {
+            let told = &json_of(&ended)["repositories"][0];
+            assert!(told["error"].as_str().is_some_and(|why| why.contains("locked")), "{told}");
+            assert_eq!((&told["partial"], &told["repaired"]), (&json!(false), &Value::Null));
+        }
+        lease.release(now()).expect("it is given back");
+    }
+    assert!(orphans.iter().all(|path| path.exists()), "nothing was repaired");
+}
+
 #[test]
 fn a_signal_ends_what_deletes_and_writes_anew() {
     let desk = Desk::new();

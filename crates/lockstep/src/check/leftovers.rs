@@ -47,11 +47,11 @@ fn of_backup(entry: &BackupJournal) -> Finding {
 fn of_restore(entry: &RestoreJournal, in_the_way: &[String]) -> Finding {
     let what = format!("{} was cut off", entry.id);
     match in_the_way {
-        [] => warning(SUBJECT, what, "the next restore or backup removes what it left"),
+        [] => warning(SUBJECT, what, "the next restore, prune or backup removes what it left"),
         all => warning(
             SUBJECT,
             format!("{what}, and what it left can't be removed: {}", all.join("; ")),
-            "destroy that with zfs, if nobody needs it: the next restore or backup removes the rest",
+            "destroy that with zfs, if nobody needs it: the next restore, prune or backup removes the rest",
         ),
     }
 }

@@ -20,7 +20,10 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     let mut all: Vec<_> =
         damaged.iter().map(|(id, error)| failure(&format!("set {id}"), error)).collect();
     for set in &sets {
-        if let Err(error) = restore::check_set(cx, set) {
+        // One that is removed beside this isn't a damaged one.
+        if let Err(error) = restore::check_set(cx, set)
+            && cx.state.is_complete(set.set.as_str())
+        {
             all.push(failure(&format!("set {}", set.set), &error));
             all.extend(renamed(cx, set)?);
         }
@@ -193,25 +196,31 @@ fn newest_there(subject: &str, set: &Shipped, max_age: u32, now: jiff::Timestamp
     }
 }
 
-/// Snapshots with Lockstep's marks that are of no set here: one line a set.
-pub(super) fn strangers(found: Vec<Tagged>) -> Vec<Finding> {
-    let mut by_set: BTreeMap<String, Vec<String>> = BTreeMap::new();
+/// Snapshots with Lockstep's marks that are of no set here: one line a set. What this state_dir took is told from what
+/// another did: that one may have the set still.
+pub(super) fn strangers(found: Vec<Tagged>, owner: &str) -> Vec<Finding> {
+    let mut by_set: BTreeMap<(String, bool), Vec<String>> = BTreeMap::new();
     for tagged in found {
-        by_set.entry(tagged.set).or_default().push(format!("\"{}\"", tagged.snapshot));
+        let key = (tagged.set, tagged.owner == owner);
+        by_set.entry(key).or_default().push(format!("\"{}\"", tagged.snapshot));
     }
-    let line = |(set, names): (String, Vec<String>)| {
+    let line = |((set, is_ours), names): ((String, bool), Vec<String>)| {
         let more = names.len().saturating_sub(NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let named: Vec<_> = names.iter().take(NAMED).map(String::as_str).collect();
         let word = if names.len() == 1 { "snapshot" } else { "snapshots" };
-        warning(
-            "snapshots",
-            format!(
-                "set {set} isn't one of this state_dir, and has the {word} {}{more}",
-                named.join(", ")
+        let (what, hint) = match is_ours {
+            true => (
+                "was taken by this state_dir, which has no manifest of it any more,",
+                "its manifest was lost, or it was given up: no restore takes it from here, a repository may have it. If nobody needs it: zfs release lockstep SNAPSHOT, zfs destroy SNAPSHOT",
             ),
-            "another host's, or its manifest was lost: if nobody needs it, release and destroy its snapshots with zfs",
-        )
+            false => (
+                "isn't one of this state_dir,",
+                "another host's, or that of a state_dir that was lost: where its owner is still there, `lockstep prune` there removes it. If nobody needs it: zfs release lockstep SNAPSHOT, zfs destroy SNAPSHOT",
+            ),
+        };
+        let named = named.join(", ");
+        warning("snapshots", format!("set {set} {what} and has the {word} {named}{more}"), hint)
     };
     by_set.into_iter().map(line).collect()
 }

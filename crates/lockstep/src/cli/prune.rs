@@ -56,37 +56,49 @@ impl Prune {
     }
 }
 
-/// Says what became of each place. The exit code is the worst: locked, then with problems.
+/// Says what became of each place. The exit code is the worst: interrupted, locked, then with problems.
 fn end(report: Report, as_json: bool, dry_run: bool) -> Result<Done> {
     let mut done = Done::Well;
     let (alone, mut locked) = (report.len() == 1, None);
     for (place, outcome) in report {
-        match outcome {
+        let error = match outcome {
             Ok(outcome) => {
                 if !as_json && !dry_run {
                     summary(&outcome);
                 }
-                if outcome.plan.has_problems() {
+                if warn(&place, &outcome.plan) {
                     done = Done::WithProblems;
                 }
-                for problem in &outcome.plan.problems {
-                    eprintln!("warning: {place}: {problem}");
-                }
-                for entry in &outcome.plan.entries {
-                    if let Fate::Left(why) = &entry.fate {
-                        eprintln!("warning: {place}: set {} is left: {why}", entry.set);
-                    }
-                }
+                outcome.error
             }
-            Err(error) if alone => return Err(error),
-            Err(error @ Error::Locked { .. }) if locked.is_none() => locked = Some(error),
-            Err(error) => {
+            Err(error) => Some(error),
+        };
+        match error {
+            None => {}
+            Some(error) if alone || matches!(error, Error::Interrupted { .. }) => {
+                return Err(error);
+            }
+            Some(error @ Error::Locked { .. }) if locked.is_none() => locked = Some(error),
+            Some(error) => {
                 output::error(&error);
                 done = Done::WithProblems;
             }
         }
     }
     locked.map_or(Ok(done), Err)
+}
+
+/// Says what is wrong at a place, and whether anything is.
+fn warn(place: &Place, plan: &Plan) -> bool {
+    for problem in &plan.problems {
+        eprintln!("warning: {place}: {problem}");
+    }
+    for entry in &plan.entries {
+        if let Fate::Left(why) = &entry.fate {
+            eprintln!("warning: {place}: set {} is left: {why}", entry.set);
+        }
+    }
+    plan.has_problems()
 }
 
 fn show(plan: &Plan, dry_run: bool) {
@@ -180,7 +192,7 @@ fn place_json(place: &Place, outcome: &Result<Outcome>) -> Value {
         "waiting": done.map(|done| done.waiting), "locked": done.map(|done| done.locked),
         "locks_until": outcome.plan.locks_until,
         "locks_prolonged": done.map(|done| done.locks_prolonged),
-        "error": null,
+        "error": outcome.error.as_ref().map(Error::chain),
     })
 }
 

@@ -193,6 +193,18 @@ pub enum Refusal {
         /// Which.
         snapshot: String,
     },
+    /// The pool of a snapshot isn't imported.
+    #[error(
+        "set {set} is incomplete here: pool \"{pool}\" isn't imported, and \"{snapshot}\" is on it"
+    )]
+    PoolAway {
+        /// The set.
+        set: String,
+        /// The pool.
+        pool: String,
+        /// Which snapshot.
+        snapshot: String,
+    },
     /// A snapshot has the right name and is another.
     #[error(
         "snapshot \"{snapshot}\" isn't the one of set {set}: it has {found}, the set's has {expected}"
@@ -379,6 +391,7 @@ impl Refusal {
             Self::WalDamaged { .. } => "is pg_wal written by anything but PostgreSQL? look at the file with pg_waldump".into(),
             Self::NotOneTransactionGroup { .. } => "is something else taking snapshots with the same name? use strategy label".into(),
             Self::SnapshotMissing { .. } => "restore another set: `lockstep list`; was it destroyed by hand?".into(),
+            Self::PoolAway { set, pool, .. } => format!("`zpool import {}`, and the set is whole again; where the pool is gone for good, `lockstep prune --local --set {set}` gives the set up", quote(pool)),
             Self::SnapshotSwapped { .. } => "a snapshot was renamed or taken again under this name; restore another set: `lockstep list`".into(),
             Self::SetDamaged { .. } => "restore another set: `lockstep list`".into(),
             Self::TargetBeforeConsistency { .. } => "take an older set (`lockstep list`) or a later target".into(),

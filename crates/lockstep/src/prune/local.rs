@@ -12,10 +12,12 @@ use super::{Entry, Fate, Outcome, Place, Plan, Request, bookmarks, resolve};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::SetId;
+use crate::process::quote;
 use crate::retention::{self, Candidate, Decision, Reason};
 use crate::set::at_work;
 use crate::set::manifest::Manifest;
 use crate::set::removal::{self, Removal};
+use crate::set::unread::{self, Unread};
 use crate::ship::begun;
 use crate::steps;
 use crate::volume::zfs::{SnapshotName, Standing};
@@ -33,10 +35,10 @@ pub(super) fn prune(
     if policy.is_none() && request.sets.is_empty() {
         let plan = Plan::nothing(Place::Local);
         show(&plan);
-        return Ok(Outcome { plan, removed: Vec::new(), done: None });
+        return Ok(Outcome::of(plan));
     }
     let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
-    let facts = Facts::take(cx)?;
+    let mut facts = Facts::take(cx)?;
     let damaged = facts.damaged.iter().map(|(id, _)| id);
     let ids = facts.sets.iter().map(|set| &set.set).chain(damaged).map(ToString::to_string);
     let named = resolve(&Place::Local, &request.sets, &ids.collect::<Vec<_>>())?;
@@ -61,13 +63,23 @@ pub(super) fn prune(
     for id in plan.removed() {
         facts.tell_what_stays(id);
     }
+    facts.find_unread(cx, &mut plan)?;
     show(&plan);
     steps::reached("prune.planned")?;
-    let removed = match request.dry_run {
-        true => Vec::new(),
-        false => facts.carry_out(cx, &mut plan, &named)?,
+    let mut removed = Vec::new();
+    let error = match request.dry_run {
+        true => None,
+        false => facts.carry_out(cx, &mut plan, &named, &mut removed).err(),
     };
-    Ok(Outcome { plan, removed, done: None })
+    Ok(Outcome { removed, error, ..Outcome::of(plan) })
+}
+
+fn is_away(set: &Manifest, pool: &str) -> String {
+    format!(
+        "pool \"{pool}\" isn't imported: zpool import {}; where it is gone for good: lockstep prune --local --set {}",
+        quote(pool),
+        set.set
+    )
 }
 
 /// What is there.
@@ -75,6 +87,8 @@ struct Facts {
     owner: String,
     sets: Vec<Manifest>,
     damaged: Vec<(SetId, String)>,
+    /// Where the snapshots of damaged sets are that are removed.
+    unread: BTreeMap<String, Unread>,
     standing: BTreeMap<SnapshotName, Standing>,
     /// Pools that aren't imported.
     away: BTreeSet<String>,
@@ -103,17 +117,12 @@ impl Facts {
         };
         let named: Vec<_> = sets.iter().flat_map(names).collect();
         let standing = cx.zfs.standing(&named)?;
-        let pools: BTreeSet<_> = named.iter().map(|snapshot| snapshot.dataset.pool()).collect();
-        let mut away = BTreeSet::new();
-        for pool in pools {
-            if !cx.zfs.exists(pool)? {
-                away.insert(pool.to_owned());
-            }
-        }
+        let away = cx.zfs.away(named.iter().map(|snapshot| snapshot.dataset.pool()))?;
         Ok(Self {
             owner: cx.state.owner().to_owned(),
             sets,
             damaged: damaged.into_iter().map(|(id, e)| (id, e.chain())).collect(),
+            unread: BTreeMap::new(),
             standing,
             away,
             commons: Vec::new(),
@@ -187,8 +196,11 @@ impl Facts {
         .collect()
     }
 
-    /// Why the set can't be restored any more.
+    /// Why the set can't be restored any more, or as long as its pool is away: then nobody knows what is gone.
     fn broken(&self, set: &Manifest) -> Option<String> {
+        if let Some(volume) = set.volumes.iter().find(|volume| self.away.contains(&volume.pool)) {
+            return Some(is_away(set, &volume.pool));
+        }
         set.first_gone(&self.standing).map(|(volume, found)| match found {
             None => format!("\"{}\" is gone", volume.snapshot_name()),
             Some(_) => format!("\"{}\" is another snapshot", volume.snapshot_name()),
@@ -199,12 +211,7 @@ impl Facts {
     fn in_the_way(&self, set: &Manifest, is_named: bool) -> Option<String> {
         set.volumes.iter().find_map(|volume| {
             if self.away.contains(&volume.pool) {
-                return (!is_named).then(|| {
-                    format!(
-                        "pool \"{}\" is away; where it is gone for good: lockstep prune --local --set {}",
-                        volume.pool, set.set
-                    )
-                });
+                return (!is_named).then(|| is_away(set, &volume.pool));
             }
             let snapshot = volume.snapshot_name();
             let standing = self.standing.get(&snapshot).filter(|s| s.guid == volume.guid)?;
@@ -225,6 +232,24 @@ impl Facts {
                 volume.snapshot
             );
         }
+    }
+
+    /// Looks for the snapshots of damaged sets that are to be removed, and says what of them stays.
+    fn find_unread(&mut self, cx: &Context, plan: &mut Plan) -> Result<()> {
+        for (id, _) in &self.damaged {
+            if !plan.removed().any(|going| going == id.as_str()) {
+                continue;
+            }
+            let found = unread::find(cx, id, &self.sets)?;
+            for copy in &found.copies {
+                tracing::warn!(
+                    "\"{copy}\" is a copy of a snapshot of set {id}: it is somebody's, and stays"
+                );
+            }
+            plan.problems.extend(found.problems());
+            self.unread.insert(id.to_string(), found);
+        }
+        Ok(())
     }
 
     fn bytes(&self, set: &Manifest) -> u64 {
@@ -279,8 +304,13 @@ impl Facts {
     }
 
     /// Removes what the plan says, oldest first. What stays after all is left in the plan.
-    fn carry_out(&self, cx: &Context, plan: &mut Plan, named: &[String]) -> Result<Vec<String>> {
-        let mut removed = Vec::new();
+    fn carry_out(
+        &self,
+        cx: &Context,
+        plan: &mut Plan,
+        named: &[String],
+        removed: &mut Vec<String>,
+    ) -> Result<()> {
         for entry in plan.entries.iter_mut().filter(|entry| entry.fate == Fate::Remove) {
             steps::reached("prune.set")?;
             match self.remove(cx, &entry.set, named.contains(&entry.set)) {
@@ -293,8 +323,7 @@ impl Facts {
                 Err(error) => entry.fate = Fate::Left(error.chain()),
             }
         }
-        bookmarks::clear(cx, &self.commons)?;
-        Ok(removed)
+        bookmarks::clear(cx, &self.commons)
     }
 
     fn remove(&self, cx: &Context, id: &str, is_named: bool) -> Result<Removal> {
@@ -309,14 +338,12 @@ impl Facts {
         removal::remove(cx, set, is_named)
     }
 
-    /// Its manifest doesn't say where its snapshots are: they are looked for where those of other sets are too.
+    /// Its manifest doesn't say where its snapshots are; what goes is what was found when it was planned.
     fn remove_damaged(&self, cx: &Context, id: &str) -> Result<Removal> {
-        let Some((id, _)) = self.damaged.iter().find(|(damaged, _)| damaged.as_str() == id) else {
+        let damaged = self.damaged.iter().find(|(damaged, _)| damaged.as_str() == id);
+        let (Some((id, _)), Some(found)) = (damaged, self.unread.get(id)) else {
             return Err(Error::failed(format!("set {id} isn't there any more")));
         };
-        let of_others = self.sets.iter().flat_map(|set| &set.volumes);
-        let mut datasets: BTreeSet<_> = of_others.map(|volume| volume.dataset.clone()).collect();
-        datasets.extend(cx.state.datasets_named(id));
-        removal::remove_unread(cx, id, &datasets)
+        removal::remove_unread(cx, id, &found.own)
     }
 }

@@ -79,7 +79,7 @@ pub(super) fn prune(
     if policy.is_none() && request.sets.is_empty() {
         let plan = Plan::nothing(place);
         show(&plan);
-        return Ok(Outcome { plan, removed: Vec::new(), done: None });
+        return Ok(Outcome::of(plan));
     }
     // On this host nobody else ships to it or prunes it; so a lease of this host's is a dead process's.
     let _lock = match request.dry_run {
@@ -109,7 +109,7 @@ pub(super) fn prune(
     show(&plan);
     steps::reached("prune.planned")?;
     let Some(lease) = lease else {
-        return Ok(Outcome { plan, removed: Vec::new(), done: None });
+        return Ok(Outcome::of(plan));
     };
     let work = Work {
         repository: &repository,
@@ -124,9 +124,10 @@ pub(super) fn prune(
         still: &|| lease.still("prune.repository-still"),
         prolongs: policy.is_some(),
     };
-    let (removed, done) = work.run(&plan)?;
+    let (mut removed, mut done) = (Vec::new(), Done::default());
+    let error = work.carry_out(&plan, &mut removed, &mut done).err();
     plan.problems.extend(done.problems.iter().cloned());
-    Ok(Outcome { plan, removed, done: Some(done) })
+    Ok(Outcome { plan, removed, done: Some(done), error })
 }
 
 /// What decides which sets of a repository are kept.
@@ -243,9 +244,9 @@ pub(super) struct Work<'a, R> {
 }
 
 impl<R: Rules> Work<'_, R> {
-    /// Removes the plan's sets, merges, collects, and prolongs locks.
-    pub(super) fn run(&self, plan: &Plan) -> Result<(Vec<String>, Done)> {
-        let mut removed = Vec::new();
+    /// Removes the plan's sets, merges, collects, and prolongs locks. What was done counts also where the rest fails: a
+    /// set that was removed is gone.
+    fn carry_out(&self, plan: &Plan, removed: &mut Vec<String>, done: &mut Done) -> Result<()> {
         for set in plan.removed() {
             (self.reached)("prune.repository-set")?;
             (self.still)()?;
@@ -253,8 +254,7 @@ impl<R: Rules> Work<'_, R> {
             self.remove(set)?;
             removed.push(set.to_owned());
         }
-        let mut done = Done::default();
-        let tidied = self.tidy(plan, &mut done);
+        let tidied = self.tidy(plan, done);
         if let Err(interrupted @ Error::Interrupted { .. }) = tidied {
             return Err(interrupted);
         }
@@ -262,13 +262,9 @@ impl<R: Rules> Work<'_, R> {
             (self.reached)("prune.repository-locks")?;
             let (still, there) = (self.still_of_strata(), tidied.as_ref().ok());
             let there = there.and_then(Option::as_ref);
-            locks::prolong(self.repository, plan, there, self.now, &still, &mut done)?;
+            locks::prolong(self.repository, plan, there, self.now, &still, done)?;
         }
-        if let Err(error) = tidied {
-            done.problems.iter().for_each(|problem| tracing::warn!("{problem}"));
-            return Err(error);
-        }
-        Ok((removed, done))
+        tidied.map(drop)
     }
 
     /// Merges and collects, unless there is a set of which nobody knows what it needs.
@@ -277,7 +273,7 @@ impl<R: Rules> Work<'_, R> {
         if plan.entries.iter().any(|entry| entry.time.is_none() && entry.fate != Fate::Remove) {
             return Ok(None);
         }
-        done.merged = self.merge_all()?;
+        self.merge_all(&mut done.merged)?;
         (self.reached)("prune.repository-collect")?;
         let (strata, still) = (&self.repository.strata, self.still_of_strata());
         let (grace, now) = (self.grace, self.now);
@@ -306,7 +302,7 @@ impl<R: Rules> Work<'_, R> {
         strata.store().delete(&files).map_err(|error| of_strata(error.into()))
     }
 
-    fn merge_all(&self) -> Result<u64> {
+    fn merge_all(&self, merged: &mut u64) -> Result<()> {
         let mut heads: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         Stored::read_all(&self.repository.strata, |stored| {
             for delta in stored.deltas.into_iter().filter(|delta| delta.image != FILES_IMAGE) {
@@ -315,7 +311,7 @@ impl<R: Rules> Work<'_, R> {
             Ok(())
         })
         .map_err(of_strata)?;
-        let (mut merged, mut budget) = (0, self.budget);
+        let mut budget = self.budget;
         for (image, heads) in heads {
             let mut descriptors = self.descriptors(&image, &heads)?;
             loop {
@@ -328,7 +324,7 @@ impl<R: Rules> Work<'_, R> {
                 let mut into = Vec::new();
                 for run in round {
                     into.push(self.merge(&run, &descriptors)?);
-                    merged += run.deltas.len() as u64 - 1;
+                    *merged += run.deltas.len() as u64 - 1;
                     budget = budget.saturating_sub(run.bytes);
                 }
                 // Only now: to its own round a delta is what it was planned with.
@@ -336,7 +332,7 @@ impl<R: Rules> Work<'_, R> {
                 descriptors.extend(replaced);
             }
         }
-        Ok(merged)
+        Ok(())
     }
 
     /// Merges neighbours into the last of them.

@@ -22,6 +22,14 @@ use crate::repository::shipped::{Pages, Shipped, ShippedVolume};
 use crate::set::manifest::tests::manifest;
 use crate::volume::zfs::DatasetName;
 
+impl<R: Rules> Work<'_, R> {
+    /// What was done; where it failed, why alone.
+    pub(in crate::prune) fn run(&self, plan: &Plan) -> Result<(Vec<String>, Done)> {
+        let (mut removed, mut done) = (Vec::new(), Done::default());
+        self.carry_out(plan, &mut removed, &mut done).map(|()| (removed, done))
+    }
+}
+
 /// Far ahead: everything is older than any grace time.
 const NOW: u64 = 4_000_000_000;
 const IMAGES: [&str; 2] = ["tank=data", "tank=ts1"];

@@ -13,11 +13,8 @@ use crate::set::manifest::{Manifest, SetVolume, hash_file};
 pub(crate) fn snapshots(cx: &Context, manifest: &Manifest) -> Result<()> {
     for volume in &manifest.volumes {
         let Some(found) = cx.zfs.find_snapshot(&volume.snapshot_name())? else {
-            return Err(Refusal::SnapshotMissing {
-                set: manifest.set.to_string(),
-                snapshot: volume.snapshot.clone(),
-            }
-            .into());
+            let is_away = !cx.zfs.exists(&volume.pool)?;
+            return Err(missing(manifest, volume, is_away).into());
         };
         if found.guid.to_string() != volume.guid {
             return Err(Refusal::SnapshotSwapped {
@@ -38,20 +35,33 @@ pub(crate) fn incomplete(cx: &Context, sets: &[Manifest]) -> Result<Vec<(SetId, 
         |set: &Manifest| set.volumes.iter().map(SetVolume::snapshot_name).collect::<Vec<_>>();
     let named: Vec<_> = sets.iter().flat_map(snapshots).collect();
     let standing = cx.zfs.standing(&named)?;
+    let away = cx.zfs.away(sets.iter().flat_map(|set| &set.volumes).map(|of| of.pool.as_str()))?;
     let why = |set: &Manifest| {
         let (volume, found) = set.first_gone(&standing)?;
-        let (set, snapshot) = (set.set.to_string(), volume.snapshot.clone());
+        // It may be removed beside this, and isn't there any more.
+        if !cx.state.is_complete(set.set.as_str()) {
+            return None;
+        }
         Some(match found {
-            None => Refusal::SnapshotMissing { set, snapshot },
+            None => missing(set, volume, away.contains(&volume.pool)),
             Some(found) => Refusal::SnapshotSwapped {
-                set,
-                snapshot,
+                set: set.set.to_string(),
+                snapshot: volume.snapshot.clone(),
                 expected: format!("GUID {}", volume.guid),
                 found: format!("GUID {}", found.guid),
             },
         })
     };
     Ok(sets.iter().filter_map(|set| Some((set.set.clone(), why(set)?.into()))).collect())
+}
+
+/// A snapshot that isn't there: whether it is gone nobody knows where its pool is away.
+fn missing(set: &Manifest, volume: &SetVolume, is_away: bool) -> Refusal {
+    let (id, snapshot) = (set.set.to_string(), volume.snapshot.clone());
+    match is_away {
+        true => Refusal::PoolAway { set: id, pool: volume.pool.clone(), snapshot },
+        false => Refusal::SnapshotMissing { set: id, snapshot },
+    }
 }
 
 /// Checks the files beside the manifest.

@@ -8,3 +8,4 @@ pub(crate) mod notes;
 pub mod removal;
 pub mod state;
 pub mod unfinished;
+pub mod unread;

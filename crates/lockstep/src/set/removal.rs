@@ -10,8 +10,6 @@
 //! steps. A snapshot of the right name and another GUID is somebody else's, and stays. One whose dataset was renamed
 //! is looked for in its pool.
 
-use std::collections::BTreeSet;
-
 use super::at_work;
 use super::journal::{self, RemovalJournal};
 use super::manifest::Manifest;
@@ -20,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::names::SetId;
 use crate::steps;
-use crate::volume::zfs::{DatasetName, SnapshotFacts, SnapshotName, Standing};
+use crate::volume::zfs::{DatasetName, Marked, SnapshotFacts, SnapshotName, Standing};
 
 /// How a removal ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,28 +49,19 @@ pub fn remove(cx: &Context, manifest: &Manifest, gives_up: bool) -> Result<Remov
     begin(cx, &entry)
 }
 
-/// Removes a set whose manifest can't be read: with those of its snapshots on `datasets` that this state_dir made.
+/// Removes a set whose manifest can't be read, with those snapshots that were found to be its own.
 ///
 /// # Errors
-/// When ZFS fails; as [`remove`].
-pub fn remove_unread(
-    cx: &Context,
-    set: &SetId,
-    datasets: &BTreeSet<DatasetName>,
-) -> Result<Removal> {
-    let (mut snapshots, mut createtxgs) = (Vec::new(), Vec::new());
-    for dataset in datasets {
-        for tagged in cx.zfs.tagged_snapshots(dataset)? {
-            if tagged.set == set.as_str()
-                && tagged.owner == cx.state.owner()
-                && let Some(facts) = cx.zfs.find_snapshot(&tagged.snapshot)?
-            {
-                snapshots.push((dataset.clone(), facts.guid.to_string()));
-                createtxgs.push(facts.createtxg);
-            }
-        }
-    }
-    begin(cx, &RemovalJournal { set: set.clone(), snapshots, createtxgs, gives_up: false })
+/// As [`remove`].
+pub fn remove_unread(cx: &Context, set: &SetId, own: &[Marked]) -> Result<Removal> {
+    let of = |one: &Marked| (one.snapshot.dataset.clone(), one.facts.guid.to_string());
+    let entry = RemovalJournal {
+        set: set.clone(),
+        snapshots: own.iter().map(of).collect(),
+        createtxgs: own.iter().map(|one| one.facts.createtxg).collect(),
+        gives_up: false,
+    };
+    begin(cx, &entry)
 }
 
 fn begin(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {

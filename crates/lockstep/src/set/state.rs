@@ -20,6 +20,7 @@
 //! clusters/NAME/views/ID/          where clones are mounted of snapshots that can't be looked into
 //! ```
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -120,6 +121,21 @@ impl State {
         self.directory.join("sets").join(set).join(MANIFEST).exists()
     }
 
+    /// Whether another cluster of this state_dir has the set, or takes or removes it at the moment.
+    #[must_use]
+    pub fn is_of_another_cluster(&self, set: &str) -> bool {
+        let clusters = self.directory.parent().and_then(|folder| std::fs::read_dir(folder).ok());
+        let mut folders = clusters.into_iter().flatten().flatten().map(|entry| entry.path());
+        let journal = format!("{set}.json");
+        folders.any(|folder| {
+            folder != self.directory
+                && (folder.join("sets").join(set).join(MANIFEST).exists()
+                    || ["unfinished", "removals"]
+                        .iter()
+                        .any(|kind| folder.join(kind).join(&journal).exists()))
+        })
+    }
+
     /// Writes the manifest: from here on the set exists.
     ///
     /// # Errors
@@ -159,11 +175,16 @@ impl State {
     }
 
     /// The manifests of all complete sets, oldest first; those that can't be read by their id with
-    /// the reason.
+    /// the reason. A set that is removed meanwhile is no set any more.
     ///
     /// # Errors
     /// When the folder can't be listed.
     pub fn sets(&self) -> Result<(Vec<Manifest>, Vec<Damaged>)> {
+        Ok(self.manifests(self.complete()?))
+    }
+
+    /// The ids of all complete sets, oldest first.
+    fn complete(&self) -> Result<Vec<SetId>> {
         let folder = self.path("sets");
         let mut ids = Vec::new();
         for entry in std::fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
@@ -172,14 +193,20 @@ impl State {
             ids.extend(id.filter(|id| self.is_complete(id.as_str())));
         }
         ids.sort();
+        Ok(ids)
+    }
+
+    fn manifests(&self, ids: Vec<SetId>) -> (Vec<Manifest>, Vec<Damaged>) {
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         for id in ids {
             match self.read(&id) {
                 Ok(manifest) => good.push(manifest),
+                // Withdrawn since it was listed: a removal goes on beside this.
+                Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
                 Err(error) => bad.push((id, error)),
             }
         }
-        Ok((good, bad))
+        (good, bad)
     }
 
     /// The set that a user means: an id, an id's unique beginning, or `latest`.

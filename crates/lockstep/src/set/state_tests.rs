@@ -215,3 +215,37 @@ fn what_is_private_already_stays_untouched() {
     temporary.open();
     assert_eq!(std::fs::metadata(&sets).unwrap().mode() & 0o777, 0o700);
 }
+
+#[test]
+fn a_set_that_is_removed_meanwhile_is_no_damaged_one() {
+    let temporary = Temporary::new("removed");
+    let state = temporary.open();
+    for id in [OLD, MIDDLE, NEW] {
+        publish(&state, id);
+    }
+    damage(&state, NEW);
+    let listed = state.complete().unwrap();
+    assert_eq!(listed.len(), 3);
+    state.withdraw(&OLD.parse().unwrap()).unwrap();
+    let names = |ids: Vec<SetId>| {
+        let (good, bad) = state.manifests(ids);
+        let good: Vec<_> = good.iter().map(|set| set.set.to_string()).collect();
+        (good, bad.iter().map(|(id, _)| id.to_string()).collect::<Vec<_>>())
+    };
+    assert_eq!(names(listed.clone()), (vec![MIDDLE.into()], vec![NEW.into()]));
+    std::fs::remove_dir_all(state.set_directory(&MIDDLE.parse().unwrap())).unwrap();
+    assert_eq!(names(listed), (vec![], vec![NEW.into()]));
+}
+
+#[test]
+fn a_set_of_another_cluster_of_this_state_dir_is_known() {
+    let temporary = Temporary::new("clusters");
+    let state = temporary.open();
+    let other = State::open(&temporary.0, &"other".parse().unwrap()).unwrap();
+    publish(&state, OLD);
+    publish(&other, MIDDLE);
+    std::fs::write(other.path("removals").join(format!("{NEW}.json")), "{}").unwrap();
+    let known = |state: &State| [OLD, MIDDLE, NEW].map(|set| state.is_of_another_cluster(set));
+    assert_eq!(known(&state), [false, true, true]);
+    assert_eq!(known(&other), [true, false, false]);
+}

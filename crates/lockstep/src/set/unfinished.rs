@@ -1,6 +1,6 @@
-//! What killed backups left behind, found at the next start and removed.
+//! What killed commands left behind, found at the next start and removed.
 //!
-//! Only snapshots that this state_dir made are touched, and only those of sets that are neither
+//! Of backups only snapshots that this state_dir made are touched, and only those of sets that are neither
 //! complete nor marked complete: where a manifest was lost, its snapshots stay and `check` says so.
 
 use std::collections::BTreeSet;
@@ -10,6 +10,7 @@ use super::removal;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::restore;
 use crate::volume::zfs::{DatasetName, SnapshotName, Tagged};
 
 /// The state of a snapshot while its set is being taken.
@@ -17,13 +18,15 @@ pub const TAKING: &str = "taking";
 /// The state of a snapshot whose set has its manifest.
 pub const COMPLETE: &str = "complete";
 
-/// Removes what unfinished backups left, and finishes the removals of sets; call it with the
-/// cluster's lock held. What somebody else stands in the way of is said, stays in its journal, and
+/// Removes what killed commands left, and finishes the removals of sets; call it with the cluster's
+/// lock held. First of all what stands on snapshots: a shipment or a restore that was killed left
+/// clones, and the set that they are of couldn't go. What somebody else stands in the way of is said, stays in its journal, and
 /// isn't a failure: it must not keep a backup from being taken.
 ///
 /// # Errors
 /// When a journal can't be read or written, or an interruption came.
 pub fn remove(cx: &Context) -> Result<()> {
+    restore::unfinished::remove(cx)?;
     removal::unfinished(cx)?;
     let folder = cx.state.path("unfinished");
     for (path, entry) in journal::read_all::<BackupJournal>(&folder)? {
@@ -121,7 +124,9 @@ pub fn strangers(cx: &Context, datasets: &[DatasetName]) -> Result<Vec<Tagged>> 
     let mut found = Vec::new();
     for dataset in datasets.iter().collect::<BTreeSet<_>>() {
         for tagged in cx.zfs.tagged_snapshots(dataset)? {
-            let is_ours = cx.state.is_complete(&tagged.set) || at_work.contains(&tagged.set);
+            let is_ours = cx.state.is_complete(&tagged.set)
+                || at_work.contains(&tagged.set)
+                || cx.state.is_of_another_cluster(&tagged.set);
             if tagged.owner != cx.state.owner() || !is_ours {
                 found.push(tagged);
             }

@@ -55,12 +55,15 @@ pub(super) struct Compact {
     live: u8,
 }
 
+/// The command that holds a lock, for others.
+const REPAIR: &str = "repo check --repair";
+
 /// What became of one repository, as text and as JSON, and whether it is well.
 struct Told {
     text: String,
     value: Value,
     is_well: bool,
-    /// It ended before it was done.
+    /// Why it ended before it was done: what was found until then is worth knowing all the same.
     ended: Option<Error>,
 }
 
@@ -84,7 +87,18 @@ fn each(
                     told.text.lines().for_each(|line| output::say!("{line}"));
                 }
                 values.push(told.value);
-                ended = told.ended;
+                match told.ended {
+                    None => {}
+                    Some(error)
+                        if names.len() == 1 || matches!(error, Error::Interrupted { .. }) =>
+                    {
+                        ended = Some(error);
+                    }
+                    Some(error) => {
+                        output::error(&error);
+                        done = Done::WithProblems;
+                    }
+                }
             }
             Err(interrupted @ Error::Interrupted { .. }) => ended = Some(interrupted),
             Err(error) if names.len() == 1 => return Err(error),
@@ -189,6 +203,11 @@ impl Check {
         let here: Vec<_> = here.iter().map(|manifest| manifest.set.to_string()).collect();
         each(cx, self.name.as_deref(), json, |name| {
             let repository = repository::open(cx, name)?;
+            if self.repair {
+                // To read takes hours, and ships nothing: who can't repair is told before that.
+                drop(Alone::take(cx, &repository, REPAIR)?);
+                steps::reached("check.tried")?;
+            }
             let lines = Progress::on_stderr();
             let mut line = lines.told(name);
             let told = &mut |n, of| {
@@ -200,21 +219,22 @@ impl Check {
             // What was found is worth knowing, however it ends.
             let (repaired, ended) = match self.repaired(cx, &repository, &checked) {
                 Ok(repaired) => (repaired, None),
-                Err(interrupted @ Error::Interrupted { .. }) => (None, Some(interrupted)),
-                Err(error) => return Err(error),
+                Err(error) => (None, Some(error)),
             };
+            let failed = ended.as_ref().filter(|_| !checked.is_partial);
             Ok(Told {
                 text: self.words(name, &checked, repaired.as_ref()),
-                ended,
                 value: json!({
                     "repository": name, "findings": checked.findings, "orphans": checked.orphans,
                     "harmed": checked.harmed(), "repaired": repaired, "partial": checked.is_partial,
+                    "error": failed.map(Error::chain),
                     "counts": {
                         "sets": checked.counts.sets, "deltas": checked.counts.deltas,
                         "packs": checked.counts.packs, "frames": checked.counts.frames,
                     },
                 }),
                 is_well: checked.is_well(),
+                ended,
             })
         })
     }
@@ -232,7 +252,7 @@ impl Check {
         if !self.repair {
             return Ok(None);
         }
-        let alone = Alone::take(cx, repository, "repo check --repair")?;
+        let alone = Alone::take(cx, repository, REPAIR)?;
         let begun = begun::kept(cx, &repository.name)?;
         check::repair(repository, &begun, now(), &|| alone.lease.still("repair.still")).map(Some)
     }

@@ -15,7 +15,7 @@ mod snapshot;
 mod standing;
 mod stream;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use clone::{CloneSpec, while_received};
 pub use encryption::{Encryption, is_local_key};
 pub use filesystem::mountpoints_in;
-pub use snapshot::{SnapshotFacts, Tagged};
+pub use snapshot::{Marked, SnapshotFacts, Tagged};
 pub use standing::Standing;
 pub use stream::{Base, SendSpec};
 
@@ -245,6 +245,20 @@ impl Zfs {
             Err(error) if said::is_absent(&error) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Those of these pools that aren't imported.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn away<'a>(&self, pools: impl Iterator<Item = &'a str>) -> Result<BTreeSet<String>> {
+        let mut away = BTreeSet::new();
+        for pool in pools.collect::<BTreeSet<_>>() {
+            if !self.exists(pool)? {
+                away.insert(pool.to_owned());
+            }
+        }
+        Ok(away)
     }
 
     /// Sets one property on several datasets or snapshots.

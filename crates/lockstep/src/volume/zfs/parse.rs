@@ -1,5 +1,7 @@
 //! What `zfs -H` prints, taken apart. What isn't understood stays in the error, verbatim.
 
+use std::collections::BTreeMap;
+
 use super::{DatasetName, Properties, Tagged};
 use crate::error::{Error, Result};
 
@@ -14,6 +16,20 @@ pub(super) fn properties(text: &str) -> Result<Properties> {
             return Err(not_understood("zfs get", line));
         };
         all.entry(name.to_owned()).or_default().insert(property.to_owned(), value.to_owned());
+    }
+    Ok(all)
+}
+
+/// `zfs get -H -o name,property,value,source`: the value and where it comes from, by name and property. `local` is
+/// what was set there, `received` what came with a stream.
+pub(super) fn sourced(text: &str) -> Result<BTreeMap<(String, String), (String, String)>> {
+    let mut all = BTreeMap::new();
+    for line in text.lines() {
+        let [name, property, value, source] = line.split('\t').collect::<Vec<_>>()[..] else {
+            return Err(not_understood("zfs get", line));
+        };
+        let found = (value.to_owned(), source.to_owned());
+        all.insert((name.to_owned(), property.to_owned()), found);
     }
     Ok(all)
 }
@@ -90,6 +106,16 @@ mod tests {
         let all = properties("t/n:e.s t@x\tlockstep:label\tnight ly\nt\tguid\t17\n").unwrap();
         assert_eq!(all["t/n:e.s t@x"]["lockstep:label"], "night ly");
         assert_eq!(number(&all["t"]["guid"], "guid").unwrap(), 17);
+    }
+
+    #[test]
+    fn what_was_received_is_told_from_what_was_set() {
+        // zfs-fuse 0.7.0 and OpenZFS alike.
+        let text = "t/d@s\tlockstep:owner\tme\tlocal\nu/c d@s\tlockstep:owner\tme\treceived\n";
+        let all = sourced(text).unwrap();
+        let of = |name: &str| all[&(name.to_owned(), "lockstep:owner".to_owned())].1.clone();
+        assert_eq!((of("t/d@s"), of("u/c d@s")), ("local".into(), "received".into()));
+        assert!(sourced("t/d@s\tlockstep:owner\tme").is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use super::standing::AT_ONCE;
 use super::{DatasetName, HOLD_TAG, SnapshotName, Zfs, parse, said};
 use crate::error::{Error, Result};
 use crate::process::CommandError;
@@ -38,6 +39,17 @@ pub struct Tagged {
     pub set: String,
     /// `lockstep:state`: `taking` or `complete`.
     pub state: String,
+}
+
+/// A snapshot that carries the marks of a set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Marked {
+    /// Its name.
+    pub snapshot: SnapshotName,
+    /// What ZFS says of it.
+    pub facts: SnapshotFacts,
+    /// The marks were set on this very snapshot: they came with no stream, and aren't its dataset's.
+    pub is_local: bool,
 }
 
 impl Zfs {
@@ -166,6 +178,47 @@ impl Zfs {
             other => other?,
         };
         parse::tagged(&out.stdout)
+    }
+
+    /// The snapshots in all imported pools that carry the marks of this set, and of this owner.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn marked_snapshots(&self, set: &str, owner: &str) -> Result<Vec<Marked>> {
+        let wanted = format!("lockstep-{set}");
+        let out = self.run(["list", "-H", "-t", "snapshot", "-o", "name"])?;
+        let named = parse::snapshots(&out.stdout).filter(|(_, name)| *name == wanted);
+        let named = named.map(|(of, name)| Ok(parse::dataset(of)?.snapshot(name)));
+        let named = named.collect::<Result<Vec<SnapshotName>>>()?;
+        let mut all = Vec::new();
+        for some in named.chunks(AT_ONCE) {
+            let mut args =
+                ["get", "-H", "-o", "name,property,value,source"].map(str::to_owned).to_vec();
+            args.push("lockstep:set,lockstep:owner".to_owned());
+            args.extend(some.iter().map(SnapshotName::to_string));
+            let marks = parse::sourced(&self.run(args)?.stdout)?;
+            // Whether it was set here; nothing where it is another value.
+            let of = |one: &SnapshotName, property: &str, expected: &str| {
+                let (value, source) = marks.get(&(one.to_string(), property.to_owned()))?;
+                (value == expected).then(|| source == "local")
+            };
+            let is_local = |one: &SnapshotName| {
+                let (of_set, of_owner) =
+                    (of(one, "lockstep:set", set)?, of(one, "lockstep:owner", owner)?);
+                Some(of_set && of_owner)
+            };
+            let some: Vec<_> =
+                some.iter().filter_map(|one| Some((one.clone(), is_local(one)?))).collect();
+            let names: Vec<_> = some.iter().map(|(name, _)| name.clone()).collect();
+            let facts = self.snapshot_facts(&names)?;
+            let with_facts = some.into_iter().zip(facts);
+            all.extend(with_facts.map(|((snapshot, is_local), facts)| Marked {
+                snapshot,
+                facts,
+                is_local,
+            }));
+        }
+        Ok(all)
     }
 
     /// Holds each, so that no `zfs destroy` takes it; holding twice is fine.

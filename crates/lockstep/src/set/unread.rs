@@ -1,0 +1,165 @@
+//! Where the snapshots of a set are whose manifest can't be read: it doesn't say so any more, only their own marks do.
+//!
+//! What could go wrong: `zfs send -p` takes name, marks and GUID along, so a copy that somebody made looks like the
+//! set's own snapshot. What was received says so itself (`zfs get` names the source of each property). A pool that was
+//! split or copied as a whole doesn't: so only on pools on which this cluster is or has sets are snapshots taken for
+//! the set's, and none of which there are two.
+
+use std::collections::BTreeSet;
+
+use super::manifest::Manifest;
+use crate::context::Context;
+use crate::error::Result;
+use crate::names::SetId;
+use crate::process::quote;
+use crate::survey;
+use crate::volume::zfs::{Marked, SnapshotName};
+
+/// What was found of a set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unread {
+    set: SetId,
+    /// Its snapshots.
+    pub own: Vec<Marked>,
+    /// Copies that were received, and are somebody's.
+    pub copies: Vec<SnapshotName>,
+    /// What may be its own or a copy.
+    pub unclear: Vec<SnapshotName>,
+    /// Pools that aren't imported, and may have some of its snapshots.
+    pub away: BTreeSet<String>,
+}
+
+/// Looks for the snapshots of a set in all imported pools; `others` are sets of the cluster that can be read.
+///
+/// # Errors
+/// When ZFS fails.
+pub fn find(cx: &Context, set: &SetId, others: &[Manifest]) -> Result<Unread> {
+    let of_others = others.iter().flat_map(|other| &other.volumes);
+    let mut pools: BTreeSet<_> = of_others.map(|volume| volume.pool.clone()).collect();
+    pools.extend(cx.state.datasets_named(set).iter().map(|dataset| dataset.pool().to_owned()));
+    match survey::layout(cx, None) {
+        Ok(layout) => pools.extend(layout.pools().into_iter().map(str::to_owned)),
+        // The cluster may be gone, or its pool away.
+        Err(error) => tracing::debug!(error = %error.chain(), "where the cluster is isn't known"),
+    }
+    let away = cx.zfs.away(pools.iter().map(String::as_str))?;
+    let found = cx.zfs.marked_snapshots(set.as_str(), cx.state.owner())?;
+    Ok(sort(set, found, &pools, away))
+}
+
+/// Tells what is the set's own. A pure function.
+fn sort(
+    set: &SetId,
+    found: Vec<Marked>,
+    pools: &BTreeSet<String>,
+    away: BTreeSet<String>,
+) -> Unread {
+    let (set, unclear) = (set.clone(), Vec::new());
+    let (own, copies): (Vec<_>, Vec<_>) = found.into_iter().partition(|one| one.is_local);
+    let copies = copies.into_iter().map(|one| one.snapshot).collect();
+    let mut all = Unread { set, own: Vec::new(), copies, unclear, away };
+    for one in &own {
+        let alike = own.iter().filter(|other| other.facts.guid == one.facts.guid).count();
+        match alike == 1 && pools.contains(one.snapshot.dataset.pool()) {
+            true => all.own.push(one.clone()),
+            false => all.unclear.push(one.snapshot.clone()),
+        }
+    }
+    all
+}
+
+impl Unread {
+    /// What stays, or may, where the set is removed.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let set = &self.set;
+        let mut problems = Vec::new();
+        if self.own.is_empty() && self.unclear.is_empty() {
+            problems.push(format!(
+                "no snapshot of set {set} was found on the pools that are imported, and its manifest doesn't say where they are: `lockstep check` names those that come to light"
+            ));
+        }
+        problems.extend(self.away.iter().map(|pool| {
+            format!(
+                "pool \"{pool}\" isn't imported, and keeps what it has of set {set}: `zpool import {}` before the set is removed, or `lockstep check` afterwards names the snapshots",
+                quote(pool)
+            )
+        }));
+        problems.extend(self.unclear.iter().map(|snapshot| {
+            let name = snapshot.to_string();
+            let name = quote(&name);
+            format!(
+                "\"{snapshot}\" stays: it has the marks of set {set}, and may be somebody's copy. If nobody needs it: `zfs release lockstep {name}`, `zfs destroy {name}`"
+            )
+        }));
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::zfs::{DatasetName, SnapshotFacts};
+
+    const ID: &str = "20261121T000000Z-aaaa";
+
+    fn marked(dataset: &str, guid: u64, is_local: bool) -> Marked {
+        let set: SetId = ID.parse().unwrap();
+        let snapshot = DatasetName::new(dataset).unwrap().snapshot(&set.snapshot_name());
+        let facts = SnapshotFacts { guid, createtxg: 7, creation: 0 };
+        Marked { snapshot, facts, is_local }
+    }
+
+    fn sorted(found: Vec<Marked>, away: &[&str]) -> [Vec<String>; 4] {
+        let away = away.iter().map(|pool| (*pool).to_owned()).collect();
+        let pools = ["tank", "fast"].map(str::to_owned).into();
+        let all = sort(&ID.parse().unwrap(), found, &pools, away);
+        let own: Vec<_> = all.own.iter().map(|one| one.snapshot.clone()).collect();
+        let datasets = |of: &[SnapshotName]| of.iter().map(|one| one.dataset.to_string()).collect();
+        [datasets(&own), datasets(&all.copies), datasets(&all.unclear), all.problems()]
+    }
+
+    #[test]
+    fn a_copy_is_never_taken_for_the_set_s_own() {
+        let [own, copies, unclear, problems] = sorted(
+            vec![
+                marked("tank/data", 1, true),
+                marked("fast/wal", 2, true),
+                marked("tank/received", 1, false),
+                marked("usb/received", 2, false),
+            ],
+            &[],
+        );
+        assert_eq!(
+            (own, copies),
+            (
+                vec!["tank/data".into(), "fast/wal".into()],
+                vec!["tank/received".to_owned(), "usb/received".into()]
+            )
+        );
+        assert!(unclear.is_empty() && problems.is_empty(), "{unclear:?} {problems:?}");
+        // Two that nothing tells apart, and one on a pool that nothing of this cluster is known to be on.
+        let found = vec![
+            marked("tank/data", 1, true),
+            marked("fast/data", 1, true),
+            marked("usb/wal", 2, true),
+            marked("tank/ts", 3, true),
+        ];
+        let [own, _, unclear, problems] = sorted(found, &[]);
+        assert_eq!(own, ["tank/ts"]);
+        assert_eq!(unclear, ["tank/data", "fast/data", "usb/wal"]);
+        assert_eq!(problems.len(), 3, "{problems:?}");
+    }
+
+    #[test]
+    fn what_is_not_found_is_said() {
+        let [_, _, _, problems] = sorted(vec![], &[]);
+        assert!(problems[0].contains("no snapshot of set"), "{problems:?}");
+        let [own, _, _, problems] = sorted(vec![marked("tank/data", 1, true)], &["fast"]);
+        assert_eq!(own, ["tank/data"]);
+        assert!(problems.len() == 1 && problems[0].contains("\"fast\" isn't imported"));
+        // One that is a copy only is as good as none.
+        let [_, _, _, problems] = sorted(vec![marked("tank/copy", 1, false)], &[]);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+    }
+}
