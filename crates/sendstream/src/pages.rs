@@ -2,8 +2,7 @@
 //!
 //! With `data_checksums` on, every page that isn't new carries a checksum of itself and its block number
 //! (PostgreSQL `src/include/storage/checksum_impl.h`). A backup that reads each changed block anyway can verify them
-//! for little. The caller says which objects are relations' files; with the checker as a
-//! [`Sink`], or fed record by record with [`observe`](PageChecker::observe), it says which pages
+//! for little. The caller says which objects are relations' files; with the checker as a [`Sink`] it says which pages
 //! are bad.
 
 use std::ops::Range;
