@@ -9,6 +9,7 @@ mod choice;
 mod control;
 pub mod files_form;
 mod guard;
+mod history_command;
 mod marker;
 pub mod only;
 mod parked;
@@ -17,6 +18,7 @@ mod raw;
 mod receive;
 pub mod run_server;
 pub mod source;
+mod timelines;
 mod tree;
 pub mod unfinished;
 mod verify;
@@ -272,7 +274,7 @@ fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, S
         })?),
     };
     let repository = source::open_repository(cx, name.as_deref())?;
-    let shipped = choice::stored(&repository, request.set.as_deref(), &request.recovery)?;
+    let shipped = choice::stored(cx, &repository, request.set.as_deref(), &request.recovery)?;
     if request.form == Form::Zfs && request.delta && !request.only.is_all() {
         return Err(Error::usage(
             "a dataset that has everything can't be brought to a part of it",

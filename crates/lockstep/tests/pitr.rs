@@ -12,6 +12,7 @@ use support::command::{give_to_postgres, must, wait_until};
 use support::fixture::Fixture;
 use support::layout::{Layout, one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lsn, Set, Steps, exit, json_of};
+use support::pools::release_and_destroy;
 use support::shipping::with_repository;
 
 /// A name that has to be quoted in a configuration file.
@@ -177,7 +178,85 @@ fn a_target_finds_its_set() {
             assert!(refused.stderr.contains("hint: "), "{}", refused.describe());
         }
     }
+    // One of which a snapshot is gone is passed over, as one is whose manifest can't be read.
+    destroy_a_snapshot(&newer);
+    let planned =
+        lockstep.expect(exit::DONE, &[&["--json"], &plan[..], &["--target-time", &now]].concat());
+    assert_eq!(json_of(&planned)["set"].as_str(), Some(history.set.id.as_str()));
+    let said = &planned.stderr;
+    assert!(said.contains("is passed over") && said.contains(&newer.id), "{said}");
     history.fixture.discard_set(&newer.id);
+}
+
+/// A cluster was recovered to a moment and went on along timeline 2; a set of timeline 1 is younger than that moment.
+#[test]
+fn a_set_behind_the_branch_is_not_found() {
+    let history = History::new();
+    let fixture = &history.fixture;
+    let lockstep = with_repository(fixture);
+    let behind = lockstep.backup("label");
+    for set in [&history.set, &behind] {
+        lockstep.expect(exit::DONE, &["ship", &set.id]);
+    }
+    history.archive_everything(&fixture.cluster, 1);
+    let directory = fixture.target("promoted");
+    let command = history.restore_command();
+    let options = ["--target-name", RESTORE_POINT, "--restore-command", &command];
+    let restored = lockstep.restore_and_start(&history.set.id, &directory, &options);
+    let promoted = restored.server();
+    archive_as_new_primary(fixture, promoted);
+    let mark = insert(promoted, 100);
+    promoted.execute(&["INSERT INTO marks VALUES (101)"]);
+    history.archive_everything(promoted, 2);
+    promoted.stop(Stop::Fast);
+
+    let planned = fixture.target("planned");
+    let to = planned.to_str().expect("the harness' own paths are UTF-8");
+    let restore = ["restore", "--to", to, "--target-time", &mark.time, "--restore-command"];
+    let first = &history.set.id;
+    let blind = format!("case %f in *.history) exit 1;; esac; {command}");
+    for from in [&[][..], &["--from", "repository"]] {
+        for (options, id) in [
+            (&[][..], first),
+            (&["--target-timeline", "latest"], first),
+            (&["--target-timeline", "2"], first),
+            // These ask for the timeline that the younger set is of.
+            (&["--target-timeline", "1"], &behind.id),
+            (&["--target-timeline", "current"], &behind.id),
+        ] {
+            let arguments = [&restore[..], &[&command, "--dry-run"], options, from].concat();
+            let planned = lockstep.json(&arguments);
+            assert_eq!(planned["set"].as_str(), Some(id.as_str()), "{options:?} {from:?}");
+        }
+        // Where the archive hasn't the history nobody guesses.
+        let timeline = ["--dry-run", "--target-timeline", "2"];
+        let arguments = [&restore[..], &[&blind], &timeline, from].concat();
+        let refused = lockstep.expect(exit::USAGE, &arguments);
+        for words in [first, &behind.id, "00000002.history", "hint: name one of them"] {
+            assert!(refused.stderr.contains(words), "{words}: {}", refused.describe());
+        }
+    }
+    let found =
+        lockstep.expect(exit::DONE, &[&["--json"], &restore[..], &[&command, "--start"]].concat());
+    let found = lockstep.restored(&json_of(&found));
+    let expected: Vec<String> = (0..=5).chain([100]).map(|id| id.to_string()).collect();
+    assert_eq!(rows(found.server()), expected);
+    fixture.discard_restored(&planned, first);
+
+    // The younger one, named: PostgreSQL refuses, and what to do is said.
+    let named = [&["restore", &behind.id], &restore[1..], &[&command, "--start"]].concat();
+    let refused = lockstep.expect(exit::FAILED, &named);
+    let hint = refused.stderr.split("hint: ").last().unwrap_or_default();
+    assert!(hint.contains("--target-timeline 1"), "{}", refused.describe());
+    assert!(!hint.contains("remov"), "{}", refused.describe());
+    let staging = fixture.state.join("clusters/main/staging");
+    assert!(is_empty(&staging), "a history stays in {staging:?}");
+}
+
+/// Behind the program's back.
+fn destroy_a_snapshot(set: &Set) {
+    let volume = set.volumes.first().expect("a set has volumes");
+    release_and_destroy(&volume.snapshot);
 }
 
 /// A server that pauses at the target takes connections, shows the target's state, and can be promoted.

@@ -27,11 +27,6 @@ impl Lsn {
         self.0
     }
 
-    /// False for [`Lsn::INVALID`] alone.
-    pub const fn is_valid(self) -> bool {
-        self.0 != 0
-    }
-
     /// The position `bytes` later; `None` beyond what 64 bits hold.
     pub const fn checked_add(self, bytes: u64) -> Option<Self> {
         match self.0.checked_add(bytes) {

@@ -10,7 +10,7 @@ use pgfiles::backup_label::{BackupFrom, BackupMethod};
 use pgfiles::control_file::{ControlFileError, DbState, WalLevel};
 use pgfiles::wal_page::{SegmentHeader, WalPageError, check_segment_header};
 use pgfiles::{
-    BackupLabel, ControlFile, SystemIdentifier, TablespaceMap, TimelineHistory, TimelineId,
+    BackupLabel, ControlFile, Lsn, SystemIdentifier, TablespaceMap, TimelineHistory, TimelineId,
     WalFileName, WalSegment, WalSegmentSize,
 };
 use support::{MAJORS, control_files, controldata, recordings};
@@ -48,7 +48,7 @@ fn the_recordings_hold_what_they_are_there_for() {
         };
         assert_eq!(control.state, expected, "{name}");
         assert_eq!(
-            control.min_recovery_point.is_valid(),
+            control.min_recovery_point != Lsn::INVALID,
             state.starts_with("standby") || state == "restoring",
             "{name}"
         );

@@ -2,8 +2,7 @@
 //!
 //! With `data_checksums` on, every page that isn't new carries a checksum of itself and its block number
 //! (PostgreSQL `src/include/storage/checksum_impl.h`). A backup that reads each changed block anyway can verify them
-//! for little. The caller says which objects are relations' files; with the checker as a
-//! [`Sink`], or fed record by record with [`observe`](PageChecker::observe), it says which pages
+//! for little. The caller says which objects are relations' files; with the checker as a [`Sink`] it says which pages
 //! are bad.
 
 use std::ops::Range;
@@ -13,9 +12,8 @@ use pulp::Arch;
 use crate::bytes::ByteOrder;
 use crate::compress::Decompressor;
 use crate::error::Result;
-use crate::fold::{Block, BlockHeader, Piece, Sink, SpillBlock};
-use crate::reader::Record;
-use crate::record::{Begin, Header, Object};
+use crate::fold::{Piece, Sink, SpillBlock};
+use crate::record::{Begin, Object};
 
 /// Which part of which relation an object is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,24 +168,6 @@ impl<P: Clone, F: FnMut(u64) -> Option<Segment<P>>> PageChecker<P, F> {
     fn lsn(&self, page: &[u8]) -> u64 {
         let word = |at| u64::from(self.order.u32(page, at).unwrap_or(0));
         word(0) << 32 | word(4)
-    }
-
-    /// For a stream in this byte order; as a [`Sink`] it learns it from BEGIN.
-    pub fn with_order(mut self, order: ByteOrder) -> Self {
-        self.order = order;
-        self
-    }
-
-    /// Sees a record of a stream go by.
-    pub fn observe(&mut self, record: &Record<'_>) -> Result<()> {
-        let (object, header) = match record.header {
-            Header::Write(write) => (write.object, BlockHeader::Write(write)),
-            Header::WriteEmbedded(write) => (write.object, BlockHeader::Embedded(write)),
-            _ => return Ok(()),
-        };
-        let block = Block { header, payload: record.payload };
-        let piece = Piece { offset: block.offset(), length: block.length(), block };
-        Sink::piece(self, object, piece)
     }
 
     /// What was found.

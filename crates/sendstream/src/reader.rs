@@ -73,7 +73,6 @@ pub struct Reader<R> {
     next_index: u64,
     wrapper: Option<(Begin, Vec<u8>)>,
     ended: bool,
-    record_checksums: bool,
     kinds: KindCounts,
 }
 
@@ -137,7 +136,6 @@ impl<R: Read> Reader<R> {
             next_index: place.index,
             wrapper,
             ended: false,
-            record_checksums: false,
             kinds,
         })
     }
@@ -155,11 +153,6 @@ impl<R: Read> Reader<R> {
     /// The package around a single stream (`zfs send -p`): its BEGIN and the packed list of properties.
     pub fn package(&self) -> Option<(&Begin, &[u8])> {
         self.wrapper.as_ref().map(|(begin, payload)| (begin, &payload[..]))
-    }
-
-    /// Whether any record so far carried a running checksum of its own; old senders write only END's.
-    pub fn has_record_checksums(&self) -> bool {
-        self.record_checksums
     }
 
     /// Records so far, by kind.
@@ -237,7 +230,6 @@ impl<R: Read> Reader<R> {
         if self.options.verify {
             self.verify(&parsed, payload_len)?;
         }
-        self.record_checksums |= parsed.checksum != [0; 4];
         let is_appendix = self.order_check.is_appendix(&parsed.header);
         self.order_check.check(&parsed.header)?;
         Ok(Current {

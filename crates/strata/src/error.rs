@@ -168,11 +168,6 @@ impl Error {
         matches!(self, Error::Store(error) if error.kind == crate::store::StoreErrorKind::NotFound)
     }
 
-    /// Whether a create-only write found the object there.
-    pub fn is_already_exists(&self) -> bool {
-        matches!(self, Error::Store(error) if error.kind == crate::store::StoreErrorKind::AlreadyExists)
-    }
-
     /// What to do about it, where there is something.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {

@@ -200,6 +200,41 @@ struct Moves {
     to: Vec<Option<Location>>,
 }
 
+/// Places that are being gathered, some of them several times.
+struct Gathering {
+    from: Vec<Place>,
+    limit: usize,
+    /// Where they are so many, they are sorted.
+    most: usize,
+}
+
+impl Gathering {
+    fn new(limit: usize) -> Gathering {
+        Gathering { from: Vec::new(), limit, most: 2 * limit.max(1) }
+    }
+
+    /// One place more. Where they become too many, `less` says whose are left out, as long as there is somebody.
+    fn push(&mut self, place: Place, mut less: impl FnMut() -> Option<Ulid>) {
+        self.from.push(place);
+        if self.from.len() < self.most {
+            return;
+        }
+        self.sort();
+        while self.from.len() > self.limit
+            && let Some(pack) = less()
+        {
+            self.from.retain(|place| place.0 != pack);
+        }
+        // The last pack stays, however many blocks it has: to sort all of them for each one more would take for ever.
+        self.most = 2 * self.limit.max(self.from.len()).max(1);
+    }
+
+    fn sort(&mut self) {
+        self.from.sort_unstable();
+        self.from.dedup();
+    }
+}
+
 impl Moves {
     /// The blocks of as many of the packs as there is memory for, and these packs, taken from `chosen`.
     fn of(
@@ -210,7 +245,7 @@ impl Moves {
     ) -> Result<(Moves, Vec<Sparse>)> {
         let mut batch: Vec<Sparse> = chosen.drain(..).collect();
         let mut wanted: BTreeSet<Ulid> = batch.iter().map(|sparse| sparse.packed.pack).collect();
-        let mut from: Vec<Place> = Vec::new();
+        let mut gathering = Gathering::new(limit);
         for (descriptor, named) in deltas {
             if named.is_disjoint(&wanted) {
                 continue;
@@ -219,23 +254,17 @@ impl Moves {
                 if !wanted.contains(&location.pack) {
                     return;
                 }
-                from.push(place(location));
-                if from.len() >= 2 * limit.max(1) {
-                    from.sort_unstable();
-                    from.dedup();
-                    // The packs with the most life wait for the next time.
-                    while from.len() > limit && batch.len() > 1 {
-                        if let Some(last) = batch.pop() {
-                            wanted.remove(&last.packed.pack);
-                            from.retain(|place| place.0 != last.packed.pack);
-                            chosen.push_front(last);
-                        }
-                    }
-                }
+                // The packs with the most life wait for the next time.
+                gathering.push(place(location), || {
+                    let last = batch.pop_if(|_| wanted.len() > 1)?;
+                    wanted.remove(&last.packed.pack);
+                    chosen.push_front(last);
+                    Some(last.packed.pack)
+                });
             })?;
         }
-        from.sort_unstable();
-        from.dedup();
+        gathering.sort();
+        let from = gathering.from;
         let to = vec![None; from.len()];
         Ok((Moves { from, to }, batch))
     }
@@ -388,4 +417,38 @@ fn rewrite(
         reader.next_entry()?;
     }
     writer.finish_if(sizes.into_values(), still)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_blocks_of_one_pack_are_sorted_a_few_times_however_many_they_are() {
+        let mut gathering = Gathering::new(10);
+        let mut sorted = 0;
+        for at in 0..100_000 {
+            gathering.push((Ulid(1), at / 2, 0, 1, 1), || {
+                sorted += 1;
+                None
+            });
+        }
+        gathering.sort();
+        assert_eq!(gathering.from.len(), 50_000);
+        assert!((5..40).contains(&sorted), "sorted {sorted} times");
+    }
+
+    #[test]
+    fn packs_are_left_out_until_the_others_fit() {
+        let mut gathering = Gathering::new(10);
+        let mut packs = vec![1, 2, 3];
+        for at in 0..20 {
+            gathering.push((Ulid(at % 3 + 1), at as u64, 0, 1, 1), || packs.pop().map(Ulid));
+        }
+        assert_eq!(packs, [1]);
+        gathering.sort();
+        let mut left: Vec<_> = gathering.from.iter().map(|place| place.0.0).collect();
+        left.dedup();
+        assert_eq!((left, gathering.from.len()), (vec![1], 7));
+    }
 }

@@ -13,7 +13,7 @@ use strata::manifest::{DeltaId, Manifest};
 use strata::repack::{RepackOptions, repack};
 use strata::store::testing::{Counting, Fault, Faulty};
 use strata::store::{Around, Paced, Storage, StoreError, StoreErrorKind, StoreResult};
-use strata::{Repository, Result};
+use strata::{Error, Repository, Result};
 use support::*;
 
 const NOW: u64 = 4_000_000_000;
@@ -221,7 +221,11 @@ fn a_manifest_is_never_written_over() {
     let manifest = Manifest::new("x", NOW, vec![], serde_json::json!({"label": "a"}));
     manifest.write(&repository).unwrap();
     let other = Manifest { about: serde_json::Value::Null, ..manifest.clone() };
-    assert!(other.write(&repository).unwrap_err().is_already_exists());
+    let error = other.write(&repository).unwrap_err();
+    assert!(
+        matches!(&error, Error::Store(error) if error.kind == StoreErrorKind::AlreadyExists),
+        "{error}"
+    );
     assert_eq!(Manifest::read(&repository, "x").unwrap(), manifest);
 }
 

@@ -7,7 +7,6 @@ use pgfiles::lsn::Lsn;
 
 use crate::error::{Error, Result};
 use crate::plan::refusal::Refusal;
-use crate::plan::strategy::Strategy;
 use crate::set::manifest::Manifest;
 
 /// Where recovery ends.
@@ -91,7 +90,8 @@ impl Recovery {
         !self.set_is_shut_down || self.target != Target::End || self.restore_command.is_some()
     }
 
-    /// Whether recovery surely comes to its target from this set. One that doesn't say from when on it is
+    /// Whether recovery surely comes to its target from this set, if that lies on the way to the timeline that recovery
+    /// follows, which only histories tell. One that doesn't say from when on it is
     /// consistent is so by the time that it was finished; of an LSN its last minRecoveryPoint says it.
     #[must_use]
     pub fn comes_from(&self, manifest: &Manifest) -> bool {
@@ -100,7 +100,7 @@ impl Recovery {
         let is_before = match &self.target {
             Target::Time(time) => manifest.consistent_at.unwrap_or(manifest.finished_at) <= *time,
             Target::Lsn(lsn) => {
-                floor(manifest).or(manifest.stop_lsn).is_some_and(|floor| floor <= *lsn)
+                manifest.floor().or(manifest.stop_lsn).is_some_and(|floor| floor <= *lsn)
             }
             Target::End | Target::Xid(_) | Target::Name(_) | Target::Immediate => true,
         };
@@ -123,7 +123,7 @@ impl Recovery {
         let before = |earliest: String| {
             Err(Refusal::TargetBeforeConsistency { target: self.target.to_string(), earliest })
         };
-        match (&self.target, floor(manifest), manifest.consistent_at) {
+        match (&self.target, manifest.floor(), manifest.consistent_at) {
             (Target::Lsn(lsn), Some(floor), _) if *lsn < floor => before(format!("LSN {floor}")),
             (Target::Time(time), _, Some(earliest)) if *time < earliest => {
                 before(earliest.to_string())
@@ -131,14 +131,6 @@ impl Recovery {
             _ => Ok(()),
         }
     }
-}
-
-/// The smallest LSN that recovery of the set can be asked for, where the manifest can tell.
-fn floor(manifest: &Manifest) -> Option<Lsn> {
-    manifest.floor_lsn.or(match manifest.strategy {
-        Strategy::Cold => manifest.start_lsn,
-        _ => None,
-    })
 }
 
 /// A time as people write it: RFC 3339, PostgreSQL's form (`2026-11-23 19:45:12.5+00`), or without

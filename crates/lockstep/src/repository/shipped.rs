@@ -214,36 +214,36 @@ impl Repository {
         ids.last().map(|id| self.read(id)).transpose()
     }
 
-    /// The newest set whose id is `wanted` and that `fits`, if there is one. Those that can't be read are told to
-    /// `passed_over`, as far as they were looked at.
+    /// Gives the sets whose id is `wanted` to `choose`, some at a time, the newest first, until it takes one. Those that
+    /// can't be read are told to `passed_over`, as far as they were looked at.
     ///
     /// # Errors
-    /// When the store can't be listed, or it was interrupted.
-    pub fn newest_that(
+    /// When the store can't be listed, it was interrupted, or `choose` fails.
+    pub fn choose(
         &self,
         wanted: impl Fn(&str) -> bool,
-        fits: impl Fn(&Shipped) -> bool,
+        mut choose: impl FnMut(Vec<Shipped>) -> Result<Option<Shipped>>,
         passed_over: impl Fn(&str, &Error),
     ) -> Result<Option<Shipped>> {
         let mut ids = self.ids()?;
         ids.retain(|id| wanted(id));
         // The right one is near the end, if it is there at all.
         for part in ids.rchunks(LOOKED_AT) {
-            let mut found = None;
+            let mut sets = Vec::new();
             read_many(
                 part,
                 |id| self.read_if_there(id),
                 |id, shipped| {
                     match shipped {
-                        Ok(Some(shipped)) if fits(&shipped) => found = Some(shipped),
-                        Ok(_) => {}
+                        Ok(shipped) => sets.extend(shipped),
                         Err(error) => passed_over(id, &error),
                     }
                     steps::reached("repository.set")
                 },
             )?;
-            if found.is_some() {
-                return Ok(found);
+            sets.reverse();
+            if let Some(chosen) = choose(sets)? {
+                return Ok(Some(chosen));
             }
         }
         Ok(None)

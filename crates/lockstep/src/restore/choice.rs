@@ -1,16 +1,20 @@
 //! The set that a restore begins with: the one that is named, or the newest from which recovery comes to its target.
 //!
-//! What could go wrong: recovery goes forward only, so a set that is younger than the target can't be taken; and one
-//! that is much older makes it replay more WAL than it must. Which set lies before a transaction or a restore point no
-//! manifest tells: there it has to be named.
+//! What could go wrong: recovery goes forward only, so a set that is younger than the target can't be taken; one that
+//! is much older makes it replay more WAL than it must; and one of a timeline that was left before it leads elsewhere
+//! ([`super::timelines`]). Which set lies before a transaction or a restore point no manifest tells: there it has to be
+//! named.
 
+use super::timelines::{Ask, Left, Timelines, Way, unknown};
+use super::{check_snapshots, history_command};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::plan::refusal::Refusal;
 use crate::postgres::target::{Recovery, Target};
-use crate::repository::{Repository, Shipped};
+use crate::repository::{self, Repository, Shipped};
 use crate::set::manifest::Manifest;
 
-/// A set of this host.
+/// A set of this host. Where none is named, one of which a snapshot is gone is passed over.
 ///
 /// # Errors
 /// [`Error::Usage`] where there is none, or it has to be named; when it can't be read.
@@ -18,14 +22,18 @@ pub(super) fn here(cx: &Context, named: Option<&str>, recovery: &Recovery) -> Re
     if let Some(named) = by_name(named, recovery)? {
         return cx.state.find(named);
     }
-    let (sets, damaged) = cx.state.sets()?;
-    let found = sets.into_iter().rev().find(|set| recovery.comes_from(set));
+    let (mut sets, damaged) = cx.state.sets()?;
+    sets.reverse();
+    let read = |set: &Manifest, name: &str| cx.state.read_set_file(set, name);
+    let timelines = Timelines::new(recovery, ask(cx, recovery), Box::new(read));
+    let mut choice = Choice { recovery, timelines, left: None };
+    let found = choice.among(sets, |set| set, |set| is_whole(cx, set))?;
     for (id, error) in damaged {
         if found.as_ref().is_none_or(|found| found.set < id) {
             passed_over(id.as_str(), &error);
         }
     }
-    found.ok_or_else(|| none(&format!("cluster \"{}\"", cx.name), " on this host", recovery))
+    found.ok_or_else(|| choice.none(&format!("cluster \"{}\"", cx.name), " on this host"))
 }
 
 /// A set of a repository.
@@ -33,6 +41,7 @@ pub(super) fn here(cx: &Context, named: Option<&str>, recovery: &Recovery) -> Re
 /// # Errors
 /// Those of [`here`], and when the store fails.
 pub(super) fn stored(
+    cx: &Context,
     repository: &Repository,
     named: Option<&str>,
     recovery: &Recovery,
@@ -45,9 +54,19 @@ pub(super) fn stored(
         Target::Time(time) => id > format!("{}~", time.strftime("%Y%m%dT%H%M%SZ")).as_str(),
         _ => false,
     };
-    let fits = |set: &Shipped| recovery.comes_from(&set.manifest);
-    let found = repository.newest_that(|id| !is_younger(id), fits, passed_over)?;
-    found.ok_or_else(|| none(&format!("repository \"{}\"", repository.name), "", recovery))
+    let read = |set: &Manifest, name: &str| {
+        let mut bytes = Vec::new();
+        repository::files::content(repository, set.set.as_str(), name, |_, part| {
+            bytes.extend_from_slice(part);
+            Ok(())
+        })?;
+        Ok(bytes)
+    };
+    let timelines = Timelines::new(recovery, ask(cx, recovery), Box::new(read));
+    let mut choice = Choice { recovery, timelines, left: None };
+    let among = |sets| choice.among(sets, |set: &Shipped| &set.manifest, |_| Ok(true));
+    let found = repository.choose(|id| !is_younger(id), among, passed_over)?;
+    found.ok_or_else(|| choice.none(&format!("repository \"{}\"", repository.name), ""))
 }
 
 /// What the set is called; nothing where its place before the target decides.
@@ -63,20 +82,85 @@ fn by_name<'a>(named: Option<&'a str>, recovery: &Recovery) -> Result<Option<&'a
     }
 }
 
-fn passed_over(id: &str, error: &Error) {
-    tracing::warn!(set = %id, error = %error.chain(), "a set that can't be read is passed over");
+/// How histories are asked for.
+fn ask<'a>(cx: &'a Context, recovery: &'a Recovery) -> Ask<'a> {
+    match &recovery.restore_command {
+        Some(command) => Box::new(|timeline| history_command::fetch(cx, command, timeline)),
+        None => Box::new(|_| Ok(None)),
+    }
 }
 
-fn none(whose: &str, place: &str, recovery: &Recovery) -> Error {
-    let timeline = match &recovery.timeline {
-        Some(timeline) if timeline.parse::<u32>().is_ok() => format!(" on timeline {timeline}"),
-        _ => String::new(),
+/// A choice among sets, the newest first.
+struct Choice<'a> {
+    recovery: &'a Recovery,
+    timelines: Timelines<'a>,
+    /// The first that was passed over for its timeline.
+    left: Option<Left>,
+}
+
+impl Choice<'_> {
+    /// The first that fits, lies on the way and is whole.
+    fn among<S>(
+        &mut self,
+        sets: Vec<S>,
+        manifest: impl Fn(&S) -> &Manifest,
+        is_whole: impl Fn(&Manifest) -> Result<bool>,
+    ) -> Result<Option<S>> {
+        for set in &sets {
+            let set = manifest(set);
+            self.timelines.learn(set, self.recovery.comes_from(set));
+        }
+        let mut fitting = sets;
+        fitting.retain(|set| self.recovery.comes_from(manifest(set)));
+        for at in 0..fitting.len() {
+            let set = manifest(&fitting[at]);
+            match self.timelines.way(set)? {
+                Way::Leads if is_whole(set)? => return Ok(Some(fitting.swap_remove(at))),
+                Way::Leads => {}
+                Way::Left(left) => {
+                    tracing::info!("passed over: {left}");
+                    self.left.get_or_insert(left);
+                }
+                Way::Unknown(missing) => {
+                    let fitting: Vec<_> = fitting[at..].iter().map(&manifest).collect();
+                    return Err(unknown(self.recovery, missing, &fitting));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn none(&self, whose: &str, place: &str) -> Error {
+        let timeline = match &self.recovery.timeline {
+            Some(timeline) if timeline.parse::<u32>().is_ok() => format!(" on timeline {timeline}"),
+            _ => String::new(),
+        };
+        let mut hint = "`lockstep list` shows the sets, with --from repository those of one: recovery goes forward only"
+            .to_owned();
+        if let Some(left) = &self.left {
+            hint.push_str(&format!("; {left}: --target-timeline takes the timeline to follow"));
+        }
+        let target = &self.recovery.target;
+        let what =
+            format!("{whose} has no set{place} from which recovery comes to {target}{timeline}");
+        Error::usage(what, hint)
+    }
+}
+
+/// Whether a set's snapshots are there; one that isn't is said.
+fn is_whole(cx: &Context, set: &Manifest) -> Result<bool> {
+    let gone = |refusal: &Refusal| {
+        matches!(refusal, Refusal::SnapshotMissing { .. } | Refusal::SnapshotSwapped { .. })
     };
-    Error::usage(
-        format!(
-            "{whose} has no set{place} from which recovery comes to {}{timeline}",
-            recovery.target
-        ),
-        "`lockstep list` shows the sets, with --from repository those of one: recovery goes forward only",
-    )
+    match check_snapshots(cx, set) {
+        Err(Error::Refused(refusal)) if gone(&refusal) => {
+            passed_over(set.set.as_str(), &Error::Refused(refusal));
+            Ok(false)
+        }
+        other => other.map(|()| true),
+    }
+}
+
+fn passed_over(id: &str, error: &Error) {
+    tracing::warn!(set = %id, error = %error.chain(), "a set that can't be restored is passed over");
 }

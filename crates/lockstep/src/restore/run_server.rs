@@ -16,6 +16,7 @@ use crate::postgres::server::{self, Launch, Outcome, Server, Stop};
 use crate::postgres::target::{Action, Target};
 use crate::postgres::{instance, recovery, wal};
 use crate::process::{Credentials, Program};
+use crate::set::manifest::Manifest;
 use crate::steps;
 
 /// The longest path of a Unix socket (sun_path), less the name that PostgreSQL adds.
@@ -358,6 +359,9 @@ fn explain(build: &Build, server: &Server, error: Error) -> Error {
             ),
         });
     }
+    if let Some(hint) = of_another_timeline(&build.manifest, server.said()) {
+        return error.with_hint(hint);
+    }
     if said("references to invalid pages") && !build.request.only.is_all() {
         return error.with_hint(
             "recovery came to a change of what isn't restored, and the WAL hasn't the whole page: full_page_writes was off. Take a target within the set's own WAL (--target-immediate), or restore all of the set",
@@ -369,6 +373,32 @@ fn explain(build: &Build, server: &Server, error: Error) -> Error {
         );
     }
     error
+}
+
+/// Why recovery can't begin with the set, where it follows a timeline that doesn't have the set's end (InitWalRecovery in
+/// xlogrecovery.c). PostgreSQL's own hint at that is for a server that has crashed: a copy without its backup_label starts,
+/// and is silently wrong.
+fn of_another_timeline(set: &Manifest, said: &[String]) -> Option<String> {
+    let says = |words: &str| said.iter().any(|line| line.contains(words));
+    let timeline = set.timeline();
+    let id = &set.set;
+    let other = format!(
+        "take a set from before the place where timeline {timeline} was left (with --target-time and no set named it is found), or give --target-timeline {timeline} to recover along the set's own"
+    );
+    if says("is not a child of this server's history") {
+        return Some(format!(
+            "set {id} is of timeline {timeline}, which was left before the set's end for the one that recovery follows: {other}"
+        ));
+    }
+    if !says("could not locate required checkpoint record")
+        && !says("could not locate a valid checkpoint record")
+    {
+        return None;
+    }
+    let start = set.start_lsn.map_or_else(String::new, |start| format!(" (from {start} on)"));
+    Some(format!(
+        "the WAL that recovery reads isn't the one that set {id} was taken with{start}: is it of another timeline, or does restore_command give another cluster's? In the first case {other}. Leave backup_label where it is: without it the cluster would start, and be wrong"
+    ))
 }
 
 /// How far recovery came, in the words of the server (PerformWalRecovery in xlogrecovery.c).
@@ -406,6 +436,20 @@ mod tests {
         );
         assert_eq!(came_to(&said[..1]).unwrap(), "LSN 0/70000A0");
         assert_eq!(came_to(&lines(&["t [7] LOG:  redo starts at 0/7000028"])), None);
+    }
+
+    #[test]
+    fn a_set_of_a_timeline_that_was_left_is_explained() {
+        let set = crate::set::manifest::tests::manifest("20261123T194512Z-k3fa", Vec::new());
+        let hint = |line: &str| of_another_timeline(&set, &["t LOG:  x".into(), line.to_owned()]);
+        let not_a_child = "FATAL:  requested timeline 4 is not a child of this server's history";
+        let no_checkpoint = "FATAL:  could not locate required checkpoint record at 0/2000060";
+        for line in [not_a_child, no_checkpoint] {
+            let hint = hint(line).unwrap();
+            assert!(hint.contains("--target-timeline 3"), "{hint}");
+            assert!(!hint.contains("remov"), "{hint}");
+        }
+        assert_eq!(hint("FATAL:  the database system is starting up"), None);
     }
 
     #[test]

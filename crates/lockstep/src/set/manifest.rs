@@ -252,6 +252,15 @@ impl Manifest {
         found.find(|(of, found)| found.is_none_or(|found| found.guid != of.guid))
     }
 
+    /// The smallest LSN that its recovery can be asked for, where it can tell.
+    #[must_use]
+    pub fn floor(&self) -> Option<Lsn> {
+        self.floor_lsn.or(match self.strategy {
+            Strategy::Cold => self.start_lsn,
+            _ => None,
+        })
+    }
+
     /// Of what time its data is: when it was begun, unless its standby was behind, or it was shut down.
     #[must_use]
     pub fn data_time(&self) -> jiff::Timestamp {

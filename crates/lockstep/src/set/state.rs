@@ -17,6 +17,7 @@
 //! clusters/NAME/clones/NAME        a throwaway server
 //! clusters/NAME/clone-data/NAME/   its folders, where clone.directory names no other place
 //! clusters/NAME/staging/ID/        what a restore needs on the way only
+//! clusters/NAME/staging/histories-PID/  a timeline's history, while a restore's set is looked for
 //! clusters/NAME/views/ID/          where clones are mounted of snapshots that can't be looked into
 //! ```
 

@@ -139,7 +139,7 @@ fn writers_change_their_fields_and_the_crc_alone() {
 #[test]
 fn the_unusable_checkpoint_is_in_no_segment_that_exists() {
     use crate::wal_name::WalSegment;
-    assert!(UNUSABLE_CHECKPOINT.is_valid());
+    assert_ne!(UNUSABLE_CHECKPOINT, Lsn::INVALID);
     for power in 20..=30 {
         let size = WalSegmentSize::new(1 << power).unwrap();
         assert_eq!(WalSegment::containing(TimelineId::FIRST, UNUSABLE_CHECKPOINT, size).number, 0);

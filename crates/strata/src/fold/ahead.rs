@@ -4,12 +4,15 @@
 //! fold's events wait in a queue, in their order, while other threads read and open the frames that they name.
 //!
 //! What could go wrong:
-//! - More memory than was meant. The queue is bounded by its events and by the frames that were asked for and not used yet.
+//! - More memory than was meant. The queue is bounded by its events, by the bytes that these hold themselves (headers,
+//!   spills, notes), and by the frames that were asked for and not used yet.
 //! - More deltas than the reader can keep a frame of: one is forgotten that an event in the queue wants, and may be asked
 //!   for again by a later event. It is read again, never given for another: the reader knows frames by their place. It
 //!   also knows which of them the queue wants, and forgets others first.
 
 use std::collections::VecDeque;
+
+use bytes::Bytes;
 
 use super::data::block_content;
 use super::{DataSink, Folded, Sink};
@@ -19,6 +22,8 @@ use crate::pack::{Ahead, FrameReader, Location};
 
 /// Events that wait at most.
 const EVENTS: usize = 16 << 10;
+/// What they hold of their own, in bytes: a header is of 300, but an object may have a spill of 128 KiB. One may always wait.
+const EVENT_BYTES: usize = 4 << 20;
 
 enum Event {
     Freed(u64, u64),
@@ -30,6 +35,18 @@ enum Event {
 }
 
 impl Event {
+    /// Bytes that it holds beside its own size.
+    fn held(&self) -> usize {
+        let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+        match self {
+            Event::Object(object) => length(&object.header) + length(&object.spill),
+            Event::Formed(_, extent) => {
+                extent.block.as_ref().map_or(0, |block| length(&block.note))
+            }
+            _ => 0,
+        }
+    }
+
     /// Makes it longer by what follows it in the object and in its frame; false where that isn't what comes.
     fn grow(&mut self, of: u64, at: u64, more: &Location) -> bool {
         match self {
@@ -55,6 +72,8 @@ pub struct ReadingAhead<'a, S> {
     frames: &'a mut FrameReader,
     sink: &'a mut S,
     events: VecDeque<Event>,
+    /// What all of them hold.
+    held: usize,
     ahead: Ahead,
     /// Whether the content of the object at hand is wanted.
     is_wanted: bool,
@@ -64,7 +83,7 @@ impl<'a, S: DataSink> ReadingAhead<'a, S> {
     /// Keeps what was read in `frames`, gives to `sink`.
     pub fn new(frames: &'a mut FrameReader, sink: &'a mut S) -> ReadingAhead<'a, S> {
         let ahead = frames.ahead();
-        ReadingAhead { frames, sink, events: VecDeque::new(), ahead, is_wanted: true }
+        ReadingAhead { frames, sink, events: VecDeque::new(), held: 0, ahead, is_wanted: true }
     }
 
     /// Gives what still waits. To be called when the fold is done.
@@ -76,13 +95,19 @@ impl<'a, S: DataSink> ReadingAhead<'a, S> {
     }
 
     fn push(&mut self, event: Event) -> Result<()> {
+        self.held += event.held();
         self.events.push_back(event);
-        while (self.ahead.is_full() || self.events.len() > EVENTS)
+        while self.is_full()
             && let Some(event) = self.events.pop_front()
         {
+            self.held -= event.held();
             self.give(event)?;
         }
         Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        self.ahead.is_full() || self.events.len() > EVENTS || self.held > EVENT_BYTES
     }
 
     fn ask(&mut self, location: &Location) -> Result<()> {

@@ -113,7 +113,7 @@ impl Ahead {
         if self.asked.contains_key(&(pack, at)) {
             return Ok(());
         }
-        let window = self.windows.of(pack, at, length);
+        let window = self.windows.of(pack, at, length)?;
         let (to, content) = sync_channel(1);
         // A block is in one frame, so it is at least as large.
         let size = length.max(location.size);

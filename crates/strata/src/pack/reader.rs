@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -216,15 +217,24 @@ impl FrameReader {
     }
 }
 
+/// Where a frame lies in its pack, as the index says. To be asked before any of it is read: that many bytes are.
+pub(super) fn range(
+    repository: &Repository,
+    pack: Ulid,
+    at: u64,
+    length: u64,
+) -> Result<Range<u64>> {
+    let damaged = |why| Error::damaged(&repository.pack_path(pack), at, why);
+    if length > (MAX_CONTENT + HEADER + 16) as u64 {
+        return Err(damaged("the index wants a frame larger than any"));
+    }
+    let end = at.checked_add(length).ok_or_else(|| damaged("no pack is as long"))?;
+    Ok(at..end)
+}
+
 /// A frame as it is stored.
 pub(super) fn stored(repository: &Repository, pack: Ulid, at: u64, length: u64) -> Result<Bytes> {
-    let path = repository.pack_path(pack);
-    if length > (MAX_CONTENT + HEADER + 16) as u64 {
-        return Err(Error::damaged(&path, at, "the index wants a frame larger than any"));
-    }
-    let end = at.checked_add(length);
-    let end = end.ok_or_else(|| Error::damaged(&path, at, "no pack is as long"))?;
-    repository.read(&path, at..end)
+    repository.read(&repository.pack_path(pack), range(repository, pack, at, length)?)
 }
 
 /// The content of a frame that was read, in the place of what was in `content`.

@@ -5,7 +5,8 @@
 //! - What follows isn't wanted, and was read for nothing. So the first window of a pack is small, and only one that was
 //!   gone through makes the next one larger.
 //! - Memory: all windows that are kept take no more than [`ROOM`]. A frame that is waited for keeps its own, however small
-//!   it is in it, so all that there are are counted, too.
+//!   it is in it, so all that there are are counted, too. And an index that is damaged may want a frame of any length: it
+//!   is told before a byte is read.
 //! - A window can't be read, for its end is damaged, say. Then each frame is read alone, with its own error.
 
 use std::collections::HashMap;
@@ -16,7 +17,7 @@ use std::thread;
 
 use bytes::Bytes;
 
-use super::reader::stored;
+use super::reader::{range, stored};
 use crate::error::Result;
 use crate::id::Ulid;
 use crate::repository::Repository;
@@ -112,6 +113,7 @@ impl InUse {
 
 /// The windows of all packs.
 pub(super) struct Windows {
+    repository: Repository,
     packs: HashMap<Ulid, InUse>,
     /// Frames that were asked for.
     asked: u64,
@@ -141,7 +143,8 @@ impl Windows {
                 }
             });
         }
-        Windows { packs: HashMap::new(), asked: 0, all: Arc::default(), fetch }
+        let repository = repository.clone();
+        Windows { repository, packs: HashMap::new(), asked: 0, all: Arc::default(), fetch }
     }
 
     /// Whether frames that are waited for keep so many windows that it is time to take some.
@@ -150,14 +153,15 @@ impl Windows {
     }
 
     /// The window that a frame will be in.
-    pub(super) fn of(&mut self, pack: Ulid, at: u64, length: u64) -> Arc<Window> {
+    pub(super) fn of(&mut self, pack: Ulid, at: u64, length: u64) -> Result<Arc<Window>> {
+        let end = range(&self.repository, pack, at, length)?.end;
         self.asked += 1;
-        let (end, asked) = (at.saturating_add(length), self.asked);
+        let asked = self.asked;
         if let Some(known) = self.packs.get_mut(&pack)
             && let Some(window) = known.window.as_ref().filter(|window| window.holds(at, length))
         {
             (known.end, known.at) = (end, asked);
-            return window.clone();
+            return Ok(window.clone());
         }
         let before = self.packs.remove(&pack);
         self.packs.retain(|_, known| asked - known.at < LONG_AGO && known.tidy());
@@ -180,7 +184,7 @@ impl Windows {
         let _ = self.fetch.send(Wanted(window.clone()));
         let kept = Some(window.clone());
         self.packs.insert(pack, InUse { window: kept, length, window_end, end, at: asked });
-        window
+        Ok(window)
     }
 
     /// Forgets windows, those used last the last.
@@ -224,7 +228,7 @@ mod tests {
         let mut lengths = Vec::new();
         let mut last = 0;
         for at in (0..5 << 10).step_by(10) {
-            let window = windows.of(pack, at << 10, 10 << 10);
+            let window = windows.of(pack, at << 10, 10 << 10).unwrap();
             let frame = window.frame(&repository, at << 10, 10 << 10).unwrap();
             assert!(frame.iter().all(|byte| byte.wrapping_sub(at as u8) < 10));
             if window.start != last || lengths.is_empty() {
@@ -234,9 +238,9 @@ mod tests {
         }
         assert_eq!(lengths, [128, 256, 512, 1024, 1024, 1024, 1024, 1024]);
         // Elsewhere it begins small, and a large frame gets what it takes.
-        let far = windows.of(pack, 100, 10);
+        let far = windows.of(pack, 100, 10).unwrap();
         assert_eq!((far.start, far.end), (100, 100 + FIRST));
-        let large = windows.of(pack, 1 << 20, 3 << 20);
+        let large = windows.of(pack, 1 << 20, 3 << 20).unwrap();
         assert_eq!(large.end - large.start, 3 << 20);
     }
 
@@ -247,7 +251,7 @@ mod tests {
         let mut windows = Windows::new(&repository);
         for at in (0..300).step_by(10) {
             for &pack in &packs {
-                let window = windows.of(pack, at << 10, 10 << 10);
+                let window = windows.of(pack, at << 10, 10 << 10).unwrap();
                 let frame = window.frame(&repository, at << 10, 10 << 10).unwrap();
                 assert!(frame.iter().all(|byte| byte.wrapping_sub(at as u8) < 10));
                 let all: u64 = windows.packs.values().map(InUse::kept).sum();
@@ -255,7 +259,7 @@ mod tests {
             }
         }
         // A pack that was read to its end is in use no longer.
-        windows.of(pack(&repository, 1000, 1), 0, 1);
+        windows.of(pack(&repository, 1000, 1), 0, 1).unwrap();
         assert_eq!(windows.packs.len(), 1);
     }
 
@@ -263,16 +267,33 @@ mod tests {
     fn what_cannot_be_read_with_its_neighbours_is_read_alone() {
         let repository = repository();
         let mut windows = Windows::new(&repository);
-        let missing = windows.of(Ulid(7), 0, 10);
+        let missing = windows.of(Ulid(7), 0, 10).unwrap();
         assert!(missing.frame(&repository, 0, 10).unwrap_err().is_not_found());
         // The index says more than there is.
         let short = pack(&repository, 8, 100);
-        let window = windows.of(short, 90, 20);
+        let window = windows.of(short, 90, 20).unwrap();
         let error = window.frame(&repository, 90, 20).unwrap_err().to_string();
         assert!(error.contains("it ends at byte 100, 110 are needed"), "{error}");
         assert_eq!(window.frame(&repository, 90, 10).unwrap().len(), 10);
         // Written after its window was read.
         pack(&repository, 7, 10);
         assert_eq!(missing.frame(&repository, 0, 10).unwrap().len(), 10);
+    }
+
+    #[test]
+    fn a_frame_that_no_pack_can_hold_is_told_before_it_is_read() {
+        let repository = repository();
+        let pack = pack(&repository, 9, 34 << 20);
+        let mut windows = Windows::new(&repository);
+        // 33 MiB are there, and are no frame.
+        for (at, length, why) in [
+            (100, 33 << 20, "the index wants a frame larger than any"),
+            (0, u64::MAX, "the index wants a frame larger than any"),
+            (u64::MAX - 5, 10, "no pack is as long"),
+        ] {
+            let Err(error) = windows.of(pack, at, length) else { panic!("{length} from {at}") };
+            assert!(error.to_string().contains(why), "{error}");
+        }
+        assert_eq!((windows.packs.len(), windows.all.load(Ordering::Relaxed)), (0, 0));
     }
 }

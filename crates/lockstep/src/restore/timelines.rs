@@ -1,0 +1,206 @@
+//! Which sets lie on the way to the timeline that recovery will follow.
+//!
+//! What could go wrong: after a recovery to a moment the cluster goes on along a new timeline, and sets of the old one are
+//! left that are younger than its beginning. Recovery from such a set ends with an error where it follows the new
+//! timeline, and where it follows the old one it comes to a moment that the cluster never had. Only histories tell:
+//! PostgreSQL has them from restore_command, and a set of a later timeline carries its own. A set of which they don't
+//! tell isn't taken by itself.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use pgfiles::lsn::{Lsn, TimelineId};
+use pgfiles::timeline_history::TimelineHistory;
+
+use crate::error::{Error, Result};
+use crate::names;
+use crate::postgres::target::Recovery;
+use crate::set::manifest::Manifest;
+
+/// Asks for a timeline's history; `None` where it can't be had.
+pub(super) type Ask<'a> = Box<dyn Fn(TimelineId) -> Result<Option<Vec<u8>>> + 'a>;
+/// Reads a file of a set.
+pub(super) type ReadFile<'a> = Box<dyn Fn(&Manifest, &str) -> Result<Vec<u8>> + 'a>;
+
+/// Sets that are remembered for the history of a timeline: another one's may be damaged.
+const CARRIERS: usize = 3;
+
+/// What is known of the timelines.
+pub(super) struct Timelines<'a> {
+    recovery: &'a Recovery,
+    /// What restore_command gives.
+    ask: Ask<'a>,
+    read: ReadFile<'a>,
+    asked: RefCell<BTreeMap<TimelineId, Option<TimelineHistory>>>,
+    /// Of each timeline the sets that carry its history.
+    carriers: BTreeMap<TimelineId, Vec<Manifest>>,
+    /// The latest of a set that recovery could begin with.
+    latest: Option<TimelineId>,
+}
+
+/// Whether a set is on the way.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// It is.
+    Leads,
+    /// Its timeline was left before it.
+    Left(Left),
+    /// The history of this timeline would tell.
+    Unknown(TimelineId),
+}
+
+/// Where a set's timeline was left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Left {
+    set: String,
+    timeline: TimelineId,
+    /// Not at all where it is no ancestor.
+    at: Option<Lsn>,
+    to: TimelineId,
+}
+
+/// For a sentence: `set … is of timeline 1, which was left …`.
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Left { set, timeline, at, to } = self;
+        match at {
+            Some(at) => write!(
+                f,
+                "set {set} is of timeline {timeline}, which was left at {at}, before the set's end, on the way to timeline {to}"
+            ),
+            None => write!(
+                f,
+                "set {set} is of timeline {timeline}, which isn't on the way to timeline {to}"
+            ),
+        }
+    }
+}
+
+impl<'a> Timelines<'a> {
+    pub(super) fn new(recovery: &'a Recovery, ask: Ask<'a>, read: ReadFile<'a>) -> Self {
+        let (asked, carriers) = (RefCell::default(), BTreeMap::new());
+        Self { recovery, ask, read, asked, carriers, latest: None }
+    }
+
+    /// Takes note of a set, from which recovery `could_begin`.
+    pub(super) fn learn(&mut self, set: &Manifest, could_begin: bool) {
+        let timeline = set.timeline();
+        if could_begin {
+            self.latest = self.latest.max(Some(timeline));
+        }
+        if set.files.contains_key(&history_of(timeline)) {
+            let carriers = self.carriers.entry(timeline).or_default();
+            if carriers.len() < CARRIERS {
+                carriers.push(set.clone());
+            }
+        }
+    }
+
+    /// Whether a set is on the way to the timeline that recovery from it would follow, and, where nobody asked for one by
+    /// its number, to the latest that there is a set of.
+    ///
+    /// # Errors
+    /// When a history is damaged.
+    pub(super) fn way(&self, set: &Manifest) -> Result<Way> {
+        let own = set.timeline();
+        let asked = self.recovery.timeline.as_deref().unwrap_or("latest");
+        if let Some(number) = asked.parse().ok().and_then(TimelineId::new) {
+            return self.to(set, number);
+        }
+        let followed = if asked == "current" { own } else { self.newest_from(own)? };
+        match (self.to(set, followed)?, self.latest) {
+            (Way::Leads, Some(latest)) if latest > followed => self.to(set, latest),
+            (way, _) => Ok(way),
+        }
+    }
+
+    fn to(&self, set: &Manifest, to: TimelineId) -> Result<Way> {
+        let own = set.timeline();
+        if to == own {
+            return Ok(Way::Leads);
+        }
+        let Some(history) = self.history(to)? else { return Ok(Way::Unknown(to)) };
+        let at = history.switch_point(own);
+        let left = Left { set: set.set.to_string(), timeline: own, at, to };
+        Ok(match set.floor().or(set.stop_lsn).or(set.start_lsn) {
+            _ if at.is_none() => Way::Left(left),
+            None => Way::Unknown(to),
+            Some(end) if history.contains(own, end) => Way::Leads,
+            Some(_) => Way::Left(left),
+        })
+    }
+
+    /// As PostgreSQL finds it (findNewestTimeLine in timeline.c): the last before the first that isn't there.
+    fn newest_from(&self, own: TimelineId) -> Result<TimelineId> {
+        let mut newest = own;
+        while let Some(next) = newest.get().checked_add(1).and_then(TimelineId::new)
+            && self.asked_for(next)?.is_some()
+        {
+            newest = next;
+        }
+        Ok(newest)
+    }
+
+    fn history(&self, of: TimelineId) -> Result<Option<TimelineHistory>> {
+        if let Some(history) = self.asked_for(of)? {
+            return Ok(Some(history));
+        }
+        let name = history_of(of);
+        for set in self.carriers.get(&of).into_iter().flatten() {
+            match (self.read)(set, &name) {
+                Ok(bytes) => return parsed(of, &bytes, &format!("of set {}", set.set)).map(Some),
+                Err(error @ Error::Interrupted { .. }) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(set = %set.set, error = %error.chain(), "its timeline's history can't be read");
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn asked_for(&self, of: TimelineId) -> Result<Option<TimelineHistory>> {
+        if let Some(known) = self.asked.borrow().get(&of) {
+            return Ok(known.clone());
+        }
+        let bytes = (self.ask)(of)?;
+        let history = bytes.map(|bytes| parsed(of, &bytes, "that restore_command gave"));
+        let history = history.transpose()?;
+        self.asked.borrow_mut().insert(of, history.clone());
+        Ok(history)
+    }
+}
+
+/// The refusal where histories don't tell which of `fitting` is right.
+pub(super) fn unknown(recovery: &Recovery, missing: TimelineId, fitting: &[&Manifest]) -> Error {
+    let named = |set: &&Manifest| format!("{} (timeline {})", set.set, set.timeline());
+    let sets: Vec<String> = fitting.iter().map(named).collect();
+    let name = format!("{:08X}.history", missing.get());
+    Error::usage(
+        format!(
+            "which of these sets lies on the way to {} nobody can tell without {name}: {}",
+            recovery.target,
+            names::a_few(&sets)
+        ),
+        format!(
+            "name one of them, with its timeline in --target-timeline, or give a --restore-command that finds {name}"
+        ),
+    )
+}
+
+/// The name that a set has it under.
+fn history_of(timeline: TimelineId) -> String {
+    format!("wal/{:08X}.history", timeline.get())
+}
+
+fn parsed(of: TimelineId, bytes: &[u8], whose: &str) -> Result<TimelineHistory> {
+    TimelineHistory::parse(of, bytes).map_err(|error| {
+        Error::failed(format!("the history of timeline {of} {whose} is damaged"))
+            .because(error)
+            .with_hint("recovery along it needs it whole: look for another copy, in pg_wal of a server of that timeline, or name a set and --target-timeline")
+    })
+}
+
+#[cfg(test)]
+#[path = "timelines_tests.rs"]
+mod tests;
