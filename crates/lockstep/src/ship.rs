@@ -147,6 +147,8 @@ fn ship(
     let _at_work = AtWork::on(cx, name, manifest)?;
     let held = Held::take(cx, &repository, PATIENCE)?;
     steps::reached("ship.leased")?;
+    // While the lease was waited for, its holder may have removed the set.
+    let there = repository.read_if_there(manifest.set.as_str())?;
     match &there {
         Some(there) => full::may_be_replaced(there, name)?,
         None if !full => *finished_first = finish_before(cx, manifest, &repository, &held)?,
