@@ -272,7 +272,7 @@ fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, S
         })?),
     };
     let repository = source::open_repository(cx, name.as_deref())?;
-    let shipped = choice::stored(&repository, request.set.as_deref(), &request.recovery)?;
+    let shipped = choice::stored(cx, &repository, request.set.as_deref(), &request.recovery)?;
     if request.form == Form::Zfs && request.delta && !request.only.is_all() {
         return Err(Error::usage(
             "a dataset that has everything can't be brought to a part of it",

@@ -36,7 +36,7 @@ use crate::plan::strategy::Strategy;
 use crate::postgres::instance::{self, PG_CONTROL};
 use crate::progress::Progress;
 use crate::repository::whole::Wholeness;
-use crate::repository::{self, Repository, Shipped, ShippedVolume};
+use crate::repository::{self, Repository, Shipped, ShippedVolume, kin};
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::side_by_side::{Item, Limits, side_by_side};
 use crate::volume::zfs::SnapshotName;
@@ -167,7 +167,11 @@ fn store_and_publish(
     there: Option<&Shipped>,
     full: bool,
 ) -> Result<Shipped> {
-    let shipped = store(cx, manifest, repository, held, there, full)?;
+    let formerly = match there {
+        Some(_) => Vec::new(),
+        None => formerly(cx, manifest, repository)?,
+    };
+    let shipped = Shipped { formerly, ..store(cx, manifest, repository, held, there, full)? };
     steps::reached("ship.stored")?;
     held.confirm()?;
     match there {
@@ -178,6 +182,15 @@ fn store_and_publish(
     steps::reached("ship.published")?;
     note(cx, &shipped, &repository.name);
     Ok(shipped)
+}
+
+/// What the set says of its cluster's former identifiers. Under the lease: nobody else's first set comes in between.
+fn formerly(cx: &Context, manifest: &Manifest, repository: &Repository) -> Result<Vec<String>> {
+    let passed_over = |set: &str, error: &Error| {
+        tracing::warn!(%set, error = %error.chain(), "a set that can't be read doesn't say whose it is");
+    };
+    let newest = repository.newest_that(|_| true, |_| true, passed_over)?;
+    kin::formerly(manifest, newest.as_ref(), &cx.cluster.formerly, &repository.name)
 }
 
 /// Ships the older set of which a full was begun, if there is one: the new one is an increment then.

@@ -33,19 +33,21 @@ pub(super) fn here(cx: &Context, named: Option<&str>, recovery: &Recovery) -> Re
 /// # Errors
 /// Those of [`here`], and when the store fails.
 pub(super) fn stored(
+    cx: &Context,
     repository: &Repository,
     named: Option<&str>,
     recovery: &Recovery,
 ) -> Result<Shipped> {
     if let Some(named) = by_name(named, recovery)? {
-        return repository.find(named);
+        return repository.find(cx, named);
     }
     // A set's id begins with the time when it was begun.
     let is_younger = |id: &str| match &recovery.target {
         Target::Time(time) => id > format!("{}~", time.strftime("%Y%m%dT%H%M%SZ")).as_str(),
         _ => false,
     };
-    let fits = |set: &Shipped| recovery.comes_from(&set.manifest);
+    let kin = repository.kin(cx)?;
+    let fits = |set: &Shipped| kin.has(set) && recovery.comes_from(&set.manifest);
     let found = repository.newest_that(|id| !is_younger(id), fits, passed_over)?;
     found.ok_or_else(|| none(&format!("repository \"{}\"", repository.name), "", recovery))
 }
