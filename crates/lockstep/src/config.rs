@@ -13,6 +13,7 @@ mod retention;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use pgfiles::lsn::SystemIdentifier;
 use serde::Deserialize;
 
 pub use repository::{Cloud, EncryptedDatasets, IoClass, Place, RepositoryConfig, parse_bytes};
@@ -87,6 +88,9 @@ pub struct ClusterConfig {
     /// Which sets `lockstep prune` keeps.
     #[serde(default)]
     pub retention: RetentionConfig,
+    /// System identifiers that the cluster had before: pg_upgrade makes a new one, as does a dump that is restored.
+    #[serde(default)]
+    pub formerly: Vec<String>,
     /// How `lockstep clone` makes its servers.
     #[serde(default, rename = "clone")]
     pub clones: CloneConfig,
@@ -348,6 +352,13 @@ fn check_clusters(clusters: &BTreeMap<String, ClusterConfig>) -> Result<(), Stri
             return Err(format!(
                 "clusters.{name}.data_directory \"{}\" isn't absolute",
                 cluster.data_directory.display()
+            ));
+        }
+        if let Some(wrong) =
+            cluster.formerly.iter().find(|id| id.parse::<SystemIdentifier>().is_err())
+        {
+            return Err(format!(
+                "clusters.{name}.formerly has \"{wrong}\", which isn't a system identifier: pg_controldata prints it"
             ));
         }
         cluster.retention.check().map_err(|why| format!("clusters.{name}.retention.{why}"))?;

@@ -17,6 +17,7 @@ pub mod image;
 pub mod ingest;
 pub mod init;
 pub mod keys;
+pub mod kin;
 pub mod locks;
 pub mod peek;
 pub mod raw;

@@ -37,7 +37,7 @@ use crate::plan::strategy::Strategy;
 use crate::postgres::instance::{self, PG_CONTROL};
 use crate::progress::Progress;
 use crate::repository::whole::Wholeness;
-use crate::repository::{self, Repository, Shipped, ShippedVolume};
+use crate::repository::{self, Repository, Shipped, ShippedVolume, kin};
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::side_by_side::{Item, Limits, side_by_side};
 use crate::steps;
@@ -154,6 +154,8 @@ fn ship(
     beside.is_of_the_set = false;
     let held = Held::take(cx, &repository, PATIENCE)?;
     steps::reached("ship.leased")?;
+    // While the lease was waited for, its holder may have removed the set.
+    let there = repository.read_if_there(manifest.set.as_str())?;
     match &there {
         Some(there) => full::may_be_replaced(there, name)?,
         None if !full => beside.finished_first = finish_before(cx, manifest, &repository, &held)?,
@@ -176,7 +178,11 @@ fn store_and_publish(
     there: Option<&Shipped>,
     full: bool,
 ) -> Result<Shipped> {
-    let shipped = store(cx, manifest, repository, held, there, full)?;
+    let formerly = match there {
+        Some(_) => Vec::new(),
+        None => formerly(cx, manifest, repository)?,
+    };
+    let shipped = Shipped { formerly, ..store(cx, manifest, repository, held, there, full)? };
     steps::reached("ship.stored")?;
     held.confirm()?;
     match there {
@@ -187,6 +193,21 @@ fn store_and_publish(
     steps::reached("ship.published")?;
     note(cx, &shipped, &repository.name);
     Ok(shipped)
+}
+
+/// What the set says of its cluster's former identifiers. Under the lease: nobody else's first set comes in between.
+fn formerly(cx: &Context, manifest: &Manifest, repository: &Repository) -> Result<Vec<String>> {
+    let newest = match repository.newest() {
+        Ok(newest) => newest,
+        // The next older one that can be read says it as well.
+        Err(_) => {
+            let passed_over = |set: &str, error: &Error| {
+                tracing::warn!(%set, error = %error.chain(), "a set that can't be read doesn't say whose it is");
+            };
+            repository.choose(|_| true, |sets| Ok(sets.into_iter().next()), passed_over)?
+        }
+    };
+    kin::formerly(manifest, newest.as_ref(), &cx.cluster.formerly, &repository.name)
 }
 
 /// Ships the older set of which a full was begun, if there is one: the new one is an increment then.

@@ -143,6 +143,28 @@ fn a_lost_hosts_lease_expires() {
     proves(&hosts, &[newest]);
 }
 
+/// What was there before the lease was waited for may be gone after it.
+#[test]
+fn a_set_that_is_pruned_while_it_waits_is_shipped_anew() {
+    let hosts = hosts();
+    let Hosts { fixture, first, second, steps } = &hosts;
+    let old = first.backup("label").id;
+    pause();
+    let newest = first.backup("label").id;
+    steps.hold("prune.planned");
+    let mut pruning = second.spawn(&PRUNE);
+    steps.wait_reached("prune.planned", &mut pruning);
+    let ours = Steps::new(fixture.root().join("our-steps"));
+    let mut shipping = first.clone().with_steps(&ours).spawn(&["ship", "--full", &old]);
+    ours.wait_reached("lease.waiting", &mut shipping);
+    steps.release("prune.planned");
+    let pruned = pruning.wait(Duration::from_secs(120));
+    assert!(pruned.ok(), "{}", pruned.describe());
+    let shipped = shipping.wait(Duration::from_secs(120));
+    assert!(shipped.ok(), "{}", shipped.describe());
+    proves(&hosts, &[&old, &newest]);
+}
+
 /// These sets are there, whole, and the last one restores and is right.
 fn proves(hosts: &Hosts, sets: &[&str]) {
     let Hosts { fixture, first, second, .. } = hosts;

@@ -49,6 +49,17 @@ pub struct Lease {
     seconds: u64,
 }
 
+/// A lease that somebody holds, or has left behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Who.
+    pub owner: String,
+    /// Each renewal has the next one.
+    pub generation: u64,
+    /// When it expires unless it is renewed, in Unix time.
+    pub expires: u64,
+}
+
 /// Debug shows no store.
 struct RepositoryHandle(Repository);
 
@@ -67,19 +78,26 @@ impl Lease {
         seconds: u64,
         now: u64,
     ) -> Result<Lease> {
-        Lease::take(repository, what, owner, seconds, now, false)
+        Lease::take(repository, what, owner, seconds, now, None)
     }
 
-    /// The same, but a lease of the same owner's is taken over before it expires. For owners that know by other means
-    /// that there is only one of them, so that the other is one that died.
-    pub fn acquire_or_inherit(
+    /// The lease as it is in the store; none where nobody has taken it, or it was given back.
+    pub fn seen(repository: &Repository, what: &str) -> Result<Option<Seen>> {
+        let held = newest(repository, what)?.filter(|newest| !newest.released);
+        Ok(held.map(|Body { owner, generation, expires, .. }| Seen { owner, generation, expires }))
+    }
+
+    /// Takes over a lease before it expires. For who knows by other means than the clock that whoever it was `seen`
+    /// with is gone. Where anybody has gone on with it since, it is theirs.
+    pub fn take_over(
         repository: &Repository,
         what: &str,
         owner: &str,
         seconds: u64,
         now: u64,
+        seen: &Seen,
     ) -> Result<Lease> {
-        Lease::take(repository, what, owner, seconds, now, true)
+        Lease::take(repository, what, owner, seconds, now, Some(seen))
     }
 
     fn take(
@@ -88,13 +106,13 @@ impl Lease {
         owner: &str,
         seconds: u64,
         now: u64,
-        inherits: bool,
+        dead: Option<&Seen>,
     ) -> Result<Lease> {
         check_name("lease", what)?;
         let newest = newest(repository, what)?;
         let is_held = |held: &&Body| !held.released && now < held.expires;
-        let is_anothers = |held: &&Body| !inherits || held.owner != owner;
-        if let Some(held) = newest.as_ref().filter(is_held).filter(is_anothers) {
+        let goes_on = |held: &&Body| dead.is_none_or(|dead| dead.generation != held.generation);
+        if let Some(held) = newest.as_ref().filter(is_held).filter(goes_on) {
             return Err(leased(held));
         }
         let body = Body {

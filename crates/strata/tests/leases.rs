@@ -174,3 +174,19 @@ fn what_was_given_back_is_free_also_where_a_renewal_lost_its_answer() {
     lease.release(1030).unwrap();
     assert_eq!(seen(&whole, 1030), None);
 }
+
+#[test]
+fn what_is_known_to_be_dead_is_taken_over_unless_it_goes_on() {
+    let repository = repository(memory_store());
+    assert_eq!(Lease::seen(&repository, "prune").unwrap(), None);
+    let mut first = Lease::acquire(&repository, "prune", "first", 60, 1000).unwrap();
+    let before = Lease::seen(&repository, "prune").unwrap().unwrap();
+    assert_eq!((before.owner.as_str(), before.expires), ("first", 1060));
+    first.renew(1010).unwrap();
+    let take = |seen| Lease::take_over(&repository, "prune", "second", 60, 1011, seen);
+    assert!(matches!(take(&before), Err(Error::Leased { until: 1070, .. })), "it was renewed");
+    let second = take(&Lease::seen(&repository, "prune").unwrap().unwrap()).unwrap();
+    assert!(matches!(first.renew(1012), Err(Error::LeaseLost { .. })));
+    second.release(1013).unwrap();
+    assert_eq!(Lease::seen(&repository, "prune").unwrap(), None);
+}

@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 use super::{Finding, failure, ok, warning, wrong};
 use crate::context::Context;
 use crate::error::Result;
-use crate::repository::{self, Shipped, ShippedVolume, locks};
+use crate::repository::kin::{self, Identity, Kin};
+use crate::repository::{self, Repository, Shipped, ShippedVolume, locks};
 use crate::restore;
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::set::removal;
+use crate::ship::lease;
 use crate::volume::zfs::Tagged;
 
 /// How many snapshots of a set are named.
@@ -123,34 +125,146 @@ pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
         Err(error) => return vec![failure(&subject, &error)],
     };
     let now = jiff::Timestamp::now();
-    let (newest, below) = match opened.newest() {
-        Err(error) => (failure(&subject, &error), BTreeMap::new()),
-        Ok(None) => {
-            let hint = opened.empty_hint();
-            let hint = hint.unwrap_or_else(|| "ship one: lockstep ship".into());
-            (wrong(&subject, "no set is in it yet", hint), BTreeMap::new())
-        }
-        Ok(Some(set)) => (
-            newest_there(&subject, &set, cx.cluster.max_age_hours, now),
-            // What can't be read `repo check` tells.
-            opened.sets().map_or_else(|_| BTreeMap::new(), |(sets, _)| damaged_below(&set, &sets)),
-        ),
+    let sets = match of_sets(cx, &opened, &subject, now) {
+        Ok(found) => found,
+        Err(error) => vec![failure(&subject, &error)],
     };
-    let below = below.into_iter().map(|(id, pages)| {
-        wrong(
-            &subject,
-            format!("set {id} has {pages} damaged pages, and its newest set stands on it"),
-            BELOW_HINT,
-        )
-    });
     let locks = match locks::overdue(&opened, u64::try_from(now.as_second()).unwrap_or(0)) {
         Ok(None) => None,
         Ok(Some(what)) => Some(warning(&subject, what, locks::OVERDUE_HINT)),
         Err(error) => Some(failure(&subject, &error)),
     };
-    std::iter::once(newest).chain(below).chain(locks).collect()
+    let lease = match lease::doubtful(&opened) {
+        Ok(None) => None,
+        Ok(Some(what)) => Some(warning(&subject, what, LEASE_HINT)),
+        Err(error) => Some(failure(&subject, &error)),
+    };
+    sets.into_iter().chain(locks).chain(lease).collect()
 }
 
+/// What the sets in a repository say of it.
+fn of_sets(
+    cx: &Context,
+    opened: &Repository,
+    subject: &str,
+    now: jiff::Timestamp,
+) -> Result<Vec<Finding>> {
+    let (sets, damaged) = opened.sets()?;
+    let (identity, max_age) = (Identity::here(cx)?, cx.cluster.max_age_hours);
+    let kin = Kin::of(&identity, &sets);
+    let (ours, others): (Vec<_>, Vec<_>) = sets.into_iter().partition(|set| kin.has(set));
+    let mut all = Vec::new();
+    let damaged_ids = damaged.iter().map(|(id, _)| id.as_str());
+    let ids = ours.iter().map(|set| set.manifest.set.as_str()).chain(damaged_ids);
+    let newest_id = ids.max().map(str::to_owned);
+    match (ours.last(), damaged.into_iter().next_back()) {
+        // Others `repo check` tells.
+        (newest, Some((id, error)))
+            if newest.is_none_or(|newest| *newest.manifest.set.as_str() < *id) =>
+        {
+            all.push(failure(subject, &error));
+        }
+        (Some(set), _) => {
+            all.push(newest_there(subject, set, max_age, now));
+            all.extend(damaged_below(set, &ours).into_iter().map(|(id, pages)| {
+                let what =
+                    format!("set {id} has {pages} damaged pages, and its newest set stands on it");
+                wrong(subject, what, BELOW_HINT)
+            }));
+        }
+        (None, _) if others.is_empty() => {
+            let hint = opened.empty_hint().unwrap_or_else(|| "ship one: lockstep ship".into());
+            all.push(wrong(subject, "no set is in it yet", hint));
+        }
+        (None, _) => {}
+    }
+    all.extend(of_others(cx.name.as_str(), subject, &others));
+    let (here, _) = cx.state.sets()?;
+    let is_noted = |set: &Manifest| {
+        cx.state.shipped_to(&set.set).iter().any(|place| place.repository == opened.name)
+    };
+    let this = ThisHost {
+        sets: &here,
+        noted: here.iter().rev().find(|set| is_noted(set)),
+        there: ours.iter().rev().map(|set| &set.manifest).find(|m| m.owner == cx.state.owner()),
+    };
+    all.extend(this.check(subject, newest_id.as_deref(), max_age, now));
+    Ok(all)
+}
+
+/// Sets of another cluster that has the same name.
+fn of_others(cluster: &str, subject: &str, others: &[Shipped]) -> Option<Finding> {
+    let newest = &others.last()?.manifest;
+    let found = &newest.postgres.system_identifier;
+    let what = format!(
+        "{} of its sets are of another cluster: the newest of them, {}, is of system identifier {found}",
+        others.len(),
+        newest.set
+    );
+    Some(wrong(subject, what, kin::hint(cluster, found)))
+}
+
+/// What this host has done for a repository, which others may ship to as well.
+pub(super) struct ThisHost<'a> {
+    /// Its sets, oldest first.
+    pub(super) sets: &'a [Manifest],
+    /// The newest of them that is noted to be there.
+    pub(super) noted: Option<&'a Manifest>,
+    /// The newest that it took and that is there.
+    pub(super) there: Option<&'a Manifest>,
+}
+
+impl ThisHost<'_> {
+    /// Whether what it shipped is there, and its shipments still arrive; `newest` is the newest set's id there. A pure
+    /// function.
+    pub(super) fn check(
+        &self,
+        subject: &str,
+        newest: Option<&str>,
+        max_age: u32,
+        now: jiff::Timestamp,
+    ) -> Option<Finding> {
+        if let Some(noted) = self.noted
+            && newest.is_none_or(|newest| *newest < *noted.set.as_str())
+        {
+            let newest = newest.map_or_else(String::new, |id| format!(": its newest is {id}"));
+            return Some(wrong(
+                subject,
+                format!("set {} was shipped to it, and isn't in it any more{newest}", noted.set),
+                "did its storage go back to an older state, or did somebody remove the set? lockstep repo check, then lockstep ship --missing",
+            ));
+        }
+        // One that is noted, and gone, another host's prune removed: it had arrived.
+        let arrived = self.noted.into_iter().chain(self.there).max_by_key(|set| &set.set);
+        let is_newer = |id: &str| arrived.is_none_or(|arrived| *arrived.set.as_str() < *id);
+        // Where nobody else ships, the newest set's age says it.
+        if !newest.is_some_and(is_newer) || !is_newer(self.sets.last()?.set.as_str()) {
+            return None;
+        }
+        let since = arrived.or_else(|| self.sets.first())?;
+        let hours = now.duration_since(since.started_at).as_hours();
+        let what = match arrived {
+            Some(set) => {
+                format!(
+                    "the newest set that this host shipped to it, {}, is {hours} hours old",
+                    set.set
+                )
+            }
+            None => {
+                format!("no set of this host is in it, and the oldest here is {hours} hours old")
+            }
+        };
+        (hours >= i64::from(max_age)).then(|| {
+            wrong(
+                subject,
+                format!("{what}: others ship to it, this host doesn't"),
+                "does `lockstep backup` say why? lockstep ship --missing makes up for it",
+            )
+        })
+    }
+}
+
+const LEASE_HINT: &str = "set the clocks right; the next `lockstep ship` or `lockstep prune` waits five minutes, and takes it over unless its holder goes on";
 const BELOW_HINT: &str = "unless they were written anew since, they are in every set from there on: lockstep show and pg_checksums name them, restore the table from an older set; `lockstep backup --no-ship` and `lockstep ship --full` then look at every page again";
 
 /// The sets with damaged pages that a set's volumes are increments to, with how many: an increment's own pages alone

@@ -214,3 +214,39 @@ fn a_set_of_a_dead_standby_and_one_without_the_connection_that_was_meant_have_a_
     refused.server = Err(NoServer::NotConfigured);
     assert_eq!(problems(&refused, auto), [""; 0]);
 }
+
+/// Whether others ship to the same repository or not: what this host took has to arrive, and to stay.
+#[test]
+fn a_host_whose_sets_no_longer_arrive_is_told() {
+    use super::sets::ThisHost;
+    let set = |day: u32| {
+        let mut set = manifest(&format!("202611{day:02}T000000Z-aaaa"), vec![]);
+        set.started_at = format!("2026-11-{day:02}T00:00:00Z").parse().unwrap();
+        set
+    };
+    let sets: Vec<_> = (10..=20).map(set).collect();
+    let at = |day: usize| sets.get(day - 10);
+    let now = "2026-11-20T01:00:00Z".parse().unwrap();
+    let check = |noted, there, newest: Option<&str>| {
+        let this = ThisHost { sets: &sets, noted, there };
+        let found = this.check("repository offsite", newest, 26, now);
+        found.map(|found| (found.severity, found.what))
+    };
+    let others = Some("20261120T003000Z-bbbb");
+    assert_eq!(check(at(20), at(20), others), None);
+    assert_eq!(check(at(20), None, others), None, "pruned by the other host");
+    assert_eq!(check(at(19), at(19), others), None, "today's may be on its way");
+    let (severity, what) = check(at(12), at(12), others).unwrap();
+    assert_eq!(severity, Severity::Error);
+    assert!(what.contains("20261112T000000Z-aaaa, is 193 hours old"), "{what}");
+    let (_, what) = check(None, None, others).unwrap();
+    assert!(what.starts_with("no set of this host is in it"), "{what}");
+    // Alone: the age of the newest set there is another finding.
+    assert_eq!(check(at(12), at(12), Some("20261112T000000Z-aaaa")), None);
+    // Noted, and gone with all that came after it.
+    for newest in [None, Some("20261115T000000Z-bbbb")] {
+        let (severity, what) = check(at(18), at(14), newest).unwrap();
+        assert_eq!(severity, Severity::Error);
+        assert!(what.starts_with("set 20261118T000000Z-aaaa was shipped to it"), "{what}");
+    }
+}

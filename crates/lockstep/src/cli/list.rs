@@ -211,7 +211,7 @@ impl Show {
             From::Snapshots => None,
             From::Repository(name) => {
                 let repository = source::open_repository(cx, name.as_deref())?;
-                let shipped = repository.find(&self.set)?;
+                let shipped = repository.find(cx, &self.set)?;
                 Some((repository, shipped))
             }
         };

@@ -67,7 +67,7 @@ impl PlaceArgument {
             Some(From::Repository(name)) => name.as_deref(),
         };
         let repository = open_repository(cx, name)?;
-        let shipped = repository.find(set)?;
+        let shipped = repository.find(cx, set)?;
         Ok(Found::Stored(Box::new((repository, shipped))))
     }
 

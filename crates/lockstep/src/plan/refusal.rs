@@ -357,6 +357,22 @@ pub enum Refusal {
         /// The repository.
         repository: String,
     },
+    /// The repository has sets of another cluster in this one's place.
+    #[error(
+        "repository \"{repository}\" has sets of another cluster that is called \"{cluster}\": the newest, {set}, is of system identifier {found}, and this cluster's is {own}"
+    )]
+    AnotherCluster {
+        /// What both are called.
+        cluster: String,
+        /// The repository.
+        repository: String,
+        /// The newest set there.
+        set: String,
+        /// Its system identifier.
+        found: String,
+        /// That of the set that was to be shipped.
+        own: String,
+    },
     /// A mirror can't be made, or would lose something if it were changed.
     #[error("{what}")]
     Mirror {
@@ -402,6 +418,7 @@ impl Refusal {
                 format!("{}, then run the same command with --delta: nothing is received twice", commands.join(", "))
             }
             Self::WalInTheClear { .. } => "give the repository a key (key_file, before `repo init`); or put pg_wal on a dataset of its own; or allow it with encrypted_datasets = \"raw\"".into(),
+            Self::AnotherCluster { cluster, found, .. } => crate::repository::kin::hint(cluster, found),
             Self::DirectoryNotEmpty { .. } => "name a folder that is empty or doesn't exist yet".into(),
             Self::DirectoryHoldsRestore { is_unfinished: true, .. } => "go on with it: the same command with --from repository and --delta; or name an empty folder".into(),
             Self::DirectoryHoldsRestore { .. } => "bring it to the set's state with --from repository and --delta, or name an empty folder".into(),

@@ -14,6 +14,7 @@ use super::super::remote::tests::{
 use super::super::remote::{Choice, Work};
 use super::*;
 use crate::repository::Format;
+use crate::repository::kin::Identity;
 
 /// For so long the store locks.
 const N: u64 = 1000;
@@ -28,7 +29,8 @@ fn shipped(memory: &Memory) -> u64 {
 fn planned(repository: &Repository, rules: &str, now: u64) -> Plan {
     let (policy, bases) = (policy(rules), BTreeSet::new());
     let now = locks::date(now).unwrap();
-    Choice { policy: Some(&policy), named: &[], bases: &bases, now, zone: &TimeZone::UTC }
+    let (named, identity, zone) = (&[], &Identity::default(), &TimeZone::UTC);
+    Choice { policy: Some(&policy), named, bases: &bases, identity, now, zone }
         .plan(repository)
         .unwrap()
 }
@@ -178,9 +180,15 @@ fn dead_at_any_call_the_next_run_locks_all() {
             let repository = repository(Arc::new(faulty.clone()));
             let bases = BTreeSet::new();
             let (policy, zone) = (policy("last = 2"), &TimeZone::UTC);
-            let at_now = locks::date(now).unwrap();
-            let choice =
-                Choice { policy: Some(&policy), named: &[], bases: &bases, now: at_now, zone };
+            let (at_now, identity) = (locks::date(now).unwrap(), &Identity::default());
+            let choice = Choice {
+                policy: Some(&policy),
+                named: &[],
+                bases: &bases,
+                identity,
+                now: at_now,
+                zone,
+            };
             let first = choice.plan(&repository);
             let first = first.and_then(|plan| Work { now, ..work(&repository, 0) }.run(&plan));
             assert_whole(&memory, &states, &why);

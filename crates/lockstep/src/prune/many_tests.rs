@@ -18,6 +18,7 @@ use super::remote::{Choice, Work};
 use crate::prune::memory_store::Memory;
 use crate::repository::Repository;
 use crate::repository::header::StreamRules;
+use crate::repository::kin::Identity;
 use crate::repository::shipped::{FILES_IMAGE, Pages, Shipped, ShippedVolume};
 use crate::retention::Policy;
 use crate::set::manifest::tests::manifest;
@@ -183,6 +184,7 @@ fn many_sets_are_read_many_at_a_time_and_few_times_each() {
         policy: Some(&policy),
         named: &[],
         bases: &bases,
+        identity: &Identity::default(),
         now: jiff::Timestamp::from_second(FIRST * 2).unwrap(),
         zone: &jiff::tz::TimeZone::UTC,
     };

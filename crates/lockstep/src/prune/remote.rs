@@ -26,8 +26,9 @@ use super::{Entry, Fate, Outcome, Place, Plan, Request, common, local, locks, re
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::repository::header::StreamRules;
+use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::shipped::FILES_IMAGE;
-use crate::repository::{self, Repository, of_strata};
+use crate::repository::{self, Repository, Shipped, of_strata};
 use crate::retention::{self, Candidate, Policy, Reason};
 use crate::set::at_work;
 use crate::ship::begun;
@@ -103,7 +104,9 @@ pub(super) fn prune(
         }
     };
     let named = named.as_slice();
-    let rules = Choice { policy, named, bases: &bases, now: Timestamp::now(), zone: &zone };
+    let identity = &Identity::here(cx)?;
+    let (bases, now) = (&bases, Timestamp::now());
+    let rules = Choice { policy, named, bases, identity, now, zone: &zone };
     let mut plan = rules.plan(&repository)?;
     plan.insist_on(named)?;
     show(&plan);
@@ -138,6 +141,8 @@ pub(super) struct Choice<'a> {
     pub(super) named: &'a [String],
     /// Sets that an increment can start from on this host.
     pub(super) bases: &'a BTreeSet<String>,
+    /// What this host knows of which cluster it is.
+    pub(super) identity: &'a Identity,
     pub(super) now: Timestamp,
     pub(super) zone: &'a jiff::tz::TimeZone,
 }
@@ -145,7 +150,11 @@ pub(super) struct Choice<'a> {
 impl Choice<'_> {
     /// What would be done.
     pub(super) fn plan(&self, repository: &Repository) -> Result<Plan> {
-        let (sets, damaged) = repository.sets()?;
+        let (all, damaged) = repository.sets()?;
+        let kin = Kin::of(self.identity, &all);
+        // Who names one gives it up.
+        let is_ours = |set: &Shipped| self.policy.is_none() || kin.has(set);
+        let (sets, others): (Vec<_>, Vec<_>) = all.into_iter().partition(is_ours);
         let ids = sets.iter().map(|set| set.manifest.set.to_string());
         // Ids sort by time.
         let common = ids.filter(|id| self.bases.contains(id)).max();
@@ -204,10 +213,23 @@ impl Choice<'_> {
             time: None,
             bytes: None,
         }));
+        entries.extend(others.iter().map(anothers));
         entries.sort_by(|a, b| a.set.cmp(&b.set));
         let place = Place::Repository(repository.name.clone());
         let locks_until = self.policy.and_then(|_| locks.due(self.now));
         Ok(Plan { place, configured: true, entries, problems, locks_until })
+    }
+}
+
+/// The entry of a set of another cluster that has the same name: no policy of this one's is about it.
+fn anothers(set: &Shipped) -> Entry {
+    let found = &set.manifest.postgres.system_identifier;
+    let hint = kin::hint(set.manifest.cluster.as_str(), found);
+    Entry {
+        set: set.manifest.set.to_string(),
+        time: Some(set.manifest.started_at),
+        fate: Fate::Left(format!("it is of system identifier {found}: {hint}")),
+        bytes: None,
     }
 }
 

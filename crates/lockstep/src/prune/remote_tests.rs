@@ -200,8 +200,8 @@ pub(in crate::prune) fn plan(
 ) -> Result<Plan> {
     let bases = bases.iter().map(|number| set_id(*number)).collect();
     let now = "2026-12-24T00:00:00Z".parse().unwrap();
-    Choice { policy: Some(policy), named: &[], bases: &bases, now, zone: &TimeZone::UTC }
-        .plan(repository)
+    let (named, identity, zone) = (&[], &Identity::default(), &TimeZone::UTC);
+    Choice { policy: Some(policy), named, bases: &bases, identity, now, zone }.plan(repository)
 }
 
 pub(in crate::prune) fn work(repository: &Repository, grace: u64) -> Work<'_, KeepAll> {
@@ -246,7 +246,8 @@ fn a_set_that_can_not_be_read_stays_until_it_is_named() {
     assert!(plan.removed().all(|set| set != set_id(1)));
     let (bases, named) = (BTreeSet::new(), [set_id(1)]);
     let now = "2026-12-24T00:00:00Z".parse().unwrap();
-    let choice = Choice { policy: None, named: &named, bases: &bases, now, zone: &TimeZone::UTC };
+    let (identity, zone) = (&Identity::default(), &TimeZone::UTC);
+    let choice = Choice { policy: None, named: &named, bases: &bases, identity, now, zone };
     let plan = choice.plan(&repository).unwrap();
     assert_eq!(plan.removed().collect::<Vec<_>>(), [set_id(1)]);
     assert!(plan.problems.is_empty(), "{:?}", plan.problems);

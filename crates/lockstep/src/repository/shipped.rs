@@ -6,7 +6,8 @@ use strata::manifest::{DeltaId, Manifest as Stored};
 use strata::read_many;
 
 use super::raw::{Link, Segment};
-use super::{Repository, newer_form, of_store, of_strata};
+use super::{Repository, kin, newer_form, of_store, of_strata};
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::{self, Meant};
 use crate::set::manifest::{Manifest, json};
@@ -36,6 +37,9 @@ pub struct Shipped {
     pub shipped_at: jiff::Timestamp,
     /// The volumes that were stored; a volume of pg_wal alone isn't.
     pub volumes: Vec<ShippedVolume>,
+    /// System identifiers that the cluster had before that of this set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub formerly: Vec<String>,
 }
 
 /// A stored volume.
@@ -268,18 +272,40 @@ impl Repository {
         })
     }
 
-    /// The set that a user means: an id, an id's unique beginning, or `latest`.
+    /// The newest set of a cluster, if there is one. A newer one that can't be read isn't passed over: it may be it.
     ///
     /// # Errors
-    /// [`Error::Usage`] where there is none.
-    pub fn find(&self, which: &str) -> Result<Shipped> {
+    /// When the store fails, or such a one is there.
+    fn newest_of(&self, cx: &Context) -> Result<Option<Shipped>> {
+        let identity = kin::Identity::here(cx)?;
+        // Nearly always it is the newest of all, and the others needn't be read.
+        if let Ok(Some(newest)) = self.newest()
+            && identity.now.as_ref() == Some(&newest.manifest.postgres.system_identifier)
+        {
+            return Ok(Some(newest));
+        }
+        let (mut sets, damaged) = self.sets()?;
+        if let Some((id, error)) = damaged.into_iter().next_back()
+            && sets.last().is_none_or(|newest| *newest.manifest.set.as_str() < *id)
+        {
+            return Err(error);
+        }
+        let kin = kin::meant(&identity, &sets, &self.name)?;
+        Ok(sets.drain(..).rev().find(|set| kin.has(set)))
+    }
+
+    /// The set that a user means: an id, an id's unique beginning, or `latest`, of this host's cluster.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where there is none, or it isn't clear whose is meant.
+    pub fn find(&self, cx: &Context, which: &str) -> Result<Shipped> {
         let ids = self.ids()?;
         let none = |hint: &str| {
             let what = format!("repository \"{}\" has no set \"{which}\"", self.name);
             Error::usage(what, hint)
         };
         if which == "latest" {
-            return self.newest()?.ok_or_else(|| {
+            return self.newest_of(cx)?.ok_or_else(|| {
                 let hint = self.empty_hint();
                 none(hint.as_deref().unwrap_or("ship one with `lockstep backup`"))
             });
@@ -327,7 +353,13 @@ impl Shipped {
     /// One of today's form.
     #[must_use]
     pub fn new(manifest: Manifest, volumes: Vec<ShippedVolume>) -> Self {
-        Self { version: VERSION, manifest, shipped_at: jiff::Timestamp::now(), volumes }
+        Self {
+            version: VERSION,
+            manifest,
+            shipped_at: jiff::Timestamp::now(),
+            volumes,
+            formerly: Vec::new(),
+        }
     }
 
     /// Whether all that it names is what and where it should be.

@@ -47,7 +47,7 @@ pub(super) fn stored(
     recovery: &Recovery,
 ) -> Result<Shipped> {
     if let Some(named) = by_name(named, recovery)? {
-        return repository.find(named);
+        return repository.find(cx, named);
     }
     // A set's id begins with the time when it was begun.
     let is_younger = |id: &str| match &recovery.target {
@@ -64,7 +64,11 @@ pub(super) fn stored(
     };
     let timelines = Timelines::new(recovery, ask(cx, recovery), Box::new(read));
     let mut choice = Choice { recovery, timelines, left: None };
-    let among = |sets| choice.among(sets, |set: &Shipped| &set.manifest, |_| Ok(true));
+    let kin = repository.kin(cx)?;
+    let among = |mut sets: Vec<Shipped>| {
+        sets.retain(|set| kin.has(set));
+        choice.among(sets, |set| &set.manifest, |_| Ok(true))
+    };
     let found = repository.choose(|id| !is_younger(id), among, passed_over)?;
     found.ok_or_else(|| choice.none(&format!("repository \"{}\"", repository.name), ""))
 }

@@ -2,18 +2,24 @@
 //! thread for as long as it is held.
 //!
 //! What could go wrong: the holder dies. Its lease expires by itself; on the same host the next
-//! start takes it over at once, for the local lock says that its holder is gone. Or the holder stands
+//! start takes it over, for the local lock says that its holder is gone. A call that it had sent may still be on its
+//! way, though: one that deletes what the next one counts on. So where the store is another machine, it is first waited
+//! for as long as a call may take. A copy of this host, state_dir and all, says the same name: the name has the machine
+//! in it, and a lease that goes on while it is waited for isn't taken over. Or the holder's clock was far ahead when it
+//! died: its lease would never end. So one that ends later than any that is taken now has to go on to be
+//! believed, as seen by the one clock that nobody sets. Or the holder stands
 //! still for longer than the lease lasts, and goes on when another host has it. Where only the process
 //! stood still, this host's clock tells; the clock of a virtual machine that was stopped tells nothing, it
 //! stood still too. So whoever is about to delete, to replace or to publish asks the store.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use strata::lease::Lease;
+use strata::lease::{Lease, Seen};
 
+use crate::config::Place;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::repository::{Repository, of_strata};
@@ -25,6 +31,11 @@ const WRITE: &str = "write";
 const SECONDS: u64 = 300;
 /// For so long what the store said of it counts, where one object after another is deleted or replaced.
 const CONFIRMED: Duration = Duration::from_secs(5);
+/// Clocks may differ by so many seconds: what ends later than this after a new lease would wasn't written by a right one.
+const AHEAD: u64 = 300;
+/// What to do where another has this host's name.
+const COPIED: &str =
+    "were state_dir and the machine copied? each host needs a state_dir of its own";
 /// Between two tries to get it.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -32,7 +43,10 @@ const PAUSE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Held {
     stop: Arc<AtomicBool>,
-    lost: Arc<AtomicBool>,
+    /// How, where it was.
+    lost: Arc<OnceLock<String>>,
+    /// Its owner's name in the lease.
+    owner: String,
     /// Unix time.
     expires: Arc<AtomicU64>,
     /// There until it is given back.
@@ -52,27 +66,21 @@ impl Held {
     /// [`Error::Locked`] with who holds it, or when the store fails.
     pub fn take(cx: &Context, repository: &Repository, patience: Duration) -> Result<Self> {
         let owner = owner(cx);
-        let since = Instant::now();
-        let lease = loop {
-            let taken =
-                Lease::acquire_or_inherit(&repository.strata, WRITE, &owner, SECONDS, now());
-            match taken {
-                Ok(lease) => break lease,
-                Err(strata::Error::Leased { owner, until, .. }) => {
-                    if since.elapsed() >= patience {
-                        return Err(locked(cx, repository, &owner, until));
-                    }
-                    std::thread::sleep(PAUSE);
-                    steps::reached("lease.waiting")?;
-                }
-                Err(error) => return Err(of_strata(error)),
-            }
+        // What a process of this host has asked of a folder ends with it.
+        let call = match repository.config.place() {
+            Ok(Place::Folder(_)) => Duration::ZERO,
+            _ => Duration::from_secs(repository.config.timeout_seconds.into()),
         };
-        Ok(Self::keep(lease))
+        let waits = Waits { patience, call, unchanged: Duration::from_secs(SECONDS) };
+        match waits.take(&repository.strata, &owner)? {
+            Ok(lease) => Ok(Self::keep(lease, owner)),
+            Err(seen) => Err(locked(cx, repository, &seen, &owner)),
+        }
     }
 
-    fn keep(lease: Lease) -> Self {
-        let (stop, lost) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    fn keep(lease: Lease, owner: String) -> Self {
+        let (stop, lost) = (Arc::new(AtomicBool::new(false)), Arc::new(OnceLock::new()));
+        let own = owner.clone();
         let (stopped, gone) = (stop.clone(), lost.clone());
         let expires = Arc::new(AtomicU64::new(lease.expires()));
         let until = expires.clone();
@@ -93,9 +101,10 @@ impl Held {
                         until.store(lease.expires(), Ordering::SeqCst);
                         renewed = Instant::now();
                     }
-                    Err(error @ strata::Error::LeaseLost { .. }) => {
-                        tracing::error!(%error, "another host writes now");
-                        gone.store(true, Ordering::SeqCst);
+                    Err(strata::Error::LeaseLost { owner, .. }) => {
+                        let how = lost_to(&owner, &own);
+                        tracing::error!("the lease {how}");
+                        let _ = gone.set(how);
                         break;
                     }
                     // Tried again in a second, until it has expired.
@@ -104,13 +113,14 @@ impl Held {
                     }
                     Err(error) => {
                         tracing::error!(%error, "the lease has expired");
-                        gone.store(true, Ordering::SeqCst);
+                        let _ = gone.set("has expired".to_owned());
                         break;
                     }
                 }
             }
         });
-        Self { stop, lost, expires, lease: Some(lease), confirmed, thread: Some(thread) }
+        let lease = Some(lease);
+        Self { stop, lost, owner, expires, lease, confirmed, thread: Some(thread) }
     }
 
     /// That it is still held, as far as this host knows. It is to be asked often: no call to the store is made.
@@ -118,10 +128,10 @@ impl Held {
     /// # Errors
     /// When it was lost: then nothing may be written any more.
     pub fn check(&self) -> Result<()> {
-        match self.lost.load(Ordering::SeqCst) {
-            true => Err(not_held("was lost to another host")),
-            false if now() >= self.expires.load(Ordering::SeqCst) => Err(not_held("has expired")),
-            false => Ok(()),
+        match self.lost.get() {
+            Some(how) => Err(not_held(how)),
+            None if now() >= self.expires.load(Ordering::SeqCst) => Err(not_held("has expired")),
+            None => Ok(()),
         }
     }
 
@@ -139,8 +149,8 @@ impl Held {
                 Ok(())
             }
             Err(strata::Error::LeaseLost { owner, .. }) => {
-                self.lost.store(true, Ordering::SeqCst);
-                Err(not_held(&format!("was lost to \"{owner}\"")))
+                let how = self.lost.get_or_init(|| lost_to(&owner, &self.owner));
+                Err(not_held(how))
             }
             Err(error) => Err(of_strata(error)),
         }
@@ -158,14 +168,121 @@ impl Held {
     }
 }
 
+/// How long what is waited for.
+struct Waits {
+    /// For a lease that somebody holds.
+    patience: Duration,
+    /// For what a process of this host that died may have sent.
+    call: Duration,
+    /// For a lease that ends too late to be believed to go on.
+    unchanged: Duration,
+}
+
+impl Waits {
+    /// Takes the lease, or says who holds it.
+    fn take(&self, strata: &strata::Repository, owner: &str) -> Result<Result<Lease, Seen>> {
+        let since = Instant::now();
+        let mut watched: Option<(u64, Instant)> = None;
+        // Seen to be renewed, or taken by another: somebody lives.
+        let mut goes_on = false;
+        loop {
+            match Lease::acquire(strata, WRITE, owner, SECONDS, now()) {
+                Ok(lease) => return Ok(Ok(lease)),
+                Err(strata::Error::Leased { .. }) => {}
+                Err(error) => return Err(of_strata(error)),
+            }
+            let Some(seen) = Lease::seen(strata, WRITE).map_err(of_strata)? else { continue };
+            let first = match watched {
+                Some((generation, first)) if generation == seen.generation => first,
+                before => {
+                    goes_on |= before.is_some();
+                    let first = Instant::now();
+                    watched = Some((seen.generation, first));
+                    if let Some((wait, why)) = self.counts_as_dead_after(&seen, owner)
+                        && !goes_on
+                        && !wait.is_zero()
+                    {
+                        tracing::warn!(
+                            "{why}: it is taken over in {} seconds, unless it goes on",
+                            wait.as_secs()
+                        );
+                    }
+                    first
+                }
+            };
+            match self.counts_as_dead_after(&seen, owner).filter(|_| !goes_on) {
+                Some((wait, _)) => match wait.checked_sub(first.elapsed()) {
+                    Some(left) if !left.is_zero() => {
+                        std::thread::sleep(left.min(PAUSE));
+                        steps::reached("lease.inheriting")?;
+                    }
+                    _ => match Lease::take_over(strata, WRITE, owner, SECONDS, now(), &seen) {
+                        Ok(lease) => return Ok(Ok(lease)),
+                        Err(strata::Error::Leased { .. }) => {}
+                        Err(error) => return Err(of_strata(error)),
+                    },
+                },
+                None if since.elapsed() >= self.patience => return Ok(Err(seen)),
+                None => {
+                    std::thread::sleep(PAUSE);
+                    steps::reached("lease.waiting")?;
+                }
+            }
+        }
+    }
+
+    /// After how long without a change its holder is known to be gone, and why, where its end isn't waited for.
+    fn counts_as_dead_after(&self, seen: &Seen, owner: &str) -> Option<(Duration, String)> {
+        if seen.owner == owner {
+            let why =
+                "a process of this host left the lease behind, and what it sent may be on its way";
+            return Some((self.call, why.to_owned()));
+        }
+        is_too_late(seen).then(|| (self.unchanged, too_late(seen)))
+    }
+}
+
+/// Whether it ends later than a lease could that was taken just now, whatever clocks differ by.
+fn is_too_late(seen: &Seen) -> bool {
+    seen.expires > now().saturating_add(SECONDS + AHEAD)
+}
+
+fn too_late(seen: &Seen) -> String {
+    format!(
+        "the lease of {} lasts{}, longer than any: was its clock right?",
+        seen.owner,
+        until(seen.expires)
+    )
+}
+
+/// A lease that nobody's right clock wrote, in words.
+///
+/// # Errors
+/// When the store fails.
+pub(crate) fn doubtful(repository: &Repository) -> Result<Option<String>> {
+    let seen = Lease::seen(&repository.strata, WRITE).map_err(of_strata)?;
+    Ok(seen.filter(is_too_late).map(|seen| too_late(&seen)))
+}
+
+fn lost_to(owner: &str, own: &str) -> String {
+    match owner == own {
+        true => format!("was lost to \"{owner}\", which is this host's own name"),
+        false => format!("was lost to \"{owner}\""),
+    }
+}
+
 /// Nothing is half changed under these locks.
 fn inside<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn not_held(how: &str) -> Error {
-    Error::failed(format!("the lease on the repository {how}"))
-        .with_hint("run it again; are the clocks of both hosts right?")
+    Error::failed(format!("the lease on the repository {how}")).with_hint(
+        match how.ends_with("own name") {
+            true => COPIED,
+            false => "run it again; are the clocks of both hosts right?",
+        },
+    )
 }
 
 impl Drop for Held {
@@ -176,7 +293,7 @@ impl Drop for Held {
         let _ = thread.join();
         let Some(lease) = self.lease.take().and_then(Arc::into_inner) else { return };
         let lease = lease.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if !self.lost.load(Ordering::SeqCst)
+        if self.lost.get().is_none()
             && let Err(error) = lease.release(now())
         {
             tracing::warn!(%error, "the lease expires by itself");
@@ -187,12 +304,39 @@ impl Drop for Held {
 /// Who this is, for others and for the next start here.
 fn owner(cx: &Context) -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("{host} ({})", cx.state.owner())
+    named(&host, cx.state.owner(), &machine())
 }
 
-fn locked(cx: &Context, repository: &Repository, owner: &str, until: u64) -> Error {
-    let until = i64::try_from(until).ok().and_then(|at| jiff::Timestamp::from_second(at).ok());
-    let until = until.map_or(String::new(), |at| format!(" until {at}, unless it goes on"));
+/// A copy of state_dir on another machine is another one.
+fn named(host: &str, owner: &str, machine: &str) -> String {
+    format!("{host} ({owner}, machine {machine})")
+}
+
+/// What tells this machine from a copy of its disks, also after it was started anew. The machine's id itself isn't for
+/// others to see (machine-id(5)).
+fn machine() -> String {
+    let of = ["/etc/machine-id", "/sys/class/dmi/id/product_uuid"];
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let hash =
+        blake3::derive_key("lockstep 1 machine of a lease", of.map(read).join("\n").as_bytes());
+    hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// In words, as far as it is a time.
+fn until(expires: u64) -> String {
+    let at = i64::try_from(expires).ok().and_then(|at| jiff::Timestamp::from_second(at).ok());
+    at.map_or(String::new(), |at| format!(" until {at}"))
+}
+
+fn locked(cx: &Context, repository: &Repository, seen: &Seen, own: &str) -> Error {
+    let until = match until(seen.expires) {
+        none if none.is_empty() => none,
+        until => format!("{until}, unless it goes on"),
+    };
+    let owner = match seen.owner == own {
+        true => format!("{own}, this host's own name: {COPIED};"),
+        false => seen.owner.clone(),
+    };
     Error::Locked {
         what: format!("cluster \"{}\" in repository \"{}\"", cx.name, repository.name),
         holder: format!("{owner}{until}"),
@@ -217,11 +361,11 @@ mod tests {
         let store = Store::new(ObjectStorage::folder(&folder).unwrap());
         let repository = strata::Repository::new(store, "clusters/main", None).unwrap();
         let take = |owner, seconds, at| Lease::acquire(&repository, WRITE, owner, seconds, at);
-        let held = Held::keep(take("this", 3600, now()).unwrap());
+        let held = Held::keep(take("this", 3600, now()).unwrap(), "this".into());
         held.check().unwrap();
         drop(held);
         // As if it had been taken a minute ago, and nothing had run since.
-        let held = Held::keep(take("this", 59, now() - 60).unwrap());
+        let held = Held::keep(take("this", 59, now() - 60).unwrap(), "this".into());
         let error = held.check().unwrap_err();
         assert!(error.to_string().contains("has expired"), "{error}");
         take("other", 3600, now()).unwrap();
@@ -236,7 +380,7 @@ mod tests {
         let store = Store::new(ObjectStorage::folder(&folder).unwrap());
         let repository = strata::Repository::new(store, "clusters/main", None).unwrap();
         let take = |owner, seconds, at| Lease::acquire(&repository, WRITE, owner, seconds, at);
-        let held = Held::keep(take("this", 300, now()).unwrap());
+        let held = Held::keep(take("this", 300, now()).unwrap(), "this".into());
         held.confirm().unwrap();
         held.still("test.still").unwrap();
         // Ten minutes later everywhere else.
@@ -249,5 +393,87 @@ mod tests {
         assert!(held.check().is_err() && held.confirm().is_err(), "from then on it is known here");
         drop(held);
         other.confirm().unwrap();
+    }
+
+    const SHORT: Duration = Duration::from_millis(600);
+    const SOON: Waits =
+        Waits { patience: Duration::ZERO, call: Duration::ZERO, unchanged: Duration::ZERO };
+
+    fn repository(scratch: &tempfile::TempDir) -> strata::Repository {
+        let store = Store::new(ObjectStorage::folder(&scratch.path().join("r")).unwrap());
+        strata::Repository::new(store, "clusters/main", None).unwrap()
+    }
+
+    #[test]
+    fn what_a_dead_process_sent_is_waited_for() {
+        let scratch = tempfile::tempdir().unwrap();
+        let repository = repository(&scratch);
+        let dead = || Lease::acquire(&repository, WRITE, "this", 300, now()).unwrap();
+        drop(dead());
+        let begun = Instant::now();
+        let taken = Waits { call: SHORT, ..SOON }.take(&repository, "this").unwrap().unwrap();
+        assert!(begun.elapsed() >= SHORT);
+        taken.release(now()).unwrap();
+        // Given back, there is nothing to wait for.
+        let far = Waits { call: Duration::from_secs(600), ..SOON };
+        far.take(&repository, "this").unwrap().unwrap().release(now()).unwrap();
+        // Nor where the store's calls end with the process.
+        drop(dead());
+        SOON.take(&repository, "this").unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_copy_of_this_host_that_lives_keeps_its_lease() {
+        let scratch = tempfile::tempdir().unwrap();
+        let repository = repository(&scratch);
+        let mut copy = Lease::acquire(&repository, WRITE, "this", 300, now()).unwrap();
+        std::thread::scope(|scope| {
+            let taking = scope.spawn(|| {
+                Waits { call: Duration::from_secs(8), ..SOON }.take(&repository, "this").unwrap()
+            });
+            std::thread::sleep(SHORT);
+            copy.renew(now()).unwrap();
+            assert_eq!(taking.join().unwrap().unwrap_err().owner, "this");
+        });
+        copy.confirm().unwrap();
+        // One that had it all the same says what may be wrong.
+        let held = Held::keep(copy, "this".into());
+        let seen = Lease::seen(&repository, WRITE).unwrap().unwrap();
+        let other = Lease::take_over(&repository, WRITE, "this", 300, now(), &seen).unwrap();
+        let error = held.confirm().unwrap_err();
+        assert!(error.hint().unwrap().contains("copied"), "{error}");
+        other.confirm().unwrap();
+        let of = |machine| named("db1", "a1b2", machine);
+        assert_ne!(of("1"), of("2"), "on another machine it has another name");
+        assert_eq!(machine(), machine());
+    }
+
+    #[test]
+    fn a_lease_that_ends_too_late_has_to_go_on() {
+        let scratch = tempfile::tempdir().unwrap();
+        let repository = repository(&scratch);
+        let waits = Waits { unchanged: SHORT, ..SOON };
+        let ends = now() + 1_000_000_000;
+        let mut wrong = Lease::acquire(&repository, WRITE, "db2", 300, ends).unwrap();
+        let seen = Lease::seen(&repository, WRITE).unwrap().unwrap();
+        assert!(too_late(&seen).contains(" until 20"), "{}", too_late(&seen));
+        // It lives.
+        std::thread::scope(|scope| {
+            let taking = scope.spawn(|| {
+                let long = Waits { unchanged: Duration::from_secs(8), ..SOON };
+                long.take(&repository, "this").unwrap()
+            });
+            std::thread::sleep(SHORT);
+            wrong.renew(ends + 100).unwrap();
+            assert_eq!(taking.join().unwrap().unwrap_err().owner, "db2");
+        });
+        let begun = Instant::now();
+        let taken = waits.take(&repository, "this").unwrap().unwrap();
+        assert!(begun.elapsed() >= SHORT && taken.expires() < now() + SECONDS + 1);
+        assert!(wrong.renew(ends + 200).is_err());
+        taken.release(now()).unwrap();
+        // One that a right clock wrote is believed, also where this one is a little behind.
+        Lease::acquire(&repository, WRITE, "db2", 300, now() + AHEAD / 2).unwrap();
+        assert_eq!(waits.take(&repository, "this").unwrap().unwrap_err().owner, "db2");
     }
 }

@@ -1,0 +1,228 @@
+//! Which of the sets in a cluster's part of a repository are of one cluster, by PostgreSQL's system identifier.
+//!
+//! What could go wrong: two clusters have the same name in their configurations and ship to the same place. Then one
+//! restores the other's data, and prunes its sets. So a set is shipped onto those of its own identifier only, and what
+//! removes or chooses sets by itself looks at these alone. The identifier of one and the same cluster changes with
+//! pg_upgrade, and where it is dumped and restored anew: the configuration says so (`formerly`), and each set that is
+//! shipped from then on.
+
+use std::collections::BTreeSet;
+
+use super::{Repository, Shipped};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::plan::refusal::Refusal;
+use crate::set::manifest::Manifest;
+
+/// What this host knows of which cluster it has.
+#[derive(Debug, Clone, Default)]
+pub struct Identity {
+    /// The identifier of its newest set; none where it has no set.
+    pub now: Option<String>,
+    /// Those that the cluster had before, by the configuration.
+    pub formerly: Vec<String>,
+}
+
+impl Identity {
+    /// That of the context's cluster.
+    ///
+    /// # Errors
+    /// When this host's sets can't be listed.
+    pub fn here(cx: &Context) -> Result<Self> {
+        let (mut sets, _) = cx.state.sets()?;
+        let now = sets.pop().map(|newest| newest.postgres.system_identifier);
+        Ok(Self { now, formerly: cx.cluster.formerly.clone() })
+    }
+}
+
+/// The identifiers of one cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kin(BTreeSet<String>);
+
+impl Kin {
+    /// The cluster whose sets are meant where none is named: this host's. Where this host knows none, that of the
+    /// newest set.
+    #[must_use]
+    pub fn of(identity: &Identity, sets: &[Shipped]) -> Self {
+        let mut known: BTreeSet<_> =
+            identity.now.iter().chain(&identity.formerly).cloned().collect();
+        if known.is_empty() {
+            known.extend(sets.last().map(|newest| id_of(newest).to_owned()));
+        }
+        let mut all = known.clone();
+        for family in families(sets).into_iter().filter(|family| !family.is_disjoint(&known)) {
+            all.extend(family);
+        }
+        Self(all)
+    }
+
+    /// Whether a set is one of the cluster's.
+    #[must_use]
+    pub fn has(&self, set: &Shipped) -> bool {
+        self.0.contains(id_of(set))
+    }
+}
+
+fn id_of(set: &Shipped) -> &str {
+    &set.manifest.postgres.system_identifier
+}
+
+/// The identifiers that are there, those of one cluster together.
+fn families(sets: &[Shipped]) -> Vec<BTreeSet<String>> {
+    let mut all: Vec<BTreeSet<String>> = Vec::new();
+    for set in sets {
+        let mut one: BTreeSet<_> = set.formerly.iter().cloned().collect();
+        one.insert(id_of(set).to_owned());
+        all.retain(|other| {
+            let is_another = other.is_disjoint(&one);
+            if !is_another {
+                one.extend(other.iter().cloned());
+            }
+            is_another
+        });
+        all.push(one);
+    }
+    all
+}
+
+/// What a set that is shipped says of the identifiers that its cluster had before, where it may come after the newest
+/// one that is there. A pure function.
+///
+/// # Errors
+/// [`Refusal::AnotherCluster`] where that one is of another cluster.
+pub fn formerly(
+    manifest: &Manifest,
+    newest: Option<&Shipped>,
+    configured: &[String],
+    repository: &str,
+) -> Result<Vec<String>> {
+    let Some(newest) = newest else { return Ok(Vec::new()) };
+    let (own, found) = (&manifest.postgres.system_identifier, id_of(newest));
+    // An older set that comes late is one of the cluster's history. A newer one would be of a cluster that was given up.
+    let is_late = newest.formerly.contains(own) && manifest.set < newest.manifest.set;
+    if own != found && !is_late && !configured.iter().any(|before| before == found) {
+        return Err(Refusal::AnotherCluster {
+            cluster: manifest.cluster.to_string(),
+            repository: repository.to_owned(),
+            set: newest.manifest.set.to_string(),
+            found: found.to_owned(),
+            own: own.clone(),
+        }
+        .into());
+    }
+    let all: BTreeSet<&str> = newest.formerly.iter().map(String::as_str).chain([found]).collect();
+    Ok(all.into_iter().filter(|before| before != own).map(str::to_owned).collect())
+}
+
+/// What to do about sets of another cluster.
+#[must_use]
+pub fn hint(cluster: &str, found: &str) -> String {
+    format!(
+        "another cluster is called \"{cluster}\" in this repository: give one of the two another name in its configuration, or another url; `lockstep prune --repository NAME --set ID` removes sets that are no longer wanted. If it is this cluster, from before pg_upgrade or a dump and restore: formerly = [\"{found}\"] in [clusters.{cluster}]"
+    )
+}
+
+impl Repository {
+    /// The cluster whose sets are meant where none is named.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where none of its sets, or not clearly one cluster's, are there; when the store fails.
+    pub fn kin(&self, cx: &Context) -> Result<Kin> {
+        let identity = Identity::here(cx)?;
+        // Nearly always the newest set is this host's cluster's, and says all there is to say.
+        if let Ok(Some(newest)) = self.newest()
+            && identity.now.as_deref() == Some(id_of(&newest))
+        {
+            return Ok(Kin::of(&identity, &[newest]));
+        }
+        let (sets, _) = self.sets()?;
+        meant(&identity, &sets, &self.name)
+    }
+}
+
+pub(super) fn meant(identity: &Identity, sets: &[Shipped], repository: &str) -> Result<Kin> {
+    let kin = Kin::of(identity, sets);
+    let families = families(sets);
+    let is_clear = families.len() < 2 || identity.now.is_some() || !identity.formerly.is_empty();
+    if is_clear && (sets.is_empty() || sets.iter().any(|set| kin.has(set))) {
+        return Ok(kin);
+    }
+    let newest = families.iter().filter_map(|family| {
+        let set = sets.iter().rev().find(|set| family.contains(id_of(set)))?;
+        Some(format!("{} (system identifier {})", set.manifest.set, id_of(set)))
+    });
+    let newest: Vec<_> = newest.collect();
+    let what = match &identity.now {
+        Some(now) => format!(
+            "repository \"{repository}\" has no set of this host's cluster, whose system identifier is {now}"
+        ),
+        None => format!("repository \"{repository}\" has sets of {} clusters", families.len()),
+    };
+    Err(Error::usage(
+        what,
+        format!("name the set; the newest of each cluster: {}", newest.join(", ")),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::set::manifest::tests::manifest;
+
+    fn set(day: u32, identifier: &str, formerly: &[&str]) -> Shipped {
+        let mut manifest = manifest(&format!("202611{day:02}T000000Z-aaaa"), vec![]);
+        manifest.postgres.system_identifier = identifier.to_owned();
+        let formerly = formerly.iter().map(ToString::to_string).collect();
+        Shipped { formerly, ..Shipped::new(manifest, vec![]) }
+    }
+
+    fn identity(now: Option<&str>, formerly: &[&str]) -> Identity {
+        let formerly = formerly.iter().map(ToString::to_string).collect();
+        Identity { now: now.map(str::to_owned), formerly }
+    }
+
+    #[test]
+    fn a_set_comes_after_its_own_cluster_s_alone() {
+        let ship = |set: &Shipped, newest: &Shipped, configured: &[&str]| {
+            let configured: Vec<_> = configured.iter().map(ToString::to_string).collect();
+            formerly(&set.manifest, Some(newest), &configured, "offsite")
+        };
+        let old = set(3, "1", &[]);
+        assert_eq!(ship(&set(4, "1", &[]), &old, &[]).unwrap(), [""; 0]);
+        let error = ship(&set(4, "2", &[]), &old, &[]).unwrap_err();
+        assert_eq!(error.exit_code(), 4);
+        assert!(error.hint().unwrap().contains("formerly = [\"1\"]"), "{:?}", error.hint());
+        // pg_upgrade, which the configuration names; and each set after it says so.
+        assert_eq!(ship(&set(4, "2", &[]), &old, &["1"]).unwrap(), ["1"]);
+        let upgraded = set(4, "2", &["1"]);
+        assert_eq!(ship(&set(5, "2", &[]), &upgraded, &[]).unwrap(), ["1"]);
+        assert_eq!(ship(&set(5, "3", &[]), &upgraded, &["2"]).unwrap(), ["1", "2"]);
+        // One from before that comes late; but not of a cluster that goes on beside it, unless that is said.
+        assert_eq!(ship(&old, &upgraded, &[]).unwrap(), ["2"]);
+        ship(&set(5, "1", &[]), &upgraded, &[]).unwrap_err();
+        assert_eq!(ship(&set(5, "1", &[]), &upgraded, &["2"]).unwrap(), ["2"]);
+    }
+
+    #[test]
+    fn what_is_meant_is_this_host_s_cluster_or_the_only_one() {
+        let two = [set(1, "1", &[]), set(2, "9", &[]), set(3, "2", &["1"]), set(4, "9", &[])];
+        let days = |kin: &Kin| -> Vec<usize> {
+            (1..=two.len()).filter(|day| kin.has(&two[day - 1])).collect()
+        };
+        assert_eq!(days(&meant(&identity(Some("2"), &[]), &two, "r").unwrap()), [1, 3]);
+        assert_eq!(days(&meant(&identity(Some("9"), &[]), &two, "r").unwrap()), [2, 4]);
+        assert_eq!(days(&meant(&identity(Some("3"), &["2"]), &two, "r").unwrap()), [1, 3]);
+        for unclear in [identity(None, &[]), identity(Some("3"), &[])] {
+            let error = meant(&unclear, &two, "r").unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{error}");
+            let hint = error.hint().unwrap();
+            for set in &two[2..] {
+                assert!(hint.contains(set.manifest.set.as_str()), "{hint}");
+            }
+        }
+        let one = [set(1, "1", &[]), set(3, "2", &["1"])];
+        assert!(meant(&identity(None, &[]), &one, "r").unwrap().has(&one[0]));
+        meant(&identity(Some("9"), &[]), &one, "r").unwrap_err();
+        meant(&identity(None, &[]), &[], "r").unwrap();
+    }
+}

@@ -1,0 +1,82 @@
+//! Two clusters that have the same name in their configurations, and one repository: neither takes the other's sets for
+//! its own.
+
+mod support;
+
+use std::fs;
+
+use serde_json::{Value, json};
+use support::faults::assert_said;
+use support::fixture::Fixture;
+use support::layout::one_dataset;
+use support::lockstep::{Lockstep, exit, json_of};
+use support::shipping::{NAME, configured, folder};
+
+const PRUNE: [&str; 3] = ["prune", "--repository", NAME];
+
+/// The program for a cluster that ships to the first one's repository; `more` are lines of the cluster's table.
+fn program(fixture: &Fixture, first: &Fixture, more: &str) -> Lockstep {
+    let table = format!("url = \"file://{}\"\ngrace_hours = 0", folder(first).display());
+    let retention = "\n[clusters.main.retention]\nrepository = { last = 1 }\n";
+    let lockstep = configured(fixture, &[(NAME, table)], retention);
+    let path = fixture.root().join("shipping.toml");
+    let text = fs::read_to_string(&path).expect("the configuration");
+    let text = text.replace("\nrepositories = [", &format!("\n{more}\nrepositories = ["));
+    fs::write(&path, text).expect("it can be written");
+    lockstep
+}
+
+fn listed(lockstep: &Lockstep) -> Value {
+    let listed = lockstep.json(&["list", "--from", "repository"]);
+    listed["sets"].as_array().expect("sets").iter().map(|set| set["set"].clone()).collect()
+}
+
+fn identifier(fixture: &Fixture) -> String {
+    fixture.cluster.value("postgres", "SELECT system_identifier FROM pg_control_system()")
+}
+
+#[test]
+fn another_clusters_sets_are_neither_mixed_nor_restored_nor_pruned() {
+    let (first, other) = (Fixture::new(one_dataset()), Fixture::new(one_dataset()));
+    let (here, there) = (program(&first, &first, ""), program(&other, &first, ""));
+    here.expect(exit::DONE, &["repo", "init"]);
+    let mut sets = Vec::new();
+    for _ in 0..2 {
+        sets.push(here.backup("label").id);
+        // Sets of one second have no order.
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+    }
+    // It knows nothing yet, and whose sets are meant is clear.
+    there.expect(exit::DONE, &["show", "latest", "--from", "repository"]);
+
+    let refused = there.expect(exit::PROBLEMS, &["--json", "backup"]);
+    let shipped = json_of(&refused)["repositories"][0].clone();
+    assert_eq!(shipped["complete"], json!(false), "{shipped}");
+    for identifier in [identifier(&first), identifier(&other)] {
+        assert!(shipped["error"].to_string().contains(&identifier), "{shipped}");
+    }
+    let formerly = format!("formerly = [\"{}\"]", identifier(&first));
+    assert!(shipped["hint"].as_str().expect("a hint").contains(&formerly), "{shipped}");
+    let left = there.expect(exit::PROBLEMS, &PRUNE);
+    assert_said(&left, &["is left: it is of system identifier", &sets[0]]);
+    assert_eq!(listed(&here), json!(sets), "none is removed");
+    let target = other.target("latest");
+    let target = target.to_str().expect("UTF-8");
+    let latest = ["restore", "latest", "--from", "repository", "--as", "files", "--to", target];
+    assert_said(&there.expect(exit::USAGE, &latest), &["no set of this host's cluster", &sets[1]]);
+    let checked = there.expect(exit::PROBLEMS, &["check"]);
+    assert!(
+        checked.stdout.contains("2 of its sets are of another cluster"),
+        "{}",
+        checked.describe()
+    );
+
+    // It is the same cluster after pg_upgrade, its owner says.
+    let upgraded = program(&other, &first, &formerly);
+    upgraded.expect(exit::DONE, &["ship"]);
+    let newest = listed(&here)[2].clone();
+    here.expect(exit::PROBLEMS, &["backup"]);
+    // Another host, with neither sets nor that line, knows it from the sets.
+    upgraded.expect(exit::DONE, &PRUNE);
+    assert_eq!(listed(&here), json!([newest]));
+}
