@@ -123,10 +123,10 @@ mod tests {
         let placement = place(&manifest, &directory, &[], &Naming::Folders).unwrap();
         let found: Vec<_> =
             manifest.volumes.iter().map(|volume| linked(&directory, volume)).collect();
-        let two = Some(directory.join("volumes/2"));
+        let two = directory.join("volumes/2");
         let nine = Some(directory.join("volumes/tablespace-9"));
-        assert_eq!(found, [None, two.clone(), two.clone(), nine, None, None, None]);
+        assert_eq!(found, [None, Some(two.clone()), Some(two.clone()), nine, None, None, None]);
         // The third's is taken by the second, the fourth's is the last's by its name.
-        assert_eq!(apart(&placement.volumes, found), BTreeMap::from([(1, two.unwrap())]));
+        assert_eq!(apart(&placement.volumes, found), BTreeMap::from([(1, two)]));
     }
 }
