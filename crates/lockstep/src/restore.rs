@@ -10,6 +10,7 @@ mod control;
 pub mod files_form;
 mod guard;
 mod history_command;
+mod kept;
 mod marker;
 pub mod only;
 mod parked;
@@ -18,6 +19,7 @@ mod raw;
 mod receive;
 pub mod run_server;
 pub mod source;
+mod surplus;
 mod timelines;
 mod tree;
 pub mod unfinished;
@@ -207,20 +209,24 @@ fn prepare<'a>(
         },
     };
     // Before the folders are locked: of one that was named twice we would be the other restore ourselves.
-    let placement = placement::place(&manifest, &directory, &tablespaces, &naming)?;
-    let mut folders = vec![directory];
+    let mut placement = placement::place(&manifest, &directory, &tablespaces, &naming)?;
+    let mut folders = vec![directory.clone()];
     if request.form == Form::Files {
         // A dataset's mount point can't be held: it couldn't be unmounted.
         folders.extend(tablespaces.iter().map(|(_, path)| path.clone()));
     }
     let alone = alone(folders)?;
+    if request.delta {
+        let kept = kept::find(cx, &manifest, &placement, source.parent())?;
+        placement = placement::place_over(&manifest, &directory, &tablespaces, &naming, &kept)?;
+    }
     let there = guard::check(
         cx,
         &guard::Asked {
             manifest: &manifest,
             placement: &placement,
             tablespaces: &tablespaces,
-            parent: source.parent(),
+            source: &source,
             delta: request.delta,
         },
     )?;

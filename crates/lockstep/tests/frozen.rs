@@ -140,7 +140,11 @@ fn check(frozen: &str) {
         assert_same(set, tree, &to);
         let hash = |line: &str| line.rsplit('\t').next().map(str::to_owned);
         let segment = format!("wal/{SEGMENT}");
-        assert_eq!(hash(&tree_of(&to.join("volumes/1"))[&segment]), hash(&tree[&segment]), "{set}");
+        assert_eq!(
+            hash(&tree_of(&to.join("volumes/data"))[&segment]),
+            hash(&tree[&segment]),
+            "{set}"
+        );
     }
     assert_streams(&config, &desk.0, &sets);
     assert_eq!(content(&repository), before, "who only reads changes nothing");
@@ -190,7 +194,7 @@ fn assert_streams(config: &Path, desk: &Path, sets: &Expected) {
 #[track_caller]
 fn assert_same(set: &str, expected: &BTreeMap<String, String>, to: &Path) {
     let mut compared = 0;
-    let found = tree_of(&to.join("volumes/1"));
+    let found = tree_of(&to.join("volumes/data"));
     // A restore empties the folders whose files PostgreSQL makes anew.
     for (path, line) in expected.iter().filter(|(path, _)| !is_made_anew(path)) {
         let ours = found.get(path).unwrap_or_else(|| panic!("{set}: no {path}"));

@@ -5,13 +5,15 @@ mod support;
 
 use serde_json::Value;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use support::cluster::Stop;
-use support::command::{command, must, run};
-use support::faults::{Hooks, assert_said, restore_arguments};
+use support::command::{as_postgres, command, must, run, wait_until};
+use support::faults::{Hooks, assert_said, entries, restore_arguments};
 use support::fixture::Fixture;
 use support::layout::{Layout, one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lockstep, exit, toml_string};
+use support::pools::property;
 use support::shipping::with_repository;
 
 const FILES: [&str; 4] = ["--from", "repository", "--as", "files"];
@@ -341,4 +343,188 @@ fn a_folder_that_another_restore_made_meanwhile_is_that_one_s() {
     let restored = other.restore_and_start(&set, &to, &delta);
     assert_eq!(restored.server().value("postgres", ROWS), "1 2");
     restored.server().stop(Stop::Fast);
+}
+
+/// What is in a folder of a restore's, by name.
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> = entries(folder)
+        .iter()
+        .map(|path| path.file_name().expect("it has one").to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Makes of a restore one that an older Lockstep made, which called the volumes' folders by their numbers.
+fn number_volumes(to: &Path, parent: Option<&str>, parts: &[(&str, &str, &str)]) {
+    for (part, number, inside) in parts {
+        let folder = to.join("volumes").join(number);
+        match parent {
+            Some(parent) => {
+                let place = format!("mountpoint={}", folder.display());
+                let dataset = format!("{parent}/{part}");
+                // zfs-fuse sets it and may find the old place busy for a moment.
+                let _ = run(&mut command("zfs", ["set", &place, &dataset]));
+                wait_until("the dataset is mounted there", LIMIT, || {
+                    let is_mounted = property(&dataset, "mounted") == "yes";
+                    is_mounted || run(&mut command("zfs", ["mount", &dataset])).ok()
+                });
+                assert_eq!(property(&dataset, "mountpoint"), folder.display().to_string());
+                fs::remove_dir(to.join("volumes").join(part)).expect("nothing is mounted there");
+            }
+            None => fs::rename(to.join("volumes").join(part), &folder).expect("it can be renamed"),
+        }
+        let link = match part.strip_prefix("tablespace-") {
+            Some(oid) => to.join("tablespaces").join(oid),
+            None => to.join(part),
+        };
+        fs::remove_file(&link).expect("a link");
+        symlink(folder.join(inside), &link).expect("a link can be made");
+    }
+}
+
+/// As files and as datasets, over a restore of an older Lockstep too: tablespaces that are folders of their datasets,
+/// or all of one, are dropped and made.
+#[test]
+fn a_host_is_kept_up_while_tablespaces_come_and_go() {
+    let (fixture, lockstep) = prepare(two_pools_four_datasets());
+    let oid = |name: &str| {
+        let query = format!("SELECT oid FROM pg_tablespace WHERE spcname = '{name}'");
+        fixture.cluster.value("postgres", &query)
+    };
+    let (one, two) = (oid("ts1"), oid("ts2"));
+    let first = lockstep.backup("label").id;
+    fixture.cluster.execute(&["ALTER TABLE one SET TABLESPACE ts2", "DROP TABLESPACE ts1"]);
+    let second = lockstep.backup("label").id;
+    let again = fixture.mnt().join("ts1/again");
+    must(&mut as_postgres("mkdir", [text(&again)]));
+    fixture.cluster.execute(&[
+        &format!("CREATE TABLESPACE ts3 LOCATION '{}'", again.display()),
+        "ALTER TABLE one SET TABLESPACE ts3",
+        "ALTER TABLE two SET TABLESPACE ts3",
+        "DROP TABLESPACE ts2",
+    ]);
+    let three = oid("ts3");
+    let third = lockstep.backup("label").id;
+    let parent = format!("{}/standby", fixture.pools[0].name);
+    for (form, is_numbered) in [("files", false), ("files", true), ("zfs", true)] {
+        let to = fixture.target(&format!("{form}-{is_numbered}"));
+        let host = other_host(&fixture, &format!("{form}-{is_numbered}"), &to.join("data"));
+        let is_files = form == "files";
+        let mut more = vec!["--from", "repository", "--as", form];
+        if !is_files {
+            more.extend(["--dataset", &parent]);
+        }
+        let json = host.json(&restore_arguments(&first, &to, &more));
+        let whole = json["bytes_written"].as_u64();
+        let first_part = format!("tablespace-{one}");
+        let mut volumes = vec!["data".to_owned(), first_part.clone(), "wal".to_owned()];
+        assert_eq!(names(&to.join("volumes")), volumes);
+        if is_numbered {
+            let parts = [("data", "1", "pg"), (&*first_part, "2", "files"), ("wal", "4", "pg_wal")];
+            number_volumes(&to, (!is_files).then_some(&*parent), &parts);
+            volumes = ["1", "2", "4"].map(str::to_owned).to_vec();
+        }
+        more.push("--delta");
+        // Interrupted before what is gone is removed and after.
+        for step in ["restore.received-2", "restore.surplus"] {
+            let hooks = Hooks::holding(&fixture, step);
+            let arguments = restore_arguments(&second, &to, &more);
+            let mut program = host.clone().with_steps(&hooks.steps).spawn(&arguments);
+            hooks.steps.wait_reached(step, &mut program);
+            program.kill();
+            program.wait(LIMIT);
+        }
+        let outcome = host.run(&restore_arguments(&second, &to, &more));
+        assert!(outcome.ok(), "{}", outcome.describe());
+        assert_eq!(names(&to.join("tablespaces")), [two.as_str()], "{form}");
+        let dropped = format!("{parent}/{first_part}");
+        if is_files {
+            volumes.remove(1);
+        } else {
+            // It is its owner's to destroy, and stays where it is.
+            assert_said(&outcome, &[&format!("dataset \"{dropped}\" is of an older set")]);
+            assert!(to.join("volumes/2/files").exists());
+        }
+        assert_eq!(names(&to.join("volumes")), volumes, "{form}");
+        let json = host.json(&restore_arguments(&second, &to, &more));
+        let written = json["bytes_written"].as_u64();
+        assert!(!is_files || written.zip(whole).is_some_and(|(it, all)| it < all / 10), "{json}");
+
+        more.push("--keep-archiving");
+        let restored = host.restore_and_start(&third, &to, &more);
+        assert_eq!(restored.server().value("postgres", ROWS), "1 2", "{form}");
+        restored.server().stop(Stop::Fast);
+        volumes.push(format!("tablespace-{three}"));
+        volumes.sort();
+        assert_eq!(names(&to.join("volumes")), volumes, "{form}");
+        // A folder with all that was in it goes; where a dataset is mounted it doesn't.
+        let mut tablespaces = vec![three.clone()];
+        tablespaces.extend((!is_files).then(|| two.clone()));
+        tablespaces.sort();
+        assert_eq!(names(&to.join("tablespaces")), tablespaces, "{form}");
+        let link = fs::read_link(to.join("tablespaces").join(&three)).expect("a link");
+        assert_eq!(link, to.join(format!("volumes/tablespace-{three}/again")), "{form}");
+    }
+}
+
+/// Files of somebody's own beside PostgreSQL's in a tablespace are restored, so they are no reason to refuse the next
+/// restore; what no set has had in a folder outside DIR is.
+#[test]
+fn somebody_s_own_files_in_a_tablespace_are_an_older_restore_s() {
+    let (fixture, lockstep) = prepare(two_pools_four_datasets());
+    let folders = ["ts1", "ts2"].map(|name| fixture.tablespace(name));
+    for folder in &folders {
+        fs::write(folder.join("own"), "of the first").expect("it can be written");
+    }
+    let first = lockstep.backup("label").id;
+    for folder in &folders {
+        fs::remove_file(folder.join("own")).expect("it can be removed");
+        fs::write(folder.join("newer"), "of the second").expect("it can be written");
+    }
+    let second = lockstep.backup("label").id;
+    let fast = fixture.root().join("fast");
+    let place = format!("ts2={}", fast.display());
+    let to = fixture.target("r");
+    let mut more = FILES.to_vec();
+    more.extend(["--tablespace", &place]);
+    let killed = |name: &str, set: &str, more: &[&str]| {
+        let hooks = Hooks::holding(&fixture, "restore.surplus");
+        let host = other_host(&fixture, name, &fixture.root().join("no data"));
+        let mut program = host.with_steps(&hooks.steps).spawn(&restore_arguments(set, &to, more));
+        hooks.steps.wait_reached("restore.surplus", &mut program);
+        program.kill();
+        program.wait(LIMIT);
+    };
+    // A fresh one is gone on with, by a host that knows nothing of it, and so is one to another set and back.
+    killed("one", &first, &more);
+    more.push("--delta");
+    let at = |name: &str| fast.join(name).exists();
+    lockstep.restore(&first, &to, &more);
+    assert!(at("own") && !at("newer"));
+    killed("two", &second, &more);
+    fs::write(fast.join("own"), "as if it hadn't come so far").expect("it can be written");
+    lockstep.restore(&second, &to, &more);
+    assert!(!at("own") && at("newer"));
+    killed("three", &second, &more);
+    lockstep.restore(&first, &to, &more);
+    assert!(at("own") && !at("newer"));
+
+    let refused = |folder: &Path| {
+        let outcome = lockstep.run(&restore_arguments(&first, &to, &more));
+        assert_eq!(outcome.code, Some(exit::REFUSED), "{}", outcome.describe());
+        assert_said(&outcome, &["isn't an older restore", "holds \"thesis.tex\"", text(folder)]);
+        fs::remove_file(folder.join("thesis.tex")).expect("it is there");
+    };
+    fs::write(fast.join("thesis.tex"), "all of it").expect("it can be written");
+    refused(&fast);
+    // In DIR the marker says whose all of it is.
+    let inside = fs::canonicalize(to.join("tablespaces")).expect("it is there");
+    let inside = fs::canonicalize(&entries(&inside)[0]).expect("it is there");
+    fs::write(inside.join("thesis.tex"), "all of it").expect("it can be written");
+    lockstep.restore(&first, &to, &more);
+    assert!(!inside.join("thesis.tex").exists() && inside.join("own").exists());
+    fs::write(inside.join("thesis.tex"), "all of it").expect("it can be written");
+    fs::remove_file(to.join(".lockstep-restore")).expect("it is there");
+    refused(&inside);
 }

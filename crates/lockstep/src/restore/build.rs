@@ -5,14 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::alone::Alone;
+use super::files_form::Written;
 use super::marker::{self, Marker};
 use super::placement::Placement;
 use super::source::{Form, Source};
-use super::{Request, Restored, control, parked, run_server, tree, unfinished};
+use super::{Request, Restored, control, parked, run_server, surplus, tree, unfinished};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::Lock;
+use crate::postgres::instance::PG_CONTROL;
 use crate::postgres::recovery;
 use crate::postgres::server::{self, Stop};
 use crate::postgres::target::Recovery;
@@ -57,6 +59,13 @@ pub(super) struct Older {
     pub(super) is_parked: Cell<bool>,
     /// It isn't what it was any more.
     pub(super) is_changed: Cell<bool>,
+}
+
+impl Older {
+    /// What it says of itself, where it is of the cluster that the set is of.
+    fn of(&self, manifest: &Manifest) -> Option<&Marker> {
+        self.marker.as_ref().filter(|marker| marker.is_of(manifest))
+    }
 }
 
 /// What was found out before anything is made.
@@ -134,7 +143,10 @@ impl<'a> Build<'a> {
         self.write_journal()?;
         steps::reached("restore.journal")?;
         self.make_directories(owner)?;
-        let written = self.source.make_volumes(self, owner).inspect_err(|_| self.give_back())?;
+        let made = self.source.make_volumes(self, owner).inspect_err(|_| self.give_back())?;
+        let removed = surplus::remove(self)?;
+        let written = made.map(|made| Written { removed: made.removed + removed, ..made });
+        steps::reached("restore.surplus")?;
         tree::prepare(self, owner)?;
         steps::reached("restore.prepared")?;
         let port = self.port()?;
@@ -315,7 +327,24 @@ impl<'a> Build<'a> {
             set: self.manifest.set.to_string(),
             begun_at: jiff::Timestamp::now(),
             restore: self.id.clone(),
+            before: self.sets_before(),
         }
+    }
+
+    /// The sets whose files may be there: the older restore's, and where that wasn't finished those before it.
+    fn sets_before(&self) -> Vec<String> {
+        let Some(older) = self.older.of(&self.manifest) else { return Vec::new() };
+        let is_finished = self.placement.data.join(PG_CONTROL).exists();
+        let before = older.before.iter().filter(|_| !is_finished);
+        let mut sets: Vec<String> = before.chain([&older.set]).cloned().collect();
+        sets.sort();
+        sets.dedup();
+        sets
+    }
+
+    /// Whether it goes over an older restore of the same cluster, by the marker of that.
+    pub(super) fn is_over_an_older_restore(&self) -> bool {
+        self.source.is_delta() && self.older.of(&self.manifest).is_some()
     }
 
     fn volumes(&self) -> PathBuf {

@@ -21,12 +21,14 @@ mod turns;
 mod writing;
 
 use std::collections::HashSet;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
+use rustix::fs::Mode;
 
 use super::placement::Apart;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::plan::warnings::bytes;
 use crate::repository::Repository;
 use crate::repository::tree::ImageTree;
@@ -99,6 +101,18 @@ pub(super) fn say_where_it_may_not_fit(folder: &Path, total: u64) {
             "\"{folder}\" has {left} left, and up to {total} are written: it may not fit"
         );
     }
+}
+
+/// Removes a folder of DIR with all that is in it, without following a link on the way there or in it; gives how
+/// many names went.
+pub(super) fn remove(directory: &Path, path: &Path) -> Result<u64> {
+    let steps = path.strip_prefix(directory).unwrap_or(path);
+    let steps: Vec<&[u8]> = steps.iter().map(OsStrExt::as_bytes).collect();
+    let Some((name, way)) = steps.split_last() else { return Ok(0) };
+    let failed = |e: rustix::io::Errno| Error::io("remove", path)(e.into());
+    let top = rustix::fs::open(directory, place::FOLDER, Mode::empty()).map_err(failed)?;
+    let folder = place::descend(&top, way).map_err(failed)?;
+    place::remove(&folder, name).map_err(failed)
 }
 
 /// Restores a volume; its pg_control is left under its name for the way.

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use super::marker::Marker;
 use super::placement::Placement;
+use super::source::Source;
+use super::surplus;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::refusal::Refusal;
@@ -31,8 +33,8 @@ pub(super) struct Asked<'a> {
     pub(super) placement: &'a Placement,
     /// The folders that were named for tablespaces, as [`real`] gives them.
     pub(super) tablespaces: &'a [(String, PathBuf)],
-    /// The dataset below which the volumes are received.
-    pub(super) parent: Option<&'a DatasetName>,
+    /// Where the volumes come from.
+    pub(super) source: &'a Source,
     /// What is there may be an older restore.
     pub(super) delta: bool,
 }
@@ -40,7 +42,7 @@ pub(super) struct Asked<'a> {
 /// Looks at every place that the restore would change; gives those of its datasets that are there already.
 pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetName>> {
     let &Asked { manifest, placement, delta, .. } = asked;
-    let there = match asked.parent {
+    let there = match asked.source.parent() {
         Some(parent) => there(cx, parent, placement)?,
         None => BTreeSet::new(),
     };
@@ -67,7 +69,12 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     }
     steps::reached("restore.checked")?;
     links(manifest, placement)?;
-    let places = all(placement).map(real).collect::<Result<Vec<_>>>()?;
+    let mut places = all(placement).map(real).collect::<Result<Vec<_>>>()?;
+    if delta {
+        // These go, unless they are links, which aren't followed.
+        let surplus = surplus::find(placement)?;
+        places.extend(surplus.into_iter().filter(|path| !path.is_symlink()));
+    }
     if let Some((place, live)) = live::overlap(&places, &live) {
         return Err(Refusal::DirectoryHoldsCluster {
             path: place.clone(),
@@ -87,7 +94,7 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
         ));
     }
     datasets(cx, placement, &there)?;
-    older::check(manifest, placement)?;
+    older::check(asked, &there)?;
     Ok(there)
 }
 
@@ -241,7 +248,7 @@ fn links(manifest: &Manifest, placement: &Placement) -> Result<()> {
 }
 
 /// Those of the restore's datasets that are there, by one command.
-fn there(
+pub(super) fn there(
     cx: &Context,
     parent: &DatasetName,
     placement: &Placement,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::files;
-use crate::set::manifest::json;
+use crate::set::manifest::{Manifest, json};
 
 /// Its name in DIR.
 pub(super) const NAME: &str = ".lockstep-restore";
@@ -33,6 +33,9 @@ pub(super) struct Marker {
     /// Its restore's id; empty where an older Lockstep wrote it.
     #[serde(default)]
     pub(super) restore: String,
+    /// The sets that were there before; several where restores were interrupted. What they had may be there still.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) before: Vec<String>,
 }
 
 /// Where it lies.
@@ -49,6 +52,11 @@ impl Marker {
             return None;
         }
         serde_json::from_slice(&std::fs::read(&path).ok()?).ok()
+    }
+
+    /// Whether it is of the cluster that a set is of.
+    pub(super) fn is_of(&self, manifest: &Manifest) -> bool {
+        self.system_identifier == manifest.postgres.system_identifier
     }
 
     /// Writes it, in the place of an older one.
@@ -74,6 +82,7 @@ mod tests {
             set: "20261123T194512Z-k3fa".into(),
             begun_at: Timestamp::UNIX_EPOCH,
             restore: "restore-ab12".into(),
+            before: Vec::new(),
         };
         marker.write(&folder).unwrap();
         assert_eq!(Marker::read(&folder), Some(marker.clone()));

@@ -5,7 +5,8 @@
 //! DIR/data               the data directory
 //! DIR/wal                pg_wal
 //! DIR/tablespaces/OID    the tablespaces
-//! DIR/volumes/N          a volume of which a part is only a folder; the above are then links into it
+//! DIR/volumes/PART       a volume of which a part is only a folder, called as the first part on it; the
+//!                        above are then links into it
 //! ```
 //!
 //! A tablespace that is sent elsewhere is there itself where volumes become folders, also if it is only a
@@ -137,6 +138,21 @@ pub fn place(
     elsewhere: &[(String, PathBuf)],
     naming: &Naming<'_>,
 ) -> Result<Placement> {
+    place_over(manifest, directory, elsewhere, naming, &BTreeMap::new())
+}
+
+/// The same over an older restore, where volumes of which a part is only a folder may have a place in
+/// `DIR/volumes` already: `kept`, by their place in the manifest.
+///
+/// # Errors
+/// As [`place`].
+pub(super) fn place_over(
+    manifest: &Manifest,
+    directory: &Path,
+    elsewhere: &[(String, PathBuf)],
+    naming: &Naming<'_>,
+    kept: &BTreeMap<usize, PathBuf>,
+) -> Result<Placement> {
     let elsewhere = resolve(manifest, elsewhere)?;
     apart(directory, &elsewhere)?;
     let part_path = |kind: &PartKind| match kind {
@@ -153,16 +169,19 @@ pub fn place(
         let part = part.map_or_else(|| index.to_string(), |part| part.kind.id());
         volumes.push(PlacedVolume {
             origin: volume.snapshot_name(),
+            mountpoint: match root {
+                Some(part) => part_path(&part.kind),
+                None => kept
+                    .get(&index)
+                    .cloned()
+                    .unwrap_or_else(|| directory.join("volumes").join(&part)),
+            },
             dataset: match naming {
                 Naming::Clones { name, parent } => {
                     Some(clone_name(&volume.dataset, &part, name, *parent))
                 }
                 Naming::Below(parent) => Some(parent.child(&part)),
                 Naming::Folders => None,
-            },
-            mountpoint: match root {
-                Some(part) => part_path(&part.kind),
-                None => directory.join("volumes").join((index + 1).to_string()),
             },
             apart: match naming {
                 Naming::Folders => apart_in(&volume.parts, &elsewhere, directory),

@@ -94,22 +94,22 @@ fn folders_of_one_volume_are_reached_by_links() {
         ],
     );
     let placement = placed(&manifest(SET, vec![all]));
-    assert_eq!(mounts(&placement), [("t/lockstep-restore-x-data", "/r/volumes/1")]);
+    assert_eq!(mounts(&placement), [("t/lockstep-restore-x-data", "/r/volumes/data")]);
     assert_eq!(
         links(&placement),
         [
-            ("/r/data", "/r/volumes/1/data"),
-            ("/r/wal", "/r/volumes/1/wal"),
-            ("/r/tablespaces/1", "/r/volumes/1/a b"),
+            ("/r/data", "/r/volumes/data/data"),
+            ("/r/wal", "/r/volumes/data/wal"),
+            ("/r/tablespaces/1", "/r/volumes/data/a b"),
         ]
     );
-    assert_eq!(placement.data, Path::new("/r/volumes/1/data"));
-    assert_eq!(placement.wal, Path::new("/r/volumes/1/wal"));
+    assert_eq!(placement.data, Path::new("/r/volumes/data/data"));
+    assert_eq!(placement.wal, Path::new("/r/volumes/data/wal"));
     assert_eq!(placement.wal_link.as_deref(), Some(Path::new("/r/wal")));
     let tablespace = &placement.tablespaces[&1];
     assert_eq!(
         (tablespace.link.to_str(), tablespace.real.to_str()),
-        (Some("/r/tablespaces/1"), Some("/r/volumes/1/a b"))
+        (Some("/r/tablespaces/1"), Some("/r/volumes/data/a b"))
     );
 }
 
@@ -158,10 +158,13 @@ fn tablespaces_go_where_they_are_sent() {
     let data = volume("t/d", &[(DATA, "/d", ""), (WAL, "/d/pg_wal", "pg_wal")]);
     let placement =
         place_at(&manifest(SET, vec![data, two]), &[("2", "/elsewhere")], None).unwrap();
-    assert_eq!(mounts(&placement)[1], ("u/lockstep-restore-x-tablespace-1", "/r/volumes/2"));
-    let sent = ("/elsewhere", "/r/volumes/2/2");
+    assert_eq!(
+        mounts(&placement)[1],
+        ("u/lockstep-restore-x-tablespace-1", "/r/volumes/tablespace-1")
+    );
+    let sent = ("/elsewhere", "/r/volumes/tablespace-1/2");
     assert!(links(&placement).contains(&sent), "{:?}", placement.links);
-    assert_eq!(placement.tablespaces[&2].real, Path::new("/r/volumes/2/2"));
+    assert_eq!(placement.tablespaces[&2].real, Path::new("/r/volumes/tablespace-1/2"));
 }
 
 /// As folders a part of a volume can be put elsewhere alone, and what lies in it goes with it.
@@ -182,13 +185,13 @@ fn a_folder_of_a_volume_goes_where_it_is_sent_without_the_rest() {
     let apart = Apart { inside: "2".into(), folder: "/fast/2".into() };
     assert_eq!(placement.volumes[1].apart, [apart]);
     let real = |oid: u32| placement.tablespaces[&oid].real.to_str().unwrap();
-    assert_eq!([real(1), real(2), real(3)], ["/r/volumes/2/1", "/fast/2", "/fast/2/in"]);
+    assert_eq!([real(1), real(2), real(3)], ["/r/volumes/tablespace-1/1", "/fast/2", "/fast/2/in"]);
     let links = links(&placement);
-    assert!(links.contains(&("/r/tablespaces/1", "/r/volumes/2/1")), "{links:?}");
+    assert!(links.contains(&("/r/tablespaces/1", "/r/volumes/tablespace-1/1")), "{links:?}");
     assert!(links.contains(&("/r/tablespaces/3", "/fast/2/in")), "{links:?}");
     assert!(!links.iter().any(|(link, _)| link.starts_with("/fast")), "{links:?}");
     let folders: Vec<_> = placement.folders().map(|path| path.to_str().unwrap()).collect();
-    assert_eq!(folders, ["/r/data", "/r/volumes/2", "/fast/2"]);
+    assert_eq!(folders, ["/r/data", "/r/volumes/tablespace-1", "/fast/2"]);
     // Where it goes anyhow it is a link, as it is without being sent.
     assert!(placed("2", "/r/tablespaces/2").volumes[1].apart.is_empty());
 }

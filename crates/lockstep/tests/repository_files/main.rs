@@ -58,9 +58,9 @@ impl Prepared {
     /// Fails unless the folders of a restore hold what the set's snapshots do.
     #[track_caller]
     fn assert_same(&self, set: &Set, to: &Path) {
-        for (index, volume) in set.volumes.iter().enumerate() {
+        for volume in &set.volumes {
             if volume.parts != ["wal"] {
-                let folder = folder_of(to, index, &volume.parts[0]);
+                let folder = folder_of(to, &volume.parts[0]);
                 assert_same_tree(&tree(&self.fixture, &volume.snapshot), &folder);
             }
         }
@@ -77,9 +77,9 @@ fn most_memory(process: u32) -> u64 {
     kilobytes << 10
 }
 
-/// Where a volume of a restore is.
-fn folder_of(to: &Path, index: usize, part: &str) -> PathBuf {
-    let own = to.join("volumes").join((index + 1).to_string());
+/// Where a volume of a restore is, by the first part on it.
+fn folder_of(to: &Path, part: &str) -> PathBuf {
+    let own = to.join("volumes").join(part);
     match part {
         _ if own.exists() => own,
         "data" | "wal" => to.join(part),

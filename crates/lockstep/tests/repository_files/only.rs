@@ -65,24 +65,19 @@ fn one_database_comes_back_and_the_others_are_holes() {
         let error = server.try_connect("other").err().expect("its files are holes");
         let words = crate::support::cluster::full(&error);
         assert!(words.contains("pg_filenode.map"), "{words}");
-        let spaces: Vec<_> =
-            ["data/base", "volumes/1/pg/base", "volumes/2/pg/base", "volumes/3/pg/base"]
-                .iter()
-                .map(|path| to.join(path))
-                .chain(
-                    server
-                        .column("postgres", "SELECT pg_tablespace_location(oid) FROM pg_tablespace")
-                        .into_iter()
-                        .filter(|path| !path.is_empty())
-                        .flat_map(|path| {
-                            fs::read_dir(path)
-                                .into_iter()
-                                .flatten()
-                                .flatten()
-                                .map(|entry| entry.path())
-                        }),
-                )
-                .collect();
+        let spaces: Vec<_> = ["data/base", "volumes/data/pg/base"]
+            .iter()
+            .map(|path| to.join(path))
+            .chain(
+                server
+                    .column("postgres", "SELECT pg_tablespace_location(oid) FROM pg_tablespace")
+                    .into_iter()
+                    .filter(|path| !path.is_empty())
+                    .flat_map(|path| {
+                        fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path())
+                    }),
+            )
+            .collect();
         let (mut seen, mut kept) = (0, 0);
         for space in spaces {
             let (blocks, sizes) = usage(&space.join(&other));

@@ -9,7 +9,7 @@ use crate::support::ledger::Ledger;
 use crate::support::load::{Load, Plan};
 use crate::support::lockstep::{LIMIT, Set, Steps, exit};
 use crate::support::shipping::packs;
-use crate::{FILES, Prepared, SCALE, folder_of, index_of, prepare, text};
+use crate::{FILES, Prepared, SCALE, folder_of, prepare, text};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -91,11 +91,7 @@ fn files_are_those_of_the_snapshots_and_the_server_starts() {
 /// Holes stay holes: the file of 90 MB has one block.
 #[track_caller]
 fn assert_sparse(to: &Path) {
-    let holes = fs::metadata(to.join("volumes/1/odd/holes"))
-        .or_else(|_| fs::metadata(to.join("volumes/2/odd/holes")))
-        .or_else(|_| fs::metadata(to.join("volumes/3/odd/holes")))
-        .or_else(|_| fs::metadata(to.join("volumes/4/odd/holes")));
-    let holes = holes.expect("the file with holes is in one of the volumes");
+    let holes = fs::metadata(to.join("volumes/data/odd/holes")).expect("the file with holes");
     assert!(holes.blocks() * 512 < 1 << 20, "{} blocks for {} bytes", holes.blocks(), holes.len());
 }
 
@@ -142,7 +138,7 @@ fn only_what_differs_is_written_over_an_older_restore() {
     assert!(written[1] < whole / 4 && written[2] < whole / 4, "{written:?} of {whole}");
 
     // Whatever is done to it, it comes back.
-    let data = folder_of(&to, index_of(&second, "data"), "data");
+    let data = folder_of(&to, "data");
     let odd = data.join("odd");
     let relation = largest(&data.join("pg/base"));
     let bytes = fs::read(&relation).expect("a relation can be read");
@@ -266,7 +262,7 @@ fn a_restore_that_is_killed_leaves_nothing_at_the_next_start() {
                 .collect();
         let mut running = prepared.lockstep.clone().with_steps(&steps).spawn(&arguments);
         steps.wait_reached(step, &mut running);
-        let control = folder_of(&to, index_of(&set, "data"), "data").join("pg/global/pg_control");
+        let control = folder_of(&to, "data").join("pg/global/pg_control");
         assert!(!control.exists(), "pg_control comes last, and is there at {step}");
         running.kill();
         // Until then it holds its lock.
@@ -300,7 +296,7 @@ fn a_folder_of_a_dataset_goes_where_it_is_sent() {
             assert_ne!(found.uid(), 0, "{folder:?} is its owner's");
         }
         for name in ["ts1", "ts2"] {
-            assert!(!to.join("volumes/1").join(name).exists(), "{name} is in DIR as well");
+            assert!(!to.join("volumes/data").join(name).exists(), "{name} is in DIR as well");
         }
     };
     let restored = lockstep.restore_and_start(&set, &to, &more);
@@ -334,7 +330,7 @@ fn a_folder_of_a_dataset_goes_where_it_is_sent() {
     let restored = lockstep.restore_and_start(&later, &to, &again);
     Checker::new(SCALE).check_and_stop(restored.server()).assert_right("over a link");
     // Not mounted, as a killed restore leaves it, the link leads nowhere, and is the restore's all the same.
-    let volume = to.join("volumes/1");
+    let volume = to.join("volumes/data");
     must(&mut command("zfs", ["unmount", text(&volume)]));
     assert!(other.is_symlink() && !other.exists());
     lockstep.restore(&later, &to, &again);

@@ -85,7 +85,14 @@ fn is_placed(part: &Live, placement: &Placement) -> bool {
     let place = match &part.kind {
         PartKind::Data => Some(&placement.data),
         PartKind::Wal => Some(&placement.wal),
-        PartKind::Tablespace { oid, .. } => placement.tablespaces.get(oid).map(|t| &t.real),
+        PartKind::Tablespace { oid, .. } => match placement.tablespaces.get(oid) {
+            Some(tablespace) => Some(&tablespace.real),
+            // One that was dropped since: where an older restore had put it.
+            None => {
+                let own = ["tablespaces", "volumes"].map(|name| placement.directory.join(name));
+                return own.iter().any(|own| part.path.starts_with(own));
+            }
+        },
     };
     place.and_then(|place| real(place).ok()).is_some_and(|place| place == part.path)
 }

@@ -1,18 +1,26 @@
 //! Whether a folder is an older restore of the same cluster, so that `--delta` may remove from it what the
 //! set doesn't have.
 
+use std::collections::{BTreeSet, HashSet};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use pgfiles::wal_name::{WalSegment, WalSegmentSize};
 
+use super::Asked;
 use crate::error::{Error, Result};
+use crate::plan::layout::PartKind;
 use crate::plan::refusal::Refusal;
 use crate::postgres::instance::{self, PG_CONTROL};
+use crate::repository::tree::{Depth, ImageTree};
+use crate::repository::{Repository, Shipped};
 use crate::restore::control;
 use crate::restore::marker::{self, Marker};
 use crate::restore::placement::Placement;
+use crate::restore::source::Source;
 use crate::restore::tree;
-use crate::set::manifest::Manifest;
+use crate::volume::mounts::Mounts;
+use crate::volume::zfs::DatasetName;
 
 /// What a restore makes in DIR.
 const IN_DIRECTORY: [&str; 7] =
@@ -27,7 +35,8 @@ pub(super) fn is_empty(folder: &Path) -> Result<bool> {
 }
 
 /// What the folders hold has to look like an older restore of this cluster, or be nothing.
-pub(super) fn check(manifest: &Manifest, placement: &Placement) -> Result<()> {
+pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<()> {
+    let &Asked { manifest, placement, .. } = asked;
     directory(&placement.directory)?;
     let data = &placement.data;
     if !is_empty(data)? {
@@ -40,15 +49,93 @@ pub(super) fn check(manifest: &Manifest, placement: &Placement) -> Result<()> {
             return Err(strange(data, "something else than a data directory".to_owned()));
         }
     }
-    for tablespace in placement.tablespaces.values() {
-        // PG_15_202209061: one folder for each version (TABLESPACE_VERSION_DIRECTORY in catalog.h).
-        holds(&tablespace.real, "a tablespace", |name| name.starts_with("PG_"))?;
+    let older = Marker::read(&placement.directory).filter(|marker| marker.is_of(manifest));
+    let own = Own { directory: &placement.directory, older, there, mounts: Mounts::read()? };
+    for (oid, tablespace) in &placement.tablespaces {
+        if !own.has(&tablespace.real) {
+            tablespace_holds(asked, *oid, &tablespace.real, own.older.as_ref())?;
+        }
     }
-    if placement.wal.starts_with(data) {
+    // A dataset of pg_wal alone has nothing that is rolled back: of that the marker has to say whose it is.
+    let is_own = own.older.is_some() && own.has(&placement.wal);
+    if placement.wal.starts_with(data) || is_own {
         return Ok(());
     }
     let segment_size = manifest.wal_identity()?.segment_size;
     holds(&placement.wal, "pg_wal", |name| is_of_wal(name, segment_size))
+}
+
+/// Which places are the older restore's with all that is in them, somebody's own files of the original too.
+struct Own<'a> {
+    directory: &'a Path,
+    /// Its marker, where it is of the same cluster.
+    older: Option<Marker>,
+    /// Its datasets, which have been looked at: what is written to them since is rolled back.
+    there: &'a BTreeSet<DatasetName>,
+    mounts: Mounts,
+}
+
+impl Own<'_> {
+    /// What is mounted at a place in DIR, and is no dataset of the restore's, is somebody else's.
+    fn has(&self, place: &Path) -> bool {
+        let Some(mount) = self.mounts.holding(place) else { return false };
+        let is_there = |dataset: &DatasetName| dataset.as_str() == mount.source;
+        if mount.is_zfs() && self.there.iter().any(is_there) {
+            return true;
+        }
+        let is_on_its_own =
+            mount.point != self.directory && mount.point.starts_with(self.directory);
+        self.older.is_some() && place.starts_with(self.directory) && !is_on_its_own
+    }
+}
+
+/// A tablespace's folder that no marker says anything of may hold what is PostgreSQL's, and what this set or one
+/// that was restored there has in it.
+fn tablespace_holds(
+    asked: &Asked<'_>,
+    oid: u32,
+    folder: &Path,
+    older: Option<&Marker>,
+) -> Result<()> {
+    // PG_15_202209061: one folder for each version (TABLESPACE_VERSION_DIRECTORY in catalog.h).
+    let known = |name: &str| name.starts_with("PG_");
+    let what = "a tablespace";
+    let (refused, Source::Repository(from)) = (holds(folder, what, known), asked.source) else {
+        return holds(folder, what, known);
+    };
+    if refused.is_ok() || from.parent.is_some() {
+        return refused;
+    }
+    // Only now: the names of a volume have to be read from the repository.
+    let mut names = names_in(&from.repository, &from.shipped, oid)?;
+    for set in older.iter().flat_map(|older| older.before.iter().chain([&older.set])) {
+        match from.repository.read_if_there(set) {
+            Ok(Some(shipped)) => names.extend(names_in(&from.repository, &shipped, oid)?),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::debug!(%set, error = %error.chain(), "a set that was restored here")
+            }
+        }
+    }
+    holds(folder, what, |name| known(name) || names.contains(name.as_bytes()))
+}
+
+/// What a set has in a tablespace, beside one another.
+fn names_in(repository: &Repository, set: &Shipped, oid: u32) -> Result<HashSet<Vec<u8>>> {
+    let is_it =
+        |kind: &PartKind| matches!(kind, PartKind::Tablespace { oid: other, .. } if *other == oid);
+    let Some((volume, part)) = set.manifest.parts().find(|(_, part)| is_it(&part.kind)) else {
+        return Ok(HashSet::new());
+    };
+    let dataset = &set.manifest.volumes[volume].dataset;
+    let shipped = set.volumes.iter().find(|shipped| shipped.dataset == *dataset);
+    let Some(shipped) = shipped.filter(|shipped| shipped.raw.is_none()) else {
+        return Ok(HashSet::new());
+    };
+    let tree = ImageTree::read(repository, &shipped.image, &shipped.delta, Depth::Names)?;
+    let folder = tree.find(part.inside.iter().map(OsStrExt::as_bytes));
+    let children = folder.into_iter().flat_map(|folder| tree.children(folder));
+    Ok(children.map(|(name, _)| name.to_vec()).collect())
 }
 
 /// The cluster that an older restore is of, by its system identifier. An unfinished one tells it by

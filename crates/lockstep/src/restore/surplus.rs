@@ -1,0 +1,192 @@
+//! What an older restore made in DIR and the set doesn't have any more: tablespaces that were dropped, the folders
+//! of volumes that have gone.
+//!
+//! What could go wrong: a link leads to a folder that is another tablespace's by now, and something may be mounted
+//! there. Links are removed and never followed, and what is mounted stays with all that is above it; a dataset is
+//! its owner's to destroy. Names that no restore gives stay, too.
+
+use std::path::{Path, PathBuf};
+
+use super::build::Build;
+use super::files_form;
+use super::placement::Placement;
+use super::tree;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::process::quote;
+use crate::volume::mounts::Mounts;
+use crate::volume::zfs::{DatasetName, Zfs};
+
+/// The places in DIR that a restore has made and this one doesn't fill.
+pub(super) fn find(placement: &Placement) -> Result<Vec<PathBuf>> {
+    let directory = &placement.directory;
+    let mut all = vec![directory.join("wal")];
+    for (folder, is_known) in
+        [("tablespaces", is_oid as fn(&str) -> bool), ("volumes", is_of_a_volume)]
+    {
+        let entries = tree::list(&directory.join(folder))?.into_iter();
+        all.extend(
+            entries.filter(|path| {
+                path.file_name().and_then(|name| name.to_str()).is_some_and(is_known)
+            }),
+        );
+    }
+    all.retain(|path| path.symlink_metadata().is_ok() && !is_filled(placement, path));
+    all.sort();
+    Ok(all)
+}
+
+fn is_oid(name: &str) -> bool {
+    name.parse::<u32>().is_ok()
+}
+
+/// By a part's name, or by a number as once.
+fn is_of_a_volume(name: &str) -> bool {
+    ["data", "wal"].contains(&name) || is_oid(name.strip_prefix("tablespace-").unwrap_or(name))
+}
+
+/// Whether the restore has something there. A folder in the place of a link isn't that link.
+fn is_filled(placement: &Placement, path: &Path) -> bool {
+    let real = placement.volumes.iter().map(|volume| &volume.mountpoint);
+    let real = real.chain(placement.tablespaces.values().map(|tablespace| &tablespace.real));
+    let mut real = real.chain([&placement.data, &placement.wal]);
+    let mut links = placement.links.iter().map(|(link, _)| link).chain(&placement.wal_link);
+    real.any(|place| place.starts_with(path)) || (path.is_symlink() && links.any(|it| it == path))
+}
+
+/// Removes them where the older restore's marker says that they are Lockstep's; gives how many names went.
+pub(super) fn remove(build: &Build) -> Result<u64> {
+    if !build.is_over_an_older_restore() {
+        return Ok(0);
+    }
+    let mounts = Mounts::read()?;
+    let mut removed = 0;
+    for path in find(&build.placement)? {
+        removed += remove_one(&path, &build.placement, &mounts)?;
+    }
+    if let Some(parent) = build.source.parent() {
+        name_datasets(&build.cx.zfs, parent, &build.placement)?;
+    }
+    Ok(removed)
+}
+
+fn remove_one(path: &Path, placement: &Placement, mounts: &Mounts) -> Result<u64> {
+    let found = path.symlink_metadata().map_err(Error::io("look at", path))?;
+    if found.is_symlink() {
+        return files::remove_file(path).map(|()| 1);
+    }
+    if !found.is_dir() {
+        return Ok(0);
+    }
+    if let Some(mount) = mounts.iter().find(|mount| mount.point.starts_with(path)) {
+        // Of a dataset more is said below.
+        if !mount.is_zfs() {
+            stays(path, &format!("\"{}\" is mounted there", mount.source));
+        }
+        return Ok(0);
+    }
+    // Where datasets are mounted a folder is empty, or holds what somebody put there while they weren't.
+    if placement.volumes.iter().all(|volume| volume.dataset.is_none()) {
+        return files_form::remove(&placement.directory, path);
+    }
+    match std::fs::remove_dir(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
+            stays(path, "it is a folder that isn't empty");
+            Ok(0)
+        }
+        other => other.map(|()| 1).map_err(Error::io("remove", path)),
+    }
+}
+
+fn stays(path: &Path, why: &str) {
+    tracing::warn!("the set has nothing at \"{}\" any more, and it stays: {why}", path.display());
+}
+
+/// Says which datasets of the older restore the set doesn't have.
+fn name_datasets(zfs: &Zfs, parent: &DatasetName, placement: &Placement) -> Result<()> {
+    let mut children = zfs.children(parent)?;
+    children.retain(|child| !placement.volumes.iter().any(|it| it.dataset.as_ref() == Some(child)));
+    for dataset in children {
+        let is_here =
+            Path::new(&zfs.value(&dataset, "mountpoint")?).starts_with(&placement.directory);
+        if is_here && zfs.all_carry(std::slice::from_ref(&dataset), "lockstep:restore")? {
+            tracing::warn!(
+                "dataset \"{dataset}\" is of an older set; this one doesn't have it, and it stays: \
+                 if nobody needs it, `zfs destroy -r {}`",
+                quote(dataset.as_str())
+            );
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::layout::PartKind::{Data, Wal};
+    use crate::plan::layout::tests::tablespace;
+    use crate::restore::placement::{Naming, place};
+    use crate::set::manifest::tests::{manifest, volume};
+    use std::os::unix::fs::symlink;
+
+    /// A restore of tablespace 1, a folder of its volume, over one that had more.
+    fn over(directory: &Path) -> Placement {
+        let volumes = vec![
+            volume("t/d", &[(Data, "/d", ""), (Wal, "/d/pg_wal", "pg_wal")]),
+            volume("t/1", &[(tablespace(1), "/1/one", "one")]),
+        ];
+        let manifest = manifest("20261123T194512Z-k3fa", volumes);
+        place(&manifest, directory, &[], &Naming::Folders).unwrap()
+    }
+
+    #[test]
+    fn what_the_set_does_not_have_goes_and_no_link_is_followed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = scratch.path().canonicalize().unwrap().join("surplus");
+        let made = |name: &str| {
+            std::fs::create_dir_all(directory.join(name)).unwrap();
+            std::fs::write(directory.join(name).join("file"), b"kept").unwrap();
+        };
+        let live = ["data", "volumes/tablespace-1/one", "volumes/mine", "tablespaces/notes"];
+        live.iter().for_each(|name| made(name));
+        for name in ["tablespaces/1", "tablespaces/3", "volumes/4", "volumes/wal", "wal"] {
+            made(name);
+        }
+        let one = directory.join("volumes/tablespace-1/one");
+        symlink(&one, directory.join("tablespaces/2")).unwrap();
+        symlink(&one, directory.join("tablespaces/3/link")).unwrap();
+        let placement = over(&directory);
+        let found = find(&placement).unwrap();
+        let names: Vec<_> =
+            found.iter().map(|path| path.strip_prefix(&directory).unwrap()).collect();
+        // A folder in the place of the link to a volume has to go as well.
+        let gone =
+            ["tablespaces/1", "tablespaces/2", "tablespaces/3", "volumes/4", "volumes/wal", "wal"];
+        assert_eq!(names, gone.map(Path::new));
+        let mounts = Mounts::parse(b"");
+        let removed: u64 =
+            found.iter().map(|path| remove_one(path, &placement, &mounts).unwrap()).sum();
+        assert_eq!(removed, 12);
+        for name in live {
+            assert!(directory.join(name).join("file").exists(), "{name}");
+        }
+        assert_eq!(find(&placement).unwrap(), Vec::<PathBuf>::new());
+        symlink(&one, directory.join("tablespaces/1")).unwrap();
+        assert_eq!(find(&placement).unwrap(), Vec::<PathBuf>::new(), "its link is wanted");
+    }
+
+    #[test]
+    fn what_has_a_mount_in_it_stays() {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = scratch.path().canonicalize().unwrap().join("mounted");
+        std::fs::create_dir_all(directory.join("volumes/4/disk")).unwrap();
+        let placement = over(&directory);
+        let found = find(&placement).unwrap();
+        let line =
+            format!("9 1 8:1 / {}/volumes/4/disk rw - ext4 /dev/sdz rw\n", directory.display());
+        let mounts = Mounts::parse(line.as_bytes());
+        assert_eq!(mounts.iter().count(), 1);
+        assert_eq!(remove_one(&found[0], &placement, &mounts).unwrap(), 0);
+        assert!(directory.join("volumes/4/disk").exists());
+    }
+}
