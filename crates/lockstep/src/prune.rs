@@ -44,6 +44,8 @@ pub struct Request {
     pub sets: Vec<String>,
     /// In each repository stop merging after so many bytes of indexes were read.
     pub max_merge_bytes: Option<u64>,
+    /// In each repository, so many bytes of packs that are mostly dead are written anew at most.
+    pub max_repack_bytes: u64,
 }
 
 /// Where sets are.

@@ -29,6 +29,7 @@ use pgfiles::lsn::Lsn;
 use sendstream::pages::PageGeometry;
 use strata::delta::ImageOptions;
 use strata::pack::PackOptions;
+use strata::repack::RepackOptions;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -360,6 +361,20 @@ pub fn options(repository: &Repository) -> ImageOptions {
     let level = repository.config.compression_level;
     let packs = PackOptions { pack_size: PACK_SIZE, level, threads, uploads: 1 };
     ImageOptions { packs, ..ImageOptions::default() }
+}
+
+/// How packs of this repository are written anew of which less than so many percent lives.
+#[must_use]
+pub fn repack_options(repository: &Repository, live_percent: u8, max_bytes: u64) -> RepackOptions {
+    let images = options(repository);
+    RepackOptions {
+        live_percent: u64::from(live_percent),
+        max_bytes,
+        frame_size: images.frame_size,
+        packs: images.packs,
+        index: images.index,
+        ..RepackOptions::default()
+    }
 }
 
 /// The LSNs whose pages a restored cluster writes anew, whatever is in them: those that it replays, where WAL has

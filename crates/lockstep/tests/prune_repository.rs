@@ -8,6 +8,7 @@ use std::fs;
 use lockstep::set::manifest::Manifest;
 use serde_json::Value;
 use support::checker::Checker;
+use support::cluster::Stop;
 use support::command::{command, must};
 use support::faults::assert_said;
 use support::fixture::Fixture;
@@ -248,4 +249,38 @@ fn one_at_a_time() {
     lockstep.expect(exit::DONE, &arguments);
     let run = lockstep.json(&arguments);
     assert_eq!(with_action(&run, 0, "keep"), [sets[1].clone()]);
+}
+
+/// What most sets changed is dead once these are gone: the packs that held it give their place back.
+#[test]
+fn packs_of_sets_that_went_are_written_anew() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.pgbench_tables(1);
+    let options = "grace_hours = 0\nrepack_below = 90\n\n[clusters.main.retention]\n\
+                   repository = { last = 1 }\n";
+    let lockstep = with_options(&fixture, options);
+    let mut newest = String::new();
+    for round in 0..4 {
+        let change = format!("UPDATE pgbench_accounts SET filler = md5(aid::text || {round})");
+        fixture.cluster.execute(&[&change, "VACUUM pgbench_accounts", "CHECKPOINT"]);
+        newest = lockstep.backup("label").id;
+    }
+    let sum = "SELECT sum(hashtext(filler)) FROM pgbench_accounts";
+    let expected = fixture.cluster.value("postgres", sum);
+    let size = || packs(&fixture).values().sum::<u64>();
+    let before = size();
+    let pruned = lockstep.json(&["prune", "--repository", NAME]);
+    let place = &pruned["places"][0];
+    assert!(place["repacked"].as_u64() > Some(0), "{place}");
+    // What they replace goes with the next one: it was needed when this one looked.
+    lockstep.json(&["prune", "--repository", NAME]);
+    assert!(size() < before * 2 / 3, "{} of {before} bytes are left", size());
+    lockstep.expect(exit::DONE, &["repo", "check", "--read-data"]);
+    let restored = lockstep.restore_and_start(
+        &newest,
+        &fixture.target("newest"),
+        &["--from", "repository", "--as", "files"],
+    );
+    assert_eq!(restored.server().value("postgres", sum), expected);
+    restored.server().stop(Stop::Fast);
 }

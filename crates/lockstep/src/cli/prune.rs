@@ -29,6 +29,10 @@ pub(super) struct Prune {
     /// In each repository, stop merging after so many bytes of indexes were read
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     max_merge_bytes: Option<u64>,
+    /// In each repository, write at most so much anew of packs that hardly live any more (repack_below); a later one
+    /// goes on
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "10GiB")]
+    max_repack_bytes: u64,
 }
 
 impl Prune {
@@ -39,6 +43,7 @@ impl Prune {
             repositories: self.repository.clone(),
             sets: self.sets.clone(),
             max_merge_bytes: self.max_merge_bytes,
+            max_repack_bytes: self.max_repack_bytes,
         };
         let report = prune::run(cx, &request, |plan| {
             if !as_json {
@@ -151,6 +156,10 @@ fn summary(outcome: &Outcome) {
             done.deleted,
             done.waiting
         );
+        if done.repacked > 0 {
+            let (packs, written) = (done.repacked, bytes(done.repacked_bytes));
+            say!("{place}: {packs} packs that hardly lived any more written anew as {written}");
+        }
         if done.locked > 0 {
             say!("{place}: {} objects are locked in the store, and go later", done.locked);
         }
@@ -178,7 +187,7 @@ fn place_json(place: &Place, outcome: &Result<Outcome>) -> Value {
             return json!({
                 "place": kind, "repository": repository, "configured": true, "sets": [],
                 "problems": [], "removed": [], "merged": null, "deleted": null, "waiting": null,
-                "locked": null, "locks_until": null, "locks_prolonged": null,
+                "repacked": null, "repacked_bytes": null, "locked": null, "locks_until": null, "locks_prolonged": null,
                 "error": error.chain(),
             });
         }
@@ -190,6 +199,8 @@ fn place_json(place: &Place, outcome: &Result<Outcome>) -> Value {
         "sets": sets, "problems": outcome.plan.problems, "removed": outcome.removed,
         "merged": done.map(|done| done.merged), "deleted": done.map(|done| done.deleted),
         "waiting": done.map(|done| done.waiting), "locked": done.map(|done| done.locked),
+        "repacked": done.map(|done| done.repacked),
+        "repacked_bytes": done.map(|done| done.repacked_bytes),
         "locks_until": outcome.plan.locks_until,
         "locks_prolonged": done.map(|done| done.locks_prolonged),
         "error": outcome.error.as_ref().map(Error::chain),

@@ -57,6 +57,9 @@ pub struct RepositoryConfig {
     /// restore takes.
     #[serde(default = "default_grace")]
     pub grace_hours: u32,
+    /// `prune` writes packs anew of whose content less than so many percent is needed by any set; 0: none. Where left
+    /// out 25, and 0 with `immutable_days`: what it replaces couldn't go yet.
+    pub repack_below: Option<u8>,
 }
 
 /// How datasets that ZFS encrypts are sent.
@@ -139,6 +142,9 @@ impl RepositoryConfig {
         if !(1..=19).contains(&self.compression_level) {
             return Err(format!("compression_level {} isn't 1 to 19", self.compression_level));
         }
+        if self.repack_below.is_some_and(|percent| percent > 100) {
+            return Err("repack_below is more than 100".into());
+        }
         if self.nice.is_some_and(|nice| nice > 19) {
             return Err("nice is more than 19".into());
         }
@@ -217,6 +223,12 @@ impl RepositoryConfig {
             })
         };
         place(self).is_some() && place(self) == place(other) && server(self) == server(other)
+    }
+
+    /// Below which share of life `prune` writes a pack anew, in percent.
+    #[must_use]
+    pub fn repacks_below(&self) -> u8 {
+        self.repack_below.unwrap_or(if self.immutable_days.is_some() { 0 } else { 25 })
     }
 
     /// The rate limit in bytes a second.

@@ -195,6 +195,7 @@ fn many_sets_are_read_many_at_a_time_and_few_times_each() {
         rules: &StreamRules,
         budget: u64::MAX,
         at_once: 64,
+        repack: None,
         grace: 24 * 3600,
         now: 4_000_000_000,
         forget: &|_| Ok(()),

@@ -2,14 +2,15 @@
 //!
 //! 1. The manifests of the removed sets go, oldest first, each with the descriptor of its files.
 //! 2. Deltas that no set names any more are merged into the next that one names.
-//! 3. What nothing refers to is collected, once its grace time is over; the merged-away descriptors too.
+//! 3. Packs that hardly live any more are written anew, as far as a budget goes.
+//! 4. What nothing refers to is collected, once its grace time is over; the merged-away descriptors too.
 //!    They aren't deleted at once: a backup that began before this prune may be about to refer to one,
 //!    and a restore to read it. What an interrupted shipment of this host goes on from stays.
-//! 4. Where the store locks what is written, the locks of what the kept sets need are prolonged in time.
+//! 5. Where the store locks what is written, the locks of what the kept sets need are prolonged in time.
 //!
 //! Whatever dies in between leaves every set restorable, and the next run goes on from what it finds. A
-//! set whose manifest can't be read is never removed, and stops the second and third step: nobody
-//! knows what it needs. Nothing stops the fourth.
+//! set whose manifest can't be read is never removed, and stops the second to the fourth step:
+//! nobody knows what it needs. Nothing stops the fifth.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -20,19 +21,21 @@ use strata::delta::{Descriptor, IndexOptions, descriptor_path, read_descriptor};
 use strata::fold::{Rules, merge};
 use strata::manifest::Manifest as Stored;
 use strata::read_many;
+use strata::repack::{RepackOptions, repack};
 
 use super::chains::{self, Link, Merge};
 use super::{Entry, Fate, Outcome, Place, Plan, Request, common, local, locks, resolve};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 use crate::repository::header::StreamRules;
 use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::shipped::FILES_IMAGE;
 use crate::repository::{self, Repository, Shipped, of_strata};
 use crate::retention::{self, Candidate, Policy, Reason};
 use crate::set::at_work;
-use crate::ship::begun;
 use crate::ship::lease::Held;
+use crate::ship::{self, begun};
 use crate::steps;
 
 /// Memory that a merge may take, about.
@@ -45,6 +48,10 @@ const MERGED_AT_ONCE: usize = 64;
 pub struct Done {
     /// Deltas that were merged into a newer one.
     pub merged: u64,
+    /// Packs that hardly lived any more, and whose living blocks are in new ones.
+    pub repacked: u64,
+    /// Bytes of these new ones.
+    pub repacked_bytes: u64,
     /// Objects that were deleted because nothing refers to them.
     pub deleted: u64,
     /// Objects that wait for their grace time.
@@ -119,6 +126,9 @@ pub(super) fn prune(
         rules: &StreamRules,
         budget: request.max_merge_bytes.unwrap_or(u64::MAX),
         at_once: MERGED_AT_ONCE,
+        repack: Some(repository.config.repacks_below())
+            .filter(|below| *below > 0)
+            .map(|below| ship::repack_options(&repository, below, request.max_repack_bytes)),
         grace: u64::from(repository.config.grace_hours) * 3600,
         now: u64::try_from(Timestamp::now().as_second()).unwrap_or(0),
         forget: &|set| common::forget_shipped(cx, set, name),
@@ -248,6 +258,8 @@ pub(super) struct Work<'a, R> {
     pub(super) budget: u64,
     /// Deltas that are merged at a time.
     pub(super) at_once: usize,
+    /// Which packs are written anew, and at most how much of them.
+    pub(super) repack: Option<RepackOptions>,
     /// Seconds.
     pub(super) grace: u64,
     /// Unix time.
@@ -296,6 +308,10 @@ impl<R: Rules> Work<'_, R> {
             return Ok(None);
         }
         self.merge_all(&mut done.merged)?;
+        // Else nothing has died since it was last looked at.
+        if done.merged > 0 || plan.removed().next().is_some() {
+            self.repack(done)?;
+        }
         (self.reached)("prune.repository-collect")?;
         let (strata, still) = (&self.repository.strata, self.still_of_strata());
         let (grace, now) = (self.grace, self.now);
@@ -308,6 +324,23 @@ impl<R: Rules> Work<'_, R> {
         done.waiting = collected.waiting.len() as u64;
         done.locked = collected.locked.len() as u64;
         Ok(Some(Tidied { survey, gone: collected.deleted }))
+    }
+
+    /// Writes what lives in packs that are mostly dead anew.
+    fn repack(&self, done: &mut Done) -> Result<()> {
+        let Some(options) = &self.repack else { return Ok(()) };
+        (self.reached)("prune.repository-repack")?;
+        let (lines, still) = (Progress::on_stderr(), self.still_of_strata());
+        let mut line = lines.told(&self.repository.name);
+        let mut told = |done, total| line.bytes(done, total);
+        let repacked = repack(&self.repository.strata, options, false, &still, &mut told);
+        let repacked = repacked.map_err(of_strata)?;
+        done.repacked = repacked.packs.len() as u64;
+        done.repacked_bytes = repacked.written;
+        done.problems.extend(repacked.damaged.iter().map(|(pack, error)| {
+            format!("pack {pack} is left as it is: {error}; `lockstep repo check --read-data` says what it harms")
+        }));
+        Ok(())
     }
 
     fn still_of_strata(&self) -> impl Fn() -> strata::Result<()> {

@@ -11,6 +11,7 @@ use strata::check::{CheckOptions, check};
 use strata::delta::{Change, ImageOptions, ImageWriter, chain};
 use strata::fold::{DataSink, Folded, KeepAll, Reading, fold, open_chain};
 use strata::pack::{FrameReader, PackOptions};
+use strata::repack::RepackOptions;
 use strata::store::testing::{Call, Counting, Fault, Faulty, Meanwhile};
 use strata::store::{Retries, Storage, Store};
 
@@ -211,6 +212,7 @@ pub(in crate::prune) fn work(repository: &Repository, grace: u64) -> Work<'_, Ke
         rules: &KeepAll,
         budget: u64::MAX,
         at_once: 64,
+        repack: None,
         grace,
         now: NOW,
         forget: nothing,
@@ -277,6 +279,37 @@ fn removed_sets_go_with_all_that_is_theirs() {
     assert_eq!(assert_whole(&memory, &history, "pruned again"), [set_id(6)]);
     let (removed, done) = prune(&repository, &policy("last = 1"), &[]).unwrap();
     assert_eq!((removed.len(), done), (0, Done::default()));
+}
+
+/// What lives of packs whose sets have gone is in new ones, as far as the budget goes; the old ones go like all that nobody
+/// needs.
+#[test]
+fn packs_that_hardly_live_are_written_anew() {
+    let packs = |memory: &Memory| {
+        let paths = memory.paths("/packs/");
+        paths.iter().map(|path| memory.size(path).unwrap()).sum::<u64>()
+    };
+    let run = |max_bytes: u64| {
+        let (memory, history) = filled(9);
+        let repository = repository(Arc::new(memory.clone()));
+        let before = packs(&memory);
+        let plan = plan(&repository, &policy("last = 1"), &[]).unwrap();
+        let options = RepackOptions { live_percent: 100, max_bytes, ..RepackOptions::default() };
+        let work = Work { repack: Some(options), ..work(&repository, 0) };
+        let (removed, done) = work.run(&plan).unwrap();
+        assert_eq!(removed.len(), 8);
+        assert_eq!(assert_whole(&memory, &history, "written anew"), [set_id(8)]);
+        // Nothing has died since.
+        let again = self::plan(&repository, &policy("last = 1"), &[]).unwrap();
+        assert_eq!(work.run(&again).unwrap().1.repacked, 0);
+        assert_eq!(assert_whole(&memory, &history, "once more"), [set_id(8)]);
+        (done, before, packs(&memory))
+    };
+    let (kept, before, after) = run(0);
+    assert_eq!((kept.repacked, kept.repacked_bytes), (0, 0));
+    let (done, _, least) = run(u64::MAX);
+    assert!(done.repacked > 1 && done.repacked_bytes > 0, "{done:?}");
+    assert!(least < after && after <= before, "{least}, {after} and {before} bytes");
 }
 
 #[test]
@@ -516,7 +549,8 @@ fn dies(fault: Fault, at_once: usize) {
     let policy = policy("last = 1\nweekly = 2");
     let prune = |repository: &Repository| {
         let plan = plan(repository, &policy, &[])?;
-        Work { at_once, ..work(repository, 0) }.run(&plan)
+        let repack = RepackOptions { live_percent: 100, ..RepackOptions::default() };
+        Work { at_once, repack: Some(repack), ..work(repository, 0) }.run(&plan)
     };
     for at in 0.. {
         let why = format!("{fault:?} at call {at}, {at_once} at once");

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use strata::check::{Begun, Collected, collect_beside};
 use strata::manifest::Manifest;
-use strata::repack::{RepackOptions, Repacked, repack};
+use strata::repack::{Repacked, repack};
 
 use super::super::Done;
 use super::super::output::{self, JSON_VERSION};
@@ -346,7 +346,9 @@ impl Compact {
         let lines = Progress::on_stderr();
         let mut line = lines.told(&repository.name);
         let mut told = |done, total| line.bytes(done, total);
-        let repacked = repack(strata, &self.options(repository), self.dry_run, &still, &mut told);
+        let options =
+            ship::repack_options(repository, self.live, self.max_bytes.unwrap_or(u64::MAX));
+        let repacked = repack(strata, &options, self.dry_run, &still, &mut told);
         drop(line);
         let repacked = repacked.map_err(of_strata)?;
         steps::reached("compact.repacked")?;
@@ -356,18 +358,6 @@ impl Compact {
             false => collect().map_err(of_strata)?,
         };
         Ok(self.told(repository, before.deleted.len(), &after, &repacked))
-    }
-
-    fn options(&self, repository: &Repository) -> RepackOptions {
-        let images = ship::options(repository);
-        RepackOptions {
-            live_percent: u64::from(self.live),
-            max_bytes: self.max_bytes.unwrap_or(u64::MAX),
-            frame_size: images.frame_size,
-            packs: images.packs,
-            index: images.index,
-            ..RepackOptions::default()
-        }
     }
 
     fn told(&self, at: &Repository, deleted: usize, left: &Collected, done: &Repacked) -> Told {
