@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use strata::delta::{Change, DeltaWriter};
+use strata::repack::{RepackOptions, repack};
 use strata::store::{Around, Listed, ObjectStorage, Retries, Storage, Store, StoreResult};
 
 use super::remote::{Choice, Work};
@@ -209,6 +210,14 @@ fn many_sets_are_read_many_at_a_time_and_few_times_each() {
     // Manifests twice; of three deltas a set the descriptors, two of them twice, and a table of packs.
     assert!(calls <= count * 10 + 20, "{calls} calls for {count} sets");
     assert!((8..=16).contains(&most), "{most} at once");
+
+    let (sparse, calls, _) = far.cost("prune, which packs hardly live", || {
+        let options = RepackOptions { live_percent: 25, ..RepackOptions::default() };
+        repack(&repository.strata, &options, true, &|| Ok(()), &mut |_, _| ()).unwrap()
+    });
+    assert!(sparse.packs.is_empty(), "{sparse:?}");
+    // The manifests, and of three deltas a set the descriptor and the table of packs.
+    assert!(calls <= count * 8 + 20, "{calls} calls for {count} sets");
 
     let (found, calls, _) = far.cost("ship, find the set", || {
         repository.read_if_there(&listed[count - 1].manifest.set.to_string()).unwrap()
