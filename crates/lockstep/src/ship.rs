@@ -39,17 +39,17 @@ use crate::postgres::instance::{self, PG_CONTROL};
 use crate::progress::Progress;
 use crate::repository::whole::Wholeness;
 use crate::repository::{self, Repository, Shipped, ShippedVolume, kin};
+use crate::set::at_work::{self, AtWork};
 use crate::set::manifest::{Manifest, SetVolume};
+use crate::set::notes;
 use crate::side_by_side::{Item, Limits, side_by_side};
 use crate::steps;
+use crate::view::Views;
 use crate::volume::zfs::SnapshotName;
 
 pub use missing::{Missing, missing};
 pub(crate) use own_files::{FrozenWal, take_files, wal_in_snapshot};
 
-use crate::set::at_work::{self, AtWork};
-use crate::set::notes;
-use crate::view::Views;
 use lease::Held;
 use raw::Encrypted;
 use route::{Bases, How, Route, route};

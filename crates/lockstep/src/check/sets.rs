@@ -150,8 +150,9 @@ fn of_sets(
     now: jiff::Timestamp,
 ) -> Result<Vec<Finding>> {
     let (sets, damaged) = opened.sets()?;
-    let (identity, max_age) = (Identity::here(cx)?, cx.cluster.max_age_hours);
-    let kin = Kin::of(&identity, &sets);
+    let (here, _) = cx.state.sets()?;
+    let max_age = cx.cluster.max_age_hours;
+    let kin = Kin::of(&Identity::of(cx, &here), &sets);
     let (ours, others): (Vec<_>, Vec<_>) = sets.into_iter().partition(|set| kin.has(set));
     let mut all = Vec::new();
     let damaged_ids = damaged.iter().map(|(id, _)| id.as_str());
@@ -179,7 +180,6 @@ fn of_sets(
         (None, _) => {}
     }
     all.extend(of_others(cx.name.as_str(), subject, &others));
-    let (here, _) = cx.state.sets()?;
     let is_noted = |set: &Manifest| {
         cx.state.shipped_to(&set.set).iter().any(|place| place.repository == opened.name)
     };

@@ -2,11 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use strata::manifest::Manifest as Stored;
-
 use crate::context::Context;
 use crate::error::Result;
-use crate::repository::{self, of_strata};
+use crate::repository;
 use crate::set::notes;
 
 /// What this host has in common with a repository.
@@ -26,8 +24,7 @@ pub(super) fn with_all(cx: &Context, local: &BTreeSet<String>) -> Vec<Common> {
 }
 
 fn with_one(cx: &Context, name: &str, local: &BTreeSet<String>) -> Common {
-    let there = repository::open(cx, name)
-        .and_then(|repository| Stored::list(&repository.strata).map_err(of_strata));
+    let there = repository::open(cx, name).and_then(|repository| repository.ids());
     // Ids sort by time.
     let newest = |is_there: &dyn Fn(&String) -> bool| local.iter().filter(|id| is_there(id)).max();
     let (newest, problem) = match there {

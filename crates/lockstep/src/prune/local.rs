@@ -289,12 +289,12 @@ impl Facts {
         entries.extend(self.damaged.iter().map(|(id, why)| Entry {
             set: id.to_string(),
             time: None,
-            fate: match () {
-                () if named.is_empty() => {
-                    Fate::Left(format!("{why}; to be rid of it: lockstep prune --local --set {id}"))
-                }
-                () if named.iter().any(|named| named == id.as_str()) => Fate::Remove,
-                () => Fate::Keep(vec![Reason::NotNamed]),
+            fate: if named.is_empty() {
+                Fate::Left(format!("{why}; to be rid of it: lockstep prune --local --set {id}"))
+            } else if named.iter().any(|named| named == id.as_str()) {
+                Fate::Remove
+            } else {
+                Fate::Keep(vec![Reason::NotNamed])
             },
             bytes: None,
         }));

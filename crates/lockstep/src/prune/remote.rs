@@ -105,10 +105,7 @@ pub(super) fn prune(
     let policy = policy.filter(|_| request.sets.is_empty());
     let named = match request.sets.is_empty() {
         true => Vec::new(),
-        false => {
-            let ids = Stored::list(&repository.strata).map_err(of_strata)?;
-            resolve(&Place::Repository(name.to_owned()), &request.sets, &ids)?
-        }
+        false => resolve(&place, &request.sets, &repository.ids()?)?,
     };
     let named = named.as_slice();
     let identity = &Identity::here(cx)?;

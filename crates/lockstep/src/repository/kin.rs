@@ -29,9 +29,14 @@ impl Identity {
     /// # Errors
     /// When this host's sets can't be listed.
     pub fn here(cx: &Context) -> Result<Self> {
-        let (mut sets, _) = cx.state.sets()?;
-        let now = sets.pop().map(|newest| newest.postgres.system_identifier);
-        Ok(Self { now, formerly: cx.cluster.formerly.clone() })
+        cx.state.sets().map(|(sets, _)| Self::of(cx, &sets))
+    }
+
+    /// The same, of this host's sets, oldest first.
+    #[must_use]
+    pub fn of(cx: &Context, sets: &[Manifest]) -> Self {
+        let now = sets.last().map(|newest| newest.postgres.system_identifier.clone());
+        Self { now, formerly: cx.cluster.formerly.clone() }
     }
 }
 
@@ -129,14 +134,18 @@ impl Repository {
     /// [`Error::Usage`] where none of its sets, or not clearly one cluster's, are there; when the store fails.
     pub fn kin(&self, cx: &Context) -> Result<Kin> {
         let identity = Identity::here(cx)?;
-        // Nearly always the newest set is this host's cluster's, and says all there is to say.
-        if let Ok(Some(newest)) = self.newest()
-            && identity.now.as_deref() == Some(id_of(&newest))
-        {
+        if let Some(newest) = self.newest_if_of(&identity) {
             return Ok(Kin::of(&identity, &[newest]));
         }
         let (sets, _) = self.sets()?;
         meant(&identity, &sets, &self.name)
+    }
+
+    /// The newest set, where it can be read and is this host's cluster's. Nearly always it is: then it says all there is
+    /// to say, and the others needn't be read.
+    pub(super) fn newest_if_of(&self, identity: &Identity) -> Option<Shipped> {
+        let newest = self.newest().ok()??;
+        (identity.now.as_deref() == Some(id_of(&newest))).then_some(newest)
     }
 }
 

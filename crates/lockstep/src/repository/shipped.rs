@@ -157,14 +157,13 @@ impl Repository {
             return Err(newer_form(&what, shipped.version, VERSION));
         }
         // `clusters/NAME/`: what lies in another cluster's folder was put there.
-        let folder = self.strata.path("");
-        let cluster = folder.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-        shipped.check(set, cluster).map_err(|why| {
+        let cluster = self.cluster();
+        shipped.check(set, &cluster).map_err(|why| {
             Error::failed(format!(
                 "the manifest of set {set} in repository \"{}\" isn't one of Lockstep's: {why}",
                 self.name
             ))
-            .with_hint(whose(shipped.manifest.cluster.as_str(), cluster))
+            .with_hint(whose(shipped.manifest.cluster.as_str(), &cluster))
         })?;
         Ok(shipped)
     }
@@ -253,6 +252,12 @@ impl Repository {
         Ok(None)
     }
 
+    /// The cluster whose part it is, by its folder: `clusters/NAME/`.
+    fn cluster(&self) -> String {
+        let folder = self.strata.path("");
+        folder.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned()
+    }
+
     /// The clusters that have a folder in the repository, this one among them where it has.
     ///
     /// # Errors
@@ -264,9 +269,8 @@ impl Repository {
     /// What to look at where there is no set: a mistyped name looks like a cluster that was never shipped.
     #[must_use]
     pub fn empty_hint(&self) -> Option<String> {
-        let mut others = self.clusters().unwrap_or_default();
-        let folder = self.strata.path("");
-        others.retain(|name| !folder.ends_with(&format!("/{name}/")));
+        let (mut others, own) = (self.clusters().unwrap_or_default(), self.cluster());
+        others.retain(|name| *name != own);
         (!others.is_empty()).then(|| {
             format!("clusters that are in it: {}; is this one called so?", names::a_few(&others))
         })
@@ -278,10 +282,7 @@ impl Repository {
     /// When the store fails, or such a one is there.
     fn newest_of(&self, cx: &Context) -> Result<Option<Shipped>> {
         let identity = kin::Identity::here(cx)?;
-        // Nearly always it is the newest of all, and the others needn't be read.
-        if let Ok(Some(newest)) = self.newest()
-            && identity.now.as_ref() == Some(&newest.manifest.postgres.system_identifier)
-        {
+        if let Some(newest) = self.newest_if_of(&identity) {
             return Ok(Some(newest));
         }
         let (mut sets, damaged) = self.sets()?;
@@ -299,7 +300,6 @@ impl Repository {
     /// # Errors
     /// [`Error::Usage`] where there is none, or it isn't clear whose is meant.
     pub fn find(&self, cx: &Context, which: &str) -> Result<Shipped> {
-        let ids = self.ids()?;
         let none = |hint: &str| {
             let what = format!("repository \"{}\" has no set \"{which}\"", self.name);
             Error::usage(what, hint)
@@ -310,6 +310,7 @@ impl Repository {
                 none(hint.as_deref().unwrap_or("ship one with `lockstep backup`"))
             });
         }
+        let ids = self.ids()?;
         match names::meant(which, ids.iter().map(String::as_str)) {
             Meant::One(id) => self.read(&id),
             Meant::Nothing => {
