@@ -19,6 +19,7 @@ mod raw;
 mod receive;
 pub mod run_server;
 pub mod source;
+mod standby;
 mod surplus;
 mod timelines;
 mod tree;
@@ -189,6 +190,9 @@ fn prepare<'a>(
     recovery.set_is_shut_down =
         manifest.strategy == crate::plan::Strategy::Cold && !manifest.postgres.standby;
     recovery.check(&manifest)?;
+    if recovery.standby.is_some() {
+        standby::check(cx, request)?;
+    }
     match &source {
         Source::Snapshots => check_set(cx, &manifest)?,
         Source::Repository(from) if !from.only.is_all() => {

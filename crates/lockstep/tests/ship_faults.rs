@@ -11,7 +11,7 @@ use support::command::must;
 use support::commands::CommandLog;
 use support::fixture::{Fixture, assert_clean};
 use support::layout::{one_pool, two_pools_four_datasets};
-use support::lockstep::{Set, Steps, exit, json_of};
+use support::lockstep::{LIMIT, Set, Steps, exit, json_of};
 use support::shipping::{
     NAME, assert_received, discard, folder, packs, with_options, with_repository,
 };
@@ -172,6 +172,8 @@ fn killed_at_every_step_and_nothing_is_lost() {
         let mut program = hooked.spawn(&["--json", "backup", "--strategy", "label"]);
         steps.wait_reached(step, &mut program);
         program.kill();
+        // Its locks go with the process, and not with the signal.
+        program.wait(LIMIT);
         steps.release(step);
         let before = packs(&fixture).len();
         let id =
@@ -225,6 +227,8 @@ fn killed_at_every_step_and_nothing_is_lost() {
         let mut program = hooked.spawn(&arguments);
         steps.wait_reached(step, &mut program);
         program.kill();
+        // Its locks go with the process, and not with the signal.
+        program.wait(LIMIT);
         steps.release(step);
         // The next command clears away.
         lockstep.json(&["ship", &last.id]);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use support::checker::Checker;
 use support::fixture::{Fixture, assert_clean};
 use support::layout::two_pools_four_datasets;
-use support::lockstep::{Lockstep, Set, Steps, exit, json_of};
+use support::lockstep::{LIMIT, Lockstep, Set, Steps, exit, json_of};
 use support::shipping::{configured, s3_table, secret_file};
 use support::stores::{azure, gcs, s3};
 
@@ -181,6 +181,7 @@ fn what_is_locked_stays_and_goes_later() {
     let mut dies = lockstep.clone().with_steps(&steps).spawn(&["ship", &late]);
     steps.wait_reached("ship.stored", &mut dies);
     dies.kill();
+    dies.wait(LIMIT);
     let pruned = &lockstep.json(&["prune", "--repository", "amazon"])["places"][0];
     assert!(pruned["locked"].as_u64() > Some(0) && pruned["deleted"] == 0, "{pruned}");
     let compacted = &lockstep.json(&["repo", "compact", "--live", "100"])["repositories"][0];

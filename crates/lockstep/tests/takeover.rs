@@ -14,7 +14,7 @@ use support::fixture::Fixture;
 use support::layout::{Layout, one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lockstep, exit, toml_string};
 use support::pools::property;
-use support::shipping::with_repository;
+use support::shipping::{other_host, with_repository};
 
 const FILES: [&str; 4] = ["--from", "repository", "--as", "files"];
 
@@ -36,19 +36,6 @@ fn prepare(layout: Layout) -> (Fixture, Lockstep) {
 }
 
 const ROWS: &str = "SELECT (SELECT sum(n) FROM one) || ' ' || (SELECT sum(n) FROM two)";
-
-/// The other host: the same cluster by name, its data directory elsewhere, a state folder of its own.
-fn other_host(fixture: &Fixture, name: &str, data: &Path) -> Lockstep {
-    let text = fs::read_to_string(fixture.root().join("shipping.toml")).expect("the configuration");
-    let state = fixture.root().join(format!("state-{name}"));
-    let other = text
-        .replace(&toml_string(&fixture.state), &toml_string(&state))
-        .replace(&toml_string(&fixture.cluster.data), &toml_string(data));
-    assert_ne!(text, other);
-    let path = fixture.root().join(format!("{name}.toml"));
-    fs::write(&path, other).expect("it can be written");
-    Lockstep::new(&path, &fixture.cluster.bin)
-}
 
 fn journals(fixture: &Fixture, state: &str) -> usize {
     let folder = fixture.root().join(state).join("clusters/main/restores");

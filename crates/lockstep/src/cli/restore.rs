@@ -11,8 +11,9 @@ use super::output::{self, JSON_VERSION, say};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::warnings::bytes;
+use crate::postgres::conninfo::Conninfo;
 use crate::postgres::instance;
-use crate::postgres::target::{Action, Recovery, Target, parse_time};
+use crate::postgres::target::{Action, Recovery, Standby, Target, parse_time};
 use crate::process::quote;
 use crate::restore::only::{NotRestored, Wanted};
 use crate::restore::source::{Form, From};
@@ -29,6 +30,8 @@ pub(super) struct Restore {
     to: PathBuf,
     #[command(flatten)]
     target: TargetArguments,
+    #[command(flatten)]
+    standby: StandbyArguments,
     /// Put a tablespace elsewhere
     #[arg(long = "tablespace", value_name = "OID_OR_NAME=DIR", value_parser = pair)]
     tablespaces: Vec<(String, PathBuf)>,
@@ -59,7 +62,7 @@ pub(super) struct Restore {
     /// Let subscriptions go on, also where the original's data directory is on this host
     #[arg(long, requires = "start")]
     keep_subscriptions: bool,
-    /// Let the restored cluster archive its WAL as the original did
+    /// Let the restored cluster archive its WAL as the original did (a standby does)
     #[arg(long)]
     keep_archiving: bool,
     /// Check everything and print where it would go; make nothing
@@ -75,6 +78,44 @@ enum As {
     Zfs,
     /// Files on any file system, from a repository
     Files,
+}
+
+/// The options that make it a standby.
+#[derive(Debug, Args)]
+struct StandbyArguments {
+    /// Make it a standby: it goes on replaying what --primary streams or --restore-command fetches
+    #[arg(long, conflicts_with_all = ["target", "target_timeline"])]
+    standby: bool,
+    /// The server that a standby follows, as a connection string without a password
+    #[arg(long, value_name = "CONNINFO", requires = "standby")]
+    primary: Option<String>,
+    /// The replication slot that it has there
+    #[arg(long, value_name = "SLOT", requires = "primary")]
+    slot: Option<String>,
+}
+
+impl StandbyArguments {
+    fn standby(&self, restore_command: Option<&str>) -> Result<Option<Standby>> {
+        if !self.standby {
+            return Ok(None);
+        }
+        if self.primary.is_none() && restore_command.is_none() {
+            return Err(Error::usage(
+                "--standby with nothing to follow",
+                "name its primary with --primary 'host=… user=…', or the way to the archive with --restore-command",
+            ));
+        }
+        // Not the parser's to refuse: it would repeat a password that is in it.
+        let primary = self.primary.as_deref().map(Conninfo::parse).transpose();
+        let primary = primary.map_err(|reason| {
+            Error::usage(
+                format!("the connection string of --primary can't be used: {reason}"),
+                "write it as keywords, such as 'host=db1 user=replicator passfile=/…', the password in a file that \
+                 the server's user can read",
+            )
+        })?;
+        Ok(Some(Standby { primary, slot: self.slot.clone() }))
+    }
 }
 
 /// The options that say where recovery ends; those of `restore` and `clone create`.
@@ -144,6 +185,7 @@ impl TargetArguments {
             restore_command: self.restore_command.clone(),
             set_is_shut_down: false,
             keep_archiving,
+            standby: None,
         })
     }
 }
@@ -165,6 +207,8 @@ impl Restore {
             (None, _) if self.dataset.is_some() => Form::Zfs,
             (Some(As::Files) | None, _) => Form::Files,
         };
+        let mut recovery = self.target.recovery(self.keep_archiving)?;
+        recovery.standby = self.standby.standby(recovery.restore_command.as_deref())?;
         let request = Request {
             set: self.set.clone(),
             from: self.from.clone(),
@@ -175,7 +219,7 @@ impl Restore {
                 tablespaces: self.only_tablespaces.clone(),
             },
             to: self.to.clone(),
-            recovery: self.target.recovery(self.keep_archiving)?,
+            recovery,
             tablespaces: self.tablespaces.clone(),
             dataset: self.dataset.clone(),
             start: self.start,
@@ -188,9 +232,9 @@ impl Restore {
         }
         let restored = restore::run(cx, &request)?;
         if json {
-            output::print_json(&as_json(&restored))?;
+            output::print_json(&as_json(&restored, &request))?;
         } else {
-            as_text(cx, &restored, self.start);
+            as_text(cx, &restored, &request);
         }
         Ok(Done::Well)
     }
@@ -222,7 +266,7 @@ fn show_plan(cx: &Context, request: &Request, json: bool) -> Result<Done> {
     Ok(Done::Well)
 }
 
-fn as_json(restored: &Restored) -> Value {
+fn as_json(restored: &Restored, request: &Request) -> Value {
     let placement = &restored.placement;
     let clones: Vec<_> =
         placement.volumes.iter().filter_map(|volume| volume.dataset.as_ref()).collect();
@@ -233,6 +277,7 @@ fn as_json(restored: &Restored) -> Value {
         "datasets": clones, "port": restored.port, "started": restored.started,
         "socket_directory": restored.socket_directory.as_ref().map(|path| path.display().to_string()),
         "recovery": restored.recovery_log, "subscriptions_held": restored.holds_subscriptions,
+        "standby": request.recovery.standby.is_some(),
     });
     let rest = &restored.not_restored;
     if *rest != NotRestored::default() {
@@ -248,7 +293,7 @@ fn as_json(restored: &Restored) -> Value {
     value
 }
 
-fn as_text(cx: &Context, restored: &Restored, was_to_start: bool) {
+fn as_text(cx: &Context, restored: &Restored, request: &Request) {
     crate::steps::end_with_the_reader();
     let placement = &restored.placement;
     say!("set {} is restored", restored.set.set);
@@ -274,6 +319,12 @@ fn as_text(cx: &Context, restored: &Restored, was_to_start: bool) {
         say!("  subscriptions would take its changes. Where they shall go on, this and a restart:");
         say!("    ALTER SYSTEM RESET max_logical_replication_workers");
     }
+    if let Some(standby) = &request.recovery.standby {
+        match &standby.primary {
+            Some(primary) => say!("  a standby, of {}", primary.to_string().escape_debug()),
+            None => say!("  a standby, of what its restore_command fetches"),
+        }
+    }
     match (restored.started, restored.port) {
         (true, Some(port)) => {
             let host = restored.socket_directory.as_deref().map(output::path).unwrap_or_default();
@@ -283,7 +334,7 @@ fn as_text(cx: &Context, restored: &Restored, was_to_start: bool) {
                 quote(&cx.cluster.user)
             );
         }
-        _ if was_to_start => {
+        _ if request.start => {
             say!(
                 "  it was shut down at its target; recovery.signal and the target are there still:"
             );

@@ -287,6 +287,17 @@ pub enum Refusal {
         /// Where that is.
         at: PathBuf,
     },
+    /// A standby would replay into the folders of its original.
+    #[error(
+        "the original runs here, in \"{}\" (process {pid}): on its host a standby that goes on replaying would make each new tablespace in the original's folder",
+        data.display()
+    )]
+    StandbyBesideOriginal {
+        /// The original's data directory.
+        data: PathBuf,
+        /// Its server.
+        pid: u32,
+    },
     /// `--delta` into a folder that is something else.
     #[error("\"{}\" isn't an older restore of this cluster: it holds {holds}", path.display())]
     NotAnOlderRestore {
@@ -424,6 +435,7 @@ impl Refusal {
             Self::DirectoryHoldsRestore { .. } => "bring it to the set's state with --from repository and --delta, or name an empty folder".into(),
             Self::DatasetExists { .. } => "name another place with --dataset; or bring what is there to the set's state with --delta".into(),
             Self::DirectoryInsideCluster { .. } | Self::DirectoryHoldsCluster { .. } => "restore to a folder outside the cluster".into(),
+            Self::StandbyBesideOriginal { .. } => "make the standby on another host; to look at the data here take `lockstep clone create`".into(),
             Self::NotAnOlderRestore { .. } => "--delta removes what the set doesn't have: name the folder of an older restore, or an empty one".into(),
             Self::NotOnTop { newest: Some(newest), known: Some(known), .. } => format!("destroy what is newer than {known} if nothing needs it (`zfs destroy {}`), or restore to another --dataset and --to", quote(newest)),
             Self::NotOnTop { is_raw: true, .. } => "restore to another --dataset and --to: it is stored raw, and its chain may have begun anew".into(),

@@ -91,28 +91,43 @@ pub const NO_WORKERS: &str = "max_logical_replication_workers";
 const MARK: &str = "# written by lockstep restore:";
 
 /// What a restored cluster keeps: its port, no archiving into the old archive, and a pid file of
-/// its own (Debian's setting names the live cluster's, and an empty one is no file name).
+/// its own (Debian's setting names the live cluster's, and an empty one is no file name). A standby
+/// keeps whom it follows, and archives what it did: nothing before it is promoted, and then as its primary.
 #[must_use]
 pub fn lasting(recovery: &Recovery, directory: &Path, port: Option<u16>) -> Vec<(String, String)> {
     let pid_file = directory.join("run/postmaster.pid");
     let mut all = vec![("external_pid_file".to_owned(), pid_file.display().to_string())];
-    if !recovery.keep_archiving {
+    if let Some(standby) = &recovery.standby {
+        let primary = standby.primary.as_ref().map(ToString::to_string);
+        let mut follows = neutral();
+        for (name, value) in [
+            ("restore_command", recovery.restore_command.clone()),
+            ("primary_conninfo", primary),
+            ("primary_slot_name", standby.slot.clone()),
+        ] {
+            put(&mut follows, name.to_owned(), value.unwrap_or_default());
+        }
+        all.extend(follows);
+    } else if !recovery.keep_archiving {
         all.push(("archive_mode".to_owned(), "off".to_owned()));
     }
     all.extend(port.map(|port| ("port".to_owned(), port.to_string())));
     all
 }
 
+/// Over what postgresql.conf says, which was the original's. PostgreSQL takes settings in their order,
+/// and refuses an empty target behind another one: so these come first.
+fn neutral() -> Vec<(String, String)> {
+    NEUTRAL.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec()
+}
+
 /// The way to the target; it is taken out again once recovery is over.
 #[must_use]
 pub fn passing(recovery: &Recovery) -> Vec<(String, String)> {
-    if !recovery.needs_signal() {
+    if recovery.signal().is_none() || recovery.standby.is_some() {
         return Vec::new();
     }
-    // Over what postgresql.conf says, which was the original's. PostgreSQL takes them in this order,
-    // and refuses an empty target behind another one: so these come first.
-    let mut all: Vec<(String, String)> =
-        NEUTRAL.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let mut all = neutral();
     let mut set = |name: &str, value: String| put(&mut all, name.to_owned(), value);
     // PostgreSQL demands a restore_command with recovery.signal; "false" finds nothing, so that
     // recovery reads the set's own WAL in pg_wal.
@@ -139,6 +154,8 @@ pub fn passing(recovery: &Recovery) -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::conninfo::Conninfo;
+    use crate::postgres::target::Standby;
 
     #[test]
     fn values_are_quoted_as_postgresql_reads_them() {
@@ -154,6 +171,28 @@ mod tests {
             "# Do not edit\nwork_mem = '1MB'\n# written by lockstep restore:\nport = '5500'\n"
         );
         assert_eq!(auto_conf(&text, &[("port".into(), "5500".into())]), text);
+    }
+
+    #[test]
+    fn a_standby_keeps_whom_it_follows() {
+        let follows = |standby| {
+            let recovery = Recovery { standby: Some(standby), ..Recovery::default() };
+            assert_eq!(passing(&recovery), []);
+            auto_conf("", &lasting(&recovery, Path::new("/r"), None))
+        };
+        let primary = Conninfo::parse("host=db1 passfile='/a b'").unwrap();
+        let text = follows(Standby { primary: Some(primary), slot: Some("s1".into()) });
+        for line in [
+            "primary_conninfo = 'host=db1 passfile=''/a b'''",
+            "primary_slot_name = 's1'",
+            "restore_command = ''",
+            "recovery_target_timeline = 'latest'",
+        ] {
+            assert!(text.lines().any(|known| known == line), "{line} in {text}");
+        }
+        assert!(!text.contains("archive_mode"), "{text}");
+        // An older one's isn't kept: what postgresql.conf says of a primary isn't the standby's either.
+        assert!(follows(Standby::default()).contains("primary_conninfo = ''"));
     }
 
     #[test]

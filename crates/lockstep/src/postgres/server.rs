@@ -58,6 +58,8 @@ pub enum Outcome {
     Paused,
     /// It was shut down at the target.
     ShutDown,
+    /// It is a standby and takes reads.
+    Follows,
 }
 
 /// How to stop a server.
@@ -137,27 +139,37 @@ impl Server {
         )
     }
 
-    /// Waits until a server that has nothing to recover accepts connections, wherever it logs.
+    /// Waits until a server that has nothing to recover, or is consistent already, accepts connections, wherever it logs;
+    /// a standby with `hot_standby = off`, which accepts none, until it replays.
     ///
     /// # Errors
     /// When the server dies: its own words.
     pub fn wait_until_ready(&mut self) -> Result<()> {
-        self.watch("not ready yet", |_| (), Self::says_ready).map(drop)
+        let is_up = |server: &Self, has_ended| {
+            server.says(&["ready", "standby"], has_ended).then_some(Outcome::Ready)
+        };
+        self.watch("not ready yet", |_| (), is_up).map(drop)
     }
 
-    /// Waits until a standby accepts read-only connections, telling `progress` what it says. The
+    /// Waits until a standby accepts read-only connections, or with `hot_standby = off` is consistent, telling `progress` what it says. The
     /// server must log to its stderr.
     ///
     /// # Errors
     /// When the server dies: its own words.
     pub fn wait_for_standby(&mut self, progress: impl FnMut(&str)) -> Result<()> {
-        self.watch("not consistent yet", progress, Self::says_ready).map(drop)
+        let is_consistent = |server: &Self, has_ended| {
+            let lets_nobody_in = server.says(&["standby"], has_ended)
+                && server.has_said("consistent recovery state reached");
+            (lets_nobody_in || server.says(&["ready"], has_ended)).then_some(Outcome::Follows)
+        };
+        self.watch("not consistent yet", progress, is_consistent).map(drop)
     }
 
-    /// PM_STATUS_READY is written when connections are let in, on a hot standby too.
-    fn says_ready(&self, has_ended: bool) -> Option<Outcome> {
+    /// Whether postmaster.pid has one of these: PM_STATUS_READY is written when connections are let in, on a hot standby
+    /// too; one that lets nobody in has PM_STATUS_STANDBY from the beginning of recovery on.
+    fn says(&self, states: &[&str], has_ended: bool) -> bool {
         let status = instance::postmaster_status(&self.data);
-        (!has_ended && status.as_deref() == Some("ready")).then_some(Outcome::Ready)
+        !has_ended && status.is_some_and(|status| states.contains(&status.as_str()))
     }
 
     /// Reads the log until `done` sees an outcome; `done` is asked once more when the server has ended.

@@ -5,6 +5,7 @@ use std::fmt;
 use jiff::Timestamp;
 use pgfiles::lsn::Lsn;
 
+use super::conninfo::Conninfo;
 use crate::error::{Error, Result};
 use crate::plan::refusal::Refusal;
 use crate::set::manifest::Manifest;
@@ -80,14 +81,30 @@ pub struct Recovery {
     pub set_is_shut_down: bool,
     /// archive_mode stays as it was.
     pub keep_archiving: bool,
+    /// It doesn't end: the cluster becomes a standby.
+    pub standby: Option<Standby>,
+}
+
+/// Whom a standby follows, where not only what `restore_command` fetches.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Standby {
+    /// primary_conninfo.
+    pub primary: Option<Conninfo>,
+    /// primary_slot_name.
+    pub slot: Option<String>,
 }
 
 impl Recovery {
-    /// Whether recovery.signal is written. A cold set without a target or an archive starts as it
-    /// is; every other restored cluster gets a timeline of its own.
+    /// The file that says what kind of recovery it is, where one is written. A cold set without a target or
+    /// an archive starts as it is; every other restored cluster gets a timeline of its own, but for a standby.
     #[must_use]
-    pub fn needs_signal(&self) -> bool {
-        !self.set_is_shut_down || self.target != Target::End || self.restore_command.is_some()
+    pub fn signal(&self) -> Option<&'static str> {
+        if self.standby.is_some() {
+            return Some("standby.signal");
+        }
+        let recovers =
+            !self.set_is_shut_down || self.target != Target::End || self.restore_command.is_some();
+        recovers.then_some("recovery.signal")
     }
 
     /// Whether recovery surely comes to its target from this set, if that lies on the way to the timeline that recovery
@@ -217,9 +234,15 @@ mod tests {
     #[test]
     fn only_a_cold_set_without_a_target_starts_without_recovery() {
         let cold = Recovery { set_is_shut_down: true, ..Recovery::default() };
-        assert!(!cold.needs_signal());
-        assert!(Recovery { target: Target::Immediate, ..cold.clone() }.needs_signal());
-        assert!(Recovery { restore_command: Some("x".into()), ..cold }.needs_signal());
-        assert!(Recovery::default().needs_signal());
+        let recovers = Some("recovery.signal");
+        assert_eq!(cold.signal(), None);
+        assert_eq!(Recovery { target: Target::Immediate, ..cold.clone() }.signal(), recovers);
+        assert_eq!(
+            Recovery { restore_command: Some("x".into()), ..cold.clone() }.signal(),
+            recovers
+        );
+        assert_eq!(Recovery::default().signal(), recovers);
+        let standby = Recovery { standby: Some(Standby::default()), ..cold };
+        assert_eq!(standby.signal(), Some("standby.signal"));
     }
 }

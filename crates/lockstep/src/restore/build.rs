@@ -367,7 +367,8 @@ impl<'a> Build<'a> {
             original.join("PG_VERSION").exists() && real(original) != real(&self.placement.data)
         };
         let is_asked = self.request.start && self.request.clone.is_none();
-        is_asked && !self.request.keep_subscriptions && is_here()
+        let is_standby = self.recovery.standby.is_some();
+        is_asked && !is_standby && !self.request.keep_subscriptions && is_here()
     }
 
     /// What postgresql.auto.conf gets.
@@ -388,8 +389,8 @@ impl<'a> Build<'a> {
             recovery::put(&mut settings, name, value);
         }
         tree::write_auto_conf(&self.placement.data, &settings, owner)?;
-        if self.recovery.needs_signal() {
-            files::write_owned(&self.placement.data.join("recovery.signal"), b"", owner)?;
+        if let Some(signal) = self.recovery.signal() {
+            files::write_owned(&self.placement.data.join(signal), b"", owner)?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use pgfiles::lsn::Lsn;
 
 use super::build::Build;
-use super::{Restored, tree, unfinished};
+use super::{Restored, standby, tree, unfinished};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::isolation::{self, Bind, Isolation};
@@ -89,12 +89,13 @@ pub(super) fn start(
     restored.recovery_log = server.recovery_log();
     restored.started = outcome != Outcome::ShutDown;
     steps::reached("restore.recovered")?;
-    if outcome == Outcome::Ready && build.request.clone.is_none() && isolation.is_some() {
+    let stays = matches!(outcome, Outcome::Ready | Outcome::Follows);
+    if stays && build.request.clone.is_none() && isolation.is_some() {
         move_out(build, &mut server, &launch, &isolation)?;
-    } else if outcome != Outcome::Ready && build.request.clone.is_none() {
+    } else if !stays && build.request.clone.is_none() {
         // It stays in its namespace, or was stopped there; its next start will be outside.
         correct_links(build, &data, isolation.as_ref())?;
-    } else if outcome == Outcome::Ready {
+    } else if stays {
         // Nothing of it is anywhere else than it seems.
         belong_to_them(build)?;
     }
@@ -104,6 +105,9 @@ pub(super) fn start(
 
 /// Waits until recovery is where it is to end.
 fn recover(build: &Build, server: &mut Server) -> Result<Outcome> {
+    if build.recovery.standby.is_some() {
+        return standby::follow(build, server);
+    }
     let pauses = build.recovery.action == Action::Pause && build.recovery.target != Target::End;
     let waited = server.wait_for_recovery(pauses, |words| tracing::info!("recovery: {words}"));
     waited.map_err(|error| explain(build, server, error))
@@ -134,7 +138,8 @@ fn belong_to_them(build: &mut Build) -> Result<()> {
     build.write_journal()
 }
 
-/// Recovery has ended, so nothing is replayed any more: the server leaves its namespace.
+/// Recovery has ended, so nothing is replayed any more: the server leaves its namespace. A standby's is past
+/// all that the set and the archive had, and its original runs elsewhere.
 fn move_out(
     build: &mut Build,
     server: &mut Server,
@@ -143,7 +148,9 @@ fn move_out(
 ) -> Result<()> {
     server.stop(Stop::Fast)?;
     correct_links(build, launch.data, isolation.as_ref())?;
-    build.end_recovery_settings(launch.user)?;
+    if build.recovery.standby.is_none() {
+        build.end_recovery_settings(launch.user)?;
+    }
     // Not before: until now a link may have led to a tablespace of the original's.
     belong_to_them(build)?;
     steps::reached("restore.moved")?;
@@ -285,7 +292,7 @@ fn forget_older(folder: &Path) -> Result<()> {
 fn created_later(build: &Build, bin_dir: &Path) -> Result<Vec<(u32, PathBuf)>> {
     let live = &build.cx.cluster.data_directory;
     let mut all = if live.is_dir() { instance::tablespace_links(live)? } else { Vec::new() };
-    let Some(start) = build.manifest.start_lsn.filter(|_| build.recovery.needs_signal()) else {
+    let Some(start) = build.manifest.start_lsn.filter(|_| build.recovery.signal().is_some()) else {
         return Ok(all);
     };
     all.extend(created_in_wal(build, bin_dir, start));
@@ -329,7 +336,7 @@ fn parse_creates(text: &str) -> Vec<(u32, PathBuf)> {
 }
 
 /// PostgreSQL's reason to end recovery, where Lockstep knows it.
-fn explain(build: &Build, server: &Server, error: Error) -> Error {
+pub(super) fn explain(build: &Build, server: &Server, error: Error) -> Error {
     let said = |words: &str| has_said(server, words);
     if said("requested recovery stop point is before consistent recovery point") {
         let earliest = match build.manifest.floor_lsn {

@@ -188,3 +188,16 @@ pub fn discard(fixture: &Fixture, directory: &Path, parent: &str) {
     );
     let _ = fs::remove_dir_all(directory);
 }
+
+/// The other host: the same cluster by name, its data directory elsewhere, a state folder of its own.
+pub fn other_host(fixture: &Fixture, name: &str, data: &Path) -> Lockstep {
+    let text = fs::read_to_string(fixture.root().join("shipping.toml")).expect("the configuration");
+    let state = fixture.root().join(format!("state-{name}"));
+    let other = text
+        .replace(&toml_string(&fixture.state), &toml_string(&state))
+        .replace(&toml_string(&fixture.cluster.data), &toml_string(data));
+    assert_ne!(text, other);
+    let path = fixture.root().join(format!("{name}.toml"));
+    fs::write(&path, other).expect("it can be written");
+    Lockstep::new(&path, &fixture.cluster.bin)
+}

@@ -1,0 +1,40 @@
+//! A restore that becomes a standby: recovery goes on for ever, so what a restore's own server may do for
+//! a while in its mount namespace this one does outside it.
+//!
+//! What could go wrong: a replayed CREATE TABLESPACE of a time after the restore, on the host of the
+//! primary itself, whose folder it would share; a part of a cluster, which can't replay what happens to the rest.
+
+use super::Request;
+use super::build::Build;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::plan::refusal::Refusal;
+use crate::postgres::instance;
+use crate::postgres::server::{Outcome, Server};
+
+/// Refuses what couldn't follow, and what would follow into the original's folders.
+///
+/// # Errors
+/// [`Error::Usage`] for a part of a cluster; [`Refusal::StandbyBesideOriginal`].
+pub(super) fn check(cx: &Context, request: &Request) -> Result<()> {
+    if !request.only.is_all() {
+        return Err(Error::usage(
+            "a standby replays what happens to all of the cluster, and this would have a part of it",
+            "leave out --standby, or restore all of the set",
+        ));
+    }
+    let data = &cx.cluster.data_directory;
+    match instance::postmaster(data)? {
+        Some(pid) => Err(Refusal::StandbyBesideOriginal { data: data.clone(), pid }.into()),
+        None => Ok(()),
+    }
+}
+
+/// Waits until it is consistent and lets readers in.
+pub(super) fn follow(build: &Build, server: &mut Server) -> Result<Outcome> {
+    let waited = server.wait_for_standby(|words| tracing::info!("recovery: {words}"));
+    match waited {
+        Ok(()) => Ok(Outcome::Follows),
+        Err(error) => Err(super::run_server::explain(build, server, error)),
+    }
+}

@@ -1,0 +1,142 @@
+//! A set becomes a standby: it follows its primary over the network, or the archive alone, comes back after a restart, and
+//! takes over when it is promoted. And what is no standby: a part of a cluster, one beside its original.
+
+mod support;
+
+use support::cluster::{Cluster, Stop};
+use support::command::{must, wait_until};
+use support::faults::{assert_said, restore_arguments};
+use support::fixture::Fixture;
+use support::layout::two_pools_four_datasets;
+use support::lockstep::{LIMIT, Lockstep, exit};
+use support::shipping::{other_host, with_repository};
+
+const ROWS: &str = "SELECT (SELECT sum(n) FROM one) || ' ' || (SELECT count(*) FROM two)";
+const FILES: [&str; 4] = ["--from", "repository", "--as", "files"];
+
+fn prepare() -> (Fixture, Lockstep) {
+    let fixture = Fixture::new(two_pools_four_datasets().archive());
+    fixture.cluster.execute(&[
+        "CREATE TABLE one (n int) TABLESPACE ts1",
+        "CREATE TABLE two (n int) TABLESPACE ts2",
+        "INSERT INTO one VALUES (1)",
+        "INSERT INTO two SELECT generate_series(1, 20000)",
+    ]);
+    let lockstep = with_repository(&fixture);
+    (fixture, lockstep)
+}
+
+fn primary(cluster: &Cluster) -> String {
+    format!("host={} port={} user=postgres", cluster.socket.display(), cluster.port)
+}
+
+#[track_caller]
+fn comes_to(standby: &Cluster, rows: &str) {
+    wait_until("the standby has what its primary has", LIMIT, || {
+        standby.value("postgres", ROWS) == rows
+    });
+    assert_eq!(standby.value("postgres", "SELECT pg_is_in_recovery()"), "t");
+}
+
+#[test]
+fn a_set_becomes_a_standby_that_streams() {
+    let (fixture, lockstep) = prepare();
+    let first = lockstep.backup("label").id;
+    fixture.cluster.value("postgres", "SELECT pg_create_physical_replication_slot('back', true)");
+    fixture.cluster.execute(&["INSERT INTO one VALUES (10)"]);
+    let second = lockstep.backup("ordered").id;
+    fixture.cluster.execute(&["INSERT INTO one VALUES (100)"]);
+    let from = primary(&fixture.cluster);
+    let parent = format!("{}/standby", fixture.pools[0].name);
+    for (form, set) in [("files", &first), ("zfs", &second)] {
+        let to = fixture.target(form);
+        let host = other_host(&fixture, form, &to.join("data"));
+        let mut more = vec!["--from", "repository", "--as", form, "--standby", "--primary", &from];
+        more.extend(["--slot", "back"]);
+        if form == "zfs" {
+            more.extend(["--dataset", &parent]);
+        }
+        let restored = host.restore_and_start(set, &to, &more);
+        let standby = restored.server();
+        assert_eq!(restored.json["standby"], true, "{form}: {}", restored.json);
+        comes_to(standby, &fixture.cluster.value("postgres", ROWS));
+        let receiver = "SELECT status || ' ' || slot_name FROM pg_stat_wal_receiver";
+        wait_until("it streams over its slot", LIMIT, || {
+            standby.column("postgres", receiver) == ["streaming back"]
+        });
+        // What it was made with outlasts its restart, and it archives once it is a primary.
+        standby.stop(Stop::Fast);
+        standby.start();
+        fixture.cluster.execute(&["INSERT INTO one VALUES (1000)", "DELETE FROM two WHERE n = 7"]);
+        comes_to(standby, &fixture.cluster.value("postgres", ROWS));
+        assert_eq!(standby.value("postgres", "SHOW archive_mode"), "on", "{form}");
+        must(
+            &mut standby
+                .tool("pg_ctl", ["-D", to.join("data").to_str().expect("UTF-8"), "-w", "promote"]),
+        );
+        standby.execute(&["INSERT INTO one VALUES (5)"]);
+        must(&mut standby.tool("pg_amcheck", ["--install-missing", "--heapallindexed", "--all"]));
+        standby.stop(Stop::Fast);
+        // The place is brought to a set again, and that is a cluster of its own.
+        more.truncate(4);
+        more.push("--delta");
+        if form == "zfs" {
+            more.extend(["--dataset", &parent]);
+        }
+        let restored = host.restore_and_start(&second, &to, &more);
+        assert_eq!(restored.server().value("postgres", "SHOW primary_conninfo"), "", "{form}");
+        assert_eq!(restored.server().value("postgres", ROWS), "11 20000", "{form}");
+        restored.server().stop(Stop::Fast);
+        fixture.cluster.execute(&["INSERT INTO two VALUES (7)"]);
+    }
+}
+
+/// With no connection to its primary at all.
+#[test]
+fn a_set_becomes_a_standby_that_the_archive_feeds() {
+    let (fixture, lockstep) = prepare();
+    let set = lockstep.backup("label").id;
+    let to = fixture.target("fed");
+    let host = other_host(&fixture, "fed", &to.join("data"));
+    let archive = format!("cp {}/%f %p", fixture.archive.display());
+    let more = [&FILES[..], &["--standby", "--restore-command", &archive]].concat();
+    let restored = host.restore_and_start(&set, &to, &more);
+    for rows in ["11 20000", "111 20000"] {
+        let next = if rows.starts_with("11 ") { "10" } else { "100" };
+        fixture.cluster.execute(&[&format!("INSERT INTO one VALUES ({next})")]);
+        fixture.cluster.value("postgres", "SELECT pg_switch_wal()");
+        comes_to(restored.server(), rows);
+    }
+    restored.server().stop(Stop::Fast);
+}
+
+#[test]
+fn what_can_t_be_a_standby_is_refused_before_anything_is_made() {
+    let (fixture, lockstep) = prepare();
+    let set = lockstep.backup("label").id;
+    let to = fixture.target("r");
+    let from = primary(&fixture.cluster);
+    let host = other_host(&fixture, "host", &to.join("data"));
+    let arguments = |more: &[&str]| -> Vec<String> {
+        let all = [&FILES[..], more].concat();
+        restore_arguments(&set, &to, &all).into_iter().map(str::to_owned).collect()
+    };
+    let refused = |lockstep: &Lockstep, code: i32, more: &[&str], words: &[&str]| {
+        let all = arguments(more);
+        let outcome = lockstep.expect(code, &all.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_said(&outcome, words);
+        assert!(!to.exists(), "{more:?}: {}", outcome.describe());
+        outcome
+    };
+    let beside = ["the original runs here", "hint: make the standby on another host"];
+    refused(&lockstep, exit::REFUSED, &["--standby", "--primary", &from], &beside);
+    let usage = |more: &[&str], words: &[&str]| refused(&host, exit::USAGE, more, words);
+    usage(&["--standby"], &["nothing to follow", "hint: name its primary"]);
+    usage(&["--standby", "--primary", &from, "--target-immediate"], &["cannot be used with"]);
+    usage(&["--primary", &from], &["--standby"]);
+    let part = ["--standby", "--primary", &from, "--only-database", "postgres"];
+    usage(&part, &["would have a part of it"]);
+    let secret = ["--standby", "--primary", "host=db1 password=hunter2"];
+    let outcome = usage(&secret, &["the keyword password", "hint: "]);
+    assert!(!outcome.stderr.contains("hunter2"), "{}", outcome.describe());
+}
