@@ -223,3 +223,35 @@ fn datasets_behind_another_mount_are_not_taken_for_the_cluster() {
     assert_eq!(fixture.lockstep().backup("auto").strategy, "cold");
     assert_clean(&fixture);
 }
+
+/// A stopped server's pg_wal that lacks the segment in which recovery begins, as where its dataset isn't mounted.
+#[test]
+fn a_cold_set_without_its_wal_is_none() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.cluster.stop(Stop::Fast);
+    let pg_wal = fs::canonicalize(fixture.cluster.data.join("pg_wal")).expect("it is there");
+    let aside = fixture.root().join("aside");
+    fs::create_dir(&aside).expect("it can be made");
+    let is_segment = |name: &str| name.len() == 24;
+    let names = fs::read_dir(&pg_wal).expect("it can be listed").flatten();
+    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    let names: Vec<_> = names.filter(|name| is_segment(name)).collect();
+    assert!(!names.is_empty());
+    for name in &names {
+        must(&mut command("mv", [pg_wal.join(name), aside.join(name)]));
+    }
+    let refused = fixture.lockstep().expect(exit::REFUSED, &["backup"]);
+    for word in [
+        "isn't whole",
+        &names.iter().min().expect("one")[..],
+        "look whether all of pg_wal is there",
+    ] {
+        assert!(refused.stderr.contains(word), "no {word:?}: {}", refused.describe());
+    }
+    assert_clean(&fixture);
+    assert_eq!(fixture.snapshots(), [""; 0], "a set that can't be restored");
+    for name in &names {
+        must(&mut command("mv", [aside.join(name), pg_wal.join(name)]));
+    }
+    assert_eq!(fixture.lockstep().backup("auto").strategy, "cold");
+}

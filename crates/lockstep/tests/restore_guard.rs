@@ -18,7 +18,7 @@ use support::faults::{
 use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lockstep, Set, exit};
-use support::pools::property;
+use support::pools::{property, zfs};
 use support::shipping::with_repository;
 
 const SCALE: u32 = 1;
@@ -523,4 +523,18 @@ fn a_hangup_ends_it_tidily() {
     let (_, outcome) = signal_at(&fixture, "restore.started", Signal::HUP, &arguments);
     assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
     assert_nothing_remains(&fixture, &[], "SIGHUP");
+}
+
+/// Its folder is on a file system of its own, inside one that servers usually write to.
+#[test]
+fn a_server_on_a_dataset_below_var_tmp_may_write() {
+    let fixture = Fixture::new(one_pool());
+    assert!(fixture.root().starts_with("/var/tmp"), "{:?}", fixture.root());
+    let set = fixture.lockstep().backup("label").id;
+    let (dataset, at) = (format!("{}/own", fixture.pools[0].name), fixture.root().join("own"));
+    zfs(&["create", "-o", &format!("mountpoint={}", at.display()), &dataset]);
+    let directory = at.join("r");
+    let restored = fixture.lockstep().restore_and_start(&set, &directory, &[]);
+    restored.server().execute(&["CREATE TABLE written (n int)"]);
+    restored.server().stop(Stop::Fast);
 }

@@ -15,12 +15,14 @@ use crate::names::SetId;
 use crate::plan::refusal::Refusal;
 use crate::plan::strategy::{Plan, Step, Strategy, WalSource};
 use crate::plan::{Layout, PartKind};
+use crate::postgres::instance::PG_CONTROL;
 use crate::postgres::session::{self, Started, Stopped};
 use crate::postgres::wal::{self, WalIdentity};
 use crate::postgres::{connection, instance};
 use crate::set::journal::{self, BackupJournal};
 use crate::set::manifest::{Manifest, Seconds, SetWal, WalStored};
 use crate::set::unfinished::{self, TAKING};
+use crate::ship::FrozenWal;
 use crate::steps;
 use crate::survey::{self, Survey};
 use crate::view::Views;
@@ -131,6 +133,9 @@ impl<'a> Attempt<'a> {
         let parts = certify::files(self)?;
         self.seconds.total = self.began.elapsed().as_secs_f64();
         let manifest = certify::manifest(self, volumes, parts)?;
+        if self.plan.strategy == Strategy::Cold {
+            self.check_own_wal(&manifest)?;
+        }
         steps::reached("backup.manifest")?;
         self.cx.state.publish(&manifest)?;
         steps::reached("backup.published").or_else(after_the_manifest)?;
@@ -363,6 +368,23 @@ impl<'a> Attempt<'a> {
             .into());
         }
         Ok(())
+    }
+
+    /// No step of `cold` looks for WAL, and pg_wal's dataset may not be mounted where nobody uses it.
+    fn check_own_wal(&self, manifest: &Manifest) -> Result<()> {
+        let data = &self.cx.cluster.data_directory;
+        let found = FrozenWal::find(manifest, data.join("pg_wal"), Some(&data.join(PG_CONTROL)));
+        found.map(drop).map_err(|error| match error {
+            Error::Refused(refusal) if matches!(*refusal, Refusal::WalEndsEarly { .. }) => {
+                Refusal::NotPossible {
+                    strategy: self.plan.strategy,
+                    why: refusal.to_string(),
+                    needed: "look whether all of pg_wal is there and its dataset mounted; a server that is started and shut down cleanly has what it needs".into(),
+                }
+                .into()
+            }
+            other => other,
+        })
     }
 
     /// Where recovery starts.

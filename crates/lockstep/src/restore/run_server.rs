@@ -18,6 +18,7 @@ use crate::postgres::{instance, recovery, wal};
 use crate::process::{Credentials, Program};
 use crate::set::manifest::Manifest;
 use crate::steps;
+use crate::volume::mounts::Mounts;
 
 /// The longest path of a Unix socket (sun_path), less the name that PostgreSQL adds.
 const LONGEST_SOCKET_DIRECTORY: usize = 107 - "/.s.PGSQL.65535.lock".len();
@@ -261,12 +262,21 @@ fn isolate(
     let mut writable: Vec<_> = real.collect();
     writable.sort();
     writable.dedup();
-    // A folder inside another is writable with it.
+    let mounts = Mounts::read()?;
+    let points: Vec<&Path> = mounts.iter().map(|mount| mount.point.as_path()).collect();
     let outer = writable.clone();
     writable.retain(|path| {
-        !outer.iter().any(|o| o != path && path.starts_with(o)) || own.contains(path)
+        let is_within = |o: &PathBuf| o != path && is_writable_with(path, o, &points);
+        !outer.iter().any(is_within) || own.contains(path)
     });
     Ok(Some(Isolation { own, writable, binds, hidden: Vec::new() }))
+}
+
+/// Whether a folder inside `outer` is writable with it: a file system of its own on the way isn't.
+fn is_writable_with(path: &Path, outer: &Path, points: &[&Path]) -> bool {
+    let between =
+        |point: &&Path| point.starts_with(outer) && **point != *outer && path.starts_with(point);
+    path.starts_with(outer) && !points.iter().any(between)
 }
 
 /// Empties the place of a tablespace that recovery may make anew.
@@ -475,6 +485,18 @@ mod tests {
                     rmgr: Tablespace  len (rec/tot): 38/ 38, tx: 7, lsn: 0/1, prev 0/0, desc: DROP 16432\n\
                     rmgr: Tablespace  len (rec/tot): 38/ 38, tx: 7, lsn: 0/1, prev 0/0, desc: CREATE 16433 \"pg_tblspc/16433\"\n";
         assert_eq!(parse_creates(text), [(16432, PathBuf::from("/srv/my ts"))]);
+    }
+
+    #[test]
+    fn a_folder_on_a_file_system_of_its_own_is_not_writable_with_the_outer_one() {
+        let is_with = |path: &str, points: &[&str]| {
+            let points: Vec<&Path> = points.iter().map(Path::new).collect();
+            is_writable_with(Path::new(path), Path::new("/var/tmp"), &points)
+        };
+        assert!(is_with("/var/tmp/r", &["/", "/var", "/var/tmp", "/var/tmp/s"]));
+        assert!(!is_with("/var/tmp/r", &["/", "/var/tmp/r"]));
+        assert!(!is_with("/var/tmp/pool/r", &["/", "/var/tmp/pool"]));
+        assert!(!is_with("/srv/r", &["/"]));
     }
 
     #[test]
