@@ -196,7 +196,7 @@ fn prepare<'a>(
     match &source {
         Source::Snapshots => check_set(cx, &manifest)?,
         Source::Repository(from) if !from.only.is_all() => {
-            whole_pages::check(&from.repository, &from.shipped, &recovery)?;
+            whole_pages::check(&from.repository, &from.shipped, &recovery, request.start)?;
         }
         Source::Repository(_) => {}
     }
