@@ -182,6 +182,9 @@ fn a_vacuum_of_what_is_not_restored() {
         let prepared = prepare(layout);
         let Prepared { fixture, lockstep } = &prepared;
         let cluster = &fixture.cluster;
+        cluster.stop(Stop::Fast);
+        must(&mut cluster.tool("pg_checksums", ["--disable", "-D", text(&cluster.data)]));
+        cluster.start();
         assert_eq!(cluster.value("postgres", "SHOW data_checksums"), "off");
         assert_eq!(cluster.value("postgres", "SHOW full_page_writes"), "on");
         cluster.execute(&["CREATE DATABASE wanted", "CREATE DATABASE other"]);
