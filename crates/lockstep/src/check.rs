@@ -1,24 +1,28 @@
 //! `lockstep check`: whether backups of this cluster work, and restores of them would.
 //!
-//! One finding a line, worst first. It looks and changes nothing. A monitor that goes by the exit code
+//! One finding a line, worst first. It looks and changes nothing, but for a small file that it writes where a backup writes
+//! and removes again (`check/writable.rs`). A monitor that goes by the exit code
 //! alone has to notice what goes wrong in silence: backups that have stopped, an archive that gets
 //! nothing, a standby that doesn't follow. So these are errors, and only hints are warnings.
 
 mod leftovers;
 mod programs;
 mod sets;
+mod space;
+mod writable;
 
 use std::collections::BTreeSet;
 
 use serde::Serialize;
 
 use crate::clone;
-use crate::config::StrategyChoice;
+use crate::config::{ClusterConfig, StrategyChoice};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::facts::{Facts, Following, NoServer, PrimarySeen, ServerFacts};
+use crate::plan::refusal::Refusal;
 use crate::plan::strategy;
-use crate::plan::warnings::{ANOTHER_SERVER, bytes};
+use crate::plan::warnings::{ANOTHER_SERVER, bytes, low_space};
 use crate::postgres::connection;
 use crate::set::unfinished;
 use crate::survey;
@@ -57,6 +61,7 @@ pub fn run(cx: &Context) -> Result<Vec<Finding>> {
     match survey::take(cx) {
         Ok(survey) => {
             all.extend(of_facts(&survey.facts, cx.cluster.strategy));
+            all.extend(space::of_pools(cx, &survey.facts));
             if survey.facts.is_standby() {
                 all.push(of_standby(&survey.facts));
                 all.extend(of_primary(cx, survey.facts.primary.as_ref()));
@@ -68,6 +73,9 @@ pub fn run(cx: &Context) -> Result<Vec<Finding>> {
         }
         Err(error) => all.push(failure("layout", &error)),
     }
+    all.push(writable::state(cx));
+    all.extend(of_retention(cx.name.as_str(), cx.cluster));
+    all.extend(of_grace(cx));
     all.extend(sets::here(cx)?);
     all.extend(cx.cluster.repositories.iter().flat_map(|name| sets::in_repository(cx, name)));
     all.extend(leftovers::find(cx)?);
@@ -76,6 +84,47 @@ pub fn run(cx: &Context) -> Result<Vec<Finding>> {
         all.push(failure("os_user", &error));
     }
     Ok(ordered(all))
+}
+
+/// Places where nothing ever goes; a pure function.
+fn of_retention(name: &str, cluster: &ClusterConfig) -> Vec<Finding> {
+    let retention = &cluster.retention;
+    let key = |key: &str| {
+        format!(
+            "clusters.{name}.retention.{key} = {{ last = 7 }}, and `lockstep prune` after each backup"
+        )
+    };
+    let here = retention.local.is_none().then(|| {
+        warning(
+            "retention",
+            "no retention is configured for this host: its snapshots pile up until a pool is full",
+            format!("say what is kept: {}", key("local")),
+        )
+    });
+    let without =
+        cluster.repositories.iter().filter(|name| retention.of_repository(name).is_none());
+    let there = without.map(|repository| {
+        warning(
+            "retention",
+            format!("no retention is configured for repository \"{repository}\": it only grows"),
+            format!("say what is kept: {}", key("repository")),
+        )
+    });
+    here.into_iter().chain(there).collect()
+}
+
+/// Repositories in which nothing is left time.
+fn of_grace(cx: &Context) -> Vec<Finding> {
+    let has_none = |name: &&String| cx.repositories.get(*name).is_some_and(|r| r.grace_hours == 0);
+    let all = cx.cluster.repositories.iter().filter(has_none);
+    all.map(|name| {
+        warning(
+            "grace_hours",
+            format!("repositories.{name}.grace_hours is 0: `prune` may delete what a backup or a restore that runs beside it needs"),
+            "make it longer than any of them takes",
+        )
+    })
+    .collect()
 }
 
 /// Worst first; where there is something to say of a subject, it isn't called well too.
@@ -186,10 +235,20 @@ fn of_facts(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
         Ok(plan) => {
             all.push(ok("strategy", format!("{}: {}", plan.strategy, plan.chosen_because)));
             // What is a problem there has a subject of its own below.
+            let low = low_space(facts);
             let hints = plan.warnings.into_iter().filter(|warning| !warning.problem);
-            all.extend(hints.map(|w| warning("plan", w.what, w.hint)));
+            all.extend(hints.map(|w| {
+                let subject = if low.contains(&w) { space::SUBJECT } else { "plan" };
+                warning(subject, w.what, w.hint)
+            }));
         }
-        Err(refusal) => all.push(failure("strategy", &Error::from(refusal))),
+        Err(refusal) => {
+            let subject = match &refusal {
+                Refusal::NoSpace { .. } => space::SUBJECT,
+                _ => "strategy",
+            };
+            all.push(failure(subject, &Error::from(refusal)));
+        }
     }
     match &facts.server {
         Ok(server) => {
@@ -204,7 +263,10 @@ fn of_facts(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
                     },
                     "rights",
                     "this user may not call pg_backup_start and pg_backup_stop".into(),
-                    Some("GRANT EXECUTE on both functions to it".into()),
+                    Some(format!(
+                        "{} TO it; docs/configuration.md, \"Rights\", has all that it needs",
+                        connection::grant_execute(server.version_num)
+                    )),
                 ),
             });
             all.push(match server.wal_level.as_str() {
@@ -244,7 +306,10 @@ fn of_facts(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
     }
     all.extend(facts.server.iter().flat_map(of_wal_keepers));
     for volume in &facts.layout.volumes {
-        all.push(ok("space", format!("{} has {} left", volume.dataset, bytes(volume.available))));
+        all.push(ok(
+            space::SUBJECT,
+            format!("{} has {} left", volume.dataset, bytes(volume.available)),
+        ));
     }
     all
 }

@@ -21,6 +21,7 @@ pub use retention::RetentionConfig;
 
 use crate::error::{Error, Result};
 use crate::names::ClusterName;
+use crate::postgres::conninfo::Conninfo;
 
 /// Where the configuration lies when neither `--config` nor `$LOCKSTEP_CONFIG` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/lockstep/lockstep.toml";
@@ -354,6 +355,12 @@ fn check_clusters(clusters: &BTreeMap<String, ClusterConfig>) -> Result<(), Stri
                 cluster.data_directory.display()
             ));
         }
+        if cluster.port == 0 {
+            return Err(format!("clusters.{name}.port is 0, and isn't 1 to 65535"));
+        }
+        if let Some(primary) = &cluster.primary {
+            check_primary(primary).map_err(|why| format!("clusters.{name}.primary: {why}"))?;
+        }
         if let Some(wrong) =
             cluster.formerly.iter().find(|id| id.parse::<SystemIdentifier>().is_err())
         {
@@ -364,6 +371,15 @@ fn check_clusters(clusters: &BTreeMap<String, ClusterConfig>) -> Result<(), Stri
         cluster.retention.check().map_err(|why| format!("clusters.{name}.retention.{why}"))?;
     }
     Ok(())
+}
+
+/// Found here and not by the first backup that needs it.
+fn check_primary(text: &str) -> Result<(), String> {
+    let conninfo = Conninfo::parse(text)?;
+    match conninfo.unknown() {
+        None => Ok(()),
+        Some(name) => Err(format!("it has the keyword \"{name}\", which libpq doesn't know")),
+    }
 }
 
 /// Why the text isn't understood, and where. The line itself isn't shown: a secret may be in it, under a key that
@@ -446,6 +462,21 @@ mod tests {
         assert!(empty.to_string().contains("no cluster"), "{empty}");
         let relative = EXAMPLE.replace("/srv/pg/data", "pg/data");
         assert!(Config::parse(&relative).unwrap_err().contains("isn't absolute"));
+        for (line, words) in [
+            ("port = 0", "clusters.main.port is 0"),
+            (
+                "primary = 'host=db1 prot=5432'",
+                "clusters.main.primary: it has the keyword \"prot\"",
+            ),
+            (
+                "primary = 'host=db1 password=hunter2'",
+                "clusters.main.primary: it has the keyword password",
+            ),
+            ("primary = 'db1'", "clusters.main.primary: it isn't of the form"),
+        ] {
+            let why = Config::parse(&format!("{EXAMPLE}\n{line}")).unwrap_err();
+            assert!(why.starts_with(words) && !why.contains("hunter2"), "{why}");
+        }
         let odd = EXAMPLE.replace("clusters.main", "clusters.'a b/c'");
         assert!(Config::parse(&odd).unwrap_err().contains("a b/c"));
     }

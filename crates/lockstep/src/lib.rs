@@ -17,6 +17,7 @@ pub mod config;
 pub mod context;
 pub mod error;
 pub mod files;
+pub mod first_wal;
 pub mod isolation;
 pub mod lock;
 pub mod look;

@@ -173,7 +173,7 @@ pub type Report = Vec<(Place, Result<Outcome>)>;
 /// Prunes. `show` is given each plan before anything of it is done.
 ///
 /// # Errors
-/// When nothing is configured for what was asked, or somebody else holds the cluster's lock.
+/// When nothing is configured for a place that was named, or somebody else holds the cluster's lock.
 pub fn run(cx: &Context, request: &Request, mut show: impl FnMut(&Plan)) -> Result<Report> {
     let places = places(cx, request)?;
     let mut lock = match request.dry_run {
@@ -236,7 +236,8 @@ fn resolve(place: &Place, named: &[String], ids: &[String]) -> Result<Vec<String
     named.iter().map(whole).collect()
 }
 
-/// What is meant; where something is named that has no policy, that is an error.
+/// What is meant; where something is named that has no policy, that is an error, and where nothing is named and has one, a
+/// warning.
 fn places(cx: &Context, request: &Request) -> Result<Vec<Place>> {
     let retention = &cx.cluster.retention;
     let unknown = |what: String, key: &str| {
@@ -261,7 +262,9 @@ fn places(cx: &Context, request: &Request) -> Result<Vec<Place>> {
     if places.is_empty() {
         let has_one = |name: &String| retention.of_repository(name).is_some();
         if retention.local.is_none() && !cx.cluster.repositories.iter().any(has_one) {
-            return Err(unknown(format!("cluster \"{}\"", cx.name), "local"));
+            // As it is before anybody has thought about it: what cron runs each night is no mistake for that.
+            let none = unknown(format!("cluster \"{}\"", cx.name), "local");
+            tracing::warn!(hint = none.hint(), "{none}; snapshots pile up until a pool is full");
         }
         places.push(Place::Local);
         places.extend(cx.cluster.repositories.iter().cloned().map(Place::Repository));

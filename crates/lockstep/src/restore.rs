@@ -28,6 +28,7 @@ mod verify;
 mod whole_pages;
 mod zeroing;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::context::Context;
@@ -40,7 +41,7 @@ use crate::set::manifest::Manifest;
 use crate::volume::zfs::DatasetName;
 
 pub(crate) use tree::write_auto_conf;
-pub(crate) use verify::{incomplete, snapshots as check_snapshots};
+pub(crate) use verify::{incomplete, look, snapshots as check_snapshots};
 
 use crate::postgres::target::Recovery;
 use alone::{Alone, AloneBelow};
@@ -164,6 +165,21 @@ pub fn check_set(cx: &Context, manifest: &Manifest) -> Result<()> {
     verify::files(cx, manifest)
 }
 
+/// A server on clones writes into the same pools as the original: these need as much left as for a backup.
+fn check_space(cx: &Context, placement: &Placement) -> Result<()> {
+    let clones = placement.volumes.iter().filter_map(|volume| volume.dataset.as_ref());
+    let parents: BTreeSet<_> = clones.filter_map(DatasetName::parent).collect();
+    let needed = cx.cluster.min_free_mib << 20;
+    for parent in parents {
+        let available = cx.zfs.bytes(&parent, "available")?;
+        if available < needed {
+            let dataset = parent.to_string();
+            return Err(Refusal::NoSpace { dataset, available, needed }.into());
+        }
+    }
+    Ok(())
+}
+
 /// What [`run`] would do: the checks and the layout, with nothing made.
 ///
 /// # Errors
@@ -196,7 +212,7 @@ fn prepare<'a>(
     match &source {
         Source::Snapshots => check_set(cx, &manifest)?,
         Source::Repository(from) if !from.only.is_all() => {
-            whole_pages::check(&from.repository, &from.shipped, &recovery)?;
+            whole_pages::check(&from.repository, &from.shipped, &recovery, request.start)?;
         }
         Source::Repository(_) => {}
     }
@@ -234,6 +250,9 @@ fn prepare<'a>(
             delta: request.delta,
         },
     )?;
+    if matches!(source, Source::Snapshots) {
+        check_space(cx, &placement)?;
+    }
     if let Some(port) = request.port.filter(|_| request.start) {
         run_server::check_port(port)?;
     }

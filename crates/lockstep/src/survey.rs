@@ -33,7 +33,7 @@ pub struct Survey {
 /// the server that answers is another one.
 pub fn take(cx: &Context) -> Result<Survey> {
     let directory = &cx.cluster.data_directory;
-    let control = instance::read_control(directory)?;
+    let control = instance::read_control(directory).map_err(|error| no_cluster(cx, error))?;
     let postmaster = instance::postmaster(directory)?;
     let is_seen = postmaster.is_some();
     let (server, mut client) = ask_server(cx, &control, is_seen)?;
@@ -61,6 +61,21 @@ pub fn take(cx: &Context) -> Result<Survey> {
         min_free: cx.cluster.min_free_mib << 20,
     };
     Ok(Survey { facts, client })
+}
+
+/// Where there is no pg_control, there is no cluster: the configuration leads elsewhere.
+fn no_cluster(cx: &Context, error: Error) -> Error {
+    let directory = cx.cluster.data_directory.display();
+    let is_absent = matches!(&error, Error::Io { source, .. }
+        if matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory));
+    let key = format!("clusters.{}.data_directory", cx.name);
+    match is_absent {
+        false => error,
+        true => Error::usage(
+            format!("{key} \"{directory}\" isn't a data directory: it has no global/pg_control"),
+            format!("is {key} right, and its dataset mounted? `zfs mount -a` mounts what isn't"),
+        ),
+    }
 }
 
 /// The layout alone, for the second look after the last snapshot.

@@ -10,7 +10,7 @@ use support::cluster::{Cluster, Stop};
 use support::command::{as_postgres, command, must, wait_until};
 use support::fixture::Fixture;
 use support::layout::two_pools_four_datasets;
-use support::lockstep::{Lockstep, exit, json_of};
+use support::lockstep::{LIMIT, Lockstep, Steps, exit, json_of};
 
 /// The program with a configuration that differs in one place.
 fn with(fixture: &Fixture, from: &str, to: &str) -> Lockstep {
@@ -117,19 +117,116 @@ fn a_data_directory_that_nobody_uses_any_more() {
     moved.stop(Stop::Fast);
 }
 
-/// State that can only be read (a rescue system, a backup of it) can be looked at.
+/// What was a silent night: all that a look reads is right, and the backup has nowhere to write.
 #[test]
-fn state_that_can_only_be_read() {
+fn state_that_can_only_be_read_or_is_full() {
     let fixture = Fixture::new(two_pools_four_datasets());
     let lockstep = fixture.lockstep();
     let set = lockstep.backup("label").id;
+    let found = about(&lockstep, exit::DONE, "state");
+    assert_eq!((found.len(), &found[0]["severity"]), (1, &"ok".into()), "{found:?}");
     let state = fixture.state.as_os_str();
+    // A rescue system, a backup of it: it can be looked at.
     must(&mut command("mount", ["--bind".as_ref(), state, state]));
     must(&mut command("mount", ["-o".as_ref(), "remount,ro,bind".as_ref(), state]));
     let outcomes = [&["list"][..], &["show", "latest"]].map(|words| lockstep.run(words));
+    let checked = lockstep.run(&["check"]);
     must(&mut command("umount", [state]));
     for outcome in outcomes {
         assert_eq!(outcome.code, Some(exit::DONE), "{}", outcome.describe());
         assert!(outcome.stdout.contains(&set), "{}", outcome.describe());
     }
+    assert_eq!(checked.code, Some(exit::PROBLEMS), "{}", checked.describe());
+    for words in ["ERROR    state: cannot ", "Read-only file system"] {
+        assert!(checked.stdout.contains(words), "{}", checked.describe());
+    }
+
+    let small = fixture.root().join("small");
+    fs::create_dir(&small).expect("the test may write there");
+    let size = ["-t", "tmpfs", "-o", "size=4m", "small"].map(std::ffi::OsStr::new);
+    must(command("mount", size).arg(&small));
+    let from = fixture.state.display().to_string();
+    let elsewhere = with(&fixture, &from, &small.display().to_string());
+    let little = about(&elsewhere, exit::PROBLEMS, "state");
+    let _ = fs::write(small.join("ballast"), vec![0; 8 << 20]);
+    let full = about(&elsewhere, exit::PROBLEMS, "state");
+    fs::remove_file(small.join("ballast")).expect("it is there");
+    must(&mut command("umount", [small.as_os_str()]));
+    for (found, words) in [(little, "has only"), (full, "No space left")] {
+        assert!(found[0]["severity"] == "error", "{found:?}");
+        assert!(found[0]["what"].as_str().is_some_and(|what| what.contains(words)), "{found:?}");
+        assert!(found[0]["hint"].as_str().is_some_and(|hint| hint.contains("room")), "{found:?}");
+    }
+}
+
+/// A repository whose file system was mounted read-only, and one whose first set is on its way.
+#[test]
+fn a_repository_that_can_only_be_read_and_a_first_set_on_its_way() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = support::shipping::with_repository(&fixture);
+    let subject = format!("repository {}", support::shipping::NAME);
+    let steps = Steps::new(fixture.root().join("steps"));
+    steps.hold("ship.leased");
+    let mut running = lockstep.clone().with_steps(&steps).spawn(&["--json", "backup"]);
+    steps.wait_reached("ship.leased", &mut running);
+    let under_way = about(&lockstep, exit::DONE, &subject);
+    running.kill();
+    running.wait(LIMIT);
+    assert_eq!((under_way.len(), &under_way[0]["severity"]), (1, &"ok".into()), "{under_way:?}");
+    let what = under_way[0]["what"].as_str().unwrap_or_default();
+    let set = lockstep.sets().pop().expect("the set is there");
+    assert!(what.contains(&format!("{set} is being shipped since 20")), "{what}");
+    let found = about(&lockstep, exit::PROBLEMS, &subject);
+    assert!(found[0]["what"] == "no set is in it yet", "{found:?}");
+
+    lockstep.expect(exit::DONE, &["ship"]);
+    assert_eq!(about(&lockstep, exit::DONE, &subject)[0]["severity"], "ok");
+    let folder = support::shipping::folder(&fixture);
+    let before = support::shipping::objects(&fixture);
+    let on = folder.as_os_str();
+    must(&mut command("mount", ["--bind".as_ref(), on, on]));
+    must(&mut command("mount", ["-o".as_ref(), "remount,ro,bind".as_ref(), on]));
+    let checked = lockstep.run(&["--json", "check"]);
+    must(&mut command("umount", [on]));
+    assert_eq!(checked.code, Some(exit::PROBLEMS), "{}", checked.describe());
+    assert!(checked.stdout.contains("Read-only file system"), "{}", checked.describe());
+    assert_eq!(support::shipping::objects(&fixture), before, "a look leaves nothing there");
+}
+
+/// For cron, which sends what is printed.
+#[test]
+fn quiet_prints_what_is_not_well_alone() {
+    let layout = two_pools_four_datasets().setting("archive_mode", "on");
+    let fixture = Fixture::new(layout.setting("archive_command", "true"));
+    let lockstep = with(&fixture, "os_user", "retention.local = { last = 1 }\nos_user");
+    let loud = lockstep.expect(exit::PROBLEMS, &["check"]);
+    let quiet = lockstep.expect(exit::PROBLEMS, &["check", "--quiet"]);
+    let not_ok: Vec<_> = loud.stdout.lines().filter(|line| !line.starts_with("ok ")).collect();
+    assert_eq!(quiet.stdout.lines().collect::<Vec<_>>(), not_ok);
+    assert!(not_ok[0].contains("no set yet") && not_ok.len() < loud.stdout.lines().count());
+    let both = ["--json", "check", "--quiet"];
+    assert!(lockstep.expect(exit::PROBLEMS, &both).stdout.contains("\"ok\""));
+    lockstep.backup("label");
+    let quiet = lockstep.expect(exit::DONE, &["check", "-q"]);
+    assert!(quiet.stdout.is_empty() && quiet.stderr.is_empty(), "{}", quiet.describe());
+}
+
+/// A role that may not see what it needs is told what to grant.
+#[test]
+fn a_role_without_rights_is_told_which() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.cluster.execute(&["CREATE ROLE weak LOGIN"]);
+    let weak = with(&fixture, "\nuser = \"postgres\"", "\nuser = \"weak\"");
+    let outcome = weak.expect(exit::FAILED, &["backup"]);
+    assert!(
+        outcome.stderr.contains("hint: GRANT pg_read_all_settings TO"),
+        "{}",
+        outcome.describe()
+    );
+    fixture.cluster.execute(&["GRANT pg_read_all_settings TO weak"]);
+    let found = about(&weak, exit::PROBLEMS, "rights");
+    let hint = found[0]["hint"].as_str().unwrap_or_default();
+    let function =
+        "GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean)";
+    assert!(hint.contains(function), "{found:?}");
 }

@@ -180,7 +180,7 @@ fn what_prune_prints() {
     fixture.discard_restored(&to, &older);
     prints(&lockstep, "prune", &["prune"]);
     prints(&lockstep, "prune.json", &["prune", "--json"]);
-    let none = fixture.lockstep().expect(exit::USAGE, &["prune"]);
+    let none = fixture.lockstep().expect(exit::USAGE, &["prune", "--local"]);
     compare("error-no-retention", &none.stderr);
 }
 
@@ -262,7 +262,7 @@ fn exit_codes_and_what_is_said() {
         ("atomic-in-two-pools", &lockstep, words("backup --strategy atomic"), exit::REFUSED),
         ("cold-while-it-runs", &lockstep, words("plan --strategy cold"), exit::REFUSED),
         ("no-state-dir", &no_state, words("list"), exit::FAILED),
-        ("no-data-directory", &elsewhere, words("backup"), exit::FAILED),
+        ("no-data-directory", &elsewhere, words("backup"), exit::USAGE),
     ];
     for (name, program, arguments, code) in &table {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();

@@ -1,4 +1,5 @@
-//! The commands of docs/recovery-by-hand.md, run as they stand: a page that nobody runs is wrong by the time it is needed.
+//! The commands of docs/recovery-by-hand.md, and the clean-up of docs/archive.md, run as they stand: a page that nobody runs is
+//! wrong by the time it is needed.
 
 mod support;
 
@@ -6,15 +7,17 @@ use std::path::Path;
 
 use support::checker::Checker;
 use support::cluster::{Cluster, Stop};
-use support::command::{command, must, run};
+use support::command::{command, must, run, wait_until};
 use support::fixture::{Fixture, assert_clean};
 use support::layout::one_pool;
 use support::ledger::Ledger;
 use support::load::{Load, Plan};
-use support::lockstep::Set;
+use support::lockstep::{LIMIT, Set, exit};
 use support::pools::path_with_turns;
+use support::shipping::with_options;
 
 const PAGE: &str = include_str!("../../../docs/recovery-by-hand.md");
+const ARCHIVE: &str = include_str!("../../../docs/archive.md");
 const SCALE: u32 = 2;
 
 /// The page's shell blocks: what stands behind `sh` on the fence's line, and the text.
@@ -188,4 +191,61 @@ fn the_page_takes_the_configuration_of_a_set_where_no_snapshot_has_it() {
     shell(&format!("{setup}{}", cleanup()));
     fixture.discard_set(&set.id);
     assert_clean(&fixture);
+}
+
+/// An archive that is cleaned up as the page has it serves the oldest set wherever it is, and one that can't be asked keeps
+/// all of it.
+#[test]
+fn the_archive_is_kept_for_the_oldest_set_of_all() {
+    let fixture = Fixture::new(one_pool().archive().setting("autovacuum", "off"));
+    let lockstep = with_options(&fixture, "\n[clusters.main.retention]\nlocal = { last = 1 }\n");
+    let cluster = &fixture.cluster;
+    let next_segment = || {
+        cluster.execute(&["CREATE TABLE IF NOT EXISTS t (n int)", "INSERT INTO t VALUES (1)"]);
+        let segment = cluster.value("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
+        wait_until("it is archived", LIMIT, || fixture.archive.join(&segment).exists());
+        segment
+    };
+    let before = next_segment();
+    let older = lockstep.backup("label");
+    let rows = cluster.value("postgres", "SELECT count(*) FROM t");
+    let between = next_segment();
+    lockstep.backup("label");
+    let newest = lockstep.backup("label");
+    lockstep.expect(exit::DONE, &["prune", "--local"]);
+    assert!(lockstep.sets().contains(&newest.id) && !lockstep.sets().contains(&older.id));
+
+    let line = ARCHIVE.lines().find(|line| line.starts_with("pg_archivecleanup /archive"));
+    let line = line.expect("the page has it");
+    // Of the program as the test runs it.
+    let program = env!("CARGO_BIN_EXE_lockstep");
+    let config = fixture.root().join("shipping.toml");
+    let clean = |config: &Path| {
+        let program = format!("'{program}' --config '{}'", config.display());
+        let archive = format!("'{}'", fixture.archive.display());
+        let script = line.replace(" /archive ", &format!(" {archive} "));
+        let script = script.replace("$(lockstep ", &format!("$({program} "));
+        let path = format!("{}:{}", cluster.bin.display(), path_with_turns().to_string_lossy());
+        run(command("bash", ["-c", &script]).env("PATH", path))
+    };
+    // A repository that is away.
+    let repository = support::shipping::folder(&fixture);
+    let away = fixture.root().join("away");
+    std::fs::rename(&repository, &away).expect("the test may rename it");
+    let outcome = clean(&config);
+    assert!(!outcome.ok() && fixture.archive.join(&before).exists(), "{}", outcome.describe());
+    std::fs::rename(&away, &repository).expect("the test may rename it");
+
+    let outcome = clean(&config);
+    assert!(outcome.ok(), "{}", outcome.describe());
+    assert!(!fixture.archive.join(&before).exists(), "nobody needs it: {}", outcome.describe());
+    assert!(fixture.archive.join(&between).exists(), "the older set needs it");
+    let first = lockstep.json(&["list", "--first-wal"]);
+    assert_eq!(first["first_wal"], older.json["wal"]["segments"][0], "{first}");
+    let archive = format!("cp {}/%f %p", fixture.archive.display());
+    let more = ["--from", "repository", "--as", "files", "--restore-command", &archive];
+    let restored = lockstep.restore_and_start(&older.id, &fixture.target("r"), &more);
+    let found = restored.server().value("postgres", "SELECT count(*) FROM t");
+    assert!(found > rows, "it came no further than the set: {found}");
+    restored.server().stop(Stop::Fast);
 }

@@ -215,11 +215,30 @@ fn pool_without_space() {
         assert_said(&refused, &["error: dataset", &fixture.pools[1].name, "bytes left", "hint: "]);
         assert_nothing_remains(&fixture, &[], "refused for want of space");
     }
-    let checked = fixture.lockstep().expect(exit::PROBLEMS, &["check"]);
-    assert!(checked.stdout.contains("bytes left"), "{}", checked.describe());
+    // A server on clones would write into it too.
+    let to = fixture.target("clones");
+    let to = to.to_str().expect("the harness' own paths are UTF-8");
+    for words in [&["clone", "create", "full"][..], &["restore", "latest", "--to", to, "--dry-run"]]
+    {
+        let refused = fixture.lockstep().expect(exit::REFUSED, words);
+        assert_said(&refused, &["bytes left", "hint: free space"]);
+    }
+    let space = || {
+        let checked = fixture.lockstep().run(&["check"]);
+        let lines = checked.stdout.lines().filter(|line| line.contains(" space: "));
+        (checked.code, lines.map(str::to_owned).collect::<Vec<_>>())
+    };
+    let (code, lines) = space();
+    let is_told = lines.iter().any(|line| line.starts_with("ERROR") && line.contains("bytes left"));
+    assert!(code == Some(exit::PROBLEMS) && is_told, "{lines:?}");
     fixture.cluster.execute(&["CREATE TABLE still_running (n int)", "CHECKPOINT"]);
     fs::remove_file(&ballast).expect("the ballast can be thrown off");
     wait_until("ZFS gives the space back", Duration::from_secs(60), || free() > 300 << 20);
+    let (code, lines) = space();
+    let warns =
+        |words: &str| lines.iter().any(|line| line.starts_with("warning") && line.contains(words));
+    // Less than four times min_free_mib.
+    assert!(code == Some(exit::DONE) && warns("has only"), "{lines:?}");
     let newer = fixture.lockstep().backup("label").id;
     assert_restores(&fixture, &older);
     assert_restores(&fixture, &newer);

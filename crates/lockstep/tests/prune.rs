@@ -150,10 +150,21 @@ fn without_a_policy_nothing_is_touched() {
     let fixture = quiet("");
     let lockstep = fixture.lockstep();
     let set = lockstep.backup("label").id;
-    for arguments in [&["prune"][..], &["prune", "--local"], &["prune", "--local", "--dry-run"]] {
+    for arguments in [&["prune", "--local"][..], &["prune", "--local", "--dry-run"]] {
         let refused = lockstep.expect(exit::USAGE, arguments);
         assert_said(&refused, &["no retention is configured", "nothing is touched", "hint: "]);
     }
+    // What README has cron run each night, before anybody has thought about retention.
+    for arguments in [&["prune"][..], &["prune", "--dry-run"]] {
+        let outcome = lockstep.expect(exit::DONE, arguments);
+        assert_said(&outcome, &["no retention is configured for cluster \"main\"", "pile up"]);
+        assert!(outcome.stdout.contains("this host: no retention"), "{}", outcome.describe());
+    }
+    let told = lockstep.json(&["prune"]);
+    assert_eq!(told["places"][0]["configured"], false, "{told}");
+    let checked = lockstep.expect(exit::DONE, &["check"]);
+    let warns = "retention: no retention is configured for this host";
+    assert!(checked.stdout.contains(warns), "{}", checked.describe());
     configure(&fixture, "repository = { last = 1 }");
     lockstep.expect(exit::USAGE, &["prune", "--local"]);
     let unknown = lockstep.expect(exit::USAGE, &["prune", "--repository", "nosuch"]);
@@ -168,6 +179,8 @@ fn without_a_policy_nothing_is_touched() {
         assert_said(&lockstep.expect(exit::USAGE, &["prune"]), &[word]);
     }
     configure(&fixture, "local = { last = 1 }");
+    let checked = lockstep.expect(exit::DONE, &["check"]);
+    assert!(!checked.stdout.contains(warns), "{}", checked.describe());
     let mut lock = fixture.state.join("clusters/main").into_os_string();
     lock.push("/lock");
     let lock = fs::File::options().read(true).write(true).open(lock).expect("a backup has made it");

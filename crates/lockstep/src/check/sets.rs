@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Finding, failure, ok, warning, wrong};
+use super::{Finding, failure, ok, warning, writable, wrong};
 use crate::context::Context;
 use crate::error::Result;
 use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::{self, Repository, Shipped, ShippedVolume, locks};
 use crate::restore;
+use crate::set::at_work;
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::set::removal;
 use crate::ship::lease;
@@ -116,7 +117,8 @@ pub(super) fn too_old(set: &Manifest, max_age_hours: u32, now: jiff::Timestamp) 
     Some(Old { what, hint, is_set })
 }
 
-/// Whether a repository can be reached, how old its newest set is, and whether its store's locks are prolonged. What is
+/// Whether a repository can be reached, how old its newest set is, whether one in a folder can be written to, and whether its
+/// store's locks are prolonged. What is
 /// in it `repo check` looks at.
 pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
     let subject = format!("repository {name}");
@@ -139,7 +141,8 @@ pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
         Ok(Some(what)) => Some(warning(&subject, what, LEASE_HINT)),
         Err(error) => Some(failure(&subject, &error)),
     };
-    sets.into_iter().chain(locks).chain(lease).collect()
+    let writable = writable::repository(&opened, &subject);
+    sets.into_iter().chain(locks).chain(lease).chain(writable).collect()
 }
 
 /// What the sets in a repository say of it.
@@ -174,8 +177,21 @@ fn of_sets(
             }));
         }
         (None, _) if others.is_empty() => {
-            let hint = opened.empty_hint().unwrap_or_else(|| "ship one: lockstep ship".into());
-            all.push(wrong(subject, "no set is in it yet", hint));
+            // Of a first full it takes days until a set is there.
+            all.push(match at_work::since(cx, &opened.name)? {
+                Some((set, since)) => ok(
+                    subject,
+                    format!(
+                        "no set is in it yet; {set} is being shipped since {}",
+                        since.strftime("%Y-%m-%d %H:%M:%SZ")
+                    ),
+                ),
+                None => {
+                    let hint = opened.empty_hint();
+                    let hint = hint.unwrap_or_else(|| "ship one: lockstep ship".into());
+                    wrong(subject, "no set is in it yet", hint)
+                }
+            });
         }
         (None, _) => {}
     }

@@ -1,5 +1,6 @@
 //! `lockstep check`.
 
+use clap::Args;
 use serde_json::json;
 
 use super::Done;
@@ -8,12 +9,26 @@ use crate::check::{self, Severity};
 use crate::context::Context;
 use crate::error::Result;
 
-pub(super) fn run(cx: &Context, json: bool) -> Result<Done> {
+#[derive(Debug, Args)]
+pub(super) struct Check {
+    /// Print warnings and errors only: nothing at all where all is well; with --json everything all the same
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+impl Check {
+    pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
+        run(cx, json, self.quiet)
+    }
+}
+
+fn run(cx: &Context, json: bool, quiet: bool) -> Result<Done> {
     let findings = check::run(cx)?;
     if json {
         output::print_json(&json!({"version": JSON_VERSION, "findings": findings}))?;
     } else {
-        for finding in &findings {
+        let is_said = |finding: &&check::Finding| !quiet || finding.severity != Severity::Ok;
+        for finding in findings.iter().filter(is_said) {
             let severity = match finding.severity {
                 Severity::Error => "ERROR",
                 Severity::Warning => "warning",

@@ -8,7 +8,9 @@ use super::output::{self, JSON_VERSION, say};
 use super::{Done, backup, ship};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::first_wal;
 use crate::plan::strategy::Strategy;
+use crate::plan::warnings::bytes;
 use crate::repository::{Shipped, ShippedVolume, files};
 use crate::restore;
 use crate::restore::source::{self, From};
@@ -20,6 +22,10 @@ pub(super) struct List {
     /// Where to look: snapshots, repository or repository:NAME
     #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = From::parse)]
     from: From,
+    /// Print instead the first segment of WAL that a set needs, of all sets on this host and in all repositories of the
+    /// cluster: an archive has to be kept from there on
+    #[arg(long, conflicts_with = "from")]
+    first_wal: bool,
 }
 
 /// A standby's data that is older than its set by so much is worth a word: it doesn't follow, or its
@@ -35,19 +41,32 @@ struct Listed<'a> {
     elsewhere: Option<Vec<InRepository>>,
     /// Whether all of its snapshots are there.
     is_whole: bool,
+    /// On this host what only it has, in a repository what was stored for it.
+    own_bytes: u64,
 }
 
 impl List {
     pub(super) fn run(&self, cx: &Context, as_json: bool) -> Result<Done> {
+        if self.first_wal {
+            let segment = first_wal::find(cx)?;
+            match as_json {
+                true => {
+                    output::print_json(&json!({"version": JSON_VERSION, "first_wal": segment}))?
+                }
+                false => say!("{segment}"),
+            }
+            return Ok(Done::Well);
+        }
         match &self.from {
             From::Snapshots => {
                 let (sets, mut damaged) = cx.state.sets()?;
-                damaged.extend(restore::incomplete(cx, &sets)?);
+                let (incomplete, own) = restore::look(cx, &sets)?;
+                damaged.extend(incomplete);
                 let mut listed = Vec::new();
-                for manifest in &sets {
+                for (manifest, own_bytes) in sets.iter().zip(own) {
                     let elsewhere = Some(cx.state.shipped_to(&manifest.set));
                     let is_whole = damaged.iter().all(|(id, _)| *id != manifest.set);
-                    listed.push(Listed { manifest, stored: None, elsewhere, is_whole });
+                    listed.push(Listed { manifest, stored: None, elsewhere, is_whole, own_bytes });
                 }
                 list(&listed, damaged, as_json)
             }
@@ -57,7 +76,9 @@ impl List {
                 let mut listed = Vec::new();
                 for set in &sets {
                     let (manifest, stored) = (&set.manifest, Some(set));
-                    listed.push(Listed { manifest, stored, elsewhere: None, is_whole: true });
+                    let own_bytes = set.volumes.iter().map(|volume| volume.stored_bytes).sum();
+                    let (elsewhere, is_whole) = (None, true);
+                    listed.push(Listed { manifest, stored, elsewhere, is_whole, own_bytes });
                 }
                 if sets.is_empty()
                     && damaged.is_empty()
@@ -78,6 +99,7 @@ impl Listed<'_> {
             value["shipped_at"] = json!(shipped_at);
             value["stored"] = json!(stored);
         }
+        value["own_bytes"] = json!(self.own_bytes);
         if let Some(elsewhere) = &self.elsewhere {
             value["in_repositories"] = json!(elsewhere);
         }
@@ -132,7 +154,12 @@ fn print_table(sets: &[Listed<'_>]) {
     let has_problems = sets.iter().any(|set| !set.problems().is_empty());
     let is_elsewhere = |set: &Listed<'_>| set.elsewhere.as_ref().is_some_and(|all| !all.is_empty());
     let has_repositories = sets.iter().any(is_elsewhere);
-    let mut head = vec!["set", "taken", "strategy", "volumes", "floor lsn"];
+    // As `prune` has it: in a repository the blocks of a set live on in those that come after it.
+    let size = match sets.iter().any(|set| set.stored.is_some()) {
+        true => "stored for it",
+        false => "own bytes",
+    };
+    let mut head = vec!["set", "taken", "strategy", "volumes", size, "floor lsn"];
     head.extend(has_repositories.then_some("repositories"));
     head.extend(has_problems.then_some("problems"));
     head.push("label");
@@ -148,6 +175,7 @@ fn print_table(sets: &[Listed<'_>]) {
                 0 => set.volumes.len().to_string(),
                 raw => format!("{}, {raw} raw", set.volumes.len()),
             },
+            bytes(listed.own_bytes),
             // The set holds all up to there. Where no server was asked only recovery itself knows.
             set.floor_lsn.map_or_else(|| "-".into(), |lsn| lsn.to_string()),
         ];
@@ -377,7 +405,8 @@ mod tests {
     fn a_list_says_which_sets_somebody_should_look_at() {
         let mut set = manifest("20261105T110000Z-aaaa", vec![]);
         let words = |set: &Manifest| {
-            Listed { manifest: set, stored: None, elsewhere: None, is_whole: true }.problems()
+            let (stored, elsewhere, is_whole) = (None, None, true);
+            Listed { manifest: set, stored, elsewhere, is_whole, own_bytes: 0 }.problems()
         };
         assert_eq!(words(&set), "");
         set.warnings[0].problem = true;

@@ -73,7 +73,7 @@ enum Command {
     /// Remove the sets that no retention policy keeps
     Prune(prune::Prune),
     /// Say whether backups of this cluster work
-    Check,
+    Check(check::Check),
     /// Take up the sets of a repository whose snapshots are on this host, after state_dir was lost
     Adopt(adopt::Adopt),
     /// ZFS standbys of primaries that aren't on ZFS
@@ -150,7 +150,7 @@ fn run(arguments: &Arguments) -> Result<Done> {
     }
     if matches!(
         arguments.command,
-        Command::Plan(_) | Command::List(_) | Command::Show(_) | Command::Check
+        Command::Plan(_) | Command::List(_) | Command::Show(_) | Command::Check(_)
     ) {
         steps::end_with_the_reader();
     }
@@ -165,7 +165,7 @@ fn run(arguments: &Arguments) -> Result<Done> {
         Command::Cat(command) => command.run(&cx),
         Command::Clone(command) => command.run(&cx, json),
         Command::Prune(command) => command.run(&cx, json),
-        Command::Check => check::run(&cx, json),
+        Command::Check(command) => command.run(&cx, json),
         Command::Adopt(command) => command.run(&cx, json),
         Command::Repo(command) => command.run(&cx, json),
         Command::Mirror(_)

@@ -142,6 +142,9 @@ impl RepositoryConfig {
         if !(1..=19).contains(&self.compression_level) {
             return Err(format!("compression_level {} isn't 1 to 19", self.compression_level));
         }
+        if self.threads == Some(0) {
+            return Err("threads is 0: leave it out for as many as there are".into());
+        }
         if self.repack_below.is_some_and(|percent| percent > 100) {
             return Err("repack_below is more than 100".into());
         }
@@ -329,6 +332,7 @@ mod tests {
         assert!(read("url = '/backup'").unwrap_err().contains("file:///"));
         assert!(read("url='file:///x'\nkey_file='/k'\npassphrase_file='/p'").is_err());
         assert!(read("url='file:///x'\ncompression_level=20").is_err());
+        assert!(read("url='file:///x'\nthreads=0").unwrap_err().starts_with("threads"));
         for every in [0, 1001] {
             let why = read(&format!("url='file:///x'\nraw_full_every={every}")).unwrap_err();
             assert!(why.contains(&every.to_string()), "{why}");

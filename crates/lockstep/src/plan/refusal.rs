@@ -344,14 +344,6 @@ pub enum Refusal {
         /// The first such dataset.
         dataset: String,
     },
-    /// A part of a set whose WAL would change what isn't restored.
-    #[error(
-        "full_page_writes was off when set {set} was taken: recovery replays changes to pages of what isn't restored, and would end there"
-    )]
-    PagesNotWhole {
-        /// The set.
-        set: String,
-    },
     /// Received datasets can't be mounted.
     #[error("what was received can't be mounted, its keys aren't loaded: {}", datasets.join(", "))]
     KeysNotLoaded {
@@ -423,7 +415,6 @@ impl Refusal {
             Self::SetDamaged { .. } => "restore another set: `lockstep list`".into(),
             Self::TargetBeforeConsistency { .. } => "take an older set (`lockstep list`) or a later target".into(),
             Self::StoredRaw { .. } => "restore all of the set with --as zfs --dataset POOL/PATH, and load the key there".into(),
-            Self::PagesNotWhole { .. } => "restore all of it, without --only-database and --only-tablespace; or a set of strategy label, whose WAL has whole pages whatever the setting".into(),
             Self::KeysNotLoaded { datasets } => {
                 let commands: Vec<_> = datasets.iter().map(|name| format!("`zfs load-key {}`", quote(name))).collect();
                 format!("{}, then run the same command with --delta: nothing is received twice", commands.join(", "))

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::facts::{Facts, Following, NoServer, PrimarySeen};
+use super::layout::Volume;
 use super::strategy::Strategy;
 use crate::config::StrategyChoice;
 
@@ -207,14 +208,23 @@ fn layout(facts: &Facts) -> Vec<Warning> {
                 "a power cut loses committed transactions, and a set taken in the last seconds",
             ));
         }
-        if volume.available < facts.min_free.saturating_mul(4) {
-            all.push(warning(
-                format!("dataset \"{name}\" has only {} left", bytes(volume.available)),
-                "snapshots keep what is overwritten; a full pool makes PostgreSQL PANIC",
-            ));
-        }
     }
+    all.extend(low_space(facts));
     all
+}
+
+/// Volumes that have little left, and more than what a backup insists on.
+#[must_use]
+pub fn low_space(facts: &Facts) -> Vec<Warning> {
+    let is_low = |volume: &&Volume| volume.available < facts.min_free.saturating_mul(4);
+    let low = facts.layout.volumes.iter().filter(is_low);
+    low.map(|volume| {
+        warning(
+            format!("dataset \"{}\" has only {} left", volume.dataset, bytes(volume.available)),
+            "snapshots keep what is overwritten; a full pool makes PostgreSQL PANIC",
+        )
+    })
+    .collect()
 }
 
 const NO_FLOOR: &str = "targets inside it can't be checked before recovery";

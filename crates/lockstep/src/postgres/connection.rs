@@ -153,8 +153,16 @@ const QUIET: &str = "
 /// When a statement fails.
 pub fn facts(client: &mut Client) -> Result<ServerFacts> {
     let ask = "the server's settings and this user's rights";
-    let row =
-        client.query_one(FACTS, &[]).map_err(|e| Error::sql(format!("cannot ask for {ask}"), e))?;
+    let row = client.query_one(FACTS, &[]).map_err(|e| {
+        let is_forbidden = e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
+        let error = Error::sql(format!("cannot ask for {ask}"), e);
+        match is_forbidden {
+            true => error.with_hint(
+                "GRANT pg_read_all_settings TO the user of the configuration; docs/configuration.md, \"Rights\", has all that it needs",
+            ),
+            false => error,
+        }
+    })?;
     let text = |column: &str| row.get::<_, Option<String>>(column).unwrap_or_default();
     let on = |column: &str| text(column) == "on";
     let version_num = u32::try_from(row.get::<_, i32>("version_num")).unwrap_or(0);
@@ -188,8 +196,8 @@ pub fn facts(client: &mut Client) -> Result<ServerFacts> {
     })
 }
 
-// current_setting(…, true) gives NULL for a setting that this version doesn't have, and for one
-// that the user may not see.
+// current_setting(…, true) gives NULL for a setting that this version doesn't have. For one that the user may not see it
+// is an error (GetConfigOptionByName in guc.c).
 const FACTS: &str = "
     SELECT current_setting('server_version_num')::int AS version_num,
            current_setting('server_version') AS version,
@@ -212,12 +220,24 @@ const FACTS: &str = "
            current_setting('max_replication_slots')::bigint
              - (SELECT count(*) FROM pg_replication_slots) AS free_slots";
 
-fn may_backup(client: &mut Client, version_num: u32) -> Result<bool> {
-    let (start, stop) = if version_num >= 150_000 {
+/// The functions of the backup API, as this version calls them.
+const fn backup_functions(version_num: u32) -> (&'static str, &'static str) {
+    if version_num >= 150_000 {
         ("pg_backup_start(text, boolean)", "pg_backup_stop(boolean)")
     } else {
         ("pg_start_backup(text, boolean, boolean)", "pg_stop_backup(boolean, boolean)")
-    };
+    }
+}
+
+/// What gives a user the right to them.
+#[must_use]
+pub fn grant_execute(version_num: u32) -> String {
+    let (start, stop) = backup_functions(version_num);
+    format!("GRANT EXECUTE ON FUNCTION {start}, {stop}")
+}
+
+fn may_backup(client: &mut Client, version_num: u32) -> Result<bool> {
+    let (start, stop) = backup_functions(version_num);
     let row = client
         .query_one(
             "SELECT has_function_privilege($1, 'EXECUTE') AND has_function_privilege($2, 'EXECUTE')",

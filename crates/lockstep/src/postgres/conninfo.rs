@@ -9,6 +9,62 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Conninfo(Vec<(String, String)>);
 
+/// What libpq knows (PQconninfoOptions in fe-connect.c), of 13 to 18.
+const KEYWORDS: [&str; 52] = [
+    "service",
+    "servicefile",
+    "user",
+    "password",
+    "passfile",
+    "channel_binding",
+    "connect_timeout",
+    "dbname",
+    "host",
+    "hostaddr",
+    "port",
+    "client_encoding",
+    "options",
+    "application_name",
+    "fallback_application_name",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_count",
+    "tcp_user_timeout",
+    "sslmode",
+    "sslnegotiation",
+    "sslcompression",
+    "sslcert",
+    "sslkey",
+    "sslcertmode",
+    "sslpassword",
+    "sslrootcert",
+    "sslcrl",
+    "sslcrldir",
+    "sslsni",
+    "sslkeylogfile",
+    "requirepeer",
+    "require_auth",
+    "min_protocol_version",
+    "max_protocol_version",
+    "ssl_min_protocol_version",
+    "ssl_max_protocol_version",
+    "gssencmode",
+    "krbsrvname",
+    "gsslib",
+    "gssdelegation",
+    "replication",
+    "target_session_attrs",
+    "load_balance_hosts",
+    "scram_client_key",
+    "scram_server_key",
+    "oauth_issuer",
+    "oauth_client_id",
+    "oauth_client_secret",
+    "oauth_scope",
+    "tty",
+];
+
 impl Conninfo {
     /// Takes the text apart; the error is a sentence that doesn't repeat a value.
     ///
@@ -42,6 +98,13 @@ impl Conninfo {
             return Err("its dbname is a connection string itself".into());
         }
         Ok(parsed)
+    }
+
+    /// The first keyword that libpq of no version knows: it refuses the whole string then.
+    #[must_use]
+    pub fn unknown(&self) -> Option<&str> {
+        let mut names = self.0.iter().map(|(name, _)| name.as_str());
+        names.find(|name| !KEYWORDS.contains(name))
     }
 
     /// The last value of a keyword, which is the one that libpq takes.
@@ -134,6 +197,13 @@ mod tests {
         let changed = parsed.without("dbname").with("passfile", "/a b/c").with("host", "d");
         assert_eq!(changed.to_string(), "passfile='/a b/c' host=d");
         assert_eq!(changed.with_default("host", "e"), changed);
+    }
+
+    #[test]
+    fn a_keyword_that_libpq_does_not_know_is_found() {
+        let unknown = |text: &str| Conninfo::parse(text).unwrap().unknown().map(str::to_owned);
+        assert_eq!(unknown("host=a prot=5432").as_deref(), Some("prot"));
+        assert_eq!(unknown("host=a sslmode=verify-full passfile=/x application_name=y"), None);
     }
 
     #[test]

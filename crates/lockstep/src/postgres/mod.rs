@@ -5,6 +5,7 @@ pub mod connection;
 pub mod conninfo;
 pub mod identity;
 pub mod instance;
+pub mod invalid_pages;
 pub mod links;
 pub mod recovery;
 pub mod server;

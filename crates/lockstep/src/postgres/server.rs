@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::instance;
+use super::invalid_pages::{IGNORE, InvalidPages};
 use crate::error::{Error, Result};
 use crate::isolation::{self, Isolation};
 use crate::process::{Credentials, Program, wait_timeout};
@@ -47,6 +48,8 @@ pub struct Server {
     log: PathBuf,
     read: u64,
     said: Vec<String>,
+    /// What it says of pages that aren't there, where it was told to go on.
+    invalid_pages: Option<InvalidPages>,
 }
 
 /// How recovery ended.
@@ -102,12 +105,14 @@ pub fn start(launch: &Launch<'_>) -> Result<Server> {
         }
     };
     let child = program.start(&log)?;
+    let ignores = launch.options.iter().any(|(name, _)| name == IGNORE);
     Ok(Server {
         child,
         data: launch.data.to_path_buf(),
         log: launch.log.to_path_buf(),
         read,
         said: Vec::new(),
+        invalid_pages: ignores.then(InvalidPages::default),
     })
 }
 
@@ -257,7 +262,12 @@ impl Server {
             return Vec::new();
         }
         self.read += end as u64;
-        String::from_utf8_lossy(&text[..end]).lines().map(str::to_owned).collect()
+        let text = String::from_utf8_lossy(&text[..end]);
+        let mut taken = |line: &&str| match &mut self.invalid_pages {
+            Some(pages) => !pages.takes(line),
+            None => true,
+        };
+        text.lines().filter(&mut taken).map(str::to_owned).collect()
     }
 
     fn death(&self, status: std::process::ExitStatus) -> Error {
@@ -269,7 +279,12 @@ impl Server {
         ))
     }
 
-    /// All that the server has said since its start.
+    /// The folders in which pages weren't there, of a server that was told to go on.
+    pub fn invalid_pages(&self) -> impl Iterator<Item = &str> {
+        self.invalid_pages.iter().flat_map(InvalidPages::folders)
+    }
+
+    /// All that the server has said since its start, but for pages that aren't there.
     #[must_use]
     pub fn said(&self) -> &[String] {
         &self.said

@@ -2,7 +2,7 @@
 //! the same size in the place of the others'.
 //!
 //! PostgreSQL starts on that: recovery begins where the backup did, and the first change to a page
-//! behind that point brings all of it (`whole_pages.rs`). Nobody can connect to a database whose files are holes,
+//! behind that point brings all of it, or is passed over (`whole_pages.rs`). Nobody can connect to a database whose files are holes,
 //! because its pg_filenode.map is one too; DROP DATABASE removes it.
 //!
 //! What could go wrong: a name that leads to the wrong database. Names are read from the set's own
@@ -100,6 +100,12 @@ impl Only {
         *self == Self::default()
     }
 
+    #[cfg(test)]
+    pub(super) fn of(databases: Option<&[u32]>, tablespaces: Option<&[u32]>) -> Self {
+        let set = |oids: &[u32]| oids.iter().copied().collect();
+        Self { databases: databases.map(set), tablespaces: tablespaces.map(set) }
+    }
+
     /// A number that tells what is restored: it is another one for another choice.
     pub(super) fn mark(&self, delta: &str) -> u64 {
         let mut hash = blake3::Hasher::new();
@@ -151,6 +157,28 @@ impl Only {
         Ok(zeroed)
     }
 
+    fn wants(&self, database: u32) -> bool {
+        let wanted = self.databases.as_ref();
+        wanted.is_none_or(|all| database < FIRST_NORMAL_OID || all.contains(&database))
+    }
+
+    fn wants_in(&self, tablespace: u32) -> bool {
+        self.tablespaces.as_ref().is_none_or(|wanted| wanted.contains(&tablespace))
+    }
+
+    /// Whether the files in a folder of a database, as PostgreSQL calls it (GetRelationPath in relpath.c), are holes.
+    pub(super) fn leaves_out(&self, folder: &str) -> bool {
+        let number = |name: &str| number(name.as_bytes());
+        match folder.split('/').collect::<Vec<_>>()[..] {
+            ["base", database] => number(database).is_some_and(|oid| !self.wants(oid)),
+            ["pg_tblspc", tablespace, _, database] => {
+                let both = number(tablespace).zip(number(database));
+                both.is_some_and(|(space, oid)| !self.wants_in(space) || !self.wants(oid))
+            }
+            _ => false,
+        }
+    }
+
     fn tablespace(
         &self,
         tree: &ImageTree,
@@ -158,7 +186,7 @@ impl Only {
         oid: u32,
         zeroed: &mut HashSet<u64>,
     ) -> Result<()> {
-        let is_wanted = self.tablespaces.as_ref().is_none_or(|wanted| wanted.contains(&oid));
+        let is_wanted = self.wants_in(oid);
         for (name, version) in folders(tree, Some(root))? {
             if name.starts_with(b"PG_") {
                 self.databases(tree, version, is_wanted, zeroed)?;
@@ -177,9 +205,7 @@ impl Only {
     ) -> Result<()> {
         for (name, database) in folders(tree, Some(folder))? {
             let Some(oid) = number(&name) else { continue };
-            let wanted = self.databases.as_ref();
-            let wanted = wanted.is_none_or(|all| oid < FIRST_NORMAL_OID || all.contains(&oid));
-            if is_wanted && wanted {
+            if is_wanted && self.wants(oid) {
                 continue;
             }
             for (name, object) in tree.children(database) {

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use pgfiles::lsn::Lsn;
 
 use super::build::Build;
-use super::{Restored, standby, tree, unfinished};
+use super::{Restored, standby, tree, unfinished, whole_pages};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::isolation::{self, Bind, Isolation};
 use crate::plan::refusal::Refusal;
+use crate::postgres::invalid_pages::IGNORE;
 use crate::postgres::server::{self, Launch, Outcome, Server, Stop};
 use crate::postgres::target::{Action, Target};
 use crate::postgres::{instance, recovery, wal};
@@ -64,7 +65,7 @@ pub(super) fn start(
     let directory = build.placement.directory.clone();
     let (data, log) = (build.placement.data.clone(), directory.join("log/server.log"));
     let sockets = socket_directory(&directory);
-    let launch = Launch {
+    let mut launch = Launch {
         bin_dir: &bin_dir,
         data: &data,
         log: &log,
@@ -76,6 +77,9 @@ pub(super) fn start(
         ),
         isolation: isolation.as_ref(),
     };
+    if !build.request.only.is_all() {
+        launch.options.push((IGNORE.to_owned(), "on".to_owned()));
+    }
     let mut server = server::start(&launch)?;
     let outcome = match recover(build, &mut server) {
         Err(_) if ends_where_it_is_consistent(build, &server) => {
@@ -111,7 +115,9 @@ fn recover(build: &Build, server: &mut Server) -> Result<Outcome> {
     }
     let pauses = build.recovery.action == Action::Pause && build.recovery.target != Target::End;
     let waited = server.wait_for_recovery(pauses, |words| tracing::info!("recovery: {words}"));
-    waited.map_err(|error| explain(build, server, error))
+    let outcome = waited.map_err(|error| explain(build, server, error))?;
+    whole_pages::verify(build, server)?;
+    Ok(outcome)
 }
 
 /// Whether recovery to `immediate` came to its target without PostgreSQL's knowing: it looks for it before each record
@@ -378,11 +384,6 @@ pub(super) fn explain(build: &Build, server: &Server, error: Error) -> Error {
     }
     if let Some(hint) = of_another_timeline(&build.manifest, server.said()) {
         return error.with_hint(hint);
-    }
-    if said("references to invalid pages") && !build.request.only.is_all() {
-        return error.with_hint(
-            "recovery came to a change of what isn't restored, and the WAL hasn't the whole page: full_page_writes was off. Take a target within the set's own WAL (--target-immediate), or restore all of the set",
-        );
     }
     if said("Read-only file system") {
         return error.with_hint(

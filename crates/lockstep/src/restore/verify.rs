@@ -31,6 +31,11 @@ pub(crate) fn snapshots(cx: &Context, manifest: &Manifest) -> Result<()> {
 
 /// The sets of which a snapshot is gone or another one, with few commands for all of them.
 pub(crate) fn incomplete(cx: &Context, sets: &[Manifest]) -> Result<Vec<(SetId, Error)>> {
+    look(cx, sets).map(|(incomplete, _)| incomplete)
+}
+
+/// The same, and how many bytes the snapshots of each set have alone.
+pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<(SetId, Error)>, Vec<u64>)> {
     let snapshots =
         |set: &Manifest| set.volumes.iter().map(SetVolume::snapshot_name).collect::<Vec<_>>();
     let named: Vec<_> = sets.iter().flat_map(snapshots).collect();
@@ -52,7 +57,10 @@ pub(crate) fn incomplete(cx: &Context, sets: &[Manifest]) -> Result<Vec<(SetId, 
             },
         })
     };
-    Ok(sets.iter().filter_map(|set| Some((set.set.clone(), why(set)?.into()))).collect())
+    let incomplete = sets.iter().filter_map(|set| Some((set.set.clone(), why(set)?.into())));
+    let used = |snapshot| standing.get(&snapshot).map_or(0, |standing| standing.used);
+    let own = sets.iter().map(|set| snapshots(set).into_iter().map(used).sum());
+    Ok((incomplete.collect(), own.collect()))
 }
 
 /// A snapshot that isn't there: whether it is gone nobody knows where its pool is away.

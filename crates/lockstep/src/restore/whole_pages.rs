@@ -1,65 +1,75 @@
-//! Whether the WAL that is replayed brings whole pages where a restore of a part has holes.
+//! Whether the WAL that is replayed brings whole pages where a restore of a part has holes, and what if not.
 //!
-//! What could go wrong: with full_page_writes off the first change to a page behind a checkpoint is in the
-//! WAL alone, not the page. Replayed into a hole it finds none, and recovery ends with "WAL contains
-//! references to invalid pages", after all was fetched.
+//! With full_page_writes the first change to a page behind a checkpoint brings all of it, but for the bit that VACUUM
+//! sets on a page: without data checksums and wal_log_hints its page isn't in the WAL (log_heap_visible in heapam.c).
+//! With full_page_writes off no change brings it. A change to a hole finds no page then, and recovery would end with "WAL
+//! contains references to invalid pages", after all was fetched. So it is told to go on.
+//!
+//! What could go wrong: that it goes on where a page is missing of what *is* restored. So the server's words are looked at
+//! afterwards: in other databases' files alone may pages have been missing.
 
 use pgfiles::control_file::ControlFile;
 
-use super::only::Global;
-use crate::error::Result;
-use crate::plan::refusal::Refusal;
-use crate::plan::strategy::Strategy;
-use crate::postgres::target::{Recovery, Target};
+use super::build::Build;
+use super::only::{Global, Only};
+use super::source::Source;
+use crate::error::{Error, Result};
+use crate::postgres::invalid_pages::IGNORE;
+use crate::postgres::server::Server;
+use crate::postgres::target::{Action, Recovery, Target};
 use crate::repository::{Repository, Shipped};
 
 /// pg_control has 8 KiB.
 const MOST_OF_CONTROL: u64 = 64 << 10;
 
-/// Refuses a set whose own WAL needs pages that would be holes, and warns where only what comes behind it
-/// may.
-pub(super) fn check(repository: &Repository, shipped: &Shipped, recovery: &Recovery) -> Result<()> {
+/// Warns of what comes of WAL that hasn't the whole pages; `starts`: Lockstep starts the server.
+pub(super) fn check(
+    repository: &Repository,
+    shipped: &Shipped,
+    recovery: &Recovery,
+    starts: bool,
+) -> Result<()> {
     let mut global = Global::open(repository, shipped)?;
     let bytes = global.read("pg_control", MOST_OF_CONTROL)?;
     let control = ControlFile::parse(&bytes)
         .map_err(|e| global.strange("pg_control", "pg_control").because(e))?;
-    let manifest = &shipped.manifest;
-    match replayed(control.checkpoint_copy.full_page_writes, manifest.strategy, recovery) {
-        Replayed::Whole => {}
-        Replayed::WholeAtFirst => tracing::warn!(
-            set = %manifest.set,
-            "full_page_writes was off: where WAL from --restore-command changes what isn't restored, recovery ends"
-        ),
-        Replayed::Changes => {
-            return Err(Refusal::PagesNotWhole { set: manifest.set.to_string() }.into());
-        }
+    let set = &shipped.manifest.set;
+    let full_page_writes = control.checkpoint_copy.full_page_writes;
+    let goes_on = recovery.restore_command.is_some() && recovery.target != Target::Immediate;
+    if !full_page_writes && goes_on {
+        tracing::warn!(
+            %set,
+            "full_page_writes was off: each change of what isn't restored, in WAL from --restore-command, makes lines in the server's log, which may become larger than that WAL"
+        );
+    }
+    let is_whole =
+        full_page_writes && (control.data_checksum_version != 0 || control.wal_log_hints);
+    if !is_whole && (!starts || recovery.action == Action::Shutdown) {
+        tracing::warn!(
+            %set,
+            "data checksums and wal_log_hints were off, or full_page_writes was: recovery may come to changes of what isn't restored. Restore with --start, or start it the first time with `pg_ctl -o '-c {IGNORE}=on' start`"
+        );
     }
     Ok(())
 }
 
-/// What recovery replays onto a page that is a hole.
-#[derive(Debug, PartialEq, Eq)]
-enum Replayed {
-    /// The whole page first, or nothing.
-    Whole,
-    /// That is so of the set's own WAL.
-    WholeAtFirst,
-    /// A change to what was there.
-    Changes,
+/// Fails where pages were missing of what is restored.
+pub(super) fn verify(build: &Build, server: &Server) -> Result<()> {
+    match &build.source {
+        Source::Repository(from) => missed(&from.only, server.invalid_pages()),
+        Source::Snapshots => Ok(()),
+    }
 }
 
-fn replayed(full_page_writes: bool, strategy: Strategy, recovery: &Recovery) -> Replayed {
-    if full_page_writes {
-        return Replayed::Whole;
-    }
-    // pg_backup_start has whole pages written until pg_backup_stop, whatever the setting (xlog.c); behind a
-    // clean shutdown there is no WAL.
-    let own = strategy == Strategy::Label || recovery.set_is_shut_down;
-    let goes_on = recovery.restore_command.is_some() && recovery.target != Target::Immediate;
-    match (own, goes_on) {
-        (false, _) => Replayed::Changes,
-        (true, true) => Replayed::WholeAtFirst,
-        (true, false) => Replayed::Whole,
+fn missed<'a>(only: &Only, mut folders: impl Iterator<Item = &'a str>) -> Result<()> {
+    match folders.find(|folder| !only.leaves_out(folder)) {
+        None => Ok(()),
+        Some(folder) => Err(Error::failed(format!(
+            "recovery came to changes of pages in \"{folder}\" that aren't there, and these files are restored"
+        ))
+        .with_hint(
+            "the set's files and the WAL don't belong together: does restore_command give another cluster's? `lockstep repo check --read-data` looks at the set; or restore another one",
+        )),
     }
 }
 
@@ -68,20 +78,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_label_or_a_clean_shutdown_does_without_full_page_writes() {
-        let own = Recovery::default();
-        let archive = Recovery { restore_command: Some("cp".into()), ..Recovery::default() };
-        let shut_down = Recovery { set_is_shut_down: true, ..Recovery::default() };
-        let at_once = Recovery { target: Target::Immediate, ..archive.clone() };
-        for strategy in [Strategy::Label, Strategy::Atomic, Strategy::Ordered, Strategy::Cold] {
-            assert_eq!(replayed(true, strategy, &archive), Replayed::Whole);
+    fn pages_may_be_missing_in_files_that_are_not_restored_alone() {
+        let only = Only::of(Some(&[1, 5, 16_384]), Some(&[16_500]));
+        let missed = |folder: &str| missed(&only, [folder].into_iter());
+        for folder in [
+            "base/16385",
+            "pg_tblspc/16501/PG_17_202406281/16384",
+            "pg_tblspc/16500/PG_17_1/9999999",
+        ] {
+            assert!(missed(folder).is_ok(), "{folder}");
         }
-        for strategy in [Strategy::Atomic, Strategy::Ordered, Strategy::Cold] {
-            assert_eq!(replayed(false, strategy, &own), Replayed::Changes, "{strategy}");
+        for folder in ["base/16384", "base/4", "global", "pg_tblspc/16500/PG_17_1/16384", "base/x"]
+        {
+            let error = missed(folder).unwrap_err();
+            assert!(error.exit_code() == 1 && error.to_string().contains(folder), "{error}");
         }
-        assert_eq!(replayed(false, Strategy::Cold, &shut_down), Replayed::Whole);
-        assert_eq!(replayed(false, Strategy::Label, &own), Replayed::Whole);
-        assert_eq!(replayed(false, Strategy::Label, &at_once), Replayed::Whole);
-        assert_eq!(replayed(false, Strategy::Label, &archive), Replayed::WholeAtFirst);
+        let everything = Only::of(None, None);
+        assert!(super::missed(&everything, ["base/16385"].into_iter()).is_err());
     }
 }

@@ -8,6 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use jiff::Timestamp;
+
 use super::manifest::Manifest;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -70,19 +72,35 @@ impl Drop for AtWork {
 pub(crate) fn all(cx: &Context) -> Result<BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
     for name in noted(cx)? {
-        let path = path(cx, &name);
-        let sets = match std::fs::read_to_string(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            read => read.map_err(Error::io("read", &path))?,
-        };
-        if !Lock::is_held(&lock_path(cx, &name))? {
-            continue;
-        }
-        for set in sets.lines() {
+        for set in shipped_to(cx, &name)?.unwrap_or_default().lines() {
             all.entry(set.to_owned()).or_insert_with(|| name.clone());
         }
     }
     Ok(all)
+}
+
+/// What is being shipped to a repository right now, where something is: the set that was asked for, and since when.
+///
+/// # Errors
+/// As [`all`].
+pub(crate) fn since(cx: &Context, repository: &str) -> Result<Option<(String, Timestamp)>> {
+    let Some(sets) = shipped_to(cx, repository)? else { return Ok(None) };
+    let path = lock_path(cx, repository);
+    // Its holder wrote it when it took it.
+    let taken = std::fs::metadata(&path).and_then(|metadata| metadata.modified());
+    let taken = Timestamp::try_from(taken.map_err(Error::io("look at", &path))?);
+    let set = sets.lines().last().map(str::to_owned);
+    Ok(set.zip(taken.ok()))
+}
+
+/// The note of a shipment that runs.
+fn shipped_to(cx: &Context, repository: &str) -> Result<Option<String>> {
+    let path = path(cx, repository);
+    let sets = match std::fs::read_to_string(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(Error::io("read", &path))?,
+    };
+    Ok(Lock::is_held(&lock_path(cx, repository))?.then_some(sets))
 }
 
 /// The repositories of which there is a note.

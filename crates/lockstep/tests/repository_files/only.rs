@@ -4,7 +4,7 @@ use crate::support::cluster::Stop;
 use crate::support::command::{command, must};
 use crate::support::faults::assert_said;
 use crate::support::layout::{one_pool, two_pools_four_datasets};
-use crate::support::lockstep::exit;
+use crate::support::lockstep::{LIMIT, Steps, exit, json_of};
 use crate::support::trees::usage;
 use crate::{FILES, Prepared, prepare, text};
 use serde_json::json;
@@ -114,10 +114,9 @@ fn one_database_comes_back_and_the_others_are_holes() {
     server.stop(Stop::Fast);
 }
 
-/// Without whole pages in its WAL a set can't be replayed onto holes: that is known before anything is fetched, and
-/// where only WAL beyond the set does it, the reason is named.
+/// Where the WAL hasn't whole pages, the set's own or what comes from an archive, changes of holes are passed over.
 #[test]
-fn parts_of_a_set_need_whole_pages() {
+fn parts_of_a_set_do_without_whole_pages() {
     let layout = one_pool().archive().setting("full_page_writes", "off");
     let prepared = prepare(layout.setting("autovacuum", "off"));
     let Prepared { fixture, lockstep } = &prepared;
@@ -152,21 +151,88 @@ fn parts_of_a_set_need_whole_pages() {
         let all = ["restore", set, "--to", text(&to)].into_iter().chain(only);
         all.chain(more.iter().copied()).map(str::to_owned).collect()
     };
-    let expect = |code: i32, set: &str, more: &[&str]| {
-        let all = arguments(set, more);
-        lockstep.expect(code, &all.iter().map(String::as_str).collect::<Vec<_>>())
-    };
-    let refused = expect(exit::REFUSED, &atomic, &["--start"]);
-    assert_said(&refused, &["full_page_writes was off", "hint: restore all of it"]);
-    assert!(!to.exists(), "it is said before anything is made");
-    for set in [&label, &cold] {
-        let restored = lockstep.restore_and_start(set, &to, &only);
+    let archive = format!("cp {}/%f %p", fixture.archive.display());
+    let from_archive: Vec<_> =
+        only.iter().copied().chain(["--restore-command", &archive]).collect();
+    for (set, more) in
+        [(&label, &only[..]), (&atomic, &only), (&cold, &only), (&label, &from_archive)]
+    {
+        let restored = lockstep.restore_and_start(set, &to, more);
         assert_eq!(restored.server().value("wanted", "SELECT sum(n) FROM t"), "1");
         restored.server().stop(Stop::Fast);
         fs::remove_dir_all(&to).expect("it can be removed");
     }
-    let archive = format!("cp {}/%f %p", fixture.archive.display());
-    let failed = expect(exit::FAILED, &label, &["--start", "--restore-command", &archive]);
-    let warns = "where WAL from --restore-command changes what isn't restored";
-    assert_said(&failed, &[warns, "hint: recovery came to a change of what isn't restored"]);
+    let log = "makes lines in the server's log";
+    let first_start = "start it the first time with `pg_ctl -o '-c ignore_invalid_pages=on' start`";
+    let own = arguments(&label, &["--dry-run"]);
+    let own = lockstep.expect(exit::DONE, &own.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(!own.stderr.contains(log), "{}", own.describe());
+    assert_said(&own, &[first_start]);
+    let more = arguments(&label, &["--dry-run", "--start", "--restore-command", &archive]);
+    let more = lockstep.expect(exit::DONE, &more.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(!more.stderr.contains(first_start), "{}", more.describe());
+    assert_said(&more, &[log]);
+}
+
+/// Without data checksums and wal_log_hints VACUUM marks a page as all-visible and doesn't log it, also with full_page_writes.
+#[test]
+fn a_vacuum_of_what_is_not_restored() {
+    for major in [14, 17] {
+        let layout = two_pools_four_datasets().major(major).setting("autovacuum", "off");
+        let prepared = prepare(layout);
+        let Prepared { fixture, lockstep } = &prepared;
+        let cluster = &fixture.cluster;
+        cluster.stop(Stop::Fast);
+        must(&mut cluster.tool("pg_checksums", ["--disable", "-D", text(&cluster.data)]));
+        cluster.start();
+        assert_eq!(cluster.value("postgres", "SHOW data_checksums"), "off");
+        assert_eq!(cluster.value("postgres", "SHOW full_page_writes"), "on");
+        cluster.execute(&["CREATE DATABASE wanted", "CREATE DATABASE other"]);
+        for database in ["wanted", "other"] {
+            let mut client = cluster.connect(database);
+            for n in 0..8 {
+                for space in ["ts1", "ts2"] {
+                    let table = format!(
+                        "CREATE TABLE {space}_{n} TABLESPACE {space} AS SELECT n FROM generate_series(1, 1000) n"
+                    );
+                    client.batch_execute(&table).expect("a table can be made");
+                }
+            }
+        }
+        // What autovacuum does meanwhile: in the set's own WAL, before the end of the backup.
+        let steps = Steps::new(fixture.root().join("steps"));
+        steps.hold("backup.layout");
+        let mut running = lockstep.clone().with_steps(&steps).spawn(&["--json", "backup"]);
+        steps.wait_reached("backup.layout", &mut running);
+        for database in ["wanted", "other"] {
+            cluster.connect(database).batch_execute("VACUUM").expect("it can be vacuumed");
+        }
+        steps.release("backup.layout");
+        let outcome = running.wait(LIMIT);
+        assert!(outcome.ok(), "{}", outcome.describe());
+        let set = json_of(&outcome)["set"].as_str().expect("an id").to_owned();
+
+        let to = fixture.target("only");
+        for (what, mark, rest) in
+            [("--only-database", "wanted", "ts2"), ("--only-tablespace", "ts1", "ts1")]
+        {
+            let more: Vec<&str> = FILES.into_iter().chain([what, mark]).collect();
+            let restored = lockstep.restore_and_start(&set, &to, &more);
+            let server = restored.server();
+            let ignores = server.value("postgres", "SHOW ignore_invalid_pages");
+            assert_eq!(ignores, "off", "{major}: it is for the first start alone");
+            for table in ["ts1_0", &format!("{rest}_7")] {
+                let sum = format!("SELECT sum(n) FROM {table}");
+                assert_eq!(server.value("wanted", &sum), "500500", "{major} {what} {table}");
+            }
+            let options = ["--database=wanted", "--install-missing", "--heapallindexed"];
+            if what == "--only-database" {
+                must(&mut server.tool("pg_amcheck", options));
+            }
+            server.stop(Stop::Fast);
+            let log = fs::read_to_string(to.join("log/server.log")).expect("its log");
+            assert!(log.contains("is uninitialized"), "{major} {what}: the test tests nothing");
+            fs::remove_dir_all(&to).expect("it can be removed");
+        }
+    }
 }

@@ -1,0 +1,56 @@
+//! Space in the pools: what a backup refuses, and what is worth a word before it does.
+
+use std::collections::BTreeSet;
+
+use super::{Finding, failure, warning};
+use crate::context::Context;
+use crate::error::Result;
+use crate::plan::facts::Facts;
+use crate::plan::warnings::bytes;
+use crate::volume::zfs::DatasetName;
+
+pub(super) const SUBJECT: &str = "space";
+/// Of a pool's size, in percent: with less left ZFS itself gets slow.
+const LITTLE_PERCENT: u128 = 10;
+
+/// What the pools of a cluster have left.
+pub(super) fn of_pools(cx: &Context, facts: &Facts) -> Vec<Finding> {
+    let pools: BTreeSet<_> = facts.layout.volumes.iter().map(|volume| volume.pool()).collect();
+    pools
+        .into_iter()
+        .filter_map(|pool| match sizes(cx, pool) {
+            Ok((used, left)) => little(pool, used, left),
+            Err(error) => Some(failure(SUBJECT, &error)),
+        })
+        .collect()
+}
+
+fn sizes(cx: &Context, pool: &str) -> Result<(u64, u64)> {
+    let root = DatasetName::new(pool).map_err(crate::error::Error::failed)?;
+    Ok((cx.zfs.bytes(&root, "used")?, cx.zfs.bytes(&root, "available")?))
+}
+
+fn little(pool: &str, used: u64, left: u64) -> Option<Finding> {
+    let size = u128::from(used) + u128::from(left);
+    let percent = (u128::from(left) * 100).checked_div(size)?;
+    (percent < LITTLE_PERCENT).then(|| {
+        warning(
+            SUBJECT,
+            format!("pool \"{pool}\" has {} left, {percent} % of it", bytes(left)),
+            "snapshots keep what is overwritten: keep fewer (`lockstep prune`), or give it more; a full pool makes PostgreSQL PANIC",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_of_which_little_is_left_is_told() {
+        assert_eq!(little("tank", 90, 10), None);
+        assert!(little("tank", 91, 9).unwrap().what.contains("9 % of it"));
+        assert!(little("tank", u64::MAX, 0).is_some());
+        assert_eq!(little("tank", 0, 0), None);
+    }
+}

@@ -1,0 +1,93 @@
+//! Whether the next backup can be written down: state_dir, and a repository in a folder.
+//!
+//! What could go wrong: a file system that has filled up, or that was mounted read-only after an error, can be read as
+//! before; all that a look reads is right, and the next backup fails. So a small file is written, and removed again. In an
+//! object store nothing is written for a look: each put costs, and what is locked there can't be removed.
+
+use std::path::Path;
+
+use super::{Finding, failure, ok, warning, wrong};
+use crate::config::Place;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::plan::warnings::bytes;
+use crate::repository::Repository;
+
+/// A set's manifest takes about as much.
+const SMALL: [u8; 16 << 10] = [0; 16 << 10];
+/// One segment of WAL. Less left is an error.
+const LEAST: u64 = 16 << 20;
+/// Less left is worth a word.
+const LITTLE: u64 = 8 * LEAST;
+
+/// Whether state_dir can be written to.
+pub(super) fn state(cx: &Context) -> Finding {
+    let (subject, folder) = ("state", cx.state.path(""));
+    match look(&folder) {
+        Err(error) => failure(subject, &error),
+        Ok(left) => little(
+            subject,
+            &folder,
+            left,
+            "make room there: a set's own WAL lies in it, and page hashes of what is shipped",
+        )
+        .unwrap_or_else(|| {
+            ok(subject, format!("state_dir can be written to, and has {} left", bytes(left)))
+        }),
+    }
+}
+
+/// What is wrong with writing to a repository, where that can be told.
+pub(super) fn repository(opened: &Repository, subject: &str) -> Option<Finding> {
+    let Ok(Place::Folder(folder)) = opened.config.place() else { return None };
+    match look(&folder) {
+        Err(error) => Some(failure(subject, &error)),
+        Ok(left) => {
+            little(subject, &folder, left, "make room there: `lockstep prune`, or more disk")
+        }
+    }
+}
+
+/// Writes a small file into a folder and removes it; gives the bytes that are left there.
+fn look(folder: &Path) -> Result<u64> {
+    // One name: what a killed look leaves, the next one removes.
+    let path = folder.join(".lockstep-check");
+    files::publish(&path, &SMALL)?;
+    files::remove_file(&path)?;
+    let stat = rustix::fs::statvfs(folder)
+        .map_err(|e| Error::io("look at the file system of", folder)(e.into()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// What to say of a folder with so much left.
+fn little(subject: &str, folder: &Path, left: u64, hint: &str) -> Option<Finding> {
+    let what = format!("\"{}\" has only {} left", folder.display(), bytes(left));
+    match left {
+        ..LEAST => Some(wrong(subject, what, hint)),
+        LEAST..LITTLE => Some(warning(subject, what, hint)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Severity;
+
+    #[test]
+    fn a_folder_that_can_be_written_to_is_left_as_it_was() {
+        let scratch = tempfile::tempdir().unwrap();
+        assert!(look(scratch.path()).unwrap() > 0);
+        assert!(files::is_empty_directory(scratch.path()).unwrap());
+        assert!(look(&scratch.path().join("no such folder")).is_err());
+    }
+
+    #[test]
+    fn little_is_a_warning_and_less_than_a_segment_an_error() {
+        let severity = |left| little("state", Path::new("/s"), left, "x").map(|f| f.severity);
+        assert_eq!(severity(0), Some(Severity::Error));
+        assert_eq!(severity(LEAST), Some(Severity::Warning));
+        assert_eq!(severity(LITTLE), None);
+    }
+}
