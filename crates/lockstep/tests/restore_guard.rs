@@ -513,6 +513,40 @@ fn what_can_not_be_opened_stays_for_now() {
     assert!(!to.exists(), "{} is left", to.display());
 }
 
+/// A port in use without TCP, and programs of another version: found before anything is made.
+#[test]
+fn what_keeps_a_server_from_its_start_is_found_first() {
+    let fixture = Fixture::new(one_pool());
+    let set = fixture.lockstep().backup("label").id;
+    let to = fixture.target("r");
+    let taken = fixture.cluster.port.to_string();
+    for more in [&["--start", "--port", &taken][..], &["--start", "--port", &taken, "--dry-run"]] {
+        let outcome = fixture.lockstep().expect(exit::USAGE, &restore_arguments(&set, &to, more));
+        assert_said(
+            &outcome,
+            &[&format!("port {taken} is taken"), ".lock\" is of process", "hint: "],
+        );
+        assert!(!to.exists());
+    }
+    // As after an upgrade: bin_dir is the new version's, and the set's own programs lie in their usual place.
+    let bin = fixture.root().join("new");
+    fs::create_dir(&bin).expect("the test may");
+    fs::write(bin.join("postgres"), "#!/bin/sh\necho 'postgres (PostgreSQL) 99.1'\n")
+        .expect("it may");
+    fs::set_permissions(bin.join("postgres"), fs::Permissions::from_mode(0o755)).expect("ours");
+    let text = fs::read_to_string(fixture.config()).expect("it is there");
+    let own = fixture.cluster.bin.display().to_string();
+    let config = fixture.root().join("upgraded.toml");
+    fs::write(&config, text.replace(&own, &bin.display().to_string())).expect("the test may");
+    let upgraded = Lockstep::new(&config, &fixture.cluster.bin);
+    let program = fixture.cluster.bin.join("pg_ctl").display().to_string();
+    let restored = upgraded.expect(exit::DONE, &restore_arguments(&set, &to, &[]));
+    assert!(restored.stdout.contains(&program), "{}", restored.describe());
+    fixture.discard_restored(&to, &set);
+    upgraded.restore_and_start(&set, &to, &[]);
+    fixture.discard_restored(&to, &set);
+}
+
 /// The terminal goes: as after ^C nothing is left; with `nohup` it goes on.
 #[test]
 fn a_hangup_ends_it_tidily() {

@@ -8,6 +8,7 @@ use pgfiles::lsn::Lsn;
 
 use super::build::Build;
 use super::{Restored, standby, tree, unfinished};
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::isolation::{self, Bind, Isolation};
@@ -36,19 +37,40 @@ pub fn free_port(taken: u16) -> Result<u16> {
     ports.into_iter().find(|port| *port != taken).ok_or_else(|| Error::failed("no free port"))
 }
 
-/// Refuses a port that somebody listens on, before anything is made for it.
+/// Refuses a port that somebody listens on, before anything is made for it: by its number, or without
+/// listen_addresses by a socket of its name in one of these folders.
 ///
 /// # Errors
 /// [`Error::Usage`] when it is taken.
-pub fn check_port(port: u16) -> Result<()> {
-    match TcpListener::bind(("127.0.0.1", port)) {
-        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => Err(Error::usage(
-            format!("port {port} is taken"),
+pub fn check_port(port: u16, sockets: &[PathBuf]) -> Result<()> {
+    let taken = |by: String| {
+        Error::usage(
+            format!("port {port} is taken{by}"),
             "name another one with --port, or leave it out: then a free one is found",
-        )),
+        )
+    };
+    match TcpListener::bind(("127.0.0.1", port)) {
+        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => return Err(taken(String::new())),
         // What else there is to say, the server says.
-        _ => Ok(()),
+        _ => {}
     }
+    for folder in sockets {
+        let lock = folder.join(format!(".s.PGSQL.{port}.lock"));
+        if let Some(pid) = instance::locked_by(&lock) {
+            return Err(taken(format!(": \"{}\" is of process {pid}", lock.display())));
+        }
+    }
+    Ok(())
+}
+
+/// Where a restored server may open its socket: first in its own folder, then where the original does or did.
+pub(super) fn sockets(cx: &Context, directory: &Path) -> Vec<PathBuf> {
+    let mut folders = vec![socket_directory(directory)];
+    folders.extend(instance::socket_directory(&cx.cluster.data_directory));
+    let host = cx.cluster.host.iter().map(PathBuf::from);
+    folders.extend(host.filter(|path| path.is_absolute()));
+    folders.extend(["/tmp", "/var/run/postgresql"].map(PathBuf::from));
+    folders
 }
 
 /// Starts the server and waits until it accepts connections.
@@ -58,7 +80,7 @@ pub(super) fn start(
     restored: &mut Restored,
 ) -> Result<()> {
     let bin_dir =
-        instance::bin_dir(build.cx.cluster.bin_dir.as_deref(), build.manifest.postgres.major)?;
+        instance::bin_dir_of(build.cx.cluster.bin_dir.as_deref(), build.manifest.postgres.major)?;
     let isolation = isolate(build, &bin_dir, user)?;
     let directory = build.placement.directory.clone();
     let (data, log) = (build.placement.data.clone(), directory.join("log/server.log"));
@@ -463,10 +485,19 @@ mod tests {
     fn a_taken_port_is_found_before_anything_is_made() {
         let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
-        let error = check_port(port).unwrap_err();
+        let error = check_port(port, &[]).unwrap_err();
         assert_eq!((error.exit_code(), error.chain()), (2, format!("port {port} is taken")));
         drop(taken);
-        assert!(check_port(port).is_ok());
+        // A server without listen_addresses has its socket alone.
+        let scratch = tempfile::tempdir().unwrap();
+        let folders = [scratch.path().join("none"), scratch.path().to_path_buf()];
+        let lock = scratch.path().join(format!(".s.PGSQL.{port}.lock"));
+        assert!(check_port(port, &folders).is_ok());
+        std::fs::write(&lock, format!("{}\n/data\n", i32::MAX)).unwrap();
+        assert!(check_port(port, &folders).is_ok(), "nobody lives who could hold it");
+        std::fs::write(&lock, format!("{}\n/data\n", std::process::id())).unwrap();
+        let error = check_port(port, &folders).unwrap_err();
+        assert!(error.chain().contains(&format!("port {port} is taken: \"{}", lock.display())));
     }
 
     #[test]
