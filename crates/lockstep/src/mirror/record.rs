@@ -256,8 +256,7 @@ impl Record {
             )
         })?;
         let line = passfile_line(text.lines().next().unwrap_or_default());
-        files::publish(&self.passfile(), line.as_bytes())?;
-        files::give_to(&self.passfile(), self.credentials()?)
+        files::write_owned(&self.passfile(), line.as_bytes(), self.credentials()?)
     }
 
     /// Which of its datasets isn't seen at its directory, in words: not mounted (its key isn't loaded, its

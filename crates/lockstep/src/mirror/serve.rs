@@ -96,8 +96,6 @@ fn options(record: &Record) -> Vec<(String, String)> {
     let path = |path: &std::path::Path| path.display().to_string();
     let needed = &record.standby_settings;
     let mut all = vec![
-        // A postgresql.conf that was the primary's may name another place.
-        ("data_directory", path(&record.data())),
         ("hba_file", path(&top.join("pg_hba.conf"))),
         ("external_pid_file", path(&record.run_directory().join("postmaster.pid"))),
         ("port", record.port.to_string()),

@@ -5,8 +5,7 @@
 //! recovery; its own last words are then the error.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -44,7 +43,7 @@ pub struct Launch<'a> {
 pub struct Server {
     child: Child,
     data: PathBuf,
-    log: PathBuf,
+    log: File,
     read: u64,
     said: Vec<String>,
 }
@@ -76,12 +75,7 @@ pub enum Stop {
 /// # Errors
 /// When the program or its log can't be had.
 pub fn start(launch: &Launch<'_>) -> Result<Server> {
-    let log = File::options()
-        .create(true)
-        .append(true)
-        .open(launch.log)
-        .map_err(Error::io("open", launch.log))?;
-    crate::files::give_to(launch.log, launch.user)?;
+    let log = crate::files::open_log(launch.log, launch.user)?;
     let read = log.metadata().map_err(Error::io("look at", launch.log))?.len();
     let text = |path: &Path| {
         path.to_str().map(str::to_owned).ok_or_else(|| {
@@ -91,8 +85,11 @@ pub fn start(launch: &Launch<'_>) -> Result<Server> {
             ))
         })
     };
-    let mut words = vec![text(&launch.bin_dir.join("postgres"))?, "-D".into(), text(launch.data)?];
-    for (name, value) in &launch.options {
+    let data = text(launch.data)?;
+    let mut words = vec![text(&launch.bin_dir.join("postgres"))?, "-D".into(), data.clone()];
+    // A configuration that was another cluster's may name that one's.
+    let here = ("data_directory".to_owned(), data);
+    for (name, value) in std::iter::once(&here).chain(&launch.options) {
         words.extend(["-c".to_owned(), format!("{name}={value}")]);
     }
     let program = match launch.isolation {
@@ -102,13 +99,7 @@ pub fn start(launch: &Launch<'_>) -> Result<Server> {
         }
     };
     let child = program.start(&log)?;
-    Ok(Server {
-        child,
-        data: launch.data.to_path_buf(),
-        log: launch.log.to_path_buf(),
-        read,
-        said: Vec::new(),
-    })
+    Ok(Server { child, data: launch.data.to_path_buf(), log, read, said: Vec::new() })
 }
 
 impl Server {
@@ -246,14 +237,13 @@ impl Server {
     }
 
     fn new_lines(&mut self) -> Vec<String> {
-        let mut text = Vec::new();
-        let read = File::open(&self.log).and_then(|mut file| {
-            file.seek(SeekFrom::Start(self.read))?;
-            file.read_to_end(&mut text)
-        });
+        let (mut text, mut chunk) = (Vec::new(), [0; 8192]);
+        while let Ok(length @ 1..) = self.log.read_at(&mut chunk, self.read + text.len() as u64) {
+            text.extend_from_slice(&chunk[..length]);
+        }
         // Only whole lines; the rest is there the next time.
         let end = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
-        if read.is_err() || end == 0 {
+        if end == 0 {
             return Vec::new();
         }
         self.read += end as u64;
