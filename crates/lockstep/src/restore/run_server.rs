@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::isolation::{self, Bind, Isolation};
 use crate::plan::refusal::Refusal;
-use crate::postgres::server::{self, Launch, Outcome, Server, Stop};
+use crate::postgres::server::{self, Launch, LowerSetting, Outcome, Server, Stop};
 use crate::postgres::target::{Action, Target};
 use crate::postgres::{instance, recovery, wal};
 use crate::process::{Credentials, Program};
@@ -85,44 +85,71 @@ pub(super) fn start(
     let directory = build.placement.directory.clone();
     let (data, log) = (build.placement.data.clone(), directory.join("log/server.log"));
     let sockets = socket_directory(&directory);
-    let launch = Launch {
-        bin_dir: &bin_dir,
-        data: &data,
-        log: &log,
-        user,
-        options: first_options(
-            &sockets,
-            build.manifest.postgres.major,
-            isolation.is_some() && build.request.clone.is_none(),
-        ),
-        isolation: isolation.as_ref(),
-    };
+    let mut options = first_options(
+        &sockets,
+        build.manifest.postgres.major,
+        isolation.is_some() && build.request.clone.is_none(),
+    );
+    if is_for_nobody_yet(build) {
+        // Where readers are let in, recovery halts at a setting that the original raised meanwhile.
+        options.push(("hot_standby".into(), "off".into()));
+    }
+    let isolated = isolation.as_ref();
+    let launch =
+        Launch { bin_dir: &bin_dir, data: &data, log: &log, user, options, isolation: isolated };
     let mut server = server::start(&launch)?;
-    let outcome = match recover(build, &mut server) {
-        Err(_) if ends_where_it_is_consistent(build, &server) => {
+    let outcome = loop {
+        let error = match recover(build, &mut server) {
+            Ok(outcome) => break outcome,
+            Err(error) => error,
+        };
+        if ends_where_it_is_consistent(build, &server) {
             tracing::info!("consistent with the last record of the WAL: recovery ends there");
             build.recovery.target = Target::End;
-            build.write_settings(restored.port, user)?;
-            server = server::start(&launch)?;
-            recover(build, &mut server)?
+        } else if !raise(build, &server) {
+            return Err(error);
         }
-        recovered => recovered?,
+        server.stop(Stop::Fast)?;
+        build.write_settings(restored.port, user)?;
+        server = server::start(&launch)?;
     };
     restored.recovery_log = server.recovery_log();
     restored.started = outcome != Outcome::ShutDown;
     steps::reached("restore.recovered")?;
     let stays = matches!(outcome, Outcome::Ready | Outcome::Follows);
-    if stays && build.request.clone.is_none() && isolation.is_some() {
-        move_out(build, &mut server, &launch, &isolation)?;
+    if stays && build.request.clone.is_none() && isolated.is_some() {
+        move_out(build, &mut server, &launch, restored.port)?;
     } else if !stays && build.request.clone.is_none() {
         // It stays in its namespace, or was stopped there; its next start will be outside.
-        correct_links(build, &data, isolation.as_ref())?;
+        correct_links(build, &data, isolated)?;
     } else if stays {
         // Nothing of it is anywhere else than it seems.
         belong_to_them(build)?;
     }
     restored.socket_directory = instance::socket_directory(&data);
     Ok(())
+}
+
+/// Whether recovery ends with a promotion, before which nobody has to read.
+fn is_for_nobody_yet(build: &Build) -> bool {
+    let recovery = &build.recovery;
+    let promotes = recovery.target == Target::End || recovery.action == Action::Promote;
+    recovery.standby.is_none() && promotes
+}
+
+/// Raises the setting that kept recovery from going on; whether that is anything new. Later starts need it too, so
+/// it is written to the cluster's own settings.
+fn raise(build: &mut Build, server: &Server) -> bool {
+    let Some(LowerSetting { name, needed }) = server.lower_setting() else { return false };
+    let value = needed.to_string();
+    if build.raised.contains(&(name.clone(), value.clone())) {
+        return false;
+    }
+    tracing::info!(
+        "{name} becomes {value} in the restored cluster: the original's was raised, and readers can't be let in with less"
+    );
+    recovery::put(&mut build.raised, name, value);
+    true
 }
 
 /// Waits until recovery is where it is to end.
@@ -166,12 +193,15 @@ fn move_out(
     build: &mut Build,
     server: &mut Server,
     launch: &Launch<'_>,
-    isolation: &Option<Isolation>,
+    port: Option<u16>,
 ) -> Result<()> {
     server.stop(Stop::Fast)?;
-    correct_links(build, launch.data, isolation.as_ref())?;
+    correct_links(build, launch.data, launch.isolation)?;
     if build.recovery.standby.is_none() {
         build.end_recovery_settings(launch.user)?;
+    } else if raise(build, server) {
+        // It went on after it was consistent.
+        build.write_settings(port, launch.user)?;
     }
     // Not before: until now a link may have led to a tablespace of the original's.
     belong_to_them(build)?;
@@ -205,6 +235,7 @@ fn first_options(sockets: &Path, major: Option<u32>, moves_out: bool) -> Vec<(St
         ("logging_collector", "off".to_owned()),
         ("log_destination", "stderr".to_owned()),
         ("log_min_messages", "warning".to_owned()),
+        ("log_error_verbosity", "default".to_owned()),
         ("lc_messages", "C".to_owned()),
         ("unix_socket_directories", sockets.display().to_string()),
         ("listen_addresses", "localhost".to_owned()),
