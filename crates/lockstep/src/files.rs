@@ -5,11 +5,16 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+mod theirs;
+
+pub use theirs::{
+    copy_owned, create_owned_directory, link, open_log, read_as, reader_of, write_owned,
+};
+
 use crate::error::{Error, Result};
-use crate::process::Credentials;
 
 /// Writes `bytes` to `path` durably and atomically, readable by its owner alone.
 ///
@@ -122,35 +127,6 @@ pub fn rename_over(from: &Path, to: &Path) -> Result<()> {
     }
 }
 
-/// Gives a path to its owner-to-be; without credentials nothing changes.
-///
-/// # Errors
-/// When the system refuses.
-pub fn give_to(path: &Path, owner: Option<Credentials>) -> Result<()> {
-    match owner {
-        Some(Credentials { uid, gid }) => {
-            chown(path, Some(uid), Some(gid)).map_err(Error::io("change the owner of", path))
-        }
-        None => Ok(()),
-    }
-}
-
-/// Writes a file of PostgreSQL's into a restored tree: mode 0600, owned by `owner`, synced.
-///
-/// # Errors
-/// When it can't be written.
-pub fn write_owned(path: &Path, bytes: &[u8], owner: Option<Credentials>) -> Result<()> {
-    // A link in a copied tree leads to the original's file.
-    if path.is_symlink() {
-        remove_file(path)?;
-    }
-    let mut file = File::create(path).map_err(Error::io("create", path))?;
-    file.write_all(bytes).map_err(Error::io("write", path))?;
-    file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(Error::io("chmod", path))?;
-    file.sync_all().map_err(Error::io("sync", path))?;
-    give_to(path, owner)
-}
-
 /// Lets nobody but this process' user look into a folder.
 ///
 /// # Errors
@@ -162,16 +138,6 @@ pub fn keep_private(path: &Path) -> Result<()> {
         return Ok(());
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(Error::io("chmod", path))
-}
-
-/// Makes a folder of mode 0700 that belongs to `owner`.
-///
-/// # Errors
-/// When it can't be made.
-pub fn create_owned_directory(path: &Path, owner: Option<Credentials>) -> Result<()> {
-    create_directories(path)?;
-    keep_private(path)?;
-    give_to(path, owner)
 }
 
 #[cfg(test)]

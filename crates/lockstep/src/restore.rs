@@ -35,6 +35,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::random_suffix;
 use crate::plan::refusal::Refusal;
+use crate::postgres::instance;
 use crate::repository::Shipped;
 use crate::set::journal::RestoreJournal;
 use crate::set::manifest::Manifest;
@@ -253,8 +254,11 @@ fn prepare<'a>(
     if matches!(source, Source::Snapshots) {
         check_space(cx, &placement)?;
     }
+    if request.start {
+        instance::bin_dir_of(cx.cluster.bin_dir.as_deref(), manifest.postgres.major)?;
+    }
     if let Some(port) = request.port.filter(|_| request.start) {
-        run_server::check_port(port)?;
+        run_server::check_port(port, &run_server::sockets(cx, &directory))?;
     }
     let bases = source.bases(&cx.zfs, &placement, &there)?;
     Build::new(cx, request, Plan { recovery, manifest, placement, id, source, there, bases, alone })

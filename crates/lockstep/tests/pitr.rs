@@ -38,7 +38,11 @@ struct History {
 
 impl History {
     fn new() -> History {
-        let fixture = Fixture::new(two_pools_four_datasets().archive());
+        History::on_version(15)
+    }
+
+    fn on_version(major: u32) -> History {
+        let fixture = Fixture::new(two_pools_four_datasets().archive().major(major));
         let cluster = &fixture.cluster;
         cluster.execute(&["CREATE TABLE marks (id int PRIMARY KEY) TABLESPACE ts2"]);
         let mut marks = vec![insert(cluster, 0)];
@@ -284,6 +288,81 @@ fn pause_waits_at_the_target() {
         numbers(2),
         "it goes on from the target, not from the end of the archive"
     );
+}
+
+/// After the set two settings were raised, with which a server that lets readers in has to keep up. PostgreSQL halts
+/// recovery there, from 14 on with the words of a pause: that is no target.
+fn raised_settings(major: u32) {
+    let mut history = History::on_version(major);
+    let cluster = &history.fixture.cluster;
+    cluster.execute(&[
+        "ALTER SYSTEM SET max_connections = 60",
+        "ALTER SYSTEM SET max_worker_processes = 20",
+    ]);
+    cluster.stop(Stop::Fast);
+    cluster.start();
+    let behind: Vec<_> = (7..=8).map(|id| insert(cluster, id)).collect();
+    history.marks.extend(behind);
+    history.archive_everything(&history.fixture.cluster, 1);
+    let lsn = history.marks[7].lsn.clone();
+    let command = history.restore_command();
+    let target = ["--target-lsn", &lsn, "--restore-command", &command, "--target-action"];
+    let (fixture, set) = (&history.fixture, &history.set.id);
+    let to = |action: &str, name: &str| {
+        let options = [&target[..], &[action, "--start"]].concat();
+        let restored = fixture.lockstep().restore(set, &fixture.target(name), &options);
+        (restored.data.clone(), restored)
+    };
+    let auto = |data: &Path| {
+        let text = fs::read_to_string(data.join("postgresql.auto.conf")).expect("it is there");
+        text.lines().filter(|line| line.starts_with("max_")).collect::<Vec<_>>().join(" ")
+    };
+    let raised = "max_connections = '60' max_worker_processes = '20'";
+
+    let (data, promoted) = to("promote", "promote");
+    assert_eq!(rows(promoted.server()), numbers(7));
+    assert!(!auto(&data).contains("60"), "it is as the set was: {}", auto(&data));
+    fixture.discard_restored(&fixture.target("promote"), set);
+
+    let (data, paused) = to("pause", "pause");
+    let server = paused.server();
+    assert_eq!(rows(server), numbers(7));
+    wait_until("recovery pauses at its target", Duration::from_secs(30), || {
+        server.value("postgres", "SELECT pg_is_wal_replay_paused()") == "t"
+    });
+    assert!(auto(&data).ends_with(raised), "later starts need it too: {}", auto(&data));
+    server.execute(&["SELECT pg_wal_replay_resume()"]);
+    wait_until("a resumed recovery ends", Duration::from_secs(60), || {
+        server.value("postgres", "SELECT pg_is_in_recovery()") == "f"
+    });
+    assert_eq!(rows(server), numbers(7));
+    fixture.discard_restored(&fixture.target("pause"), set);
+
+    let (data, _) = to("shutdown", "shutdown");
+    assert!(auto(&data).ends_with(raised), "{}", auto(&data));
+    fixture.discard_restored(&fixture.target("shutdown"), set);
+
+    for action in ["promote", "pause"] {
+        let options = [&["--set", set.as_str()], &target[..], &[action]].concat();
+        let clone = fixture.lockstep().clone_create("dev", &options);
+        assert_eq!(rows(clone.server()), numbers(7), "{action}");
+        fixture.lockstep().expect(exit::DONE, &["clone", "destroy", "dev"]);
+    }
+}
+
+#[test]
+fn raised_settings_14() {
+    raised_settings(14);
+}
+
+#[test]
+fn raised_settings_15() {
+    raised_settings(15);
+}
+
+#[test]
+fn raised_settings_18() {
+    raised_settings(18);
 }
 
 /// A restored cluster was promoted and used; later the set is restored along either timeline.

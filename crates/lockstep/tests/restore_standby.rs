@@ -5,8 +5,8 @@ mod support;
 
 use support::cluster::{Cluster, Stop};
 use support::command::{must, wait_until};
-use support::faults::{assert_said, restore_arguments};
-use support::fixture::Fixture;
+use support::faults::{Hooks, assert_said, restore_arguments};
+use support::fixture::{Fixture, free_port};
 use support::layout::two_pools_four_datasets;
 use support::lockstep::{LIMIT, Lockstep, exit};
 use support::shipping::{other_host, with_repository};
@@ -108,6 +108,41 @@ fn a_set_becomes_a_standby_that_the_archive_feeds() {
         comes_to(restored.server(), rows);
     }
     restored.server().stop(Stop::Fast);
+}
+
+/// What a standby needs at least was raised after the set. PostgreSQL halts replay there, and from then on doesn't even
+/// start with less.
+#[test]
+fn a_standby_has_what_its_primary_was_raised_to() {
+    let (fixture, lockstep) = prepare();
+    let set = lockstep.backup("label").id;
+    fixture.cluster.execute(&["ALTER SYSTEM SET max_connections = 60"]);
+    fixture.cluster.stop(Stop::Fast);
+    fixture.cluster.start();
+    fixture.cluster.execute(&["INSERT INTO one VALUES (10)"]);
+    let to = fixture.target("raised");
+    let step = "restore.recovered";
+    let hooks = Hooks::holding(&fixture, step);
+    let host = other_host(&fixture, "raised", &to.join("data")).with_steps(&hooks.steps);
+    let (from, port) = (primary(&fixture.cluster), free_port().to_string());
+    let more = ["--standby", "--primary", &from, "--start", "--port", &port];
+    let mut arguments = restore_arguments(&set, &to, &FILES);
+    arguments.extend(more);
+    let mut program = host.spawn(&arguments);
+    hooks.steps.wait_reached(step, &mut program);
+    let log = to.join("log/server.log");
+    let said = |words: &str| std::fs::read_to_string(&log).is_ok_and(|text| text.contains(words));
+    wait_until("replay halts", LIMIT, || said("recovery has paused"));
+    hooks.steps.release(step);
+    let outcome = program.wait(LIMIT);
+    assert_eq!(outcome.code, Some(exit::DONE), "{}", outcome.describe());
+    assert_said(&outcome, &["max_connections becomes 60"]);
+    let standby = Cluster::running_in(&to.join("data"), &fixture.cluster.bin, &log);
+    comes_to(&standby, &fixture.cluster.value("postgres", ROWS));
+    standby.stop(Stop::Fast);
+    standby.start();
+    assert_eq!(standby.value("postgres", "SHOW max_connections"), "60");
+    standby.stop(Stop::Fast);
 }
 
 #[test]

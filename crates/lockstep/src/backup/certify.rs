@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::plan::refusal::Refusal;
 use crate::plan::strategy::Strategy;
-use crate::plan::{PartKind, explain};
+use crate::plan::{PartKind, explain, warnings};
 use crate::postgres::connection;
 use crate::set::manifest::{
     Manifest, PostgresIdentity, SetFile, SetPart, SetVolume, VERSION, WalStored, hash_file,
@@ -108,9 +108,22 @@ fn keep_configuration(attempt: &mut Attempt, directory: &Path) -> Result<()> {
     let config = directory.join("config");
     let mut kept: Vec<(&str, Vec<u8>)> = Vec::new();
     for (name, path) in [("pg_hba.conf", &paths.hba), ("pg_ident.conf", &paths.ident)] {
-        if outside(path) {
-            kept.push((name, std::fs::read(path).map_err(Error::io("read", path))?));
+        if !outside(path) {
+            continue;
         }
+        // A superuser of the database names these, and a restore gives them to os_user.
+        let reader = files::reader_of(&attempt.cx.cluster.data_directory)?;
+        let why = match files::read_as(path, reader) {
+            Ok(Some(bytes)) => {
+                kept.push((name, bytes));
+                continue;
+            }
+            Ok(None) => "it isn't there".to_owned(),
+            Err(error) => error.chain(),
+        };
+        let unread = warnings::unread_configuration(name, path, &why);
+        tracing::error!("{}: {}", unread.what, unread.hint);
+        attempt.plan.warnings.push(unread);
     }
     if outside(&paths.config)
         && let Some(client) = attempt.survey.client.as_mut()

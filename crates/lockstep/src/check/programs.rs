@@ -20,7 +20,7 @@ pub(super) fn check(cx: &Context, major: Option<u32>) -> Finding {
         Ok(output) => output.stdout.trim().to_owned(),
         Err(error) => return failure(SUBJECT, &Error::from(error)),
     };
-    match (major, major_of(&said)) {
+    match (major, instance::major_of(&said)) {
         (Some(own), Some(found)) if own != found => wrong(
             SUBJECT,
             format!("\"{place}\" has {said}, and the cluster is of PostgreSQL {own}"),
@@ -29,25 +29,5 @@ pub(super) fn check(cx: &Context, major: Option<u32>) -> Finding {
             ),
         ),
         _ => ok(SUBJECT, format!("\"{place}\" has {said}")),
-    }
-}
-
-/// The major version in what `postgres --version` prints: `postgres (PostgreSQL) 15.18 (Debian …)`.
-fn major_of(said: &str) -> Option<u32> {
-    let version = said.split_once("(PostgreSQL)")?.1.trim_start();
-    let digits = version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len());
-    version[..digits].parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_version_is_read_from_what_postgres_prints() {
-        assert_eq!(major_of("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"), Some(15));
-        assert_eq!(major_of("postgres (PostgreSQL) 19devel"), Some(19));
-        assert_eq!(major_of("postgres (PostgreSQL)"), None);
-        assert_eq!(major_of("something else 15"), None);
     }
 }

@@ -370,7 +370,7 @@ fn left_out(rest: &NotRestored) {
 /// How its server is started by hand: as whom, by which version's program.
 fn start_command(cx: &Context, restored: &Restored) -> String {
     let bin_dir = cx.cluster.bin_dir.as_deref();
-    let program = instance::bin_dir(bin_dir, restored.set.postgres.major)
+    let program = instance::bin_dir_of(bin_dir, restored.set.postgres.major)
         .map_or_else(|_| "pg_ctl".into(), |folder| output::path(&folder.join("pg_ctl")));
     let log = restored.placement.directory.join("log/server.log");
     let start = format!(

@@ -244,7 +244,7 @@ fn prepare(home: &Home, config: &Config, wanted: &Create) -> Result<(Record, Pri
         socket_directory: run_server::socket_directory(&directory),
         port: match wanted.port {
             Some(port) => {
-                run_server::check_port(port)?;
+                run_server::check_port(port, &[run_server::socket_directory(&directory)])?;
                 port
             }
             None => run_server::free_port(0)?,

@@ -76,8 +76,7 @@ fn run(home: &Home, record: &Record, program: Program, size: u64) -> Result<()> 
     let user = record.credentials()?;
     let log_path = record.top().join("log/fill.log");
     files::remove_file(&log_path)?;
-    let log = std::fs::File::create(&log_path).map_err(Error::io("create", &log_path))?;
-    files::give_to(&log_path, user)?;
+    let log = files::open_log(&log_path, user)?;
     let mut child = program.start(&log)?;
     let (began, mut told) = (Instant::now(), Instant::now());
     let status = loop {

@@ -95,6 +95,21 @@ pub struct StandbySettings {
     pub max_locks_per_transaction: u32,
 }
 
+impl StandbySettings {
+    /// Raises one of them; whether there was anything to raise.
+    pub fn raise(&mut self, name: &str, needed: u32) -> bool {
+        let setting = match name {
+            "max_connections" => &mut self.max_connections,
+            "max_worker_processes" => &mut self.max_worker_processes,
+            "max_wal_senders" => &mut self.max_wal_senders,
+            "max_prepared_transactions" => &mut self.max_prepared_transactions,
+            "max_locks_per_transaction" => &mut self.max_locks_per_transaction,
+            _ => return false,
+        };
+        needed > std::mem::replace(setting, needed.max(*setting))
+    }
+}
+
 /// A mirror.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -256,8 +271,7 @@ impl Record {
             )
         })?;
         let line = passfile_line(text.lines().next().unwrap_or_default());
-        files::publish(&self.passfile(), line.as_bytes())?;
-        files::give_to(&self.passfile(), self.credentials()?)
+        files::write_owned(&self.passfile(), line.as_bytes(), self.credentials()?)
     }
 
     /// Which of its datasets isn't seen at its directory, in words: not mounted (its key isn't loaded, its

@@ -67,7 +67,7 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     let how = fill_again(home, &record, &facts, rewind)?;
     steps::reached("mirror.recreate-filled")?;
     fill::make_standby(&record, &mut primary)?;
-    serve::launch(home, &record)?;
+    serve::launch(home, &mut record)?;
     record.phase = Phase::Ready;
     home.write(&record)?;
     Ok(how)

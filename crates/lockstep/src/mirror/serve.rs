@@ -56,8 +56,8 @@ fn refresh(home: &Home, record: &mut Record) -> Result<()> {
     }
 }
 
-/// Starts it as it is recorded.
-pub(super) fn launch(home: &Home, record: &Record) -> Result<()> {
+/// Starts it as it is recorded; with higher settings where what it replays needs them.
+pub(super) fn launch(home: &Home, record: &mut Record) -> Result<()> {
     let user = record.credentials()?;
     let top = record.top();
     for folder in ["run", "log"] {
@@ -70,16 +70,35 @@ pub(super) fn launch(home: &Home, record: &Record) -> Result<()> {
     let (data, log) = (record.data(), record.log());
     files::rename_over(&log, &record.older_log())?;
     let isolation = room::isolation(home, record);
-    let mut server = server::start(&Launch {
-        bin_dir: &record.bin_dir,
-        data: &data,
-        log: &log,
-        user,
-        options: options(record),
-        isolation: isolation.as_ref(),
-    })?;
-    steps::reached("mirror.launched")?;
-    server.wait_for_standby(|words| tracing::info!("mirror {}: {words}", record.name))
+    loop {
+        let mut server = server::start(&Launch {
+            bin_dir: &record.bin_dir,
+            data: &data,
+            log: &log,
+            user,
+            options: options(record),
+            isolation: isolation.as_ref(),
+        })?;
+        steps::reached("mirror.launched")?;
+        let name = &record.name;
+        let error = match server.wait_for_standby(|words| tracing::info!("mirror {name}: {words}"))
+        {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        // The primary had more than it has now, or than it had when it could last be asked.
+        let Some(lower) = server.lower_setting() else { return Err(error) };
+        if !record.standby_settings.raise(&lower.name, lower.needed) {
+            return Err(error);
+        }
+        tracing::info!(
+            "mirror {name}: {} becomes {}, as the primary's was",
+            lower.name,
+            lower.needed
+        );
+        server.stop(Stop::Fast)?;
+        home.write(record)?;
+    }
 }
 
 /// Stops it in order; one that doesn't run is fine.
@@ -96,8 +115,6 @@ fn options(record: &Record) -> Vec<(String, String)> {
     let path = |path: &std::path::Path| path.display().to_string();
     let needed = &record.standby_settings;
     let mut all = vec![
-        // A postgresql.conf that was the primary's may name another place.
-        ("data_directory", path(&record.data())),
         ("hba_file", path(&top.join("pg_hba.conf"))),
         ("external_pid_file", path(&record.run_directory().join("postmaster.pid"))),
         ("port", record.port.to_string()),

@@ -1,5 +1,7 @@
 //! What the owner of a cluster should know although it doesn't stop a backup.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use super::facts::{Facts, Following, NoServer, PrimarySeen};
@@ -96,6 +98,18 @@ fn another_server(facts: &Facts, choice: StrategyChoice) -> Option<Warning> {
         StrategyChoice::Auto => problem(what, ANOTHER_SERVER),
         _ => warning(what, "the set is about as old as the last checkpoint"),
     })
+}
+
+/// A file of the configuration outside the data directory that isn't in the set, because its server couldn't read it.
+#[must_use]
+pub fn unread_configuration(name: &str, path: &Path, why: &str) -> Warning {
+    problem(
+        format!(
+            "{name} is \"{}\", which the data directory's owner can't read, so it isn't in the set: {why}",
+            path.display()
+        ),
+        "let them read it, as the server has to; see who set hba_file or ident_file to it",
+    )
 }
 
 /// What to do where another server answers for a cluster that is shut down.

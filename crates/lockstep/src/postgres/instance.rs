@@ -9,6 +9,7 @@ use pgfiles::control_file::ControlFile;
 use crate::error::{Error, Result};
 use crate::plan::facts::ServerFacts;
 use crate::plan::layout::PartKind;
+use crate::process::Program;
 use crate::volume::discover::PartPath;
 
 /// pg_control's place in the data directory.
@@ -56,8 +57,19 @@ pub fn postmaster(data_directory: &Path) -> Result<Option<u32>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(Error::io("read", &path))?,
     };
+    Ok(living(&text))
+}
+
+/// The process that holds a socket's lock file, where it lives. One that can't be read is another user's business.
+#[must_use]
+pub fn locked_by(lock: &Path) -> Option<u32> {
+    living(&std::fs::read_to_string(lock).ok()?)
+}
+
+/// The living process that a lock file names in its first line.
+fn living(text: &str) -> Option<u32> {
     let pid = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
-    Ok(pid.filter(|&pid| is_alive(pid)).map(i32::unsigned_abs))
+    pid.filter(|&pid| is_alive(pid)).map(i32::unsigned_abs)
 }
 
 /// Whether a process lives; a zombie doesn't.
@@ -169,6 +181,51 @@ pub fn bin_dir(configured: Option<&Path>, major: Option<u32>) -> Result<PathBuf>
     )
 }
 
+/// The same where the programs have to be of this version: a set may be older than the cluster's last upgrade, and
+/// `bin_dir` the new version's. Then it is one of the usual places.
+///
+/// # Errors
+/// As [`bin_dir`], and when neither has that version.
+pub fn bin_dir_of(configured: Option<&Path>, major: Option<u32>) -> Result<PathBuf> {
+    let is_right = |path: &Path| match (major, major_in(path)) {
+        (Some(wanted), Some(found)) => wanted == found,
+        // What it says isn't known: the server will tell.
+        _ => true,
+    };
+    let first = bin_dir(configured, major)?;
+    if is_right(&first) {
+        return Ok(first);
+    }
+    if let Some(usual) = bin_dir(None, major).ok().filter(|path| is_right(path)) {
+        return Ok(usual);
+    }
+    let wanted = major.unwrap_or_default();
+    let found = major_in(&first).unwrap_or_default();
+    Err(Error::usage(
+        format!(
+            "the set is of PostgreSQL {wanted}, and \"{}\" has PostgreSQL {found}",
+            first.display()
+        ),
+        format!(
+            "install PostgreSQL {wanted}; where it isn't in its usual place, let bin_dir of this cluster name the folder that holds its postgres"
+        ),
+    ))
+}
+
+/// The version of the `postgres` in a folder; `None` where it can't be had.
+fn major_in(bin_dir: &Path) -> Option<u32> {
+    let said = Program::new(bin_dir.join("postgres")).arg("--version").run().ok()?;
+    major_of(&said.stdout)
+}
+
+/// The major version in what `postgres --version` prints: `postgres (PostgreSQL) 15.18 (Debian …)`.
+#[must_use]
+pub fn major_of(said: &str) -> Option<u32> {
+    let version = said.split_once("(PostgreSQL)")?.1.trim_start();
+    let digits = version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len());
+    version[..digits].parse().ok()
+}
+
 /// A path as bytes, for PostgreSQL's own files.
 #[must_use]
 pub fn path_bytes(path: &Path) -> &[u8] {
@@ -183,6 +240,30 @@ mod tests {
     fn this_process_lives_and_an_absurd_one_does_not() {
         assert!(is_alive(std::process::id().cast_signed()));
         assert!(!is_alive(i32::MAX));
+    }
+
+    #[test]
+    fn the_version_is_read_from_what_postgres_prints() {
+        assert_eq!(major_of("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"), Some(15));
+        assert_eq!(major_of("postgres (PostgreSQL) 19devel"), Some(19));
+        assert_eq!(major_of("postgres (PostgreSQL)"), None);
+        assert_eq!(major_of("something else 15"), None);
+    }
+
+    #[test]
+    fn programs_of_another_version_are_not_taken() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path();
+        std::fs::write(path.join("postgres"), "#!/bin/sh\necho 'postgres (PostgreSQL) 7.4'\n")
+            .unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(path.join("postgres"), mode).unwrap();
+        assert_eq!(bin_dir_of(Some(path), Some(7)).unwrap(), path);
+        assert_eq!(bin_dir_of(Some(path), None).unwrap(), path);
+        let error = bin_dir_of(Some(path), Some(8)).unwrap_err();
+        let words = "the set is of PostgreSQL 8, and ";
+        assert!(error.to_string().starts_with(words), "{error}");
+        assert_eq!(error.exit_code(), 2);
     }
 
     #[test]

@@ -54,35 +54,76 @@ pub fn put(settings: &mut Vec<(String, String)>, name: String, value: String) {
     settings.push((name, value));
 }
 
-/// postgresql.auto.conf with `added` at its end, and without what is not kept or set anew.
+/// postgresql.auto.conf with `added` at its end, and without what is not kept or set anew. It needn't be UTF-8:
+/// settings are in the encoding of the database in which they were made.
 #[must_use]
-pub fn auto_conf(old: &str, added: &[(String, String)]) -> String {
+pub fn auto_conf(old: &[u8], added: &[(String, String)]) -> Vec<u8> {
     // What stands behind the mark was written by a restore, and stays there.
-    let (mut text, mut ours) = (String::new(), String::new());
+    let (mut text, mut ours) = (Vec::new(), Vec::new());
     let mut is_ours = false;
-    for line in old.lines() {
-        if line == MARK {
+    for line in lines(old) {
+        if line == MARK.as_bytes() {
             is_ours = true;
             continue;
         }
-        let name = line.trim_start().split(|c: char| c.is_whitespace() || c == '=').next();
-        let name = name.unwrap_or_default().to_ascii_lowercase();
-        let replaced = added.iter().any(|(added, _)| *added == name);
-        if !NOT_KEPT.contains(&name.as_str()) && !replaced {
+        let name = name_of(line);
+        let replaced = added.iter().any(|(added, _)| added.as_bytes() == name);
+        if !NOT_KEPT.iter().any(|known| known.as_bytes() == name) && !replaced {
             let to = if is_ours { &mut ours } else { &mut text };
-            to.push_str(line);
-            to.push('\n');
+            to.extend_from_slice(line);
+            to.push(b'\n');
         }
     }
     for (name, value) in added {
-        ours.push_str(&setting(name, value));
+        ours.extend_from_slice(setting(name, value).as_bytes());
     }
     if !ours.is_empty() {
-        text.push_str(MARK);
-        text.push('\n');
-        text.push_str(&ours);
+        text.extend_from_slice(MARK.as_bytes());
+        text.push(b'\n');
+        text.append(&mut ours);
     }
     text
+}
+
+/// A file's lines without their ends.
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split_inclusive(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\n").unwrap_or(line))
+}
+
+/// What a line sets, in small letters: a name may be followed by its value at once (guc-file.l). Of a comment nothing.
+fn name_of(line: &[u8]) -> Vec<u8> {
+    let line = line.trim_ascii_start();
+    let is_of_a_name =
+        |byte: &u8| byte.is_ascii_alphanumeric() || b"_.".contains(byte) || *byte >= 0x80;
+    let end = line.iter().position(|byte| !is_of_a_name(byte)).unwrap_or(line.len());
+    line[..end].to_ascii_lowercase()
+}
+
+/// postgresql.conf of a restored cluster whose data directory is `data`: without a `data_directory` of its own, and
+/// where it includes files, which may have one, with the right one at its end. The last one counts
+/// (ProcessConfigFileInternal in guc.c), and none in postgresql.auto.conf does.
+#[must_use]
+pub fn staying(text: &[u8], data: &Path) -> Vec<u8> {
+    const INCLUDES: [&[u8]; 3] = [b"include", b"include_if_exists", b"include_dir"];
+    let mut changed = Vec::with_capacity(text.len());
+    let mut includes = false;
+    for line in lines(text) {
+        let name = name_of(line);
+        includes |= INCLUDES.contains(&name.as_slice());
+        if name == b"data_directory" {
+            changed.extend_from_slice(b"# lockstep restore: ");
+        }
+        changed.extend_from_slice(line);
+        changed.push(b'\n');
+    }
+    if includes {
+        changed.extend_from_slice(b"# lockstep restore: over what is included\n");
+        changed
+            .extend_from_slice(setting("data_directory", &data.display().to_string()).as_bytes());
+    } else if !text.ends_with(b"\n") {
+        changed.pop();
+    }
+    changed
 }
 
 /// With 0 no subscription is worked on.
@@ -165,12 +206,53 @@ mod tests {
     #[test]
     fn the_old_cluster_s_replication_is_not_kept() {
         let old = "# Do not edit\nwork_mem = '1MB'\nprimary_conninfo = 'host=a'\nPRIMARY_SLOT_NAME='s'\nport=5432\n";
-        let text = auto_conf(old, &[("port".into(), "5500".into())]);
+        let text = auto_conf(old.as_bytes(), &[("port".into(), "5500".into())]);
         assert_eq!(
-            text,
+            String::from_utf8_lossy(&text),
             "# Do not edit\nwork_mem = '1MB'\n# written by lockstep restore:\nport = '5500'\n"
         );
         assert_eq!(auto_conf(&text, &[("port".into(), "5500".into())]), text);
+    }
+
+    #[test]
+    fn what_is_not_utf_8_stays_as_it_is() {
+        let old = b"search_path = '\"sch\xe9ma\", public'\nevent_source='\xe9'";
+        let text = auto_conf(old, &[]);
+        assert_eq!(text, [&old[..], b"\n"].concat());
+        assert_eq!(staying(old, Path::new("/r/data")), old);
+    }
+
+    #[test]
+    fn a_restored_cluster_stays_in_its_data_directory() {
+        let staying = |text: &str| {
+            String::from_utf8(staying(text.as_bytes(), Path::new("/r/it's/data"))).unwrap()
+        };
+        for same in [
+            "",
+            "port = 1",
+            "port = 1\n",
+            "#include_dir = 'conf.d'\n",
+            "data_directory_mode = 0700\n",
+        ] {
+            assert_eq!(staying(same), same);
+        }
+        let ours = "# lockstep restore: over what is included\ndata_directory = '/r/it''s/data'\n";
+        assert_eq!(
+            staying(" Data_Directory='/live'\nport = 1"),
+            "# lockstep restore:  Data_Directory='/live'\nport = 1"
+        );
+        assert_eq!(staying("data_directory'/live'"), "# lockstep restore: data_directory'/live'");
+        for include in
+            ["include_dir 'conf.d'", "include'x'", "INCLUDE='x'", "include_if_exists = 'x'"]
+        {
+            assert_eq!(staying(include), format!("{include}\n{ours}"));
+        }
+        // A set of a cluster that was restored: of the older restore's place nothing is left.
+        let older = "include 'x'\ndata_directory = '/older'\n";
+        assert_eq!(
+            staying(older),
+            format!("include 'x'\n# lockstep restore: data_directory = '/older'\n{ours}")
+        );
     }
 
     #[test]
@@ -178,7 +260,7 @@ mod tests {
         let follows = |standby| {
             let recovery = Recovery { standby: Some(standby), ..Recovery::default() };
             assert_eq!(passing(&recovery), []);
-            auto_conf("", &lasting(&recovery, Path::new("/r"), None))
+            String::from_utf8(auto_conf(b"", &lasting(&recovery, Path::new("/r"), None))).unwrap()
         };
         let primary = Conninfo::parse("host=db1 passfile='/a b'").unwrap();
         let text = follows(Standby { primary: Some(primary), slot: Some("s1".into()) });
@@ -212,12 +294,15 @@ mod tests {
         assert_eq!(get("archive_mode"), Some("off"));
         assert_eq!(get("external_pid_file"), Some("/r/run/postmaster.pid"));
         // The comment stands above what it speaks of, however often the file is written.
-        let twice = auto_conf(&auto_conf("work_mem = '1MB'\n", &all), &[]);
+        let text = |old: &[u8], added: &[(String, String)]| {
+            String::from_utf8(auto_conf(old, added)).unwrap()
+        };
+        let twice = text(&auto_conf(b"work_mem = '1MB'\n", &all), &[]);
         let (theirs, ours) = twice.split_once(MARK).unwrap();
         assert!(theirs == "work_mem = '1MB'\n" && ours.contains("port = '5500'"), "{twice}");
-        assert_eq!(auto_conf("", &[]), "");
+        assert_eq!(text(b"", &[]), "");
         // What has passed is taken out, what lasts stays.
-        let text = auto_conf(&auto_conf("", &all), &[]);
+        let text = text(&auto_conf(b"", &all), &[]);
         assert!(
             text.contains("port") && !text.contains("target") && !text.contains("restore_command")
         );

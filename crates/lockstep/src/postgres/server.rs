@@ -5,8 +5,7 @@
 //! recovery; its own last words are then the error.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -45,7 +44,7 @@ pub struct Launch<'a> {
 pub struct Server {
     child: Child,
     data: PathBuf,
-    log: PathBuf,
+    log: File,
     read: u64,
     said: Vec<String>,
     /// What it says of pages that aren't there, where it was told to go on.
@@ -79,12 +78,7 @@ pub enum Stop {
 /// # Errors
 /// When the program or its log can't be had.
 pub fn start(launch: &Launch<'_>) -> Result<Server> {
-    let log = File::options()
-        .create(true)
-        .append(true)
-        .open(launch.log)
-        .map_err(Error::io("open", launch.log))?;
-    crate::files::give_to(launch.log, launch.user)?;
+    let log = crate::files::open_log(launch.log, launch.user)?;
     let read = log.metadata().map_err(Error::io("look at", launch.log))?.len();
     let text = |path: &Path| {
         path.to_str().map(str::to_owned).ok_or_else(|| {
@@ -94,8 +88,11 @@ pub fn start(launch: &Launch<'_>) -> Result<Server> {
             ))
         })
     };
-    let mut words = vec![text(&launch.bin_dir.join("postgres"))?, "-D".into(), text(launch.data)?];
-    for (name, value) in &launch.options {
+    let data = text(launch.data)?;
+    let mut words = vec![text(&launch.bin_dir.join("postgres"))?, "-D".into(), data.clone()];
+    // A configuration that was another cluster's may name that one's.
+    let here = ("data_directory".to_owned(), data);
+    for (name, value) in std::iter::once(&here).chain(&launch.options) {
         words.extend(["-c".to_owned(), format!("{name}={value}")]);
     }
     let program = match launch.isolation {
@@ -109,7 +106,7 @@ pub fn start(launch: &Launch<'_>) -> Result<Server> {
     Ok(Server {
         child,
         data: launch.data.to_path_buf(),
-        log: launch.log.to_path_buf(),
+        log,
         read,
         said: Vec::new(),
         invalid_pages: ignores.then(InvalidPages::default),
@@ -118,7 +115,7 @@ pub fn start(launch: &Launch<'_>) -> Result<Server> {
 
 impl Server {
     /// Waits until recovery has ended, telling `progress` what it says; `pauses`: a pause at the
-    /// target is the end. The server must log to its stderr.
+    /// target is the end. The server must log to its stderr, in English and with details.
     ///
     /// # Errors
     /// When the server dies: its own words.
@@ -201,6 +198,9 @@ impl Server {
                 self.said.extend(rest);
                 return done(self, true).ok_or_else(|| self.death(status));
             }
+            if let Some(lower) = self.lower_setting() {
+                return Err(self.cannot_go_on(&lower));
+            }
             if let Some(outcome) = done(self, false) {
                 return Ok(outcome);
             }
@@ -226,11 +226,18 @@ impl Server {
     /// # Errors
     /// When it stays.
     pub fn stop(&mut self, how: Stop) -> Result<()> {
-        signal(self.child.id().cast_signed(), how);
+        let has_ended = self.child.try_wait().map_err(Error::io("wait for", &self.data))?;
+        if has_ended.is_none() {
+            signal(self.child.id().cast_signed(), how);
+        }
         let ended =
             wait_timeout(&mut self.child, STOP_LIMIT).map_err(Error::io("wait for", &self.data))?;
         match ended {
-            Some(_) => Ok(()),
+            Some(_) => {
+                let rest = self.new_lines();
+                self.said.extend(rest);
+                Ok(())
+            }
             None => Err(Error::failed(format!(
                 "the server of \"{}\" (process {}) doesn't stop",
                 self.data.display(),
@@ -239,26 +246,40 @@ impl Server {
         }
     }
 
-    /// Readers are let in before the target is reached, so both lines have to be there.
+    /// Readers are let in before the target is reached, so both lines have to be there. "recovery has paused" is
+    /// said of other pauses (recoveryPausesHere in xlogrecovery.c).
     fn is_paused(&self) -> bool {
-        self.has_said("ready to accept read")
-            && (self.has_said("pausing at the end of recovery")
-                || self.has_said("recovery has paused"))
+        self.has_said("ready to accept read") && self.has_said("pausing at the end of recovery")
     }
 
     fn has_said(&self, words: &str) -> bool {
         self.said.iter().any(|line| line.contains(words))
     }
 
+    /// The setting with which hot standby isn't possible, where that has ended or halted recovery: the original's
+    /// was raised in what is replayed.
+    #[must_use]
+    pub fn lower_setting(&self) -> Option<LowerSetting> {
+        self.said.iter().rev().find_map(|line| LowerSetting::of(line))
+    }
+
+    /// From PostgreSQL 14 on it waits there, and lets readers in, for somebody who reads its log.
+    fn cannot_go_on(&self, lower: &LowerSetting) -> Error {
+        let LowerSetting { name, needed } = lower;
+        Error::failed(format!(
+            "recovery of \"{}\" halted before its end: readers can't be let in with a lower {name} than the original's {needed}",
+            self.data.display()
+        ))
+    }
+
     fn new_lines(&mut self) -> Vec<String> {
-        let mut text = Vec::new();
-        let read = File::open(&self.log).and_then(|mut file| {
-            file.seek(SeekFrom::Start(self.read))?;
-            file.read_to_end(&mut text)
-        });
+        let (mut text, mut chunk) = (Vec::new(), [0; 8192]);
+        while let Ok(length @ 1..) = self.log.read_at(&mut chunk, self.read + text.len() as u64) {
+            text.extend_from_slice(&chunk[..length]);
+        }
         // Only whole lines; the rest is there the next time.
         let end = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
-        if read.is_err() || end == 0 {
+        if end == 0 {
             return Vec::new();
         }
         self.read += end as u64;
@@ -335,6 +356,28 @@ fn runs_in(pid: i32, data: &Path) -> bool {
     }
 }
 
+/// A setting that is lower than the original's was where recovery came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LowerSetting {
+    /// Its name.
+    pub name: String,
+    /// What it has to be at least.
+    pub needed: u32,
+}
+
+impl LowerSetting {
+    /// From the server's words: `max_connections = 40 is a lower setting than on the primary server, where its value
+    /// was 200` (RecoveryRequiresIntParameter in xlogrecovery.c), before 14 `the master server (its value was 200)`.
+    fn of(line: &str) -> Option<Self> {
+        let (setting, rest) = line.split_once(" is a lower setting than on the ")?;
+        let (name, _) = setting.rsplit_once(" = ")?;
+        let (_, value) = rest.split_once("its value was ")?;
+        let digits = value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len());
+        let name = name.rsplit(' ').next()?.to_owned();
+        Some(Self { name, needed: value[..digits].parse().ok()? })
+    }
+}
+
 /// The part of a log line that says how recovery goes.
 fn recovery_words(line: &str) -> Option<&str> {
     const TOLD: [&str; 17] = [
@@ -370,6 +413,20 @@ mod tests {
         assert_eq!(recovery_words(line), Some("redo starts at 0/2000028"));
         assert_eq!(recovery_words("x [7] LOG:  listening on IPv4 address"), None);
         assert_eq!(recovery_words("x [7] FATAL:  redo starts at"), None);
+    }
+
+    #[test]
+    fn a_lower_setting_is_read_in_the_words_of_each_version() {
+        let needed = |line: &str| LowerSetting::of(line).map(|it| (it.name, it.needed));
+        let lines = [
+            "t [7] DETAIL:  max_connections = 40 is a lower setting than on the primary server, where its value was 200.",
+            "t [7] FATAL:  hot standby is not possible because max_connections = 40 is a lower setting than on the master server (its value was 200)",
+        ];
+        for line in lines {
+            assert_eq!(needed(line), Some(("max_connections".to_owned(), 200)), "{line}");
+        }
+        assert_eq!(needed("t [7] LOG:  recovery has paused"), None);
+        assert_eq!(needed("x = 1 is a lower setting than on the primary server"), None);
     }
 
     #[test]

@@ -209,12 +209,9 @@ pub fn copy(
 }
 
 /// Copies one file durably.
-///
-/// # Errors
-/// When it can't be read or written.
-pub fn copy_file(from: &Path, to: &Path) -> Result<()> {
-    std::fs::copy(from, to).map_err(Error::io("copy", from))?;
-    File::open(to).and_then(|file| file.sync_all()).map_err(Error::io("sync", to))
+fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    // Not what a link in pg_wal leads to: the set is root's, and a restore gives it to os_user.
+    crate::files::copy_owned(from, to, 0o600, None)
 }
 
 fn oldest(pg_wal: &Path, size: WalSegmentSize) -> Result<String> {

@@ -30,6 +30,8 @@ pub(super) struct Build<'a> {
     pub(super) cx: &'a Context<'a>,
     pub(super) request: &'a Request,
     pub(super) recovery: Recovery,
+    /// Settings that recovery needs higher than the set has them.
+    pub(super) raised: Vec<(String, String)>,
     pub(super) manifest: Manifest,
     pub(super) placement: Placement,
     pub(super) id: String,
@@ -110,6 +112,7 @@ impl<'a> Build<'a> {
             cx,
             request,
             recovery,
+            raised: Vec::new(),
             manifest,
             placement,
             id,
@@ -383,9 +386,9 @@ impl<'a> Build<'a> {
         }
         let places = tree::places_of_configuration(&self.manifest, &self.placement);
         let clone = self.request.clone.iter().flat_map(|clone| clone.settings.iter().cloned());
-        for (name, value) in
-            places.into_iter().chain(recovery::passing(&self.recovery)).chain(clone)
-        {
+        let passing = recovery::passing(&self.recovery);
+        let raised = self.raised.iter().cloned();
+        for (name, value) in places.into_iter().chain(passing).chain(clone).chain(raised) {
             recovery::put(&mut settings, name, value);
         }
         tree::write_auto_conf(&self.placement.data, &settings, owner)?;

@@ -8,12 +8,13 @@ use pgfiles::lsn::Lsn;
 
 use super::build::Build;
 use super::{Restored, standby, tree, unfinished, whole_pages};
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::isolation::{self, Bind, Isolation};
 use crate::plan::refusal::Refusal;
 use crate::postgres::invalid_pages::IGNORE;
-use crate::postgres::server::{self, Launch, Outcome, Server, Stop};
+use crate::postgres::server::{self, Launch, LowerSetting, Outcome, Server, Stop};
 use crate::postgres::target::{Action, Target};
 use crate::postgres::{instance, recovery, wal};
 use crate::process::{Credentials, Program};
@@ -38,19 +39,40 @@ pub fn free_port(taken: u16) -> Result<u16> {
     ports.into_iter().find(|port| *port != taken).ok_or_else(|| Error::failed("no free port"))
 }
 
-/// Refuses a port that somebody listens on, before anything is made for it.
+/// Refuses a port that somebody listens on, before anything is made for it: by its number, or without
+/// listen_addresses by a socket of its name in one of these folders.
 ///
 /// # Errors
 /// [`Error::Usage`] when it is taken.
-pub fn check_port(port: u16) -> Result<()> {
-    match TcpListener::bind(("127.0.0.1", port)) {
-        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => Err(Error::usage(
-            format!("port {port} is taken"),
+pub fn check_port(port: u16, sockets: &[PathBuf]) -> Result<()> {
+    let taken = |by: String| {
+        Error::usage(
+            format!("port {port} is taken{by}"),
             "name another one with --port, or leave it out: then a free one is found",
-        )),
+        )
+    };
+    match TcpListener::bind(("127.0.0.1", port)) {
+        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => return Err(taken(String::new())),
         // What else there is to say, the server says.
-        _ => Ok(()),
+        _ => {}
     }
+    for folder in sockets {
+        let lock = folder.join(format!(".s.PGSQL.{port}.lock"));
+        if let Some(pid) = instance::locked_by(&lock) {
+            return Err(taken(format!(": \"{}\" is of process {pid}", lock.display())));
+        }
+    }
+    Ok(())
+}
+
+/// Where a restored server may open its socket: first in its own folder, then where the original does or did.
+pub(super) fn sockets(cx: &Context, directory: &Path) -> Vec<PathBuf> {
+    let mut folders = vec![socket_directory(directory)];
+    folders.extend(instance::socket_directory(&cx.cluster.data_directory));
+    let host = cx.cluster.host.iter().map(PathBuf::from);
+    folders.extend(host.filter(|path| path.is_absolute()));
+    folders.extend(["/tmp", "/var/run/postgresql"].map(PathBuf::from));
+    folders
 }
 
 /// Starts the server and waits until it accepts connections.
@@ -60,52 +82,79 @@ pub(super) fn start(
     restored: &mut Restored,
 ) -> Result<()> {
     let bin_dir =
-        instance::bin_dir(build.cx.cluster.bin_dir.as_deref(), build.manifest.postgres.major)?;
+        instance::bin_dir_of(build.cx.cluster.bin_dir.as_deref(), build.manifest.postgres.major)?;
     let isolation = isolate(build, &bin_dir, user)?;
     let directory = build.placement.directory.clone();
     let (data, log) = (build.placement.data.clone(), directory.join("log/server.log"));
     let sockets = socket_directory(&directory);
-    let mut launch = Launch {
-        bin_dir: &bin_dir,
-        data: &data,
-        log: &log,
-        user,
-        options: first_options(
-            &sockets,
-            build.manifest.postgres.major,
-            isolation.is_some() && build.request.clone.is_none(),
-        ),
-        isolation: isolation.as_ref(),
-    };
-    if !build.request.only.is_all() {
-        launch.options.push((IGNORE.to_owned(), "on".to_owned()));
+    let mut options = first_options(
+        &sockets,
+        build.manifest.postgres.major,
+        isolation.is_some() && build.request.clone.is_none(),
+    );
+    if is_for_nobody_yet(build) {
+        // Where readers are let in, recovery halts at a setting that the original raised meanwhile.
+        options.push(("hot_standby".into(), "off".into()));
     }
+    if !build.request.only.is_all() {
+        options.push((IGNORE.to_owned(), "on".to_owned()));
+    }
+    let isolated = isolation.as_ref();
+    let launch =
+        Launch { bin_dir: &bin_dir, data: &data, log: &log, user, options, isolation: isolated };
     let mut server = server::start(&launch)?;
-    let outcome = match recover(build, &mut server) {
-        Err(_) if ends_where_it_is_consistent(build, &server) => {
+    let outcome = loop {
+        let error = match recover(build, &mut server) {
+            Ok(outcome) => break outcome,
+            Err(error) => error,
+        };
+        if ends_where_it_is_consistent(build, &server) {
             tracing::info!("consistent with the last record of the WAL: recovery ends there");
             build.recovery.target = Target::End;
-            build.write_settings(restored.port, user)?;
-            server = server::start(&launch)?;
-            recover(build, &mut server)?
+        } else if !raise(build, &server) {
+            return Err(error);
         }
-        recovered => recovered?,
+        server.stop(Stop::Fast)?;
+        build.write_settings(restored.port, user)?;
+        server = server::start(&launch)?;
     };
     restored.recovery_log = server.recovery_log();
     restored.started = outcome != Outcome::ShutDown;
     steps::reached("restore.recovered")?;
     let stays = matches!(outcome, Outcome::Ready | Outcome::Follows);
-    if stays && build.request.clone.is_none() && isolation.is_some() {
-        move_out(build, &mut server, &launch, &isolation)?;
+    if stays && build.request.clone.is_none() && isolated.is_some() {
+        move_out(build, &mut server, &launch, restored.port)?;
     } else if !stays && build.request.clone.is_none() {
         // It stays in its namespace, or was stopped there; its next start will be outside.
-        correct_links(build, &data, isolation.as_ref())?;
+        correct_links(build, &data, isolated)?;
     } else if stays {
         // Nothing of it is anywhere else than it seems.
         belong_to_them(build)?;
     }
     restored.socket_directory = instance::socket_directory(&data);
     Ok(())
+}
+
+/// Whether recovery ends with a promotion, before which nobody has to read.
+fn is_for_nobody_yet(build: &Build) -> bool {
+    let recovery = &build.recovery;
+    let promotes = recovery.target == Target::End || recovery.action == Action::Promote;
+    recovery.standby.is_none() && promotes
+}
+
+/// Raises the setting that kept recovery from going on; whether that is anything new. Later starts need it too, so
+/// it is written to the cluster's own settings.
+fn raise(build: &mut Build, server: &Server) -> bool {
+    let Some(LowerSetting { name, needed }) = server.lower_setting() else { return false };
+    let value = needed.to_string();
+    if build.raised.contains(&(name.clone(), value.clone())) {
+        return false;
+    }
+    tracing::info!(
+        "{name} becomes {value} in the restored cluster: the original's was raised, and readers can't be let in with less"
+    );
+    recovery::put(&mut build.raised, name, value);
+    true
 }
 
 /// Waits until recovery is where it is to end.
@@ -151,12 +200,15 @@ fn move_out(
     build: &mut Build,
     server: &mut Server,
     launch: &Launch<'_>,
-    isolation: &Option<Isolation>,
+    port: Option<u16>,
 ) -> Result<()> {
     server.stop(Stop::Fast)?;
-    correct_links(build, launch.data, isolation.as_ref())?;
+    correct_links(build, launch.data, launch.isolation)?;
     if build.recovery.standby.is_none() {
         build.end_recovery_settings(launch.user)?;
+    } else if raise(build, server) {
+        // It went on after it was consistent.
+        build.write_settings(port, launch.user)?;
     }
     // Not before: until now a link may have led to a tablespace of the original's.
     belong_to_them(build)?;
@@ -190,6 +242,7 @@ fn first_options(sockets: &Path, major: Option<u32>, moves_out: bool) -> Vec<(St
         ("logging_collector", "off".to_owned()),
         ("log_destination", "stderr".to_owned()),
         ("log_min_messages", "warning".to_owned()),
+        ("log_error_verbosity", "default".to_owned()),
         ("lc_messages", "C".to_owned()),
         ("unix_socket_directories", sockets.display().to_string()),
         ("listen_addresses", "localhost".to_owned()),
@@ -474,10 +527,19 @@ mod tests {
     fn a_taken_port_is_found_before_anything_is_made() {
         let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
-        let error = check_port(port).unwrap_err();
+        let error = check_port(port, &[]).unwrap_err();
         assert_eq!((error.exit_code(), error.chain()), (2, format!("port {port} is taken")));
         drop(taken);
-        assert!(check_port(port).is_ok());
+        // A server without listen_addresses has its socket alone.
+        let scratch = tempfile::tempdir().unwrap();
+        let folders = [scratch.path().join("none"), scratch.path().to_path_buf()];
+        let lock = scratch.path().join(format!(".s.PGSQL.{port}.lock"));
+        assert!(check_port(port, &folders).is_ok());
+        std::fs::write(&lock, format!("{}\n/data\n", i32::MAX)).unwrap();
+        assert!(check_port(port, &folders).is_ok(), "nobody lives who could hold it");
+        std::fs::write(&lock, format!("{}\n/data\n", std::process::id())).unwrap();
+        let error = check_port(port, &folders).unwrap_err();
+        assert!(error.chain().contains(&format!("port {port} is taken: \"{}", lock.display())));
     }
 
     #[test]

@@ -5,9 +5,8 @@
 //! the links are turned first of all.
 
 use std::ffi::OsStr;
-use std::fs::Permissions;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use pgfiles::control_file::ControlFile;
@@ -61,7 +60,6 @@ pub(super) fn prepare(build: &Build, owner: Option<Credentials>) -> Result<()> {
 
 fn turn_links(build: &Build) -> Result<()> {
     let placement = &build.placement;
-    let make = |link: &Path, target: &Path| symlink(target, link).map_err(Error::io("link", link));
     for (link, target) in &placement.links {
         if let Some(parent) = link.parent() {
             files::create_directories(parent)?;
@@ -69,7 +67,7 @@ fn turn_links(build: &Build) -> Result<()> {
         if build.source.is_delta() {
             unlink(link)?;
         }
-        make(link, target)?;
+        files::link(link, target)?;
     }
     if let Some(target) = &placement.wal_link {
         let link = placement.data.join("pg_wal");
@@ -78,7 +76,7 @@ fn turn_links(build: &Build) -> Result<()> {
             files::empty_directory(&link)?;
         }
         unlink(&link)?;
-        make(&link, target)?;
+        files::link(&link, target)?;
     }
     let folder = placement.data.join("pg_tblspc");
     for (oid, _) in instance::tablespace_links(&placement.data)? {
@@ -86,7 +84,7 @@ fn turn_links(build: &Build) -> Result<()> {
         unlink(&link)?;
         // A link that the manifest doesn't know belongs to no part: it must not lead anywhere.
         if let Some(tablespace) = placement.tablespaces.get(&oid) {
-            make(&link, &tablespace.link)?;
+            files::link(&link, &tablespace.link)?;
         }
     }
     Ok(())
@@ -94,8 +92,7 @@ fn turn_links(build: &Build) -> Result<()> {
 
 /// Removes a link, or the empty folder that a nested dataset was mounted on.
 fn unlink(path: &Path) -> Result<()> {
-    let is_folder = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
-    if is_folder {
+    if is_folder(path) {
         std::fs::remove_dir(path).map_err(Error::io("remove", path))
     } else {
         files::remove_file(path)
@@ -132,16 +129,28 @@ fn clean(build: &Build, owner: Option<Credentials>) -> Result<()> {
 
 /// Removes everything in a folder whose name begins with `prefix`.
 fn remove_named(folder: &Path, prefix: &[u8]) -> Result<()> {
+    if !is_folder(folder) {
+        return Ok(());
+    }
     for entry in list(folder)? {
         if entry.file_name().unwrap_or_default().as_bytes().starts_with(prefix) {
-            if entry.is_dir() { files::remove_tree(&entry)? } else { files::remove_file(&entry)? }
+            if is_folder(&entry) {
+                files::remove_tree(&entry)?
+            } else {
+                files::remove_file(&entry)?
+            }
         }
     }
     Ok(())
 }
 
 fn folders(folder: &Path) -> Result<Vec<PathBuf>> {
-    Ok(list(folder)?.into_iter().filter(|path| path.is_dir()).collect())
+    Ok(list(folder)?.into_iter().filter(|path| is_folder(path)).collect())
+}
+
+/// Whether it is one itself, and no link to one.
+fn is_folder(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
 }
 
 /// What is in a folder; nothing where it isn't there.
@@ -159,16 +168,11 @@ fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let pg_wal = &build.placement.wal;
     let from = build.set_directory().join("wal");
     let mode = file_mode(&build.placement.data)?;
-    let place = |name: &String| {
-        let to = pg_wal.join(name);
-        wal::copy_file(&from.join(name), &to)?;
-        std::fs::set_permissions(&to, Permissions::from_mode(mode))
-            .map_err(Error::io("chmod", &to))?;
-        files::give_to(&to, owner)
-    };
+    let place =
+        |name: &String| files::copy_owned(&from.join(name), &pg_wal.join(name), mode, owner);
     if wal.stored == WalStored::Files {
         for path in list(pg_wal)? {
-            if !path.is_dir() {
+            if !is_folder(&path) {
                 files::remove_file(&path)?;
             }
         }
@@ -287,7 +291,7 @@ fn place_configuration(build: &Build, owner: Option<Credentials>) -> Result<()> 
             build.read_set_file(&key)?
         } else if path.exists() {
             if name == "postgresql.conf" {
-                stay_here(&path, owner)?;
+                stay_here(&build.placement.data, &path, owner)?;
             }
             continue;
         } else if name == "pg_hba.conf" {
@@ -306,21 +310,27 @@ fn place_configuration(build: &Build, owner: Option<Credentials>) -> Result<()> 
 
 /// A `data_directory` in postgresql.conf would make a server that is started on this folder run the
 /// original's; postgresql.auto.conf can't say otherwise.
-fn stay_here(path: &Path, owner: Option<Credentials>) -> Result<()> {
-    let text = std::fs::read(path).map_err(Error::io("read", path))?;
-    let mut changed = Vec::with_capacity(text.len());
-    for line in text.split_inclusive(|byte| *byte == b'\n') {
-        let words = line.trim_ascii_start().to_ascii_lowercase();
-        let rest = words.strip_prefix(b"data_directory");
-        if rest
-            .and_then(<[u8]>::first)
-            .is_some_and(|next| !next.is_ascii_alphanumeric() && *next != b'_')
-        {
-            changed.extend(b"# lockstep restore: ");
-        }
-        changed.extend(line);
-    }
+fn stay_here(data: &Path, path: &Path, owner: Option<Credentials>) -> Result<()> {
+    let Some(text) = read_of_data(data, path)? else { return Ok(()) };
+    let changed = recovery::staying(&text, data);
     if changed == text { Ok(()) } else { files::write_owned(path, &changed, owner) }
+}
+
+/// Reads a file of a data directory, and no more than the directory's owner may read: a link may lead to a file
+/// of root's, whose text would be written back as theirs. `None`: it isn't there, or not for them, and so not for their server.
+fn read_of_data(data: &Path, path: &Path) -> Result<Option<Vec<u8>>> {
+    match files::read_as(path, files::reader_of(data)?) {
+        Err(error @ Error::Command(_)) => {
+            tracing::warn!(
+                error = %error.chain(),
+                "\"{}\" isn't taken over: the data directory's owner can't read it{}",
+                path.display(),
+                if path.is_symlink() { ", for it is a symbolic link to another's file" } else { "" }
+            );
+            Ok(None)
+        }
+        read => read,
+    }
 }
 
 /// Settings that say where the configuration is that lay outside the data directory.
@@ -342,12 +352,8 @@ pub(crate) fn write_auto_conf(
     owner: Option<Credentials>,
 ) -> Result<()> {
     let path = data.join("postgresql.auto.conf");
-    let old = match std::fs::read(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        other => other.map_err(Error::io("read", &path))?,
-    };
-    let text = recovery::auto_conf(&String::from_utf8_lossy(&old), settings);
-    files::write_owned(&path, text.as_bytes(), owner)
+    let text = recovery::auto_conf(&read_of_data(data, &path)?.unwrap_or_default(), settings);
+    files::write_owned(&path, &text, owner)
 }
 
 /// Points links of pg_tblspc that lead to one of `moved`'s first paths to its second: what a
@@ -355,9 +361,7 @@ pub(crate) fn write_auto_conf(
 pub(super) fn correct_links(data: &Path, moved: &[(PathBuf, PathBuf)]) -> Result<()> {
     for (oid, target) in instance::tablespace_links(data)? {
         let Some((_, new)) = moved.iter().find(|(old, _)| *old == target) else { continue };
-        let link = data.join("pg_tblspc").join(OsStr::new(&oid.to_string()));
-        files::remove_file(&link)?;
-        symlink(new, &link).map_err(Error::io("link", &link))?;
+        files::link(&data.join("pg_tblspc").join(OsStr::new(&oid.to_string())), new)?;
     }
     Ok(())
 }

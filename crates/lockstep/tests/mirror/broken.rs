@@ -57,6 +57,35 @@ fn primary_dies_for_a_while() {
     Checker::new(SCALE).check_and_stop(&restored).assert_right("a set without a primary");
 }
 
+/// The primary's setting was raised, which halts the mirror, and lowered again: what it is now isn't enough to replay that.
+#[test]
+fn primary_raised_and_lowered_again() {
+    let alone = Alone::new(empty_pools());
+    create(&alone, "main");
+    let restart_with = |connections: &str| {
+        let set = format!("ALTER SYSTEM SET max_connections = {connections}");
+        alone.primary.execute(&[&set]);
+        alone.primary.stop(Stop::Fast);
+        alone.primary.start();
+    };
+    let before = alone.primary.value("postgres", "SHOW max_connections");
+    restart_with("60");
+    let log = directory(&alone, "main").join("log/server.log");
+    wait_until("the mirror halts", PATIENCE, || {
+        fs::read_to_string(&log).is_ok_and(|text| text.contains("recovery has paused"))
+    });
+    restart_with(&before);
+    let lockstep = alone.fixture.lockstep();
+    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+    let started = lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
+    assert!(started.stderr.contains("max_connections becomes 60"), "{}", started.describe());
+    alone.primary.execute(&["CREATE TABLE after AS SELECT 7 AS n"]);
+    catch_up(&alone, "main");
+    let mirror = server_of(&alone, "main");
+    assert_eq!(mirror.value("postgres", "SELECT n FROM after"), "7");
+    assert_eq!(mirror.value("postgres", "SHOW max_connections"), "60");
+}
+
 /// The slot is dropped and the WAL recycled while the mirror is down: it can't follow any more, and says so. What it was
 /// before is still in its sets after it was made new.
 #[test]

@@ -1,0 +1,371 @@
+//! What is done in folders that another user may write to: a data directory, the folder of a restore, a mirror's.
+//!
+//! What could go wrong: that user puts a symbolic link where root is about to write, to give away or to read, and it
+//! leads to a file of root's. So a way is gone step by step, each folder opened by its name in the one before. A link
+//! that root or this process' own user made is followed: `/srv` may be one, and restores make some. Another's isn't,
+//! and a name at the end of a way is never taken for what it links to.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, Permissions};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::process::{Credentials, Program};
+
+/// A folder on the way.
+const FOLDER: OFlags =
+    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// A file itself, without waiting for a pipe's other end.
+const FILE: OFlags =
+    OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
+/// Links on one way, as the kernel counts them (MAXSYMLINKS).
+const MOST_LINKS: u32 = 40;
+/// More than any configuration file has, in bytes.
+const MOST: u64 = 64 << 20;
+
+/// A name in a folder to which no link of another's leads.
+struct Place<'a> {
+    folder: OwnedFd,
+    name: &'a OsStr,
+    path: &'a Path,
+}
+
+impl<'a> Place<'a> {
+    fn find(path: &'a Path) -> Result<Self> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(Error::failed(format!("\"{}\" names no file", path.display())));
+        };
+        Ok(Self { folder: go_to(parent, false).map_err(on_the_way(path))?, name, path })
+    }
+
+    fn failed(&self, verb: &'static str) -> impl FnOnce(Errno) -> Error {
+        let path = self.path.to_path_buf();
+        move |errno| Error::io(verb, path)(errno.into())
+    }
+
+    fn open(&self, flags: OFlags, mode: u16) -> rustix::io::Result<File> {
+        let mode = Mode::from_raw_mode(mode.into());
+        rustix::fs::openat(&self.folder, self.name, FILE | flags, mode).map(File::from)
+    }
+
+    /// A new file in the place of a file or link of this name.
+    fn create(&self) -> Result<File> {
+        self.remove()?;
+        self.open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, 0o600)
+            .map_err(self.failed("create"))
+    }
+
+    fn remove(&self) -> Result<()> {
+        match rustix::fs::unlinkat(&self.folder, self.name, AtFlags::empty()) {
+            Err(Errno::NOENT) => Ok(()),
+            other => other.map_err(self.failed("remove")),
+        }
+    }
+}
+
+/// Opens the folder at the end of a way, for the names in it; with `make` those that aren't there are made.
+fn go_to(path: &Path, make: bool) -> rustix::io::Result<OwnedFd> {
+    let mut ahead = steps(path);
+    let mut at = rustix::fs::openat(CWD, ".", FOLDER, Mode::empty())?;
+    let mut followed = 0;
+    while let Some(step) = ahead.pop() {
+        match rustix::fs::openat(&at, &step, FOLDER, Mode::empty()) {
+            Ok(next) => at = next,
+            Err(Errno::NOENT) if make => {
+                rustix::fs::mkdirat(&at, &step, Mode::from_raw_mode(0o777))?;
+                ahead.push(step);
+            }
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                // Its owner and where it leads are of one link: looked at by name it could be another each time.
+                let itself = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let link = rustix::fs::openat(&at, &step, itself, Mode::empty())?;
+                let found = rustix::fs::fstat(&link)?;
+                if FileType::from_raw_mode(found.st_mode) != FileType::Symlink {
+                    return Err(Errno::NOTDIR);
+                }
+                let is_ours = [0, rustix::process::geteuid().as_raw()].contains(&found.st_uid);
+                followed += 1;
+                if !is_ours || followed > MOST_LINKS {
+                    return Err(Errno::LOOP);
+                }
+                let target = rustix::fs::readlinkat(&link, "", Vec::new())?;
+                ahead.extend(steps(Path::new(&OsString::from_vec(target.into_bytes()))));
+            }
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(at)
+}
+
+/// The steps of a way, the first one last. That of an absolute one is `/`, wherever one stands.
+fn steps(path: &Path) -> Vec<OsString> {
+    path.components().rev().map(|step| step.as_os_str().to_owned()).collect()
+}
+
+fn on_the_way(path: &Path) -> impl FnOnce(Errno) -> Error {
+    move |errno| match errno {
+        Errno::LOOP => Error::failed(format!(
+            "the way to \"{}\" goes over a symbolic link that root hasn't made",
+            path.display()
+        ))
+        .with_hint("see who put it there (`namei -l` shows it), and remove it"),
+        errno => Error::io("go to", path)(errno.into()),
+    }
+}
+
+fn give(file: impl AsFd, path: &Path, owner: Option<Credentials>) -> Result<()> {
+    let Some(Credentials { uid, gid }) = owner else { return Ok(()) };
+    rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+        .map_err(|errno| Error::io("change the owner of", path)(errno.into()))
+}
+
+/// Writes a file of PostgreSQL's into a restored tree: mode 0600, owned by `owner`, synced.
+///
+/// # Errors
+/// When it can't be written.
+pub fn write_owned(path: &Path, bytes: &[u8], owner: Option<Credentials>) -> Result<()> {
+    let mut file = Place::find(path)?.create()?;
+    file.write_all(bytes).map_err(Error::io("write", path))?;
+    finish(&file, path, 0o600, owner)
+}
+
+/// Copies a file into a restored tree: of this mode, owned by `owner`, synced.
+///
+/// # Errors
+/// When it can't be read or written; what is read must be a file itself.
+pub fn copy_owned(from: &Path, to: &Path, mode: u32, owner: Option<Credentials>) -> Result<()> {
+    let mut source = open_itself(from).map_err(Error::io("read", from))?;
+    let mut file = Place::find(to)?.create()?;
+    std::io::copy(&mut source, &mut file).map_err(Error::io("copy", from))?;
+    finish(&file, to, mode, owner)
+}
+
+fn finish(file: &File, path: &Path, mode: u32, owner: Option<Credentials>) -> Result<()> {
+    file.set_permissions(Permissions::from_mode(mode)).map_err(Error::io("chmod", path))?;
+    file.sync_all().map_err(Error::io("sync", path))?;
+    give(file, path, owner)
+}
+
+/// Opens a plain file of the caller's, and nothing that a link leads to.
+fn open_itself(path: &Path) -> std::io::Result<File> {
+    let file = File::from(rustix::fs::open(path, FILE | OFlags::RDONLY, Mode::empty())?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(std::io::Error::other("it is no plain file")),
+    }
+}
+
+/// Opens a log to write at its end and to read, made for `owner` where it isn't there.
+///
+/// # Errors
+/// When what has its name isn't a plain file of the owner's, with this name alone.
+pub fn open_log(path: &Path, owner: Option<Credentials>) -> Result<File> {
+    let place = Place::find(path)?;
+    let flags = OFlags::RDWR | OFlags::APPEND;
+    match place.open(flags | OFlags::CREATE | OFlags::EXCL, 0o644) {
+        Ok(file) => return give(&file, path, owner).map(|()| file),
+        Err(Errno::EXIST) => {}
+        Err(errno) => return Err(place.failed("create")(errno)),
+    }
+    let strange = |why: &str| {
+        Error::failed(format!("\"{}\" {why}: no log is written there", path.display()))
+            .with_hint("see who put it there, and move it away")
+    };
+    let file = match place.open(flags, 0) {
+        Err(Errno::LOOP) => return Err(strange("is a symbolic link")),
+        Err(Errno::NXIO | Errno::ISDIR) => return Err(strange("is no plain file")),
+        other => other.map_err(place.failed("open"))?,
+    };
+    let found = file.metadata().map_err(Error::io("look at", path))?;
+    if !found.is_file() || found.nlink() != 1 {
+        return Err(strange("is no plain file of this one name"));
+    }
+    match owner.filter(|owner| owner.uid != found.uid()) {
+        Some(_) => Err(strange("belongs to somebody else")),
+        None => Ok(file),
+    }
+}
+
+/// Makes a folder of mode 0700 that belongs to `owner`, and those above it.
+///
+/// # Errors
+/// When it can't be made.
+pub fn create_owned_directory(path: &Path, owner: Option<Credentials>) -> Result<()> {
+    let way = go_to(path, true).map_err(on_the_way(path))?;
+    let failed =
+        |verb: &'static str| move |errno: Errno| Error::io(verb, path)(std::io::Error::from(errno));
+    let folder = rustix::fs::openat(&way, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(failed("open"))?;
+    let found = rustix::fs::fstat(&folder).map_err(failed("look at"))?;
+    // What is so already may lie where nothing can be changed.
+    if found.st_mode & 0o7777 != 0o700 {
+        rustix::fs::fchmod(&folder, Mode::RWXU).map_err(failed("chmod"))?;
+    }
+    give(&folder, path, owner)
+}
+
+/// Makes a link in the place of a file or link of this name.
+///
+/// # Errors
+/// When the system refuses.
+pub fn link(path: &Path, target: &Path) -> Result<()> {
+    let place = Place::find(path)?;
+    place.remove()?;
+    rustix::fs::symlinkat(target, &place.folder, place.name).map_err(place.failed("link"))
+}
+
+/// Who may read what is a data directory's: its owner, who its server is too. `None` where this process isn't root, and
+/// can't read more than it should.
+///
+/// # Errors
+/// When the data directory can't be looked at.
+pub fn reader_of(data: &Path) -> Result<Option<Credentials>> {
+    let found = data.metadata().map_err(Error::io("look at", data))?;
+    let is_root = rustix::process::geteuid().is_root();
+    Ok(is_root.then(|| Credentials { uid: found.uid(), gid: found.gid() }))
+}
+
+/// Reads a file that `reader` may read, and no other: root could read more. `None`: it isn't there.
+///
+/// # Errors
+/// [`Error::Command`] when they may not read it.
+pub fn read_as(path: &Path, reader: Option<Credentials>) -> Result<Option<Vec<u8>>> {
+    let failed = Error::io("read", path);
+    match std::fs::metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Ok(found) if !found.is_file() => {
+            return Err(failed(std::io::Error::other("it is no file")));
+        }
+        other => other.map(drop).map_err(Error::io("look at", path))?,
+    }
+    let Some(reader) = reader else { return std::fs::read(path).map(Some).map_err(failed) };
+    let mut bytes = Vec::new();
+    // The owner of a file may read it by any way.
+    let own =
+        open_itself(path).ok().filter(|file| file.metadata().is_ok_and(|m| m.uid() == reader.uid));
+    if let Some(file) = own {
+        file.take(MOST).read_to_end(&mut bytes).map_err(failed)?;
+        return Ok(Some(bytes));
+    }
+    let mut cat = Program::new("cat").arg("--").arg(path).as_user(Some(reader)).read_from()?;
+    (&mut cat).take(MOST).read_to_end(&mut bytes).map_err(failed)?;
+    cat.finish()?;
+    Ok(Some(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{chown, symlink};
+
+    const NOBODY: Credentials = Credentials { uid: 65534, gid: 65534 };
+
+    /// A folder of nobody's in a folder of ours; `None` where that can't be.
+    fn theirs() -> Option<(tempfile::TempDir, std::path::PathBuf)> {
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(scratch.path(), Permissions::from_mode(0o755)).unwrap();
+        let folder = scratch.path().join("theirs");
+        let own = rustix::process::geteuid().is_root().then_some(NOBODY)?;
+        create_owned_directory(&folder, Some(own)).unwrap();
+        std::fs::write(scratch.path().join("victim"), b"secret").unwrap();
+        std::fs::set_permissions(scratch.path().join("victim"), Permissions::from_mode(0o600))
+            .unwrap();
+        std::fs::create_dir(scratch.path().join("ours")).unwrap();
+        Some((scratch, folder))
+    }
+
+    fn put(target: &Path, link: &Path) {
+        symlink(target, link).unwrap();
+        std::os::unix::fs::lchown(link, Some(NOBODY.uid), Some(NOBODY.gid)).unwrap();
+    }
+
+    fn untouched(scratch: &Path) {
+        let found = scratch.join("victim").metadata().unwrap();
+        assert_eq!((found.uid(), found.mode() & 0o777), (0, 0o600));
+        assert_eq!(std::fs::read(scratch.join("victim")).unwrap(), b"secret");
+        let folder = scratch.join("ours").metadata().unwrap();
+        assert_eq!((folder.uid(), folder.mode() & 0o777), (0, 0o755));
+        assert_eq!(std::fs::read_dir(scratch.join("ours")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_link_of_theirs_leads_nowhere() {
+        let Some((scratch, folder)) = theirs() else { return };
+        let (ours, victim) = (scratch.path().join("ours"), scratch.path().join("victim"));
+        put(&ours, &folder.join("way"));
+        let through = folder.join("way/file");
+        let refused = [
+            write_owned(&through, b"x", Some(NOBODY)),
+            copy_owned(&victim, &through, 0o600, Some(NOBODY)),
+            open_log(&through, Some(NOBODY)).map(drop),
+            create_owned_directory(&folder.join("way"), Some(NOBODY)),
+            create_owned_directory(&through, Some(NOBODY)),
+            link(&through, &victim),
+        ];
+        for error in refused.map(Result::unwrap_err) {
+            assert!(error.to_string().contains("a symbolic link that root hasn't made"), "{error}");
+        }
+        untouched(scratch.path());
+        // A name that is a link: it makes room, or it is refused.
+        let name = folder.join("name");
+        put(&victim, &name);
+        assert!(open_log(&name, Some(NOBODY)).unwrap_err().to_string().contains("symbolic link"));
+        assert!(read_as(&name, Some(NOBODY)).is_err(), "they may not read it");
+        assert!(copy_owned(&name, &folder.join("copy"), 0o600, Some(NOBODY)).is_err());
+        write_owned(&name, b"new", Some(NOBODY)).unwrap();
+        assert_eq!(read_as(&name, Some(NOBODY)).unwrap().unwrap(), b"new");
+        untouched(scratch.path());
+    }
+
+    #[test]
+    fn a_link_of_ours_is_a_way() {
+        let Some((scratch, folder)) = theirs() else { return };
+        let way = scratch.path().join("way");
+        symlink("theirs/../theirs", &way).unwrap();
+        write_owned(&way.join("file"), b"x", Some(NOBODY)).unwrap();
+        assert_eq!(folder.join("file").metadata().unwrap().uid(), NOBODY.uid);
+        create_owned_directory(&way.join("a/b"), Some(NOBODY)).unwrap();
+        assert_eq!(folder.join("a/b").metadata().unwrap().mode() & 0o7777, 0o700);
+        symlink("round", scratch.path().join("round")).unwrap();
+        assert!(write_owned(&scratch.path().join("round/file"), b"x", None).is_err());
+    }
+
+    #[test]
+    fn a_log_that_is_not_theirs_alone_is_left() {
+        let Some((scratch, folder)) = theirs() else { return };
+        let log = folder.join("server.log");
+        std::fs::hard_link(scratch.path().join("victim"), &log).unwrap();
+        assert!(open_log(&log, Some(NOBODY)).is_err(), "another name of it");
+        untouched(scratch.path());
+        std::fs::remove_file(&log).unwrap();
+        std::fs::write(&log, b"").unwrap();
+        assert!(open_log(&log, Some(NOBODY)).is_err(), "it belongs to root");
+        chown(&log, Some(NOBODY.uid), None).unwrap();
+        open_log(&log, Some(NOBODY)).unwrap().write_all(b"line\n").unwrap();
+        open_log(&log, Some(NOBODY)).unwrap().write_all(b"more\n").unwrap();
+        assert_eq!(std::fs::read(&log).unwrap(), b"line\nmore\n");
+        std::fs::remove_file(&log).unwrap();
+        open_log(&log, Some(NOBODY)).unwrap();
+        assert_eq!(log.metadata().unwrap().uid(), NOBODY.uid);
+    }
+
+    #[test]
+    fn what_they_may_read_is_read() {
+        let Some((scratch, folder)) = theirs() else { return };
+        let open = scratch.path().join("open");
+        std::fs::write(&open, b"all").unwrap();
+        put(&open, &folder.join("link"));
+        assert_eq!(read_as(&folder.join("link"), Some(NOBODY)).unwrap().unwrap(), b"all");
+        assert_eq!(read_as(&folder.join("none"), Some(NOBODY)).unwrap(), None);
+        assert!(read_as(&scratch.path().join("victim"), Some(NOBODY)).is_err());
+        assert!(read_as(&folder, Some(NOBODY)).is_err(), "a folder");
+        assert_eq!(read_as(&scratch.path().join("victim"), None).unwrap().unwrap(), b"secret");
+    }
+}
