@@ -132,7 +132,10 @@ fn print_table(sets: &[Listed<'_>]) {
     let has_problems = sets.iter().any(|set| !set.problems().is_empty());
     let is_elsewhere = |set: &Listed<'_>| set.elsewhere.as_ref().is_some_and(|all| !all.is_empty());
     let has_repositories = sets.iter().any(is_elsewhere);
+    let first = sets.first().map(|set| set.manifest.postgres.timeline);
+    let has_timelines = sets.iter().any(|set| Some(set.manifest.postgres.timeline) != first);
     let mut head = vec!["set", "taken", "strategy", "volumes", "floor lsn"];
+    head.extend(has_timelines.then_some("timeline"));
     head.extend(has_repositories.then_some("repositories"));
     head.extend(has_problems.then_some("problems"));
     head.push("label");
@@ -151,6 +154,9 @@ fn print_table(sets: &[Listed<'_>]) {
             // The set holds all up to there. Where no server was asked only recovery itself knows.
             set.floor_lsn.map_or_else(|| "-".into(), |lsn| lsn.to_string()),
         ];
+        if has_timelines {
+            row.push(set.postgres.timeline.to_string());
+        }
         if has_repositories {
             row.push(match listed.elsewhere.as_deref() {
                 None | Some([]) => "-".into(),
