@@ -5,6 +5,7 @@
 //! alone has to notice what goes wrong in silence: backups that have stopped, an archive that gets
 //! nothing, a standby that doesn't follow. So these are errors, and only hints are warnings.
 
+mod branches;
 mod leftovers;
 mod programs;
 mod sets;

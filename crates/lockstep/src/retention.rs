@@ -6,6 +6,9 @@
 //! long before the *newest set*, not before now: where backups have stopped, nothing is removed for
 //! that. So the newest set is kept by every policy.
 //!
+//! A set that its cluster has left behind ([`crate::set::branches`]) takes no place from one that it lives on: these are
+//! looked at as if there were no others. It is kept itself where the rules keep it among all sets, and so goes in its time.
+//!
 //! What could go wrong: one set with a wrong clock, dated years ahead, would make all others old. A set
 //! from the future is kept, and counts for nothing else.
 
@@ -150,6 +153,8 @@ pub struct Candidate {
     pub time: Timestamp,
     /// Why it has to stay whatever the policy says.
     pub needed: Vec<Reason>,
+    /// Its cluster goes on along another timeline.
+    pub is_left: bool,
 }
 
 /// Why a set is kept.
@@ -223,11 +228,31 @@ pub fn decide(
     let mut all: Vec<(&Candidate, Vec<Reason>)> =
         sets.iter().map(|set| (set, Vec::new())).collect();
     all.sort_by(|(a, _), (b, _)| (a.time, &a.id).cmp(&(b.time, &b.id)));
-    let (future, mut counted): (Vec<_>, Vec<_>) =
+    let (future, counted): (Vec<_>, Vec<_>) =
         all.iter_mut().rev().partition(|(set, _)| set.time > now);
     for (_, reasons) in future {
         reasons.push(Reason::Future);
     }
+    if counted.iter().any(|(set, _)| set.is_left) {
+        let mut among_all: Vec<_> = counted.iter().map(|(set, _)| (*set, Vec::new())).collect();
+        apply(policy, zone, among_all.iter_mut().collect());
+        let (left, living): (Vec<_>, Vec<_>) =
+            counted.into_iter().zip(among_all).partition(|((set, _), _)| set.is_left);
+        left.into_iter().for_each(|((_, reasons), (_, found))| reasons.extend(found));
+        apply(policy, zone, living.into_iter().map(|(set, _)| set).collect());
+    } else {
+        apply(policy, zone, counted);
+    }
+    all.into_iter()
+        .map(|(set, mut reasons)| {
+            reasons.extend(set.needed.iter().cloned());
+            Decision { id: set.id.clone(), time: set.time, reasons }
+        })
+        .collect()
+}
+
+/// What each rule keeps of these, the newest first.
+fn apply(policy: &Policy, zone: &TimeZone, mut counted: Vec<&mut (&Candidate, Vec<Reason>)>) {
     for (_, reasons) in counted.iter_mut().take(policy.last as usize) {
         reasons.push(Reason::Last(policy.last));
     }
@@ -251,12 +276,6 @@ pub fn decide(
             }
         }
     }
-    all.into_iter()
-        .map(|(set, mut reasons)| {
-            reasons.extend(set.needed.iter().cloned());
-            Decision { id: set.id.clone(), time: set.time, reasons }
-        })
-        .collect()
 }
 
 /// The same where the sets to be removed are named: all others are kept, and what is needed too.

@@ -8,6 +8,7 @@ fn only_what_is_named_goes_and_not_what_is_needed() {
         id: id.into(),
         time: Timestamp::UNIX_EPOCH,
         needed: needed.then(|| Reason::CommonWith("x".into())).into_iter().collect(),
+        is_left: false,
     };
     let sets = [candidate("a", false), candidate("b", true), candidate("c", false)];
     let kept = |named: &[&str]| -> Vec<String> {
@@ -21,7 +22,8 @@ fn only_what_is_named_goes_and_not_what_is_needed() {
 }
 
 fn set(time: &str) -> Candidate {
-    Candidate { id: time.to_owned(), time: time.parse().unwrap(), needed: Vec::new() }
+    let (id, time) = (time.to_owned(), time.parse().unwrap());
+    Candidate { id, time, needed: Vec::new(), is_left: false }
 }
 
 fn sets(times: &[&str]) -> Vec<Candidate> {
@@ -150,6 +152,32 @@ fn what_is_needed_stays_and_uses_up_nothing() {
 }
 
 #[test]
+fn what_was_left_behind_takes_no_place_and_goes_in_its_time() {
+    let mut all = sets(&[
+        "2026-11-20T00:00:00Z",
+        "2026-11-21T00:00:00Z",
+        "2026-11-22T00:00:00Z",
+        "2026-11-22T06:00:00Z",
+        "2026-11-23T00:00:00Z",
+    ]);
+    // The old host of a failover goes on.
+    (all[3].is_left, all[4].is_left) = (true, true);
+    let kept = |all: &[Candidate], text: &str| -> Vec<usize> {
+        let decided = decisions(all, text, &TimeZone::UTC);
+        (0..all.len()).filter(|at| decided[*at].is_kept()).collect()
+    };
+    assert_eq!(kept(&all, "last = 1"), [2, 4]);
+    assert_eq!(kept(&all, "last = 2"), [1, 2, 3, 4]);
+    assert_eq!(kept(&all, "daily = 1"), [2, 4]);
+    assert_eq!(kept(&all, "daily = 2"), [1, 2, 3, 4]);
+    assert_eq!(kept(&all, "within = '7h'"), [2, 4]);
+    // It has ended, and the cluster lives on.
+    all.extend(sets(&["2026-11-23T01:00:00Z", "2026-11-24T01:00:00Z"]));
+    assert_eq!(kept(&all, "last = 2"), [5, 6]);
+    assert_eq!(kept(&all, "daily = 2"), [5, 6]);
+}
+
+#[test]
 fn lengths_of_time() {
     for (text, seconds) in [("1h", 3600), ("36h", 36 * 3600), ("7d", 604_800), ("2w", 1_209_600)] {
         assert_eq!(text.parse::<Within>().unwrap().seconds, seconds, "{text}");
@@ -165,7 +193,9 @@ fn lengths_of_time() {
 fn naive(all: &[Candidate], at: usize, policy: &Policy, now: Timestamp, zone: &TimeZone) -> bool {
     let me = &all[at];
     let key = |set: &Candidate| (set.time, set.id.clone());
-    let past: Vec<_> = all.iter().filter(|set| set.time <= now).collect();
+    // For a set that its cluster lives on there are no others.
+    let counts = |set: &&Candidate| set.time <= now && (me.is_left || !set.is_left);
+    let past: Vec<_> = all.iter().filter(counts).collect();
     let newer: Vec<_> = past.iter().filter(|set| key(set) > key(me)).collect();
     if me.time > now || !me.needed.is_empty() || newer.len() < policy.last as usize {
         return true;
@@ -192,6 +222,7 @@ fn every_policy_is_as_the_rules_say_it() {
         let mut random = fastrand::Rng::with_seed(seed);
         let now: Timestamp = NOW.parse().unwrap();
         let reach = [3 * 3600, 5 * 86_400, 90 * 86_400, 1500 * 86_400][random.usize(..4)];
+        let has_left = seed % 2 == 1;
         let all: Vec<_> = (0..random.usize(..60))
             .map(|number| {
                 // Some at one moment, few in the future.
@@ -202,7 +233,8 @@ fn every_policy_is_as_the_rules_say_it() {
                     0 => vec![Reason::CommonWith("x".into())],
                     _ => Vec::new(),
                 };
-                Candidate { id: format!("{number:03}"), time, needed }
+                let is_left = has_left && random.u8(..3) == 0;
+                Candidate { id: format!("{number:03}"), time, needed, is_left }
             })
             .collect();
         let mut count = || if random.bool() { 0 } else { random.u32(..12) };

@@ -40,6 +40,7 @@ use crate::progress::Progress;
 use crate::repository::whole::Wholeness;
 use crate::repository::{self, Repository, Shipped, ShippedVolume, kin};
 use crate::set::at_work::{self, AtWork};
+use crate::set::branches::LeftBehind;
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::set::notes;
 use crate::side_by_side::{Item, Limits, side_by_side};
@@ -76,6 +77,8 @@ pub struct Outcome {
     pub finished_first: Option<Shipped>,
     /// What failed is the set itself, as far as can be told: the repository may take others.
     pub is_of_the_set: bool,
+    /// The set is there, and of a timeline that its cluster has left.
+    pub left: Option<LeftBehind>,
 }
 
 impl Outcome {
@@ -88,14 +91,17 @@ impl Outcome {
             already: false,
             finished_first: None,
             is_of_the_set: true,
+            left: None,
         }
     }
 
-    /// Whether it is there, and every page is right: also of what it may stand on.
+    /// Whether it is there, what its cluster lives on, and every page is right: also of what it may stand on.
     #[must_use]
     pub fn is_well(&self) -> bool {
         let is_well = |shipped: &Shipped| shipped.bad_pages() == 0;
-        self.result.as_ref().is_ok_and(is_well) && self.finished_first.as_ref().is_none_or(is_well)
+        self.left.is_none()
+            && self.result.as_ref().is_ok_and(is_well)
+            && self.finished_first.as_ref().is_none_or(is_well)
     }
 }
 
@@ -118,9 +124,9 @@ pub fn run(
             Err(error) => (Err(error), false),
             Ok((shipped, already)) => (Ok(shipped), already),
         };
-        let Beside { finished_first, is_of_the_set } = beside;
+        let Beside { finished_first, is_of_the_set, left } = beside;
         let repository = name.clone();
-        outcomes.push(Outcome { repository, result, already, finished_first, is_of_the_set });
+        outcomes.push(Outcome { repository, result, already, finished_first, is_of_the_set, left });
     }
     Ok(outcomes)
 }
@@ -130,6 +136,7 @@ pub fn run(
 struct Beside {
     finished_first: Option<Shipped>,
     is_of_the_set: bool,
+    left: Option<LeftBehind>,
 }
 
 /// The set there, and whether it was there already.
@@ -147,6 +154,7 @@ fn ship(
         && !full
     {
         note(cx, there, name);
+        beside.left = left_behind(cx, &repository, there);
         return Ok((there.clone(), true));
     }
     beside.is_of_the_set = true;
@@ -167,7 +175,21 @@ fn ship(
         // A store that lists still: the next set's lease tells whether it can be written to.
         beside.is_of_the_set = held.confirm().is_ok();
     }
-    stored.map(|shipped| (shipped, false))
+    let shipped = stored?;
+    beside.left = left_behind(cx, &repository, &shipped);
+    Ok((shipped, false))
+}
+
+/// Whether a set that is there is of a timeline that its cluster has left. It is there in any case.
+fn left_behind(cx: &Context, repository: &Repository, shipped: &Shipped) -> Option<LeftBehind> {
+    match repository.branches(cx) {
+        Ok(branches) => branches.left_behind(&shipped.manifest),
+        Err(error) => {
+            let set = &shipped.manifest.set;
+            tracing::warn!(%set, error = %error.chain(), "it is there, and nobody knows whether its cluster has left its timeline");
+            None
+        }
+    }
 }
 
 /// `there`: its manifest, where it has one in the repository.

@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -182,6 +183,30 @@ fn a_target_finds_its_set() {
             assert!(refused.stderr.contains("hint: "), "{}", refused.describe());
         }
     }
+    // A time is told as it was understood.
+    let (time, zone) = (&mark(2).time, "Europe/Berlin");
+    let there = lockstep.clone().with_environment("TZ", Path::new(zone));
+    let moment: jiff::Timestamp = time.replace("+00", "Z").parse().expect("the server's, in UTC");
+    let local = moment.in_tz(zone).expect("a zone").strftime("%Y-%m-%d %H:%M:%S%.f%:z").to_string();
+    let (written, named) = (local.clone(), format!("{}[{zone}]", &local[..local.len() - 6]));
+    for time in [time, &written, &named] {
+        let planned = there.json(&[&plan[..], &["--target-time", time]].concat());
+        assert_eq!(planned["target_time"], moment.to_string(), "{time}");
+        assert_eq!(planned["target_time_local"], local, "{time}");
+        let said = there.expect(exit::DONE, &[&plan[..], &["--target-time", time]].concat());
+        let expected = format!("recovery would end at {moment}, here {local}");
+        assert!(said.stdout.contains(&expected), "{}", said.describe());
+    }
+    // In another zone's words it would be another moment.
+    let lost = lockstep.clone().with_environment("TZ", Path::new("Nonsense/Zone"));
+    let bare = [&plan[..], &["--target-time", "2025-11-27 14:29:49"]].concat();
+    let refused = lost.expect(exit::USAGE, &bare);
+    assert!(
+        refused.stderr.contains("Nonsense/Zone")
+            || refused.stderr.contains("this host's isn't known"),
+        "{}",
+        refused.describe()
+    );
     // One of which a snapshot is gone is passed over, as one is whose manifest can't be read.
     destroy_a_snapshot(&newer);
     let planned =
@@ -232,6 +257,16 @@ fn a_set_behind_the_branch_is_not_found() {
             let planned = lockstep.json(&arguments);
             assert_eq!(planned["set"].as_str(), Some(id.as_str()), "{options:?} {from:?}");
         }
+        // A command that can't say it isn't one that says no (as ssh's, where the host is away).
+        for (broken, words) in [
+            ("case %f in *.history) echo host is away >&2; exit 255;; esac", "host is away"),
+            ("/no/such/command %f %p", "/no/such/command"),
+        ] {
+            let arguments = [&restore[..], &[broken, "--dry-run"], from].concat();
+            let failed = lockstep.expect(exit::FAILED, &arguments);
+            assert!(failed.stderr.contains(words), "{}", failed.describe());
+            assert!(failed.stderr.contains("hint: PostgreSQL too"), "{}", failed.describe());
+        }
         // Where the archive hasn't the history nobody guesses.
         let timeline = ["--dry-run", "--target-timeline", "2"];
         let arguments = [&restore[..], &[&blind], &timeline, from].concat();
@@ -240,6 +275,12 @@ fn a_set_behind_the_branch_is_not_found() {
             assert!(refused.stderr.contains(words), "{words}: {}", refused.describe());
         }
     }
+    // Nobody but root enters state_dir: the command, which postgres runs, finds the history all the same.
+    let only_ours = |mode| fs::set_permissions(&fixture.state, fs::Permissions::from_mode(mode));
+    only_ours(0o700).expect("it is ours");
+    let planned_there = lockstep.json(&[&restore[..], &[&command, "--dry-run"]].concat());
+    assert_eq!(planned_there["set"].as_str(), Some(first.as_str()));
+    only_ours(0o755).expect("it is ours");
     let found =
         lockstep.expect(exit::DONE, &[&["--json"], &restore[..], &[&command, "--start"]].concat());
     let found = lockstep.restored(&json_of(&found));

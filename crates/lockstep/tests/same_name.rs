@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use support::faults::assert_said;
 use support::fixture::Fixture;
 use support::layout::one_dataset;
-use support::lockstep::{Lockstep, exit, json_of};
-use support::shipping::{NAME, configured, folder};
+use support::lockstep::{Lockstep, exit, json_of, toml_string};
+use support::shipping::{NAME, configured, folder, other_host};
 
 const PRUNE: [&str; 3] = ["prune", "--repository", NAME];
 
@@ -48,6 +48,18 @@ fn another_clusters_sets_are_neither_mixed_nor_restored_nor_pruned() {
     }
     // It knows nothing yet, and whose sets are meant is clear.
     there.expect(exit::DONE, &["show", "latest", "--from", "repository"]);
+    // But they aren't its own, by what is in its data directory: a policy of its own isn't about them.
+    let left = there.expect(exit::PROBLEMS, &PRUNE);
+    assert_said(&left, &["is left: it is of system identifier", &sets[0], &sets[1]]);
+    assert_eq!(listed(&here), json!(sets), "none is removed");
+    // Where that can't be read either, nobody knows.
+    let blind = other_host(&other, "blind", &other.root().join("nowhere"));
+    for arguments in [&PRUNE[..], &[&PRUNE[..], &["--dry-run"]].concat()] {
+        let refused = blind.expect(exit::REFUSED, arguments);
+        assert_said(&refused, &["nobody can tell which sets", "pg_control", "hint: ", "formerly"]);
+    }
+    assert_eq!(listed(&here), json!(sets), "none is removed");
+    blind.expect(exit::DONE, &["show", "latest", "--from", "repository"]);
 
     let refused = there.expect(exit::PROBLEMS, &["--json", "backup"]);
     let shipped = json_of(&refused)["repositories"][0].clone();
@@ -79,4 +91,38 @@ fn another_clusters_sets_are_neither_mixed_nor_restored_nor_pruned() {
     // Another host, with neither sets nor that line, knows it from the sets.
     upgraded.expect(exit::DONE, &PRUNE);
     assert_eq!(listed(&here), json!([newest]));
+}
+
+/// What check says of a subject: the findings that are no `ok`.
+fn errors(lockstep: &Lockstep, subject: &str) -> Vec<String> {
+    let checked = json_of(&lockstep.expect(exit::PROBLEMS, &["--json", "check"]));
+    let findings = checked["findings"].as_array().expect("a list").iter();
+    let errors = findings.filter(|one| one["subject"] == subject && one["severity"] == "error");
+    errors.map(|one| one["what"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+/// pg_upgrade or initdb where nobody changed the configuration: the sets that are there are of what was there before.
+#[test]
+fn another_cluster_behind_the_data_directory_is_told() {
+    let (first, other) = (Fixture::new(one_dataset()), Fixture::new(one_dataset()));
+    let here = program(&first, &first, "");
+    here.expect(exit::DONE, &["repo", "init"]);
+    let set = here.backup("label").id;
+    let path = first.root().join("shipping.toml");
+    let text = fs::read_to_string(&path).expect("the configuration");
+    let (old, new) = (toml_string(&first.cluster.data), toml_string(&other.cluster.data));
+    fs::write(&path, text.replace(&old, &new)).expect("it can be written");
+    let (was, is) = (identifier(&first), identifier(&other));
+    let said = errors(&here, "sets").join("\n");
+    for words in [&*set, &was, &is, "there is no set of it"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let said = errors(&here, &format!("repository {NAME}"));
+    assert!(said.iter().any(|what| what.contains("are of another cluster")), "{said:?}");
+    assert!(said.iter().all(|what| !what.contains("isn't in it any more")), "{said:?}");
+    // A restore is after what was lost.
+    let target = first.target("back");
+    let latest = ["restore", "latest", "--from", "repository", "--dry-run", "--to"];
+    let planned = here.json(&[&latest[..], &[target.to_str().expect("UTF-8")]].concat());
+    assert_eq!(planned["set"], json!(set));
 }

@@ -11,11 +11,12 @@ use serde_json::json;
 use strata::lease::Lease;
 use strata::store::{ObjectStorage, Store};
 use support::checker::Checker;
+use support::cluster::Stop;
 use support::faults::assert_said;
 use support::fixture::Fixture;
 use support::layout::two_pools_four_datasets;
-use support::lockstep::{Lockstep, Steps, exit, json_of};
-use support::shipping::{NAME, folder, with_options};
+use support::lockstep::{Lockstep, Restored, Steps, exit, json_of, toml_string};
+use support::shipping::{NAME, folder, other_host, with_options};
 
 const PRUNE: [&str; 3] = ["prune", "--repository", NAME];
 
@@ -163,6 +164,96 @@ fn a_set_that_is_pruned_while_it_waits_is_shipped_anew() {
     let shipped = shipping.wait(Duration::from_secs(120));
     assert!(shipped.ok(), "{}", shipped.describe());
     proves(&hosts, &[&old, &newest]);
+}
+
+/// The program for a restored cluster that serves in the original's place: on another host, as far as it knows.
+fn host_of(fixture: &Fixture, restored: &Restored) -> Lockstep {
+    let (lockstep, server) = (other_host(fixture, "new", &restored.data), restored.server());
+    let path = fixture.root().join("new.toml");
+    let text = fs::read_to_string(&path).expect("the configuration");
+    let (old, new) = [&fixture.cluster, server]
+        .map(|server| format!("host = {}\nport = {}", toml_string(&server.socket), server.port))
+        .into();
+    assert!(text.contains(&old), "{text}");
+    fs::write(&path, text.replace(&old, &new)).expect("it can be written");
+    lockstep
+}
+
+/// After a failover the old host's timer goes on. Each of its sets is whole, the newest, and of what nobody wants.
+#[test]
+fn what_the_old_host_of_a_failover_takes_is_left_behind() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.cluster.execute(&["CREATE TABLE marks (id int)"]);
+    let retention = "grace_hours = 0\n\n[clusters.main.retention]\nrepository = { last = 1 }\n";
+    let old = with_options(&fixture, retention);
+    let first = old.backup("label").id;
+    let promoted = old.restore_and_start(&first, &fixture.target("promoted"), &[]);
+    let new = host_of(&fixture, &promoted);
+    fixture.cluster.execute(&["INSERT INTO marks VALUES (1)", "CHECKPOINT"]);
+    promoted.server().execute(&["INSERT INTO marks VALUES (100)", "CHECKPOINT"]);
+    pause();
+    let living = new.backup("label");
+    assert_eq!(living.json["timeline"], 2, "{}", living.json);
+    let living = living.id;
+    pause();
+    let backup = old.expect(exit::PROBLEMS, &["--json", "backup"]);
+    assert_said(&backup, &["is left behind: it is of timeline 1", &living, "hint: "]);
+    let backup = json_of(&backup);
+    let (left, shipped) = (backup["set"].as_str().expect("an id"), &backup["repositories"][0]);
+    assert_eq!(shipped["complete"], true, "{shipped}");
+    let why = shipped["left_behind"].as_str().expect("why");
+    assert!(why.contains("for timeline 2"), "{why}");
+    old.expect(exit::PROBLEMS, &["ship", left]);
+
+    let to = fixture.target("planned");
+    let to = to.to_str().expect("UTF-8");
+    let plan = ["--json", "restore", "--from", "repository", "--to", to, "--dry-run"];
+    for host in [&old, &new] {
+        for (more, id) in [
+            (&["latest"][..], &*living),
+            (&[], &living),
+            (&["--target-immediate"], &living),
+            (&[left], left),
+            (&["--target-timeline", "1"], left),
+        ] {
+            let planned = host.expect(exit::DONE, &[&plan[..], more].concat());
+            assert_eq!(json_of(&planned)["set"], *id, "{more:?}");
+            let is_told = planned.stderr.contains("passed over") && planned.stderr.contains(left);
+            assert_eq!(is_told, id == living, "{}", planned.describe());
+        }
+        let shown = host.json(&["show", "latest", "--from", "repository"]);
+        assert_eq!(shown["set"], living);
+        let listed = host.expect(exit::DONE, &["list", "--from", "repository"]);
+        assert!(listed.stdout.contains("TIMELINE"), "{}", listed.describe());
+        let checked = host.expect(exit::PROBLEMS, &["check"]);
+        let newest = format!("its newest set {left} is left behind");
+        assert!(checked.stdout.contains(&newest), "{}", checked.describe());
+        let itself = checked.stdout.contains("this host's cluster is on timeline 1");
+        assert_eq!(itself, std::ptr::eq(host, &old), "{}", checked.describe());
+        // Each of the two has its newest, and none the other's.
+        let pruned = host.json(&[&PRUNE[..], &["--dry-run"]].concat());
+        let sets = pruned["places"][0]["sets"].as_array().expect("sets");
+        let kept = sets.iter().filter(|set| set["action"] == "keep").map(|set| &set["set"]);
+        assert_eq!(kept.collect::<Vec<_>>(), [&*living, left], "{pruned}");
+    }
+    let more = ["--from", "repository", "--as", "files"];
+    let restored = new.restore_and_start("latest", &fixture.target("back"), &more);
+    let rows = restored.server().column("postgres", "SELECT id FROM marks ORDER BY id");
+    assert_eq!(rows, ["100"]);
+    restored.server().stop(Stop::Fast);
+
+    // The new host's next set is the newest; the old one's timer is still to be ended.
+    pause();
+    let living = new.backup("label").id;
+    let checked = new.run(&["check"]);
+    assert!(!checked.stdout.contains("timeline"), "{}", checked.describe());
+    let checked = old.expect(exit::PROBLEMS, &["check"]);
+    for words in ["this host's cluster is on timeline 1", &living] {
+        assert!(checked.stdout.contains(words), "{}", checked.describe());
+    }
+    let pruned = new.json(&PRUNE);
+    assert_eq!(pruned["places"][0]["removed"].as_array().map(Vec::len), Some(3), "{pruned}");
+    promoted.server().stop(Stop::Fast);
 }
 
 /// These sets are there, whole, and the last one restores and is right.

@@ -15,8 +15,9 @@ use crate::plan::refusal::Refusal;
 use crate::plan::strategy::Strategy;
 use crate::plan::{PartKind, explain, warnings};
 use crate::postgres::connection;
+use crate::postgres::wal::{self, WalIdentity};
 use crate::set::manifest::{
-    Manifest, PostgresIdentity, SetFile, SetPart, SetVolume, VERSION, WalStored, hash_file,
+    Manifest, PostgresIdentity, SetFile, SetPart, SetVolume, Switch, VERSION, WalStored, hash_file,
 };
 use crate::set::unfinished::COMPLETE;
 use crate::volume::zfs::SnapshotName;
@@ -190,6 +191,7 @@ pub(super) fn manifest(
             major: server.map(crate::plan::ServerFacts::major).or(control.major_version()),
             system_identifier: control.system_identifier.to_string(),
             timeline: attempt.wal_identity().timeline.get(),
+            history: history(attempt),
             wal_segment_size: control.wal_segment_size.bytes(),
             data_checksums: control.data_checksum_version != 0,
             standby: attempt.is_standby(),
@@ -210,6 +212,23 @@ pub(super) fn manifest(
         seconds: attempt.seconds,
         checksum: String::new(),
     })
+}
+
+/// Where the ancestors of the set's timeline were left: whoever has several timelines' sets can tell which lead on.
+/// Where it can't be read nobody can, and the set is no less.
+fn history(attempt: &Attempt) -> Vec<Switch> {
+    let WalIdentity { segment_size, timeline, .. } = attempt.wal_identity();
+    let pg_wal = attempt.cx.cluster.data_directory.join("pg_wal");
+    match wal::history(&pg_wal, segment_size, timeline) {
+        Ok(history) => {
+            let switches = history.switches().iter();
+            switches.map(|switch| Switch { timeline: switch.timeline, lsn: switch.lsn }).collect()
+        }
+        Err(error) => {
+            tracing::warn!(error = %error.chain(), "the set doesn't tell its timeline's history");
+            Vec::new()
+        }
+    }
 }
 
 /// The user's own words for the set, as a property of each of its snapshots.

@@ -2,13 +2,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Finding, failure, ok, warning, writable, wrong};
+use pgfiles::control_file::ControlFile;
+
+use super::{Finding, branches, failure, ok, warning, writable, wrong};
 use crate::context::Context;
 use crate::error::Result;
+use crate::postgres::instance;
 use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::{self, Repository, Shipped, ShippedVolume, locks};
 use crate::restore;
 use crate::set::at_work;
+use crate::set::branches::{Branches, Member};
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::set::removal;
 use crate::ship::lease;
@@ -48,11 +52,32 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
         Some(old) => wrong("sets", format!("the newest set, {}, {}", last.set, old.what), old.hint),
         None => ok("sets", format!("{} sets, the newest is {}", sets.len(), last.set)),
     });
+    let control = instance::read_control(&cx.cluster.data_directory).ok();
+    let timelines = Branches::of(sets.iter().map(Member::from));
+    all.extend(branches::check("sets", &timelines, Some(last), control.as_ref()));
+    all.extend(control.and_then(|control| of_another(cx, last, &control)));
     let problems = last.problems().map(|problem| {
         warning("last backup", format!("set {}: {}", last.set, problem.what), problem.hint.clone())
     });
     all.extend(problems);
     Ok(all)
+}
+
+/// Whether the cluster behind the data directory is another one than when the newest set was taken.
+fn of_another(cx: &Context, newest: &Manifest, control: &ControlFile) -> Option<Finding> {
+    let (of_set, now) = (&newest.postgres.system_identifier, control.system_identifier.to_string());
+    (*of_set != now).then(|| {
+        let what = format!(
+            "the newest set, {}, is of system identifier {of_set}, and the cluster in \"{}\" is {now}: there is no set of it",
+            newest.set,
+            cx.cluster.data_directory.display()
+        );
+        let hint = format!(
+            "is data_directory right? after pg_upgrade, or a dump and restore: formerly = [\"{of_set}\"] in [clusters.{}], and lockstep backup",
+            cx.name
+        );
+        wrong("sets", what, hint)
+    })
 }
 
 /// Snapshots of a set whose dataset was renamed: the set can't be restored from them, and `prune` finds them.
@@ -161,6 +186,10 @@ fn of_sets(
     let damaged_ids = damaged.iter().map(|(id, _)| id.as_str());
     let ids = ours.iter().map(|set| set.manifest.set.as_str()).chain(damaged_ids);
     let newest_id = ids.max().map(str::to_owned);
+    let control = instance::read_control(&cx.cluster.data_directory).ok();
+    let timelines = Branches::of(ours.iter().map(|set| Member::from(&set.manifest)));
+    let last = ours.last().map(|set| &set.manifest);
+    all.extend(branches::check(subject, &timelines, last, control.as_ref()));
     match (ours.last(), damaged.into_iter().next_back()) {
         // Others `repo check` tells.
         (newest, Some((id, error)))
@@ -196,12 +225,15 @@ fn of_sets(
         (None, _) => {}
     }
     all.extend(of_others(cx.name.as_str(), subject, &others));
+    let is_there =
+        |set: &Manifest| others.iter().chain(&ours).any(|there| there.manifest.set == set.set);
     let is_noted = |set: &Manifest| {
         cx.state.shipped_to(&set.set).iter().any(|place| place.repository == opened.name)
     };
+    let noted = here.iter().rev().find(|set| is_noted(set));
     let this = ThisHost {
         sets: &here,
-        noted: here.iter().rev().find(|set| is_noted(set)),
+        noted: noted.map(|set| (set, is_there(set))),
         there: ours.iter().rev().map(|set| &set.manifest).find(|m| m.owner == cx.state.owner()),
     };
     all.extend(this.check(subject, newest_id.as_deref(), max_age, now));
@@ -224,8 +256,8 @@ fn of_others(cluster: &str, subject: &str, others: &[Shipped]) -> Option<Finding
 pub(super) struct ThisHost<'a> {
     /// Its sets, oldest first.
     pub(super) sets: &'a [Manifest],
-    /// The newest of them that is noted to be there.
-    pub(super) noted: Option<&'a Manifest>,
+    /// The newest of them that is noted to be there, and whether it is, whichever cluster's it may be.
+    pub(super) noted: Option<(&'a Manifest, bool)>,
     /// The newest that it took and that is there.
     pub(super) there: Option<&'a Manifest>,
 }
@@ -240,7 +272,7 @@ impl ThisHost<'_> {
         max_age: u32,
         now: jiff::Timestamp,
     ) -> Option<Finding> {
-        if let Some(noted) = self.noted
+        if let Some((noted, false)) = self.noted
             && newest.is_none_or(|newest| *newest < *noted.set.as_str())
         {
             let newest = newest.map_or_else(String::new, |id| format!(": its newest is {id}"));
@@ -251,7 +283,8 @@ impl ThisHost<'_> {
             ));
         }
         // One that is noted, and gone, another host's prune removed: it had arrived.
-        let arrived = self.noted.into_iter().chain(self.there).max_by_key(|set| &set.set);
+        let noted = self.noted.map(|(noted, _)| noted);
+        let arrived = noted.into_iter().chain(self.there).max_by_key(|set| &set.set);
         let is_newer = |id: &str| arrived.is_none_or(|arrived| *arrived.set.as_str() < *id);
         // Where nobody else ships, the newest set's age says it.
         if !newest.is_some_and(is_newer) || !is_newer(self.sets.last()?.set.as_str()) {

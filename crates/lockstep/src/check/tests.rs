@@ -2,6 +2,7 @@ use super::*;
 use crate::plan::layout::PartKind;
 use crate::plan::layout::tests::layout;
 use crate::plan::strategy::tests::{primary, with_server};
+use crate::set::manifest::Manifest;
 use crate::set::manifest::tests::manifest;
 
 fn severity_of(findings: &[Finding], subject: &str) -> Vec<Severity> {
@@ -227,7 +228,8 @@ fn a_host_whose_sets_no_longer_arrive_is_told() {
     let sets: Vec<_> = (10..=20).map(set).collect();
     let at = |day: usize| sets.get(day - 10);
     let now = "2026-11-20T01:00:00Z".parse().unwrap();
-    let check = |noted, there, newest: Option<&str>| {
+    let check = |noted: Option<_>, there: Option<_>, newest: Option<&str>| {
+        let noted = noted.map(|set| (set, there == Some(set)));
         let this = ThisHost { sets: &sets, noted, there };
         let found = this.check("repository offsite", newest, 26, now);
         found.map(|found| (found.severity, found.what))
@@ -249,4 +251,49 @@ fn a_host_whose_sets_no_longer_arrive_is_told() {
         assert_eq!(severity, Severity::Error);
         assert!(what.starts_with("set 20261118T000000Z-aaaa was shipped to it"), "{what}");
     }
+    // It is there as what another cluster's would be: after pg_upgrade, for whom nobody says what came before.
+    let noted = at(18).map(|set| (set, true));
+    let this = ThisHost { sets: &sets, noted, there: None };
+    assert_eq!(this.check("repository offsite", None, 26, now), None);
+}
+
+/// The old host of a failover goes on, and its sets are the newest.
+#[test]
+fn a_cluster_that_was_left_and_its_sets_are_errors() {
+    use crate::set::branches::{Branches, Member};
+    use crate::set::manifest::Switch;
+    use pgfiles::lsn::{Lsn, TimelineId};
+    let mut control = facts().control;
+    let set = |day: u32, timeline: u32, end: u64| {
+        let mut set = manifest(&format!("202611{day:02}T000000Z-aaaa"), vec![]);
+        set.postgres.system_identifier = control.system_identifier.to_string();
+        set.postgres.timeline = timeline;
+        set.floor_lsn = Some(Lsn::new(end << 24));
+        if timeline == 2 {
+            set.postgres.history =
+                vec![Switch { timeline: TimelineId::FIRST, lsn: Lsn::new(5 << 24) }];
+        }
+        set
+    };
+    let mut sets = vec![set(1, 1, 4), set(2, 2, 6), set(3, 1, 7)];
+    let found = |sets: &[Manifest], control: &_| {
+        let timelines = Branches::of(sets.iter().map(Member::from));
+        branches::check("repository offsite", &timelines, sets.last(), Some(control))
+    };
+    control.checkpoint_copy.timeline = TimelineId::FIRST;
+    (control.checkpoint, control.min_recovery_point) = (Lsn::new(8 << 24), Lsn::INVALID);
+    control.min_recovery_point_timeline = 0;
+    let said = found(&sets, &control);
+    assert!(said[0].what.starts_with("its newest set 20261103T000000Z-aaaa is left"), "{said:?}");
+    assert!(said[1].what.starts_with("this host's cluster is on timeline 1, which"), "{said:?}");
+    assert!(said.iter().all(|one| one.severity == Severity::Error && one.hint.is_some()));
+    // The new host says it of the set, and not of itself; and nothing once it has taken the next one.
+    control.checkpoint_copy.timeline = TimelineId::new(2).unwrap();
+    assert_eq!(found(&sets, &control).len(), 1);
+    sets.push(set(4, 2, 9));
+    assert_eq!(found(&sets, &control), []);
+    // A standby that has not come to the switch yet.
+    control.checkpoint_copy.timeline = TimelineId::FIRST;
+    control.checkpoint = Lsn::new(4 << 24);
+    assert_eq!(found(&sets, &control), []);
 }

@@ -9,6 +9,7 @@ use crate::backup::{self, Request};
 use crate::config::StrategyChoice;
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::set::branches::{Branches, LeftBehind, Member};
 use crate::set::manifest::Manifest;
 
 #[derive(Debug, Args)]
@@ -45,21 +46,23 @@ impl Backup {
             return Err(Error::usage("the label is longer than 200 bytes", "shorten it"));
         }
         let manifest = backup::run(cx, &Request { strategy, label })?;
+        let (sets, _) = cx.state.sets()?;
+        let left = Branches::of(sets.iter().map(Member::from)).left_behind(&manifest);
         if self.no_ship || cx.cluster.repositories.is_empty() {
             if json {
-                output::print_json(&as_json(&manifest))?;
+                output::print_json(&with_left(as_json(&manifest), left.as_ref()))?;
             } else {
                 crate::steps::end_with_the_reader();
                 as_text(&manifest);
             }
-            return Ok(done(&manifest));
+            return Ok(done(&manifest, left.as_ref()));
         }
         if !json {
             as_text(&manifest);
         }
         let outcomes = crate::ship::run(cx, &manifest, &cx.cluster.repositories, false)?;
         if json {
-            let mut value = as_json(&manifest);
+            let mut value = with_left(as_json(&manifest), left.as_ref());
             value["repositories"] = ship::as_json(&outcomes);
             output::print_json(&value)?;
         } else {
@@ -68,15 +71,30 @@ impl Backup {
         }
         ship::tell_failures(&outcomes);
         Ok(match ship::done(&outcomes) {
-            Done::Well => done(&manifest),
+            Done::Well => done(&manifest, left.as_ref()),
             problems => problems,
         })
     }
 }
 
-/// Exit code 3 where the set is less than was meant: of old data, or without a connection.
-fn done(manifest: &Manifest) -> Done {
-    if manifest.problems().next().is_none() { Done::Well } else { Done::WithProblems }
+/// Exit code 3 where the set is less than was meant: of old data, without a connection, or of a timeline that this
+/// host's own sets say was left; that is told here.
+fn done(manifest: &Manifest, left: Option<&LeftBehind>) -> Done {
+    if let Some(left) = left {
+        eprintln!("error: {left}");
+        eprintln!("hint: {}", left.hint());
+    }
+    match manifest.problems().next().is_none() && left.is_none() {
+        true => Done::Well,
+        false => Done::WithProblems,
+    }
+}
+
+fn with_left(mut value: Value, left: Option<&LeftBehind>) -> Value {
+    if let Some(left) = left {
+        value["left_behind"] = left.to_string().into();
+    }
+    value
 }
 
 /// A set as `backup --json` and `list --json` print it.

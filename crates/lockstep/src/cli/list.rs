@@ -159,7 +159,10 @@ fn print_table(sets: &[Listed<'_>]) {
         true => "stored for it",
         false => "own bytes",
     };
+    let first = sets.first().map(|set| set.manifest.postgres.timeline);
+    let has_timelines = sets.iter().any(|set| Some(set.manifest.postgres.timeline) != first);
     let mut head = vec!["set", "taken", "strategy", "volumes", size, "floor lsn"];
+    head.extend(has_timelines.then_some("timeline"));
     head.extend(has_repositories.then_some("repositories"));
     head.extend(has_problems.then_some("problems"));
     head.push("label");
@@ -179,6 +182,9 @@ fn print_table(sets: &[Listed<'_>]) {
             // The set holds all up to there. Where no server was asked only recovery itself knows.
             set.floor_lsn.map_or_else(|| "-".into(), |lsn| lsn.to_string()),
         ];
+        if has_timelines {
+            row.push(set.postgres.timeline.to_string());
+        }
         if has_repositories {
             row.push(match listed.elsewhere.as_deref() {
                 None | Some([]) => "-".into(),

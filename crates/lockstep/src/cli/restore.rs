@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::plan::warnings::bytes;
 use crate::postgres::conninfo::Conninfo;
 use crate::postgres::instance;
-use crate::postgres::target::{Action, Recovery, Standby, Target, parse_time};
+use crate::postgres::target::{Action, Recovery, Standby, Target, local, parse_time};
 use crate::process::quote;
 use crate::restore::only::{NotRestored, Wanted};
 use crate::restore::source::{Form, From};
@@ -121,7 +121,7 @@ impl StandbyArguments {
 /// The options that say where recovery ends; those of `restore` and `clone create`.
 #[derive(Debug, Args)]
 pub(super) struct TargetArguments {
-    /// Recover to this time
+    /// Recover to this time: with an offset, a zone in brackets, or in this host's zone
     #[arg(long, value_name = "T", group = "target")]
     target_time: Option<String>,
     /// Recover to this LSN
@@ -248,10 +248,15 @@ fn show_plan(cx: &Context, request: &Request, json: bool) -> Result<Done> {
             .iter()
             .map(|v| json!({"origin": v.origin.to_string(), "dataset": v.dataset, "mountpoint": v.mountpoint.display().to_string()}))
             .collect();
-        output::print_json(
-            &json!({"version": JSON_VERSION, "set": manifest.set, "clones": clones}),
-        )?;
+        let (time, local) = target_time(&request.recovery.target);
+        output::print_json(&json!({
+            "version": JSON_VERSION, "set": manifest.set, "clones": clones,
+            "target_time": time, "target_time_local": local,
+        }))?;
         return Ok(Done::Well);
+    }
+    if let (Some(time), local) = target_time(&request.recovery.target) {
+        say!("recovery would end at {}", both(time, local));
     }
     say!("set {} would become:", manifest.set);
     let mut table = output::table(&["copy of", "dataset", "at"]);
@@ -266,7 +271,22 @@ fn show_plan(cx: &Context, request: &Request, json: bool) -> Result<Done> {
     Ok(Done::Well)
 }
 
+/// A target time as it was understood: in UTC, and in this host's zone where that is known.
+fn target_time(target: &Target) -> (Option<jiff::Timestamp>, Option<String>) {
+    match target {
+        Target::Time(time) => (Some(*time), local(*time)),
+        _ => (None, None),
+    }
+}
+
+/// The same for people.
+fn both(time: jiff::Timestamp, local: Option<String>) -> String {
+    let here = local.map(|local| format!(", here {local}")).unwrap_or_default();
+    format!("{time}{here}")
+}
+
 fn as_json(restored: &Restored, request: &Request) -> Value {
+    let (time, local) = target_time(&request.recovery.target);
     let placement = &restored.placement;
     let clones: Vec<_> =
         placement.volumes.iter().filter_map(|volume| volume.dataset.as_ref()).collect();
@@ -278,6 +298,7 @@ fn as_json(restored: &Restored, request: &Request) -> Value {
         "socket_directory": restored.socket_directory.as_ref().map(|path| path.display().to_string()),
         "recovery": restored.recovery_log, "subscriptions_held": restored.holds_subscriptions,
         "standby": request.recovery.standby.is_some(),
+        "target_time": time, "target_time_local": local,
     });
     let rest = &restored.not_restored;
     if *rest != NotRestored::default() {
@@ -297,6 +318,9 @@ fn as_text(cx: &Context, restored: &Restored, request: &Request) {
     crate::steps::end_with_the_reader();
     let placement = &restored.placement;
     say!("set {} is restored", restored.set.set);
+    if let (Some(time), local) = target_time(&request.recovery.target) {
+        say!("  target          {}", both(time, local));
+    }
     say!("  data directory  {}", output::path(&placement.data));
     for volume in &placement.volumes {
         let at = output::path(&volume.mountpoint);

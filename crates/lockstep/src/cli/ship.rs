@@ -133,7 +133,7 @@ fn of_set(set: &SetId, outcomes: &[Outcome]) -> Value {
     json!({"version": JSON_VERSION, "set": set, "repositories": as_json(outcomes)})
 }
 
-/// Exit code 3 where a repository failed or a page is wrong.
+/// Exit code 3 where a repository failed, a page is wrong, or the set is left behind.
 pub(super) fn done(outcomes: &[Outcome]) -> Done {
     if outcomes.iter().all(Outcome::is_well) { Done::Well } else { Done::WithProblems }
 }
@@ -152,6 +152,9 @@ pub(super) fn as_json(outcomes: &[Outcome]) -> Value {
                 "hint": error.hint(),
             }),
         };
+        if let Some(left) = &outcome.left {
+            value["left_behind"] = left.to_string().into();
+        }
         if let Some(first) = &outcome.finished_first {
             value["finished_first"] = json!({
                 "set": first.manifest.set, "bad_pages": first.bad_pages(),
@@ -175,16 +178,26 @@ pub(super) fn as_text(outcomes: &[Outcome]) {
             shipped_as_text(&outcome.repository, first, false);
         }
         match &outcome.result {
-            Ok(shipped) => shipped_as_text(&outcome.repository, shipped, outcome.already),
+            Ok(shipped) => {
+                shipped_as_text(&outcome.repository, shipped, outcome.already);
+                if outcome.left.is_some() {
+                    // Why, stderr says.
+                    say!("  LEFT BEHIND in {}", outcome.repository);
+                }
+            }
             // Why, stderr says.
             Err(_) => say!("  repository {}: NOT there", outcome.repository),
         }
     }
 }
 
-/// Why a set isn't in a repository, for people, once.
+/// Why a set isn't in a repository, or is of no use there, for people, once.
 pub(super) fn tell_failures(outcomes: &[Outcome]) {
     for outcome in outcomes {
+        if let Some(left) = &outcome.left {
+            eprintln!("error: repository {}: {left}", outcome.repository);
+            eprintln!("hint: {}", left.hint());
+        }
         if let Err(error) = &outcome.result {
             eprintln!(
                 "error: the set isn't in repository {}: {}",

@@ -376,6 +376,18 @@ pub enum Refusal {
         /// That of the set that was to be shipped.
         own: String,
     },
+    /// Sets would be removed by a policy, and nobody knows of which cluster.
+    #[error(
+        "nobody can tell which sets of repository \"{repository}\" are those of cluster \"{cluster}\": this host has none, and its data directory doesn't say which cluster it is: {why}"
+    )]
+    WhoseSets {
+        /// The cluster's name.
+        cluster: String,
+        /// The repository.
+        repository: String,
+        /// Why pg_control can't be read.
+        why: String,
+    },
     /// A mirror can't be made, or would lose something if it were changed.
     #[error("{what}")]
     Mirror {
@@ -421,6 +433,7 @@ impl Refusal {
             }
             Self::WalInTheClear { .. } => "give the repository a key (key_file, before `repo init`); or put pg_wal on a dataset of its own; or allow it with encrypted_datasets = \"raw\"".into(),
             Self::AnotherCluster { cluster, found, .. } => crate::repository::kin::hint(cluster, found),
+            Self::WhoseSets { cluster, repository, .. } => format!("prune on the cluster's host; or say which it is: formerly = [\"IDENTIFIER\"] in [clusters.{cluster}], as `lockstep show SET --from repository:{repository}` has it; or name what goes: `lockstep prune --repository {repository} --set ID`"),
             Self::DirectoryNotEmpty { .. } => "name a folder that is empty or doesn't exist yet".into(),
             Self::DirectoryHoldsRestore { is_unfinished: true, .. } => "go on with it: the same command with --from repository and --delta; or name an empty folder".into(),
             Self::DirectoryHoldsRestore { .. } => "bring it to the set's state with --from repository and --delta, or name an empty folder".into(),

@@ -3,6 +3,8 @@
 use std::fmt;
 
 use jiff::Timestamp;
+use jiff::fmt::temporal::{Pieces, PiecesOffset};
+use jiff::tz::{AmbiguousOffset, TimeZone};
 use pgfiles::lsn::Lsn;
 
 use super::conninfo::Conninfo;
@@ -150,33 +152,92 @@ impl Recovery {
     }
 }
 
-/// A time as people write it: RFC 3339, PostgreSQL's form (`2026-11-23 19:45:12.5+00`), or without
-/// a zone, which then is this host's.
+/// A time as people write it: RFC 3339, with a zone's name or without; PostgreSQL's forms
+/// (`2026-11-23 19:45:12.5+00`, `2026-11-23 19:45:12 UTC`), and that of `date '+%F %T %z'`. Without a zone it is
+/// this host's.
+///
+/// What could go wrong: a zone that is left out of account, or a local time that comes twice or never, is another moment
+/// by an hour or more, and nothing fails. So what isn't clear is refused.
 ///
 /// # Errors
-/// [`Error::Usage`] with the forms that are understood.
+/// [`Error::Usage`] with the forms that are understood, or the moments that could be meant.
 pub fn parse_time(text: &str) -> Result<Timestamp> {
-    let trimmed = text.trim();
-    let mut iso = trimmed.replacen(' ', "T", 1);
-    let bytes = iso.as_bytes();
-    // PostgreSQL prints whole-hour offsets with two digits.
-    if bytes.len() > 13
-        && matches!(bytes[bytes.len() - 3], b'+' | b'-')
-        && iso.get(11..).is_some_and(|time| time.contains(':'))
-    {
-        iso.push_str(":00");
-    }
-    if let Ok(time) = iso.parse::<Timestamp>() {
-        return Ok(time);
-    }
-    let civil = iso.parse::<jiff::civil::DateTime>().ok();
-    let zoned = civil.and_then(|time| time.to_zoned_datetime(jiff::tz::TimeZone::system()).ok());
-    zoned.map(|zoned| zoned.timestamp()).ok_or_else(|| {
+    parse_time_in(text, TimeZone::try_system)
+}
+
+/// The same on a host in this zone.
+fn parse_time_in(
+    text: &str,
+    here: impl FnOnce() -> Result<TimeZone, jiff::Error>,
+) -> Result<Timestamp> {
+    let wrong = |why: Option<jiff::Error>| {
+        let why = why.map(|why| format!(": {why}")).unwrap_or_default();
         Error::usage(
-            format!("\"{text}\" is no time"),
-            "write it as 2026-11-23T19:45:12Z, \"2026-11-23 19:45:12+01\", or without a zone for this host's",
+            format!("\"{text}\" is no time{why}"),
+            "write it as 2026-11-23T19:45:12Z, \"2026-11-23 19:45:12+01\", \"2026-11-23 19:45:12[Europe/Berlin]\", or without a zone for this host's",
         )
-    })
+    };
+    let plain = without_spaces(text.trim());
+    let pieces = Pieces::parse(&plain).map_err(|_| wrong(None))?;
+    let time = pieces.date().to_datetime(pieces.time().unwrap_or_default());
+    let named = pieces.to_time_zone().map_err(|error| wrong(Some(error)))?;
+    let zone = match (pieces.to_numeric_offset(), named) {
+        (Some(offset), zone) => {
+            let moment = offset.to_timestamp(time).map_err(|error| wrong(Some(error)))?;
+            // `Z` says nothing of the zone beside it.
+            let is_utc = matches!(pieces.offset(), Some(PiecesOffset::Zulu));
+            return match zone.map(|zone| zone.to_offset(moment)).filter(|_| !is_utc) {
+                Some(in_zone) if in_zone != offset => Err(Error::usage(
+                    format!("\"{text}\" contradicts itself: the offset there is {in_zone} then"),
+                    "write one of the two: the offset, or the zone",
+                )),
+                _ => Ok(moment),
+            };
+        }
+        (None, Some(zone)) => zone,
+        (None, None) => here().map_err(|error| {
+            Error::usage(
+                format!("\"{text}\" has no zone, and this host's isn't known: {error}"),
+                "write it with one, as 2026-11-23T19:45:12Z or \"2026-11-23 19:45:12+01\", or set TZ",
+            )
+        })?,
+    };
+    let found = zone.to_ambiguous_timestamp(time);
+    let how_often = match found.offset() {
+        AmbiguousOffset::Unambiguous { .. } => {
+            return found.unambiguous().map_err(|error| wrong(Some(error)));
+        }
+        AmbiguousOffset::Gap { .. } => "no time: the clocks there were put forward over it",
+        AmbiguousOffset::Fold { .. } => "two times: the clocks there were put back over it",
+    };
+    let candidates = [found.clone().earlier(), found.later()].into_iter().flatten();
+    let candidates: Vec<_> =
+        candidates.map(|moment| format!("\"{}\"", in_zone(moment, &zone))).collect();
+    Err(Error::usage(
+        format!("\"{text}\" is {how_often}"),
+        format!("write which is meant: {}", candidates.join(" or ")),
+    ))
+}
+
+/// Without what stands between the time and its zone: ` UTC` and ` GMT`, as PostgreSQL writes them into its log and its
+/// backup_label, and ` +0100`, as `date` does.
+fn without_spaces(text: &str) -> String {
+    match text.rsplit_once(' ') {
+        Some((time, "UTC" | "GMT" | "Z")) => format!("{time}Z"),
+        Some((time, zone)) if zone.starts_with(['+', '-']) => format!("{time}{zone}"),
+        _ => text.to_owned(),
+    }
+}
+
+/// A moment in a zone: `2026-11-23 19:45:12.5+01:00`.
+fn in_zone(moment: Timestamp, zone: &TimeZone) -> String {
+    moment.to_zoned_datetime(zone.clone()).strftime("%Y-%m-%d %H:%M:%S%.f%:z").to_string()
+}
+
+/// A moment in this host's zone, where that is known.
+#[must_use]
+pub fn local(moment: Timestamp) -> Option<String> {
+    TimeZone::try_system().ok().map(|zone| in_zone(moment, &zone))
 }
 
 #[cfg(test)]
@@ -196,6 +257,65 @@ mod tests {
         for bad in ["", "now", "yesterday", "19:45", "2026-13-01", "é", "2026-11-23é9:45:12+01"] {
             assert_eq!(parse_time(bad).unwrap_err().exit_code(), 2, "{bad}");
         }
+        // As PostgreSQL's log and backup_label, and `date '+%F %T %z'` print them.
+        for text in [
+            "2026-11-23 19:45:12 UTC",
+            "2026-11-23 19:45:12 GMT",
+            "2026-11-23 20:45:12 +0100",
+            "2026-11-23 20:45:12 +01",
+            "2026-11-23 14:45:12 -05:00",
+            "2026-11-23 19:45:12z",
+            "2026-11-23T20:45:12+01[u-ca=iso8601]",
+        ] {
+            assert_eq!(utc(text), "2026-11-23T19:45:12Z", "{text}");
+        }
+    }
+
+    #[test]
+    fn a_zone_that_is_named_is_that_of_the_time() {
+        let utc = |text| parse_time(text).unwrap().to_string();
+        for text in [
+            "2025-11-27T14:29:49[Europe/Berlin]",
+            "2025-11-27 14:29:49+01:00[Europe/Berlin]",
+            "2025-11-27 13:29:49Z[Europe/Berlin]",
+            "2025-11-27 08:29:49[America/New_York]",
+        ] {
+            assert_eq!(utc(text), "2025-11-27T13:29:49Z", "{text}");
+        }
+        let refused = |text| {
+            let error = parse_time(text).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{text}");
+            error.to_string()
+        };
+        let said = refused("2025-11-27 14:29:49-05:00[Europe/Berlin]");
+        assert!(said.contains("contradicts itself: the offset there is +01"), "{said}");
+        assert!(refused("2025-11-27 14:29:49[Nonsense/Zone]").contains("Nonsense/Zone"));
+        // Whose short names are, nobody can say.
+        refused("2025-11-27 14:29:49 CET");
+    }
+
+    #[test]
+    fn a_local_time_that_comes_twice_or_never_is_refused_with_what_could_be_meant() {
+        let berlin = || TimeZone::get("Europe/Berlin");
+        let at = |text: &str| parse_time_in(text, berlin);
+        assert_eq!(at("2025-10-26 03:30:00").unwrap().to_string(), "2025-10-26T02:30:00Z");
+        for (text, one, other) in [
+            ("2025-10-26 02:30:00", "2025-10-26 02:30:00+02:00", "2025-10-26 02:30:00+01:00"),
+            ("2025-03-30 02:30:00", "2025-03-30 01:30:00+01:00", "2025-03-30 03:30:00+02:00"),
+        ] {
+            for text in [text.to_owned(), format!("{text}[Europe/Berlin]")] {
+                let error = at(&text).unwrap_err();
+                assert_eq!(error.exit_code(), 2);
+                let hint = error.hint().unwrap();
+                assert!(hint.contains(one) && hint.contains(other), "{hint}");
+                // What is named is understood.
+                assert_ne!(at(one).unwrap(), at(other).unwrap());
+            }
+        }
+        let unknown = || TimeZone::get("Nonsense/Zone");
+        let error = parse_time_in("2025-10-26 02:30:00", unknown).unwrap_err();
+        assert!(error.to_string().contains("this host's isn't known"), "{error}");
+        parse_time_in("2025-10-26 02:30:00Z", unknown).unwrap();
     }
 
     #[test]

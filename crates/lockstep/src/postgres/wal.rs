@@ -66,7 +66,7 @@ pub fn check(pg_wal: &Path, identity: WalIdentity, needed: &[WalSegment]) -> Res
 }
 
 /// A timeline's history; PostgreSQL takes one without a file for one that comes from nowhere.
-pub(super) fn history(
+pub(crate) fn history(
     pg_wal: &Path,
     size: WalSegmentSize,
     timeline: TimelineId,

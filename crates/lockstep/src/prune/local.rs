@@ -15,6 +15,7 @@ use crate::names::SetId;
 use crate::process::quote;
 use crate::retention::{self, Candidate, Decision, Reason};
 use crate::set::at_work;
+use crate::set::branches::{Branches, Member};
 use crate::set::manifest::Manifest;
 use crate::set::removal::{self, Removal};
 use crate::set::unread::{self, Unread};
@@ -43,8 +44,8 @@ pub(super) fn prune(
     let ids = facts.sets.iter().map(|set| &set.set).chain(damaged).map(ToString::to_string);
     let named = resolve(&Place::Local, &request.sets, &ids.collect::<Vec<_>>())?;
     let decide = |is_counted: &dyn Fn(&Facts, &Manifest) -> bool| {
-        let counted = facts.sets.iter().filter(|set| is_counted(&facts, set));
-        let candidates = facts.candidates(counted, &named);
+        let counted: Vec<_> = facts.sets.iter().filter(|set| is_counted(&facts, set)).collect();
+        let candidates = facts.candidates(&counted, &named);
         match policy.filter(|_| request.sets.is_empty()) {
             Some(policy) => retention::decide(&candidates, policy, Timestamp::now(), &zone),
             None => retention::decide_named(&candidates, &named),
@@ -174,12 +175,9 @@ impl Facts {
     }
 
     /// A set that is `named` goes also where its shipment was begun: who names it gives that up.
-    fn candidates<'a>(
-        &self,
-        sets: impl Iterator<Item = &'a Manifest>,
-        named: &[String],
-    ) -> Vec<Candidate> {
-        sets.map(|set| {
+    fn candidates(&self, sets: &[&Manifest], named: &[String]) -> Vec<Candidate> {
+        let branches = Branches::of(sets.iter().map(|set| Member::from(*set)));
+        let candidate = |set: &&Manifest| {
             let id = set.set.to_string();
             let common = self.commons.iter().filter(|c| c.newest.as_deref() == Some(id.as_str()));
             let reasons =
@@ -191,9 +189,10 @@ impl Facts {
             let shipped = self.shipped.iter().filter(|(shipped, _)| *shipped == id);
             let is_given_up = |why: &Reason| matches!(why, Reason::Begun(_)) && named.contains(&id);
             needed.extend(shipped.map(|(_, why)| why.clone()).filter(|why| !is_given_up(why)));
-            Candidate { time: set.started_at, id, needed }
-        })
-        .collect()
+            let is_left = branches.left_behind(set).is_some();
+            Candidate { time: set.started_at, id, needed, is_left }
+        };
+        sets.iter().map(candidate).collect()
     }
 
     /// Why the set can't be restored any more, or as long as its pool is away: then nobody knows what is gone.

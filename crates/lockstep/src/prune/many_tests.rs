@@ -22,6 +22,7 @@ use crate::repository::header::StreamRules;
 use crate::repository::kin::Identity;
 use crate::repository::shipped::{FILES_IMAGE, Pages, Shipped, ShippedVolume};
 use crate::retention::Policy;
+use crate::set::branches::Member;
 use crate::set::manifest::tests::manifest;
 use crate::volume::zfs::DatasetName;
 
@@ -225,4 +226,19 @@ fn many_sets_are_read_many_at_a_time_and_few_times_each() {
     assert_eq!((found.as_ref(), calls), (listed.last(), 1));
     let (_, calls, _) = far.cost("restore, find the newest", || repository.newest().unwrap());
     assert_eq!(calls, 2);
+    // And whether its timeline was left: each manifest is read once.
+    let (state, newest) = (tempfile::tempdir().unwrap(), listed.last().unwrap());
+    let seen = state.path().join("seen/offsite.json");
+    for expected in [count + 1, 1] {
+        let (members, calls, _) =
+            far.cost("ship, which timeline lives", || repository.members_seen(&seen).unwrap());
+        assert_eq!((members.len(), calls), (count, expected));
+        assert_eq!(members.last(), Some(&Member::from(&newest.manifest)));
+    }
+    // What isn't one of ours is as if nothing had been written down.
+    std::fs::write(&seen, "{").unwrap();
+    repository.members_seen(&seen).unwrap();
+    let again = Repository { id: "another".into(), ..repository };
+    let (_, calls, _) = far.cost("another repository", || again.members_seen(&seen).unwrap());
+    assert_eq!(calls, count + 1);
 }

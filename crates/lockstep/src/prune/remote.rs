@@ -34,6 +34,7 @@ use crate::repository::shipped::FILES_IMAGE;
 use crate::repository::{self, Repository, Shipped, of_strata};
 use crate::retention::{self, Candidate, Policy, Reason};
 use crate::set::at_work;
+use crate::set::branches::{Branches, Member};
 use crate::ship::lease::Held;
 use crate::ship::{self, begun};
 use crate::steps;
@@ -103,12 +104,15 @@ pub(super) fn prune(
     let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
     let bases = local::bases(cx)?;
     let policy = policy.filter(|_| request.sets.is_empty());
+    let identity = &Identity::here(cx)?;
+    if policy.is_some() && !identity.is_known() && !repository.ids()?.is_empty() {
+        return Err(kin::nobodys(cx, name));
+    }
     let named = match request.sets.is_empty() {
         true => Vec::new(),
         false => resolve(&place, &request.sets, &repository.ids()?)?,
     };
     let named = named.as_slice();
-    let identity = &Identity::here(cx)?;
     let (bases, now) = (&bases, Timestamp::now());
     let rules = Choice { policy, named, bases, identity, now, zone: &zone };
     let mut plan = rules.plan(&repository)?;
@@ -166,6 +170,7 @@ impl Choice<'_> {
         // Ids sort by time.
         let common = ids.filter(|id| self.bases.contains(id)).max();
         let locks = locks::Known::read(repository)?;
+        let branches = Branches::of(sets.iter().map(|set| Member::from(&set.manifest)));
         let candidates: Vec<_> = sets
             .iter()
             .map(|set| {
@@ -174,7 +179,8 @@ impl Choice<'_> {
                 let needed = is_common.then(|| Reason::CommonWith("this host".into()));
                 let locked = locks.until(repository, set).filter(|until| *until > self.now);
                 let needed = needed.into_iter().chain(locked.map(Reason::LockedUntil)).collect();
-                Candidate { id, time: set.manifest.started_at, needed }
+                let is_left = branches.left_behind(&set.manifest).is_some();
+                Candidate { id, time: set.manifest.started_at, needed, is_left }
             })
             .collect();
         let decided = match self.policy {

@@ -12,13 +12,17 @@ use super::{Repository, Shipped};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::refusal::Refusal;
+use crate::postgres::instance;
 use crate::set::manifest::Manifest;
 
 /// What this host knows of which cluster it has.
 #[derive(Debug, Clone, Default)]
 pub struct Identity {
-    /// The identifier of its newest set; none where it has no set.
-    pub now: Option<String>,
+    /// The identifier of what is in `data_directory`, by its pg_control; none where that can't be read. It counts more
+    /// than older sets: the cluster may be another one by now.
+    pub live: Option<String>,
+    /// That of its newest set; none where it has no set.
+    pub of_sets: Option<String>,
     /// Those that the cluster had before, by the configuration.
     pub formerly: Vec<String>,
 }
@@ -35,8 +39,22 @@ impl Identity {
     /// The same, of this host's sets, oldest first.
     #[must_use]
     pub fn of(cx: &Context, sets: &[Manifest]) -> Self {
-        let now = sets.last().map(|newest| newest.postgres.system_identifier.clone());
-        Self { now, formerly: cx.cluster.formerly.clone() }
+        let control = instance::read_control(&cx.cluster.data_directory).ok();
+        Self {
+            live: control.map(|control| control.system_identifier.to_string()),
+            of_sets: sets.last().map(|newest| newest.postgres.system_identifier.clone()),
+            formerly: cx.cluster.formerly.clone(),
+        }
+    }
+
+    /// Whether anything tells which cluster it is.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.now().is_some() || !self.formerly.is_empty()
+    }
+
+    fn now(&self) -> Option<&String> {
+        self.live.as_ref().or(self.of_sets.as_ref())
     }
 }
 
@@ -49,11 +67,14 @@ impl Kin {
     /// newest set.
     #[must_use]
     pub fn of(identity: &Identity, sets: &[Shipped]) -> Self {
-        let mut known: BTreeSet<_> =
-            identity.now.iter().chain(&identity.formerly).cloned().collect();
-        if known.is_empty() {
-            known.extend(sets.last().map(|newest| id_of(newest).to_owned()));
-        }
+        let newest = || sets.last().map(|newest| id_of(newest).to_owned());
+        let now = identity.now().cloned();
+        let now = if identity.is_known() { now } else { newest() };
+        Self::around(now.as_ref(), &identity.formerly, sets)
+    }
+
+    fn around(now: Option<&String>, formerly: &[String], sets: &[Shipped]) -> Self {
+        let known: BTreeSet<_> = now.into_iter().chain(formerly).cloned().collect();
         let mut all = known.clone();
         for family in families(sets).into_iter().filter(|family| !family.is_disjoint(&known)) {
             all.extend(family);
@@ -64,7 +85,13 @@ impl Kin {
     /// Whether a set is one of the cluster's.
     #[must_use]
     pub fn has(&self, set: &Shipped) -> bool {
-        self.0.contains(id_of(set))
+        self.has_identifier(id_of(set))
+    }
+
+    /// The same of a set's system identifier.
+    #[must_use]
+    pub fn has_identifier(&self, identifier: &str) -> bool {
+        self.0.contains(identifier)
     }
 }
 
@@ -119,6 +146,14 @@ pub fn formerly(
     Ok(all.into_iter().filter(|before| before != own).map(str::to_owned).collect())
 }
 
+/// The refusal to remove sets by a policy where nobody can tell whose they are.
+pub fn nobodys(cx: &Context, repository: &str) -> Error {
+    let control = instance::read_control(&cx.cluster.data_directory);
+    let why = control.err().map_or_else(String::new, |error| error.chain());
+    let (cluster, repository) = (cx.name.to_string(), repository.to_owned());
+    Refusal::WhoseSets { cluster, repository, why }.into()
+}
+
 /// What to do about sets of another cluster.
 #[must_use]
 pub fn hint(cluster: &str, found: &str) -> String {
@@ -145,23 +180,38 @@ impl Repository {
     /// to say, and the others needn't be read.
     pub(super) fn newest_if_of(&self, identity: &Identity) -> Option<Shipped> {
         let newest = self.newest().ok()??;
-        (identity.now.as_deref() == Some(id_of(&newest))).then_some(newest)
+        (identity.now().map(String::as_str) == Some(id_of(&newest))).then_some(newest)
     }
 }
 
 pub(crate) fn meant(identity: &Identity, sets: &[Shipped], repository: &str) -> Result<Kin> {
-    let kin = Kin::of(identity, sets);
     let families = families(sets);
-    let is_clear = families.len() < 2 || identity.now.is_some() || !identity.formerly.is_empty();
-    if is_clear && (sets.is_empty() || sets.iter().any(|set| kin.has(set))) {
-        return Ok(kin);
+    // What is in the data directory may be made anew where the cluster was lost, or by a package that was installed.
+    let (live, of_sets) = (identity.live.as_ref(), identity.of_sets.as_ref());
+    for now in [live, of_sets] {
+        let kin = Kin::around(now, &identity.formerly, sets);
+        if sets.iter().any(|set| kin.has(set)) {
+            return Ok(kin);
+        }
+    }
+    let has_none = of_sets.is_none() && identity.formerly.is_empty();
+    if let ([only], true) = (&families[..], has_none) {
+        if let Some(live) = live {
+            tracing::warn!(
+                "the sets of repository \"{repository}\" are of another cluster than what is in data_directory, whose system identifier is {live}"
+            );
+        }
+        return Ok(Kin(only.clone()));
+    }
+    if sets.is_empty() {
+        return Ok(Kin::of(identity, sets));
     }
     let newest = families.iter().filter_map(|family| {
         let set = sets.iter().rev().find(|set| family.contains(id_of(set)))?;
         Some(format!("{} (system identifier {})", set.manifest.set, id_of(set)))
     });
     let newest: Vec<_> = newest.collect();
-    let what = match &identity.now {
+    let what = match identity.now() {
         Some(now) => format!(
             "repository \"{repository}\" has no set of this host's cluster, whose system identifier is {now}"
         ),
@@ -185,9 +235,9 @@ mod tests {
         Shipped { formerly, ..Shipped::new(manifest, vec![]) }
     }
 
-    fn identity(now: Option<&str>, formerly: &[&str]) -> Identity {
+    fn identity(of_sets: Option<&str>, formerly: &[&str]) -> Identity {
         let formerly = formerly.iter().map(ToString::to_string).collect();
-        Identity { now: now.map(str::to_owned), formerly }
+        Identity { live: None, of_sets: of_sets.map(str::to_owned), formerly }
     }
 
     #[test]
@@ -233,5 +283,32 @@ mod tests {
         assert!(meant(&identity(None, &[]), &one, "r").unwrap().has(&one[0]));
         meant(&identity(Some("9"), &[]), &one, "r").unwrap_err();
         meant(&identity(None, &[]), &[], "r").unwrap();
+    }
+
+    #[test]
+    fn what_is_in_the_data_directory_counts_more_than_older_sets() {
+        let live = |live: &str, of_sets: Option<&str>, formerly: &[&str]| Identity {
+            live: Some(live.to_owned()),
+            ..identity(of_sets, formerly)
+        };
+        let two = [set(1, "1", &[]), set(2, "9", &[]), set(3, "2", &["1"])];
+        let days = |kin: &Kin| -> Vec<usize> {
+            (1..=two.len()).filter(|day| kin.has(&two[day - 1])).collect()
+        };
+        // A host without a set has a policy of its own cluster's alone.
+        assert_eq!(days(&Kin::of(&live("9", None, &[]), &two)), [2]);
+        assert_eq!(days(&Kin::of(&live("5", None, &[]), &two)), [0; 0]);
+        assert_eq!(days(&Kin::of(&live("5", Some("9"), &[]), &two)), [0; 0]);
+        assert_eq!(days(&Kin::of(&live("5", Some("9"), &["2"]), &two)), [1, 3]);
+        assert_eq!(days(&Kin::of(&identity(None, &[]), &two)), [1, 3], "nothing is known");
+        assert!(!identity(None, &[]).is_known() && live("5", None, &[]).is_known());
+        // But a cluster that was made anew where the old one was lost isn't what a restore is after.
+        assert_eq!(days(&meant(&live("9", None, &[]), &two, "r").unwrap()), [2]);
+        assert_eq!(days(&meant(&live("5", Some("9"), &[]), &two, "r").unwrap()), [2]);
+        let error = meant(&live("5", None, &[]), &two, "r").unwrap_err();
+        assert!(error.chain().contains("whose system identifier is 5"), "{error}");
+        let one = [set(1, "1", &[]), set(3, "2", &["1"])];
+        assert!(meant(&live("5", None, &[]), &one, "r").unwrap().has(&one[0]));
+        meant(&live("5", Some("6"), &[]), &one, "r").unwrap_err();
     }
 }

@@ -10,6 +10,7 @@ use super::{Repository, kin, newer_form, of_store, of_strata};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::{self, Meant};
+use crate::set::branches::Branches;
 use crate::set::manifest::{Manifest, json};
 use crate::set::names_within;
 use crate::steps;
@@ -276,40 +277,53 @@ impl Repository {
         })
     }
 
-    /// The newest set of a cluster, if there is one. A newer one that can't be read isn't passed over: it may be it.
+    /// The newest set of this host's cluster, with `branches` the newest that isn't left behind. A newer one that can't
+    /// be read isn't passed over: it may be it.
     ///
     /// # Errors
-    /// When the store fails, or such a one is there.
-    fn newest_of(&self, cx: &Context) -> Result<Option<Shipped>> {
+    /// [`Error::Usage`] where there is none, or it isn't clear whose is meant; when the store fails, or such a one is
+    /// there.
+    pub fn newest_of(&self, cx: &Context, branches: Option<&Branches>) -> Result<Shipped> {
         let identity = kin::Identity::here(cx)?;
-        if let Some(newest) = self.newest_if_of(&identity) {
-            return Ok(Some(newest));
+        if let Some(newest) = self.newest_if_of(&identity)
+            && branches.is_none_or(|branches| branches.left_behind(&newest.manifest).is_none())
+        {
+            return Ok(newest);
         }
         let (mut sets, damaged) = self.sets()?;
+        let kin = kin::meant(&identity, &sets, &self.name)?;
+        sets.retain(|set| kin.has(set));
+        let found = match branches {
+            Some(branches) => branches.newest(sets.into_iter().rev(), |set| &set.manifest),
+            None => sets.pop(),
+        };
         if let Some((id, error)) = damaged.into_iter().next_back()
-            && sets.last().is_none_or(|newest| *newest.manifest.set.as_str() < *id)
+            && found.as_ref().is_none_or(|newest| *newest.manifest.set.as_str() < *id)
         {
             return Err(error);
         }
-        let kin = kin::meant(&identity, &sets, &self.name)?;
-        Ok(sets.drain(..).rev().find(|set| kin.has(set)))
+        found.ok_or_else(|| {
+            let hint = self.empty_hint();
+            self.none("latest", hint.as_deref().unwrap_or("ship one with `lockstep backup`"))
+        })
     }
 
-    /// The set that a user means: an id, an id's unique beginning, or `latest`, of this host's cluster.
+    fn none(&self, which: &str, hint: &str) -> Error {
+        let what = format!("repository \"{}\" has no set \"{which}\"", self.name);
+        Error::usage(what, hint)
+    }
+
+    /// The set that a user means: an id, an id's unique beginning, or `latest`, of this host's cluster: the newest that
+    /// it hasn't left behind.
     ///
     /// # Errors
     /// [`Error::Usage`] where there is none, or it isn't clear whose is meant.
     pub fn find(&self, cx: &Context, which: &str) -> Result<Shipped> {
-        let none = |hint: &str| {
-            let what = format!("repository \"{}\" has no set \"{which}\"", self.name);
-            Error::usage(what, hint)
-        };
         if which == "latest" {
-            return self.newest_of(cx)?.ok_or_else(|| {
-                let hint = self.empty_hint();
-                none(hint.as_deref().unwrap_or("ship one with `lockstep backup`"))
-            });
+            let branches = self.branches(cx)?;
+            return self.newest_of(cx, Some(&branches));
         }
+        let none = |hint: &str| self.none(which, hint);
         let ids = self.ids()?;
         match names::meant(which, ids.iter().map(String::as_str)) {
             Meant::One(id) => self.read(&id),

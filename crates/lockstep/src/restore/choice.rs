@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::plan::refusal::Refusal;
 use crate::postgres::target::{Recovery, Target};
 use crate::repository::{self, Repository, Shipped};
+use crate::set::branches::Member;
 use crate::set::manifest::Manifest;
 
 /// A set of this host. Where none is named, one of which a snapshot is gone is passed over.
@@ -19,8 +20,10 @@ use crate::set::manifest::Manifest;
 /// # Errors
 /// [`Error::Usage`] where there is none, or it has to be named; when it can't be read.
 pub(super) fn here(cx: &Context, named: Option<&str>, recovery: &Recovery) -> Result<Manifest> {
-    if let Some(named) = by_name(named, recovery)? {
-        return cx.state.find(named);
+    match by_name(named, recovery)? {
+        Some("latest") if asks_for_a_number(recovery) => return cx.state.newest(),
+        Some(named) => return cx.state.find(named),
+        None => {}
     }
     let (mut sets, damaged) = cx.state.sets()?;
     sets.reverse();
@@ -46,8 +49,10 @@ pub(super) fn stored(
     named: Option<&str>,
     recovery: &Recovery,
 ) -> Result<Shipped> {
-    if let Some(named) = by_name(named, recovery)? {
-        return repository.find(cx, named);
+    match by_name(named, recovery)? {
+        Some("latest") if asks_for_a_number(recovery) => return repository.newest_of(cx, None),
+        Some(named) => return repository.find(cx, named),
+        None => {}
     }
     // A set's id begins with the time when it was begun.
     let is_younger = |id: &str| match &recovery.target {
@@ -62,9 +67,17 @@ pub(super) fn stored(
         })?;
         Ok(bytes)
     };
-    let timelines = Timelines::new(recovery, ask(cx, recovery), Box::new(read));
-    let mut choice = Choice { recovery, timelines, left: None };
+    let mut timelines = Timelines::new(recovery, ask(cx, recovery), Box::new(read));
     let kin = repository.kin(cx)?;
+    // Of the newest sets all may be of a timeline that was left.
+    let is_before = |set: &Member| match &recovery.target {
+        Target::Lsn(lsn) => set.end.is_some_and(|end| end <= *lsn),
+        _ => !is_younger(&set.set),
+    };
+    let members = repository.members(cx)?;
+    let members = members.iter().filter(|set| kin.has_identifier(&set.system_identifier));
+    members.filter(|set| is_before(set)).for_each(|set| timelines.learn_told(set));
+    let mut choice = Choice { recovery, timelines, left: None };
     let among = |mut sets: Vec<Shipped>| {
         sets.retain(|set| kin.has(set));
         choice.among(sets, |set| &set.manifest, |_| Ok(true))
@@ -84,6 +97,11 @@ fn by_name<'a>(named: Option<&'a str>, recovery: &Recovery) -> Result<Option<&'a
             "name one that was taken before it: `lockstep list` shows them",
         )),
     }
+}
+
+/// Whoever names a timeline may mean one that was left: then no set is left behind.
+fn asks_for_a_number(recovery: &Recovery) -> bool {
+    recovery.timeline.as_ref().is_some_and(|timeline| timeline.parse::<u32>().is_ok())
 }
 
 /// How histories are asked for.

@@ -1,9 +1,12 @@
 //! Timelines' histories by restore_command, as PostgreSQL gets them (RestoreArchivedFile in xlogarchive.c): a shell runs
 //! it, as the server's user.
 //!
-//! What could go wrong: it needs what only the restored server has, its folder for example. Then it gives nothing, and
-//! that is said; the server asks it again anyway.
+//! What could go wrong: it can't be run, or the archive is out of its reach for the moment. That isn't the word that
+//! there is no such timeline: another set would be chosen. PostgreSQL tells the two apart by the code, and ends recovery;
+//! here it is an error. So it is where the command needs what only the restored server has, its folder for example: then
+//! the set has to be named.
 
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 
@@ -11,33 +14,43 @@ use pgfiles::lsn::TimelineId;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::files;
 use crate::process::{CommandError, Program};
 use crate::steps;
+use crate::{files, names};
 
 /// What %r is where recovery has not come to a restart point.
 const NO_RESTART_POINT: &str = "000000000000000000000000";
+/// Where the folders are made: whatever user the command runs as can enter it, which state_dir may not allow, nor what
+/// TMPDIR names.
+const PLACE: &str = "/tmp";
 /// Beginning of the folders that a history is fetched into, followed by the process that does it.
-const FOLDER: &str = "histories-";
+const FOLDER: &str = "lockstep-histories-";
 
 /// The history of `timeline`; `None` where the command doesn't find it.
 ///
 /// # Errors
-/// When a folder for it can't be made, or what it gave can't be read.
+/// When it neither gives nor denies it, a folder for it can't be made, or what it gave can't be read.
 pub(super) fn fetch(cx: &Context, command: &str, timeline: TimelineId) -> Result<Option<Vec<u8>>> {
     steps::reached("restore.history")?;
     let user = cx.os_user()?;
-    let folder = Folder::make(&cx.state.path("staging"))?;
-    files::create_owned_directory(&folder.0, user)?;
+    let folder = Folder::make(Path::new(PLACE))?;
+    let inside = folder.0.join("history");
+    files::create_owned_directory(&inside, user)?;
     let name = format!("{:08X}.history", timeline.get());
-    let path = folder.0.join(&name);
+    let path = inside.join(&name);
     let text = expanded(command, &name, &path);
-    let shell = Program::new("/bin/sh").args(["-c", &text]).as_user(user).current_dir(&folder.0);
-    if let Err(error) = shell.run() {
-        if !says_no(&error) {
-            tracing::warn!(%error, "restore_command can't be asked for the history of timeline {timeline}");
+    let shell = Program::new("/bin/sh").args(["-c", &text]).as_user(user).current_dir(&inside);
+    match shell.run() {
+        Ok(_) => {}
+        Err(error) if says_no(&error) => return Ok(None),
+        Err(error) => {
+            steps::reached("restore.history-asked")?;
+            return Err(Error::failed(format!(
+                "restore_command neither gives {name} nor says that it isn't there"
+            ))
+            .because(error)
+            .with_hint("PostgreSQL too would end recovery at a code above 125: does it run as os_user, and can it reach the archive? One that needs the restored cluster's folder can't be asked before: name the set"));
         }
-        return Ok(None);
     }
     match std::fs::read(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -81,18 +94,26 @@ fn expanded(command: &str, name: &str, path: &Path) -> String {
 struct Folder(PathBuf);
 
 impl Folder {
-    fn make(staging: &Path) -> Result<Self> {
-        files::create_directories(staging)?;
-        // Of those that were killed.
-        for entry in std::fs::read_dir(staging).map_err(Error::io("list", staging))?.flatten() {
+    fn make(place: &Path) -> Result<Self> {
+        let own = rustix::process::geteuid().as_raw();
+        // Of those that were killed. What others put there is theirs.
+        for entry in std::fs::read_dir(place).map_err(Error::io("list", place))?.flatten() {
             let name = entry.file_name();
             let process = name.to_str().and_then(|name| name.strip_prefix(FOLDER));
-            if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            let process = process.and_then(|name| name.split('-').next());
+            let is_dead = process.is_some_and(|process| !Path::new("/proc").join(process).exists());
+            if is_dead && entry.metadata().is_ok_and(|found| found.is_dir() && found.uid() == own) {
                 files::remove_tree(&entry.path())?;
             }
         }
-        let folder = Self(staging.join(format!("{FOLDER}{}", std::process::id())));
-        files::remove_tree(&folder.0)?;
+        let random = names::random_suffix()?;
+        let path = place.join(format!("{FOLDER}{}-{random}", std::process::id()));
+        // Others may enter it, and not write into it.
+        let mut builder = std::fs::DirBuilder::new();
+        builder.mode(0o700).create(&path).map_err(Error::io("create", &path))?;
+        let folder = Self(path);
+        let open = std::fs::Permissions::from_mode(0o711);
+        std::fs::set_permissions(&folder.0, open).map_err(Error::io("open", &folder.0))?;
         Ok(folder)
     }
 }
@@ -119,16 +140,19 @@ mod tests {
 
     #[test]
     fn folders_of_killed_processes_go_and_others_stay() {
-        let staging = tempfile::tempdir().unwrap();
+        let place = tempfile::tempdir().unwrap();
         // No process has a number beyond 2^22.
-        let (dead, alive) = (format!("{FOLDER}9999999"), format!("{FOLDER}1"));
+        let (dead, alive) = (format!("{FOLDER}9999999-ab12"), format!("{FOLDER}1-ab12"));
         for name in [&dead, &alive, "restore-ab12"] {
-            std::fs::create_dir_all(staging.path().join(name).join("x")).unwrap();
+            std::fs::create_dir_all(place.path().join(name).join("x")).unwrap();
         }
-        let own = Folder::make(staging.path()).unwrap().0.clone();
-        assert!(!staging.path().join(&dead).exists() && !own.exists());
-        assert!(staging.path().join(&alive).exists());
-        assert!(staging.path().join("restore-ab12").exists());
+        let own = Folder::make(place.path()).unwrap();
+        let path = own.0.clone();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o711);
+        drop(own);
+        assert!(!place.path().join(&dead).exists() && !path.exists());
+        assert!(place.path().join(&alive).exists());
+        assert!(place.path().join("restore-ab12").exists());
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! What could go wrong: after a recovery to a moment the cluster goes on along a new timeline, and sets of the old one are
 //! left that are younger than its beginning. Recovery from such a set ends with an error where it follows the new
 //! timeline, and where it follows the old one it comes to a moment that the cluster never had. Only histories tell:
-//! PostgreSQL has them from restore_command, and a set of a later timeline carries its own. A set of which they don't
-//! tell isn't taken by itself.
+//! PostgreSQL has them from restore_command, and a set of a later timeline carries its own, or its manifest tells it. A
+//! set of which they don't tell isn't taken by itself.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -16,6 +16,7 @@ use pgfiles::timeline_history::TimelineHistory;
 use crate::error::{Error, Result};
 use crate::names;
 use crate::postgres::target::Recovery;
+use crate::set::branches::{self, Member};
 use crate::set::manifest::Manifest;
 
 /// Asks for a timeline's history; `None` where it can't be had.
@@ -33,6 +34,8 @@ pub(super) struct Timelines<'a> {
     ask: Ask<'a>,
     read: ReadFile<'a>,
     asked: RefCell<BTreeMap<TimelineId, Option<TimelineHistory>>>,
+    /// What sets' manifests tell.
+    told: BTreeMap<TimelineId, TimelineHistory>,
     /// Of each timeline the sets that carry its history.
     carriers: BTreeMap<TimelineId, Vec<Manifest>>,
     /// The latest of a set that recovery could begin with.
@@ -79,8 +82,8 @@ impl fmt::Display for Left {
 
 impl<'a> Timelines<'a> {
     pub(super) fn new(recovery: &'a Recovery, ask: Ask<'a>, read: ReadFile<'a>) -> Self {
-        let (asked, carriers) = (RefCell::default(), BTreeMap::new());
-        Self { recovery, ask, read, asked, carriers, latest: None }
+        let (told, carriers) = (BTreeMap::new(), BTreeMap::new());
+        Self { recovery, ask, read, asked: RefCell::default(), told, carriers, latest: None }
     }
 
     /// Takes note of a set, from which recovery `could_begin`.
@@ -89,11 +92,23 @@ impl<'a> Timelines<'a> {
         if could_begin {
             self.latest = self.latest.max(Some(timeline));
         }
+        if let Some(history) = set.history() {
+            self.told.entry(timeline).or_insert(history);
+        }
         if set.files.contains_key(&history_of(timeline)) {
             let carriers = self.carriers.entry(timeline).or_default();
             if carriers.len() < CARRIERS {
                 carriers.push(set.clone());
             }
+        }
+    }
+
+    /// Takes note of what a set that recovery could begin with tells of its timeline. One that doesn't tell where that
+    /// comes from would only make others unknown.
+    pub(super) fn learn_told(&mut self, set: &Member) {
+        if let Some(history) = branches::history(set.timeline, &set.history) {
+            self.latest = self.latest.max(Some(set.timeline));
+            self.told.entry(set.timeline).or_insert(history);
         }
     }
 
@@ -123,7 +138,7 @@ impl<'a> Timelines<'a> {
         let Some(history) = self.history(to)? else { return Ok(Way::Unknown(to)) };
         let at = history.switch_point(own);
         let left = Left { set: set.set.to_string(), timeline: own, at, to };
-        Ok(match set.floor().or(set.stop_lsn).or(set.start_lsn) {
+        Ok(match set.end() {
             _ if at.is_none() => Way::Left(left),
             None => Way::Unknown(to),
             Some(end) if history.contains(own, end) => Way::Leads,
@@ -145,6 +160,9 @@ impl<'a> Timelines<'a> {
     fn history(&self, of: TimelineId) -> Result<Option<TimelineHistory>> {
         if let Some(history) = self.asked_for(of)? {
             return Ok(Some(history));
+        }
+        if let Some(told) = self.told.get(&of) {
+            return Ok(Some(told.clone()));
         }
         let name = history_of(of);
         for set in self.carriers.get(&of).into_iter().flatten() {

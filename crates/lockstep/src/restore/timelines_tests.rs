@@ -94,6 +94,26 @@ fn what_sets_carry_tells_where_the_archive_does_not() {
 }
 
 #[test]
+fn what_manifests_tell_is_as_good_as_a_file() {
+    use crate::set::manifest::Switch;
+    let told = |mut set: Manifest| {
+        set.postgres.history = vec![Switch { timeline: tli(1), lsn: Lsn::new(5 << 24) }];
+        set
+    };
+    let sets = [set(1, 1, 4), told(set(2, 2, 6)), set(3, 1, 6)];
+    assert_eq!(ways(None, &[], &sets), ["leads", "leads", "left for 2"]);
+    // Also where that set is older than those that were looked at so far.
+    let recovery = Recovery { target: Target::Lsn(Lsn::new(u64::MAX)), ..Recovery::default() };
+    let none = |_: &Manifest, _: &str| -> Result<Vec<u8>> { Err(Error::failed("none")) };
+    let mut timelines = Timelines::new(&recovery, Box::new(|_| Ok(None)), Box::new(none));
+    timelines.learn_told(&Member::from(&sets[1]));
+    // One of before histories were told.
+    timelines.learn_told(&Member::from(&set(4, 3, 7)));
+    timelines.learn(&sets[2], true);
+    assert!(matches!(timelines.way(&sets[2]).unwrap(), Way::Left(_)));
+}
+
+#[test]
 fn a_damaged_history_is_an_error_that_names_it() {
     let recovery = Recovery::default();
     let ask = |_| Ok(Some(b"nonsense\n".to_vec()));

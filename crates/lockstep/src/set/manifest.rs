@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use pgfiles::lsn::{Lsn, SystemIdentifier, TimelineId};
+use pgfiles::timeline_history::TimelineHistory;
 use pgfiles::wal_name::WalSegmentSize;
 use serde::{Deserialize, Serialize};
 
+use super::branches;
 use crate::error::{Error, Result};
 use crate::names::{ClusterName, SetId};
 use crate::plan::layout::PartKind;
@@ -89,6 +91,9 @@ pub struct PostgresIdentity {
     pub system_identifier: String,
     /// The timeline the set was taken on.
     pub timeline: u32,
+    /// Where its ancestors were left, oldest first; empty where it has none, or nobody knew.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<Switch>,
     /// Bytes.
     pub wal_segment_size: u32,
     /// Whether pages carry checksums.
@@ -99,6 +104,16 @@ pub struct PostgresIdentity {
     /// The data directory it was taken from.
     #[serde(with = "path_text")]
     pub data_directory: PathBuf,
+}
+
+/// A line of a timeline's history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Switch {
+    /// The ancestor.
+    pub timeline: TimelineId,
+    /// The first position that is no longer the ancestor's.
+    pub lsn: Lsn,
 }
 
 /// One snapshot.
@@ -261,6 +276,12 @@ impl Manifest {
         })
     }
 
+    /// How far the cluster had come that it holds, as far as it can tell.
+    #[must_use]
+    pub fn end(&self) -> Option<Lsn> {
+        self.floor().or(self.stop_lsn).or(self.start_lsn)
+    }
+
     /// Of what time its data is: when it was begun, unless its standby was behind, or it was shut down.
     #[must_use]
     pub fn data_time(&self) -> jiff::Timestamp {
@@ -276,6 +297,12 @@ impl Manifest {
     #[must_use]
     pub fn timeline(&self) -> TimelineId {
         TimelineId::new(self.postgres.timeline).unwrap_or(TimelineId::FIRST)
+    }
+
+    /// Its timeline's history; `None` where the manifest doesn't tell it.
+    #[must_use]
+    pub fn history(&self) -> Option<TimelineHistory> {
+        branches::history(self.timeline(), &self.postgres.history)
     }
 
     /// The cluster's identity and the size of its WAL segments.

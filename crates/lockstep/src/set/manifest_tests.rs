@@ -47,6 +47,7 @@ pub(crate) fn manifest(id: &str, volumes: Vec<SetVolume>) -> Manifest {
             major: Some(15),
             system_identifier: "18446744073709551615".into(),
             timeline: 3,
+            history: vec![],
             wal_segment_size: 1 << 24,
             data_checksums: true,
             standby: true,

@@ -1,6 +1,7 @@
 //! Backup sets: the manifest, where it is kept, and what an unfinished set leaves behind.
 
 pub mod at_work;
+pub mod branches;
 pub mod journal;
 pub mod manifest;
 pub mod names_within;

@@ -12,12 +12,12 @@
 //! clusters/NAME/restores/ID        a restore that has begun: its datasets and folder
 //! clusters/NAME/shipping/…         what an interrupted shipment has stored
 //! clusters/NAME/deltas/REPOSITORY/ what is known of a repository's deltas, so that it isn't read again
+//! clusters/NAME/seen/REPOSITORY.json  and of the timelines of its sets
 //! clusters/NAME/ship-REPOSITORY.*  flock: one shipment or prune at a time; and the sets that it works on
 //! clusters/NAME/tags/REPOSITORY/…  tags of the pages that a repository has
 //! clusters/NAME/clones/NAME        a throwaway server
 //! clusters/NAME/clone-data/NAME/   its folders, where clone.directory names no other place
 //! clusters/NAME/staging/ID/        what a restore needs on the way only
-//! clusters/NAME/staging/histories-PID/  a timeline's history, while a restore's set is looked for
 //! clusters/NAME/views/ID/          where clones are mounted of snapshots that can't be looked into
 //! ```
 
@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::branches::{Branches, Member};
 use super::manifest::Manifest;
 use crate::error::{Error, Result};
 use crate::files;
@@ -210,40 +211,59 @@ impl State {
         (good, bad)
     }
 
-    /// The set that a user means: an id, an id's unique beginning, or `latest`.
+    /// The newest set by its manifest, whatever timeline it is of.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where there is none; what is wrong with a newer one.
+    pub fn newest(&self) -> Result<Manifest> {
+        let (mut sets, damaged) = self.sets()?;
+        self.or_damaged(sets.pop(), damaged)
+    }
+
+    /// The newest that the cluster hasn't left behind.
+    fn latest(&self) -> Result<Manifest> {
+        let (sets, damaged) = self.sets()?;
+        let branches = Branches::of(sets.iter().map(Member::from));
+        self.or_damaged(branches.newest(sets.into_iter().rev(), |set| set), damaged)
+    }
+
+    /// A damaged newer one is not passed over in silence.
+    fn or_damaged(&self, newest: Option<Manifest>, damaged: Vec<Damaged>) -> Result<Manifest> {
+        if let Some((id, error)) = damaged.into_iter().next_back()
+            && newest.as_ref().is_none_or(|newest| newest.set < id)
+        {
+            return Err(error);
+        }
+        newest.ok_or_else(|| self.none("latest", "take one with `lockstep backup`"))
+    }
+
+    fn none(&self, which: &str, hint: &str) -> Error {
+        let here = if self.repositories.is_empty() { "" } else { " on this host" };
+        let what = format!("cluster \"{}\" has no set \"{which}\"{here}", self.cluster);
+        let hint = match self.repositories.is_empty() {
+            true => hint.to_owned(),
+            false => {
+                format!("{hint}; --from repository takes those of {}", self.repositories.join(", "))
+            }
+        };
+        Error::usage(what, hint)
+    }
+
+    /// The set that a user means: an id, an id's unique beginning, or `latest`: the newest that the cluster hasn't left
+    /// behind.
     ///
     /// # Errors
     /// [`Error::Usage`] where there is none, with those that are there.
     pub fn find(&self, which: &str) -> Result<Manifest> {
-        let (sets, damaged) = self.sets()?;
-        let none = |hint: &str| {
-            let here = if self.repositories.is_empty() { "" } else { " on this host" };
-            let what = format!("cluster \"{}\" has no set \"{which}\"{here}", self.cluster);
-            let hint = match self.repositories.is_empty() {
-                true => hint.to_owned(),
-                false => format!(
-                    "{hint}; --from repository takes those of {}",
-                    self.repositories.join(", ")
-                ),
-            };
-            Error::usage(what, hint)
-        };
         if which == "latest" {
-            // The newest one by its manifest; a damaged newer one is not passed over in silence.
-            if let Some((id, error)) = damaged.into_iter().next_back()
-                && sets.last().is_none_or(|newest| newest.set < id)
-            {
-                return Err(error);
-            }
-            return sets
-                .into_iter()
-                .next_back()
-                .ok_or_else(|| none("take one with `lockstep backup`"));
+            return self.latest();
         }
+        let (sets, damaged) = self.sets()?;
+        let none = || self.none(which, "`lockstep list` shows those that are there");
         let ids = sets.iter().map(|set| &set.set).chain(damaged.iter().map(|(id, _)| id));
         let id = match names::meant(which, ids.map(SetId::as_str)) {
             Meant::One(id) => id,
-            Meant::Nothing => return Err(none("`lockstep list` shows those that are there")),
+            Meant::Nothing => return Err(none()),
             Meant::Several(all) => {
                 return Err(Error::usage(
                     format!("several sets of cluster \"{}\" begin with \"{which}\"", self.cluster),
@@ -255,7 +275,7 @@ impl State {
             return Err(error);
         }
         let found = sets.into_iter().find(|set| set.set.as_str() == id);
-        found.ok_or_else(|| none("`lockstep list` shows those that are there"))
+        found.ok_or_else(none)
     }
 
     /// The repositories in which a set is, as far as this host knows, and since when.

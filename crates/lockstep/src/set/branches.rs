@@ -1,0 +1,305 @@
+//! Which sets lie on the branch that the cluster lives on, and which on one that it has left: a pure function of the
+//! sets' timelines and of what they know of their history.
+//!
+//! What could go wrong: after a failover, or a restore that takes the cluster's place, the host that was left goes on:
+//! its timer takes a set each night, whole and younger than all others, of data that nobody wants any more. So the
+//! cluster lives on the highest timeline that it has a set of. A set of another one is left behind where its data goes
+//! beyond the place where the living branch left that timeline, and where it was taken after the living branch had
+//! begun: it holds less than those did. Where histories don't tell, no set is.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use pgfiles::lsn::{Lsn, TimelineId};
+use pgfiles::timeline_history::TimelineHistory;
+use serde::{Deserialize, Serialize};
+
+use super::manifest::{Manifest, Switch};
+use crate::names;
+
+/// What has to be known of a set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    /// Its id.
+    pub set: String,
+    /// Its cluster's: timelines of two are not to be compared.
+    pub system_identifier: String,
+    /// The one that it was taken on.
+    pub timeline: TimelineId,
+    /// How far its data goes.
+    pub end: Option<Lsn>,
+    /// That of its timeline.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<Switch>,
+}
+
+impl From<&Manifest> for Member {
+    fn from(set: &Manifest) -> Self {
+        Self {
+            set: set.set.to_string(),
+            system_identifier: set.postgres.system_identifier.clone(),
+            timeline: set.timeline(),
+            end: set.end(),
+            history: set.postgres.history.clone(),
+        }
+    }
+}
+
+/// The branch that each cluster lives on, by system identifier.
+#[derive(Debug, Clone, Default)]
+pub struct Branches(BTreeMap<String, Living>);
+
+#[derive(Debug, Clone)]
+struct Living {
+    timeline: TimelineId,
+    oldest: String,
+    newest: String,
+    /// With the set that told it: the newest that can.
+    history: Option<(String, TimelineHistory)>,
+}
+
+/// Why a set is left behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftBehind {
+    /// The set.
+    pub set: String,
+    /// Its timeline.
+    pub timeline: TimelineId,
+    /// Where that was left; not at all where it is no ancestor.
+    pub at: Option<Lsn>,
+    /// Its data goes beyond that.
+    pub is_beyond: bool,
+    /// The timeline that the cluster lives on.
+    pub to: TimelineId,
+    /// The newest set of that one.
+    pub newest: String,
+}
+
+impl Branches {
+    /// Those of these sets, in any order.
+    #[must_use]
+    pub fn of(sets: impl IntoIterator<Item = Member>) -> Self {
+        let mut all = Self::default();
+        sets.into_iter().for_each(|set| all.add(set));
+        all
+    }
+
+    fn add(&mut self, set: Member) {
+        let history = history(set.timeline, &set.history).map(|told| (set.set.clone(), told));
+        let first = || Living {
+            timeline: set.timeline,
+            oldest: set.set.clone(),
+            newest: set.set.clone(),
+            history: None,
+        };
+        let living = self.0.entry(set.system_identifier.clone()).or_insert_with(first);
+        if living.timeline > set.timeline {
+            return;
+        }
+        if living.timeline < set.timeline {
+            *living = first();
+        }
+        if let Some((by, _)) = &history
+            && living.history.as_ref().is_none_or(|(before, _)| before < by)
+        {
+            living.history = history;
+        }
+        living.oldest = living.oldest.clone().min(set.set.clone());
+        living.newest = living.newest.clone().max(set.set);
+    }
+
+    /// Whether a set is left behind, and why.
+    #[must_use]
+    pub fn left(&self, set: &Member) -> Option<LeftBehind> {
+        let living = self.0.get(&set.system_identifier)?;
+        let (_, history) = living.history.as_ref().filter(|_| set.timeline < living.timeline)?;
+        let at = history.switch_point(set.timeline);
+        let is_beyond = match (at, set.end) {
+            (None, _) => true,
+            (Some(_), Some(end)) => !history.contains(set.timeline, end),
+            (Some(_), None) => false,
+        };
+        (is_beyond || set.set > living.oldest).then(|| LeftBehind {
+            set: set.set.clone(),
+            timeline: set.timeline,
+            at,
+            is_beyond,
+            to: living.timeline,
+            newest: living.newest.clone(),
+        })
+    }
+
+    /// The same of a manifest.
+    #[must_use]
+    pub fn left_behind(&self, set: &Manifest) -> Option<LeftBehind> {
+        self.left(&set.into())
+    }
+
+    /// The first of these sets, the newest first, that isn't left behind, with a word on those that are.
+    #[must_use]
+    pub fn newest<T>(
+        &self,
+        sets: impl IntoIterator<Item = T>,
+        manifest: impl Fn(&T) -> &Manifest,
+    ) -> Option<T> {
+        let mut passed_over = Vec::new();
+        let found = sets.into_iter().find(|set| {
+            let left = self.left_behind(manifest(set));
+            passed_over.extend(left.clone());
+            left.is_none()
+        });
+        if let Some(first) = passed_over.first() {
+            let sets: Vec<_> = passed_over.iter().map(|left| left.set.clone()).collect();
+            tracing::warn!("passed over as \"latest\": {}: {first}", names::a_few(&sets));
+        }
+        found
+    }
+}
+
+impl LeftBehind {
+    /// What to do.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        format!(
+            "does a host still back up what a failover or a restore has left? end its backups, or make it a standby (pg_rewind, `lockstep restore --standby`). Where timeline {} is that of a copy and doesn't belong here, remove its sets: `lockstep prune --set {}`, with --repository NAME or --local",
+            self.to, self.newest
+        )
+    }
+
+    /// Where its timeline was left, for the end of a sentence: `timeline 1, which was left at …`.
+    #[must_use]
+    pub fn where_left(&self) -> String {
+        let Self { timeline, at, is_beyond, to, newest, .. } = self;
+        match (at, is_beyond) {
+            (Some(at), true) => format!(
+                "timeline {timeline}, which was left at {at}, before its end, for timeline {to}, whose newest set is {newest}"
+            ),
+            (Some(at), false) => format!(
+                "timeline {timeline}, which had been left at {at} by then for timeline {to}, whose newest set is {newest}"
+            ),
+            (None, _) => format!(
+                "timeline {timeline}, which isn't on the way to timeline {to}, whose newest set is {newest}"
+            ),
+        }
+    }
+}
+
+/// For a sentence: `set … is left behind: it is of timeline 1, which …`.
+impl fmt::Display for LeftBehind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "set {} is left behind: it is of {}", self.set, self.where_left())
+    }
+}
+
+/// A timeline's history of what a manifest tells; `None` where it tells nothing, or nonsense.
+#[must_use]
+pub fn history(of: TimelineId, told: &[Switch]) -> Option<TimelineHistory> {
+    if told.is_empty() {
+        return None;
+    }
+    let lines: String =
+        told.iter().map(|Switch { timeline, lsn }| format!("{timeline}\t{lsn}\t\n")).collect();
+    TimelineHistory::parse(of, lines.as_bytes()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A set whose data goes to 0/`end`000000.
+    fn member(second: u32, timeline: u32, end: u64, history: &[(u32, u64)]) -> Member {
+        let tli = |number| TimelineId::new(number).unwrap();
+        let lsn = |high| Lsn::new(high << 24);
+        let switch =
+            |(timeline, at): &(u32, u64)| Switch { timeline: tli(*timeline), lsn: lsn(*at) };
+        Member {
+            set: format!("20261123T1945{second:02}Z-k3fa"),
+            system_identifier: "7".into(),
+            timeline: tli(timeline),
+            end: Some(lsn(end)),
+            history: history.iter().map(switch).collect(),
+        }
+    }
+
+    /// Of each set: where its timeline was left.
+    fn left(sets: &[Member]) -> Vec<Option<String>> {
+        // In whatever order they come.
+        let branches = Branches::of(sets.iter().rev().cloned());
+        let again = Branches::of(sets.iter().cloned());
+        let words = |branches: &Branches, set| branches.left(set).map(|left| left.where_left());
+        let found: Vec<_> = sets.iter().map(|set| words(&branches, set)).collect();
+        assert_eq!(found, sets.iter().map(|set| words(&again, set)).collect::<Vec<_>>());
+        found
+    }
+
+    fn says(found: &Option<String>, words: &str) -> bool {
+        found.as_ref().is_some_and(|found| found.contains(words))
+    }
+
+    #[test]
+    fn what_the_old_host_takes_after_a_failover_is_left_behind() {
+        let sets = [
+            member(1, 1, 4, &[]),
+            // Taken before anybody was promoted, and ends right there.
+            member(2, 1, 5, &[]),
+            // The new host didn't get this any more.
+            member(3, 1, 6, &[]),
+            member(4, 2, 6, &[(1, 5)]),
+            member(5, 1, 8, &[]),
+            // Its old primary was shut down at the switch, and stays so.
+            member(6, 1, 5, &[]),
+            member(7, 2, 9, &[(1, 5)]),
+        ];
+        let found = left(&sets);
+        let is_left: Vec<_> = found.iter().map(Option::is_some).collect();
+        assert_eq!(is_left, [false, false, true, false, true, true, false], "{found:?}");
+        assert!(says(&found[4], "left at 0/5000000, before its end, for timeline 2"), "{found:?}");
+        assert!(says(&found[4], &sets[6].set), "{found:?}");
+        assert!(says(&found[5], "had been left at 0/5000000 by then"), "{found:?}");
+    }
+
+    #[test]
+    fn one_timeline_and_unknown_histories_leave_nothing_behind() {
+        assert_eq!(left(&[member(1, 1, 4, &[]), member(2, 1, 5, &[])]), [None, None]);
+        // Sets of before histories were written down.
+        assert_eq!(left(&[member(1, 2, 4, &[]), member(2, 1, 9, &[])]), [None, None]);
+        // One that tells it is enough.
+        let told = [member(1, 2, 6, &[(1, 5)]), member(2, 2, 7, &[]), member(3, 1, 9, &[])];
+        let found = left(&told);
+        assert!(says(&found[2], "timeline 1, which was left at 0/5000000"), "{found:?}");
+        assert!(says(&found[2], &told[1].set), "{found:?}");
+        // Nonsense is nothing.
+        assert_eq!(left(&[member(1, 2, 4, &[(2, 3)]), member(2, 1, 9, &[])]), [None, None]);
+    }
+
+    #[test]
+    fn a_timeline_that_leads_nowhere_is_left_behind_from_its_beginning() {
+        // 2 and 3 both come from 1.
+        let sets = [
+            member(1, 1, 5, &[]),
+            member(2, 2, 6, &[(1, 5)]),
+            member(3, 3, 6, &[(1, 5)]),
+            member(4, 2, 7, &[(1, 5)]),
+        ];
+        let found = left(&sets);
+        assert_eq!((&found[0], &found[2]), (&None, &None));
+        assert!(says(&found[1], "isn't on the way to timeline 3"), "{found:?}");
+        assert!(says(&found[3], "isn't on the way to timeline 3"), "{found:?}");
+    }
+
+    #[test]
+    fn clusters_with_another_identifier_are_not_compared() {
+        // pg_upgrade begins at timeline 1 again.
+        let upgraded = Member { system_identifier: "8".into(), ..member(9, 1, 9, &[]) };
+        assert_eq!(left(&[member(1, 2, 4, &[(1, 3)]), upgraded]), [None, None]);
+    }
+
+    #[test]
+    fn one_that_does_not_say_how_far_it_goes_is_judged_by_when_it_was_taken() {
+        let endless = |second| Member { end: None, ..member(second, 1, 0, &[]) };
+        let found = left(&[endless(1), member(2, 2, 6, &[(1, 5)]), endless(3)]);
+        assert_eq!(found[..2], [None, None]);
+        assert!(says(&found[2], "had been left"), "{found:?}");
+    }
+}
