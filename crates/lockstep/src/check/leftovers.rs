@@ -25,7 +25,9 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
         }
     }
     for (_, entry) in journal::read_all::<RestoreJournal>(&cx.state.path("restores"))? {
-        if restore::unfinished::lock(cx, &entry.id).is_ok() {
+        let is_dead = restore::unfinished::lock(cx, &entry.id).is_ok();
+        // The next command forgets one that has ended.
+        if is_dead && !restore::unfinished::has_ended(cx, &entry)? {
             all.push(of_restore(&entry, &in_the_way(cx, &entry)?));
         }
     }

@@ -1,5 +1,9 @@
 //! What killed restores and clones left behind: servers, clones, folders. Found at the next start
 //! by the journal and removed; a restore that still runs holds a lock of its own.
+//!
+//! What could go wrong: a state_dir that comes back from a copy made while a restore ran has its journal, and by then
+//! what it made is somebody's cluster. So a restore says at its end, on its datasets and in its folder, that it has
+//! ended; and nothing is undone where a server of somebody else's runs, or where a cluster of the configuration is.
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +16,9 @@ use crate::lock::{Lock, LockError};
 use crate::postgres::{instance, server};
 use crate::set::journal::{self, RestoreJournal};
 use crate::volume::zfs::DatasetName;
+
+/// The property that says of which restore, which has ended, a dataset is.
+const ENDED: &str = "lockstep:ended";
 
 /// Where a restore's journal entry lies.
 #[must_use]
@@ -82,7 +89,23 @@ pub fn remove(cx: &Context) -> Result<()> {
             forget_restore(&path, cx, &entry, held)?;
             continue;
         }
-        match whose(&entry, |dataset| cx.zfs.exists(dataset.as_str()))? {
+        match whose_now(cx, &entry)? {
+            Whose::Ended => {
+                tracing::warn!(
+                    id = %entry.id, data = %entry.data.display(),
+                    "the journal of a restore that has ended: did state_dir come back from a copy? What it made stays"
+                );
+                forget_restore(&path, cx, &entry, held)?;
+                continue;
+            }
+            Whose::Configured(cluster) => {
+                tracing::warn!(
+                    id = %entry.id, data = %entry.data.display(), journal = %path.display(),
+                    "an unfinished restore may be cluster \"{cluster}\" of the configuration by now: it stays for now. \
+                     Where it is, remove the journal; where nobody needs it, what the journal names"
+                );
+                continue;
+            }
             Whose::Theirs => {
                 tracing::warn!(
                     id = %entry.id, data = %entry.data.display(),
@@ -182,16 +205,90 @@ fn left(entry: &RestoreJournal) -> String {
     if all.is_empty() { "nothing".into() } else { all.join(", ") }
 }
 
+/// Says on the datasets of a restore that it has ended.
+///
+/// # Errors
+/// When ZFS doesn't take it.
+pub(super) fn mark_ended(cx: &Context, entry: &RestoreJournal) -> Result<()> {
+    let made: Vec<_> = entry.datasets.iter().filter(|name| !is_receiving(name)).collect();
+    cx.zfs.set(ENDED, &entry.id, &made)
+}
+
+/// Whether a restore has ended, by what it said of that where it made something. A clone is thrown away all the same.
+///
+/// # Errors
+/// When ZFS fails.
+pub(crate) fn has_ended(cx: &Context, entry: &RestoreJournal) -> Result<bool> {
+    if entry.id.starts_with("clone-") {
+        return Ok(false);
+    }
+    let mut markers = entry.alone_in.iter().filter_map(|folder| Marker::read(folder));
+    if markers.any(|marker| marker.ended && marker.restore == entry.id) {
+        return Ok(true);
+    }
+    for dataset in &entry.datasets {
+        if cx.zfs.carries(dataset, ENDED, &entry.id)? == Some(true) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Whose what a killed restore left is.
 #[derive(Debug)]
 enum Whose {
     /// Lockstep's: it is removed.
     Ours,
+    /// The restore wasn't killed: it has ended.
+    Ended,
+    /// It may be this cluster of the configuration.
+    Configured(String),
     /// Its recovery had ended and its links and settings were right: people may have written to it.
     Theirs,
     /// That was so, and what it is now can't be looked at.
     Unknown(Error),
 }
+
+/// The same with what goes on around it: a server, the configuration.
+fn whose_now(cx: &Context, entry: &RestoreJournal) -> Result<Whose> {
+    if has_ended(cx, entry)? {
+        return Ok(Whose::Ended);
+    }
+    let found = whose(entry, |dataset| cx.zfs.exists(dataset.as_str()))?;
+    if !matches!(found, Whose::Ours) || entry.id.starts_with("clone-") {
+        return Ok(found);
+    }
+    Ok(match instance::postmaster(&entry.data)?.map(u32::cast_signed) {
+        Some(pid) if server::runs_in(pid, &entry.data) => match is_own(pid) {
+            true => Whose::Ours,
+            false => Whose::Theirs,
+        },
+        _ => configured(cx, entry).map_or(Whose::Ours, Whose::Configured),
+    })
+}
+
+/// Whether Lockstep has started this server for a recovery: such a one got settings with its command, for which
+/// nobody else would ask.
+fn is_own(pid: i32) -> bool {
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    // Nothing: it has just gone.
+    command.is_empty() || command.split(|byte| *byte == 0).any(|word| word == b"lc_messages=C")
+}
+
+/// The cluster of the configuration whose data directory this is, unless it isn't so much as recovered.
+fn configured(cx: &Context, entry: &RestoreJournal) -> Option<String> {
+    let is_there = |name: &str| entry.data.join(name).exists();
+    if !is_there(instance::PG_CONTROL) || BEFORE_RECOVERY.iter().any(|name| is_there(name)) {
+        return None;
+    }
+    let data = std::fs::canonicalize(&entry.data).ok()?;
+    let is_it = |path: &Path| std::fs::canonicalize(path).is_ok_and(|path| path == data);
+    let mut clusters = cx.clusters.iter();
+    clusters.find(|(_, cluster)| is_it(&cluster.data_directory)).map(|(name, _)| name.clone())
+}
+
+/// In a data directory that hasn't begun to recover; the latter stays to the end of it.
+const BEFORE_RECOVERY: [&str; 2] = ["backup_label", "recovery.signal"];
 
 /// A clone nobody was told of is thrown away, and so is a server that was still in its namespace: its
 /// links may lead to the original's tablespaces.
@@ -200,7 +297,7 @@ fn whose(entry: &RestoreJournal, exists: impl Fn(&DatasetName) -> Result<bool>) 
         return Ok(Whose::Ours);
     }
     // It hasn't so much as begun to recover: what pg_control says is of the snapshot.
-    if ["recovery.signal", "backup_label"].iter().any(|name| entry.data.join(name).exists()) {
+    if BEFORE_RECOVERY.iter().any(|name| entry.data.join(name).exists()) {
         return Ok(Whose::Ours);
     }
     let error = match instance::read_control(&entry.data) {
