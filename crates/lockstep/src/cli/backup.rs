@@ -9,6 +9,7 @@ use crate::backup::{self, Request};
 use crate::config::StrategyChoice;
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::retention;
 use crate::set::manifest::Manifest;
 
 #[derive(Debug, Args)]
@@ -52,7 +53,7 @@ impl Backup {
                 crate::steps::end_with_the_reader();
                 as_text(&manifest);
             }
-            return Ok(done(&manifest));
+            return Ok(done(cx, &manifest));
         }
         if !json {
             as_text(&manifest);
@@ -68,15 +69,25 @@ impl Backup {
         }
         ship::tell_failures(&outcomes);
         Ok(match ship::done(&outcomes) {
-            Done::Well => done(&manifest),
+            Done::Well => done(cx, &manifest),
             problems => problems,
         })
     }
 }
 
-/// Exit code 3 where the set is less than was meant: of old data, or without a connection.
-fn done(manifest: &Manifest) -> Done {
-    if manifest.problems().next().is_none() { Done::Well } else { Done::WithProblems }
+/// Exit code 3 where the set is less than was meant: of old data, or without a connection. And where another is dated
+/// later than now: that one would be taken for the newest.
+fn done(cx: &Context, manifest: &Manifest) -> Done {
+    let now = jiff::Timestamp::now();
+    let is_ahead = |set: &Manifest| retention::is_ahead(set.set.as_str(), now);
+    let sets = cx.state.sets().map(|(sets, _)| sets).unwrap_or_default();
+    let ahead: Vec<_> = sets.iter().filter(|set| is_ahead(set)).collect();
+    for set in &ahead {
+        let hint = retention::ahead_hint(set.set.as_str(), "--local");
+        tracing::error!("set {} is dated later than now: {hint}", set.set);
+    }
+    let is_well = manifest.problems().next().is_none() && ahead.is_empty();
+    if is_well { Done::Well } else { Done::WithProblems }
 }
 
 /// A set as `backup --json` and `list --json` print it.

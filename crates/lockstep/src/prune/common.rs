@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::context::Context;
 use crate::error::Result;
 use crate::repository;
+use crate::retention;
 use crate::set::notes;
 
 /// What this host has in common with a repository.
@@ -25,8 +26,10 @@ pub(super) fn with_all(cx: &Context, local: &BTreeSet<String>) -> Vec<Common> {
 
 fn with_one(cx: &Context, name: &str, local: &BTreeSet<String>) -> Common {
     let there = repository::open(cx, name).and_then(|repository| repository.ids());
-    // Ids sort by time.
-    let newest = |is_there: &dyn Fn(&String) -> bool| local.iter().filter(|id| is_there(id)).max();
+    let now = jiff::Timestamp::now();
+    let newest = |is_there: &dyn Fn(&String) -> bool| {
+        retention::newest(local.iter().filter(|id| is_there(id)), |id| id, now)
+    };
     let (newest, problem) = match there {
         Ok(there) => {
             let there: BTreeSet<_> = there.into_iter().collect();

@@ -163,8 +163,8 @@ impl Choice<'_> {
         let is_ours = |set: &Shipped| self.policy.is_none() || kin.has(set);
         let (sets, others): (Vec<_>, Vec<_>) = all.into_iter().partition(is_ours);
         let ids = sets.iter().map(|set| set.manifest.set.to_string());
-        // Ids sort by time.
-        let common = ids.filter(|id| self.bases.contains(id)).max();
+        let common = ids.filter(|id| self.bases.contains(id));
+        let common = retention::newest(common, |id| id, self.now);
         let locks = locks::Known::read(repository)?;
         let candidates: Vec<_> = sets
             .iter()

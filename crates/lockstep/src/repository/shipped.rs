@@ -10,6 +10,7 @@ use super::{Repository, kin, newer_form, of_store, of_strata};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::{self, Meant};
+use crate::retention;
 use crate::set::manifest::{Manifest, json};
 use crate::set::names_within;
 use crate::steps;
@@ -208,13 +209,14 @@ impl Repository {
         Stored::list(&self.strata).map_err(of_strata)
     }
 
-    /// The newest set, if there is one.
+    /// The newest set, if there is one; one that is dated later than now only where all are.
     ///
     /// # Errors
     /// When the store fails or its manifest can't be read.
     pub fn newest(&self) -> Result<Option<Shipped>> {
         let ids = self.ids()?;
-        ids.last().map(|id| self.read(id)).transpose()
+        let newest = retention::newest(&ids, |id| id, jiff::Timestamp::now());
+        newest.map(|id| self.read(id)).transpose()
     }
 
     /// Gives the sets whose id is `wanted` to `choose`, some at a time, the newest first, until it takes one. Those that
@@ -285,14 +287,17 @@ impl Repository {
         if let Some(newest) = self.newest_if_of(&identity) {
             return Ok(Some(newest));
         }
-        let (mut sets, damaged) = self.sets()?;
-        if let Some((id, error)) = damaged.into_iter().next_back()
-            && sets.last().is_none_or(|newest| *newest.manifest.set.as_str() < *id)
-        {
-            return Err(error);
+        let now = jiff::Timestamp::now();
+        let (sets, damaged) = self.sets()?;
+        if let Some((id, error)) = retention::newest(damaged, |(id, _)| id, now) {
+            let ids = sets.iter().map(|set| set.manifest.set.as_str()).chain([id.as_str()]);
+            if retention::newest(ids, |id| id, now) == Some(&*id) {
+                return Err(error);
+            }
         }
         let kin = kin::meant(&identity, &sets, &self.name)?;
-        Ok(sets.drain(..).rev().find(|set| kin.has(set)))
+        let ours = sets.into_iter().filter(|set| kin.has(set));
+        Ok(retention::newest(ours, |set| set.manifest.set.as_str(), now))
     }
 
     /// The set that a user means: an id, an id's unique beginning, or `latest`, of this host's cluster.
@@ -305,10 +310,14 @@ impl Repository {
             Error::usage(what, hint)
         };
         if which == "latest" {
-            return self.newest_of(cx)?.ok_or_else(|| {
+            let newest = self.newest_of(cx)?.ok_or_else(|| {
                 let hint = self.empty_hint();
                 none(hint.as_deref().unwrap_or("ship one with `lockstep backup`"))
-            });
+            })?;
+            if retention::is_ahead(newest.manifest.set.as_str(), jiff::Timestamp::now()) {
+                tracing::warn!(set = %newest.manifest.set, "the newest set is dated later than now: its host's clock was wrong");
+            }
+            return Ok(newest);
         }
         let ids = self.ids()?;
         match names::meant(which, ids.iter().map(String::as_str)) {

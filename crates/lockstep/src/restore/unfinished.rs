@@ -5,6 +5,7 @@
 //! what it made is somebody's cluster. So a restore says at its end, on its datasets and in its folder, that it has
 //! ended; and nothing is undone where a server of somebody else's runs, or where a cluster of the configuration is.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::alone;
@@ -178,6 +179,23 @@ fn received_only(entry: &RestoreJournal) -> RestoreJournal {
 /// Whether it has the name of a dataset that is being received.
 fn is_receiving(dataset: &DatasetName) -> bool {
     dataset.as_str().contains("lockstep-receiving-")
+}
+
+/// The datasets of which [`remove`] would take away all, for one who only looks.
+///
+/// # Errors
+/// When a journal can't be read, or ZFS fails.
+pub fn to_be_undone(cx: &Context) -> Result<BTreeSet<DatasetName>> {
+    let mut all = BTreeSet::new();
+    for (_, entry) in journal::read_all::<RestoreJournal>(&cx.state.path("restores"))? {
+        let is_at_work = Lock::is_held(&lock_path(cx, &entry.id))?
+            || !matches!(alone::nobody_in(&entry.alone_in), Ok(Some(_)));
+        if is_at_work || is_taken_over(&entry) || !matches!(whose_now(cx, &entry)?, Whose::Ours) {
+            continue;
+        }
+        all.extend(entry.datasets);
+    }
+    Ok(all)
 }
 
 /// What the command was that had this id.

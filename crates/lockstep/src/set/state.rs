@@ -32,6 +32,7 @@ use crate::files;
 use crate::lock::Lock;
 use crate::names::{self, ClusterName, Meant, SetId, random_characters};
 use crate::plan::refusal::Refusal;
+use crate::retention;
 use crate::volume::zfs::DatasetName;
 
 /// The manifest's file name.
@@ -229,16 +230,19 @@ impl State {
             Error::usage(what, hint)
         };
         if which == "latest" {
-            // The newest one by its manifest; a damaged newer one is not passed over in silence.
-            if let Some((id, error)) = damaged.into_iter().next_back()
-                && sets.last().is_none_or(|newest| newest.set < id)
-            {
+            let now = jiff::Timestamp::now();
+            let ids = sets.iter().map(|set| &set.set).chain(damaged.iter().map(|(id, _)| id));
+            let newest = retention::newest(ids.clone(), |id| id.as_str(), now).cloned();
+            let newest = newest.ok_or_else(|| none("take one with `lockstep backup`"))?;
+            for id in ids.filter(|id| **id > newest) {
+                tracing::warn!(set = %id, "passed over: {}", retention::ahead_hint(id.as_str(), "--local"));
+            }
+            // A damaged one is not passed over in silence.
+            if let Some((_, error)) = damaged.into_iter().find(|(id, _)| *id == newest) {
                 return Err(error);
             }
-            return sets
-                .into_iter()
-                .next_back()
-                .ok_or_else(|| none("take one with `lockstep backup`"));
+            let found = sets.into_iter().find(|set| set.set == newest);
+            return found.ok_or_else(|| none("take one with `lockstep backup`"));
         }
         let ids = sets.iter().map(|set| &set.set).chain(damaged.iter().map(|(id, _)| id));
         let id = match names::meant(which, ids.map(SetId::as_str)) {
