@@ -1,5 +1,6 @@
 //! The facts of a cluster as they are now: disk, server, ZFS. It changes nothing.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pgfiles::control_file::ControlFile;
@@ -13,7 +14,8 @@ use crate::plan::layout::{Layout, PartKind};
 use crate::plan::refusal::Refusal;
 use crate::postgres::links::{self, Link};
 use crate::postgres::{connection, identity, instance, session};
-use crate::volume::discover::{self, discover};
+use crate::process::quote;
+use crate::volume::discover::{self, PartPath, discover};
 
 /// How long a standby may take to replay what its primary had written when that was asked.
 const REPLAY_PATIENCE: Duration = Duration::from_secs(3);
@@ -73,7 +75,29 @@ pub fn layout(cx: &Context, server: Option<&ServerFacts>) -> Result<Layout> {
     if let Some(Link { path, target }) = links::find(data_directory)?.strays.into_iter().next() {
         return Err(Refusal::StrayLink { path, target }.into());
     }
-    discover(&cx.zfs, &instance::parts(data_directory, server)?)
+    let parts = instance::parts(data_directory, server)?;
+    discover(&cx.zfs, &parts).map_err(|error| match &error {
+        Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            let hint = away(cx, &parts).unwrap_or_else(|| {
+                "is its dataset mounted, and its pool imported? `zpool import` shows those that could be".into()
+            });
+            error.with_hint(hint)
+        }
+        _ => error,
+    })
+}
+
+/// Where a part isn't there, because the pool that it was on in the newest set isn't imported: what to do.
+fn away(cx: &Context, parts: &[PartPath]) -> Option<String> {
+    let newest = cx.state.sets().ok()?.0.pop()?;
+    let is_gone = |path: &Path| parts.iter().any(|part| part.path == path && !path.exists());
+    let mut volumes = newest.volumes.iter();
+    let volume = volumes.find(|volume| volume.parts.iter().any(|part| is_gone(&part.path)))?;
+    let is_away = !cx.zfs.exists(&volume.pool).ok()?;
+    is_away.then(|| {
+        let pool = &volume.pool;
+        format!("pool \"{pool}\", on which it was, isn't imported: zpool import {}", quote(pool))
+    })
 }
 
 /// Whether the parts are what their datasets hold. Not looked at again after the last snapshot: a dataset that is

@@ -10,7 +10,7 @@ use crate::repository::{self, Repository, Shipped, ShippedVolume, locks};
 use crate::restore;
 use crate::retention;
 use crate::set::manifest::{Manifest, SetVolume};
-use crate::set::removal;
+use crate::set::{notes, removal};
 use crate::ship::lease;
 use crate::volume::zfs::Tagged;
 
@@ -75,10 +75,8 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
 fn ahead(subject: &str, set: &Manifest, place: &str, now: jiff::Timestamp) -> Option<Finding> {
     let id = set.set.as_str();
     retention::is_ahead(id, now).then(|| {
-        let what = format!(
-            "set {id} is dated later than now, {}",
-            now.strftime("%Y-%m-%d %H:%M:%SZ")
-        );
+        let what =
+            format!("set {id} is dated later than now, {}", now.strftime("%Y-%m-%d %H:%M:%SZ"));
         wrong(subject, what, retention::ahead_hint(id, place))
     })
 }
@@ -93,7 +91,8 @@ fn renamed(cx: &Context, set: &Manifest) -> Result<Vec<Finding>> {
             && let Some(now) = removal::renamed(cx, &snapshot, &volume.guid, volume.createtxg)?
         {
             let standing = cx.zfs.standing(std::slice::from_ref(&now))?;
-            let promoted = standing.get(&now).and_then(|s| removal::promoted(&volume.dataset, &now, s));
+            let promoted =
+                standing.get(&now).and_then(|s| removal::promoted(&volume.dataset, &now, s));
             all.push(match promoted {
                 Some(what) => {
                     let hint = format!(
@@ -231,9 +230,7 @@ fn of_sets(
         (None, _) => {}
     }
     all.extend(of_others(cx.name.as_str(), subject, &others));
-    let is_noted = |set: &Manifest| {
-        cx.state.shipped_to(&set.set).iter().any(|place| place.repository == opened.name)
-    };
+    let is_noted = |set: &Manifest| notes::is_shipped(cx, &set.set, &opened.name, Some(&opened.id));
     let this = ThisHost {
         sets: &here,
         noted: here.iter().rev().find(|set| is_noted(set)),

@@ -44,8 +44,10 @@ impl List {
                 let (sets, mut damaged) = cx.state.sets()?;
                 damaged.extend(restore::incomplete(cx, &sets)?);
                 let mut listed = Vec::new();
-                for manifest in &sets {
-                    let elsewhere = Some(cx.state.shipped_to(&manifest.set));
+                let ids: Vec<_> = sets.iter().map(|set| &set.set).collect();
+                let known = cx.state.known_in(&ids)?;
+                for (manifest, known) in sets.iter().zip(known) {
+                    let elsewhere = Some(known);
                     let is_whole = damaged.iter().all(|(id, _)| *id != manifest.set);
                     listed.push(Listed { manifest, stored: None, elsewhere, is_whole });
                 }
@@ -219,7 +221,10 @@ impl Show {
             None => cx.state.find(&self.set)?,
             Some((_, shipped)) => shipped.manifest.clone(),
         };
-        let elsewhere = there.is_none().then(|| cx.state.shipped_to(&manifest.set));
+        let elsewhere = match &there {
+            None => cx.state.known_in(&[&manifest.set])?.pop(),
+            Some(_) => None,
+        };
         let incomplete = match &there {
             None => restore::incomplete(cx, std::slice::from_ref(&manifest))?,
             Some(_) => Vec::new(),
@@ -274,7 +279,7 @@ fn show_repositories(configured: &[String], known: &[InRepository]) {
     for name in configured.iter().filter(|name| known.iter().all(|k| k.repository != **name)) {
         say!("  {name}: no; `lockstep ship` brings it there");
     }
-    for InRepository { repository, shipped_at } in known {
+    for InRepository { repository, shipped_at, .. } in known {
         match shipped_at {
             Some(time) => say!("  {repository}: since {time}"),
             None => say!("  {repository}: yes"),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::context::Context;
 use crate::error::Result;
-use crate::repository;
+use crate::repository::{self, Repository};
 use crate::retention;
 use crate::set::notes;
 
@@ -48,16 +48,16 @@ fn with_one(cx: &Context, name: &str, local: &BTreeSet<String>) -> Common {
 
 /// Whether the set was seen complete in the repository: shipping writes that down.
 fn was_shipped(cx: &Context, set: &str, repository: &str) -> bool {
-    set.parse().is_ok_and(|set| notes::shipped(cx, &set, repository).exists())
+    set.parse().is_ok_and(|set| notes::is_shipped(cx, &set, repository, None))
 }
 
 /// Notes that the set is no longer complete in the repository, but was: it is about to be removed there.
 ///
 /// # Errors
 /// When that can't be noted.
-pub(super) fn forget_shipped(cx: &Context, set: &str, repository: &str) -> Result<()> {
+pub(super) fn forget_shipped(cx: &Context, set: &str, repository: &Repository) -> Result<()> {
     match set.parse() {
-        Ok(set) => notes::mark_pruned(cx, &set, repository),
+        Ok(set) => notes::mark_pruned(cx, &set, &repository.name, &repository.id),
         Err(_) => Ok(()),
     }
 }

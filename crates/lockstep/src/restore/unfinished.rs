@@ -145,6 +145,23 @@ pub fn remove(cx: &Context) -> Result<()> {
         }
         forget(&path, cx, &entry, held)?;
     }
+    remove_locks(cx)
+}
+
+/// Removes locks' files that killed commands left, of which there is no journal: a clone's name, a place for datasets.
+fn remove_locks(cx: &Context) -> Result<()> {
+    let folder = cx.state.path("restores");
+    for entry in std::fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
+        let path = entry.map_err(Error::io("list", &folder))?.path();
+        let is_lock = path.extension().is_some_and(|extension| extension == "lock");
+        if !is_lock || path.with_extension("json").exists() || Lock::is_held(&path)? {
+            continue;
+        }
+        // While it is held: whoever comes next must not find another file than who waits for it.
+        if let Ok(_held) = Lock::take(&path, "clean-up") {
+            files::remove_file(&path)?;
+        }
+    }
     Ok(())
 }
 

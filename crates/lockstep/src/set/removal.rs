@@ -174,8 +174,7 @@ fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
         |at: usize| there.get(&named[at]).is_some_and(|s| s.guid == entry.snapshots[at].1);
     let mut ours: Vec<_> = (0..named.len()).filter(|at| is_ours(*at)).collect();
     let is_whole = ours.len() == named.len();
-    let promoted =
-        |at: usize| promoted(&entry.snapshots[at].0, &named[at], there.get(&named[at])?);
+    let promoted = |at: usize| promoted(&entry.snapshots[at].0, &named[at], there.get(&named[at])?);
     if entry.gives_up {
         // The dataset itself stands on it.
         ours.retain(|at| promoted(*at).is_none());

@@ -21,12 +21,14 @@
 //! clusters/NAME/views/ID/          where clones are mounted of snapshots that can't be looked into
 //! ```
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::manifest::Manifest;
+use super::notes::Note;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::Lock;
@@ -60,12 +62,9 @@ pub struct InRepository {
     pub repository: String,
     /// Since when; unknown where the note of it can't be read.
     pub shipped_at: Option<jiff::Timestamp>,
-}
-
-/// What shipping writes beside a set.
-#[derive(Deserialize)]
-struct Note {
-    shipped_at: jiff::Timestamp,
+    /// The repository's own id, where the note says it.
+    #[serde(skip)]
+    pub id: Option<String>,
 }
 
 impl State {
@@ -270,14 +269,32 @@ impl State {
             .filter_map(|entry| {
                 let name = entry.file_name().into_string().ok()?;
                 let repository = name.strip_prefix("shipped.")?.strip_suffix(".json")?.to_owned();
-                // A note that can't be read is one all the same.
-                let note = std::fs::read(entry.path()).unwrap_or_default();
-                let note = serde_json::from_slice::<Note>(&note).ok();
-                Some(InRepository { repository, shipped_at: note.map(|note| note.shipped_at) })
+                let note = Note::read(&entry.path());
+                Some(InRepository { repository, shipped_at: note.shipped_at, id: note.repository })
             })
             .collect();
         all.sort_by(|a, b| a.repository.cmp(&b.repository));
         all
+    }
+
+    /// The same for people: without what is noted of a repository that was made anew under its name since. Which it is
+    /// now the newest note of any set says.
+    ///
+    /// # Errors
+    /// When the sets can't be listed.
+    pub fn known_in(&self, sets: &[&SetId]) -> Result<Vec<Vec<InRepository>>> {
+        let mut ids: BTreeMap<String, (Option<jiff::Timestamp>, String)> = BTreeMap::new();
+        for known in self.complete()?.iter().flat_map(|set| self.shipped_to(set)) {
+            let Some(id) = known.id else { continue };
+            let newest = ids.entry(known.repository).or_default();
+            *newest = (*newest).clone().max((known.shipped_at, id));
+        }
+        let is_now = |known: &InRepository| {
+            let now = ids.get(&known.repository).map(|(_, id)| id);
+            known.id.is_none() || known.id.as_ref() == now
+        };
+        let of = |set: &&SetId| self.shipped_to(set).into_iter().filter(is_now).collect();
+        Ok(sets.iter().map(of).collect())
     }
 
     /// The datasets that a manifest names, also one that is damaged, as far as it can be read at all. Nothing else of

@@ -99,11 +99,7 @@ pub fn check_mounted(zfs: &Zfs, layout: &Layout) -> Result<()> {
 
 /// A dataset that would be mounted on the way to the part, below what is. Whether it is mounted anywhere doesn't
 /// matter: mounted in the wrong order, its parent hides it. A pure function.
-fn not_mounted(
-    layout: &Layout,
-    part: &Part,
-    places: &[(DatasetName, PathBuf)],
-) -> Option<Refusal> {
+fn not_mounted(layout: &Layout, part: &Part, places: &[(DatasetName, PathBuf)]) -> Option<Refusal> {
     let volume = layout.volumes.get(part.volume)?;
     let is_on_the_way = |point: &Path| {
         point != volume.mountpoint
@@ -213,9 +209,9 @@ mod tests {
         let mut all = layout(&[(PartKind::Data, "t/d"), (tablespace(5), "t/ts")]);
         all.parts[1].real_path = "/t/ts/one/files".into();
         let found = |places: &[(&str, &str)]| {
-            let places = places.iter().map(|(name, point)| {
-                (DatasetName::new(name).unwrap(), PathBuf::from(point))
-            });
+            let places = places
+                .iter()
+                .map(|(name, point)| (DatasetName::new(name).unwrap(), PathBuf::from(point)));
             let refusal = not_mounted(&all, &all.parts[1], &places.collect::<Vec<_>>());
             refusal.map(|refusal| refusal.to_string())
         };
