@@ -205,9 +205,13 @@ fn is_receiving(dataset: &DatasetName) -> bool {
 pub fn to_be_undone(cx: &Context) -> Result<BTreeSet<DatasetName>> {
     let mut all = BTreeSet::new();
     for (_, entry) in journal::read_all::<RestoreJournal>(&cx.state.path("restores"))? {
-        let is_at_work = Lock::is_held(&lock_path(cx, &entry.id))?
-            || !matches!(alone::nobody_in(&entry.alone_in), Ok(Some(_)));
-        if is_at_work || is_taken_over(&entry) || !matches!(whose_now(cx, &entry)?, Whose::Ours) {
+        let lock = lock_path(cx, &entry.id);
+        // Looked at only: a restore that begins in this moment gets them.
+        let mut locks = entry.alone_in.iter().filter(|folder| folder.is_dir()).chain([&lock]);
+        if locks.any(|lock| Lock::is_held(lock).unwrap_or(true))
+            || is_taken_over(&entry)
+            || !matches!(whose_now(cx, &entry)?, Whose::Ours)
+        {
             continue;
         }
         all.extend(entry.datasets);
@@ -293,12 +297,14 @@ fn whose_now(cx: &Context, entry: &RestoreJournal) -> Result<Whose> {
     if !matches!(found, Whose::Ours) || entry.id.starts_with("clone-") {
         return Ok(found);
     }
-    Ok(match instance::postmaster(&entry.data)?.map(u32::cast_signed) {
-        Some(pid) if server::runs_in(pid, &entry.data) => match is_own(pid) {
-            true => Whose::Ours,
-            false => Whose::Theirs,
-        },
-        _ => configured(cx, entry).map_or(Whose::Ours, Whose::Configured),
+    let server = match instance::postmaster(&entry.data) {
+        Ok(server) => server.map(u32::cast_signed),
+        Err(error) => return Ok(Whose::Unknown(error)),
+    };
+    Ok(match server.filter(|pid| server::runs_in(*pid, &entry.data)) {
+        Some(pid) if is_own(pid) => Whose::Ours,
+        Some(_) => Whose::Theirs,
+        None => configured(cx, entry).map_or(Whose::Ours, Whose::Configured),
     })
 }
 
