@@ -40,8 +40,9 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     if newest.is_none() && !sets.is_empty() {
         let what = format!("none of the {} sets here can be restored", sets.len());
         all.push(wrong("sets", what, "take one: lockstep backup"));
+        return Ok(all);
     }
-    let Some(last) = newest.or(sets.last()) else {
+    let Some(last) = newest else {
         let hint = match cx.cluster.repositories.is_empty() {
             true => "take one: lockstep backup",
             false => {
@@ -191,7 +192,7 @@ fn of_sets(
     now: jiff::Timestamp,
 ) -> Result<Vec<Finding>> {
     let (sets, damaged) = opened.sets()?;
-    let (here, _) = cx.state.sets()?;
+    let (mut here, _) = cx.state.sets()?;
     let max_age = cx.cluster.max_age_hours;
     let kin = Kin::of(&Identity::of(cx, &here), &sets);
     let (mut ours, others): (Vec<_>, Vec<_>) = sets.into_iter().partition(|set| kin.has(set));
@@ -203,11 +204,10 @@ fn of_sets(
     if ours.iter().any(|set| !is_ahead(&set.manifest)) {
         ours.retain(|set| !is_ahead(&set.manifest));
     }
-    let mut here = here;
     here.retain(|set| !is_ahead(set));
     let damaged_ids = damaged.iter().map(|(id, _)| id.as_str());
     let ids = ours.iter().map(|set| set.manifest.set.as_str()).chain(damaged_ids);
-    let newest_id = ids.max().map(str::to_owned);
+    let newest_id = retention::newest(ids, |id| id, now).map(str::to_owned);
     match (ours.last(), damaged.into_iter().next_back()) {
         // Others `repo check` tells.
         (newest, Some((id, error)))
