@@ -8,6 +8,7 @@
 // It panics where stdout is gone or full: `say!` of `cli::output` is for that.
 #![cfg_attr(not(test), deny(clippy::print_stdout))]
 
+pub mod adopt;
 pub mod backup;
 pub mod check;
 pub mod cli;

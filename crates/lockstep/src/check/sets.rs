@@ -374,11 +374,11 @@ pub(super) fn strangers(found: Vec<Tagged>, owner: &str) -> Vec<Finding> {
         let (what, hint) = match is_ours {
             true => (
                 "was taken by this state_dir, which has no manifest of it any more,",
-                "its manifest was lost, or it was given up: no restore takes it from here, a repository may have it. If nobody needs it: zfs release lockstep SNAPSHOT, zfs destroy SNAPSHOT",
+                "its manifest was lost, or it was given up. Where a repository has the set, `lockstep adopt` takes it up again. If nobody needs it: zfs release lockstep SNAPSHOT, zfs destroy SNAPSHOT",
             ),
             false => (
                 "isn't one of this state_dir,",
-                "another host's, or that of a state_dir that was lost: where its owner is still there, `lockstep prune` there removes it. If nobody needs it: zfs release lockstep SNAPSHOT, zfs destroy SNAPSHOT",
+                "another host's, or that of a state_dir that was lost: where its owner is still there, `lockstep prune` there removes it; else `lockstep adopt` takes up what a repository has. If nobody needs it: zfs release lockstep SNAPSHOT, zfs destroy SNAPSHOT",
             ),
         };
         let named = named.join(", ");

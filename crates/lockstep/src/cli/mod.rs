@@ -3,6 +3,7 @@
 //! stdout is data, stderr is for people. The spellings are a contract: scripts are written against
 //! them.
 
+mod adopt;
 mod backup;
 mod check;
 mod clone;
@@ -73,6 +74,8 @@ enum Command {
     Prune(prune::Prune),
     /// Say whether backups of this cluster work
     Check,
+    /// Take up the sets of a repository whose snapshots are on this host, after state_dir was lost
+    Adopt(adopt::Adopt),
     /// ZFS standbys of primaries that aren't on ZFS
     Mirror(mirror::Mirror),
     /// Repositories: make, check and tidy them
@@ -163,6 +166,7 @@ fn run(arguments: &Arguments) -> Result<Done> {
         Command::Clone(command) => command.run(&cx, json),
         Command::Prune(command) => command.run(&cx, json),
         Command::Check => check::run(&cx, json),
+        Command::Adopt(command) => command.run(&cx, json),
         Command::Repo(command) => command.run(&cx, json),
         Command::Mirror(_)
         | Command::Stream(_)
@@ -227,6 +231,8 @@ mod tests {
             "lockstep prune --dry-run --json",
             "lockstep prune --local --repository offsite --max-merge-bytes 1000000",
             "lockstep check",
+            "lockstep adopt --dry-run",
+            "lockstep adopt 20261124 --repository offsite",
             "lockstep mirror create main --from host=db1 --dataset tank/main --tablespace fast=ssd/fast --password-file /p",
             "lockstep mirror create main --from host=db1 --dataset tank/main --port 5501 --slot s --setting a=b --dry-run",
             "lockstep mirror create main --from host=db1 --dataset tank/main --repository offsite --repository near",

@@ -149,7 +149,7 @@ impl Repository {
     }
 }
 
-pub(super) fn meant(identity: &Identity, sets: &[Shipped], repository: &str) -> Result<Kin> {
+pub(crate) fn meant(identity: &Identity, sets: &[Shipped], repository: &str) -> Result<Kin> {
     let kin = Kin::of(identity, sets);
     let families = families(sets);
     let is_clear = families.len() < 2 || identity.now.is_some() || !identity.formerly.is_empty();

@@ -1,0 +1,230 @@
+//! Sets of a repository whose snapshots are on this host become this host's own again: after state_dir was lost, or
+//! where the pools came to another host.
+//!
+//! A set's certificate, label and WAL are in its repository too, and its snapshots are told by their GUIDs. So what is
+//! missing is fetched, and the snapshots are marked as this state_dir's. What could go wrong: the state_dir that
+//! took them is still somewhere, and its owner prunes; so it's done where somebody asks for it by name only, the other
+//! one can't remove the snapshots any more, and a kill on the way leaves nothing that counts as a set.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::Path;
+use std::rc::Rc;
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::names::{self, Meant, SetId};
+use crate::repository::{self, Repository, Shipped, kin};
+use crate::set::manifest::{Manifest, SetVolume};
+use crate::set::notes;
+use crate::steps;
+
+/// What is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// Ids, or their beginnings; all whose snapshots are here where there are none.
+    pub sets: Vec<String>,
+    /// From these repositories only; from all of the cluster's where there are none.
+    pub repositories: Vec<String>,
+    /// Nothing is done.
+    pub dry_run: bool,
+}
+
+/// A set that is taken up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adopted {
+    /// Its id.
+    pub set: SetId,
+    /// The repositories that have it, the one it is taken from first.
+    pub repositories: Vec<String>,
+    /// The state_dirs whose marks its snapshots have, where those aren't this one's.
+    pub owners: BTreeSet<String>,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Taken up, or to be, oldest first.
+    pub adopted: Vec<Adopted>,
+    /// Sets that aren't all on this host, with what is missing.
+    pub elsewhere: Vec<(SetId, String)>,
+    /// Those that were this host's already.
+    pub known: usize,
+    /// Why one couldn't be taken up, or a repository not be read.
+    pub failed: Vec<(String, Error)>,
+}
+
+/// Takes up sets.
+///
+/// # Errors
+/// When another command works on the cluster's sets, a set that was named isn't in any repository or isn't all on this
+/// host, ZFS fails, or it was interrupted. What is wrong with one set or repository is in the report.
+pub fn run(cx: &Context, request: &Request) -> Result<Report> {
+    let names = match request.repositories.is_empty() {
+        true => cx.cluster.repositories.clone(),
+        false => repository::of_cluster(cx, &request.repositories)?,
+    };
+    if names.is_empty() {
+        return Err(Error::usage(
+            format!("cluster \"{}\" has no repository to take sets from", cx.name),
+            format!(
+                "add repositories = [\"NAME\"] to [clusters.{}]; a set's certificate is in state_dir and in repositories alone",
+                cx.name
+            ),
+        ));
+    }
+    let _lock = cx.state.lock("adopt")?;
+    let mut report = Report::default();
+    let found = find(cx, &names, &mut report)?;
+    let wanted = chosen(request, &found)?;
+    let (_, damaged) = cx.state.sets()?;
+    for there in found.into_iter().filter(|there| wanted.contains(&there.manifest.set)) {
+        let id = there.manifest.set.clone();
+        let is_damaged = damaged.iter().any(|(set, _)| *set == id);
+        if (cx.state.is_complete(id.as_str()) && !is_damaged)
+            || cx.state.is_of_another_cluster(id.as_str())
+        {
+            report.known += 1;
+            continue;
+        }
+        let owners = match owners(cx, &there.manifest)? {
+            Ok(owners) => owners,
+            Err(missing) => {
+                report.elsewhere.push((id, missing));
+                continue;
+            }
+        };
+        let repositories = there.at.iter().map(|(of, _)| of.name.clone()).collect();
+        if !request.dry_run
+            && let Err(error) = take_up(cx, &there)
+        {
+            if matches!(error, Error::Interrupted { .. }) {
+                return Err(error);
+            }
+            report.failed.push((format!("set {id}"), error));
+            continue;
+        }
+        report.adopted.push(Adopted { set: id, repositories, owners });
+    }
+    Ok(report)
+}
+
+/// A set in repositories.
+struct There {
+    manifest: Manifest,
+    at: Vec<(Rc<Repository>, jiff::Timestamp)>,
+}
+
+/// The cluster's sets in these repositories, oldest first.
+fn find(cx: &Context, names: &[String], report: &mut Report) -> Result<Vec<There>> {
+    let identity = kin::Identity::here(cx)?;
+    let mut all: Vec<There> = Vec::new();
+    for name in names {
+        let opened = repository::open(cx, name).and_then(|opened| {
+            let (sets, damaged) = opened.sets()?;
+            let kin = kin::meant(&identity, &sets, name)?;
+            let ours: Vec<_> = sets.into_iter().filter(|set| kin.has(set)).collect();
+            Ok((Rc::new(opened), ours, damaged))
+        });
+        let (opened, sets, damaged) = match opened {
+            Ok(opened) => opened,
+            Err(error @ Error::Interrupted { .. }) => return Err(error),
+            Err(error) => {
+                report.failed.push((format!("repository {name}"), error));
+                continue;
+            }
+        };
+        for (id, error) in damaged {
+            report.failed.push((format!("set {id} in repository {name}"), error));
+        }
+        for Shipped { manifest, shipped_at, .. } in sets {
+            let at = (opened.clone(), shipped_at);
+            match all.iter_mut().find(|known| known.manifest.set == manifest.set) {
+                Some(known) => known.at.push(at),
+                None => all.push(There { manifest, at: vec![at] }),
+            }
+        }
+    }
+    all.sort_by(|a, b| a.manifest.set.cmp(&b.manifest.set));
+    Ok(all)
+}
+
+/// Those that are meant, by id or by its beginning; all where none is named.
+fn chosen(request: &Request, found: &[There]) -> Result<BTreeSet<SetId>> {
+    let ids = || found.iter().map(|there| &there.manifest.set);
+    if request.sets.is_empty() {
+        return Ok(ids().cloned().collect());
+    }
+    let mut wanted = BTreeSet::new();
+    for which in &request.sets {
+        let meant = names::meant(which, ids().map(SetId::as_str));
+        let Meant::One(id) = meant else {
+            return Err(Error::usage(
+                format!("no one set of the cluster's repositories is called \"{which}\""),
+                "`lockstep list --from repository` shows those that are there; write all of its id",
+            ));
+        };
+        wanted.extend(ids().find(|known| known.as_str() == id).cloned());
+    }
+    Ok(wanted)
+}
+
+/// The state_dirs whose marks a set's snapshots have, without this one; or what of the set isn't here.
+fn owners(cx: &Context, set: &Manifest) -> Result<Result<BTreeSet<String>, String>> {
+    let named: Vec<_> = set.volumes.iter().map(SetVolume::snapshot_name).collect();
+    let standing = cx.zfs.standing(&named)?;
+    if let Some((volume, found)) = set.first_gone(&standing) {
+        let what = if found.is_some() { "is another snapshot" } else { "isn't here" };
+        return Ok(Err(format!("\"{}\" {what}", volume.snapshot)));
+    }
+    let others = standing.values().map(|standing| standing.owner.clone());
+    Ok(Ok(others.filter(|owner| owner != cx.state.owner()).collect()))
+}
+
+/// Fetches what is beside a manifest, holds and marks the snapshots, and writes the manifest last.
+fn take_up(cx: &Context, there: &There) -> Result<()> {
+    let set = &there.manifest;
+    let directory = cx.state.set_directory(&set.set);
+    files::create_directories(&directory)?;
+    files::keep_private(&directory)?;
+    let mut why = None;
+    for (repository, _) in &there.at {
+        match repository::files::fetch(repository, set.set.as_str(), &set.files, &directory) {
+            Ok(()) => {
+                why = None;
+                break;
+            }
+            Err(error @ Error::Interrupted { .. }) => return Err(error),
+            // Another repository may have it whole.
+            Err(error) => why = why.or(Some(error)),
+        }
+    }
+    if let Some(error) = why {
+        return Err(error);
+    }
+    sync(set, &directory)?;
+    steps::reached("adopt.fetched")?;
+    let snapshots: Vec<_> = set.volumes.iter().map(SetVolume::snapshot_name).collect();
+    cx.zfs.hold(&snapshots)?;
+    cx.zfs.set("lockstep:owner", cx.state.owner(), &snapshots)?;
+    steps::reached("adopt.marked")?;
+    for (repository, shipped_at) in &there.at {
+        let text = format!("{{\"shipped_at\":\"{shipped_at}\"}}\n");
+        notes::note_shipped(cx, &set.set, &repository.name, &text)?;
+    }
+    cx.state.publish(set)?;
+    steps::reached("adopt.published")
+}
+
+/// The manifest says what its files are, so they are durable before it is.
+fn sync(set: &Manifest, directory: &Path) -> Result<()> {
+    let mut folders = BTreeSet::from([directory.to_path_buf()]);
+    for name in set.files.keys() {
+        let path = directory.join(name);
+        let file = File::open(&path).map_err(Error::io("open", &path))?;
+        file.sync_all().map_err(Error::io("sync", &path))?;
+        folders.extend(path.parent().map(Path::to_path_buf));
+    }
+    folders.iter().try_for_each(|folder| files::sync_directory(folder))
+}

@@ -1,0 +1,80 @@
+//! `lockstep adopt`.
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::Done;
+use super::output::{self, JSON_VERSION, say};
+use crate::adopt::{self, Adopted, Report, Request};
+use crate::context::Context;
+use crate::error::Result;
+
+#[derive(Debug, Args)]
+pub(super) struct Adopt {
+    /// Sets, by their ids or their beginnings; all whose snapshots are on this host where left out
+    #[arg(value_name = "SET")]
+    sets: Vec<String>,
+    /// From this repository only; from all of the cluster's where left out
+    #[arg(long = "repository", value_name = "NAME")]
+    repositories: Vec<String>,
+    /// Print what would be taken up; change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Adopt {
+    pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
+        let request = Request {
+            sets: self.sets.clone(),
+            repositories: self.repositories.clone(),
+            dry_run: self.dry_run,
+        };
+        let report = adopt::run(cx, &request)?;
+        if json {
+            output::print_json(&as_json(&report, self.dry_run))?;
+        } else {
+            as_text(&report, self.dry_run);
+        }
+        for (what, error) in &report.failed {
+            tracing::warn!("{what} isn't taken up: {}", error.chain());
+        }
+        // What was asked for by name is somewhere else.
+        let missed = !self.sets.is_empty() && !report.elsewhere.is_empty();
+        let is_well = report.failed.is_empty() && !missed;
+        Ok(if is_well { Done::Well } else { Done::WithProblems })
+    }
+}
+
+fn as_json(report: &Report, dry_run: bool) -> Value {
+    let adopted = |one: &Adopted| json!({"set": one.set, "repositories": one.repositories, "owners": one.owners});
+    let elsewhere = report.elsewhere.iter().map(|(set, why)| json!({"set": set, "missing": why}));
+    let failed =
+        report.failed.iter().map(|(what, error)| json!({"what": what, "error": error.chain()}));
+    json!({
+        "version": JSON_VERSION, "dry_run": dry_run, "known": report.known,
+        "adopted": report.adopted.iter().map(adopted).collect::<Vec<_>>(),
+        "elsewhere": elsewhere.collect::<Vec<_>>(), "failed": failed.collect::<Vec<_>>(),
+    })
+}
+
+fn as_text(report: &Report, dry_run: bool) {
+    let would = if dry_run { "would be" } else { "is" };
+    for one in &report.adopted {
+        let owners: Vec<_> = one.owners.iter().map(String::as_str).collect();
+        let by = match owners.as_slice() {
+            [] => String::new(),
+            owners => format!(", which state_dir {} took", owners.join(", ")),
+        };
+        say!(
+            "set {}{by}, {would} this host's, with what repository {} has",
+            one.set,
+            one.repositories.join(", ")
+        );
+    }
+    for (set, missing) in &report.elsewhere {
+        say!("set {set} is in the repository alone: {missing}");
+    }
+    if report.adopted.is_empty() {
+        say!("nothing to take up; {} sets are this host's already", report.known);
+    }
+}
