@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use std::fs;
 use std::path::{Path, PathBuf};
 use support::cluster::Stop;
-use support::command::{command, must};
+use support::command::{command, must, wait_until};
 use support::faults::{
     assert_nothing_remains, assert_restorable, assert_said, entries, kill_at, restore_arguments,
     server_by_hand, signal_at, wait_for_no_session,
@@ -233,6 +233,9 @@ fn what_a_restore_made_stays_when_its_journal_comes_back() {
     unmarked(&restore_arguments(&set, &to, &[]));
     let server = server_by_hand(&fixture, &data);
     server.start();
+    wait_until("it has recovered", LIMIT, || {
+        server.value("postgres", "SELECT pg_is_in_recovery()") == "f"
+    });
     server.stop(Stop::Fast);
     let path = fixture.root().join("shipping.toml");
     let text = fs::read_to_string(&path).expect("the configuration");
