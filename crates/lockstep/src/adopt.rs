@@ -210,8 +210,7 @@ fn take_up(cx: &Context, there: &There) -> Result<()> {
     cx.zfs.set("lockstep:owner", cx.state.owner(), &snapshots)?;
     steps::reached("adopt.marked")?;
     for (repository, shipped_at) in &there.at {
-        let text = format!("{{\"shipped_at\":\"{shipped_at}\"}}\n");
-        notes::note_shipped(cx, &set.set, &repository.name, &text)?;
+        notes::note_shipped(cx, &set.set, &repository.name, &repository.id, *shipped_at)?;
     }
     cx.state.publish(set)?;
     steps::reached("adopt.published")

@@ -113,6 +113,14 @@ impl SetId {
         Ok(Self(format!("{}-{suffix}", now.strftime("%Y%m%dT%H%M%SZ"))))
     }
 
+    /// When the set of this id was begun, to the second; nothing where it is no such id.
+    #[must_use]
+    pub fn begun_at(id: &str) -> Option<jiff::Timestamp> {
+        let (time, _) = id.split_once('-')?;
+        let time = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", time).ok()?;
+        jiff::tz::TimeZone::UTC.to_timestamp(time).ok()
+    }
+
     /// The name of this set's snapshots, without the dataset.
     #[must_use]
     pub fn snapshot_name(&self) -> String {

@@ -27,6 +27,7 @@ use crate::names::{self, Meant};
 use crate::repository;
 use crate::retention::Reason;
 use crate::set::unfinished;
+use crate::ship;
 use crate::steps;
 
 pub use remote::Done;
@@ -183,6 +184,7 @@ pub fn run(cx: &Context, request: &Request, mut show: impl FnMut(&Plan)) -> Resu
     if !request.dry_run {
         steps::reached("prune.locked")?;
         unfinished::remove(cx)?;
+        ship::forget_former(cx)?;
     }
     let mut report = Report::new();
     for place in places {

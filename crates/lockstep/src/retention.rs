@@ -10,14 +10,55 @@
 //! looked at as if there were no others. It is kept itself where the rules keep it among all sets, and so goes in its time.
 //!
 //! What could go wrong: one set with a wrong clock, dated years ahead, would make all others old. A set
-//! from the future is kept, and counts for nothing else.
+//! from the future is kept, and counts for nothing else. Nor is it the newest, wherever that is asked for ([`newest`]).
 
 use std::fmt;
 use std::str::FromStr;
 
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
+
+use crate::names::SetId;
+
+/// So far the clock of a host that ships to the same repository may be ahead.
+const TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
+
+/// Whether a set is dated later than now, by its id: the clock of its host was wrong. A pure function.
+#[must_use]
+pub fn is_ahead(id: &str, now: Timestamp) -> bool {
+    SetId::begun_at(id).is_some_and(|begun| begun.duration_since(now) > TOLERANCE)
+}
+
+/// The newest of some sets, by their ids, which sort by time. One that is dated later than now is it only where all are. A
+/// pure function.
+pub fn newest<S>(
+    sets: impl IntoIterator<Item = S>,
+    id: impl Fn(&S) -> &str,
+    now: Timestamp,
+) -> Option<S> {
+    let newer = |a: &S, b: &S| {
+        let key = |set| (!is_ahead(id(set), now), id(set));
+        key(a).cmp(&key(b))
+    };
+    sets.into_iter().max_by(newer)
+}
+
+/// The same order, the newest first. A pure function.
+#[must_use]
+pub fn newest_first<S>(mut sets: Vec<S>, id: impl Fn(&S) -> &str, now: Timestamp) -> Vec<S> {
+    let key = |set: &S| std::cmp::Reverse((!is_ahead(id(set), now), id(set).to_owned()));
+    sets.sort_by_cached_key(key);
+    sets
+}
+
+/// What to do about a set that is dated later than now; `place` is that of `prune`.
+#[must_use]
+pub fn ahead_hint(id: &str, place: &str) -> String {
+    format!(
+        "the clock was wrong when it was taken: no rule counts it, and it stays until then. Is the clock right now? To be rid of it, once a newer backup is there: lockstep prune {place} --set {id}"
+    )
+}
 
 /// What is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]

@@ -143,6 +143,22 @@ fn a_set_from_the_future_does_not_make_the_others_old() {
 }
 
 #[test]
+fn the_newest_is_none_that_is_dated_later_than_now() {
+    let now: Timestamp = "2026-11-23T00:00:00Z".parse().unwrap();
+    let ids = ["20261121T000000Z-aaaa", "20261123T000459Z-bbbb", "20270601T000000Z-cccc"];
+    let ahead = ids.map(|id| is_ahead(id, now));
+    assert_eq!(ahead, [false, false, true], "five minutes are nothing");
+    let found = |ids: &[&'static str]| newest(ids.iter().copied(), |id| id, now);
+    assert_eq!(found(&ids), Some(ids[1]));
+    assert_eq!(found(&ids[..1]), Some(ids[0]));
+    assert_eq!(found(&ids[2..]), Some(ids[2]), "there is no other");
+    assert_eq!(found(&[]), None);
+    for id in ["", "latest", "20261399T000000Z-aaaa", "2027-06-01"] {
+        assert!(!is_ahead(id, now), "{id}");
+    }
+}
+
+#[test]
 fn what_is_needed_stays_and_uses_up_nothing() {
     let mut all = sets(&["2026-11-21T00:00:00Z", "2026-11-22T00:00:00Z", "2026-11-23T00:00:00Z"]);
     all[0].needed.push(Reason::CommonWith("repository offsite".into()));

@@ -33,6 +33,7 @@ use strata::repack::RepackOptions;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
 use crate::postgres::instance::{self, PG_CONTROL};
@@ -153,7 +154,7 @@ fn ship(
     if let Some(there) = &there
         && !full
     {
-        note(cx, there, name);
+        note(cx, there, &repository);
         beside.left = left_behind(cx, &repository, there);
         return Ok((there.clone(), true));
     }
@@ -214,7 +215,7 @@ fn store_and_publish(
         None => repository.publish(&shipped)?,
     }
     steps::reached("ship.published")?;
-    note(cx, &shipped, &repository.name);
+    note(cx, &shipped, repository);
     Ok(shipped)
 }
 
@@ -258,11 +259,40 @@ fn remembered_deltas(cx: &Context, repository: &Repository) -> PathBuf {
     cx.state.path("deltas").join(&repository.name)
 }
 
+/// Removes what is known of the pages and deltas of repositories that nothing is shipped to any more. It is found out
+/// anew should one come back.
+///
+/// # Errors
+/// When it can't be listed or removed.
+pub(crate) fn forget_former(cx: &Context) -> Result<()> {
+    for folder in ["tags", "deltas"].map(|name| cx.state.path(name)) {
+        let entries = match std::fs::read_dir(&folder) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            entries => entries.map_err(Error::io("list", &folder))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(Error::io("list", &folder))?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if cx.cluster.repositories.contains(&name) {
+                continue;
+            }
+            // One that began with another configuration may work on it still.
+            match at_work::lock(cx, &name, "prune") {
+                Err(Error::Locked { .. }) => {}
+                lock => {
+                    let _lock = lock?;
+                    files::remove_tree(&entry.path())?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Notes that the set is there. That it can't be noted makes it no less so: the next shipment sees it.
-fn note(cx: &Context, shipped: &Shipped, name: &str) {
-    let set = &shipped.manifest.set;
-    let text = format!("{{\"shipped_at\":\"{}\"}}\n", shipped.shipped_at);
-    if let Err(error) = notes::note_shipped(cx, set, name, &text) {
+fn note(cx: &Context, shipped: &Shipped, repository: &Repository) {
+    let (set, Repository { name, id, .. }) = (&shipped.manifest.set, repository);
+    if let Err(error) = notes::note_shipped(cx, set, name, id, shipped.shipped_at) {
         tracing::warn!(%set, "it is in repository {name}, and that can't be noted: {}", error.chain());
     }
 }

@@ -1,5 +1,6 @@
 //! The facts of a cluster as they are now: disk, server, ZFS. It changes nothing.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pgfiles::control_file::ControlFile;
@@ -9,11 +10,12 @@ use postgres::Client;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::facts::{Facts, NoServer, PrimarySeen, ServerFacts, was_shut_down};
-use crate::plan::layout::Layout;
+use crate::plan::layout::{Layout, PartKind};
 use crate::plan::refusal::Refusal;
 use crate::postgres::links::{self, Link};
 use crate::postgres::{connection, identity, instance, session};
-use crate::volume::discover::discover;
+use crate::process::quote;
+use crate::volume::discover::{self, PartPath, discover};
 
 /// How long a standby may take to replay what its primary had written when that was asked.
 const REPLAY_PATIENCE: Duration = Duration::from_secs(3);
@@ -29,8 +31,8 @@ pub struct Survey {
 /// Reads everything.
 ///
 /// # Errors
-/// When the disk or ZFS can't be read, a part can't be snapshotted, a link leads out of the parts, or
-/// the server that answers is another one.
+/// When the disk or ZFS can't be read, a part can't be snapshotted or isn't where its dataset is, a link leads out of
+/// the parts, or the server that answers is another one.
 pub fn take(cx: &Context) -> Result<Survey> {
     let directory = &cx.cluster.data_directory;
     let control = instance::read_control(directory).map_err(|error| no_cluster(cx, error))?;
@@ -42,6 +44,7 @@ pub fn take(cx: &Context) -> Result<Survey> {
         _ => None,
     };
     let layout = layout(cx, server.as_ref().ok())?;
+    check_places(cx, &layout, &control)?;
     let multi_snapshot = match layout.volumes.first() {
         Some(volume) => cx.zfs.multi_snapshot(volume.pool())?,
         None => false,
@@ -87,7 +90,51 @@ pub fn layout(cx: &Context, server: Option<&ServerFacts>) -> Result<Layout> {
     if let Some(Link { path, target }) = links::find(data_directory)?.strays.into_iter().next() {
         return Err(Refusal::StrayLink { path, target }.into());
     }
-    discover(&cx.zfs, &instance::parts(data_directory, server)?)
+    let parts = instance::parts(data_directory, server)?;
+    discover(&cx.zfs, &parts).map_err(|error| match &error {
+        Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            let hint = away(cx, &parts).unwrap_or_else(|| {
+                "is its dataset mounted, and its pool imported? `zpool import` shows those that could be".into()
+            });
+            error.with_hint(hint)
+        }
+        _ => error,
+    })
+}
+
+/// Where a part isn't there, because the pool that it was on in the newest set isn't imported: what to do.
+fn away(cx: &Context, parts: &[PartPath]) -> Option<String> {
+    let newest = cx.state.sets().ok()?.0.pop()?;
+    let is_gone = |path: &Path| parts.iter().any(|part| part.path == path && !path.exists());
+    let mut volumes = newest.volumes.iter();
+    let volume = volumes.find(|volume| volume.parts.iter().any(|part| is_gone(&part.path)))?;
+    let is_away = !cx.zfs.exists(&volume.pool).ok()?;
+    is_away.then(|| {
+        let pool = &volume.pool;
+        format!("pool \"{pool}\", on which it was, isn't imported: zpool import {}", quote(pool))
+    })
+}
+
+/// Whether the parts are what their datasets hold. Not looked at again after the last snapshot: a dataset that is
+/// mounted or unmounted meanwhile changes the layout.
+fn check_places(cx: &Context, layout: &Layout, control: &ControlFile) -> Result<()> {
+    discover::check_mounted(&cx.zfs, layout)?;
+    // TABLESPACE_VERSION_DIRECTORY in common/relpath.h; CREATE TABLESPACE always makes it.
+    let Some(major) = control.major_version() else { return Ok(()) };
+    let expected = format!("PG_{major}_{}", control.catalog_version);
+    for part in &layout.parts {
+        let PartKind::Tablespace { oid, .. } = part.kind else { continue };
+        if part.real_path.join(&expected).is_dir() {
+            continue;
+        }
+        // DROP TABLESPACE takes the folder away before the link.
+        let links = instance::tablespace_links(&cx.cluster.data_directory)?;
+        if links.iter().any(|(known, _)| *known == oid) {
+            let path = part.real_path.clone();
+            return Err(Refusal::NoVersionFolder { part: part.kind.clone(), path, expected }.into());
+        }
+    }
+    Ok(())
 }
 
 type Answer = (Result<ServerFacts, NoServer>, Option<Client>);

@@ -11,6 +11,7 @@ use support::command::{as_postgres, command, must, wait_until};
 use support::fixture::Fixture;
 use support::layout::two_pools_four_datasets;
 use support::lockstep::{LIMIT, Lockstep, Steps, exit, json_of};
+use support::pools::{patiently, release_and_destroy};
 
 /// The program with a configuration that differs in one place.
 fn with(fixture: &Fixture, from: &str, to: &str) -> Lockstep {
@@ -115,6 +116,42 @@ fn a_data_directory_that_nobody_uses_any_more() {
     // It was asked for.
     lockstep.backup("cold");
     moved.stop(Stop::Fast);
+}
+
+/// What is wrong says what to do.
+#[test]
+fn sets_that_are_not_whole_and_a_pool_that_is_away() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = fixture.lockstep();
+    let sets = [(); 2].map(|()| lockstep.backup("label"));
+    for set in &sets {
+        release_and_destroy(&set.volumes[0].snapshot);
+    }
+    let found = about(&lockstep, exit::PROBLEMS, "sets");
+    let what = found[0]["what"].as_str().unwrap_or_default();
+    assert!(found.len() == 1 && what.contains("none of the 2 sets"), "{found:?}");
+    for set in &sets {
+        let words = format!("lockstep prune --local --set {}", set.id);
+        let found = about(&lockstep, exit::PROBLEMS, &format!("set {}", set.id));
+        assert!(found[0]["hint"].to_string().contains(&words), "{found:?}");
+        let listed = lockstep.expect(exit::PROBLEMS, &["list"]);
+        assert!(listed.stderr.contains(&words), "{}", listed.describe());
+    }
+    let whole = lockstep.backup("label");
+    let found = about(&lockstep, exit::PROBLEMS, "sets");
+    let what = found[0]["what"].as_str().unwrap_or_default();
+    let words = format!("3 sets, 2 of them not whole, the newest that is whole is {}", whole.id);
+    assert_eq!(what, words, "{found:?}");
+
+    fixture.cluster.stop(Stop::Fast);
+    let pool = &fixture.pools[1].name;
+    patiently("zpool", &["export", pool], || ()).expect("it is idle");
+    for command in ["plan", "backup"] {
+        let failed = lockstep.expect(exit::FAILED, &[command]);
+        assert!(failed.stderr.contains(&format!("zpool import {pool}")), "{}", failed.describe());
+    }
+    let images = fixture.root().join("images");
+    must(command("zpool", ["import", "-d"]).args([images.as_os_str(), pool.as_ref()]));
 }
 
 /// What was a silent night: all that a look reads is right, and the backup has nowhere to write.

@@ -6,11 +6,11 @@ mod support;
 use std::fs;
 use std::os::unix::fs::symlink;
 use support::cluster::Stop;
-use support::command::{command, must};
+use support::command::{command, give_to_postgres, must};
 use support::fixture::{Fixture, assert_clean};
 use support::layout::{one_dataset, two_pools_four_datasets};
 use support::lockstep::exit;
-use support::pools::{patiently, zfs};
+use support::pools::{patiently, try_zfs, zfs};
 
 #[test]
 fn what_cannot_be_frozen_is_refused_by_name() {
@@ -254,4 +254,66 @@ fn a_cold_set_without_its_wal_is_none() {
         must(&mut command("mv", [aside.join(name), pg_wal.join(name)]));
     }
     assert_eq!(fixture.lockstep().backup("auto").strategy, "cold");
+}
+
+/// After a start at which a dataset couldn't be mounted PostgreSQL goes on, and the folder below its place is empty. Here it
+/// lies on a dataset too, as with inherited mountpoints.
+#[test]
+fn a_tablespace_whose_dataset_is_not_mounted_is_refused() {
+    let fixture = Fixture::new(one_dataset());
+    configure_retention(&fixture);
+    let lockstep = fixture.lockstep();
+    let place = fixture.mnt().join("all/late");
+    let dataset = fixture.pools[0].dataset("late", &place, &[]);
+    give_to_postgres(&place);
+    fixture.cluster.execute(&[
+        &format!("CREATE TABLESPACE late LOCATION '{}'", place.display()),
+        "CREATE TABLE there TABLESPACE late AS SELECT 1 AS n",
+    ]);
+    let sets: Vec<_> = (0..2).map(|_| lockstep.backup("label").id).collect();
+    fixture.cluster.stop(Stop::Fast);
+    patiently("zfs", &["unmount", &dataset], || ()).expect("it is idle");
+    fixture.cluster.start();
+    assert!(fs::read_dir(&place).expect("a folder is below").next().is_none());
+
+    let said = |words: &[&str]| {
+        for command in ["plan", "backup"] {
+            let refused = lockstep.expect(exit::REFUSED, &[command]);
+            for word in words {
+                assert!(refused.stderr.contains(word), "no {word:?}: {}", refused.describe());
+            }
+        }
+        let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
+        assert!(checked.stdout.contains(words[0]), "{}", checked.describe());
+        lockstep.run(&["prune"]);
+        assert!(sets.iter().all(|set| lockstep.sets().contains(set)), "{sets:?} were pruned");
+    };
+    let not_mounted =
+        [&*format!("dataset \"{dataset}\""), "isn't mounted there", "tablespace late"];
+    said(&[&not_mounted[..], &["hint: ", "zfs mount"]].concat());
+    // What was there before the dataset was looks as if it were right.
+    let version = fs::read_dir(fixture.tablespace("ts1")).expect("a tablespace").flatten().next();
+    let version = version.expect("it has a folder").file_name();
+    fs::create_dir(place.join(&version)).expect("a folder can be made");
+    said(&not_mounted);
+    // Without a dataset of that place (its pool may be away) the folder is asked.
+    fs::remove_dir(place.join(&version)).expect("it is empty");
+    zfs(&["set", "mountpoint=none", &dataset]);
+    let version = version.to_str().expect("UTF-8");
+    said(&[&format!("has no folder \"{version}\""), "tablespace late", "hint: ", "zpool import"]);
+
+    fixture.cluster.stop(Stop::Fast);
+    fs::remove_dir(&place).expect("it is empty");
+    zfs(&["set", &format!("mountpoint={}", place.display()), &dataset]);
+    let _ = try_zfs(&["mount", &dataset]);
+    fixture.cluster.start();
+    lockstep.expect(exit::DONE, &["backup"]);
+    assert_eq!(fixture.cluster.value("postgres", "SELECT n FROM there"), "1");
+}
+
+/// Keeps two sets on this host.
+fn configure_retention(fixture: &Fixture) {
+    let text = fixture.configuration("label", true);
+    let text = format!("{text}\n[clusters.main.retention]\nlocal = {{ last = 2 }}\n");
+    fs::write(fixture.config(), text).expect("the configuration can be written");
 }

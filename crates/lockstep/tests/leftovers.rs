@@ -4,16 +4,19 @@
 mod support;
 
 use rustix::process::Signal;
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
+use support::cluster::Stop;
+use support::command::{command, must, wait_until};
 use support::faults::{
-    assert_nothing_remains, assert_restorable, assert_said, kill_at, restore_arguments, signal_at,
-    wait_for_no_session,
+    assert_nothing_remains, assert_restorable, assert_said, entries, kill_at, restore_arguments,
+    server_by_hand, signal_at, wait_for_no_session,
 };
 use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
-use support::lockstep::{LIMIT, Set, Steps, exit, json_of};
-use support::pools::{property, zfs};
-use support::shipping::with_repository;
+use support::lockstep::{LIMIT, Lockstep, Set, Steps, exit, json_of, toml_string};
+use support::pools::{property, release_and_destroy, zfs};
+use support::shipping::{discard, with_repository};
 
 #[test]
 fn a_killed_backup_whose_snapshot_somebody_holds() {
@@ -99,8 +102,11 @@ fn a_set_goes_although_a_restore_or_a_shipment_of_it_was_killed() {
     assert!(clones >= 4, "{clones}");
     for set in [&first, &second] {
         let words = ["prune", "--local", "--set", set];
-        // It looks, and takes nothing away.
-        lockstep.run(&[&words[..], &["--dry-run"]].concat());
+        // It looks, takes nothing away, and knows that these clones will be gone.
+        let there = fixture.clones();
+        let planned = lockstep.expect(exit::DONE, &[&words[..], &["--dry-run"]].concat());
+        assert!(planned.stdout.contains("would remove"), "{}", planned.describe());
+        assert_eq!(fixture.clones().len(), there.len(), "a dry run changes nothing");
         lockstep.expect(exit::DONE, &words);
         assert!(fixture.clones().is_empty(), "{:?}", fixture.clones());
     }
@@ -151,4 +157,118 @@ fn views_are_passed_over_by_automatic_snapshots() {
     let outcome = program.wait(LIMIT);
     assert_eq!(outcome.code, Some(exit::DONE), "{}", outcome.describe());
     assert_nothing_remains(&fixture, &[], "after a shipment");
+}
+
+/// Runs a command, and puts in state_dir's place what it was when the command was at `step`.
+fn with_state_of(fixture: &Fixture, lockstep: &Lockstep, step: &str, arguments: &[&str]) {
+    let steps = Steps::new(fixture.root().join("steps"));
+    steps.hold(step);
+    let mut program = lockstep.clone().with_steps(&steps).spawn(arguments);
+    steps.wait_reached(step, &mut program);
+    let copy = fixture.root().join("copy");
+    must(command("cp", ["-a"]).args([&fixture.state, &copy]));
+    steps.release(step);
+    let outcome = program.wait(LIMIT);
+    assert_eq!(outcome.code, Some(exit::DONE), "{}", outcome.describe());
+    fs::remove_dir_all(&fixture.state).expect("the test may remove it");
+    fs::rename(&copy, &fixture.state).expect("it can be renamed");
+}
+
+/// The journals of restores.
+fn journals(fixture: &Fixture) -> Vec<PathBuf> {
+    let mut all = entries(&fixture.state.join("clusters/main/restores"));
+    all.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    all
+}
+
+/// A state_dir that comes back from a copy made while a restore ran has its journal: what the restore made is somebody's
+/// cluster by then.
+#[test]
+fn what_a_restore_made_stays_when_its_journal_comes_back() {
+    let fixture = Fixture::new(two_pools_four_datasets().setting("autovacuum", "off"));
+    fixture.cluster.execute(&["CREATE TABLE one TABLESPACE ts1 AS SELECT 1 AS n"]);
+    let lockstep = with_repository(&fixture);
+    let set = Set::of(&lockstep.json(&["backup"])).id;
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let zfs_form = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let forms = [
+        ("clones", &[][..]),
+        ("files", &["--from", "repository", "--as", "files"]),
+        ("zfs", &zfs_form),
+    ];
+    for (name, form) in forms {
+        let to = fixture.target(name);
+        let arguments = restore_arguments(&set, &to, form);
+        with_state_of(&fixture, &lockstep, "restore.control", &arguments);
+        assert_eq!(journals(&fixture).len(), 1, "{name}");
+        let checked = lockstep.run(&["check"]).stdout;
+        assert!(!checked.contains("cut off"), "{name}: {checked}");
+        let outcome = lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
+        assert_said(&outcome, &["a restore that has ended", "stays"]);
+        assert!(to.join("data/global/pg_control").exists(), "{name} is gone");
+        assert_eq!(journals(&fixture), [""; 0].map(PathBuf::from), "{name}");
+    }
+    assert_eq!(fixture.clones().len(), 4);
+    zfs(&["list", &format!("{parent}/data"), &format!("{parent}/wal")]);
+
+    // One that an older Lockstep restored says nothing: its server does, and the configuration.
+    let to = fixture.target("clones");
+    let unmarked = |arguments: &[&str]| {
+        with_state_of(&fixture, &lockstep, "restore.control", arguments);
+        for clone in fixture.clones() {
+            zfs(&["inherit", "lockstep:ended", &clone.name]);
+        }
+    };
+    fixture.discard_restored(&to, &set);
+    unmarked(&restore_arguments(&set, &to, &[]));
+    let data = fs::canonicalize(to.join("data")).expect("it was restored");
+    let server = server_by_hand(&fixture, &data);
+    server.start();
+    let outcome = lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
+    assert_said(&outcome, &["a cluster of its own by now"]);
+    assert_eq!(server.value("postgres", "SELECT n FROM one"), "1");
+    server.stop(Stop::Fast);
+    fixture.discard_restored(&to, &set);
+
+    unmarked(&restore_arguments(&set, &to, &[]));
+    let server = server_by_hand(&fixture, &data);
+    server.start();
+    wait_until("it has recovered", LIMIT, || {
+        server.value("postgres", "SELECT pg_is_in_recovery()") == "f"
+    });
+    server.stop(Stop::Fast);
+    let path = fixture.root().join("shipping.toml");
+    let text = fs::read_to_string(&path).expect("the configuration");
+    let more = format!("{text}\n[clusters.restored]\ndata_directory = {}\n", toml_string(&data));
+    fs::write(&path, &more).expect("it can be written");
+    let outcome = lockstep.expect(exit::DONE, &["--cluster", "main", "backup", "--no-ship"]);
+    assert_said(&outcome, &["may be cluster \"restored\"", "stays for now"]);
+    assert!(data.join("global/pg_control").exists() && journals(&fixture).len() == 1);
+    fs::write(&path, text).expect("it can be written");
+    // It is nobody's: what the journal names goes.
+    lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
+    assert!(!data.exists() && journals(&fixture).is_empty());
+    discard(&fixture, &fixture.target("zfs"), &parent);
+}
+
+/// A backup whose snapshots are marked complete had its manifest: the copy of state_dir is older.
+#[test]
+fn a_set_that_is_marked_complete_stays_when_its_journal_comes_back() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = fixture.lockstep();
+    let arguments = ["backup", "--strategy", "label"];
+    with_state_of(&fixture, &lockstep, "backup.manifest", &arguments);
+    assert!(lockstep.sets().is_empty());
+    let snapshots = fixture.snapshots();
+    assert_eq!(snapshots.len(), 4, "{snapshots:?}");
+    let checked = lockstep.run(&["check"]).stdout;
+    assert!(checked.contains("marked complete") && checked.contains("lockstep adopt"), "{checked}");
+    let outcome = lockstep.expect(exit::DONE, &["--json", "backup", "--strategy", "label"]);
+    assert_said(&outcome, &["marked complete", "lockstep adopt"]);
+    let there = fixture.snapshots();
+    assert!(snapshots.iter().all(|name| there.contains(name)), "{there:?}");
+    let checked = lockstep.run(&["check"]).stdout;
+    assert!(checked.contains(&snapshots[0]), "{checked}");
+    fixture.discard_set(&Set::of(&json_of(&outcome)).id);
+    snapshots.iter().for_each(|name| release_and_destroy(name));
 }

@@ -589,6 +589,48 @@ fn a_set_is_removed_wholly_after_its_dataset_was_renamed() {
     rename(&renamed, dataset);
 }
 
+/// `zfs promote` of a clone takes the snapshots to the clone, and the dataset itself is a clone of one of them since.
+#[test]
+fn a_set_whose_snapshot_went_with_a_promoted_clone() {
+    let fixture = quiet("local = { last = 1 }");
+    let lockstep = fixture.lockstep();
+    let [first, old, _] = [(); 3].map(|()| lockstep.backup("label"));
+    let place = fixture.layout.datasets.iter().position(|dataset| dataset.mount == "ts2");
+    let dataset = &fixture.datasets[place.expect("it has ts2")];
+    let clone = format!("{}/theirs", fixture.pools[1].name);
+    let snapshot = format!("{dataset}@lockstep-{}", old.id);
+    zfs(&["clone", "-o", "mountpoint=none", &snapshot, &clone]);
+    zfs(&["promote", &clone]);
+
+    let words = format!("zfs promote {dataset}");
+    let checked = lockstep.expect(exit::PROBLEMS, &["check"]).stdout;
+    assert!(checked.contains(&words), "{checked}");
+    let planned = json_of(&lockstep.expect(exit::PROBLEMS, &["--json", "prune", "--dry-run"]));
+    let told = told(&planned, 0);
+    assert_eq!(with_action(&told, "remove"), [&*first.id], "{planned}");
+    assert_eq!(with_action(&told, "left"), [&*old.id], "{planned}");
+    assert!(planned.to_string().contains(&words), "{planned}");
+    let run = json_of(&lockstep.expect(exit::PROBLEMS, &["--json", "prune"]));
+    assert_eq!(run["places"][0]["sets"], planned["places"][0]["sets"], "what was planned was run");
+    // The way back.
+    zfs(&["promote", dataset]);
+    assert_restorable(&fixture, &old.id);
+    zfs(&["promote", &clone]);
+    // Who names it gives it up; what is in the way stays.
+    let named = ["prune", "--local", "--set", &old.id];
+    lockstep.expect(exit::DONE, &[&named[..], &["--dry-run"]].concat());
+    let outcome = lockstep.expect(exit::DONE, &named);
+    assert_said(&outcome, &["is given up", &format!("{clone}@lockstep-{}", old.id)]);
+    assert!(!lockstep.sets().contains(&old.id));
+    let of_it: Vec<_> =
+        fixture.snapshots().into_iter().filter(|name| name.contains(&old.id)).collect();
+    assert_eq!(of_it, [format!("{clone}@lockstep-{}", old.id)]);
+    // Nothing of Lockstep's holds it.
+    zfs(&["promote", dataset]);
+    zfs(&["destroy", &clone]);
+    zfs(&["destroy", &snapshot]);
+}
+
 /// Renames a dataset that nobody uses any more; zfs-fuse calls it busy for a moment.
 #[track_caller]
 fn rename(from: &str, to: &str) {

@@ -16,6 +16,7 @@ use support::layout::two_pools_four_datasets;
 use support::ledger::{Expected, Ledger};
 use support::load::{Load, Plan};
 use support::lockstep::{Lockstep, Set, exit, json_of};
+use support::pools::zfs;
 use support::shipping::{NAME, assert_received, discard, folder, objects, packs, with_options};
 
 const SCALE: u32 = 1;
@@ -283,4 +284,97 @@ fn packs_of_sets_that_went_are_written_anew() {
     );
     assert_eq!(restored.server().value("postgres", sum), expected);
     restored.server().stop(Stop::Fast);
+}
+
+/// Gives a set that isn't shipped yet another id, as if it had been taken at that time.
+fn taken_at(fixture: &Fixture, set: &str, id: &str) {
+    let sets = fixture.state.join("clusters/main/sets");
+    let path = sets.join(set).join("manifest.json");
+    let text = fs::read_to_string(&path).expect("a manifest").replace(set, id);
+    let mut manifest: Value = serde_json::from_str(&text).expect("JSON");
+    let day = format!("{}-{}-{}", &id[..4], &id[4..6], &id[6..8]);
+    for name in ["started_at", "finished_at", "consistent_at"] {
+        manifest[name] = format!("{day}T00:00:00Z").into();
+    }
+    // The hash of it is made anew.
+    manifest["checksum"] = "".into();
+    let manifest: Manifest = serde_json::from_value(manifest).expect("a manifest");
+    fs::write(&path, manifest.to_bytes().expect("a manifest")).expect("it can be written");
+    fs::rename(sets.join(set), sets.join(id)).expect("it can be renamed");
+    for volume in &manifest.volumes {
+        let snapshot = format!("{}@lockstep-{id}", volume.dataset);
+        zfs(&["rename", &format!("{}@lockstep-{set}", volume.dataset), &snapshot]);
+        zfs(&["set", &format!("lockstep:set={id}"), &snapshot]);
+    }
+}
+
+/// A clock that was ahead once: the set isn't the newest until then, says so everywhere, and can go.
+#[test]
+fn a_set_that_is_dated_later_than_now() {
+    let fixture = Fixture::new(two_pools_four_datasets().setting("autovacuum", "off"));
+    let lockstep = configured(&fixture, "local = { last = 1 }\nrepository = { last = 1 }");
+    let taken = Set::of(&lockstep.json(&["backup", "--no-ship"])).id;
+    let ahead = "20990101T000000Z-aaaa";
+    taken_at(&fixture, &taken, ahead);
+    lockstep.expect(exit::DONE, &["ship", ahead]);
+    // The only one in common is needed still.
+    let needed = lockstep.expect(exit::PROBLEMS, &["prune", "--local", "--set", ahead]);
+    assert_said(&needed, &["newest in common with repository offsite"]);
+
+    let outcome = lockstep.expect(exit::PROBLEMS, &["--json", "backup"]);
+    assert_said(&outcome, &[ahead, "dated later than now", "lockstep prune --local --set"]);
+    let next = Set::of(&json_of(&outcome));
+    let volumes = next.json["repositories"][0]["volumes"].as_array().expect("volumes");
+    assert!(volumes.iter().all(|volume| volume["base"].is_string()), "{}", next.json);
+    for from in ["snapshots", "repository"] {
+        let shown = lockstep.json(&["show", "latest", "--from", from]);
+        assert_eq!(shown["set"], *next.id, "{from}");
+    }
+    let checked = lockstep.expect(exit::PROBLEMS, &["check"]).stdout;
+    for place in ["--local", "--repository offsite"] {
+        let words = format!("lockstep prune {place} --set {ahead}");
+        assert!(checked.contains(&words), "{checked}");
+    }
+    lockstep.expect(exit::DONE, &["prune"]);
+    assert_eq!(lockstep.sets(), [&*next.id, ahead], "no policy takes it away");
+    for place in [&["--local"][..], &["--repository", NAME]] {
+        lockstep.expect(exit::DONE, &[&["prune", "--set", ahead], place].concat());
+    }
+    assert_eq!(lockstep.sets(), [&*next.id]);
+    let checked = lockstep.expect(exit::DONE, &["check"]).stdout;
+    assert!(!checked.contains("later than now"), "{checked}");
+    let last = Set::of(&lockstep.json(&["backup"]));
+    let volumes = last.json["repositories"][0]["volumes"].as_array().expect("volumes");
+    assert!(volumes.iter().all(|volume| volume["base"].is_string()), "{}", last.json);
+    let to = fixture.target("last");
+    let parent = format!("{}/last", fixture.pools[0].name);
+    lockstep.restore(&last.id, &to, &["--from", "repository", "--as", "zfs", "--dataset", &parent]);
+    assert_received(&fixture, &last, &parent);
+    discard(&fixture, &to, &parent);
+}
+
+/// What is known of the pages of a repository that nothing is shipped to any more takes room, and so do the locks of
+/// commands that were killed.
+#[test]
+fn what_nobody_uses_any_more_goes() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = configured(&fixture, "local = { last = 1 }");
+    lockstep.backup("label");
+    let cluster = fixture.state.join("clusters/main");
+    let of = |name: &str| ["tags", "deltas"].map(|kind| cluster.join(kind).join(name));
+    let (own, former) = (of(NAME), of("former"));
+    for folder in own.iter().chain(&former) {
+        fs::create_dir_all(folder).expect("it can be made");
+        fs::write(folder.join("known"), "").expect("it can be written");
+    }
+    let locks =
+        ["name-dev.lock", "below-tank%main.lock"].map(|name| cluster.join("restores").join(name));
+    for lock in &locks {
+        fs::write(lock, "process 1 (lockstep restore)").expect("it can be written");
+    }
+    lockstep.expect(exit::DONE, &["prune", "--dry-run"]);
+    assert!(former.iter().chain(&locks).all(|path| path.exists()), "a dry run changes nothing");
+    lockstep.expect(exit::DONE, &["prune"]);
+    assert!(!former.iter().chain(&locks).any(|path| path.exists()));
+    assert!(own.iter().all(|folder| folder.join("known").exists()), "it is shipped to still");
 }

@@ -177,3 +177,26 @@ fn what_was_done_before_an_interruption_is_told() {
     assert_told(&rest, &[(&sets[1].id, None)]);
     assert_eq!(rest["partial"], false, "{rest}");
 }
+
+/// What is noted is noted of the repository itself: one that was made anew under its name has none of it.
+#[test]
+fn a_repository_that_was_made_anew_gets_what_the_former_one_had() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    let [first, second] = [(); 2].map(|()| lockstep.backup("label").id);
+    fs::remove_dir_all(folder(&fixture)).expect("it can be lost");
+    lockstep.expect(exit::DONE, &["repo", "init"]);
+    let third = lockstep.backup("label").id;
+    let listed = lockstep.json(&["list"]);
+    for set in listed["sets"].as_array().expect("a list") {
+        let expected = usize::from(set["set"] == *third);
+        let found = set["in_repositories"].as_array().map(Vec::len);
+        assert_eq!(found, Some(expected), "{listed}");
+    }
+    assert_told(&lockstep.json(&MISSING[1..]), &[(&first, None), (&second, None)]);
+    let listed = lockstep.json(&["list"]);
+    assert!(!listed.to_string().contains("\"in_repositories\":[]"), "{listed}");
+    // Its marks are of it too.
+    lockstep.expect(exit::DONE, &["prune", "--repository", NAME, "--set", &first]);
+    assert_told(&lockstep.json(&MISSING[1..]), &[]);
+}

@@ -5,6 +5,7 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::restore;
 use crate::set::journal::{self, BackupJournal, RemovalJournal, RestoreJournal};
+use crate::set::unfinished::{self, ADOPT, NO_MANIFEST};
 
 const SUBJECT: &str = "unfinished";
 
@@ -14,7 +15,13 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
     let mut all = Vec::new();
     if !running {
         for (_, entry) in journal::read_all::<BackupJournal>(&cx.state.path("unfinished"))? {
-            all.push(of_backup(&entry));
+            // One whose manifest is there is complete all the same.
+            let is_lost = !cx.state.is_complete(entry.set.as_str())
+                && unfinished::is_marked_complete(cx, &entry)?;
+            all.push(match is_lost {
+                true => warning("snapshots", format!("set {}: {NO_MANIFEST}", entry.set), ADOPT),
+                false => of_backup(&entry),
+            });
         }
         for (_, entry) in journal::read_all::<RemovalJournal>(&cx.state.path("removals"))? {
             all.push(warning(
@@ -25,7 +32,9 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
         }
     }
     for (_, entry) in journal::read_all::<RestoreJournal>(&cx.state.path("restores"))? {
-        if restore::unfinished::lock(cx, &entry.id).is_ok() {
+        let is_dead = restore::unfinished::lock(cx, &entry.id).is_ok();
+        // The next command forgets one that has ended.
+        if is_dead && !restore::unfinished::has_ended(cx, &entry)? {
             all.push(of_restore(&entry, &in_the_way(cx, &entry)?));
         }
     }

@@ -1,6 +1,6 @@
 //! The sets of this host and of the repositories: whether they are whole, and how old their data is.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use pgfiles::control_file::ControlFile;
 
@@ -11,10 +11,11 @@ use crate::postgres::instance;
 use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::{self, Repository, Shipped, ShippedVolume, locks};
 use crate::restore;
+use crate::retention;
 use crate::set::at_work;
 use crate::set::branches::{Branches, Member};
 use crate::set::manifest::{Manifest, SetVolume};
-use crate::set::removal;
+use crate::set::{notes, removal};
 use crate::ship::lease;
 use crate::volume::zfs::Tagged;
 
@@ -26,6 +27,7 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     let (sets, damaged) = cx.state.sets()?;
     let mut all: Vec<_> =
         damaged.iter().map(|(id, error)| failure(&format!("set {id}"), error)).collect();
+    let mut broken = BTreeSet::new();
     for set in &sets {
         // One that is removed beside this isn't a damaged one.
         if let Err(error) = restore::check_set(cx, set)
@@ -33,9 +35,19 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
         {
             all.push(failure(&format!("set {}", set.set), &error));
             all.extend(renamed(cx, set)?);
+            broken.insert(&set.set);
         }
     }
-    let Some(last) = sets.last() else {
+    let now = jiff::Timestamp::now();
+    all.extend(sets.iter().filter_map(|set| ahead("sets", set, "--local", now)));
+    let whole = sets.iter().filter(|set| !broken.contains(&set.set));
+    let newest = retention::newest(whole, |set| set.set.as_str(), now);
+    if newest.is_none() && !sets.is_empty() {
+        let what = format!("none of the {} sets here can be restored", sets.len());
+        all.push(wrong("sets", what, "take one: lockstep backup"));
+        return Ok(all);
+    }
+    let Some(last) = newest else {
         let hint = match cx.cluster.repositories.is_empty() {
             true => "take one: lockstep backup",
             false => {
@@ -46,11 +58,17 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
         all.push(wrong("sets", "there is no set yet", hint));
         return Ok(all);
     };
-    let now = jiff::Timestamp::now();
     let max_age = cx.cluster.max_age_hours;
+    let number = match broken.len() {
+        0 => format!("{} sets", sets.len()),
+        broken => format!("{} sets, {broken} of them not whole", sets.len()),
+    };
+    let which = if broken.is_empty() { "" } else { " that is whole" };
     all.push(match too_old(last, max_age, now) {
-        Some(old) => wrong("sets", format!("the newest set, {}, {}", last.set, old.what), old.hint),
-        None => ok("sets", format!("{} sets, the newest is {}", sets.len(), last.set)),
+        Some(old) => {
+            wrong("sets", format!("the newest set{which}, {}, {}", last.set, old.what), old.hint)
+        }
+        None => ok("sets", format!("{number}, the newest{which} is {}", last.set)),
     });
     let control = instance::read_control(&cx.cluster.data_directory).ok();
     let timelines = Branches::of(sets.iter().map(Member::from));
@@ -80,6 +98,16 @@ fn of_another(cx: &Context, newest: &Manifest, control: &ControlFile) -> Option<
     })
 }
 
+/// A set that is dated later than now, and what to do about it at `place`.
+fn ahead(subject: &str, set: &Manifest, place: &str, now: jiff::Timestamp) -> Option<Finding> {
+    let id = set.set.as_str();
+    retention::is_ahead(id, now).then(|| {
+        let what =
+            format!("set {id} is dated later than now, {}", now.strftime("%Y-%m-%d %H:%M:%SZ"));
+        wrong(subject, what, retention::ahead_hint(id, place))
+    })
+}
+
 /// Snapshots of a set whose dataset was renamed: the set can't be restored from them, and `prune` finds them.
 fn renamed(cx: &Context, set: &Manifest) -> Result<Vec<Finding>> {
     let mut all = Vec::new();
@@ -89,12 +117,26 @@ fn renamed(cx: &Context, set: &Manifest) -> Result<Vec<Finding>> {
         if !there.contains_key(&snapshot)
             && let Some(now) = removal::renamed(cx, &snapshot, &volume.guid, volume.createtxg)?
         {
-            let what = format!("\"{now}\" is of set {}, whose dataset was renamed", set.set);
-            let hint = format!(
-                "the set restores once its dataset is \"{}\" again; `lockstep prune` removes the snapshot with the set",
-                volume.dataset
-            );
-            all.push(warning("snapshots", what, hint));
+            let standing = cx.zfs.standing(std::slice::from_ref(&now))?;
+            let promoted =
+                standing.get(&now).and_then(|s| removal::promoted(&volume.dataset, &now, s));
+            all.push(match promoted {
+                Some(what) => {
+                    let hint = format!(
+                        "then set {} is whole again; to be rid of the set: lockstep prune --local --set {}",
+                        set.set, set.set
+                    );
+                    warning("snapshots", what, hint)
+                }
+                None => {
+                    let what = format!("\"{now}\" is of set {}, whose dataset was renamed", set.set);
+                    let hint = format!(
+                        "the set restores once its dataset is \"{}\" again; `lockstep prune` removes the snapshot with the set",
+                        volume.dataset
+                    );
+                    warning("snapshots", what, hint)
+                }
+            });
         }
     }
     Ok(all)
@@ -178,14 +220,22 @@ fn of_sets(
     now: jiff::Timestamp,
 ) -> Result<Vec<Finding>> {
     let (sets, damaged) = opened.sets()?;
-    let (here, _) = cx.state.sets()?;
+    let (mut here, _) = cx.state.sets()?;
     let max_age = cx.cluster.max_age_hours;
     let kin = Kin::of(&Identity::of(cx, &here), &sets);
-    let (ours, others): (Vec<_>, Vec<_>) = sets.into_iter().partition(|set| kin.has(set));
-    let mut all = Vec::new();
+    let (mut ours, others): (Vec<_>, Vec<_>) = sets.into_iter().partition(|set| kin.has(set));
+    let place = format!("--repository {}", opened.name);
+    let ahead = ours.iter().filter_map(|set| ahead(subject, &set.manifest, &place, now));
+    let mut all: Vec<_> = ahead.collect();
+    // What has come since then tells how old the newest is.
+    let is_ahead = |set: &Manifest| retention::is_ahead(set.set.as_str(), now);
+    if ours.iter().any(|set| !is_ahead(&set.manifest)) {
+        ours.retain(|set| !is_ahead(&set.manifest));
+    }
+    here.retain(|set| !is_ahead(set));
     let damaged_ids = damaged.iter().map(|(id, _)| id.as_str());
     let ids = ours.iter().map(|set| set.manifest.set.as_str()).chain(damaged_ids);
-    let newest_id = ids.max().map(str::to_owned);
+    let newest_id = retention::newest(ids, |id| id, now).map(str::to_owned);
     let control = instance::read_control(&cx.cluster.data_directory).ok();
     let timelines = Branches::of(ours.iter().map(|set| Member::from(&set.manifest)));
     let last = ours.last().map(|set| &set.manifest);
@@ -227,9 +277,7 @@ fn of_sets(
     all.extend(of_others(cx.name.as_str(), subject, &others));
     let is_there =
         |set: &Manifest| others.iter().chain(&ours).any(|there| there.manifest.set == set.set);
-    let is_noted = |set: &Manifest| {
-        cx.state.shipped_to(&set.set).iter().any(|place| place.repository == opened.name)
-    };
+    let is_noted = |set: &Manifest| notes::is_shipped(cx, &set.set, &opened.name, Some(&opened.id));
     let noted = here.iter().rev().find(|set| is_noted(set));
     let this = ThisHost {
         sets: &here,

@@ -9,6 +9,7 @@ use crate::backup::{self, Request};
 use crate::config::StrategyChoice;
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::retention;
 use crate::set::branches::{Branches, LeftBehind, Member};
 use crate::set::manifest::Manifest;
 
@@ -55,7 +56,7 @@ impl Backup {
                 crate::steps::end_with_the_reader();
                 as_text(&manifest);
             }
-            return Ok(done(&manifest, left.as_ref()));
+            return Ok(done(cx, &manifest, left.as_ref()));
         }
         if !json {
             as_text(&manifest);
@@ -71,23 +72,30 @@ impl Backup {
         }
         ship::tell_failures(&outcomes);
         Ok(match ship::done(&outcomes) {
-            Done::Well => done(&manifest, left.as_ref()),
+            Done::Well => done(cx, &manifest, left.as_ref()),
             problems => problems,
         })
     }
 }
 
 /// Exit code 3 where the set is less than was meant: of old data, without a connection, or of a timeline that this
-/// host's own sets say was left; that is told here.
-fn done(manifest: &Manifest, left: Option<&LeftBehind>) -> Done {
+/// host's own sets say was left; that is told here. And where another is dated later than now: that one would be taken for
+/// the newest.
+fn done(cx: &Context, manifest: &Manifest, left: Option<&LeftBehind>) -> Done {
     if let Some(left) = left {
         eprintln!("error: {left}");
         eprintln!("hint: {}", left.hint());
     }
-    match manifest.problems().next().is_none() && left.is_none() {
-        true => Done::Well,
-        false => Done::WithProblems,
+    let now = jiff::Timestamp::now();
+    let is_ahead = |set: &Manifest| retention::is_ahead(set.set.as_str(), now);
+    let sets = cx.state.sets().map(|(sets, _)| sets).unwrap_or_default();
+    let ahead: Vec<_> = sets.iter().filter(|set| is_ahead(set)).collect();
+    for set in &ahead {
+        let hint = retention::ahead_hint(set.set.as_str(), "--local");
+        tracing::error!("set {} is dated later than now: {hint}", set.set);
     }
+    let is_well = manifest.problems().next().is_none() && ahead.is_empty() && left.is_none();
+    if is_well { Done::Well } else { Done::WithProblems }
 }
 
 fn with_left(mut value: Value, left: Option<&LeftBehind>) -> Value {

@@ -63,8 +63,10 @@ impl List {
                 let (incomplete, own) = restore::look(cx, &sets)?;
                 damaged.extend(incomplete);
                 let mut listed = Vec::new();
-                for (manifest, own_bytes) in sets.iter().zip(own) {
-                    let elsewhere = Some(cx.state.shipped_to(&manifest.set));
+                let ids: Vec<_> = sets.iter().map(|set| &set.set).collect();
+                let known = cx.state.known_in(&ids)?;
+                for ((manifest, own_bytes), known) in sets.iter().zip(own).zip(known) {
+                    let elsewhere = Some(known);
                     let is_whole = damaged.iter().all(|(id, _)| *id != manifest.set);
                     listed.push(Listed { manifest, stored: None, elsewhere, is_whole, own_bytes });
                 }
@@ -253,7 +255,10 @@ impl Show {
             None => cx.state.find(&self.set)?,
             Some((_, shipped)) => shipped.manifest.clone(),
         };
-        let elsewhere = there.is_none().then(|| cx.state.shipped_to(&manifest.set));
+        let elsewhere = match &there {
+            None => cx.state.known_in(&[&manifest.set])?.pop(),
+            Some(_) => None,
+        };
         let incomplete = match &there {
             None => restore::incomplete(cx, std::slice::from_ref(&manifest))?,
             Some(_) => Vec::new(),
@@ -308,7 +313,7 @@ fn show_repositories(configured: &[String], known: &[InRepository]) {
     for name in configured.iter().filter(|name| known.iter().all(|k| k.repository != **name)) {
         say!("  {name}: no; `lockstep ship` brings it there");
     }
-    for InRepository { repository, shipped_at } in known {
+    for InRepository { repository, shipped_at, .. } in known {
         match shipped_at {
             Some(time) => say!("  {repository}: since {time}"),
             None => say!("  {repository}: yes"),

@@ -40,6 +40,33 @@ pub enum Refusal {
         /// The dataset's.
         expected: (u32, u32),
     },
+    /// A dataset's place lies on the way to a part, and it isn't mounted there: what is seen is the folder below it.
+    #[error(
+        "{part} is at \"{}\", and dataset \"{dataset}\", whose place that is (\"{}\"), isn't mounted there: what is seen lies on \"{on}\"",
+        path.display(), point.display()
+    )]
+    NotMounted {
+        /// The part.
+        part: PartKind,
+        /// Its path, without links.
+        path: PathBuf,
+        /// The dataset.
+        dataset: String,
+        /// Its mountpoint.
+        point: PathBuf,
+        /// The dataset that holds the folder.
+        on: String,
+    },
+    /// A tablespace's folder lacks what CREATE TABLESPACE makes in it.
+    #[error("{part} at \"{}\" has no folder \"{expected}\": its files aren't there", path.display())]
+    NoVersionFolder {
+        /// The part.
+        part: PartKind,
+        /// Its path, without links.
+        path: PathBuf,
+        /// The folder of this version.
+        expected: String,
+    },
     /// A file system is mounted inside a part: its files would be in no snapshot.
     #[error("\"{source_name}\" is mounted at \"{}\", inside {part}: its files are in no snapshot of that part", point.display())]
     NestedMount {
@@ -405,6 +432,11 @@ impl Refusal {
         match self {
             Self::NotSnapshottable { .. } => "move it to a ZFS dataset, or back up a standby that lies on ZFS".into(),
             Self::HiddenMount { .. } => "look at `findmnt -A` for what hides the dataset; unmount it, or start lockstep where PostgreSQL's files are seen as PostgreSQL sees them".into(),
+            Self::NotMounted { dataset, .. } => {
+                let name = quote(dataset);
+                format!("stop the server, `zfs mount {name}` (its key may have to be loaded before), and start the server again; where the folder below is what is meant: `zfs set canmount=noauto {name}`")
+            }
+            Self::NoVersionFolder { .. } => "is its dataset mounted, and its pool imported (`zpool import`)? Stop the server, mount it, and start the server again; a tablespace that is lost: DROP TABLESPACE".into(),
             Self::NestedMount { .. } => "unmount it, or make its files part of the dataset around it".into(),
             Self::StrayLink { .. } => "stop the server and put what it leads to in the place of the link; what has to lie elsewhere can be a tablespace: PostgreSQL itself makes links for those and for pg_wal alone".into(),
             Self::NoStrategy { .. } => "configure host and user so that Lockstep can connect: strategy label works on every layout".into(),
@@ -421,9 +453,9 @@ impl Refusal {
             Self::WalEndsEarly { .. } => "take another set, with strategy label where a connection is possible; this one is whole only where an archive has that segment".into(),
             Self::WalDamaged { .. } => "is pg_wal written by anything but PostgreSQL? look at the file with pg_waldump".into(),
             Self::NotOneTransactionGroup { .. } => "is something else taking snapshots with the same name? use strategy label".into(),
-            Self::SnapshotMissing { .. } => "restore another set: `lockstep list`; was it destroyed by hand?".into(),
+            Self::SnapshotMissing { set, .. } => format!("restore another set: `lockstep list`; was it destroyed by hand? To be rid of this set: lockstep prune --local --set {set}"),
             Self::PoolAway { set, pool, .. } => format!("`zpool import {}`, and the set is whole again; where the pool is gone for good, `lockstep prune --local --set {set}` gives the set up", quote(pool)),
-            Self::SnapshotSwapped { .. } => "a snapshot was renamed or taken again under this name; restore another set: `lockstep list`".into(),
+            Self::SnapshotSwapped { set, .. } => format!("a snapshot was renamed or taken again under this name; restore another set: `lockstep list`. To be rid of this set: lockstep prune --local --set {set}"),
             Self::SetDamaged { .. } => "restore another set: `lockstep list`".into(),
             Self::TargetBeforeConsistency { .. } => "take an older set (`lockstep list`) or a later target".into(),
             Self::StoredRaw { .. } => "restore all of the set with --as zfs --dataset POOL/PATH, and load the key there".into(),

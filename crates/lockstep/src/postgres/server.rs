@@ -348,7 +348,8 @@ fn signal(pid: i32, how: Stop) {
 }
 
 /// Whether the process works in `data`: a pid may have been given to somebody else since.
-fn runs_in(pid: i32, data: &Path) -> bool {
+#[must_use]
+pub fn runs_in(pid: i32, data: &Path) -> bool {
     let identity = |path: &Path| std::fs::metadata(path).map(|m| (m.dev(), m.ino()));
     match (identity(Path::new(&format!("/proc/{pid}/cwd"))), identity(data)) {
         (Ok(process), Ok(data)) => process == data,

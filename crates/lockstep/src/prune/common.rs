@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::context::Context;
 use crate::error::Result;
-use crate::repository;
+use crate::repository::{self, Repository};
+use crate::retention;
 use crate::set::notes;
 
 /// What this host has in common with a repository.
@@ -25,8 +26,10 @@ pub(super) fn with_all(cx: &Context, local: &BTreeSet<String>) -> Vec<Common> {
 
 fn with_one(cx: &Context, name: &str, local: &BTreeSet<String>) -> Common {
     let there = repository::open(cx, name).and_then(|repository| repository.ids());
-    // Ids sort by time.
-    let newest = |is_there: &dyn Fn(&String) -> bool| local.iter().filter(|id| is_there(id)).max();
+    let now = jiff::Timestamp::now();
+    let newest = |is_there: &dyn Fn(&String) -> bool| {
+        retention::newest(local.iter().filter(|id| is_there(id)), |id| id, now)
+    };
     let (newest, problem) = match there {
         Ok(there) => {
             let there: BTreeSet<_> = there.into_iter().collect();
@@ -45,16 +48,16 @@ fn with_one(cx: &Context, name: &str, local: &BTreeSet<String>) -> Common {
 
 /// Whether the set was seen complete in the repository: shipping writes that down.
 fn was_shipped(cx: &Context, set: &str, repository: &str) -> bool {
-    set.parse().is_ok_and(|set| notes::shipped(cx, &set, repository).exists())
+    set.parse().is_ok_and(|set| notes::is_shipped(cx, &set, repository, None))
 }
 
 /// Notes that the set is no longer complete in the repository, but was: it is about to be removed there.
 ///
 /// # Errors
 /// When that can't be noted.
-pub(super) fn forget_shipped(cx: &Context, set: &str, repository: &str) -> Result<()> {
+pub(super) fn forget_shipped(cx: &Context, set: &str, repository: &Repository) -> Result<()> {
     match set.parse() {
-        Ok(set) => notes::mark_pruned(cx, &set, repository),
+        Ok(set) => notes::mark_pruned(cx, &set, &repository.name, &repository.id),
         Err(_) => Ok(()),
     }
 }

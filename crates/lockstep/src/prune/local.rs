@@ -13,15 +13,16 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::SetId;
 use crate::process::quote;
+use crate::restore;
 use crate::retention::{self, Candidate, Decision, Reason};
 use crate::set::at_work;
 use crate::set::branches::{Branches, Member};
-use crate::set::manifest::Manifest;
+use crate::set::manifest::{Manifest, SetVolume};
 use crate::set::removal::{self, Removal};
 use crate::set::unread::{self, Unread};
 use crate::ship::begun;
 use crate::steps;
-use crate::volume::zfs::{SnapshotName, Standing};
+use crate::volume::zfs::{DatasetName, SnapshotName, Standing};
 
 /// Plans, shows the plan, and carries it out.
 ///
@@ -40,6 +41,10 @@ pub(super) fn prune(
     }
     let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
     let mut facts = Facts::take(cx)?;
+    if request.dry_run {
+        // Else it is gone by now.
+        facts.pass_over(&restore::unfinished::to_be_undone(cx)?);
+    }
     let damaged = facts.damaged.iter().map(|(id, _)| id);
     let ids = facts.sets.iter().map(|set| &set.set).chain(damaged).map(ToString::to_string);
     let named = resolve(&Place::Local, &request.sets, &ids.collect::<Vec<_>>())?;
@@ -91,6 +96,8 @@ struct Facts {
     /// Where the snapshots of damaged sets are that are removed.
     unread: BTreeMap<String, Unread>,
     standing: BTreeMap<SnapshotName, Standing>,
+    /// Snapshots that went elsewhere with their dataset or a promoted clone, by their name in the manifest.
+    moved: BTreeMap<SnapshotName, (SnapshotName, Standing)>,
     /// Pools that aren't imported.
     away: BTreeSet<String>,
     commons: Vec<Common>,
@@ -119,17 +126,49 @@ impl Facts {
         let named: Vec<_> = sets.iter().flat_map(names).collect();
         let standing = cx.zfs.standing(&named)?;
         let away = cx.zfs.away(named.iter().map(|snapshot| snapshot.dataset.pool()))?;
+        let mut moved = BTreeMap::new();
+        for volume in sets.iter().flat_map(|set| &set.volumes) {
+            let name = volume.snapshot_name();
+            let is_there = standing.get(&name).is_some_and(|found| found.guid == volume.guid);
+            if is_there || away.contains(&volume.pool) {
+                continue;
+            }
+            if let Some(now) = removal::renamed(cx, &name, &volume.guid, volume.createtxg)? {
+                let found = cx.zfs.standing(std::slice::from_ref(&now))?;
+                moved.extend(found.into_iter().map(|found| (name.clone(), found)));
+            }
+        }
         Ok(Self {
             owner: cx.state.owner().to_owned(),
             sets,
             damaged: damaged.into_iter().map(|(id, e)| (id, e.chain())).collect(),
             unread: BTreeMap::new(),
             standing,
+            moved,
             away,
             commons: Vec::new(),
             replaceable: BTreeSet::new(),
             shipped: Vec::new(),
         })
+    }
+
+    /// Passes over clones that are taken away before anything is removed.
+    fn pass_over(&mut self, going: &BTreeSet<DatasetName>) {
+        let moved = self.moved.values_mut().map(|(_, standing)| standing);
+        for standing in self.standing.values_mut().chain(moved) {
+            standing.clones.retain(|clone| !going.contains(clone));
+        }
+    }
+
+    /// The set's snapshot as it is now, by its present name.
+    fn found<'a>(
+        &'a self,
+        volume: &SetVolume,
+        name: &'a SnapshotName,
+    ) -> Option<(&'a SnapshotName, &'a Standing)> {
+        let there = self.standing.get(name).filter(|standing| standing.guid == volume.guid);
+        let moved = || self.moved.get(name).map(|(now, standing)| (now, standing));
+        there.map(|standing| (name, standing)).or_else(moved)
     }
 
     /// The same, and what it has to do with repositories.
@@ -200,24 +239,36 @@ impl Facts {
         if let Some(volume) = set.volumes.iter().find(|volume| self.away.contains(&volume.pool)) {
             return Some(is_away(set, &volume.pool));
         }
-        set.first_gone(&self.standing).map(|(volume, found)| match found {
-            None => format!("\"{}\" is gone", volume.snapshot_name()),
-            Some(_) => format!("\"{}\" is another snapshot", volume.snapshot_name()),
+        let (volume, found) = set.first_gone(&self.standing)?;
+        let name = volume.snapshot_name();
+        if let Some((now, standing)) = self.moved.get(&name) {
+            return Some(removal::promoted(&volume.dataset, now, standing).unwrap_or_else(|| {
+                format!("\"{name}\" is \"{now}\" now: its dataset was renamed")
+            }));
+        }
+        let rid = format!("; to be rid of the set: lockstep prune --local --set {}", set.set);
+        Some(match found {
+            None => format!("\"{name}\" is gone{rid}"),
+            Some(_) => format!("\"{name}\" is another snapshot{rid}"),
         })
     }
 
-    /// What keeps the set from being removed. One that was named is given up where its pool is away.
+    /// What keeps the set from being removed. One that was named is given up where its pool is away, or a snapshot of it
+    /// was promoted elsewhere.
     fn in_the_way(&self, set: &Manifest, is_named: bool) -> Option<String> {
         set.volumes.iter().find_map(|volume| {
             if self.away.contains(&volume.pool) {
                 return (!is_named).then(|| is_away(set, &volume.pool));
             }
-            let snapshot = volume.snapshot_name();
-            let standing = self.standing.get(&snapshot).filter(|s| s.guid == volume.guid)?;
+            let name = volume.snapshot_name();
+            let (snapshot, standing) = self.found(volume, &name)?;
             if standing.owner != self.owner {
                 return Some(format!("\"{snapshot}\" belongs to another state_dir"));
             }
-            removal::stands(&snapshot, standing, 1)
+            match removal::promoted(&volume.dataset, snapshot, standing) {
+                Some(why) => (!is_named).then_some(why),
+                None => removal::stands(snapshot, standing, 1),
+            }
         })
     }
 
@@ -230,6 +281,14 @@ impl Facts {
                 volume.pool,
                 volume.snapshot
             );
+        }
+        let set = self.sets.iter().filter(|set| set.set.as_str() == id);
+        for volume in set.flat_map(|set| &set.volumes) {
+            if let Some((now, standing)) = self.moved.get(&volume.snapshot_name())
+                && let Some(why) = removal::promoted(&volume.dataset, now, standing)
+            {
+                tracing::warn!("set {id} is given up: \"{now}\" stays. {why}");
+            }
         }
     }
 
@@ -252,8 +311,10 @@ impl Facts {
     }
 
     fn bytes(&self, set: &Manifest) -> u64 {
-        let of = |name: SnapshotName| self.standing.get(&name).map_or(0, |standing| standing.used);
-        set.volumes.iter().map(|volume| of(volume.snapshot_name())).sum()
+        let of = |volume: &SetVolume| {
+            self.found(volume, &volume.snapshot_name()).map_or(0, |(_, standing)| standing.used)
+        };
+        set.volumes.iter().map(of).sum()
     }
 
     fn plan(&self, whole: &[Decision], all: &[Decision], named: &[String]) -> Plan {

@@ -132,8 +132,8 @@ pub(super) fn prune(
             .map(|below| ship::repack_options(&repository, below, request.max_repack_bytes)),
         grace: u64::from(repository.config.grace_hours) * 3600,
         now: u64::try_from(Timestamp::now().as_second()).unwrap_or(0),
-        forget: &|set| common::forget_shipped(cx, set, name),
-        begun: &|| begun::kept(cx, name),
+        forget: &|set| common::forget_shipped(cx, set, &repository),
+        begun: &|| begun::kept(cx, &repository),
         reached: &|step| steps::reached(step),
         still: &|| lease.still("prune.repository-still"),
         prolongs: policy.is_some(),
@@ -167,8 +167,8 @@ impl Choice<'_> {
         let is_ours = |set: &Shipped| self.policy.is_none() || kin.has(set);
         let (sets, others): (Vec<_>, Vec<_>) = all.into_iter().partition(is_ours);
         let ids = sets.iter().map(|set| set.manifest.set.to_string());
-        // Ids sort by time.
-        let common = ids.filter(|id| self.bases.contains(id)).max();
+        let common = ids.filter(|id| self.bases.contains(id));
+        let common = retention::newest(common, |id| id, self.now);
         let locks = locks::Known::read(repository)?;
         let branches = Branches::of(sets.iter().map(|set| Member::from(&set.manifest)));
         let candidates: Vec<_> = sets

@@ -10,6 +10,7 @@ use super::{Repository, kin, newer_form, of_store, of_strata};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::{self, Meant};
+use crate::retention;
 use crate::set::branches::Branches;
 use crate::set::manifest::{Manifest, json};
 use crate::set::names_within;
@@ -209,13 +210,14 @@ impl Repository {
         Stored::list(&self.strata).map_err(of_strata)
     }
 
-    /// The newest set, if there is one.
+    /// The newest set, if there is one; one that is dated later than now only where all are.
     ///
     /// # Errors
     /// When the store fails or its manifest can't be read.
     pub fn newest(&self) -> Result<Option<Shipped>> {
         let ids = self.ids()?;
-        ids.last().map(|id| self.read(id)).transpose()
+        let newest = retention::newest(&ids, |id| id, jiff::Timestamp::now());
+        newest.map(|id| self.read(id)).transpose()
     }
 
     /// Gives the sets whose id is `wanted` to `choose`, some at a time, the newest first, until it takes one. Those that
@@ -290,17 +292,23 @@ impl Repository {
         {
             return Ok(newest);
         }
-        let (mut sets, damaged) = self.sets()?;
+        let now = jiff::Timestamp::now();
+        let (sets, damaged) = self.sets()?;
         let kin = kin::meant(&identity, &sets, &self.name)?;
-        sets.retain(|set| kin.has(set));
+        let ours: Vec<_> = sets.into_iter().filter(|set| kin.has(set)).collect();
+        let id_of = |set: &Shipped| set.manifest.set.to_string();
         let found = match branches {
-            Some(branches) => branches.newest(sets.into_iter().rev(), |set| &set.manifest),
-            None => sets.pop(),
+            Some(branches) => {
+                let sets = retention::newest_first(ours, |set| set.manifest.set.as_str(), now);
+                branches.newest(sets, |set| &set.manifest)
+            }
+            None => retention::newest(ours, |set| set.manifest.set.as_str(), now),
         };
-        if let Some((id, error)) = damaged.into_iter().next_back()
-            && found.as_ref().is_none_or(|newest| *newest.manifest.set.as_str() < *id)
-        {
-            return Err(error);
+        if let Some((id, error)) = retention::newest(damaged, |(id, _)| id, now) {
+            let ids = found.iter().map(id_of).chain([id.clone()]);
+            if retention::newest(ids, |id| id, now) == Some(id) {
+                return Err(error);
+            }
         }
         found.ok_or_else(|| {
             let hint = self.empty_hint();
@@ -321,7 +329,11 @@ impl Repository {
     pub fn find(&self, cx: &Context, which: &str) -> Result<Shipped> {
         if which == "latest" {
             let branches = self.branches(cx)?;
-            return self.newest_of(cx, Some(&branches));
+            let newest = self.newest_of(cx, Some(&branches))?;
+            if retention::is_ahead(newest.manifest.set.as_str(), jiff::Timestamp::now()) {
+                tracing::warn!(set = %newest.manifest.set, "the newest set is dated later than now: its host's clock was wrong");
+            }
+            return Ok(newest);
         }
         let none = |hint: &str| self.none(which, hint);
         let ids = self.ids()?;

@@ -178,6 +178,7 @@ impl<'a> Build<'a> {
         self.source.clean_up()?;
         finally(&restored, &self.journal)?;
         steps::reached("restore.done")?;
+        self.mark_ended();
         files::remove_file(&unfinished::journal_path(self.cx, &self.id))?;
         unfinished::remove_lock(self.cx, &self.id);
         Ok(restored)
@@ -226,9 +227,23 @@ impl<'a> Build<'a> {
     /// Ends it with what was made left as it is: another restore goes on with that.
     pub(super) fn keep(&mut self) -> Result<()> {
         self.source.clean_up()?;
+        self.mark_ended();
         files::remove_file(&unfinished::journal_path(self.cx, &self.id))?;
         unfinished::remove_lock(self.cx, &self.id);
         Ok(())
+    }
+
+    /// Says at what was made that it stays: the journal may come back, with a copy of state_dir from before this. It
+    /// takes a copy to need it, so that it can't be said makes the restore no worse.
+    fn mark_ended(&self) {
+        let directory = &self.placement.directory;
+        let own = Marker::read(directory).filter(|marker| marker.restore == self.id);
+        let marked = own
+            .map_or(Ok(()), |marker| Marker { ended: true, ..marker }.write(directory))
+            .and_then(|()| unfinished::mark_ended(self.cx, &self.journal));
+        if let Err(error) = marked {
+            tracing::warn!(restore = %self.id, error = %error.chain(), "nothing there says that it has ended");
+        }
     }
 
     /// Whether what was made is worth keeping: it came out of a repository, and only its recovery failed.
@@ -331,6 +346,7 @@ impl<'a> Build<'a> {
             begun_at: jiff::Timestamp::now(),
             restore: self.id.clone(),
             before: self.sets_before(),
+            ended: false,
         }
     }
 

@@ -36,6 +36,9 @@ pub(super) struct Marker {
     /// The sets that were there before; several where restores were interrupted. What they had may be there still.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) before: Vec<String>,
+    /// That restore has ended, and what is there stays. An older Lockstep doesn't say so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) ended: bool,
 }
 
 /// Where it lies.
@@ -83,7 +86,13 @@ mod tests {
             begun_at: Timestamp::UNIX_EPOCH,
             restore: "restore-ab12".into(),
             before: Vec::new(),
+            ended: false,
         };
+        let text = serde_json::to_string(&marker).unwrap();
+        assert!(!text.contains("ended"), "as an older one has it");
+        let ended = Marker { ended: true, ..marker.clone() };
+        ended.write(&folder).unwrap();
+        assert_eq!(Marker::read(&folder), Some(ended));
         marker.write(&folder).unwrap();
         assert_eq!(Marker::read(&folder), Some(marker.clone()));
         std::fs::rename(path(&folder), folder.join("other")).unwrap();

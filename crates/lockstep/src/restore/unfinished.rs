@@ -1,6 +1,11 @@
 //! What killed restores and clones left behind: servers, clones, folders. Found at the next start
 //! by the journal and removed; a restore that still runs holds a lock of its own.
+//!
+//! What could go wrong: a state_dir that comes back from a copy made while a restore ran has its journal, and by then
+//! what it made is somebody's cluster. So a restore says at its end, on its datasets and in its folder, that it has
+//! ended; and nothing is undone where a server of somebody else's runs, or where a cluster of the configuration is.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::alone;
@@ -12,6 +17,9 @@ use crate::lock::{Lock, LockError};
 use crate::postgres::{instance, server};
 use crate::set::journal::{self, RestoreJournal};
 use crate::volume::zfs::DatasetName;
+
+/// The property that says of which restore, which has ended, a dataset is.
+const ENDED: &str = "lockstep:ended";
 
 /// Where a restore's journal entry lies.
 #[must_use]
@@ -82,7 +90,23 @@ pub fn remove(cx: &Context) -> Result<()> {
             forget_restore(&path, cx, &entry, held)?;
             continue;
         }
-        match whose(&entry, |dataset| cx.zfs.exists(dataset.as_str()))? {
+        match whose_now(cx, &entry)? {
+            Whose::Ended => {
+                tracing::warn!(
+                    id = %entry.id, data = %entry.data.display(),
+                    "the journal of a restore that has ended: did state_dir come back from a copy? What it made stays"
+                );
+                forget_restore(&path, cx, &entry, held)?;
+                continue;
+            }
+            Whose::Configured(cluster) => {
+                tracing::warn!(
+                    id = %entry.id, data = %entry.data.display(), journal = %path.display(),
+                    "an unfinished restore may be cluster \"{cluster}\" of the configuration by now: it stays for now. \
+                     Where it is, remove the journal; where nobody needs it, what the journal names"
+                );
+                continue;
+            }
             Whose::Theirs => {
                 tracing::warn!(
                     id = %entry.id, data = %entry.data.display(),
@@ -121,6 +145,23 @@ pub fn remove(cx: &Context) -> Result<()> {
         }
         forget(&path, cx, &entry, held)?;
     }
+    remove_locks(cx)
+}
+
+/// Removes locks' files that killed commands left, of which there is no journal: a clone's name, a place for datasets.
+fn remove_locks(cx: &Context) -> Result<()> {
+    let folder = cx.state.path("restores");
+    for entry in std::fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
+        let path = entry.map_err(Error::io("list", &folder))?.path();
+        let is_lock = path.extension().is_some_and(|extension| extension == "lock");
+        if !is_lock || path.with_extension("json").exists() || Lock::is_held(&path)? {
+            continue;
+        }
+        // While it is held: whoever comes next must not find another file than who waits for it.
+        if let Ok(_held) = Lock::take(&path, "clean-up") {
+            files::remove_file(&path)?;
+        }
+    }
     Ok(())
 }
 
@@ -157,6 +198,27 @@ fn is_receiving(dataset: &DatasetName) -> bool {
     dataset.as_str().contains("lockstep-receiving-")
 }
 
+/// The datasets of which [`remove`] would take away all, for one who only looks.
+///
+/// # Errors
+/// When a journal can't be read, or ZFS fails.
+pub fn to_be_undone(cx: &Context) -> Result<BTreeSet<DatasetName>> {
+    let mut all = BTreeSet::new();
+    for (_, entry) in journal::read_all::<RestoreJournal>(&cx.state.path("restores"))? {
+        let lock = lock_path(cx, &entry.id);
+        // Looked at only: a restore that begins in this moment gets them.
+        let mut locks = entry.alone_in.iter().filter(|folder| folder.is_dir()).chain([&lock]);
+        if locks.any(|lock| Lock::is_held(lock).unwrap_or(true))
+            || is_taken_over(&entry)
+            || !matches!(whose_now(cx, &entry)?, Whose::Ours)
+        {
+            continue;
+        }
+        all.extend(entry.datasets);
+    }
+    Ok(all)
+}
+
 /// What the command was that had this id.
 fn kind(id: &str) -> &'static str {
     match id.split_once('-') {
@@ -182,16 +244,92 @@ fn left(entry: &RestoreJournal) -> String {
     if all.is_empty() { "nothing".into() } else { all.join(", ") }
 }
 
+/// Says on the datasets of a restore that it has ended.
+///
+/// # Errors
+/// When ZFS doesn't take it.
+pub(super) fn mark_ended(cx: &Context, entry: &RestoreJournal) -> Result<()> {
+    let made: Vec<_> = entry.datasets.iter().filter(|name| !is_receiving(name)).collect();
+    cx.zfs.set(ENDED, &entry.id, &made)
+}
+
+/// Whether a restore has ended, by what it said of that where it made something. A clone is thrown away all the same.
+///
+/// # Errors
+/// When ZFS fails.
+pub(crate) fn has_ended(cx: &Context, entry: &RestoreJournal) -> Result<bool> {
+    if entry.id.starts_with("clone-") {
+        return Ok(false);
+    }
+    let mut markers = entry.alone_in.iter().filter_map(|folder| Marker::read(folder));
+    if markers.any(|marker| marker.ended && marker.restore == entry.id) {
+        return Ok(true);
+    }
+    for dataset in &entry.datasets {
+        if cx.zfs.carries(dataset, ENDED, &entry.id)? == Some(true) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Whose what a killed restore left is.
 #[derive(Debug)]
 enum Whose {
     /// Lockstep's: it is removed.
     Ours,
+    /// The restore wasn't killed: it has ended.
+    Ended,
+    /// It may be this cluster of the configuration.
+    Configured(String),
     /// Its recovery had ended and its links and settings were right: people may have written to it.
     Theirs,
     /// That was so, and what it is now can't be looked at.
     Unknown(Error),
 }
+
+/// The same with what goes on around it: a server, the configuration.
+fn whose_now(cx: &Context, entry: &RestoreJournal) -> Result<Whose> {
+    if has_ended(cx, entry)? {
+        return Ok(Whose::Ended);
+    }
+    let found = whose(entry, |dataset| cx.zfs.exists(dataset.as_str()))?;
+    if !matches!(found, Whose::Ours) || entry.id.starts_with("clone-") {
+        return Ok(found);
+    }
+    let server = match instance::postmaster(&entry.data) {
+        Ok(server) => server.map(u32::cast_signed),
+        Err(error) => return Ok(Whose::Unknown(error)),
+    };
+    Ok(match server.filter(|pid| server::runs_in(*pid, &entry.data)) {
+        Some(pid) if is_own(pid) => Whose::Ours,
+        Some(_) => Whose::Theirs,
+        None => configured(cx, entry).map_or(Whose::Ours, Whose::Configured),
+    })
+}
+
+/// Whether Lockstep has started this server for a recovery: such a one got settings with its command, for which
+/// nobody else would ask.
+fn is_own(pid: i32) -> bool {
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    // Nothing: it has just gone.
+    command.is_empty() || command.split(|byte| *byte == 0).any(|word| word == b"lc_messages=C")
+}
+
+/// The cluster of the configuration whose data directory this is, unless it isn't so much as recovered.
+fn configured(cx: &Context, entry: &RestoreJournal) -> Option<String> {
+    let is_there = |name: &str| entry.data.join(name).exists();
+    if !is_there(instance::PG_CONTROL) || BEFORE_RECOVERY.iter().any(|name| is_there(name)) {
+        return None;
+    }
+    let data = std::fs::canonicalize(&entry.data).ok()?;
+    let is_it = |path: &Path| std::fs::canonicalize(path).is_ok_and(|path| path == data);
+    let mut clusters = cx.clusters.iter();
+    clusters.find(|(_, cluster)| is_it(&cluster.data_directory)).map(|(name, _)| name.clone())
+}
+
+/// In a data directory that hasn't begun to recover; the latter stays to the end of it.
+const BEFORE_RECOVERY: [&str; 2] = ["backup_label", "recovery.signal"];
 
 /// A clone nobody was told of is thrown away, and so is a server that was still in its namespace: its
 /// links may lead to the original's tablespaces.
@@ -200,7 +338,7 @@ fn whose(entry: &RestoreJournal, exists: impl Fn(&DatasetName) -> Result<bool>) 
         return Ok(Whose::Ours);
     }
     // It hasn't so much as begun to recover: what pg_control says is of the snapshot.
-    if ["recovery.signal", "backup_label"].iter().any(|name| entry.data.join(name).exists()) {
+    if BEFORE_RECOVERY.iter().any(|name| entry.data.join(name).exists()) {
         return Ok(Whose::Ours);
     }
     let error = match instance::read_control(&entry.data) {

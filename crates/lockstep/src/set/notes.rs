@@ -2,10 +2,14 @@
 //! was, and was pruned there.
 //!
 //! What could go wrong: a repository was away, and never had a set. It has neither a note nor a mark, which tells it from
-//! one that was there and is gone. A note stays where another host pruned the set.
+//! one that was there and is gone. A note stays where another host pruned the set. And a repository was made anew under its
+//! name: so both say of which they are, by the repository's own id. One of an older Lockstep, which says nothing, counts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
+use super::manifest::json;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -23,12 +27,66 @@ pub(crate) fn pruned(cx: &Context, set: &SetId, repository: &str) -> PathBuf {
     cx.state.set_directory(set).join(format!("pruned.{repository}"))
 }
 
+/// What a note says, and a mark where that is known. A note that can't be read is one all the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Note {
+    /// Since when the set is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) shipped_at: Option<jiff::Timestamp>,
+    /// The repository's own id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) repository: Option<String>,
+}
+
+impl Note {
+    pub(crate) fn read(path: &Path) -> Self {
+        let bytes = std::fs::read(path).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+
+    fn write(&self, path: &Path) -> Result<()> {
+        let mut bytes = serde_json::to_vec(self).map_err(json("write a note"))?;
+        bytes.push(b'\n');
+        files::publish(path, &bytes)
+    }
+
+    /// Whether it is of the repository of this id; where the repository can't be asked, whichever it is.
+    fn is_of(&self, id: Option<&str>) -> bool {
+        let of = self.repository.as_deref();
+        of.is_none() || id.is_none() || of == id
+    }
+}
+
+/// Whether the set is noted to be in the repository, which has this id.
+#[must_use]
+pub(crate) fn is_shipped(cx: &Context, set: &SetId, repository: &str, id: Option<&str>) -> bool {
+    is_there(&shipped(cx, set, repository), id)
+}
+
+/// Whether it is marked to have been pruned there.
+#[must_use]
+pub(crate) fn is_pruned(cx: &Context, set: &SetId, repository: &str, id: Option<&str>) -> bool {
+    is_there(&pruned(cx, set, repository), id)
+}
+
+fn is_there(path: &Path, id: Option<&str>) -> bool {
+    path.exists() && Note::read(path).is_of(id)
+}
+
 /// Notes that the set is in the repository, whatever was before.
 ///
 /// # Errors
 /// When that can't be written.
-pub(crate) fn note_shipped(cx: &Context, set: &SetId, repository: &str, text: &str) -> Result<()> {
-    files::publish(&shipped(cx, set, repository), text.as_bytes())?;
+pub(crate) fn note_shipped(
+    cx: &Context,
+    set: &SetId,
+    repository: &str,
+    id: &str,
+    shipped_at: jiff::Timestamp,
+) -> Result<()> {
+    let note = Note { shipped_at: Some(shipped_at), repository: Some(id.to_owned()) };
+    note.write(&shipped(cx, set, repository))?;
     files::remove_file(&pruned(cx, set, repository))
 }
 
@@ -36,17 +94,38 @@ pub(crate) fn note_shipped(cx: &Context, set: &SetId, repository: &str, text: &s
 ///
 /// # Errors
 /// When that can't be written.
-pub(crate) fn mark_pruned(cx: &Context, set: &SetId, repository: &str) -> Result<()> {
+pub(crate) fn mark_pruned(cx: &Context, set: &SetId, repository: &str, id: &str) -> Result<()> {
     if !cx.state.is_complete(set.as_str()) {
         return files::remove_file(&shipped(cx, set, repository));
     }
     let (note, mark) = (shipped(cx, set, repository), pruned(cx, set, repository));
-    match std::fs::rename(&note, &mark) {
-        // It came there, and that couldn't be noted.
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => files::publish(&mark, b""),
-        renamed => {
-            renamed.map_err(Error::io("rename", &note))?;
-            files::sync_directory(&cx.state.set_directory(set))
+    if is_there(&note, Some(id)) {
+        std::fs::rename(&note, &mark).map_err(Error::io("rename", &note))?;
+        return files::sync_directory(&cx.state.set_directory(set));
+    }
+    // It came there, and that couldn't be noted; what is noted is of another.
+    Note { repository: Some(id.to_owned()), shipped_at: None }.write(&mark)?;
+    files::remove_file(&note)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_of_another_repository_of_the_same_name_is_none() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("shipped.offsite.json");
+        let is = |id| is_there(&path, id);
+        assert!(!is(None) && !is(Some("a")), "there is none");
+        let note = Note { shipped_at: None, repository: Some("a".into()) };
+        note.write(&path).unwrap();
+        assert_eq!(Note::read(&path), note);
+        assert_eq!([is(Some("a")), is(Some("b")), is(None)], [true, false, true]);
+        // Those of an older Lockstep, and what can't be read.
+        for text in ["{\"shipped_at\":\"2026-11-21T01:00:00Z\"}\n", "", "\u{0}"] {
+            std::fs::write(&path, text).unwrap();
+            assert!(is(Some("b")), "{text:?}");
         }
     }
 }

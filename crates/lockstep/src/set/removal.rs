@@ -17,6 +17,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::SetId;
+use crate::process::quote;
 use crate::steps;
 use crate::volume::zfs::{DatasetName, Marked, SnapshotFacts, SnapshotName, Standing};
 
@@ -31,7 +32,8 @@ pub enum Removal {
     Unfinished(String),
 }
 
-/// Removes a set. `gives_up`: what lies on pools that are away stays where it is, and is forgotten.
+/// Removes a set. `gives_up`: what lies on pools that are away, or what a `zfs promote` took elsewhere, stays where it is, and
+/// is forgotten.
 ///
 /// # Errors
 /// When it was interrupted before it began, or its files can't be changed.
@@ -110,6 +112,18 @@ pub fn stands(snapshot: &SnapshotName, standing: &Standing, own_hold: u64) -> Op
     (standing.holds > own_hold).then(|| format!("somebody else holds \"{snapshot}\""))
 }
 
+/// What keeps a set's snapshot where it is now, where a `zfs promote` of a clone took it there: its own dataset is a clone
+/// of it since.
+#[must_use]
+pub fn promoted(of: &DatasetName, now: &SnapshotName, standing: &Standing) -> Option<String> {
+    standing.clones.contains(of).then(|| {
+        format!(
+            "\"{now}\" went there with `zfs promote`, and \"{of}\" is a clone of it: zfs promote {} brings it back",
+            quote(of.as_str())
+        )
+    })
+}
+
 /// Where a set's snapshot is that isn't on its dataset any more: a `zfs rename` takes the snapshots along. What has
 /// its GUID and is of another transaction group is a copy, and somebody else's.
 ///
@@ -158,9 +172,15 @@ fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
     let there = cx.zfs.standing(&named)?;
     let is_ours =
         |at: usize| there.get(&named[at]).is_some_and(|s| s.guid == entry.snapshots[at].1);
-    let ours: Vec<_> = (0..named.len()).filter(|at| is_ours(*at)).collect();
+    let mut ours: Vec<_> = (0..named.len()).filter(|at| is_ours(*at)).collect();
     let is_whole = ours.len() == named.len();
-    let in_the_way = ours.iter().find_map(|at| stands(&named[*at], there.get(&named[*at])?, 0));
+    let promoted = |at: usize| promoted(&entry.snapshots[at].0, &named[at], there.get(&named[at])?);
+    if entry.gives_up {
+        // The dataset itself stands on it.
+        ours.retain(|at| promoted(*at).is_none());
+    }
+    let stands = |at: usize| stands(&named[at], there.get(&named[at])?, 0);
+    let in_the_way = ours.iter().find_map(|at| promoted(*at).or_else(|| stands(*at)));
     let shipping = at_work::all(cx)?.remove(entry.set.as_str());
     let shipping = shipping.map(|name| format!("it is being shipped to repository {name}"));
     if let Some(why) = in_the_way.or(shipping) {

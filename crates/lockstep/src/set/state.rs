@@ -21,18 +21,21 @@
 //! clusters/NAME/views/ID/          where clones are mounted of snapshots that can't be looked into
 //! ```
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::branches::{Branches, Member};
 use super::manifest::Manifest;
+use super::notes::Note;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::Lock;
 use crate::names::{self, ClusterName, Meant, SetId, random_characters};
 use crate::plan::refusal::Refusal;
+use crate::retention;
 use crate::volume::zfs::DatasetName;
 
 /// The manifest's file name.
@@ -60,12 +63,9 @@ pub struct InRepository {
     pub repository: String,
     /// Since when; unknown where the note of it can't be read.
     pub shipped_at: Option<jiff::Timestamp>,
-}
-
-/// What shipping writes beside a set.
-#[derive(Deserialize)]
-struct Note {
-    shipped_at: jiff::Timestamp,
+    /// The repository's own id, where the note says it.
+    #[serde(skip)]
+    pub id: Option<String>,
 }
 
 impl State {
@@ -216,23 +216,38 @@ impl State {
     /// # Errors
     /// [`Error::Usage`] where there is none; what is wrong with a newer one.
     pub fn newest(&self) -> Result<Manifest> {
-        let (mut sets, damaged) = self.sets()?;
-        self.or_damaged(sets.pop(), damaged)
+        let (sets, damaged) = self.sets()?;
+        let now = jiff::Timestamp::now();
+        self.or_damaged(retention::newest(sets, |set| set.set.as_str(), now), damaged, now)
     }
 
     /// The newest that the cluster hasn't left behind.
     fn latest(&self) -> Result<Manifest> {
         let (sets, damaged) = self.sets()?;
+        let now = jiff::Timestamp::now();
         let branches = Branches::of(sets.iter().map(Member::from));
-        self.or_damaged(branches.newest(sets.into_iter().rev(), |set| set), damaged)
+        let sets = retention::newest_first(sets, |set| set.set.as_str(), now);
+        let is_ahead = |set: &&Manifest| retention::is_ahead(set.set.as_str(), now);
+        let ahead: Vec<_> = sets.iter().filter(is_ahead).map(|set| set.set.clone()).collect();
+        let newest = branches.newest(sets, |set| set);
+        for id in ahead.iter().filter(|id| newest.as_ref().is_some_and(|newest| newest.set < **id)) {
+            tracing::warn!(set = %id, "passed over: {}", retention::ahead_hint(id.as_str(), "--local"));
+        }
+        self.or_damaged(newest, damaged, now)
     }
 
     /// A damaged newer one is not passed over in silence.
-    fn or_damaged(&self, newest: Option<Manifest>, damaged: Vec<Damaged>) -> Result<Manifest> {
-        if let Some((id, error)) = damaged.into_iter().next_back()
-            && newest.as_ref().is_none_or(|newest| newest.set < id)
-        {
-            return Err(error);
+    fn or_damaged(
+        &self,
+        newest: Option<Manifest>,
+        damaged: Vec<Damaged>,
+        now: jiff::Timestamp,
+    ) -> Result<Manifest> {
+        if let Some((id, error)) = retention::newest(damaged, |(id, _)| id.as_str(), now) {
+            let ids = newest.iter().map(|newest| &newest.set).chain([&id]);
+            if retention::newest(ids, |id| id.as_str(), now) == Some(&id) {
+                return Err(error);
+            }
         }
         newest.ok_or_else(|| self.none("latest", "take one with `lockstep backup`"))
     }
@@ -286,14 +301,32 @@ impl State {
             .filter_map(|entry| {
                 let name = entry.file_name().into_string().ok()?;
                 let repository = name.strip_prefix("shipped.")?.strip_suffix(".json")?.to_owned();
-                // A note that can't be read is one all the same.
-                let note = std::fs::read(entry.path()).unwrap_or_default();
-                let note = serde_json::from_slice::<Note>(&note).ok();
-                Some(InRepository { repository, shipped_at: note.map(|note| note.shipped_at) })
+                let note = Note::read(&entry.path());
+                Some(InRepository { repository, shipped_at: note.shipped_at, id: note.repository })
             })
             .collect();
         all.sort_by(|a, b| a.repository.cmp(&b.repository));
         all
+    }
+
+    /// The same for people: without what is noted of a repository that was made anew under its name since. Which it is
+    /// now the newest note of any set says.
+    ///
+    /// # Errors
+    /// When the sets can't be listed.
+    pub fn known_in(&self, sets: &[&SetId]) -> Result<Vec<Vec<InRepository>>> {
+        let mut ids: BTreeMap<String, (Option<jiff::Timestamp>, String)> = BTreeMap::new();
+        for known in self.complete()?.iter().flat_map(|set| self.shipped_to(set)) {
+            let Some(id) = known.id else { continue };
+            let newest = ids.entry(known.repository).or_default();
+            *newest = (*newest).clone().max((known.shipped_at, id));
+        }
+        let is_now = |known: &InRepository| {
+            let now = ids.get(&known.repository).map(|(_, id)| id);
+            known.id.is_none() || known.id.as_ref() == now
+        };
+        let of = |set: &&SetId| self.shipped_to(set).into_iter().filter(is_now).collect();
+        Ok(sets.iter().map(of).collect())
     }
 
     /// The datasets that a manifest names, also one that is damaged, as far as it can be read at all. Nothing else of

@@ -194,6 +194,22 @@ fn the_repositories_of_a_set_are_known_here() {
     let names: Vec<_> = all.iter().map(|known| known.repository.as_str()).collect();
     assert_eq!(names, ["near", "offsite"]);
     assert_eq!(all[1].shipped_at, Some("2026-11-21T01:00:00Z".parse().unwrap()));
+    // The repository was made anew under its name: a later set's note tells.
+    let later = publish(&state, NEW).set;
+    let note = |set: &SetId, at: &str, id: &str| {
+        let text = format!("{{\"shipped_at\":\"{at}\",\"repository\":\"{id}\"}}");
+        std::fs::write(state.set_directory(set).join("shipped.offsite.json"), text).unwrap();
+    };
+    let known = || {
+        let known = state.known_in(&[&set, &later]).unwrap();
+        known.iter().map(Vec::len).collect::<Vec<_>>()
+    };
+    note(&set, "2026-11-21T01:00:00Z", "a");
+    assert_eq!(known(), [2, 0]);
+    note(&later, "2026-11-22T01:00:00Z", "b");
+    assert_eq!(known(), [1, 1]);
+    note(&set, "2026-11-22T02:00:00Z", "b");
+    assert_eq!(known(), [2, 1]);
 }
 
 /// A state_dir that can't be written to can be looked at: nothing is changed that is right already.

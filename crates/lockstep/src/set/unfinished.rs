@@ -18,6 +18,27 @@ pub const TAKING: &str = "taking";
 /// The state of a snapshot whose set has its manifest.
 pub const COMPLETE: &str = "complete";
 
+/// Of a set of which only the journal of its backup is there.
+pub const NO_MANIFEST: &str = "it is marked complete, and this state_dir has no manifest of it (did it come back from a copy?)";
+/// What to do about it.
+pub const ADOPT: &str = "`lockstep adopt` takes it up again where a repository has it";
+
+/// Whether one of the snapshots of a backup that was begun is marked as of a complete set: it gets that mark when the
+/// manifest is there.
+///
+/// # Errors
+/// When ZFS fails.
+pub fn is_marked_complete(cx: &Context, entry: &BackupJournal) -> Result<bool> {
+    for dataset in &entry.datasets {
+        let tagged = cx.zfs.tagged_snapshots(dataset)?;
+        let is_of_it = |one: &Tagged| one.set == entry.set.as_str() && one.state == COMPLETE;
+        if tagged.iter().any(is_of_it) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Removes what killed commands left, and finishes the removals of sets; call it with the cluster's
 /// lock held. First of all what stands on snapshots: a shipment or a restore that was killed left
 /// clones, and the set that they are of couldn't go. What somebody else stands in the way of is said, stays in its journal, and
@@ -35,6 +56,9 @@ pub fn remove(cx: &Context) -> Result<()> {
             let name = entry.set.snapshot_name();
             let snapshots: Vec<_> = entry.datasets.iter().map(|d| d.snapshot(&name)).collect();
             cx.zfs.set("lockstep:state", COMPLETE, &snapshots).map(|()| true)
+        } else if is_marked_complete(cx, &entry)? {
+            tracing::warn!(set = %entry.set, "{NO_MANIFEST}, and its snapshots stay: {ADOPT}");
+            Ok(true)
         } else {
             tracing::warn!(set = %entry.set, "removing what an unfinished backup left");
             remove_set(cx, &entry)

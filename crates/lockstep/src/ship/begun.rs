@@ -43,7 +43,7 @@ pub(super) fn before(
     let wholeness = Wholeness::new(repository, &memory);
     let (sets, _) = cx.state.sets()?;
     for set in sets.into_iter().rev().filter(|set| set.set < manifest.set) {
-        if notes::shipped(cx, &set.set, &repository.name).exists() {
+        if notes::is_shipped(cx, &set.set, &repository.name, Some(&repository.id)) {
             return Ok(None);
         }
         for volume in &set.volumes {
@@ -82,12 +82,12 @@ fn is_there(cx: &Context, set: &Manifest) -> Result<bool> {
 ///
 /// # Errors
 /// When the sets or a journal can't be read.
-pub(crate) fn kept(cx: &Context, repository: &str) -> Result<Begun> {
+pub(crate) fn kept(cx: &Context, repository: &Repository) -> Result<Begun> {
     let mut kept = Begun::default();
     let (sets, _) = cx.state.sets()?;
-    for set in since_the_last(cx, repository, &sets) {
+    for set in since_the_last(cx, &repository.name, Some(&repository.id), &sets) {
         for volume in &set.volumes {
-            for (image, journal) in journals(cx, repository, volume) {
+            for (image, journal) in journals(cx, &repository.name, volume) {
                 kept.packs.extend(PackWriter::stored_before(&journal).map_err(of_strata)?);
                 kept.deltas.insert(DeltaId { image, id: volume.guid.clone() });
             }
@@ -106,19 +106,20 @@ pub(crate) fn newest<'a>(
 ) -> Option<&'a Manifest> {
     let is_begun = |set: &Manifest| {
         let mut journals = set.volumes.iter().flat_map(|of| journals(cx, repository, of));
-        !notes::shipped(cx, &set.set, repository).exists()
+        !notes::is_shipped(cx, &set.set, repository, None)
             && journals.any(|(_, journal)| journal.exists())
     };
-    since_the_last(cx, repository, sets).find(|set| is_begun(set) && is_whole(set))
+    since_the_last(cx, repository, None, sets).find(|set| is_begun(set) && is_whole(set))
 }
 
 /// Those of `sets` from the newest on that is known to be in the repository, newest first.
 fn since_the_last<'a>(
     cx: &Context,
     repository: &str,
+    id: Option<&str>,
     sets: &'a [Manifest],
 ) -> impl Iterator<Item = &'a Manifest> {
-    let last = sets.iter().rposition(|set| notes::shipped(cx, &set.set, repository).exists());
+    let last = sets.iter().rposition(|set| notes::is_shipped(cx, &set.set, repository, id));
     sets.iter().skip(last.unwrap_or(0)).rev()
 }
 

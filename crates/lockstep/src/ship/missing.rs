@@ -22,7 +22,8 @@ pub type Missing = (SetId, Result<Manifest>);
 /// # Errors
 /// When the repository can't be listed, or this host's sets can't.
 pub fn missing(cx: &Context, name: &str) -> Result<Vec<Missing>> {
-    let there: BTreeSet<_> = repository::open(cx, name)?.ids()?.into_iter().collect();
+    let repository = repository::open(cx, name)?;
+    let there: BTreeSet<_> = repository.ids()?.into_iter().collect();
     let (sets, damaged) = cx.state.sets()?;
     let damaged = damaged.into_iter().map(|(set, error)| {
         let error = of_no_use(&set, &error, "");
@@ -31,8 +32,8 @@ pub fn missing(cx: &Context, name: &str) -> Result<Vec<Missing>> {
     let mut all: Vec<_> = sets.into_iter().map(|set| (set.set.clone(), Ok(set))).collect();
     all.extend(damaged);
     all.retain(|(set, _)| {
-        let is_noted = notes::shipped(cx, set, name).exists();
-        let is_pruned = notes::pruned(cx, set, name).exists();
+        let is_noted = notes::is_shipped(cx, set, name, Some(&repository.id));
+        let is_pruned = notes::is_pruned(cx, set, name, Some(&repository.id));
         is_missing(set, &there, Known { is_noted, is_pruned })
     });
     all.sort_by(|(a, _), (b, _)| a.cmp(b));

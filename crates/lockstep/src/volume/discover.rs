@@ -84,6 +84,38 @@ pub fn discover(zfs: &Zfs, paths: &[PartPath]) -> Result<Layout> {
     Ok(layout)
 }
 
+/// Refuses a part that isn't where its dataset would be: after a start at which that couldn't be mounted, PostgreSQL
+/// goes on in the folder below. A server that sees other mounts than this process (a container's) may see the dataset.
+///
+/// # Errors
+/// [`Refusal::NotMounted`], or when ZFS can't be asked.
+pub fn check_mounted(zfs: &Zfs, layout: &Layout) -> Result<()> {
+    let places = zfs.places()?;
+    match layout.parts.iter().find_map(|part| not_mounted(layout, part, &places)) {
+        Some(refusal) => Err(refusal.into()),
+        None => Ok(()),
+    }
+}
+
+/// A dataset that would be mounted on the way to the part, below what is. Whether it is mounted anywhere doesn't
+/// matter: mounted in the wrong order, its parent hides it. A pure function.
+fn not_mounted(layout: &Layout, part: &Part, places: &[(DatasetName, PathBuf)]) -> Option<Refusal> {
+    let volume = layout.volumes.get(part.volume)?;
+    let is_on_the_way = |point: &Path| {
+        point != volume.mountpoint
+            && point.starts_with(&volume.mountpoint)
+            && part.real_path.starts_with(point)
+    };
+    let (dataset, point) = places.iter().find(|(_, point)| is_on_the_way(point))?;
+    Some(Refusal::NotMounted {
+        part: part.kind.clone(),
+        path: part.real_path.clone(),
+        dataset: dataset.to_string(),
+        point: point.clone(),
+        on: volume.dataset.to_string(),
+    })
+}
+
 /// The file system that a path lies on, by the numbers that the kernel has for it.
 fn device(path: &Path) -> Result<(u32, u32)> {
     let number = std::fs::metadata(path).map_err(Error::io("look at", path))?.dev();
@@ -165,4 +197,31 @@ fn add_foreign(layout: &mut Layout) -> Result<()> {
         volume.foreign.sort();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::layout::tests::{layout, tablespace};
+
+    #[test]
+    fn a_dataset_whose_place_is_on_the_way_has_to_be_the_part_s() {
+        let mut all = layout(&[(PartKind::Data, "t/d"), (tablespace(5), "t/ts")]);
+        all.parts[1].real_path = "/t/ts/one/files".into();
+        let found = |places: &[(&str, &str)]| {
+            let places = places
+                .iter()
+                .map(|(name, point)| (DatasetName::new(name).unwrap(), PathBuf::from(point)));
+            let refusal = not_mounted(&all, &all.parts[1], &places.collect::<Vec<_>>());
+            refusal.map(|refusal| refusal.to_string())
+        };
+        let own = ("t/ts", "/t/ts");
+        assert!(found(&[own, ("t/ts/one", "/t/ts/one")]).unwrap().contains("\"t/ts/one\""));
+        assert!(found(&[("u/x", "/t/ts/one/files")]).is_some());
+        // Its own; above it; beside it; below it; a copy that has the same place.
+        let others = ["/t/ts", "/t", "/t/ts/on", "/t/ts/one/files/PG_15", "/t/ts/two"];
+        for point in others {
+            assert_eq!(found(&[own, ("u/x", point)]), None, "{point}");
+        }
+    }
 }

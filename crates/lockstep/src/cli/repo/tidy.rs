@@ -253,7 +253,7 @@ impl Check {
             return Ok(None);
         }
         let alone = Alone::take(cx, repository, REPAIR)?;
-        let begun = begun::kept(cx, &repository.name)?;
+        let begun = begun::kept(cx, repository)?;
         check::repair(repository, &begun, now(), &|| alone.lease.still("repair.still")).map(Some)
     }
 
@@ -322,7 +322,7 @@ impl Compact {
                 true => None,
                 false => Some(Alone::take(cx, &repository, "repo compact")?),
             };
-            let begun = begun::kept(cx, name)?;
+            let begun = begun::kept(cx, &repository)?;
             self.compact(&repository, &begun, alone.as_ref())
         })
     }

@@ -43,6 +43,15 @@ impl Zfs {
         Ok(mountpoints_in(datasets, &self.get(&names, &["mountpoint"])?))
     }
 
+    /// Where each filesystem of all pools would be mounted that ZFS mounts by itself.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn places(&self) -> Result<Vec<(DatasetName, PathBuf)>> {
+        let args = ["list", "-H", "-t", "filesystem", "-o", "name,mountpoint,canmount"];
+        parse::places(&self.run(args)?.stdout)
+    }
+
     /// One property.
     ///
     /// # Errors

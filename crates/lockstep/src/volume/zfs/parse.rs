@@ -1,6 +1,7 @@
 //! What `zfs -H` prints, taken apart. What isn't understood stays in the error, verbatim.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use super::{DatasetName, Properties, Tagged};
 use crate::error::{Error, Result};
@@ -67,6 +68,24 @@ pub(super) fn clones(text: &str) -> Result<Vec<(&str, &str)>> {
     Ok(all.into_iter().filter(|(_, origin)| *origin != "-").collect())
 }
 
+/// `zfs list -H -o name,mountpoint,canmount`: those that ZFS mounts by itself, and where. A name that can't be Lockstep's
+/// to work with is nobody's part.
+pub(super) fn places(text: &str) -> Result<Vec<(DatasetName, PathBuf)>> {
+    let mut all = Vec::new();
+    for line in text.lines() {
+        let [name, point, canmount] = line.split('\t').collect::<Vec<_>>()[..] else {
+            return Err(not_understood("zfs list", line));
+        };
+        if canmount == "on"
+            && point.starts_with('/')
+            && let Ok(name) = DatasetName::new(name)
+        {
+            all.push((name, point.into()));
+        }
+    }
+    Ok(all)
+}
+
 /// `zfs list -H -o name`: the dataset and the name of each snapshot.
 pub(super) fn snapshots(text: &str) -> impl Iterator<Item = (&str, &str)> {
     text.lines().filter_map(|line| line.split_once('@'))
@@ -116,6 +135,15 @@ mod tests {
         let of = |name: &str| all[&(name.to_owned(), "lockstep:owner".to_owned())].1.clone();
         assert_eq!((of("t/d@s"), of("u/c d@s")), ("local".into(), "received".into()));
         assert!(sourced("t/d@s\tlockstep:owner\tme").is_err());
+    }
+
+    #[test]
+    fn places_are_those_that_zfs_mounts() {
+        // zfs-fuse 0.7.0 and OpenZFS alike.
+        let text = "t\tnone\ton\nt/a b\t/srv/a b\ton\nt/c\t/srv/c\tnoauto\nt/l\tlegacy\ton\n";
+        let all = places(text).unwrap();
+        assert_eq!(all, [(DatasetName::new("t/a b").unwrap(), PathBuf::from("/srv/a b"))]);
+        assert!(places("t\t/srv").is_err());
     }
 
     #[test]
