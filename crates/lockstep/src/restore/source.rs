@@ -217,6 +217,8 @@ fn make_clones(build: &Build) -> Result<()> {
             dataset,
             mountpoint: &volume.mountpoint,
             is_written: true,
+            // Of a restored cluster snapshots are taken like of any other.
+            is_throwaway: build.request.clone.is_some(),
             properties: &marks(build),
         })?;
         control::hold(&build.placement.data)?;

@@ -23,6 +23,8 @@ pub struct CloneSpec<'a> {
     /// Settings that matter to a server are copied from the origin's dataset; a clone that is only
     /// read needs none.
     pub is_written: bool,
+    /// Lockstep takes it away again: nobody is to take snapshots of it at set times.
+    pub is_throwaway: bool,
     /// User properties that say whose it is.
     pub properties: &'a [(&'a str, String)],
 }
@@ -48,10 +50,9 @@ impl Zfs {
         let mut option = |name: &str, value: &str| {
             args.extend(["-o".to_owned(), format!("{name}={value}")]);
         };
-        option("mountpoint", mountpoint);
-        if !spec.is_written {
-            // It is there for a moment. A snapshot that zfs-auto-snapshot and its like took of it
-            // meanwhile would keep it from being destroyed.
+        option("mountpoint", &mountpoint);
+        if spec.is_throwaway {
+            // A snapshot that zfs-auto-snapshot and its like took of it would keep it from being destroyed.
             option("com.sun:auto-snapshot", "false");
         }
         if spec.is_written {
