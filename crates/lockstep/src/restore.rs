@@ -4,6 +4,7 @@
 //! behind. The set's snapshots are only read: the restored cluster lives in clones of them.
 
 mod alone;
+mod beforehand;
 mod build;
 mod choice;
 mod control;
@@ -236,6 +237,7 @@ fn prepare<'a>(
     )?;
     if let Some(port) = request.port.filter(|_| request.start) {
         run_server::check_port(port)?;
+    beforehand::check(cx, request.dataset.as_ref(), &source, &placement, &there)?;
     }
     let bases = source.bases(&cx.zfs, &placement, &there)?;
     Build::new(cx, request, Plan { recovery, manifest, placement, id, source, there, bases, alone })

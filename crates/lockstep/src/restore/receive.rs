@@ -102,7 +102,8 @@ pub(super) fn create(
     let names: Vec<_> = other.iter().map(|(name, _)| *name).collect();
     let mut has = zfs.get(&[dataset.to_string()], &names)?;
     let has = has.remove(dataset.as_str()).unwrap_or_default();
-    other.retain(|(name, value)| has.get(*name) != Some(value));
+    // Of a mount point ZFS shows another than was set where the pool was imported below a folder.
+    other.retain(|(name, value)| *name == "mountpoint" || has.get(*name) != Some(value));
     zfs.set_all(&other, dataset)?;
     check(from, build, placed, dataset, shipped)?;
     mount(from, build, dataset, shipped)

@@ -356,15 +356,10 @@ impl FromRepository {
                 }
             };
         }
-        let mountpoint = placed.mountpoint.to_str().ok_or_else(|| {
-            Error::failed(format!(
-                "ZFS can't mount at \"{}\": the path isn't UTF-8",
-                placed.mountpoint.display()
-            ))
-        })?;
+        let mountpoint = zfs.mountpoint_for(dataset, &placed.mountpoint)?;
         let kept = self.properties(shipped)?;
         let mut properties = marks(build).to_vec();
-        properties.push(("mountpoint", mountpoint.to_owned()));
+        properties.push(("mountpoint", mountpoint));
         // What is above may be readonly for all that doesn't say otherwise.
         properties.push(("readonly", "off".to_owned()));
         properties.extend(kept.iter().map(|(name, value)| (name.as_str(), value.clone())));

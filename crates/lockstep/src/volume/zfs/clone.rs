@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use super::{DatasetName, Properties, SnapshotName, Zfs, said};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The properties a clone gets from the dataset it is a clone of.
 const KEPT: [&str; 5] = ["recordsize", "compression", "atime", "logbias", "primarycache"];
@@ -35,12 +35,7 @@ impl Zfs {
     /// # Errors
     /// When ZFS refuses, or the mount point isn't text that ZFS takes.
     pub fn clone_snapshot(&self, spec: &CloneSpec<'_>) -> Result<()> {
-        let Some(mountpoint) = spec.mountpoint.to_str() else {
-            return Err(Error::failed(format!(
-                "ZFS can't mount at \"{}\": the path isn't UTF-8",
-                spec.mountpoint.display()
-            )));
-        };
+        let mountpoint = self.mountpoint_for(spec.dataset, spec.mountpoint)?;
         let source = spec.origin.dataset.to_string();
         let inherited = match spec.is_written {
             true => self.get(std::slice::from_ref(&source), &KEPT)?,
