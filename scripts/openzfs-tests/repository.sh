@@ -122,6 +122,8 @@ case $1 in
     expect_equal "mounted by the next start again" on "$(zfs get -H -o value canmount fast/r/data)"
     expect_equal "and nothing is left to remember" - "$(zfs get -H -o value lockstep:canmount fast/r/data)"
 
+    expect_equal "the second's snapshot, which that stood on, is gone" "lockstep-$(set_of third)" "$(zfs list -H -t snapshot -o name -d 1 fast/r/data | cut -d@ -f2)"
+
     restore "the second set as files" second 5501 --as files --to /tank/restores/files
     restore "the third set over these files" third 5501 --as files --to /tank/restores/files --delta
     expect_equal "the rows of the third" y "$(

@@ -18,6 +18,7 @@ mod parked;
 pub mod placement;
 mod raw;
 mod receive;
+mod received;
 pub mod run_server;
 pub mod source;
 mod standby;
@@ -141,6 +142,7 @@ pub fn run_then(
         // What was received can go on once the keys are there.
         Err(Error::Refused(refusal)) if matches!(*refusal, Refusal::KeysNotLoaded { .. }) => {
             build.keep()?;
+            received::remove_older(&build);
             Err(Error::Refused(refusal))
         }
         // And what was restored with another target.
@@ -235,9 +237,9 @@ fn prepare<'a>(
             delta: request.delta,
         },
     )?;
+    beforehand::check(cx, request.dataset.as_ref(), &source, &placement, &there)?;
     if let Some(port) = request.port.filter(|_| request.start) {
         run_server::check_port(port)?;
-    beforehand::check(cx, request.dataset.as_ref(), &source, &placement, &there)?;
     }
     let bases = source.bases(&cx.zfs, &placement, &there)?;
     Build::new(cx, request, Plan { recovery, manifest, placement, id, source, there, bases, alone })

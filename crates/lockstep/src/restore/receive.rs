@@ -14,7 +14,7 @@ use super::build::Build;
 use super::placement::{PlacedVolume, Placement};
 use super::source::FromRepository;
 use super::zeroing::Zeroing;
-use super::{control, parked, raw};
+use super::{control, parked, raw, received};
 use crate::error::{Error, Result};
 use crate::plan::refusal::Refusal;
 use crate::process::Piped;
@@ -325,6 +325,7 @@ fn check(
     let found = build.cx.zfs.find_snapshot(&snapshot)?.map(|facts| facts.guid.to_string());
     let expected = from.guid(shipped)?.to_string();
     if found.as_deref() == Some(expected.as_str()) {
+        received::mark(build, &snapshot);
         return Ok(());
     }
     Err(Error::failed(format!(
@@ -363,14 +364,7 @@ fn common(
     let mut snapshots = zfs.bases_of(dataset)?;
     snapshots.retain(|base| base.name.contains('@'));
     snapshots.sort_by_key(|base| base.createtxg);
-    let chain: Vec<String> = match &shipped.raw {
-        Some(chain) => chain.iter().map(|link| link.guid.clone()).collect(),
-        None => {
-            let strata = &from.repository.strata;
-            let chain = strata::delta::chain(strata, &shipped.image, &shipped.delta, None);
-            chain.map_err(of_strata)?.into_iter().map(|delta| delta.id).collect()
-        }
-    };
+    let chain = chain(from, shipped)?;
     let known = |base: &&Base| chain.contains(&base.guid.to_string());
     match snapshots.last() {
         Some(base) if known(&base) => Ok(base.clone()),
@@ -383,4 +377,14 @@ fn common(
         }
         .into()),
     }
+}
+
+/// The GUIDs of the snapshots that the set's volume comes from, as far as the repository has them.
+pub(super) fn chain(from: &FromRepository, shipped: &ShippedVolume) -> Result<Vec<String>> {
+    if let Some(chain) = &shipped.raw {
+        return Ok(chain.iter().map(|link| link.guid.clone()).collect());
+    }
+    let strata = &from.repository.strata;
+    let chain = strata::delta::chain(strata, &shipped.image, &shipped.delta, None);
+    Ok(chain.map_err(of_strata)?.into_iter().map(|delta| delta.id).collect())
 }
