@@ -232,7 +232,24 @@ expect_refused "in the clear it can't be sent" 3 "the key of \"tank/enc/pgdata\"
 write_config
 run_lockstep "raw it can" ship "$cold"
 expect_stored "an increment" 3 3 plain
+expect_refused "its snapshots can't be cloned" 4 "zfs load-key tank/enc" restore "$cold" --to /nokey
+expect_refused "nor by clone create" 4 "zfs load-key tank/enc" clone create nokey
+REPOSITORY=sealed write_config
+for dataset in tank/enc/r tank/enc; do
+  expect_refused "nothing is received below $dataset" 4 "zfs load-key tank/enc" restore latest --from repository --as zfs --dataset $dataset --to /nokey
+done
+expect_failure "nothing was made" "does not exist" zfs list tank/enc/r
+expect_failure "nor a folder" "No such file" ls /nokey
 must zfs load-key tank/enc
+run_lockstep "with the key it is received there" restore latest --from repository --as zfs --dataset tank/enc/r --to /nokey
+for dataset in $(zfs list -H -o name -r tank/enc/r | tac); do zfs unmount "$dataset" 2>/dev/null; done
+must zfs unload-key tank/enc
+expect_refused "nor brought to a set's state" 4 "zfs load-key tank/enc" restore latest --from repository --as zfs --dataset tank/enc/r --to /nokey --delta
+expect_equal "and stays as it is" on "$(zfs get -H -o value canmount tank/enc/r/data)"
+write_config
+must zfs load-key tank/enc
+must zfs destroy -r tank/enc/r
+rm -rf /nokey
 must zfs mount tank/enc/pgdata
 must zfs destroy -r tank/r
 expect_refused "restored with one key alone" 4 "its keys aren't loaded" restore "$cold" --from repository --as zfs --dataset tank/r --to /cold

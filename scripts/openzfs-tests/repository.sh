@@ -122,6 +122,8 @@ case $1 in
     expect_equal "mounted by the next start again" on "$(zfs get -H -o value canmount fast/r/data)"
     expect_equal "and nothing is left to remember" - "$(zfs get -H -o value lockstep:canmount fast/r/data)"
 
+    expect_equal "the second's snapshot, which that stood on, is gone" "lockstep-$(set_of third)" "$(zfs list -H -t snapshot -o name -d 1 fast/r/data | cut -d@ -f2)"
+
     restore "the second set as files" second 5501 --as files --to /tank/restores/files
     restore "the third set over these files" third 5501 --as files --to /tank/restores/files --delta
     expect_equal "the rows of the third" y "$(
@@ -137,8 +139,25 @@ case $1 in
     run_lockstep "the first two sets go from the repository" prune --repository here --set "$(set_of first)" --set "$(set_of second)"
     run_lockstep "and what nobody needs" repo compact here
     expect "repo check after it" "$lockstep" repo check --read-data
+    zfs send -i "@lockstep-$(set_of third)" "$DATA_DATASET@lockstep-$(set_of fourth)" | head -c 20000 | zfs receive -s -u -F fast/r/data >/dev/null 2>&1
+    expect "somebody's receive can be gone on with" test "$(zfs get -H -o value receive_resume_token fast/r/data)" != -
+    expect_failure "it is said before anything is received" "zfs receive -A fast/r/data" \
+      "$lockstep" restore "$(set_of fourth)" --from repository --delta "${AS_ZFS[@]}"
+    expect_equal "and nothing is changed" on "$(zfs get -H -o value canmount fast/r/data)"
+    must zfs receive -A fast/r/data
     must zfs destroy -r fast/r
     rm -rf /tank/restores/zfs
+
+    # A pool that was imported below a folder.
+    truncate -s 400M /var/below.img
+    mkdir -p /mnt/below
+    must zpool create -R /mnt/below -m none below /var/below.img
+    restore "the fourth set into a pool below a folder" fourth 5502 --as zfs --dataset below/r --to /mnt/below/srv
+    expect_equal "mounted where it was asked for" /mnt/below/srv/data "$(zfs get -H -o value mountpoint below/r/data)"
+    expect_failure "elsewhere it isn't even received" altroot \
+      "$lockstep" restore "$(set_of fourth)" --from repository --as zfs --dataset below/r2 --to /tank/restores/below
+    expect_failure "and nothing is made" "does not exist" zfs list below/r2
+    must zpool destroy below
     restore "the fourth set as datasets" fourth 5500 "${AS_ZFS[@]}"
     expect_equal "one snapshot alone came along" 1 "$(zfs list -H -t snapshot -o name -d 1 fast/r/data | wc -l)"
     expect_consistent "the original at the end"

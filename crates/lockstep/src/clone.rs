@@ -13,8 +13,10 @@ use crate::files;
 use crate::names::{CloneName, SetId};
 use crate::postgres::target::{Action, Recovery};
 use crate::postgres::{instance, server};
+use crate::process::quote;
 use crate::restore::source::{Form, From};
-use crate::restore::{self, CloneOptions, Request, Restored, unfinished};
+use crate::restore::unfinished::{self, InTheWay};
+use crate::restore::{self, CloneOptions, Request, Restored};
 use crate::set::journal::{self, RestoreJournal};
 use crate::set::manifest::path_text;
 use crate::steps;
@@ -175,6 +177,20 @@ pub fn destroy(cx: &Context, name: &CloneName) -> Result<()> {
         ));
     };
     let _lock = unfinished::lock(cx, &record.made.id)?;
+    // Before its server is stopped: half a clone is no use to anybody.
+    let in_the_way = unfinished::in_the_way(cx, &record.made)?;
+    if !in_the_way.is_empty() {
+        let commands: Vec<_> =
+            in_the_way.iter().map(|it| format!("`zfs destroy {}`", quote(&it.name))).collect();
+        return Err(Error::failed(format!(
+            "clone \"{name}\" can't be destroyed: {}",
+            InTheWay::of_all(&in_the_way)
+        ))
+        .with_hint(format!(
+            "if nobody needs that, {}, and then run it again: nothing was changed",
+            commands.join(", ")
+        )));
+    }
     server::stop(&record.data_directory, server::Stop::Immediate)?;
     steps::reached("clone.destroy-stopped")?;
     unfinished::destroy_datasets(cx, &record.made)?;

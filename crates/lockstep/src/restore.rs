@@ -4,6 +4,7 @@
 //! behind. The set's snapshots are only read: the restored cluster lives in clones of them.
 
 mod alone;
+mod beforehand;
 mod build;
 mod choice;
 mod control;
@@ -17,6 +18,7 @@ mod parked;
 pub mod placement;
 mod raw;
 mod receive;
+mod received;
 pub mod run_server;
 pub mod source;
 mod standby;
@@ -142,6 +144,7 @@ pub fn run_then(
         // What was received can go on once the keys are there.
         Err(Error::Refused(refusal)) if matches!(*refusal, Refusal::KeysNotLoaded { .. }) => {
             build.keep()?;
+            received::remove_older(&build);
             Err(Error::Refused(refusal))
         }
         // And what was restored with another target.
@@ -257,6 +260,7 @@ fn prepare<'a>(
     if request.start {
         instance::bin_dir_of(cx.cluster.bin_dir.as_deref(), manifest.postgres.major)?;
     }
+    beforehand::check(cx, request.dataset.as_ref(), &source, &placement, &there)?;
     if let Some(port) = request.port.filter(|_| request.start) {
         run_server::check_port(port, &run_server::sockets(cx, &directory))?;
     }

@@ -115,6 +115,7 @@ impl<'a> Views<'a> {
                         dataset,
                         mountpoint: path,
                         is_written: false,
+                        is_throwaway: true,
                         properties: &[
                             ("lockstep:restore", id.clone()),
                             ("lockstep:owner", self.cx.state.owner().to_owned()),

@@ -272,3 +272,28 @@ fn a_set_that_is_marked_complete_stays_when_its_journal_comes_back() {
     fixture.discard_set(&Set::of(&json_of(&outcome)).id);
     snapshots.iter().for_each(|name| release_and_destroy(name));
 }
+
+/// A clone is Lockstep's to take away: nobody is to take snapshots of it at set times, and what somebody took all the same is
+/// named while its server still runs.
+#[test]
+fn a_clone_of_which_somebody_took_a_snapshot_says_so() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label").id;
+    let clone = lockstep.clone_create("dev", &["--set", &set]);
+    let datasets = fixture.clones();
+    assert_eq!(datasets.len(), 4, "{datasets:?}");
+    for dataset in &datasets {
+        assert_eq!(property(&dataset.name, "com.sun:auto-snapshot"), "false", "{}", dataset.name);
+    }
+    let foreign = format!("{}@autosnap_2026-01-01", datasets[1].name);
+    zfs(&["snapshot", &foreign]);
+    let outcome = lockstep.expect(exit::FAILED, &["clone", "destroy", "dev"]);
+    let command = format!("`zfs destroy {foreign}`");
+    assert_said(&outcome, &["error: clone \"dev\"", "isn't Lockstep's", "hint: ", &command]);
+    assert_eq!(fixture.clones().len(), 4);
+    assert_eq!(clone.server().value("postgres", "SELECT 1"), "1");
+    zfs(&["destroy", &foreign]);
+    lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
+    assert_nothing_remains(&fixture, &[], "once the snapshot is gone");
+}

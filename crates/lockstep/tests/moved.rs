@@ -1,16 +1,19 @@
-//! Datasets that were sent elsewhere and have their old names again, datasets below one that is readonly, and a state_dir
-//! that was lost: sets restore as before, and the next shipment is an increment.
+//! Datasets that were sent elsewhere and have their old names again, datasets below one that is readonly, pools that were
+//! imported below a folder, and a state_dir that was lost: sets restore as before, and the next shipment is an increment.
+//! And datasets that a restore can't use as they are: that is said before anything is made or changed.
 
 mod support;
 
 use serde_json::json;
 use std::fs;
 use support::cluster::Stop;
-use support::command::{command, must};
+use support::command::{Outcome, command, must};
+use support::commands::pretending;
+use support::faults::{assert_nothing_remains, assert_said, differences, restore_arguments, walk};
 use support::fixture::Fixture;
-use support::layout::two_pools_four_datasets;
+use support::layout::{one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lockstep, Steps, exit};
-use support::pools::zfs;
+use support::pools::{path_with_turns, patiently, property, zfs};
 use support::shipping::with_repository;
 
 /// As `zfs send -R | zfs receive` moves a pool to other disks: names and GUIDs stay, transaction groups don't.
@@ -163,4 +166,166 @@ fn kill_at(fixture: &Fixture, lockstep: &Lockstep, step: &str) {
     program.kill();
     program.wait(LIMIT);
     steps.release(step);
+}
+
+#[track_caller]
+fn assert_refused(code: i32, outcome: &Outcome, words: &[&str]) {
+    assert_eq!(outcome.code, Some(code), "{}", outcome.describe());
+    assert_said(outcome, &[&["error: ", "hint: "], words].concat());
+}
+
+/// `zpool import -R` puts a folder before each mount point, also before those that Lockstep sets.
+#[test]
+fn a_pool_below_a_folder_has_its_datasets_where_they_are_looked_for() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    fixture
+        .cluster
+        .execute(&["CREATE TABLE rows TABLESPACE ts1 AS SELECT generate_series(1, 9) n"]);
+    fixture.cluster.stop(Stop::Fast);
+    let root = fixture.root().to_str().expect("the harness' own paths are UTF-8");
+    let images = fixture.root().join("images");
+    let pool = fixture.pools[0].name.clone();
+    // All is where it was, by mount points that don't say so.
+    let places: Vec<_> = fixture.datasets.iter().map(|it| property(it, "mountpoint")).collect();
+    patiently("zpool", &["export", &pool], || ()).expect("it can be exported");
+    let import = ["import", "-R", root, "-d", images.to_str().expect("UTF-8"), &pool];
+    must(command("zpool", import).env("PATH", path_with_turns()));
+    for (dataset, place) in fixture.datasets.iter().zip(&places) {
+        let inside = place.strip_prefix(root).expect("it lies in the test's folder");
+        zfs(&["set", &format!("mountpoint={inside}"), dataset]);
+        let _ = support::pools::try_zfs(&["mount", dataset]);
+        assert_eq!(property(dataset, "mountpoint"), *place);
+    }
+    fixture.cluster.start();
+    let set = lockstep.backup("label");
+    let rows = "SELECT count(*) FROM rows";
+
+    let directory = fixture.target("clones");
+    let restored = lockstep.restore_and_start(&set.id, &directory, &[]);
+    assert_eq!(restored.server().value("postgres", rows), "9");
+    fixture.discard_restored(&directory, &set.id);
+    let clone = lockstep.clone_create("dev", &["--set", &set.id]);
+    assert_eq!(clone.server().value("postgres", rows), "9");
+    lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
+
+    let parent = format!("{pool}/back");
+    let directory = fixture.target("received");
+    let mut more = vec!["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let restored = lockstep.restore_and_start(&set.id, &directory, &more);
+    assert_eq!(restored.server().value("postgres", rows), "9");
+    restored.server().stop(Stop::Fast);
+    fixture.cluster.execute(&["INSERT INTO rows VALUES (10)"]);
+    let second = lockstep.backup("label");
+    more.push("--delta");
+    let restored = lockstep.restore_and_start(&second.id, &directory, &more);
+    assert_eq!(restored.server().value("postgres", rows), "10");
+    restored.server().stop(Stop::Fast);
+    support::shipping::discard(&fixture, &directory, &parent);
+
+    // Elsewhere nothing of the pool can be mounted.
+    let outside = fixture.root().with_extension("outside");
+    more.pop();
+    for form in [&[][..], &more[..], &[&more[..], &["--dry-run"]].concat()] {
+        let outcome = lockstep.run(&restore_arguments(&set.id, &outside, form));
+        assert_refused(exit::USAGE, &outcome, &["can't be mounted at", "altroot", root]);
+        assert!(!outside.exists());
+    }
+    assert_nothing_remains(&fixture, &[], "a pool below a folder");
+}
+
+/// What ZFS would say half way is found out first: keys that aren't loaded, a receive that was cut off, a place that isn't there.
+#[test]
+fn what_zfs_would_refuse_half_way_is_said_before() {
+    let fixture = Fixture::new(one_pool());
+    let plain = with_repository(&fixture);
+    let first = plain.backup("label").id;
+    let (locked, begun) = (fixture.root().join("locked"), fixture.root().join("begun"));
+    let answers = format!(
+        r#""get -Hp -o name,property,value encryption,keystatus,encryptionroot "*)
+  shift 5
+  for dataset; do
+    set -- off - -
+    ! grep -qxF "$dataset" '{locked}' || set -- aes-256-gcm unavailable "$dataset"
+    printf '%s\tencryption\t%s\n%s\tkeystatus\t%s\n%s\tencryptionroot\t%s\n' "$dataset" "$1" "$dataset" "$2" "$dataset" "$3"
+  done;;
+"get -Hp -o name,property,value receive_resume_token "*)
+  shift 5
+  for dataset; do
+    token=-
+    ! grep -qxF "$dataset" '{begun}' || token=1-abc
+    printf '%s\treceive_resume_token\t%s\n' "$dataset" "$token"
+  done;;"#,
+        locked = locked.display(),
+        begun = begun.display()
+    );
+    let lockstep = pretending(&fixture, &plain, "pretended", &answers);
+    let only = |locked_one: &str, begun_one: &str| {
+        fs::write(&locked, locked_one).expect("it can be written");
+        fs::write(&begun, begun_one).expect("it can be written");
+    };
+    let to = fixture.target("r");
+    let refused = |code: i32, more: &[&str], words: &[&str]| {
+        for more in [more, &[more, &["--dry-run"]].concat()] {
+            let outcome = lockstep.run(&restore_arguments(&first, &to, more));
+            assert_refused(code, &outcome, words);
+            assert!(!to.exists(), "{} was made", to.display());
+        }
+    };
+    // Of what is cloned.
+    let origin = fixture.datasets.iter().find(|it| it.ends_with("/data")).expect("it has one");
+    only(origin, "");
+    let words = ["keys aren't loaded", &format!("`zfs load-key {origin}`")];
+    refused(exit::REFUSED, &[], &words);
+    refused(exit::REFUSED, &["--start"], &words);
+    let outcome = lockstep.run(&["clone", "create", "dev"]);
+    assert_refused(exit::REFUSED, &outcome, &words);
+    // Of what is above.
+    let pool = fixture.pools[0].name.clone();
+    let above = format!("{pool}/safe");
+    zfs(&["create", "-o", "mountpoint=none", &above]);
+    only(&above, "");
+    let zfs_form = |dataset| ["--from", "repository", "--as", "zfs", "--dataset", dataset];
+    let parent = format!("{above}/r");
+    let words = ["keys aren't loaded", &format!("`zfs load-key {above}`")];
+    refused(exit::REFUSED, &zfs_form(&above), &words);
+    refused(exit::REFUSED, &zfs_form(&parent), &words);
+    // There is no such place.
+    only("", "");
+    let (deep, nowhere) = (format!("{pool}/a/b/c"), "no-such-pool/r");
+    let words = [&*format!("\"{pool}/a/b\" isn't there"), &format!("`zfs create -p {pool}/a/b`")];
+    refused(exit::USAGE, &zfs_form(&deep), &words);
+    let words = ["pool \"no-such-pool\"", "`zpool import no-such-pool`"];
+    refused(exit::USAGE, &zfs_form(nowhere), &words);
+    refused(exit::USAGE, &["--dataset", nowhere], &words);
+    refused(exit::USAGE, &["--dataset", &deep], &[&format!("\"{deep}\" isn't there")]);
+    assert_nothing_remains(&fixture, &[], "refused restores");
+
+    // Of an older restore, which stays as it is.
+    let mut more = zfs_form(&parent).to_vec();
+    lockstep.restore(&first, &to, &more);
+    let second = plain.backup("label").id;
+    more.push("--delta");
+    let before = walk(&to);
+    let data = format!("{parent}/data");
+    let wal = format!("{parent}/wal");
+    for (is_locked, is_begun, words) in [
+        (&*data, "", ["keys aren't loaded", &*format!("`zfs load-key {data}`")]),
+        (&*wal, "", ["keys aren't loaded", &*format!("`zfs load-key {wal}`")]),
+        ("", &*data, ["was cut off", &*format!("`zfs receive -A {data}`")]),
+    ] {
+        only(is_locked, is_begun);
+        for more in [&more[..], &[&more[..], &["--dry-run"]].concat()] {
+            let outcome = lockstep.run(&restore_arguments(&second, &to, more));
+            assert_refused(exit::REFUSED, &outcome, &words);
+        }
+        let changed = differences(&before, &walk(&to));
+        assert!(changed.is_empty(), "{words:?}: {changed:?}");
+        assert_eq!(property(&data, "mounted"), "yes");
+        assert_eq!(property(&data, "canmount"), "on");
+    }
+    only("", "");
+    let restored = lockstep.restore_and_start(&second, &to, &more);
+    restored.server().stop(Stop::Fast);
+    support::shipping::discard(&fixture, &to, &parent);
 }

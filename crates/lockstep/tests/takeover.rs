@@ -13,8 +13,8 @@ use support::faults::{Hooks, assert_said, entries, restore_arguments};
 use support::fixture::Fixture;
 use support::layout::{Layout, one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lockstep, exit, toml_string};
-use support::pools::property;
-use support::shipping::{other_host, with_repository};
+use support::pools::{destroy, property, zfs};
+use support::shipping::{NAME, other_host, with_options, with_repository};
 
 const FILES: [&str; 4] = ["--from", "repository", "--as", "files"];
 
@@ -514,4 +514,98 @@ fn somebody_s_own_files_in_a_tablespace_are_an_older_restore_s() {
     fs::write(inside.join("thesis.tex"), "all of it").expect("it can be written");
     fs::remove_file(to.join(".lockstep-restore")).expect("it is there");
     refused(&inside);
+}
+
+/// Of what was received the newest is what the next `--delta` starts from, and those before it go. Where a restore is
+/// killed first the next one sees to it, also when the repository has them no more; what somebody needs stays.
+#[test]
+fn a_host_that_is_kept_has_the_newest_snapshot_alone() {
+    let (fixture, _) = prepare(one_pool());
+    let retention = "grace_hours = 0\n\n[clusters.main.retention]\nrepository = { last = 2 }\n";
+    let lockstep = with_options(&fixture, retention);
+    let backup = || {
+        fixture.cluster.execute(&["INSERT INTO one VALUES (1)", "INSERT INTO two VALUES (2)"]);
+        lockstep.backup("label").id
+    };
+    let parent = format!("{}/standby", fixture.pools[0].name);
+    let to = fixture.target("kept");
+    let host = other_host(&fixture, "kept", &to.join("data"));
+    let mut more = vec!["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    // Sets by dataset, the data directory's first, in the order in which they came.
+    let there = || {
+        let list = |kind| zfs(&["list", "-H", "-t", kind, "-o", "name", "-r", &parent]);
+        let snapshots = list("snapshot");
+        let of = |dataset: &str| -> Vec<String> {
+            let start = format!("{dataset}@lockstep-");
+            snapshots
+                .lines()
+                .filter_map(|name| name.strip_prefix(&start))
+                .map(str::to_owned)
+                .collect()
+        };
+        let datasets = list("filesystem");
+        let datasets =
+            datasets.lines().filter(|name| name.contains("/data") || name.contains("/tab"));
+        datasets.map(of).collect::<Vec<_>>()
+    };
+    let first = backup();
+    host.restore(&first, &to, &more);
+    more.push("--delta");
+    let second = backup();
+    host.restore(&second, &to, &more);
+    let everywhere = |sets: &[&String]| {
+        let sets: Vec<_> = sets.iter().map(|&set| set.clone()).collect();
+        vec![sets.clone(), sets.clone(), sets]
+    };
+    assert_eq!(there(), everywhere(&[&second]));
+
+    // Held by somebody, cloned, and taken here by its marks.
+    let of = |part: &str, set: &str| {
+        let datasets = zfs(&["list", "-H", "-o", "name", "-r", &parent]);
+        let mut datasets = datasets.lines().filter(|name| name.contains(part));
+        format!("{}@lockstep-{set}", datasets.next().expect("it has that"))
+    };
+    let (held, cloned) = (of("/data", &second), of("/tablespace", &second));
+    zfs(&["hold", "mine", &held]);
+    let clone = format!("{}/mine", fixture.pools[0].name);
+    zfs(&["clone", "-o", "mountpoint=none", &cloned, &clone]);
+    let third = backup();
+    host.restore(&third, &to, &more);
+    let with = vec![second.clone(), third.clone()];
+    assert_eq!(there(), [with.clone(), with, vec![third.clone()]]);
+    zfs(&["release", "mine", &held]);
+    destroy(&clone);
+
+    // Killed when all is there; and then the repository has those before it no more.
+    let fourth = backup();
+    let hooks = Hooks::holding(&fixture, "restore.done");
+    let hooked = host.clone().with_steps(&hooks.steps);
+    let mut program = hooked.spawn(&restore_arguments(&fourth, &to, &more));
+    hooks.steps.wait_reached("restore.done", &mut program);
+    program.kill();
+    program.wait(LIMIT);
+    assert!(there()[2].contains(&third), "{:?}", there());
+    let fifth = backup();
+    lockstep.expect(exit::DONE, &["prune", "--repository", NAME]);
+    host.restore(&fifth, &to, &more);
+    assert_eq!(there(), everywhere(&[&fifth]));
+
+    // Received by an older Lockstep, which left no marks; and one that looks as if a backup had taken it.
+    for part in ["/data", "/tablespace"] {
+        zfs(&["inherit", "lockstep:received", &of(part, &fifth)]);
+    }
+    zfs(&["set", "lockstep:owner=somebody", &of("/tablespace", &fifth)]);
+    let sixth = backup();
+    host.restore(&sixth, &to, &more);
+    let with = vec![fifth.clone(), sixth.clone()];
+    assert_eq!(there(), [vec![sixth.clone()], with, vec![sixth.clone()]]);
+
+    // By a state_dir that has the set itself.
+    let seventh = backup();
+    lockstep.restore(&seventh, &to, &more);
+    assert!(there().iter().all(|sets| sets.contains(&sixth)), "{:?}", there());
+    let restored = host.restore_and_start(&seventh, &to, &more);
+    assert_eq!(restored.server().value("postgres", ROWS), "8 16");
+    restored.server().stop(Stop::Fast);
+    assert_eq!(there()[0], [seventh]);
 }

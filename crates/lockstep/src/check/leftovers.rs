@@ -3,7 +3,7 @@
 use super::{Finding, warning};
 use crate::context::Context;
 use crate::error::Result;
-use crate::restore;
+use crate::restore::{self, unfinished::InTheWay};
 use crate::set::journal::{self, BackupJournal, RemovalJournal, RestoreJournal};
 use crate::set::unfinished::{self, ADOPT, NO_MANIFEST};
 
@@ -35,7 +35,7 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
         let is_dead = restore::unfinished::lock(cx, &entry.id).is_ok();
         // The next command forgets one that has ended.
         if is_dead && !restore::unfinished::has_ended(cx, &entry)? {
-            all.push(of_restore(&entry, &in_the_way(cx, &entry)?));
+            all.push(of_restore(&entry, &restore::unfinished::in_the_way(cx, &entry)?));
         }
     }
     Ok(all)
@@ -53,35 +53,14 @@ fn of_backup(entry: &BackupJournal) -> Finding {
     }
 }
 
-fn of_restore(entry: &RestoreJournal, in_the_way: &[String]) -> Finding {
+fn of_restore(entry: &RestoreJournal, in_the_way: &[InTheWay]) -> Finding {
     let what = format!("{} was cut off", entry.id);
     match in_the_way {
         [] => warning(SUBJECT, what, "the next restore, prune or backup removes what it left"),
         all => warning(
             SUBJECT,
-            format!("{what}, and what it left can't be removed: {}", all.join("; ")),
+            format!("{what}, and what it left can't be removed: {}", InTheWay::of_all(all)),
             "destroy that with zfs, if nobody needs it: the next restore, prune or backup removes the rest",
         ),
     }
-}
-
-/// Snapshots and datasets that somebody else made on or below those of a restore: no `zfs destroy`
-/// takes these as long as they are there.
-fn in_the_way(cx: &Context, entry: &RestoreJournal) -> Result<Vec<String>> {
-    let mut found = Vec::new();
-    for dataset in &entry.datasets {
-        if !cx.zfs.exists(dataset.as_str())? {
-            continue;
-        }
-        for snapshot in cx.zfs.snapshots_of(dataset)? {
-            let name = snapshot.to_string();
-            if !entry.received.contains(&name) {
-                found.push(format!("\"{name}\" isn't Lockstep's"));
-            }
-        }
-        let below = cx.zfs.descendants(dataset)?.into_iter().filter(|d| d != dataset);
-        let foreign = below.filter(|below| !entry.datasets.contains(below));
-        found.extend(foreign.map(|below| format!("\"{below}\" lies below \"{dataset}\"")));
-    }
-    Ok(found)
 }

@@ -377,6 +377,24 @@ pub enum Refusal {
         /// The datasets.
         datasets: Vec<String>,
     },
+    /// What a restore takes from, writes to or makes datasets below is encrypted, and can't be opened.
+    #[error(
+        "keys aren't loaded, and nothing can be mounted without them: {}", datasets.join(", ")
+    )]
+    KeysAway {
+        /// The datasets.
+        datasets: Vec<String>,
+        /// Those whose keys they have.
+        roots: Vec<String>,
+    },
+    /// Somebody's `zfs receive -s` wasn't finished.
+    #[error(
+        "a receive into \"{dataset}\" was cut off and can be gone on with: until then it takes no other"
+    )]
+    ReceiveBegun {
+        /// The dataset.
+        dataset: String,
+    },
     /// WAL of an encrypted dataset would be readable to whoever reads the repository.
     #[error(
         "the set's WAL was copied out of the encrypted dataset \"{dataset}\", and repository \"{repository}\" has no key: it would lie there in the clear"
@@ -463,6 +481,11 @@ impl Refusal {
                 let commands: Vec<_> = datasets.iter().map(|name| format!("`zfs load-key {}`", quote(name))).collect();
                 format!("{}, then run the same command with --delta: nothing is received twice", commands.join(", "))
             }
+            Self::KeysAway { roots, .. } => {
+                let commands: Vec<_> = roots.iter().map(|name| format!("`zfs load-key {}`", quote(name))).collect();
+                format!("{}, then run the same command again: nothing was changed", commands.join(", "))
+            }
+            Self::ReceiveBegun { dataset } => format!("let whoever began it go on; or, if nobody does, give it up with `zfs receive -A {}`", quote(dataset)),
             Self::WalInTheClear { .. } => "give the repository a key (key_file, before `repo init`); or put pg_wal on a dataset of its own; or allow it with encrypted_datasets = \"raw\"".into(),
             Self::AnotherCluster { cluster, found, .. } => crate::repository::kin::hint(cluster, found),
             Self::WhoseSets { cluster, repository, .. } => format!("prune on the cluster's host; or say which it is: formerly = [\"IDENTIFIER\"] in [clusters.{cluster}], as `lockstep show SET --from repository:{repository}` has it; or name what goes: `lockstep prune --repository {repository} --set ID`"),

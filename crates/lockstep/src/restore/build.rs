@@ -9,7 +9,7 @@ use super::files_form::Written;
 use super::marker::{self, Marker};
 use super::placement::Placement;
 use super::source::{Form, Source};
-use super::{Request, Restored, control, parked, run_server, surplus, tree, unfinished};
+use super::{Request, Restored, control, parked, received, run_server, surplus, tree, unfinished};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -181,6 +181,7 @@ impl<'a> Build<'a> {
         self.mark_ended();
         files::remove_file(&unfinished::journal_path(self.cx, &self.id))?;
         unfinished::remove_lock(self.cx, &self.id);
+        received::remove_older(self);
         Ok(restored)
     }
 

@@ -14,7 +14,7 @@ use super::build::Build;
 use super::placement::{PlacedVolume, Placement};
 use super::source::FromRepository;
 use super::zeroing::Zeroing;
-use super::{control, parked, raw};
+use super::{control, parked, raw, received};
 use crate::error::{Error, Result};
 use crate::plan::refusal::Refusal;
 use crate::process::Piped;
@@ -102,7 +102,8 @@ pub(super) fn create(
     let names: Vec<_> = other.iter().map(|(name, _)| *name).collect();
     let mut has = zfs.get(&[dataset.to_string()], &names)?;
     let has = has.remove(dataset.as_str()).unwrap_or_default();
-    other.retain(|(name, value)| has.get(*name) != Some(value));
+    // Of a mount point ZFS shows another than was set where the pool was imported below a folder.
+    other.retain(|(name, value)| *name == "mountpoint" || has.get(*name) != Some(value));
     zfs.set_all(&other, dataset)?;
     check(from, build, placed, dataset, shipped)?;
     mount(from, build, dataset, shipped)
@@ -324,6 +325,7 @@ fn check(
     let found = build.cx.zfs.find_snapshot(&snapshot)?.map(|facts| facts.guid.to_string());
     let expected = from.guid(shipped)?.to_string();
     if found.as_deref() == Some(expected.as_str()) {
+        received::mark(build, &snapshot);
         return Ok(());
     }
     Err(Error::failed(format!(
@@ -362,14 +364,7 @@ fn common(
     let mut snapshots = zfs.bases_of(dataset)?;
     snapshots.retain(|base| base.name.contains('@'));
     snapshots.sort_by_key(|base| base.createtxg);
-    let chain: Vec<String> = match &shipped.raw {
-        Some(chain) => chain.iter().map(|link| link.guid.clone()).collect(),
-        None => {
-            let strata = &from.repository.strata;
-            let chain = strata::delta::chain(strata, &shipped.image, &shipped.delta, None);
-            chain.map_err(of_strata)?.into_iter().map(|delta| delta.id).collect()
-        }
-    };
+    let chain = chain(from, shipped)?;
     let known = |base: &&Base| chain.contains(&base.guid.to_string());
     match snapshots.last() {
         Some(base) if known(&base) => Ok(base.clone()),
@@ -382,4 +377,14 @@ fn common(
         }
         .into()),
     }
+}
+
+/// The GUIDs of the snapshots that the set's volume comes from, as far as the repository has them.
+pub(super) fn chain(from: &FromRepository, shipped: &ShippedVolume) -> Result<Vec<String>> {
+    if let Some(chain) = &shipped.raw {
+        return Ok(chain.iter().map(|link| link.guid.clone()).collect());
+    }
+    let strata = &from.repository.strata;
+    let chain = strata::delta::chain(strata, &shipped.image, &shipped.delta, None);
+    Ok(chain.map_err(of_strata)?.into_iter().map(|delta| delta.id).collect())
 }

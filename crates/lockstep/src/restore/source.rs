@@ -217,6 +217,8 @@ fn make_clones(build: &Build) -> Result<()> {
             dataset,
             mountpoint: &volume.mountpoint,
             is_written: true,
+            // Of a restored cluster snapshots are taken like of any other.
+            is_throwaway: build.request.clone.is_some(),
             properties: &marks(build),
         })?;
         control::hold(&build.placement.data)?;
@@ -354,15 +356,10 @@ impl FromRepository {
                 }
             };
         }
-        let mountpoint = placed.mountpoint.to_str().ok_or_else(|| {
-            Error::failed(format!(
-                "ZFS can't mount at \"{}\": the path isn't UTF-8",
-                placed.mountpoint.display()
-            ))
-        })?;
+        let mountpoint = zfs.mountpoint_for(dataset, &placed.mountpoint)?;
         let kept = self.properties(shipped)?;
         let mut properties = marks(build).to_vec();
-        properties.push(("mountpoint", mountpoint.to_owned()));
+        properties.push(("mountpoint", mountpoint));
         // What is above may be readonly for all that doesn't say otherwise.
         properties.push(("readonly", "off".to_owned()));
         properties.extend(kept.iter().map(|(name, value)| (name.as_str(), value.clone())));

@@ -382,6 +382,51 @@ pub fn destroy_datasets(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     Ok(())
 }
 
+/// A snapshot or dataset that somebody else made on or below those of a restore: no `zfs destroy` takes these as long
+/// as it is there.
+#[derive(Debug)]
+pub struct InTheWay {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub is: String,
+}
+
+impl InTheWay {
+    /// All of them, for people.
+    #[must_use]
+    pub fn of_all(all: &[Self]) -> String {
+        let words: Vec<_> = all.iter().map(|it| format!("\"{}\" {}", it.name, it.is)).collect();
+        words.join("; ")
+    }
+}
+
+/// What keeps a restore's datasets from being destroyed.
+///
+/// # Errors
+/// When ZFS fails.
+pub fn in_the_way(cx: &Context, entry: &RestoreJournal) -> Result<Vec<InTheWay>> {
+    let mut found = Vec::new();
+    for dataset in &entry.datasets {
+        if !cx.zfs.exists(dataset.as_str())? {
+            continue;
+        }
+        for snapshot in cx.zfs.snapshots_of(dataset)? {
+            let name = snapshot.to_string();
+            if !entry.received.contains(&name) {
+                found.push(InTheWay { name, is: "isn't Lockstep's".into() });
+            }
+        }
+        let below = cx.zfs.descendants(dataset)?.into_iter().filter(|d| d != dataset);
+        let foreign = below.filter(|below| !entry.datasets.contains(below));
+        found.extend(foreign.map(|below| InTheWay {
+            name: below.to_string(),
+            is: format!("lies below \"{dataset}\""),
+        }));
+    }
+    Ok(found)
+}
+
 /// Removes the folders, which are empty once the clones are gone.
 ///
 /// # Errors

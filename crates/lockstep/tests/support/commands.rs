@@ -69,6 +69,18 @@ pub fn without_zfs(fixture: &Fixture, lockstep: &Lockstep, subcommand: &str) -> 
     with_first(&bin, lockstep)
 }
 
+/// The program, with a `zfs` that answers some commands itself: branches of `case "$*"`; others are the real one's.
+#[track_caller]
+pub fn pretending(fixture: &Fixture, lockstep: &Lockstep, name: &str, cases: &str) -> Lockstep {
+    let bin = fixture.root().join(name);
+    fs::create_dir_all(&bin).unwrap_or_else(|error| panic!("cannot create {bin:?}: {error}"));
+    let script = format!(
+        "#!/bin/sh\nPATH=${{PATH#*:}}\ncase \"$*\" in\n{cases}\n*) exec zfs \"$@\";;\nesac\n"
+    );
+    put_script(&bin, "zfs", &script);
+    with_first(&bin, lockstep)
+}
+
 fn with_first(bin: &Path, lockstep: &Lockstep) -> Lockstep {
     let mut path = bin.to_owned().into_os_string();
     path.push(":");

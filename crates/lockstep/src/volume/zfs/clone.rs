@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use super::{DatasetName, Properties, SnapshotName, Zfs, said};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The properties a clone gets from the dataset it is a clone of.
 const KEPT: [&str; 5] = ["recordsize", "compression", "atime", "logbias", "primarycache"];
@@ -23,6 +23,8 @@ pub struct CloneSpec<'a> {
     /// Settings that matter to a server are copied from the origin's dataset; a clone that is only
     /// read needs none.
     pub is_written: bool,
+    /// Lockstep takes it away again: nobody is to take snapshots of it at set times.
+    pub is_throwaway: bool,
     /// User properties that say whose it is.
     pub properties: &'a [(&'a str, String)],
 }
@@ -33,12 +35,7 @@ impl Zfs {
     /// # Errors
     /// When ZFS refuses, or the mount point isn't text that ZFS takes.
     pub fn clone_snapshot(&self, spec: &CloneSpec<'_>) -> Result<()> {
-        let Some(mountpoint) = spec.mountpoint.to_str() else {
-            return Err(Error::failed(format!(
-                "ZFS can't mount at \"{}\": the path isn't UTF-8",
-                spec.mountpoint.display()
-            )));
-        };
+        let mountpoint = self.mountpoint_for(spec.dataset, spec.mountpoint)?;
         let source = spec.origin.dataset.to_string();
         let inherited = match spec.is_written {
             true => self.get(std::slice::from_ref(&source), &KEPT)?,
@@ -48,10 +45,9 @@ impl Zfs {
         let mut option = |name: &str, value: &str| {
             args.extend(["-o".to_owned(), format!("{name}={value}")]);
         };
-        option("mountpoint", mountpoint);
-        if !spec.is_written {
-            // It is there for a moment. A snapshot that zfs-auto-snapshot and its like took of it
-            // meanwhile would keep it from being destroyed.
+        option("mountpoint", &mountpoint);
+        if spec.is_throwaway {
+            // A snapshot that zfs-auto-snapshot and its like took of it would keep it from being destroyed.
             option("com.sun:auto-snapshot", "false");
         }
         if spec.is_written {

@@ -5,6 +5,7 @@
 //! know no `-p`, which takes one snapshot a command, and which says "dataset is busy" for a moment
 //! after a process has left.
 
+mod altroot;
 mod clone;
 mod encryption;
 mod filesystem;
@@ -17,7 +18,8 @@ mod stream;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -141,6 +143,8 @@ pub type Properties = BTreeMap<String, BTreeMap<String, String>>;
 #[derive(Debug, Default)]
 pub struct Zfs {
     memory: known::Memory,
+    /// The folders that pools were imported below, by pool.
+    altroots: OnceLock<BTreeMap<String, PathBuf>>,
 }
 
 impl Zfs {
@@ -153,7 +157,7 @@ impl Zfs {
     /// The same, which keeps what it has found out in `zfs.json` of this folder.
     #[must_use]
     pub fn remembering_in(folder: &Path) -> Self {
-        Self { memory: known::Memory::in_folder(folder) }
+        Self { memory: known::Memory::in_folder(folder), ..Self::default() }
     }
 
     fn run<I, S>(&self, args: I) -> Result<Output, CommandError>

@@ -261,6 +261,38 @@ impl Zfs {
         self.destroy(&name)
     }
 
+    /// Destroys a snapshot that nobody holds, Lockstep neither; one that is gone is fine.
+    ///
+    /// # Errors
+    /// When it stays, for example because somebody holds it.
+    pub fn destroy_unheld(&self, snapshot: &SnapshotName) -> Result<()> {
+        self.destroy(&snapshot.to_string())
+    }
+
+    /// Those that carry a property as their own: it was set here, is not their dataset's, and came with no stream.
+    ///
+    /// # Errors
+    /// When one isn't there, or ZFS fails.
+    pub fn carrying(
+        &self,
+        snapshots: &[SnapshotName],
+        property: &str,
+    ) -> Result<BTreeSet<SnapshotName>> {
+        let mut carrying = BTreeSet::new();
+        for some in snapshots.chunks(AT_ONCE) {
+            let args = ["get", "-H", "-o", "name,property,value,source", property];
+            let args = args.into_iter().map(str::to_owned);
+            let out = self.run(args.chain(some.iter().map(SnapshotName::to_string)))?;
+            let marks = parse::sourced(&out.stdout)?;
+            let is_own = |one: &&SnapshotName| {
+                let found = marks.get(&(one.to_string(), property.to_owned()));
+                found.is_some_and(|(_, source)| source == "local")
+            };
+            carrying.extend(some.iter().filter(is_own).cloned());
+        }
+        Ok(carrying)
+    }
+
     /// `zfs destroy NAME`, retried while it is busy; one that is gone is fine.
     pub(super) fn destroy(&self, name: &str) -> Result<()> {
         match self.run_while_busy(["destroy", name]) {

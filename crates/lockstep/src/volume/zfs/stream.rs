@@ -9,8 +9,11 @@ use std::process::{ChildStdin, ChildStdout};
 use super::standing::AT_ONCE;
 use super::{DatasetName, SnapshotName, Zfs, parse, said};
 use crate::config::IoClass;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::process::{Piped, Program};
+
+/// The property that says where a receive can be gone on with.
+const RESUME_TOKEN: &str = "receive_resume_token";
 
 /// What an incremental send can start from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +72,31 @@ impl Zfs {
     /// When it can't be started.
     pub fn receive(&self, dataset: &DatasetName) -> Result<Piped<ChildStdin>> {
         Ok(Program::new("zfs").args(["receive", "-u", dataset.as_str()]).write_to()?)
+    }
+
+    /// Those of `datasets` that a receive was begun into which can be gone on with (`zfs receive -s`): until then, or
+    /// until it is given up, they take no other. Pool version 23 has no such thing.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn begun_receives(&self, datasets: &[DatasetName]) -> Result<Vec<DatasetName>> {
+        if datasets.is_empty() || self.memory.property(RESUME_TOKEN) == Some(false) {
+            return Ok(Vec::new());
+        }
+        let names: Vec<_> = datasets.iter().map(DatasetName::to_string).collect();
+        let found = match self.get(&names, &[RESUME_TOKEN]) {
+            Err(Error::Command(e)) if said::knows_no_property(&e) => {
+                self.memory.learn_property(RESUME_TOKEN, false);
+                return Ok(Vec::new());
+            }
+            other => other?,
+        };
+        self.memory.learn_property(RESUME_TOKEN, true);
+        let has_one = |dataset: &&DatasetName| {
+            let token = found.get(dataset.as_str()).and_then(|of| of.get(RESUME_TOKEN));
+            token.is_some_and(|token| token != "-")
+        };
+        Ok(datasets.iter().filter(has_one).cloned().collect())
     }
 
     /// Mounts a dataset; one that is mounted is fine. zfs-fuse finds one busy for a moment that was

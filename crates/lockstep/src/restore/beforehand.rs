@@ -1,0 +1,118 @@
+//! What ZFS would only refuse half way: looked at before anything is made or changed, `--dry-run` included.
+//!
+//! What could go wrong: a key that isn't loaded lets a dataset be rolled back, but not mounted; and all of a large
+//! cluster can be received before the first mount fails.
+
+use std::collections::BTreeSet;
+
+use super::placement::Placement;
+use super::source::{FromRepository, Source};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::plan::refusal::Refusal;
+use crate::process::quote;
+use crate::volume::zfs::{DatasetName, Zfs};
+
+/// Asks ZFS whether the datasets can be made below `asked` (`--dataset`), and those that are `there` be changed.
+pub(super) fn check(
+    cx: &Context,
+    asked: Option<&DatasetName>,
+    source: &Source,
+    placement: &Placement,
+    there: &BTreeSet<DatasetName>,
+) -> Result<()> {
+    let zfs = &cx.zfs;
+    if let Some(asked) = asked {
+        place(zfs, asked, source)?;
+    }
+    nobody_receives(zfs, there)?;
+    keys(zfs, source, placement, there)?;
+    for volume in &placement.volumes {
+        if let Some(dataset) = volume.dataset.as_ref().filter(|dataset| !there.contains(dataset)) {
+            zfs.mountpoint_for(dataset, &volume.mountpoint)?;
+        }
+    }
+    Ok(())
+}
+
+/// The dataset that others are made below has to be there; what is received makes it, below one that is.
+fn place(zfs: &Zfs, asked: &DatasetName, source: &Source) -> Result<()> {
+    let above = match source {
+        Source::Snapshots => Some(asked.clone()),
+        // A plain folder has none.
+        Source::Repository(from) if from.parent.is_none() => return Ok(()),
+        Source::Repository(from) => above(from, asked),
+    };
+    match above {
+        Some(above) if zfs.exists(above.as_str())? => Ok(()),
+        Some(above) if zfs.exists(above.pool())? => Err(Error::usage(
+            format!("dataset \"{above}\" isn't there, and --dataset \"{asked}\" needs it"),
+            format!(
+                "look at `zfs list` for how it is spelled, or make it: `zfs create -p {}`",
+                quote(above.as_str())
+            ),
+        )),
+        _ => Err(Error::usage(
+            format!("pool \"{}\" of --dataset \"{asked}\" isn't there", asked.pool()),
+            format!(
+                "`zpool list` shows the pools that are; `zpool import {}` where it is only exported",
+                quote(asked.pool())
+            ),
+        )),
+    }
+}
+
+/// The dataset that is there and the restore's are made below; none where the pool itself would have to be made.
+fn above(from: &FromRepository, parent: &DatasetName) -> Option<DatasetName> {
+    if from.makes_parent { parent.parent() } else { Some(parent.clone()) }
+}
+
+/// A dataset that somebody has begun to receive into takes nothing else: of two `zfs receive` the second fails.
+fn nobody_receives(zfs: &Zfs, there: &BTreeSet<DatasetName>) -> Result<()> {
+    let datasets: Vec<_> = there.iter().cloned().collect();
+    match zfs.begun_receives(&datasets)?.into_iter().next() {
+        None => Ok(()),
+        Some(dataset) => Err(Refusal::ReceiveBegun { dataset: dataset.to_string() }.into()),
+    }
+}
+
+/// What is cloned, written to or made has to have its key. What is received raw brings its own, and waits for it.
+fn keys(
+    zfs: &Zfs,
+    source: &Source,
+    placement: &Placement,
+    there: &BTreeSet<DatasetName>,
+) -> Result<()> {
+    let mut needed = BTreeSet::new();
+    for volume in &placement.volumes {
+        let Some(dataset) = &volume.dataset else { continue };
+        let Source::Repository(from) = source else {
+            // A clone is encrypted as its origin is, wherever it is made.
+            needed.insert(volume.origin.dataset.clone());
+            continue;
+        };
+        if from.shipped_volume(volume).is_some_and(|shipped| shipped.raw.is_some()) {
+            continue;
+        }
+        if there.contains(dataset) {
+            needed.insert(dataset.clone());
+        } else {
+            needed.extend(from.parent.as_ref().and_then(|parent| above(from, parent)));
+        }
+    }
+    if let Some(parent) = source.made_parent() {
+        needed.extend(parent.parent());
+    }
+    let needed: Vec<_> = needed.into_iter().collect();
+    let mut away = zfs.encryption(&needed)?;
+    away.retain(|_, encryption| !encryption.key_loaded);
+    if away.is_empty() {
+        return Ok(());
+    }
+    let roots: BTreeSet<_> = away.values().map(|encryption| encryption.root.to_string()).collect();
+    Err(Refusal::KeysAway {
+        datasets: away.keys().map(DatasetName::to_string).collect(),
+        roots: roots.into_iter().collect(),
+    }
+    .into())
+}
