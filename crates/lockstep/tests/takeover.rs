@@ -5,7 +5,7 @@ mod support;
 
 use serde_json::Value;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use support::cluster::Stop;
 use support::command::{as_postgres, command, must, run, wait_until};
@@ -93,6 +93,51 @@ fn a_host_is_kept_up_in_place() {
         assert_said(&refused, &["would fill", "of cluster \"main\"", "hint: "]);
     }
     assert_eq!(fixture.cluster.value("postgres", ROWS), "11 22");
+}
+
+/// A umask and closed folders: the server's user comes to what is restored, or nothing is made.
+#[test]
+fn the_server_s_user_comes_to_where_it_is_restored() {
+    let (fixture, lockstep) = prepare(two_pools_four_datasets());
+    let set = lockstep.backup("label").id;
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let config = fixture.root().join("shipping.toml");
+    let zfs = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    for (form, more) in [("clones", &[][..]), ("files", &FILES), ("zfs", &zfs)] {
+        let top = fixture.root().join(form);
+        let (to, place) = (top.join("deep/r"), top.join("else/where/ts"));
+        let place = format!("ts2={}", place.display());
+        let mut program = command("sh", ["-c", "umask 077; exec \"$0\" \"$@\""]);
+        program.arg(env!("CARGO_BIN_EXE_lockstep")).arg("--config").arg(&config).arg("--json");
+        let arguments = restore_arguments(&set, &to, more).into_iter();
+        let outcome = run(program.args(arguments).args(["--start", "--tablespace", &place]));
+        assert!(outcome.ok(), "{}", outcome.describe());
+        let json: Value = serde_json::from_str(&outcome.stdout).expect("JSON");
+        let restored = lockstep.restored(&json);
+        assert_eq!(restored.server().value("postgres", ROWS), "1 2", "{form}");
+        restored.server().stop(Stop::Fast);
+        for folder in ["", "deep", "else", "else/where"] {
+            let mode = fs::metadata(top.join(folder)).expect("it is there").mode();
+            assert_eq!(mode & 0o7777, 0o755, "{form}: {folder:?}");
+        }
+    }
+    let closed = fixture.root().join("closed");
+    fs::create_dir_all(closed.join("in")).expect("folders can be made");
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).expect("it is ours");
+    let open = fixture.target("open");
+    let place = format!("ts2={}", closed.join("in/ts").display());
+    for form in [&[][..], &FILES, &["--dry-run"]] {
+        for (to, more) in
+            [(closed.join("in/r"), vec![]), (open.clone(), vec!["--tablespace", &place])]
+        {
+            let more = [form, &more].concat();
+            let outcome = lockstep.expect(exit::USAGE, &restore_arguments(&set, &to, &more));
+            let hint = format!("hint: chmod o+x {}", closed.display());
+            assert_said(&outcome, &["postgres can't enter it", text(&closed), &hint]);
+            assert!(!to.exists(), "{}", outcome.describe());
+        }
+    }
+    assert_eq!(entries(&closed.join("in")), Vec::<std::path::PathBuf>::new());
 }
 
 /// The dataset of the data directory is lost, and its mount point is there still.

@@ -192,6 +192,13 @@ impl<'a> Build<'a> {
                 let with_data =
                     self.placement.volumes.iter().filter(|v| self.placement.has_data(v));
                 for dataset in with_data.filter_map(|volume| volume.dataset.as_ref()) {
+                    if !self.there.contains(dataset) {
+                        // What was received in the meantime hides what was there, a folder perhaps.
+                        if zfs.exists(dataset.as_str())? {
+                            zfs.unmount(dataset)?;
+                        }
+                        continue;
+                    }
                     if is_parked.get() {
                         parked::release(zfs, dataset)?;
                     }
@@ -310,6 +317,10 @@ impl<'a> Build<'a> {
         let directory = &self.placement.directory;
         if matches!(self.source, Source::Repository(_)) {
             self.marker().write(directory)?;
+        }
+        // ZFS makes what is missing on the way to a mount point by the umask.
+        for volume in self.placement.volumes.iter().filter(|volume| volume.dataset.is_some()) {
+            volume.mountpoint.parent().map_or(Ok(()), files::create_open_directories)?;
         }
         for folder in ["log", "run", "tablespaces"] {
             files::create_owned_directory(&self.placement.directory.join(folder), owner)?;

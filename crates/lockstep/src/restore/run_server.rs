@@ -247,7 +247,7 @@ fn isolate(
         if !from.exists() {
             files::create_owned_directory(from, user)?;
         }
-        files::create_directories(at)?;
+        files::create_open_directories(at)?;
     }
     let mut own: Vec<PathBuf> = placement.volumes.iter().map(|v| v.mountpoint.clone()).collect();
     own.sort();

@@ -64,7 +64,7 @@ fn turn_links(build: &Build) -> Result<()> {
     let make = |link: &Path, target: &Path| symlink(target, link).map_err(Error::io("link", link));
     for (link, target) in &placement.links {
         if let Some(parent) = link.parent() {
-            files::create_directories(parent)?;
+            files::create_open_directories(parent)?;
         }
         if build.source.is_delta() {
             unlink(link)?;
