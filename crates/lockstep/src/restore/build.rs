@@ -9,7 +9,7 @@ use super::files_form::Written;
 use super::marker::{self, Marker};
 use super::placement::Placement;
 use super::source::{Form, Source};
-use super::{Request, Restored, control, parked, run_server, surplus, tree, unfinished};
+use super::{Request, Restored, control, owners, parked, run_server, surplus, tree, unfinished};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -144,6 +144,7 @@ impl<'a> Build<'a> {
         steps::reached("restore.journal")?;
         self.make_directories(owner)?;
         let made = self.source.make_volumes(self, owner).inspect_err(|_| self.give_back())?;
+        owners::give(self, owner)?;
         let removed = surplus::remove(self)?;
         let written = made.map(|made| Written { removed: made.removed + removed, ..made });
         steps::reached("restore.surplus")?;
