@@ -376,7 +376,7 @@ pub(super) fn explain(build: &Build, server: &Server, error: Error) -> Error {
     }
     if said("Read-only file system") {
         return error.with_hint(
-            "recovery wanted to write outside the restored cluster: name the folder in clone.writable if it may (the log of a restore_command), or restore on another host",
+            "recovery wanted to write outside the restored cluster: name the folder in clone.writable if it may. That may be the log of a restore_command, or where a tablespace was made after the set: that one has to be the server's user's, and no other cluster's",
         );
     }
     error
