@@ -219,7 +219,10 @@ impl Error {
             Self::Sql { source, .. } => {
                 source.as_db_error().and_then(|db| db.hint().map(str::to_owned))
             }
-            Self::Io { source, .. } => io_hint(source.kind()).map(str::to_owned),
+            Self::Io { source, .. } => {
+                let is_root = rustix::process::geteuid().is_root();
+                io_hint(source.kind(), is_root).map(str::to_owned)
+            }
             Self::Interrupted { step } => Some(after_interruption(step).into()),
         }
     }
@@ -284,9 +287,12 @@ fn after_interruption(step: &str) -> &'static str {
 }
 
 /// The reasons of the system that a user can do something about.
-fn io_hint(kind: std::io::ErrorKind) -> Option<&'static str> {
+fn io_hint(kind: std::io::ErrorKind, is_root: bool) -> Option<&'static str> {
     use std::io::ErrorKind;
     match kind {
+        ErrorKind::PermissionDenied if is_root => Some(
+            "root itself may not: look at `lsattr` (a file that `chattr +i` keeps from change), at a file system of another host's, or at what takes rights from this process (a container, a systemd unit)",
+        ),
         ErrorKind::PermissionDenied => {
             Some("run lockstep as root, or look at the folder's owner and mode")
         }
@@ -356,6 +362,14 @@ mod tests {
             Error::Locked { what: "c".into(), holder: "h".into(), is_lease }.hint().unwrap()
         };
         assert!(!locked(false).contains("lease") && locked(true).contains("lease"));
+    }
+
+    #[test]
+    fn root_is_not_told_to_become_root() {
+        let denied = std::io::ErrorKind::PermissionDenied;
+        assert!(io_hint(denied, false).unwrap().contains("as root"));
+        let hint = io_hint(denied, true).unwrap();
+        assert!(hint.contains("chattr +i") && !hint.contains("as root"), "{hint}");
     }
 
     #[test]

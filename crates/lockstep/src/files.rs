@@ -15,6 +15,7 @@ pub use theirs::{
 };
 
 use crate::error::{Error, Result};
+use crate::volume::mounts::Mounts;
 
 /// Writes `bytes` to `path` durably and atomically, readable by its owner alone.
 ///
@@ -61,6 +62,24 @@ pub fn create_directories(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(Error::io("create", path))
 }
 
+/// The same where others have to pass: what is made has mode 0755, whatever the umask.
+///
+/// # Errors
+/// When a component is missing and can't be made.
+pub fn create_open_directories(path: &Path) -> Result<()> {
+    let missing: Vec<_> = path.ancestors().take_while(|path| !path.exists()).collect();
+    for path in missing.into_iter().rev() {
+        match fs::create_dir(path) {
+            // Another's, by now.
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
+            other => other.map_err(Error::io("create", path))?,
+        }
+        let open = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(path, open).map_err(Error::io("chmod", path))?;
+    }
+    Ok(())
+}
+
 /// Removes a file; one that isn't there is fine.
 ///
 /// # Errors
@@ -87,12 +106,21 @@ pub fn remove_tree(path: &Path) -> Result<()> {
 /// Empties a folder, which stays; one that isn't there is fine.
 ///
 /// # Errors
-/// When something in it can't be removed.
+/// When something in it can't be removed, or is mounted.
 pub fn empty_directory(path: &Path) -> Result<()> {
     let entries = match fs::read_dir(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(Error::io("list", path))?,
     };
+    let real = fs::canonicalize(path).map_err(Error::io("find", path))?;
+    if let Some(mount) = Mounts::read()?.below(&real).find(|mount| !mount.is_looked_into()) {
+        let (point, path) = (mount.point.display(), path.display());
+        return Err(Error::failed(format!(
+            "\"{}\" is mounted at \"{point}\", in \"{path}\", which is to be emptied",
+            mount.source
+        ))
+        .with_hint("unmount it: what lies there would go with the rest"));
+    }
     for entry in entries {
         let entry = entry.map_err(Error::io("list", path))?;
         // What a ZFS with `snapdir=visible` shows in a dataset's root: nobody can remove it.

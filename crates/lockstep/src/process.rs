@@ -8,7 +8,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -21,11 +21,13 @@ const PIPE: usize = 1 << 20;
 /// A program that could not be started, or that ended with an error, or nobody knows how.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// The program isn't there or may not be run.
-    #[error("cannot start \"{program}\"")]
+    /// The program isn't there or may not be run, or not in its folder.
+    #[error("cannot start \"{program}\"{}", in_folder(closed))]
     Start {
         /// The program's name.
         program: String,
+        /// The folder that it was to run in, where its user can't enter that.
+        closed: Option<PathBuf>,
         /// The system's reason.
         #[source]
         source: std::io::Error,
@@ -49,6 +51,10 @@ pub enum CommandError {
         /// The end of its stderr, verbatim.
         stderr: String,
     },
+}
+
+fn in_folder(closed: &Option<PathBuf>) -> String {
+    closed.as_ref().map_or_else(String::new, |folder| format!(" in \"{}\"", folder.display()))
 }
 
 /// `zfs` prints pages of usage behind its reason.
@@ -76,6 +82,11 @@ impl CommandError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Start { closed: Some(folder), .. } => Some(format!(
+                "its user can't enter \"{}\": look at owner and mode of it and of each folder above it (`namei -l {}`)",
+                folder.display(),
+                quote(&folder.display().to_string())
+            )),
             Self::Start { program, .. } => {
                 Some(format!("is \"{program}\" installed, and in the PATH of this user?"))
             }
@@ -119,7 +130,7 @@ pub struct Program {
     program: OsString,
     args: Vec<OsString>,
     credentials: Option<Credentials>,
-    directory: Option<std::path::PathBuf>,
+    directory: Option<PathBuf>,
     environment: Vec<(&'static str, OsString)>,
 }
 
@@ -305,7 +316,16 @@ impl Program {
     }
 
     fn start_error(&self, source: std::io::Error) -> CommandError {
-        CommandError::Start { program: self.program.to_string_lossy().into_owned(), source }
+        let program = self.program.to_string_lossy().into_owned();
+        let is_denied = source.kind() == std::io::ErrorKind::PermissionDenied;
+        let closed = self.directory.clone().filter(|folder| is_denied && self.is_closed(folder));
+        CommandError::Start { program, closed, source }
+    }
+
+    /// Whether its user can't enter a folder: the system says no to that as it does to the program.
+    fn is_closed(&self, folder: &Path) -> bool {
+        let asked = Self::new("test").arg("-x").arg(folder).as_user(self.credentials).run();
+        asked.is_err_and(|error| error.is_answer())
     }
 }
 
@@ -446,6 +466,7 @@ pub fn quote(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_failure_keeps_stderr_and_the_command() {
@@ -459,6 +480,29 @@ mod tests {
         let error = Program::new("lockstep-no-such-program").run().unwrap_err();
         assert!(!error.is_answer());
         assert!(error.hint().is_some_and(|hint| hint.contains("installed")));
+    }
+
+    #[test]
+    fn a_folder_that_its_user_can_t_enter_is_told_from_a_program_that_can_t_run() {
+        let scratch = tempfile::tempdir().unwrap();
+        let closed = scratch.path().join("closed");
+        std::fs::create_dir(&closed).unwrap();
+        std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0)).unwrap();
+        // Root may enter all folders, and nobody else may become another.
+        let is_root = rustix::process::geteuid().is_root();
+        let nobody = is_root.then_some(Credentials { uid: 65534, gid: 65534 });
+        let error = Program::new("/bin/true").as_user(nobody).current_dir(&closed).run();
+        let error = error.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("cannot start \"/bin/true\" in \"{}\"", closed.display())
+        );
+        let hint = error.hint().unwrap();
+        assert!(hint.contains("can't enter") && !hint.contains("installed"), "{hint}");
+        let file = scratch.path().join("no program");
+        std::fs::write(&file, "").unwrap();
+        let error = Program::new(&file).current_dir(Path::new("/")).run().unwrap_err();
+        assert!(error.hint().is_some_and(|hint| hint.contains("installed")), "{error}");
     }
 
     #[test]
@@ -479,7 +523,7 @@ mod tests {
     #[test]
     fn what_nobody_follows_to_its_end_is_killed() {
         let piped = Program::new("sleep").arg("1000").read_from().unwrap();
-        let process = std::path::PathBuf::from(format!("/proc/{}", piped.child.id()));
+        let process = PathBuf::from(format!("/proc/{}", piped.child.id()));
         assert!(process.exists());
         let lost = piped.lost(std::io::Error::other("the pipe is gone"));
         assert_eq!(lost.to_string(), "cannot follow \"sleep 1000\" to its end");

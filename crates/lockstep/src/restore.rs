@@ -14,6 +14,7 @@ mod history_command;
 mod kept;
 mod marker;
 pub mod only;
+mod owners;
 mod parked;
 pub mod placement;
 mod raw;

@@ -208,6 +208,148 @@ fn a_folder_that_was_there_keeps_its_owner_and_mode() {
     assert_lives_on(&fixture);
 }
 
+/// The place in DIR that a restored tablespace has without links.
+fn tablespace_of(fixture: &Fixture, to: &Path, name: &str) -> PathBuf {
+    let query = format!("SELECT oid FROM pg_tablespace WHERE spcname = '{name}'");
+    let oid = fixture.cluster.value("postgres", &query);
+    fs::canonicalize(to.join("tablespaces").join(oid)).expect("it is there")
+}
+
+fn bind(from: &Path, at: &Path) {
+    must(command("mount", ["--bind"]).arg(from).arg(at));
+}
+
+fn unmount(at: &Path) {
+    must(command("umount", [at.as_os_str()]).current_dir("/"));
+}
+
+/// What somebody has mounted inside a restored cluster isn't the restore's to empty; it may be the original.
+#[test]
+fn what_is_mounted_inside_an_older_restore_is_left_alone() {
+    let (fixture, lockstep, set) = live();
+    let to = fixture.target("r");
+    let data = lockstep.restore(&set.id, &to, &FILES[..4]).data;
+    let data = fs::canonicalize(data).expect("it is there");
+    let disk = fixture.owned("disk");
+    fs::create_dir(disk.join("sub")).expect("a folder can be made");
+    fs::write(disk.join("sub/gold"), "all of it").expect("it can be written");
+    let look = data.join("look");
+    fs::create_dir(&look).expect("a folder can be made");
+    let ts1 = fixture.tablespace("ts1");
+    let dry = [&FILES[..], &["--dry-run"]].concat();
+    for from in [&disk, &ts1] {
+        for at in [&look, &data.join("base")] {
+            bind(from, at);
+            let before = walk(from);
+            for more in [&dry, &FILES[..]] {
+                let outcome = lockstep.run(&restore_arguments(&set.id, &to, more));
+                let (at, hint) =
+                    (at.display().to_string(), format!("hint: `umount {}", at.display()));
+                assert_refused(&outcome, &["is mounted at", &at, &hint]);
+            }
+            assert!(walk(from) == before, "{from:?} was changed");
+            unmount(at);
+        }
+    }
+    // Where a restored tablespace is, the original's own.
+    let place = tablespace_of(&fixture, &to, "ts1");
+    bind(&ts1, &place);
+    for more in [&dry, &FILES[..]] {
+        let outcome = lockstep.run(&restore_arguments(&set.id, &to, more));
+        assert_refused(&outcome, &["would fill", "of cluster \"main\""]);
+    }
+    unmount(&place);
+    assert_lives_on(&fixture);
+
+    // Mounted after all was looked at.
+    let hooks = Hooks::holding(&fixture, "restore.fetched");
+    let hooked = lockstep.clone().with_steps(&hooks.steps);
+    let mut program = hooked.spawn(&restore_arguments(&set.id, &to, &FILES));
+    hooks.steps.wait_reached("restore.fetched", &mut program);
+    bind(&disk, &look);
+    hooks.steps.release("restore.fetched");
+    let outcome = program.wait(LIMIT);
+    assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
+    assert_said(&outcome, &["cannot remove", "/look\"", "busy"]);
+    assert!(disk.join("sub/gold").exists(), "{}", outcome.describe());
+    unmount(&look);
+
+    // Beside datasets a dataset.
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let zfs = ["--from", "repository", "--as", "zfs", "--delta", "--dataset", &parent];
+    let to = fixture.target("z");
+    let data = lockstep.restore(&set.id, &to, &zfs).data;
+    let (own, at) = (format!("{}/log", fixture.pools[0].name), data.join("pg_log"));
+    must(&mut command("zfs", ["create", "-o", &format!("mountpoint={}", at.display()), &own]));
+    let outcome = lockstep.run(&restore_arguments(&set.id, &to, &zfs));
+    assert_refused(&outcome, &[&format!("\"{own}\" is mounted at")]);
+    assert!(control(&data).exists(), "{}", outcome.describe());
+    wait_until("it is unmounted", LIMIT, || run(&mut command("zfs", ["unmount", &own])).ok());
+    let restored = lockstep.restore_and_start(&set.id, &to, &zfs);
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("with nothing in it");
+    assert_lives_on(&fixture);
+}
+
+/// Datasets of another name are none of the older restore's: that stays what it is.
+#[test]
+fn a_mistyped_dataset_leaves_the_older_restore_whole() {
+    let (fixture, lockstep, first) = live();
+    let pool = fixture.pools[0].name.clone();
+    let to = fixture.target("r");
+    const ZFS: [&str; 5] = ["--from", "repository", "--as", "zfs", "--delta"];
+    let run = |set: &str, name: &str, more: &[&str]| {
+        let parent = format!("{pool}/{name}");
+        let more = [&ZFS[..], &["--dataset", &parent], more].concat();
+        lockstep.run(&restore_arguments(set, &to, &more))
+    };
+    assert!(run(&first.id, "back", &[]).ok());
+    let second = lockstep.backup("label").id;
+    let before = walk(&to);
+    let refused = |name: &str, is: &str| {
+        for more in [&["--dry-run"][..], &[]] {
+            let outcome = run(&second, name, more);
+            let (missing, found) = (format!("\"{pool}/{name}/"), format!("\"{pool}/{is}/"));
+            let hint = format!("--dataset {pool}/{is}");
+            assert_refused(&outcome, &[&missing, "isn't there", &found, "was it renamed", &hint]);
+            let changed = differences(&before, &walk(&to));
+            assert!(changed.is_empty(), "{changed:?}: {}", outcome.describe());
+        }
+        let listed =
+            support::command::run(&mut command("zfs", ["list", &format!("{pool}/{name}")]));
+        assert!(!listed.ok(), "{} was made", name);
+    };
+    refused("typo", "back");
+    let rename = ["rename", &format!("{pool}/back"), &format!("{pool}/renamed")];
+    wait_until("it is renamed", LIMIT, || support::command::run(&mut command("zfs", rename)).ok());
+    refused("back", "renamed");
+    let parent = format!("{pool}/renamed");
+    let more = [&ZFS[..], &["--dataset", &parent]].concat();
+    let restored = lockstep.restore_and_start(&second, &to, &more);
+    assert_eq!(restored.server().value("postgres", "SELECT n FROM later"), "7");
+    restored.server().stop(Stop::Fast);
+    assert_lives_on(&fixture);
+}
+
+/// Datasets over an older restore's files: where that fails, these are what they were.
+#[test]
+fn files_that_datasets_could_not_replace_are_given_back() {
+    let (fixture, lockstep, set) = live();
+    let to = fixture.target("r");
+    let data = lockstep.restore(&set.id, &to, &FILES[..4]).data;
+    let parent = format!("{}/over", fixture.pools[0].name);
+    let zfs = ["--from", "repository", "--as", "zfs", "--delta", "--dataset", &parent];
+    let failing = without_zfs(&fixture, &lockstep, "mount");
+    let outcome = failing.run(&restore_arguments(&set.id, &to, &zfs));
+    assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
+    assert!(control(&data).exists(), "{}", outcome.describe());
+    assert!(!run(&mut command("zfs", ["list", &parent])).ok(), "{}", outcome.describe());
+    let server = server_by_hand(&fixture, &data);
+    server.start();
+    assert_eq!(server.value("postgres", "SELECT count(*) FROM pgbench_accounts"), "100000");
+    server.stop(Stop::Fast);
+    assert_lives_on(&fixture);
+}
+
 /// Beside the original a restored cluster leaves its subscriptions alone, and says so; unless it is told otherwise.
 #[test]
 fn subscriptions_rest_beside_the_original() {

@@ -5,9 +5,9 @@ mod support;
 
 use serde_json::Value;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
-use support::cluster::Stop;
+use support::cluster::{Cluster, Stop};
 use support::command::{as_postgres, command, must, run, wait_until};
 use support::faults::{Hooks, assert_said, entries, restore_arguments};
 use support::fixture::Fixture;
@@ -93,6 +93,142 @@ fn a_host_is_kept_up_in_place() {
         assert_said(&refused, &["would fill", "of cluster \"main\"", "hint: "]);
     }
     assert_eq!(fixture.cluster.value("postgres", ROWS), "11 22");
+}
+
+/// Stops the server of a cluster that isn't postgres'.
+fn stop(server: &Cluster) {
+    let pid = server.postmaster().expect("it runs").to_string();
+    must(&mut command("kill", ["-INT", &pid]));
+    wait_until("the server has stopped", LIMIT, || !server.is_running());
+}
+
+/// On a host where os_user has other numbers than on the original, what is restored is its all the same.
+#[test]
+fn another_user_s_cluster_becomes_os_user_s() {
+    let (fixture, lockstep) = prepare(two_pools_four_datasets());
+    // As that of /var/run/postgresql, which each host has for its own user.
+    fs::set_permissions(&fixture.cluster.socket, fs::Permissions::from_mode(0o1777))
+        .expect("it is ours");
+    let key = fixture.cluster.data.join("server.key");
+    let mine = fixture.tablespace("ts1").join("mine");
+    for (path, owner) in [(&key, "root:postgres"), (&mine, "games:games")] {
+        fs::write(path, "x").expect("it can be written");
+        must(&mut command("chown", [owner, text(path)]));
+    }
+    let first = lockstep.backup("label").id;
+    fixture.cluster.execute(&["INSERT INTO one VALUES (10)"]);
+    let second = lockstep.backup("label").id;
+    let other_user = |path: &Path| {
+        let known = fs::read_to_string(path).expect("the configuration");
+        let other = known.replace("os_user = \"postgres\"", "os_user = \"daemon\"");
+        assert_ne!(known, other);
+        let path = path.with_extension("daemon.toml");
+        fs::write(&path, other).expect("it can be written");
+        Lockstep::new(&path, &fixture.cluster.bin)
+    };
+    let assert_theirs = |to: &Path, data: &Path, tablespace: &Path| {
+        let find = |more: &[&str]| {
+            must(&mut command("find", [text(to)].iter().chain(more))).lines().count()
+        };
+        assert_eq!(find(&["-user", "postgres"]), 0, "{to:?}");
+        assert_eq!(find(&["-group", "postgres"]), 0, "{to:?}");
+        assert!(find(&["-user", "daemon", "-group", "daemon"]) > 900, "{to:?}");
+        let owner = |path: &Path| must(&mut command("stat", ["-c", "%U:%G", text(path)]));
+        assert_eq!(owner(&data.join("server.key")).trim(), "root:daemon");
+        assert_eq!(owner(&tablespace.join("mine")).trim(), "games:games");
+    };
+    let one =
+        fixture.cluster.value("postgres", "SELECT oid FROM pg_tablespace WHERE spcname = 'ts1'");
+    let parent = format!("{}/theirs", fixture.pools[0].name);
+    for form in ["files", "zfs"] {
+        let to = fixture.target(form);
+        other_host(&fixture, form, &to.join("data"));
+        let host = other_user(&fixture.root().join(format!("{form}.toml")));
+        let mut more = vec!["--from", "repository", "--as", form];
+        if form == "zfs" {
+            more.extend(["--dataset", &parent]);
+        }
+        let check = || {
+            let real = |name: &str| fs::canonicalize(to.join(name)).expect("it is there");
+            assert_theirs(&to, &real("data"), &real(&format!("tablespaces/{one}")));
+        };
+        let outcome = host.run(&restore_arguments(&first, &to, &more));
+        assert!(outcome.ok(), "{}", outcome.describe());
+        assert_said(&outcome, &["become those of daemon"]);
+        assert_eq!(outcome.stderr.matches("become those of").count(), 1, "{}", outcome.describe());
+        check();
+        more.push("--delta");
+        // Killed in the middle of it, and gone on with.
+        let step = if form == "zfs" { "restore.owners" } else { "restore.files-attributes" };
+        let hooks = Hooks::holding(&fixture, step);
+        let arguments = restore_arguments(&second, &to, &more);
+        let mut program = host.clone().with_steps(&hooks.steps).spawn(&arguments);
+        hooks.steps.wait_reached(step, &mut program);
+        program.kill();
+        program.wait(LIMIT);
+        // A rollback brings the set's numbers back, the same set's too.
+        for set in [&second, &second] {
+            let restored = host.restore_and_start(set, &to, &more);
+            assert_eq!(restored.server().value("postgres", ROWS), "11 2", "{form}");
+            stop(restored.server());
+            check();
+        }
+    }
+    // As clones of this host's snapshots.
+    let to = fixture.target("clones");
+    let restored = other_user(&fixture.config()).restore_and_start(&second, &to, &[]);
+    assert_eq!(restored.server().value("postgres", ROWS), "11 2");
+    stop(restored.server());
+    assert!(must(&mut command("find", [text(&to), "-user", "postgres"])).is_empty());
+    // Where it is the same user nothing is said or changed.
+    let same = fixture.target("same");
+    let outcome = lockstep.run(&restore_arguments(&second, &same, &FILES));
+    assert!(outcome.ok() && !outcome.stderr.contains("become"), "{}", outcome.describe());
+}
+
+/// A umask and closed folders: the server's user comes to what is restored, or nothing is made.
+#[test]
+fn the_server_s_user_comes_to_where_it_is_restored() {
+    let (fixture, lockstep) = prepare(two_pools_four_datasets());
+    let set = lockstep.backup("label").id;
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let config = fixture.root().join("shipping.toml");
+    let zfs = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    for (form, more) in [("clones", &[][..]), ("files", &FILES), ("zfs", &zfs)] {
+        let top = fixture.root().join(form);
+        let (to, place) = (top.join("deep/r"), top.join("else/where/ts"));
+        let place = format!("ts2={}", place.display());
+        let mut program = command("sh", ["-c", "umask 077; exec \"$0\" \"$@\""]);
+        program.arg(env!("CARGO_BIN_EXE_lockstep")).arg("--config").arg(&config).arg("--json");
+        let arguments = restore_arguments(&set, &to, more).into_iter();
+        let outcome = run(program.args(arguments).args(["--start", "--tablespace", &place]));
+        assert!(outcome.ok(), "{}", outcome.describe());
+        let json: Value = serde_json::from_str(&outcome.stdout).expect("JSON");
+        let restored = lockstep.restored(&json);
+        assert_eq!(restored.server().value("postgres", ROWS), "1 2", "{form}");
+        restored.server().stop(Stop::Fast);
+        for folder in ["", "deep", "else", "else/where"] {
+            let mode = fs::metadata(top.join(folder)).expect("it is there").mode();
+            assert_eq!(mode & 0o7777, 0o755, "{form}: {folder:?}");
+        }
+    }
+    let closed = fixture.root().join("closed");
+    fs::create_dir_all(closed.join("in")).expect("folders can be made");
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).expect("it is ours");
+    let open = fixture.target("open");
+    let place = format!("ts2={}", closed.join("in/ts").display());
+    for form in [&[][..], &FILES, &["--dry-run"]] {
+        for (to, more) in
+            [(closed.join("in/r"), vec![]), (open.clone(), vec!["--tablespace", &place])]
+        {
+            let more = [form, &more].concat();
+            let outcome = lockstep.expect(exit::USAGE, &restore_arguments(&set, &to, &more));
+            let hint = format!("hint: chmod o+x {}", closed.display());
+            assert_said(&outcome, &["postgres can't enter it", text(&closed), &hint]);
+            assert!(!to.exists(), "{}", outcome.describe());
+        }
+    }
+    assert_eq!(entries(&closed.join("in")), Vec::<std::path::PathBuf>::new());
 }
 
 /// The dataset of the data directory is lost, and its mount point is there still.

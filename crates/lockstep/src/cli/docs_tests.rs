@@ -126,7 +126,11 @@ fn the_exit_codes_are_those_of_the_table() {
         (Error::usage("x", "y"), "wrong usage or configuration"),
         (Error::from(Box::new(Refusal::NoStrategy { needed: Vec::new() })), "refused"),
         (
-            Error::from(Box::new(CommandError::Start { program: "x".into(), source: none() })),
+            Error::from(Box::new(CommandError::Start {
+                program: "x".into(),
+                closed: None,
+                source: none(),
+            })),
             "failed",
         ),
         (locked(false), "another lockstep holds the lock"),

@@ -346,6 +346,32 @@ pub enum Refusal {
         /// The volume's place.
         place: PathBuf,
     },
+    /// `--delta` to a folder where another dataset is mounted than the one that would be made.
+    #[error(
+        "dataset \"{dataset}\" isn't there, and \"{found}\" is mounted at its place \"{}\"",
+        place.display()
+    )]
+    PlaceOfAnother {
+        /// The dataset.
+        dataset: String,
+        /// What is mounted in its place.
+        found: String,
+        /// The volume's place.
+        place: PathBuf,
+    },
+    /// Something of somebody else's is mounted inside what `--delta` writes to and removes from.
+    #[error(
+        "\"{source_name}\" is mounted at \"{}\", inside \"{}\", which the restore fills",
+        point.display(), place.display()
+    )]
+    MountedInside {
+        /// What.
+        source_name: String,
+        /// Where.
+        point: PathBuf,
+        /// Inside which place.
+        place: PathBuf,
+    },
     /// `--delta` onto a dataset whose newest snapshot isn't one that the set's deltas come after.
     #[error(
         "\"{dataset}\" can't be brought to set {set}: its newest snapshot {} isn't one of those that the repository has before it",
@@ -499,6 +525,13 @@ impl Refusal {
             Self::NotOnTop { newest: Some(newest), known: Some(known), .. } => format!("destroy what is newer than {known} if nothing needs it (`zfs destroy {}`), or restore to another --dataset and --to", quote(newest)),
             Self::NotOnTop { is_raw: true, .. } => "restore to another --dataset and --to: it is stored raw, and its chain may have begun anew".into(),
             Self::NotOnTop { .. } => "--delta goes forward only, from a set that the repository has: restore this one to another --dataset and --to".into(),
+            Self::PlaceOfAnother { dataset, found, .. } => {
+                let leaf = dataset.rsplit_once('/').map_or("", |(_, leaf)| leaf);
+                let parent = found.strip_suffix(leaf).and_then(|parent| parent.strip_suffix('/'));
+                let named = parent.map_or_else(String::new, |parent| format!(": --dataset {}", quote(parent)));
+                format!("was it renamed, or mistyped? name the dataset and the folder (--to) of one and the same older restore{named}")
+            }
+            Self::MountedInside { point, .. } => format!("`umount {}`, or restore to another folder: --delta would write over what lies there, and remove it", quote(&point.display().to_string())),
             Self::DatasetElsewhere { .. } => "--delta rolls it back: name the dataset and the folder (--to) of one and the same older restore".into(),
         }
     }

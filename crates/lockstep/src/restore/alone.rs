@@ -56,7 +56,7 @@ impl Alone {
         let missing = std::mem::take(&mut self.missing);
         let result = missing.iter().try_for_each(|folder| {
             if let Some(parent) = folder.parent() {
-                files::create_directories(parent)?;
+                files::create_open_directories(parent)?;
             }
             match std::fs::create_dir(folder) {
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {

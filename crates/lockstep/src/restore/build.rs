@@ -9,7 +9,9 @@ use super::files_form::Written;
 use super::marker::{self, Marker};
 use super::placement::Placement;
 use super::source::{Form, Source};
-use super::{Request, Restored, control, parked, received, run_server, surplus, tree, unfinished};
+use super::{
+    Request, Restored, control, owners, parked, received, run_server, surplus, tree, unfinished,
+};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -147,6 +149,7 @@ impl<'a> Build<'a> {
         steps::reached("restore.journal")?;
         self.make_directories(owner)?;
         let made = self.source.make_volumes(self, owner).inspect_err(|_| self.give_back())?;
+        owners::give(self, owner)?;
         let removed = surplus::remove(self)?;
         let written = made.map(|made| Written { removed: made.removed + removed, ..made });
         steps::reached("restore.surplus")?;
@@ -197,6 +200,13 @@ impl<'a> Build<'a> {
                 let with_data =
                     self.placement.volumes.iter().filter(|v| self.placement.has_data(v));
                 for dataset in with_data.filter_map(|volume| volume.dataset.as_ref()) {
+                    if !self.there.contains(dataset) {
+                        // What was received in the meantime hides what was there, a folder perhaps.
+                        if zfs.exists(dataset.as_str())? {
+                            zfs.unmount(dataset)?;
+                        }
+                        continue;
+                    }
                     if is_parked.get() {
                         parked::release(zfs, dataset)?;
                     }
@@ -329,6 +339,10 @@ impl<'a> Build<'a> {
         let directory = &self.placement.directory;
         if matches!(self.source, Source::Repository(_)) {
             self.marker().write(directory)?;
+        }
+        // ZFS makes what is missing on the way to a mount point by the umask.
+        for volume in self.placement.volumes.iter().filter(|volume| volume.dataset.is_some()) {
+            volume.mountpoint.parent().map_or(Ok(()), files::create_open_directories)?;
         }
         for folder in ["log", "run", "tablespaces"] {
             files::create_owned_directory(&self.placement.directory.join(folder), owner)?;

@@ -15,7 +15,7 @@ mod finish;
 mod make;
 #[cfg(test)]
 mod memory_tests;
-mod place;
+pub(super) mod place;
 mod plan;
 mod turns;
 mod writing;
@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use indicatif::ProgressBar;
 use rustix::fs::Mode;
 
+use super::owners::Owners;
 use super::placement::Apart;
 use crate::error::{Error, Result};
 use crate::plan::warnings::bytes;
@@ -74,6 +75,8 @@ pub(super) struct Volume<'a> {
     pub(super) apart: &'a [Apart],
     /// Folders of other volumes, which may lie in this one.
     pub(super) others: &'a [PathBuf],
+    /// Whose the files become, where that is another user than in the set.
+    pub(super) owners: Option<Owners>,
     /// Files that become holes.
     pub(super) zeroed: &'a HashSet<u64>,
     /// Shows how much of the content is there.

@@ -4,11 +4,12 @@
 //! What could go wrong: a mistyped folder or dataset. `--delta` removes what the set doesn't have, and
 //! rolls datasets back; so before the first change everything that would be changed is looked at.
 
+mod enter;
 mod live;
+mod mounted;
 mod older;
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::marker::Marker;
@@ -19,7 +20,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::refusal::Refusal;
 use crate::postgres::instance::{self, PG_CONTROL};
-use crate::process::{Credentials, quote};
+use crate::process::quote;
 use crate::set::manifest::Manifest;
 use crate::steps;
 use crate::volume::mounts::Mounts;
@@ -54,7 +55,7 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
         live = live::without_asked(cx, live, manifest, placement, &there)?;
     }
     let named = asked.tablespaces.iter().map(|(_, path)| path.as_path());
-    for path in std::iter::once(&*placement.directory).chain(named) {
+    for path in std::iter::once(&*placement.directory).chain(named.clone()) {
         outside(&live, path)?;
         if !(delta && is_older_link(placement, path)) {
             folder_or_nothing(path)?;
@@ -65,17 +66,22 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
         no_folder_for_a_link(placement, path)?;
     }
     if let Some(owner) = cx.os_user()? {
-        enterable(&placement.directory, owner, &cx.cluster.os_user)?;
+        // A tablespace's folder gets the owner and mode that it has in the set; DIR keeps its own.
+        let above = named.filter_map(Path::parent);
+        let mut folders = std::iter::once(&*placement.directory).chain(above);
+        folders.try_for_each(|folder| enter::check(folder, owner, &cx.cluster.os_user))?;
     }
     steps::reached("restore.checked")?;
     links(manifest, placement)?;
     let mut places = all(placement).map(real).collect::<Result<Vec<_>>>()?;
+    let mounts = Mounts::read()?;
+    let filled = places.len();
     if delta {
         // These go, unless they are links, which aren't followed.
         let surplus = surplus::find(placement)?;
         places.extend(surplus.into_iter().filter(|path| !path.is_symlink()));
     }
-    if let Some((place, live)) = live::overlap(&places, &live) {
+    if let Some((place, live)) = live::overlap(&places, &live, &mounts) {
         return Err(Refusal::DirectoryHoldsCluster {
             path: place.clone(),
             cluster: live.cluster.clone(),
@@ -87,13 +93,14 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     if !delta {
         return Ok(there);
     }
+    mounted::nothing_inside(&places[..filled], placement, &mounts)?;
     if instance::postmaster(&placement.data)?.is_some() {
         return Err(Error::usage(
             format!("a server runs in \"{}\"", placement.data.display()),
             "stop it first: what it has in memory would be written over the restored files",
         ));
     }
-    datasets(cx, placement, &there)?;
+    mounted::datasets(cx, placement, &there, &mounts)?;
     older::check(asked, &there)?;
     Ok(there)
 }
@@ -152,26 +159,6 @@ fn no_folder_for_a_link(placement: &Placement, path: &Path) -> Result<()> {
         format!(
             "rmdir {}, or leave out --tablespace; with --as files the tablespace itself goes there",
             quote(&path.display().to_string())
-        ),
-    ))
-}
-
-/// A folder that is there stays as it is; so the server's user has to get in.
-fn enterable(directory: &Path, owner: Credentials, name: &str) -> Result<()> {
-    let Ok(found) = std::fs::metadata(directory) else { return Ok(()) };
-    if found.uid() == owner.uid || found.mode() & 0o011 != 0 {
-        return Ok(());
-    }
-    Err(Error::usage(
-        format!(
-            "\"{}\" belongs to user {} with mode {:04o}: {name} can't enter it",
-            directory.display(),
-            found.uid(),
-            found.mode() & 0o7777
-        ),
-        format!(
-            "chown {name} {}, or name a folder that doesn't exist yet",
-            quote(&directory.display().to_string())
         ),
     ))
 }
@@ -256,64 +243,4 @@ pub(super) fn there(
     let children = cx.zfs.children(parent)?;
     let wanted = placement.volumes.iter().filter_map(|volume| volume.dataset.clone());
     Ok(wanted.filter(|dataset| children.contains(dataset)).collect())
-}
-
-/// A dataset that is there is rolled back: it has to be that of an older restore to this very folder.
-fn datasets(cx: &Context, placement: &Placement, there: &BTreeSet<DatasetName>) -> Result<()> {
-    let mounts = Mounts::read()?;
-    for volume in &placement.volumes {
-        let Some(dataset) = volume.dataset.as_ref().filter(|dataset| there.contains(dataset))
-        else {
-            continue;
-        };
-        let mounted =
-            mounts.iter().filter(|mount| mount.is_zfs() && mount.source == dataset.as_str());
-        let mounted: Vec<_> = mounted.map(|mount| mount.point.clone()).collect();
-        let says = PathBuf::from(cx.zfs.value(dataset, "mountpoint")?);
-        if let Some(at) = elsewhere(&mounted, says, &volume.mountpoint) {
-            return Err(Refusal::DatasetElsewhere {
-                dataset: dataset.to_string(),
-                at,
-                place: volume.mountpoint.clone(),
-            }
-            .into());
-        }
-    }
-    Ok(())
-}
-
-/// Where a dataset is that isn't at `place`: one that is mounted has to be there, of one that isn't the
-/// property has to say so, whose path may lead over links.
-fn elsewhere(mounted: &[PathBuf], says: PathBuf, place: &Path) -> Option<PathBuf> {
-    if mounted.iter().any(|at| at == place) {
-        return None;
-    }
-    let says_so = says.is_absolute() && real(&says).is_ok_and(|says| says == place);
-    match mounted.first() {
-        Some(at) => Some(at.clone()),
-        None => (!says_so).then_some(says),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_mount_at_the_place_is_enough_and_a_property_may_lead_over_links() {
-        let scratch = tempfile::tempdir().unwrap();
-        let folder = scratch.path().join("guard");
-        let place = folder.join("fast/ts");
-        std::fs::create_dir_all(&place).unwrap();
-        let link = folder.join("link");
-        std::os::unix::fs::symlink(folder.join("fast"), &link).unwrap();
-        let linked = link.join("ts");
-        assert_eq!(real(&linked).unwrap(), place);
-        let other = PathBuf::from("/mnt/other");
-        assert_eq!(elsewhere(&[other.clone(), place.clone()], linked.clone(), &place), None);
-        assert_eq!(elsewhere(&[], linked.clone(), &place), None);
-        assert_eq!(elsewhere(std::slice::from_ref(&other), linked, &place), Some(other.clone()));
-        assert_eq!(elsewhere(&[], other.clone(), &place), Some(other));
-        assert_eq!(elsewhere(&[], "legacy".into(), &place), Some("legacy".into()));
-    }
 }

@@ -307,7 +307,7 @@ fn isolate(
         if !from.exists() {
             files::create_owned_directory(from, user)?;
         }
-        files::create_directories(at)?;
+        files::create_open_directories(at)?;
     }
     let mut own: Vec<PathBuf> = placement.volumes.iter().map(|v| v.mountpoint.clone()).collect();
     own.sort();
@@ -440,7 +440,7 @@ pub(super) fn explain(build: &Build, server: &Server, error: Error) -> Error {
     }
     if said("Read-only file system") {
         return error.with_hint(
-            "recovery wanted to write outside the restored cluster: name the folder in clone.writable if it may (the log of a restore_command), or restore on another host",
+            "recovery wanted to write outside the restored cluster: name the folder in clone.writable if it may. That may be the log of a restore_command, or where a tablespace was made after the set: that one has to be the server's user's, and no other cluster's",
         );
     }
     error

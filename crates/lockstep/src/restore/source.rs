@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::build::Build;
 use super::files_form::{self, Unsynced, Written};
 use super::only::{NotRestored, Only};
+use super::owners::Owners;
 use super::placement::{PlacedVolume, Placement};
 use super::{control, parked, raw, receive};
 use crate::context::Context;
@@ -316,10 +317,18 @@ impl FromRepository {
         std::thread::scope(|scope| {
             // One goes onto disk while the next one comes.
             let mut syncing: Option<Syncing<'_>> = None;
+            let mut owners = None;
             for (index, (placed, volume)) in volumes.into_iter().enumerate() {
                 match self.shipped_volume(placed) {
                     Some(shipped) => {
-                        let (one, unsynced) = self.make_folder(build, placed, volume, shipped)?;
+                        let tree = self.tree(shipped)?;
+                        // That of the data directory is the first.
+                        let data = volume.parts.iter().find(|part| part.kind == PartKind::Data);
+                        if let Some(part) = data {
+                            owners = Owners::in_set(build, &tree, &part.inside, owner)?;
+                        }
+                        let (one, unsynced) =
+                            self.make_folder(build, placed, volume, &tree, owners)?;
                         written.add(one);
                         let before = syncing.replace(scope.spawn(move || unsynced.sync()));
                         before.map_or(Ok(()), synced)?;
@@ -402,15 +411,19 @@ impl FromRepository {
         Ok(common)
     }
 
+    fn tree(&self, shipped: &ShippedVolume) -> Result<ImageTree> {
+        let depth = if self.delta { Depth::Runs } else { Depth::Names };
+        ImageTree::read(&self.repository, &shipped.image, &shipped.delta, depth)
+    }
+
     fn make_folder(
         &self,
         build: &Build,
         placed: &PlacedVolume,
         volume: &SetVolume,
-        shipped: &ShippedVolume,
+        tree: &ImageTree,
+        owners: Option<Owners>,
     ) -> Result<(Written, Unsynced)> {
-        let depth = if self.delta { Depth::Runs } else { Depth::Names };
-        let tree = ImageTree::read(&self.repository, &shipped.image, &shipped.delta, depth)?;
         let data = volume.parts.iter().find(|part| part.kind == PartKind::Data);
         let others: Vec<PathBuf> = build
             .placement
@@ -419,7 +432,7 @@ impl FromRepository {
             .map(|other| other.mountpoint.clone())
             .filter(|other| *other != placed.mountpoint)
             .collect();
-        let zeroed = self.only.zeroed(&tree, volume)?;
+        let zeroed = self.only.zeroed(tree, volume)?;
         let total = tree.file_bytes(&zeroed);
         if !self.delta {
             files_form::say_where_it_may_not_fit(&placed.mountpoint, total);
@@ -427,12 +440,13 @@ impl FromRepository {
         let lines = Progress::on_stderr();
         files_form::restore(&files_form::Volume {
             repository: &self.repository,
-            tree: &tree,
+            tree,
             folder: &placed.mountpoint,
             data_inside: data.map(|part| part.inside.as_path()),
             apart: &placed.apart,
             delta: self.delta,
             others: &others,
+            owners,
             zeroed: &zeroed,
             bar: lines.bytes_of(volume.dataset.as_str(), total),
         })

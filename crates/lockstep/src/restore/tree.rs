@@ -62,7 +62,7 @@ fn turn_links(build: &Build) -> Result<()> {
     let placement = &build.placement;
     for (link, target) in &placement.links {
         if let Some(parent) = link.parent() {
-            files::create_directories(parent)?;
+            files::create_open_directories(parent)?;
         }
         if build.source.is_delta() {
             unlink(link)?;

@@ -126,7 +126,9 @@ impl Giver<'_> {
                 Error::failed(format!("{number} in the repository is no user or group"))
             })
         };
-        Ok(Some((Uid::from_raw(id(attributes.uid)?), Gid::from_raw(id(attributes.gid)?))))
+        let (uid, gid) = (id(attributes.uid)?, id(attributes.gid)?);
+        let (uid, gid) = self.volume.owners.map_or((uid, gid), |owners| owners.of(uid, gid));
+        Ok(Some((Uid::from_raw(uid), Gid::from_raw(gid))))
     }
 
     fn give_xattrs(

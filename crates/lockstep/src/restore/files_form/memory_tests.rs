@@ -130,6 +130,7 @@ fn a_million_files_fit_into_memory() {
             delta,
             apart: &[],
             others: &[],
+            owners: None,
             zeroed: &HashSet::new(),
             bar: indicatif::ProgressBar::hidden(),
         };

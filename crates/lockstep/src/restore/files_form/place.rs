@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
 use super::plan::{File, Plan};
@@ -16,10 +16,10 @@ use crate::error::{Error, Result};
 use crate::restore::placement::{Apart, place_of};
 
 /// Opens a folder, and nothing else.
-pub(super) const FOLDER: OFlags =
+pub(in crate::restore) const FOLDER: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// With whatever else is wanted: opens a file itself, and doesn't wait for a pipe's other end.
-pub(super) const FILE: OFlags =
+pub(in crate::restore) const FILE: OFlags =
     OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
 
 /// The folder of a volume.
@@ -34,7 +34,7 @@ impl Root {
     /// Opens it, and what lies apart; each is made where it isn't there, and its parents.
     pub(super) fn open(path: &Path, apart: &[Apart]) -> Result<Self> {
         let open = |path: &Path| -> Result<OwnedFd> {
-            crate::files::create_directories(path)?;
+            crate::files::create_open_directories(path)?;
             rustix::fs::open(path, FOLDER, Mode::empty())
                 .map_err(|e| Error::io("open", path)(e.into()))
         };
@@ -117,7 +117,7 @@ impl<'a> Folders<'a> {
 }
 
 /// Removes a name and, where it is a folder, all below it, whatever it is; gives how many names
-/// went. Links are removed, never followed.
+/// went. Links are removed, never followed, and where something is mounted nothing goes.
 pub(super) fn remove(folder: impl AsFd, name: &[u8]) -> rustix::io::Result<u64> {
     let folder = folder.as_fd();
     let name = OsStr::from_bytes(name);
@@ -134,6 +134,9 @@ pub(super) fn remove(folder: impl AsFd, name: &[u8]) -> rustix::io::Result<u64> 
     }
     let mut count = 1;
     let inner = rustix::fs::openat(folder, name, FOLDER, Mode::empty())?;
+    if is_mounted(folder, &inner)? {
+        return Err(Errno::BUSY);
+    }
     for entry in list(&inner)? {
         count += remove(&inner, &entry)?;
     }
@@ -141,8 +144,23 @@ pub(super) fn remove(folder: impl AsFd, name: &[u8]) -> rustix::io::Result<u64> 
     Ok(count)
 }
 
+/// Whether something is mounted at a folder of another one. It may be of the same file system (a bind mount), which a
+/// kernel from 5.8 on tells.
+pub(in crate::restore) fn is_mounted(
+    outer: impl AsFd,
+    inner: impl AsFd,
+) -> rustix::io::Result<bool> {
+    let root = StatxAttributes::MOUNT_ROOT;
+    match rustix::fs::statx(&inner, c"", AtFlags::EMPTY_PATH, StatxFlags::empty()) {
+        Ok(found) if found.stx_attributes_mask.contains(root) => {
+            Ok(found.stx_attributes.contains(root))
+        }
+        _ => Ok(rustix::fs::fstat(outer)?.st_dev != rustix::fs::fstat(inner)?.st_dev),
+    }
+}
+
 /// The names in a folder.
-pub(super) fn list(folder: impl AsFd) -> rustix::io::Result<Vec<Vec<u8>>> {
+pub(in crate::restore) fn list(folder: impl AsFd) -> rustix::io::Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
     for entry in rustix::fs::Dir::read_from(folder)? {
         let entry = entry?;

@@ -12,6 +12,7 @@ use crate::restore::control;
 use crate::restore::marker::Marker;
 use crate::restore::placement::Placement;
 use crate::set::manifest::Manifest;
+use crate::volume::mounts::{self, Mounts};
 use crate::volume::zfs::DatasetName;
 
 /// A part of a cluster of the configuration, by its real path.
@@ -117,14 +118,26 @@ fn is_ours(
     Ok(is_unfinished(&placement.data) || marker.is_some_and(|it| it.system_identifier == *wanted))
 }
 
-/// A place that is a live part, lies in one, or holds one.
+/// A place that is a live part, lies in one, or holds one: by its path, and by where that lies, for a bind mount
+/// may lead into a live part.
 pub(super) fn overlap<'a>(
     places: &'a [PathBuf],
     live: &'a [Live],
+    mounts: &Mounts,
 ) -> Option<(&'a PathBuf, &'a Live)> {
-    let touches =
-        |place: &Path, live: &Live| place.starts_with(&live.path) || live.path.starts_with(place);
-    places.iter().find_map(|place| Some((place, live.iter().find(|live| touches(place, live))?)))
+    let nested = |a: &Path, b: &Path| a.starts_with(b) || b.starts_with(a);
+    let lies = |path: &Path| {
+        let mount = mounts.holding(path)?;
+        Some((mount.device, mounts::inside(mount, path)))
+    };
+    places.iter().find_map(|place| {
+        let there = lies(place);
+        let touches = |live: &&Live| {
+            let same = there.as_ref().zip(lies(&live.path));
+            nested(place, &live.path) || same.is_some_and(|(a, b)| a.0 == b.0 && nested(&a.1, &b.1))
+        };
+        Some((place, live.iter().find(touches)?))
+    })
 }
 
 #[cfg(test)]
@@ -138,11 +151,18 @@ mod tests {
             kind: PartKind::Data,
             path: PathBuf::from("/srv/pg/main"),
         }];
-        let touches = |place: &str| overlap(&[PathBuf::from(place)], &live).is_some();
+        let mounts = Mounts::parse(
+            b"1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 8:2 / /srv/pg rw - zfs t/pg rw\n\
+              3 1 8:2 /main/base /look rw - zfs t/pg rw\n4 1 8:2 /other /else rw - zfs t/pg rw\n",
+        );
+        let touches = |place: &str| overlap(&[PathBuf::from(place)], &live, &mounts).is_some();
         assert!(touches("/srv/pg/main"));
         assert!(touches("/srv/pg/main/base"));
         assert!(touches("/srv/pg"));
         assert!(!touches("/srv/pg/main2"));
         assert!(!touches("/srv/pg2"));
+        // Over a bind mount.
+        assert!(touches("/look") && touches("/look/x"));
+        assert!(!touches("/else"));
     }
 }

@@ -1,0 +1,42 @@
+//! Whether the server's user comes to where the restore goes.
+//!
+//! What could go wrong: a folder on the way that only root may enter, as /root. All would be restored, and then no
+//! server could be started there.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::process::{Credentials, Program, quote};
+
+/// A folder that is there stays as it is, and so does each above it; so the server's user has to get in.
+pub(super) fn check(directory: &Path, owner: Credentials, name: &str) -> Result<()> {
+    let Some(there) = directory.ancestors().find(|path| path.is_dir()) else { return Ok(()) };
+    if can_enter(there, owner) {
+        return Ok(());
+    }
+    // The outermost of those that keep it out: who may not enter that, doesn't come to the others.
+    let mut steps: Vec<&Path> = there.ancestors().collect();
+    steps.reverse();
+    let closed = steps.into_iter().find(|step| !can_enter(step, owner)).unwrap_or(there);
+    let found = std::fs::metadata(closed).map_err(Error::io("look at", closed))?;
+    let path = quote(&closed.display().to_string());
+    Err(Error::usage(
+        format!(
+            "\"{}\" belongs to user {} with mode {:04o}: {name} can't enter it",
+            closed.display(),
+            found.uid(),
+            found.mode() & 0o7777
+        ),
+        match closed == directory {
+            true => format!("chown {name} {path}, or name a folder that doesn't exist yet"),
+            false => format!("chmod o+x {path}, or restore to where {name} can go"),
+        },
+    ))
+}
+
+/// Asked as that user: access control lists count as well. Where it can't be asked, the server will say so.
+fn can_enter(folder: &Path, owner: Credentials) -> bool {
+    let asked = Program::new("test").arg("-x").arg(folder).as_user(Some(owner)).run();
+    asked.map_or_else(|error| !error.is_answer(), |_| true)
+}

@@ -1,0 +1,122 @@
+//! What is mounted where `--delta` goes to: the older restore's own datasets, each at its place, and nothing else.
+//!
+//! What could go wrong: what somebody has mounted inside a restored data directory, to look at it or to have its
+//! log on a disk of its own, would be emptied as a folder that the set doesn't have; a bind of a live tablespace too. And
+//! where the older restore's datasets have other names than those that were asked for, new ones would be mounted over
+//! some of them, and no server would start on either.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::real;
+use crate::context::Context;
+use crate::error::Result;
+use crate::plan::refusal::Refusal;
+use crate::restore::placement::Placement;
+use crate::volume::mounts::{Mount, Mounts};
+use crate::volume::zfs::DatasetName;
+
+/// Refuses what is mounted inside one of the places and is no dataset of the restore's.
+pub(super) fn nothing_inside(
+    places: &[PathBuf],
+    placement: &Placement,
+    mounts: &Mounts,
+) -> Result<()> {
+    let is_own = |mount: &Mount| {
+        placement.volumes.iter().any(|volume| {
+            let dataset = volume.dataset.as_ref().map(DatasetName::as_str);
+            dataset == Some(&*mount.source) && volume.mountpoint == mount.point
+        })
+    };
+    for place in places {
+        let mut found = mounts.below(place).filter(|mount| !mount.is_looked_into());
+        if let Some(mount) = found.find(|mount| !is_own(mount)) {
+            return Err(Refusal::MountedInside {
+                source_name: mount.source.clone(),
+                point: mount.point.clone(),
+                place: place.clone(),
+            }
+            .into());
+        }
+    }
+    Ok(())
+}
+
+/// A dataset that is there is rolled back: it has to be that of an older restore to this very folder.
+/// Where one isn't there, its place must not be that of another one.
+pub(super) fn datasets(
+    cx: &Context,
+    placement: &Placement,
+    there: &BTreeSet<DatasetName>,
+    mounts: &Mounts,
+) -> Result<()> {
+    for volume in &placement.volumes {
+        let Some(dataset) = &volume.dataset else { continue };
+        if !there.contains(dataset) {
+            not_of_another(dataset, &volume.mountpoint, mounts)?;
+            continue;
+        }
+        let mounted =
+            mounts.iter().filter(|mount| mount.is_zfs() && mount.source == dataset.as_str());
+        let mounted: Vec<_> = mounted.map(|mount| mount.point.clone()).collect();
+        let says = PathBuf::from(cx.zfs.value(dataset, "mountpoint")?);
+        if let Some(at) = elsewhere(&mounted, says, &volume.mountpoint) {
+            return Err(Refusal::DatasetElsewhere {
+                dataset: dataset.to_string(),
+                at,
+                place: volume.mountpoint.clone(),
+            }
+            .into());
+        }
+    }
+    Ok(())
+}
+
+/// Where a dataset is that isn't at `place`: one that is mounted has to be there, of one that isn't the
+/// property has to say so, whose path may lead over links.
+fn elsewhere(mounted: &[PathBuf], says: PathBuf, place: &Path) -> Option<PathBuf> {
+    if mounted.iter().any(|at| at == place) {
+        return None;
+    }
+    let says_so = says.is_absolute() && real(&says).is_ok_and(|says| says == place);
+    match mounted.first() {
+        Some(at) => Some(at.clone()),
+        None => (!says_so).then_some(says),
+    }
+}
+
+/// Nothing is mounted at the place of a dataset that will be made.
+fn not_of_another(dataset: &DatasetName, place: &Path, mounts: &Mounts) -> Result<()> {
+    match mounts.iter().find(|mount| mount.point == place) {
+        None => Ok(()),
+        Some(mount) => Err(Refusal::PlaceOfAnother {
+            dataset: dataset.to_string(),
+            found: mount.source.clone(),
+            place: place.to_path_buf(),
+        }
+        .into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_mount_at_the_place_is_enough_and_a_property_may_lead_over_links() {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().join("guard");
+        let place = folder.join("fast/ts");
+        std::fs::create_dir_all(&place).unwrap();
+        let link = folder.join("link");
+        std::os::unix::fs::symlink(folder.join("fast"), &link).unwrap();
+        let linked = link.join("ts");
+        assert_eq!(real(&linked).unwrap(), place);
+        let other = PathBuf::from("/mnt/other");
+        assert_eq!(elsewhere(&[other.clone(), place.clone()], linked.clone(), &place), None);
+        assert_eq!(elsewhere(&[], linked.clone(), &place), None);
+        assert_eq!(elsewhere(std::slice::from_ref(&other), linked, &place), Some(other.clone()));
+        assert_eq!(elsewhere(&[], other.clone(), &place), Some(other));
+        assert_eq!(elsewhere(&[], "legacy".into(), &place), Some("legacy".into()));
+    }
+}
