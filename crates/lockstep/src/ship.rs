@@ -27,7 +27,8 @@ use std::time::Duration;
 use pgfiles::ControlFile;
 use pgfiles::lsn::Lsn;
 use sendstream::pages::PageGeometry;
-use strata::delta::ImageOptions;
+use strata::check::Doomed;
+use strata::delta::{ImageOptions, descriptor_path};
 use strata::pack::PackOptions;
 use strata::repack::RepackOptions;
 
@@ -37,8 +38,9 @@ use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
 use crate::postgres::instance::{self, PG_CONTROL};
 use crate::progress::Progress;
+use crate::repository::shipped::FILES_IMAGE;
 use crate::repository::whole::Wholeness;
-use crate::repository::{self, Repository, Shipped, ShippedVolume, kin};
+use crate::repository::{self, Repository, Shipped, ShippedVolume, kin, of_strata};
 use crate::set::at_work::{self, AtWork};
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::set::notes;
@@ -255,7 +257,7 @@ fn store(
 ) -> Result<Shipped> {
     let encrypted = Encrypted::find(cx, repository, manifest)?;
     let keeps_wal = encrypted.keeps_wal(manifest);
-    let mut routes = routes(cx, manifest, repository, &encrypted, full)?;
+    let mut routes = routes(cx, manifest, repository, &encrypted, full, held)?;
     let datasets: Vec<_> = manifest.volumes.iter().map(|volume| volume.dataset.clone()).collect();
     let (properties, mounted) = route::properties(&cx.zfs, &datasets)?;
     let tags = cx.state.path("tags").join(&repository.name);
@@ -321,7 +323,9 @@ fn routes<'a>(
     repository: &Repository,
     encrypted: &Encrypted,
     full: bool,
+    held: &Held,
 ) -> Result<Vec<Route<'a>>> {
+    let noted = Doomed::read(&repository.strata).map_err(of_strata)?;
     let keeps_wal = encrypted.keeps_wal(manifest);
     let bases = Bases::find(&cx.zfs, &manifest.volumes)?;
     let memory = remembered_deltas(cx, repository);
@@ -329,10 +333,35 @@ fn routes<'a>(
     let stored = manifest.volumes.iter().filter(|volume| keeps_wal || !is_wal_alone(volume));
     let find = |volume: &'a SetVolume| {
         let raw = encrypted.is_raw(&volume.dataset);
-        let how = How { raw, full, raw_full_every: repository.config.raw_full_every };
+        let raw_full_every = repository.config.raw_full_every;
+        let how = How { raw, full, raw_full_every, noted: &noted };
         route(&bases, &wholeness, volume, how)
     };
-    stored.map(find).collect()
+    let routes = stored.map(find).collect::<Result<Vec<_>>>()?;
+    need(cx, manifest, repository, &routes, noted.clone(), held)?;
+    Ok(routes)
+}
+
+/// What nobody needed, which the set will need, isn't noted as such any more: should it be needed by nobody once more, its
+/// grace time begins anew.
+fn need(
+    cx: &Context,
+    manifest: &Manifest,
+    repository: &Repository,
+    routes: &[Route<'_>],
+    noted: Doomed,
+    held: &Held,
+) -> Result<()> {
+    if noted.is_empty() {
+        return Ok(());
+    }
+    let strata = &repository.strata;
+    let packs = begun::kept(cx, &repository.name)?.packs;
+    let files = descriptor_path(strata, FILES_IMAGE, manifest.set.as_str()).map_err(of_strata)?;
+    let again = routes.iter().flat_map(|route| route.noted.iter().cloned());
+    let again = again.chain(packs.into_iter().map(|pack| strata.pack_path(pack))).chain([files]);
+    let still = || held.confirm().map_err(strata::Error::caller);
+    noted.strike(strata, again, &still).map_err(of_strata)
 }
 
 /// The set's WAL, where it lies in pg_wal's snapshot alone.
