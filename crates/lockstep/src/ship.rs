@@ -10,6 +10,7 @@ pub(crate) mod begun;
 mod full;
 mod journals;
 pub mod lease;
+mod lost;
 mod missing;
 mod own_files;
 pub mod page_delta;
@@ -74,6 +75,8 @@ pub struct Outcome {
     pub result: Result<Shipped>,
     /// It was there already, and nothing was sent.
     pub already: bool,
+    /// It was there already, whether or not it could be replaced.
+    pub was_there: bool,
     /// An older set whose full shipment had been interrupted, and was finished first.
     pub finished_first: Option<Shipped>,
     /// What failed is the set itself, as far as can be told: the repository may take others.
@@ -88,6 +91,7 @@ impl Outcome {
             repository: repository.to_owned(),
             result: Err(error),
             already: false,
+            was_there: false,
             finished_first: None,
             is_of_the_set: true,
         }
@@ -120,9 +124,16 @@ pub fn run(
             Err(error) => (Err(error), false),
             Ok((shipped, already)) => (Ok(shipped), already),
         };
-        let Beside { finished_first, is_of_the_set } = beside;
+        let Beside { finished_first, is_of_the_set, was_there } = beside;
         let repository = name.clone();
-        outcomes.push(Outcome { repository, result, already, finished_first, is_of_the_set });
+        outcomes.push(Outcome {
+            repository,
+            result,
+            already,
+            was_there,
+            finished_first,
+            is_of_the_set,
+        });
     }
     Ok(outcomes)
 }
@@ -132,6 +143,7 @@ pub fn run(
 struct Beside {
     finished_first: Option<Shipped>,
     is_of_the_set: bool,
+    was_there: bool,
 }
 
 /// The set there, and whether it was there already.
@@ -151,6 +163,7 @@ fn ship(
         note(cx, there, name);
         return Ok((there.clone(), true));
     }
+    beside.was_there = there.is_some();
     beside.is_of_the_set = true;
     let _at_work = AtWork::on(cx, name, manifest)?;
     missing::assert_whole(cx, manifest)?;
@@ -159,17 +172,25 @@ fn ship(
     steps::reached("ship.leased")?;
     // While the lease was waited for, its holder may have removed the set.
     let there = repository.read_if_there(manifest.set.as_str())?;
+    beside.was_there = there.is_some();
     match &there {
         Some(there) => full::may_be_replaced(there, name)?,
         None if !full => beside.finished_first = finish_before(cx, manifest, &repository, &held)?,
         None => {}
     }
     let stored = store_and_publish(cx, manifest, &repository, &held, there.as_ref(), full);
-    if stored.is_err() {
+    let stored = stored.map_err(|error| {
+        let confirmed = held.confirm();
         // A store that lists still: the next set's lease tells whether it can be written to.
-        beside.is_of_the_set = held.confirm().is_ok();
+        beside.is_of_the_set = confirmed.is_ok();
+        held.blamed(error, confirmed)
+    });
+    match (stored, &there) {
+        (Err(error), Some(there)) if held.check().is_err() => {
+            Err(lost::replaced(cx, &repository, there, error))
+        }
+        (stored, _) => stored.map(|shipped| (shipped, false)),
     }
-    stored.map(|shipped| (shipped, false))
 }
 
 /// `there`: its manifest, where it has one in the repository.
@@ -191,7 +212,15 @@ fn store_and_publish(
     match there {
         // Its manifest stays: it names the same deltas.
         Some(there) => full::assert_same_volumes(there, &shipped, &repository.name)?,
-        None => repository.publish(&shipped)?,
+        None => {
+            steps::reached("ship.publishing")?;
+            repository.publish(&shipped)?;
+            if let Err(lost) = held.confirm()
+                && held.check().is_err()
+            {
+                lost::published(cx, repository, &shipped, lost)?;
+            }
+        }
     }
     steps::reached("ship.published")?;
     note(cx, &shipped, &repository.name);
@@ -280,6 +309,10 @@ fn store(
     let options = options(repository);
     let journals = cx.state.path("shipping");
     let check = || held.check();
+    let confirm = || {
+        steps::reached("ship.replacing")?;
+        held.confirm()
+    };
     let control = control(manifest, &views)?;
     let frozen = if keeps_wal { None } else { frozen_wal(manifest, &views)? };
     let shipment = Shipment {
@@ -292,6 +325,7 @@ fn store(
         checks_pages: manifest.postgres.data_checksums && control.is_some(),
         replayed: replayed(manifest, frozen.as_ref(), control.as_ref()),
         check: &check,
+        confirm: &confirm,
         progress: &Progress::on_stderr(),
         properties: &properties,
         key_locations: encrypted.key_locations(),
@@ -306,7 +340,7 @@ fn store(
                 full::assert_same_files(there, &manifest, &repository.name)?;
             }
             let set = manifest.set.as_str();
-            repository::files::store(repository, set, &manifest.files, &names, &options)
+            repository::files::store(repository, set, &manifest.files, &names, &options, &confirm)
         });
         (volumes.join(), files)
     });

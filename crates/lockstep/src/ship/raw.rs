@@ -279,7 +279,8 @@ fn send(
     let segment = stored.behind(base, key_location, properties.unwrap_or_default());
     writer.about(segment.to_about()?);
     steps::reached("ship.stream")?;
-    Ok((writer.finish().map_err(of_strata)?, segment))
+    let still = || (shipment.confirm)().map_err(strata::Error::caller);
+    Ok((writer.finish_if(&still).map_err(of_strata)?, segment))
 }
 
 #[cfg(test)]
