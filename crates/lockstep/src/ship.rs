@@ -10,6 +10,7 @@ pub(crate) mod begun;
 mod full;
 mod journals;
 pub mod lease;
+mod lost;
 mod missing;
 mod own_files;
 pub mod page_delta;
@@ -27,7 +28,8 @@ use std::time::Duration;
 use pgfiles::ControlFile;
 use pgfiles::lsn::Lsn;
 use sendstream::pages::PageGeometry;
-use strata::delta::ImageOptions;
+use strata::check::Doomed;
+use strata::delta::{ImageOptions, descriptor_path};
 use strata::pack::PackOptions;
 use strata::repack::RepackOptions;
 
@@ -38,8 +40,9 @@ use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
 use crate::postgres::instance::{self, PG_CONTROL};
 use crate::progress::Progress;
+use crate::repository::shipped::FILES_IMAGE;
 use crate::repository::whole::Wholeness;
-use crate::repository::{self, Repository, Shipped, ShippedVolume, kin};
+use crate::repository::{self, Repository, Shipped, ShippedVolume, kin, of_strata};
 use crate::set::at_work::{self, AtWork};
 use crate::set::branches::LeftBehind;
 use crate::set::manifest::{Manifest, SetVolume};
@@ -74,6 +77,8 @@ pub struct Outcome {
     pub result: Result<Shipped>,
     /// It was there already, and nothing was sent.
     pub already: bool,
+    /// It was there already, whether or not it could be replaced.
+    pub was_there: bool,
     /// An older set whose full shipment had been interrupted, and was finished first.
     pub finished_first: Option<Shipped>,
     /// What failed is the set itself, as far as can be told: the repository may take others.
@@ -90,6 +95,7 @@ impl Outcome {
             repository: repository.to_owned(),
             result: Err(error),
             already: false,
+            was_there: false,
             finished_first: None,
             is_of_the_set: true,
             left: None,
@@ -125,9 +131,17 @@ pub fn run(
             Err(error) => (Err(error), false),
             Ok((shipped, already)) => (Ok(shipped), already),
         };
-        let Beside { finished_first, is_of_the_set, left } = beside;
+        let Beside { finished_first, is_of_the_set, was_there, left } = beside;
         let repository = name.clone();
-        outcomes.push(Outcome { repository, result, already, finished_first, is_of_the_set, left });
+        outcomes.push(Outcome {
+            repository,
+            result,
+            already,
+            was_there,
+            finished_first,
+            is_of_the_set,
+            left,
+        });
     }
     Ok(outcomes)
 }
@@ -138,6 +152,7 @@ struct Beside {
     finished_first: Option<Shipped>,
     is_of_the_set: bool,
     left: Option<LeftBehind>,
+    was_there: bool,
 }
 
 /// The set there, and whether it was there already.
@@ -158,6 +173,7 @@ fn ship(
         beside.left = left_behind(cx, &repository, there);
         return Ok((there.clone(), true));
     }
+    beside.was_there = there.is_some();
     beside.is_of_the_set = true;
     let _at_work = AtWork::on(cx, name, manifest)?;
     missing::assert_whole(cx, manifest)?;
@@ -166,17 +182,25 @@ fn ship(
     steps::reached("ship.leased")?;
     // While the lease was waited for, its holder may have removed the set.
     let there = repository.read_if_there(manifest.set.as_str())?;
+    beside.was_there = there.is_some();
     match &there {
         Some(there) => full::may_be_replaced(there, name)?,
         None if !full => beside.finished_first = finish_before(cx, manifest, &repository, &held)?,
         None => {}
     }
     let stored = store_and_publish(cx, manifest, &repository, &held, there.as_ref(), full);
-    if stored.is_err() {
+    let stored = stored.map_err(|error| {
+        let confirmed = held.confirm();
         // A store that lists still: the next set's lease tells whether it can be written to.
-        beside.is_of_the_set = held.confirm().is_ok();
-    }
-    let shipped = stored?;
+        beside.is_of_the_set = confirmed.is_ok();
+        held.blamed(error, confirmed)
+    });
+    let shipped = match (stored, &there) {
+        (Err(error), Some(there)) if held.check().is_err() => {
+            Err(lost::replaced(cx, &repository, there, error))
+        }
+        (stored, _) => stored,
+    }?;
     beside.left = left_behind(cx, &repository, &shipped);
     Ok((shipped, false))
 }
@@ -212,7 +236,15 @@ fn store_and_publish(
     match there {
         // Its manifest stays: it names the same deltas.
         Some(there) => full::assert_same_volumes(there, &shipped, &repository.name)?,
-        None => repository.publish(&shipped)?,
+        None => {
+            steps::reached("ship.publishing")?;
+            repository.publish(&shipped)?;
+            if let Err(lost) = held.confirm()
+                && held.check().is_err()
+            {
+                lost::published(cx, repository, &shipped, lost)?;
+            }
+        }
     }
     steps::reached("ship.published")?;
     note(cx, &shipped, repository);
@@ -307,7 +339,7 @@ fn store(
 ) -> Result<Shipped> {
     let encrypted = Encrypted::find(cx, repository, manifest)?;
     let keeps_wal = encrypted.keeps_wal(manifest);
-    let mut routes = routes(cx, manifest, repository, &encrypted, full)?;
+    let mut routes = routes(cx, manifest, repository, &encrypted, full, held)?;
     let datasets: Vec<_> = manifest.volumes.iter().map(|volume| volume.dataset.clone()).collect();
     let (properties, mounted) = route::properties(&cx.zfs, &datasets)?;
     let tags = cx.state.path("tags").join(&repository.name);
@@ -330,6 +362,10 @@ fn store(
     let options = options(repository);
     let journals = cx.state.path("shipping");
     let check = || held.check();
+    let confirm = || {
+        steps::reached("ship.replacing")?;
+        held.confirm()
+    };
     let control = control(manifest, &views)?;
     let frozen = if keeps_wal { None } else { frozen_wal(manifest, &views)? };
     let shipment = Shipment {
@@ -342,6 +378,7 @@ fn store(
         checks_pages: manifest.postgres.data_checksums && control.is_some(),
         replayed: replayed(manifest, frozen.as_ref(), control.as_ref()),
         check: &check,
+        confirm: &confirm,
         progress: &Progress::on_stderr(),
         properties: &properties,
         key_locations: encrypted.key_locations(),
@@ -356,7 +393,7 @@ fn store(
                 full::assert_same_files(there, &manifest, &repository.name)?;
             }
             let set = manifest.set.as_str();
-            repository::files::store(repository, set, &manifest.files, &names, &options)
+            repository::files::store(repository, set, &manifest.files, &names, &options, &confirm)
         });
         (volumes.join(), files)
     });
@@ -373,7 +410,9 @@ fn routes<'a>(
     repository: &Repository,
     encrypted: &Encrypted,
     full: bool,
+    held: &Held,
 ) -> Result<Vec<Route<'a>>> {
+    let noted = Doomed::read(&repository.strata).map_err(of_strata)?;
     let keeps_wal = encrypted.keeps_wal(manifest);
     let bases = Bases::find(&cx.zfs, &manifest.volumes)?;
     let memory = remembered_deltas(cx, repository);
@@ -381,10 +420,35 @@ fn routes<'a>(
     let stored = manifest.volumes.iter().filter(|volume| keeps_wal || !is_wal_alone(volume));
     let find = |volume: &'a SetVolume| {
         let raw = encrypted.is_raw(&volume.dataset);
-        let how = How { raw, full, raw_full_every: repository.config.raw_full_every };
+        let raw_full_every = repository.config.raw_full_every;
+        let how = How { raw, full, raw_full_every, noted: &noted };
         route(&bases, &wholeness, volume, how)
     };
-    stored.map(find).collect()
+    let routes = stored.map(find).collect::<Result<Vec<_>>>()?;
+    need(cx, manifest, repository, &routes, noted.clone(), held)?;
+    Ok(routes)
+}
+
+/// What nobody needed, which the set will need, isn't noted as such any more: should it be needed by nobody once more, its
+/// grace time begins anew.
+fn need(
+    cx: &Context,
+    manifest: &Manifest,
+    repository: &Repository,
+    routes: &[Route<'_>],
+    noted: Doomed,
+    held: &Held,
+) -> Result<()> {
+    if noted.is_empty() {
+        return Ok(());
+    }
+    let strata = &repository.strata;
+    let packs = begun::kept(cx, &repository.name)?.packs;
+    let files = descriptor_path(strata, FILES_IMAGE, manifest.set.as_str()).map_err(of_strata)?;
+    let again = routes.iter().flat_map(|route| route.noted.iter().cloned());
+    let again = again.chain(packs.into_iter().map(|pack| strata.pack_path(pack))).chain([files]);
+    let still = || held.confirm().map_err(strata::Error::caller);
+    noted.strike(strata, again, &still).map_err(of_strata)
 }
 
 /// The set's WAL, where it lies in pg_wal's snapshot alone.

@@ -134,7 +134,7 @@ fn a_check_that_reads_data_compares_a_sets_files_with_its_manifest() {
         strata: strata::Repository::new(store, "clusters/main", None).expect("it is one"),
     };
     let names = BTreeMap::from([(name(), other)]);
-    files::store(&repository, &first.id, &hashes, &names, &ImageOptions::default())
+    files::store(&repository, &first.id, &hashes, &names, &ImageOptions::default(), &|| Ok(()))
         .expect("it can be stored");
 
     lockstep.expect(exit::DONE, &["repo", "check"]);

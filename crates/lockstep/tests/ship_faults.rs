@@ -163,8 +163,10 @@ fn killed_at_every_step_and_nothing_is_lost() {
         "ship.views",
         "ship.progress",
         "ship.stream",
+        "ship.replacing",
         "ship.delta",
         "ship.stored",
+        "ship.publishing",
         "ship.published",
     ] {
         fixture.cluster.execute(&["UPDATE pgbench_accounts SET filler = 'again'"]);

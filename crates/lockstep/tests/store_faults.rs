@@ -105,7 +105,7 @@ fn prepare() -> Option<Prepared> {
     let spoiled = Spoiled::before(server.port);
     let fixture = Fixture::new(two_pools_four_datasets());
     fixture.pgbench_tables(1);
-    let more = "timeout_seconds = 1\ngrace_hours = 0";
+    let more = "timeout_seconds = 1\ngrace_hours = 0\nrepack_below = 100";
     let table = s3_table(fixture.root(), spoiled.port, "sets", more);
     let retention = "\n[clusters.main.retention]\nrepository = { last = 1 }\n";
     let lockstep = configured(&fixture, &[("amazon", table)], retention);
@@ -197,6 +197,8 @@ fn dead_after_any_call_and_the_next_goes_on() {
     for (command, sets) in [
         (&["ship", &second][..], 1..=2),
         (&["ship", &third], 2..=3),
+        // It takes the place of deltas that two sets need.
+        (&["ship", "--full", &second], 3..=3),
         (&["prune", "--repository", "amazon"], 1..=3),
         (&["repo", "compact", "--live", "100"], 1..=1),
     ] {

@@ -1,14 +1,18 @@
 //! Two hosts and one repository: two configurations with a state folder each. Whoever writes is alone, whoever is
-//! lost is waited for no longer than its lease lasts, and what one takes away the other doesn't need.
+//! lost is waited for no longer than its lease lasts, and what one takes away the other doesn't need. Whoever stood still
+//! for longer than that replaces and publishes nothing that isn't whole.
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use strata::lease::Lease;
+use strata::check::{Doomed, collect};
+use strata::lease::{HELD, Lease};
+use strata::manifest::Manifest;
 use strata::store::{ObjectStorage, Store};
 use support::checker::Checker;
 use support::cluster::Stop;
@@ -16,7 +20,7 @@ use support::faults::assert_said;
 use support::fixture::Fixture;
 use support::layout::two_pools_four_datasets;
 use support::lockstep::{Lockstep, Restored, Steps, exit, json_of, toml_string};
-use support::shipping::{NAME, folder, other_host, with_options};
+use support::shipping::{NAME, folder, objects, other_host, packs, with_options};
 
 const PRUNE: [&str; 3] = ["prune", "--repository", NAME];
 
@@ -120,10 +124,7 @@ fn a_lost_hosts_lease_expires() {
     let Hosts { fixture, first, second, .. } = &hosts;
     first.backup("label");
     pause();
-    let storage = ObjectStorage::folder(&folder(fixture)).expect("a folder");
-    let repository = strata::Repository::new(Store::new(storage), "clusters/main", None);
-    let repository = repository.expect("a repository");
-    let now = || u64::try_from(jiff::Timestamp::now().as_second()).expect("after 1970");
+    let repository = opened(fixture);
     // A host that took it, and was never seen again.
     let lost = Lease::acquire(&repository, "write", "db2 (lost)", 6, now());
     let lost = lost.expect("nobody has it");
@@ -254,6 +255,170 @@ fn what_the_old_host_of_a_failover_takes_is_left_behind() {
     let pruned = new.json(&PRUNE);
     assert_eq!(pruned["places"][0]["removed"].as_array().map(Vec::len), Some(3), "{pruned}");
     promoted.server().stop(Stop::Fast);
+}
+
+fn now() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_second()).expect("after 1970")
+}
+
+fn opened(fixture: &Fixture) -> strata::Repository {
+    let storage = ObjectStorage::folder(&folder(fixture)).expect("a folder");
+    let repository = strata::Repository::new(Store::new(storage), "clusters/main", None);
+    repository.expect("a repository")
+}
+
+/// Another host's lease: by its clock it is a thousand seconds later, and whoever had it stood still.
+fn taken_over(repository: &strata::Repository) -> Lease {
+    Lease::acquire(repository, "write", "db2 (other)", 300, now() + 1000).expect("it has expired")
+}
+
+/// A store's descriptors, of images and of sets' files.
+fn descriptors(fixture: &Fixture) -> BTreeMap<PathBuf, Vec<u8>> {
+    let all = objects(fixture).into_keys().filter(|path| {
+        path.extension().is_some_and(|end| end == "json")
+            && path.to_str().is_some_and(|path| path.contains("/volumes/"))
+    });
+    all.map(|path| (path.clone(), fs::read(&path).expect("it can be read"))).collect()
+}
+
+#[test]
+fn who_stood_still_replaces_no_delta() {
+    let hosts = hosts();
+    let Hosts { fixture, first, .. } = &hosts;
+    let set = first.backup("label").id;
+    let repository = opened(fixture);
+    let before = descriptors(fixture);
+    let ours = Steps::new(fixture.root().join("our-steps"));
+    let hooked = first.clone().with_steps(&ours);
+    let full = ["--json", "ship", "--full", &set];
+    // All but the descriptors is there.
+    ours.hold("ship.replacing");
+    let mut shipping = hooked.spawn(&full);
+    ours.wait_reached("ship.replacing", &mut shipping);
+    let other = taken_over(&repository);
+    ours.release("ship.replacing");
+    let outcome = shipping.wait(Duration::from_secs(120));
+    assert_eq!(outcome.code, Some(exit::PROBLEMS), "{}", outcome.describe());
+    assert_said(&outcome, &["was not replaced", "was lost to \"db2 (other)\"", "hint: "]);
+    assert_eq!(json_of(&outcome)["repositories"][0]["was_there"], true, "{}", outcome.describe());
+    assert_eq!(descriptors(fixture), before);
+    other.release(now()).expect("it is ours");
+
+    // It stood still just behind the store's answer, and what it had stored was collected.
+    let old: Vec<_> = packs(fixture).into_keys().collect();
+    ours.hold("ship.stored");
+    let mut shipping = hooked.spawn(&full);
+    ours.wait_reached("ship.stored", &mut shipping);
+    let other = taken_over(&repository);
+    let new = packs(fixture).into_keys().filter(|pack| !old.contains(pack));
+    new.for_each(|pack| fs::remove_file(pack).expect("the test may delete it"));
+    other.release(now()).expect("it is ours");
+    ours.release("ship.stored");
+    let outcome = shipping.wait(Duration::from_secs(120));
+    assert_eq!(outcome.code, Some(exit::PROBLEMS), "{}", outcome.describe());
+    assert_said(&outcome, &["isn't whole any more", "is gone", "hint: ", "ship --full"]);
+    let shipped = first.json(&["ship", "--full", &set]);
+    assert_eq!(shipped["repositories"][0]["complete"], true, "{shipped}");
+    proves(&hosts, &[&set]);
+}
+
+#[test]
+fn who_stood_still_publishes_nothing_that_is_not_whole() {
+    let hosts = hosts();
+    let Hosts { fixture, first, .. } = &hosts;
+    let old = first.backup("label").id;
+    let repository = opened(fixture);
+    let ours = Steps::new(fixture.root().join("our-steps"));
+    let hooked = first.clone().with_steps(&ours);
+    for is_collected in [true, false] {
+        pause();
+        ours.hold("ship.publishing");
+        let mut backup = hooked.spawn(&["--json", "backup", "--strategy", "label"]);
+        ours.wait_reached("ship.publishing", &mut backup);
+        let other = taken_over(&repository);
+        if is_collected {
+            let collected = collect(&repository, 0, now() + 1_000_000, false, HELD);
+            assert!(collected.expect("it can be collected").deleted.len() > 10);
+        }
+        other.release(now()).expect("it is ours");
+        ours.release("ship.publishing");
+        let outcome = backup.wait(Duration::from_secs(120));
+        let complete = json_of(&outcome)["repositories"][0]["complete"] == true;
+        assert_eq!(complete, !is_collected, "{}", outcome.describe());
+        if is_collected {
+            assert_said(&outcome, &["was collected by another host", "is gone", "was taken back"]);
+            let there = Manifest::list(&repository).expect("a list");
+            assert_eq!(there, std::slice::from_ref(&old));
+        }
+    }
+    // What was taken back is stored again.
+    let missing = first.json(&["ship", "--missing"]);
+    assert_eq!(missing["sets"].as_array().map(Vec::len), Some(1), "{missing}");
+    let sets = Manifest::list(&repository).expect("a list");
+    assert_eq!(sets.len(), 3);
+    proves(&hosts, &sets.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// What a set goes on from that was noted as needed by nobody has its whole grace time before it once more.
+#[test]
+fn a_shipment_strikes_out_what_it_needs_of_the_note() {
+    let hosts = hosts();
+    let Hosts { fixture, first, .. } = &hosts;
+    first.backup("label");
+    pause();
+    let second = first.backup("label").id;
+    pause();
+    let repository = opened(fixture);
+    let noted = || Doomed::read(&repository).expect("a note");
+    let collected =
+        |at: u64| collect(&repository, 3600, now() + at, false, HELD).expect("collected");
+    let own = |id: &str| {
+        let set = Manifest::read(&repository, id).expect("a manifest");
+        set.deltas.into_iter().filter(|delta| delta.image != "@files").collect::<Vec<_>>()
+    };
+    let deltas = own(&second);
+    let path = |delta: &strata::manifest::DeltaId| {
+        strata::delta::descriptor_path(&repository, &delta.image, &delta.id).expect("a path")
+    };
+    Manifest::delete(&repository, &second).expect("it can be deleted");
+    let waiting = collected(10_000).waiting;
+    assert!(deltas.iter().all(|delta| noted().since(&path(delta)).is_some()), "{waiting:?}");
+    // Its descriptors are there still: the next set is an increment upon them.
+    let third = first.backup("label");
+    assert_eq!(third.json["repositories"][0]["complete"], true, "{}", third.json);
+    assert!(deltas.iter().all(|delta| noted().since(&path(delta)).is_none()));
+    let files = waiting.iter().filter(|path| path.contains("/@files/"));
+    assert!(files.clone().count() > 0 && files.clone().all(|at| noted().since(at).is_some()));
+    // It goes before anybody has looked again.
+    Manifest::delete(&repository, &third.id).expect("it can be deleted");
+    let later = collected(20_000);
+    let is_of_chain = |at: &String| deltas.iter().any(|delta| *at == path(delta));
+    assert!(!later.deleted.iter().any(is_of_chain), "{later:?}");
+    assert_eq!(later.waiting.iter().filter(|at| is_of_chain(at)).count(), deltas.len());
+}
+
+#[test]
+fn what_another_host_takes_away_is_not_called_damage() {
+    let hosts = hosts();
+    let Hosts { fixture, first, second, steps } = &hosts;
+    for _ in 0..2 {
+        first.backup("label");
+        fixture.cluster.execute(&["UPDATE pgbench_accounts SET filler = 'x' WHERE aid % 97 = 0"]);
+        pause();
+    }
+    steps.hold("prune.repository-merge");
+    let mut pruning = second.spawn(&PRUNE);
+    steps.wait_reached("prune.repository-merge", &mut pruning);
+    let other = taken_over(&opened(fixture));
+    let indexes =
+        objects(fixture).into_keys().filter(|path| path.to_string_lossy().contains(".packs."));
+    indexes.for_each(|path| fs::remove_file(path).expect("the test may delete it"));
+    steps.release("prune.repository-merge");
+    let outcome = pruning.wait(Duration::from_secs(120));
+    assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
+    assert_said(&outcome, &["was lost to \"db2 (other)\"", "hint: "]);
+    assert!(!outcome.stderr.contains("is the repository whole"), "{}", outcome.describe());
+    other.release(now()).expect("it is ours");
 }
 
 /// These sets are there, whole, and the last one restores and is right.

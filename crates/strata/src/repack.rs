@@ -161,7 +161,7 @@ pub fn repack(
     Ok(repacked)
 }
 
-fn is_sparse(sparse: &Sparse, percent: u64) -> bool {
+pub(crate) fn is_sparse(sparse: &Sparse, percent: u64) -> bool {
     u128::from(sparse.live) * 100 < u128::from(sparse.packed.content) * u128::from(percent)
 }
 

@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use strata::check::{Collected, collect};
-use strata::delta::{Change, ImageOptions, ImageWriter, IndexOptions, chain};
+use strata::check::{Collected, Doomed, collect};
+use strata::delta::{
+    Change, ImageOptions, ImageWriter, IndexOptions, chain, descriptor_path, packs,
+};
 use strata::fold::{KeepAll, merge};
 use strata::lease::{HELD, Still};
 use strata::manifest::{DeltaId, Manifest};
@@ -25,18 +27,21 @@ const IDS: [&str; 6] = ["5", "7", "1", "6", "2", "9"];
 
 /// A chain of deltas of which no set needs any but the first; and what they fold to.
 fn leftovers(storage: Arc<dyn Storage>) -> BTreeMap<String, Image> {
-    let repository = repository(storage);
+    leftovers_in(&repository(storage))
+}
+
+fn leftovers_in(repository: &Repository) -> BTreeMap<String, Image> {
     let (mut image, mut images) = (Image::new(), BTreeMap::new());
     let mut base = None;
     for (number, id) in IDS.into_iter().enumerate() {
         let acts = vec![Act::Write(0, 800, number as u8 + 2)];
         let steps = [Step::Create(number as u64 + 1, 1, 1, acts)];
-        write_delta(&repository, &mut image, &steps, id, base, &small()).unwrap();
+        write_delta(repository, &mut image, &steps, id, base, &small()).unwrap();
         images.insert(id.to_string(), image.clone());
         base = Some(id);
     }
     let delta = DeltaId { image: IMAGE.to_string(), id: IDS[0].to_string() };
-    Manifest::new("a", NOW, vec![delta], serde_json::Value::Null).write(&repository).unwrap();
+    Manifest::new("a", NOW, vec![delta], serde_json::Value::Null).write(repository).unwrap();
     images
 }
 
@@ -92,6 +97,48 @@ fn what_stops_a_collection_leaves_every_descriptor_whole() {
             collect(&repository, 0, NOW, false, HELD).unwrap();
             assert_eq!(whole(&repository, &images, &why), IDS[..1], "{why}: the next");
         }
+    }
+}
+
+/// All that a delta and those that it comes from consist of.
+fn needed(repository: &Repository, id: &str) -> Vec<String> {
+    let mut paths = Vec::new();
+    for descriptor in chain(repository, IMAGE, id, None).unwrap() {
+        paths.push(descriptor_path(repository, IMAGE, &descriptor.id).unwrap());
+        paths.extend(descriptor.files().map(|file| repository.image_path(IMAGE, &file.name)));
+        let pack = |row: strata::delta::PackRow| {
+            paths.push(repository.pack_path(row.pack));
+            Ok(())
+        };
+        packs(repository, &descriptor, pack).unwrap();
+    }
+    paths
+}
+
+/// What was noted, was needed by a set then, and is needed by none once more, waits for its grace time again: a restore
+/// of that set may read it still. Whatever a set begins to need, and whenever it goes.
+#[test]
+fn what_was_needed_in_between_waits_again() {
+    for (at, id) in IDS.into_iter().enumerate().skip(1) {
+        let repository = repository(memory_store());
+        let images = leftovers_in(&repository);
+        let first = collect(&repository, 100, NOW, false, HELD).unwrap();
+        let again: BTreeSet<String> = needed(&repository, id).into_iter().collect();
+        // A set that goes on from it is written, as by a shipment, and is removed with no collection in between.
+        let noted = Doomed::read(&repository).unwrap();
+        noted.strike(&repository, again.iter().cloned(), HELD).unwrap();
+        let delta = DeltaId { image: IMAGE.to_string(), id: id.to_string() };
+        let set = Manifest::new("b", NOW, vec![delta], serde_json::Value::Null);
+        set.write(&repository).unwrap();
+        Manifest::delete(&repository, "b").unwrap();
+        let next = collect(&repository, 100, NOW + 1000, false, HELD).unwrap();
+        let waiting: BTreeSet<_> = next.waiting.into_iter().collect();
+        let was_waiting = |path: &&String| first.waiting.contains(path);
+        assert_eq!(waiting, again.iter().filter(was_waiting).cloned().collect(), "{id}");
+        assert_eq!(next.deleted.len(), first.waiting.len() - waiting.len(), "{id}");
+        assert_left(&repository, &images, at + 1, id);
+        let last = collect(&repository, 100, NOW + 1100, false, HELD).unwrap();
+        assert_eq!(last.deleted.len(), waiting.len(), "{id}");
     }
 }
 

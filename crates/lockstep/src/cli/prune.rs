@@ -29,7 +29,7 @@ pub(super) struct Prune {
     /// In each repository, stop merging after so many bytes of indexes were read
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     max_merge_bytes: Option<u64>,
-    /// In each repository, write at most so much anew of packs that hardly live any more (repack_below); a later one
+    /// In each repository, write at most so much anew of packs that hardly live any more (repack_below); the next one
     /// goes on
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "10GiB")]
     max_repack_bytes: u64,
@@ -160,6 +160,12 @@ fn summary(outcome: &Outcome) {
             let (packs, written) = (done.repacked, bytes(done.repacked_bytes));
             say!("{place}: {packs} packs that hardly lived any more written anew as {written}");
         }
+        if done.repack_left > 0 {
+            let left = done.repack_left;
+            say!(
+                "{place}: {left} more hardly live and are left for the next prune (--max-repack-bytes)"
+            );
+        }
         if done.locked > 0 {
             say!("{place}: {} objects are locked in the store, and go later", done.locked);
         }
@@ -187,7 +193,7 @@ fn place_json(place: &Place, outcome: &Result<Outcome>) -> Value {
             return json!({
                 "place": kind, "repository": repository, "configured": true, "sets": [],
                 "problems": [], "removed": [], "merged": null, "deleted": null, "waiting": null,
-                "repacked": null, "repacked_bytes": null, "locked": null, "locks_until": null, "locks_prolonged": null,
+                "repacked": null, "repacked_bytes": null, "repack_left": null, "locked": null, "locks_until": null, "locks_prolonged": null,
                 "error": error.chain(),
             });
         }
@@ -201,6 +207,7 @@ fn place_json(place: &Place, outcome: &Result<Outcome>) -> Value {
         "waiting": done.map(|done| done.waiting), "locked": done.map(|done| done.locked),
         "repacked": done.map(|done| done.repacked),
         "repacked_bytes": done.map(|done| done.repacked_bytes),
+        "repack_left": done.map(|done| done.repack_left),
         "locks_until": outcome.plan.locks_until,
         "locks_prolonged": done.map(|done| done.locks_prolonged),
         "error": outcome.error.as_ref().map(Error::chain),

@@ -149,7 +149,7 @@ pub(super) fn as_json(outcomes: &[Outcome]) -> Value {
             }),
             Err(error) => json!({
                 "repository": outcome.repository, "complete": false, "error": error.chain(),
-                "hint": error.hint(),
+                "hint": error.hint(), "was_there": outcome.was_there,
             }),
         };
         if let Some(left) = &outcome.left {
@@ -186,6 +186,9 @@ pub(super) fn as_text(outcomes: &[Outcome]) {
                 }
             }
             // Why, stderr says.
+            Err(_) if outcome.was_there => {
+                say!("  repository {}: there already, and NOT replaced", outcome.repository);
+            }
             Err(_) => say!("  repository {}: NOT there", outcome.repository),
         }
     }
@@ -199,11 +202,13 @@ pub(super) fn tell_failures(outcomes: &[Outcome]) {
             eprintln!("hint: {}", left.hint());
         }
         if let Err(error) = &outcome.result {
-            eprintln!(
-                "error: the set isn't in repository {}: {}",
-                outcome.repository,
-                error.chain()
-            );
+            let (repository, why) = (&outcome.repository, error.chain());
+            match outcome.was_there {
+                true => {
+                    eprintln!("error: the set was not replaced in repository {repository}: {why}")
+                }
+                false => eprintln!("error: the set isn't in repository {repository}: {why}"),
+            }
             if let Some(hint) = error.hint() {
                 eprintln!("hint: {hint}");
             }

@@ -53,6 +53,8 @@ pub struct Done {
     pub repacked: u64,
     /// Bytes of these new ones.
     pub repacked_bytes: u64,
+    /// As many more hardly live, and didn't fit into the budget.
+    pub repack_left: u64,
     /// Objects that were deleted because nothing refers to them.
     pub deleted: u64,
     /// Objects that wait for their grace time.
@@ -139,7 +141,11 @@ pub(super) fn prune(
         prolongs: policy.is_some(),
     };
     let (mut removed, mut done) = (Vec::new(), Done::default());
-    let error = work.carry_out(&plan, &mut removed, &mut done).err();
+    let carried_out = work.carry_out(&plan, &mut removed, &mut done);
+    let error = match carried_out {
+        Ok(()) => lease.was_held().err(),
+        Err(error) => Some(lease.blamed(error, lease.confirm())),
+    };
     plan.problems.extend(done.problems.iter().cloned());
     Ok(Outcome { plan, removed, done: Some(done), error })
 }
@@ -311,22 +317,36 @@ impl<R: Rules> Work<'_, R> {
             return Ok(None);
         }
         self.merge_all(&mut done.merged)?;
-        // Else nothing has died since it was last looked at.
-        if done.merged > 0 || plan.removed().next().is_some() {
+        let has_changed = done.merged > 0 || plan.removed().next().is_some();
+        if has_changed {
             self.repack(done)?;
         }
         (self.reached)("prune.repository-collect")?;
         let (strata, still) = (&self.repository.strata, self.still_of_strata());
         let (grace, now) = (self.grace, self.now);
-        let survey = locks::survey(self.repository, plan, grace, now);
-        let begun = (self.begun)()?;
-        let survey = survey.and_then(|survey| survey.with_begun(strata, &begun));
-        let survey = survey.map_err(of_strata)?;
+        let mut survey = self.survey(plan)?;
+        // What an earlier run left, for its budget was spent or it was ended.
+        let goes_on =
+            |repack: &RepackOptions| !has_changed && survey.has_sparse(repack.live_percent);
+        if self.repack.as_ref().is_some_and(goes_on) {
+            self.repack(done)?;
+            if done.repacked > 0 {
+                survey = self.survey(plan)?;
+            }
+        }
         let collected = survey.collect(strata, grace, now, false, &still).map_err(of_strata)?;
         done.deleted = collected.deleted.len() as u64;
         done.waiting = collected.waiting.len() as u64;
         done.locked = collected.locked.len() as u64;
         Ok(Some(Tidied { survey, gone: collected.deleted }))
+    }
+
+    /// Looks at all of the repository, and counts as needed what interrupted shipments go on from.
+    fn survey(&self, plan: &Plan) -> Result<Survey> {
+        let survey = locks::survey(self.repository, plan, self.grace, self.now);
+        let begun = (self.begun)()?;
+        let survey = survey.and_then(|survey| survey.with_begun(&self.repository.strata, &begun));
+        survey.map_err(of_strata)
     }
 
     /// Writes what lives in packs that are mostly dead anew.
@@ -340,6 +360,7 @@ impl<R: Rules> Work<'_, R> {
         let repacked = repacked.map_err(of_strata)?;
         done.repacked = repacked.packs.len() as u64;
         done.repacked_bytes = repacked.written;
+        done.repack_left = repacked.left;
         done.problems.extend(repacked.damaged.iter().map(|(pack, error)| {
             format!("pack {pack} is left as it is: {error}; `lockstep repo check --read-data` says what it harms")
         }));
@@ -356,8 +377,7 @@ impl<R: Rules> Work<'_, R> {
         (self.still)()?;
         Stored::delete(strata, set).map_err(of_strata)?;
         let files = descriptor_path(strata, FILES_IMAGE, set).map_err(of_strata)?;
-        (self.still)()?;
-        strata.store().delete(&files).map_err(|error| of_strata(error.into()))
+        strata.store().delete_if(&files, &self.still_of_strata()).map_err(of_strata)
     }
 
     fn merge_all(&self, merged: &mut u64) -> Result<()> {

@@ -312,6 +312,47 @@ fn packs_that_hardly_live_are_written_anew() {
     assert!(least < after && after <= before, "{least}, {after} and {before} bytes");
 }
 
+/// What a budget, or an end, leaves of it is gone on with by a later run, though nothing has died since.
+#[test]
+fn packs_that_were_left_are_written_anew_by_the_next_run() {
+    let ends = |step: &str| match step {
+        "prune.repository-repack" => Err(Error::Interrupted { step: step.to_owned() }),
+        _ => Ok(()),
+    };
+    for is_ended in [false, true] {
+        let (memory, history) = filled(9);
+        let counting = Counting::new(Arc::new(memory.clone()));
+        let repository = repository(Arc::new(counting.clone()));
+        let with = |max_bytes| {
+            Some(RepackOptions { live_percent: 100, max_bytes, ..RepackOptions::default() })
+        };
+        let plan = || plan(&repository, &policy("last = 1"), &[]).unwrap();
+        match is_ended {
+            true => {
+                let ended = Work { repack: with(u64::MAX), reached: &ends, ..work(&repository, 0) };
+                ended.run(&plan()).unwrap_err();
+            }
+            false => {
+                let done = Work { repack: with(1), ..work(&repository, 0) }.run(&plan()).unwrap().1;
+                assert!(done.repacked == 0 && done.repack_left > 1, "{done:?}");
+            }
+        }
+        let work = Work { repack: with(u64::MAX), ..work(&repository, 0) };
+        let (removed, done) = work.run(&plan()).unwrap();
+        assert!(removed.is_empty() && done.repacked > 1 && done.repack_left == 0, "{done:?}");
+        assert_eq!(assert_whole(&memory, &history, "gone on with"), [set_id(8)]);
+        // With nothing left to do it costs no request to see that.
+        work.run(&plan()).unwrap();
+        let calls = |repack| {
+            counting.take();
+            let done = Work { repack, ..self::work(&repository, 0) }.run(&plan()).unwrap().1;
+            assert_eq!(done.repacked, 0);
+            counting.take().len()
+        };
+        assert_eq!(calls(with(u64::MAX)), calls(None));
+    }
+}
+
 #[test]
 fn sets_of_random_policies_stay_as_they_were() {
     for seed in 0..20 {

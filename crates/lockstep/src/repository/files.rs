@@ -25,7 +25,8 @@ use crate::set::manifest::{SetFile, hash_file};
 /// Bytes of a file that are one block.
 const BLOCK: usize = 1 << 20;
 
-/// Stores `names`, each read from the path beside it, where they are as `expected`.
+/// Stores `names`, each read from the path beside it, where they are as `expected`. `still` is asked before they take the
+/// place of others that the set may have.
 ///
 /// # Errors
 /// [`Refusal::SetDamaged`] where one isn't; when one can't be read or the store fails.
@@ -35,6 +36,7 @@ pub fn store(
     expected: &BTreeMap<String, SetFile>,
     names: &BTreeMap<String, PathBuf>,
     options: &ImageOptions,
+    still: &dyn Fn() -> Result<()>,
 ) -> Result<()> {
     let mut writer =
         ImageWriter::new(&repository.strata, FILES_IMAGE, set, None, options).map_err(of_strata)?;
@@ -59,7 +61,8 @@ pub fn store(
             return Err(Refusal::SetDamaged { set: set.to_owned(), why }.into());
         }
     }
-    writer.finish().map(|_| ()).map_err(of_strata)
+    let still = || still().map_err(strata::Error::caller);
+    writer.finish_if(&still).map(|_| ()).map_err(of_strata)
 }
 
 fn fill(file: &mut File, block: &mut [u8]) -> std::io::Result<usize> {

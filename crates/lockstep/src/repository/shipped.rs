@@ -357,11 +357,22 @@ impl Repository {
     /// When the store fails or has it already.
     pub fn publish(&self, shipped: &Shipped) -> Result<()> {
         let id = shipped.manifest.set.as_str();
-        let mut deltas: Vec<_> = shipped.volumes.iter().flat_map(ShippedVolume::deltas).collect();
-        deltas.push(DeltaId { image: FILES_IMAGE.into(), id: id.into() });
+        let deltas = shipped.deltas().collect();
         let about = serde_json::to_value(shipped).map_err(json("write the manifest"))?;
         let created = u64::try_from(shipped.manifest.finished_at.as_second()).unwrap_or(0);
         Stored::new(id, created, deltas, about).write(&self.strata).map_err(of_strata)
+    }
+
+    /// Deletes the manifest of a set, if it is this one still.
+    ///
+    /// # Errors
+    /// When the store fails, or what is there can't be read.
+    pub(crate) fn withdraw(&self, shipped: &Shipped) -> Result<()> {
+        let id = shipped.manifest.set.as_str();
+        if self.read_if_there(id)?.as_ref() == Some(shipped) {
+            Stored::delete(&self.strata, id).map_err(of_strata)?;
+        }
+        Ok(())
     }
 }
 
@@ -398,6 +409,12 @@ impl Shipped {
         names_within::check(&self.manifest)?;
         let raw = self.volumes.iter().filter_map(|volume| volume.raw.as_deref());
         raw.flatten().try_for_each(|link| names_within::check_snapshot(&link.snapshot))
+    }
+
+    /// The deltas that it needs by name: what these come from is needed too.
+    pub(crate) fn deltas(&self) -> impl Iterator<Item = DeltaId> {
+        let files = DeltaId { image: FILES_IMAGE.into(), id: self.manifest.set.to_string() };
+        self.volumes.iter().flat_map(ShippedVolume::deltas).chain([files])
     }
 
     /// Pages that are wrong, over all volumes.

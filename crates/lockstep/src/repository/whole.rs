@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use strata::check::Doomed;
 use strata::delta::{Descriptor, packs, read_descriptor};
 use strata::store::StoreErrorKind;
 use strata::{read_many, store::StoreError};
@@ -222,6 +223,41 @@ impl ImageDeltas<'_> {
             self.tell(id, why);
         }
         Ok(why.is_none())
+    }
+
+    /// Why a delta isn't there and whole.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn why_not_whole(&self, id: &str) -> Result<Option<String>> {
+        if self.is_whole(id)? {
+            return Ok(None);
+        }
+        let why = self.found.borrow().get(id).cloned().flatten();
+        Ok(Some(why.unwrap_or_else(|| format!("delta \"{id}\" is gone"))))
+    }
+
+    /// What of a delta and all that it comes from is `noted` as needed by nobody. One that isn't there has its name alone.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn noted(&self, id: &str, noted: &Doomed) -> Result<Vec<String>> {
+        let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
+        let mut next = Some(id.to_owned()).filter(|_| !noted.is_empty());
+        let strata = &self.of.repository.strata;
+        let mut look = |path: String| found.extend(noted.since(&path).map(|_| path));
+        while let Some(id) = next.take().filter(|id| seen.insert(id.clone())) {
+            look(strata.image_path(&self.image, &descriptor_name(&id)));
+            if !self.has(&id) {
+                break;
+            }
+            let Ok(refers) = self.refers(&id)? else { break };
+            let files = refers.files.iter();
+            files.for_each(|(name, _)| look(strata.image_path(&self.image, name)));
+            refers.packs.iter().for_each(|(name, _)| look(strata.path(&format!("packs/{name}"))));
+            next = refers.base;
+        }
+        Ok(found)
     }
 
     fn tell(&self, id: &str, why: &str) {

@@ -156,6 +156,37 @@ impl Held {
         }
     }
 
+    /// Why work under the lease failed, by what the store said then ([`Self::confirm`]): that it was lost, where it was.
+    /// What another host does meanwhile looks like damage.
+    pub fn blamed(&self, error: Error, confirmed: Result<()>) -> Error {
+        match (error, confirmed) {
+            (interrupted @ Error::Interrupted { .. }, _) => interrupted,
+            // A store that fails says nothing of the lease.
+            (error, Err(lost))
+                if self.check().is_err() && error.to_string() != lost.to_string() =>
+            {
+                lost.because(error)
+            }
+            (error, _) => error,
+        }
+    }
+
+    /// For work of many steps, at its end: that it was held all the time. A machine that was stopped between an answer of the
+    /// store and what was written then wouldn't know else.
+    ///
+    /// # Errors
+    /// When it was lost. A store that fails then says nothing of what was done.
+    pub fn was_held(&self) -> Result<()> {
+        match self.confirm() {
+            Err(lost) if self.check().is_err() => Err(Error::failed(
+                "what was written last may need what another host has taken away meanwhile",
+            )
+            .because(lost)
+            .with_hint("`lockstep repo check` says whether sets are harmed, and what mends them")),
+            _ => Ok(()),
+        }
+    }
+
     /// For work of many steps, before each: that it wasn't interrupted, and that the lease is still held; the store is
     /// asked every few seconds.
     ///
@@ -391,6 +422,11 @@ mod tests {
         let error = held.still("test.still").unwrap_err();
         assert!(error.to_string().contains("was lost to \"other\""), "{error}");
         assert!(held.check().is_err() && held.confirm().is_err(), "from then on it is known here");
+        assert!(held.was_held().unwrap_err().hint().unwrap().contains("repo check"));
+        // What looks like damage is what the other one does.
+        let blamed = |error| held.blamed(error, held.confirm()).to_string();
+        assert!(blamed(Error::failed("it does not exist")).contains("was lost to \"other\""));
+        assert!(!blamed(Error::Interrupted { step: "test".into() }).contains("was lost"));
         drop(held);
         other.confirm().unwrap();
     }

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use strata::check::Doomed;
 use strata::delta::{Descriptor, ImageOptions, ImageWriter};
 
 use super::passing::STRIDE;
@@ -136,6 +137,34 @@ pub(super) struct RawWay {
 }
 
 impl RawWay {
+    /// The deltas that it goes on from.
+    fn goes_on_from(&self) -> impl Iterator<Item = &str> {
+        let there = self.there.iter().map(|(_, segment)| segment);
+        let base = self.base.iter().map(|(_, segment)| segment);
+        there.chain(base).flat_map(|segment| &segment.chain).map(|link| link.guid.as_str())
+    }
+
+    /// What is noted as needed by nobody, and will be needed.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub(super) fn noted(
+        &self,
+        there: &Wholeness<'_>,
+        volume: &SetVolume,
+        noted: &Doomed,
+    ) -> Result<Vec<String>> {
+        if noted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let deltas = there.image(&self.image)?;
+        let mut found = deltas.noted(&volume.guid, noted)?;
+        for id in self.goes_on_from() {
+            found.extend(deltas.noted(id, noted)?);
+        }
+        Ok(found)
+    }
+
     /// Finds what is there already, and what the volume is an increment to.
     ///
     /// # Errors
@@ -144,7 +173,7 @@ impl RawWay {
         bases: &Bases<'_>,
         there: &Wholeness<'_>,
         volume: &SetVolume,
-        how: How,
+        how: How<'_>,
     ) -> Result<Self> {
         let image = raw_image_name(&volume.dataset);
         let deltas = there.image(&image)?;
@@ -250,7 +279,8 @@ fn send(
     let segment = stored.behind(base, key_location, properties.unwrap_or_default());
     writer.about(segment.to_about()?);
     steps::reached("ship.stream")?;
-    Ok((writer.finish().map_err(of_strata)?, segment))
+    let still = || (shipment.confirm)().map_err(strata::Error::caller);
+    Ok((writer.finish_if(&still).map_err(of_strata)?, segment))
 }
 
 #[cfg(test)]

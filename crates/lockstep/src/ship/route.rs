@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
+use strata::check::Doomed;
 use strata::delta::Descriptor;
 
 use super::raw::RawWay;
@@ -55,6 +56,8 @@ pub fn properties(
 pub struct Route<'a> {
     /// The volume.
     pub volume: &'a SetVolume,
+    /// What is noted as needed by nobody, and will be needed.
+    pub noted: Vec<String>,
     way: Way,
 }
 
@@ -88,23 +91,25 @@ pub fn route<'a>(
     bases: &Bases<'_>,
     there: &Wholeness<'_>,
     volume: &'a SetVolume,
-    how: How,
+    how: How<'_>,
 ) -> Result<Route<'a>> {
     if how.raw {
         let way = RawWay::find(bases, there, volume, how)?;
-        return Ok(Route { volume, way: Way::Raw(Box::new(way)) });
+        let noted = way.noted(there, volume, how.noted)?;
+        return Ok(Route { volume, noted, way: Way::Raw(Box::new(way)) });
     }
     let deltas = there.image(&image_name(&volume.dataset))?;
+    let mut noted = deltas.noted(&volume.guid, how.noted)?;
     if !how.full
         && let Some(descriptor) = deltas.whole(&volume.guid)?
     {
-        return Ok(Route { volume, way: plain(Some(descriptor), None, None) });
+        return Ok(Route { volume, noted, way: plain(Some(descriptor), None, None) });
     }
     // One that isn't whole is written again and takes its place: the snapshot is the same, and with
     // nothing more left out so is what all deltas upon it are folded with.
     let replaced = deltas.left_out(&volume.guid, how.full)?;
     if how.full {
-        return Ok(Route { volume, way: plain(None, None, replaced) });
+        return Ok(Route { volume, noted, way: plain(None, None, replaced) });
     }
     let failed = Cell::new(None);
     let is_known = |base: &Base| {
@@ -125,18 +130,23 @@ pub fn route<'a>(
         }
     }
     failed.take().map_or(Ok(()), Err)?;
-    Ok(Route { volume, way: plain(None, base, replaced) })
+    if let Some((base, _)) = &base {
+        noted.extend(deltas.noted(&base.guid.to_string(), how.noted)?);
+    }
+    Ok(Route { volume, noted, way: plain(None, base, replaced) })
 }
 
 /// How a volume is to be shipped.
 #[derive(Debug, Clone, Copy)]
-pub struct How {
+pub struct How<'a> {
     /// As it is encrypted on disk.
     pub raw: bool,
     /// All of it, as the beginning of a new chain.
     pub full: bool,
     /// After how many increments all of a raw one comes again.
     pub raw_full_every: u32,
+    /// What nobody needs, as noted by a collection.
+    pub noted: &'a Doomed,
 }
 
 fn plain(

@@ -52,6 +52,8 @@ pub struct Shipment<'a> {
     pub replayed: Range<u64>,
     /// Asked now and then whether to go on.
     pub check: &'a (dyn Fn() -> Result<()> + Sync),
+    /// Asked before a delta is written: it may take the place of one that sets need.
+    pub confirm: &'a (dyn Fn() -> Result<()> + Sync),
     /// What is shown meanwhile.
     pub progress: &'a Progress,
     /// The datasets' properties that go along.
@@ -124,7 +126,8 @@ impl Job<'_> {
         (state.left_out_objects, state.pages, are_tagged) = passing.finish();
         writer.about(state.to_about()?);
         steps::reached("ship.stream")?;
-        let descriptor = writer.finish().map_err(of_strata)?;
+        let still = || (self.shipment.confirm)().map_err(strata::Error::caller);
+        let descriptor = writer.finish_if(&still).map_err(of_strata)?;
         // Only now: tags of what isn't in the repository would leave out what it needs.
         steps::reached("ship.delta")?;
         if let Some(tags) = tags {

@@ -444,7 +444,7 @@ fn ship(repository: &Repository, streams: &[Vec<u8>], beside: &Path) -> Result<(
             Err(error) if error.is_not_found() => drop(store(repository, stream)?),
             Err(error) => return Err(failed(error)),
         }
-        files::store(repository, &set, &expected, &names, &small())?;
+        files::store(repository, &set, &expected, &names, &small(), &|| Ok(()))?;
         let deltas = vec![
             DeltaId { image: IMAGE.into(), id },
             DeltaId { image: "@files".into(), id: set.clone() },

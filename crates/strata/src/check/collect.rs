@@ -3,7 +3,7 @@
 //! What isn't referred to may be what a backup is about to refer to, or what a restore is still reading. So it is
 //! noted with the time when it was first seen so (`doomed.json`), once its own writing is longer ago than the grace
 //! time, and deleted by a later run, if nothing has come to refer to it and that too is longer ago than the grace
-//! time. The grace time must be longer than any backup or restore takes; of what was interrupted, callers say what the
+//! time. A writing that comes to need it strikes it out of the note before ([`Doomed::strike`]). The grace time must be longer than any backup or restore takes; of what was interrupted, callers say what the
 //! next one goes on from ([`Survey::with_begun`]). One collector at a time: callers hold a lease.
 //!
 //! Where the store locks objects for some time, a deletion before that would only hide them: they would be paid for,
@@ -126,8 +126,7 @@ impl Survey {
             collected.deleted = paths(going);
             return Ok(collected);
         }
-        still()?;
-        after.write(repository, &before)?;
+        after.write(repository, &before, still)?;
         let mut kept = Kept::default();
         for item in going {
             let path = item.listed.path.clone();
@@ -135,15 +134,14 @@ impl Survey {
                 collected.locked.push(path);
                 continue;
             }
-            still()?;
-            match repository.store().delete(&path) {
+            match repository.store().delete_if(&path, still) {
                 Ok(()) => collected.deleted.push(path),
                 // A lock that the store knows of and we don't: the bucket's own, or somebody's hold.
-                Err(error) if error.kind == StoreErrorKind::Retained => {
+                Err(Error::Store(error)) if error.kind == StoreErrorKind::Retained => {
                     kept.add(repository, &[item])?;
                     collected.locked.push(path);
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
         Ok(collected)

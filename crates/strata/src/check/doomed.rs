@@ -1,4 +1,8 @@
 //! The note of what nothing refers to, and since when: what makes a grace time out of single runs.
+//!
+//! What could go wrong: what is noted comes to be needed, and by nobody once more before the next collection: by the old
+//! note it would go at once, under whoever reads it. So whoever writes a set that needs what is noted strikes it out before
+//! ([`Doomed::strike`]).
 
 use std::collections::BTreeMap;
 
@@ -7,12 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::document;
 use crate::error::{Error, Result};
+use crate::lease::Still;
 use crate::repository::{MAX_DOCUMENT, Repository};
 
 /// Since when nothing has referred to a path.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Doomed {
+pub struct Doomed {
     format: u32,
     since: BTreeMap<String, u64>,
 }
@@ -25,12 +30,12 @@ impl Default for Doomed {
 
 impl Doomed {
     /// What was noted. Where that is damaged, or larger than any note that is written, everything waits once more.
-    pub(super) fn read(repository: &Repository) -> Result<Doomed> {
+    pub fn read(repository: &Repository) -> Result<Doomed> {
         read_note(repository, &path(repository))
     }
 
     /// Since when, in Unix time; `None` where nothing is noted of the path.
-    pub(super) fn since(&self, path: &str) -> Option<u64> {
+    pub fn since(&self, path: &str) -> Option<u64> {
         self.since.get(path).copied()
     }
 
@@ -39,15 +44,39 @@ impl Doomed {
         self.since.insert(path.to_string(), since);
     }
 
-    /// Writes the note, unless it is as it was.
-    pub(super) fn write(mut self, repository: &Repository, before: &Doomed) -> Result<()> {
+    /// Whether nothing is noted.
+    pub fn is_empty(&self) -> bool {
+        self.since.is_empty()
+    }
+
+    /// Strikes out what a set will need that is about to be written: should nobody need it any more after that, its grace
+    /// time begins anew. The caller holds the lease of collections; `still` is asked before the note is written.
+    pub fn strike(
+        self,
+        repository: &Repository,
+        needed: impl IntoIterator<Item = String>,
+        still: Still<'_>,
+    ) -> Result<()> {
+        let mut after = self.clone();
+        for path in needed {
+            after.since.remove(&path);
+        }
+        after.write(repository, &self, still)
+    }
+
+    /// Writes the note, unless it is as it was; `still` is asked before.
+    pub(super) fn write(
+        mut self,
+        repository: &Repository,
+        before: &Doomed,
+        still: Still<'_>,
+    ) -> Result<()> {
         self.shrink(MAX_DOCUMENT);
         if self.since == before.since {
             return Ok(());
         }
         let path = path(repository);
-        repository.store().put(&path, &[document::write(&path, &self)?.into()])?;
-        Ok(())
+        repository.store().put_if(&path, &[document::write(&path, &self)?.into()], still)
     }
 
     /// Leaves out what was noted last, until the note has no more than `most` bytes: what is noted longest goes first,

@@ -14,6 +14,7 @@ mod prolong;
 mod survey;
 
 pub use collect::{Collected, collect, collect_beside};
+pub use doomed::Doomed;
 pub use inventory::Inventory;
 pub(crate) use live::Live;
 pub use locks::{Locks, lock_seconds};

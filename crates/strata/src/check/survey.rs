@@ -9,6 +9,7 @@ use crate::id::Ulid;
 use crate::manifest::{DeltaId, Manifest};
 use crate::many::read_many;
 use crate::pack::Packed;
+use crate::repack::{Sparse, is_sparse};
 use crate::repository::Repository;
 use crate::store::Listed;
 
@@ -93,6 +94,14 @@ impl Survey {
         })?;
         survey.kept.chains(repository, deltas, |_| true)?;
         Ok(survey)
+    }
+
+    /// Whether kept sets need a pack of whose content less than so many percent is alive.
+    pub fn has_sparse(&self, live_percent: u64) -> bool {
+        self.kept.packs.iter().any(|(pack, &(packed, live))| {
+            let others = self.rest.packs.get(pack).map_or(0, |(_, live)| *live);
+            is_sparse(&Sparse { packed, live: live.saturating_add(others) }, live_percent)
+        })
     }
 
     fn empty(inventory: Inventory, kept: &BTreeSet<String>) -> Survey {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::id::check_name;
+use crate::lease::Still;
 use crate::repository::Repository;
 
 /// The newest format that this crate reads.
@@ -87,11 +88,14 @@ pub fn read_descriptor(repository: &Repository, image: &str, id: &str) -> Result
     Ok(descriptor)
 }
 
-pub(crate) fn write_descriptor(repository: &Repository, descriptor: &Descriptor) -> Result<()> {
+pub(crate) fn write_descriptor(
+    repository: &Repository,
+    descriptor: &Descriptor,
+    still: Still<'_>,
+) -> Result<()> {
     let path = descriptor_path(repository, &descriptor.image, &descriptor.id)?;
     let bytes = repository.write_proven(&path, descriptor)?;
-    repository.store().put(&path, &[bytes.into()])?;
-    Ok(())
+    repository.store().put_if(&path, &[bytes.into()], still)
 }
 
 /// The deltas that an image is folded from, oldest first: from the one without a base, or from the one after `after`.

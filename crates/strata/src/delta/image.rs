@@ -9,6 +9,7 @@ use super::descriptor::Descriptor;
 use super::writer::{DeltaWriter, IndexOptions};
 use super::{Block, Change, Extent};
 use crate::error::Result;
+use crate::lease::{HELD, Still};
 use crate::pack::{Location, PackOptions, PackWriter, Placed};
 use crate::repository::Repository;
 
@@ -164,12 +165,17 @@ impl ImageWriter {
     }
 
     /// Stores what is left: packs, then the index, then the descriptor, which makes the delta be there.
-    pub fn finish(mut self) -> Result<Descriptor> {
+    pub fn finish(self) -> Result<Descriptor> {
+        self.finish_if(HELD)
+    }
+
+    /// The same; `still` is asked before each try to write the descriptor. It may take the place of one that sets need.
+    pub fn finish_if(mut self, still: Still<'_>) -> Result<Descriptor> {
         self.close_frame()?;
         let mut placed = Vec::new();
         let packed = self.packs.finish(&mut |place| placed.push(place))?;
         place(&mut self.delta, &mut self.unplaced, placed)?;
-        let descriptor = self.delta.finish(packed)?;
+        let descriptor = self.delta.finish_if(packed, still)?;
         if let Some(resume) = &self.resume {
             PackWriter::forget(resume);
         }

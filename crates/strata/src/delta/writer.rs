@@ -195,7 +195,7 @@ impl DeltaWriter {
         self.finish_if(sizes, HELD)
     }
 
-    /// The same; `still` is asked before the descriptor is written.
+    /// The same; `still` is asked before each try to write the descriptor.
     pub fn finish_if(
         self,
         sizes: impl IntoIterator<Item = Packed>,
@@ -232,8 +232,7 @@ impl DeltaWriter {
         descriptor.objects = objects.map_err(ended)??;
         descriptor.extents = extents.map_err(ended)??;
         descriptor.packs = packs?;
-        still()?;
-        write_descriptor(&repository, &descriptor)?;
+        write_descriptor(&repository, &descriptor, still)?;
         Ok(descriptor)
     }
 }

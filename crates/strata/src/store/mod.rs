@@ -29,6 +29,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
+use crate::lease::Still;
+
 /// Why a call failed, as far as callers branch on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -310,9 +312,35 @@ impl Store {
         }
     }
 
+    /// A call that only a lease's holder may make: `still` is asked before each try, for a minute may lie between two.
+    fn held<T>(
+        &self,
+        path: &str,
+        still: Still<'_>,
+        mut call: impl FnMut() -> StoreResult<T>,
+    ) -> crate::Result<T> {
+        let mut lost = None;
+        let result = self.again(|_| match still() {
+            Ok(()) => call(),
+            Err(error) => {
+                lost = Some(error);
+                Err(StoreError::new("write or delete", path, StoreErrorKind::Other))
+            }
+        });
+        match lost {
+            Some(error) => Err(error),
+            None => Ok(result?),
+        }
+    }
+
     /// Writes an object, in place of one that may be there.
     pub fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
         self.again(|_| self.storage.put(path, data))
+    }
+
+    /// The same, where `still` says so before each try.
+    pub fn put_if(&self, path: &str, data: &[Bytes], still: Still<'_>) -> crate::Result<()> {
+        self.held(path, still, || self.storage.put(path, data))
     }
 
     /// Writes an object that isn't there yet, or says `AlreadyExists`.
@@ -374,6 +402,11 @@ impl Store {
     /// Deletes an object; one that isn't there is deleted already.
     pub fn delete(&self, path: &str) -> StoreResult<()> {
         self.again(|_| self.storage.delete(path))
+    }
+
+    /// The same, where `still` says so before each try.
+    pub fn delete_if(&self, path: &str, still: Still<'_>) -> crate::Result<()> {
+        self.held(path, still, || self.storage.delete(path))
     }
 
     /// For how many seconds after it was written, at most, the store lets nobody delete an object for good.

@@ -144,6 +144,14 @@ impl Alone {
         let lease = Held::take(cx, repository, Duration::ZERO)?;
         Ok(Self { lease, _lock: lock })
     }
+
+    /// What was done, if the lease was held all the time; and why it failed.
+    fn ended<T>(&self, done: Result<T>) -> Result<T> {
+        match done {
+            Ok(done) => self.lease.was_held().map(|()| done),
+            Err(error) => Err(self.lease.blamed(error, self.lease.confirm())),
+        }
+    }
 }
 
 pub(super) fn list(cx: &Context, name: Option<&str>, json: bool) -> Result<Done> {
@@ -254,7 +262,8 @@ impl Check {
         }
         let alone = Alone::take(cx, repository, REPAIR)?;
         let begun = begun::kept(cx, repository)?;
-        check::repair(repository, &begun, now(), &|| alone.lease.still("repair.still")).map(Some)
+        let still = || alone.lease.still("repair.still");
+        alone.ended(check::repair(repository, &begun, now(), &still)).map(Some)
     }
 
     /// One line a finding, worst first; then what was looked at.
@@ -323,7 +332,11 @@ impl Compact {
                 false => Some(Alone::take(cx, &repository, "repo compact")?),
             };
             let begun = begun::kept(cx, &repository)?;
-            self.compact(&repository, &begun, alone.as_ref())
+            let compacted = self.compact(&repository, &begun, alone.as_ref());
+            match &alone {
+                Some(alone) => alone.ended(compacted),
+                None => compacted,
+            }
         })
     }
 
