@@ -487,7 +487,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let closed = scratch.path().join("closed");
         std::fs::create_dir(&closed).unwrap();
-        std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).unwrap();
         // Root may enter all folders, and nobody else may become another.
         let is_root = rustix::process::geteuid().is_root();
         let nobody = is_root.then_some(Credentials { uid: 65534, gid: 65534 });

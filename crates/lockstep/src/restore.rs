@@ -14,6 +14,7 @@ mod history_command;
 mod kept;
 mod marker;
 pub mod only;
+mod original;
 mod owners;
 mod parked;
 pub mod placement;
@@ -211,9 +212,6 @@ fn prepare<'a>(
     recovery.set_is_shut_down =
         manifest.strategy == crate::plan::Strategy::Cold && !manifest.postgres.standby;
     recovery.check(&manifest)?;
-    if recovery.standby.is_some() {
-        standby::check(cx, request)?;
-    }
     match &source {
         Source::Snapshots => check_set(cx, &manifest)?,
         Source::Repository(from) if !from.only.is_all() => {
@@ -235,6 +233,9 @@ fn prepare<'a>(
     };
     // Before the folders are locked: of one that was named twice we would be the other restore ourselves.
     let mut placement = placement::place(&manifest, &directory, &tablespaces, &naming)?;
+    if recovery.standby.is_some() {
+        standby::check(cx, request, &manifest, &placement)?;
+    }
     let mut folders = vec![directory.clone()];
     if request.form == Form::Files {
         // A dataset's mount point can't be held: it couldn't be unmounted.

@@ -17,7 +17,7 @@ use support::faults::{
 };
 use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
-use support::lockstep::{LIMIT, Lockstep, Set, exit, json_of};
+use support::lockstep::{LIMIT, Lockstep, Set, exit, json_of, toml_string};
 use support::pools::{property, zfs};
 use support::shipping::with_repository;
 
@@ -376,6 +376,18 @@ fn subscriptions_rest_beside_the_original() {
     }
     // Asked for without a server of its own it would do nothing.
     lockstep.expect(exit::USAGE, &restore_arguments(&set, &to, &["--keep-subscriptions"]));
+    // A configuration of its own, for a drill: the original is where the set was taken.
+    let text = fs::read_to_string(fixture.config()).expect("the configuration");
+    let data = |path: &Path| format!("data_directory = {}", toml_string(path));
+    let drill = text.replace(&data(&fixture.cluster.data), &data(&to.join("data")));
+    assert_ne!(text, drill);
+    let path = fixture.root().join("drill.toml");
+    fs::write(&path, drill).expect("it can be written");
+    let drill = Lockstep::new(&path, &fixture.cluster.bin);
+    let restored = drill.restore_and_start(&set, &to, &[]);
+    assert_eq!(restored.json["subscriptions_held"], true);
+    assert_eq!(restored.server().value("postgres", workers), "0");
+    restored.server().stop(Stop::Fast);
 }
 
 /// Options that go together only with others say so, and nothing is switched off by them.

@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::fs;
+use std::path::PathBuf;
 use support::cluster::{Cluster, Stop};
 use support::command::{must, wait_until};
 use support::faults::{Hooks, assert_said, restore_arguments};
@@ -26,6 +28,25 @@ fn prepare() -> (Fixture, Lockstep) {
     (fixture, lockstep)
 }
 
+/// The original as if it were on another host: its data directory isn't known for one. A server that runs reads this
+/// file no more.
+struct Elsewhere(PathBuf);
+
+impl Elsewhere {
+    fn new(fixture: &Fixture) -> Elsewhere {
+        let version = fixture.cluster.data.join("PG_VERSION");
+        fs::rename(&version, version.with_extension("away")).expect("it is there");
+        Elsewhere(version)
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        // It is needed to stop the server.
+        let _ = fs::rename(self.0.with_extension("away"), &self.0);
+    }
+}
+
 fn primary(cluster: &Cluster) -> String {
     format!("host={} port={} user=postgres", cluster.socket.display(), cluster.port)
 }
@@ -46,6 +67,7 @@ fn a_set_becomes_a_standby_that_streams() {
     fixture.cluster.execute(&["INSERT INTO one VALUES (10)"]);
     let second = lockstep.backup("ordered").id;
     fixture.cluster.execute(&["INSERT INTO one VALUES (100)"]);
+    let _elsewhere = Elsewhere::new(&fixture);
     let from = primary(&fixture.cluster);
     let parent = format!("{}/standby", fixture.pools[0].name);
     for (form, set) in [("files", &first), ("zfs", &second)] {
@@ -96,6 +118,7 @@ fn a_set_becomes_a_standby_that_streams() {
 fn a_set_becomes_a_standby_that_the_archive_feeds() {
     let (fixture, lockstep) = prepare();
     let set = lockstep.backup("label").id;
+    let _elsewhere = Elsewhere::new(&fixture);
     let to = fixture.target("fed");
     let host = other_host(&fixture, "fed", &to.join("data"));
     let archive = format!("cp {}/%f %p", fixture.archive.display());
@@ -165,6 +188,8 @@ fn what_can_t_be_a_standby_is_refused_before_anything_is_made() {
     };
     let beside = ["the original runs here", "hint: make the standby on another host"];
     refused(&lockstep, exit::REFUSED, &["--standby", "--primary", &from], &beside);
+    // Whatever the configuration names, the set says where it was taken.
+    refused(&host, exit::REFUSED, &["--standby", "--primary", &from], &beside);
     let usage = |more: &[&str], words: &[&str]| refused(&host, exit::USAGE, more, words);
     usage(&["--standby"], &["nothing to follow", "hint: name its primary"]);
     usage(&["--standby", "--primary", &from, "--target-immediate"], &["cannot be used with"]);

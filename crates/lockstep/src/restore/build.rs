@@ -10,7 +10,8 @@ use super::marker::{self, Marker};
 use super::placement::Placement;
 use super::source::{Form, Source};
 use super::{
-    Request, Restored, control, owners, parked, received, run_server, surplus, tree, unfinished,
+    Request, Restored, control, original, owners, parked, received, run_server, surplus, tree,
+    unfinished,
 };
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -395,11 +396,7 @@ impl<'a> Build<'a> {
     /// Whether it would take changes that the original is to get: subscriptions of a restored cluster go
     /// on in the original's slots. A clone has settings of its own.
     fn holds_subscriptions(&self) -> bool {
-        let original = &self.cx.cluster.data_directory;
-        let is_here = || {
-            let real = |path: &Path| std::fs::canonicalize(path).ok();
-            original.join("PG_VERSION").exists() && real(original) != real(&self.placement.data)
-        };
+        let is_here = || !original::here(self.cx, &self.manifest, &self.placement).is_empty();
         let is_asked = self.request.start && self.request.clone.is_none();
         let is_standby = self.recovery.standby.is_some();
         is_asked && !is_standby && !self.request.keep_subscriptions && is_here()

@@ -17,6 +17,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
 
 use super::build::Build;
 use super::files_form::place::{FILE, FOLDER, is_mounted, list};
+use super::placement::PlacedVolume;
 use crate::error::{Error, Result};
 use crate::process::Credentials;
 use crate::repository::tree::ImageTree;
@@ -79,9 +80,9 @@ impl Owners {
 /// Changes the owners in what came as datasets.
 pub(super) fn give(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let placement = &build.placement;
-    let datasets = placement.volumes.iter().filter(|volume| volume.dataset.is_some());
-    let mut places = datasets.map(|volume| volume.mountpoint.as_path()).peekable();
-    if places.peek().is_none() {
+    let of = |volume: &PlacedVolume| Some((volume.dataset.clone()?, volume.mountpoint.clone()));
+    let datasets: Vec<_> = placement.volumes.iter().filter_map(of).collect();
+    if datasets.is_empty() {
         return Ok(());
     }
     let found = placement.data.metadata().map_err(Error::io("look at", &placement.data))?;
@@ -89,7 +90,12 @@ pub(super) fn give(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let Some(owners) = Owners::new(from, owner) else { return Ok(()) };
     owners.say(build);
     let mut walk = Walk { owners, seen: 0 };
-    places.try_for_each(|place| {
+    datasets.iter().try_for_each(|(dataset, place)| {
+        if build.there.contains(dataset) {
+            // Rolled back while it was mounted, zfs-fuse still says whose the files were before.
+            build.cx.zfs.unmount(dataset)?;
+            build.cx.zfs.mount(dataset)?;
+        }
         let failed = |errno: rustix::io::Errno| Error::io("open", place)(errno.into());
         let folder = rustix::fs::open(place, FOLDER, Mode::empty()).map_err(failed)?;
         walk.root(&folder, place)?;

@@ -4,30 +4,38 @@
 //! What could go wrong: a replayed CREATE TABLESPACE of a time after the restore, on the host of the
 //! primary itself, whose folder it would share; a part of a cluster, which can't replay what happens to the rest.
 
-use super::Request;
 use super::build::Build;
+use super::placement::Placement;
+use super::{Request, original};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::refusal::Refusal;
 use crate::postgres::instance;
 use crate::postgres::server::{Outcome, Server};
+use crate::set::manifest::Manifest;
 
 /// Refuses what couldn't follow, and what would follow into the original's folders.
 ///
 /// # Errors
 /// [`Error::Usage`] for a part of a cluster; [`Refusal::StandbyBesideOriginal`].
-pub(super) fn check(cx: &Context, request: &Request) -> Result<()> {
+pub(super) fn check(
+    cx: &Context,
+    request: &Request,
+    manifest: &Manifest,
+    placement: &Placement,
+) -> Result<()> {
     if !request.only.is_all() {
         return Err(Error::usage(
             "a standby replays what happens to all of the cluster, and this would have a part of it",
             "leave out --standby, or restore all of the set",
         ));
     }
-    let data = &cx.cluster.data_directory;
-    match instance::postmaster(data)? {
-        Some(pid) => Err(Refusal::StandbyBesideOriginal { data: data.clone(), pid }.into()),
-        None => Ok(()),
+    for data in original::here(cx, manifest, placement) {
+        if let Some(pid) = instance::postmaster(&data)? {
+            return Err(Refusal::StandbyBesideOriginal { data, pid }.into());
+        }
     }
+    Ok(())
 }
 
 /// Waits until it is consistent and lets readers in.

@@ -1,0 +1,32 @@
+//! The cluster that a set is of, where it is on this host: beside it a restored one must not take its changes, nor
+//! replay into its folders.
+//!
+//! What could go wrong: a configuration of the original's host whose data_directory names where the restore will be, for
+//! a drill. So it is looked for where the set was taken, too.
+
+use std::path::{Path, PathBuf};
+
+use super::placement::Placement;
+use crate::context::Context;
+use crate::postgres::instance;
+use crate::set::manifest::Manifest;
+
+/// The data directories in which it may be, but for the restored one: the configuration's, and the one that the set was
+/// taken from, if that is of the same cluster still.
+pub(super) fn here(cx: &Context, manifest: &Manifest, placement: &Placement) -> Vec<PathBuf> {
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    let target = real(&placement.data);
+    let is_there = |data: &Path| {
+        data.join("PG_VERSION").exists() && (target.is_none() || real(data) != target)
+    };
+    let postgres = &manifest.postgres;
+    let is_same = |data: &Path| {
+        let control = instance::read_control(data);
+        control.is_ok_and(|it| it.system_identifier.to_string() == postgres.system_identifier)
+    };
+    let configured = Some(&cx.cluster.data_directory).filter(|data| is_there(data));
+    let taken_from = Some(&postgres.data_directory).filter(|data| is_there(data) && is_same(data));
+    let mut all: Vec<_> = configured.into_iter().chain(taken_from).cloned().collect();
+    all.dedup();
+    all
+}
