@@ -210,7 +210,7 @@ fn parse_time_in(
         AmbiguousOffset::Gap { .. } => "no time: the clocks there were put forward over it",
         AmbiguousOffset::Fold { .. } => "two times: the clocks there were put back over it",
     };
-    let candidates = [found.clone().earlier(), found.later()].into_iter().flatten();
+    let candidates = [found.earlier(), found.later()].into_iter().flatten();
     let candidates: Vec<_> =
         candidates.map(|moment| format!("\"{}\"", in_zone(moment, &zone))).collect();
     Err(Error::usage(
