@@ -83,6 +83,7 @@ pub(super) fn start(
     let outcome = match recover(build, &mut server) {
         Err(_) if ends_where_it_is_consistent(build, &server) => {
             tracing::info!("consistent with the last record of the WAL: recovery ends there");
+            whole_pages::verify(build, &server)?;
             build.recovery.target = Target::End;
             build.write_settings(restored.port, user)?;
             server = server::start(&launch)?;
