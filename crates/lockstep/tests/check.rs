@@ -11,7 +11,7 @@ use support::command::{as_postgres, command, must, wait_until};
 use support::fixture::Fixture;
 use support::layout::two_pools_four_datasets;
 use support::lockstep::{LIMIT, Lockstep, Steps, exit, json_of};
-use support::pools::{patiently, release_and_destroy};
+use support::pools::{patiently, property, release_and_destroy, zfs};
 
 /// The program with a configuration that differs in one place.
 fn with(fixture: &Fixture, from: &str, to: &str) -> Lockstep {
@@ -39,6 +39,21 @@ fn what_a_monitor_has_to_notice() {
     lockstep.backup("label");
     assert_eq!(about(&lockstep, exit::DONE, "sets")[0]["severity"], "ok");
     assert_eq!(about(&lockstep, exit::DONE, "bin_dir")[0]["severity"], "ok");
+
+    // A pool that fills up: more than min_free_mib, and little of its size.
+    let pool = &fixture.pools[1].name;
+    let left = 300 << 20;
+    let reserved = property(pool, "available").parse::<u64>().expect("a number of bytes") - left;
+    let fill = format!("{pool}/fill");
+    zfs(&["create", "-o", &format!("reservation={reserved}"), &fill]);
+    let found = about(&lockstep, exit::DONE, "space");
+    zfs(&["destroy", &fill]);
+    let said = |words: &str| {
+        found.iter().any(|finding| {
+            finding["severity"] == "warning" && finding["what"].to_string().contains(words)
+        })
+    };
+    assert!(said("has only") && said(" % of it"), "{found:?}");
 
     // The nightly backup has died.
     let strict = with(&fixture, "os_user", "max_age_hours = 0\nos_user");

@@ -110,6 +110,7 @@ pub(super) fn start(
         };
         if ends_where_it_is_consistent(build, &server) {
             tracing::info!("consistent with the last record of the WAL: recovery ends there");
+            whole_pages::verify(build, &server)?;
             build.recovery.target = Target::End;
         } else if !raise(build, &server) {
             return Err(error);
