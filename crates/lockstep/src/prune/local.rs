@@ -287,7 +287,7 @@ impl Facts {
             if let Some((now, standing)) = self.moved.get(&volume.snapshot_name())
                 && let Some(why) = removal::promoted(&volume.dataset, now, standing)
             {
-                tracing::warn!("set {id} is given up: \"{now}\" stays. {why}");
+                tracing::warn!("set {id} is given up, and one of its snapshots stays: {why}");
             }
         }
     }
