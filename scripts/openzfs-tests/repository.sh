@@ -157,7 +157,7 @@ case $1 in
     expect_failure "elsewhere it isn't even received" altroot \
       "$lockstep" restore "$(set_of fourth)" --from repository --as zfs --dataset below/r2 --to /tank/restores/below
     expect_failure "and nothing is made" "does not exist" zfs list below/r2
-    must zpool destroy below
+    must zpool destroy -f below
     restore "the fourth set as datasets" fourth 5500 "${AS_ZFS[@]}"
     expect_equal "one snapshot alone came along" 1 "$(zfs list -H -t snapshot -o name -d 1 fast/r/data | wc -l)"
     expect_consistent "the original at the end"
