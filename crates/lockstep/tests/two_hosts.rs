@@ -237,23 +237,6 @@ fn what_the_old_host_of_a_failover_takes_is_left_behind() {
         let kept = sets.iter().filter(|set| set["action"] == "keep").map(|set| &set["set"]);
         assert_eq!(kept.collect::<Vec<_>>(), [&*living, left], "{pruned}");
     }
-    let more = ["--from", "repository", "--as", "files"];
-    let restored = new.restore_and_start("latest", &fixture.target("back"), &more);
-    let rows = restored.server().column("postgres", "SELECT id FROM marks ORDER BY id");
-    assert_eq!(rows, ["100"]);
-    restored.server().stop(Stop::Fast);
-
-    // The new host's next set is the newest; the old one's timer is still to be ended.
-    pause();
-    let living = new.backup("label").id;
-    let checked = new.run(&["check"]);
-    assert!(!checked.stdout.contains("timeline"), "{}", checked.describe());
-    let checked = old.expect(exit::PROBLEMS, &["check"]);
-    for words in ["this host's cluster is on timeline 1", &living] {
-        assert!(checked.stdout.contains(words), "{}", checked.describe());
-    }
-    let pruned = new.json(&PRUNE);
-    assert_eq!(pruned["places"][0]["removed"].as_array().map(Vec::len), Some(3), "{pruned}");
     promoted.server().stop(Stop::Fast);
 }
 
