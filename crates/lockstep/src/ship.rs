@@ -443,7 +443,7 @@ fn need(
         return Ok(());
     }
     let strata = &repository.strata;
-    let packs = begun::kept(cx, &repository.name)?.packs;
+    let packs = begun::kept(cx, repository)?.packs;
     let files = descriptor_path(strata, FILES_IMAGE, manifest.set.as_str()).map_err(of_strata)?;
     let again = routes.iter().flat_map(|route| route.noted.iter().cloned());
     let again = again.chain(packs.into_iter().map(|pack| strata.pack_path(pack))).chain([files]);
