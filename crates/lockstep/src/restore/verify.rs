@@ -29,13 +29,16 @@ pub(crate) fn snapshots(cx: &Context, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
+/// A set that isn't whole, and why.
+type Incomplete = (SetId, Error);
+
 /// The sets of which a snapshot is gone or another one, with few commands for all of them.
-pub(crate) fn incomplete(cx: &Context, sets: &[Manifest]) -> Result<Vec<(SetId, Error)>> {
+pub(crate) fn incomplete(cx: &Context, sets: &[Manifest]) -> Result<Vec<Incomplete>> {
     look(cx, sets).map(|(incomplete, _)| incomplete)
 }
 
 /// The same, and how many bytes the snapshots of each set have alone.
-pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<(SetId, Error)>, Vec<u64>)> {
+pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<Incomplete>, Vec<u64>)> {
     let snapshots =
         |set: &Manifest| set.volumes.iter().map(SetVolume::snapshot_name).collect::<Vec<_>>();
     let named: Vec<_> = sets.iter().flat_map(snapshots).collect();
