@@ -42,8 +42,8 @@ pub enum Refusal {
     },
     /// A dataset's place lies on the way to a part, and it isn't mounted there: what is seen is the folder below it.
     #[error(
-        "{part} is at \"{}\", and dataset \"{dataset}\", whose place that is (\"{}\"), isn't mounted there: what is seen lies on \"{on}\"",
-        path.display(), point.display()
+        "{part} is at \"{}\", and dataset \"{dataset}\", whose place that is, isn't mounted there: what is seen lies on \"{on}\"",
+        path.display()
     )]
     NotMounted {
         /// The part.
@@ -52,8 +52,6 @@ pub enum Refusal {
         path: PathBuf,
         /// The dataset.
         dataset: String,
-        /// Its mountpoint.
-        point: PathBuf,
         /// The dataset that holds the folder.
         on: String,
     },

@@ -106,12 +106,11 @@ fn not_mounted(layout: &Layout, part: &Part, places: &[(DatasetName, PathBuf)]) 
             && point.starts_with(&volume.mountpoint)
             && part.real_path.starts_with(point)
     };
-    let (dataset, point) = places.iter().find(|(_, point)| is_on_the_way(point))?;
+    let (dataset, _) = places.iter().find(|(_, point)| is_on_the_way(point))?;
     Some(Refusal::NotMounted {
         part: part.kind.clone(),
         path: part.real_path.clone(),
         dataset: dataset.to_string(),
-        point: point.clone(),
         on: volume.dataset.to_string(),
     })
 }
