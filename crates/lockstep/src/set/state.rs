@@ -230,7 +230,8 @@ impl State {
         let is_ahead = |set: &&Manifest| retention::is_ahead(set.set.as_str(), now);
         let ahead: Vec<_> = sets.iter().filter(is_ahead).map(|set| set.set.clone()).collect();
         let newest = branches.newest(sets, |set| set);
-        for id in ahead.iter().filter(|id| newest.as_ref().is_some_and(|newest| newest.set < **id)) {
+        for id in ahead.iter().filter(|id| newest.as_ref().is_some_and(|newest| newest.set < **id))
+        {
             tracing::warn!(set = %id, "passed over: {}", retention::ahead_hint(id.as_str(), "--local"));
         }
         self.or_damaged(newest, damaged, now)
