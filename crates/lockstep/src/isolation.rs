@@ -134,7 +134,13 @@ pub fn run_order(order: &str) -> Result<std::convert::Infallible> {
 
 fn arrange(isolation: &Isolation) -> Result<()> {
     // First of all: a bind over them would hide them, and what is hidden can't be named any more.
-    for mount in Mounts::read()?.iter().filter(|mount| is_other_clone(mount, isolation)) {
+    let mounts = Mounts::read()?;
+    // But where the original is a restore itself, its tablespaces lie on such clones, and what is bound there hides them.
+    let real = |bind: &Bind| std::fs::canonicalize(&bind.at).ok();
+    let bound: Vec<PathBuf> = isolation.binds.iter().filter_map(real).collect();
+    let holds_none = |mount: &&Mount| !bound.iter().any(|at| at.starts_with(&mount.point));
+    let others = mounts.iter().filter(|mount| is_other_clone(mount, isolation));
+    for mount in others.filter(holds_none) {
         // Seen here it would stay busy after its own server has gone.
         let _ = unmount(&mount.point, UnmountFlags::DETACH);
     }

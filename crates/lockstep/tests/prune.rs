@@ -589,6 +589,25 @@ fn a_set_is_removed_wholly_after_its_dataset_was_renamed() {
     rename(&renamed, dataset);
 }
 
+/// A snapshot of a set that somebody gave another name is theirs: it stays, and nothing holds it.
+#[test]
+fn a_renamed_snapshot_stays_and_is_let_go() {
+    let fixture = quiet("local = { last = 1 }");
+    let lockstep = fixture.lockstep();
+    let first = lockstep.backup("label");
+    lockstep.backup("label");
+    let old = &first.volumes[0].snapshot;
+    let kept = format!("{}@keepme", old.split_once('@').expect("a snapshot").0);
+    zfs(&["rename", old, &kept]);
+    let outcome = lockstep.expect(exit::DONE, &["prune", "--local", "--set", &first.id]);
+    assert_said(&outcome, &[&format!("\"{kept}\" is a snapshot of the set"), "it stays"]);
+    assert!(!lockstep.sets().contains(&first.id));
+    let left = fixture.snapshots();
+    assert!(left.contains(&kept) && !left.iter().any(|name| name.contains(&first.id)), "{left:?}");
+    // What Lockstep holds no destroy takes.
+    zfs(&["destroy", &kept]);
+}
+
 /// `zfs promote` of a clone takes the snapshots to the clone, and the dataset itself is a clone of one of them since.
 #[test]
 fn a_set_whose_snapshot_went_with_a_promoted_clone() {

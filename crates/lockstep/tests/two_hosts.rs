@@ -237,6 +237,13 @@ fn what_the_old_host_of_a_failover_takes_is_left_behind() {
         let kept = sets.iter().filter(|set| set["action"] == "keep").map(|set| &set["set"]);
         assert_eq!(kept.collect::<Vec<_>>(), [&*living, left], "{pruned}");
     }
+    // The original's tablespaces lie on clones that a restore has made.
+    let more = ["--from", "repository", "--as", "files"];
+    let restored = new.restore_and_start("latest", &fixture.target("back"), &more);
+    let rows = restored.server().column("postgres", "SELECT id FROM marks ORDER BY id");
+    assert_eq!(rows, ["100"]);
+    restored.server().stop(Stop::Fast);
+    assert_eq!(promoted.server().value("postgres", "SELECT sum(id) FROM marks"), "100");
     promoted.server().stop(Stop::Fast);
 }
 

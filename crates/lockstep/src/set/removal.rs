@@ -155,13 +155,33 @@ fn now_named(cx: &Context, entry: &RemovalJournal) -> Result<Vec<SnapshotName>> 
     for ((snapshot, (_, guid)), createtxg) in
         named.iter_mut().zip(&entry.snapshots).zip(&entry.createtxgs)
     {
-        if there.get(snapshot).is_none_or(|standing| standing.guid != *guid)
-            && let Some(found) = renamed(cx, snapshot, guid, *createtxg)?
-        {
-            *snapshot = found;
+        if there.get(snapshot).is_some_and(|standing| standing.guid == *guid) {
+            continue;
+        }
+        match renamed(cx, snapshot, guid, *createtxg)? {
+            Some(found) => *snapshot = found,
+            None => let_go(cx, &snapshot.dataset, guid, *createtxg)?,
         }
     }
     Ok(named)
+}
+
+/// A snapshot that somebody gave a name of their own is theirs to keep, and without Lockstep's hold theirs to destroy.
+fn let_go(cx: &Context, dataset: &DatasetName, guid: &str, createtxg: u64) -> Result<()> {
+    if !cx.zfs.exists(dataset.as_str())? {
+        return Ok(());
+    }
+    let all = cx.zfs.snapshots_of(dataset)?;
+    let facts = cx.zfs.snapshot_facts(&all)?;
+    let is_it =
+        |facts: &SnapshotFacts| facts.createtxg == createtxg && facts.guid.to_string() == guid;
+    let Some(at) = facts.iter().position(is_it) else { return Ok(()) };
+    cx.zfs.release(&all[at])?;
+    tracing::warn!(
+        "\"{}\" is a snapshot of the set that somebody renamed: it stays, and Lockstep doesn't hold it any more",
+        all[at]
+    );
+    Ok(())
 }
 
 fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
