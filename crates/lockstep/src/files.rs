@@ -15,7 +15,7 @@ pub use theirs::{
 };
 
 use crate::error::{Error, Result};
-use crate::volume::mounts::Mounts;
+use crate::volume::mounts::{Mount, Mounts};
 
 /// Writes `bytes` to `path` durably and atomically, readable by its owner alone.
 ///
@@ -94,13 +94,39 @@ pub fn remove_file(path: &Path) -> Result<()> {
 /// Removes a folder and all in it, or a file; one that isn't there is fine.
 ///
 /// # Errors
-/// When something in it can't be removed.
+/// When something in it can't be removed, or is mounted.
 pub fn remove_tree(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Ok(found) if found.is_dir() => assert_nothing_mounted(path, "removed", |_, _| true)?,
+        _ => {}
+    }
     match fs::remove_dir_all(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => remove_file(path),
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
         _ => Ok(()),
     }
+}
+
+/// What is mounted in a folder, a bind of somebody's own perhaps, would be emptied with it. `counts` is asked of the mount
+/// point and the folder.
+fn assert_nothing_mounted(
+    folder: &Path,
+    becomes: &str,
+    counts: impl Fn(&Path, &Path) -> bool,
+) -> Result<()> {
+    let real = fs::canonicalize(folder).map_err(Error::io("find", folder))?;
+    let mounts = Mounts::read()?;
+    let is_in = |mount: &&Mount| mount.point.starts_with(&real) && counts(&mount.point, &real);
+    let Some(mount) = mounts.iter().filter(is_in).find(|mount| !mount.is_looked_into()) else {
+        return Ok(());
+    };
+    let (point, folder) = (mount.point.display(), folder.display());
+    Err(Error::failed(format!(
+        "\"{}\" is mounted at \"{point}\", in \"{folder}\", which is to be {becomes}",
+        mount.source
+    ))
+    .with_hint("unmount it: what lies there would go with the rest"))
 }
 
 /// Empties a folder, which stays; one that isn't there is fine.
@@ -112,15 +138,8 @@ pub fn empty_directory(path: &Path) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(Error::io("list", path))?,
     };
-    let real = fs::canonicalize(path).map_err(Error::io("find", path))?;
-    if let Some(mount) = Mounts::read()?.below(&real).find(|mount| !mount.is_looked_into()) {
-        let (point, path) = (mount.point.display(), path.display());
-        return Err(Error::failed(format!(
-            "\"{}\" is mounted at \"{point}\", in \"{path}\", which is to be emptied",
-            mount.source
-        ))
-        .with_hint("unmount it: what lies there would go with the rest"));
-    }
+    // The folder itself may be a file system's own.
+    assert_nothing_mounted(path, "emptied", |point, folder| point != folder)?;
     for entry in entries {
         let entry = entry.map_err(Error::io("list", path))?;
         // What a ZFS with `snapdir=visible` shows in a dataset's root: nobody can remove it.
