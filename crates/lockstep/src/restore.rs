@@ -256,13 +256,13 @@ fn prepare<'a>(
             delta: request.delta,
         },
     )?;
+    beforehand::check(cx, request.dataset.as_ref(), &source, &placement, &there)?;
     if matches!(source, Source::Snapshots) {
         check_space(cx, &placement)?;
     }
     if request.start {
         instance::bin_dir_of(cx.cluster.bin_dir.as_deref(), manifest.postgres.major)?;
     }
-    beforehand::check(cx, request.dataset.as_ref(), &source, &placement, &there)?;
     if let Some(port) = request.port.filter(|_| request.start) {
         run_server::check_port(port, &run_server::sockets(cx, &directory))?;
     }

@@ -193,7 +193,8 @@ fn a_pool_below_a_folder_has_its_datasets_where_they_are_looked_for() {
     must(command("zpool", import).env("PATH", path_with_turns()));
     for (dataset, place) in fixture.datasets.iter().zip(&places) {
         let inside = place.strip_prefix(root).expect("it lies in the test's folder");
-        zfs(&["set", &format!("mountpoint={inside}"), dataset]);
+        let words = ["set", &format!("mountpoint={inside}"), dataset];
+        patiently("zfs", &words, || ()).expect("nobody uses it");
         let _ = support::pools::try_zfs(&["mount", dataset]);
         assert_eq!(property(dataset, "mountpoint"), *place);
     }

@@ -71,10 +71,19 @@ pub(super) fn clones(text: &str) -> Result<Vec<(&str, &str)>> {
 /// `zfs list -H -o name,mountpoint,canmount`: those that ZFS mounts by itself, and where. A name that can't be Lockstep's
 /// to work with is nobody's part.
 pub(super) fn places(text: &str) -> Result<Vec<(DatasetName, PathBuf)>> {
+    const CANMOUNT: [&str; 4] = ["on", "off", "noauto", "-"];
     let mut all = Vec::new();
-    for line in text.lines() {
-        let [name, point, canmount] = line.split('\t').collect::<Vec<_>>()[..] else {
-            return Err(not_understood("zfs list", line));
+    let mut rest = text;
+    // A mount point may have line ends and tabs in it; a name has none.
+    while !rest.is_empty() {
+        let ends = rest.match_indices('\n').map(|(at, _)| at).chain([rest.len()]);
+        let mut whole = ends.filter_map(|end| {
+            let (name, behind) = rest.get(..end)?.split_once('\t')?;
+            let (point, canmount) = behind.rsplit_once('\t')?;
+            CANMOUNT.contains(&canmount).then_some((name, point, canmount, end))
+        });
+        let Some((name, point, canmount, end)) = whole.next() else {
+            return Err(not_understood("zfs list", rest));
         };
         if canmount == "on"
             && point.starts_with('/')
@@ -82,6 +91,7 @@ pub(super) fn places(text: &str) -> Result<Vec<(DatasetName, PathBuf)>> {
         {
             all.push((name, point.into()));
         }
+        rest = rest.get(end + 1..).unwrap_or_default();
     }
     Ok(all)
 }
@@ -143,7 +153,10 @@ mod tests {
         let text = "t\tnone\ton\nt/a b\t/srv/a b\ton\nt/c\t/srv/c\tnoauto\nt/l\tlegacy\ton\n";
         let all = places(text).unwrap();
         assert_eq!(all, [(DatasetName::new("t/a b").unwrap(), PathBuf::from("/srv/a b"))]);
-        assert!(places("t\t/srv").is_err());
+        assert!(places("t\t/srv").is_err() && places("t\t/srv\ton\nu\t/x").is_err());
+        let odd = places("t\tnone\ton\nt/b\t/a\nb\tc\ton\nt/d\t/d\ton\n").unwrap();
+        let points: Vec<_> = odd.iter().map(|(_, point)| point.to_str().unwrap()).collect();
+        assert_eq!(points, ["/a\nb\tc", "/d"]);
     }
 
     #[test]
