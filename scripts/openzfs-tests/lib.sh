@@ -21,6 +21,11 @@ run_in_guest() { # [--push FILE]...
   exec "$(dirname "$0")/../openzfs-vm" run "$@" "$0"
 }
 
+# An emulated clock may run ahead of the host's, by which the guest's is set at its next start; a machine's goes on over a
+# power cut, and what was taken before isn't dated later than now.
+note_clock() { date +%s >/root/clock; }
+keep_clock() { [ "$(date +%s)" -ge "$(cat /root/clock)" ] || date -s "@$(cat /root/clock)" >/dev/null; }
+
 # --------------------------------------------------------------------------------------------------------------- checks
 
 CHECKS_PASSED=0 CHECKS_FAILED=0

@@ -34,6 +34,7 @@ case $1 in
     sets >/tank/state/first
     expect_equal "it is the only one" 1 "$(wc -l </tank/state/first)"
     start_load
+    note_clock
     sync
     disown
     finish
@@ -50,6 +51,7 @@ case $1 in
     sleep 60
     ;;
   after)
+    keep_clock
     must zpool import -f tank
     must zpool import -f fast
     # As systemd does where the machine was not shut down cleanly: nobody's process can have this number now.
@@ -63,6 +65,8 @@ case $1 in
     expect_equal "no slot is left" 0 "$(sql 'select count(*) from pg_replication_slots')"
     start_load
     disown
+    note_clock
+    sync
     finish
     ;;
   end)

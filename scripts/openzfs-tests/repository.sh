@@ -96,6 +96,7 @@ case $1 in
 
     restore "the second set as datasets" second 5500 "${AS_ZFS[@]}"
     expect_equal "mounted by the next start" on "$(zfs get -H -o value canmount fast/r/data)"
+    note_clock
     sync
     must zpool sync
     finish
@@ -117,6 +118,7 @@ case $1 in
     expect_failure "so that no server starts on it" "No such file" ls /tank/restores/zfs/data/global/pg_control
     rm -f "$PG_ROOT/data/postmaster.pid"
     start_cluster "$PG_ROOT/data" "$PG_PORT"
+    keep_clock
     expect_consistent "the original after the power cut"
     restore "the third set on top, after the power cut" third 5500 --delta "${AS_ZFS[@]}"
     expect_equal "mounted by the next start again" on "$(zfs get -H -o value canmount fast/r/data)"
