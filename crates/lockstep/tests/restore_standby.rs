@@ -143,6 +143,7 @@ fn a_standby_has_what_its_primary_was_raised_to() {
     fixture.cluster.stop(Stop::Fast);
     fixture.cluster.start();
     fixture.cluster.execute(&["INSERT INTO one VALUES (10)"]);
+    let _elsewhere = Elsewhere::new(&fixture);
     let to = fixture.target("raised");
     let step = "restore.recovered";
     let hooks = Hooks::holding(&fixture, step);
