@@ -3,8 +3,10 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -135,11 +137,17 @@ fn what_passes_is_borne_and_what_stalls_is_named() {
     let Some(prepared) = prepare() else { return };
     let Prepared { fixture, spoiled, lockstep, first, .. } = &prepared;
     prepared.change();
-    // Of what is written, each answer is lost once; of what is read, some are refused.
-    spoiled.choose(|request, number| match (request.method.as_str(), number % 3) {
-        ("PUT" | "POST" | "DELETE", 0) => Fate::Lost,
-        ("GET", 1) => Fate::Refused(503, "SlowDown"),
-        _ => Fate::Late(Duration::from_millis(20)),
+    // Of what is written, some answers are lost; of what is read, some are refused. None twice: tries that always come as
+    // the third request would never pass.
+    let asked = Mutex::new(BTreeSet::new());
+    spoiled.choose(move |request, number| {
+        let this = (request.method.clone(), request.target.clone());
+        let is_first = asked.lock().is_ok_and(|mut asked| asked.insert(this));
+        match (request.method.as_str(), number % 3) {
+            ("PUT" | "POST" | "DELETE", 0) if is_first => Fate::Lost,
+            ("GET", 1) if is_first => Fate::Refused(503, "SlowDown"),
+            _ => Fate::Late(Duration::from_millis(20)),
+        }
     });
     let second = lockstep.backup("label");
     assert_eq!(second.json["repositories"][0]["complete"], true, "{}", second.json);
