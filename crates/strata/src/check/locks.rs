@@ -84,13 +84,12 @@ impl Locks {
     }
 
     /// When an object's lock ends, at the latest: it was `modified` then, nothing that is kept has needed it `since`,
-    /// and the store locks for so many `seconds`; with 0 nothing is locked.
+    /// and the store locks for so many `seconds`.
     pub fn ends(&self, path: &str, modified: u64, since: Option<u64>, seconds: u64) -> u64 {
-        // What a collection's own run has written is younger than the time that it began.
-        if seconds == 0 {
-            return 0;
-        }
         let own = modified.saturating_add(seconds);
+        if seconds == 0 {
+            return own;
+        }
         let left = self.left.get(path).copied();
         let out = left.into_iter().chain(since).min().unwrap_or(u64::MAX);
         let prolonged = self.runs.iter().filter(|run| run.at < out).map(|run| run.until);
@@ -267,7 +266,7 @@ mod tests {
         assert_eq!(locks.ends("x", 100, Some(5000), S), 1100);
         assert_eq!(locks.ends("left", 100, None, S), 6000);
         assert_eq!(locks.ends("left", 100, Some(4000), S), 1100);
-        assert_eq!(locks.ends("x", 100, None, 0), 0, "the store locks nothing any more");
+        assert_eq!(locks.ends("x", 100, None, 0), 100, "the store locks nothing any more");
         // Of what is left out only so much is noted, first what was already.
         let paths = ["a", "left", "b"].map(str::to_string);
         locks.leave_these(paths.into_iter(), 5700, size("left") + size("a") + 1);
