@@ -6,7 +6,7 @@
 //! took them is still somewhere, and its owner prunes; so it's done where somebody asks for it by name only, the other
 //! one can't remove the snapshots any more, and a kill on the way leaves nothing that counts as a set.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 use std::rc::Rc;
@@ -19,6 +19,7 @@ use crate::repository::{self, Repository, Shipped, kin};
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::set::notes;
 use crate::steps;
+use crate::volume::zfs::{SnapshotName, Standing};
 
 /// What is asked for.
 #[derive(Debug, Clone, Default)]
@@ -58,8 +59,8 @@ pub struct Report {
 /// Takes up sets.
 ///
 /// # Errors
-/// When another command works on the cluster's sets, a set that was named isn't in any repository or isn't all on this
-/// host, ZFS fails, or it was interrupted. What is wrong with one set or repository is in the report.
+/// When another command works on the cluster's sets, a set that was named isn't in any repository, ZFS fails, or it was
+/// interrupted. What is wrong with one set or repository is in the report.
 pub fn run(cx: &Context, request: &Request) -> Result<Report> {
     let names = match request.repositories.is_empty() {
         true => cx.cluster.repositories.clone(),
@@ -76,19 +77,22 @@ pub fn run(cx: &Context, request: &Request) -> Result<Report> {
     }
     let _lock = cx.state.lock("adopt")?;
     let mut report = Report::default();
-    let found = find(cx, &names, &mut report)?;
+    let mut found = find(cx, &names, &mut report)?;
     let wanted = chosen(request, &found)?;
+    found.retain(|id, _| wanted.contains(id));
     let (_, damaged) = cx.state.sets()?;
-    for there in found.into_iter().filter(|there| wanted.contains(&there.manifest.set)) {
-        let id = there.manifest.set.clone();
-        let is_damaged = damaged.iter().any(|(set, _)| *set == id);
-        if (cx.state.is_complete(id.as_str()) && !is_damaged)
+    let is_known = |id: &SetId| {
+        let is_damaged = damaged.iter().any(|(set, _)| set == id);
+        (cx.state.is_complete(id.as_str()) && !is_damaged)
             || cx.state.is_of_another_cluster(id.as_str())
-        {
-            report.known += 1;
-            continue;
-        }
-        let owners = match owners(cx, &there.manifest)? {
+    };
+    found.retain(|id, _| !is_known(id));
+    report.known = wanted.len() - found.len();
+    // All are looked at together: each look takes some commands.
+    let volumes = found.values().flat_map(|there| &there.manifest.volumes);
+    let standing = cx.zfs.standing(&volumes.map(SetVolume::snapshot_name).collect::<Vec<_>>())?;
+    for (id, there) in found {
+        let owners = match owners(cx.state.owner(), &there.manifest, &standing) {
             Ok(owners) => owners,
             Err(missing) => {
                 report.elsewhere.push((id, missing));
@@ -117,9 +121,9 @@ struct There {
 }
 
 /// The cluster's sets in these repositories, oldest first.
-fn find(cx: &Context, names: &[String], report: &mut Report) -> Result<Vec<There>> {
+fn find(cx: &Context, names: &[String], report: &mut Report) -> Result<BTreeMap<SetId, There>> {
     let identity = kin::Identity::here(cx)?;
-    let mut all: Vec<There> = Vec::new();
+    let mut all = BTreeMap::new();
     for name in names {
         let opened = repository::open(cx, name).and_then(|opened| {
             let (sets, damaged) = opened.sets()?;
@@ -139,47 +143,46 @@ fn find(cx: &Context, names: &[String], report: &mut Report) -> Result<Vec<There
             report.failed.push((format!("set {id} in repository {name}"), error));
         }
         for Shipped { manifest, shipped_at, .. } in sets {
-            let at = (opened.clone(), shipped_at);
-            match all.iter_mut().find(|known| known.manifest.set == manifest.set) {
-                Some(known) => known.at.push(at),
-                None => all.push(There { manifest, at: vec![at] }),
-            }
+            let entry = all.entry(manifest.set.clone());
+            let there = entry.or_insert_with(|| There { manifest, at: Vec::new() });
+            there.at.push((opened.clone(), shipped_at));
         }
     }
-    all.sort_by(|a, b| a.manifest.set.cmp(&b.manifest.set));
     Ok(all)
 }
 
 /// Those that are meant, by id or by its beginning; all where none is named.
-fn chosen(request: &Request, found: &[There]) -> Result<BTreeSet<SetId>> {
-    let ids = || found.iter().map(|there| &there.manifest.set);
+fn chosen(request: &Request, found: &BTreeMap<SetId, There>) -> Result<BTreeSet<SetId>> {
     if request.sets.is_empty() {
-        return Ok(ids().cloned().collect());
+        return Ok(found.keys().cloned().collect());
     }
     let mut wanted = BTreeSet::new();
     for which in &request.sets {
-        let meant = names::meant(which, ids().map(SetId::as_str));
+        let meant = names::meant(which, found.keys().map(SetId::as_str));
         let Meant::One(id) = meant else {
             return Err(Error::usage(
                 format!("no one set of the cluster's repositories is called \"{which}\""),
                 "`lockstep list --from repository` shows those that are there; write all of its id",
             ));
         };
-        wanted.extend(ids().find(|known| known.as_str() == id).cloned());
+        wanted.extend(found.keys().find(|known| known.as_str() == id).cloned());
     }
     Ok(wanted)
 }
 
 /// The state_dirs whose marks a set's snapshots have, without this one; or what of the set isn't here.
-fn owners(cx: &Context, set: &Manifest) -> Result<Result<BTreeSet<String>, String>> {
-    let named: Vec<_> = set.volumes.iter().map(SetVolume::snapshot_name).collect();
-    let standing = cx.zfs.standing(&named)?;
-    if let Some((volume, found)) = set.first_gone(&standing) {
+/// `own` is this one's. A pure function.
+fn owners(
+    own: &str,
+    set: &Manifest,
+    standing: &BTreeMap<SnapshotName, Standing>,
+) -> Result<BTreeSet<String>, String> {
+    if let Some((volume, found)) = set.first_gone(standing) {
         let what = if found.is_some() { "is another snapshot" } else { "isn't here" };
-        return Ok(Err(format!("\"{}\" {what}", volume.snapshot)));
+        return Err(format!("\"{}\" {what}", volume.snapshot));
     }
-    let others = standing.values().map(|standing| standing.owner.clone());
-    Ok(Ok(others.filter(|owner| owner != cx.state.owner()).collect()))
+    let of_set = set.volumes.iter().filter_map(|volume| standing.get(&volume.snapshot_name()));
+    Ok(of_set.map(|standing| standing.owner.clone()).filter(|owner| owner != own).collect())
 }
 
 /// Fetches what is beside a manifest, holds and marks the snapshots, and writes the manifest last.

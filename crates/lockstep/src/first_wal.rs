@@ -7,8 +7,10 @@ use pgfiles::wal_name::WalSegment;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::repository::kin::{Identity, Kin};
-use crate::repository::{self};
+use crate::repository::{
+    self,
+    kin::{Identity, Kin},
+};
 use crate::set::manifest::Manifest;
 
 /// Of the sets on this host and in each repository of the cluster.
@@ -18,11 +20,12 @@ use crate::set::manifest::Manifest;
 pub fn find(cx: &Context) -> Result<String> {
     let (here, damaged) = cx.state.sets()?;
     first_error(damaged)?;
-    let mut all = here.clone();
+    let identity = Identity::of(cx, &here);
+    let mut all = here;
     for name in &cx.cluster.repositories {
         let (sets, damaged) = repository::open(cx, name)?.sets()?;
         first_error(damaged)?;
-        let kin = Kin::of(&Identity::of(cx, &here), &sets);
+        let kin = Kin::of(&identity, &sets);
         all.extend(sets.into_iter().filter(|set| kin.has(set)).map(|set| set.manifest));
     }
     let needed = all.iter().map(of_set).collect::<Result<Vec<_>>>()?;

@@ -52,6 +52,19 @@ pub fn newest_first<S>(mut sets: Vec<S>, id: impl Fn(&S) -> &str, now: Timestamp
     sets
 }
 
+/// What is wrong with one of the `damaged`, where that would be the newest beside what was `found`: it isn't passed over in
+/// silence. A pure function.
+pub fn newest_damaged<I, E>(
+    damaged: Vec<(I, E)>,
+    found: Option<&str>,
+    id: impl Fn(&I) -> &str,
+    now: Timestamp,
+) -> Option<E> {
+    let (which, error) = newest(damaged, |(which, _)| id(which), now)?;
+    let which = id(&which);
+    (newest(found.into_iter().chain([which]), |id| id, now) == Some(which)).then_some(error)
+}
+
 /// What to do about a set that is dated later than now; `place` is that of `prune`.
 #[must_use]
 pub fn ahead_hint(id: &str, place: &str) -> String {

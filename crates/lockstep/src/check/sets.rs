@@ -120,23 +120,23 @@ fn renamed(cx: &Context, set: &Manifest) -> Result<Vec<Finding>> {
             let standing = cx.zfs.standing(std::slice::from_ref(&now))?;
             let promoted =
                 standing.get(&now).and_then(|s| removal::promoted(&volume.dataset, &now, s));
-            all.push(match promoted {
-                Some(what) => {
-                    let hint = format!(
+            let (what, hint) = match promoted {
+                Some(what) => (
+                    what,
+                    format!(
                         "then set {} is whole again; to be rid of the set: lockstep prune --local --set {}",
                         set.set, set.set
-                    );
-                    warning("snapshots", what, hint)
-                }
-                None => {
-                    let what = format!("\"{now}\" is of set {}, whose dataset was renamed", set.set);
-                    let hint = format!(
+                    ),
+                ),
+                None => (
+                    format!("\"{now}\" is of set {}, whose dataset was renamed", set.set),
+                    format!(
                         "the set restores once its dataset is \"{}\" again; `lockstep prune` removes the snapshot with the set",
                         volume.dataset
-                    );
-                    warning("snapshots", what, hint)
-                }
-            });
+                    ),
+                ),
+            };
+            all.push(warning("snapshots", what, hint));
         }
     }
     Ok(all)

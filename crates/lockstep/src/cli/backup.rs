@@ -56,7 +56,7 @@ impl Backup {
                 crate::steps::end_with_the_reader();
                 as_text(&manifest);
             }
-            return Ok(done(cx, &manifest, left.as_ref()));
+            return Ok(done(&sets, &manifest, left.as_ref()));
         }
         if !json {
             as_text(&manifest);
@@ -72,7 +72,7 @@ impl Backup {
         }
         ship::tell_failures(&outcomes);
         Ok(match ship::done(&outcomes) {
-            Done::Well => done(cx, &manifest, left.as_ref()),
+            Done::Well => done(&sets, &manifest, left.as_ref()),
             problems => problems,
         })
     }
@@ -81,15 +81,14 @@ impl Backup {
 /// Exit code 3 where the set is less than was meant: of old data, without a connection, or of a timeline that this
 /// host's own sets say was left; that is told here. And where another is dated later than now: that one would be taken for
 /// the newest.
-fn done(cx: &Context, manifest: &Manifest, left: Option<&LeftBehind>) -> Done {
+fn done(sets: &[Manifest], manifest: &Manifest, left: Option<&LeftBehind>) -> Done {
     if let Some(left) = left {
         eprintln!("error: {left}");
         eprintln!("hint: {}", left.hint());
     }
     let now = jiff::Timestamp::now();
-    let is_ahead = |set: &Manifest| retention::is_ahead(set.set.as_str(), now);
-    let sets = cx.state.sets().map(|(sets, _)| sets).unwrap_or_default();
-    let ahead: Vec<_> = sets.iter().filter(|set| is_ahead(set)).collect();
+    let is_ahead = |set: &&Manifest| retention::is_ahead(set.set.as_str(), now);
+    let ahead: Vec<_> = sets.iter().filter(is_ahead).collect();
     for set in &ahead {
         let hint = retention::ahead_hint(set.set.as_str(), "--local");
         tracing::error!("set {} is dated later than now: {hint}", set.set);

@@ -296,7 +296,6 @@ impl Repository {
         let (sets, damaged) = self.sets()?;
         let kin = kin::meant(&identity, &sets, &self.name)?;
         let ours: Vec<_> = sets.into_iter().filter(|set| kin.has(set)).collect();
-        let id_of = |set: &Shipped| set.manifest.set.to_string();
         let found = match branches {
             Some(branches) => {
                 let sets = retention::newest_first(ours, |set| set.manifest.set.as_str(), now);
@@ -304,11 +303,9 @@ impl Repository {
             }
             None => retention::newest(ours, |set| set.manifest.set.as_str(), now),
         };
-        if let Some((id, error)) = retention::newest(damaged, |(id, _)| id, now) {
-            let ids = found.iter().map(id_of).chain([id.clone()]);
-            if retention::newest(ids, |id| id, now) == Some(id) {
-                return Err(error);
-            }
+        let newest = found.as_ref().map(|set| set.manifest.set.as_str());
+        if let Some(error) = retention::newest_damaged(damaged, newest, String::as_str, now) {
+            return Err(error);
         }
         found.ok_or_else(|| {
             let hint = self.empty_hint();

@@ -136,15 +136,24 @@ pub fn renamed(
     createtxg: u64,
 ) -> Result<Option<SnapshotName>> {
     let pool = DatasetName::new(snapshot.dataset.pool()).map_err(Error::failed)?;
-    let found = cx.zfs.snapshots_named(&pool, &snapshot.name)?;
-    if found.is_empty() {
+    let named = cx.zfs.snapshots_named(&pool, &snapshot.name)?;
+    Ok(itself(cx, named, guid, createtxg)?.filter(|found| found != snapshot))
+}
+
+/// The one among these that has this GUID and is no copy.
+fn itself(
+    cx: &Context,
+    among: Vec<SnapshotName>,
+    guid: &str,
+    createtxg: u64,
+) -> Result<Option<SnapshotName>> {
+    if among.is_empty() {
         return Ok(None);
     }
-    let facts = cx.zfs.snapshot_facts(&found)?;
+    let facts = cx.zfs.snapshot_facts(&among)?;
     let is_it =
         |facts: &SnapshotFacts| facts.createtxg == createtxg && facts.guid.to_string() == guid;
-    let at = facts.iter().position(is_it);
-    Ok(at.map(|at| found[at].clone()).filter(|found| found != snapshot))
+    Ok(among.into_iter().zip(&facts).find(|(_, facts)| is_it(facts)).map(|(found, _)| found))
 }
 
 /// The set's snapshots where they are now.
@@ -171,15 +180,12 @@ fn let_go(cx: &Context, dataset: &DatasetName, guid: &str, createtxg: u64) -> Re
     if !cx.zfs.exists(dataset.as_str())? {
         return Ok(());
     }
-    let all = cx.zfs.snapshots_of(dataset)?;
-    let facts = cx.zfs.snapshot_facts(&all)?;
-    let is_it =
-        |facts: &SnapshotFacts| facts.createtxg == createtxg && facts.guid.to_string() == guid;
-    let Some(at) = facts.iter().position(is_it) else { return Ok(()) };
-    cx.zfs.release(&all[at])?;
+    let Some(found) = itself(cx, cx.zfs.snapshots_of(dataset)?, guid, createtxg)? else {
+        return Ok(());
+    };
+    cx.zfs.release(&found)?;
     tracing::warn!(
-        "\"{}\" is a snapshot of the set that somebody renamed: it stays, and Lockstep doesn't hold it any more",
-        all[at]
+        "\"{found}\" is a snapshot of the set that somebody renamed: it stays, and Lockstep doesn't hold it any more"
     );
     Ok(())
 }

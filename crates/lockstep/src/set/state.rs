@@ -244,11 +244,9 @@ impl State {
         damaged: Vec<Damaged>,
         now: jiff::Timestamp,
     ) -> Result<Manifest> {
-        if let Some((id, error)) = retention::newest(damaged, |(id, _)| id.as_str(), now) {
-            let ids = newest.iter().map(|newest| &newest.set).chain([&id]);
-            if retention::newest(ids, |id| id.as_str(), now) == Some(&id) {
-                return Err(error);
-            }
+        let found = newest.as_ref().map(|newest| newest.set.as_str());
+        if let Some(error) = retention::newest_damaged(damaged, found, SetId::as_str, now) {
+            return Err(error);
         }
         newest.ok_or_else(|| self.none("latest", "take one with `lockstep backup`"))
     }
