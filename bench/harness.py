@@ -127,15 +127,15 @@ def parser(description):
 
 
 @contextlib.contextmanager
-def bench(options):
-    """The namespace, ZFS and the work folder; gives a Bench and cleans up after it."""
+def bench(options, *programs):
+    """The namespace, ZFS and the work folder; gives a Bench and cleans up after it. `programs` have to be installed."""
     if os.environ.get("LOCKSTEP_BENCH_INSIDE") is None:
         env = os.environ | {"LOCKSTEP_BENCH_INSIDE": "1"}
         os.execvpe("unshare", ["unshare", "--mount", "--propagation", "private", "--", sys.executable, *sys.argv], env)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))
     ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
-    this = Bench(options)
+    this = Bench(options, programs)
     try:
         this.start_zfs()
         yield this
@@ -145,7 +145,7 @@ def bench(options):
 
 
 class Bench:
-    def __init__(self, options):
+    def __init__(self, options, programs):
         self.options = options
         self.work = options.work or pathlib.Path(tempfile.mkdtemp(prefix="lockstep-bench.", dir="/var/tmp"))
         self.work.mkdir(exist_ok=True)
@@ -155,6 +155,9 @@ class Bench:
         self.lockstep = pathlib.Path(os.environ.get("LOCKSTEP", pathlib.Path(target) / "release/lockstep"))
         if not self.lockstep.exists():
             sys.exit(f"error: there is no {self.lockstep}\nhint: cargo build --release -p lockstep")
+        for program in programs:
+            if not shutil.which(program):
+                sys.exit(f"error: {program} isn't installed\nhint: apt-get install {program}")
 
     def start_zfs(self):
         if os.path.exists("/dev/zfs"):

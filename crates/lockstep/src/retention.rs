@@ -18,6 +18,7 @@ use std::str::FromStr;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
+use wildmatch::WildMatch;
 
 use crate::names::SetId;
 
@@ -91,10 +92,12 @@ pub struct Policy {
     pub monthly: u32,
     /// Of years.
     pub yearly: u32,
+    /// Those whose label or id is like one of these: `*` stands for any text, `?` for any character.
+    pub keep: Vec<String>,
 }
 
 impl Policy {
-    /// Whether it would remove every set.
+    /// Whether it could remove every set. `keep` alone could: nobody knows what will have such a label.
     #[must_use]
     pub fn keeps_nothing(&self) -> bool {
         self.within.is_none() && self.last == 0 && self.periods().iter().all(|(_, n)| *n == 0)
@@ -209,6 +212,17 @@ pub struct Candidate {
     pub needed: Vec<Reason>,
     /// Its cluster goes on along another timeline.
     pub is_left: bool,
+    /// What the user called it.
+    pub label: Option<String>,
+}
+
+impl Candidate {
+    /// Whether a pattern of `keep` means it.
+    fn is_like(&self, pattern: &str) -> bool {
+        let pattern = WildMatch::new(pattern);
+        pattern.matches(&self.id)
+            || self.label.as_deref().is_some_and(|label| pattern.matches(label))
+    }
 }
 
 /// Why a set is kept.
@@ -220,6 +234,8 @@ pub enum Reason {
     Within(Within),
     /// The newest of a period: the rule's, and which.
     Newest(Period, String),
+    /// `keep`: the pattern that means it.
+    Asked(String),
     /// It is dated later than now.
     Future,
     /// Others were named, to be removed.
@@ -240,6 +256,7 @@ impl fmt::Display for Reason {
             Self::Last(count) => write!(f, "last {count}"),
             Self::Within(within) => write!(f, "within {within}"),
             Self::Newest(period, which) => write!(f, "{} {which}", period.rule()),
+            Self::Asked(pattern) => write!(f, "keep \"{pattern}\""),
             Self::Future => f.write_str("dated in the future"),
             Self::NotNamed => f.write_str("not named"),
             Self::CommonWith(name) => write!(f, "newest in common with {name}"),
@@ -299,6 +316,8 @@ pub fn decide(
     }
     all.into_iter()
         .map(|(set, mut reasons)| {
+            let asked = policy.keep.iter().find(|pattern| set.is_like(pattern));
+            reasons.extend(asked.cloned().map(Reason::Asked));
             reasons.extend(set.needed.iter().cloned());
             Decision { id: set.id.clone(), time: set.time, reasons }
         })

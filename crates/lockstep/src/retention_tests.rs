@@ -9,6 +9,7 @@ fn only_what_is_named_goes_and_not_what_is_needed() {
         time: Timestamp::UNIX_EPOCH,
         needed: needed.then(|| Reason::CommonWith("x".into())).into_iter().collect(),
         is_left: false,
+        label: None,
     };
     let sets = [candidate("a", false), candidate("b", true), candidate("c", false)];
     let kept = |named: &[&str]| -> Vec<String> {
@@ -23,7 +24,7 @@ fn only_what_is_named_goes_and_not_what_is_needed() {
 
 fn set(time: &str) -> Candidate {
     let (id, time) = (time.to_owned(), time.parse().unwrap());
-    Candidate { id, time, needed: Vec::new(), is_left: false }
+    Candidate { id, time, needed: Vec::new(), is_left: false, label: None }
 }
 
 fn sets(times: &[&str]) -> Vec<Candidate> {
@@ -85,6 +86,32 @@ fn a_period_keeps_its_newest_and_empty_periods_do_not_count() {
             "2026-11-23T01:00:00Z: hourly 2026-11-23 01:00",
             "2026-11-23T02:00:00Z: hourly 2026-11-23 02:00",
         ]
+    );
+}
+
+#[test]
+fn what_is_asked_for_is_kept_by_its_label_or_its_id() {
+    let times = ["2026-11-01T00:00:00Z", "2026-11-02T00:00:00Z", "2026-11-03T00:00:00Z", NOW];
+    let mut sets = sets(&times);
+    for (set, label) in sets.iter_mut().zip(["before-upgrade", "nightly", "not before-x"]) {
+        set.label = Some(label.into());
+    }
+    let reasons = |text: &str| -> Vec<String> {
+        let all = decisions(&sets, text, &TimeZone::UTC).into_iter();
+        let words =
+            |d: Decision| d.reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        all.map(words).collect()
+    };
+    assert_eq!(
+        reasons("last = 1\nkeep = ['before-*', '2026-11-02T*']"),
+        ["keep \"before-*\"", "keep \"2026-11-02T*\"", "", "last 1"]
+    );
+    // The whole of it, and each as it is written.
+    assert_eq!(reasons("last = 1\nkeep = ['before', 'NIGHTLY', '']"), ["", "", "", "last 1"]);
+    // It takes no place from the others, and two patterns are one reason.
+    assert_eq!(
+        reasons("last = 1\nkeep = ['*', 'night??']"),
+        ["keep \"*\"", "keep \"*\"", "keep \"*\"", "last 1, keep \"*\""]
     );
 }
 
@@ -250,7 +277,7 @@ fn every_policy_is_as_the_rules_say_it() {
                     _ => Vec::new(),
                 };
                 let is_left = has_left && random.u8(..3) == 0;
-                Candidate { id: format!("{number:03}"), time, needed, is_left }
+                Candidate { id: format!("{number:03}"), time, needed, is_left, label: None }
             })
             .collect();
         let mut count = || if random.bool() { 0 } else { random.u32(..12) };
@@ -262,6 +289,7 @@ fn every_policy_is_as_the_rules_say_it() {
             weekly: count(),
             monthly: count(),
             yearly: count(),
+            keep: Vec::new(),
         };
         if random.u8(..3) == 0 {
             let text = format!("{}{}", random.u32(1..40), ["h", "d", "w"][random.usize(..3)]);

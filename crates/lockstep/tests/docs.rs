@@ -1,5 +1,5 @@
-//! The commands of docs/recovery-by-hand.md, and the clean-up of docs/archive.md, run as they stand: a page that nobody runs is
-//! wrong by the time it is needed.
+//! The commands of docs/recovery-by-hand.md, the clean-up of docs/archive.md and the benches, run as they stand: what nobody runs
+//! is wrong by the time it is needed.
 
 mod support;
 
@@ -248,4 +248,20 @@ fn the_archive_is_kept_for_the_oldest_set_of_all() {
     let found = restored.server().value("postgres", "SELECT count(*) FROM t");
     assert!(found > rows, "it came no further than the set: {found}");
     restored.server().stop(Stop::Fast);
+}
+
+/// On clusters that are too small for a figure to mean anything: what the benches call is there, and they come to their tables.
+#[test]
+fn the_benches_run() {
+    let run = |name: &str, arguments: &[&str]| {
+        let bench = format!("{}/../../bench/{name}", env!("CARGO_MANIFEST_DIR"));
+        must(command(&bench, arguments).env("LOCKSTEP", env!("CARGO_BIN_EXE_lockstep")))
+    };
+    let said = run("flat", &["--sizes", "0.02", "--rounds", "1"]);
+    assert!(said.contains("| 0.02 GB |") && said.contains("Eight datasets"), "{said}");
+    let said = run("peers", &["--sizes", "0.02", "--rounds", "1"]);
+    assert!(said.contains("as fast as pgBackRest's"), "{said}");
+    let small = ["--size", "0.02", "--rounds", "1", "--restores", "1", "--chain", "3"];
+    let said = run("repository", &small);
+    assert!(said.contains("behind 3 increments / behind none"), "{said}");
 }

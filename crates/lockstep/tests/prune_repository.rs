@@ -57,6 +57,38 @@ fn age(fixture: &Fixture, set: &str, days: i64) {
 }
 
 #[test]
+fn what_somebody_asks_for_stays_on_both_sides() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let backup = |lockstep: &Lockstep, label: &[&str]| {
+        Set::of(&lockstep.json(&[&["backup"], label].concat())).id
+    };
+    let lockstep = configured(&fixture, "local = { last = 1 }");
+    let labelled = backup(&lockstep, &["--label", "before-upgrade"]);
+    let named = backup(&lockstep, &[]);
+    let (plain, newest) = (backup(&lockstep, &["--label", "nightly"]), backup(&lockstep, &[]));
+    let keep = |patterns: &str| {
+        let rules = format!("{{ last = 1, keep = [{patterns}] }}");
+        configured(&fixture, &format!("local = {rules}\nrepository = {rules}"))
+    };
+    let lockstep = keep(&format!("'before-*', '{named}'"));
+    let run = lockstep.json(&["prune"]);
+    for place in [0, 1] {
+        assert_eq!(with_action(&run, place, "remove"), std::slice::from_ref(&plain), "{run}");
+        assert_eq!(reasons(&run, place, &labelled), r#"["keep \"before-*\""]"#);
+        assert_eq!(reasons(&run, place, &named), format!(r#"["keep \"{named}\""]"#));
+    }
+    let to = fixture.target("kept");
+    lockstep.restore(&labelled, &to, &[]);
+    fixture.discard_restored(&to, &labelled);
+
+    // Who names one gives it up, and so does who takes the pattern away.
+    lockstep.expect(exit::DONE, &["prune", "--repository", NAME, "--set", &labelled]);
+    let run = keep("").json(&["prune"]);
+    assert_eq!(with_action(&run, 0, "keep"), [newest], "{run}");
+    assert_eq!(with_action(&run, 1, "remove"), [named], "{run}");
+}
+
+#[test]
 fn what_is_kept_comes_back_as_it_was() {
     let fixture = Fixture::new(two_pools_four_datasets());
     fixture.pgbench_tables(SCALE);

@@ -48,9 +48,15 @@ impl RetentionConfig {
     /// # Errors
     /// The first that can't, in words.
     pub fn check(&self) -> Result<(), String> {
-        let of = |name: String, policy: &Policy| match policy.keeps_nothing() {
-            true => Err(format!("{name} keeps nothing: every set would be removed")),
-            false => Ok(()),
+        let of = |name: String, policy: &Policy| match (
+            policy.keeps_nothing(),
+            policy.keep.is_empty(),
+        ) {
+            (true, true) => Err(format!("{name} keeps nothing: every set would be removed")),
+            (true, false) => {
+                Err(format!("{name} keeps no newest set beside those of keep: add last = 1"))
+            }
+            (false, _) => Ok(()),
         };
         self.local.iter().try_for_each(|policy| of("local".into(), policy))?;
         self.repository.iter().try_for_each(|policy| of("repository".into(), policy))?;
@@ -89,6 +95,7 @@ mod tests {
             ("local = {}", "local keeps nothing"),
             ("repository = { last = 0, daily = 0 }", "repository keeps nothing"),
             ("repositories.far = { yearly = 0 }", "repositories.far keeps nothing"),
+            ("local = { keep = ['before-*'] }", "add last = 1"),
             ("local = { lst = 6 }", "lst"),
             ("locl = { last = 6 }", "locl"),
             ("local = { last = -1 }", "-1"),

@@ -229,7 +229,8 @@ impl Facts {
             let is_given_up = |why: &Reason| matches!(why, Reason::Begun(_)) && named.contains(&id);
             needed.extend(shipped.map(|(_, why)| why.clone()).filter(|why| !is_given_up(why)));
             let is_left = branches.left_behind(set).is_some();
-            Candidate { time: set.started_at, id, needed, is_left }
+            let label = set.label.clone();
+            Candidate { time: set.started_at, id, needed, is_left, label }
         };
         sets.iter().map(candidate).collect()
     }

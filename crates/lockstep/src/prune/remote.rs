@@ -186,7 +186,8 @@ impl Choice<'_> {
                 let locked = locks.until(repository, set).filter(|until| *until > self.now);
                 let needed = needed.into_iter().chain(locked.map(Reason::LockedUntil)).collect();
                 let is_left = branches.left_behind(&set.manifest).is_some();
-                Candidate { id, time: set.manifest.started_at, needed, is_left }
+                let (time, label) = (set.manifest.started_at, set.manifest.label.clone());
+                Candidate { id, time, needed, is_left, label }
             })
             .collect();
         let decided = match self.policy {
