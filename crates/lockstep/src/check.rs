@@ -80,6 +80,7 @@ pub fn run(cx: &Context) -> Result<Vec<Finding>> {
     all.extend(sets::here(cx)?);
     all.extend(cx.cluster.repositories.iter().flat_map(|name| sets::in_repository(cx, name)));
     all.extend(leftovers::find(cx)?);
+    all.extend(leftovers::of_no_cluster(cx)?);
     all.extend(of_clones(cx)?);
     if let Err(error) = cx.os_user() {
         all.push(failure("os_user", &error));

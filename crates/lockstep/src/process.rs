@@ -7,6 +7,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -17,6 +18,22 @@ use std::time::{Duration, Instant};
 const STDERR_TAIL: usize = 8 * 1024;
 /// What a pipe to a running program holds, in bytes: as much as any user may ask for.
 const PIPE: usize = 1 << 20;
+
+/// Where administrators' programs lie, `zfs` among them. The PATH of cron's jobs has none of these.
+const ADMINISTRATORS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// The file of a program that is named without a folder: in PATH, else where administrators' programs lie.
+#[must_use]
+pub fn find(program: &OsStr) -> Option<PathBuf> {
+    if Path::new(program).components().count() != 1 {
+        return None;
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(ADMINISTRATORS.map(PathBuf::from));
+    folders.map(|folder| folder.join(program)).find(|file| {
+        file.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    })
+}
 
 /// A program that could not be started, or that ended with an error, or nobody knows how.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +68,11 @@ pub enum CommandError {
         /// The end of its stderr, verbatim.
         stderr: String,
     },
+}
+
+/// The program's file; where there is none its name, for the system to say so.
+fn with_folder(program: &OsStr) -> OsString {
+    find(program).map_or_else(|| program.to_owned(), PathBuf::into_os_string)
 }
 
 fn in_folder(closed: &Option<PathBuf>) -> String {
@@ -203,7 +225,7 @@ impl Program {
     }
 
     fn command_here(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(with_folder(&self.program));
         command.args(&self.args).env("LC_ALL", "C");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if let Some(Credentials { uid, gid }) = self.credentials {
@@ -281,7 +303,7 @@ impl Program {
             before.extend(class.iter().map(OsString::from));
         }
         if !before.is_empty() {
-            before.push(std::mem::take(&mut self.program));
+            before.push(with_folder(&std::mem::take(&mut self.program)));
             before.append(&mut self.args);
             self.program = before.remove(0);
             self.args = before;

@@ -86,6 +86,11 @@ fn serves(fixture: &Fixture, lockstep: &Lockstep, rows: &str) -> Set {
     let auto = std::fs::read_to_string(fixture.cluster.data.join("postgresql.auto.conf"));
     let auto = auto.expect("it is readable");
     assert!(!auto.contains("archive_mode") && !auto.contains("recovery_"), "{auto}");
+    // Its server had no archive when it was promoted: what it wrote then is left to the one that has.
+    let history = fixture.cluster.data.join("pg_wal/archive_status/00000002.history");
+    let is_left =
+        ["ready", "done"].iter().any(|to| history.with_extension(format!("history.{to}")).exists());
+    assert!(is_left, "the new timeline's history isn't archived");
     for name in ["ts1", "ts2"] {
         let query = format!(
             "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = '{name}'"

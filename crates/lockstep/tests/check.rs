@@ -261,6 +261,26 @@ fn quiet_prints_what_is_not_well_alone() {
     lockstep.backup("label");
     let quiet = lockstep.expect(exit::DONE, &["check", "-q"]);
     assert!(quiet.stdout.is_empty() && quiet.stderr.is_empty(), "{}", quiet.describe());
+    // All that a job of cron's has, where its file says nothing else; zfs isn't in there.
+    let of_cron = lockstep.with_environment("PATH", std::path::Path::new("/usr/bin:/bin"));
+    let quiet = of_cron.expect(exit::DONE, &["check", "-q"]);
+    assert!(quiet.stdout.is_empty() && quiet.stderr.is_empty(), "{}", quiet.describe());
+}
+
+/// Its sets hold their snapshots, and no command of the new name's sees them.
+#[test]
+fn a_cluster_that_has_lost_its_name_in_the_configuration() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.lockstep().backup("label");
+    let renamed = with(&fixture, "[clusters.main]", "[clusters.prod]");
+    renamed.backup("label");
+    let said = "state_dir has 1 sets of cluster \"main\", which isn't in the configuration";
+    let found = about(&renamed, exit::DONE, "sets");
+    let found = found.iter().find(|finding| finding["severity"] == "warning");
+    assert!(found.is_some_and(|f| f["what"].as_str().is_some_and(|what| what.starts_with(said))));
+    let named = about(&fixture.lockstep(), exit::DONE, "sets");
+    let names = |finding: &Value| finding["hint"].to_string().contains("[clusters.prod]");
+    assert!(named.iter().any(names), "{named:?}");
 }
 
 /// A role that may not see what it needs is told what to grant.

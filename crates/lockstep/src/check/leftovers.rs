@@ -1,8 +1,9 @@
-//! What was cut off and isn't removed yet, and what keeps it from being removed.
+//! What was cut off and isn't removed yet, and what keeps it from being removed; and sets that nobody looks after any more.
 
 use super::{Finding, warning};
 use crate::context::Context;
 use crate::error::Result;
+use crate::lock::Lock;
 use crate::restore::{self, unfinished::InTheWay};
 use crate::set::journal::{self, BackupJournal, RemovalJournal, RestoreJournal};
 use crate::set::unfinished::{self, ADOPT, NO_MANIFEST};
@@ -11,7 +12,8 @@ const SUBJECT: &str = "unfinished";
 
 /// A finding for each journal whose command doesn't run any more.
 pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
-    let running = cx.state.lock("check").is_err();
+    // Only looked at: who takes a backup in this moment has to get the lock.
+    let running = Lock::is_held(&cx.state.path("lock"))?;
     let mut all = Vec::new();
     if !running {
         for (_, entry) in journal::read_all::<BackupJournal>(&cx.state.path("unfinished"))? {
@@ -32,13 +34,29 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
         }
     }
     for (_, entry) in journal::read_all::<RestoreJournal>(&cx.state.path("restores"))? {
-        let is_dead = restore::unfinished::lock(cx, &entry.id).is_ok();
+        let is_alive = restore::unfinished::is_alive(cx, &entry.id)?;
         // The next command forgets one that has ended.
-        if is_dead && !restore::unfinished::has_ended(cx, &entry)? {
+        if !is_alive && !restore::unfinished::has_ended(cx, &entry)? {
             all.push(of_restore(&entry, &restore::unfinished::in_the_way(cx, &entry)?));
         }
     }
     Ok(all)
+}
+
+/// Sets of clusters that were renamed in the configuration, or taken out: no command sees them, and their snapshots stay.
+pub(super) fn of_no_cluster(cx: &Context) -> Result<Vec<Finding>> {
+    let all = cx.state.other_clusters()?.into_iter();
+    let unknown = all.filter(|(name, _)| !cx.clusters.contains_key(name));
+    let say = |(name, sets)| {
+        let what = format!(
+            "state_dir has {sets} sets of cluster \"{name}\", which isn't in the configuration: nothing prunes them, and their snapshots stay"
+        );
+        let hint = format!(
+            "was it renamed? a cluster keeps its name: [clusters.{name}]. To be rid of them: with that table in the configuration, lockstep --cluster {name} prune --local --set ID for each"
+        );
+        warning("sets", what, hint)
+    };
+    Ok(unknown.map(say).collect())
 }
 
 fn of_backup(entry: &BackupJournal) -> Finding {

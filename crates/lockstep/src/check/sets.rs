@@ -48,11 +48,11 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
         return Ok(all);
     }
     let Some(last) = newest else {
-        let hint = match cx.cluster.repositories.is_empty() {
-            true => "take one: lockstep backup",
-            false => {
-                "take one: lockstep backup; those of the repositories: lockstep list --from repository"
-            }
+        let hint = match cx.cluster.repositories.first() {
+            None => "take one: lockstep backup".to_owned(),
+            Some(name) => format!(
+                "take one: lockstep backup; those of a repository: lockstep list --from repository:{name}"
+            ),
         };
         // No age is asked for: a monitor would never hear of backups that never began, or of a state_dir that was lost.
         all.push(wrong("sets", "there is no set yet", hint));

@@ -391,7 +391,13 @@ fn units_of_systemd_run_commands_that_exist() {
             assert!(names.contains(&format!("{of}.service")), "{name}");
             continue;
         }
-        for line in read(folder.join(name)).lines().filter(|line| line.starts_with("Exec")) {
+        let unit = read(folder.join(name));
+        // What comes after: each is a unit that is there.
+        let after = unit.lines().filter_map(|line| line.split_once('='));
+        for (_, other) in after.filter(|(key, _)| ["OnSuccess", "OnFailure"].contains(key)) {
+            assert!(names.contains(&other.replace("@%i", "@")), "{name}: {other}");
+        }
+        for line in unit.lines().filter(|line| line.starts_with("Exec")) {
             let (_, command) = line.split_once('=').unwrap();
             let (program, arguments) = command.split_once(' ').unwrap();
             assert_eq!(program, "/usr/local/bin/lockstep", "{name}: {line}");
@@ -401,5 +407,5 @@ fn units_of_systemd_run_commands_that_exist() {
             started += 1;
         }
     }
-    assert_eq!((names.len(), started), (4, 3));
+    assert_eq!((names.len(), started), (5, 3));
 }

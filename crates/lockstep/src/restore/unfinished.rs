@@ -40,6 +40,14 @@ pub fn lock(cx: &Context, id: &str) -> Result<Lock> {
     Lock::take_or_refuse(&lock_path(cx, id), what, id)
 }
 
+/// Whether the restore of this id is alive. Nothing is locked for that.
+///
+/// # Errors
+/// When the lock can't be looked at.
+pub fn is_alive(cx: &Context, id: &str) -> Result<bool> {
+    Lock::is_held(&lock_path(cx, id))
+}
+
 /// Removes a lock's file once its restore has ended.
 pub fn remove_lock(cx: &Context, id: &str) {
     let _ = files::remove_file(&lock_path(cx, id));

@@ -123,6 +123,26 @@ impl State {
         self.directory.join("sets").join(set).join(MANIFEST).exists()
     }
 
+    /// The other clusters of this state_dir that have complete sets, configured or not, and how many.
+    ///
+    /// # Errors
+    /// When a folder can't be read.
+    pub fn other_clusters(&self) -> Result<Vec<(String, usize)>> {
+        let Some(folder) = self.directory.parent() else { return Ok(Vec::new()) };
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
+            let entry = entry.map_err(Error::io("list", folder))?.path();
+            let sets = entry.join("sets");
+            if entry != self.directory && sets.is_dir() {
+                let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                all.push((name, complete_in(&sets)?.len()));
+            }
+        }
+        all.retain(|(_, sets)| *sets > 0);
+        all.sort();
+        Ok(all)
+    }
+
     /// Whether another cluster of this state_dir has the set, or takes or removes it at the moment.
     #[must_use]
     pub fn is_of_another_cluster(&self, set: &str) -> bool {
@@ -187,15 +207,7 @@ impl State {
 
     /// The ids of all complete sets, oldest first.
     fn complete(&self) -> Result<Vec<SetId>> {
-        let folder = self.path("sets");
-        let mut ids = Vec::new();
-        for entry in std::fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
-            let entry = entry.map_err(Error::io("list", &folder))?;
-            let id = entry.file_name().to_str().and_then(|name| name.parse::<SetId>().ok());
-            ids.extend(id.filter(|id| self.is_complete(id.as_str())));
-        }
-        ids.sort();
-        Ok(ids)
+        complete_in(&self.path("sets"))
     }
 
     fn manifests(&self, ids: Vec<SetId>) -> (Vec<Manifest>, Vec<Damaged>) {
@@ -380,6 +392,18 @@ pub fn read_file_of(directory: &Path, manifest: &Manifest, name: &str) -> Result
         return Err(damaged(format!("has hash {found}, the manifest says {}", expected.blake3)));
     }
     Ok(bytes)
+}
+
+/// The sets of this folder whose manifests are there.
+fn complete_in(folder: &Path) -> Result<Vec<SetId>> {
+    let mut ids = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
+        let entry = entry.map_err(Error::io("list", folder))?;
+        let id = entry.file_name().to_str().and_then(|name| name.parse::<SetId>().ok());
+        ids.extend(id.filter(|_| entry.path().join(MANIFEST).exists()));
+    }
+    ids.sort();
+    Ok(ids)
 }
 
 /// The id of a state_dir, given to it at its first use.

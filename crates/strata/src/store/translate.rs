@@ -151,8 +151,7 @@ fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKi
 
 /// What the HTTP client says where no connection came about: refused, unknown name, no trust, too slow.
 const NEVER_CONNECTED: &str = "client error (Connect)";
-const ENDPOINT: &str =
-    "no connection came about: is the endpoint right, and does the store's server run?";
+const ENDPOINT: &str = "no connection came about: is the endpoint right, and does the store's server run? one whose certificate is of an authority of your own: name that's file in SSL_CERT_FILE";
 const NO_ROOM: &str =
     "make room there: what was stored already is kept, and the command can be run again";
 const READ_ONLY: &str = "mount the repository's folder for writing, or name another one";

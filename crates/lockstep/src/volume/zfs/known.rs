@@ -8,14 +8,14 @@
 //! all is given in the form that every ZFS takes, and a form that wasn't tried costs time alone.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::files;
+use crate::{files, process};
 
 /// How long it counts.
 const GOOD_FOR: SignedDuration = SignedDuration::from_hours(24);
@@ -70,12 +70,8 @@ impl Record {
 impl FoundOn {
     /// The `zfs` that this process would start; `None` where there is none.
     fn here() -> Option<Self> {
-        let folders = std::env::var_os("PATH")?;
-        let mut files = std::env::split_paths(&folders).map(|folder| folder.join("zfs"));
-        let (program, file) = files.find_map(|path| {
-            let file = std::fs::metadata(&path).ok()?;
-            (file.is_file() && file.permissions().mode() & 0o111 != 0).then_some((path, file))
-        })?;
+        let program = process::find("zfs".as_ref())?;
+        let file = std::fs::metadata(&program).ok()?;
         let module = MODULE.iter().map(|path| std::fs::read_to_string(path).unwrap_or_default());
         Some(Self {
             program,
