@@ -169,6 +169,11 @@ fn ship(
     if let Some(there) = &there
         && !full
     {
+        let shipped_at = there.shipped_at;
+        if !notes::is_shipped_then(cx, &manifest.set, name, &repository.id, shipped_at) {
+            (beside.was_there, beside.is_of_the_set) = (true, true);
+            lost::unknown(cx, &repository, there)?;
+        }
         note(cx, there, &repository);
         beside.left = left_behind(cx, &repository, there);
         return Ok((there.clone(), true));
