@@ -124,6 +124,7 @@ pub(super) fn prune(
     let Some(lease) = lease else {
         return Ok(Outcome::of(plan));
     };
+    let clock = || u64::try_from(Timestamp::now().as_second()).unwrap_or(0);
     let work = Work {
         repository: &repository,
         rules: &StreamRules,
@@ -133,7 +134,8 @@ pub(super) fn prune(
             .filter(|below| *below > 0)
             .map(|below| ship::repack_options(&repository, below, request.max_repack_bytes)),
         grace: u64::from(repository.config.grace_hours) * 3600,
-        now: u64::try_from(Timestamp::now().as_second()).unwrap_or(0),
+        now: clock(),
+        clock: &clock,
         forget: &|set| common::forget_shipped(cx, set, &repository),
         begun: &|| begun::kept(cx, &repository),
         reached: &|step| steps::reached(step),
@@ -272,8 +274,10 @@ pub(super) struct Work<'a, R> {
     pub(super) repack: Option<RepackOptions>,
     /// Seconds.
     pub(super) grace: u64,
-    /// Unix time.
+    /// When the run began, in Unix time.
     pub(super) now: u64,
+    /// The same as it is when it is asked: a run may take hours.
+    pub(super) clock: &'a dyn Fn() -> u64,
     /// Called before a set is removed.
     pub(super) forget: &'a dyn Fn(&str) -> Result<()>,
     /// What shipments that were interrupted go on from.
@@ -306,7 +310,8 @@ impl<R: Rules> Work<'_, R> {
             (self.reached)("prune.repository-locks")?;
             let (still, there) = (self.still_of_strata(), tidied.as_ref().ok());
             let there = there.and_then(Option::as_ref);
-            locks::prolong(self.repository, plan, there, self.now, &still, done)?;
+            // What has died since the run began isn't prolonged, and was needed then.
+            locks::prolong(self.repository, plan, there, self.by_now(), &still, done)?;
         }
         tidied.map(drop)
     }
@@ -335,7 +340,8 @@ impl<R: Rules> Work<'_, R> {
                 survey = self.survey(plan)?;
             }
         }
-        let collected = survey.collect(strata, grace, now, false, &still).map_err(of_strata)?;
+        let collected = survey.collect(strata, grace, now, self.by_now(), false, &still);
+        let collected = collected.map_err(of_strata)?;
         done.deleted = collected.deleted.len() as u64;
         done.waiting = collected.waiting.len() as u64;
         done.locked = collected.locked.len() as u64;
@@ -370,6 +376,11 @@ impl<R: Rules> Work<'_, R> {
 
     fn still_of_strata(&self) -> impl Fn() -> strata::Result<()> {
         || (self.still)().map_err(strata::Error::caller)
+    }
+
+    /// No clock that was set back makes it earlier than the run's beginning.
+    fn by_now(&self) -> u64 {
+        (self.clock)().max(self.now)
     }
 
     /// The manifest first: from here on there is no such set. Nothing starts from its files' delta.

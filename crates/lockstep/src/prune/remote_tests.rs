@@ -215,6 +215,7 @@ pub(in crate::prune) fn work(repository: &Repository, grace: u64) -> Work<'_, Ke
         repack: None,
         grace,
         now: NOW,
+        clock: &|| 0,
         forget: nothing,
         begun: &|| Ok(Begun::default()),
         reached: nothing,
@@ -410,6 +411,32 @@ fn merged_away_deltas_wait_for_a_backup_that_starts_from_one() {
     let (_, done) = later.run(&plan(&repository, &policy("last = 9"), &[]).unwrap()).unwrap();
     assert!(done.deleted > 0, "{done:?}");
     assert_eq!(assert_whole(&memory, &history, "the late one"), [3, 4].map(set_id));
+}
+
+/// A run may take longer than the grace time: what it merges away at its end begins to wait then.
+#[test]
+fn what_a_long_run_merges_away_waits_from_its_end_on() {
+    let (memory, history) = filled(4);
+    let repository = repository(Arc::new(memory.clone()));
+    let run = |rules: &str, begun: u64, took: u64| {
+        let plan = plan(&repository, &policy(rules), &[]).unwrap();
+        let work = Work { now: begun, clock: &|| begun + took, ..work(&repository, 3600) };
+        work.run(&plan).unwrap().1
+    };
+    let first = run("last = 1", NOW, 3000);
+    assert!(first.merged == 6 && first.deleted == 0 && first.waiting > 0, "{first:?}");
+    let early = run("last = 1", NOW + 6000, 500);
+    assert_eq!((early.deleted, early.waiting), (0, first.waiting), "{early:?}");
+    let late = run("last = 1", NOW + 6600, 0);
+    assert_eq!((late.deleted, late.waiting), (first.waiting, 0), "{late:?}");
+    assert_eq!(assert_whole(&memory, &history, "collected"), [set_id(3)]);
+    // A clock that was set back notes nothing earlier than the run began.
+    publish(&repository, 0, &history, None);
+    let plan = plan(&repository, &policy("last = 1"), &[]).unwrap();
+    let (begun, clock) = (NOW + 9000, &|| NOW);
+    Work { now: begun, clock, ..work(&repository, 3600) }.run(&plan).unwrap();
+    let next = run("last = 1", begun + 3599, 0);
+    assert!(next.deleted == 0 && next.waiting > 0, "{next:?}");
 }
 
 #[test]
