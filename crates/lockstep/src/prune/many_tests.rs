@@ -205,6 +205,7 @@ fn many_sets_are_read_many_at_a_time_and_few_times_each() {
         begun: &|| Ok(Default::default()),
         reached: &|_| Ok(()),
         still: &|| Ok(()),
+        confirm: &|| Ok(()),
         prolongs: true,
     };
     let (done, calls, most) = far.cost("prune, nothing to do", || work.run(&plan).unwrap());

@@ -140,6 +140,7 @@ pub(super) fn prune(
         begun: &|| begun::kept(cx, &repository),
         reached: &|step| steps::reached(step),
         still: &|| lease.still("prune.repository-still"),
+        confirm: &|| lease.confirm(),
         prolongs: policy.is_some(),
     };
     let (mut removed, mut done) = (Vec::new(), Done::default());
@@ -287,6 +288,8 @@ pub(super) struct Work<'a, R> {
     /// Asked before each object is deleted or replaced, and now and then: whether the lease is held still, and nobody
     /// has interrupted it.
     pub(super) still: &'a dyn Fn() -> Result<()>,
+    /// That the store itself says so, now.
+    pub(super) confirm: &'a dyn Fn() -> Result<()>,
     /// The plan says of each set whether it is kept: then the locks of what these need are prolonged.
     pub(super) prolongs: bool,
 }
@@ -301,6 +304,7 @@ impl<R: Rules> Work<'_, R> {
             (self.forget)(set)?;
             self.remove(set)?;
             removed.push(set.to_owned());
+            self.remove_files(set)?;
         }
         let tidied = self.tidy(plan, done);
         if let Err(interrupted @ Error::Interrupted { .. }) = tidied {
@@ -383,13 +387,19 @@ impl<R: Rules> Work<'_, R> {
         (self.clock)().max(self.now)
     }
 
-    /// The manifest first: from here on there is no such set. Nothing starts from its files' delta.
+    /// The manifest first: from here on there is no such set.
     fn remove(&self, set: &str) -> Result<()> {
         let strata = &self.repository.strata;
-        (self.still)()?;
-        Stored::delete(strata, set).map_err(of_strata)?;
+        Stored::delete_if(strata, set, &self.still_of_strata()).map_err(of_strata)
+    }
+
+    /// Nothing starts from its files' delta. But a host that has the lease by now may have shipped the set again: so the store
+    /// is asked whose it is, whatever it said a moment ago.
+    fn remove_files(&self, set: &str) -> Result<()> {
+        let strata = &self.repository.strata;
         let files = descriptor_path(strata, FILES_IMAGE, set).map_err(of_strata)?;
-        strata.store().delete_if(&files, &self.still_of_strata()).map_err(of_strata)
+        let confirm = || (self.confirm)().map_err(strata::Error::caller);
+        strata.store().delete_if(&files, &confirm).map_err(of_strata)
     }
 
     fn merge_all(&self, merged: &mut u64) -> Result<()> {
