@@ -169,6 +169,11 @@ fn ship(
     if let Some(there) = &there
         && !full
     {
+        let shipped_at = there.shipped_at;
+        if !notes::is_shipped_then(cx, &manifest.set, name, &repository.id, shipped_at) {
+            (beside.was_there, beside.is_of_the_set) = (true, true);
+            lost::unknown(cx, &repository, there)?;
+        }
         note(cx, there, &repository);
         beside.left = left_behind(cx, &repository, there);
         return Ok((there.clone(), true));
@@ -291,13 +296,14 @@ fn remembered_deltas(cx: &Context, repository: &Repository) -> PathBuf {
     cx.state.path("deltas").join(&repository.name)
 }
 
-/// Removes what is known of the pages and deltas of repositories that nothing is shipped to any more. It is found out
+/// Removes what is known of the pages, deltas and sets of repositories that nothing is shipped to any more. It is found out
 /// anew should one come back.
 ///
 /// # Errors
 /// When it can't be listed or removed.
 pub(crate) fn forget_former(cx: &Context) -> Result<()> {
-    for folder in ["tags", "deltas"].map(|name| cx.state.path(name)) {
+    for (folder, end) in [("tags", ""), ("deltas", ""), ("seen", ".json")] {
+        let folder = cx.state.path(folder);
         let entries = match std::fs::read_dir(&folder) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
             entries => entries.map_err(Error::io("list", &folder))?,
@@ -305,11 +311,12 @@ pub(crate) fn forget_former(cx: &Context) -> Result<()> {
         for entry in entries {
             let entry = entry.map_err(Error::io("list", &folder))?;
             let Ok(name) = entry.file_name().into_string() else { continue };
-            if cx.cluster.repositories.contains(&name) {
+            let Some(name) = name.strip_suffix(end) else { continue };
+            if cx.cluster.repositories.iter().any(|own| own == name) {
                 continue;
             }
             // One that began with another configuration may work on it still.
-            match at_work::lock(cx, &name, "prune") {
+            match at_work::lock(cx, name, "prune") {
                 Err(Error::Locked { .. }) => {}
                 lock => {
                     let _lock = lock?;

@@ -1,5 +1,6 @@
 //! What a backup costs the machine: how many `zfs` and `zpool` it starts. Each is a process, which takes milliseconds
-//! of a core that the server could use; so their number is held here, and what is known of ZFS isn't asked twice.
+//! of a core that the server could use; so their number is held here, and what is known of ZFS isn't asked twice. And what
+//! `prune` and `check` cost where snapshots of many sets are gone.
 
 mod support;
 
@@ -7,7 +8,8 @@ use support::commands::CommandLog;
 use support::faults::{assert_nothing_remains, assert_restorable};
 use support::fixture::Fixture;
 use support::layout::two_pools_four_datasets;
-use support::pools::property;
+use support::pools::{property, release_and_destroy};
+use support::shipping::with_options;
 
 use std::fs;
 
@@ -97,4 +99,32 @@ fn what_is_remembered_wrongly_spoils_nothing() {
         assert_eq!(probes(&log.take()), 1, "{damaged:?}");
     }
     assert_nothing_remains(&fixture, &[], "backups with a wrong memory");
+}
+
+/// Where a dataset was destroyed, or the like, all sets before are broken: the pools are listed once, not once for each.
+#[test]
+fn sets_whose_snapshots_are_gone_cost_no_command_each() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let log = CommandLog::new(&fixture);
+    let retention = "[clusters.main.retention]\nlocal = { last = 9 }\nrepository = { last = 9 }\n";
+    let lockstep = log.watching(&with_options(&fixture, &format!("\n{retention}")));
+    let sets = [(); 4].map(|()| lockstep.backup("label"));
+    // Two volumes of each.
+    let break_sets = |range: std::ops::Range<usize>| {
+        for volume in sets[range].iter().flat_map(|set| [&set.volumes[0], &set.volumes[3]]) {
+            release_and_destroy(&volume.snapshot);
+        }
+    };
+    let asked = |arguments: &[&str]| {
+        log.take();
+        lockstep.expect(3, arguments);
+        let commands = log.take();
+        commands.iter().filter(|command| command.contains(" -t snapshot ")).count()
+    };
+    break_sets(0..1);
+    let (prune, check) = (["prune", "--dry-run"], ["check"]);
+    let before = [asked(&prune), asked(&check)];
+    assert!(before.iter().all(|count| (1..=30).contains(count)), "{before:?}");
+    break_sets(1..3);
+    assert_eq!([asked(&prune), asked(&check)], before);
 }

@@ -401,6 +401,9 @@ fn what_nobody_uses_any_more_goes() {
     let cluster = fixture.state.join("clusters/main");
     let of = |name: &str| ["tags", "deltas"].map(|kind| cluster.join(kind).join(name));
     let (own, former) = (of(NAME), of("former"));
+    let seen = |name: &str| cluster.join("seen").join(format!("{name}.json"));
+    assert!(seen(NAME).exists(), "the set's timeline was looked at");
+    fs::copy(seen(NAME), seen("former")).expect("it can be copied");
     for folder in own.iter().chain(&former) {
         fs::create_dir_all(folder).expect("it can be made");
         fs::write(folder.join("known"), "").expect("it can be written");
@@ -412,7 +415,9 @@ fn what_nobody_uses_any_more_goes() {
     }
     lockstep.expect(exit::DONE, &["prune", "--dry-run"]);
     assert!(former.iter().chain(&locks).all(|path| path.exists()), "a dry run changes nothing");
+    assert!(seen("former").exists());
     lockstep.expect(exit::DONE, &["prune"]);
     assert!(!former.iter().chain(&locks).any(|path| path.exists()));
+    assert!(!seen("former").exists() && seen(NAME).exists());
     assert!(own.iter().all(|folder| folder.join("known").exists()), "it is shipped to still");
 }

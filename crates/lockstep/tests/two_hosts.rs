@@ -349,6 +349,55 @@ fn who_stood_still_publishes_nothing_that_is_not_whole() {
     proves(&hosts, &sets.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
+/// The other host goes on for long. What isn't whole is taken back before it is waited for; what was whole so far, and
+/// whose program is killed while it waits, the next shipment looks at.
+#[test]
+fn who_stood_still_waits_for_nobody_to_take_back_what_is_not_whole() {
+    let hosts = hosts();
+    let Hosts { fixture, first, .. } = &hosts;
+    let old = first.backup("label").id;
+    let repository = opened(fixture);
+    let ours = Steps::new(fixture.root().join("our-steps"));
+    let hooked = first.clone().with_steps(&ours);
+    let publishing = || {
+        pause();
+        ours.hold("ship.publishing");
+        let mut backup = hooked.spawn(&["--json", "backup", "--strategy", "label"]);
+        ours.wait_reached("ship.publishing", &mut backup);
+        backup
+    };
+    let backup = publishing();
+    let other = taken_over(&repository);
+    let collected = collect(&repository, 0, now() + 1_000_000, false, HELD);
+    assert!(collected.expect("it can be collected").deleted.len() > 10);
+    ours.release("ship.publishing");
+    let outcome = backup.wait(Duration::from_secs(120));
+    assert_said(&outcome, &["was collected by another host", "was taken back"]);
+    let there = || Manifest::list(&repository).expect("a list");
+    assert_eq!(there(), std::slice::from_ref(&old));
+    other.release(now()).expect("it is ours");
+
+    let before = packs(fixture);
+    let mut backup = publishing();
+    let other = taken_over(&repository);
+    ours.release("ship.publishing");
+    ours.wait_reached("lease.waiting", &mut backup);
+    backup.kill();
+    let sets = there();
+    assert_eq!((sets.len(), &sets[0]), (2, &old));
+    let new = packs(fixture).into_keys().find(|pack| !before.contains_key(pack)).expect("packs");
+    fs::remove_file(&new).expect("the test may delete it");
+    other.release(now()).expect("it is ours");
+    let harmed = first.expect(exit::PROBLEMS, &["ship", &sets[1]]);
+    assert_said(&harmed, &["isn't whole", "is gone", "hint: ", "ship --full"]);
+    first.expect(exit::PROBLEMS, &["ship", &sets[1]]);
+    let shipped = first.json(&["ship", "--full", &sets[1]]);
+    assert_eq!(shipped["repositories"][0]["complete"], true, "{shipped}");
+    let shipped = first.json(&["ship", &sets[1]]);
+    assert_eq!(shipped["repositories"][0]["already"], true, "{shipped}");
+    proves(&hosts, &[&old, &sets[1]]);
+}
+
 /// What a set goes on from that was noted as needed by nobody has its whole grace time before it once more.
 #[test]
 fn a_shipment_strikes_out_what_it_needs_of_the_note() {

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::id::check_name;
+use crate::lease::Still;
 use crate::many::read_many;
 use crate::repository::Repository;
 
@@ -90,6 +91,11 @@ impl Manifest {
     /// Deletes a set's manifest; what only it needed is collected later.
     pub fn delete(repository: &Repository, id: &str) -> Result<()> {
         Ok(repository.store().delete(&path(repository, id)?)?)
+    }
+
+    /// The same, where `still` says so before each try.
+    pub fn delete_if(repository: &Repository, id: &str, still: Still<'_>) -> Result<()> {
+        repository.store().delete_if(&path(repository, id)?, still)
     }
 }
 

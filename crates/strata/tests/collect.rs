@@ -391,3 +391,15 @@ fn a_note_that_is_too_large_or_damaged_counts_as_none() {
         assert_left(&repository, &images, 1, "collected");
     }
 }
+
+/// Without a grace time a run leaves what is younger than itself, as what it has just replaced, to the next one; nothing
+/// is locked by that.
+#[test]
+fn what_is_younger_than_the_run_waits_for_the_next() {
+    let storage = memory_store();
+    leftovers(storage.clone());
+    let repository = repository(storage);
+    let early = collect(&repository, 0, 5, false, HELD).unwrap();
+    assert_eq!((early.deleted.len(), early.waiting.len(), early.locked.len()), (0, 25, 0));
+    assert_eq!(collect(&repository, 0, NOW, false, HELD).unwrap().deleted.len(), 25);
+}

@@ -60,7 +60,7 @@ fn sets(ids: &[&str]) -> BTreeSet<String> {
 fn tend(storage: Arc<dyn Storage>, kept: &[&str], now: u64) -> (Collected, Prolonged) {
     let repository = repository(storage);
     let survey = Survey::take(&repository, &sets(kept), 0, now).unwrap();
-    let collected = survey.collect(&repository, 0, now, false, HELD).unwrap();
+    let collected = survey.collect(&repository, 0, now, now, false, HELD).unwrap();
     let gone = collected.deleted.clone();
     let what = Prolonging { more: vec!["lockstep.json".into()], gone, now };
     let prolonged = survey.prolong(&repository, &what, HELD).unwrap();

@@ -1,12 +1,13 @@
 //! The sets of this host and of the repositories: whether they are whole, and how old their data is.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use pgfiles::control_file::ControlFile;
 
 use super::{Finding, branches, failure, ok, warning, writable, wrong};
 use crate::context::Context;
 use crate::error::Result;
+use crate::names::SetId;
 use crate::postgres::instance;
 use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::{self, Repository, Shipped, ShippedVolume, locks};
@@ -14,7 +15,7 @@ use crate::restore;
 use crate::retention;
 use crate::set::at_work;
 use crate::set::branches::{Branches, Member};
-use crate::set::manifest::{Manifest, SetVolume};
+use crate::set::manifest::Manifest;
 use crate::set::{notes, removal};
 use crate::ship::lease;
 use crate::volume::zfs::Tagged;
@@ -27,20 +28,23 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     let (sets, damaged) = cx.state.sets()?;
     let mut all: Vec<_> =
         damaged.iter().map(|(id, error)| failure(&format!("set {id}"), error)).collect();
-    let mut broken = BTreeSet::new();
+    let mut broken = BTreeMap::new();
     for set in &sets {
         // One that is removed beside this isn't a damaged one.
         if let Err(error) = restore::check_set(cx, set)
             && cx.state.is_complete(set.set.as_str())
         {
-            all.push(failure(&format!("set {}", set.set), &error));
-            all.extend(renamed(cx, set)?);
-            broken.insert(&set.set);
+            broken.insert(&set.set, (set, error));
         }
+    }
+    let mut renamed = renamed(cx, broken.values().map(|(set, _)| *set))?;
+    for (id, (_, error)) in &broken {
+        all.push(failure(&format!("set {id}"), error));
+        all.extend(renamed.remove(*id).unwrap_or_default());
     }
     let now = jiff::Timestamp::now();
     all.extend(sets.iter().filter_map(|set| ahead("sets", set, "--local", now)));
-    let whole = sets.iter().filter(|set| !broken.contains(&set.set));
+    let whole = sets.iter().filter(|set| !broken.contains_key(&set.set));
     let newest = retention::newest(whole, |set| set.set.as_str(), now);
     if newest.is_none() && !sets.is_empty() {
         let what = format!("none of the {} sets here can be restored", sets.len());
@@ -108,18 +112,24 @@ fn ahead(subject: &str, set: &Manifest, place: &str, now: jiff::Timestamp) -> Op
     })
 }
 
-/// Snapshots of a set whose dataset was renamed: the set can't be restored from them, and `prune` finds them.
-fn renamed(cx: &Context, set: &Manifest) -> Result<Vec<Finding>> {
-    let mut all = Vec::new();
-    let names: Vec<_> = set.volumes.iter().map(SetVolume::snapshot_name).collect();
+/// Snapshots of these sets whose dataset was renamed: the sets can't be restored from them, and `prune` finds them.
+fn renamed<'a>(
+    cx: &Context,
+    sets: impl Iterator<Item = &'a Manifest>,
+) -> Result<BTreeMap<SetId, Vec<Finding>>> {
+    let volumes: Vec<_> =
+        sets.flat_map(|set| set.volumes.iter().map(move |volume| (set, volume))).collect();
+    let names: Vec<_> = volumes.iter().map(|(_, volume)| volume.snapshot_name()).collect();
     let there = cx.zfs.standing(&names)?;
-    for (volume, snapshot) in set.volumes.iter().zip(names) {
-        if !there.contains_key(&snapshot)
-            && let Some(now) = removal::renamed(cx, &snapshot, &volume.guid, volume.createtxg)?
-        {
-            let standing = cx.zfs.standing(std::slice::from_ref(&now))?;
+    let mut gone: Vec<_> = volumes.iter().map(|(_, volume)| removal::recorded(volume)).collect();
+    gone.retain(|(snapshot, ..)| !there.contains_key(snapshot));
+    let renamed = removal::renamed(cx, &gone)?;
+    let standing = cx.zfs.standing(&renamed.values().cloned().collect::<Vec<_>>())?;
+    let mut all: BTreeMap<SetId, Vec<Finding>> = BTreeMap::new();
+    for ((set, volume), snapshot) in volumes.into_iter().zip(names) {
+        if let Some(now) = renamed.get(&snapshot) {
             let promoted =
-                standing.get(&now).and_then(|s| removal::promoted(&volume.dataset, &now, s));
+                standing.get(now).and_then(|s| removal::promoted(&volume.dataset, now, s));
             let (what, hint) = match promoted {
                 Some(what) => (
                     what,
@@ -136,7 +146,7 @@ fn renamed(cx: &Context, set: &Manifest) -> Result<Vec<Finding>> {
                     ),
                 ),
             };
-            all.push(warning("snapshots", what, hint));
+            all.entry(set.set.clone()).or_default().push(warning("snapshots", what, hint));
         }
     }
     Ok(all)

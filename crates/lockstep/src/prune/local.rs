@@ -126,30 +126,38 @@ impl Facts {
         let named: Vec<_> = sets.iter().flat_map(names).collect();
         let standing = cx.zfs.standing(&named)?;
         let away = cx.zfs.away(named.iter().map(|snapshot| snapshot.dataset.pool()))?;
-        let mut moved = BTreeMap::new();
-        for volume in sets.iter().flat_map(|set| &set.volumes) {
-            let name = volume.snapshot_name();
-            let is_there = standing.get(&name).is_some_and(|found| found.guid == volume.guid);
-            if is_there || away.contains(&volume.pool) {
-                continue;
-            }
-            if let Some(now) = removal::renamed(cx, &name, &volume.guid, volume.createtxg)? {
-                let found = cx.zfs.standing(std::slice::from_ref(&now))?;
-                moved.extend(found.into_iter().map(|found| (name.clone(), found)));
-            }
-        }
         Ok(Self {
             owner: cx.state.owner().to_owned(),
             sets,
             damaged: damaged.into_iter().map(|(id, e)| (id, e.chain())).collect(),
             unread: BTreeMap::new(),
             standing,
-            moved,
+            moved: BTreeMap::new(),
             away,
             commons: Vec::new(),
             replaceable: BTreeSet::new(),
             shipped: Vec::new(),
         })
+    }
+
+    /// Looks for the snapshots that aren't where they were.
+    fn find_moved(&mut self, cx: &Context) -> Result<()> {
+        let is_gone = |volume: &&SetVolume| {
+            let found = self.standing.get(&volume.snapshot_name());
+            found.is_none_or(|found| found.guid != volume.guid) && !self.away.contains(&volume.pool)
+        };
+        let volumes = self.sets.iter().flat_map(|set| &set.volumes);
+        let gone: Vec<_> = volumes.filter(is_gone).map(removal::recorded).collect();
+        let renamed = removal::renamed(cx, &gone)?;
+        let mut standing = cx.zfs.standing(&renamed.values().cloned().collect::<Vec<_>>())?;
+        self.moved = renamed
+            .into_iter()
+            .filter_map(|(name, now)| {
+                let found = standing.remove(&now)?;
+                Some((name, (now, found)))
+            })
+            .collect();
+        Ok(())
     }
 
     /// Passes over clones that are taken away before anything is removed.
@@ -174,6 +182,7 @@ impl Facts {
     /// The same, and what it has to do with repositories.
     fn take(cx: &Context) -> Result<Self> {
         let mut facts = Self::look(cx)?;
+        facts.find_moved(cx)?;
         for (set, repository) in at_work::all(cx)? {
             facts.shipped.push((set, Reason::BeingShipped(repository)));
         }

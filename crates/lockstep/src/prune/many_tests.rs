@@ -200,10 +200,12 @@ fn many_sets_are_read_many_at_a_time_and_few_times_each() {
         repack: None,
         grace: 24 * 3600,
         now: 4_000_000_000,
+        clock: &|| 0,
         forget: &|_| Ok(()),
         begun: &|| Ok(Default::default()),
         reached: &|_| Ok(()),
         still: &|| Ok(()),
+        confirm: &|| Ok(()),
         prolongs: true,
     };
     let (done, calls, most) = far.cost("prune, nothing to do", || work.run(&plan).unwrap());

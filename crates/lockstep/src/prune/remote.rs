@@ -124,6 +124,7 @@ pub(super) fn prune(
     let Some(lease) = lease else {
         return Ok(Outcome::of(plan));
     };
+    let clock = || u64::try_from(Timestamp::now().as_second()).unwrap_or(0);
     let work = Work {
         repository: &repository,
         rules: &StreamRules,
@@ -133,11 +134,13 @@ pub(super) fn prune(
             .filter(|below| *below > 0)
             .map(|below| ship::repack_options(&repository, below, request.max_repack_bytes)),
         grace: u64::from(repository.config.grace_hours) * 3600,
-        now: u64::try_from(Timestamp::now().as_second()).unwrap_or(0),
+        now: clock(),
+        clock: &clock,
         forget: &|set| common::forget_shipped(cx, set, &repository),
         begun: &|| begun::kept(cx, &repository),
         reached: &|step| steps::reached(step),
         still: &|| lease.still("prune.repository-still"),
+        confirm: &|| lease.confirm(),
         prolongs: policy.is_some(),
     };
     let (mut removed, mut done) = (Vec::new(), Done::default());
@@ -272,8 +275,10 @@ pub(super) struct Work<'a, R> {
     pub(super) repack: Option<RepackOptions>,
     /// Seconds.
     pub(super) grace: u64,
-    /// Unix time.
+    /// When the run began, in Unix time.
     pub(super) now: u64,
+    /// The same as it is when it is asked: a run may take hours.
+    pub(super) clock: &'a dyn Fn() -> u64,
     /// Called before a set is removed.
     pub(super) forget: &'a dyn Fn(&str) -> Result<()>,
     /// What shipments that were interrupted go on from.
@@ -283,6 +288,8 @@ pub(super) struct Work<'a, R> {
     /// Asked before each object is deleted or replaced, and now and then: whether the lease is held still, and nobody
     /// has interrupted it.
     pub(super) still: &'a dyn Fn() -> Result<()>,
+    /// That the store itself says so, now.
+    pub(super) confirm: &'a dyn Fn() -> Result<()>,
     /// The plan says of each set whether it is kept: then the locks of what these need are prolonged.
     pub(super) prolongs: bool,
 }
@@ -297,6 +304,7 @@ impl<R: Rules> Work<'_, R> {
             (self.forget)(set)?;
             self.remove(set)?;
             removed.push(set.to_owned());
+            self.remove_files(set)?;
         }
         let tidied = self.tidy(plan, done);
         if let Err(interrupted @ Error::Interrupted { .. }) = tidied {
@@ -306,7 +314,8 @@ impl<R: Rules> Work<'_, R> {
             (self.reached)("prune.repository-locks")?;
             let (still, there) = (self.still_of_strata(), tidied.as_ref().ok());
             let there = there.and_then(Option::as_ref);
-            locks::prolong(self.repository, plan, there, self.now, &still, done)?;
+            // What has died since the run began isn't prolonged, and was needed then.
+            locks::prolong(self.repository, plan, there, self.by_now(), &still, done)?;
         }
         tidied.map(drop)
     }
@@ -335,7 +344,8 @@ impl<R: Rules> Work<'_, R> {
                 survey = self.survey(plan)?;
             }
         }
-        let collected = survey.collect(strata, grace, now, false, &still).map_err(of_strata)?;
+        let collected = survey.collect(strata, grace, now, self.by_now(), false, &still);
+        let collected = collected.map_err(of_strata)?;
         done.deleted = collected.deleted.len() as u64;
         done.waiting = collected.waiting.len() as u64;
         done.locked = collected.locked.len() as u64;
@@ -372,13 +382,24 @@ impl<R: Rules> Work<'_, R> {
         || (self.still)().map_err(strata::Error::caller)
     }
 
-    /// The manifest first: from here on there is no such set. Nothing starts from its files' delta.
+    /// No clock that was set back makes it earlier than the run's beginning.
+    fn by_now(&self) -> u64 {
+        (self.clock)().max(self.now)
+    }
+
+    /// The manifest first: from here on there is no such set.
     fn remove(&self, set: &str) -> Result<()> {
         let strata = &self.repository.strata;
-        (self.still)()?;
-        Stored::delete(strata, set).map_err(of_strata)?;
+        Stored::delete_if(strata, set, &self.still_of_strata()).map_err(of_strata)
+    }
+
+    /// Nothing starts from its files' delta. But a host that has the lease by now may have shipped the set again: so the store
+    /// is asked whose it is, whatever it said a moment ago.
+    fn remove_files(&self, set: &str) -> Result<()> {
+        let strata = &self.repository.strata;
         let files = descriptor_path(strata, FILES_IMAGE, set).map_err(of_strata)?;
-        strata.store().delete_if(&files, &self.still_of_strata()).map_err(of_strata)
+        let confirm = || (self.confirm)().map_err(strata::Error::caller);
+        strata.store().delete_if(&files, &confirm).map_err(of_strata)
     }
 
     fn merge_all(&self, merged: &mut u64) -> Result<()> {

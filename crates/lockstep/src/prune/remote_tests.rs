@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use jiff::tz::TimeZone;
@@ -13,7 +14,7 @@ use strata::fold::{DataSink, Folded, KeepAll, Reading, fold, open_chain};
 use strata::pack::{FrameReader, PackOptions};
 use strata::repack::RepackOptions;
 use strata::store::testing::{Call, Counting, Fault, Faulty, Meanwhile};
-use strata::store::{Retries, Storage, Store};
+use strata::store::{Around, Retries, Storage, Store, StoreError, StoreErrorKind, StoreResult};
 
 use super::*;
 use crate::prune::memory_store::Memory;
@@ -215,10 +216,12 @@ pub(in crate::prune) fn work(repository: &Repository, grace: u64) -> Work<'_, Ke
         repack: None,
         grace,
         now: NOW,
+        clock: &|| 0,
         forget: nothing,
         begun: &|| Ok(Begun::default()),
         reached: nothing,
         still: &|| Ok(()),
+        confirm: &|| Ok(()),
         prolongs: true,
     }
 }
@@ -412,6 +415,75 @@ fn merged_away_deltas_wait_for_a_backup_that_starts_from_one() {
     assert_eq!(assert_whole(&memory, &history, "the late one"), [3, 4].map(set_id));
 }
 
+/// A run may take longer than the grace time: what it merges away at its end begins to wait then.
+#[test]
+fn what_a_long_run_merges_away_waits_from_its_end_on() {
+    let (memory, history) = filled(4);
+    let repository = repository(Arc::new(memory.clone()));
+    let run = |rules: &str, begun: u64, took: u64| {
+        let plan = plan(&repository, &policy(rules), &[]).unwrap();
+        let work = Work { now: begun, clock: &|| begun + took, ..work(&repository, 3600) };
+        work.run(&plan).unwrap().1
+    };
+    let first = run("last = 1", NOW, 3000);
+    assert!(first.merged == 6 && first.deleted == 0 && first.waiting > 0, "{first:?}");
+    let early = run("last = 1", NOW + 6000, 500);
+    assert_eq!((early.deleted, early.waiting), (0, first.waiting), "{early:?}");
+    let late = run("last = 1", NOW + 6600, 0);
+    assert_eq!((late.deleted, late.waiting), (first.waiting, 0), "{late:?}");
+    assert_eq!(assert_whole(&memory, &history, "collected"), [set_id(3)]);
+    // A clock that was set back notes nothing earlier than the run began.
+    publish(&repository, 0, &history, None);
+    let plan = plan(&repository, &policy("last = 1"), &[]).unwrap();
+    let (begun, clock) = (NOW + 9000, &|| NOW);
+    Work { now: begun, clock, ..work(&repository, 3600) }.run(&plan).unwrap();
+    let next = run("last = 1", begun + 3599, 0);
+    assert!(next.deleted == 0 && next.waiting > 0, "{next:?}");
+}
+
+/// A store in which the first deletion fails for now.
+struct FirstDeleteFails(Memory, AtomicBool);
+
+impl Around for FirstDeleteFails {
+    fn inner(&self) -> &dyn Storage {
+        &self.0
+    }
+
+    fn delete(&self, path: &str) -> StoreResult<()> {
+        if self.1.swap(true, Ordering::SeqCst) {
+            return self.0.delete(path);
+        }
+        Err(StoreError::new("delete", path, StoreErrorKind::Transient))
+    }
+}
+
+/// Once its manifest is gone, another host that has the lease by now may ship the set again: its files are that one's.
+#[test]
+fn a_set_s_files_go_only_where_the_store_says_that_the_lease_is_held() {
+    let (memory, _) = filled(2);
+    let files = format!("clusters/main/volumes/{FILES_IMAGE}/{}.json", set_id(0));
+    let manifest = format!("clusters/main/sets/{}.json", set_id(0));
+    assert!(memory.get(&files).is_ok());
+    let lost = || Err(Error::failed("the lease was lost"));
+    let run = |storage: Arc<dyn Storage>, still: &dyn Fn() -> Result<()>| {
+        let retries = Retries { tries: 3, first_pause: std::time::Duration::ZERO };
+        let once = repository(storage.clone());
+        let strata =
+            strata::Repository::new(Store::shared(storage, retries), "clusters/main", None);
+        let repository = Repository { strata: strata.unwrap(), ..once };
+        let plan = plan(&repository, &policy("last = 1"), &[]).unwrap();
+        let work = Work { still, confirm: &lost, ..work(&repository, 0) };
+        assert_eq!(work.run(&plan).unwrap_err().to_string(), "the lease was lost");
+    };
+    // The manifest's own deletion fails for now, and the lease is lost before it is tried again.
+    let failing = Arc::new(FirstDeleteFails(memory.clone(), AtomicBool::default()));
+    let still = || if failing.1.load(Ordering::SeqCst) { lost() } else { Ok(()) };
+    run(failing.clone(), &still);
+    assert!(memory.get(&manifest).is_ok() && memory.get(&files).is_ok());
+    run(Arc::new(memory.clone()), &|| Ok(()));
+    assert!(memory.get(&manifest).is_err() && memory.get(&files).is_ok());
+}
+
 #[test]
 fn a_set_that_cannot_be_read_stays_and_nothing_is_merged() {
     let (memory, history) = filled(4);
@@ -459,7 +531,7 @@ fn nothing_is_deleted_or_replaced_once_the_lease_is_lost() {
             counting.take();
             Err(Error::failed("the lease was lost").with_hint("run it again"))
         };
-        let result = Work { still: &still, ..work(&repository, 0) }.run(&plan);
+        let result = Work { still: &still, confirm: &still, ..work(&repository, 0) }.run(&plan);
         let Err(error) = result else {
             assert!(times > 40, "only asked {times} times");
             return;
@@ -490,9 +562,8 @@ fn an_interruption_ends_it_anywhere_and_is_told_from_what_fails() {
             let step = "prune.repository-still".to_owned();
             (asked.get() <= times).then_some(()).ok_or(Error::Interrupted { step })
         };
-        let Err(error) = (Work { still: &still, ..work(&repository, 0) }).run(&plan) else {
-            break;
-        };
+        let work = Work { still: &still, confirm: &still, ..work(&repository, 0) };
+        let Err(error) = work.run(&plan) else { break };
         assert_eq!((error.exit_code(), asked.get()), (130, times + 1), "{times}: {error}");
         assert_whole(&memory, &history, &format!("interrupted after {times}"));
     }

@@ -10,9 +10,11 @@
 //! steps. A snapshot of the right name and another GUID is somebody else's, and stays. One whose dataset was renamed
 //! is looked for in its pool.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::at_work;
 use super::journal::{self, RemovalJournal};
-use super::manifest::Manifest;
+use super::manifest::{Manifest, SetVolume};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -124,20 +126,44 @@ pub fn promoted(of: &DatasetName, now: &SnapshotName, standing: &Standing) -> Op
     })
 }
 
-/// Where a set's snapshot is that isn't on its dataset any more: a `zfs rename` takes the snapshots along. What has
-/// its GUID and is of another transaction group is a copy, and somebody else's.
+/// A snapshot as a set's manifest has it: its name, GUID and transaction group.
+pub type Recorded<'a> = (SnapshotName, &'a str, u64);
+
+/// A volume's, as the manifest has it.
+#[must_use]
+pub fn recorded(volume: &SetVolume) -> Recorded<'_> {
+    (volume.snapshot_name(), &volume.guid, volume.createtxg)
+}
+
+/// Where snapshots of sets are that aren't on their datasets any more, by the names that they had: a `zfs rename` takes the
+/// snapshots along. What has the GUID of one and is of another transaction group is a copy, and somebody else's. The
+/// snapshots of each pool are listed once.
 ///
 /// # Errors
 /// When ZFS fails.
 pub fn renamed(
     cx: &Context,
-    snapshot: &SnapshotName,
-    guid: &str,
-    createtxg: u64,
-) -> Result<Option<SnapshotName>> {
-    let pool = DatasetName::new(snapshot.dataset.pool()).map_err(Error::failed)?;
-    let named = cx.zfs.snapshots_named(&pool, &snapshot.name)?;
-    Ok(itself(cx, named, guid, createtxg)?.filter(|found| found != snapshot))
+    gone: &[Recorded<'_>],
+) -> Result<BTreeMap<SnapshotName, SnapshotName>> {
+    let mut by_pool: BTreeMap<&str, Vec<&Recorded<'_>>> = BTreeMap::new();
+    for one in gone {
+        by_pool.entry(one.0.dataset.pool()).or_default().push(one);
+    }
+    let mut renamed = BTreeMap::new();
+    for (pool, gone) in by_pool {
+        let pool = DatasetName::new(pool).map_err(Error::failed)?;
+        let names: BTreeSet<&str> = gone.iter().map(|(name, ..)| name.name.as_str()).collect();
+        let named = cx.zfs.snapshots_named(&pool, |name| names.contains(name))?;
+        let facts = cx.zfs.snapshot_facts(&named)?;
+        let identity = |facts: SnapshotFacts| (facts.guid.to_string(), facts.createtxg);
+        let there: BTreeMap<_, _> = facts.into_iter().map(identity).zip(named).collect();
+        for (snapshot, guid, createtxg) in gone {
+            let found = there.get(&((*guid).to_owned(), *createtxg));
+            let found = found.filter(|found| *found != snapshot && found.name == snapshot.name);
+            renamed.extend(found.map(|found| (snapshot.clone(), found.clone())));
+        }
+    }
+    Ok(renamed)
 }
 
 /// The one among these that has this GUID and is no copy.
@@ -161,15 +187,22 @@ fn now_named(cx: &Context, entry: &RemovalJournal) -> Result<Vec<SnapshotName>> 
     let name = entry.set.snapshot_name();
     let mut named: Vec<_> = entry.snapshots.iter().map(|(of, _)| of.snapshot(&name)).collect();
     let there = cx.zfs.standing(&named)?;
-    for ((snapshot, (_, guid)), createtxg) in
-        named.iter_mut().zip(&entry.snapshots).zip(&entry.createtxgs)
-    {
-        if there.get(snapshot).is_some_and(|standing| standing.guid == *guid) {
-            continue;
+    let recorded = named.iter().zip(&entry.snapshots).zip(&entry.createtxgs);
+    let mut gone: Vec<Recorded<'_>> = recorded
+        .map(|((snapshot, (_, guid)), createtxg)| (snapshot.clone(), guid.as_str(), *createtxg))
+        .collect();
+    gone.retain(|(snapshot, guid, _)| {
+        there.get(snapshot).is_none_or(|standing| standing.guid != *guid)
+    });
+    let renamed = renamed(cx, &gone)?;
+    for (snapshot, guid, createtxg) in gone {
+        if !renamed.contains_key(&snapshot) {
+            let_go(cx, &snapshot.dataset, guid, createtxg)?;
         }
-        match renamed(cx, snapshot, guid, *createtxg)? {
-            Some(found) => *snapshot = found,
-            None => let_go(cx, &snapshot.dataset, guid, *createtxg)?,
+    }
+    for snapshot in &mut named {
+        if let Some(found) = renamed.get(snapshot) {
+            *snapshot = found.clone();
         }
     }
     Ok(named)

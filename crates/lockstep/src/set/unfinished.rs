@@ -100,7 +100,7 @@ pub fn remove_set(cx: &Context, entry: &BackupJournal) -> Result<bool> {
     }
     if let Some(parent) = &entry.below {
         // Killed between the recursive snapshot and the removal of its strays.
-        there.extend(cx.zfs.snapshots_named(parent, &name)?);
+        there.extend(cx.zfs.snapshots_named(parent, |found| found == name)?);
         there.sort();
         there.dedup();
     }

@@ -31,7 +31,8 @@ use crate::store::{Listed, StoreErrorKind};
 pub struct Collected {
     /// Deleted, in this order.
     pub deleted: Vec<String>,
-    /// No set needs them and that is noted, but their grace time isn't over, or that of a descriptor which refers to them.
+    /// No set needs them and that is noted, but their grace time isn't over, or that of a descriptor which refers to them;
+    /// or they are younger than the run.
     pub waiting: Vec<String>,
     /// No set has needed them for the grace time, but the store lets nobody delete them yet, or a descriptor which
     /// refers to them.
@@ -77,16 +78,19 @@ pub fn collect_beside(
 ) -> Result<Collected> {
     let survey = Survey::take(repository, &BTreeSet::new(), grace, now)?;
     let survey = survey.with_begun(repository, begun)?;
-    survey.collect(repository, grace, now, is_dry_run, still)
+    survey.collect(repository, grace, now, now, is_dry_run, still)
 }
 
 impl Survey {
-    /// Deletes what nobody needs, as [`collect`] does.
+    /// Deletes what nobody needs, as [`collect`] does. What may be deleted or noted is told as of `now`, when the run
+    /// began; what is noted now is so since `noted`. A long run has merged and replaced things since it began: all of
+    /// their grace time is still before them.
     pub fn collect(
         &self,
         repository: &Repository,
         grace: u64,
         now: u64,
+        noted: u64,
         is_dry_run: bool,
         still: Still<'_>,
     ) -> Result<Collected> {
@@ -100,10 +104,11 @@ impl Survey {
             if !is_old(listed.modified) {
                 continue;
             }
-            let since = before.since(&listed.path).unwrap_or(now).min(now);
+            let since = before.since(&listed.path).unwrap_or(noted).min(noted);
             after.note(&listed.path, since);
             let seconds = repository.store().locked_seconds(&listed.path);
-            if !is_old(since) {
+            // Without a grace time: what this run itself has replaced is the next one's.
+            if !is_old(since) || now < listed.modified {
                 waiting.push(item);
             } else if now < locks.ends(&listed.path, listed.modified, Some(since), seconds) {
                 locked.push(item);

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::standing::AT_ONCE;
-use super::{DatasetName, HOLD_TAG, SnapshotName, Zfs, parse, said};
+use super::{DatasetName, HOLD_TAG, Properties, SnapshotName, Zfs, parse, said};
 use crate::error::{Error, Result};
 use crate::process::CommandError;
 use crate::steps;
@@ -113,17 +113,21 @@ impl Zfs {
         Ok(())
     }
 
-    /// The snapshots of this name on the datasets at and below `top`; none where it is gone.
+    /// The snapshots whose name is `wanted` on the datasets at and below `top`; none where it is gone.
     ///
     /// # Errors
     /// When ZFS fails.
-    pub fn snapshots_named(&self, top: &DatasetName, name: &str) -> Result<Vec<SnapshotName>> {
+    pub fn snapshots_named(
+        &self,
+        top: &DatasetName,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<SnapshotName>> {
         let args = ["list", "-H", "-t", "snapshot", "-o", "name", "-r", top.as_str()];
         let out = match self.run(args) {
             Err(error) if said::is_absent(&error) => return Ok(Vec::new()),
             other => other?,
         };
-        let named = parse::snapshots(&out.stdout).filter(|(_, snapshot)| *snapshot == name);
+        let named = parse::snapshots(&out.stdout).filter(|(_, name)| wanted(name));
         named.map(|(dataset, name)| Ok(parse::dataset(dataset)?.snapshot(name))).collect()
     }
 
@@ -133,7 +137,10 @@ impl Zfs {
     /// When one is missing.
     pub fn snapshot_facts(&self, snapshots: &[SnapshotName]) -> Result<Vec<SnapshotFacts>> {
         let names: Vec<_> = snapshots.iter().map(SnapshotName::to_string).collect();
-        let all = self.get(&names, &["guid", "createtxg", "creation"])?;
+        let mut all = Properties::new();
+        for some in names.chunks(AT_ONCE) {
+            all.extend(self.get(some, &["guid", "createtxg", "creation"])?);
+        }
         names
             .iter()
             .map(|name| {
