@@ -4,7 +4,7 @@
 //! name, fsync of the file, rename, fsync of the folder.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
@@ -44,6 +44,23 @@ pub fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+/// How much of a log's end is read.
+const LOG_TAIL: u64 = 64 << 10;
+
+/// The last lines of a log; none where it can't be read.
+pub fn tail(path: &Path) -> Vec<String> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|mut file| {
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
+        file.read_to_end(&mut bytes)
+    });
+    match read {
+        Ok(_) => String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect(),
+        Err(_) => Vec::new(),
+    }
 }
 
 /// Makes a folder's entries durable.

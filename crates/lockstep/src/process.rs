@@ -458,6 +458,27 @@ pub fn wait_timeout(child: &mut Child, limit: Duration) -> std::io::Result<Optio
     }
 }
 
+/// Ends a program and what it started, and waits for it: first it is asked, then killed.
+///
+/// # Errors
+/// When it can't be waited for.
+pub fn end_group(child: &mut Child) -> std::io::Result<ExitStatus> {
+    // Its number is its group's, and nobody else's before it is waited for.
+    let group = rustix::process::Pid::from_raw(child.id().cast_signed());
+    let tell = |signal| group.map(|group| rustix::process::kill_process_group(group, signal));
+    // None may be left.
+    let _ = tell(rustix::process::Signal::TERM);
+    std::thread::sleep(Duration::from_millis(200));
+    let _ = tell(rustix::process::Signal::KILL);
+    child.wait()
+}
+
+/// The end of what a program printed into a file, verbatim but for what isn't UTF-8.
+#[must_use]
+pub fn tail_of(path: &Path) -> String {
+    std::fs::File::open(path).map(read_tail).unwrap_or_default()
+}
+
 fn read_tail(mut pipe: impl Read) -> String {
     let mut kept = Vec::new();
     let mut chunk = [0u8; 4096];
@@ -553,6 +574,29 @@ mod tests {
         assert_eq!(crate::error::Error::from(lost).exit_code(), 1);
         drop(piped);
         assert!(!process.exists(), "it runs, or nobody has waited for it");
+    }
+
+    #[test]
+    fn what_a_program_has_started_ends_with_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let text = "trap '' TERM; sleep 1000 & echo $! > pid; wait";
+        let program = Program::new("/bin/sh").args(["-c", text]).current_dir(scratch.path());
+        let log = std::fs::File::create(scratch.path().join("log")).unwrap();
+        let mut child = program.start(&log).unwrap();
+        let pid = loop {
+            let text = std::fs::read_to_string(scratch.path().join("pid")).unwrap_or_default();
+            if let Ok(pid) = text.trim().parse::<i32>() {
+                break pid;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        end_group(&mut child).unwrap();
+        let gone = || !crate::postgres::instance::is_alive(pid);
+        let since = Instant::now();
+        while !gone() && since.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(gone());
     }
 
     #[test]

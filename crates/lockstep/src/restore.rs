@@ -117,6 +117,8 @@ pub struct Restored {
     pub not_restored: only::NotRestored,
     /// What was written, where it became files.
     pub written: Option<files_form::Written>,
+    /// Of a standby that was started: why nothing streams to it.
+    pub does_not_stream: Option<String>,
 }
 
 /// Restores a set.
@@ -143,6 +145,10 @@ pub fn run_then(
     let _alone = below.map(|parent| AloneBelow::dataset(cx, parent)).transpose()?;
     let mut build = prepare(cx, request, Alone::in_folders)?;
     match build.run(finally) {
+        Ok(mut restored) => {
+            restored.does_not_stream = standby::does_not_stream(cx, request, &restored);
+            Ok(restored)
+        }
         // What was received can go on once the keys are there.
         Err(Error::Refused(refusal)) if matches!(*refusal, Refusal::KeysNotLoaded { .. }) => {
             build.keep()?;
@@ -153,11 +159,9 @@ pub fn run_then(
         Err(error) if build.is_worth_keeping() && !matches!(error, Error::Interrupted { .. }) => {
             Err(build.keep_unrecovered(error))
         }
-        result => {
-            if result.is_err() {
-                build.undo();
-            }
-            result
+        Err(error) => {
+            build.undo();
+            Err(error)
         }
     }
 }

@@ -5,8 +5,9 @@ mod support;
 use rustix::process::Signal;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 use support::cluster::Stop;
-use support::command::{Running, wait_until};
+use support::command::{Running, command, must, run, wait_until};
 use support::faults::{
     Hooks, assert_nothing_remains, assert_said, entries, kill_at, restore_arguments, signal_at,
     walk,
@@ -151,6 +152,46 @@ fn ended_in_recovery() {
     assert_restores(&fixture, &set, "at the end");
 }
 
+/// Where no set is named, restore_command is asked for histories before there is a server: it may hang, and it may leave
+/// something behind that has its output open.
+#[test]
+fn a_restore_command_that_does_not_end() {
+    let (fixture, _) = with_set("label");
+    let to = fixture.target("asked");
+    let come = fixture.owned("come");
+    let time = fixture.cluster.value("postgres", "SELECT clock_timestamp()");
+    let arguments = |command: &'static str| {
+        let to = to.to_str().expect("UTF-8").to_owned();
+        let command = format!("touch {}/%f; {command}", come.display());
+        ["restore", "--dry-run", "--to", &to, "--target-time", &time, "--restore-command", &command]
+            .map(str::to_owned)
+    };
+    let hangs = arguments("sleep 613; false");
+    let hangs = hangs.each_ref().map(String::as_str);
+    let is_asleep = || run(&mut command("pgrep", ["-fx", "sleep 613"])).ok();
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut program = fixture.lockstep().spawn(&hangs);
+        wait_until("a history is asked for", LIMIT, || {
+            assert!(program.is_running(), "it didn't wait");
+            is_asleep()
+        });
+        program.signal(signal);
+        let outcome = program.wait(Duration::from_secs(20));
+        assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
+        assert!(!is_asleep(), "{}", outcome.describe());
+    }
+    assert!(come.join("00000002.history").exists());
+    let leaves = arguments("sleep 613 & false");
+    let planned = fixture.lockstep().expect(exit::DONE, &leaves.each_ref().map(String::as_str));
+    assert!(is_asleep(), "it was waited for: {}", planned.describe());
+    must(&mut command("pkill", ["-fx", "sleep 613"]));
+    // Who waits for it is told.
+    let slow = arguments("sleep 11; false");
+    let planned = fixture.lockstep().expect(exit::DONE, &slow.each_ref().map(String::as_str));
+    assert_said(&planned, &["waiting for restore_command, which was asked for 00000002.history"]);
+    assert_nothing_remains(&fixture, &[], "histories");
+}
+
 /// Places that are no place for a restored cluster.
 #[test]
 fn refused_places() {
@@ -192,6 +233,15 @@ fn refused_places() {
             .expect(exit::REFUSED, &restore_arguments(&set, &to, &["--tablespace", &place]));
         assert_said(&refused, &["error: ", "inside", "hint: "]);
     }
+    // Behind a folder that isn't there nobody knows where it leads.
+    let back = fixture.root().join("gone/..");
+    let inside = live.strip_prefix(fixture.root()).expect("it is there").join("new");
+    for place in [back.join(&inside), back.join("beside")] {
+        let refused = lockstep.expect(exit::USAGE, &restore_arguments(&set, &place, &[]));
+        assert_said(&refused, &["error: ", "goes back (..)", "hint: "]);
+    }
+    let place = format!("ts1={}", back.join(&inside).display());
+    lockstep.expect(exit::USAGE, &restore_arguments(&set, &to, &["--tablespace", &place]));
     for (folder, name) in
         [(live, "new"), (fixture.tablespace("ts1"), "new"), (fixture.tablespace("ts2"), "new")]
     {

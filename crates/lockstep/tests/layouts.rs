@@ -204,3 +204,45 @@ fn a_user_without_the_right_to_take_backups() {
     assert_eq!(lockstep.backup("auto").strategy, "label");
     assert_clean(&fixture);
 }
+
+/// Of a pg_hba.conf outside the data directory the set has all: what it includes, and its files of names. The restored
+/// server's host has nothing of it.
+#[test]
+fn what_pg_hba_conf_includes_is_in_the_set() {
+    let prepared = prepare(two_pools_four_datasets().major(18));
+    let (fixture, cluster) = (&prepared.fixture, &prepared.fixture.cluster);
+    let etc = fixture.owned("etc");
+    let write = |name: &str, text: &str| {
+        let path = etc.join(name);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("the test may");
+        std::fs::write(&path, text).expect("the test may");
+    };
+    write("pg_hba.conf", "include_dir conf.d\ninclude_if_exists none\ninclude \"the rest\"\n");
+    write("conf.d/a.conf", "local @names postgres trust\n");
+    write("conf.d/names", "postgres # the first\ntemplate1\n");
+    write("the rest", "local all all trust\n");
+    write("pg_ident.conf", "include maps\n");
+    write("maps", "m root postgres\n");
+    cluster.execute(&[
+        &format!("ALTER SYSTEM SET hba_file = '{}'", etc.join("pg_hba.conf").display()),
+        &format!("ALTER SYSTEM SET ident_file = '{}'", etc.join("pg_ident.conf").display()),
+    ]);
+    cluster.stop(Stop::Fast);
+    cluster.start();
+    let rules = "SELECT type || ' ' || database::text || ' ' || user_name::text FROM pg_hba_file_rules \
+                 UNION ALL SELECT map_name || pg_username FROM pg_ident_file_mappings";
+    let wanted = cluster.column("postgres", rules);
+    assert_eq!(wanted.len(), 3, "{wanted:?}");
+    let set = fixture.lockstep().backup("label").id;
+    std::fs::rename(&etc, etc.with_extension("away")).expect("the test may");
+    let to = fixture.target("r");
+    let restored = fixture.lockstep().restore_and_start(&set, &to, &[]);
+    assert_eq!(restored.server().column("postgres", rules), wanted);
+    restored.server().stop(Stop::Fast);
+    std::fs::rename(etc.with_extension("away"), &etc).expect("the test may");
+    std::fs::remove_file(etc.join("maps")).expect("the test may");
+    let taken = fixture.lockstep().expect(exit::PROBLEMS, &["backup", "--json"]);
+    let words = ["pg_ident.conf is", "so it isn't in the set", "which", "includes, isn't there"];
+    assert!(words.iter().all(|words| taken.stderr.contains(words)), "{}", taken.describe());
+    fixture.discard_restored(&to, &set);
+}

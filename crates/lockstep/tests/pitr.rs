@@ -500,6 +500,18 @@ fn targets_that_cannot_be_are_refused() {
         "PostgreSQL's reason isn't given: {unknown}"
     );
 
+    // A variable that isn't set is no target, nor a way to the archive; and no restore point has such a name.
+    let long = "x".repeat(64);
+    for (name, options) in [
+        ("name", ["--target-name", "", "--restore-command", &command]),
+        ("long", ["--target-name", &long, "--restore-command", &command]),
+        ("command", ["--target-immediate", "--start", "--restore-command", " "]),
+        ("empty time", ["--target-time", "", "--restore-command", &command]),
+        ("timeline", ["--target-timeline", "", "--restore-command", &command]),
+    ] {
+        history.refused_usage(name, &options);
+    }
+
     // Two targets are none.
     let both = ["--target-lsn", &history.marks[3].lsn, "--target-xid", &history.marks[3].xid];
     history.refused_usage("both", &both);

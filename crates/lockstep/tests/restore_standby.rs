@@ -6,11 +6,11 @@ mod support;
 use std::fs;
 use std::path::PathBuf;
 use support::cluster::{Cluster, Stop};
-use support::command::{must, wait_until};
+use support::command::{command, must, wait_until};
 use support::faults::{Hooks, assert_said, restore_arguments};
 use support::fixture::{Fixture, free_port};
 use support::layout::two_pools_four_datasets;
-use support::lockstep::{LIMIT, Lockstep, exit};
+use support::lockstep::{LIMIT, Lockstep, exit, json_of};
 use support::shipping::{other_host, with_repository};
 
 const ROWS: &str = "SELECT (SELECT sum(n) FROM one) || ' ' || (SELECT count(*) FROM two)";
@@ -200,4 +200,95 @@ fn what_can_t_be_a_standby_is_refused_before_anything_is_made() {
     let secret = ["--standby", "--primary", "host=db1 password=hunter2"];
     let outcome = usage(&secret, &["the keyword password", "hint: "]);
     assert!(!outcome.stderr.contains("hunter2"), "{}", outcome.describe());
+    let secret = ["--standby", "--primary", "host=db1 sslpassword=hunter2"];
+    let outcome = usage(&secret, &["the keyword sslpassword", "hint: "]);
+    assert!(!outcome.stderr.contains("hunter2"), "{}", outcome.describe());
+    // What PostgreSQL would say once all is restored, or say again and again in its log.
+    for nobody in ["", " ", "host= user=x", "user=x"] {
+        usage(&["--standby", "--primary", nobody], &["names no host", "hint: "]);
+    }
+    usage(&["--standby", "--primary", "hosst=a"], &["the keyword \"hosst\"", "hint: "]);
+    for slot in ["", "Bad-Slot"] {
+        usage(&["--standby", "--primary", &from, "--slot", slot], &["'--slot <SLOT>'"]);
+    }
+    for command in ["", " "] {
+        usage(&["--standby", "--restore-command", command], &["'--restore-command <CMD>'"]);
+    }
+}
+
+/// It is restored and lets readers in, and its data stays what it is: that is said, with the server's reason.
+#[test]
+fn a_standby_to_which_nothing_streams_is_a_problem() {
+    let (fixture, lockstep) = prepare();
+    let set = lockstep.backup("label").id;
+    let _elsewhere = Elsewhere::new(&fixture);
+    let from = primary(&fixture.cluster);
+    let nobody = format!("host={} port=1 user=postgres", fixture.cluster.socket.display());
+    let archive = format!("cp {}/%f %p", fixture.archive.display());
+    let slot = "replication slot \"later\" does not exist";
+    for (name, more, words) in [
+        ("slot", ["--primary", &from, "--slot", "later"], slot),
+        ("nobody", ["--primary", &nobody, "--restore-command", &archive], "could not connect to"),
+    ] {
+        let to = fixture.target(name);
+        let host = other_host(&fixture, name, &to.join("data"));
+        let port = free_port().to_string();
+        let start = ["--standby", "--start", "--port", &port];
+        let all = [&FILES[..], &start, &more].concat();
+        let mut arguments = restore_arguments(&set, &to, &all);
+        arguments.push("--json");
+        let outcome = host.expect(exit::PROBLEMS, &arguments);
+        assert_said(&outcome, &["nothing streams to the standby: ", words]);
+        let json = json_of(&outcome);
+        assert_eq!(json["started"], true, "{json}");
+        assert!(json["does_not_stream"].as_str().is_some_and(|why| why.contains(words)), "{json}");
+        let log = to.join("log/server.log");
+        let standby = Cluster::running_in(&to.join("data"), &fixture.cluster.bin, &log);
+        if name == "slot" {
+            // It goes on trying.
+            let make = "SELECT pg_create_physical_replication_slot('later')";
+            fixture.cluster.value("postgres", make);
+            fixture.cluster.execute(&["INSERT INTO one VALUES (10)"]);
+            comes_to(&standby, "11 20000");
+        }
+        standby.stop(Stop::Fast);
+    }
+}
+
+/// After a crash of the machine postmaster.pid names a number that is another process's by now.
+#[test]
+fn a_number_that_is_another_s_by_now_is_no_server() {
+    let (fixture, lockstep) = prepare();
+    let set = lockstep.backup("label").id;
+    let to = fixture.target("n");
+    let host = other_host(&fixture, "host", &to.join("data"));
+    let restored = host.restore_and_start(&set, &to, &FILES);
+    let file = to.join("data/postmaster.pid");
+    let text = fs::read_to_string(&file).expect("it runs");
+    let (pid, rest) = text.split_once('\n').expect("it has lines");
+    let delta = [&FILES[..], &["--delta"]].concat();
+    let refused = host.expect(exit::USAGE, &restore_arguments(&set, &to, &delta));
+    let words = format!("process {pid}");
+    assert_said(&refused, &["a server runs in", &words, &file.display().to_string(), "hint: stop"]);
+    // As in a container of its own, which is known by another number outside.
+    fs::write(&file, format!("{}\n{rest}", std::process::id())).expect("the test may");
+    let refused = host.expect(exit::USAGE, &restore_arguments(&set, &to, &delta));
+    assert_said(&refused, &["a server runs in", &words, "hint: stop"]);
+    fs::write(&file, &text).expect("the test may");
+    restored.server().stop(Stop::Fast);
+
+    let mut other = command("sleep", ["600"]).spawn().expect("it can be started");
+    let stale = format!("{}\n{rest}", other.id());
+    fs::write(&file, &stale).expect("the test may");
+    host.restore(&set, &to, &delta);
+    assert!(!file.exists());
+    // The original is down, and what it left says otherwise.
+    fixture.cluster.stop(Stop::Fast);
+    let of_original = fixture.cluster.data.join("postmaster.pid");
+    fs::write(&of_original, &stale).expect("the test may");
+    let standby = ["--standby", "--primary", "host=db1 user=x"];
+    host.restore(&set, &fixture.target("s"), &[&FILES[..], &standby].concat());
+    fs::remove_file(&of_original).expect("the test may");
+    other.kill().expect("it is ours");
+    other.wait().expect("it is ours");
 }

@@ -412,6 +412,15 @@ fn two_restores_to_one_folder_are_never_at_once() {
                 refused.describe()
             );
         }
+        if form == "zfs" {
+            // To another folder, and as if there were nothing: of the datasets only the first restore knows.
+            let elsewhere = fixture.target("elsewhere");
+            more.pop();
+            let refused = other.expect(exit::LOCKED, &restore_arguments(&first, &elsewhere, &more));
+            assert_said(&refused, &["another restore works on dataset", &parent, "cluster"]);
+            assert!(!elsewhere.exists(), "{}", refused.describe());
+            more.push("--delta");
+        }
         hooks.steps.release("restore.received-1");
         let done = program.wait(LIMIT);
         assert_eq!(done.code, Some(exit::DONE), "{}", done.describe());

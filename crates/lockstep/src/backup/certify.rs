@@ -14,8 +14,8 @@ use crate::files;
 use crate::plan::refusal::Refusal;
 use crate::plan::strategy::Strategy;
 use crate::plan::{PartKind, explain, warnings};
-use crate::postgres::connection;
 use crate::postgres::wal::{self, WalIdentity};
+use crate::postgres::{connection, hba};
 use crate::set::manifest::{
     Manifest, PostgresIdentity, SetFile, SetPart, SetVolume, Switch, VERSION, WalStored, hash_file,
 };
@@ -114,7 +114,8 @@ fn keep_configuration(attempt: &mut Attempt, directory: &Path) -> Result<()> {
         }
         // A superuser of the database names these, and a restore gives them to os_user.
         let reader = files::reader_of(&attempt.cx.cluster.data_directory)?;
-        let why = match files::read_as(path, reader) {
+        // The restored server's host may not have what they include.
+        let why = match hba::whole(path, |path| files::read_as(path, reader)) {
             Ok(Some(bytes)) => {
                 kept.push((name, bytes));
                 continue;

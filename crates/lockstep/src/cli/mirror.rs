@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::Done;
 use super::output::{self, JSON_VERSION, say};
+use super::text;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::mirror::create::{self, Create};
@@ -87,10 +88,10 @@ struct CreateArguments {
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
     /// The slot to make on the primary
-    #[arg(long, value_name = "SLOT")]
+    #[arg(long, value_name = "SLOT", value_parser = text::slot)]
     slot: Option<String>,
     /// The way to the primary's archive, for when streaming breaks
-    #[arg(long, value_name = "CMD")]
+    #[arg(long, value_name = "CMD", value_parser = text::command)]
     restore_command: Option<String>,
     /// A PostgreSQL setting of the mirror's server
     #[arg(long, value_name = "NAME=VALUE")]

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::Done;
 use super::output::{self, JSON_VERSION, say};
+use super::text;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::warnings::bytes;
@@ -90,7 +91,7 @@ struct StandbyArguments {
     #[arg(long, value_name = "CONNINFO", requires = "standby")]
     primary: Option<String>,
     /// The replication slot that it has there
-    #[arg(long, value_name = "SLOT", requires = "primary")]
+    #[arg(long, value_name = "SLOT", requires = "primary", value_parser = text::slot)]
     slot: Option<String>,
 }
 
@@ -106,7 +107,7 @@ impl StandbyArguments {
             ));
         }
         // Not the parser's to refuse: it would repeat a password that is in it.
-        let primary = self.primary.as_deref().map(Conninfo::parse).transpose();
+        let primary = self.primary.as_deref().map(Conninfo::of_primary).transpose();
         let primary = primary.map_err(|reason| {
             Error::usage(
                 format!("the connection string of --primary can't be used: {reason}"),
@@ -131,7 +132,7 @@ pub(super) struct TargetArguments {
     #[arg(long, value_name = "X", group = "target")]
     target_xid: Option<u64>,
     /// Recover to this point of pg_create_restore_point
-    #[arg(long, value_name = "N", group = "target")]
+    #[arg(long, value_name = "N", group = "target", value_parser = text::restore_point)]
     target_name: Option<String>,
     /// Recover until the cluster is consistent and no further
     #[arg(long, group = "target")]
@@ -143,7 +144,7 @@ pub(super) struct TargetArguments {
     #[arg(long, value_enum, default_value_t = Action::Promote)]
     target_action: Action,
     /// How WAL beyond the set's own is fetched, as PostgreSQL's restore_command
-    #[arg(long, value_name = "CMD")]
+    #[arg(long, value_name = "CMD", value_parser = text::command)]
     restore_command: Option<String>,
 }
 
@@ -236,7 +237,11 @@ impl Restore {
         } else {
             as_text(cx, &restored, &request);
         }
-        Ok(Done::Well)
+        let Some(why) = &restored.does_not_stream else { return Ok(Done::Well) };
+        tracing::error!(
+            "nothing streams to the standby: {why}. It goes on trying: look at the primary and at its pg_hba.conf, make the slot there, or change primary_conninfo and primary_slot_name here with ALTER SYSTEM and pg_reload_conf()"
+        );
+        Ok(Done::WithProblems)
     }
 }
 
@@ -304,6 +309,9 @@ fn as_json(restored: &Restored, request: &Request) -> Value {
     if *rest != NotRestored::default() {
         value["not_restored"] =
             json!({"databases": rest.databases, "tablespaces": rest.tablespaces});
+    }
+    if let Some(why) = &restored.does_not_stream {
+        value["does_not_stream"] = why.as_str().into();
     }
     if let Some(written) = &restored.written {
         value["files"] = written.files.into();

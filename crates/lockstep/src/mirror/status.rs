@@ -1,6 +1,5 @@
 //! How the mirrors of this host are: asked of the mirror, of its primary, and of its log.
 
-use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -16,9 +15,6 @@ use crate::postgres::{connection, instance};
 /// How long replay is looked at where the log says that WAL is gone and an archive may have it. PostgreSQL
 /// asks it again every five seconds (wal_retrieve_retry_interval).
 const REPLAY_PATIENCE: Duration = Duration::from_secs(8);
-
-/// How much of the log's end is read.
-const LOG_TAIL: u64 = 64 << 10;
 
 /// A mirror as it is now.
 #[derive(Debug, Clone)]
@@ -63,7 +59,7 @@ fn look_at(home: &Home, record: Record) -> Result<Status> {
     let cluster = record.as_cluster()?;
     let running = instance::postmaster(&record.data()).ok().flatten().is_some();
     let own = if running { ask_mirror(&cluster) } else { Err("it doesn't run".into()) };
-    let log = tail(&record.log());
+    let log = files::tail(&record.log());
     let is_fed = match &own {
         Ok(before) if record.restore_command.is_some() && !before.streams => {
             wal_gone(&log).is_some() && goes_on(&cluster, before)
@@ -138,18 +134,4 @@ fn ask_primary(record: &Record) -> Result<Theirs, String> {
         Ok(Theirs { current, slot: primary.slot(&record.slot)? })
     };
     asked().map_err(|error: crate::error::Error| error.chain())
-}
-
-/// The last lines of a log; none where it can't be read.
-fn tail(path: &Path) -> Vec<String> {
-    let mut bytes = Vec::new();
-    let read = std::fs::File::open(path).and_then(|mut file| {
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
-        file.read_to_end(&mut bytes)
-    });
-    match read {
-        Ok(_) => String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect(),
-        Err(_) => Vec::new(),
-    }
 }

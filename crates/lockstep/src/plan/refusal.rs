@@ -518,7 +518,7 @@ impl Refusal {
             Self::DirectoryHoldsRestore { .. } => "bring it to the set's state with --from repository and --delta, or name an empty folder".into(),
             Self::DatasetExists { .. } => "name another place with --dataset; or bring what is there to the set's state with --delta".into(),
             Self::DirectoryInsideCluster { .. } | Self::DirectoryHoldsCluster { .. } => "restore to a folder outside the cluster".into(),
-            Self::StandbyBesideOriginal { .. } => "make the standby on another host; to look at the data here take `lockstep clone create`".into(),
+            Self::StandbyBesideOriginal { data, .. } => format!("make the standby on another host; to look at the data here take `lockstep clone create`. The server's file is \"{}\"", data.join("postmaster.pid").display()),
             Self::NotAnOlderRestore { .. } => "--delta removes what the set doesn't have: name the folder of an older restore, or an empty one".into(),
             Self::NotOnTop { newest: Some(newest), known: Some(known), .. } => format!("destroy what is newer than {known} if nothing needs it (`zfs destroy {}`), or restore to another --dataset and --to", quote(newest)),
             Self::NotOnTop { is_raw: true, .. } => "restore to another --dataset and --to: it is stored raw, and its chain may have begun anew".into(),

@@ -105,7 +105,7 @@ fn another_server(facts: &Facts, choice: StrategyChoice) -> Option<Warning> {
 pub fn unread_configuration(name: &str, path: &Path, why: &str) -> Warning {
     problem(
         format!(
-            "{name} is \"{}\", which the data directory's owner can't read, so it isn't in the set: {why}",
+            "{name} is \"{}\", which, with what it includes, the data directory's owner can't read, so it isn't in the set: {why}",
             path.display()
         ),
         "let them read it, as the server has to; see who set hba_file or ident_file to it",

@@ -1,7 +1,7 @@
 //! A libpq connection string, taken apart as conninfo_parse (fe-connect.c) does, so that keywords
 //! can be added and taken out without guessing at quotes.
 //!
-//! A password in it is refused: it would be on command lines, in logs and in the configuration.
+//! A password or another secret in it is refused: it would be on command lines, in logs and in the configuration.
 
 use std::fmt;
 
@@ -65,11 +65,22 @@ const KEYWORDS: [&str; 52] = [
     "tty",
 ];
 
+/// Secrets, and what Lockstep says itself.
+const NOT_ALLOWED: [&str; 7] = [
+    "password",
+    "sslpassword",
+    "scram_client_key",
+    "scram_server_key",
+    "oauth_client_secret",
+    "replication",
+    "fallback_application_name",
+];
+
 impl Conninfo {
     /// Takes the text apart; the error is a sentence that doesn't repeat a value.
     ///
     /// # Errors
-    /// A URI, a password, or what isn't `keyword=value`.
+    /// A URI, a secret, or what isn't `keyword=value`.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.starts_with("postgresql://") || text.starts_with("postgres://") {
             return Err("it is a URI; write it as keywords: host=… port=… user=…".into());
@@ -89,7 +100,7 @@ impl Conninfo {
             rest = after.trim_start();
         }
         let parsed = Self(pairs);
-        for name in ["password", "replication", "fallback_application_name"] {
+        for name in NOT_ALLOWED {
             if parsed.get(name).is_some() {
                 return Err(format!("it has the keyword {name}, which isn't allowed there"));
             }
@@ -105,6 +116,25 @@ impl Conninfo {
     pub fn unknown(&self) -> Option<&str> {
         let mut names = self.0.iter().map(|(name, _)| name.as_str());
         names.find(|name| !KEYWORDS.contains(name))
+    }
+
+    /// The same text, of a server that is to be followed: it names one, and libpq takes it.
+    ///
+    /// # Errors
+    /// As [`Self::parse`]; a keyword that libpq doesn't know, or no host.
+    pub fn of_primary(text: &str) -> Result<Self, String> {
+        let parsed = Self::parse(text)?;
+        if let Some(name) = parsed.unknown() {
+            return Err(format!("it has the keyword \"{name}\", which libpq doesn't know"));
+        }
+        // Of `host=$UNSET user=u` libpq takes `user=u` for the host.
+        let is_one =
+            |value: &str| !value.is_empty() && (value.starts_with('/') || !value.contains('='));
+        let names = |name: &&str| parsed.get(name).is_some_and(is_one);
+        if !["host", "hostaddr", "service"].iter().any(names) {
+            return Err("it names no host".into());
+        }
+        Ok(parsed)
     }
 
     /// The last value of a keyword, which is the one that libpq takes.
@@ -210,6 +240,8 @@ mod tests {
     fn what_cannot_be_is_refused_without_its_value() {
         for bad in [
             "host=a password=geheim",
+            "host=a sslpassword=geheim",
+            "host=a oauth_client_secret=geheim",
             "postgresql://u:geheim@a/b",
             "geheim",
             "host='geheim",
@@ -218,6 +250,18 @@ mod tests {
         ] {
             let why = Conninfo::parse(bad).unwrap_err();
             assert!(!why.contains("geheim"), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_primary_has_a_host() {
+        let why = |text: &str| Conninfo::of_primary(text).unwrap_err();
+        for nothing in ["", "  ", "port=5432 user=u", "host= user=u", "host='' port=1"] {
+            assert_eq!(why(nothing), "it names no host", "{nothing}");
+        }
+        assert_eq!(why("hosst=a"), "it has the keyword \"hosst\", which libpq doesn't know");
+        for some in ["host=/run/pg", "hostaddr=::1", "service=db1"] {
+            assert_eq!(Conninfo::of_primary(some).unwrap().to_string(), some);
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod classify;
 pub mod connection;
 pub mod conninfo;
+pub mod hba;
 pub mod identity;
 pub mod instance;
 pub mod invalid_pages;

@@ -357,6 +357,37 @@ pub fn runs_in(pid: i32, data: &Path) -> bool {
     }
 }
 
+/// The process whose server runs `data`. After a crash of the machine postmaster.pid names a number that is another's by
+/// now, and that one works elsewhere. A server in a container of its own has another number here: it is known by where
+/// it works.
+///
+/// # Errors
+/// When postmaster.pid is there and can't be read.
+pub fn running(data: &Path) -> Result<Option<u32>> {
+    let Some(named) = instance::postmaster(data)? else { return Ok(None) };
+    if runs_in(named.cast_signed(), data) || is_hidden(named, data) {
+        return Ok(Some(named));
+    }
+    let all = std::fs::read_dir("/proc").map_err(Error::io("list", "/proc"))?.flatten();
+    let mut all = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    Ok(all.find(|pid| is_postgres(*pid) && runs_in(pid.cast_signed(), data)))
+}
+
+/// Whether nobody tells us where a process works that may be the server: one of the data directory's owner.
+fn is_hidden(pid: u32, data: &Path) -> bool {
+    let process = format!("/proc/{pid}");
+    let cwd = std::fs::metadata(Path::new(&process).join("cwd"));
+    let is_denied = cwd.is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied);
+    let owner = |path: &Path| std::fs::metadata(path).map(|m| m.uid()).ok();
+    is_denied && owner(Path::new(&process)) == owner(data)
+}
+
+/// Whether a process is called as PostgreSQL's program: a shell that stands in the folder isn't.
+fn is_postgres(pid: u32) -> bool {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    ["postgres", "postmaster"].contains(&name.trim_end())
+}
+
 /// A setting that is lower than the original's was where recovery came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LowerSetting {
@@ -432,6 +463,32 @@ mod tests {
 
     #[test]
     fn a_pid_that_works_elsewhere_is_not_the_server() {
-        assert!(!runs_in(std::process::id().cast_signed(), Path::new("/")));
+        let own = std::process::id();
+        assert!(!runs_in(own.cast_signed(), Path::new("/")));
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("postmaster.pid");
+        assert_eq!(running(scratch.path()).unwrap(), None);
+        // As after a crash of the machine: the number is this process's by now.
+        std::fs::write(&file, format!("{own}\n")).unwrap();
+        assert_eq!(running(scratch.path()).unwrap(), None);
+        let works_here = |name: &str| {
+            let program = scratch.path().join(name);
+            std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+            let program = Program::new(program).arg("100").current_dir(scratch.path());
+            program.start(&File::create(scratch.path().join("log")).unwrap()).unwrap()
+        };
+        let mut shell = works_here("sh");
+        assert_eq!(running(scratch.path()).unwrap(), None);
+        std::fs::write(&file, format!("{}\n", shell.id())).unwrap();
+        assert_eq!(running(scratch.path()).unwrap(), Some(shell.id()));
+        // And in a container the server has another number than outside.
+        std::fs::write(&file, format!("{own}\n")).unwrap();
+        let mut server = works_here("postgres");
+        assert_eq!(running(scratch.path()).unwrap(), Some(server.id()));
+        for child in [&mut shell, &mut server] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(running(scratch.path()).unwrap(), None);
     }
 }

@@ -4,6 +4,7 @@
 //! What could go wrong: two `--delta` of a timer that overlap. Each would find an older restore, fill it
 //! with its own set, and both would end well on a mix of two.
 
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::unfinished;
@@ -98,29 +99,95 @@ fn lock(folder: &Path) -> Result<Lock> {
     })
 }
 
-/// The dataset below which a restore is alone: two of one cluster would receive for hours before ZFS
-/// refuses one of them its names.
+/// Below here there is a folder of locks that hold for all restores of the host, whatever state_dir or cluster they go by.
+const HOST: &str = "/run/lock";
+
+/// The dataset below which a restore is alone: two would receive for hours before ZFS refuses one of them its names.
 pub(super) struct AloneBelow<'a> {
     cx: &'a Context<'a>,
     id: String,
     _lock: Lock,
+    /// The host's, with its file. There is none where another user has that folder, and a container has one of its own:
+    /// then the lock in state_dir keeps those apart that have the same.
+    host: Option<(PathBuf, Lock)>,
 }
 
 impl<'a> AloneBelow<'a> {
     pub(super) fn dataset(cx: &'a Context<'a>, parent: &DatasetName) -> Result<Self> {
         let id = format!("below-{}", parent.as_str().replace('/', "%"));
+        let in_use = |holder| Error::PlaceInUse { place: format!("dataset \"{parent}\""), holder };
         let lock = unfinished::lock(cx, &id).map_err(|error| match error {
-            Error::Locked { holder, .. } => {
-                Error::PlaceInUse { place: format!("dataset \"{parent}\""), holder }
-            }
+            Error::Locked { holder, .. } => in_use(holder),
             other => other,
         })?;
-        Ok(Self { cx, id, _lock: lock })
+        let mut alone = Self { cx, id, _lock: lock, host: None };
+        match folder_of_host(Path::new(HOST)) {
+            Ok(folder) => {
+                let path = folder.join(format!("{}.lock", alone.id));
+                let command = format!("restore of cluster \"{}\"", cx.name);
+                let lock = Lock::take(&path, &command).map_err(|error| match error {
+                    LockError::Held(holder) => in_use(holder),
+                    LockError::Failed(error) => error,
+                })?;
+                alone.host = Some((path, lock));
+            }
+            Err(error) => tracing::debug!(
+                error = %error.chain(),
+                "restores below dataset \"{parent}\" that go by another state_dir aren't kept apart"
+            ),
+        }
+        Ok(alone)
     }
+}
+
+/// The folder of the host's locks, made where it isn't there. `place` may be everybody's to write to: a link, or what
+/// isn't this user's alone, isn't taken.
+fn folder_of_host(place: &Path) -> Result<PathBuf> {
+    let own = rustix::process::geteuid().as_raw();
+    let folder = place.join(match own {
+        0 => "lockstep".to_owned(),
+        _ => format!("lockstep-{own}"),
+    });
+    let mut builder = std::fs::DirBuilder::new();
+    match builder.mode(0o700).create(&folder) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+        other => other.map_err(Error::io("create", &folder))?,
+    }
+    let found = folder.symlink_metadata().map_err(Error::io("look at", &folder))?;
+    if !found.is_dir() || found.uid() != own || found.mode() & 0o022 != 0 {
+        return Err(Error::failed(format!(
+            "\"{}\" isn't this user's own folder",
+            folder.display()
+        )));
+    }
+    Ok(folder)
 }
 
 impl Drop for AloneBelow<'_> {
     fn drop(&mut self) {
+        if let Some((path, _)) = &self.host {
+            let _ = files::remove_file(path);
+        }
         unfinished::remove_lock(self.cx, &self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_s_locks_lie_in_a_folder_that_is_nobody_else_s() {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = folder_of_host(scratch.path()).unwrap();
+        assert_eq!(folder.metadata().unwrap().mode() & 0o777, 0o700);
+        assert_eq!(folder_of_host(scratch.path()).unwrap(), folder);
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(&folder, open).unwrap();
+        assert!(folder_of_host(scratch.path()).is_err());
+        std::fs::remove_dir(&folder).unwrap();
+        std::os::unix::fs::symlink(scratch.path(), &folder).unwrap();
+        assert!(folder_of_host(scratch.path()).is_err());
+        assert!(folder_of_host(&scratch.path().join("none")).is_err());
     }
 }

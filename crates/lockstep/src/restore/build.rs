@@ -172,6 +172,7 @@ impl<'a> Build<'a> {
             holds_subscriptions: self.holds_subscriptions(),
             not_restored: self.source.not_restored(),
             written,
+            does_not_stream: None,
         };
         if self.request.start {
             let started = run_server::start(self, owner, &mut restored);

@@ -10,7 +10,7 @@ mod mounted;
 mod older;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::marker::Marker;
 use super::placement::Placement;
@@ -19,7 +19,8 @@ use super::surplus;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::refusal::Refusal;
-use crate::postgres::instance::{self, PG_CONTROL};
+use crate::postgres::instance::PG_CONTROL;
+use crate::postgres::server;
 use crate::process::quote;
 use crate::set::manifest::Manifest;
 use crate::steps;
@@ -94,10 +95,13 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
         return Ok(there);
     }
     mounted::nothing_inside(&places[..filled], placement, &mounts)?;
-    if instance::postmaster(&placement.data)?.is_some() {
+    if let Some(pid) = server::running(&placement.data)? {
         return Err(Error::usage(
-            format!("a server runs in \"{}\"", placement.data.display()),
-            "stop it first: what it has in memory would be written over the restored files",
+            format!("a server runs in \"{}\": process {pid}", placement.data.display()),
+            format!(
+                "stop it first: what it has in memory would be written over the restored files. The server's file is \"{}\"",
+                placement.data.join("postmaster.pid").display()
+            ),
         ));
     }
     mounted::datasets(cx, placement, &there, &mounts)?;
@@ -187,6 +191,9 @@ fn all(placement: &Placement) -> impl Iterator<Item = &Path> {
 }
 
 /// An absolute path without the links of what is there of it.
+///
+/// # Errors
+/// [`Error::Usage`] where `..` stands behind what isn't there.
 pub(super) fn real(path: &Path) -> Result<PathBuf> {
     let path = std::path::absolute(path).map_err(Error::io("find", path))?;
     let Some(existing) = path.ancestors().find(|ancestor| ancestor.exists()) else {
@@ -194,6 +201,13 @@ pub(super) fn real(path: &Path) -> Result<PathBuf> {
     };
     let base = std::fs::canonicalize(existing).map_err(Error::io("find", existing))?;
     let rest = path.strip_prefix(existing).unwrap_or(Path::new(""));
+    if rest.components().any(|step| step == Component::ParentDir) {
+        // Once what is before it is made, it leads elsewhere than it is written here, into a live cluster for example.
+        return Err(Error::usage(
+            format!("\"{}\" goes back (..) from a folder that isn't there", path.display()),
+            "write it without \"..\"",
+        ));
+    }
     Ok(if rest.as_os_str().is_empty() { base } else { base.join(rest) })
 }
 

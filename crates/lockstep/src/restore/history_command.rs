@@ -4,17 +4,18 @@
 //! What could go wrong: it can't be run, or the archive is out of its reach for the moment. That isn't the word that
 //! there is no such timeline: another set would be chosen. PostgreSQL tells the two apart by the code, and ends recovery;
 //! here it is an error. So it is where the command needs what only the restored server has, its folder for example: then
-//! the set has to be named.
+//! the set has to be named. And it hangs: a signal ends it. What it leaves behind (ssh's ControlPersist) isn't waited for.
 
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use pgfiles::lsn::TimelineId;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::process::{CommandError, Program};
+use crate::process::{self, CommandError, Program, wait_timeout};
 use crate::steps;
 use crate::{files, names};
 
@@ -23,6 +24,10 @@ const NO_RESTART_POINT: &str = "000000000000000000000000";
 /// Where the folders are made: whatever user the command runs as can enter it, which state_dir may not allow, nor what
 /// TMPDIR names.
 const PLACE: &str = "/tmp";
+/// How long it may take without a word.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked whether somebody wants an end.
+const LOOK: Duration = Duration::from_millis(100);
 /// Beginning of the folders that a history is fetched into, followed by the process that does it.
 const FOLDER: &str = "lockstep-histories-";
 
@@ -40,8 +45,8 @@ pub(super) fn fetch(cx: &Context, command: &str, timeline: TimelineId) -> Result
     let path = inside.join(&name);
     let text = expanded(command, &name, &path);
     let shell = Program::new("/bin/sh").args(["-c", &text]).as_user(user).current_dir(&inside);
-    match shell.run() {
-        Ok(_) => {}
+    match run(&shell, &folder.0.join("said"), &name)? {
+        Ok(()) => {}
         Err(error) if says_no(&error) => return Ok(None),
         Err(error) => {
             steps::reached("restore.history-asked")?;
@@ -55,6 +60,38 @@ pub(super) fn fetch(cx: &Context, command: &str, timeline: TimelineId) -> Result
     match std::fs::read(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         other => other.map(Some).map_err(Error::io("read", &path)),
+    }
+}
+
+/// Runs it to its end, or to a signal. What it prints goes to the file `said`: a pipe would be open for as long as what
+/// it leaves behind.
+fn run(shell: &Program, said: &Path, name: &str) -> Result<Result<(), CommandError>> {
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.write(true).create_new(true).mode(0o600).open(said);
+    let mut child = match shell.start(&file.map_err(Error::io("create", said))?) {
+        Ok(child) => child,
+        Err(error) => return Ok(Err(error)),
+    };
+    let lost = |source| CommandError::Lost { command: shell.display(), source };
+    let (since, mut is_told) = (Instant::now(), false);
+    loop {
+        match wait_timeout(&mut child, LOOK) {
+            Err(error) => return Ok(Err(lost(error))),
+            Ok(Some(status)) if status.success() => return Ok(Ok(())),
+            Ok(Some(status)) => {
+                let (command, stderr) = (shell.display(), process::tail_of(said));
+                return Ok(Err(CommandError::Exit { command, status, stderr }));
+            }
+            Ok(None) if steps::interrupted() => {
+                process::end_group(&mut child).map_err(lost).map_err(Box::new)?;
+                return Err(Error::Interrupted { step: "restore.history".into() });
+            }
+            Ok(None) if since.elapsed() >= PATIENCE && !is_told => {
+                is_told = true;
+                tracing::info!("waiting for restore_command, which was asked for {name}");
+            }
+            Ok(None) => {}
+        }
     }
 }
 
@@ -153,6 +190,21 @@ mod tests {
         assert!(!place.path().join(&dead).exists() && !path.exists());
         assert!(place.path().join(&alive).exists());
         assert!(place.path().join("restore-ab12").exists());
+    }
+
+    #[test]
+    fn what_it_leaves_behind_is_not_waited_for() {
+        let scratch = tempfile::tempdir().unwrap();
+        let shell = Program::new("/bin/sh").args(["-c", "sleep 30 & echo no >&2; exit 1"]);
+        let since = Instant::now();
+        let said = scratch.path().join("said");
+        let error = run(&shell, &said, "00000002.history").unwrap().unwrap_err();
+        assert!(since.elapsed() < Duration::from_secs(20), "it was waited for");
+        assert!(says_no(&error) && error.stderr() == "no\n", "{error}");
+        let whole = Program::new("/bin/sh").args(["-c", "exit 0"]);
+        run(&whole, &scratch.path().join("other"), "x").unwrap().unwrap();
+        let missing = Program::new("/no/such/shell");
+        assert!(run(&missing, &scratch.path().join("none"), "x").unwrap().is_err());
     }
 
     #[test]

@@ -436,7 +436,8 @@ pub(super) fn explain(build: &Build, server: &Server, error: Error) -> Error {
             ),
         });
     }
-    if let Some(hint) = of_another_timeline(&build.manifest, server.said()) {
+    let is_standby = build.recovery.standby.is_some();
+    if let Some(hint) = of_another_timeline(&build.manifest, is_standby, server.said()) {
         return error.with_hint(hint);
     }
     if said("Read-only file system") {
@@ -450,13 +451,18 @@ pub(super) fn explain(build: &Build, server: &Server, error: Error) -> Error {
 /// Why recovery can't begin with the set, where it follows a timeline that doesn't have the set's end (InitWalRecovery in
 /// xlogrecovery.c). PostgreSQL's own hint at that is for a server that has crashed: a copy without its backup_label starts,
 /// and is silently wrong.
-fn of_another_timeline(set: &Manifest, said: &[String]) -> Option<String> {
+fn of_another_timeline(set: &Manifest, is_standby: bool, said: &[String]) -> Option<String> {
     let says = |words: &str| said.iter().any(|line| line.contains(words));
     let timeline = set.timeline();
     let id = &set.set;
-    let other = format!(
-        "take a set from before the place where timeline {timeline} was left (with --target-time and no set named it is found), or give --target-timeline {timeline} to recover along the set's own"
-    );
+    let before = format!("take a set from before the place where timeline {timeline} was left");
+    let other = match is_standby {
+        // Its primary's is the one that it has to follow.
+        true => before,
+        false => format!(
+            "{before} (with --target-time and no set named it is found), or give --target-timeline {timeline} to recover along the set's own"
+        ),
+    };
     if says("is not a child of this server's history") {
         return Some(format!(
             "set {id} is of timeline {timeline}, which was left before the set's end for the one that recovery follows: {other}"
@@ -513,7 +519,10 @@ mod tests {
     #[test]
     fn a_set_of_a_timeline_that_was_left_is_explained() {
         let set = crate::set::manifest::tests::manifest("20261123T194512Z-k3fa", Vec::new());
-        let hint = |line: &str| of_another_timeline(&set, &["t LOG:  x".into(), line.to_owned()]);
+        let of = |is_standby, line: &str| {
+            of_another_timeline(&set, is_standby, &["t LOG:  x".into(), line.to_owned()])
+        };
+        let hint = |line: &str| of(false, line);
         let not_a_child = "FATAL:  requested timeline 4 is not a child of this server's history";
         let no_checkpoint = "FATAL:  could not locate required checkpoint record at 0/2000060";
         for line in [not_a_child, no_checkpoint] {
@@ -522,6 +531,8 @@ mod tests {
             assert!(!hint.contains("remov"), "{hint}");
         }
         assert_eq!(hint("FATAL:  the database system is starting up"), None);
+        // Which --standby forbids.
+        assert!(!of(true, not_a_child).unwrap().contains("--target-timeline"));
     }
 
     #[test]

@@ -1,18 +1,22 @@
 //! A restore that becomes a standby: recovery goes on for ever, so what a restore's own server may do for
-//! a while in its mount namespace this one does outside it.
+//! a while in its mount namespace this one does outside it. What it follows is asked last: nothing fails where no WAL comes.
 //!
 //! What could go wrong: a replayed CREATE TABLESPACE of a time after the restore, on the host of the
 //! primary itself, whose folder it would share; a part of a cluster, which can't replay what happens to the rest.
 
+use std::time::{Duration, Instant};
+
 use super::build::Build;
 use super::placement::Placement;
-use super::{Request, original};
+use super::{Request, Restored, original};
+use crate::config::ClusterConfig;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::refusal::Refusal;
-use crate::postgres::instance;
-use crate::postgres::server::{Outcome, Server};
+use crate::postgres::connection;
+use crate::postgres::server::{self, Outcome, Server};
 use crate::set::manifest::Manifest;
+use crate::{files, steps};
 
 /// Refuses what couldn't follow, and what would follow into the original's folders.
 ///
@@ -31,7 +35,7 @@ pub(super) fn check(
         ));
     }
     for data in original::here(cx, manifest, placement) {
-        if let Some(pid) = instance::postmaster(&data)? {
+        if let Some(pid) = server::running(&data)? {
             return Err(Refusal::StandbyBesideOriginal { data, pid }.into());
         }
     }
@@ -44,5 +48,100 @@ pub(super) fn follow(build: &Build, server: &mut Server) -> Result<Outcome> {
     match waited {
         Ok(()) => Ok(Outcome::Follows),
         Err(error) => Err(super::run_server::explain(build, server, error)),
+    }
+}
+
+/// How long WAL may take to stream: PostgreSQL tries it again every five seconds (wal_retrieve_retry_interval).
+const STREAMS_WITHIN: Duration = Duration::from_secs(8);
+/// In the server's words (walreceiver.c).
+const STREAMS: &str = "started streaming WAL from primary";
+
+/// Why nothing streams to a standby that was started, in its server's words; `None` where WAL streams, where
+/// restore_command feeds it meanwhile, or where nobody tells.
+pub(super) fn does_not_stream(
+    cx: &Context,
+    request: &Request,
+    restored: &Restored,
+) -> Option<String> {
+    let standby = request.recovery.standby.as_ref()?;
+    if standby.primary.is_none() || !restored.started {
+        return None;
+    }
+    let host = restored.socket_directory.as_ref()?.to_str()?.to_owned();
+    let port = restored.port.unwrap_or(cx.cluster.port);
+    let server = ClusterConfig { host: Some(host), port, ..cx.cluster.clone() };
+    let log = restored.placement.directory.join("log/server.log");
+    let until = Instant::now() + STREAMS_WITHIN;
+    loop {
+        let asked = streams(&server);
+        let said = files::tail(&log);
+        let said = since_start(&said);
+        if asked == Some(true) || asked.is_none() && said.iter().any(|line| line.contains(STREAMS))
+        {
+            return None;
+        }
+        if Instant::now() >= until || steps::interrupted() {
+            let is_fed = request.recovery.restore_command.is_some();
+            let collected = said.iter().any(|line| line.contains("logging collector"));
+            return match why(said) {
+                Some(words) => Some(words),
+                None if is_fed || asked.is_none() => None,
+                None if collected => Some("its own log says why".into()),
+                None => Some("its server doesn't say why".into()),
+            };
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Asks it itself; `None` where it lets nobody in.
+fn streams(server: &ClusterConfig) -> Option<bool> {
+    let mut client = connection::connect(server).ok()?;
+    let row = client.query_one(
+        "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')",
+        &[],
+    );
+    row.ok().map(|row| row.get(0))
+}
+
+/// What a log says since the server was started last.
+fn since_start(log: &[String]) -> &[String] {
+    let begin = log.iter().rposition(|line| line.contains("starting PostgreSQL "));
+    &log[begin.unwrap_or(0)..]
+}
+
+/// The last words of whoever was to receive WAL (walreceiver.c, libpqwalreceiver.c).
+fn why(said: &[String]) -> Option<String> {
+    const OF_IT: [&str; 5] =
+        ["the primary", "WAL stream", "WAL segment", "replication slot", "timeline"];
+    let is_of_it = |words: &&str| OF_IT.iter().any(|of_it| words.contains(of_it));
+    let mut failed = said.iter().rev().filter_map(|line| {
+        let (_, words) = line.split_once("FATAL:  ").or_else(|| line.split_once("ERROR:  "))?;
+        Some(words)
+    });
+    failed.find(is_of_it).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_nothing_streams_is_told_in_the_server_s_words() {
+        let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+        let before = "t [1] FATAL:  could not receive data from WAL stream: old\n\
+                      t [1] LOG:  starting PostgreSQL 15.18 on x86_64\n";
+        let said = |text: &str| why(since_start(&lines(&format!("{before}{text}"))));
+        assert_eq!(said("t [2] FATAL:  the database system is starting up"), None);
+        assert_eq!(said("t [2] FATAL:  no pg_hba.conf entry for host \"[local]\""), None);
+        for words in [
+            "could not connect to the primary server: invalid connection option \"hosst\"",
+            "could not start WAL streaming: ERROR:  replication slot \"s\" does not exist",
+            "requested WAL segment 000000010000000000000002 has already been removed",
+        ] {
+            let text =
+                format!("t [2] FATAL:  {words}\nt [2] LOG:  waiting for WAL to become available");
+            assert_eq!(said(&text).as_deref(), Some(words));
+        }
     }
 }

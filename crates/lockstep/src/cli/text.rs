@@ -1,0 +1,68 @@
+//! Texts of the command line that mean something to PostgreSQL alone. What it wouldn't take is refused here, before
+//! anything is made.
+//!
+//! What could go wrong: a script's variable that isn't set. An empty recovery_target_name is no target at all, and
+//! recovery goes on to the end of the WAL.
+
+/// The longest name of a restore point (MAXFNAMELEN in xlog_internal.h, less its end), in bytes.
+const LONGEST_POINT: usize = 63;
+/// The longest name of a slot (NAMEDATALEN, less its end), in bytes.
+const LONGEST_SLOT: usize = 63;
+
+/// A restore point's name (check_recovery_target_name in xlogrecovery.c).
+pub(super) fn restore_point(text: &str) -> Result<String, String> {
+    match text.len() {
+        0 => Err("it is empty: is a variable not set?".into()),
+        1..=LONGEST_POINT => Ok(text.to_owned()),
+        length => Err(format!(
+            "it has {length} bytes, and no restore point's name more than {LONGEST_POINT}"
+        )),
+    }
+}
+
+/// A restore_command.
+pub(super) fn command(text: &str) -> Result<String, String> {
+    match text.trim().is_empty() {
+        true => {
+            Err("it is empty: is a variable not set? Where there is no archive leave it out".into())
+        }
+        false => Ok(text.to_owned()),
+    }
+}
+
+/// A replication slot's name (ReplicationSlotValidateName in slot.c).
+pub(super) fn slot(text: &str) -> Result<String, String> {
+    let is_legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if text.is_empty() {
+        return Err("it is empty: is a variable not set?".into());
+    }
+    if text.len() > LONGEST_SLOT || !text.chars().all(is_legal) {
+        return Err(format!(
+            "a slot's name has small letters, digits and _ alone, {LONGEST_SLOT} at most"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_empty_or_too_long_is_refused() {
+        assert!(restore_point("").is_err() && restore_point(&"é".repeat(32)).is_err());
+        for name in ["before the drop", " ", &"x".repeat(63)] {
+            assert_eq!(restore_point(name).as_deref(), Ok(name));
+        }
+        assert!(command("").is_err() && command(" \n\t").is_err());
+        assert_eq!(command("cp /a/%f %p").as_deref(), Ok("cp /a/%f %p"));
+    }
+
+    #[test]
+    fn a_slot_is_called_as_postgresql_takes_it() {
+        for bad in ["", "Bad", "bad-slot", "é", &"x".repeat(64)] {
+            assert!(slot(bad).is_err(), "{bad}");
+        }
+        assert_eq!(slot("standby_2").as_deref(), Ok("standby_2"));
+    }
+}

@@ -1,0 +1,307 @@
+//! pg_hba.conf and pg_ident.conf as one file: what they include stands in the place of the directive, and so do lists of
+//! names (`@FILE`). Read as tokenize_auth_file and next_field_expand in hba.c read them.
+//!
+//! What could go wrong: a file is kept without what it includes; the restored server finds nothing there and doesn't
+//! start, and by then the host that has it is gone.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// How deep files may include one another (CONF_FILE_START_DEPTH and CONF_FILE_MAX_DEPTH in conffiles.h).
+const DEEPEST: u32 = 10;
+/// How many files are read, at most: depth alone doesn't end a file that includes itself twice.
+const MOST: u32 = 1000;
+
+/// The whole text of the file at `path`; `None` where it isn't there. `read` reads a file, if that is there.
+///
+/// # Errors
+/// When one of the files can't be read or isn't there, or they include too much.
+pub fn whole(
+    path: &Path,
+    read: impl Fn(&Path) -> Result<Option<Vec<u8>>>,
+) -> Result<Option<Vec<u8>>> {
+    let mut files = Files { read: &read, left: MOST };
+    match files.take(path)? {
+        Some(text) => files.expanded(path, &text, 0).map(Some),
+        None => Ok(None),
+    }
+}
+
+struct Files<'a> {
+    read: &'a dyn Fn(&Path) -> Result<Option<Vec<u8>>>,
+    left: u32,
+}
+
+impl Files<'_> {
+    fn take(&mut self, path: &Path) -> Result<Option<Vec<u8>>> {
+        self.left = self.left.checked_sub(1).ok_or_else(|| too_much(path))?;
+        (self.read)(path)
+    }
+
+    /// One that has to be there.
+    fn demand(&mut self, path: &Path, by: &Path) -> Result<Vec<u8>> {
+        self.take(path)?.ok_or_else(|| {
+            let (path, by) = (path.display(), by.display());
+            Error::failed(format!("\"{path}\", which \"{by}\" includes, isn't there"))
+        })
+    }
+
+    fn expanded(&mut self, path: &Path, text: &[u8], depth: u32) -> Result<Vec<u8>> {
+        if depth > DEEPEST {
+            return Err(too_much(path));
+        }
+        let mut whole = Vec::with_capacity(text.len());
+        for (as_written, line) in logical_lines(text) {
+            let tokens = tokens(&line);
+            match included(path, &tokens)? {
+                Some((files, has_to_be)) => {
+                    for file in files {
+                        let text = match has_to_be {
+                            true => Some(self.demand(&file, path)?),
+                            false => self.take(&file)?,
+                        };
+                        if let Some(text) = text {
+                            whole.extend(self.expanded(&file, &text, depth + 1)?);
+                        }
+                    }
+                }
+                None if tokens.iter().any(Token::is_list) => {
+                    let mut rest = 0;
+                    for token in tokens.iter().filter(|token| token.is_list()) {
+                        whole.extend_from_slice(&line[rest..token.begin]);
+                        whole.extend(self.list(path, token, depth)?.join(&b','));
+                        rest = token.end;
+                    }
+                    whole.extend_from_slice(&line[rest..]);
+                    whole.push(b'\n');
+                }
+                None => {
+                    whole.extend_from_slice(as_written);
+                    if !as_written.ends_with(b"\n") {
+                        whole.push(b'\n');
+                    }
+                }
+            }
+        }
+        Ok(whole)
+    }
+
+    /// The names in a file of names, as they are written there.
+    fn list(&mut self, by: &Path, token: &Token, depth: u32) -> Result<Vec<Vec<u8>>> {
+        let path = beside(by, &token.value[1..]);
+        if depth > DEEPEST {
+            return Err(too_much(&path));
+        }
+        let text = self.demand(&path, by)?;
+        let mut names = Vec::new();
+        for (_, line) in logical_lines(&text) {
+            for token in tokens(&line) {
+                match token.is_list() {
+                    true => names.extend(self.list(&path, &token, depth + 1)?),
+                    false => names.push(line[token.begin..token.end].to_vec()),
+                }
+            }
+        }
+        Ok(names)
+    }
+}
+
+fn too_much(path: &Path) -> Error {
+    Error::failed(format!(
+        "too many files include one another; one of them is \"{}\"",
+        path.display()
+    ))
+}
+
+/// The files that a line includes, and whether they have to be there; `None`: it is no such line.
+fn included(path: &Path, tokens: &[Token]) -> Result<Option<(Vec<PathBuf>, bool)>> {
+    let [what, name] = tokens else { return Ok(None) };
+    if what.goes_on {
+        return Ok(None);
+    }
+    let place = beside(path, &name.value);
+    Ok(match what.value.as_slice() {
+        b"include" => Some((vec![place], true)),
+        b"include_if_exists" => Some((vec![place], false)),
+        b"include_dir" => Some((files_in(&place)?, true)),
+        _ => None,
+    })
+}
+
+/// Relative to the file that names it (AbsoluteConfigLocation in conffiles.c).
+fn beside(file: &Path, name: &[u8]) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    file.parent().unwrap_or(Path::new("/")).join(std::ffi::OsStr::from_bytes(name))
+}
+
+/// A folder's files of configuration, in their order (GetConfFilesInDir in conffiles.c).
+fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let listed = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
+    let mut files = Vec::new();
+    for entry in listed {
+        let path = entry.map_err(Error::io("list", folder))?.path();
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        if !name.starts_with(b".") && name.ends_with(b".conf") && name.len() > 5 && !path.is_dir() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The lines as they are written, and what they say: a backslash at the end takes the next one along.
+fn logical_lines(text: &[u8]) -> Vec<(&[u8], Vec<u8>)> {
+    let (mut lines, mut line, mut begin, mut at) = (Vec::new(), Vec::new(), 0, 0);
+    for part in text.split_inclusive(|byte| *byte == b'\n') {
+        at += part.len();
+        let plain = part.strip_suffix(b"\n").unwrap_or(part);
+        let plain = plain.strip_suffix(b"\r").unwrap_or(plain);
+        match plain.strip_suffix(b"\\") {
+            Some(before) if at < text.len() => line.extend_from_slice(before),
+            _ => {
+                line.extend_from_slice(plain);
+                lines.push((&text[begin..at], std::mem::take(&mut line)));
+                begin = at;
+            }
+        }
+    }
+    lines
+}
+
+/// A word of a line.
+#[derive(Debug, PartialEq, Eq)]
+struct Token {
+    begin: usize,
+    end: usize,
+    /// Without its quotes.
+    value: Vec<u8>,
+    /// It begins with a quote: then `@` means nothing.
+    is_quoted: bool,
+    /// A comma follows: the next one is of the same field.
+    goes_on: bool,
+}
+
+impl Token {
+    fn is_list(&self) -> bool {
+        !self.is_quoted && self.value.len() > 1 && self.value.starts_with(b"@")
+    }
+}
+
+/// The words of a line (next_token in hba.c).
+fn tokens(line: &[u8]) -> Vec<Token> {
+    let (mut all, mut at) = (Vec::new(), 0);
+    let is_blank = |byte: u8| b" \t\r".contains(&byte);
+    while let Some(&first) = line.get(at) {
+        if is_blank(first) || first == b',' {
+            at += 1;
+            continue;
+        }
+        if first == b'#' {
+            break;
+        }
+        let (begin, mut value, mut in_quotes, mut was_quote) = (at, Vec::new(), false, false);
+        while let Some(&byte) = line.get(at).filter(|byte| in_quotes || !is_blank(**byte)) {
+            if !in_quotes && (byte == b'#' || byte == b',') {
+                break;
+            }
+            at += 1;
+            // Two quotes within quotes are one.
+            let is_doubled = byte == b'"' && was_quote;
+            if byte != b'"' || is_doubled {
+                value.push(byte);
+            }
+            if byte == b'"' {
+                in_quotes = !in_quotes;
+                was_quote = !in_quotes;
+            } else {
+                was_quote = false;
+            }
+        }
+        let goes_on = line.get(at) == Some(&b',');
+        all.push(Token { begin, end: at, value, is_quoted: first == b'"', goes_on });
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn expand(files: &[(&str, &str)]) -> Result<String> {
+        let all: BTreeMap<PathBuf, &str> =
+            files.iter().map(|(path, text)| (PathBuf::from(path), *text)).collect();
+        let read = |path: &Path| Ok(all.get(path).map(|text| text.as_bytes().to_vec()));
+        let whole = whole(Path::new(files[0].0), read)?;
+        Ok(String::from_utf8(whole.expect("the first is there")).unwrap())
+    }
+
+    #[test]
+    fn what_includes_nothing_stays_as_it_is() {
+        let text = "# include x\nlocal all all peer # include y\nhost \"include\" \\\n  all ::1/128 trust\n\
+                    local all,\"@team\" @ include\ninclude too many\n";
+        assert_eq!(expand(&[("/e/hba", text)]).unwrap(), text);
+        assert_eq!(expand(&[("/e/hba", "local all all peer")]).unwrap(), "local all all peer\n");
+    }
+
+    #[test]
+    fn what_is_included_stands_in_its_place() {
+        let text = expand(&[
+            (
+                "/e/hba",
+                "a\n include \"my files/x\" # why\ninclude_if_exists none\ninclude_\\\nif_exists y\nz",
+            ),
+            ("/e/my files/x", "b\ninclude ../y"),
+            ("/e/my files/../y", "c"),
+            ("/e/y", "d\n"),
+        ]);
+        assert_eq!(text.unwrap(), "a\nb\nc\nd\nz\n");
+        let error = expand(&[("/e/hba", "include x")]).unwrap_err();
+        assert_eq!(error.chain(), "\"/e/x\", which \"/e/hba\" includes, isn't there");
+    }
+
+    #[test]
+    fn files_of_names_become_lists() {
+        let text = expand(&[
+            ("/e/hba", "local @dbs,x postgres,@\"the team\"\tpeer # @not\n"),
+            ("/e/dbs", "a, \"b c\"\n# no\n@/more\n"),
+            ("/more", "d"),
+            ("/e/the team", "e f\n"),
+        ]);
+        assert_eq!(text.unwrap(), "local a,\"b c\",d,x postgres,e,f\tpeer # @not\n");
+        assert!(expand(&[("/e/hba", "local @gone all peer")]).is_err());
+    }
+
+    #[test]
+    fn files_that_include_themselves_come_to_an_end() {
+        for text in ["include hba\n", "include hba\ninclude hba\n", "local @hba all peer"] {
+            let error = expand(&[("/e/hba", text)]).unwrap_err();
+            assert!(error.chain().starts_with("too many files"), "{}", error.chain());
+        }
+    }
+
+    #[test]
+    fn a_folder_s_files_come_in_their_order() {
+        let scratch = tempfile::tempdir().unwrap();
+        for name in ["b.conf", "a.conf", ".c.conf", "d.txt", ".conf"] {
+            std::fs::write(scratch.path().join(name), format!("{name}\n")).unwrap();
+        }
+        std::fs::create_dir(scratch.path().join("e.conf")).unwrap();
+        let hba = scratch.path().join("hba");
+        std::fs::write(&hba, "include_dir .\n").unwrap();
+        let read = |path: &Path| std::fs::read(path).map(Some).map_err(Error::io("read", path));
+        assert_eq!(whole(&hba, read).unwrap().unwrap(), b"a.conf\nb.conf\n");
+    }
+
+    #[test]
+    fn quotes_are_read_as_postgresql_reads_them() {
+        let values = |line: &str| {
+            let all = tokens(line.as_bytes()).into_iter();
+            all.map(|token| String::from_utf8(token.value).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(values(r#"a"b "c "d""e",f  # g"#), ["ab c", "d\"e", "f"]);
+        assert_eq!(values("\"open # to the end"), ["open # to the end"]);
+        assert_eq!(values(" \t\r"), Vec::<String>::new());
+    }
+}
