@@ -25,6 +25,7 @@ use crate::plan::refusal::Refusal;
 use crate::plan::strategy;
 use crate::plan::warnings::{ANOTHER_SERVER, bytes, low_space};
 use crate::postgres::connection;
+use crate::restore::strays;
 use crate::set::unfinished;
 use crate::survey;
 
@@ -71,6 +72,7 @@ pub fn run(cx: &Context) -> Result<Vec<Finding>> {
             let datasets: Vec<_> =
                 survey.facts.layout.volumes.iter().map(|v| v.dataset.clone()).collect();
             all.extend(sets::strangers(unfinished::strangers(cx, &datasets)?, cx.state.owner()));
+            all.extend(leftovers::strays(&strays::find(cx, &datasets)?, cx.state.owner()));
         }
         Err(error) => all.push(failure("layout", &error)),
     }

@@ -15,6 +15,7 @@ use crate::postgres::target::{Action, Recovery};
 use crate::postgres::{instance, server};
 use crate::process::quote;
 use crate::restore::source::{Form, From};
+use crate::restore::strays;
 use crate::restore::unfinished::{self, InTheWay};
 use crate::restore::{self, CloneOptions, Request, Restored};
 use crate::set::journal::{self, RestoreJournal};
@@ -85,6 +86,7 @@ pub fn create(cx: &Context, create: &Create) -> Result<Record> {
             format!("take another name, or destroy it: lockstep clone destroy {}", create.name),
         ));
     }
+    refuse_unknown(cx, &create.name)?;
     let parent = cx.cluster.clones.directory.clone().unwrap_or_else(|| cx.state.path("clone-data"));
     let request = Request {
         set: create.set.clone(),
@@ -117,6 +119,29 @@ pub fn create(cx: &Context, create: &Create) -> Result<Record> {
         return Err(error);
     }
     record.ok_or_else(|| Error::failed("the clone was made and not remembered"))
+}
+
+/// Of a clone that this state_dir doesn't know datasets may be there: `zfs` would say no half way.
+fn refuse_unknown(cx: &Context, name: &CloneName) -> Result<()> {
+    let (sets, _) = cx.state.sets()?;
+    let volumes = sets.into_iter().flat_map(|set| set.volumes).map(|volume| volume.dataset);
+    let strays = strays::find(cx, &volumes.collect::<Vec<_>>())?;
+    let id = format!("clone-{name}");
+    let of_it: Vec<_> = strays.iter().filter(|made| made.restore == id).collect();
+    if of_it.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = of_it.iter().map(|made| format!("\"{}\"", made.dataset)).collect();
+    Err(Error::usage(
+        format!(
+            "of a clone \"{name}\" that this state_dir doesn't know these are there: {}",
+            names.join(", ")
+        ),
+        format!(
+            "take another name; or, if nobody needs it (was state_dir lost while it ran?), stop its server and then: {}",
+            strays::commands(&of_it)
+        ),
+    ))
 }
 
 fn settings(cx: &Context, name: &CloneName) -> Vec<(String, String)> {

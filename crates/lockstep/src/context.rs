@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::config::{ClusterConfig, Config, RepositoryConfig};
 use crate::error::Result;
+use crate::lock::Lock;
 use crate::names::ClusterName;
 use crate::postgres::users;
 use crate::process::Credentials;
@@ -50,6 +51,16 @@ impl<'a> Context<'a> {
         let zfs = Zfs::remembering_in(&config.state_dir);
         let (clusters, repositories) = (&config.clusters, &config.repositories);
         Ok(Self { name, cluster, clusters, repositories, state, zfs })
+    }
+
+    /// Takes the cluster's lock for `command`; what ZFS is told to do under it has it too.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Locked`] with who holds it.
+    pub fn lock(&self, command: &str) -> Result<Lock> {
+        let lock = self.state.lock(command)?;
+        self.zfs.work_under(&lock);
+        Ok(lock)
     }
 
     /// Who owns what is restored and runs servers; `None` where this process is that user.

@@ -167,9 +167,20 @@ impl Error {
     /// Whether it, or what it came of, is that nobody reads at a pipe's other end any more.
     #[must_use]
     pub fn is_broken_pipe(&self) -> bool {
+        self.has_cause(|kind| kind == std::io::ErrorKind::BrokenPipe)
+    }
+
+    /// Whether it, or what it came of, is that a file system or a quota is full.
+    #[must_use]
+    pub fn lacks_room(&self) -> bool {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        self.has_cause(|kind| matches!(kind, StorageFull | QuotaExceeded))
+    }
+
+    fn has_cause(&self, is_it: impl Fn(std::io::ErrorKind) -> bool) -> bool {
         let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = next {
-            if kind_of(error) == Some(std::io::ErrorKind::BrokenPipe) {
+            if kind_of(error).is_some_and(&is_it) {
                 return true;
             }
             next = error.source();

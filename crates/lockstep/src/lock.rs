@@ -3,11 +3,16 @@
 //!
 //! The file's text, or for a folder the kernel, says who holds it, for the message of exit code 11; that
 //! is never trusted for more.
+//!
+//! What could go wrong: Lockstep is killed, and a `zfs` that it has started makes its snapshot or clone all the same,
+//! after the next command has undone what it found. So such a `zfs` has the lock too ([`Lock::file`]), and whoever
+//! comes next waits for it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
@@ -17,10 +22,13 @@ use crate::error::{Error, Result};
 /// How long a lock is waited for that is only looked at: nobody looks for longer than a moment, unless it was stopped.
 const LOOKED_AT: Duration = Duration::from_secs(5);
 
+/// How long a program is waited for that a killed holder has started.
+const LEFT: Duration = Duration::from_secs(15);
+
 /// A held lock; dropping it lets go.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: Arc<File>,
 }
 
 /// Why a lock wasn't had.
@@ -38,6 +46,7 @@ impl Lock {
     /// # Errors
     /// [`LockError::Held`] when it is taken.
     pub fn take(path: &Path, command: &str) -> Result<Self, LockError> {
+        let since = Instant::now();
         let mut file = loop {
             let mut file = open(path)?;
             match Tried::on(&file, path)? {
@@ -47,6 +56,15 @@ impl Lock {
                     let mut holder = String::new();
                     let _ = file.read_to_string(&mut holder);
                     let holder = holder.trim();
+                    if is_gone(holder) {
+                        if since.elapsed() < LEFT {
+                            std::thread::sleep(Duration::from_millis(20));
+                            continue;
+                        }
+                        return Err(LockError::Held(format!(
+                            "{holder}, which isn't there any more: a program that it started works still"
+                        )));
+                    }
                     return Err(LockError::Held(if holder.is_empty() {
                         "a process that has only just begun".into()
                     } else {
@@ -64,7 +82,13 @@ impl Lock {
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(text.as_bytes()))
             .map_err(|e| LockError::Failed(Error::io("write", path)(e)))?;
-        Ok(Self { _file: file })
+        Ok(Self { file: Arc::new(file) })
+    }
+
+    /// The file: whoever has it, has the lock.
+    #[must_use]
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
     }
 
     /// The same, where a lock that is held refuses the whole command; `what` is locked then, in words.
@@ -105,7 +129,7 @@ impl Lock {
             let file =
                 File::open(path).map_err(|e| LockError::Failed(Error::io("open", path)(e)))?;
             match Tried::on(&file, path)? {
-                Tried::Had => return Ok(Self { _file: file }),
+                Tried::Had => return Ok(Self { file: Arc::new(file) }),
                 Tried::Gone => {}
                 Tried::Held => {
                     return Err(LockError::Held(
@@ -154,6 +178,13 @@ impl Tried {
 fn is_only_looked_at(file: &File) -> bool {
     flock(file, FlockOperation::NonBlockingLockShared).is_ok()
         && flock(file, FlockOperation::Unlock).is_ok()
+}
+
+/// Whether the process of a lock's text has ended.
+fn is_gone(holder: &str) -> bool {
+    let process = holder.strip_prefix("process ").and_then(|rest| rest.split(' ').next());
+    let process = process.and_then(|process| process.parse::<u32>().ok());
+    process.is_some_and(|process| !Path::new("/proc").join(process.to_string()).exists())
 }
 
 /// Who holds a file's lock, as the kernel lists it: a folder can't carry a text.
@@ -225,6 +256,26 @@ mod tests {
         );
         drop(first);
         assert!(Lock::take(&path, "backup").is_ok());
+    }
+
+    #[test]
+    fn what_a_killed_holder_started_is_waited_for() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("lock");
+        let lock = Lock::take(&path, "backup").unwrap();
+        let left =
+            crate::process::Program::new("sleep").arg("1").holding(Some(lock.file().clone()));
+        let since = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(move || left.run().unwrap());
+            // As if this process had been killed: its own descriptor is closed, and the text is of nobody who lives.
+            std::thread::sleep(Duration::from_millis(300));
+            std::fs::write(&path, "process 4294967295 (lockstep backup) since 2026\n").unwrap();
+            drop(lock);
+            assert!(Lock::is_held(&path).unwrap());
+            Lock::take(&path, "prune").unwrap();
+            assert!(since.elapsed() >= Duration::from_secs(1));
+        });
     }
 
     /// `prune --dry-run` in a loop must make no backup fail.

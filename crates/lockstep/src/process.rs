@@ -4,6 +4,9 @@
 //! in the error. Children get their own process group, so that Ctrl-C ends Lockstep at the next
 //! step and not a `zfs snapshot` half way; one whose output or input is given up before its end is
 //! killed and waited for.
+//!
+//! What could go wrong: Lockstep is killed, and what it started goes on, and makes what the next command, which undoes the
+//! killed one, never hears of. So a program can hold the lock under which it works: see [`Program::holding`].
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
@@ -11,6 +14,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -154,6 +158,7 @@ pub struct Program {
     credentials: Option<Credentials>,
     directory: Option<PathBuf>,
     environment: Vec<(&'static str, OsString)>,
+    held: Option<Arc<std::fs::File>>,
 }
 
 impl Program {
@@ -165,6 +170,7 @@ impl Program {
             credentials: None,
             directory: None,
             environment: Vec::new(),
+            held: None,
         }
     }
 
@@ -205,6 +211,14 @@ impl Program {
     #[must_use]
     pub fn env(mut self, name: &'static str, value: impl AsRef<OsStr>) -> Self {
         self.environment.push((name, value.as_ref().to_owned()));
+        self
+    }
+
+    /// While it runs to its end it has this file, as the standard input that it doesn't read: so an flock(2) on it lasts
+    /// until the program ends, also where this process is killed before.
+    #[must_use]
+    pub fn holding(mut self, file: Option<Arc<std::fs::File>>) -> Self {
+        self.held = file;
         self
     }
 
@@ -263,7 +277,11 @@ impl Program {
 
     fn run_to_end(&self) -> Result<(Output, ExitStatus), CommandError> {
         let began = Instant::now();
-        let mut running = Piped::new(self, "run", Stdio::null(), Stdio::piped())?;
+        let stdin = match &self.held {
+            Some(file) => file.try_clone().map_err(|source| self.start_error(source))?.into(),
+            None => Stdio::null(),
+        };
+        let mut running = Piped::new(self, "run", stdin, Stdio::piped())?;
         running.pipe = running.child.stdout.take();
         let mut stdout = Vec::new();
         running.read_to_end(&mut stdout).map_err(|source| running.lost(source))?;

@@ -177,9 +177,15 @@ pub type Report = Vec<(Place, Result<Outcome>)>;
 /// When nothing is configured for a place that was named, or somebody else holds the cluster's lock.
 pub fn run(cx: &Context, request: &Request, mut show: impl FnMut(&Plan)) -> Result<Report> {
     let places = places(cx, request)?;
+    // Before the lock: a repository that doesn't answer must keep no backup from being taken.
+    let asked = match places.contains(&Place::Local) && local::is_asked_for(cx, request) {
+        true => common::ask_all(cx),
+        false => Vec::new(),
+    };
+    steps::reached("prune.asked")?;
     let mut lock = match request.dry_run {
         true => None,
-        false => Some(cx.state.lock("prune")?),
+        false => Some(cx.lock("prune")?),
     };
     if !request.dry_run {
         steps::reached("prune.locked")?;
@@ -189,7 +195,7 @@ pub fn run(cx: &Context, request: &Request, mut show: impl FnMut(&Plan)) -> Resu
     let mut report = Report::new();
     for place in places {
         let outcome = match &place {
-            Place::Local => local::prune(cx, request, &mut show),
+            Place::Local => local::prune(cx, request, &asked, &mut show),
             Place::Repository(name) => {
                 // A merge may take hours, and backups go on meanwhile: a repository has locks of its own.
                 drop(lock.take());

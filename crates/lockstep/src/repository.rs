@@ -21,6 +21,7 @@ pub mod kin;
 pub mod locks;
 pub mod peek;
 pub mod raw;
+pub(crate) mod reserve;
 pub mod secret;
 mod seen;
 pub mod shipped;

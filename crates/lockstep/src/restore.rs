@@ -24,6 +24,7 @@ mod received;
 pub mod run_server;
 pub mod source;
 mod standby;
+pub mod strays;
 mod surplus;
 mod timelines;
 mod tree;

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use support::cluster::Stop;
 use support::command::{command, must, wait_until};
+use support::commands::pretending;
 use support::faults::{
     assert_nothing_remains, assert_restorable, assert_said, entries, kill_at, restore_arguments,
     server_by_hand, signal_at, wait_for_no_session,
@@ -324,4 +325,97 @@ fn what_is_mounted_in_what_a_killed_restore_left_stays() {
     must(&mut command("umount", [&look]));
     lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
     assert!(!to.exists());
+}
+
+/// A `zfs` at work isn't killed with the program: the next command waits for it, and removes what it made after all.
+#[test]
+fn what_zfs_makes_once_its_command_was_killed_goes_as_well() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label").id;
+    let to = fixture.target("late");
+    let (backup, restore) =
+        (vec!["backup", "--strategy", "label"], restore_arguments(&set, &to, &[]));
+    for (subcommand, arguments) in [("snapshot", backup), ("clone", restore)] {
+        let [begun, done] =
+            ["begun", "done"].map(|name| fixture.root().join(format!("{subcommand}-{name}")));
+        let cases = format!(
+            "\"{subcommand} -o\"*) touch '{}'; sleep 4; zfs \"$@\"; touch '{}';;",
+            begun.display(),
+            done.display()
+        );
+        let slow = pretending(&fixture, &lockstep, &format!("slow-{subcommand}"), &cases);
+        let mut program = slow.spawn(&arguments);
+        wait_until("zfs is at work", LIMIT, || begun.exists());
+        program.kill();
+        assert_eq!(program.wait(LIMIT).signal, Some(9));
+        assert!(!done.exists());
+        let next = lockstep.backup("label").id;
+        assert!(done.exists(), "{subcommand} goes on still");
+        fixture.discard_set(&next);
+        let left = fixture.snapshots().into_iter().filter(|name| !name.ends_with(&set));
+        assert_eq!(left.collect::<Vec<_>>(), [""; 0], "{subcommand}");
+        assert!(fixture.clones().is_empty(), "{subcommand}: {:?}", fixture.clones());
+    }
+    fixture.discard_set(&set);
+    assert_nothing_remains(&fixture, &[], "once zfs has ended");
+}
+
+/// What no journal and no record knows is named, with the command that takes it away; and in nobody's way half way.
+#[test]
+fn what_nobody_here_knows_is_named() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label");
+    let owner = fs::read_to_string(fixture.state.join("owner")).expect("it has a name");
+    let (snapshot, pool) = (&set.volumes[0].snapshot, &fixture.pools[0].name);
+    let clone = |name: &str, id: &str, owner: &str, more: &[&str]| {
+        let dataset = format!("{pool}/{name}");
+        let marks = [format!("lockstep:restore={id}"), format!("lockstep:owner={owner}")];
+        let mut arguments =
+            vec!["clone", "-o", "mountpoint=none", "-o", &marks[0], "-o", &marks[1]];
+        arguments.extend(more);
+        arguments.extend([snapshot.as_str(), &dataset]);
+        zfs(&arguments);
+        dataset
+    };
+    let ours = clone("lockstep-restore-ab12-data", "restore-ab12", owner.trim(), &[]);
+    let theirs = clone("lockstep-clone-dev-data", "clone-dev", "another", &[]);
+    let ended = ["-o", "lockstep:ended=restore-cd34"];
+    let somebodys = clone("restored", "restore-cd34", owner.trim(), &ended);
+    let begun = format!("{}@lockstep-20200101T000000Z-aaaa", set.volumes[0].dataset);
+    let owned = format!("lockstep:owner={}", owner.trim());
+    let marks = ["lockstep:set=20200101T000000Z-aaaa", "lockstep:state=taking", &owned];
+    let marks = marks.iter().flat_map(|mark| ["-o", mark]);
+    zfs(&["snapshot"].into_iter().chain(marks).chain([begun.as_str()]).collect::<Vec<_>>());
+
+    let checked = lockstep.expect(exit::DONE, &["check"]);
+    for words in [
+        format!(
+            "restore-ab12 was made by this state_dir, which has neither journal nor record of it, and has \"{ours}\""
+        ),
+        format!("clone-dev isn't one of this state_dir, and has \"{theirs}\""),
+        format!("zfs destroy {}", lockstep::process::quote(&ours)),
+        format!(
+            "was begun by this state_dir and never complete, its journal is gone, and has the snapshot \"{begun}\""
+        ),
+    ] {
+        assert!(checked.stdout.contains(&words), "{words}: {}", checked.describe());
+    }
+    assert!(!checked.stdout.contains(&somebodys), "{}", checked.describe());
+
+    let refused = lockstep.expect(exit::USAGE, &["clone", "create", "dev"]);
+    let command = format!("zfs destroy {}", lockstep::process::quote(&theirs));
+    assert_said(&refused, &["that this state_dir doesn't know", &theirs, &command]);
+    for dataset in [ours, theirs, somebodys, begun] {
+        zfs(&["destroy", &dataset]);
+    }
+    let checked = lockstep.expect(exit::DONE, &["check"]);
+    assert!(!checked.stdout.contains("this state_dir"), "{}", checked.describe());
+    // One that runs is known.
+    let made = lockstep.clone_create("dev", &[]);
+    let checked = lockstep.expect(exit::DONE, &["check"]);
+    assert!(!checked.stdout.contains("this state_dir"), "{}", checked.describe());
+    lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
+    drop(made);
 }

@@ -9,7 +9,7 @@ use lockstep::set::manifest::Manifest;
 use serde_json::Value;
 use support::checker::Checker;
 use support::cluster::Stop;
-use support::command::{command, must};
+use support::command::{LIMIT, command, must, wait_until};
 use support::faults::assert_said;
 use support::fixture::Fixture;
 use support::layout::two_pools_four_datasets;
@@ -17,7 +17,9 @@ use support::ledger::{Expected, Ledger};
 use support::load::{Load, Plan};
 use support::lockstep::{Lockstep, Set, exit, json_of};
 use support::pools::zfs;
-use support::shipping::{NAME, assert_received, discard, folder, objects, packs, with_options};
+use support::shipping::{
+    self, NAME, assert_received, discard, folder, objects, packs, s3_table, with_options,
+};
 
 const SCALE: u32 = 1;
 
@@ -420,4 +422,115 @@ fn what_nobody_uses_any_more_goes() {
     assert!(!former.iter().chain(&locks).any(|path| path.exists()));
     assert!(!seen("former").exists() && seen(NAME).exists());
     assert!(own.iter().all(|folder| folder.join("known").exists()), "it is shipped to still");
+}
+
+/// No listing shows what a killed shipment left half written in a folder; `repo check` and `repo list` count it, and a
+/// prune deletes it once it is old.
+#[test]
+fn what_a_killed_shipment_left_half_written_is_counted_and_goes() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = with_options(
+        &fixture,
+        "grace_hours = 1\n\n[clusters.main.retention]\nrepository = { last = 5 }\n",
+    );
+    lockstep.backup("label");
+    let size = || {
+        let listed = lockstep.json(&["repo", "list"]);
+        listed["repositories"][0]["bytes"].as_u64().expect("a number")
+    };
+    let before = size();
+    let pack = packs(&fixture).into_keys().next().expect("a pack");
+    let half = |number: u64, hours: u64| {
+        let path = std::path::PathBuf::from(format!("{}#{number}", pack.display()));
+        fs::write(&path, vec![1; 1 << 20]).expect("it can be written");
+        let time = std::time::SystemTime::now() - std::time::Duration::from_secs(hours * 3600 + 60);
+        let file = fs::File::options().write(true).open(&path).expect("it is there");
+        file.set_modified(time).expect("it can be dated");
+        path
+    };
+    let (old, young) = (half(1, 1), half(2, 0));
+    assert_eq!(size() - before, 2 << 20);
+    let checked = lockstep.expect(exit::DONE, &["repo", "check"]);
+    assert!(checked.stdout.contains("2 files half written (2.0 MiB)"), "{}", checked.describe());
+    let pruned = lockstep.json(&["prune", "--repository", NAME]);
+    assert_eq!(pruned["places"][0]["deleted"], 1, "{pruned}");
+    assert!(!old.exists() && young.exists() && pack.exists());
+}
+
+/// Where not a byte is left: what is due makes room for what a prune writes, and what is kept back for its lease.
+#[test]
+fn a_full_folder_gets_room_again() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let at = folder(&fixture);
+    fs::create_dir(&at).expect("a folder can be made");
+    let path = at.to_str().expect("the harness' own paths are UTF-8").to_owned();
+    must(&mut command("mount", ["-t", "tmpfs", "-o", "size=96m", "small", path.as_str()]));
+    let lockstep = configured(&fixture, "local = { last = 9 }\nrepository = { last = 2 }");
+    let sets = [(); 3].map(|()| {
+        fixture
+            .cluster
+            .execute(&["CREATE TABLE IF NOT EXISTS t (n int)", "INSERT INTO t VALUES (1)"]);
+        lockstep.backup("label").id
+    });
+    // Then nothing needs what was stored for the last one first.
+    lockstep.expect(exit::DONE, &["ship", "--full", &sets[2]]);
+    let fill = || {
+        use std::io::Write;
+        let mut file = fs::File::options().create(true).append(true).open(at.join("filler"));
+        let file = file.as_mut().expect("it can be made");
+        for size in [1 << 20, 4096, 1] {
+            while file.write_all(&vec![1; size]).is_ok() {}
+        }
+    };
+    let prune = ["prune", "--repository", NAME];
+    let reserve = at.join("leases/reserve");
+    fill();
+    // What shipments may not touch.
+    assert!(reserve.exists());
+    let pruned = lockstep.json(&prune);
+    let place = &pruned["places"][0];
+    assert_eq!(place["removed"], serde_json::json!([sets[0]]), "{pruned}");
+    assert!(place["error"].is_null() && place["deleted"].as_u64() > Some(0), "{pruned}");
+    assert!(place["merged"].as_u64() > Some(0), "{pruned}");
+    lockstep.expect(exit::DONE, &["repo", "check", "--read-data"]);
+    // It is there again with the next lease.
+    lockstep.backup("label");
+    assert!(reserve.exists());
+
+    // One that was full before anything was kept back.
+    fs::remove_file(&reserve).expect("it is there");
+    fill();
+    let failed = lockstep.expect(exit::FAILED, &prune);
+    assert_said(&failed, &["No space left on device", "not even the lease fits"]);
+    let shipped = lockstep.expect(exit::PROBLEMS, &["backup"]);
+    assert_said(&shipped, &["No space left on device", "lockstep prune"]);
+    let file = fs::File::options().write(true).open(at.join("filler")).expect("it is there");
+    let length = file.metadata().expect("it is ours").len();
+    file.set_len(length - (16 << 10)).expect("it can be cut off");
+    drop(file);
+    lockstep.expect(exit::DONE, &prune);
+    must(&mut command("umount", [path.as_str()]));
+}
+
+/// Whoever waits for a repository keeps nobody from taking a backup.
+#[test]
+fn a_repository_that_never_answers_keeps_no_backup_from_being_taken() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    silent.set_nonblocking(true).expect("it can be asked");
+    let port = silent.local_addr().expect("it has an address").port();
+    let table = s3_table(fixture.root(), port, "bucket", "timeout_seconds = 4");
+    let retention = "\n[clusters.main.retention]\nlocal = { last = 1 }\n";
+    let lockstep = shipping::configured(&fixture, &[("far", table)], retention);
+    let first = Set::of(&lockstep.json(&["backup", "--no-ship"])).id;
+    let mut pruning = lockstep.spawn(&["prune", "--local"]);
+    wait_until("the repository is asked", LIMIT, || silent.accept().is_ok());
+    let second = Set::of(&lockstep.json(&["backup", "--no-ship"])).id;
+    assert!(pruning.is_running(), "it has waited for an answer until here");
+    let outcome = pruning.wait(LIMIT);
+    assert_eq!(outcome.code, Some(exit::PROBLEMS), "{}", outcome.describe());
+    assert_said(&outcome, &["repository far can't be asked what it has"]);
+    // What has come meanwhile counts.
+    assert!(outcome.stdout.contains(&first), "{}", outcome.describe());
+    assert_eq!(lockstep.sets(), [second]);
 }

@@ -10,9 +10,9 @@ use serde_json::Value;
 use support::cluster::Stop;
 use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
-use support::lockstep::{LIMIT, Lockstep, Set, Steps, exit, json_of};
+use support::lockstep::{LIMIT, Lockstep, Set, Steps, exit, json_of, toml_string};
 use support::pools::zfs;
-use support::shipping::{NAME, folder, with_repository};
+use support::shipping::{NAME, configured, folder, with_repository};
 
 const MISSING: [&str; 3] = ["--json", "ship", "--missing"];
 const NOTHING: &str = "each of this host's sets is there, or was and is pruned";
@@ -198,5 +198,58 @@ fn a_repository_that_was_made_anew_gets_what_the_former_one_had() {
     assert!(!listed.to_string().contains("\"in_repositories\":[]"), "{listed}");
     // Its marks are of it too.
     lockstep.expect(exit::DONE, &["prune", "--repository", NAME, "--set", &first]);
+    assert_told(&lockstep.json(&MISSING[1..]), &[]);
+}
+
+/// Nothing in the list of sets would read as if nothing were missing.
+#[test]
+fn a_repository_that_can_t_be_asked_is_named() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    kept_here(&fixture, &lockstep, 1);
+    let away = fixture.root().join("away");
+    fs::rename(folder(&fixture), &away).expect("it can be moved");
+    let said = json_of(&lockstep.expect(exit::PROBLEMS, &MISSING));
+    assert_told(&said, &[]);
+    let failed = said["failed"].as_array().expect("a list");
+    assert_eq!(failed.len(), 1, "{said}");
+    assert_eq!(failed[0]["repository"], NAME, "{said}");
+    assert!(failed[0]["error"].is_string() && failed[0]["hint"].is_string(), "{said}");
+    fs::rename(&away, folder(&fixture)).expect("it can be moved");
+    assert_eq!(lockstep.json(&MISSING[1..])["failed"], serde_json::json!([]));
+}
+
+/// It is the same by its id: what was there is neither brought back nor named by the former name.
+#[test]
+fn a_repository_has_what_it_had_under_another_name() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    let sets = [(); 3].map(|()| lockstep.backup("label").id);
+    lockstep.expect(exit::DONE, &["prune", "--repository", NAME, "--set", &sets[0]]);
+    // Another host's prune leaves the note here.
+    let note = |set: &str, name: &str| {
+        fixture.state.join("clusters/main/sets").join(set).join(format!("shipped.{name}.json"))
+    };
+    let noted = fs::read(note(&sets[1], NAME)).expect("it was noted");
+    lockstep.expect(exit::DONE, &["prune", "--repository", NAME, "--set", &sets[1]]);
+    let mark = fixture.state.join("clusters/main/sets").join(&sets[1]);
+    fs::remove_file(mark.join(format!("pruned.{NAME}"))).expect("it was marked");
+    fs::write(note(&sets[1], NAME), noted).expect("it can be written");
+
+    let url = format!("file://{}", folder(&fixture).display());
+    let table = format!("url = {}", toml_string(std::path::Path::new(&url)));
+    let lockstep = configured(&fixture, &[("disk", table)], "");
+    assert_told(&lockstep.json(&MISSING[1..]), &[]);
+    let in_repositories = || -> Vec<String> {
+        let listed = lockstep.json(&["list"]);
+        let of = |set: &Value| set["in_repositories"][0]["repository"].to_string();
+        listed["sets"].as_array().expect("a list").iter().map(of).collect()
+    };
+    assert_eq!(in_repositories(), ["null"; 3], "nothing says yet what it is called now");
+    let newest = lockstep.backup("label").id;
+    assert_eq!(in_repositories()[2..], ["\"disk\"", "\"disk\""]);
+    // What is marked under the new name is no more noted under the old one.
+    lockstep.expect(exit::DONE, &["prune", "--repository", "disk", "--set", &sets[2]]);
+    assert!(!note(&sets[2], NAME).exists() && note(&newest, "disk").exists());
     assert_told(&lockstep.json(&MISSING[1..]), &[]);
 }

@@ -403,3 +403,62 @@ fn what_is_younger_than_the_run_waits_for_the_next() {
     assert_eq!((early.deleted.len(), early.waiting.len(), early.locked.len()), (0, 25, 0));
     assert_eq!(collect(&repository, 0, NOW, false, HELD).unwrap().deleted.len(), 25);
 }
+
+/// What a killed writing left in a folder is in no listing; it goes all the same once it is old, and nothing else does.
+#[test]
+fn what_is_half_written_goes_after_the_grace_time() {
+    use std::fs;
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+    use strata::check::{CheckOptions, check};
+    use strata::store::{ObjectStorage, Store};
+
+    let scratch = tempfile::tempdir().unwrap();
+    let store = Store::new(ObjectStorage::folder(scratch.path()).unwrap());
+    let repository = Repository::new(store, "clusters/main", None).unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let pack = "01J00000000000000000000000";
+    let half = |path: &str, age: u64| {
+        let path = scratch.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, [0; 100]).unwrap();
+        let time = UNIX_EPOCH + Duration::from_secs(now - age);
+        fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+    };
+    let main = |path: &str| format!("clusters/main/{path}");
+    let old = [
+        main(&format!("packs/{pack}#1")),
+        main(&format!("sets/a.json#12")),
+        main("volumes/i/1.json#1"),
+        main("doomed.json#1"),
+        main("leases/write/00000000000000000001#1"),
+    ];
+    let stays = [
+        // Somebody writes it at the moment.
+        (main(&format!("packs/{pack}#2")), 3000),
+        (main("leases/write/00000000000000000002#1"), 3000),
+        // None of ours, another cluster's, not half written.
+        (main("packs/mine#1"), 9000),
+        (main("notes/x#1"), 9000),
+        ("clusters/other/packs/P#1".to_string(), 9000),
+        (main("sets/b.json#"), 9000),
+    ];
+    old.iter().for_each(|path| half(path, 9000));
+    stays.iter().for_each(|(path, age)| half(path, *age));
+    let there = |path: &String| scratch.path().join(path).exists();
+
+    let report = check(&repository, &CheckOptions::default()).unwrap();
+    assert_eq!(report.half_written.len(), old.len() + 4, "{:?}", report.half_written);
+    let mut dry = collect(&repository, 3600, now, true, HELD).unwrap().deleted;
+    dry.sort();
+    let mut expected = old.to_vec();
+    expected.sort();
+    assert_eq!(dry, expected);
+    assert!(old.iter().all(there));
+    let lost: Still<'_> = &|| Err(Error::LeaseLost { what: "w".into(), owner: "o".into() });
+    assert!(collect(&repository, 3600, now, false, lost).is_err() && old.iter().all(there));
+    assert_eq!(collect(&repository, 3600, now, false, HELD).unwrap().deleted, dry);
+    assert!(!old.iter().any(there) && stays.iter().all(|(path, _)| there(path)));
+    // Without a grace time what is written of a lease stays for an hour: whoever waits for one writes beside its holder.
+    collect(&repository, 0, now, false, HELD).unwrap();
+    assert!(!there(&stays[0].0) && stays[1..].iter().all(|(path, _)| there(path)));
+}

@@ -1,12 +1,15 @@
 //! What was cut off and isn't removed yet, and what keeps it from being removed; and sets that nobody looks after any more.
 
+use std::collections::BTreeMap;
+
 use super::{Finding, warning};
 use crate::context::Context;
 use crate::error::Result;
 use crate::lock::Lock;
-use crate::restore::{self, unfinished::InTheWay};
+use crate::restore::{self, strays, unfinished::InTheWay};
 use crate::set::journal::{self, BackupJournal, RemovalJournal, RestoreJournal};
 use crate::set::unfinished::{self, ADOPT, NO_MANIFEST};
+use crate::volume::zfs::Made;
 
 const SUBJECT: &str = "unfinished";
 
@@ -57,6 +60,28 @@ pub(super) fn of_no_cluster(cx: &Context) -> Result<Vec<Finding>> {
         warning("sets", what, hint)
     };
     Ok(unknown.map(say).collect())
+}
+
+/// A finding for each restore or clone whose datasets nobody here knows. A pure function.
+pub(super) fn strays(found: &[Made], owner: &str) -> Vec<Finding> {
+    let mut by_restore: BTreeMap<(&str, &str), Vec<&Made>> = BTreeMap::new();
+    for made in found {
+        by_restore.entry((&made.restore, &made.owner)).or_default().push(made);
+    }
+    let line = |((restore, of), made): ((&str, &str), Vec<&Made>)| {
+        let names: Vec<_> = made.iter().map(|made| format!("\"{}\"", made.dataset)).collect();
+        let whose = match of == owner {
+            true => "was made by this state_dir, which has neither journal nor record of it",
+            false => "isn't one of this state_dir",
+        };
+        let what = format!("{restore} {whose}, and has {}", names.join(", "));
+        let hint = format!(
+            "what a killed command left, or of a state_dir that was lost (or another host's command is at work). If nobody needs it, stop its server where one runs, and then: {}",
+            strays::commands(&made)
+        );
+        warning(SUBJECT, what, hint)
+    };
+    by_restore.into_iter().map(line).collect()
 }
 
 fn of_backup(entry: &BackupJournal) -> Finding {

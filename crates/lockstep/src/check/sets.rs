@@ -16,6 +16,7 @@ use crate::retention;
 use crate::set::at_work;
 use crate::set::branches::{Branches, Member};
 use crate::set::manifest::Manifest;
+use crate::set::unfinished::TAKING;
 use crate::set::{notes, removal};
 use crate::ship::lease;
 use crate::volume::zfs::Tagged;
@@ -420,17 +421,21 @@ fn newest_there(subject: &str, set: &Shipped, max_age: u32, now: jiff::Timestamp
 /// Snapshots with Lockstep's marks that are of no set here: one line a set. What this state_dir took is told from what
 /// another did: that one may have the set still.
 pub(super) fn strangers(found: Vec<Tagged>, owner: &str) -> Vec<Finding> {
-    let mut by_set: BTreeMap<(String, bool), Vec<String>> = BTreeMap::new();
+    let mut by_set: BTreeMap<(String, bool, bool), Vec<String>> = BTreeMap::new();
     for tagged in found {
-        let key = (tagged.set, tagged.owner == owner);
+        let key = (tagged.set, tagged.owner == owner, tagged.state == TAKING);
         by_set.entry(key).or_default().push(format!("\"{}\"", tagged.snapshot));
     }
-    let line = |((set, is_ours), names): ((String, bool), Vec<String>)| {
+    let line = |((set, is_ours, is_begun), names): ((String, bool, bool), Vec<String>)| {
         let more = names.len().saturating_sub(NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let named: Vec<_> = names.iter().take(NAMED).map(String::as_str).collect();
         let word = if names.len() == 1 { "snapshot" } else { "snapshots" };
         let (what, hint) = match is_ours {
+            true if is_begun => (
+                "was begun by this state_dir and never complete, its journal is gone,",
+                "what a killed backup left, of no use to anybody: zfs destroy SNAPSHOT (one that is held: zfs release lockstep SNAPSHOT before)",
+            ),
             true => (
                 "was taken by this state_dir, which has no manifest of it any more,",
                 "its manifest was lost, or it was given up. Where a repository has the set, `lockstep adopt` takes it up again. If nobody needs it: zfs release lockstep SNAPSHOT, zfs destroy SNAPSHOT",

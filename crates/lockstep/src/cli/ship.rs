@@ -63,7 +63,7 @@ impl Ship {
 /// Ships what the repositories lack, each on its own. What was done is told also where it was interrupted.
 fn ship_missing(cx: &Context, names: &[String], json: bool) -> Result<Done> {
     crate::restore::unfinished::remove(cx)?;
-    let mut told = Told { json, sets: Vec::new(), done: Done::Well };
+    let mut told = Told { json, sets: Vec::new(), failed: Vec::new(), done: Done::Well };
     let mut interrupted = None;
     for name in names {
         match told.ship_to(cx, name) {
@@ -73,6 +73,9 @@ fn ship_missing(cx: &Context, names: &[String], json: bool) -> Result<Done> {
             }
             Err(error) => {
                 output::error(&error);
+                told.failed.push(json!({
+                    "repository": name, "error": error.chain(), "hint": error.hint(),
+                }));
                 told.done = Done::WithProblems;
             }
             Ok(()) => {}
@@ -80,9 +83,9 @@ fn ship_missing(cx: &Context, names: &[String], json: bool) -> Result<Done> {
     }
     if json {
         let partial = interrupted.is_some();
-        output::print_json(
-            &json!({"version": JSON_VERSION, "sets": told.sets, "partial": partial}),
-        )?;
+        output::print_json(&json!({
+            "version": JSON_VERSION, "sets": told.sets, "failed": told.failed, "partial": partial,
+        }))?;
     }
     interrupted.map_or(Ok(told.done), Err)
 }
@@ -91,6 +94,8 @@ fn ship_missing(cx: &Context, names: &[String], json: bool) -> Result<Done> {
 struct Told {
     json: bool,
     sets: Vec<Value>,
+    /// Repositories that couldn't be asked what they lack.
+    failed: Vec<Value>,
     done: Done,
 }
 

@@ -34,7 +34,7 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, with_sets: bool) ->
     {
         let cluster = record.as_cluster()?;
         let cx = Context::open_as(config, name.clone(), &cluster)?;
-        let _sets = cx.state.lock("mirror destroy")?;
+        let _sets = cx.lock("mirror destroy")?;
         check_sets(home, &record, &cx, with_sets)?;
         record.phase = Phase::Destroying;
         home.write(&record)?;

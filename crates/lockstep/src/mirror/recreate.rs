@@ -42,7 +42,7 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     // No backup may freeze a mirror that is half one thing and half the other.
     let cluster = record.as_cluster()?;
     let cx = Context::open_as(config, name.clone(), &cluster)?;
-    let _sets = cx.state.lock("mirror recreate")?;
+    let _sets = cx.lock("mirror recreate")?;
     record.check_mounted(&home.zfs)?;
     record.write_passfile()?;
     let mut primary = Primary::connect(&record.conninfo()?, record.password_file.as_deref())?;

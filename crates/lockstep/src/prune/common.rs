@@ -1,4 +1,8 @@
 //! The newest set that this host and a repository both have: what the next increment starts from.
+//!
+//! What could go wrong: a repository doesn't answer, for minutes, and whoever holds the cluster's lock meanwhile keeps
+//! backups from being taken. So the repositories are asked before that is taken ([`Asked`]); what one says may be old by
+//! then, and is right enough: a set that has come since isn't known as common yet, and an older one is kept in its place.
 
 use std::collections::BTreeSet;
 
@@ -19,22 +23,34 @@ pub(super) struct Common {
     pub(super) problem: Option<String>,
 }
 
-/// Asks every repository of the cluster; `local` are the sets that an increment can start from on this host.
-pub(super) fn with_all(cx: &Context, local: &BTreeSet<String>) -> Vec<Common> {
-    cx.cluster.repositories.iter().map(|name| with_one(cx, name, local)).collect()
+/// What a repository has, or why it couldn't be asked.
+pub(super) struct Asked {
+    repository: String,
+    there: Result<BTreeSet<String>>,
 }
 
-fn with_one(cx: &Context, name: &str, local: &BTreeSet<String>) -> Common {
-    let there = repository::open(cx, name).and_then(|repository| repository.ids());
+/// Asks every repository of the cluster.
+pub(super) fn ask_all(cx: &Context) -> Vec<Asked> {
+    let ask = |name: &String| {
+        let there = repository::open(cx, name).and_then(|repository| repository.ids());
+        Asked { repository: name.clone(), there: there.map(BTreeSet::from_iter) }
+    };
+    cx.cluster.repositories.iter().map(ask).collect()
+}
+
+/// What each has in common with this host; `local` are the sets that an increment can start from here.
+pub(super) fn with_all(cx: &Context, asked: &[Asked], local: &BTreeSet<String>) -> Vec<Common> {
+    asked.iter().map(|asked| with_one(cx, asked, local)).collect()
+}
+
+fn with_one(cx: &Context, asked: &Asked, local: &BTreeSet<String>) -> Common {
+    let name = asked.repository.as_str();
     let now = jiff::Timestamp::now();
     let newest = |is_there: &dyn Fn(&String) -> bool| {
         retention::newest(local.iter().filter(|id| is_there(id)), |id| id, now)
     };
-    let (newest, problem) = match there {
-        Ok(there) => {
-            let there: BTreeSet<_> = there.into_iter().collect();
-            (newest(&|id| there.contains(id)), None)
-        }
+    let (newest, problem) = match &asked.there {
+        Ok(there) => (newest(&|id| there.contains(id)), None),
         Err(error) => {
             let why = format!(
                 "repository {name} can't be asked what it has ({}): the newest set that it was known to have is kept",

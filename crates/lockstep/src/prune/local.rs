@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::common::{self, Common};
+use super::common::{self, Asked, Common};
 use super::{Entry, Fate, Outcome, Place, Plan, Request, bookmarks, resolve};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -24,23 +24,24 @@ use crate::ship::begun;
 use crate::steps;
 use crate::volume::zfs::{DatasetName, SnapshotName, Standing};
 
-/// Plans, shows the plan, and carries it out.
+/// Plans, shows the plan, and carries it out. `asked` is what the repositories have.
 ///
 /// # Errors
 /// When the state or ZFS can't be read, or it was interrupted.
 pub(super) fn prune(
     cx: &Context,
     request: &Request,
+    asked: &[Asked],
     show: &mut impl FnMut(&Plan),
 ) -> Result<Outcome> {
     let policy = cx.cluster.retention.local.as_ref();
-    if policy.is_none() && request.sets.is_empty() {
+    if !is_asked_for(cx, request) {
         let plan = Plan::nothing(Place::Local);
         show(&plan);
         return Ok(Outcome::of(plan));
     }
     let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
-    let mut facts = Facts::take(cx)?;
+    let mut facts = Facts::take(cx, asked)?;
     if request.dry_run {
         // Else it is gone by now.
         facts.pass_over(&restore::unfinished::to_be_undone(cx)?);
@@ -78,6 +79,11 @@ pub(super) fn prune(
         false => facts.carry_out(cx, &mut plan, &named, &mut removed).err(),
     };
     Ok(Outcome { removed, error, ..Outcome::of(plan) })
+}
+
+/// Whether anything may be removed on this host.
+pub(super) fn is_asked_for(cx: &Context, request: &Request) -> bool {
+    cx.cluster.retention.local.is_some() || !request.sets.is_empty()
 }
 
 fn is_away(set: &Manifest, pool: &str) -> String {
@@ -180,7 +186,7 @@ impl Facts {
     }
 
     /// The same, and what it has to do with repositories.
-    fn take(cx: &Context) -> Result<Self> {
+    fn take(cx: &Context, asked: &[Asked]) -> Result<Self> {
         let mut facts = Self::look(cx)?;
         facts.find_moved(cx)?;
         for (set, repository) in at_work::all(cx)? {
@@ -192,7 +198,7 @@ impl Facts {
             let begun = begun.map(|set| (set.set.to_string(), Reason::Begun(name.clone())));
             facts.shipped.extend(begun);
         }
-        facts.commons = common::with_all(cx, &facts.bases(cx)?);
+        facts.commons = common::with_all(cx, asked, &facts.bases(cx)?);
         for set in &facts.sets {
             let id = set.set.to_string();
             if facts.is_common(&id) && bookmarks::can_replace(cx, set)? {

@@ -6,6 +6,7 @@
 //! 4. What nothing refers to is collected, once its grace time is over; the merged-away descriptors too.
 //!    They aren't deleted at once: a backup that began before this prune may be about to refer to one,
 //!    and a restore to read it. What an interrupted shipment of this host goes on from stays.
+//!    Where a folder has no room for the second or third step, that comes first, and they are tried again.
 //! 5. Where the store locks what is written, the locks of what the kept sets need are prolonged in time.
 //!
 //! Whatever dies in between leaves every set restorable, and the next run goes on from what it finds. A
@@ -13,7 +14,6 @@
 //! nobody knows what it needs. Nothing stops the fifth.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use jiff::Timestamp;
 use strata::check::{Begun, Survey};
@@ -100,7 +100,7 @@ pub(super) fn prune(
     let repository = repository::open(cx, name)?;
     let lease = match request.dry_run {
         true => None,
-        false => Some(Held::take(cx, &repository, Duration::ZERO)?),
+        false => Some(Held::take_to_delete(cx, &repository)?),
     };
     steps::reached("prune.leased")?;
     let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
@@ -326,30 +326,51 @@ impl<R: Rules> Work<'_, R> {
         if plan.entries.iter().any(|entry| entry.time.is_none() && entry.fate != Fate::Remove) {
             return Ok(None);
         }
-        self.merge_all(&mut done.merged)?;
-        let has_changed = done.merged > 0 || plan.removed().next().is_some();
-        if has_changed {
-            self.repack(done)?;
+        if let Err(error) = self.rewrite(plan, done) {
+            // What is due makes room.
+            if !error.lacks_room() || self.collect(self.survey(plan)?, done)?.gone.is_empty() {
+                return Err(error);
+            }
+            self.rewrite(plan, done)?;
         }
         (self.reached)("prune.repository-collect")?;
-        let (strata, still) = (&self.repository.strata, self.still_of_strata());
-        let (grace, now) = (self.grace, self.now);
         let mut survey = self.survey(plan)?;
         // What an earlier run left, for its budget was spent or it was ended.
+        let has_changed = self.has_changed(plan, done);
         let goes_on =
             |repack: &RepackOptions| !has_changed && survey.has_sparse(repack.live_percent);
+        let mut full = None;
         if self.repack.as_ref().is_some_and(goes_on) {
-            self.repack(done)?;
-            if done.repacked > 0 {
+            match self.repack(done) {
+                Err(error) if error.lacks_room() => full = Some(error),
+                repacked => repacked?,
+            }
+            if done.repacked > 0 || full.is_some() {
                 survey = self.survey(plan)?;
             }
         }
-        let collected = survey.collect(strata, grace, now, self.by_now(), false, &still);
+        let tidied = self.collect(survey, done)?;
+        full.map_or(Ok(Some(tidied)), Err)
+    }
+
+    /// What takes room: merges, and what hardly lives any more for that.
+    fn rewrite(&self, plan: &Plan, done: &mut Done) -> Result<()> {
+        self.merge_all(&mut done.merged)?;
+        if self.has_changed(plan, done) { self.repack(done) } else { Ok(()) }
+    }
+
+    fn has_changed(&self, plan: &Plan, done: &Done) -> bool {
+        done.merged > 0 || plan.removed().next().is_some()
+    }
+
+    fn collect(&self, survey: Survey, done: &mut Done) -> Result<Tidied> {
+        let (strata, still) = (&self.repository.strata, self.still_of_strata());
+        let collected = survey.collect(strata, self.grace, self.now, self.by_now(), false, &still);
         let collected = collected.map_err(of_strata)?;
-        done.deleted = collected.deleted.len() as u64;
+        done.deleted += collected.deleted.len() as u64;
         done.waiting = collected.waiting.len() as u64;
         done.locked = collected.locked.len() as u64;
-        Ok(Some(Tidied { survey, gone: collected.deleted }))
+        Ok(Tidied { survey, gone: collected.deleted })
     }
 
     /// Looks at all of the repository, and counts as needed what interrupted shipments go on from.

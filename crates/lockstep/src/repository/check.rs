@@ -11,6 +11,7 @@ use strata::store::Store;
 
 use super::{Format, Repository, files, keys, locks, of_strata, wrap};
 use crate::error::{Error, Result};
+use crate::plan::warnings::bytes;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -143,7 +144,22 @@ fn of_report(report: &Report, name: &str, here: &[String]) -> Vec<Finding> {
                 .to_owned(),
         ),
     });
-    harmful.chain(foreign).chain(orphans).collect()
+    harmful.chain(foreign).chain(orphans).chain(of_half_written(report)).collect()
+}
+
+/// What killed writings have left in a folder, where no listing shows it.
+fn of_half_written(report: &Report) -> Option<Finding> {
+    let left = &report.half_written;
+    let first = left.first()?;
+    let size = left.iter().map(|file| file.size).sum();
+    Some(Finding {
+        severity: Severity::Note,
+        what: format!("{} half written ({}), as \"{}\"", counted(left.len() as u64, "file"), bytes(size), first.path),
+        sets: Vec::new(),
+        hint: Some(
+            "of a command that writes at the moment, or was killed; `prune`, `repo compact` and `repo check --repair` delete them once they are older than the grace time".to_owned(),
+        ),
+    })
 }
 
 /// What to do about something that sets need.

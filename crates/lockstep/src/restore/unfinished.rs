@@ -31,13 +31,15 @@ fn lock_path(cx: &Context, id: &str) -> PathBuf {
     cx.state.path("restores").join(format!("{id}.lock"))
 }
 
-/// Takes the lock that says that a restore is alive.
+/// Takes the lock that says that a restore is alive; what ZFS is told to do under it has it too.
 ///
 /// # Errors
 /// [`Error::Locked`] when one of this id is.
 pub fn lock(cx: &Context, id: &str) -> Result<Lock> {
     let what = format!("cluster \"{}/{id}\"", cx.name);
-    Lock::take_or_refuse(&lock_path(cx, id), what, id)
+    let lock = Lock::take_or_refuse(&lock_path(cx, id), what, id)?;
+    cx.zfs.work_under(&lock);
+    Ok(lock)
 }
 
 /// Whether the restore of this id is alive. Nothing is locked for that.

@@ -4,6 +4,7 @@
 //! What could go wrong: a repository was away, and never had a set. It has neither a note nor a mark, which tells it from
 //! one that was there and is gone. A note stays where another host pruned the set. And a repository was made anew under its
 //! name: so both say of which they are, by the repository's own id. One of an older Lockstep, which says nothing, counts.
+//! Or it has another name in the configuration by now: so by its id what was noted under the old one counts as well.
 
 use std::path::{Path, PathBuf};
 
@@ -62,6 +63,7 @@ impl Note {
 #[must_use]
 pub(crate) fn is_shipped(cx: &Context, set: &SetId, repository: &str, id: Option<&str>) -> bool {
     is_there(&shipped(cx, set, repository), id)
+        || !of_other_names(cx, set, "shipped.", repository, id).is_empty()
 }
 
 /// Whether that is noted of what was shipped then: another host may have pruned it, and it was shipped anew.
@@ -81,6 +83,39 @@ pub(crate) fn is_shipped_then(
 #[must_use]
 pub(crate) fn is_pruned(cx: &Context, set: &SetId, repository: &str, id: Option<&str>) -> bool {
     is_there(&pruned(cx, set, repository), id)
+        || !of_other_names(cx, set, "pruned.", repository, id).is_empty()
+}
+
+/// The notes, or marks, of this repository from when it had another name.
+fn of_other_names(
+    cx: &Context,
+    set: &SetId,
+    kind: &str,
+    repository: &str,
+    id: Option<&str>,
+) -> Vec<PathBuf> {
+    let Some(id) = id else { return Vec::new() };
+    let now = [shipped(cx, set, repository), pruned(cx, set, repository)];
+    of_id(&cx.state.set_directory(set), kind, id)
+        .into_iter()
+        .filter(|path| !now.contains(path))
+        .collect()
+}
+
+/// Those in a set's folder that are of the repository of this id.
+fn of_id(folder: &Path, kind: &str, id: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let is_of_kind =
+        |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.starts_with(kind));
+    let all = entries.filter(|entry| is_of_kind(&entry.file_name())).map(|entry| entry.path());
+    all.filter(|path| Note::read(path).repository.as_deref() == Some(id)).collect()
+}
+
+/// Removes what was noted and marked of the repository when it had another name.
+fn forget_other_names(cx: &Context, set: &SetId, repository: &str, id: &str) -> Result<()> {
+    let all =
+        ["shipped.", "pruned."].map(|kind| of_other_names(cx, set, kind, repository, Some(id)));
+    all.iter().flatten().try_for_each(|path| files::remove_file(path))
 }
 
 fn is_there(path: &Path, id: Option<&str>) -> bool {
@@ -100,7 +135,8 @@ pub(crate) fn note_shipped(
 ) -> Result<()> {
     let note = Note { shipped_at: Some(shipped_at), repository: Some(id.to_owned()) };
     note.write(&shipped(cx, set, repository))?;
-    files::remove_file(&pruned(cx, set, repository))
+    files::remove_file(&pruned(cx, set, repository))?;
+    forget_other_names(cx, set, repository, id)
 }
 
 /// Makes the note a mark: the set is about to be removed there. Of a set that isn't on this host there is neither.
@@ -108,22 +144,40 @@ pub(crate) fn note_shipped(
 /// # Errors
 /// When that can't be written.
 pub(crate) fn mark_pruned(cx: &Context, set: &SetId, repository: &str, id: &str) -> Result<()> {
-    if !cx.state.is_complete(set.as_str()) {
-        return files::remove_file(&shipped(cx, set, repository));
-    }
     let (note, mark) = (shipped(cx, set, repository), pruned(cx, set, repository));
-    if is_there(&note, Some(id)) {
+    if !cx.state.is_complete(set.as_str()) {
+        files::remove_file(&note)?;
+    } else if is_there(&note, Some(id)) {
         std::fs::rename(&note, &mark).map_err(Error::io("rename", &note))?;
-        return files::sync_directory(&cx.state.set_directory(set));
+        files::sync_directory(&cx.state.set_directory(set))?;
+    } else {
+        // It came there, and that couldn't be noted; what is noted is of another.
+        Note { repository: Some(id.to_owned()), shipped_at: None }.write(&mark)?;
+        files::remove_file(&note)?;
     }
-    // It came there, and that couldn't be noted; what is noted is of another.
-    Note { repository: Some(id.to_owned()), shipped_at: None }.write(&mark)?;
-    files::remove_file(&note)
+    forget_other_names(cx, set, repository, id)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_note_counts_under_whatever_name_its_repository_had() {
+        let scratch = tempfile::tempdir().unwrap();
+        let note = |name: &str, id: &str| {
+            let note = Note { shipped_at: None, repository: Some(id.into()) };
+            note.write(&scratch.path().join(name)).unwrap();
+        };
+        note("shipped.near.json", "a");
+        note("shipped.far.json", "b");
+        note("pruned.near", "b");
+        std::fs::write(scratch.path().join("shipped.old.json"), "").unwrap();
+        let of = |kind, id| of_id(scratch.path(), kind, id);
+        assert_eq!(of("shipped.", "a"), [scratch.path().join("shipped.near.json")]);
+        assert_eq!(of("pruned.", "b"), [scratch.path().join("pruned.near")]);
+        assert!(of("pruned.", "a").is_empty() && of("shipped.", "c").is_empty());
+    }
 
     #[test]
     fn a_note_of_another_repository_of_the_same_name_is_none() {

@@ -143,6 +143,14 @@ impl State {
         Ok(all)
     }
 
+    /// A folder of each cluster of this state_dir, where it is there.
+    #[must_use]
+    pub fn of_all_clusters(&self, name: &str) -> Vec<PathBuf> {
+        let clusters = self.directory.parent().and_then(|folder| std::fs::read_dir(folder).ok());
+        let folders = clusters.into_iter().flatten().flatten().map(|entry| entry.path().join(name));
+        folders.filter(|folder| folder.is_dir()).collect()
+    }
+
     /// Whether another cluster of this state_dir has the set, or takes or removes it at the moment.
     #[must_use]
     pub fn is_of_another_cluster(&self, set: &str) -> bool {
@@ -320,8 +328,8 @@ impl State {
         all
     }
 
-    /// The same for people: without what is noted of a repository that was made anew under its name since. Which it is
-    /// now the newest note of any set says.
+    /// The same for people: without what is noted of a repository that was made anew under its name since, and of one that
+    /// the configuration has no more. Which it is now the newest note of any set says, and so under which name it is now.
     ///
     /// # Errors
     /// When the sets can't be listed.
@@ -336,7 +344,21 @@ impl State {
             let now = ids.get(&known.repository).map(|(_, id)| id);
             known.id.is_none() || known.id.as_ref() == now
         };
-        let of = |set: &&SetId| self.shipped_to(set).into_iter().filter(is_now).collect();
+        let renamed = |known: InRepository| {
+            if self.repositories.contains(&known.repository) {
+                return Some(known);
+            }
+            let has_it = |name: &&String| ids.get(*name).map(|(_, id)| id) == known.id.as_ref();
+            let now = self.repositories.iter().find(has_it).filter(|_| known.id.is_some())?;
+            Some(InRepository { repository: now.clone(), ..known })
+        };
+        let of = |set: &&SetId| -> Vec<_> {
+            let known = self.shipped_to(set).into_iter().filter(is_now);
+            let mut known: Vec<_> = known.filter_map(renamed).collect();
+            known.sort_by(|a, b| a.repository.cmp(&b.repository));
+            known.dedup_by(|a, b| a.repository == b.repository);
+            known
+        };
         Ok(sets.iter().map(of).collect())
     }
 

@@ -183,7 +183,8 @@ fn files_of_a_set_are_checked_against_its_manifest() {
 #[test]
 fn the_repositories_of_a_set_are_known_here() {
     let temporary = Temporary::new("shipped");
-    let state = temporary.open();
+    let named = |names: &[&str]| -> Vec<String> { names.iter().map(|&n| n.to_owned()).collect() };
+    let state = temporary.open().with_repositories(&named(&["near", "offsite"]));
     let set = publish(&state, OLD).set;
     assert_eq!(state.shipped_to(&set), []);
     let folder = state.set_directory(&set);
@@ -210,6 +211,17 @@ fn the_repositories_of_a_set_are_known_here() {
     assert_eq!(known(), [1, 1]);
     note(&set, "2026-11-22T02:00:00Z", "b");
     assert_eq!(known(), [2, 1]);
+    // Another name in the configuration, and no more word of "near".
+    let state = temporary.open().with_repositories(&named(&["disk"]));
+    let names = || {
+        let known = state.known_in(&[&set, &later]).unwrap();
+        let names = known.into_iter().map(|all| all.into_iter().map(|known| known.repository));
+        names.map(Iterator::collect::<Vec<_>>).collect::<Vec<_>>()
+    };
+    assert_eq!(names(), [named(&[]), named(&[])], "it isn't known yet which it is");
+    let text = "{\"shipped_at\":\"2026-11-23T01:00:00Z\",\"repository\":\"b\"}";
+    std::fs::write(state.set_directory(&later).join("shipped.disk.json"), text).unwrap();
+    assert_eq!(names(), [named(&["disk"]), named(&["disk"])]);
 }
 
 /// A state_dir that can't be written to can be looked at: nothing is changed that is right already.

@@ -22,7 +22,7 @@ use strata::lease::{Lease, Seen};
 use crate::config::Place;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::repository::{Repository, of_strata};
+use crate::repository::{Repository, of_strata, reserve};
 use crate::steps;
 
 /// What the lease is on.
@@ -36,6 +36,8 @@ const AHEAD: u64 = 300;
 /// What to do where another has this host's name.
 const COPIED: &str =
     "were state_dir and the machine copied? each host needs a state_dir of its own";
+/// What to do where there is no room, and none was kept back.
+const NOT_EVEN_A_LEASE: &str = "not even the lease fits that deleting takes: make a few KiB of room there, by what isn't the repository's or what a killed command left (`*#1`), and run it again: it deletes what no set has needed for the grace time";
 /// Between two tries to get it.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -57,6 +59,22 @@ pub struct Held {
 }
 
 impl Held {
+    /// The same for whoever deletes what nothing needs, without waiting: where there is no room for the lease, what is kept
+    /// back for that is used.
+    ///
+    /// # Errors
+    /// Those of [`Self::take`].
+    pub fn take_to_delete(cx: &Context, repository: &Repository) -> Result<Self> {
+        let full = match Self::take(cx, repository, Duration::ZERO) {
+            Err(full) if full.lacks_room() => full,
+            taken => return taken,
+        };
+        match reserve::give(repository)? {
+            true => Self::take_with(cx, repository, Duration::ZERO),
+            false => Err(Error::failed(full.chain()).with_hint(NOT_EVEN_A_LEASE)),
+        }
+    }
+
     /// Takes the lease, waiting for as long as `patience` where another host holds it.
     ///
     /// The caller holds the local lock of this cluster and repository: so a lease of this very
@@ -65,6 +83,12 @@ impl Held {
     /// # Errors
     /// [`Error::Locked`] with who holds it, or when the store fails.
     pub fn take(cx: &Context, repository: &Repository, patience: Duration) -> Result<Self> {
+        let held = Self::take_with(cx, repository, patience)?;
+        reserve::keep(repository);
+        Ok(held)
+    }
+
+    fn take_with(cx: &Context, repository: &Repository, patience: Duration) -> Result<Self> {
         let owner = owner(cx);
         // What a process of this host has asked of a folder ends with it.
         let call = match repository.config.place() {

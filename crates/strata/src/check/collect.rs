@@ -9,6 +9,11 @@
 //! Where the store locks objects for some time, a deletion before that would only hide them: they would be paid for,
 //! and helped nobody any more. So they are left until their lock has ended.
 //!
+//! What writings that were killed have left half written in a folder goes too, once it is older than the grace time.
+//!
+//! What could go wrong: there is no room left, not even for the note. What was noted before is due all the same, and goes
+//! first; whoever has to make room can't begin with writing.
+//!
 //! What could go wrong: a descriptor stays and something that it refers to goes, so that the next backup which finds
 //! it there publishes a set that can't be restored. So a descriptor that stays, for whatever reason, keeps all that it
 //! refers to; and an increment goes before what it changes, and is gone before anything else of it goes.
@@ -16,7 +21,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::doomed::Doomed;
-use super::{Begun, Live, Locks, Survey};
+use super::{Begun, Inventory, Live, Locks, Survey};
 use crate::delta::read_descriptor;
 use crate::error::{Error, Result};
 use crate::id::Ulid;
@@ -24,7 +29,10 @@ use crate::lease::Still;
 use crate::manifest::DeltaId;
 use crate::many::read_many;
 use crate::repository::Repository;
-use crate::store::{Listed, StoreErrorKind};
+use crate::store::{Listed, StoreErrorKind, place_of};
+
+/// A lease is written in a moment. Seconds.
+const LEASE: u64 = 3600;
 
 /// What a collection did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -127,11 +135,20 @@ impl Survey {
             |items: Vec<Unneeded<'_>>| items.iter().map(|i| i.listed.path.clone()).collect();
         let mut collected =
             Collected { deleted: Vec::new(), waiting: paths(waiting), locked: paths(locked) };
+        let half_written = half_written(repository, grace, now)?;
         if is_dry_run {
-            collected.deleted = paths(going);
+            collected.deleted = half_written.into_iter().chain(paths(going)).collect();
             return Ok(collected);
         }
-        after.write(repository, &before, still)?;
+        for path in half_written {
+            repository.store().delete_half_written_if(&path, still)?;
+            collected.deleted.push(path);
+        }
+        // No room for it: what is due was noted before, and makes room.
+        let noted = match after.clone().write(repository, &before, still) {
+            Err(Error::Store(error)) if error.lacks_room() && !going.is_empty() => None,
+            noted => Some(noted?),
+        };
         let mut kept = Kept::default();
         for item in going {
             let path = item.listed.path.clone();
@@ -149,8 +166,28 @@ impl Survey {
                 Err(error) => return Err(error),
             }
         }
+        if noted.is_none() {
+            after.write(repository, &before, still)?;
+        }
         Ok(collected)
     }
+}
+
+/// What writings that were killed left half written, in the places of a repository's objects, and nobody has touched for
+/// `grace` seconds. In those of leases for an hour at least: who waits for one writes beside its holder.
+fn half_written(repository: &Repository, grace: u64, now: u64) -> Result<BTreeSet<String>> {
+    let mut left = BTreeSet::new();
+    let folder = repository.path("");
+    repository.store().half_written(folder.trim_end_matches('/'), |listed| {
+        let Some(place) = place_of(&listed.path) else { return };
+        let is_lease = repository.relative(place).starts_with("leases/");
+        let grace = if is_lease { grace.max(LEASE) } else { grace };
+        let is_ours = Inventory::of_one(repository, place).foreign.is_empty();
+        if is_ours && now.saturating_sub(listed.modified) >= grace {
+            left.insert(listed.path);
+        }
+    })?;
+    Ok(left)
 }
 
 /// What isn't needed: descriptors, index files, packs.

@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::id::Ulid;
 use crate::manifest::{DeltaId, Manifest};
 use crate::repository::Repository;
-use crate::store::StoreErrorKind;
+use crate::store::{Listed, StoreErrorKind};
 use look::Seen;
 
 /// What a check does beside looking at what is there.
@@ -48,6 +48,8 @@ pub struct Report {
     pub orphans: Vec<String>,
     /// How many of them a collection has noted: they wait for their grace time.
     pub noted: usize,
+    /// What writings that were killed, or go on, have half written.
+    pub half_written: Vec<Listed>,
     /// What nobody knows.
     pub foreign: Vec<String>,
     /// Sets, deltas, packs and frames that were looked at.
@@ -235,6 +237,13 @@ impl Check<'_> {
             let noted = doomed::Doomed::read(self.repository)?;
             self.report.noted = orphans.iter().filter(|path| noted.since(path).is_some()).count();
         }
+        let half_written = &mut self.report.half_written;
+        let folder = self.repository.path("");
+        self.repository
+            .store()
+            .half_written(folder.trim_end_matches('/'), |listed| half_written.push(listed))?;
+        half_written.sort_by(|a, b| a.path.cmp(&b.path));
+        half_written.dedup_by(|a, b| a.path == b.path);
         let known = |path: &String| {
             let path = self.repository.relative(path);
             self.options.known.iter().any(|known| {

@@ -65,6 +65,16 @@ pub trait Around: Send + Sync {
         self.inner().size(path)
     }
 
+    /// See [`Storage::half_written`].
+    fn half_written(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
+        self.inner().half_written(prefix, each)
+    }
+
+    /// See [`Storage::delete_half_written`].
+    fn delete_half_written(&self, path: &str) -> StoreResult<()> {
+        self.inner().delete_half_written(path)
+    }
+
     /// See [`Storage::locked_seconds`].
     fn locked_seconds(&self, path: &str) -> u64 {
         self.inner().locked_seconds(path)
@@ -115,6 +125,14 @@ impl<T: Around> Storage for T {
 
     fn size(&self, path: &str) -> StoreResult<u64> {
         Around::size(self, path)
+    }
+
+    fn half_written(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
+        Around::half_written(self, prefix, each)
+    }
+
+    fn delete_half_written(&self, path: &str) -> StoreResult<()> {
+        Around::delete_half_written(self, path)
     }
 
     fn locked_seconds(&self, path: &str) -> u64 {

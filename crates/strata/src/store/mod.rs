@@ -7,6 +7,7 @@
 mod around;
 #[cfg(feature = "cloud")]
 mod cloud;
+mod half_written;
 mod object;
 mod paced;
 #[cfg(feature = "aws")]
@@ -18,6 +19,7 @@ mod upload;
 pub use around::Around;
 #[cfg(feature = "cloud")]
 pub use cloud::{CloudOptions, Secret};
+pub use half_written::place_of;
 pub use object::{ObjectStorage, Timeouts};
 pub use paced::Paced;
 
@@ -80,6 +82,11 @@ impl StoreError {
     /// An error with no words of the store's own.
     pub fn new(verb: &'static str, path: &str, kind: StoreErrorKind) -> StoreError {
         StoreError { verb, path: path.to_string(), kind, source: None }
+    }
+
+    /// Whether there was no room for what was to be written.
+    pub fn lacks_room(&self) -> bool {
+        self.source.as_deref().is_some_and(|error| translate::lacks_room(error))
     }
 
     fn words(&self) -> &'static str {
@@ -168,6 +175,15 @@ pub trait Storage: Send + Sync {
     fn delete(&self, path: &str) -> StoreResult<()>;
     /// An object's size.
     fn size(&self, path: &str) -> StoreResult<u64>;
+    /// Gives all files below a folder to `each` that writings which were killed, or go on still, have half written: no
+    /// listing shows them. `prefix` is whole segments. A store that has nothing of the kind gives none.
+    fn half_written(&self, _prefix: &str, _each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
+        Ok(())
+    }
+    /// Deletes one of these, and nothing else.
+    fn delete_half_written(&self, path: &str) -> StoreResult<()> {
+        Err(StoreError::new("delete", path, StoreErrorKind::Unsupported))
+    }
     /// For how many seconds after it was written, at most, the store lets nobody delete an object for good.
     fn locked_seconds(&self, path: &str) -> u64;
     /// Lets nobody delete an object for good before `until` (Unix time). One that is locked for longer stays so.
@@ -407,6 +423,17 @@ impl Store {
     /// The same, where `still` says so before each try.
     pub fn delete_if(&self, path: &str, still: Still<'_>) -> crate::Result<()> {
         self.held(path, still, || self.storage.delete(path))
+    }
+
+    /// Gives what writings that were killed have half written below a folder to `each`, and those that go on. One may
+    /// come twice.
+    pub fn half_written(&self, prefix: &str, mut each: impl FnMut(Listed)) -> StoreResult<()> {
+        self.again(|_| self.storage.half_written(prefix, &mut each))
+    }
+
+    /// Deletes one of these, where `still` says so before each try.
+    pub fn delete_half_written_if(&self, path: &str, still: Still<'_>) -> crate::Result<()> {
+        self.held(path, still, || self.storage.delete_half_written(path))
     }
 
     /// For how many seconds after it was written, at most, the store lets nobody delete an object for good.

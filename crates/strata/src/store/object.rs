@@ -14,6 +14,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use tokio::runtime::{Builder, Runtime};
 
+use super::half_written;
 use super::translate::translated;
 use super::upload::{Locking, Upload};
 use super::{
@@ -270,10 +271,9 @@ impl Storage for ObjectStorage {
             return Ok(());
         };
         match File::open(parent).and_then(|parent| parent.sync_all()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError {
-                source: Some(Box::new(error)),
-                ..StoreError::new("delete", path, StoreErrorKind::Other)
-            }),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(of_folder("delete", path, error))
+            }
             _ => Ok(()),
         }
     }
@@ -281,6 +281,18 @@ impl Storage for ObjectStorage {
     fn size(&self, path: &str) -> StoreResult<u64> {
         let target = self.path("look at", path)?;
         self.call("look at", path, 0, self.store.head(&target)).map(|meta| meta.size)
+    }
+
+    fn half_written(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        half_written::list(folder, prefix, each).map_err(|error| of_folder("list", prefix, error))
+    }
+
+    fn delete_half_written(&self, path: &str) -> StoreResult<()> {
+        let Some(folder) = &self.folder else {
+            return Err(StoreError::new("delete", path, StoreErrorKind::Unsupported));
+        };
+        half_written::remove(folder, path).map_err(|error| of_folder("delete", path, error))
     }
 
     fn locked_seconds(&self, path: &str) -> u64 {
@@ -297,8 +309,10 @@ impl Storage for ObjectStorage {
 }
 
 fn file_failed(path: &str, error: std::io::Error) -> StoreError {
-    StoreError {
-        source: Some(Box::new(error)),
-        ..StoreError::new("read the temporary file of", path, StoreErrorKind::Other)
-    }
+    of_folder("read the temporary file of", path, error)
+}
+
+fn of_folder(verb: &'static str, path: &str, error: std::io::Error) -> StoreError {
+    let source = Some(Box::new(error) as Box<_>);
+    StoreError { source, ..StoreError::new(verb, path, StoreErrorKind::Other) }
 }

@@ -152,9 +152,14 @@ fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKi
 /// What the HTTP client says where no connection came about: refused, unknown name, no trust, too slow.
 const NEVER_CONNECTED: &str = "client error (Connect)";
 const ENDPOINT: &str = "no connection came about: is the endpoint right, and does the store's server run? one whose certificate is of an authority of your own: name that's file in SSL_CERT_FILE";
-const NO_ROOM: &str =
-    "make room there: what was stored already is kept, and the command can be run again";
+const NO_ROOM: &str = "make room there: what was stored already is kept, and the command can be run again; `lockstep prune` and `lockstep repo compact --max-bytes 0` delete what no set has needed for the grace time, also where there is no room left";
 const READ_ONLY: &str = "mount the repository's folder for writing, or name another one";
+
+/// Whether an error is, or came of, that a file system or a quota is full.
+pub(super) fn lacks_room(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    chain(error).filter_map(io_kind).any(|kind| matches!(kind, StorageFull | QuotaExceeded))
+}
 
 /// What to do about a cause that says more than the error's kind.
 pub(super) fn hint_of_cause(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
@@ -214,8 +219,10 @@ mod tests {
         };
         let error = translated("put", "x", full(std::io::ErrorKind::StorageFull));
         assert_eq!((error.kind, error.hint()), (StoreErrorKind::Other, Some(NO_ROOM)));
+        assert!(error.lacks_room());
         let error = translated("put", "x", full(std::io::ErrorKind::ReadOnlyFilesystem));
         assert_eq!((error.kind, error.hint()), (StoreErrorKind::Other, Some(READ_ONLY)));
+        assert!(!error.lacks_room());
     }
 
     #[cfg(feature = "aws")]

@@ -1,12 +1,11 @@
 //! `lockstep repo list|check|compact`.
 
-use std::time::Duration;
-
 use clap::Args;
 use serde_json::{Value, json};
 use strata::check::{Begun, Collected, collect_beside};
 use strata::manifest::Manifest;
 use strata::repack::{Repacked, repack};
+use strata::store::Listed;
 
 use super::super::Done;
 use super::super::output::{self, JSON_VERSION};
@@ -141,7 +140,7 @@ struct Alone {
 impl Alone {
     fn take(cx: &Context, repository: &Repository, command: &str) -> Result<Self> {
         let lock = at_work::lock(cx, &repository.name, command)?;
-        let lease = Held::take(cx, repository, Duration::ZERO)?;
+        let lease = Held::take_to_delete(cx, repository)?;
         Ok(Self { lease, _lock: lock })
     }
 
@@ -160,17 +159,17 @@ pub(super) fn list(cx: &Context, name: Option<&str>, json: bool) -> Result<Done>
         let repository = repository::open(cx, name)?;
         let sets = Manifest::list(&repository.strata).map_err(of_strata)?.len();
         let (mut size, mut seen) = (0, std::collections::BTreeSet::new());
-        let folder = repository.strata.path("");
-        repository
-            .strata
-            .store()
-            .list(folder.trim_end_matches('/'), |listed| {
-                // A listing that was tried again gives some twice.
-                if seen.insert(blake3::hash(listed.path.as_bytes()).as_bytes()[..8].to_vec()) {
-                    size += listed.size;
-                }
-            })
-            .map_err(|error| of_strata(error.into()))?;
+        let (folder, store) = (repository.strata.path(""), repository.strata.store());
+        let folder = folder.trim_end_matches('/');
+        let mut add = |listed: Listed| {
+            // A listing that was tried again gives some twice.
+            if seen.insert(blake3::hash(listed.path.as_bytes()).as_bytes()[..8].to_vec()) {
+                size += listed.size;
+            }
+        };
+        let listed = store.list(folder, &mut add);
+        let listed = listed.and_then(|()| store.half_written(folder, &mut add));
+        listed.map_err(|error| of_strata(error.into()))?;
         let encrypted = repository.strata.key().is_some();
         let url = repository.config.url.clone();
         let value = json!({

@@ -3,9 +3,11 @@
 //! A clone takes its properties from its parent dataset and not from its origin, so those that
 //! matter to PostgreSQL are copied from the origin's dataset.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::{DatasetName, Properties, SnapshotName, Zfs, said};
+use super::standing::AT_ONCE;
+use super::{DatasetName, Properties, SnapshotName, Zfs, parse, said};
 use crate::error::Result;
 
 /// The properties a clone gets from the dataset it is a clone of.
@@ -114,7 +116,57 @@ impl Zfs {
     }
 }
 
+/// A dataset that a restore or clone has made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// Its name.
+    pub dataset: DatasetName,
+    /// The dataset whose snapshot it is a clone of.
+    pub origin: Option<DatasetName>,
+    /// `lockstep:restore`: the restore's id.
+    pub restore: String,
+    /// `lockstep:owner`: the state_dir that made it.
+    pub owner: String,
+}
+
 impl Zfs {
+    /// Datasets in all imported pools that carry a restore's mark as their own, and none that it has ended.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn unended(&self) -> Result<Vec<Made>> {
+        let columns = parse::MADE_COLUMNS;
+        let out = self.run(["list", "-H", "-t", "filesystem,volume", "-o", columns])?;
+        let mut all = parse::made(&out.stdout)?;
+        let mut own = BTreeSet::new();
+        for some in all.chunks(AT_ONCE) {
+            let args = [
+                "get",
+                "-H",
+                "-o",
+                "name,property,value,source",
+                "lockstep:restore,lockstep:ended",
+            ];
+            let names = some.iter().map(|made| made.dataset.as_str());
+            let marks = match self.run(args.into_iter().chain(names)) {
+                // One has gone since: whoever asks again is told of the others.
+                Err(error) if said::is_absent(&error) => continue,
+                out => parse::sourced(&out?.stdout)?,
+            };
+            // User properties are inherited.
+            let is_own = |made: &Made, property: &str| {
+                let found = marks.get(&(made.dataset.to_string(), property.to_owned()));
+                found.is_some_and(|(_, source)| source == "local")
+            };
+            let unended = some
+                .iter()
+                .filter(|made| is_own(made, "lockstep:restore") && !is_own(made, "lockstep:ended"));
+            own.extend(unended.map(|made| made.dataset.clone()));
+        }
+        all.retain(|made| own.contains(&made.dataset));
+        Ok(all)
+    }
+
     /// Destroys a snapshot that came with what was received into a dataset of that restore's; one that is
     /// gone is fine, and one of another dataset stays.
     ///

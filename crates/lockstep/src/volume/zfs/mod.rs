@@ -18,12 +18,13 @@ mod stream;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use serde::{Deserialize, Serialize};
 
-pub use clone::{CloneSpec, while_received};
+pub use clone::{CloneSpec, Made, while_received};
 pub use encryption::{Encryption, is_local_key};
 pub use filesystem::mountpoints_in;
 pub use snapshot::{Marked, SnapshotFacts, Tagged};
@@ -31,6 +32,7 @@ pub use standing::Standing;
 pub use stream::{Base, SendSpec};
 
 use crate::error::Result;
+use crate::lock::Lock;
 use crate::process::{CommandError, Output, Program};
 
 /// The tag of Lockstep's holds.
@@ -145,6 +147,8 @@ pub struct Zfs {
     memory: known::Memory,
     /// The folders that pools were imported below, by pool.
     altroots: OnceLock<BTreeMap<String, PathBuf>>,
+    /// The files of the locks under which ZFS is changed, the newest last.
+    locks: Mutex<Vec<Weak<File>>>,
 }
 
 impl Zfs {
@@ -160,12 +164,25 @@ impl Zfs {
         Self { memory: known::Memory::in_folder(folder), ..Self::default() }
     }
 
+    /// From here on each `zfs` has this lock too, as long as it is held here, or until a newer one is: what a killed
+    /// command has begun ends before the next one undoes it.
+    pub fn work_under(&self, lock: &Lock) {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.retain(|lock| lock.strong_count() > 0);
+        locks.push(Arc::downgrade(lock.file()));
+    }
+
+    fn held(&self) -> Option<Arc<File>> {
+        let locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.iter().rev().find_map(Weak::upgrade)
+    }
+
     fn run<I, S>(&self, args: I) -> Result<Output, CommandError>
     where
         I: IntoIterator<Item = S>,
         S: AsRef<std::ffi::OsStr>,
     {
-        Program::new("zfs").args(args).run()
+        Program::new("zfs").args(args).holding(self.held()).run()
     }
 
     /// Whether this ZFS takes several snapshots in one command, of one pool in one transaction

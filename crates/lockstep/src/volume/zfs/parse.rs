@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::{DatasetName, Properties, Tagged};
+use super::{DatasetName, Made, Properties, Tagged};
 use crate::error::{Error, Result};
 
 /// `zfs get -Hp -o name,property,value`: three columns between tabs. `-` stands for "not set".
@@ -58,6 +58,26 @@ pub(super) fn tagged(text: &str) -> Result<Vec<Tagged>> {
         });
     }
     Ok(tagged)
+}
+
+/// What [`made`] reads.
+pub(super) const MADE_COLUMNS: &str = "name,origin,lockstep:restore,lockstep:owner";
+
+/// `zfs list -H -o` [`MADE_COLUMNS`]: those that show a restore's mark, their own or inherited.
+pub(super) fn made(text: &str) -> Result<Vec<Made>> {
+    let mut all = Vec::new();
+    for line in text.lines() {
+        let [name, origin, restore, owner] = line.split('\t').collect::<Vec<_>>()[..] else {
+            return Err(not_understood("zfs list", line));
+        };
+        if restore == "-" {
+            continue;
+        }
+        let origin = origin.split_once('@').map(|(origin, _)| dataset(origin)).transpose()?;
+        let (restore, owner) = (restore.to_owned(), owner.to_owned());
+        all.push(Made { dataset: dataset(name)?, origin, restore, owner });
+    }
+    Ok(all)
 }
 
 /// `zfs list -H -o name,origin`: those that are clones, and the snapshot each stands on.
@@ -145,6 +165,16 @@ mod tests {
         let of = |name: &str| all[&(name.to_owned(), "lockstep:owner".to_owned())].1.clone();
         assert_eq!((of("t/d@s"), of("u/c d@s")), ("local".into(), "received".into()));
         assert!(sourced("t/d@s\tlockstep:owner\tme").is_err());
+    }
+
+    #[test]
+    fn what_a_restore_made_says_of_what_it_is_a_clone() {
+        let text = "t\t-\t-\t-\nt/c\tt/a b@s\tclone-dev\tme\nt/r\t-\trestore-1\tme\n";
+        let all = made(text).unwrap();
+        let origins: Vec<_> = all.iter().map(|made| made.origin.as_ref()).collect();
+        assert_eq!(origins, [Some(&DatasetName::new("t/a b").unwrap()), None]);
+        assert_eq!((all[0].restore.as_str(), all[1].owner.as_str()), ("clone-dev", "me"));
+        assert!(made("t\t-\t-").is_err());
     }
 
     #[test]

@@ -1,0 +1,51 @@
+//! Datasets that a restore or clone has made, and that nobody here knows: what a killed command left after the next one had
+//! looked, or of a state_dir that was lost.
+
+use std::collections::BTreeSet;
+
+use crate::clone::Record;
+use crate::context::Context;
+use crate::error::Result;
+use crate::process::quote;
+use crate::set::journal::{self, RestoreJournal};
+use crate::volume::zfs::{DatasetName, Made};
+
+/// Such datasets: this state_dir's, and those of another one that are clones of this cluster's. What has ended is
+/// somebody's cluster.
+///
+/// # Errors
+/// When ZFS fails, or a journal can't be read.
+pub fn find(cx: &Context, datasets: &[DatasetName]) -> Result<Vec<Made>> {
+    // First what is there, then what is known of it: what is made in between isn't looked at.
+    let mut found = cx.zfs.unended()?;
+    let is_ours = |made: &Made| made.owner == cx.state.owner();
+    found.retain(|made| {
+        is_ours(made) || made.origin.as_ref().is_some_and(|of| datasets.contains(of))
+    });
+    if found.is_empty() {
+        return Ok(found);
+    }
+    let mut known: BTreeSet<DatasetName> = BTreeSet::new();
+    // A clone's journal goes when its record is there.
+    for folder in cx.state.of_all_clusters("restores") {
+        let all = journal::read_all::<RestoreJournal>(&folder)?;
+        known.extend(all.into_iter().flat_map(|(_, entry)| entry.datasets));
+    }
+    for folder in cx.state.of_all_clusters("clones") {
+        let all = journal::read_all::<Record>(&folder)?;
+        known.extend(all.into_iter().flat_map(|(_, record)| record.made.datasets));
+    }
+    found.retain(|made| !known.contains(&made.dataset));
+    // What has ended meanwhile, or is gone.
+    let there = if found.is_empty() { Vec::new() } else { cx.zfs.unended()? };
+    found.retain(|made| there.contains(made));
+    Ok(found)
+}
+
+/// The commands that take them away, the last made first.
+#[must_use]
+pub fn commands(found: &[&Made]) -> String {
+    let all =
+        found.iter().rev().map(|made| format!("zfs destroy {}", quote(made.dataset.as_str())));
+    all.collect::<Vec<_>>().join("; ")
+}
