@@ -18,6 +18,7 @@ mod original;
 mod owners;
 mod parked;
 pub mod placement;
+mod prepared;
 mod raw;
 mod receive;
 mod received;

@@ -6,6 +6,8 @@ mod support;
 use std::fs;
 
 use serde_json::{Value, json};
+use support::by_hand::write_as_postgres;
+use support::cluster::Stop;
 use support::faults::assert_said;
 use support::fixture::Fixture;
 use support::layout::one_dataset;
@@ -91,6 +93,66 @@ fn another_clusters_sets_are_neither_mixed_nor_restored_nor_pruned() {
     // Another host, with neither sets nor that line, knows it from the sets.
     upgraded.expect(exit::DONE, &PRUNE);
     assert_eq!(listed(&here), json!([newest]));
+}
+
+/// A cluster that had a timeline 2 is upgraded, and begins at timeline 1 again.
+#[test]
+fn timelines_and_older_restores_of_before_pg_upgrade() {
+    let (first, other) = (Fixture::new(one_dataset()), Fixture::new(one_dataset()));
+    let here = program(&first, &first, "");
+    here.expect(exit::DONE, &["repo", "init"]);
+    let cluster = &first.cluster;
+    cluster.stop(Stop::Fast);
+    write_as_postgres(&cluster.data.join("standby.signal"), "");
+    cluster.start();
+    cluster.execute(&["SELECT pg_promote()"]);
+    let old = here.backup("label").id;
+    let shown = here.json(&["show", &old]);
+    assert_eq!(shown["postgres"]["timeline"], json!(2), "the test tests nothing: {shown}");
+    let to = first.target("warm");
+    here.restore(&old, &to, &["--from", "repository", "--as", "files"]);
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let between = jiff::Timestamp::now().to_string();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    cluster.stop(Stop::Fast);
+
+    let formerly = format!(
+        "formerly = [\"{}\"]",
+        shown["postgres"]["system_identifier"].as_str().expect("it says so")
+    );
+    let upgraded = program(&other, &first, &formerly);
+    // A host that is kept to take over.
+    let warm = other_host(&other, "warm", &to.join("data"));
+    let path = other.root().join("shipping.toml");
+    let text = fs::read_to_string(&path).expect("the configuration");
+    let text = text.replace(&toml_string(&other.state), &toml_string(&first.state));
+    fs::write(&path, text).expect("it can be written");
+    other.cluster.execute(&["CREATE TABLE t AS SELECT 7 AS n"]);
+    let new = upgraded.backup("label").id;
+
+    let now = jiff::Timestamp::now().to_string();
+    let planned = first.target("planned");
+    let planned = planned.to_str().expect("UTF-8");
+    for from in [&[][..], &["--from", "repository"]] {
+        for (target, value, set) in [
+            ("--target-time", &now, &new),
+            ("--target-lsn", &"FF/0".to_owned(), &new),
+            ("--target-time", &between, &old),
+        ] {
+            let plan = ["restore", "--to", planned, "--dry-run", target, value];
+            let found = upgraded.json(&[&plan[..], from].concat());
+            assert_eq!(found["set"], json!(set), "{from:?} {target} {value}");
+        }
+    }
+    let more = ["--from", "repository", "--as", "files", "--delta"];
+    let restored = warm.restore_and_start(&new, &to, &more);
+    assert_eq!(restored.server().value("postgres", "SELECT n FROM t"), "7");
+    restored.server().stop(Stop::Fast);
+    // Back to the cluster that it was: nothing says that this one came later.
+    let to = to.to_str().expect("UTF-8");
+    let back = [&["restore", &old, "--to", to][..], &more].concat();
+    assert_said(&warm.expect(exit::REFUSED, &back), &["hint: "]);
+    cluster.start();
 }
 
 /// What check says of a subject: the findings that are no `ok`.

@@ -139,6 +139,40 @@ fn what_was_left_out_and_is_needed_comes_whole() {
     }
 }
 
+/// After a clean shutdown unlogged tables are kept: no increment has what the set before left out of them.
+#[test]
+fn a_cold_set_with_an_unlogged_table_begins_a_new_chain() {
+    let prepared = prepare(nested_wal());
+    let cluster = &prepared.fixture.cluster;
+    cluster.execute(&["CREATE UNLOGGED TABLE u AS SELECT n FROM generate_series(1, 1000) n"]);
+    let first = prepared.lockstep.backup("label");
+    let parent = prepared.parent("kept");
+    let directory = prepared.fixture.target("kept");
+    let mut more = vec!["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    prepared.lockstep.restore(&first.id, &directory, &more);
+    cluster.stop(Stop::Fast);
+    let second = prepared.lockstep.backup("cold");
+    let volumes = second.json["repositories"][0]["volumes"].as_array().expect("volumes");
+    let is_full = volumes.iter().any(|volume| volume["base"].is_null());
+    assert!(is_full, "an increment would do: {volumes:?}");
+    more.push("--delta");
+    let to = directory.to_str().expect("UTF-8");
+    let arguments = ["restore", &second.id, "--to", to].into_iter().chain(more);
+    let refused = prepared.lockstep.expect(exit::REFUSED, &arguments.collect::<Vec<_>>()).stderr;
+    let older = format!("@lockstep-{} is older than lockstep-{}, with which", first.id, second.id);
+    for words in [older.as_str(), "was sent anew", "leave out --delta"] {
+        assert!(refused.contains(words), "{words}: {refused}");
+    }
+    discard(&prepared.fixture, &directory, &parent);
+    let directory = prepared.fixture.target("cold");
+    let more = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let restored = prepared.lockstep.restore_and_start(&second.id, &directory, &more);
+    assert_eq!(restored.server().value("postgres", "SELECT count(*) FROM u"), "1000");
+    restored.server().stop(Stop::Fast);
+    discard(&prepared.fixture, &directory, &parent);
+    cluster.start();
+}
+
 #[test]
 fn an_unchanged_cluster_ships_next_to_nothing() {
     let prepared = prepare(nested_wal());

@@ -372,8 +372,9 @@ pub enum Refusal {
     },
     /// `--delta` onto a dataset whose newest snapshot isn't one that the set's deltas come after.
     #[error(
-        "\"{dataset}\" can't be brought to set {set}: its newest snapshot {} isn't one of those that the repository has before it",
-        newest.as_deref().unwrap_or("(it has none)")
+        "\"{dataset}\" can't be brought to set {set}: its newest snapshot {} {}",
+        newest.as_deref().unwrap_or("(it has none)"),
+        not_before(began.as_ref())
     )]
     NotOnTop {
         /// The dataset.
@@ -384,6 +385,8 @@ pub enum Refusal {
         newest: Option<String>,
         /// The newest of those that would do.
         known: Option<String>,
+        /// What the repository has for the set begins with this snapshot, which is younger than the newest.
+        began: Option<String>,
         /// It is stored raw.
         is_raw: bool,
     },
@@ -521,6 +524,7 @@ impl Refusal {
             Self::StandbyBesideOriginal { data, .. } => format!("make the standby on another host; to look at the data here take `lockstep clone create`. The server's file is \"{}\"", data.join("postmaster.pid").display()),
             Self::NotAnOlderRestore { .. } => "--delta removes what the set doesn't have: name the folder of an older restore, or an empty one".into(),
             Self::NotOnTop { newest: Some(newest), known: Some(known), .. } => format!("destroy what is newer than {known} if nothing needs it (`zfs destroy {}`), or restore to another --dataset and --to", quote(newest)),
+            Self::NotOnTop { began: Some(_), .. } => "all of the volume was sent anew there (a cold set where tables are unlogged, `ship --full`, a raw dataset's next full), or older sets were removed: restore to another --dataset and --to, or destroy this restore and leave out --delta".into(),
             Self::NotOnTop { is_raw: true, .. } => "restore to another --dataset and --to: it is stored raw, and its chain may have begun anew".into(),
             Self::NotOnTop { .. } => "--delta goes forward only, from a set that the repository has: restore this one to another --dataset and --to".into(),
             Self::PlaceOfAnother { dataset, found, .. } => {
@@ -543,5 +547,15 @@ impl Refusal {
                 | Self::WalRecycledBeforeFreeze { .. }
                 | Self::TimelineChanged { .. }
         )
+    }
+}
+
+/// Why nothing can be put on top of a dataset's newest snapshot, behind its name.
+fn not_before(began: Option<&String>) -> String {
+    match began {
+        Some(began) => {
+            format!("is older than {began}, with which what the repository has for that set begins")
+        }
+        None => "isn't one of those that the repository has before it".into(),
     }
 }

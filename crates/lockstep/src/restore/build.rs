@@ -68,8 +68,8 @@ pub(super) struct Older {
 
 impl Older {
     /// What it says of itself, where it is of the cluster that the set is of.
-    fn of(&self, manifest: &Manifest) -> Option<&Marker> {
-        self.marker.as_ref().filter(|marker| marker.is_of(manifest))
+    fn of(&self, set: &Manifest, source: &Source) -> Option<&Marker> {
+        self.marker.as_ref().filter(|marker| marker.is_of(set, source))
     }
 }
 
@@ -369,7 +369,7 @@ impl<'a> Build<'a> {
 
     /// The sets whose files may be there: the older restore's, and where that wasn't finished those before it.
     fn sets_before(&self) -> Vec<String> {
-        let Some(older) = self.older.of(&self.manifest) else { return Vec::new() };
+        let Some(older) = self.older.of(&self.manifest, &self.source) else { return Vec::new() };
         let is_finished = self.placement.data.join(PG_CONTROL).exists();
         let before = older.before.iter().filter(|_| !is_finished);
         let mut sets: Vec<String> = before.chain([&older.set]).cloned().collect();
@@ -380,7 +380,7 @@ impl<'a> Build<'a> {
 
     /// Whether it goes over an older restore of the same cluster, by the marker of that.
     pub(super) fn is_over_an_older_restore(&self) -> bool {
-        self.source.is_delta() && self.older.of(&self.manifest).is_some()
+        self.source.is_delta() && self.older.of(&self.manifest, &self.source).is_some()
     }
 
     fn volumes(&self) -> PathBuf {

@@ -53,7 +53,7 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     }
     let mut live = live::live(cx)?;
     if delta {
-        live = live::without_asked(cx, live, manifest, placement, &there)?;
+        live = live::without_asked(cx, live, asked, &there)?;
     }
     let named = asked.tablespaces.iter().map(|(_, path)| path.as_path());
     for path in std::iter::once(&*placement.directory).chain(named.clone()) {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::source::Source;
 use crate::error::Result;
 use crate::files;
 use crate::set::manifest::{Manifest, json};
@@ -57,9 +58,9 @@ impl Marker {
         serde_json::from_slice(&std::fs::read(&path).ok()?).ok()
     }
 
-    /// Whether it is of the cluster that a set is of.
-    pub(super) fn is_of(&self, manifest: &Manifest) -> bool {
-        self.system_identifier == manifest.postgres.system_identifier
+    /// Whether it is of the cluster that a set is of, which comes from there.
+    pub(super) fn is_of(&self, set: &Manifest, source: &Source) -> bool {
+        source.is_cluster(set, &self.system_identifier)
     }
 
     /// Writes it, in the place of an older one.

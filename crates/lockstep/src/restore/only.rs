@@ -52,7 +52,9 @@ impl Wanted {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Only {
     databases: Option<BTreeSet<u32>>,
-    tablespaces: Option<BTreeSet<u32>>,
+    /// Those that aren't: a tablespace of allow_in_place_tablespaces is no part of a set and has no name there, so nobody
+    /// could ask for it, and it comes with the data directory.
+    without_tablespaces: Option<BTreeSet<u32>>,
 }
 
 /// What is there by name, and is holes: it is of no use but to be dropped.
@@ -81,16 +83,14 @@ impl Only {
         }
         if !wanted.tablespaces.is_empty() {
             let oids = tablespaces_of(&wanted.tablespaces, manifest)?;
-            rest.tablespaces = manifest
-                .parts()
-                .filter_map(|(_, part)| match &part.kind {
-                    PartKind::Tablespace { oid, name } if !oids.contains(oid) => {
-                        Some(name.clone().unwrap_or_else(|| oid.to_string()))
-                    }
-                    _ => None,
-                })
-                .collect();
-            only.tablespaces = Some(oids);
+            let others = manifest.parts().filter_map(|(_, part)| match &part.kind {
+                PartKind::Tablespace { oid, name } if !oids.contains(oid) => {
+                    Some((*oid, name.clone().unwrap_or_else(|| oid.to_string())))
+                }
+                _ => None,
+            });
+            let (without, names): (BTreeSet<_>, Vec<_>) = others.unzip();
+            (only.without_tablespaces, rest.tablespaces) = (Some(without), names);
         }
         Ok((only, rest))
     }
@@ -101,16 +101,17 @@ impl Only {
     }
 
     #[cfg(test)]
-    pub(super) fn of(databases: Option<&[u32]>, tablespaces: Option<&[u32]>) -> Self {
+    pub(super) fn of(databases: Option<&[u32]>, without_tablespaces: Option<&[u32]>) -> Self {
         let set = |oids: &[u32]| oids.iter().copied().collect();
-        Self { databases: databases.map(set), tablespaces: tablespaces.map(set) }
+        let without_tablespaces = without_tablespaces.map(set);
+        Self { databases: databases.map(set), without_tablespaces }
     }
 
     /// A number that tells what is restored: it is another one for another choice.
     pub(super) fn mark(&self, delta: &str) -> u64 {
         let mut hash = blake3::Hasher::new();
         hash.update(delta.as_bytes());
-        for (kind, chosen) in [(b"d", &self.databases), (b"t", &self.tablespaces)] {
+        for (kind, chosen) in [(b"d", &self.databases), (b"t", &self.without_tablespaces)] {
             // All is another choice than none.
             let Some(oids) = chosen else { continue };
             hash.update(b"\0").update(kind);
@@ -144,7 +145,7 @@ impl Only {
                     if let Some(base) = tree.child(root, b"base") {
                         self.databases(tree, base, true, &mut zeroed)?;
                     }
-                    // Tablespaces of allow_in_place_tablespaces are folders there.
+                    // Tablespaces of allow_in_place_tablespaces are folders there, of which databases alone are left out.
                     let folder = tree.child(root, b"pg_tblspc");
                     for (name, space) in folders(tree, folder)? {
                         if let Some(oid) = number(&name) {
@@ -157,13 +158,14 @@ impl Only {
         Ok(zeroed)
     }
 
-    fn wants(&self, database: u32) -> bool {
+    /// Whether the files of a database are restored.
+    pub(super) fn wants(&self, database: u32) -> bool {
         let wanted = self.databases.as_ref();
         wanted.is_none_or(|all| database < FIRST_NORMAL_OID || all.contains(&database))
     }
 
     fn wants_in(&self, tablespace: u32) -> bool {
-        self.tablespaces.as_ref().is_none_or(|wanted| wanted.contains(&tablespace))
+        self.without_tablespaces.as_ref().is_none_or(|without| !without.contains(&tablespace))
     }
 
     /// Whether the files in a folder of a database, as PostgreSQL calls it (GetRelationPath in relpath.c), are holes.
@@ -382,11 +384,11 @@ mod tests {
     fn another_choice_has_another_mark() {
         let only = |oids: &[u32]| Only {
             databases: Some(oids.iter().copied().collect()),
-            tablespaces: None,
+            without_tablespaces: None,
         };
         assert_ne!(only(&[1]).mark("7"), only(&[2]).mark("7"));
         assert_ne!(only(&[1]).mark("7"), only(&[1]).mark("8"));
-        let tablespaces = Only { databases: None, tablespaces: Some(BTreeSet::from([1])) };
+        let tablespaces = Only::of(None, Some(&[1]));
         assert_ne!(only(&[1]).mark("7"), tablespaces.mark("7"));
         assert_ne!(only(&[]).mark("7"), Only::default().mark("7"), "none is not all");
     }

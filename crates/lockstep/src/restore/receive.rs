@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::plan::refusal::Refusal;
 use crate::process::Piped;
 use crate::progress::Progress;
+use crate::repository::image::ImageState;
 use crate::repository::ingest::of_stream;
 use crate::repository::tree::{Depth, ImageTree};
 use crate::repository::unfold::unfold_chain;
@@ -366,17 +367,40 @@ fn common(
     snapshots.sort_by_key(|base| base.createtxg);
     let chain = chain(from, shipped)?;
     let known = |base: &&Base| chain.contains(&base.guid.to_string());
-    match snapshots.last() {
-        Some(base) if known(&base) => Ok(base.clone()),
-        newest => Err(Refusal::NotOnTop {
-            dataset: dataset.to_string(),
-            set: from.shipped.manifest.set.to_string(),
-            newest: newest.map(|base| base.name.clone()),
-            known: snapshots.iter().rev().find(known).map(|base| base.name.clone()),
-            is_raw: shipped.raw.is_some(),
-        }
-        .into()),
+    if let Some(base) = snapshots.last().filter(known) {
+        return Ok(base.clone());
     }
+    let newest = snapshots.last().map(|base| base.name.clone());
+    let began = beginning(from, shipped)?
+        .filter(|began| newest.as_deref().is_some_and(|newest| is_of_an_older_set(newest, began)));
+    Err(Refusal::NotOnTop {
+        dataset: dataset.to_string(),
+        set: from.shipped.manifest.set.to_string(),
+        newest,
+        known: snapshots.iter().rev().find(known).map(|base| base.name.clone()),
+        began,
+        is_raw: shipped.raw.is_some(),
+    }
+    .into())
+}
+
+/// The name, without its dataset, of the snapshot that was sent in full.
+fn beginning(from: &FromRepository, shipped: &ShippedVolume) -> Result<Option<String>> {
+    if let Some(chain) = &shipped.raw {
+        return Ok(chain.first().map(|link| link.snapshot.clone()));
+    }
+    let strata = &from.repository.strata;
+    let chain = strata::delta::chain(strata, &shipped.image, &shipped.delta, None);
+    let Some(full) = chain.map_err(of_strata)?.into_iter().next() else { return Ok(None) };
+    let sent = ImageState::of(&full)?.begin.to_name;
+    Ok(sent.split_once('@').map(|(_, own)| own.to_owned()))
+}
+
+/// Whether both are snapshots of sets, whose names begin with their time, and `newest` is one of an older set than `began`.
+fn is_of_an_older_set(newest: &str, began: &str) -> bool {
+    let own = newest.split_once('@').map_or("", |(_, own)| own);
+    let are_of_sets = [own, began].iter().all(|name| name.starts_with("lockstep-"));
+    are_of_sets && own < began
 }
 
 /// The GUIDs of the snapshots that the set's volume comes from, as far as the repository has them.
@@ -387,4 +411,22 @@ pub(super) fn chain(from: &FromRepository, shipped: &ShippedVolume) -> Result<Ve
     let strata = &from.repository.strata;
     let chain = strata::delta::chain(strata, &shipped.image, &shipped.delta, None);
     Ok(chain.map_err(of_strata)?.into_iter().map(|delta| delta.id).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_that_began_anew_is_told_from_a_step_back() {
+        let began = "lockstep-20261124T194512Z-k3fa";
+        for (newest, is_older) in [
+            ("p/r@lockstep-20261123T194512Z-zzzz", true),
+            ("p/r@lockstep-20261125T194512Z-aaaa", false),
+            ("p/r@mine", false),
+        ] {
+            assert_eq!(is_of_an_older_set(newest, began), is_older, "{newest}");
+        }
+        assert!(!is_of_an_older_set("p/r@lockstep-20261123T194512Z-zzzz", "somebody's"));
+    }
 }

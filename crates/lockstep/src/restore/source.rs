@@ -20,7 +20,7 @@ use crate::progress::Progress;
 use crate::repository::image::ImageState;
 use crate::repository::tree::{Depth, ImageTree};
 use crate::repository::{self, Repository, Shipped, ShippedVolume, of_strata};
-use crate::set::manifest::SetVolume;
+use crate::set::manifest::{Manifest, SetVolume};
 use crate::side_by_side::{Limits, side_by_side};
 use crate::steps;
 use crate::volume::mounts::Mounts;
@@ -133,6 +133,16 @@ impl Source {
             Self::Snapshots => None,
             Self::Repository(from) => from.parent.as_ref(),
         }
+    }
+
+    /// Whether a system identifier is that of the set's cluster, or one that it had before, as pg_upgrade gives it a new
+    /// one.
+    pub(super) fn is_cluster(&self, set: &Manifest, identifier: &str) -> bool {
+        let is_former = match self {
+            Self::Snapshots => false,
+            Self::Repository(from) => from.shipped.formerly.iter().any(|it| it == identifier),
+        };
+        is_former || set.postgres.system_identifier == identifier
     }
 
     /// What becomes holes.

@@ -4,7 +4,8 @@
 //! left that are younger than its beginning. Recovery from such a set ends with an error where it follows the new
 //! timeline, and where it follows the old one it comes to a moment that the cluster never had. Only histories tell:
 //! PostgreSQL has them from restore_command, and a set of a later timeline carries its own, or its manifest tells it. A
-//! set of which they don't tell isn't taken by itself.
+//! set of which they don't tell isn't taken by itself. A cluster has another system identifier since pg_upgrade, and
+//! began at timeline 1 again: what is known of timelines is known by identifier, and tells nothing of another's.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -27,6 +28,9 @@ pub(super) type ReadFile<'a> = Box<dyn Fn(&Manifest, &str) -> Result<Vec<u8>> + 
 /// Sets that are remembered for the history of a timeline: another one's may be damaged.
 const CARRIERS: usize = 3;
 
+/// A timeline of a cluster, by its system identifier.
+type Line = (String, TimelineId);
+
 /// What is known of the timelines.
 pub(super) struct Timelines<'a> {
     recovery: &'a Recovery,
@@ -35,11 +39,11 @@ pub(super) struct Timelines<'a> {
     read: ReadFile<'a>,
     asked: RefCell<BTreeMap<TimelineId, Option<TimelineHistory>>>,
     /// What sets' manifests tell.
-    told: BTreeMap<TimelineId, TimelineHistory>,
+    told: BTreeMap<Line, TimelineHistory>,
     /// Of each timeline the sets that carry its history.
-    carriers: BTreeMap<TimelineId, Vec<Manifest>>,
-    /// The latest of a set that recovery could begin with.
-    latest: Option<TimelineId>,
+    carriers: BTreeMap<Line, Vec<Manifest>>,
+    /// Of each cluster the latest of a set that recovery could begin with.
+    latest: BTreeMap<String, TimelineId>,
 }
 
 /// Whether a set is on the way.
@@ -83,20 +87,21 @@ impl fmt::Display for Left {
 impl<'a> Timelines<'a> {
     pub(super) fn new(recovery: &'a Recovery, ask: Ask<'a>, read: ReadFile<'a>) -> Self {
         let (told, carriers) = (BTreeMap::new(), BTreeMap::new());
-        Self { recovery, ask, read, asked: RefCell::default(), told, carriers, latest: None }
+        let (asked, latest) = (RefCell::default(), BTreeMap::new());
+        Self { recovery, ask, read, asked, told, carriers, latest }
     }
 
     /// Takes note of a set, from which recovery `could_begin`.
     pub(super) fn learn(&mut self, set: &Manifest, could_begin: bool) {
-        let timeline = set.timeline();
+        let line = line_of(set);
         if could_begin {
-            self.latest = self.latest.max(Some(timeline));
+            self.could_begin(&line);
         }
         if let Some(history) = set.history() {
-            self.told.entry(timeline).or_insert(history);
+            self.told.entry(line.clone()).or_insert(history);
         }
-        if set.files.contains_key(&history_of(timeline)) {
-            let carriers = self.carriers.entry(timeline).or_default();
+        if set.files.contains_key(&history_of(set.timeline())) {
+            let carriers = self.carriers.entry(line).or_default();
             if carriers.len() < CARRIERS {
                 carriers.push(set.clone());
             }
@@ -107,13 +112,19 @@ impl<'a> Timelines<'a> {
     /// comes from would only make others unknown.
     pub(super) fn learn_told(&mut self, set: &Member) {
         if let Some(history) = branches::history(set.timeline, &set.history) {
-            self.latest = self.latest.max(Some(set.timeline));
-            self.told.entry(set.timeline).or_insert(history);
+            let line = (set.system_identifier.clone(), set.timeline);
+            self.could_begin(&line);
+            self.told.entry(line).or_insert(history);
         }
     }
 
+    fn could_begin(&mut self, (cluster, timeline): &Line) {
+        let latest = self.latest.entry(cluster.clone()).or_insert(*timeline);
+        *latest = (*latest).max(*timeline);
+    }
+
     /// Whether a set is on the way to the timeline that recovery from it would follow, and, where nobody asked for one by
-    /// its number, to the latest that there is a set of.
+    /// its number, to the latest that there is a set of its cluster's of.
     ///
     /// # Errors
     /// When a history is damaged.
@@ -124,8 +135,8 @@ impl<'a> Timelines<'a> {
             return self.to(set, number);
         }
         let followed = if asked == "current" { own } else { self.newest_from(own)? };
-        match (self.to(set, followed)?, self.latest) {
-            (Way::Leads, Some(latest)) if latest > followed => self.to(set, latest),
+        match (self.to(set, followed)?, self.latest.get(&set.postgres.system_identifier)) {
+            (Way::Leads, Some(latest)) if *latest > followed => self.to(set, *latest),
             (way, _) => Ok(way),
         }
     }
@@ -135,7 +146,7 @@ impl<'a> Timelines<'a> {
         if to == own {
             return Ok(Way::Leads);
         }
-        let Some(history) = self.history(to)? else { return Ok(Way::Unknown(to)) };
+        let Some(history) = self.history(set, to)? else { return Ok(Way::Unknown(to)) };
         let at = history.switch_point(own);
         let left = Left { set: set.set.to_string(), timeline: own, at, to };
         Ok(match set.end() {
@@ -157,15 +168,17 @@ impl<'a> Timelines<'a> {
         Ok(newest)
     }
 
-    fn history(&self, of: TimelineId) -> Result<Option<TimelineHistory>> {
+    /// That of a timeline of the cluster that the set is of.
+    fn history(&self, set: &Manifest, of: TimelineId) -> Result<Option<TimelineHistory>> {
         if let Some(history) = self.asked_for(of)? {
             return Ok(Some(history));
         }
-        if let Some(told) = self.told.get(&of) {
+        let line = (set.postgres.system_identifier.clone(), of);
+        if let Some(told) = self.told.get(&line) {
             return Ok(Some(told.clone()));
         }
         let name = history_of(of);
-        for set in self.carriers.get(&of).into_iter().flatten() {
+        for set in self.carriers.get(&line).into_iter().flatten() {
             match (self.read)(set, &name) {
                 Ok(bytes) => return parsed(of, &bytes, &format!("of set {}", set.set)).map(Some),
                 Err(error @ Error::Interrupted { .. }) => return Err(error),
@@ -204,6 +217,10 @@ pub(super) fn unknown(recovery: &Recovery, missing: TimelineId, fitting: &[&Mani
             "name one of them, with its timeline in --target-timeline, or give a --restore-command that finds {name}"
         ),
     )
+}
+
+fn line_of(set: &Manifest) -> Line {
+    (set.postgres.system_identifier.clone(), set.timeline())
 }
 
 /// The name that a set has it under.

@@ -114,6 +114,37 @@ fn what_manifests_tell_is_as_good_as_a_file() {
 }
 
 #[test]
+fn timelines_of_before_pg_upgrade_tell_nothing_of_those_since() {
+    use crate::set::manifest::Switch;
+    let told = |mut set: Manifest| {
+        set.postgres.history = vec![Switch { timeline: tli(1), lsn: Lsn::new(5 << 24) }];
+        set
+    };
+    let upgraded = |mut set: Manifest| {
+        set.postgres.system_identifier.push('8');
+        set
+    };
+    // pg_upgrade begins at timeline 1 again, behind all of the old cluster's WAL.
+    let new = [upgraded(set(7, 1, 9)), upgraded(set(8, 1, 10))];
+    for of_two in [set(2, 2, 6), told(set(2, 2, 6)), with_history(set(2, 2, 6))] {
+        let mut sets = vec![of_two];
+        sets.extend(new.clone());
+        for timeline in [None, Some("current"), Some("1")] {
+            let ways = ways(timeline, &[], &sets);
+            assert_eq!(ways[1..], ["leads", "leads"], "{timeline:?}");
+        }
+        assert_eq!(ways(Some("2"), &[], &sets), ["leads", "needs 2", "needs 2"]);
+    }
+    // As they were told by the list of all sets.
+    let recovery = Recovery { target: Target::Lsn(Lsn::new(u64::MAX)), ..Recovery::default() };
+    let none = |_: &Manifest, _: &str| -> Result<Vec<u8>> { Err(Error::failed("none")) };
+    let mut timelines = Timelines::new(&recovery, Box::new(|_| Ok(None)), Box::new(none));
+    timelines.learn_told(&Member::from(&told(set(2, 2, 6))));
+    timelines.learn(&new[0], true);
+    assert_eq!(timelines.way(&new[0]).unwrap(), Way::Leads);
+}
+
+#[test]
 fn a_damaged_history_is_an_error_that_names_it() {
     let recovery = Recovery::default();
     let ask = |_| Ok(Some(b"nonsense\n".to_vec()));

@@ -14,8 +14,8 @@ use pgfiles::tablespace_map::TablespaceMap;
 use pgfiles::wal_name::WalSegment;
 
 use super::build::Build;
-use super::control;
 use super::placement::Placement;
+use super::{control, prepared};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::plan::refusal::Refusal;
@@ -52,6 +52,7 @@ const WITHIN_WAL: [&str; 2] = ["pg_wal/archive_status", "pg_wal/summaries"];
 pub(super) fn prepare(build: &Build, owner: Option<Credentials>) -> Result<()> {
     turn_links(build)?;
     clean(build, owner)?;
+    prepared::remove_others(build)?;
     place_wal(build, owner)?;
     place_control(build, owner)?;
     place_label(build, owner)?;

@@ -174,6 +174,59 @@ fn parts_of_a_set_do_without_whole_pages() {
     assert_said(&more, &[log]);
 }
 
+/// A prepared transaction that nobody could end any more, and tablespaces that no set knows by name.
+#[test]
+fn what_belongs_to_no_part_of_a_set() {
+    for major in [15, 17] {
+        let layout = one_pool().major(major).setting("allow_in_place_tablespaces", "on");
+        let prepared = prepare(layout.setting("max_prepared_transactions", "5"));
+        let Prepared { fixture, lockstep } = &prepared;
+        let cluster = &fixture.cluster;
+        cluster.execute(&[
+            "CREATE TABLESPACE inside LOCATION ''",
+            "CREATE TABLE in_place TABLESPACE inside AS SELECT n FROM generate_series(1, 1000) n",
+            "CREATE TABLE in_ts1 TABLESPACE ts1 AS SELECT n FROM generate_series(1, 1000) n",
+            "CREATE TABLE in_ts2 TABLESPACE ts2 AS SELECT n FROM generate_series(1, 1000) n",
+            "CREATE DATABASE wanted",
+            "CREATE DATABASE other",
+        ]);
+        for database in ["wanted", "other"] {
+            let begun = format!(
+                "CREATE TABLE t AS SELECT 1 AS n; BEGIN; INSERT INTO t VALUES (2); PREPARE TRANSACTION 'of {database}'"
+            );
+            // Not as one transaction.
+            let mut client = cluster.connect(database);
+            for statement in begun.split("; ") {
+                client.batch_execute(statement).expect("it can be prepared");
+            }
+        }
+        let set = lockstep.backup("label").id;
+        let to = fixture.target("only");
+
+        let more: Vec<&str> = FILES.into_iter().chain(["--only-database", "wanted"]).collect();
+        let restored = lockstep.restore_and_start(&set, &to, &more);
+        let server = restored.server();
+        let left = server.column("postgres", "SELECT gid FROM pg_prepared_xacts");
+        assert_eq!(left, ["of wanted"], "{major}");
+        server.execute(&["DROP DATABASE other"]);
+        let mut client = server.connect("wanted");
+        client.batch_execute("COMMIT PREPARED 'of wanted'").expect("it is there");
+        assert_eq!(server.value("wanted", "SELECT sum(n) FROM t"), "3");
+        drop(client);
+        server.stop(Stop::Fast);
+        fs::remove_dir_all(&to).expect("it can be removed");
+
+        let more: Vec<&str> = FILES.into_iter().chain(["--only-tablespace", "ts1"]).collect();
+        let restored = lockstep.restore_and_start(&set, &to, &more);
+        let server = restored.server();
+        for (table, rows) in [("in_place", "1000"), ("in_ts1", "1000"), ("in_ts2", "0")] {
+            let count = format!("SELECT count(*) FROM {table}");
+            assert_eq!(server.value("postgres", &count), rows, "{major} {table}");
+        }
+        server.stop(Stop::Fast);
+    }
+}
+
 /// Without data checksums and wal_log_hints VACUUM marks a page as all-visible and doesn't log it, also with full_page_writes.
 #[test]
 fn a_vacuum_of_what_is_not_restored() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::real;
+use super::{Asked, real};
 use crate::context::Context;
 use crate::error::Result;
 use crate::plan::layout::PartKind;
@@ -11,7 +11,6 @@ use crate::postgres::instance::{self, PG_CONTROL};
 use crate::restore::control;
 use crate::restore::marker::Marker;
 use crate::restore::placement::Placement;
-use crate::set::manifest::Manifest;
 use crate::volume::mounts::{self, Mounts};
 use crate::volume::zfs::DatasetName;
 
@@ -61,24 +60,24 @@ pub(super) fn is_unfinished(data: &Path) -> bool {
 pub(super) fn without_asked(
     cx: &Context,
     live: Vec<Live>,
-    manifest: &Manifest,
-    placement: &Placement,
+    asked: &Asked<'_>,
     there: &BTreeSet<DatasetName>,
 ) -> Result<Vec<Live>> {
+    let placement = asked.placement;
     let target = real(&placement.data)?;
     let is_target = |part: &Live| part.kind == PartKind::Data && part.path == target;
-    let asked = live.iter().filter(|part| is_target(part)).map(|part| part.cluster.clone());
-    let mut asked: BTreeSet<String> = asked.collect();
+    let targets = live.iter().filter(|part| is_target(part)).map(|part| part.cluster.clone());
+    let mut targets: BTreeSet<String> = targets.collect();
     let own = cx.name.as_str();
     let mut parts = live.iter().filter(|part| part.cluster == own);
     if !parts.all(|part| is_placed(part, placement)) {
-        asked.remove(own);
+        targets.remove(own);
     }
     // A standby of the same cluster may lie there as well, and be nobody's restore.
-    if !asked.is_empty() && !is_ours(cx, manifest, placement, there)? {
-        asked.clear();
+    if !targets.is_empty() && !is_ours(cx, asked, there)? {
+        targets.clear();
     }
-    Ok(live.into_iter().filter(|part| !asked.contains(&part.cluster)).collect())
+    Ok(live.into_iter().filter(|part| !targets.contains(&part.cluster)).collect())
 }
 
 /// Whether the part lies exactly where the restore puts it.
@@ -100,12 +99,8 @@ fn is_placed(part: &Live, placement: &Placement) -> bool {
 
 /// Whether what is there was made by a restore: datasets carry the mark, a folder has the marker, or
 /// pg_control is called as only a restore calls it.
-fn is_ours(
-    cx: &Context,
-    manifest: &Manifest,
-    placement: &Placement,
-    there: &BTreeSet<DatasetName>,
-) -> Result<bool> {
+fn is_ours(cx: &Context, asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<bool> {
+    let &Asked { manifest, placement, source, .. } = asked;
     let datasets: Vec<DatasetName> =
         placement.volumes.iter().filter_map(|volume| volume.dataset.clone()).collect();
     if !datasets.is_empty() {
@@ -114,8 +109,7 @@ fn is_ours(
         return cx.zfs.all_carry(&there, "lockstep:restore");
     }
     let marker = Marker::read(&placement.directory);
-    let wanted = &manifest.postgres.system_identifier;
-    Ok(is_unfinished(&placement.data) || marker.is_some_and(|it| it.system_identifier == *wanted))
+    Ok(is_unfinished(&placement.data) || marker.is_some_and(|it| it.is_of(manifest, source)))
 }
 
 /// A place that is a live part, lies in one, or holds one: by its path, and by where that lies, for a bind mount

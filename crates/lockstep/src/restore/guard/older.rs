@@ -40,8 +40,9 @@ pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<
     directory(&placement.directory)?;
     let data = &placement.data;
     if !is_empty(data)? {
-        let wanted = &manifest.postgres.system_identifier;
-        if let Some(found) = cluster_of(placement)?.filter(|found| found != wanted) {
+        let strange_to_it = |found: &String| !asked.source.is_cluster(manifest, found);
+        if let Some(found) = cluster_of(placement)?.filter(strange_to_it) {
+            let wanted = &manifest.postgres.system_identifier;
             return Err(strange(data, format!("the cluster {found}, the set is of {wanted}")));
         }
         // An interrupted restore may have no pg_control, but the rest of a data directory.
@@ -49,7 +50,8 @@ pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<
             return Err(strange(data, "something else than a data directory".to_owned()));
         }
     }
-    let older = Marker::read(&placement.directory).filter(|marker| marker.is_of(manifest));
+    let older =
+        Marker::read(&placement.directory).filter(|marker| marker.is_of(manifest, asked.source));
     let own = Own { directory: &placement.directory, older, there, mounts: Mounts::read()? };
     for (oid, tablespace) in &placement.tablespaces {
         if !own.has(&tablespace.real) {
