@@ -14,9 +14,9 @@ use crate::ship::{self, Outcome};
 
 #[derive(Debug, Args)]
 pub(super) struct Ship {
-    /// A set's id, its beginning, or `latest`
-    #[arg(value_name = "SET", default_value = "latest")]
-    set: String,
+    /// A set's id, its beginning, or `latest`; the newest on this host where left out
+    #[arg(value_name = "SET")]
+    set: Option<String>,
     /// To this repository only; to all of the cluster's where left out
     #[arg(long = "repository", value_name = "NAME")]
     repositories: Vec<String>,
@@ -45,7 +45,11 @@ impl Ship {
         if self.missing {
             return ship_missing(cx, &names, json);
         }
-        let manifest = cx.state.find(&self.set)?;
+        let manifest = match &self.set {
+            // Also one that is left behind: of that the repository says so.
+            None => cx.state.newest()?,
+            Some(set) => cx.state.find(set)?,
+        };
         crate::restore::unfinished::remove(cx)?;
         let outcomes = ship::run(cx, &manifest, &names, self.full)?;
         if json {
