@@ -22,7 +22,7 @@ pub mod locks;
 pub mod peek;
 pub mod raw;
 pub mod secret;
-mod seen;
+pub(crate) mod seen;
 pub mod shipped;
 pub mod stores;
 pub mod tree;

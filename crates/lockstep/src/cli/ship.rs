@@ -137,7 +137,7 @@ fn of_set(set: &SetId, outcomes: &[Outcome]) -> Value {
     json!({"version": JSON_VERSION, "set": set, "repositories": as_json(outcomes)})
 }
 
-/// Exit code 3 where a repository failed, a page is wrong, or the set is left behind.
+/// Exit code 3 where a repository failed, a page is wrong, the set is left behind, or two clusters go on along its timeline.
 pub(super) fn done(outcomes: &[Outcome]) -> Done {
     if outcomes.iter().all(Outcome::is_well) { Done::Well } else { Done::WithProblems }
 }
@@ -158,6 +158,9 @@ pub(super) fn as_json(outcomes: &[Outcome]) -> Value {
         };
         if let Some(left) = &outcome.left {
             value["left_behind"] = left.to_string().into();
+        }
+        if let Some(apart) = &outcome.apart {
+            value["apart"] = apart.to_string().into();
         }
         if let Some(first) = &outcome.finished_first {
             value["finished_first"] = json!({
@@ -204,6 +207,10 @@ pub(super) fn tell_failures(outcomes: &[Outcome]) {
         if let Some(left) = &outcome.left {
             eprintln!("error: repository {}: {left}", outcome.repository);
             eprintln!("hint: {}", left.hint());
+        }
+        if let Some(apart) = &outcome.apart {
+            eprintln!("error: repository {}: {apart}", outcome.repository);
+            eprintln!("hint: {}", apart.hint());
         }
         if let Err(error) = &outcome.result {
             let (repository, why) = (&outcome.repository, error.chain());
