@@ -5,6 +5,10 @@
 //! missing is fetched, and the snapshots are marked as this state_dir's. What could go wrong: the state_dir that
 //! took them is still somewhere, and its owner prunes; so it's done where somebody asks for it by name only, the other
 //! one can't remove the snapshots any more, and a kill on the way leaves nothing that counts as a set.
+//!
+//! A set that this state_dir has may carry another one's marks: that one had taken it up, or this one lost its own id. It
+//! can't be removed here then. Two that are both alive must not take it from each other each night, so it is marked
+//! anew where it is asked for by its id alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -32,15 +36,17 @@ pub struct Request {
     pub dry_run: bool,
 }
 
-/// A set that is taken up.
+/// A set that is taken up, or marked anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Adopted {
     /// Its id.
     pub set: SetId,
-    /// The repositories that have it, the one it is taken from first.
+    /// The repositories that have it, the one it is taken from first; of one that was here already, as far as is known.
     pub repositories: Vec<String>,
     /// The state_dirs whose marks its snapshots have, where those aren't this one's.
     pub owners: BTreeSet<String>,
+    /// It was here already, with their marks.
+    pub was_here: bool,
 }
 
 /// What came of it.
@@ -52,6 +58,8 @@ pub struct Report {
     pub elsewhere: Vec<(SetId, String)>,
     /// Those that were this host's already.
     pub known: usize,
+    /// Those of them whose snapshots have the marks of other state_dirs, and these; they weren't named.
+    pub marked: Vec<(SetId, BTreeSet<String>)>,
     /// Why one couldn't be taken up, or a repository not be read.
     pub failed: Vec<(String, Error)>,
 }
@@ -59,14 +67,17 @@ pub struct Report {
 /// Takes up sets.
 ///
 /// # Errors
-/// When another command works on the cluster's sets, a set that was named isn't in any repository, ZFS fails, or it was
-/// interrupted. What is wrong with one set or repository is in the report.
+/// When another command works on the cluster's sets, a set that was named is neither here nor in any repository, ZFS fails,
+/// or it was interrupted. What is wrong with one set or repository is in the report.
 pub fn run(cx: &Context, request: &Request) -> Result<Report> {
-    let names = match request.repositories.is_empty() {
+    let mut names = match request.repositories.is_empty() {
         true => cx.cluster.repositories.clone(),
         false => repository::of_cluster(cx, &request.repositories)?,
     };
-    if names.is_empty() {
+    let _lock = cx.state.lock("adopt")?;
+    let (here, _) = cx.state.sets()?;
+    let is_here = |id: &str| here.iter().any(|set| set.set.as_str() == id);
+    if names.is_empty() && here.is_empty() {
         return Err(Error::usage(
             format!("cluster \"{}\" has no repository to take sets from", cx.name),
             format!(
@@ -75,22 +86,25 @@ pub fn run(cx: &Context, request: &Request) -> Result<Report> {
             ),
         ));
     }
-    let _lock = cx.state.lock("adopt")?;
+    if !request.sets.is_empty() && request.sets.iter().all(|id| is_here(id)) {
+        // For what is here no repository is needed.
+        names.clear();
+    }
     let mut report = Report::default();
     let mut found = find(cx, &names, &mut report)?;
-    let wanted = chosen(request, &found)?;
-    found.retain(|id, _| wanted.contains(id));
-    let (_, damaged) = cx.state.sets()?;
-    let is_known = |id: &SetId| {
-        let is_damaged = damaged.iter().any(|(set, _)| set == id);
-        (cx.state.is_complete(id.as_str()) && !is_damaged)
-            || cx.state.is_of_another_cluster(id.as_str())
-    };
-    found.retain(|id, _| !is_known(id));
-    report.known = wanted.len() - found.len();
+    let wanted = chosen(request, found.keys().chain(here.iter().map(|set| &set.set)))?;
+    found.retain(|id, _| wanted.contains(id) && !is_here(id.as_str()));
+    let before = found.len();
+    found.retain(|id, _| !cx.state.is_of_another_cluster(id.as_str()));
+    report.known = before - found.len();
+    let here: Vec<_> = here.into_iter().filter(|set| wanted.contains(&set.set)).collect();
     // All are looked at together: each look takes some commands.
-    let volumes = found.values().flat_map(|there| &there.manifest.volumes);
+    let volumes = found.values().map(|there| &there.manifest).chain(&here);
+    let volumes = volumes.flat_map(|set| &set.volumes);
     let standing = cx.zfs.standing(&volumes.map(SetVolume::snapshot_name).collect::<Vec<_>>())?;
+    for set in &here {
+        mark_anew(cx, request, set, &standing, &mut report)?;
+    }
     for (id, there) in found {
         let owners = match owners(cx.state.owner(), &there.manifest, &standing) {
             Ok(owners) => owners,
@@ -103,15 +117,62 @@ pub fn run(cx: &Context, request: &Request) -> Result<Report> {
         if !request.dry_run
             && let Err(error) = take_up(cx, &there)
         {
-            if matches!(error, Error::Interrupted { .. }) {
-                return Err(error);
-            }
-            report.failed.push((format!("set {id}"), error));
+            report.failed(&id, error)?;
             continue;
         }
-        report.adopted.push(Adopted { set: id, repositories, owners });
+        report.adopted.push(Adopted { set: id, repositories, owners, was_here: false });
     }
+    report.adopted.sort_by(|a, b| a.set.cmp(&b.set));
     Ok(report)
+}
+
+impl Report {
+    /// One that couldn't be taken up keeps no other from it.
+    fn failed(&mut self, set: &SetId, error: Error) -> Result<()> {
+        if matches!(error, Error::Interrupted { .. }) {
+            return Err(error);
+        }
+        self.failed.push((format!("set {set}"), error));
+        Ok(())
+    }
+}
+
+/// Marks the snapshots of a set that is here as this state_dir's, where it is named and they are another one's.
+fn mark_anew(
+    cx: &Context,
+    request: &Request,
+    set: &Manifest,
+    standing: &BTreeMap<SnapshotName, Standing>,
+    report: &mut Report,
+) -> Result<()> {
+    let is_named = !request.sets.is_empty();
+    let owners = match owners(cx.state.owner(), set, standing) {
+        Ok(owners) => owners,
+        Err(missing) if is_named => return report.failed(&set.set, Error::failed(missing)),
+        Err(_) => BTreeSet::new(),
+    };
+    if owners.is_empty() || !is_named {
+        report.known += 1;
+        report.marked.extend((!owners.is_empty()).then(|| (set.set.clone(), owners)));
+        return Ok(());
+    }
+    if !request.dry_run
+        && let Err(error) = mark(cx, set)
+    {
+        return report.failed(&set.set, error);
+    }
+    let known = cx.state.shipped_to(&set.set).into_iter().map(|known| known.repository);
+    let (set, repositories) = (set.set.clone(), known.collect());
+    report.adopted.push(Adopted { set, repositories, owners, was_here: true });
+    Ok(())
+}
+
+/// Holds a set's snapshots, and marks them as this state_dir's.
+fn mark(cx: &Context, set: &Manifest) -> Result<()> {
+    let snapshots: Vec<_> = set.volumes.iter().map(SetVolume::snapshot_name).collect();
+    cx.zfs.hold(&snapshots)?;
+    cx.zfs.set("lockstep:owner", cx.state.owner(), &snapshots)?;
+    steps::reached("adopt.marked")
 }
 
 /// A set in repositories.
@@ -151,21 +212,25 @@ fn find(cx: &Context, names: &[String], report: &mut Report) -> Result<BTreeMap<
     Ok(all)
 }
 
-/// Those that are meant, by id or by its beginning; all where none is named.
-fn chosen(request: &Request, found: &BTreeMap<SetId, There>) -> Result<BTreeSet<SetId>> {
+/// Those of `there` that are meant, by id or by its beginning; all where none is named.
+fn chosen<'a>(
+    request: &Request,
+    there: impl Iterator<Item = &'a SetId>,
+) -> Result<BTreeSet<SetId>> {
+    let there: BTreeSet<_> = there.collect();
     if request.sets.is_empty() {
-        return Ok(found.keys().cloned().collect());
+        return Ok(there.into_iter().cloned().collect());
     }
     let mut wanted = BTreeSet::new();
     for which in &request.sets {
-        let meant = names::meant(which, found.keys().map(SetId::as_str));
+        let meant = names::meant(which, there.iter().map(|id| id.as_str()));
         let Meant::One(id) = meant else {
             return Err(Error::usage(
-                format!("no one set of the cluster's repositories is called \"{which}\""),
-                "`lockstep list --from repository` shows those that are there; write all of its id",
+                format!("no one set here or in the cluster's repositories is called \"{which}\""),
+                "`lockstep list` and `lockstep list --from repository` show those that are there; write all of its id",
             ));
         };
-        wanted.extend(found.keys().find(|known| known.as_str() == id).cloned());
+        wanted.extend(there.iter().find(|known| known.as_str() == id).map(|id| (*id).clone()));
     }
     Ok(wanted)
 }
@@ -208,10 +273,7 @@ fn take_up(cx: &Context, there: &There) -> Result<()> {
     }
     sync(set, &directory)?;
     steps::reached("adopt.fetched")?;
-    let snapshots: Vec<_> = set.volumes.iter().map(SetVolume::snapshot_name).collect();
-    cx.zfs.hold(&snapshots)?;
-    cx.zfs.set("lockstep:owner", cx.state.owner(), &snapshots)?;
-    steps::reached("adopt.marked")?;
+    mark(cx, set)?;
     for (repository, shipped_at) in &there.at {
         notes::note_shipped(cx, &set.set, &repository.name, &repository.id, *shipped_at)?;
     }

@@ -1,43 +1,79 @@
 //! The first segment of WAL that a set needs, of all sets wherever they are: an archive has to be kept from there on.
 //!
-//! What could go wrong: that too much is cleaned up. So a place that can't be asked, or a manifest that can't be read, is
-//! an error, and no answer.
+//! What could go wrong: that too much is cleaned up. So a place that can't be asked, a manifest that can't be read, or a
+//! repository that has lost its sets, is an error, and no answer. And every set counts, whichever cluster it is of: what is in
+//! the data directory may have been made anew since, or come from pg_upgrade. The first name of all is right for each, also
+//! where their segments differ in size: each set needs those from its own first one on, and a name before all of these none.
 
 use pgfiles::wal_name::WalSegment;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::repository::{
-    self,
-    kin::{Identity, Kin},
-};
+use crate::repository::kin::{self, Identity, Kin};
+use crate::repository::{self, Repository};
 use crate::set::manifest::Manifest;
+use crate::set::{notes, unread};
 
 /// Of the sets on this host and in each repository of the cluster.
 ///
 /// # Errors
-/// When one of them can't be asked wholly, or there is no set at all.
+/// When one of them can't be asked wholly or has lost its sets, or there is no set at all.
 pub fn find(cx: &Context) -> Result<String> {
     let (here, damaged) = cx.state.sets()?;
-    first_error(damaged)?;
-    let identity = Identity::of(cx, &here);
-    let mut all = here;
-    for name in &cx.cluster.repositories {
-        let (sets, damaged) = repository::open(cx, name)?.sets()?;
-        first_error(damaged)?;
-        let kin = Kin::of(&identity, &sets);
-        all.extend(sets.into_iter().filter(|set| kin.has(set)).map(|set| set.manifest));
+    if let Some((set, error)) = damaged.first() {
+        let ways = unread::ways_out(set.as_str(), None);
+        return Err(Error::failed(error.chain()).with_hint(ways));
     }
-    let needed = all.iter().map(of_set).collect::<Result<Vec<_>>>()?;
-    first(needed.into_iter().flatten()).ok_or_else(|| {
+    let identity = Identity::of(cx, &here);
+    let mut clusters = vec![Kin::of(&identity, &[])];
+    let mut all = here.clone();
+    for name in &cx.cluster.repositories {
+        let repository = repository::open(cx, name)?;
+        let (sets, damaged) = repository.sets()?;
+        if let Some((set, error)) = damaged.into_iter().next() {
+            let ways = unread::ways_out(&set, Some(name));
+            let ways = format!("where its manifest is damaged for good, {ways}");
+            return Err(error.and_hint(&ways).unwrap_or_else(|error| error));
+        }
+        if sets.is_empty() {
+            assert_never_had_any(cx, &here, &repository)?;
+        }
+        clusters.push(Kin::of(&identity, &sets));
+        all.extend(sets.into_iter().map(|set| set.manifest));
+    }
+    let mut needed = Vec::new();
+    for set in &all {
+        needed.extend(of_set(set)?.into_iter().map(|name| (name, set)));
+    }
+    let (first, set) = first(needed).ok_or_else(|| {
         Error::failed(format!("cluster \"{}\" has no set that needs WAL", cx.name)).with_hint(
             "without a set nothing says how long an archive is needed: `lockstep backup`",
         )
-    })
+    })?;
+    let of = &set.postgres.system_identifier;
+    if !clusters.iter().any(|kin| kin.has_identifier(of)) {
+        tracing::warn!(
+            "it is set {} that needs {first}, and it is of another cluster than this host's: its system identifier is {of}. As long as it is there, no later WAL is cleaned up. {}",
+            set.set,
+            kin::hint(cx.name.as_str(), of)
+        );
+    }
+    Ok(first)
 }
 
-fn first_error<T>(damaged: Vec<(T, Error)>) -> Result<()> {
-    damaged.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
+/// Whether a repository that has no set has none by right. This host notes what it ships.
+fn assert_never_had_any(cx: &Context, here: &[Manifest], repository: &Repository) -> Result<()> {
+    let name = &repository.name;
+    let is_noted = |set: &&Manifest| notes::is_shipped(cx, &set.set, name, Some(&repository.id));
+    let Some(noted) = here.iter().rev().find(is_noted) else { return Ok(()) };
+    let error = Error::failed(format!(
+        "repository \"{name}\" has no set of cluster \"{}\", and set {} was shipped to it",
+        cx.name, noted.set
+    ));
+    let others = repository.empty_hint().map_or_else(String::new, |hint| format!("{hint} "));
+    Err(error.with_hint(format!(
+        "{others}was its folder renamed or removed, or did its storage go back to an older state? Where its sets are gone for good, `lockstep ship --missing` brings there what this host has"
+    )))
 }
 
 /// All segments that a set names, and the one in which its recovery starts.
@@ -51,11 +87,12 @@ fn of_set(set: &Manifest) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The first by its place in the WAL: `pg_archivecleanup` doesn't look at the timeline either.
-fn first(names: impl Iterator<Item = String>) -> Option<String> {
+/// The first by its place in the WAL, with what needs it: `pg_archivecleanup` doesn't look at the timeline either.
+fn first<T>(needed: impl IntoIterator<Item = (String, T)>) -> Option<(String, T)> {
     // A timeline's history is kept whatever is cleaned up.
     let place = |name: &String| (name.len() == 24).then(|| name.get(8..).map(str::to_owned))?;
-    names.filter_map(|name| Some((place(&name)?, name))).min().map(|(_, name)| name)
+    let placed = needed.into_iter().filter_map(|(name, by)| Some((place(&name)?, name, by)));
+    placed.min_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1))).map(|(_, name, by)| (name, by))
 }
 
 #[cfg(test)]
@@ -64,9 +101,14 @@ mod tests {
 
     #[test]
     fn the_place_counts_and_not_the_timeline() {
-        let first = |names: &[&str]| first(names.iter().map(|name| (*name).to_owned()));
+        let first = |names: &[&str]| {
+            first(names.iter().map(|name| ((*name).to_owned(), ()))).map(|(name, ())| name)
+        };
         let (old, new) = ("000000020000000000000003", "000000010000000000000005");
         assert_eq!(first(&[new, "00000002.history", old]).unwrap(), old);
+        // Of another cluster with segments of 1 MiB: its names go to ...00000FFF, and nothing before the first is either's.
+        let small = "000000010000000000000FF0";
+        assert_eq!(first(&[small, new]).unwrap(), new);
         assert_eq!(first(&["00000002.history"]), None);
     }
 

@@ -23,7 +23,7 @@ pub mod peek;
 pub mod raw;
 pub(crate) mod reserve;
 pub mod secret;
-mod seen;
+pub(crate) mod seen;
 pub mod shipped;
 pub mod stores;
 pub mod tree;

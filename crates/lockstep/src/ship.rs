@@ -44,9 +44,10 @@ use crate::repository::shipped::FILES_IMAGE;
 use crate::repository::whole::Wholeness;
 use crate::repository::{self, Repository, Shipped, ShippedVolume, kin, of_strata};
 use crate::set::at_work::{self, AtWork};
-use crate::set::branches::LeftBehind;
+use crate::set::branches::{Apart, LeftBehind};
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::set::notes;
+use crate::set::unread;
 use crate::side_by_side::{Item, Limits, side_by_side};
 use crate::steps;
 use crate::view::Views;
@@ -85,6 +86,8 @@ pub struct Outcome {
     pub is_of_the_set: bool,
     /// The set is there, and of a timeline that its cluster has left.
     pub left: Option<LeftBehind>,
+    /// The set is there, and of a timeline along which two clusters went on.
+    pub apart: Option<Apart>,
 }
 
 impl Outcome {
@@ -99,14 +102,16 @@ impl Outcome {
             finished_first: None,
             is_of_the_set: true,
             left: None,
+            apart: None,
         }
     }
 
-    /// Whether it is there, what its cluster lives on, and every page is right: also of what it may stand on.
+    /// Whether it is there, of what one cluster lives on, and every page is right: also of what it may stand on.
     #[must_use]
     pub fn is_well(&self) -> bool {
         let is_well = |shipped: &Shipped| shipped.bad_pages() == 0;
         self.left.is_none()
+            && self.apart.is_none()
             && self.result.as_ref().is_ok_and(is_well)
             && self.finished_first.as_ref().is_none_or(is_well)
     }
@@ -131,7 +136,7 @@ pub fn run(
             Err(error) => (Err(error), false),
             Ok((shipped, already)) => (Ok(shipped), already),
         };
-        let Beside { finished_first, is_of_the_set, was_there, left } = beside;
+        let Beside { finished_first, is_of_the_set, was_there, left, apart } = beside;
         let repository = name.clone();
         outcomes.push(Outcome {
             repository,
@@ -141,6 +146,7 @@ pub fn run(
             finished_first,
             is_of_the_set,
             left,
+            apart,
         });
     }
     Ok(outcomes)
@@ -152,7 +158,31 @@ struct Beside {
     finished_first: Option<Shipped>,
     is_of_the_set: bool,
     left: Option<LeftBehind>,
+    apart: Option<Apart>,
     was_there: bool,
+}
+
+impl Beside {
+    /// Looks whether a set that is there is of a timeline that its cluster has left, or along which another one goes on. It is
+    /// there in any case.
+    fn look(&mut self, cx: &Context, repository: &Repository, shipped: &Shipped) {
+        let (name, set) = (&repository.name, &shipped.manifest.set);
+        match repository.branches(cx) {
+            Ok(branches) => {
+                for (other, why) in branches.untold() {
+                    tracing::warn!(
+                        "repository {name}: set {other} can't be read, and whether the cluster lives on its timeline nobody knows: {why}. {}",
+                        unread::ways_out(other, Some(name))
+                    );
+                }
+                self.left = branches.left_behind(&shipped.manifest);
+                self.apart = branches.apart(&shipped.manifest).cloned();
+            }
+            Err(error) => {
+                tracing::warn!(%set, error = %error.chain(), "it is there, and nobody knows whether its cluster has left its timeline");
+            }
+        }
+    }
 }
 
 /// The set there, and whether it was there already.
@@ -175,7 +205,7 @@ fn ship(
             lost::unknown(cx, &repository, there)?;
         }
         note(cx, there, &repository);
-        beside.left = left_behind(cx, &repository, there);
+        beside.look(cx, &repository, there);
         return Ok((there.clone(), true));
     }
     beside.was_there = there.is_some();
@@ -206,20 +236,8 @@ fn ship(
         }
         (stored, _) => stored,
     }?;
-    beside.left = left_behind(cx, &repository, &shipped);
+    beside.look(cx, &repository, &shipped);
     Ok((shipped, false))
-}
-
-/// Whether a set that is there is of a timeline that its cluster has left. It is there in any case.
-fn left_behind(cx: &Context, repository: &Repository, shipped: &Shipped) -> Option<LeftBehind> {
-    match repository.branches(cx) {
-        Ok(branches) => branches.left_behind(&shipped.manifest),
-        Err(error) => {
-            let set = &shipped.manifest.set;
-            tracing::warn!(%set, error = %error.chain(), "it is there, and nobody knows whether its cluster has left its timeline");
-            None
-        }
-    }
 }
 
 /// `there`: its manifest, where it has one in the repository.

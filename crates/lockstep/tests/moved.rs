@@ -1,20 +1,21 @@
 //! Datasets that were sent elsewhere and have their old names again, datasets below one that is readonly, pools that were
-//! imported below a folder, and a state_dir that was lost: sets restore as before, and the next shipment is an increment.
+//! imported below a folder, and a state_dir that was lost, or came back: sets restore as before, and the next shipment is an increment.
 //! And datasets that a restore can't use as they are: that is said before anything is made or changed.
 
 mod support;
 
 use serde_json::json;
 use std::fs;
+use std::path::Path;
 use support::cluster::Stop;
 use support::command::{Outcome, command, must};
 use support::commands::pretending;
 use support::faults::{assert_nothing_remains, assert_said, differences, restore_arguments, walk};
 use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
-use support::lockstep::{LIMIT, Lockstep, Steps, exit};
+use support::lockstep::{LIMIT, Lockstep, Steps, exit, toml_string};
 use support::pools::{path_with_turns, patiently, property, zfs};
-use support::shipping::with_repository;
+use support::shipping::{folder, with_repository};
 
 /// As `zfs send -R | zfs receive` moves a pool to other disks: names and GUIDs stay, transaction groups don't.
 #[test]
@@ -156,6 +157,70 @@ fn a_lost_state_dir_s_sets_are_taken_up() {
     for snapshot in left.iter().filter(|name| name.contains(lost)) {
         support::pools::release_and_destroy(snapshot);
     }
+}
+
+/// The program with the same configuration, but this state_dir.
+fn with_state(fixture: &Fixture, name: &str) -> Lockstep {
+    let text = fs::read_to_string(fixture.root().join("shipping.toml")).expect("the configuration");
+    let state = toml_string(&fixture.root().join(name));
+    let path = fixture.root().join(format!("{name}.toml"));
+    fs::write(&path, text.replace(&toml_string(&fixture.state), &state))
+        .expect("it can be written");
+    Lockstep::new(&path, &fixture.cluster.bin)
+}
+
+/// A state_dir was taken for lost, another one took up its sets, and it came back; or it came back without its own id.
+#[test]
+fn sets_with_another_state_dir_s_marks_are_taken_back_by_name() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = with_repository(&fixture);
+    let [first, second] = [(); 2].map(|()| lockstep.backup("label").id);
+    let other = with_state(&fixture, "other");
+    assert_eq!(other.json(&["adopt"])["adopted"].as_array().map(Vec::len), Some(2));
+    let owners = |set: &str| -> Vec<String> {
+        let snapshots = fixture.snapshots().into_iter().filter(|name| name.ends_with(set));
+        snapshots.map(|name| property(&name, "lockstep:owner")).collect()
+    };
+    let owner = |state: &Path| fs::read_to_string(state.join("owner")).expect("it has an id");
+    let (own, theirs) = (owner(&fixture.state), owner(&fixture.root().join("other")));
+    assert!(owners(&first).iter().all(|found| found == theirs.trim()));
+
+    // Both are alive, as far as anybody knows: nothing is taken from the other one that isn't named.
+    let removal = ["prune", "--local", "--set", &first];
+    let left = lockstep.expect(exit::PROBLEMS, &removal);
+    assert_said(&left, &["belongs to another state_dir", &format!("lockstep adopt {first}")]);
+    let asked = lockstep.json(&["adopt"]);
+    assert_eq!((&asked["adopted"], &asked["known"]), (&json!([]), &json!(2)));
+    assert_eq!(asked["marked"][0], json!({"set": first, "owners": [theirs.trim()]}));
+    let said = lockstep.expect(exit::DONE, &["adopt"]).stdout;
+    assert!(said.contains(&format!("`lockstep adopt {first}` makes it")), "{said}");
+    lockstep.expect(exit::DONE, &["adopt", &first, "--dry-run"]);
+    assert!(owners(&first).iter().all(|found| found == theirs.trim()));
+    // The repository isn't needed for it.
+    let away = fixture.root().join("away");
+    fs::rename(folder(&fixture), &away).expect("it can be renamed");
+    let said = lockstep.expect(exit::DONE, &["adopt", &first]).stdout;
+    assert!(said.contains(&format!("state_dir {}, is this host's", theirs.trim())), "{said}");
+    fs::rename(&away, folder(&fixture)).expect("it can be renamed");
+    assert!(owners(&first).iter().all(|found| found == own.trim()));
+    assert!(owners(&second).iter().all(|found| found == theirs.trim()), "it wasn't named");
+    assert_said(&other.expect(exit::PROBLEMS, &removal), &["belongs to another state_dir"]);
+    lockstep.expect(exit::DONE, &removal);
+    assert!(owners(&first).is_empty());
+
+    // Its own id is lost.
+    fs::remove_file(fixture.state.join("owner")).expect("it is there");
+    lockstep.expect(exit::DONE, &["adopt", &second]);
+    let new = owner(&fixture.state);
+    assert!(owners(&second).iter().all(|found| found == new.trim()), "{:?}", owners(&second));
+    assert_eq!(lockstep.json(&["adopt"])["known"], 1);
+    // What isn't here whole isn't made one's own.
+    let snapshots = fixture.snapshots();
+    let gone = snapshots.iter().find(|name| name.ends_with(&second)).expect("it is there");
+    support::pools::release_and_destroy(gone);
+    let failed = other.expect(exit::PROBLEMS, &["adopt", &second]);
+    assert_said(&failed, &["isn't taken up", gone, "isn't here"]);
+    lockstep.expect(exit::DONE, &["prune", "--local", "--set", &second]);
 }
 
 fn kill_at(fixture: &Fixture, lockstep: &Lockstep, step: &str) {

@@ -169,12 +169,43 @@ fn another_cluster_behind_the_data_directory_is_told() {
     let (first, other) = (Fixture::new(one_dataset()), Fixture::new(one_dataset()));
     let here = program(&first, &first, "");
     here.expect(exit::DONE, &["repo", "init"]);
+    let older = here.backup("label").id;
+    first.cluster.execute(&["SELECT pg_switch_wal()"]);
+    std::thread::sleep(std::time::Duration::from_millis(1100));
     let set = here.backup("label").id;
+    here.expect(exit::DONE, &["prune", "--local", "--set", &older]);
+    let first_wal = || here.json(&["list", "--first-wal"])["first_wal"].clone();
+    let kept_from = first_wal();
+    // What can't be asked wholly gives no answer, and says what to do.
+    let nothing = |words: &[&str]| {
+        let outcome = here.expect(exit::FAILED, &["list", "--first-wal"]);
+        assert_eq!(outcome.stdout, "", "{}", outcome.describe());
+        assert_said(&outcome, words);
+    };
+    let manifest = first.state.join("clusters/main/sets").join(&set).join("manifest.json");
+    fs::write(&manifest, "{").expect("it can be written");
+    nothing(&["hint: ", &format!("lockstep adopt {set}"), "lockstep prune --local --set"]);
+    here.expect(exit::DONE, &["adopt", &set]);
+    assert_eq!(first_wal(), kept_from);
+    let clusters = folder(&first).join("clusters");
+    let manifest = clusters.join("main/sets").join(format!("{older}.json"));
+    let whole = fs::read(&manifest).expect("it is there");
+    fs::write(&manifest, "{").expect("it can be written");
+    nothing(&["hint: ", &format!("lockstep prune --repository {NAME} --set {older}")]);
+    fs::write(&manifest, whole).expect("it can be written");
+    // Its folder is gone, and this host knows that sets were there.
+    fs::rename(clusters.join("main"), clusters.join("other")).expect("it can be renamed");
+    nothing(&[&format!("and set {set} was shipped to it"), "clusters that are in it: other"]);
+    fs::rename(clusters.join("other"), clusters.join("main")).expect("it can be renamed");
     let path = first.root().join("shipping.toml");
     let text = fs::read_to_string(&path).expect("the configuration");
     let (old, new) = (toml_string(&first.cluster.data), toml_string(&other.cluster.data));
     fs::write(&path, text.replace(&old, &new)).expect("it can be written");
     let (was, is) = (identifier(&first), identifier(&other));
+    // As long as they are there, their WAL is needed.
+    assert_eq!(first_wal(), kept_from);
+    let outcome = here.expect(exit::DONE, &["list", "--first-wal"]);
+    assert_said(&outcome, &[&older, "of another cluster than this host's", &was, "formerly"]);
     let said = errors(&here, "sets").join("\n");
     for words in [&*set, &was, &is, "there is no set of it"] {
         assert!(said.contains(words), "{words}: {said}");

@@ -168,9 +168,9 @@ fn a_set_that_is_pruned_while_it_waits_is_shipped_anew() {
 }
 
 /// The program for a restored cluster that serves in the original's place: on another host, as far as it knows.
-fn host_of(fixture: &Fixture, restored: &Restored) -> Lockstep {
-    let (lockstep, server) = (other_host(fixture, "new", &restored.data), restored.server());
-    let path = fixture.root().join("new.toml");
+fn host_of(fixture: &Fixture, name: &str, restored: &Restored) -> Lockstep {
+    let (lockstep, server) = (other_host(fixture, name, &restored.data), restored.server());
+    let path = fixture.root().join(format!("{name}.toml"));
     let text = fs::read_to_string(&path).expect("the configuration");
     let (old, new) = [&fixture.cluster, server]
         .map(|server| format!("host = {}\nport = {}", toml_string(&server.socket), server.port))
@@ -189,7 +189,7 @@ fn what_the_old_host_of_a_failover_takes_is_left_behind() {
     let old = with_options(&fixture, retention);
     let first = old.backup("label").id;
     let promoted = old.restore_and_start(&first, &fixture.target("promoted"), &[]);
-    let new = host_of(&fixture, &promoted);
+    let new = host_of(&fixture, "new", &promoted);
     fixture.cluster.execute(&["INSERT INTO marks VALUES (1)", "CHECKPOINT"]);
     promoted.server().execute(&["INSERT INTO marks VALUES (100)", "CHECKPOINT"]);
     pause();
@@ -245,6 +245,104 @@ fn what_the_old_host_of_a_failover_takes_is_left_behind() {
     restored.server().stop(Stop::Fast);
     assert_eq!(promoted.server().value("postgres", "SELECT sum(id) FROM marks"), "100");
     promoted.server().stop(Stop::Fast);
+
+    // The living branch's only manifest is damaged. Who has read it before knows that it was, and who hasn't doesn't choose.
+    let manifest = folder(&fixture).join("clusters/main/sets").join(format!("{living}.json"));
+    let text = fs::read_to_string(&manifest).expect("it is there");
+    fs::write(&manifest, text.replace("main", "mxin")).expect("it can be written");
+    let fresh = other_host(&fixture, "fresh", &fixture.root().join("nowhere"));
+    let latest = ["show", "latest", "--from", "repository"];
+    let named = format!("lockstep prune --repository {NAME} --set {living}");
+    let refused = fresh.expect(exit::REFUSED, &latest);
+    assert_said(&refused, &[&living, "which set is the latest nobody knows", left, &named]);
+    fresh.expect(exit::REFUSED, &[&plan[..], &["latest"]].concat());
+    fresh.expect(exit::DONE, &[&plan[..], &[left]].concat());
+    assert_said(&old.expect(exit::FAILED, &latest), &[&living, "damaged"]);
+    fs::remove_dir_all(fixture.state.join("clusters/main/seen")).expect("it is there");
+    let shipped = old.expect(exit::DONE, &["ship", left]);
+    assert_said(&shipped, &[&living, "can't be read", &named]);
+    let checked = old.expect(exit::PROBLEMS, &["check"]);
+    let said = format!("set {living} can't be read, and which set is `latest` nobody knows");
+    assert!(checked.stdout.contains(&said), "{}", checked.describe());
+}
+
+/// Two restores of one set, and PostgreSQL gives both the same timeline: nothing in their sets' histories tells the one that
+/// was given up, whose timer goes on.
+#[test]
+fn two_restores_of_one_set_are_told_by_their_places_in_the_wal() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let original = with_options(&fixture, "grace_hours = 0\n");
+    let set = original.backup("label").id;
+    let restored = ["first", "second"]
+        .map(|name| original.restore_and_start(&set, &fixture.target(name), &[]));
+    let [first, second] =
+        [0, 1].map(|at| host_of(&fixture, ["first-host", "second-host"][at], &restored[at]));
+    let given_up = first.backup("label");
+    assert_eq!(given_up.json["timeline"], 2);
+    pause();
+    let backup = second.expect(exit::PROBLEMS, &["--json", "backup"]);
+    let living = json_of(&backup)["set"].as_str().expect("an id").to_owned();
+    let directories = [&restored[0], &restored[1]].map(|one| one.data.to_str().expect("UTF-8"));
+    let words = [
+        "two clusters went on along timeline 2",
+        &given_up.id,
+        &living,
+        directories[0],
+        directories[1],
+        "hint: which of the two lives?",
+    ];
+    assert_said(&backup, &words);
+    let why = json_of(&backup)["repositories"][0]["apart"].clone();
+    assert!(why.as_str().is_some_and(|why| why.contains(&living)), "{why}");
+    pause();
+    assert_said(&first.expect(exit::PROBLEMS, &["backup"]), &words);
+    for host in [&first, &second] {
+        assert_said(
+            &host.expect(exit::DONE, &["show", "latest", "--from", "repository"]),
+            &words[..5],
+        );
+        let checked = host.expect(exit::PROBLEMS, &["check"]);
+        assert!(checked.stdout.contains(words[0]), "{}", checked.describe());
+    }
+    // What the hint says: the other one's sets are removed, and all is well.
+    let sets = fs::read_dir(fixture.root().join("state-first-host/clusters/main/sets"));
+    for entry in sets.expect("it can be listed").flatten() {
+        let id = entry.file_name().into_string().expect("an id");
+        second.expect(exit::DONE, &[&PRUNE[..], &["--set", &id]].concat());
+    }
+    second.expect(exit::DONE, &["ship"]);
+    let shown = second.expect(exit::DONE, &["--json", "show", "latest", "--from", "repository"]);
+    assert_eq!(json_of(&shown)["set"], *living);
+    assert!(!shown.stderr.contains("two clusters"), "{}", shown.describe());
+    restored.iter().for_each(|one| one.server().stop(Stop::Fast));
+}
+
+/// A repository was away, and the newest set here is one that is left behind: it is what `ship` makes up for, and says so.
+#[test]
+fn what_is_shipped_without_a_name_is_the_newest_here() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let old = with_options(&fixture, "grace_hours = 0\n");
+    let set = old.backup("label").id;
+    let promoted = old.restore_and_start(&set, &fixture.target("promoted"), &[]);
+    host_of(&fixture, "new", &promoted);
+    // Of one state_dir, whose configuration was changed for a while.
+    let path = fixture.root().join("new.toml");
+    let text = fs::read_to_string(&path).expect("the configuration");
+    let state = toml_string(&fixture.root().join("state-new"));
+    fs::write(&path, text.replace(&state, &toml_string(&fixture.state)))
+        .expect("it can be written");
+    let new = Lockstep::new(&path, &fixture.cluster.bin);
+    let living = new.backup("label").id;
+    pause();
+    promoted.server().stop(Stop::Fast);
+    let backup = json_of(&old.expect(exit::PROBLEMS, &["--json", "backup", "--no-ship"]));
+    let left = backup["set"].as_str().expect("an id");
+    let shipped = old.expect(exit::PROBLEMS, &["--json", "ship"]);
+    assert_said(&shipped, &["is left behind", left, &living]);
+    let shipped = json_of(&shipped);
+    assert_eq!(shipped["set"], *left);
+    assert_eq!(shipped["repositories"][0]["complete"], true, "{shipped}");
+    assert_eq!(json_of(&old.expect(exit::DONE, &["--json", "ship", "latest"]))["set"], *living);
 }
 
 fn now() -> u64 {

@@ -1,5 +1,5 @@
-//! Whether the newest set of a place, and what runs on this host, is of the branch that the cluster lives on: a pure
-//! function.
+//! Whether the newest set of a place, and what runs on this host, is of the branch that the cluster lives on, and whether
+//! two clusters go on along it: a pure function.
 
 use pgfiles::control_file::ControlFile;
 use pgfiles::lsn::TimelineId;
@@ -7,6 +7,7 @@ use pgfiles::lsn::TimelineId;
 use super::{Finding, wrong};
 use crate::set::branches::{Branches, Member};
 use crate::set::manifest::Manifest;
+use crate::set::unread;
 
 /// What is wrong with a place whose sets have these branches; `control` is pg_control of this host's data directory.
 pub(super) fn check(
@@ -17,11 +18,23 @@ pub(super) fn check(
 ) -> Vec<Finding> {
     let set = newest.and_then(|set| branches.left_behind(set));
     let here = control.and_then(|control| branches.left(&running(control)));
+    let apart = newest.and_then(|set| branches.apart(set));
+    let apart = apart.map(|apart| wrong(subject, apart.to_string(), apart.hint()));
     let set = set.map(|left| wrong(subject, format!("its newest {left}"), left.hint()));
     let here = here.map(|left| {
         wrong(subject, format!("this host's cluster is on {}", left.where_left()), left.hint())
     });
-    set.into_iter().chain(here).collect()
+    set.into_iter().chain(here).chain(apart).collect()
+}
+
+/// Sets of a repository that can't be read: of which timeline they are nobody knows, and so not which set is `latest`.
+pub(super) fn untold(subject: &str, branches: &Branches, repository: &str) -> Vec<Finding> {
+    let one = |(set, why): (&str, &str)| {
+        let what =
+            format!("set {set} can't be read, and which set is `latest` nobody knows: {why}");
+        wrong(subject, what, unread::ways_out(set, Some(repository)))
+    };
+    branches.untold().map(one).collect()
 }
 
 /// A cluster as if it were a set that was taken before all others: when it was has nothing to say.
@@ -34,5 +47,6 @@ fn running(control: &ControlFile) -> Member {
         timeline: replayed.map_or(checkpoint.timeline, |on| on.max(checkpoint.timeline)),
         end: Some(control.checkpoint.max(control.min_recovery_point)),
         history: Vec::new(),
+        primary: None,
     }
 }

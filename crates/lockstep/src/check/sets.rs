@@ -248,9 +248,14 @@ fn of_sets(
     let ids = ours.iter().map(|set| set.manifest.set.as_str()).chain(damaged_ids);
     let newest_id = retention::newest(ids, |id| id, now).map(str::to_owned);
     let control = instance::read_control(&cx.cluster.data_directory).ok();
-    let timelines = Branches::of(ours.iter().map(|set| Member::from(&set.manifest)));
     let last = ours.last().map(|set| &set.manifest);
-    all.extend(branches::check(subject, &timelines, last, control.as_ref()));
+    match opened.branches(cx) {
+        Ok(timelines) => {
+            all.extend(branches::check(subject, &timelines, last, control.as_ref()));
+            all.extend(branches::untold(subject, &timelines, &opened.name));
+        }
+        Err(error) => all.push(failure(subject, &error)),
+    }
     match (ours.last(), damaged.into_iter().next_back()) {
         // Others `repo check` tells.
         (newest, Some((id, error)))

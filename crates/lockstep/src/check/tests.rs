@@ -292,6 +292,27 @@ fn a_cluster_that_was_left_and_its_sets_are_errors() {
     assert_eq!(found(&sets, &control).len(), 1);
     sets.push(set(4, 2, 9));
     assert_eq!(found(&sets, &control), []);
+    // Another cluster went on along timeline 2, and began there before this one's set had ended.
+    let mut two = sets.clone();
+    for (at, set) in two.iter_mut().enumerate().skip(1) {
+        set.postgres.standby = false;
+        set.postgres.timeline = 2;
+        set.start_lsn = Some(Lsn::new(5 << 24));
+        (set.started_at, set.finished_at) = [0, 60]
+            .map(|more| jiff::Timestamp::from_second(at as i64 * 3600 + more).unwrap())
+            .into();
+    }
+    two.pop();
+    let said = found(&two, &control);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].what.starts_with("two clusters went on along timeline 2"), "{said:?}");
+    assert!(said[0].hint.as_ref().unwrap().contains("lockstep prune --set"), "{said:?}");
+    // One that can't be read may be of a higher timeline than all.
+    let why = crate::error::Error::failed("it is damaged");
+    let timelines = Branches::of(sets.iter().map(Member::from)).beside([("one", &why)]);
+    let said = branches::untold("repository offsite", &timelines, "offsite");
+    assert!(said[0].what.contains("set one can't be read") && said[0].severity == Severity::Error);
+    assert!(said[0].hint.as_ref().unwrap().contains("--repository offsite --set one"), "{said:?}");
     // A standby that has not come to the switch yet.
     control.checkpoint_copy.timeline = TimelineId::FIRST;
     control.checkpoint = Lsn::new(4 << 24);

@@ -1,5 +1,7 @@
 //! `lockstep adopt`.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -11,7 +13,8 @@ use crate::error::Result;
 
 #[derive(Debug, Args)]
 pub(super) struct Adopt {
-    /// Sets, by their ids or their beginnings; all whose snapshots are on this host where left out
+    /// Sets, by their ids or their beginnings, also those of this host that carry another state_dir's marks; all of
+    /// repositories whose snapshots are on this host where left out
     #[arg(value_name = "SET")]
     sets: Vec<String>,
     /// From this repository only; from all of the cluster's where left out
@@ -46,29 +49,43 @@ impl Adopt {
 }
 
 fn as_json(report: &Report, dry_run: bool) -> Value {
-    let adopted = |one: &Adopted| json!({"set": one.set, "repositories": one.repositories, "owners": one.owners});
+    let adopted = |one: &Adopted| json!({"set": one.set, "repositories": one.repositories, "owners": one.owners, "was_here": one.was_here});
+    let marked = report.marked.iter().map(|(set, owners)| json!({"set": set, "owners": owners}));
     let elsewhere = report.elsewhere.iter().map(|(set, why)| json!({"set": set, "missing": why}));
     let failed =
         report.failed.iter().map(|(what, error)| json!({"what": what, "error": error.chain()}));
     json!({
         "version": JSON_VERSION, "dry_run": dry_run, "known": report.known,
         "adopted": report.adopted.iter().map(adopted).collect::<Vec<_>>(),
+        "marked": marked.collect::<Vec<_>>(),
         "elsewhere": elsewhere.collect::<Vec<_>>(), "failed": failed.collect::<Vec<_>>(),
     })
 }
 
 fn as_text(report: &Report, dry_run: bool) {
     let would = if dry_run { "would be" } else { "is" };
-    for one in &report.adopted {
-        let owners: Vec<_> = one.owners.iter().map(String::as_str).collect();
-        let by = match owners.as_slice() {
-            [] => String::new(),
-            owners => format!(", which state_dir {} took", owners.join(", ")),
+    let joined = |owners: &BTreeSet<String>| {
+        owners.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+    };
+    for Adopted { set, repositories, owners, was_here } in &report.adopted {
+        if *was_here {
+            let of = joined(owners);
+            say!("set {set}, which is here with the marks of state_dir {of}, {would} this host's");
+            continue;
+        }
+        let by = match owners.is_empty() {
+            true => String::new(),
+            false => format!(", which state_dir {} took,", joined(owners)),
         };
         say!(
-            "set {}{by}, {would} this host's, with what repository {} has",
-            one.set,
-            one.repositories.join(", ")
+            "set {set}{by} {would} this host's, with what repository {} has",
+            repositories.join(", ")
+        );
+    }
+    for (set, owners) in &report.marked {
+        say!(
+            "set {set} is here with the marks of state_dir {}: where that one is gone, `lockstep adopt {set}` makes it this host's",
+            joined(owners)
         );
     }
     for (set, missing) in &report.elsewhere {

@@ -10,7 +10,7 @@ use crate::config::StrategyChoice;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::retention;
-use crate::set::branches::{Branches, LeftBehind, Member};
+use crate::set::branches::{Apart, Branches, LeftBehind, Member};
 use crate::set::manifest::Manifest;
 
 #[derive(Debug, Args)]
@@ -48,22 +48,24 @@ impl Backup {
         }
         let manifest = backup::run(cx, &Request { strategy, label })?;
         let (sets, _) = cx.state.sets()?;
-        let left = Branches::of(sets.iter().map(Member::from)).left_behind(&manifest);
+        let branches = Branches::of(sets.iter().map(Member::from));
+        let left = branches.left_behind(&manifest);
+        let (left, apart) = (left.as_ref(), branches.apart(&manifest));
         if self.no_ship || cx.cluster.repositories.is_empty() {
             if json {
-                output::print_json(&with_left(as_json(&manifest), left.as_ref()))?;
+                output::print_json(&with_branch(as_json(&manifest), left, apart))?;
             } else {
                 crate::steps::end_with_the_reader();
                 as_text(&manifest);
             }
-            return Ok(done(&sets, &manifest, left.as_ref()));
+            return Ok(done(&sets, &manifest, left, apart));
         }
         if !json {
             as_text(&manifest);
         }
         let outcomes = crate::ship::run(cx, &manifest, &cx.cluster.repositories, false)?;
         if json {
-            let mut value = with_left(as_json(&manifest), left.as_ref());
+            let mut value = with_branch(as_json(&manifest), left, apart);
             value["repositories"] = ship::as_json(&outcomes);
             output::print_json(&value)?;
         } else {
@@ -72,19 +74,28 @@ impl Backup {
         }
         ship::tell_failures(&outcomes);
         Ok(match ship::done(&outcomes) {
-            Done::Well => done(&sets, &manifest, left.as_ref()),
+            Done::Well => done(&sets, &manifest, left, apart),
             problems => problems,
         })
     }
 }
 
 /// Exit code 3 where the set is less than was meant: of old data, without a connection, or of a timeline that this
-/// host's own sets say was left; that is told here. And where another is dated later than now: that one would be taken for
-/// the newest.
-fn done(sets: &[Manifest], manifest: &Manifest, left: Option<&LeftBehind>) -> Done {
+/// host's own sets say was left, or that two clusters go on along; that is told here. And where another is dated later than
+/// now: that one would be taken for the newest.
+fn done(
+    sets: &[Manifest],
+    manifest: &Manifest,
+    left: Option<&LeftBehind>,
+    apart: Option<&Apart>,
+) -> Done {
     if let Some(left) = left {
         eprintln!("error: {left}");
         eprintln!("hint: {}", left.hint());
+    }
+    if let Some(apart) = apart {
+        eprintln!("error: {apart}");
+        eprintln!("hint: {}", apart.hint());
     }
     let now = jiff::Timestamp::now();
     let is_ahead = |set: &&Manifest| retention::is_ahead(set.set.as_str(), now);
@@ -93,13 +104,17 @@ fn done(sets: &[Manifest], manifest: &Manifest, left: Option<&LeftBehind>) -> Do
         let hint = retention::ahead_hint(set.set.as_str(), "--local");
         tracing::error!("set {} is dated later than now: {hint}", set.set);
     }
-    let is_well = manifest.problems().next().is_none() && ahead.is_empty() && left.is_none();
+    let is_of_the_living = left.is_none() && apart.is_none();
+    let is_well = manifest.problems().next().is_none() && ahead.is_empty() && is_of_the_living;
     if is_well { Done::Well } else { Done::WithProblems }
 }
 
-fn with_left(mut value: Value, left: Option<&LeftBehind>) -> Value {
+fn with_branch(mut value: Value, left: Option<&LeftBehind>, apart: Option<&Apart>) -> Value {
     if let Some(left) = left {
         value["left_behind"] = left.to_string().into();
+    }
+    if let Some(apart) = apart {
+        value["apart"] = apart.to_string().into();
     }
     value
 }

@@ -14,9 +14,9 @@ use crate::ship::{self, Outcome};
 
 #[derive(Debug, Args)]
 pub(super) struct Ship {
-    /// A set's id, its beginning, or `latest`
-    #[arg(value_name = "SET", default_value = "latest")]
-    set: String,
+    /// A set's id, its beginning, or `latest`; the newest on this host where left out
+    #[arg(value_name = "SET")]
+    set: Option<String>,
     /// To this repository only; to all of the cluster's where left out
     #[arg(long = "repository", value_name = "NAME")]
     repositories: Vec<String>,
@@ -45,7 +45,11 @@ impl Ship {
         if self.missing {
             return ship_missing(cx, &names, json);
         }
-        let manifest = cx.state.find(&self.set)?;
+        let manifest = match &self.set {
+            // Also one that is left behind: of that the repository says so.
+            None => cx.state.newest()?,
+            Some(set) => cx.state.find(set)?,
+        };
         crate::restore::unfinished::remove(cx)?;
         let outcomes = ship::run(cx, &manifest, &names, self.full)?;
         if json {
@@ -138,7 +142,7 @@ fn of_set(set: &SetId, outcomes: &[Outcome]) -> Value {
     json!({"version": JSON_VERSION, "set": set, "repositories": as_json(outcomes)})
 }
 
-/// Exit code 3 where a repository failed, a page is wrong, or the set is left behind.
+/// Exit code 3 where a repository failed, a page is wrong, the set is left behind, or two clusters go on along its timeline.
 pub(super) fn done(outcomes: &[Outcome]) -> Done {
     if outcomes.iter().all(Outcome::is_well) { Done::Well } else { Done::WithProblems }
 }
@@ -159,6 +163,9 @@ pub(super) fn as_json(outcomes: &[Outcome]) -> Value {
         };
         if let Some(left) = &outcome.left {
             value["left_behind"] = left.to_string().into();
+        }
+        if let Some(apart) = &outcome.apart {
+            value["apart"] = apart.to_string().into();
         }
         if let Some(first) = &outcome.finished_first {
             value["finished_first"] = json!({
@@ -205,6 +212,10 @@ pub(super) fn tell_failures(outcomes: &[Outcome]) {
         if let Some(left) = &outcome.left {
             eprintln!("error: repository {}: {left}", outcome.repository);
             eprintln!("hint: {}", left.hint());
+        }
+        if let Some(apart) = &outcome.apart {
+            eprintln!("error: repository {}: {apart}", outcome.repository);
+            eprintln!("hint: {}", apart.hint());
         }
         if let Err(error) = &outcome.result {
             let (repository, why) = (&outcome.repository, error.chain());

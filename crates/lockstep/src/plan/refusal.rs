@@ -252,6 +252,20 @@ pub enum Refusal {
         /// What is wrong, with the file.
         why: String,
     },
+    /// A set can't be read, and the cluster may live on its timeline.
+    #[error(
+        "which set is the latest nobody knows: the cluster may have gone on along the timeline of set {set}, which can't be read: {why}"
+    )]
+    LatestUnknown {
+        /// The set that can't be read.
+        set: String,
+        /// What is wrong with it.
+        why: String,
+        /// What is the latest without it.
+        found: String,
+        /// Where they are, if not on this host.
+        repository: Option<String>,
+    },
     /// The recovery target lies before the set is consistent.
     #[error(
         "the target {target} lies before the set's consistent point; the earliest possible is {earliest}"
@@ -502,6 +516,7 @@ impl Refusal {
             Self::PoolAway { set, pool, .. } => format!("`zpool import {}`, and the set is whole again; where the pool is gone for good, `lockstep prune --local --set {set}` gives the set up", quote(pool)),
             Self::SnapshotSwapped { set, .. } => format!("a snapshot was renamed or taken again under this name; restore another set: `lockstep list`. To be rid of this set: lockstep prune --local --set {set}"),
             Self::SetDamaged { .. } => "restore another set: `lockstep list`".into(),
+            Self::LatestUnknown { set, found, repository, .. } => format!("name the set: of those that can be read it is {found}. {}", crate::set::unread::ways_out(set, repository.as_deref())),
             Self::TargetBeforeConsistency { .. } => "take an older set (`lockstep list`) or a later target".into(),
             Self::StoredRaw { .. } => "restore all of the set with --as zfs --dataset POOL/PATH, and load the key there".into(),
             Self::KeysNotLoaded { datasets } => {

@@ -279,7 +279,10 @@ impl Facts {
             let name = volume.snapshot_name();
             let (snapshot, standing) = self.found(volume, &name)?;
             if standing.owner != self.owner {
-                return Some(format!("\"{snapshot}\" belongs to another state_dir"));
+                return Some(format!(
+                    "\"{snapshot}\" belongs to another state_dir; where that one is gone, or the set is no longer its: lockstep adopt {}",
+                    set.set
+                ));
             }
             match removal::promoted(&volume.dataset, snapshot, standing) {
                 Some(why) => (!is_named).then_some(why),

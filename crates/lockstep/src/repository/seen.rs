@@ -8,9 +8,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use strata::manifest::Manifest as Stored;
 use strata::read_many;
 
-use super::Repository;
+use super::shipped::Damaged;
+use super::{Repository, of_strata};
 use crate::context::Context;
 use crate::error::Result;
 use crate::files;
@@ -19,7 +21,7 @@ use crate::set::manifest::json;
 use crate::steps;
 
 /// The form of what is written down; another one counts as nothing.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,42 +33,47 @@ struct Seen {
 }
 
 impl Repository {
-    /// The branch that each cluster lives on which has sets there. One that can't be read tells nothing.
+    /// The branch that each cluster lives on which has sets there.
     ///
     /// # Errors
-    /// When the store can't be listed, or it was interrupted.
+    /// Those of [`Self::members`].
     pub fn branches(&self, cx: &Context) -> Result<Branches> {
-        self.members(cx).map(Branches::of)
+        let (members, untold) = self.members(cx)?;
+        Ok(Branches::of(members).beside(untold.iter().map(|(set, why)| (set, why))))
     }
 
-    /// What its sets say of their timelines, oldest first. One that can't be read says nothing.
+    /// What its sets say of their timelines, oldest first; and those that are damaged, which say nothing, unless this host
+    /// has read them before.
     ///
     /// # Errors
-    /// When the store can't be listed, or it was interrupted.
-    pub fn members(&self, cx: &Context) -> Result<Vec<Member>> {
+    /// When the store fails, or it was interrupted.
+    pub fn members(&self, cx: &Context) -> Result<(Vec<Member>, Vec<Damaged>)> {
         self.members_seen(&cx.state.path("seen").join(format!("{}.json", self.name)))
     }
 
     /// The same, `path` being where it is written down.
-    pub(crate) fn members_seen(&self, path: &Path) -> Result<Vec<Member>> {
+    pub(crate) fn members_seen(&self, path: &Path) -> Result<(Vec<Member>, Vec<Damaged>)> {
         let ids = self.ids()?;
         let mut sets = recall(path, &self.id);
         let before = sets.len();
         sets.retain(|id, _| ids.binary_search(id).is_ok());
         let unknown: Vec<_> = ids.iter().filter(|id| !sets.contains_key(*id)).collect();
         let is_news = before != sets.len() || !unknown.is_empty();
+        let mut untold = Vec::new();
         read_many(
             &unknown,
-            |id| self.read_if_there(id),
-            |id, shipped| {
+            |id| Stored::read(&self.strata, id),
+            |id, stored| {
+                let shipped = match stored {
+                    // Removed meanwhile.
+                    Err(error) if error.is_not_found() => return Ok(()),
+                    // It may be of the living branch, as far as anybody knows.
+                    Err(error @ strata::Error::Store(_)) => return Err(of_strata(error)),
+                    stored => stored.map_err(of_strata).and_then(|stored| self.shipped(id, stored)),
+                };
                 match shipped {
-                    Ok(shipped) => {
-                        let member = shipped.map(|set| ((*id).clone(), (&set.manifest).into()));
-                        sets.extend(member);
-                    }
-                    Err(error) => {
-                        tracing::debug!(set = %id, error = %error.chain(), "nobody knows its timeline");
-                    }
+                    Ok(shipped) => drop(sets.insert((*id).clone(), (&shipped.manifest).into())),
+                    Err(error) => untold.push(((*id).clone(), error)),
                 }
                 steps::reached("repository.set")
             },
@@ -74,15 +81,26 @@ impl Repository {
         if is_news && let Err(error) = write(path, &self.id, &sets) {
             tracing::debug!(error = %error.chain(), "the sets' timelines are read again the next time");
         }
-        Ok(sets.into_values().collect())
+        Ok((sets.into_values().collect(), untold))
     }
 }
 
+/// What was seen of a set's timeline in any repository; `folder` has what is written down.
+pub(crate) fn told(folder: &Path, set: &str) -> Option<Member> {
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut seen = files.filter_map(|file| read(&file.path()));
+    seen.find_map(|mut seen| seen.sets.remove(set))
+}
+
 fn recall(path: &Path, repository: &str) -> BTreeMap<String, Member> {
-    let bytes = std::fs::read(path).unwrap_or_default();
-    let seen = serde_json::from_slice::<Seen>(&bytes).ok();
-    let seen = seen.filter(|seen| seen.version == VERSION && seen.repository == repository);
+    let seen = read(path).filter(|seen| seen.repository == repository);
     seen.map(|seen| seen.sets).unwrap_or_default()
+}
+
+fn read(path: &Path) -> Option<Seen> {
+    let bytes = std::fs::read(path).ok()?;
+    let seen = serde_json::from_slice::<Seen>(&bytes).ok();
+    seen.filter(|seen| seen.version == VERSION)
 }
 
 fn write(path: &Path, repository: &str, sets: &BTreeMap<String, Member>) -> Result<()> {
@@ -90,4 +108,76 @@ fn write(path: &Path, repository: &str, sets: &BTreeMap<String, Member>) -> Resu
     let bytes = serde_json::to_vec(&seen).map_err(json("write down the sets' timelines"))?;
     path.parent().map_or(Ok(()), files::create_directories)?;
     files::publish(path, &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use strata::store::{Around, Retries, Storage, Store, StoreError, StoreErrorKind, StoreResult};
+
+    use super::*;
+    use crate::prune::memory_store::Memory;
+    use crate::repository::Shipped;
+    use crate::set::manifest::tests::manifest;
+
+    const SETS: [&str; 3] =
+        ["20261121T000000Z-aaaa", "20261122T000000Z-bbbb", "20261123T000000Z-cccc"];
+
+    /// A store that gives all but one object.
+    struct Broken(Memory, &'static str);
+
+    impl Around for Broken {
+        fn inner(&self) -> &dyn Storage {
+            &self.0
+        }
+
+        fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
+            match path.contains(self.1) {
+                true => Err(StoreError::new("get", path, StoreErrorKind::PermissionDenied)),
+                false => self.0.get_small(path, most),
+            }
+        }
+    }
+
+    fn repository(storage: impl Storage + 'static) -> Repository {
+        let retries = Retries { tries: 1, first_pause: std::time::Duration::ZERO };
+        let store = Store::shared(Arc::new(storage), retries);
+        Repository {
+            name: "offsite".into(),
+            config: toml::from_str("url = 'file:///none'").unwrap(),
+            id: "0".into(),
+            strata: strata::Repository::new(store, "clusters/main", None).unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_manifest_that_cannot_be_had_is_not_passed_over() {
+        let memory = Memory::default();
+        let whole = repository(memory.clone());
+        for set in SETS {
+            whole.publish(&Shipped::new(manifest(set, vec![]), vec![])).unwrap();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("offsite.json");
+        // The store fails: who asks again may get an answer.
+        let broken = repository(Broken(memory.copy(), SETS[1]));
+        let error = broken.members_seen(&path).unwrap_err();
+        assert!(error.chain().contains(SETS[1]), "{}", error.chain());
+        assert!(!path.exists(), "half of it is written down");
+        // It is damaged: that is said.
+        let damaged = memory.copy();
+        let name = &damaged.paths(SETS[1])[0];
+        damaged.put(name, &[Bytes::from_static(b"{}")]).unwrap();
+        let (members, untold) = repository(damaged.clone()).members_seen(&path).unwrap();
+        let ids: Vec<_> = members.iter().map(|member| member.set.as_str()).collect();
+        assert_eq!((ids, untold.len()), (vec![SETS[0], SETS[2]], 1));
+        assert_eq!(untold[0].0, SETS[1]);
+        assert!(told(folder.path(), SETS[0]).is_some() && told(folder.path(), SETS[1]).is_none());
+        // Unless it was read before.
+        assert_eq!(whole.members_seen(&path).unwrap().0.len(), 3);
+        let (members, untold) = repository(damaged).members_seen(&path).unwrap();
+        assert_eq!((members.len(), untold.len()), (3, 0));
+    }
 }

@@ -149,7 +149,7 @@ impl Repository {
         self.shipped(set, Stored::read(&self.strata, set).map_err(of_strata)?)
     }
 
-    fn shipped(&self, set: &str, stored: Stored) -> Result<Shipped> {
+    pub(super) fn shipped(&self, set: &str, stored: Stored) -> Result<Shipped> {
         let shipped: Shipped = serde_json::from_value(stored.about).map_err(|e| {
             Error::failed(format!("set {set} in repository \"{}\" is strange", self.name))
                 .because(e)
@@ -280,7 +280,7 @@ impl Repository {
     }
 
     /// The newest set of this host's cluster, with `branches` the newest that isn't left behind. A newer one that can't
-    /// be read isn't passed over: it may be it.
+    /// be read isn't passed over, for it may be it; nor is an older one with `branches`, for it may tell which it is.
     ///
     /// # Errors
     /// [`Error::Usage`] where there is none, or it isn't clear whose is meant; when the store fails, or such a one is
@@ -288,7 +288,10 @@ impl Repository {
     pub fn newest_of(&self, cx: &Context, branches: Option<&Branches>) -> Result<Shipped> {
         let identity = kin::Identity::here(cx)?;
         if let Some(newest) = self.newest_if_of(&identity)
-            && branches.is_none_or(|branches| branches.left_behind(&newest.manifest).is_none())
+            && branches.is_none_or(|branches| {
+                branches.untold().next().is_none()
+                    && branches.left_behind(&newest.manifest).is_none()
+            })
         {
             return Ok(newest);
         }
@@ -306,6 +309,9 @@ impl Repository {
         let newest = found.as_ref().map(|set| set.manifest.set.as_str());
         if let Some(error) = retention::newest_damaged(damaged, newest, String::as_str, now) {
             return Err(error);
+        }
+        if let (Some(newest), Some(branches)) = (newest, branches) {
+            branches.assert_told(newest, Some(&self.name))?;
         }
         found.ok_or_else(|| {
             let hint = self.empty_hint();
@@ -327,6 +333,7 @@ impl Repository {
         if which == "latest" {
             let branches = self.branches(cx)?;
             let newest = self.newest_of(cx, Some(&branches))?;
+            branches.warn_of_two(&newest.manifest);
             if retention::is_ahead(newest.manifest.set.as_str(), jiff::Timestamp::now()) {
                 tracing::warn!(set = %newest.manifest.set, "the newest set is dated later than now: its host's clock was wrong");
             }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::plan::refusal::Refusal;
 use crate::postgres::target::{Recovery, Target};
 use crate::repository::{self, Repository, Shipped};
-use crate::set::branches::Member;
+use crate::set::branches::{Branches, Member};
 use crate::set::manifest::Manifest;
 
 /// A set of this host. Where none is named, one of which a snapshot is gone is passed over.
@@ -74,7 +74,11 @@ pub(super) fn stored(
         Target::Lsn(lsn) => set.end.is_some_and(|end| end <= *lsn),
         _ => !is_younger(&set.set),
     };
-    let members = repository.members(cx)?;
+    let (members, untold) = repository.members(cx)?;
+    for (set, error) in &untold {
+        tracing::warn!(%set, error = %error.chain(), "nobody knows the timeline of a set that can't be read: the cluster may live on it");
+    }
+    let branches = Branches::of(members.iter().cloned());
     let members = members.iter().filter(|set| kin.has_identifier(&set.system_identifier));
     members.filter(|set| is_before(set)).for_each(|set| timelines.learn_told(set));
     let mut choice = Choice { recovery, timelines, left: None };
@@ -83,6 +87,7 @@ pub(super) fn stored(
         choice.among(sets, |set| &set.manifest, |_| Ok(true))
     };
     let found = repository.choose(|id| !is_younger(id), among, passed_over)?;
+    found.iter().for_each(|set| branches.warn_of_two(&set.manifest));
     found.ok_or_else(|| choice.none(&format!("repository \"{}\"", repository.name), ""))
 }
 

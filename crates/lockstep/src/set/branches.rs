@@ -5,7 +5,11 @@
 //! its timer takes a set each night, whole and younger than all others, of data that nobody wants any more. So the
 //! cluster lives on the highest timeline that it has a set of. A set of another one is left behind where its data goes
 //! beyond the place where the living branch left that timeline, and where it was taken after the living branch had
-//! begun: it holds less than those did. Where histories don't tell, no set is.
+//! begun: it holds less than those did. Where histories don't tell, no set is. A set that can't be read may be of a
+//! higher timeline than all others: then nobody knows which is the latest. Two clusters along one timeline are told by
+//! their sets' places in the WAL ([`apart`]).
+
+mod apart;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +19,11 @@ use pgfiles::timeline_history::TimelineHistory;
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{Manifest, Switch};
+use crate::error::{Error, Result};
 use crate::names;
+use crate::plan::refusal::Refusal;
+
+pub use apart::{Apart, Primary};
 
 /// What has to be known of a set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +40,9 @@ pub struct Member {
     /// That of its timeline.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<Switch>,
+    /// What it was taken from; nothing of a standby's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub primary: Option<Primary>,
 }
 
 impl From<&Manifest> for Member {
@@ -42,13 +53,19 @@ impl From<&Manifest> for Member {
             timeline: set.timeline(),
             end: set.end(),
             history: set.postgres.history.clone(),
+            primary: Primary::of(set),
         }
     }
 }
 
 /// The branch that each cluster lives on, by system identifier.
 #[derive(Debug, Clone, Default)]
-pub struct Branches(BTreeMap<String, Living>);
+pub struct Branches {
+    living: BTreeMap<String, Living>,
+    apart: apart::All,
+    /// Sets that can't be read, and why.
+    untold: BTreeMap<String, String>,
+}
 
 #[derive(Debug, Clone)]
 struct Living {
@@ -80,9 +97,55 @@ impl Branches {
     /// Those of these sets, in any order.
     #[must_use]
     pub fn of(sets: impl IntoIterator<Item = Member>) -> Self {
-        let mut all = Self::default();
+        let sets: Vec<_> = sets.into_iter().collect();
+        let mut all = Self { apart: apart::find(&sets), ..Self::default() };
         sets.into_iter().for_each(|set| all.add(set));
         all
+    }
+
+    /// The same, where there are more sets, of which nobody knows the timeline: they can't be read.
+    #[must_use]
+    pub fn beside<'a>(
+        mut self,
+        damaged: impl IntoIterator<Item = (impl fmt::Display, &'a Error)>,
+    ) -> Self {
+        let untold = damaged.into_iter().map(|(set, error)| (set.to_string(), error.chain()));
+        self.untold.extend(untold);
+        self
+    }
+
+    /// Sets of which nobody knows the timeline, and why.
+    pub fn untold(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.untold.iter().map(|(set, why)| (set.as_str(), why.as_str()))
+    }
+
+    /// Whether the latest set is the one that was found: the cluster may live on the timeline of one that can't be read.
+    /// `repository` is the place, where it isn't this host.
+    ///
+    /// # Errors
+    /// [`Refusal::LatestUnknown`].
+    pub fn assert_told(&self, found: &str, repository: Option<&str>) -> Result<()> {
+        let Some((set, why)) = self.untold.last_key_value() else { return Ok(()) };
+        Err(Refusal::LatestUnknown {
+            set: set.clone(),
+            why: why.clone(),
+            found: found.to_owned(),
+            repository: repository.map(str::to_owned),
+        }
+        .into())
+    }
+
+    /// Two sets of a set's timeline that are of two clusters.
+    #[must_use]
+    pub fn apart(&self, set: &Manifest) -> Option<&Apart> {
+        self.apart.get(&(set.postgres.system_identifier.clone(), set.timeline()))
+    }
+
+    /// Says of a set that is chosen where it may be of the wrong one of two clusters.
+    pub fn warn_of_two(&self, chosen: &Manifest) {
+        if let Some(apart) = self.apart(chosen) {
+            tracing::warn!(set = %chosen.set, "it may be of the one that was given up: {apart}. {}", apart.hint());
+        }
     }
 
     fn add(&mut self, set: Member) {
@@ -93,7 +156,7 @@ impl Branches {
             newest: set.set.clone(),
             history: None,
         };
-        let living = self.0.entry(set.system_identifier.clone()).or_insert_with(first);
+        let living = self.living.entry(set.system_identifier.clone()).or_insert_with(first);
         if living.timeline > set.timeline {
             return;
         }
@@ -112,7 +175,7 @@ impl Branches {
     /// Whether a set is left behind, and why.
     #[must_use]
     pub fn left(&self, set: &Member) -> Option<LeftBehind> {
-        let living = self.0.get(&set.system_identifier)?;
+        let living = self.living.get(&set.system_identifier)?;
         let (_, history) = living.history.as_ref().filter(|_| set.timeline < living.timeline)?;
         let at = history.switch_point(set.timeline);
         let is_beyond = match (at, set.end) {
@@ -219,6 +282,7 @@ mod tests {
             timeline: tli(timeline),
             end: Some(lsn(end)),
             history: history.iter().map(switch).collect(),
+            primary: None,
         }
     }
 

@@ -35,6 +35,7 @@ use crate::files;
 use crate::lock::Lock;
 use crate::names::{self, ClusterName, Meant, SetId, random_characters};
 use crate::plan::refusal::Refusal;
+use crate::repository::seen;
 use crate::retention;
 use crate::volume::zfs::DatasetName;
 
@@ -245,7 +246,13 @@ impl State {
     fn latest(&self) -> Result<Manifest> {
         let (sets, damaged) = self.sets()?;
         let now = jiff::Timestamp::now();
-        let branches = Branches::of(sets.iter().map(Member::from));
+        // A set that was shipped this host has read in a repository, too.
+        let seen = self.path("seen");
+        let told = damaged.iter().map(|(id, error)| (id, error, seen::told(&seen, id.as_str())));
+        let (told, untold): (Vec<_>, Vec<_>) = told.partition(|(.., told)| told.is_some());
+        let told = told.into_iter().filter_map(|(.., told)| told);
+        let branches = Branches::of(sets.iter().map(Member::from).chain(told))
+            .beside(untold.into_iter().map(|(id, error, _)| (id, error)));
         let sets = retention::newest_first(sets, |set| set.set.as_str(), now);
         let is_ahead = |set: &&Manifest| retention::is_ahead(set.set.as_str(), now);
         let ahead: Vec<_> = sets.iter().filter(is_ahead).map(|set| set.set.clone()).collect();
@@ -254,7 +261,10 @@ impl State {
         {
             tracing::warn!(set = %id, "passed over: {}", retention::ahead_hint(id.as_str(), "--local"));
         }
-        self.or_damaged(newest, damaged, now)
+        let newest = self.or_damaged(newest, damaged, now)?;
+        branches.assert_told(newest.set.as_str(), None)?;
+        branches.warn_of_two(&newest);
+        Ok(newest)
     }
 
     /// A damaged newer one is not passed over in silence.

@@ -88,7 +88,17 @@ fn a_damaged_set_is_named_and_not_passed_over() {
     let (sets, damaged) = state.sets().unwrap();
     assert_eq!((sets.len(), damaged.len()), (2, 1));
     assert_eq!(damaged[0].0.as_str(), OLD);
-    // An older one is nobody's business who asks for the latest.
+    // An older one may be of a higher timeline, on which the cluster lives: nobody who asks for the latest is told another.
+    let refused = state.find("latest").unwrap_err();
+    assert!(refused.exit_code() == 4 && refused.to_string().contains(OLD), "{refused}");
+    let hint = refused.hint().unwrap();
+    assert!(hint.contains(NEW) && hint.contains(&format!("lockstep adopt {OLD}")), "{hint}");
+    assert_eq!(state.newest().unwrap().set.as_str(), NEW);
+    // Unless this host has seen it in a repository.
+    let member = serde_json::to_value(Member::from(&manifest(OLD, vec![]))).unwrap();
+    let seen = serde_json::json!({"version": 2, "repository": "id", "sets": {OLD: member}});
+    std::fs::create_dir(state.path("seen")).unwrap();
+    std::fs::write(state.path("seen/offsite.json"), seen.to_string()).unwrap();
     assert_eq!(found(&state, "latest"), NEW);
     let refused = state.find(OLD).unwrap_err();
     assert!(refused.exit_code() == 4 && refused.to_string().contains(OLD), "{refused}");

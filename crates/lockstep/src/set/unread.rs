@@ -15,6 +15,17 @@ use crate::process::quote;
 use crate::survey;
 use crate::volume::zfs::{Marked, SnapshotName};
 
+/// What to do about a set whose manifest can't be read, in a repository or on this host.
+#[must_use]
+pub fn ways_out(set: &str, repository: Option<&str>) -> String {
+    match repository {
+        Some(name) => format!("`lockstep prune --repository {name} --set {set}` gives it up"),
+        None => format!(
+            "`lockstep adopt {set}` writes its manifest anew, from a repository that has the set; `lockstep prune --local --set {set}` gives it up"
+        ),
+    }
+}
+
 /// What was found of a set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unread {

@@ -1,0 +1,238 @@
+//! Whether two clusters went on apart along one timeline: a pure function of when, and where in the WAL, sets were taken.
+//!
+//! What could go wrong: PostgreSQL gives a restored cluster the number after the highest whose history its
+//! restore_command finds. Two restores of one set then are both timeline 2, with the same history, and nothing in their
+//! sets' timelines tells the one that lives from the one that was given up. But a primary's WAL goes on with time: a set
+//! that was begun after another had ended begins behind that one's end. Where it doesn't, they are of two clusters. It is
+//! a net, and no proof: two that always come further before the other's next set look like one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use pgfiles::lsn::{Lsn, TimelineId};
+use serde::{Deserialize, Serialize};
+
+use super::Member;
+use crate::plan::strategy::Strategy;
+use crate::process::quote;
+use crate::set::manifest::{Manifest, path_text};
+
+/// The primary that a set was taken from, and when. Of a standby there is none: it is behind, by as much as it likes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Primary {
+    /// When the set was begun.
+    pub begun: Timestamp,
+    /// When it was there.
+    pub finished: Timestamp,
+    /// How far the WAL had come while it was taken; nothing where only an older checkpoint's place is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Lsn>,
+    /// The state_dir that took it.
+    pub owner: String,
+    /// From here.
+    #[serde(with = "path_text")]
+    pub data_directory: PathBuf,
+}
+
+impl Primary {
+    /// That of a set; nothing of a standby's.
+    pub(super) fn of(set: &Manifest) -> Option<Self> {
+        // Recovery of the others may start at a checkpoint from before they were begun.
+        let at = match set.strategy {
+            Strategy::Label => set.start_lsn,
+            _ => set.floor(),
+        };
+        (!set.postgres.standby).then(|| Self {
+            begun: set.started_at,
+            finished: set.finished_at,
+            at,
+            owner: set.owner.clone(),
+            data_directory: set.postgres.data_directory.clone(),
+        })
+    }
+}
+
+/// Two sets of one timeline that one cluster can't have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Apart {
+    timeline: TimelineId,
+    earlier: Side,
+    later: Side,
+}
+
+/// One of the two.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Side {
+    set: String,
+    /// Where the earlier one ends, or the later one was begun.
+    at: Lsn,
+    primary: Primary,
+}
+
+/// Of each cluster's timelines, by its system identifier, the two where the later one is the newest.
+pub(super) type All = BTreeMap<(String, TimelineId), Apart>;
+
+/// Those among these sets.
+pub(super) fn find(sets: &[Member]) -> All {
+    let mut by_timeline: BTreeMap<_, Vec<(&Member, &Primary)>> = BTreeMap::new();
+    for set in sets {
+        if let Some(primary) = &set.primary {
+            let key = (set.system_identifier.clone(), set.timeline);
+            by_timeline.entry(key).or_default().push((set, primary));
+        }
+    }
+    let found = by_timeline.into_iter().map(|(key, sets)| (key.clone(), of_one(key.1, sets)));
+    found.filter_map(|(key, apart)| Some((key, apart?))).collect()
+}
+
+fn of_one(timeline: TimelineId, mut sets: Vec<(&Member, &Primary)>) -> Option<Apart> {
+    let side = |(set, primary): (&Member, &Primary), at| Side {
+        set: set.set.clone(),
+        at,
+        primary: primary.clone(),
+    };
+    let mut finished = sets.clone();
+    finished.sort_by_key(|(set, primary)| (primary.finished, set.set.clone()));
+    sets.sort_by_key(|(set, primary)| (primary.begun, set.set.clone()));
+    let mut finished = finished.into_iter().peekable();
+    let (mut furthest, mut found) = (None::<(Lsn, _)>, None);
+    for later in sets {
+        // Of two that were taken at the same time nobody knows which was where first.
+        while let Some(set) = finished.next_if(|(_, primary)| primary.finished <= later.1.begun) {
+            let end = set.0.end.filter(|end| furthest.as_ref().is_none_or(|(far, _)| end > far));
+            furthest = end.map(|end| (end, set)).or(furthest);
+        }
+        if let (Some((end, earlier)), Some(at)) = (furthest, later.1.at)
+            && at < end
+        {
+            let (earlier, later) = (side(earlier, end), side(later, at));
+            found = Some(Apart { timeline, earlier, later });
+        }
+    }
+    found
+}
+
+impl Apart {
+    /// What to do.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        format!(
+            "which of the two lives? End the backups of the other one, and remove its sets: `lockstep prune --set ID`, with --repository NAME or --local. A history of timeline {} that restore_command finds lets the next restore take another number (docs/archive.md). Where there is one cluster alone: was the clock wrong when one of the two was taken? Then remove that set",
+            self.timeline
+        )
+    }
+}
+
+/// For a sentence: `two clusters went on along timeline 2: set … was begun at …`.
+impl fmt::Display for Apart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { timeline, earlier, later } = self;
+        let whose = |side: &Side| {
+            let directory = side.primary.data_directory.display().to_string();
+            format!("of {}, by state_dir {}", quote(&directory), side.primary.owner)
+        };
+        write!(
+            f,
+            "two clusters went on along timeline {timeline}: set {} ({}) was begun at {}, and set {} ({}), taken before it, goes to {}",
+            later.set,
+            whose(later),
+            later.at,
+            earlier.set,
+            whose(earlier),
+            earlier.at
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::set::branches::Branches;
+    use crate::set::manifest::tests::manifest;
+
+    /// A primary's set that takes two seconds: its recovery starts at 0/`start`000000, and it holds all up to 0/`floor`000000.
+    fn set(second: u32, start: u64, floor: u64, data: &str) -> Manifest {
+        let time = |second| format!("2026-11-23T19:45:{second:02}Z").parse().unwrap();
+        let mut set = manifest(&format!("20261123T1945{second:02}Z-k3fa"), vec![]);
+        set.postgres.standby = false;
+        set.postgres.timeline = 2;
+        set.postgres.data_directory = data.into();
+        (set.started_at, set.finished_at) = (time(second), time(second + 2));
+        set.start_lsn = Some(Lsn::new(start << 24));
+        set.floor_lsn = Some(Lsn::new(floor << 24));
+        set.stop_lsn = set.floor_lsn;
+        set
+    }
+
+    /// What is said of the newest.
+    fn said(sets: &[Manifest]) -> Option<String> {
+        let branches = Branches::of(sets.iter().map(Member::from));
+        let again = Branches::of(sets.iter().rev().map(Member::from));
+        let newest = sets.last().unwrap();
+        assert_eq!(branches.apart(newest), again.apart(newest));
+        branches.apart(newest).map(ToString::to_string)
+    }
+
+    #[test]
+    fn two_restores_of_one_set_are_told_apart() {
+        let mut sets = vec![set(1, 4, 5, "/first"), set(11, 5, 6, "/first")];
+        assert_eq!(said(&sets), None);
+        // The other's first: its WAL has come as far as that of the one that was given up had.
+        sets.push(set(21, 5, 6, "/second"));
+        let words = said(&sets).unwrap();
+        assert!(words.contains("along timeline 2: set 20261123T194521Z-k3fa"), "{words}");
+        for word in ["/first", "/second", "begun at 0/5000000", "goes to 0/6000000"] {
+            assert!(words.contains(word), "{words}");
+        }
+        // The first one's timer goes on: its newest set says nothing against it, but the two are there still.
+        sets.push(set(31, 7, 8, "/first"));
+        assert_eq!(said(&sets).unwrap(), words);
+        // Those of the one that was given up are removed.
+        assert_eq!(said(&sets[2..3]), None);
+        sets.remove(2);
+        assert_eq!(said(&sets), None);
+    }
+
+    #[test]
+    fn one_cluster_s_sets_say_nothing() {
+        // Two at once, by two state_dirs: the later one begins before the other ends.
+        assert_eq!(said(&[set(1, 4, 6, "/a"), set(2, 5, 7, "/a")]), None);
+        // Without a label of its own, recovery may start at the checkpoint before both.
+        let ordered = |second, floor| Manifest {
+            strategy: Strategy::Ordered,
+            stop_lsn: None,
+            ..set(second, 4, floor, "/a")
+        };
+        assert_eq!(said(&[ordered(1, 6), ordered(11, 7)]), None);
+        assert!(said(&[ordered(1, 6), ordered(11, 5)]).is_some());
+        // And without a connection nobody knows how far it had come.
+        let unknown = Manifest { floor_lsn: None, ..ordered(11, 5) };
+        assert_eq!(said(&[ordered(1, 6), unknown]), None);
+        // Shut down, and taken twice.
+        let cold = |second| Manifest {
+            strategy: Strategy::Cold,
+            floor_lsn: None,
+            stop_lsn: None,
+            ..set(second, 6, 0, "/a")
+        };
+        assert_eq!(said(&[set(1, 5, 6, "/a"), cold(11), cold(21), set(31, 7, 8, "/a")]), None);
+        // A standby is behind, or its clock is.
+        let standby = |second, floor| {
+            let mut set = set(second, 4, floor, "/b");
+            set.postgres.standby = true;
+            set
+        };
+        assert_eq!(said(&[set(1, 5, 6, "/a"), standby(11, 5)]), None);
+        assert_eq!(said(&[standby(1, 7), set(11, 6, 8, "/a")]), None);
+        // Another timeline, another cluster.
+        let mut other = set(11, 4, 5, "/a");
+        other.postgres.timeline = 3;
+        assert_eq!(said(&[set(1, 5, 6, "/a"), other.clone()]), None);
+        other.postgres.timeline = 2;
+        other.postgres.system_identifier = "8".into();
+        assert_eq!(said(&[set(1, 5, 6, "/a"), other]), None);
+    }
+}
