@@ -8,6 +8,7 @@ mod beforehand;
 mod build;
 mod choice;
 mod control;
+mod fetched;
 pub mod files_form;
 mod guard;
 mod history_command;
@@ -81,6 +82,8 @@ pub struct Request {
     pub port: Option<u16>,
     /// Subscriptions go on where the original's data directory is on this host, too.
     pub keep_subscriptions: bool,
+    /// Settings that differ from the original's.
+    pub settings: Vec<(String, String)>,
     /// A throwaway server: its name and the settings that differ. It stays in its mount namespace.
     pub clone: Option<CloneOptions>,
 }
@@ -117,6 +120,17 @@ pub struct Restored {
     pub not_restored: only::NotRestored,
     /// What was written, where it became files.
     pub written: Option<files_form::Written>,
+    /// It is there, and somebody should look.
+    pub problems: Vec<Problem>,
+}
+
+/// What is the matter with a cluster that was restored, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What it is, with the words of who said so.
+    pub what: String,
+    /// What to do about it.
+    pub hint: String,
 }
 
 /// Restores a set.

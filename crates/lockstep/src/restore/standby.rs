@@ -38,11 +38,26 @@ pub(super) fn check(
     Ok(())
 }
 
-/// Waits until it is consistent and lets readers in.
+/// Whether a server that has ended had all that a restore waits for.
+fn is_far_enough(server: &Server) -> bool {
+    let is_consistent =
+        server.said().iter().any(|line| line.contains("consistent recovery state reached"));
+    is_consistent && server.lower_setting().is_none()
+}
+
+/// Waits until it is consistent and lets readers in. It goes on replaying meanwhile, and may end at what it can't replay
+/// in its namespace.
 pub(super) fn follow(build: &Build, server: &mut Server) -> Result<Outcome> {
     let waited = server.wait_for_standby(|words| tracing::info!("recovery: {words}"));
     match waited {
         Ok(()) => Ok(Outcome::Follows),
+        // What comes after that place it is to replay outside its namespace, where a new tablespace's path is its own.
+        Err(Error::Failed { .. }) if is_far_enough(server) => {
+            tracing::info!(
+                "it was consistent, and ended at what its namespace doesn't let it replay: it goes on outside"
+            );
+            Ok(Outcome::Follows)
+        }
         Err(error) => Err(super::run_server::explain(build, server, error)),
     }
 }
