@@ -17,7 +17,7 @@ use crate::process::quote;
 use crate::restore::source::{Form, From};
 use crate::restore::strays;
 use crate::restore::unfinished::{self, InTheWay};
-use crate::restore::{self, CloneOptions, Request, Restored};
+use crate::restore::{self, CloneOptions, Problem, Request, Restored};
 use crate::set::journal::{self, RestoreJournal};
 use crate::set::manifest::path_text;
 use crate::steps;
@@ -64,11 +64,11 @@ impl Record {
     }
 }
 
-/// Makes a clone and starts its server.
+/// Makes a clone and starts its server; what somebody should look at in it.
 ///
 /// # Errors
 /// As a restore; when there is a clone of this name; and when its server would be shut down at its target.
-pub fn create(cx: &Context, create: &Create) -> Result<Record> {
+pub fn create(cx: &Context, create: &Create) -> Result<(Record, Vec<Problem>)> {
     if create.recovery.action == Action::Shutdown {
         return Err(Error::usage(
             "--target-action shutdown leaves a clone that nobody can connect to",
@@ -100,6 +100,7 @@ pub fn create(cx: &Context, create: &Create) -> Result<Record> {
         dataset: None,
         start: true,
         keep_subscriptions: false,
+        settings: Vec::new(),
         port: create.port,
         clone: Some(CloneOptions {
             name: create.name.to_string(),
@@ -114,11 +115,15 @@ pub fn create(cx: &Context, create: &Create) -> Result<Record> {
         steps::reached("clone.registered")
     });
     unfinished::remove_lock(cx, &format!("name-{}", create.name));
-    if let Err(error) = restored {
-        files::remove_file(&path)?;
-        return Err(error);
-    }
-    record.ok_or_else(|| Error::failed("the clone was made and not remembered"))
+    let problems = match restored {
+        Ok(restored) => restored.problems,
+        Err(error) => {
+            files::remove_file(&path)?;
+            return Err(error);
+        }
+    };
+    let record = record.ok_or_else(|| Error::failed("the clone was made and not remembered"))?;
+    Ok((record, problems))
 }
 
 /// Of a clone that this state_dir doesn't know datasets may be there: `zfs` would say no half way.

@@ -3,10 +3,13 @@
 //! Every start is logged at debug with its arguments and its time; the tail of stderr is kept raw
 //! in the error. Children get their own process group, so that Ctrl-C ends Lockstep at the next
 //! step and not a `zfs snapshot` half way; one whose output or input is given up before its end is
-//! killed and waited for.
+//! killed and waited for. None gets what opens the stores: a server that stays would show it to whoever
+//! may run programs in it.
 //!
 //! What could go wrong: Lockstep is killed, and what it started goes on, and makes what the next command, which undoes the
 //! killed one, never hears of. So a program can hold the lock under which it works: see [`Program::holding`].
+
+mod user;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
@@ -17,6 +20,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+pub use user::User;
 
 /// How much of a failed program's stderr is kept, in bytes.
 const STDERR_TAIL: usize = 8 * 1024;
@@ -192,7 +197,7 @@ impl Program {
         self
     }
 
-    /// Run it as another user; the supplementary groups are dropped (only root can).
+    /// Run it as another user, with all its groups, its home and its name (only root can).
     #[must_use]
     pub fn as_user(mut self, credentials: Option<Credentials>) -> Self {
         self.credentials = credentials;
@@ -239,20 +244,39 @@ impl Program {
     }
 
     fn command_here(&self) -> Command {
-        let mut command = Command::new(with_folder(&self.program));
+        let mut command = match self.credentials {
+            None => Command::new(with_folder(&self.program)),
+            Some(ids) => {
+                let known = User::find(&ids.uid.to_string());
+                let [first, others @ ..] = user::becoming(ids, known.as_ref());
+                let mut command = Command::new(first);
+                command.args(others).arg(with_folder(&self.program));
+                // They are another's: libpq would look for certificates in root's home.
+                for name in user::VARIABLES {
+                    command.env_remove(name);
+                }
+                command.envs(known.iter().flat_map(User::environment));
+                command
+            }
+        };
+        for (name, _) in std::env::vars_os().filter(|(name, _)| is_of_a_store(name)) {
+            command.env_remove(name);
+        }
         command.args(&self.args).env("LC_ALL", "C");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        if let Some(Credentials { uid, gid }) = self.credentials {
-            command.uid(uid).gid(gid);
-            // They are another's: libpq would look for certificates in root's home.
-            for name in ["HOME", "USER", "LOGNAME"] {
-                command.env_remove(name);
-            }
-        }
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
         command
+    }
+
+    /// Refuses a folder that its user can't enter: whoever starts it for that user can.
+    fn check_folder(&self) -> Result<(), CommandError> {
+        let folder = self.directory.as_ref().filter(|_| self.credentials.is_some());
+        match folder.filter(|folder| self.is_closed(folder)) {
+            Some(_) => Err(self.start_error(std::io::ErrorKind::PermissionDenied.into())),
+            None => Ok(()),
+        }
     }
 
     /// Runs it to its end.
@@ -298,6 +322,7 @@ impl Program {
     /// When it can't be started or the log can't be opened.
     pub fn start(&self, log: &std::fs::File) -> Result<Child, CommandError> {
         tracing::debug!(command = %self.display(), "start");
+        self.check_folder()?;
         let out = log.try_clone().map_err(|source| self.start_error(source))?;
         let err = log.try_clone().map_err(|source| self.start_error(source))?;
         self.command()
@@ -351,6 +376,9 @@ impl Program {
 
     /// Replaces this process by the program; returns only when that failed.
     pub fn exec(&self) -> CommandError {
+        if let Err(error) = self.check_folder() {
+            return error;
+        }
         let source = self.command_here().exec();
         self.start_error(source)
     }
@@ -388,6 +416,7 @@ impl<P> Piped<P> {
     ) -> Result<Self, CommandError> {
         let command = program.display();
         tracing::debug!(%command, "{doing}");
+        program.check_folder()?;
         let mut spawning = program.command();
         spawning.stdin(stdin).stdout(stdout).stderr(Stdio::piped());
         let mut child = spawning.spawn().map_err(|source| program.start_error(source))?;
@@ -513,6 +542,13 @@ fn read_tail(mut pipe: impl Read) -> String {
     String::from_utf8_lossy(&kept[from..]).into_owned()
 }
 
+/// Whether a variable may open a store, as strata reads them: a program has no use for it.
+fn is_of_a_store(name: &OsStr) -> bool {
+    ["AWS_", "AZURE_", "GOOGLE_"]
+        .iter()
+        .any(|of| name.as_encoded_bytes().starts_with(of.as_bytes()))
+}
+
 /// A word as a POSIX shell would need it; for showing commands, never for running them.
 #[must_use]
 pub fn quote(word: &str) -> String {
@@ -621,6 +657,19 @@ mod tests {
     fn nothing_passes_through_a_shell() {
         let out = Program::new("echo").arg("$(id); `id` | cat").run().unwrap();
         assert_eq!(out.stdout, "$(id); `id` | cat\n");
+    }
+
+    #[test]
+    fn what_opens_a_store_is_no_program_s() {
+        for (name, is) in [
+            ("AWS_SECRET_ACCESS_KEY", true),
+            ("AZURE_STORAGE_ACCOUNT_KEY", true),
+            ("GOOGLE_APPLICATION_CREDENTIALS", true),
+            ("PATH", false),
+            ("MY_AWS_KEY", false),
+        ] {
+            assert_eq!(is_of_a_store(OsStr::new(name)), is, "{name}");
+        }
     }
 
     #[test]

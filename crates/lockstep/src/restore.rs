@@ -8,6 +8,7 @@ mod beforehand;
 mod build;
 mod choice;
 mod control;
+mod fetched;
 pub mod files_form;
 mod guard;
 mod history_command;
@@ -83,6 +84,8 @@ pub struct Request {
     pub port: Option<u16>,
     /// Subscriptions go on where the original's data directory is on this host, too.
     pub keep_subscriptions: bool,
+    /// Settings that differ from the original's.
+    pub settings: Vec<(String, String)>,
     /// A throwaway server: its name and the settings that differ. It stays in its mount namespace.
     pub clone: Option<CloneOptions>,
 }
@@ -119,8 +122,17 @@ pub struct Restored {
     pub not_restored: only::NotRestored,
     /// What was written, where it became files.
     pub written: Option<files_form::Written>,
-    /// Of a standby that was started: why nothing streams to it.
-    pub does_not_stream: Option<String>,
+    /// It is there, and somebody should look.
+    pub problems: Vec<Problem>,
+}
+
+/// What is the matter with a cluster that was restored, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What it is, with the words of who said so.
+    pub what: String,
+    /// What to do about it.
+    pub hint: String,
 }
 
 /// Restores a set.
@@ -148,7 +160,7 @@ pub fn run_then(
     let mut build = prepare(cx, request, Alone::in_folders)?;
     match build.run(finally) {
         Ok(mut restored) => {
-            restored.does_not_stream = standby::does_not_stream(cx, request, &restored);
+            restored.problems.extend(standby::does_not_stream(cx, request, &restored));
             Ok(restored)
         }
         // What was received can go on once the keys are there.

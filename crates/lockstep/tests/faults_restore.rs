@@ -6,15 +6,18 @@ use rustix::process::Signal;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
-use support::cluster::Stop;
+use support::by_hand::write_as_postgres;
+use support::cluster::{Cluster, Stop};
 use support::command::{Running, command, must, run, wait_until};
 use support::faults::{
-    Hooks, assert_nothing_remains, assert_said, entries, kill_at, restore_arguments, signal_at,
-    walk,
+    Hooks, assert_nothing_remains, assert_said, entries, kill_at, restore_arguments,
+    server_by_hand, signal_at, walk,
 };
 use support::fixture::Fixture;
 use support::layout::two_pools_four_datasets;
 use support::lockstep::{LIMIT, exit};
+use support::pools::{property, zfs};
+use support::shipping::{other_host, with_repository};
 use support::workspace::processes_of;
 
 /// A cluster with a row in each tablespace, and a set of it.
@@ -190,6 +193,99 @@ fn a_restore_command_that_does_not_end() {
     let planned = fixture.lockstep().expect(exit::DONE, &slow.each_ref().map(String::as_str));
     assert_said(&planned, &["waiting for restore_command, which was asked for 00000002.history"]);
     assert_nothing_remains(&fixture, &[], "histories");
+}
+
+/// The last checkpoint of a finished recovery takes as long as there is to write. A signal ends that too.
+#[test]
+fn ended_in_the_last_checkpoint() {
+    let (fixture, set) = with_set("label");
+    let to = fixture.target("slow");
+    let step = "restore.recovered";
+    let hooks = Hooks::holding(&fixture, step);
+    let mut program = hooks.run_to(step, &restore_arguments(&set, &to, &["--start"]));
+    let is_checkpointer = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains("checkpointer")
+    };
+    let found = processes_of(&to).into_iter().find(is_checkpointer).expect("the server runs");
+    let pid = rustix::process::Pid::from_raw(found.cast_signed()).expect("it has a number");
+    rustix::process::kill_process(pid, Signal::STOP).expect("it may be stopped");
+    hooks.steps.release(step);
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert!(program.is_running(), "it waits");
+    program.signal(Signal::INT);
+    let outcome = program.wait(std::time::Duration::from_secs(60));
+    assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
+    assert_nothing_remains(&fixture, &[], "SIGINT in the last checkpoint");
+}
+
+/// What the original's host had isn't on this one: all is restored, and doesn't start as it is.
+#[test]
+fn what_does_n_t_start_as_the_original_did_stays() {
+    let (fixture, _) = with_set("ordered");
+    let address = ["ALTER SYSTEM SET listen_addresses = '192.0.2.10'"];
+    fixture.cluster.execute(&[&address[..], &["ALTER SYSTEM SET logging_collector = on"]].concat());
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label").id;
+    let to = fixture.target("stays");
+    let mut arguments = restore_arguments(&set, &to, &["--start"]);
+    let outcome = lockstep.expect(exit::PROBLEMS, &arguments);
+    // The reason is in the collector's log alone.
+    let reason = "could not create any TCP/IP sockets";
+    assert_said(&outcome, &["problem: it is restored", reason, "hint: ", "--setting NAME=VALUE"]);
+    assert!(outcome.stdout.contains("pg_ctl -D"), "{}", outcome.describe());
+    let data = to.join("data");
+    assert!(data.join("global/pg_control").exists() && !data.join("recovery.signal").exists());
+    lockstep.expect(exit::DONE, &["list"]);
+    assert!(data.exists(), "it isn't taken away by the next command");
+    let server = server_by_hand(&fixture, &data);
+    let auto = data.join("postgresql.auto.conf");
+    let settings = fs::read_to_string(&auto).expect("it is there");
+    write_as_postgres(&auto, &format!("{settings}\nlisten_addresses = ''\n"));
+    server.start();
+    server.stop(Stop::Immediate);
+    fixture.discard_restored(&to, &set);
+
+    arguments.extend(["--setting", "Listen_Addresses=", "--setting", "work_mem=7MB"]);
+    lockstep.expect(exit::DONE, &arguments);
+    let server = Cluster::running_in(&data, &fixture.cluster.bin, &to.join("log/server.log"));
+    assert_eq!(server.value("postgres", "SHOW listen_addresses"), "");
+    assert_eq!(server.value("postgres", "SHOW work_mem"), "7MB");
+    server.stop(Stop::Fast);
+    server.start();
+    assert_eq!(server.value("postgres", "SHOW work_mem"), "7MB", "it lasts");
+    server.stop(Stop::Immediate);
+    for (wrong, words) in
+        [("port=1", "--port"), ("recovery_target_xid=7", "--target-"), ("x", "NAME=VALUE")]
+    {
+        let refused =
+            lockstep.expect(exit::USAGE, &restore_arguments(&set, &to, &["--setting", wrong]));
+        assert_said(&refused, &[words]);
+    }
+    fixture.discard_restored(&to, &set);
+}
+
+/// On a host that hasn't the original's folders, these are made for a while.
+#[test]
+fn a_shutdown_at_the_target_leaves_no_folder_of_the_original_s() {
+    let (fixture, set) = with_set("label");
+    let lockstep = with_repository(&fixture);
+    lockstep.expect(exit::DONE, &["ship", &set]);
+    fixture.cluster.stop(Stop::Fast);
+    let place = fixture.tablespace("ts2");
+    let is_there = |dataset: &&String| {
+        property(dataset, "mountpoint") == place.to_str().expect("the harness' own paths are UTF-8")
+    };
+    let dataset = fixture.datasets.iter().find(is_there).expect("ts2 has one of its own");
+    zfs(&["unmount", dataset]);
+    let _ = fs::remove_dir(&place);
+    assert!(!place.exists());
+    let to = fixture.target("elsewhere");
+    let host = other_host(&fixture, "elsewhere", &to.join("data"));
+    let shut_down = ["--target-immediate", "--target-action", "shutdown"];
+    let more = [&["--from", "repository", "--as", "files", "--start"], &shut_down[..]].concat();
+    host.expect(exit::DONE, &restore_arguments(&set, &to, &more));
+    assert!(!place.exists(), "an empty folder stays in {place:?}");
 }
 
 /// Places that are no place for a restored cluster.

@@ -9,12 +9,13 @@ use std::thread;
 use std::time::Duration;
 use support::by_hand::write_as_postgres;
 use support::cluster::{Cluster, Stop};
-use support::command::{give_to_postgres, must, wait_until};
+use support::command::{command, give_to_postgres, must, wait_until};
+use support::faults::{assert_said, restore_arguments};
 use support::fixture::Fixture;
 use support::layout::{Layout, one_pool, two_pools_four_datasets};
-use support::lockstep::{LIMIT, Lsn, Set, Steps, exit, json_of};
+use support::lockstep::{LIMIT, Lsn, Set, Steps, exit, json_of, toml_string};
 use support::pools::release_and_destroy;
-use support::shipping::{discard, with_repository};
+use support::shipping::{configured, discard, with_repository};
 
 /// A name that has to be quoted in a configuration file.
 const RESTORE_POINT: &str = "before the migration; it's \\ 5";
@@ -474,6 +475,89 @@ fn an_unlogged_index_is_being_built_14() {
 #[test]
 fn an_unlogged_index_is_being_built_17() {
     an_unlogged_index_is_being_built(17);
+}
+
+/// After the set room for prepared transactions was made, and used. Where nobody is to read, PostgreSQL compares no
+/// settings: it comes to the transaction that it has no room for.
+fn room_for_prepared_transactions(major: u32) {
+    let history = History::on_version(major);
+    let (fixture, cluster) = (&history.fixture, &history.fixture.cluster);
+    cluster.execute(&["ALTER SYSTEM SET max_prepared_transactions = 10"]);
+    cluster.stop(Stop::Fast);
+    cluster.start();
+    let seven = ["BEGIN", "INSERT INTO marks VALUES (7)", "PREPARE TRANSACTION 'seven'"];
+    cluster.execute(&[&seven[..], &["COMMIT PREPARED 'seven'"]].concat());
+    insert(cluster, 8);
+    history.archive_everything(cluster, 1);
+    assert_eq!(history.rows_at("prepared", &[]), numbers(8));
+    let command = history.restore_command();
+    let options = ["--set", &history.set.id, "--restore-command", &command];
+    let clone = fixture.lockstep().clone_create("dev", &options);
+    assert_eq!(rows(clone.server()), numbers(8));
+    assert_eq!(clone.server().value("postgres", "SHOW max_prepared_transactions"), "10");
+    fixture.lockstep().expect(exit::DONE, &["clone", "destroy", "dev"]);
+}
+
+#[test]
+fn room_for_prepared_transactions_15() {
+    room_for_prepared_transactions(15);
+}
+
+#[test]
+fn room_for_prepared_transactions_18() {
+    room_for_prepared_transactions(18);
+}
+
+/// PostgreSQL takes whatever keeps a restore_command from its work for the end of the archive. The server has all groups of
+/// its user; where the command may not what it has to, that is said.
+#[test]
+fn what_keeps_restore_command_from_its_work_is_said() {
+    let history = History::new();
+    let (fixture, set) = (&history.fixture, history.set.id.as_str());
+    let groups = must(&mut command("id", ["-G", "postgres"]));
+    let group = groups.split_whitespace().nth(1).expect("postgres has a supplementary group");
+    let archive = fixture.archive.to_str().expect("the harness' own paths are UTF-8");
+    must(&mut command("chown", ["-R", &format!("root:{group}"), archive]));
+    must(&mut command("chmod", ["-R", "u=rwX,g=rX,o=", archive]));
+    assert_eq!(history.rows_at("group", &[]), numbers(6), "it is the group's");
+
+    let directory = fixture.target("problem");
+    let problem = |command: &str, words: &str, hint: &str| {
+        let options = ["--start", "--restore-command", command];
+        let arguments = [&["--json"], &restore_arguments(set, &directory, &options)[..]].concat();
+        let outcome = fixture.lockstep().expect(exit::PROBLEMS, &arguments);
+        assert_said(&outcome, &["problem: recovery ended at LSN", words, "hint: ", hint]);
+        let json = json_of(&outcome);
+        assert!(json["problems"][0]["what"].as_str().is_some_and(|what| what.contains(words)));
+        assert_eq!(rows(fixture.lockstep().restored(&json).server()), numbers(0), "it stays");
+        fixture.discard_restored(&directory, set);
+    };
+    // A log of its own, on a file system that the server in its namespace may not write to.
+    let log = fixture.mnt().join("log of it");
+    fixture.pools[0].dataset("log", &log, &[]);
+    give_to_postgres(&log);
+    let logs = format!("echo %f >> '{}/log' && {}", log.display(), history.restore_command());
+    problem(&logs, "Read-only file system", "clone.writable");
+    let writable = format!("\n[clusters.main.clone]\nwritable = [{}]\n", toml_string(&log));
+    let allowed = configured(fixture, &[], &writable);
+    let restored = allowed.restore_and_start(set, &directory, &["--restore-command", &logs]);
+    assert_eq!(rows(restored.server()), numbers(6));
+    assert!(restored.json.get("problems").is_none(), "{}", restored.json);
+    fixture.discard_restored(&directory, set);
+
+    must(&mut command("chmod", ["0700", archive]));
+    problem(&history.restore_command(), "Permission denied", "os_user");
+    let copy = history.restore_command();
+    let create = ["clone", "create", "dev", "--set", set, "--restore-command", &copy];
+    let created = fixture.lockstep().expect(exit::PROBLEMS, &create);
+    assert_said(&created, &["problem: ", "Permission denied"]);
+    fixture.lockstep().expect(exit::DONE, &["clone", "destroy", "dev"]);
+    // An archive that has nothing more may be in order.
+    let options = ["--start", "--restore-command", "false"];
+    let ended =
+        fixture.lockstep().expect(exit::DONE, &restore_arguments(set, &directory, &options));
+    assert_said(&ended, &["not one segment of WAL came from restore_command"]);
+    fixture.discard_restored(&directory, set);
 }
 
 /// A restored cluster was promoted and used; later the set is restored along either timeline.

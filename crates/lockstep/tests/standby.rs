@@ -420,6 +420,22 @@ fn consistent_with_the_last_record_of_all() {
     assert_eq!(server.value("postgres", "SELECT pg_is_in_recovery()"), "f");
     assert_eq!(server.value("postgres", "SHOW recovery_target"), "");
     standby.fixture.discard_restored(&directory, &set.id);
+    // An archive that has nothing more when recovery asks it first, and then has.
+    standby.primary.execute(&["INSERT INTO rows SELECT generate_series(1, 100)"]);
+    let more = standby.primary.value("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
+    let archive = &standby.fixture.archive;
+    wait_until("it is archived", Duration::from_secs(30), || archive.join(&more).exists());
+    let asked = standby.fixture.owned("asked");
+    let command = format!(
+        "f={}/first; test -e $f || echo $PPID > $f; test $(cat $f) != $PPID && cp {}/%f %p",
+        asked.display(),
+        archive.display()
+    );
+    let options = ["--target-immediate", "--restore-command", &command];
+    let restored = lockstep.restore_and_start(&set.id, &directory, &options);
+    assert!(asked.join("first").exists());
+    assert_eq!(restored.server().value("postgres", "SELECT count(*) FROM rows"), "1000");
+    standby.fixture.discard_restored(&directory, &set.id);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::Done;
 use super::output::{self, JSON_VERSION, say};
-use super::restore::TargetArguments;
+use super::restore::{TargetArguments, put_problems, say_problems};
 use crate::clone::{self, Record};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -47,7 +47,7 @@ struct Create {
 impl Clone {
     pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
         match &self.command {
-            Command::Create(arguments) => create(cx, arguments, json)?,
+            Command::Create(arguments) => return create(cx, arguments, json),
             Command::List => list(cx, json)?,
             Command::Destroy { name } => {
                 let name = parse_name(name)?;
@@ -69,8 +69,8 @@ fn parse_name(name: &str) -> Result<CloneName> {
     })
 }
 
-fn create(cx: &Context, arguments: &Create, json: bool) -> Result<()> {
-    let record = clone::create(
+fn create(cx: &Context, arguments: &Create, json: bool) -> Result<Done> {
+    let (record, problems) = clone::create(
         cx,
         &clone::Create {
             name: parse_name(&arguments.name)?,
@@ -80,7 +80,10 @@ fn create(cx: &Context, arguments: &Create, json: bool) -> Result<()> {
         },
     )?;
     if json {
-        return output::print_json(&as_json(&record));
+        let mut value = as_json(&record);
+        put_problems(&mut value, &problems);
+        output::print_json(&value)?;
+        return Ok(say_problems(&problems));
     }
     crate::steps::end_with_the_reader();
     say!("clone {} of set {} accepts connections:", record.name, record.set);
@@ -91,7 +94,7 @@ fn create(cx: &Context, arguments: &Create, json: bool) -> Result<()> {
         crate::process::quote(&cx.cluster.user)
     );
     say!("when you are done: lockstep clone destroy {}", record.name);
-    Ok(())
+    Ok(say_problems(&problems))
 }
 
 fn list(cx: &Context, json: bool) -> Result<()> {

@@ -222,6 +222,7 @@ mod tests {
             "lockstep restore latest --to /r --from snapshots --as clones --dataset tank/x --start --port 5500",
             "lockstep restore latest --to /r --tablespace fast=/f --tablespace 16401=/g --target-immediate",
             "lockstep restore latest --to /r --from repository --as files --delta",
+            "lockstep restore latest --to /r --start --setting listen_addresses=localhost --setting work_mem=1MB",
             "lockstep restore latest --to /r --from repository --only-database a --only-database b --only-tablespace 16400",
             "lockstep ls latest",
             "lockstep ls 2026 data/base -R --from repository:offsite --json",

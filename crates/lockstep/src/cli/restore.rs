@@ -18,7 +18,7 @@ use crate::postgres::target::{Action, Recovery, Standby, Target, local, parse_ti
 use crate::process::quote;
 use crate::restore::only::{NotRestored, Wanted};
 use crate::restore::source::{Form, From};
-use crate::restore::{self, Request, Restored};
+use crate::restore::{self, Problem, Request, Restored};
 use crate::volume::zfs::DatasetName;
 
 #[derive(Debug, Args)]
@@ -60,6 +60,9 @@ pub(super) struct Restore {
     /// The server's port; with --start a free one is found
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
+    /// A setting of the restored cluster that differs from the original's, as what this host hasn't
+    #[arg(long = "setting", value_name = "NAME=VALUE", value_parser = setting)]
+    settings: Vec<(String, String)>,
     /// Let subscriptions go on, also where the original's data directory is on this host
     #[arg(long, requires = "start")]
     keep_subscriptions: bool,
@@ -200,6 +203,48 @@ fn pair(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
+/// A setting; those that have an option of their own are refused.
+fn setting(text: &str) -> Result<(String, String), String> {
+    const OPTIONS: [(&str, &str); 8] = [
+        ("archive_mode", "--keep-archiving"),
+        ("data_directory", "--to"),
+        ("max_logical_replication_workers", "--keep-subscriptions"),
+        ("port", "--port"),
+        ("primary_conninfo", "--primary"),
+        ("primary_slot_name", "--slot"),
+        ("restore_command", "--restore-command"),
+        ("recovery_target", "--target-time and its like"),
+    ];
+    let is_of_a_name = |byte: u8| byte.is_ascii_alphanumeric() || b"_.".contains(&byte);
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && name.bytes().all(is_of_a_name) => (name, value),
+        _ => return Err("write NAME=VALUE, with the name of a setting of PostgreSQL".into()),
+    };
+    let name = name.to_ascii_lowercase();
+    let is = |known: &str| name == known || known == "recovery_target" && name.starts_with(known);
+    match OPTIONS.iter().find(|(known, _)| is(known)) {
+        Some((_, option)) => Err(format!("{name} is set by {option}")),
+        None => Ok((name, value.to_owned())),
+    }
+}
+
+/// Says on stderr what somebody should look at.
+pub(super) fn say_problems(problems: &[Problem]) -> Done {
+    for Problem { what, hint } in problems {
+        eprintln!("problem: {what}");
+        eprintln!("hint: {hint}");
+    }
+    if problems.is_empty() { Done::Well } else { Done::WithProblems }
+}
+
+/// The same for a script.
+pub(super) fn put_problems(value: &mut Value, problems: &[Problem]) {
+    if !problems.is_empty() {
+        let problems = problems.iter().map(|it| json!({"what": it.what, "hint": it.hint}));
+        value["problems"] = problems.collect();
+    }
+}
+
 impl Restore {
     pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
         let form = match (self.form, &self.from) {
@@ -225,6 +270,7 @@ impl Restore {
             dataset: self.dataset.clone(),
             start: self.start,
             keep_subscriptions: self.keep_subscriptions,
+            settings: self.settings.clone(),
             port: self.port,
             clone: None,
         };
@@ -237,11 +283,7 @@ impl Restore {
         } else {
             as_text(cx, &restored, &request);
         }
-        let Some(why) = &restored.does_not_stream else { return Ok(Done::Well) };
-        tracing::error!(
-            "nothing streams to the standby: {why}. It goes on trying: look at the primary and at its pg_hba.conf, make the slot there, or change primary_conninfo and primary_slot_name here with ALTER SYSTEM and pg_reload_conf()"
-        );
-        Ok(Done::WithProblems)
+        Ok(say_problems(&restored.problems))
     }
 }
 
@@ -310,9 +352,7 @@ fn as_json(restored: &Restored, request: &Request) -> Value {
         value["not_restored"] =
             json!({"databases": rest.databases, "tablespaces": rest.tablespaces});
     }
-    if let Some(why) = &restored.does_not_stream {
-        value["does_not_stream"] = why.as_str().into();
-    }
+    put_problems(&mut value, &restored.problems);
     if let Some(written) = &restored.written {
         value["files"] = written.files.into();
         value["bytes_written"] = written.bytes_written.into();
@@ -365,6 +405,9 @@ fn as_text(cx: &Context, restored: &Restored, request: &Request) {
                 quote(&host),
                 quote(&cx.cluster.user)
             );
+        }
+        _ if request.start && !restored.problems.is_empty() => {
+            say!("  it isn't running (see below): {}", start_command(cx, restored));
         }
         _ if request.start => {
             say!(

@@ -15,12 +15,17 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::instance;
 use super::invalid_pages::{IGNORE, InvalidPages};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::isolation::{self, Isolation};
-use crate::process::{Credentials, Program, wait_timeout};
+use crate::process::{Credentials, Program};
 use crate::steps;
 
-/// How long a server may take to stop before it is told more firmly.
+/// How long a server may take to stop that has nothing to write before it.
 const STOP_LIMIT: Duration = Duration::from_secs(120);
+/// How often it is said that one is still waited for.
+const SIGN: Duration = Duration::from_secs(30);
+/// How many of a dead server's last words are told.
+const LAST_WORDS: usize = 12;
 
 /// A server to be started.
 #[derive(Debug)]
@@ -126,6 +131,7 @@ impl Server {
     ) -> Result<Outcome> {
         self.watch(
             "still in recovery",
+            "in recovery",
             |words| progress(words),
             |server, has_ended| {
                 if has_ended {
@@ -150,7 +156,7 @@ impl Server {
         let is_up = |server: &Self, has_ended| {
             server.says(&["ready", "standby"], has_ended).then_some(Outcome::Ready)
         };
-        self.watch("not ready yet", |_| (), is_up).map(drop)
+        self.watch("not ready yet", "at its start", |_| (), is_up).map(drop)
     }
 
     /// Waits until a standby accepts read-only connections, or with `hot_standby = off` is consistent, telling `progress` what it says. The
@@ -164,7 +170,7 @@ impl Server {
                 && server.has_said("consistent recovery state reached");
             (lets_nobody_in || server.says(&["ready"], has_ended)).then_some(Outcome::Follows)
         };
-        self.watch("not consistent yet", progress, is_consistent).map(drop)
+        self.watch("not consistent yet", "in recovery", progress, is_consistent).map(drop)
     }
 
     /// Whether postmaster.pid has one of these: PM_STATUS_READY is written when connections are let in, on a hot standby
@@ -174,10 +180,12 @@ impl Server {
         !has_ended && status.is_some_and(|status| states.contains(&status.as_str()))
     }
 
-    /// Reads the log until `done` sees an outcome; `done` is asked once more when the server has ended.
+    /// Reads the log until `done` sees an outcome; `done` is asked once more when the server has ended. `when`: what
+    /// it was at then.
     fn watch(
         &mut self,
         idle: &str,
+        when: &str,
         mut progress: impl FnMut(&str),
         done: impl Fn(&Self, bool) -> Option<Outcome>,
     ) -> Result<Outcome> {
@@ -196,7 +204,7 @@ impl Server {
                 // What it wrote between the last look and its end.
                 let rest = self.new_lines();
                 self.said.extend(rest);
-                return done(self, true).ok_or_else(|| self.death(status));
+                return done(self, true).ok_or_else(|| self.death(when, status));
             }
             if let Some(lower) = self.lower_setting() {
                 return Err(self.cannot_go_on(&lower));
@@ -207,7 +215,7 @@ impl Server {
             if steps::interrupted() {
                 return Err(Error::Interrupted { step: "server.ready".into() });
             }
-            if last_sign.elapsed() > Duration::from_secs(30) {
+            if last_sign.elapsed() > SIGN {
                 progress(idle);
                 last_sign = Instant::now();
             }
@@ -221,29 +229,22 @@ impl Server {
         self.said.iter().filter_map(|line| recovery_words(line)).map(str::to_owned).collect()
     }
 
-    /// Stops it and waits for its end.
+    /// Stops it and waits for its end; with [`Stop::Fast`] for as long as its last checkpoint takes.
     ///
     /// # Errors
-    /// When it stays.
+    /// When it stays, or a signal comes.
     pub fn stop(&mut self, how: Stop) -> Result<()> {
         let has_ended = self.child.try_wait().map_err(Error::io("wait for", &self.data))?;
         if has_ended.is_none() {
             signal(self.child.id().cast_signed(), how);
         }
-        let ended =
-            wait_timeout(&mut self.child, STOP_LIMIT).map_err(Error::io("wait for", &self.data))?;
-        match ended {
-            Some(_) => {
-                let rest = self.new_lines();
-                self.said.extend(rest);
-                Ok(())
-            }
-            None => Err(Error::failed(format!(
-                "the server of \"{}\" (process {}) doesn't stop",
-                self.data.display(),
-                self.child.id()
-            ))),
-        }
+        let (child, data) = (&mut self.child, &self.data);
+        wait_for_end(how, child.id(), data, || {
+            Ok(child.try_wait().map_err(Error::io("wait for", data))?.is_some())
+        })?;
+        let rest = self.new_lines();
+        self.said.extend(rest);
+        Ok(())
     }
 
     /// Readers are let in before the target is reached, so both lines have to be there. "recovery has paused" is
@@ -291,12 +292,17 @@ impl Server {
         text.lines().filter(&mut taken).map(str::to_owned).collect()
     }
 
-    fn death(&self, status: std::process::ExitStatus) -> Error {
-        let from = self.said.len().saturating_sub(12);
-        let words = self.said[from..].join("\n  ");
+    fn death(&self, when: &str, status: std::process::ExitStatus) -> Error {
+        let from = self.said.len().saturating_sub(LAST_WORDS);
+        let mut words = self.said[from..].to_vec();
+        // Its reason is in a log of its own then.
+        if self.has_said("redirecting log output to logging collector") {
+            words.extend(collected(&self.data));
+        }
         Error::failed(format!(
-            "the server of \"{}\" ended in recovery ({status}); its last words:\n  {words}",
-            self.data.display()
+            "the server of \"{}\" ended {when} ({status}); its last words:\n  {}",
+            self.data.display(),
+            words.join("\n  ")
         ))
     }
 
@@ -312,28 +318,78 @@ impl Server {
     }
 }
 
-/// Stops the server that runs `data`, whoever started it; none is fine.
-///
-/// # Errors
-/// When it stays.
-pub fn stop(data: &Path, how: Stop) -> Result<()> {
-    let Some(pid) = instance::postmaster(data)? else { return Ok(()) };
-    let pid = pid.cast_signed();
-    if !runs_in(pid, data) {
-        return Ok(());
+/// The end of the log that a server's collector wrote, read as its owner may: the collector ends after the server.
+fn collected(data: &Path) -> Vec<String> {
+    let Ok(reader) = files::reader_of(data) else { return Vec::new() };
+    let read = || {
+        let named = files::read_as(&data.join("current_logfiles"), reader).ok()??;
+        let named = String::from_utf8_lossy(&named).into_owned();
+        let tail = Program::new("tail").args(["-n", &LAST_WORDS.to_string(), "--"]);
+        let path = data.join(log_named(&named)?);
+        tail.arg(path).as_user(reader).run_for_output().ok()
+    };
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        let text = read().unwrap_or_default();
+        if text.contains("FATAL") || Instant::now() >= deadline {
+            return text.lines().map(str::to_owned).collect();
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
-    signal(pid, how);
-    let deadline = Instant::now() + STOP_LIMIT;
-    while instance::is_alive(pid) {
-        if Instant::now() > deadline {
+}
+
+/// The file of people's form, else of any, in what current_logfiles says (update_metainfo_datafile in syslogger.c).
+fn log_named(text: &str) -> Option<&str> {
+    let of = |line: &'_ str| line.starts_with("stderr ");
+    let line = text.lines().find(|line| of(line)).or_else(|| text.lines().next())?;
+    line.split_once(' ').map(|(_, path)| path)
+}
+
+/// Waits for a server's end. One that makes a checkpoint first takes as long as there is to write: only a signal ends
+/// that, and where one came before, a limit.
+fn wait_for_end(
+    how: Stop,
+    pid: u32,
+    data: &Path,
+    mut has_ended: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let (began, was_interrupted) = (Instant::now(), steps::interrupted());
+    let mut last_sign = began;
+    let has_limit = how == Stop::Immediate || was_interrupted;
+    while !has_ended()? {
+        if has_limit && began.elapsed() > STOP_LIMIT {
             return Err(Error::failed(format!(
                 "the server of \"{}\" (process {pid}) doesn't stop",
                 data.display()
             )));
         }
+        if !has_limit && steps::interrupted() {
+            return Err(Error::Interrupted { step: "server.stopped".into() });
+        }
+        if last_sign.elapsed() > SIGN {
+            tracing::info!(
+                "the server of \"{}\" (process {pid}) writes its last checkpoint since {} s: it is waited for",
+                data.display(),
+                began.elapsed().as_secs()
+            );
+            last_sign = Instant::now();
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+/// Stops the server that runs `data`, whoever started it; none is fine.
+///
+/// # Errors
+/// When it stays, or with [`Stop::Fast`] a signal comes.
+pub fn stop(data: &Path, how: Stop) -> Result<()> {
+    let Some(pid) = instance::postmaster(data)? else { return Ok(()) };
+    if !runs_in(pid.cast_signed(), data) {
+        return Ok(());
+    }
+    signal(pid.cast_signed(), how);
+    wait_for_end(how, pid, data, || Ok(!instance::is_alive(pid.cast_signed())))
 }
 
 fn signal(pid: i32, how: Stop) {
@@ -459,6 +515,14 @@ mod tests {
         }
         assert_eq!(needed("t [7] LOG:  recovery has paused"), None);
         assert_eq!(needed("x = 1 is a lower setting than on the primary server"), None);
+    }
+
+    #[test]
+    fn the_collector_s_log_is_found() {
+        let text = "csvlog log/a.csv\nstderr /var/log/pg sql/a.log\n";
+        assert_eq!(log_named(text), Some("/var/log/pg sql/a.log"));
+        assert_eq!(log_named("jsonlog log/a.json\n"), Some("log/a.json"));
+        assert_eq!(log_named(""), None);
     }
 
     #[test]

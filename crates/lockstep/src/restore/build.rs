@@ -172,7 +172,7 @@ impl<'a> Build<'a> {
             holds_subscriptions: self.holds_subscriptions(),
             not_restored: self.source.not_restored(),
             written,
-            does_not_stream: None,
+            problems: Vec::new(),
         };
         if self.request.start {
             let started = run_server::start(self, owner, &mut restored);
@@ -416,8 +416,10 @@ impl<'a> Build<'a> {
         let places = tree::places_of_configuration(&self.manifest, &self.placement);
         let clone = self.request.clone.iter().flat_map(|clone| clone.settings.iter().cloned());
         let passing = recovery::passing(&self.recovery);
+        let asked = self.request.settings.iter().cloned();
         let raised = self.raised.iter().cloned();
-        for (name, value) in places.into_iter().chain(passing).chain(clone).chain(raised) {
+        let differ = clone.chain(asked).chain(raised);
+        for (name, value) in places.into_iter().chain(passing).chain(differ) {
             recovery::put(&mut settings, name, value);
         }
         tree::write_auto_conf(&self.placement.data, &settings, owner)?;

@@ -4,10 +4,11 @@
 use std::net::TcpListener;
 use std::path::{Component, Path, PathBuf};
 
+use pgfiles::control_file::ControlFile;
 use pgfiles::lsn::Lsn;
 
 use super::build::Build;
-use super::{Restored, standby, tree, unfinished, whole_pages};
+use super::{Problem, Restored, fetched, standby, tree, unfinished, whole_pages};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -15,7 +16,7 @@ use crate::isolation::{self, Bind, Isolation};
 use crate::plan::refusal::Refusal;
 use crate::postgres::invalid_pages::IGNORE;
 use crate::postgres::server::{self, Launch, LowerSetting, Outcome, Server, Stop};
-use crate::postgres::target::{Action, Target};
+use crate::postgres::target::{Action, Recovery, Target};
 use crate::postgres::{instance, recovery, wal};
 use crate::process::{Credentials, Program};
 use crate::set::manifest::Manifest;
@@ -102,8 +103,9 @@ pub(super) fn start(
     let isolated = isolation.as_ref();
     let launch =
         Launch { bin_dir: &bin_dir, data: &data, log: &log, user, options, isolation: isolated };
+    let before = instance::read_control(&data)?;
     let mut server = server::start(&launch)?;
-    let mut has_met = false;
+    let (mut segments, mut has_met) = (0, false);
     let outcome = loop {
         let error = match recover(build, &mut server) {
             Ok(outcome) => break outcome,
@@ -113,22 +115,37 @@ pub(super) fn start(
             tracing::info!("consistent with the last record of the WAL: recovery ends there");
             whole_pages::verify(build, &server)?;
             build.recovery.target = Target::End;
-        } else if !raise(build, &server) && !needs_its_next_start(&data, &server, &mut has_met) {
+            // What the archive has got meanwhile lies behind that place.
+            build.recovery.restore_command = None;
+        } else if !raise(build, &server, &before)
+            && !needs_its_next_start(&data, &server, &mut has_met)
+        {
             return Err(error);
         }
+        segments += fetched::segments(server.said());
         server.stop(Stop::Fast)?;
         build.write_settings(restored.port, user)?;
         server = server::start(&launch)?;
     };
     restored.recovery_log = server.recovery_log();
     restored.started = outcome != Outcome::ShutDown;
+    if outcome == Outcome::Ready && goes_to_the_end_of_an_archive(&build.request.recovery) {
+        let end = came_to(server.said());
+        restored.problems.extend(fetched::problem(server.said(), segments, end.as_deref()));
+    }
     steps::reached("restore.recovered")?;
     let stays = matches!(outcome, Outcome::Ready | Outcome::Follows);
     if stays && build.request.clone.is_none() && isolated.is_some() {
-        move_out(build, &mut server, &launch, restored.port)?;
+        let raised_later = |build: &mut Build, server: &Server| raise(build, server, &before);
+        let failed = move_out(build, &mut server, &launch, restored.port, raised_later)?;
+        restored.started = failed.is_none();
+        restored.problems.extend(failed.map(|error| doesn_t_start(build, &error)));
     } else if !stays && build.request.clone.is_none() {
         // It stays in its namespace, or was stopped there; its next start will be outside.
         correct_links(build, &data, isolated)?;
+        if outcome == Outcome::ShutDown {
+            remove_places_of_others(build)?;
+        }
     } else if stays {
         // Nothing of it is anywhere else than it seems.
         belong_to_them(build)?;
@@ -144,19 +161,65 @@ fn is_for_nobody_yet(build: &Build) -> bool {
     recovery.standby.is_none() && promotes
 }
 
-/// Raises the setting that kept recovery from going on; whether that is anything new. Later starts need it too, so
-/// it is written to the cluster's own settings.
-fn raise(build: &mut Build, server: &Server) -> bool {
-    let Some(LowerSetting { name, needed }) = server.lower_setting() else { return false };
-    let value = needed.to_string();
-    if build.raised.contains(&(name.clone(), value.clone())) {
-        return false;
+/// Raises the settings that kept recovery from going on; whether that is anything new. Later starts need them too, so
+/// they are written to the cluster's own settings. `before`: pg_control before recovery.
+fn raise(build: &mut Build, server: &Server, before: &ControlFile) -> bool {
+    let mut lower: Vec<_> = server.lower_setting().into_iter().collect();
+    if RAN_OUT.iter().any(|words| has_said(server, words))
+        && let Ok(now) = instance::read_control(&build.placement.data)
+    {
+        lower.extend(raised_meanwhile(before, &now, server.said()));
     }
-    tracing::info!(
-        "{name} becomes {value} in the restored cluster: the original's was raised, and readers can't be let in with less"
-    );
-    recovery::put(&mut build.raised, name, value);
-    true
+    let mut is_new = false;
+    for LowerSetting { name, needed } in lower {
+        let value = needed.to_string();
+        if build.raised.contains(&(name.clone(), value.clone())) {
+            continue;
+        }
+        tracing::info!(
+            "{name} becomes {value} in the restored cluster: the original's was raised, and recovery can't go on with less"
+        );
+        recovery::put(&mut build.raised, name, value);
+        is_new = true;
+    }
+    is_new
+}
+
+/// In the server's words (twophase.c, lock.c): what is replayed had more than this server has room for. Where nobody is
+/// to read, PostgreSQL doesn't compare settings, and finds it out so.
+const RAN_OUT: [&str; 2] =
+    ["maximum number of prepared transactions reached", "out of shared memory"];
+
+/// What pg_control says that the original was raised to in what was replayed (XLOG_PARAMETER_CHANGE); and where room for
+/// prepared transactions is lacking, what it has had from the beginning, if the server says that it has less.
+fn raised_meanwhile(before: &ControlFile, now: &ControlFile, said: &[String]) -> Vec<LowerSetting> {
+    const PREPARED: &str = "max_prepared_transactions";
+    let of = |control: &ControlFile| {
+        [
+            ("max_connections", control.max_connections),
+            ("max_worker_processes", control.max_worker_processes),
+            ("max_wal_senders", control.max_wal_senders),
+            (PREPARED, control.max_prepared_transactions),
+            ("max_locks_per_transaction", control.max_locks_per_transaction),
+        ]
+    };
+    let hint = said.iter().rev().find(|line| line.contains(PREPARED));
+    let current = hint
+        .and_then(|line| line.split_once("(currently ")?.1.split_once(')')?.0.parse::<i32>().ok());
+    let pairs = of(before).into_iter().zip(of(now));
+    let raised = pairs.filter(|((name, before), (_, now))| {
+        now > before || *name == PREPARED && current.is_some_and(|current| *now > current)
+    });
+    raised
+        .filter_map(|(_, (name, now))| {
+            Some(LowerSetting { name: name.to_owned(), needed: u32::try_from(now).ok()? })
+        })
+        .collect()
+}
+
+/// Whether recovery was to take what an archive has, and PostgreSQL would end it at whatever keeps it from that.
+fn goes_to_the_end_of_an_archive(asked: &Recovery) -> bool {
+    asked.restore_command.is_some() && asked.target == Target::End && asked.standby.is_none()
 }
 
 /// Whether recovery came to its end and met an unlogged relation's file there that its next start removes; `has_met`: it has
@@ -228,13 +291,15 @@ fn belong_to_them(build: &mut Build) -> Result<()> {
 }
 
 /// Recovery has ended, so nothing is replayed any more: the server leaves its namespace. A standby's is past
-/// all that the set and the archive had, and its original runs elsewhere.
+/// all that the set and the archive had, and its original runs elsewhere. Gives why it doesn't start with the original's
+/// settings, where it is so: all is restored then.
 fn move_out(
     build: &mut Build,
     server: &mut Server,
     launch: &Launch<'_>,
     port: Option<u16>,
-) -> Result<()> {
+    raise: impl FnOnce(&mut Build, &Server) -> bool,
+) -> Result<Option<Error>> {
     server.stop(Stop::Fast)?;
     correct_links(build, launch.data, launch.isolation)?;
     if build.recovery.standby.is_none() {
@@ -247,9 +312,30 @@ fn move_out(
     belong_to_them(build)?;
     steps::reached("restore.moved")?;
     // From here on only its own configuration counts, as at every later start.
-    let mut again = server::start(&Launch { isolation: None, options: Vec::new(), ..*launch })?;
-    again.wait_until_ready()?;
+    let again = server::start(&Launch { isolation: None, options: Vec::new(), ..*launch });
+    let failed = match again.and_then(|mut again| again.wait_until_ready()) {
+        Err(interrupted @ Error::Interrupted { .. }) => return Err(interrupted),
+        other => other.err(),
+    };
+    remove_places_of_others(build)?;
+    Ok(failed)
+}
+
+/// Nothing is bound there any more.
+fn remove_places_of_others(build: &Build) -> Result<()> {
     build.journal.places_of_others.iter().try_for_each(|path| unfinished::remove_place(path))
+}
+
+/// What is said of a cluster that is restored and doesn't start.
+fn doesn_t_start(build: &Build, error: &Error) -> Problem {
+    let conf = build.placement.data.join("postgresql.auto.conf");
+    Problem {
+        what: format!("it is restored, and its server doesn't start: {}", error.chain()),
+        hint: format!(
+            "set what can't be here as it was at the original in \"{}\", and start it; or restore it again with --setting NAME=VALUE",
+            conf.display()
+        ),
+    }
 }
 
 /// Turns the links that recovery made by the original's paths to the restored cluster's own folders; in the
@@ -463,9 +549,12 @@ pub(super) fn explain(build: &Build, server: &Server, error: Error) -> Error {
             None => format!(
                 "{end}the set's own WAL ends before the target: give --restore-command so that recovery can fetch more, or check the target"
             ),
-            Some(_) => format!(
-                "{end}take a target up to there, or see that restore_command finds what comes after it"
-            ),
+            Some(_) => match fetched::complaint(server.said()) {
+                Some(line) => format!("{end}restore_command said \"{line}\": {}", fetched::hint(line)),
+                None => format!(
+                    "{end}take a target up to there, or see that restore_command finds what comes after it"
+                ),
+            },
         });
     }
     let is_standby = build.recovery.standby.is_some();
@@ -546,6 +635,35 @@ mod tests {
         );
         assert_eq!(came_to(&said[..1]).unwrap(), "LSN 0/70000A0");
         assert_eq!(came_to(&lines(&["t [7] LOG:  redo starts at 0/7000028"])), None);
+    }
+
+    #[test]
+    fn what_was_raised_in_what_was_replayed_is_read_from_pg_control() {
+        let path =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../pgfiles/testdata/17/production.pg_control");
+        let before = ControlFile::parse(&std::fs::read(path).unwrap()).unwrap();
+        let mut now = before.clone();
+        let raised = |now: &ControlFile, said: &[String]| {
+            let raised = raised_meanwhile(&before, now, said).into_iter();
+            raised.map(|it| (it.name, it.needed)).collect::<Vec<_>>()
+        };
+        assert_eq!(raised(&now, &[]), []);
+        now.max_prepared_transactions = before.max_prepared_transactions + 10;
+        now.max_connections = before.max_connections - 1;
+        now.max_locks_per_transaction = 200;
+        let expected = [
+            ("max_prepared_transactions".to_owned(), now.max_prepared_transactions as u32),
+            ("max_locks_per_transaction".to_owned(), 200),
+        ];
+        assert_eq!(raised(&now, &[]), expected);
+        // The set's own pg_control has more than its configuration.
+        let mut same = before.clone();
+        same.max_prepared_transactions = 5;
+        let hint = "t [7] HINT:  Increase max_prepared_transactions (currently 0).".to_owned();
+        let before = same.clone();
+        let raised = raised_meanwhile(&before, &same, &[hint]);
+        assert_eq!((raised.len(), raised[0].needed), (1, 5));
+        assert!(raised_meanwhile(&before, &same, &[]).is_empty());
     }
 
     #[test]

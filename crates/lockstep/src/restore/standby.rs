@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::build::Build;
 use super::placement::Placement;
-use super::{Request, Restored, original};
+use super::{Problem, Request, Restored, original};
 use crate::config::ClusterConfig;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -42,11 +42,26 @@ pub(super) fn check(
     Ok(())
 }
 
-/// Waits until it is consistent and lets readers in.
+/// Whether a server that has ended had all that a restore waits for.
+fn is_far_enough(server: &Server) -> bool {
+    let is_consistent =
+        server.said().iter().any(|line| line.contains("consistent recovery state reached"));
+    is_consistent && server.lower_setting().is_none()
+}
+
+/// Waits until it is consistent and lets readers in. It goes on replaying meanwhile, and may end at what it can't replay
+/// in its namespace.
 pub(super) fn follow(build: &Build, server: &mut Server) -> Result<Outcome> {
     let waited = server.wait_for_standby(|words| tracing::info!("recovery: {words}"));
     match waited {
         Ok(()) => Ok(Outcome::Follows),
+        // What comes after that place it is to replay outside its namespace, where a new tablespace's path is its own.
+        Err(Error::Failed { .. }) if is_far_enough(server) => {
+            tracing::info!(
+                "it was consistent, and ended at what its namespace doesn't let it replay: it goes on outside"
+            );
+            Ok(Outcome::Follows)
+        }
         Err(error) => Err(super::run_server::explain(build, server, error)),
     }
 }
@@ -56,13 +71,22 @@ const STREAMS_WITHIN: Duration = Duration::from_secs(8);
 /// In the server's words (walreceiver.c).
 const STREAMS: &str = "started streaming WAL from primary";
 
-/// Why nothing streams to a standby that was started, in its server's words; `None` where WAL streams, where
-/// restore_command feeds it meanwhile, or where nobody tells.
+/// That nothing streams to a standby that was started; `None` where WAL streams, where restore_command feeds it meanwhile, or
+/// where nobody tells.
 pub(super) fn does_not_stream(
     cx: &Context,
     request: &Request,
     restored: &Restored,
-) -> Option<String> {
+) -> Option<Problem> {
+    let why = why_not_streaming(cx, request, restored)?;
+    Some(Problem {
+        what: format!("nothing streams to the standby: {why}"),
+        hint: "it goes on trying: look at the primary and at its pg_hba.conf, make the slot there, or change primary_conninfo and primary_slot_name here with ALTER SYSTEM and pg_reload_conf()".into(),
+    })
+}
+
+/// The same, in its server's words.
+fn why_not_streaming(cx: &Context, request: &Request, restored: &Restored) -> Option<String> {
     let standby = request.recovery.standby.as_ref()?;
     if standby.primary.is_none() || !restored.started {
         return None;

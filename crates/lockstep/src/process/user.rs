@@ -1,0 +1,117 @@
+//! Users of the operating system, and how a program becomes one.
+//!
+//! What could go wrong: a program that runs with a user's number alone and not with what else makes the user. A
+//! server without its supplementary groups can't read what is the group's (Debian's key is `ssl-cert`'s), and its
+//! restore_command then finds no archive, which PostgreSQL takes for the archive's end.
+
+use super::{Credentials, Program};
+
+/// A user, as the system's databases know it (passwd(5)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// Its name.
+    pub name: String,
+    /// User id and first group's id.
+    pub ids: Credentials,
+    /// Its home.
+    pub home: String,
+    /// Its shell.
+    pub shell: String,
+}
+
+impl User {
+    /// A user by its name or number. Asked of getent(1), so that users from LDAP and the like are found too.
+    #[must_use]
+    pub fn find(which: &str) -> Option<Self> {
+        let out = Program::new("getent").args(["passwd", which]).run().ok()?;
+        Self::parse(out.stdout.trim_end_matches('\n'))
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let mut fields = line.split(':');
+        let name = fields.next()?.to_owned();
+        let uid = fields.nth(1)?.parse().ok()?;
+        let gid = fields.next()?.parse().ok()?;
+        let home = fields.nth(1)?.to_owned();
+        let shell = fields.next().unwrap_or_default().to_owned();
+        Some(Self { name, ids: Credentials { uid, gid }, home, shell })
+    }
+
+    /// What `su` and `runuser` set in the environment.
+    pub(super) fn environment(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let shell = if self.shell.is_empty() { "/bin/sh" } else { &self.shell };
+        let name = self.name.as_str();
+        [("HOME", self.home.as_str()), ("SHELL", shell), ("USER", name), ("LOGNAME", name)]
+            .into_iter()
+    }
+}
+
+/// The variables that are another user's.
+pub(super) const VARIABLES: [&str; 4] = ["HOME", "SHELL", "USER", "LOGNAME"];
+
+/// The beginning of a command line that makes a program another user's: setpriv(1) becomes it and then the program, so
+/// the process stays the same one. Without unsafe code the standard library can drop groups, and not take them.
+/// A number that no user has (a file's owner may be one) has no groups.
+pub(super) fn becoming(ids: Credentials, known: Option<&User>) -> [String; 5] {
+    let groups = if known.is_some() { "--init-groups" } else { "--clear-groups" };
+    let Credentials { uid, gid } = ids;
+    [
+        "setpriv".to_owned(),
+        format!("--reuid={uid}"),
+        format!("--regid={gid}"),
+        groups.to_owned(),
+        "--".to_owned(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_passwd_is_a_user() {
+        let line = "postgres:x:101:104:PostgreSQL administrator,,,:/var/lib/postgresql:/bin/bash";
+        let user = User::parse(line).unwrap();
+        assert_eq!((user.ids.uid, user.ids.gid), (101, 104));
+        let all: Vec<_> = user.environment().collect();
+        assert_eq!(all[0], ("HOME", "/var/lib/postgresql"));
+        assert_eq!(all[1], ("SHELL", "/bin/bash"));
+        assert_eq!(all[3], ("LOGNAME", "postgres"));
+        assert_eq!(all.iter().map(|(name, _)| *name).collect::<Vec<_>>(), VARIABLES);
+        let bare = User::parse("a:x:1:2::/:").unwrap();
+        assert_eq!(bare.environment().nth(1), Some(("SHELL", "/bin/sh")));
+        for strange in ["", "a:x", "a:x:one:2::/:", "a:x:1:2"] {
+            assert_eq!(User::parse(strange), None, "{strange}");
+        }
+    }
+
+    #[test]
+    fn who_becomes_a_user_has_its_groups_and_its_home() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let as_user = |user: &User, program: &str| {
+            let out = Program::new(program).args(["-G"]).as_user(Some(user.ids)).run().unwrap();
+            let mut words: Vec<_> = out.stdout.split_whitespace().map(str::to_owned).collect();
+            words.sort();
+            words
+        };
+        // Daemon's groups are its own alone; postgres may read Debian's keys.
+        for name in ["daemon", "postgres"] {
+            let Some(user) = User::find(name) else { continue };
+            let known = Program::new("id").args(["-G", name]).run().unwrap().stdout;
+            let mut known: Vec<_> = known.split_whitespace().map(str::to_owned).collect();
+            known.sort();
+            assert_eq!(as_user(&user, "id"), known, "{name}");
+            let out = Program::new("env").as_user(Some(user.ids)).run().unwrap().stdout;
+            for (variable, value) in user.environment() {
+                assert!(out.lines().any(|line| line == format!("{variable}={value}")), "{out}");
+            }
+        }
+        let nobodys = Credentials { uid: 2_000_000_123, gid: 2_000_000_124 };
+        let out = Program::new("id").arg("-G").as_user(Some(nobodys)).run().unwrap().stdout;
+        assert_eq!(out.trim(), "2000000124");
+        let out = Program::new("env").as_user(Some(nobodys)).run().unwrap().stdout;
+        assert!(!out.lines().any(|line| line.starts_with("HOME=")), "{out}");
+    }
+}
