@@ -479,7 +479,7 @@ fn who_stood_still_waits_for_nobody_to_take_back_what_is_not_whole() {
     let mut backup = publishing();
     let other = taken_over(&repository);
     ours.release("ship.publishing");
-    ours.wait_reached("lease.waiting", &mut backup);
+    ours.wait_reached("lease.inheriting", &mut backup);
     backup.kill();
     let sets = there();
     assert_eq!((sets.len(), &sets[0]), (2, &old));
