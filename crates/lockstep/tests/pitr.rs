@@ -540,8 +540,15 @@ fn what_keeps_restore_command_from_its_work_is_said() {
     problem(&logs, "Read-only file system", "clone.writable");
     let writable = format!("\n[clusters.main.clone]\nwritable = [{}]\n", toml_string(&log));
     let allowed = configured(fixture, &[], &writable);
+    let allowed = allowed.with_environment("AWS_SECRET_ACCESS_KEY", Path::new("hunter2"));
     let restored = allowed.restore_and_start(set, &directory, &["--restore-command", &logs]);
     assert_eq!(rows(restored.server()), numbers(6));
+    // A server that stays has its user's environment, and nothing of the stores'.
+    let pid = restored.server().postmaster().expect("it runs");
+    let environment = fs::read(format!("/proc/{pid}/environ")).expect("it can be looked at");
+    let environment = String::from_utf8_lossy(&environment).into_owned();
+    let has = |variable: &str| environment.split('\0').any(|known| known == variable);
+    assert!(has("USER=postgres") && !environment.contains("hunter2"), "{environment:?}");
     assert!(restored.json.get("problems").is_none(), "{}", restored.json);
     fixture.discard_restored(&directory, set);
 

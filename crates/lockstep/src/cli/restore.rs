@@ -60,7 +60,7 @@ pub(super) struct Restore {
     /// The server's port; with --start a free one is found
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
-    /// A setting of the restored cluster that differs from the original's, as what this host hasn't
+    /// Give the restored cluster another value of a setting than the original's; may be repeated
     #[arg(long = "setting", value_name = "NAME=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
     /// Let subscriptions go on, also where the original's data directory is on this host

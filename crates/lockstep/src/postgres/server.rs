@@ -368,7 +368,7 @@ fn wait_for_end(
         }
         if last_sign.elapsed() > SIGN {
             tracing::info!(
-                "the server of \"{}\" (process {pid}) writes its last checkpoint since {} s: it is waited for",
+                "the server of \"{}\" (process {pid}) has been at its last checkpoint for {} s: it is waited for",
                 data.display(),
                 began.elapsed().as_secs()
             );
