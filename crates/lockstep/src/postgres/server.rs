@@ -548,6 +548,11 @@ mod tests {
         // And in a container the server has another number than outside.
         std::fs::write(&file, format!("{own}\n")).unwrap();
         let mut server = works_here("postgres");
+        // The name comes a moment after the program was started.
+        let since = Instant::now();
+        while !is_postgres(server.id()) && since.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         assert_eq!(running(scratch.path()).unwrap(), Some(server.id()));
         for child in [&mut shell, &mut server] {
             child.kill().unwrap();
