@@ -62,7 +62,7 @@ impl Lock {
                             continue;
                         }
                         return Err(LockError::Held(format!(
-                            "{holder}, which isn't there any more: a program that it started works still"
+                            "{holder}, which can't be seen from here: it or a program that it started is at work still"
                         )));
                     }
                     return Err(LockError::Held(if holder.is_empty() {

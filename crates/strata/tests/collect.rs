@@ -427,7 +427,7 @@ fn what_is_half_written_goes_after_the_grace_time() {
     let main = |path: &str| format!("clusters/main/{path}");
     let old = [
         main(&format!("packs/{pack}#1")),
-        main(&format!("sets/a.json#12")),
+        main("sets/a.json#12"),
         main("volumes/i/1.json#1"),
         main("doomed.json#1"),
         main("leases/write/00000000000000000001#1"),

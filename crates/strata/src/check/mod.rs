@@ -134,7 +134,7 @@ pub fn check_some(
         repository,
         options,
         inventory: Inventory::take(repository)?,
-        report: Report::default(),
+        report: Report { half_written: half_written(repository)?, ..Report::default() },
         places: Vec::new(),
         sets: BTreeMap::new(),
         seen: BTreeMap::new(),
@@ -161,6 +161,16 @@ pub fn check_some(
         check.read_packs(is_chosen);
     }
     check.finish()
+}
+
+/// What writings that were killed, or go on, have half written.
+fn half_written(repository: &Repository) -> Result<Vec<Listed>> {
+    let mut all = BTreeMap::new();
+    let folder = repository.path("");
+    repository.store().half_written(folder.trim_end_matches('/'), |listed| {
+        all.insert(listed.path.clone(), listed);
+    })?;
+    Ok(all.into_values().collect())
 }
 
 impl Check<'_> {
@@ -237,13 +247,6 @@ impl Check<'_> {
             let noted = doomed::Doomed::read(self.repository)?;
             self.report.noted = orphans.iter().filter(|path| noted.since(path).is_some()).count();
         }
-        let half_written = &mut self.report.half_written;
-        let folder = self.repository.path("");
-        self.repository
-            .store()
-            .half_written(folder.trim_end_matches('/'), |listed| half_written.push(listed))?;
-        half_written.sort_by(|a, b| a.path.cmp(&b.path));
-        half_written.dedup_by(|a, b| a.path == b.path);
         let known = |path: &String| {
             let path = self.repository.relative(path);
             self.options.known.iter().any(|known| {
