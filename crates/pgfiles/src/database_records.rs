@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::lsn::Lsn;
+use crate::wal_name::WalSegmentSize;
 use crate::wal_page::major_of_magic;
 
 /// `SizeOfXLogRecord`.
@@ -87,6 +88,7 @@ pub enum Next {
 pub struct Records {
     start: Lsn,
     until: Lsn,
+    size: WalSegmentSize,
     /// The end of the last whole record.
     end: Lsn,
     previous: Option<Lsn>,
@@ -111,8 +113,8 @@ impl Records {
     /// Reads from the record that begins at `start` to the one that begins at `until` or is the first behind it. Pages
     /// come from the one that holds `start` on.
     #[must_use]
-    pub const fn new(start: Lsn, until: Lsn) -> Self {
-        Self { start, until, end: start, previous: None, begun: None, found: Vec::new() }
+    pub const fn new(start: Lsn, until: Lsn, size: WalSegmentSize) -> Self {
+        Self { start, until, size, end: start, previous: None, begun: None, found: Vec::new() }
     }
 
     /// The end of the last record that was read whole; the start where there was none.
@@ -204,15 +206,19 @@ impl Records {
             return None;
         }
         let (info, manager) = (begun.header[16] & 0xf0, begun.header[17]);
+        let is_switch = (manager, info) == (RM_XLOG, XLOG_SWITCH);
         self.previous = Some(begun.at);
-        self.end = end;
+        // It reaches to the end of its segment.
+        let bytes = u64::from(self.size.bytes());
+        let behind = end.as_u64().checked_next_multiple_of(bytes).map_or(end, Lsn::new);
+        self.end = if is_switch { behind } else { end };
         if manager == RM_DATABASE {
             let change = change(begun.major, info, &begun.body);
             self.found.extend(change.map(|change| DatabaseRecord { at: begun.at, change }));
         }
         Some(match () {
-            () if end > self.until => Some(Next::End),
-            () if (manager, info) == (RM_XLOG, XLOG_SWITCH) => Some(Next::Segment),
+            () if self.end > self.until => Some(Next::End),
+            () if is_switch => Some(Next::Segment),
             () => None,
         })
     }

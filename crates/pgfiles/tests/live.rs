@@ -227,7 +227,7 @@ fn a_target_timeline_that_is_never_reached_is_named_as_the_parent() {
 /// The records between two positions, each as `pg_waldump` prints it.
 fn database_records(server: &Server, start: Lsn, until: Lsn) -> Vec<String> {
     let size = control(server).wal_segment_size;
-    let mut records = Records::new(start, until);
+    let mut records = Records::new(start, until, size);
     let mut segment = WalSegment::containing(TimelineId::FIRST, start, size);
     'all: loop {
         let path = server.data.join("pg_wal").join(segment.file_name(size));

@@ -100,7 +100,7 @@ const fn folder((tablespace, database): (u32, u32)) -> Folder {
 
 /// Reads all of it from `start` on; what was found, and the end.
 fn read_from(start: u64, bytes: &[u8], until: u64) -> (Vec<DatabaseRecord>, u64) {
-    let mut records = Records::new(Lsn::new(start), Lsn::new(until));
+    let mut records = Records::new(Lsn::new(start), Lsn::new(until), WalSegmentSize::DEFAULT);
     let mut padded = bytes.to_vec();
     padded.resize(bytes.len().next_multiple_of(PAGE), 0xEE);
     let first = usize::try_from(start - START).unwrap() / PAGE;
@@ -182,9 +182,10 @@ fn behind_a_switch_comes_the_next_segment() {
     let mut wal = Wal::new(PG_15);
     wal.record(RM_HEAP, 0, b"x");
     wal.record(RM_XLOG, XLOG_SWITCH, &[]);
-    let mut records = Records::new(Lsn::new(START), Lsn::new(u64::MAX));
+    let mut records = Records::new(Lsn::new(START), Lsn::new(u64::MAX), WalSegmentSize::DEFAULT);
     wal.bytes.resize(PAGE, 0);
     assert_eq!(records.page(Lsn::new(START), &wal.bytes), Next::Segment);
+    assert_eq!(records.end(), Lsn::new(START + (16 << 20)));
 }
 
 #[test]
@@ -206,7 +207,7 @@ proptest! {
             bytes[..2].copy_from_slice(&PG_15.to_le_bytes());
             bytes[8..16].copy_from_slice(&START.to_le_bytes());
         }
-        let mut records = Records::new(Lsn::new(START + start), Lsn::new(u64::MAX));
+        let mut records = Records::new(Lsn::new(START + start), Lsn::new(u64::MAX), WalSegmentSize::DEFAULT);
         records.page(Lsn::new(START), &bytes);
         records.page(Lsn::new(START + PAGE as u64), &bytes);
         prop_assert!(records.into_found().len() <= bytes.len());
