@@ -11,6 +11,7 @@ pub mod recovery;
 pub mod server;
 pub mod session;
 pub mod target;
+pub mod text;
 pub mod tls;
 pub mod users;
 pub mod wal;
