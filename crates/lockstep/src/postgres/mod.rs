@@ -3,6 +3,7 @@
 pub mod classify;
 pub mod connection;
 pub mod conninfo;
+pub mod copies;
 pub mod identity;
 pub mod instance;
 pub mod invalid_pages;
