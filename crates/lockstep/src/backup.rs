@@ -5,6 +5,7 @@
 
 mod attempt;
 mod certify;
+mod copied;
 mod standby;
 
 use std::time::{Duration, Instant};

@@ -274,9 +274,11 @@ fn of_facts(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
                 ),
             });
             all.push(match server.wal_level.as_str() {
-                "minimal" => {
-                    warning("wal_level", "wal_level is minimal", "set it to replica and restart")
-                }
+                "minimal" => warning(
+                    "wal_level",
+                    "wal_level is minimal",
+                    "set it to replica and restart; until then sets restore to their own end alone",
+                ),
                 level => ok("wal_level", format!("wal_level is {level}")),
             });
             if server.full_page_writes && !server.in_recovery {

@@ -229,6 +229,7 @@ fn prepare<'a>(
     // A standby that was shut down would go on with its primary's timeline.
     recovery.set_is_shut_down =
         manifest.strategy == crate::plan::Strategy::Cold && !manifest.postgres.standby;
+    recovery.set_is_minimal = manifest.postgres.wal_minimal;
     recovery.check(&manifest)?;
     match &source {
         Source::Snapshots => check_set(cx, &manifest)?,

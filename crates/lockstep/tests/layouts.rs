@@ -10,7 +10,7 @@ use support::layout::{
     Layout, eight_datasets, nested_wal, one_dataset, one_pool, two_pools_four_datasets,
 };
 use support::ledger::Ledger;
-use support::lockstep::{Set, exit, json_of};
+use support::lockstep::{LIMIT, Lockstep, Set, Steps, exit, json_of};
 use support::pools::property;
 
 const SCALE: u32 = 1;
@@ -245,4 +245,188 @@ fn what_pg_hba_conf_includes_is_in_the_set() {
     let words = ["pg_ident.conf is", "so it isn't in the set", "which", "includes, isn't there"];
     assert!(words.iter().all(|words| taken.stderr.contains(words)), "{}", taken.describe());
     fixture.discard_restored(&to, &set);
+}
+
+/// Takes a set and makes changes while its first try is held at this step.
+#[track_caller]
+fn with_changes(
+    fixture: &Fixture,
+    lockstep: &Lockstep,
+    strategy: &str,
+    step: &str,
+    changes: impl FnOnce(),
+) -> (Set, String) {
+    let steps = Steps::new(fixture.root().join("steps-of-changes"));
+    steps.hold(step);
+    let arguments = ["--json", "backup", "--strategy", strategy];
+    let mut program = lockstep.clone().with_steps(&steps).spawn(&arguments);
+    steps.wait_reached(step, &mut program);
+    changes();
+    steps.release(step);
+    let outcome = program.wait(LIMIT);
+    assert_eq!(outcome.code, Some(exit::DONE), "{}", outcome.describe());
+    (Set::of(&json_of(&outcome)), outcome.stderr)
+}
+
+#[track_caller]
+fn assert_has(fixture: &Fixture, set: &str, databases: &[&str]) {
+    let to = fixture.target(&format!("with-databases-{set}"));
+    let restored = fixture.lockstep().restore_and_start(set, &to, &[]);
+    for database in databases {
+        let rows = restored.server().value(database, "SELECT count(*) FROM t");
+        assert_eq!(rows, "100", "{database} in set {set}");
+    }
+    restored.server().stop(Stop::Immediate);
+    fixture.discard_restored(&to, set);
+}
+
+/// The replay of a moved or copied database copies the old folder as it was frozen: behind its removal that is nothing,
+/// and PostgreSQL doesn't say a word.
+fn databases_moved_and_copied_meanwhile(major: u32) {
+    let fixture = Fixture::new(two_pools_four_datasets().major(major));
+    let (cluster, lockstep) = (&fixture.cluster, fixture.lockstep());
+    cluster.execute(&["CREATE DATABASE shop TABLESPACE ts2"]);
+    let table = "CREATE TABLE t AS SELECT generate_series(1, 100) AS n";
+    cluster.connect("shop").batch_execute(table).expect("a table can be made");
+    cluster.execute(&["CHECKPOINT"]);
+    let (frozen, begun) = ("backup.after-snapshot-1", "backup.started");
+    let move_to =
+        |space: &str| cluster.execute(&[&format!("ALTER DATABASE shop SET TABLESPACE {space}")]);
+    let taken_again = |set: &Set, said: &str, words: &str| {
+        assert_eq!(set.tries, 2, "{words}: {said}");
+        assert!(said.contains(words), "{words}: {said}");
+    };
+
+    // Between two snapshots; before the first one; and with pg_control's own checkpoint as the start.
+    let (set, said) = with_changes(&fixture, &lockstep, "label", frozen, || move_to("pg_default"));
+    taken_again(&set, &said, "was moved from tablespace");
+    assert_has(&fixture, &set.id, &["shop"]);
+    let (set, said) = with_changes(&fixture, &lockstep, "label", begun, || move_to("ts2"));
+    taken_again(&set, &said, "was moved from pg_default to tablespace");
+    assert_has(&fixture, &set.id, &["shop"]);
+    let (set, said) = with_changes(&fixture, &lockstep, "ordered", frozen, || move_to("ts1"));
+    taken_again(&set, &said, "was moved from tablespace");
+    assert_has(&fixture, &set.id, &["shop"]);
+    // To and fro: all is where it was.
+    let (set, said) = with_changes(&fixture, &lockstep, "label", frozen, || {
+        move_to("pg_default");
+        move_to("ts1");
+    });
+    taken_again(&set, &said, "was moved from tablespace");
+    assert_has(&fixture, &set.id, &["shop"]);
+
+    // A copy of what stays is whole.
+    let strategy = if major >= 15 { "STRATEGY file_copy" } else { "" };
+    let copy = |name: &str, of: &str| {
+        cluster.execute(&[&format!(
+            "CREATE DATABASE {name} TEMPLATE {of} {strategy} TABLESPACE pg_default"
+        )]);
+    };
+    let (set, _) = with_changes(&fixture, &lockstep, "label", frozen, || copy("second", "shop"));
+    assert_eq!(set.tries, 1, "{}", set.json);
+    assert_has(&fixture, &set.id, &["shop", "second"]);
+    // Where nobody can be asked, it may be about to go.
+    let silent = fixture.root().join("silent.toml");
+    std::fs::write(&silent, fixture.configuration("auto", false)).expect("it can be written");
+    let silent = Lockstep::new(&silent, &cluster.bin);
+    cluster.execute(&["CHECKPOINT"]);
+    let (set, said) = with_changes(&fixture, &silent, "ordered", frozen, || copy("third", "shop"));
+    taken_again(&set, &said, "without a connection nobody can tell");
+    assert_has(&fixture, &set.id, &["shop", "third"]);
+    // Its removal holds a lock until its record is written, behind the files.
+    let mut client = cluster.connect("postgres");
+    let (set, said) = with_changes(&fixture, &lockstep, "label", frozen, || {
+        copy("fourth", "shop");
+        client
+            .batch_execute("BEGIN; ALTER DATABASE shop RENAME TO removed")
+            .expect("it is renamed");
+    });
+    client.batch_execute("ROLLBACK").expect("it isn't renamed after all");
+    taken_again(&set, &said, "which is being removed");
+    assert_has(&fixture, &set.id, &["shop", "fourth"]);
+    let (set, said) = with_changes(&fixture, &lockstep, "label", frozen, || {
+        copy("fifth", "shop");
+        cluster.execute(&["DROP DATABASE shop"]);
+    });
+    taken_again(&set, &said, "which was removed");
+    assert_has(&fixture, &set.id, &["second", "fifth"]);
+    assert_clean(&fixture);
+}
+
+#[test]
+fn databases_moved_and_copied_on_postgresql_14() {
+    databases_moved_and_copied_meanwhile(14);
+}
+
+#[test]
+fn databases_moved_and_copied_on_postgresql_15() {
+    databases_moved_and_copied_meanwhile(15);
+}
+
+#[test]
+fn databases_moved_and_copied_on_postgresql_18() {
+    databases_moved_and_copied_meanwhile(18);
+}
+
+/// One transaction group is what a crash leaves, and that has no window: the move's own checkpoint comes before the removal.
+#[test]
+fn a_database_moved_before_an_atomic_set() {
+    let fixture = Fixture::new(one_dataset());
+    let cluster = &fixture.cluster;
+    cluster.execute(&["CREATE DATABASE shop TABLESPACE ts1"]);
+    let table = "CREATE TABLE t AS SELECT generate_series(1, 100) AS n";
+    cluster.connect("shop").batch_execute(table).expect("a table can be made");
+    let step = "backup.before-snapshot-1";
+    let (set, _) = with_changes(&fixture, &fixture.lockstep(), "atomic", step, || {
+        cluster.execute(&["ALTER DATABASE shop SET TABLESPACE pg_default"]);
+    });
+    assert_eq!((set.strategy.as_str(), set.tries), ("atomic", 1));
+    assert_has(&fixture, &set.id, &["shop"]);
+    assert_clean(&fixture);
+}
+
+/// PostgreSQL lets nothing but crash recovery read such WAL.
+#[test]
+fn wal_level_minimal() {
+    let layout = one_pool().setting("wal_level", "minimal").setting("max_wal_senders", "0");
+    let fixture = Fixture::new(layout);
+    let lockstep = fixture.lockstep();
+    // A load that isn't in the WAL.
+    let mut client = fixture.cluster.connect("postgres");
+    client
+        .batch_execute("BEGIN; CREATE TABLE t (n int) TABLESPACE ts1; INSERT INTO t SELECT generate_series(1, 100); COMMIT")
+        .expect("a table can be filled");
+    drop(client);
+    let set = lockstep.backup("auto");
+    assert_eq!(set.strategy, "atomic");
+    assert_eq!(lockstep.json(&["show", &set.id])["chosen_because"], "wal_level is minimal");
+    assert_has(&fixture, &set.id, &["postgres"]);
+    let clone = lockstep.clone_create("dev", &[]);
+    assert_eq!(clone.server().value("postgres", "SELECT count(*) FROM t"), "100");
+    lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
+
+    let to = fixture.target("beyond");
+    let to_text = to.to_str().expect("the harness' own paths are UTF-8");
+    let end = fixture.cluster.value("postgres", "SELECT pg_current_wal_lsn()");
+    fixture.cluster.stop(Stop::Fast);
+    let cold = lockstep.backup("auto");
+    assert_eq!(cold.strategy, "cold");
+    assert_has(&fixture, &cold.id, &["postgres"]);
+    for set in [&set.id, &cold.id] {
+        for more in [
+            &["--target-immediate", "--start"][..],
+            &["--target-lsn", &end],
+            &["--restore-command", "false"],
+            &["--standby"],
+        ] {
+            let arguments: Vec<_> =
+                ["restore", set, "--to", to_text].iter().chain(more).copied().collect();
+            let refused = lockstep.expect(exit::REFUSED, &arguments);
+            assert!(refused.stderr.contains("wal_level=minimal"), "{}", refused.describe());
+            assert!(!to.exists(), "{more:?}");
+        }
+    }
+    lockstep
+        .expect(exit::REFUSED, &["clone", "create", "dev", "--set", &set.id, "--target-immediate"]);
+    assert_eq!(fixture.clones(), [], "nothing is made");
 }

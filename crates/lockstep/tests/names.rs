@@ -2,12 +2,16 @@
 
 mod support;
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use support::checker::Checker;
+use support::cluster::Stop;
+use support::command::give_to_postgres;
 use support::fixture::{Fixture, assert_clean};
-use support::layout::odd_names;
+use support::layout::{odd_names, one_dataset};
 use support::ledger::Ledger;
-use support::lockstep::exit;
+use support::lockstep::{Set, exit};
 
 const SCALE: u32 = 1;
 
@@ -82,4 +86,57 @@ fn odd_label_is_kept() {
     let shown = lockstep.json(&["show", set]).to_string();
     let quoted = serde_json::Value::from(text).to_string();
     assert!(shown.contains(quoted.trim_matches('"')), "{text:?} isn't shown: {shown}");
+}
+
+/// Shared catalogs and settings hold bytes: what a database of another encoding wrote, a UTF-8 one sends as it is.
+#[test]
+fn names_and_paths_that_are_not_utf_8() {
+    let bytes = |text: &str| -> Vec<u8> {
+        text.chars().map(|c| u8::try_from(u32::from(c)).expect("it is of LATIN1")).collect()
+    };
+    let fixture = Fixture::new(one_dataset());
+    let (cluster, lockstep) = (&fixture.cluster, fixture.lockstep());
+    let text = format!("{}/all/größe", fixture.mnt().display());
+    let path = bytes(&text);
+    let path = std::path::Path::new(OsStr::from_bytes(&path));
+    fs::create_dir(path).expect("a folder can be made");
+    give_to_postgres(path);
+    cluster.execute(&["CREATE DATABASE l1 ENCODING 'LATIN1' TEMPLATE template0"]);
+    let mut client = cluster.connect("l1");
+    client
+        .batch_execute(&format!("CREATE TABLESPACE \"größe\" LOCATION '{text}'"))
+        .expect("a tablespace can be made");
+    drop(client);
+    let oid = cluster.value("postgres", "SELECT max(oid::int) FROM pg_tablespace");
+    let link = fs::read_link(cluster.data.join("pg_tblspc").join(&oid)).expect("it is a link");
+    assert_eq!(link, path, "the server has written LATIN1");
+    let statement = format!(
+        "DO $$ BEGIN EXECUTE format('CREATE TABLE t TABLESPACE %I AS SELECT generate_series(1, 100) AS n', \
+         (SELECT spcname FROM pg_tablespace WHERE oid = {oid})); END $$"
+    );
+    cluster.connect("l1").batch_execute(&statement).expect("a table can be made");
+    let settings = cluster.data.join("postgresql.auto.conf");
+    let mut lines = fs::read(&settings).expect("it can be read");
+    lines.extend(bytes("archive_command = 'test -d größe'\n"));
+    fs::write(&settings, lines).expect("it can be written");
+    cluster.execute(&["SELECT pg_reload_conf()"]);
+
+    lockstep.expect(exit::DONE, &["plan"]);
+    lockstep.run(&["check"]);
+    for database in ["postgres", "l1"] {
+        let config = fixture.root().join(format!("by-{database}.toml"));
+        let wanted = format!("{}dbname = \"{database}\"\n", fixture.configuration("auto", true));
+        fs::write(&config, wanted).expect("the configuration can be written");
+        let by = support::lockstep::Lockstep::new(&config, &cluster.bin);
+        let set = Set::of(&by.json(&["backup", "--strategy", "label", "--label", "größe"]));
+        let to = fixture.target(&set.id);
+        let restored = lockstep.restore_and_start(&set.id, &to, &[]);
+        assert_eq!(restored.server().value("l1", "SELECT count(*) FROM t"), "100", "{database}");
+        fixture.discard_restored(&to, &set.id);
+    }
+    cluster.stop(Stop::Fast);
+    lockstep.backup("cold");
+    lockstep.expect(exit::DONE, &["list"]);
+    cluster.start();
+    assert_clean(&fixture);
 }

@@ -555,3 +555,75 @@ fn check_says_how_the_standby_follows() {
     assert_eq!(restored.server().value("postgres", "SELECT 1"), "1");
     restored.server().stop(Stop::Immediate);
 }
+
+/// Replay of a move copies the old folder, which replay itself has removed by then: a restartpoint has to come first, and
+/// of the strategies only `label` makes one.
+#[test]
+fn a_database_moved_on_the_primary() {
+    let table = "CREATE TABLE t AS SELECT generate_series(1, 100) AS n";
+    let prepared = |layout| {
+        let standby = Standby::new(layout);
+        standby.primary.execute(&["CREATE DATABASE shop TABLESPACE ts2"]);
+        standby.primary.connect("shop").batch_execute(table).expect("a table can be made");
+        standby.restartpoint();
+        standby
+    };
+    let has_all = |standby: &Standby, set: &Set| {
+        let directory = standby.fixture.target(&set.id);
+        let restored = standby.fixture.lockstep().restore_and_start(&set.id, &directory, &[]);
+        assert_eq!(
+            restored.server().value("shop", "SELECT count(*) FROM t"),
+            "100",
+            "{}",
+            set.json
+        );
+        standby.fixture.discard_restored(&directory, &set.id);
+    };
+    let refused = |lockstep: &Lockstep, strategy: &str| {
+        let outcome = lockstep.expect(exit::REFUSED, &["backup", "--strategy", strategy]);
+        assert!(outcome.stderr.contains("was moved from"), "{}", outcome.describe());
+        assert!(outcome.stderr.contains("a restartpoint here"), "{}", outcome.describe());
+    };
+    let move_to = |standby: &Standby, space: &str| {
+        standby.primary.execute(&[&format!("ALTER DATABASE shop SET TABLESPACE {space}")]);
+        standby.catch_up();
+    };
+
+    let standby = prepared(two_pools_four_datasets());
+    let steps = Steps::new(standby.fixture.root().join("steps-of-changes"));
+    let step = "backup.after-snapshot-1";
+    steps.hold(step);
+    let lockstep = standby.fixture.lockstep();
+    let arguments = ["--json", "backup", "--strategy", "label"];
+    let mut program = lockstep.clone().with_steps(&steps).spawn(&arguments);
+    steps.wait_reached(step, &mut program);
+    move_to(&standby, "pg_default");
+    steps.release(step);
+    let outcome = program.wait(LIMIT);
+    assert!(outcome.stderr.contains("was moved from"), "{}", outcome.describe());
+    let set = Set::of(&json_of(&outcome));
+    assert_eq!(set.tries, 2, "{}", set.json);
+    has_all(&standby, &set);
+    standby.restartpoint();
+    move_to(&standby, "ts1");
+    refused(&lockstep, "ordered");
+    refused(&standby.silent(), "ordered");
+    assert_clean(&standby.fixture);
+    standby.restartpoint();
+    has_all(&standby, &lockstep.backup("ordered"));
+
+    let standby = prepared(one_dataset());
+    move_to(&standby, "ts1");
+    refused(&standby.fixture.lockstep(), "atomic");
+    standby.restartpoint();
+    has_all(&standby, &standby.fixture.lockstep().backup("atomic"));
+}
+
+/// A hot standby takes no serializable transaction, whatever its settings ask for.
+#[test]
+fn serializable_by_default() {
+    let standby = Standby::new(one_dataset());
+    standby.setting("default_transaction_isolation", "serializable");
+    standby.restart();
+    assert_eq!(standby.fixture.lockstep().backup("auto").strategy, "label");
+}

@@ -5,6 +5,7 @@
 //! | [`lsn`] | – (positions and identities, as `pg_lsn` prints them) | `pg_lsn.c`, `xlogdefs.h` |
 //! | [`wal_name`] | the names in `pg_wal` and in an archive | `xlog_internal.h` |
 //! | [`wal_page`] | the first page of a WAL segment | `xlog_internal.h`, `xlogreader.c` |
+//! | [`database_records`] | records in a run of WAL segments | `dbcommands_xlog.h`, `xlogreader.c` |
 //! | [`backup_label`] | `backup_label` | `xlogbackup.c`, `xlogrecovery.c` |
 //! | [`tablespace_map`] | `tablespace_map` | `xlog.c`, `xlogrecovery.c` |
 //! | [`control_file`] | `global/pg_control` | `pg_control.h`, `xlog.c` |
@@ -21,6 +22,7 @@
 pub mod backup_label;
 pub mod control_file;
 pub mod database_catalog;
+pub mod database_records;
 pub mod lsn;
 pub mod relation_map;
 pub mod tablespace_map;
@@ -31,6 +33,7 @@ pub mod wal_page;
 pub use backup_label::BackupLabel;
 pub use control_file::ControlFile;
 pub use database_catalog::DatabaseRow;
+pub use database_records::DatabaseRecord;
 pub use lsn::{Lsn, SystemIdentifier, TimelineId};
 pub use relation_map::RelationMap;
 pub use tablespace_map::{TablespaceMap, TablespaceMapEntry};

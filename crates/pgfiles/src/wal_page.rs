@@ -128,7 +128,7 @@ pub fn check_segment_header(
     Ok(header)
 }
 
-fn major_of_magic(magic: u16) -> Option<u32> {
+pub(crate) fn major_of_magic(magic: u16) -> Option<u32> {
     MAGICS.iter().find(|(known, _)| *known == magic).map(|(_, major)| *major)
 }
 

@@ -10,7 +10,8 @@ mod support {
 
 use pgfiles::backup_label::BackupFrom;
 use pgfiles::control_file::{DbState, UNUSABLE_CHECKPOINT};
-use pgfiles::{BackupLabel, ControlFile, Lsn, TimelineHistory, TimelineId};
+use pgfiles::database_records::{Change, Next, Records};
+use pgfiles::{BackupLabel, ControlFile, Lsn, TimelineHistory, TimelineId, WalSegment};
 use std::fs;
 use support::controldata;
 use support::server::{Lab, Server, installed};
@@ -220,5 +221,85 @@ fn a_target_timeline_that_is_never_reached_is_named_as_the_parent() {
         assert!(
             three.contains(TimelineId::FIRST, last) && !three.contains(TimelineId::FIRST, first)
         );
+    }
+}
+
+/// The records between two positions, each as `pg_waldump` prints it.
+fn database_records(server: &Server, start: Lsn, until: Lsn) -> Vec<String> {
+    let size = control(server).wal_segment_size;
+    let mut records = Records::new(start, until, size);
+    let mut segment = WalSegment::containing(TimelineId::FIRST, start, size);
+    'all: loop {
+        let path = server.data.join("pg_wal").join(segment.file_name(size));
+        let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let first = segment.start(size);
+        let pages = bytes.chunks(8192).zip((first.as_u64()..).step_by(8192));
+        for (page, address) in pages.filter(|(_, address)| address + 8192 > start.as_u64()) {
+            match records.page(Lsn::new(address), page) {
+                Next::Page => {}
+                Next::Segment => break,
+                Next::End => break 'all,
+            }
+        }
+        segment = segment.next();
+    }
+    assert!(records.end() >= until, "it came to {} of {until}", records.end());
+    let said = records.into_found().into_iter().map(|record| {
+        let what = match record.change {
+            Change::Copy { from, to } => format!("copy dir {from} to {to}"),
+            Change::Drop(folders) => {
+                let folders: Vec<_> = folders.iter().map(ToString::to_string).collect();
+                format!("dir {}", folders.join(" "))
+            }
+        };
+        format!("{} {what}", record.at)
+    });
+    said.collect()
+}
+
+#[test]
+fn copies_of_databases_are_found_as_pg_waldump_finds_them() {
+    for (major, bin) in installed() {
+        let lab = Lab::new(major, bin, "databases");
+        let primary = lab.initdb("primary", "wal_keep_size = 512");
+        primary.start().unwrap();
+        let place = lab.folder.join("space");
+        primary.sql(&format!(
+            "COPY (SELECT) TO PROGRAM 'cat > /dev/null; mkdir -m 700 {}'",
+            place.display()
+        ));
+        let strategy = if major >= 15 { "STRATEGY file_copy" } else { "" };
+        let start = primary.sql("SELECT redo_lsn FROM pg_control_checkpoint()");
+        primary.sql(&format!("CREATE TABLESPACE space LOCATION '{}'", place.display()));
+        primary.sql("CREATE DATABASE plain");
+        primary.sql(
+            "CREATE TABLE t AS SELECT i, repeat(md5(i::text), 9) FROM generate_series(1, 60000) i",
+        );
+        primary.sql(&format!("CREATE DATABASE shop {strategy}"));
+        primary.sql("ALTER DATABASE shop SET TABLESPACE space");
+        primary.sql("SELECT pg_switch_wal()");
+        primary.sql("CREATE TABLE u AS SELECT * FROM t");
+        primary.sql(&format!("CREATE DATABASE other TEMPLATE shop {strategy}"));
+        primary.sql("DROP DATABASE shop");
+        primary.sql("SELECT pg_logical_emit_message(true, 'the', 'end')");
+        let until = primary.sql("SELECT pg_current_wal_flush_lsn()");
+        let found = database_records(&primary, start.parse().unwrap(), until.parse().unwrap());
+        let wal = primary.data.join("pg_wal");
+        let dumped = lab.run(
+            "pg_waldump",
+            &["-p", wal.to_str().unwrap(), "-r", "Database", "-s", &start, "-e", &until],
+        );
+        let expected: Vec<_> = dumped
+            .lines()
+            .filter_map(|line| {
+                let at: Lsn = line.split_once("lsn: ")?.1.split_once(',')?.0.parse().ok()?;
+                let (_, what) = line.split_once("desc: ")?.1.split_once(' ')?;
+                (!what.starts_with("create dir")).then(|| format!("{at} {what}"))
+            })
+            .collect();
+        assert_eq!(found, expected, "PostgreSQL {major}");
+        let copies = if major >= 15 { 3 } else { 4 };
+        assert_eq!(found.iter().filter(|line| line.contains("copy")).count(), copies, "{found:?}");
+        primary.stop("fast");
     }
 }

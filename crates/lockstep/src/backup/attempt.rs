@@ -15,6 +15,7 @@ use crate::names::SetId;
 use crate::plan::refusal::Refusal;
 use crate::plan::strategy::{Plan, Step, Strategy, WalSource};
 use crate::plan::{Layout, PartKind};
+use crate::postgres::copies::Removals;
 use crate::postgres::instance::PG_CONTROL;
 use crate::postgres::session::{self, Started, Stopped};
 use crate::postgres::wal::{self, WalIdentity};
@@ -55,6 +56,10 @@ pub(super) struct Attempt<'a> {
     pub(super) taken: Vec<(usize, SnapshotName, u32)>,
     /// A snapshot carries backup_label as a property.
     pub(super) labelled: bool,
+    /// A standby: how far it had replayed behind the last snapshot of data.
+    pub(super) replayed: Option<Lsn>,
+    /// A primary: which databases were being removed then.
+    pub(super) removals: Removals,
     /// The set's own WAL.
     pub(super) wal: SetWal,
     pub(super) seconds: Seconds,
@@ -95,6 +100,8 @@ impl<'a> Attempt<'a> {
             last_control: None,
             taken: Vec::new(),
             labelled: false,
+            replayed: None,
+            removals: Removals::Unknown,
             wal: SetWal::default(),
             seconds: Seconds::default(),
             first_snapshot: None,
@@ -129,6 +136,7 @@ impl<'a> Attempt<'a> {
                 Step::CheckShutDown => self.check_shut_down()?,
             }
         }
+        self.check_copies()?;
         let volumes = certify::volumes(self)?;
         let parts = certify::files(self)?;
         self.seconds.total = self.began.elapsed().as_secs_f64();
@@ -294,6 +302,7 @@ impl<'a> Attempt<'a> {
                 return Err(changed(difference).into());
             }
         }
+        self.note_removals()?;
         steps::reached("backup.layout")
     }
 
@@ -396,7 +405,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// The first and the last byte of WAL that has to be looked for: what recovery to the floor needs.
-    fn wal_range(&self) -> Result<(Lsn, Lsn)> {
+    pub(super) fn wal_range(&self) -> Result<(Lsn, Lsn)> {
         let end = match (&self.stopped, self.floor) {
             (Some(stopped), _) => stopped.stop_lsn,
             (None, Some((floor, _))) => floor,

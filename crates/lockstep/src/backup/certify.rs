@@ -7,6 +7,7 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use pgfiles::backup_label::BackupLabel;
+use pgfiles::control_file::WalLevel;
 
 use super::attempt::Attempt;
 use crate::error::{Error, Result};
@@ -196,6 +197,7 @@ pub(super) fn manifest(
             wal_segment_size: control.wal_segment_size.bytes(),
             data_checksums: control.data_checksum_version != 0,
             standby: attempt.is_standby(),
+            wal_minimal: control.wal_level == WalLevel::Minimal,
             data_directory: attempt.cx.cluster.data_directory.clone(),
         },
         started_at: attempt.started_at,

@@ -188,6 +188,7 @@ impl TargetArguments {
             action: self.target_action,
             restore_command: self.restore_command.clone(),
             set_is_shut_down: false,
+            set_is_minimal: false,
             keep_archiving,
             standby: None,
         })

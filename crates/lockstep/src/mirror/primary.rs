@@ -8,6 +8,7 @@ use super::record::StandbySettings;
 use crate::error::{Error, Result};
 use crate::postgres::connection;
 use crate::postgres::conninfo::Conninfo;
+use crate::postgres::text::Text;
 
 /// A connection to a primary.
 pub(super) struct Primary {
@@ -90,10 +91,7 @@ impl Primary {
             system_identifier: SystemIdentifier::new(
                 row.get::<_, i64>("system_identifier").cast_unsigned(),
             ),
-            tablespaces: tablespaces
-                .iter()
-                .map(|row| (row.get(0), row.get(1), row.get(2)))
-                .collect(),
+            tablespaces: tablespaces.iter().map(tablespace).collect::<Result<_>>()?,
             settings: StandbySettings {
                 max_connections: number("max_connections"),
                 max_worker_processes: number("max_worker_processes"),
@@ -101,8 +99,8 @@ impl Primary {
                 max_prepared_transactions: number("max_prepared_transactions"),
                 max_locks_per_transaction: number("max_locks_per_transaction"),
             },
-            superuser: row.get("superuser"),
-            dbname: row.get("dbname"),
+            superuser: row.get::<_, Text>("superuser").lossy(),
+            dbname: row.get::<_, Text>("dbname").lossy(),
             may_replicate: row.get("may_replicate"),
             free_slots: row.get("free_slots"),
             free_senders: row.get("free_senders"),
@@ -206,6 +204,19 @@ impl Primary {
             .map_err(|e| Error::sql("cannot ask the primary how far it is", e))?;
         Ok((row.get(0), row.get(1)))
     }
+}
+
+/// A tablespace; its location goes to pg_basebackup as text.
+fn tablespace(row: &postgres::Row) -> Result<(u32, String, String)> {
+    let (name, location) = (row.get::<_, Text>(1).lossy(), row.get::<_, Text>(2));
+    let shown = location.lossy();
+    let location = String::from_utf8(location.into_bytes()).map_err(|_| {
+        Error::failed(format!(
+            "tablespace {name} of the primary is at \"{shown}\", which isn't UTF-8"
+        ))
+        .with_hint("move it to a path that is, on the primary")
+    })?;
+    Ok((row.get(0), name, location))
 }
 
 const FACTS: &str = "

@@ -266,6 +266,16 @@ pub enum Refusal {
         /// Where they are, if not on this host.
         repository: Option<String>,
     },
+    /// PostgreSQL recovers a cluster with wal_level=minimal as after a crash alone.
+    #[error(
+        "set {set} was taken with wal_level=minimal, so it can only be recovered to the end of its own WAL, and {asked} was asked for"
+    )]
+    MinimalWal {
+        /// The set.
+        set: String,
+        /// What was asked.
+        asked: String,
+    },
     /// The recovery target lies before the set is consistent.
     #[error(
         "the target {target} lies before the set's consistent point; the earliest possible is {earliest}"
@@ -503,7 +513,7 @@ impl Refusal {
             Self::NoSpace { .. } => "free space in the pool, or lower min_free_mib in the configuration; a full pool makes PostgreSQL PANIC".into(),
             Self::WrongServer { .. } => "check data_directory, host and port of this cluster in the configuration".into(),
             Self::OtherServer { .. } => "host leads to another server of this cluster (an address that moves, a proxy): set host to this server's own socket folder or to localhost".into(),
-            Self::LayoutChanged { .. } => "run the backup when no tablespace is being created, dropped or moved".into(),
+            Self::LayoutChanged { .. } => "run the backup when no tablespace or database is being created, dropped or moved; a standby's begins behind a change once a checkpoint of its primary came after that (CHECKPOINT there), and a restartpoint here".into(),
             Self::ByPostgres { advice, .. } => advice.clone().unwrap_or_else(|| "take the backup again once the reason is gone".into()),
             Self::Promoted { .. } => "take the backup again: it is a primary now".into(),
             Self::TimelineChanged { .. } => "take it again when a checkpoint was made on the new timeline (CHECKPOINT makes one; on a standby a restartpoint)".into(),
@@ -517,6 +527,7 @@ impl Refusal {
             Self::SnapshotSwapped { set, .. } => format!("a snapshot was renamed or taken again under this name; restore another set: `lockstep list`. To be rid of this set: lockstep prune --local --set {set}"),
             Self::SetDamaged { .. } => "restore another set: `lockstep list`".into(),
             Self::LatestUnknown { set, found, repository, .. } => format!("name the set: of those that can be read it is {found}. {}", crate::set::unread::ways_out(set, repository.as_deref())),
+            Self::MinimalWal { .. } => "leave it out; a set that leads further needs wal_level = replica, a restart, and a new backup".into(),
             Self::TargetBeforeConsistency { .. } => "take an older set (`lockstep list`) or a later target".into(),
             Self::StoredRaw { .. } => "restore all of the set with --as zfs --dataset POOL/PATH, and load the key there".into(),
             Self::KeysNotLoaded { datasets } => {

@@ -179,7 +179,9 @@ fn first_possible(facts: &Facts) -> Result<(Strategy, String), Refusal> {
                     (Strategy::Label, _) => {
                         "the server takes a connection and allows the backup API".into()
                     }
-                    (_, Ok(_)) => "this user may not call the backup API".into(),
+                    (_, Ok(_)) => {
+                        label(facts).err().map_or_else(String::new, |lacking| lacking.why)
+                    }
                     (_, Err(no_server)) => no_server.words(),
                 };
                 return Ok((strategy, because));

@@ -262,7 +262,7 @@ fn label_says_what_it_lacks() {
     );
     assert_eq!(
         choose(&forbidden, Ask::Auto).unwrap().chosen_because,
-        "this user may not call the backup API"
+        "this user may not call pg_backup_start and pg_backup_stop"
     );
 }
 

@@ -100,6 +100,18 @@ fn another_server(facts: &Facts, choice: StrategyChoice) -> Option<Warning> {
     })
 }
 
+/// What moves or copies a database in WAL that is in the archive alone.
+#[must_use]
+pub fn unread_wal(segments: &[String]) -> Warning {
+    warning(
+        format!(
+            "WAL of the set is in the archive alone ({}): whether it moves or copies a database isn't looked at",
+            segments.join(", ")
+        ),
+        "where ALTER DATABASE SET TABLESPACE or DROP DATABASE came shortly before the backup, take another one",
+    )
+}
+
 /// A file of the configuration outside the data directory that isn't in the set, because its server couldn't read it.
 #[must_use]
 pub fn unread_configuration(name: &str, path: &Path, why: &str) -> Warning {

@@ -4,6 +4,7 @@
 //! they are switched off in it. What could go wrong: the server that answers is another cluster;
 //! its data directory and system identifier are compared with the disk.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use postgres::tls::{MakeTlsConnect, TlsConnect};
 use postgres::{Client, NoTls, Socket};
 
 use super::conninfo::Conninfo;
+use super::text::Text;
 use super::{session, tls};
 use crate::config::ClusterConfig;
 use crate::error::{Error, Result};
@@ -125,6 +127,8 @@ where
             other => break other.map_err(failed)?,
         }
     };
+    // By itself, for it counts from the next statement on: a hot standby takes none that is serializable.
+    client.batch_execute("SET default_transaction_isolation = 'read committed'").map_err(failed)?;
     client.batch_execute(QUIET).map_err(failed)?;
     Ok(client)
 }
@@ -163,7 +167,8 @@ pub fn facts(client: &mut Client) -> Result<ServerFacts> {
             false => error,
         }
     })?;
-    let text = |column: &str| row.get::<_, Option<String>>(column).unwrap_or_default();
+    let bytes = |column: &str| row.get::<_, Option<Text>>(column).unwrap_or_default();
+    let text = |column: &str| bytes(column).lossy();
     let on = |column: &str| text(column) == "on";
     let version_num = u32::try_from(row.get::<_, i32>("version_num")).unwrap_or(0);
     let in_recovery: bool = row.get("in_recovery");
@@ -175,7 +180,7 @@ pub fn facts(client: &mut Client) -> Result<ServerFacts> {
         system_identifier: SystemIdentifier::new(
             row.get::<_, i64>("system_identifier").cast_unsigned(),
         ),
-        data_directory: text("data_directory").into(),
+        data_directory: bytes("data_directory").into_path(),
         in_recovery,
         full_page_writes: on("full_page_writes"),
         wal_level: text("wal_level"),
@@ -186,12 +191,12 @@ pub fn facts(client: &mut Client) -> Result<ServerFacts> {
         may_slot: row.get::<_, bool>("may_replicate") && free_slots > 0,
         tablespaces: tablespaces(client)?,
         idle_slots: idle_slots(client)?,
-        archive_failed: row.get("archive_failed"),
+        archive_failed: row.get::<_, Option<Text>>("archive_failed").map(|name| name.lossy()),
         following: if in_recovery { Some(session::following(client)?) } else { None },
         config_files: ConfigFiles {
-            config: text("config_file").into(),
-            hba: text("hba_file").into(),
-            ident: text("ident_file").into(),
+            config: bytes("config_file").into_path(),
+            hba: bytes("hba_file").into_path(),
+            ident: bytes("ident_file").into_path(),
         },
     })
 }
@@ -261,7 +266,24 @@ pub fn tablespaces(client: &mut Client) -> Result<Vec<(u32, String)>> {
             &[],
         )
         .map_err(|e| Error::sql("cannot list the tablespaces", e))?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    Ok(rows.iter().map(|row| (row.get(0), row.get::<_, Text>(1).lossy())).collect())
+}
+
+/// The databases of which somebody removes a folder now: DROP DATABASE and ALTER DATABASE … SET TABLESPACE hold such a
+/// lock until that is done (dropdb and movedb in dbcommands.c).
+///
+/// # Errors
+/// When the statement fails.
+pub fn databases_being_removed(client: &mut Client) -> Result<BTreeSet<u32>> {
+    let rows = client
+        .query(
+            "SELECT objid FROM pg_locks
+              WHERE locktype = 'object' AND classid = 'pg_database'::regclass
+                AND mode = 'AccessExclusiveLock' AND granted",
+            &[],
+        )
+        .map_err(|e| Error::sql("cannot ask which databases are being removed", e))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 fn idle_slots(client: &mut Client) -> Result<Vec<(String, u64)>> {
@@ -274,7 +296,10 @@ fn idle_slots(client: &mut Client) -> Result<Vec<(String, u64)>> {
             &[],
         )
         .map_err(|e| Error::sql("cannot list the replication slots", e))?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get::<_, i64>(1).max(0).unsigned_abs())).collect())
+    let slot = |row: &postgres::Row| {
+        (row.get::<_, Text>(0).lossy(), row.get::<_, i64>(1).max(0).unsigned_abs())
+    };
+    Ok(rows.iter().map(slot).collect())
 }
 
 /// The settings in force, by name, as files set them; for clusters whose postgresql.conf lies
@@ -291,5 +316,6 @@ pub fn file_settings(client: &mut Client) -> Result<Vec<(String, String)>> {
             &[],
         )
         .map_err(|e| Error::sql("cannot read pg_file_settings", e))?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    let text = |row: &postgres::Row, at| row.get::<_, Text>(at).lossy();
+    Ok(rows.iter().map(|row| (text(row, 0), text(row, 1))).collect())
 }

@@ -3,6 +3,7 @@
 pub mod classify;
 pub mod connection;
 pub mod conninfo;
+pub mod copies;
 pub mod hba;
 pub mod identity;
 pub mod instance;
@@ -12,6 +13,7 @@ pub mod recovery;
 pub mod server;
 pub mod session;
 pub mod target;
+pub mod text;
 pub mod tls;
 pub mod users;
 pub mod wal;

@@ -10,6 +10,7 @@ use postgres::Client;
 use postgres::error::SqlState;
 use postgres::fallible_iterator::FallibleIterator;
 
+use super::text::Text;
 use crate::error::{Error, Result};
 use crate::plan::facts::Following;
 use crate::plan::refusal::Refusal;
@@ -87,11 +88,20 @@ impl Started {
         } else {
             "pg_stop_backup(exclusive => false, wait_for_archive => false)"
         };
+        // Both files are bytes: a path may be of no encoding, and must not be brought to another one.
+        client
+            .batch_execute("SET client_encoding = 'SQL_ASCII'")
+            .map_err(|e| Error::sql("cannot set client_encoding", e))?;
         let statement = format!("SELECT lsn::text, labelfile, spcmapfile, {NOW} FROM {function}");
         let row =
             client.query_one(&statement, &[]).map_err(|e| refused("pg_backup_stop failed", e))?;
-        let label_file = row.get::<_, String>(1).into_bytes();
-        let label = BackupLabel::parse(&label_file).map_err(|e| {
+        let files = row.try_get::<_, Text>(1).and_then(|label| Ok((label, row.try_get(2)?)));
+        let (label, map): (Text, Option<Text>) =
+            files.map_err(|e| Error::sql("pg_backup_stop returned something strange", e))?;
+        // The user's words in it are of the database's encoding; the rest is ASCII.
+        let label_words = label.lossy();
+        let label_file = label.into_bytes();
+        let label = BackupLabel::parse(label_words.as_bytes()).map_err(|e| {
             Error::failed("the backup_label that pg_backup_stop returned isn't understood")
                 .because(e)
         })?;
@@ -99,7 +109,7 @@ impl Started {
             stop_lsn: lsn(row.get(0))?,
             label_file,
             label,
-            tablespace_map: row.get::<_, Option<String>>(2).unwrap_or_default().into_bytes(),
+            tablespace_map: map.unwrap_or_default().into_bytes(),
             stopped_at: time(row.get(3))?,
         })
     }

@@ -81,6 +81,8 @@ pub struct Recovery {
     pub restore_command: Option<String>,
     /// The set was shut down: it needs no recovery of its own.
     pub set_is_shut_down: bool,
+    /// The set was taken with wal_level = minimal: it is recovered as after a crash.
+    pub set_is_minimal: bool,
     /// archive_mode stays as it was.
     pub keep_archiving: bool,
     /// It doesn't end: the cluster becomes a standby.
@@ -98,15 +100,23 @@ pub struct Standby {
 
 impl Recovery {
     /// The file that says what kind of recovery it is, where one is written. A cold set without a target or
-    /// an archive starts as it is; every other restored cluster gets a timeline of its own, but for a standby.
+    /// an archive starts as it is, and one of wal_level = minimal goes through crash recovery, for PostgreSQL refuses any
+    /// other there (CheckRequiredParameterValues in xlogrecovery.c); every other restored cluster gets a timeline of its
+    /// own, but for a standby.
     #[must_use]
     pub fn signal(&self) -> Option<&'static str> {
         if self.standby.is_some() {
             return Some("standby.signal");
         }
-        let recovers =
-            !self.set_is_shut_down || self.target != Target::End || self.restore_command.is_some();
+        let is_whole = self.set_is_shut_down || self.set_is_minimal;
+        let recovers = !is_whole || self.target != Target::End || self.restore_command.is_some();
         recovers.then_some("recovery.signal")
+    }
+
+    /// Whether the set's own WAL is replayed.
+    #[must_use]
+    pub fn replays(&self) -> bool {
+        !self.set_is_shut_down || self.signal().is_some()
     }
 
     /// Whether recovery surely comes to its target from this set, if that lies on the way to the timeline that recovery
@@ -123,7 +133,18 @@ impl Recovery {
             }
             Target::End | Target::Xid(_) | Target::Name(_) | Target::Immediate => true,
         };
-        is_before && !has_branched
+        let is_allowed = !manifest.postgres.wal_minimal || self.more_than_a_crash().is_none();
+        is_before && !has_branched && is_allowed
+    }
+
+    /// What is asked of it that crash recovery can't do.
+    fn more_than_a_crash(&self) -> Option<String> {
+        match (&self.standby, &self.target, &self.restore_command) {
+            (Some(_), ..) => Some("a standby".to_owned()),
+            (None, Target::End, None) => None,
+            (None, Target::End, Some(_)) => Some("WAL of an archive".to_owned()),
+            (None, target, _) => Some(target.to_string()),
+        }
     }
 
     /// Refuses a target that lies before the set is consistent, as far as the manifest can tell;
@@ -133,6 +154,9 @@ impl Recovery {
     /// [`Refusal::TargetBeforeConsistency`] with the earliest possible target;
     /// [`Refusal::NeedsArchive`] where the set doesn't carry all of its WAL.
     pub fn check(&self, manifest: &Manifest) -> Result<(), Refusal> {
+        if let Some(asked) = self.more_than_a_crash().filter(|_| manifest.postgres.wal_minimal) {
+            return Err(Refusal::MinimalWal { set: manifest.set.to_string(), asked });
+        }
         if !manifest.wal.archived.is_empty() && self.restore_command.is_none() {
             return Err(Refusal::NeedsArchive {
                 set: manifest.set.to_string(),
@@ -352,6 +376,24 @@ mod tests {
     }
 
     #[test]
+    fn a_set_of_minimal_wal_leads_nowhere_but_to_its_own_end() {
+        let mut set = manifest("20261123T194512Z-k3fa", Vec::new());
+        set.postgres.wal_minimal = true;
+        let end = Recovery::default();
+        assert_eq!(end.check(&set), Ok(()));
+        for asked in [
+            Recovery { target: Target::Immediate, ..end.clone() },
+            Recovery { target: Target::Lsn(Lsn::new(1 << 40)), ..end.clone() },
+            Recovery { restore_command: Some("x".into()), ..end.clone() },
+            Recovery { standby: Some(Standby::default()), ..end },
+        ] {
+            let refused = asked.check(&set);
+            assert!(matches!(refused, Err(Refusal::MinimalWal { .. })), "{asked:?}: {refused:?}");
+            assert!(!asked.comes_from(&set), "{asked:?}");
+        }
+    }
+
+    #[test]
     fn only_a_cold_set_without_a_target_starts_without_recovery() {
         let cold = Recovery { set_is_shut_down: true, ..Recovery::default() };
         let recovers = Some("recovery.signal");
@@ -362,6 +404,9 @@ mod tests {
             recovers
         );
         assert_eq!(Recovery::default().signal(), recovers);
+        let minimal = Recovery { set_is_minimal: true, ..Recovery::default() };
+        assert_eq!(minimal.signal(), None);
+        assert!(minimal.replays() && !cold.replays());
         let standby = Recovery { standby: Some(Standby::default()), ..cold };
         assert_eq!(standby.signal(), Some("standby.signal"));
     }

@@ -480,7 +480,7 @@ fn forget_older(folder: &Path) -> Result<()> {
 fn created_later(build: &Build, bin_dir: &Path) -> Result<Vec<(u32, PathBuf)>> {
     let live = &build.cx.cluster.data_directory;
     let mut all = if live.is_dir() { instance::tablespace_links(live)? } else { Vec::new() };
-    let Some(start) = build.manifest.start_lsn.filter(|_| build.recovery.signal().is_some()) else {
+    let Some(start) = build.manifest.start_lsn.filter(|_| build.recovery.replays()) else {
         return Ok(all);
     };
     all.extend(created_in_wal(build, bin_dir, start));

@@ -101,6 +101,9 @@ pub struct PostgresIdentity {
     /// It was in recovery: a standby.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub standby: bool,
+    /// wal_level was `minimal`: PostgreSQL recovers it as after a crash, and in no other way.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wal_minimal: bool,
     /// The data directory it was taken from.
     #[serde(with = "path_text")]
     pub data_directory: PathBuf,

@@ -51,6 +51,7 @@ pub(crate) fn manifest(id: &str, volumes: Vec<SetVolume>) -> Manifest {
             wal_segment_size: 1 << 24,
             data_checksums: true,
             standby: true,
+            wal_minimal: false,
             data_directory: "/srv/pg/data".into(),
         },
         started_at: "2026-11-23T19:45:12.25Z".parse().unwrap(),

@@ -1,0 +1,312 @@
+//! WAL records that copy and remove the folders of databases (`dbcommands_xlog.h`), read out of a run of WAL.
+//!
+//! PostgreSQL replays a copy (CREATE DATABASE up to version 14 and with `STRATEGY file_copy`, ALTER DATABASE … SET
+//! TABLESPACE in every version) by copying what lies on disk then, and makes a folder that isn't there anew and empty
+//! (`dbase_redo`, `dbcommands.c`): whoever wants to know whether a recovery loses a database needs to know these records.
+//!
+//! The reader takes page after page of 8 KiB or what the segments say, and keeps nothing but the records of this one
+//! resource manager. A record counts only when its CRC is right and it names the one before as its own predecessor: where
+//! that isn't so, the WAL ends (`XLogReadRecord`, `xlogreader.c`).
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crate::lsn::Lsn;
+use crate::wal_name::WalSegmentSize;
+use crate::wal_page::major_of_magic;
+
+/// `SizeOfXLogRecord`.
+const RECORD_HEADER: usize = 24;
+const SHORT_HEADER: usize = 24;
+const LONG_HEADER: usize = 40;
+/// `XLP_FIRST_IS_CONTRECORD`, `XLP_LONG_HEADER` and `XLP_FIRST_IS_OVERWRITE_CONTRECORD`.
+const CONTINUED: u16 = 0x0001;
+const LONG: u16 = 0x0002;
+const OVERWRITTEN: u16 = 0x0008;
+/// `XLogRecordMaxSize`.
+const LONGEST: usize = 1020 << 20;
+/// A record of a database's folders is a few bytes for each tablespace; a longer one is none.
+const LONGEST_KEPT: usize = 1 << 20;
+
+/// Resource managers (`rmgrlist.h`).
+const RM_XLOG: u8 = 0;
+const RM_DATABASE: u8 = 4;
+const XLOG_SWITCH: u8 = 0x40;
+
+/// A database's folder: in a tablespace, of a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Folder {
+    /// The tablespace's OID; 1663 is `pg_default`, the folder `base`.
+    pub tablespace: u32,
+    /// The database's OID.
+    pub database: u32,
+}
+
+/// As `pg_waldump` prints it: `1663/16385`.
+impl fmt::Display for Folder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.tablespace, self.database)
+    }
+}
+
+/// What is done to folders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// One is copied, file by file.
+    Copy {
+        /// What is copied.
+        from: Folder,
+        /// What it becomes.
+        to: Folder,
+    },
+    /// They are removed.
+    Drop(BTreeSet<Folder>),
+}
+
+/// A record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatabaseRecord {
+    /// Where it begins.
+    pub at: Lsn,
+    /// What it does.
+    pub change: Change,
+}
+
+/// Whether the WAL goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// With the next page.
+    Page,
+    /// With the first page of the next segment.
+    Segment,
+    /// It doesn't, or nothing more is wanted.
+    End,
+}
+
+/// Reads the records of a run of WAL, a page at a time.
+#[derive(Debug)]
+pub struct Records {
+    start: Lsn,
+    until: Lsn,
+    size: WalSegmentSize,
+    /// The end of the last whole record.
+    end: Lsn,
+    previous: Option<Lsn>,
+    begun: Option<Begun>,
+    found: Vec<DatabaseRecord>,
+}
+
+/// A record of which a part was seen.
+#[derive(Debug)]
+struct Begun {
+    at: Lsn,
+    total: usize,
+    seen: usize,
+    header: [u8; RECORD_HEADER],
+    /// Of what follows the header.
+    crc: u32,
+    body: Vec<u8>,
+    major: u32,
+}
+
+impl Records {
+    /// Reads from the record that begins at `start` to the one that begins at `until` or is the first behind it. Pages
+    /// come from the one that holds `start` on.
+    #[must_use]
+    pub const fn new(start: Lsn, until: Lsn, size: WalSegmentSize) -> Self {
+        Self { start, until, size, end: start, previous: None, begun: None, found: Vec::new() }
+    }
+
+    /// The end of the last record that was read whole; the start where there was none.
+    #[must_use]
+    pub const fn end(&self) -> Lsn {
+        self.end
+    }
+
+    /// What was found.
+    #[must_use]
+    pub fn into_found(self) -> Vec<DatabaseRecord> {
+        self.found
+    }
+
+    /// Reads the next page; `address` is the position of its first byte.
+    pub fn page(&mut self, address: Lsn, page: &[u8]) -> Next {
+        self.read(address, page).unwrap_or(Next::End)
+    }
+
+    /// `None` where what comes is no WAL any more.
+    fn read(&mut self, address: Lsn, page: &[u8]) -> Option<Next> {
+        let major = major_of_magic(number_16(page, 0)?)?;
+        let info = number_16(page, 2)?;
+        if number_64(page, 8)? != address.as_u64() {
+            return None;
+        }
+        let header = if info & LONG == 0 { SHORT_HEADER } else { LONG_HEADER };
+        let mut at = header;
+        let is_first = self.begun.is_none() && self.previous.is_none();
+        if info & OVERWRITTEN != 0 {
+            // The rest of the record never came: another one is in its place.
+            self.begun = None;
+        }
+        if let Some(mut begun) = self.begun.take() {
+            let rest = begun.total - begun.seen;
+            if info & CONTINUED == 0 || number_32(page, 16)? as usize != rest {
+                return None;
+            }
+            begun.take(page.get(at..)?);
+            if begun.seen < begun.total {
+                self.begun = Some(begun);
+                return Some(Next::Page);
+            }
+            at = aligned(header + rest);
+            if let Some(next) = self.finish(begun, address.checked_add(at as u64)?)? {
+                return Some(next);
+            }
+        } else if is_first {
+            let inside =
+                usize::try_from(self.start.as_u64().checked_sub(address.as_u64())?).ok()?;
+            at = at.max(inside);
+        } else if info & CONTINUED != 0 {
+            return None;
+        }
+        while at < page.len() {
+            let total = number_32(page, at)? as usize;
+            if !(RECORD_HEADER..=LONGEST).contains(&total) {
+                return None;
+            }
+            let mut begun = Begun {
+                at: address.checked_add(at as u64)?,
+                total,
+                seen: 0,
+                header: [0; RECORD_HEADER],
+                crc: 0,
+                body: Vec::new(),
+                major,
+            };
+            begun.take(page.get(at..)?);
+            if begun.seen < total {
+                self.begun = Some(begun);
+                break;
+            }
+            at = aligned(at + total);
+            if let Some(next) = self.finish(begun, address.checked_add(at as u64)?)? {
+                return Some(next);
+            }
+        }
+        Some(Next::Page)
+    }
+
+    /// Takes a record that is whole; what comes behind it, where that isn't simply the next one.
+    fn finish(&mut self, begun: Begun, end: Lsn) -> Option<Option<Next>> {
+        let computed = crc32c::crc32c_append(begun.crc, &begun.header[..20]);
+        let previous = Lsn::new(number_64(&begun.header, 8)?);
+        if computed != number_32(&begun.header, 20)?
+            || self.previous.is_some_and(|known| known != previous)
+        {
+            return None;
+        }
+        let (info, manager) = (begun.header[16] & 0xf0, begun.header[17]);
+        let is_switch = (manager, info) == (RM_XLOG, XLOG_SWITCH);
+        self.previous = Some(begun.at);
+        // It reaches to the end of its segment.
+        let bytes = u64::from(self.size.bytes());
+        let behind = end.as_u64().checked_next_multiple_of(bytes).map_or(end, Lsn::new);
+        self.end = if is_switch { behind } else { end };
+        if manager == RM_DATABASE {
+            let change = change(begun.major, info, &begun.body);
+            self.found.extend(change.map(|change| DatabaseRecord { at: begun.at, change }));
+        }
+        Some(match () {
+            () if self.end > self.until => Some(Next::End),
+            () if is_switch => Some(Next::Segment),
+            () => None,
+        })
+    }
+}
+
+impl Begun {
+    /// Takes what a page has of it.
+    fn take(&mut self, bytes: &[u8]) {
+        let bytes = &bytes[..bytes.len().min(self.total - self.seen)];
+        let of_header = bytes.len().min(RECORD_HEADER.saturating_sub(self.seen));
+        let (header, body) = bytes.split_at(of_header);
+        if !header.is_empty() {
+            self.header[self.seen..self.seen + of_header].copy_from_slice(header);
+        }
+        self.seen += bytes.len();
+        self.crc = crc32c::crc32c_append(self.crc, body);
+        let is_kept = self.seen > RECORD_HEADER && self.header[17] == RM_DATABASE;
+        if is_kept && self.total <= LONGEST_KEPT {
+            self.body.extend_from_slice(body);
+        }
+    }
+}
+
+/// What a record of the database manager does; `None` where nothing is copied or removed.
+fn change(major: u32, info: u8, body: &[u8]) -> Option<Change> {
+    let data = main_data(body)?;
+    let folder = |tablespace, database| -> Option<Folder> {
+        Some(Folder {
+            tablespace: number_32(data, tablespace)?,
+            database: number_32(data, database)?,
+        })
+    };
+    // 15 put CREATE_WAL_LOG between the two.
+    let drop = if major >= 15 { 0x20 } else { 0x10 };
+    if info == 0 {
+        return Some(Change::Copy { from: folder(12, 8)?, to: folder(4, 0)? });
+    }
+    if info != drop {
+        return None;
+    }
+    let count = (number_32(data, 4)? as usize).min(data.len() / 4);
+    let folders = (0..count).filter_map(|index| folder(8 + 4 * index, 0));
+    Some(Change::Drop(folders.collect()))
+}
+
+/// A record's own data, behind the headers of blocks, of which these records have none, and of its origin
+/// (`DecodeXLogRecord`, `xlogreader.c`).
+fn main_data(body: &[u8]) -> Option<&[u8]> {
+    const SHORT_DATA: u8 = 255;
+    const LONG_DATA: u8 = 254;
+    const ORIGIN: u8 = 253;
+    const TOP_TRANSACTION: u8 = 252;
+    let mut at = 0;
+    loop {
+        let id = *body.get(at)?;
+        let length = match id {
+            SHORT_DATA => usize::from(*body.get(at + 1)?),
+            LONG_DATA => number_32(body, at + 1)? as usize,
+            ORIGIN => {
+                at += 3;
+                continue;
+            }
+            TOP_TRANSACTION => {
+                at += 5;
+                continue;
+            }
+            _ => return None,
+        };
+        return body.get(body.len().checked_sub(length)?..);
+    }
+}
+
+/// `MAXALIGN`.
+const fn aligned(length: usize) -> usize {
+    (length + 7) & !7
+}
+
+fn number_16(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(bytes.get(at..at.checked_add(2)?)?.try_into().ok()?))
+}
+
+fn number_32(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
+}
+
+fn number_64(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests;
