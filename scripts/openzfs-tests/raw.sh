@@ -258,6 +258,29 @@ run_lockstep "the cold set" restore "$cold" --from repository --as zfs --dataset
 expect_restored "the cold set" tank/r 5502 "$last_rows"
 stop_cluster /cold/data
 
+# --- keys that are changed --------------------------------------------------------------------------------------------------
+
+# The copy's is loaded, and isn't the one that the next increment brings.
+write_config 'raw_full_every = 9'
+head -c 32 /dev/urandom >$KEY
+must zfs change-key tank/enc
+run_lockstep "a set behind the change of the original's key" backup --strategy cold
+expect_stored "an increment" 4 4 plain
+run_lockstep "on top of what has the old key" restore latest --from repository --as zfs --dataset tank/r --to /cold --delta --start --port 5502
+expect_restored "behind the change" tank/r 5502 "$last_rows"
+expect_equal "mounted by the next start" on "$(zfs get -H -o value canmount tank/r/data)"
+stop_cluster /cold/data
+must zfs unmount tank/r/data
+must zfs unload-key tank/r/data
+expect "the new key is the copy's" zfs load-key tank/r/data
+must zfs mount tank/r/data
+# A copy that was given another key would get the original's back, below which nobody could load it.
+expect_refused "a copy below an encrypted dataset" 4 "its keys aren't loaded" restore latest --from repository --as zfs --dataset tank/enc/c --to /copy
+must zfs change-key -i tank/enc/c/data
+expect_refused "its key was changed" 4 'the key of "tank/enc/c/data" was changed' restore latest --from repository --as zfs --dataset tank/enc/c --to /copy --delta
+must zfs destroy -r tank/enc/c
+rm -rf /copy
+
 # --- pg_wal encrypted too ----------------------------------------------------------------------------------------------------
 
 must zpool destroy -f tank

@@ -60,6 +60,28 @@ restore() { # WHAT NAME PORT ARGUMENT...: restores it, looks, and stops its serv
   stop_cluster "$(json "$output" .data_directory)"
 }
 
+# Puts a zfs first in the PATH of what is run through `killed` that kills whoever started it behind a command like this.
+killed() { # PATTERN OF ITS ARGUMENTS, ARGUMENT...
+  local real pattern=$1; shift
+  real=$(type -P zfs)
+  mkdir -p /root/killing
+  cat >/root/killing/zfs <<WRAP
+#!/bin/bash
+"$real" "\$@"; status=\$?
+case "\$*" in $pattern) kill -9 \$PPID;; esac
+exit \$status
+WRAP
+  chmod +x /root/killing/zfs
+  expect_failure "it is killed behind zfs $pattern" "" env PATH="/root/killing:$PATH" "$lockstep" "$@"
+}
+
+expect_parked() { # WHAT DATASET DATA_DIRECTORY: no server starts on it, now or after the machine's next start
+  expect_equal "$1: the next start doesn't mount it" noauto "$(zfs get -H -o value canmount "$2")"
+  expect_failure "$1: no server starts on it" "No such file" ls "$3/global/pg_control"
+  zfs mount -a
+  expect_failure "$1: nor later" "No such file" ls "$3/global/pg_control"
+}
+
 AS_ZFS=(--as zfs --dataset fast/r --to /tank/restores/zfs)
 
 case $1 in
@@ -156,6 +178,50 @@ case $1 in
     must zpool destroy -f below
     restore "the fourth set as datasets" fourth 5500 "${AS_ZFS[@]}"
     expect_equal "one snapshot alone came along" 1 "$(zfs list -H -t snapshot -o name -d 1 fast/r/data | wc -l)"
+
+    # Killed where its dataset is mounted, or could be.
+    must zfs set acltype=posix "$DATA_DATASET"
+    backup fifth --no-ship
+    expect "it is shipped from a mount namespace of its own" unshare --mount --propagation private "$lockstep" ship latest
+    on_top=(restore "$(set_of fifth)" --from repository --delta "${AS_ZFS[@]}")
+    killed '"mount fast/r/data"' "${on_top[@]}"
+    expect_parked "killed behind its mount" fast/r/data /tank/restores/zfs/data
+    killed '"set canmount="*"fast/r/data"' "${on_top[@]}"
+    expect_failure "killed behind its release: no server starts on it" "No such file" ls /tank/restores/zfs/data/global/pg_control
+    new=(restore "$(set_of fifth)" --from repository --as zfs --dataset fast/q --to /tank/restores/q)
+    for pattern in '"set "*"mountpoint="*" fast/q/data"' '"mount fast/q/data"'; do
+      killed "$pattern" "${new[@]}"
+      [ "$(zfs get -H -o value canmount fast/q/data 2>/dev/null)" != on ] || failed "a new one is mounted by the next start"
+      expect_failure "no server starts on a new one" "No such file" ls /tank/restores/q/data/global/pg_control
+      run_lockstep "the next command clears away" list
+    done
+    restore "the fifth set on top" fifth 5500 --delta "${AS_ZFS[@]}"
+    expect_equal "its access control lists count" "$(zfs get -H -o value acltype "$DATA_DATASET")" "$(zfs get -H -o value acltype fast/r/data)"
+
+    # What somebody did with its datasets.
+    must zfs snapshot fast/r/data@foreign
+    must zfs bookmark fast/r/data@foreign 'fast/r/data#foreign'
+    must zfs destroy fast/r/data@foreign
+    expect_failure "a bookmark in the way is named" "zfs destroy 'fast/r/data#foreign'" "$lockstep" "${on_top[@]}"
+    must zfs destroy 'fast/r/data#foreign'
+    must zfs unmount fast/r/wal
+    must zfs set mountpoint=legacy fast/r/wal
+    must mount -t zfs fast/r/wal /tank/restores/zfs/wal
+    expect_failure "so is a legacy mount point" "has mountpoint=legacy" "$lockstep" "${on_top[@]}"
+    must umount /tank/restores/zfs/wal
+    must zfs set mountpoint=/tank/restores/zfs/wal fast/r/wal
+    expect "and nothing was changed" ls /tank/restores/zfs/data/global/pg_control
+
+    # A set is removed as a whole, or stays.
+    (cd "$PG_ROOT/space one/.zfs/snapshot/lockstep-$(set_of fifth)" && exec sleep 600) &
+    sleep 2
+    expect_failure "a set that somebody works in stays" "somebody works in" "$lockstep" prune --local --set "$(set_of fifth)"
+    expect "with all of it" zfs list "$DATA_DATASET@lockstep-$(set_of fifth)" "$SPACE_DATASET@lockstep-$(set_of fifth)"
+    expect "and is known" sh -c "'$lockstep' list | grep -q $(set_of fifth)"
+    kill $!
+    wait $! 2>/dev/null
+    run_lockstep "and goes when nobody does" prune --local --set "$(set_of fifth)"
+    expect_failure "with its snapshots" "does not exist" zfs list "$SPACE_DATASET@lockstep-$(set_of fifth)"
     expect_consistent "the original at the end"
     finish
     ;;

@@ -248,7 +248,7 @@ fn of_facts(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
         }
         Err(refusal) => {
             let subject = match &refusal {
-                Refusal::NoSpace { .. } => space::SUBJECT,
+                Refusal::NoSpace { .. } | Refusal::Reserved { .. } => space::SUBJECT,
                 _ => "strategy",
             };
             all.push(failure(subject, &Error::from(refusal)));

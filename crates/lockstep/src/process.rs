@@ -125,7 +125,7 @@ impl CommandError {
                 Some("run lockstep as root, or delegate the right with `zfs allow`".into())
             }
             Self::Exit { stderr, .. } if lacks_space(stderr) => Some(
-                "make room there, or raise the quota or refquota of the dataset or of one above it; nothing is lost, and the command can be run again".into(),
+                "make room there, raise the quota or refquota of the dataset or of one above it, or lower its refreservation; nothing is lost, and the command can be run again".into(),
             ),
             Self::Lost { .. } | Self::Exit { .. } => None,
         }

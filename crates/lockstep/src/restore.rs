@@ -48,6 +48,7 @@ use crate::set::journal::RestoreJournal;
 use crate::set::manifest::Manifest;
 use crate::volume::zfs::DatasetName;
 
+pub(crate) use parked::{SUBCOMMAND as HOLD, run_hold as hold};
 pub(crate) use tree::write_auto_conf;
 pub(crate) use verify::{incomplete, look, snapshots as check_snapshots};
 

@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -158,6 +160,29 @@ fn hidden_folder(mountpoint: Option<&PathBuf>, name: &SnapshotName) -> Result<Op
             Ok(is_it.then_some(folder))
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        // In a mount namespace of its own (a container's) the mount that ZFS makes for it isn't seen.
+        Err(e) if e.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => Ok(None),
         Err(e) => Err(Error::io("look into", &folder)(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_that_this_namespace_does_not_see_needs_a_clone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mountpoint = scratch.path().to_path_buf();
+        let name = DatasetName::new("t/d").unwrap().snapshot("lockstep-1");
+        assert_eq!(hidden_folder(Some(&mountpoint), &name).unwrap(), None, "there is none");
+        let folder = mountpoint.join(".zfs/snapshot");
+        std::fs::create_dir_all(&folder).unwrap();
+        // "Too many levels of symbolic links" is what the kernel says of an automount that it can't make here.
+        std::os::unix::fs::symlink("lockstep-1", folder.join("lockstep-1")).unwrap();
+        assert_eq!(hidden_folder(Some(&mountpoint), &name).unwrap(), None);
+        std::fs::remove_file(folder.join("lockstep-1")).unwrap();
+        std::fs::write(folder.join("lockstep-1"), "").unwrap();
+        assert!(hidden_folder(Some(&mountpoint), &name).is_err(), "anything else is an error");
     }
 }

@@ -8,10 +8,11 @@ use std::fs;
 use std::time::Duration;
 use support::cluster::{Cluster, Stop};
 use support::command::{as_postgres, command, must, wait_until};
+use support::faults::assert_said;
 use support::fixture::Fixture;
-use support::layout::two_pools_four_datasets;
+use support::layout::{one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lockstep, Steps, exit, json_of};
-use support::pools::{patiently, property, release_and_destroy, zfs};
+use support::pools::{patiently, property, release_and_destroy, try_zfs, zfs};
 
 /// The program with a configuration that differs in one place.
 fn with(fixture: &Fixture, from: &str, to: &str) -> Lockstep {
@@ -301,4 +302,29 @@ fn a_role_without_rights_is_told_which() {
     let function =
         "GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean)";
     assert!(hint.contains(function), "{found:?}");
+}
+
+/// A snapshot takes what its dataset has out of the reservation, which has to be reserved once more: `available` has
+/// plenty, and each backup would fail.
+#[test]
+fn a_reservation_that_no_snapshot_fits_beside_is_told() {
+    let fixture = Fixture::new(one_pool());
+    let dataset =
+        fixture.datasets.iter().find(|name| name.ends_with("/pg/data")).expect("a dataset");
+    let bytes = |name: &str| property(dataset, name).parse::<u64>().expect("a number of bytes");
+    let (own, left) = (bytes("usedbydataset"), bytes("available"));
+    zfs(&["set", &format!("refreservation={}", own + left - own / 2), dataset]);
+    let lockstep = with(&fixture, "os_user", "min_free_mib = 1\nos_user");
+    let said = format!("dataset \"{dataset}\" has a refreservation");
+    for command in ["plan", "backup"] {
+        let refused = lockstep.expect(exit::REFUSED, &[command]);
+        assert_said(&refused, &[&said, &format!("zfs set refreservation=none {dataset}")]);
+    }
+    let found = about(&lockstep, exit::PROBLEMS, "space");
+    let what = found[0]["what"].as_str().unwrap_or_default();
+    assert!(found[0]["severity"] == "error" && what.contains(&said), "{found:?}");
+    let itself = try_zfs(&["snapshot", &format!("{dataset}@mine")]);
+    assert!(itself.is_err_and(|error| error.contains("out of space")), "it was no use to refuse");
+    zfs(&["set", "refreservation=none", dataset]);
+    lockstep.backup("label");
 }

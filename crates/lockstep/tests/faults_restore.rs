@@ -9,12 +9,13 @@ use std::time::Duration;
 use support::by_hand::write_as_postgres;
 use support::cluster::{Cluster, Stop};
 use support::command::{Running, command, must, run, wait_until};
+use support::commands::pretending;
 use support::faults::{
     Hooks, assert_nothing_remains, assert_said, entries, kill_at, restore_arguments,
     server_by_hand, signal_at, walk,
 };
 use support::fixture::Fixture;
-use support::layout::two_pools_four_datasets;
+use support::layout::{one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, exit};
 use support::pools::{property, zfs};
 use support::shipping::{other_host, with_repository};
@@ -356,4 +357,85 @@ fn refused_places() {
     assert!(restored.data.starts_with(&to));
     fixture.discard_restored(&to, &set);
     assert_restores(&fixture, &set, "at the end");
+}
+
+/// Its links are the original's: so the data directory's dataset is none that a start of the machine mounts before
+/// pg_control has lost its name, in whatever form and wherever it ends.
+#[test]
+fn a_data_directory_is_parked_until_pg_control_has_lost_its_name() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    let first = lockstep.backup("label").id;
+    fixture.cluster.execute(&["CREATE TABLE later AS SELECT 7 AS n"]);
+    let second = lockstep.backup("label").id;
+    let pool = fixture.pools[0].name.clone();
+    let parent = format!("{pool}/back");
+    let dataset = format!("{parent}/data");
+    let to = fixture.target("r");
+    let control = to.join("data/global/pg_control");
+    let held = to.join("data/global/pg_control.lockstep");
+    let form = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let delta = [&form[..], &["--delta"]].concat();
+    let kill = |step: &str, arguments: &[&str]| {
+        let hooks = Hooks::holding(&fixture, step);
+        let mut program = lockstep.clone().with_steps(&hooks.steps).spawn(arguments);
+        hooks.steps.wait_reached(step, &mut program);
+        program.kill();
+        program.wait(LIMIT);
+    };
+
+    // New ones: killed behind the command that gives it a mount point, and where pg_control has lost its name.
+    let case = format!("\"set mountpoint=\"*\" {dataset}\") zfs \"$@\"; kill -9 $PPID; exit;;");
+    let killed = pretending(&fixture, &lockstep, "mountpoint", &case);
+    let outcome = killed.run(&restore_arguments(&first, &to, &form));
+    assert_eq!(outcome.code, None, "{}", outcome.describe());
+    assert_eq!(property(&dataset, "canmount"), "noauto", "it has a mount point");
+    lockstep.run(&["list"]);
+    kill("restore.held", &restore_arguments(&first, &to, &form));
+    assert_eq!(property(&dataset, "canmount"), "noauto", "a new one");
+    assert!(held.exists() && !control.exists(), "a new one");
+    lockstep.restore(&first, &to, &form);
+    let marks = || (property(&dataset, "canmount"), property(&dataset, "lockstep:canmount"));
+    assert_eq!(marks(), ("on".to_owned(), "-".to_owned()));
+
+    // Brought to another state: its mount fails, and then it is killed where pg_control has lost its name.
+    let refuse =
+        format!("\"mount {dataset}\") echo \"cannot mount '$2': not today\" >&2; exit 1;;");
+    let arguments = restore_arguments(&second, &to, &delta);
+    let outcome = pretending(&fixture, &lockstep, "mount", &refuse).run(&arguments);
+    assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
+    assert_eq!(marks(), ("noauto".to_owned(), "on".to_owned()), "{}", outcome.describe());
+    assert_eq!(property(&dataset, "mounted"), "no");
+    kill("restore.held", &arguments);
+    assert_eq!(marks(), ("noauto".to_owned(), "on".to_owned()));
+    assert!(held.exists() && !control.exists(), "brought to another state");
+    let restored = lockstep.restore_and_start(&second, &to, &delta);
+    assert_eq!(restored.server().value("postgres", "SELECT n FROM later"), "7");
+    restored.server().stop(Stop::Fast);
+    assert_eq!(marks(), ("on".to_owned(), "-".to_owned()));
+
+    // What ZFS or a server couldn't write to is said before anything is changed.
+    let children = zfs(&["list", "-H", "-r", "-o", "name", &parent]);
+    let tablespace =
+        children.lines().find(|name| name.contains("/tablespace-")).expect("a tablespace");
+    zfs(&["set", "readonly=on", tablespace]);
+    for more in [&["--dry-run"][..], &[]] {
+        let more = [&delta[..], more].concat();
+        let outcome = lockstep.run(&restore_arguments(&second, &to, &more));
+        assert_eq!(outcome.code, Some(exit::REFUSED), "{}", outcome.describe());
+        let hint = format!("`zfs set readonly=off {tablespace}`");
+        assert_said(&outcome, &[&format!("\"{tablespace}\" has readonly=on"), &hint]);
+        assert!(control.exists(), "{}", outcome.describe());
+    }
+
+    // Clones are made as new ones are.
+    let clone = fixture.target("clone");
+    kill("restore.held", &restore_arguments(&second, &clone, &[]));
+    let all = zfs(&["list", "-H", "-o", "canmount,mountpoint", "-r", &pool]);
+    let place = clone.join("data").display().to_string();
+    assert!(all.lines().any(|line| line == format!("noauto\t{place}")), "{all}");
+    assert!(!clone.join("data/global/pg_control").exists());
+    lockstep.restore(&second, &clone, &[]);
+    let all = zfs(&["list", "-H", "-o", "canmount,mountpoint", "-r", &pool]);
+    assert!(all.lines().any(|line| line == format!("on\t{place}")), "{all}");
 }

@@ -63,10 +63,17 @@ case "$*" in
     for dataset; do
       status=$(status "$dataset") encryption=aes-256-gcm root=$dataset
       [ "$status" != - ] || encryption=off root=-
+      [ ! -e '{here}/inherits' ] || [ "$root" != '{parent}/data' ] || root='{parent}'
       printf '%s\tencryption\t%s\n' "$dataset" "$encryption"
       printf '%s\tkeystatus\t%s\n' "$dataset" "$status"
       printf '%s\tencryptionroot\t%s\n' "$dataset" "$root"
     done;;
+  "mount {parent}/data")
+    # The first one is for zfs-fuse, which rolls back nothing that isn't mounted.
+    if [ -e '{here}/rolled-back' ]; then echo "cannot mount '$2': Permission denied" >&2; exit 1; fi
+    zfs "$@" || exit
+    [ ! -e '{here}/stale' ] || mv '{here}/stale' '{here}/rolled-back';;
+  "unload-key {parent}/data") rm -f '{here}/loaded' '{here}/rolled-back';;
   "get -Hp -o name,property,value keylocation "*) printf '%s\tkeylocation\tprompt\n' "$6";;
   "send -w "*)
     shift 2
@@ -165,6 +172,28 @@ fn a_raw_volume_goes_and_comes_back_with_its_key() {
     assert_eq!(property(&format!("{parent}/data"), "canmount"), "on");
     assert_received(&fixture, &sets[2], parent);
     Checker::new(1).check_and_stop(restored.server()).assert_right("the third set");
+
+    // The original's key was changed: what came brought another, and ZFS calls the one that was loaded available.
+    let again = ["restore", &sets[2].id, "--to", to, "--from", "repository", "--as", "zfs"];
+    let again = [&again[..], &["--dataset", parent, "--delta"]].concat();
+    fs::write(pretended.folder.join("stale"), "").expect("it can be written");
+    let waits = lockstep.expect(exit::REFUSED, &again);
+    assert!(waits.stderr.contains(&format!("zfs load-key {parent}/data")), "{}", waits.describe());
+    assert!(!pretended.folder.join("rolled-back").exists(), "its key is loaded still");
+    let data = format!("{parent}/data");
+    assert_eq!((&*property(&data, "mounted"), &*property(&data, "canmount")), ("no", "noauto"));
+    fs::write(pretended.folder.join("loaded"), "").expect("the key is loaded");
+    lockstep.expect(exit::DONE, &again);
+    assert_eq!((&*property(&data, "mounted"), &*property(&data, "canmount")), ("yes", "on"));
+    // The copy was given another key: the next increment would bring the original's.
+    fs::write(pretended.folder.join("inherits"), "").expect("it can be written");
+    for more in [&["--dry-run"][..], &[]] {
+        let outcome = lockstep.expect(exit::REFUSED, &[&again[..], more].concat());
+        let said = format!("the key of \"{data}\" was changed: \"{parent}\" has it now");
+        assert!(outcome.stderr.contains(&said), "{}", outcome.describe());
+        assert_eq!((&*property(&data, "mounted"), &*property(&data, "canmount")), ("yes", "on"));
+    }
+    fs::remove_file(pretended.folder.join("inherits")).expect("it is there");
 
     // A set whose chain has begun anew doesn't fit on top; a set of its own place does.
     let newer = ["restore", "latest", "--to", to, "--from", "repository", "--as", "zfs"];

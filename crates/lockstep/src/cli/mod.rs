@@ -91,6 +91,9 @@ enum Command {
     /// Become a server in a mount namespace; for Lockstep itself
     #[command(name = isolation::SUBCOMMAND, hide = true)]
     InternalServer { order: String },
+    /// Take pg_control its name in a mount namespace; for Lockstep itself
+    #[command(name = crate::restore::HOLD, hide = true)]
+    InternalHold { dataset: String, data: PathBuf },
 }
 
 /// How a command that did not fail ended.
@@ -124,6 +127,9 @@ fn run(arguments: &Arguments) -> Result<Done> {
             Err(error) => Err(error),
             Ok(never) => match never {},
         };
+    }
+    if let Command::InternalHold { dataset, data } = &arguments.command {
+        return crate::restore::hold(dataset, data).map(|()| Done::Well);
     }
     if let Command::Stream(command) = &arguments.command {
         // Before signals are caught: a stream is read, and Ctrl-C may end that anywhere.
@@ -172,7 +178,8 @@ fn run(arguments: &Arguments) -> Result<Done> {
         Command::Mirror(_)
         | Command::Stream(_)
         | Command::Completions { .. }
-        | Command::InternalServer { .. } => Err(Error::failed("not reached")),
+        | Command::InternalServer { .. }
+        | Command::InternalHold { .. } => Err(Error::failed("not reached")),
     }
 }
 

@@ -75,12 +75,34 @@ pub struct Volume {
     pub recordsize: u64,
     /// What can still be written, in bytes.
     pub available: u64,
+    /// Why no snapshot of it can be had, beside a reservation.
+    pub lacking: Option<Reserved>,
     /// `sync`: standard, always or disabled.
     pub sync: String,
     /// Other mounts below a part: their files are in no snapshot of this volume.
     pub nested: Vec<NestedMount>,
     /// Names in the volume's root that belong to no part.
     pub foreign: Vec<String>,
+}
+
+/// A dataset whose `refreservation` is to hold although all that it has now is kept by a snapshot: what it has is
+/// reserved once more, outside of what is reserved already (`dsl_dataset_snapshot_reserve_space` in dsl_dataset.c).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reserved {
+    /// What a snapshot needs, in bytes.
+    pub needed: u64,
+    /// What is left outside of the reservation.
+    pub left: u64,
+}
+
+impl Reserved {
+    /// Where it is more than there is.
+    #[must_use]
+    pub fn lacking(reservation: u64, unused: u64, own: u64, available: u64) -> Option<Self> {
+        let needed = reservation.min(own);
+        let left = available.saturating_sub(unused);
+        (needed > left).then_some(Self { needed, left })
+    }
 }
 
 impl Volume {
@@ -193,6 +215,7 @@ pub(crate) mod tests {
                     dataset: dataset.clone(),
                     recordsize: 8192,
                     available: 1 << 40,
+                    lacking: None,
                     sync: "standard".into(),
                     nested: vec![],
                     foreign: vec![],

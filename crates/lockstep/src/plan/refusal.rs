@@ -114,6 +114,18 @@ pub enum Refusal {
         /// `min_free_mib` in bytes.
         needed: u64,
     },
+    /// A snapshot isn't to be had beside a reservation.
+    #[error(
+        "dataset \"{dataset}\" has a refreservation: a snapshot of it would need {needed} bytes outside of that, and {left} are left there"
+    )]
+    Reserved {
+        /// The dataset.
+        dataset: String,
+        /// What it has, or what is reserved if that is less.
+        needed: u64,
+        /// What is left.
+        left: u64,
+    },
     /// The server that answers isn't the one whose files are backed up.
     #[error("the server at the configured address is another cluster: {difference}")]
     WrongServer {
@@ -414,6 +426,38 @@ pub enum Refusal {
         /// It is stored raw.
         is_raw: bool,
     },
+    /// `--delta` to a dataset with a bookmark that no rollback goes over.
+    #[error("\"{bookmark}\" is newer than {snapshot}, to which --delta rolls its dataset back")]
+    NewerBookmark {
+        /// The bookmark.
+        bookmark: String,
+        /// What is rolled back to.
+        snapshot: String,
+    },
+    /// `--delta` to a dataset that was received raw and has another key since.
+    #[error(
+        "the key of \"{dataset}\" was changed: \"{root}\" has it now, and what is received raw brings the original's"
+    )]
+    KeyChanged {
+        /// The dataset.
+        dataset: String,
+        /// Its encryption root.
+        root: String,
+    },
+    /// `--delta` to a dataset that can't be worked with as it is set.
+    #[error("dataset \"{dataset}\" has {property}={value}: {why}")]
+    SetOtherwise {
+        /// The dataset.
+        dataset: String,
+        /// The property.
+        property: &'static str,
+        /// Its value.
+        value: String,
+        /// What --delta does with it.
+        why: &'static str,
+        /// The commands that change it.
+        commands: String,
+    },
     /// A part of the set is encrypted, and stored so.
     #[error("\"{dataset}\" is stored raw in set {set}: nobody can look into it without its key")]
     StoredRaw {
@@ -511,6 +555,7 @@ impl Refusal {
             Self::NoStrategy { .. } => "configure host and user so that Lockstep can connect: strategy label works on every layout".into(),
             Self::NotPossible { needed, .. } | Self::Mirror { needed, .. } => needed.clone(),
             Self::NoSpace { .. } => "free space in the pool, or lower min_free_mib in the configuration; a full pool makes PostgreSQL PANIC".into(),
+            Self::Reserved { dataset, .. } => format!("free space in the pool, or do without: `zfs set refreservation=none {}`", quote(dataset)),
             Self::WrongServer { .. } => "check data_directory, host and port of this cluster in the configuration".into(),
             Self::OtherServer { .. } => "host leads to another server of this cluster (an address that moves, a proxy): set host to this server's own socket folder or to localhost".into(),
             Self::LayoutChanged { .. } => "run the backup when no tablespace or database is being created, dropped or moved; a standby's begins behind a change once a checkpoint of its primary came after that (CHECKPOINT there), and a restartpoint here".into(),
@@ -538,6 +583,9 @@ impl Refusal {
                 let commands: Vec<_> = roots.iter().map(|name| format!("`zfs load-key {}`", quote(name))).collect();
                 format!("{}, then run the same command again: nothing was changed", commands.join(", "))
             }
+            Self::NewerBookmark { bookmark, .. } => format!("destroy it if nothing needs it (`zfs destroy {}`), or restore to another --dataset and --to: nothing was changed", quote(bookmark)),
+            Self::KeyChanged { .. } => "restore to another --dataset and --to, and leave the copy's key as it is: it has the original's; nothing was changed".into(),
+            Self::SetOtherwise { commands, .. } => format!("{commands}, then run the same command again: nothing was changed"),
             Self::ReceiveBegun { dataset } => format!("let whoever began it go on; or, if nobody does, give it up with `zfs receive -A {}`", quote(dataset)),
             Self::WalInTheClear { .. } => "give the repository a key (key_file, before `repo init`); or put pg_wal on a dataset of its own; or allow it with encrypted_datasets = \"raw\"".into(),
             Self::AnotherCluster { cluster, found, .. } => crate::repository::kin::hint(cluster, found),

@@ -10,7 +10,7 @@ use pgfiles::control_file::WalLevel;
 use serde::{Deserialize, Serialize};
 
 use super::facts::Facts;
-use super::layout::Volume;
+use super::layout::{Reserved, Volume};
 use super::refusal::Refusal;
 use super::standby;
 use super::warnings::{self, Warning};
@@ -163,6 +163,9 @@ fn check_place(facts: &Facts) -> Result<(), Refusal> {
                 available: volume.available,
                 needed: facts.min_free,
             });
+        }
+        if let Some(Reserved { needed, left }) = volume.lacking {
+            return Err(Refusal::Reserved { dataset: volume.dataset.to_string(), needed, left });
         }
     }
     Ok(())

@@ -8,7 +8,7 @@ use pgfiles::control_file::ControlFile;
 use super::*;
 use crate::plan::facts::{ConfigFiles, NoServer, ServerFacts};
 use crate::plan::layout::tests::{layout, tablespace};
-use crate::plan::layout::{Layout, NestedMount, PartKind};
+use crate::plan::layout::{Layout, NestedMount, PartKind, Reserved};
 
 use StrategyChoice as Ask;
 
@@ -439,6 +439,23 @@ fn no_strategy_goes_over_a_full_pool_or_a_hidden_mount() {
             &["\"t/wal\"", "268435455 bytes left", "min_free_mib"],
         );
     }
+    let reserved = |own: u64| {
+        with(primary(together()), |facts| {
+            let lacking = Reserved::lacking(10 << 30, (10 << 30) - own, own, (11 << 30) - own);
+            facts.layout.volumes[1].lacking = lacking;
+        })
+    };
+    for ask in asks {
+        let words = [
+            "\"t/wal\"",
+            "1073741825 bytes outside",
+            "1073741824 are left",
+            "refreservation=none t/wal",
+        ];
+        refused(&reserved((1 << 30) + 1), ask, &words);
+    }
+    assert!(choose(&reserved(1 << 30), Ask::Auto).is_ok());
+    assert_eq!(Reserved::lacking(0, 0, 1 << 40, 0), None, "nothing is reserved");
     assert!(choose(&nested(true), Ask::Auto).is_ok());
     assert!(choose(&space(256 << 20), Ask::Auto).is_ok());
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use super::placement::Placement;
+use super::placement::{PlacedVolume, Placement};
 use super::source::{FromRepository, Source};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -26,6 +26,8 @@ pub(super) fn check(
         place(zfs, asked, source)?;
     }
     nobody_receives(zfs, there)?;
+    settings(zfs, placement, there)?;
+    own_keys(zfs, source, placement, there)?;
     keys(zfs, source, placement, there)?;
     for volume in &placement.volumes {
         if let Some(dataset) = volume.dataset.as_ref().filter(|dataset| !there.contains(dataset)) {
@@ -73,6 +75,68 @@ fn nobody_receives(zfs: &Zfs, there: &BTreeSet<DatasetName>) -> Result<()> {
     match zfs.begun_receives(&datasets)?.into_iter().next() {
         None => Ok(()),
         Some(dataset) => Err(Refusal::ReceiveBegun { dataset: dataset.to_string() }.into()),
+    }
+}
+
+/// What is there is unmounted by ZFS, mounted by it at its place, and written to.
+fn settings(zfs: &Zfs, placement: &Placement, there: &BTreeSet<DatasetName>) -> Result<()> {
+    let names: Vec<_> = there.iter().map(DatasetName::to_string).collect();
+    let all = zfs.get(&names, &["mountpoint", "readonly"])?;
+    for volume in &placement.volumes {
+        let Some(dataset) = volume.dataset.as_ref().filter(|dataset| there.contains(dataset))
+        else {
+            continue;
+        };
+        let has = |property: &str, value: &str| {
+            all.get(dataset.as_str()).and_then(|of| of.get(property)).is_some_and(|it| it == value)
+        };
+        let name = quote(dataset.as_str());
+        let (property, value, why, commands) = if has("mountpoint", "legacy") {
+            let place = quote(&volume.mountpoint.display().to_string());
+            let value = quote(&zfs.mountpoint_for(dataset, &volume.mountpoint)?);
+            let commands = format!("`umount {place}`, `zfs set mountpoint={value} {name}`");
+            ("mountpoint", "legacy", "ZFS can't unmount and mount it", commands)
+        } else if has("readonly", "on") {
+            let why = "it is written to, and so it is when the server recovers";
+            ("readonly", "on", why, format!("`zfs set readonly=off {name}`"))
+        } else {
+            continue;
+        };
+        return Err(Refusal::SetOtherwise {
+            dataset: dataset.to_string(),
+            property,
+            value: value.to_owned(),
+            why,
+            commands,
+        }
+        .into());
+    }
+    Ok(())
+}
+
+/// What was received raw has a key of its own, its original's. Where somebody has given it that of a dataset above, the
+/// next increment would bring the original's again, which nobody could load: it isn't asked for where that isn't the
+/// encryption root.
+fn own_keys(
+    zfs: &Zfs,
+    source: &Source,
+    placement: &Placement,
+    there: &BTreeSet<DatasetName>,
+) -> Result<()> {
+    let Source::Repository(from) = source else { return Ok(()) };
+    let is_raw = |volume: &&PlacedVolume| {
+        from.shipped_volume(volume).is_some_and(|shipped| shipped.raw.is_some())
+    };
+    let raw = placement.volumes.iter().filter(is_raw).filter_map(|volume| volume.dataset.clone());
+    let raw: Vec<_> = raw.filter(|dataset| there.contains(dataset)).collect();
+    let encrypted = zfs.encryption(&raw)?;
+    match encrypted.into_iter().find(|(dataset, encryption)| encryption.root != *dataset) {
+        None => Ok(()),
+        Some((dataset, encryption)) => Err(Refusal::KeyChanged {
+            dataset: dataset.to_string(),
+            root: encryption.root.to_string(),
+        }
+        .into()),
     }
 }
 

@@ -11,10 +11,11 @@ use super::build::Build;
 use super::receive::ended;
 use super::source::FromRepository;
 use crate::error::{Error, Result};
+use crate::process::quote;
 use crate::repository::raw::{Link, Segment, copy};
 use crate::repository::{ShippedVolume, of_strata};
 use crate::steps;
-use crate::volume::zfs::{DatasetName, is_local_key};
+use crate::volume::zfs::{DatasetName, is_another_key, is_local_key};
 
 /// Receives the segments behind the snapshot `since`, or all of them. Snapshots in between are
 /// destroyed again: the dataset gets the set's.
@@ -86,6 +87,47 @@ pub(super) fn announce(from: &FromRepository, build: &Build) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Mounts it with `mount`. `false`: its key isn't loaded, and nobody here has it.
+///
+/// An increment from behind a `zfs change-key` of the original brings another wrapped key, while ZFS goes on having the
+/// one loaded that the dataset had before, and calls it available.
+pub(super) fn mount(
+    from: &FromRepository,
+    build: &Build,
+    dataset: &DatasetName,
+    shipped: &ShippedVolume,
+    mount: &dyn Fn() -> Result<()>,
+) -> Result<bool> {
+    if !unlock(from, build, dataset, shipped)? {
+        return Ok(false);
+    }
+    match mount() {
+        Err(error) if is_another_key(&error) => {
+            tracing::debug!(%dataset, error = %error.chain(), "the key that is loaded isn't its own any more");
+        }
+        other => return other.map(|()| true),
+    }
+    let zfs = &build.cx.zfs;
+    let failed = |error: Error| {
+        let name = quote(dataset.as_str());
+        Error::failed(format!(
+            "\"{dataset}\" can't be mounted with the key that is loaded: {}",
+            error.chain()
+        ))
+        .with_hint(format!(
+            "was the original's key changed? `zfs unload-key {name} && zfs load-key {name}`, with the key of the set's time, then run the same command again"
+        ))
+    };
+    zfs.unload_key(dataset).map_err(failed)?;
+    if !unlock(from, build, dataset, shipped)? {
+        return Ok(false);
+    }
+    mount().map(|()| true).map_err(|error| match is_another_key(&error) {
+        true => failed(error),
+        false => error,
+    })
 }
 
 /// Whether the dataset can be mounted: its key is loaded, or could be from where it was.

@@ -95,8 +95,12 @@ pub(super) fn create(
         raw::receive(from, build, &receiving, shipped, None)?;
         steps::reached(&format!("restore.receiving-{}", index + 1))?;
     }
-    let (own, mut other): (Vec<_>, Vec<_>) =
+    let (mut own, mut other): (Vec<_>, Vec<_>) =
         properties.iter().cloned().partition(|(name, _)| name.starts_with("lockstep:"));
+    if build.placement.has_data(placed) {
+        // Before it has a mount point: where it has one, ZFS may mount it at once.
+        own.extend(parked::properties());
+    }
     zfs.set_all(&own, &receiving)?;
     zfs.rename(&receiving, dataset)?;
     // What it has by default, or from the dataset above it, need not be set.
@@ -107,7 +111,7 @@ pub(super) fn create(
     other.retain(|(name, value)| *name == "mountpoint" || has.get(*name) != Some(value));
     zfs.set_all(&other, dataset)?;
     check(from, build, placed, dataset, shipped)?;
-    mount(from, build, dataset, shipped)
+    mount(from, build, placed, dataset, shipped)
 }
 
 /// Brings a dataset that is there to the set's state: what was written to it since goes. `false`: its
@@ -133,7 +137,7 @@ pub(super) fn catch_up(
         steps::reached("restore.rolled-back")?;
     } else {
         // zfs-fuse can't roll back what isn't mounted; a ZFS that has keys can.
-        mount(from, build, dataset, shipped)?;
+        mount(from, build, placed, dataset, shipped)?;
         build.older.is_changed.set(true);
         zfs.rollback(&base.name)?;
     }
@@ -142,15 +146,8 @@ pub(super) fn catch_up(
         receive(from, build, dataset, shipped, Some(&id))?;
     }
     check(from, build, placed, dataset, shipped)?;
-    if !is_open(from, build, dataset, shipped)? {
-        // Parked still: `zfs mount -a` would mount it once its key is loaded.
-        return Ok(false);
-    }
-    if build.placement.has_data(placed) {
-        parked::release(zfs, dataset)?;
-    }
-    zfs.mount(dataset)?;
-    Ok(true)
+    // Where its key is away it is parked still: `zfs mount -a` would mount it once that is loaded.
+    mount(from, build, placed, dataset, shipped)
 }
 
 /// Rolls back a dataset that isn't mounted, nor afterwards.
@@ -164,7 +161,7 @@ fn roll_back_unmounted(
     let zfs = &build.cx.zfs;
     let Err(error) = zfs.rollback(snapshot) else { return Ok(()) };
     // zfs-fuse has to have it mounted for a moment, where anything was written to it.
-    if !mount(from, build, dataset, shipped)? {
+    if !is_open(from, build, dataset, shipped)? || zfs.mount(dataset).is_err() {
         return Err(error);
     }
     let rolled_back = zfs.rollback(snapshot);
@@ -175,18 +172,23 @@ fn roll_back_unmounted(
     rolled_back.and(unmounted)
 }
 
-/// Mounts it, if it can be.
+/// Mounts it, if it can be; that of the data directory without its pg_control.
 fn mount(
     from: &FromRepository,
     build: &Build,
+    placed: &PlacedVolume,
     dataset: &DatasetName,
     shipped: &ShippedVolume,
 ) -> Result<bool> {
-    let is_open = is_open(from, build, dataset, shipped)?;
-    if is_open {
-        build.cx.zfs.mount(dataset)?;
+    let zfs = &build.cx.zfs;
+    let mount = || match build.placement.has_data(placed) {
+        true => parked::mount(zfs, dataset, &build.placement.data),
+        false => zfs.mount(dataset),
+    };
+    if shipped.raw.is_some() {
+        return raw::mount(from, build, dataset, shipped, &mount);
     }
-    Ok(is_open)
+    mount().map(|()| true)
 }
 
 /// Whether it is in the clear, or its key could be had.
@@ -362,13 +364,20 @@ fn common(
     dataset: &DatasetName,
     shipped: &ShippedVolume,
 ) -> Result<Base> {
-    let mut snapshots = zfs.bases_of(dataset)?;
-    snapshots.retain(|base| base.name.contains('@'));
+    let (mut snapshots, bookmarks): (Vec<_>, Vec<_>) =
+        zfs.bases_of(dataset)?.into_iter().partition(|base| base.name.contains('@'));
     snapshots.sort_by_key(|base| base.createtxg);
     let chain = chain(from, shipped)?;
     let known = |base: &&Base| chain.contains(&base.guid.to_string());
     if let Some(base) = snapshots.last().filter(known) {
-        return Ok(base.clone());
+        return match newer(&bookmarks, base) {
+            None => Ok(base.clone()),
+            Some(bookmark) => Err(Refusal::NewerBookmark {
+                bookmark: bookmark.name.clone(),
+                snapshot: base.name.clone(),
+            }
+            .into()),
+        };
     }
     let newest = snapshots.last().map(|base| base.name.clone());
     let began = beginning(from, shipped)?
@@ -403,6 +412,11 @@ fn is_of_an_older_set(newest: &str, began: &str) -> bool {
     are_of_sets && own < began
 }
 
+/// A bookmark of a snapshot that came after this one: ZFS rolls back over none.
+fn newer<'a>(bookmarks: &'a [Base], snapshot: &Base) -> Option<&'a Base> {
+    bookmarks.iter().find(|bookmark| bookmark.createtxg > snapshot.createtxg)
+}
+
 /// The GUIDs of the snapshots that the set's volume comes from, as far as the repository has them.
 pub(super) fn chain(from: &FromRepository, shipped: &ShippedVolume) -> Result<Vec<String>> {
     if let Some(chain) = &shipped.raw {
@@ -428,5 +442,15 @@ mod tests {
             assert_eq!(is_of_an_older_set(newest, began), is_older, "{newest}");
         }
         assert!(!is_of_an_older_set("p/r@lockstep-20261123T194512Z-zzzz", "somebody's"));
+    }
+
+    #[test]
+    fn a_bookmark_of_a_later_snapshot_is_in_the_way() {
+        let base = |name: &str, createtxg| Base { name: name.into(), guid: createtxg, createtxg };
+        let snapshot = base("t/d@b", 20);
+        let own = [base("t/d#a", 10), base("t/d#b", 20)];
+        assert_eq!(newer(&own, &snapshot), None);
+        let foreign = base("t/d#foreign", 21);
+        assert_eq!(newer(&[own[0].clone(), foreign.clone()], &snapshot), Some(&foreign));
     }
 }

@@ -223,6 +223,11 @@ fn marks(build: &Build) -> [(&'static str, String); 2] {
 fn make_clones(build: &Build) -> Result<()> {
     for (index, volume) in build.placement.volumes.iter().enumerate() {
         let Some(dataset) = &volume.dataset else { continue };
+        let mut properties = marks(build).to_vec();
+        let has_data = build.placement.has_data(volume);
+        if has_data {
+            properties.extend(parked::properties());
+        }
         build.cx.zfs.clone_snapshot(&CloneSpec {
             origin: &volume.origin,
             dataset,
@@ -230,8 +235,11 @@ fn make_clones(build: &Build) -> Result<()> {
             is_written: true,
             // Of a restored cluster snapshots are taken like of any other.
             is_throwaway: build.request.clone.is_some(),
-            properties: &marks(build),
+            properties: &properties,
         })?;
+        if has_data {
+            parked::mount(&build.cx.zfs, dataset, &build.placement.data)?;
+        }
         control::hold(&build.placement.data)?;
         steps::reached(&format!("restore.cloned-{}", index + 1))?;
     }

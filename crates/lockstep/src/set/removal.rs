@@ -3,7 +3,8 @@
 //! 1. A journal entry names the snapshots, with their GUIDs.
 //! 2. The manifest is withdrawn: from here on there is no such set, and no restore can find it.
 //! 3. The holds are given up, and it is looked once more whether anything stands on a snapshot: a
-//!    restore may have cloned one since it was first asked, or a shipment have begun. Then everything is put back.
+//!    restore may have cloned one since it was first asked, or a shipment have begun, or somebody works in one. Then
+//!    everything is put back.
 //! 4. The snapshots are destroyed; then the set's files, then the entry.
 //!
 //! Killed before the second step nothing has happened; after it the next start finishes, by the same
@@ -11,6 +12,9 @@
 //! is looked for in its pool.
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
 
 use super::at_work;
 use super::journal::{self, RemovalJournal};
@@ -21,6 +25,7 @@ use crate::files;
 use crate::names::SetId;
 use crate::process::quote;
 use crate::steps;
+use crate::volume::mounts::{Mount, Mounts};
 use crate::volume::zfs::{DatasetName, Marked, SnapshotFacts, SnapshotName, Standing};
 
 /// How a removal ended.
@@ -245,6 +250,9 @@ fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
     if let Some(why) = in_the_way.or(shipping) {
         return keep(cx, entry, &named, is_whole, why);
     }
+    if let Some(why) = in_use(ours.iter().map(|at| &named[*at]))? {
+        return keep(cx, entry, &named, is_whole, why);
+    }
     let _ = steps::reached("prune.released");
     for (number, at) in ours.iter().enumerate() {
         if let Err(error) = cx.zfs.destroy_snapshot(&named[*at]) {
@@ -264,6 +272,26 @@ fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
     files::remove_file(&path(cx, entry))?;
     let _ = steps::reached("prune.removed");
     Ok(Removal::Done)
+}
+
+/// Whether somebody works in a snapshot, in `.zfs/snapshot`. ZFS mounts it for whoever looks there, and leaves it so for a
+/// while: what nobody works in is unmounted.
+fn in_use<'a>(snapshots: impl Iterator<Item = &'a SnapshotName>) -> Result<Option<String>> {
+    let mounts = Mounts::read()?;
+    for snapshot in snapshots {
+        let name = snapshot.to_string();
+        let of_it = |mount: &&Mount| mount.is_looked_into() && mount.source == name;
+        for mount in mounts.iter().filter(of_it) {
+            if let Err(Errno::BUSY) = unmount(&mount.point, UnmountFlags::empty()) {
+                let why = format!(
+                    "somebody works in \"{}\" (`fuser -vm` names them)",
+                    mount.point.display()
+                );
+                return Ok(Some(why));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Puts a set back that is still whole; another one's removal goes on later.

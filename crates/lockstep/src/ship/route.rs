@@ -21,18 +21,15 @@ use crate::repository::image::{ImageState, image_name};
 use crate::repository::shipped::ShippedVolume;
 use crate::repository::whole::Wholeness;
 use crate::set::manifest::SetVolume;
-use crate::volume::zfs::{Base, DatasetName, Properties, SnapshotName, Zfs, mountpoints_in};
+use crate::volume::zfs::{
+    ACLTYPE, Base, DatasetName, Properties, SnapshotName, Zfs, is_set, mountpoints_in,
+};
 
 /// Properties of a dataset that its restored copy gets too.
-const PROPERTIES: [&str; 7] = [
-    "recordsize",
-    "compression",
-    "atime",
-    "logbias",
-    "primarycache",
-    "xattr",
-    "redundant_metadata",
-];
+const PROPERTIES: [&str; 6] =
+    ["recordsize", "compression", "atime", "logbias", "primarycache", "xattr"];
+/// The same, of which pool version 23 has none.
+const NEWER: [&str; 2] = ["redundant_metadata", ACLTYPE];
 
 /// The properties of datasets that their restored copies get too, and where they are mounted; all in
 /// one command.
@@ -44,11 +41,11 @@ pub fn properties(
     datasets: &[DatasetName],
 ) -> Result<(Properties, BTreeMap<DatasetName, PathBuf>)> {
     let names: Vec<_> = datasets.iter().map(DatasetName::to_string).collect();
-    let (known, optional) = PROPERTIES.split_at(PROPERTIES.len() - 1);
-    let known: Vec<_> = known.iter().copied().chain(["mountpoint"]).collect();
-    let mut all = zfs.get_known(&names, &known, optional.first().unwrap_or(&""))?;
+    let known: Vec<_> = PROPERTIES.into_iter().chain(["mountpoint"]).collect();
+    let mut all = zfs.get_known(&names, &known, &NEWER)?;
     let mounted = mountpoints_in(datasets, &all);
-    all.values_mut().for_each(|of| of.retain(|name, value| name != "mountpoint" && value != "-"));
+    all.values_mut()
+        .for_each(|of| of.retain(|name, value| name != "mountpoint" && is_set(name, value)));
     Ok((all, mounted))
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::mounts::{Mounts, inside};
 use super::zfs::{DatasetName, Zfs};
 use crate::error::{Error, Result};
-use crate::plan::layout::{Layout, NestedMount, Part, PartKind, Volume};
+use crate::plan::layout::{Layout, NestedMount, Part, PartKind, Reserved, Volume};
 use crate::plan::refusal::Refusal;
 
 /// A part before its volume is known: which, and the path as PostgreSQL knows it.
@@ -63,6 +63,7 @@ pub fn discover(zfs: &Zfs, paths: &[PartPath]) -> Result<Layout> {
                 mountpoint: mount.point.clone(),
                 recordsize: 0,
                 available: 0,
+                lacking: None,
                 sync: String::new(),
                 nested: Vec::new(),
                 foreign: Vec::new(),
@@ -121,9 +122,13 @@ fn device(path: &Path) -> Result<(u32, u32)> {
     Ok((rustix::fs::major(number), rustix::fs::minor(number)))
 }
 
+/// What says whether a snapshot can be had beside a reservation.
+const RESERVED: [&str; 4] = ["refreservation", "usedbyrefreservation", "usedbydataset", "refquota"];
+
 fn add_properties(zfs: &Zfs, layout: &mut Layout) -> Result<()> {
     let names: Vec<_> = layout.volumes.iter().map(|v| v.dataset.to_string()).collect();
-    let all = zfs.get_known(&names, &["guid", "recordsize", "available"], "sync")?;
+    let needed = [&["guid", "recordsize", "available"][..], &RESERVED].concat();
+    let all = zfs.get_known(&names, &needed, &["sync"])?;
     for volume in &mut layout.volumes {
         let name = volume.dataset.to_string();
         let value = |property: &str| {
@@ -140,6 +145,15 @@ fn add_properties(zfs: &Zfs, layout: &mut Layout) -> Result<()> {
         volume.guid = number("guid")?;
         volume.recordsize = number("recordsize")?;
         volume.available = number("available")?;
+        // Of one with a refquota `available` says nothing of what is outside.
+        if number("refquota")? == 0 {
+            volume.lacking = Reserved::lacking(
+                number("refreservation")?,
+                number("usedbyrefreservation")?,
+                number("usedbydataset")?,
+                volume.available,
+            );
+        }
         volume.sync = value("sync");
     }
     Ok(())

@@ -25,6 +25,9 @@ use crate::steps;
 /// Files between two looks at whether to stop.
 const LOOK_AROUND: usize = 1024;
 
+/// What a file system that is full may still say that it has: what it lays aside for itself, in bytes.
+const ROOM: u64 = 16 << 20;
+
 /// Gives everything its attributes.
 pub(super) fn finish(
     volume: &Volume<'_>,
@@ -154,7 +157,7 @@ impl Giver<'_> {
             });
             match set {
                 Ok(()) => {}
-                Err(errno @ (Errno::NOSPC | Errno::IO | Errno::DQUOT)) => {
+                Err(errno) if ends_it(errno, fd, value.map_or(0, Vec::len)) => {
                     return Err(self.root.failed("write an attribute of", path)(errno));
                 }
                 Err(errno) => self.warn(&name.escape_ascii().to_string(), errno, path),
@@ -197,6 +200,19 @@ impl Giver<'_> {
     }
 }
 
+/// Whether what kept an attribute of this size from being written isn't the attribute. ext4 has no space, in its words,
+/// for one that is larger than it takes; there the file system is asked.
+fn ends_it(errno: Errno, fd: &OwnedFd, size: usize) -> bool {
+    match errno {
+        Errno::NOSPC => {
+            let needed = u64::try_from(size).unwrap_or(u64::MAX).saturating_add(ROOM);
+            let left = rustix::fs::fstatvfs(fd).map(|it| it.f_bavail.saturating_mul(it.f_frsize));
+            left.is_ok_and(|left| left < needed)
+        }
+        other => matches!(other, Errno::IO | Errno::DQUOT),
+    }
+}
+
 /// FreeBSD's form has no namespace: it is the users'.
 fn qualified(name: Vec<u8>) -> Vec<u8> {
     let spaces: [&[u8]; 4] = [b"user.", b"security.", b"trusted.", b"system."];
@@ -218,5 +234,20 @@ fn times(attributes: &Attributes) -> Timestamps {
             tv_sec: mtime.seconds,
             tv_nsec: i64::try_from(mtime.nanoseconds).unwrap_or(0).min(999_999_999),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attribute_that_is_too_large_is_told_from_a_full_file_system() {
+        let scratch = tempfile::tempdir().unwrap();
+        let fd = OwnedFd::from(std::fs::File::create(scratch.path().join("f")).unwrap());
+        assert!(!ends_it(Errno::NOSPC, &fd, 20_000), "there is room here");
+        assert!(ends_it(Errno::NOSPC, &fd, usize::MAX));
+        assert!(ends_it(Errno::IO, &fd, 1) && ends_it(Errno::DQUOT, &fd, 1));
+        assert!(!ends_it(Errno::OPNOTSUPP, &fd, 1) && !ends_it(Errno::TOOBIG, &fd, 1));
     }
 }

@@ -11,7 +11,17 @@ use super::{DatasetName, Properties, SnapshotName, Zfs, parse, said};
 use crate::error::Result;
 
 /// The properties a clone gets from the dataset it is a clone of.
-const KEPT: [&str; 5] = ["recordsize", "compression", "atime", "logbias", "primarycache"];
+const KEPT: [&str; 6] = ["recordsize", "compression", "atime", "logbias", "primarycache", "xattr"];
+
+/// Whether files have access control lists, and of which kind: without it they are there and don't count.
+pub const ACLTYPE: &str = "acltype";
+
+/// Whether a property's value says anything that a copy has to have. Where there are no access control lists, a ZFS
+/// that doesn't know them can take the copy.
+#[must_use]
+pub fn is_set(property: &str, value: &str) -> bool {
+    value != "-" && !(property == ACLTYPE && ["off", "noacl"].contains(&value))
+}
 
 /// A clone to be made.
 #[derive(Debug, Clone)]
@@ -40,7 +50,7 @@ impl Zfs {
         let mountpoint = self.mountpoint_for(spec.dataset, spec.mountpoint)?;
         let source = spec.origin.dataset.to_string();
         let inherited = match spec.is_written {
-            true => self.get(std::slice::from_ref(&source), &KEPT)?,
+            true => self.get_known(std::slice::from_ref(&source), &KEPT, &[ACLTYPE])?,
             false => Properties::new(),
         };
         let mut args = vec!["clone".to_owned()];
@@ -57,7 +67,7 @@ impl Zfs {
             option("readonly", "off");
         }
         for (name, value) in inherited.get(&source).into_iter().flatten() {
-            if value != "-" {
+            if is_set(name, value) {
                 option(name, value);
             }
         }
@@ -206,4 +216,20 @@ fn receiving(restore_id: &str) -> String {
 fn receiving_for(dataset: &DatasetName, restore_id: &str) -> bool {
     let leaf = dataset.as_str().rsplit('/').next().unwrap_or_default();
     leaf.starts_with(&receiving(restore_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn access_control_lists_are_kept_where_there_are_any() {
+        for value in ["posix", "posixacl", "nfsv4"] {
+            assert!(is_set(ACLTYPE, value));
+        }
+        for value in ["off", "noacl", "-"] {
+            assert!(!is_set(ACLTYPE, value));
+        }
+        assert!(is_set("xattr", "off") && !is_set("xattr", "-"));
+    }
 }

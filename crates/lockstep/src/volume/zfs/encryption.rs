@@ -69,6 +69,14 @@ impl Zfs {
         self.value(root, "keylocation")
     }
 
+    /// Forgets a key that is loaded.
+    ///
+    /// # Errors
+    /// While something is mounted that it is needed for.
+    pub fn unload_key(&self, root: &DatasetName) -> Result<()> {
+        Ok(self.run_while_busy(["unload-key", root.as_str()])?)
+    }
+
     /// Loads a key from a file. It is never asked for: there may be nobody to answer.
     ///
     /// # Errors
@@ -77,6 +85,13 @@ impl Zfs {
         self.run(["load-key", "-L", location, root.as_str()])?;
         Ok(())
     }
+}
+
+/// Whether an encrypted dataset couldn't be mounted because the key that is loaded isn't its own. ZFS says no more than
+/// that to whoever has no right to, which is said of all else too.
+#[must_use]
+pub fn is_another_key(error: &Error) -> bool {
+    matches!(error, Error::Command(error) if said::is_denied(error))
 }
 
 /// Whether a `keylocation` is a file of this host that is there.

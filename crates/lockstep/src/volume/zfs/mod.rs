@@ -24,8 +24,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use serde::{Deserialize, Serialize};
 
-pub use clone::{CloneSpec, Made, while_received};
-pub use encryption::{Encryption, is_local_key};
+pub use clone::{ACLTYPE, CloneSpec, Made, is_set, while_received};
+pub use encryption::{Encryption, is_another_key, is_local_key};
 pub use filesystem::mountpoints_in;
 pub use snapshot::{Marked, SnapshotFacts, Tagged};
 pub use standing::Standing;
@@ -223,27 +223,42 @@ impl Zfs {
         parse::properties(&self.run(args)?.stdout)
     }
 
-    /// The same, with `optional` where this ZFS knows it (pool version 23 has no `sync`).
+    /// The same, with those of `optional` that this ZFS knows (pool version 23 has no `sync`).
     ///
     /// # Errors
     /// As [`Self::get`].
-    pub fn get_known(&self, of: &[String], needed: &[&str], optional: &str) -> Result<Properties> {
-        if self.memory.property(optional) == Some(false) {
-            return self.get(of, needed);
-        }
-        let all: Vec<_> = needed.iter().copied().chain([optional]).collect();
-        match self.get(of, &all) {
-            Err(crate::error::Error::Command(e)) if said::knows_no_property(&e) => {
-                self.memory.learn_property(optional, false);
-                self.get(of, needed)
-            }
+    pub fn get_known(
+        &self,
+        of: &[String],
+        needed: &[&str],
+        optional: &[&str],
+    ) -> Result<Properties> {
+        let mut asked: Vec<&str> = optional.to_vec();
+        asked.retain(|name| self.memory.property(name) != Some(false));
+        let with = |asked: &[&str]| self.get(of, &[needed, asked].concat());
+        match with(&asked) {
+            Err(crate::error::Error::Command(e)) if said::knows_no_property(&e) => {}
             other => {
                 if other.is_ok() {
-                    self.memory.learn_property(optional, true);
+                    asked.iter().for_each(|name| self.memory.learn_property(name, true));
                 }
-                other
+                return other;
             }
         }
+        // Which of them it is.
+        let mut known = Vec::new();
+        for name in asked.iter().copied() {
+            let knows = match asked.len() {
+                1 => false,
+                _ => match self.get(of, &[name]) {
+                    Err(crate::error::Error::Command(e)) if said::knows_no_property(&e) => false,
+                    other => other.map(|_| true)?,
+                },
+            };
+            self.memory.learn_property(name, knows);
+            known.extend(knows.then_some(name));
+        }
+        with(&known)
     }
 
     /// The names of the datasets at and below `top`, the top first.
@@ -294,6 +309,14 @@ impl Zfs {
         args.extend(on.iter().map(T::to_string));
         self.run(args)?;
         Ok(())
+    }
+
+    /// Sets a property for which this ZFS may have to unmount the dataset, which was mounted just now.
+    ///
+    /// # Errors
+    /// When it stays busy, or doesn't take it.
+    pub fn set_while_busy(&self, property: &str, value: &str, on: &DatasetName) -> Result<()> {
+        Ok(self.run_while_busy(["set", &format!("{property}={value}"), on.as_str()])?)
     }
 
     /// Takes a property of its own from a dataset.

@@ -32,6 +32,11 @@ pub(super) fn is_busy(error: &CommandError) -> bool {
     error.stderr().contains("busy")
 }
 
+/// It may not: as root of a mount alone, and then the key that is loaded isn't the dataset's.
+pub(super) fn is_denied(error: &CommandError) -> bool {
+    error.stderr().contains("ermission denied")
+}
+
 /// One of the snapshots carries the hold already. OpenZFS holds none of them then.
 pub(super) fn is_held_already(error: &CommandError) -> bool {
     error.stderr().contains("tag already exists")

@@ -309,7 +309,10 @@ impl Zfs {
     }
 
     /// Runs it again as long as ZFS says that the dataset is busy.
-    pub(super) fn run_while_busy(&self, args: [&str; 2]) -> Result<(), CommandError> {
+    pub(super) fn run_while_busy<const N: usize>(
+        &self,
+        args: [&str; N],
+    ) -> Result<(), CommandError> {
         let deadline = Instant::now() + BUSY_LIMIT;
         // Mostly it is a moment.
         let mut pause = Duration::from_millis(5);
