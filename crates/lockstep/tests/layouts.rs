@@ -417,7 +417,7 @@ fn wal_level_minimal() {
             &["--target-immediate", "--start"][..],
             &["--target-lsn", &end],
             &["--restore-command", "false"],
-            &["--standby"],
+            &["--standby", "--restore-command", "false"],
         ] {
             let arguments: Vec<_> =
                 ["restore", set, "--to", to_text].iter().chain(more).copied().collect();
