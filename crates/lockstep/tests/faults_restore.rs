@@ -17,7 +17,7 @@ use support::faults::{
 use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, exit};
-use support::pools::{property, zfs};
+use support::pools::{property, try_zfs, zfs};
 use support::shipping::{other_host, with_repository};
 use support::workspace::processes_of;
 
@@ -418,6 +418,8 @@ fn a_data_directory_is_parked_until_pg_control_has_lost_its_name() {
     let children = zfs(&["list", "-H", "-r", "-o", "name", &parent]);
     let tablespace =
         children.lines().find(|name| name.contains("/tablespace-")).expect("a tablespace");
+    // Of one that is mounted zfs-fuse says `off` all the same.
+    wait_until("it is unmounted", LIMIT, || try_zfs(&["unmount", tablespace]).is_ok());
     zfs(&["set", "readonly=on", tablespace]);
     for more in [&["--dry-run"][..], &[]] {
         let more = [&delta[..], more].concat();

@@ -68,12 +68,14 @@ case "$*" in
       printf '%s\tkeystatus\t%s\n' "$dataset" "$status"
       printf '%s\tencryptionroot\t%s\n' "$dataset" "$root"
     done;;
+  # It is asked once what it has been brought to is there. Before that zfs-fuse may have to mount it for the rollback.
+  "get -Hp -o name,property,value guid,createtxg,creation {parent}/data@"*)
+    [ ! -e '{here}/stale' ] || mv '{here}/stale' '{here}/received'
+    exec zfs "$@";;
   "mount {parent}/data")
-    # The first one is for zfs-fuse, which rolls back nothing that isn't mounted.
-    if [ -e '{here}/rolled-back' ]; then echo "cannot mount '$2': Permission denied" >&2; exit 1; fi
-    zfs "$@" || exit
-    [ ! -e '{here}/stale' ] || mv '{here}/stale' '{here}/rolled-back';;
-  "unload-key {parent}/data") rm -f '{here}/loaded' '{here}/rolled-back';;
+    if [ -e '{here}/received' ]; then echo "cannot mount '$2': Permission denied" >&2; exit 1; fi
+    exec zfs "$@";;
+  "unload-key {parent}/data") rm -f '{here}/loaded' '{here}/received';;
   "get -Hp -o name,property,value keylocation "*) printf '%s\tkeylocation\tprompt\n' "$6";;
   "send -w "*)
     shift 2
@@ -179,7 +181,7 @@ fn a_raw_volume_goes_and_comes_back_with_its_key() {
     fs::write(pretended.folder.join("stale"), "").expect("it can be written");
     let waits = lockstep.expect(exit::REFUSED, &again);
     assert!(waits.stderr.contains(&format!("zfs load-key {parent}/data")), "{}", waits.describe());
-    assert!(!pretended.folder.join("rolled-back").exists(), "its key is loaded still");
+    assert!(!pretended.folder.join("received").exists(), "its key is loaded still");
     let data = format!("{parent}/data");
     assert_eq!((&*property(&data, "mounted"), &*property(&data, "canmount")), ("no", "noauto"));
     fs::write(pretended.folder.join("loaded"), "").expect("the key is loaded");
