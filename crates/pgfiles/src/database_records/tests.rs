@@ -59,13 +59,13 @@ impl Wal {
         let crc = crc32c::crc32c_append(crc32c::crc32c(&body), &record);
         record.extend(crc.to_le_bytes());
         record.extend(body);
-        if self.bytes.len() % PAGE == 0 {
+        if self.bytes.len().is_multiple_of(PAGE) {
             self.page_header(0, 0);
         }
         let at = self.here();
         let total = record.len();
         for (index, byte) in record.into_iter().enumerate().take(written) {
-            if self.bytes.len() % PAGE == 0 {
+            if self.bytes.len().is_multiple_of(PAGE) {
                 self.page_header(CONTINUED, total - index);
             }
             self.bytes.push(byte);
