@@ -7,7 +7,7 @@
 //! beyond the place where the living branch left that timeline, and where it was taken after the living branch had
 //! begun: it holds less than those did. Where histories don't tell, no set is. A set that can't be read may be of a
 //! higher timeline than all others: then nobody knows which is the latest. Two clusters along one timeline are told by
-//! their sets' places in the WAL ([`apart`]).
+//! their sets' places in the WAL (`branches/apart.rs`).
 
 mod apart;
 
