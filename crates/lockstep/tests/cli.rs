@@ -15,6 +15,7 @@ use support::lockstep::{Lockstep, exit, json_of};
 use support::pools::zfs;
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 
 /// What differs from run to run, in the order in which it is taken out.
@@ -288,9 +289,13 @@ fn exit_codes_and_what_is_said() {
     // Somebody else is at it.
     let lock =
         fs::File::options().read(true).write(true).open(fixture.state.join("clusters/main/lock"));
-    let lock = lock.expect("a backup has made the lock's file");
+    let mut lock = lock.expect("a backup has made the lock's file");
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
         .expect("nobody has it");
+    // Whoever has it says so there; of one that has died what it started would be waited for.
+    let own =
+        format!("process {} (lockstep backup) since 2026-11-23T20:54:41Z\n", std::process::id());
+    lock.set_len(0).and_then(|()| lock.write_all(own.as_bytes())).expect("the test may");
     let locked = lockstep.expect(exit::LOCKED, &["backup"]);
     compare("error-locked", &locked.stderr);
     drop(lock);
