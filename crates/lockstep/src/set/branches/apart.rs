@@ -79,7 +79,8 @@ pub(super) type All = BTreeMap<(String, TimelineId), Apart>;
 pub(super) fn find(sets: &[Member]) -> All {
     let mut by_timeline: BTreeMap<_, Vec<(&Member, &Primary)>> = BTreeMap::new();
     for set in sets {
-        if let Some(primary) = &set.primary {
+        // Where the clock was set back meanwhile its times say nothing.
+        if let Some(primary) = set.primary.as_ref().filter(|it| it.begun < it.finished) {
             let key = (set.system_identifier.clone(), set.timeline);
             by_timeline.entry(key).or_default().push((set, primary));
         }
@@ -227,6 +228,10 @@ mod tests {
         };
         assert_eq!(said(&[set(1, 5, 6, "/a"), standby(11, 5)]), None);
         assert_eq!(said(&[standby(1, 7), set(11, 6, 8, "/a")]), None);
+        // The clock was set back while one was taken: it isn't taken for one that ended before it began.
+        let mut back = set(11, 6, 7, "/a");
+        back.finished_at = back.started_at;
+        assert_eq!(said(&[set(1, 5, 6, "/a"), back]), None);
         // Another timeline, another cluster.
         let mut other = set(11, 4, 5, "/a");
         other.postgres.timeline = 3;
