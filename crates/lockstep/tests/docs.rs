@@ -1,5 +1,5 @@
-//! The commands of docs/recovery-by-hand.md, the clean-up of docs/archive.md and the benches, run as they stand: what nobody runs
-//! is wrong by the time it is needed.
+//! The commands of docs/recovery-by-hand.md, the clean-up of docs/archive.md and bench/repository, run as they stand: what nobody
+//! runs is wrong by the time it is needed.
 
 mod support;
 
@@ -250,18 +250,12 @@ fn the_archive_is_kept_for_the_oldest_set_of_all() {
     restored.server().stop(Stop::Fast);
 }
 
-/// On clusters that are too small for a figure to mean anything: what the benches call is there, and they come to their tables.
+/// On a cluster that is too small for a figure to mean anything: what the bench calls is there, and it comes to its tables.
+/// The others go the same way, and take too long to be run each time.
 #[test]
-fn the_benches_run() {
-    let run = |name: &str, arguments: &[&str]| {
-        let bench = format!("{}/../../bench/{name}", env!("CARGO_MANIFEST_DIR"));
-        must(command(&bench, arguments).env("LOCKSTEP", env!("CARGO_BIN_EXE_lockstep")))
-    };
-    let said = run("flat", &["--sizes", "0.02", "--rounds", "1"]);
-    assert!(said.contains("| 0.02 GB |") && said.contains("Eight datasets"), "{said}");
-    let said = run("peers", &["--sizes", "0.02", "--rounds", "1"]);
-    assert!(said.contains("as fast as pgBackRest's"), "{said}");
+fn the_bench_of_the_repository_runs() {
+    let bench = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bench/repository");
     let small = ["--size", "0.02", "--rounds", "1", "--restores", "1", "--chain", "3"];
-    let said = run("repository", &small);
+    let said = must(command(bench, small).env("LOCKSTEP", env!("CARGO_BIN_EXE_lockstep")));
     assert!(said.contains("behind 3 increments / behind none"), "{said}");
 }
