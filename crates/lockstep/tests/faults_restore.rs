@@ -16,9 +16,9 @@ use support::faults::{
 };
 use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
-use support::lockstep::{LIMIT, exit};
+use support::lockstep::{LIMIT, Steps, exit, json_of};
 use support::pools::{property, try_zfs, zfs};
-use support::shipping::{other_host, with_repository};
+use support::shipping::{discard, other_host, with_repository};
 use support::workspace::processes_of;
 
 /// A cluster with a row in each tablespace, and a set of it.
@@ -440,4 +440,74 @@ fn a_data_directory_is_parked_until_pg_control_has_lost_its_name() {
     lockstep.restore(&second, &clone, &[]);
     let all = zfs(&["list", "-H", "-o", "canmount,mountpoint", "-r", &pool]);
     assert!(all.lines().any(|line| line == format!("on\t{place}")), "{all}");
+}
+
+/// At the snapshot an index on an unlogged table was being built: it has a main fork, and the WAL brings its init fork.
+fn an_unlogged_index_is_being_built(major: u32) {
+    let fixture = Fixture::new(two_pools_four_datasets().major(major));
+    let lockstep = with_repository(&fixture);
+    let cluster = &fixture.cluster;
+    cluster.execute(&[
+        "CREATE UNLOGGED TABLE u TABLESPACE ts2 AS SELECT n FROM generate_series(1, 10) n",
+        "CREATE FUNCTION waits(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock(7); RETURN $1; END'",
+    ]);
+    let mut holder = cluster.connect("postgres");
+    holder.batch_execute("SELECT pg_advisory_lock(7)").expect("nobody has it");
+    let steps = Steps::new(fixture.root().join("steps"));
+    steps.hold("backup.layout");
+    let set = std::thread::scope(|scope| {
+        let building =
+            scope.spawn(|| cluster.execute(&["CREATE INDEX ui ON u (waits(n)) TABLESPACE ts1"]));
+        wait_until("the index is being built", LIMIT, || {
+            let waiting =
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+            cluster.value("postgres", waiting) == "1"
+        });
+        let mut running = lockstep.clone().with_steps(&steps).spawn(&["--json", "backup"]);
+        steps.wait_reached("backup.layout", &mut running);
+        holder.batch_execute("SELECT pg_advisory_unlock(7)").expect("it has it");
+        building.join().expect("the index can be built");
+        steps.release("backup.layout");
+        let outcome = running.wait(LIMIT);
+        assert!(outcome.ok(), "{}", outcome.describe());
+        json_of(&outcome)["set"].as_str().expect("an id").to_owned()
+    });
+    let assert_works = |server: &Cluster, what: &str| {
+        assert_eq!(server.value("postgres", "SELECT count(*) FROM u"), "0", "{what}");
+        server.execute(&["INSERT INTO u VALUES (1)", "CHECKPOINT"]);
+        let found = "SET enable_seqscan = off; SELECT waits(n) FROM u WHERE waits(n) = 1";
+        server.execute(&[found]);
+    };
+    let parent = format!("{}/r", fixture.pools[0].name);
+    let forms = [
+        ("clones", vec![]),
+        ("files", vec!["--from", "repository", "--as", "files"]),
+        ("zfs", vec!["--from", "repository", "--as", "zfs", "--dataset", &parent]),
+    ];
+    for (form, more) in forms {
+        let directory = fixture.target(form);
+        let restored = lockstep.restore_and_start(&set, &directory, &more);
+        assert_works(restored.server(), form);
+        let log = fs::read_to_string(directory.join("log/server.log")).expect("its log");
+        let met = log.matches(": File exists").count();
+        assert_eq!(met, 1, "{major} {form}: {log}");
+        restored.server().stop(Stop::Fast);
+        match form {
+            "zfs" => discard(&fixture, &directory, &parent),
+            _ => fixture.discard_restored(&directory, &set),
+        }
+    }
+    let clone = lockstep.clone_create("dev", &["--set", &set]);
+    assert_works(clone.server(), "a clone");
+    lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
+}
+
+#[test]
+fn an_unlogged_index_is_being_built_14() {
+    an_unlogged_index_is_being_built(14);
+}
+
+#[test]
+fn an_unlogged_index_is_being_built_17() {
+    an_unlogged_index_is_being_built(17);
 }
