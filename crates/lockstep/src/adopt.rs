@@ -74,7 +74,7 @@ pub fn run(cx: &Context, request: &Request) -> Result<Report> {
         true => cx.cluster.repositories.clone(),
         false => repository::of_cluster(cx, &request.repositories)?,
     };
-    let _lock = cx.state.lock("adopt")?;
+    let _lock = cx.lock("adopt")?;
     let (here, _) = cx.state.sets()?;
     let is_here = |id: &str| here.iter().any(|set| set.set.as_str() == id);
     if names.is_empty() && here.is_empty() {

@@ -359,7 +359,9 @@ fn check_clusters(clusters: &BTreeMap<String, ClusterConfig>) -> Result<(), Stri
             return Err(format!("clusters.{name}.port is 0, and isn't 1 to 65535"));
         }
         if let Some(primary) = &cluster.primary {
-            check_primary(primary).map_err(|why| format!("clusters.{name}.primary: {why}"))?;
+            // Found here and not by the first backup that needs it.
+            Conninfo::parse_known(primary)
+                .map_err(|why| format!("clusters.{name}.primary: {why}"))?;
         }
         if let Some(wrong) =
             cluster.formerly.iter().find(|id| id.parse::<SystemIdentifier>().is_err())
@@ -371,15 +373,6 @@ fn check_clusters(clusters: &BTreeMap<String, ClusterConfig>) -> Result<(), Stri
         cluster.retention.check().map_err(|why| format!("clusters.{name}.retention.{why}"))?;
     }
     Ok(())
-}
-
-/// Found here and not by the first backup that needs it.
-fn check_primary(text: &str) -> Result<(), String> {
-    let conninfo = Conninfo::parse(text)?;
-    match conninfo.unknown() {
-        None => Ok(()),
-        Some(name) => Err(format!("it has the keyword \"{name}\", which libpq doesn't know")),
-    }
 }
 
 /// Why the text isn't understood, and where. The line itself isn't shown: a secret may be in it, under a key that

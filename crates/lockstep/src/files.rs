@@ -46,6 +46,21 @@ pub fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
     written
 }
 
+/// Reads until the buffer is full or the file ends; how much that was.
+///
+/// # Errors
+/// When it can't be read.
+pub fn fill(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match file.read(&mut buffer[length..])? {
+            0 => break,
+            more => length += more,
+        }
+    }
+    Ok(length)
+}
+
 /// How much of a log's end is read.
 const LOG_TAIL: u64 = 64 << 10;
 

@@ -16,6 +16,7 @@ use strata::manifest::Manifest;
 use strata::store::{ObjectStorage, Store};
 use support::checker::Checker;
 use support::cluster::Stop;
+use support::command::Running;
 use support::faults::assert_said;
 use support::fixture::Fixture;
 use support::layout::two_pools_four_datasets;
@@ -410,6 +411,15 @@ fn who_stood_still_replaces_no_delta() {
     proves(&hosts, &[&set]);
 }
 
+/// A backup that stands still where all of it is stored but the manifest.
+fn held_at_publishing(hooked: &Lockstep, ours: &Steps) -> Running {
+    pause();
+    ours.hold("ship.publishing");
+    let mut backup = hooked.spawn(&["--json", "backup", "--strategy", "label"]);
+    ours.wait_reached("ship.publishing", &mut backup);
+    backup
+}
+
 #[test]
 fn who_stood_still_publishes_nothing_that_is_not_whole() {
     let hosts = hosts();
@@ -419,10 +429,7 @@ fn who_stood_still_publishes_nothing_that_is_not_whole() {
     let ours = Steps::new(fixture.root().join("our-steps"));
     let hooked = first.clone().with_steps(&ours);
     for is_collected in [true, false] {
-        pause();
-        ours.hold("ship.publishing");
-        let mut backup = hooked.spawn(&["--json", "backup", "--strategy", "label"]);
-        ours.wait_reached("ship.publishing", &mut backup);
+        let backup = held_at_publishing(&hooked, &ours);
         let other = taken_over(&repository);
         if is_collected {
             let collected = collect(&repository, 0, now() + 1_000_000, false, HELD);
@@ -457,14 +464,7 @@ fn who_stood_still_waits_for_nobody_to_take_back_what_is_not_whole() {
     let repository = opened(fixture);
     let ours = Steps::new(fixture.root().join("our-steps"));
     let hooked = first.clone().with_steps(&ours);
-    let publishing = || {
-        pause();
-        ours.hold("ship.publishing");
-        let mut backup = hooked.spawn(&["--json", "backup", "--strategy", "label"]);
-        ours.wait_reached("ship.publishing", &mut backup);
-        backup
-    };
-    let backup = publishing();
+    let backup = held_at_publishing(&hooked, &ours);
     let other = taken_over(&repository);
     let collected = collect(&repository, 0, now() + 1_000_000, false, HELD);
     assert!(collected.expect("it can be collected").deleted.len() > 10);
@@ -476,7 +476,7 @@ fn who_stood_still_waits_for_nobody_to_take_back_what_is_not_whole() {
     other.release(now()).expect("it is ours");
 
     let before = packs(fixture);
-    let mut backup = publishing();
+    let mut backup = held_at_publishing(&hooked, &ours);
     let other = taken_over(&repository);
     ours.release("ship.publishing");
     ours.wait_reached("lease.inheriting", &mut backup);

@@ -8,6 +8,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::numbers::{number_16, number_32};
+
 /// OID of `pg_database` in the [relation map](crate::relation_map) of `global`.
 pub const PG_DATABASE: u32 = 1262;
 /// OIDs from here on are of what users made (`transam.h`, FirstNormalObjectId).
@@ -112,12 +114,4 @@ fn read_tuple(tuple: &[u8]) -> Option<DatabaseRow> {
     let name = columns.get(4..4 + NAME)?;
     let name = name.split(|byte| *byte == 0).next().filter(|name| !name.is_empty())?;
     (oid != 0).then(|| DatabaseRow { oid, name: name.to_vec() })
-}
-
-fn number_16(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn number_32(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }

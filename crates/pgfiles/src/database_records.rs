@@ -12,16 +12,15 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::lsn::Lsn;
+use crate::numbers::{number_16, number_32, number_64};
 use crate::wal_name::WalSegmentSize;
-use crate::wal_page::major_of_magic;
+use crate::wal_page::{LONG_HEADER, LONG_HEADER_SIZE, major_of_magic};
 
 /// `SizeOfXLogRecord`.
 const RECORD_HEADER: usize = 24;
 const SHORT_HEADER: usize = 24;
-const LONG_HEADER: usize = 40;
-/// `XLP_FIRST_IS_CONTRECORD`, `XLP_LONG_HEADER` and `XLP_FIRST_IS_OVERWRITE_CONTRECORD`.
+/// `XLP_FIRST_IS_CONTRECORD` and `XLP_FIRST_IS_OVERWRITE_CONTRECORD`.
 const CONTINUED: u16 = 0x0001;
-const LONG: u16 = 0x0002;
 const OVERWRITTEN: u16 = 0x0008;
 /// `XLogRecordMaxSize`.
 const LONGEST: usize = 1020 << 20;
@@ -141,7 +140,7 @@ impl Records {
         if number_64(page, 8)? != address.as_u64() {
             return None;
         }
-        let header = if info & LONG == 0 { SHORT_HEADER } else { LONG_HEADER };
+        let header = if info & LONG_HEADER == 0 { SHORT_HEADER } else { LONG_HEADER_SIZE };
         let mut at = header;
         let is_first = self.begun.is_none() && self.previous.is_none();
         if info & OVERWRITTEN != 0 {
@@ -294,18 +293,6 @@ fn main_data(body: &[u8]) -> Option<&[u8]> {
 /// `MAXALIGN`.
 const fn aligned(length: usize) -> usize {
     (length + 7) & !7
-}
-
-fn number_16(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(bytes.get(at..at.checked_add(2)?)?.try_into().ok()?))
-}
-
-fn number_32(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
-}
-
-fn number_64(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ pub mod control_file;
 pub mod database_catalog;
 pub mod database_records;
 pub mod lsn;
+mod numbers;
 pub mod relation_map;
 pub mod tablespace_map;
 pub mod timeline_history;

@@ -17,7 +17,7 @@ use crate::wal_name::{InvalidWalSegmentSize, WalSegment, WalSegmentSize};
 pub const LONG_HEADER_SIZE: usize = 40;
 
 /// `XLP_LONG_HEADER`: set on a segment's first page.
-const LONG_HEADER: u16 = 0x0002;
+pub(crate) const LONG_HEADER: u16 = 0x0002;
 /// `XLP_ALL_FLAGS` of PostgreSQL 9.3 to 18: any other bit is noise.
 const ALL_FLAGS: u16 = 0x000F;
 

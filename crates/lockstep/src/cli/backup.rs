@@ -53,7 +53,9 @@ impl Backup {
         let (left, apart) = (left.as_ref(), branches.apart(&manifest));
         if self.no_ship || cx.cluster.repositories.is_empty() {
             if json {
-                output::print_json(&with_branch(as_json(&manifest), left, apart))?;
+                let mut value = as_json(&manifest);
+                ship::put_branch(&mut value, left, apart);
+                output::print_json(&value)?;
             } else {
                 crate::steps::end_with_the_reader();
                 as_text(&manifest);
@@ -65,7 +67,8 @@ impl Backup {
         }
         let outcomes = crate::ship::run(cx, &manifest, &cx.cluster.repositories, false)?;
         if json {
-            let mut value = with_branch(as_json(&manifest), left, apart);
+            let mut value = as_json(&manifest);
+            ship::put_branch(&mut value, left, apart);
             value["repositories"] = ship::as_json(&outcomes);
             output::print_json(&value)?;
         } else {
@@ -89,14 +92,7 @@ fn done(
     left: Option<&LeftBehind>,
     apart: Option<&Apart>,
 ) -> Done {
-    if let Some(left) = left {
-        eprintln!("error: {left}");
-        eprintln!("hint: {}", left.hint());
-    }
-    if let Some(apart) = apart {
-        eprintln!("error: {apart}");
-        eprintln!("hint: {}", apart.hint());
-    }
+    ship::tell_branch("", left, apart);
     let now = jiff::Timestamp::now();
     let is_ahead = |set: &&Manifest| retention::is_ahead(set.set.as_str(), now);
     let ahead: Vec<_> = sets.iter().filter(is_ahead).collect();
@@ -107,16 +103,6 @@ fn done(
     let is_of_the_living = left.is_none() && apart.is_none();
     let is_well = manifest.problems().next().is_none() && ahead.is_empty() && is_of_the_living;
     if is_well { Done::Well } else { Done::WithProblems }
-}
-
-fn with_branch(mut value: Value, left: Option<&LeftBehind>, apart: Option<&Apart>) -> Value {
-    if let Some(left) = left {
-        value["left_behind"] = left.to_string().into();
-    }
-    if let Some(apart) = apart {
-        value["apart"] = apart.to_string().into();
-    }
-    value
 }
 
 /// A set as `backup --json` and `list --json` print it.

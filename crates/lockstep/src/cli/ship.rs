@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::names::SetId;
 use crate::plan::warnings::bytes;
 use crate::repository::{Shipped, ShippedVolume};
+use crate::set::branches::{Apart, LeftBehind};
 use crate::ship::{self, Outcome};
 
 #[derive(Debug, Args)]
@@ -161,12 +162,7 @@ pub(super) fn as_json(outcomes: &[Outcome]) -> Value {
                 "hint": error.hint(), "was_there": outcome.was_there,
             }),
         };
-        if let Some(left) = &outcome.left {
-            value["left_behind"] = left.to_string().into();
-        }
-        if let Some(apart) = &outcome.apart {
-            value["apart"] = apart.to_string().into();
-        }
+        put_branch(&mut value, outcome.left.as_ref(), outcome.apart.as_ref());
         if let Some(first) = &outcome.finished_first {
             value["finished_first"] = json!({
                 "set": first.manifest.set, "bad_pages": first.bad_pages(),
@@ -206,17 +202,33 @@ pub(super) fn as_text(outcomes: &[Outcome]) {
     }
 }
 
+/// What is the matter with a set's timeline, for a script.
+pub(super) fn put_branch(value: &mut Value, left: Option<&LeftBehind>, apart: Option<&Apart>) {
+    if let Some(left) = left {
+        value["left_behind"] = left.to_string().into();
+    }
+    if let Some(apart) = apart {
+        value["apart"] = apart.to_string().into();
+    }
+}
+
+/// The same for people; `place` says where.
+pub(super) fn tell_branch(place: &str, left: Option<&LeftBehind>, apart: Option<&Apart>) {
+    if let Some(left) = left {
+        eprintln!("error: {place}{left}");
+        eprintln!("hint: {}", left.hint());
+    }
+    if let Some(apart) = apart {
+        eprintln!("error: {place}{apart}");
+        eprintln!("hint: {}", apart.hint());
+    }
+}
+
 /// Why a set isn't in a repository, or is of no use there, for people, once.
 pub(super) fn tell_failures(outcomes: &[Outcome]) {
     for outcome in outcomes {
-        if let Some(left) = &outcome.left {
-            eprintln!("error: repository {}: {left}", outcome.repository);
-            eprintln!("hint: {}", left.hint());
-        }
-        if let Some(apart) = &outcome.apart {
-            eprintln!("error: repository {}: {apart}", outcome.repository);
-            eprintln!("hint: {}", apart.hint());
-        }
+        let place = format!("repository {}: ", outcome.repository);
+        tell_branch(&place, outcome.left.as_ref(), outcome.apart.as_ref());
         if let Err(error) = &outcome.result {
             let (repository, why) = (&outcome.repository, error.chain());
             match outcome.was_there {

@@ -118,15 +118,24 @@ impl Conninfo {
         names.find(|name| !KEYWORDS.contains(name))
     }
 
-    /// The same text, of a server that is to be followed: it names one, and libpq takes it.
+    /// The same text, which libpq takes.
     ///
     /// # Errors
-    /// As [`Self::parse`]; a keyword that libpq doesn't know, or no host.
-    pub fn of_primary(text: &str) -> Result<Self, String> {
+    /// As [`Self::parse`], or a keyword that libpq doesn't know.
+    pub fn parse_known(text: &str) -> Result<Self, String> {
         let parsed = Self::parse(text)?;
-        if let Some(name) = parsed.unknown() {
-            return Err(format!("it has the keyword \"{name}\", which libpq doesn't know"));
+        match parsed.unknown() {
+            None => Ok(parsed),
+            Some(name) => Err(format!("it has the keyword \"{name}\", which libpq doesn't know")),
         }
+    }
+
+    /// The same, of a server that is to be followed: it names one.
+    ///
+    /// # Errors
+    /// As [`Self::parse_known`], or no host.
+    pub fn of_primary(text: &str) -> Result<Self, String> {
+        let parsed = Self::parse_known(text)?;
         // Of `host=$UNSET user=u` libpq takes `user=u` for the host.
         let is_one =
             |value: &str| !value.is_empty() && (value.starts_with('/') || !value.contains('='));

@@ -20,6 +20,7 @@ use pgfiles::wal_page::{LONG_HEADER_SIZE, SegmentHeader};
 
 use super::wal::WalIdentity;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// How many pages are read at once.
 const PAGES: usize = 32;
@@ -136,7 +137,7 @@ fn read_segment(
     file.seek(SeekFrom::Start(at))?;
     let mut buffer = vec![0; PAGES * page];
     loop {
-        let length = fill(&mut file, &mut buffer)?;
+        let length = files::fill(&mut file, &mut buffer)?;
         for page in buffer[..length].chunks_exact(page) {
             let Some(address) = first.checked_add(at) else { return Ok(Next::End) };
             match records.page(address, page) {
@@ -148,18 +149,6 @@ fn read_segment(
             return Ok(Next::Page);
         }
     }
-}
-
-/// Reads until the buffer is full or the file ends.
-fn fill(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
-    let mut length = 0;
-    while length < buffer.len() {
-        match file.read(&mut buffer[length..])? {
-            0 => break,
-            more => length += more,
-        }
-    }
-    Ok(length)
 }
 
 #[cfg(test)]

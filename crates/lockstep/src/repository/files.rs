@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -48,7 +48,7 @@ pub fn store(
         let mut block = vec![0; BLOCK];
         let mut offset = 0;
         loop {
-            let length = fill(&mut file, &mut block).map_err(Error::io("read", path))?;
+            let length = files::fill(&mut file, &mut block).map_err(Error::io("read", path))?;
             if length == 0 {
                 break;
             }
@@ -63,17 +63,6 @@ pub fn store(
     }
     let still = || still().map_err(strata::Error::caller);
     writer.finish_if(&still).map(|_| ()).map_err(of_strata)
-}
-
-fn fill(file: &mut File, block: &mut [u8]) -> std::io::Result<usize> {
-    let mut length = 0;
-    while length < block.len() {
-        match file.read(&mut block[length..])? {
-            0 => break,
-            more => length += more,
-        }
-    }
-    Ok(length)
 }
 
 /// Gives the set's files to `sink`.

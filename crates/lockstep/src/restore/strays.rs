@@ -27,11 +27,11 @@ pub fn find(cx: &Context, datasets: &[DatasetName]) -> Result<Vec<Made>> {
     }
     let mut known: BTreeSet<DatasetName> = BTreeSet::new();
     // A clone's journal goes when its record is there.
-    for folder in cx.state.of_all_clusters("restores") {
+    for folder in cx.state.of_all_clusters("restores")? {
         let all = journal::read_all::<RestoreJournal>(&folder)?;
         known.extend(all.into_iter().flat_map(|(_, entry)| entry.datasets));
     }
-    for folder in cx.state.of_all_clusters("clones") {
+    for folder in cx.state.of_all_clusters("clones")? {
         let all = journal::read_all::<Record>(&folder)?;
         known.extend(all.into_iter().flat_map(|(_, record)| record.made.datasets));
     }

@@ -124,18 +124,24 @@ impl State {
         self.directory.join("sets").join(set).join(MANIFEST).exists()
     }
 
+    /// The folders of all clusters of this state_dir, configured or not.
+    fn clusters(&self) -> Result<impl Iterator<Item = Result<PathBuf>>> {
+        let folder = self.directory.parent().unwrap_or(&self.directory);
+        let entries = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
+        Ok(entries.map(move |entry| Ok(entry.map_err(Error::io("list", folder))?.path())))
+    }
+
     /// The other clusters of this state_dir that have complete sets, configured or not, and how many.
     ///
     /// # Errors
     /// When a folder can't be read.
     pub fn other_clusters(&self) -> Result<Vec<(String, usize)>> {
-        let Some(folder) = self.directory.parent() else { return Ok(Vec::new()) };
         let mut all = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
-            let entry = entry.map_err(Error::io("list", folder))?.path();
-            let sets = entry.join("sets");
-            if entry != self.directory && sets.is_dir() {
-                let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        for cluster in self.clusters()? {
+            let cluster = cluster?;
+            let sets = cluster.join("sets");
+            if cluster != self.directory && sets.is_dir() {
+                let name = cluster.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 all.push((name, complete_in(&sets)?.len()));
             }
         }
@@ -145,20 +151,22 @@ impl State {
     }
 
     /// A folder of each cluster of this state_dir, where it is there.
-    #[must_use]
-    pub fn of_all_clusters(&self, name: &str) -> Vec<PathBuf> {
-        let clusters = self.directory.parent().and_then(|folder| std::fs::read_dir(folder).ok());
-        let folders = clusters.into_iter().flatten().flatten().map(|entry| entry.path().join(name));
-        folders.filter(|folder| folder.is_dir()).collect()
+    ///
+    /// # Errors
+    /// When they can't be listed.
+    pub fn of_all_clusters(&self, name: &str) -> Result<Vec<PathBuf>> {
+        let mut folders = Vec::new();
+        for cluster in self.clusters()? {
+            folders.extend(Some(cluster?.join(name)).filter(|folder| folder.is_dir()));
+        }
+        Ok(folders)
     }
 
     /// Whether another cluster of this state_dir has the set, or takes or removes it at the moment.
     #[must_use]
     pub fn is_of_another_cluster(&self, set: &str) -> bool {
-        let clusters = self.directory.parent().and_then(|folder| std::fs::read_dir(folder).ok());
-        let mut folders = clusters.into_iter().flatten().flatten().map(|entry| entry.path());
         let journal = format!("{set}.json");
-        folders.any(|folder| {
+        self.clusters().into_iter().flatten().flatten().any(|folder| {
             folder != self.directory
                 && (folder.join("sets").join(set).join(MANIFEST).exists()
                     || ["unfinished", "removals"]

@@ -29,7 +29,7 @@ impl Wal {
         let address = self.here();
         let is_long = address == START;
         self.bytes.extend(self.magic.to_le_bytes());
-        self.bytes.extend((info | if is_long { LONG } else { 0 }).to_le_bytes());
+        self.bytes.extend((info | if is_long { LONG_HEADER } else { 0 }).to_le_bytes());
         self.bytes.extend(1u32.to_le_bytes());
         self.bytes.extend(address.to_le_bytes());
         self.bytes.extend(u32::try_from(rest).unwrap().to_le_bytes());
@@ -167,7 +167,7 @@ fn what_is_damaged_or_cut_off_is_the_end() {
         assert_eq!(found, expected[..found.len()], "cut off at {length}");
         assert!(end <= (START + length as u64).next_multiple_of(8), "cut off at {length}");
     }
-    for at in (LONG_HEADER..wal.bytes.len()).step_by(13) {
+    for at in (LONG_HEADER_SIZE..wal.bytes.len()).step_by(13) {
         let mut bytes = wal.bytes.clone();
         bytes[at] ^= 0x40;
         let (found, end) = read(&bytes);

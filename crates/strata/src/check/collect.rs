@@ -175,19 +175,16 @@ impl Survey {
 
 /// What writings that were killed left half written, in the places of a repository's objects, and nobody has touched for
 /// `grace` seconds. In those of leases for an hour at least: who waits for one writes beside its holder.
-fn half_written(repository: &Repository, grace: u64, now: u64) -> Result<BTreeSet<String>> {
-    let mut left = BTreeSet::new();
-    let folder = repository.path("");
-    repository.store().half_written(folder.trim_end_matches('/'), |listed| {
-        let Some(place) = place_of(&listed.path) else { return };
+fn half_written(repository: &Repository, grace: u64, now: u64) -> Result<Vec<String>> {
+    let is_due = |listed: &Listed| {
+        let Some(place) = place_of(&listed.path) else { return false };
         let is_lease = repository.relative(place).starts_with("leases/");
         let grace = if is_lease { grace.max(LEASE) } else { grace };
         let is_ours = Inventory::of_one(repository, place).foreign.is_empty();
-        if is_ours && now.saturating_sub(listed.modified) >= grace {
-            left.insert(listed.path);
-        }
-    })?;
-    Ok(left)
+        is_ours && now.saturating_sub(listed.modified) >= grace
+    };
+    let left = super::half_written(repository)?.into_iter();
+    Ok(left.filter(is_due).map(|listed| listed.path).collect())
 }
 
 /// What isn't needed: descriptors, index files, packs.
