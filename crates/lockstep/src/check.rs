@@ -21,13 +21,14 @@ use crate::config::{ClusterConfig, StrategyChoice};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::facts::{Facts, Following, NoServer, PrimarySeen, ServerFacts};
-use crate::plan::refusal::Refusal;
 use crate::plan::strategy;
-use crate::plan::warnings::{ANOTHER_SERVER, bytes, low_space};
+use crate::plan::warnings::{ANOTHER_SERVER, low_space};
 use crate::postgres::connection;
+use crate::refusal::Refusal;
 use crate::restore::strays;
 use crate::set::unfinished;
 use crate::survey;
+use crate::words::bytes;
 
 /// How bad a finding is; ordered so that the worst sorts first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

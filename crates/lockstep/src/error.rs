@@ -6,8 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::plan::refusal::Refusal;
 use crate::process::CommandError;
+use crate::refusal::Refusal;
 
 /// The result of nearly everything in the program.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

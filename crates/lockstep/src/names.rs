@@ -163,17 +163,6 @@ pub fn meant<'a>(which: &str, ids: impl IntoIterator<Item = &'a str>) -> Meant {
     }
 }
 
-/// A few of many, for a hint.
-#[must_use]
-pub fn a_few(all: &[String]) -> String {
-    const FEW: usize = 6;
-    let shown = all.iter().take(FEW).cloned().collect::<Vec<_>>().join(", ");
-    match all.len().saturating_sub(FEW) {
-        0 => shown,
-        more => format!("{shown} and {more} more"),
-    }
-}
-
 /// Whether it is digits alone, and not none of them: what PostgreSQL calls the files and folders of
 /// relations, databases and tablespaces.
 #[must_use]
@@ -225,9 +214,6 @@ mod tests {
         assert_eq!(meant("", ["b"]), Meant::Nothing);
         let several = Meant::Several(vec!["ab".into(), "ac".into()]);
         assert_eq!(meant("a", ["ac", "ab"]), several);
-        let many: Vec<_> = (0..9).map(|n| n.to_string()).collect();
-        assert_eq!(a_few(&many), "0, 1, 2, 3, 4, 5 and 3 more");
-        assert_eq!(a_few(&many[..2]), "0, 1");
     }
 
     #[test]

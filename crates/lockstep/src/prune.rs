@@ -29,6 +29,7 @@ use crate::retention::Reason;
 use crate::set::unfinished;
 use crate::ship;
 use crate::steps;
+use crate::words;
 
 pub use remote::Done;
 
@@ -237,7 +238,7 @@ fn resolve(place: &Place, named: &[String], ids: &[String]) -> Result<Vec<String
             Meant::Nothing => Ok(which.clone()),
             Meant::Several(all) => Err(Error::usage(
                 format!("several sets of {place} begin with \"{which}\""),
-                format!("write more of it: {}", names::a_few(&all)),
+                format!("write more of it: {}", words::a_few(&all)),
             )),
         }
     };

@@ -18,6 +18,7 @@ pub mod ingest;
 pub mod init;
 pub mod keys;
 pub mod kin;
+pub mod lease;
 pub mod locks;
 pub mod peek;
 pub mod raw;
@@ -108,6 +109,26 @@ pub fn open(cx: &Context, name: &str) -> Result<Repository> {
     let folder = format!("clusters/{}", cx.name);
     let strata = strata::Repository::new(store, &folder, key).map_err(of_strata)?;
     Ok(Repository { name: name.to_owned(), config: config.clone(), id: format.id, strata })
+}
+
+/// The repository that is meant: the one named, or the cluster's only one.
+///
+/// # Errors
+/// A wrong use where the cluster has none, or several and none is named; see [`open`].
+pub fn open_meant(cx: &Context, name: Option<&str>) -> Result<Repository> {
+    let names = &cx.cluster.repositories;
+    match (name, names.as_slice()) {
+        (Some(name), _) => open(cx, name),
+        (None, [only]) => open(cx, only),
+        (None, []) => Err(Error::usage(
+            format!("cluster \"{}\" has no repository", cx.name),
+            "name it: --from repository:NAME",
+        )),
+        (None, several) => Err(Error::usage(
+            format!("cluster \"{}\" has several repositories", cx.name),
+            format!("choose with --from repository:NAME: {}", several.join(", ")),
+        )),
+    }
 }
 
 /// An error of the repository crate as one of the program's, with its hint. One of the program's own comes back as it

@@ -31,7 +31,6 @@ mod surplus;
 mod timelines;
 mod tree;
 pub mod unfinished;
-mod verify;
 mod whole_pages;
 mod zeroing;
 
@@ -41,16 +40,17 @@ use std::path::PathBuf;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::random_suffix;
-use crate::plan::refusal::Refusal;
 use crate::postgres::instance;
+use crate::refusal::Refusal;
+use crate::repository;
 use crate::repository::Shipped;
 use crate::set::journal::RestoreJournal;
 use crate::set::manifest::Manifest;
+use crate::set::verify;
 use crate::volume::zfs::DatasetName;
 
 pub(crate) use parked::{SUBCOMMAND as HOLD, run_hold as hold};
 pub(crate) use tree::write_auto_conf;
-pub(crate) use verify::{incomplete, look, snapshots as check_snapshots};
 
 use crate::postgres::target::Recovery;
 use alone::{Alone, AloneBelow};
@@ -181,15 +181,6 @@ pub fn run_then(
     }
 }
 
-/// Whether a set is still what its manifest says: every snapshot by GUID, every file by hash.
-///
-/// # Errors
-/// What is gone or changed.
-pub fn check_set(cx: &Context, manifest: &Manifest) -> Result<()> {
-    check_snapshots(cx, manifest)?;
-    verify::files(cx, manifest)
-}
-
 /// A server on clones writes into the same pools as the original: these need as much left as for a backup.
 fn check_space(cx: &Context, placement: &Placement) -> Result<()> {
     let clones = placement.volumes.iter().filter_map(|volume| volume.dataset.as_ref());
@@ -233,7 +224,7 @@ fn prepare<'a>(
     recovery.set_is_minimal = manifest.postgres.wal_minimal;
     recovery.check(&manifest)?;
     match &source {
-        Source::Snapshots => check_set(cx, &manifest)?,
+        Source::Snapshots => verify::set(cx, &manifest)?,
         Source::Repository(from) if !from.only.is_all() => {
             whole_pages::check(&from.repository, &from.shipped, &recovery, request.start)?;
         }
@@ -332,7 +323,7 @@ fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, S
             )
         })?),
     };
-    let repository = source::open_repository(cx, name.as_deref())?;
+    let repository = repository::open_meant(cx, name.as_deref())?;
     let shipped = choice::stored(cx, &repository, request.set.as_deref(), &request.recovery)?;
     if request.form == Form::Zfs && request.delta && !request.only.is_all() {
         return Err(Error::usage(

@@ -9,10 +9,8 @@
 pub(crate) mod begun;
 mod full;
 mod journals;
-pub mod lease;
 mod lost;
 mod missing;
-mod own_files;
 pub mod page_delta;
 mod passing;
 mod raw;
@@ -40,6 +38,7 @@ use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
 use crate::postgres::instance::{self, PG_CONTROL};
 use crate::progress::Progress;
+use crate::repository::lease::Held;
 use crate::repository::shipped::FILES_IMAGE;
 use crate::repository::whole::Wholeness;
 use crate::repository::{self, Repository, Shipped, ShippedVolume, kin, of_strata};
@@ -47,6 +46,7 @@ use crate::set::at_work::{self, AtWork};
 use crate::set::branches::{Apart, LeftBehind};
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::set::notes;
+use crate::set::own_files::{FrozenWal, take_files, wal_in_snapshot};
 use crate::set::unread;
 use crate::side_by_side::{Item, Limits, side_by_side};
 use crate::steps;
@@ -54,9 +54,7 @@ use crate::view::Views;
 use crate::volume::zfs::SnapshotName;
 
 pub use missing::{Missing, missing};
-pub(crate) use own_files::{FrozenWal, take_files, wal_in_snapshot};
 
-use lease::Held;
 use raw::Encrypted;
 use route::{Bases, How, Route, route};
 use volume::Shipment;

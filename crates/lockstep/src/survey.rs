@@ -11,10 +11,10 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::facts::{Facts, NoServer, PrimarySeen, ServerFacts, was_shut_down};
 use crate::plan::layout::{Layout, PartKind};
-use crate::plan::refusal::Refusal;
 use crate::postgres::links::{self, Link};
 use crate::postgres::{connection, identity, instance, session};
 use crate::process::quote;
+use crate::refusal::Refusal;
 use crate::volume::discover::{self, PartPath, discover};
 
 /// How long a standby may take to replay what its primary had written when that was asked.

@@ -12,11 +12,11 @@ use pgfiles::control_file::WalLevel;
 use super::attempt::Attempt;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::plan::refusal::Refusal;
 use crate::plan::strategy::Strategy;
 use crate::plan::{PartKind, explain, warnings};
 use crate::postgres::wal::{self, WalIdentity};
 use crate::postgres::{connection, hba};
+use crate::refusal::Refusal;
 use crate::set::manifest::{
     Manifest, PostgresIdentity, SetFile, SetPart, SetVolume, Switch, VERSION, WalStored, hash_file,
 };

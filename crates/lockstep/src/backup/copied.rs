@@ -9,11 +9,11 @@ use pgfiles::wal_name::WalSegment;
 
 use super::attempt::Attempt;
 use crate::error::Result;
-use crate::plan::refusal::Refusal;
 use crate::plan::strategy::Strategy;
 use crate::plan::warnings;
 use crate::postgres::copies::{self, Removals};
 use crate::postgres::{connection, session};
+use crate::refusal::Refusal;
 
 impl Attempt<'_> {
     /// Asks the server, behind the last snapshot of data, what only it knows.

@@ -16,10 +16,10 @@ use postgres::Client;
 use super::attempt::Attempt;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::plan::refusal::Refusal;
 use crate::postgres::session;
 use crate::postgres::wal::{self, WalIdentity};
 use crate::postgres::{connection, instance};
+use crate::refusal::Refusal;
 use crate::steps;
 
 /// How much of a WAL segment is asked for at once.
@@ -48,7 +48,7 @@ impl Attempt<'_> {
             let behind = replayed.bytes_since(start).unwrap_or(0);
             tracing::info!(
                 "the restartpoint is at {start}, the last checkpoint that was replayed, {} of WAL back; CHECKPOINT on the primary makes a newer one",
-                crate::plan::warnings::bytes(behind)
+                crate::words::bytes(behind)
             );
         }
         Ok(())

@@ -10,15 +10,15 @@ use crate::error::Result;
 use crate::names::SetId;
 use crate::postgres::instance;
 use crate::repository::kin::{self, Identity, Kin};
+use crate::repository::lease;
 use crate::repository::{self, Repository, Shipped, ShippedVolume, locks};
-use crate::restore;
 use crate::retention;
 use crate::set::at_work;
 use crate::set::branches::{Branches, Member};
 use crate::set::manifest::Manifest;
 use crate::set::unfinished::TAKING;
+use crate::set::verify;
 use crate::set::{notes, removal};
-use crate::ship::lease;
 use crate::volume::zfs::Tagged;
 
 /// How many snapshots of a set are named.
@@ -32,7 +32,7 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     let mut broken = BTreeMap::new();
     for set in &sets {
         // One that is removed beside this isn't a damaged one.
-        if let Err(error) = restore::check_set(cx, set)
+        if let Err(error) = verify::set(cx, set)
             && cx.state.is_complete(set.set.as_str())
         {
             broken.insert(&set.set, (set, error));

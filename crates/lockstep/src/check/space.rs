@@ -6,8 +6,8 @@ use super::{Finding, failure, warning};
 use crate::context::Context;
 use crate::error::Result;
 use crate::plan::facts::Facts;
-use crate::plan::warnings::bytes;
 use crate::volume::zfs::DatasetName;
+use crate::words::bytes;
 
 pub(super) const SUBJECT: &str = "space";
 /// Of a pool's size, in percent: with less left ZFS itself gets slow.

@@ -11,8 +11,8 @@ use crate::config::Place;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::plan::warnings::bytes;
 use crate::repository::Repository;
+use crate::words::bytes;
 
 /// A set's manifest takes about as much.
 const SMALL: [u8; 16 << 10] = [0; 16 << 10];

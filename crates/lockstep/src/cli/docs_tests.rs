@@ -9,8 +9,8 @@ use clap::{CommandFactory, Parser};
 use super::Arguments;
 use crate::config::Config;
 use crate::error::Error;
-use crate::plan::refusal::Refusal;
 use crate::process::CommandError;
+use crate::refusal::Refusal;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")

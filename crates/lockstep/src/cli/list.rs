@@ -10,12 +10,13 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::first_wal;
 use crate::plan::strategy::Strategy;
-use crate::plan::warnings::bytes;
+use crate::repository;
 use crate::repository::{Shipped, ShippedVolume, files};
-use crate::restore;
-use crate::restore::source::{self, From};
+use crate::restore::source::From;
 use crate::set::manifest::{Manifest, WalStored};
 use crate::set::state::InRepository;
+use crate::set::verify;
+use crate::words::bytes;
 
 #[derive(Debug, Args)]
 pub(super) struct List {
@@ -60,7 +61,7 @@ impl List {
         match &self.from {
             From::Snapshots => {
                 let (sets, mut damaged) = cx.state.sets()?;
-                let (incomplete, own) = restore::look(cx, &sets)?;
+                let (incomplete, own) = verify::look(cx, &sets)?;
                 damaged.extend(incomplete);
                 let mut listed = Vec::new();
                 let ids: Vec<_> = sets.iter().map(|set| &set.set).collect();
@@ -73,7 +74,7 @@ impl List {
                 list(&listed, damaged, as_json)
             }
             From::Repository(name) => {
-                let repository = source::open_repository(cx, name.as_deref())?;
+                let repository = repository::open_meant(cx, name.as_deref())?;
                 let (sets, damaged) = repository.sets()?;
                 let mut listed = Vec::new();
                 for set in &sets {
@@ -246,7 +247,7 @@ impl Show {
         let there = match &self.from {
             From::Snapshots => None,
             From::Repository(name) => {
-                let repository = source::open_repository(cx, name.as_deref())?;
+                let repository = repository::open_meant(cx, name.as_deref())?;
                 let shipped = repository.find(cx, &self.set)?;
                 Some((repository, shipped))
             }
@@ -260,7 +261,7 @@ impl Show {
             Some(_) => None,
         };
         let incomplete = match &there {
-            None => restore::incomplete(cx, std::slice::from_ref(&manifest))?,
+            None => verify::incomplete(cx, std::slice::from_ref(&manifest))?,
             Some(_) => Vec::new(),
         };
         let done = if incomplete.is_empty() { Done::Well } else { Done::WithProblems };

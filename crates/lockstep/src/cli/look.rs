@@ -14,8 +14,9 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::look::{Entry, Look};
 use crate::names::SetId;
+use crate::repository;
 use crate::repository::{Repository, Shipped};
-use crate::restore::source::{From, open_repository};
+use crate::restore::source::From;
 use crate::restore::unfinished;
 use crate::set::manifest::Manifest;
 use crate::steps;
@@ -66,7 +67,7 @@ impl PlaceArgument {
             None => None,
             Some(From::Repository(name)) => name.as_deref(),
         };
-        let repository = open_repository(cx, name)?;
+        let repository = repository::open_meant(cx, name)?;
         let shipped = repository.find(cx, set)?;
         Ok(Found::Stored(Box::new((repository, shipped))))
     }

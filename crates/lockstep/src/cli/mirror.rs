@@ -16,9 +16,9 @@ use crate::mirror::recreate::{self, How};
 use crate::mirror::status::{self, Status};
 use crate::mirror::{Home, Record, destroy, serve};
 use crate::names::ClusterName;
-use crate::plan::warnings::bytes;
 use crate::process::quote;
 use crate::volume::zfs::DatasetName;
+use crate::words::bytes;
 
 #[derive(Debug, Args)]
 pub(super) struct Mirror {

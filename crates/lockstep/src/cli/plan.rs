@@ -10,8 +10,8 @@ use crate::config::StrategyChoice;
 use crate::context::Context;
 use crate::error::Result;
 use crate::plan::facts::NoServer;
-use crate::plan::warnings::bytes;
 use crate::plan::{self, Facts, explain};
+use crate::words::bytes;
 
 #[derive(Debug, Args)]
 pub(super) struct Plan {

@@ -8,8 +8,8 @@ use super::output::{self, JSON_VERSION, say};
 use crate::config::parse_bytes;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::plan::warnings::bytes;
 use crate::prune::{self, Entry, Fate, Outcome, Place, Plan, Report, Request};
+use crate::words::bytes;
 
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("place").multiple(true)))]

@@ -11,7 +11,6 @@ use super::output::{self, JSON_VERSION, say};
 use super::text;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::plan::warnings::bytes;
 use crate::postgres::conninfo::Conninfo;
 use crate::postgres::instance;
 use crate::postgres::target::{Action, Recovery, Standby, Target, local, parse_time};
@@ -20,6 +19,7 @@ use crate::restore::only::{NotRestored, Wanted};
 use crate::restore::source::{Form, From};
 use crate::restore::{self, Problem, Request, Restored};
 use crate::volume::zfs::DatasetName;
+use crate::words::bytes;
 
 #[derive(Debug, Args)]
 pub(super) struct Restore {

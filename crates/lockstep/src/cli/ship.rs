@@ -8,10 +8,10 @@ use super::output::{self, JSON_VERSION, say};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::SetId;
-use crate::plan::warnings::bytes;
 use crate::repository::{Shipped, ShippedVolume};
 use crate::set::branches::{Apart, LeftBehind};
 use crate::ship::{self, Outcome};
+use crate::words::bytes;
 
 #[derive(Debug, Args)]
 pub(super) struct Ship {

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::plan::layout::PartKind;
 use crate::postgres::instance::PG_CONTROL;
 use crate::set::manifest::Manifest;
-use crate::ship;
+use crate::set::own_files::{self, FrozenWal};
 use crate::view::Views;
 
 /// Bytes that are read at a time.
@@ -88,7 +88,7 @@ impl<'a> Frozen<'a> {
         if self.own.is_none() {
             // The same files that go along to a repository: all WAL of the set is among them.
             let mut manifest = self.manifest.clone();
-            let frozen = match ship::wal_in_snapshot(&manifest) {
+            let frozen = match own_files::wal_in_snapshot(&manifest) {
                 Some((volume, inside)) => {
                     let pg_wal = self.root(volume)?.join(inside);
                     let mut parts = manifest.parts();
@@ -98,11 +98,11 @@ impl<'a> Frozen<'a> {
                     let control = data.and_then(|(volume, inside)| {
                         self.root(volume).ok().map(|root| root.join(inside).join(PG_CONTROL))
                     });
-                    Some(ship::FrozenWal::find(&manifest, pg_wal, control.as_deref())?)
+                    Some(FrozenWal::find(&manifest, pg_wal, control.as_deref())?)
                 }
                 None => None,
             };
-            let paths = ship::take_files(self.cx, &mut manifest, frozen.as_ref())?;
+            let paths = own_files::take_files(self.cx, &mut manifest, frozen.as_ref())?;
             let files = manifest.files.iter();
             let sizes = files.map(|(name, file)| (name.clone(), file.bytes)).collect();
             self.own = Some(Own { paths, sizes });

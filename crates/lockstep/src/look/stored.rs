@@ -7,7 +7,7 @@ use sendstream::zpl::FileType;
 use super::{Each, Entry, Inside};
 use crate::error::{Error, Result};
 use crate::plan::layout::PartKind;
-use crate::plan::refusal::Refusal;
+use crate::refusal::Refusal;
 use crate::repository::peek::Peek;
 use crate::repository::{self, Repository, Shipped};
 use crate::set::manifest::{Manifest, WalStored};

@@ -12,13 +12,13 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::ClusterName;
-use crate::plan::refusal::Refusal;
-use crate::plan::warnings::bytes;
 use crate::postgres::conninfo::Conninfo;
 use crate::postgres::instance;
+use crate::refusal::Refusal;
 use crate::restore::run_server;
 use crate::steps;
 use crate::volume::zfs::DatasetName;
+use crate::words::bytes;
 
 /// What `mirror create` was asked for.
 #[derive(Debug, Clone)]

@@ -26,7 +26,7 @@ pub struct Destroyed {
 /// Takes a mirror away, with its sets where `with_sets`.
 ///
 /// # Errors
-/// [`crate::plan::refusal::Refusal::Mirror`] while it has sets or foreign snapshots; or when something stays.
+/// [`crate::refusal::Refusal::Mirror`] while it has sets or foreign snapshots; or when something stays.
 pub fn run(home: &Home, config: &Config, name: &ClusterName, with_sets: bool) -> Result<Destroyed> {
     home.find(name)?;
     let _lock = home.lock(name, "mirror destroy")?;

@@ -13,10 +13,10 @@ use super::room;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::isolation;
-use crate::plan::warnings::bytes;
 use crate::process::Program;
 use crate::restore;
 use crate::steps;
+use crate::words::bytes;
 
 /// How often the progress is told.
 const PROGRESS: Duration = Duration::from_secs(10);

@@ -12,9 +12,9 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::ClusterName;
-use crate::plan::warnings::bytes;
 use crate::postgres::instance;
 use crate::steps;
+use crate::words::bytes;
 
 /// How a mirror was made new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

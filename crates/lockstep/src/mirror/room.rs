@@ -54,7 +54,7 @@ fn named(home: &Home, record: &Record) -> Vec<PathBuf> {
 /// `keeps_links`: those that its pg_tblspc has now are its own, and stay.
 ///
 /// # Errors
-/// [`crate::plan::refusal::Refusal::Mirror`] with the folder; when pg_tblspc can't be listed.
+/// [`crate::refusal::Refusal::Mirror`] with the folder; when pg_tblspc can't be listed.
 pub(super) fn check(home: &Home, record: &Record, keeps_links: bool) -> Result<()> {
     let links = match keeps_links {
         true => instance::tablespace_links(&record.data())?,

@@ -1,13 +1,12 @@
 //! From facts to a plan: pure functions, with no clock, no process and no SQL.
 //!
 //! `layout` says what lies where, `facts` what is known of the server, `strategy` why a set will
-//! be consistent and in which order it is taken, `refusal` why it can't be. `lockstep plan` prints
-//! the very plan that `lockstep backup` runs.
+//! be consistent and in which order it is taken, or (as a [`Refusal`](crate::refusal::Refusal)) why it can't be.
+//! `lockstep plan` prints the very plan that `lockstep backup` runs.
 
 pub mod explain;
 pub mod facts;
 pub mod layout;
-pub mod refusal;
 mod standby;
 pub mod strategy;
 pub mod warnings;

@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use super::facts::Facts;
 use super::layout::{Reserved, Volume};
-use super::refusal::Refusal;
 use super::standby;
 use super::warnings::{self, Warning};
 use crate::config::{CheckpointMode, StrategyChoice};
+use crate::refusal::Refusal;
 
 /// Why a set is consistent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,5 +1,6 @@
 //! What the owner of a cluster should know although it doesn't stop a backup.
 
+use crate::words::bytes;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -312,29 +313,9 @@ fn list(names: &[String]) -> String {
     }
 }
 
-/// Bytes for people: `1.5 GiB`.
-#[must_use]
-pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-    let mut value = count as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bytes_are_short() {
-        assert_eq!(bytes(512), "512 B");
-        assert_eq!(bytes(1536), "1.5 KiB");
-        assert_eq!(bytes(8 << 30), "8.0 GiB");
-    }
 
     #[test]
     fn long_lists_are_cut() {

@@ -13,7 +13,7 @@ use postgres::fallible_iterator::FallibleIterator;
 use super::text::Text;
 use crate::error::{Error, Result};
 use crate::plan::facts::Following;
-use crate::plan::refusal::Refusal;
+use crate::refusal::Refusal;
 
 /// The server's clock as RFC 3339, whatever its DateStyle and TimeZone. On a standby whose clock is
 /// behind the primary's, what is replayed counts: no commit of the set is later.

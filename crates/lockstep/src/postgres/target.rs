@@ -9,7 +9,7 @@ use pgfiles::lsn::Lsn;
 
 use super::conninfo::Conninfo;
 use crate::error::{Error, Result};
-use crate::plan::refusal::Refusal;
+use crate::refusal::Refusal;
 use crate::set::manifest::Manifest;
 
 /// Where recovery ends.

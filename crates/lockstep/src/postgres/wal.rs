@@ -18,7 +18,7 @@ use pgfiles::wal_name::{WalFileName, WalSegment, WalSegmentSize};
 use pgfiles::wal_page::{self, WalPageError};
 
 use crate::error::{Error, Result};
-use crate::plan::refusal::Refusal;
+use crate::refusal::Refusal;
 
 /// What identifies a cluster's WAL.
 #[derive(Debug, Clone, Copy)]

@@ -18,7 +18,7 @@ use pgfiles::wal_name::{WalFileName, WalSegment, WalSegmentSize};
 
 use super::wal::{Found, WalIdentity, first_page, history, look};
 use crate::error::{Error, Result};
-use crate::plan::refusal::Refusal;
+use crate::refusal::Refusal;
 
 /// A recovery, as far as its WAL goes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -30,12 +30,12 @@ use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::repository::header::StreamRules;
 use crate::repository::kin::{self, Identity, Kin};
+use crate::repository::lease::Held;
 use crate::repository::shipped::FILES_IMAGE;
 use crate::repository::{self, Repository, Shipped, of_strata};
 use crate::retention::{self, Candidate, Policy, Reason};
 use crate::set::at_work;
 use crate::set::branches::{Branches, Member};
-use crate::ship::lease::Held;
 use crate::ship::{self, begun};
 use crate::steps;
 

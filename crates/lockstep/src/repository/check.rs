@@ -11,7 +11,7 @@ use strata::store::Store;
 
 use super::{Format, Repository, files, keys, locks, of_strata, wrap};
 use crate::error::{Error, Result};
-use crate::plan::warnings::bytes;
+use crate::words::{bytes, counted};
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -184,12 +184,6 @@ fn what_mends(problem: &Problem, name: &str, here: &[String]) -> String {
             "{MEANWHILE}. This host has none of them any more: `lockstep ship --full --repository {name}` stores the newest set in full"
         ),
     }
-}
-
-/// `1 pack`, `2 packs`.
-#[must_use]
-pub fn counted(count: u64, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Sets whose manifest is as it was written, and means nothing to this version; of so many percent of the others those

@@ -19,7 +19,7 @@ use super::shipped::FILES_IMAGE;
 use super::{Repository, of_strata};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::plan::refusal::Refusal;
+use crate::refusal::Refusal;
 use crate::set::manifest::{SetFile, hash_file};
 
 /// Bytes of a file that are one block.

@@ -11,8 +11,8 @@ use std::collections::BTreeSet;
 use super::{Repository, Shipped};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::plan::refusal::Refusal;
 use crate::postgres::instance;
+use crate::refusal::Refusal;
 use crate::set::manifest::Manifest;
 
 /// What this host knows of which cluster it has.

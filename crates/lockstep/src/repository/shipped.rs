@@ -16,6 +16,7 @@ use crate::set::manifest::{Manifest, json};
 use crate::set::names_within;
 use crate::steps;
 use crate::volume::zfs::DatasetName;
+use crate::words;
 
 /// The newest form that is known.
 const VERSION: u32 = 1;
@@ -275,7 +276,7 @@ impl Repository {
         let (mut others, own) = (self.clusters().unwrap_or_default(), self.cluster());
         others.retain(|name| *name != own);
         (!others.is_empty()).then(|| {
-            format!("clusters that are in it: {}; is this one called so?", names::a_few(&others))
+            format!("clusters that are in it: {}; is this one called so?", words::a_few(&others))
         })
     }
 
@@ -350,7 +351,7 @@ impl Repository {
             }
             Meant::Several(all) => Err(Error::usage(
                 format!("several sets of repository \"{}\" begin with \"{which}\"", self.name),
-                format!("write more of it: {}", names::a_few(&all)),
+                format!("write more of it: {}", words::a_few(&all)),
             )),
         }
     }

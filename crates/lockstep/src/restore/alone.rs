@@ -12,8 +12,8 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::{Lock, LockError};
-use crate::plan::refusal::Refusal;
 use crate::process::Credentials;
+use crate::refusal::Refusal;
 use crate::volume::zfs::DatasetName;
 
 /// The folders that a restore is alone in.

@@ -9,8 +9,8 @@ use super::placement::{PlacedVolume, Placement};
 use super::source::{FromRepository, Source};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::plan::refusal::Refusal;
 use crate::process::quote;
+use crate::refusal::Refusal;
 use crate::volume::zfs::{DatasetName, Zfs};
 
 /// Asks ZFS whether the datasets can be made below `asked` (`--dataset`), and those that are `there` be changed.

@@ -5,15 +5,16 @@
 //! ([`super::timelines`]). Which set lies before a transaction or a restore point no manifest tells: there it has to be
 //! named.
 
+use super::history_command;
 use super::timelines::{Ask, Left, Timelines, Way, unknown};
-use super::{check_snapshots, history_command};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::plan::refusal::Refusal;
 use crate::postgres::target::{Recovery, Target};
+use crate::refusal::Refusal;
 use crate::repository::{self, Repository, Shipped};
 use crate::set::branches::{Branches, Member};
 use crate::set::manifest::Manifest;
+use crate::set::verify;
 
 /// A set of this host. Where none is named, one of which a snapshot is gone is passed over.
 ///
@@ -179,7 +180,7 @@ fn is_whole(cx: &Context, set: &Manifest) -> Result<bool> {
     let gone = |refusal: &Refusal| {
         matches!(refusal, Refusal::SnapshotMissing { .. } | Refusal::SnapshotSwapped { .. })
     };
-    match check_snapshots(cx, set) {
+    match verify::snapshots(cx, set) {
         Err(Error::Refused(refusal)) if gone(&refusal) => {
             passed_over(set.set.as_str(), &Error::Refused(refusal));
             Ok(false)

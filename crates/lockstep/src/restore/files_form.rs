@@ -30,10 +30,10 @@ use rustix::fs::Mode;
 use super::owners::Owners;
 use super::placement::Apart;
 use crate::error::{Error, Result};
-use crate::plan::warnings::bytes;
 use crate::repository::Repository;
 use crate::repository::tree::ImageTree;
 use crate::steps;
+use crate::words::bytes;
 
 use place::Root;
 use plan::Plan;

@@ -10,13 +10,12 @@ use super::only::{NotRestored, Only};
 use super::owners::Owners;
 use super::placement::{PlacedVolume, Placement};
 use super::{control, parked, raw, receive};
-use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::plan::layout::PartKind;
-use crate::plan::refusal::Refusal;
 use crate::process::Credentials;
 use crate::progress::Progress;
+use crate::refusal::Refusal;
 use crate::repository::image::ImageState;
 use crate::repository::tree::{Depth, ImageTree};
 use crate::repository::{self, Repository, Shipped, ShippedVolume, of_strata};
@@ -91,23 +90,6 @@ pub(super) struct FromRepository {
     pub(super) only: Only,
     /// And what isn't.
     pub(super) not_restored: NotRestored,
-}
-
-/// The repository that is meant: the one named, or the cluster's only one.
-pub(crate) fn open_repository(cx: &Context, name: Option<&str>) -> Result<Repository> {
-    let names = &cx.cluster.repositories;
-    match (name, names.as_slice()) {
-        (Some(name), _) => repository::open(cx, name),
-        (None, [only]) => repository::open(cx, only),
-        (None, []) => Err(Error::usage(
-            format!("cluster \"{}\" has no repository", cx.name),
-            "name it: --from repository:NAME",
-        )),
-        (None, several) => Err(Error::usage(
-            format!("cluster \"{}\" has several repositories", cx.name),
-            format!("choose with --from repository:NAME: {}", several.join(", ")),
-        )),
-    }
 }
 
 impl Source {

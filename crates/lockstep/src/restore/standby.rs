@@ -12,9 +12,9 @@ use super::{Problem, Request, Restored, original};
 use crate::config::ClusterConfig;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::plan::refusal::Refusal;
 use crate::postgres::connection;
 use crate::postgres::server::{self, Outcome, Server};
+use crate::refusal::Refusal;
 use crate::set::manifest::Manifest;
 use crate::{files, steps};
 

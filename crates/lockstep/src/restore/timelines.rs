@@ -15,10 +15,10 @@ use pgfiles::lsn::{Lsn, TimelineId};
 use pgfiles::timeline_history::TimelineHistory;
 
 use crate::error::{Error, Result};
-use crate::names;
 use crate::postgres::target::Recovery;
 use crate::set::branches::{self, Member};
 use crate::set::manifest::Manifest;
+use crate::words;
 
 /// Asks for a timeline's history; `None` where it can't be had.
 pub(super) type Ask<'a> = Box<dyn Fn(TimelineId) -> Result<Option<Vec<u8>>> + 'a>;
@@ -211,7 +211,7 @@ pub(super) fn unknown(recovery: &Recovery, missing: TimelineId, fitting: &[&Mani
         format!(
             "which of these sets lies on the way to {} nobody can tell without {name}: {}",
             recovery.target,
-            names::a_few(&sets)
+            words::a_few(&sets)
         ),
         format!(
             "name one of them, with its timeline in --target-timeline, or give a --restore-command that finds {name}"

@@ -18,14 +18,14 @@ use super::placement::Placement;
 use super::{control, prepared};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::plan::refusal::Refusal;
 use crate::plan::strategy::Strategy;
 use crate::postgres::classify::STATE;
 use crate::postgres::instance::{self, path_bytes};
 use crate::postgres::{recovery, wal};
 use crate::process::Credentials;
+use crate::refusal::Refusal;
 use crate::set::manifest::{Manifest, WalStored};
-use crate::ship;
+use crate::set::own_files::FrozenWal;
 
 /// A file of the set: pg_control of a standby, as it was after the last snapshot.
 const KEPT_CONTROL: &str = "pg_control";
@@ -188,7 +188,7 @@ fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
     wal::check(pg_wal, identity, &segments)?;
     // Where nothing was named but the first segment, all the others have to be there as well.
     let pg_control = control::held(&build.placement.data);
-    ship::FrozenWal::find(&build.manifest, pg_wal.clone(), Some(&pg_control)).map(drop)
+    FrozenWal::find(&build.manifest, pg_wal.clone(), Some(&pg_control)).map(drop)
 }
 
 /// The mode of PostgreSQL's files: the group may read them where it may enter the data directory (SetDataDirectoryCreatePerm

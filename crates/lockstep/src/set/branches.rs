@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use super::manifest::{Manifest, Switch};
 use crate::error::{Error, Result};
-use crate::names;
-use crate::plan::refusal::Refusal;
+use crate::refusal::Refusal;
+use crate::words;
 
 pub use apart::{Apart, Primary};
 
@@ -214,7 +214,7 @@ impl Branches {
         });
         if let Some(first) = passed_over.first() {
             let sets: Vec<_> = passed_over.iter().map(|left| left.set.clone()).collect();
-            tracing::warn!("passed over as \"latest\": {}: {first}", names::a_few(&sets));
+            tracing::warn!("passed over as \"latest\": {}: {first}", words::a_few(&sets));
         }
         found
     }

@@ -34,10 +34,11 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::Lock;
 use crate::names::{self, ClusterName, Meant, SetId, random_characters};
-use crate::plan::refusal::Refusal;
+use crate::refusal::Refusal;
 use crate::repository::seen;
 use crate::retention;
 use crate::volume::zfs::DatasetName;
+use crate::words;
 
 /// The manifest's file name.
 const MANIFEST: &str = "manifest.json";
@@ -319,7 +320,7 @@ impl State {
             Meant::Several(all) => {
                 return Err(Error::usage(
                     format!("several sets of cluster \"{}\" begin with \"{which}\"", self.cluster),
-                    format!("write more of it: {}", names::a_few(&all)),
+                    format!("write more of it: {}", words::a_few(&all)),
                 ));
             }
         };

@@ -17,9 +17,9 @@ use crate::repository::image::image_name;
 use crate::repository::raw::raw_image_name;
 use crate::repository::whole::Wholeness;
 use crate::repository::{Repository, of_strata};
-use crate::restore::check_snapshots;
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::set::notes;
+use crate::set::verify;
 
 use super::remembered_deltas;
 use super::volume::journal_name;
@@ -71,7 +71,7 @@ fn is_begun(
 
 /// Whether the set's snapshots are on this host still.
 fn is_there(cx: &Context, set: &Manifest) -> Result<bool> {
-    match check_snapshots(cx, set) {
+    match verify::snapshots(cx, set) {
         Err(Error::Refused(_)) => Ok(false),
         checked => checked.map(|()| true),
     }

@@ -13,10 +13,10 @@
 
 use strata::manifest::DeltaId;
 
-use super::lease::Held;
 use super::{PATIENCE, remembered_deltas};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::repository::lease::Held;
 use crate::repository::whole::Wholeness;
 use crate::repository::{Repository, Shipped};
 

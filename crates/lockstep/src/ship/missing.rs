@@ -9,9 +9,9 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::SetId;
 use crate::repository;
-use crate::restore::incomplete;
 use crate::set::manifest::Manifest;
 use crate::set::notes;
+use crate::set::verify;
 
 /// A set that a repository lacks, or why it can't be shipped.
 pub type Missing = (SetId, Result<Manifest>);
@@ -66,7 +66,7 @@ fn is_missing(set: &SetId, there: &BTreeSet<String>, known: Known) -> bool {
 /// When one isn't, or ZFS fails.
 pub(super) fn assert_whole(cx: &Context, manifest: &Manifest) -> Result<()> {
     let asks = "is its pool away, or was it destroyed or renamed by hand? ";
-    match incomplete(cx, std::slice::from_ref(manifest))?.first() {
+    match verify::incomplete(cx, std::slice::from_ref(manifest))?.first() {
         Some((set, error)) => Err(of_no_use(set, error, asks)),
         None => Ok(()),
     }

@@ -20,7 +20,7 @@ use crate::config::EncryptedDatasets;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::layout::PartKind;
-use crate::plan::refusal::Refusal;
+use crate::refusal::Refusal;
 use crate::repository::raw::{Segment, ingest, next_base, raw_image_name};
 use crate::repository::shipped::ShippedVolume;
 use crate::repository::whole::Wholeness;

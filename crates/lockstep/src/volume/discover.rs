@@ -7,7 +7,7 @@ use super::mounts::{Mounts, inside};
 use super::zfs::{DatasetName, Zfs};
 use crate::error::{Error, Result};
 use crate::plan::layout::{Layout, NestedMount, Part, PartKind, Reserved, Volume};
-use crate::plan::refusal::Refusal;
+use crate::refusal::Refusal;
 
 /// A part before its volume is known: which, and the path as PostgreSQL knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]

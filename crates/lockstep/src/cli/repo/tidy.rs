@@ -13,13 +13,14 @@ use super::meant;
 use crate::config::parse_bytes;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::plan::warnings::bytes;
 use crate::progress::Progress;
-use crate::repository::check::{self, Checked, Repaired, Severity, counted};
+use crate::repository::check::{self, Checked, Repaired, Severity};
+use crate::repository::lease::Held;
 use crate::repository::{self, Repository, of_strata};
 use crate::set::at_work;
-use crate::ship::{self, begun, lease::Held};
+use crate::ship::{self, begun};
 use crate::steps;
+use crate::words::{bytes, counted};
 
 #[derive(Debug, Args)]
 pub(super) struct Check {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::real;
 use crate::context::Context;
 use crate::error::Result;
-use crate::plan::refusal::Refusal;
+use crate::refusal::Refusal;
 use crate::restore::placement::Placement;
 use crate::volume::mounts::{Mount, Mounts};
 use crate::volume::zfs::DatasetName;

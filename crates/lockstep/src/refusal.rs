@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use pgfiles::lsn::Lsn;
 
-use super::layout::PartKind;
-use super::strategy::Strategy;
+use crate::plan::layout::PartKind;
+use crate::plan::strategy::Strategy;
 use crate::process::quote;
 
 /// Not consistent, or not safe.

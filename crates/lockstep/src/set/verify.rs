@@ -6,7 +6,7 @@
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::SetId;
-use crate::plan::refusal::Refusal;
+use crate::refusal::Refusal;
 use crate::set::manifest::{Manifest, SetVolume, hash_file};
 
 /// Checks the snapshots against the manifest.
@@ -75,8 +75,17 @@ fn missing(set: &Manifest, volume: &SetVolume, is_away: bool) -> Refusal {
     }
 }
 
+/// Whether a set is still what its manifest says: every snapshot by GUID, every file by hash.
+///
+/// # Errors
+/// What is gone or changed.
+pub(crate) fn set(cx: &Context, manifest: &Manifest) -> Result<()> {
+    snapshots(cx, manifest)?;
+    files(cx, manifest)
+}
+
 /// Checks the files beside the manifest.
-pub(super) fn files(cx: &Context, manifest: &Manifest) -> Result<()> {
+fn files(cx: &Context, manifest: &Manifest) -> Result<()> {
     let directory = cx.state.set_directory(&manifest.set);
     for (name, expected) in &manifest.files {
         let path = directory.join(name);

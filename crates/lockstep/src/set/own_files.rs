@@ -14,10 +14,10 @@ use pgfiles::wal_name::WalFileName;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::layout::PartKind;
-use crate::plan::refusal::Refusal;
 use crate::plan::strategy::Strategy;
 use crate::postgres::wal_run::{Wanted, run};
 use crate::postgres::{instance, wal};
+use crate::refusal::Refusal;
 use crate::set::manifest::{Manifest, WalStored, hash_file};
 
 /// The set's WAL, as it lies in pg_wal's snapshot.
