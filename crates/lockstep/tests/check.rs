@@ -327,4 +327,7 @@ fn a_reservation_that_no_snapshot_fits_beside_is_told() {
     assert!(itself.is_err_and(|error| error.contains("out of space")), "it was no use to refuse");
     zfs(&["set", "refreservation=none", dataset]);
     lockstep.backup("label");
+    // What a snapshot has already isn't reserved once more.
+    zfs(&["set", &format!("refreservation={}", bytes("available") - own / 2), dataset]);
+    lockstep.backup("label");
 }

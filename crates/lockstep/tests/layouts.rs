@@ -325,6 +325,13 @@ fn databases_moved_and_copied_meanwhile(major: u32) {
     let (set, _) = with_changes(&fixture, &lockstep, "label", frozen, || copy("second", "shop"));
     assert_eq!(set.tries, 1, "{}", set.json);
     assert_has(&fixture, &set.id, &["shop", "second"]);
+    // What replay copies is a table's new file then, and the copy's catalog names the old one.
+    let (set, said) = with_changes(&fixture, &lockstep, "label", begun, || {
+        copy("changed", "shop");
+        cluster.connect("shop").batch_execute("VACUUM FULL t").expect("it is written anew");
+    });
+    taken_again(&set, &said, "which was written to after that");
+    assert_has(&fixture, &set.id, &["shop", "changed"]);
     // Where nobody can be asked, it may be about to go.
     let silent = fixture.root().join("silent.toml");
     std::fs::write(&silent, fixture.configuration("auto", false)).expect("it can be written");

@@ -4,8 +4,11 @@
 //! TABLESPACE in every version) by copying what lies on disk then, and makes a folder that isn't there anew and empty
 //! (`dbase_redo`, `dbcommands.c`): whoever wants to know whether a recovery loses a database needs to know these records.
 //!
+//! What was written to the copied database after the copy matters, too: replay copies it along where the files have it already.
+//! So of a database that was copied the first record that touches it afterwards is told.
+//!
 //! The reader takes page after page of 8 KiB or what the segments say, and keeps nothing but the records of this one
-//! resource manager. A record counts only when its CRC is right and it names the one before as its own predecessor: where
+//! resource manager, and what the others say of a copied database's blocks. A record counts only when its CRC is right and it names the one before as its own predecessor: where
 //! that isn't so, the WAL ends (`XLogReadRecord`, `xlogreader.c`).
 
 use std::collections::BTreeSet;
@@ -26,9 +29,17 @@ const OVERWRITTEN: u16 = 0x0008;
 const LONGEST: usize = 1020 << 20;
 /// A record of a database's folders is a few bytes for each tablespace; a longer one is none.
 const LONGEST_KEPT: usize = 1 << 20;
+/// What the headers of a record's blocks take at most: of 33 of them (`XLR_MAX_BLOCK_ID`), each with an image and a relation,
+/// behind the origin and the transaction (`xlogrecord.h`).
+const LONGEST_HEADERS: usize = 33 * (4 + 7 + 12 + 4) + 8;
+
+/// What stands before a record's data beside the headers of its blocks (`xlogrecord.h`).
+const ORIGIN: u8 = 253;
+const TOP_TRANSACTION: u8 = 252;
 
 /// Resource managers (`rmgrlist.h`).
 const RM_XLOG: u8 = 0;
+const RM_SMGR: u8 = 2;
 const RM_DATABASE: u8 = 4;
 const XLOG_SWITCH: u8 = 0x40;
 
@@ -60,6 +71,8 @@ pub enum Change {
     },
     /// They are removed.
     Drop(BTreeSet<Folder>),
+    /// The first change of any relation of this database since it was copied last.
+    Write(u32),
 }
 
 /// A record.
@@ -93,6 +106,8 @@ pub struct Records {
     previous: Option<Lsn>,
     begun: Option<Begun>,
     found: Vec<DatabaseRecord>,
+    /// Databases that were copied, and not written to since.
+    sources: BTreeSet<u32>,
 }
 
 /// A record of which a part was seen.
@@ -105,6 +120,8 @@ struct Begun {
     /// Of what follows the header.
     crc: u32,
     body: Vec<u8>,
+    /// Of the body of a record that isn't one of the databases' so much is kept.
+    keeps: usize,
     major: u32,
 }
 
@@ -113,7 +130,16 @@ impl Records {
     /// come from the one that holds `start` on.
     #[must_use]
     pub const fn new(start: Lsn, until: Lsn, size: WalSegmentSize) -> Self {
-        Self { start, until, size, end: start, previous: None, begun: None, found: Vec::new() }
+        Self {
+            start,
+            until,
+            size,
+            end: start,
+            previous: None,
+            begun: None,
+            found: Vec::new(),
+            sources: BTreeSet::new(),
+        }
     }
 
     /// The end of the last record that was read whole; the start where there was none.
@@ -180,6 +206,7 @@ impl Records {
                 header: [0; RECORD_HEADER],
                 crc: 0,
                 body: Vec::new(),
+                keeps: if self.sources.is_empty() { 0 } else { LONGEST_HEADERS },
                 major,
             };
             begun.take(page.get(at..)?);
@@ -211,15 +238,87 @@ impl Records {
         let bytes = u64::from(self.size.bytes());
         let behind = end.as_u64().checked_next_multiple_of(bytes).map_or(end, Lsn::new);
         self.end = if is_switch { behind } else { end };
-        if manager == RM_DATABASE {
-            let change = change(begun.major, info, &begun.body);
-            self.found.extend(change.map(|change| DatabaseRecord { at: begun.at, change }));
+        let change = match manager {
+            RM_DATABASE => change(begun.major, info, &begun.body),
+            _ => self.written(&begun, manager, info).map(Change::Write),
+        };
+        match &change {
+            Some(Change::Copy { from, .. }) => _ = self.sources.insert(from.database),
+            Some(Change::Write(database)) => _ = self.sources.remove(database),
+            _ => {}
         }
+        self.found.extend(change.map(|change| DatabaseRecord { at: begun.at, change }));
         Some(match () {
             () if self.end > self.until => Some(Next::End),
             () if is_switch => Some(Next::Segment),
             () => None,
         })
+    }
+}
+
+impl Records {
+    /// The copied database that a record changes.
+    fn written(&self, begun: &Begun, manager: u8, info: u8) -> Option<u32> {
+        if self.sources.is_empty() {
+            return None;
+        }
+        // Both begin with a relation, but for the block that a truncation names first (`storage_xlog.h`).
+        let own = || match (manager, info) {
+            (RM_SMGR, 0x10) => number_32(main_data(&begun.body)?, 4),
+            (RM_SMGR, 0x20) => number_32(main_data(&begun.body)?, 8),
+            _ => None,
+        };
+        let is_source = |database: &u32| self.sources.contains(database);
+        let mut blocks = BlockDatabases { body: &begun.body, at: 0, major: begun.major };
+        blocks.find(is_source).or_else(|| own().filter(is_source))
+    }
+}
+
+/// The databases of the blocks that a record changes: what their headers say (`DecodeXLogRecord`, `xlogreader.c`).
+struct BlockDatabases<'a> {
+    body: &'a [u8],
+    at: usize,
+    major: u32,
+}
+
+impl Iterator for BlockDatabases<'_> {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        const MOST: u8 = 32;
+        const HAS_IMAGE: u8 = 0x10;
+        const SAME_RELATION: u8 = 0x80;
+        const HAS_HOLE: u8 = 0x01;
+        loop {
+            match *self.body.get(self.at)? {
+                ORIGIN => self.at += 3,
+                TOP_TRANSACTION => self.at += 5,
+                0..=MOST => {
+                    let flags = *self.body.get(self.at + 1)?;
+                    self.at += 4;
+                    if flags & HAS_IMAGE != 0 {
+                        let image = *self.body.get(self.at + 4)?;
+                        // 15 made three methods of one (`BKPIMAGE_COMPRESSED`).
+                        let compressed = if self.major >= 15 { 0x1c } else { 0x02 };
+                        let has_length = image & HAS_HOLE != 0 && image & compressed != 0;
+                        self.at += if has_length { 7 } else { 5 };
+                    }
+                    // The same as that of the block before, which was told.
+                    let database = match flags & SAME_RELATION {
+                        0 => {
+                            self.at += 12;
+                            Some(number_32(self.body, self.at - 8)?)
+                        }
+                        _ => None,
+                    };
+                    self.at += 4;
+                    if database.is_some() {
+                        return database;
+                    }
+                }
+                _ => return None,
+            }
+        }
     }
 }
 
@@ -234,10 +333,11 @@ impl Begun {
         }
         self.seen += bytes.len();
         self.crc = crc32c::crc32c_append(self.crc, body);
-        let is_kept = self.seen > RECORD_HEADER && self.header[17] == RM_DATABASE;
-        if is_kept && self.total <= LONGEST_KEPT {
-            self.body.extend_from_slice(body);
-        }
+        let is_database = self.seen > RECORD_HEADER && self.header[17] == RM_DATABASE;
+        let most =
+            if is_database && self.total <= LONGEST_KEPT { LONGEST_KEPT } else { self.keeps };
+        let room = most.saturating_sub(self.body.len());
+        self.body.extend_from_slice(&body[..body.len().min(room)]);
     }
 }
 
@@ -268,8 +368,6 @@ fn change(major: u32, info: u8, body: &[u8]) -> Option<Change> {
 fn main_data(body: &[u8]) -> Option<&[u8]> {
     const SHORT_DATA: u8 = 255;
     const LONG_DATA: u8 = 254;
-    const ORIGIN: u8 = 253;
-    const TOP_TRANSACTION: u8 = 252;
     let mut at = 0;
     loop {
         let id = *body.get(at)?;

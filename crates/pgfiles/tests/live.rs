@@ -12,6 +12,7 @@ use pgfiles::backup_label::BackupFrom;
 use pgfiles::control_file::{DbState, UNUSABLE_CHECKPOINT};
 use pgfiles::database_records::{Change, Next, Records};
 use pgfiles::{BackupLabel, ControlFile, Lsn, TimelineHistory, TimelineId, WalSegment};
+use std::collections::BTreeSet;
 use std::fs;
 use support::controldata;
 use support::server::{Lab, Server, installed};
@@ -251,17 +252,31 @@ fn database_records(server: &Server, start: Lsn, until: Lsn) -> Vec<String> {
                 let folders: Vec<_> = folders.iter().map(ToString::to_string).collect();
                 format!("dir {}", folders.join(" "))
             }
+            Change::Write(database) => format!("write {database}"),
         };
         format!("{} {what}", record.at)
     });
     said.collect()
 }
 
+/// The databases that a line of `pg_waldump` names: `rel 1663/5/2619` of a block, and the path of a file.
+fn databases(line: &str) -> impl Iterator<Item = u32> {
+    let words = line.split([' ', ',']).zip(line.split([' ', ',']).skip(1));
+    let of_word = |(before, word): (&str, &str)| {
+        let mut parts = word.split('/').rev();
+        let is_named =
+            before == "rel" || word.starts_with("base/") || word.starts_with("pg_tblspc/");
+        parts.next().filter(|_| is_named)?;
+        parts.next()?.parse().ok()
+    };
+    words.filter_map(of_word)
+}
+
 #[test]
 fn copies_of_databases_are_found_as_pg_waldump_finds_them() {
     for (major, bin) in installed() {
         let lab = Lab::new(major, bin, "databases");
-        let primary = lab.initdb("primary", "wal_keep_size = 512");
+        let primary = lab.initdb("primary", "wal_keep_size = 512\nwal_compression = on");
         primary.start().unwrap();
         let place = lab.folder.join("space");
         primary.sql(&format!(
@@ -278,28 +293,40 @@ fn copies_of_databases_are_found_as_pg_waldump_finds_them() {
         primary.sql(&format!("CREATE DATABASE shop {strategy}"));
         primary.sql("ALTER DATABASE shop SET TABLESPACE space");
         primary.sql("SELECT pg_switch_wal()");
+        primary.sql(&format!("CREATE DATABASE copy TEMPLATE postgres {strategy}"));
         primary.sql("CREATE TABLE u AS SELECT * FROM t");
+        primary.sql(&format!("CREATE DATABASE again TEMPLATE postgres {strategy}"));
+        primary.sql("UPDATE t SET i = i + 1 WHERE i < 9");
         primary.sql(&format!("CREATE DATABASE other TEMPLATE shop {strategy}"));
         primary.sql("DROP DATABASE shop");
         primary.sql("SELECT pg_logical_emit_message(true, 'the', 'end')");
         let until = primary.sql("SELECT pg_current_wal_flush_lsn()");
         let found = database_records(&primary, start.parse().unwrap(), until.parse().unwrap());
         let wal = primary.data.join("pg_wal");
-        let dumped = lab.run(
-            "pg_waldump",
-            &["-p", wal.to_str().unwrap(), "-r", "Database", "-s", &start, "-e", &until],
-        );
+        let dumped =
+            lab.run("pg_waldump", &["-p", wal.to_str().unwrap(), "-s", &start, "-e", &until]);
+        let mut sources = BTreeSet::<u32>::new();
         let expected: Vec<_> = dumped
             .lines()
             .filter_map(|line| {
                 let at: Lsn = line.split_once("lsn: ")?.1.split_once(',')?.0.parse().ok()?;
+                if !line.starts_with("rmgr: Database") {
+                    let written = databases(line).find(|database| sources.remove(database))?;
+                    return Some(format!("{at} write {written}"));
+                }
                 let (_, what) = line.split_once("desc: ")?.1.split_once(' ')?;
+                if let Some((from, _)) =
+                    what.strip_prefix("copy dir ").and_then(|copy| copy.split_once(" to "))
+                {
+                    sources.insert(from.split_once('/')?.1.parse().ok()?);
+                }
                 (!what.starts_with("create dir")).then(|| format!("{at} {what}"))
             })
             .collect();
         assert_eq!(found, expected, "PostgreSQL {major}");
-        let copies = if major >= 15 { 3 } else { 4 };
+        let copies = if major >= 15 { 5 } else { 6 };
         assert_eq!(found.iter().filter(|line| line.contains("copy")).count(), copies, "{found:?}");
+        assert!(found.iter().filter(|line| line.contains("write")).count() >= 2, "{found:?}");
         primary.stop("fast");
     }
 }

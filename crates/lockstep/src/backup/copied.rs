@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::plan::strategy::Strategy;
 use crate::plan::warnings;
 use crate::postgres::copies::{self, Removals};
-use crate::postgres::{connection, session};
+use crate::postgres::{connection, session, wal};
 use crate::refusal::Refusal;
 
 impl Attempt<'_> {
@@ -33,8 +33,8 @@ impl Attempt<'_> {
     /// Reads the copies of databases out of the WAL that recovery of the set replays, while it is surely there.
     ///
     /// # Errors
-    /// [`Refusal::LayoutChanged`] where one may lose something; [`Refusal::WalDamaged`] where the WAL can't be read as far
-    /// as the set needs it.
+    /// [`Refusal::LayoutChanged`] where one may lose something; [`Refusal::WalRecycledBeforeFreeze`] where the WAL went before
+    /// it was read, and [`Refusal::WalDamaged`] where it can't be read as far as the set needs it.
     pub(super) fn check_copies(&mut self) -> Result<()> {
         let is_standby = self.is_standby();
         match self.plan.strategy {
@@ -65,6 +65,11 @@ impl Attempt<'_> {
         if end < needed {
             let segment = WalSegment::containing(identity.timeline, end, identity.segment_size);
             let segment = segment.file_name(identity.segment_size);
+            // It was frozen with the others, and gone before it was read here: no slot keeps it.
+            if !folders.iter().any(|folder| folder.join(&segment).exists()) {
+                let oldest = wal::oldest(&folders[1], identity.segment_size)?;
+                return Err(Refusal::WalRecycledBeforeFreeze { needed: segment, oldest }.into());
+            }
             let why = format!("recovery reads to {needed}, and no record can be read at {end}");
             return Err(Refusal::WalDamaged { segment, why }.into());
         }

@@ -85,8 +85,9 @@ pub struct Volume {
     pub foreign: Vec<String>,
 }
 
-/// A dataset whose `refreservation` is to hold although all that it has now is kept by a snapshot: what it has is
-/// reserved once more, outside of what is reserved already (`dsl_dataset_snapshot_reserve_space` in dsl_dataset.c).
+/// A dataset whose `refreservation` is to hold although all that it has now is kept by a snapshot: what it has alone, and no
+/// older snapshot has, is reserved once more, outside of what is reserved already (`dsl_dataset_snapshot_reserve_space` in
+/// dsl_dataset.c).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reserved {
     /// What a snapshot needs, in bytes.
@@ -96,10 +97,10 @@ pub struct Reserved {
 }
 
 impl Reserved {
-    /// Where it is more than there is.
+    /// Where it is more than there is; `unused` is `usedbyrefreservation`, the reservation less what the dataset has alone.
     #[must_use]
-    pub fn lacking(reservation: u64, unused: u64, own: u64, available: u64) -> Option<Self> {
-        let needed = reservation.min(own);
+    pub fn lacking(reservation: u64, unused: u64, available: u64) -> Option<Self> {
+        let needed = reservation.saturating_sub(unused);
         let left = available.saturating_sub(unused);
         (needed > left).then_some(Self { needed, left })
     }

@@ -4,7 +4,8 @@
 //! `STRATEGY file_copy`) is replayed by removing the new folder and copying the old one as it lies on disk then; where
 //! that isn't there, PostgreSQL makes it empty, and says nothing (dbase_redo and recovery_create_dbdir in dbcommands.c).
 //! A crash can't meet this: both commands make a checkpoint before they commit, and the old folder is removed after that,
-//! so recovery begins behind the copy. A backup's recovery begins before it, and with folders that were frozen later.
+//! so recovery begins behind the copy. A backup's recovery begins before it, and with folders that were frozen later: what was
+//! written to the old one since is copied along, and what of it was removed isn't.
 //!
 //! What could go wrong: a removal that is under way has no record yet, for a primary writes that behind it.
 
@@ -21,6 +22,7 @@ use pgfiles::wal_page::{LONG_HEADER_SIZE, SegmentHeader};
 use super::wal::WalIdentity;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::steps;
 
 /// How many pages are read at once.
 const PAGES: usize = 32;
@@ -55,6 +57,8 @@ pub fn lost(records: &[DatabaseRecord], removals: &Removals) -> Option<String> {
             )
         } else if records[at..].iter().any(is_removed) {
             format!("database {} was copied from {database}, which was removed", to.database)
+        } else if records[at..].iter().any(|later| later.change == Change::Write(database)) {
+            format!("database {} was copied from {database}, which was written to after that", to.database)
         } else {
             match removals {
                 Removals::UnderWay(databases) if databases.contains(&database) => format!(
@@ -83,7 +87,7 @@ fn tablespace(folder: Folder) -> String {
 /// segments that lie in any of these folders. Says where it came to: less than `until` where the WAL ends before.
 ///
 /// # Errors
-/// When a segment can't be read.
+/// When a segment can't be read; [`Error::Interrupted`] between two of them.
 pub fn read(
     folders: &[PathBuf],
     identity: WalIdentity,
@@ -93,6 +97,8 @@ pub fn read(
     let mut records = Records::new(start, until, identity.segment_size);
     let mut segment = WalSegment::containing(identity.timeline, start, identity.segment_size);
     let mut from = start;
+    // Gigabytes, where checkpoints are far apart.
+    steps::reached("backup.copies")?;
     while let Some((path, file)) = open(folders, &segment.file_name(identity.segment_size))? {
         let first = segment.start(identity.segment_size);
         let inside = from.bytes_since(first).unwrap_or(0);
@@ -100,6 +106,7 @@ pub fn read(
             Next::End => break,
             Next::Page | Next::Segment => {}
         }
+        steps::reached("backup.copies-segment")?;
         segment = segment.next();
         from = segment.start(identity.segment_size);
     }
@@ -181,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_whole_while_its_source_stays() {
+    fn a_copy_is_whole_while_its_source_stays_as_it_was() {
         let none = Removals::UnderWay(BTreeSet::new());
         let (template, new) = (folder(PG_DEFAULT, 1), folder(PG_DEFAULT, 16390));
         let made = copy(template, new);
@@ -197,8 +204,15 @@ mod tests {
         assert!(said.starts_with("database 16390 was copied from 1, which was removed"), "{said}");
         let said = lost(std::slice::from_ref(&made), &Removals::UnderWay([1].into())).unwrap();
         assert!(said.contains("which is being removed"), "{said}");
-        let said = lost(&[made], &Removals::Unknown).unwrap();
+        let said = lost(&[made.clone()], &Removals::Unknown).unwrap();
         assert!(said.contains("without a connection"), "{said}");
         assert_eq!(lost(&[drop_of(&[template])], &Removals::Unknown), None);
+        let write = |database| DatabaseRecord {
+            at: Lsn::new(0x0300_0200),
+            change: Change::Write(database),
+        };
+        assert_eq!(lost(&[write(1), made.clone(), write(2)], &none), None);
+        let said = lost(&[made, write(1)], &none).unwrap();
+        assert!(said.contains("copied from 1, which was written to after that"), "{said}");
     }
 }

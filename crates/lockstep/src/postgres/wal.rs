@@ -214,7 +214,7 @@ fn copy_file(from: &Path, to: &Path) -> Result<()> {
     crate::files::copy_owned(from, to, 0o600, None)
 }
 
-fn oldest(pg_wal: &Path, size: WalSegmentSize) -> Result<String> {
+pub(crate) fn oldest(pg_wal: &Path, size: WalSegmentSize) -> Result<String> {
     let names = names(pg_wal)?.into_iter();
     let segments = names.filter(|name| WalSegment::parse(name, size).is_ok());
     Ok(segments.min().unwrap_or_else(|| "none".into()))

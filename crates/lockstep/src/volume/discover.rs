@@ -123,7 +123,7 @@ fn device(path: &Path) -> Result<(u32, u32)> {
 }
 
 /// What says whether a snapshot can be had beside a reservation.
-const RESERVED: [&str; 4] = ["refreservation", "usedbyrefreservation", "usedbydataset", "refquota"];
+const RESERVED: [&str; 3] = ["refreservation", "usedbyrefreservation", "refquota"];
 
 fn add_properties(zfs: &Zfs, layout: &mut Layout) -> Result<()> {
     let names: Vec<_> = layout.volumes.iter().map(|v| v.dataset.to_string()).collect();
@@ -150,7 +150,6 @@ fn add_properties(zfs: &Zfs, layout: &mut Layout) -> Result<()> {
             volume.lacking = Reserved::lacking(
                 number("refreservation")?,
                 number("usedbyrefreservation")?,
-                number("usedbydataset")?,
                 volume.available,
             );
         }

@@ -40,9 +40,19 @@ impl Wal {
         self.record_then(manager, info, data, usize::MAX)
     }
 
+    /// With the headers of its blocks.
+    fn blocks(&mut self, manager: u8, info: u8, blocks: &[u8], data: &[u8]) -> Lsn {
+        self.whole(manager, info, blocks, data, usize::MAX)
+    }
+
     /// Of the record only so many bytes.
     fn record_then(&mut self, manager: u8, info: u8, data: &[u8], written: usize) -> Lsn {
-        let mut body = vec![253, 0, 0, 252, 0, 0, 0, 0];
+        self.whole(manager, info, &[], data, written)
+    }
+
+    fn whole(&mut self, manager: u8, info: u8, blocks: &[u8], data: &[u8], written: usize) -> Lsn {
+        let mut body = blocks.to_vec();
+        body.extend([253, 0, 0, 252, 0, 0, 0, 0]);
         match u8::try_from(data.len()) {
             Ok(length) => body.extend([255, length]),
             Err(_) => {
@@ -211,5 +221,63 @@ proptest! {
         records.page(Lsn::new(START), &bytes);
         records.page(Lsn::new(START + PAGE as u64), &bytes);
         prop_assert!(records.into_found().len() <= bytes.len());
+    }
+}
+
+/// A block's header: its flags, an image's information, and the relation where it isn't that of the one before.
+fn block(
+    id: u8,
+    flags: u8,
+    image: Option<u8>,
+    relation: Option<(u32, u32)>,
+    holes: bool,
+) -> Vec<u8> {
+    let mut bytes = vec![id, flags, 0, 0];
+    if let Some(image) = image {
+        bytes.extend([10, 0, 0, 0, image]);
+        bytes.resize(bytes.len() + if holes { 2 } else { 0 }, 0);
+    }
+    if let Some((tablespace, database)) = relation {
+        bytes.extend([tablespace, database, 2619].iter().flat_map(|n| n.to_le_bytes()));
+    }
+    bytes.extend(7u32.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn of_a_copied_database_the_first_change_is_told() {
+    // 15 has three methods of compression, and before it there was one.
+    for (magic, compressed, other) in [(PG_14, 0x02, 0x04), (PG_15, 0x08, 0x02)] {
+        let mut wal = Wal::new(magic);
+        let of = |database| Some((1663, database));
+        let touches =
+            |wal: &mut Wal, blocks: &[Vec<u8>]| wal.blocks(RM_HEAP, 0, &blocks.concat(), b"data");
+        touches(&mut wal, &[block(0, 0, None, of(5), false)]);
+        let copied = wal.copy((1663, 5), (1663, 16390));
+        // Another's, the copy's own, one of none.
+        touches(&mut wal, &[block(0, 0, None, of(1), false), block(1, 0x80, None, None, false)]);
+        touches(&mut wal, &[block(0, 0, None, of(16390), false)]);
+        wal.record(RM_HEAP, 0, b"x");
+        wal.record(RM_SMGR, 0x10, &[0; 16]);
+        let images = [
+            block(0, 0x10, Some(0x01 | compressed), of(1), true),
+            block(1, 0x10, Some(0x01 | other), of(1), false),
+            block(2, 0x90, Some(compressed), None, false),
+            block(3, 0, None, of(5), false),
+        ];
+        let at = touches(&mut wal, &images);
+        let first = DatabaseRecord { at, change: Change::Write(5) };
+        touches(&mut wal, &images);
+        let again = wal.copy((1663, 5), (1663, 16391));
+        let relation: Vec<u8> =
+            [1663u32, 5, 2619, 0].iter().flat_map(|n| n.to_le_bytes()).collect();
+        let at = wal.record(RM_SMGR, 0x10, &relation);
+        let made = DatabaseRecord { at, change: Change::Write(5) };
+        let more = wal.copy((1663, 5), (1663, 16392));
+        let truncated: Vec<u8> =
+            [7u32, 1663, 5, 2619, 7].iter().flat_map(|n| n.to_le_bytes()).collect();
+        let at = wal.record(RM_SMGR, 0x20, &truncated);
+        let cut = DatabaseRecord { at, change: Change::Write(5) };
+        assert_eq!(read(&wal.bytes).0, [copied, first, again, made, more, cut]);
     }
 }
