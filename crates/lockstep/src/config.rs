@@ -319,8 +319,8 @@ pub fn folder_beside(path: &Path) -> PathBuf {
     path.with_extension("d")
 }
 
-/// The folder's `*.toml`, by name; none where there is no folder. What begins with a dot is a file
-/// that an editor or [`crate::files::publish`] hasn't finished.
+/// The folder's `*.toml`, by name; none where there is no folder. What begins with a dot is a file that an editor hasn't
+/// finished; what [`crate::files::publish`] hasn't ends in `.tmp`.
 fn fragments(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(folder) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -328,6 +328,10 @@ fn a_reservation_that_no_snapshot_fits_beside_is_told() {
     zfs(&["set", "refreservation=none", dataset]);
     lockstep.backup("label");
     // What a snapshot has already isn't reserved once more.
-    zfs(&["set", &format!("refreservation={}", bytes("available") - own / 2), dataset]);
+    let ballast = std::path::Path::new(&property(dataset, "mountpoint")).join("ballast");
+    std::fs::write(&ballast, vec![7; 200 << 20]).expect("a file can be written");
+    lockstep.backup("label");
+    let (own, left) = (bytes("usedbydataset"), bytes("available"));
+    zfs(&["set", &format!("refreservation={}", left - own / 4 * 3), dataset]);
     lockstep.backup("label");
 }
