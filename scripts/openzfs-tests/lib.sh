@@ -88,8 +88,14 @@ cluster_in_two_pools() {
   must zfs create -o mountpoint="$PG_ROOT/data" -o recordsize="${RECORDSIZE:-8k}" tank/pgdata
   must zfs create -o mountpoint="$PG_ROOT/wal" fast/pgwal
   must zfs create -o mountpoint="$PG_ROOT/space one" -o recordsize="${RECORDSIZE:-8k}" "fast/space one"
-  DATA_DATASET=tank/pgdata WAL_DATASET=fast/pgwal SPACE_DATASET="fast/space one"
+  datasets_in_two_pools
   cluster
+}
+
+# What they are called, also after the guest was started again.
+# shellcheck disable=SC2034  # for the tests
+datasets_in_two_pools() {
+  DATA_DATASET=tank/pgdata WAL_DATASET=fast/pgwal SPACE_DATASET="fast/space one"
 }
 
 cluster_in_one_pool() {

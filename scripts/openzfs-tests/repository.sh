@@ -132,6 +132,7 @@ case $1 in
     sleep 60
     ;;
   after)
+    datasets_in_two_pools
     must zpool import -f tank
     must zpool import -f fast
     must zfs mount -a
