@@ -4,12 +4,14 @@
 //! behind. The set's snapshots are only read: the restored cluster lives in clones of them.
 
 mod alone;
+mod bases;
 mod beforehand;
 mod build;
 mod choice;
 mod control;
 mod fetched;
 pub mod files_form;
+mod fold;
 mod guard;
 mod history_command;
 mod kept;
