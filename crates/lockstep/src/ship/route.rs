@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use strata::check::Doomed;
 use strata::delta::Descriptor;
 
+use super::Extent;
 use super::raw::RawWay;
 use super::tags::{Of, PAGE, Tags, or_none};
 use super::volume::{Job, Shipment, shipped};
@@ -80,7 +81,7 @@ struct Plain {
 
 /// Finds what the volume's snapshot is an increment to: the newest snapshot or bookmark that the
 /// repository has too, with all that it comes from. With `raw` among what was sent raw, else among
-/// the rest. With `full` to nothing.
+/// the rest. In full to nothing.
 ///
 /// # Errors
 /// When ZFS or the store fails.
@@ -97,15 +98,15 @@ pub fn route<'a>(
     }
     let deltas = there.image(&image_name(&volume.dataset))?;
     let mut noted = deltas.noted(&volume.guid, how.noted)?;
-    if !how.full
+    if !how.is_full()
         && let Some(descriptor) = deltas.whole(&volume.guid)?
     {
         return Ok(Route { volume, noted, way: plain(Some(descriptor), None, None) });
     }
     // One that isn't whole is written again and takes its place: the snapshot is the same, and with
     // nothing more left out so is what all deltas upon it are folded with.
-    let replaced = deltas.left_out(&volume.guid, how.full)?;
-    if how.full {
+    let replaced = deltas.left_out(&volume.guid, how.is_full())?;
+    if how.is_full() {
         return Ok(Route { volume, noted, way: plain(None, None, replaced) });
     }
     let failed = Cell::new(None);
@@ -138,12 +139,18 @@ pub fn route<'a>(
 pub struct How<'a> {
     /// As it is encrypted on disk.
     pub raw: bool,
-    /// All of it, as the beginning of a new chain.
-    pub full: bool,
+    /// In full as the beginning of a new chain.
+    pub extent: Extent,
     /// After how many increments all of a raw one comes again.
     pub raw_full_every: u32,
     /// What nobody needs, as noted by a collection.
     pub noted: &'a Doomed,
+}
+
+impl How<'_> {
+    pub(super) fn is_full(&self) -> bool {
+        self.extent == Extent::Full
+    }
 }
 
 fn plain(
