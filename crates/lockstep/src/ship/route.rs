@@ -23,14 +23,8 @@ use crate::repository::shipped::ShippedVolume;
 use crate::repository::whole::Wholeness;
 use crate::set::manifest::SetVolume;
 use crate::volume::zfs::{
-    ACLTYPE, Base, DatasetName, Properties, SnapshotName, Zfs, is_set, mountpoints_in,
+    Base, DatasetName, KEPT, KEPT_IF_KNOWN, Properties, SnapshotName, Zfs, is_set, mountpoints_in,
 };
-
-/// Properties of a dataset that its restored copy gets too.
-const PROPERTIES: [&str; 6] =
-    ["recordsize", "compression", "atime", "logbias", "primarycache", "xattr"];
-/// The same, of which pool version 23 has none.
-const NEWER: [&str; 2] = ["redundant_metadata", ACLTYPE];
 
 /// The properties of datasets that their restored copies get too, and where they are mounted; all in
 /// one command.
@@ -42,8 +36,8 @@ pub fn properties(
     datasets: &[DatasetName],
 ) -> Result<(Properties, BTreeMap<DatasetName, PathBuf>)> {
     let names: Vec<_> = datasets.iter().map(DatasetName::to_string).collect();
-    let known: Vec<_> = PROPERTIES.into_iter().chain(["mountpoint"]).collect();
-    let mut all = zfs.get_known(&names, &known, &NEWER)?;
+    let known: Vec<_> = KEPT.into_iter().chain(["mountpoint"]).collect();
+    let mut all = zfs.get_known(&names, &known, &KEPT_IF_KNOWN)?;
     let mounted = mountpoints_in(datasets, &all);
     all.values_mut()
         .for_each(|of| of.retain(|name, value| name != "mountpoint" && is_set(name, value)));
