@@ -12,7 +12,7 @@ use crate::first_wal;
 use crate::plan::strategy::Strategy;
 use crate::repository;
 use crate::repository::{Shipped, ShippedVolume, files};
-use crate::restore::source::From;
+use crate::restore::source::Origin;
 use crate::set::manifest::{Manifest, WalStored};
 use crate::set::state::InRepository;
 use crate::set::verify;
@@ -21,8 +21,8 @@ use crate::words::bytes;
 #[derive(Debug, Args)]
 pub(super) struct List {
     /// Where to look: snapshots, repository or repository:NAME
-    #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = From::parse)]
-    from: From,
+    #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = Origin::parse)]
+    from: Origin,
     /// Print instead the first segment of WAL that a set needs, of all sets on this host and in all repositories of the
     /// cluster: an archive has to be kept from there on
     #[arg(long, conflicts_with = "from")]
@@ -59,7 +59,7 @@ impl List {
             return Ok(Done::Well);
         }
         match &self.from {
-            From::Snapshots => {
+            Origin::Snapshots => {
                 let (sets, mut damaged) = cx.state.sets()?;
                 let (incomplete, own) = verify::look(cx, &sets)?;
                 damaged.extend(incomplete);
@@ -73,7 +73,7 @@ impl List {
                 }
                 list(&listed, damaged, as_json)
             }
-            From::Repository(name) => {
+            Origin::Repository(name) => {
                 let repository = repository::open_meant(cx, name.as_deref())?;
                 let (sets, damaged) = repository.sets()?;
                 let mut listed = Vec::new();
@@ -238,15 +238,15 @@ pub(super) struct Show {
     #[arg(value_name = "SET")]
     set: String,
     /// Where to look: snapshots, repository or repository:NAME
-    #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = From::parse)]
-    from: From,
+    #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = Origin::parse)]
+    from: Origin,
 }
 
 impl Show {
     pub(super) fn run(&self, cx: &Context, as_json: bool) -> Result<Done> {
         let there = match &self.from {
-            From::Snapshots => None,
-            From::Repository(name) => {
+            Origin::Snapshots => None,
+            Origin::Repository(name) => {
                 let repository = repository::open_meant(cx, name.as_deref())?;
                 let shipped = repository.find(cx, &self.set)?;
                 Some((repository, shipped))

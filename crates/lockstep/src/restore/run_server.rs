@@ -55,7 +55,7 @@ pub(super) fn start(
         // Where readers are let in, recovery halts at a setting that the original raised meanwhile.
         options.push(("hot_standby".into(), "off".into()));
     }
-    if !build.request.only.is_all() {
+    if build.request.what.is_a_part() {
         options.push((IGNORE.to_owned(), "on".to_owned()));
     }
     let isolated = isolation.as_ref();

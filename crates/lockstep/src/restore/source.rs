@@ -30,27 +30,16 @@ use crate::volume::zfs::{Base, CloneSpec, DatasetName, Zfs, while_received};
 /// fixed memory and 0.8 MiB for each delta this keeps two of them below 256 MiB.
 const AT_ONCE: Limits = Limits { items: 2, weight: 220 };
 
-/// What the data becomes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// Writable clones of this host's snapshots.
-    Clones,
-    /// Datasets, received from a repository.
-    Zfs,
-    /// Files on any file system, from a repository.
-    Files,
-}
-
 /// Where a set comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum From {
+pub enum Origin {
     /// This host's snapshots.
     Snapshots,
     /// A repository: the one named, or the cluster's only one.
     Repository(Option<String>),
 }
 
-impl From {
+impl Origin {
     /// Reads `snapshots`, `repository` or `repository:NAME`.
     ///
     /// # Errors
