@@ -324,6 +324,25 @@ fn show_repositories(configured: &[String], known: &[InRepository]) {
 
 /// All about a set, with its label; `beside` is where its files are.
 fn certificate(set: &Manifest, label: &[u8], beside: &str) {
+    show_facts(set);
+    say!("\nconsistent because\n  {}\n", set.consistent_because);
+    show_volumes(set);
+    show_wal(set, beside);
+    if !label.is_empty() {
+        say!("\nbackup_label");
+        String::from_utf8_lossy(label).lines().for_each(|line| say!("  {line}"));
+    }
+    if !set.warnings.is_empty() {
+        say!("\nwarnings");
+    }
+    for warning in &set.warnings {
+        let mark = if warning.problem { "PROBLEM: " } else { "" };
+        say!("  - {mark}{}: {}", warning.what, warning.hint);
+    }
+}
+
+/// What it is of, and of when.
+fn show_facts(set: &Manifest) {
     let line = |name: &str, value: String| say!("{name:<18} {value}");
     line("set", set.set.to_string());
     line(
@@ -364,7 +383,9 @@ fn certificate(set: &Manifest, label: &[u8], beside: &str) {
         };
         line("data of", format!("{time} ({why})"));
     }
-    say!("\nconsistent because\n  {}\n", set.consistent_because);
+}
+
+fn show_volumes(set: &Manifest) {
     let mut table = output::table(&["order", "snapshot", "guid", "createtxg", "taken", "holds"]);
     for volume in &set.volumes {
         let parts: Vec<_> = volume.parts.iter().map(|part| part.kind.to_string()).collect();
@@ -378,6 +399,9 @@ fn certificate(set: &Manifest, label: &[u8], beside: &str) {
         ]);
     }
     output::print_table(&table);
+}
+
+fn show_wal(set: &Manifest, beside: &str) {
     let stored = match set.wal.stored {
         WalStored::Snapshot => "in pg_wal's snapshot".to_owned(),
         WalStored::Files => format!("in {beside}"),
@@ -394,17 +418,6 @@ fn certificate(set: &Manifest, label: &[u8], beside: &str) {
         if !names.is_empty() {
             say!("  {place}: {}", names.join(", "));
         }
-    }
-    if !label.is_empty() {
-        say!("\nbackup_label");
-        String::from_utf8_lossy(label).lines().for_each(|line| say!("  {line}"));
-    }
-    if !set.warnings.is_empty() {
-        say!("\nwarnings");
-    }
-    for warning in &set.warnings {
-        let mark = if warning.problem { "PROBLEM: " } else { "" };
-        say!("  - {mark}{}: {}", warning.what, warning.hint);
     }
 }
 

@@ -107,13 +107,14 @@ impl Receiving<'_> {
         }
         let failed = |error: Error| {
             let name = quote(dataset.as_str());
-            Error::failed(format!(
-            "\"{dataset}\" can't be mounted with the key that is loaded: {}",
-            error.chain()
-        ))
-        .with_hint(format!(
-            "was the original's key changed? `zfs unload-key {name} && zfs load-key {name}`, with the key of the set's time, then run the same command again"
-        ))
+            let what = format!(
+                "\"{dataset}\" can't be mounted with the key that is loaded: {}",
+                error.chain()
+            );
+            let hint = format!(
+                "was the original's key changed? `zfs unload-key {name} && zfs load-key {name}`, with the key of the set's time, then run the same command again"
+            );
+            Error::failed(what).with_hint(hint)
         };
         self.build.cx.zfs.unload_key(dataset).map_err(failed)?;
         if !self.unlock()? {
