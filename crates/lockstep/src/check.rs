@@ -235,6 +235,33 @@ fn of_primary(cx: &Context, seen: Option<&PrimarySeen>) -> Option<Finding> {
 
 /// What the facts of a survey say; a pure function.
 fn of_facts(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
+    let mut all = of_plan(facts, choice);
+    match &facts.server {
+        Ok(server) => all.extend(of_server(server, choice)),
+        Err(NoServer::Failed(why)) => all.push(wrong(
+            "connection",
+            format!("cannot connect: {why}"),
+            "check host, port, user and password_file of this cluster",
+        )),
+        Err(another @ NoServer::Another(_)) => all.push(match choice {
+            StrategyChoice::Auto => wrong("connection", another.words(), ANOTHER_SERVER),
+            // The plan's warning says it.
+            _ => ok("connection", "the cluster is shut down"),
+        }),
+        Err(other) => all.push(ok("connection", other.words())),
+    }
+    all.extend(facts.server.iter().flat_map(of_wal_keepers));
+    for volume in &facts.layout.volumes {
+        all.push(ok(
+            space::SUBJECT,
+            format!("{} has {} left", volume.dataset, bytes(volume.available)),
+        ));
+    }
+    all
+}
+
+/// How a backup would be taken now.
+fn of_plan(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
     let mut all = Vec::new();
     match strategy::choose(facts, choice) {
         Ok(plan) => {
@@ -255,68 +282,51 @@ fn of_facts(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
             all.push(failure(subject, &Error::from(refusal)));
         }
     }
-    match &facts.server {
-        Ok(server) => {
-            all.push(ok("connection", format!("PostgreSQL {}", server.version)));
-            all.push(match server.may_backup {
-                true => ok("rights", "this user may call the backup functions"),
-                // As a backup has it: a strategy that was asked for by name needs no such right.
-                false => finding(
-                    match choice {
-                        StrategyChoice::Auto => Severity::Error,
-                        _ => Severity::Warning,
-                    },
-                    "rights",
-                    "this user may not call pg_backup_start and pg_backup_stop".into(),
-                    Some(format!(
-                        "{} TO it; docs/configuration.md, \"Rights\", has all that it needs",
-                        connection::grant_execute(server.version_num)
-                    )),
-                ),
-            });
-            all.push(match server.wal_level.as_str() {
-                "minimal" => warning(
-                    "wal_level",
-                    "wal_level is minimal",
-                    "set it to replica and restart; until then sets restore to their own end alone",
-                ),
-                level => ok("wal_level", format!("wal_level is {level}")),
-            });
-            if server.full_page_writes && !server.in_recovery {
-                all.push(ok("full_page_writes", "full_page_writes is on"));
-            }
-            if server.archive_mode != "off" {
-                all.push(match server.archiver.as_str() {
-                    "" => wrong(
-                        "archiving",
-                        format!("archive_mode is {} and nothing archives", server.archive_mode),
-                        "WAL piles up in pg_wal: set archive_command, or archive_mode = off",
-                    ),
-                    archiver => ok(
-                        "archiving",
-                        format!("archive_mode is {}, by {archiver}", server.archive_mode),
-                    ),
-                });
-            }
-        }
-        Err(NoServer::Failed(why)) => all.push(wrong(
-            "connection",
-            format!("cannot connect: {why}"),
-            "check host, port, user and password_file of this cluster",
-        )),
-        Err(another @ NoServer::Another(_)) => all.push(match choice {
-            StrategyChoice::Auto => wrong("connection", another.words(), ANOTHER_SERVER),
-            // The plan's warning says it.
-            _ => ok("connection", "the cluster is shut down"),
-        }),
-        Err(other) => all.push(ok("connection", other.words())),
+    all
+}
+
+/// What the server says of itself.
+fn of_server(server: &ServerFacts, choice: StrategyChoice) -> Vec<Finding> {
+    let mut all = Vec::new();
+    all.push(ok("connection", format!("PostgreSQL {}", server.version)));
+    all.push(match server.may_backup {
+        true => ok("rights", "this user may call the backup functions"),
+        // As a backup has it: a strategy that was asked for by name needs no such right.
+        false => finding(
+            match choice {
+                StrategyChoice::Auto => Severity::Error,
+                _ => Severity::Warning,
+            },
+            "rights",
+            "this user may not call pg_backup_start and pg_backup_stop".into(),
+            Some(format!(
+                "{} TO it; docs/configuration.md, \"Rights\", has all that it needs",
+                connection::grant_execute(server.version_num)
+            )),
+        ),
+    });
+    all.push(match server.wal_level.as_str() {
+        "minimal" => warning(
+            "wal_level",
+            "wal_level is minimal",
+            "set it to replica and restart; until then sets restore to their own end alone",
+        ),
+        level => ok("wal_level", format!("wal_level is {level}")),
+    });
+    if server.full_page_writes && !server.in_recovery {
+        all.push(ok("full_page_writes", "full_page_writes is on"));
     }
-    all.extend(facts.server.iter().flat_map(of_wal_keepers));
-    for volume in &facts.layout.volumes {
-        all.push(ok(
-            space::SUBJECT,
-            format!("{} has {} left", volume.dataset, bytes(volume.available)),
-        ));
+    if server.archive_mode != "off" {
+        all.push(match server.archiver.as_str() {
+            "" => wrong(
+                "archiving",
+                format!("archive_mode is {} and nothing archives", server.archive_mode),
+                "WAL piles up in pg_wal: set archive_command, or archive_mode = off",
+            ),
+            archiver => {
+                ok("archiving", format!("archive_mode is {}, by {archiver}", server.archive_mode))
+            }
+        });
     }
     all
 }

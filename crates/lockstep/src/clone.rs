@@ -14,10 +14,9 @@ use crate::names::{CloneName, SetId};
 use crate::postgres::target::{Action, Recovery};
 use crate::postgres::{instance, server};
 use crate::process::quote;
-use crate::restore::source::{Form, From};
 use crate::restore::strays;
 use crate::restore::unfinished::{self, InTheWay};
-use crate::restore::{self, CloneOptions, Problem, Request, Restored};
+use crate::restore::{self, CloneOptions, Problem, Request, Restored, What};
 use crate::set::journal::{self, RestoreJournal};
 use crate::set::manifest::path_text;
 use crate::steps;
@@ -90,14 +89,10 @@ pub fn create(cx: &Context, create: &Create) -> Result<(Record, Vec<Problem>)> {
     let parent = cx.cluster.clones.directory.clone().unwrap_or_else(|| cx.state.path("clone-data"));
     let request = Request {
         set: create.set.clone(),
-        from: From::Snapshots,
-        form: Form::Clones,
-        delta: false,
-        only: restore::only::Wanted::default(),
+        what: What::Clones { below: None },
         to: parent.join(create.name.as_str()),
         recovery: create.recovery.clone(),
         tablespaces: Vec::new(),
-        dataset: None,
         start: true,
         keep_subscriptions: false,
         settings: Vec::new(),

@@ -1,15 +1,20 @@
-//! A restore, from the set to a cluster that accepts connections.
+//! A restore, from the set to a cluster, whose server is started where that is asked for. Its data are clones of this
+//! host's snapshots, or come out of a repository: datasets, or files on any file system.
 //!
-//! Everything is named in a journal before it is made; whatever goes wrong, nothing is left
-//! behind. The set's snapshots are only read: the restored cluster lives in clones of them.
+//! Everything is named in a journal before it is made. Where something goes wrong, all that was made is taken away again, at
+//! once or by the next start; but for datasets that wait for their keys, and for what came out of a repository and only
+//! couldn't recover. The set's snapshots are only read. What an older restore left is changed by one that is
+//! to bring it to the set's state alone, and from its first change on no server starts on it until all of it is there.
 
 mod alone;
+mod bases;
 mod beforehand;
 mod build;
 mod choice;
 mod control;
 mod fetched;
 pub mod files_form;
+mod fold;
 mod guard;
 mod history_command;
 mod kept;
@@ -23,6 +28,7 @@ mod prepared;
 mod raw;
 mod receive;
 mod received;
+mod request;
 pub mod run_server;
 pub mod source;
 mod standby;
@@ -52,53 +58,12 @@ use crate::volume::zfs::DatasetName;
 pub(crate) use parked::{SUBCOMMAND as HOLD, run_hold as hold};
 pub(crate) use tree::write_auto_conf;
 
-use crate::postgres::target::Recovery;
+pub use request::{CloneOptions, Request, What};
+
 use alone::{Alone, AloneBelow};
 use build::{Build, Plan};
 use placement::{Naming, Placement};
-use source::{Form, From, FromRepository, Source};
-
-/// What a restore was asked for.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// A set's id, its beginning, or `latest`; where left out, the newest from which recovery comes to its target.
-    pub set: Option<String>,
-    /// Where the set comes from.
-    pub from: From,
-    /// What its data becomes.
-    pub form: Form,
-    /// Bring what is at the folder or in the datasets to the set's state; only what differs is written.
-    pub delta: bool,
-    /// Restore the files of some databases or tablespaces only; those of the others become holes.
-    pub only: only::Wanted,
-    /// The folder that gets the cluster.
-    pub to: PathBuf,
-    /// Where recovery ends.
-    pub recovery: Recovery,
-    /// Tablespaces that go elsewhere: OID or name, folder.
-    pub tablespaces: Vec<(String, PathBuf)>,
-    /// Where the datasets are made; clones beside their origins where left out.
-    pub dataset: Option<DatasetName>,
-    /// Start the server and wait until it accepts connections.
-    pub start: bool,
-    /// Its port; a free one is found for `start` where left out.
-    pub port: Option<u16>,
-    /// Subscriptions go on where the original's data directory is on this host, too.
-    pub keep_subscriptions: bool,
-    /// Settings that differ from the original's.
-    pub settings: Vec<(String, String)>,
-    /// A throwaway server: its name and the settings that differ. It stays in its mount namespace.
-    pub clone: Option<CloneOptions>,
-}
-
-/// What is special about a throwaway server.
-#[derive(Debug, Clone)]
-pub struct CloneOptions {
-    /// The clone's name.
-    pub name: String,
-    /// Settings, over those of the cluster.
-    pub settings: Vec<(String, String)>,
-}
+use source::{FromRepository, Source};
 
 /// A restored cluster.
 #[derive(Debug, Clone)]
@@ -156,8 +121,10 @@ pub fn run_then(
     finally: impl FnOnce(&Restored, &RestoreJournal) -> Result<()>,
 ) -> Result<Restored> {
     unfinished::remove(cx)?;
-    let below = request.dataset.as_ref().filter(|_| request.form == Form::Zfs);
-    let _alone = below.map(|parent| AloneBelow::dataset(cx, parent)).transpose()?;
+    let _alone = match &request.what {
+        What::Datasets { parent, .. } => Some(AloneBelow::dataset(cx, parent)?),
+        What::Clones { .. } | What::Files { .. } => None,
+    };
     let mut build = prepare(cx, request, Alone::in_folders)?;
     match build.run(finally) {
         Ok(mut restored) => {
@@ -236,7 +203,7 @@ fn prepare<'a>(
         .map(|(which, path)| Ok((which.clone(), guard::place_of_tablespace(path, &directory)?)));
     let tablespaces = tablespaces.collect::<Result<Vec<_>>>()?;
     let naming = match &source {
-        Source::Snapshots => Naming::Clones { name: &id, parent: request.dataset.as_ref() },
+        Source::Snapshots => Naming::Clones { name: &id, parent: request.what.below() },
         Source::Repository(from) => match &from.parent {
             Some(parent) => Naming::Below(parent),
             None => Naming::Folders,
@@ -248,12 +215,12 @@ fn prepare<'a>(
         standby::check(cx, request, &manifest, &placement)?;
     }
     let mut folders = vec![directory.clone()];
-    if request.form == Form::Files {
+    if matches!(request.what, What::Files { .. }) {
         // A dataset's mount point can't be held: it couldn't be unmounted.
         folders.extend(tablespaces.iter().map(|(_, path)| path.clone()));
     }
     let alone = alone(folders)?;
-    if request.delta {
+    if request.what.is_delta() {
         let kept = kept::find(cx, &manifest, &placement, source.parent())?;
         placement = placement::place_over(&manifest, &directory, &tablespaces, &naming, &kept)?;
     }
@@ -264,10 +231,10 @@ fn prepare<'a>(
             placement: &placement,
             tablespaces: &tablespaces,
             source: &source,
-            delta: request.delta,
+            delta: request.what.is_delta(),
         },
     )?;
-    beforehand::check(cx, request.dataset.as_ref(), &source, &placement, &there)?;
+    beforehand::check(cx, request.what.below(), &source, &placement, &there)?;
     if matches!(source, Source::Snapshots) {
         check_space(cx, &placement)?;
     }
@@ -283,58 +250,20 @@ fn prepare<'a>(
 
 /// The set, and where its volumes come from.
 fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, Source)> {
-    let name = match (&request.from, request.form) {
-        (From::Snapshots, _) if request.delta => {
-            return Err(Error::usage(
-                "--delta needs --from repository",
-                "clones of this host's snapshots are made anew, in no time: leave out --delta",
-            ));
+    let (set, recovery) = (request.set.as_deref(), &request.recovery);
+    let (name, parent, delta, wanted) = match &request.what {
+        What::Clones { .. } => return Ok((choice::here(cx, set, recovery)?, Source::Snapshots)),
+        What::Datasets { repository, parent, delta, only } => {
+            (repository, Some(parent.clone()), *delta, only)
         }
-        (From::Snapshots, _) if !request.only.is_all() => {
-            return Err(Error::usage(
-                "a clone of a snapshot is all of it",
-                "restore single databases or tablespaces with --from repository",
-            ));
-        }
-        (From::Snapshots, Form::Clones) => {
-            let set = choice::here(cx, request.set.as_deref(), &request.recovery)?;
-            return Ok((set, Source::Snapshots));
-        }
-        (From::Snapshots, _) => {
-            return Err(Error::usage(
-                "snapshots of this host become clones",
-                "leave out --as, or restore --from repository",
-            ));
-        }
-        (From::Repository(_), Form::Clones) => {
-            return Err(Error::usage(
-                "what comes from a repository can't be clones",
-                "write --as zfs or --as files",
-            ));
-        }
-        (From::Repository(name), _) => name,
-    };
-    let parent = match request.form {
-        Form::Files => None,
-        _ => Some(request.dataset.clone().ok_or_else(|| {
-            Error::usage(
-                "--as zfs needs a place for the datasets",
-                "name one with --dataset POOL/PATH: its children become data, wal and tablespace-OID",
-            )
-        })?),
+        What::Files { repository, delta, only } => (repository, None, *delta, only),
     };
     let repository = repository::open_meant(cx, name.as_deref())?;
-    let shipped = choice::stored(cx, &repository, request.set.as_deref(), &request.recovery)?;
-    if request.form == Form::Zfs && request.delta && !request.only.is_all() {
-        return Err(Error::usage(
-            "a dataset that has everything can't be brought to a part of it",
-            "leave out --delta, or restore --as files",
-        ));
-    }
-    if request.form == Form::Files || !request.only.is_all() {
+    let shipped = choice::stored(cx, &repository, set, recovery)?;
+    if parent.is_none() || !wanted.is_all() {
         refuse_raw(&shipped)?;
     }
-    let (only, not_restored) = only::Only::find(&repository, &shipped, &request.only)?;
+    let (only, not_restored) = only::Only::find(&repository, &shipped, wanted)?;
     let makes_parent = match &parent {
         Some(parent) => !cx.zfs.exists(parent.as_str())?,
         None => false,
@@ -344,7 +273,7 @@ fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, S
         parent,
         makes_parent,
         staging: cx.state.path("staging").join(id),
-        delta: request.delta,
+        delta,
         only,
         not_restored,
         shipped,

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::retention;
 use crate::set::branches::{Apart, Branches, LeftBehind, Member};
 use crate::set::manifest::Manifest;
+use crate::ship::Extent;
 
 #[derive(Debug, Args)]
 pub(super) struct Backup {
@@ -65,7 +66,8 @@ impl Backup {
         if !json {
             as_text(&manifest);
         }
-        let outcomes = crate::ship::run(cx, &manifest, &cx.cluster.repositories, false)?;
+        let outcomes =
+            crate::ship::run(cx, &manifest, &cx.cluster.repositories, Extent::Increment)?;
         if json {
             let mut value = as_json(&manifest);
             ship::put_branch(&mut value, left, apart);

@@ -12,7 +12,7 @@ use crate::first_wal;
 use crate::plan::strategy::Strategy;
 use crate::repository;
 use crate::repository::{Shipped, ShippedVolume, files};
-use crate::restore::source::From;
+use crate::restore::source::Origin;
 use crate::set::manifest::{Manifest, WalStored};
 use crate::set::state::InRepository;
 use crate::set::verify;
@@ -21,8 +21,8 @@ use crate::words::bytes;
 #[derive(Debug, Args)]
 pub(super) struct List {
     /// Where to look: snapshots, repository or repository:NAME
-    #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = From::parse)]
-    from: From,
+    #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = Origin::parse)]
+    from: Origin,
     /// Print instead the first segment of WAL that a set needs, of all sets on this host and in all repositories of the
     /// cluster: an archive has to be kept from there on
     #[arg(long, conflicts_with = "from")]
@@ -59,7 +59,7 @@ impl List {
             return Ok(Done::Well);
         }
         match &self.from {
-            From::Snapshots => {
+            Origin::Snapshots => {
                 let (sets, mut damaged) = cx.state.sets()?;
                 let (incomplete, own) = verify::look(cx, &sets)?;
                 damaged.extend(incomplete);
@@ -73,7 +73,7 @@ impl List {
                 }
                 list(&listed, damaged, as_json)
             }
-            From::Repository(name) => {
+            Origin::Repository(name) => {
                 let repository = repository::open_meant(cx, name.as_deref())?;
                 let (sets, damaged) = repository.sets()?;
                 let mut listed = Vec::new();
@@ -238,15 +238,15 @@ pub(super) struct Show {
     #[arg(value_name = "SET")]
     set: String,
     /// Where to look: snapshots, repository or repository:NAME
-    #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = From::parse)]
-    from: From,
+    #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = Origin::parse)]
+    from: Origin,
 }
 
 impl Show {
     pub(super) fn run(&self, cx: &Context, as_json: bool) -> Result<Done> {
         let there = match &self.from {
-            From::Snapshots => None,
-            From::Repository(name) => {
+            Origin::Snapshots => None,
+            Origin::Repository(name) => {
                 let repository = repository::open_meant(cx, name.as_deref())?;
                 let shipped = repository.find(cx, &self.set)?;
                 Some((repository, shipped))
@@ -324,6 +324,25 @@ fn show_repositories(configured: &[String], known: &[InRepository]) {
 
 /// All about a set, with its label; `beside` is where its files are.
 fn certificate(set: &Manifest, label: &[u8], beside: &str) {
+    show_facts(set);
+    say!("\nconsistent because\n  {}\n", set.consistent_because);
+    show_volumes(set);
+    show_wal(set, beside);
+    if !label.is_empty() {
+        say!("\nbackup_label");
+        String::from_utf8_lossy(label).lines().for_each(|line| say!("  {line}"));
+    }
+    if !set.warnings.is_empty() {
+        say!("\nwarnings");
+    }
+    for warning in &set.warnings {
+        let mark = if warning.problem { "PROBLEM: " } else { "" };
+        say!("  - {mark}{}: {}", warning.what, warning.hint);
+    }
+}
+
+/// What it is of, and of when.
+fn show_facts(set: &Manifest) {
     let line = |name: &str, value: String| say!("{name:<18} {value}");
     line("set", set.set.to_string());
     line(
@@ -364,7 +383,9 @@ fn certificate(set: &Manifest, label: &[u8], beside: &str) {
         };
         line("data of", format!("{time} ({why})"));
     }
-    say!("\nconsistent because\n  {}\n", set.consistent_because);
+}
+
+fn show_volumes(set: &Manifest) {
     let mut table = output::table(&["order", "snapshot", "guid", "createtxg", "taken", "holds"]);
     for volume in &set.volumes {
         let parts: Vec<_> = volume.parts.iter().map(|part| part.kind.to_string()).collect();
@@ -378,6 +399,9 @@ fn certificate(set: &Manifest, label: &[u8], beside: &str) {
         ]);
     }
     output::print_table(&table);
+}
+
+fn show_wal(set: &Manifest, beside: &str) {
     let stored = match set.wal.stored {
         WalStored::Snapshot => "in pg_wal's snapshot".to_owned(),
         WalStored::Files => format!("in {beside}"),
@@ -394,17 +418,6 @@ fn certificate(set: &Manifest, label: &[u8], beside: &str) {
         if !names.is_empty() {
             say!("  {place}: {}", names.join(", "));
         }
-    }
-    if !label.is_empty() {
-        say!("\nbackup_label");
-        String::from_utf8_lossy(label).lines().for_each(|line| say!("  {line}"));
-    }
-    if !set.warnings.is_empty() {
-        say!("\nwarnings");
-    }
-    for warning in &set.warnings {
-        let mark = if warning.problem { "PROBLEM: " } else { "" };
-        say!("  - {mark}{}: {}", warning.what, warning.hint);
     }
 }
 

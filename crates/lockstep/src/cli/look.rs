@@ -16,7 +16,7 @@ use crate::look::{Entry, Look};
 use crate::names::SetId;
 use crate::repository;
 use crate::repository::{Repository, Shipped};
-use crate::restore::source::From;
+use crate::restore::source::Origin;
 use crate::restore::unfinished;
 use crate::set::manifest::Manifest;
 use crate::steps;
@@ -48,8 +48,8 @@ pub(super) struct Cat {
 #[derive(Debug, Args)]
 struct PlaceArgument {
     /// Where to look: snapshots, repository or repository:NAME; snapshots where this host has the set, else the repository
-    #[arg(long, value_name = "FROM", value_parser = From::parse)]
-    from: Option<From>,
+    #[arg(long, value_name = "FROM", value_parser = Origin::parse)]
+    from: Option<Origin>,
 }
 
 /// A set that was found.
@@ -62,10 +62,10 @@ impl PlaceArgument {
     fn find(&self, cx: &Context, set: &str) -> Result<Found> {
         let here = || cx.state.find(set).map(|manifest| Found::Here(Box::new(manifest)));
         let name = match &self.from {
-            Some(From::Snapshots) => return here(),
+            Some(Origin::Snapshots) => return here(),
             None if cx.cluster.repositories.is_empty() || is_here(cx, set)? => return here(),
             None => None,
-            Some(From::Repository(name)) => name.as_deref(),
+            Some(Origin::Repository(name)) => name.as_deref(),
         };
         let repository = repository::open_meant(cx, name)?;
         let shipped = repository.find(cx, set)?;

@@ -205,29 +205,35 @@ fn dataset(text: &str) -> Result<DatasetName> {
     DatasetName::new(text).map_err(|why| Error::usage(why, "write it as POOL/PATH"))
 }
 
+impl CreateArguments {
+    fn wanted(&self) -> Result<Create> {
+        let tablespaces = self.tablespace.iter().map(|text| {
+            let (which, to) = pair(text, "--tablespace")?;
+            Ok((which.to_owned(), dataset(to)?))
+        });
+        let settings = self.setting.iter().map(|text| {
+            pair(text, "--setting").map(|(name, value)| (name.to_owned(), value.to_owned()))
+        });
+        Ok(Create {
+            name: parse_name(&self.name)?,
+            from: self.from.clone(),
+            dataset: dataset(&self.dataset)?,
+            tablespaces: tablespaces.collect::<Result<_>>()?,
+            directory: self.directory.clone(),
+            port: self.port,
+            password_file: self.password_file.clone(),
+            slot: self.slot.clone(),
+            restore_command: self.restore_command.clone(),
+            settings: settings.collect::<Result<_>>()?,
+            os_user: self.os_user.clone(),
+            bin_dir: self.bin_dir.clone(),
+            repositories: self.repositories.clone(),
+        })
+    }
+}
+
 fn create(home: &Home, config: &Config, arguments: &CreateArguments, json: bool) -> Result<Done> {
-    let tablespaces = arguments.tablespace.iter().map(|text| {
-        let (which, to) = pair(text, "--tablespace")?;
-        Ok((which.to_owned(), dataset(to)?))
-    });
-    let settings = arguments.setting.iter().map(|text| {
-        pair(text, "--setting").map(|(name, value)| (name.to_owned(), value.to_owned()))
-    });
-    let wanted = Create {
-        name: parse_name(&arguments.name)?,
-        from: arguments.from.clone(),
-        dataset: dataset(&arguments.dataset)?,
-        tablespaces: tablespaces.collect::<Result<_>>()?,
-        directory: arguments.directory.clone(),
-        port: arguments.port,
-        password_file: arguments.password_file.clone(),
-        slot: arguments.slot.clone(),
-        restore_command: arguments.restore_command.clone(),
-        settings: settings.collect::<Result<_>>()?,
-        os_user: arguments.os_user.clone(),
-        bin_dir: arguments.bin_dir.clone(),
-        repositories: arguments.repositories.clone(),
-    };
+    let wanted = arguments.wanted()?;
     let record = match arguments.dry_run {
         true => create::plan(home, config, &wanted)?,
         false => create::run(home, &wanted)?,
@@ -244,8 +250,14 @@ fn create(home: &Home, config: &Config, arguments: &CreateArguments, json: bool)
         output::print_json(&as_json(&record))?;
         return Ok(Done::Well);
     }
+    tell_made(&record, arguments.dry_run);
+    Ok(Done::Well)
+}
+
+/// What was made, or would be.
+fn tell_made(record: &Record, dry_run: bool) {
     crate::steps::end_with_the_reader();
-    if arguments.dry_run {
+    if dry_run {
         say!("mirror {} would be made:", record.name);
     } else {
         say!("mirror {} follows its primary, and is a cluster of the configuration:", record.name);
@@ -260,7 +272,7 @@ fn create(home: &Home, config: &Config, arguments: &CreateArguments, json: bool)
         say!("  {:<40} {} at {}", place.dataset.to_string(), what, output::path(&place.directory));
     }
     say!("  slot {} on the primary, port {}", record.slot, record.port);
-    if !arguments.dry_run {
+    if !dry_run {
         say!("take sets of it with: lockstep --cluster {} backup", record.name);
         if record.repositories.is_empty() {
             say!("they stay on this host: its repositories and retention go into");
@@ -278,7 +290,6 @@ fn create(home: &Home, config: &Config, arguments: &CreateArguments, json: bool)
             quote(&record.superuser)
         );
     }
-    Ok(Done::Well)
 }
 
 fn as_json(record: &Record) -> Value {

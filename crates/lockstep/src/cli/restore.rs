@@ -16,8 +16,8 @@ use crate::postgres::instance;
 use crate::postgres::target::{Action, Recovery, Standby, Target, local, parse_time};
 use crate::process::quote;
 use crate::restore::only::{NotRestored, Wanted};
-use crate::restore::source::{Form, From};
-use crate::restore::{self, Problem, Request, Restored};
+use crate::restore::source::Origin;
+use crate::restore::{self, Problem, Request, Restored, What};
 use crate::volume::zfs::DatasetName;
 use crate::words::bytes;
 
@@ -37,8 +37,8 @@ pub(super) struct Restore {
     #[arg(long = "tablespace", value_name = "OID_OR_NAME=DIR", value_parser = pair)]
     tablespaces: Vec<(String, PathBuf)>,
     /// Where the data comes from: snapshots, repository or repository:NAME
-    #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = From::parse)]
-    from: From,
+    #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = Origin::parse)]
+    from: Origin,
     /// What the data becomes; clones of snapshots, or files from a repository, where left out
     #[arg(long = "as", value_enum)]
     form: Option<As>,
@@ -248,27 +248,14 @@ pub(super) fn put_problems(value: &mut Value, problems: &[Problem]) {
 
 impl Restore {
     pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
-        let form = match (self.form, &self.from) {
-            (Some(As::Clones), _) | (None, From::Snapshots) => Form::Clones,
-            (Some(As::Zfs), _) => Form::Zfs,
-            (None, _) if self.dataset.is_some() => Form::Zfs,
-            (Some(As::Files) | None, _) => Form::Files,
-        };
         let mut recovery = self.target.recovery(self.keep_archiving)?;
         recovery.standby = self.standby.standby(recovery.restore_command.as_deref())?;
         let request = Request {
             set: self.set.clone(),
-            from: self.from.clone(),
-            form,
-            delta: self.delta,
-            only: Wanted {
-                databases: self.only_databases.clone(),
-                tablespaces: self.only_tablespaces.clone(),
-            },
+            what: self.what()?,
             to: self.to.clone(),
             recovery,
             tablespaces: self.tablespaces.clone(),
-            dataset: self.dataset.clone(),
             start: self.start,
             keep_subscriptions: self.keep_subscriptions,
             settings: self.settings.clone(),
@@ -285,6 +272,63 @@ impl Restore {
             as_text(cx, &restored, &request);
         }
         Ok(say_problems(&restored.problems))
+    }
+
+    /// What the data becomes.
+    fn what(&self) -> Result<What> {
+        let only = Wanted {
+            databases: self.only_databases.clone(),
+            tablespaces: self.only_tablespaces.clone(),
+        };
+        let form = self.form.unwrap_or(match self.from {
+            Origin::Snapshots => As::Clones,
+            Origin::Repository(_) if self.dataset.is_some() => As::Zfs,
+            Origin::Repository(_) => As::Files,
+        });
+        let repository = match &self.from {
+            Origin::Snapshots if self.delta => {
+                return Err(Error::usage(
+                    "--delta needs --from repository",
+                    "clones of this host's snapshots are made anew, in no time: leave out --delta",
+                ));
+            }
+            Origin::Snapshots if !only.is_all() => {
+                return Err(Error::usage(
+                    "a clone of a snapshot is all of it",
+                    "restore single databases or tablespaces with --from repository",
+                ));
+            }
+            Origin::Snapshots if form != As::Clones => {
+                return Err(Error::usage(
+                    "snapshots of this host become clones",
+                    "leave out --as, or restore --from repository",
+                ));
+            }
+            Origin::Snapshots => return Ok(What::Clones { below: self.dataset.clone() }),
+            Origin::Repository(_) if form == As::Clones => {
+                return Err(Error::usage(
+                    "what comes from a repository can't be clones",
+                    "write --as zfs or --as files",
+                ));
+            }
+            Origin::Repository(name) => name.clone(),
+        };
+        if form == As::Files {
+            return Ok(What::Files { repository, delta: self.delta, only });
+        }
+        let parent = self.dataset.clone().ok_or_else(|| {
+            Error::usage(
+                "--as zfs needs a place for the datasets",
+                "name one with --dataset POOL/PATH: its children become data, wal and tablespace-OID",
+            )
+        })?;
+        if self.delta && !only.is_all() {
+            return Err(Error::usage(
+                "a dataset that has everything can't be brought to a part of it",
+                "leave out --delta, or restore --as files",
+            ));
+        }
+        Ok(What::Datasets { repository, parent, delta: self.delta, only })
     }
 }
 

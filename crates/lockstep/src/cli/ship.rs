@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::names::SetId;
 use crate::repository::{Shipped, ShippedVolume};
 use crate::set::branches::{Apart, LeftBehind};
-use crate::ship::{self, Outcome};
+use crate::ship::{self, Extent, Outcome};
 use crate::words::bytes;
 
 #[derive(Debug, Args)]
@@ -52,7 +52,8 @@ impl Ship {
             Some(set) => cx.state.find(set)?,
         };
         crate::restore::unfinished::remove(cx)?;
-        let outcomes = ship::run(cx, &manifest, &names, self.full)?;
+        let extent = if self.full { Extent::Full } else { Extent::Increment };
+        let outcomes = ship::run(cx, &manifest, &names, extent)?;
         if json {
             output::print_json(&of_set(&manifest.set, &outcomes))?;
         } else {
@@ -114,11 +115,11 @@ impl Told {
         }
         for (set, manifest) in sets {
             let outcomes = match manifest {
-                Ok(manifest) => ship::run(cx, &manifest, &[name.to_owned()], false)?,
+                Ok(manifest) => ship::run(cx, &manifest, &[name.to_owned()], Extent::Increment)?,
                 Err(error) => vec![Outcome::damaged(name, error)],
             };
             self.tell(&set, &outcomes);
-            if outcomes.iter().any(|one| one.result.is_err() && !one.is_of_the_set) {
+            if outcomes.iter().any(|one| one.result.is_err() && !one.beside.is_of_the_set) {
                 break;
             }
         }
@@ -159,11 +160,11 @@ pub(super) fn as_json(outcomes: &[Outcome]) -> Value {
             }),
             Err(error) => json!({
                 "repository": outcome.repository, "complete": false, "error": error.chain(),
-                "hint": error.hint(), "was_there": outcome.was_there,
+                "hint": error.hint(), "was_there": outcome.beside.was_there,
             }),
         };
-        put_branch(&mut value, outcome.left.as_ref(), outcome.apart.as_ref());
-        if let Some(first) = &outcome.finished_first {
+        put_branch(&mut value, outcome.beside.left.as_ref(), outcome.beside.apart.as_ref());
+        if let Some(first) = &outcome.beside.finished_first {
             value["finished_first"] = json!({
                 "set": first.manifest.set, "bad_pages": first.bad_pages(),
                 "shipped_at": first.shipped_at, "volumes": first.volumes,
@@ -177,7 +178,7 @@ pub(super) fn as_json(outcomes: &[Outcome]) -> Value {
 /// The same for people.
 pub(super) fn as_text(outcomes: &[Outcome]) {
     for outcome in outcomes {
-        if let Some(first) = &outcome.finished_first {
+        if let Some(first) = &outcome.beside.finished_first {
             say!(
                 "  repository {}: set {}, whose shipment had been interrupted, was finished first",
                 outcome.repository,
@@ -188,13 +189,13 @@ pub(super) fn as_text(outcomes: &[Outcome]) {
         match &outcome.result {
             Ok(shipped) => {
                 shipped_as_text(&outcome.repository, shipped, outcome.already);
-                if outcome.left.is_some() {
+                if outcome.beside.left.is_some() {
                     // Why, stderr says.
                     say!("  LEFT BEHIND in {}", outcome.repository);
                 }
             }
             // Why, stderr says.
-            Err(_) if outcome.was_there => {
+            Err(_) if outcome.beside.was_there => {
                 say!("  repository {}: there already, and NOT replaced", outcome.repository);
             }
             Err(_) => say!("  repository {}: NOT there", outcome.repository),
@@ -228,10 +229,10 @@ pub(super) fn tell_branch(place: &str, left: Option<&LeftBehind>, apart: Option<
 pub(super) fn tell_failures(outcomes: &[Outcome]) {
     for outcome in outcomes {
         let place = format!("repository {}: ", outcome.repository);
-        tell_branch(&place, outcome.left.as_ref(), outcome.apart.as_ref());
+        tell_branch(&place, outcome.beside.left.as_ref(), outcome.beside.apart.as_ref());
         if let Err(error) = &outcome.result {
             let (repository, why) = (&outcome.repository, error.chain());
-            match outcome.was_there {
+            match outcome.beside.was_there {
                 true => {
                     eprintln!("error: the set was not replaced in repository {repository}: {why}")
                 }

@@ -186,7 +186,8 @@ pub(super) fn refuse<T>(what: impl Into<String>, needed: impl Into<String>) -> R
     Err(Refusal::Mirror { what: what.into(), needed: needed.into() }.into())
 }
 
-fn prepare(home: &Home, config: &Config, wanted: &Create) -> Result<(Record, Primary, Facts)> {
+/// Whether the names that were asked for can be had, and are known.
+fn check_names(home: &Home, config: &Config, wanted: &Create) -> Result<()> {
     let name = &wanted.name;
     if config.clusters.contains_key(name.as_str()) {
         return refuse(
@@ -212,6 +213,11 @@ fn prepare(home: &Home, config: &Config, wanted: &Create) -> Result<(Record, Pri
             },
         ));
     }
+    Ok(())
+}
+
+fn prepare(home: &Home, config: &Config, wanted: &Create) -> Result<(Record, Primary, Facts)> {
+    check_names(home, config, wanted)?;
     let conninfo = Conninfo::parse(&wanted.from).map_err(|why| {
         Error::usage(
             format!("--from: {why}"),
@@ -228,7 +234,7 @@ fn prepare(home: &Home, config: &Config, wanted: &Create) -> Result<(Record, Pri
     let places = places(&wanted.dataset, &directory, &wanted.tablespaces, &facts)?;
     check_places(home, &places, facts.size)?;
     let record = Record {
-        name: name.clone(),
+        name: wanted.name.clone(),
         phase: Phase::Making,
         created_at: jiff::Timestamp::now(),
         primary: conninfo.to_string(),
@@ -256,7 +262,7 @@ fn prepare(home: &Home, config: &Config, wanted: &Create) -> Result<(Record, Pri
         restore_command: wanted.restore_command.clone(),
         standby_settings: facts.settings,
         settings: wanted.settings.clone(),
-        registration: home.registrations.join(format!("{name}.toml")),
+        registration: home.registrations.join(format!("{}.toml", wanted.name)),
         repositories: wanted.repositories.clone(),
     };
     record.credentials()?;

@@ -8,10 +8,10 @@ use super::alone::Alone;
 use super::files_form::Written;
 use super::marker::{self, Marker};
 use super::placement::Placement;
-use super::source::{Form, Source};
+use super::source::Source;
 use super::{
-    Request, Restored, control, original, owners, parked, received, run_server, surplus, tree,
-    unfinished,
+    Request, Restored, What, control, original, owners, parked, received, run_server, surplus,
+    tree, unfinished,
 };
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -263,7 +263,8 @@ impl<'a> Build<'a> {
     pub(super) fn is_worth_keeping(&self) -> bool {
         let is_from_repository = matches!(self.source, Source::Repository(_));
         // Of datasets that have a part only no --delta goes on.
-        let may_go_on = self.request.form != Form::Zfs || self.request.only.is_all();
+        let what = &self.request.what;
+        let may_go_on = !(matches!(what, What::Datasets { .. }) && what.is_a_part());
         self.recovery_failed && is_from_repository && may_go_on && self.request.clone.is_none()
     }
 

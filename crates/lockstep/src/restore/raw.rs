@@ -8,7 +8,8 @@
 use std::io::{BufWriter, Write};
 
 use super::build::Build;
-use super::receive::ended;
+use super::fold::ended;
+use super::receive::Receiving;
 use super::source::FromRepository;
 use crate::error::{Error, Result};
 use crate::process::quote;
@@ -16,44 +17,6 @@ use crate::repository::raw::{Link, Segment, copy};
 use crate::repository::{ShippedVolume, of_strata};
 use crate::steps;
 use crate::volume::zfs::{DatasetName, is_another_key, is_local_key};
-
-/// Receives the segments behind the snapshot `since`, or all of them. Snapshots in between are
-/// destroyed again: the dataset gets the set's.
-pub(super) fn receive(
-    from: &FromRepository,
-    build: &Build,
-    dataset: &DatasetName,
-    shipped: &ShippedVolume,
-    since: Option<&str>,
-) -> Result<()> {
-    let zfs = &build.cx.zfs;
-    let chain = shipped.raw.as_deref().unwrap_or_default();
-    let segments = behind(chain, since);
-    for (at, link) in segments.iter().enumerate() {
-        steps::reached("restore.segment")?;
-        let mut child = zfs.receive(dataset)?;
-        let result = (|| -> Result<()> {
-            let mut output = BufWriter::with_capacity(1 << 20, &mut child);
-            copy(&from.repository, &shipped.image, &link.guid, &mut output)?;
-            output.flush().map_err(Error::io("write to", "zfs receive"))
-        })();
-        ended(result, child)?;
-        let received = dataset.snapshot(&link.snapshot);
-        let found = zfs.find_snapshot(&received)?.map(|facts| facts.guid.to_string());
-        if found.as_ref() != Some(&link.guid) {
-            return Err(Error::failed(format!(
-                "what was received as {received} has GUID {}, the set says {}",
-                found.as_deref().unwrap_or("none"),
-                link.guid
-            )));
-        }
-        // The one before has done its part, unless it was there.
-        if let Some(before) = at.checked_sub(1).and_then(|at| segments.get(at)) {
-            zfs.destroy_snapshot(&dataset.snapshot(&before.snapshot))?;
-        }
-    }
-    Ok(())
-}
 
 /// The segments behind `since`.
 fn behind<'a>(chain: &'a [Link], since: Option<&str>) -> &'a [Link] {
@@ -89,78 +52,108 @@ pub(super) fn announce(from: &FromRepository, build: &Build) -> Result<()> {
     Ok(())
 }
 
-/// Mounts it with `mount`. `false`: its key isn't loaded, and nobody here has it.
-///
-/// An increment from behind a `zfs change-key` of the original brings another wrapped key, while ZFS goes on having the
-/// one loaded that the dataset had before, and calls it available.
-pub(super) fn mount(
-    from: &FromRepository,
-    build: &Build,
-    dataset: &DatasetName,
-    shipped: &ShippedVolume,
-    mount: &dyn Fn() -> Result<()>,
-) -> Result<bool> {
-    if !unlock(from, build, dataset, shipped)? {
-        return Ok(false);
-    }
-    match mount() {
-        Err(error) if is_another_key(&error) => {
-            tracing::debug!(%dataset, error = %error.chain(), "the key that is loaded isn't its own any more");
+impl Receiving<'_> {
+    /// Receives the segments behind the snapshot `since` into `dataset`, or all of them. Snapshots in between are
+    /// destroyed again: the dataset gets the set's.
+    pub(super) fn receive_segments(
+        &self,
+        dataset: &DatasetName,
+        since: Option<&str>,
+    ) -> Result<()> {
+        let Self { from, build, shipped, .. } = *self;
+        let zfs = &build.cx.zfs;
+        let chain = shipped.raw.as_deref().unwrap_or_default();
+        let segments = behind(chain, since);
+        for (at, link) in segments.iter().enumerate() {
+            steps::reached("restore.segment")?;
+            let mut child = zfs.receive(dataset)?;
+            let result = (|| -> Result<()> {
+                let mut output = BufWriter::with_capacity(1 << 20, &mut child);
+                copy(&from.repository, &shipped.image, &link.guid, &mut output)?;
+                output.flush().map_err(Error::io("write to", "zfs receive"))
+            })();
+            ended(result, child)?;
+            let received = dataset.snapshot(&link.snapshot);
+            let found = zfs.find_snapshot(&received)?.map(|facts| facts.guid.to_string());
+            if found.as_ref() != Some(&link.guid) {
+                return Err(Error::failed(format!(
+                    "what was received as {received} has GUID {}, the set says {}",
+                    found.as_deref().unwrap_or("none"),
+                    link.guid
+                )));
+            }
+            // The one before has done its part, unless it was there.
+            if let Some(before) = at.checked_sub(1).and_then(|at| segments.get(at)) {
+                zfs.destroy_snapshot(&dataset.snapshot(&before.snapshot))?;
+            }
         }
-        other => return other.map(|()| true),
+        Ok(())
     }
-    let zfs = &build.cx.zfs;
-    let failed = |error: Error| {
-        let name = quote(dataset.as_str());
-        Error::failed(format!(
-            "\"{dataset}\" can't be mounted with the key that is loaded: {}",
-            error.chain()
-        ))
-        .with_hint(format!(
-            "was the original's key changed? `zfs unload-key {name} && zfs load-key {name}`, with the key of the set's time, then run the same command again"
-        ))
-    };
-    zfs.unload_key(dataset).map_err(failed)?;
-    if !unlock(from, build, dataset, shipped)? {
-        return Ok(false);
-    }
-    mount().map(|()| true).map_err(|error| match is_another_key(&error) {
-        true => failed(error),
-        false => error,
-    })
-}
 
-/// Whether the dataset can be mounted: its key is loaded, or could be from where it was.
-pub(super) fn unlock(
-    from: &FromRepository,
-    build: &Build,
-    dataset: &DatasetName,
-    shipped: &ShippedVolume,
-) -> Result<bool> {
-    let zfs = &build.cx.zfs;
-    let encryption = zfs.encryption(std::slice::from_ref(dataset))?.remove(dataset);
-    let Some(encryption) = encryption.filter(|encryption| !encryption.key_loaded) else {
-        return Ok(true);
-    };
-    let own = zfs.key_location(&encryption.root)?;
-    let original = segment(from, shipped)?.key_location;
-    for location in [Some(own.clone()), original].into_iter().flatten() {
-        if !is_local_key(&location) {
-            continue;
+    /// Mounts it once its key is loaded. `false`: its key isn't loaded, and nobody here has it.
+    ///
+    /// An increment from behind a `zfs change-key` of the original brings another wrapped key, while ZFS goes on having the
+    /// one loaded that the dataset had before, and calls it available.
+    pub(super) fn mount_unlocked(&self) -> Result<bool> {
+        let dataset = self.dataset;
+        if !self.unlock()? {
+            return Ok(false);
         }
-        match zfs.load_key(&encryption.root, &location) {
-            Ok(()) if location == own => return Ok(true),
-            Ok(()) => {
-                // So that it is found at the next start, too.
-                zfs.set("keylocation", &location, std::slice::from_ref(&encryption.root))?;
-                return Ok(true);
+        match self.mount_open() {
+            Err(error) if is_another_key(&error) => {
+                tracing::debug!(%dataset, error = %error.chain(), "the key that is loaded isn't its own any more");
             }
-            Err(error) => {
-                tracing::warn!(%dataset, %location, error = %error.chain(), "this isn't its key");
-            }
+            other => return other.map(|()| true),
         }
+        let failed = |error: Error| {
+            let name = quote(dataset.as_str());
+            let what = format!(
+                "\"{dataset}\" can't be mounted with the key that is loaded: {}",
+                error.chain()
+            );
+            let hint = format!(
+                "was the original's key changed? `zfs unload-key {name} && zfs load-key {name}`, with the key of the set's time, then run the same command again"
+            );
+            Error::failed(what).with_hint(hint)
+        };
+        self.build.cx.zfs.unload_key(dataset).map_err(failed)?;
+        if !self.unlock()? {
+            return Ok(false);
+        }
+        self.mount_open().map(|()| true).map_err(|error| match is_another_key(&error) {
+            true => failed(error),
+            false => error,
+        })
     }
-    Ok(false)
+
+    /// Whether the dataset can be mounted: its key is loaded, or could be from where it was.
+    pub(super) fn unlock(&self) -> Result<bool> {
+        let Self { from, build, dataset, shipped, .. } = *self;
+        let zfs = &build.cx.zfs;
+        let encryption = zfs.encryption(std::slice::from_ref(dataset))?.remove(dataset);
+        let Some(encryption) = encryption.filter(|encryption| !encryption.key_loaded) else {
+            return Ok(true);
+        };
+        let own = zfs.key_location(&encryption.root)?;
+        let original = segment(from, shipped)?.key_location;
+        for location in [Some(own.clone()), original].into_iter().flatten() {
+            if !is_local_key(&location) {
+                continue;
+            }
+            match zfs.load_key(&encryption.root, &location) {
+                Ok(()) if location == own => return Ok(true),
+                Ok(()) => {
+                    // So that it is found at the next start, too.
+                    zfs.set("keylocation", &location, std::slice::from_ref(&encryption.root))?;
+                    return Ok(true);
+                }
+                Err(error) => {
+                    tracing::warn!(%dataset, %location, error = %error.chain(), "this isn't its key");
+                }
+            }
+        }
+        Ok(false)
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@
 use std::collections::BTreeSet;
 
 use super::build::Build;
-use super::receive;
 use super::source::{FromRepository, Source};
 use crate::error::Result;
 use crate::repository::ShippedVolume;
@@ -70,7 +69,7 @@ fn remove_before(
     let taken = zfs.carrying(&names, "lockstep:owner")?;
     let chain: BTreeSet<String> = match names.iter().all(|name| received.contains(name)) {
         true => BTreeSet::new(),
-        false => receive::chain(from, shipped)?.into_iter().collect(),
+        false => from.chain(shipped)?.into_iter().collect(),
     };
     let is_received = |(name, guid): &(SnapshotName, String)| {
         (received.contains(name) || chain.contains(guid)) && !taken.contains(name)

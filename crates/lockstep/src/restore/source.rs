@@ -9,7 +9,8 @@ use super::files_form::{self, Unsynced, Written};
 use super::only::{NotRestored, Only};
 use super::owners::Owners;
 use super::placement::{PlacedVolume, Placement};
-use super::{control, parked, raw, receive};
+use super::receive::Receiving;
+use super::{control, fold, parked, raw};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::plan::layout::PartKind;
@@ -29,27 +30,16 @@ use crate::volume::zfs::{Base, CloneSpec, DatasetName, Zfs, while_received};
 /// fixed memory and 0.8 MiB for each delta this keeps two of them below 256 MiB.
 const AT_ONCE: Limits = Limits { items: 2, weight: 220 };
 
-/// What the data becomes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// Writable clones of this host's snapshots.
-    Clones,
-    /// Datasets, received from a repository.
-    Zfs,
-    /// Files on any file system, from a repository.
-    Files,
-}
-
 /// Where a set comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum From {
+pub enum Origin {
     /// This host's snapshots.
     Snapshots,
     /// A repository: the one named, or the cluster's only one.
     Repository(Option<String>),
 }
 
-impl From {
+impl Origin {
     /// Reads `snapshots`, `repository` or `repository:NAME`.
     ///
     /// # Errors
@@ -149,7 +139,7 @@ impl Source {
     ) -> Result<BTreeMap<DatasetName, Base>> {
         match self {
             Self::Snapshots => Ok(BTreeMap::new()),
-            Self::Repository(from) => receive::bases(from, zfs, placement, there),
+            Self::Repository(from) => from.bases(zfs, placement, there),
         }
     }
 
@@ -264,12 +254,12 @@ impl FromRepository {
         }
         raw::announce(self, build)?;
         let (zfs, there) = (&build.cx.zfs, &build.there);
-        let fresh = receive::fresh(self, build, there)?;
+        let fresh = fold::fresh(self, build, there)?;
         // Before anything of an older restore is changed, and after what may yet say no.
         build.older.is_held.set(control::hold(&build.placement.data)?);
         let (manifest, lines) = (&build.manifest, &Progress::on_stderr());
-        let one = |fresh: receive::Fresh<'_>, should_stop: &dyn Fn() -> bool| {
-            receive::receive_fresh(self, zfs, manifest, lines, &fresh, should_stop)
+        let one = |fresh: fold::Fresh<'_>, should_stop: &dyn Fn() -> bool| {
+            fresh.receive(self, manifest, zfs, lines, should_stop)
         };
         let coming: BTreeSet<usize> = fresh.iter().map(|item| item.index).collect();
         let locked = side_by_side(AT_ONCE, fresh, one, |received| {
@@ -356,9 +346,11 @@ impl FromRepository {
         let Some(dataset) = &placed.dataset else { return Ok(true) };
         let zfs = &build.cx.zfs;
         let shipped = self.shipped_volume(placed);
+        let receiving =
+            shipped.map(|shipped| Receiving { from: self, build, index, placed, dataset, shipped });
         if build.there.contains(dataset) {
-            return match shipped {
-                Some(shipped) => receive::catch_up(self, build, placed, dataset, shipped),
+            return match receiving {
+                Some(receiving) => receiving.catch_up(),
                 None => {
                     mount_for_wal(zfs, dataset, &placed.mountpoint)?;
                     make_wal_folders(placed, volume, owner).map(|()| true)
@@ -372,8 +364,8 @@ impl FromRepository {
         // What is above may be readonly for all that doesn't say otherwise.
         properties.push(("readonly", "off".to_owned()));
         properties.extend(kept.iter().map(|(name, value)| (name.as_str(), value.clone())));
-        if shipped.is_some() {
-            return receive::create(self, build, index, placed, &properties);
+        if let Some(receiving) = receiving {
+            return receiving.create(&properties);
         }
         // What the dataset above has for tables is nothing for WAL, which is written in order.
         properties.push(("recordsize", "128K".to_owned()));

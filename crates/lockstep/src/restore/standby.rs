@@ -28,7 +28,7 @@ pub(super) fn check(
     manifest: &Manifest,
     placement: &Placement,
 ) -> Result<()> {
-    if !request.only.is_all() {
+    if request.what.is_a_part() {
         return Err(Error::usage(
             "a standby replays what happens to all of the cluster, and this would have a part of it",
             "leave out --standby, or restore all of the set",

@@ -178,7 +178,7 @@ impl RawWay {
         let image = raw_image_name(&volume.dataset);
         let deltas = there.image(&image)?;
         // A segment that is there is in other sets' chains as what it is, and no full takes its place.
-        if how.full && !deltas.has(&volume.guid) {
+        if how.is_full() && !deltas.has(&volume.guid) {
             return Ok(Self { image, there: None, base: None });
         }
         let mut ids = Vec::new();

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use strata::check::Doomed;
 use strata::delta::Descriptor;
 
+use super::Extent;
 use super::raw::RawWay;
 use super::tags::{Of, PAGE, Tags, or_none};
 use super::volume::{Job, Shipment, shipped};
@@ -22,14 +23,8 @@ use crate::repository::shipped::ShippedVolume;
 use crate::repository::whole::Wholeness;
 use crate::set::manifest::SetVolume;
 use crate::volume::zfs::{
-    ACLTYPE, Base, DatasetName, Properties, SnapshotName, Zfs, is_set, mountpoints_in,
+    Base, DatasetName, KEPT, KEPT_IF_KNOWN, Properties, SnapshotName, Zfs, is_set, mountpoints_in,
 };
-
-/// Properties of a dataset that its restored copy gets too.
-const PROPERTIES: [&str; 6] =
-    ["recordsize", "compression", "atime", "logbias", "primarycache", "xattr"];
-/// The same, of which pool version 23 has none.
-const NEWER: [&str; 2] = ["redundant_metadata", ACLTYPE];
 
 /// The properties of datasets that their restored copies get too, and where they are mounted; all in
 /// one command.
@@ -41,8 +36,8 @@ pub fn properties(
     datasets: &[DatasetName],
 ) -> Result<(Properties, BTreeMap<DatasetName, PathBuf>)> {
     let names: Vec<_> = datasets.iter().map(DatasetName::to_string).collect();
-    let known: Vec<_> = PROPERTIES.into_iter().chain(["mountpoint"]).collect();
-    let mut all = zfs.get_known(&names, &known, &NEWER)?;
+    let known: Vec<_> = KEPT.into_iter().chain(["mountpoint"]).collect();
+    let mut all = zfs.get_known(&names, &known, &KEPT_IF_KNOWN)?;
     let mounted = mountpoints_in(datasets, &all);
     all.values_mut()
         .for_each(|of| of.retain(|name, value| name != "mountpoint" && is_set(name, value)));
@@ -80,7 +75,7 @@ struct Plain {
 
 /// Finds what the volume's snapshot is an increment to: the newest snapshot or bookmark that the
 /// repository has too, with all that it comes from. With `raw` among what was sent raw, else among
-/// the rest. With `full` to nothing.
+/// the rest. In full to nothing.
 ///
 /// # Errors
 /// When ZFS or the store fails.
@@ -97,15 +92,15 @@ pub fn route<'a>(
     }
     let deltas = there.image(&image_name(&volume.dataset))?;
     let mut noted = deltas.noted(&volume.guid, how.noted)?;
-    if !how.full
+    if !how.is_full()
         && let Some(descriptor) = deltas.whole(&volume.guid)?
     {
         return Ok(Route { volume, noted, way: plain(Some(descriptor), None, None) });
     }
     // One that isn't whole is written again and takes its place: the snapshot is the same, and with
     // nothing more left out so is what all deltas upon it are folded with.
-    let replaced = deltas.left_out(&volume.guid, how.full)?;
-    if how.full {
+    let replaced = deltas.left_out(&volume.guid, how.is_full())?;
+    if how.is_full() {
         return Ok(Route { volume, noted, way: plain(None, None, replaced) });
     }
     let failed = Cell::new(None);
@@ -138,12 +133,18 @@ pub fn route<'a>(
 pub struct How<'a> {
     /// As it is encrypted on disk.
     pub raw: bool,
-    /// All of it, as the beginning of a new chain.
-    pub full: bool,
+    /// In full as the beginning of a new chain.
+    pub extent: Extent,
     /// After how many increments all of a raw one comes again.
     pub raw_full_every: u32,
     /// What nobody needs, as noted by a collection.
     pub noted: &'a Doomed,
+}
+
+impl How<'_> {
+    pub(super) fn is_full(&self) -> bool {
+        self.extent == Extent::Full
+    }
 }
 
 fn plain(

@@ -3,7 +3,7 @@
 //! whose content isn't stored, or wasn't before, more has to be known.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs;
+use std::fs::{self, DirEntry};
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -62,18 +62,7 @@ pub fn walk(
             // Another file system's place.
             continue;
         }
-        let (mut names, mut found) = (Vec::new(), Vec::new());
-        for entry in fs::read_dir(&path).map_err(Error::io("list", &path))? {
-            let entry = entry.map_err(Error::io("list", &path))?;
-            let kind = entry.file_type().map_err(Error::io("look at", entry.path()))?;
-            if kind.is_dir() {
-                waiting.push(inside.join(entry.file_name()));
-            } else if kind.is_file() {
-                // A name that isn't UTF-8 is none of PostgreSQL's.
-                names.push(entry.file_name().to_string_lossy().into_owned());
-                found.push(entry);
-            }
-        }
+        let (names, found) = list(&path, &inside, &mut waiting)?;
         let at = u32::try_from(walked.folders.len()).unwrap_or(u32::MAX);
         let mut has_relations = false;
         let classes: Vec<Class> = classify::files(kind, &names, recovers).collect();
@@ -118,6 +107,27 @@ pub fn walk(
         return Err(mounted_anew(root));
     }
     Ok(walked)
+}
+
+/// A folder's files with their names. What is a folder in it is to be walked too.
+fn list(
+    path: &Path,
+    inside: &Path,
+    waiting: &mut Vec<PathBuf>,
+) -> Result<(Vec<String>, Vec<DirEntry>)> {
+    let (mut names, mut found) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(path).map_err(Error::io("list", path))? {
+        let entry = entry.map_err(Error::io("list", path))?;
+        let kind = entry.file_type().map_err(Error::io("look at", entry.path()))?;
+        if kind.is_dir() {
+            waiting.push(inside.join(entry.file_name()));
+        } else if kind.is_file() {
+            // A name that isn't UTF-8 is none of PostgreSQL's.
+            names.push(entry.file_name().to_string_lossy().into_owned());
+            found.push(entry);
+        }
+    }
+    Ok((names, found))
 }
 
 fn device_of(path: &Path) -> Result<u64> {

@@ -10,11 +10,14 @@ use super::standing::AT_ONCE;
 use super::{DatasetName, Properties, SnapshotName, Zfs, parse, said};
 use crate::error::Result;
 
-/// The properties a clone gets from the dataset it is a clone of.
-const KEPT: [&str; 6] = ["recordsize", "compression", "atime", "logbias", "primarycache", "xattr"];
+/// The properties of a dataset that its copy gets too: a clone, or what is received of it from a repository.
+pub const KEPT: [&str; 6] =
+    ["recordsize", "compression", "atime", "logbias", "primarycache", "xattr"];
+/// The same, of which pool version 23 has none.
+pub const KEPT_IF_KNOWN: [&str; 2] = ["redundant_metadata", ACLTYPE];
 
 /// Whether files have access control lists, and of which kind: without it they are there and don't count.
-pub const ACLTYPE: &str = "acltype";
+const ACLTYPE: &str = "acltype";
 
 /// Whether a property's value says anything that a copy has to have. Where there are no access control lists, a ZFS
 /// that doesn't know them can take the copy.
@@ -50,7 +53,7 @@ impl Zfs {
         let mountpoint = self.mountpoint_for(spec.dataset, spec.mountpoint)?;
         let source = spec.origin.dataset.to_string();
         let inherited = match spec.is_written {
-            true => self.get_known(std::slice::from_ref(&source), &KEPT, &[ACLTYPE])?,
+            true => self.get_known(std::slice::from_ref(&source), &KEPT, &KEPT_IF_KNOWN)?,
             false => Properties::new(),
         };
         let mut args = vec!["clone".to_owned()];

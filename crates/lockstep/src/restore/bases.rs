@@ -1,0 +1,137 @@
+//! What a dataset that is there is rolled back to: its newest snapshot, which has to be one that the set's deltas
+//! come from.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use strata::delta::Descriptor;
+
+use super::placement::Placement;
+use super::source::FromRepository;
+use crate::error::Result;
+use crate::refusal::Refusal;
+use crate::repository::image::ImageState;
+use crate::repository::{ShippedVolume, of_strata};
+use crate::volume::zfs::{Base, DatasetName, Zfs};
+
+impl FromRepository {
+    /// What each of the datasets that are there is rolled back to. All are looked at before the first is changed:
+    /// where one can't be brought to the set's state, an older restore stays whole.
+    pub(super) fn bases(
+        &self,
+        zfs: &Zfs,
+        placement: &Placement,
+        there: &BTreeSet<DatasetName>,
+    ) -> Result<BTreeMap<DatasetName, Base>> {
+        let mut bases = BTreeMap::new();
+        for placed in &placement.volumes {
+            let (Some(dataset), Some(shipped)) = (&placed.dataset, self.shipped_volume(placed))
+            else {
+                continue;
+            };
+            if there.contains(dataset) {
+                bases.insert(dataset.clone(), self.common(zfs, dataset, shipped)?);
+            }
+        }
+        Ok(bases)
+    }
+
+    /// The newest snapshot of the dataset, which has to be one that the set's deltas come from.
+    fn common(&self, zfs: &Zfs, dataset: &DatasetName, shipped: &ShippedVolume) -> Result<Base> {
+        let (mut snapshots, bookmarks): (Vec<_>, Vec<_>) =
+            zfs.bases_of(dataset)?.into_iter().partition(|base| base.name.contains('@'));
+        snapshots.sort_by_key(|base| base.createtxg);
+        let chain = self.chain(shipped)?;
+        let known = |base: &&Base| chain.contains(&base.guid.to_string());
+        if let Some(base) = snapshots.last().filter(known) {
+            return match newer(&bookmarks, base) {
+                None => Ok(base.clone()),
+                Some(bookmark) => Err(Refusal::NewerBookmark {
+                    bookmark: bookmark.name.clone(),
+                    snapshot: base.name.clone(),
+                }
+                .into()),
+            };
+        }
+        let newest = snapshots.last().map(|base| base.name.clone());
+        let began = self.beginning(shipped)?.filter(|began| {
+            newest.as_deref().is_some_and(|newest| is_of_an_older_set(newest, began))
+        });
+        Err(Refusal::NotOnTop {
+            dataset: dataset.to_string(),
+            set: self.shipped.manifest.set.to_string(),
+            newest,
+            known: snapshots.iter().rev().find(known).map(|base| base.name.clone()),
+            began,
+            is_raw: shipped.raw.is_some(),
+        }
+        .into())
+    }
+
+    /// The name, without its dataset, of the snapshot that was sent in full.
+    fn beginning(&self, shipped: &ShippedVolume) -> Result<Option<String>> {
+        if let Some(chain) = &shipped.raw {
+            return Ok(chain.first().map(|link| link.snapshot.clone()));
+        }
+        let Some(full) = self.deltas(shipped, None)?.into_iter().next() else { return Ok(None) };
+        let sent = ImageState::of(&full)?.begin.to_name;
+        Ok(sent.split_once('@').map(|(_, own)| own.to_owned()))
+    }
+
+    /// The GUIDs of the snapshots that the set's volume comes from, as far as the repository has them.
+    pub(super) fn chain(&self, shipped: &ShippedVolume) -> Result<Vec<String>> {
+        if let Some(chain) = &shipped.raw {
+            return Ok(chain.iter().map(|link| link.guid.clone()).collect());
+        }
+        Ok(self.deltas(shipped, None)?.into_iter().map(|delta| delta.id).collect())
+    }
+
+    /// The deltas that make the volume, the oldest first; those behind the snapshot `since` alone.
+    pub(super) fn deltas(
+        &self,
+        shipped: &ShippedVolume,
+        since: Option<&str>,
+    ) -> Result<Vec<Descriptor>> {
+        let strata = &self.repository.strata;
+        strata::delta::chain(strata, &shipped.image, &shipped.delta, since).map_err(of_strata)
+    }
+}
+
+/// Whether both are snapshots of sets, whose names begin with their time, and `newest` is one of an older set than `began`.
+fn is_of_an_older_set(newest: &str, began: &str) -> bool {
+    let own = newest.split_once('@').map_or("", |(_, own)| own);
+    let are_of_sets = [own, began].iter().all(|name| name.starts_with("lockstep-"));
+    are_of_sets && own < began
+}
+
+/// A bookmark of a snapshot that came after this one: ZFS rolls back over none.
+fn newer<'a>(bookmarks: &'a [Base], snapshot: &Base) -> Option<&'a Base> {
+    bookmarks.iter().find(|bookmark| bookmark.createtxg > snapshot.createtxg)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_that_began_anew_is_told_from_a_step_back() {
+        let began = "lockstep-20261124T194512Z-k3fa";
+        for (newest, is_older) in [
+            ("p/r@lockstep-20261123T194512Z-zzzz", true),
+            ("p/r@lockstep-20261125T194512Z-aaaa", false),
+            ("p/r@mine", false),
+        ] {
+            assert_eq!(is_of_an_older_set(newest, began), is_older, "{newest}");
+        }
+        assert!(!is_of_an_older_set("p/r@lockstep-20261123T194512Z-zzzz", "somebody's"));
+    }
+
+    #[test]
+    fn a_bookmark_of_a_later_snapshot_is_in_the_way() {
+        let base = |name: &str, createtxg| Base { name: name.into(), guid: createtxg, createtxg };
+        let snapshot = base("t/d@b", 20);
+        let own = [base("t/d#a", 10), base("t/d#b", 20)];
+        assert_eq!(newer(&own, &snapshot), None);
+        let foreign = base("t/d#foreign", 21);
+        assert_eq!(newer(&[own[0].clone(), foreign.clone()], &snapshot), Some(&foreign));
+    }
+}

@@ -1,0 +1,145 @@
+//! Why recovery ended where it did, in words that say what to do.
+
+use super::{CONSISTENT, NOT_REACHED, has_said};
+use crate::error::Error;
+use crate::postgres::instance;
+use crate::postgres::server::Server;
+use crate::postgres::target::Target;
+use crate::refusal::Refusal;
+use crate::restore::build::Build;
+use crate::restore::fetched;
+use crate::set::manifest::Manifest;
+
+/// PostgreSQL's reason to end recovery, where Lockstep knows it.
+pub(in crate::restore) fn explain(build: &Build, server: &Server, error: Error) -> Error {
+    let said = |words: &str| has_said(server, words);
+    if said("requested recovery stop point is before consistent recovery point") {
+        let earliest = match build.manifest.floor_lsn {
+            Some(floor) => format!("LSN {floor}"),
+            None => "the end of the WAL in the set".into(),
+        };
+        let target = build.recovery.target.to_string();
+        return Refusal::TargetBeforeConsistency { target, earliest }.into();
+    }
+    if said(NOT_REACHED) && said(CONSISTENT) && build.recovery.target == Target::Immediate {
+        return error.with_hint(
+            "it became consistent with the last record of its WAL, where PostgreSQL neither pauses nor stops: leave out --target-action, and it is promoted there",
+        );
+    }
+    if said(NOT_REACHED) {
+        let end = came_to(server.said()).or_else(|| {
+            let control = instance::read_control(&build.placement.data).ok()?;
+            Some(format!("LSN {} at least", control.min_recovery_point))
+        });
+        let end = end.map_or_else(String::new, |end| format!("recovery came to {end}; "));
+        return error.with_hint(match build.recovery.restore_command {
+            None => format!(
+                "{end}the set's own WAL ends before the target: give --restore-command so that recovery can fetch more, or check the target"
+            ),
+            Some(_) => match fetched::complaint(server.said()) {
+                Some(line) => format!("{end}restore_command said \"{line}\": {}", fetched::hint(line)),
+                None => format!(
+                    "{end}take a target up to there, or see that restore_command finds what comes after it"
+                ),
+            },
+        });
+    }
+    let is_standby = build.recovery.standby.is_some();
+    if let Some(hint) = of_another_timeline(&build.manifest, is_standby, server.said()) {
+        return error.with_hint(hint);
+    }
+    if said("Read-only file system") {
+        return error.with_hint(
+            "recovery wanted to write outside the restored cluster: name the folder in clone.writable if it may. That may be the log of a restore_command, or where a tablespace was made after the set: that one has to be the server's user's, and no other cluster's",
+        );
+    }
+    error
+}
+
+/// Why recovery can't begin with the set, where it follows a timeline that doesn't have the set's end (InitWalRecovery in
+/// xlogrecovery.c). PostgreSQL's own hint at that is for a server that has crashed: a copy without its backup_label starts,
+/// and is silently wrong.
+fn of_another_timeline(set: &Manifest, is_standby: bool, said: &[String]) -> Option<String> {
+    let says = |words: &str| said.iter().any(|line| line.contains(words));
+    let timeline = set.timeline();
+    let id = &set.set;
+    let before = format!("take a set from before the place where timeline {timeline} was left");
+    let other = match is_standby {
+        // Its primary's is the one that it has to follow.
+        true => before,
+        false => format!(
+            "{before} (with --target-time and no set named it is found), or give --target-timeline {timeline} to recover along the set's own"
+        ),
+    };
+    if says("is not a child of this server's history") {
+        return Some(format!(
+            "set {id} is of timeline {timeline}, which was left before the set's end for the one that recovery follows: {other}"
+        ));
+    }
+    if !says("could not locate required checkpoint record")
+        && !says("could not locate a valid checkpoint record")
+    {
+        return None;
+    }
+    let start = set.start_lsn.map_or_else(String::new, |start| format!(" (from {start} on)"));
+    Some(format!(
+        "the WAL that recovery reads isn't the one that set {id} was taken with{start}: is it of another timeline, or does restore_command give another cluster's? In the first case {other}. Leave backup_label where it is: without it the cluster would start, and be wrong"
+    ))
+}
+
+/// How far recovery came, in the words of the server (PerformWalRecovery in xlogrecovery.c).
+pub(super) fn came_to(said: &[String]) -> Option<String> {
+    let behind = |words: &str| {
+        let rest = said.iter().rev().find_map(|line| line.split_once(words))?.1;
+        (!rest.is_empty()).then_some(rest)
+    };
+    let lsn = behind("redo done at ").and_then(|rest| rest.split_whitespace().next());
+    let time = behind("last completed transaction was at log time ");
+    match (lsn, time) {
+        (Some(lsn), Some(time)) => Some(format!("LSN {lsn}, its last commit is of {time}")),
+        (Some(lsn), None) => Some(format!("LSN {lsn}")),
+        (None, Some(time)) => Some(format!("a commit of {time}")),
+        (None, None) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_far_recovery_came_is_read_from_the_log() {
+        let lines =
+            |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>();
+        let said = lines(&[
+            "t [7] LOG:  redo done at 0/70000A0 system usage: CPU: user: 0.00 s",
+            "t [7] LOG:  last completed transaction was at log time 2026-11-26 20:10:11.5+00",
+            "t [7] FATAL:  recovery ended before configured recovery target was reached",
+        ]);
+        assert_eq!(
+            came_to(&said).unwrap(),
+            "LSN 0/70000A0, its last commit is of 2026-11-26 20:10:11.5+00"
+        );
+        assert_eq!(came_to(&said[..1]).unwrap(), "LSN 0/70000A0");
+        assert_eq!(came_to(&lines(&["t [7] LOG:  redo starts at 0/7000028"])), None);
+    }
+
+    #[test]
+    fn a_set_of_a_timeline_that_was_left_is_explained() {
+        let set = crate::set::manifest::tests::manifest("20261123T194512Z-k3fa", Vec::new());
+        let of = |is_standby, line: &str| {
+            of_another_timeline(&set, is_standby, &["t LOG:  x".into(), line.to_owned()])
+        };
+        let hint = |line: &str| of(false, line);
+        let not_a_child = "FATAL:  requested timeline 4 is not a child of this server's history";
+        let no_checkpoint = "FATAL:  could not locate required checkpoint record at 0/2000060";
+        for line in [not_a_child, no_checkpoint] {
+            let hint = hint(line).unwrap();
+            assert!(hint.contains("--target-timeline 3"), "{hint}");
+            assert!(!hint.contains("remov"), "{hint}");
+        }
+        assert_eq!(hint("FATAL:  the database system is starting up"), None);
+        // Which --standby forbids.
+        assert!(!of(true, not_a_child).unwrap().contains("--target-timeline"));
+    }
+}

@@ -1,0 +1,98 @@
+//! Settings that the original raised after the set was taken: recovery can't go on with less.
+
+use pgfiles::control_file::ControlFile;
+
+use super::has_said;
+use crate::postgres::server::{LowerSetting, Server};
+use crate::postgres::{instance, recovery};
+use crate::restore::build::Build;
+
+/// Raises the settings that kept recovery from going on; whether that is anything new. Later starts need them too, so
+/// they are written to the cluster's own settings. `before`: pg_control before recovery.
+pub(super) fn raise(build: &mut Build, server: &Server, before: &ControlFile) -> bool {
+    let mut lower: Vec<_> = server.lower_setting().into_iter().collect();
+    if RAN_OUT.iter().any(|words| has_said(server, words))
+        && let Ok(now) = instance::read_control(&build.placement.data)
+    {
+        lower.extend(raised_meanwhile(before, &now, server.said()));
+    }
+    let mut is_new = false;
+    for LowerSetting { name, needed } in lower {
+        let value = needed.to_string();
+        if build.raised.contains(&(name.clone(), value.clone())) {
+            continue;
+        }
+        tracing::info!(
+            "{name} becomes {value} in the restored cluster: the original's was raised, and recovery can't go on with less"
+        );
+        recovery::put(&mut build.raised, name, value);
+        is_new = true;
+    }
+    is_new
+}
+
+/// In the server's words (twophase.c, lock.c): what is replayed had more than this server has room for. Where nobody is
+/// to read, PostgreSQL doesn't compare settings, and finds it out so.
+const RAN_OUT: [&str; 2] =
+    ["maximum number of prepared transactions reached", "out of shared memory"];
+
+/// What pg_control says that the original was raised to in what was replayed (XLOG_PARAMETER_CHANGE); and where room for
+/// prepared transactions is lacking, what it has had from the beginning, if the server says that it has less.
+fn raised_meanwhile(before: &ControlFile, now: &ControlFile, said: &[String]) -> Vec<LowerSetting> {
+    const PREPARED: &str = "max_prepared_transactions";
+    let of = |control: &ControlFile| {
+        [
+            ("max_connections", control.max_connections),
+            ("max_worker_processes", control.max_worker_processes),
+            ("max_wal_senders", control.max_wal_senders),
+            (PREPARED, control.max_prepared_transactions),
+            ("max_locks_per_transaction", control.max_locks_per_transaction),
+        ]
+    };
+    let hint = said.iter().rev().find(|line| line.contains(PREPARED));
+    let current = hint
+        .and_then(|line| line.split_once("(currently ")?.1.split_once(')')?.0.parse::<i32>().ok());
+    let pairs = of(before).into_iter().zip(of(now));
+    let raised = pairs.filter(|((name, before), (_, now))| {
+        now > before || *name == PREPARED && current.is_some_and(|current| *now > current)
+    });
+    raised
+        .filter_map(|(_, (name, now))| {
+            Some(LowerSetting { name: name.to_owned(), needed: u32::try_from(now).ok()? })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_raised_in_what_was_replayed_is_read_from_pg_control() {
+        let path =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../pgfiles/testdata/17/production.pg_control");
+        let before = ControlFile::parse(&std::fs::read(path).unwrap()).unwrap();
+        let mut now = before.clone();
+        let raised = |now: &ControlFile, said: &[String]| {
+            let raised = raised_meanwhile(&before, now, said).into_iter();
+            raised.map(|it| (it.name, it.needed)).collect::<Vec<_>>()
+        };
+        assert_eq!(raised(&now, &[]), []);
+        now.max_prepared_transactions = before.max_prepared_transactions + 10;
+        now.max_connections = before.max_connections - 1;
+        now.max_locks_per_transaction = 200;
+        let expected = [
+            ("max_prepared_transactions".to_owned(), now.max_prepared_transactions as u32),
+            ("max_locks_per_transaction".to_owned(), 200),
+        ];
+        assert_eq!(raised(&now, &[]), expected);
+        // The set's own pg_control has more than its configuration.
+        let mut same = before.clone();
+        same.max_prepared_transactions = 5;
+        let hint = "t [7] HINT:  Increase max_prepared_transactions (currently 0).".to_owned();
+        let before = same.clone();
+        let raised = raised_meanwhile(&before, &same, &[hint]);
+        assert_eq!((raised.len(), raised[0].needed), (1, 5));
+        assert!(raised_meanwhile(&before, &same, &[]).is_empty());
+    }
+}
