@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pgfiles::ControlFile;
-use pgfiles::lsn::Lsn;
+use pgfiles::lsn::{Lsn, SystemIdentifier};
 use sendstream::pages::PageGeometry;
 use strata::check::Doomed;
 use strata::delta::{ImageOptions, descriptor_path};
@@ -273,7 +273,11 @@ fn store_and_publish(
 }
 
 /// What the set says of its cluster's former identifiers. Under the lease: nobody else's first set comes in between.
-fn formerly(cx: &Context, manifest: &Manifest, repository: &Repository) -> Result<Vec<String>> {
+fn formerly(
+    cx: &Context,
+    manifest: &Manifest,
+    repository: &Repository,
+) -> Result<Vec<SystemIdentifier>> {
     let newest = match repository.newest() {
         Ok(newest) => newest,
         // The next older one that can be read says it as well.
@@ -375,7 +379,7 @@ fn store(
     }
     // The set's snapshots, and behind them those that pages are compared with.
     let open = manifest.volumes.iter().filter(|volume| encrypted.is_open(volume));
-    let mut looked_into: Vec<_> = open.map(SetVolume::snapshot_name).collect();
+    let mut looked_into: Vec<_> = open.map(|volume| volume.snapshot.clone()).collect();
     if repository.config.page_delta {
         looked_into.extend(routes.iter().filter_map(Route::base_snapshot));
     }
@@ -559,7 +563,7 @@ fn geometry(control: &ControlFile) -> PageGeometry {
 /// Where a part of the set can be looked into.
 fn part_seen(manifest: &Manifest, views: &Views, kind: &PartKind) -> Option<PathBuf> {
     let (at, part) = manifest.parts().find(|(_, part)| part.kind == *kind)?;
-    let root = views.path(&manifest.volumes.get(at)?.snapshot_name())?;
+    let root = views.path(&manifest.volumes.get(at)?.snapshot)?;
     Some(root.join(&part.inside))
 }
 
@@ -569,7 +573,7 @@ fn look(routes: &mut [Route<'_>], views: &Views, recovers: bool) -> Result<()> {
         let walks: Vec<_> = routes
             .iter_mut()
             .map(|route| {
-                let root = views.path(&route.volume.snapshot_name()).map(Path::to_path_buf);
+                let root = views.path(&route.volume.snapshot).map(Path::to_path_buf);
                 scope.spawn(move || route.look(root.as_deref(), recovers))
             })
             .collect();

@@ -47,8 +47,8 @@ pub(super) fn volumes(attempt: &Attempt) -> Result<Vec<SetVolume>> {
             Ok(SetVolume {
                 dataset: name.dataset.clone(),
                 pool: name.dataset.pool().to_owned(),
-                snapshot: name.to_string(),
-                guid: facts.guid.to_string(),
+                snapshot: name.clone(),
+                guid: facts.guid,
                 createtxg: facts.createtxg,
                 order: *order,
                 taken_at: jiff::Timestamp::from_second(facts.creation)
@@ -191,8 +191,8 @@ pub(super) fn manifest(
         chosen_because: attempt.plan.chosen_because.clone(),
         postgres: PostgresIdentity {
             major: server.map(crate::plan::ServerFacts::major).or(control.major_version()),
-            system_identifier: control.system_identifier.to_string(),
-            timeline: attempt.wal_identity().timeline.get(),
+            system_identifier: control.system_identifier,
+            timeline: attempt.wal_identity().timeline,
             history: history(attempt),
             wal_segment_size: control.wal_segment_size.bytes(),
             data_checksums: control.data_checksum_version != 0,

@@ -370,8 +370,8 @@ fn certificate(set: &Manifest, label: &[u8], beside: &str) {
         let parts: Vec<_> = volume.parts.iter().map(|part| part.kind.to_string()).collect();
         table.add_row([
             volume.order.to_string(),
-            volume.snapshot.clone(),
-            volume.guid.clone(),
+            volume.snapshot.to_string(),
+            volume.guid.to_string(),
             volume.createtxg.to_string(),
             volume.taken_at.strftime("%H:%M:%SZ").to_string(),
             parts.join(", "),

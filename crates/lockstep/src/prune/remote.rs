@@ -246,7 +246,7 @@ impl Choice<'_> {
 
 /// The entry of a set of another cluster that has the same name: no policy of this one's is about it.
 fn anothers(set: &Shipped) -> Entry {
-    let found = &set.manifest.postgres.system_identifier;
+    let found = set.manifest.postgres.system_identifier;
     let hint = kin::hint(set.manifest.cluster.as_str(), found);
     Entry {
         set: set.manifest.set.to_string(),

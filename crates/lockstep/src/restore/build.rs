@@ -358,7 +358,7 @@ impl<'a> Build<'a> {
     fn marker(&self) -> Marker {
         Marker {
             cluster: self.cx.name.to_string(),
-            system_identifier: self.manifest.postgres.system_identifier.clone(),
+            system_identifier: self.manifest.postgres.system_identifier,
             set: self.manifest.set.to_string(),
             begun_at: jiff::Timestamp::now(),
             restore: self.id.clone(),

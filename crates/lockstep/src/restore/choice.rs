@@ -80,7 +80,7 @@ pub(super) fn stored(
         tracing::warn!(%set, error = %error.chain(), "nobody knows the timeline of a set that can't be read: the cluster may live on it");
     }
     let branches = Branches::of(members.iter().cloned());
-    let members = members.iter().filter(|set| kin.has_identifier(&set.system_identifier));
+    let members = members.iter().filter(|set| kin.has_identifier(set.system_identifier));
     members.filter(|set| is_before(set)).for_each(|set| timelines.learn_told(set));
     let mut choice = Choice { recovery, timelines, left: None };
     let among = |mut sets: Vec<Shipped>| {

@@ -168,7 +168,7 @@ pub(super) fn place_over(
         let part = volume.parts.first();
         let part = part.map_or_else(|| index.to_string(), |part| part.kind.id());
         volumes.push(PlacedVolume {
-            origin: volume.snapshot_name(),
+            origin: volume.snapshot.clone(),
             mountpoint: match root {
                 Some(part) => part_path(&part.kind),
                 None => kept

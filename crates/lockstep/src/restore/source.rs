@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use pgfiles::lsn::SystemIdentifier;
+
 use super::build::Build;
 use super::files_form::{self, Unsynced, Written};
 use super::only::{NotRestored, Only};
@@ -119,10 +121,10 @@ impl Source {
 
     /// Whether a system identifier is that of the set's cluster, or one that it had before, as pg_upgrade gives it a new
     /// one.
-    pub(super) fn is_cluster(&self, set: &Manifest, identifier: &str) -> bool {
+    pub(super) fn is_cluster(&self, set: &Manifest, identifier: SystemIdentifier) -> bool {
         let is_former = match self {
             Self::Snapshots => false,
-            Self::Repository(from) => from.shipped.formerly.iter().any(|it| it == identifier),
+            Self::Repository(from) => from.shipped.formerly.contains(&identifier),
         };
         is_former || set.postgres.system_identifier == identifier
     }

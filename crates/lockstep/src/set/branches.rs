@@ -14,7 +14,7 @@ mod apart;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use pgfiles::lsn::{Lsn, TimelineId};
+use pgfiles::lsn::{Lsn, SystemIdentifier, TimelineId};
 use pgfiles::timeline_history::TimelineHistory;
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +32,7 @@ pub struct Member {
     /// Its id.
     pub set: String,
     /// Its cluster's: timelines of two are not to be compared.
-    pub system_identifier: String,
+    pub system_identifier: SystemIdentifier,
     /// The one that it was taken on.
     pub timeline: TimelineId,
     /// How far its data goes.
@@ -49,7 +49,7 @@ impl From<&Manifest> for Member {
     fn from(set: &Manifest) -> Self {
         Self {
             set: set.set.to_string(),
-            system_identifier: set.postgres.system_identifier.clone(),
+            system_identifier: set.postgres.system_identifier,
             timeline: set.timeline(),
             end: set.end(),
             history: set.postgres.history.clone(),
@@ -61,7 +61,7 @@ impl From<&Manifest> for Member {
 /// The branch that each cluster lives on, by system identifier.
 #[derive(Debug, Clone, Default)]
 pub struct Branches {
-    living: BTreeMap<String, Living>,
+    living: BTreeMap<SystemIdentifier, Living>,
     apart: apart::All,
     /// Sets that can't be read, and why.
     untold: BTreeMap<String, String>,
@@ -138,7 +138,7 @@ impl Branches {
     /// Two sets of a set's timeline that are of two clusters.
     #[must_use]
     pub fn apart(&self, set: &Manifest) -> Option<&Apart> {
-        self.apart.get(&(set.postgres.system_identifier.clone(), set.timeline()))
+        self.apart.get(&(set.postgres.system_identifier, set.timeline()))
     }
 
     /// Says of a set that is chosen where it may be of the wrong one of two clusters.
@@ -156,7 +156,7 @@ impl Branches {
             newest: set.set.clone(),
             history: None,
         };
-        let living = self.living.entry(set.system_identifier.clone()).or_insert_with(first);
+        let living = self.living.entry(set.system_identifier).or_insert_with(first);
         if living.timeline > set.timeline {
             return;
         }
@@ -278,7 +278,7 @@ mod tests {
             |(timeline, at): &(u32, u64)| Switch { timeline: tli(*timeline), lsn: lsn(*at) };
         Member {
             set: format!("20261123T1945{second:02}Z-k3fa"),
-            system_identifier: "7".into(),
+            system_identifier: SystemIdentifier::new(7),
             timeline: tli(timeline),
             end: Some(lsn(end)),
             history: history.iter().map(switch).collect(),
@@ -355,7 +355,8 @@ mod tests {
     #[test]
     fn clusters_with_another_identifier_are_not_compared() {
         // pg_upgrade begins at timeline 1 again.
-        let upgraded = Member { system_identifier: "8".into(), ..member(9, 1, 9, &[]) };
+        let upgraded =
+            Member { system_identifier: SystemIdentifier::new(8), ..member(9, 1, 9, &[]) };
         assert_eq!(left(&[member(1, 2, 4, &[(1, 3)]), upgraded]), [None, None]);
     }
 
