@@ -223,10 +223,7 @@ fn history(attempt: &Attempt) -> Vec<Switch> {
     let WalIdentity { segment_size, timeline, .. } = attempt.wal_identity();
     let pg_wal = attempt.cx.cluster.data_directory.join("pg_wal");
     match wal::history(&pg_wal, segment_size, timeline) {
-        Ok(history) => {
-            let switches = history.switches().iter();
-            switches.map(|switch| Switch { timeline: switch.timeline, lsn: switch.lsn }).collect()
-        }
+        Ok(history) => history.switches().iter().map(Switch::from).collect(),
         Err(error) => {
             tracing::warn!(error = %error.chain(), "the set doesn't tell its timeline's history");
             Vec::new()

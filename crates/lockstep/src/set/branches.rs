@@ -258,12 +258,8 @@ impl fmt::Display for LeftBehind {
 /// A timeline's history of what a manifest tells; `None` where it tells nothing, or nonsense.
 #[must_use]
 pub fn history(of: TimelineId, told: &[Switch]) -> Option<TimelineHistory> {
-    if told.is_empty() {
-        return None;
-    }
-    let lines: String =
-        told.iter().map(|Switch { timeline, lsn }| format!("{timeline}\t{lsn}\t\n")).collect();
-    TimelineHistory::parse(of, lines.as_bytes()).ok()
+    let switches = told.iter().map(|switch| (switch.timeline, switch.lsn));
+    TimelineHistory::from_switches(of, switches).ok().filter(|_| !told.is_empty())
 }
 
 #[cfg(test)]

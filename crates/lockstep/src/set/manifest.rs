@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use pgfiles::lsn::{Lsn, SystemIdentifier, TimelineId};
-use pgfiles::timeline_history::TimelineHistory;
+use pgfiles::timeline_history::{TimelineHistory, TimelineSwitch};
 use pgfiles::wal_name::WalSegmentSize;
 use serde::{Deserialize, Serialize};
 
@@ -109,7 +109,7 @@ pub struct PostgresIdentity {
     pub data_directory: PathBuf,
 }
 
-/// A line of a timeline's history.
+/// A line of a timeline's history, without the words for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Switch {
@@ -202,6 +202,12 @@ pub struct Seconds {
     pub snapshots: f64,
     /// From the first look at the cluster to the manifest; of the last try.
     pub total: f64,
+}
+
+impl From<&TimelineSwitch> for Switch {
+    fn from(switch: &TimelineSwitch) -> Self {
+        Self { timeline: switch.timeline, lsn: switch.lsn }
+    }
 }
 
 impl Manifest {
