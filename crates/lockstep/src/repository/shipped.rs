@@ -304,7 +304,11 @@ impl Repository {
         let found = match branches {
             Some(branches) => {
                 let sets = retention::newest_first(ours, |set| set.manifest.set.as_str(), now);
-                branches.newest(sets, |set| &set.manifest)
+                let (newest, passed_over) = branches.newest(sets, |set| &set.manifest);
+                if let Some(said) = passed_over.said() {
+                    tracing::warn!("{said}");
+                }
+                newest
             }
             None => retention::newest(ours, |set| set.manifest.set.as_str(), now),
         };
@@ -335,7 +339,9 @@ impl Repository {
         if which == "latest" {
             let branches = self.branches(cx)?;
             let newest = self.newest_of(cx, Some(&branches))?;
-            branches.warn_of_two(&newest.manifest);
+            if let Some(doubt) = branches.doubt(&newest.manifest) {
+                tracing::warn!(set = %newest.manifest.set, "{doubt}");
+            }
             if retention::is_ahead(newest.manifest.set.as_str(), jiff::Timestamp::now()) {
                 tracing::warn!(set = %newest.manifest.set, "the newest set is dated later than now: its host's clock was wrong");
             }

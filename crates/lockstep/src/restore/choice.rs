@@ -88,7 +88,11 @@ pub(super) fn stored(
         choice.among(sets, |set| &set.manifest, |_| Ok(true))
     };
     let found = repository.choose(|id| !is_younger(id), among, passed_over)?;
-    found.iter().for_each(|set| branches.warn_of_two(&set.manifest));
+    if let Some(set) = &found
+        && let Some(doubt) = branches.doubt(&set.manifest)
+    {
+        tracing::warn!(set = %set.manifest.set, "{doubt}");
+    }
     found.ok_or_else(|| choice.none(&format!("repository \"{}\"", repository.name), ""))
 }
 

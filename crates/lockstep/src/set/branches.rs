@@ -93,6 +93,10 @@ pub struct LeftBehind {
     pub newest: String,
 }
 
+/// Sets that are left behind and would have been the latest, the newest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PassedOver(Vec<LeftBehind>);
+
 impl Branches {
     /// Those of these sets, in any order.
     #[must_use]
@@ -141,11 +145,11 @@ impl Branches {
         self.apart.get(&(set.postgres.system_identifier, set.timeline()))
     }
 
-    /// Says of a set that is chosen where it may be of the wrong one of two clusters.
-    pub fn warn_of_two(&self, chosen: &Manifest) {
-        if let Some(apart) = self.apart(chosen) {
-            tracing::warn!(set = %chosen.set, "it may be of the one that was given up: {apart}. {}", apart.hint());
-        }
+    /// What is to be said of a set that is chosen, where it may be of the wrong one of two clusters.
+    #[must_use]
+    pub fn doubt(&self, chosen: &Manifest) -> Option<String> {
+        let apart = self.apart(chosen)?;
+        Some(format!("it may be of the one that was given up: {apart}. {}", apart.hint()))
     }
 
     fn add(&mut self, set: Member) {
@@ -199,24 +203,30 @@ impl Branches {
         self.left(&set.into())
     }
 
-    /// The first of these sets, the newest first, that isn't left behind, with a word on those that are.
+    /// The first of these sets, the newest first, that isn't left behind, and those before it that are.
     #[must_use]
     pub fn newest<T>(
         &self,
         sets: impl IntoIterator<Item = T>,
         manifest: impl Fn(&T) -> &Manifest,
-    ) -> Option<T> {
+    ) -> (Option<T>, PassedOver) {
         let mut passed_over = Vec::new();
         let found = sets.into_iter().find(|set| {
             let left = self.left_behind(manifest(set));
             passed_over.extend(left.clone());
             left.is_none()
         });
-        if let Some(first) = passed_over.first() {
-            let sets: Vec<_> = passed_over.iter().map(|left| left.set.clone()).collect();
-            tracing::warn!("passed over as \"latest\": {}: {first}", words::a_few(&sets));
-        }
-        found
+        (found, PassedOver(passed_over))
+    }
+}
+
+impl PassedOver {
+    /// What is to be said of them; nothing where there are none.
+    #[must_use]
+    pub fn said(&self) -> Option<String> {
+        let first = self.0.first()?;
+        let sets: Vec<_> = self.0.iter().map(|left| left.set.clone()).collect();
+        Some(format!("passed over as \"latest\": {}: {first}", words::a_few(&sets)))
     }
 }
 

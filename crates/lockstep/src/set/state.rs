@@ -265,14 +265,19 @@ impl State {
         let sets = retention::newest_first(sets, |set| set.set.as_str(), now);
         let is_ahead = |set: &&Manifest| retention::is_ahead(set.set.as_str(), now);
         let ahead: Vec<_> = sets.iter().filter(is_ahead).map(|set| set.set.clone()).collect();
-        let newest = branches.newest(sets, |set| set);
+        let (newest, passed_over) = branches.newest(sets, |set| set);
+        if let Some(said) = passed_over.said() {
+            tracing::warn!("{said}");
+        }
         for id in ahead.iter().filter(|id| newest.as_ref().is_some_and(|newest| newest.set < **id))
         {
             tracing::warn!(set = %id, "passed over: {}", retention::ahead_hint(id.as_str(), "--local"));
         }
         let newest = self.or_damaged(newest, damaged, now)?;
         branches.assert_told(newest.set.as_str(), None)?;
-        branches.warn_of_two(&newest);
+        if let Some(doubt) = branches.doubt(&newest) {
+            tracing::warn!(set = %newest.set, "{doubt}");
+        }
         Ok(newest)
     }
 
