@@ -161,7 +161,7 @@ fn mark_anew(
     {
         return report.failed(&set.set, error);
     }
-    let known = cx.state.shipped_to(&set.set).into_iter().map(|known| known.repository);
+    let known = notes::shipped_to(&cx.state, &set.set).into_iter().map(|known| known.repository);
     let (set, repositories) = (set.set.clone(), known.collect());
     report.adopted.push(Adopted { set, repositories, owners, was_here: true });
     Ok(())
