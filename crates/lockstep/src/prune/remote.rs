@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use strata::check::{Begun, Survey};
+use strata::check::{Begun, Run, Survey, Terms};
 use strata::delta::{Descriptor, IndexOptions, descriptor_path, read_descriptor};
 use strata::fold::{Rules, merge};
 use strata::manifest::Manifest as Stored;
@@ -365,7 +365,7 @@ impl<R: Rules> Work<'_, R> {
 
     fn collect(&self, survey: Survey, done: &mut Done) -> Result<Tidied> {
         let (strata, still) = (&self.repository.strata, self.still_of_strata());
-        let collected = survey.collect(strata, self.grace, self.now, self.by_now(), false, &still);
+        let collected = survey.collect(strata, self.terms(), Run::Real, &still);
         let collected = collected.map_err(of_strata)?;
         done.deleted += collected.deleted.len() as u64;
         done.waiting = collected.waiting.len() as u64;
@@ -375,7 +375,7 @@ impl<R: Rules> Work<'_, R> {
 
     /// Looks at all of the repository, and counts as needed what interrupted shipments go on from.
     fn survey(&self, plan: &Plan) -> Result<Survey> {
-        let survey = locks::survey(self.repository, plan, self.grace, self.now);
+        let survey = locks::survey(self.repository, plan, self.terms());
         let begun = (self.begun)()?;
         let survey = survey.and_then(|survey| survey.with_begun(&self.repository.strata, &begun));
         survey.map_err(of_strata)
@@ -401,6 +401,10 @@ impl<R: Rules> Work<'_, R> {
 
     fn still_of_strata(&self) -> impl Fn() -> strata::Result<()> {
         || (self.still)().map_err(strata::Error::caller)
+    }
+
+    fn terms(&self) -> Terms {
+        Terms { grace: self.grace, began: self.now, noted: self.by_now() }
     }
 
     /// No clock that was set back makes it earlier than the run's beginning.
