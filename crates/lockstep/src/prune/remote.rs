@@ -33,7 +33,7 @@ use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::lease::Held;
 use crate::repository::shipped::FILES_IMAGE;
 use crate::repository::{self, Repository, Shipped, of_strata};
-use crate::retention::{self, Candidate, Policy, Reason};
+use crate::retention::{self, Candidate, Decision, Policy, Reason};
 use crate::set::at_work;
 use crate::set::branches::{Branches, Member};
 use crate::ship::{self, begun};
@@ -179,43 +179,8 @@ impl Choice<'_> {
         let common = ids.filter(|id| self.bases.contains(id));
         let common = retention::newest(common, |id| id, self.now);
         let locks = locks::Known::read(repository)?;
-        let branches = Branches::of(sets.iter().map(|set| Member::from(&set.manifest)));
-        let candidates: Vec<_> = sets
-            .iter()
-            .map(|set| {
-                let id = set.manifest.set.to_string();
-                let is_common = common.as_ref() == Some(&id);
-                let needed = is_common.then(|| Reason::CommonWith("this host".into()));
-                let locked = locks.until(repository, set).filter(|until| *until > self.now);
-                let needed = needed.into_iter().chain(locked.map(Reason::LockedUntil)).collect();
-                let is_left = branches.left_behind(&set.manifest).is_some();
-                let (time, label) = (set.manifest.started_at, set.manifest.label.clone());
-                Candidate { id, time, needed, is_left, label }
-            })
-            .collect();
-        let decided = match self.policy {
-            Some(policy) => retention::decide(&candidates, policy, self.now, self.zone),
-            None => retention::decide_named(&candidates, self.named),
-        };
-        let stored: BTreeMap<_, u64> = sets
-            .iter()
-            .map(|set| {
-                let bytes = set.volumes.iter().map(|volume| volume.stored_bytes).sum();
-                (set.manifest.set.to_string(), bytes)
-            })
-            .collect();
-        let mut entries: Vec<_> = decided
-            .into_iter()
-            .map(|decision| Entry {
-                bytes: stored.get(&decision.id).copied(),
-                set: decision.id,
-                time: Some(decision.time),
-                fate: match decision.reasons.is_empty() {
-                    true => Fate::Remove,
-                    false => Fate::Keep(decision.reasons),
-                },
-            })
-            .collect();
+        let until = |set: &Shipped| locks.until(repository, set);
+        let mut entries = self.decide(&sets, common.as_deref(), until);
         // Who names one that can't be read gives it up.
         let is_named = |set: &String| self.policy.is_none() && self.named.contains(set);
         let mut problems = Vec::new();
@@ -241,6 +206,45 @@ impl Choice<'_> {
         let place = Place::Repository(repository.name.clone());
         let locks_until = self.policy.and_then(|_| locks.due(self.now));
         Ok(Plan { place, configured: true, entries, problems, locks_until })
+    }
+
+    /// What becomes of the sets that can be read and that the policy is about. `common` is the newest that this host has
+    /// too; `locked_until` says of each how long the store locks it. A pure function.
+    fn decide(
+        &self,
+        sets: &[Shipped],
+        common: Option<&str>,
+        locked_until: impl Fn(&Shipped) -> Option<Timestamp>,
+    ) -> Vec<Entry> {
+        let branches = Branches::of(sets.iter().map(|set| Member::from(&set.manifest)));
+        let candidate = |set: &Shipped| {
+            let id = set.manifest.set.to_string();
+            let is_common = common == Some(id.as_str());
+            let needed = is_common.then(|| Reason::CommonWith("this host".into()));
+            let locked = locked_until(set).filter(|until| *until > self.now);
+            let needed = needed.into_iter().chain(locked.map(Reason::LockedUntil)).collect();
+            let is_left = branches.left_behind(&set.manifest).is_some();
+            let (time, label) = (set.manifest.started_at, set.manifest.label.clone());
+            Candidate { id, time, needed, is_left, label }
+        };
+        let candidates: Vec<_> = sets.iter().map(candidate).collect();
+        let decided = match self.policy {
+            Some(policy) => retention::decide(&candidates, policy, self.now, self.zone),
+            None => retention::decide_named(&candidates, self.named),
+        };
+        let bytes = |set: &Shipped| set.volumes.iter().map(|volume| volume.stored_bytes).sum();
+        let stored: BTreeMap<_, u64> =
+            sets.iter().map(|set| (set.manifest.set.as_str(), bytes(set))).collect();
+        let entry = |decision: Decision| Entry {
+            bytes: stored.get(decision.id.as_str()).copied(),
+            set: decision.id,
+            time: Some(decision.time),
+            fate: match decision.reasons.is_empty() {
+                true => Fate::Remove,
+                false => Fate::Keep(decision.reasons),
+            },
+        };
+        decided.into_iter().map(entry).collect()
     }
 }
 
