@@ -4,12 +4,12 @@
 //! behind. The set's snapshots are only read: the restored cluster lives in clones of them.
 
 mod alone;
+pub mod as_files;
 mod beforehand;
 mod build;
 mod choice;
 mod control;
 mod fetched;
-pub mod files_form;
 mod guard;
 mod history_command;
 mod kept;
@@ -122,7 +122,7 @@ pub struct Restored {
     /// What it has by name alone.
     pub not_restored: only::NotRestored,
     /// What was written, where it became files.
-    pub written: Option<files_form::Written>,
+    pub written: Option<as_files::Written>,
     /// It is there, and somebody should look.
     pub problems: Vec<Problem>,
 }

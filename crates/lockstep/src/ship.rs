@@ -452,13 +452,13 @@ fn routes<'a>(
         route(&bases, &wholeness, volume, how)
     };
     let routes = stored.map(find).collect::<Result<Vec<_>>>()?;
-    need(cx, manifest, repository, &routes, noted.clone(), held)?;
+    strike_needed(cx, manifest, repository, &routes, noted.clone(), held)?;
     Ok(routes)
 }
 
 /// What nobody needed, which the set will need, isn't noted as such any more: should it be needed by nobody once more, its
 /// grace time begins anew.
-fn need(
+fn strike_needed(
     cx: &Context,
     manifest: &Manifest,
     repository: &Repository,

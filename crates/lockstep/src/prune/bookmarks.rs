@@ -4,7 +4,7 @@
 //! A record says which bookmarks are Lockstep's and for which repositories: it is written before the
 //! first is made, and goes once each of these repositories has a newer set of this host.
 
-use super::common::Common;
+use super::in_common::Common;
 use crate::context::Context;
 use crate::error::Result;
 use crate::files;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::common::{self, Asked, Common};
+use super::in_common::{self, Asked, Common};
 use super::{Entry, Fate, Outcome, Place, Plan, Request, bookmarks, resolve};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -193,7 +193,7 @@ impl Facts {
             let begun = begun.map(|set| (set.set.to_string(), Reason::Begun(name.clone())));
             facts.shipped.extend(begun);
         }
-        facts.commons = common::with_all(cx, asked, &facts.bases(cx)?);
+        facts.commons = in_common::with_all(cx, asked, &facts.bases(cx)?);
         for set in &facts.sets {
             let id = set.set.to_string();
             if facts.is_common(&id) && bookmarks::can_replace(cx, set)? {

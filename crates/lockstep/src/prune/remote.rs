@@ -24,7 +24,7 @@ use strata::read_many;
 use strata::repack::{RepackOptions, repack};
 
 use super::chains::{self, Link, Merge};
-use super::{Entry, Fate, Outcome, Place, Plan, Request, common, local, locks, resolve};
+use super::{Entry, Fate, Outcome, Place, Plan, Request, in_common, local, locks, resolve};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -136,7 +136,7 @@ pub(super) fn prune(
         grace: u64::from(repository.config.grace_hours) * 3600,
         now: clock(),
         clock: &clock,
-        forget: &|set| common::forget_shipped(cx, set, &repository),
+        mark: &|set| in_common::mark_pruned(cx, set, &repository),
         begun: &|| begun::kept(cx, &repository),
         reached: &|step| steps::reached(step),
         still: &|| lease.still("prune.repository-still"),
@@ -284,7 +284,7 @@ pub(super) struct Work<'a, R> {
     /// The same as it is when it is asked: a run may take hours.
     pub(super) clock: &'a dyn Fn() -> u64,
     /// Called before a set is removed.
-    pub(super) forget: &'a dyn Fn(&str) -> Result<()>,
+    pub(super) mark: &'a dyn Fn(&str) -> Result<()>,
     /// What shipments that were interrupted go on from.
     pub(super) begun: &'a dyn Fn() -> Result<Begun>,
     /// Called before each step.
@@ -305,7 +305,7 @@ impl<R: Rules> Work<'_, R> {
         for set in plan.removed() {
             (self.reached)("prune.repository-set")?;
             (self.still)()?;
-            (self.forget)(set)?;
+            (self.mark)(set)?;
             self.remove(set)?;
             removed.push(set.to_owned());
             self.remove_files(set)?;

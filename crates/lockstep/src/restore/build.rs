@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::alone::Alone;
-use super::files_form::Written;
+use super::as_files::Written;
 use super::marker::{self, Marker};
 use super::placement::Placement;
 use super::source::{Form, Source};

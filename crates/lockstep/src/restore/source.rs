@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use pgfiles::lsn::SystemIdentifier;
 
+use super::as_files::{self, Unsynced, Written};
 use super::build::Build;
-use super::files_form::{self, Unsynced, Written};
 use super::only::{NotRestored, Only};
 use super::owners::Owners;
 use super::placement::{PlacedVolume, Placement};
@@ -437,10 +437,10 @@ impl FromRepository {
         let zeroed = self.only.zeroed(tree, volume)?;
         let total = tree.file_bytes(&zeroed);
         if !self.delta {
-            files_form::say_where_it_may_not_fit(&placed.mountpoint, total);
+            as_files::say_where_it_may_not_fit(&placed.mountpoint, total);
         }
         let lines = Progress::on_stderr();
-        files_form::restore(&files_form::Volume {
+        as_files::restore(&as_files::Volume {
             repository: &self.repository,
             tree,
             folder: &placed.mountpoint,
