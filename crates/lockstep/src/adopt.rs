@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::names::{self, Meant, SetId};
 use crate::repository::{self, Repository, Shipped, kin};
-use crate::set::manifest::{Manifest, SetVolume};
+use crate::set::manifest::Manifest;
 use crate::set::notes;
 use crate::steps;
 use crate::volume::zfs::{SnapshotName, Standing};
@@ -100,8 +100,8 @@ pub fn run(cx: &Context, request: &Request) -> Result<Report> {
     let here: Vec<_> = here.into_iter().filter(|set| wanted.contains(&set.set)).collect();
     // All are looked at together: each look takes some commands.
     let volumes = found.values().map(|there| &there.manifest).chain(&here);
-    let volumes = volumes.flat_map(|set| &set.volumes);
-    let standing = cx.zfs.standing(&volumes.map(SetVolume::snapshot_name).collect::<Vec<_>>())?;
+    let named = volumes.flat_map(|set| &set.volumes).map(|volume| volume.snapshot.clone());
+    let standing = cx.zfs.standing(&named.collect::<Vec<_>>())?;
     for set in &here {
         mark_anew(cx, request, set, &standing, &mut report)?;
     }
@@ -161,7 +161,7 @@ fn mark_anew(
     {
         return report.failed(&set.set, error);
     }
-    let known = cx.state.shipped_to(&set.set).into_iter().map(|known| known.repository);
+    let known = notes::shipped_to(&cx.state, &set.set).into_iter().map(|known| known.repository);
     let (set, repositories) = (set.set.clone(), known.collect());
     report.adopted.push(Adopted { set, repositories, owners, was_here: true });
     Ok(())
@@ -169,7 +169,7 @@ fn mark_anew(
 
 /// Holds a set's snapshots, and marks them as this state_dir's.
 fn mark(cx: &Context, set: &Manifest) -> Result<()> {
-    let snapshots: Vec<_> = set.volumes.iter().map(SetVolume::snapshot_name).collect();
+    let snapshots: Vec<_> = set.volumes.iter().map(|volume| volume.snapshot.clone()).collect();
     cx.zfs.hold(&snapshots)?;
     cx.zfs.set("lockstep:owner", cx.state.owner(), &snapshots)?;
     steps::reached("adopt.marked")
@@ -246,7 +246,7 @@ fn owners(
         let what = if found.is_some() { "is another snapshot" } else { "isn't here" };
         return Err(format!("\"{}\" {what}", volume.snapshot));
     }
-    let of_set = set.volumes.iter().filter_map(|volume| standing.get(&volume.snapshot_name()));
+    let of_set = set.volumes.iter().filter_map(|volume| standing.get(&volume.snapshot));
     Ok(of_set.map(|standing| standing.owner.clone()).filter(|owner| owner != own).collect())
 }
 

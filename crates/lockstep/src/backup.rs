@@ -5,7 +5,7 @@
 
 mod attempt;
 mod certify;
-mod copied;
+mod database_copies;
 mod standby;
 
 use std::time::{Duration, Instant};

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use pgfiles::lsn::SystemIdentifier;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 
 pub use repository::{Cloud, EncryptedDatasets, IoClass, Place, RepositoryConfig, parse_bytes};
 pub use retention::RetentionConfig;
@@ -90,8 +90,8 @@ pub struct ClusterConfig {
     #[serde(default)]
     pub retention: RetentionConfig,
     /// System identifiers that the cluster had before: pg_upgrade makes a new one, as does a dump that is restored.
-    #[serde(default)]
-    pub formerly: Vec<String>,
+    #[serde(default, deserialize_with = "identifiers")]
+    pub formerly: Vec<SystemIdentifier>,
     /// How `lockstep clone` makes its servers.
     #[serde(default, rename = "clone")]
     pub clones: CloneConfig,
@@ -144,6 +144,18 @@ pub enum CheckpointMode {
     Fast,
     /// Over checkpoint_completion_target of the interval.
     Spread,
+}
+
+/// System identifiers as PostgreSQL's own tool prints them.
+fn identifiers<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<SystemIdentifier>, D::Error> {
+    let read = |text: &String| {
+        text.parse().map_err(|_| {
+            D::Error::custom(format!(
+                "formerly has \"{text}\", which isn't a system identifier: pg_controldata prints it"
+            ))
+        })
+    };
+    Vec::<String>::deserialize(from)?.iter().map(read).collect()
 }
 
 fn default_state_dir() -> PathBuf {
@@ -362,13 +374,6 @@ fn check_clusters(clusters: &BTreeMap<String, ClusterConfig>) -> Result<(), Stri
             // Found here and not by the first backup that needs it.
             Conninfo::parse_known(primary)
                 .map_err(|why| format!("clusters.{name}.primary: {why}"))?;
-        }
-        if let Some(wrong) =
-            cluster.formerly.iter().find(|id| id.parse::<SystemIdentifier>().is_err())
-        {
-            return Err(format!(
-                "clusters.{name}.formerly has \"{wrong}\", which isn't a system identifier: pg_controldata prints it"
-            ));
         }
         cluster.retention.check().map_err(|why| format!("clusters.{name}.retention.{why}"))?;
     }

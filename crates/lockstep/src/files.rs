@@ -15,7 +15,14 @@ pub use theirs::{
 };
 
 use crate::error::{Error, Result};
+use crate::names::is_number;
 use crate::volume::mounts::{Mount, Mounts};
+
+/// Whether [`publish`] calls a file so before it is whole.
+pub(crate) fn is_temporary(file_name: &str) -> bool {
+    let process = file_name.strip_suffix(".tmp").and_then(|rest| rest.rsplit_once('.'));
+    process.is_some_and(|(_, process)| is_number(process))
+}
 
 /// Writes `bytes` to `path` durably and atomically, readable by its owner alone.
 ///

@@ -50,7 +50,7 @@ pub fn find(cx: &Context) -> Result<String> {
             "without a set nothing says how long an archive is needed: `lockstep backup`",
         )
     })?;
-    let of = &set.postgres.system_identifier;
+    let of = set.postgres.system_identifier;
     if !clusters.iter().any(|kin| kin.has_identifier(of)) {
         tracing::warn!(
             "it is set {} that needs {first}, and it is of another cluster than this host's: its system identifier is {of}. As long as it is there, no later WAL is cleaned up. {}",
@@ -117,7 +117,7 @@ mod tests {
         let mut set = crate::set::manifest::tests::manifest("20261105T110000Z-aaaa", vec![]);
         set.wal.segments.clear();
         set.start_lsn = Some("0/5000028".parse().unwrap());
-        let timeline = set.postgres.timeline;
+        let timeline = set.timeline().get();
         assert_eq!(of_set(&set).unwrap(), [format!("{timeline:08X}0000000000000005")]);
         set.start_lsn = None;
         assert!(of_set(&set).unwrap().is_empty());

@@ -10,7 +10,7 @@
 
 mod bookmarks;
 mod chains;
-mod common;
+mod in_common;
 mod local;
 mod locks;
 #[cfg(test)]
@@ -180,7 +180,7 @@ pub fn run(cx: &Context, request: &Request, mut show: impl FnMut(&Plan)) -> Resu
     let places = places(cx, request)?;
     // Before the lock: a repository that doesn't answer must keep no backup from being taken.
     let asked = match places.contains(&Place::Local) && local::is_asked_for(cx, request) {
-        true => common::ask_all(cx),
+        true => in_common::ask_all(cx),
         false => Vec::new(),
     };
     steps::reached("prune.asked")?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use pgfiles::lsn::Lsn;
+use pgfiles::lsn::{Lsn, SystemIdentifier};
 
 use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
@@ -512,9 +512,9 @@ pub enum Refusal {
         /// The newest set there.
         set: String,
         /// Its system identifier.
-        found: String,
+        found: SystemIdentifier,
         /// That of the set that was to be shipped.
-        own: String,
+        own: SystemIdentifier,
     },
     /// Sets would be removed by a policy, and nobody knows of which cluster.
     #[error(
@@ -588,7 +588,7 @@ impl Refusal {
             Self::SetOtherwise { commands, .. } => format!("{commands}, then run the same command again: nothing was changed"),
             Self::ReceiveBegun { dataset } => format!("let whoever began it go on; or, if nobody does, give it up with `zfs receive -A {}`", quote(dataset)),
             Self::WalInTheClear { .. } => "give the repository a key (key_file, before `repo init`); or put pg_wal on a dataset of its own; or allow it with encrypted_datasets = \"raw\"".into(),
-            Self::AnotherCluster { cluster, found, .. } => crate::repository::kin::hint(cluster, found),
+            Self::AnotherCluster { cluster, found, .. } => crate::repository::kin::hint(cluster, *found),
             Self::WhoseSets { cluster, repository, .. } => format!("prune on the cluster's host; or say which it is: formerly = [\"IDENTIFIER\"] in [clusters.{cluster}], as `lockstep show SET --from repository:{repository}` has it; or name what goes: `lockstep prune --repository {repository} --set ID`"),
             Self::DirectoryNotEmpty { .. } => "name a folder that is empty or doesn't exist yet".into(),
             Self::DirectoryHoldsRestore { is_unfinished: true, .. } => "go on with it: the same command with --from repository and --delta; or name an empty folder".into(),

@@ -7,13 +7,13 @@
 //! to bring it to the set's state alone, and from its first change on no server starts on it until all of it is there.
 
 mod alone;
+pub mod as_files;
 mod bases;
 mod beforehand;
 mod build;
 mod choice;
 mod control;
 mod fetched;
-pub mod files_form;
 mod fold;
 mod guard;
 mod history_command;
@@ -87,7 +87,7 @@ pub struct Restored {
     /// What it has by name alone.
     pub not_restored: only::NotRestored,
     /// What was written, where it became files.
-    pub written: Option<files_form::Written>,
+    pub written: Option<as_files::Written>,
     /// It is there, and somebody should look.
     pub problems: Vec<Problem>,
 }

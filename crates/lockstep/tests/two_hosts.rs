@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use strata::check::{Doomed, collect};
+use strata::check::{self, Begun, Collected, Doomed, Run, Terms};
 use strata::lease::{HELD, Lease};
 use strata::manifest::Manifest;
 use strata::store::{ObjectStorage, Store};
@@ -346,6 +346,11 @@ fn what_is_shipped_without_a_name_is_the_newest_here() {
     assert_eq!(json_of(&old.expect(exit::DONE, &["--json", "ship", "latest"]))["set"], *living);
 }
 
+/// What nobody needs goes, whatever an interrupted shipment may have begun.
+fn collect(repository: &strata::Repository, grace: u64, at: u64) -> strata::Result<Collected> {
+    check::collect(repository, &Begun::default(), Terms::at(grace, at), Run::Real, HELD)
+}
+
 fn now() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_second()).expect("after 1970")
 }
@@ -432,7 +437,7 @@ fn who_stood_still_publishes_nothing_that_is_not_whole() {
         let backup = held_at_publishing(&hooked, &ours);
         let other = taken_over(&repository);
         if is_collected {
-            let collected = collect(&repository, 0, now() + 1_000_000, false, HELD);
+            let collected = collect(&repository, 0, now() + 1_000_000);
             assert!(collected.expect("it can be collected").deleted.len() > 10);
         }
         other.release(now()).expect("it is ours");
@@ -466,7 +471,7 @@ fn who_stood_still_waits_for_nobody_to_take_back_what_is_not_whole() {
     let hooked = first.clone().with_steps(&ours);
     let backup = held_at_publishing(&hooked, &ours);
     let other = taken_over(&repository);
-    let collected = collect(&repository, 0, now() + 1_000_000, false, HELD);
+    let collected = collect(&repository, 0, now() + 1_000_000);
     assert!(collected.expect("it can be collected").deleted.len() > 10);
     ours.release("ship.publishing");
     let outcome = backup.wait(Duration::from_secs(120));
@@ -507,8 +512,7 @@ fn a_shipment_strikes_out_what_it_needs_of_the_note() {
     pause();
     let repository = opened(fixture);
     let noted = || Doomed::read(&repository).expect("a note");
-    let collected =
-        |at: u64| collect(&repository, 3600, now() + at, false, HELD).expect("collected");
+    let collected = |at: u64| collect(&repository, 3600, now() + at).expect("collected");
     let own = |id: &str| {
         let set = Manifest::read(&repository, id).expect("a manifest");
         set.deltas.into_iter().filter(|delta| delta.image != "@files").collect::<Vec<_>>()

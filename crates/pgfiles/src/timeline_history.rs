@@ -46,32 +46,50 @@ impl TimelineHistory {
     /// as PostgreSQL demands. Positions may decrease: PostgreSQL names the target timeline as the parent even where
     /// recovery stopped before that one's beginning.
     pub fn parse(timeline: TimelineId, bytes: &[u8]) -> Result<Self, TimelineHistoryError> {
-        let mut switches: Vec<TimelineSwitch> = Vec::new();
+        let mut history = TimelineHistory { bytes: bytes.to_vec(), ..Self::root(timeline) };
         let mut offset = 0;
         for line in bytes.split_inclusive(|&b| b == b'\n') {
             let content = line.strip_suffix(b"\n").unwrap_or(line);
             if let Some(switch) = parse_line(content, offset)? {
-                if let Some(last) = switches.last()
-                    && switch.timeline <= last.timeline
-                {
-                    return Err(TimelineHistoryError::NotIncreasing {
-                        timeline: switch.timeline,
-                        previous: last.timeline,
-                        offset,
-                    });
-                }
-                if switch.timeline >= timeline {
-                    return Err(TimelineHistoryError::NotBelowChild {
-                        timeline: switch.timeline,
-                        child: timeline,
-                        offset,
-                    });
-                }
-                switches.push(switch);
+                history.push(switch, offset)?;
             }
             offset += line.len();
         }
-        Ok(TimelineHistory { timeline, switches, bytes: bytes.to_vec() })
+        Ok(history)
+    }
+
+    /// That of a timeline whose ancestors were left so, oldest first; the file says no reasons.
+    ///
+    /// # Errors
+    /// As [`TimelineHistory::parse`], of timelines that don't increase.
+    pub fn from_switches(
+        timeline: TimelineId,
+        switches: impl IntoIterator<Item = (TimelineId, Lsn)>,
+    ) -> Result<Self, TimelineHistoryError> {
+        let mut history = Self::root(timeline);
+        for (timeline, lsn) in switches {
+            let offset = history.bytes.len();
+            history.push(TimelineSwitch { timeline, lsn, reason: Vec::new() }, offset)?;
+            history.bytes.extend_from_slice(format!("{timeline}\t{lsn}\t\n").as_bytes());
+        }
+        Ok(history)
+    }
+
+    /// Takes the switch whose line begins at `offset`.
+    fn push(&mut self, switch: TimelineSwitch, offset: usize) -> Result<(), TimelineHistoryError> {
+        let TimelineSwitch { timeline, .. } = switch;
+        if let Some(last) = self.switches.last()
+            && timeline <= last.timeline
+        {
+            let previous = last.timeline;
+            return Err(TimelineHistoryError::NotIncreasing { timeline, previous, offset });
+        }
+        if timeline >= self.timeline {
+            let child = self.timeline;
+            return Err(TimelineHistoryError::NotBelowChild { timeline, child, offset });
+        }
+        self.switches.push(switch);
+        Ok(())
     }
 
     /// The history of `child`, which leaves this timeline at `lsn`: as PostgreSQL does, this history's file, an empty

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use strata::check::{Collected, Doomed, collect};
+use strata::check::{Collected, Doomed};
 use strata::delta::{
     Change, ImageOptions, ImageWriter, IndexOptions, chain, descriptor_path, packs,
 };

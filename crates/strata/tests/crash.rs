@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::Arc;
 
-use strata::check::{CheckOptions, Collected, check, collect};
+use strata::check::{CheckOptions, Collected, check};
 use strata::delta::{chain, descriptor_path};
 use strata::fold::merge;
 use strata::lease::HELD;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use strata::check::{CheckOptions, check, check_some, collect};
+use strata::check::{CheckOptions, check, check_some};
 use strata::delta::chain;
 use strata::frame::Key;
 use strata::lease::{HELD, Lease};

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use strata::check::{Collected, Locks, Prolonged, Prolonging, Survey, check};
+use strata::check::{Collected, Locks, Prolonged, Prolonging, Survey, Terms, check};
 use strata::delta::ImageOptions;
 use strata::lease::HELD;
 use strata::manifest::{DeltaId, Manifest};
@@ -59,7 +59,7 @@ fn sets(ids: &[&str]) -> BTreeSet<String> {
 /// What a prune does: collects at once, and prolongs.
 fn tend(storage: Arc<dyn Storage>, kept: &[&str], now: u64) -> (Collected, Prolonged) {
     let repository = repository(storage);
-    let survey = Survey::take(&repository, &sets(kept), 0, now).unwrap();
+    let survey = Survey::take(&repository, &sets(kept), Terms::at(0, now)).unwrap();
     let collected = survey.collect(&repository, 0, now, now, false, HELD).unwrap();
     let gone = collected.deleted.clone();
     let what = Prolonging { more: vec!["lockstep.json".into()], gone, now };
@@ -222,7 +222,7 @@ fn what_lies_before_where_a_run_goes_on_and_was_left_out_is_not_forgotten() {
         let failing = Faulty::new(Arc::new(storage.clone()), at, Fault::StopBefore);
         let repository = repository(Arc::new(failing.clone()));
         let what = Prolonging { more: vec!["lockstep.json".into()], gone: vec![], now: time + 1 };
-        if let Ok(survey) = Survey::take(&repository, &sets(&["3", "4"]), 0, time + 1) {
+        if let Ok(survey) = Survey::take(&repository, &sets(&["3", "4"]), Terms::at(0, time + 1)) {
             survey.prolong(&repository, &what, HELD).unwrap();
         }
         well(&storage, &["3", "4"], time + 2);
@@ -239,7 +239,7 @@ fn an_interrupted_run_goes_on_behind_the_packs_that_it_has_done() {
     let storage = filled();
     let (kept, time) = (["3", "4"], soon());
     let repository = repository(Arc::new(storage.clone()));
-    let survey = Survey::take(&repository, &sets(&kept), 0, time).unwrap();
+    let survey = Survey::take(&repository, &sets(&kept), Terms::at(0, time)).unwrap();
     let what = Prolonging { more: vec![], gone: vec![], now: time };
     assert!(survey.prolong(&repository, &what, HELD).unwrap().failed.is_none());
     let packs: Vec<_> =
@@ -353,7 +353,7 @@ fn what_fails_is_said_and_nothing_is_lost() {
 /// What a prune does where there is nothing to collect, and the store may fail.
 fn prolong(storage: &Locking, kept: &[&str], now: u64) -> Prolonged {
     let repository = repository(Arc::new(storage.clone()));
-    let survey = Survey::take(&repository, &sets(kept), 0, now).unwrap();
+    let survey = Survey::take(&repository, &sets(kept), Terms::at(0, now)).unwrap();
     let what = Prolonging { more: vec!["lockstep.json".into()], gone: vec![], now };
     survey.prolong(&repository, &what, HELD).unwrap()
 }
@@ -476,7 +476,7 @@ fn who_has_lost_the_lease_leaves_it() {
         let storage = filled();
         let counting = Counting::new(Arc::new(storage.clone()));
         let repository = repository(Arc::new(counting.clone()));
-        let survey = Survey::take(&repository, &sets(&["3", "4"]), 0, soon()).unwrap();
+        let survey = Survey::take(&repository, &sets(&["3", "4"]), Terms::at(0, soon())).unwrap();
         let asked = Cell::new(0);
         let still = || {
             asked.set(asked.get() + 1);

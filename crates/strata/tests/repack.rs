@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use strata::Repository;
-use strata::check::{CheckOptions, check, collect};
+use strata::check::{CheckOptions, check};
 use strata::delta::{chain, descriptor_path, packs};
 use strata::fold::merge;
 use strata::lease::HELD;

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use strata::check::{Begun, collect, collect_beside};
+use strata::check::{Begun, Run, Terms};
 use strata::delta::{Change, ImageOptions, ImageWriter, IndexOptions, chain};
 use strata::fold::{KeepAll, fold, open_chain};
 use strata::lease::HELD;
@@ -121,7 +121,8 @@ fn what_an_interrupted_writing_goes_on_from_is_not_collected() {
     let begun = Begun { packs: stored.clone(), deltas: [delta("other"), delta("none")].into() };
     let now = 4_000_000_000;
     for at in [now, now + 100, now + 200] {
-        let kept = collect_beside(&repository, &begun, 100, at, false, HELD).unwrap();
+        let kept = strata::check::collect(&repository, &begun, Terms::at(100, at), Run::Real, HELD)
+            .unwrap();
         // On its way when it died.
         assert!(kept.deleted.len() + kept.waiting.len() <= 2, "{kept:?}");
     }

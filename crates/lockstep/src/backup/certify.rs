@@ -47,8 +47,8 @@ pub(super) fn volumes(attempt: &Attempt) -> Result<Vec<SetVolume>> {
             Ok(SetVolume {
                 dataset: name.dataset.clone(),
                 pool: name.dataset.pool().to_owned(),
-                snapshot: name.to_string(),
-                guid: facts.guid.to_string(),
+                snapshot: name.clone(),
+                guid: facts.guid,
                 createtxg: facts.createtxg,
                 order: *order,
                 taken_at: jiff::Timestamp::from_second(facts.creation)
@@ -191,8 +191,8 @@ pub(super) fn manifest(
         chosen_because: attempt.plan.chosen_because.clone(),
         postgres: PostgresIdentity {
             major: server.map(crate::plan::ServerFacts::major).or(control.major_version()),
-            system_identifier: control.system_identifier.to_string(),
-            timeline: attempt.wal_identity().timeline.get(),
+            system_identifier: control.system_identifier,
+            timeline: attempt.wal_identity().timeline,
             history: history(attempt),
             wal_segment_size: control.wal_segment_size.bytes(),
             data_checksums: control.data_checksum_version != 0,
@@ -223,10 +223,7 @@ fn history(attempt: &Attempt) -> Vec<Switch> {
     let WalIdentity { segment_size, timeline, .. } = attempt.wal_identity();
     let pg_wal = attempt.cx.cluster.data_directory.join("pg_wal");
     match wal::history(&pg_wal, segment_size, timeline) {
-        Ok(history) => {
-            let switches = history.switches().iter();
-            switches.map(|switch| Switch { timeline: switch.timeline, lsn: switch.lsn }).collect()
-        }
+        Ok(history) => history.switches().iter().map(Switch::from).collect(),
         Err(error) => {
             tracing::warn!(error = %error.chain(), "the set doesn't tell its timeline's history");
             Vec::new()

@@ -43,7 +43,7 @@ fn running(control: &ControlFile) -> Member {
     let replayed = TimelineId::new(control.min_recovery_point_timeline);
     Member {
         set: String::new(),
-        system_identifier: control.system_identifier.to_string(),
+        system_identifier: control.system_identifier,
         timeline: replayed.map_or(checkpoint.timeline, |on| on.max(checkpoint.timeline)),
         end: Some(control.checkpoint.max(control.min_recovery_point)),
         history: Vec::new(),

@@ -88,8 +88,8 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
 
 /// Whether the cluster behind the data directory is another one than when the newest set was taken.
 fn of_another(cx: &Context, newest: &Manifest, control: &ControlFile) -> Option<Finding> {
-    let (of_set, now) = (&newest.postgres.system_identifier, control.system_identifier.to_string());
-    (*of_set != now).then(|| {
+    let (of_set, now) = (newest.postgres.system_identifier, control.system_identifier);
+    (of_set != now).then(|| {
         let what = format!(
             "the newest set, {}, is of system identifier {of_set}, and the cluster in \"{}\" is {now}: there is no set of it",
             newest.set,
@@ -120,7 +120,7 @@ fn renamed<'a>(
 ) -> Result<BTreeMap<SetId, Vec<Finding>>> {
     let volumes: Vec<_> =
         sets.flat_map(|set| set.volumes.iter().map(move |volume| (set, volume))).collect();
-    let names: Vec<_> = volumes.iter().map(|(_, volume)| volume.snapshot_name()).collect();
+    let names: Vec<_> = volumes.iter().map(|(_, volume)| volume.snapshot.clone()).collect();
     let there = cx.zfs.standing(&names)?;
     let mut gone: Vec<_> = volumes.iter().map(|(_, volume)| removal::recorded(volume)).collect();
     gone.retain(|(snapshot, ..)| !there.contains_key(snapshot));
@@ -307,7 +307,7 @@ fn of_sets(
 /// Sets of another cluster that has the same name.
 fn of_others(cluster: &str, subject: &str, others: &[Shipped]) -> Option<Finding> {
     let newest = &others.last()?.manifest;
-    let found = &newest.postgres.system_identifier;
+    let found = newest.postgres.system_identifier;
     let what = format!(
         "{} of its sets are of another cluster: the newest of them, {}, is of system identifier {found}",
         others.len(),

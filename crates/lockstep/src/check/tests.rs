@@ -266,8 +266,8 @@ fn a_cluster_that_was_left_and_its_sets_are_errors() {
     let mut control = facts().control;
     let set = |day: u32, timeline: u32, end: u64| {
         let mut set = manifest(&format!("202611{day:02}T000000Z-aaaa"), vec![]);
-        set.postgres.system_identifier = control.system_identifier.to_string();
-        set.postgres.timeline = timeline;
+        set.postgres.system_identifier = control.system_identifier;
+        set.postgres.timeline = TimelineId::new(timeline).unwrap();
         set.floor_lsn = Some(Lsn::new(end << 24));
         if timeline == 2 {
             set.postgres.history =
@@ -296,7 +296,7 @@ fn a_cluster_that_was_left_and_its_sets_are_errors() {
     let mut two = sets.clone();
     for (at, set) in two.iter_mut().enumerate().skip(1) {
         set.postgres.standby = false;
-        set.postgres.timeline = 2;
+        set.postgres.timeline = TimelineId::new(2).unwrap();
         set.start_lsn = Some(Lsn::new(5 << 24));
         (set.started_at, set.finished_at) = [0, 60]
             .map(|more| jiff::Timestamp::from_second(at as i64 * 3600 + more).unwrap())

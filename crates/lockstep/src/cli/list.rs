@@ -14,7 +14,7 @@ use crate::repository;
 use crate::repository::{Shipped, ShippedVolume, files};
 use crate::restore::source::Origin;
 use crate::set::manifest::{Manifest, WalStored};
-use crate::set::state::InRepository;
+use crate::set::notes::{self, InRepository};
 use crate::set::verify;
 use crate::words::bytes;
 
@@ -65,7 +65,7 @@ impl List {
                 damaged.extend(incomplete);
                 let mut listed = Vec::new();
                 let ids: Vec<_> = sets.iter().map(|set| &set.set).collect();
-                let known = cx.state.known_in(&ids)?;
+                let known = notes::known_in(&cx.state, &ids)?;
                 for ((manifest, own_bytes), known) in sets.iter().zip(own).zip(known) {
                     let elsewhere = Some(known);
                     let is_whole = damaged.iter().all(|(id, _)| *id != manifest.set);
@@ -257,7 +257,7 @@ impl Show {
             Some((_, shipped)) => shipped.manifest.clone(),
         };
         let elsewhere = match &there {
-            None => cx.state.known_in(&[&manifest.set])?.pop(),
+            None => notes::known_in(&cx.state, &[&manifest.set])?.pop(),
             Some(_) => None,
         };
         let incomplete = match &there {
@@ -391,8 +391,8 @@ fn show_volumes(set: &Manifest) {
         let parts: Vec<_> = volume.parts.iter().map(|part| part.kind.to_string()).collect();
         table.add_row([
             volume.order.to_string(),
-            volume.snapshot.clone(),
-            volume.guid.clone(),
+            volume.snapshot.to_string(),
+            volume.guid.to_string(),
             volume.createtxg.to_string(),
             volume.taken_at.strftime("%H:%M:%SZ").to_string(),
             parts.join(", "),

@@ -52,7 +52,7 @@ impl<'a> Frozen<'a> {
         let known = known.ok_or_else(|| {
             Error::failed(format!("set {} has no volume {volume}", self.manifest.set))
         })?;
-        let name = known.snapshot_name();
+        let name = known.snapshot.clone();
         if !self.volumes.contains_key(&volume) {
             let views = Views::open(self.cx, std::slice::from_ref(&name)).map_err(|error| {
                 let hint = "where a repository has the set: --from repository";

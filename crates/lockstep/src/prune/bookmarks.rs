@@ -4,7 +4,7 @@
 //! A record says which bookmarks are Lockstep's and for which repositories: it is written before the
 //! first is made, and goes once each of these repositories has a newer set of this host.
 
-use super::common::Common;
+use super::in_common::Common;
 use crate::context::Context;
 use crate::error::Result;
 use crate::files;
@@ -32,11 +32,11 @@ pub(super) fn make(cx: &Context, set: &Manifest, repositories: Vec<String>) -> R
         set: set.set.clone(),
         started_at: set.started_at,
         repositories,
-        bookmarks: volumes.iter().map(|v| (v.dataset.clone(), v.guid.clone())).collect(),
+        bookmarks: volumes.iter().map(|v| (v.dataset.clone(), v.guid)).collect(),
     };
     journal::write(&path(cx, &record), &record)?;
     for volume in volumes {
-        cx.zfs.bookmark(&volume.snapshot_name(), &volume.guid)?;
+        cx.zfs.bookmark(&volume.snapshot, volume.guid)?;
     }
     Ok(())
 }
@@ -58,7 +58,7 @@ pub(super) fn clear(cx: &Context, commons: &[Common]) -> Result<()> {
         }
         let name = record.set.snapshot_name();
         for (dataset, guid) in &record.bookmarks {
-            cx.zfs.destroy_bookmark(&dataset.snapshot(&name), guid)?;
+            cx.zfs.destroy_bookmark(&dataset.snapshot(&name), *guid)?;
         }
         files::remove_file(&path(cx, &record))?;
     }
@@ -84,7 +84,7 @@ pub(super) fn there(cx: &Context) -> Result<Vec<String>> {
         let name = record.set.snapshot_name();
         let mut are_there = true;
         for (dataset, guid) in &record.bookmarks {
-            are_there &= cx.zfs.has_bookmark_of(&dataset.snapshot(&name), guid)?
+            are_there &= cx.zfs.has_bookmark_of(&dataset.snapshot(&name), *guid)?
                 || !cx.zfs.exists(dataset.pool())?;
         }
         if are_there {

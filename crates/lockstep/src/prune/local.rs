@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::common::{self, Asked, Common};
+use super::in_common::{self, Asked, Common};
 use super::{Entry, Fate, Outcome, Place, Plan, Request, bookmarks, resolve};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -126,10 +126,8 @@ impl Facts {
     /// What is on this host.
     fn look(cx: &Context) -> Result<Self> {
         let (sets, damaged) = cx.state.sets()?;
-        let names = |set: &Manifest| -> Vec<_> {
-            set.volumes.iter().map(|volume| volume.snapshot_name()).collect()
-        };
-        let named: Vec<_> = sets.iter().flat_map(names).collect();
+        let volumes = sets.iter().flat_map(|set| &set.volumes);
+        let named: Vec<_> = volumes.map(|volume| volume.snapshot.clone()).collect();
         let standing = cx.zfs.standing(&named)?;
         let away = cx.zfs.away(named.iter().map(|snapshot| snapshot.dataset.pool()))?;
         Ok(Self {
@@ -149,7 +147,7 @@ impl Facts {
     /// Looks for the snapshots that aren't where they were.
     fn find_moved(&mut self, cx: &Context) -> Result<()> {
         let is_gone = |volume: &&SetVolume| {
-            let found = self.standing.get(&volume.snapshot_name());
+            let found = self.standing.get(&volume.snapshot);
             found.is_none_or(|found| found.guid != volume.guid) && !self.away.contains(&volume.pool)
         };
         let volumes = self.sets.iter().flat_map(|set| &set.volumes);
@@ -175,11 +173,8 @@ impl Facts {
     }
 
     /// The set's snapshot as it is now, by its present name.
-    fn found<'a>(
-        &'a self,
-        volume: &SetVolume,
-        name: &'a SnapshotName,
-    ) -> Option<(&'a SnapshotName, &'a Standing)> {
+    fn found<'a>(&'a self, volume: &'a SetVolume) -> Option<(&'a SnapshotName, &'a Standing)> {
+        let name = &volume.snapshot;
         let there = self.standing.get(name).filter(|standing| standing.guid == volume.guid);
         let moved = || self.moved.get(name).map(|(now, standing)| (now, standing));
         there.map(|standing| (name, standing)).or_else(moved)
@@ -198,7 +193,7 @@ impl Facts {
             let begun = begun.map(|set| (set.set.to_string(), Reason::Begun(name.clone())));
             facts.shipped.extend(begun);
         }
-        facts.commons = common::with_all(cx, asked, &facts.bases(cx)?);
+        facts.commons = in_common::with_all(cx, asked, &facts.bases(cx)?);
         for set in &facts.sets {
             let id = set.set.to_string();
             if facts.is_common(&id) && bookmarks::can_replace(cx, set)? {
@@ -218,7 +213,7 @@ impl Facts {
     /// A set that isn't whole is no start for an increment; but a pool that is away may come back.
     fn is_base(&self, set: &Manifest) -> bool {
         set.volumes.iter().all(|volume| {
-            let standing = self.standing.get(&volume.snapshot_name());
+            let standing = self.standing.get(&volume.snapshot);
             self.away.contains(&volume.pool)
                 || standing.is_some_and(|standing| standing.guid == volume.guid)
         })
@@ -256,8 +251,8 @@ impl Facts {
             return Some(is_away(set, &volume.pool));
         }
         let (volume, found) = set.first_gone(&self.standing)?;
-        let name = volume.snapshot_name();
-        if let Some((now, standing)) = self.moved.get(&name) {
+        let name = &volume.snapshot;
+        if let Some((now, standing)) = self.moved.get(name) {
             return Some(removal::promoted(&volume.dataset, now, standing).unwrap_or_else(|| {
                 format!("\"{name}\" is \"{now}\" now: its dataset was renamed")
             }));
@@ -276,8 +271,7 @@ impl Facts {
             if self.away.contains(&volume.pool) {
                 return (!is_named).then(|| is_away(set, &volume.pool));
             }
-            let name = volume.snapshot_name();
-            let (snapshot, standing) = self.found(volume, &name)?;
+            let (snapshot, standing) = self.found(volume)?;
             if standing.owner != self.owner {
                 return Some(format!(
                     "\"{snapshot}\" belongs to another state_dir; where that one is gone, or the set is no longer its: lockstep adopt {}",
@@ -303,7 +297,7 @@ impl Facts {
         }
         let set = self.sets.iter().filter(|set| set.set.as_str() == id);
         for volume in set.flat_map(|set| &set.volumes) {
-            if let Some((now, standing)) = self.moved.get(&volume.snapshot_name())
+            if let Some((now, standing)) = self.moved.get(&volume.snapshot)
                 && let Some(why) = removal::promoted(&volume.dataset, now, standing)
             {
                 tracing::warn!("set {id} is given up, and one of its snapshots stays: {why}");
@@ -330,9 +324,7 @@ impl Facts {
     }
 
     fn bytes(&self, set: &Manifest) -> u64 {
-        let of = |volume: &SetVolume| {
-            self.found(volume, &volume.snapshot_name()).map_or(0, |(_, standing)| standing.used)
-        };
+        let of = |volume| self.found(volume).map_or(0, |(_, standing)| standing.used);
         set.volumes.iter().map(of).sum()
     }
 

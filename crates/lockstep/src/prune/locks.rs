@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use strata::check::{Locks, Prolonging, Survey, lock_seconds};
+use strata::check::{Locks, Prolonging, Survey, Terms, lock_seconds};
 
 use super::remote::{Done, Tidied};
 use super::{Fate, Plan};
@@ -60,13 +60,8 @@ fn kept(plan: &Plan) -> BTreeSet<String> {
 }
 
 /// Looks at all of the repository, telling what the kept sets need from the rest.
-pub(super) fn survey(
-    repository: &Repository,
-    plan: &Plan,
-    grace: u64,
-    now: u64,
-) -> strata::Result<Survey> {
-    Survey::take(&repository.strata, &kept(plan), grace, now)
+pub(super) fn survey(repository: &Repository, plan: &Plan, terms: Terms) -> strata::Result<Survey> {
+    Survey::take(&repository.strata, &kept(plan), terms)
 }
 
 /// Prolongs the locks of what the kept sets need, where that is due. Where the repository couldn't be tidied up, that is

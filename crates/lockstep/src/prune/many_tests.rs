@@ -201,7 +201,7 @@ fn many_sets_are_read_many_at_a_time_and_few_times_each() {
         grace: 24 * 3600,
         now: 4_000_000_000,
         clock: &|| 0,
-        forget: &|_| Ok(()),
+        mark: &|_| Ok(()),
         begun: &|| Ok(Default::default()),
         reached: &|_| Ok(()),
         still: &|| Ok(()),

@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use strata::check::{Begun, Survey};
+use strata::check::{Begun, Run, Survey, Terms};
 use strata::delta::{Descriptor, IndexOptions, descriptor_path, read_descriptor};
 use strata::fold::{Rules, merge};
 use strata::manifest::Manifest as Stored;
@@ -24,7 +24,7 @@ use strata::read_many;
 use strata::repack::{RepackOptions, repack};
 
 use super::chains::{self, Link, Merge};
-use super::{Entry, Fate, Outcome, Place, Plan, Request, common, local, locks, resolve};
+use super::{Entry, Fate, Outcome, Place, Plan, Request, in_common, local, locks, resolve};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -33,7 +33,7 @@ use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::lease::Held;
 use crate::repository::shipped::FILES_IMAGE;
 use crate::repository::{self, Repository, Shipped, of_strata};
-use crate::retention::{self, Candidate, Policy, Reason};
+use crate::retention::{self, Candidate, Decision, Policy, Reason};
 use crate::set::at_work;
 use crate::set::branches::{Branches, Member};
 use crate::ship::{self, begun};
@@ -136,7 +136,7 @@ pub(super) fn prune(
         grace: u64::from(repository.config.grace_hours) * 3600,
         now: clock(),
         clock: &clock,
-        forget: &|set| common::forget_shipped(cx, set, &repository),
+        mark: &|set| in_common::mark_pruned(cx, set, &repository),
         begun: &|| begun::kept(cx, &repository),
         reached: &|step| steps::reached(step),
         still: &|| lease.still("prune.repository-still"),
@@ -179,43 +179,8 @@ impl Choice<'_> {
         let common = ids.filter(|id| self.bases.contains(id));
         let common = retention::newest(common, |id| id, self.now);
         let locks = locks::Known::read(repository)?;
-        let branches = Branches::of(sets.iter().map(|set| Member::from(&set.manifest)));
-        let candidates: Vec<_> = sets
-            .iter()
-            .map(|set| {
-                let id = set.manifest.set.to_string();
-                let is_common = common.as_ref() == Some(&id);
-                let needed = is_common.then(|| Reason::CommonWith("this host".into()));
-                let locked = locks.until(repository, set).filter(|until| *until > self.now);
-                let needed = needed.into_iter().chain(locked.map(Reason::LockedUntil)).collect();
-                let is_left = branches.left_behind(&set.manifest).is_some();
-                let (time, label) = (set.manifest.started_at, set.manifest.label.clone());
-                Candidate { id, time, needed, is_left, label }
-            })
-            .collect();
-        let decided = match self.policy {
-            Some(policy) => retention::decide(&candidates, policy, self.now, self.zone),
-            None => retention::decide_named(&candidates, self.named),
-        };
-        let stored: BTreeMap<_, u64> = sets
-            .iter()
-            .map(|set| {
-                let bytes = set.volumes.iter().map(|volume| volume.stored_bytes).sum();
-                (set.manifest.set.to_string(), bytes)
-            })
-            .collect();
-        let mut entries: Vec<_> = decided
-            .into_iter()
-            .map(|decision| Entry {
-                bytes: stored.get(&decision.id).copied(),
-                set: decision.id,
-                time: Some(decision.time),
-                fate: match decision.reasons.is_empty() {
-                    true => Fate::Remove,
-                    false => Fate::Keep(decision.reasons),
-                },
-            })
-            .collect();
+        let until = |set: &Shipped| locks.until(repository, set);
+        let mut entries = self.decide(&sets, common.as_deref(), until);
         // Who names one that can't be read gives it up.
         let is_named = |set: &String| self.policy.is_none() && self.named.contains(set);
         let mut problems = Vec::new();
@@ -242,11 +207,50 @@ impl Choice<'_> {
         let locks_until = self.policy.and_then(|_| locks.due(self.now));
         Ok(Plan { place, configured: true, entries, problems, locks_until })
     }
+
+    /// What becomes of the sets that can be read and that the policy is about. `common` is the newest that this host has
+    /// too; `locked_until` says of each how long the store locks it. A pure function.
+    fn decide(
+        &self,
+        sets: &[Shipped],
+        common: Option<&str>,
+        locked_until: impl Fn(&Shipped) -> Option<Timestamp>,
+    ) -> Vec<Entry> {
+        let branches = Branches::of(sets.iter().map(|set| Member::from(&set.manifest)));
+        let candidate = |set: &Shipped| {
+            let id = set.manifest.set.to_string();
+            let is_common = common == Some(id.as_str());
+            let needed = is_common.then(|| Reason::CommonWith("this host".into()));
+            let locked = locked_until(set).filter(|until| *until > self.now);
+            let needed = needed.into_iter().chain(locked.map(Reason::LockedUntil)).collect();
+            let is_left = branches.left_behind(&set.manifest).is_some();
+            let (time, label) = (set.manifest.started_at, set.manifest.label.clone());
+            Candidate { id, time, needed, is_left, label }
+        };
+        let candidates: Vec<_> = sets.iter().map(candidate).collect();
+        let decided = match self.policy {
+            Some(policy) => retention::decide(&candidates, policy, self.now, self.zone),
+            None => retention::decide_named(&candidates, self.named),
+        };
+        let bytes = |set: &Shipped| set.volumes.iter().map(|volume| volume.stored_bytes).sum();
+        let stored: BTreeMap<_, u64> =
+            sets.iter().map(|set| (set.manifest.set.as_str(), bytes(set))).collect();
+        let entry = |decision: Decision| Entry {
+            bytes: stored.get(decision.id.as_str()).copied(),
+            set: decision.id,
+            time: Some(decision.time),
+            fate: match decision.reasons.is_empty() {
+                true => Fate::Remove,
+                false => Fate::Keep(decision.reasons),
+            },
+        };
+        decided.into_iter().map(entry).collect()
+    }
 }
 
 /// The entry of a set of another cluster that has the same name: no policy of this one's is about it.
 fn anothers(set: &Shipped) -> Entry {
-    let found = &set.manifest.postgres.system_identifier;
+    let found = set.manifest.postgres.system_identifier;
     let hint = kin::hint(set.manifest.cluster.as_str(), found);
     Entry {
         set: set.manifest.set.to_string(),
@@ -280,7 +284,7 @@ pub(super) struct Work<'a, R> {
     /// The same as it is when it is asked: a run may take hours.
     pub(super) clock: &'a dyn Fn() -> u64,
     /// Called before a set is removed.
-    pub(super) forget: &'a dyn Fn(&str) -> Result<()>,
+    pub(super) mark: &'a dyn Fn(&str) -> Result<()>,
     /// What shipments that were interrupted go on from.
     pub(super) begun: &'a dyn Fn() -> Result<Begun>,
     /// Called before each step.
@@ -301,7 +305,7 @@ impl<R: Rules> Work<'_, R> {
         for set in plan.removed() {
             (self.reached)("prune.repository-set")?;
             (self.still)()?;
-            (self.forget)(set)?;
+            (self.mark)(set)?;
             self.remove(set)?;
             removed.push(set.to_owned());
             self.remove_files(set)?;
@@ -365,7 +369,7 @@ impl<R: Rules> Work<'_, R> {
 
     fn collect(&self, survey: Survey, done: &mut Done) -> Result<Tidied> {
         let (strata, still) = (&self.repository.strata, self.still_of_strata());
-        let collected = survey.collect(strata, self.grace, self.now, self.by_now(), false, &still);
+        let collected = survey.collect(strata, self.terms(), Run::Real, &still);
         let collected = collected.map_err(of_strata)?;
         done.deleted += collected.deleted.len() as u64;
         done.waiting = collected.waiting.len() as u64;
@@ -375,7 +379,7 @@ impl<R: Rules> Work<'_, R> {
 
     /// Looks at all of the repository, and counts as needed what interrupted shipments go on from.
     fn survey(&self, plan: &Plan) -> Result<Survey> {
-        let survey = locks::survey(self.repository, plan, self.grace, self.now);
+        let survey = locks::survey(self.repository, plan, self.terms());
         let begun = (self.begun)()?;
         let survey = survey.and_then(|survey| survey.with_begun(&self.repository.strata, &begun));
         survey.map_err(of_strata)
@@ -401,6 +405,10 @@ impl<R: Rules> Work<'_, R> {
 
     fn still_of_strata(&self) -> impl Fn() -> strata::Result<()> {
         || (self.still)().map_err(strata::Error::caller)
+    }
+
+    fn terms(&self) -> Terms {
+        Terms { grace: self.grace, began: self.now, noted: self.by_now() }
     }
 
     /// No clock that was set back makes it earlier than the run's beginning.

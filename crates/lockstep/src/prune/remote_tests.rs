@@ -217,7 +217,7 @@ pub(in crate::prune) fn work(repository: &Repository, grace: u64) -> Work<'_, Ke
         grace,
         now: NOW,
         clock: &|| 0,
-        forget: nothing,
+        mark: nothing,
         begun: &|| Ok(Begun::default()),
         reached: nothing,
         still: &|| Ok(()),

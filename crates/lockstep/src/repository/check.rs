@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use strata::check::{Begun, CheckOptions, Problem, Report, Told, check_some, collect_beside};
+use strata::check::{Begun, CheckOptions, Problem, Report, Run, Terms, Told, check_some, collect};
 use strata::store::Store;
 
 use super::{Format, Repository, files, keys, locks, of_strata, wrap};
@@ -297,7 +297,8 @@ pub fn repair(
 ) -> Result<Repaired> {
     let grace = u64::from(repository.config.grace_hours) * 3600;
     let of_caller = || still().map_err(strata::Error::caller);
-    let collected = collect_beside(&repository.strata, begun, grace, now, false, &of_caller);
+    let terms = Terms::at(grace, now);
+    let collected = collect(&repository.strata, begun, terms, Run::Real, &of_caller);
     let collected = collected.map_err(of_strata)?;
     let strata::check::Collected { deleted, waiting, locked } = collected;
     let mut repaired = Repaired { deleted, waiting, locked };

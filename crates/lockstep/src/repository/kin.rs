@@ -8,6 +8,8 @@
 
 use std::collections::BTreeSet;
 
+use pgfiles::lsn::SystemIdentifier;
+
 use super::{Repository, Shipped};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -20,11 +22,11 @@ use crate::set::manifest::Manifest;
 pub struct Identity {
     /// The identifier of what is in `data_directory`, by its pg_control; none where that can't be read. It counts more
     /// than older sets: the cluster may be another one by now.
-    pub live: Option<String>,
+    pub live: Option<SystemIdentifier>,
     /// That of its newest set; none where it has no set.
-    pub of_sets: Option<String>,
+    pub of_sets: Option<SystemIdentifier>,
     /// Those that the cluster had before, by the configuration.
-    pub formerly: Vec<String>,
+    pub formerly: Vec<SystemIdentifier>,
 }
 
 impl Identity {
@@ -41,8 +43,8 @@ impl Identity {
     pub fn of(cx: &Context, sets: &[Manifest]) -> Self {
         let control = instance::read_control(&cx.cluster.data_directory).ok();
         Self {
-            live: control.map(|control| control.system_identifier.to_string()),
-            of_sets: sets.last().map(|newest| newest.postgres.system_identifier.clone()),
+            live: control.map(|control| control.system_identifier),
+            of_sets: sets.last().map(|newest| newest.postgres.system_identifier),
             formerly: cx.cluster.formerly.clone(),
         }
     }
@@ -53,28 +55,31 @@ impl Identity {
         self.now().is_some() || !self.formerly.is_empty()
     }
 
-    fn now(&self) -> Option<&String> {
-        self.live.as_ref().or(self.of_sets.as_ref())
+    fn now(&self) -> Option<SystemIdentifier> {
+        self.live.or(self.of_sets)
     }
 }
 
 /// The identifiers of one cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kin(BTreeSet<String>);
+pub struct Kin(BTreeSet<SystemIdentifier>);
 
 impl Kin {
     /// The cluster whose sets are meant where none is named: this host's. Where this host knows none, that of the
     /// newest set.
     #[must_use]
     pub fn of(identity: &Identity, sets: &[Shipped]) -> Self {
-        let newest = || sets.last().map(|newest| id_of(newest).to_owned());
-        let now = identity.now().cloned();
-        let now = if identity.is_known() { now } else { newest() };
-        Self::around(now.as_ref(), &identity.formerly, sets)
+        let newest = || sets.last().map(id_of);
+        let now = if identity.is_known() { identity.now() } else { newest() };
+        Self::around(now, &identity.formerly, sets)
     }
 
-    fn around(now: Option<&String>, formerly: &[String], sets: &[Shipped]) -> Self {
-        let known: BTreeSet<_> = now.into_iter().chain(formerly).cloned().collect();
+    fn around(
+        now: Option<SystemIdentifier>,
+        formerly: &[SystemIdentifier],
+        sets: &[Shipped],
+    ) -> Self {
+        let known: BTreeSet<_> = now.into_iter().chain(formerly.iter().copied()).collect();
         let mut all = known.clone();
         for family in families(sets).into_iter().filter(|family| !family.is_disjoint(&known)) {
             all.extend(family);
@@ -90,25 +95,25 @@ impl Kin {
 
     /// The same of a set's system identifier.
     #[must_use]
-    pub fn has_identifier(&self, identifier: &str) -> bool {
-        self.0.contains(identifier)
+    pub fn has_identifier(&self, identifier: SystemIdentifier) -> bool {
+        self.0.contains(&identifier)
     }
 }
 
-fn id_of(set: &Shipped) -> &str {
-    &set.manifest.postgres.system_identifier
+fn id_of(set: &Shipped) -> SystemIdentifier {
+    set.manifest.postgres.system_identifier
 }
 
 /// The identifiers that are there, those of one cluster together.
-fn families(sets: &[Shipped]) -> Vec<BTreeSet<String>> {
-    let mut all: Vec<BTreeSet<String>> = Vec::new();
+fn families(sets: &[Shipped]) -> Vec<BTreeSet<SystemIdentifier>> {
+    let mut all: Vec<BTreeSet<SystemIdentifier>> = Vec::new();
     for set in sets {
-        let mut one: BTreeSet<_> = set.formerly.iter().cloned().collect();
-        one.insert(id_of(set).to_owned());
+        let mut one: BTreeSet<_> = set.formerly.iter().copied().collect();
+        one.insert(id_of(set));
         all.retain(|other| {
             let is_another = other.is_disjoint(&one);
             if !is_another {
-                one.extend(other.iter().cloned());
+                one.extend(other);
             }
             is_another
         });
@@ -125,25 +130,25 @@ fn families(sets: &[Shipped]) -> Vec<BTreeSet<String>> {
 pub fn formerly(
     manifest: &Manifest,
     newest: Option<&Shipped>,
-    configured: &[String],
+    configured: &[SystemIdentifier],
     repository: &str,
-) -> Result<Vec<String>> {
+) -> Result<Vec<SystemIdentifier>> {
     let Some(newest) = newest else { return Ok(Vec::new()) };
-    let (own, found) = (&manifest.postgres.system_identifier, id_of(newest));
+    let (own, found) = (manifest.postgres.system_identifier, id_of(newest));
     // An older set that comes late is one of the cluster's history. A newer one would be of a cluster that was given up.
-    let is_late = newest.formerly.contains(own) && manifest.set < newest.manifest.set;
-    if own != found && !is_late && !configured.iter().any(|before| before == found) {
+    let is_late = newest.formerly.contains(&own) && manifest.set < newest.manifest.set;
+    if own != found && !is_late && !configured.contains(&found) {
         return Err(Refusal::AnotherCluster {
             cluster: manifest.cluster.to_string(),
             repository: repository.to_owned(),
             set: newest.manifest.set.to_string(),
-            found: found.to_owned(),
-            own: own.clone(),
+            found,
+            own,
         }
         .into());
     }
-    let all: BTreeSet<&str> = newest.formerly.iter().map(String::as_str).chain([found]).collect();
-    Ok(all.into_iter().filter(|before| before != own).map(str::to_owned).collect())
+    let all: BTreeSet<_> = newest.formerly.iter().copied().chain([found]).collect();
+    Ok(all.into_iter().filter(|before| *before != own).collect())
 }
 
 /// The refusal to remove sets by a policy where nobody can tell whose they are.
@@ -156,7 +161,7 @@ pub fn nobodys(cx: &Context, repository: &str) -> Error {
 
 /// What to do about sets of another cluster.
 #[must_use]
-pub fn hint(cluster: &str, found: &str) -> String {
+pub fn hint(cluster: &str, found: SystemIdentifier) -> String {
     format!(
         "another cluster is called \"{cluster}\" in this repository: give one of the two another name in its configuration, or another url; `lockstep prune --repository NAME --set ID` removes sets that are no longer wanted. If it is this cluster, from before pg_upgrade or a dump and restore: formerly = [\"{found}\"] in [clusters.{cluster}]"
     )
@@ -180,14 +185,14 @@ impl Repository {
     /// to say, and the others needn't be read.
     pub(super) fn newest_if_of(&self, identity: &Identity) -> Option<Shipped> {
         let newest = self.newest().ok()??;
-        (identity.now().map(String::as_str) == Some(id_of(&newest))).then_some(newest)
+        (identity.now() == Some(id_of(&newest))).then_some(newest)
     }
 }
 
 pub(crate) fn meant(identity: &Identity, sets: &[Shipped], repository: &str) -> Result<Kin> {
     let families = families(sets);
     // What is in the data directory may be made anew where the cluster was lost, or by a package that was installed.
-    let (live, of_sets) = (identity.live.as_ref(), identity.of_sets.as_ref());
+    let (live, of_sets) = (identity.live, identity.of_sets);
     for now in [live, of_sets] {
         let kin = Kin::around(now, &identity.formerly, sets);
         if sets.iter().any(|set| kin.has(set)) {
@@ -207,7 +212,7 @@ pub(crate) fn meant(identity: &Identity, sets: &[Shipped], repository: &str) -> 
         return Ok(Kin::of(identity, sets));
     }
     let newest = families.iter().filter_map(|family| {
-        let set = sets.iter().rev().find(|set| family.contains(id_of(set)))?;
+        let set = sets.iter().rev().find(|set| family.contains(&id_of(set)))?;
         Some(format!("{} (system identifier {})", set.manifest.set, id_of(set)))
     });
     let newest: Vec<_> = newest.collect();
@@ -228,23 +233,28 @@ mod tests {
     use super::*;
     use crate::set::manifest::tests::manifest;
 
+    fn id(text: &str) -> SystemIdentifier {
+        text.parse().unwrap()
+    }
+
     fn set(day: u32, identifier: &str, formerly: &[&str]) -> Shipped {
         let mut manifest = manifest(&format!("202611{day:02}T000000Z-aaaa"), vec![]);
-        manifest.postgres.system_identifier = identifier.to_owned();
-        let formerly = formerly.iter().map(ToString::to_string).collect();
+        manifest.postgres.system_identifier = id(identifier);
+        let formerly = formerly.iter().copied().map(id).collect();
         Shipped { formerly, ..Shipped::new(manifest, vec![]) }
     }
 
     fn identity(of_sets: Option<&str>, formerly: &[&str]) -> Identity {
-        let formerly = formerly.iter().map(ToString::to_string).collect();
-        Identity { live: None, of_sets: of_sets.map(str::to_owned), formerly }
+        let formerly = formerly.iter().copied().map(id).collect();
+        Identity { live: None, of_sets: of_sets.map(id), formerly }
     }
 
     #[test]
     fn a_set_comes_after_its_own_cluster_s_alone() {
         let ship = |set: &Shipped, newest: &Shipped, configured: &[&str]| {
-            let configured: Vec<_> = configured.iter().map(ToString::to_string).collect();
-            formerly(&set.manifest, Some(newest), &configured, "offsite")
+            let configured: Vec<_> = configured.iter().copied().map(id).collect();
+            let told = formerly(&set.manifest, Some(newest), &configured, "offsite");
+            told.map(|ids| ids.iter().map(ToString::to_string).collect::<Vec<_>>())
         };
         let old = set(3, "1", &[]);
         assert_eq!(ship(&set(4, "1", &[]), &old, &[]).unwrap(), [""; 0]);
@@ -288,7 +298,7 @@ mod tests {
     #[test]
     fn what_is_in_the_data_directory_counts_more_than_older_sets() {
         let live = |live: &str, of_sets: Option<&str>, formerly: &[&str]| Identity {
-            live: Some(live.to_owned()),
+            live: Some(id(live)),
             ..identity(of_sets, formerly)
         };
         let two = [set(1, "1", &[]), set(2, "9", &[]), set(3, "2", &["1"])];

@@ -113,8 +113,8 @@ pub(crate) fn publish(repository: &Repository, set: &str, stream: &[u8]) -> Resu
     manifest.volumes = vec![SetVolume {
         dataset: dataset(),
         pool: "tank".into(),
-        snapshot: format!("tank/pg@lockstep-{set}"),
-        guid: volume.delta.clone(),
+        snapshot: dataset().snapshot(&format!("lockstep-{set}")),
+        guid: volume.delta.parse().unwrap(),
         createtxg: 1,
         order: 1,
         taken_at: manifest.started_at,

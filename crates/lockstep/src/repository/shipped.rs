@@ -1,5 +1,6 @@
 //! A set in a repository: what its manifest there says beside the deltas that it names.
 
+use pgfiles::lsn::SystemIdentifier;
 use serde::{Deserialize, Serialize};
 use strata::delta::Descriptor;
 use strata::manifest::{DeltaId, Manifest as Stored};
@@ -15,7 +16,7 @@ use crate::set::branches::Branches;
 use crate::set::manifest::{Manifest, json};
 use crate::set::names_within;
 use crate::steps;
-use crate::volume::zfs::DatasetName;
+use crate::volume::zfs::{DatasetName, Guid, SnapshotName};
 use crate::words;
 
 /// The newest form that is known.
@@ -42,7 +43,7 @@ pub struct Shipped {
     pub volumes: Vec<ShippedVolume>,
     /// System identifiers that the cluster had before that of this set.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub formerly: Vec<String>,
+    pub formerly: Vec<SystemIdentifier>,
 }
 
 /// A stored volume.
@@ -303,7 +304,11 @@ impl Repository {
         let found = match branches {
             Some(branches) => {
                 let sets = retention::newest_first(ours, |set| set.manifest.set.as_str(), now);
-                branches.newest(sets, |set| &set.manifest)
+                let (newest, passed_over) = branches.newest(sets, |set| &set.manifest);
+                if let Some(said) = passed_over.said() {
+                    tracing::warn!("{said}");
+                }
+                newest
             }
             None => retention::newest(ours, |set| set.manifest.set.as_str(), now),
         };
@@ -334,7 +339,9 @@ impl Repository {
         if which == "latest" {
             let branches = self.branches(cx)?;
             let newest = self.newest_of(cx, Some(&branches))?;
-            branches.warn_of_two(&newest.manifest);
+            if let Some(doubt) = branches.doubt(&newest.manifest) {
+                tracing::warn!(set = %newest.manifest.set, "{doubt}");
+            }
             if retention::is_ahead(newest.manifest.set.as_str(), jiff::Timestamp::now()) {
                 tracing::warn!(set = %newest.manifest.set, "the newest set is dated later than now: its host's clock was wrong");
             }
@@ -412,8 +419,12 @@ impl Shipped {
             return Err(format!("it is that of set {says} of cluster \"{of}\""));
         }
         names_within::check(&self.manifest)?;
-        let raw = self.volumes.iter().filter_map(|volume| volume.raw.as_deref());
-        raw.flatten().try_for_each(|link| names_within::check_snapshot(&link.snapshot))
+        let raw = || self.volumes.iter().filter_map(|volume| volume.raw.as_deref()).flatten();
+        let deltas = self.volumes.iter().map(|volume| &volume.delta);
+        deltas
+            .chain(raw().map(|link| &link.guid))
+            .try_for_each(|id| id.parse::<Guid>().map(drop))?;
+        raw().try_for_each(|link| SnapshotName::check(&link.snapshot))
     }
 
     /// The deltas that it needs by name: what these come from is needed too.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::alone::Alone;
-use super::files_form::Written;
+use super::as_files::Written;
 use super::marker::{self, Marker};
 use super::placement::Placement;
 use super::source::Source;
@@ -359,7 +359,7 @@ impl<'a> Build<'a> {
     fn marker(&self) -> Marker {
         Marker {
             cluster: self.cx.name.to_string(),
-            system_identifier: self.manifest.postgres.system_identifier.clone(),
+            system_identifier: self.manifest.postgres.system_identifier,
             set: self.manifest.set.to_string(),
             begun_at: jiff::Timestamp::now(),
             restore: self.id.clone(),

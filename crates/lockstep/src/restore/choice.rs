@@ -80,7 +80,7 @@ pub(super) fn stored(
         tracing::warn!(%set, error = %error.chain(), "nobody knows the timeline of a set that can't be read: the cluster may live on it");
     }
     let branches = Branches::of(members.iter().cloned());
-    let members = members.iter().filter(|set| kin.has_identifier(&set.system_identifier));
+    let members = members.iter().filter(|set| kin.has_identifier(set.system_identifier));
     members.filter(|set| is_before(set)).for_each(|set| timelines.learn_told(set));
     let mut choice = Choice { recovery, timelines, left: None };
     let among = |mut sets: Vec<Shipped>| {
@@ -88,7 +88,11 @@ pub(super) fn stored(
         choice.among(sets, |set| &set.manifest, |_| Ok(true))
     };
     let found = repository.choose(|id| !is_younger(id), among, passed_over)?;
-    found.iter().for_each(|set| branches.warn_of_two(&set.manifest));
+    if let Some(set) = &found
+        && let Some(doubt) = branches.doubt(&set.manifest)
+    {
+        tracing::warn!(set = %set.manifest.set, "{doubt}");
+    }
     found.ok_or_else(|| choice.none(&format!("repository \"{}\"", repository.name), ""))
 }
 

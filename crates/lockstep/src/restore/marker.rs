@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use pgfiles::lsn::SystemIdentifier;
 use serde::{Deserialize, Serialize};
 
 use super::source::Source;
@@ -26,7 +27,7 @@ pub(super) struct Marker {
     /// The cluster's name in the configuration.
     pub(super) cluster: String,
     /// The cluster, by its system identifier.
-    pub(super) system_identifier: String,
+    pub(super) system_identifier: SystemIdentifier,
     /// The set that is, or was to be, there.
     pub(super) set: String,
     /// When its restore began.
@@ -60,7 +61,7 @@ impl Marker {
 
     /// Whether it is of the cluster that a set is of, which comes from there.
     pub(super) fn is_of(&self, set: &Manifest, source: &Source) -> bool {
-        source.is_cluster(set, &self.system_identifier)
+        source.is_cluster(set, self.system_identifier)
     }
 
     /// Writes it, in the place of an older one.
@@ -82,7 +83,7 @@ mod tests {
         assert_eq!(Marker::read(&folder), None);
         let marker = Marker {
             cluster: "main".into(),
-            system_identifier: "7".into(),
+            system_identifier: SystemIdentifier::new(7),
             set: "20261123T194512Z-k3fa".into(),
             begun_at: Timestamp::UNIX_EPOCH,
             restore: "restore-ab12".into(),

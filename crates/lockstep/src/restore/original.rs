@@ -22,7 +22,7 @@ pub(super) fn here(cx: &Context, manifest: &Manifest, placement: &Placement) -> 
     let postgres = &manifest.postgres;
     let is_same = |data: &Path| {
         let control = instance::read_control(data);
-        control.is_ok_and(|it| it.system_identifier.to_string() == postgres.system_identifier)
+        control.is_ok_and(|it| it.system_identifier == postgres.system_identifier)
     };
     let configured = Some(&cx.cluster.data_directory).filter(|data| is_there(data));
     let taken_from = Some(&postgres.data_directory).filter(|data| is_there(data) && is_same(data));

@@ -15,8 +15,8 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
 
+use super::as_files::place::{FILE, FOLDER, is_mounted, list};
 use super::build::Build;
-use super::files_form::place::{FILE, FOLDER, is_mounted, list};
 use super::placement::PlacedVolume;
 use crate::error::{Error, Result};
 use crate::process::Credentials;

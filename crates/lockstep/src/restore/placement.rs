@@ -66,12 +66,12 @@ pub struct PlacedVolume {
     /// Where it is mounted, or the folder.
     pub mountpoint: PathBuf,
     /// What of it isn't there but elsewhere.
-    pub apart: Vec<Apart>,
+    pub apart: Vec<FolderElsewhere>,
 }
 
 /// A folder of a volume that becomes a folder elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Apart {
+pub struct FolderElsewhere {
     /// What it is in the volume.
     pub inside: PathBuf,
     /// What it becomes.
@@ -89,7 +89,7 @@ impl PlacedVolume {
 /// Where a path of a volume is whose folder is `top`, but for what is `apart`.
 pub(super) fn place_of<'a>(
     top: &'a Path,
-    apart: impl Iterator<Item = &'a Apart>,
+    apart: impl Iterator<Item = &'a FolderElsewhere>,
     inside: &Path,
 ) -> PathBuf {
     let apart = apart.filter(|apart| inside.starts_with(&apart.inside));
@@ -168,7 +168,7 @@ pub(super) fn place_over(
         let part = volume.parts.first();
         let part = part.map_or_else(|| index.to_string(), |part| part.kind.id());
         volumes.push(PlacedVolume {
-            origin: volume.snapshot_name(),
+            origin: volume.snapshot.clone(),
             mountpoint: match root {
                 Some(part) => part_path(&part.kind),
                 None => kept
@@ -227,12 +227,16 @@ fn usual_place(directory: &Path, oid: u32) -> PathBuf {
 }
 
 /// The tablespaces of a volume that are only folders of it, and are sent elsewhere.
-fn apart_in(parts: &[SetPart], elsewhere: &BTreeMap<u32, PathBuf>, directory: &Path) -> Vec<Apart> {
+fn apart_in(
+    parts: &[SetPart],
+    elsewhere: &BTreeMap<u32, PathBuf>,
+    directory: &Path,
+) -> Vec<FolderElsewhere> {
     let is_folder = |part: &&SetPart| !part.inside.as_os_str().is_empty();
     let apart = parts.iter().filter(is_folder).filter_map(|part| {
         let PartKind::Tablespace { oid, .. } = part.kind else { return None };
         let folder = elsewhere.get(&oid).filter(|path| **path != usual_place(directory, oid))?;
-        Some(Apart { inside: part.inside.clone(), folder: folder.clone() })
+        Some(FolderElsewhere { inside: part.inside.clone(), folder: folder.clone() })
     });
     apart.collect()
 }

@@ -182,7 +182,7 @@ fn a_folder_of_a_volume_goes_where_it_is_sent_without_the_rest() {
         place(&manifest, Path::new("/r"), &elsewhere, &Naming::Folders).unwrap()
     };
     let placement = placed("2", "/fast/2");
-    let apart = Apart { inside: "2".into(), folder: "/fast/2".into() };
+    let apart = FolderElsewhere { inside: "2".into(), folder: "/fast/2".into() };
     assert_eq!(placement.volumes[1].apart, [apart]);
     let real = |oid: u32| placement.tablespaces[&oid].real.to_str().unwrap();
     assert_eq!([real(1), real(2), real(3)], ["/r/volumes/tablespace-1/1", "/fast/2", "/fast/2/in"]);

@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use pgfiles::lsn::SystemIdentifier;
+
+use super::as_files::{self, Unsynced, Written};
 use super::build::Build;
-use super::files_form::{self, Unsynced, Written};
 use super::only::{NotRestored, Only};
 use super::owners::Owners;
 use super::placement::{PlacedVolume, Placement};
@@ -109,10 +111,10 @@ impl Source {
 
     /// Whether a system identifier is that of the set's cluster, or one that it had before, as pg_upgrade gives it a new
     /// one.
-    pub(super) fn is_cluster(&self, set: &Manifest, identifier: &str) -> bool {
+    pub(super) fn is_cluster(&self, set: &Manifest, identifier: SystemIdentifier) -> bool {
         let is_former = match self {
             Self::Snapshots => false,
-            Self::Repository(from) => from.shipped.formerly.iter().any(|it| it == identifier),
+            Self::Repository(from) => from.shipped.formerly.contains(&identifier),
         };
         is_former || set.postgres.system_identifier == identifier
     }
@@ -427,10 +429,10 @@ impl FromRepository {
         let zeroed = self.only.zeroed(tree, volume)?;
         let total = tree.file_bytes(&zeroed);
         if !self.delta {
-            files_form::say_where_it_may_not_fit(&placed.mountpoint, total);
+            as_files::say_where_it_may_not_fit(&placed.mountpoint, total);
         }
         let lines = Progress::on_stderr();
-        files_form::restore(&files_form::Volume {
+        as_files::restore(&as_files::Volume {
             repository: &self.repository,
             tree,
             folder: &placed.mountpoint,

@@ -7,8 +7,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::as_files;
 use super::build::Build;
-use super::files_form;
 use super::placement::Placement;
 use super::tree;
 use crate::error::{Error, Result};
@@ -87,7 +87,7 @@ fn remove_one(path: &Path, placement: &Placement, mounts: &Mounts) -> Result<u64
     }
     // Where datasets are mounted a folder is empty, or holds what somebody put there while they weren't.
     if placement.volumes.iter().all(|volume| volume.dataset.is_none()) {
-        return files_form::remove(&placement.directory, path);
+        return as_files::remove(&placement.directory, path);
     }
     match std::fs::remove_dir(path) {
         Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => {

@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use pgfiles::lsn::{Lsn, TimelineId};
+use pgfiles::lsn::{Lsn, SystemIdentifier, TimelineId};
 use pgfiles::timeline_history::TimelineHistory;
 
 use crate::error::{Error, Result};
@@ -29,7 +29,7 @@ pub(super) type ReadFile<'a> = Box<dyn Fn(&Manifest, &str) -> Result<Vec<u8>> + 
 const CARRIERS: usize = 3;
 
 /// A timeline of a cluster, by its system identifier.
-type Line = (String, TimelineId);
+type Line = (SystemIdentifier, TimelineId);
 
 /// What is known of the timelines.
 pub(super) struct Timelines<'a> {
@@ -43,7 +43,7 @@ pub(super) struct Timelines<'a> {
     /// Of each timeline the sets that carry its history.
     carriers: BTreeMap<Line, Vec<Manifest>>,
     /// Of each cluster the latest of a set that recovery could begin with.
-    latest: BTreeMap<String, TimelineId>,
+    latest: BTreeMap<SystemIdentifier, TimelineId>,
 }
 
 /// Whether a set is on the way.
@@ -98,7 +98,7 @@ impl<'a> Timelines<'a> {
             self.could_begin(&line);
         }
         if let Some(history) = set.history() {
-            self.told.entry(line.clone()).or_insert(history);
+            self.told.entry(line).or_insert(history);
         }
         if set.files.contains_key(&history_of(set.timeline())) {
             let carriers = self.carriers.entry(line).or_default();
@@ -112,14 +112,14 @@ impl<'a> Timelines<'a> {
     /// comes from would only make others unknown.
     pub(super) fn learn_told(&mut self, set: &Member) {
         if let Some(history) = branches::history(set.timeline, &set.history) {
-            let line = (set.system_identifier.clone(), set.timeline);
+            let line = (set.system_identifier, set.timeline);
             self.could_begin(&line);
             self.told.entry(line).or_insert(history);
         }
     }
 
     fn could_begin(&mut self, (cluster, timeline): &Line) {
-        let latest = self.latest.entry(cluster.clone()).or_insert(*timeline);
+        let latest = self.latest.entry(*cluster).or_insert(*timeline);
         *latest = (*latest).max(*timeline);
     }
 
@@ -173,7 +173,7 @@ impl<'a> Timelines<'a> {
         if let Some(history) = self.asked_for(of)? {
             return Ok(Some(history));
         }
-        let line = (set.postgres.system_identifier.clone(), of);
+        let line = (set.postgres.system_identifier, of);
         if let Some(told) = self.told.get(&line) {
             return Ok(Some(told.clone()));
         }
@@ -220,7 +220,7 @@ pub(super) fn unknown(recovery: &Recovery, missing: TimelineId, fitting: &[&Mani
 }
 
 fn line_of(set: &Manifest) -> Line {
-    (set.postgres.system_identifier.clone(), set.timeline())
+    (set.postgres.system_identifier, set.timeline())
 }
 
 /// The name that a set has it under.

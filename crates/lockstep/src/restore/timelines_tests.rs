@@ -12,7 +12,7 @@ fn tli(number: u32) -> TimelineId {
 /// A set that is consistent at 0/`end`000000.
 fn set(second: u32, timeline: u32, end: u64) -> Manifest {
     let mut set = manifest(&format!("20261123T1945{second:02}Z-k3fa"), Vec::new());
-    set.postgres.timeline = timeline;
+    set.postgres.timeline = tli(timeline);
     set.floor_lsn = Some(Lsn::new(end << 24));
     set.files.clear();
     set
@@ -121,7 +121,7 @@ fn timelines_of_before_pg_upgrade_tell_nothing_of_those_since() {
         set
     };
     let upgraded = |mut set: Manifest| {
-        set.postgres.system_identifier.push('8');
+        set.postgres.system_identifier = SystemIdentifier::new(8);
         set
     };
     // pg_upgrade begins at timeline 1 again, behind all of the old cluster's WAL.

@@ -208,7 +208,7 @@ fn place_control(build: &Build, owner: Option<Credentials>) -> Result<()> {
     } else {
         instance::read_control_at(&path)?
     };
-    if control.system_identifier.to_string() != build.manifest.postgres.system_identifier {
+    if control.system_identifier != build.manifest.postgres.system_identifier {
         return Err(damaged(
             build,
             format!(

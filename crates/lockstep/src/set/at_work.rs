@@ -72,7 +72,7 @@ impl Drop for AtWork {
 pub(crate) fn all(cx: &Context) -> Result<BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
     for name in noted(cx)? {
-        for set in shipped_to(cx, &name)?.unwrap_or_default().lines() {
+        for set in being_shipped_to(cx, &name)?.unwrap_or_default().lines() {
             all.entry(set.to_owned()).or_insert_with(|| name.clone());
         }
     }
@@ -84,7 +84,7 @@ pub(crate) fn all(cx: &Context) -> Result<BTreeMap<String, String>> {
 /// # Errors
 /// As [`all`].
 pub(crate) fn since(cx: &Context, repository: &str) -> Result<Option<(String, Timestamp)>> {
-    let Some(sets) = shipped_to(cx, repository)? else { return Ok(None) };
+    let Some(sets) = being_shipped_to(cx, repository)? else { return Ok(None) };
     let path = lock_path(cx, repository);
     // Its holder wrote it when it took it.
     let taken = std::fs::metadata(&path).and_then(|metadata| metadata.modified());
@@ -94,7 +94,7 @@ pub(crate) fn since(cx: &Context, repository: &str) -> Result<Option<(String, Ti
 }
 
 /// The note of a shipment that runs.
-fn shipped_to(cx: &Context, repository: &str) -> Result<Option<String>> {
+fn being_shipped_to(cx: &Context, repository: &str) -> Result<Option<String>> {
     let path = path(cx, repository);
     let sets = match std::fs::read_to_string(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),

@@ -14,7 +14,7 @@ mod apart;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use pgfiles::lsn::{Lsn, TimelineId};
+use pgfiles::lsn::{Lsn, SystemIdentifier, TimelineId};
 use pgfiles::timeline_history::TimelineHistory;
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +32,7 @@ pub struct Member {
     /// Its id.
     pub set: String,
     /// Its cluster's: timelines of two are not to be compared.
-    pub system_identifier: String,
+    pub system_identifier: SystemIdentifier,
     /// The one that it was taken on.
     pub timeline: TimelineId,
     /// How far its data goes.
@@ -49,7 +49,7 @@ impl From<&Manifest> for Member {
     fn from(set: &Manifest) -> Self {
         Self {
             set: set.set.to_string(),
-            system_identifier: set.postgres.system_identifier.clone(),
+            system_identifier: set.postgres.system_identifier,
             timeline: set.timeline(),
             end: set.end(),
             history: set.postgres.history.clone(),
@@ -61,7 +61,7 @@ impl From<&Manifest> for Member {
 /// The branch that each cluster lives on, by system identifier.
 #[derive(Debug, Clone, Default)]
 pub struct Branches {
-    living: BTreeMap<String, Living>,
+    living: BTreeMap<SystemIdentifier, Living>,
     apart: apart::All,
     /// Sets that can't be read, and why.
     untold: BTreeMap<String, String>,
@@ -92,6 +92,10 @@ pub struct LeftBehind {
     /// The newest set of that one.
     pub newest: String,
 }
+
+/// Sets that are left behind and would have been the latest, the newest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PassedOver(Vec<LeftBehind>);
 
 impl Branches {
     /// Those of these sets, in any order.
@@ -138,14 +142,14 @@ impl Branches {
     /// Two sets of a set's timeline that are of two clusters.
     #[must_use]
     pub fn apart(&self, set: &Manifest) -> Option<&Apart> {
-        self.apart.get(&(set.postgres.system_identifier.clone(), set.timeline()))
+        self.apart.get(&(set.postgres.system_identifier, set.timeline()))
     }
 
-    /// Says of a set that is chosen where it may be of the wrong one of two clusters.
-    pub fn warn_of_two(&self, chosen: &Manifest) {
-        if let Some(apart) = self.apart(chosen) {
-            tracing::warn!(set = %chosen.set, "it may be of the one that was given up: {apart}. {}", apart.hint());
-        }
+    /// What is to be said of a set that is chosen, where it may be of the wrong one of two clusters.
+    #[must_use]
+    pub fn doubt(&self, chosen: &Manifest) -> Option<String> {
+        let apart = self.apart(chosen)?;
+        Some(format!("it may be of the one that was given up: {apart}. {}", apart.hint()))
     }
 
     fn add(&mut self, set: Member) {
@@ -156,7 +160,7 @@ impl Branches {
             newest: set.set.clone(),
             history: None,
         };
-        let living = self.living.entry(set.system_identifier.clone()).or_insert_with(first);
+        let living = self.living.entry(set.system_identifier).or_insert_with(first);
         if living.timeline > set.timeline {
             return;
         }
@@ -199,24 +203,30 @@ impl Branches {
         self.left(&set.into())
     }
 
-    /// The first of these sets, the newest first, that isn't left behind, with a word on those that are.
+    /// The first of these sets, the newest first, that isn't left behind, and those before it that are.
     #[must_use]
     pub fn newest<T>(
         &self,
         sets: impl IntoIterator<Item = T>,
         manifest: impl Fn(&T) -> &Manifest,
-    ) -> Option<T> {
+    ) -> (Option<T>, PassedOver) {
         let mut passed_over = Vec::new();
         let found = sets.into_iter().find(|set| {
             let left = self.left_behind(manifest(set));
             passed_over.extend(left.clone());
             left.is_none()
         });
-        if let Some(first) = passed_over.first() {
-            let sets: Vec<_> = passed_over.iter().map(|left| left.set.clone()).collect();
-            tracing::warn!("passed over as \"latest\": {}: {first}", words::a_few(&sets));
-        }
-        found
+        (found, PassedOver(passed_over))
+    }
+}
+
+impl PassedOver {
+    /// What is to be said of them; nothing where there are none.
+    #[must_use]
+    pub fn said(&self) -> Option<String> {
+        let first = self.0.first()?;
+        let sets: Vec<_> = self.0.iter().map(|left| left.set.clone()).collect();
+        Some(format!("passed over as \"latest\": {}: {first}", words::a_few(&sets)))
     }
 }
 
@@ -258,12 +268,8 @@ impl fmt::Display for LeftBehind {
 /// A timeline's history of what a manifest tells; `None` where it tells nothing, or nonsense.
 #[must_use]
 pub fn history(of: TimelineId, told: &[Switch]) -> Option<TimelineHistory> {
-    if told.is_empty() {
-        return None;
-    }
-    let lines: String =
-        told.iter().map(|Switch { timeline, lsn }| format!("{timeline}\t{lsn}\t\n")).collect();
-    TimelineHistory::parse(of, lines.as_bytes()).ok()
+    let switches = told.iter().map(|switch| (switch.timeline, switch.lsn));
+    TimelineHistory::from_switches(of, switches).ok().filter(|_| !told.is_empty())
 }
 
 #[cfg(test)]
@@ -278,7 +284,7 @@ mod tests {
             |(timeline, at): &(u32, u64)| Switch { timeline: tli(*timeline), lsn: lsn(*at) };
         Member {
             set: format!("20261123T1945{second:02}Z-k3fa"),
-            system_identifier: "7".into(),
+            system_identifier: SystemIdentifier::new(7),
             timeline: tli(timeline),
             end: Some(lsn(end)),
             history: history.iter().map(switch).collect(),
@@ -355,7 +361,8 @@ mod tests {
     #[test]
     fn clusters_with_another_identifier_are_not_compared() {
         // pg_upgrade begins at timeline 1 again.
-        let upgraded = Member { system_identifier: "8".into(), ..member(9, 1, 9, &[]) };
+        let upgraded =
+            Member { system_identifier: SystemIdentifier::new(8), ..member(9, 1, 9, &[]) };
         assert_eq!(left(&[member(1, 2, 4, &[(1, 3)]), upgraded]), [None, None]);
     }
 

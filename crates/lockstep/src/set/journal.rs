@@ -11,7 +11,7 @@ use super::manifest::{json, path_text, paths_text};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::SetId;
-use crate::volume::zfs::DatasetName;
+use crate::volume::zfs::{DatasetName, Guid};
 
 /// A backup that has begun.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +35,7 @@ pub struct RemovalJournal {
     /// The set.
     pub set: SetId,
     /// Its snapshots: the dataset and the GUID, as text.
-    pub snapshots: Vec<(DatasetName, String)>,
+    pub snapshots: Vec<(DatasetName, Guid)>,
     /// Their transaction groups, in the same order: a copy in the same pool has the GUID too.
     #[serde(default)]
     pub createtxgs: Vec<u64>,
@@ -54,7 +54,7 @@ pub struct BookmarkRecord {
     /// The repositories whose next increment starts there.
     pub repositories: Vec<String>,
     /// The dataset and the snapshot's GUID, as text.
-    pub bookmarks: Vec<(DatasetName, String)>,
+    pub bookmarks: Vec<(DatasetName, Guid)>,
 }
 
 /// A restore or clone that has begun.

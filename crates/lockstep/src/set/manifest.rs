@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use pgfiles::lsn::{Lsn, SystemIdentifier, TimelineId};
-use pgfiles::timeline_history::TimelineHistory;
+use pgfiles::timeline_history::{TimelineHistory, TimelineSwitch};
 use pgfiles::wal_name::WalSegmentSize;
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +17,7 @@ use crate::names::{ClusterName, SetId};
 use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
 use crate::plan::warnings::Warning;
-use crate::volume::zfs::{DatasetName, SnapshotName, Standing};
+use crate::volume::zfs::{DatasetName, Guid, SnapshotName, Standing};
 
 /// The format of this file; another number is refused.
 pub const VERSION: u32 = 1;
@@ -88,9 +88,9 @@ pub struct PostgresIdentity {
     /// 13 to 18; absent where pg_control's catalog version is unknown and no server was asked.
     pub major: Option<u32>,
     /// As text: it doesn't fit a JSON number.
-    pub system_identifier: String,
+    pub system_identifier: SystemIdentifier,
     /// The timeline the set was taken on.
-    pub timeline: u32,
+    pub timeline: TimelineId,
     /// Where its ancestors were left, oldest first; empty where it has none, or nobody knew.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<Switch>,
@@ -109,7 +109,7 @@ pub struct PostgresIdentity {
     pub data_directory: PathBuf,
 }
 
-/// A line of a timeline's history.
+/// A line of a timeline's history, without the words for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Switch {
@@ -128,9 +128,9 @@ pub struct SetVolume {
     /// Its pool.
     pub pool: String,
     /// The snapshot's full name.
-    pub snapshot: String,
+    pub snapshot: SnapshotName,
     /// The snapshot's GUID, as text.
-    pub guid: String,
+    pub guid: Guid,
     /// Its transaction group.
     pub createtxg: u64,
     /// 1 is the first taken; snapshots of one command share a number.
@@ -139,15 +139,6 @@ pub struct SetVolume {
     pub taken_at: jiff::Timestamp,
     /// The parts on it.
     pub parts: Vec<SetPart>,
-}
-
-impl SetVolume {
-    /// The snapshot's name in two parts.
-    #[must_use]
-    pub fn snapshot_name(&self) -> SnapshotName {
-        let name = self.snapshot.split_once('@').map_or("", |(_, name)| name);
-        self.dataset.snapshot(name)
-    }
 }
 
 /// A part on a volume.
@@ -213,6 +204,12 @@ pub struct Seconds {
     pub total: f64,
 }
 
+impl From<&TimelineSwitch> for Switch {
+    fn from(switch: &TimelineSwitch) -> Self {
+        Self { timeline: switch.timeline, lsn: switch.lsn }
+    }
+}
+
 impl Manifest {
     /// As it is written: indented JSON with its own checksum.
     ///
@@ -266,7 +263,7 @@ impl Manifest {
         &'a self,
         there: &'a BTreeMap<SnapshotName, Standing>,
     ) -> Option<(&'a SetVolume, Option<&'a Standing>)> {
-        let mut found = self.volumes.iter().map(|of| (of, there.get(&of.snapshot_name())));
+        let mut found = self.volumes.iter().map(|of| (of, there.get(&of.snapshot)));
         found.find(|(of, found)| found.is_none_or(|found| found.guid != of.guid))
     }
 
@@ -299,7 +296,7 @@ impl Manifest {
     /// The timeline it was taken on.
     #[must_use]
     pub fn timeline(&self) -> TimelineId {
-        TimelineId::new(self.postgres.timeline).unwrap_or(TimelineId::FIRST)
+        self.postgres.timeline
     }
 
     /// Its timeline's history; `None` where the manifest doesn't tell it.
@@ -315,11 +312,7 @@ impl Manifest {
     pub fn wal_identity(&self) -> Result<crate::postgres::wal::WalIdentity> {
         let wrong = |what: &str| Error::failed(format!("set {}: strange {what}", self.set));
         Ok(crate::postgres::wal::WalIdentity {
-            system_identifier: self
-                .postgres
-                .system_identifier
-                .parse::<SystemIdentifier>()
-                .map_err(|e| wrong("system identifier").because(e))?,
+            system_identifier: self.postgres.system_identifier,
             segment_size: WalSegmentSize::new(self.postgres.wal_segment_size)
                 .map_err(|e| wrong("WAL segment size").because(e))?,
             timeline: self.timeline(),

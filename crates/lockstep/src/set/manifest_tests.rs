@@ -15,9 +15,9 @@ pub(crate) fn volume(dataset: &str, parts: &[(PartKind, &str, &str)]) -> SetVolu
     let dataset = DatasetName::new(dataset).unwrap();
     SetVolume {
         pool: dataset.pool().to_owned(),
-        snapshot: dataset.snapshot("lockstep-20261123T194512Z-k3fa").to_string(),
+        snapshot: dataset.snapshot("lockstep-20261123T194512Z-k3fa"),
         dataset,
-        guid: u64::MAX.to_string(),
+        guid: Guid::new(u64::MAX),
         createtxg: 12_345,
         order: 1,
         taken_at: "2026-11-23T19:45:13Z".parse().unwrap(),
@@ -45,8 +45,8 @@ pub(crate) fn manifest(id: &str, volumes: Vec<SetVolume>) -> Manifest {
         chosen_because: "it was asked for".into(),
         postgres: PostgresIdentity {
             major: Some(15),
-            system_identifier: "18446744073709551615".into(),
-            timeline: 3,
+            system_identifier: SystemIdentifier::new(u64::MAX),
+            timeline: TimelineId::new(3).unwrap(),
             history: vec![],
             wal_segment_size: 1 << 24,
             data_checksums: true,
@@ -107,10 +107,7 @@ fn it_comes_back_as_it_was() {
     assert!(text.contains("\"base64\"") && text.ends_with("}\n"), "{text}");
     assert!(text.contains("\"18446744073709551615\"") && text.contains("\"0/2000028\""), "{text}");
     assert_eq!(back.parts().count(), 3);
-    assert_eq!(
-        back.volumes[1].snapshot_name().to_string(),
-        "u/n:e.s t@lockstep-20261123T194512Z-k3fa"
-    );
+    assert_eq!(back.volumes[1].snapshot.to_string(), "u/n:e.s t@lockstep-20261123T194512Z-k3fa");
     assert_eq!(back.wal_identity().unwrap().timeline.get(), 3);
 }
 
@@ -193,6 +190,29 @@ fn another_format_is_refused() {
     assert!(Manifest::parse(swapped.as_bytes()).unwrap_err().contains("checksum"));
     for strange in ["", "null", "[]", "{}", "{\"version\": \"1\"}", "\0"] {
         assert!(Manifest::parse(strange.as_bytes()).is_err(), "{strange:?}");
+    }
+}
+
+/// Whoever can write to a repository makes a manifest whose checksum is right.
+#[test]
+fn a_value_that_cannot_be_is_refused_by_name_when_it_is_read() {
+    let good = serde_json::to_value(sample()).unwrap();
+    let with = |place: &str, value: serde_json::Value| {
+        let mut manifest = good.clone();
+        *manifest.pointer_mut(place).unwrap() = value;
+        manifest["checksum"] = "".into();
+        manifest["checksum"] = hash(&serde_json::to_vec(&manifest).unwrap()).into();
+        Manifest::parse(&serde_json::to_vec(&manifest).unwrap()).unwrap_err()
+    };
+    for (place, value, words) in [
+        ("/postgres/system_identifier", "7x".into(), "\"7x\" is not a system identifier"),
+        ("/postgres/timeline", 0.into(), "0 is not a timeline"),
+        ("/volumes/0/guid", "17a".into(), "\"17a\" is no GUID"),
+        ("/volumes/0/snapshot", "t/data".into(), "\"t/data\" is no snapshot"),
+        ("/volumes/0/snapshot", "t/data@a,b".into(), "\"t/data@a,b\" is no snapshot"),
+    ] {
+        let why = with(place, value);
+        assert!(why.contains(words), "{place}: {why}");
     }
 }
 

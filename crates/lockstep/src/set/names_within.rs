@@ -6,7 +6,7 @@
 
 use std::path::{Component, Path};
 
-use super::manifest::Manifest;
+use super::manifest::{Manifest, SetVolume};
 
 /// Checks a manifest's.
 ///
@@ -33,22 +33,13 @@ pub fn check(manifest: &Manifest) -> Result<(), String> {
         }
     }
     for volume in &manifest.volumes {
-        let name = volume.snapshot.strip_prefix(volume.dataset.as_str());
-        check_snapshot(name.and_then(|rest| rest.strip_prefix('@')).unwrap_or_default())
-            .map_err(|_| format!("\"{}\" is no snapshot of {}", volume.snapshot, volume.dataset))?;
-    }
-    Ok(())
-}
-
-/// Checks a snapshot's own name: the characters of `zfs_namecheck.c`, and so neither a range (`%`) nor a
-/// list (`,`) to destroy.
-///
-/// # Errors
-/// That it is none, in words.
-pub fn check_snapshot(name: &str) -> Result<(), String> {
-    let legal = |c: char| c.is_ascii_alphanumeric() || "-_.: ".contains(c);
-    if name.is_empty() || !name.chars().all(legal) {
-        return Err(format!("\"{name}\" is no name of a snapshot"));
+        let SetVolume { dataset, pool, snapshot, .. } = volume;
+        if snapshot.dataset != *dataset {
+            return Err(format!("\"{snapshot}\" is no snapshot of {dataset}"));
+        }
+        if pool != dataset.pool() {
+            return Err(format!("\"{pool}\" isn't the pool of {dataset}"));
+        }
     }
     Ok(())
 }
@@ -76,6 +67,7 @@ mod tests {
     fn nothing_in_a_manifest_leads_elsewhere() {
         use crate::plan::layout::PartKind;
         use crate::set::manifest::{SetFile, tests::manifest, tests::volume};
+        use crate::volume::zfs::DatasetName;
         let with = |inside: &str| {
             let data = volume("t/pg", &[(PartKind::Data, "/pg", inside)]);
             manifest("20261123T194512Z-k3fa", vec![data])
@@ -93,16 +85,11 @@ mod tests {
         let mut bad = good.clone();
         bad.wal.segments.push("../postgresql.conf".into());
         assert!(check(&bad).is_err());
-        let mut bad = good;
-        bad.volumes[0].snapshot = "t/other@x".into();
+        let mut bad = good.clone();
+        bad.volumes[0].snapshot = DatasetName::new("t/other").unwrap().snapshot("x");
         assert!(check(&bad).is_err());
-    }
-
-    #[test]
-    fn snapshots_are_single_ones() {
-        assert!(check_snapshot("lockstep-20261126T191853Z-2qiv").is_ok());
-        for bad in ["", "a%b", "a,b", "a@b", "a/b", "a#b"] {
-            assert!(check_snapshot(bad).is_err(), "{bad}");
-        }
+        let mut bad = good;
+        bad.volumes[0].pool = "u".into();
+        assert_eq!(check(&bad), Err("\"u\" isn't the pool of t/pg".into()));
     }
 }

@@ -6,26 +6,49 @@
 //! name: so both say of which they are, by the repository's own id. One of an older Lockstep, which says nothing, counts.
 //! Or it has another name in the configuration by now: so by its id what was noted under the old one counts as well.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::manifest::json;
+use super::state::State;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::SetId;
 
-/// The note that the set is complete in the repository.
-#[must_use]
-pub(crate) fn shipped(cx: &Context, set: &SetId, repository: &str) -> PathBuf {
-    cx.state.set_directory(set).join(format!("shipped.{repository}.json"))
+/// What is written down of a set in a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The note that it is complete there.
+    Shipped,
+    /// The mark that it was there.
+    Pruned,
 }
 
-/// The mark that it was there.
-#[must_use]
-pub(crate) fn pruned(cx: &Context, set: &SetId, repository: &str) -> PathBuf {
-    cx.state.set_directory(set).join(format!("pruned.{repository}"))
+impl Kind {
+    fn file_name(self, repository: &str) -> String {
+        match self {
+            Self::Shipped => format!("shipped.{repository}.json"),
+            Self::Pruned => format!("pruned.{repository}"),
+        }
+    }
+
+    /// The repository of which a file of this name is one; none where it is something else, or was never finished.
+    fn repository_of(self, file_name: &str) -> Option<&str> {
+        if files::is_temporary(file_name) {
+            return None;
+        }
+        match self {
+            Self::Shipped => file_name.strip_prefix("shipped.")?.strip_suffix(".json"),
+            Self::Pruned => file_name.strip_prefix("pruned."),
+        }
+    }
+
+    fn path(self, cx: &Context, set: &SetId, repository: &str) -> PathBuf {
+        cx.state.set_directory(set).join(self.file_name(repository))
+    }
 }
 
 /// What a note says, and a mark where that is known. A note that can't be read is one all the same.
@@ -62,8 +85,8 @@ impl Note {
 /// Whether the set is noted to be in the repository, which has this id.
 #[must_use]
 pub(crate) fn is_shipped(cx: &Context, set: &SetId, repository: &str, id: Option<&str>) -> bool {
-    is_there(&shipped(cx, set, repository), id)
-        || !of_other_names(cx, set, "shipped.", repository, id).is_empty()
+    is_there(&Kind::Shipped.path(cx, set, repository), id)
+        || !of_other_names(cx, set, Kind::Shipped, repository, id).is_empty()
 }
 
 /// Whether that is noted of what was shipped then: another host may have pruned it, and it was shipped anew.
@@ -75,46 +98,111 @@ pub(crate) fn is_shipped_then(
     id: &str,
     then: jiff::Timestamp,
 ) -> bool {
-    let noted = || Note::read(&shipped(cx, set, repository)).shipped_at;
+    let noted = || Note::read(&Kind::Shipped.path(cx, set, repository)).shipped_at;
     is_shipped(cx, set, repository, Some(id)) && noted().is_none_or(|at| at == then)
 }
 
 /// Whether it is marked to have been pruned there.
 #[must_use]
 pub(crate) fn is_pruned(cx: &Context, set: &SetId, repository: &str, id: Option<&str>) -> bool {
-    is_there(&pruned(cx, set, repository), id)
-        || !of_other_names(cx, set, "pruned.", repository, id).is_empty()
+    is_there(&Kind::Pruned.path(cx, set, repository), id)
+        || !of_other_names(cx, set, Kind::Pruned, repository, id).is_empty()
 }
 
 /// The notes, or marks, of this repository from when it had another name.
 fn of_other_names(
     cx: &Context,
     set: &SetId,
-    kind: &str,
+    kind: Kind,
     repository: &str,
     id: Option<&str>,
 ) -> Vec<PathBuf> {
     let Some(id) = id else { return Vec::new() };
-    let now = [shipped(cx, set, repository), pruned(cx, set, repository)];
-    of_id(&cx.state.set_directory(set), kind, id)
-        .into_iter()
-        .filter(|path| !now.contains(path))
-        .collect()
+    let now = kind.path(cx, set, repository);
+    of_id(&cx.state.set_directory(set), kind, id).into_iter().filter(|path| *path != now).collect()
 }
 
 /// Those in a set's folder that are of the repository of this id.
-fn of_id(folder: &Path, kind: &str, id: &str) -> Vec<PathBuf> {
+fn of_id(folder: &Path, kind: Kind, id: &str) -> Vec<PathBuf> {
+    let all = all_of(folder, kind).into_iter();
+    all.filter(|(_, note)| note.repository.as_deref() == Some(id))
+        .map(|(repository, _)| folder.join(kind.file_name(&repository)))
+        .collect()
+}
+
+/// Those in a set's folder, by the names that their repositories had.
+fn all_of(folder: &Path, kind: Kind) -> Vec<(String, Note)> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let is_of_kind =
-        |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.starts_with(kind));
-    let all = entries.filter(|entry| is_of_kind(&entry.file_name())).map(|entry| entry.path());
-    all.filter(|path| Note::read(path).repository.as_deref() == Some(id)).collect()
+    let of_kind = entries.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        Some((kind.repository_of(&name)?.to_owned(), Note::read(&entry.path())))
+    });
+    of_kind.collect()
+}
+
+/// A repository that has a set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct InRepository {
+    /// Its name.
+    pub(crate) repository: String,
+    /// Since when; unknown where the note of it can't be read.
+    pub(crate) shipped_at: Option<jiff::Timestamp>,
+    /// The repository's own id, where the note says it.
+    #[serde(skip)]
+    pub(crate) id: Option<String>,
+}
+
+/// The repositories in which a set is, as far as this host knows, and since when.
+#[must_use]
+pub(crate) fn shipped_to(state: &State, set: &SetId) -> Vec<InRepository> {
+    let notes = all_of(&state.set_directory(set), Kind::Shipped).into_iter();
+    let known = notes.map(|(repository, note)| {
+        let Note { shipped_at, repository: id } = note;
+        InRepository { repository, shipped_at, id }
+    });
+    let mut all: Vec<_> = known.collect();
+    all.sort_by(|a, b| a.repository.cmp(&b.repository));
+    all
+}
+
+/// The same for people: without what is noted of a repository that was made anew under its name since, and of one that
+/// the configuration has no more. Which it is now the newest note of any set says, and so under which name it is now.
+///
+/// # Errors
+/// When the sets can't be listed.
+pub(crate) fn known_in(state: &State, sets: &[&SetId]) -> Result<Vec<Vec<InRepository>>> {
+    let mut ids: BTreeMap<String, (Option<jiff::Timestamp>, String)> = BTreeMap::new();
+    for known in state.complete()?.iter().flat_map(|set| shipped_to(state, set)) {
+        let Some(id) = known.id else { continue };
+        let newest = ids.entry(known.repository).or_default();
+        *newest = (*newest).clone().max((known.shipped_at, id));
+    }
+    let is_now = |known: &InRepository| {
+        let now = ids.get(&known.repository).map(|(_, id)| id);
+        known.id.is_none() || known.id.as_ref() == now
+    };
+    let renamed = |known: InRepository| {
+        if state.repositories.contains(&known.repository) {
+            return Some(known);
+        }
+        let has_it = |name: &&String| ids.get(*name).map(|(_, id)| id) == known.id.as_ref();
+        let now = state.repositories.iter().find(has_it).filter(|_| known.id.is_some())?;
+        Some(InRepository { repository: now.clone(), ..known })
+    };
+    let of = |set: &&SetId| -> Vec<_> {
+        let known = shipped_to(state, set).into_iter().filter(is_now);
+        let mut known: Vec<_> = known.filter_map(renamed).collect();
+        known.sort_by(|a, b| a.repository.cmp(&b.repository));
+        known.dedup_by(|a, b| a.repository == b.repository);
+        known
+    };
+    Ok(sets.iter().map(of).collect())
 }
 
 /// Removes what was noted and marked of the repository when it had another name.
 fn forget_other_names(cx: &Context, set: &SetId, repository: &str, id: &str) -> Result<()> {
-    let all =
-        ["shipped.", "pruned."].map(|kind| of_other_names(cx, set, kind, repository, Some(id)));
+    let all = [Kind::Shipped, Kind::Pruned]
+        .map(|kind| of_other_names(cx, set, kind, repository, Some(id)));
     all.iter().flatten().try_for_each(|path| files::remove_file(path))
 }
 
@@ -134,8 +222,8 @@ pub(crate) fn note_shipped(
     shipped_at: jiff::Timestamp,
 ) -> Result<()> {
     let note = Note { shipped_at: Some(shipped_at), repository: Some(id.to_owned()) };
-    note.write(&shipped(cx, set, repository))?;
-    files::remove_file(&pruned(cx, set, repository))?;
+    note.write(&Kind::Shipped.path(cx, set, repository))?;
+    files::remove_file(&Kind::Pruned.path(cx, set, repository))?;
     forget_other_names(cx, set, repository, id)
 }
 
@@ -144,7 +232,7 @@ pub(crate) fn note_shipped(
 /// # Errors
 /// When that can't be written.
 pub(crate) fn mark_pruned(cx: &Context, set: &SetId, repository: &str, id: &str) -> Result<()> {
-    let (note, mark) = (shipped(cx, set, repository), pruned(cx, set, repository));
+    let [note, mark] = [Kind::Shipped, Kind::Pruned].map(|kind| kind.path(cx, set, repository));
     if !cx.state.is_complete(set.as_str()) {
         files::remove_file(&note)?;
     } else if is_there(&note, Some(id)) {
@@ -174,9 +262,20 @@ mod tests {
         note("pruned.near", "b");
         std::fs::write(scratch.path().join("shipped.old.json"), "").unwrap();
         let of = |kind, id| of_id(scratch.path(), kind, id);
-        assert_eq!(of("shipped.", "a"), [scratch.path().join("shipped.near.json")]);
-        assert_eq!(of("pruned.", "b"), [scratch.path().join("pruned.near")]);
-        assert!(of("pruned.", "a").is_empty() && of("shipped.", "c").is_empty());
+        assert_eq!(of(Kind::Shipped, "a"), [scratch.path().join("shipped.near.json")]);
+        assert_eq!(of(Kind::Pruned, "b"), [scratch.path().join("pruned.near")]);
+        assert!(of(Kind::Pruned, "a").is_empty() && of(Kind::Shipped, "c").is_empty());
+    }
+
+    #[test]
+    fn what_was_never_finished_is_no_note() {
+        for kind in [Kind::Shipped, Kind::Pruned] {
+            let name = kind.file_name("off.site");
+            assert_eq!(kind.repository_of(&name), Some("off.site"));
+            assert_eq!(kind.repository_of(&format!("{name}.4711.tmp")), None);
+        }
+        assert_eq!(Kind::Shipped.repository_of("pruned.near"), None);
+        assert_eq!(Kind::Pruned.repository_of("shipped.near.json"), None);
     }
 
     #[test]

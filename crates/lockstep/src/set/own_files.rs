@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use pgfiles::lsn::Lsn;
+use pgfiles::lsn::{Lsn, TimelineId};
 use pgfiles::wal_name::WalFileName;
 
 use crate::context::Context;
@@ -24,7 +24,7 @@ use crate::set::manifest::{Manifest, WalStored, hash_file};
 pub(crate) struct FrozenWal {
     pg_wal: PathBuf,
     /// Where recovery starts, where the snapshot knows better than the manifest: with the timeline.
-    start: Option<(Lsn, u32)>,
+    start: Option<(Lsn, TimelineId)>,
     /// Segments and histories, by name.
     names: Vec<String>,
     /// Where it ends; unknown where the set's end is recovery's.
@@ -89,17 +89,16 @@ impl FrozenWal {
             return Ok(manifest.start_lsn.map(wanted));
         };
         let control = instance::read_control_at(control)?;
-        let found = control.system_identifier.to_string();
-        if found != manifest.postgres.system_identifier {
-            let expected = &manifest.postgres.system_identifier;
+        let (found, expected) = (control.system_identifier, manifest.postgres.system_identifier);
+        if found != expected {
             let why = format!("pg_control is of cluster {found}, the manifest's is {expected}");
             return Err(Refusal::SetDamaged { set, why }.into());
         }
         let checkpoint = &control.checkpoint_copy;
-        let named = pgfiles::TimelineId::new(control.min_recovery_point_timeline);
+        let named = TimelineId::new(control.min_recovery_point_timeline);
         // The checkpoint's record itself is read first of all.
         let record = control.checkpoint.checked_add(1).unwrap_or(control.checkpoint);
-        self.start = Some((checkpoint.redo, checkpoint.timeline.get()));
+        self.start = Some((checkpoint.redo, checkpoint.timeline));
         Ok(Some(Wanted {
             set,
             start: checkpoint.redo,

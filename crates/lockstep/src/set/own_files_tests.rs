@@ -1,6 +1,6 @@
 use std::io::Write as _;
 
-use pgfiles::{ControlFile, TimelineId};
+use pgfiles::{ControlFile, SystemIdentifier};
 
 use super::*;
 use crate::set::manifest::SetWal;
@@ -27,8 +27,8 @@ impl Frozen {
         let parsed = ControlFile::parse(control).unwrap();
         let mut manifest = manifest("20261101T000000Z-aaaa", vec![]);
         manifest.strategy = Strategy::Atomic;
-        manifest.postgres.system_identifier = parsed.system_identifier.to_string();
-        manifest.postgres.timeline = 1;
+        manifest.postgres.system_identifier = parsed.system_identifier;
+        manifest.postgres.timeline = TimelineId::FIRST;
         manifest.postgres.standby = false;
         manifest.start_lsn = Some(Lsn::new(2 * SIZE + 40));
         (manifest.stop_lsn, manifest.floor_lsn) = (None, None);
@@ -78,7 +78,7 @@ fn recovery_starts_where_the_snapshots_own_pg_control_says() {
     let found = set.find().unwrap();
     assert_eq!(found.names, [name(1, 7), name(1, 8)]);
     let redo = Lsn::new(0x704_F3B0);
-    assert_eq!(found.start, Some((redo, 1)));
+    assert_eq!(found.start, Some((redo, TimelineId::FIRST)));
     assert_eq!(found.replayed(&set.manifest), Some((redo, Lsn::new(9 * SIZE))));
     // Where nobody can look into the data directory the manifest has to do.
     let refused = FrozenWal::find(&set.manifest, set.root.join("wal"), None).err().unwrap();
@@ -94,7 +94,7 @@ fn recovery_starts_where_the_snapshots_own_pg_control_says() {
     assert_eq!(refused.exit_code(), 4);
     assert!(refused.to_string().contains(&name(1, 7)), "{refused}");
     // Another cluster's.
-    set.manifest.postgres.system_identifier = "7".into();
+    set.manifest.postgres.system_identifier = SystemIdentifier::new(7);
     assert!(set.find().err().unwrap().to_string().contains("pg_control is of cluster"));
 }
 

@@ -26,7 +26,7 @@ use crate::names::SetId;
 use crate::process::quote;
 use crate::steps;
 use crate::volume::mounts::{Mount, Mounts};
-use crate::volume::zfs::{DatasetName, Marked, SnapshotFacts, SnapshotName, Standing};
+use crate::volume::zfs::{DatasetName, Guid, Marked, SnapshotFacts, SnapshotName, Standing};
 
 /// How a removal ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub fn remove(cx: &Context, manifest: &Manifest, gives_up: bool) -> Result<Remov
         snapshots: manifest
             .volumes
             .iter()
-            .map(|volume| (volume.dataset.clone(), volume.guid.clone()))
+            .map(|volume| (volume.dataset.clone(), volume.guid))
             .collect(),
         createtxgs: manifest.volumes.iter().map(|volume| volume.createtxg).collect(),
         gives_up,
@@ -63,7 +63,7 @@ pub fn remove(cx: &Context, manifest: &Manifest, gives_up: bool) -> Result<Remov
 /// # Errors
 /// As [`remove`].
 pub fn remove_unread(cx: &Context, set: &SetId, own: &[Marked]) -> Result<Removal> {
-    let of = |one: &Marked| (one.snapshot.dataset.clone(), one.facts.guid.to_string());
+    let of = |one: &Marked| (one.snapshot.dataset.clone(), one.facts.guid);
     let entry = RemovalJournal {
         set: set.clone(),
         snapshots: own.iter().map(of).collect(),
@@ -132,12 +132,12 @@ pub fn promoted(of: &DatasetName, now: &SnapshotName, standing: &Standing) -> Op
 }
 
 /// A snapshot as a set's manifest has it: its name, GUID and transaction group.
-pub type Recorded<'a> = (SnapshotName, &'a str, u64);
+pub type Recorded = (SnapshotName, Guid, u64);
 
 /// A volume's, as the manifest has it.
 #[must_use]
-pub fn recorded(volume: &SetVolume) -> Recorded<'_> {
-    (volume.snapshot_name(), &volume.guid, volume.createtxg)
+pub fn recorded(volume: &SetVolume) -> Recorded {
+    (volume.snapshot.clone(), volume.guid, volume.createtxg)
 }
 
 /// Where snapshots of sets are that aren't on their datasets any more, by the names that they had: a `zfs rename` takes the
@@ -146,11 +146,8 @@ pub fn recorded(volume: &SetVolume) -> Recorded<'_> {
 ///
 /// # Errors
 /// When ZFS fails.
-pub fn renamed(
-    cx: &Context,
-    gone: &[Recorded<'_>],
-) -> Result<BTreeMap<SnapshotName, SnapshotName>> {
-    let mut by_pool: BTreeMap<&str, Vec<&Recorded<'_>>> = BTreeMap::new();
+pub fn renamed(cx: &Context, gone: &[Recorded]) -> Result<BTreeMap<SnapshotName, SnapshotName>> {
+    let mut by_pool: BTreeMap<&str, Vec<&Recorded>> = BTreeMap::new();
     for one in gone {
         by_pool.entry(one.0.dataset.pool()).or_default().push(one);
     }
@@ -160,10 +157,10 @@ pub fn renamed(
         let names: BTreeSet<&str> = gone.iter().map(|(name, ..)| name.name.as_str()).collect();
         let named = cx.zfs.snapshots_named(&pool, |name| names.contains(name))?;
         let facts = cx.zfs.snapshot_facts(&named)?;
-        let identity = |facts: SnapshotFacts| (facts.guid.to_string(), facts.createtxg);
+        let identity = |facts: SnapshotFacts| (facts.guid, facts.createtxg);
         let there: BTreeMap<_, _> = facts.into_iter().map(identity).zip(named).collect();
         for (snapshot, guid, createtxg) in gone {
-            let found = there.get(&((*guid).to_owned(), *createtxg));
+            let found = there.get(&(*guid, *createtxg));
             let found = found.filter(|found| *found != snapshot && found.name == snapshot.name);
             renamed.extend(found.map(|found| (snapshot.clone(), found.clone())));
         }
@@ -175,15 +172,14 @@ pub fn renamed(
 fn itself(
     cx: &Context,
     among: Vec<SnapshotName>,
-    guid: &str,
+    guid: Guid,
     createtxg: u64,
 ) -> Result<Option<SnapshotName>> {
     if among.is_empty() {
         return Ok(None);
     }
     let facts = cx.zfs.snapshot_facts(&among)?;
-    let is_it =
-        |facts: &SnapshotFacts| facts.createtxg == createtxg && facts.guid.to_string() == guid;
+    let is_it = |facts: &SnapshotFacts| facts.createtxg == createtxg && facts.guid == guid;
     Ok(among.into_iter().zip(&facts).find(|(_, facts)| is_it(facts)).map(|(found, _)| found))
 }
 
@@ -193,8 +189,8 @@ fn now_named(cx: &Context, entry: &RemovalJournal) -> Result<Vec<SnapshotName>> 
     let mut named: Vec<_> = entry.snapshots.iter().map(|(of, _)| of.snapshot(&name)).collect();
     let there = cx.zfs.standing(&named)?;
     let recorded = named.iter().zip(&entry.snapshots).zip(&entry.createtxgs);
-    let mut gone: Vec<Recorded<'_>> = recorded
-        .map(|((snapshot, (_, guid)), createtxg)| (snapshot.clone(), guid.as_str(), *createtxg))
+    let mut gone: Vec<Recorded> = recorded
+        .map(|((snapshot, (_, guid)), createtxg)| (snapshot.clone(), *guid, *createtxg))
         .collect();
     gone.retain(|(snapshot, guid, _)| {
         there.get(snapshot).is_none_or(|standing| standing.guid != *guid)
@@ -214,7 +210,7 @@ fn now_named(cx: &Context, entry: &RemovalJournal) -> Result<Vec<SnapshotName>> 
 }
 
 /// A snapshot that somebody gave a name of their own is theirs to keep, and without Lockstep's hold theirs to destroy.
-fn let_go(cx: &Context, dataset: &DatasetName, guid: &str, createtxg: u64) -> Result<()> {
+fn let_go(cx: &Context, dataset: &DatasetName, guid: Guid, createtxg: u64) -> Result<()> {
     if !cx.zfs.exists(dataset.as_str())? {
         return Ok(());
     }

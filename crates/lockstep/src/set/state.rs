@@ -21,15 +21,11 @@
 //! clusters/NAME/views/ID/          where clones are mounted of snapshots that can't be looked into
 //! ```
 
-use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-
 use super::branches::{Branches, Member};
 use super::manifest::Manifest;
-use super::notes::Note;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::Lock;
@@ -54,20 +50,8 @@ pub struct State {
     cluster: ClusterName,
     directory: PathBuf,
     owner: String,
-    /// Where else sets may be, for hints.
-    repositories: Vec<String>,
-}
-
-/// A repository that has a set.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct InRepository {
-    /// Its name.
-    pub repository: String,
-    /// Since when; unknown where the note of it can't be read.
-    pub shipped_at: Option<jiff::Timestamp>,
-    /// The repository's own id, where the note says it.
-    #[serde(skip)]
-    pub id: Option<String>,
+    /// Where else sets may be.
+    pub(super) repositories: Vec<String>,
 }
 
 impl State {
@@ -224,7 +208,7 @@ impl State {
     }
 
     /// The ids of all complete sets, oldest first.
-    fn complete(&self) -> Result<Vec<SetId>> {
+    pub(super) fn complete(&self) -> Result<Vec<SetId>> {
         complete_in(&self.path("sets"))
     }
 
@@ -265,14 +249,19 @@ impl State {
         let sets = retention::newest_first(sets, |set| set.set.as_str(), now);
         let is_ahead = |set: &&Manifest| retention::is_ahead(set.set.as_str(), now);
         let ahead: Vec<_> = sets.iter().filter(is_ahead).map(|set| set.set.clone()).collect();
-        let newest = branches.newest(sets, |set| set);
+        let (newest, passed_over) = branches.newest(sets, |set| set);
+        if let Some(said) = passed_over.said() {
+            tracing::warn!("{said}");
+        }
         for id in ahead.iter().filter(|id| newest.as_ref().is_some_and(|newest| newest.set < **id))
         {
             tracing::warn!(set = %id, "passed over: {}", retention::ahead_hint(id.as_str(), "--local"));
         }
         let newest = self.or_damaged(newest, damaged, now)?;
         branches.assert_told(newest.set.as_str(), None)?;
-        branches.warn_of_two(&newest);
+        if let Some(doubt) = branches.doubt(&newest) {
+            tracing::warn!(set = %newest.set, "{doubt}");
+        }
         Ok(newest)
     }
 
@@ -329,56 +318,6 @@ impl State {
         }
         let found = sets.into_iter().find(|set| set.set.as_str() == id);
         found.ok_or_else(none)
-    }
-
-    /// The repositories in which a set is, as far as this host knows, and since when.
-    #[must_use]
-    pub fn shipped_to(&self, set: &SetId) -> Vec<InRepository> {
-        let entries = std::fs::read_dir(self.set_directory(set)).into_iter().flatten().flatten();
-        let mut all: Vec<_> = entries
-            .filter_map(|entry| {
-                let name = entry.file_name().into_string().ok()?;
-                let repository = name.strip_prefix("shipped.")?.strip_suffix(".json")?.to_owned();
-                let note = Note::read(&entry.path());
-                Some(InRepository { repository, shipped_at: note.shipped_at, id: note.repository })
-            })
-            .collect();
-        all.sort_by(|a, b| a.repository.cmp(&b.repository));
-        all
-    }
-
-    /// The same for people: without what is noted of a repository that was made anew under its name since, and of one that
-    /// the configuration has no more. Which it is now the newest note of any set says, and so under which name it is now.
-    ///
-    /// # Errors
-    /// When the sets can't be listed.
-    pub fn known_in(&self, sets: &[&SetId]) -> Result<Vec<Vec<InRepository>>> {
-        let mut ids: BTreeMap<String, (Option<jiff::Timestamp>, String)> = BTreeMap::new();
-        for known in self.complete()?.iter().flat_map(|set| self.shipped_to(set)) {
-            let Some(id) = known.id else { continue };
-            let newest = ids.entry(known.repository).or_default();
-            *newest = (*newest).clone().max((known.shipped_at, id));
-        }
-        let is_now = |known: &InRepository| {
-            let now = ids.get(&known.repository).map(|(_, id)| id);
-            known.id.is_none() || known.id.as_ref() == now
-        };
-        let renamed = |known: InRepository| {
-            if self.repositories.contains(&known.repository) {
-                return Some(known);
-            }
-            let has_it = |name: &&String| ids.get(*name).map(|(_, id)| id) == known.id.as_ref();
-            let now = self.repositories.iter().find(has_it).filter(|_| known.id.is_some())?;
-            Some(InRepository { repository: now.clone(), ..known })
-        };
-        let of = |set: &&SetId| -> Vec<_> {
-            let known = self.shipped_to(set).into_iter().filter(is_now);
-            let mut known: Vec<_> = known.filter_map(renamed).collect();
-            known.sort_by(|a, b| a.repository.cmp(&b.repository));
-            known.dedup_by(|a, b| a.repository == b.repository);
-            known
-        };
-        Ok(sets.iter().map(of).collect())
     }
 
     /// The datasets that a manifest names, also one that is damaged, as far as it can be read at all. Nothing else of

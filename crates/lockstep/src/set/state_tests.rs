@@ -192,16 +192,17 @@ fn files_of_a_set_are_checked_against_its_manifest() {
 /// What shipping notes beside a set is what `list` says without asking the store.
 #[test]
 fn the_repositories_of_a_set_are_known_here() {
+    use crate::set::notes::{known_in, shipped_to};
     let temporary = Temporary::new("shipped");
     let named = |names: &[&str]| -> Vec<String> { names.iter().map(|&n| n.to_owned()).collect() };
     let state = temporary.open().with_repositories(&named(&["near", "offsite"]));
     let set = publish(&state, OLD).set;
-    assert_eq!(state.shipped_to(&set), []);
+    assert_eq!(shipped_to(&state, &set), []);
     let folder = state.set_directory(&set);
     let note = "{\"shipped_at\":\"2026-11-21T01:00:00Z\"}\n";
     std::fs::write(folder.join("shipped.offsite.json"), note).unwrap();
     std::fs::write(folder.join("shipped.near.json"), "").unwrap();
-    let all = state.shipped_to(&set);
+    let all = shipped_to(&state, &set);
     let names: Vec<_> = all.iter().map(|known| known.repository.as_str()).collect();
     assert_eq!(names, ["near", "offsite"]);
     assert_eq!(all[1].shipped_at, Some("2026-11-21T01:00:00Z".parse().unwrap()));
@@ -212,7 +213,7 @@ fn the_repositories_of_a_set_are_known_here() {
         std::fs::write(state.set_directory(set).join("shipped.offsite.json"), text).unwrap();
     };
     let known = || {
-        let known = state.known_in(&[&set, &later]).unwrap();
+        let known = known_in(&state, &[&set, &later]).unwrap();
         known.iter().map(Vec::len).collect::<Vec<_>>()
     };
     note(&set, "2026-11-21T01:00:00Z", "a");
@@ -224,7 +225,7 @@ fn the_repositories_of_a_set_are_known_here() {
     // Another name in the configuration, and no more word of "near".
     let state = temporary.open().with_repositories(&named(&["disk"]));
     let names = || {
-        let known = state.known_in(&[&set, &later]).unwrap();
+        let known = known_in(&state, &[&set, &later]).unwrap();
         let names = known.into_iter().map(|all| all.into_iter().map(|known| known.repository));
         names.map(Iterator::collect::<Vec<_>>).collect::<Vec<_>>()
     };

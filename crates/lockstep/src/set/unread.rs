@@ -110,14 +110,14 @@ impl Unread {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::zfs::{DatasetName, SnapshotFacts};
+    use crate::volume::zfs::{DatasetName, Guid, SnapshotFacts};
 
     const ID: &str = "20261121T000000Z-aaaa";
 
     fn marked(dataset: &str, guid: u64, is_local: bool) -> Marked {
         let set: SetId = ID.parse().unwrap();
         let snapshot = DatasetName::new(dataset).unwrap().snapshot(&set.snapshot_name());
-        let facts = SnapshotFacts { guid, createtxg: 7, creation: 0 };
+        let facts = SnapshotFacts { guid: Guid::new(guid), createtxg: 7, creation: 0 };
         Marked { snapshot, facts, is_local }
     }
 

@@ -12,14 +12,14 @@ use crate::set::manifest::{Manifest, SetVolume, hash_file};
 /// Checks the snapshots against the manifest.
 pub(crate) fn snapshots(cx: &Context, manifest: &Manifest) -> Result<()> {
     for volume in &manifest.volumes {
-        let Some(found) = cx.zfs.find_snapshot(&volume.snapshot_name())? else {
+        let Some(found) = cx.zfs.find_snapshot(&volume.snapshot)? else {
             let is_away = !cx.zfs.exists(&volume.pool)?;
             return Err(missing(manifest, volume, is_away).into());
         };
-        if found.guid.to_string() != volume.guid {
+        if found.guid != volume.guid {
             return Err(Refusal::SnapshotSwapped {
                 set: manifest.set.to_string(),
-                snapshot: volume.snapshot.clone(),
+                snapshot: volume.snapshot.to_string(),
                 expected: format!("GUID {}", volume.guid),
                 found: format!("GUID {}", found.guid),
             }
@@ -39,8 +39,9 @@ pub(crate) fn incomplete(cx: &Context, sets: &[Manifest]) -> Result<Vec<Incomple
 
 /// The same, and how many bytes the snapshots of each set have alone.
 pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<Incomplete>, Vec<u64>)> {
-    let snapshots =
-        |set: &Manifest| set.volumes.iter().map(SetVolume::snapshot_name).collect::<Vec<_>>();
+    let snapshots = |set: &Manifest| {
+        set.volumes.iter().map(|volume| volume.snapshot.clone()).collect::<Vec<_>>()
+    };
     let named: Vec<_> = sets.iter().flat_map(snapshots).collect();
     let standing = cx.zfs.standing(&named)?;
     let away = cx.zfs.away(sets.iter().flat_map(|set| &set.volumes).map(|of| of.pool.as_str()))?;
@@ -54,7 +55,7 @@ pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<Incomplete>, 
             None => missing(set, volume, away.contains(&volume.pool)),
             Some(found) => Refusal::SnapshotSwapped {
                 set: set.set.to_string(),
-                snapshot: volume.snapshot.clone(),
+                snapshot: volume.snapshot.to_string(),
                 expected: format!("GUID {}", volume.guid),
                 found: format!("GUID {}", found.guid),
             },
@@ -68,7 +69,7 @@ pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<Incomplete>, 
 
 /// A snapshot that isn't there: whether it is gone nobody knows where its pool is away.
 fn missing(set: &Manifest, volume: &SetVolume, is_away: bool) -> Refusal {
-    let (id, snapshot) = (set.set.to_string(), volume.snapshot.clone());
+    let (id, snapshot) = (set.set.to_string(), volume.snapshot.to_string());
     match is_away {
         true => Refusal::PoolAway { set: id, pool: volume.pool.clone(), snapshot },
         false => Refusal::SnapshotMissing { set: id, snapshot },

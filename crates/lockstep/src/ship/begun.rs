@@ -89,7 +89,7 @@ pub(crate) fn kept(cx: &Context, repository: &Repository) -> Result<Begun> {
         for volume in &set.volumes {
             for (image, journal) in journals(cx, &repository.name, volume) {
                 kept.packs.extend(PackWriter::stored_before(&journal).map_err(of_strata)?);
-                kept.deltas.insert(DeltaId { image, id: volume.guid.clone() });
+                kept.deltas.insert(DeltaId { image, id: volume.guid.to_string() });
             }
         }
     }

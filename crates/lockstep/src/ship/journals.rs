@@ -7,6 +7,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::set::journal::{self, RemovalJournal};
+use crate::volume::zfs::Guid;
 
 /// Removes the journals of snapshots that no set of this host has. Where a set's manifest can't be read nobody knows which
 /// are its: then all stay.
@@ -30,11 +31,11 @@ pub(super) fn sweep(cx: &Context) -> Result<()> {
     let leaving = journal::read_all::<RemovalJournal>(&cx.state.path("removals"))?;
     let leaving = leaving.into_iter().flat_map(|(_, entry)| entry.snapshots);
     let here = sets.into_iter().flat_map(|set| set.volumes).map(|volume| volume.guid);
-    let known: BTreeSet<String> = here.chain(leaving.map(|(_, guid)| guid)).collect();
+    let known: BTreeSet<Guid> = here.chain(leaving.map(|(_, guid)| guid)).collect();
     for entry in listed {
         let name = entry.file_name();
         let guid = name.to_str().and_then(guid_in);
-        if guid.is_some_and(|guid| !known.contains(guid)) {
+        if guid.is_some_and(|guid| !known.contains(&guid)) {
             files::remove_file(&entry.path())?;
         }
     }
@@ -42,11 +43,10 @@ pub(super) fn sweep(cx: &Context) -> Result<()> {
 }
 
 /// The GUID in a journal's name, or that of the one from before it.
-fn guid_in(name: &str) -> Option<&str> {
+fn guid_in(name: &str) -> Option<Guid> {
     let (_, end) = name.rsplit_once('-')?;
     let (guid, rest) = end.split_once('.')?;
-    let is_guid = !guid.is_empty() && guid.bytes().all(|byte| byte.is_ascii_digit());
-    (is_guid && rest.starts_with("jsonl")).then_some(guid)
+    guid.parse().ok().filter(|_| rest.starts_with("jsonl"))
 }
 
 #[cfg(test)]
@@ -56,14 +56,14 @@ mod tests {
     #[test]
     fn a_journal_s_name_says_of_which_snapshot_it_is() {
         for (name, expected) in [
-            ("off-site-tank=pg-data.1-17.jsonl", Some("17")),
-            ("offsite-tank=pg@raw-18446744073709551615.jsonl.old", Some("18446744073709551615")),
+            ("off-site-tank=pg-data.1-17.jsonl", Some(17)),
+            ("offsite-tank=pg@raw-18446744073709551615.jsonl.old", Some(u64::MAX)),
             ("offsite-tank-17.json", None),
             ("offsite-tank-x7.jsonl", None),
             ("offsite-.jsonl", None),
             ("17.jsonl", None),
         ] {
-            assert_eq!(guid_in(name), expected, "{name}");
+            assert_eq!(guid_in(name), expected.map(Guid::new), "{name}");
         }
     }
 }

@@ -158,7 +158,7 @@ impl RawWay {
             return Ok(Vec::new());
         }
         let deltas = there.image(&self.image)?;
-        let mut found = deltas.noted(&volume.guid, noted)?;
+        let mut found = deltas.noted(&volume.guid.to_string(), noted)?;
         for id in self.goes_on_from() {
             found.extend(deltas.noted(id, noted)?);
         }
@@ -177,8 +177,9 @@ impl RawWay {
     ) -> Result<Self> {
         let image = raw_image_name(&volume.dataset);
         let deltas = there.image(&image)?;
+        let guid = volume.guid.to_string();
         // A segment that is there is in other sets' chains as what it is, and no full takes its place.
-        if how.is_full() && !deltas.has(&volume.guid) {
+        if how.is_full() && !deltas.has(&guid) {
             return Ok(Self { image, there: None, base: None });
         }
         let mut ids = Vec::new();
@@ -194,9 +195,9 @@ impl RawWay {
             }
             None => Ok(None),
         };
-        if ids.contains(&volume.guid) {
+        if ids.contains(&guid) {
             // What it comes from may have been collected meanwhile.
-            let there = read(&volume.guid)?.filter(|(_, segment)| segment.is_whole(&ids));
+            let there = read(&guid)?.filter(|(_, segment)| segment.is_whole(&ids));
             if there.is_some() {
                 return Ok(Self { image, there, base: None });
             }
@@ -246,7 +247,7 @@ fn send(
     let repository = shipment.repository;
     let config = &repository.config;
     let spec = SendSpec {
-        snapshot: &volume.snapshot_name(),
+        snapshot: &volume.snapshot,
         base: base.as_ref().map(|(base, _)| base.name.as_str()),
         raw: true,
         nice: config.nice,
@@ -256,13 +257,14 @@ fn send(
     let options =
         ImageOptions { resume: Some(shipment.journals.join(journal)), ..shipment.options.clone() };
     // Without a base: nothing of it can be read without the stream's own reader.
-    let mut writer = ImageWriter::new(&repository.strata, image, &volume.guid, None, &options)
-        .map_err(of_strata)?;
+    let guid = volume.guid.to_string();
+    let mut writer =
+        ImageWriter::new(&repository.strata, image, &guid, None, &options).map_err(of_strata)?;
     let mut sent = Sent::new(shipment.zfs.send(&spec)?);
     let bar = shipment.progress.bytes(volume.dataset.as_str());
     let mut seen = 0;
     let from = base.as_ref().map(|(base, _)| base.guid.to_string());
-    let stored = ingest(&mut sent, &mut writer, &volume.guid, from.as_deref(), |bytes| {
+    let stored = ingest(&mut sent, &mut writer, &guid, from.as_deref(), |bytes| {
         if bytes - seen >= STRIDE {
             bar.set_position(bytes);
             (shipment.check)()?;
@@ -292,6 +294,7 @@ mod tests {
     use crate::repository::raw::stored_tests::repository;
     use crate::set::manifest::tests::manifest;
     use crate::set::manifest::{SetFile, SetPart};
+    use crate::volume::zfs::Guid;
 
     /// A set whose pg_wal lies in `wal`, with these files beside it.
     fn set(wal: &str, stored: WalStored, files: &[&str]) -> Manifest {
@@ -300,8 +303,8 @@ mod tests {
         let volume = |dataset: &str, kind| SetVolume {
             dataset: DatasetName::new(dataset).unwrap(),
             pool: "tank".into(),
-            snapshot: format!("{dataset}@s"),
-            guid: "1".into(),
+            snapshot: DatasetName::new(dataset).unwrap().snapshot("s"),
+            guid: Guid::new(1),
             createtxg: 1,
             order: 1,
             taken_at: set.started_at,

@@ -91,15 +91,16 @@ pub fn route<'a>(
         return Ok(Route { volume, noted, way: Way::Raw(Box::new(way)) });
     }
     let deltas = there.image(&image_name(&volume.dataset))?;
-    let mut noted = deltas.noted(&volume.guid, how.noted)?;
+    let guid = volume.guid.to_string();
+    let mut noted = deltas.noted(&guid, how.noted)?;
     if !how.is_full()
-        && let Some(descriptor) = deltas.whole(&volume.guid)?
+        && let Some(descriptor) = deltas.whole(&guid)?
     {
         return Ok(Route { volume, noted, way: plain(Some(descriptor), None, None) });
     }
     // One that isn't whole is written again and takes its place: the snapshot is the same, and with
     // nothing more left out so is what all deltas upon it are folded with.
-    let replaced = deltas.left_out(&volume.guid, how.is_full())?;
+    let replaced = deltas.left_out(&guid, how.is_full())?;
     if how.is_full() {
         return Ok(Route { volume, noted, way: plain(None, None, replaced) });
     }
@@ -186,7 +187,7 @@ impl<'a> Bases<'a> {
         let (mut newest, mut own) = (BTreeMap::new(), Vec::new());
         for volume in volumes {
             if let Some(names) = older.get_mut(&volume.dataset) {
-                let snapshot = volume.snapshot_name();
+                let snapshot = volume.snapshot.clone();
                 own.extend(names.iter().filter(|name| **name == snapshot.to_string()).cloned());
                 newest.insert(&volume.dataset, take_newest(names, &snapshot.name));
             }

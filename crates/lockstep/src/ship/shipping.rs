@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use pgfiles::ControlFile;
-use pgfiles::lsn::Lsn;
+use pgfiles::lsn::{Lsn, SystemIdentifier};
 use sendstream::pages::PageGeometry;
 use strata::check::Doomed;
 use strata::delta::descriptor_path;
@@ -95,7 +95,7 @@ impl<'a> Shipping<'a> {
     }
 
     /// What the set says of its cluster's former identifiers. Under the lease: nobody else's first set comes in between.
-    fn formerly(&self) -> Result<Vec<String>> {
+    fn formerly(&self) -> Result<Vec<SystemIdentifier>> {
         let Self { cx, manifest, repository, .. } = *self;
         let newest = match repository.newest() {
             Ok(newest) => newest,
@@ -128,7 +128,7 @@ impl<'a> Shipping<'a> {
         }
         // The set's snapshots, and behind them those that pages are compared with.
         let open = manifest.volumes.iter().filter(|volume| encrypted.is_open(volume));
-        let mut looked_into: Vec<_> = open.map(SetVolume::snapshot_name).collect();
+        let mut looked_into: Vec<_> = open.map(|volume| volume.snapshot.clone()).collect();
         if repository.config.page_delta {
             looked_into.extend(routes.iter().filter_map(Route::base_snapshot));
         }
@@ -202,13 +202,13 @@ impl<'a> Shipping<'a> {
             route(&bases, &wholeness, volume, how)
         };
         let routes = stored.map(find).collect::<Result<Vec<_>>>()?;
-        self.need(&routes, noted.clone())?;
+        self.strike_needed(&routes, noted.clone())?;
         Ok(routes)
     }
 
     /// What nobody needed, which the set will need, isn't noted as such any more: should it be needed by nobody once more, its
     /// grace time begins anew.
-    fn need(&self, routes: &[Route<'_>], noted: Doomed) -> Result<()> {
+    fn strike_needed(&self, routes: &[Route<'_>], noted: Doomed) -> Result<()> {
         let Self { cx, manifest, repository, held, .. } = *self;
         if noted.is_empty() {
             return Ok(());
@@ -286,7 +286,7 @@ fn geometry(control: &ControlFile) -> PageGeometry {
 /// Where a part of the set can be looked into.
 fn part_seen(manifest: &Manifest, views: &Views, kind: &PartKind) -> Option<PathBuf> {
     let (at, part) = manifest.parts().find(|(_, part)| part.kind == *kind)?;
-    let root = views.path(&manifest.volumes.get(at)?.snapshot_name())?;
+    let root = views.path(&manifest.volumes.get(at)?.snapshot)?;
     Some(root.join(&part.inside))
 }
 
@@ -296,7 +296,7 @@ fn look(routes: &mut [Route<'_>], views: &Views, recovers: bool) -> Result<()> {
         let walks: Vec<_> = routes
             .iter_mut()
             .map(|route| {
-                let root = views.path(&route.volume.snapshot_name()).map(Path::to_path_buf);
+                let root = views.path(&route.volume.snapshot).map(Path::to_path_buf);
                 scope.spawn(move || route.look(root.as_deref(), recovers))
             })
             .collect();

@@ -26,7 +26,7 @@ use crate::repository::shipped::ShippedVolume;
 use crate::repository::{Repository, of_strata};
 use crate::set::manifest::SetVolume;
 use crate::steps;
-use crate::volume::zfs::{Base, DatasetName, Properties, SendSpec, Zfs};
+use crate::volume::zfs::{Base, DatasetName, Guid, Properties, SendSpec, Zfs};
 
 /// Content of an increment's frames. A restore goes forward in a frame of each delta at the same time,
 /// and keeps them all: of a hundred increments' 25 MiB, where frames of 1 MiB would not fit.
@@ -83,7 +83,7 @@ impl Job<'_> {
         let repository = self.shipment.repository;
         let config = &repository.config;
         let spec = SendSpec {
-            snapshot: &self.volume.snapshot_name(),
+            snapshot: &self.volume.snapshot,
             base: base.map(|(base, _)| base.name.as_str()),
             raw: false,
             nice: config.nice,
@@ -131,7 +131,7 @@ impl Job<'_> {
         // Only now: tags of what isn't in the repository would leave out what it needs.
         steps::reached("ship.delta")?;
         if let Some(tags) = tags {
-            keep(tags, transaction.filter(|_| are_tagged), &self.volume.guid);
+            keep(tags, transaction.filter(|_| are_tagged), &self.volume.guid.to_string());
         }
         Ok(Some(descriptor))
     }
@@ -147,14 +147,20 @@ impl Job<'_> {
         if base.is_some() {
             options.frame_size = INCREMENT_FRAME;
         }
-        ImageWriter::new(&repository.strata, self.image, &self.volume.guid, base, &options)
-            .map_err(of_strata)
+        ImageWriter::new(
+            &repository.strata,
+            self.image,
+            &self.volume.guid.to_string(),
+            base,
+            &options,
+        )
+        .map_err(of_strata)
     }
 
     /// The snapshot may have been replaced by another of its name since the set was taken.
     fn assert_asked_for(&self, from: u64, to: u64, base: Option<u64>) -> Result<()> {
         let snapshot = &self.volume.snapshot;
-        if to.to_string() != self.volume.guid {
+        if Guid::new(to) != self.volume.guid {
             return Err(Error::failed(format!(
                 "the stream of {snapshot} has GUID {to}, the set says {}",
                 self.volume.guid

@@ -243,3 +243,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn one_of_switches_is_what_its_file_is_read_as() {
+    let switches = [(tli(1), Lsn::new(0x500_0000)), (tli(3), Lsn::new(0x1_0000_0028))];
+    let made = TimelineHistory::from_switches(tli(4), switches).unwrap();
+    assert_eq!(made, TimelineHistory::parse(tli(4), &made.to_bytes()).unwrap());
+    assert_eq!(made.switch_point(tli(3)), Some(Lsn::new(0x1_0000_0028)));
+    let none = TimelineHistory::from_switches(tli(1), []).unwrap();
+    assert_eq!(none, TimelineHistory::root(tli(1)));
+    for wrong in [[3, 1], [1, 1], [1, 4]] {
+        let switches = wrong.map(|number| (tli(number), Lsn::INVALID));
+        assert!(TimelineHistory::from_switches(tli(4), switches).is_err(), "{wrong:?}");
+    }
+}

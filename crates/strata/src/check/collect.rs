@@ -61,64 +61,80 @@ enum What<'a> {
     Pack(Ulid),
 }
 
-/// Deletes descriptors, then index files, then packs that nothing has referred to for `grace` seconds.
+/// What time has to do with a collection, in seconds; times are in Unix time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// For so long nothing may have needed what is deleted.
+    pub grace: u64,
+    /// When the run began: what may be deleted or noted is told as of then.
+    pub began: u64,
+    /// Since when that is so which is noted now. A long run has merged and replaced things since it began: all of their
+    /// grace time is still before them.
+    pub noted: u64,
+}
+
+impl Terms {
+    /// Of a run that began this moment.
+    pub fn at(grace: u64, now: u64) -> Terms {
+        Terms { grace, began: now, noted: now }
+    }
+
+    pub(super) fn is_over(&self, since: u64) -> bool {
+        self.began.saturating_sub(since) >= self.grace
+    }
+}
+
+/// Whether anything is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// It is only told what would be deleted.
+    Dry,
+    /// It is.
+    Real,
+}
+
+/// Deletes descriptors, then index files, then packs that nothing has referred to for the grace time. What writings that
+/// were interrupted go on from, `begun`, stays.
 ///
 /// Whatever of a set can't be read stops it before anything is deleted: nobody knows what that would refer to. `still`
 /// is asked before each deletion.
 pub fn collect(
     repository: &Repository,
-    grace: u64,
-    now: u64,
-    is_dry_run: bool,
-    still: Still<'_>,
-) -> Result<Collected> {
-    collect_beside(repository, &Begun::default(), grace, now, is_dry_run, still)
-}
-
-/// The same, and what writings that were interrupted go on from stays.
-pub fn collect_beside(
-    repository: &Repository,
     begun: &Begun,
-    grace: u64,
-    now: u64,
-    is_dry_run: bool,
+    terms: Terms,
+    run: Run,
     still: Still<'_>,
 ) -> Result<Collected> {
-    let survey = Survey::take(repository, &BTreeSet::new(), grace, now)?;
-    let survey = survey.with_begun(repository, begun)?;
-    survey.collect(repository, grace, now, now, is_dry_run, still)
+    let survey = Survey::take(repository, &BTreeSet::new(), terms)?;
+    survey.with_begun(repository, begun)?.collect(repository, terms, run, still)
 }
 
 impl Survey {
-    /// Deletes what nobody needs, as [`collect`] does. What may be deleted or noted is told as of `now`, when the run
-    /// began; what is noted now is so since `noted`. A long run has merged and replaced things since it began: all of
-    /// their grace time is still before them.
+    /// Deletes what nobody needs, as [`collect`] does.
     pub fn collect(
         &self,
         repository: &Repository,
-        grace: u64,
-        now: u64,
-        noted: u64,
-        is_dry_run: bool,
+        terms: Terms,
+        run: Run,
         still: Still<'_>,
     ) -> Result<Collected> {
-        let is_old = |time: u64| now.saturating_sub(time) >= grace;
+        let Terms { began, noted, .. } = terms;
         let (before, locks) = (Doomed::read(repository)?, Locks::read(repository)?);
         let mut after = Doomed::default();
         let (mut going, mut waiting, mut locked) = (Vec::new(), Vec::new(), Vec::new());
         for item in unneeded(self) {
             let listed = item.listed;
             // What is young may be of a backup that is being written. (A young descriptor is needed anyway.)
-            if !is_old(listed.modified) {
+            if !terms.is_over(listed.modified) {
                 continue;
             }
             let since = before.since(&listed.path).unwrap_or(noted).min(noted);
             after.note(&listed.path, since);
             let seconds = repository.store().locked_seconds(&listed.path);
             // Without a grace time: what this run itself has replaced is the next one's.
-            if !is_old(since) || now < listed.modified {
+            if !terms.is_over(since) || began < listed.modified {
                 waiting.push(item);
-            } else if now < locks.ends(&listed.path, listed.modified, Some(since), seconds) {
+            } else if began < locks.ends(&listed.path, listed.modified, Some(since), seconds) {
                 locked.push(item);
             } else {
                 going.push(item);
@@ -135,8 +151,8 @@ impl Survey {
             |items: Vec<Unneeded<'_>>| items.iter().map(|i| i.listed.path.clone()).collect();
         let mut collected =
             Collected { deleted: Vec::new(), waiting: paths(waiting), locked: paths(locked) };
-        let half_written = half_written(repository, grace, now)?;
-        if is_dry_run {
+        let half_written = half_written(repository, terms)?;
+        if run == Run::Dry {
             collected.deleted = half_written.into_iter().chain(paths(going)).collect();
             return Ok(collected);
         }
@@ -174,14 +190,14 @@ impl Survey {
 }
 
 /// What writings that were killed left half written, in the places of a repository's objects, and nobody has touched for
-/// `grace` seconds. In those of leases for an hour at least: who waits for one writes beside its holder.
-fn half_written(repository: &Repository, grace: u64, now: u64) -> Result<Vec<String>> {
+/// the grace time. In those of leases for an hour at least: who waits for one writes beside its holder.
+fn half_written(repository: &Repository, terms: Terms) -> Result<Vec<String>> {
     let is_due = |listed: &Listed| {
         let Some(place) = place_of(&listed.path) else { return false };
         let is_lease = repository.relative(place).starts_with("leases/");
-        let grace = if is_lease { grace.max(LEASE) } else { grace };
+        let grace = if is_lease { terms.grace.max(LEASE) } else { terms.grace };
         let is_ours = Inventory::of_one(repository, place).foreign.is_empty();
-        is_ours && now.saturating_sub(listed.modified) >= grace
+        is_ours && Terms { grace, ..terms }.is_over(listed.modified)
     };
     let left = super::half_written(repository)?.into_iter();
     Ok(left.filter(is_due).map(|listed| listed.path).collect())

@@ -13,7 +13,7 @@ mod look;
 mod prolong;
 mod survey;
 
-pub use collect::{Collected, collect, collect_beside};
+pub use collect::{Collected, Run, Terms, collect};
 pub use doomed::Doomed;
 pub use inventory::Inventory;
 pub(crate) use live::Live;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Inventory, Live};
+use super::{Inventory, Live, Terms};
 use crate::delta::descriptor_path;
 use crate::error::{Error, Result};
 use crate::id::Ulid;
@@ -35,15 +35,10 @@ pub struct Survey {
 
 impl Survey {
     /// Looks at all. `kept` are the sets that stay; of the others only what nobody needs is told from the rest.
-    /// Deltas younger than `grace` seconds are those of backups that have no manifest yet.
+    /// Deltas younger than the grace time are those of backups that have no manifest yet.
     ///
     /// Whatever of a set can't be read is an error: nobody knows what that would refer to.
-    pub fn take(
-        repository: &Repository,
-        kept: &BTreeSet<String>,
-        grace: u64,
-        now: u64,
-    ) -> Result<Survey> {
+    pub fn take(repository: &Repository, kept: &BTreeSet<String>, terms: Terms) -> Result<Survey> {
         // First what is there, then what is needed: what is written in between is needed by nobody on this list.
         let inventory = Inventory::take(repository)?;
         let (mut of_kept, mut of_others) = (BTreeSet::new(), BTreeSet::new());
@@ -56,9 +51,8 @@ impl Survey {
         let mut survey = Survey::empty(inventory, kept);
         survey.kept.chains(repository, of_kept, |_| false)?;
         survey.rest.chains_beside(repository, of_others, &survey.kept, |_| false)?;
-        let is_young = |modified: u64| now.saturating_sub(modified) < grace;
         let deltas = &survey.inventory.deltas;
-        let young = deltas.iter().filter(|(_, listed)| is_young(listed.modified));
+        let young = deltas.iter().filter(|(_, listed)| !terms.is_over(listed.modified));
         let young = young.map(|(delta, _)| delta.clone()).collect();
         survey.rest.chains_beside(repository, young, &survey.kept, Error::is_not_found)?;
         Ok(survey)

@@ -9,13 +9,27 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use strata::check::{self, Begun, Collected, Run, Terms};
 use strata::delta::{Change, Descriptor, ImageOptions, ImageWriter, IndexOptions};
 use strata::fold::{
     DataSink, Folded, Heritage, Reading, ReadingAhead, Rules, fold, is_full, open_chain,
 };
+use strata::lease::Still;
 use strata::pack::{FrameReader, PackOptions};
 use strata::store::{ObjectStorage, Retries, Storage, Store};
 use strata::{Repository, Result};
+
+/// Collects what nobody needs, at this moment, and where no writing was interrupted.
+pub fn collect(
+    repository: &Repository,
+    grace: u64,
+    now: u64,
+    is_dry_run: bool,
+    still: Still<'_>,
+) -> Result<Collected> {
+    let run = if is_dry_run { Run::Dry } else { Run::Real };
+    check::collect(repository, &Begun::default(), Terms::at(grace, now), run, still)
+}
 
 pub const IMAGE: &str = "image";
 /// Offsets are small, so that everything meets everything.

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde_json::{Value, json};
-use strata::check::{Begun, Collected, collect_beside};
+use strata::check::{Begun, Collected, Run, Terms, collect};
 use strata::manifest::Manifest;
 use strata::repack::{Repacked, repack};
 use strata::store::Listed;
@@ -353,8 +353,9 @@ impl Compact {
         };
         let grace = u64::from(repository.config.grace_hours) * 3600;
         let strata = &repository.strata;
-        let collect = || collect_beside(strata, begun, grace, now(), self.dry_run, &still);
-        let before = collect().map_err(of_strata)?;
+        let run = if self.dry_run { Run::Dry } else { Run::Real };
+        let collected = || collect(strata, begun, Terms::at(grace, now()), run, &still);
+        let before = collected().map_err(of_strata)?;
         steps::reached("compact.collected")?;
         let lines = Progress::on_stderr();
         let mut line = lines.told(&repository.name);
@@ -368,7 +369,7 @@ impl Compact {
         // What was replaced begins to wait.
         let after = match self.dry_run {
             true => before.clone(),
-            false => collect().map_err(of_strata)?,
+            false => collected().map_err(of_strata)?,
         };
         Ok(self.told(repository, before.deleted.len(), &after, &repacked))
     }

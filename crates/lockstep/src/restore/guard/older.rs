@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use pgfiles::lsn::SystemIdentifier;
 use pgfiles::wal_name::{WalSegment, WalSegmentSize};
 
 use super::Asked;
@@ -40,9 +41,9 @@ pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<
     directory(&placement.directory)?;
     let data = &placement.data;
     if !is_empty(data)? {
-        let strange_to_it = |found: &String| !asked.source.is_cluster(manifest, found);
+        let strange_to_it = |found: &SystemIdentifier| !asked.source.is_cluster(manifest, *found);
         if let Some(found) = cluster_of(placement)?.filter(strange_to_it) {
-            let wanted = &manifest.postgres.system_identifier;
+            let wanted = manifest.postgres.system_identifier;
             return Err(strange(data, format!("the cluster {found}, the set is of {wanted}")));
         }
         // An interrupted restore may have no pg_control, but the rest of a data directory.
@@ -142,14 +143,14 @@ fn names_in(repository: &Repository, set: &Shipped, oid: u32) -> Result<HashSet<
 
 /// The cluster that an older restore is of, by its system identifier. An unfinished one tells it by
 /// pg_control under its other name, or where that hasn't its content yet by the marker.
-fn cluster_of(placement: &Placement) -> Result<Option<String>> {
+fn cluster_of(placement: &Placement) -> Result<Option<SystemIdentifier>> {
     let data = &placement.data;
     if data.join(PG_CONTROL).exists() {
-        return Ok(Some(instance::read_control(data)?.system_identifier.to_string()));
+        return Ok(Some(instance::read_control(data)?.system_identifier));
     }
     let held = control::held(data);
     let held = held.exists().then(|| instance::read_control_at(&held).ok()).flatten();
-    let held = held.map(|control| control.system_identifier.to_string());
+    let held = held.map(|control| control.system_identifier);
     Ok(held.or_else(|| Some(Marker::read(&placement.directory)?.system_identifier)))
 }
 

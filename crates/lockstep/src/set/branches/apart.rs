@@ -11,7 +11,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use pgfiles::lsn::{Lsn, TimelineId};
+use pgfiles::lsn::{Lsn, SystemIdentifier, TimelineId};
 use serde::{Deserialize, Serialize};
 
 use super::Member;
@@ -73,7 +73,7 @@ struct Side {
 }
 
 /// Of each cluster's timelines, by its system identifier, the two where the later one is the newest.
-pub(super) type All = BTreeMap<(String, TimelineId), Apart>;
+pub(super) type All = BTreeMap<(SystemIdentifier, TimelineId), Apart>;
 
 /// Those among these sets.
 pub(super) fn find(sets: &[Member]) -> All {
@@ -81,7 +81,7 @@ pub(super) fn find(sets: &[Member]) -> All {
     for set in sets {
         // Where the clock was set back meanwhile its times say nothing.
         if let Some(primary) = set.primary.as_ref().filter(|it| it.begun < it.finished) {
-            let key = (set.system_identifier.clone(), set.timeline);
+            let key = (set.system_identifier, set.timeline);
             by_timeline.entry(key).or_default().push((set, primary));
         }
     }
@@ -159,7 +159,7 @@ mod tests {
         let time = |second| format!("2026-11-23T19:45:{second:02}Z").parse().unwrap();
         let mut set = manifest(&format!("20261123T1945{second:02}Z-k3fa"), vec![]);
         set.postgres.standby = false;
-        set.postgres.timeline = 2;
+        set.postgres.timeline = TimelineId::new(2).unwrap();
         set.postgres.data_directory = data.into();
         (set.started_at, set.finished_at) = (time(second), time(second + 2));
         set.start_lsn = Some(Lsn::new(start << 24));
@@ -234,10 +234,10 @@ mod tests {
         assert_eq!(said(&[set(1, 5, 6, "/a"), back]), None);
         // Another timeline, another cluster.
         let mut other = set(11, 4, 5, "/a");
-        other.postgres.timeline = 3;
+        other.postgres.timeline = TimelineId::new(3).unwrap();
         assert_eq!(said(&[set(1, 5, 6, "/a"), other.clone()]), None);
-        other.postgres.timeline = 2;
-        other.postgres.system_identifier = "8".into();
+        other.postgres.timeline = TimelineId::new(2).unwrap();
+        other.postgres.system_identifier = SystemIdentifier::new(8);
         assert_eq!(said(&[set(1, 5, 6, "/a"), other]), None);
     }
 }

@@ -9,6 +9,7 @@ mod altroot;
 mod clone;
 mod encryption;
 mod filesystem;
+mod guid;
 mod known;
 mod parse;
 mod said;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use clone::{CloneSpec, KEPT, KEPT_IF_KNOWN, Made, is_set, while_received};
 pub use encryption::{Encryption, is_another_key, is_local_key};
 pub use filesystem::mountpoints_in;
+pub use guid::Guid;
 pub use snapshot::{Marked, SnapshotFacts, Tagged};
 pub use standing::Standing;
 pub use stream::{Base, SendSpec};
@@ -124,12 +126,44 @@ impl fmt::Display for DatasetName {
 }
 
 /// `dataset@name`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct SnapshotName {
     /// Whose snapshot.
     pub dataset: DatasetName,
     /// What stands behind the `@`.
     pub name: String,
+}
+
+impl SnapshotName {
+    /// Checks what stands behind the `@`: the characters of `zfs_namecheck.c`, and so neither a range (`%`) nor a list
+    /// (`,`) to destroy.
+    ///
+    /// # Errors
+    /// That it is none, in words.
+    pub fn check(name: &str) -> Result<(), String> {
+        let legal = |c: char| c.is_ascii_alphanumeric() || "-_.: ".contains(c);
+        if name.is_empty() || !name.chars().all(legal) {
+            return Err(format!("\"{name}\" is no name of a snapshot"));
+        }
+        Ok(())
+    }
+}
+
+impl TryFrom<String> for SnapshotName {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<Self, String> {
+        let (dataset, name) = text.split_once('@').unwrap_or((&text, ""));
+        Self::check(name).map_err(|_| format!("\"{text}\" is no snapshot"))?;
+        Ok(DatasetName::new(dataset)?.snapshot(name))
+    }
+}
+
+impl From<SnapshotName> for String {
+    fn from(name: SnapshotName) -> Self {
+        name.to_string()
+    }
 }
 
 impl fmt::Display for SnapshotName {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::standing::AT_ONCE;
-use super::{DatasetName, HOLD_TAG, Properties, SnapshotName, Zfs, parse, said};
+use super::{DatasetName, Guid, HOLD_TAG, Properties, SnapshotName, Zfs, parse, said};
 use crate::error::{Error, Result};
 use crate::process::CommandError;
 use crate::steps;
@@ -20,8 +20,8 @@ pub(super) const BUSY_LIMIT: Duration = Duration::from_secs(20);
 /// What ZFS says of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SnapshotFacts {
-    /// Unique for ever; kept by send and receive.
-    pub guid: u64,
+    /// What tells it from every other.
+    pub guid: Guid,
     /// The transaction group that made it; equal numbers in one pool are one moment.
     pub createtxg: u64,
     /// Seconds since 1970.
@@ -152,7 +152,7 @@ impl Zfs {
                     )
                 };
                 Ok(SnapshotFacts {
-                    guid: value("guid")?,
+                    guid: Guid::new(value("guid")?),
                     createtxg: value("createtxg")?,
                     creation: value("creation")?.cast_signed(),
                 })

@@ -9,8 +9,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{DatasetName, SnapshotName, Zfs, parse, said};
-use crate::error::Result;
+use super::{DatasetName, Guid, SnapshotName, Zfs, parse, said};
+use crate::error::{Error, Result};
 use crate::process::Program;
 
 /// So many names are given to one command: a command line has its limits.
@@ -19,8 +19,8 @@ pub(super) const AT_ONCE: usize = 200;
 /// A snapshot that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
-    /// Its GUID, as text.
-    pub guid: String,
+    /// What tells it from every other.
+    pub guid: Guid,
     /// Bytes that only it has.
     pub used: u64,
     /// How many hold it, Lockstep included.
@@ -57,7 +57,7 @@ impl Zfs {
                 };
                 let number = |property: &str| parse::number(text(property), property);
                 let standing = Standing {
-                    guid: number("guid")?.to_string(),
+                    guid: Guid::new(number("guid")?),
                     used: number("used")?,
                     holds: number("userrefs")?,
                     owner: text("lockstep:owner").to_owned(),
@@ -122,10 +122,10 @@ impl Zfs {
     ///
     /// # Errors
     /// When the pool doesn't allow it, or another bookmark has the name.
-    pub fn bookmark(&self, snapshot: &SnapshotName, guid: &str) -> Result<()> {
+    pub fn bookmark(&self, snapshot: &SnapshotName, guid: Guid) -> Result<()> {
         match self.run(["bookmark", &snapshot.to_string(), &mark_of(snapshot)]) {
             Err(error) if said::is_taken(&error) => {
-                if self.bookmark_guid(snapshot)?.as_deref() == Some(guid) {
+                if self.bookmark_guid(snapshot)? == Some(guid) {
                     return Ok(());
                 }
                 Err(error.into())
@@ -138,7 +138,7 @@ impl Zfs {
     ///
     /// # Errors
     /// When ZFS fails.
-    pub fn destroy_bookmark(&self, snapshot: &SnapshotName, guid: &str) -> Result<()> {
+    pub fn destroy_bookmark(&self, snapshot: &SnapshotName, guid: Guid) -> Result<()> {
         match self.bookmark_guid(snapshot)? {
             Some(found) if found == guid => self.destroy(&mark_of(snapshot)),
             _ => Ok(()),
@@ -149,14 +149,14 @@ impl Zfs {
     ///
     /// # Errors
     /// When ZFS fails.
-    pub fn has_bookmark_of(&self, snapshot: &SnapshotName, guid: &str) -> Result<bool> {
-        Ok(self.bookmark_guid(snapshot)?.as_deref() == Some(guid))
+    pub fn has_bookmark_of(&self, snapshot: &SnapshotName, guid: Guid) -> Result<bool> {
+        Ok(self.bookmark_guid(snapshot)? == Some(guid))
     }
 
-    fn bookmark_guid(&self, snapshot: &SnapshotName) -> Result<Option<String>> {
+    fn bookmark_guid(&self, snapshot: &SnapshotName) -> Result<Option<Guid>> {
         match self.run(["get", "-Hp", "-o", "value", "guid", &mark_of(snapshot)]) {
             Err(error) if said::is_absent(&error) => Ok(None),
-            other => Ok(Some(other?.stdout.trim_end().to_owned())),
+            other => other?.stdout.trim_end().parse().map(Some).map_err(Error::failed),
         }
     }
 }

@@ -28,7 +28,7 @@ use indicatif::ProgressBar;
 use rustix::fs::Mode;
 
 use super::owners::Owners;
-use super::placement::Apart;
+use super::placement::FolderElsewhere;
 use crate::error::{Error, Result};
 use crate::repository::Repository;
 use crate::repository::tree::ImageTree;
@@ -72,7 +72,7 @@ pub(super) struct Volume<'a> {
     /// Bring what is in the folder to the set's state.
     pub(super) delta: bool,
     /// Folders of it that become folders elsewhere.
-    pub(super) apart: &'a [Apart],
+    pub(super) apart: &'a [FolderElsewhere],
     /// Folders of other volumes, which may lie in this one.
     pub(super) others: &'a [PathBuf],
     /// Whose the files become, where that is another user than in the set.

@@ -71,7 +71,7 @@ fn was_shipped(cx: &Context, set: &str, repository: &str) -> bool {
 ///
 /// # Errors
 /// When that can't be noted.
-pub(super) fn forget_shipped(cx: &Context, set: &str, repository: &Repository) -> Result<()> {
+pub(super) fn mark_pruned(cx: &Context, set: &str, repository: &Repository) -> Result<()> {
     match set.parse() {
         Ok(set) => notes::mark_pruned(cx, &set, &repository.name, &repository.id),
         Err(_) => Ok(()),

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::plan::{File, Plan};
 use crate::error::{Error, Result};
-use crate::restore::placement::{Apart, place_of};
+use crate::restore::placement::{FolderElsewhere, place_of};
 
 /// Opens a folder, and nothing else.
 pub(in crate::restore) const FOLDER: OFlags =
@@ -27,18 +27,18 @@ pub(super) struct Root {
     pub(super) fd: OwnedFd,
     path: PathBuf,
     /// Folders of the volume that lie elsewhere, in the order of [`super::Volume::apart`].
-    apart: Vec<(Apart, OwnedFd)>,
+    apart: Vec<(FolderElsewhere, OwnedFd)>,
 }
 
 impl Root {
     /// Opens it, and what lies apart; each is made where it isn't there, and its parents.
-    pub(super) fn open(path: &Path, apart: &[Apart]) -> Result<Self> {
+    pub(super) fn open(path: &Path, apart: &[FolderElsewhere]) -> Result<Self> {
         let open = |path: &Path| -> Result<OwnedFd> {
             crate::files::create_open_directories(path)?;
             rustix::fs::open(path, FOLDER, Mode::empty())
                 .map_err(|e| Error::io("open", path)(e.into()))
         };
-        let opened = |apart: &Apart| Ok((apart.clone(), open(&apart.folder)?));
+        let opened = |apart: &FolderElsewhere| Ok((apart.clone(), open(&apart.folder)?));
         let apart = apart.iter().map(opened).collect::<Result<_>>()?;
         Ok(Self { fd: open(path)?, path: path.to_path_buf(), apart })
     }
