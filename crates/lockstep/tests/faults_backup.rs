@@ -496,6 +496,28 @@ fn layout_changes_in_the_middle() {
     assert_restores(&fixture, &older);
 }
 
+/// Its link has been read, and when its folder is looked for, that is gone.
+#[test]
+fn a_tablespace_is_dropped_while_it_is_looked_for() {
+    let fixture = quiet(two_pools_four_datasets());
+    create(&fixture, "old0");
+    let step = "backup.parts";
+    let hooks = Hooks::holding(&fixture, step);
+    let program = hooks.run_to(step, &backup_arguments("label"));
+    let folder = place(&fixture, "old0");
+    fixture.cluster.execute(&["DROP TABLESPACE old0"]);
+    fs::remove_dir(&folder).expect("a dropped tablespace's folder is empty");
+    hooks.steps.release(step);
+    let taken = program.wait(LIMIT);
+    assert_eq!(taken.code, Some(exit::DONE), "{}", taken.describe());
+    let folder = folder.display().to_string();
+    assert_said(&taken, &["taking the set again", &folder, "was dropped"]);
+    let set = Set::of(&json_of(&taken));
+    assert_eq!(set.tries, 2, "{}", set.json);
+    assert_nothing_remains(&fixture, &[], "taken at the second try");
+    assert_restores(&fixture, &set.id);
+}
+
 /// Drops all tablespaces but the layout's own, with their folders.
 fn forget_tablespaces(fixture: &Fixture) {
     let others = "SELECT spcname FROM pg_tablespace WHERE spcname ~ '^(old|new)'";
