@@ -212,7 +212,7 @@ fn prepare(home: &Home, config: &Config, wanted: &Create) -> Result<(Record, Pri
             },
         ));
     }
-    let conninfo = Conninfo::parse(&wanted.from).map_err(|why| {
+    let conninfo = Conninfo::of_primary(&wanted.from).and_then(Conninfo::for_lockstep).map_err(|why| {
         Error::usage(
             format!("--from: {why}"),
             "write it as keywords, such as 'host=db1 user=replicator', and the password into a file for --password-file",

@@ -20,7 +20,7 @@ use crate::config::ClusterConfig;
 use crate::error::{Error, Result};
 use crate::plan::facts::{ConfigFiles, NoServer, ServerFacts};
 
-/// How long a connection may take.
+/// How long a connection may take, where its string doesn't say.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often it is tried on a standby whose replay ends it.
@@ -34,6 +34,7 @@ pub fn connect(config: &ClusterConfig) -> Result<Client, NoServer> {
     let host = config.host.as_deref().ok_or(NoServer::NotConfigured)?;
     let mut options = postgres::Config::new();
     options.host(host).port(config.port).user(&config.user).dbname(&config.dbname);
+    options.connect_timeout(CONNECT_TIMEOUT);
     open(options, config.password_file.as_deref(), NoTls).map_err(|no_server| match no_server {
         NoServer::Failed(why) => {
             let ClusterConfig { port, user, .. } = config;
@@ -59,26 +60,42 @@ pub fn connect_primary(config: &ClusterConfig) -> Option<Result<Client, NoServer
 /// # Errors
 /// As [`connect`].
 pub fn connect_to(conninfo: &Conninfo, password_file: Option<&Path>) -> Result<Client, NoServer> {
+    let not_understood = |why: String| NoServer::Failed(format!("the connection string: {why}"));
+    let options = options(conninfo).map_err(|e| not_understood(words(&e)))?;
+    let tls = tls::connector(conninfo).map_err(not_understood)?;
+    open(options, password_file, tls)
+}
+
+/// What a connection string says, in the driver's words.
+fn options(conninfo: &Conninfo) -> Result<postgres::Config, postgres::Error> {
     let known = KNOWN.iter().filter_map(|name| Some((name, conninfo.get(name)?)));
-    let known = known.fold(Conninfo::default(), |all, (name, value)| all.with(name, value));
+    let mut known = known.fold(Conninfo::default(), |all, (name, value)| all.with(name, value));
+    // 0 is what the system has.
+    if let Some(count) = conninfo.get("keepalives_count").filter(|count| *count != "0") {
+        known = known.with("keepalives_retries", count);
+    }
+    if conninfo.get("target_session_attrs") == Some("primary") {
+        known = known.with("target_session_attrs", "read-write");
+    }
     // Verification is the connector's business.
     let known = match conninfo.get("sslmode") {
         Some("verify-ca" | "verify-full") => known.with("sslmode", "require"),
         Some(mode @ ("disable" | "prefer" | "require")) => known.with("sslmode", mode),
         _ => known,
     };
-    let not_understood = |why: String| NoServer::Failed(format!("the connection string: {why}"));
-    let mut options =
-        known.to_string().parse::<postgres::Config>().map_err(|e| not_understood(words(&e)))?;
+    let mut options = known.to_string().parse::<postgres::Config>()?;
     if options.get_dbname().is_none() {
         options.dbname("postgres");
     }
-    let tls = tls::connector(conninfo).map_err(not_understood)?;
-    open(options, password_file, tls)
+    // 0 is no limit, which the driver has none for too.
+    if conninfo.get("connect_timeout").is_none() {
+        options.connect_timeout(CONNECT_TIMEOUT);
+    }
+    Ok(options)
 }
 
-/// The keywords of a connection string that mean something to Lockstep's own connections.
-const KNOWN: [&str; 14] = [
+/// The keywords of a connection string that the driver has the same names for.
+const KNOWN: [&str; 13] = [
     "host",
     "hostaddr",
     "port",
@@ -90,7 +107,6 @@ const KNOWN: [&str; 14] = [
     "keepalives",
     "keepalives_idle",
     "keepalives_interval",
-    "keepalives_retries",
     "target_session_attrs",
     "channel_binding",
 ];
@@ -106,7 +122,7 @@ where
     T::Stream: Send,
     <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
 {
-    options.application_name("lockstep").connect_timeout(CONNECT_TIMEOUT);
+    options.application_name("lockstep");
     if let Some(path) = password_file {
         let text = std::fs::read_to_string(path).map_err(|e| {
             NoServer::Failed(format!("cannot read the password file \"{}\": {e}", path.display()))
@@ -318,4 +334,34 @@ pub fn file_settings(client: &mut Client) -> Result<Vec<(String, String)>> {
         .map_err(|e| Error::sql("cannot read pg_file_settings", e))?;
     let text = |row: &postgres::Row, at| row.get::<_, Text>(at).lossy();
     Ok(rows.iter().map(|row| (text(row, 0), text(row, 1))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postgres::config::TargetSessionAttrs;
+
+    #[test]
+    fn a_connection_string_means_what_it_means_to_libpq() {
+        let of = |text: &str| options(&Conninfo::parse_known(text).unwrap()).unwrap();
+        let plain = of("host=a");
+        assert_eq!(plain.get_connect_timeout(), Some(&CONNECT_TIMEOUT));
+        assert_eq!(plain.get_dbname(), Some("postgres"));
+        assert_eq!(plain.get_keepalives_retries(), None);
+        let own = of("host=a connect_timeout=60 keepalives_count=3 dbname=x");
+        assert_eq!(own.get_connect_timeout(), Some(&Duration::from_secs(60)));
+        assert_eq!(own.get_keepalives_retries(), Some(3));
+        assert_eq!(own.get_dbname(), Some("x"));
+        let none = of("host=a connect_timeout=0 keepalives_count=0");
+        assert_eq!((none.get_connect_timeout(), none.get_keepalives_retries()), (None, None));
+        for (text, attributes) in [
+            ("primary", TargetSessionAttrs::ReadWrite),
+            ("read-write", TargetSessionAttrs::ReadWrite),
+            ("read-only", TargetSessionAttrs::ReadOnly),
+            ("any", TargetSessionAttrs::Any),
+        ] {
+            let options = of(&format!("host=a,b target_session_attrs={text}"));
+            assert_eq!(options.get_target_session_attrs(), attributes, "{text}");
+        }
+    }
 }
