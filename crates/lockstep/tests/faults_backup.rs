@@ -2,6 +2,8 @@
 
 mod support;
 
+use lockstep::error::Error;
+use lockstep::postgres::row::column;
 use std::fs;
 use std::path::PathBuf;
 use support::cluster::{Cluster, Stop};
@@ -11,7 +13,7 @@ use support::faults::{
     restore_arguments, signal_at, steps_of, wait_for_no_session,
 };
 use support::fixture::{Fixture, free_port};
-use support::layout::{DatasetSpec, Layout, PoolSpec, two_pools_four_datasets};
+use support::layout::{DatasetSpec, Layout, PoolSpec, one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lockstep, Set, exit, json_of};
 use support::pools::{path_with_turns, patiently, property, try_zfs, zfs};
 
@@ -516,6 +518,23 @@ fn a_tablespace_is_dropped_while_it_is_looked_for() {
     assert_eq!(set.tries, 2, "{}", set.json);
     assert_nothing_remains(&fixture, &[], "taken at the second try");
     assert_restores(&fixture, &set.id);
+}
+
+/// As where a role was dropped under its session: the catalogs have nothing where they have a value as a rule.
+#[test]
+fn what_a_server_leaves_out_is_an_error_that_names_it() {
+    let fixture = Fixture::new(one_pool());
+    let statement = "SELECT NULL::boolean AS may_replicate, count(*) FROM pg_class";
+    let row = fixture.cluster.connect("postgres").query_one(statement, &[]);
+    let row = row.expect("the statement is right");
+    let said = |error: Error| error.chain();
+    let null = column::<bool>(&row, "may_replicate").map_err(said);
+    assert!(null.as_ref().is_err_and(|chain| chain.contains("no good may_replicate")), "{null:?}");
+    assert_eq!(column::<Option<bool>>(&row, 0).map_err(said), Ok(None));
+    let other = column::<bool>(&row, 1).map_err(said);
+    assert!(other.as_ref().is_err_and(|chain| chain.contains("no good count")), "{other:?}");
+    let none = column::<bool>(&row, "nothing").map_err(said);
+    assert!(none.as_ref().is_err_and(|chain| chain.contains("nothing")), "{none:?}");
 }
 
 /// Drops all tablespaces but the layout's own, with their folders.

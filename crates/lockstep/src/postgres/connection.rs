@@ -14,6 +14,7 @@ use postgres::tls::{MakeTlsConnect, TlsConnect};
 use postgres::{Client, NoTls, Socket};
 
 use super::conninfo::Conninfo;
+use super::row::column;
 use super::text::Text;
 use super::{session, tls};
 use crate::config::ClusterConfig;
@@ -183,36 +184,36 @@ pub fn facts(client: &mut Client) -> Result<ServerFacts> {
             false => error,
         }
     })?;
-    let bytes = |column: &str| row.get::<_, Option<Text>>(column).unwrap_or_default();
-    let text = |column: &str| bytes(column).lossy();
-    let on = |column: &str| text(column) == "on";
-    let version_num = u32::try_from(row.get::<_, i32>("version_num")).unwrap_or(0);
-    let in_recovery: bool = row.get("in_recovery");
-    let free_slots = row.get::<_, i64>("free_slots");
-    let archiver = [text("archive_library"), text("archive_command")];
+    let bytes = |name: &str| column::<Option<Text>>(&row, name).map(Option::unwrap_or_default);
+    let text = |name: &str| bytes(name).map(|text| text.lossy());
+    let on = |name: &str| text(name).map(|text| text == "on");
+    let version_num = u32::try_from(column::<i32>(&row, "version_num")?).unwrap_or(0);
+    let in_recovery: bool = column(&row, "in_recovery")?;
+    let free_slots = column::<i64>(&row, "free_slots")?;
+    let archiver = [text("archive_library")?, text("archive_command")?];
     Ok(ServerFacts {
         version_num,
-        version: text("version"),
+        version: text("version")?,
         system_identifier: SystemIdentifier::new(
-            row.get::<_, i64>("system_identifier").cast_unsigned(),
+            column::<i64>(&row, "system_identifier")?.cast_unsigned(),
         ),
-        data_directory: bytes("data_directory").into_path(),
+        data_directory: bytes("data_directory")?.into_path(),
         in_recovery,
-        full_page_writes: on("full_page_writes"),
-        wal_level: text("wal_level"),
-        archive_mode: text("archive_mode"),
+        full_page_writes: on("full_page_writes")?,
+        wal_level: text("wal_level")?,
+        archive_mode: text("archive_mode")?,
         archiver: archiver.into_iter().find(|a| !a.is_empty()).unwrap_or_default(),
-        fsync: on("fsync"),
+        fsync: on("fsync")?,
         may_backup: may_backup(client, version_num)?,
-        may_slot: row.get::<_, bool>("may_replicate") && free_slots > 0,
+        may_slot: column::<bool>(&row, "may_replicate")? && free_slots > 0,
         tablespaces: tablespaces(client)?,
         idle_slots: idle_slots(client)?,
-        archive_failed: row.get::<_, Option<Text>>("archive_failed").map(|name| name.lossy()),
+        archive_failed: column::<Option<Text>>(&row, "archive_failed")?.map(|name| name.lossy()),
         following: if in_recovery { Some(session::following(client)?) } else { None },
         config_files: ConfigFiles {
-            config: bytes("config_file").into_path(),
-            hba: bytes("hba_file").into_path(),
-            ident: bytes("ident_file").into_path(),
+            config: bytes("config_file")?.into_path(),
+            hba: bytes("hba_file")?.into_path(),
+            ident: bytes("ident_file")?.into_path(),
         },
     })
 }
@@ -265,7 +266,7 @@ fn may_backup(client: &mut Client, version_num: u32) -> Result<bool> {
             &[&start, &stop],
         )
         .map_err(|e| Error::sql("cannot ask for the right to take backups", e))?;
-    Ok(row.get(0))
+    column(&row, 0)
 }
 
 /// The tablespaces that lie outside the data directory, by OID.
@@ -282,7 +283,7 @@ pub fn tablespaces(client: &mut Client) -> Result<Vec<(u32, String)>> {
             &[],
         )
         .map_err(|e| Error::sql("cannot list the tablespaces", e))?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get::<_, Text>(1).lossy())).collect())
+    rows.iter().map(|row| Ok((column(row, 0)?, column::<Text>(row, 1)?.lossy()))).collect()
 }
 
 /// The databases of which somebody removes a folder now: DROP DATABASE and ALTER DATABASE … SET TABLESPACE hold such a
@@ -299,7 +300,7 @@ pub fn databases_being_removed(client: &mut Client) -> Result<BTreeSet<u32>> {
             &[],
         )
         .map_err(|e| Error::sql("cannot ask which databases are being removed", e))?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    rows.iter().map(|row| column(row, 0)).collect()
 }
 
 fn idle_slots(client: &mut Client) -> Result<Vec<(String, u64)>> {
@@ -313,9 +314,9 @@ fn idle_slots(client: &mut Client) -> Result<Vec<(String, u64)>> {
         )
         .map_err(|e| Error::sql("cannot list the replication slots", e))?;
     let slot = |row: &postgres::Row| {
-        (row.get::<_, Text>(0).lossy(), row.get::<_, i64>(1).max(0).unsigned_abs())
+        Ok((column::<Text>(row, 0)?.lossy(), column::<i64>(row, 1)?.max(0).unsigned_abs()))
     };
-    Ok(rows.iter().map(slot).collect())
+    rows.iter().map(slot).collect()
 }
 
 /// The settings in force, by name, as files set them; for clusters whose postgresql.conf lies
@@ -332,8 +333,8 @@ pub fn file_settings(client: &mut Client) -> Result<Vec<(String, String)>> {
             &[],
         )
         .map_err(|e| Error::sql("cannot read pg_file_settings", e))?;
-    let text = |row: &postgres::Row, at| row.get::<_, Text>(at).lossy();
-    Ok(rows.iter().map(|row| (text(row, 0), text(row, 1))).collect())
+    let text = |row: &postgres::Row, at: usize| column::<Text>(row, at).map(|text| text.lossy());
+    rows.iter().map(|row| Ok((text(row, 0)?, text(row, 1)?))).collect()
 }
 
 #[cfg(test)]
