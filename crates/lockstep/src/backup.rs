@@ -101,8 +101,9 @@ fn run_once(cx: &Context, request: &Request, tries: u32) -> Result<Manifest> {
 
 fn last_words(refusal: Refusal, made: u32) -> Refusal {
     match refusal {
-        Refusal::LayoutChanged { difference, .. } => {
-            Refusal::LayoutChanged { tries: made, difference }
+        Refusal::LayoutChanged { difference } => {
+            let difference = format!("{made} times in a row; the last time {difference}");
+            Refusal::LayoutChanged { difference }
         }
         other => other,
     }

@@ -373,6 +373,7 @@ fn check_clusters(clusters: &BTreeMap<String, ClusterConfig>) -> Result<(), Stri
         if let Some(primary) = &cluster.primary {
             // Found here and not by the first backup that needs it.
             Conninfo::parse_known(primary)
+                .and_then(Conninfo::for_lockstep)
                 .map_err(|why| format!("clusters.{name}.primary: {why}"))?;
         }
         cluster.retention.check().map_err(|why| format!("clusters.{name}.retention.{why}"))?;

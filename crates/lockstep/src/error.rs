@@ -51,8 +51,14 @@ pub enum Error {
         step: String,
     },
     /// A program that Lockstep ran failed.
-    #[error(transparent)]
-    Command(#[from] Box<CommandError>),
+    #[error("{error}")]
+    Command {
+        /// How, with its own words.
+        #[source]
+        error: Box<CommandError>,
+        /// What to do, where whoever ran it knows more than the failure itself says.
+        hint: Option<String>,
+    },
     /// A statement or a connection failed.
     #[error("{what}")]
     Sql {
@@ -61,6 +67,8 @@ pub enum Error {
         /// The server's own words.
         #[source]
         source: Box<postgres::Error>,
+        /// What to do, where more is known than the server says.
+        hint: Option<String>,
     },
     /// A system call on a path failed.
     #[error("cannot {verb} \"{}\"", path.display())]
@@ -72,6 +80,8 @@ pub enum Error {
         /// The system's reason.
         #[source]
         source: std::io::Error,
+        /// What to do, where more is known than the reason says.
+        hint: Option<String>,
     },
     /// Anything else, with a hint where there is one.
     #[error("{what}")]
@@ -99,13 +109,13 @@ impl Error {
 
     /// A failed statement.
     pub fn sql(what: impl Into<String>, source: postgres::Error) -> Self {
-        Self::Sql { what: what.into(), source: Box::new(source) }
+        Self::Sql { what: what.into(), source: Box::new(source), hint: None }
     }
 
     /// For `map_err` on file operations: `.map_err(Error::io("read", path))`.
     pub fn io(verb: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
-        move |source| Self::Io { verb, path, source }
+        move |source| Self::Io { verb, path, source, hint: None }
     }
 
     /// The same failure with a hint, where it had none.
@@ -118,23 +128,22 @@ impl Error {
     }
 
     /// The same failure with one more hint, where it is of a kind that takes one: those with an exit
-    /// code of their own stay what they are.
+    /// code of their own stay what they are. Of whatever kind it is, it stays of that: callers branch on it.
     ///
     /// # Errors
     /// The failure as it was.
     pub fn and_hint(self, text: &str) -> Result<Self> {
-        let joined = |hint: Option<String>| {
-            Some(hint.map_or_else(|| text.to_owned(), |hint| format!("{hint}. {text}")))
-        };
+        let known = self.hint();
+        let joined = known.map_or_else(|| text.to_owned(), |known| format!("{known}. {text}"));
         match self {
-            Self::Failed { what, hint, source } => {
-                Ok(Self::Failed { what, hint: joined(hint), source })
+            Self::Failed { what, source, .. } => {
+                Ok(Self::Failed { what, hint: Some(joined), source })
             }
-            Self::Command(_) | Self::Sql { .. } | Self::Io { .. } => Ok(Self::Failed {
-                what: self.to_string(),
-                hint: joined(self.hint()),
-                source: Some(Box::new(self)),
-            }),
+            Self::Command { error, .. } => Ok(Self::Command { error, hint: Some(joined) }),
+            Self::Sql { what, source, .. } => Ok(Self::Sql { what, source, hint: Some(joined) }),
+            Self::Io { verb, path, source, .. } => {
+                Ok(Self::Io { verb, path, source, hint: Some(joined) })
+            }
             Self::Usage { .. }
             | Self::Refused(_)
             | Self::Locked { .. }
@@ -152,7 +161,7 @@ impl Error {
             Self::Failed { what, hint, source: None } => {
                 Self::Failed { what, hint, source: Some(cause) }
             }
-            Self::Failed { .. } | Self::Command(_) | Self::Sql { .. } | Self::Io { .. } => {
+            Self::Failed { .. } | Self::Command { .. } | Self::Sql { .. } | Self::Io { .. } => {
                 Self::Failed { what: self.chain(), hint: self.hint(), source: Some(cause) }
             }
             Self::Usage { what, hint } => Self::Usage { what: format!("{what}: {cause}"), hint },
@@ -208,7 +217,7 @@ impl Error {
             Self::Refused(_) => 4,
             Self::Locked { .. } | Self::PlaceInUse { .. } => 11,
             Self::Interrupted { .. } => 130,
-            Self::Command(_) | Self::Sql { .. } | Self::Io { .. } | Self::Failed { .. } => 1,
+            Self::Command { .. } | Self::Sql { .. } | Self::Io { .. } | Self::Failed { .. } => 1,
         }
     }
 
@@ -226,11 +235,14 @@ impl Error {
                     .into(),
             ),
             Self::Failed { hint, .. } => hint.clone(),
-            Self::Command(error) => error.hint(),
-            Self::Sql { source, .. } => {
+            Self::Command { hint: hint @ Some(_), .. }
+            | Self::Sql { hint: hint @ Some(_), .. }
+            | Self::Io { hint: hint @ Some(_), .. } => hint.clone(),
+            Self::Command { error, hint: None } => error.hint(),
+            Self::Sql { source, hint: None, .. } => {
                 source.as_db_error().and_then(|db| db.hint().map(str::to_owned))
             }
-            Self::Io { source, .. } => {
+            Self::Io { source, hint: None, .. } => {
                 let is_root = rustix::process::geteuid().is_root();
                 io_hint(source.kind(), is_root).map(str::to_owned)
             }
@@ -325,7 +337,13 @@ impl From<Refusal> for Error {
 
 impl From<CommandError> for Error {
     fn from(error: CommandError) -> Self {
-        Self::Command(Box::new(error))
+        Self::from(Box::new(error))
+    }
+}
+
+impl From<Box<CommandError>> for Error {
+    fn from(error: Box<CommandError>) -> Self {
+        Self::Command { error, hint: None }
     }
 }
 
@@ -390,6 +408,22 @@ mod tests {
         assert_eq!(hinted.hint().as_deref(), Some("look at it"));
         assert_eq!(hinted.chain(), "cannot read \"/srv/pg\": invalid data");
         assert_eq!(hinted.exit_code(), 1);
+        // It is of the kind that it was: whoever waits for it knows it still.
+        assert!(
+            matches!(hinted, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::InvalidData)
+        );
+        let command = || {
+            let missing = crate::process::Program::new("/not/there").run().unwrap_err();
+            Error::from(missing)
+        };
+        let (known, chain) = (command().hint().unwrap(), command().chain());
+        let both = command().and_hint("Then go on").unwrap();
+        assert!(matches!(&both, Error::Command { error, .. } if !error.is_answer()));
+        assert_eq!((both.hint().unwrap(), both.chain()), (format!("{known}. Then go on"), chain));
+        let no_address = "port=x".parse::<postgres::Config>().unwrap_err();
+        let sql = Error::sql("cannot connect", no_address).with_hint("write it");
+        assert!(matches!(&sql, Error::Sql { .. }));
+        assert_eq!(sql.hint().as_deref(), Some("write it"));
         // It had one.
         let full = io(std::io::ErrorKind::StorageFull);
         let (known, both) = (full.hint().unwrap(), full.and_hint("Then go on").unwrap());

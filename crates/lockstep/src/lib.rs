@@ -7,6 +7,8 @@
 
 // It panics where stdout is gone or full: `say!` of `cli::output` is for that.
 #![cfg_attr(not(test), deny(clippy::print_stdout))]
+// What comes from outside is never taken for granted: it ends in an error that says what it was.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod adopt;
 pub mod backup;

@@ -145,12 +145,8 @@ pub enum Refusal {
         difference: String,
     },
     /// The layout changed while the set was taken, at every try.
-    #[error(
-        "the layout changed during the backup, {tries} times in a row; the last time {difference}"
-    )]
+    #[error("the layout changed during the backup, {difference}")]
     LayoutChanged {
-        /// How often it was tried.
-        tries: u32,
         /// What changed.
         difference: String,
     },

@@ -81,19 +81,34 @@ fn no_cluster(cx: &Context, error: Error) -> Error {
     }
 }
 
-/// The layout alone, for the second look after the last snapshot.
+/// The layout alone.
 ///
 /// # Errors
 /// As [`take`].
 pub fn layout(cx: &Context, server: Option<&ServerFacts>) -> Result<Layout> {
+    find(cx, &parts(cx, server)?)
+}
+
+/// Where the parts are, as the data directory and the server name them.
+///
+/// # Errors
+/// As [`take`].
+pub fn parts(cx: &Context, server: Option<&ServerFacts>) -> Result<Vec<PartPath>> {
     let data_directory = &cx.cluster.data_directory;
     if let Some(Link { path, target }) = links::find(data_directory)?.strays.into_iter().next() {
         return Err(Refusal::StrayLink { path, target }.into());
     }
-    let parts = instance::parts(data_directory, server)?;
-    discover(&cx.zfs, &parts).map_err(|error| match &error {
+    instance::parts(data_directory, server)
+}
+
+/// On which datasets they are.
+///
+/// # Errors
+/// As [`take`].
+pub fn find(cx: &Context, parts: &[PartPath]) -> Result<Layout> {
+    discover(&cx.zfs, parts).map_err(|error| match &error {
         Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-            let hint = away(cx, &parts).unwrap_or_else(|| {
+            let hint = away(cx, parts).unwrap_or_else(|| {
                 "is its dataset mounted, and its pool imported? `zpool import` shows those that could be".into()
             });
             error.with_hint(hint)

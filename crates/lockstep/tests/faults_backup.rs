@@ -2,6 +2,8 @@
 
 mod support;
 
+use lockstep::error::Error;
+use lockstep::postgres::row::column;
 use std::fs;
 use std::path::PathBuf;
 use support::cluster::{Cluster, Stop};
@@ -11,7 +13,7 @@ use support::faults::{
     restore_arguments, signal_at, steps_of, wait_for_no_session,
 };
 use support::fixture::{Fixture, free_port};
-use support::layout::{DatasetSpec, Layout, PoolSpec, two_pools_four_datasets};
+use support::layout::{DatasetSpec, Layout, PoolSpec, one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lockstep, Set, exit, json_of};
 use support::pools::{path_with_turns, patiently, property, try_zfs, zfs};
 
@@ -494,6 +496,45 @@ fn layout_changes_in_the_middle() {
         }
     }
     assert_restores(&fixture, &older);
+}
+
+/// Its link has been read, and when its folder is looked for, that is gone.
+#[test]
+fn a_tablespace_is_dropped_while_it_is_looked_for() {
+    let fixture = quiet(two_pools_four_datasets());
+    create(&fixture, "old0");
+    let step = "backup.parts";
+    let hooks = Hooks::holding(&fixture, step);
+    let program = hooks.run_to(step, &backup_arguments("label"));
+    let folder = place(&fixture, "old0");
+    fixture.cluster.execute(&["DROP TABLESPACE old0"]);
+    fs::remove_dir(&folder).expect("a dropped tablespace's folder is empty");
+    hooks.steps.release(step);
+    let taken = program.wait(LIMIT);
+    assert_eq!(taken.code, Some(exit::DONE), "{}", taken.describe());
+    let folder = folder.display().to_string();
+    assert_said(&taken, &["taking the set again", &folder, "was dropped"]);
+    let set = Set::of(&json_of(&taken));
+    assert_eq!(set.tries, 2, "{}", set.json);
+    assert_nothing_remains(&fixture, &[], "taken at the second try");
+    assert_restores(&fixture, &set.id);
+}
+
+/// As where a role was dropped under its session: the catalogs have nothing where they have a value as a rule.
+#[test]
+fn what_a_server_leaves_out_is_an_error_that_names_it() {
+    let fixture = Fixture::new(one_pool());
+    let statement = "SELECT NULL::boolean AS may_replicate, count(*) FROM pg_class";
+    let row = fixture.cluster.connect("postgres").query_one(statement, &[]);
+    let row = row.expect("the statement is right");
+    let said = |error: Error| error.chain();
+    let null = column::<bool>(&row, "may_replicate").map_err(said);
+    assert!(null.as_ref().is_err_and(|chain| chain.contains("no good may_replicate")), "{null:?}");
+    assert_eq!(column::<Option<bool>>(&row, 0).map_err(said), Ok(None));
+    let other = column::<bool>(&row, 1).map_err(said);
+    assert!(other.as_ref().is_err_and(|chain| chain.contains("no good count")), "{other:?}");
+    let none = column::<bool>(&row, "nothing").map_err(said);
+    assert!(none.as_ref().is_err_and(|chain| chain.contains("nothing")), "{none:?}");
 }
 
 /// Drops all tablespaces but the layout's own, with their folders.

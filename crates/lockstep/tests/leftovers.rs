@@ -17,7 +17,7 @@ use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lockstep, Set, Steps, exit, json_of, toml_string};
 use support::pools::{property, release_and_destroy, zfs};
-use support::shipping::{discard, with_repository};
+use support::shipping::{discard, other_host, with_repository};
 
 #[test]
 fn a_killed_backup_whose_snapshot_somebody_holds() {
@@ -82,6 +82,42 @@ fn a_killed_restore_of_whose_clone_somebody_took_a_snapshot() {
     zfs(&["destroy", &foreign]);
     lockstep.backup("label");
     assert_nothing_remains(&fixture, &[], "once the snapshot is gone");
+}
+
+/// What was being received stays a killed restore's own, also where another goes on with the rest.
+#[test]
+fn what_was_received_for_a_restore_that_another_host_took_over_keeps_nobody() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = with_repository(&fixture);
+    let set = lockstep.backup("label").id;
+    let to = fixture.target("taken over");
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let steps = Steps::new(fixture.root().join("steps"));
+    steps.hold("restore.receiving-1");
+    let more = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let mut program =
+        lockstep.clone().with_steps(&steps).spawn(&restore_arguments(&set, &to, &more));
+    steps.wait_reached("restore.receiving-1", &mut program);
+    program.kill();
+    assert_eq!(program.wait(LIMIT).signal, Some(9));
+    let all = zfs(&["list", "-H", "-o", "name"]);
+    let mut received = all.lines().filter(|name| name.contains("lockstep-receiving-"));
+    let received = received.next().expect("one volume was received").to_owned();
+    let foreign = format!("{received}@auto-2026-01-01");
+    zfs(&["snapshot", &foreign]);
+    let other = other_host(&fixture, "other", &fixture.root().join("lost"));
+    other.restore(&set, &to, &["--from", "repository", "--as", "files", "--delta"]);
+    for command in [&["backup", "--no-ship"][..], &["clone", "create", "beside"]] {
+        let outcome = lockstep.expect(exit::DONE, command);
+        assert_said(&outcome, &["another restore has gone on with", "stays for now", &received]);
+    }
+    lockstep.expect(exit::DONE, &["clone", "destroy", "beside"]);
+    zfs(&["destroy", &foreign]);
+    lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
+    let to = to.to_str().expect("the harness' own paths are UTF-8");
+    assert_nothing_remains(&fixture, &[to], "once the snapshot is gone");
+    let all = zfs(&["list", "-H", "-o", "name"]);
+    assert!(!all.contains("lockstep-receiving-"), "{all}");
 }
 
 /// A killed restore's clones and a killed shipment's views stand on a set's snapshots: `prune` takes them away first, and

@@ -19,6 +19,9 @@
 //!
 //! PostgreSQL 13 to 18 are covered, little-endian, 64-bit.
 
+// What comes from outside is never taken for granted: it ends in an error that says what it was.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
 pub mod backup_label;
 pub mod control_file;
 pub mod database_catalog;

@@ -1,4 +1,6 @@
 #![doc = include_str!("../README.md")]
+// What comes from outside is never taken for granted: it ends in an error that says what it was.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod bytes;
 mod checksum;

@@ -8,6 +8,9 @@
 //!
 //! The format of what is stored, and the order in which it is, is in `docs/repository-format.md`.
 
+// What comes from outside is never taken for granted: it ends in an error that says what it was.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
 pub mod check;
 pub mod delta;
 pub mod document;

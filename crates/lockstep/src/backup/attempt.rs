@@ -279,9 +279,14 @@ impl<'a> Attempt<'a> {
     }
 
     fn check_layout(&mut self) -> Result<()> {
-        let changed = |difference| Refusal::LayoutChanged { tries: self.tries, difference };
+        let changed = |difference| Refusal::LayoutChanged { difference };
         let before = &self.survey.facts.layout;
-        let later = match survey::layout(self.cx, self.survey.facts.server.as_ref().ok()) {
+        let server = self.survey.facts.server.as_ref().ok();
+        let later = survey::parts(self.cx, server).and_then(|parts| {
+            steps::reached("backup.parts")?;
+            survey::find(self.cx, &parts)
+        });
+        let later = match later {
             // A link whose place is gone is a tablespace in the middle of being dropped.
             Err(Error::Io { path, source, .. })
                 if source.kind() == std::io::ErrorKind::NotFound =>

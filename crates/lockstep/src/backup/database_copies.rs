@@ -75,9 +75,7 @@ impl Attempt<'_> {
         }
         match copies::lost(&records, removals) {
             None => Ok(()),
-            Some(difference) => {
-                Err(Refusal::LayoutChanged { tries: self.tries, difference }.into())
-            }
+            Some(difference) => Err(Refusal::LayoutChanged { difference }.into()),
         }
     }
 }

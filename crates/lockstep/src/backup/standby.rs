@@ -16,6 +16,7 @@ use postgres::Client;
 use super::attempt::Attempt;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::postgres::row::column;
 use crate::postgres::session;
 use crate::postgres::wal::{self, WalIdentity};
 use crate::postgres::{connection, instance};
@@ -187,7 +188,7 @@ fn fetch(client: &mut Client, name: &str, identity: WalIdentity, to: &Path) -> R
                 &[&name, &i64::from(offset), &length],
             )
             .map_err(|e| Error::sql(format!("cannot read {name} from the primary's pg_wal"), e))?;
-        let bytes: &[u8] = row.get(0);
+        let bytes: &[u8] = column(&row, 0)?;
         file.write_all(bytes).map_err(Error::io("write", &path))?;
     }
     file.sync_all().map_err(Error::io("sync", &path))
@@ -199,7 +200,7 @@ fn is_archived(client: &mut Client, name: &str) -> Result<bool> {
     let row = client
         .query_one("SELECT last_archived_wal FROM pg_stat_archiver", &[])
         .map_err(|e| Error::sql("cannot ask the primary what is archived", e))?;
-    let last: Option<&str> = row.get(0);
+    let last: Option<&str> = column(&row, 0)?;
     // A history or backup file may be the last one: its name is longer or has another form.
     Ok(last.is_some_and(|last| {
         last.get(..8) == name.get(..8) && last.get(..24).is_some_and(|last| last >= name)

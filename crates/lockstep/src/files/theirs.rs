@@ -245,19 +245,31 @@ pub fn read_as(path: &Path, reader: Option<Credentials>) -> Result<Option<Vec<u8
         }
         other => other.map(drop).map_err(Error::io("look at", path))?,
     }
-    let Some(reader) = reader else { return std::fs::read(path).map(Some).map_err(failed) };
-    let mut bytes = Vec::new();
+    let Some(reader) = reader else {
+        return File::open(path).map_err(failed).and_then(|file| all_of(file, path)).map(Some);
+    };
     // The owner of a file may read it by any way.
     let own =
         open_itself(path).ok().filter(|file| file.metadata().is_ok_and(|m| m.uid() == reader.uid));
     if let Some(file) = own {
-        file.take(MOST).read_to_end(&mut bytes).map_err(failed)?;
-        return Ok(Some(bytes));
+        return all_of(file, path).map(Some);
     }
     let mut cat = Program::new("cat").arg("--").arg(path).as_user(Some(reader)).read_from()?;
-    (&mut cat).take(MOST).read_to_end(&mut bytes).map_err(failed)?;
+    let bytes = all_of(&mut cat, path)?;
     cat.finish()?;
     Ok(Some(bytes))
+}
+
+/// What a file has to its end. A beginning of it would pass for the whole.
+fn all_of(file: impl Read, path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(MOST + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    if bytes.len() as u64 > MOST {
+        let most = MOST >> 20;
+        let what = format!("\"{}\" has more than {most} MiB", path.display());
+        return Err(Error::failed(what).with_hint("no configuration file has: see what it is"));
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -267,18 +279,18 @@ mod tests {
 
     const NOBODY: Credentials = Credentials { uid: 65534, gid: 65534 };
 
-    /// A folder of nobody's in a folder of ours; `None` where that can't be.
-    fn theirs() -> Option<(tempfile::TempDir, std::path::PathBuf)> {
+    /// A folder of nobody's in a folder of ours.
+    fn theirs() -> (tempfile::TempDir, std::path::PathBuf) {
+        assert!(rustix::process::geteuid().is_root(), "run as root: it makes another user's files");
         let scratch = tempfile::tempdir().unwrap();
         std::fs::set_permissions(scratch.path(), Permissions::from_mode(0o755)).unwrap();
         let folder = scratch.path().join("theirs");
-        let own = rustix::process::geteuid().is_root().then_some(NOBODY)?;
-        create_owned_directory(&folder, Some(own)).unwrap();
+        create_owned_directory(&folder, Some(NOBODY)).unwrap();
         std::fs::write(scratch.path().join("victim"), b"secret").unwrap();
         std::fs::set_permissions(scratch.path().join("victim"), Permissions::from_mode(0o600))
             .unwrap();
         std::fs::create_dir(scratch.path().join("ours")).unwrap();
-        Some((scratch, folder))
+        (scratch, folder)
     }
 
     fn put(target: &Path, link: &Path) {
@@ -297,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_link_of_theirs_leads_nowhere() {
-        let Some((scratch, folder)) = theirs() else { return };
+        let (scratch, folder) = theirs();
         let (ours, victim) = (scratch.path().join("ours"), scratch.path().join("victim"));
         put(&ours, &folder.join("way"));
         let through = folder.join("way/file");
@@ -326,7 +338,7 @@ mod tests {
 
     #[test]
     fn a_link_of_ours_is_a_way() {
-        let Some((scratch, folder)) = theirs() else { return };
+        let (scratch, folder) = theirs();
         let way = scratch.path().join("way");
         symlink("theirs/../theirs", &way).unwrap();
         write_owned(&way.join("file"), b"x", Some(NOBODY)).unwrap();
@@ -339,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_log_that_is_not_theirs_alone_is_left() {
-        let Some((scratch, folder)) = theirs() else { return };
+        let (scratch, folder) = theirs();
         let log = folder.join("server.log");
         std::fs::hard_link(scratch.path().join("victim"), &log).unwrap();
         assert!(open_log(&log, Some(NOBODY)).is_err(), "another name of it");
@@ -358,7 +370,7 @@ mod tests {
 
     #[test]
     fn what_they_may_read_is_read() {
-        let Some((scratch, folder)) = theirs() else { return };
+        let (scratch, folder) = theirs();
         let open = scratch.path().join("open");
         std::fs::write(&open, b"all").unwrap();
         put(&open, &folder.join("link"));
@@ -367,5 +379,22 @@ mod tests {
         assert!(read_as(&scratch.path().join("victim"), Some(NOBODY)).is_err());
         assert!(read_as(&folder, Some(NOBODY)).is_err(), "a folder");
         assert_eq!(read_as(&scratch.path().join("victim"), None).unwrap().unwrap(), b"secret");
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused_and_not_cut() {
+        let (scratch, folder) = theirs();
+        let (own, other) = (folder.join("own"), scratch.path().join("other"));
+        for path in [&own, &other] {
+            std::fs::write(path, b"").unwrap();
+            File::options().write(true).open(path).unwrap().set_len(MOST + 1).unwrap();
+        }
+        chown(&own, Some(NOBODY.uid), None).unwrap();
+        for (path, reader) in [(&own, Some(NOBODY)), (&other, Some(NOBODY)), (&other, None)] {
+            let error = read_as(path, reader).unwrap_err();
+            assert!(error.to_string().contains("has more than 64 MiB"), "{error}");
+        }
+        File::options().write(true).open(&own).unwrap().set_len(MOST).unwrap();
+        assert_eq!(read_as(&own, Some(NOBODY)).unwrap().unwrap().len() as u64, MOST);
     }
 }

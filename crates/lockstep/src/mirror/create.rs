@@ -218,7 +218,7 @@ fn check_names(home: &Home, config: &Config, wanted: &Create) -> Result<()> {
 
 fn prepare(home: &Home, config: &Config, wanted: &Create) -> Result<(Record, Primary, Facts)> {
     check_names(home, config, wanted)?;
-    let conninfo = Conninfo::parse(&wanted.from).map_err(|why| {
+    let conninfo = Conninfo::of_primary(&wanted.from).and_then(Conninfo::for_lockstep).map_err(|why| {
         Error::usage(
             format!("--from: {why}"),
             "write it as keywords, such as 'host=db1 user=replicator', and the password into a file for --password-file",

@@ -8,6 +8,7 @@ use super::record::StandbySettings;
 use crate::error::{Error, Result};
 use crate::postgres::connection;
 use crate::postgres::conninfo::Conninfo;
+use crate::postgres::row::column;
 use crate::postgres::text::Text;
 
 /// A connection to a primary.
@@ -77,7 +78,8 @@ impl Primary {
             .client
             .query_one(FACTS, &[])
             .map_err(|e| Error::sql("cannot ask the primary for its settings", e))?;
-        let number = |name: &str| u32::try_from(row.get::<_, i32>(name)).unwrap_or(0);
+        let number =
+            |name: &str| column::<i32>(&row, name).map(|number| u32::try_from(number).unwrap_or(0));
         let tablespaces = self
             .client
             .query(
@@ -87,26 +89,26 @@ impl Primary {
             )
             .map_err(|e| Error::sql("cannot list the primary's tablespaces", e))?;
         Ok(Facts {
-            major: number("version_num") / 10_000,
+            major: number("version_num")? / 10_000,
             system_identifier: SystemIdentifier::new(
-                row.get::<_, i64>("system_identifier").cast_unsigned(),
+                column::<i64>(&row, "system_identifier")?.cast_unsigned(),
             ),
             tablespaces: tablespaces.iter().map(tablespace).collect::<Result<_>>()?,
             settings: StandbySettings {
-                max_connections: number("max_connections"),
-                max_worker_processes: number("max_worker_processes"),
-                max_wal_senders: number("max_wal_senders"),
-                max_prepared_transactions: number("max_prepared_transactions"),
-                max_locks_per_transaction: number("max_locks_per_transaction"),
+                max_connections: number("max_connections")?,
+                max_worker_processes: number("max_worker_processes")?,
+                max_wal_senders: number("max_wal_senders")?,
+                max_prepared_transactions: number("max_prepared_transactions")?,
+                max_locks_per_transaction: number("max_locks_per_transaction")?,
             },
-            superuser: row.get::<_, Text>("superuser").lossy(),
-            dbname: row.get::<_, Text>("dbname").lossy(),
-            may_replicate: row.get("may_replicate"),
-            free_slots: row.get("free_slots"),
-            free_senders: row.get("free_senders"),
-            size: row.get::<_, i64>("size").max(0).unsigned_abs(),
-            full_page_writes: row.get("full_page_writes"),
-            may_rewind: row.get("may_rewind"),
+            superuser: column::<Text>(&row, "superuser")?.lossy(),
+            dbname: column::<Text>(&row, "dbname")?.lossy(),
+            may_replicate: column(&row, "may_replicate")?,
+            free_slots: column(&row, "free_slots")?,
+            free_senders: column(&row, "free_senders")?,
+            size: column::<i64>(&row, "size")?.max(0).unsigned_abs(),
+            full_page_writes: column(&row, "full_page_writes")?,
+            may_rewind: column(&row, "may_rewind")?,
         })
     }
 
@@ -140,12 +142,13 @@ impl Primary {
                 &[&name],
             )
             .map_err(|e| Error::sql("cannot look at the slot on the primary", e))?;
-        Ok(row.map(|row| Slot {
-            active: row.get(0),
-            wal_status: row.get(1),
-            restart_lsn: row.get(2),
-            safe_bytes: row.get(3),
-            kept_bytes: row.get(4),
+        let Some(row) = row else { return Ok(None) };
+        Ok(Some(Slot {
+            active: column(&row, 0)?,
+            wal_status: column(&row, 1)?,
+            restart_lsn: column(&row, 2)?,
+            safe_bytes: column(&row, 3)?,
+            kept_bytes: column(&row, 4)?,
         }))
     }
 
@@ -202,13 +205,13 @@ impl Primary {
                 &[],
             )
             .map_err(|e| Error::sql("cannot ask the primary how far it is", e))?;
-        Ok((row.get(0), row.get(1)))
+        Ok((column(&row, 0)?, column(&row, 1)?))
     }
 }
 
 /// A tablespace; its location goes to pg_basebackup as text.
 fn tablespace(row: &postgres::Row) -> Result<(u32, String, String)> {
-    let (name, location) = (row.get::<_, Text>(1).lossy(), row.get::<_, Text>(2));
+    let (name, location) = (column::<Text>(row, 1)?.lossy(), column::<Text>(row, 2)?);
     let shown = location.lossy();
     let location = String::from_utf8(location.into_bytes()).map_err(|_| {
         Error::failed(format!(
@@ -216,7 +219,7 @@ fn tablespace(row: &postgres::Row) -> Result<(u32, String, String)> {
         ))
         .with_hint("move it to a path that is, on the primary")
     })?;
-    Ok((row.get(0), name, location))
+    Ok((column(row, 0)?, name, location))
 }
 
 const FACTS: &str = "

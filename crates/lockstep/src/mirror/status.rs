@@ -3,13 +3,16 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use postgres::Client;
+
 use super::primary::Primary;
 use super::record::{Home, Record};
 use super::verdict::{Own, Seen, Theirs, Verdict, judge, lag_bytes, wal_gone};
 use crate::config::ClusterConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files;
 use crate::names::ClusterName;
+use crate::postgres::row::column;
 use crate::postgres::{connection, instance};
 
 /// How long replay is looked at where the log says that WAL is gone and an archive may have it. PostgreSQL
@@ -88,6 +91,10 @@ fn look_at(home: &Home, record: Record) -> Result<Status> {
 
 fn ask_mirror(cluster: &ClusterConfig) -> Result<Own, String> {
     let mut client = connection::connect(cluster).map_err(|no_server| no_server.words())?;
+    own_facts(&mut client).map_err(|error| error.chain())
+}
+
+fn own_facts(client: &mut Client) -> Result<Own> {
     let row = client
         .query_one(
             "SELECT pg_is_in_recovery() AS in_recovery,
@@ -99,15 +106,15 @@ fn ask_mirror(cluster: &ClusterConfig) -> Result<Own, String> {
                     extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 AS age",
             &[],
         )
-        .map_err(|e| crate::error::Error::sql("it answers no questions", e).chain())?;
+        .map_err(|e| Error::sql("it answers no questions", e))?;
     Ok(Own {
-        in_recovery: row.get("in_recovery"),
-        streams: row.get("streams"),
-        paused: row.get("paused"),
-        received: row.get("received"),
-        replayed: row.get("replayed"),
-        timeline: u32::try_from(row.get::<_, i32>("timeline")).unwrap_or(0),
-        last_commit_age: row.get::<_, Option<f64>>("age").map(|age| age.max(0.0)),
+        in_recovery: column(&row, "in_recovery")?,
+        streams: column(&row, "streams")?,
+        paused: column(&row, "paused")?,
+        received: column(&row, "received")?,
+        replayed: column(&row, "replayed")?,
+        timeline: u32::try_from(column::<i32>(&row, "timeline")?).unwrap_or(0),
+        last_commit_age: column::<Option<f64>>(&row, "age")?.map(|age| age.max(0.0)),
     })
 }
 

@@ -14,13 +14,14 @@ use postgres::tls::{MakeTlsConnect, TlsConnect};
 use postgres::{Client, NoTls, Socket};
 
 use super::conninfo::Conninfo;
+use super::row::column;
 use super::text::Text;
 use super::{session, tls};
 use crate::config::ClusterConfig;
 use crate::error::{Error, Result};
 use crate::plan::facts::{ConfigFiles, NoServer, ServerFacts};
 
-/// How long a connection may take.
+/// How long a connection may take, where its string doesn't say.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often it is tried on a standby whose replay ends it.
@@ -34,6 +35,7 @@ pub fn connect(config: &ClusterConfig) -> Result<Client, NoServer> {
     let host = config.host.as_deref().ok_or(NoServer::NotConfigured)?;
     let mut options = postgres::Config::new();
     options.host(host).port(config.port).user(&config.user).dbname(&config.dbname);
+    options.connect_timeout(CONNECT_TIMEOUT);
     open(options, config.password_file.as_deref(), NoTls).map_err(|no_server| match no_server {
         NoServer::Failed(why) => {
             let ClusterConfig { port, user, .. } = config;
@@ -59,26 +61,42 @@ pub fn connect_primary(config: &ClusterConfig) -> Option<Result<Client, NoServer
 /// # Errors
 /// As [`connect`].
 pub fn connect_to(conninfo: &Conninfo, password_file: Option<&Path>) -> Result<Client, NoServer> {
+    let not_understood = |why: String| NoServer::Failed(format!("the connection string: {why}"));
+    let options = options(conninfo).map_err(|e| not_understood(words(&e)))?;
+    let tls = tls::connector(conninfo).map_err(not_understood)?;
+    open(options, password_file, tls)
+}
+
+/// What a connection string says, in the driver's words.
+fn options(conninfo: &Conninfo) -> Result<postgres::Config, postgres::Error> {
     let known = KNOWN.iter().filter_map(|name| Some((name, conninfo.get(name)?)));
-    let known = known.fold(Conninfo::default(), |all, (name, value)| all.with(name, value));
+    let mut known = known.fold(Conninfo::default(), |all, (name, value)| all.with(name, value));
+    // 0 is what the system has.
+    if let Some(count) = conninfo.get("keepalives_count").filter(|count| *count != "0") {
+        known = known.with("keepalives_retries", count);
+    }
+    if conninfo.get("target_session_attrs") == Some("primary") {
+        known = known.with("target_session_attrs", "read-write");
+    }
     // Verification is the connector's business.
     let known = match conninfo.get("sslmode") {
         Some("verify-ca" | "verify-full") => known.with("sslmode", "require"),
         Some(mode @ ("disable" | "prefer" | "require")) => known.with("sslmode", mode),
         _ => known,
     };
-    let not_understood = |why: String| NoServer::Failed(format!("the connection string: {why}"));
-    let mut options =
-        known.to_string().parse::<postgres::Config>().map_err(|e| not_understood(words(&e)))?;
+    let mut options = known.to_string().parse::<postgres::Config>()?;
     if options.get_dbname().is_none() {
         options.dbname("postgres");
     }
-    let tls = tls::connector(conninfo).map_err(not_understood)?;
-    open(options, password_file, tls)
+    // 0 is no limit, which the driver has none for too.
+    if conninfo.get("connect_timeout").is_none() {
+        options.connect_timeout(CONNECT_TIMEOUT);
+    }
+    Ok(options)
 }
 
-/// The keywords of a connection string that mean something to Lockstep's own connections.
-const KNOWN: [&str; 14] = [
+/// The keywords of a connection string that the driver has the same names for.
+const KNOWN: [&str; 13] = [
     "host",
     "hostaddr",
     "port",
@@ -90,7 +108,6 @@ const KNOWN: [&str; 14] = [
     "keepalives",
     "keepalives_idle",
     "keepalives_interval",
-    "keepalives_retries",
     "target_session_attrs",
     "channel_binding",
 ];
@@ -106,7 +123,7 @@ where
     T::Stream: Send,
     <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
 {
-    options.application_name("lockstep").connect_timeout(CONNECT_TIMEOUT);
+    options.application_name("lockstep");
     if let Some(path) = password_file {
         let text = std::fs::read_to_string(path).map_err(|e| {
             NoServer::Failed(format!("cannot read the password file \"{}\": {e}", path.display()))
@@ -167,36 +184,36 @@ pub fn facts(client: &mut Client) -> Result<ServerFacts> {
             false => error,
         }
     })?;
-    let bytes = |column: &str| row.get::<_, Option<Text>>(column).unwrap_or_default();
-    let text = |column: &str| bytes(column).lossy();
-    let on = |column: &str| text(column) == "on";
-    let version_num = u32::try_from(row.get::<_, i32>("version_num")).unwrap_or(0);
-    let in_recovery: bool = row.get("in_recovery");
-    let free_slots = row.get::<_, i64>("free_slots");
-    let archiver = [text("archive_library"), text("archive_command")];
+    let bytes = |name: &str| column::<Option<Text>>(&row, name).map(Option::unwrap_or_default);
+    let text = |name: &str| bytes(name).map(|text| text.lossy());
+    let on = |name: &str| text(name).map(|text| text == "on");
+    let version_num = u32::try_from(column::<i32>(&row, "version_num")?).unwrap_or(0);
+    let in_recovery: bool = column(&row, "in_recovery")?;
+    let free_slots = column::<i64>(&row, "free_slots")?;
+    let archiver = [text("archive_library")?, text("archive_command")?];
     Ok(ServerFacts {
         version_num,
-        version: text("version"),
+        version: text("version")?,
         system_identifier: SystemIdentifier::new(
-            row.get::<_, i64>("system_identifier").cast_unsigned(),
+            column::<i64>(&row, "system_identifier")?.cast_unsigned(),
         ),
-        data_directory: bytes("data_directory").into_path(),
+        data_directory: bytes("data_directory")?.into_path(),
         in_recovery,
-        full_page_writes: on("full_page_writes"),
-        wal_level: text("wal_level"),
-        archive_mode: text("archive_mode"),
+        full_page_writes: on("full_page_writes")?,
+        wal_level: text("wal_level")?,
+        archive_mode: text("archive_mode")?,
         archiver: archiver.into_iter().find(|a| !a.is_empty()).unwrap_or_default(),
-        fsync: on("fsync"),
+        fsync: on("fsync")?,
         may_backup: may_backup(client, version_num)?,
-        may_slot: row.get::<_, bool>("may_replicate") && free_slots > 0,
+        may_slot: column::<bool>(&row, "may_replicate")? && free_slots > 0,
         tablespaces: tablespaces(client)?,
         idle_slots: idle_slots(client)?,
-        archive_failed: row.get::<_, Option<Text>>("archive_failed").map(|name| name.lossy()),
+        archive_failed: column::<Option<Text>>(&row, "archive_failed")?.map(|name| name.lossy()),
         following: if in_recovery { Some(session::following(client)?) } else { None },
         config_files: ConfigFiles {
-            config: bytes("config_file").into_path(),
-            hba: bytes("hba_file").into_path(),
-            ident: bytes("ident_file").into_path(),
+            config: bytes("config_file")?.into_path(),
+            hba: bytes("hba_file")?.into_path(),
+            ident: bytes("ident_file")?.into_path(),
         },
     })
 }
@@ -249,7 +266,7 @@ fn may_backup(client: &mut Client, version_num: u32) -> Result<bool> {
             &[&start, &stop],
         )
         .map_err(|e| Error::sql("cannot ask for the right to take backups", e))?;
-    Ok(row.get(0))
+    column(&row, 0)
 }
 
 /// The tablespaces that lie outside the data directory, by OID.
@@ -266,7 +283,7 @@ pub fn tablespaces(client: &mut Client) -> Result<Vec<(u32, String)>> {
             &[],
         )
         .map_err(|e| Error::sql("cannot list the tablespaces", e))?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get::<_, Text>(1).lossy())).collect())
+    rows.iter().map(|row| Ok((column(row, 0)?, column::<Text>(row, 1)?.lossy()))).collect()
 }
 
 /// The databases of which somebody removes a folder now: DROP DATABASE and ALTER DATABASE … SET TABLESPACE hold such a
@@ -283,7 +300,7 @@ pub fn databases_being_removed(client: &mut Client) -> Result<BTreeSet<u32>> {
             &[],
         )
         .map_err(|e| Error::sql("cannot ask which databases are being removed", e))?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    rows.iter().map(|row| column(row, 0)).collect()
 }
 
 fn idle_slots(client: &mut Client) -> Result<Vec<(String, u64)>> {
@@ -297,9 +314,9 @@ fn idle_slots(client: &mut Client) -> Result<Vec<(String, u64)>> {
         )
         .map_err(|e| Error::sql("cannot list the replication slots", e))?;
     let slot = |row: &postgres::Row| {
-        (row.get::<_, Text>(0).lossy(), row.get::<_, i64>(1).max(0).unsigned_abs())
+        Ok((column::<Text>(row, 0)?.lossy(), column::<i64>(row, 1)?.max(0).unsigned_abs()))
     };
-    Ok(rows.iter().map(slot).collect())
+    rows.iter().map(slot).collect()
 }
 
 /// The settings in force, by name, as files set them; for clusters whose postgresql.conf lies
@@ -316,6 +333,36 @@ pub fn file_settings(client: &mut Client) -> Result<Vec<(String, String)>> {
             &[],
         )
         .map_err(|e| Error::sql("cannot read pg_file_settings", e))?;
-    let text = |row: &postgres::Row, at| row.get::<_, Text>(at).lossy();
-    Ok(rows.iter().map(|row| (text(row, 0), text(row, 1))).collect())
+    let text = |row: &postgres::Row, at: usize| column::<Text>(row, at).map(|text| text.lossy());
+    rows.iter().map(|row| Ok((text(row, 0)?, text(row, 1)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postgres::config::TargetSessionAttrs;
+
+    #[test]
+    fn a_connection_string_means_what_it_means_to_libpq() {
+        let of = |text: &str| options(&Conninfo::parse_known(text).unwrap()).unwrap();
+        let plain = of("host=a");
+        assert_eq!(plain.get_connect_timeout(), Some(&CONNECT_TIMEOUT));
+        assert_eq!(plain.get_dbname(), Some("postgres"));
+        assert_eq!(plain.get_keepalives_retries(), None);
+        let own = of("host=a connect_timeout=60 keepalives_count=3 dbname=x");
+        assert_eq!(own.get_connect_timeout(), Some(&Duration::from_secs(60)));
+        assert_eq!(own.get_keepalives_retries(), Some(3));
+        assert_eq!(own.get_dbname(), Some("x"));
+        let none = of("host=a connect_timeout=0 keepalives_count=0");
+        assert_eq!((none.get_connect_timeout(), none.get_keepalives_retries()), (None, None));
+        for (text, attributes) in [
+            ("primary", TargetSessionAttrs::ReadWrite),
+            ("read-write", TargetSessionAttrs::ReadWrite),
+            ("read-only", TargetSessionAttrs::ReadOnly),
+            ("any", TargetSessionAttrs::Any),
+        ] {
+            let options = of(&format!("host=a,b target_session_attrs={text}"));
+            assert_eq!(options.get_target_session_attrs(), attributes, "{text}");
+        }
+    }
 }

@@ -146,6 +146,19 @@ impl Conninfo {
         Ok(parsed)
     }
 
+    /// The same, with which Lockstep itself connects, to a primary.
+    ///
+    /// # Errors
+    /// It asks for a server that its own connections can't tell from others.
+    pub fn for_lockstep(self) -> Result<Self, String> {
+        match self.get("target_session_attrs") {
+            None | Some("any" | "primary" | "read-write" | "read-only") => Ok(self),
+            Some(other) => Err(format!(
+                "it has target_session_attrs={other}, and it is the primary that is asked: write target_session_attrs=primary, or leave it out"
+            )),
+        }
+    }
+
     /// The last value of a keyword, which is the one that libpq takes.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
@@ -271,6 +284,21 @@ mod tests {
         assert_eq!(why("hosst=a"), "it has the keyword \"hosst\", which libpq doesn't know");
         for some in ["host=/run/pg", "hostaddr=::1", "service=db1"] {
             assert_eq!(Conninfo::of_primary(some).unwrap().to_string(), some);
+        }
+    }
+
+    #[test]
+    fn it_is_a_primary_that_lockstep_asks() {
+        let asked = |text: &str| Conninfo::parse_known(text).and_then(Conninfo::for_lockstep);
+        for some in ["host=a", "host=a,b target_session_attrs=primary"] {
+            assert_eq!(asked(some).unwrap().to_string(), some);
+        }
+        for other in ["standby", "prefer-standby", "Any"] {
+            let text = format!("host=a,b target_session_attrs={other}");
+            let why = asked(&text).unwrap_err();
+            assert!(why.contains(&format!("target_session_attrs={other}, and")), "{why}");
+            // A standby of a standby follows it over libpq, which knows them.
+            assert!(Conninfo::of_primary(&text).is_ok());
         }
     }
 

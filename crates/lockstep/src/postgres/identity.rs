@@ -18,6 +18,7 @@ use postgres::Client;
 use postgres::error::SqlState;
 
 use super::instance;
+use super::row::column;
 use crate::error::{Error, Result};
 
 /// How often it is asked again where pg_control was written meanwhile. A standby writes it with
@@ -145,16 +146,16 @@ fn ask(client: &mut Client) -> Result<Option<Identity>> {
         other => other.map_err(|e| Error::sql("cannot ask which server this is", e))?,
     };
     let lsn = |name: &str| {
-        row.get::<_, String>(name)
+        column::<String>(&row, name)?
             .parse::<Lsn>()
             .map_err(|e| Error::failed(format!("the server returned a strange {name}")).because(e))
     };
     Ok(Some(Identity {
-        control_time: row.get("control_time"),
+        control_time: column(&row, "control_time")?,
         positions: [lsn("checkpoint")?, lsn("redo")?, lsn("min_recovery")?],
-        timeline: u32::try_from(row.get::<_, i32>("timeline")).unwrap_or(0),
-        in_recovery: row.get("in_recovery"),
-        started: Some(row.get("started")),
+        timeline: u32::try_from(column::<i32>(&row, "timeline")?).unwrap_or(0),
+        in_recovery: column(&row, "in_recovery")?,
+        started: Some(column(&row, "started")?),
     }))
 }
 

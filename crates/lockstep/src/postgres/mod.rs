@@ -10,6 +10,7 @@ pub mod instance;
 pub mod invalid_pages;
 pub mod links;
 pub mod recovery;
+pub mod row;
 pub mod server;
 pub mod session;
 pub mod target;

@@ -10,6 +10,7 @@ use postgres::Client;
 use postgres::error::SqlState;
 use postgres::fallible_iterator::FallibleIterator;
 
+use super::row::column;
 use super::text::Text;
 use crate::error::{Error, Result};
 use crate::plan::facts::Following;
@@ -71,7 +72,7 @@ pub fn start(client: &mut Client, major: u32, label: &str, fast: bool) -> Result
     let row = client
         .query_one(statement, &[&label, &fast])
         .map_err(|e| refused("pg_backup_start failed", e))?;
-    let start_lsn = lsn(row.get(0))?;
+    let start_lsn = lsn(column(&row, 0)?)?;
     drop(row);
     hear(client)?;
     Ok(Started { start_lsn, major })
@@ -95,9 +96,7 @@ impl Started {
         let statement = format!("SELECT lsn::text, labelfile, spcmapfile, {NOW} FROM {function}");
         let row =
             client.query_one(&statement, &[]).map_err(|e| refused("pg_backup_stop failed", e))?;
-        let files = row.try_get::<_, Text>(1).and_then(|label| Ok((label, row.try_get(2)?)));
-        let (label, map): (Text, Option<Text>) =
-            files.map_err(|e| Error::sql("pg_backup_stop returned something strange", e))?;
+        let (label, map): (Text, Option<Text>) = (column(&row, 1)?, column(&row, 2)?);
         // The user's words in it are of the database's encoding; the rest is ASCII.
         let label_words = label.lossy();
         let label_file = label.into_bytes();
@@ -106,11 +105,11 @@ impl Started {
                 .because(e)
         })?;
         Ok(Stopped {
-            stop_lsn: lsn(row.get(0))?,
+            stop_lsn: lsn(column(&row, 0)?)?,
             label_file,
             label,
             tablespace_map: map.unwrap_or_default().into_bytes(),
-            stopped_at: time(row.get(3))?,
+            stopped_at: time(column(&row, 3)?)?,
         })
     }
 }
@@ -129,7 +128,7 @@ pub fn make_slot(client: &mut Client, name: &str) -> Result<Lsn> {
             &[&name],
         )
         .map_err(|e| Error::sql(format!("cannot make the temporary slot \"{name}\""), e))?;
-    let reserved = lsn(row.get(0))?;
+    let reserved = lsn(column(&row, 0)?)?;
     // A row that is still held keeps the server's end of the statement unread.
     drop(row);
     hear(client)?;
@@ -150,7 +149,7 @@ pub fn write_floor(client: &mut Client, set: &str) -> Result<(Lsn, jiff::Timesta
             &[&format!("floor of set {set}")],
         )
         .map_err(|e| Error::sql("cannot write the floor's WAL record", e))?;
-    let floor = (lsn(row.get(0))?, time(row.get(1))?);
+    let floor = (lsn(column(&row, 0)?)?, time(column(&row, 1)?)?);
     drop(row);
     hear(client)?;
     Ok(floor)
@@ -165,8 +164,8 @@ pub fn replayed(client: &mut Client) -> Result<(Option<Lsn>, jiff::Timestamp)> {
     let row = client
         .query_one(&format!("SELECT pg_last_wal_replay_lsn()::text, {NOW}"), &[])
         .map_err(|e| Error::sql("cannot ask how far the standby has replayed", e))?;
-    let replayed = row.get::<_, Option<&str>>(0).map(lsn).transpose()?;
-    let replayed = (replayed, time(row.get(1))?);
+    let replayed = column::<Option<&str>>(&row, 0)?.map(lsn).transpose()?;
+    let replayed = (replayed, time(column(&row, 1)?)?);
     drop(row);
     hear(client)?;
     Ok(replayed)
@@ -184,13 +183,13 @@ pub fn flushed(client: &mut Client, cluster: SystemIdentifier) -> Result<Option<
             &[],
         )
         .map_err(|e| Error::sql("cannot ask the primary how far it is", e))?;
-    let found = SystemIdentifier::new(row.get::<_, i64>(1).cast_unsigned());
+    let found = SystemIdentifier::new(column::<i64>(&row, 1)?.cast_unsigned());
     if found != cluster {
         return Err(Error::failed(format!(
             "it is of another cluster: its system identifier is {found}, the standby's is {cluster}"
         )));
     }
-    row.get::<_, Option<&str>>(0).map(lsn).transpose()
+    column::<Option<&str>>(&row, 0)?.map(lsn).transpose()
 }
 
 /// Asks a standby how it follows.
@@ -214,12 +213,12 @@ pub fn following(client: &mut Client) -> Result<Following> {
         )
         .map_err(|e| Error::sql("cannot ask how the standby follows", e))?;
     let following = Following {
-        streams: row.get(0),
-        should_stream: row.get(1),
-        caught_up: row.get(2),
-        replayed: row.get(3),
-        paused: row.get(4),
-        last_commit: row.get::<_, Option<&str>>(5).map(time).transpose()?,
+        streams: column(&row, 0)?,
+        should_stream: column(&row, 1)?,
+        caught_up: column(&row, 2)?,
+        replayed: column(&row, 3)?,
+        paused: column(&row, 4)?,
+        last_commit: column::<Option<&str>>(&row, 5)?.map(time).transpose()?,
     };
     drop(row);
     hear(client)?;

@@ -13,6 +13,7 @@ use crate::config::ClusterConfig;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::postgres::connection;
+use crate::postgres::row::column;
 use crate::postgres::server::{self, Outcome, Server};
 use crate::refusal::Refusal;
 use crate::set::manifest::Manifest;
@@ -125,7 +126,7 @@ fn streams(server: &ClusterConfig) -> Option<bool> {
         "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')",
         &[],
     );
-    row.ok().map(|row| row.get(0))
+    column(&row.ok()?, 0).ok()
 }
 
 /// What a log says since the server was started last.

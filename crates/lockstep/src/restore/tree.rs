@@ -321,7 +321,7 @@ fn stay_here(data: &Path, path: &Path, owner: Option<Credentials>) -> Result<()>
 /// of root's, whose text would be written back as theirs. `None`: it isn't there, or not for them, and so not for their server.
 fn read_of_data(data: &Path, path: &Path) -> Result<Option<Vec<u8>>> {
     match files::read_as(path, files::reader_of(data)?) {
-        Err(error @ Error::Command(_)) => {
+        Err(error @ Error::Command { .. }) => {
             tracing::warn!(
                 error = %error.chain(),
                 "\"{}\" isn't taken over: the data directory's owner can't read it{}",

@@ -62,100 +62,104 @@ pub fn remove_lock(cx: &Context, id: &str) {
 /// When the journals can't be read, or a signal has come.
 pub fn remove(cx: &Context) -> Result<()> {
     for (path, entry) in journal::read_all::<RestoreJournal>(&cx.state.path("restores"))? {
-        let held = match Lock::take(&lock_path(cx, &entry.id), "clean-up") {
-            Err(LockError::Held(_)) => continue,
-            Err(LockError::Failed(error)) => return Err(error),
-            Ok(lock) => lock,
-        };
-        // Between the reading and the lock it may have ended well, and be somebody's by now.
-        if journal::read::<RestoreJournal>(&path)?.as_ref() != Some(&entry) {
-            // While it is held: whoever waits for it must not find another file than who comes later.
-            remove_lock(cx, &entry.id);
-            drop(held);
-            continue;
-        }
-        let _alone = match alone::nobody_in(&entry.alone_in) {
-            Ok(Some(held)) => held,
-            Ok(None) => {
-                tracing::warn!(
-                    id = %entry.id, data = %entry.data.display(),
-                    "another restore works where an unfinished one left something: it stays for now"
-                );
-                continue;
-            }
-            Err(error) => {
-                tracing::warn!(
-                    id = %entry.id, data = %entry.data.display(), error = %error.chain(),
-                    "nobody can tell whether another restore works where an unfinished one left something: it stays for now"
-                );
-                continue;
-            }
-        };
-        if is_taken_over(&entry) {
-            tracing::warn!(
-                id = %entry.id, data = %entry.data.display(),
-                "another restore has gone on with what an unfinished one left: it is that one's"
-            );
-            destroy_datasets(cx, &received_only(&entry))?;
-            forget_restore(&path, cx, &entry, held)?;
-            continue;
-        }
-        match whose_now(cx, &entry)? {
-            Whose::Ended => {
-                tracing::warn!(
-                    id = %entry.id, data = %entry.data.display(),
-                    "the journal of a restore that has ended: did state_dir come back from a copy? What it made stays"
-                );
-                forget_restore(&path, cx, &entry, held)?;
-                continue;
-            }
-            Whose::Configured(cluster) => {
-                tracing::warn!(
-                    id = %entry.id, data = %entry.data.display(), journal = %path.display(),
-                    "an unfinished restore may be cluster \"{cluster}\" of the configuration by now: it stays for now. \
-                     Where it is, remove the journal; where nobody needs it, what the journal names"
-                );
-                continue;
-            }
-            Whose::Theirs => {
-                tracing::warn!(
-                    id = %entry.id, data = %entry.data.display(),
-                    "an unfinished restore is a cluster of its own by now: it stays, and isn't Lockstep's any more"
-                );
-                forget_restore(&path, cx, &entry, held)?;
-                continue;
-            }
-            Whose::Unknown(error) => {
-                tracing::warn!(
-                    id = %entry.id, data = %entry.data.display(), error = %error.chain(),
-                    journal = %path.display(),
-                    "an unfinished restore may be a cluster of its own by now, and its pg_control can't be read: \
-                     it stays for now. Load its key, mount it; or, if nobody needs it, remove it and its journal"
-                );
-                continue;
-            }
-            Whose::Ours => {}
-        }
-        tracing::warn!(
-            id = %entry.id,
-            "removing what an unfinished {} left: {}",
-            kind(&entry.id),
-            left(&entry)
-        );
-        match undo(cx, &entry) {
+        match remove_one(cx, &path, &entry) {
             Err(error) if !matches!(error, Error::Interrupted { .. }) => {
-                tracing::warn!(id = %entry.id, error = %error.chain(), "it stays for now");
-                continue;
+                let kind = kind(&entry.id);
+                tracing::warn!(
+                    id = %entry.id, error = %error.chain(),
+                    "an unfinished {kind} left something: it stays for now"
+                );
             }
-            undone => undone?,
+            removed => removed?,
         }
-        if let Some(name) = entry.id.strip_prefix("clone-") {
-            // A clone is remembered a moment before its journal entry goes.
-            files::remove_file(&cx.state.path("clones").join(format!("{name}.json")))?;
-        }
-        forget(&path, cx, &entry, held)?;
     }
     remove_locks(cx)
+}
+
+fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
+    let held = match Lock::take(&lock_path(cx, &entry.id), "clean-up") {
+        Err(LockError::Held(_)) => return Ok(()),
+        Err(LockError::Failed(error)) => return Err(error),
+        Ok(lock) => lock,
+    };
+    // Between the reading and the lock it may have ended well, and be somebody's by now.
+    if journal::read::<RestoreJournal>(path)?.as_ref() != Some(entry) {
+        // While it is held: whoever waits for it must not find another file than who comes later.
+        remove_lock(cx, &entry.id);
+        drop(held);
+        return Ok(());
+    }
+    let _alone = match alone::nobody_in(&entry.alone_in) {
+        Ok(Some(held)) => held,
+        Ok(None) => {
+            tracing::warn!(
+                id = %entry.id, data = %entry.data.display(),
+                "another restore works where an unfinished one left something: it stays for now"
+            );
+            return Ok(());
+        }
+        Err(error) => {
+            tracing::warn!(
+                id = %entry.id, data = %entry.data.display(), error = %error.chain(),
+                "nobody can tell whether another restore works where an unfinished one left something: it stays for now"
+            );
+            return Ok(());
+        }
+    };
+    if is_taken_over(entry) {
+        tracing::warn!(
+            id = %entry.id, data = %entry.data.display(),
+            "another restore has gone on with what an unfinished one left: it is that one's"
+        );
+        destroy_datasets(cx, &received_only(entry))?;
+        return forget_restore(path, cx, entry, held);
+    }
+    match whose_now(cx, entry)? {
+        Whose::Ended => {
+            tracing::warn!(
+                id = %entry.id, data = %entry.data.display(),
+                "the journal of a restore that has ended: did state_dir come back from a copy? What it made stays"
+            );
+            return forget_restore(path, cx, entry, held);
+        }
+        Whose::Configured(cluster) => {
+            tracing::warn!(
+                id = %entry.id, data = %entry.data.display(), journal = %path.display(),
+                "an unfinished restore may be cluster \"{cluster}\" of the configuration by now: it stays for now. \
+                 Where it is, remove the journal; where nobody needs it, what the journal names"
+            );
+            return Ok(());
+        }
+        Whose::Theirs => {
+            tracing::warn!(
+                id = %entry.id, data = %entry.data.display(),
+                "an unfinished restore is a cluster of its own by now: it stays, and isn't Lockstep's any more"
+            );
+            return forget_restore(path, cx, entry, held);
+        }
+        Whose::Unknown(error) => {
+            tracing::warn!(
+                id = %entry.id, data = %entry.data.display(), error = %error.chain(),
+                journal = %path.display(),
+                "an unfinished restore may be a cluster of its own by now, and its pg_control can't be read: \
+                 it stays for now. Load its key, mount it; or, if nobody needs it, remove it and its journal"
+            );
+            return Ok(());
+        }
+        Whose::Ours => {}
+    }
+    tracing::warn!(
+        id = %entry.id,
+        "removing what an unfinished {} left: {}",
+        kind(&entry.id),
+        left(entry)
+    );
+    undo(cx, entry)?;
+    if let Some(name) = entry.id.strip_prefix("clone-") {
+        // A clone is remembered a moment before its journal entry goes.
+        files::remove_file(&cx.state.path("clones").join(format!("{name}.json")))?;
+    }
+    forget(path, cx, entry, held)
 }
 
 /// Removes locks' files that killed commands left, of which there is no journal: a clone's name, a place for datasets.

@@ -347,6 +347,13 @@ fn refusals() {
         (with(4, "host=/nowhere user=x"), exit::FAILED, "primary"),
         (with(4, &plain), exit::REFUSED, "may not replicate"),
         (with(4, "postgresql://a@b/c"), exit::USAGE, "keywords"),
+        (with(4, &plain.replace("port=", "prot=")), exit::USAGE, "keyword \"prot\""),
+        (with(4, "port=5432 user=x"), exit::USAGE, "no host"),
+        (
+            with(4, "host=a,b target_session_attrs=standby"),
+            exit::USAGE,
+            "target_session_attrs=standby",
+        ),
         (with(6, &format!("{pool}/there")), exit::REFUSED, "exists"),
         (with(6, &format!("{pool}/no/such")), exit::REFUSED, "no parent"),
         (with(8, &full), exit::REFUSED, "isn't empty"),

@@ -36,7 +36,7 @@ impl Zfs {
         }
         let names: Vec<_> = datasets.iter().map(DatasetName::to_string).collect();
         let found = match self.get(&names, &[ENCRYPTION, "keystatus", "encryptionroot"]) {
-            Err(Error::Command(e)) if said::knows_no_property(&e) => {
+            Err(Error::Command { error, .. }) if said::knows_no_property(&error) => {
                 self.memory.learn_property(ENCRYPTION, false);
                 return Ok(BTreeMap::new());
             }
@@ -91,7 +91,7 @@ impl Zfs {
 /// that to whoever has no right to, which is said of all else too.
 #[must_use]
 pub fn is_another_key(error: &Error) -> bool {
-    matches!(error, Error::Command(error) if said::is_denied(error))
+    matches!(error, Error::Command { error, .. } if said::is_denied(error))
 }
 
 /// Whether a `keylocation` is a file of this host that is there.

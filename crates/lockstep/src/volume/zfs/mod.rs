@@ -271,7 +271,7 @@ impl Zfs {
         asked.retain(|name| self.memory.property(name) != Some(false));
         let with = |asked: &[&str]| self.get(of, &[needed, asked].concat());
         match with(&asked) {
-            Err(crate::error::Error::Command(e)) if said::knows_no_property(&e) => {}
+            Err(crate::error::Error::Command { error, .. }) if said::knows_no_property(&error) => {}
             other => {
                 if other.is_ok() {
                     asked.iter().for_each(|name| self.memory.learn_property(name, true));
@@ -285,7 +285,11 @@ impl Zfs {
             let knows = match asked.len() {
                 1 => false,
                 _ => match self.get(of, &[name]) {
-                    Err(crate::error::Error::Command(e)) if said::knows_no_property(&e) => false,
+                    Err(crate::error::Error::Command { error, .. })
+                        if said::knows_no_property(&error) =>
+                    {
+                        false
+                    }
                     other => other.map(|_| true)?,
                 },
             };

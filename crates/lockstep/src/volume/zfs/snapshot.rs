@@ -167,7 +167,7 @@ impl Zfs {
     pub fn find_snapshot(&self, snapshot: &SnapshotName) -> Result<Option<SnapshotFacts>> {
         match self.snapshot_facts(std::slice::from_ref(snapshot)) {
             Ok(facts) => Ok(facts.first().copied()),
-            Err(Error::Command(error)) if said::is_absent(&error) => Ok(None),
+            Err(Error::Command { error, .. }) if said::is_absent(&error) => Ok(None),
             Err(error) => Err(error),
         }
     }

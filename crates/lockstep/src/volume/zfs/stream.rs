@@ -85,7 +85,7 @@ impl Zfs {
         }
         let names: Vec<_> = datasets.iter().map(DatasetName::to_string).collect();
         let found = match self.get(&names, &[RESUME_TOKEN]) {
-            Err(Error::Command(e)) if said::knows_no_property(&e) => {
+            Err(Error::Command { error, .. }) if said::knows_no_property(&error) => {
                 self.memory.learn_property(RESUME_TOKEN, false);
                 return Ok(Vec::new());
             }
