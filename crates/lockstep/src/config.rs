@@ -151,7 +151,7 @@ fn identifiers<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<SystemIdentifie
     let read = |text: &String| {
         text.parse().map_err(|_| {
             D::Error::custom(format!(
-                "formerly has \"{text}\", which isn't a system identifier: pg_controldata prints it"
+                "\"{text}\" isn't a system identifier: pg_controldata prints it"
             ))
         })
     };
@@ -463,6 +463,7 @@ mod tests {
         assert!(Config::parse(&relative).unwrap_err().contains("isn't absolute"));
         for (line, words) in [
             ("port = 0", "clusters.main.port is 0"),
+            ("formerly = ['7x']", "line 9, column 12, formerly: \"7x\" isn't a system identifier"),
             (
                 "primary = 'host=db1 prot=5432'",
                 "clusters.main.primary: it has the keyword \"prot\"",

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use strata::check::{Collected, Locks, Prolonged, Prolonging, Survey, Terms, check};
+use strata::check::{Collected, Locks, Prolonged, Prolonging, Run, Survey, Terms, check};
 use strata::delta::ImageOptions;
 use strata::lease::HELD;
 use strata::manifest::{DeltaId, Manifest};
@@ -60,7 +60,7 @@ fn sets(ids: &[&str]) -> BTreeSet<String> {
 fn tend(storage: Arc<dyn Storage>, kept: &[&str], now: u64) -> (Collected, Prolonged) {
     let repository = repository(storage);
     let survey = Survey::take(&repository, &sets(kept), Terms::at(0, now)).unwrap();
-    let collected = survey.collect(&repository, 0, now, now, false, HELD).unwrap();
+    let collected = survey.collect(&repository, Terms::at(0, now), Run::Real, HELD).unwrap();
     let gone = collected.deleted.clone();
     let what = Prolonging { more: vec!["lockstep.json".into()], gone, now };
     let prolonged = survey.prolong(&repository, &what, HELD).unwrap();

@@ -458,6 +458,31 @@ mod tests {
     }
 
     #[test]
+    fn a_delta_that_is_no_guid_is_refused() {
+        let id = "20261123T194512Z-k3fa";
+        let stored = |delta: &str| ShippedVolume {
+            dataset: DatasetName::new("t/pg").unwrap(),
+            image: "t=pg".into(),
+            delta: delta.into(),
+            base: None,
+            stream_bytes: 1,
+            stored_bytes: 1,
+            left_out: Vec::new(),
+            pages: Pages::default(),
+            raw: None,
+        };
+        let check = |volume| {
+            let shipped = Shipped::new(manifest(id, Vec::new()), vec![volume]);
+            shipped.check(id, shipped.manifest.cluster.as_str())
+        };
+        assert_eq!(check(stored("17")), Ok(()));
+        assert_eq!(check(stored("17a")), Err("\"17a\" is no GUID".into()));
+        let link = Link { guid: "x".into(), snapshot: "s".into() };
+        let raw = ShippedVolume { raw: Some(vec![link]), ..stored("17") };
+        assert_eq!(check(raw), Err("\"x\" is no GUID".into()));
+    }
+
+    #[test]
     fn another_set_s_or_cluster_s_manifest_is_refused() {
         let id = "20261123T194512Z-k3fa";
         let shipped = Shipped::new(manifest(id, Vec::new()), Vec::new());

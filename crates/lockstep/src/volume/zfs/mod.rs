@@ -413,6 +413,15 @@ mod tests {
     }
 
     #[test]
+    fn snapshots_are_single_ones() {
+        assert!(SnapshotName::check("lockstep-20261126T191853Z-2qiv").is_ok());
+        for bad in ["", "a%b", "a,b", "a@b", "a/b", "a#b"] {
+            assert!(SnapshotName::check(bad).is_err(), "{bad}");
+            assert!(SnapshotName::try_from(format!("t/pg@{bad}")).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn the_common_ancestor_is_the_deepest() {
         let of = |names: &[&str]| {
             let names: Vec<_> = names.iter().map(|n| name(n)).collect();
