@@ -58,6 +58,30 @@ fn age(fixture: &Fixture, set: &str, days: i64) {
     fs::write(&path, manifest.to_bytes().expect("a manifest")).expect("it can be written");
 }
 
+/// An increment can't start from what is on a pool that is gone for good, newest in common or not.
+#[test]
+fn the_newest_common_set_is_given_up_by_name_where_its_pool_is_gone() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = configured(&fixture, "local = { last = 1 }");
+    let set = lockstep.backup("label").id;
+    fixture.cluster.stop(Stop::Fast);
+    let gone = &fixture.pools[1];
+    must(&mut command("zpool", ["export", &gone.name]));
+    lockstep.expect(exit::PROBLEMS, &["prune", "--local"]);
+    assert_eq!(lockstep.sets(), [&*set], "by a policy nothing of it goes");
+    let named = ["prune", "--local", "--set", &set];
+    let outcome = lockstep.expect(exit::DONE, &named);
+    assert_said(&outcome, &["is given up", &gone.name]);
+    assert!(lockstep.sets().is_empty());
+    assert_eq!(fixture.pools[0].snapshots(), [""; 0], "what is there went");
+    let folder = gone.image.parent().and_then(|folder| folder.to_str()).expect("a folder");
+    must(&mut command("zpool", ["import", "-d", folder, &gone.name]));
+    for snapshot in gone.snapshots() {
+        zfs(&["release", "lockstep", &snapshot]);
+        zfs(&["destroy", &snapshot]);
+    }
+}
+
 #[test]
 fn what_somebody_asks_for_stays_on_both_sides() {
     let fixture = Fixture::new(two_pools_four_datasets());

@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::Arc;
 
-use strata::check::{CheckOptions, Report, check, collect};
+use strata::check::{CheckOptions, Report, check};
 use strata::delta::{chain, packs};
 use strata::fold::merge;
 use strata::lease::HELD;

@@ -63,13 +63,17 @@ impl Attempt<'_> {
         ];
         let (records, end) = copies::read(&folders, identity, start, until)?;
         if end < needed {
+            let is_gone = |name: &String| !folders.iter().any(|folder| folder.join(name).exists());
+            let segments = wal::segments(identity, end, needed).into_iter();
+            let mut names = segments.map(|segment| segment.file_name(identity.segment_size));
+            // It was frozen with the others, and gone before it was read here: no slot keeps it. Which of them goes first
+            // is the order of the folder (RemoveOldXlogFiles in xlog.c).
+            if let Some(gone) = names.find(is_gone) {
+                let oldest = wal::oldest(&folders[1], identity.segment_size)?;
+                return Err(Refusal::WalRecycledBeforeFreeze { needed: gone, oldest }.into());
+            }
             let segment = WalSegment::containing(identity.timeline, end, identity.segment_size);
             let segment = segment.file_name(identity.segment_size);
-            // It was frozen with the others, and gone before it was read here: no slot keeps it.
-            if !folders.iter().any(|folder| folder.join(&segment).exists()) {
-                let oldest = wal::oldest(&folders[1], identity.segment_size)?;
-                return Err(Refusal::WalRecycledBeforeFreeze { needed: segment, oldest }.into());
-            }
             let why = format!("recovery reads to {needed}, and no record can be read at {end}");
             return Err(Refusal::WalDamaged { segment, why }.into());
         }

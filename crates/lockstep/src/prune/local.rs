@@ -60,6 +60,9 @@ pub(super) fn prune(
     let whole = decide(&|facts, set| facts.broken(set).is_none());
     let all = decide(&|_, _| true);
     let mut plan = facts.plan(&whole, &all, &named);
+    if !request.dry_run {
+        plan.problems.extend(removal::cut_off(cx)?);
+    }
     plan.insist_on(&named)?;
     let is_going = |(set, _): &&(String, Reason)| plan.removed().any(|going| going == set);
     for (set, why) in facts.shipped.iter().filter(is_going) {
@@ -223,7 +226,8 @@ impl Facts {
         self.commons.iter().any(|common| common.newest.as_deref() == Some(id))
     }
 
-    /// A set that is `named` goes also where its shipment was begun: who names it gives that up.
+    /// A set that is `named` goes also where its shipment was begun, or where its pool is gone, and no increment starts from it
+    /// until that comes back: who names it gives that up.
     fn candidates(&self, sets: &[&Manifest], named: &[String]) -> Vec<Candidate> {
         let branches = Branches::of(sets.iter().map(|set| Member::from(*set)));
         let candidate = |set: &&Manifest| {
@@ -231,7 +235,9 @@ impl Facts {
             let common = self.commons.iter().filter(|c| c.newest.as_deref() == Some(id.as_str()));
             let reasons =
                 common.map(|c| Reason::CommonWith(format!("repository {}", c.repository)));
-            let mut needed: Vec<_> = match self.replaceable.contains(&id) {
+            let is_away = set.volumes.iter().any(|volume| self.away.contains(&volume.pool));
+            let is_no_start = named.contains(&id) && is_away;
+            let mut needed: Vec<_> = match self.replaceable.contains(&id) || is_no_start {
                 true => Vec::new(),
                 false => reasons.collect(),
             };
@@ -403,7 +409,7 @@ impl Facts {
         };
         let common = self.commons.iter().filter(|common| common.newest.as_deref() == Some(id));
         let repositories: Vec<_> = common.map(|common| common.repository.clone()).collect();
-        if !repositories.is_empty() {
+        if !repositories.is_empty() && self.replaceable.contains(id) {
             bookmarks::make(cx, set, repositories)?;
         }
         removal::remove(cx, set, is_named)

@@ -110,6 +110,17 @@ pub fn unfinished(cx: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Sets whose removal was begun and isn't done, in words; behind [`unfinished`] those that couldn't go on.
+///
+/// # Errors
+/// When a journal can't be read.
+pub fn cut_off(cx: &Context) -> Result<Vec<String>> {
+    let begun = journal::read_all::<RemovalJournal>(&cx.state.path("removals"))?;
+    let words =
+        |set: &SetId| format!("the removal of set {set} was begun, and can't be finished for now");
+    Ok(begun.iter().map(|(_, entry)| words(&entry.set)).collect())
+}
+
 /// Why a snapshot can't be destroyed, beside Lockstep's own hold.
 #[must_use]
 pub fn stands(snapshot: &SnapshotName, standing: &Standing, own_hold: u64) -> Option<String> {
