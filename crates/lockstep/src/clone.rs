@@ -3,6 +3,7 @@
 //! A clone is a restore whose server stays in its mount namespace and which Lockstep remembers, so
 //! that it can take everything away again.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -205,8 +206,9 @@ pub fn destroy(cx: &Context, name: &CloneName) -> Result<()> {
     // Before its server is stopped: half a clone is no use to anybody.
     let in_the_way = unfinished::in_the_way(cx, &record.made)?;
     if !in_the_way.is_empty() {
-        let commands: Vec<_> =
-            in_the_way.iter().map(|it| format!("`zfs destroy {}`", quote(&it.name))).collect();
+        let commands: BTreeSet<_> =
+            in_the_way.iter().map(|it| format!("`{}`", it.way_out)).collect();
+        let commands: Vec<_> = commands.into_iter().collect();
         return Err(Error::failed(format!(
             "clone \"{name}\" can't be destroyed: {}",
             InTheWay::of_all(&in_the_way)

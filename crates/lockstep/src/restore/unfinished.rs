@@ -15,8 +15,9 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::{Lock, LockError};
 use crate::postgres::{instance, server};
+use crate::process::quote;
 use crate::set::journal::{self, RestoreJournal};
-use crate::volume::zfs::DatasetName;
+use crate::volume::zfs::{DatasetName, SnapshotName};
 
 /// The property that says of which restore, which has ended, a dataset is.
 const ENDED: &str = "lockstep:ended";
@@ -404,9 +405,31 @@ pub struct InTheWay {
     pub name: String,
     /// What it is.
     pub is: String,
+    /// The command that takes it out of the way, for one that nobody needs.
+    pub way_out: String,
 }
 
 impl InTheWay {
+    /// A snapshot that isn't the restore's, and what stands on it. Where a `zfs promote` of the restore's dataset took the
+    /// original's snapshots there, that is the original itself.
+    fn snapshot(snapshot: &SnapshotName, clones: &[DatasetName]) -> Self {
+        let name = snapshot.to_string();
+        match clones.first() {
+            Some(clone) => Self {
+                name,
+                is: format!(
+                    "is what \"{clone}\" stands on, which a `zfs promote` takes it back to"
+                ),
+                way_out: format!("zfs promote {}", quote(clone.as_str())),
+            },
+            None => Self {
+                is: "isn't Lockstep's".into(),
+                way_out: format!("zfs destroy {}", quote(&name)),
+                name,
+            },
+        }
+    }
+
     /// All of them, for people.
     #[must_use]
     pub fn of_all(all: &[Self]) -> String {
@@ -425,17 +448,19 @@ pub fn in_the_way(cx: &Context, entry: &RestoreJournal) -> Result<Vec<InTheWay>>
         if !cx.zfs.exists(dataset.as_str())? {
             continue;
         }
-        for snapshot in cx.zfs.snapshots_of(dataset)? {
-            let name = snapshot.to_string();
-            if !entry.received.contains(&name) {
-                found.push(InTheWay { name, is: "isn't Lockstep's".into() });
-            }
+        let mut foreign = cx.zfs.snapshots_of(dataset)?;
+        foreign.retain(|snapshot| !entry.received.contains(&snapshot.to_string()));
+        let standing = cx.zfs.standing(&foreign)?;
+        for snapshot in foreign {
+            let clones = standing.get(&snapshot).map_or(&[][..], |standing| &standing.clones);
+            found.push(InTheWay::snapshot(&snapshot, clones));
         }
         let below = cx.zfs.descendants(dataset)?.into_iter().filter(|d| d != dataset);
         let foreign = below.filter(|below| !entry.datasets.contains(below));
         found.extend(foreign.map(|below| InTheWay {
             name: below.to_string(),
             is: format!("lies below \"{dataset}\""),
+            way_out: format!("zfs destroy {}", quote(below.as_str())),
         }));
     }
     Ok(found)
@@ -469,6 +494,17 @@ pub(super) fn remove_place(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Its destruction would take along what stands on it: `zfs destroy` itself then proposes -R.
+    #[test]
+    fn what_the_original_stands_on_is_promoted_back_and_not_destroyed() {
+        let [clone, original] =
+            ["t/clone", "t/pg/data"].map(|name| DatasetName::new(name).unwrap());
+        let snapshot = clone.snapshot("lockstep-20261101T000000Z-aaaa");
+        let promoted = InTheWay::snapshot(&snapshot, std::slice::from_ref(&original));
+        assert_eq!(promoted.way_out, "zfs promote t/pg/data");
+        assert_eq!(InTheWay::snapshot(&snapshot, &[]).way_out, format!("zfs destroy {snapshot}"));
+    }
 
     fn entry(id: &str, data: PathBuf, started: bool) -> RestoreJournal {
         RestoreJournal {
