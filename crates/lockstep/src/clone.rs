@@ -14,7 +14,6 @@ use crate::files;
 use crate::names::{CloneName, SetId};
 use crate::postgres::target::{Action, Recovery};
 use crate::postgres::{instance, server};
-use crate::process::quote;
 use crate::restore::strays;
 use crate::restore::unfinished::{self, InTheWay};
 use crate::restore::{self, CloneOptions, Problem, Request, Restored, What};

@@ -764,3 +764,49 @@ fn damaged_sets() {
     assert!(!to.exists() && fixture.clones().is_empty(), "a refused restore left something");
     assert_restores(&fixture, &whole.id);
 }
+
+/// A spread checkpoint takes minutes, and systemd kills what goes on for longer than one and a half.
+#[test]
+fn a_signal_ends_it_while_a_spread_checkpoint_is_waited_for() {
+    let fixture = quiet(one_pool().setting("checkpoint_timeout", "'15min'"));
+    let config = fixture.root().join("spread.toml");
+    let text = fixture.configuration("label", true);
+    fs::write(&config, text.replace("\"fast\"", "\"spread\"")).expect("it can be written");
+    let lockstep = Lockstep::new(&config, &fixture.cluster.bin);
+    for signal in [Signal::INT, Signal::TERM] {
+        // So much that is dirty has to be spread.
+        fixture.cluster.execute(&[
+            "DROP TABLE IF EXISTS much",
+            "CREATE TABLE much AS SELECT repeat(md5(n::text), 30) FROM generate_series(1, 20000) n",
+        ]);
+        let mut program = lockstep.spawn(&["backup"]);
+        let asked = "SELECT count(*)::text FROM pg_stat_activity WHERE query LIKE '%pg_backup_start(%' AND pid <> pg_backend_pid()";
+        wait_until("it waits for its checkpoint", LIMIT, || {
+            assert!(program.is_running(), "it didn't wait");
+            fixture.cluster.value("postgres", asked) == "1"
+        });
+        let began = Instant::now();
+        program.signal(signal);
+        let outcome = program.wait(LIMIT);
+        assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
+        // The rest of the checkpoint would take minutes.
+        assert!(began.elapsed() < Duration::from_secs(60), "{}", outcome.describe());
+        assert_nothing_remains(&fixture, &[], "interrupted while it waited");
+    }
+    fixture.lockstep().backup("label");
+}
+
+/// Its words stay where any are taken.
+#[test]
+fn a_label_that_the_database_has_no_characters_for() {
+    let fixture = quiet(one_pool());
+    let latin = "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0";
+    fixture.cluster.execute(&[latin]);
+    let config = fixture.root().join("latin.toml");
+    let text = fixture.configuration("label", true);
+    fs::write(&config, text.replace("os_user", "dbname = \"latin\"\nos_user")).expect("written");
+    let lockstep = Lockstep::new(&config, &fixture.cluster.bin);
+    let set = Set::of(&lockstep.json(&["backup", "--label", "前 upgrade"]));
+    assert_eq!(lockstep.json(&["show", &set.id])["label"], "前 upgrade", "{}", set.json);
+    assert_restores(&fixture, &set.id);
+}

@@ -208,10 +208,11 @@ impl<'a> Attempt<'a> {
     }
 
     fn start_backup(&mut self, fast: bool) -> Result<()> {
-        let label = self.request.label.clone().unwrap_or_else(|| format!("lockstep {}", self.set));
+        let plain = format!("lockstep {}", self.set);
+        let label = self.request.label.clone().unwrap_or_else(|| plain.clone());
         let major = self.survey.facts.server.as_ref().map_or(0, crate::plan::ServerFacts::major);
         let began = Instant::now();
-        let started = session::start(self.client()?, major, &label, fast)?;
+        let started = session::start(self.client()?, major, (&label, &plain), fast)?;
         self.seconds.checkpoint = began.elapsed().as_secs_f64();
         self.tell_restartpoint(started.start_lsn)?;
         self.session = Some(started);

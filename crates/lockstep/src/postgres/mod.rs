@@ -17,5 +17,6 @@ pub mod target;
 pub mod text;
 pub mod tls;
 pub mod users;
+mod waiting;
 pub mod wal;
 pub mod wal_run;

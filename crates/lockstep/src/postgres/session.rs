@@ -12,6 +12,7 @@ use postgres::fallible_iterator::FallibleIterator;
 
 use super::row::column;
 use super::text::Text;
+use super::waiting::{until_interrupted, was_interrupted};
 use crate::error::{Error, Result};
 use crate::plan::facts::Following;
 use crate::refusal::Refusal;
@@ -59,19 +60,34 @@ pub fn hear(client: &mut Client) -> Result<()> {
     Ok(())
 }
 
-/// pg_backup_start; on 13 and 14 pg_start_backup(…, exclusive => false).
+/// pg_backup_start; on 13 and 14 pg_start_backup(…, exclusive => false). `plain` is the label where the database's
+/// encoding hasn't the characters of `label`.
 ///
 /// # Errors
-/// The server's reason.
-pub fn start(client: &mut Client, major: u32, label: &str, fast: bool) -> Result<Started> {
+/// The server's reason; [`Error::Interrupted`] while a spread checkpoint is waited for.
+pub fn start(
+    client: &mut Client,
+    major: u32,
+    (label, plain): (&str, &str),
+    fast: bool,
+) -> Result<Started> {
     let statement = if major >= 15 {
         "SELECT pg_backup_start($1, fast => $2)::text"
     } else {
         "SELECT pg_start_backup($1, fast => $2, exclusive => false)::text"
     };
-    let row = client
-        .query_one(statement, &[&label, &fast])
-        .map_err(|e| refused("pg_backup_start failed", e))?;
+    let mut begin = |label: &str| {
+        until_interrupted(client, |client| client.query_one(statement, &[&label, &fast]))
+    };
+    let row = match begin(label) {
+        // The words stay in the manifest; backup_label needs none of them.
+        Err(e) if e.code() == Some(&SqlState::UNTRANSLATABLE_CHARACTER) => begin(plain),
+        other => other,
+    };
+    let row = row.map_err(|e| match was_interrupted(&e) {
+        true => Error::Interrupted { step: "backup.started".into() },
+        false => refused("pg_backup_start failed", e),
+    })?;
     let start_lsn = lsn(column(&row, 0)?)?;
     drop(row);
     hear(client)?;
