@@ -73,7 +73,11 @@ pub fn run(cx: &Context) -> Result<Vec<Finding>> {
             let datasets: Vec<_> =
                 survey.facts.layout.volumes.iter().map(|v| v.dataset.clone()).collect();
             all.extend(sets::strangers(unfinished::strangers(cx, &datasets)?, cx.state.owner()));
-            all.extend(leftovers::strays(&strays::find(cx, &datasets)?, cx.state.owner()));
+            all.extend(leftovers::strays(
+                &strays::find(cx, &datasets)?,
+                &datasets,
+                cx.state.owner(),
+            ));
         }
         Err(error) => all.push(failure("layout", &error)),
     }

@@ -331,6 +331,12 @@ pub enum Refusal {
         /// The cluster.
         cluster: String,
         /// The part.
+    /// What a clone of a snapshot would be called is there.
+    #[error("dataset \"{dataset}\" exists already, and a clone would get its name")]
+    CloneExists {
+        /// The dataset.
+        dataset: String,
+    },
         part: PartKind,
     },
     /// What would be filled is, holds, or lies in a part of a cluster of the configuration.
@@ -605,6 +611,7 @@ impl Refusal {
                 let leaf = dataset.rsplit_once('/').map_or("", |(_, leaf)| leaf);
                 let parent = found.strip_suffix(leaf).and_then(|parent| parent.strip_suffix('/'));
                 let named = parent.map_or_else(String::new, |parent| format!(": --dataset {}", quote(parent)));
+            Self::CloneExists { dataset } => format!("take another name; `zfs get lockstep:restore,lockstep:owner,origin {}` says what made it", quote(dataset)),
                 format!("was it renamed, or mistyped? name the dataset and the folder (--to) of one and the same older restore{named}")
             }
             Self::MountedInside { point, .. } => format!("`umount {}`, or restore to another folder: --delta would write over what lies there, and remove it", quote(&point.display().to_string())),

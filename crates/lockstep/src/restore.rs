@@ -39,7 +39,7 @@ use std::path::PathBuf;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::names::random_suffix;
+use crate::names::{CloneName, random_suffix};
 use crate::postgres::instance;
 use crate::refusal::Refusal;
 use crate::repository;
@@ -95,7 +95,7 @@ pub struct Request {
 #[derive(Debug, Clone)]
 pub struct CloneOptions {
     /// The clone's name.
-    pub name: String,
+    pub name: CloneName,
     /// Settings, over those of the cluster.
     pub settings: Vec<(String, String)>,
 }
@@ -213,7 +213,7 @@ fn prepare<'a>(
     alone: impl FnOnce(Vec<PathBuf>) -> Result<Alone>,
 ) -> Result<Build<'a>> {
     let id = match &request.clone {
-        Some(clone) => format!("clone-{}", clone.name),
+        Some(clone) => crate::clone::new_id(&clone.name)?,
         None => format!("restore-{}", random_suffix()?),
     };
     let (manifest, source) = open_source(cx, request, &id)?;
@@ -235,8 +235,13 @@ fn prepare<'a>(
     let tablespaces = elsewhere
         .map(|(which, path)| Ok((which.clone(), guard::place_of_tablespace(path, &directory)?)));
     let tablespaces = tablespaces.collect::<Result<Vec<_>>>()?;
+    // Two clusters' datasets may lie beside one another, and both have a clone of this name.
+    let name = match &request.clone {
+        Some(clone) => format!("clone-{}-{}", cx.name, clone.name),
+        None => id.clone(),
+    };
     let naming = match &source {
-        Source::Snapshots => Naming::Clones { name: &id, parent: request.dataset.as_ref() },
+        Source::Snapshots => Naming::Clones { name: &name, parent: request.dataset.as_ref() },
         Source::Repository(from) => match &from.parent {
             Some(parent) => Naming::Below(parent),
             None => Naming::Folders,
