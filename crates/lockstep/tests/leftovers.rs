@@ -552,4 +552,22 @@ fn a_clone_that_state_dir_has_forgotten() {
     }
     lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
     assert_nothing_remains(&fixture, &[], "it is a clone again, and was destroyed");
+
+    // As older versions made them: without a random mark.
+    for is_known in [true, false] {
+        lockstep.clone_create("dev", &[]);
+        let path = state.join("clones/dev.json");
+        let text = fs::read_to_string(&path).expect("its record");
+        let id = property(&fixture.clones()[0].name, "lockstep:restore");
+        fs::write(&path, text.replace(&id, "clone-dev")).expect("it can be written");
+        for clone in fixture.clones() {
+            zfs(&["set", "lockstep:restore=clone-dev", &clone.name]);
+        }
+        assert_eq!(lockstep.json(&["clone", "list"])["clones"][0]["name"], "dev");
+        if !is_known {
+            fs::remove_file(&path).expect("it is there");
+        }
+        lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
+        assert_nothing_remains(&fixture, &[], "an older version's clone was destroyed");
+    }
 }
