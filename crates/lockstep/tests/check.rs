@@ -328,3 +328,23 @@ fn a_reservation_that_no_snapshot_fits_beside_is_told() {
     zfs(&["set", "refreservation=none", dataset]);
     lockstep.backup("label");
 }
+
+/// Where a repository has a set that isn't whole here, its restore from there is what helps first: the cluster may be down.
+#[test]
+fn sets_that_are_whole_in_a_repository_alone() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = support::shipping::with_repository(&fixture);
+    let set = lockstep.backup("label");
+    release_and_destroy(&set.volumes[0].snapshot);
+    fixture.cluster.stop(Stop::Fast);
+    let way = format!("lockstep restore {} --from repository:{}", set.id, support::shipping::NAME);
+    let found = about(&lockstep, exit::PROBLEMS, "sets");
+    let hint = found[0]["hint"].as_str().unwrap_or_default();
+    assert!(hint.contains(&way), "{found:?}");
+    let to = fixture.target("gone");
+    let to = to.to_str().expect("UTF-8");
+    let refused = lockstep.expect(exit::REFUSED, &["restore", "latest", "--to", to]);
+    let (_, hint) = refused.stderr.split_once("hint: ").expect("a hint");
+    let (first, second) = (hint.find(&way), hint.find("prune --local --set"));
+    assert!(first.is_some() && first < second, "{}", refused.describe());
+}

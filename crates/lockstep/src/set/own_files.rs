@@ -93,7 +93,7 @@ impl FrozenWal {
         if found != manifest.postgres.system_identifier {
             let expected = &manifest.postgres.system_identifier;
             let why = format!("pg_control is of cluster {found}, the manifest's is {expected}");
-            return Err(Refusal::SetDamaged { set, why }.into());
+            return Err(Refusal::SetDamaged { set, why, repositories: Vec::new() }.into());
         }
         let checkpoint = &control.checkpoint_copy;
         let named = pgfiles::TimelineId::new(control.min_recovery_point_timeline);
@@ -144,7 +144,8 @@ pub(crate) fn take_files(
         let file = hash_file(&path).map_err(|error| match error {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 let why = format!("{name} is in its manifest and not in pg_wal's snapshot");
-                Refusal::SetDamaged { set: manifest.set.to_string(), why }.into()
+                let (set, repositories) = (manifest.set.to_string(), Vec::new());
+                Refusal::SetDamaged { set, why, repositories }.into()
             }
             other => other,
         })?;

@@ -382,6 +382,14 @@ impl State {
     }
 
     /// The datasets that a manifest names, also one that is damaged, as far as it can be read at all. Nothing else of
+    /// The repositories of the configuration that a set was shipped to, by its own notes alone: of many sets that aren't whole
+    /// here each is asked.
+    #[must_use]
+    pub fn repositories_with(&self, set: &SetId) -> Vec<String> {
+        let shipped = self.shipped_to(set).into_iter().map(|known| known.repository);
+        shipped.filter(|name| self.repositories.contains(name)).collect()
+    }
+
     /// it is to be trusted: what is there has to prove itself by its own marks.
     #[must_use]
     pub fn datasets_named(&self, set: &SetId) -> Vec<DatasetName> {
@@ -397,7 +405,8 @@ impl State {
         let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
         let damaged = |why: String| {
             let why = format!("\"{}\": {why}", path.display());
-            Error::from(Refusal::SetDamaged { set: set.to_string(), why })
+            let repositories = self.repositories_with(set);
+            Error::from(Refusal::SetDamaged { set: set.to_string(), why, repositories })
         };
         let manifest = Manifest::parse(&bytes).map_err(damaged)?;
         if manifest.set != *set {
@@ -423,7 +432,8 @@ pub fn read_file_of(directory: &Path, manifest: &Manifest, name: &str) -> Result
     let path = directory.join(name);
     let damaged = |why: String| {
         let why = format!("\"{}\" {why}", path.display());
-        Error::from(Refusal::SetDamaged { set: manifest.set.to_string(), why })
+        let (set, repositories) = (manifest.set.to_string(), Vec::new());
+        Error::from(Refusal::SetDamaged { set, why, repositories })
     };
     let bytes = std::fs::read(&path).map_err(|e| damaged(format!("can't be read: {e}")))?;
     let expected =
