@@ -399,7 +399,10 @@ impl Facts {
                     entry.fate = Fate::Left(format!("{why}; the next start removes the rest"));
                 }
                 Err(interrupted @ Error::Interrupted { .. }) => return Err(interrupted),
-                Err(error) => entry.fate = Fate::Left(error.chain()),
+                Err(error) => {
+                    let hint = error.hint().map(|hint| format!("; {hint}"));
+                    entry.fate = Fate::Left(error.chain() + &hint.unwrap_or_default());
+                }
             }
         }
         bookmarks::clear(cx, &self.commons)

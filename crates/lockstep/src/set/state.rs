@@ -4,6 +4,7 @@
 //! owner                            the id of this state_dir: whose snapshots are whose
 //! zfs.json                         what this machine's ZFS can do, found out once a day
 //! clusters/NAME/lock               flock: one backup at a time
+//! clusters/NAME/reserve            room for the journal of a removal, where there is no other
 //! clusters/NAME/sets/ID/           manifest.json (written last), backup_label, tablespace_map, wal/, config/, and in which
 //!                                  repositories it is or was (shipped.REPOSITORY.json, pruned.REPOSITORY)
 //! clusters/NAME/unfinished/ID      a backup that has begun: the datasets it may have snapshots on
@@ -381,7 +382,6 @@ impl State {
         Ok(sets.iter().map(of).collect())
     }
 
-    /// The datasets that a manifest names, also one that is damaged, as far as it can be read at all. Nothing else of
     /// The repositories of the configuration that a set was shipped to, by its own notes alone: of many sets that aren't whole
     /// here each is asked.
     #[must_use]
@@ -390,6 +390,7 @@ impl State {
         shipped.filter(|name| self.repositories.contains(name)).collect()
     }
 
+    /// The datasets that a manifest names, also one that is damaged, as far as it can be read at all. Nothing else of
     /// it is to be trusted: what is there has to prove itself by its own marks.
     #[must_use]
     pub fn datasets_named(&self, set: &SetId) -> Vec<DatasetName> {
