@@ -24,6 +24,7 @@ use crate::plan::facts::{Facts, Following, NoServer, PrimarySeen, ServerFacts};
 use crate::plan::strategy;
 use crate::plan::warnings::{ANOTHER_SERVER, low_space};
 use crate::postgres::connection;
+use crate::prune;
 use crate::refusal::Refusal;
 use crate::restore::strays;
 use crate::set::unfinished;
@@ -73,12 +74,17 @@ pub fn run(cx: &Context) -> Result<Vec<Finding>> {
             let datasets: Vec<_> =
                 survey.facts.layout.volumes.iter().map(|v| v.dataset.clone()).collect();
             all.extend(sets::strangers(unfinished::strangers(cx, &datasets)?, cx.state.owner()));
-            all.extend(leftovers::strays(&strays::find(cx, &datasets)?, cx.state.owner()));
+            all.extend(leftovers::strays(
+                &strays::find(cx, &datasets)?,
+                &datasets,
+                cx.state.owner(),
+            ));
         }
         Err(error) => all.push(failure("layout", &error)),
     }
     all.push(writable::state(cx));
     all.extend(of_retention(cx.name.as_str(), cx.cluster));
+    all.extend(of_prune(cx));
     all.extend(of_grace(cx));
     all.extend(sets::here(cx)?);
     all.extend(cx.cluster.repositories.iter().flat_map(|name| sets::in_repository(cx, name)));
@@ -116,6 +122,26 @@ fn of_retention(name: &str, cluster: &ClusterConfig) -> Vec<Finding> {
         )
     });
     here.into_iter().chain(there).collect()
+}
+
+/// So many days sets may be due: somebody may well prune once a week.
+const DUE_DAYS: i64 = 8;
+
+/// Sets that should be gone for long: nothing runs `prune`.
+fn of_prune(cx: &Context) -> Option<Finding> {
+    let at = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(DUE_DAYS * 24);
+    let due = match prune::overdue(cx, at) {
+        Ok(due) => due,
+        Err(error) => return Some(failure("retention", &error)),
+    };
+    due.first().map(|oldest| {
+        let (number, word) = (due.len(), if due.len() == 1 { "set" } else { "sets" });
+        warning(
+            "retention",
+            format!("by the retention of this host {number} {word} could have been removed more than {DUE_DAYS} days ago, the oldest is {oldest}"),
+            "does the timer of `lockstep prune` run? `lockstep prune --local --dry-run` says what would go",
+        )
+    })
 }
 
 /// Repositories in which nothing is left time.

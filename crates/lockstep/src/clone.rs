@@ -2,6 +2,11 @@
 //!
 //! A clone is a restore whose server stays in its mount namespace and which Lockstep remembers, so
 //! that it can take everything away again.
+//!
+//! What could go wrong: another cluster's clone, or one of another state_dir, has the same name. So each making has an id of
+//! its own, with a random mark; its datasets carry it, and nothing is destroyed that carries another.
+
+mod lost;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -11,10 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::names::{CloneName, SetId};
+use crate::names::{self, CloneName, SetId};
 use crate::postgres::target::{Action, Recovery};
 use crate::postgres::{instance, server};
-use crate::restore::strays;
 use crate::restore::unfinished::{self, InTheWay};
 use crate::restore::{self, CloneOptions, Problem, Request, Restored, What};
 use crate::set::journal::{self, RestoreJournal};
@@ -79,6 +83,7 @@ pub fn create(cx: &Context, create: &Create) -> Result<(Record, Vec<Problem>)> {
     let _lock = unfinished::lock(cx, &format!("name-{}", create.name))?;
     // First of all: a clone of this name may be one that was cut off.
     unfinished::remove(cx)?;
+    refuse_unfinished(cx, &create.name)?;
     if path.exists() {
         return Err(Error::usage(
             format!("there is a clone \"{}\" already", create.name),
@@ -98,7 +103,7 @@ pub fn create(cx: &Context, create: &Create) -> Result<(Record, Vec<Problem>)> {
         settings: Vec::new(),
         port: create.port,
         clone: Some(CloneOptions {
-            name: create.name.to_string(),
+            name: create.name.clone(),
             settings: settings(cx, &create.name),
         }),
     };
@@ -121,13 +126,54 @@ pub fn create(cx: &Context, create: &Create) -> Result<(Record, Vec<Problem>)> {
     Ok((record, problems))
 }
 
-/// Of a clone that this state_dir doesn't know datasets may be there: `zfs` would say no half way.
+/// The id of a clone that is about to be made. A colon is in no name.
+///
+/// # Errors
+/// When the system gives no random bytes.
+pub fn new_id(name: &CloneName) -> Result<String> {
+    Ok(format!("{ID}{name}:{}", names::random_characters::<8>()?))
+}
+
+/// The name of the clone that has this id, where it is one of a clone. Those of older versions had no mark.
+#[must_use]
+pub fn name_in(id: &str) -> Option<&str> {
+    let rest = id.strip_prefix(ID)?;
+    Some(rest.split_once(':').map_or(rest, |(name, _)| name))
+}
+
+/// With what the id of a clone begins.
+const ID: &str = "clone-";
+
+/// Forgets the clone of this id, whose making is undone; another of its name stays. No other id has one.
+///
+/// # Errors
+/// When its record can't be removed.
+pub fn forget(cx: &Context, id: &str) -> Result<()> {
+    let Some(path) = name_in(id).map(|name| cx.state.path("clones").join(format!("{name}.json")))
+    else {
+        return Ok(());
+    };
+    match journal::read::<Record>(&path) {
+        Ok(Some(record)) if record.made.id == id => files::remove_file(&path),
+        _ => Ok(()),
+    }
+}
+
+/// What was cut off and can't be removed yet has the folder and the datasets' names.
+fn refuse_unfinished(cx: &Context, name: &CloneName) -> Result<()> {
+    let all = journal::read_all::<RestoreJournal>(&cx.state.path("restores"))?;
+    match all.iter().any(|(_, entry)| name_in(&entry.id) == Some(name.as_str())) {
+        false => Ok(()),
+        true => {
+            Err(Error::failed(format!("what an unfinished clone \"{name}\" left is there still"))
+                .with_hint("`lockstep check` says what keeps it from being removed"))
+        }
+    }
+}
+
+/// Of a clone that this state_dir doesn't know datasets may be there.
 fn refuse_unknown(cx: &Context, name: &CloneName) -> Result<()> {
-    let (sets, _) = cx.state.sets()?;
-    let volumes = sets.into_iter().flat_map(|set| set.volumes).map(|volume| volume.dataset);
-    let strays = strays::find(cx, &volumes.collect::<Vec<_>>())?;
-    let id = format!("clone-{name}");
-    let of_it: Vec<_> = strays.iter().filter(|made| made.restore == id).collect();
+    let of_it = lost::find(cx, name)?;
     if of_it.is_empty() {
         return Ok(());
     }
@@ -138,8 +184,8 @@ fn refuse_unknown(cx: &Context, name: &CloneName) -> Result<()> {
             names.join(", ")
         ),
         format!(
-            "take another name; or, if nobody needs it (was state_dir lost while it ran?), stop its server and then: {}",
-            strays::commands(&of_it)
+            "take another name; or, if nobody needs it (was state_dir lost while it ran?): {}",
+            lost::command(cx, name, &of_it)
         ),
     ))
 }
@@ -187,19 +233,28 @@ pub fn list(cx: &Context) -> Result<Vec<Record>> {
     Ok(all)
 }
 
-/// Stops a clone's server and takes everything of it away.
+/// Stops a clone's server and takes everything of it away. `is_lost`: also of one that another state_dir made, which is gone
+/// for good.
 ///
 /// # Errors
 /// When there is no such clone, or a part of it stays; then it can be tried again.
-pub fn destroy(cx: &Context, name: &CloneName) -> Result<()> {
+pub fn destroy(cx: &Context, name: &CloneName, is_lost: bool) -> Result<()> {
     unfinished::remove(cx)?;
     let path = record_path(cx, name);
     let found = list(cx)?.into_iter().find(|record| record.name == *name);
-    let Some(record) = found else {
-        return Err(Error::usage(
-            format!("cluster \"{}\" has no clone \"{name}\"", cx.name),
-            "`lockstep clone list` shows those that are there",
-        ));
+    let record = match found {
+        Some(record) => record,
+        None => {
+            let record = lost::record(cx, name, is_lost)?.ok_or_else(|| {
+                Error::usage(
+                    format!("cluster \"{}\" has no clone \"{name}\"", cx.name),
+                    "`lockstep clone list` shows those that are there",
+                )
+            })?;
+            // From here on it is one that is known: what is cut off goes on with the next try.
+            journal::write(&path, &record)?;
+            record
+        }
     };
     let _lock = unfinished::lock(cx, &record.made.id)?;
     // Before its server is stopped: half a clone is no use to anybody.
@@ -229,4 +284,19 @@ pub fn destroy(cx: &Context, name: &CloneName) -> Result<()> {
 
 fn record_path(cx: &Context, name: &CloneName) -> PathBuf {
     cx.state.path("clones").join(format!("{name}.json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_names_its_clone_and_no_other_has_it() {
+        let name: CloneName = "before-1.0_x".parse().unwrap();
+        let ids = [(); 2].map(|()| new_id(&name).unwrap());
+        assert_ne!(ids[0], ids[1]);
+        assert!(ids.iter().all(|id| name_in(id) == Some(name.as_str())), "{ids:?}");
+        assert_eq!(name_in("clone-dev"), Some("dev"), "as older versions made them");
+        assert_eq!(name_in("restore-ab12"), None);
+    }
 }

@@ -31,6 +31,7 @@ use crate::ship;
 use crate::steps;
 use crate::words;
 
+pub use local::overdue;
 pub use remote::Done;
 
 /// What `prune` was asked for.

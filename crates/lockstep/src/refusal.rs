@@ -225,6 +225,8 @@ pub enum Refusal {
         set: String,
         /// Which.
         snapshot: String,
+        /// Where it is whole still, as far as this host knows.
+        repositories: Vec<String>,
     },
     /// The pool of a snapshot isn't imported.
     #[error(
@@ -237,6 +239,8 @@ pub enum Refusal {
         pool: String,
         /// Which snapshot.
         snapshot: String,
+        /// Where it is whole still, as far as this host knows.
+        repositories: Vec<String>,
     },
     /// A snapshot has the right name and is another.
     #[error(
@@ -251,6 +255,8 @@ pub enum Refusal {
         expected: String,
         /// That of the one that is there.
         found: String,
+        /// Where it is whole still, as far as this host knows.
+        repositories: Vec<String>,
     },
     /// A file of the set is gone or changed.
     #[error("set {set} is damaged: {why}")]
@@ -259,6 +265,8 @@ pub enum Refusal {
         set: String,
         /// What is wrong, with the file.
         why: String,
+        /// Where it is whole still, as far as this host knows.
+        repositories: Vec<String>,
     },
     /// A set can't be read, and the cluster may live on its timeline.
     #[error(
@@ -316,6 +324,12 @@ pub enum Refusal {
     /// What would be received is there.
     #[error("dataset \"{dataset}\" exists already")]
     DatasetExists {
+        /// The dataset.
+        dataset: String,
+    },
+    /// What a clone of a snapshot would be called is there.
+    #[error("dataset \"{dataset}\" exists already, and a clone would get its name")]
+    CloneExists {
         /// The dataset.
         dataset: String,
     },
@@ -563,10 +577,13 @@ impl Refusal {
             Self::WalEndsEarly { .. } => "take another set, with strategy label where a connection is possible; this one is whole only where an archive has that segment".into(),
             Self::WalDamaged { .. } => "is pg_wal written by anything but PostgreSQL? look at the file with pg_waldump".into(),
             Self::NotOneTransactionGroup { .. } => "is something else taking snapshots with the same name? use strategy label".into(),
-            Self::SnapshotMissing { set, .. } => format!("restore another set: `lockstep list`; was it destroyed by hand? To be rid of this set: lockstep prune --local --set {set}"),
-            Self::PoolAway { set, pool, .. } => format!("`zpool import {}`, and the set is whole again; where the pool is gone for good, `lockstep prune --local --set {set}` gives the set up", quote(pool)),
-            Self::SnapshotSwapped { set, .. } => format!("a snapshot was renamed or taken again under this name; restore another set: `lockstep list`. To be rid of this set: lockstep prune --local --set {set}"),
-            Self::SetDamaged { .. } => "restore another set: `lockstep list`".into(),
+            Self::SnapshotMissing { set, repositories, .. } => format!("{}; was it destroyed by hand? To be rid of this set here: lockstep prune --local --set {set}", instead(set, repositories)),
+            Self::PoolAway { set, pool, repositories, .. } => {
+                let elsewhere = elsewhere(set, repositories).map_or_else(String::new, |way| format!("; {way}"));
+                format!("`zpool import {}`, and the set is whole again{elsewhere}; where the pool is gone for good, `lockstep prune --local --set {set}` gives the set up", quote(pool))
+            }
+            Self::SnapshotSwapped { set, repositories, .. } => format!("{}; a snapshot was renamed or taken again under this name. To be rid of this set here: lockstep prune --local --set {set}", instead(set, repositories)),
+            Self::SetDamaged { set, repositories, .. } => instead(set, repositories),
             Self::LatestUnknown { set, found, repository, .. } => format!("name the set: of those that can be read it is {found}. {}", crate::set::unread::ways_out(set, repository.as_deref())),
             Self::MinimalWal { .. } => "leave it out; a set that leads further needs wal_level = replica, a restart, and a new backup".into(),
             Self::TargetBeforeConsistency { .. } => "take an older set (`lockstep list`) or a later target".into(),
@@ -590,6 +607,7 @@ impl Refusal {
             Self::DirectoryHoldsRestore { is_unfinished: true, .. } => "go on with it: the same command with --from repository and --delta; or name an empty folder".into(),
             Self::DirectoryHoldsRestore { .. } => "bring it to the set's state with --from repository and --delta, or name an empty folder".into(),
             Self::DatasetExists { .. } => "name another place with --dataset; or bring what is there to the set's state with --delta".into(),
+            Self::CloneExists { dataset } => format!("take another name; `zfs get lockstep:restore,lockstep:owner,origin {}` says what made it", quote(dataset)),
             Self::DirectoryInsideCluster { .. } | Self::DirectoryHoldsCluster { .. } => "restore to a folder outside the cluster".into(),
             Self::StandbyBesideOriginal { data, .. } => format!("make the standby on another host; to look at the data here take `lockstep clone create`. The server's file is \"{}\"", data.join("postmaster.pid").display()),
             Self::NotAnOlderRestore { .. } => "--delta removes what the set doesn't have: name the folder of an older restore, or an empty one".into(),
@@ -618,6 +636,20 @@ impl Refusal {
                 | Self::TimelineChanged { .. }
         )
     }
+}
+
+/// How a set is restored that isn't whole on this host, where it is in a repository.
+#[must_use]
+pub fn elsewhere(set: &str, repositories: &[String]) -> Option<String> {
+    let name = repositories.first()?;
+    Some(format!(
+        "repository \"{name}\" has set {set}: `lockstep restore {set} --from repository:{name} --as zfs --dataset POOL/PATH --to DIR` (or --as files)"
+    ))
+}
+
+/// The same, or where it is nowhere else what can be done instead.
+fn instead(set: &str, repositories: &[String]) -> String {
+    elsewhere(set, repositories).unwrap_or_else(|| "restore another set: `lockstep list`".into())
 }
 
 /// Why nothing can be put on top of a dataset's newest snapshot, behind its name.

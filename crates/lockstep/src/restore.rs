@@ -180,7 +180,7 @@ fn prepare<'a>(
     alone: impl FnOnce(Vec<PathBuf>) -> Result<Alone>,
 ) -> Result<Build<'a>> {
     let id = match &request.clone {
-        Some(clone) => format!("clone-{}", clone.name),
+        Some(clone) => crate::clone::new_id(&clone.name)?,
         None => format!("restore-{}", random_suffix()?),
     };
     let (manifest, source) = open_source(cx, request, &id)?;
@@ -202,8 +202,13 @@ fn prepare<'a>(
     let tablespaces = elsewhere
         .map(|(which, path)| Ok((which.clone(), guard::place_of_tablespace(path, &directory)?)));
     let tablespaces = tablespaces.collect::<Result<Vec<_>>>()?;
+    // Two clusters' datasets may lie beside one another, and both have a clone of this name.
+    let name = match &request.clone {
+        Some(clone) => format!("clone-{}-{}", cx.name, clone.name),
+        None => id.clone(),
+    };
     let naming = match &source {
-        Source::Snapshots => Naming::Clones { name: &id, parent: request.what.below() },
+        Source::Snapshots => Naming::Clones { name: &name, parent: request.what.below() },
         Source::Repository(from) => match &from.parent {
             Some(parent) => Naming::Below(parent),
             None => Naming::Folders,

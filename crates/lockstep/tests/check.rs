@@ -335,3 +335,53 @@ fn a_reservation_that_no_snapshot_fits_beside_is_told() {
     zfs(&["set", &format!("refreservation={}", left - own / 4 * 3), dataset]);
     lockstep.backup("label");
 }
+
+/// Where a repository has a set that isn't whole here, its restore from there is what helps first: the cluster may be down.
+#[test]
+fn sets_that_are_whole_in_a_repository_alone() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = support::shipping::with_repository(&fixture);
+    let set = lockstep.backup("label");
+    release_and_destroy(&set.volumes[0].snapshot);
+    fixture.cluster.stop(Stop::Fast);
+    let way = format!("lockstep restore {} --from repository:{}", set.id, support::shipping::NAME);
+    let found = about(&lockstep, exit::PROBLEMS, "sets");
+    let hint = found[0]["hint"].as_str().unwrap_or_default();
+    assert!(hint.contains(&way), "{found:?}");
+    let to = fixture.target("gone");
+    let to = to.to_str().expect("UTF-8");
+    let refused = lockstep.expect(exit::REFUSED, &["restore", "latest", "--to", to]);
+    let (_, hint) = refused.stderr.split_once("hint: ").expect("a hint");
+    let (first, second) = (hint.find(&way), hint.find("prune --local --set"));
+    assert!(first.is_some() && first < second, "{}", refused.describe());
+}
+
+/// A timer that doesn't run is said; where one prunes now and then, and where nothing is to go, nothing is.
+#[test]
+fn sets_that_should_be_gone_for_long() {
+    let fixture = Fixture::new(support::layout::one_dataset());
+    let sets: Vec<_> = (0..4).map(|_| fixture.lockstep().backup("label").id).collect();
+    let text = fs::read_to_string(fixture.config()).expect("the configuration");
+    let keep = |retention: &str| {
+        let text = format!("{text}\n[clusters.main.retention]\n{retention}\n");
+        fs::write(fixture.config(), text).expect("it can be written");
+        about(&fixture.lockstep(), exit::DONE, "retention")
+    };
+    for (set, days) in sets.iter().zip([40, 30, 20, 10]) {
+        let path = fixture.state.join("clusters/main/sets").join(set).join("manifest.json");
+        let bytes = fs::read(&path).expect("a manifest");
+        let mut manifest = lockstep::set::manifest::Manifest::parse(&bytes).expect("a good one");
+        manifest.started_at -= jiff::SignedDuration::from_hours(days * 24);
+        fs::write(&path, manifest.to_bytes().expect("a manifest")).expect("it can be written");
+    }
+    // With max_age_hours the newest is too old: that is another matter.
+    fixture.lockstep().backup("label");
+    assert!(keep("local = { last = 4 }").is_empty(), "the fourth is due, and hasn't been for long");
+    let found = keep("local = { last = 2 }");
+    let what = found[0]["what"].as_str().unwrap_or_default();
+    let mut oldest = sets[..2].to_vec();
+    oldest.sort();
+    assert!(found.len() == 1 && found[0]["severity"] == "warning", "{found:?}");
+    assert!(what.contains("2 sets could have been removed"), "{found:?}");
+    assert!(oldest.iter().any(|set| what.contains(set)), "{found:?}");
+}

@@ -441,8 +441,14 @@ fn what_nobody_here_knows_is_named() {
     assert!(!checked.stdout.contains(&somebodys), "{}", checked.describe());
 
     let refused = lockstep.expect(exit::USAGE, &["clone", "create", "dev"]);
+    let command = "lockstep clone destroy dev --lost";
+    assert_said(&refused, &["that this state_dir doesn't know", &theirs, command]);
+    // It isn't where a clone has it: somebody may have taken it over.
     let command = format!("zfs destroy {}", lockstep::process::quote(&theirs));
-    assert_said(&refused, &["that this state_dir doesn't know", &theirs, &command]);
+    let refused = lockstep.expect(exit::USAGE, &["clone", "destroy", "dev"]);
+    assert_said(&refused, &["another state_dir's", &theirs, "--lost"]);
+    let refused = lockstep.expect(exit::FAILED, &["clone", "destroy", "dev", "--lost"]);
+    assert_said(&refused, &["aren't mounted where a clone has them", &command]);
     for dataset in [ours, theirs, somebodys, begun] {
         zfs(&["destroy", &dataset]);
     }
@@ -454,4 +460,150 @@ fn what_nobody_here_knows_is_named() {
     assert!(!checked.stdout.contains("this state_dir"), "{}", checked.describe());
     lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
     drop(made);
+}
+
+/// Another cluster's clone, or another state_dir's, has the name that a clone gets: whatever fails, it stays.
+#[test]
+fn a_clone_takes_nothing_of_another_that_has_its_name() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let text = fixture.configuration("label", true);
+    let (_, main) = text.split_once("[clusters.main]").expect("its table");
+    let both = format!("{text}\n[clusters.shop]{main}");
+    fs::write(fixture.config(), both).expect("the configuration can be written");
+    let lockstep = fixture.lockstep();
+    let of = |cluster: &str, arguments: &[&str]| -> Vec<String> {
+        ["--json", "--cluster", cluster].iter().chain(arguments).map(ToString::to_string).collect()
+    };
+    let run = |code: i32, cluster: &str, arguments: &[&str]| {
+        let all = of(cluster, arguments);
+        lockstep.expect(code, &all.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    run(exit::DONE, "main", &["backup"]);
+    run(exit::DONE, "shop", &["backup"]);
+    let create = ["clone", "create", "dev"];
+    let made = lockstep.restored(&json_of(&run(exit::DONE, "main", &create)));
+    made.server().execute(&["CREATE TABLE work AS SELECT generate_series(1, 10) i"]);
+    let is_whole =
+        || assert_eq!(made.server().value("postgres", "SELECT count(*) FROM work"), "10");
+    let other = lockstep.restored(&json_of(&run(exit::DONE, "shop", &create)));
+    other.server().execute(&["CREATE TABLE work ()"]);
+    is_whole();
+    run(exit::DONE, "shop", &["clone", "destroy", "dev"]);
+    is_whole();
+
+    // What has the name of a dataset is named, and nothing is made.
+    let datasets = fixture.clones().into_iter().map(|clone| clone.name);
+    let first = datasets.min().expect("the clone has datasets");
+    let taken = first.replace("clone-main-dev", "clone-shop-dev");
+    assert_ne!(first, taken);
+    zfs(&["create", "-o", "mountpoint=none", "-o", "lockstep:restore=clone-dev", &taken]);
+    let before = fixture.clones().len();
+    let refused = run(exit::REFUSED, "shop", &create);
+    assert_said(&refused, &[&format!("dataset \"{taken}\" exists already")]);
+    // One that came in between, as an older version marked it.
+    zfs(&["destroy", &taken]);
+    let hooks = support::faults::Hooks::holding(&fixture, "restore.journal");
+    let all = of("shop", &create);
+    let all: Vec<_> = all.iter().map(String::as_str).collect();
+    let program = hooks.run_to("restore.journal", &all);
+    zfs(&["create", "-o", "mountpoint=none", "-o", "lockstep:restore=clone-dev", &taken]);
+    hooks.steps.release("restore.journal");
+    let failed = program.wait(LIMIT);
+    assert_eq!(failed.code, Some(exit::FAILED), "{}", failed.describe());
+    assert_said(&failed, &["it isn't what that restore made", &taken]);
+    zfs(&["destroy", &taken]);
+    assert_eq!(fixture.clones().len(), before);
+    run(exit::DONE, "shop", &["backup"]);
+    is_whole();
+    run(exit::DONE, "main", &["clone", "destroy", "dev"]);
+    assert!(fixture.clones().is_empty(), "{:?}", fixture.clones());
+}
+
+/// state_dir was lost while a clone ran, or comes back from a copy made before or while it was made.
+#[test]
+fn a_clone_that_state_dir_has_forgotten() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = fixture.lockstep();
+    lockstep.backup("label");
+    let state = fixture.state.join("clusters/main");
+    let create = ["--json", "clone", "create", "dev"];
+    let hooks = support::faults::Hooks::holding(&fixture, "restore.settings");
+    let program = hooks.run_to("restore.settings", &create);
+    let journals = entries(&state.join("restores"));
+    let journal = journals.iter().find(|path| path.extension().is_some_and(|end| end == "json"));
+    let journal = journal.expect("a journal");
+    let copy = fs::read(journal).expect("it can be read");
+    hooks.steps.release("restore.settings");
+    let made = program.wait(LIMIT);
+    assert_eq!(made.code, Some(exit::DONE), "{}", made.describe());
+    let made = lockstep.restored(&json_of(&made));
+    made.server().execute(&["CREATE TABLE work AS SELECT generate_series(1, 10) i"]);
+    let is_whole =
+        || assert_eq!(made.server().value("postgres", "SELECT count(*) FROM work"), "10");
+    fs::write(journal, copy).expect("it can be written");
+    fs::remove_file(state.join("clones/dev.json")).expect("its record");
+    assert_said(
+        &lockstep.expect(exit::DONE, &["backup"]),
+        &["did state_dir come back from a copy"],
+    );
+    is_whole();
+
+    let named = |command: &str| {
+        let checked = lockstep.expect(exit::DONE, &["check"]);
+        let datasets = fixture.clones();
+        assert_eq!(datasets.len(), 4, "{datasets:?}");
+        for words in datasets.iter().map(|clone| clone.name.as_str()).chain([command]) {
+            assert!(checked.stdout.contains(words), "{words}: {}", checked.describe());
+        }
+        let refused = lockstep.expect(exit::USAGE, &create);
+        assert_said(&refused, &["that this state_dir doesn't know", command]);
+        is_whole();
+    };
+    named("lockstep clone destroy dev");
+    // Another state_dir has another owner.
+    let owner = fixture.state.join("owner");
+    let own = fs::read(&owner).expect("it has a name");
+    fs::write(&owner, "another\n").expect("it can be written");
+    named("lockstep clone destroy dev --lost");
+    let refused = lockstep.expect(exit::USAGE, &["clone", "destroy", "dev"]);
+    assert_said(&refused, &["another state_dir's", "lockstep clone destroy dev --lost"]);
+    is_whole();
+    lockstep.expect(exit::DONE, &["clone", "destroy", "dev", "--lost"]);
+    fs::write(&owner, own).expect("it can be written");
+    assert_nothing_remains(&fixture, &[], "a forgotten clone was destroyed");
+
+    // What was promoted is somebody's.
+    lockstep.clone_create("dev", &[]).server().stop(Stop::Fast);
+    fs::remove_file(state.join("clones/dev.json")).expect("its record");
+    let clones = fixture.clones();
+    for clone in &clones {
+        zfs(&["promote", &clone.name]);
+    }
+    let checked = lockstep.run(&["check"]);
+    assert!(!checked.stdout.contains("clone destroy"), "{}", checked.describe());
+    lockstep.expect(exit::USAGE, &["clone", "destroy", "dev"]);
+    for clone in &clones {
+        let (original, _) = clone.origin.split_once('@').expect("a snapshot");
+        zfs(&["promote", original]);
+    }
+    lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
+    assert_nothing_remains(&fixture, &[], "it is a clone again, and was destroyed");
+
+    // As older versions made them: without a random mark.
+    for is_known in [true, false] {
+        lockstep.clone_create("dev", &[]);
+        let path = state.join("clones/dev.json");
+        let text = fs::read_to_string(&path).expect("its record");
+        let id = property(&fixture.clones()[0].name, "lockstep:restore");
+        fs::write(&path, text.replace(&id, "clone-dev")).expect("it can be written");
+        for clone in fixture.clones() {
+            zfs(&["set", "lockstep:restore=clone-dev", &clone.name]);
+        }
+        assert_eq!(lockstep.json(&["clone", "list"])["clones"][0]["name"], "dev");
+        if !is_known {
+            fs::remove_file(&path).expect("it is there");
+        }
+        lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
+        assert_nothing_remains(&fixture, &[], "an older version's clone was destroyed");
+    }
 }

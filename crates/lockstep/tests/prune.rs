@@ -15,7 +15,7 @@ use support::faults::{
     Hooks, assert_nothing_remains, assert_restorable, assert_said, kill_at, signal_at,
 };
 use support::fixture::{Fixture, assert_clean};
-use support::layout::two_pools_four_datasets;
+use support::layout::{one_dataset, two_pools_four_datasets};
 use support::ledger::{Expected, Ledger};
 use support::load::{Load, Plan};
 use support::lockstep::{LIMIT, Set, exit, json_of};
@@ -652,6 +652,45 @@ fn a_set_whose_snapshot_went_with_a_promoted_clone() {
 
 /// Renames a dataset that nobody uses any more; zfs-fuse calls it busy for a moment.
 #[track_caller]
+/// A state_dir that is full: what makes room there has room for its own journal.
+#[test]
+fn a_set_is_removed_where_state_dir_is_full() {
+    let fixture = Fixture::new(one_dataset());
+    let small = fixture.owned("small");
+    let path = small.to_str().expect("UTF-8");
+    must(&mut command("mount", ["-t", "tmpfs", "-o", "size=96m,mode=755", "small", path]));
+    let (state, small_state) = (fixture.state.display().to_string(), format!("{path}/state"));
+    let text = fs::read_to_string(fixture.config()).expect("the configuration");
+    let config = fixture.root().join("small.toml");
+    fs::write(&config, text.replace(&state, &small_state)).expect("it can be written");
+    let lockstep = support::lockstep::Lockstep::new(&config, &fixture.cluster.bin);
+    let sets = [(); 2].map(|()| lockstep.backup("label").id);
+    let fill = small.join("fill");
+    let fill_up = || {
+        // The last page as well.
+        let mut file = fs::File::create(&fill).expect("a file");
+        while std::io::Write::write(&mut file, &[1; 4096]).is_ok_and(|n| n > 0) {}
+    };
+    let remove = |set: &str| lockstep.run(&["prune", "--local", "--set", set]);
+    fill_up();
+    let done = remove(&sets[0]);
+    assert_eq!(done.code, Some(exit::DONE), "{}", done.describe());
+    assert_said(&done, &["what was kept back there for removals is used"]);
+    // Without it there is no way, but for what is said.
+    fs::remove_file(&fill).expect("it is there");
+    let reserve = small.join("state/clusters/main/reserve");
+    fs::remove_file(&reserve).unwrap_or_default();
+    fill_up();
+    let left = remove(&sets[1]);
+    assert_eq!(left.code, Some(exit::PROBLEMS), "{}", left.describe());
+    assert!(left.describe().contains("make a few KiB of room"), "{}", left.describe());
+    fs::remove_file(&fill).expect("it is there");
+    let done = remove(&sets[1]);
+    assert_eq!(done.code, Some(exit::DONE), "{}", done.describe());
+    assert!(reserve.exists(), "it is kept back again");
+    must(&mut command("umount", [path]));
+}
+
 fn rename(from: &str, to: &str) {
     for words in [&["umount", from][..], &["rename", from, to], &["mount", to]] {
         wait_until("zfs is no longer busy", LIMIT, || match try_zfs(words) {

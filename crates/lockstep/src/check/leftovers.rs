@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::{Finding, warning};
+use crate::clone;
 use crate::context::Context;
 use crate::error::Result;
 use crate::lock::Lock;
 use crate::restore::{self, strays, unfinished::InTheWay};
 use crate::set::journal::{self, BackupJournal, RemovalJournal, RestoreJournal};
 use crate::set::unfinished::{self, ADOPT, NO_MANIFEST};
-use crate::volume::zfs::Made;
+use crate::volume::zfs::{DatasetName, Made};
 
 const SUBJECT: &str = "unfinished";
 
@@ -62,8 +63,8 @@ pub(super) fn of_no_cluster(cx: &Context) -> Result<Vec<Finding>> {
     Ok(unknown.map(say).collect())
 }
 
-/// A finding for each restore or clone whose datasets nobody here knows. A pure function.
-pub(super) fn strays(found: &[Made], owner: &str) -> Vec<Finding> {
+/// A finding for each restore or clone whose datasets nobody here knows; `datasets` are those of the cluster. A pure function.
+pub(super) fn strays(found: &[Made], datasets: &[DatasetName], owner: &str) -> Vec<Finding> {
     let mut by_restore: BTreeMap<(&str, &str), Vec<&Made>> = BTreeMap::new();
     for made in found {
         by_restore.entry((&made.restore, &made.owner)).or_default().push(made);
@@ -75,10 +76,18 @@ pub(super) fn strays(found: &[Made], owner: &str) -> Vec<Finding> {
             false => "isn't one of this state_dir",
         };
         let what = format!("{restore} {whose}, and has {}", names.join(", "));
-        let hint = format!(
-            "what a killed command left, or of a state_dir that was lost (or another host's command is at work). If nobody needs it, stop its server where one runs, and then: {}",
-            strays::commands(&made)
-        );
+        let is_of_this =
+            |made: &&Made| made.origin.as_ref().is_some_and(|of| datasets.contains(&of.dataset));
+        let hint = match clone::name_in(restore).filter(|_| made.iter().all(is_of_this)) {
+            Some(name) => format!(
+                "it was made before state_dir was lost or came back from a copy (or another state_dir has it, or makes it now). If nobody needs it: lockstep clone destroy {name}{}",
+                if of == owner { "" } else { " --lost" }
+            ),
+            None => format!(
+                "what a killed command left, or of a state_dir that was lost (or another host's command is at work). If nobody needs it, stop its server where one runs, and then: {}",
+                strays::commands(&made)
+            ),
+        };
         warning(SUBJECT, what, hint)
     };
     by_restore.into_iter().map(line).collect()

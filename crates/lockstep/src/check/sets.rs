@@ -9,6 +9,7 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::names::SetId;
 use crate::postgres::instance;
+use crate::refusal::elsewhere;
 use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::lease;
 use crate::repository::{self, Repository, Shipped, ShippedVolume, locks};
@@ -49,7 +50,16 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     let newest = retention::newest(whole, |set| set.set.as_str(), now);
     if newest.is_none() && !sets.is_empty() {
         let what = format!("none of the {} sets here can be restored", sets.len());
-        all.push(wrong("sets", what, "take one: lockstep backup"));
+        // The cluster may be down: then no other can be taken.
+        let in_repository = sets
+            .iter()
+            .rev()
+            .find_map(|set| elsewhere(set.set.as_str(), &cx.state.repositories_with(&set.set)));
+        let hint = match in_repository {
+            Some(way) => format!("{way}; once the cluster runs, take another set: lockstep backup"),
+            None => "take one: lockstep backup".into(),
+        };
+        all.push(wrong("sets", what, hint));
         return Ok(all);
     }
     let Some(last) = newest else {

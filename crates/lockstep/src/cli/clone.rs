@@ -27,6 +27,9 @@ enum Command {
     Destroy {
         /// The clone's name
         name: String,
+        /// Also one that another state_dir made, which is gone for good
+        #[arg(long)]
+        lost: bool,
     },
 }
 
@@ -49,9 +52,9 @@ impl Clone {
         match &self.command {
             Command::Create(arguments) => return create(cx, arguments, json),
             Command::List => list(cx, json)?,
-            Command::Destroy { name } => {
+            Command::Destroy { name, lost } => {
                 let name = parse_name(name)?;
-                clone::destroy(cx, &name)?;
+                clone::destroy(cx, &name, *lost)?;
                 if json {
                     output::print_json(&json!({"version": JSON_VERSION, "destroyed": name}))?;
                 } else {

@@ -96,6 +96,13 @@ pub fn postmaster_start(data_directory: &Path) -> Option<i64> {
     text.lines().nth(2)?.trim().parse().ok()
 }
 
+/// The port of a running server: the fourth line of postmaster.pid.
+#[must_use]
+pub fn port(data_directory: &Path) -> Option<u16> {
+    let text = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
+    text.lines().nth(3)?.trim().parse().ok()
+}
+
 /// Where a running server opened its socket: the fifth line of postmaster.pid.
 #[must_use]
 pub fn socket_directory(data_directory: &Path) -> Option<PathBuf> {

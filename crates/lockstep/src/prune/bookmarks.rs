@@ -11,6 +11,7 @@ use crate::files;
 use crate::plan::layout::PartKind;
 use crate::set::journal::{self, BookmarkRecord};
 use crate::set::manifest::{Manifest, SetVolume};
+use crate::set::removal;
 
 /// Whether bookmarks can stand for all of the set's snapshots that are shipped.
 pub(super) fn can_replace(cx: &Context, set: &Manifest) -> Result<bool> {
@@ -34,7 +35,7 @@ pub(super) fn make(cx: &Context, set: &Manifest, repositories: Vec<String>) -> R
         repositories,
         bookmarks: volumes.iter().map(|v| (v.dataset.clone(), v.guid)).collect(),
     };
-    journal::write(&path(cx, &record), &record)?;
+    removal::write_to_remove(cx, &path(cx, &record), &record)?;
     for volume in volumes {
         cx.zfs.bookmark(&volume.snapshot, volume.guid)?;
     }

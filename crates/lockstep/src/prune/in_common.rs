@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::repository::{self, Repository};
 use crate::retention;
 use crate::set::notes;
@@ -36,6 +36,15 @@ pub(super) fn ask_all(cx: &Context) -> Vec<Asked> {
         Asked { repository: name.clone(), there: there.map(BTreeSet::from_iter) }
     };
     cx.cluster.repositories.iter().map(ask).collect()
+}
+
+/// None of them is asked: what each was last known to have counts.
+pub(super) fn unasked(cx: &Context) -> Vec<Asked> {
+    let unasked = |name: &String| {
+        let there = Err(Error::failed("it wasn't asked"));
+        Asked { repository: name.clone(), there }
+    };
+    cx.cluster.repositories.iter().map(unasked).collect()
 }
 
 /// What each has in common with this host; `local` are the sets that an increment can start from here.

@@ -89,6 +89,31 @@ pub(super) fn is_asked_for(cx: &Context, request: &Request) -> bool {
     cx.cluster.retention.local.is_some() || !request.sets.is_empty()
 }
 
+/// The sets of this host that could have been removed at that time already, by the policy as it is now and by what is known
+/// of the repositories without asking them; what stands on one keeps it.
+///
+/// # Errors
+/// When the state or ZFS can't be read.
+pub fn overdue(cx: &Context, at: Timestamp) -> Result<Vec<String>> {
+    let Some(policy) = &cx.cluster.retention.local else { return Ok(Vec::new()) };
+    let (sets, _) = cx.state.sets()?;
+    if sets.iter().all(|set| set.started_at > at) {
+        return Ok(Vec::new());
+    }
+    let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
+    let mut facts = Facts::look(cx)?;
+    facts.sets.retain(|set| set.started_at <= at);
+    facts.find_shipped(cx)?;
+    facts.commons = in_common::with_all(cx, &in_common::unasked(cx), &facts.bases(cx)?);
+    let whole: Vec<_> = facts.sets.iter().filter(|set| facts.broken(set).is_none()).collect();
+    let decided = retention::decide(&facts.candidates(&whole, &[]), policy, at, &zone);
+    let going = |set: &&Manifest| {
+        let is_kept = |one: &Decision| one.id == set.set.as_str() && one.is_kept();
+        !decided.iter().any(is_kept) && facts.in_the_way(set, false).is_none()
+    };
+    Ok(whole.iter().copied().filter(going).map(|set| set.set.to_string()).collect())
+}
+
 fn is_away(set: &Manifest, pool: &str) -> String {
     format!(
         "pool \"{pool}\" isn't imported: zpool import {}; where it is gone for good: lockstep prune --local --set {}",
@@ -187,15 +212,7 @@ impl Facts {
     fn take(cx: &Context, asked: &[Asked]) -> Result<Self> {
         let mut facts = Self::look(cx)?;
         facts.find_moved(cx)?;
-        for (set, repository) in at_work::all(cx)? {
-            facts.shipped.push((set, Reason::BeingShipped(repository)));
-        }
-        for name in &cx.cluster.repositories {
-            let is_whole = |set: &Manifest| facts.broken(set).is_none();
-            let begun = begun::newest(cx, name, &facts.sets, is_whole);
-            let begun = begun.map(|set| (set.set.to_string(), Reason::Begun(name.clone())));
-            facts.shipped.extend(begun);
-        }
+        facts.find_shipped(cx)?;
         facts.commons = in_common::with_all(cx, asked, &facts.bases(cx)?);
         for set in &facts.sets {
             let id = set.set.to_string();
@@ -204,6 +221,20 @@ impl Facts {
             }
         }
         Ok(facts)
+    }
+
+    /// Looks for the sets that shipments work on, or go on with.
+    fn find_shipped(&mut self, cx: &Context) -> Result<()> {
+        for (set, repository) in at_work::all(cx)? {
+            self.shipped.push((set, Reason::BeingShipped(repository)));
+        }
+        for name in &cx.cluster.repositories {
+            let is_whole = |set: &Manifest| self.broken(set).is_none();
+            let begun = begun::newest(cx, name, &self.sets, is_whole);
+            let begun = begun.map(|set| (set.set.to_string(), Reason::Begun(name.clone())));
+            self.shipped.extend(begun);
+        }
+        Ok(())
     }
 
     fn bases(&self, cx: &Context) -> Result<BTreeSet<String>> {
@@ -397,7 +428,10 @@ impl Facts {
                     entry.fate = Fate::Left(format!("{why}; the next start removes the rest"));
                 }
                 Err(interrupted @ Error::Interrupted { .. }) => return Err(interrupted),
-                Err(error) => entry.fate = Fate::Left(error.chain()),
+                Err(error) => {
+                    let hint = error.hint().map(|hint| format!("; {hint}"));
+                    entry.fate = Fate::Left(error.chain() + &hint.unwrap_or_default());
+                }
             }
         }
         bookmarks::clear(cx, &self.commons)

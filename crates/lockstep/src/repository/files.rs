@@ -58,7 +58,8 @@ pub fn store(
         }
         if expected.get(name) != Some(&SetFile::hashed(offset, &hasher)) {
             let why = format!("\"{}\" isn't what its manifest says", path.display());
-            return Err(Refusal::SetDamaged { set: set.to_owned(), why }.into());
+            let (set, repositories) = (set.to_owned(), Vec::new());
+            return Err(Refusal::SetDamaged { set, why, repositories }.into());
         }
     }
     let still = || still().map_err(strata::Error::caller);

@@ -25,6 +25,9 @@ pub(super) fn check(
     if let Some(asked) = asked {
         place(zfs, asked, source)?;
     }
+    if matches!(source, Source::Snapshots) {
+        names_are_free(zfs, placement)?;
+    }
     nobody_receives(zfs, there)?;
     settings(zfs, placement, there)?;
     own_keys(zfs, source, placement, there)?;
@@ -62,6 +65,19 @@ fn place(zfs: &Zfs, asked: &DatasetName, source: &Source) -> Result<()> {
             ),
         )),
     }
+}
+
+/// What is called as a clone will be is somebody else's, whatever made it.
+fn names_are_free(zfs: &Zfs, placement: &Placement) -> Result<()> {
+    let datasets: Vec<_> = placement.volumes.iter().filter_map(|v| v.dataset.as_ref()).collect();
+    let parents: BTreeSet<_> = datasets.iter().filter_map(|dataset| dataset.parent()).collect();
+    for parent in parents {
+        let children = zfs.children(&parent)?;
+        if let Some(dataset) = datasets.iter().find(|dataset| children.contains(dataset)) {
+            return Err(Refusal::CloneExists { dataset: dataset.to_string() }.into());
+        }
+    }
+    Ok(())
 }
 
 /// The dataset that is there and the restore's are made below; none where the pool itself would have to be made.

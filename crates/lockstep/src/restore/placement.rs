@@ -117,7 +117,7 @@ pub struct PlacedTablespace {
 pub enum Naming<'a> {
     /// Of clones: below `parent` where it is in the origin's pool, else beside each volume's dataset.
     Clones {
-        /// `restore-ab12` or `clone-NAME`.
+        /// `restore-ab12` or `clone-CLUSTER-NAME`.
         name: &'a str,
         /// `--dataset`.
         parent: Option<&'a DatasetName>,

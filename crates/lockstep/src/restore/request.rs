@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::only::Wanted;
+use crate::names::CloneName;
 use crate::postgres::target::Recovery;
 use crate::volume::zfs::DatasetName;
 
@@ -92,7 +93,7 @@ impl What {
 #[derive(Debug, Clone)]
 pub struct CloneOptions {
     /// The clone's name.
-    pub name: String,
+    pub name: CloneName,
     /// Settings, over those of the cluster.
     pub settings: Vec<(String, String)>,
 }

@@ -10,8 +10,8 @@ use crate::process::quote;
 use crate::set::journal::{self, RestoreJournal};
 use crate::volume::zfs::{DatasetName, Made};
 
-/// Such datasets: this state_dir's, and those of another one that are clones of this cluster's. What has ended is
-/// somebody's cluster.
+/// Such datasets: this state_dir's, and those of another one that are clones of this cluster's. A restore that has ended is
+/// somebody's cluster; a clone is nobody's but Lockstep's.
 ///
 /// # Errors
 /// When ZFS fails, or a journal can't be read.
@@ -20,7 +20,7 @@ pub fn find(cx: &Context, datasets: &[DatasetName]) -> Result<Vec<Made>> {
     let mut found = cx.zfs.unended()?;
     let is_ours = |made: &Made| made.owner == cx.state.owner();
     found.retain(|made| {
-        is_ours(made) || made.origin.as_ref().is_some_and(|of| datasets.contains(of))
+        is_ours(made) || made.origin.as_ref().is_some_and(|of| datasets.contains(&of.dataset))
     });
     if found.is_empty() {
         return Ok(found);

@@ -244,7 +244,8 @@ fn changed_control(manifest: &Manifest, control: &ControlFile) -> Result<Option<
 }
 
 fn damaged(build: &Build, why: String) -> Error {
-    Refusal::SetDamaged { set: build.manifest.set.to_string(), why }.into()
+    let (set, repositories) = (build.manifest.set.to_string(), Vec::new());
+    Refusal::SetDamaged { set, why, repositories }.into()
 }
 
 fn place_label(build: &Build, owner: Option<Credentials>) -> Result<()> {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::alone;
 use super::marker::Marker;
+use crate::clone;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -156,10 +157,8 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
         left(entry)
     );
     undo(cx, entry)?;
-    if let Some(name) = entry.id.strip_prefix("clone-") {
-        // A clone is remembered a moment before its journal entry goes.
-        files::remove_file(&cx.state.path("clones").join(format!("{name}.json")))?;
-    }
+    // A clone is remembered a moment before its journal entry goes.
+    clone::forget(cx, &entry.id)?;
     forget(path, cx, entry, held)
 }
 
@@ -268,14 +267,11 @@ pub(super) fn mark_ended(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     cx.zfs.set(ENDED, &entry.id, &made)
 }
 
-/// Whether a restore has ended, by what it said of that where it made something. A clone is thrown away all the same.
+/// Whether a restore or a clone's making has ended, by what it said of that where it made something.
 ///
 /// # Errors
 /// When ZFS fails.
 pub(crate) fn has_ended(cx: &Context, entry: &RestoreJournal) -> Result<bool> {
-    if entry.id.starts_with("clone-") {
-        return Ok(false);
-    }
     let mut markers = entry.alone_in.iter().filter_map(|folder| Marker::read(folder));
     if markers.any(|marker| marker.ended && marker.restore == entry.id) {
         return Ok(true);

@@ -10,8 +10,11 @@
 //! Killed before the second step nothing has happened; after it the next start finishes, by the same
 //! steps. A snapshot of the right name and another GUID is somebody else's, and stays. One whose dataset was renamed
 //! is looked for in its pool.
+//!
+//! A state_dir that is full has no room for the entry: so a little is kept back for it ([`keep_room`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
@@ -21,7 +24,7 @@ use super::journal::{self, RemovalJournal};
 use super::manifest::{Manifest, SetVolume};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, reserve};
 use crate::names::SetId;
 use crate::process::quote;
 use crate::steps;
@@ -74,7 +77,7 @@ pub fn remove_unread(cx: &Context, set: &SetId, own: &[Marked]) -> Result<Remova
 }
 
 fn begin(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
-    journal::write(&path(cx, entry), entry)?;
+    write_to_remove(cx, &path(cx, entry), entry)?;
     if let Err(interrupted) = steps::reached("prune.journal") {
         files::remove_file(&path(cx, entry))?;
         return Err(interrupted);
@@ -83,6 +86,42 @@ fn begin(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
     // From here on a signal waits until this set is gone.
     let _ = steps::reached("prune.withdrawn");
     finish(cx, entry)
+}
+
+/// Keeps a little room back in state_dir for the journal of a removal, where there is any; call it with the cluster's lock held.
+pub fn keep_room(cx: &Context) {
+    if let Err(error) = reserve::make(&reserve_path(cx)) {
+        tracing::debug!("nothing is kept back in state_dir: {}", error.chain());
+    }
+}
+
+/// Writes what a removal has to say before it begins; where there is no room, into that which is kept back.
+///
+/// # Errors
+/// When it can't be written.
+pub fn write_to_remove<T: serde::Serialize>(cx: &Context, path: &Path, entry: &T) -> Result<()> {
+    let full = match journal::write(path, entry) {
+        Err(full) if full.lacks_room() => full,
+        written => return written,
+    };
+    let full = match reserve::give(&reserve_path(cx))? {
+        true => {
+            tracing::warn!("state_dir is full: what was kept back there for removals is used");
+            match journal::write(path, entry) {
+                Err(full) if full.lacks_room() => full,
+                written => return written,
+            }
+        }
+        false => full,
+    };
+    Err(Error::failed(full.chain()).with_hint(format!(
+        "not even the journal of a removal fits into state_dir: make a few KiB of room on its file system, and run it again; what lies in \"{}\" is made again by itself",
+        cx.state.path("tags").display()
+    )))
+}
+
+fn reserve_path(cx: &Context) -> PathBuf {
+    cx.state.path("reserve")
 }
 
 /// Finishes the removals that were cut off; call it with the cluster's lock held. What stays for now
@@ -329,6 +368,6 @@ fn hold(cx: &Context, entry: &RemovalJournal, named: &[SnapshotName]) -> Result<
     Ok(())
 }
 
-fn path(cx: &Context, entry: &RemovalJournal) -> std::path::PathBuf {
+fn path(cx: &Context, entry: &RemovalJournal) -> PathBuf {
     cx.state.path("removals").join(format!("{}.json", entry.set))
 }

@@ -4,6 +4,7 @@
 //! owner                            the id of this state_dir: whose snapshots are whose
 //! zfs.json                         what this machine's ZFS can do, found out once a day
 //! clusters/NAME/lock               flock: one backup at a time
+//! clusters/NAME/reserve            room for the journal of a removal, where there is no other
 //! clusters/NAME/sets/ID/           manifest.json (written last), backup_label, tablespace_map, wal/, config/, and in which
 //!                                  repositories it is or was (shipped.REPOSITORY.json, pruned.REPOSITORY)
 //! clusters/NAME/unfinished/ID      a backup that has begun: the datasets it may have snapshots on
@@ -320,6 +321,14 @@ impl State {
         found.ok_or_else(none)
     }
 
+    /// The repositories of the configuration that a set was shipped to, by its own notes alone: of many sets that aren't whole
+    /// here each is asked.
+    #[must_use]
+    pub fn repositories_with(&self, set: &SetId) -> Vec<String> {
+        let shipped = notes::shipped_to(self, set).into_iter().map(|known| known.repository);
+        shipped.filter(|name| self.repositories.contains(name)).collect()
+    }
+
     /// The datasets that a manifest names, also one that is damaged, as far as it can be read at all. Nothing else of
     /// it is to be trusted: what is there has to prove itself by its own marks.
     #[must_use]
@@ -336,7 +345,8 @@ impl State {
         let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
         let damaged = |why: String| {
             let why = format!("\"{}\": {why}", path.display());
-            Error::from(Refusal::SetDamaged { set: set.to_string(), why })
+            let repositories = self.repositories_with(set);
+            Error::from(Refusal::SetDamaged { set: set.to_string(), why, repositories })
         };
         let manifest = Manifest::parse(&bytes).map_err(damaged)?;
         if manifest.set != *set {
@@ -362,7 +372,8 @@ pub fn read_file_of(directory: &Path, manifest: &Manifest, name: &str) -> Result
     let path = directory.join(name);
     let damaged = |why: String| {
         let why = format!("\"{}\" {why}", path.display());
-        Error::from(Refusal::SetDamaged { set: manifest.set.to_string(), why })
+        let (set, repositories) = (manifest.set.to_string(), Vec::new());
+        Error::from(Refusal::SetDamaged { set, why, repositories })
     };
     let bytes = std::fs::read(&path).map_err(|e| damaged(format!("can't be read: {e}")))?;
     let expected =

@@ -49,6 +49,7 @@ pub fn is_marked_complete(cx: &Context, entry: &BackupJournal) -> Result<bool> {
 pub fn remove(cx: &Context) -> Result<()> {
     restore::unfinished::remove(cx)?;
     removal::unfinished(cx)?;
+    removal::keep_room(cx);
     let folder = cx.state.path("unfinished");
     for (path, entry) in journal::read_all::<BackupJournal>(&folder)? {
         let done = if cx.state.is_complete(entry.set.as_str()) {

@@ -14,7 +14,7 @@ pub(crate) fn snapshots(cx: &Context, manifest: &Manifest) -> Result<()> {
     for volume in &manifest.volumes {
         let Some(found) = cx.zfs.find_snapshot(&volume.snapshot)? else {
             let is_away = !cx.zfs.exists(&volume.pool)?;
-            return Err(missing(manifest, volume, is_away).into());
+            return Err(missing(cx, manifest, volume, is_away).into());
         };
         if found.guid != volume.guid {
             return Err(Refusal::SnapshotSwapped {
@@ -22,6 +22,7 @@ pub(crate) fn snapshots(cx: &Context, manifest: &Manifest) -> Result<()> {
                 snapshot: volume.snapshot.to_string(),
                 expected: format!("GUID {}", volume.guid),
                 found: format!("GUID {}", found.guid),
+                repositories: cx.state.repositories_with(&manifest.set),
             }
             .into());
         }
@@ -52,12 +53,13 @@ pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<Incomplete>, 
             return None;
         }
         Some(match found {
-            None => missing(set, volume, away.contains(&volume.pool)),
+            None => missing(cx, set, volume, away.contains(&volume.pool)),
             Some(found) => Refusal::SnapshotSwapped {
                 set: set.set.to_string(),
                 snapshot: volume.snapshot.to_string(),
                 expected: format!("GUID {}", volume.guid),
                 found: format!("GUID {}", found.guid),
+                repositories: cx.state.repositories_with(&set.set),
             },
         })
     };
@@ -68,11 +70,12 @@ pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<Incomplete>, 
 }
 
 /// A snapshot that isn't there: whether it is gone nobody knows where its pool is away.
-fn missing(set: &Manifest, volume: &SetVolume, is_away: bool) -> Refusal {
+fn missing(cx: &Context, set: &Manifest, volume: &SetVolume, is_away: bool) -> Refusal {
     let (id, snapshot) = (set.set.to_string(), volume.snapshot.to_string());
+    let repositories = cx.state.repositories_with(&set.set);
     match is_away {
-        true => Refusal::PoolAway { set: id, pool: volume.pool.clone(), snapshot },
-        false => Refusal::SnapshotMissing { set: id, snapshot },
+        true => Refusal::PoolAway { set: id, pool: volume.pool.clone(), snapshot, repositories },
+        false => Refusal::SnapshotMissing { set: id, snapshot, repositories },
     }
 }
 
@@ -95,7 +98,9 @@ fn files(cx: &Context, manifest: &Manifest) -> Result<()> {
             Ok(_) => format!("\"{}\" was changed", path.display()),
             Err(error) => error.chain(),
         };
-        return Err(Refusal::SetDamaged { set: manifest.set.to_string(), why }.into());
+        let (set, repositories) =
+            (manifest.set.to_string(), cx.state.repositories_with(&manifest.set));
+        return Err(Refusal::SetDamaged { set, why, repositories }.into());
     }
     Ok(())
 }

@@ -134,16 +134,24 @@ impl Zfs {
 pub struct Made {
     /// Its name.
     pub dataset: DatasetName,
-    /// The dataset whose snapshot it is a clone of.
-    pub origin: Option<DatasetName>,
+    /// The snapshot that it is a clone of.
+    pub origin: Option<SnapshotName>,
     /// `lockstep:restore`: the restore's id.
     pub restore: String,
     /// `lockstep:owner`: the state_dir that made it.
     pub owner: String,
 }
 
+impl Made {
+    /// Whether it is thrown away one day also once its making has ended: a clone's. One that was promoted is somebody's.
+    fn is_throwaway(&self) -> bool {
+        self.restore.starts_with("clone-") && self.origin.is_some()
+    }
+}
+
 impl Zfs {
-    /// Datasets in all imported pools that carry a restore's mark as their own, and none that it has ended.
+    /// Datasets in all imported pools that carry a restore's mark as their own, and none that it has ended; and those of
+    /// clones.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -171,9 +179,10 @@ impl Zfs {
                 let found = marks.get(&(made.dataset.to_string(), property.to_owned()));
                 found.is_some_and(|(_, source)| source == "local")
             };
-            let unended = some
-                .iter()
-                .filter(|made| is_own(made, "lockstep:restore") && !is_own(made, "lockstep:ended"));
+            let unended = some.iter().filter(|made| {
+                is_own(made, "lockstep:restore")
+                    && (made.is_throwaway() || !is_own(made, "lockstep:ended"))
+            });
             own.extend(unended.map(|made| made.dataset.clone()));
         }
         all.retain(|made| own.contains(&made.dataset));

@@ -73,7 +73,10 @@ pub(super) fn made(text: &str) -> Result<Vec<Made>> {
         if restore == "-" {
             continue;
         }
-        let origin = origin.split_once('@').map(|(origin, _)| dataset(origin)).transpose()?;
+        let origin = origin
+            .split_once('@')
+            .map(|(of, name)| dataset(of).map(|of| of.snapshot(name)))
+            .transpose()?;
         let (restore, owner) = (restore.to_owned(), owner.to_owned());
         all.push(Made { dataset: dataset(name)?, origin, restore, owner });
     }
@@ -172,7 +175,7 @@ mod tests {
         let text = "t\t-\t-\t-\nt/c\tt/a b@s\tclone-dev\tme\nt/r\t-\trestore-1\tme\n";
         let all = made(text).unwrap();
         let origins: Vec<_> = all.iter().map(|made| made.origin.as_ref()).collect();
-        assert_eq!(origins, [Some(&DatasetName::new("t/a b").unwrap()), None]);
+        assert_eq!(origins, [Some(&DatasetName::new("t/a b").unwrap().snapshot("s")), None]);
         assert_eq!((all[0].restore.as_str(), all[1].owner.as_str()), ("clone-dev", "me"));
         assert!(made("t\t-\t-").is_err());
     }
