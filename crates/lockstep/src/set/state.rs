@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 use super::branches::{Branches, Member};
 use super::manifest::Manifest;
+use super::notes;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::Lock;
