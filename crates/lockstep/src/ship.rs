@@ -19,6 +19,7 @@ pub mod tags;
 mod volume;
 mod walk;
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,10 +39,11 @@ use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
 use crate::postgres::instance::{self, PG_CONTROL};
 use crate::progress::Progress;
+use crate::repository::harm::Harm;
 use crate::repository::lease::Held;
 use crate::repository::shipped::FILES_IMAGE;
 use crate::repository::whole::Wholeness;
-use crate::repository::{self, Repository, Shipped, ShippedVolume, kin, of_strata};
+use crate::repository::{self, Repository, Shipped, ShippedVolume, harm, kin, known, of_strata};
 use crate::set::at_work::{self, AtWork};
 use crate::set::branches::{Apart, LeftBehind};
 use crate::set::manifest::{Manifest, SetVolume};
@@ -86,6 +88,8 @@ pub struct Outcome {
     pub left: Option<LeftBehind>,
     /// The set is there, and of a timeline along which two clusters went on.
     pub apart: Option<Apart>,
+    /// Sets of the repository that aren't whole there.
+    pub harmed: Vec<Harm>,
 }
 
 impl Outcome {
@@ -101,15 +105,18 @@ impl Outcome {
             is_of_the_set: true,
             left: None,
             apart: None,
+            harmed: Vec::new(),
         }
     }
 
-    /// Whether it is there, of what one cluster lives on, and every page is right: also of what it may stand on.
+    /// Whether it is there, of what one cluster lives on, every page is right, also of what it may stand on, and all other
+    /// sets are whole there.
     #[must_use]
     pub fn is_well(&self) -> bool {
         let is_well = |shipped: &Shipped| shipped.bad_pages() == 0;
         self.left.is_none()
             && self.apart.is_none()
+            && self.harmed.is_empty()
             && self.result.as_ref().is_ok_and(is_well)
             && self.finished_first.as_ref().is_none_or(is_well)
     }
@@ -134,7 +141,7 @@ pub fn run(
             Err(error) => (Err(error), false),
             Ok((shipped, already)) => (Ok(shipped), already),
         };
-        let Beside { finished_first, is_of_the_set, was_there, left, apart } = beside;
+        let Beside { finished_first, is_of_the_set, was_there, left, apart, harmed } = beside;
         let repository = name.clone();
         outcomes.push(Outcome {
             repository,
@@ -145,6 +152,7 @@ pub fn run(
             is_of_the_set,
             left,
             apart,
+            harmed,
         });
     }
     Ok(outcomes)
@@ -158,9 +166,21 @@ struct Beside {
     left: Option<LeftBehind>,
     apart: Option<Apart>,
     was_there: bool,
+    harmed: Vec<Harm>,
 }
 
 impl Beside {
+    /// Looks whether all sets are whole, where that `is_doubtful` or some weren't the last time. What was shipped is there in
+    /// any case.
+    fn look_for_harm(&mut self, cx: &Context, repository: &Repository, is_doubtful: bool) {
+        match harm::look(cx, repository, is_doubtful) {
+            Ok(harmed) => self.harmed = harmed,
+            Err(error) => {
+                tracing::warn!(repository = %repository.name, error = %error.chain(), "whether all sets are whole there nobody knows");
+            }
+        }
+    }
+
     /// Looks whether a set that is there is of a timeline that its cluster has left, or along which another one goes on. It is
     /// there in any case.
     fn look(&mut self, cx: &Context, repository: &Repository, shipped: &Shipped) {
@@ -197,11 +217,10 @@ fn ship(
     if let Some(there) = &there
         && !full
     {
-        let shipped_at = there.shipped_at;
-        if !notes::is_shipped_then(cx, &manifest.set, name, &repository.id, shipped_at) {
-            (beside.was_there, beside.is_of_the_set) = (true, true);
-            lost::unknown(cx, &repository, there)?;
-        }
+        (beside.was_there, beside.is_of_the_set) = (true, true);
+        let whole = lost::there(cx, &repository, there);
+        beside.look_for_harm(cx, &repository, whole.is_err());
+        whole?;
         note(cx, there, &repository);
         beside.look(cx, &repository, there);
         return Ok((there.clone(), true));
@@ -216,12 +235,15 @@ fn ship(
     // While the lease was waited for, its holder may have removed the set.
     let there = repository.read_if_there(manifest.set.as_str())?;
     beside.was_there = there.is_some();
+    let doubt = &Cell::new(false);
     match &there {
         Some(there) => full::may_be_replaced(there, name)?,
-        None if !full => beside.finished_first = finish_before(cx, manifest, &repository, &held)?,
+        None if !full => {
+            beside.finished_first = finish_before(cx, manifest, &repository, &held, doubt)?;
+        }
         None => {}
     }
-    let stored = store_and_publish(cx, manifest, &repository, &held, there.as_ref(), full);
+    let stored = store_and_publish(cx, manifest, &repository, &held, there.as_ref(), full, doubt);
     let stored = stored.map_err(|error| {
         let confirmed = held.confirm();
         // A store that lists still: the next set's lease tells whether it can be written to.
@@ -235,6 +257,7 @@ fn ship(
         (stored, _) => stored,
     }?;
     beside.look(cx, &repository, &shipped);
+    beside.look_for_harm(cx, &repository, doubt.get());
     Ok((shipped, false))
 }
 
@@ -246,12 +269,14 @@ fn store_and_publish(
     held: &Held,
     there: Option<&Shipped>,
     full: bool,
+    doubt: &Cell<bool>,
 ) -> Result<Shipped> {
     let formerly = match there {
         Some(_) => Vec::new(),
         None => formerly(cx, manifest, repository)?,
     };
-    let shipped = Shipped { formerly, ..store(cx, manifest, repository, held, there, full)? };
+    let stored = store(cx, manifest, repository, held, there, full, doubt)?;
+    let shipped = Shipped { formerly, ..stored };
     steps::reached("ship.stored")?;
     held.confirm()?;
     match there {
@@ -293,11 +318,12 @@ fn finish_before(
     manifest: &Manifest,
     repository: &Repository,
     held: &Held,
+    doubt: &Cell<bool>,
 ) -> Result<Option<Shipped>> {
     let Some(before) = begun::before(cx, manifest, repository)? else { return Ok(None) };
     at_work::note(cx, &repository.name, &[&before, manifest])?;
     tracing::info!(set = %before.set, "its full shipment was interrupted, and is finished first");
-    match store_and_publish(cx, &before, repository, held, None, false) {
+    match store_and_publish(cx, &before, repository, held, None, false, doubt) {
         // Whatever is wrong with that set must not keep newer ones away.
         Err(error) if !matches!(error, Error::Interrupted { .. }) => {
             tracing::warn!(set = %before.set, error = %error.chain(), "it can't be finished");
@@ -307,18 +333,14 @@ fn finish_before(
     }
 }
 
-/// Where it is remembered what the repository's deltas refer to.
-fn remembered_deltas(cx: &Context, repository: &Repository) -> PathBuf {
-    cx.state.path("deltas").join(&repository.name)
-}
-
 /// Removes what is known of the pages, deltas and sets of repositories that nothing is shipped to any more. It is found out
 /// anew should one come back.
 ///
 /// # Errors
 /// When it can't be listed or removed.
 pub(crate) fn forget_former(cx: &Context) -> Result<()> {
-    for (folder, end) in [("tags", ""), ("deltas", ""), ("seen", ".json")] {
+    let known = [("seen", ".json"), (known::FOLDER, ".json"), (harm::FOLDER, "")];
+    for (folder, end) in [("tags", ""), ("deltas", "")].into_iter().chain(known) {
         let folder = cx.state.path(folder);
         let entries = match std::fs::read_dir(&folder) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
@@ -359,10 +381,11 @@ fn store(
     held: &Held,
     there: Option<&Shipped>,
     full: bool,
+    doubt: &Cell<bool>,
 ) -> Result<Shipped> {
     let encrypted = Encrypted::find(cx, repository, manifest)?;
     let keeps_wal = encrypted.keeps_wal(manifest);
-    let mut routes = routes(cx, manifest, repository, &encrypted, full, held)?;
+    let mut routes = routes(cx, manifest, repository, &encrypted, full, held, doubt)?;
     let datasets: Vec<_> = manifest.volumes.iter().map(|volume| volume.dataset.clone()).collect();
     let (properties, mounted) = route::properties(&cx.zfs, &datasets)?;
     let tags = cx.state.path("tags").join(&repository.name);
@@ -426,7 +449,8 @@ fn store(
     Ok(Shipped::new(manifest, volumes))
 }
 
-/// The ways of the volumes that are stored.
+/// The ways of the volumes that are stored. There is `doubt` whether all sets are whole where the newest isn't, or something
+/// else that could be gone on from: `full` goes on from nothing.
 fn routes<'a>(
     cx: &Context,
     manifest: &'a Manifest,
@@ -434,11 +458,12 @@ fn routes<'a>(
     encrypted: &Encrypted,
     full: bool,
     held: &Held,
+    doubt: &Cell<bool>,
 ) -> Result<Vec<Route<'a>>> {
     let noted = Doomed::read(&repository.strata).map_err(of_strata)?;
     let keeps_wal = encrypted.keeps_wal(manifest);
     let bases = Bases::find(&cx.zfs, &manifest.volumes)?;
-    let memory = remembered_deltas(cx, repository);
+    let memory = harm::memory(cx, repository);
     let wholeness = Wholeness::new(repository, &memory);
     let stored = manifest.volumes.iter().filter(|volume| keeps_wal || !is_wal_alone(volume));
     let find = |volume: &'a SetVolume| {
@@ -448,6 +473,12 @@ fn routes<'a>(
         route(&bases, &wholeness, volume, how)
     };
     let routes = stored.map(find).collect::<Result<Vec<_>>>()?;
+    if !full {
+        // One whose manifest can't be read is told elsewhere.
+        let newest = repository.newest().ok().flatten();
+        let is_whole = newest.map_or(Ok(true), |newest| harm::is_whole(&wholeness, &newest))?;
+        doubt.set(doubt.get() || !is_whole || wholeness.has_found());
+    }
     need(cx, manifest, repository, &routes, noted.clone(), held)?;
     Ok(routes)
 }

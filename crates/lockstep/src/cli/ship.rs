@@ -8,7 +8,7 @@ use super::output::{self, JSON_VERSION, say};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::SetId;
-use crate::repository::{Shipped, ShippedVolume};
+use crate::repository::{Shipped, ShippedVolume, harm};
 use crate::set::branches::{Apart, LeftBehind};
 use crate::ship::{self, Outcome};
 use crate::words::bytes;
@@ -143,7 +143,8 @@ fn of_set(set: &SetId, outcomes: &[Outcome]) -> Value {
     json!({"version": JSON_VERSION, "set": set, "repositories": as_json(outcomes)})
 }
 
-/// Exit code 3 where a repository failed, a page is wrong, the set is left behind, or two clusters go on along its timeline.
+/// Exit code 3 where a repository failed, a page is wrong, the set is left behind, two clusters go on along its timeline, or
+/// sets aren't whole there.
 pub(super) fn done(outcomes: &[Outcome]) -> Done {
     if outcomes.iter().all(Outcome::is_well) { Done::Well } else { Done::WithProblems }
 }
@@ -163,6 +164,9 @@ pub(super) fn as_json(outcomes: &[Outcome]) -> Value {
             }),
         };
         put_branch(&mut value, outcome.left.as_ref(), outcome.apart.as_ref());
+        if !outcome.harmed.is_empty() {
+            value["not_whole"] = json!(outcome.harmed);
+        }
         if let Some(first) = &outcome.finished_first {
             value["finished_first"] = json!({
                 "set": first.manifest.set, "bad_pages": first.bad_pages(),
@@ -229,6 +233,10 @@ pub(super) fn tell_failures(outcomes: &[Outcome]) {
     for outcome in outcomes {
         let place = format!("repository {}: ", outcome.repository);
         tell_branch(&place, outcome.left.as_ref(), outcome.apart.as_ref());
+        if let Some(what) = harm::in_words(&outcome.harmed) {
+            eprintln!("error: {place}{what}");
+            eprintln!("hint: {}", harm::hint(&outcome.repository));
+        }
         if let Err(error) = &outcome.result {
             let (repository, why) = (&outcome.repository, error.chain());
             match outcome.was_there {
