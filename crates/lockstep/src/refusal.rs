@@ -538,6 +538,32 @@ pub enum Refusal {
         /// Why pg_control can't be read.
         why: String,
     },
+    /// A repository's `lockstep.json` is gone, and what it is about isn't.
+    #[error(
+        "lockstep.json of repository \"{name}\" is gone, and the rest is there: cluster {clusters}"
+    )]
+    HeaderGone {
+        /// The repository.
+        name: String,
+        /// The clusters that are in it.
+        clusters: String,
+    },
+    /// Not the repository that this host knows under the name.
+    #[error(
+        "repository \"{name}\" isn't at its URL: this host knows it by the id {id}{}, and {}",
+        newest.as_ref().map_or_else(String::new, |set| format!(" (its newest set: {set})")),
+        found.as_ref().map_or_else(|| "no lockstep.json is there".to_owned(), |found| format!("what is there has the id {found}"))
+    )]
+    RepositoryAway {
+        /// The repository.
+        name: String,
+        /// The id of what is there.
+        found: Option<String>,
+        /// The id that is known.
+        id: String,
+        /// Its newest set, as far as this host has seen.
+        newest: Option<String>,
+    },
     /// A mirror can't be made, or would lose something if it were changed.
     #[error("{what}")]
     Mirror {
@@ -601,6 +627,8 @@ impl Refusal {
             Self::SetOtherwise { commands, .. } => format!("{commands}, then run the same command again: nothing was changed"),
             Self::ReceiveBegun { dataset } => format!("let whoever began it go on; or, if nobody does, give it up with `zfs receive -A {}`", quote(dataset)),
             Self::WalInTheClear { .. } => "give the repository a key (key_file, before `repo init`); or put pg_wal on a dataset of its own; or allow it with encrypted_datasets = \"raw\"".into(),
+            Self::HeaderGone { name, .. } => format!("put lockstep.json back from a copy of the repository; where there is none, `lockstep repo init {name} --again` makes it again out of what is there"),
+            Self::RepositoryAway { name, id, .. } => format!("is its file system mounted, and its url right? Where another one is meant: `lockstep repo init {name} --instead-of {id}`"),
             Self::AnotherCluster { cluster, found, .. } => crate::repository::kin::hint(cluster, *found),
             Self::WhoseSets { cluster, repository, .. } => format!("prune on the cluster's host; or say which it is: formerly = [\"IDENTIFIER\"] in [clusters.{cluster}], as `lockstep show SET --from repository:{repository}` has it; or name what goes: `lockstep prune --repository {repository} --set ID`"),
             Self::DirectoryNotEmpty { .. } => "name a folder that is empty or doesn't exist yet".into(),

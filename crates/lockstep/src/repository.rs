@@ -12,12 +12,14 @@
 pub mod check;
 pub mod files;
 mod format;
+pub mod harm;
 pub mod header;
 pub mod image;
 pub mod ingest;
 pub mod init;
 pub mod keys;
 pub mod kin;
+pub mod known;
 pub mod lease;
 pub mod locks;
 pub mod peek;
@@ -104,10 +106,11 @@ pub(crate) fn each_once<T: PartialEq>(all: Vec<T>) -> Vec<T> {
 pub fn open(cx: &Context, name: &str) -> Result<Repository> {
     let config = config(cx, name)?;
     let store = store(config)?;
-    let format = Format::read(&store.impatient(), name)?;
+    let format = known::format(cx, &store.impatient(), name)?;
     let key = keys::open(&store, name, config, &format)?.map(|opened| opened.key.for_strata());
     let folder = format!("clusters/{}", cx.name);
     let strata = strata::Repository::new(store, &folder, key).map_err(of_strata)?;
+    known::note_first(cx, name, &format.id);
     Ok(Repository { name: name.to_owned(), config: config.clone(), id: format.id, strata })
 }
 
@@ -131,6 +134,29 @@ pub fn open_meant(cx: &Context, name: Option<&str>) -> Result<Repository> {
     }
 }
 
+/// The command that looks for damage, as hints have it where the repository's name isn't known.
+const CHECK: &str = "`lockstep repo check --read-data`";
+
+/// An error of a restore of the set `which` from the repository `name`: the check is named as it is typed, and other
+/// repositories are that this host has seen the set in.
+#[must_use]
+pub fn named(cx: &Context, name: &str, which: Option<&str>, error: Error) -> Error {
+    let Error::Failed { what, hint: Some(hint), source } = error else { return error };
+    if !hint.contains(CHECK) {
+        return Error::Failed { what, hint: Some(hint), source };
+    }
+    let mut hint = hint.replace(CHECK, &format!("`lockstep repo check {name} --read-data`"));
+    let others = cx.cluster.repositories.iter().filter(|other| *other != name);
+    let has_it: Vec<_> = others
+        .filter(|other| seen::has(&seen::path(cx, other), which))
+        .map(|other| format!("--from repository:{other}"))
+        .collect();
+    if !has_it.is_empty() {
+        hint = format!("{hint}. Elsewhere it is, too: {}", has_it.join(", "));
+    }
+    Error::Failed { what, hint: Some(hint), source }
+}
+
 /// An error of the repository crate as one of the program's, with its hint. One of the program's own comes back as it
 /// was.
 pub fn of_strata(error: strata::Error) -> Error {
@@ -146,7 +172,15 @@ pub fn of_strata(error: strata::Error) -> Error {
     {
         return Error::Interrupted { step: format!("{verb} {path}") };
     }
-    let hint = error.hint().map(str::to_owned);
+    let hint = match &error {
+        strata::Error::Damaged { .. } => Some(format!(
+            "{CHECK} says what else is damaged, and which sets it harms; what doesn't need this object still restores"
+        )),
+        error if error.is_not_found() => Some(format!(
+            "is the repository whole? {CHECK} says what is missing, and which sets it harms"
+        )),
+        error => error.hint().map(str::to_owned),
+    };
     let failed = Error::failed(error.to_string());
     let failed = match std::error::Error::source(&error) {
         Some(source) => failed.because(error::kept(source)),

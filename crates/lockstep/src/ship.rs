@@ -20,6 +20,7 @@ pub mod tags;
 mod volume;
 mod walk;
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -30,8 +31,9 @@ use strata::repack::RepackOptions;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::repository::harm::Harm;
 use crate::repository::lease::Held;
-use crate::repository::{self, Repository, Shipped};
+use crate::repository::{self, Repository, Shipped, harm, known};
 use crate::set::at_work::{self, AtWork};
 use crate::set::branches::{Apart, LeftBehind};
 use crate::set::manifest::Manifest;
@@ -83,12 +85,14 @@ impl Outcome {
         }
     }
 
-    /// Whether it is there, of what one cluster lives on, and every page is right: also of what it may stand on.
+    /// Whether it is there, of what one cluster lives on, every page is right, also of what it may stand on, and all other
+    /// sets are whole there.
     #[must_use]
     pub fn is_well(&self) -> bool {
         let is_well = |shipped: &Shipped| shipped.bad_pages() == 0;
         self.beside.left.is_none()
             && self.beside.apart.is_none()
+            && self.beside.harmed.is_empty()
             && self.result.as_ref().is_ok_and(is_well)
             && self.beside.finished_first.as_ref().is_none_or(is_well)
     }
@@ -107,9 +111,22 @@ pub struct Beside {
     pub left: Option<LeftBehind>,
     /// The set is there, and of a timeline along which two clusters went on.
     pub apart: Option<Apart>,
+    /// Sets of the repository that aren't whole there.
+    pub harmed: Vec<Harm>,
 }
 
 impl Beside {
+    /// Looks whether all sets are whole, where that `is_doubtful` or some weren't the last time. What was shipped is there in
+    /// any case.
+    fn look_for_harm(&mut self, cx: &Context, repository: &Repository, is_doubtful: bool) {
+        match harm::look(cx, repository, is_doubtful) {
+            Ok(harmed) => self.harmed = harmed,
+            Err(error) => {
+                tracing::warn!(repository = %repository.name, error = %error.chain(), "whether all sets are whole there nobody knows");
+            }
+        }
+    }
+
     /// Looks whether a set that is there is of a timeline that its cluster has left, or along which another one goes on. It is
     /// there in any case.
     fn look(&mut self, cx: &Context, repository: &Repository, shipped: &Shipped) {
@@ -169,11 +186,10 @@ fn ship(
     if let Some(there) = &there
         && extent == Extent::Increment
     {
-        let shipped_at = there.shipped_at;
-        if !notes::is_shipped_then(cx, &manifest.set, name, &repository.id, shipped_at) {
-            (beside.was_there, beside.is_of_the_set) = (true, true);
-            lost::unknown(cx, &repository, there)?;
-        }
+        (beside.was_there, beside.is_of_the_set) = (true, true);
+        let whole = lost::there(cx, &repository, there);
+        beside.look_for_harm(cx, &repository, whole.is_err());
+        whole?;
         note(cx, there, &repository);
         beside.look(cx, &repository, there);
         return Ok((there.clone(), true));
@@ -188,6 +204,7 @@ fn ship(
     // While the lease was waited for, its holder may have removed the set.
     let there = repository.read_if_there(manifest.set.as_str())?;
     beside.was_there = there.is_some();
+    let doubt = Cell::new(false);
     let shipping = Shipping {
         cx,
         manifest,
@@ -195,6 +212,7 @@ fn ship(
         held: &held,
         there: there.as_ref(),
         extent,
+        doubt: &doubt,
     };
     match (&there, extent) {
         (Some(there), _) => full::may_be_replaced(there, name)?,
@@ -215,12 +233,8 @@ fn ship(
         (stored, _) => stored,
     }?;
     beside.look(cx, &repository, &shipped);
+    beside.look_for_harm(cx, &repository, doubt.get());
     Ok((shipped, false))
-}
-
-/// Where it is remembered what the repository's deltas refer to.
-fn remembered_deltas(cx: &Context, repository: &Repository) -> PathBuf {
-    cx.state.path("deltas").join(&repository.name)
 }
 
 /// Removes what is known of the pages, deltas and sets of repositories that nothing is shipped to any more. It is found out
@@ -229,7 +243,8 @@ fn remembered_deltas(cx: &Context, repository: &Repository) -> PathBuf {
 /// # Errors
 /// When it can't be listed or removed.
 pub(crate) fn forget_former(cx: &Context) -> Result<()> {
-    for (folder, end) in [("tags", ""), ("deltas", ""), ("seen", ".json")] {
+    let known = [("seen", ".json"), (known::FOLDER, ".json"), (harm::FOLDER, "")];
+    for (folder, end) in [("tags", ""), ("deltas", "")].into_iter().chain(known) {
         let folder = cx.state.path(folder);
         let entries = match std::fs::read_dir(&folder) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,

@@ -229,16 +229,17 @@ fn what_opens_a_repository_damaged_in_every_way() {
             let is_open = outcome.code == Some(exit::PROBLEMS);
             let said = format!("{}{}", outcome.stdout, outcome.stderr);
             let words = match (path == &format, damage) {
-                (true, Damage::Deleted) => "was never made",
+                (true, Damage::Deleted) => "lockstep.json of repository",
                 (true, Damage::Swapped) => "opens no key",
                 (true, _) => "lockstep.json",
                 (false, Damage::Deleted) => "opens no key",
                 (false, _) => name(path).trim_end_matches(".json"),
             };
             assert!(said.contains(words), "{why}: {}", outcome.describe());
-            // A key that opens nothing may as well be the wrong file, and a folder without the file another one.
+            // A key that opens nothing may as well be the wrong file. Without the file another would be made.
             let code = match words {
-                "opens no key" | "was never made" => exit::USAGE,
+                "opens no key" => exit::USAGE,
+                "lockstep.json of repository" => exit::REFUSED,
                 _ => exit::FAILED,
             };
             assert!(is_open || outcome.code == Some(code), "{why}: {}", outcome.describe());

@@ -15,7 +15,7 @@ use strata::manifest::{DeltaId, Manifest};
 use strata::store::{ObjectStorage, Store};
 use support::command::Outcome;
 use support::fixture::Fixture;
-use support::layout::two_pools_four_datasets;
+use support::layout::{one_dataset, two_pools_four_datasets};
 use support::lockstep::{Lockstep, Steps, exit, json_of};
 use support::shipping;
 use support::workspace::Workspace;
@@ -106,6 +106,88 @@ fn a_repository_is_made_once() {
 
     says(&lockstep.expect(exit::USAGE, &["repo", "init", "nosuch"]), &["nosuch", "it has: r"]);
     says(&desk.configured("", "").expect(exit::USAGE, &["repo", "init"]), &["has no repository"]);
+}
+
+/// The repository's disk isn't mounted, or something else is.
+#[test]
+fn a_repository_that_is_away_is_not_made_anew() {
+    let desk = Desk::new();
+    let lockstep = desk.with("");
+    let id = |json: Value| json["repositories"][0]["id"].as_str().expect("an id").to_owned();
+    let first = id(lockstep.json(&["repo", "init"]));
+    fill(&desk);
+    let (place, away) = (desk.repository(), desk.at("away"));
+    fs::rename(&place, &away).expect("the test may");
+    let refused = |arguments: &[&str]| {
+        let outcome = lockstep.expect(exit::REFUSED, arguments);
+        says(&outcome, &["isn't at its URL", &first, "mounted", "--instead-of"]);
+    };
+    refused(&["repo", "init"]);
+    assert!(!place.exists(), "not even its place is made");
+    fs::create_dir(&place).expect("the test may");
+    for arguments in [&["repo", "init"][..], &["repo", "list"], &["list", "--from", "repository"]] {
+        refused(arguments);
+    }
+    refused(&["repo", "init", "r", "--instead-of", "another"]);
+    assert_eq!(fs::read_dir(&place).expect("it is there").count(), 0);
+
+    let about_it = || {
+        let found = json_of(&lockstep.run(&["--json", "check"]));
+        let found = found["findings"].as_array().expect("findings").clone();
+        found.iter().any(|finding| finding["what"].to_string().contains("isn't at its URL"))
+    };
+    let second = id(lockstep.json(&["repo", "init", "r", "--instead-of", &first]));
+    assert!(second != first && !about_it());
+    lockstep.expect(exit::DONE, &["repo", "init"]);
+    // And the other way round: what is there is another one.
+    fs::rename(&place, desk.at("second")).expect("the test may");
+    fs::rename(&away, &place).expect("the test may");
+    let outcome = lockstep.expect(exit::REFUSED, &["repo", "init"]);
+    says(&outcome, &["what is there has the id", &first, &second]);
+    assert!(about_it());
+    assert_eq!(id(lockstep.json(&["repo", "init", "r", "--instead-of", &second])), first);
+    assert!(!about_it());
+    // A mistyped cluster's repository isn't an empty one.
+    let path = desk.at("lockstep.toml");
+    let text = fs::read_to_string(&path).expect("it was written");
+    fs::write(&path, text.replace("clusters.main", "clusters.mian")).expect("it may");
+    says(&lockstep.expect(exit::DONE, &["repo", "list"]), &["clusters that are in it: main"]);
+}
+
+/// Of a repository without keys a manifest that can be read proves it.
+#[test]
+fn lockstep_json_is_made_again_and_never_anew() {
+    let desk = Desk::new();
+    let lockstep = desk.with("");
+    let made = lockstep.json(&["repo", "init"]);
+    let id = made["repositories"][0]["id"].as_str().expect("an id");
+    fill(&desk);
+    let (format, state) = (desk.repository().join("lockstep.json"), desk.at("state"));
+    let before = fs::read(&format).expect("it is there");
+    let lose = || fs::remove_file(&format).expect("the test may");
+    lose();
+    for arguments in [&["repo", "init"][..], &["repo", "list"], &["list", "--from", "repository"]] {
+        let outcome = lockstep.expect(exit::REFUSED, arguments);
+        says(&outcome, &["lockstep.json", "is gone", "main", "from a copy", "repo init r --again"]);
+    }
+    let again = lockstep.json(&["repo", "init", "r", "--again"]);
+    assert_eq!(again["repositories"][0]["made_again"], true, "{again}");
+    assert_eq!(fs::read(&format).expect("it is there again"), before);
+    // A host that knows nothing of it.
+    lose();
+    fs::remove_dir_all(&state).expect("the test may");
+    says(&lockstep.expect(exit::REFUSED, &["repo", "init"]), &["is gone"]);
+    says(&lockstep.expect(exit::USAGE, &["repo", "init", "r", "--again"]), &["--id", "id"]);
+    lockstep.expect(exit::DONE, &["repo", "init", "r", "--again", "--id", id]);
+    assert_eq!(fs::read(&format).expect("it is there again"), before);
+    // Nothing proves it.
+    lose();
+    for set in ["a", "b"] {
+        let set = desk.repository().join(format!("clusters/main/sets/{set}.json"));
+        fs::write(set, "{").expect("the test may");
+    }
+    says(&lockstep.expect(exit::FAILED, &["repo", "init", "r", "--again"]), &["unproven"]);
+    assert!(!format.exists());
 }
 
 /// Sets `a` and `b` of a delta each, and objects that nobody needs.
@@ -280,7 +362,8 @@ fn only_the_right_key_opens_it() {
     assert!(!open.stderr.contains("0101"), "{}", open.describe());
 
     fs::remove_dir_all(desk.repository()).expect("the test may");
-    desk.with("").expect(exit::DONE, &["repo", "init"]);
+    let id = made["repositories"][0]["id"].as_str().expect("a repository has an id");
+    desk.with("").expect(exit::DONE, &["repo", "init", "r", "--instead-of", id]);
     let needless = desk.with(&wrong).expect(exit::USAGE, &["repo", "init"]);
     says(&needless, &["isn't encrypted"]);
     says(&desk.with("").expect(exit::USAGE, &["repo", "key", "list"]), &["isn't encrypted"]);
@@ -553,4 +636,64 @@ fn damage_is_found_with_the_sets_that_it_harms() {
     for set in &sets {
         fixture.discard_set(set);
     }
+}
+
+/// Whoever made another one over it can put it back: the key that opens the sets stays.
+#[test]
+fn a_key_that_may_open_something_is_not_useless() {
+    let fixture = Fixture::new(one_dataset());
+    let key = fixture.root().join("key");
+    fs::write(&key, [3; 32]).expect("a key can be written");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("it is ours");
+    let options = format!("key_file = {key:?}\ngrace_hours = 0");
+    let lockstep = shipping::with_options(&fixture, &options);
+    let set = lockstep.backup("label").id;
+    let folder = shipping::folder(&fixture);
+    let (format, ours) = (folder.join("lockstep.json"), keys(&lockstep)[0]["id"].clone());
+    let ours = ours.as_str().expect("a key has an id");
+    let before = fs::read(&format).expect("it is there");
+
+    // It is lost, and made again with the same key: by its own id alone.
+    fs::remove_file(&format).expect("the test may");
+    says(&lockstep.expect(exit::REFUSED, &["repo", "init"]), &["is gone", "--again"]);
+    let init = ["repo", "init", shipping::NAME, "--again"];
+    let wrong = [&init[..], &["--id", "aaaabbbbccccdddd"]].concat();
+    says(&lockstep.expect(exit::USAGE, &wrong), &["opens no key", "aaaabbbbccccdddd"]);
+    lockstep.expect(exit::DONE, &init);
+    assert_eq!(fs::read(&format).expect("it is there again"), before);
+
+    // An older version made another one over it.
+    let aside = fixture.root().join("aside");
+    fs::rename(&folder, &aside).expect("the test may");
+    let listed = &lockstep.run(&["repo", "init", shipping::NAME]).stderr;
+    let id = listed.split("--instead-of ").nth(1).and_then(|rest| rest.split('`').next());
+    let id = id.expect("the id is named");
+    lockstep.expect(exit::DONE, &["repo", "init", shipping::NAME, "--instead-of", id]);
+    let other = fs::read(folder.join("lockstep.json")).expect("it was made");
+    let slots = fs::read_dir(folder.join("keys")).expect("it has keys").flatten();
+    for slot in slots {
+        fs::copy(slot.path(), aside.join("keys").join(slot.file_name())).expect("the test may");
+    }
+    fs::remove_dir_all(&folder).expect("the test may");
+    fs::rename(&aside, &folder).expect("the test may");
+    fs::write(&format, other).expect("the test may");
+    let checked = lockstep.expect(exit::PROBLEMS, &["repo", "check"]);
+    let said = |what: &str| checked.stdout.lines().any(|line| line.contains(what));
+    assert!(said(&format!("key \"{ours}\" opens another data key")), "{}", checked.describe());
+    assert!(!said("of no use"), "{}", checked.describe());
+    let removed = lockstep.expect(exit::USAGE, &["repo", "key", "remove", ours]);
+    says(&removed, &["opens another data key", "put the old one back"]);
+    // Also once the set is given up, as long as a descriptor of it is there.
+    lockstep.run(&["repo", "check", "--repair"]);
+    let manifest = folder.join(format!("clusters/main/sets/{set}.json"));
+    let kept = fs::read(&manifest).expect("it is there");
+    fs::remove_file(&manifest).expect("the test may");
+    lockstep.run(&["repo", "check", "--repair"]);
+    assert!(folder.join(format!("keys/{ours}.json")).exists(), "it was deleted");
+
+    fs::write(&manifest, kept).expect("the test may");
+    fs::write(&format, before).expect("the test may");
+    let listed = lockstep.json(&["list", "--from", "repository"]);
+    assert_eq!(listed["sets"][0]["set"], *set, "{listed}");
+    fixture.discard_set(&set);
 }

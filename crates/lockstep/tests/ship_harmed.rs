@@ -8,7 +8,7 @@ use support::checker::Checker;
 use support::fixture::Fixture;
 use support::layout::two_pools_four_datasets;
 use support::lockstep::{Lockstep, Set, exit, json_of};
-use support::shipping::{objects, packs, with_repository};
+use support::shipping::{NAME, folder, objects, packs, with_repository};
 
 const SCALE: u32 = 2;
 
@@ -29,6 +29,32 @@ impl Harmed {
         let change = "UPDATE pgbench_accounts SET filler = md5(random()::text) WHERE aid % 50 = 0";
         self.fixture.cluster.execute(&[change]);
         self.lockstep.backup("label")
+    }
+
+    /// The same where sets of the repository aren't whole: they are named, and no others.
+    #[track_caller]
+    fn backup_beside(&self, harmed: &[&Set]) -> Set {
+        let change = "UPDATE pgbench_accounts SET filler = md5(random()::text) WHERE aid % 50 = 0";
+        self.fixture.cluster.execute(&[change]);
+        let backup = ["--json", "backup", "--strategy", "label"];
+        let json = json_of(&self.lockstep.expect(exit::PROBLEMS, &backup));
+        let set = Set::of(&json);
+        assert_eq!(not_whole(&json), ids(harmed), "{json}");
+        self.assert_checked(&ids(harmed));
+        set
+    }
+
+    /// What `check` says of the repository's sets.
+    #[track_caller]
+    fn assert_checked(&self, harmed: &[&str]) {
+        let outcome = self.lockstep.run(&["--json", "check"]);
+        let json = json_of(&outcome);
+        let findings = json["findings"].as_array().expect("`check --json` has findings");
+        let said = findings.iter().map(|finding| finding["what"].to_string());
+        let said: Vec<_> = said.filter(|what| what.contains("whole there")).collect();
+        assert_eq!(said.len(), usize::from(!harmed.is_empty()), "{json}");
+        let newest = harmed.last().copied().unwrap_or_default();
+        assert!(said.iter().all(|what| what.contains(newest)), "{said:?}");
     }
 
     /// The pack with pgbench's tables in it.
@@ -62,6 +88,16 @@ impl Harmed {
     }
 }
 
+fn ids<'a>(sets: &[&'a Set]) -> Vec<&'a str> {
+    sets.iter().map(|set| set.id.as_str()).collect()
+}
+
+/// The sets that `ship --json` or `backup --json` says aren't whole.
+fn not_whole(json: &serde_json::Value) -> Vec<&str> {
+    let all = json["repositories"][0]["not_whole"].as_array();
+    all.into_iter().flatten().filter_map(|harm| harm["set"].as_str()).collect()
+}
+
 /// How many volumes were stored in full, by what `ship --json` or `backup --json` printed.
 fn fulls(json: &serde_json::Value) -> usize {
     let volumes = json["repositories"][0]["volumes"].as_array();
@@ -82,13 +118,16 @@ fn nothing_is_put_on_top_of_a_chain_that_lost_a_pack_or_a_delta() {
     // Only the volume whose chain it was comes in full.
     let change = "UPDATE pgbench_accounts SET filler = 'third' WHERE aid % 70 = 0";
     harmed.fixture.cluster.execute(&[change]);
-    let outcome = harmed.lockstep.expect(exit::DONE, &["--json", "backup", "--strategy", "label"]);
+    harmed.assert_checked(&[&first.id, &second.id]);
+    let outcome =
+        harmed.lockstep.expect(exit::PROBLEMS, &["--json", "backup", "--strategy", "label"]);
     let name = pack.file_name().and_then(|name| name.to_str()).expect("names are ASCII");
     for words in ["not whole, and not built upon", name, "is gone"] {
         assert!(outcome.stderr.contains(words), "{words:?}: {}", outcome.describe());
     }
     let third = Set::of(&json_of(&outcome));
     assert_eq!(fulls(&third.json), 1, "{}", third.json);
+    assert_eq!(not_whole(&third.json), [&*first.id, &*second.id]);
     harmed.proves(&third);
 
     // The delta itself, of all volumes: that of the set before.
@@ -98,11 +137,17 @@ fn nothing_is_put_on_top_of_a_chain_that_lost_a_pack_or_a_delta() {
         let path = all.keys().find(|path| path.ends_with(&name)).expect("it is there");
         fs::remove_file(path).expect("the test may delete it");
     }
-    let fourth = harmed.backup();
+    let fourth = harmed.backup_beside(&[&first, &second, &third]);
     harmed.proves(&fourth);
-    let fifth = harmed.backup();
-    assert_eq!(fulls(&fifth.json), 0, "nothing is wrong any more: {}", fifth.json);
+    // It is repeated, also where the newest is whole: until they are gone.
+    let fifth = harmed.backup_beside(&[&first, &second, &third]);
+    assert_eq!(fulls(&fifth.json), 0, "it goes on from what is whole: {}", fifth.json);
     harmed.proves(&fifth);
+    let [first, second, third] = [&first, &second, &third].map(|set| set.id.as_str());
+    let prune = ["prune", "--repository", NAME, "--set", first, "--set", second, "--set", third];
+    harmed.lockstep.run(&prune);
+    harmed.assert_checked(&[]);
+    harmed.backup();
 }
 
 /// `ship --full` replaces what is there, and so mends what comes after.
@@ -117,15 +162,24 @@ fn a_set_shipped_in_full_mends_those_that_come_after() {
     for set in [&first, &second, &third] {
         assert!(!harmed.try_restore(set).ok(), "{} needs what is gone", set.id);
     }
-    // It is there already: without --full nothing is done.
-    let shipped = harmed.lockstep.json(&["ship", &second.id]);
-    assert_eq!(fulls(&shipped), 0, "{shipped}");
+    // It is there already: without --full nothing is done, and it isn't called well.
+    let said = harmed.lockstep.expect(exit::PROBLEMS, &["--json", "ship", &second.id]);
+    let shipped = json_of(&said);
+    assert_eq!(not_whole(&shipped), ids(&[&first, &second, &third]), "{shipped}");
+    assert!(said.stderr.contains("isn't whole") && said.stderr.contains("ship --full"), "{said:?}");
     assert!(!harmed.try_restore(&second).ok());
-    let shipped = harmed.lockstep.json(&["ship", "--full", &second.id]);
+    let full = ["--json", "ship", "--full", &second.id];
+    let shipped = json_of(&harmed.lockstep.expect(exit::PROBLEMS, &full));
     assert_eq!(fulls(&shipped), 3, "{shipped}");
+    assert_eq!(not_whole(&shipped), [&*first.id], "what comes before isn't mended");
     harmed.proves(&second);
     harmed.proves(&third);
-    assert!(!harmed.try_restore(&first).ok(), "what comes before is as it was");
+    let said = harmed.try_restore(&first);
+    assert!(!said.ok(), "what comes before is as it was");
+    let check = format!("`lockstep repo check {NAME} --read-data`");
+    assert!(said.stderr.contains(&check), "{}", said.describe());
+    harmed.lockstep.run(&["prune", "--repository", NAME, "--set", &first.id]);
+    harmed.assert_checked(&[]);
     // What is next goes on from there; a new chain is begun where it is asked for.
     let fourth = harmed.backup();
     assert_eq!(fulls(&fourth.json), 0, "{}", fourth.json);
@@ -134,4 +188,28 @@ fn a_set_shipped_in_full_mends_those_that_come_after() {
     assert_eq!((fulls(&shipped), &shipped["set"]), (3, &fifth["set"]), "{shipped}");
     harmed.proves(&fourth);
     harmed.proves(&Set::of(&fifth));
+}
+
+/// All deltas, or all packs: manifests alone look well.
+#[test]
+fn a_repository_that_has_manifests_alone_is_not_well() {
+    let harmed = Harmed::new();
+    let sets = [harmed.backup(), harmed.backup()];
+    let sets = [&sets[0], &sets[1]];
+    harmed.assert_checked(&[]);
+    for lost in ["packs", "volumes"] {
+        let place = folder(&harmed.fixture).join("clusters/main").join(lost);
+        let away = harmed.fixture.root().join("away");
+        fs::rename(&place, &away).expect("the test may");
+        harmed.assert_checked(&ids(&sets));
+        let shipped = json_of(&harmed.lockstep.expect(exit::PROBLEMS, &["--json", "ship"]));
+        assert_eq!(not_whole(&shipped), ids(&sets), "{lost}: {shipped}");
+        fs::rename(&away, &place).expect("the test may");
+        harmed.assert_checked(&[]);
+        harmed.lockstep.expect(exit::DONE, &["ship"]);
+    }
+    // A backup finds it too, where nothing is noted yet.
+    let place = folder(&harmed.fixture).join("clusters/main/volumes");
+    fs::remove_dir_all(place).expect("the test may");
+    harmed.backup_beside(&sets);
 }

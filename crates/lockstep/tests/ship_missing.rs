@@ -184,8 +184,10 @@ fn a_repository_that_was_made_anew_gets_what_the_former_one_had() {
     let fixture = Fixture::new(one_pool());
     let lockstep = with_repository(&fixture);
     let [first, second] = [(); 2].map(|()| lockstep.backup("label").id);
+    let id = &lockstep.json(&["repo", "list"])["repositories"][0]["id"];
+    let id = id.as_str().expect("a repository has an id").to_owned();
     fs::remove_dir_all(folder(&fixture)).expect("it can be lost");
-    lockstep.expect(exit::DONE, &["repo", "init"]);
+    lockstep.expect(exit::DONE, &["repo", "init", NAME, "--instead-of", &id]);
     let third = lockstep.backup("label").id;
     let listed = lockstep.json(&["list"]);
     for set in listed["sets"].as_array().expect("a list") {

@@ -173,7 +173,7 @@ impl Error {
         Some(match self {
             Error::Store(error) => return error.hint(),
             Error::Damaged { .. } => {
-                "run the repository's check to see what else is damaged; what doesn't need this object still restores"
+                "check the repository: what else is damaged? What doesn't need this object still restores"
             }
             Error::Order { .. } => "sort the changes by object and offset before they are written",
             Error::Chain { .. } | Error::NoHeader { .. } => {

@@ -275,6 +275,30 @@ fn while_a_descriptor_that_stays_is_damaged_nothing_goes() {
     assert_eq!(collect(&repository, 100, NOW + 200, false, HELD).unwrap(), Collected::default());
 }
 
+/// No set needs it, so it ends no collection; but while it is young, what was written a moment ago may be read wrongly.
+#[test]
+fn a_young_descriptor_that_is_damaged_ends_no_collection() {
+    let storage = memory_store();
+    leftovers(storage.clone());
+    let repository = repository(storage);
+    let written = repository.store();
+    let folder = repository.image_path(IMAGE, "");
+    let (mut modified, path) = (0, repository.image_path(IMAGE, "9.json"));
+    written.put(&path, &["{".into()]).unwrap();
+    written
+        .list(folder.trim_end_matches('/'), |listed| modified = modified.max(listed.modified))
+        .unwrap();
+    let early = collect(&repository, 100, modified + 99, false, HELD).unwrap();
+    assert_eq!(early.deleted, Vec::<String>::new());
+    collect(&repository, 100, modified + 100, false, HELD).unwrap();
+    let late = collect(&repository, 100, modified + 200, false, HELD).unwrap();
+    assert_eq!((late.deleted.len(), late.waiting.len()), (25, 0), "{late:?}");
+    // One that a set needs does.
+    written.put(&repository.image_path(IMAGE, "5.json"), &["{".into()]).unwrap();
+    let error = collect(&repository, 100, modified + 200, false, HELD).unwrap_err();
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
+}
+
 /// Asked so many times it says that the lease is held, and then that it was lost.
 fn lost_after(times: usize, asked: &Cell<usize>) -> strata::Result<()> {
     asked.set(asked.get() + 1);

@@ -12,7 +12,7 @@ use crate::postgres::instance;
 use crate::refusal::elsewhere;
 use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::lease;
-use crate::repository::{self, Repository, Shipped, ShippedVolume, locks};
+use crate::repository::{self, Repository, Shipped, ShippedVolume, harm, locks};
 use crate::retention;
 use crate::set::at_work;
 use crate::set::branches::{Branches, Member};
@@ -205,15 +205,19 @@ pub(super) fn too_old(set: &Manifest, max_age_hours: u32, now: jiff::Timestamp) 
     Some(Old { what, hint, is_set })
 }
 
-/// Whether a repository can be reached, how old its newest set is, whether one in a folder can be written to, and whether its
-/// store's locks are prolonged. What is
-/// in it `repo check` looks at.
+/// Whether a repository can be reached and is the one that is known, how old its newest set is and whether it is whole,
+/// whether one in a folder can be written to, and whether its store's locks are prolonged. What else is in it `repo check`
+/// looks at.
 pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
     let subject = format!("repository {name}");
     let opened = match repository::open(cx, name) {
         Ok(opened) => opened,
         Err(error) => return vec![failure(&subject, &error)],
     };
+    // A repository that is away, and another one in its place, look alike.
+    let another = repository::known::of_this(cx, name)
+        .filter(|known| known.id != opened.id)
+        .map(|known| failure(&subject, &known.is_away(name, Some(opened.id.clone()))));
     let now = jiff::Timestamp::now();
     let sets = match of_sets(cx, &opened, &subject, now) {
         Ok(found) => found,
@@ -230,7 +234,17 @@ pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
         Err(error) => Some(failure(&subject, &error)),
     };
     let writable = writable::repository(&opened, &subject);
-    sets.into_iter().chain(locks).chain(lease).chain(writable).collect()
+    another.into_iter().chain(sets).chain(locks).chain(lease).chain(writable).collect()
+}
+
+/// Whether all is there that the newest set needs, and where it isn't or wasn't the last time, that all sets do.
+fn whole(cx: &Context, opened: &Repository, subject: &str, newest: &Shipped) -> Option<Finding> {
+    let memory = harm::memory(cx, opened);
+    let is_whole = harm::of_sets(opened, &memory, &[newest]).map(|found| found.is_empty());
+    match is_whole.and_then(|is_whole| harm::look(cx, opened, !is_whole)) {
+        Ok(found) => Some(wrong(subject, harm::in_words(&found)?, harm::hint(&opened.name))),
+        Err(error) => Some(failure(subject, &error)),
+    }
 }
 
 /// What the sets in a repository say of it.
@@ -275,6 +289,7 @@ fn of_sets(
         }
         (Some(set), _) => {
             all.push(newest_there(subject, set, max_age, now));
+            all.extend(whole(cx, opened, subject, set));
             all.extend(damaged_below(set, &ours).into_iter().map(|(id, pages)| {
                 let what =
                     format!("set {id} has {pages} damaged pages, and its newest set stands on it");

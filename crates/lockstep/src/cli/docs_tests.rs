@@ -407,5 +407,5 @@ fn units_of_systemd_run_commands_that_exist() {
             started += 1;
         }
     }
-    assert_eq!((names.len(), started), (5, 3));
+    assert_eq!((names.len(), started), (7, 4));
 }

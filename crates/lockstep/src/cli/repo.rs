@@ -14,7 +14,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::repository::keys::{self, Source};
 use crate::repository::wrap::Slot;
-use crate::repository::{self, Format, init};
+use crate::repository::{self, init, known};
 
 #[derive(Debug, Args)]
 pub(super) struct Repo {
@@ -28,6 +28,15 @@ enum Command {
     Init {
         /// The repository; all of the cluster's where left out
         name: Option<String>,
+        /// Its lockstep.json was lost: make that again out of what is there
+        #[arg(long, requires = "name")]
+        again: bool,
+        /// The id that it had, where this host doesn't know it
+        #[arg(long, value_name = "ID", requires = "again")]
+        id: Option<String>,
+        /// Another one than that which this host knows by this id: that is lost, or not meant any more
+        #[arg(long, value_name = "ID", requires = "name", conflicts_with = "again")]
+        instead_of: Option<String>,
     },
     /// List them, with what lies in them
     List {
@@ -85,23 +94,36 @@ struct NewKey {
 impl Repo {
     pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
         match &self.command {
-            Command::Init { name } => each(cx, name.as_deref(), json, |name, config| {
-                let made = init::run(name, config)?;
-                let words = if made.is_new { "made" } else { "there already" };
-                let encrypted = if made.is_encrypted { "encrypted" } else { "not encrypted" };
-                let line = format!("repository {name} is {words}, {encrypted}: {}", config.url);
-                let value = json!({
-                    "repository": name, "url": config.url, "id": made.id,
-                    "made": made.is_new, "encrypted": made.is_encrypted,
-                });
-                Ok((line, value))
-            }),
+            Command::Init { name, again, id, instead_of } => {
+                let (id, instead_of) = (id.as_deref(), instead_of.as_deref());
+                let how = init::How { again: *again, id, instead_of };
+                init(cx, name.as_deref(), json, how)
+            }
             Command::List { name } => tidy::list(cx, name.as_deref(), json),
             Command::Check(command) => command.run(cx, json),
             Command::Compact(command) => command.run(cx, json),
             Command::Key { command } => key(cx, command, json),
         }
     }
+}
+
+fn init(cx: &Context, name: Option<&str>, json: bool, how: init::How<'_>) -> Result<Done> {
+    each(cx, name, json, |name, config| {
+        let made = init::run(name, config, known::of(cx, name), how)?;
+        known::note(cx, name, &made.id)?;
+        let words = match (made.is_new, made.is_again) {
+            (true, _) => "made",
+            (false, true) => "there again",
+            (false, false) => "there already",
+        };
+        let encrypted = if made.is_encrypted { "encrypted" } else { "not encrypted" };
+        let line = format!("repository {name} is {words}, {encrypted}: {}", config.url);
+        let value = json!({
+            "repository": name, "url": config.url, "id": made.id,
+            "made": made.is_new, "made_again": made.is_again, "encrypted": made.is_encrypted,
+        });
+        Ok((line, value))
+    })
 }
 
 /// The repositories that are meant: the named one, or all of the cluster's.
@@ -168,7 +190,7 @@ fn key(cx: &Context, command: &KeyCommand, json: bool) -> Result<Done> {
     let name = one(cx, name.as_deref())?;
     let config = repository::config(cx, &name)?;
     let store = repository::store(config)?;
-    let format = Format::read(&store, &name)?;
+    let format = known::format(cx, &store, &name)?;
     if format.encryption.is_none() {
         return Err(Error::usage(
             format!("repository \"{name}\" isn't encrypted, so it has no keys"),

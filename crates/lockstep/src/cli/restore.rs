@@ -15,6 +15,7 @@ use crate::postgres::conninfo::Conninfo;
 use crate::postgres::instance;
 use crate::postgres::target::{Action, Recovery, Standby, Target, local, parse_time};
 use crate::process::quote;
+use crate::repository;
 use crate::restore::only::{NotRestored, Wanted};
 use crate::restore::source::Origin;
 use crate::restore::{self, Problem, Request, Restored, What};
@@ -265,7 +266,13 @@ impl Restore {
         if self.dry_run {
             return show_plan(cx, &request, json);
         }
-        let restored = restore::run(cx, &request)?;
+        let restored = restore::run(cx, &request).map_err(|error| {
+            let From::Repository(name) = &self.from else { return error };
+            match name.as_ref().or(cx.cluster.repositories.first()) {
+                Some(name) => repository::named(cx, name, self.set.as_deref(), error),
+                None => error,
+            }
+        })?;
         if json {
             output::print_json(&as_json(&restored, &request))?;
         } else {

@@ -8,7 +8,7 @@ use super::output::{self, JSON_VERSION, say};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::SetId;
-use crate::repository::{Shipped, ShippedVolume};
+use crate::repository::{Shipped, ShippedVolume, harm};
 use crate::set::branches::{Apart, LeftBehind};
 use crate::ship::{self, Extent, Outcome};
 use crate::words::bytes;
@@ -144,7 +144,8 @@ fn of_set(set: &SetId, outcomes: &[Outcome]) -> Value {
     json!({"version": JSON_VERSION, "set": set, "repositories": as_json(outcomes)})
 }
 
-/// Exit code 3 where a repository failed, a page is wrong, the set is left behind, or two clusters go on along its timeline.
+/// Exit code 3 where a repository failed, a page is wrong, the set is left behind, two clusters go on along its timeline, or
+/// sets aren't whole there.
 pub(super) fn done(outcomes: &[Outcome]) -> Done {
     if outcomes.iter().all(Outcome::is_well) { Done::Well } else { Done::WithProblems }
 }
@@ -164,6 +165,9 @@ pub(super) fn as_json(outcomes: &[Outcome]) -> Value {
             }),
         };
         put_branch(&mut value, outcome.beside.left.as_ref(), outcome.beside.apart.as_ref());
+        if !outcome.beside.harmed.is_empty() {
+            value["not_whole"] = json!(outcome.beside.harmed);
+        }
         if let Some(first) = &outcome.beside.finished_first {
             value["finished_first"] = json!({
                 "set": first.manifest.set, "bad_pages": first.bad_pages(),
@@ -230,6 +234,10 @@ pub(super) fn tell_failures(outcomes: &[Outcome]) {
     for outcome in outcomes {
         let place = format!("repository {}: ", outcome.repository);
         tell_branch(&place, outcome.beside.left.as_ref(), outcome.beside.apart.as_ref());
+        if let Some(what) = harm::in_words(&outcome.beside.harmed) {
+            eprintln!("error: {place}{what}");
+            eprintln!("hint: {}", harm::hint(&outcome.repository));
+        }
         if let Err(error) = &outcome.result {
             let (repository, why) = (&outcome.repository, error.chain());
             match outcome.beside.was_there {

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use strata::check::{Begun, CheckOptions, Problem, Report, Run, Terms, Told, check_some, collect};
+use strata::frame::Key;
 use strata::store::Store;
 
 use super::{Format, Repository, files, keys, locks, of_strata, wrap};
@@ -93,7 +94,7 @@ pub fn run(
     if !report.is_partial {
         let store = repository.strata.store();
         let format = Format::read(store, &repository.name)?;
-        findings.extend(of_keys(store, &format)?);
+        findings.extend(of_keys(store, &format, repository.strata.key())?);
         findings.extend(of_locks(repository));
     }
     // A stable sort: the order in which they were found is that of the sets.
@@ -175,13 +176,24 @@ fn what_mends(problem: &Problem, name: &str, here: &[String]) -> String {
             "{MEANWHILE}. `lockstep prune --repository {name} --set {set}` takes the set out, and `lockstep ship --repository {name} {set}` stores it again while this host has it"
         );
     }
-    match here.iter().find(|set| problem.sets.contains(set)) {
+    let oldest = here.iter().find(|set| problem.sets.contains(set));
+    // What comes before that is mended by nothing.
+    let lost = problem.sets.iter().filter(|set| oldest.is_none_or(|oldest| *set < oldest));
+    let lost: Vec<_> = lost.map(|set| format!("--set {set}")).collect();
+    let given_up = match lost.is_empty() {
+        true => String::new(),
+        false => format!(
+            ". `lockstep prune --repository {name} {}` gives up what nothing mends",
+            lost.join(" ")
+        ),
+    };
+    match oldest {
         // The oldest: what was stored on top of it is mended too.
         Some(set) => format!(
-            "{MEANWHILE}. `lockstep ship --full --repository {name} {set}` stores it anew from this host's snapshots, and with it what later sets need of it"
+            "{MEANWHILE}. `lockstep ship --full --repository {name} {set}` stores it anew from this host's snapshots, and with it what later sets need of it{given_up}"
         ),
         None => format!(
-            "{MEANWHILE}. This host has none of them any more: `lockstep ship --full --repository {name}` stores the newest set in full"
+            "{MEANWHILE}. This host has none of them any more: `lockstep ship --full --repository {name}` stores the newest set in full{given_up}"
         ),
     }
 }
@@ -237,7 +249,7 @@ fn of_sets(
     Ok((findings, false))
 }
 
-fn of_keys(store: &Store, format: &Format) -> Result<Vec<Finding>> {
+fn of_keys(store: &Store, format: &Format, key: Option<&Key>) -> Result<Vec<Finding>> {
     let (slots, bad) = keys::list(store)?;
     let mut findings: Vec<_> = bad
         .into_iter()
@@ -248,16 +260,30 @@ fn of_keys(store: &Store, format: &Format) -> Result<Vec<Finding>> {
             hint: Some("whoever has only this key can't open the repository: add it again".into()),
         })
         .collect();
-    for slot in slots.iter().filter(|slot| !is_of(slot, format)) {
-        findings.push(Finding {
+    let others: Vec<_> = slots.iter().filter(|slot| !is_of(slot, format)).collect();
+    if others.is_empty() {
+        return Ok(findings);
+    }
+    let unread = keys::unread(store, key)?;
+    findings.extend(others.into_iter().map(|slot| match &unread {
+        Some(unread) => Finding {
+            severity: Severity::Error,
+            what: format!(
+                "key \"{}\" opens another data key, and \"{unread}\" can't be read with the repository's own",
+                slot.id
+            ),
+            sets: Vec::new(),
+            hint: Some(keys::NOT_USELESS.into()),
+        },
+        None => Finding {
             severity: Severity::Note,
             what: format!("key \"{}\" is of no use here: it opens another data key", slot.id),
             sets: Vec::new(),
             hint: Some(
                 "an interrupted `repo init` left it; `repo check --repair` deletes it".into(),
             ),
-        });
-    }
+        },
+    }));
     Ok(findings)
 }
 
@@ -296,15 +322,21 @@ pub fn repair(
     still: &dyn Fn() -> Result<()>,
 ) -> Result<Repaired> {
     let grace = u64::from(repository.config.grace_hours) * 3600;
+    // One that may open what is there stays, also where that is about to go.
+    let store = repository.strata.store();
+    let format = Format::read(store, &repository.name)?;
+    let (mut others, _) = keys::list(store)?;
+    others.retain(|slot| !is_of(slot, &format));
+    if !others.is_empty() && keys::unread(store, repository.strata.key())?.is_some() {
+        others.clear();
+    }
     let of_caller = || still().map_err(strata::Error::caller);
     let terms = Terms::at(grace, now);
     let collected = collect(&repository.strata, begun, terms, Run::Real, &of_caller);
     let collected = collected.map_err(of_strata)?;
     let strata::check::Collected { deleted, waiting, locked } = collected;
     let mut repaired = Repaired { deleted, waiting, locked };
-    let store = repository.strata.store();
-    let format = Format::read(store, &repository.name)?;
-    for slot in keys::list(store)?.0.iter().filter(|slot| !is_of(slot, &format)) {
+    for slot in &others {
         let age = i64::try_from(now).unwrap_or(i64::MAX).saturating_sub(slot.created.as_second());
         // A younger one may be about to become the repository's: `repo init` writes it first.
         let Some(age) = u64::try_from(age).ok().filter(|age| *age >= grace) else { continue };
@@ -335,7 +367,22 @@ mod tests {
         };
         let manifest = said("clusters/main/sets/20261126T200000Z.json");
         assert!(manifest.contains("prune --repository far --set 20261126T200000Z"), "{manifest}");
-        assert!(said("clusters/main/packs/a").contains("ship --full"));
+        let pack = said("clusters/main/packs/a");
+        assert!(pack.contains("ship --full") && !pack.contains("prune"), "{pack}");
+        let of = |here: &[&str]| {
+            let error = StoreError::new("get", "clusters/main/packs/a", StoreErrorKind::NotFound);
+            let sets = ["20261126T1", "20261126T2", "20261126T3"].map(str::to_owned).to_vec();
+            let problem = Problem { set: "20261126T1".into(), sets, error: error.into() };
+            let here: Vec<_> = here.iter().map(|set| (*set).to_owned()).collect();
+            what_mends(&problem, "far", &here)
+        };
+        let some = of(&["20261126T2"]);
+        assert!(some.contains("ship --full --repository far 20261126T2"), "{some}");
+        assert!(
+            some.contains("`lockstep prune --repository far --set 20261126T1` gives"),
+            "{some}"
+        );
+        assert!(of(&[]).contains("--set 20261126T2 --set 20261126T3` gives"));
     }
 
     #[test]

@@ -45,7 +45,13 @@ impl Format {
     /// # Errors
     /// When the system gives no random bytes.
     pub fn new() -> Result<Self> {
-        Ok(Self { version: VERSION, id: random_characters::<16>()?, encryption: None })
+        Ok(Self::of(random_characters::<16>()?))
+    }
+
+    /// That of the repository with this id, not encrypted.
+    #[must_use]
+    pub fn of(id: String) -> Self {
+        Self { version: VERSION, id, encryption: None }
     }
 
     /// The same, with frames sealed by the data key of this fingerprint.
@@ -73,12 +79,7 @@ impl Format {
     /// # Errors
     /// When there is none, it is damaged, or of a newer version.
     pub fn read(store: &Store, name: &str) -> Result<Self> {
-        Self::find(store, name)?.ok_or_else(|| {
-            Error::usage(
-                format!("repository \"{name}\" was never made: no {PATH} there"),
-                format!("make it with `lockstep repo init {name}`"),
-            )
-        })
+        Self::find(store, name)?.ok_or_else(|| never_made(name))
     }
 
     /// The same; `None` where the store is no repository.
@@ -128,6 +129,13 @@ impl Format {
             _ => Ok(Some(format)),
         }
     }
+}
+
+pub(super) fn never_made(name: &str) -> Error {
+    Error::usage(
+        format!("repository \"{name}\" was never made: no {PATH} there"),
+        format!("make it with `lockstep repo init {name}`"),
+    )
 }
 
 #[cfg(test)]

@@ -2,13 +2,20 @@
 //!
 //! The wrapped key comes first, `lockstep.json` last: its existence is what makes the store a repository, and from
 //! then on there is a key that opens it. What could go wrong: two hosts at once, each with a data key of its own;
-//! put-if-absent lets one win, and the other takes its slot away again.
+//! put-if-absent lets one win, and the other takes its slot away again. And `lockstep.json` may be gone where all else is
+//! there: a new one would be of a new data key, and nothing that is there could be read. So that is refused; out of what
+//! is there the same one can be made again (`again.rs`).
+
+mod again;
 
 use super::keys::{self, Source};
+use super::known::Known;
 use super::wrap::{self, DataKey};
 use super::{Format, of_store, stores};
 use crate::config::{Place, RepositoryConfig};
 use crate::error::{Error, Result};
+use crate::refusal::Refusal;
+use crate::words;
 
 use strata::store::{Store, StoreErrorKind};
 
@@ -19,20 +26,64 @@ pub struct Made {
     pub id: String,
     /// Whether it is there because of this call.
     pub is_new: bool,
+    /// It was there before, and its `lockstep.json` was made again.
+    pub is_again: bool,
     /// Whether it is encrypted.
     pub is_encrypted: bool,
 }
 
-/// Makes the repository `name`, or looks whether the one that is there is ours to open.
+/// What is to be made.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct How<'a> {
+    /// `lockstep.json` alone, out of what is there.
+    pub again: bool,
+    /// The repository's id then, where this host doesn't know it.
+    pub id: Option<&'a str>,
+    /// Another one than that which this host knows by this id.
+    pub instead_of: Option<&'a str>,
+}
+
+/// Makes the repository `name`, or looks whether the one that is there is ours to open. `known` is what this host knows
+/// under the name.
 ///
 /// # Errors
-/// When the store fails, or what is there can't be opened with this configuration.
-pub fn run(name: &str, config: &RepositoryConfig) -> Result<Made> {
+/// When the store fails, or what is there can't be opened with this configuration; [`Refusal::RepositoryAway`] where it is
+/// another one than is known, [`Refusal::HeaderGone`] where `lockstep.json` alone is missing.
+pub fn run(
+    name: &str,
+    config: &RepositoryConfig,
+    known: Option<Known>,
+    how: How<'_>,
+) -> Result<Made> {
+    let awaited = known.clone().filter(|known| how.instead_of != Some(&*known.id));
+    // The place where a disk is to be mounted isn't made.
+    if let Some(known) = &awaited
+        && stores::missing_folder(config)?.is_some()
+    {
+        return Err(known.clone().is_away(name, None));
+    }
     let store = stores::create(config)?;
     if let Some(format) = Format::find(&store.impatient(), name)? {
-        return there(&store, name, config, format, false);
+        return match awaited.filter(|known| known.id != format.id) {
+            Some(known) => Err(known.is_away(name, Some(format.id))),
+            None => there(&store, name, config, format, false),
+        };
     }
     is_reachable(&store, config)?;
+    let clusters = clusters(&store)?;
+    if how.again {
+        let id = how.id.map(str::to_owned).or(known.map(|known| known.id));
+        let format = again::format(&store, name, config, id, &clusters)?;
+        format.create(&store)?;
+        let made = there(&store, name, config, Format::read(&store, name)?, false)?;
+        return Ok(Made { is_again: true, ..made });
+    }
+    if !clusters.is_empty() {
+        return Err(header_gone(name, &clusters));
+    }
+    if let Some(known) = awaited {
+        return Err(known.is_away(name, None));
+    }
     keeps_what_is_there(&store, config)?;
     let Some(source) = Source::of(config) else {
         let format = Format::new()?;
@@ -63,7 +114,28 @@ fn there(
     is_new: bool,
 ) -> Result<Made> {
     keys::open(store, name, config, &format)?;
-    Ok(Made { id: format.id, is_new, is_encrypted: format.encryption.is_some() })
+    let is_encrypted = format.encryption.is_some();
+    Ok(Made { id: format.id, is_new, is_again: false, is_encrypted })
+}
+
+/// The clusters of which there is anything. A key alone is nothing: an interrupted `repo init` leaves one, and it has
+/// sealed nothing yet.
+pub(super) fn clusters(store: &Store) -> Result<Vec<String>> {
+    let mut all = store.folders("clusters").map_err(of_store)?;
+    let mut failed = None;
+    all.retain(|name| {
+        let mut is_any = false;
+        // An empty folder is none.
+        let listed = store.list(&format!("clusters/{name}"), |_| is_any = true);
+        failed = failed.take().or(listed.err());
+        is_any
+    });
+    failed.map_or(Ok(all), |error| Err(of_store(error)))
+}
+
+pub(super) fn header_gone(name: &str, clusters: &[String]) -> Error {
+    let clusters = words::a_few(clusters);
+    Refusal::HeaderGone { name: name.to_owned(), clusters }.into()
 }
 
 /// Whether the store can make an object only where there is none: all locks between hosts rest on that.

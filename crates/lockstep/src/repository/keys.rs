@@ -6,8 +6,12 @@
 
 use std::path::{Path, PathBuf};
 
-use strata::document;
-use strata::store::{Store, StoreErrorKind};
+use strata::check::Inventory;
+use strata::delta::read_descriptor;
+use strata::frame::Key;
+use strata::manifest::{DeltaId, Manifest};
+use strata::store::{Listed, Store, StoreErrorKind};
+use strata::{Repository, document, read_many};
 
 use super::format::{Format, MAX_SIZE};
 use super::wrap::{self, DataKey, Kdf, Secret, Slot, VERSION, unhex};
@@ -16,6 +20,9 @@ use crate::config::RepositoryConfig;
 use crate::error::{Error, Result};
 
 pub(super) const FOLDER: &str = "keys";
+
+/// Of a key of another data key, while something can't be read.
+pub(super) const NOT_USELESS: &str = "that key may be the one which opens it, so it stays: was lockstep.json lost, and the repository made anew over it? Then put the old one back from a copy";
 
 /// Where a secret comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,7 +135,42 @@ fn write(store: &Store, slot: &Slot) -> Result<()> {
     store.put_if_absent(&at, bytes).map_err(of_store)
 }
 
-/// Removes a slot of an opened repository, unless it is the last one or the one that `opened` it.
+/// A manifest or descriptor, of any cluster, that can't be read with the repository's own key: it may have been written
+/// under another.
+pub(super) fn unread(store: &Store, key: Option<&Key>) -> Result<Option<String>> {
+    for cluster in store.folders("clusters").map_err(of_store)? {
+        let folder = format!("clusters/{cluster}");
+        let repository = Repository::new(store.clone(), &folder, key.cloned());
+        let repository = repository.map_err(of_strata)?;
+        let there = Inventory::take(&repository).map_err(of_strata)?;
+        let mut found = None;
+        let mut look = |listed: &Listed, error: Option<strata::Error>| match error {
+            Some(strata::Error::Store(error)) if error.kind != StoreErrorKind::NotFound => {
+                Err(of_store(error))
+            }
+            Some(strata::Error::Damaged { .. } | strata::Error::Sealed { .. }) => {
+                found.get_or_insert_with(|| listed.path.clone());
+                Ok(())
+            }
+            _ => Ok(()),
+        };
+        let (sets, deltas): (Vec<_>, Vec<_>) =
+            (there.sets.iter().collect(), there.deltas.iter().collect());
+        let manifest = |(id, _): &(&String, &Listed)| Manifest::read(&repository, id);
+        read_many(&sets, manifest, |(_, listed), read| look(listed, read.err()))?;
+        let descriptor = |(delta, _): &(&DeltaId, &Listed)| {
+            read_descriptor(&repository, &delta.image, &delta.id)
+        };
+        read_many(&deltas, descriptor, |(_, listed), read| look(listed, read.err()))?;
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+/// Removes a slot of an opened repository, unless it is the last one or the one that `opened` it; or one of another data
+/// key, while something is there that it may open.
 ///
 /// # Errors
 /// [`Error::Usage`] where there is no such slot or it must stay.
@@ -155,6 +197,16 @@ pub fn remove(store: &Store, name: &str, id: &str, opened: &Opened) -> Result<()
                 "key \"{id}\" is the one that the configuration opens repository \"{name}\" with"
             ),
             format!("let [repositories.{name}] name the file of another key first"),
+        ));
+    }
+    if !ours(slot)
+        && let Some(unread) = unread(store, Some(&opened.key.for_strata()))?
+    {
+        return Err(Error::usage(
+            format!(
+                "key \"{id}\" opens another data key, and \"{unread}\" in repository \"{name}\" can't be read with its own"
+            ),
+            NOT_USELESS,
         ));
     }
     let at = path(id);

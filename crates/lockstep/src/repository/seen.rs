@@ -5,12 +5,13 @@
 //! as the set is there: so each is read once, and what it said of its timeline is written down on this host.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use strata::manifest::Manifest as Stored;
 use strata::read_many;
 
+use super::known::Known;
 use super::shipped::Damaged;
 use super::{Repository, of_strata};
 use crate::context::Context;
@@ -22,6 +23,8 @@ use crate::steps;
 
 /// The form of what is written down; another one counts as nothing.
 const VERSION: u32 = 2;
+/// Its folder in the cluster's state.
+pub(super) const FOLDER: &str = "seen";
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,7 +51,7 @@ impl Repository {
     /// # Errors
     /// When the store fails, or it was interrupted.
     pub fn members(&self, cx: &Context) -> Result<(Vec<Member>, Vec<Damaged>)> {
-        self.members_seen(&cx.state.path("seen").join(format!("{}.json", self.name)))
+        self.members_seen(&path(cx, &self.name))
     }
 
     /// The same, `path` being where it is written down.
@@ -83,6 +86,22 @@ impl Repository {
         }
         Ok((sets.into_values().collect(), untold))
     }
+}
+
+pub(super) fn path(cx: &Context, repository: &str) -> PathBuf {
+    cx.state.path(FOLDER).join(format!("{repository}.json"))
+}
+
+/// Which repository it was whose sets were seen, with the newest of them.
+pub(super) fn known(path: &Path) -> Option<Known> {
+    let seen = read(path)?;
+    Some(Known { id: seen.repository, newest: seen.sets.into_keys().next_back() })
+}
+
+/// Whether a set whose id begins so was seen there; any at all for the newest.
+pub(super) fn has(path: &Path, which: Option<&str>) -> bool {
+    let begin = which.filter(|which| *which != "latest").unwrap_or_default();
+    read(path).is_some_and(|seen| seen.sets.keys().any(|set| set.starts_with(begin)))
 }
 
 /// What was seen of a set's timeline in any repository; `folder` has what is written down.

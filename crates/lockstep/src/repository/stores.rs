@@ -4,7 +4,7 @@
 //! only `repo init` makes one), and credentials that were never set, for which a cloud's machines ask their own
 //! address and all others wait in vain.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use strata::store::{Ending, ObjectStorage, Paced, Store};
 
@@ -18,9 +18,7 @@ use crate::steps;
 /// # Errors
 /// When it can't be opened, or its folder isn't there.
 pub fn store(config: &RepositoryConfig) -> Result<Store> {
-    if let Place::Folder(folder) = place(config)?
-        && !folder.is_dir()
-    {
+    if let Some(folder) = missing_folder(config)? {
         return Err(Error::usage(
             format!("the repository's folder \"{}\" isn't there", folder.display()),
             "is its file system mounted? a new one is made with `lockstep repo init`",
@@ -29,7 +27,15 @@ pub fn store(config: &RepositoryConfig) -> Result<Store> {
     create(config)
 }
 
-/// The same, with a local folder made where there is none.
+/// The folder that the URL means, where it isn't there.
+pub(super) fn missing_folder(config: &RepositoryConfig) -> Result<Option<PathBuf>> {
+    match place(config)? {
+        Place::Folder(folder) if !folder.is_dir() => Ok(Some(folder)),
+        _ => Ok(None),
+    }
+}
+
+/// The store of a repository, with a local folder made where there is none.
 ///
 /// # Errors
 /// When it can't be opened or made.

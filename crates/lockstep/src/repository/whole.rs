@@ -19,6 +19,7 @@ use strata::store::StoreErrorKind;
 use strata::{read_many, store::StoreError};
 
 use super::image::ImageState;
+use super::shipped::FILES_IMAGE;
 use super::{Repository, of_store, of_strata};
 use crate::error::Result;
 use crate::files;
@@ -35,7 +36,18 @@ pub struct Wholeness<'a> {
     /// Where it is remembered what deltas refer to.
     memory: &'a Path,
     packs: RefCell<Packs>,
+    /// Images that were listed.
+    images: RefCell<BTreeMap<String, Listing>>,
+    /// What isn't whole isn't told of: the caller does that.
+    is_silent: bool,
+    /// Many sets are looked at: of sets' own files, too, all is read that isn't known.
+    is_of_many: bool,
+    /// Something was found that isn't whole.
+    has_found: Cell<bool>,
 }
+
+/// Names in an image's folder, with size and time.
+type Listing = BTreeMap<String, (u64, u64)>;
 
 #[derive(Default)]
 struct Packs {
@@ -70,8 +82,8 @@ struct Remembered {
 pub struct ImageDeltas<'a> {
     of: &'a Wholeness<'a>,
     image: String,
-    /// Names in its folder, with size and time.
-    listed: BTreeMap<String, (u64, u64)>,
+    /// What is in its folder.
+    listed: Listing,
     /// What deltas refer to, or what is wrong with them.
     known: RefCell<BTreeMap<String, Result<Refers, String>>>,
     /// Some of that comes from the last time.
@@ -84,14 +96,33 @@ impl<'a> Wholeness<'a> {
     /// Nothing is looked at yet. `memory` is a folder of this repository's.
     #[must_use]
     pub fn new(repository: &'a Repository, memory: &'a Path) -> Self {
-        Self { repository, memory, packs: RefCell::default() }
+        Self {
+            repository,
+            memory,
+            packs: RefCell::default(),
+            images: RefCell::default(),
+            is_silent: false,
+            is_of_many: false,
+            has_found: Cell::new(false),
+        }
     }
 
-    /// Lists an image's deltas.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub fn image(&'a self, image: &str) -> Result<ImageDeltas<'a>> {
+    /// The same for so many sets, which tells of nothing that isn't whole.
+    #[must_use]
+    pub fn silent(self, sets: usize) -> Self {
+        Self { is_silent: true, is_of_many: sets > 1, ..self }
+    }
+
+    /// Whether something was found that is there and isn't whole.
+    #[must_use]
+    pub fn has_found(&self) -> bool {
+        self.has_found.get()
+    }
+
+    fn listed(&self, image: &str) -> Result<Listing> {
+        if let Some(listed) = self.images.borrow().get(image) {
+            return Ok(listed.clone());
+        }
         let folder = self.repository.strata.path(&format!("volumes/{image}"));
         let mut listed = BTreeMap::new();
         let list = self.repository.strata.store().list(&folder, |object| {
@@ -99,6 +130,16 @@ impl<'a> Wholeness<'a> {
             listed.insert(name.to_owned(), (object.size, object.modified));
         });
         list.map_err(of_store)?;
+        self.images.borrow_mut().insert(image.to_owned(), listed.clone());
+        Ok(listed)
+    }
+
+    /// Lists an image's deltas.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn image(&'a self, image: &str) -> Result<ImageDeltas<'a>> {
+        let listed = self.listed(image)?;
         let mut known = recall(&self.path(image), &self.repository.id);
         known.retain(|id, refers| {
             listed.get(&descriptor_name(id)) == Some(&(refers.size, refers.modified))
@@ -186,7 +227,7 @@ impl ImageDeltas<'_> {
     pub fn left_out(&self, id: &str, thorough: bool) -> Result<Option<BTreeSet<(u64, u64)>>> {
         if !self.has(id) {
             if thorough {
-                self.read_unknown()?;
+                self.read_unknown(|_| true)?;
             }
             let known = self.known.borrow();
             let mut bases =
@@ -261,6 +302,10 @@ impl ImageDeltas<'_> {
     }
 
     fn tell(&self, id: &str, why: &str) {
+        self.of.has_found.set(true);
+        if self.of.is_silent {
+            return;
+        }
         tracing::warn!(
             repository = %self.of.repository.name, image = %self.image, delta = %id,
             "not whole, and not built upon: {why}; `lockstep repo check` says which sets it harms"
@@ -321,20 +366,22 @@ impl ImageDeltas<'_> {
     }
 
     /// What a delta refers to, or what is wrong with it. Where it isn't known, that of all others that
-    /// aren't is read with it: most of them are of the same chain.
+    /// aren't is read with it: most of them are of the same chain. Each of sets' own files is alone.
     fn refers(&self, id: &str) -> Result<Result<Refers, String>> {
         if !self.known.borrow().contains_key(id) {
-            self.read_unknown()?;
+            let is_alone = self.image == FILES_IMAGE && !self.of.is_of_many;
+            self.read_unknown(|other| other == id || !is_alone)?;
         }
         let gone = || Err(format!("delta \"{id}\" is gone"));
         Ok(self.known.borrow().get(id).cloned().unwrap_or_else(gone))
     }
 
-    /// Reads what deltas refer to of which that isn't known.
-    fn read_unknown(&self) -> Result<()> {
+    /// Reads what deltas refer to of which that isn't known, and which are `wanted`.
+    fn read_unknown(&self, wanted: impl Fn(&str) -> bool) -> Result<()> {
         let unknown: Vec<String> = {
             let known = self.known.borrow();
-            self.ids().filter(|id| !known.contains_key(*id)).map(str::to_owned).collect()
+            let unknown = self.ids().filter(|id| !known.contains_key(*id) && wanted(id));
+            unknown.map(str::to_owned).collect()
         };
         let (strata, image, listed) = (&self.of.repository.strata, &self.image, &self.listed);
         let read = |id: &String| read(strata, image, id, listed.get(&descriptor_name(id)));

@@ -89,19 +89,6 @@ pub(crate) fn is_shipped(cx: &Context, set: &SetId, repository: &str, id: Option
         || !of_other_names(cx, set, Kind::Shipped, repository, id).is_empty()
 }
 
-/// Whether that is noted of what was shipped then: another host may have pruned it, and it was shipped anew.
-#[must_use]
-pub(crate) fn is_shipped_then(
-    cx: &Context,
-    set: &SetId,
-    repository: &str,
-    id: &str,
-    then: jiff::Timestamp,
-) -> bool {
-    let noted = || Note::read(&Kind::Shipped.path(cx, set, repository)).shipped_at;
-    is_shipped(cx, set, repository, Some(id)) && noted().is_none_or(|at| at == then)
-}
-
 /// Whether it is marked to have been pruned there.
 #[must_use]
 pub(crate) fn is_pruned(cx: &Context, set: &SetId, repository: &str, id: Option<&str>) -> bool {

@@ -16,12 +16,11 @@ use crate::error::{Error, Result};
 use crate::repository::image::image_name;
 use crate::repository::raw::raw_image_name;
 use crate::repository::whole::Wholeness;
-use crate::repository::{Repository, of_strata};
+use crate::repository::{Repository, harm, of_strata};
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::set::notes;
 use crate::set::verify;
 
-use super::remembered_deltas;
 use super::volume::journal_name;
 
 /// The newest set before `manifest` of which a volume was begun, where the repository has nothing of
@@ -39,7 +38,7 @@ pub(super) fn before(
     if !is_any {
         return Ok(None);
     }
-    let memory = remembered_deltas(cx, repository);
+    let memory = harm::memory(cx, repository);
     let wholeness = Wholeness::new(repository, &memory);
     let (sets, _) = cx.state.sets()?;
     for set in sets.into_iter().rev().filter(|set| set.set < manifest.set) {

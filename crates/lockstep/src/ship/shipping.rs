@@ -1,6 +1,7 @@
 //! One set's way into one repository, under its lease: its volumes and its own files side by side, and then the
 //! manifest that says so.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ use strata::delta::descriptor_path;
 use super::raw::Encrypted;
 use super::route::{self, Bases, How, Route, route};
 use super::volume::Shipment;
-use super::{Extent, begun, full, journals, lost, note, options, remembered_deltas, tags};
+use super::{Extent, begun, full, journals, lost, note, options, tags};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::layout::PartKind;
@@ -23,7 +24,7 @@ use crate::progress::Progress;
 use crate::repository::lease::Held;
 use crate::repository::shipped::FILES_IMAGE;
 use crate::repository::whole::Wholeness;
-use crate::repository::{self, Repository, Shipped, ShippedVolume, kin, of_strata};
+use crate::repository::{self, Repository, Shipped, ShippedVolume, harm, kin, of_strata};
 use crate::set::at_work;
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::set::own_files::{FrozenWal, take_files, wal_in_snapshot};
@@ -46,6 +47,8 @@ pub(super) struct Shipping<'a> {
     /// The set there, where it is there already.
     pub(super) there: Option<&'a Shipped>,
     pub(super) extent: Extent,
+    /// Set where something that it could go on from isn't whole there.
+    pub(super) doubt: &'a Cell<bool>,
 }
 
 impl<'a> Shipping<'a> {
@@ -186,13 +189,14 @@ impl<'a> Shipping<'a> {
         Ok(Shipped::new(manifest, volumes))
     }
 
-    /// The ways of the volumes that are stored.
+    /// The ways of the volumes that are stored. There is doubt whether all sets are whole where the newest isn't, or something
+    /// else that could be gone on from: a full shipment goes on from nothing.
     fn routes(&self, encrypted: &Encrypted) -> Result<Vec<Route<'a>>> {
-        let Self { cx, manifest, repository, extent, .. } = *self;
+        let Self { cx, manifest, repository, extent, doubt, .. } = *self;
         let noted = Doomed::read(&repository.strata).map_err(of_strata)?;
         let keeps_wal = encrypted.keeps_wal(manifest);
         let bases = Bases::find(&cx.zfs, &manifest.volumes)?;
-        let memory = remembered_deltas(cx, repository);
+        let memory = harm::memory(cx, repository);
         let wholeness = Wholeness::new(repository, &memory);
         let stored = manifest.volumes.iter().filter(|volume| keeps_wal || !is_wal_alone(volume));
         let find = |volume: &'a SetVolume| {
@@ -202,6 +206,12 @@ impl<'a> Shipping<'a> {
             route(&bases, &wholeness, volume, how)
         };
         let routes = stored.map(find).collect::<Result<Vec<_>>>()?;
+        if extent == Extent::Increment {
+            // One whose manifest can't be read is told elsewhere.
+            let newest = repository.newest().ok().flatten();
+            let is_whole = newest.map_or(Ok(true), |newest| harm::is_whole(&wholeness, &newest))?;
+            doubt.set(doubt.get() || !is_whole || wholeness.has_found());
+        }
         self.strike_needed(&routes, noted.clone())?;
         Ok(routes)
     }

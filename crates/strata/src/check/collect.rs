@@ -40,7 +40,7 @@ pub struct Collected {
     /// Deleted, in this order.
     pub deleted: Vec<String>,
     /// No set needs them and that is noted, but their grace time isn't over, or that of a descriptor which refers to them;
-    /// or they are younger than the run.
+    /// or they are younger than the run; all of them while a young descriptor is damaged.
     pub waiting: Vec<String>,
     /// No set has needed them for the grace time, but the store lets nobody delete them yet, or a descriptor which
     /// refers to them.
@@ -139,6 +139,9 @@ impl Survey {
             } else {
                 going.push(item);
             }
+        }
+        if self.is_doubtful {
+            waiting.append(&mut going);
         }
         if !going.is_empty() {
             let kept = Kept::by(repository, &waiting)?;

@@ -31,13 +31,16 @@ pub struct Survey {
     pub(super) kept: Live,
     /// What others need beside that: sets that are about to go, and backups that have no manifest yet.
     pub(super) rest: Live,
+    /// A young descriptor is damaged: it may refer to anything.
+    pub(super) is_doubtful: bool,
 }
 
 impl Survey {
     /// Looks at all. `kept` are the sets that stay; of the others only what nobody needs is told from the rest.
     /// Deltas younger than the grace time are those of backups that have no manifest yet.
     ///
-    /// Whatever of a set can't be read is an error: nobody knows what that would refer to.
+    /// Whatever of a set can't be read is an error: nobody knows what that would refer to. Where a young delta is damaged
+    /// that no set needs, nothing is deleted as long as it is young.
     pub fn take(repository: &Repository, kept: &BTreeSet<String>, terms: Terms) -> Result<Survey> {
         // First what is there, then what is needed: what is written in between is needed by nobody on this list.
         let inventory = Inventory::take(repository)?;
@@ -54,7 +57,12 @@ impl Survey {
         let deltas = &survey.inventory.deltas;
         let young = deltas.iter().filter(|(_, listed)| !terms.is_over(listed.modified));
         let young = young.map(|(delta, _)| delta.clone()).collect();
-        survey.rest.chains_beside(repository, young, &survey.kept, Error::is_not_found)?;
+        let is_doubtful = &mut survey.is_doubtful;
+        survey.rest.chains_beside(repository, young, &survey.kept, |error| {
+            let is_damaged = matches!(error, Error::Damaged { .. });
+            *is_doubtful |= is_damaged;
+            is_damaged || error.is_not_found()
+        })?;
         Ok(survey)
     }
 
@@ -99,7 +107,8 @@ impl Survey {
     }
 
     fn empty(inventory: Inventory, kept: &BTreeSet<String>) -> Survey {
-        Survey { inventory, sets: kept.clone(), kept: Live::default(), rest: Live::default() }
+        let (kept, rest) = (kept.clone(), Live::default());
+        Survey { inventory, sets: kept, kept: Live::default(), rest, is_doubtful: false }
     }
 
     pub(super) fn needs_delta(&self, delta: &DeltaId) -> bool {

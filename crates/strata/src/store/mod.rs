@@ -116,7 +116,7 @@ impl StoreError {
             return Some(hint);
         }
         Some(match self.kind {
-            StoreErrorKind::NotFound => "run the repository's check: is the repository whole?",
+            StoreErrorKind::NotFound => "check the repository: is it whole?",
             StoreErrorKind::PermissionDenied if self.verb == PROLONG => {
                 "do these credentials have the right s3:PutObjectRetention? (s3:GetObjectRetention tells locks that are longer already)"
             }

@@ -17,7 +17,7 @@ use crate::progress::Progress;
 use crate::repository::check::{self, Checked, Repaired, Severity};
 use crate::repository::lease::Held;
 use crate::repository::{self, Repository, of_strata};
-use crate::set::at_work;
+use crate::set::{at_work, verify};
 use crate::ship::{self, begun};
 use crate::steps;
 use crate::words::{bytes, counted};
@@ -171,6 +171,11 @@ pub(super) fn list(cx: &Context, name: Option<&str>, json: bool) -> Result<Done>
         let listed = store.list(folder, &mut add);
         let listed = listed.and_then(|()| store.half_written(folder, &mut add));
         listed.map_err(|error| of_strata(error.into()))?;
+        if sets == 0
+            && let Some(hint) = repository.empty_hint()
+        {
+            eprintln!("hint: repository {name} has no set of cluster \"{}\": {hint}", cx.name);
+        }
         let encrypted = repository.strata.key().is_some();
         let url = repository.config.url.clone();
         let value = json!({
@@ -207,6 +212,7 @@ impl Check {
             ));
         }
         let (mut here, _) = cx.state.sets()?;
+        here.retain(|manifest| verify::set(cx, manifest).is_ok());
         here.sort_by_key(|manifest| manifest.started_at);
         let here: Vec<_> = here.iter().map(|manifest| manifest.set.to_string()).collect();
         each(cx, self.name.as_deref(), json, |name| {

@@ -1,0 +1,183 @@
+//! Sets of which something isn't there any more: deltas, index files or packs that they need, each with its size.
+//!
+//! What could go wrong: a store loses objects, and manifests alone go on to look well. So a shipment and `check` look at
+//! all that the newest set needs, and where that isn't whole, at all sets; it is noted then, and looked at until all
+//! are whole again, or gone.
+//!
+//! And what is read while another host writes may look gone: a merge replaces a descriptor between the listing of its
+//! folder and its reading. What two looks say alike is so: what a descriptor names was there before it, and never comes
+//! back.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::path::{Path, PathBuf};
+
+use strata::manifest::DeltaId;
+
+use super::whole::{ImageDeltas, Wholeness};
+use super::{Repository, Shipped};
+use crate::context::Context;
+use crate::error::Result;
+use crate::files;
+
+/// Looks in a row, at most. While another host collects, each may find something else gone; the first delta that is gone
+/// stays the first.
+const LOOKS: u32 = 5;
+/// Its folder in the cluster's state.
+pub(crate) const FOLDER: &str = "harmed";
+
+/// A set that isn't whole in a repository.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Harm {
+    /// The set's id.
+    pub set: String,
+    /// What isn't there.
+    pub why: String,
+}
+
+/// What to do about it.
+#[must_use]
+pub fn hint(repository: &str) -> String {
+    format!(
+        "`lockstep repo check {repository}` says what is missing, and what mends it; until then don't rely on these sets"
+    )
+}
+
+/// Where it is remembered what a repository's deltas refer to.
+#[must_use]
+pub fn memory(cx: &Context, repository: &Repository) -> PathBuf {
+    cx.state.path("deltas").join(&repository.name)
+}
+
+/// Which of these sets aren't whole, and are there still: where two looks in a row say so.
+///
+/// # Errors
+/// When the store fails.
+pub fn of_sets(repository: &Repository, memory: &Path, sets: &[&Shipped]) -> Result<Vec<Harm>> {
+    let mut found = surely(repository, memory, sets)?;
+    if !found.is_empty() {
+        let there = repository.ids()?;
+        found.retain(|harm| there.contains(&harm.set));
+    }
+    Ok(found)
+}
+
+/// The same, there or not.
+///
+/// # Errors
+/// When the store fails.
+pub fn surely(repository: &Repository, memory: &Path, sets: &[&Shipped]) -> Result<Vec<Harm>> {
+    agreed(|| {
+        let wholeness = Wholeness::new(repository, memory).silent(sets.len());
+        let mut images = BTreeMap::new();
+        let look = |set: &&Shipped| why_not_whole(&wholeness, &mut images, set).transpose();
+        sets.iter().filter_map(look).collect()
+    })
+}
+
+/// Whether a set is whole, going by what is known of the repository already.
+///
+/// # Errors
+/// When the store fails.
+pub fn is_whole<'a>(wholeness: &'a Wholeness<'a>, set: &Shipped) -> Result<bool> {
+    Ok(why_not_whole(wholeness, &mut BTreeMap::new(), set)?.is_none())
+}
+
+/// What is wrong, once two looks in a row agree; nothing where a look finds nothing wrong, or they never do.
+fn agreed(mut look: impl FnMut() -> Result<Vec<Harm>>) -> Result<Vec<Harm>> {
+    let mut before = Vec::new();
+    for _ in 0..LOOKS {
+        let found = look()?;
+        if found.is_empty() || found == before {
+            return Ok(found);
+        }
+        before = found;
+    }
+    Ok(Vec::new())
+}
+
+/// What of all that the set needs is gone, or not as it was written.
+fn why_not_whole<'a>(
+    wholeness: &'a Wholeness<'a>,
+    images: &mut BTreeMap<String, ImageDeltas<'a>>,
+    set: &Shipped,
+) -> Result<Option<Harm>> {
+    for DeltaId { image, id } in set.deltas() {
+        let deltas = match images.entry(image) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => {
+                let deltas = wholeness.image(place.key())?;
+                place.insert(deltas)
+            }
+        };
+        if let Some(why) = deltas.why_not_whole(&id)? {
+            return Ok(Some(Harm { set: set.manifest.set.to_string(), why }));
+        }
+    }
+    Ok(None)
+}
+
+/// All sets of the repository that aren't whole, where that `is_doubtful` or some weren't the last time. It is noted, until
+/// all are.
+///
+/// # Errors
+/// When the store fails, or it can't be noted.
+pub fn look(cx: &Context, repository: &Repository, is_doubtful: bool) -> Result<Vec<Harm>> {
+    let note = cx.state.path(FOLDER).join(&repository.name);
+    if !is_doubtful && !is_noted(&note, &repository.id) {
+        return Ok(Vec::new());
+    }
+    let (sets, _) = repository.sets()?;
+    let memory = memory(cx, repository);
+    let found = of_sets(repository, &memory, &sets.iter().collect::<Vec<_>>())?;
+    if found.is_empty() {
+        files::remove_file(&note)?;
+    } else if !is_noted(&note, &repository.id) {
+        files::create_directories(&cx.state.path(FOLDER))?;
+        files::publish(&note, repository.id.as_bytes())?;
+    }
+    Ok(found)
+}
+
+/// The note holds the repository's own id.
+fn is_noted(path: &Path, id: &str) -> bool {
+    std::fs::read(path).is_ok_and(|noted| noted == id.as_bytes())
+}
+
+/// One line for many: how many, and the newest.
+#[must_use]
+pub fn in_words(found: &[Harm]) -> Option<String> {
+    let sets: BTreeMap<&str, &str> =
+        found.iter().map(|harm| (harm.set.as_str(), harm.why.as_str())).collect();
+    let (set, why) = sets.last_key_value()?;
+    Some(match sets.len() {
+        1 => format!("set {set} isn't whole there: {why}"),
+        count => format!("{count} sets aren't whole there, the newest of them {set}: {why}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gone_is_what_two_looks_in_a_row_find_gone() {
+        for (looks, expected) in [
+            (&[None][..], None),
+            // A merge between a listing and a read.
+            (&[Some("x"), None], None),
+            (&[Some("x"), Some("x")], Some("x")),
+            (&[Some("x"), Some("y"), Some("y")], Some("y")),
+            (&[Some("x"), Some("y"), Some("x"), Some("y"), Some("x")], None),
+        ] {
+            let mut said = looks.iter();
+            let harm = |why: &str| Harm { set: "a".into(), why: why.into() };
+            let look = || {
+                Ok(said.next().expect("no more looks").map(harm).into_iter().collect::<Vec<_>>())
+            };
+            let found = agreed(look).unwrap();
+            assert_eq!(found.first().map(|harm| harm.why.as_str()), expected, "{looks:?}");
+            assert_eq!(said.len(), 0, "{looks:?}");
+        }
+    }
+}
