@@ -5,6 +5,7 @@
 
 mod alone;
 mod beforehand;
+mod behind;
 mod build;
 mod choice;
 mod control;

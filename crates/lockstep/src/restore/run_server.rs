@@ -8,7 +8,7 @@ use pgfiles::control_file::ControlFile;
 use pgfiles::lsn::Lsn;
 
 use super::build::Build;
-use super::{Problem, Restored, fetched, standby, tree, unfinished, whole_pages};
+use super::{Problem, Restored, behind, fetched, original, standby, tree, unfinished, whole_pages};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -132,6 +132,7 @@ pub(super) fn start(
     if outcome == Outcome::Ready && goes_to_the_end_of_an_archive(&build.request.recovery) {
         let end = came_to(server.said());
         restored.problems.extend(fetched::problem(server.said(), segments, end.as_deref()));
+        look_behind(build, &bin_dir, server.said(), restored)?;
     }
     steps::reached("restore.recovered")?;
     let stays = matches!(outcome, Outcome::Ready | Outcome::Follows);
@@ -151,6 +152,29 @@ pub(super) fn start(
         belong_to_them(build)?;
     }
     restored.socket_directory = instance::socket_directory(&data);
+    Ok(())
+}
+
+/// Whether recovery went as far as there is WAL. What can't be found out about that is no fault of the restored cluster.
+fn look_behind(
+    build: &Build,
+    bin_dir: &Path,
+    said: &[String],
+    restored: &mut Restored,
+) -> Result<()> {
+    let Some(command) = &build.request.recovery.restore_command else { return Ok(()) };
+    let end = match behind::End::find(build, said) {
+        Ok(Some(end)) => end,
+        Ok(None) => return Ok(()),
+        Err(error) => {
+            tracing::warn!(error = %error.chain(), "nobody can tell whether the archive goes on behind the end of recovery");
+            return Ok(());
+        }
+    };
+    if restored.problems.is_empty() {
+        restored.problems.extend(end.problem(build, command, said)?);
+    }
+    end.warn_of_what_the_original_has(build, bin_dir, command);
     Ok(())
 }
 
@@ -552,7 +576,8 @@ pub(super) fn explain(build: &Build, server: &Server, error: Error) -> Error {
             Some(_) => match fetched::complaint(server.said()) {
                 Some(line) => format!("{end}restore_command said \"{line}\": {}", fetched::hint(line)),
                 None => format!(
-                    "{end}take a target up to there, or see that restore_command finds what comes after it"
+                    "{end}take a target up to there, or see that restore_command finds what comes after it{}",
+                    if original_runs(build) { ": the original runs here, and `SELECT pg_switch_wal()` on it has its last segment archived" } else { "" }
                 ),
             },
         });
@@ -561,12 +586,31 @@ pub(super) fn explain(build: &Build, server: &Server, error: Error) -> Error {
     if let Some(hint) = of_another_timeline(&build.manifest, is_standby, server.said()) {
         return error.with_hint(hint);
     }
+    // The first word of a server that has its settings and its memory (StartupXLOG in xlog.c).
+    if !said("database system was ") {
+        return error.with_hint(not_as_there(build.request.clone.is_some()));
+    }
     if said("Read-only file system") {
         return error.with_hint(
             "recovery wanted to write outside the restored cluster: name the folder in clone.writable if it may. That may be the log of a restore_command, or where a tablespace was made after the set: that one has to be the server's user's, and no other cluster's",
         );
     }
     error
+}
+
+/// What to do where a server didn't so much as begin with recovery.
+fn not_as_there(is_clone: bool) -> &'static str {
+    if is_clone {
+        "the server ended before recovery: what this host hasn't as the original's had it (memory, ssl files, libraries, locales) is set for clones in settings of [clusters.NAME.clone]"
+    } else {
+        "the server ended before recovery: what this host hasn't as the original's had it (memory, ssl files, libraries, locales) is set with --setting NAME=VALUE, as --setting shared_buffers=1GB or --setting ssl=off"
+    }
+}
+
+/// Whether the cluster that the set is of runs on this host.
+fn original_runs(build: &Build) -> bool {
+    let all = original::here(build.cx, &build.manifest, &build.placement);
+    all.iter().any(|data| server::running(data).is_ok_and(|running| running.is_some()))
 }
 
 /// Why recovery can't begin with the set, where it follows a timeline that doesn't have the set's end (InitWalRecovery in
