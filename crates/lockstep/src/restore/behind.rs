@@ -72,6 +72,7 @@ impl End {
         said: &[String],
     ) -> Result<Option<Problem>> {
         let size = self.identity.segment_size;
+        let unreadable = fetched::unreadable(said, size);
         for segment in self.next() {
             let name = segment.file_name(size);
             let gives = history_command::fetch_file(build.cx, command, &name, |path| {
@@ -81,13 +82,21 @@ impl End {
             });
             match gives {
                 Ok(None) => {}
-                Ok(Some(())) => return Ok(Some(self.hides(&name, said))),
+                // A server that goes on has archived it meanwhile, unless there is a gap before it.
+                Ok(Some(())) if unreadable.is_none() && self.is_next(segment) => {
+                    tracing::warn!(
+                        "recovery ended at LSN {}, and restore_command gives {name} by now, which comes next: where the original doesn't run, it failed without a word before; restore again",
+                        self.lsn
+                    );
+                    return Ok(None);
+                }
+                Ok(Some(())) => return Ok(Some(self.hides(&name, unreadable))),
                 Err(interrupted @ Error::Interrupted { .. }) => return Err(interrupted),
                 // Of another length, or the command can't say now.
                 Err(error) => tracing::debug!(error = %error.chain(), "{name} can't be looked at"),
             }
         }
-        if let Some((last, words)) = fetched::unreadable(said, size) {
+        if let Some((last, words)) = unreadable {
             tracing::warn!(
                 "recovery ended in {last}, the last segment that restore_command gave: PostgreSQL said \"{words}\". So ends the last one of a server that was cut off; one that was archived is readable to its end: see whether it is damaged there"
             );
@@ -95,15 +104,18 @@ impl End {
         Ok(None)
     }
 
-    fn hides(&self, name: &str, said: &[String]) -> Problem {
-        let size = self.identity.segment_size;
-        let here = match fetched::unreadable(said, size) {
-            Some((segment, words)) => format!("in {segment}, of which PostgreSQL said \"{words}\""),
-            None => "there for the server".to_owned(),
+    fn is_next(&self, segment: WalSegment) -> bool {
+        segment.number == first_after(self.lsn, self.identity.segment_size)
+    }
+
+    fn hides(&self, name: &str, unreadable: Option<(String, &str)>) -> Problem {
+        let said = match unreadable {
+            Some((segment, words)) => format!("; of {segment} PostgreSQL said \"{words}\""),
+            None => String::new(),
         };
         Problem {
             what: format!(
-                "recovery ended at LSN {}, and the archive goes on: restore_command gives {name}, which lies behind that, and gave nothing readable {here}",
+                "recovery ended at LSN {}, and the archive goes on: restore_command gives {name}, which lies behind that{said}",
                 self.lsn
             ),
             hint: "see that the archive has each segment up to there, whole (pg_waldump reads one) and readable for os_user, then restore again: what was committed behind that place isn't in the restored cluster".into(),

@@ -121,14 +121,14 @@ const READER: [&str; 11] = [
 ];
 
 fn is_of(words: &str, segment: WalSegment, size: WalSegmentSize) -> bool {
-    let named = |after: &str| {
-        let (_, rest) = words.rsplit_once(after)?;
-        rest.split([' ', ',', ':', ';']).next()
+    let behind = |before: &'static str| {
+        let rests = words.split(before).skip(1);
+        rests.map(|rest| rest.split([' ', ',', ':', ';']).next().unwrap_or_default())
     };
-    if let Some(name) = named("segment ") {
+    if let Some(name) = behind("segment ").next() {
         return name == segment.file_name(size);
     }
-    let lsn = named(" at ").and_then(|lsn| lsn.parse::<Lsn>().ok());
+    let lsn = behind(" at ").find_map(|lsn| lsn.parse::<Lsn>().ok());
     lsn.is_some_and(|lsn| WalSegment::containing(segment.timeline, lsn, size) == segment)
 }
 

@@ -586,14 +586,14 @@ pub(super) fn explain(build: &Build, server: &Server, error: Error) -> Error {
     if let Some(hint) = of_another_timeline(&build.manifest, is_standby, server.said()) {
         return error.with_hint(hint);
     }
-    // The first word of a server that has its settings and its memory (StartupXLOG in xlog.c).
-    if !said("database system was ") {
-        return error.with_hint(not_as_there(build.request.clone.is_some()));
-    }
     if said("Read-only file system") {
         return error.with_hint(
             "recovery wanted to write outside the restored cluster: name the folder in clone.writable if it may. That may be the log of a restore_command, or where a tablespace was made after the set: that one has to be the server's user's, and no other cluster's",
         );
+    }
+    // The first word of a server that has its settings and its memory (StartupXLOG in xlog.c).
+    if said("FATAL:  ") && !said("database system was ") {
+        return error.with_hint(not_as_there(build.request.clone.is_some()));
     }
     error
 }
