@@ -68,10 +68,13 @@ fn run(fixture: &Fixture, restored: &Restored, places: &str, names: &[&str]) {
     must(command("bash", ["-c", &script]).env("PATH", path_with_turns()));
 }
 
-/// What the page says to set again: the fixture sets its port with `ALTER SYSTEM`.
-fn set_port_again(fixture: &Fixture, server: &Cluster) {
-    let of_the_original = format!("ALTER SYSTEM SET port = {}", fixture.cluster.port);
-    server.execute(&[&of_the_original]);
+/// What the page says to set again: the fixture sets all with `ALTER SYSTEM`.
+fn set_again(fixture: &Fixture, server: &Cluster) {
+    let auto = std::fs::read_to_string(server.data.join("postgresql.auto.conf"));
+    let auto = auto.expect("it is readable");
+    assert!(!auto.contains("archive_mode") && !auto.contains("recovery_"), "{auto}");
+    let port = format!("ALTER SYSTEM SET port = {}", fixture.cluster.port);
+    server.execute(&[&port, "ALTER SYSTEM SET archive_mode = on"]);
 }
 
 /// It is the original by now: its settings, its places, and it can be backed up.
@@ -83,9 +86,6 @@ fn serves(fixture: &Fixture, lockstep: &Lockstep, rows: &str) -> Set {
     {
         assert_eq!(fixture.cluster.value("postgres", &format!("SHOW {setting}")), value);
     }
-    let auto = std::fs::read_to_string(fixture.cluster.data.join("postgresql.auto.conf"));
-    let auto = auto.expect("it is readable");
-    assert!(!auto.contains("archive_mode") && !auto.contains("recovery_"), "{auto}");
     // Its server had no archive when it was promoted: what it wrote then is left to the one that has.
     let history = fixture.cluster.data.join("pg_wal/archive_status/00000002.history");
     let is_left =
@@ -172,7 +172,7 @@ fn a_host_that_is_gone_comes_back_in_its_place() {
     let places: Vec<_> =
         places.iter().map(|(name, at)| format!("{name}={}", at.display())).collect();
     run(&fixture, &restored, &places.join(" "), &["reset"]);
-    set_port_again(&fixture, restored.server());
+    set_again(&fixture, restored.server());
     run(&fixture, &restored, &places.join(" "), &["stop", "datasets", "links"]);
     assert!(!Path::new(folder(&restored)).exists());
 
@@ -197,7 +197,7 @@ fn clones_take_the_place_of_the_original_and_keep_its_sets() {
     let restored = lockstep.restore_and_start(&set.id, &fixture.target("main"), &[]);
     fixture.cluster.stop(Stop::Fast);
     run(&fixture, &restored, "", &["reset"]);
-    set_port_again(&fixture, restored.server());
+    set_again(&fixture, restored.server());
     run(&fixture, &restored, "", &["stop", "clones", "links"]);
 
     let next = serves(&fixture, &lockstep, &rows);
