@@ -55,6 +55,8 @@ expect_equal "it chooses" label "$(json "$output" .strategy)"
 expect_equal "it finds every dataset" "fast/pgwal fast/space one tank/pgdata" "$(jq -r '[.volumes[].dataset] | sort | join(" ")' "$output")"
 expect_equal "it changes nothing" "" "$(lockstep_snapshots)"
 
+# The known way to forbid ALTER SYSTEM: each copy has the flag too, and its restore writes that file anew.
+must chattr +i "$PG_ROOT/data/postgresql.auto.conf"
 before=$(sql 'select count(*) from pgbench_history')
 run_lockstep "backup under load" backup --label "two pools" || finish
 set=$(json "$output" .set)
@@ -79,6 +81,7 @@ run_lockstep "restore beside the running original" restore latest --to /restored
 cp "$output" /tmp/restored.json
 expect_restored "restored from two pools" /restored/data 5500
 expect_link_inside "restored from two pools" /restored
+PGHOST=$(json "$output" .socket_directory) expect "its own postgresql.auto.conf can be changed" sql 'alter system set work_mem = 5000' 5500
 restored=$(PGHOST=$(json "$output" .socket_directory) sql 'select count(*) from pgbench_history' 5500)
 expect_equal "it has what was committed before the backup ($before rows, it has $restored)" yes "$([ "$restored" -ge "$before" ] && echo yes)"
 expect_equal "and not what came after it" yes "$([ "$restored" -lt "$(sql 'select count(*) from pgbench_history')" ] && echo yes)"

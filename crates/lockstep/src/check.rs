@@ -14,6 +14,7 @@ mod writable;
 
 use std::collections::BTreeSet;
 
+use pgfiles::wal_name::is_backup_history;
 use serde::Serialize;
 
 use crate::clone;
@@ -370,14 +371,25 @@ fn of_wal_keepers(server: &ServerFacts) -> Vec<Finding> {
             )
         })
         .collect();
-    if let Some(segment) = &server.archive_failed {
-        all.push(wrong(
-            "archiving",
-            format!("WAL segment {segment} could not be archived, and none was since"),
-            "the server's log has the reason; WAL piles up in pg_wal meanwhile",
-        ));
+    if let Some(name) = &server.archive_failed {
+        all.push(of_archive_failed(name));
     }
     all
+}
+
+fn of_archive_failed(name: &str) -> Finding {
+    let hint = "the server's log has the reason; WAL piles up in pg_wal meanwhile";
+    if !is_backup_history(name) {
+        let what = format!("WAL segment {name} could not be archived, and none was since");
+        return wrong("archiving", what, hint);
+    }
+    wrong(
+        "archiving",
+        format!("backup history file {name} could not be archived, and nothing was since"),
+        format!(
+            "{hint}. Where this cluster was restored by an older Lockstep and the archive has the original's file of that name, remove \"pg_wal/{name}\" and \"pg_wal/archive_status/{name}.ready\""
+        ),
+    )
 }
 
 fn of_clones(cx: &Context) -> Result<Vec<Finding>> {

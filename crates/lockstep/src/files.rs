@@ -7,12 +7,15 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 pub(crate) mod reserve;
 mod theirs;
 
+pub(crate) use theirs::loosen;
 pub use theirs::{
-    copy_owned, create_owned_directory, link, open_log, read_as, reader_of, write_owned,
+    copy_owned, create_owned_directory, link, open_log, read_as, reader_of, remove_owned,
+    write_owned,
 };
 
 use crate::error::{Error, Result};
@@ -52,6 +55,33 @@ pub fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+/// How old a temporary file is that nobody goes on with: [`publish`] takes a moment, and in a container its process has
+/// another number than here.
+const HALF_WRITTEN: Duration = Duration::from_secs(3600);
+
+/// Removes the temporary files in a folder that a [`publish`] has left which was killed.
+///
+/// # Errors
+/// When the folder can't be listed, or one of them not be removed.
+pub fn remove_half_written(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
+        let entry = entry.map_err(Error::io("list", folder))?;
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_suffix(".tmp")?.rsplit_once('.'));
+        let process = process.and_then(|(_, process)| process.parse::<u32>().ok());
+        let is_dead =
+            process.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists());
+        if !is_dead {
+            continue;
+        }
+        let written = entry.metadata().and_then(|found| found.modified());
+        if written.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > HALF_WRITTEN)) {
+            remove_file(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Reads until the buffer is full or the file ends; how much that was.
@@ -230,6 +260,25 @@ pub fn keep_private(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_killed_process_was_writing_goes_and_nothing_else() {
+        let scratch = tempfile::tempdir().unwrap();
+        let old = std::time::SystemTime::now() - 2 * HALF_WRITTEN;
+        // No process has a number beyond 2^22.
+        let (left, alive) = ("r.json.9999999.tmp", format!("r.json.{}.tmp", std::process::id()));
+        let (young, other) = ("s.json.9999999.tmp", "r.json");
+        for (name, is_old) in [(left, true), (&*alive, true), (young, false), (other, true)] {
+            let file = File::create(scratch.path().join(name)).unwrap();
+            if is_old {
+                file.set_modified(old).unwrap();
+            }
+        }
+        remove_half_written(scratch.path()).unwrap();
+        let stays = |name: &str| scratch.path().join(name).exists();
+        assert!(!stays(left), "its process is gone, and it is old");
+        assert!(stays(&alive) && stays(young) && stays(other));
+    }
 
     #[test]
     fn publish_replaces_whole_files_and_leaves_no_temporary() {

@@ -10,6 +10,7 @@ mod alone;
 pub mod as_files;
 mod bases;
 mod beforehand;
+mod behind;
 mod build;
 mod choice;
 mod control;

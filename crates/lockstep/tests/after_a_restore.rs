@@ -6,10 +6,10 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use support::cluster::{Cluster, Stop};
-use support::command::{command, must};
+use support::command::{command, must, wait_until};
 use support::fixture::{Fixture, assert_clean};
 use support::layout::two_pools_four_datasets;
-use support::lockstep::{Lockstep, Restored, Set, exit};
+use support::lockstep::{LIMIT, Lockstep, Restored, Set, exit};
 use support::pools::path_with_turns;
 use support::shipping;
 
@@ -68,10 +68,13 @@ fn run(fixture: &Fixture, restored: &Restored, places: &str, names: &[&str]) {
     must(command("bash", ["-c", &script]).env("PATH", path_with_turns()));
 }
 
-/// What the page says to set again: the fixture sets its port with `ALTER SYSTEM`.
-fn set_port_again(fixture: &Fixture, server: &Cluster) {
-    let of_the_original = format!("ALTER SYSTEM SET port = {}", fixture.cluster.port);
-    server.execute(&[&of_the_original]);
+/// What the page says to set again: the fixture sets all with `ALTER SYSTEM`.
+fn set_again(fixture: &Fixture, server: &Cluster) {
+    let auto = std::fs::read_to_string(server.data.join("postgresql.auto.conf"));
+    let auto = auto.expect("it is readable");
+    assert!(!auto.contains("archive_mode") && !auto.contains("recovery_"), "{auto}");
+    let port = format!("ALTER SYSTEM SET port = {}", fixture.cluster.port);
+    server.execute(&[&port, "ALTER SYSTEM SET archive_mode = on"]);
 }
 
 /// It is the original by now: its settings, its places, and it can be backed up.
@@ -83,9 +86,6 @@ fn serves(fixture: &Fixture, lockstep: &Lockstep, rows: &str) -> Set {
     {
         assert_eq!(fixture.cluster.value("postgres", &format!("SHOW {setting}")), value);
     }
-    let auto = std::fs::read_to_string(fixture.cluster.data.join("postgresql.auto.conf"));
-    let auto = auto.expect("it is readable");
-    assert!(!auto.contains("archive_mode") && !auto.contains("recovery_"), "{auto}");
     // Its server had no archive when it was promoted: what it wrote then is left to the one that has.
     let history = fixture.cluster.data.join("pg_wal/archive_status/00000002.history");
     let is_left =
@@ -98,7 +98,28 @@ fn serves(fixture: &Fixture, lockstep: &Lockstep, rows: &str) -> Set {
         let place = fixture.cluster.value("postgres", &query);
         assert_eq!(Path::new(&place), fixture.tablespace(name));
     }
-    lockstep.backup("label")
+    let set = lockstep.backup("label");
+    archives(fixture);
+    set
+}
+
+/// Archiving goes on behind the first backup, into an archive that has the original's files and takes no name twice.
+fn archives(fixture: &Fixture) {
+    let segment = fixture.cluster.value("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
+    let failed = || fixture.cluster.value("postgres", "SELECT failed_count FROM pg_stat_archiver");
+    wait_until(&format!("{segment} is archived, or archiving fails"), LIMIT, || {
+        fixture.archive.join(&segment).exists() || failed() != "0"
+    });
+    let name = "SELECT last_failed_wal FROM pg_stat_archiver";
+    assert_eq!(failed(), "0", "{}", fixture.cluster.value("postgres", name));
+}
+
+/// The original's archive has the note of its backup.
+fn note_is_archived(fixture: &Fixture) {
+    wait_until("the backup's note is archived", LIMIT, || {
+        let names = std::fs::read_dir(&fixture.archive).expect("it can be listed");
+        names.flatten().any(|name| name.file_name().to_string_lossy().ends_with(".backup"))
+    });
 }
 
 fn zfs(arguments: &[&str]) -> String {
@@ -107,10 +128,11 @@ fn zfs(arguments: &[&str]) -> String {
 
 #[test]
 fn a_host_that_is_gone_comes_back_in_its_place() {
-    let fixture = Fixture::new(two_pools_four_datasets());
+    let fixture = Fixture::new(two_pools_four_datasets().archive());
     fixture.pgbench_tables(1);
     let rows = fixture.cluster.value("postgres", COUNT);
     shipping::with_repository(&fixture).backup("label");
+    note_is_archived(&fixture);
     // All that the old host had is gone or out of the way: its server, its datasets, its state.
     fixture.cluster.stop(Stop::Immediate);
     let away = "for n in $(seq 20); do zfs unmount \"$0\" && break; sleep 1; done; zfs set mountpoint=none \"$0\"";
@@ -150,7 +172,7 @@ fn a_host_that_is_gone_comes_back_in_its_place() {
     let places: Vec<_> =
         places.iter().map(|(name, at)| format!("{name}={}", at.display())).collect();
     run(&fixture, &restored, &places.join(" "), &["reset"]);
-    set_port_again(&fixture, restored.server());
+    set_again(&fixture, restored.server());
     run(&fixture, &restored, &places.join(" "), &["stop", "datasets", "links"]);
     assert!(!Path::new(folder(&restored)).exists());
 
@@ -165,16 +187,17 @@ fn a_host_that_is_gone_comes_back_in_its_place() {
 
 #[test]
 fn clones_take_the_place_of_the_original_and_keep_its_sets() {
-    let fixture = Fixture::new(two_pools_four_datasets());
+    let fixture = Fixture::new(two_pools_four_datasets().archive());
     fixture.pgbench_tables(1);
     let rows = fixture.cluster.value("postgres", COUNT);
     let lockstep = fixture.lockstep();
     let set = lockstep.backup("label");
+    note_is_archived(&fixture);
     fixture.cluster.execute(&["TRUNCATE pgbench_accounts"]);
     let restored = lockstep.restore_and_start(&set.id, &fixture.target("main"), &[]);
     fixture.cluster.stop(Stop::Fast);
     run(&fixture, &restored, "", &["reset"]);
-    set_port_again(&fixture, restored.server());
+    set_again(&fixture, restored.server());
     run(&fixture, &restored, "", &["stop", "clones", "links"]);
 
     let next = serves(&fixture, &lockstep, &rows);

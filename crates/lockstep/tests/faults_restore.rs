@@ -18,7 +18,7 @@ use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Steps, exit, json_of};
 use support::pools::{property, try_zfs, zfs};
-use support::shipping::{discard, other_host, with_repository};
+use support::shipping::{configured, discard, other_host, with_repository};
 use support::workspace::processes_of;
 
 /// A cluster with a row in each tablespace, and a set of it.
@@ -256,14 +256,27 @@ fn what_does_n_t_start_as_the_original_did_stays() {
     server.start();
     assert_eq!(server.value("postgres", "SHOW work_mem"), "7MB", "it lasts");
     server.stop(Stop::Immediate);
-    for (wrong, words) in
-        [("port=1", "--port"), ("recovery_target_xid=7", "--target-"), ("x", "NAME=VALUE")]
-    {
+    for (wrong, words) in [
+        ("port=1", "--port"),
+        ("recovery_target_xid=7", "--target-"),
+        ("include_dir=/etc", "is no setting"),
+        ("x", "NAME=VALUE"),
+    ] {
         let refused =
             lockstep.expect(exit::USAGE, &restore_arguments(&set, &to, &["--setting", wrong]));
         assert_said(&refused, &[words]);
     }
     fixture.discard_restored(&to, &set);
+
+    // What keeps it from beginning with recovery is set the same way; a clone's is in the configuration.
+    let missing = ["--start", "--setting", "shared_preload_libraries=nowhere"];
+    let failed = lockstep.expect(exit::FAILED, &restore_arguments(&set, &to, &missing));
+    assert_said(&failed, &["\"nowhere\"", "hint: ", "--setting NAME=VALUE"]);
+    let settings =
+        "\n[clusters.main.clone]\nsettings = { shared_preload_libraries = \"nowhere\" }\n";
+    let configured = configured(&fixture, &[], settings);
+    let failed = configured.expect(exit::FAILED, &["clone", "create", "dev", "--set", &set]);
+    assert_said(&failed, &["\"nowhere\"", "hint: ", "[clusters.NAME.clone]"]);
 }
 
 /// On a host that hasn't the original's folders, these are made for a while.

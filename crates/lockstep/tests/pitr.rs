@@ -497,6 +497,58 @@ fn what_keeps_restore_command_from_its_work_is_said() {
     fixture.discard_restored(&directory, set);
 }
 
+/// PostgreSQL ends recovery where it can't read a segment, and is promoted there. That the archive goes on behind that
+/// place is said, and what the lost server had not archived.
+#[test]
+fn what_lies_behind_the_end_of_recovery_is_said() {
+    let history = History::new();
+    let (fixture, set) = (&history.fixture, history.set.id.as_str());
+    let segments = [7, 8, 9].map(|row| {
+        insert(&fixture.cluster, row);
+        let segment = fixture.cluster.value("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
+        wait_until("it is archived", LIMIT, || fixture.archive.join(&segment).exists());
+        segment
+    });
+    let [before, harmed, last] = &segments;
+    let (archive, whole) = (fixture.archive.display(), history.restore_command());
+    let directory = fixture.target("behind");
+    let restore = |command: &str, code| {
+        let options = ["--start", "--restore-command", command];
+        let arguments = [&["--json"], &restore_arguments(set, &directory, &options)[..]].concat();
+        let outcome = fixture.lockstep().expect(code, &arguments);
+        let rows = rows(fixture.lockstep().restored(&json_of(&outcome)).server());
+        fixture.discard_restored(&directory, set);
+        (outcome, rows)
+    };
+    for instead in [
+        "head -c 16777216 /dev/zero > %p".to_owned(),
+        format!("cp {archive}/{before} %p"),
+        "exit 1".to_owned(),
+    ] {
+        let command = format!("if test %f = {harmed}; then {instead}; else {whole}; fi");
+        let (outcome, rows) = restore(&command, exit::PROBLEMS);
+        assert_said(&outcome, &["problem: recovery ended at LSN", "the archive goes on", last]);
+        assert_eq!(rows, numbers(7), "{instead}");
+    }
+    let zeros =
+        format!("if test %f = {last}; then head -c 16777216 /dev/zero > %p; else {whole}; fi");
+    let (outcome, rows) = restore(&zeros, exit::DONE);
+    assert_said(&outcome, &["see whether it is damaged", last]);
+    assert_eq!(rows, numbers(8));
+
+    insert(&fixture.cluster, 10);
+    fixture.cluster.stop(Stop::Immediate);
+    let words = "has transactions from behind";
+    let (outcome, rows) = restore(&whole, exit::DONE);
+    assert_eq!(rows, numbers(9));
+    let pg_wal = fs::canonicalize(fixture.cluster.data.join("pg_wal")).expect("it is there");
+    let too = format!("{whole} || cp {}/%f %p", pg_wal.display());
+    assert_said(&outcome, &[words, "--restore-command '", "/pg_wal/%f %p'"]);
+    let (outcome, rows) = restore(&too, exit::DONE);
+    assert_eq!(rows, numbers(10));
+    assert!(!outcome.stderr.contains(words), "{}", outcome.describe());
+}
+
 /// A restored cluster was promoted and used; later the set is restored along either timeline.
 #[test]
 fn timelines_after_a_promotion() {
@@ -590,6 +642,7 @@ fn targets_that_cannot_be_are_refused() {
         unknown.contains("recovery ended before configured recovery target was reached"),
         "PostgreSQL's reason isn't given: {unknown}"
     );
+    assert!(unknown.contains("SELECT pg_switch_wal()"), "what would help isn't said: {unknown}");
 
     // A variable that isn't set is no target, nor a way to the archive; and no restore point has such a name.
     let long = "x".repeat(64);

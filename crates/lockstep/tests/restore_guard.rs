@@ -625,7 +625,9 @@ fn a_server_that_has_recovered_outlives_the_program() {
     let data = fs::canonicalize(to.join("data")).expect("the restore is there still");
     let server = Cluster::running_in(&data, &fixture.cluster.bin, &to.join("log/server.log"));
     server.execute(&["CREATE TABLE ours AS SELECT 1 AS n"]);
-    fixture.lockstep().expect(exit::DONE, &["check"]);
+    // It is somebody's, and nobody is told to destroy it.
+    let checked = fixture.lockstep().expect(exit::DONE, &["check"]);
+    assert!(!checked.stdout.contains("zfs destroy"), "{}", checked.describe());
     fixture.discard_set(&fixture.lockstep().backup("label").id);
     assert_eq!(server.value("postgres", "SELECT n FROM ours"), "1");
     // While it hasn't recovered, it is what a killed program left.

@@ -226,6 +226,16 @@ impl WalFileName {
     }
 }
 
+/// Whether it is the name of a backup history file of a cluster with segments of any size, as PostgreSQL tells it
+/// (`IsBackupHistoryFileName`).
+pub fn is_backup_history(name: &str) -> bool {
+    let is_digit = |b: u8| b.is_ascii_digit() || (b'A'..=b'F').contains(&b);
+    let start = name.as_bytes().get(..24);
+    start.is_some_and(|start| start.iter().all(|b| is_digit(*b)))
+        && name.len() > 24 + ".backup".len()
+        && name.ends_with(".backup")
+}
+
 /// Eight upper-case hexadecimal digits at that byte.
 fn hex_word(name: &str, at: usize) -> Option<u32> {
     let digits = name.get(at..at.checked_add(8)?)?;

@@ -44,6 +44,15 @@ fn archiving_that_fails_is_an_error_and_not_ok_as_well() {
 }
 
 #[test]
+fn a_backup_s_note_that_keeps_the_archive_is_told_with_what_to_do() {
+    let name = "000000010000000000000003.00000028.backup";
+    let failed = with_server(facts(), |server| server.archive_failed = Some(name.to_owned()));
+    let found = ordered(of_facts(&failed, StrategyChoice::Auto));
+    let hint = found.iter().find(|it| it.subject == "archiving").unwrap().hint.as_deref().unwrap();
+    assert!(hint.contains(&format!("pg_wal/archive_status/{name}.ready")), "{hint}");
+}
+
+#[test]
 fn a_standby_that_does_not_follow_is_an_error_unless_an_archive_feeds_it() {
     assert_eq!(of_standby(&following(true, true)).severity, Severity::Ok);
     assert_eq!(of_standby(&following(false, false)).severity, Severity::Ok);

@@ -223,6 +223,10 @@ fn setting(text: &str) -> Result<(String, String), String> {
         _ => return Err("write NAME=VALUE, with the name of a setting of PostgreSQL".into()),
     };
     let name = name.to_ascii_lowercase();
+    // No settings to postgresql.auto.conf, but lines that read other files.
+    if ["include", "include_dir", "include_if_exists"].contains(&name.as_str()) {
+        return Err(format!("{name} is no setting: set what is in that file, each by its name"));
+    }
     let is = |known: &str| name == known || known == "recovery_target" && name.starts_with(known);
     match OPTIONS.iter().find(|(known, _)| is(known)) {
         Some((_, option)) => Err(format!("{name} is set by {option}")),

@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, IFlags, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -63,11 +63,26 @@ impl<'a> Place<'a> {
     }
 
     fn remove(&self) -> Result<()> {
-        match rustix::fs::unlinkat(&self.folder, self.name, AtFlags::empty()) {
+        let unlink = || rustix::fs::unlinkat(&self.folder, self.name, AtFlags::empty());
+        match unlink() {
             Err(Errno::NOENT) => Ok(()),
+            Err(Errno::PERM) if loosen(&self.folder, self.name) => {
+                unlink().map_err(self.failed("remove"))
+            }
             other => other.map_err(self.failed("remove")),
         }
     }
+}
+
+/// Takes from a plain file what keeps even root from changing and removing it (`chattr +i`, `+a`): on postgresql.auto.conf
+/// it is the known way to forbid ALTER SYSTEM, and a restored copy has it too. Whether there was any.
+pub(crate) fn loosen(folder: impl AsFd, name: &OsStr) -> bool {
+    const FIXED: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
+    let opened = rustix::fs::openat(folder, name, FILE | OFlags::RDONLY, Mode::empty());
+    let Ok(file) = opened.map(File::from) else { return false };
+    let is_plain = file.metadata().is_ok_and(|found| found.is_file());
+    let Ok(flags) = rustix::fs::ioctl_getflags(&file) else { return false };
+    is_plain && flags.intersects(FIXED) && rustix::fs::ioctl_setflags(&file, flags - FIXED).is_ok()
 }
 
 /// Opens the folder at the end of a way, for the names in it; with `make` those that aren't there are made.
@@ -211,6 +226,14 @@ pub fn create_owned_directory(path: &Path, owner: Option<Credentials>) -> Result
     give(&folder, path, owner)
 }
 
+/// Removes a file of a restored tree, whatever its flags; one that isn't there is fine.
+///
+/// # Errors
+/// When it can't be removed.
+pub fn remove_owned(path: &Path) -> Result<()> {
+    Place::find(path)?.remove()
+}
+
 /// Makes a link in the place of a file or link of this name.
 ///
 /// # Errors
@@ -334,6 +357,24 @@ mod tests {
         write_owned(&name, b"new", Some(NOBODY)).unwrap();
         assert_eq!(read_as(&name, Some(NOBODY)).unwrap().unwrap(), b"new");
         untouched(scratch.path());
+    }
+
+    #[test]
+    fn a_file_that_may_not_be_changed_makes_room() {
+        let Some((_scratch, folder)) = theirs() else { return };
+        for flag in [IFlags::IMMUTABLE, IFlags::APPEND] {
+            let name = folder.join("postgresql.auto.conf");
+            write_owned(&name, b"old", Some(NOBODY)).unwrap();
+            rustix::fs::ioctl_setflags(File::open(&name).unwrap(), flag)
+                .expect("the folder for temporary files is on a file system that has such flags");
+            assert!(std::fs::remove_file(&name).is_err(), "{flag:?} keeps it");
+            write_owned(&name, b"new", Some(NOBODY)).unwrap();
+            assert_eq!(std::fs::read(&name).unwrap(), b"new");
+            rustix::fs::ioctl_setflags(File::open(&name).unwrap(), flag).unwrap();
+            remove_owned(&name).unwrap();
+            assert!(!name.exists());
+            remove_owned(&name).unwrap();
+        }
     }
 
     #[test]

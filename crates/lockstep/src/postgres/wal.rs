@@ -117,7 +117,7 @@ fn check_segment(
 }
 
 /// What lies in `pg_wal` under a segment's name.
-pub(super) enum Found {
+pub(crate) enum Found {
     /// The segment.
     Written,
     /// Nothing.
@@ -130,7 +130,7 @@ pub(super) enum Found {
 /// Looks at a segment whose first page is on the timeline `begins` at least, where that is known. WAL
 /// ends where none is or nothing was written into it yet; whatever else keeps it from being read
 /// isn't an end.
-pub(super) fn look(
+pub(crate) fn look(
     pg_wal: &Path,
     identity: WalIdentity,
     segment: WalSegment,

@@ -249,10 +249,7 @@ impl<'a> Build<'a> {
     /// Says at what was made that it stays: the journal may come back, with a copy of state_dir from before this. It
     /// takes a copy to need it, so that it can't be said makes the restore no worse.
     fn mark_ended(&self) {
-        let directory = &self.placement.directory;
-        let own = Marker::read(directory).filter(|marker| marker.restore == self.id);
-        let marked = own
-            .map_or(Ok(()), |marker| Marker { ended: true, ..marker }.write(directory))
+        let marked = unfinished::mark_folder_ended(&self.placement.directory, &self.id)
             .and_then(|()| unfinished::mark_ended(self.cx, &self.journal));
         if let Err(error) = marked {
             tracing::warn!(restore = %self.id, error = %error.chain(), "nothing there says that it has ended");

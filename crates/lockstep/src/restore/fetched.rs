@@ -4,6 +4,9 @@
 //! xlogarchive.c). A command that fails for want of a right, or because it writes where a server in its namespace may
 //! not, ends recovery early, and the cluster that comes of it looks whole. Nothing but the command's own words tells.
 
+use pgfiles::lsn::{Lsn, TimelineId};
+use pgfiles::wal_name::{WalSegment, WalSegmentSize};
+
 use super::Problem;
 
 /// What is the matter with a recovery to the end of the archive; `said` is the server's log, `before`: segments that
@@ -87,6 +90,55 @@ pub(super) fn segments(said: &[String]) -> usize {
     names.filter(is_segment).count()
 }
 
+/// The last segment that came from the archive, where recovery ended for what the reader of WAL said of it (xlogreader.c).
+/// What it says of the file behind that, which waits for its use in pg_wal, is at each end of recovery.
+pub(super) fn unreadable(said: &[String], size: WalSegmentSize) -> Option<(String, &str)> {
+    let end = said.iter().position(|line| line.contains("redo done at")).unwrap_or(said.len());
+    let said = &said[..end];
+    let (at, name) = said.iter().enumerate().rev().find_map(|(at, line)| {
+        let (name, _) = line.split_once("restored log file \"")?.1.split_once('"')?;
+        WalSegment::parse(name, size).ok().map(|segment| (at, segment))
+    })?;
+    let words = said[at..].iter().filter_map(|line| Some(line.split_once("LOG:  ")?.1));
+    let of_it =
+        |words: &&str| READER.iter().any(|known| words.contains(known)) && is_of(words, name, size);
+    Some((name.file_name(size), words.rev().find(of_it)?))
+}
+
+/// In the words of PostgreSQL 13 to 18, in which a record is told by its place and a page by its segment's name too.
+const READER: [&str; 11] = [
+    "magic number",
+    "info bits",
+    "pageaddr",
+    "record length",
+    "record offset",
+    "resource manager",
+    "prev-link",
+    "contrecord",
+    "database system",
+    "timeline ID",
+    "block_id",
+];
+
+fn is_of(words: &str, segment: WalSegment, size: WalSegmentSize) -> bool {
+    let behind = |before: &'static str| {
+        let rests = words.split(before).skip(1);
+        rests.map(|rest| rest.split([' ', ',', ':', ';']).next().unwrap_or_default())
+    };
+    if let Some(name) = behind("segment ").next() {
+        return name == segment.file_name(size);
+    }
+    let lsn = behind(" at ").find_map(|lsn| lsn.parse::<Lsn>().ok());
+    lsn.is_some_and(|lsn| WalSegment::containing(segment.timeline, lsn, size) == segment)
+}
+
+/// The timeline that the server began at the end of recovery (StartupXLOG in xlog.c).
+pub(super) fn begun_timeline(said: &[String]) -> Option<TimelineId> {
+    let behind =
+        |line: &String| Some(line.split_once("selected new timeline ID: ")?.1.trim().to_owned());
+    TimelineId::new(said.iter().rev().find_map(behind)?.parse().ok()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,6 +175,43 @@ mod tests {
             assert_eq!(complaint(&lines(&[line])), None, "{line}");
             assert!(problem(&lines(&[line]), 0, None).is_none());
         }
+    }
+
+    #[test]
+    fn a_segment_that_could_not_be_read_is_told_from_the_end_of_the_wal() {
+        let restored = "t [7] LOG:  restored log file \"000000010000000000000005\" from archive";
+        let done = "t [7] LOG:  redo done at 0/4FFFFD8 system usage: x";
+        let of = |line: &str| {
+            let said = lines(&[restored, &format!("t [7] LOG:  {line}"), done]);
+            unreadable(&said, WalSegmentSize::DEFAULT).map(|(_, words)| words.to_owned())
+        };
+        for line in [
+            "unexpected pageaddr 0/4000000 in log segment 000000010000000000000005, offset 0",
+            "unexpected pageaddr 0/4000000 in WAL segment 000000010000000000000005, LSN 0/5000000, offset 0",
+            "invalid magic number 0000 in log segment 000000010000000000000005, offset 8192",
+            "incorrect resource manager data checksum in record at 0/5000100",
+            "invalid record length at 0/5000028: wanted 24, got 0",
+            "invalid record length at 0/5000028: expected at least 24, got 0",
+            "record with incorrect prev-link 0/3000028 at 0/5000100",
+            "invalid resource manager ID 102 at 0/5000100",
+        ] {
+            assert_eq!(of(line).as_deref(), Some(line));
+        }
+        for line in [
+            "unexpected pageaddr 0/3000000 in log segment 000000010000000000000006, offset 0",
+            "invalid magic number 0000 in WAL segment 000000010000000000000006, LSN 0/6000000, offset 0",
+            "there is no contrecord flag at 0/6000000",
+            "consistent recovery state reached at 0/5000100",
+            "database system is ready to accept read-only connections",
+        ] {
+            assert_eq!(of(line), None, "{line}");
+        }
+        let before = "t [7] LOG:  invalid record length at 0/5000028: wanted 24, got 0";
+        assert_eq!(unreadable(&lines(&[before, done]), WalSegmentSize::DEFAULT), None);
+        assert_eq!(unreadable(&lines(&[restored, done, before]), WalSegmentSize::DEFAULT), None);
+        let begun = lines(&[done, "t [7] LOG:  selected new timeline ID: 12"]);
+        assert_eq!(begun_timeline(&begun), TimelineId::new(12));
+        assert_eq!(begun_timeline(&begun[..1]), None);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Timelines' histories by restore_command, as PostgreSQL gets them (RestoreArchivedFile in xlogarchive.c): a shell runs
-//! it, as the server's user.
+//! Timelines' histories by restore_command, and segments, as PostgreSQL gets them (RestoreArchivedFile in xlogarchive.c): a
+//! shell runs it, as the server's user.
 //!
 //! What could go wrong: it can't be run, or the archive is out of its reach for the moment. That isn't the word that
 //! there is no such timeline: another set would be chosen. PostgreSQL tells the two apart by the code, and ends recovery;
@@ -37,15 +37,31 @@ const FOLDER: &str = "lockstep-histories-";
 /// When it neither gives nor denies it, a folder for it can't be made, or what it gave can't be read.
 pub(super) fn fetch(cx: &Context, command: &str, timeline: TimelineId) -> Result<Option<Vec<u8>>> {
     steps::reached("restore.history")?;
+    let name = format!("{:08X}.history", timeline.get());
+    fetch_file(cx, command, &name, |path| match std::fs::read(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some).map_err(Error::io("read", path)),
+    })
+}
+
+/// A file of this name, given to `look` as long as it is there; `None` where the command doesn't find it.
+///
+/// # Errors
+/// When it neither gives nor denies it, a folder for it can't be made, or `look` fails.
+pub(super) fn fetch_file<T>(
+    cx: &Context,
+    command: &str,
+    name: &str,
+    look: impl FnOnce(&Path) -> Result<Option<T>>,
+) -> Result<Option<T>> {
     let user = cx.os_user()?;
     let folder = Folder::make(Path::new(PLACE))?;
     let inside = folder.0.join("history");
     files::create_owned_directory(&inside, user)?;
-    let name = format!("{:08X}.history", timeline.get());
-    let path = inside.join(&name);
-    let text = expanded(command, &name, &path);
+    let path = inside.join(name);
+    let text = expanded(command, name, &path);
     let shell = Program::new("/bin/sh").args(["-c", &text]).as_user(user).current_dir(&inside);
-    match run(&shell, &folder.0.join("said"), &name)? {
+    match run(&shell, &folder.0.join("said"), name)? {
         Ok(()) => {}
         Err(error) if says_no(&error) => return Ok(None),
         Err(error) => {
@@ -57,10 +73,7 @@ pub(super) fn fetch(cx: &Context, command: &str, timeline: TimelineId) -> Result
             .with_hint("PostgreSQL too would end recovery at a code above 125: does it run as os_user, and can it reach the archive? One that needs the restored cluster's folder can't be asked before: name the set"));
         }
     }
-    match std::fs::read(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        other => other.map(Some).map_err(Error::io("read", &path)),
-    }
+    look(&path)
 }
 
 /// Runs it to its end, or to a signal. What it prints goes to the file `said`: a pipe would be open for as long as what

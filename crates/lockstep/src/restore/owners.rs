@@ -14,11 +14,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
+use rustix::io::Errno;
 
 use super::as_files::place::{FILE, FOLDER, is_mounted, list};
 use super::build::Build;
 use super::placement::PlacedVolume;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::process::Credentials;
 use crate::repository::tree::ImageTree;
 use crate::steps;
@@ -158,7 +160,11 @@ impl Walk {
             _ => None,
         };
         let Some((uid, gid)) = self.wanted(&stat) else { return Ok(inner) };
-        rustix::fs::chownat(folder, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+        let change = || rustix::fs::chownat(folder, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
+        match change() {
+            Err(Errno::PERM) if files::loosen(folder, name) => change()?,
+            other => other?,
+        }
         let mode = Mode::from_raw_mode(stat.st_mode);
         if kind == FileType::RegularFile && mode.intersects(Mode::SUID | Mode::SGID) {
             // The change has cleared them.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use pgfiles::control_file::ControlFile;
 
 use super::build::Build;
-use super::{Problem, Restored, fetched, standby, tree, unfinished, whole_pages};
+use super::{Problem, Restored, behind, fetched, standby, tree, unfinished, whole_pages};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::isolation::Isolation;
@@ -69,6 +69,7 @@ pub(super) fn start(
     if outcome == Outcome::Ready && goes_to_the_end_of_an_archive(&build.request.recovery) {
         let end = came_to(server.said());
         restored.problems.extend(fetched::problem(server.said(), segments, end.as_deref()));
+        look_behind(build, &bin_dir, server.said(), restored)?;
     }
     steps::reached("restore.recovered")?;
     let stays = matches!(outcome, Outcome::Ready | Outcome::Follows);
@@ -122,6 +123,29 @@ fn recover_at_last(
         build.write_settings(port, launch.user)?;
         *server = server::start(launch)?;
     }
+}
+
+/// Whether recovery went as far as there is WAL. What can't be found out about that is no fault of the restored cluster.
+fn look_behind(
+    build: &Build,
+    bin_dir: &Path,
+    said: &[String],
+    restored: &mut Restored,
+) -> Result<()> {
+    let Some(command) = &build.request.recovery.restore_command else { return Ok(()) };
+    let end = match behind::End::find(build, said) {
+        Ok(Some(end)) => end,
+        Ok(None) => return Ok(()),
+        Err(error) => {
+            tracing::warn!(error = %error.chain(), "nobody can tell whether the archive goes on behind the end of recovery");
+            return Ok(());
+        }
+    };
+    if restored.problems.is_empty() {
+        restored.problems.extend(end.problem(build, command, said)?);
+    }
+    end.warn_of_what_the_original_has(build, bin_dir, command);
+    Ok(())
 }
 
 /// Whether recovery ends with a promotion, before which nobody has to read.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use pgfiles::control_file::ControlFile;
 use pgfiles::tablespace_map::TablespaceMap;
-use pgfiles::wal_name::WalSegment;
+use pgfiles::wal_name::{WalSegment, is_backup_history};
 
 use super::build::Build;
 use super::placement::Placement;
@@ -102,7 +102,7 @@ fn unlink(path: &Path) -> Result<()> {
 
 fn clean(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let data = &build.placement.data;
-    FILES.iter().try_for_each(|name| files::remove_file(&data.join(name)))?;
+    FILES.iter().try_for_each(|name| files::remove_owned(&data.join(name)))?;
     for name in STATE.iter().chain(&WITHIN_WAL) {
         let path = data.join(name);
         // A link leads to the live server's folder: this cluster gets one of its own.
@@ -179,6 +179,7 @@ fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
         }
         return wal.segments.iter().filter(|name| !wal.archived.contains(name)).try_for_each(place);
     }
+    remove_backup_histories(pg_wal)?;
     wal.fetched.iter().try_for_each(place)?;
     // The snapshot was checked when the set was taken; this is the proof that it is still so.
     let identity = build.manifest.wal_identity()?;
@@ -189,6 +190,15 @@ fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
     // Where nothing was named but the first segment, all the others have to be there as well.
     let pg_control = control::held(&build.placement.data);
     FrozenWal::find(&build.manifest, pg_wal.clone(), Some(&pg_control)).map(drop)
+}
+
+/// Removes the notes that the original's backups left for its archive, which has them: their `.done` went with
+/// archive_status. The first backup of the restored cluster would have them archived once more (CleanupBackupHistory in
+/// xlog.c, XLogArchiveCheckDone in xlogarchive.c), and an archive_command that doesn't overwrite never came past them.
+fn remove_backup_histories(pg_wal: &Path) -> Result<()> {
+    let is_one =
+        |path: &PathBuf| path.file_name().and_then(OsStr::to_str).is_some_and(is_backup_history);
+    list(pg_wal)?.iter().filter(|path| is_one(path)).try_for_each(|path| files::remove_file(path))
 }
 
 /// The mode of PostgreSQL's files: the group may read them where it may enter the data directory (SetDataDirectoryCreatePerm

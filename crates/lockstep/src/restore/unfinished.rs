@@ -22,6 +22,8 @@ use crate::volume::zfs::{DatasetName, SnapshotName};
 
 /// The property that says of which restore, which has ended, a dataset is.
 const ENDED: &str = "lockstep:ended";
+/// The one that says which restore has made it.
+const MADE_BY: &str = "lockstep:restore";
 
 /// Where a restore's journal entry lies.
 #[must_use]
@@ -75,6 +77,9 @@ pub fn remove(cx: &Context) -> Result<()> {
             removed => removed?,
         }
     }
+    for folder in ["unfinished", "removals", "bookmarks", "restores", "clones"] {
+        files::remove_half_written(&cx.state.path(folder))?;
+    }
     remove_locks(cx)
 }
 
@@ -114,7 +119,7 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
             "another restore has gone on with what an unfinished one left: it is that one's"
         );
         destroy_datasets(cx, &received_only(entry))?;
-        return forget_restore(path, cx, entry, held);
+        return leave(path, cx, entry, held);
     }
     match whose_now(cx, entry)? {
         Whose::Ended => {
@@ -137,7 +142,7 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
                 id = %entry.id, data = %entry.data.display(),
                 "an unfinished restore is a cluster of its own by now: it stays, and isn't Lockstep's any more"
             );
-            return forget_restore(path, cx, entry, held);
+            return leave(path, cx, entry, held);
         }
         Whose::Unknown(error) => {
             tracing::warn!(
@@ -191,6 +196,18 @@ fn forget_restore(path: &Path, cx: &Context, entry: &RestoreJournal, held: Lock)
     files::remove_tree(&cx.state.path("staging").join(&entry.id))?;
     entry.places_of_others.iter().try_for_each(|path| remove_place(path))?;
     forget(path, cx, entry, held)
+}
+
+/// Forgets one whose cluster stays once it is said there that it has ended: without that, what it made would be taken for
+/// what nobody knows.
+fn leave(path: &Path, cx: &Context, entry: &RestoreJournal, held: Lock) -> Result<()> {
+    match say_ended(cx, entry) {
+        Err(error) if !matches!(error, Error::Interrupted { .. }) => {
+            tracing::warn!(id = %entry.id, error = %error.chain(), "its journal stays for now");
+            Ok(())
+        }
+        said => said.and_then(|()| forget_restore(path, cx, entry, held)),
+    }
 }
 
 /// Whether a later restore has written its marker over this one's: with another state_dir, to which this
@@ -265,6 +282,29 @@ fn left(entry: &RestoreJournal) -> String {
 pub(super) fn mark_ended(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     let made: Vec<_> = entry.datasets.iter().filter(|name| !is_receiving(name)).collect();
     cx.zfs.set(ENDED, &entry.id, &made)
+}
+
+/// Says where a restore made something that it has ended. What is another's by now, or gone, isn't touched.
+fn say_ended(cx: &Context, entry: &RestoreJournal) -> Result<()> {
+    for folder in &entry.alone_in {
+        mark_folder_ended(folder, &entry.id)?;
+    }
+    let mut ours = entry.clone();
+    ours.datasets.clear();
+    for dataset in &entry.datasets {
+        if cx.zfs.carries(dataset, MADE_BY, &entry.id)? == Some(true) {
+            ours.datasets.push(dataset.clone());
+        }
+    }
+    mark_ended(cx, &ours)
+}
+
+/// The same in a folder, where the marker is this restore's.
+pub(super) fn mark_folder_ended(folder: &Path, id: &str) -> Result<()> {
+    match Marker::read(folder).filter(|marker| marker.restore == id) {
+        Some(marker) => Marker { ended: true, ..marker }.write(folder),
+        None => Ok(()),
+    }
 }
 
 /// Whether a restore or a clone's making has ended, by what it said of that where it made something.

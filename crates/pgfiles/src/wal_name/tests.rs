@@ -213,3 +213,25 @@ proptest! {
         let _ = WalFileName::parse(&name, size);
     }
 }
+
+#[test]
+fn a_backup_s_note_is_known_by_its_name_alone() {
+    // Of segments of 1 MiB, of which there are more to a high word than of others.
+    for name in
+        ["000000010000000000000003.00000028.backup", "000000010000000000000FFF.000F0028.backup"]
+    {
+        assert!(is_backup_history(name), "{name}");
+    }
+    for name in [
+        "000000010000000000000003",
+        "000000010000000000000003.backup.ready",
+        "00000001000000000000000.00000028.backup",
+        "00000001000000000000000g.00000028.backup",
+        "000000010000000000000003.partial",
+        "00000002.history",
+        ".backup",
+        "",
+    ] {
+        assert!(!is_backup_history(name), "{name}");
+    }
+}

@@ -3,11 +3,11 @@
 use super::{CONSISTENT, NOT_REACHED, has_said};
 use crate::error::Error;
 use crate::postgres::instance;
-use crate::postgres::server::Server;
+use crate::postgres::server::{self, Server};
 use crate::postgres::target::Target;
 use crate::refusal::Refusal;
 use crate::restore::build::Build;
-use crate::restore::fetched;
+use crate::restore::{fetched, original};
 use crate::set::manifest::Manifest;
 
 /// PostgreSQL's reason to end recovery, where Lockstep knows it.
@@ -39,7 +39,8 @@ pub(in crate::restore) fn explain(build: &Build, server: &Server, error: Error) 
             Some(_) => match fetched::complaint(server.said()) {
                 Some(line) => format!("{end}restore_command said \"{line}\": {}", fetched::hint(line)),
                 None => format!(
-                    "{end}take a target up to there, or see that restore_command finds what comes after it"
+                    "{end}take a target up to there, or see that restore_command finds what comes after it{}",
+                    if original_runs(build) { ": the original runs here, and `SELECT pg_switch_wal()` on it has its last segment archived" } else { "" }
                 ),
             },
         });
@@ -53,7 +54,26 @@ pub(in crate::restore) fn explain(build: &Build, server: &Server, error: Error) 
             "recovery wanted to write outside the restored cluster: name the folder in clone.writable if it may. That may be the log of a restore_command, or where a tablespace was made after the set: that one has to be the server's user's, and no other cluster's",
         );
     }
+    // The first word of a server that has its settings and its memory (StartupXLOG in xlog.c).
+    if said("FATAL:  ") && !said("database system was ") {
+        return error.with_hint(not_as_there(build.request.clone.is_some()));
+    }
     error
+}
+
+/// What to do where a server didn't so much as begin with recovery.
+fn not_as_there(is_clone: bool) -> &'static str {
+    if is_clone {
+        "the server ended before recovery: what this host hasn't as the original's had it (memory, ssl files, libraries, locales) is set for clones in settings of [clusters.NAME.clone]"
+    } else {
+        "the server ended before recovery: what this host hasn't as the original's had it (memory, ssl files, libraries, locales) is set with --setting NAME=VALUE, as --setting shared_buffers=1GB or --setting ssl=off"
+    }
+}
+
+/// Whether the cluster that the set is of runs on this host.
+fn original_runs(build: &Build) -> bool {
+    let all = original::here(build.cx, &build.manifest, &build.placement);
+    all.iter().any(|data| server::running(data).is_ok_and(|running| running.is_some()))
 }
 
 /// Why recovery can't begin with the set, where it follows a timeline that doesn't have the set's end (InitWalRecovery in

@@ -1,0 +1,211 @@
+//! What lies behind the end of a recovery that was to go to the end of an archive.
+//!
+//! What could go wrong: PostgreSQL ends recovery at the first record that it can't read, and at the first segment that
+//! restore_command doesn't give it, and is promoted there. A segment that is damaged in the archive, or that couldn't be
+//! read for a moment, hides all that comes after it. So restore_command is asked for what comes next. And what the
+//! original had not archived when it was lost lies in its pg_wal, where that is left.
+
+use std::path::Path;
+
+use pgfiles::lsn::{Lsn, TimelineId};
+use pgfiles::timeline_history::TimelineHistory;
+use pgfiles::wal_name::{WalSegment, WalSegmentSize};
+
+use super::build::Build;
+use super::{Problem, fetched, history_command, original};
+use crate::error::{Error, Result};
+use crate::postgres::wal::{self, Found, WalIdentity};
+use crate::postgres::{instance, server};
+use crate::process::{Program, quote};
+
+/// How many segments are asked for: of one that is missing or damaged itself, the next is there all the same.
+const ASKED: u64 = 2;
+
+/// Where a recovery has ended that was followed by a promotion.
+pub(super) struct End {
+    /// Of the timeline that the restored cluster began there.
+    history: TimelineHistory,
+    lsn: Lsn,
+    identity: WalIdentity,
+}
+
+impl End {
+    /// By the server's words and the history that it wrote.
+    pub(super) fn find(build: &Build, said: &[String]) -> Result<Option<Self>> {
+        let Some(begun) = fetched::begun_timeline(said) else { return Ok(None) };
+        let identity = build.manifest.wal_identity()?;
+        let history = wal::history(&build.placement.wal, identity.segment_size, begun)?;
+        let end = history.switches().last().map(|switch| switch.lsn);
+        Ok(end.map(|lsn| Self { lsn, identity, history }))
+    }
+
+    /// The timeline that recovery was to follow (writeTimeLineHistory in timeline.c).
+    fn followed(&self) -> Option<TimelineId> {
+        self.history.switches().last().map(|switch| switch.timeline)
+    }
+
+    /// The segments that recovery would have read next, in its order.
+    fn next(&self) -> impl Iterator<Item = WalSegment> {
+        let size = self.identity.segment_size;
+        let first = first_after(self.lsn, size);
+        let followed = self.followed();
+        (first..first.saturating_add(ASKED)).flat_map(move |number| {
+            let timelines = self.history.timelines_of_segment(number, size);
+            let is_on_the_way = move |timeline: &TimelineId| {
+                // The new one is the restored cluster's own, and what an ancestor has behind its end is of another future.
+                let left = self.history.switch_point(*timeline);
+                let goes_on = Some(*timeline) == followed;
+                *timeline != self.history.timeline()
+                    && left.is_none_or(|left| {
+                        goes_on || WalSegment::ending_at(*timeline, left, size).number >= number
+                    })
+            };
+            timelines.filter(is_on_the_way).map(move |timeline| WalSegment { timeline, number })
+        })
+    }
+
+    /// What is the matter, where `command` gives a segment that comes after it.
+    pub(super) fn problem(
+        &self,
+        build: &Build,
+        command: &str,
+        said: &[String],
+    ) -> Result<Option<Problem>> {
+        let size = self.identity.segment_size;
+        let unreadable = fetched::unreadable(said, size);
+        for segment in self.next() {
+            let name = segment.file_name(size);
+            let gives = history_command::fetch_file(build.cx, command, &name, |path| {
+                let folder = path.parent().unwrap_or(Path::new("/"));
+                Ok(matches!(wal::look(folder, self.identity, segment, None)?, Found::Written)
+                    .then_some(()))
+            });
+            match gives {
+                Ok(None) => {}
+                // A server that goes on has archived it meanwhile, unless there is a gap before it.
+                Ok(Some(())) if unreadable.is_none() && self.is_next(segment) => {
+                    tracing::warn!(
+                        "recovery ended at LSN {}, and restore_command gives {name} by now, which comes next: where the original doesn't run, it failed without a word before; restore again",
+                        self.lsn
+                    );
+                    return Ok(None);
+                }
+                Ok(Some(())) => return Ok(Some(self.hides(&name, unreadable))),
+                Err(interrupted @ Error::Interrupted { .. }) => return Err(interrupted),
+                // Of another length, or the command can't say now.
+                Err(error) => tracing::debug!(error = %error.chain(), "{name} can't be looked at"),
+            }
+        }
+        if let Some((last, words)) = unreadable {
+            tracing::warn!(
+                "recovery ended in {last}, the last segment that restore_command gave: PostgreSQL said \"{words}\". So ends the last one of a server that was cut off; one that was archived is readable to its end: see whether it is damaged there"
+            );
+        }
+        Ok(None)
+    }
+
+    fn is_next(&self, segment: WalSegment) -> bool {
+        segment.number == first_after(self.lsn, self.identity.segment_size)
+    }
+
+    fn hides(&self, name: &str, unreadable: Option<(String, &str)>) -> Problem {
+        let said = match unreadable {
+            Some((segment, words)) => format!("; of {segment} PostgreSQL said \"{words}\""),
+            None => String::new(),
+        };
+        Problem {
+            what: format!(
+                "recovery ended at LSN {}, and the archive goes on: restore_command gives {name}, which lies behind that{said}",
+                self.lsn
+            ),
+            hint: "see that the archive has each segment up to there, whole (pg_waldump reads one) and readable for os_user, then restore again: what was committed behind that place isn't in the restored cluster".into(),
+        }
+    }
+
+    /// Warns where the original's pg_wal, of a server that doesn't run, has transactions that come after it.
+    pub(super) fn warn_of_what_the_original_has(
+        &self,
+        build: &Build,
+        bin_dir: &Path,
+        command: &str,
+    ) {
+        let on = self.followed();
+        for data in original::here(build.cx, &build.manifest, &build.placement) {
+            let Ok(control) = instance::read_control(&data) else { continue };
+            let is_it = control.system_identifier == self.identity.system_identifier
+                && Some(control.checkpoint_copy.timeline) == on
+                && server::running(&data).is_ok_and(|running| running.is_none());
+            let pg_wal = data.join("pg_wal");
+            if !is_it || !self.has_transactions(&pg_wal, bin_dir, control.checkpoint_copy.timeline)
+            {
+                continue;
+            }
+            let from = quote(&pg_wal.display().to_string());
+            tracing::warn!(
+                "\"{}\" has transactions from behind LSN {}, where recovery ended: the archive hasn't got them. Restore again with --restore-command {} to have them too",
+                pg_wal.display(),
+                self.lsn,
+                quote(&format!("{command} || cp {from}/%f %p"))
+            );
+        }
+    }
+
+    fn has_transactions(&self, pg_wal: &Path, bin_dir: &Path, timeline: TimelineId) -> bool {
+        let identity = WalIdentity { timeline, ..self.identity };
+        let size = identity.segment_size;
+        let within = WalSegment::containing(timeline, self.lsn, size);
+        let is_there = pg_wal.join(within.file_name(size)).exists();
+        let number = first_after(self.lsn, size);
+        let from = if is_there { self.lsn } else { WalSegment { timeline, number }.start(size) };
+        let end = wal::end_of_run(pg_wal, identity, from);
+        if end <= from {
+            return false;
+        }
+        // Where there is none it comes to the end of the WAL, which is an error to it.
+        let pg_waldump = Program::new(bin_dir.join("pg_waldump"))
+            .arg("-p")
+            .arg(pg_wal)
+            .args(["-r", "Transaction", "-n", "1", "-t", &timeline.get().to_string()])
+            .args(["-s", &from.to_string(), "-e", &end.to_string()]);
+        pg_waldump.run_for_output().is_ok_and(|text| text.contains("rmgr: Transaction"))
+    }
+}
+
+/// The first segment of which nothing was read.
+fn first_after(lsn: Lsn, size: WalSegmentSize) -> u64 {
+    lsn.as_u64().div_ceil(size.bytes().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgfiles::lsn::SystemIdentifier;
+
+    fn next(history: &str, begun: u32, lsn: &str) -> Vec<String> {
+        let timeline = TimelineId::new(begun).unwrap();
+        let identity = WalIdentity {
+            system_identifier: SystemIdentifier::new(7),
+            segment_size: WalSegmentSize::DEFAULT,
+            timeline,
+        };
+        let history = TimelineHistory::parse(timeline, history.as_bytes()).unwrap();
+        let end = End { history, lsn: lsn.parse().unwrap(), identity };
+        end.next().map(|segment| segment.file_name(identity.segment_size)).collect()
+    }
+
+    #[test]
+    fn what_comes_next_is_of_the_timelines_that_recovery_followed() {
+        let name = |timeline: u32, number: u32| format!("{timeline:08X}00000000{number:08X}");
+        // At the end of a segment, and within one.
+        assert_eq!(next("1\t0/5000000\tx\n", 2, "0/5000000"), [name(1, 5), name(1, 6)]);
+        assert_eq!(next("1\t0/5000028\tx\n", 2, "0/5000028"), [name(1, 6), name(1, 7)]);
+        // What the old timeline wrote after it was left is of another future.
+        let left = "1\t0/5000028\tx\n2\t0/7000000\tx\n";
+        assert_eq!(next(left, 3, "0/7000000"), [name(2, 7), name(2, 8)]);
+        let at_once = "1\t0/7000000\tx\n2\t0/7000000\tx\n";
+        assert_eq!(next(at_once, 3, "0/7000000"), [name(2, 7), name(2, 8)]);
+        // Before the place where the followed timeline was to begin; the segment of the switch has two names.
+        let early = "1\t0/8000028\tx\n2\t0/7000000\tx\n";
+        assert_eq!(next(early, 3, "0/7000000"), [name(1, 7), name(2, 8), name(1, 8)]);
+    }
+}
