@@ -210,6 +210,28 @@ fn the_newest_common_set_stays_on_both_sides() {
     lockstep.expect(exit::USAGE, &["prune", "--repository", NAME]);
 }
 
+/// Nothing says under its new name what it has: it is believed to have what was shipped to a name that is no more.
+#[test]
+fn a_repository_that_was_renamed_and_is_away_is_believed_to_have_what_it_had() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let table = |name| (name, format!("url = \"file://{}\"", folder(&fixture).display()));
+    let retention = "\n[clusters.main.retention]\nlocal = { last = 1 }\n";
+    let lockstep = shipping::configured(&fixture, &[table(NAME)], retention);
+    lockstep.expect(exit::DONE, &["repo", "init"]);
+    let [_, common] = [(); 2].map(|()| lockstep.backup("label").id);
+    let lockstep = shipping::configured(&fixture, &[table("renamed")], retention);
+    let (there, away) = (folder(&fixture), fixture.root().join("away"));
+    fs::rename(&there, &away).expect("a folder can be renamed");
+    let newest = Set::of(&lockstep.json(&["backup", "--no-ship"])).id;
+    lockstep.expect(exit::PROBLEMS, &["prune", "--local"]);
+    assert_eq!(lockstep.sets(), sorted(&[&common, &newest]));
+    let _ = fs::remove_dir_all(&there);
+    fs::rename(&away, &there).expect("a folder can be renamed");
+    let shipped = lockstep.json(&["ship"]);
+    let volumes = shipped["repositories"][0]["volumes"].as_array().expect("volumes");
+    assert!(volumes.iter().all(|volume| volume["base"].is_string()), "{shipped}");
+}
+
 /// Neither side may take a set for the newest in common that no increment can start from.
 #[test]
 fn a_set_that_is_not_whole_here_is_no_common_one() {

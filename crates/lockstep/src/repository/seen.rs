@@ -5,7 +5,7 @@
 //! as the set is there: so each is read once, and what it said of its timeline is written down on this host.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use strata::manifest::Manifest as Stored;
@@ -48,7 +48,7 @@ impl Repository {
     /// # Errors
     /// When the store fails, or it was interrupted.
     pub fn members(&self, cx: &Context) -> Result<(Vec<Member>, Vec<Damaged>)> {
-        self.members_seen(&cx.state.path("seen").join(format!("{}.json", self.name)))
+        self.members_seen(&path(cx, &self.name))
     }
 
     /// The same, `path` being where it is written down.
@@ -83,6 +83,15 @@ impl Repository {
         }
         Ok((sets.into_values().collect(), untold))
     }
+}
+
+/// The repository's own id, as it was when its sets' timelines were read last.
+pub(crate) fn id_of(cx: &Context, name: &str) -> Option<String> {
+    read(&path(cx, name)).map(|seen| seen.repository)
+}
+
+fn path(cx: &Context, name: &str) -> PathBuf {
+    cx.state.path("seen").join(format!("{name}.json"))
 }
 
 /// What was seen of a set's timeline in any repository; `folder` has what is written down.

@@ -4,7 +4,9 @@
 //! What could go wrong: a repository was away, and never had a set. It has neither a note nor a mark, which tells it from
 //! one that was there and is gone. A note stays where another host pruned the set. And a repository was made anew under its
 //! name: so both say of which they are, by the repository's own id. One of an older Lockstep, which says nothing, counts.
-//! Or it has another name in the configuration by now: so by its id what was noted under the old one counts as well.
+//! Or it has another name in the configuration by now: so by its id what was noted under the old one counts as well. But
+//! what was made by copying a repository has its id too: what is noted under a name that the cluster still has for one is of
+//! that one alone.
 
 use std::path::{Path, PathBuf};
 
@@ -63,7 +65,7 @@ impl Note {
 #[must_use]
 pub(crate) fn is_shipped(cx: &Context, set: &SetId, repository: &str, id: Option<&str>) -> bool {
     is_there(&shipped(cx, set, repository), id)
-        || !of_other_names(cx, set, "shipped.", repository, id).is_empty()
+        || !of_other_names(cx, set, Kind::Shipped, id).is_empty()
 }
 
 /// Whether that is noted of what was shipped then: another host may have pruned it, and it was shipped anew.
@@ -83,38 +85,47 @@ pub(crate) fn is_shipped_then(
 #[must_use]
 pub(crate) fn is_pruned(cx: &Context, set: &SetId, repository: &str, id: Option<&str>) -> bool {
     is_there(&pruned(cx, set, repository), id)
-        || !of_other_names(cx, set, "pruned.", repository, id).is_empty()
+        || !of_other_names(cx, set, Kind::Pruned, id).is_empty()
+}
+
+/// Whether the set is noted to be in a repository under a name that the cluster has no more: one that can't be asked for its
+/// id may have had it.
+#[must_use]
+pub(crate) fn is_shipped_to_a_former_name(cx: &Context, set: &SetId) -> bool {
+    let folder = cx.state.set_directory(set);
+    !of_former_names(&folder, Kind::Shipped, &cx.cluster.repositories).is_empty()
 }
 
 /// The notes, or marks, of this repository from when it had another name.
-fn of_other_names(
-    cx: &Context,
-    set: &SetId,
-    kind: &str,
-    repository: &str,
-    id: Option<&str>,
-) -> Vec<PathBuf> {
+fn of_other_names(cx: &Context, set: &SetId, kind: Kind, id: Option<&str>) -> Vec<PathBuf> {
     let Some(id) = id else { return Vec::new() };
-    let now = [shipped(cx, set, repository), pruned(cx, set, repository)];
-    of_id(&cx.state.set_directory(set), kind, id)
-        .into_iter()
-        .filter(|path| !now.contains(path))
-        .collect()
+    let all = of_former_names(&cx.state.set_directory(set), kind, &cx.cluster.repositories);
+    all.into_iter().filter(|path| Note::read(path).repository.as_deref() == Some(id)).collect()
 }
 
-/// Those in a set's folder that are of the repository of this id.
-fn of_id(folder: &Path, kind: &str, id: &str) -> Vec<PathBuf> {
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Shipped,
+    Pruned,
+}
+
+/// Those in a set's folder whose repositories are none of `names` (any more).
+fn of_former_names(folder: &Path, kind: Kind, names: &[String]) -> Vec<PathBuf> {
+    let is_one = |entry: &std::fs::DirEntry| {
+        let file = entry.file_name();
+        let name = file.to_str().and_then(|file| match kind {
+            Kind::Shipped => file.strip_prefix("shipped.")?.strip_suffix(".json"),
+            Kind::Pruned => file.strip_prefix("pruned."),
+        });
+        name.is_some_and(|name| !names.iter().any(|known| known == name))
+    };
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let is_of_kind =
-        |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.starts_with(kind));
-    let all = entries.filter(|entry| is_of_kind(&entry.file_name())).map(|entry| entry.path());
-    all.filter(|path| Note::read(path).repository.as_deref() == Some(id)).collect()
+    entries.filter(is_one).map(|entry| entry.path()).collect()
 }
 
 /// Removes what was noted and marked of the repository when it had another name.
-fn forget_other_names(cx: &Context, set: &SetId, repository: &str, id: &str) -> Result<()> {
-    let all =
-        ["shipped.", "pruned."].map(|kind| of_other_names(cx, set, kind, repository, Some(id)));
+fn forget_other_names(cx: &Context, set: &SetId, id: &str) -> Result<()> {
+    let all = [Kind::Shipped, Kind::Pruned].map(|kind| of_other_names(cx, set, kind, Some(id)));
     all.iter().flatten().try_for_each(|path| files::remove_file(path))
 }
 
@@ -136,7 +147,7 @@ pub(crate) fn note_shipped(
     let note = Note { shipped_at: Some(shipped_at), repository: Some(id.to_owned()) };
     note.write(&shipped(cx, set, repository))?;
     files::remove_file(&pruned(cx, set, repository))?;
-    forget_other_names(cx, set, repository, id)
+    forget_other_names(cx, set, id)
 }
 
 /// Makes the note a mark: the set is about to be removed there. Of a set that isn't on this host there is neither.
@@ -155,7 +166,7 @@ pub(crate) fn mark_pruned(cx: &Context, set: &SetId, repository: &str, id: &str)
         Note { repository: Some(id.to_owned()), shipped_at: None }.write(&mark)?;
         files::remove_file(&note)?;
     }
-    forget_other_names(cx, set, repository, id)
+    forget_other_names(cx, set, id)
 }
 
 #[cfg(test)]
@@ -163,20 +174,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_note_counts_under_whatever_name_its_repository_had() {
+    fn notes_under_names_that_are_there_no_more_are_told_from_others() {
         let scratch = tempfile::tempdir().unwrap();
-        let note = |name: &str, id: &str| {
-            let note = Note { shipped_at: None, repository: Some(id.into()) };
-            note.write(&scratch.path().join(name)).unwrap();
+        for name in ["shipped.near.json", "shipped.far.json", "pruned.near", "pruned.old.json"] {
+            std::fs::write(scratch.path().join(name), "").unwrap();
+        }
+        let of = |kind, names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            let mut all = of_former_names(scratch.path(), kind, &names);
+            all.sort();
+            let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+            all.iter().map(name).collect::<Vec<_>>()
         };
-        note("shipped.near.json", "a");
-        note("shipped.far.json", "b");
-        note("pruned.near", "b");
-        std::fs::write(scratch.path().join("shipped.old.json"), "").unwrap();
-        let of = |kind, id| of_id(scratch.path(), kind, id);
-        assert_eq!(of("shipped.", "a"), [scratch.path().join("shipped.near.json")]);
-        assert_eq!(of("pruned.", "b"), [scratch.path().join("pruned.near")]);
-        assert!(of("pruned.", "a").is_empty() && of("shipped.", "c").is_empty());
+        assert_eq!(of(Kind::Shipped, &[]), ["shipped.far.json", "shipped.near.json"]);
+        assert_eq!(of(Kind::Shipped, &["near"]), ["shipped.far.json"]);
+        assert_eq!(of(Kind::Pruned, &["near"]), ["pruned.old.json"]);
+        assert!(of(Kind::Shipped, &["near", "far"]).is_empty());
+        // A name may end as the note's does.
+        assert!(of(Kind::Pruned, &["near", "old.json"]).is_empty());
     }
 
     #[test]
