@@ -6,6 +6,7 @@
 //! nothing, a standby that doesn't follow. So these are errors, and only hints are warnings.
 
 mod branches;
+mod copies;
 mod leftovers;
 mod programs;
 mod sets;
@@ -89,6 +90,7 @@ pub fn run(cx: &Context) -> Result<Vec<Finding>> {
     all.extend(of_grace(cx));
     all.extend(sets::here(cx)?);
     all.extend(cx.cluster.repositories.iter().flat_map(|name| sets::in_repository(cx, name)));
+    all.extend(copies::find(cx));
     all.extend(leftovers::find(cx)?);
     all.extend(leftovers::of_no_cluster(cx)?);
     all.extend(of_clones(cx)?);

@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 use pgfiles::lsn::SystemIdentifier;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-pub use repository::{Cloud, EncryptedDatasets, IoClass, Place, RepositoryConfig, parse_bytes};
+pub use repository::{
+    Cloud, EncryptedDatasets, IoClass, Place, RepositoryConfig, parse_bytes, parse_most_bytes,
+};
 pub use retention::RetentionConfig;
 
 use crate::error::{Error, Result};

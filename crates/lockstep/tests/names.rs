@@ -9,9 +9,10 @@ use support::checker::Checker;
 use support::cluster::Stop;
 use support::command::give_to_postgres;
 use support::fixture::{Fixture, assert_clean};
-use support::layout::{odd_names, one_dataset};
+use support::layout::{long_name, odd_names, one_dataset};
 use support::ledger::Ledger;
 use support::lockstep::{Set, exit};
+use support::shipping::with_repository;
 
 const SCALE: u32 = 1;
 
@@ -73,6 +74,26 @@ fn odd_names_go_through_backup_restore_and_clone() {
     lockstep.expect(exit::DONE, &["clone", "destroy", "try-out"]);
     writers.stop();
     assert_clean(&fixture);
+}
+
+/// A repository names an image by its dataset, and has shorter names.
+#[test]
+fn a_dataset_with_a_long_name_is_shipped() {
+    let fixture = Fixture::new(long_name());
+    let lockstep = with_repository(&fixture);
+    let cluster = &fixture.cluster;
+    cluster.execute(&["CREATE TABLE t AS SELECT generate_series(1, 1000) AS n"]);
+    lockstep.backup("label");
+    cluster.execute(&["INSERT INTO t SELECT generate_series(1, 100)"]);
+    let set = lockstep.backup("label");
+    let volume = &set.json["repositories"][0]["volumes"][0];
+    assert!(volume["base"].is_string(), "it is an increment: {}", set.json);
+    lockstep.expect(exit::DONE, &["repo", "check", "--read-data"]);
+    let to = fixture.target("long");
+    let more = ["--from", "repository", "--as", "files"];
+    let restored = lockstep.restore_and_start(&set.id, &to, &more);
+    assert_eq!(restored.server().value("postgres", "SELECT count(*) FROM t"), "1100");
+    restored.server().stop(Stop::Fast);
 }
 
 /// A backup's own text may hold anything that a label may.

@@ -234,6 +234,28 @@ fn the_newest_common_set_stays_on_both_sides() {
     lockstep.expect(exit::USAGE, &["prune", "--repository", NAME]);
 }
 
+/// Nothing says under its new name what it has: it is believed to have what was shipped to a name that is no more.
+#[test]
+fn a_repository_that_was_renamed_and_is_away_is_believed_to_have_what_it_had() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let table = |name| (name, format!("url = \"file://{}\"", folder(&fixture).display()));
+    let retention = "\n[clusters.main.retention]\nlocal = { last = 1 }\n";
+    let lockstep = shipping::configured(&fixture, &[table(NAME)], retention);
+    lockstep.expect(exit::DONE, &["repo", "init"]);
+    let [_, common] = [(); 2].map(|()| lockstep.backup("label").id);
+    let lockstep = shipping::configured(&fixture, &[table("renamed")], retention);
+    let (there, away) = (folder(&fixture), fixture.root().join("away"));
+    fs::rename(&there, &away).expect("a folder can be renamed");
+    let newest = Set::of(&lockstep.json(&["backup", "--no-ship"])).id;
+    lockstep.expect(exit::PROBLEMS, &["prune", "--local"]);
+    assert_eq!(lockstep.sets(), sorted(&[&common, &newest]));
+    let _ = fs::remove_dir_all(&there);
+    fs::rename(&away, &there).expect("a folder can be renamed");
+    let shipped = lockstep.json(&["ship"]);
+    let volumes = shipped["repositories"][0]["volumes"].as_array().expect("volumes");
+    assert!(volumes.iter().all(|volume| volume["base"].is_string()), "{shipped}");
+}
+
 /// Neither side may take a set for the newest in common that no increment can start from.
 #[test]
 fn a_set_that_is_not_whole_here_is_no_common_one() {
@@ -521,8 +543,16 @@ fn a_full_folder_gets_room_again() {
     lockstep.backup("label");
     assert!(reserve.exists());
 
+    // One whose making was killed: it gives no room, and the next lease makes it whole.
+    fs::write(&reserve, "").expect("it can be cut off");
+    lockstep.expect(exit::DONE, &["repo", "compact"]);
+    assert_eq!(fs::metadata(&reserve).expect("it is there").len(), 256 << 10);
+    fs::write(&reserve, "").expect("it can be cut off");
+    fill();
+    let failed = lockstep.expect(exit::FAILED, &prune);
+    assert_said(&failed, &["No space left on device", "not even the lease fits"]);
     // One that was full before anything was kept back.
-    fs::remove_file(&reserve).expect("it is there");
+    assert!(!reserve.exists());
     fill();
     let failed = lockstep.expect(exit::FAILED, &prune);
     assert_said(&failed, &["No space left on device", "not even the lease fits"]);
@@ -532,7 +562,15 @@ fn a_full_folder_gets_room_again() {
     let length = file.metadata().expect("it is ours").len();
     file.set_len(length - (16 << 10)).expect("it can be cut off");
     drop(file);
-    lockstep.expect(exit::DONE, &prune);
+    // What the hint says is what the program takes.
+    let hint = shipped.stderr.lines().find(|line| line.contains("also where there is no room"));
+    let hint = hint.unwrap_or_else(|| panic!("{}", shipped.describe()));
+    let commands: Vec<_> =
+        hint.split('`').filter_map(|words| words.strip_prefix("lockstep ")).collect();
+    assert_eq!(commands.len(), 2, "{hint}");
+    for words in commands {
+        lockstep.expect(exit::DONE, &words.split(' ').collect::<Vec<_>>());
+    }
     must(&mut command("umount", [path.as_str()]));
 }
 

@@ -467,6 +467,7 @@ fn an_empty_repository_is_well() {
     let dry = &lockstep.json(&["repo", "compact", "--dry-run"])["repositories"][0];
     assert_eq!((&dry["packs"], &dry["deleted"]), (&json!(0), &json!(0)));
     lockstep.expect(exit::DONE, &["repo", "compact", "--max-bytes", "1MiB"]);
+    lockstep.expect(exit::DONE, &["repo", "compact", "--max-bytes", "0"]);
     lockstep.expect(exit::USAGE, &["repo", "compact", "--max-bytes", "much"]);
     lockstep.expect(exit::USAGE, &["repo", "check", "--read-data=0"]);
     let percent = lockstep.expect(exit::USAGE, &["repo", "check", "--read-data", "10"]);

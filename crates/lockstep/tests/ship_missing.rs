@@ -8,6 +8,7 @@ use std::fs;
 use rustix::process::Signal;
 use serde_json::Value;
 use support::cluster::Stop;
+use support::command::{command, must};
 use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lockstep, Set, Steps, exit, json_of, toml_string};
@@ -219,6 +220,73 @@ fn a_repository_that_can_t_be_asked_is_named() {
     assert!(failed[0]["error"].is_string() && failed[0]["hint"].is_string(), "{said}");
     fs::rename(&away, folder(&fixture)).expect("it can be moved");
     assert_eq!(lockstep.json(&MISSING[1..])["failed"], serde_json::json!([]));
+}
+
+/// A second repository that was seeded by copying the first has the first one's id: what is noted of the one isn't of the other.
+#[test]
+fn a_repository_that_was_copied_from_another_has_notes_of_its_own() {
+    let fixture = Fixture::new(one_pool());
+    let table = |name: &'static str| {
+        let url = format!("file://{}", fixture.root().join(name).display());
+        let url = toml_string(std::path::Path::new(&url));
+        (name, format!("url = {url}\ngrace_hours = 0"))
+    };
+    let fixture = &fixture;
+    let keeping = |local: u32| {
+        format!(
+            "\n[clusters.main.retention]\nlocal = {{ last = {local} }}\nrepositories.near = {{ last = 1 }}\n"
+        )
+    };
+    let lockstep = configured(fixture, &[table("near")], &keeping(20));
+    lockstep.expect(exit::DONE, &["repo", "init"]);
+    let backup = |lockstep: &Lockstep| {
+        fixture
+            .cluster
+            .execute(&["CREATE TABLE IF NOT EXISTS t (n int)", "INSERT INTO t VALUES (1)"]);
+        let taken = lockstep.run(&["--json", "backup", "--strategy", "label"]);
+        Set::of(&json_of(&taken)).id
+    };
+    let seeded = backup(&lockstep);
+    let [near, far, away] = ["near", "far", "away"].map(|name| fixture.root().join(name));
+    let paths = [&near, &far].map(|path| path.to_str().expect("UTF-8"));
+    must(&mut command("cp", ["-a", paths[0], paths[1]]));
+    let both = [table("near"), table("far")];
+    let lockstep = configured(fixture, &both, &keeping(20));
+    let common = backup(&lockstep);
+    let checked = lockstep.run(&["check"]);
+    assert!(checked.stdout.contains("near and far have one id"), "{}", checked.describe());
+
+    let come_back = || {
+        // What was written meanwhile made folders again.
+        let _ = fs::remove_dir_all(&far);
+        fs::rename(&away, &far).expect("it can be moved");
+    };
+    fs::rename(&far, &away).expect("it can be moved");
+    let [third, fourth] = [(); 2].map(|()| backup(&lockstep));
+    lockstep.expect(exit::DONE, &["prune", "--repository", "near"]);
+    let listed = lockstep.json(&["list"]);
+    let names: Vec<Vec<&str>> = listed["sets"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|set| {
+            let all = set["in_repositories"].as_array().expect("a list").iter();
+            all.map(|one| one["repository"].as_str().expect("a name")).collect()
+        })
+        .collect();
+    assert_eq!(names, [&[][..], &["far"], &[], &["near"]], "{listed}");
+    // The newest that the one which is away has stays, whatever the other one has.
+    let few = configured(fixture, &both, &keeping(1));
+    few.expect(exit::PROBLEMS, &["prune", "--local"]);
+    assert_eq!(few.sets(), [common.as_str(), fourth.as_str()]);
+    come_back();
+    let said = lockstep.json(&MISSING[1..]);
+    let told = |set: &Value| set["set"].as_str().map(str::to_owned);
+    let told: Vec<_> = said["sets"].as_array().expect("a list").iter().filter_map(told).collect();
+    assert_eq!(told, [fourth.as_str()], "{said}");
+    let there = lockstep.json(&["list", "--from", "repository:far"]).to_string();
+    assert!([&seeded, &common, &fourth].iter().all(|set| there.contains(*set)), "{there}");
+    assert!(!there.contains(&third), "it is gone from here too: {there}");
 }
 
 /// It is the same by its id: what was there is neither brought back nor named by the former name.

@@ -455,14 +455,23 @@ fn what_is_half_written_goes_after_the_grace_time() {
         main("volumes/i/1.json#1"),
         main("doomed.json#1"),
         main("leases/write/00000000000000000001#1"),
+        // Above all clusters.
+        "lockstep.json#1".to_string(),
+        "keys/K.json#1".to_string(),
+        "leases/reserve#4000000000".to_string(),
+        "leases/probe/x#1".to_string(),
     ];
     let stays = [
         // Somebody writes it at the moment.
         (main(&format!("packs/{pack}#2")), 3000),
         (main("leases/write/00000000000000000002#1"), 3000),
+        ("keys/L.json#1".to_string(), 3000),
         // None of ours, another cluster's, not half written.
         (main("packs/mine#1"), 9000),
         (main("notes/x#1"), 9000),
+        ("notes.txt#1".to_string(), 9000),
+        ("keys/mine#1".to_string(), 9000),
+        ("elsewhere/keys/K.json#1".to_string(), 9000),
         ("clusters/other/packs/P#1".to_string(), 9000),
         (main("sets/b.json#"), 9000),
     ];
@@ -471,7 +480,7 @@ fn what_is_half_written_goes_after_the_grace_time() {
     let there = |path: &String| scratch.path().join(path).exists();
 
     let report = check(&repository, &CheckOptions::default()).unwrap();
-    assert_eq!(report.half_written.len(), old.len() + 4, "{:?}", report.half_written);
+    assert_eq!(report.half_written.len(), old.len() + 7, "{:?}", report.half_written);
     let mut dry = collect(&repository, 3600, now, true, HELD).unwrap().deleted;
     dry.sort();
     let mut expected = old.to_vec();

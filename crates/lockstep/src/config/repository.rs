@@ -250,7 +250,22 @@ impl RepositoryConfig {
 /// # Errors
 /// When it is none, in words.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
-    let wrong = || format!("\"{text}\" is no number of bytes, as 50MB or 8MiB");
+    parse_most_bytes(text).and_then(|bytes| match bytes {
+        0 => Err(no_bytes(text)),
+        bytes => Ok(bytes),
+    })
+}
+
+fn no_bytes(text: &str) -> String {
+    format!("\"{text}\" is no number of bytes, as 50MB or 8MiB")
+}
+
+/// The same, of what may be nothing at all.
+///
+/// # Errors
+/// When it is no number of bytes, in words.
+pub fn parse_most_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || no_bytes(text);
     let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(at);
     let unit = match unit.trim() {
@@ -264,7 +279,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         _ => return Err(wrong()),
     };
     let bytes = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
-    bytes.filter(|bytes| *bytes > 0).ok_or_else(wrong)
+    bytes.ok_or_else(wrong)
 }
 
 #[cfg(test)]
@@ -285,6 +300,14 @@ mod tests {
         for text in ["", "fast", "-1", "5 furlongs", "0MB", "99999999999GB"] {
             assert!(read(&format!("url='file:///x'\nrate_limit='{text}'")).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn the_most_may_be_nothing() {
+        for (text, bytes) in [("0", 0), ("0MiB", 0), ("10GiB", 10 << 30)] {
+            assert_eq!(parse_most_bytes(text), Ok(bytes), "{text}");
+        }
+        assert!(parse_most_bytes("much").is_err() && parse_bytes("0").is_err());
     }
 
     #[test]

@@ -3,6 +3,10 @@
 //!
 //! A record says which bookmarks are Lockstep's and for which repositories: it is written before the
 //! first is made, and goes once each of these repositories has a newer set of this host.
+//!
+//! What could go wrong: a repository gets another name in the configuration. So whatever a repository's name is, a
+//! record of the newest set that it has stays; and a name that the cluster hasn't any more may be that of one which
+//! can't be asked.
 
 use super::in_common::Common;
 use crate::context::Context;
@@ -48,13 +52,9 @@ pub(super) fn make(cx: &Context, set: &Manifest, repositories: Vec<String>) -> R
 /// When one can't be destroyed.
 pub(super) fn clear(cx: &Context, commons: &[Common]) -> Result<()> {
     for record in records(cx)? {
-        let is_behind = |common: &Common| {
-            // Ids sort by time; the newest may be this one, which has just been removed.
-            record.repositories.contains(&common.repository)
-                && common.newest.as_deref().is_none_or(|newest| newest <= record.set.as_str())
-        };
         // Where its set is here still, it stands for nothing.
-        if commons.iter().any(is_behind) && !cx.state.is_complete(record.set.as_str()) {
+        let is_needed = is_needed(&record, commons, &cx.cluster.repositories);
+        if is_needed && !cx.state.is_complete(record.set.as_str()) {
             continue;
         }
         let name = record.set.snapshot_name();
@@ -64,6 +64,19 @@ pub(super) fn clear(cx: &Context, commons: &[Common]) -> Result<()> {
         files::remove_file(&path(cx, &record))?;
     }
     Ok(())
+}
+
+/// Whether the next increment to a repository may start from a record's bookmarks. `names` are those that the cluster's
+/// repositories have. A pure function.
+fn is_needed(record: &BookmarkRecord, commons: &[Common], names: &[String]) -> bool {
+    let was_renamed = record.repositories.iter().any(|name| !names.contains(name));
+    let is_for = |common: &Common| was_renamed || record.repositories.contains(&common.repository);
+    // Ids sort by time; the newest may be this one, which has just been removed.
+    commons.iter().any(|common| match common.newest.as_deref() {
+        None => is_for(common),
+        Some(newest) if newest == record.set.as_str() => true,
+        Some(newest) => is_for(common) && newest < record.set.as_str(),
+    })
 }
 
 /// All records.
@@ -108,4 +121,42 @@ fn shipped<'a>(cx: &Context, set: &'a Manifest) -> Result<Vec<&'a SetVolume>> {
     let is_shipped =
         |volume: &&SetVolume| !is_wal(volume) || encrypted.contains_key(&volume.dataset);
     Ok(set.volumes.iter().filter(is_shipped).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_stays_until_its_repositories_have_a_newer_set_whatever_they_are_called() {
+        let [older, set, newer] =
+            ["20261121T000000Z-aaaa", "20261122T000000Z-bbbb", "20261123T000000Z-cccc"];
+        let record = BookmarkRecord {
+            set: set.parse().unwrap(),
+            started_at: jiff::Timestamp::UNIX_EPOCH,
+            repositories: vec!["near".into()],
+            bookmarks: Vec::new(),
+        };
+        let is = |commons: &[(&str, Option<&str>)]| {
+            let names: Vec<_> = commons.iter().map(|(name, _)| (*name).to_owned()).collect();
+            let common = |(repository, newest): &(&str, Option<&str>)| Common {
+                repository: (*repository).to_owned(),
+                newest: newest.map(str::to_owned),
+                problem: None,
+            };
+            is_needed(&record, &commons.iter().map(common).collect::<Vec<_>>(), &names)
+        };
+        for (newest, expected) in
+            [(None, true), (Some(older), true), (Some(set), true), (Some(newer), false)]
+        {
+            assert_eq!(is(&[("near", newest)]), expected, "{newest:?}");
+            assert_eq!(is(&[("renamed", newest)]), expected, "{newest:?}");
+        }
+        // It has a name still, and isn't the other one.
+        assert!(!is(&[("near", Some(newer)), ("far", None)]));
+        assert!(!is(&[("near", Some(newer)), ("far", Some(older))]));
+        // But whatever it was made for, nothing else starts from there.
+        assert!(is(&[("near", Some(newer)), ("far", Some(set))]));
+        assert!(!is(&[]), "no repository is left");
+    }
 }

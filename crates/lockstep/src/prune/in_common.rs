@@ -65,7 +65,9 @@ fn with_one(cx: &Context, asked: &Asked, local: &BTreeSet<String>) -> Common {
                 "repository {name} can't be asked what it has ({}): the newest set that it was known to have is kept",
                 error.chain()
             );
-            (newest(&|id| was_shipped(cx, id, name)), Some(why))
+            let known = newest(&|id| was_shipped(cx, id, name));
+            // It may have had another name until now: what was noted then is all that is known of it.
+            (known.or_else(|| newest(&|id| was_shipped_elsewhere(cx, id))), Some(why))
         }
     };
     Common { repository: name.to_owned(), newest: newest.cloned(), problem }
@@ -74,6 +76,11 @@ fn with_one(cx: &Context, asked: &Asked, local: &BTreeSet<String>) -> Common {
 /// Whether the set was seen complete in the repository: shipping writes that down.
 fn was_shipped(cx: &Context, set: &str, repository: &str) -> bool {
     set.parse().is_ok_and(|set| notes::is_shipped(cx, &set, repository, None))
+}
+
+/// The same of a repository that the cluster hasn't under that name any more.
+fn was_shipped_elsewhere(cx: &Context, set: &str) -> bool {
+    set.parse().is_ok_and(|set| notes::is_shipped_to_a_former_name(cx, &set))
 }
 
 /// Notes that the set is no longer complete in the repository, but was: it is about to be removed there.

@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use strata::check::{Begun, Run, Survey, Terms};
+use strata::check::{Begun, Doomed, Run, Survey, Terms};
 use strata::delta::{Descriptor, IndexOptions, descriptor_path, read_descriptor};
 use strata::fold::{Rules, merge};
 use strata::manifest::Manifest as Stored;
@@ -38,6 +38,7 @@ use crate::set::at_work;
 use crate::set::branches::{Branches, Member};
 use crate::ship::{self, begun};
 use crate::steps;
+use crate::words::counted;
 
 /// Memory that a merge may take, about.
 const MEMORY: u64 = 96 << 20;
@@ -321,7 +322,29 @@ impl<R: Rules> Work<'_, R> {
             // What has died since the run began isn't prolonged, and was needed then.
             locks::prolong(self.repository, plan, there, self.by_now(), &still, done)?;
         }
-        tidied.map(drop)
+        tidied.map(drop).map_err(|error| match error.lacks_room() {
+            true => self.without_room(error),
+            false => error,
+        })
+    }
+
+    /// Why there was no room, and what makes some: another run of this one may not.
+    fn without_room(&self, error: Error) -> Error {
+        let (waiting, since) = Doomed::read(&self.repository.strata).unwrap_or_default().oldest();
+        let due = since.and_then(|since| i64::try_from(since.saturating_add(self.grace)).ok());
+        let due = due.and_then(|due| Timestamp::from_second(due).ok());
+        const BY_HAND: &str = "make room there, by what isn't the repository's";
+        let hint = due.map_or_else(
+            || format!("nothing in it waits to be deleted: {BY_HAND}, or let its retention keep fewer sets"),
+            |due| {
+                format!(
+                    "{} wait for their grace time, the first until {}: a prune then deletes what is due, and has its room; where that is too late, {BY_HAND}",
+                    counted(waiting as u64, "object"),
+                    due.strftime("%Y-%m-%d %H:%M:%SZ")
+                )
+            },
+        );
+        Error::failed(error.chain()).with_hint(hint)
     }
 
     /// Merges and collects, unless there is a set of which nobody knows what it needs.

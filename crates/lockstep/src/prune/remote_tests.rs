@@ -441,6 +441,59 @@ fn what_a_long_run_merges_away_waits_from_its_end_on() {
     assert!(next.deleted == 0 && next.waiting > 0, "{next:?}");
 }
 
+/// A store on which nothing can be written.
+struct FullStore(Memory);
+
+impl FullStore {
+    fn full(path: &str) -> StoreResult<()> {
+        let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let error = StoreError::new("put", path, StoreErrorKind::Other);
+        Err(StoreError { source: Some(Box::new(source)), ..error })
+    }
+}
+
+impl Around for FullStore {
+    fn inner(&self) -> &dyn Storage {
+        &self.0
+    }
+
+    fn put(&self, path: &str, _: &[Bytes]) -> StoreResult<()> {
+        Self::full(path)
+    }
+
+    fn put_if_absent(&self, path: &str, _: &Bytes) -> StoreResult<()> {
+        Self::full(path)
+    }
+
+    fn put_file(&self, path: &str, _: &mut std::fs::File, _: u64) -> StoreResult<()> {
+        Self::full(path)
+    }
+}
+
+/// It would find none the next time either: what waits makes it, and when that is.
+#[test]
+fn a_prune_without_room_does_not_recommend_itself() {
+    let (memory, _) = filled(6);
+    let full = repository(Arc::new(FullStore(memory.clone())));
+    let failed = |keeps: &str| {
+        let plan = plan(&full, &policy(keeps), &[]).unwrap();
+        let error = Work { clock: &|| NOW, ..work(&full, 3600) }.run(&plan).unwrap_err();
+        assert!(error.chain().contains("no storage space"), "{}", error.chain());
+        error.hint().unwrap()
+    };
+    let hint = failed("last = 4");
+    assert!(hint.contains("nothing in it waits") && !hint.contains("lockstep prune"), "{hint}");
+    let open = repository(Arc::new(memory.clone()));
+    let done = work(&open, 3600).run(&plan(&open, &policy("last = 3"), &[]).unwrap()).unwrap().1;
+    assert!(done.waiting > 0, "{done:?}");
+    let hint = failed("last = 1");
+    let waiting = format!("{} objects wait for their grace time", done.waiting);
+    // An hour after 2096-10-02 07:06:40.
+    let words = [&*waiting, "the first until 2096-10-02 08:06:40Z"];
+    assert!(words.iter().all(|words| hint.contains(words)), "{hint}");
+    assert!(!hint.contains("`lockstep prune`"), "{hint}");
+}
+
 /// A store in which the first deletion fails for now.
 struct FirstDeleteFails(Memory, AtomicBool);
 

@@ -135,10 +135,21 @@ impl StreamBegin {
     }
 }
 
+/// The most that an image's name may have ([`strata::check_name`]).
+pub(super) const LONGEST: usize = 200;
+/// What of a longer one can be read still.
+const READABLE: usize = 150;
+
 /// An image's name: the dataset's, with what a path of a store can't hold written as `+` and two
 /// hex digits, and `=` for each slash.
 #[must_use]
 pub fn image_name(dataset: &DatasetName) -> String {
+    name_within(dataset, LONGEST)
+}
+
+/// The same where it has no more than `longest` characters; a longer one's beginning, a comma, which no other name has, and a
+/// hash of all of the dataset's name.
+pub(super) fn name_within(dataset: &DatasetName, longest: usize) -> String {
     let mut name = String::new();
     for byte in dataset.as_str().bytes() {
         match byte {
@@ -148,6 +159,12 @@ pub fn image_name(dataset: &DatasetName) -> String {
             }
             _ => name.push_str(&format!("+{byte:02x}")),
         }
+    }
+    if name.len() > longest {
+        name.truncate(READABLE);
+        let hash = blake3::hash(dataset.as_str().as_bytes()).to_hex();
+        name.push(',');
+        name.push_str(hash.get(..32).unwrap_or_default());
     }
     name
 }
@@ -162,6 +179,27 @@ mod tests {
         assert_eq!(name("tank/pg/data"), "tank=pg=data");
         assert_eq!(name("tank/my pg:1"), "tank=my+20pg+3a1");
         assert!(strata::check_name("image", &name("tank/a b:c.d_e-f")).is_ok());
+    }
+
+    #[test]
+    fn long_names_of_datasets_have_images_too() {
+        let dataset = |length: usize| {
+            let text = format!("tank/{}", "p".repeat(length - 5));
+            (DatasetName::new(&text).unwrap(), text.replace('/', "="))
+        };
+        // Those that fitted before stay as they are.
+        let (fits, name) = dataset(200);
+        assert_eq!(image_name(&fits), name);
+        let shorter = name_within(&fits, 196);
+        assert!(shorter.len() == 183 && shorter.starts_with(&format!("{},", &name[..150])));
+        let long = [dataset(201).0, dataset(202).0, dataset(255).0];
+        let odd = ["a", "b"]
+            .map(|end| DatasetName::new(&format!("tank/{}{end}", ": ".repeat(100))).unwrap());
+        let names: Vec<_> = long.iter().chain(&odd).map(image_name).collect();
+        for (at, name) in names.iter().enumerate() {
+            assert!(strata::check_name("image", name).is_ok(), "{name}");
+            assert!(!names[..at].contains(name), "{name}");
+        }
     }
 
     #[test]

@@ -69,10 +69,15 @@ impl Held {
             Err(full) if full.lacks_room() => full,
             taken => return taken,
         };
-        match reserve::give(repository)? {
+        let taken = match reserve::give(repository)? {
             true => Self::take_with(cx, repository, Duration::ZERO),
-            false => Err(Error::failed(full.chain()).with_hint(NOT_EVEN_A_LEASE)),
-        }
+            false => Err(full),
+        };
+        // One whose making was killed gives no room.
+        taken.map_err(|error| match error.lacks_room() {
+            true => Error::failed(error.chain()).with_hint(NOT_EVEN_A_LEASE),
+            false => error,
+        })
     }
 
     /// Takes the lease, waiting for as long as `patience` where another host holds it.

@@ -22,7 +22,7 @@ use strata::delta::{Change, Descriptor, ImageWriter, chain};
 use strata::fold::{DataSink, Folded, KeepAll, Reading, fold, open_chain};
 use strata::pack::FrameReader;
 
-use super::image::image_name;
+use super::image::{LONGEST, name_within};
 use super::ingest::of_stream;
 use super::{Repository, newer_form, no_deltas, of_strata};
 use crate::error::{Error, Result};
@@ -127,7 +127,8 @@ fn is_name(text: &str) -> bool {
 /// The image of a dataset's raw segments. No dataset has an `@` in its name.
 #[must_use]
 pub fn raw_image_name(dataset: &DatasetName) -> String {
-    format!("{}@raw", image_name(dataset))
+    const RAW: &str = "@raw";
+    format!("{}{RAW}", name_within(dataset, LONGEST - RAW.len()))
 }
 
 /// What the next segment is an increment to: the newest of `bases`, which come newest first, whose
@@ -449,5 +450,11 @@ mod tests {
         let name = raw_image_name(&DatasetName::new("tank/my pg").unwrap());
         assert_eq!(name, "tank=my+20pg@raw");
         assert!(strata::check_name("image", &name).is_ok());
+        for length in [196, 197, 255] {
+            let dataset = DatasetName::new(&"p".repeat(length)).unwrap();
+            let name = raw_image_name(&dataset);
+            assert!(strata::check_name("image", &name).is_ok(), "{name}");
+            assert_eq!(name == format!("{dataset}@raw"), length == 196, "{name}");
+        }
     }
 }

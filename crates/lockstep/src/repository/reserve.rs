@@ -3,6 +3,9 @@
 //! What could go wrong: the folder's file system is full. What nothing needs could be deleted, but nobody may delete without
 //! a lease, and the lease has to be written. So a file of no use lies there; a collection that finds no room for its lease
 //! removes it first, and it is made again once there is room. Shipments don't touch it: they would fill its room too.
+//!
+//! Or its making is killed. So it gets its name once it is whole, what is smaller isn't it, and what was left goes like
+//! all that was half written.
 
 use std::path::PathBuf;
 

@@ -4,7 +4,9 @@
 //! What could go wrong: a repository was away, and never had a set. It has neither a note nor a mark, which tells it from
 //! one that was there and is gone. A note stays where another host pruned the set. And a repository was made anew under its
 //! name: so both say of which they are, by the repository's own id. One of an older Lockstep, which says nothing, counts.
-//! Or it has another name in the configuration by now: so by its id what was noted under the old one counts as well.
+//! Or it has another name in the configuration by now: so by its id what was noted under the old one counts as well. But
+//! what was made by copying a repository has its id too: what is noted under a name that the cluster still has for one is of
+//! that one alone.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -86,35 +88,38 @@ impl Note {
 #[must_use]
 pub(crate) fn is_shipped(cx: &Context, set: &SetId, repository: &str, id: Option<&str>) -> bool {
     is_there(&Kind::Shipped.path(cx, set, repository), id)
-        || !of_other_names(cx, set, Kind::Shipped, repository, id).is_empty()
+        || !of_other_names(cx, set, Kind::Shipped, id).is_empty()
 }
 
 /// Whether it is marked to have been pruned there.
 #[must_use]
 pub(crate) fn is_pruned(cx: &Context, set: &SetId, repository: &str, id: Option<&str>) -> bool {
     is_there(&Kind::Pruned.path(cx, set, repository), id)
-        || !of_other_names(cx, set, Kind::Pruned, repository, id).is_empty()
+        || !of_other_names(cx, set, Kind::Pruned, id).is_empty()
+}
+
+/// Whether the set is noted to be in a repository under a name that the cluster has no more: one that can't be asked for its
+/// id may have had it.
+#[must_use]
+pub(crate) fn is_shipped_to_a_former_name(cx: &Context, set: &SetId) -> bool {
+    let folder = cx.state.set_directory(set);
+    !of_former_names(&folder, Kind::Shipped, &cx.cluster.repositories).is_empty()
 }
 
 /// The notes, or marks, of this repository from when it had another name.
-fn of_other_names(
-    cx: &Context,
-    set: &SetId,
-    kind: Kind,
-    repository: &str,
-    id: Option<&str>,
-) -> Vec<PathBuf> {
+fn of_other_names(cx: &Context, set: &SetId, kind: Kind, id: Option<&str>) -> Vec<PathBuf> {
     let Some(id) = id else { return Vec::new() };
-    let now = kind.path(cx, set, repository);
-    of_id(&cx.state.set_directory(set), kind, id).into_iter().filter(|path| *path != now).collect()
+    let all = of_former_names(&cx.state.set_directory(set), kind, &cx.cluster.repositories);
+    let of_id = all.into_iter().filter(|(_, note)| note.repository.as_deref() == Some(id));
+    of_id.map(|(path, _)| path).collect()
 }
 
-/// Those in a set's folder that are of the repository of this id.
-fn of_id(folder: &Path, kind: Kind, id: &str) -> Vec<PathBuf> {
-    let all = all_of(folder, kind).into_iter();
-    all.filter(|(_, note)| note.repository.as_deref() == Some(id))
-        .map(|(repository, _)| folder.join(kind.file_name(&repository)))
-        .collect()
+/// Those in a set's folder whose repositories are none of `names` (any more).
+fn of_former_names(folder: &Path, kind: Kind, names: &[String]) -> Vec<(PathBuf, Note)> {
+    let mut all = all_of(folder, kind);
+    all.retain(|(repository, _)| !names.contains(repository));
+    let path = |(repository, note): (String, Note)| (folder.join(kind.file_name(&repository)), note);
+    all.into_iter().map(path).collect()
 }
 
 /// Those in a set's folder, by the names that their repositories had.
@@ -187,9 +192,8 @@ pub(crate) fn known_in(state: &State, sets: &[&SetId]) -> Result<Vec<Vec<InRepos
 }
 
 /// Removes what was noted and marked of the repository when it had another name.
-fn forget_other_names(cx: &Context, set: &SetId, repository: &str, id: &str) -> Result<()> {
-    let all = [Kind::Shipped, Kind::Pruned]
-        .map(|kind| of_other_names(cx, set, kind, repository, Some(id)));
+fn forget_other_names(cx: &Context, set: &SetId, id: &str) -> Result<()> {
+    let all = [Kind::Shipped, Kind::Pruned].map(|kind| of_other_names(cx, set, kind, Some(id)));
     all.iter().flatten().try_for_each(|path| files::remove_file(path))
 }
 
@@ -211,7 +215,7 @@ pub(crate) fn note_shipped(
     let note = Note { shipped_at: Some(shipped_at), repository: Some(id.to_owned()) };
     note.write(&Kind::Shipped.path(cx, set, repository))?;
     files::remove_file(&Kind::Pruned.path(cx, set, repository))?;
-    forget_other_names(cx, set, repository, id)
+    forget_other_names(cx, set, id)
 }
 
 /// Makes the note a mark: the set is about to be removed there. Of a set that isn't on this host there is neither.
@@ -230,7 +234,7 @@ pub(crate) fn mark_pruned(cx: &Context, set: &SetId, repository: &str, id: &str)
         Note { repository: Some(id.to_owned()), shipped_at: None }.write(&mark)?;
         files::remove_file(&note)?;
     }
-    forget_other_names(cx, set, repository, id)
+    forget_other_names(cx, set, id)
 }
 
 #[cfg(test)]
@@ -238,20 +242,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_note_counts_under_whatever_name_its_repository_had() {
+    fn notes_under_names_that_are_there_no_more_are_told_from_others() {
         let scratch = tempfile::tempdir().unwrap();
-        let note = |name: &str, id: &str| {
-            let note = Note { shipped_at: None, repository: Some(id.into()) };
-            note.write(&scratch.path().join(name)).unwrap();
+        for name in ["shipped.near.json", "shipped.far.json", "pruned.near", "pruned.old.json"] {
+            std::fs::write(scratch.path().join(name), "").unwrap();
+        }
+        let of = |kind, names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            let mut all = of_former_names(scratch.path(), kind, &names);
+            all.sort_by(|a, b| a.0.cmp(&b.0));
+            let name = |(path, _): &(PathBuf, Note)| path.file_name().unwrap().to_str().unwrap().to_owned();
+            all.iter().map(name).collect::<Vec<_>>()
         };
-        note("shipped.near.json", "a");
-        note("shipped.far.json", "b");
-        note("pruned.near", "b");
-        std::fs::write(scratch.path().join("shipped.old.json"), "").unwrap();
-        let of = |kind, id| of_id(scratch.path(), kind, id);
-        assert_eq!(of(Kind::Shipped, "a"), [scratch.path().join("shipped.near.json")]);
-        assert_eq!(of(Kind::Pruned, "b"), [scratch.path().join("pruned.near")]);
-        assert!(of(Kind::Pruned, "a").is_empty() && of(Kind::Shipped, "c").is_empty());
+        assert_eq!(of(Kind::Shipped, &[]), ["shipped.far.json", "shipped.near.json"]);
+        assert_eq!(of(Kind::Shipped, &["near"]), ["shipped.far.json"]);
+        assert_eq!(of(Kind::Pruned, &["near"]), ["pruned.old.json"]);
+        assert!(of(Kind::Shipped, &["near", "far"]).is_empty());
+        // A name may end as the note's does.
+        assert!(of(Kind::Pruned, &["near", "old.json"]).is_empty());
     }
 
     #[test]

@@ -208,7 +208,18 @@ pub(super) fn shipped(
 
 /// The file in which it is remembered what an interrupted shipment of the volume has stored.
 pub(super) fn journal_name(repository: &str, image: &str, volume: &SetVolume) -> String {
-    format!("{repository}-{image}-{}.jsonl", volume.guid)
+    file_name(&format!("{repository}-{image}"), &volume.guid)
+}
+
+/// A journal's name. One that a file can't have, with the `.old` of the one from before it, is of a hash.
+fn file_name(of: &str, guid: &str) -> String {
+    const LONGEST: usize = 255 - ".old".len();
+    let name = format!("{of}-{guid}.jsonl");
+    if name.len() <= LONGEST {
+        return name;
+    }
+    let hash = blake3::hash(of.as_bytes()).to_hex();
+    format!("{}-{guid}.jsonl", hash.get(..32).unwrap_or_default())
 }
 
 /// What `zfs send` sends, and whether that has come to its end.
@@ -259,6 +270,15 @@ pub(super) fn stored_bytes(repository: &Repository, descriptor: &Descriptor) -> 
 mod tests {
     use super::*;
     use crate::process::Program;
+
+    #[test]
+    fn a_journal_s_name_is_no_longer_than_a_file_s() {
+        let guid = u64::MAX.to_string();
+        let name = |length: usize| file_name(&"n".repeat(length), &guid);
+        assert_eq!(name(224), format!("{}-{guid}.jsonl", "n".repeat(224)));
+        assert!(name(224).len() == 251 && name(225).len() < 60 && name(225) != name(226));
+        assert!(name(500).ends_with(&format!("-{guid}.jsonl")), "it says of which snapshot it is");
+    }
 
     #[test]
     fn a_reader_that_gave_up_says_why_and_one_that_was_left_says_what_the_sender_said() {

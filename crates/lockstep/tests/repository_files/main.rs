@@ -5,6 +5,7 @@ mod support;
 
 mod look;
 mod only;
+mod reader;
 mod whole;
 
 use serde_json::Value;

@@ -174,6 +174,14 @@ pub fn nested_wal() -> Layout {
         .tablespace("ts2", "ts2")
 }
 
+/// Everything on one dataset whose name is as long as its snapshots' let it be, most of it to be written as three characters.
+pub fn long_name() -> Layout {
+    Layout::new(&["a"], "all/data", Wal::Linked("all/wal".to_owned()))
+        .dataset(0, &format!("{}p", "p: ".repeat(50)), "all")
+        .tablespace("ts1", "all/ts1")
+        .tablespace("ts2", "all/ts2")
+}
+
 /// Names that need quoting somewhere: spaces, dots, colons; a tablespace below a directory with a newline and a backslash.
 pub fn odd_names() -> Layout {
     Layout::new(&["-a.b:c_d", "b"], "my data: v1.5/pg data", Wal::Linked("w a.l/pg wal".to_owned()))

@@ -193,13 +193,15 @@ impl Survey {
 }
 
 /// What writings that were killed left half written, in the places of a repository's objects, and nobody has touched for
-/// the grace time. In those of leases for an hour at least: who waits for one writes beside its holder.
+/// the grace time. In those of leases, and above the parts of all clusters, for an hour at least: others write there beside
+/// whoever holds the lease.
 fn half_written(repository: &Repository, terms: Terms) -> Result<Vec<String>> {
     let is_due = |listed: &Listed| {
         let Some(place) = place_of(&listed.path) else { return false };
-        let is_lease = repository.relative(place).starts_with("leases/");
-        let grace = if is_lease { terms.grace.max(LEASE) } else { terms.grace };
-        let is_ours = Inventory::of_one(repository, place).foreign.is_empty();
+        let is_above = super::is_above(place) && repository.relative(place) == place;
+        let is_others_too = is_above || repository.relative(place).starts_with("leases/");
+        let grace = if is_others_too { terms.grace.max(LEASE) } else { terms.grace };
+        let is_ours = is_above || Inventory::of_one(repository, place).foreign.is_empty();
         is_ours && Terms { grace, ..terms }.is_over(listed.modified)
     };
     let left = super::half_written(repository)?.into_iter();

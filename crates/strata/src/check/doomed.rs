@@ -39,6 +39,11 @@ impl Doomed {
         self.since.get(path).copied()
     }
 
+    /// How many paths are noted, and since when the one is that was noted first.
+    pub fn oldest(&self) -> (usize, Option<u64>) {
+        (self.since.len(), self.since.values().copied().min())
+    }
+
     /// Notes a path.
     pub(super) fn note(&mut self, path: &str, since: u64) {
         self.since.insert(path.to_string(), since);

@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::id::Ulid;
 use crate::manifest::{DeltaId, Manifest};
 use crate::repository::Repository;
-use crate::store::{Listed, StoreErrorKind};
+use crate::store::{Listed, Reach, StoreErrorKind};
 use look::Seen;
 
 /// What a check does beside looking at what is there.
@@ -163,13 +163,32 @@ pub fn check_some(
     check.finish()
 }
 
-/// What writings that were killed, or go on, have half written.
+/// Where what is above the parts of all clusters lies: docs/repository-format.md.
+const ABOVE: [&str; 4] = ["", "keys", "leases", "leases/probe"];
+
+/// Whether an object of this path is above the parts of all clusters.
+fn is_above(path: &str) -> bool {
+    match path.rsplit_once('/') {
+        None => path == "lockstep.json",
+        Some(("keys", name)) => name.ends_with(".json"),
+        Some(("leases", name)) => name == "reserve",
+        Some((folder, _)) => folder == "leases/probe",
+    }
+}
+
+/// What writings that were killed, or go on, have half written: in the repository, and above the parts of all clusters.
 fn half_written(repository: &Repository) -> Result<Vec<Listed>> {
     let mut all = BTreeMap::new();
-    let folder = repository.path("");
-    repository.store().half_written(folder.trim_end_matches('/'), |listed| {
+    let mut add = |listed: Listed| {
         all.insert(listed.path.clone(), listed);
-    })?;
+    };
+    let (store, folder) = (repository.store(), repository.path(""));
+    store.half_written(folder.trim_end_matches('/'), Reach::Below, &mut add)?;
+    if !folder.is_empty() {
+        for above in ABOVE {
+            store.half_written(above, Reach::Folder, &mut add)?;
+        }
+    }
     Ok(all.into_values().collect())
 }
 

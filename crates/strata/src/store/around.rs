@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::{Listed, Storage, StoreResult};
+use super::{Listed, Reach, Storage, StoreResult};
 
 /// A store around another one: each call is that of [`Storage`], and passed on unless said otherwise.
 pub trait Around: Send + Sync {
@@ -66,8 +66,13 @@ pub trait Around: Send + Sync {
     }
 
     /// See [`Storage::half_written`].
-    fn half_written(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
-        self.inner().half_written(prefix, each)
+    fn half_written(
+        &self,
+        prefix: &str,
+        reach: Reach,
+        each: &mut dyn FnMut(Listed),
+    ) -> StoreResult<()> {
+        self.inner().half_written(prefix, reach, each)
     }
 
     /// See [`Storage::delete_half_written`].
@@ -127,8 +132,13 @@ impl<T: Around> Storage for T {
         Around::size(self, path)
     }
 
-    fn half_written(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
-        Around::half_written(self, prefix, each)
+    fn half_written(
+        &self,
+        prefix: &str,
+        reach: Reach,
+        each: &mut dyn FnMut(Listed),
+    ) -> StoreResult<()> {
+        Around::half_written(self, prefix, reach, each)
     }
 
     fn delete_half_written(&self, path: &str) -> StoreResult<()> {

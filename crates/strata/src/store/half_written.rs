@@ -18,8 +18,22 @@ pub fn place_of(path: &str) -> Option<&str> {
     (is_number && !place.is_empty() && !place.ends_with('/')).then_some(place)
 }
 
-/// Gives those below `prefix`, with their paths in the folder.
-pub(super) fn list(folder: &Path, prefix: &str, each: &mut dyn FnMut(Listed)) -> Result<()> {
+/// How far one looks for such files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// In the folder itself alone.
+    Folder,
+    /// In it, and in all folders below.
+    Below,
+}
+
+/// Gives those in or below `prefix`, with their paths in the folder.
+pub(super) fn list(
+    folder: &Path,
+    prefix: &str,
+    reach: Reach,
+    each: &mut dyn FnMut(Listed),
+) -> Result<()> {
     let Some(top) = inside(folder, prefix)? else { return Ok(()) };
     let mut left = vec![(top, prefix.trim_matches('/').to_string())];
     while let Some((folder, path)) = left.pop() {
@@ -34,7 +48,9 @@ pub(super) fn list(folder: &Path, prefix: &str, each: &mut dyn FnMut(Listed)) ->
             let path = if path.is_empty() { name } else { format!("{path}/{name}") };
             let kind = entry.file_type()?;
             if kind.is_dir() {
-                left.push((entry.path(), path));
+                if reach == Reach::Below {
+                    left.push((entry.path(), path));
+                }
             } else if kind.is_file() && place_of(&path).is_some() {
                 match entry.metadata() {
                     // It got its name meanwhile.
@@ -110,15 +126,18 @@ mod tests {
         for name in ["P", "P#1", "Q#12", "#1", "P#", "P#1x", "d#1/R#3"] {
             fs::write(folder.join("a/packs").join(name), name).unwrap();
         }
-        let found = |prefix: &str| {
+        let within = |prefix: &str, reach: Reach| {
             let mut found = Vec::new();
-            list(&folder, prefix, &mut |listed| found.push(listed.path)).unwrap();
+            list(&folder, prefix, reach, &mut |listed| found.push(listed.path)).unwrap();
             found.sort();
             found
         };
+        let found = |prefix: &str| within(prefix, Reach::Below);
         let all = ["a/packs/P#1", "a/packs/Q#12", "a/packs/d#1/R#3"];
         assert_eq!(found("a"), all);
         assert_eq!(found(""), all);
+        assert_eq!(within("a/packs", Reach::Folder), all[..2]);
+        assert!(within("", Reach::Folder).is_empty() && within("a", Reach::Folder).is_empty());
         assert!(found("b").is_empty() && found("a/linked").is_empty() && found("no").is_empty());
         for refused in ["a/packs/P", "a/packs/d#1", "a/packs/link#1"] {
             assert!(remove(&folder, refused).is_err(), "{refused}");
@@ -147,7 +166,7 @@ mod tests {
             std::mem::forget(upload);
         });
         let mut found = Vec::new();
-        list(scratch.path(), "", &mut |listed| found.push(listed)).unwrap();
+        list(scratch.path(), "", Reach::Below, &mut |listed| found.push(listed)).unwrap();
         let [left] = &found[..] else { panic!("{found:?}") };
         assert_eq!((place_of(&left.path), left.size), (Some("packs/P"), 100));
     }

@@ -19,7 +19,7 @@ mod upload;
 pub use around::Around;
 #[cfg(feature = "cloud")]
 pub use cloud::{CloudOptions, Secret};
-pub use half_written::place_of;
+pub use half_written::{Reach, place_of};
 pub use object::{ObjectStorage, Timeouts};
 pub use paced::Paced;
 
@@ -175,9 +175,14 @@ pub trait Storage: Send + Sync {
     fn delete(&self, path: &str) -> StoreResult<()>;
     /// An object's size.
     fn size(&self, path: &str) -> StoreResult<u64>;
-    /// Gives all files below a folder to `each` that writings which were killed, or go on still, have half written: no
+    /// Gives all files in or below a folder to `each` that writings which were killed, or go on still, have half written: no
     /// listing shows them. `prefix` is whole segments. A store that has nothing of the kind gives none.
-    fn half_written(&self, _prefix: &str, _each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
+    fn half_written(
+        &self,
+        _prefix: &str,
+        _reach: Reach,
+        _each: &mut dyn FnMut(Listed),
+    ) -> StoreResult<()> {
         Ok(())
     }
     /// Deletes one of these, and nothing else.
@@ -425,10 +430,15 @@ impl Store {
         self.held(path, still, || self.storage.delete(path))
     }
 
-    /// Gives what writings that were killed have half written below a folder to `each`, and those that go on. One may
+    /// Gives what writings that were killed have half written in or below a folder to `each`, and those that go on. One may
     /// come twice.
-    pub fn half_written(&self, prefix: &str, mut each: impl FnMut(Listed)) -> StoreResult<()> {
-        self.again(|_| self.storage.half_written(prefix, &mut each))
+    pub fn half_written(
+        &self,
+        prefix: &str,
+        reach: Reach,
+        mut each: impl FnMut(Listed),
+    ) -> StoreResult<()> {
+        self.again(|_| self.storage.half_written(prefix, reach, &mut each))
     }
 
     /// Deletes one of these, where `still` says so before each try.

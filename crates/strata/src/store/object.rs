@@ -14,7 +14,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use tokio::runtime::{Builder, Runtime};
 
-use super::half_written;
+use super::half_written::{self, Reach};
 use super::translate::translated;
 use super::upload::{Locking, Upload};
 use super::{
@@ -283,9 +283,15 @@ impl Storage for ObjectStorage {
         self.call("look at", path, 0, self.store.head(&target)).map(|meta| meta.size)
     }
 
-    fn half_written(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
+    fn half_written(
+        &self,
+        prefix: &str,
+        reach: Reach,
+        each: &mut dyn FnMut(Listed),
+    ) -> StoreResult<()> {
         let Some(folder) = &self.folder else { return Ok(()) };
-        half_written::list(folder, prefix, each).map_err(|error| of_folder("list", prefix, error))
+        let listed = half_written::list(folder, prefix, reach, each);
+        listed.map_err(|error| of_folder("list", prefix, error))
     }
 
     fn delete_half_written(&self, path: &str) -> StoreResult<()> {

@@ -5,12 +5,12 @@ use serde_json::{Value, json};
 use strata::check::{Begun, Collected, Run, Terms, collect};
 use strata::manifest::Manifest;
 use strata::repack::{Repacked, repack};
-use strata::store::Listed;
+use strata::store::{Listed, Reach};
 
 use super::super::Done;
 use super::super::output::{self, JSON_VERSION};
 use super::meant;
-use crate::config::parse_bytes;
+use crate::config::parse_most_bytes;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -44,8 +44,8 @@ pub(super) struct Compact {
     /// Say what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
-    /// Write at most so much anew, as 10GiB
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    /// Write at most so much anew, as 10GiB; 0: nothing, and delete alone
+    #[arg(long, value_name = "BYTES", value_parser = parse_most_bytes)]
     max_bytes: Option<u64>,
     /// Packs of which less than so many percent lives are written anew
     #[arg(
@@ -169,7 +169,7 @@ pub(super) fn list(cx: &Context, name: Option<&str>, json: bool) -> Result<Done>
             }
         };
         let listed = store.list(folder, &mut add);
-        let listed = listed.and_then(|()| store.half_written(folder, &mut add));
+        let listed = listed.and_then(|()| store.half_written(folder, Reach::Below, &mut add));
         listed.map_err(|error| of_strata(error.into()))?;
         if sets == 0
             && let Some(hint) = repository.empty_hint()
