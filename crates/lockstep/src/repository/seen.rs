@@ -102,6 +102,7 @@ pub(super) fn known(path: &Path) -> Option<Known> {
 pub(super) fn has(path: &Path, which: Option<&str>) -> bool {
     let begin = which.filter(|which| *which != "latest").unwrap_or_default();
     read(path).is_some_and(|seen| seen.sets.keys().any(|set| set.starts_with(begin)))
+}
 
 /// The repository's own id, as it was when its sets' timelines were read last.
 pub(crate) fn id_of(cx: &Context, name: &str) -> Option<String> {

@@ -118,7 +118,8 @@ fn of_other_names(cx: &Context, set: &SetId, kind: Kind, id: Option<&str>) -> Ve
 fn of_former_names(folder: &Path, kind: Kind, names: &[String]) -> Vec<(PathBuf, Note)> {
     let mut all = all_of(folder, kind);
     all.retain(|(repository, _)| !names.contains(repository));
-    let path = |(repository, note): (String, Note)| (folder.join(kind.file_name(&repository)), note);
+    let path =
+        |(repository, note): (String, Note)| (folder.join(kind.file_name(&repository)), note);
     all.into_iter().map(path).collect()
 }
 
@@ -251,7 +252,9 @@ mod tests {
             let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
             let mut all = of_former_names(scratch.path(), kind, &names);
             all.sort_by(|a, b| a.0.cmp(&b.0));
-            let name = |(path, _): &(PathBuf, Note)| path.file_name().unwrap().to_str().unwrap().to_owned();
+            let name = |(path, _): &(PathBuf, Note)| {
+                path.file_name().unwrap().to_str().unwrap().to_owned()
+            };
             all.iter().map(name).collect::<Vec<_>>()
         };
         assert_eq!(of(Kind::Shipped, &[]), ["shipped.far.json", "shipped.near.json"]);
