@@ -254,9 +254,15 @@ impl FromRepository {
         if let Some(parent) = self.parent.as_ref().filter(|_| self.makes_parent) {
             let mut properties = marks(build).to_vec();
             properties.push(("mountpoint", "none".to_owned()));
-            let common = self.common_properties()?;
-            properties.extend(common.iter().map(|(name, value)| (name.as_str(), value.clone())));
             build.cx.zfs.create(parent, &properties)?;
+            let common = self.common_properties()?;
+            let common: Vec<_> =
+                common.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+            // What it doesn't take is said of those below.
+            for (name, value, error) in receive::set_as_far_as_taken(&build.cx.zfs, &common, parent)
+            {
+                tracing::debug!(dataset = %parent, error = %error.chain(), "it takes no {name}={value}");
+            }
         }
         if self.parent.is_none() {
             build.older.is_changed.set(true);
