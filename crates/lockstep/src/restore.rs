@@ -1,7 +1,8 @@
 //! A restore, from the set to a cluster that accepts connections.
 //!
 //! Everything is named in a journal before it is made; whatever goes wrong, nothing is left
-//! behind. The set's snapshots are only read: the restored cluster lives in clones of them.
+//! behind but what came out of a repository, with which `--delta` goes on. The set's snapshots are
+//! only read: the restored cluster lives in clones of them.
 
 mod alone;
 mod beforehand;
@@ -10,6 +11,7 @@ mod choice;
 mod control;
 mod fetched;
 pub mod files_form;
+pub(crate) mod gone_on;
 mod guard;
 mod history_command;
 mod kept;
@@ -100,6 +102,19 @@ pub struct CloneOptions {
     pub settings: Vec<(String, String)>,
 }
 
+/// What a restore would make.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    /// Of this set.
+    pub set: Manifest,
+    /// Where everything would be.
+    pub placement: Placement,
+    /// The set of an unfinished restore that it would go on with.
+    pub goes_on: Option<String>,
+    /// The datasets that are there, and would be brought to the set's state.
+    pub there: BTreeSet<DatasetName>,
+}
+
 /// A restored cluster.
 #[derive(Debug, Clone)]
 pub struct Restored {
@@ -140,8 +155,8 @@ pub struct Problem {
 ///
 /// # Errors
 /// When the set can't be trusted, the target can't be reached, the place is in use, or anything
-/// fails on the way; then nothing is left behind, but for datasets that wait for their keys, and what
-/// came out of a repository and only couldn't recover.
+/// fails on the way; then nothing is left behind, but for what came out of a repository: `--delta` goes
+/// on with that.
 pub fn run(cx: &Context, request: &Request) -> Result<Restored> {
     run_then(cx, request, |_, _| Ok(()))
 }
@@ -170,10 +185,8 @@ pub fn run_then(
             received::remove_older(&build);
             Err(Error::Refused(refusal))
         }
-        // And what was restored with another target.
-        Err(error) if build.is_worth_keeping() && !matches!(error, Error::Interrupted { .. }) => {
-            Err(build.keep_unrecovered(error))
-        }
+        // And so can what came out of a repository, which may have taken hours.
+        Err(error) if build.is_worth_keeping() => Err(build.keep_received(error)),
         Err(error) => {
             build.undo();
             Err(error)
@@ -200,9 +213,10 @@ fn check_space(cx: &Context, placement: &Placement) -> Result<()> {
 ///
 /// # Errors
 /// As [`run`] before it makes anything.
-pub fn plan(cx: &Context, request: &Request) -> Result<(Manifest, Placement)> {
+pub fn plan(cx: &Context, request: &Request) -> Result<Planned> {
     let build = prepare(cx, request, |_| Alone::in_folders(Vec::new()))?;
-    Ok((build.manifest, build.placement))
+    let goes_on = build.unfinished_set();
+    Ok(Planned { set: build.manifest, placement: build.placement, goes_on, there: build.there })
 }
 
 /// Everything that can be found out before anything is made; `alone` keeps others from the folders that are

@@ -289,6 +289,7 @@ impl FromRepository {
                 }
                 // Once it is mounted, and again each time that it comes back with a volume.
                 control::hold(&build.placement.data)?;
+                build.has_whole(dataset, self.shipped_volume(placed).is_some())?;
                 steps::reached(&format!("restore.received-{}", index + 1))
             };
             let volumes = 0..build.placement.volumes.len();
@@ -333,6 +334,7 @@ impl FromRepository {
                         if let Some(part) = data {
                             owners = Owners::in_set(build, &tree, &part.inside, owner)?;
                         }
+                        build.begins_with_files()?;
                         let (one, unsynced) =
                             self.make_folder(build, placed, volume, &tree, owners)?;
                         written.add(one);
@@ -454,6 +456,7 @@ impl FromRepository {
             others: &others,
             owners,
             zeroed: &zeroed,
+            has_content: &build.has_content,
             bar: lines.bytes_of(volume.dataset.as_str(), total),
         })
     }

@@ -8,11 +8,12 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::alone;
 use super::marker::Marker;
+use super::{alone, gone_on};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::isolation::left;
 use crate::lock::{Lock, LockError};
 use crate::postgres::{instance, server};
 use crate::set::journal::{self, RestoreJournal};
@@ -136,6 +137,18 @@ pub fn remove(cx: &Context) -> Result<()> {
             }
             Whose::Ours => {}
         }
+        if gone_on::is_kept(&entry) {
+            tracing::warn!(id = %entry.id, "a restore was cut off. {}", gone_on::words(&entry));
+            match gone_on::keep(cx, &entry) {
+                Err(error) if !matches!(error, Error::Interrupted { .. }) => {
+                    tracing::warn!(id = %entry.id, error = %error.chain(), "that can't be put in order now");
+                    continue;
+                }
+                kept => kept?,
+            }
+            forget(&path, cx, &entry, held)?;
+            continue;
+        }
         tracing::warn!(
             id = %entry.id,
             "removing what an unfinished {} left: {}",
@@ -144,7 +157,9 @@ pub fn remove(cx: &Context) -> Result<()> {
         );
         match undo(cx, &entry) {
             Err(error) if !matches!(error, Error::Interrupted { .. }) => {
-                tracing::warn!(id = %entry.id, error = %error.chain(), "it stays for now");
+                tracing::warn!(
+                    id = %entry.id, error = %error.chain(), "it stays for now{}", held_by(&entry)
+                );
                 continue;
             }
             undone => undone?,
@@ -204,7 +219,7 @@ fn received_only(entry: &RestoreJournal) -> RestoreJournal {
 }
 
 /// Whether it has the name of a dataset that is being received.
-fn is_receiving(dataset: &DatasetName) -> bool {
+pub(super) fn is_receiving(dataset: &DatasetName) -> bool {
     dataset.as_str().contains("lockstep-receiving-")
 }
 
@@ -224,7 +239,7 @@ pub fn to_be_undone(cx: &Context) -> Result<BTreeSet<DatasetName>> {
         {
             continue;
         }
-        all.extend(entry.datasets);
+        all.extend(gone_on::without_kept(&entry).datasets);
     }
     Ok(all)
 }
@@ -254,13 +269,18 @@ fn left(entry: &RestoreJournal) -> String {
     if all.is_empty() { "nothing".into() } else { all.join(", ") }
 }
 
-/// Says on the datasets of a restore that it has ended.
-///
-/// # Errors
-/// When ZFS doesn't take it.
-pub(super) fn mark_ended(cx: &Context, entry: &RestoreJournal) -> Result<()> {
-    let made: Vec<_> = entry.datasets.iter().filter(|name| !is_receiving(name)).collect();
-    cx.zfs.set(ENDED, &entry.id, &made)
+/// Says on the datasets of a restore and in its folder that it has ended: the journal may come back, with a copy of
+/// state_dir from before this. It takes a copy to need it, so that it can't be said makes the restore no worse.
+pub(super) fn mark_ended(cx: &Context, entry: &RestoreJournal) {
+    let mut markers =
+        entry.alone_in.iter().filter_map(|folder| Some((folder, Marker::read(folder)?)));
+    let own = markers.find(|(_, marker)| marker.restore == entry.id);
+    let marked = own
+        .map_or(Ok(()), |(folder, marker)| Marker { ended: true, ..marker }.write(folder))
+        .and_then(|()| cx.zfs.set(ENDED, &entry.id, &gone_on::staying(entry)));
+    if let Err(error) = marked {
+        tracing::warn!(restore = %entry.id, error = %error.chain(), "nothing there says that it has ended");
+    }
 }
 
 /// Whether a restore has ended, by what it said of that where it made something. A clone is thrown away all the same.
@@ -361,6 +381,17 @@ fn whose(entry: &RestoreJournal, exists: impl Fn(&DatasetName) -> Result<bool>) 
         is_there = is_there || exists(dataset)?;
     }
     Ok(if is_there { Whose::Unknown(error) } else { Whose::Ours })
+}
+
+/// Who keeps its datasets busy, as far as that can be seen, for people: processes of other mount namespaces.
+pub(super) fn held_by(entry: &RestoreJournal) -> String {
+    match &left::with_mounted(&entry.datasets)[..] {
+        [] => String::new(),
+        all => format!(
+            ": mounted in another mount namespace, by {}, which restore_command may have left running",
+            left::named(all)
+        ),
+    }
 }
 
 /// Stops the server, destroys the clones, removes the folders.
@@ -476,8 +507,7 @@ mod tests {
             emptied: Vec::new(),
             places_of_others: Vec::new(),
             started,
-            received: Vec::new(),
-            alone_in: Vec::new(),
+            ..Default::default()
         }
     }
 
