@@ -289,8 +289,8 @@ fn kind_of(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKi
 /// made is taken away again before the command ends, or it is said that it wasn't.
 fn after_interruption(step: &str) -> &'static str {
     match step.split('.').next() {
-        Some("restore") => {
-            "what it made is taken away again, or by the next command of this cluster; what --delta was changing isn't whole until the same command has run to its end"
+        Some("restore" | "server") => {
+            "what it made is taken away again, or by the next command of this cluster; but what was received from a repository stays, if that is said above, and isn't whole until the same command with --delta has run to its end"
         }
         Some("backup" | "clone" | "look") => {
             "nothing is left of it; what couldn't be taken away, if that is said above, the next command of this cluster removes"
@@ -372,9 +372,10 @@ mod tests {
     fn an_interruption_says_what_is_left_and_names_no_step() {
         for (step, words) in [
             ("backup.started", "nothing is left of it"),
-            ("restore.placed", "until the same command has run to its end"),
+            ("restore.placed", "until the same command with --delta has run to its end"),
             ("ship.views", "`lockstep ship`"),
             ("prune.planned", "`lockstep prune` finishes"),
+            ("server.ready", "what it made is taken away again"),
             ("mirror.slot", "mirror status"),
             ("check.read", "begins anew"),
             ("compact.still", "run it again"),

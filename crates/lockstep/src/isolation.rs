@@ -10,6 +10,8 @@
 //! `unshare` makes the namespace and runs this program again as `internal-server`, which arranges
 //! the mounts and becomes the server.
 
+pub mod left;
+
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{

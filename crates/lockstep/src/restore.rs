@@ -2,8 +2,8 @@
 //! host's snapshots, or come out of a repository: datasets, or files on any file system.
 //!
 //! Everything is named in a journal before it is made. Where something goes wrong, all that was made is taken away again, at
-//! once or by the next start; but for datasets that wait for their keys, and for what came out of a repository and only
-//! couldn't recover. The set's snapshots are only read. What an older restore left is changed by one that is
+//! once or by the next start; but for datasets that wait for their keys, and for what came out of a repository, with which
+//! `--delta` goes on. The set's snapshots are only read. What an older restore left is changed by one that is
 //! to bring it to the set's state alone, and from its first change on no server starts on it until all of it is there.
 
 mod alone;
@@ -16,6 +16,7 @@ mod choice;
 mod control;
 mod fetched;
 mod fold;
+pub(crate) mod gone_on;
 mod guard;
 mod history_command;
 mod kept;
@@ -66,6 +67,19 @@ use build::{Build, Plan};
 use placement::{Naming, Placement};
 use source::{FromRepository, Source};
 
+/// What a restore would make.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    /// Of this set.
+    pub set: Manifest,
+    /// Where everything would be.
+    pub placement: Placement,
+    /// The set of an unfinished restore that it would go on with.
+    pub goes_on: Option<String>,
+    /// The datasets that are there, and would be brought to the set's state.
+    pub there: BTreeSet<DatasetName>,
+}
+
 /// A restored cluster.
 #[derive(Debug, Clone)]
 pub struct Restored {
@@ -106,8 +120,8 @@ pub struct Problem {
 ///
 /// # Errors
 /// When the set can't be trusted, the target can't be reached, the place is in use, or anything
-/// fails on the way; then nothing is left behind, but for datasets that wait for their keys, and what
-/// came out of a repository and only couldn't recover.
+/// fails on the way; then nothing is left behind, but for what came out of a repository: `--delta` goes
+/// on with that.
 pub fn run(cx: &Context, request: &Request) -> Result<Restored> {
     run_then(cx, request, |_, _| Ok(()))
 }
@@ -138,10 +152,8 @@ pub fn run_then(
             received::remove_older(&build);
             Err(Error::Refused(refusal))
         }
-        // And what was restored with another target.
-        Err(error) if build.is_worth_keeping() && !matches!(error, Error::Interrupted { .. }) => {
-            Err(build.keep_unrecovered(error))
-        }
+        // And so can what came out of a repository, which may have taken hours.
+        Err(error) if build.is_worth_keeping() => Err(build.keep_received(error)),
         Err(error) => {
             build.undo();
             Err(error)
@@ -168,9 +180,10 @@ fn check_space(cx: &Context, placement: &Placement) -> Result<()> {
 ///
 /// # Errors
 /// As [`run`] before it makes anything.
-pub fn plan(cx: &Context, request: &Request) -> Result<(Manifest, Placement)> {
+pub fn plan(cx: &Context, request: &Request) -> Result<Planned> {
     let build = prepare(cx, request, |_| Alone::in_folders(Vec::new()))?;
-    Ok((build.manifest, build.placement))
+    let goes_on = build.unfinished_set();
+    Ok(Planned { set: build.manifest, placement: build.placement, goes_on, there: build.there })
 }
 
 /// Everything that can be found out before anything is made; `alone` keeps others from the folders that are

@@ -105,14 +105,27 @@ impl Damaged {
         self.lockstep.run(&["restore", set, "--from", "repository", "--as", "files", "--to", to])
     }
 
-    /// Fails unless the set restores as it did, or is refused and nothing is left; whether it restored.
+    /// Fails unless the set restores as it did, or is refused and nothing that starts is left; whether it restored.
     #[track_caller]
     fn restores(&self, at: usize, why: &str) -> bool {
         let outcome = self.restore(&self.sets[at]);
         let target = self.target();
         if !outcome.ok() {
             assert!(outcome.stderr.contains("error: "), "{why}: {}", outcome.describe());
-            assert!(!target.exists(), "{why}: something is left: {}", outcome.describe());
+            // What had come before the damage was met stays, and is no cluster.
+            if target.exists() {
+                assert!(
+                    outcome.stderr.contains("--delta goes on"),
+                    "{why}: {}",
+                    outcome.describe()
+                );
+                let found = must(&mut command(
+                    "find",
+                    [target.as_os_str(), "-name".as_ref(), "pg_control".as_ref()],
+                ));
+                assert_eq!(found, "", "{why}: {}", outcome.describe());
+                fs::remove_dir_all(target).expect("it can be removed");
+            }
             return false;
         }
         let whole = self.wholes[at].as_os_str();

@@ -404,10 +404,11 @@ fn a_data_directory_is_parked_until_pg_control_has_lost_its_name() {
     assert_eq!(outcome.code, None, "{}", outcome.describe());
     assert_eq!(property(&dataset, "canmount"), "noauto", "it has a mount point");
     lockstep.run(&["list"]);
-    kill("restore.held", &restore_arguments(&first, &to, &form));
+    // What was whole by then has stayed.
+    kill("restore.held", &restore_arguments(&first, &to, &delta));
     assert_eq!(property(&dataset, "canmount"), "noauto", "a new one");
     assert!(held.exists() && !control.exists(), "a new one");
-    lockstep.restore(&first, &to, &form);
+    lockstep.restore(&first, &to, &delta);
     let marks = || (property(&dataset, "canmount"), property(&dataset, "lockstep:canmount"));
     assert_eq!(marks(), ("on".to_owned(), "-".to_owned()));
 
@@ -434,14 +435,20 @@ fn a_data_directory_is_parked_until_pg_control_has_lost_its_name() {
     // Of one that is mounted zfs-fuse says `off` all the same.
     wait_until("it is unmounted", LIMIT, || try_zfs(&["unmount", tablespace]).is_ok());
     zfs(&["set", "readonly=on", tablespace]);
-    for more in [&["--dry-run"][..], &[]] {
-        let more = [&delta[..], more].concat();
-        let outcome = lockstep.run(&restore_arguments(&second, &to, &more));
-        assert_eq!(outcome.code, Some(exit::REFUSED), "{}", outcome.describe());
-        let hint = format!("`zfs set readonly=off {tablespace}`");
-        assert_said(&outcome, &[&format!("\"{tablespace}\" has readonly=on"), &hint]);
-        assert!(control.exists(), "{}", outcome.describe());
-    }
+    let assert_refused = |has: &str, hint: &str| {
+        for more in [&["--dry-run"][..], &[]] {
+            let more = [&delta[..], more].concat();
+            let outcome = lockstep.run(&restore_arguments(&second, &to, &more));
+            assert_eq!(outcome.code, Some(exit::REFUSED), "{}", outcome.describe());
+            let hint = format!("`zfs set {hint} {tablespace}`");
+            assert_said(&outcome, &[&format!("\"{tablespace}\" has {has}"), &hint]);
+            assert!(control.exists(), "{}", outcome.describe());
+        }
+    };
+    assert_refused("readonly=on", "readonly=off");
+    zfs(&["inherit", "readonly", tablespace]);
+    zfs(&["set", "canmount=off", tablespace]);
+    assert_refused("canmount=off", "canmount=on");
 
     // Clones are made as new ones are.
     let clone = fixture.target("clone");
@@ -453,6 +460,165 @@ fn a_data_directory_is_parked_until_pg_control_has_lost_its_name() {
     lockstep.restore(&second, &clone, &[]);
     let all = zfs(&["list", "-H", "-o", "canmount,mountpoint", "-r", &pool]);
     assert!(all.lines().any(|line| line == format!("on\t{place}")), "{all}");
+}
+
+/// Of what comes as datasets those that are whole stay, and are not received again: after a kill, a hang-up, and with a
+/// backup in between.
+#[test]
+fn datasets_that_are_whole_are_gone_on_with() {
+    let (fixture, _) = with_set("label");
+    let lockstep = with_repository(&fixture);
+    let set = lockstep.backup("label").id;
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let to = fixture.target("r");
+    let form = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let delta = [&form[..], &["--delta"]].concat();
+    let to_step = |step: &str, more: &[&str]| {
+        let hooks = Hooks::holding(&fixture, step);
+        let arguments = restore_arguments(&set, &to, more);
+        let mut program = lockstep.clone().with_steps(&hooks.steps).spawn(&arguments);
+        hooks.steps.wait_reached(step, &mut program);
+        program
+    };
+    let journals = || {
+        let mut all = entries(&fixture.state.join("clusters/main/restores"));
+        all.retain(|path| path.extension().is_some_and(|end| end == "json"));
+        all.len()
+    };
+    let there = || match try_zfs(&["list", "-H", "-r", "-o", "name", &parent]) {
+        Ok(listed) => listed.lines().skip(1).map(str::to_owned).collect::<Vec<_>>(),
+        Err(_) => Vec::new(),
+    };
+    // Where none is whole nothing stays.
+    let mut program = to_step("restore.fetched", &form);
+    program.kill();
+    program.wait(LIMIT);
+    lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
+    assert!(there().is_empty() && !to.exists() && journals() == 0);
+
+    // A step at which some are whole, and not only that of pg_wal, which is made first.
+    let hooks = Hooks::new(&fixture);
+    let hooked = lockstep.clone().with_steps(&hooks.steps);
+    hooked.expect(exit::DONE, &restore_arguments(&set, &to, &form));
+    discard(&fixture, &to, &parent);
+    let mut all: Vec<_> = (1..=4).map(|n| format!("restore.received-{n}")).collect();
+    all.sort_by_key(|step| hooks.steps.reached(step));
+    let step = &all[2];
+    for signal in [Signal::KILL, Signal::HUP] {
+        let program = to_step(step, &form);
+        let kept: Vec<_> = there().into_iter().filter(|name| !name.contains("receiving")).collect();
+        program.signal(signal);
+        let outcome = program.wait(LIMIT);
+        match signal {
+            Signal::HUP => {
+                assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
+                let rid = format!("`zfs destroy -r {parent}; rm -r ");
+                assert_said(&outcome, &["What was received stays", "--delta goes on", &rid]);
+                assert_eq!(journals(), 0, "{}", outcome.describe());
+            }
+            _ => assert_eq!(journals(), 1),
+        }
+        let next = lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
+        if signal == Signal::KILL {
+            assert_said(&next, &["a restore was cut off", "--delta goes on with it"]);
+        }
+        assert_eq!(there(), kept, "{signal:?}: {}", next.describe());
+        assert!(kept.len() >= 2, "{kept:?}");
+        let checked = lockstep.run(&["check"]).stdout;
+        assert!(!checked.contains("unfinished"), "{checked}");
+        assert!(!to.join("data/global/pg_control").exists(), "a server would start");
+        for dataset in &kept {
+            zfs(&["set", "test:kept=yes", dataset]);
+        }
+        let refused = lockstep.expect(exit::REFUSED, &restore_arguments(&set, &to, &form));
+        assert_said(&refused, &["exists already", "--delta"]);
+        let dry = [&delta[..], &["--dry-run"]].concat();
+        let planned = lockstep.expect(exit::DONE, &restore_arguments(&set, &to, &dry));
+        let words = format!("dataset {} is there", kept[0]);
+        for words in ["would go on with what an unfinished restore", &words] {
+            assert!(planned.stdout.contains(words), "{}", planned.describe());
+        }
+        // Cut off once more.
+        let mut program = to_step("restore.control", &delta);
+        program.kill();
+        program.wait(LIMIT);
+        let restored = lockstep.restore_and_start(&set, &to, &delta);
+        let rows = "SELECT (SELECT sum(n) FROM one) || ' ' || (SELECT sum(n) FROM two)";
+        assert_eq!(restored.server().value("postgres", rows), "1 2", "{signal:?}");
+        restored.server().stop(Stop::Fast);
+        for dataset in &kept {
+            assert_eq!(property(dataset, "test:kept"), "yes", "{dataset} was received again");
+        }
+        discard(&fixture, &to, &parent);
+    }
+}
+
+/// A pool that doesn't know a value of its original's: what was received stays, and that is said.
+#[test]
+fn a_property_that_the_target_does_not_take_is_no_reason_to_throw_it_away() {
+    let (fixture, _) = with_set("label");
+    let lockstep = with_repository(&fixture);
+    // As zstd is to a pool without it.
+    for dataset in &fixture.datasets {
+        zfs(&["set", "compression=zle", dataset]);
+    }
+    let set = lockstep.backup("label").id;
+    let old = format!("{}-old", fixture.pools[0].name);
+    let image = fixture.root().join("old.img");
+    fs::File::create(&image).and_then(|file| file.set_len(1 << 30)).expect("a sparse file");
+    let image = image.to_str().expect("UTF-8");
+    must(&mut command("zpool", ["create", "-o", "version=19", "-m", "none", &old, image]));
+    let to = fixture.target("old");
+    let parent = format!("{old}/r");
+    let form = ["--from", "repository", "--as", "zfs", "--dataset", &parent, "--start"];
+    let outcome = lockstep.expect(exit::DONE, &restore_arguments(&set, &to, &form));
+    let data = format!("{parent}/data");
+    let takes = format!("\"{data}\" takes no compression=zle");
+    assert_said(&outcome, &[&takes, &format!("`zfs set compression=… {data}`")]);
+    let server = Cluster::running_in(
+        &fs::canonicalize(to.join("data")).expect("it is there"),
+        &fixture.cluster.bin,
+        &to.join("log/server.log"),
+    );
+    assert_eq!(server.value("postgres", "SELECT sum(n) FROM two"), "2");
+    server.stop(Stop::Fast);
+    discard(&fixture, &to, &parent);
+    must(&mut command("zpool", ["destroy", &old]));
+}
+
+/// What a restore_command leaves running keeps the namespace of recovery, and with it the datasets: it is named.
+#[test]
+fn what_a_restore_command_leaves_running_is_named() {
+    let (fixture, set) = with_set("label");
+    let to = fixture.target("left");
+    let end = |command_line: &str| {
+        let found = run(&mut command("pgrep", ["-fx", command_line])).stdout;
+        found.lines().for_each(|pid| drop(run(&mut command("kill", [pid]))));
+    };
+    let leaves = "setsid sleep 615 >/dev/null 2>&1 & false";
+    let more = ["--start", "--restore-command", leaves];
+    let outcome = fixture.lockstep().expect(exit::DONE, &restore_arguments(&set, &to, &more));
+    let named = ["left running in recovery", "(sleep 615)", "are busy"];
+    assert_said(&outcome, &named);
+    end("sleep 615");
+    fixture.discard_restored(&to, &set);
+
+    // Where it is interrupted, what it leaves keeps its clones from going; once it is gone, they go.
+    let leaves = "setsid sleep 616 >/dev/null 2>&1 & sleep 617";
+    let more = ["--start", "--restore-command", leaves];
+    let mut program = fixture.lockstep().spawn(&restore_arguments(&set, &to, &more));
+    wait_until("recovery asks for a segment", LIMIT, || {
+        assert!(program.is_running(), "it didn't wait");
+        run(&mut command("pgrep", ["-fx", "sleep 616"])).ok()
+    });
+    program.signal(Signal::INT);
+    let outcome = program.wait(LIMIT);
+    assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
+    let named = ["left for the next start to remove: mounted in another", "(sleep 616)"];
+    assert_said(&outcome, &named);
+    end("sleep 61[67]");
+    fixture.discard_set(&fixture.lockstep().backup("label").id);
+    assert_nothing_remains(&fixture, &[], "once it is gone");
 }
 
 /// At the snapshot an index on an unlogged table was being built: it has a main fork, and the WAL brings its init fork.

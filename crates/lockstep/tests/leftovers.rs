@@ -335,7 +335,8 @@ fn a_clone_of_which_somebody_took_a_snapshot_says_so() {
     assert_nothing_remains(&fixture, &[], "once the snapshot is gone");
 }
 
-/// What somebody has mounted meanwhile in what a killed restore left isn't emptied with it.
+/// What somebody has mounted meanwhile in what a killed restore left isn't emptied with it. Nothing has come of it yet:
+/// else it would stay.
 #[test]
 fn what_is_mounted_in_what_a_killed_restore_left_stays() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -344,15 +345,15 @@ fn what_is_mounted_in_what_a_killed_restore_left_stays() {
     let to = fixture.target("r");
     let form = ["--from", "repository", "--as", "files"];
     let steps = Steps::new(fixture.root().join("steps"));
-    steps.hold("restore.prepared");
+    steps.hold("restore.fetched");
     let arguments = restore_arguments(&set, &to, &form);
     let mut program = lockstep.clone().with_steps(&steps).spawn(&arguments);
-    steps.wait_reached("restore.prepared", &mut program);
+    steps.wait_reached("restore.fetched", &mut program);
     program.kill();
     program.wait(LIMIT);
     let disk = fixture.owned("disk");
     fs::write(disk.join("gold"), "all of it").expect("it can be written");
-    let look = fs::canonicalize(to.join("data")).expect("it is there").join("look");
+    let look = fs::canonicalize(to.join("log")).expect("it is there").join("look");
     fs::create_dir(&look).expect("a folder can be made");
     must(command("mount", ["--bind"]).args([&disk, &look]));
     let outcome = lockstep.expect(exit::DONE, &["backup", "--no-ship"]);

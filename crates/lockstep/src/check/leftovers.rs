@@ -41,7 +41,8 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
         let is_alive = restore::unfinished::is_alive(cx, &entry.id)?;
         // The next command forgets one that has ended.
         if !is_alive && !restore::unfinished::has_ended(cx, &entry)? {
-            all.push(of_restore(&entry, &restore::unfinished::in_the_way(cx, &entry)?));
+            let goes = restore::gone_on::without_kept(&entry);
+            all.push(of_restore(&entry, &restore::unfinished::in_the_way(cx, &goes)?));
         }
     }
     Ok(all)
@@ -108,6 +109,9 @@ fn of_backup(entry: &BackupJournal) -> Finding {
 fn of_restore(entry: &RestoreJournal, in_the_way: &[InTheWay]) -> Finding {
     let what = format!("{} was cut off", entry.id);
     match in_the_way {
+        [] if restore::gone_on::is_kept(entry) => {
+            warning(SUBJECT, what, restore::gone_on::words(entry))
+        }
         [] => warning(SUBJECT, what, "the next restore, prune or backup removes what it left"),
         all => warning(
             SUBJECT,

@@ -18,7 +18,7 @@ use crate::process::quote;
 use crate::repository;
 use crate::restore::only::{NotRestored, Wanted};
 use crate::restore::source::Origin;
-use crate::restore::{self, Problem, Request, Restored, What};
+use crate::restore::{self, Planned, Problem, Request, Restored, What};
 use crate::volume::zfs::DatasetName;
 use crate::words::bytes;
 
@@ -43,7 +43,8 @@ pub(super) struct Restore {
     /// What the data becomes; clones of snapshots, or files from a repository, where left out
     #[arg(long = "as", value_enum)]
     form: Option<As>,
-    /// Bring what is at DIR, or in the datasets, to the set's state: only what differs is written
+    /// Bring what is at DIR, or in the datasets, to the set's state: only what differs is written. What a restore that
+    /// was cut off had received is gone on with
     #[arg(long)]
     delta: bool,
     /// Restore the files of this database (and PostgreSQL's own) only; those of others become holes
@@ -344,7 +345,7 @@ impl Restore {
 }
 
 fn show_plan(cx: &Context, request: &Request, json: bool) -> Result<Done> {
-    let (manifest, placement) = restore::plan(cx, request)?;
+    let Planned { set, placement, goes_on, there } = restore::plan(cx, request)?;
     if json {
         let clones: Vec<_> = placement
             .volumes
@@ -353,15 +354,19 @@ fn show_plan(cx: &Context, request: &Request, json: bool) -> Result<Done> {
             .collect();
         let (time, local) = target_time(&request.recovery.target);
         output::print_json(&json!({
-            "version": JSON_VERSION, "set": manifest.set, "clones": clones,
+            "version": JSON_VERSION, "set": set.set, "clones": clones,
             "target_time": time, "target_time_local": local,
+            "goes_on": goes_on, "there": there,
         }))?;
         return Ok(Done::Well);
     }
     if let (Some(time), local) = target_time(&request.recovery.target) {
         say!("recovery would end at {}", both(time, local));
     }
-    say!("set {} would become:", manifest.set);
+    if let Some(older) = goes_on {
+        say!("it would go on with what an unfinished restore of set {older} has received");
+    }
+    say!("set {} would become:", set.set);
     let mut table = output::table(&["copy of", "dataset", "at"]);
     for volume in &placement.volumes {
         table.add_row([
@@ -371,6 +376,9 @@ fn show_plan(cx: &Context, request: &Request, json: bool) -> Result<Done> {
         ]);
     }
     output::print_table(&table);
+    for dataset in there {
+        say!("dataset {dataset} is there, and would be brought to the set's state");
+    }
     Ok(Done::Well)
 }
 

@@ -16,6 +16,7 @@ use super::instance;
 use super::invalid_pages::{IGNORE, InvalidPages};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::isolation::left::{self, Namespace};
 use crate::isolation::{self, Isolation};
 use crate::process::{Credentials, Program};
 use crate::steps;
@@ -54,6 +55,8 @@ pub struct Server {
     said: Vec<String>,
     /// What it says of pages that aren't there, where it was told to go on.
     invalid_pages: Option<InvalidPages>,
+    /// Its mount namespace, once it is seen in one of its own.
+    namespace: Option<Namespace>,
 }
 
 /// How recovery ended.
@@ -115,6 +118,7 @@ pub fn start(launch: &Launch<'_>) -> Result<Server> {
         read,
         said: Vec::new(),
         invalid_pages: ignores.then(InvalidPages::default),
+        namespace: None,
     })
 }
 
@@ -191,6 +195,7 @@ impl Server {
     ) -> Result<Outcome> {
         let mut last_sign = Instant::now();
         loop {
+            self.namespace = self.namespace.or_else(|| Namespace::of(self.child.id()));
             for line in self.new_lines() {
                 if let Some(words) = recovery_words(&line) {
                     progress(words);
@@ -204,6 +209,7 @@ impl Server {
                 // What it wrote between the last look and its end.
                 let rest = self.new_lines();
                 self.said.extend(rest);
+                self.name_those_left();
                 return done(self, true).ok_or_else(|| self.death(when, status));
             }
             if let Some(lower) = self.lower_setting() {
@@ -244,7 +250,20 @@ impl Server {
         })?;
         let rest = self.new_lines();
         self.said.extend(rest);
+        self.name_those_left();
         Ok(())
+    }
+
+    /// Names what its restore_command has left in its mount namespace.
+    fn name_those_left(&mut self) {
+        let left = self.namespace.take().map(Namespace::processes).unwrap_or_default();
+        if !left.is_empty() {
+            tracing::warn!(
+                "left running in recovery, by restore_command perhaps: {}. Until it ends, the datasets of \"{}\" are busy",
+                left::named(&left),
+                self.data.display()
+            );
+        }
     }
 
     /// Readers are let in before the target is reached, so both lines have to be there. "recovery has paused" is

@@ -23,6 +23,7 @@ mod writing;
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use indicatif::ProgressBar;
 use rustix::fs::Mode;
@@ -79,6 +80,8 @@ pub(super) struct Volume<'a> {
     pub(super) owners: Option<Owners>,
     /// Files that become holes.
     pub(super) zeroed: &'a HashSet<u64>,
+    /// Set as soon as something is written into a file.
+    pub(super) has_content: &'a AtomicBool,
     /// Shows how much of the content is there.
     pub(super) bar: ProgressBar,
 }

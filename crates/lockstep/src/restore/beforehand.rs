@@ -97,7 +97,7 @@ fn nobody_receives(zfs: &Zfs, there: &BTreeSet<DatasetName>) -> Result<()> {
 /// What is there is unmounted by ZFS, mounted by it at its place, and written to.
 fn settings(zfs: &Zfs, placement: &Placement, there: &BTreeSet<DatasetName>) -> Result<()> {
     let names: Vec<_> = there.iter().map(DatasetName::to_string).collect();
-    let all = zfs.get(&names, &["mountpoint", "readonly"])?;
+    let all = zfs.get(&names, &["mountpoint", "readonly", "canmount"])?;
     for volume in &placement.volumes {
         let Some(dataset) = volume.dataset.as_ref().filter(|dataset| there.contains(dataset))
         else {
@@ -115,6 +115,9 @@ fn settings(zfs: &Zfs, placement: &Placement, there: &BTreeSet<DatasetName>) -> 
         } else if has("readonly", "on") {
             let why = "it is written to, and so it is when the server recovers";
             ("readonly", "on", why, format!("`zfs set readonly=off {name}`"))
+        } else if has("canmount", "off") {
+            let why = "it is mounted before it is brought to the set's state, and for the server";
+            ("canmount", "off", why, format!("`zfs set canmount=on {name}`"))
         } else {
             continue;
         };

@@ -1,8 +1,9 @@
 //! The making of a restored cluster, step by step, and its undoing.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::alone::Alone;
 use super::as_files::Written;
@@ -10,8 +11,8 @@ use super::marker::{self, Marker};
 use super::placement::Placement;
 use super::source::Source;
 use super::{
-    Request, Restored, What, control, original, owners, parked, received, run_server, surplus,
-    tree, unfinished,
+    Request, Restored, What, control, gone_on, original, owners, parked, received, run_server,
+    surplus, tree, unfinished,
 };
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -19,7 +20,6 @@ use crate::files;
 use crate::lock::Lock;
 use crate::postgres::instance::PG_CONTROL;
 use crate::postgres::recovery;
-use crate::postgres::server::{self, Stop};
 use crate::postgres::target::Recovery;
 use crate::process::Credentials;
 use crate::set::journal::{self, RestoreJournal};
@@ -50,6 +50,14 @@ pub(super) struct Build<'a> {
     alone: Alone,
     /// All was made and the server started, and there it failed.
     recovery_failed: bool,
+    /// Its datasets that are whole.
+    kept: RefCell<Vec<DatasetName>>,
+    /// One of them was received.
+    has_dataset: Cell<bool>,
+    /// It is files that come.
+    keeps_files: Cell<bool>,
+    /// Something was written into one of them.
+    pub(super) has_content: AtomicBool,
     lock: Option<Lock>,
 }
 
@@ -109,6 +117,8 @@ impl<'a> Build<'a> {
             places_of_others: Vec::new(),
             started: false,
             alone_in: alone.folders.clone(),
+            kept: Vec::new(),
+            keeps_files: false,
         };
         let older = Older { marker: Marker::read(&placement.directory), ..Default::default() };
         Ok(Self {
@@ -126,6 +136,10 @@ impl<'a> Build<'a> {
             older,
             alone,
             recovery_failed: false,
+            kept: RefCell::default(),
+            has_dataset: Cell::new(false),
+            keeps_files: Cell::new(false),
+            has_content: AtomicBool::new(false),
             lock: None,
         })
     }
@@ -183,9 +197,8 @@ impl<'a> Build<'a> {
         self.source.clean_up()?;
         finally(&restored, &self.journal)?;
         steps::reached("restore.done")?;
-        self.mark_ended();
-        files::remove_file(&unfinished::journal_path(self.cx, &self.id))?;
-        unfinished::remove_lock(self.cx, &self.id);
+        unfinished::mark_ended(self.cx, &self.entry());
+        self.forget()?;
         received::remove_older(self);
         Ok(restored)
     }
@@ -240,56 +253,91 @@ impl<'a> Build<'a> {
     /// Ends it with what was made left as it is: another restore goes on with that.
     pub(super) fn keep(&mut self) -> Result<()> {
         self.source.clean_up()?;
-        self.mark_ended();
+        unfinished::mark_ended(self.cx, &self.entry());
+        self.forget()
+    }
+
+    fn forget(&self) -> Result<()> {
         files::remove_file(&unfinished::journal_path(self.cx, &self.id))?;
         unfinished::remove_lock(self.cx, &self.id);
         Ok(())
     }
 
-    /// Says at what was made that it stays: the journal may come back, with a copy of state_dir from before this. It
-    /// takes a copy to need it, so that it can't be said makes the restore no worse.
-    fn mark_ended(&self) {
-        let marked = unfinished::mark_folder_ended(&self.placement.directory, &self.id)
-            .and_then(|()| unfinished::mark_ended(self.cx, &self.journal));
-        if let Err(error) = marked {
-            tracing::warn!(restore = %self.id, error = %error.chain(), "nothing there says that it has ended");
+    /// Whether `--delta` could go on with what comes: it comes out of a repository. Of datasets that have a part only
+    /// none does.
+    fn may_go_on(&self) -> bool {
+        let what = &self.request.what;
+        let is_a_part_of_datasets = matches!(what, What::Datasets { .. }) && what.is_a_part();
+        matches!(self.source, Source::Repository(_)) && !is_a_part_of_datasets
+    }
+
+    /// From here on files come: killed, what is there of them stays.
+    pub(super) fn begins_with_files(&self) -> Result<()> {
+        if self.keeps_files.replace(true) {
+            return Ok(());
+        }
+        self.write_journal()
+    }
+
+    /// This dataset is whole: killed, it stays. One of pg_wal alone does with others: nothing was received for it.
+    pub(super) fn has_whole(&self, dataset: &DatasetName, was_received: bool) -> Result<()> {
+        if !self.may_go_on() || self.there.contains(dataset) {
+            return Ok(());
+        }
+        self.kept.borrow_mut().push(dataset.clone());
+        self.has_dataset.set(self.has_dataset.get() || was_received);
+        self.write_journal()
+    }
+
+    /// Whether what was made is worth keeping: some of it came out of a repository. An older restore that is whole as it
+    /// was has nothing to go on with.
+    pub(super) fn is_worth_keeping(&self) -> bool {
+        if self.lock.is_none() || !self.may_go_on() {
+            return false;
+        }
+        match &self.request.what {
+            What::Files { .. } => {
+                // An older one loses its pg_control before anything else.
+                let is_changed = || {
+                    self.older.marker.is_some() && !self.placement.data.join(PG_CONTROL).exists()
+                };
+                let came = self.has_content.load(Ordering::Relaxed) || is_changed();
+                came && gone_on::is_kept(&self.entry())
+            }
+            _ if self.older.is_changed.get() => true,
+            _ => !self.older.is_held.get() && self.has_dataset.get(),
         }
     }
 
-    /// Whether what was made is worth keeping: it came out of a repository, and only its recovery failed.
-    pub(super) fn is_worth_keeping(&self) -> bool {
-        let is_from_repository = matches!(self.source, Source::Repository(_));
-        // Of datasets that have a part only no --delta goes on.
-        let what = &self.request.what;
-        let may_go_on = !(matches!(what, What::Datasets { .. }) && what.is_a_part());
-        self.recovery_failed && is_from_repository && may_go_on && self.request.clone.is_none()
-    }
-
-    /// Ends a restore whose recovery failed with what was made, in a state in which no server starts on
-    /// it, and says how to go on.
-    pub(super) fn keep_unrecovered(&mut self, error: Error) -> Error {
-        let data = self.placement.data.clone();
-        let kept = server::stop(&data, Stop::Immediate)
-            .and_then(|()| control::hold(&data))
-            .and_then(|_| {
-                let mut places = self.journal.places_of_others.iter();
-                places.try_for_each(|path| unfinished::remove_place(path))
-            })
-            .and_then(|()| self.keep());
-        if let Err(reason) = kept {
-            tracing::warn!(error = %reason.chain(), "what was restored can't be kept");
-            self.undo();
-            return error;
+    /// Ends a restore that failed or was interrupted with what came out of the repository, in a state in which no server
+    /// starts on it, and says how to go on.
+    pub(super) fn keep_received(&mut self, error: Error) -> Error {
+        let entry = self.entry();
+        if let Err(reason) = gone_on::keep(self.cx, &entry).and_then(|()| self.forget()) {
+            tracing::warn!(restore = %self.id, error = %reason.chain(), "the next command puts what was received in order");
         }
         let directory = self.placement.directory.display();
-        let words = format!(
-            "What was restored stays in \"{directory}\", with its log/server.log, and no server starts on it: \
-             run it again with --delta and another target, or once the reason is gone"
-        );
+        let is_unrecovered = self.recovery_failed && !matches!(error, Error::Interrupted { .. });
+        let words = match is_unrecovered {
+            true => format!(
+                "What was restored stays in \"{directory}\", with its log/server.log, and no server starts on it: \
+                 run it again with --delta and another target, or once the reason is gone"
+            ),
+            false => gone_on::words(&entry),
+        };
         error.and_hint(&words).unwrap_or_else(|error| {
             tracing::warn!("{words}");
             error
         })
+    }
+
+    /// What the journal says now.
+    fn entry(&self) -> RestoreJournal {
+        let kept = match self.has_dataset.get() {
+            true => self.kept.borrow().clone(),
+            false => Vec::new(),
+        };
+        RestoreJournal { kept, keeps_files: self.keeps_files.get(), ..self.journal.clone() }
     }
 
     /// Undoes everything; what can't be undone now stays in the journal for the next start.
@@ -298,7 +346,10 @@ impl<'a> Build<'a> {
             return;
         }
         if let Err(error) = unfinished::undo(self.cx, &self.journal) {
-            tracing::warn!(restore = %self.id, error = %error.chain(), "left for the next start to remove");
+            tracing::warn!(
+                restore = %self.id, error = %error.chain(), "left for the next start to remove{}",
+                unfinished::held_by(&self.journal)
+            );
             return;
         }
         if let Err(error) = files::remove_file(&unfinished::journal_path(self.cx, &self.id)) {
@@ -308,7 +359,7 @@ impl<'a> Build<'a> {
     }
 
     pub(super) fn write_journal(&self) -> Result<()> {
-        journal::write(&unfinished::journal_path(self.cx, &self.id), &self.journal)
+        journal::write(&unfinished::journal_path(self.cx, &self.id), &self.entry())
     }
 
     /// Makes the folders that only this restore may work in. Where another was faster nothing of that
@@ -379,6 +430,12 @@ impl<'a> Build<'a> {
     /// Whether it goes over an older restore of the same cluster, by the marker of that.
     pub(super) fn is_over_an_older_restore(&self) -> bool {
         self.source.is_delta() && self.older.of(&self.manifest, &self.source).is_some()
+    }
+
+    /// The set of an older restore that it goes on with, where that isn't finished.
+    pub(super) fn unfinished_set(&self) -> Option<String> {
+        let older = self.older.of(&self.manifest, &self.source).filter(|_| self.source.is_delta());
+        older.filter(|_| !self.placement.data.join(PG_CONTROL).exists()).map(|it| it.set.clone())
     }
 
     fn volumes(&self) -> PathBuf {

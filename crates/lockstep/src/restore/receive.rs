@@ -7,10 +7,11 @@ use super::placement::PlacedVolume;
 use super::source::FromRepository;
 use super::{control, parked, received};
 use crate::error::{Error, Result};
+use crate::process::quote;
 use crate::progress::Progress;
 use crate::repository::ShippedVolume;
 use crate::steps;
-use crate::volume::zfs::DatasetName;
+use crate::volume::zfs::{DatasetName, Zfs};
 
 /// A volume that becomes a dataset.
 pub(super) struct Receiving<'a> {
@@ -47,12 +48,22 @@ impl Receiving<'_> {
         zfs.set_all(&own, &receiving)?;
         zfs.rename(&receiving, dataset)?;
         // What it has by default, or from the dataset above it, need not be set.
-        let names: Vec<_> = other.iter().map(|(name, _)| *name).collect();
-        let mut has = zfs.get(&[dataset.to_string()], &names)?;
+        let names: Vec<_> =
+            other.iter().map(|(name, _)| *name).filter(|it| !is_needed(it)).collect();
+        let mut has = zfs.get_known(&[dataset.to_string()], &NEEDED, &names)?;
         let has = has.remove(dataset.as_str()).unwrap_or_default();
         // Of a mount point ZFS shows another than was set where the pool was imported below a folder.
         other.retain(|(name, value)| *name == "mountpoint" || has.get(*name) != Some(value));
-        zfs.set_all(&other, dataset)?;
+        let (needed, for_writing): (Vec<_>, Vec<_>) =
+            other.into_iter().partition(|(name, _)| is_needed(name));
+        zfs.set_all(&needed, dataset)?;
+        for (name, value, error) in set_as_far_as_taken(zfs, &for_writing, dataset) {
+            tracing::warn!(
+                error = %error.chain(),
+                "\"{dataset}\" takes no {name}={value}, as its original has it: it is restored without. Another value: `zfs set {name}=… {}`",
+                quote(dataset.as_str())
+            );
+        }
         self.check()?;
         self.mount()
     }
@@ -164,4 +175,28 @@ impl Receiving<'_> {
     fn has_data(&self) -> bool {
         self.build.placement.has_data(self.placed)
     }
+}
+
+/// Without these it isn't where it has to be, or can't be written.
+const NEEDED: [&str; 2] = ["mountpoint", "readonly"];
+
+fn is_needed(property: &str) -> bool {
+    NEEDED.contains(&property)
+}
+
+/// Sets properties that say how a dataset's data is written from now on, and gives those that it doesn't take: an older
+/// pool or another ZFS may not know a value (zstd, records larger than 128K). What was received is whole without them.
+pub(super) fn set_as_far_as_taken<'a>(
+    zfs: &Zfs,
+    properties: &[(&'a str, String)],
+    on: &DatasetName,
+) -> Vec<(&'a str, String, Error)> {
+    if properties.is_empty() || zfs.set_all(properties, on).is_ok() {
+        return Vec::new();
+    }
+    let one = |(name, value): &(&'a str, String)| {
+        let set = zfs.set(name, value, std::slice::from_ref(on));
+        set.err().map(|error| (*name, value.clone(), error))
+    };
+    properties.iter().filter_map(one).collect()
 }

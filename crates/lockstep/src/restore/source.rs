@@ -11,7 +11,7 @@ use super::build::Build;
 use super::only::{NotRestored, Only};
 use super::owners::Owners;
 use super::placement::{PlacedVolume, Placement};
-use super::receive::Receiving;
+use super::receive::{self, Receiving};
 use super::{control, fold, parked, raw};
 use crate::error::{Error, Result};
 use crate::files;
@@ -246,9 +246,15 @@ impl FromRepository {
         if let Some(parent) = self.parent.as_ref().filter(|_| self.makes_parent) {
             let mut properties = marks(build).to_vec();
             properties.push(("mountpoint", "none".to_owned()));
-            let common = self.common_properties()?;
-            properties.extend(common.iter().map(|(name, value)| (name.as_str(), value.clone())));
             build.cx.zfs.create(parent, &properties)?;
+            let common = self.common_properties()?;
+            let common: Vec<_> =
+                common.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+            // What it doesn't take is said of those below.
+            for (name, value, error) in receive::set_as_far_as_taken(&build.cx.zfs, &common, parent)
+            {
+                tracing::debug!(dataset = %parent, error = %error.chain(), "it takes no {name}={value}");
+            }
         }
         if self.parent.is_none() {
             build.older.is_changed.set(true);
@@ -275,6 +281,7 @@ impl FromRepository {
                 }
                 // Once it is mounted, and again each time that it comes back with a volume.
                 control::hold(&build.placement.data)?;
+                build.has_whole(dataset, self.shipped_volume(placed).is_some())?;
                 steps::reached(&format!("restore.received-{}", index + 1))
             };
             let volumes = 0..build.placement.volumes.len();
@@ -319,6 +326,7 @@ impl FromRepository {
                         if let Some(part) = data {
                             owners = Owners::in_set(build, &tree, &part.inside, owner)?;
                         }
+                        build.begins_with_files()?;
                         let (one, unsynced) =
                             self.make_folder(build, placed, volume, &tree, owners)?;
                         written.add(one);
@@ -442,6 +450,7 @@ impl FromRepository {
             others: &others,
             owners,
             zeroed: &zeroed,
+            has_content: &build.has_content,
             bar: lines.bytes_of(volume.dataset.as_str(), total),
         })
     }

@@ -8,12 +8,13 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::alone;
 use super::marker::Marker;
+use super::{alone, gone_on};
 use crate::clone;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::isolation::left;
 use crate::lock::{Lock, LockError};
 use crate::postgres::{instance, server};
 use crate::process::quote;
@@ -71,7 +72,7 @@ pub fn remove(cx: &Context) -> Result<()> {
                 let kind = kind(&entry.id);
                 tracing::warn!(
                     id = %entry.id, error = %error.chain(),
-                    "an unfinished {kind} left something: it stays for now"
+                    "an unfinished {kind} left something: it stays for now{}", held_by(&entry)
                 );
             }
             removed => removed?,
@@ -155,6 +156,11 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
         }
         Whose::Ours => {}
     }
+    if gone_on::is_kept(entry) {
+        tracing::warn!(id = %entry.id, "a restore was cut off. {}", gone_on::words(entry));
+        gone_on::keep(cx, entry)?;
+        return forget(path, cx, entry, held);
+    }
     tracing::warn!(
         id = %entry.id,
         "removing what an unfinished {} left: {}",
@@ -225,7 +231,7 @@ fn received_only(entry: &RestoreJournal) -> RestoreJournal {
 }
 
 /// Whether it has the name of a dataset that is being received.
-fn is_receiving(dataset: &DatasetName) -> bool {
+pub(super) fn is_receiving(dataset: &DatasetName) -> bool {
     dataset.as_str().contains("lockstep-receiving-")
 }
 
@@ -245,7 +251,7 @@ pub fn to_be_undone(cx: &Context) -> Result<BTreeSet<DatasetName>> {
         {
             continue;
         }
-        all.extend(entry.datasets);
+        all.extend(gone_on::without_kept(&entry).datasets);
     }
     Ok(all)
 }
@@ -275,36 +281,37 @@ fn left(entry: &RestoreJournal) -> String {
     if all.is_empty() { "nothing".into() } else { all.join(", ") }
 }
 
-/// Says on the datasets of a restore that it has ended.
-///
-/// # Errors
-/// When ZFS doesn't take it.
-pub(super) fn mark_ended(cx: &Context, entry: &RestoreJournal) -> Result<()> {
-    let made: Vec<_> = entry.datasets.iter().filter(|name| !is_receiving(name)).collect();
-    cx.zfs.set(ENDED, &entry.id, &made)
+/// Says on the datasets of a restore and in its folder that it has ended: the journal may come back, with a copy of
+/// state_dir from before this. It takes a copy to need it, so that it can't be said makes the restore no worse.
+pub(super) fn mark_ended(cx: &Context, entry: &RestoreJournal) {
+    let marked = mark_folders_ended(entry)
+        .and_then(|()| cx.zfs.set(ENDED, &entry.id, &gone_on::staying(entry)));
+    if let Err(error) = marked {
+        tracing::warn!(restore = %entry.id, error = %error.chain(), "nothing there says that it has ended");
+    }
 }
 
 /// Says where a restore made something that it has ended. What is another's by now, or gone, isn't touched.
 fn say_ended(cx: &Context, entry: &RestoreJournal) -> Result<()> {
-    for folder in &entry.alone_in {
-        mark_folder_ended(folder, &entry.id)?;
-    }
-    let mut ours = entry.clone();
-    ours.datasets.clear();
-    for dataset in &entry.datasets {
+    mark_folders_ended(entry)?;
+    let mut ours = Vec::new();
+    for dataset in entry.datasets.iter().filter(|name| !is_receiving(name)) {
         if cx.zfs.carries(dataset, MADE_BY, &entry.id)? == Some(true) {
-            ours.datasets.push(dataset.clone());
+            ours.push(dataset);
         }
     }
-    mark_ended(cx, &ours)
+    cx.zfs.set(ENDED, &entry.id, &ours)
 }
 
-/// The same in a folder, where the marker is this restore's.
-pub(super) fn mark_folder_ended(folder: &Path, id: &str) -> Result<()> {
-    match Marker::read(folder).filter(|marker| marker.restore == id) {
-        Some(marker) => Marker { ended: true, ..marker }.write(folder),
-        None => Ok(()),
-    }
+/// The same in its folders, where the markers are this restore's.
+fn mark_folders_ended(entry: &RestoreJournal) -> Result<()> {
+    let own = |folder: &PathBuf| {
+        Marker::read(folder)
+            .filter(|marker| marker.restore == entry.id)
+            .map(|own| (folder.clone(), own))
+    };
+    let mut all = entry.alone_in.iter().filter_map(own);
+    all.try_for_each(|(folder, marker)| Marker { ended: true, ..marker }.write(&folder))
 }
 
 /// Whether a restore or a clone's making has ended, by what it said of that where it made something.
@@ -402,6 +409,17 @@ fn whose(entry: &RestoreJournal, exists: impl Fn(&DatasetName) -> Result<bool>) 
         is_there = is_there || exists(dataset)?;
     }
     Ok(if is_there { Whose::Unknown(error) } else { Whose::Ours })
+}
+
+/// Who keeps its datasets busy, as far as that can be seen, for people: processes of other mount namespaces.
+pub(super) fn held_by(entry: &RestoreJournal) -> String {
+    match &left::with_mounted(&entry.datasets)[..] {
+        [] => String::new(),
+        all => format!(
+            ": mounted in another mount namespace, by {}, which restore_command may have left running",
+            left::named(all)
+        ),
+    }
 }
 
 /// Stops the server, destroys the clones, removes the folders.
@@ -552,8 +570,7 @@ mod tests {
             emptied: Vec::new(),
             places_of_others: Vec::new(),
             started,
-            received: Vec::new(),
-            alone_in: Vec::new(),
+            ..Default::default()
         }
     }
 

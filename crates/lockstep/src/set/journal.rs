@@ -89,6 +89,12 @@ pub struct RestoreJournal {
     /// Folders that are locked while a restore works in them: this one, or another that has taken over.
     #[serde(default, with = "paths_text")]
     pub alone_in: Vec<PathBuf>,
+    /// Its datasets that are whole, out of a repository: they stay, and `--delta` goes on with them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<DatasetName>,
+    /// Files come out of a repository: what is there of a data directory stays, and `--delta` goes on with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keeps_files: bool,
 }
 
 /// Writes an entry durably.

@@ -210,7 +210,7 @@ fn largest(folder: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_full_disk_is_said_and_leaves_nothing() {
+fn a_full_disk_is_said_and_what_came_is_gone_on_with() {
     let prepared = prepare(one_dataset());
     let set = prepared.lockstep.backup("label");
     let small = prepared.fixture.root().join("small");
@@ -232,46 +232,105 @@ fn a_full_disk_is_said_and_leaves_nothing() {
     ] {
         assert!(failed.stderr.contains(words), "{words}: {}", failed.describe());
     }
-    let left: Vec<_> = fs::read_dir(&small).expect("it is there").flatten().collect();
-    assert!(left.is_empty(), "{left:?}");
+    // With more room it goes on.
+    assert_said(&failed, &["What was received stays", "--delta goes on with it", "`rm -r "]);
+    assert!(!folder_of(&to, "data").join("pg/global/pg_control").exists());
+    must(&mut command("mount", ["-o", "remount,size=1g", text(&small)]));
+    let again = prepared.lockstep.expect(exit::REFUSED, &arguments);
+    assert_said(&again, &["an unfinished restore of set", "hint: go on with it", "--delta"]);
+    let delta: Vec<&str> = arguments.iter().copied().chain(["--delta"]).collect();
+    prepared.lockstep.expect(exit::DONE, &delta);
     must(&mut command("umount", [text(&small)]));
 }
 
+/// Hours of a restore aren't thrown away: killed or hung up, what has come stays for `--delta`, whatever command is next;
+/// where nothing has come, nothing stays.
 #[test]
-fn a_restore_that_is_killed_leaves_nothing_at_the_next_start() {
+fn a_restore_that_was_cut_off_is_gone_on_with() {
     let prepared = prepare(two_pools_four_datasets());
-    let set = prepared.lockstep.backup("label");
-    let empty = prepared.fixture.root().join("for the tablespace");
+    let Prepared { fixture, lockstep } = &prepared;
+    let set = lockstep.backup("label");
+    let empty = fixture.root().join("for the tablespace");
     fs::create_dir(&empty).expect("a folder can be made");
     let elsewhere = format!("ts2={}", empty.display());
-    for step in [
-        "restore.files-made",
-        "restore.files-read",
-        "restore.received-2",
-        "restore.files",
-        "restore.prepared",
-        "restore.settings",
+    let journals = || {
+        let all = fs::read_dir(fixture.state.join("clusters/main/restores")).expect("it is there");
+        all.flatten().filter(|it| it.path().extension().is_some_and(|end| end == "json")).count()
+    };
+    for (step, comes) in [
+        ("restore.fetched", false),
+        ("restore.files-made", true),
+        ("restore.files-read", true),
+        ("restore.received-2", true),
+        ("restore.files", true),
+        ("restore.prepared", true),
+        ("restore.settings", true),
+        ("restore.control", true),
     ] {
-        let to = prepared.fixture.target(step);
-        let steps = Steps::new(prepared.fixture.root().join("steps"));
+        let to = fixture.target(step);
+        let steps = Steps::new(fixture.root().join("steps"));
         steps.hold(step);
         let arguments: Vec<&str> =
             ["restore", &set.id, "--to", text(&to), "--tablespace", &elsewhere]
                 .into_iter()
                 .chain(FILES)
                 .collect();
-        let mut running = prepared.lockstep.clone().with_steps(&steps).spawn(&arguments);
+        let mut running = lockstep.clone().with_steps(&steps).spawn(&arguments);
         steps.wait_reached(step, &mut running);
-        let control = folder_of(&to, "data").join("pg/global/pg_control");
-        assert!(!control.exists(), "pg_control comes last, and is there at {step}");
+        let data = folder_of(&to, "data").join("pg");
+        let control = data.join("global/pg_control");
+        let is_last = step == "restore.control";
+        assert_eq!(control.exists(), is_last, "pg_control comes last, at {step}");
         running.kill();
         // Until then it holds its lock.
         assert_eq!(running.wait(LIMIT).signal, Some(9), "{step}");
-        // Any restore cleans up before it begins.
-        prepared.lockstep.expect(exit::USAGE, &["restore", "no-such-set", "--to", text(&to)]);
-        assert!(!to.exists(), "{step}: {} is left", to.display());
-        let left: Vec<_> = fs::read_dir(&empty).expect("it stays").flatten().collect();
-        assert!(left.is_empty(), "{step}: {left:?}");
+        if comes {
+            let checked = lockstep.run(&["check"]).stdout;
+            assert!(checked.contains("the same command with --delta goes on"), "{step}: {checked}");
+        }
+        // Any restore puts it in order before it begins.
+        let next = lockstep.expect(exit::USAGE, &["restore", "no-such-set", "--to", text(&to)]);
+        assert_eq!(journals(), 0, "{step}: {}", next.describe());
+        if !comes {
+            assert!(!to.exists(), "{step}: {} is left", to.display());
+            let left: Vec<_> = fs::read_dir(&empty).expect("it stays").flatten().collect();
+            assert!(left.is_empty(), "{step}: {left:?}");
+            continue;
+        }
+        assert_said(&next, &["a restore was cut off", "--delta goes on with it"]);
+        let delta: Vec<&str> = arguments.iter().copied().chain(["--delta"]).collect();
+        let planned = [&delta[..], &["--dry-run"]].concat();
+        assert!(!control.exists(), "{step}: a server would start");
+        let refused = lockstep.expect(exit::REFUSED, &arguments);
+        assert_said(&refused, &["an unfinished restore of set", "--delta"]);
+        let planned = lockstep.expect(exit::DONE, &planned);
+        let words = format!("would go on with what an unfinished restore of set {} has", set.id);
+        assert!(planned.stdout.contains(&words), "{step}: {}", planned.describe());
+        // Hung up as the connection is lost, and a backup comes in between.
+        let hung_up =
+            if step == "restore.files-read" { "restore.files" } else { "restore.files-read" };
+        let steps = Steps::new(fixture.root().join("steps again"));
+        steps.hold(hung_up);
+        let mut running = lockstep.clone().with_steps(&steps).spawn(&delta);
+        steps.wait_reached(hung_up, &mut running);
+        running.signal(rustix::process::Signal::HUP);
+        let outcome = running.wait(LIMIT);
+        assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{step}: {}", outcome.describe());
+        assert_said(&outcome, &["What was received stays", "--delta goes on with it"]);
+        assert_eq!(journals(), 0, "{step}: {}", outcome.describe());
+        if step == "restore.prepared" {
+            lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
+        }
+        let json = lockstep.json(&delta);
+        let written = json["bytes_written"].as_u64().expect("a number");
+        let is_all_there =
+            !["restore.files-made", "restore.files-read", "restore.received-2"].contains(&step);
+        assert!(!is_all_there || written < 1 << 20, "{step}: {json}");
+        assert!(control.exists(), "{step}: {json}");
+        fs::remove_dir_all(&to).expect("it can be removed");
+        for name in fs::read_dir(&empty).expect("it is there").flatten() {
+            fs::remove_dir_all(name.path()).expect("it can be removed");
+        }
     }
 }
 

@@ -132,6 +132,7 @@ fn a_million_files_fit_into_memory() {
             others: &[],
             owners: None,
             zeroed: &HashSet::new(),
+            has_content: &std::sync::atomic::AtomicBool::new(false),
             bar: indicatif::ProgressBar::hidden(),
         };
         let (written, unsynced) = restore(&volume).unwrap();

@@ -108,6 +108,7 @@ impl<'a> Writer<'a> {
             write_pieces(&fd, pieces, offset).map(|()| length)
         };
         self.work.volume.bar.inc(length);
+        self.work.volume.has_content.store(true, Ordering::Relaxed);
         self.work.written.fetch_add(written.map_err(failed("write"))?, Ordering::Relaxed);
         self.file = Some((file, fd));
         Ok(())

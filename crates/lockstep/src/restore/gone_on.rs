@@ -1,0 +1,140 @@
+//! What a restore had received out of a repository when it was cut off: it stays, and the same command with `--delta`
+//! goes on with it.
+//!
+//! What could go wrong: hours of receiving are thrown away because a connection was lost, a disk was full or a store was
+//! away, and the outage begins anew. Or what stays is taken for a cluster: so pg_control keeps its other name, or gets it
+//! again. Of datasets those that are whole stay; one that was half received goes, for nothing can be put on top of it.
+
+use std::path::Path;
+
+use super::unfinished::{destroy_datasets, is_receiving, mark_ended, remove_place};
+use super::{control, marker};
+use crate::context::Context;
+use crate::error::Result;
+use crate::files;
+use crate::postgres::server::{self, Stop};
+use crate::process::quote;
+use crate::set::journal::RestoreJournal;
+use crate::volume::zfs::DatasetName;
+
+/// Whether something came that `--delta` goes on with.
+#[must_use]
+pub fn is_kept(entry: &RestoreJournal) -> bool {
+    !entry.kept.is_empty() || (entry.keeps_files && is_begun(&entry.data))
+}
+
+/// Whether a folder is known as a data directory when it is met again (guard/older.rs).
+fn is_begun(data: &Path) -> bool {
+    data.join("PG_VERSION").exists() || data.join("global").is_dir()
+}
+
+/// The datasets under their own names that stay once the restore has ended, with the one that was made above them.
+pub(super) fn staying(entry: &RestoreJournal) -> Vec<&DatasetName> {
+    let is_kept = |name: &DatasetName| {
+        let mut kept = entry.kept.iter();
+        kept.any(|kept| kept == name || kept.parent().as_ref() == Some(name))
+    };
+    let own = entry.datasets.iter().filter(|name| !is_receiving(name));
+    own.filter(|name| entry.kept.is_empty() || is_kept(name)).collect()
+}
+
+/// The same with what doesn't stay alone.
+#[must_use]
+pub fn without_kept(entry: &RestoreJournal) -> RestoreJournal {
+    if !is_kept(entry) {
+        return entry.clone();
+    }
+    let stays = staying(entry);
+    let goes = entry.datasets.iter().filter(|name| !stays.contains(name));
+    RestoreJournal {
+        datasets: goes.cloned().collect(),
+        places: Vec::new(),
+        own: Vec::new(),
+        emptied: Vec::new(),
+        ..entry.clone()
+    }
+}
+
+/// Puts what stays in order: no server runs or starts on it, what is half received is gone, and it is said there that
+/// this restore has ended. Only the journal is left to be removed.
+///
+/// # Errors
+/// When a server or a dataset that was half received stays, or pg_control can't be renamed.
+pub(super) fn keep(cx: &Context, entry: &RestoreJournal) -> Result<()> {
+    server::stop(&entry.data, Stop::Immediate)?;
+    control::hold(&entry.data)?;
+    let goes = without_kept(entry);
+    destroy_datasets(cx, &goes)?;
+    files::remove_tree(&cx.state.path("staging").join(&entry.id))?;
+    entry.places_of_others.iter().try_for_each(|path| remove_place(path))?;
+    let mut stays = entry.clone();
+    stays.datasets.retain(|dataset| !goes.datasets.contains(dataset));
+    mark_ended(cx, &stays);
+    Ok(())
+}
+
+/// That it stays, how to go on with it, and how to be rid of it; not the last of one that goes on with an older restore.
+#[must_use]
+pub fn words(entry: &RestoreJournal) -> String {
+    let directory = entry.alone_in.first().unwrap_or(&entry.data);
+    let stays = format!(
+        "What was received stays in \"{}\", and no server starts on it: the same command with --delta goes on with it",
+        directory.display()
+    );
+    if !entry.own.contains(&marker::path(directory)) {
+        return stays;
+    }
+    let all = staying(entry);
+    let is_below = |name: &DatasetName| name.parent().is_some_and(|above| all.contains(&&above));
+    let datasets = all.iter().filter(|name| !is_below(name));
+    let datasets = datasets.map(|name| format!("zfs destroy -r {}", quote(name.as_str())));
+    let folders = entry.alone_in.iter().map(|folder| quote(&folder.display().to_string()));
+    let folders = format!("rm -r {}", folders.collect::<Vec<_>>().join(" "));
+    let commands: Vec<_> = datasets.chain([folders]).collect();
+    format!("{stays}. To be rid of it: `{}`", commands.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(texts: &[&str]) -> Vec<DatasetName> {
+        texts.iter().map(|text| DatasetName::new(text).unwrap()).collect()
+    }
+
+    #[test]
+    fn what_is_whole_stays_with_what_is_above_it() {
+        let receiving = "p/r/lockstep-receiving-restore-1-0";
+        let mut entry = RestoreJournal {
+            datasets: names(&["p/r", "p/r/data", "p/r/wal", receiving]),
+            own: vec!["/r/.lockstep-restore".into(), "/r/log".into()],
+            alone_in: vec!["/r".into()],
+            ..Default::default()
+        };
+        assert!(!is_kept(&entry));
+        assert_eq!(without_kept(&entry), entry);
+        entry.kept = names(&["p/r/wal"]);
+        assert!(is_kept(&entry));
+        let goes = without_kept(&entry);
+        assert_eq!(goes.datasets, names(&["p/r/data", receiving]));
+        assert!(goes.own.is_empty());
+        assert!(words(&entry).ends_with("To be rid of it: `zfs destroy -r p/r; rm -r /r`"));
+        // The dataset above was there: it isn't the restore's.
+        entry.datasets.remove(0);
+        assert!(words(&entry).ends_with("`zfs destroy -r p/r/wal; rm -r /r`"));
+        // What was there is an older restore's.
+        entry.own.clear();
+        assert!(words(&entry).ends_with("goes on with it"));
+    }
+
+    #[test]
+    fn files_stay_once_they_are_known_as_a_data_directory() {
+        let scratch = tempfile::tempdir().unwrap();
+        let data = scratch.path().join("data");
+        let entry = RestoreJournal { keeps_files: true, data: data.clone(), ..Default::default() };
+        assert!(!is_kept(&entry));
+        std::fs::create_dir_all(data.join("global")).unwrap();
+        assert!(is_kept(&entry));
+        assert!(!is_kept(&RestoreJournal { keeps_files: false, ..entry }));
+    }
+}
