@@ -21,7 +21,6 @@ mod volume;
 mod walk;
 
 use std::cell::Cell;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use strata::delta::ImageOptions;

@@ -272,7 +272,7 @@ impl Restore {
             return show_plan(cx, &request, json);
         }
         let restored = restore::run(cx, &request).map_err(|error| {
-            let From::Repository(name) = &self.from else { return error };
+            let Origin::Repository(name) = &self.from else { return error };
             match name.as_ref().or(cx.cluster.repositories.first()) {
                 Some(name) => repository::named(cx, name, self.set.as_deref(), error),
                 None => error,

@@ -208,7 +208,7 @@ pub(super) fn shipped(
 
 /// The file in which it is remembered what an interrupted shipment of the volume has stored.
 pub(super) fn journal_name(repository: &str, image: &str, volume: &SetVolume) -> String {
-    file_name(&format!("{repository}-{image}"), &volume.guid)
+    file_name(&format!("{repository}-{image}"), &volume.guid.to_string())
 }
 
 /// A journal's name. One that a file can't have, with the `.old` of the one from before it, is of a hash.
