@@ -444,10 +444,13 @@ class FileSystem:
     def restore(self, number, path):
         found = self.attributes(number)
         mode, size = found[b"ZPL_MODE"], found[b"ZPL_SIZE"]
+        seconds, nanoseconds = found[b"ZPL_MTIME"]
+        times = (seconds * 10**9 + nanoseconds,) * 2
         if stat.S_ISLNK(mode):
             target = found[b"ZPL_SYMLINK"]
             os.symlink(self.image.content(number)[:size] if target is None else target[:size], path)
             os.lchown(path, found[b"ZPL_UID"], found[b"ZPL_GID"])
+            os.utime(path, ns=times, follow_symlinks=False)
             return
         if stat.S_ISDIR(mode):
             os.makedirs(path, exist_ok=True)
@@ -463,8 +466,7 @@ class FileSystem:
             return
         os.chown(path, found[b"ZPL_UID"], found[b"ZPL_GID"])
         os.chmod(path, stat.S_IMODE(mode))
-        seconds, nanoseconds = found[b"ZPL_MTIME"]
-        os.utime(path, ns=(seconds * 10**9 + nanoseconds,) * 2)
+        os.utime(path, ns=times)
 
 
 def micro_zap(data, block, order):
