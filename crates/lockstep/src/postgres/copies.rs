@@ -204,7 +204,7 @@ mod tests {
         assert!(said.starts_with("database 16390 was copied from 1, which was removed"), "{said}");
         let said = lost(std::slice::from_ref(&made), &Removals::UnderWay([1].into())).unwrap();
         assert!(said.contains("which is being removed"), "{said}");
-        let said = lost(&[made.clone()], &Removals::Unknown).unwrap();
+        let said = lost(std::slice::from_ref(&made), &Removals::Unknown).unwrap();
         assert!(said.contains("without a connection"), "{said}");
         assert_eq!(lost(&[drop_of(&[template])], &Removals::Unknown), None);
         let write = |database| DatabaseRecord {
