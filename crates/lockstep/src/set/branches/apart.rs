@@ -85,7 +85,7 @@ pub(super) fn find(sets: &[Member]) -> All {
             by_timeline.entry(key).or_default().push((set, primary));
         }
     }
-    let found = by_timeline.into_iter().map(|(key, sets)| (key.clone(), of_one(key.1, sets)));
+    let found = by_timeline.into_iter().map(|(key, sets)| (key, of_one(key.1, sets)));
     found.filter_map(|(key, apart)| Some((key, apart?))).collect()
 }
 
