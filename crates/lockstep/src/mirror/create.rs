@@ -119,6 +119,7 @@ fn make(home: &Home, record: &mut Record, primary: &mut Primary, facts: &Facts) 
     steps::reached("mirror.registered")?;
     record.phase = Phase::Ready;
     home.write(record)?;
+    record.mark_complete(&home.zfs);
     steps::reached("mirror.done").or_else(|error| match error {
         // It is complete already.
         Error::Interrupted { .. } => Ok(()),

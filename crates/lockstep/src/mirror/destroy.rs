@@ -52,7 +52,7 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, with_sets: bool) ->
 /// # Errors
 /// When something of `own` stays, the records can't be read, or an interruption came.
 pub fn unfinished(home: &Home, own: Option<&ClusterName>) -> Result<()> {
-    for record in home.records()? {
+    for mut record in home.records()? {
         if !matches!(record.phase, Phase::Making | Phase::Destroying) {
             continue;
         }
@@ -71,6 +71,15 @@ pub fn unfinished(home: &Home, own: Option<&ClusterName>) -> Result<()> {
         // Between the reading and the lock it may have ended well.
         let is_still = |known: &Record| known.name == record.name && known.phase == record.phase;
         if !home.records()?.iter().any(is_still) {
+            continue;
+        }
+        if record.phase == Phase::Making && record.was_complete(&home.zfs)? {
+            tracing::warn!(
+                mirror = %record.name,
+                "its record is from before it was complete: did state_dir come back from a copy? It stays"
+            );
+            record.phase = Phase::Ready;
+            home.write(&record)?;
             continue;
         }
         tracing::warn!(mirror = %record.name, "taking away what an unfinished mirror left");

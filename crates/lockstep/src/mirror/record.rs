@@ -30,6 +30,10 @@ use crate::volume::zfs::{DatasetName, Zfs};
 /// The user property that every dataset of a mirror carries.
 pub const PROPERTY: &str = "lockstep:mirror";
 
+/// The one that says on its top dataset that it was complete once: the record may come back with a copy of state_dir from
+/// when the mirror was being made.
+const COMPLETE: &str = "lockstep:mirror-complete";
+
 /// What to do about a dataset that isn't mounted.
 pub(super) const HOW_TO_MOUNT: &str = "zfs mount it, after zfs load-key where it is encrypted and zpool import where its pool is away; what is mounted over it, or was written below meanwhile, has to go first";
 
@@ -157,6 +161,26 @@ pub struct Record {
 }
 
 impl Record {
+    /// Says on the mirror itself that it is complete. It takes a copy of state_dir to need it, so that it can't be said makes
+    /// the mirror no worse.
+    pub(super) fn mark_complete(&self, zfs: &Zfs) {
+        let top = self.places.iter().find(|place| place.kind == Kind::Top);
+        let marked = top.map_or(Ok(()), |top| {
+            zfs.set(COMPLETE, self.name.as_str(), std::slice::from_ref(&top.dataset))
+        });
+        if let Err(error) = marked {
+            tracing::warn!(mirror = %self.name, error = %error.chain(), "nothing there says that it is complete");
+        }
+    }
+
+    /// Whether it was complete once, whatever this record says.
+    pub(super) fn was_complete(&self, zfs: &Zfs) -> Result<bool> {
+        let Some(top) = self.places.iter().find(|place| place.kind == Kind::Top) else {
+            return Ok(false);
+        };
+        Ok(zfs.carries(&top.dataset, COMPLETE, self.name.as_str())? == Some(true))
+    }
+
     /// The folder of a kind.
     fn directory_of(&self, kind: &Kind) -> PathBuf {
         let place = self.places.iter().find(|place| place.kind == *kind);

@@ -315,6 +315,25 @@ fn destroyed_with_a_set_that_can_not_be_read() {
     assert_gone(&alone, "main", "destroyed with a set that can't be read");
 }
 
+/// A copy of state_dir from when it was being made comes back.
+#[test]
+fn one_that_was_complete_is_not_taken_for_half_made() {
+    let alone = Alone::new(empty_pools());
+    create(&alone, "main");
+    let record = alone.fixture.state.join("mirrors/main.json");
+    let text = fs::read_to_string(&record).expect("its record");
+    let ready = "\"phase\":\"ready\"";
+    assert!(text.contains(ready), "{text}");
+    fs::write(&record, text.replace(ready, "\"phase\":\"making\"")).expect("it can be written");
+    let lockstep = alone.fixture.lockstep();
+    let made = lockstep.expect(exit::DONE, &words(&create_words(&alone, "other")));
+    assert!(made.stderr.contains("did state_dir come back from a copy"), "{}", made.describe());
+    wait_for_state(&alone, "main", "follows");
+    lockstep.expect(exit::DONE, &["mirror", "destroy", "other"]);
+    lockstep.expect(exit::DONE, &["mirror", "destroy", "main"]);
+    assert_gone(&alone, "main", "destroyed");
+}
+
 /// SIGKILL, and a signal, at every step of `mirror create`; SIGKILL at every step of `mirror destroy`.
 #[test]
 fn ended_at_each_step() {
