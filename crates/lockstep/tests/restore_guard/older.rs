@@ -1,0 +1,375 @@
+//! `--delta` over what an older restore left: what is there is that restore's and whole, or nothing starts on it.
+
+use super::*;
+
+#[test]
+fn what_is_no_older_restore_is_left_alone() {
+    let (fixture, lockstep, set) = live();
+    let folder = fixture.owned("home");
+    let photo = folder.join("data/photo.jpg");
+    fs::create_dir(folder.join("data")).expect("a folder can be made");
+    fs::write(&photo, "us").expect("it can be written");
+    let outcome = lockstep.run(&restore_arguments(&set.id, &folder, &FILES));
+    assert_refused(&outcome, &["isn't an older restore", "something else than a data directory"]);
+
+    let other = fixture.owned("tables");
+    fs::write(other.join("thesis.tex"), "all of it").expect("it can be written");
+    let place = format!("ts1={}", other.display());
+    let to = fixture.target("r");
+    let more = [&FILES[..], &["--tablespace", &place]].concat();
+    let outcome = lockstep.run(&restore_arguments(&set.id, &to, &more));
+    assert_refused(&outcome, &["isn't an older restore", "thesis.tex"]);
+
+    // Two tablespaces in one folder: the second would remove what the first has.
+    let shared = fixture.root().join("shared").display().to_string();
+    let (one, two) = (format!("ts1={shared}"), format!("ts2={shared}/in"));
+    let more = [&FILES[..], &["--tablespace", &one, "--tablespace", &two]].concat();
+    let outcome = lockstep.run(&restore_arguments(&set.id, &to, &more));
+    assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
+    assert_said(&outcome, &["lie in one another"]);
+
+    // A link in the place of pg_wal, by whoever owns the folder.
+    let outside = fixture.owned("outside");
+    fs::write(outside.join("passwd"), "root").expect("it can be written");
+    fs::create_dir_all(&to).expect("a folder can be made");
+    symlink(&outside, to.join("wal")).expect("a link can be made");
+    let outcome = lockstep.run(&restore_arguments(&set.id, &to, &FILES));
+    assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
+    assert_said(&outcome, &["is a symbolic link"]);
+
+    for kept in [photo, other.join("thesis.tex"), outside.join("passwd")] {
+        assert!(kept.exists(), "{} is gone", kept.display());
+    }
+    assert_lives_on(&fixture);
+}
+
+fn bind(from: &Path, at: &Path) {
+    must(command("mount", ["--bind"]).arg(from).arg(at));
+}
+
+fn unmount(at: &Path) {
+    must(command("umount", [at.as_os_str()]).current_dir("/"));
+}
+
+/// What somebody has mounted inside a restored cluster isn't the restore's to empty; it may be the original.
+#[test]
+fn what_is_mounted_inside_an_older_restore_is_left_alone() {
+    let (fixture, lockstep, set) = live();
+    let to = fixture.target("r");
+    let data = lockstep.restore(&set.id, &to, &FILES[..4]).data;
+    let data = fs::canonicalize(data).expect("it is there");
+    let disk = fixture.owned("disk");
+    fs::create_dir(disk.join("sub")).expect("a folder can be made");
+    fs::write(disk.join("sub/gold"), "all of it").expect("it can be written");
+    let look = data.join("look");
+    fs::create_dir(&look).expect("a folder can be made");
+    let ts1 = fixture.tablespace("ts1");
+    let dry = [&FILES[..], &["--dry-run"]].concat();
+    for from in [&disk, &ts1] {
+        for at in [&look, &data.join("base")] {
+            bind(from, at);
+            let before = walk(from);
+            for more in [&dry, &FILES[..]] {
+                let outcome = lockstep.run(&restore_arguments(&set.id, &to, more));
+                let (at, hint) =
+                    (at.display().to_string(), format!("hint: `umount {}", at.display()));
+                assert_refused(&outcome, &["is mounted at", &at, &hint]);
+            }
+            assert!(walk(from) == before, "{from:?} was changed");
+            unmount(at);
+        }
+    }
+    // Where a restored tablespace is, the original's own.
+    let place = tablespace_of(&fixture, &to, "ts1");
+    bind(&ts1, &place);
+    for more in [&dry, &FILES[..]] {
+        let outcome = lockstep.run(&restore_arguments(&set.id, &to, more));
+        assert_refused(&outcome, &["would fill", "of cluster \"main\""]);
+    }
+    unmount(&place);
+    assert_lives_on(&fixture);
+
+    // Mounted after all was looked at.
+    let hooks = Hooks::holding(&fixture, "restore.fetched");
+    let hooked = lockstep.clone().with_steps(&hooks.steps);
+    let mut program = hooked.spawn(&restore_arguments(&set.id, &to, &FILES));
+    hooks.steps.wait_reached("restore.fetched", &mut program);
+    bind(&disk, &look);
+    hooks.steps.release("restore.fetched");
+    let outcome = program.wait(LIMIT);
+    assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
+    assert_said(&outcome, &["cannot remove", "/look\"", "busy"]);
+    assert!(disk.join("sub/gold").exists(), "{}", outcome.describe());
+    unmount(&look);
+
+    // Beside datasets a dataset.
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let zfs = ["--from", "repository", "--as", "zfs", "--delta", "--dataset", &parent];
+    let to = fixture.target("z");
+    let data = lockstep.restore(&set.id, &to, &zfs).data;
+    let (own, at) = (format!("{}/log", fixture.pools[0].name), data.join("pg_log"));
+    must(&mut command("zfs", ["create", "-o", &format!("mountpoint={}", at.display()), &own]));
+    let outcome = lockstep.run(&restore_arguments(&set.id, &to, &zfs));
+    assert_refused(&outcome, &[&format!("\"{own}\" is mounted at")]);
+    assert!(control(&data).exists(), "{}", outcome.describe());
+    wait_until("it is unmounted", LIMIT, || run(&mut command("zfs", ["unmount", &own])).ok());
+    let restored = lockstep.restore_and_start(&set.id, &to, &zfs);
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("with nothing in it");
+    assert_lives_on(&fixture);
+}
+
+/// Datasets of another name are none of the older restore's: that stays what it is.
+#[test]
+fn a_mistyped_dataset_leaves_the_older_restore_whole() {
+    let (fixture, lockstep, first) = live();
+    let pool = fixture.pools[0].name.clone();
+    let to = fixture.target("r");
+    const ZFS: [&str; 5] = ["--from", "repository", "--as", "zfs", "--delta"];
+    let run = |set: &str, name: &str, more: &[&str]| {
+        let parent = format!("{pool}/{name}");
+        let more = [&ZFS[..], &["--dataset", &parent], more].concat();
+        lockstep.run(&restore_arguments(set, &to, &more))
+    };
+    assert!(run(&first.id, "back", &[]).ok());
+    let second = lockstep.backup("label").id;
+    let before = walk(&to);
+    let refused = |name: &str, is: &str| {
+        for more in [&["--dry-run"][..], &[]] {
+            let outcome = run(&second, name, more);
+            let (missing, found) = (format!("\"{pool}/{name}/"), format!("\"{pool}/{is}/"));
+            let hint = format!("--dataset {pool}/{is}");
+            assert_refused(&outcome, &[&missing, "isn't there", &found, "was it renamed", &hint]);
+            let changed = differences(&before, &walk(&to));
+            assert!(changed.is_empty(), "{changed:?}: {}", outcome.describe());
+        }
+        let listed =
+            support::command::run(&mut command("zfs", ["list", &format!("{pool}/{name}")]));
+        assert!(!listed.ok(), "{} was made", name);
+    };
+    refused("typo", "back");
+    let rename = ["rename", &format!("{pool}/back"), &format!("{pool}/renamed")];
+    wait_until("it is renamed", LIMIT, || support::command::run(&mut command("zfs", rename)).ok());
+    refused("back", "renamed");
+    let parent = format!("{pool}/renamed");
+    let more = [&ZFS[..], &["--dataset", &parent]].concat();
+    let restored = lockstep.restore_and_start(&second, &to, &more);
+    assert_eq!(restored.server().value("postgres", "SELECT n FROM later"), "7");
+    restored.server().stop(Stop::Fast);
+    assert_lives_on(&fixture);
+}
+
+/// Datasets over an older restore's files: where that fails, these are what they were.
+#[test]
+fn files_that_datasets_could_not_replace_are_given_back() {
+    let (fixture, lockstep, set) = live();
+    let to = fixture.target("r");
+    let data = lockstep.restore(&set.id, &to, &FILES[..4]).data;
+    let parent = format!("{}/over", fixture.pools[0].name);
+    let zfs = ["--from", "repository", "--as", "zfs", "--delta", "--dataset", &parent];
+    let failing = without_zfs(&fixture, &lockstep, "mount");
+    let outcome = failing.run(&restore_arguments(&set.id, &to, &zfs));
+    assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
+    assert!(control(&data).exists(), "{}", outcome.describe());
+    assert!(!run(&mut command("zfs", ["list", &parent])).ok(), "{}", outcome.describe());
+    let server = server_by_hand(&fixture, &data);
+    server.start();
+    assert_eq!(server.value("postgres", "SELECT count(*) FROM pgbench_accounts"), "100000");
+    server.stop(Stop::Fast);
+    assert_lives_on(&fixture);
+}
+
+/// Over an older restore nothing is undone: what is left by a kill must not start.
+#[test]
+fn a_delta_that_is_killed_leaves_nothing_that_starts() {
+    let (fixture, lockstep, set) = live();
+    let parent = format!("{}/back", fixture.pools[0].name);
+    for form in ["files", "zfs"] {
+        let to = fixture.target(form);
+        let mut more = vec!["--from", "repository", "--as", form];
+        if form == "zfs" {
+            more.extend(["--dataset", &parent]);
+        }
+        let restored = lockstep.restore(&set.id, &to, &more);
+        let data = restored.data.clone();
+        assert!(control(&data).exists(), "{form}: a whole restore has pg_control");
+        more.push("--delta");
+        for step in ["restore.received-1", "restore.prepared", "restore.settings"] {
+            let hooks = Hooks::holding(&fixture, step);
+            let hooked = lockstep.clone().with_steps(&hooks.steps);
+            let mut program = hooked.spawn(&restore_arguments(&set.id, &to, &more));
+            hooks.steps.wait_reached(step, &mut program);
+            program.kill();
+            program.wait(LIMIT);
+            assert!(!control(&data).exists(), "{form}: pg_control is there at {step}");
+        }
+        // The same once more goes on.
+        let restored = lockstep.restore_and_start(&set.id, &to, &more);
+        Checker::new(SCALE).check_and_stop(restored.server()).assert_right(form);
+    }
+}
+
+/// A rollback gives pg_control its name back, and the links are the original's until the end: meanwhile, and where it
+/// ends early, nothing starts there.
+#[test]
+fn a_dataset_that_is_rolled_back_starts_nobody_s_server() {
+    let fixture = Fixture::new(one_pool());
+    fixture.pgbench_tables(SCALE);
+    let lockstep = with_repository(&fixture);
+    // Clean sets need no label: what is there would start and look well.
+    let cold = || {
+        fixture.cluster.stop(Stop::Fast);
+        let set = lockstep.backup("cold").id;
+        fixture.cluster.start();
+        set
+    };
+    let first = cold();
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let mut more = vec!["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let to = fixture.target("r");
+    lockstep.restore(&first, &to, &more);
+    fixture.cluster.execute(&["CREATE TABLE later AS SELECT 7 AS n"]);
+    let second = cold();
+    more.push("--delta");
+    let arguments = restore_arguments(&second, &to, &more);
+    let dataset = format!("{parent}/data");
+    let assert_starts_nothing = |when: &str| {
+        assert!(!control(&to.join("data")).exists(), "{when}: pg_control is there");
+        assert_eq!(property(&dataset, "mounted"), "no", "{when}");
+        assert_eq!(property(&dataset, "canmount"), "noauto", "{when}: a reboot mounts it");
+        let server = Cluster { data: to.join("data"), ..fixture.cluster.clone() };
+        assert!(!server.try_start().ok(), "{when}: a server starts beside the original");
+    };
+
+    let outcome = without_zfs(&fixture, &lockstep, "receive").run(&arguments);
+    assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
+    assert_said(&outcome, &["no receive today"]);
+    assert_starts_nothing("zfs receive failed");
+    // Written to meanwhile, so that it has to be rolled back.
+    wait_until("it can be mounted", LIMIT, || run(&mut command("zfs", ["mount", &dataset])).ok());
+    fs::write(to.join("data/PG_VERSION"), "99").expect("it can be written");
+    let hooks = Hooks::holding(&fixture, "restore.rolled-back");
+    let mut program = lockstep.clone().with_steps(&hooks.steps).spawn(&arguments);
+    hooks.steps.wait_reached("restore.rolled-back", &mut program);
+    assert_starts_nothing("while it is received");
+    program.kill();
+    program.wait(LIMIT);
+    assert_starts_nothing("killed");
+
+    let restored = lockstep.restore_and_start(&second, &to, &more);
+    assert_eq!(restored.server().value("postgres", "SELECT n FROM later"), "7");
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("the second set");
+    assert_eq!(property(&dataset, "canmount"), "on");
+    assert_eq!(property(&dataset, "lockstep:canmount"), "-");
+    assert_lives_on(&fixture);
+}
+
+/// What can't be brought to the set's state is found out before anything of it is changed: its server starts as before.
+#[test]
+fn a_delta_that_does_not_fit_leaves_the_older_restore_whole() {
+    let (fixture, lockstep, first) = live();
+    let second = lockstep.backup("label");
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let mut more = vec!["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let to = fixture.target("r");
+    let data = lockstep.restore(&second.id, &to, &more).data;
+    more.push("--delta");
+    let before = walk(&to);
+    let assert_whole = |when: &str| {
+        let changed = differences(&before, &walk(&to));
+        assert!(changed.is_empty(), "{when}: {changed:?}");
+    };
+    // Back in time.
+    for more in [&more[..], &[&more[..], &["--dry-run"]].concat()] {
+        let outcome = lockstep.run(&restore_arguments(&first.id, &to, more));
+        assert_refused(&outcome, &["can't be brought to set", "--delta goes forward only"]);
+        assert_whole("an older set");
+    }
+    // A snapshot of somebody's on the last of the datasets alone.
+    let third = lockstep.backup("label");
+    let children = must(&mut command("zfs", ["list", "-H", "-r", "-o", "name", &parent]));
+    let dataset = children.lines().filter(|name| name.contains("/tablespace-")).max();
+    let snapshot = format!("{}@mine", dataset.expect("a tablespace's dataset"));
+    must(&mut command("zfs", ["snapshot", &snapshot]));
+    let arguments = restore_arguments(&third.id, &to, &more);
+    let outcome = lockstep.run(&arguments);
+    let hint = format!("`zfs destroy {snapshot}`");
+    assert_refused(&outcome, &["can't be brought to set", "destroy what is newer than", &hint]);
+    assert_whole("a snapshot that the repository doesn't know");
+    must(&mut command("zfs", ["destroy", &snapshot]));
+
+    // Where pg_control has lost its name already, it gets it back.
+    let marker = fs::read(to.join(".lockstep-restore")).expect("it is there");
+    let outcome = without_zfs(&fixture, &lockstep, "unmount").run(&arguments);
+    assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
+    assert_said(&outcome, &["no unmount today"]);
+    assert!(control(&data).exists(), "pg_control is gone");
+    assert_eq!(property(&format!("{parent}/data"), "canmount"), "on");
+    assert_eq!(fs::read(to.join(".lockstep-restore")).expect("it is there"), marker);
+    let server = server_by_hand(&fixture, &data);
+    server.start();
+    assert_eq!(server.value("postgres", "SELECT n FROM later"), "7");
+    server.stop(Stop::Fast);
+    let restored = lockstep.restore_and_start(&third.id, &to, &more);
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("the third set");
+    assert_lives_on(&fixture);
+}
+
+/// WAL that goes below a dataset's mount point is hidden by its next mount.
+#[test]
+fn an_unmounted_dataset_of_pg_wal_gets_its_wal_all_the_same() {
+    let (fixture, lockstep, set) = live();
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let mut more = vec!["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let to = fixture.target("r");
+    lockstep.restore(&set.id, &to, &more);
+    let wal = format!("{parent}/wal");
+    must(&mut command("zfs", ["unmount", &wal]));
+    more.push("--delta");
+    lockstep.restore(&set.id, &to, &more);
+    assert_eq!(property(&wal, "mounted"), "yes");
+    must(&mut command("zfs", ["unmount", &wal]));
+    assert_eq!(entries(&to.join("wal")), Vec::<PathBuf>::new(), "WAL lies below the mount point");
+    let restored = lockstep.restore_and_start(&set.id, &to, &more);
+    assert_eq!(property(&wal, "mounted"), "yes");
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("with its WAL");
+    assert_lives_on(&fixture);
+}
+
+/// An unfinished restore is of a cluster, too: another cluster's set isn't put over it.
+#[test]
+fn an_unfinished_restore_of_another_cluster_is_left_alone() {
+    let (fixture, lockstep, set) = live();
+    let to = fixture.target("r");
+    let hooks = Hooks::holding(&fixture, "restore.prepared");
+    let mut program =
+        lockstep.clone().with_steps(&hooks.steps).spawn(&restore_arguments(&set.id, &to, &FILES));
+    hooks.steps.wait_reached("restore.prepared", &mut program);
+    program.kill();
+    program.wait(LIMIT);
+    // As if it were of another: the host's state doesn't know of it, and its names don't tell.
+    fs::remove_dir_all(fixture.state.join("clusters/main/restores")).expect("it is there");
+    let held = to.join("data/global/pg_control.lockstep");
+    let marker = to.join(".lockstep-restore");
+    let text = fs::read_to_string(&marker).expect("it is there");
+    let other = fixture.owned("other");
+    must(&mut as_postgres(fixture.cluster.bin.join("initdb"), [Path::new("-D"), &other]));
+    let other = fs::read(control(&other)).expect("a data directory has it");
+    let refused = || {
+        let before = walk(&to);
+        let outcome = lockstep.run(&restore_arguments(&set.id, &to, &FILES));
+        assert_refused(&outcome, &["isn't an older restore", "holds the cluster "]);
+        assert!(walk(&to) == before, "a refused restore changed {to:?}");
+    };
+    fs::write(&held, other).expect("it can be written");
+    refused();
+    // Where pg_control has no content yet the marker says so.
+    fs::write(&held, b"").expect("it can be written");
+    let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let id = json["system_identifier"].as_str().expect("it says so");
+    fs::write(&marker, text.replace(id, "4711")).expect("it can be written");
+    refused();
+    fs::write(&marker, text).expect("it can be written");
+    let restored = lockstep.restore_and_start(&set.id, &to, &FILES);
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("gone on with");
+    assert_lives_on(&fixture);
+}
