@@ -768,7 +768,7 @@ fn damaged_sets() {
 /// A spread checkpoint takes minutes, and systemd kills what goes on for longer than one and a half.
 #[test]
 fn a_signal_ends_it_while_a_spread_checkpoint_is_waited_for() {
-    let fixture = quiet(one_pool().setting("checkpoint_timeout", "'15min'"));
+    let fixture = quiet(one_pool().setting("checkpoint_timeout", "15min"));
     let config = fixture.root().join("spread.toml");
     let text = fixture.configuration("label", true);
     fs::write(&config, text.replace("\"fast\"", "\"spread\"")).expect("it can be written");
