@@ -215,7 +215,7 @@ fn what_is_locked_stays_and_goes_later() {
     for (key, _) in versions(&server, "locked", "Version") {
         server.ask("DELETE", &format!("/locked/{key}"), "");
     }
-    later.expect(exit::USAGE, &["repo", "check"]);
+    later.expect(exit::REFUSED, &["repo", "check"]);
     for (key, version) in versions(&server, "locked", "DeleteMarker") {
         let answer = server.ask("DELETE", &format!("/locked/{key}?versionId={version}"), "");
         assert!(answer.starts_with("HTTP/1.1 204"), "{key}: {answer}");
