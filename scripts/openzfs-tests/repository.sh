@@ -197,7 +197,9 @@ case $1 in
       run_lockstep "the next command clears away" list
     done
     restore "the fifth set on top" fifth 5500 --delta "${AS_ZFS[@]}"
-    expect_equal "its access control lists count" "$(zfs get -H -o value acltype "$DATA_DATASET")" "$(zfs get -H -o value acltype fast/r/data)"
+    run_lockstep "the fifth set anew" "${new[@]}"
+    expect_equal "its access control lists count" "$(zfs get -H -o value acltype "$DATA_DATASET")" "$(zfs get -H -o value acltype fast/q/data)"
+    must zfs destroy -r fast/q
 
     # What somebody did with its datasets.
     must zfs snapshot fast/r/data@foreign
