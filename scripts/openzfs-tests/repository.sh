@@ -189,7 +189,8 @@ case $1 in
     expect_parked "killed behind its mount" fast/r/data /tank/restores/zfs/data
     killed '"set canmount="*"fast/r/data"' "${on_top[@]}"
     expect_failure "killed behind its release: no server starts on it" "No such file" ls /tank/restores/zfs/data/global/pg_control
-    new=(restore "$(set_of fifth)" --from repository --as zfs --dataset fast/q --to /tank/restores/q)
+    # What is whole of the others by then stays, and is gone on with.
+    new=(restore "$(set_of fifth)" --from repository --as zfs --delta --dataset fast/q --to /tank/restores/q)
     for pattern in '"set "*"mountpoint="*" fast/q/data"' '"mount fast/q/data"'; do
       killed "$pattern" "${new[@]}"
       [ "$(zfs get -H -o value canmount fast/q/data 2>/dev/null)" != on ] || failed "a new one is mounted by the next start"
