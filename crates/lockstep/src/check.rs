@@ -31,7 +31,7 @@ use crate::refusal::Refusal;
 use crate::restore::strays;
 use crate::set::unfinished;
 use crate::survey;
-use crate::words::bytes;
+use crate::words::{bytes, counted};
 
 /// How bad a finding is; ordered so that the worst sorts first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -138,10 +138,10 @@ fn of_prune(cx: &Context) -> Option<Finding> {
         Err(error) => return Some(failure("retention", &error)),
     };
     due.first().map(|oldest| {
-        let (number, word) = (due.len(), if due.len() == 1 { "set" } else { "sets" });
+        let due = counted(due.len() as u64, "set");
         warning(
             "retention",
-            format!("by the retention of this host {number} {word} could have been removed more than {DUE_DAYS} days ago, the oldest is {oldest}"),
+            format!("by the retention of this host {due} could have been removed more than {DUE_DAYS} days ago, the oldest is {oldest}"),
             "does the timer of `lockstep prune` run? `lockstep prune --local --dry-run` says what would go",
         )
     })
@@ -402,7 +402,7 @@ fn of_clones(cx: &Context) -> Result<Vec<Finding>> {
             warning(
                 "clones",
                 format!("clone \"{}\" doesn't run", record.name),
-                format!("lockstep clone destroy {}", record.name),
+                clone::destroy_command(&record.name, false),
             )
         })
         .collect())

@@ -9,6 +9,7 @@
 mod lost;
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -87,7 +88,7 @@ pub fn create(cx: &Context, create: &Create) -> Result<(Record, Vec<Problem>)> {
     if path.exists() {
         return Err(Error::usage(
             format!("there is a clone \"{}\" already", create.name),
-            format!("take another name, or destroy it: lockstep clone destroy {}", create.name),
+            format!("take another name, or destroy it: {}", destroy_command(&create.name, false)),
         ));
     }
     refuse_unknown(cx, &create.name)?;
@@ -144,15 +145,17 @@ pub fn name_in(id: &str) -> Option<&str> {
 /// With what the id of a clone begins.
 const ID: &str = "clone-";
 
+/// The command that destroys a clone; `is_theirs`: another state_dir made it.
+pub(crate) fn destroy_command(name: impl Display, is_theirs: bool) -> String {
+    format!("lockstep clone destroy {name}{}", if is_theirs { " --lost" } else { "" })
+}
+
 /// Forgets the clone of this id, whose making is undone; another of its name stays. No other id has one.
 ///
 /// # Errors
 /// When its record can't be removed.
 pub fn forget(cx: &Context, id: &str) -> Result<()> {
-    let Some(path) = name_in(id).map(|name| cx.state.path("clones").join(format!("{name}.json")))
-    else {
-        return Ok(());
-    };
+    let Some(path) = name_in(id).map(|name| record_path(cx, name)) else { return Ok(()) };
     match journal::read::<Record>(&path) {
         Ok(Some(record)) if record.made.id == id => files::remove_file(&path),
         _ => Ok(()),
@@ -185,7 +188,7 @@ fn refuse_unknown(cx: &Context, name: &CloneName) -> Result<()> {
         ),
         format!(
             "take another name; or, if nobody needs it (was state_dir lost while it ran?): {}",
-            lost::command(cx, name, &of_it)
+            destroy_command(name, lost::is_theirs(cx, &of_it))
         ),
     ))
 }
@@ -282,7 +285,7 @@ pub fn destroy(cx: &Context, name: &CloneName, is_lost: bool) -> Result<()> {
     steps::reached("clone.destroy-done")
 }
 
-fn record_path(cx: &Context, name: &CloneName) -> PathBuf {
+fn record_path(cx: &Context, name: impl Display) -> PathBuf {
     cx.state.path("clones").join(format!("{name}.json"))
 }
 

@@ -24,8 +24,13 @@ use crate::volume::mounts::{Mount, Mounts};
 
 /// Whether [`publish`] calls a file so before it is whole.
 pub(crate) fn is_temporary(file_name: &str) -> bool {
-    let process = file_name.strip_suffix(".tmp").and_then(|rest| rest.rsplit_once('.'));
-    process.is_some_and(|(_, process)| is_number(process))
+    writer_of(file_name).is_some()
+}
+
+/// The process that did, by its number.
+fn writer_of(file_name: &str) -> Option<u32> {
+    let (_, process) = file_name.strip_suffix(".tmp")?.rsplit_once('.')?;
+    process.parse().ok().filter(|_| is_number(process))
 }
 
 /// Writes `bytes` to `path` durably and atomically, readable by its owner alone.
@@ -68,9 +73,7 @@ const HALF_WRITTEN: Duration = Duration::from_secs(3600);
 pub fn remove_half_written(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
         let entry = entry.map_err(Error::io("list", folder))?;
-        let name = entry.file_name();
-        let process = name.to_str().and_then(|name| name.strip_suffix(".tmp")?.rsplit_once('.'));
-        let process = process.and_then(|(_, process)| process.parse::<u32>().ok());
+        let process = entry.file_name().to_str().and_then(writer_of);
         let is_dead =
             process.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists());
         if !is_dead {

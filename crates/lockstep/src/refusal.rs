@@ -1,5 +1,6 @@
 //! Why Lockstep will not do what it was asked: typed, each naming the thing, exit code 4.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 
 use pgfiles::lsn::{Lsn, SystemIdentifier};
@@ -575,6 +576,11 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// [`Self::SetDamaged`], where nobody has looked who else has the set.
+    pub(crate) fn damaged(set: impl Display, why: String) -> Self {
+        Self::SetDamaged { set: set.to_string(), why, repositories: Vec::new() }
+    }
+
     /// What the reader can do.
     #[must_use]
     pub fn hint(&self) -> String {

@@ -8,8 +8,8 @@
 //! So of a database that was copied the first record that touches it afterwards is told.
 //!
 //! The reader takes page after page of 8 KiB or what the segments say, and keeps nothing but the records of this one
-//! resource manager, and what the others say of a copied database's blocks. A record counts only when its CRC is right and it names the one before as its own predecessor: where
-//! that isn't so, the WAL ends (`XLogReadRecord`, `xlogreader.c`).
+//! resource manager, and what the others say of a copied database's blocks. A record counts only when its CRC is right
+//! and it names the one before as its own predecessor: where that isn't so, the WAL ends (`XLogReadRecord`, `xlogreader.c`).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -254,9 +254,7 @@ impl Records {
             () => None,
         })
     }
-}
 
-impl Records {
     /// The copied database that a record changes.
     fn written(&self, begun: &Begun, manager: u8, info: u8) -> Option<u32> {
         if self.sources.is_empty() {
@@ -303,18 +301,13 @@ impl Iterator for BlockDatabases<'_> {
                         let has_length = image & HAS_HOLE != 0 && image & compressed != 0;
                         self.at += if has_length { 7 } else { 5 };
                     }
-                    // The same as that of the block before, which was told.
-                    let database = match flags & SAME_RELATION {
-                        0 => {
-                            self.at += 12;
-                            Some(number_32(self.body, self.at - 8)?)
-                        }
-                        _ => None,
-                    };
-                    self.at += 4;
-                    if database.is_some() {
-                        return database;
+                    // Without a relation it is that of the block before, which was told. The block's number comes last.
+                    if flags & SAME_RELATION == 0 {
+                        let database = self.at + 4;
+                        self.at += 16;
+                        return number_32(self.body, database);
                     }
+                    self.at += 4;
                 }
                 _ => return None,
             }

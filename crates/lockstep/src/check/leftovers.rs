@@ -81,8 +81,8 @@ pub(super) fn strays(found: &[Made], datasets: &[DatasetName], owner: &str) -> V
             |made: &&Made| made.origin.as_ref().is_some_and(|of| datasets.contains(&of.dataset));
         let hint = match clone::name_in(restore).filter(|_| made.iter().all(is_of_this)) {
             Some(name) => format!(
-                "it was made before state_dir was lost or came back from a copy (or another state_dir has it, or makes it now). If nobody needs it: lockstep clone destroy {name}{}",
-                if of == owner { "" } else { " --lost" }
+                "it was made before state_dir was lost or came back from a copy (or another state_dir has it, or makes it now). If nobody needs it: {}",
+                clone::destroy_command(name, of != owner)
             ),
             None => format!(
                 "what a killed command left, or of a state_dir that was lost (or another host's command is at work). If nobody needs it, stop its server where one runs, and then: {}",

@@ -96,7 +96,7 @@ fn create(cx: &Context, arguments: &Create, json: bool) -> Result<Done> {
         record.port,
         crate::process::quote(&cx.cluster.user)
     );
-    say!("when you are done: lockstep clone destroy {}", record.name);
+    say!("when you are done: {}", clone::destroy_command(&record.name, false));
     Ok(say_problems(&problems))
 }
 

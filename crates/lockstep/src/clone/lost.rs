@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::{Record, name_in};
+use super::{Record, destroy_command, name_in};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::{CloneName, SetId};
@@ -44,10 +44,9 @@ fn datasets(cx: &Context) -> Result<Vec<DatasetName>> {
     Ok(layout.volumes.into_iter().map(|volume| volume.dataset).collect())
 }
 
-/// The command that destroys the clone.
-pub(super) fn command(cx: &Context, name: &CloneName, made: &[Made]) -> String {
-    let is_theirs = made.iter().any(|made| made.owner != cx.state.owner());
-    format!("lockstep clone destroy {name}{}", if is_theirs { " --lost" } else { "" })
+/// Whether any of them is of another state_dir.
+pub(super) fn is_theirs(cx: &Context, made: &[Made]) -> bool {
+    made.iter().any(|made| made.owner != cx.state.owner())
 }
 
 /// What has to be remembered of such a clone for it to be destroyed; nothing where there is none. `is_lost`: so is the
@@ -66,7 +65,7 @@ pub(super) fn record(cx: &Context, name: &CloneName, is_lost: bool) -> Result<Op
             format!("clone \"{name}\" is another state_dir's: \"{}\"", first.dataset),
             format!(
                 "destroy it there; where that state_dir is gone for good: {}",
-                command(cx, name, &made)
+                destroy_command(name, is_theirs(cx, &made))
             ),
         ));
     }

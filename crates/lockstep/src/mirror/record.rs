@@ -164,8 +164,7 @@ impl Record {
     /// Says on the mirror itself that it is complete. It takes a copy of state_dir to need it, so that it can't be said makes
     /// the mirror no worse.
     pub(super) fn mark_complete(&self, zfs: &Zfs) {
-        let top = self.places.iter().find(|place| place.kind == Kind::Top);
-        let marked = top.map_or(Ok(()), |top| {
+        let marked = self.place_of(&Kind::Top).map_or(Ok(()), |top| {
             zfs.set(COMPLETE, self.name.as_str(), std::slice::from_ref(&top.dataset))
         });
         if let Err(error) = marked {
@@ -175,16 +174,17 @@ impl Record {
 
     /// Whether it was complete once, whatever this record says.
     pub(super) fn was_complete(&self, zfs: &Zfs) -> Result<bool> {
-        let Some(top) = self.places.iter().find(|place| place.kind == Kind::Top) else {
-            return Ok(false);
-        };
+        let Some(top) = self.place_of(&Kind::Top) else { return Ok(false) };
         Ok(zfs.carries(&top.dataset, COMPLETE, self.name.as_str())? == Some(true))
+    }
+
+    fn place_of(&self, kind: &Kind) -> Option<&Place> {
+        self.places.iter().find(|place| place.kind == *kind)
     }
 
     /// The folder of a kind.
     fn directory_of(&self, kind: &Kind) -> PathBuf {
-        let place = self.places.iter().find(|place| place.kind == *kind);
-        place.map(|place| place.directory.clone()).unwrap_or_default()
+        self.place_of(kind).map(|place| place.directory.clone()).unwrap_or_default()
     }
 
     /// The folder around everything.

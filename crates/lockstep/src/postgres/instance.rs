@@ -85,29 +85,31 @@ pub fn is_alive(pid: i32) -> bool {
 /// `starting`, `stopping`, `ready`, `standby`.
 #[must_use]
 pub fn postmaster_status(data_directory: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
-    Some(text.lines().nth(7)?.trim().to_owned())
+    pid_line(data_directory, 7)
 }
 
 /// When the postmaster began, in seconds since 1970: the third line of postmaster.pid.
 #[must_use]
 pub fn postmaster_start(data_directory: &Path) -> Option<i64> {
-    let text = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
-    text.lines().nth(2)?.trim().parse().ok()
+    pid_line(data_directory, 2)?.parse().ok()
 }
 
 /// The port of a running server: the fourth line of postmaster.pid.
 #[must_use]
 pub fn port(data_directory: &Path) -> Option<u16> {
-    let text = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
-    text.lines().nth(3)?.trim().parse().ok()
+    pid_line(data_directory, 3)?.parse().ok()
 }
 
 /// Where a running server opened its socket: the fifth line of postmaster.pid.
 #[must_use]
 pub fn socket_directory(data_directory: &Path) -> Option<PathBuf> {
+    pid_line(data_directory, 4).filter(|line| !line.is_empty()).map(PathBuf::from)
+}
+
+/// A line of postmaster.pid, counted from 0 (LOCK_FILE_LINE_* in pidfile.h count from 1).
+fn pid_line(data_directory: &Path, number: usize) -> Option<String> {
     let text = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
-    text.lines().nth(4).map(str::trim).filter(|line| !line.is_empty()).map(PathBuf::from)
+    Some(text.lines().nth(number)?.trim().to_owned())
 }
 
 /// The parts of the cluster, from the disk, with the tablespaces' names from the server.

@@ -58,8 +58,7 @@ pub fn store(
         }
         if expected.get(name) != Some(&SetFile::hashed(offset, &hasher)) {
             let why = format!("\"{}\" isn't what its manifest says", path.display());
-            let (set, repositories) = (set.to_owned(), Vec::new());
-            return Err(Refusal::SetDamaged { set, why, repositories }.into());
+            return Err(Refusal::damaged(set, why).into());
         }
     }
     let still = || still().map_err(strata::Error::caller);

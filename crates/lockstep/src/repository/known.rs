@@ -50,13 +50,14 @@ impl Known {
 /// What a cluster of this state_dir knows under the name: this one, else another.
 #[must_use]
 pub fn of(cx: &Context, name: &str) -> Option<Known> {
-    let others = [FOLDER, seen::FOLDER].map(|folder| cx.state.of_all_clusters(folder));
-    let others = others.into_iter().flatten().flatten();
-    let all = of_this(cx, name).into_iter().chain(others.filter_map(|folder| {
+    let in_folder = |folder: PathBuf| {
         let path = folder.join(format!("{name}.json"));
         read(&path).map(|id| Known { id, newest: None }).or_else(|| seen::known(&path))
-    }));
-    all.into_iter().next()
+    };
+    of_this(cx, name).or_else(|| {
+        let others = [FOLDER, seen::FOLDER].map(|folder| cx.state.of_all_clusters(folder));
+        others.into_iter().flatten().flatten().find_map(in_folder)
+    })
 }
 
 /// What this cluster knows under the name.

@@ -50,10 +50,8 @@ pub(super) struct Build<'a> {
     alone: Alone,
     /// All was made and the server started, and there it failed.
     recovery_failed: bool,
-    /// Its datasets that are whole.
-    kept: RefCell<Vec<DatasetName>>,
-    /// One of them was received.
-    has_dataset: Cell<bool>,
+    /// Its datasets that are whole, and whether each was received.
+    kept: RefCell<Vec<(DatasetName, bool)>>,
     /// It is files that come.
     keeps_files: Cell<bool>,
     /// Something was written into one of them.
@@ -137,7 +135,6 @@ impl<'a> Build<'a> {
             alone,
             recovery_failed: false,
             kept: RefCell::default(),
-            has_dataset: Cell::new(false),
             keeps_files: Cell::new(false),
             has_content: AtomicBool::new(false),
             lock: None,
@@ -284,8 +281,7 @@ impl<'a> Build<'a> {
         if !self.may_go_on() || self.there.contains(dataset) {
             return Ok(());
         }
-        self.kept.borrow_mut().push(dataset.clone());
-        self.has_dataset.set(self.has_dataset.get() || was_received);
+        self.kept.borrow_mut().push((dataset.clone(), was_received));
         self.write_journal()
     }
 
@@ -305,7 +301,7 @@ impl<'a> Build<'a> {
                 came && gone_on::is_kept(&self.entry())
             }
             _ if self.older.is_changed.get() => true,
-            _ => !self.older.is_held.get() && self.has_dataset.get(),
+            _ => !self.older.is_held.get() && !self.entry().kept.is_empty(),
         }
     }
 
@@ -333,10 +329,12 @@ impl<'a> Build<'a> {
 
     /// What the journal says now.
     fn entry(&self) -> RestoreJournal {
-        let kept = match self.has_dataset.get() {
-            true => self.kept.borrow().clone(),
-            false => Vec::new(),
-        };
+        let mut kept = self.kept.borrow().clone();
+        // Nothing came, where they are of pg_wal alone.
+        if !kept.iter().any(|(_, was_received)| *was_received) {
+            kept.clear();
+        }
+        let kept = kept.into_iter().map(|(dataset, _)| dataset).collect();
         RestoreJournal { kept, keeps_files: self.keeps_files.get(), ..self.journal.clone() }
     }
 

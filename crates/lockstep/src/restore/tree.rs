@@ -254,8 +254,7 @@ fn changed_control(manifest: &Manifest, control: &ControlFile) -> Result<Option<
 }
 
 fn damaged(build: &Build, why: String) -> Error {
-    let (set, repositories) = (build.manifest.set.to_string(), Vec::new());
-    Refusal::SetDamaged { set, why, repositories }.into()
+    Refusal::damaged(&build.manifest.set, why).into()
 }
 
 fn place_label(build: &Build, owner: Option<Credentials>) -> Result<()> {

@@ -305,13 +305,12 @@ fn say_ended(cx: &Context, entry: &RestoreJournal) -> Result<()> {
 
 /// The same in its folders, where the markers are this restore's.
 fn mark_folders_ended(entry: &RestoreJournal) -> Result<()> {
-    let own = |folder: &PathBuf| {
-        Marker::read(folder)
-            .filter(|marker| marker.restore == entry.id)
-            .map(|own| (folder.clone(), own))
-    };
-    let mut all = entry.alone_in.iter().filter_map(own);
-    all.try_for_each(|(folder, marker)| Marker { ended: true, ..marker }.write(&folder))
+    for folder in &entry.alone_in {
+        if let Some(own) = Marker::read(folder).filter(|marker| marker.restore == entry.id) {
+            Marker { ended: true, ..own }.write(folder)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a restore or a clone's making has ended, by what it said of that where it made something.

@@ -92,7 +92,7 @@ impl FrozenWal {
         let (found, expected) = (control.system_identifier, manifest.postgres.system_identifier);
         if found != expected {
             let why = format!("pg_control is of cluster {found}, the manifest's is {expected}");
-            return Err(Refusal::SetDamaged { set, why, repositories: Vec::new() }.into());
+            return Err(Refusal::damaged(set, why).into());
         }
         let checkpoint = &control.checkpoint_copy;
         let named = TimelineId::new(control.min_recovery_point_timeline);
@@ -143,8 +143,7 @@ pub(crate) fn take_files(
         let file = hash_file(&path).map_err(|error| match error {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 let why = format!("{name} is in its manifest and not in pg_wal's snapshot");
-                let (set, repositories) = (manifest.set.to_string(), Vec::new());
-                Refusal::SetDamaged { set, why, repositories }.into()
+                Refusal::damaged(&manifest.set, why).into()
             }
             other => other,
         })?;

@@ -373,8 +373,7 @@ pub fn read_file_of(directory: &Path, manifest: &Manifest, name: &str) -> Result
     let path = directory.join(name);
     let damaged = |why: String| {
         let why = format!("\"{}\" {why}", path.display());
-        let (set, repositories) = (manifest.set.to_string(), Vec::new());
-        Error::from(Refusal::SetDamaged { set, why, repositories })
+        Error::from(Refusal::damaged(&manifest.set, why))
     };
     let bytes = std::fs::read(&path).map_err(|e| damaged(format!("can't be read: {e}")))?;
     let expected =
