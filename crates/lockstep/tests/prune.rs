@@ -19,7 +19,7 @@ use support::layout::{one_dataset, two_pools_four_datasets};
 use support::ledger::{Expected, Ledger};
 use support::load::{Load, Plan};
 use support::lockstep::{LIMIT, Set, exit, json_of};
-use support::pools::{destroy, property, release_and_destroy, try_zfs, zfs};
+use support::pools::{destroy, patiently, property, release_and_destroy, try_zfs, zfs};
 
 const SCALE: u32 = 1;
 
@@ -399,7 +399,7 @@ fn a_clone_at_the_last_moment() {
     let (old, newest) = (lockstep.backup("label"), lockstep.backup("label"));
     let third = old.in_order()[2];
     let own = format!("{}/own", third.dataset.split('/').next().expect("a pool"));
-    for step in ["prune.journal", "prune.withdrawn"] {
+    for step in ["prune.journal", "prune.withdrawn", "prune.looked"] {
         let hooks = Hooks::holding(&fixture, step);
         let program = hooks.run_to(step, &["prune"]);
         zfs(&["clone", &third.snapshot, &own]);
@@ -414,7 +414,9 @@ fn a_clone_at_the_last_moment() {
         destroy(&own);
         assert_nothing_remains(&fixture, &[], step);
     }
-    // Killed when the manifest was gone, and then a clone: the next start puts it back too.
+    // Killed when the manifest was gone, and then a clone: the next start puts it back too. Also where a snapshot would go
+    // as soon as nothing holds it.
+    zfs(&["destroy", "-d", &old.in_order()[0].snapshot]);
     kill_at(&fixture, "prune.withdrawn", &["prune"]);
     zfs(&["clone", &third.snapshot, &own]);
     let taken = lockstep.backup("label");
@@ -587,6 +589,38 @@ fn a_set_is_removed_wholly_after_its_dataset_was_renamed() {
     zfs(&["destroy", "-r", &copy]);
     fixture.cluster.stop(Stop::Fast);
     rename(&renamed, dataset);
+}
+
+/// `zpool import OLD NEW` takes all of a pool's snapshots along.
+#[test]
+fn a_set_is_removed_wholly_after_its_pool_was_imported_under_another_name() {
+    let fixture = quiet("local = { last = 1 }");
+    let lockstep = fixture.lockstep();
+    let old = lockstep.backup("label");
+    let pool = &fixture.pools[1];
+    let images = pool.image.parent().expect("a folder").to_str().expect("UTF-8");
+    let renamed = format!("{}-renamed", pool.name);
+    fixture.cluster.stop(Stop::Fast);
+    patiently("zpool", &["export", &pool.name], || ()).expect("it is idle");
+    must(&mut command("zpool", ["import", "-d", images, &pool.name, &renamed]));
+    fixture.cluster.start();
+    let newer = lockstep.backup("label");
+    let checked = lockstep.expect(exit::PROBLEMS, &["check"]).stdout;
+    let words = format!("pool \"{}\" was imported under another name", pool.name);
+    assert!(checked.contains(&words) && checked.contains(&renamed), "{checked}");
+    let planned = json_of(&lockstep.expect(exit::DONE, &["--json", "prune", "--dry-run"]));
+    assert_eq!(with_action(&told(&planned, 0), "remove"), [&*old.id], "{planned}");
+    lockstep.expect(exit::DONE, &["prune"]);
+    assert_eq!(lockstep.sets(), [&*newer.id]);
+    assert_restorable(&fixture, &newer.id);
+    fixture.cluster.stop(Stop::Fast);
+    patiently("zpool", &["export", &renamed], || ()).expect("it is idle");
+    must(&mut command("zpool", ["import", "-d", images, &renamed, &pool.name]));
+    let left = fixture.snapshots();
+    assert!(!left.iter().any(|name| name.contains(&old.id)), "{left:?}");
+    // Back under its first name, it has the other's snapshots.
+    lockstep.expect(exit::DONE, &["prune", "--local", "--set", &newer.id]);
+    assert_eq!(fixture.snapshots(), [""; 0]);
 }
 
 /// A snapshot of a set that somebody gave another name is theirs: it stays, and nothing holds it.

@@ -123,7 +123,7 @@ fn ahead(subject: &str, set: &Manifest, place: &str, now: jiff::Timestamp) -> Op
     })
 }
 
-/// Snapshots of these sets whose dataset was renamed: the sets can't be restored from them, and `prune` finds them.
+/// Snapshots of these sets whose dataset or pool was renamed: the sets can't be restored from them, and `prune` finds them.
 fn renamed<'a>(
     cx: &Context,
     sets: impl Iterator<Item = &'a Manifest>,
@@ -150,7 +150,11 @@ fn renamed<'a>(
                     ),
                 ),
                 None => (
-                    format!("\"{now}\" is of set {}, whose dataset was renamed", set.set),
+                    format!(
+                        "\"{now}\" is of set {}: {}",
+                        set.set,
+                        removal::renaming(&volume.snapshot, now)
+                    ),
                     format!(
                         "the set restores once its dataset is \"{}\" again; `lockstep prune` removes the snapshot with the set",
                         volume.dataset

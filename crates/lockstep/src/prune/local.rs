@@ -176,7 +176,7 @@ impl Facts {
     fn find_moved(&mut self, cx: &Context) -> Result<()> {
         let is_gone = |volume: &&SetVolume| {
             let found = self.standing.get(&volume.snapshot);
-            found.is_none_or(|found| found.guid != volume.guid) && !self.away.contains(&volume.pool)
+            found.is_none_or(|found| found.guid != volume.guid)
         };
         let volumes = self.sets.iter().flat_map(|set| &set.volumes);
         let gone: Vec<_> = volumes.filter(is_gone).map(removal::recorded).collect();
@@ -190,6 +190,11 @@ impl Facts {
             })
             .collect();
         Ok(())
+    }
+
+    /// Whether nobody knows if the snapshot is there: its pool isn't imported, under another name neither.
+    fn is_away(&self, volume: &SetVolume) -> bool {
+        self.away.contains(&volume.pool) && !self.moved.contains_key(&volume.snapshot)
     }
 
     /// Passes over clones that are taken away before anything is removed.
@@ -248,8 +253,7 @@ impl Facts {
     fn is_base(&self, set: &Manifest) -> bool {
         set.volumes.iter().all(|volume| {
             let standing = self.standing.get(&volume.snapshot);
-            self.away.contains(&volume.pool)
-                || standing.is_some_and(|standing| standing.guid == volume.guid)
+            self.is_away(volume) || standing.is_some_and(|standing| standing.guid == volume.guid)
         })
     }
 
@@ -266,7 +270,7 @@ impl Facts {
             let common = self.commons.iter().filter(|c| c.newest.as_deref() == Some(id.as_str()));
             let reasons =
                 common.map(|c| Reason::CommonWith(format!("repository {}", c.repository)));
-            let is_away = set.volumes.iter().any(|volume| self.away.contains(&volume.pool));
+            let is_away = set.volumes.iter().any(|volume| self.is_away(volume));
             let is_no_start = named.contains(&id) && is_away;
             let mut needed: Vec<_> = match self.replaceable.contains(&id) || is_no_start {
                 true => Vec::new(),
@@ -284,14 +288,14 @@ impl Facts {
 
     /// Why the set can't be restored any more, or as long as its pool is away: then nobody knows what is gone.
     fn broken(&self, set: &Manifest) -> Option<String> {
-        if let Some(volume) = set.volumes.iter().find(|volume| self.away.contains(&volume.pool)) {
+        if let Some(volume) = set.volumes.iter().find(|volume| self.is_away(volume)) {
             return Some(is_away(set, &volume.pool));
         }
         let (volume, found) = set.first_gone(&self.standing)?;
         let name = &volume.snapshot;
         if let Some((now, standing)) = self.moved.get(name) {
             return Some(removal::promoted(&volume.dataset, now, standing).unwrap_or_else(|| {
-                format!("\"{name}\" is \"{now}\" now: its dataset was renamed")
+                format!("\"{name}\" is \"{now}\" now: {}", removal::renaming(name, now))
             }));
         }
         let rid = format!("; to be rid of the set: lockstep prune --local --set {}", set.set);
@@ -305,7 +309,7 @@ impl Facts {
     /// was promoted elsewhere.
     fn in_the_way(&self, set: &Manifest, is_named: bool) -> Option<String> {
         set.volumes.iter().find_map(|volume| {
-            if self.away.contains(&volume.pool) {
+            if self.is_away(volume) {
                 return (!is_named).then(|| is_away(set, &volume.pool));
             }
             let (snapshot, standing) = self.found(volume)?;
@@ -325,7 +329,7 @@ impl Facts {
     /// Says which snapshots of a set that is given up can't be removed with it.
     fn tell_what_stays(&self, id: &str) {
         let set = self.sets.iter().filter(|set| set.set.as_str() == id);
-        for volume in set.flat_map(|set| &set.volumes).filter(|v| self.away.contains(&v.pool)) {
+        for volume in set.flat_map(|set| &set.volumes).filter(|v| self.is_away(v)) {
             tracing::warn!(
                 "set {id} is given up: pool \"{}\" is away, and keeps \"{}\" should it come back",
                 volume.pool,

@@ -2,14 +2,14 @@
 //!
 //! 1. A journal entry names the snapshots, with their GUIDs.
 //! 2. The manifest is withdrawn: from here on there is no such set, and no restore can find it.
-//! 3. The holds are given up, and it is looked once more whether anything stands on a snapshot: a
+//! 3. The holds are given up, and it is looked before and after that whether anything stands on a snapshot: a
 //!    restore may have cloned one since it was first asked, or a shipment have begun, or somebody works in one. Then
 //!    everything is put back.
 //! 4. The snapshots are destroyed; then the set's files, then the entry.
 //!
 //! Killed before the second step nothing has happened; after it the next start finishes, by the same
 //! steps. A snapshot of the right name and another GUID is somebody else's, and stays. One whose dataset was renamed
-//! is looked for in its pool.
+//! is looked for in its pool; where that isn't imported, in all that are.
 //!
 //! A state_dir that is full has no room for the entry: so a little is kept back for it ([`keep_room`]).
 
@@ -169,6 +169,15 @@ pub fn stands(snapshot: &SnapshotName, standing: &Standing, own_hold: u64) -> Op
     (standing.holds > own_hold).then(|| format!("somebody else holds \"{snapshot}\""))
 }
 
+/// How a set's snapshot came to its present name, where only its dataset or its pool has another one.
+#[must_use]
+pub fn renaming(was: &SnapshotName, now: &SnapshotName) -> String {
+    match was.dataset.pool() == now.dataset.pool() {
+        true => "its dataset was renamed".into(),
+        false => format!("pool \"{}\" was imported under another name", was.dataset.pool()),
+    }
+}
+
 /// What keeps a set's snapshot where it is now, where a `zfs promote` of a clone took it there: its own dataset is a clone
 /// of it since.
 #[must_use]
@@ -191,19 +200,27 @@ pub fn recorded(volume: &SetVolume) -> Recorded {
 }
 
 /// Where snapshots of sets are that aren't on their datasets any more, by the names that they had: a `zfs rename` takes the
-/// snapshots along. What has the GUID of one and is of another transaction group is a copy, and somebody else's. The
-/// snapshots of each pool are listed once.
+/// snapshots along, and so does a `zpool import` under another name. What has the GUID of one and is of another transaction
+/// group is a copy, and somebody else's. The snapshots of each pool are listed once.
 ///
 /// # Errors
 /// When ZFS fails.
 pub fn renamed(cx: &Context, gone: &[Recorded]) -> Result<BTreeMap<SnapshotName, SnapshotName>> {
-    let mut by_pool: BTreeMap<&str, Vec<&Recorded>> = BTreeMap::new();
+    let away = cx.zfs.away(gone.iter().map(|one| one.0.dataset.pool()))?;
+    let imported = if away.is_empty() { Vec::new() } else { cx.zfs.pools()? };
+    let mut by_pool: BTreeMap<DatasetName, Vec<&Recorded>> = BTreeMap::new();
     for one in gone {
-        by_pool.entry(one.0.dataset.pool()).or_default().push(one);
+        let pool = one.0.dataset.pool();
+        let pools = match away.contains(pool) {
+            true => imported.clone(),
+            false => vec![DatasetName::new(pool).map_err(Error::failed)?],
+        };
+        for pool in pools {
+            by_pool.entry(pool).or_default().push(one);
+        }
     }
     let mut renamed = BTreeMap::new();
     for (pool, gone) in by_pool {
-        let pool = DatasetName::new(pool).map_err(Error::failed)?;
         let names: BTreeSet<&str> = gone.iter().map(|(name, ..)| name.name.as_str()).collect();
         let named = cx.zfs.snapshots_named(&pool, |name| names.contains(name))?;
         let facts = cx.zfs.snapshot_facts(&named)?;
@@ -276,27 +293,17 @@ fn let_go(cx: &Context, dataset: &DatasetName, guid: Guid, createtxg: u64) -> Re
 
 fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
     let named = now_named(cx, entry)?;
+    // Before the holds go as well: what `zfs destroy -d` marked goes with its hold, and couldn't be put back.
+    let before = look(cx, entry, &named, 1)?;
+    if let Some(why) = before.in_the_way {
+        return keep(cx, entry, &named, before.is_whole, why);
+    }
+    let _ = steps::reached("prune.looked");
     for snapshot in &named {
         cx.zfs.release(snapshot)?;
     }
-    let there = cx.zfs.standing(&named)?;
-    let is_ours =
-        |at: usize| there.get(&named[at]).is_some_and(|s| s.guid == entry.snapshots[at].1);
-    let mut ours: Vec<_> = (0..named.len()).filter(|at| is_ours(*at)).collect();
-    let is_whole = ours.len() == named.len();
-    let promoted = |at: usize| promoted(&entry.snapshots[at].0, &named[at], there.get(&named[at])?);
-    if entry.gives_up {
-        // The dataset itself stands on it.
-        ours.retain(|at| promoted(*at).is_none());
-    }
-    let stands = |at: usize| stands(&named[at], there.get(&named[at])?, 0);
-    let in_the_way = ours.iter().find_map(|at| promoted(*at).or_else(|| stands(*at)));
-    let shipping = at_work::all(cx)?.remove(entry.set.as_str());
-    let shipping = shipping.map(|name| format!("it is being shipped to repository {name}"));
-    if let Some(why) = in_the_way.or(shipping) {
-        return keep(cx, entry, &named, is_whole, why);
-    }
-    if let Some(why) = in_use(ours.iter().map(|at| &named[*at]))? {
+    let Looked { ours, is_whole, in_the_way } = look(cx, entry, &named, 0)?;
+    if let Some(why) = in_the_way {
         return keep(cx, entry, &named, is_whole, why);
     }
     let _ = steps::reached("prune.released");
@@ -307,7 +314,7 @@ fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
         let _ = steps::reached(&format!("prune.destroyed-{}", number + 1));
     }
     // A pool that is merely exported may come back with its snapshot.
-    for (dataset, _) in entry.snapshots.iter().filter(|_| !entry.gives_up) {
+    for SnapshotName { dataset, .. } in named.iter().filter(|_| !entry.gives_up) {
         if !cx.zfs.exists(dataset.pool())? {
             let why = format!("pool \"{}\" is away", dataset.pool());
             return Ok(Removal::Unfinished(why));
@@ -318,6 +325,44 @@ fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
     files::remove_file(&path(cx, entry))?;
     let _ = steps::reached("prune.removed");
     Ok(Removal::Done)
+}
+
+/// What is there of a set that is to go.
+struct Looked {
+    /// Which of its snapshots are there, by their places in the entry.
+    ours: Vec<usize>,
+    is_whole: bool,
+    /// What one of them is needed for.
+    in_the_way: Option<String>,
+}
+
+/// Looks at the set's snapshots, each of which has at most `own_holds` of Lockstep's.
+fn look(
+    cx: &Context,
+    entry: &RemovalJournal,
+    named: &[SnapshotName],
+    own_holds: u64,
+) -> Result<Looked> {
+    let there = cx.zfs.standing(named)?;
+    let is_ours =
+        |at: usize| there.get(&named[at]).is_some_and(|s| s.guid == entry.snapshots[at].1);
+    let mut ours: Vec<_> = (0..named.len()).filter(|at| is_ours(*at)).collect();
+    let is_whole = ours.len() == named.len();
+    let promoted = |at: usize| promoted(&entry.snapshots[at].0, &named[at], there.get(&named[at])?);
+    if entry.gives_up {
+        // The dataset itself stands on it.
+        ours.retain(|at| promoted(*at).is_none());
+    }
+    let stands = |at: usize| stands(&named[at], there.get(&named[at])?, own_holds);
+    let mut in_the_way = ours.iter().find_map(|at| promoted(*at).or_else(|| stands(*at)));
+    if in_the_way.is_none() {
+        let shipping = at_work::all(cx)?.remove(entry.set.as_str());
+        in_the_way = shipping.map(|name| format!("it is being shipped to repository {name}"));
+    }
+    if in_the_way.is_none() {
+        in_the_way = in_use(ours.iter().map(|at| &named[*at]))?;
+    }
+    Ok(Looked { ours, is_whole, in_the_way })
 }
 
 /// Whether somebody works in a snapshot, in `.zfs/snapshot`. ZFS mounts it for whoever looks there, and leaves it so for a

@@ -335,6 +335,15 @@ impl Zfs {
         Ok(away)
     }
 
+    /// The pools that are imported.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn pools(&self) -> Result<Vec<DatasetName>> {
+        let out = Program::new("zpool").args(["list", "-H", "-o", "name"]).run()?;
+        out.stdout.lines().map(parse::dataset).collect()
+    }
+
     /// Sets one property on several datasets or snapshots.
     ///
     /// # Errors
