@@ -1,4 +1,4 @@
-//! Why recovery ended where it did, in words that say what to do.
+//! Explains why recovery ended where it did, and what to do.
 
 use super::{CONSISTENT, NOT_REACHED, has_said};
 use crate::error::Error;
@@ -10,7 +10,7 @@ use crate::restore::build::Build;
 use crate::restore::{fetched, original};
 use crate::set::manifest::Manifest;
 
-/// PostgreSQL's reason to end recovery, where Lockstep knows it.
+/// Adds to the error PostgreSQL's reason for ending recovery, if Lockstep knows it.
 pub(in crate::restore) fn explain(build: &Build, server: &Server, error: Error) -> Error {
     let said = |words: &str| has_said(server, words);
     if said("requested recovery stop point is before consistent recovery point") {
@@ -54,14 +54,14 @@ pub(in crate::restore) fn explain(build: &Build, server: &Server, error: Error) 
             "recovery wanted to write outside the restored cluster: name the folder in clone.writable if it may. That may be the log of a restore_command, or where a tablespace was made after the set: that one has to be the server's user's, and no other cluster's",
         );
     }
-    // The first word of a server that has its settings and its memory (StartupXLOG in xlog.c).
+    // The first message of a server that has its settings and its memory (StartupXLOG in xlog.c).
     if said("FATAL:  ") && !said("database system was ") {
         return error.with_hint(not_as_there(build.request.clone.is_some()));
     }
     error
 }
 
-/// What to do where a server didn't so much as begin with recovery.
+/// Returns what to do if a server didn't even begin recovery.
 fn not_as_there(is_clone: bool) -> &'static str {
     if is_clone {
         "the server ended before recovery: what this host hasn't as the original's had it (memory, ssl files, libraries, locales) is set for clones in settings of [clusters.NAME.clone]"
@@ -70,22 +70,22 @@ fn not_as_there(is_clone: bool) -> &'static str {
     }
 }
 
-/// Whether the cluster that the set is of runs on this host.
+/// Whether the set's cluster runs on this host.
 fn original_runs(build: &Build) -> bool {
     let all = original::here(build.cx, &build.manifest, &build.placement);
     all.iter().any(|data| server::running(data).is_ok_and(|running| running.is_some()))
 }
 
-/// Why recovery can't begin with the set, where it follows a timeline that doesn't have the set's end (InitWalRecovery in
-/// xlogrecovery.c). PostgreSQL's own hint at that is for a server that has crashed: a copy without its backup_label starts,
-/// and is silently wrong.
+/// Returns why recovery can't begin with the set: it follows a timeline that doesn't contain the set's end
+/// (InitWalRecovery in xlogrecovery.c). PostgreSQL's own hint for that is meant for a server that has crashed: a copy
+/// without its backup_label starts, and is silently wrong.
 fn of_another_timeline(set: &Manifest, is_standby: bool, said: &[String]) -> Option<String> {
     let says = |words: &str| said.iter().any(|line| line.contains(words));
     let timeline = set.timeline();
     let id = &set.set;
     let before = format!("take a set from before the place where timeline {timeline} was left");
     let other = match is_standby {
-        // Its primary's is the one that it has to follow.
+        // It has to follow its primary's timeline.
         true => before,
         false => format!(
             "{before} (with --target-time and no set named it is found), or give --target-timeline {timeline} to recover along the set's own"
@@ -107,7 +107,7 @@ fn of_another_timeline(set: &Manifest, is_standby: bool, said: &[String]) -> Opt
     ))
 }
 
-/// How far recovery came, in the words of the server (PerformWalRecovery in xlogrecovery.c).
+/// Returns how far recovery got, in the words of the server (PerformWalRecovery in xlogrecovery.c).
 pub(super) fn came_to(said: &[String]) -> Option<String> {
     let behind = |words: &str| {
         let rest = said.iter().rev().find_map(|line| line.split_once(words))?.1;
@@ -159,7 +159,7 @@ mod tests {
             assert!(!hint.contains("remov"), "{hint}");
         }
         assert_eq!(hint("FATAL:  the database system is starting up"), None);
-        // Which --standby forbids.
+        // --standby forbids it.
         assert!(!of(true, not_a_child).unwrap().contains("--target-timeline"));
     }
 }
