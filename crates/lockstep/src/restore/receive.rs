@@ -154,7 +154,7 @@ impl Receiving<'_> {
         }
     }
 
-    /// Mounts it, where nothing of it is locked.
+    /// Mounts it; its key has to be loaded if it has one.
     pub(super) fn mount_open(&self) -> Result<()> {
         let Self { build, dataset, .. } = *self;
         match self.has_data() {
@@ -163,7 +163,7 @@ impl Receiving<'_> {
         }
     }
 
-    /// Whether it is in the clear, or its key could be had.
+    /// Whether it is unencrypted, or its key is loaded or can be.
     fn is_open(&self) -> Result<bool> {
         Ok(!self.is_raw() || self.unlock()?)
     }
