@@ -4,22 +4,22 @@
 //! owner                            the id of this state_dir: whose snapshots are whose
 //! zfs.json                         what this machine's ZFS can do, found out once a day
 //! clusters/NAME/lock               flock: one backup at a time
-//! clusters/NAME/reserve            room for the journal of a removal, where there is no other
-//! clusters/NAME/sets/ID/           manifest.json (written last), backup_label, tablespace_map, wal/, config/, and in which
-//!                                  repositories it is or was (shipped.REPOSITORY.json, pruned.REPOSITORY)
+//! clusters/NAME/reserve            reserved space for the journal of a removal
+//! clusters/NAME/sets/ID/           manifest.json (written last), backup_label, tablespace_map, wal/, config/, and the
+//!                                  repositories that have or had it (shipped.REPOSITORY.json, pruned.REPOSITORY)
 //! clusters/NAME/unfinished/ID      a backup that has begun: the datasets it may have snapshots on
 //! clusters/NAME/removals/ID        a removal that has begun: the set's snapshots
 //! clusters/NAME/bookmarks/ID       bookmarks that stand for a removed set's snapshots
 //! clusters/NAME/restores/ID        a restore that has begun: its datasets and folder
 //! clusters/NAME/shipping/…         what an interrupted shipment has stored
-//! clusters/NAME/deltas/REPOSITORY/ what is known of a repository's deltas, so that it isn't read again
-//! clusters/NAME/seen/REPOSITORY.json  and of the timelines of its sets
+//! clusters/NAME/deltas/REPOSITORY/ what is known of a repository's deltas, so that they aren't read again
+//! clusters/NAME/seen/REPOSITORY.json  what is known of the timelines of its sets
 //! clusters/NAME/ship-REPOSITORY.*  flock: one shipment or prune at a time; and the sets that it works on
 //! clusters/NAME/tags/REPOSITORY/…  tags of the pages that a repository has
 //! clusters/NAME/clones/NAME        a throwaway server
-//! clusters/NAME/clone-data/NAME/   its folders, where clone.directory names no other place
-//! clusters/NAME/staging/ID/        what a restore needs on the way only
-//! clusters/NAME/views/ID/          where clones are mounted of snapshots that can't be looked into
+//! clusters/NAME/clone-data/NAME/   its folders, unless clone.directory names another place
+//! clusters/NAME/staging/ID/        what a restore needs temporarily
+//! clusters/NAME/views/ID/          mounts of clones of snapshots that can't be looked into
 //! ```
 
 use std::io::ErrorKind;
