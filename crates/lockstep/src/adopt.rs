@@ -26,7 +26,7 @@ use crate::set::notes;
 use crate::steps;
 use crate::volume::zfs::{SnapshotName, Standing};
 
-/// What is asked for.
+/// What is requested.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
     /// Ids, or their beginnings; if empty, all sets whose snapshots are here.
@@ -51,12 +51,12 @@ pub struct Adopted {
     pub was_here: bool,
 }
 
-/// What came of it.
+/// The result.
 #[derive(Debug, Default)]
 pub struct Report {
     /// Adopted, or to be adopted, oldest first.
     pub adopted: Vec<Adopted>,
-    /// Sets that aren't all on this host, with what is missing.
+    /// Sets that aren't completely on this host, with what is missing.
     pub elsewhere: Vec<(SetId, String)>,
     /// Sets that were this host's already.
     pub known: usize,

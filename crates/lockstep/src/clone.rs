@@ -1,7 +1,7 @@
 //! Throwaway servers: `clone create`, `clone list`, `clone destroy`.
 //!
-//! A clone is a restore whose server stays in its mount namespace and which Lockstep remembers, so
-//! that it can take everything away again.
+//! A clone is a restore whose server stays in its mount namespace and which Lockstep remembers, so that it can remove
+//! everything again.
 //!
 //! What could go wrong: a clone of another cluster or another state_dir has the same name. So each creation has an id
 //! of its own, with a random mark. Its datasets carry the id, and nothing that carries another one is destroyed.
@@ -26,7 +26,7 @@ use crate::set::journal::{self, RestoreJournal};
 use crate::set::manifest::path_text;
 use crate::steps;
 
-/// What `clone create` was asked for.
+/// The options of `clone create`.
 #[derive(Debug, Clone)]
 pub struct Create {
     /// The clone's name.

@@ -90,7 +90,7 @@ pub struct Restored {
     pub id: String,
     /// Where everything is.
     pub placement: Placement,
-    /// The port, where one was set.
+    /// The port, if one was set.
     pub port: Option<u16>,
     /// Whether the server runs.
     pub started: bool,

@@ -30,7 +30,7 @@ pub(super) struct Frozen<'a> {
     manifest: Manifest,
     /// Filled when first needed.
     own: Option<Own>,
-    /// Of the volumes looked into so far.
+    /// The views of the volumes looked into so far.
     volumes: BTreeMap<usize, Views<'a>>,
 }
 

@@ -18,7 +18,7 @@ pub(super) struct Stored<'a> {
     repository: &'a Repository,
     shipped: &'a Shipped,
     own: BTreeMap<String, u64>,
-    /// Of the volumes looked into so far.
+    /// The images of the volumes looked into so far.
     volumes: BTreeMap<usize, Peek>,
     wants_all: bool,
 }

@@ -200,7 +200,7 @@ mod tests {
         // At the end of a segment, and within one.
         assert_eq!(next("1\t0/5000000\tx\n", 2, "0/5000000"), [name(1, 5), name(1, 6)]);
         assert_eq!(next("1\t0/5000028\tx\n", 2, "0/5000028"), [name(1, 6), name(1, 7)]);
-        // What the old timeline wrote after it was left is of another future.
+        // What the old timeline wrote after it was left belongs to another future.
         let left = "1\t0/5000028\tx\n2\t0/7000000\tx\n";
         assert_eq!(next(left, 3, "0/7000000"), [name(2, 7), name(2, 8)]);
         let at_once = "1\t0/7000000\tx\n2\t0/7000000\tx\n";

@@ -19,7 +19,7 @@ use crate::files;
 
 /// The folder with a file for each prepared transaction.
 const FOLDER: &str = "pg_twophase";
-/// TWOPHASE_MAGIC in twophase.c, the same from 10 on.
+/// TWOPHASE_MAGIC in twophase.c, the same since PostgreSQL 10.
 const MAGIC: u32 = 0x57F9_4534;
 
 /// Removes the prepared transactions of databases that aren't restored.

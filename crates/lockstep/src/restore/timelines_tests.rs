@@ -25,7 +25,7 @@ fn with_history(mut set: Manifest) -> Manifest {
     set
 }
 
-/// Timeline 1 was left at 0/5000000 for 2, that at 0/7000000 for 3.
+/// Timeline 1 was left at 0/5000000 for 2, and 2 at 0/7000000 for 3.
 fn history(of: TimelineId) -> Option<Vec<u8>> {
     match of.get() {
         2 => Some(b"1\t0/5000000\tx\n".to_vec()),

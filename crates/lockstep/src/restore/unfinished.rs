@@ -50,7 +50,7 @@ pub fn lock(cx: &Context, id: &str) -> Result<Lock> {
 /// Whether the restore of this id is alive. Doesn't take the lock.
 ///
 /// # Errors
-/// When the lock can't be looked at.
+/// When the lock can't be checked.
 pub fn is_alive(cx: &Context, id: &str) -> Result<bool> {
     Lock::is_held(&lock_path(cx, id))
 }

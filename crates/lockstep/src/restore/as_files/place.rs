@@ -1,7 +1,7 @@
 //! A folder that is written into without ever following a link out of it.
 //!
 //! Every folder is reached from the root step by step, each opened by its name in the one before,
-//! and a step that is a symbolic link is an error. `openat2` would do it in one call, on Linux alone.
+//! and a step that is a symbolic link is an error. `openat2` would do it in one call, but only on Linux.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};

@@ -232,7 +232,7 @@ mod tests {
         };
         assert_eq!(said(&[set(1, 5, 6, "/a"), standby(11, 5)]), None);
         assert_eq!(said(&[standby(1, 7), set(11, 6, 8, "/a")]), None);
-        // The clock was set back while one was taken: it isn't taken for one that ended before it began.
+        // The clock was set back while one was taken: it doesn't count as one that ended before it began.
         let mut back = set(11, 6, 7, "/a");
         back.finished_at = back.started_at;
         assert_eq!(said(&[set(1, 5, 6, "/a"), back]), None);
