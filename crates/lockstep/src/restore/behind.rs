@@ -86,7 +86,7 @@ impl End {
                 // A live server has archived it meanwhile, unless there is a gap before it.
                 Ok(Some(())) if unreadable.is_none() && self.is_next(segment) => {
                     tracing::warn!(
-                        "recovery ended at LSN {}, and restore_command gives {name} by now, which comes next: where the original doesn't run, it failed without a word before; restore again",
+                        "recovery ended at LSN {}, and restore_command now delivers {name}, which comes next: if the original doesn't run, restore_command failed silently before; restore again",
                         self.lsn
                     );
                     return Ok(None);
@@ -99,7 +99,7 @@ impl End {
         }
         if let Some((last, words)) = unreadable {
             tracing::warn!(
-                "recovery ended in {last}, the last segment that restore_command gave: PostgreSQL said \"{words}\". So ends the last one of a server that was cut off; one that was archived is readable to its end: see whether it is damaged there"
+                "recovery ended in {last}, the last segment that restore_command delivered: PostgreSQL said \"{words}\". That is normal for the last segment of a server that crashed, but an archived one should be readable to its end: check whether it is damaged in the archive"
             );
         }
         Ok(None)
@@ -116,10 +116,10 @@ impl End {
         };
         Problem {
             what: format!(
-                "recovery ended at LSN {}, and the archive goes on: restore_command gives {name}, which lies behind that{said}",
+                "recovery ended at LSN {}, but the archive continues: restore_command delivers {name}, which comes after that{said}",
                 self.lsn
             ),
-            hint: "see that the archive has each segment up to there, whole (pg_waldump reads one) and readable for os_user, then restore again: what was committed behind that place isn't in the restored cluster".into(),
+            hint: "check that the archive has each segment up to there, intact (`pg_waldump` can read it) and readable for os_user, then restore again: what was committed after that LSN isn't in the restored cluster".into(),
         }
     }
 
@@ -143,7 +143,7 @@ impl End {
             }
             let from = quote(&pg_wal.display().to_string());
             tracing::warn!(
-                "\"{}\" has transactions from behind LSN {}, where recovery ended: the archive hasn't got them. Restore again with --restore-command {} to have them too",
+                "\"{}\" has transactions after LSN {}, where recovery ended: the archive doesn't have them. To get them too, restore again with --restore-command {}",
                 pg_wal.display(),
                 self.lsn,
                 quote(&format!("{command} || cp {from}/%f %p"))

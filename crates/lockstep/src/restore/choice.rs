@@ -78,7 +78,7 @@ pub(super) fn stored(
     };
     let (members, untold) = repository.members(cx)?;
     for (set, error) in &untold {
-        tracing::warn!(%set, error = %error.chain(), "nobody knows the timeline of a set that can't be read: the cluster may live on it");
+        tracing::warn!(%set, error = %error.chain(), "a set can't be read, so its timeline is unknown: the cluster may live on it");
     }
     let branches = Branches::of(members.iter().cloned());
     let members = members.iter().filter(|set| kin.has_identifier(set.system_identifier));
@@ -104,7 +104,7 @@ fn by_name<'a>(named: Option<&'a str>, recovery: &Recovery) -> Result<Option<&'a
         (None, Target::Time(_) | Target::Lsn(_)) => Ok(None),
         (None, Target::End | Target::Immediate) => Ok(Some("latest")),
         (None, Target::Xid(_) | Target::Name(_)) => Err(Error::usage(
-            format!("which set lies before {} no manifest tells", recovery.target),
+            format!("no manifest tells which set was taken before {}", recovery.target),
             "name one that was taken before it: `lockstep list` shows them",
         )),
     }
@@ -168,10 +168,10 @@ impl Choice<'_> {
             Some(timeline) if timeline.parse::<u32>().is_ok() => format!(" on timeline {timeline}"),
             _ => String::new(),
         };
-        let mut hint = "`lockstep list` shows the sets, with --from repository those of one: recovery goes forward only"
+        let mut hint = "`lockstep list` shows the sets, with --from repository those of a repository; recovery only goes forward, so it has to be older than the target"
             .to_owned();
         if let Some(left) = &self.left {
-            hint.push_str(&format!("; {left}: --target-timeline takes the timeline to follow"));
+            hint.push_str(&format!("; {left}: give the timeline to follow with --target-timeline"));
         }
         let target = &self.recovery.target;
         let what =

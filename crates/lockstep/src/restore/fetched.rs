@@ -23,7 +23,7 @@ pub(super) fn problem(said: &[String], before: usize, end: Option<&str>) -> Opti
     }
     if before + segments(said) == 0 {
         tracing::warn!(
-            "not one segment of WAL came from restore_command: recovery ended with the set's own{end}. Does it find what comes after that?"
+            "restore_command delivered no WAL: recovery ended with the set's own{end}. Does restore_command find what comes after that?"
         );
     }
     None
@@ -32,9 +32,9 @@ pub(super) fn problem(said: &[String], before: usize, end: Option<&str>) -> Opti
 /// Returns what to do about a restore_command's complaint.
 pub(super) fn hint(line: &str) -> &'static str {
     if line.contains(READ_ONLY) {
-        "name the folder that it writes to in clone.writable, then restore again: in recovery all but a few file systems are read-only"
+        "add the folder that it writes to to clone.writable, then restore again: during recovery all but a few file systems are read-only"
     } else {
-        "see that os_user may run it and read the archive, then restore again"
+        "check that os_user can run it and read the archive, then restore again"
     }
 }
 
