@@ -169,10 +169,10 @@ fn refuse_unfinished(cx: &Context, name: &CloneName) -> Result<()> {
     let all = journal::read_all::<RestoreJournal>(&cx.state.path("restores"))?;
     match all.iter().any(|(_, entry)| name_in(&entry.id) == Some(name.as_str())) {
         false => Ok(()),
-        true => {
-            Err(Error::failed(format!("what an unfinished clone \"{name}\" left is there still"))
-                .with_hint("`lockstep check` says what keeps it from being removed"))
-        }
+        true => Err(Error::failed(format!(
+            "what an unfinished clone \"{name}\" left couldn't be removed yet"
+        ))
+        .with_hint("`lockstep check` says what keeps it from being removed")),
     }
 }
 
@@ -185,7 +185,7 @@ fn refuse_unknown(cx: &Context, name: &CloneName) -> Result<()> {
     let names: Vec<_> = of_it.iter().map(|made| format!("\"{}\"", made.dataset)).collect();
     Err(Error::usage(
         format!(
-            "of a clone \"{name}\" that this state_dir doesn't know these are there: {}",
+            "datasets of a clone \"{name}\" that this state_dir doesn't know: {}",
             names.join(", ")
         ),
         format!(

@@ -63,9 +63,9 @@ pub(super) fn record(cx: &Context, name: &CloneName, is_lost: bool) -> Result<Op
     made.retain(|other| other.restore == first.restore && other.owner == first.owner);
     if first.owner != cx.state.owner() && !is_lost {
         return Err(Error::usage(
-            format!("clone \"{name}\" is another state_dir's: \"{}\"", first.dataset),
+            format!("clone \"{name}\" was made by another state_dir: \"{}\"", first.dataset),
             format!(
-                "destroy it there; where that state_dir is gone for good: {}",
+                "destroy it there; if that state_dir is gone for good: {}",
                 destroy_command(name, is_theirs(cx, &made))
             ),
         ));

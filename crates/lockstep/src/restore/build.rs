@@ -150,7 +150,7 @@ impl<'a> Build<'a> {
         let lock = unfinished::lock(self.cx, &self.id)?;
         if unfinished::journal_path(self.cx, &self.id).exists() {
             return Err(Error::failed(format!(
-                "what an unfinished {} left is there still",
+                "what an unfinished {} left couldn't be removed yet",
                 self.id
             ))
             .with_hint("`lockstep check` says what keeps it from being removed"));

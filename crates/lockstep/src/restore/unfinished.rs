@@ -72,7 +72,7 @@ pub fn remove(cx: &Context) -> Result<()> {
                 let kind = kind(&entry.id);
                 tracing::warn!(
                     id = %entry.id, error = %error.chain(),
-                    "an unfinished {kind} left something: it stays for now{}", held_by(&entry)
+                    "what an unfinished {kind} left stays for now{}", held_by(&entry)
                 );
             }
             removed => removed?,
@@ -102,14 +102,14 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
         Ok(None) => {
             tracing::warn!(
                 id = %entry.id, data = %entry.data.display(),
-                "another restore works where an unfinished one left something: it stays for now"
+                "another restore works where an unfinished one left something: that stays for now"
             );
             return Ok(());
         }
         Err(error) => {
             tracing::warn!(
                 id = %entry.id, data = %entry.data.display(), error = %error.chain(),
-                "nobody can tell whether another restore works where an unfinished one left something: it stays for now"
+                "can't tell whether another restore works where an unfinished one left something: that stays for now"
             );
             return Ok(());
         }
@@ -117,7 +117,7 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
     if is_taken_over(entry) {
         tracing::warn!(
             id = %entry.id, data = %entry.data.display(),
-            "another restore has gone on with what an unfinished one left: it is that one's"
+            "another restore has continued with what an unfinished one left: it belongs to that one now"
         );
         destroy_datasets(cx, &received_only(entry))?;
         return leave(path, cx, entry, held);
@@ -126,7 +126,7 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
         Whose::Ended => {
             tracing::warn!(
                 id = %entry.id, data = %entry.data.display(),
-                "the journal of a restore that has ended: did state_dir come back from a copy? What it made stays"
+                "this is the journal of a restore that has ended: did state_dir come back from a copy? What the restore made stays"
             );
             return forget_restore(path, cx, entry, held);
         }
@@ -134,7 +134,7 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
             tracing::warn!(
                 id = %entry.id, data = %entry.data.display(), journal = %path.display(),
                 "an unfinished restore may be cluster \"{cluster}\" of the configuration by now: it stays for now. \
-                 Where it is, remove the journal; where nobody needs it, what the journal names"
+                 If it is, remove the journal; if nobody needs it, remove what the journal names"
             );
             return Ok(());
         }
@@ -287,7 +287,7 @@ pub(super) fn mark_ended(cx: &Context, entry: &RestoreJournal) {
     let marked = mark_folders_ended(entry)
         .and_then(|()| cx.zfs.set(ENDED, &entry.id, &gone_on::staying(entry)));
     if let Err(error) = marked {
-        tracing::warn!(restore = %entry.id, error = %error.chain(), "nothing there says that it has ended");
+        tracing::warn!(restore = %entry.id, error = %error.chain(), "can't record there that it has ended");
     }
 }
 
@@ -469,9 +469,7 @@ impl InTheWay {
         match clones.first() {
             Some(clone) => Self {
                 name,
-                is: format!(
-                    "is what \"{clone}\" stands on, which a `zfs promote` takes it back to"
-                ),
+                is: format!("is the origin of \"{clone}\", and `zfs promote` moves it back there"),
                 way_out: format!("zfs promote {}", quote(clone.as_str())),
             },
             None => Self {
@@ -511,7 +509,7 @@ pub fn in_the_way(cx: &Context, entry: &RestoreJournal) -> Result<Vec<InTheWay>>
         let foreign = below.filter(|below| !entry.datasets.contains(below));
         found.extend(foreign.map(|below| InTheWay {
             name: below.to_string(),
-            is: format!("lies below \"{dataset}\""),
+            is: format!("is below \"{dataset}\""),
             way_out: format!("zfs destroy {}", quote(below.as_str())),
         }));
     }

@@ -48,7 +48,7 @@ pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<
         }
         // An interrupted restore may lack pg_control, but it has other parts of a data directory.
         if !data.join("PG_VERSION").exists() && !data.join("global").is_dir() {
-            return Err(strange(data, "something else than a data directory".to_owned()));
+            return Err(strange(data, "something other than a data directory".to_owned()));
         }
     }
     let older =
@@ -182,7 +182,7 @@ fn holds(folder: &Path, what: &str, known: impl Fn(&str) -> bool) -> Result<()> 
     match names.find(|name| !name.to_str().is_some_and(is_known)) {
         None => Ok(()),
         Some(name) => {
-            Err(strange(folder, format!("\"{}\", which is nothing of {what}", name.display())))
+            Err(strange(folder, format!("\"{}\", which isn't part of {what}", name.display())))
         }
     }
 }
@@ -228,6 +228,6 @@ mod tests {
         assert!(directory(&folder).is_ok());
         std::fs::write(folder.join("passwd"), b"root").unwrap();
         let error = directory(&folder).unwrap_err();
-        assert!(error.to_string().contains("\"passwd\", which is nothing of a restore"), "{error}");
+        assert!(error.to_string().contains("\"passwd\", which isn't part of a restore"), "{error}");
     }
 }

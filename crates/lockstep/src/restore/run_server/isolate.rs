@@ -96,7 +96,7 @@ fn forget_older(folder: &Path) -> Result<()> {
         None => files::empty_directory(folder),
         Some(path) => Err(Refusal::NotAnOlderRestore {
             path: folder.to_path_buf(),
-            holds: format!("\"{}\", which is nothing of a tablespace", path.display()),
+            holds: format!("\"{}\", which isn't part of a tablespace", path.display()),
         }
         .into()),
     }
