@@ -80,7 +80,7 @@ pub(super) fn keep(cx: &Context, entry: &RestoreJournal) -> Result<()> {
 pub fn words(entry: &RestoreJournal) -> String {
     let directory = entry.alone_in.first().unwrap_or(&entry.data);
     let stays = format!(
-        "What was received stays in \"{}\", and no server starts on it: the same command with --delta goes on with it",
+        "What was received stays in \"{}\", and no server starts on it: the same command with --delta continues with it",
         directory.display()
     );
     if !entry.own.contains(&marker::path(directory)) {
@@ -93,7 +93,7 @@ pub fn words(entry: &RestoreJournal) -> String {
     let folders = entry.alone_in.iter().map(|folder| quote(&folder.display().to_string()));
     let folders = format!("rm -r {}", folders.collect::<Vec<_>>().join(" "));
     let commands: Vec<_> = datasets.chain([folders]).collect();
-    format!("{stays}. To be rid of it: `{}`", commands.join("; "))
+    format!("{stays}. To remove it: `{}`", commands.join("; "))
 }
 
 #[cfg(test)]
@@ -120,13 +120,13 @@ mod tests {
         let goes = without_kept(&entry);
         assert_eq!(goes.datasets, names(&["p/r/data", receiving]));
         assert!(goes.own.is_empty());
-        assert!(words(&entry).ends_with("To be rid of it: `zfs destroy -r p/r; rm -r /r`"));
+        assert!(words(&entry).ends_with("To remove it: `zfs destroy -r p/r; rm -r /r`"));
         // The dataset above existed before: it isn't the restore's.
         entry.datasets.remove(0);
         assert!(words(&entry).ends_with("`zfs destroy -r p/r/wal; rm -r /r`"));
         // An older restore was there before.
         entry.own.clear();
-        assert!(words(&entry).ends_with("goes on with it"));
+        assert!(words(&entry).ends_with("continues with it"));
     }
 
     #[test]

@@ -156,7 +156,7 @@ fn no_folder_for_a_link(placement: &Placement, path: &Path) -> Result<()> {
     }
     Err(Error::usage(
         format!(
-            "\"{}\" is there, and can only become a link to \"{}\": the tablespace is a folder of the dataset that is mounted there",
+            "\"{}\" exists, but the restore has to make it a link to \"{}\": the tablespace is a folder of the dataset that is mounted there",
             path.display(),
             target.display()
         ),

@@ -60,7 +60,7 @@ impl Receiving<'_> {
         for (name, value, error) in set_as_far_as_taken(zfs, &for_writing, dataset) {
             tracing::warn!(
                 error = %error.chain(),
-                "\"{dataset}\" takes no {name}={value}, as its original has it: it is restored without. Another value: `zfs set {name}=… {}`",
+                "\"{dataset}\" doesn't accept its original's {name}={value}: it is restored without. To set another value: `zfs set {name}=… {}`",
                 quote(dataset.as_str())
             );
         }
