@@ -31,7 +31,7 @@ pub(super) fn check(
 ) -> Result<()> {
     if request.what.is_a_part() {
         return Err(Error::usage(
-            "a standby replays what happens to all of the cluster, and this would have a part of it",
+            "a standby replays changes to the whole cluster, but this one would have only a part of it",
             "leave out --standby, or restore all of the set",
         ));
     }
@@ -60,7 +60,7 @@ pub(super) fn follow(build: &Build, server: &mut Server) -> Result<Outcome> {
         // own.
         Err(Error::Failed { .. }) if is_far_enough(server) => {
             tracing::info!(
-                "it was consistent, and ended at what its namespace doesn't let it replay: it goes on outside"
+                "it was consistent, and ended at what it can't replay in its namespace: it continues outside"
             );
             Ok(Outcome::Follows)
         }
@@ -83,7 +83,7 @@ pub(super) fn does_not_stream(
     let why = why_not_streaming(cx, request, restored)?;
     Some(Problem {
         what: format!("nothing streams to the standby: {why}"),
-        hint: "it goes on trying: look at the primary and at its pg_hba.conf, make the slot there, or change primary_conninfo and primary_slot_name here with ALTER SYSTEM and pg_reload_conf()".into(),
+        hint: "it keeps trying: check the primary and its pg_hba.conf, make the slot there, or change primary_conninfo and primary_slot_name here with ALTER SYSTEM and pg_reload_conf()".into(),
     })
 }
 
