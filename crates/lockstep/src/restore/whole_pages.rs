@@ -41,7 +41,7 @@ pub(super) fn check(
     if !full_page_writes && goes_on {
         tracing::warn!(
             %set,
-            "full_page_writes was off: each change of what isn't restored, in WAL from --restore-command, makes lines in the server's log, which may become larger than that WAL"
+            "full_page_writes was off: each change to what isn't restored, in WAL from --restore-command, adds lines to the server's log, which may become larger than that WAL"
         );
     }
     let is_whole =
@@ -49,7 +49,7 @@ pub(super) fn check(
     if !is_whole && (!starts || recovery.action == Action::Shutdown) {
         tracing::warn!(
             %set,
-            "data checksums and wal_log_hints were off, or full_page_writes was: recovery may come to changes of what isn't restored. Restore with --start, or start it the first time with `pg_ctl -o '-c {IGNORE}=on' start`"
+            "data checksums and wal_log_hints were off, or full_page_writes was: recovery may end at a change to what isn't restored. Restore with --start, or start it the first time with `pg_ctl -o '-c {IGNORE}=on' start`"
         );
     }
     Ok(())
@@ -67,10 +67,10 @@ fn missed<'a>(only: &Only, mut folders: impl Iterator<Item = &'a str>) -> Result
     match folders.find(|folder| !only.leaves_out(folder)) {
         None => Ok(()),
         Some(folder) => Err(Error::failed(format!(
-            "recovery came to changes of pages in \"{folder}\" that aren't there, and these files are restored"
+            "recovery found changes to pages in \"{folder}\" that don't exist, although these files are restored"
         ))
         .with_hint(
-            "the set's files and the WAL don't belong together: does restore_command give another cluster's? `lockstep repo check --read-data` looks at the set; or restore another one",
+            "the set's files and the WAL don't belong together: does restore_command deliver another cluster's? `lockstep repo check --read-data` looks at the set; or restore another one",
         )),
     }
 }
