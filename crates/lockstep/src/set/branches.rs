@@ -149,7 +149,7 @@ impl Branches {
     #[must_use]
     pub fn doubt(&self, chosen: &Manifest) -> Option<String> {
         let apart = self.apart(chosen)?;
-        Some(format!("it may be of the one that was given up: {apart}. {}", apart.hint()))
+        Some(format!("it may be of the cluster that was given up: {apart}. {}", apart.hint()))
     }
 
     fn add(&mut self, set: Member) {
@@ -235,7 +235,7 @@ impl LeftBehind {
     #[must_use]
     pub fn hint(&self) -> String {
         format!(
-            "does a host still back up what a failover or a restore has left? end its backups, or make it a standby (pg_rewind, `lockstep restore --standby`). Where timeline {} is that of a copy and doesn't belong here, remove its sets: `lockstep prune --set {}`, with --repository NAME or --local",
+            "does a host still back up a cluster that a failover or a restore has replaced? End its backups, or make it a standby (pg_rewind, `lockstep restore --standby`). If timeline {} is that of a copy and doesn't belong here, remove its sets: `lockstep prune --set {}`, with --repository NAME or --local",
             self.to, self.newest
         )
     }

@@ -124,7 +124,7 @@ impl Apart {
     #[must_use]
     pub fn hint(&self) -> String {
         format!(
-            "which of the two lives? End the backups of the other one, and remove its sets: `lockstep prune --set ID`, with --repository NAME or --local. A history of timeline {} that restore_command finds lets the next restore take another number (docs/archive.md). Where there is one cluster alone: was the clock wrong when one of the two was taken? Then remove that set",
+            "which of the two is the live one? End the backups of the other one, and remove its sets: `lockstep prune --set ID`, with --repository NAME or --local. A history of timeline {} that restore_command finds lets the next restore take another number (docs/archive.md). If there is only one cluster: was the clock wrong when one of the two was taken? Then remove that set",
             self.timeline
         )
     }
