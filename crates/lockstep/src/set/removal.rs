@@ -106,7 +106,7 @@ pub fn write_to_remove<T: serde::Serialize>(cx: &Context, path: &Path, entry: &T
     };
     let full = match reserve::give(&reserve_path(cx))? {
         true => {
-            tracing::warn!("state_dir is full: what was kept back there for removals is used");
+            tracing::warn!("state_dir is full: the space reserved there for removals is used");
             match journal::write(path, entry) {
                 Err(full) if full.lacks_room() => full,
                 written => return written,
@@ -115,7 +115,7 @@ pub fn write_to_remove<T: serde::Serialize>(cx: &Context, path: &Path, entry: &T
         false => full,
     };
     Err(Error::failed(full.chain()).with_hint(format!(
-        "not even the journal of a removal fits into state_dir: make a few KiB of room on its file system, and run it again; what lies in \"{}\" is made again by itself",
+        "not even the journal of a removal fits into state_dir: free a few KiB on its file system, and run it again; you can delete what is in \"{}\", Lockstep makes it again",
         cx.state.path("tags").display()
     )))
 }
@@ -142,7 +142,7 @@ pub fn unfinished(cx: &Context) -> Result<()> {
             Removal::Done => {}
             Removal::Left(why) => tracing::warn!(set = %entry.set, "it is kept after all: {why}"),
             Removal::Unfinished(why) => {
-                tracing::warn!(set = %entry.set, "it isn't gone yet: {why}");
+                tracing::warn!(set = %entry.set, "it isn't completely removed yet: {why}");
             }
         }
     }
