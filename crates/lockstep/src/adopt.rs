@@ -84,7 +84,7 @@ pub fn run(cx: &Context, request: &Request) -> Result<Report> {
         return Err(Error::usage(
             format!("cluster \"{}\" has no repository to take sets from", cx.name),
             format!(
-                "add repositories = [\"NAME\"] to [clusters.{}]; a set's certificate is in state_dir and in repositories alone",
+                "add repositories = [\"NAME\"] to [clusters.{}]; a set's certificate is only in state_dir and in repositories",
                 cx.name
             ),
         ));
@@ -231,7 +231,7 @@ fn chosen<'a>(
         let Meant::One(id) = meant else {
             return Err(Error::usage(
                 format!("no one set here or in the cluster's repositories is called \"{which}\""),
-                "`lockstep list` and `lockstep list --from repository` show those that are there; write all of its id",
+                "`lockstep list` and `lockstep list --from repository` show the sets that exist; write the whole id",
             ));
         };
         wanted.extend(there.iter().find(|known| known.as_str() == id).map(|id| (*id).clone()));

@@ -55,7 +55,7 @@ impl<'a> Frozen<'a> {
         let name = known.snapshot.clone();
         if !self.volumes.contains_key(&volume) {
             let views = Views::open(self.cx, std::slice::from_ref(&name)).map_err(|error| {
-                let hint = "where a repository has the set: --from repository";
+                let hint = "if a repository has the set, use --from repository";
                 Error::failed(format!("\"{}\" can't be looked into", known.snapshot))
                     .because(error)
                     .with_hint(hint)
