@@ -138,7 +138,7 @@ fn look_behind(
         Ok(Some(end)) => end,
         Ok(None) => return Ok(()),
         Err(error) => {
-            tracing::warn!(error = %error.chain(), "nobody can tell whether the archive goes on behind the end of recovery");
+            tracing::warn!(error = %error.chain(), "can't tell whether the archive continues after the end of recovery");
             return Ok(());
         }
     };
@@ -239,9 +239,9 @@ fn remove_places_of_others(build: &Build) -> Result<()> {
 fn doesn_t_start(build: &Build, error: &Error) -> Problem {
     let conf = build.placement.data.join("postgresql.auto.conf");
     Problem {
-        what: format!("it is restored, and its server doesn't start: {}", error.chain()),
+        what: format!("the cluster is restored, but its server doesn't start: {}", error.chain()),
         hint: format!(
-            "set what can't be here as it was at the original in \"{}\", and start it; or restore it again with --setting NAME=VALUE",
+            "change the settings that can't be the original's on this host in \"{}\", and start it; or restore it again with --setting NAME=VALUE",
             conf.display()
         ),
     }

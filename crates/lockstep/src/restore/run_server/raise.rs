@@ -23,7 +23,7 @@ pub(super) fn raise(build: &mut Build, server: &Server, before: &ControlFile) ->
             continue;
         }
         tracing::info!(
-            "{name} becomes {value} in the restored cluster: the original's was raised, and recovery can't go on with less"
+            "{name} becomes {value} in the restored cluster: the original's was raised, and recovery can't continue with less"
         );
         recovery::put(&mut build.raised, name, value);
         is_new = true;
