@@ -61,7 +61,7 @@ fn place(zfs: &Zfs, asked: &DatasetName, source: &Source) -> Result<()> {
         _ => Err(Error::usage(
             format!("pool \"{}\" of --dataset \"{asked}\" isn't there", asked.pool()),
             format!(
-                "`zpool list` shows the pools that are; `zpool import {}` where it is only exported",
+                "`zpool list` shows the imported pools; if it is only exported: `zpool import {}`",
                 quote(asked.pool())
             ),
         )),
@@ -114,10 +114,10 @@ fn settings(zfs: &Zfs, placement: &Placement, there: &BTreeSet<DatasetName>) -> 
             let commands = format!("`umount {place}`, `zfs set mountpoint={value} {name}`");
             ("mountpoint", "legacy", "ZFS can't unmount and mount it", commands)
         } else if has("readonly", "on") {
-            let why = "it is written to, and so it is when the server recovers";
+            let why = "the restore writes to it, and so does the server in recovery";
             ("readonly", "on", why, format!("`zfs set readonly=off {name}`"))
         } else if has("canmount", "off") {
-            let why = "it is mounted before it is brought to the set's state, and for the server";
+            let why = "it has to be mounted for the restore and for the server";
             ("canmount", "off", why, format!("`zfs set canmount=on {name}`"))
         } else {
             continue;

@@ -70,10 +70,10 @@ pub(super) fn fetch_file<T>(
         Err(error) => {
             steps::reached("restore.history-asked")?;
             return Err(Error::failed(format!(
-                "restore_command neither gives {name} nor says that it isn't there"
+                "restore_command neither delivers {name} nor reports it as missing"
             ))
             .because(error)
-            .with_hint("PostgreSQL too would end recovery at a code above 125: does it run as os_user, and can it reach the archive? One that needs the restored cluster's folder can't be asked before: name the set"));
+            .with_hint("PostgreSQL too would end recovery at an exit code above 125: does it run as os_user, and can it reach the archive? A command that needs the restored cluster's folder can't be asked beforehand: name the set"));
         }
     }
     look(&path)

@@ -45,7 +45,7 @@ pub(super) fn announce(from: &FromRepository, build: &Build) -> Result<()> {
         if !location.as_deref().is_some_and(is_local_key) {
             tracing::warn!(
                 dataset = %shipped.dataset,
-                "stored raw, and its key isn't in a file here: the restore stops before it could be mounted"
+                "stored raw, and its key isn't in a file on this host: the restore will stop before it is mounted"
             );
         }
     }

@@ -472,7 +472,7 @@ fn mount_for_wal(zfs: &Zfs, dataset: &DatasetName, at: &Path) -> Result<()> {
     match Mounts::read()?.holding(&real) {
         Some(mount) if mount.is_zfs() && mount.source == dataset.as_str() => Ok(()),
         other => Err(Error::failed(format!(
-            "\"{}\" doesn't lie on dataset \"{dataset}\", but on {}",
+            "\"{}\" isn't on dataset \"{dataset}\", but on {}",
             at.display(),
             other.map_or_else(|| "no known mount".to_owned(), |m| format!("\"{}\"", m.source))
         ))

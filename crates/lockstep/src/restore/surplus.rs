@@ -99,7 +99,7 @@ fn remove_one(path: &Path, placement: &Placement, mounts: &Mounts) -> Result<u64
 }
 
 fn stays(path: &Path, why: &str) {
-    tracing::warn!("the set has nothing at \"{}\" any more, and it stays: {why}", path.display());
+    tracing::warn!("the set has nothing at \"{}\" any more, but it stays: {why}", path.display());
 }
 
 /// Names the older restore's datasets that the set doesn't have.
@@ -111,7 +111,7 @@ fn name_datasets(zfs: &Zfs, parent: &DatasetName, placement: &Placement) -> Resu
             Path::new(&zfs.value(&dataset, "mountpoint")?).starts_with(&placement.directory);
         if is_here && zfs.all_carry(std::slice::from_ref(&dataset), "lockstep:restore")? {
             tracing::warn!(
-                "dataset \"{dataset}\" is of an older set; this one doesn't have it, and it stays: \
+                "dataset \"{dataset}\" is of an older set; this one doesn't have it, but it stays: \
                  if nobody needs it, `zfs destroy -r {}`",
                 quote(dataset.as_str())
             );

@@ -211,7 +211,7 @@ pub(super) fn unknown(recovery: &Recovery, missing: TimelineId, fitting: &[&Mani
     let name = format!("{:08X}.history", missing.get());
     Error::usage(
         format!(
-            "which of these sets lies on the way to {} nobody can tell without {name}: {}",
+            "can't tell which of these sets is on the way to {} without {name}: {}",
             recovery.target,
             words::a_few(&sets)
         ),

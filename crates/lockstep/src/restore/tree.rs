@@ -337,7 +337,7 @@ fn read_of_data(data: &Path, path: &Path) -> Result<Option<Vec<u8>>> {
                 error = %error.chain(),
                 "\"{}\" isn't taken over: the data directory's owner can't read it{}",
                 path.display(),
-                if path.is_symlink() { ", for it is a symbolic link to another's file" } else { "" }
+                if path.is_symlink() { ", because it is a symbolic link to another user's file" } else { "" }
             );
             Ok(None)
         }
