@@ -52,7 +52,7 @@ pub(crate) fn note(cx: &Context, repository: &str, sets: &[&Manifest]) -> Result
     let text: String = sets.iter().map(|manifest| format!("{}\n", manifest.set)).collect();
     files::publish(&path(cx, repository), text.as_bytes())?;
     match sets.iter().find(|manifest| !cx.state.is_complete(manifest.set.as_str())) {
-        Some(gone) => Err(Error::failed(format!("set {} is no more on this host", gone.set))),
+        Some(gone) => Err(Error::failed(format!("set {} is no longer on this host", gone.set))),
         None => Ok(()),
     }
 }

@@ -287,7 +287,10 @@ impl State {
         let hint = match self.repositories.is_empty() {
             true => hint.to_owned(),
             false => {
-                format!("{hint}; --from repository takes those of {}", self.repositories.join(", "))
+                format!(
+                    "{hint}; for those of {} use --from repository",
+                    self.repositories.join(", ")
+                )
             }
         };
         Error::usage(what, hint)

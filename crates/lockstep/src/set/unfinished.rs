@@ -19,9 +19,9 @@ pub const TAKING: &str = "taking";
 pub const COMPLETE: &str = "complete";
 
 /// The reason for keeping a set of which only its backup's journal exists.
-pub const NO_MANIFEST: &str = "it is marked complete, and this state_dir has no manifest of it (did it come back from a copy?)";
+pub const NO_MANIFEST: &str = "it is marked complete, but this state_dir has no manifest of it (did state_dir come back from a copy?)";
 /// What to do about it.
-pub const ADOPT: &str = "`lockstep adopt` takes it up again where a repository has it";
+pub const ADOPT: &str = "`lockstep adopt` brings it back if a repository has it";
 
 /// Whether one of the snapshots of a begun backup is marked as belonging to a complete set: it gets that mark once
 /// the manifest exists.
@@ -95,7 +95,7 @@ pub fn remove_set(cx: &Context, entry: &BackupJournal) -> Result<bool> {
         // If its owner destroyed the dataset, its snapshots are gone too; a pool that is merely exported may come
         // back with them.
         if !cx.zfs.exists(dataset.pool())? {
-            tracing::warn!(%dataset, set = %entry.set, "its pool is away; its snapshot is removed when it is back");
+            tracing::warn!(%dataset, set = %entry.set, "its pool isn't imported; its snapshot is removed once it is");
             all_seen = false;
         }
     }

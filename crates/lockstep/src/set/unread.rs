@@ -21,7 +21,7 @@ pub fn ways_out(set: &str, repository: Option<&str>) -> String {
     match repository {
         Some(name) => format!("`lockstep prune --repository {name} --set {set}` gives it up"),
         None => format!(
-            "`lockstep adopt {set}` writes its manifest anew, from a repository that has the set; `lockstep prune --local --set {set}` gives it up"
+            "`lockstep adopt {set}` writes its manifest again, from a repository that has the set; `lockstep prune --local --set {set}` gives it up"
         ),
     }
 }
@@ -87,7 +87,7 @@ impl Unread {
         let mut problems = Vec::new();
         if self.own.is_empty() && self.unclear.is_empty() {
             problems.push(format!(
-                "no snapshot of set {set} was found on the pools that are imported, and its manifest doesn't say where they are: `lockstep check` names those that come to light"
+                "no snapshot of set {set} was found on the pools that are imported, and its manifest doesn't say where they are: `lockstep check` names those that turn up"
             ));
         }
         problems.extend(self.away.iter().map(|pool| {
