@@ -168,7 +168,7 @@ impl Choice<'_> {
             Some(timeline) if timeline.parse::<u32>().is_ok() => format!(" on timeline {timeline}"),
             _ => String::new(),
         };
-        let mut hint = "`lockstep list` shows the sets, with --from repository those of a repository; recovery only goes forward, so it has to be older than the target"
+        let mut hint = "`lockstep list` shows the sets, with --from repository those of a repository; recovery only goes forward, so the set has to be older than the target"
             .to_owned();
         if let Some(left) = &self.left {
             hint.push_str(&format!("; {left}: give the timeline to follow with --target-timeline"));

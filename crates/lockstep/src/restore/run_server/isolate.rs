@@ -15,7 +15,7 @@ use crate::restore::build::Build;
 use crate::restore::tree;
 use crate::volume::mounts::Mounts;
 
-/// Plans the namespace: the original tablespace paths lead to the restored cluster.
+/// Prepares the namespace: the original tablespace paths lead to the restored cluster.
 pub(super) fn isolate(
     build: &mut Build,
     bin_dir: &Path,
