@@ -1,14 +1,15 @@
-//! Sets of a repository whose snapshots are on this host become this host's own again: after state_dir was lost, or
-//! where the pools came to another host.
+//! Adopts sets of a repository whose snapshots are on this host: after state_dir was lost, or when the pools were
+//! moved to another host.
 //!
-//! A set's certificate, label and WAL are in its repository too, and its snapshots are told by their GUIDs. So what is
-//! missing is fetched, and the snapshots are marked as this state_dir's. What could go wrong: the state_dir that
-//! took them is still somewhere, and its owner prunes; so it's done where somebody asks for it by name only, the other
-//! one can't remove the snapshots any more, and a kill on the way leaves nothing that counts as a set.
+//! A set's certificate, label and WAL are in its repository too, and its snapshots are identified by their GUIDs. So
+//! the missing files are fetched, and the snapshots are marked as this state_dir's. What could go wrong: the
+//! state_dir that took them still exists somewhere, and its owner prunes. So this is done only when somebody asks for
+//! it explicitly, the other state_dir can't remove the snapshots afterwards, and a kill on the way leaves nothing
+//! that counts as a set.
 //!
-//! A set that this state_dir has may carry another one's marks: that one had taken it up, or this one lost its own id. It
-//! can't be removed here then. Two that are both alive must not take it from each other each night, so it is marked
-//! anew where it is asked for by its id alone.
+//! A set that this state_dir has may carry another state_dir's marks: the other one adopted it, or this one lost its
+//! own id. Then it can't be removed here. Two live state_dirs must not take it from each other each night, so it is
+//! marked again only when it is requested by its id.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -25,50 +26,52 @@ use crate::set::notes;
 use crate::steps;
 use crate::volume::zfs::{SnapshotName, Standing};
 
-/// What is asked for.
+/// What is requested.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
-    /// Ids, or their beginnings; all whose snapshots are here where there are none.
+    /// Ids, or their beginnings; if empty, all sets whose snapshots are here.
     pub sets: Vec<String>,
-    /// From these repositories only; from all of the cluster's where there are none.
+    /// From these repositories only; if empty, from all of the cluster's.
     pub repositories: Vec<String>,
-    /// Nothing is done.
+    /// Only report what would be done.
     pub dry_run: bool,
 }
 
-/// A set that is taken up, or marked anew.
+/// A set that is adopted, or marked again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Adopted {
     /// Its id.
     pub set: SetId,
-    /// The repositories that have it, the one it is taken from first; of one that was here already, as far as is known.
+    /// The repositories that have it, the one it is taken from first; for a set that was here already, as far as is
+    /// known.
     pub repositories: Vec<String>,
-    /// The state_dirs whose marks its snapshots have, where those aren't this one's.
+    /// The other state_dirs whose marks its snapshots carry.
     pub owners: BTreeSet<String>,
-    /// It was here already, with their marks.
+    /// It was here already, with other state_dirs' marks.
     pub was_here: bool,
 }
 
-/// What came of it.
+/// The result.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Taken up, or to be, oldest first.
+    /// Adopted, or to be adopted, oldest first.
     pub adopted: Vec<Adopted>,
-    /// Sets that aren't all on this host, with what is missing.
+    /// Sets that aren't completely on this host, with what is missing.
     pub elsewhere: Vec<(SetId, String)>,
-    /// Those that were this host's already.
+    /// Sets that were this host's already.
     pub known: usize,
-    /// Those of them whose snapshots have the marks of other state_dirs, and these; they weren't named.
+    /// Those of them that weren't requested by id and whose snapshots carry the marks of other state_dirs, with these
+    /// state_dirs.
     pub marked: Vec<(SetId, BTreeSet<String>)>,
-    /// Why one couldn't be taken up, or a repository not be read.
+    /// Why a set couldn't be adopted, or a repository couldn't be read.
     pub failed: Vec<(String, Error)>,
 }
 
-/// Takes up sets.
+/// Adopts sets.
 ///
 /// # Errors
-/// When another command works on the cluster's sets, a set that was named is neither here nor in any repository, ZFS fails,
-/// or it was interrupted. What is wrong with one set or repository is in the report.
+/// When another command works on the cluster's sets, a requested set is neither here nor in any repository, ZFS
+/// fails, or it was interrupted. Problems with a single set or repository are in the report.
 pub fn run(cx: &Context, request: &Request) -> Result<Report> {
     let mut names = match request.repositories.is_empty() {
         true => cx.cluster.repositories.clone(),
@@ -81,13 +84,13 @@ pub fn run(cx: &Context, request: &Request) -> Result<Report> {
         return Err(Error::usage(
             format!("cluster \"{}\" has no repository to take sets from", cx.name),
             format!(
-                "add repositories = [\"NAME\"] to [clusters.{}]; a set's certificate is in state_dir and in repositories alone",
+                "add repositories = [\"NAME\"] to [clusters.{}]; a set's certificate is only in state_dir and in repositories",
                 cx.name
             ),
         ));
     }
     if !request.sets.is_empty() && request.sets.iter().all(|id| is_here(id)) {
-        // For what is here no repository is needed.
+        // Sets that are here need no repository.
         names.clear();
     }
     let mut report = Report::default();
@@ -98,7 +101,7 @@ pub fn run(cx: &Context, request: &Request) -> Result<Report> {
     found.retain(|id, _| !cx.state.is_of_another_cluster(id.as_str()));
     report.known = before - found.len();
     let here: Vec<_> = here.into_iter().filter(|set| wanted.contains(&set.set)).collect();
-    // All are looked at together: each look takes some commands.
+    // All are looked at together: each look takes several commands.
     let volumes = found.values().map(|there| &there.manifest).chain(&here);
     let named = volumes.flat_map(|set| &set.volumes).map(|volume| volume.snapshot.clone());
     let standing = cx.zfs.standing(&named.collect::<Vec<_>>())?;
@@ -127,7 +130,7 @@ pub fn run(cx: &Context, request: &Request) -> Result<Report> {
 }
 
 impl Report {
-    /// One that couldn't be taken up keeps no other from it.
+    /// Records a set that couldn't be adopted; the others continue.
     fn failed(&mut self, set: &SetId, error: Error) -> Result<()> {
         if matches!(error, Error::Interrupted { .. }) {
             return Err(error);
@@ -137,7 +140,8 @@ impl Report {
     }
 }
 
-/// Marks the snapshots of a set that is here as this state_dir's, where it is named and they are another one's.
+/// Marks the snapshots of a set that is here as this state_dir's, if the set is requested by id and they carry
+/// another's marks.
 fn mark_anew(
     cx: &Context,
     request: &Request,
@@ -181,7 +185,7 @@ struct There {
     at: Vec<(Rc<Repository>, jiff::Timestamp)>,
 }
 
-/// The cluster's sets in these repositories, oldest first.
+/// Finds the cluster's sets in these repositories, oldest first.
 fn find(cx: &Context, names: &[String], report: &mut Report) -> Result<BTreeMap<SetId, There>> {
     let identity = kin::Identity::here(cx)?;
     let mut all = BTreeMap::new();
@@ -212,7 +216,7 @@ fn find(cx: &Context, names: &[String], report: &mut Report) -> Result<BTreeMap<
     Ok(all)
 }
 
-/// Those of `there` that are meant, by id or by its beginning; all where none is named.
+/// Returns those of `there` that are requested, by id or by its beginning; all if none is.
 fn chosen<'a>(
     request: &Request,
     there: impl Iterator<Item = &'a SetId>,
@@ -227,7 +231,7 @@ fn chosen<'a>(
         let Meant::One(id) = meant else {
             return Err(Error::usage(
                 format!("no one set here or in the cluster's repositories is called \"{which}\""),
-                "`lockstep list` and `lockstep list --from repository` show those that are there; write all of its id",
+                "`lockstep list` and `lockstep list --from repository` show the sets that exist; write the whole id",
             ));
         };
         wanted.extend(there.iter().find(|known| known.as_str() == id).map(|id| (*id).clone()));
@@ -235,8 +239,8 @@ fn chosen<'a>(
     Ok(wanted)
 }
 
-/// The state_dirs whose marks a set's snapshots have, without this one; or what of the set isn't here.
-/// `own` is this one's. A pure function.
+/// Returns the state_dirs whose marks a set's snapshots carry, without this one (`own`), or what of the set isn't
+/// here. A pure function.
 fn owners(
     own: &str,
     set: &Manifest,
@@ -250,7 +254,7 @@ fn owners(
     Ok(of_set.map(|standing| standing.owner.clone()).filter(|owner| owner != own).collect())
 }
 
-/// Fetches what is beside a manifest, holds and marks the snapshots, and writes the manifest last.
+/// Fetches the files that belong to a manifest, holds and marks the snapshots, and writes the manifest last.
 fn take_up(cx: &Context, there: &There) -> Result<()> {
     let set = &there.manifest;
     let directory = cx.state.set_directory(&set.set);
@@ -264,7 +268,7 @@ fn take_up(cx: &Context, there: &There) -> Result<()> {
                 break;
             }
             Err(error @ Error::Interrupted { .. }) => return Err(error),
-            // Another repository may have it whole.
+            // Another repository may have it intact.
             Err(error) => why = why.or(Some(error)),
         }
     }
@@ -281,7 +285,7 @@ fn take_up(cx: &Context, there: &There) -> Result<()> {
     steps::reached("adopt.published")
 }
 
-/// The manifest says what its files are, so they are durable before it is.
+/// Makes the set's files durable before the manifest that names them.
 fn sync(set: &Manifest, directory: &Path) -> Result<()> {
     let mut folders = BTreeSet::from([directory.to_path_buf()]);
     for name in set.files.keys() {

@@ -1,10 +1,10 @@
 //! Throwaway servers: `clone create`, `clone list`, `clone destroy`.
 //!
-//! A clone is a restore whose server stays in its mount namespace and which Lockstep remembers, so
-//! that it can take everything away again.
+//! A clone is a restore whose server stays in its mount namespace and which Lockstep remembers, so that it can remove
+//! everything again.
 //!
-//! What could go wrong: another cluster's clone, or one of another state_dir, has the same name. So each making has an id of
-//! its own, with a random mark; its datasets carry it, and nothing is destroyed that carries another.
+//! What could go wrong: a clone of another cluster or another state_dir has the same name. So each creation has an id
+//! of its own, with a random mark. Its datasets carry the id, and nothing that carries another one is destroyed.
 
 mod lost;
 
@@ -26,27 +26,27 @@ use crate::set::journal::{self, RestoreJournal};
 use crate::set::manifest::path_text;
 use crate::steps;
 
-/// What `clone create` was asked for.
+/// The options of `clone create`.
 #[derive(Debug, Clone)]
 pub struct Create {
     /// The clone's name.
     pub name: CloneName,
-    /// A set's id, its beginning, or `latest`; where left out, the newest from which recovery comes to its target.
+    /// A set's id, its beginning, or `latest`; if left out, the newest set from which recovery reaches its target.
     pub set: Option<String>,
-    /// The port; a free one where left out.
+    /// The port; if left out, a free one.
     pub port: Option<u16>,
     /// Where recovery ends.
     pub recovery: Recovery,
 }
 
-/// A clone as it is remembered.
+/// The record of a clone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Its name.
     pub name: CloneName,
     /// The set it was made from.
     pub set: SetId,
-    /// When.
+    /// When it was made.
     pub created_at: jiff::Timestamp,
     /// Its port.
     pub port: u16,
@@ -56,7 +56,7 @@ pub struct Record {
     /// Where its socket is.
     #[serde(with = "path_text")]
     pub socket_directory: PathBuf,
-    /// What has to be taken away with it.
+    /// What has to be removed with it.
     pub made: RestoreJournal,
 }
 
@@ -68,10 +68,10 @@ impl Record {
     }
 }
 
-/// Makes a clone and starts its server; what somebody should look at in it.
+/// Makes a clone and starts its server. Returns its record and the problems that somebody should look at.
 ///
 /// # Errors
-/// As a restore; when there is a clone of this name; and when its server would be shut down at its target.
+/// Fails as a restore does; when there is a clone of this name; and when its server would be shut down at its target.
 pub fn create(cx: &Context, create: &Create) -> Result<(Record, Vec<Problem>)> {
     if create.recovery.action == Action::Shutdown {
         return Err(Error::usage(
@@ -82,7 +82,7 @@ pub fn create(cx: &Context, create: &Create) -> Result<(Record, Vec<Problem>)> {
     }
     let path = record_path(cx, &create.name);
     let _lock = unfinished::lock(cx, &format!("name-{}", create.name))?;
-    // First of all: a clone of this name may be one that was cut off.
+    // First of all: a clone of this name may be an interrupted one.
     unfinished::remove(cx)?;
     refuse_unfinished(cx, &create.name)?;
     if path.exists() {
@@ -127,7 +127,7 @@ pub fn create(cx: &Context, create: &Create) -> Result<(Record, Vec<Problem>)> {
     Ok((record, problems))
 }
 
-/// The id of a clone that is about to be made. A colon is in no name.
+/// Returns the id for a clone that is about to be made. No name contains a colon.
 ///
 /// # Errors
 /// When the system gives no random bytes.
@@ -135,22 +135,24 @@ pub fn new_id(name: &CloneName) -> Result<String> {
     Ok(format!("{ID}{name}:{}", names::random_characters::<8>()?))
 }
 
-/// The name of the clone that has this id, where it is one of a clone. Those of older versions had no mark.
+/// Returns the name of the clone that has this id; `None` if it isn't a clone's id. Ids of older versions had no
+/// mark.
 #[must_use]
 pub fn name_in(id: &str) -> Option<&str> {
     let rest = id.strip_prefix(ID)?;
     Some(rest.split_once(':').map_or(rest, |(name, _)| name))
 }
 
-/// With what the id of a clone begins.
+/// The beginning of every clone's id.
 const ID: &str = "clone-";
 
-/// The command that destroys a clone; `is_theirs`: another state_dir made it.
+/// Returns the command that destroys a clone; `is_theirs`: another state_dir made it.
 pub(crate) fn destroy_command(name: impl Display, is_theirs: bool) -> String {
     format!("lockstep clone destroy {name}{}", if is_theirs { " --lost" } else { "" })
 }
 
-/// Forgets the clone of this id, whose making is undone; another of its name stays. No other id has one.
+/// Removes the record of the clone with this id, whose creation is undone. Another clone of its name stays. Ids of
+/// other restores have no record.
 ///
 /// # Errors
 /// When its record can't be removed.
@@ -162,19 +164,19 @@ pub fn forget(cx: &Context, id: &str) -> Result<()> {
     }
 }
 
-/// What was cut off and can't be removed yet has the folder and the datasets' names.
+/// Refuses a name whose folder and datasets are still taken by an interrupted clone that can't be removed yet.
 fn refuse_unfinished(cx: &Context, name: &CloneName) -> Result<()> {
     let all = journal::read_all::<RestoreJournal>(&cx.state.path("restores"))?;
     match all.iter().any(|(_, entry)| name_in(&entry.id) == Some(name.as_str())) {
         false => Ok(()),
-        true => {
-            Err(Error::failed(format!("what an unfinished clone \"{name}\" left is there still"))
-                .with_hint("`lockstep check` says what keeps it from being removed"))
-        }
+        true => Err(Error::failed(format!(
+            "what an unfinished clone \"{name}\" left couldn't be removed yet"
+        ))
+        .with_hint("`lockstep check` says what keeps it from being removed")),
     }
 }
 
-/// Of a clone that this state_dir doesn't know datasets may be there.
+/// Refuses a name of which there are datasets of a clone that this state_dir doesn't know.
 fn refuse_unknown(cx: &Context, name: &CloneName) -> Result<()> {
     let of_it = lost::find(cx, name)?;
     if of_it.is_empty() {
@@ -183,7 +185,7 @@ fn refuse_unknown(cx: &Context, name: &CloneName) -> Result<()> {
     let names: Vec<_> = of_it.iter().map(|made| format!("\"{}\"", made.dataset)).collect();
     Err(Error::usage(
         format!(
-            "of a clone \"{name}\" that this state_dir doesn't know these are there: {}",
+            "datasets of a clone \"{name}\" that this state_dir doesn't know: {}",
             names.join(", ")
         ),
         format!(
@@ -196,11 +198,11 @@ fn refuse_unknown(cx: &Context, name: &CloneName) -> Result<()> {
 fn settings(cx: &Context, name: &CloneName) -> Vec<(String, String)> {
     let mut settings = vec![
         ("cluster_name".to_owned(), format!("lockstep clone {name}")),
-        // No standby follows a clone: its commits would wait for ever.
+        // No standby follows a clone: its commits would wait forever.
         ("synchronous_standby_names".to_owned(), String::new()),
-        // A subscription of the original would go on here, and take changes from it.
+        // A subscription of the original would continue here, and take changes away from it.
         ("max_logical_replication_workers".to_owned(), "0".to_owned()),
-        // pg_cron connects where its table says: to the original, which would do each job twice.
+        // pg_cron connects to where its table says: to the original, which would run each job twice.
         ("cron.launch_active_jobs".to_owned(), "off".to_owned()),
         ("logging_collector".to_owned(), "off".to_owned()),
         ("log_destination".to_owned(), "stderr".to_owned()),
@@ -223,7 +225,7 @@ fn remember(create: &Create, restored: &Restored, made: &RestoreJournal) -> Resu
     })
 }
 
-/// The clones of the cluster, by name.
+/// Returns the clones of the cluster, by name.
 ///
 /// # Errors
 /// When a record can't be read.
@@ -236,11 +238,11 @@ pub fn list(cx: &Context) -> Result<Vec<Record>> {
     Ok(all)
 }
 
-/// Stops a clone's server and takes everything of it away. `is_lost`: also of one that another state_dir made, which is gone
-/// for good.
+/// Stops a clone's server and removes everything of it. `is_lost`: also for a clone that another state_dir made which
+/// is gone for good.
 ///
 /// # Errors
-/// When there is no such clone, or a part of it stays; then it can be tried again.
+/// When there is no such clone, or a part of it remains; then it can be tried again.
 pub fn destroy(cx: &Context, name: &CloneName, is_lost: bool) -> Result<()> {
     unfinished::remove(cx)?;
     let path = record_path(cx, name);
@@ -254,13 +256,13 @@ pub fn destroy(cx: &Context, name: &CloneName, is_lost: bool) -> Result<()> {
                     "`lockstep clone list` shows those that are there",
                 )
             })?;
-            // From here on it is one that is known: what is cut off goes on with the next try.
+            // From here on the clone is known: after an interruption the next attempt resumes.
             journal::write(&path, &record)?;
             record
         }
     };
     let _lock = unfinished::lock(cx, &record.made.id)?;
-    // Before its server is stopped: half a clone is no use to anybody.
+    // Before its server is stopped: half a clone is of no use.
     let in_the_way = unfinished::in_the_way(cx, &record.made)?;
     if !in_the_way.is_empty() {
         let commands: BTreeSet<_> =

@@ -1,11 +1,10 @@
 //! The private mount namespace in which Lockstep's own servers recover.
 //!
-//! A replayed CREATE TABLESPACE uses the absolute path of the original cluster. Up to 14 it begins
-//! by removing what it finds there, from 15 on it goes on with what is there, and what is replayed
-//! after it is written over it (create_tablespace_directories in commands/tablespace.c). On the
-//! source host that is the live cluster's directory. So in the namespace the original paths are
-//! the restored cluster's own, and every file system but a few is read-only: a path that nobody
-//! foresaw makes recovery fail, and not the live cluster.
+//! A replayed CREATE TABLESPACE uses the absolute path of the original cluster. Up to PostgreSQL 14 it first removes
+//! what it finds there; from 15 on it continues with what is there, and later replay overwrites it
+//! (create_tablespace_directories in commands/tablespace.c). On the source host that is the live cluster's directory.
+//! So in the namespace the original paths lead to the restored cluster's own folders, and every file system but a few
+//! is read-only: a path that nobody foresaw makes recovery fail, and leaves the live cluster alone.
 //!
 //! `unshare` makes the namespace and runs this program again as `internal-server`, which arranges
 //! the mounts and becomes the server.
@@ -30,21 +29,21 @@ pub const SUBCOMMAND: &str = "internal-server";
 /// What a server sees.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Isolation {
-    /// The restored cluster's own mount points: writable, and the only clones that are seen.
+    /// The restored cluster's own mount points: writable, and the only clones that are visible.
     #[serde(with = "paths_text")]
     pub own: Vec<PathBuf>,
     /// Other folders that stay writable.
     #[serde(with = "paths_text")]
     pub writable: Vec<PathBuf>,
-    /// Folders that are shown at other places.
+    /// Folders that are shown at other paths.
     pub binds: Vec<Bind>,
-    /// Mount points of others that aren't seen: what is mounted here too stays busy when it is
-    /// unmounted there, unless the host's mounts are shared.
+    /// Mount points of others that are hidden: a file system that is mounted here too stays busy when it is unmounted
+    /// there, unless the host's mounts are shared.
     #[serde(with = "paths_text")]
     pub hidden: Vec<PathBuf>,
 }
 
-/// `from` is seen at `at`.
+/// Shows `from` at `at`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
     /// A folder of the restored cluster.
@@ -55,7 +54,7 @@ pub struct Bind {
     pub at: PathBuf,
 }
 
-/// What the hidden subcommand is told.
+/// The arguments of the hidden subcommand.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     isolation: Isolation,
@@ -68,7 +67,7 @@ struct Order {
 /// Folders that a server and a restore_command usually write to.
 pub const USUAL: [&str; 6] = ["/tmp", "/var/tmp", "/run", "/var/run", "/var/log", "/var/spool"];
 
-/// File systems of the kernel's own: nothing of anybody's lies there, or only what lives in memory.
+/// The kernel's own file systems: they hold no user's data, or only data in memory.
 const PSEUDO: [&str; 17] = [
     "proc",
     "sysfs",
@@ -95,7 +94,7 @@ pub fn possible() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// The command that runs `program` in `directory` as `user`, isolated.
+/// Returns the command that runs `program` in `directory` as `user`, isolated.
 ///
 /// # Errors
 /// When a path in `isolation` can't be written down.
@@ -112,7 +111,7 @@ pub fn wrap(
         directory: directory.to_path_buf(),
     };
     let order = serde_json::to_string(&order).map_err(json("write the order"))?;
-    // This very program, also where an upgrade has put another in its place meanwhile.
+    // The running program itself, even if an upgrade has replaced its file meanwhile.
     let own = format!("/proc/{}/exe", std::process::id());
     Ok(Program::new("unshare")
         .args(["--mount", "--propagation", "slave", "--"])
@@ -135,15 +134,16 @@ pub fn run_order(order: &str) -> Result<std::convert::Infallible> {
 }
 
 fn arrange(isolation: &Isolation) -> Result<()> {
-    // First of all: a bind over them would hide them, and what is hidden can't be named any more.
+    // First of all: a bind over them would hide them, and a hidden mount can't be named any more.
     let mounts = Mounts::read()?;
-    // But where the original is a restore itself, its tablespaces lie on such clones, and what is bound there hides them.
+    // But if the original is a restore itself, its tablespaces are on such clones, and what is bound there hides
+    // them.
     let real = |bind: &Bind| std::fs::canonicalize(&bind.at).ok();
     let bound: Vec<PathBuf> = isolation.binds.iter().filter_map(real).collect();
     let holds_none = |mount: &&Mount| !bound.iter().any(|at| at.starts_with(&mount.point));
     let others = mounts.iter().filter(|mount| is_other_clone(mount, isolation));
     for mount in others.filter(holds_none) {
-        // Seen here it would stay busy after its own server has gone.
+        // Visible here it would stay busy after its own server has gone.
         let _ = unmount(&mount.point, UnmountFlags::DETACH);
     }
     for point in isolation.hidden.iter().rev() {
@@ -156,22 +156,22 @@ fn arrange(isolation: &Isolation) -> Result<()> {
         if becomes_read_only(mount, isolation) {
             let flags = MountFlags::BIND | MountFlags::RDONLY | kept_flags(&mount.options);
             match mount_remount(&mount.point, flags, "") {
-                // A mount that another hides can't be named; nobody can write through it either.
+                // A mount that is hidden by another can't be named; nobody can write through it either.
                 Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
                 other => other.map_err(io("make read-only", &mount.point))?,
             }
         }
     }
     for Bind { from, at } in outer_first(&isolation.binds) {
-        // A place inside another one that is now the restored cluster's: there it may be missing.
+        // A place inside another one that is now the restored cluster's: it may be missing there.
         std::fs::create_dir_all(at).map_err(Error::io("create", at))?;
         mount_bind(from, at).map_err(io("bind to", at))?;
     }
     Ok(())
 }
 
-/// A tablespace may lie in the folder of another: bound the other way round, the outer one would
-/// hide the inner.
+/// Sorts outer folders first: a tablespace may be in the folder of another, and bound in the other order the outer
+/// one would hide the inner.
 fn outer_first(binds: &[Bind]) -> Vec<&Bind> {
     let mut sorted: Vec<_> = binds.iter().collect();
     sorted.sort_by_key(|bind| bind.at.components().count());
@@ -196,7 +196,7 @@ fn is_other_clone(mount: &Mount, isolation: &Isolation) -> bool {
     mount.is_zfs() && ours && !isolation.own.contains(&mount.point)
 }
 
-/// A remount sets all flags anew: those of the mount have to be named to be kept.
+/// Returns the flags to keep: a remount sets all flags from scratch, so the mount's own have to be repeated.
 fn kept_flags(options: &str) -> MountFlags {
     options.split(',').fold(MountFlags::empty(), |flags, option| {
         flags

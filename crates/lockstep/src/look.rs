@@ -1,4 +1,4 @@
-//! A look into a set, without restoring it.
+//! Looks into a set without restoring it.
 //!
 //! ```text
 //! data/…                   the data directory
@@ -7,8 +7,8 @@
 //! files/…                  the set's own files: backup_label, wal/SEGMENT, config/…
 //! ```
 //!
-//! The same paths, whether the set is in a repository (`look/stored.rs`) or on this host (`look/frozen.rs`).
-//! What could go wrong: content that isn't stored must not pass for zeros, so it is told apart.
+//! The paths are the same whether the set is in a repository (`look/stored.rs`) or on this host (`look/frozen.rs`).
+//! What could go wrong: content that isn't stored must not pass for zeros, so it is marked as such.
 
 mod frozen;
 mod stored;
@@ -34,69 +34,69 @@ pub struct Look<'a> {
 /// A name and what is known about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Below the path that was asked for; empty for that itself.
+    /// Below the requested path; empty for that path itself.
     pub path: Vec<u8>,
     /// What it is.
     pub kind: FileType,
     /// The permissions.
     pub mode: u64,
-    /// The owner and the group, of what lay in the cluster.
+    /// The owner and the group, for what was in the cluster.
     pub owner: Option<(u64, u64)>,
-    /// Of a file or a link.
+    /// For a file or a link.
     pub size: Option<u64>,
-    /// Of what lay in the cluster.
+    /// For what was in the cluster.
     pub mtime: Option<Timestamp>,
-    /// Of a link.
+    /// For a link.
     pub target: Option<Vec<u8>>,
     /// Whether its content is there.
     pub is_stored: bool,
 }
 
-/// Takes content in order: where it lies in the file, and the bytes. What isn't given is zeros.
+/// Takes content in order: its offset in the file, and the bytes. The gaps are zeros.
 type Each<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<()>;
 
 /// Where a set is looked into.
 trait Inside {
     fn manifest(&self) -> &Manifest;
 
-    /// The files beside the manifest, by name, with their sizes.
+    /// Returns the set's own files, stored beside the manifest, by name, with their sizes.
     fn own_files(&mut self) -> Result<&BTreeMap<String, u64>>;
 
-    /// That the set's WAL is among them: where it is stored raw it isn't.
+    /// Checks that the set's WAL is among them; in a set that is stored raw it isn't.
     ///
     /// # Errors
-    /// Where it is instead.
+    /// Says where the WAL is instead.
     fn check_wal(&self) -> Result<()> {
         Ok(())
     }
 
-    /// The content of one of them.
+    /// Reads the content of one of them.
     fn own_content(&mut self, name: &str, each: Each<'_>) -> Result<()>;
 
-    /// What is at a path from a volume's root; its `path` is left empty.
+    /// Returns what is at a path from a volume's root; its `path` is left empty.
     fn entry(&mut self, volume: usize, path: &[Vec<u8>]) -> Result<Option<Entry>>;
 
-    /// The names in a folder of a volume.
+    /// Returns the names in a folder of a volume.
     fn names(&mut self, volume: usize, path: &[Vec<u8>]) -> Result<BTreeSet<Vec<u8>>>;
 
-    /// The content of a regular file of a volume.
+    /// Reads the content of a regular file of a volume.
     fn content(&mut self, volume: usize, path: &[Vec<u8>], each: Each<'_>) -> Result<()>;
 
-    /// Everything is going to be asked for.
+    /// Called before everything is read.
     fn prepare(&mut self) {}
 }
 
 /// Where a path leads.
 enum Place {
-    /// A folder that no file system has: the names in it.
+    /// A virtual folder that exists in no file system, with the names in it.
     Made(BTreeSet<Vec<u8>>),
     /// One of the set's own files, by its name there, and its size.
     Own(String, u64),
-    /// In a volume: which, and the path from its root.
+    /// In a volume: its index, and the path from its root.
     Volume(usize, Steps),
 }
 
-/// A path as steps; `.` and empty ones go nowhere.
+/// A path as steps; `.` and empty steps are dropped.
 type Steps = Vec<Vec<u8>>;
 
 impl<'a> Look<'a> {
@@ -118,7 +118,7 @@ impl<'a> Look<'a> {
         self.inside.manifest().set.as_str()
     }
 
-    /// What is at a path: a folder's names, or the one file; with `deep` all that is below.
+    /// Lists what is at a path: a folder's names, or the one file; with `deep` everything below it.
     ///
     /// # Errors
     /// When there is nothing of that name, or it can't be read.
@@ -136,7 +136,7 @@ impl<'a> Look<'a> {
         if entry.kind != FileType::Directory {
             return each(entry);
         }
-        // Names in the order of their bytes, each folder's content behind the folder.
+        // Names in byte order, each folder's content after the folder.
         let mut waiting: Vec<Steps> = self.below(&place, &Vec::new())?;
         while let Some(inside) = waiting.pop() {
             steps::reached("look.folder")?;
@@ -152,7 +152,7 @@ impl<'a> Look<'a> {
         Ok(())
     }
 
-    /// The paths of what is in a folder, last first.
+    /// Returns the paths of what is in a folder, last first.
     fn below(&mut self, place: &Place, inside: &Steps) -> Result<Vec<Steps>> {
         let names = match place {
             Place::Made(names) => names.clone(),
@@ -163,10 +163,10 @@ impl<'a> Look<'a> {
         Ok(names.into_iter().rev().map(path).collect())
     }
 
-    /// Writes a file's content; `false`: it isn't stored, and nothing was written.
+    /// Writes a file's content; returns `false` if it isn't stored, and then nothing was written.
     ///
     /// # Errors
-    /// When it is no file, it can't be read, or the writer fails.
+    /// When it isn't a file, it can't be read, or the writer fails.
     pub fn cat(&mut self, path: &[u8], to: &mut dyn Write) -> Result<bool> {
         let (place, entry) = self.find(&steps_of(path)?)?;
         let what = || format!("\"{}\"", path.escape_ascii());
@@ -276,7 +276,7 @@ impl<'a> Look<'a> {
         self.inside.manifest().parts().filter_map(|(_, part)| oid(&part.kind)).collect()
     }
 
-    /// One of the set's own files whose names begin with `prefix`, or a folder of such.
+    /// Finds one of the set's own files whose names begin with `prefix`, or a folder of such files.
     fn own(&mut self, prefix: &str, rest: &[&[u8]]) -> Result<Option<Place>> {
         let Ok(rest_of_name) = String::from_utf8(rest.join(&b'/')) else { return Ok(None) };
         let name = format!("{prefix}{rest_of_name}");

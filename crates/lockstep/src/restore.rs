@@ -1,10 +1,11 @@
-//! A restore, from the set to a cluster, whose server is started where that is asked for. Its data are clones of this
-//! host's snapshots, or come out of a repository: datasets, or files on any file system.
+//! Restores a set as a cluster, and starts its server if requested. The data are clones of this host's snapshots, or
+//! come from a repository: as datasets, or as files on any file system.
 //!
-//! Everything is named in a journal before it is made. Where something goes wrong, all that was made is taken away again, at
-//! once or by the next start; but for datasets that wait for their keys, and for what came out of a repository, with which
-//! `--delta` goes on. The set's snapshots are only read. What an older restore left is changed by one that is
-//! to bring it to the set's state alone, and from its first change on no server starts on it until all of it is there.
+//! Everything is named in a journal before it is made. If something goes wrong, all that was made is removed again,
+//! at once or by the next start. Two things stay: datasets that wait for their keys, and what came from a repository,
+//! which `--delta` continues with. The set's snapshots are only read. Only a restore that brings it to the set's
+//! state changes what an older restore left, and from the first change on no server starts on it until it is
+//! complete.
 
 mod alone;
 pub mod as_files;
@@ -70,13 +71,13 @@ use source::{FromRepository, Source};
 /// What a restore would make.
 #[derive(Debug, Clone)]
 pub struct Planned {
-    /// Of this set.
+    /// The set it would be made from.
     pub set: Manifest,
     /// Where everything would be.
     pub placement: Placement,
-    /// The set of an unfinished restore that it would go on with.
+    /// The set of an unfinished restore that it would continue.
     pub goes_on: Option<String>,
-    /// The datasets that are there, and would be brought to the set's state.
+    /// The datasets that exist already, and would be brought to the set's state.
     pub there: BTreeSet<DatasetName>,
 }
 
@@ -85,32 +86,32 @@ pub struct Planned {
 pub struct Restored {
     /// The set it was made from.
     pub set: Manifest,
-    /// The id on its clones.
+    /// The id that its clones carry.
     pub id: String,
     /// Where everything is.
     pub placement: Placement,
-    /// The port, where one was set.
+    /// The port, if one was set.
     pub port: Option<u16>,
-    /// The server runs.
+    /// Whether the server runs.
     pub started: bool,
-    /// Where its socket is, where the server runs.
+    /// Where its socket is, if the server runs.
     pub socket_directory: Option<PathBuf>,
-    /// What recovery said, in its own words.
+    /// What the server said during recovery, in its own words.
     pub recovery_log: Vec<String>,
     /// max_logical_replication_workers is 0, so that it takes nothing from the original's publishers.
     pub holds_subscriptions: bool,
-    /// What it has by name alone.
+    /// What exists in it by name only.
     pub not_restored: only::NotRestored,
-    /// What was written, where it became files.
+    /// What was written, if it was restored as files.
     pub written: Option<as_files::Written>,
-    /// It is there, and somebody should look.
+    /// The restore succeeded, but somebody should look at these.
     pub problems: Vec<Problem>,
 }
 
-/// What is the matter with a cluster that was restored, and what to do.
+/// A problem with a restored cluster, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// What it is, with the words of who said so.
+    /// The problem, in the words of the program that reported it.
     pub what: String,
     /// What to do about it.
     pub hint: String,
@@ -119,14 +120,13 @@ pub struct Problem {
 /// Restores a set.
 ///
 /// # Errors
-/// When the set can't be trusted, the target can't be reached, the place is in use, or anything
-/// fails on the way; then nothing is left behind, but for what came out of a repository: `--delta` goes
-/// on with that.
+/// When the set can't be trusted, the target can't be reached, the place is in use, or anything fails on the way.
+/// Then nothing is left, except what came from a repository: `--delta` continues with that.
 pub fn run(cx: &Context, request: &Request) -> Result<Restored> {
     run_then(cx, request, |_, _| Ok(()))
 }
 
-/// The same, with a last step that belongs to it: when `finally` fails, all is undone.
+/// The same, with a final step that belongs to it: if `finally` fails, everything is undone.
 ///
 /// # Errors
 /// As [`run`].
@@ -146,13 +146,13 @@ pub fn run_then(
             restored.problems.extend(standby::does_not_stream(cx, request, &restored));
             Ok(restored)
         }
-        // What was received can go on once the keys are there.
+        // What was received can be continued once the keys are loaded.
         Err(Error::Refused(refusal)) if matches!(*refusal, Refusal::KeysNotLoaded { .. }) => {
             build.keep()?;
             received::remove_older(&build);
             Err(Error::Refused(refusal))
         }
-        // And so can what came out of a repository, which may have taken hours.
+        // So can what came from a repository, which may have taken hours.
         Err(error) if build.is_worth_keeping() => Err(build.keep_received(error)),
         Err(error) => {
             build.undo();
@@ -161,7 +161,8 @@ pub fn run_then(
     }
 }
 
-/// A server on clones writes into the same pools as the original: these need as much left as for a backup.
+/// Checks the space in the pools: a server on clones writes into the same pools as the original, so they need as much
+/// free space as for a backup.
 fn check_space(cx: &Context, placement: &Placement) -> Result<()> {
     let clones = placement.volumes.iter().filter_map(|volume| volume.dataset.as_ref());
     let parents: BTreeSet<_> = clones.filter_map(DatasetName::parent).collect();
@@ -176,7 +177,7 @@ fn check_space(cx: &Context, placement: &Placement) -> Result<()> {
     Ok(())
 }
 
-/// What [`run`] would do: the checks and the layout, with nothing made.
+/// Returns what [`run`] would do: makes the checks and the layout, and nothing else.
 ///
 /// # Errors
 /// As [`run`] before it makes anything.
@@ -186,8 +187,8 @@ pub fn plan(cx: &Context, request: &Request) -> Result<Planned> {
     Ok(Planned { set: build.manifest, placement: build.placement, goes_on, there: build.there })
 }
 
-/// Everything that can be found out before anything is made; `alone` keeps others from the folders that are
-/// looked at.
+/// Finds out everything that can be found out before anything is made; `alone` keeps other restores out of the
+/// folders that are looked at.
 fn prepare<'a>(
     cx: &'a Context,
     request: &'a Request,
@@ -199,7 +200,7 @@ fn prepare<'a>(
     };
     let (manifest, source) = open_source(cx, request, &id)?;
     let mut recovery = request.recovery.clone();
-    // A standby that was shut down would go on with its primary's timeline.
+    // A standby that was shut down would continue on its primary's timeline.
     recovery.set_is_shut_down =
         manifest.strategy == crate::plan::Strategy::Cold && !manifest.postgres.standby;
     recovery.set_is_minimal = manifest.postgres.wal_minimal;
@@ -216,7 +217,7 @@ fn prepare<'a>(
     let tablespaces = elsewhere
         .map(|(which, path)| Ok((which.clone(), guard::place_of_tablespace(path, &directory)?)));
     let tablespaces = tablespaces.collect::<Result<Vec<_>>>()?;
-    // Two clusters' datasets may lie beside one another, and both have a clone of this name.
+    // Two clusters' datasets may have the same parent, and both clusters may have a clone of this name.
     let name = match &request.clone {
         Some(clone) => format!("clone-{}-{}", cx.name, clone.name),
         None => id.clone(),
@@ -228,14 +229,14 @@ fn prepare<'a>(
             None => Naming::Folders,
         },
     };
-    // Before the folders are locked: of one that was named twice we would be the other restore ourselves.
+    // Before the folders are locked: if one were named twice, we would be the other restore ourselves.
     let mut placement = placement::place(&manifest, &directory, &tablespaces, &naming)?;
     if recovery.standby.is_some() {
         standby::check(cx, request, &manifest, &placement)?;
     }
     let mut folders = vec![directory.clone()];
     if matches!(request.what, What::Files { .. }) {
-        // A dataset's mount point can't be held: it couldn't be unmounted.
+        // A dataset's mount point can't be locked: then it couldn't be unmounted.
         folders.extend(tablespaces.iter().map(|(_, path)| path.clone()));
     }
     let alone = alone(folders)?;
@@ -267,7 +268,7 @@ fn prepare<'a>(
     Build::new(cx, request, Plan { recovery, manifest, placement, id, source, there, bases, alone })
 }
 
-/// The set, and where its volumes come from.
+/// Opens the set, and the source of its volumes.
 fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, Source)> {
     let (set, recovery) = (request.set.as_deref(), &request.recovery);
     let (name, parent, delta, wanted) = match &request.what {
@@ -300,7 +301,7 @@ fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, S
     Ok((from.shipped.manifest.clone(), Source::Repository(Box::new(from))))
 }
 
-/// What is stored raw can be received as a whole alone.
+/// Refuses a set with raw volumes: what is stored raw can only be received as a whole.
 fn refuse_raw(shipped: &Shipped) -> Result<()> {
     match shipped.raw().next() {
         None => Ok(()),

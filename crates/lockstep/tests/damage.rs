@@ -115,7 +115,7 @@ impl Damaged {
             // What had come before the damage was met stays, and is no cluster.
             if target.exists() {
                 assert!(
-                    outcome.stderr.contains("--delta goes on"),
+                    outcome.stderr.contains("--delta continues"),
                     "{why}: {}",
                     outcome.describe()
                 );

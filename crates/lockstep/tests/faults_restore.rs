@@ -513,14 +513,14 @@ fn datasets_that_are_whole_are_gone_on_with() {
             Signal::HUP => {
                 assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
                 let rid = format!("`zfs destroy -r {parent}; rm -r ");
-                assert_said(&outcome, &["What was received stays", "--delta goes on", &rid]);
+                assert_said(&outcome, &["What was received stays", "--delta continues", &rid]);
                 assert_eq!(journals(), 0, "{}", outcome.describe());
             }
             _ => assert_eq!(journals(), 1),
         }
         let next = lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
         if signal == Signal::KILL {
-            assert_said(&next, &["a restore was cut off", "--delta goes on with it"]);
+            assert_said(&next, &["a restore was cut off", "--delta continues with it"]);
         }
         assert_eq!(there(), kept, "{signal:?}: {}", next.describe());
         assert!(kept.len() >= 2, "{kept:?}");
@@ -573,7 +573,7 @@ fn a_property_that_the_target_does_not_take_is_no_reason_to_throw_it_away() {
     let form = ["--from", "repository", "--as", "zfs", "--dataset", &parent, "--start"];
     let outcome = lockstep.expect(exit::DONE, &restore_arguments(&set, &to, &form));
     let data = format!("{parent}/data");
-    let takes = format!("\"{data}\" takes no compression=zle");
+    let takes = format!("\"{data}\" doesn't accept its original's compression=zle");
     assert_said(&outcome, &[&takes, &format!("`zfs set compression=… {data}`")]);
     let server = Cluster::running_in(
         &fs::canonicalize(to.join("data")).expect("it is there"),

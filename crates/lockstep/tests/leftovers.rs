@@ -109,7 +109,7 @@ fn what_was_received_for_a_restore_that_another_host_took_over_keeps_nobody() {
     other.restore(&set, &to, &["--from", "repository", "--as", "files", "--delta"]);
     for command in [&["backup", "--no-ship"][..], &["clone", "create", "beside"]] {
         let outcome = lockstep.expect(exit::DONE, command);
-        assert_said(&outcome, &["another restore has gone on with", "stays for now", &received]);
+        assert_said(&outcome, &["another restore has continued with", "stays for now", &received]);
     }
     lockstep.expect(exit::DONE, &["clone", "destroy", "beside"]);
     zfs(&["destroy", &foreign]);
@@ -357,7 +357,7 @@ fn what_is_mounted_in_what_a_killed_restore_left_stays() {
     fs::create_dir(&look).expect("a folder can be made");
     must(command("mount", ["--bind"]).args([&disk, &look]));
     let outcome = lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
-    assert_said(&outcome, &["is mounted at", "/look", "it stays for now"]);
+    assert_said(&outcome, &["is mounted at", "/look", "stays for now"]);
     assert!(disk.join("gold").exists(), "{}", outcome.describe());
     must(&mut command("umount", [&look]));
     lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
@@ -447,7 +447,7 @@ fn what_nobody_here_knows_is_named() {
     // It isn't where a clone has it: somebody may have taken it over.
     let command = format!("zfs destroy {}", lockstep::process::quote(&theirs));
     let refused = lockstep.expect(exit::USAGE, &["clone", "destroy", "dev"]);
-    assert_said(&refused, &["another state_dir's", &theirs, "--lost"]);
+    assert_said(&refused, &["by another state_dir", &theirs, "--lost"]);
     let refused = lockstep.expect(exit::FAILED, &["clone", "destroy", "dev", "--lost"]);
     assert_said(&refused, &["aren't mounted where a clone has them", &command]);
     for dataset in [ours, theirs, somebodys, begun] {
@@ -567,7 +567,7 @@ fn a_clone_that_state_dir_has_forgotten() {
     fs::write(&owner, "another\n").expect("it can be written");
     named("lockstep clone destroy dev --lost");
     let refused = lockstep.expect(exit::USAGE, &["clone", "destroy", "dev"]);
-    assert_said(&refused, &["another state_dir's", "lockstep clone destroy dev --lost"]);
+    assert_said(&refused, &["by another state_dir", "lockstep clone destroy dev --lost"]);
     is_whole();
     lockstep.expect(exit::DONE, &["clone", "destroy", "dev", "--lost"]);
     fs::write(&owner, own).expect("it can be written");

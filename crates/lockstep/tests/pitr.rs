@@ -177,7 +177,7 @@ fn a_target_finds_its_set() {
         for (options, said) in [
             (["--target-time", "2001-01-01 00:00:00Z"], "from which recovery comes to time"),
             (["--target-lsn", "0/1"], "from which recovery comes to LSN 0/1"),
-            (["--target-xid", &mark(4).xid], "which set lies before transaction"),
+            (["--target-xid", &mark(4).xid], "which set was taken before transaction"),
         ] {
             let refused = lockstep.expect(exit::USAGE, &[&plan[..], from, &options].concat());
             assert!(refused.stderr.contains(said), "{}", refused.describe());
@@ -493,7 +493,7 @@ fn what_keeps_restore_command_from_its_work_is_said() {
     let options = ["--start", "--restore-command", "false"];
     let ended =
         fixture.lockstep().expect(exit::DONE, &restore_arguments(set, &directory, &options));
-    assert_said(&ended, &["not one segment of WAL came from restore_command"]);
+    assert_said(&ended, &["restore_command delivered no WAL"]);
     fixture.discard_restored(&directory, set);
 }
 
@@ -527,18 +527,18 @@ fn what_lies_behind_the_end_of_recovery_is_said() {
     ] {
         let command = format!("if test %f = {harmed}; then {instead}; else {whole}; fi");
         let (outcome, rows) = restore(&command, exit::PROBLEMS);
-        assert_said(&outcome, &["problem: recovery ended at LSN", "the archive goes on", last]);
+        assert_said(&outcome, &["problem: recovery ended at LSN", "the archive continues", last]);
         assert_eq!(rows, numbers(7), "{instead}");
     }
     let zeros =
         format!("if test %f = {last}; then head -c 16777216 /dev/zero > %p; else {whole}; fi");
     let (outcome, rows) = restore(&zeros, exit::DONE);
-    assert_said(&outcome, &["see whether it is damaged", last]);
+    assert_said(&outcome, &["check whether it is damaged", last]);
     assert_eq!(rows, numbers(8));
 
     insert(&fixture.cluster, 10);
     fixture.cluster.stop(Stop::Immediate);
-    let words = "has transactions from behind";
+    let words = "has transactions after";
     let (outcome, rows) = restore(&whole, exit::DONE);
     assert_eq!(rows, numbers(9));
     let pg_wal = fs::canonicalize(fixture.cluster.data.join("pg_wal")).expect("it is there");

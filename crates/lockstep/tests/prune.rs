@@ -709,7 +709,7 @@ fn a_set_is_removed_where_state_dir_is_full() {
     fill_up();
     let done = remove(&sets[0]);
     assert_eq!(done.code, Some(exit::DONE), "{}", done.describe());
-    assert_said(&done, &["what was kept back there for removals is used"]);
+    assert_said(&done, &["the space reserved there for removals is used"]);
     // Without it there is no way, but for what is said.
     fs::remove_file(&fill).expect("it is there");
     let reserve = small.join("state/clusters/main/reserve");
@@ -717,7 +717,7 @@ fn a_set_is_removed_where_state_dir_is_full() {
     fill_up();
     let left = remove(&sets[1]);
     assert_eq!(left.code, Some(exit::PROBLEMS), "{}", left.describe());
-    assert!(left.describe().contains("make a few KiB of room"), "{}", left.describe());
+    assert!(left.describe().contains("free a few KiB"), "{}", left.describe());
     fs::remove_file(&fill).expect("it is there");
     let done = remove(&sets[1]);
     assert_eq!(done.code, Some(exit::DONE), "{}", done.describe());

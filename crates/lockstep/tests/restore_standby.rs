@@ -235,7 +235,7 @@ fn what_can_t_be_a_standby_is_refused_before_anything_is_made() {
     usage(&["--standby", "--primary", &from, "--target-immediate"], &["cannot be used with"]);
     usage(&["--primary", &from], &["--standby"]);
     let part = ["--standby", "--primary", &from, "--only-database", "postgres"];
-    usage(&part, &["would have a part of it"]);
+    usage(&part, &["would have only a part of it"]);
     let secret = ["--standby", "--primary", "host=db1 password=hunter2"];
     let outcome = usage(&secret, &["the keyword password", "hint: "]);
     assert!(!outcome.stderr.contains("hunter2"), "{}", outcome.describe());

@@ -470,7 +470,7 @@ fn a_folder_that_another_restore_made_meanwhile_is_that_one_s() {
     let done = program.wait(LIMIT);
     assert_eq!(done.code, Some(exit::DONE), "{}", done.describe());
     let next = lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
-    assert_said(&next, &["another restore has gone on with"]);
+    assert_said(&next, &["another restore has continued with"]);
     assert_eq!(journals(&fixture, "state"), 0);
     let restored = other.restore_and_start(&set, &to, &delta);
     assert_eq!(restored.server().value("postgres", ROWS), "1 2");

@@ -290,7 +290,7 @@ fn two_restores_of_one_set_are_told_by_their_places_in_the_wal() {
         &living,
         directories[0],
         directories[1],
-        "hint: which of the two lives?",
+        "hint: which of the two is the live one?",
     ];
     assert_said(&backup, &words);
     let why = json_of(&backup)["repositories"][0]["apart"].clone();

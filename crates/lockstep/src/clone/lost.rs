@@ -1,8 +1,9 @@
-//! Clones that this state_dir doesn't know: it was lost while they ran, or it came back from a copy made before them. What
-//! is known of such a clone is what its datasets say: their marks, their origins, and where they are mounted.
+//! Clones that this state_dir doesn't know: it was lost while they ran, or it was restored from a copy made before
+//! them. All that is known of such a clone comes from its datasets: their marks, their origins, and where they are
+//! mounted.
 //!
-//! What could go wrong: another state_dir is there still and looks after the clone; or somebody has taken it over and
-//! mounted it elsewhere. So the former is asked for, and the latter stays.
+//! What could go wrong: another state_dir still exists and manages the clone; or somebody has taken it over and
+//! mounted it elsewhere. So in the first case the user has to say that it's lost, and in the second the clone stays.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use crate::survey;
 use crate::volume::mounts::Mounts;
 use crate::volume::zfs::{DatasetName, Made};
 
-/// The datasets of clones of this cluster that are called so and that nobody here knows.
+/// Finds the datasets of this cluster's clones that have this name and that this state_dir doesn't know.
 ///
 /// # Errors
 /// When ZFS or the state can't be read.
@@ -32,7 +33,7 @@ pub(super) fn find(cx: &Context, name: &CloneName) -> Result<Vec<Made>> {
     Ok(found)
 }
 
-/// The cluster's, as its sets have them; where there is no set, those that it lies on now.
+/// Returns the cluster's datasets, as its sets name them; without a set, those that it is on now.
 fn datasets(cx: &Context) -> Result<Vec<DatasetName>> {
     let (sets, _) = cx.state.sets()?;
     let volumes = sets.into_iter().flat_map(|set| set.volumes).map(|volume| volume.dataset);
@@ -44,27 +45,27 @@ fn datasets(cx: &Context) -> Result<Vec<DatasetName>> {
     Ok(layout.volumes.into_iter().map(|volume| volume.dataset).collect())
 }
 
-/// Whether any of them is of another state_dir.
+/// Whether any of them belongs to another state_dir.
 pub(super) fn is_theirs(cx: &Context, made: &[Made]) -> bool {
     made.iter().any(|made| made.owner != cx.state.owner())
 }
 
-/// What has to be remembered of such a clone for it to be destroyed; nothing where there is none. `is_lost`: so is the
-/// state_dir that made it.
+/// Returns the record that is needed to destroy such a clone; `None` if there is none. `is_lost`: the state_dir that
+/// made it is lost.
 ///
 /// # Errors
-/// [`Error::Usage`] for one of another state_dir that isn't said to be lost; when its datasets aren't where a clone has
-/// them.
+/// [`Error::Usage`] for a clone of another state_dir that isn't said to be lost; an error when its datasets aren't
+/// where a clone has them.
 pub(super) fn record(cx: &Context, name: &CloneName, is_lost: bool) -> Result<Option<Record>> {
     let mut made = find(cx, name)?;
     let Some(first) = made.first().cloned() else { return Ok(None) };
-    // Of several with this name one goes at a time.
+    // If several have this name, take one at a time.
     made.retain(|other| other.restore == first.restore && other.owner == first.owner);
     if first.owner != cx.state.owner() && !is_lost {
         return Err(Error::usage(
-            format!("clone \"{name}\" is another state_dir's: \"{}\"", first.dataset),
+            format!("clone \"{name}\" was made by another state_dir: \"{}\"", first.dataset),
             format!(
-                "destroy it there; where that state_dir is gone for good: {}",
+                "destroy it there; if that state_dir is gone for good: {}",
                 destroy_command(name, is_theirs(cx, &made))
             ),
         ));
@@ -111,7 +112,7 @@ pub(super) fn record(cx: &Context, name: &CloneName, is_lost: bool) -> Result<Op
     }))
 }
 
-/// Where each is mounted, or would be: a folder above them may have been renamed since.
+/// Returns where each is mounted, or would be: a folder above them may have been renamed since.
 fn mounted(cx: &Context, made: &[Made]) -> Result<Vec<PathBuf>> {
     let mounts = Mounts::read()?;
     let datasets: Vec<_> = made.iter().map(|made| made.dataset.clone()).collect();
@@ -123,7 +124,8 @@ fn mounted(cx: &Context, made: &[Made]) -> Result<Vec<PathBuf>> {
     Ok(datasets.iter().filter_map(place).collect())
 }
 
-/// The clone's folder, of where one of its datasets is mounted: `DIR/data`, `DIR/volumes/PART` ([`crate::restore::placement`]).
+/// Returns the clone's folder, given where one of its datasets is mounted: `DIR/data`, `DIR/volumes/PART`
+/// ([`crate::restore::placement`]).
 fn directory_of(place: &Path) -> Option<&Path> {
     let above = place.parent()?;
     match above.file_name()?.to_str() {
@@ -132,7 +134,7 @@ fn directory_of(place: &Path) -> Option<&Path> {
     }
 }
 
-/// Mount points, links and folders that are empty once the clone's datasets are gone, the innermost first.
+/// Returns the mount points, links and folders that are empty once the clone's datasets are gone, innermost first.
 fn inside(directory: &Path, mounted: Vec<PathBuf>) -> Vec<PathBuf> {
     let [tablespaces, volumes] = ["tablespaces", "volumes"].map(|name| directory.join(name));
     let mut places = mounted;

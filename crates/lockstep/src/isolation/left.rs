@@ -1,8 +1,9 @@
-//! What a server has left running in its mount namespace: a restore_command's daemon (ssh with ControlPersist, say).
+//! Processes that a server has left running in its mount namespace: a restore_command's daemon (ssh with
+//! ControlPersist, for example).
 //!
-//! What could go wrong: the namespace lives as long as a process in it, and keeps the restored cluster's datasets mounted.
-//! They can't be destroyed or renamed, and ZFS says no more than that they are busy. So such processes are named; they
-//! may be anybody's, and none is ended.
+//! What could go wrong: the namespace exists as long as a process in it, and keeps the restored cluster's datasets
+//! mounted. They can't be destroyed or renamed, and ZFS only says that they are busy. So such processes are named;
+//! they may belong to anybody, and none is ended.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,14 +30,15 @@ impl fmt::Display for Left {
     }
 }
 
-/// All of them, for people.
+/// Formats all of them for people.
 #[must_use]
 pub fn named(all: &[Left]) -> String {
     all.iter().map(Left::to_string).collect::<Vec<_>>().join(", ")
 }
 
 impl Namespace {
-    /// That of a process; `None` where it has gone, or is in this one's.
+    /// Returns the mount namespace of a process; `None` if the process has gone, or is in the same one as this
+    /// process.
     #[must_use]
     pub fn of(pid: u32) -> Option<Self> {
         let found = |pid: &str| {
@@ -47,14 +49,14 @@ impl Namespace {
         (theirs != own).then_some(theirs)
     }
 
-    /// The processes in it.
+    /// Returns the processes in it.
     #[must_use]
     pub fn processes(self) -> Vec<Left> {
         processes().filter(|pid| Self::of(*pid) == Some(self)).map(left).collect()
     }
 }
 
-/// Processes of other mount namespaces in which one of these datasets is mounted.
+/// Returns processes of other mount namespaces in which one of these datasets is mounted.
 #[must_use]
 pub fn with_mounted(datasets: &[DatasetName]) -> Vec<Left> {
     let mut by_namespace: BTreeMap<Namespace, Vec<u32>> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! A set on this host: its snapshots, through `.zfs` or a clone for the moment, and its own files.
+//! A set on this host: its snapshots, through `.zfs` or a temporary clone, and its own files.
 //!
 //! What could go wrong: a symbolic link in a snapshot leads to the live cluster, so none is followed.
 
@@ -28,15 +28,15 @@ const BLOCK: usize = 1 << 20;
 pub(super) struct Frozen<'a> {
     cx: &'a Context<'a>,
     manifest: Manifest,
-    /// Once they were asked for.
+    /// Filled when first needed.
     own: Option<Own>,
-    /// Of the volumes looked into so far.
+    /// The views of the volumes looked into so far.
     volumes: BTreeMap<usize, Views<'a>>,
 }
 
 /// The set's own files.
 struct Own {
-    /// Where they lie.
+    /// Where they are.
     paths: BTreeMap<String, PathBuf>,
     sizes: BTreeMap<String, u64>,
 }
@@ -46,7 +46,7 @@ impl<'a> Frozen<'a> {
         Self { cx, manifest, own: None, volumes: BTreeMap::new() }
     }
 
-    /// The root of a volume's snapshot.
+    /// Returns the root of a volume's snapshot.
     fn root(&mut self, volume: usize) -> Result<&Path> {
         let known = self.manifest.volumes.get(volume);
         let known = known.ok_or_else(|| {
@@ -55,7 +55,7 @@ impl<'a> Frozen<'a> {
         let name = known.snapshot.clone();
         if !self.volumes.contains_key(&volume) {
             let views = Views::open(self.cx, std::slice::from_ref(&name)).map_err(|error| {
-                let hint = "where a repository has the set: --from repository";
+                let hint = "if a repository has the set, use --from repository";
                 Error::failed(format!("\"{}\" can't be looked into", known.snapshot))
                     .because(error)
                     .with_hint(hint)
@@ -66,7 +66,7 @@ impl<'a> Frozen<'a> {
         seen.ok_or_else(|| Error::failed(format!("\"{}\" can't be looked into", known.snapshot)))
     }
 
-    /// Where a path leads, if every step but the last is a folder.
+    /// Returns where a path leads, if every step but the last is a folder.
     fn path(&mut self, volume: usize, path: &[Vec<u8>]) -> Result<Option<PathBuf>> {
         let mut at = self.root(volume)?.to_path_buf();
         for step in path {
@@ -86,7 +86,7 @@ impl<'a> Frozen<'a> {
 
     fn own(&mut self) -> Result<&Own> {
         if self.own.is_none() {
-            // The same files that go along to a repository: all WAL of the set is among them.
+            // The same files that a repository gets: all of the set's WAL is among them.
             let mut manifest = self.manifest.clone();
             let frozen = match own_files::wal_in_snapshot(&manifest) {
                 Some((volume, inside)) => {
@@ -94,7 +94,7 @@ impl<'a> Frozen<'a> {
                     let mut parts = manifest.parts();
                     let data = parts.find(|(_, part)| part.kind == PartKind::Data);
                     let data = data.map(|(volume, part)| (volume, part.inside.clone()));
-                    // Where nobody can look into it the manifest has to do.
+                    // If it can't be read, the manifest has to do.
                     let control = data.and_then(|(volume, inside)| {
                         self.root(volume).ok().map(|root| root.join(inside).join(PG_CONTROL))
                     });

@@ -1,4 +1,4 @@
-//! A set in a repository: of its indexes and frames no more is read than what is asked for takes.
+//! A set in a repository: only what a request needs is read from its indexes and frames.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ pub(super) struct Stored<'a> {
     repository: &'a Repository,
     shipped: &'a Shipped,
     own: BTreeMap<String, u64>,
-    /// Of the volumes looked into so far.
+    /// The images of the volumes looked into so far.
     volumes: BTreeMap<usize, Peek>,
     wants_all: bool,
 }
@@ -109,7 +109,7 @@ impl Inside for Stored<'_> {
         let children = &peek.node(object)?.children;
         let (names, objects): (_, Vec<u64>) =
             children.iter().map(|(name, object)| (name.to_vec(), object)).unzip();
-        // They are asked for next.
+        // They are needed next.
         peek.load(objects)?;
         Ok(names)
     }

@@ -1,8 +1,8 @@
-//! One restore at a time at a place. Its folders are locked, each by flock(2) on the folder itself: that
-//! holds whatever state_dir the other one goes by, leaves nothing behind and goes with the process.
+//! One restore at a time in a place. Its folders are locked with flock(2) on the folder itself: that works whatever
+//! state_dir the other restore uses, leaves nothing behind, and ends with the process.
 //!
-//! What could go wrong: two `--delta` of a timer that overlap. Each would find an older restore, fill it
-//! with its own set, and both would end well on a mix of two.
+//! What could go wrong: two `--delta` runs of a timer overlap. Each would find an older restore and fill it with its
+//! own set, and both would succeed on a mix of the two.
 
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -16,17 +16,17 @@ use crate::process::Credentials;
 use crate::refusal::Refusal;
 use crate::volume::zfs::DatasetName;
 
-/// The folders that a restore is alone in.
+/// The folders that a restore has to itself.
 pub(super) struct Alone {
     /// All of them.
     pub(super) folders: Vec<PathBuf>,
-    /// Those that weren't there when they were looked at.
+    /// Those that didn't exist when they were looked at.
     missing: Vec<PathBuf>,
     held: Vec<Lock>,
 }
 
 impl Alone {
-    /// Locks those of the folders that are there; nothing is made.
+    /// Locks those of the folders that exist; makes none.
     pub(super) fn in_folders(folders: Vec<PathBuf>) -> Result<Self> {
         let (there, missing): (Vec<_>, Vec<_>) =
             folders.iter().cloned().partition(|folder| folder.is_dir());
@@ -34,12 +34,12 @@ impl Alone {
         Ok(Self { folders, missing, held })
     }
 
-    /// Whether all of them were there and are locked.
+    /// Whether all of them existed and are locked.
     pub(super) fn is_had(&self) -> bool {
         self.missing.is_empty()
     }
 
-    /// What [`Self::make`] will make, the innermost first.
+    /// Returns what [`Self::make`] will make, innermost first.
     pub(super) fn to_make(&self) -> Vec<PathBuf> {
         let steps = self.missing.iter().flat_map(|folder| folder.ancestors());
         let mut steps: Vec<_> =
@@ -49,8 +49,8 @@ impl Alone {
         steps
     }
 
-    /// Makes those that weren't there, and locks them; on an error none of them is left. One that another
-    /// made meanwhile is that one's: nobody has looked at what it holds.
+    /// Makes the missing folders and locks them; on an error it leaves none of them. A folder that somebody else made
+    /// meanwhile is theirs: nobody has checked what it holds.
     pub(super) fn make(&mut self, owner: Option<Credentials>) -> Result<()> {
         let mut made = self.to_make();
         made.retain(|path| !self.missing.contains(path));
@@ -77,7 +77,7 @@ impl Alone {
     }
 }
 
-/// Whether no restore works in any of these folders. Folders that aren't there are nobody's.
+/// Locks these folders; returns `None` if a restore works in any of them. Folders that don't exist are nobody's.
 pub(super) fn nobody_in(folders: &[PathBuf]) -> Result<Option<Vec<Lock>>> {
     let mut held = Vec::new();
     for folder in folders.iter().filter(|folder| folder.is_dir()) {
@@ -99,7 +99,7 @@ fn lock(folder: &Path) -> Result<Lock> {
     })
 }
 
-/// Below here there is a folder of locks that hold for all restores of the host, whatever state_dir or cluster they go by.
+/// Holds a folder of locks that apply to all restores of the host, whatever their state_dir or cluster.
 const HOST: &str = "/run/lock";
 
 /// The dataset below which a restore is alone: two would receive for hours before ZFS refuses one of them its names.
@@ -107,8 +107,8 @@ pub(super) struct AloneBelow<'a> {
     cx: &'a Context<'a>,
     id: String,
     _lock: Lock,
-    /// The host's, with its file. There is none where another user has that folder, and a container has one of its own:
-    /// then the lock in state_dir keeps those apart that have the same.
+    /// The host-wide lock, with its file. It is missing if another user owns that folder, and a container has a
+    /// folder of its own; then the lock in state_dir keeps apart those that share it.
     host: Option<(PathBuf, Lock)>,
 }
 
@@ -140,8 +140,8 @@ impl<'a> AloneBelow<'a> {
     }
 }
 
-/// The folder of the host's locks, made where it isn't there. `place` may be everybody's to write to: a link, or what
-/// isn't this user's alone, isn't taken.
+/// Returns the folder of the host-wide locks, and makes it if needed. Anybody may be able to write to `place`, so a
+/// link, or a folder that isn't this user's alone, is refused.
 fn folder_of_host(place: &Path) -> Result<PathBuf> {
     let own = rustix::process::geteuid().as_raw();
     let folder = place.join(match own {

@@ -1,14 +1,14 @@
-//! A volume out of a repository into a folder of any file system.
+//! Restores a volume from a repository into a folder of any file system.
 //!
-//! First the names: folders and empty files of the right size. Then the content, each frame of the
-//! repository read once, by several threads. Last owners, modes and times. Where the folder holds something
-//! already, only what differs is written. Until it is all on disk the next volume need not wait.
+//! First the names: folders and empty files of the right size. Then the content: several threads, each frame of the
+//! repository read once. Last owners, modes and times. If the folder isn't empty, only what differs is written. The
+//! next volume doesn't have to wait until this one is on disk.
 //!
 //! What could go wrong:
-//! - The folder holds a symbolic link that somebody put there: every step on the way down is opened
-//!   without following links, so nothing is written or removed outside.
-//! - It is interrupted half way: pg_control isn't called so yet (`control.rs`).
-//! - Memory: names and attributes are held, and a few frames for each thread; never a file.
+//! - The folder holds a symbolic link that somebody put there: every step on the way down is opened without following
+//!   links, so nothing is written or removed outside.
+//! - It is interrupted half way: pg_control doesn't have its name yet (`control.rs`).
+//! - Memory: names and attributes are held, and a few frames for each thread; never a whole file.
 
 mod content;
 mod finish;
@@ -39,7 +39,7 @@ use crate::words::bytes;
 use place::Root;
 use plan::Plan;
 
-/// What a restore of files came to.
+/// The result of a restore of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Written {
     /// Regular files that are there now.
@@ -48,7 +48,7 @@ pub struct Written {
     pub bytes_written: u64,
     /// Bytes that were read from the repository's packs.
     pub bytes_read: u64,
-    /// Files that weren't in the set and were removed, and folders.
+    /// Files and folders that weren't in the set and were removed.
     pub removed: u64,
 }
 
@@ -61,22 +61,22 @@ impl Written {
     }
 }
 
-/// A volume that becomes a folder.
+/// A volume that is restored as a folder.
 pub(super) struct Volume<'a> {
     pub(super) repository: &'a Repository,
     /// Its files.
     pub(super) tree: &'a ImageTree,
     /// The folder.
     pub(super) folder: &'a Path,
-    /// The data directory inside it, where it is the volume of that.
+    /// The data directory inside it, if this volume holds it.
     pub(super) data_inside: Option<&'a Path>,
     /// Bring what is in the folder to the set's state.
     pub(super) delta: bool,
-    /// Folders of it that become folders elsewhere.
+    /// Folders of the volume that become folders elsewhere.
     pub(super) apart: &'a [FolderElsewhere],
-    /// Folders of other volumes, which may lie in this one.
+    /// Folders of other volumes, which may be inside this one.
     pub(super) others: &'a [PathBuf],
-    /// Whose the files become, where that is another user than in the set.
+    /// The files' new owners, if they differ from the set's.
     pub(super) owners: Option<Owners>,
     /// Files that become holes.
     pub(super) zeroed: &'a HashSet<u64>,
@@ -86,7 +86,7 @@ pub(super) struct Volume<'a> {
     pub(super) bar: ProgressBar,
 }
 
-/// What was restored, and isn't on disk for certain yet.
+/// What was restored, and may not be on disk yet.
 pub(super) struct Unsynced(Root);
 
 impl Unsynced {
@@ -96,7 +96,7 @@ impl Unsynced {
     }
 }
 
-/// Says that so many bytes may not fit into the folder; a file system that compresses may take more than it has left.
+/// Warns if so many bytes may not fit into the folder; a file system that compresses may take more than it has left.
 pub(super) fn say_where_it_may_not_fit(folder: &Path, total: u64) {
     let there = folder.ancestors().find(|folder| folder.exists());
     let Some(Ok(space)) = there.map(rustix::fs::statvfs) else { return };
@@ -109,8 +109,8 @@ pub(super) fn say_where_it_may_not_fit(folder: &Path, total: u64) {
     }
 }
 
-/// Removes a folder of DIR with all that is in it, without following a link on the way there or in it; gives how
-/// many names went.
+/// Removes a folder of DIR with everything in it, without following a link on the way there or in it; returns how
+/// many names were removed.
 pub(super) fn remove(directory: &Path, path: &Path) -> Result<u64> {
     let steps = path.strip_prefix(directory).unwrap_or(path);
     let steps: Vec<&[u8]> = steps.iter().map(OsStrExt::as_bytes).collect();
@@ -121,7 +121,7 @@ pub(super) fn remove(directory: &Path, path: &Path) -> Result<u64> {
     place::remove(&folder, name).map_err(failed)
 }
 
-/// Restores a volume; its pg_control is left under its name for the way.
+/// Restores a volume; leaves its pg_control under a temporary name.
 pub(super) fn restore(volume: &Volume<'_>) -> Result<(Written, Unsynced)> {
     let plan = Plan::new(volume)?;
     let root = Root::open(volume.folder, volume.apart)?;

@@ -1,5 +1,4 @@
-//! What a dataset that is there is rolled back to: its newest snapshot, which has to be one that the set's deltas
-//! come from.
+//! What an existing dataset is rolled back to: its newest snapshot, which has to be in the chain of the set's deltas.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,8 +13,8 @@ use crate::repository::{ShippedVolume, of_strata};
 use crate::volume::zfs::{Base, DatasetName, Zfs};
 
 impl FromRepository {
-    /// What each of the datasets that are there is rolled back to. All are looked at before the first is changed:
-    /// where one can't be brought to the set's state, an older restore stays whole.
+    /// Returns what each of the existing datasets is rolled back to. All are checked before the first is changed: if
+    /// one can't be brought to the set's state, an older restore stays whole.
     pub(super) fn bases(
         &self,
         zfs: &Zfs,
@@ -35,7 +34,7 @@ impl FromRepository {
         Ok(bases)
     }
 
-    /// The newest snapshot of the dataset, which has to be one that the set's deltas come from.
+    /// Returns the newest snapshot of the dataset, which has to be one of the set's chain.
     fn common(&self, zfs: &Zfs, dataset: &DatasetName, shipped: &ShippedVolume) -> Result<Base> {
         let (mut snapshots, bookmarks): (Vec<_>, Vec<_>) =
             zfs.bases_of(dataset)?.into_iter().partition(|base| base.name.contains('@'));
@@ -67,7 +66,7 @@ impl FromRepository {
         .into())
     }
 
-    /// The name, without its dataset, of the snapshot that was sent in full.
+    /// Returns the name, without its dataset, of the snapshot that was sent in full.
     fn beginning(&self, shipped: &ShippedVolume) -> Result<Option<String>> {
         if let Some(chain) = &shipped.raw {
             return Ok(chain.first().map(|link| link.snapshot.clone()));
@@ -77,7 +76,7 @@ impl FromRepository {
         Ok(sent.split_once('@').map(|(_, own)| own.to_owned()))
     }
 
-    /// The GUIDs of the snapshots that the set's volume comes from, as far as the repository has them.
+    /// Returns the GUIDs of the snapshots in the chain of the set's volume, as far as the repository has them.
     pub(super) fn chain(&self, shipped: &ShippedVolume) -> Result<Vec<String>> {
         if let Some(chain) = &shipped.raw {
             return Ok(chain.iter().map(|link| link.guid.clone()).collect());
@@ -85,7 +84,7 @@ impl FromRepository {
         Ok(self.deltas(shipped, None)?.into_iter().map(|delta| delta.id).collect())
     }
 
-    /// The deltas that make the volume, the oldest first; those behind the snapshot `since` alone.
+    /// Returns the deltas that make up the volume, oldest first; with `since`, only those after that snapshot.
     pub(super) fn deltas(
         &self,
         shipped: &ShippedVolume,
@@ -96,14 +95,15 @@ impl FromRepository {
     }
 }
 
-/// Whether both are snapshots of sets, whose names begin with their time, and `newest` is one of an older set than `began`.
+/// Whether both are snapshots of sets, whose names begin with their time, and `newest` is from an older set than
+/// `began`.
 fn is_of_an_older_set(newest: &str, began: &str) -> bool {
     let own = newest.split_once('@').map_or("", |(_, own)| own);
     let are_of_sets = [own, began].iter().all(|name| name.starts_with("lockstep-"));
     are_of_sets && own < began
 }
 
-/// A bookmark of a snapshot that came after this one: ZFS rolls back over none.
+/// Returns a bookmark that is newer than this snapshot: ZFS doesn't roll back past one.
 fn newer<'a>(bookmarks: &'a [Base], snapshot: &Base) -> Option<&'a Base> {
     bookmarks.iter().find(|bookmark| bookmark.createtxg > snapshot.createtxg)
 }

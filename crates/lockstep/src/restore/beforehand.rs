@@ -1,7 +1,7 @@
-//! What ZFS would only refuse half way: looked at before anything is made or changed, `--dry-run` included.
+//! Checks for what ZFS would otherwise refuse half way, before anything is made or changed, also with `--dry-run`.
 //!
-//! What could go wrong: a key that isn't loaded lets a dataset be rolled back, but not mounted; and all of a large
-//! cluster can be received before the first mount fails.
+//! What could go wrong: with a key that isn't loaded, a dataset can be rolled back but not mounted; a large cluster
+//! could be received in full before the first mount fails.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,8 @@ use crate::process::quote;
 use crate::refusal::Refusal;
 use crate::volume::zfs::{DatasetName, Zfs};
 
-/// Asks ZFS whether the datasets can be made below `asked` (`--dataset`), and those that are `there` be changed.
+/// Asks ZFS whether the datasets can be made below `asked` (`--dataset`), and whether those in `there` can be
+/// changed.
 pub(super) fn check(
     cx: &Context,
     asked: Option<&DatasetName>,
@@ -40,11 +41,11 @@ pub(super) fn check(
     Ok(())
 }
 
-/// The dataset that others are made below has to be there; what is received makes it, below one that is.
+/// Checks the parent dataset: it has to exist, unless the receive makes it below one that exists.
 fn place(zfs: &Zfs, asked: &DatasetName, source: &Source) -> Result<()> {
     let above = match source {
         Source::Snapshots => Some(asked.clone()),
-        // A plain folder has none.
+        // Plain folders have no dataset.
         Source::Repository(from) if from.parent.is_none() => return Ok(()),
         Source::Repository(from) => above(from, asked),
     };
@@ -60,14 +61,14 @@ fn place(zfs: &Zfs, asked: &DatasetName, source: &Source) -> Result<()> {
         _ => Err(Error::usage(
             format!("pool \"{}\" of --dataset \"{asked}\" isn't there", asked.pool()),
             format!(
-                "`zpool list` shows the pools that are; `zpool import {}` where it is only exported",
+                "`zpool list` shows the imported pools; if it is only exported: `zpool import {}`",
                 quote(asked.pool())
             ),
         )),
     }
 }
 
-/// What is called as a clone will be is somebody else's, whatever made it.
+/// Refuses a name that a clone would get and that exists: that dataset is somebody else's, whatever made it.
 fn names_are_free(zfs: &Zfs, placement: &Placement) -> Result<()> {
     let datasets: Vec<_> = placement.volumes.iter().filter_map(|v| v.dataset.as_ref()).collect();
     let parents: BTreeSet<_> = datasets.iter().filter_map(|dataset| dataset.parent()).collect();
@@ -80,12 +81,12 @@ fn names_are_free(zfs: &Zfs, placement: &Placement) -> Result<()> {
     Ok(())
 }
 
-/// The dataset that is there and the restore's are made below; none where the pool itself would have to be made.
+/// Returns the existing dataset below which the restore's are made; none if the pool itself would have to be made.
 fn above(from: &FromRepository, parent: &DatasetName) -> Option<DatasetName> {
     if from.makes_parent { parent.parent() } else { Some(parent.clone()) }
 }
 
-/// A dataset that somebody has begun to receive into takes nothing else: of two `zfs receive` the second fails.
+/// Refuses a dataset that somebody is receiving into: of two `zfs receive` the second fails.
 fn nobody_receives(zfs: &Zfs, there: &BTreeSet<DatasetName>) -> Result<()> {
     let datasets: Vec<_> = there.iter().cloned().collect();
     match zfs.begun_receives(&datasets)?.into_iter().next() {
@@ -94,7 +95,7 @@ fn nobody_receives(zfs: &Zfs, there: &BTreeSet<DatasetName>) -> Result<()> {
     }
 }
 
-/// What is there is unmounted by ZFS, mounted by it at its place, and written to.
+/// Checks that ZFS unmounts and mounts the existing datasets at their places, and that they can be written to.
 fn settings(zfs: &Zfs, placement: &Placement, there: &BTreeSet<DatasetName>) -> Result<()> {
     let names: Vec<_> = there.iter().map(DatasetName::to_string).collect();
     let all = zfs.get(&names, &["mountpoint", "readonly", "canmount"])?;
@@ -113,10 +114,10 @@ fn settings(zfs: &Zfs, placement: &Placement, there: &BTreeSet<DatasetName>) -> 
             let commands = format!("`umount {place}`, `zfs set mountpoint={value} {name}`");
             ("mountpoint", "legacy", "ZFS can't unmount and mount it", commands)
         } else if has("readonly", "on") {
-            let why = "it is written to, and so it is when the server recovers";
+            let why = "the restore writes to it, and so does the server in recovery";
             ("readonly", "on", why, format!("`zfs set readonly=off {name}`"))
         } else if has("canmount", "off") {
-            let why = "it is mounted before it is brought to the set's state, and for the server";
+            let why = "it has to be mounted for the restore and for the server";
             ("canmount", "off", why, format!("`zfs set canmount=on {name}`"))
         } else {
             continue;
@@ -133,9 +134,9 @@ fn settings(zfs: &Zfs, placement: &Placement, there: &BTreeSet<DatasetName>) -> 
     Ok(())
 }
 
-/// What was received raw has a key of its own, its original's. Where somebody has given it that of a dataset above, the
-/// next increment would bring the original's again, which nobody could load: it isn't asked for where that isn't the
-/// encryption root.
+/// Refuses an existing dataset that was received raw if its key was replaced by that of a dataset above. Its own key
+/// is the original's, and the next increment would bring the original's again. Only an encryption root is asked for
+/// its key, so nobody could load it.
 fn own_keys(
     zfs: &Zfs,
     source: &Source,
@@ -159,7 +160,8 @@ fn own_keys(
     }
 }
 
-/// What is cloned, written to or made has to have its key. What is received raw brings its own, and waits for it.
+/// Checks that keys are loaded for what is cloned, written to or made. What is received raw brings its own key, and
+/// waits for it.
 fn keys(
     zfs: &Zfs,
     source: &Source,
@@ -170,7 +172,7 @@ fn keys(
     for volume in &placement.volumes {
         let Some(dataset) = &volume.dataset else { continue };
         let Source::Repository(from) = source else {
-            // A clone is encrypted as its origin is, wherever it is made.
+            // A clone is encrypted like its origin, wherever it is made.
             needed.insert(volume.origin.dataset.clone());
             continue;
         };

@@ -1,9 +1,9 @@
-//! What lies behind the end of a recovery that was to go to the end of an archive.
+//! What lies beyond the end of a recovery that was meant to reach the end of an archive.
 //!
-//! What could go wrong: PostgreSQL ends recovery at the first record that it can't read, and at the first segment that
-//! restore_command doesn't give it, and is promoted there. A segment that is damaged in the archive, or that couldn't be
-//! read for a moment, hides all that comes after it. So restore_command is asked for what comes next. And what the
-//! original had not archived when it was lost lies in its pg_wal, where that is left.
+//! What could go wrong: PostgreSQL ends recovery at the first record that it can't read, and at the first segment
+//! that restore_command doesn't deliver, and promotes there. A segment that is damaged in the archive, or that
+//! couldn't be read for a moment, hides everything after it. So restore_command is asked for what comes next. And
+//! what the original had not archived when it was lost is in its pg_wal, if that still exists.
 
 use std::path::Path;
 
@@ -18,19 +18,19 @@ use crate::postgres::wal::{self, Found, WalIdentity};
 use crate::postgres::{instance, server};
 use crate::process::{Program, quote};
 
-/// How many segments are asked for: of one that is missing or damaged itself, the next is there all the same.
+/// How many segments are asked for: if one is missing or damaged itself, the next may still be there.
 const ASKED: u64 = 2;
 
-/// Where a recovery has ended that was followed by a promotion.
+/// Where a recovery that was followed by a promotion has ended.
 pub(super) struct End {
-    /// Of the timeline that the restored cluster began there.
+    /// The history of the timeline that the restored cluster began there.
     history: TimelineHistory,
     lsn: Lsn,
     identity: WalIdentity,
 }
 
 impl End {
-    /// By the server's words and the history that it wrote.
+    /// Finds the end, from the server's messages and the history that it wrote.
     pub(super) fn find(build: &Build, said: &[String]) -> Result<Option<Self>> {
         let Some(begun) = fetched::begun_timeline(said) else { return Ok(None) };
         let identity = build.manifest.wal_identity()?;
@@ -39,12 +39,12 @@ impl End {
         Ok(end.map(|lsn| Self { lsn, identity, history }))
     }
 
-    /// The timeline that recovery was to follow (writeTimeLineHistory in timeline.c).
+    /// Returns the timeline that recovery was to follow (writeTimeLineHistory in timeline.c).
     fn followed(&self) -> Option<TimelineId> {
         self.history.switches().last().map(|switch| switch.timeline)
     }
 
-    /// The segments that recovery would have read next, in its order.
+    /// Returns the segments that recovery would have read next, in its order.
     fn next(&self) -> impl Iterator<Item = WalSegment> {
         let size = self.identity.segment_size;
         let first = first_after(self.lsn, size);
@@ -52,7 +52,8 @@ impl End {
         (first..first.saturating_add(ASKED)).flat_map(move |number| {
             let timelines = self.history.timelines_of_segment(number, size);
             let is_on_the_way = move |timeline: &TimelineId| {
-                // The new one is the restored cluster's own, and what an ancestor has behind its end is of another future.
+                // The new timeline is the restored cluster's own, and what an ancestor has after its end is of
+                // another future.
                 let left = self.history.switch_point(*timeline);
                 let goes_on = Some(*timeline) == followed;
                 *timeline != self.history.timeline()
@@ -64,7 +65,7 @@ impl End {
         })
     }
 
-    /// What is the matter, where `command` gives a segment that comes after it.
+    /// Returns a problem if `command` delivers a segment that comes after the end.
     pub(super) fn problem(
         &self,
         build: &Build,
@@ -82,23 +83,23 @@ impl End {
             });
             match gives {
                 Ok(None) => {}
-                // A server that goes on has archived it meanwhile, unless there is a gap before it.
+                // A live server has archived it meanwhile, unless there is a gap before it.
                 Ok(Some(())) if unreadable.is_none() && self.is_next(segment) => {
                     tracing::warn!(
-                        "recovery ended at LSN {}, and restore_command gives {name} by now, which comes next: where the original doesn't run, it failed without a word before; restore again",
+                        "recovery ended at LSN {}, and restore_command now delivers {name}, which comes next: if the original doesn't run, restore_command failed silently before; restore again",
                         self.lsn
                     );
                     return Ok(None);
                 }
                 Ok(Some(())) => return Ok(Some(self.hides(&name, unreadable))),
                 Err(interrupted @ Error::Interrupted { .. }) => return Err(interrupted),
-                // Of another length, or the command can't say now.
+                // It has another length, or the command can't tell now.
                 Err(error) => tracing::debug!(error = %error.chain(), "{name} can't be looked at"),
             }
         }
         if let Some((last, words)) = unreadable {
             tracing::warn!(
-                "recovery ended in {last}, the last segment that restore_command gave: PostgreSQL said \"{words}\". So ends the last one of a server that was cut off; one that was archived is readable to its end: see whether it is damaged there"
+                "recovery ended in {last}, the last segment that restore_command delivered: PostgreSQL said \"{words}\". That is normal for the last segment of a server that crashed, but an archived one should be readable to its end: check whether it is damaged in the archive"
             );
         }
         Ok(None)
@@ -115,14 +116,14 @@ impl End {
         };
         Problem {
             what: format!(
-                "recovery ended at LSN {}, and the archive goes on: restore_command gives {name}, which lies behind that{said}",
+                "recovery ended at LSN {}, but the archive continues: restore_command delivers {name}, which comes after that{said}",
                 self.lsn
             ),
-            hint: "see that the archive has each segment up to there, whole (pg_waldump reads one) and readable for os_user, then restore again: what was committed behind that place isn't in the restored cluster".into(),
+            hint: "check that the archive has each segment up to there, intact (`pg_waldump` can read it) and readable for os_user, then restore again: what was committed after that LSN isn't in the restored cluster".into(),
         }
     }
 
-    /// Warns where the original's pg_wal, of a server that doesn't run, has transactions that come after it.
+    /// Warns if the pg_wal of the original, whose server doesn't run, has transactions after the end.
     pub(super) fn warn_of_what_the_original_has(
         &self,
         build: &Build,
@@ -142,7 +143,7 @@ impl End {
             }
             let from = quote(&pg_wal.display().to_string());
             tracing::warn!(
-                "\"{}\" has transactions from behind LSN {}, where recovery ended: the archive hasn't got them. Restore again with --restore-command {} to have them too",
+                "\"{}\" has transactions after LSN {}, where recovery ended: the archive doesn't have them. To get them too, restore again with --restore-command {}",
                 pg_wal.display(),
                 self.lsn,
                 quote(&format!("{command} || cp {from}/%f %p"))
@@ -161,7 +162,7 @@ impl End {
         if end <= from {
             return false;
         }
-        // Where there is none it comes to the end of the WAL, which is an error to it.
+        // If there is none, it reaches the end of the WAL, which it reports as an error.
         let pg_waldump = Program::new(bin_dir.join("pg_waldump"))
             .arg("-p")
             .arg(pg_wal)
@@ -171,7 +172,7 @@ impl End {
     }
 }
 
-/// The first segment of which nothing was read.
+/// Returns the first segment of which nothing was read.
 fn first_after(lsn: Lsn, size: WalSegmentSize) -> u64 {
     lsn.as_u64().div_ceil(size.bytes().into())
 }
@@ -199,7 +200,7 @@ mod tests {
         // At the end of a segment, and within one.
         assert_eq!(next("1\t0/5000000\tx\n", 2, "0/5000000"), [name(1, 5), name(1, 6)]);
         assert_eq!(next("1\t0/5000028\tx\n", 2, "0/5000028"), [name(1, 6), name(1, 7)]);
-        // What the old timeline wrote after it was left is of another future.
+        // What the old timeline wrote after it was left belongs to another future.
         let left = "1\t0/5000028\tx\n2\t0/7000000\tx\n";
         assert_eq!(next(left, 3, "0/7000000"), [name(2, 7), name(2, 8)]);
         let at_once = "1\t0/7000000\tx\n2\t0/7000000\tx\n";

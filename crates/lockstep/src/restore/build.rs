@@ -1,4 +1,4 @@
-//! The making of a restored cluster, step by step, and its undoing.
+//! Makes a restored cluster, step by step, and undoes it.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,53 +33,53 @@ pub(super) struct Build<'a> {
     pub(super) cx: &'a Context<'a>,
     pub(super) request: &'a Request,
     pub(super) recovery: Recovery,
-    /// Settings that recovery needs higher than the set has them.
+    /// Settings that recovery needs higher than they are in the set.
     pub(super) raised: Vec<(String, String)>,
     pub(super) manifest: Manifest,
     pub(super) placement: Placement,
     pub(super) id: String,
     pub(super) journal: RestoreJournal,
     pub(super) source: Source,
-    /// Those of its datasets that are there: they are brought to the set's state.
+    /// Those of its datasets that exist already: they are brought to the set's state.
     pub(super) there: BTreeSet<DatasetName>,
     /// What these are rolled back to.
     pub(super) bases: BTreeMap<DatasetName, Base>,
-    /// How far an older restore was touched.
+    /// What was done to an older restore so far.
     pub(super) older: Older,
-    /// The folders that no other restore works in.
+    /// The folders, which no other restore works in.
     alone: Alone,
-    /// All was made and the server started, and there it failed.
+    /// Everything was made and the server was started, but then the server failed.
     recovery_failed: bool,
-    /// Its datasets that are whole, and whether each was received.
+    /// Its complete datasets, and whether each was received.
     kept: RefCell<Vec<(DatasetName, bool)>>,
-    /// It is files that come.
+    /// The restore writes files.
     keeps_files: Cell<bool>,
-    /// Something was written into one of them.
+    /// Something was written into a file.
     pub(super) has_content: AtomicBool,
     lock: Option<Lock>,
 }
 
-/// What was there before, an older restore perhaps.
+/// What was there before, possibly an older restore.
 #[derive(Default)]
 pub(super) struct Older {
-    /// What it says of itself.
+    /// Its marker.
     marker: Option<Marker>,
-    /// Its pg_control was taken its name.
+    /// Its pg_control was renamed.
     pub(super) is_held: Cell<bool>,
-    /// Its data directory's dataset was parked.
+    /// The dataset of its data directory was parked.
     pub(super) is_parked: Cell<bool>,
-    /// It isn't what it was any more.
+    /// It was changed.
     pub(super) is_changed: Cell<bool>,
 }
 
 impl Older {
-    /// What it says of itself, where it is of the cluster that the set is of.
+    /// Returns its marker, if it is a restore of the set's cluster.
     fn of(&self, set: &Manifest, source: &Source) -> Option<&Marker> {
         self.marker.as_ref().filter(|marker| marker.is_of(set, source))
     }
 }
 
-/// What was found out before anything is made.
+/// What was found out before anything was made.
 pub(super) struct Plan {
     pub(super) recovery: Recovery,
     pub(super) manifest: Manifest,
@@ -95,7 +95,7 @@ impl<'a> Build<'a> {
     pub(super) fn new(cx: &'a Context<'a>, request: &'a Request, plan: Plan) -> Result<Self> {
         let Plan { recovery, manifest, placement, id, source, there, bases, alone } = plan;
         let mut datasets = datasets(&placement, &source);
-        // What is there already isn't Lockstep's to take away.
+        // What existed before isn't Lockstep's to remove.
         datasets.retain(|dataset| !there.contains(dataset));
         datasets.extend(source.receiving(&placement, &id));
         let emptied = emptied(&placement, &source);
@@ -106,7 +106,7 @@ impl<'a> Build<'a> {
             data: placement.data.clone(),
             places: {
                 let mut places = places(&placement);
-                // What was there before is not Lockstep's to take away.
+                // What existed before isn't Lockstep's to remove.
                 places.retain(|path| path.symlink_metadata().is_err());
                 places
             },
@@ -150,7 +150,7 @@ impl<'a> Build<'a> {
         let lock = unfinished::lock(self.cx, &self.id)?;
         if unfinished::journal_path(self.cx, &self.id).exists() {
             return Err(Error::failed(format!(
-                "what an unfinished {} left is there still",
+                "what an unfinished {} left couldn't be removed yet",
                 self.id
             ))
             .with_hint("`lockstep check` says what keeps it from being removed"));
@@ -200,7 +200,7 @@ impl<'a> Build<'a> {
         Ok(restored)
     }
 
-    /// Lets an older restore be what it was, where nothing of it is changed yet: its server starts again.
+    /// Gives an older restore back if nothing of it has changed yet: its server can start again.
     fn give_back(&self) {
         let Older { marker, is_held, is_parked, is_changed } = &self.older;
         if is_changed.get() {
@@ -213,7 +213,7 @@ impl<'a> Build<'a> {
                     self.placement.volumes.iter().filter(|v| self.placement.has_data(v));
                 for dataset in with_data.filter_map(|volume| volume.dataset.as_ref()) {
                     if !self.there.contains(dataset) {
-                        // What was received in the meantime hides what was there, a folder perhaps.
+                        // What was received meanwhile hides what was there, possibly a folder.
                         if zfs.exists(dataset.as_str())? {
                             zfs.unmount(dataset)?;
                         }
@@ -237,17 +237,17 @@ impl<'a> Build<'a> {
         }
     }
 
-    /// Where the set's own files are.
+    /// Returns where the set's own files are.
     pub(super) fn set_directory(&self) -> PathBuf {
         self.source.staging().unwrap_or_else(|| self.cx.state.set_directory(&self.manifest.set))
     }
 
-    /// A file of the set, checked against its hash.
+    /// Reads a file of the set, checked against its hash.
     pub(super) fn read_set_file(&self, name: &str) -> Result<Vec<u8>> {
         read_file_of(&self.set_directory(), &self.manifest, name)
     }
 
-    /// Ends it with what was made left as it is: another restore goes on with that.
+    /// Ends the restore and leaves what was made as it is: another restore continues with that.
     pub(super) fn keep(&mut self) -> Result<()> {
         self.source.clean_up()?;
         unfinished::mark_ended(self.cx, &self.entry());
@@ -260,15 +260,15 @@ impl<'a> Build<'a> {
         Ok(())
     }
 
-    /// Whether `--delta` could go on with what comes: it comes out of a repository. Of datasets that have a part only
-    /// none does.
+    /// Whether `--delta` could continue with what arrives: it comes from a repository. A restore of a part of the
+    /// cluster into datasets can't be continued.
     fn may_go_on(&self) -> bool {
         let what = &self.request.what;
         let is_a_part_of_datasets = matches!(what, What::Datasets { .. }) && what.is_a_part();
         matches!(self.source, Source::Repository(_)) && !is_a_part_of_datasets
     }
 
-    /// From here on files come: killed, what is there of them stays.
+    /// Files are written from here on: if the restore is killed, they stay.
     pub(super) fn begins_with_files(&self) -> Result<()> {
         if self.keeps_files.replace(true) {
             return Ok(());
@@ -276,7 +276,8 @@ impl<'a> Build<'a> {
         self.write_journal()
     }
 
-    /// This dataset is whole: killed, it stays. One of pg_wal alone does with others: nothing was received for it.
+    /// Records that this dataset is complete: if the restore is killed, it stays. A dataset of pg_wal alone, for
+    /// which nothing was received, stays only with others.
     pub(super) fn has_whole(&self, dataset: &DatasetName, was_received: bool) -> Result<()> {
         if !self.may_go_on() || self.there.contains(dataset) {
             return Ok(());
@@ -285,15 +286,15 @@ impl<'a> Build<'a> {
         self.write_journal()
     }
 
-    /// Whether what was made is worth keeping: some of it came out of a repository. An older restore that is whole as it
-    /// was has nothing to go on with.
+    /// Whether what was made is worth keeping: some of it came from a repository. An older restore that is still
+    /// unchanged has nothing to continue.
     pub(super) fn is_worth_keeping(&self) -> bool {
         if self.lock.is_none() || !self.may_go_on() {
             return false;
         }
         match &self.request.what {
             What::Files { .. } => {
-                // An older one loses its pg_control before anything else.
+                // An older restore loses its pg_control before anything else.
                 let is_changed = || {
                     self.older.marker.is_some() && !self.placement.data.join(PG_CONTROL).exists()
                 };
@@ -305,8 +306,8 @@ impl<'a> Build<'a> {
         }
     }
 
-    /// Ends a restore that failed or was interrupted with what came out of the repository, in a state in which no server
-    /// starts on it, and says how to go on.
+    /// Ends a restore that failed or was interrupted. What came from the repository stays, in a state in which no
+    /// server starts on it. Says how to continue.
     pub(super) fn keep_received(&mut self, error: Error) -> Error {
         let entry = self.entry();
         if let Err(reason) = gone_on::keep(self.cx, &entry).and_then(|()| self.forget()) {
@@ -327,10 +328,10 @@ impl<'a> Build<'a> {
         })
     }
 
-    /// What the journal says now.
+    /// Returns the current journal entry.
     fn entry(&self) -> RestoreJournal {
         let mut kept = self.kept.borrow().clone();
-        // Nothing came, where they are of pg_wal alone.
+        // Nothing was received if all of them hold pg_wal alone.
         if !kept.iter().any(|(_, was_received)| *was_received) {
             kept.clear();
         }
@@ -360,8 +361,8 @@ impl<'a> Build<'a> {
         journal::write(&unfinished::journal_path(self.cx, &self.id), &self.entry())
     }
 
-    /// Makes the folders that only this restore may work in. Where another was faster nothing of that
-    /// one's is undone: until they are had, the journal names no more than folders that are empty.
+    /// Makes the folders that only this restore may work in. If another restore was faster, nothing of that one's is
+    /// undone: until this one has the folders, its journal names only empty folders.
     fn make_places(&mut self, owner: Option<Credentials>) -> Result<()> {
         if self.alone.is_had() {
             return Ok(());
@@ -389,7 +390,7 @@ impl<'a> Build<'a> {
         if matches!(self.source, Source::Repository(_)) {
             self.marker().write(directory)?;
         }
-        // ZFS makes what is missing on the way to a mount point by the umask.
+        // ZFS makes missing folders above a mount point with the umask's mode.
         for volume in self.placement.volumes.iter().filter(|volume| volume.dataset.is_some()) {
             volume.mountpoint.parent().map_or(Ok(()), files::create_open_directories)?;
         }
@@ -414,7 +415,7 @@ impl<'a> Build<'a> {
         }
     }
 
-    /// The sets whose files may be there: the older restore's, and where that wasn't finished those before it.
+    /// Returns the sets whose files may be there: the older restore's, and if that wasn't finished, those before it.
     fn sets_before(&self) -> Vec<String> {
         let Some(older) = self.older.of(&self.manifest, &self.source) else { return Vec::new() };
         let is_finished = self.placement.data.join(PG_CONTROL).exists();
@@ -425,12 +426,12 @@ impl<'a> Build<'a> {
         sets
     }
 
-    /// Whether it goes over an older restore of the same cluster, by the marker of that.
+    /// Whether it restores over an older restore of the same cluster, according to the marker.
     pub(super) fn is_over_an_older_restore(&self) -> bool {
         self.source.is_delta() && self.older.of(&self.manifest, &self.source).is_some()
     }
 
-    /// The set of an older restore that it goes on with, where that isn't finished.
+    /// Returns the set of an unfinished older restore that it continues.
     pub(super) fn unfinished_set(&self) -> Option<String> {
         let older = self.older.of(&self.manifest, &self.source).filter(|_| self.source.is_delta());
         older.filter(|_| !self.placement.data.join(PG_CONTROL).exists()).map(|it| it.set.clone())
@@ -447,8 +448,8 @@ impl<'a> Build<'a> {
         }
     }
 
-    /// Whether it would take changes that the original is to get: subscriptions of a restored cluster go
-    /// on in the original's slots. A clone has settings of its own.
+    /// Whether the restored cluster's subscriptions would take changes that the original should get: they would
+    /// continue in the original's slots. A clone has settings of its own.
     fn holds_subscriptions(&self) -> bool {
         let is_here = || !original::here(self.cx, &self.manifest, &self.placement).is_empty();
         let is_asked = self.request.start && self.request.clone.is_none();
@@ -456,7 +457,7 @@ impl<'a> Build<'a> {
         is_asked && !is_standby && !self.request.keep_subscriptions && is_here()
     }
 
-    /// What postgresql.auto.conf gets.
+    /// Writes postgresql.auto.conf.
     pub(super) fn write_settings(
         &self,
         port: Option<u16>,
@@ -484,42 +485,42 @@ impl<'a> Build<'a> {
 }
 
 impl Build<'_> {
-    /// Recovery is over: its target must not meet this cluster again, should it become a standby.
+    /// Ends the recovery settings: the target must not apply again if this cluster becomes a standby.
     pub(super) fn end_recovery_settings(&self, owner: Option<Credentials>) -> Result<()> {
         tree::write_auto_conf(&self.placement.data, &[], owner)
     }
 }
 
-/// The datasets that are made, in their order.
+/// Returns the datasets that are made, in order.
 fn datasets(placement: &Placement, source: &Source) -> Vec<DatasetName> {
     let parent = source.made_parent().into_iter();
     parent.chain(placement.volumes.iter().filter_map(|volume| volume.dataset.clone())).collect()
 }
 
-/// Folders that are Lockstep's with all that is in them.
+/// Returns folders that are Lockstep's with everything in them.
 fn own(placement: &Placement, source: &Source) -> Vec<PathBuf> {
     let mut own = vec![placement.directory.join("log"), placement.directory.join("run")];
     own.push(marker::path(&placement.directory));
-    // What was there before is not Lockstep's to take away.
+    // What existed before isn't Lockstep's to remove.
     own.retain(|path| !source.is_delta() || !path.exists());
     own.extend(source.staging());
     own.extend(placement.folders().filter(|path| path.symlink_metadata().is_err()).cloned());
     own
 }
 
-/// Empty folders that are filled, as somebody made them for a tablespace.
+/// Returns empty folders that are filled, such as one that somebody made for a tablespace.
 fn emptied(placement: &Placement, source: &Source) -> Vec<PathBuf> {
     let is_filled = |folder: &&PathBuf| !source.is_delta() && folder.is_dir();
     placement.folders().filter(is_filled).cloned().collect()
 }
 
-/// What is made that is empty once the clones are gone, the innermost first.
+/// Returns what is made and is empty once the clones are gone, innermost first.
 fn places(placement: &Placement) -> Vec<PathBuf> {
     let directory = &placement.directory;
     let mut places: Vec<PathBuf> = placement.links.iter().map(|(link, _)| link.clone()).collect();
     places.extend(placement.volumes.iter().map(|volume| volume.mountpoint.clone()));
     places.extend([directory.join("tablespaces"), directory.join("volumes")]);
-    // Folders above a place that aren't there yet are Lockstep's too.
+    // Folders above a place that don't exist yet are Lockstep's too.
     let tops: Vec<&Path> = std::iter::once(directory.as_path())
         .chain(placement.tablespaces.values().map(|t| t.link.as_path()))
         .collect();

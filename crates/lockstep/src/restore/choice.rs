@@ -1,9 +1,10 @@
-//! The set that a restore begins with: the one that is named, or the newest from which recovery comes to its target.
+//! Chooses the set that a restore begins with: the requested one, or the newest from which recovery reaches its
+//! target.
 //!
-//! What could go wrong: recovery goes forward only, so a set that is younger than the target can't be taken; one that
-//! is much older makes it replay more WAL than it must; and one of a timeline that was left before it leads elsewhere
-//! ([`super::timelines`]). Which set lies before a transaction or a restore point no manifest tells: there it has to be
-//! named.
+//! What could go wrong: recovery only goes forward, so a set that is younger than the target can't be used. A much
+//! older one makes recovery replay more WAL than necessary. One on a timeline that was left before the target leads
+//! elsewhere ([`super::timelines`]). No manifest tells which set comes before a transaction or a restore point; then
+//! the set has to be named.
 
 use super::history_command;
 use super::timelines::{Ask, Left, Timelines, Way, unknown};
@@ -16,10 +17,10 @@ use crate::set::branches::{Branches, Member};
 use crate::set::manifest::Manifest;
 use crate::set::verify;
 
-/// A set of this host. Where none is named, one of which a snapshot is gone is passed over.
+/// Chooses a set on this host. If none is named, a set with a missing snapshot is skipped.
 ///
 /// # Errors
-/// [`Error::Usage`] where there is none, or it has to be named; when it can't be read.
+/// [`Error::Usage`] if there is none, or it has to be named; an error when a set can't be read.
 pub(super) fn here(cx: &Context, named: Option<&str>, recovery: &Recovery) -> Result<Manifest> {
     match by_name(named, recovery)? {
         Some("latest") if asks_for_a_number(recovery) => return cx.state.newest(),
@@ -40,7 +41,7 @@ pub(super) fn here(cx: &Context, named: Option<&str>, recovery: &Recovery) -> Re
     found.ok_or_else(|| choice.none(&format!("cluster \"{}\"", cx.name), " on this host"))
 }
 
-/// A set of a repository.
+/// Chooses a set of a repository.
 ///
 /// # Errors
 /// Those of [`here`], and when the store fails.
@@ -55,7 +56,7 @@ pub(super) fn stored(
         Some(named) => return repository.find(cx, named),
         None => {}
     }
-    // A set's id begins with the time when it was begun.
+    // A set's id begins with the time when the set was begun.
     let is_younger = |id: &str| match &recovery.target {
         Target::Time(time) => id > format!("{}~", time.strftime("%Y%m%dT%H%M%SZ")).as_str(),
         _ => false,
@@ -70,14 +71,14 @@ pub(super) fn stored(
     };
     let mut timelines = Timelines::new(recovery, ask(cx, recovery), Box::new(read));
     let kin = repository.kin(cx)?;
-    // Of the newest sets all may be of a timeline that was left.
+    // The newest sets may all be on a timeline that was left.
     let is_before = |set: &Member| match &recovery.target {
         Target::Lsn(lsn) => set.end.is_some_and(|end| end <= *lsn),
         _ => !is_younger(&set.set),
     };
     let (members, untold) = repository.members(cx)?;
     for (set, error) in &untold {
-        tracing::warn!(%set, error = %error.chain(), "nobody knows the timeline of a set that can't be read: the cluster may live on it");
+        tracing::warn!(%set, error = %error.chain(), "a set can't be read, so its timeline is unknown: the cluster may live on it");
     }
     let branches = Branches::of(members.iter().cloned());
     let members = members.iter().filter(|set| kin.has_identifier(set.system_identifier));
@@ -96,25 +97,25 @@ pub(super) fn stored(
     found.ok_or_else(|| choice.none(&format!("repository \"{}\"", repository.name), ""))
 }
 
-/// What the set is called; nothing where its place before the target decides.
+/// Returns the name of the set; `None` if its position before the target decides.
 fn by_name<'a>(named: Option<&'a str>, recovery: &Recovery) -> Result<Option<&'a str>> {
     match (named, &recovery.target) {
         (Some(named), _) => Ok(Some(named)),
         (None, Target::Time(_) | Target::Lsn(_)) => Ok(None),
         (None, Target::End | Target::Immediate) => Ok(Some("latest")),
         (None, Target::Xid(_) | Target::Name(_)) => Err(Error::usage(
-            format!("which set lies before {} no manifest tells", recovery.target),
+            format!("no manifest tells which set was taken before {}", recovery.target),
             "name one that was taken before it: `lockstep list` shows them",
         )),
     }
 }
 
-/// Whoever names a timeline may mean one that was left: then no set is left behind.
+/// Whether the timeline is given as a number. It may be one that was left; then every set on it counts.
 fn asks_for_a_number(recovery: &Recovery) -> bool {
     recovery.timeline.as_ref().is_some_and(|timeline| timeline.parse::<u32>().is_ok())
 }
 
-/// How histories are asked for.
+/// Returns how histories are asked for.
 fn ask<'a>(cx: &'a Context, recovery: &'a Recovery) -> Ask<'a> {
     match &recovery.restore_command {
         Some(command) => Box::new(|timeline| history_command::fetch(cx, command, timeline)),
@@ -122,16 +123,16 @@ fn ask<'a>(cx: &'a Context, recovery: &'a Recovery) -> Ask<'a> {
     }
 }
 
-/// A choice among sets, the newest first.
+/// A choice among sets, newest first.
 struct Choice<'a> {
     recovery: &'a Recovery,
     timelines: Timelines<'a>,
-    /// The first that was passed over for its timeline.
+    /// The first set that was skipped for its timeline.
     left: Option<Left>,
 }
 
 impl Choice<'_> {
-    /// The first that fits, lies on the way and is whole.
+    /// Returns the first set that fits, is on the way to the target, and is complete.
     fn among<S>(
         &mut self,
         sets: Vec<S>,
@@ -167,10 +168,10 @@ impl Choice<'_> {
             Some(timeline) if timeline.parse::<u32>().is_ok() => format!(" on timeline {timeline}"),
             _ => String::new(),
         };
-        let mut hint = "`lockstep list` shows the sets, with --from repository those of one: recovery goes forward only"
+        let mut hint = "`lockstep list` shows the sets, with --from repository those of a repository; recovery only goes forward, so the set has to be older than the target"
             .to_owned();
         if let Some(left) = &self.left {
-            hint.push_str(&format!("; {left}: --target-timeline takes the timeline to follow"));
+            hint.push_str(&format!("; {left}: give the timeline to follow with --target-timeline"));
         }
         let target = &self.recovery.target;
         let what =
@@ -179,7 +180,7 @@ impl Choice<'_> {
     }
 }
 
-/// Whether a set's snapshots are there; one that isn't is said.
+/// Whether a set's snapshots exist; logs a set of which one doesn't.
 fn is_whole(cx: &Context, set: &Manifest) -> Result<bool> {
     let gone = |refusal: &Refusal| {
         matches!(refusal, Refusal::SnapshotMissing { .. } | Refusal::SnapshotSwapped { .. })

@@ -1,16 +1,16 @@
-//! What a restore_command fetched and said, by the server's log.
+//! What a restore_command fetched and said, from the server's log.
 //!
-//! What could go wrong: PostgreSQL takes each code from 1 to 125 for the end of the archive (RestoreArchivedFile in
-//! xlogarchive.c). A command that fails for want of a right, or because it writes where a server in its namespace may
-//! not, ends recovery early, and the cluster that comes of it looks whole. Nothing but the command's own words tells.
+//! What could go wrong: PostgreSQL takes each exit code from 1 to 125 for the end of the archive (RestoreArchivedFile
+//! in xlogarchive.c). If a command lacks a permission, or writes where a server in its namespace must not, recovery
+//! ends early, and the resulting cluster looks complete. Only the command's own output shows it.
 
 use pgfiles::lsn::{Lsn, TimelineId};
 use pgfiles::wal_name::{WalSegment, WalSegmentSize};
 
 use super::Problem;
 
-/// What is the matter with a recovery to the end of the archive; `said` is the server's log, `before`: segments that
-/// were restored by an earlier start of it. `None` where nothing looks wrong.
+/// Returns what is wrong with a recovery to the end of the archive; `None` if nothing looks wrong. `said` is the
+/// server's log, `before` the number of segments that an earlier start of it restored.
 pub(super) fn problem(said: &[String], before: usize, end: Option<&str>) -> Option<Problem> {
     let end = end.map_or_else(String::new, |end| format!(" at {end}"));
     if let Some(line) = complaint(said) {
@@ -23,44 +23,44 @@ pub(super) fn problem(said: &[String], before: usize, end: Option<&str>) -> Opti
     }
     if before + segments(said) == 0 {
         tracing::warn!(
-            "not one segment of WAL came from restore_command: recovery ended with the set's own{end}. Does it find what comes after that?"
+            "restore_command delivered no WAL: recovery ended with the set's own{end}. Does restore_command find what comes after that?"
         );
     }
     None
 }
 
-/// What to do about one of a restore_command's complaints.
+/// Returns what to do about a restore_command's complaint.
 pub(super) fn hint(line: &str) -> &'static str {
     if line.contains(READ_ONLY) {
-        "name the folder that it writes to in clone.writable, then restore again: in recovery all but a few file systems are read-only"
+        "add the folder that it writes to to clone.writable, then restore again: during recovery all but a few file systems are read-only"
     } else {
-        "see that os_user may run it and read the archive, then restore again"
+        "check that os_user can run it and read the archive, then restore again"
     }
 }
 
 const READ_ONLY: &str = "Read-only file system";
 
-/// The line with which a command, and not PostgreSQL, said that it couldn't do its work. That a file isn't there it says
-/// at the end of each archive.
+/// Returns the line in which a command, not PostgreSQL, said that it couldn't do its work. That a file is missing is
+/// normal: it says so at the end of each archive.
 pub(super) fn complaint(said: &[String]) -> Option<&str> {
     const WORDS: [&str; 4] =
         [READ_ONLY, "ermission denied", "Operation not permitted", "command not found"];
     let is_complaint =
         |line: &&str| WORDS.iter().any(|words| line.contains(words)) || is_no_command(line);
-    // What follows is another command's, as archive_command.
+    // What follows belongs to another command, such as archive_command.
     let is_in_recovery = |line: &&str| !line.contains("ready to accept connections");
     let lines = said.iter().map(String::as_str).take_while(is_in_recovery);
     lines.filter(|line| !is_of_postgresql(line)).find(is_complaint)
 }
 
-/// As dash says it: `sh: 1: wal-g: not found`. Tools say "not found" of segments.
+/// dash writes `sh: 1: wal-g: not found`. Other tools say "not found" about segments.
 fn is_no_command(line: &str) -> bool {
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     line.strip_suffix(": not found").is_some_and(|line| line.split(": ").any(is_number))
 }
 
-/// Whether a line is the server's own: of these the level is followed by two spaces, whatever log_line_prefix is, and
-/// what is longer than a line goes on behind a tab (send_message_to_server_log in elog.c).
+/// Whether a line is the server's own: its level is followed by two spaces, whatever log_line_prefix is, and a
+/// continuation line begins with a tab (send_message_to_server_log in elog.c).
 fn is_of_postgresql(line: &str) -> bool {
     const LEVELS: [&str; 11] = [
         "LOG",
@@ -81,7 +81,7 @@ fn is_of_postgresql(line: &str) -> bool {
             .is_some_and(|(before, _)| LEVELS.iter().any(|level| before.ends_with(level)))
 }
 
-/// How many segments came from the archive.
+/// Returns how many segments came from the archive.
 pub(super) fn segments(said: &[String]) -> usize {
     let names = said.iter().filter_map(|line| line.split_once("restored log file \"")?.1.get(..25));
     let is_segment = |name: &&str| {
@@ -90,8 +90,9 @@ pub(super) fn segments(said: &[String]) -> usize {
     names.filter(is_segment).count()
 }
 
-/// The last segment that came from the archive, where recovery ended for what the reader of WAL said of it (xlogreader.c).
-/// What it says of the file behind that, which waits for its use in pg_wal, is at each end of recovery.
+/// Returns the last segment that came from the archive, if recovery ended because of what the WAL reader said about
+/// it (xlogreader.c). What the reader says about the next file, recycled in pg_wal, appears at the end of every
+/// recovery.
 pub(super) fn unreadable(said: &[String], size: WalSegmentSize) -> Option<(String, &str)> {
     let end = said.iter().position(|line| line.contains("redo done at")).unwrap_or(said.len());
     let said = &said[..end];
@@ -105,7 +106,7 @@ pub(super) fn unreadable(said: &[String], size: WalSegmentSize) -> Option<(Strin
     Some((name.file_name(size), words.rev().find(of_it)?))
 }
 
-/// In the words of PostgreSQL 13 to 18, in which a record is told by its place and a page by its segment's name too.
+/// In the words of PostgreSQL 13 to 18, which names a record by its LSN, and a page by its segment's name too.
 const READER: [&str; 11] = [
     "magic number",
     "info bits",
@@ -132,7 +133,7 @@ fn is_of(words: &str, segment: WalSegment, size: WalSegmentSize) -> bool {
     lsn.is_some_and(|lsn| WalSegment::containing(segment.timeline, lsn, size) == segment)
 }
 
-/// The timeline that the server began at the end of recovery (StartupXLOG in xlog.c).
+/// Returns the timeline that the server began at the end of recovery (StartupXLOG in xlog.c).
 pub(super) fn begun_timeline(said: &[String]) -> Option<TimelineId> {
     let behind =
         |line: &String| Some(line.split_once("selected new timeline ID: ")?.1.trim().to_owned());

@@ -1,5 +1,5 @@
-//! A volume's deltas, folded into one send stream on its way into `zfs receive`. In full, or what changed since a
-//! snapshot that the dataset has.
+//! Folds a volume's deltas into one send stream for `zfs receive`: in full, or what changed since a snapshot that the
+//! dataset has.
 
 use std::collections::{BTreeSet, HashSet};
 use std::io::{BufWriter, Write};
@@ -24,7 +24,7 @@ use crate::side_by_side::Item;
 use crate::steps;
 use crate::volume::zfs::{DatasetName, Zfs};
 
-/// A volume that is received beside others, into a dataset that isn't there.
+/// A volume that is received in parallel with others, into a new dataset.
 pub(super) struct Fresh<'a> {
     receiving: DatasetName,
     index: usize,
@@ -32,8 +32,8 @@ pub(super) struct Fresh<'a> {
     chain: Vec<Descriptor>,
 }
 
-/// Those volumes of the set that are received beside others, the largest first: not raw ones, whose
-/// segments come one after another, nor those on top of what is there.
+/// Returns those volumes of the set that are received in parallel, largest first. Raw ones aren't among them, because
+/// their segments come one after another, nor those on top of an existing dataset.
 pub(super) fn fresh<'a>(
     from: &'a FromRepository,
     build: &Build,
@@ -78,14 +78,14 @@ pub(super) struct Fold<'a> {
     pub(super) from: &'a FromRepository,
     pub(super) manifest: &'a Manifest,
     pub(super) shipped: &'a ShippedVolume,
-    /// The deltas, the oldest first.
+    /// The deltas, oldest first.
     pub(super) chain: &'a [Descriptor],
-    /// The snapshot that they come behind.
+    /// The snapshot that they follow.
     pub(super) since: Option<&'a str>,
 }
 
 impl Fold<'_> {
-    /// Receives it. `should_stop` ends it, beside a signal, which always does.
+    /// Receives it. `should_stop` ends it; so does a signal.
     pub(super) fn receive(
         &self,
         zfs: &Zfs,
@@ -107,7 +107,7 @@ impl Fold<'_> {
             Ok(unfolded)
         })();
         if result.is_err() && should_stop() {
-            // What `zfs receive` has says nothing then; it is killed.
+            // Then what `zfs receive` says doesn't matter; it is killed.
             steps::reached("restore.receiving")?;
             return result.map(|_| ());
         }
@@ -116,7 +116,7 @@ impl Fold<'_> {
         Ok(())
     }
 
-    /// Shows how much went by. How much it will be is only found out where somebody looks.
+    /// Shows the progress. The total is only computed if somebody looks.
     fn bar(&self, lines: &Progress, zeroed: &HashSet<u64>) -> Result<ProgressBar> {
         if !lines.is_shown() {
             return Ok(ProgressBar::hidden());
@@ -140,7 +140,7 @@ impl Fold<'_> {
         Ok(lines.bytes_of(self.shipped.dataset.as_str(), total))
     }
 
-    /// The objects that become holes.
+    /// Returns the objects that become holes.
     fn zeroed(&self) -> Result<HashSet<u64>> {
         let mut volumes = self.manifest.volumes.iter();
         let volume = volumes.find(|volume| volume.dataset == self.shipped.dataset);
@@ -155,8 +155,8 @@ impl Fold<'_> {
     }
 }
 
-/// How it ended. Where the pipe broke, what `zfs receive` said is the reason; else its stream only
-/// ended early.
+/// Returns how it ended. If the pipe broke, the reason is what `zfs receive` said; otherwise that only saw its stream
+/// end early.
 pub(super) fn ended<T>(written: Result<T>, child: Piped<ChildStdin>) -> Result<T> {
     match (written, child.finish()) {
         (Err(error), Err(reason)) if error.is_broken_pipe() => Err(reason.into()),

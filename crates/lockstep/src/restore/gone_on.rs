@@ -1,9 +1,10 @@
-//! What a restore had received out of a repository when it was cut off: it stays, and the same command with `--delta`
-//! goes on with it.
+//! What a restore had received from a repository when it was cut off. It stays, and the same command with `--delta`
+//! continues with it.
 //!
-//! What could go wrong: hours of receiving are thrown away because a connection was lost, a disk was full or a store was
-//! away, and the outage begins anew. Or what stays is taken for a cluster: so pg_control keeps its other name, or gets it
-//! again. Of datasets those that are whole stay; one that was half received goes, for nothing can be put on top of it.
+//! What could go wrong: hours of receiving are thrown away because a connection was lost, a disk was full or a store
+//! wasn't reachable, and the outage starts over. Or what stays is mistaken for a cluster: so pg_control keeps its
+//! other name, or gets it again. Complete datasets stay. A half-received one is destroyed, because nothing can be
+//! received on top of it.
 
 use std::path::Path;
 
@@ -17,18 +18,19 @@ use crate::process::quote;
 use crate::set::journal::RestoreJournal;
 use crate::volume::zfs::DatasetName;
 
-/// Whether something came that `--delta` goes on with.
+/// Whether something arrived that `--delta` continues with.
 #[must_use]
 pub fn is_kept(entry: &RestoreJournal) -> bool {
     !entry.kept.is_empty() || (entry.keeps_files && is_begun(&entry.data))
 }
 
-/// Whether a folder is known as a data directory when it is met again (guard/older.rs).
+/// Whether a later restore recognizes a folder as a data directory (guard/older.rs).
 fn is_begun(data: &Path) -> bool {
     data.join("PG_VERSION").exists() || data.join("global").is_dir()
 }
 
-/// The datasets under their own names that stay once the restore has ended, with the one that was made above them.
+/// Returns the datasets under their own names that stay after the restore has ended, and the one that was made above
+/// them.
 pub(super) fn staying(entry: &RestoreJournal) -> Vec<&DatasetName> {
     let is_kept = |name: &DatasetName| {
         let mut kept = entry.kept.iter();
@@ -38,7 +40,7 @@ pub(super) fn staying(entry: &RestoreJournal) -> Vec<&DatasetName> {
     own.filter(|name| entry.kept.is_empty() || is_kept(name)).collect()
 }
 
-/// The same with what doesn't stay alone.
+/// Returns the same entry with only what doesn't stay.
 #[must_use]
 pub fn without_kept(entry: &RestoreJournal) -> RestoreJournal {
     if !is_kept(entry) {
@@ -55,11 +57,11 @@ pub fn without_kept(entry: &RestoreJournal) -> RestoreJournal {
     }
 }
 
-/// Puts what stays in order: no server runs or starts on it, what is half received is gone, and it is said there that
-/// this restore has ended. Only the journal is left to be removed.
+/// Puts what stays in order: no server runs or starts on it, what is half received is removed, and its marker says
+/// that this restore has ended. Then only the journal has to be removed.
 ///
 /// # Errors
-/// When a server or a dataset that was half received stays, or pg_control can't be renamed.
+/// When a server doesn't stop, a half-received dataset can't be destroyed, or pg_control can't be renamed.
 pub(super) fn keep(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     server::stop(&entry.data, Stop::Immediate)?;
     control::hold(&entry.data)?;
@@ -73,12 +75,12 @@ pub(super) fn keep(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     Ok(())
 }
 
-/// That it stays, how to go on with it, and how to be rid of it; not the last of one that goes on with an older restore.
+/// Says that it stays, how to continue, and how to remove it; the last isn't said when it continues an older restore.
 #[must_use]
 pub fn words(entry: &RestoreJournal) -> String {
     let directory = entry.alone_in.first().unwrap_or(&entry.data);
     let stays = format!(
-        "What was received stays in \"{}\", and no server starts on it: the same command with --delta goes on with it",
+        "What was received stays in \"{}\", and no server starts on it: the same command with --delta continues with it",
         directory.display()
     );
     if !entry.own.contains(&marker::path(directory)) {
@@ -91,7 +93,7 @@ pub fn words(entry: &RestoreJournal) -> String {
     let folders = entry.alone_in.iter().map(|folder| quote(&folder.display().to_string()));
     let folders = format!("rm -r {}", folders.collect::<Vec<_>>().join(" "));
     let commands: Vec<_> = datasets.chain([folders]).collect();
-    format!("{stays}. To be rid of it: `{}`", commands.join("; "))
+    format!("{stays}. To remove it: `{}`", commands.join("; "))
 }
 
 #[cfg(test)]
@@ -118,13 +120,13 @@ mod tests {
         let goes = without_kept(&entry);
         assert_eq!(goes.datasets, names(&["p/r/data", receiving]));
         assert!(goes.own.is_empty());
-        assert!(words(&entry).ends_with("To be rid of it: `zfs destroy -r p/r; rm -r /r`"));
-        // The dataset above was there: it isn't the restore's.
+        assert!(words(&entry).ends_with("To remove it: `zfs destroy -r p/r; rm -r /r`"));
+        // The dataset above existed before: it isn't the restore's.
         entry.datasets.remove(0);
         assert!(words(&entry).ends_with("`zfs destroy -r p/r/wal; rm -r /r`"));
-        // What was there is an older restore's.
+        // An older restore was there before.
         entry.own.clear();
-        assert!(words(&entry).ends_with("goes on with it"));
+        assert!(words(&entry).ends_with("continues with it"));
     }
 
     #[test]

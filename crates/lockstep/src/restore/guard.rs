@@ -1,8 +1,8 @@
-//! What a restore must not touch: the clusters of the configuration, folders that hold something else
-//! than an older restore, datasets that are mounted elsewhere, and whatever a link leads to.
+//! What a restore must not touch: the clusters of the configuration, folders that hold anything but an older restore,
+//! datasets that are mounted elsewhere, and whatever a link leads to.
 //!
-//! What could go wrong: a mistyped folder or dataset. `--delta` removes what the set doesn't have, and
-//! rolls datasets back; so before the first change everything that would be changed is looked at.
+//! What could go wrong: a mistyped folder or dataset. `--delta` removes what the set doesn't have, and rolls datasets
+//! back; so everything that would be changed is checked before the first change.
 
 mod enter;
 mod live;
@@ -33,15 +33,15 @@ use live::Live;
 pub(super) struct Asked<'a> {
     pub(super) manifest: &'a Manifest,
     pub(super) placement: &'a Placement,
-    /// The folders that were named for tablespaces, as [`real`] gives them.
+    /// The folders that were given for tablespaces, as returned by [`real`].
     pub(super) tablespaces: &'a [(String, PathBuf)],
     /// Where the volumes come from.
     pub(super) source: &'a Source,
-    /// What is there may be an older restore.
+    /// An older restore may exist there.
     pub(super) delta: bool,
 }
 
-/// Looks at every place that the restore would change; gives those of its datasets that are there already.
+/// Checks every place that the restore would change; returns those of its datasets that exist already.
 pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetName>> {
     let &Asked { manifest, placement, delta, .. } = asked;
     let there = match asked.source.parent() {
@@ -78,7 +78,7 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     let mounts = Mounts::read()?;
     let filled = places.len();
     if delta {
-        // These go, unless they are links, which aren't followed.
+        // These are removed, unless they are links, which aren't followed.
         let surplus = surplus::find(placement)?;
         places.extend(surplus.into_iter().filter(|path| !path.is_symlink()));
     }
@@ -109,7 +109,7 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     Ok(there)
 }
 
-/// A folder that a restore goes to must not be in a live cluster.
+/// Refuses a target folder inside a live cluster.
 fn outside(live: &[Live], path: &Path) -> Result<()> {
     if let Some(live) = live.iter().find(|live| path.starts_with(&live.path)) {
         return Err(Refusal::DirectoryInsideCluster {
@@ -122,7 +122,7 @@ fn outside(live: &[Live], path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A folder that a restore goes to has to be one, or to be made; so has what is above it. [`real`] has
+/// Refuses a target that isn't a folder and can't be made, for the path or anything above it. [`real`] has already
 /// followed the links that lead somewhere.
 fn folder_or_nothing(path: &Path) -> Result<()> {
     let found = path.ancestors().find_map(|step| Some((step, step.symlink_metadata().ok()?)));
@@ -139,14 +139,14 @@ fn folder_or_nothing(path: &Path) -> Result<()> {
     }
 }
 
-/// Whether an older restore made this link: for a tablespace that is a folder of a dataset, which may not be
-/// mounted now.
+/// Whether an older restore made this link: for a tablespace that is a folder of a dataset, which may not be mounted
+/// now.
 fn is_older_link(placement: &Placement, path: &Path) -> bool {
     std::fs::read_link(path).is_ok_and(|target| target.starts_with(&placement.directory))
 }
 
-/// Where a tablespace is only a folder of the dataset that it comes with, its place becomes a link to that:
-/// a folder that somebody made there would have to go.
+/// Refuses an existing folder where a link has to be made: a tablespace that is only a folder of its dataset is
+/// reached by a link, and the folder would have to be removed.
 fn no_folder_for_a_link(placement: &Placement, path: &Path) -> Result<()> {
     let Some((_, target)) = placement.links.iter().find(|(link, _)| link == path) else {
         return Ok(());
@@ -156,7 +156,7 @@ fn no_folder_for_a_link(placement: &Placement, path: &Path) -> Result<()> {
     }
     Err(Error::usage(
         format!(
-            "\"{}\" is there, and can only become a link to \"{}\": the tablespace is a folder of the dataset that is mounted there",
+            "\"{}\" exists, but the restore has to make it a link to \"{}\": the tablespace is a folder of the dataset that is mounted there",
             path.display(),
             target.display()
         ),
@@ -167,7 +167,7 @@ fn no_folder_for_a_link(placement: &Placement, path: &Path) -> Result<()> {
     ))
 }
 
-/// Why a folder that isn't empty is no place: it may well be an older restore.
+/// Returns the error for a folder that isn't empty: it may well be an older restore.
 fn in_use(path: &Path, placement: &Placement) -> Error {
     let marker = Marker::read(path).filter(|_| path == placement.directory);
     match marker {
@@ -181,7 +181,7 @@ fn in_use(path: &Path, placement: &Placement) -> Error {
     }
 }
 
-/// Every place that a restore fills, or makes a link of.
+/// Returns every place that a restore fills or makes a link.
 fn all(placement: &Placement) -> impl Iterator<Item = &Path> {
     let volumes = placement.volumes.iter().map(|volume| volume.mountpoint.as_path());
     let links = placement.links.iter().map(|(link, _)| link.as_path());
@@ -190,10 +190,10 @@ fn all(placement: &Placement) -> impl Iterator<Item = &Path> {
     own.chain(volumes).chain(links).chain(tablespaces)
 }
 
-/// An absolute path without the links of what is there of it.
+/// Makes a path absolute and resolves the links in the part that exists.
 ///
 /// # Errors
-/// [`Error::Usage`] where `..` stands behind what isn't there.
+/// [`Error::Usage`] if `..` follows a part that doesn't exist.
 pub(super) fn real(path: &Path) -> Result<PathBuf> {
     let path = std::path::absolute(path).map_err(Error::io("find", path))?;
     let Some(existing) = path.ancestors().find(|ancestor| ancestor.exists()) else {
@@ -202,7 +202,7 @@ pub(super) fn real(path: &Path) -> Result<PathBuf> {
     let base = std::fs::canonicalize(existing).map_err(Error::io("find", existing))?;
     let rest = path.strip_prefix(existing).unwrap_or(Path::new(""));
     if rest.components().any(|step| step == Component::ParentDir) {
-        // Once what is before it is made, it leads elsewhere than it is written here, into a live cluster for example.
+        // Once the part before it is made, it may lead somewhere else, into a live cluster for example.
         return Err(Error::usage(
             format!("\"{}\" goes back (..) from a folder that isn't there", path.display()),
             "write it without \"..\"",
@@ -211,8 +211,8 @@ pub(super) fn real(path: &Path) -> Result<PathBuf> {
     Ok(if rest.as_os_str().is_empty() { base } else { base.join(rest) })
 }
 
-/// The folder that was named for a tablespace, as [`real`] gives it. Where an older restore to `directory` made
-/// a link of it, that is the place, and not where it leads to.
+/// Returns the folder that was given for a tablespace, as [`real`] does. If an older restore to `directory` made it a
+/// link, the result is the link itself, not its target.
 pub(super) fn place_of_tablespace(path: &Path, directory: &Path) -> Result<PathBuf> {
     let place = real(path)?;
     match (path.parent(), path.file_name()) {
@@ -223,7 +223,7 @@ pub(super) fn place_of_tablespace(path: &Path, directory: &Path) -> Result<PathB
     }
 }
 
-/// Whoever put a link into an older restore must not have what it leads to written to.
+/// Refuses links inside an older restore: what a planted link leads to must not be written to.
 fn links(manifest: &Manifest, placement: &Placement) -> Result<()> {
     let own = |name: &&str| placement.directory.join(name);
     let mut folders: Vec<PathBuf> =
@@ -231,13 +231,13 @@ fn links(manifest: &Manifest, placement: &Placement) -> Result<()> {
     for (placed, volume) in placement.volumes.iter().zip(&manifest.volumes) {
         let is_own = placed.mountpoint.starts_with(&placement.directory);
         folders.extend(is_own.then(|| placed.mountpoint.clone()));
-        // Each step down to a part; below it nothing is followed.
+        // Each step down to a part; nothing is followed below it.
         for part in &volume.parts {
             let steps = part.inside.ancestors().filter(|path| !path.as_os_str().is_empty());
             folders.extend(steps.map(|inside| placed.place_of(inside)));
         }
     }
-    // pg_wal inside the data directory is turned from a link into a folder with the rest of it.
+    // pg_wal inside the data directory is turned from a link into a folder together with the rest.
     let is_replaced = |path: &Path| path != placement.data && path.starts_with(&placement.data);
     match folders.into_iter().find(|path| !is_replaced(path) && path.is_symlink()) {
         None => Ok(()),
@@ -248,7 +248,7 @@ fn links(manifest: &Manifest, placement: &Placement) -> Result<()> {
     }
 }
 
-/// Those of the restore's datasets that are there, by one command.
+/// Returns those of the restore's datasets that exist, with one command.
 pub(super) fn there(
     cx: &Context,
     parent: &DatasetName,

@@ -1,10 +1,11 @@
-//! Timelines' histories by restore_command, and segments, as PostgreSQL gets them (RestoreArchivedFile in xlogarchive.c): a
-//! shell runs it, as the server's user.
+//! Fetches timeline histories and segments with restore_command as PostgreSQL does (RestoreArchivedFile in
+//! xlogarchive.c): a shell runs it as the server's user.
 //!
-//! What could go wrong: it can't be run, or the archive is out of its reach for the moment. That isn't the word that
-//! there is no such timeline: another set would be chosen. PostgreSQL tells the two apart by the code, and ends recovery;
-//! here it is an error. So it is where the command needs what only the restored server has, its folder for example: then
-//! the set has to be named. And it hangs: a signal ends it. What it leaves behind (ssh's ControlPersist) isn't waited for.
+//! What could go wrong: it can't be run, or can't reach the archive for the moment. That doesn't mean that there is
+//! no such timeline: another set would be chosen. PostgreSQL distinguishes the two by the exit code, and ends
+//! recovery; here it is an error. It is also an error if the command needs what only the restored server has, its
+//! folder for example: then the set has to be named. Or it hangs: a signal ends it. Processes that it leaves behind
+//! (ssh's ControlPersist) aren't waited for.
 
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
@@ -19,22 +20,23 @@ use crate::process::{self, CommandError, Program, wait_timeout};
 use crate::steps;
 use crate::{files, names};
 
-/// What %r is where recovery has not come to a restart point.
+/// The value of %r before recovery has reached a restart point.
 const NO_RESTART_POINT: &str = "000000000000000000000000";
-/// Where the folders are made: whatever user the command runs as can enter it, which state_dir may not allow, nor what
-/// TMPDIR names.
+/// Where the folders are made: any user that the command runs as can enter it. state_dir, or the folder in TMPDIR,
+/// may not allow that.
 const PLACE: &str = "/tmp";
-/// How long it may take without a word.
+/// How long it may run silently.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often it is looked whether somebody wants an end.
+/// How often to check for a request to stop.
 const LOOK: Duration = Duration::from_millis(100);
-/// Beginning of the folders that a history is fetched into, followed by the process that does it.
+/// The beginning of the names of folders that a history is fetched into, followed by the process id.
 const FOLDER: &str = "lockstep-histories-";
 
-/// The history of `timeline`; `None` where the command doesn't find it.
+/// Returns the history of `timeline`; `None` if the command doesn't find it.
 ///
 /// # Errors
-/// When it neither gives nor denies it, a folder for it can't be made, or what it gave can't be read.
+/// When the command neither delivers it nor says that it's missing, a folder for it can't be made, or the result
+/// can't be read.
 pub(super) fn fetch(cx: &Context, command: &str, timeline: TimelineId) -> Result<Option<Vec<u8>>> {
     steps::reached("restore.history")?;
     let name = format!("{:08X}.history", timeline.get());
@@ -44,10 +46,11 @@ pub(super) fn fetch(cx: &Context, command: &str, timeline: TimelineId) -> Result
     })
 }
 
-/// A file of this name, given to `look` as long as it is there; `None` where the command doesn't find it.
+/// Fetches a file of this name and passes it to `look` while it exists; returns `None` if the command doesn't find
+/// it.
 ///
 /// # Errors
-/// When it neither gives nor denies it, a folder for it can't be made, or `look` fails.
+/// When the command neither delivers it nor says that it's missing, a folder for it can't be made, or `look` fails.
 pub(super) fn fetch_file<T>(
     cx: &Context,
     command: &str,
@@ -67,17 +70,17 @@ pub(super) fn fetch_file<T>(
         Err(error) => {
             steps::reached("restore.history-asked")?;
             return Err(Error::failed(format!(
-                "restore_command neither gives {name} nor says that it isn't there"
+                "restore_command neither delivers {name} nor reports it as missing"
             ))
             .because(error)
-            .with_hint("PostgreSQL too would end recovery at a code above 125: does it run as os_user, and can it reach the archive? One that needs the restored cluster's folder can't be asked before: name the set"));
+            .with_hint("PostgreSQL too would end recovery at an exit code above 125: does it run as os_user, and can it reach the archive? A command that needs the restored cluster's folder can't be asked beforehand: name the set"));
         }
     }
     look(&path)
 }
 
-/// Runs it to its end, or to a signal. What it prints goes to the file `said`: a pipe would be open for as long as what
-/// it leaves behind.
+/// Runs it to its end, or until a signal. Its output goes to the file `said`: a pipe would stay open as long as any
+/// process that it leaves behind.
 fn run(shell: &Program, said: &Path, name: &str) -> Result<Result<(), CommandError>> {
     let mut options = std::fs::OpenOptions::new();
     let file = options.write(true).create_new(true).mode(0o600).open(said);
@@ -108,8 +111,8 @@ fn run(shell: &Program, said: &Path, name: &str) -> Result<Result<(), CommandErr
     }
 }
 
-/// Whether it ran and found nothing. The shell's own codes and signals mean something else (wait_result_is_any_signal in
-/// wait_error.c).
+/// Whether it ran and found nothing. The shell's own codes and signals mean something else (wait_result_is_any_signal
+/// in wait_error.c).
 fn says_no(error: &CommandError) -> bool {
     match error {
         CommandError::Exit { status, .. } => {
@@ -119,7 +122,7 @@ fn says_no(error: &CommandError) -> bool {
     }
 }
 
-/// The command with its placeholders replaced (BuildRestoreCommand in shell_restore.c).
+/// Returns the command with its placeholders replaced (BuildRestoreCommand in shell_restore.c).
 fn expanded(command: &str, name: &str, path: &Path) -> String {
     let (mut text, mut rest) = (String::new(), command);
     while let Some((before, after)) = rest.split_once('%') {
@@ -140,13 +143,13 @@ fn expanded(command: &str, name: &str, path: &Path) -> String {
     text + rest
 }
 
-/// A folder for as long as it is needed.
+/// A folder that is removed after use.
 struct Folder(PathBuf);
 
 impl Folder {
     fn make(place: &Path) -> Result<Self> {
         let own = rustix::process::geteuid().as_raw();
-        // Of those that were killed. What others put there is theirs.
+        // Removes folders of killed processes. What others put there is theirs.
         for entry in std::fs::read_dir(place).map_err(Error::io("list", place))?.flatten() {
             let name = entry.file_name();
             let process = name.to_str().and_then(|name| name.strip_prefix(FOLDER));
@@ -158,7 +161,7 @@ impl Folder {
         }
         let random = names::random_suffix()?;
         let path = place.join(format!("{FOLDER}{}-{random}", std::process::id()));
-        // Others may enter it, and not write into it.
+        // Others may enter it, but not write into it.
         let mut builder = std::fs::DirBuilder::new();
         builder.mode(0o700).create(&path).map_err(Error::io("create", &path))?;
         let folder = Self(path);
@@ -191,7 +194,7 @@ mod tests {
     #[test]
     fn folders_of_killed_processes_go_and_others_stay() {
         let place = tempfile::tempdir().unwrap();
-        // No process has a number beyond 2^22.
+        // No process id exceeds 2^22.
         let (dead, alive) = (format!("{FOLDER}9999999-ab12"), format!("{FOLDER}1-ab12"));
         for name in [&dead, &alive, "restore-ab12"] {
             std::fs::create_dir_all(place.path().join(name).join("x")).unwrap();

@@ -1,7 +1,7 @@
-//! Where an older restore has the volumes of which a part is only a folder: there they stay.
+//! Where an older restore has the volumes of which a part is only a folder: they stay there.
 //!
-//! Such a volume's folder is called as the first part on it. That part may be gone from the set, and Lockstep once
-//! numbered these folders by their place in the set: a tablespace that was dropped moved all behind it.
+//! Such a volume's folder is named after the first part on it. That part may be gone from the set, and Lockstep once
+//! numbered these folders by their position in the set: dropping a tablespace moved all the following ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -15,8 +15,8 @@ use crate::set::manifest::{Manifest, SetVolume};
 use crate::volume::mounts::Mounts;
 use crate::volume::zfs::DatasetName;
 
-/// The folders of those volumes that lie at another place below `DIR/volumes` than the one they would get, by
-/// their place in the manifest.
+/// Returns the folders of those volumes that are at another place below `DIR/volumes` than the one they would get, by
+/// their index in the manifest.
 pub(super) fn find(
     cx: &Context,
     manifest: &Manifest,
@@ -44,7 +44,7 @@ pub(super) fn find(
     Ok(apart(&placement.volumes, found))
 }
 
-/// Where a dataset is, and where it would be.
+/// Returns where a dataset is mounted, or would be.
 fn mounted(cx: &Context, mounts: &Mounts, dataset: &DatasetName) -> Result<Vec<PathBuf>> {
     let of = mounts.iter().filter(|mount| mount.is_zfs() && mount.source == dataset.as_str());
     let mut places: Vec<PathBuf> = of.map(|mount| mount.point.clone()).collect();
@@ -55,7 +55,7 @@ fn mounted(cx: &Context, mounts: &Mounts, dataset: &DatasetName) -> Result<Vec<P
     Ok(places)
 }
 
-/// The folder that the links of the older restore lead into, for one of the volume's parts.
+/// Returns the folder that the links of the older restore lead into, for one of the volume's parts.
 fn linked(directory: &Path, volume: &SetVolume) -> Option<PathBuf> {
     let volumes = directory.join("volumes");
     volume.parts.iter().find_map(|part| {
@@ -72,7 +72,8 @@ fn linked(directory: &Path, volume: &SetVolume) -> Option<PathBuf> {
     })
 }
 
-/// One folder is one volume's: the first's that was found there, and never one that another gets by its name.
+/// Assigns each folder to one volume: the first that was found there, and never a folder that another volume gets by
+/// its name.
 fn apart(placed: &[PlacedVolume], found: Vec<Option<PathBuf>>) -> BTreeMap<usize, PathBuf> {
     let mut taken: BTreeSet<PathBuf> = placed.iter().map(|it| it.mountpoint.clone()).collect();
     let found = found.into_iter().enumerate();
@@ -111,7 +112,7 @@ mod tests {
         link(6, "2/other");
         let volumes = vec![
             volume("t/d", &[(PartKind::Data, "/d", ""), (PartKind::Wal, "/d/pg_wal", "pg_wal")]),
-            // The first on it is new, the second is there.
+            // The first part on it is new, the second existed.
             volume("t/1", &[(tablespace(1), "/1/one", "one"), (tablespace(2), "/1/two", "two")]),
             volume("t/3", &[(tablespace(3), "/3/three", "three")]),
             volume("t/4", &[(tablespace(4), "/4/four", "four")]),
@@ -126,7 +127,7 @@ mod tests {
         let two = directory.join("volumes/2");
         let nine = Some(directory.join("volumes/tablespace-9"));
         assert_eq!(found, [None, Some(two.clone()), Some(two.clone()), nine, None, None, None]);
-        // The third's is taken by the second, the fourth's is the last's by its name.
+        // The third's folder is taken by the second; the fourth's belongs to the last by its name.
         assert_eq!(apart(&placement.volumes, found), BTreeMap::from([(1, two)]));
     }
 }

@@ -1,8 +1,7 @@
-//! `DIR/.lockstep-restore`: says that a folder is a restore of Lockstep's, of which cluster and set.
+//! `DIR/.lockstep-restore`: says that Lockstep restored to a folder, and which cluster and set.
 //!
-//! It is written before anything else is made there, and it stays. `--delta` removes and writes over, so
-//! it wants to know that what it meets was made by a restore; a folder can't carry a property as a
-//! dataset does.
+//! It is written before anything else is made there, and it stays. `--delta` removes and overwrites, so it has to
+//! know that a restore made what it finds. A dataset carries a property for that; a folder can't.
 
 use std::path::{Path, PathBuf};
 
@@ -18,38 +17,38 @@ use crate::set::manifest::{Manifest, json};
 /// Its name in DIR.
 pub(super) const NAME: &str = ".lockstep-restore";
 
-/// More than it ever has; what is larger isn't it.
+/// More than it ever has; a larger file isn't a marker.
 const MOST: u64 = 64 << 10;
 
-/// What it says.
+/// Its content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Marker {
     /// The cluster's name in the configuration.
     pub(super) cluster: String,
     /// The cluster, by its system identifier.
     pub(super) system_identifier: SystemIdentifier,
-    /// The set that is, or was to be, there.
+    /// The set that is there, or was to be restored there.
     pub(super) set: String,
     /// When its restore began.
     pub(super) begun_at: Timestamp,
-    /// Its restore's id; empty where an older Lockstep wrote it.
+    /// The id of the restore; empty if an older Lockstep wrote it.
     #[serde(default)]
     pub(super) restore: String,
-    /// The sets that were there before; several where restores were interrupted. What they had may be there still.
+    /// The sets that were there before; several if restores were interrupted. Their files may still be there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) before: Vec<String>,
-    /// That restore has ended, and what is there stays. An older Lockstep doesn't say so.
+    /// The restore has ended, and what is there stays. An older Lockstep doesn't write this.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) ended: bool,
 }
 
-/// Where it lies.
+/// Returns its path.
 pub(super) fn path(directory: &Path) -> PathBuf {
     directory.join(NAME)
 }
 
 impl Marker {
-    /// The one in a folder. What can't be read is none: then the folder isn't known to be a restore.
+    /// Reads the one in a folder. An unreadable one counts as none: then the folder isn't known to be a restore.
     pub(super) fn read(directory: &Path) -> Option<Self> {
         let path = path(directory);
         let metadata = std::fs::symlink_metadata(&path).ok()?;
@@ -59,12 +58,12 @@ impl Marker {
         serde_json::from_slice(&std::fs::read(&path).ok()?).ok()
     }
 
-    /// Whether it is of the cluster that a set is of, which comes from there.
+    /// Whether it is of the same cluster as this set from this source.
     pub(super) fn is_of(&self, set: &Manifest, source: &Source) -> bool {
         source.is_cluster(set, self.system_identifier)
     }
 
-    /// Writes it, in the place of an older one.
+    /// Writes it, replacing an older one.
     pub(super) fn write(&self, directory: &Path) -> Result<()> {
         let bytes = serde_json::to_vec(self).map_err(json("write the restore's marker"))?;
         files::publish(&path(directory), &bytes)

@@ -1,12 +1,12 @@
-//! A part of a cluster: the relation files of some databases, or of some tablespaces, and holes of
-//! the same size in the place of the others'.
+//! A part of a cluster: the relation files of some databases, or of some tablespaces, and holes of the same size in
+//! place of the others'.
 //!
-//! PostgreSQL starts on that: recovery begins where the backup did, and the first change to a page
-//! behind that point brings all of it, or is passed over (`whole_pages.rs`). Nobody can connect to a database whose files are holes,
+//! PostgreSQL starts on that. Recovery begins where the backup did, and the first change to a page after that point
+//! brings the whole page, or is skipped (`whole_pages.rs`). Nobody can connect to a database whose files are holes,
 //! because its pg_filenode.map is one too; DROP DATABASE removes it.
 //!
-//! What could go wrong: a name that leads to the wrong database. Names are read from the set's own
-//! pg_database; of a name that several databases have or had, all are restored.
+//! What could go wrong: a name that leads to the wrong database. Names are read from the set's own pg_database; if
+//! several databases have or had a name, all of them are restored.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::unix::ffi::OsStrExt;
@@ -28,20 +28,20 @@ use crate::set::manifest::{Manifest, SetPart, SetVolume};
 const MOST_OF_MAP: u64 = 4 << 10;
 /// A row has a few hundred bytes; a million databases are more than anybody has.
 const MOST_OF_CATALOG: u64 = 512 << 20;
-/// Restored whatever is asked for, as PostgreSQL's own tools need them.
+/// Always restored, because PostgreSQL's own tools need them.
 const ALWAYS: [&[u8]; 3] = [b"postgres", b"template0", b"template1"];
 
-/// What is asked for, by name.
+/// The requested parts, by name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wanted {
-    /// Databases; all where it names none.
+    /// Databases; if empty, all.
     pub databases: Vec<String>,
-    /// Tablespaces, by OID or name; all where it names none.
+    /// Tablespaces, by OID or name; if empty, all.
     pub tablespaces: Vec<String>,
 }
 
 impl Wanted {
-    /// Everything is.
+    /// Whether everything is requested.
     #[must_use]
     pub fn is_all(&self) -> bool {
         self.databases.is_empty() && self.tablespaces.is_empty()
@@ -52,17 +52,17 @@ impl Wanted {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Only {
     databases: Option<BTreeSet<u32>>,
-    /// Those that aren't: a tablespace of allow_in_place_tablespaces is no part of a set and has no name there, so nobody
-    /// could ask for it, and it comes with the data directory.
+    /// The tablespaces left out. A tablespace of allow_in_place_tablespaces isn't a part of a set and has no name
+    /// there, so nobody can request it; it comes with the data directory.
     without_tablespaces: Option<BTreeSet<u32>>,
 }
 
-/// What is there by name, and is holes: it is of no use but to be dropped.
+/// What exists by name only, as holes: it can only be dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NotRestored {
     /// Databases.
     pub databases: Vec<String>,
-    /// Tablespaces: what lies in them.
+    /// Tablespaces whose content is missing.
     pub tablespaces: Vec<String>,
 }
 
@@ -107,12 +107,12 @@ impl Only {
         Self { databases: databases.map(set), without_tablespaces }
     }
 
-    /// A number that tells what is restored: it is another one for another choice.
+    /// Returns a number that identifies the choice: another choice has another number.
     pub(super) fn mark(&self, delta: &str) -> u64 {
         let mut hash = blake3::Hasher::new();
         hash.update(delta.as_bytes());
         for (kind, chosen) in [(b"d", &self.databases), (b"t", &self.without_tablespaces)] {
-            // All is another choice than none.
+            // Everything is a different choice from nothing.
             let Some(oids) = chosen else { continue };
             hash.update(b"\0").update(kind);
             for oid in oids {
@@ -126,7 +126,7 @@ impl Only {
             .max(1)
     }
 
-    /// The objects of a volume that become holes.
+    /// Returns the objects of a volume that become holes.
     pub(super) fn zeroed(&self, tree: &ImageTree, volume: &SetVolume) -> Result<HashSet<u64>> {
         let mut zeroed = HashSet::new();
         if self.is_all() {
@@ -145,7 +145,8 @@ impl Only {
                     if let Some(base) = tree.child(root, b"base") {
                         self.databases(tree, base, true, &mut zeroed)?;
                     }
-                    // Tablespaces of allow_in_place_tablespaces are folders there, of which databases alone are left out.
+                    // Tablespaces of allow_in_place_tablespaces are folders there; only databases in them can be left
+                    // out.
                     let folder = tree.child(root, b"pg_tblspc");
                     for (name, space) in folders(tree, folder)? {
                         if let Some(oid) = number(&name) {
@@ -168,7 +169,7 @@ impl Only {
         self.without_tablespaces.as_ref().is_none_or(|without| !without.contains(&tablespace))
     }
 
-    /// Whether the files in a folder of a database, as PostgreSQL calls it (GetRelationPath in relpath.c), are holes.
+    /// Whether the files in a database's folder, named as in PostgreSQL (GetRelationPath in relpath.c), are holes.
     pub(super) fn leaves_out(&self, folder: &str) -> bool {
         let number = |name: &str| number(name.as_bytes());
         match folder.split('/').collect::<Vec<_>>()[..] {
@@ -197,7 +198,7 @@ impl Only {
         Ok(())
     }
 
-    /// The files in the folders of databases, but for PG_VERSION.
+    /// Adds the files in the folders of databases, except PG_VERSION.
     fn databases(
         &self,
         tree: &ImageTree,
@@ -221,7 +222,7 @@ impl Only {
     }
 }
 
-/// The folders in a folder.
+/// Returns the folders in a folder.
 fn folders(tree: &ImageTree, folder: Option<u64>) -> Result<Vec<(Vec<u8>, u64)>> {
     let Some(folder) = folder else { return Ok(Vec::new()) };
     let mut found = Vec::new();
@@ -260,7 +261,7 @@ impl Global {
         })
     }
 
-    /// One of its files.
+    /// Reads one of its files.
     pub(super) fn read(&mut self, name: &str, limit: u64) -> Result<Vec<u8>> {
         let path = self.folder.join(name);
         let object = self.peek.find(path.iter().map(OsStrExt::as_bytes))?.ok_or_else(|| {
@@ -269,14 +270,14 @@ impl Global {
         self.peek.small_file(object, limit)
     }
 
-    /// What to say of a file that isn't what it should be.
+    /// Makes the error for a file with unexpected content.
     pub(super) fn strange(&self, what: &str, name: &str) -> Error {
         let path = self.folder.join(name);
         Error::failed(format!("{what} of set {}, \"{}\", can't be read", self.set, path.display()))
     }
 }
 
-/// The databases that a set's pg_database names, as of its last checkpoint.
+/// Returns the databases that a set's pg_database names, as of its last checkpoint.
 fn read_databases(repository: &Repository, shipped: &Shipped) -> Result<BTreeSet<DatabaseRow>> {
     let mut global = Global::open(repository, shipped)?;
     let map = RelationMap::parse(&global.read("pg_filenode.map", MOST_OF_MAP)?)
@@ -295,7 +296,7 @@ fn data_part(manifest: &Manifest) -> Result<(&SetVolume, &SetPart)> {
         .ok_or_else(|| Error::failed(format!("set {} names no data directory", manifest.set)))
 }
 
-/// The OIDs of all databases that have, or had, one of the names; and those that always are.
+/// Returns the OIDs of all databases that have, or had, one of the names, and of those that are always restored.
 fn oids_of(
     names: &[String],
     known: &BTreeSet<DatabaseRow>,
@@ -324,7 +325,7 @@ fn oids_of(
     Ok(oids)
 }
 
-/// The names of databases whose files become holes.
+/// Returns the names of databases whose files become holes.
 fn left_out(known: &BTreeSet<DatabaseRow>, oids: &BTreeSet<u32>) -> Vec<String> {
     let rest = known.iter().filter(|row| row.oid >= FIRST_NORMAL_OID && !oids.contains(&row.oid));
     let names: BTreeSet<_> =

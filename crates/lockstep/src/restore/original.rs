@@ -1,8 +1,8 @@
-//! The cluster that a set is of, where it is on this host: beside it a restored one must not take its changes, nor
+//! The cluster that a set is of, if it is on this host. A restored one next to it must not take its changes, nor
 //! replay into its folders.
 //!
-//! What could go wrong: a configuration of the original's host whose data_directory names where the restore will be, for
-//! a drill. So it is looked for where the set was taken, too.
+//! What could go wrong: for a drill, a configuration on the original's host whose data_directory names the restore's
+//! target. So the original is also looked for where the set was taken.
 
 use std::path::{Path, PathBuf};
 
@@ -11,8 +11,8 @@ use crate::context::Context;
 use crate::postgres::instance;
 use crate::set::manifest::Manifest;
 
-/// The data directories in which it may be, but for the restored one: the configuration's, and the one that the set was
-/// taken from, if that is of the same cluster still.
+/// Returns the data directories in which it may be, except the restored one: the configuration's, and the one that
+/// the set was taken from, if that still belongs to the same cluster.
 pub(super) fn here(cx: &Context, manifest: &Manifest, placement: &Placement) -> Vec<PathBuf> {
     let real = |path: &Path| std::fs::canonicalize(path).ok();
     let target = real(&placement.data);

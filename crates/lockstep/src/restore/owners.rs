@@ -1,11 +1,11 @@
-//! Whose a restored cluster's files are: the user who owns the set's data directory is `os_user` here, whatever numbers
-//! the two hosts have for them. Other users' and groups' files stay theirs.
+//! The owners of a restored cluster's files: the user who owns the set's data directory becomes `os_user` here,
+//! whatever numbers the two hosts use. Files of other users and groups keep their owners.
 //!
-//! Files get their owner as they are written. A dataset has the set's own numbers once it is received; what is changed of
-//! them goes with the next `--delta`'s rollback, and is changed again.
+//! Plain files get their owner as they are written. A received dataset has the set's own numbers, which are then
+//! changed. The next `--delta` rolls the changes back and makes them again.
 //!
-//! What could go wrong: this host may have given the original's number to somebody else, who can change what is walked
-//! through meanwhile. So no link is followed, and nothing that is mounted.
+//! What could go wrong: this host may have given the original's number to somebody else, who can change files while
+//! they are walked through. So no link is followed, and no mount is entered.
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
@@ -25,10 +25,10 @@ use crate::process::Credentials;
 use crate::repository::tree::ImageTree;
 use crate::steps;
 
-/// Files between two looks at whether to stop.
+/// Files between two checks whether to stop.
 const LOOK_AROUND: u64 = 1024;
 
-/// The user and group of the set's data directory, and those that they become.
+/// The user and group of the set's data directory, and those that replace them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Owners {
     from: Credentials,
@@ -36,14 +36,14 @@ pub(super) struct Owners {
 }
 
 impl Owners {
-    /// What is to be changed, by the owner of the set's data directory; none where it is `to` already, and where nobody
-    /// can be made an owner.
+    /// Returns what has to be changed, given the owner of the set's data directory; `None` if that is `to` already,
+    /// and if files can't be given to another owner.
     fn new(from: Credentials, to: Option<Credentials>) -> Option<Self> {
-        // PostgreSQL runs on no data directory of root's: that is none.
+        // PostgreSQL doesn't run on a data directory that root owns: nothing is changed then.
         to.filter(|to| *to != from && from.uid != 0).map(|to| Self { from, to })
     }
 
-    /// The same, and said, where the set's data directory is a folder of a volume.
+    /// The same, and logs it, for a set's data directory that is a folder of a volume.
     pub(super) fn in_set(
         build: &Build,
         tree: &ImageTree,
@@ -53,7 +53,7 @@ impl Owners {
         let Some(folder) = tree.find(data.iter().map(OsStrExt::as_bytes)) else { return Ok(None) };
         let attributes = tree.attributes(folder)?;
         let ids = (u32::try_from(attributes.uid), u32::try_from(attributes.gid));
-        // Numbers that nobody can have are refused where they are used.
+        // Numbers that are out of range are refused where they are used.
         let (Ok(uid), Ok(gid)) = ids else { return Ok(None) };
         let owners = Self::new(Credentials { uid, gid }, to);
         owners.iter().for_each(|owners| owners.say(build));
@@ -71,7 +71,8 @@ impl Owners {
         );
     }
 
-    /// Whose a file of this user and group becomes. A file of root's that the cluster's group may read (a key) stays so.
+    /// Returns the new owner of a file with this user and group. A file of root's that the cluster's group may read
+    /// (a key) stays root's.
     pub(super) fn of(&self, uid: u32, gid: u32) -> (u32, u32) {
         let is_theirs = uid == self.from.uid;
         let is_their_group = gid == self.from.gid && (is_theirs || gid != 0);
@@ -79,7 +80,7 @@ impl Owners {
     }
 }
 
-/// Changes the owners in what came as datasets.
+/// Changes the owners in what was restored as datasets.
 pub(super) fn give(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let placement = &build.placement;
     let of = |volume: &PlacedVolume| Some((volume.dataset.clone()?, volume.mountpoint.clone()));
@@ -94,7 +95,7 @@ pub(super) fn give(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let mut walk = Walk { owners, seen: 0 };
     datasets.iter().try_for_each(|(dataset, place)| {
         if build.there.contains(dataset) {
-            // Rolled back while it was mounted, zfs-fuse still says whose the files were before.
+            // After a rollback while mounted, zfs-fuse still reports the files' previous owners.
             build.cx.zfs.unmount(dataset)?;
             build.cx.zfs.mount(dataset)?;
         }
@@ -111,7 +112,7 @@ struct Walk {
 }
 
 impl Walk {
-    /// The owner that something has to get, where that is another one.
+    /// Returns the owner that something has to get, if that differs.
     fn wanted(&self, stat: &Stat) -> Option<(Option<Uid>, Option<Gid>)> {
         let (uid, gid) = self.owners.of(stat.st_uid, stat.st_gid);
         let is_other = (uid, gid) != (stat.st_uid, stat.st_gid);
@@ -145,7 +146,7 @@ impl Walk {
         Ok(())
     }
 
-    /// Changes one name's; gives the folder that it is of this file system.
+    /// Changes the owner of one name; returns the opened folder, if it is one and of this file system.
     fn one(&self, folder: &OwnedFd, name: &OsStr) -> rustix::io::Result<Option<OwnedFd>> {
         let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
@@ -167,7 +168,7 @@ impl Walk {
         }
         let mode = Mode::from_raw_mode(stat.st_mode);
         if kind == FileType::RegularFile && mode.intersects(Mode::SUID | Mode::SGID) {
-            // The change has cleared them.
+            // Changing the owner has cleared these bits.
             let file = rustix::fs::openat(folder, name, FILE | OFlags::RDONLY, Mode::empty())?;
             rustix::fs::fchmod(file, mode)?;
         }

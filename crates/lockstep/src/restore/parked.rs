@@ -1,9 +1,10 @@
-//! The dataset of a data directory that isn't whole: not mounted, and not by the machine's next start either.
+//! Parks the dataset of an incomplete data directory: it isn't mounted, nor will the machine's next boot mount it.
 //!
-//! What could go wrong: what is rolled back, or was received and waits for its key, has pg_control in its
-//! place, and its links lead to pg_wal and the tablespaces of the cluster that the set is of. Mounted, a
-//! server would start on it, beside the original and into its files. So pg_control goes before anybody else sees the
-//! dataset mounted, and canmount comes back after that: whoever kills the restore in between leaves nothing that starts.
+//! What could go wrong: a dataset that was rolled back, or was received and waits for its key, has pg_control in its
+//! place, and its links lead to pg_wal and the tablespaces of the set's cluster. If it were mounted, a server would
+//! start on it, alongside the original and into the original's files. So pg_control is renamed before anybody else
+//! sees the dataset mounted, and canmount is reset after that: a restore that is killed in between leaves nothing
+//! that starts.
 
 use std::path::Path;
 
@@ -13,21 +14,21 @@ use crate::process::{CommandError, Program};
 use crate::steps;
 use crate::volume::zfs::{DatasetName, Zfs};
 
-/// What canmount was before, on a dataset that is parked.
+/// The previous canmount of a parked dataset.
 const BEFORE: &str = "lockstep:canmount";
 
 /// The hidden subcommand that mounts a dataset where nobody else sees it.
 pub const SUBCOMMAND: &str = "internal-hold";
 
-/// What makes a dataset one that is parked, and was never mounted before.
+/// Returns the properties of a dataset that is parked before it is ever mounted.
 pub(super) fn properties() -> [(&'static str, String); 2] {
     [(BEFORE, "on".to_owned()), ("canmount", "noauto".to_owned())]
 }
 
-/// Unmounts it, and keeps it so until [`mount`], [`release`] or somebody mounts it by name; whether that wasn't so
-/// already.
+/// Unmounts it, and keeps it so until [`mount`], [`release`] or an explicit `zfs mount`; returns whether it wasn't
+/// parked before.
 pub(super) fn park(zfs: &Zfs, dataset: &DatasetName) -> Result<bool> {
-    // First: where somebody works in it, nothing is changed.
+    // First: if somebody works in it, nothing is changed.
     zfs.unmount(dataset)?;
     let before = zfs.value(dataset, "canmount")?;
     if before != "on" {
@@ -36,8 +37,8 @@ pub(super) fn park(zfs: &Zfs, dataset: &DatasetName) -> Result<bool> {
     zfs.set_all(&[(BEFORE, before), ("canmount", "noauto".to_owned())], dataset).map(|()| true)
 }
 
-/// Lets it be mounted as before, also what a killed restore has parked. Whether it is mounted then depends on the ZFS:
-/// one may unmount it for this.
+/// Lets it be mounted as before, also if a killed restore parked it. Whether it is mounted afterwards depends on the
+/// ZFS: some unmount it for this.
 pub(super) fn release(zfs: &Zfs, dataset: &DatasetName) -> Result<()> {
     let before = zfs.value(dataset, BEFORE)?;
     if before == "-" {
@@ -47,7 +48,7 @@ pub(super) fn release(zfs: &Zfs, dataset: &DatasetName) -> Result<()> {
     zfs.inherit(BEFORE, dataset)
 }
 
-/// Mounts what is parked, for good and without its pg_control. Where it fails it is parked still.
+/// Mounts a parked dataset for good, without its pg_control. If it fails, the dataset stays parked.
 pub(super) fn mount(zfs: &Zfs, dataset: &DatasetName, data: &Path) -> Result<()> {
     hold_unseen(dataset, data)?;
     zfs.mount(dataset)?;
@@ -62,14 +63,14 @@ pub(super) fn mount(zfs: &Zfs, dataset: &DatasetName, data: &Path) -> Result<()>
     zfs.mount(dataset)
 }
 
-/// Mounts it in a mount namespace that ends with the program in it, and takes pg_control its name there: killed at
-/// whatever point, nobody else has seen it mounted with its pg_control.
+/// Mounts it in a mount namespace that ends with the program in it, and renames pg_control there: whenever this is
+/// killed, nobody else has seen it mounted with its pg_control.
 fn hold_unseen(dataset: &DatasetName, data: &Path) -> Result<()> {
-    // zfs-fuse, which hasn't this file, mounts for all; there it is done once it is mounted.
+    // zfs-fuse doesn't have this file and mounts for everybody; there pg_control is renamed after the mount.
     if !Path::new("/dev/zfs").exists() {
         return Ok(());
     }
-    // This very program, also where an upgrade has put another in its place meanwhile.
+    // The running program itself, even if an upgrade has replaced its file meanwhile.
     let own = format!("/proc/{}/exe", std::process::id());
     let program = Program::new("unshare")
         .args(["--mount", "--propagation", "private", "--"])
@@ -77,11 +78,11 @@ fn hold_unseen(dataset: &DatasetName, data: &Path) -> Result<()> {
         .arg(data);
     match program.run() {
         Ok(_) => Ok(()),
-        // Killed, and perhaps so is whoever asked for it.
+        // It was killed, and its caller may have been too.
         Err(error @ CommandError::Exit { status, .. }) if status.code().is_none() => {
             Err(error.into())
         }
-        // Where no namespace can be made, or the dataset can't be mounted: that it is mounted for all says why.
+        // No namespace can be made, or the dataset can't be mounted: mounting it for everybody will tell why.
         Err(error) => {
             tracing::debug!(%dataset, %error, "not held before it is mounted");
             Ok(())
@@ -89,10 +90,10 @@ fn hold_unseen(dataset: &DatasetName, data: &Path) -> Result<()> {
     }
 }
 
-/// The hidden subcommand: what is done in the namespace.
+/// The hidden subcommand, run in the namespace.
 ///
 /// # Errors
-/// When it can't be mounted there, or pg_control be renamed.
+/// When the dataset can't be mounted there, or pg_control can't be renamed.
 pub fn run_hold(dataset: &str, data: &Path) -> Result<()> {
     let dataset = DatasetName::new(dataset).map_err(crate::error::Error::failed)?;
     Zfs::new().mount(&dataset)?;

@@ -1,16 +1,16 @@
-//! Where everything of a restored cluster goes: from a manifest and a folder to mount points and
-//! links. A pure function; nothing is made here.
+//! Where everything of a restored cluster goes: turns a manifest and a folder into mount points and links. A pure
+//! function; nothing is made here.
 //!
 //! ```text
 //! DIR/data               the data directory
 //! DIR/wal                pg_wal
 //! DIR/tablespaces/OID    the tablespaces
-//! DIR/volumes/PART       a volume of which a part is only a folder, called as the first part on it; the
-//!                        above are then links into it
+//! DIR/volumes/PART       a volume of which a part is only a folder, named after the first part on it;
+//!                        the above are then links into it
 //! ```
 //!
-//! A tablespace that is sent elsewhere is there itself where volumes become folders, also if it is only a
-//! folder of its volume. A dataset is mounted as a whole: there a link leads to it.
+//! When volumes become folders, a tablespace that is sent elsewhere is a real folder there, even if it is only a
+//! folder of its volume. A dataset is mounted as a whole: there it's a link into the dataset.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,14 +33,14 @@ pub struct Placement {
     pub data: PathBuf,
     /// pg_wal without links.
     pub wal: PathBuf,
-    /// What PGDATA/pg_wal has to point at; `None` where it is a folder in the data directory.
+    /// What PGDATA/pg_wal has to point to; `None` if it is a folder in the data directory.
     pub wal_link: Option<PathBuf>,
-    /// By OID.
+    /// The tablespaces, by OID.
     pub tablespaces: BTreeMap<u32, PlacedTablespace>,
 }
 
 impl Placement {
-    /// The folders that volumes become, where they become folders.
+    /// Returns the folders that volumes become, if they become folders.
     pub fn folders(&self) -> impl Iterator<Item = &PathBuf> {
         let volumes = self.volumes.iter().filter(|volume| volume.dataset.is_none());
         volumes.flat_map(|volume| {
@@ -49,7 +49,7 @@ impl Placement {
         })
     }
 
-    /// Whether the data directory lies on this volume.
+    /// Whether the data directory is on this volume.
     #[must_use]
     pub fn has_data(&self, volume: &PlacedVolume) -> bool {
         self.data.starts_with(&volume.mountpoint)
@@ -61,32 +61,32 @@ impl Placement {
 pub struct PlacedVolume {
     /// The snapshot that it becomes a copy of.
     pub origin: SnapshotName,
-    /// The dataset that it becomes; none where it becomes a plain folder.
+    /// The dataset that it becomes; `None` if it becomes a plain folder.
     pub dataset: Option<DatasetName>,
-    /// Where it is mounted, or the folder.
+    /// Its mount point, or the folder.
     pub mountpoint: PathBuf,
-    /// What of it isn't there but elsewhere.
+    /// Its folders that go elsewhere.
     pub apart: Vec<FolderElsewhere>,
 }
 
 /// A folder of a volume that becomes a folder elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FolderElsewhere {
-    /// What it is in the volume.
+    /// Its path in the volume.
     pub inside: PathBuf,
-    /// What it becomes.
+    /// The folder that it becomes.
     pub folder: PathBuf,
 }
 
 impl PlacedVolume {
-    /// Where a path of the volume is.
+    /// Returns where a path of the volume is.
     #[must_use]
     pub fn place_of(&self, inside: &Path) -> PathBuf {
         place_of(&self.mountpoint, self.apart.iter(), inside)
     }
 }
 
-/// Where a path of a volume is whose folder is `top`, but for what is `apart`.
+/// Returns where a path of a volume is whose folder is `top`, except for what is `apart`.
 pub(super) fn place_of<'a>(
     top: &'a Path,
     apart: impl Iterator<Item = &'a FolderElsewhere>,
@@ -101,12 +101,12 @@ pub(super) fn place_of<'a>(
     if inside.as_os_str().is_empty() { top.to_path_buf() } else { top.join(inside) }
 }
 
-/// A tablespace's old and new place.
+/// A tablespace's old and new places.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacedTablespace {
     /// The path in the original cluster.
     pub original: PathBuf,
-    /// What pg_tblspc/OID points at.
+    /// What pg_tblspc/OID points to.
     pub link: PathBuf,
     /// The same without links.
     pub real: PathBuf,
@@ -115,20 +115,20 @@ pub struct PlacedTablespace {
 /// Names of the new datasets.
 #[derive(Debug, Clone, Copy)]
 pub enum Naming<'a> {
-    /// Of clones: below `parent` where it is in the origin's pool, else beside each volume's dataset.
+    /// For clones: below `parent` if it is in the origin's pool, otherwise next to each volume's dataset.
     Clones {
         /// `restore-ab12` or `clone-CLUSTER-NAME`.
         name: &'a str,
         /// `--dataset`.
         parent: Option<&'a DatasetName>,
     },
-    /// Below this one, each by its first part: `POOL/PATH/data`.
+    /// Below this dataset, each named after its first part: `POOL/PATH/data`.
     Below(&'a DatasetName),
     /// None: plain folders.
     Folders,
 }
 
-/// Lays out `manifest` under `directory`, tablespaces at `elsewhere` where it names them.
+/// Lays out `manifest` under `directory`, with tablespaces at the places in `elsewhere`.
 ///
 /// # Errors
 /// [`Error::Usage`] for a tablespace that the set doesn't have, or a folder that can't be its alone.
@@ -141,8 +141,8 @@ pub fn place(
     place_over(manifest, directory, elsewhere, naming, &BTreeMap::new())
 }
 
-/// The same over an older restore, where volumes of which a part is only a folder may have a place in
-/// `DIR/volumes` already: `kept`, by their place in the manifest.
+/// Does the same over an older restore, in which volumes of which a part is only a folder may have a place in
+/// `DIR/volumes` already: `kept`, by their index in the manifest.
 ///
 /// # Errors
 /// As [`place`].
@@ -221,12 +221,12 @@ pub(super) fn place_over(
     })
 }
 
-/// Where it would go anyhow.
+/// Returns where it would go by default.
 fn usual_place(directory: &Path, oid: u32) -> PathBuf {
     directory.join("tablespaces").join(oid.to_string())
 }
 
-/// The tablespaces of a volume that are only folders of it, and are sent elsewhere.
+/// Returns the tablespaces of a volume that are only folders of it and are sent elsewhere.
 fn apart_in(
     parts: &[SetPart],
     elsewhere: &BTreeMap<u32, PathBuf>,
@@ -241,8 +241,8 @@ fn apart_in(
     apart.collect()
 }
 
-/// Each of the folders that were named has to be its tablespace's alone: the restore of one would remove
-/// the files of the other. In DIR `--delta` wants to know every name.
+/// Checks that each given folder is its tablespace's alone: otherwise the restore of one would remove the files of
+/// the other. In DIR, `--delta` has to know every name.
 fn apart(directory: &Path, elsewhere: &BTreeMap<u32, PathBuf>) -> Result<()> {
     let own =
         ["data", "wal", "log", "run", "tablespaces", "volumes"].map(|name| directory.join(name));
@@ -280,7 +280,7 @@ fn apart(directory: &Path, elsewhere: &BTreeMap<u32, PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// `--tablespace OID_OR_NAME=DIR` by OID.
+/// Resolves `--tablespace OID_OR_NAME=DIR` to OIDs.
 fn resolve(manifest: &Manifest, elsewhere: &[(String, PathBuf)]) -> Result<BTreeMap<u32, PathBuf>> {
     let mut by_oid = BTreeMap::new();
     for (which, path) in elsewhere {
@@ -295,7 +295,7 @@ fn resolve(manifest: &Manifest, elsewhere: &[(String, PathBuf)]) -> Result<BTree
     Ok(by_oid)
 }
 
-/// A tablespace's OID, by OID or name.
+/// Returns a tablespace's OID, by OID or name.
 ///
 /// # Errors
 /// [`Error::Usage`] for one that the set doesn't have.
@@ -327,7 +327,7 @@ fn clone_name(
     name: &str,
     parent: Option<&DatasetName>,
 ) -> DatasetName {
-    // A clone lives in its origin's pool; --dataset can name one pool's place only.
+    // A clone is in its origin's pool; --dataset can only name a place in one pool.
     let parent = parent.filter(|parent| parent.pool() == dataset.pool()).cloned();
     let parent = parent.or_else(|| dataset.parent()).unwrap_or_else(|| dataset.clone());
     parent.child(&format!("lockstep-{name}-{part}"))

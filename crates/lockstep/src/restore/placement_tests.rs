@@ -139,7 +139,7 @@ fn pg_wal_mounted_in_the_data_directory_becomes_a_link() {
     assert_eq!(mounts(&placement)[1], ("u/lockstep-restore-x-wal", "/r/wal"));
     assert_eq!(placement.wal_link.as_deref(), Some(Path::new("/r/wal")));
     assert_eq!(placement.wal, Path::new("/r/wal"));
-    // A folder in the data directory that is not pg_wal itself is none either.
+    // A folder in the data directory other than pg_wal itself doesn't count either.
     let odd = volume("t/data", &[(DATA, "/pg", ""), (WAL, "/pg/x/pg_wal", "x/pg_wal")]);
     let placement = placed(&manifest(SET, vec![odd]));
     assert_eq!(placement.wal_link.as_deref(), Some(Path::new("/r/wal")));
@@ -153,7 +153,7 @@ fn tablespaces_go_where_they_are_sent() {
         assert_eq!(mounts(&placement)[1].1, "/elsewhere/fast");
         assert_eq!(placement.tablespaces[&1].link, Path::new("/elsewhere/fast"));
     }
-    // A folder of a volume can't be mounted alone: what is made there is a link.
+    // A folder of a volume can't be mounted alone: a link is made there.
     let two = volume("u/x", &[(tablespace(1), "/x/1", "1"), (tablespace(2), "/x/2", "2")]);
     let data = volume("t/d", &[(DATA, "/d", ""), (WAL, "/d/pg_wal", "pg_wal")]);
     let placement =
@@ -167,7 +167,7 @@ fn tablespaces_go_where_they_are_sent() {
     assert_eq!(placement.tablespaces[&2].real, Path::new("/r/volumes/tablespace-1/2"));
 }
 
-/// As folders a part of a volume can be put elsewhere alone, and what lies in it goes with it.
+/// When volumes become folders, a part can be put elsewhere alone, and what is in it goes with it.
 #[test]
 fn a_folder_of_a_volume_goes_where_it_is_sent_without_the_rest() {
     let three = [
@@ -192,7 +192,7 @@ fn a_folder_of_a_volume_goes_where_it_is_sent_without_the_rest() {
     assert!(!links.iter().any(|(link, _)| link.starts_with("/fast")), "{links:?}");
     let folders: Vec<_> = placement.folders().map(|path| path.to_str().unwrap()).collect();
     assert_eq!(folders, ["/r/data", "/r/volumes/tablespace-1", "/fast/2"]);
-    // Where it goes anyhow it is a link, as it is without being sent.
+    // At its default place it is a link, as it is without being sent there.
     assert!(placed("2", "/r/tablespaces/2").volumes[1].apart.is_empty());
 }
 
@@ -248,7 +248,7 @@ fn clones_go_below_the_parent_that_is_named_and_stay_in_their_pool() {
             "u/lockstep-restore-x-wal"
         ]
     );
-    // A pool's own root has nothing beside it.
+    // A pool's root dataset has no siblings.
     let root = manifest(SET, vec![volume("t", &[(DATA, "/t", ""), (WAL, "/t/pg_wal", "pg_wal")])]);
     assert_eq!(mounts(&placed(&root)), [("t/lockstep-restore-x-data", "/r/data")]);
 }

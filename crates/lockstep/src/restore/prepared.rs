@@ -1,9 +1,10 @@
 //! Prepared transactions of databases that aren't restored.
 //!
-//! Nobody can connect to such a database, and only from there a prepared transaction could be ended: it would stand in the
-//! way of DROP DATABASE, and of vacuum, for good. So its file goes before recovery begins, which is a ROLLBACK PREPARED:
-//! recovery takes what it doesn't find there as ended (PrepareRedoRemove in twophase.c), also where the WAL ends it. One
-//! that was prepared behind the set's checkpoint is in the WAL alone, and comes back.
+//! Nobody can connect to such a database, and a prepared transaction can only be ended from there: it would block
+//! DROP DATABASE, and vacuum, for good. So its file is removed before recovery begins, which amounts to ROLLBACK
+//! PREPARED: if recovery doesn't find the file, it takes the transaction as ended (PrepareRedoRemove in twophase.c),
+//! also when the WAL ends it. A transaction that was prepared after the set's checkpoint is only in the WAL, and
+//! comes back.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -16,12 +17,12 @@ use super::tree::list;
 use crate::error::{Error, Result};
 use crate::files;
 
-/// A prepared transaction has a file there.
+/// The folder with a file for each prepared transaction.
 const FOLDER: &str = "pg_twophase";
-/// TWOPHASE_MAGIC in twophase.c, the same from 10 on.
+/// TWOPHASE_MAGIC in twophase.c, the same since PostgreSQL 10.
 const MAGIC: u32 = 0x57F9_4534;
 
-/// Removes those of databases that aren't restored.
+/// Removes the prepared transactions of databases that aren't restored.
 pub(super) fn remove_others(build: &Build) -> Result<()> {
     match &build.source {
         Source::Repository(from) => remove_but(&from.only, &build.placement.data.join(FOLDER)),
@@ -46,8 +47,8 @@ fn remove_but(only: &Only, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The OID of the database that a prepared transaction is of, by the beginning of its file (TwoPhaseFileHeader): magic
-/// number, length, xid, database. What begins otherwise is left to PostgreSQL.
+/// Returns the OID of a prepared transaction's database, from the beginning of its file (TwoPhaseFileHeader): magic
+/// number, length, xid, database. A file that begins otherwise is left to PostgreSQL.
 fn database_of(path: &Path) -> Result<Option<u32>> {
     let metadata = path.symlink_metadata().map_err(Error::io("look at", path))?;
     if !metadata.is_file() {

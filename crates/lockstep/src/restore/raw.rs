@@ -1,9 +1,9 @@
-//! A volume that is stored raw into a dataset: the segments of its chain, one after another, into
-//! `zfs receive`. The dataset is encrypted as its original was, with the same key.
+//! Restores a volume that is stored raw into a dataset: the segments of its chain go one after another into `zfs
+//! receive`. The dataset is encrypted like its original, with the same key.
 //!
-//! What could go wrong: there is nobody to load the key. One that lies in a file where the original's
-//! did is loaded from there. Else what was received stays as it is, not mounted, and the restore ends
-//! by saying which keys to load; the same command with `--delta` then goes on with what is there.
+//! What could go wrong: nobody is there to load the key. A key in a file is loaded if the file is where the
+//! original's was. Otherwise what was received stays as it is, not mounted, and the restore ends by saying which keys
+//! to load; the same command with `--delta` then continues with what is there.
 
 use std::io::{BufWriter, Write};
 
@@ -18,26 +18,26 @@ use crate::repository::{ShippedVolume, of_strata};
 use crate::steps;
 use crate::volume::zfs::{DatasetName, is_another_key, is_local_key};
 
-/// The segments behind `since`.
+/// Returns the segments after `since`.
 fn behind<'a>(chain: &'a [Link], since: Option<&str>) -> &'a [Link] {
     let at = since.and_then(|guid| chain.iter().position(|link| link.guid == guid));
     chain.get(at.map_or(0, |at| at + 1)..).unwrap_or_default()
 }
 
-/// What the volume's segment says.
+/// Reads the metadata of the volume's segment.
 pub(super) fn segment(from: &FromRepository, shipped: &ShippedVolume) -> Result<Segment> {
     let strata = &from.repository.strata;
     let descriptor = strata::delta::read_descriptor(strata, &shipped.image, &shipped.delta);
     Segment::of(&descriptor.map_err(of_strata)?)
 }
 
-/// Says before anything is received which keys nobody here has: they will be asked for.
+/// Warns, before anything is received, about keys that this host doesn't have: they will be needed.
 pub(super) fn announce(from: &FromRepository, build: &Build) -> Result<()> {
     for placed in &build.placement.volumes {
         let (Some(dataset), Some(shipped)) = (&placed.dataset, from.shipped_volume(placed)) else {
             continue;
         };
-        // With --delta it may be there, with its key.
+        // With --delta it may exist already, with its key.
         if shipped.raw.is_none() || build.there.contains(dataset) {
             continue;
         }
@@ -45,7 +45,7 @@ pub(super) fn announce(from: &FromRepository, build: &Build) -> Result<()> {
         if !location.as_deref().is_some_and(is_local_key) {
             tracing::warn!(
                 dataset = %shipped.dataset,
-                "stored raw, and its key isn't in a file here: the restore stops before it could be mounted"
+                "stored raw, and its key isn't in a file on this host: the restore will stop before it is mounted"
             );
         }
     }
@@ -53,8 +53,8 @@ pub(super) fn announce(from: &FromRepository, build: &Build) -> Result<()> {
 }
 
 impl Receiving<'_> {
-    /// Receives the segments behind the snapshot `since` into `dataset`, or all of them. Snapshots in between are
-    /// destroyed again: the dataset gets the set's.
+    /// Receives the segments after the snapshot `since` into `dataset`, or all of them. Destroys the snapshots in
+    /// between: the dataset keeps the set's.
     pub(super) fn receive_segments(
         &self,
         dataset: &DatasetName,
@@ -82,7 +82,7 @@ impl Receiving<'_> {
                     link.guid
                 )));
             }
-            // The one before has done its part, unless it was there.
+            // The one before is no longer needed, unless it existed before the restore.
             if let Some(before) = at.checked_sub(1).and_then(|at| segments.get(at)) {
                 zfs.destroy_snapshot(&dataset.snapshot(&before.snapshot))?;
             }
@@ -90,10 +90,11 @@ impl Receiving<'_> {
         Ok(())
     }
 
-    /// Mounts it once its key is loaded. `false`: its key isn't loaded, and nobody here has it.
+    /// Mounts it if its key is loaded or can be. Returns `false` if its key isn't loaded and this host doesn't have
+    /// it.
     ///
-    /// An increment from behind a `zfs change-key` of the original brings another wrapped key, while ZFS goes on having the
-    /// one loaded that the dataset had before, and calls it available.
+    /// An increment from after a `zfs change-key` of the original brings another wrapped key. ZFS still has the
+    /// dataset's previous key loaded, and reports it as available.
     pub(super) fn mount_unlocked(&self) -> Result<bool> {
         let dataset = self.dataset;
         if !self.unlock()? {
@@ -126,7 +127,7 @@ impl Receiving<'_> {
         })
     }
 
-    /// Whether the dataset can be mounted: its key is loaded, or could be from where it was.
+    /// Whether the dataset can be mounted: its key is loaded, or could be loaded from where the original's was.
     pub(super) fn unlock(&self) -> Result<bool> {
         let Self { from, build, dataset, shipped, .. } = *self;
         let zfs = &build.cx.zfs;
@@ -143,7 +144,7 @@ impl Receiving<'_> {
             match zfs.load_key(&encryption.root, &location) {
                 Ok(()) if location == own => return Ok(true),
                 Ok(()) => {
-                    // So that it is found at the next start, too.
+                    // So that the next boot finds it too.
                     zfs.set("keylocation", &location, std::slice::from_ref(&encryption.root))?;
                     return Ok(true);
                 }

@@ -1,5 +1,5 @@
-//! A volume out of a repository into a dataset, by `zfs receive`: into one that is made for it, or on top of
-//! what is there, from a snapshot that the repository knows.
+//! Restores a volume from a repository into a dataset with `zfs receive`: into a new one, or on top of an existing
+//! one, from a snapshot that the repository knows.
 
 use super::build::Build;
 use super::fold::Fold;
@@ -17,24 +17,24 @@ use crate::volume::zfs::{DatasetName, Zfs};
 pub(super) struct Receiving<'a> {
     pub(super) from: &'a FromRepository,
     pub(super) build: &'a Build<'a>,
-    /// Its place among the set's volumes.
+    /// Its index among the set's volumes.
     pub(super) index: usize,
     pub(super) placed: &'a PlacedVolume,
-    /// What it becomes.
+    /// The dataset that it becomes.
     pub(super) dataset: &'a DatasetName,
-    /// What the repository has of it.
+    /// The volume as it is in the repository.
     pub(super) shipped: &'a ShippedVolume,
 }
 
 impl Receiving<'_> {
-    /// Makes the dataset of what was received, and checks that its snapshot is the set's. `false`: its key
-    /// isn't loaded, so it isn't mounted.
+    /// Makes the dataset from what was received, and checks that its snapshot is the set's. Returns `false` if its
+    /// key isn't loaded; then it isn't mounted.
     pub(super) fn create(&self, properties: &[(&str, String)]) -> Result<bool> {
         let Self { from, build, dataset, .. } = *self;
         let zfs = &build.cx.zfs;
         let name = from.receiving(&build.id, self.index);
         let receiving = name.unwrap_or_else(|| dataset.clone());
-        // Others are received beside each other, before.
+        // Others have been received in parallel before.
         if self.is_raw() {
             self.receive_segments(&receiving, None)?;
             steps::reached(&format!("restore.receiving-{}", self.index + 1))?;
@@ -42,17 +42,17 @@ impl Receiving<'_> {
         let (mut own, mut other): (Vec<_>, Vec<_>) =
             properties.iter().cloned().partition(|(name, _)| name.starts_with("lockstep:"));
         if self.has_data() {
-            // Before it has a mount point: where it has one, ZFS may mount it at once.
+            // Before it has a mount point: once it has one, ZFS may mount it.
             own.extend(parked::properties());
         }
         zfs.set_all(&own, &receiving)?;
         zfs.rename(&receiving, dataset)?;
-        // What it has by default, or from the dataset above it, need not be set.
+        // Values that it has by default or inherits don't have to be set.
         let names: Vec<_> =
             other.iter().map(|(name, _)| *name).filter(|it| !is_needed(it)).collect();
         let mut has = zfs.get_known(&[dataset.to_string()], &NEEDED, &names)?;
         let has = has.remove(dataset.as_str()).unwrap_or_default();
-        // Of a mount point ZFS shows another than was set where the pool was imported below a folder.
+        // If the pool was imported below a folder, ZFS shows another mount point than was set.
         other.retain(|(name, value)| *name == "mountpoint" || has.get(*name) != Some(value));
         let (needed, for_writing): (Vec<_>, Vec<_>) =
             other.into_iter().partition(|(name, _)| is_needed(name));
@@ -60,7 +60,7 @@ impl Receiving<'_> {
         for (name, value, error) in set_as_far_as_taken(zfs, &for_writing, dataset) {
             tracing::warn!(
                 error = %error.chain(),
-                "\"{dataset}\" takes no {name}={value}, as its original has it: it is restored without. Another value: `zfs set {name}=… {}`",
+                "\"{dataset}\" doesn't accept its original's {name}={value}: it is restored without. To set another value: `zfs set {name}=… {}`",
                 quote(dataset.as_str())
             );
         }
@@ -68,11 +68,11 @@ impl Receiving<'_> {
         self.mount()
     }
 
-    /// Brings a dataset that is there to the set's state: what was written to it since goes. `false`: its
-    /// key isn't loaded, so it isn't mounted.
+    /// Brings an existing dataset to the set's state: what was written to it since is lost. Returns `false` if its
+    /// key isn't loaded; then it isn't mounted.
     ///
-    /// A rollback gives pg_control its name back. So the data directory's dataset isn't mounted from then on
-    /// until it is whole, and stays so where this fails.
+    /// A rollback gives pg_control its name back. So the data directory's dataset isn't mounted from then on until it
+    /// is complete, and stays unmounted if this fails.
     pub(super) fn catch_up(&self) -> Result<bool> {
         let Self { build, dataset, .. } = *self;
         let zfs = &build.cx.zfs;
@@ -85,7 +85,7 @@ impl Receiving<'_> {
             self.roll_back_unmounted(&base.name)?;
             steps::reached("restore.rolled-back")?;
         } else {
-            // zfs-fuse can't roll back what isn't mounted; a ZFS that has keys can.
+            // zfs-fuse can't roll back an unmounted dataset; a ZFS that has keys can.
             self.mount()?;
             build.older.is_changed.set(true);
             zfs.rollback(&base.name)?;
@@ -95,16 +95,16 @@ impl Receiving<'_> {
             self.receive_behind(&id)?;
         }
         self.check()?;
-        // Where its key is away it is parked still: `zfs mount -a` would mount it once that is loaded.
+        // If its key isn't loaded it stays parked: otherwise `zfs mount -a` would mount it once the key is loaded.
         self.mount()
     }
 
-    /// Rolls back a dataset that isn't mounted, nor afterwards.
+    /// Rolls back a dataset that isn't mounted, and leaves it unmounted.
     fn roll_back_unmounted(&self, snapshot: &str) -> Result<()> {
         let Self { build, dataset, .. } = *self;
         let zfs = &build.cx.zfs;
         let Err(error) = zfs.rollback(snapshot) else { return Ok(()) };
-        // zfs-fuse has to have it mounted for a moment, where anything was written to it.
+        // zfs-fuse has to mount it for a moment if anything was written to it.
         if !self.is_open()? || zfs.mount(dataset).is_err() {
             return Err(error);
         }
@@ -116,7 +116,7 @@ impl Receiving<'_> {
         rolled_back.and(unmounted)
     }
 
-    /// Receives what comes behind a snapshot that the dataset has.
+    /// Receives what follows a snapshot that the dataset has.
     fn receive_behind(&self, since: &str) -> Result<()> {
         if self.is_raw() {
             return self.receive_segments(self.dataset, Some(since));
@@ -131,7 +131,7 @@ impl Receiving<'_> {
         fold.receive(&self.build.cx.zfs, self.dataset, &Progress::on_stderr(), &|| false)
     }
 
-    /// That the set's snapshot is what came.
+    /// Checks that the received snapshot is the set's.
     fn check(&self) -> Result<()> {
         let snapshot = self.dataset.snapshot(&self.placed.origin.name);
         let found = self.build.cx.zfs.find_snapshot(&snapshot)?.map(|facts| facts.guid.to_string());
@@ -146,7 +146,7 @@ impl Receiving<'_> {
         )))
     }
 
-    /// Mounts it, if it can be; that of the data directory without its pg_control.
+    /// Mounts it if possible; the data directory's dataset without its pg_control.
     fn mount(&self) -> Result<bool> {
         match self.is_raw() {
             true => self.mount_unlocked(),
@@ -154,7 +154,7 @@ impl Receiving<'_> {
         }
     }
 
-    /// Mounts it, where nothing of it is locked.
+    /// Mounts it; its key has to be loaded if it has one.
     pub(super) fn mount_open(&self) -> Result<()> {
         let Self { build, dataset, .. } = *self;
         match self.has_data() {
@@ -163,7 +163,7 @@ impl Receiving<'_> {
         }
     }
 
-    /// Whether it is in the clear, or its key could be had.
+    /// Whether it is unencrypted, or its key is loaded or can be.
     fn is_open(&self) -> Result<bool> {
         Ok(!self.is_raw() || self.unlock()?)
     }
@@ -177,15 +177,16 @@ impl Receiving<'_> {
     }
 }
 
-/// Without these it isn't where it has to be, or can't be written.
+/// Without these it isn't where it has to be, or can't be written to.
 const NEEDED: [&str; 2] = ["mountpoint", "readonly"];
 
 fn is_needed(property: &str) -> bool {
     NEEDED.contains(&property)
 }
 
-/// Sets properties that say how a dataset's data is written from now on, and gives those that it doesn't take: an older
-/// pool or another ZFS may not know a value (zstd, records larger than 128K). What was received is whole without them.
+/// Sets properties that only affect how a dataset's data is written from now on, and returns those that were
+/// rejected: an older pool or another ZFS may not know a value (zstd, records larger than 128K). What was received is
+/// complete without them.
 pub(super) fn set_as_far_as_taken<'a>(
     zfs: &Zfs,
     properties: &[(&'a str, String)],

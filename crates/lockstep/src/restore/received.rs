@@ -1,9 +1,10 @@
-//! Snapshots that came with what was received. The newest is what the next `--delta` starts from; those before it have
-//! done their part, and would keep all that was changed since.
+//! Received snapshots. The newest is what the next `--delta` starts from; older ones aren't needed any more, and
+//! would keep everything that was changed since.
 //!
-//! What could go wrong: a snapshot that isn't the restore's, or that somebody needs. So it has to be on a dataset that a
-//! restore made, to be marked by one or to have the GUID of one that the repository has, and not to be one that a backup
-//! took here; and what somebody holds or has cloned stays. Where a restore is killed first, the next one sees to it.
+//! What could go wrong: a snapshot that isn't the restore's, or that somebody needs, is destroyed. So it has to be on
+//! a dataset that a restore made, it has to be marked by a restore or have the GUID of a snapshot in the repository,
+//! and it must not be one that a backup took here. Snapshots that somebody holds or has cloned stay. If a restore is
+//! killed before this, the next one does it.
 
 use std::collections::BTreeSet;
 
@@ -13,18 +14,18 @@ use crate::error::Result;
 use crate::repository::ShippedVolume;
 use crate::volume::zfs::{Base, DatasetName, SnapshotName};
 
-/// On a snapshot: the restore that received it.
+/// The property on a snapshot that names the restore that received it.
 const RECEIVED: &str = "lockstep:received";
 
-/// Notes on a snapshot that it was received. One without is known by its GUID, as long as the repository has that.
+/// Marks a snapshot as received. An unmarked one is known by its GUID, as long as the repository has that.
 pub(super) fn mark(build: &Build, snapshot: &SnapshotName) {
     if let Err(error) = build.cx.zfs.set(RECEIVED, &build.id, std::slice::from_ref(snapshot)) {
         tracing::warn!(%snapshot, error = %error.chain(), "it can't be marked as received");
     }
 }
 
-/// Destroys what older restores received into datasets that were brought to the set's state. Nothing hangs on it: what
-/// can't be destroyed is warned of.
+/// Destroys what older restores received into datasets that were brought to the set's state. Nothing depends on it: a
+/// failure is only a warning.
 pub(super) fn remove_older(build: &Build) {
     let Source::Repository(from) = &build.source else { return };
     for placed in &build.placement.volumes {
@@ -85,7 +86,7 @@ fn remove_before(
     Ok(())
 }
 
-/// The snapshot, where it is called as a set's is, and this state_dir doesn't have that set.
+/// Returns the snapshot if it is named like a set's and this state_dir doesn't have that set.
 fn of_a_set(build: &Build, dataset: &DatasetName, name: &str) -> Option<SnapshotName> {
     let (_, name) = name.split_once('@')?;
     let set = name.strip_prefix("lockstep-")?;

@@ -1,4 +1,4 @@
-//! What a restore is asked for.
+//! The options of a restore.
 
 use std::path::PathBuf;
 
@@ -7,10 +7,10 @@ use crate::names::CloneName;
 use crate::postgres::target::Recovery;
 use crate::volume::zfs::DatasetName;
 
-/// What a restore was asked for.
+/// The options of a restore.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// A set's id, its beginning, or `latest`; where left out, the newest from which recovery comes to its target.
+    /// A set's id, its beginning, or `latest`; if left out, the newest set from which recovery reaches its target.
     pub set: Option<String>,
     /// What its data becomes, and where it comes from.
     pub what: What,
@@ -22,9 +22,9 @@ pub struct Request {
     pub tablespaces: Vec<(String, PathBuf)>,
     /// Start the server and wait until it accepts connections.
     pub start: bool,
-    /// Its port; a free one is found for `start` where left out.
+    /// Its port; if left out, a free one is found for `start`.
     pub port: Option<u16>,
-    /// Subscriptions go on where the original's data directory is on this host, too.
+    /// Subscriptions continue even if the original's data directory is on this host.
     pub keep_subscriptions: bool,
     /// Settings that differ from the original's.
     pub settings: Vec<(String, String)>,
@@ -37,25 +37,26 @@ pub struct Request {
 pub enum What {
     /// Writable clones of this host's snapshots.
     Clones {
-        /// The dataset that they are made below; beside their origins where left out.
+        /// The dataset that they are made below; if left out, next to their origins.
         below: Option<DatasetName>,
     },
-    /// Datasets, received from a repository. One that has everything can't be brought to a part of it.
+    /// Datasets, received from a repository. Datasets with a complete restore can't be brought to a part of the
+    /// cluster.
     Datasets {
-        /// The one named, or the cluster's only one.
+        /// The given one, or the cluster's only one.
         repository: Option<String>,
         /// The dataset that they are received below.
         parent: DatasetName,
-        /// Bring what is there to the set's state; only what differs is sent.
+        /// Bring existing datasets to the set's state; only what differs is sent.
         delta: bool,
         /// The databases or tablespaces whose files are restored; those of the others become holes.
         only: Wanted,
     },
     /// Files on any file system, from a repository.
     Files {
-        /// The one named, or the cluster's only one.
+        /// The given one, or the cluster's only one.
         repository: Option<String>,
-        /// Bring what is at the folder to the set's state; only what differs is written.
+        /// Bring what is in the folder to the set's state; only what differs is written.
         delta: bool,
         /// The databases or tablespaces whose files are restored; those of the others become holes.
         only: Wanted,
@@ -63,7 +64,7 @@ pub enum What {
 }
 
 impl What {
-    /// The dataset below which others are made.
+    /// Returns the dataset below which others are made.
     pub(super) fn below(&self) -> Option<&DatasetName> {
         match self {
             Self::Clones { below } => below.as_ref(),
@@ -72,7 +73,7 @@ impl What {
         }
     }
 
-    /// Whether what is there is brought to the set's state.
+    /// Whether what exists is brought to the set's state.
     pub(super) fn is_delta(&self) -> bool {
         match self {
             Self::Clones { .. } => false,
@@ -94,6 +95,6 @@ impl What {
 pub struct CloneOptions {
     /// The clone's name.
     pub name: CloneName,
-    /// Settings, over those of the cluster.
+    /// Settings that override those of the cluster.
     pub settings: Vec<(String, String)>,
 }

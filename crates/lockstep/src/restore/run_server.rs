@@ -1,5 +1,5 @@
-//! Starting a restored cluster: recovery in a private mount namespace, then, for a cluster that is
-//! to stay, once more outside it.
+//! Starts a restored cluster: recovery in a private mount namespace, then, for a cluster that is to stay, another
+//! start outside it.
 
 mod explain;
 mod isolate;
@@ -52,7 +52,7 @@ pub(super) fn start(
         isolation.is_some() && build.request.clone.is_none(),
     );
     if is_for_nobody_yet(build) {
-        // Where readers are let in, recovery halts at a setting that the original raised meanwhile.
+        // With hot_standby on, recovery pauses at a setting that the original raised meanwhile.
         options.push(("hot_standby".into(), "off".into()));
     }
     if build.request.what.is_a_part() {
@@ -85,15 +85,15 @@ pub(super) fn start(
             remove_places_of_others(build)?;
         }
     } else if stays {
-        // Nothing of it is anywhere else than it seems.
+        // It ran outside a namespace, or it is a clone, which stays in its namespace.
         belong_to_them(build)?;
     }
     restored.socket_directory = instance::socket_directory(&data);
     Ok(())
 }
 
-/// Waits until recovery is where it is to end; where something keeps it from that which another start mends, it is started
-/// again. Gives how it ended, and how many segments earlier starts had fetched.
+/// Waits until recovery is where it should end. If something stops it that another start resolves, starts it again.
+/// Returns how it ended, and how many segments earlier starts had fetched.
 fn recover_at_last(
     build: &mut Build,
     launch: &Launch<'_>,
@@ -111,7 +111,7 @@ fn recover_at_last(
             tracing::info!("consistent with the last record of the WAL: recovery ends there");
             whole_pages::verify(build, server)?;
             build.recovery.target = Target::End;
-            // What the archive has got meanwhile lies behind that place.
+            // What the archive has received meanwhile lies after that point.
             build.recovery.restore_command = None;
         } else if !raise(build, server, before)
             && !needs_its_next_start(launch.data, server, &mut has_met)
@@ -125,7 +125,8 @@ fn recover_at_last(
     }
 }
 
-/// Whether recovery went as far as there is WAL. What can't be found out about that is no fault of the restored cluster.
+/// Checks whether recovery reached the end of the available WAL. If that can't be determined, it isn't the restored
+/// cluster's fault.
 fn look_behind(
     build: &Build,
     bin_dir: &Path,
@@ -137,7 +138,7 @@ fn look_behind(
         Ok(Some(end)) => end,
         Ok(None) => return Ok(()),
         Err(error) => {
-            tracing::warn!(error = %error.chain(), "nobody can tell whether the archive goes on behind the end of recovery");
+            tracing::warn!(error = %error.chain(), "can't tell whether the archive continues after the end of recovery");
             return Ok(());
         }
     };
@@ -148,19 +149,19 @@ fn look_behind(
     Ok(())
 }
 
-/// Whether recovery ends with a promotion, before which nobody has to read.
+/// Whether recovery ends with a promotion, and nobody has to read before that.
 fn is_for_nobody_yet(build: &Build) -> bool {
     let recovery = &build.recovery;
     let promotes = recovery.target == Target::End || recovery.action == Action::Promote;
     recovery.standby.is_none() && promotes
 }
 
-/// Whether recovery was to take what an archive has, and PostgreSQL would end it at whatever keeps it from that.
+/// Whether recovery should replay everything in an archive, but PostgreSQL would end it at whatever prevents that.
 fn goes_to_the_end_of_an_archive(asked: &Recovery) -> bool {
     asked.restore_command.is_some() && asked.target == Target::End && asked.standby.is_none()
 }
 
-/// Waits until recovery is where it is to end.
+/// Waits until recovery is where it should end.
 fn recover(build: &Build, server: &mut Server) -> Result<Outcome> {
     if build.recovery.standby.is_some() {
         return standby::follow(build, server);
@@ -172,9 +173,9 @@ fn recover(build: &Build, server: &mut Server) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Whether recovery to `immediate` came to its target without PostgreSQL's knowing: it looks for it before each record
-/// and behind commits (recoveryStopsBefore and recoveryStopsAfter in xlogrecovery.c), and not where the last record of
-/// all makes the cluster consistent. The end of the WAL is the same place then.
+/// Whether recovery to `immediate` reached its target without noticing. PostgreSQL checks for the target before each
+/// record and after commits (recoveryStopsBefore and recoveryStopsAfter in xlogrecovery.c), but not when the very
+/// last record makes the cluster consistent. The end of the WAL is the same place then.
 fn ends_where_it_is_consistent(build: &Build, server: &Server) -> bool {
     build.recovery.target == Target::Immediate
         && build.recovery.action == Action::Promote
@@ -182,24 +183,25 @@ fn ends_where_it_is_consistent(build: &Build, server: &Server) -> bool {
         && has_said(server, CONSISTENT)
 }
 
-/// In the server's words (xlogrecovery.c): the WAL ended before the target.
+/// The server's message (xlogrecovery.c) when the WAL ended before the target.
 const NOT_REACHED: &str = "recovery ended before configured recovery target was reached";
-/// And that it is consistent.
+/// Its message when it is consistent.
 const CONSISTENT: &str = "consistent recovery state reached";
 
 fn has_said(server: &Server, words: &str) -> bool {
     server.said().iter().any(|line| line.contains(words))
 }
 
-/// From here on it is a cluster like any other, and people may use it: a kill takes nothing of it away.
+/// From here on it is a cluster like any other, and people may use it: if the restore is killed, nothing of it is
+/// removed.
 fn belong_to_them(build: &mut Build) -> Result<()> {
     build.journal.started = true;
     build.write_journal()
 }
 
-/// Recovery has ended, so nothing is replayed any more: the server leaves its namespace. A standby's is past
-/// all that the set and the archive had, and its original runs elsewhere. Gives why it doesn't start with the original's
-/// settings, where it is so: all is restored then.
+/// Moves the server out of its namespace: recovery has ended, so nothing is replayed any more. A standby has replayed
+/// everything that the set and the archive had, and its original runs elsewhere. Returns why the server doesn't start
+/// with the original's settings, if it doesn't; everything is restored even then.
 fn move_out(
     build: &mut Build,
     server: &mut Server,
@@ -212,10 +214,10 @@ fn move_out(
     if build.recovery.standby.is_none() {
         build.end_recovery_settings(launch.user)?;
     } else if raise(build, server) {
-        // It went on after it was consistent.
+        // It continued after it was consistent.
         build.write_settings(port, launch.user)?;
     }
-    // Not before: until now a link may have led to a tablespace of the original's.
+    // Not earlier: until now a link may have led to a tablespace of the original.
     belong_to_them(build)?;
     steps::reached("restore.moved")?;
     // From here on only its own configuration counts, as at every later start.
@@ -228,25 +230,25 @@ fn move_out(
     Ok(failed)
 }
 
-/// Nothing is bound there any more.
+/// Removes the mount points for others' paths: nothing is bound there any more.
 fn remove_places_of_others(build: &Build) -> Result<()> {
     build.journal.places_of_others.iter().try_for_each(|path| unfinished::remove_place(path))
 }
 
-/// What is said of a cluster that is restored and doesn't start.
+/// Makes the problem for a cluster that is restored but doesn't start.
 fn doesn_t_start(build: &Build, error: &Error) -> Problem {
     let conf = build.placement.data.join("postgresql.auto.conf");
     Problem {
-        what: format!("it is restored, and its server doesn't start: {}", error.chain()),
+        what: format!("the cluster is restored, but its server doesn't start: {}", error.chain()),
         hint: format!(
-            "set what can't be here as it was at the original in \"{}\", and start it; or restore it again with --setting NAME=VALUE",
+            "change the settings that can't be the original's on this host in \"{}\", and start it; or restore it again with --setting NAME=VALUE",
             conf.display()
         ),
     }
 }
 
-/// Turns the links that recovery made by the original's paths to the restored cluster's own folders; in the
-/// namespace these are the same.
+/// Turns the links that recovery made by the original's paths to the restored cluster's own folders; in the namespace
+/// both are the same.
 fn correct_links(build: &Build, data: &Path, isolation: Option<&Isolation>) -> Result<()> {
     let binds = isolation.iter().flat_map(|isolation| &isolation.binds);
     let moved: Vec<_> = binds.map(|bind| (bind.at.clone(), link_of(build, &bind.from))).collect();
@@ -254,15 +256,16 @@ fn correct_links(build: &Build, data: &Path, isolation: Option<&Isolation>) -> R
     files::sync_directory(&data.join("pg_tblspc"))
 }
 
-/// What a link in pg_tblspc should point at for a folder of the restored cluster.
+/// Returns what a link in pg_tblspc should point to for a folder of the restored cluster.
 fn link_of(build: &Build, real: &Path) -> PathBuf {
     let mut known = build.placement.tablespaces.values();
     known.find(|t| t.real == real).map_or_else(|| real.to_path_buf(), |t| t.link.clone())
 }
 
-/// Lockstep's own servers log where Lockstep reads, and open their socket where it fits.
+/// Returns the options of Lockstep's own servers: they log where Lockstep reads, and open their socket where its path
+/// fits.
 ///
-/// `moves_out`: another server follows, so this one leaves alone whom the original talks to.
+/// `moves_out`: another start follows, so this one doesn't contact anything that the original talks to.
 fn first_options(sockets: &Path, major: Option<u32>, moves_out: bool) -> Vec<(String, String)> {
     let mut options = [
         ("logging_collector", "off".to_owned()),
@@ -277,12 +280,12 @@ fn first_options(sockets: &Path, major: Option<u32>, moves_out: bool) -> Vec<(St
     .to_vec();
     if moves_out {
         options.push((recovery::NO_WORKERS.into(), "0".into()));
-        // pg_cron connects where its table says: to the original, which would do each job twice.
+        // pg_cron connects to where its table says: to the original, which would run each job twice.
         options.push(("cron.launch_active_jobs".into(), "off".into()));
     }
     if major.is_some_and(|major| major >= 14) {
-        // What a snapshot holds is on disk: opening and syncing each file would take as long as
-        // the cluster is large.
+        // A snapshot's content is on disk: opening and syncing each file would take time in proportion to the
+        // cluster's size.
         options.push(("recovery_init_sync_method".into(), "syncfs".into()));
     }
     options

@@ -28,16 +28,16 @@ use crate::steps;
 use crate::volume::mounts::Mounts;
 use crate::volume::zfs::{Base, CloneSpec, DatasetName, Zfs, while_received};
 
-/// Volumes that are received at the same time, and the deltas that are folded for them: with a fold's
-/// fixed memory and 0.8 MiB for each delta this keeps two of them below 256 MiB.
+/// Volumes that are received at the same time, and the deltas that are folded for them: with a fold's fixed memory
+/// and 0.8 MiB for each delta this keeps two of them below 256 MiB.
 const AT_ONCE: Limits = Limits { items: 2, weight: 220 };
 
-/// Where a set comes from.
+/// The source of a set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// This host's snapshots.
     Snapshots,
-    /// A repository: the one named, or the cluster's only one.
+    /// A repository: the given one, or the cluster's only one.
     Repository(Option<String>),
 }
 
@@ -45,7 +45,7 @@ impl Origin {
     /// Reads `snapshots`, `repository` or `repository:NAME`.
     ///
     /// # Errors
-    /// What to write, for anything else.
+    /// For anything else, says what to write.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             None if text == "snapshots" => Ok(Self::Snapshots),
@@ -70,22 +70,22 @@ pub(super) enum Source {
 pub(super) struct FromRepository {
     pub(super) repository: Repository,
     pub(super) shipped: Shipped,
-    /// The dataset below which the volumes are received; none where they become folders.
+    /// The dataset below which the volumes are received; `None` if they become folders.
     pub(super) parent: Option<DatasetName>,
-    /// The parent isn't there yet.
+    /// The parent doesn't exist yet.
     pub(super) makes_parent: bool,
-    /// The set's own files, for as long as the restore lasts.
+    /// A temporary folder for the set's own files during the restore.
     pub(super) staging: PathBuf,
-    /// What is there is brought to the set's state.
+    /// What exists is brought to the set's state.
     pub(super) delta: bool,
-    /// What is restored of it.
+    /// Which parts of it are restored.
     pub(super) only: Only,
-    /// And what isn't.
+    /// Which parts aren't.
     pub(super) not_restored: NotRestored,
 }
 
 impl Source {
-    /// Where the set's own files are put for the moment.
+    /// Returns the temporary folder for the set's own files.
     pub(super) fn staging(&self) -> Option<PathBuf> {
         match self {
             Self::Snapshots => None,
@@ -93,7 +93,7 @@ impl Source {
         }
     }
 
-    /// The dataset above the others, where it is made too.
+    /// Returns the dataset above the others, if it is made too.
     pub(super) fn made_parent(&self) -> Option<DatasetName> {
         match self {
             Self::Repository(from) if from.makes_parent => from.parent.clone(),
@@ -101,7 +101,7 @@ impl Source {
         }
     }
 
-    /// The dataset below which the volumes are received.
+    /// Returns the dataset below which the volumes are received.
     pub(super) fn parent(&self) -> Option<&DatasetName> {
         match self {
             Self::Snapshots => None,
@@ -109,7 +109,7 @@ impl Source {
         }
     }
 
-    /// Whether a system identifier is that of the set's cluster, or one that it had before, as pg_upgrade gives it a new
+    /// Whether a system identifier is that of the set's cluster, or a former one: pg_upgrade gives a cluster a new
     /// one.
     pub(super) fn is_cluster(&self, set: &Manifest, identifier: SystemIdentifier) -> bool {
         let is_former = match self {
@@ -119,7 +119,7 @@ impl Source {
         is_former || set.postgres.system_identifier == identifier
     }
 
-    /// What becomes holes.
+    /// Returns what becomes holes.
     pub(super) fn not_restored(&self) -> NotRestored {
         match self {
             Self::Snapshots => NotRestored::default(),
@@ -127,12 +127,12 @@ impl Source {
         }
     }
 
-    /// Whether what is there already is brought to the set's state.
+    /// Whether what exists is brought to the set's state.
     pub(super) fn is_delta(&self) -> bool {
         matches!(self, Self::Repository(from) if from.delta)
     }
 
-    /// What those datasets that are there are rolled back to.
+    /// Returns what the existing datasets are rolled back to.
     pub(super) fn bases(
         &self,
         zfs: &Zfs,
@@ -145,14 +145,14 @@ impl Source {
         }
     }
 
-    /// The names that datasets have while they are received.
+    /// Returns the names that datasets have while they are received.
     pub(super) fn receiving(&self, placement: &Placement, id: &str) -> Vec<DatasetName> {
         let Self::Repository(from) = self else { return Vec::new() };
         let indexes = 0..placement.volumes.len();
         indexes.filter_map(|index| from.receiving(id, index)).collect()
     }
 
-    /// The snapshots that come with what is received.
+    /// Returns the snapshots that come with the received datasets.
     pub(super) fn received(&self, placement: &Placement, id: &str) -> Vec<String> {
         let Self::Repository(from) = self else { return Vec::new() };
         let names = placement.volumes.iter().enumerate().flat_map(|(index, volume)| {
@@ -184,7 +184,7 @@ impl Source {
         }
     }
 
-    /// Removes what was needed on the way only.
+    /// Removes what was only needed during the restore.
     pub(super) fn clean_up(&self) -> Result<()> {
         self.staging().map_or(Ok(()), |path| files::remove_tree(&path))
     }
@@ -207,7 +207,7 @@ fn make_clones(build: &Build) -> Result<()> {
             dataset,
             mountpoint: &volume.mountpoint,
             is_written: true,
-            // Of a restored cluster snapshots are taken like of any other.
+            // Snapshots of a restored cluster are taken as of any other.
             is_throwaway: build.request.clone.is_some(),
             properties: &properties,
         })?;
@@ -221,8 +221,8 @@ fn make_clones(build: &Build) -> Result<()> {
 }
 
 impl FromRepository {
-    /// The GUID that a volume's snapshot gets: its own, or where a part of it becomes holes another,
-    /// so that no increment is ever put on top.
+    /// Returns the GUID that a volume's snapshot gets: its own, or another if a part of it becomes holes, so that no
+    /// increment is ever received on top.
     pub(super) fn guid(&self, shipped: &ShippedVolume) -> Result<u64> {
         if !self.only.is_all() {
             return Ok(self.only.mark(&shipped.delta));
@@ -231,7 +231,7 @@ impl FromRepository {
         shipped.delta.parse().map_err(strange)
     }
 
-    /// The volume as the repository has it; none for one of pg_wal alone.
+    /// Returns the volume as the repository has it; `None` for one of pg_wal alone.
     pub(super) fn shipped_volume(&self, volume: &PlacedVolume) -> Option<&ShippedVolume> {
         self.shipped.volumes.iter().find(|shipped| shipped.dataset == volume.origin.dataset)
     }
@@ -250,7 +250,7 @@ impl FromRepository {
             let common = self.common_properties()?;
             let common: Vec<_> =
                 common.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
-            // What it doesn't take is said of those below.
+            // What it rejects is reported for the datasets below it.
             for (name, value, error) in receive::set_as_far_as_taken(&build.cx.zfs, &common, parent)
             {
                 tracing::debug!(dataset = %parent, error = %error.chain(), "it takes no {name}={value}");
@@ -263,7 +263,7 @@ impl FromRepository {
         raw::announce(self, build)?;
         let (zfs, there) = (&build.cx.zfs, &build.there);
         let fresh = fold::fresh(self, build, there)?;
-        // Before anything of an older restore is changed, and after what may yet say no.
+        // Before anything of an older restore is changed, and after everything that may still refuse.
         build.older.is_held.set(control::hold(&build.placement.data)?);
         let (manifest, lines) = (&build.manifest, &Progress::on_stderr());
         let one = |fresh: fold::Fresh<'_>, should_stop: &dyn Fn() -> bool| {
@@ -279,7 +279,7 @@ impl FromRepository {
                 if !self.make_dataset(build, placed, index, volume, owner)? {
                     locked.push(dataset.to_string());
                 }
-                // Once it is mounted, and again each time that it comes back with a volume.
+                // Once it is mounted, and again each time that a volume brings it back.
                 control::hold(&build.placement.data)?;
                 build.has_whole(dataset, self.shipped_volume(placed).is_some())?;
                 steps::reached(&format!("restore.received-{}", index + 1))
@@ -290,11 +290,11 @@ impl FromRepository {
             coming.iter().try_for_each(|_| make(received.wait_any()?.0))?;
             Ok(locked)
         })?;
-        // All are received first: so the keys are asked for once.
+        // All are received first, so that the keys are asked for once.
         if locked.is_empty() {
             return Ok(None);
         }
-        // Half a cluster is none: its postmaster.pid may even be that of the original, which runs.
+        // Half a cluster is unusable: its postmaster.pid may even be that of the original, which runs.
         for placed in &build.placement.volumes {
             let Some(dataset) = &placed.dataset else { continue };
             match build.placement.has_data(placed) {
@@ -305,8 +305,8 @@ impl FromRepository {
         Err(Refusal::KeysNotLoaded { datasets: locked }.into())
     }
 
-    /// Plain folders, that of the data directory first: its pg_control goes before anything of an
-    /// older restore is changed.
+    /// Restores into plain folders, the data directory's first: its pg_control is removed before anything of an older
+    /// restore is changed.
     fn make_folders(&self, build: &Build, owner: Option<Credentials>) -> Result<Written> {
         let mut written = Written::default();
         let has_data = |volume: &SetVolume| volume.parts.iter().any(|p| p.kind == PartKind::Data);
@@ -314,14 +314,14 @@ impl FromRepository {
             build.placement.volumes.iter().zip(&build.manifest.volumes).collect();
         volumes.sort_by_key(|(_, volume)| !has_data(volume));
         std::thread::scope(|scope| {
-            // One goes onto disk while the next one comes.
+            // One is synced to disk while the next one is written.
             let mut syncing: Option<Syncing<'_>> = None;
             let mut owners = None;
             for (index, (placed, volume)) in volumes.into_iter().enumerate() {
                 match self.shipped_volume(placed) {
                     Some(shipped) => {
                         let tree = self.tree(shipped)?;
-                        // That of the data directory is the first.
+                        // The data directory's volume is the first.
                         let data = volume.parts.iter().find(|part| part.kind == PartKind::Data);
                         if let Some(part) = data {
                             owners = Owners::in_set(build, &tree, &part.inside, owner)?;
@@ -343,8 +343,8 @@ impl FromRepository {
         Ok(written)
     }
 
-    /// Makes a volume's dataset, of what was received where that is done beside others; `false`: its key
-    /// isn't loaded, so it isn't mounted.
+    /// Makes a volume's dataset, from what was received in parallel if it was. Returns `false` if its key isn't
+    /// loaded; then it isn't mounted.
     fn make_dataset(
         &self,
         build: &Build,
@@ -371,24 +371,24 @@ impl FromRepository {
         let kept = self.properties(shipped)?;
         let mut properties = marks(build).to_vec();
         properties.push(("mountpoint", mountpoint));
-        // What is above may be readonly for all that doesn't say otherwise.
+        // A parent may be readonly, and its children inherit that by default.
         properties.push(("readonly", "off".to_owned()));
         properties.extend(kept.iter().map(|(name, value)| (name.as_str(), value.clone())));
         if let Some(receiving) = receiving {
             return receiving.create(&properties);
         }
-        // What the dataset above has for tables is nothing for WAL, which is written in order.
+        // The parent's recordsize for tables doesn't suit WAL, which is written in order.
         properties.push(("recordsize", "128K".to_owned()));
         zfs.create(dataset, &properties)?;
         make_wal_folders(placed, volume, owner).map(|()| true)
     }
 
-    /// The name of the `index`th volume's dataset while it is received.
+    /// Returns the name of the `index`th volume's dataset while it is received.
     pub(super) fn receiving(&self, id: &str, index: usize) -> Option<DatasetName> {
         self.parent.as_ref().map(|parent| while_received(parent, id, index))
     }
 
-    /// Properties of the original dataset that its copy gets too.
+    /// Returns the properties of the original dataset that its copy gets too.
     fn properties(&self, shipped: Option<&ShippedVolume>) -> Result<BTreeMap<String, String>> {
         let Some(shipped) = shipped else { return Ok(BTreeMap::new()) };
         if shipped.raw.is_some() {
@@ -400,8 +400,8 @@ impl FromRepository {
         Ok(ImageState::of(&descriptor)?.properties)
     }
 
-    /// Properties that all volumes have alike: the dataset above them gets these, and they have them
-    /// from it. Raw ones bring what they need.
+    /// Returns the properties that all volumes have in common: they are set on the dataset above and inherited. Raw
+    /// ones bring what they need.
     fn common_properties(&self) -> Result<BTreeMap<String, String>> {
         let plain = self.shipped.volumes.iter().filter(|volume| volume.raw.is_none());
         let mut all = plain.map(|volume| self.properties(Some(volume)));
@@ -464,15 +464,15 @@ fn synced(syncing: Syncing<'_>) -> Result<()> {
     syncing.join().unwrap_or_else(ended)
 }
 
-/// Mounts a dataset of pg_wal alone that is there, and makes sure that its mount point leads to it: WAL
-/// that goes onto the file system below would be hidden with the next mount.
+/// Mounts an existing dataset of pg_wal alone, and checks that its mount point leads to it: WAL written to the file
+/// system below would be hidden by the next mount.
 fn mount_for_wal(zfs: &Zfs, dataset: &DatasetName, at: &Path) -> Result<()> {
     zfs.mount(dataset)?;
     let real = std::fs::canonicalize(at).map_err(Error::io("find", at))?;
     match Mounts::read()?.holding(&real) {
         Some(mount) if mount.is_zfs() && mount.source == dataset.as_str() => Ok(()),
         other => Err(Error::failed(format!(
-            "\"{}\" doesn't lie on dataset \"{dataset}\", but on {}",
+            "\"{}\" isn't on dataset \"{dataset}\", but on {}",
             at.display(),
             other.map_or_else(|| "no known mount".to_owned(), |m| format!("\"{}\"", m.source))
         ))
@@ -480,7 +480,7 @@ fn mount_for_wal(zfs: &Zfs, dataset: &DatasetName, at: &Path) -> Result<()> {
     }
 }
 
-/// The folders of a volume of pg_wal alone, which is made anew.
+/// Makes the folders of a volume of pg_wal alone, from scratch.
 fn make_wal_folders(
     placed: &PlacedVolume,
     volume: &SetVolume,

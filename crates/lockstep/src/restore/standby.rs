@@ -1,8 +1,8 @@
-//! A restore that becomes a standby: recovery goes on for ever, so what a restore's own server may do for
-//! a while in its mount namespace this one does outside it. What it follows is asked last: nothing fails where no WAL comes.
+//! A restore that becomes a standby. Its recovery never ends, so it does outside the mount namespace what a restore's
+//! own server does inside for a while. The primary is checked last: no WAL arriving isn't an error.
 //!
-//! What could go wrong: a replayed CREATE TABLESPACE of a time after the restore, on the host of the
-//! primary itself, whose folder it would share; a part of a cluster, which can't replay what happens to the rest.
+//! What could go wrong: on the primary's own host, a CREATE TABLESPACE from after the restore is replayed, and the
+//! standby would share the primary's folder. Or a part of a cluster, which can't replay changes to the rest.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use crate::refusal::Refusal;
 use crate::set::manifest::Manifest;
 use crate::{files, steps};
 
-/// Refuses what couldn't follow, and what would follow into the original's folders.
+/// Refuses what couldn't follow a primary, and what would replay into the original's folders.
 ///
 /// # Errors
 /// [`Error::Usage`] for a part of a cluster; [`Refusal::StandbyBesideOriginal`].
@@ -31,7 +31,7 @@ pub(super) fn check(
 ) -> Result<()> {
     if request.what.is_a_part() {
         return Err(Error::usage(
-            "a standby replays what happens to all of the cluster, and this would have a part of it",
+            "a standby replays changes to the whole cluster, but this one would have only a part of it",
             "leave out --standby, or restore all of the set",
         ));
     }
@@ -43,23 +43,24 @@ pub(super) fn check(
     Ok(())
 }
 
-/// Whether a server that has ended had all that a restore waits for.
+/// Whether a server that has ended had reached everything that a restore waits for.
 fn is_far_enough(server: &Server) -> bool {
     let is_consistent =
         server.said().iter().any(|line| line.contains("consistent recovery state reached"));
     is_consistent && server.lower_setting().is_none()
 }
 
-/// Waits until it is consistent and lets readers in. It goes on replaying meanwhile, and may end at what it can't replay
+/// Waits until it is consistent and lets readers in. Replay continues meanwhile, and may end at what it can't replay
 /// in its namespace.
 pub(super) fn follow(build: &Build, server: &mut Server) -> Result<Outcome> {
     let waited = server.wait_for_standby(|words| tracing::info!("recovery: {words}"));
     match waited {
         Ok(()) => Ok(Outcome::Follows),
-        // What comes after that place it is to replay outside its namespace, where a new tablespace's path is its own.
+        // What comes after that point is to be replayed outside its namespace, where a new tablespace's path is its
+        // own.
         Err(Error::Failed { .. }) if is_far_enough(server) => {
             tracing::info!(
-                "it was consistent, and ended at what its namespace doesn't let it replay: it goes on outside"
+                "it was consistent, and ended at what it can't replay in its namespace: it continues outside"
             );
             Ok(Outcome::Follows)
         }
@@ -67,13 +68,13 @@ pub(super) fn follow(build: &Build, server: &mut Server) -> Result<Outcome> {
     }
 }
 
-/// How long WAL may take to stream: PostgreSQL tries it again every five seconds (wal_retrieve_retry_interval).
+/// How long WAL may take to stream: PostgreSQL retries every five seconds (wal_retrieve_retry_interval).
 const STREAMS_WITHIN: Duration = Duration::from_secs(8);
-/// In the server's words (walreceiver.c).
+/// The server's message (walreceiver.c).
 const STREAMS: &str = "started streaming WAL from primary";
 
-/// That nothing streams to a standby that was started; `None` where WAL streams, where restore_command feeds it meanwhile, or
-/// where nobody tells.
+/// Returns a problem if nothing streams to a standby that was started; `None` if WAL streams, if restore_command
+/// feeds it meanwhile, or if that can't be determined.
 pub(super) fn does_not_stream(
     cx: &Context,
     request: &Request,
@@ -82,11 +83,11 @@ pub(super) fn does_not_stream(
     let why = why_not_streaming(cx, request, restored)?;
     Some(Problem {
         what: format!("nothing streams to the standby: {why}"),
-        hint: "it goes on trying: look at the primary and at its pg_hba.conf, make the slot there, or change primary_conninfo and primary_slot_name here with ALTER SYSTEM and pg_reload_conf()".into(),
+        hint: "it keeps trying: check the primary and its pg_hba.conf, make the slot there, or change primary_conninfo and primary_slot_name here with ALTER SYSTEM and pg_reload_conf()".into(),
     })
 }
 
-/// The same, in its server's words.
+/// Returns the reason, in the server's words.
 fn why_not_streaming(cx: &Context, request: &Request, restored: &Restored) -> Option<String> {
     let standby = request.recovery.standby.as_ref()?;
     if standby.primary.is_none() || !restored.started {
@@ -119,7 +120,7 @@ fn why_not_streaming(cx: &Context, request: &Request, restored: &Restored) -> Op
     }
 }
 
-/// Asks it itself; `None` where it lets nobody in.
+/// Asks the server itself; `None` if it doesn't accept connections.
 fn streams(server: &ClusterConfig) -> Option<bool> {
     let mut client = connection::connect(server).ok()?;
     let row = client.query_one(
@@ -129,13 +130,13 @@ fn streams(server: &ClusterConfig) -> Option<bool> {
     column(&row.ok()?, 0).ok()
 }
 
-/// What a log says since the server was started last.
+/// Returns what a log says since the last start of the server.
 fn since_start(log: &[String]) -> &[String] {
     let begin = log.iter().rposition(|line| line.contains("starting PostgreSQL "));
     &log[begin.unwrap_or(0)..]
 }
 
-/// The last words of whoever was to receive WAL (walreceiver.c, libpqwalreceiver.c).
+/// Returns the last message of the process that should receive WAL (walreceiver.c, libpqwalreceiver.c).
 fn why(said: &[String]) -> Option<String> {
     const OF_IT: [&str; 5] =
         ["the primary", "WAL stream", "WAL segment", "replication slot", "timeline"];

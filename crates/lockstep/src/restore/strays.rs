@@ -1,5 +1,5 @@
-//! Datasets that a restore or clone has made, and that nobody here knows: what a killed command left after the next one had
-//! looked, or of a state_dir that was lost.
+//! Datasets that a restore or clone has made and that nobody here knows: a killed command left them after the next
+//! one had looked, or they belong to a state_dir that was lost.
 
 use std::collections::BTreeSet;
 
@@ -10,13 +10,13 @@ use crate::process::quote;
 use crate::set::journal::{self, RestoreJournal};
 use crate::volume::zfs::{DatasetName, Made};
 
-/// Such datasets: this state_dir's, and those of another one that are clones of this cluster's. A restore that has ended is
-/// somebody's cluster; a clone is nobody's but Lockstep's.
+/// Finds such datasets: this state_dir's, and those of another one that are clones of this cluster's. A restore that
+/// has ended is somebody's cluster; a clone belongs to Lockstep only.
 ///
 /// # Errors
 /// When ZFS fails, or a journal can't be read.
 pub fn find(cx: &Context, datasets: &[DatasetName]) -> Result<Vec<Made>> {
-    // First what is there, then what is known of it: what is made in between isn't looked at.
+    // List the datasets first, then what is known of them: what is made in between isn't considered.
     let mut found = cx.zfs.unended()?;
     let is_ours = |made: &Made| made.owner == cx.state.owner();
     found.retain(|made| {
@@ -26,7 +26,7 @@ pub fn find(cx: &Context, datasets: &[DatasetName]) -> Result<Vec<Made>> {
         return Ok(found);
     }
     let mut known: BTreeSet<DatasetName> = BTreeSet::new();
-    // A clone's journal goes when its record is there.
+    // A clone's journal is removed once its record exists.
     for folder in cx.state.of_all_clusters("restores")? {
         let all = journal::read_all::<RestoreJournal>(&folder)?;
         known.extend(all.into_iter().flat_map(|(_, entry)| entry.datasets));
@@ -36,13 +36,13 @@ pub fn find(cx: &Context, datasets: &[DatasetName]) -> Result<Vec<Made>> {
         known.extend(all.into_iter().flat_map(|(_, record)| record.made.datasets));
     }
     found.retain(|made| !known.contains(&made.dataset));
-    // What has ended meanwhile, or is gone.
+    // Leave out those that have ended meanwhile, or are gone.
     let there = if found.is_empty() { Vec::new() } else { cx.zfs.unended()? };
     found.retain(|made| there.contains(made));
     Ok(found)
 }
 
-/// The commands that take them away, the last made first.
+/// Returns the commands that destroy them, the last made first.
 #[must_use]
 pub fn commands(found: &[&Made]) -> String {
     let all =

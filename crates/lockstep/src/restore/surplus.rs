@@ -1,9 +1,9 @@
-//! What an older restore made in DIR and the set doesn't have any more: tablespaces that were dropped, the folders
-//! of volumes that have gone.
+//! What an older restore made in DIR and the set doesn't have any more: tablespaces that were dropped, and folders of
+//! volumes that are gone.
 //!
-//! What could go wrong: a link leads to a folder that is another tablespace's by now, and something may be mounted
-//! there. Links are removed and never followed, and what is mounted stays with all that is above it; a dataset is
-//! its owner's to destroy. Names that no restore gives stay, too.
+//! What could go wrong: a link leads to a folder that is another tablespace's by now, or something is mounted there.
+//! Links are removed and never followed, and a mount stays with all the folders above it; only its owner may destroy
+//! a dataset. Names that no restore uses stay, too.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use crate::process::quote;
 use crate::volume::mounts::Mounts;
 use crate::volume::zfs::{DatasetName, Zfs};
 
-/// The places in DIR that a restore has made and this one doesn't fill.
+/// Returns the places in DIR that a restore has made and this one doesn't fill.
 pub(super) fn find(placement: &Placement) -> Result<Vec<PathBuf>> {
     let directory = &placement.directory;
     let mut all = vec![directory.join("wal")];
@@ -40,12 +40,12 @@ fn is_oid(name: &str) -> bool {
     name.parse::<u32>().is_ok()
 }
 
-/// By a part's name, or by a number as once.
+/// Named after a part, or by a number as in the past.
 fn is_of_a_volume(name: &str) -> bool {
     ["data", "wal"].contains(&name) || is_oid(name.strip_prefix("tablespace-").unwrap_or(name))
 }
 
-/// Whether the restore has something there. A folder in the place of a link isn't that link.
+/// Whether the restore has something there. A folder in place of a link isn't that link.
 fn is_filled(placement: &Placement, path: &Path) -> bool {
     let real = placement.volumes.iter().map(|volume| &volume.mountpoint);
     let real = real.chain(placement.tablespaces.values().map(|tablespace| &tablespace.real));
@@ -54,7 +54,7 @@ fn is_filled(placement: &Placement, path: &Path) -> bool {
     real.any(|place| place.starts_with(path)) || (path.is_symlink() && links.any(|it| it == path))
 }
 
-/// Removes them where the older restore's marker says that they are Lockstep's; gives how many names went.
+/// Removes them if the older restore's marker says that they are Lockstep's; returns how many names were removed.
 pub(super) fn remove(build: &Build) -> Result<u64> {
     if !build.is_over_an_older_restore() {
         return Ok(0);
@@ -79,13 +79,13 @@ fn remove_one(path: &Path, placement: &Placement, mounts: &Mounts) -> Result<u64
         return Ok(0);
     }
     if let Some(mount) = mounts.iter().find(|mount| mount.point.starts_with(path)) {
-        // Of a dataset more is said below.
+        // More is said about datasets below.
         if !mount.is_zfs() {
             stays(path, &format!("\"{}\" is mounted there", mount.source));
         }
         return Ok(0);
     }
-    // Where datasets are mounted a folder is empty, or holds what somebody put there while they weren't.
+    // If datasets are mounted, a folder is empty, or holds what somebody put there while they weren't mounted.
     if placement.volumes.iter().all(|volume| volume.dataset.is_none()) {
         return as_files::remove(&placement.directory, path);
     }
@@ -99,10 +99,10 @@ fn remove_one(path: &Path, placement: &Placement, mounts: &Mounts) -> Result<u64
 }
 
 fn stays(path: &Path, why: &str) {
-    tracing::warn!("the set has nothing at \"{}\" any more, and it stays: {why}", path.display());
+    tracing::warn!("the set has nothing at \"{}\" any more, but it stays: {why}", path.display());
 }
 
-/// Says which datasets of the older restore the set doesn't have.
+/// Names the older restore's datasets that the set doesn't have.
 fn name_datasets(zfs: &Zfs, parent: &DatasetName, placement: &Placement) -> Result<()> {
     let mut children = zfs.children(parent)?;
     children.retain(|child| !placement.volumes.iter().any(|it| it.dataset.as_ref() == Some(child)));
@@ -111,7 +111,7 @@ fn name_datasets(zfs: &Zfs, parent: &DatasetName, placement: &Placement) -> Resu
             Path::new(&zfs.value(&dataset, "mountpoint")?).starts_with(&placement.directory);
         if is_here && zfs.all_carry(std::slice::from_ref(&dataset), "lockstep:restore")? {
             tracing::warn!(
-                "dataset \"{dataset}\" is of an older set; this one doesn't have it, and it stays: \
+                "dataset \"{dataset}\" is of an older set; this one doesn't have it, but it stays: \
                  if nobody needs it, `zfs destroy -r {}`",
                 quote(dataset.as_str())
             );
@@ -159,7 +159,7 @@ mod tests {
         let found = find(&placement).unwrap();
         let names: Vec<_> =
             found.iter().map(|path| path.strip_prefix(&directory).unwrap()).collect();
-        // A folder in the place of the link to a volume has to go as well.
+        // A folder in place of the link to a volume has to be removed as well.
         let gone =
             ["tablespaces/1", "tablespaces/2", "tablespaces/3", "volumes/4", "volumes/wal", "wal"];
         assert_eq!(names, gone.map(Path::new));

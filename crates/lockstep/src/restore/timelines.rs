@@ -1,11 +1,12 @@
-//! Which sets lie on the way to the timeline that recovery will follow.
+//! Tells which sets are on the way to the timeline that recovery will follow.
 //!
-//! What could go wrong: after a recovery to a moment the cluster goes on along a new timeline, and sets of the old one are
-//! left that are younger than its beginning. Recovery from such a set ends with an error where it follows the new
-//! timeline, and where it follows the old one it comes to a moment that the cluster never had. Only histories tell:
-//! PostgreSQL has them from restore_command, and a set of a later timeline carries its own, or its manifest tells it. A
-//! set of which they don't tell isn't taken by itself. A cluster has another system identifier since pg_upgrade, and
-//! began at timeline 1 again: what is known of timelines is known by identifier, and tells nothing of another's.
+//! What could go wrong: after a recovery to a point in time, the cluster continues on a new timeline, and there are
+//! sets of the old timeline that are younger than its beginning. Recovery from such a set ends with an error if it
+//! follows the new timeline. If it follows the old one, it leads to a state that the cluster as it is now never had.
+//! Only histories show this: PostgreSQL gets them from restore_command, and a set of a later timeline carries its
+//! own, or its manifest tells it. A set that they don't cover isn't chosen automatically. After pg_upgrade, a cluster
+//! has another system identifier and begins at timeline 1 again: timelines are recorded by identifier, and say
+//! nothing about another identifier's.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -20,12 +21,12 @@ use crate::set::branches::{self, Member};
 use crate::set::manifest::Manifest;
 use crate::words;
 
-/// Asks for a timeline's history; `None` where it can't be had.
+/// Asks for a timeline's history; `None` if it isn't available.
 pub(super) type Ask<'a> = Box<dyn Fn(TimelineId) -> Result<Option<Vec<u8>>> + 'a>;
 /// Reads a file of a set.
 pub(super) type ReadFile<'a> = Box<dyn Fn(&Manifest, &str) -> Result<Vec<u8>> + 'a>;
 
-/// Sets that are remembered for the history of a timeline: another one's may be damaged.
+/// How many sets are remembered for a timeline's history: one of them may be damaged.
 const CARRIERS: usize = 3;
 
 /// A timeline of a cluster, by its system identifier.
@@ -34,26 +35,26 @@ type Line = (SystemIdentifier, TimelineId);
 /// What is known of the timelines.
 pub(super) struct Timelines<'a> {
     recovery: &'a Recovery,
-    /// What restore_command gives.
+    /// Gets histories from restore_command.
     ask: Ask<'a>,
     read: ReadFile<'a>,
     asked: RefCell<BTreeMap<TimelineId, Option<TimelineHistory>>>,
-    /// What sets' manifests tell.
+    /// What the manifests of sets tell.
     told: BTreeMap<Line, TimelineHistory>,
-    /// Of each timeline the sets that carry its history.
+    /// For each timeline, the sets that carry its history.
     carriers: BTreeMap<Line, Vec<Manifest>>,
-    /// Of each cluster the latest of a set that recovery could begin with.
+    /// For each cluster, the latest timeline of a set that recovery could begin with.
     latest: BTreeMap<SystemIdentifier, TimelineId>,
 }
 
 /// Whether a set is on the way.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Way {
-    /// It is.
+    /// It is on the way.
     Leads,
-    /// Its timeline was left before it.
+    /// Its timeline was left before the set's end.
     Left(Left),
-    /// The history of this timeline would tell.
+    /// The history of this timeline is needed to tell.
     Unknown(TimelineId),
 }
 
@@ -62,12 +63,12 @@ pub(super) enum Way {
 pub(super) struct Left {
     set: String,
     timeline: TimelineId,
-    /// Not at all where it is no ancestor.
+    /// `None` if it isn't an ancestor.
     at: Option<Lsn>,
     to: TimelineId,
 }
 
-/// For a sentence: `set … is of timeline 1, which was left …`.
+/// For use in a sentence: `set … is of timeline 1, which was left …`.
 impl fmt::Display for Left {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Left { set, timeline, at, to } = self;
@@ -91,7 +92,7 @@ impl<'a> Timelines<'a> {
         Self { recovery, ask, read, asked, told, carriers, latest }
     }
 
-    /// Takes note of a set, from which recovery `could_begin`.
+    /// Records a set, from which recovery `could_begin`.
     pub(super) fn learn(&mut self, set: &Manifest, could_begin: bool) {
         let line = line_of(set);
         if could_begin {
@@ -108,8 +109,8 @@ impl<'a> Timelines<'a> {
         }
     }
 
-    /// Takes note of what a set that recovery could begin with tells of its timeline. One that doesn't tell where that
-    /// comes from would only make others unknown.
+    /// Records what a set that recovery could begin with tells of its timeline. If a set doesn't tell where its
+    /// timeline comes from, recording it would only make others unknown.
     pub(super) fn learn_told(&mut self, set: &Member) {
         if let Some(history) = branches::history(set.timeline, &set.history) {
             let line = (set.system_identifier, set.timeline);
@@ -123,8 +124,8 @@ impl<'a> Timelines<'a> {
         *latest = (*latest).max(*timeline);
     }
 
-    /// Whether a set is on the way to the timeline that recovery from it would follow, and, where nobody asked for one by
-    /// its number, to the latest that there is a set of its cluster's of.
+    /// Whether a set is on the way to the timeline that recovery from it would follow, and, unless a timeline was
+    /// given by number, also to the latest timeline of which there is a set of its cluster.
     ///
     /// # Errors
     /// When a history is damaged.
@@ -157,7 +158,8 @@ impl<'a> Timelines<'a> {
         })
     }
 
-    /// As PostgreSQL finds it (findNewestTimeLine in timeline.c): the last before the first that isn't there.
+    /// Finds the newest timeline as PostgreSQL does (findNewestTimeLine in timeline.c): the last before the first
+    /// that doesn't exist.
     fn newest_from(&self, own: TimelineId) -> Result<TimelineId> {
         let mut newest = own;
         while let Some(next) = newest.get().checked_add(1).and_then(TimelineId::new)
@@ -168,7 +170,7 @@ impl<'a> Timelines<'a> {
         Ok(newest)
     }
 
-    /// That of a timeline of the cluster that the set is of.
+    /// Returns the history of a timeline of the set's cluster.
     fn history(&self, set: &Manifest, of: TimelineId) -> Result<Option<TimelineHistory>> {
         if let Some(history) = self.asked_for(of)? {
             return Ok(Some(history));
@@ -202,14 +204,14 @@ impl<'a> Timelines<'a> {
     }
 }
 
-/// The refusal where histories don't tell which of `fitting` is right.
+/// Returns the error for histories that don't tell which set in `fitting` is right.
 pub(super) fn unknown(recovery: &Recovery, missing: TimelineId, fitting: &[&Manifest]) -> Error {
     let named = |set: &&Manifest| format!("{} (timeline {})", set.set, set.timeline());
     let sets: Vec<String> = fitting.iter().map(named).collect();
     let name = format!("{:08X}.history", missing.get());
     Error::usage(
         format!(
-            "which of these sets lies on the way to {} nobody can tell without {name}: {}",
+            "can't tell which of these sets is on the way to {} without {name}: {}",
             recovery.target,
             words::a_few(&sets)
         ),
@@ -223,7 +225,7 @@ fn line_of(set: &Manifest) -> Line {
     (set.postgres.system_identifier, set.timeline())
 }
 
-/// The name that a set has it under.
+/// Returns the name of its history file in a set.
 fn history_of(timeline: TimelineId) -> String {
     format!("wal/{:08X}.history", timeline.get())
 }

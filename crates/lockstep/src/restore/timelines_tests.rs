@@ -1,4 +1,4 @@
-//! Sets before and behind the place where their timeline was left, with all that may tell and without.
+//! Sets before and after the point where their timeline was left, with all the sources that may tell and without.
 
 use super::*;
 use crate::postgres::target::Target;
@@ -18,14 +18,14 @@ fn set(second: u32, timeline: u32, end: u64) -> Manifest {
     set
 }
 
-/// The same, which carries its timeline's history.
+/// The same, with its timeline's history.
 fn with_history(mut set: Manifest) -> Manifest {
     let file = SetFile { bytes: 1, blake3: String::new() };
     set.files.insert(history_of(set.timeline()), file);
     set
 }
 
-/// Timeline 1 was left at 0/5000000 for 2, that at 0/7000000 for 3.
+/// Timeline 1 was left at 0/5000000 for 2, and 2 at 0/7000000 for 3.
 fn history(of: TimelineId) -> Option<Vec<u8>> {
     match of.get() {
         2 => Some(b"1\t0/5000000\tx\n".to_vec()),
@@ -34,7 +34,7 @@ fn history(of: TimelineId) -> Option<Vec<u8>> {
     }
 }
 
-/// What each set is, the archive having the histories of these timelines.
+/// Says for each set whether it leads there, with the histories of these timelines in the archive.
 fn ways(timeline: Option<&str>, archived: &[u32], sets: &[Manifest]) -> Vec<String> {
     let recovery = Recovery {
         target: Target::Lsn(Lsn::new(u64::MAX)),
@@ -62,7 +62,7 @@ fn a_set_behind_the_branch_of_its_timeline_is_not_on_the_way() {
     for timeline in [None, Some("latest"), Some("2")] {
         assert_eq!(ways(timeline, &[2], &sets), ["leads", "leads", "left for 2"], "{timeline:?}");
     }
-    // Each goes on along its own.
+    // Each continues along its own.
     for (timeline, archived) in [(Some("current"), &[2][..]), (Some("1"), &[2]), (None, &[])] {
         assert_eq!(ways(timeline, archived, &sets), ["leads"; 3], "{timeline:?}");
     }
@@ -74,7 +74,7 @@ fn latest_is_the_last_before_a_gap_as_postgresql_finds_it() {
     let sets = [set(1, 1, 6), set(2, 2, 6), set(3, 2, 8)];
     assert_eq!(ways(None, &[2, 3], &sets), ["left for 3", "leads", "left for 3"]);
     assert_eq!(ways(None, &[3], &sets[1..]), ["leads", "left for 3"]);
-    // From timeline 1 PostgreSQL doesn't come to 3; but there is a set of 2, and its history is nowhere.
+    // From timeline 1 PostgreSQL doesn't get to 3; but there is a set of 2, and its history is nowhere.
     assert_eq!(ways(None, &[3], &sets), ["needs 2", "leads", "left for 3"]);
     assert_eq!(ways(Some("3"), &[3], &sets), ["left for 3", "leads", "left for 3"]);
 }
@@ -87,7 +87,7 @@ fn what_sets_carry_tells_where_the_archive_does_not() {
     }
     let sets = [set(1, 1, 4), set(2, 2, 6), set(3, 1, 6)];
     assert_eq!(ways(None, &[], &sets), ["needs 2", "leads", "needs 2"]);
-    // One that doesn't say where it ends.
+    // A set that doesn't say where it ends.
     let mut endless = set(3, 1, 6);
     (endless.floor_lsn, endless.stop_lsn, endless.start_lsn) = (None, None, None);
     assert_eq!(ways(Some("2"), &[2], &[endless]), ["needs 2"]);
@@ -102,12 +102,12 @@ fn what_manifests_tell_is_as_good_as_a_file() {
     };
     let sets = [set(1, 1, 4), told(set(2, 2, 6)), set(3, 1, 6)];
     assert_eq!(ways(None, &[], &sets), ["leads", "leads", "left for 2"]);
-    // Also where that set is older than those that were looked at so far.
+    // Also if that set is older than those that were looked at so far.
     let recovery = Recovery { target: Target::Lsn(Lsn::new(u64::MAX)), ..Recovery::default() };
     let none = |_: &Manifest, _: &str| -> Result<Vec<u8>> { Err(Error::failed("none")) };
     let mut timelines = Timelines::new(&recovery, Box::new(|_| Ok(None)), Box::new(none));
     timelines.learn_told(&Member::from(&sets[1]));
-    // One of before histories were told.
+    // A set from before manifests told histories.
     timelines.learn_told(&Member::from(&set(4, 3, 7)));
     timelines.learn(&sets[2], true);
     assert!(matches!(timelines.way(&sets[2]).unwrap(), Way::Left(_)));
@@ -124,7 +124,7 @@ fn timelines_of_before_pg_upgrade_tell_nothing_of_those_since() {
         set.postgres.system_identifier = SystemIdentifier::new(8);
         set
     };
-    // pg_upgrade begins at timeline 1 again, behind all of the old cluster's WAL.
+    // pg_upgrade begins at timeline 1 again, after all of the old cluster's WAL.
     let new = [upgraded(set(7, 1, 9)), upgraded(set(8, 1, 10))];
     for of_two in [set(2, 2, 6), told(set(2, 2, 6)), with_history(set(2, 2, 6))] {
         let mut sets = vec![of_two];
@@ -135,7 +135,7 @@ fn timelines_of_before_pg_upgrade_tell_nothing_of_those_since() {
         }
         assert_eq!(ways(Some("2"), &[], &sets), ["leads", "needs 2", "needs 2"]);
     }
-    // As they were told by the list of all sets.
+    // As the list of all sets tells them.
     let recovery = Recovery { target: Target::Lsn(Lsn::new(u64::MAX)), ..Recovery::default() };
     let none = |_: &Manifest, _: &str| -> Result<Vec<u8>> { Err(Error::failed("none")) };
     let mut timelines = Timelines::new(&recovery, Box::new(|_| Ok(None)), Box::new(none));

@@ -1,8 +1,7 @@
-//! What is changed in the restored tree: links, leftovers of the old server, pg_control, the
-//! label, the set's WAL.
+//! Changes in the restored tree: links, leftovers of the old server, pg_control, the label, the set's WAL.
 //!
-//! The clone of the data directory still points at the live cluster's pg_wal and tablespaces, so
-//! the links are turned first of all.
+//! The clone of the data directory still points to the live cluster's pg_wal and tablespaces, so the links are
+//! changed first of all.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -27,10 +26,10 @@ use crate::refusal::Refusal;
 use crate::set::manifest::{Manifest, WalStored};
 use crate::set::own_files::FrozenWal;
 
-/// A file of the set: pg_control of a standby, as it was after the last snapshot.
+/// A file of the set: a standby's pg_control, as it was after the last snapshot.
 const KEPT_CONTROL: &str = "pg_control";
 
-/// Files that belong to the old server alone (basebackup.c and pg_rewind skip the same).
+/// Files that belong only to the old server (basebackup.c and pg_rewind skip the same).
 const FILES: [&str; 10] = [
     "postmaster.pid",
     "postmaster.opts",
@@ -44,11 +43,11 @@ const FILES: [&str; 10] = [
     "current_logfiles",
 ];
 
-/// The .ready files are the old archiver's business, and WAL summaries are made anew, as behind a base
-/// backup (basebackup.c sends both folders empty).
+/// The .ready files are for the old archiver, and WAL summaries are made from scratch, as after a base backup
+/// (basebackup.c sends both folders empty).
 const WITHIN_WAL: [&str; 2] = ["pg_wal/archive_status", "pg_wal/summaries"];
 
-/// Makes the clones one cluster.
+/// Turns the clones into one cluster.
 pub(super) fn prepare(build: &Build, owner: Option<Credentials>) -> Result<()> {
     turn_links(build)?;
     clean(build, owner)?;
@@ -72,7 +71,7 @@ fn turn_links(build: &Build) -> Result<()> {
     }
     if let Some(target) = &placement.wal_link {
         let link = placement.data.join("pg_wal");
-        // Below what was mounted there an older copy of it may lie, from before it was.
+        // Below the former mount there may be an older copy of pg_wal, from before it was mounted.
         if !link.is_symlink() {
             files::empty_directory(&link)?;
         }
@@ -105,7 +104,7 @@ fn clean(build: &Build, owner: Option<Credentials>) -> Result<()> {
     FILES.iter().try_for_each(|name| files::remove_owned(&data.join(name)))?;
     for name in STATE.iter().chain(&WITHIN_WAL) {
         let path = data.join(name);
-        // A link leads to the live server's folder: this cluster gets one of its own.
+        // A link leads to the live server's folder: this cluster gets a folder of its own.
         if path.is_symlink() {
             files::remove_file(&path)?;
             files::create_owned_directory(&path, owner)?;
@@ -149,12 +148,12 @@ fn folders(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(list(folder)?.into_iter().filter(|path| is_folder(path)).collect())
 }
 
-/// Whether it is one itself, and no link to one.
+/// Whether the path is a folder itself, and not a link to one.
 fn is_folder(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
 }
 
-/// What is in a folder; nothing where it isn't there.
+/// Returns what is in a folder; nothing if the folder doesn't exist.
 pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(folder) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -163,7 +162,7 @@ pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     entries.map(|entry| Ok(entry.map_err(Error::io("list", folder))?.path())).collect()
 }
 
-/// Puts the set's own WAL into pg_wal, in the place of what the data snapshot caught there.
+/// Puts the set's own WAL into pg_wal, in place of what the data snapshot contains there.
 fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let wal = &build.manifest.wal;
     let pg_wal = &build.placement.wal;
@@ -181,38 +180,39 @@ fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
     }
     remove_backup_histories(pg_wal)?;
     wal.fetched.iter().try_for_each(place)?;
-    // The snapshot was checked when the set was taken; this is the proof that it is still so.
+    // The snapshot was checked when the set was taken; this proves that it is still intact.
     let identity = build.manifest.wal_identity()?;
     let here = wal.segments.iter().filter(|name| !wal.archived.contains(name));
     let segments: Vec<_> =
         here.filter_map(|name| WalSegment::parse(name, identity.segment_size).ok()).collect();
     wal::check(pg_wal, identity, &segments)?;
-    // Where nothing was named but the first segment, all the others have to be there as well.
+    // If the manifest only names the first segment, all the others have to be there as well.
     let pg_control = control::held(&build.placement.data);
     FrozenWal::find(&build.manifest, pg_wal.clone(), Some(&pg_control)).map(drop)
 }
 
-/// Removes the notes that the original's backups left for its archive, which has them: their `.done` went with
-/// archive_status. The first backup of the restored cluster would have them archived once more (CleanupBackupHistory in
-/// xlog.c, XLogArchiveCheckDone in xlogarchive.c), and an archive_command that doesn't overwrite never came past them.
+/// Removes the backup history files that the original's backups left for its archive, which has them already: their
+/// `.done` files were removed with archive_status. The restored cluster's first backup would archive them again
+/// (CleanupBackupHistory in xlog.c, XLogArchiveCheckDone in xlogarchive.c), and an archive_command that doesn't
+/// overwrite would never get past them.
 fn remove_backup_histories(pg_wal: &Path) -> Result<()> {
     let is_one =
         |path: &PathBuf| path.file_name().and_then(OsStr::to_str).is_some_and(is_backup_history);
     list(pg_wal)?.iter().filter(|path| is_one(path)).try_for_each(|path| files::remove_file(path))
 }
 
-/// The mode of PostgreSQL's files: the group may read them where it may enter the data directory (SetDataDirectoryCreatePerm
-/// in file_perm.c).
+/// Returns the mode of PostgreSQL's files: the group may read them if it may enter the data directory
+/// (SetDataDirectoryCreatePerm in file_perm.c).
 fn file_mode(data: &Path) -> Result<u32> {
     let mode = data.metadata().map_err(Error::io("look at", data))?.permissions().mode();
     Ok(if mode & 0o750 == 0o750 { 0o640 } else { 0o600 })
 }
 
-/// pg_control as the strategy needs it.
+/// Changes pg_control as the strategy needs it.
 fn place_control(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let path = control::held(&build.placement.data);
     let control = if build.manifest.files.contains_key(KEPT_CONTROL) {
-        // Of a standby, read after the last snapshot: its minRecoveryPoint is the set's end.
+        // A standby's, read after the last snapshot: its minRecoveryPoint is the set's end.
         let bytes = build.read_set_file(KEPT_CONTROL)?;
         ControlFile::parse(&bytes).map_err(|e| damaged(build, format!("{KEPT_CONTROL}: {e}")))?
     } else {
@@ -231,10 +231,10 @@ fn place_control(build: &Build, owner: Option<Credentials>) -> Result<()> {
     changed.map_or(Ok(()), |bytes| files::write_owned(&path, &bytes, owner))
 }
 
-/// What becomes of pg_control, where it can't stay as it is.
+/// Returns the new pg_control, if it can't stay as it is.
 fn changed_control(manifest: &Manifest, control: &ControlFile) -> Result<Option<Vec<u8>>> {
-    // PostgreSQL itself then refuses to end recovery before the floor. A standby's pg_control has a
-    // minRecoveryPoint of its own, which must never be made smaller.
+    // Then PostgreSQL itself refuses to end recovery before the floor. A standby's pg_control has a minRecoveryPoint
+    // of its own, which must never become smaller.
     let floor = manifest.floor_lsn.filter(|floor| {
         let wanted = manifest.strategy == Strategy::Ordered || manifest.postgres.standby;
         wanted && manifest.strategy != Strategy::Cold && *floor > control.min_recovery_point
@@ -274,7 +274,7 @@ fn place_label(build: &Build, owner: Option<Credentials>) -> Result<()> {
     files::sync_directory(data)
 }
 
-/// tablespace_map with the new places; PostgreSQL makes the links of pg_tblspc from it.
+/// Returns tablespace_map with the new places; PostgreSQL makes the links of pg_tblspc from it.
 fn moved_map(build: &Build, bytes: &[u8]) -> Result<Vec<u8>> {
     let strange = |e| {
         Error::failed(format!("tablespace_map of set {} can't be rewritten", build.manifest.set))
@@ -293,7 +293,7 @@ fn moved_map(build: &Build, bytes: &[u8]) -> Result<Vec<u8>> {
     if old_form { map.to_bytes_13().map_err(strange) } else { Ok(map.to_bytes()) }
 }
 
-/// The configuration that lay outside the data directory; what lies in it as well wasn't in use.
+/// Restores the configuration that was outside the data directory; copies inside it weren't in use.
 fn place_configuration(build: &Build, owner: Option<Credentials>) -> Result<()> {
     for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
         let path = build.placement.data.join(name);
@@ -319,16 +319,17 @@ fn place_configuration(build: &Build, owner: Option<Credentials>) -> Result<()> 
     Ok(())
 }
 
-/// A `data_directory` in postgresql.conf would make a server that is started on this folder run the
-/// original's; postgresql.auto.conf can't say otherwise.
+/// Removes a `data_directory` from postgresql.conf: with it, a server that is started on this folder would run the
+/// original's. postgresql.auto.conf can't override it.
 fn stay_here(data: &Path, path: &Path, owner: Option<Credentials>) -> Result<()> {
     let Some(text) = read_of_data(data, path)? else { return Ok(()) };
     let changed = recovery::staying(&text, data);
     if changed == text { Ok(()) } else { files::write_owned(path, &changed, owner) }
 }
 
-/// Reads a file of a data directory, and no more than the directory's owner may read: a link may lead to a file
-/// of root's, whose text would be written back as theirs. `None`: it isn't there, or not for them, and so not for their server.
+/// Reads a file of a data directory, with the rights of the directory's owner: a link may lead to a file of root's,
+/// whose text would then be written to a file of theirs. `None`: it doesn't exist, or the owner can't read it, and so
+/// neither can their server.
 fn read_of_data(data: &Path, path: &Path) -> Result<Option<Vec<u8>>> {
     match files::read_as(path, files::reader_of(data)?) {
         Err(error @ Error::Command { .. }) => {
@@ -336,7 +337,7 @@ fn read_of_data(data: &Path, path: &Path) -> Result<Option<Vec<u8>>> {
                 error = %error.chain(),
                 "\"{}\" isn't taken over: the data directory's owner can't read it{}",
                 path.display(),
-                if path.is_symlink() { ", for it is a symbolic link to another's file" } else { "" }
+                if path.is_symlink() { ", because it is a symbolic link to another user's file" } else { "" }
             );
             Ok(None)
         }
@@ -344,7 +345,7 @@ fn read_of_data(data: &Path, path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Settings that say where the configuration is that lay outside the data directory.
+/// Returns settings that say where the configuration is that was outside the data directory.
 pub(super) fn places_of_configuration(
     manifest: &Manifest,
     placement: &Placement,
@@ -367,8 +368,8 @@ pub(crate) fn write_auto_conf(
     files::write_owned(&path, &text, owner)
 }
 
-/// Points links of pg_tblspc that lead to one of `moved`'s first paths to its second: what a
-/// replayed CREATE TABLESPACE linked by its original path.
+/// Changes links of pg_tblspc that lead to the first path of a pair in `moved` to the second: a replayed CREATE
+/// TABLESPACE linked them by its original path.
 pub(super) fn correct_links(data: &Path, moved: &[(PathBuf, PathBuf)]) -> Result<()> {
     for (oid, target) in instance::tablespace_links(data)? {
         let Some((_, new)) = moved.iter().find(|(old, _)| *old == target) else { continue };

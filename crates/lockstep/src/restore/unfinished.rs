@@ -1,9 +1,9 @@
-//! What killed restores and clones left behind: servers, clones, folders. Found at the next start
-//! by the journal and removed; a restore that still runs holds a lock of its own.
+//! What killed restores and clones left behind: servers, clones, folders. The next start finds it by the journal and
+//! removes it; a restore that still runs holds a lock of its own.
 //!
-//! What could go wrong: a state_dir that comes back from a copy made while a restore ran has its journal, and by then
-//! what it made is somebody's cluster. So a restore says at its end, on its datasets and in its folder, that it has
-//! ended; and nothing is undone where a server of somebody else's runs, or where a cluster of the configuration is.
+//! What could go wrong: a state_dir that is restored from a copy made while a restore ran has its journal, and by
+//! then what the restore made is somebody's cluster. So a restore records on its datasets and in its folder when it
+//! has ended; and nothing is undone where somebody else's server runs, or where a cluster of the configuration is.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -21,12 +21,12 @@ use crate::process::quote;
 use crate::set::journal::{self, RestoreJournal};
 use crate::volume::zfs::{DatasetName, SnapshotName};
 
-/// The property that says of which restore, which has ended, a dataset is.
+/// The property that names the ended restore that a dataset belongs to.
 const ENDED: &str = "lockstep:ended";
-/// The one that says which restore has made it.
+/// The property that names the restore that made a dataset.
 const MADE_BY: &str = "lockstep:restore";
 
-/// Where a restore's journal entry lies.
+/// Returns the path of a restore's journal entry.
 #[must_use]
 pub fn journal_path(cx: &Context, id: &str) -> PathBuf {
     cx.state.path("restores").join(format!("{id}.json"))
@@ -36,10 +36,10 @@ fn lock_path(cx: &Context, id: &str) -> PathBuf {
     cx.state.path("restores").join(format!("{id}.lock"))
 }
 
-/// Takes the lock that says that a restore is alive; what ZFS is told to do under it has it too.
+/// Takes the lock that says that a restore is alive; the ZFS commands that it runs hold it too.
 ///
 /// # Errors
-/// [`Error::Locked`] when one of this id is.
+/// [`Error::Locked`] when a restore with this id is alive.
 pub fn lock(cx: &Context, id: &str) -> Result<Lock> {
     let what = format!("cluster \"{}/{id}\"", cx.name);
     let lock = Lock::take_or_refuse(&lock_path(cx, id), what, id)?;
@@ -47,10 +47,10 @@ pub fn lock(cx: &Context, id: &str) -> Result<Lock> {
     Ok(lock)
 }
 
-/// Whether the restore of this id is alive. Nothing is locked for that.
+/// Whether the restore of this id is alive. Doesn't take the lock.
 ///
 /// # Errors
-/// When the lock can't be looked at.
+/// When the lock can't be checked.
 pub fn is_alive(cx: &Context, id: &str) -> Result<bool> {
     Lock::is_held(&lock_path(cx, id))
 }
@@ -60,8 +60,8 @@ pub fn remove_lock(cx: &Context, id: &str) {
     let _ = files::remove_file(&lock_path(cx, id));
 }
 
-/// Removes what restores that were killed left behind. What can't be removed now (somebody else's snapshot
-/// on a clone) is warned of and stays in its journal: it must keep nobody from a backup or a restore.
+/// Removes what killed restores left behind. What can't be removed now (because of somebody else's snapshot on a
+/// clone) is reported as a warning and stays in its journal: it must not block any backup or restore.
 ///
 /// # Errors
 /// When the journals can't be read, or a signal has come.
@@ -72,7 +72,7 @@ pub fn remove(cx: &Context) -> Result<()> {
                 let kind = kind(&entry.id);
                 tracing::warn!(
                     id = %entry.id, error = %error.chain(),
-                    "an unfinished {kind} left something: it stays for now{}", held_by(&entry)
+                    "what an unfinished {kind} left stays for now{}", held_by(&entry)
                 );
             }
             removed => removed?,
@@ -90,9 +90,9 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
         Err(LockError::Failed(error)) => return Err(error),
         Ok(lock) => lock,
     };
-    // Between the reading and the lock it may have ended well, and be somebody's by now.
+    // Between the reading and the lock it may have succeeded, and be somebody's by now.
     if journal::read::<RestoreJournal>(path)?.as_ref() != Some(entry) {
-        // While it is held: whoever waits for it must not find another file than who comes later.
+        // While the lock is held: a process that waits for it must not find another file than one that comes later.
         remove_lock(cx, &entry.id);
         drop(held);
         return Ok(());
@@ -102,14 +102,14 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
         Ok(None) => {
             tracing::warn!(
                 id = %entry.id, data = %entry.data.display(),
-                "another restore works where an unfinished one left something: it stays for now"
+                "another restore works where an unfinished one left something: that stays for now"
             );
             return Ok(());
         }
         Err(error) => {
             tracing::warn!(
                 id = %entry.id, data = %entry.data.display(), error = %error.chain(),
-                "nobody can tell whether another restore works where an unfinished one left something: it stays for now"
+                "can't tell whether another restore works where an unfinished one left something: that stays for now"
             );
             return Ok(());
         }
@@ -117,7 +117,7 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
     if is_taken_over(entry) {
         tracing::warn!(
             id = %entry.id, data = %entry.data.display(),
-            "another restore has gone on with what an unfinished one left: it is that one's"
+            "another restore has continued with what an unfinished one left: it belongs to that one now"
         );
         destroy_datasets(cx, &received_only(entry))?;
         return leave(path, cx, entry, held);
@@ -126,7 +126,7 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
         Whose::Ended => {
             tracing::warn!(
                 id = %entry.id, data = %entry.data.display(),
-                "the journal of a restore that has ended: did state_dir come back from a copy? What it made stays"
+                "this is the journal of a restore that has ended: did state_dir come back from a copy? What the restore made stays"
             );
             return forget_restore(path, cx, entry, held);
         }
@@ -134,7 +134,7 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
             tracing::warn!(
                 id = %entry.id, data = %entry.data.display(), journal = %path.display(),
                 "an unfinished restore may be cluster \"{cluster}\" of the configuration by now: it stays for now. \
-                 Where it is, remove the journal; where nobody needs it, what the journal names"
+                 If it is, remove the journal; if nobody needs it, remove what the journal names"
             );
             return Ok(());
         }
@@ -168,12 +168,12 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
         left(entry)
     );
     undo(cx, entry)?;
-    // A clone is remembered a moment before its journal entry goes.
+    // A clone's record is written just before its journal entry is removed.
     clone::forget(cx, &entry.id)?;
     forget(path, cx, entry, held)
 }
 
-/// Removes locks' files that killed commands left, of which there is no journal: a clone's name, a place for datasets.
+/// Removes lock files of killed commands that have no journal: for a clone's name, or a place for datasets.
 fn remove_locks(cx: &Context) -> Result<()> {
     let folder = cx.state.path("restores");
     for entry in std::fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
@@ -182,7 +182,7 @@ fn remove_locks(cx: &Context) -> Result<()> {
         if !is_lock || path.with_extension("json").exists() || Lock::is_held(&path)? {
             continue;
         }
-        // While it is held: whoever comes next must not find another file than who waits for it.
+        // While the lock is held: the next process must not find another file than one that waits for it.
         if let Ok(_held) = Lock::take(&path, "clean-up") {
             files::remove_file(&path)?;
         }
@@ -197,15 +197,15 @@ fn forget(path: &Path, cx: &Context, entry: &RestoreJournal, held: Lock) -> Resu
     Ok(())
 }
 
-/// Forgets one whose cluster stays.
+/// Forgets a restore whose cluster stays.
 fn forget_restore(path: &Path, cx: &Context, entry: &RestoreJournal, held: Lock) -> Result<()> {
     files::remove_tree(&cx.state.path("staging").join(&entry.id))?;
     entry.places_of_others.iter().try_for_each(|path| remove_place(path))?;
     forget(path, cx, entry, held)
 }
 
-/// Forgets one whose cluster stays once it is said there that it has ended: without that, what it made would be taken for
-/// what nobody knows.
+/// Forgets a restore whose cluster stays, once it is recorded there that it has ended: without that, what it made
+/// would be taken for strays.
 fn leave(path: &Path, cx: &Context, entry: &RestoreJournal, held: Lock) -> Result<()> {
     match say_ended(cx, entry) {
         Err(error) if !matches!(error, Error::Interrupted { .. }) => {
@@ -216,14 +216,14 @@ fn leave(path: &Path, cx: &Context, entry: &RestoreJournal, held: Lock) -> Resul
     }
 }
 
-/// Whether a later restore has written its marker over this one's: with another state_dir, to which this
-/// one's journal is unknown.
+/// Whether a later restore has overwritten this one's marker with its own: a restore with another state_dir, which
+/// doesn't know this journal.
 fn is_taken_over(entry: &RestoreJournal) -> bool {
     let mut markers = entry.alone_in.iter().filter_map(|folder| Marker::read(folder));
     markers.any(|marker| !marker.restore.is_empty() && marker.restore != entry.id)
 }
 
-/// The same with those of its datasets alone that no other restore goes on with.
+/// Returns the same entry with only those datasets that no other restore continues with.
 fn received_only(entry: &RestoreJournal) -> RestoreJournal {
     let mut entry = entry.clone();
     entry.datasets.retain(is_receiving);
@@ -235,7 +235,7 @@ pub(super) fn is_receiving(dataset: &DatasetName) -> bool {
     dataset.as_str().contains("lockstep-receiving-")
 }
 
-/// The datasets of which [`remove`] would take away all, for one who only looks.
+/// Returns the datasets that [`remove`] would destroy, without changing anything.
 ///
 /// # Errors
 /// When a journal can't be read, or ZFS fails.
@@ -243,7 +243,7 @@ pub fn to_be_undone(cx: &Context) -> Result<BTreeSet<DatasetName>> {
     let mut all = BTreeSet::new();
     for (_, entry) in journal::read_all::<RestoreJournal>(&cx.state.path("restores"))? {
         let lock = lock_path(cx, &entry.id);
-        // Looked at only: a restore that begins in this moment gets them.
+        // Only looks: a restore that begins at this moment gets them.
         let mut locks = entry.alone_in.iter().filter(|folder| folder.is_dir()).chain([&lock]);
         if locks.any(|lock| Lock::is_held(lock).unwrap_or(true))
             || is_taken_over(&entry)
@@ -256,7 +256,7 @@ pub fn to_be_undone(cx: &Context) -> Result<BTreeSet<DatasetName>> {
     Ok(all)
 }
 
-/// What the command was that had this id.
+/// Returns which command had this id.
 fn kind(id: &str) -> &'static str {
     match id.split_once('-') {
         Some(("clone", _)) => "clone",
@@ -265,7 +265,7 @@ fn kind(id: &str) -> &'static str {
     }
 }
 
-/// What is removed, for people: datasets and folders, those inside another left out.
+/// Lists what is removed, for people: datasets and folders, without those inside another.
 fn left(entry: &RestoreJournal) -> String {
     let mut folders: Vec<&Path> =
         entry.places.iter().chain(&entry.own).chain(&entry.emptied).map(PathBuf::as_path).collect();
@@ -281,17 +281,17 @@ fn left(entry: &RestoreJournal) -> String {
     if all.is_empty() { "nothing".into() } else { all.join(", ") }
 }
 
-/// Says on the datasets of a restore and in its folder that it has ended: the journal may come back, with a copy of
-/// state_dir from before this. It takes a copy to need it, so that it can't be said makes the restore no worse.
+/// Records on the datasets of a restore and in its folder that it has ended, because the journal may come back with
+/// an older copy of state_dir. That takes such a copy, so the restore is no worse if this can't be recorded.
 pub(super) fn mark_ended(cx: &Context, entry: &RestoreJournal) {
     let marked = mark_folders_ended(entry)
         .and_then(|()| cx.zfs.set(ENDED, &entry.id, &gone_on::staying(entry)));
     if let Err(error) = marked {
-        tracing::warn!(restore = %entry.id, error = %error.chain(), "nothing there says that it has ended");
+        tracing::warn!(restore = %entry.id, error = %error.chain(), "can't record there that it has ended");
     }
 }
 
-/// Says where a restore made something that it has ended. What is another's by now, or gone, isn't touched.
+/// Records that a restore has ended wherever it made something. What is another's by now, or gone, isn't touched.
 fn say_ended(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     mark_folders_ended(entry)?;
     let mut ours = Vec::new();
@@ -303,7 +303,7 @@ fn say_ended(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     cx.zfs.set(ENDED, &entry.id, &ours)
 }
 
-/// The same in its folders, where the markers are this restore's.
+/// Records it in its folders, if the markers are this restore's.
 fn mark_folders_ended(entry: &RestoreJournal) -> Result<()> {
     for folder in &entry.alone_in {
         if let Some(own) = Marker::read(folder).filter(|marker| marker.restore == entry.id) {
@@ -313,7 +313,7 @@ fn mark_folders_ended(entry: &RestoreJournal) -> Result<()> {
     Ok(())
 }
 
-/// Whether a restore or a clone's making has ended, by what it said of that where it made something.
+/// Whether a restore or a clone's creation has ended, according to what it recorded where it made something.
 ///
 /// # Errors
 /// When ZFS fails.
@@ -330,7 +330,7 @@ pub(crate) fn has_ended(cx: &Context, entry: &RestoreJournal) -> Result<bool> {
     Ok(false)
 }
 
-/// Whose what a killed restore left is.
+/// Whose the remains of a killed restore are.
 #[derive(Debug)]
 enum Whose {
     /// Lockstep's: it is removed.
@@ -341,11 +341,11 @@ enum Whose {
     Configured(String),
     /// Its recovery had ended and its links and settings were right: people may have written to it.
     Theirs,
-    /// That was so, and what it is now can't be looked at.
+    /// Like `Theirs`, but its present state can't be determined.
     Unknown(Error),
 }
 
-/// The same with what goes on around it: a server, the configuration.
+/// Like [`whose`], but also considers a running server and the configuration.
 fn whose_now(cx: &Context, entry: &RestoreJournal) -> Result<Whose> {
     if has_ended(cx, entry)? {
         return Ok(Whose::Ended);
@@ -365,15 +365,15 @@ fn whose_now(cx: &Context, entry: &RestoreJournal) -> Result<Whose> {
     })
 }
 
-/// Whether Lockstep has started this server for a recovery: such a one got settings with its command, for which
-/// nobody else would ask.
+/// Whether Lockstep has started this server for a recovery: such a server got settings on its command line that
+/// nobody else would use.
 fn is_own(pid: i32) -> bool {
     let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    // Nothing: it has just gone.
+    // Empty: it has just ended.
     command.is_empty() || command.split(|byte| *byte == 0).any(|word| word == b"lc_messages=C")
 }
 
-/// The cluster of the configuration whose data directory this is, unless it isn't so much as recovered.
+/// Returns the cluster of the configuration whose data directory this is, unless it isn't even recovered.
 fn configured(cx: &Context, entry: &RestoreJournal) -> Option<String> {
     let is_there = |name: &str| entry.data.join(name).exists();
     if !is_there(instance::PG_CONTROL) || BEFORE_RECOVERY.iter().any(|name| is_there(name)) {
@@ -385,16 +385,16 @@ fn configured(cx: &Context, entry: &RestoreJournal) -> Option<String> {
     clusters.find(|(_, cluster)| is_it(&cluster.data_directory)).map(|(name, _)| name.clone())
 }
 
-/// In a data directory that hasn't begun to recover; the latter stays to the end of it.
+/// Files in a data directory that hasn't begun recovery; the latter stays until recovery ends.
 const BEFORE_RECOVERY: [&str; 2] = ["backup_label", "recovery.signal"];
 
-/// A clone nobody was told of is thrown away, and so is a server that was still in its namespace: its
-/// links may lead to the original's tablespaces.
+/// A clone that nobody was told about is thrown away, and so is a server that was still in its namespace: its links
+/// may lead to the original's tablespaces.
 fn whose(entry: &RestoreJournal, exists: impl Fn(&DatasetName) -> Result<bool>) -> Result<Whose> {
     if !entry.started || entry.id.starts_with("clone-") {
         return Ok(Whose::Ours);
     }
-    // It hasn't so much as begun to recover: what pg_control says is of the snapshot.
+    // It hasn't even begun recovery: what pg_control says is the snapshot's state.
     if BEFORE_RECOVERY.iter().any(|name| entry.data.join(name).exists()) {
         return Ok(Whose::Ours);
     }
@@ -402,7 +402,7 @@ fn whose(entry: &RestoreJournal, exists: impl Fn(&DatasetName) -> Result<bool>) 
         Ok(_) => return Ok(Whose::Theirs),
         Err(error) => error,
     };
-    // Somebody may have removed it, all of it.
+    // Somebody may have removed everything.
     let mut is_there = entry.datasets.is_empty() && entry.data.symlink_metadata().is_ok();
     for dataset in &entry.datasets {
         is_there = is_there || exists(dataset)?;
@@ -410,7 +410,7 @@ fn whose(entry: &RestoreJournal, exists: impl Fn(&DatasetName) -> Result<bool>) 
     Ok(if is_there { Whose::Unknown(error) } else { Whose::Ours })
 }
 
-/// Who keeps its datasets busy, as far as that can be seen, for people: processes of other mount namespaces.
+/// Describes what keeps its datasets busy, as far as can be seen, for people: processes of other mount namespaces.
 pub(super) fn held_by(entry: &RestoreJournal) -> String {
     match &left::with_mounted(&entry.datasets)[..] {
         [] => String::new(),
@@ -431,8 +431,7 @@ pub fn undo(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     remove_folders(entry)
 }
 
-/// Destroys the clones, the last made first. What isn't of this restore by its mark is somebody else's,
-/// and stays.
+/// Destroys the clones, the last made first. What doesn't carry this restore's mark is somebody else's, and stays.
 ///
 /// # Errors
 /// When one stays.
@@ -450,29 +449,27 @@ pub fn destroy_datasets(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     Ok(())
 }
 
-/// A snapshot or dataset that somebody else made on or below those of a restore: no `zfs destroy` takes these as long
-/// as it is there.
+/// A snapshot or dataset that somebody else made on or below those of a restore: while it exists, no `zfs destroy`
+/// removes these.
 #[derive(Debug)]
 pub struct InTheWay {
     /// Its name.
     pub name: String,
     /// What it is.
     pub is: String,
-    /// The command that takes it out of the way, for one that nobody needs.
+    /// The command that removes it, if nobody needs it.
     pub way_out: String,
 }
 
 impl InTheWay {
-    /// A snapshot that isn't the restore's, and what stands on it. Where a `zfs promote` of the restore's dataset took the
-    /// original's snapshots there, that is the original itself.
+    /// Describes a snapshot that isn't the restore's, and its clones. If a `zfs promote` of the restore's dataset
+    /// moved the original's snapshots there, the clone is the original itself.
     fn snapshot(snapshot: &SnapshotName, clones: &[DatasetName]) -> Self {
         let name = snapshot.to_string();
         match clones.first() {
             Some(clone) => Self {
                 name,
-                is: format!(
-                    "is what \"{clone}\" stands on, which a `zfs promote` takes it back to"
-                ),
+                is: format!("is the origin of \"{clone}\", and `zfs promote` moves it back there"),
                 way_out: format!("zfs promote {}", quote(clone.as_str())),
             },
             None => Self {
@@ -483,7 +480,7 @@ impl InTheWay {
         }
     }
 
-    /// All of them, for people.
+    /// Describes all of them, for people.
     #[must_use]
     pub fn of_all(all: &[Self]) -> String {
         let words: Vec<_> = all.iter().map(|it| format!("\"{}\" {}", it.name, it.is)).collect();
@@ -491,7 +488,7 @@ impl InTheWay {
     }
 }
 
-/// What keeps a restore's datasets from being destroyed.
+/// Returns what keeps a restore's datasets from being destroyed.
 ///
 /// # Errors
 /// When ZFS fails.
@@ -512,7 +509,7 @@ pub fn in_the_way(cx: &Context, entry: &RestoreJournal) -> Result<Vec<InTheWay>>
         let foreign = below.filter(|below| !entry.datasets.contains(below));
         found.extend(foreign.map(|below| InTheWay {
             name: below.to_string(),
-            is: format!("lies below \"{dataset}\""),
+            is: format!("is below \"{dataset}\""),
             way_out: format!("zfs destroy {}", quote(below.as_str())),
         }));
     }
@@ -548,7 +545,7 @@ pub(super) fn remove_place(path: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// Its destruction would take along what stands on it: `zfs destroy` itself then proposes -R.
+    /// Destroying it would destroy its clones too: `zfs destroy` itself then proposes -R.
     #[test]
     fn what_the_original_stands_on_is_promoted_back_and_not_destroyed() {
         let [clone, original] =
@@ -580,7 +577,7 @@ mod tests {
         let asked = |entry: &RestoreJournal, there: bool| whose(entry, |_| Ok(there)).unwrap();
         let gone = entry("restore-1", data.clone(), true);
         assert!(matches!(asked(&gone, false), Whose::Ours), "all of it is gone");
-        // A dataset whose key isn't loaded: its mount point is empty, or not there.
+        // A dataset whose key isn't loaded: its mount point is empty, or doesn't exist.
         let mut locked = gone.clone();
         locked.datasets.push(DatasetName::new("p/data").unwrap());
         assert!(matches!(asked(&locked, true), Whose::Unknown(_)));

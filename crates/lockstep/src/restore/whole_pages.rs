@@ -1,12 +1,14 @@
-//! Whether the WAL that is replayed brings whole pages where a restore of a part has holes, and what if not.
+//! Checks whether the replayed WAL brings whole pages where a restore of a part has holes, and handles WAL that
+//! doesn't.
 //!
-//! With full_page_writes the first change to a page behind a checkpoint brings all of it, but for the bit that VACUUM
-//! sets on a page: without data checksums and wal_log_hints its page isn't in the WAL (log_heap_visible in heapam.c).
-//! With full_page_writes off no change brings it. A change to a hole finds no page then, and recovery would end with "WAL
-//! contains references to invalid pages", after all was fetched. So it is told to go on.
+//! With full_page_writes, the first change to a page after a checkpoint brings the whole page. The exception is the
+//! bit that VACUUM sets on a page: without data checksums and wal_log_hints, that page isn't in the WAL
+//! (log_heap_visible in heapam.c). With full_page_writes off, no change brings it. Then a change to a hole finds no
+//! page, and recovery would end with "WAL contains references to invalid pages", after everything was fetched. So it
+//! is told to continue.
 //!
-//! What could go wrong: that it goes on where a page is missing of what *is* restored. So the server's words are looked at
-//! afterwards: in other databases' files alone may pages have been missing.
+//! What could go wrong: it continues where a page is missing from what *is* restored. So the server's messages are
+//! checked afterwards: pages may only have been missing in files of other databases.
 
 use pgfiles::control_file::ControlFile;
 
@@ -22,7 +24,7 @@ use crate::repository::{Repository, Shipped};
 /// pg_control has 8 KiB.
 const MOST_OF_CONTROL: u64 = 64 << 10;
 
-/// Warns of what comes of WAL that hasn't the whole pages; `starts`: Lockstep starts the server.
+/// Warns about the consequences of WAL without whole pages; `starts`: Lockstep starts the server.
 pub(super) fn check(
     repository: &Repository,
     shipped: &Shipped,
@@ -39,7 +41,7 @@ pub(super) fn check(
     if !full_page_writes && goes_on {
         tracing::warn!(
             %set,
-            "full_page_writes was off: each change of what isn't restored, in WAL from --restore-command, makes lines in the server's log, which may become larger than that WAL"
+            "full_page_writes was off: each change to what isn't restored, in WAL from --restore-command, adds lines to the server's log, which may become larger than that WAL"
         );
     }
     let is_whole =
@@ -47,13 +49,13 @@ pub(super) fn check(
     if !is_whole && (!starts || recovery.action == Action::Shutdown) {
         tracing::warn!(
             %set,
-            "data checksums and wal_log_hints were off, or full_page_writes was: recovery may come to changes of what isn't restored. Restore with --start, or start it the first time with `pg_ctl -o '-c {IGNORE}=on' start`"
+            "data checksums and wal_log_hints were off, or full_page_writes was: recovery may end at a change to what isn't restored. Restore with --start, or start it the first time with `pg_ctl -o '-c {IGNORE}=on' start`"
         );
     }
     Ok(())
 }
 
-/// Fails where pages were missing of what is restored.
+/// Fails if pages were missing from what is restored.
 pub(super) fn verify(build: &Build, server: &Server) -> Result<()> {
     match &build.source {
         Source::Repository(from) => missed(&from.only, server.invalid_pages()),
@@ -65,10 +67,10 @@ fn missed<'a>(only: &Only, mut folders: impl Iterator<Item = &'a str>) -> Result
     match folders.find(|folder| !only.leaves_out(folder)) {
         None => Ok(()),
         Some(folder) => Err(Error::failed(format!(
-            "recovery came to changes of pages in \"{folder}\" that aren't there, and these files are restored"
+            "recovery found changes to pages in \"{folder}\" that don't exist, although these files are restored"
         ))
         .with_hint(
-            "the set's files and the WAL don't belong together: does restore_command give another cluster's? `lockstep repo check --read-data` looks at the set; or restore another one",
+            "the set's files and the WAL don't belong together: does restore_command deliver another cluster's? `lockstep repo check --read-data` looks at the set; or restore another one",
         )),
     }
 }
@@ -93,7 +95,7 @@ mod tests {
             "base/4",
             "global",
             "pg_tblspc/16500/PG_17_1/16384",
-            // One in place, which no set knows.
+            // An in-place tablespace, which no set knows.
             "pg_tblspc/16502/PG_17_1/16384",
             "base/x",
         ] {

@@ -1,4 +1,4 @@
-//! A stream in which some files are holes, and which is watched as it goes by.
+//! A send stream in which some files are replaced by holes, and whose progress is observed.
 
 use std::collections::HashSet;
 
@@ -7,23 +7,23 @@ use sendstream::fold::{Piece, Sink, SpillBlock};
 use sendstream::record::{Begin, Object};
 use sendstream::{Error, Result};
 
-/// Between two questions whether to stop, in bytes.
+/// Bytes between two checks whether to stop.
 const STRIDE: u64 = 8 << 20;
 
-/// Passes on all but the content of some objects, under another GUID.
+/// Passes on everything except the content of some objects, under another GUID.
 pub(super) struct Zeroing<'a, S> {
     inner: S,
     should_stop: &'a dyn Fn() -> bool,
     zeroed: HashSet<u64>,
     guid: u64,
     bar: ProgressBar,
-    /// Bytes since it was asked for the last time.
+    /// Bytes since the last check.
     passed: u64,
 }
 
 impl<'a, S> Zeroing<'a, S> {
-    /// The content of `zeroed` becomes holes; `bar` shows how much of the rest went by; it ends with an
-    /// error once it `should_stop`.
+    /// The content of `zeroed` becomes holes; `bar` shows how much of the rest was passed on; ends with an error once
+    /// it `should_stop`.
     pub(super) fn new(
         inner: S,
         zeroed: HashSet<u64>,
@@ -38,7 +38,7 @@ impl<'a, S> Zeroing<'a, S> {
         if (self.should_stop)() { Err(Error::other("asked to stop")) } else { Ok(()) }
     }
 
-    /// What it was passed on to.
+    /// Returns the inner sink.
     pub(super) fn into_inner(self) -> S {
         self.inner
     }
@@ -97,7 +97,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts what comes.
+    /// Counts what arrives.
     #[derive(Default)]
     struct Counting(u64);
 

@@ -1,9 +1,9 @@
-//! Which sets a shipment works on, so that `prune` leaves them on this host meanwhile.
+//! Records which sets a shipment works on, so that `prune` leaves them on this host meanwhile.
 //!
-//! A note beside the shipment's lock names them, and counts as long as the lock is held: a killed shipment's counts
-//! for nothing. What could go wrong: a set is about to be removed as its shipment begins. So a shipment writes its note
-//! and then looks whether the set is still there; a removal withdraws the manifest and then looks for the note. One of
-//! the two sees the other.
+//! A note next to the shipment's lock names them, and is valid as long as the lock is held: a killed shipment's note
+//! means nothing. What could go wrong: a set is about to be removed as its shipment begins. So a shipment writes its
+//! note and then checks that the set still exists; a removal withdraws the manifest and then checks for the note. One
+//! of the two sees the other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -16,25 +16,25 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::Lock;
 
-/// The lock of shipping to a repository: one shipment or prune of it at a time on this host.
+/// Takes the lock for shipping to a repository: one shipment or prune of it at a time on this host.
 ///
 /// # Errors
-/// [`Error::Locked`] with who holds it; when a killed shipment's note can't be removed.
+/// [`Error::Locked`] with its holder; an error when a killed shipment's note can't be removed.
 pub fn lock(cx: &Context, repository: &str, command: &str) -> Result<Lock> {
     let what = format!("cluster \"{}\" for repository \"{repository}\"", cx.name);
     let lock = Lock::take_or_refuse(&lock_path(cx, repository), what, command)?;
-    // Beside this lock a killed shipment's note would count again.
+    // With this lock held, a killed shipment's note would become valid again.
     files::remove_file(&path(cx, repository))?;
     Ok(lock)
 }
 
-/// The note; it goes with the shipment.
+/// The note; it is removed with the shipment.
 pub(crate) struct AtWork {
     path: PathBuf,
 }
 
 impl AtWork {
-    /// Notes the set that a shipment works on from here on; its lock is held.
+    /// Notes the set that a shipment works on from here on; its lock has to be held.
     ///
     /// # Errors
     /// When it can't be written, or the set is being removed.
@@ -44,31 +44,31 @@ impl AtWork {
     }
 }
 
-/// The same, of a shipment that works on one set before another.
+/// Does the same for a shipment that works on one set before another.
 ///
 /// # Errors
-/// Those.
+/// As [`AtWork::on`].
 pub(crate) fn note(cx: &Context, repository: &str, sets: &[&Manifest]) -> Result<()> {
     let text: String = sets.iter().map(|manifest| format!("{}\n", manifest.set)).collect();
     files::publish(&path(cx, repository), text.as_bytes())?;
     match sets.iter().find(|manifest| !cx.state.is_complete(manifest.set.as_str())) {
-        Some(gone) => Err(Error::failed(format!("set {} is no more on this host", gone.set))),
+        Some(gone) => Err(Error::failed(format!("set {} is no longer on this host", gone.set))),
         None => Ok(()),
     }
 }
 
 impl Drop for AtWork {
     fn drop(&mut self) {
-        // One that stays says nothing without the lock.
+        // A note that stays means nothing without the lock.
         let _ = files::remove_file(&self.path);
     }
 }
 
-/// The sets that are being shipped right now, each with the repository it goes to: the first, where it goes to several.
-/// Whatever the configuration says by now: a shipment goes on with the one that it began with.
+/// Returns the sets that are being shipped right now, each with its repository; the first if it goes to several. The
+/// current configuration doesn't matter: a shipment continues with the one that it began with.
 ///
 /// # Errors
-/// When a note can't be read, or a lock not be looked at.
+/// When a note can't be read, or a lock can't be checked.
 pub(crate) fn all(cx: &Context) -> Result<BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
     for name in noted(cx)? {
@@ -79,21 +79,21 @@ pub(crate) fn all(cx: &Context) -> Result<BTreeMap<String, String>> {
     Ok(all)
 }
 
-/// What is being shipped to a repository right now, where something is: the set that was asked for, and since when.
+/// Returns what is being shipped to a repository right now, if anything: the requested set, and since when.
 ///
 /// # Errors
 /// As [`all`].
 pub(crate) fn since(cx: &Context, repository: &str) -> Result<Option<(String, Timestamp)>> {
     let Some(sets) = being_shipped_to(cx, repository)? else { return Ok(None) };
     let path = lock_path(cx, repository);
-    // Its holder wrote it when it took it.
+    // Its holder wrote it when taking it.
     let taken = std::fs::metadata(&path).and_then(|metadata| metadata.modified());
     let taken = Timestamp::try_from(taken.map_err(Error::io("look at", &path))?);
     let set = sets.lines().last().map(str::to_owned);
     Ok(set.zip(taken.ok()))
 }
 
-/// The note of a shipment that runs.
+/// Returns the note of a running shipment.
 fn being_shipped_to(cx: &Context, repository: &str) -> Result<Option<String>> {
     let path = path(cx, repository);
     let sets = match std::fs::read_to_string(&path) {
@@ -103,7 +103,7 @@ fn being_shipped_to(cx: &Context, repository: &str) -> Result<Option<String>> {
     Ok(Lock::is_held(&lock_path(cx, repository))?.then_some(sets))
 }
 
-/// The repositories of which there is a note.
+/// Returns the repositories for which there is a note.
 fn noted(cx: &Context) -> Result<BTreeSet<String>> {
     let folder = cx.state.path("");
     let mut names = BTreeSet::new();

@@ -1,13 +1,13 @@
-//! Which sets lie on the branch that the cluster lives on, and which on one that it has left: a pure function of the
-//! sets' timelines and of what they know of their history.
+//! Tells which sets are on the branch that the cluster lives on, and which on one that it has left: a pure function
+//! of the sets' timelines and the histories that they know.
 //!
-//! What could go wrong: after a failover, or a restore that takes the cluster's place, the host that was left goes on:
-//! its timer takes a set each night, whole and younger than all others, of data that nobody wants any more. So the
-//! cluster lives on the highest timeline that it has a set of. A set of another one is left behind where its data goes
-//! beyond the place where the living branch left that timeline, and where it was taken after the living branch had
-//! begun: it holds less than those did. Where histories don't tell, no set is. A set that can't be read may be of a
-//! higher timeline than all others: then nobody knows which is the latest. Two clusters along one timeline are told by
-//! their sets' places in the WAL (`branches/apart.rs`).
+//! What could go wrong: after a failover, or after a restore that takes the cluster's place, the host that was left
+//! keeps running. Its timer takes a set each night, complete and younger than all others, of data that nobody wants
+//! any more. So the cluster lives on the highest timeline that it has a set of. A set of another timeline is left
+//! behind if its data goes beyond the point where the living branch left that timeline, or if it was taken after the
+//! living branch had begun: it holds less than the living branch's sets. If histories don't tell, no set is left
+//! behind. A set that can't be read may be of a higher timeline than all others: then nobody knows which set is the
+//! latest. Two clusters along one timeline are told apart by their sets' positions in the WAL (`branches/apart.rs`).
 
 mod apart;
 
@@ -25,22 +25,22 @@ use crate::words;
 
 pub use apart::{Apart, Primary};
 
-/// What has to be known of a set.
+/// What has to be known about a set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Member {
     /// Its id.
     pub set: String,
-    /// Its cluster's: timelines of two are not to be compared.
+    /// Its cluster's: timelines of two clusters must not be compared.
     pub system_identifier: SystemIdentifier,
-    /// The one that it was taken on.
+    /// The timeline that it was taken on.
     pub timeline: TimelineId,
     /// How far its data goes.
     pub end: Option<Lsn>,
-    /// That of its timeline.
+    /// The history of its timeline.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<Switch>,
-    /// What it was taken from; nothing of a standby's.
+    /// The primary that it was taken from; `None` for a standby's set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub primary: Option<Primary>,
 }
@@ -58,7 +58,7 @@ impl From<&Manifest> for Member {
     }
 }
 
-/// The branch that each cluster lives on, by system identifier.
+/// The branches that the clusters live on, by system identifier.
 #[derive(Debug, Clone, Default)]
 pub struct Branches {
     living: BTreeMap<SystemIdentifier, Living>,
@@ -72,7 +72,7 @@ struct Living {
     timeline: TimelineId,
     oldest: String,
     newest: String,
-    /// With the set that told it: the newest that can.
+    /// Along with the set that told it: the newest that can.
     history: Option<(String, TimelineHistory)>,
 }
 
@@ -83,22 +83,22 @@ pub struct LeftBehind {
     pub set: String,
     /// Its timeline.
     pub timeline: TimelineId,
-    /// Where that was left; not at all where it is no ancestor.
+    /// Where that was left; `None` if it isn't an ancestor.
     pub at: Option<Lsn>,
     /// Its data goes beyond that.
     pub is_beyond: bool,
     /// The timeline that the cluster lives on.
     pub to: TimelineId,
-    /// The newest set of that one.
+    /// The newest set of that timeline.
     pub newest: String,
 }
 
-/// Sets that are left behind and would have been the latest, the newest first.
+/// Sets that are left behind and would have been the latest, newest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PassedOver(Vec<LeftBehind>);
 
 impl Branches {
-    /// Those of these sets, in any order.
+    /// Finds the branches of these sets, in any order.
     #[must_use]
     pub fn of(sets: impl IntoIterator<Item = Member>) -> Self {
         let sets: Vec<_> = sets.into_iter().collect();
@@ -107,7 +107,7 @@ impl Branches {
         all
     }
 
-    /// The same, where there are more sets, of which nobody knows the timeline: they can't be read.
+    /// Adds sets whose timeline nobody knows, because they can't be read.
     #[must_use]
     pub fn beside<'a>(
         mut self,
@@ -118,13 +118,13 @@ impl Branches {
         self
     }
 
-    /// Sets of which nobody knows the timeline, and why.
+    /// Returns the sets whose timeline nobody knows, and why.
     pub fn untold(&self) -> impl Iterator<Item = (&str, &str)> {
         self.untold.iter().map(|(set, why)| (set.as_str(), why.as_str()))
     }
 
-    /// Whether the latest set is the one that was found: the cluster may live on the timeline of one that can't be read.
-    /// `repository` is the place, where it isn't this host.
+    /// Checks that the latest set is the one that was found: the cluster may live on the timeline of one that can't
+    /// be read. `repository` is the place, if it isn't this host.
     ///
     /// # Errors
     /// [`Refusal::LatestUnknown`].
@@ -139,17 +139,17 @@ impl Branches {
         .into())
     }
 
-    /// Two sets of a set's timeline that are of two clusters.
+    /// Returns two sets of this set's timeline that are of two clusters.
     #[must_use]
     pub fn apart(&self, set: &Manifest) -> Option<&Apart> {
         self.apart.get(&(set.postgres.system_identifier, set.timeline()))
     }
 
-    /// What is to be said of a set that is chosen, where it may be of the wrong one of two clusters.
+    /// Returns a warning about a chosen set, if it may be of the wrong one of two clusters.
     #[must_use]
     pub fn doubt(&self, chosen: &Manifest) -> Option<String> {
         let apart = self.apart(chosen)?;
-        Some(format!("it may be of the one that was given up: {apart}. {}", apart.hint()))
+        Some(format!("it may be of the cluster that was given up: {apart}. {}", apart.hint()))
     }
 
     fn add(&mut self, set: Member) {
@@ -197,13 +197,13 @@ impl Branches {
         })
     }
 
-    /// The same of a manifest.
+    /// The same for a manifest.
     #[must_use]
     pub fn left_behind(&self, set: &Manifest) -> Option<LeftBehind> {
         self.left(&set.into())
     }
 
-    /// The first of these sets, the newest first, that isn't left behind, and those before it that are.
+    /// Returns the first of these sets, newest first, that isn't left behind, and those before it that are.
     #[must_use]
     pub fn newest<T>(
         &self,
@@ -221,7 +221,7 @@ impl Branches {
 }
 
 impl PassedOver {
-    /// What is to be said of them; nothing where there are none.
+    /// Describes them; `None` if there are none.
     #[must_use]
     pub fn said(&self) -> Option<String> {
         let first = self.0.first()?;
@@ -231,16 +231,16 @@ impl PassedOver {
 }
 
 impl LeftBehind {
-    /// What to do.
+    /// Returns what to do.
     #[must_use]
     pub fn hint(&self) -> String {
         format!(
-            "does a host still back up what a failover or a restore has left? end its backups, or make it a standby (pg_rewind, `lockstep restore --standby`). Where timeline {} is that of a copy and doesn't belong here, remove its sets: `lockstep prune --set {}`, with --repository NAME or --local",
+            "does a host still back up a cluster that a failover or a restore has replaced? End its backups, or make it a standby (pg_rewind, `lockstep restore --standby`). If timeline {} is that of a copy and doesn't belong here, remove its sets: `lockstep prune --set {}`, with --repository NAME or --local",
             self.to, self.newest
         )
     }
 
-    /// Where its timeline was left, for the end of a sentence: `timeline 1, which was left at …`.
+    /// Describes where its timeline was left, for the end of a sentence: `timeline 1, which was left at …`.
     #[must_use]
     pub fn where_left(&self) -> String {
         let Self { timeline, at, is_beyond, to, newest, .. } = self;
@@ -258,14 +258,14 @@ impl LeftBehind {
     }
 }
 
-/// For a sentence: `set … is left behind: it is of timeline 1, which …`.
+/// For use in a sentence: `set … is left behind: it is of timeline 1, which …`.
 impl fmt::Display for LeftBehind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "set {} is left behind: it is of {}", self.set, self.where_left())
     }
 }
 
-/// A timeline's history of what a manifest tells; `None` where it tells nothing, or nonsense.
+/// Makes a timeline's history of what a manifest tells; `None` if it tells nothing, or nonsense.
 #[must_use]
 pub fn history(of: TimelineId, told: &[Switch]) -> Option<TimelineHistory> {
     let switches = told.iter().map(|switch| (switch.timeline, switch.lsn));
@@ -292,7 +292,7 @@ mod tests {
         }
     }
 
-    /// Of each set: where its timeline was left.
+    /// Returns for each set where its timeline was left.
     fn left(sets: &[Member]) -> Vec<Option<String>> {
         // In whatever order they come.
         let branches = Branches::of(sets.iter().rev().cloned());
@@ -332,14 +332,14 @@ mod tests {
     #[test]
     fn one_timeline_and_unknown_histories_leave_nothing_behind() {
         assert_eq!(left(&[member(1, 1, 4, &[]), member(2, 1, 5, &[])]), [None, None]);
-        // Sets of before histories were written down.
+        // Sets from before histories were recorded.
         assert_eq!(left(&[member(1, 2, 4, &[]), member(2, 1, 9, &[])]), [None, None]);
         // One that tells it is enough.
         let told = [member(1, 2, 6, &[(1, 5)]), member(2, 2, 7, &[]), member(3, 1, 9, &[])];
         let found = left(&told);
         assert!(says(&found[2], "timeline 1, which was left at 0/5000000"), "{found:?}");
         assert!(says(&found[2], &told[1].set), "{found:?}");
-        // Nonsense is nothing.
+        // Nonsense counts as nothing.
         assert_eq!(left(&[member(1, 2, 4, &[(2, 3)]), member(2, 1, 9, &[])]), [None, None]);
     }
 

@@ -1,7 +1,7 @@
-//! What was begun and not yet finished, written before the first thing is made.
+//! What was begun and isn't finished yet, written before the first thing is made.
 //!
-//! A journal entry is the promise that whoever starts next can undo what a killed process left:
-//! it names every dataset and folder before they come to be.
+//! A journal entry lets the next process undo what a killed one left: it names every dataset and folder before they
+//! are made.
 
 use std::path::{Path, PathBuf};
 
@@ -18,33 +18,33 @@ use crate::volume::zfs::{DatasetName, Guid};
 pub struct BackupJournal {
     /// The set.
     pub set: SetId,
-    /// The datasets it may have snapshots on.
+    /// The datasets on which it may have snapshots.
     pub datasets: Vec<DatasetName>,
-    /// A ZFS that takes one snapshot a command makes those of one moment with `-r`: on all datasets at and
-    /// below this one, also on those that aren't the cluster's.
+    /// A ZFS that takes only one snapshot per command uses `-r` to make simultaneous ones: on all datasets at and
+    /// below this one, even those that aren't the cluster's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub below: Option<DatasetName>,
-    /// What could not be removed when it was last tried, and why.
+    /// What couldn't be removed at the last attempt, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left: Option<String>,
 }
 
-/// The removal of a set that has begun.
+/// A set's removal that has begun.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemovalJournal {
     /// The set.
     pub set: SetId,
     /// Its snapshots: the dataset and the GUID, as text.
     pub snapshots: Vec<(DatasetName, Guid)>,
-    /// Their transaction groups, in the same order: a copy in the same pool has the GUID too.
+    /// Their transaction groups, in the same order: a copy in the same pool has the same GUID.
     #[serde(default)]
     pub createtxgs: Vec<u64>,
-    /// The set is given up: what lies on pools that are away isn't waited for.
+    /// The set is given up: what is on pools that aren't available isn't waited for.
     #[serde(default)]
     pub gives_up: bool,
 }
 
-/// Bookmarks that stand for a removed set's snapshots.
+/// Bookmarks that replace a removed set's snapshots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BookmarkRecord {
     /// The set.
@@ -67,20 +67,20 @@ pub struct RestoreJournal {
     /// The restored data directory, in which a server may run.
     #[serde(with = "path_text")]
     pub data: PathBuf,
-    /// Links, mount points and folders that are empty once the clones are gone; the innermost
-    /// first. They are removed only when they are empty.
+    /// Links, mount points and folders that are empty once the clones are gone, innermost first. They are only
+    /// removed when they are empty.
     #[serde(with = "paths_text")]
     pub places: Vec<PathBuf>,
-    /// Folders that are Lockstep's with all that is in them.
+    /// Folders that are Lockstep's with everything in them.
     #[serde(with = "paths_text")]
     pub own: Vec<PathBuf>,
-    /// Folders that were there, empty: they stay, and what is in them goes.
+    /// Folders that existed and were empty: they stay, and their content is removed.
     #[serde(default, with = "paths_text")]
     pub emptied: Vec<PathBuf>,
     /// Empty folders made as mount points where tablespaces of the original cluster were.
     #[serde(with = "paths_text")]
     pub places_of_others: Vec<PathBuf>,
-    /// Its server has ended its recovery, and links and settings are right: it is somebody's cluster.
+    /// Its server has ended recovery, and links and settings are right: it is somebody's cluster.
     #[serde(default)]
     pub started: bool,
     /// Snapshots that come with what is received into the datasets.
@@ -89,10 +89,11 @@ pub struct RestoreJournal {
     /// Folders that are locked while a restore works in them: this one, or another that has taken over.
     #[serde(default, with = "paths_text")]
     pub alone_in: Vec<PathBuf>,
-    /// Its datasets that are whole, out of a repository: they stay, and `--delta` goes on with them.
+    /// Its complete datasets, from a repository: they stay, and `--delta` continues with them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept: Vec<DatasetName>,
-    /// Files come out of a repository: what is there of a data directory stays, and `--delta` goes on with it.
+    /// It restores files from a repository: the part of the data directory that exists stays, and `--delta` continues
+    /// with it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keeps_files: bool,
 }
@@ -105,7 +106,7 @@ pub fn write<T: Serialize>(path: &Path, entry: &T) -> Result<()> {
     files::publish(path, &serde_json::to_vec(entry).map_err(json("write the journal"))?)
 }
 
-/// One entry, where it is there still.
+/// Reads one entry; `None` if it doesn't exist any more.
 ///
 /// # Errors
 /// When it can't be read.
@@ -121,7 +122,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     })
 }
 
-/// All entries of a folder, with their paths.
+/// Reads all entries of a folder, with their paths.
 ///
 /// # Errors
 /// When the folder or an entry can't be read.

@@ -1,7 +1,7 @@
-//! The manifest of a set: everything a restore needs to know, and the reason it may trust it.
+//! The manifest of a set: everything that a restore needs to know, and the reason why it may trust it.
 //!
-//! It is written last; that it exists means that the set is complete. It carries a hash of itself
-//! and of every file beside it, so that a flipped bit is an error and not another LSN.
+//! It is written last; its existence means that the set is complete. It carries a hash of itself and of every file
+//! beside it, so that a flipped bit is an error and not another LSN.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -50,19 +50,19 @@ pub struct Manifest {
     pub finished_at: jiff::Timestamp,
     /// The earliest time that recovery can be asked for: everything was frozen by then.
     pub consistent_at: Option<jiff::Timestamp>,
-    /// Of a standby and of a cluster that was shut down, as far as it was known: of what time its data is. A
-    /// standby to which nothing streams any more has new sets of old data, and so has a data directory that
-    /// nobody uses any more.
+    /// The time of its data, for a standby and for a cluster that was shut down, as far as it was known. A standby to
+    /// which nothing streams any more yields new sets of old data; so does a data directory that nobody uses any
+    /// more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_at: Option<jiff::Timestamp>,
     /// Where recovery starts: the redo location.
     #[serde(with = "lsn_text")]
     pub start_lsn: Option<Lsn>,
-    /// label: the end of the end-of-backup record; of a standby its minRecoveryPoint then.
+    /// label: the end of the end-of-backup record; for a standby its minRecoveryPoint at that time.
     #[serde(with = "lsn_text")]
     pub stop_lsn: Option<Lsn>,
-    /// The set holds everything up to here. label and ordered: the smallest LSN at which the
-    /// restored cluster is consistent; atomic: that is the end of the WAL in the set, a moment on.
+    /// The set holds everything up to here. label and ordered: the smallest LSN at which the restored cluster is
+    /// consistent; atomic: that is the end of the WAL in the set, slightly later.
     #[serde(with = "lsn_text")]
     pub floor_lsn: Option<Lsn>,
     /// The snapshots in the order they were taken.
@@ -71,9 +71,9 @@ pub struct Manifest {
     pub wal: SetWal,
     /// Files beside the manifest, by name, with their hash.
     pub files: BTreeMap<String, SetFile>,
-    /// What the plan warned of.
+    /// The plan's warnings.
     pub warnings: Vec<Warning>,
-    /// How often it was tried.
+    /// How many attempts it took.
     pub tries: u32,
     /// How long its parts took.
     pub seconds: Seconds,
@@ -91,7 +91,7 @@ pub struct PostgresIdentity {
     pub system_identifier: SystemIdentifier,
     /// The timeline the set was taken on.
     pub timeline: TimelineId,
-    /// Where its ancestors were left, oldest first; empty where it has none, or nobody knew.
+    /// Where its ancestors were left, oldest first; empty if it has none, or they weren't known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<Switch>,
     /// Bytes.
@@ -101,7 +101,7 @@ pub struct PostgresIdentity {
     /// It was in recovery: a standby.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub standby: bool,
-    /// wal_level was `minimal`: PostgreSQL recovers it as after a crash, and in no other way.
+    /// wal_level was `minimal`: PostgreSQL can only recover it as after a crash.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub wal_minimal: bool,
     /// The data directory it was taken from.
@@ -145,7 +145,7 @@ pub struct SetVolume {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetPart {
-    /// Which.
+    /// Which part.
     pub kind: PartKind,
     /// Its path as PostgreSQL knew it.
     #[serde(with = "path_text")]
@@ -161,17 +161,17 @@ pub struct SetPart {
 pub struct SetWal {
     /// The segments that recovery to the floor needs, in order, and a timeline's history.
     pub segments: Vec<String>,
-    /// `snapshot`: they are in pg_wal's snapshot; `files`: they lie beside the manifest.
+    /// `snapshot`: they are in pg_wal's snapshot; `files`: they are beside the manifest.
     pub stored: WalStored,
-    /// Those of them that pg_wal had no more and the primary still had: they lie beside the manifest.
+    /// Those of them that were already gone from pg_wal and that the primary still had: they are beside the manifest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fetched: Vec<String>,
-    /// Those of them that lie in the archive alone: a restore needs a restore_command.
+    /// Those of them that are only in the archive: a restore needs a restore_command.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub archived: Vec<String>,
 }
 
-/// Where the set's WAL lies.
+/// Where the set's WAL is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WalStored {
@@ -200,7 +200,7 @@ pub struct Seconds {
     pub checkpoint: f64,
     /// From before the first snapshot to after the last.
     pub snapshots: f64,
-    /// From the first look at the cluster to the manifest; of the last try.
+    /// From the first look at the cluster to the manifest, for the last attempt.
     pub total: f64,
 }
 
@@ -211,7 +211,7 @@ impl From<&TimelineSwitch> for Switch {
 }
 
 impl Manifest {
-    /// As it is written: indented JSON with its own checksum.
+    /// Returns the content of its file: indented JSON with its own checksum.
     ///
     /// # Errors
     /// When a value can't be expressed in JSON.
@@ -226,7 +226,7 @@ impl Manifest {
     /// Reads and checks what [`Self::to_bytes`] wrote.
     ///
     /// # Errors
-    /// The reason it can't be trusted, in words.
+    /// Why it can't be trusted, in words.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Versioned {
@@ -252,12 +252,13 @@ impl Manifest {
         Ok(hash(&bytes))
     }
 
-    /// Every part with the volume it lies on.
+    /// Returns every part with the index of its volume.
     pub fn parts(&self) -> impl Iterator<Item = (usize, &SetPart)> {
         self.volumes.iter().enumerate().flat_map(|(at, v)| v.parts.iter().map(move |p| (at, p)))
     }
 
-    /// The first volume whose snapshot isn't among those that are there, or is another one, which is given then.
+    /// Returns the first volume whose snapshot isn't among the existing ones, or is a different one, which is then
+    /// returned too.
     #[must_use]
     pub fn first_gone<'a>(
         &'a self,
@@ -267,7 +268,7 @@ impl Manifest {
         found.find(|(of, found)| found.is_none_or(|found| found.guid != of.guid))
     }
 
-    /// The smallest LSN that its recovery can be asked for, where it can tell.
+    /// Returns the smallest LSN that its recovery can target, if known.
     #[must_use]
     pub fn floor(&self) -> Option<Lsn> {
         self.floor_lsn.or(match self.strategy {
@@ -276,39 +277,39 @@ impl Manifest {
         })
     }
 
-    /// How far the cluster had come that it holds, as far as it can tell.
+    /// Returns how far the cluster in the set had come, as far as known.
     #[must_use]
     pub fn end(&self) -> Option<Lsn> {
         self.floor().or(self.stop_lsn).or(self.start_lsn)
     }
 
-    /// Of what time its data is: when it was begun, unless its standby was behind, or it was shut down.
+    /// Returns the time of its data: when the set was begun, unless its standby lagged behind, or it was shut down.
     #[must_use]
     pub fn data_time(&self) -> jiff::Timestamp {
         self.data_at.map_or(self.started_at, |data| data.min(self.started_at))
     }
 
-    /// What makes it less than was meant.
+    /// Returns the warnings that make it worse than intended.
     pub fn problems(&self) -> impl Iterator<Item = &Warning> {
         self.warnings.iter().filter(|warning| warning.problem)
     }
 
-    /// The timeline it was taken on.
+    /// Returns the timeline that it was taken on.
     #[must_use]
     pub fn timeline(&self) -> TimelineId {
         self.postgres.timeline
     }
 
-    /// Its timeline's history; `None` where the manifest doesn't tell it.
+    /// Returns its timeline's history; `None` if the manifest doesn't contain it.
     #[must_use]
     pub fn history(&self) -> Option<TimelineHistory> {
         branches::history(self.timeline(), &self.postgres.history)
     }
 
-    /// The cluster's identity and the size of its WAL segments.
+    /// Returns the cluster's identity and the size of its WAL segments.
     ///
     /// # Errors
-    /// When the manifest says something that can't be.
+    /// When the manifest contains an impossible value.
     pub fn wal_identity(&self) -> Result<crate::postgres::wal::WalIdentity> {
         let wrong = |what: &str| Error::failed(format!("set {}: strange {what}", self.set));
         Ok(crate::postgres::wal::WalIdentity {
@@ -320,13 +321,13 @@ impl Manifest {
     }
 }
 
-/// BLAKE3 in hex.
+/// Returns the BLAKE3 hash in hex.
 #[must_use]
 pub fn hash(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
 }
 
-/// Length and hash of a file, read in pieces.
+/// Returns the length and hash of a file, read in pieces.
 ///
 /// # Errors
 /// When it can't be read.
@@ -338,14 +339,14 @@ pub fn hash_file(path: &Path) -> Result<SetFile> {
 }
 
 impl SetFile {
-    /// What so many bytes are that went through the hasher.
+    /// Returns the length and hash of what went through the hasher.
     #[must_use]
     pub fn hashed(bytes: u64, hasher: &blake3::Hasher) -> Self {
         Self { bytes, blake3: hasher.finalize().to_hex().to_string() }
     }
 }
 
-/// For `map_err` on serde_json.
+/// Makes an error for `map_err` on serde_json.
 pub fn json(what: &'static str) -> impl FnOnce(serde_json::Error) -> Error {
     move |e| Error::failed(format!("cannot {what}")).because(e)
 }

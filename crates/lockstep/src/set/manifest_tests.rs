@@ -1,16 +1,16 @@
-//! A manifest goes through its file unchanged, and nothing that was done to the file is believed.
+//! A manifest goes through its file unchanged, and a changed file is never trusted.
 
 use std::os::unix::ffi::OsStrExt;
 
 use super::*;
 use crate::plan::layout::tests::tablespace;
 
-/// A path that is no UTF-8.
+/// A path that isn't UTF-8.
 fn raw(bytes: &[u8]) -> PathBuf {
     std::ffi::OsStr::from_bytes(bytes).into()
 }
 
-/// A volume and what lies on it: part, path in the cluster, path inside the volume.
+/// A volume and the parts on it: part, path in the cluster, path inside the volume.
 pub(crate) fn volume(dataset: &str, parts: &[(PartKind, &str, &str)]) -> SetVolume {
     let dataset = DatasetName::new(dataset).unwrap();
     SetVolume {
@@ -90,7 +90,7 @@ fn sample() -> Manifest {
     manifest("20261123T194512Z-k3fa", volumes)
 }
 
-/// The same with its checksum, as it comes back.
+/// The same with its checksum, as it is read back.
 fn sealed(manifest: &Manifest) -> Manifest {
     Manifest { checksum: manifest.own_checksum().unwrap(), ..manifest.clone() }
 }
@@ -103,7 +103,7 @@ fn it_comes_back_as_it_was() {
     assert_eq!(back, sealed(&manifest));
     assert_eq!(back.to_bytes().unwrap(), bytes, "written again it is the same file");
     let text = String::from_utf8(bytes).unwrap();
-    // A path that is no UTF-8 is told apart from every one that is; numbers of 64 bits are text.
+    // A path that isn't UTF-8 is distinguishable from every one that is; 64-bit numbers are text.
     assert!(text.contains("\"base64\"") && text.ends_with("}\n"), "{text}");
     assert!(text.contains("\"18446744073709551615\"") && text.contains("\"0/2000028\""), "{text}");
     assert_eq!(back.parts().count(), 3);
@@ -131,7 +131,7 @@ fn paths_of_any_bytes_come_back() {
     }
 }
 
-/// Durations are floating-point numbers, and a parser that is one bit off makes a good set a damaged one.
+/// Durations are floating-point numbers, and a parser that is one bit off would make a good set a damaged one.
 #[test]
 fn every_duration_comes_back() {
     let mut manifest = sample();
@@ -193,7 +193,7 @@ fn another_format_is_refused() {
     }
 }
 
-/// Whoever can write to a repository makes a manifest whose checksum is right.
+/// Anybody who can write to a repository can make a manifest with a valid checksum.
 #[test]
 fn a_value_that_cannot_be_is_refused_by_name_when_it_is_read() {
     let good = serde_json::to_value(sample()).unwrap();

@@ -1,14 +1,14 @@
 //! Paths and names inside a manifest: none may lead out of where it belongs.
 //!
-//! What could go wrong: a manifest comes from a repository, and whoever may write there may write
-//! anything into it; its own hash says nothing of who made it. A restore runs as root, writes the files
-//! that the manifest names and makes the folders that it names.
+//! What could go wrong: a manifest comes from a repository, and anybody who can write there can write anything into
+//! it; its own hash doesn't tell who made it. A restore runs as root, and writes the files and makes the folders that
+//! the manifest names.
 
 use std::path::{Component, Path};
 
 use super::manifest::{Manifest, SetVolume};
 
-/// Checks a manifest's.
+/// Checks the paths and names in a manifest.
 ///
 /// # Errors
 /// The first that leads elsewhere, in words.
@@ -44,7 +44,7 @@ pub fn check(manifest: &Manifest) -> Result<(), String> {
     Ok(())
 }
 
-/// Relative, and never upwards. Empty is the top itself.
+/// Whether it is relative and never goes upwards. Empty is the top itself.
 fn stays_inside(path: &Path) -> bool {
     path.components().all(|step| matches!(step, Component::Normal(_)))
 }

@@ -1,12 +1,12 @@
-//! What this host knows of its sets in repositories: a note beside a set says that it is complete in one, a mark that it
-//! was, and was pruned there.
+//! What this host knows about its sets in repositories. A note beside a set says that it is complete in a repository;
+//! a mark says that it was, and was pruned there.
 //!
-//! What could go wrong: a repository was away, and never had a set. It has neither a note nor a mark, which tells it from
-//! one that was there and is gone. A note stays where another host pruned the set. And a repository was made anew under its
-//! name: so both say of which they are, by the repository's own id. One of an older Lockstep, which says nothing, counts.
-//! Or it has another name in the configuration by now: so by its id what was noted under the old one counts as well. But
-//! what was made by copying a repository has its id too: what is noted under a name that the cluster still has for one is of
-//! that one alone.
+//! What could go wrong: a repository wasn't reachable, and never had a set. Then there is neither a note nor a mark,
+//! which distinguishes it from a set that was there and is gone. A note stays when another host prunes the set. Or a
+//! repository was created again under its name: so notes and marks carry the repository's own id. Those of an older
+//! Lockstep carry none, and count. Or it has another name in the configuration by now: so what was noted under the
+//! old name counts too, if the id is the same. But a copy of a repository has the same id: what is noted under a name
+//! that the cluster still uses belongs to the repository of that name only.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::names::SetId;
 
-/// What is written down of a set in a repository.
+/// What is recorded about a set in a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// The note that it is complete there.
@@ -37,7 +37,7 @@ impl Kind {
         }
     }
 
-    /// The repository of which a file of this name is one; none where it is something else, or was never finished.
+    /// Returns the repository that a file with this name is for; `None` if it is another file, or was never finished.
     fn repository_of(self, file_name: &str) -> Option<&str> {
         if files::is_temporary(file_name) {
             return None;
@@ -53,11 +53,11 @@ impl Kind {
     }
 }
 
-/// What a note says, and a mark where that is known. A note that can't be read is one all the same.
+/// The content of a note, and of a mark as far as known. An unreadable note still counts as one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Note {
-    /// Since when the set is there.
+    /// Since when the set has been there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) shipped_at: Option<jiff::Timestamp>,
     /// The repository's own id.
@@ -77,36 +77,36 @@ impl Note {
         files::publish(path, &bytes)
     }
 
-    /// Whether it is of the repository of this id; where the repository can't be asked, whichever it is.
+    /// Whether it is for the repository with this id; always, if the repository's id isn't available.
     fn is_of(&self, id: Option<&str>) -> bool {
         let of = self.repository.as_deref();
         of.is_none() || id.is_none() || of == id
     }
 }
 
-/// Whether the set is noted to be in the repository, which has this id.
+/// Whether there is a note that the set is in the repository, which has this id.
 #[must_use]
 pub(crate) fn is_shipped(cx: &Context, set: &SetId, repository: &str, id: Option<&str>) -> bool {
     is_there(&Kind::Shipped.path(cx, set, repository), id)
         || !of_other_names(cx, set, Kind::Shipped, id).is_empty()
 }
 
-/// Whether it is marked to have been pruned there.
+/// Whether there is a mark that it was pruned there.
 #[must_use]
 pub(crate) fn is_pruned(cx: &Context, set: &SetId, repository: &str, id: Option<&str>) -> bool {
     is_there(&Kind::Pruned.path(cx, set, repository), id)
         || !of_other_names(cx, set, Kind::Pruned, id).is_empty()
 }
 
-/// Whether the set is noted to be in a repository under a name that the cluster has no more: one that can't be asked for its
-/// id may have had it.
+/// Whether there is a note that the set is in a repository under a name that the cluster no longer uses: a repository
+/// whose id can't be determined may have had that name.
 #[must_use]
 pub(crate) fn is_shipped_to_a_former_name(cx: &Context, set: &SetId) -> bool {
     let folder = cx.state.set_directory(set);
     !of_former_names(&folder, Kind::Shipped, &cx.cluster.repositories).is_empty()
 }
 
-/// The notes, or marks, of this repository from when it had another name.
+/// Returns the notes, or marks, of this repository from when it had another name.
 fn of_other_names(cx: &Context, set: &SetId, kind: Kind, id: Option<&str>) -> Vec<PathBuf> {
     let Some(id) = id else { return Vec::new() };
     let all = of_former_names(&cx.state.set_directory(set), kind, &cx.cluster.repositories);
@@ -114,7 +114,7 @@ fn of_other_names(cx: &Context, set: &SetId, kind: Kind, id: Option<&str>) -> Ve
     of_id.map(|(path, _)| path).collect()
 }
 
-/// Those in a set's folder whose repositories are none of `names` (any more).
+/// Returns those in a set's folder whose repositories aren't (or are no longer) among `names`.
 fn of_former_names(folder: &Path, kind: Kind, names: &[String]) -> Vec<(PathBuf, Note)> {
     let mut all = all_of(folder, kind);
     all.retain(|(repository, _)| !names.contains(repository));
@@ -123,7 +123,7 @@ fn of_former_names(folder: &Path, kind: Kind, names: &[String]) -> Vec<(PathBuf,
     all.into_iter().map(path).collect()
 }
 
-/// Those in a set's folder, by the names that their repositories had.
+/// Returns those in a set's folder, by the names that their repositories had.
 fn all_of(folder: &Path, kind: Kind) -> Vec<(String, Note)> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let of_kind = entries.filter_map(|entry| {
@@ -138,14 +138,14 @@ fn all_of(folder: &Path, kind: Kind) -> Vec<(String, Note)> {
 pub(crate) struct InRepository {
     /// Its name.
     pub(crate) repository: String,
-    /// Since when; unknown where the note of it can't be read.
+    /// Since when; `None` if its note can't be read.
     pub(crate) shipped_at: Option<jiff::Timestamp>,
-    /// The repository's own id, where the note says it.
+    /// The repository's own id, if the note has it.
     #[serde(skip)]
     pub(crate) id: Option<String>,
 }
 
-/// The repositories in which a set is, as far as this host knows, and since when.
+/// Returns the repositories that have a set, as far as this host knows, and since when.
 #[must_use]
 pub(crate) fn shipped_to(state: &State, set: &SetId) -> Vec<InRepository> {
     let notes = all_of(&state.set_directory(set), Kind::Shipped).into_iter();
@@ -158,8 +158,9 @@ pub(crate) fn shipped_to(state: &State, set: &SetId) -> Vec<InRepository> {
     all
 }
 
-/// The same for people: without what is noted of a repository that was made anew under its name since, and of one that
-/// the configuration has no more. Which it is now the newest note of any set says, and so under which name it is now.
+/// Does the same for people: leaves out notes about a repository that was since created again under its name, and
+/// about one that the configuration no longer has. The newest note of any set tells a repository's present id, and so
+/// its present name.
 ///
 /// # Errors
 /// When the sets can't be listed.
@@ -192,7 +193,7 @@ pub(crate) fn known_in(state: &State, sets: &[&SetId]) -> Result<Vec<Vec<InRepos
     Ok(sets.iter().map(of).collect())
 }
 
-/// Removes what was noted and marked of the repository when it had another name.
+/// Removes notes and marks about the repository from when it had another name.
 fn forget_other_names(cx: &Context, set: &SetId, id: &str) -> Result<()> {
     let all = [Kind::Shipped, Kind::Pruned].map(|kind| of_other_names(cx, set, kind, Some(id)));
     all.iter().flatten().try_for_each(|path| files::remove_file(path))
@@ -202,7 +203,7 @@ fn is_there(path: &Path, id: Option<&str>) -> bool {
     path.exists() && Note::read(path).is_of(id)
 }
 
-/// Notes that the set is in the repository, whatever was before.
+/// Notes that the set is in the repository, whatever was recorded before.
 ///
 /// # Errors
 /// When that can't be written.
@@ -219,7 +220,7 @@ pub(crate) fn note_shipped(
     forget_other_names(cx, set, id)
 }
 
-/// Makes the note a mark: the set is about to be removed there. Of a set that isn't on this host there is neither.
+/// Turns the note into a mark: the set is about to be removed there. A set that isn't on this host has neither.
 ///
 /// # Errors
 /// When that can't be written.
@@ -231,7 +232,7 @@ pub(crate) fn mark_pruned(cx: &Context, set: &SetId, repository: &str, id: &str)
         std::fs::rename(&note, &mark).map_err(Error::io("rename", &note))?;
         files::sync_directory(&cx.state.set_directory(set))?;
     } else {
-        // It came there, and that couldn't be noted; what is noted is of another.
+        // It got there, but that couldn't be noted; an existing note is about another repository.
         Note { repository: Some(id.to_owned()), shipped_at: None }.write(&mark)?;
         files::remove_file(&note)?;
     }
@@ -261,7 +262,7 @@ mod tests {
         assert_eq!(of(Kind::Shipped, &["near"]), ["shipped.far.json"]);
         assert_eq!(of(Kind::Pruned, &["near"]), ["pruned.old.json"]);
         assert!(of(Kind::Shipped, &["near", "far"]).is_empty());
-        // A name may end as the note's does.
+        // A name may end like the note's.
         assert!(of(Kind::Pruned, &["near", "old.json"]).is_empty());
     }
 
@@ -286,7 +287,7 @@ mod tests {
         note.write(&path).unwrap();
         assert_eq!(Note::read(&path), note);
         assert_eq!([is(Some("a")), is(Some("b")), is(None)], [true, false, true]);
-        // Those of an older Lockstep, and what can't be read.
+        // Those of an older Lockstep, and unreadable ones.
         for text in ["{\"shipped_at\":\"2026-11-21T01:00:00Z\"}\n", "", "\u{0}"] {
             std::fs::write(&path, text).unwrap();
             assert!(is(Some("b")), "{text:?}");

@@ -1,9 +1,9 @@
-//! The files that go along with a set's volumes: those beside its manifest, and the WAL that lies in
-//! pg_wal's snapshot.
+//! The files that are shipped along with a set's volumes: those beside its manifest, and the WAL in pg_wal's
+//! snapshot.
 //!
-//! What could go wrong: the manifest was written from what pg_control said before the snapshot, and
-//! a checkpoint may have come between: its redo location's segment may then be gone, and recovery
-//! starts at another. So where no backup_label says where, the snapshot's own pg_control does.
+//! What could go wrong: the manifest was written from what pg_control said before the snapshot, and a checkpoint may
+//! have happened in between. Then the segment of the earlier redo location may be gone, and recovery starts at
+//! another. So without a backup_label, the snapshot's own pg_control decides.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,29 +20,29 @@ use crate::postgres::{instance, wal};
 use crate::refusal::Refusal;
 use crate::set::manifest::{Manifest, WalStored, hash_file};
 
-/// The set's WAL, as it lies in pg_wal's snapshot.
+/// The set's WAL, as it is in pg_wal's snapshot.
 pub(crate) struct FrozenWal {
     pg_wal: PathBuf,
-    /// Where recovery starts, where the snapshot knows better than the manifest: with the timeline.
+    /// Where recovery starts, with the timeline, if the snapshot knows better than the manifest.
     start: Option<(Lsn, TimelineId)>,
     /// Segments and histories, by name.
     names: Vec<String>,
-    /// Where it ends; unknown where the set's end is recovery's.
+    /// Where it ends; `None` if the set's end is recovery's.
     pub(crate) end: Option<Lsn>,
 }
 
-/// Where the set's own WAL lies, if it is in pg_wal's snapshot: the volume, and the folder in it.
+/// Returns where the set's own WAL is, if it is in pg_wal's snapshot: the volume, and the folder in it.
 pub(crate) fn wal_in_snapshot(manifest: &Manifest) -> Option<(usize, PathBuf)> {
     let (at, part) = manifest.parts().find(|(_, part)| part.kind == PartKind::Wal)?;
     (manifest.wal.stored == WalStored::Snapshot).then(|| (at, part.inside.clone()))
 }
 
 impl FrozenWal {
-    /// Finds all that recovery reads of it. `pg_wal` is where [`wal_in_snapshot`] is seen, `control`
-    /// where the data directory's pg_control is, if it can be.
+    /// Finds everything in it that recovery reads. `pg_wal` is where [`wal_in_snapshot`] is visible, `control` where
+    /// the data directory's pg_control is, if it is accessible.
     ///
     /// # Errors
-    /// [`Refusal::WalEndsEarly`]; when something that is there can't be read.
+    /// [`Refusal::WalEndsEarly`]; an error when something that exists can't be read.
     pub(crate) fn find(
         manifest: &Manifest,
         pg_wal: PathBuf,
@@ -51,8 +51,8 @@ impl FrozenWal {
         let mut names = manifest.wal.segments.clone();
         names.retain(|name| !is_beside(manifest, name));
         let mut found = Self { pg_wal, start: None, names, end: None };
-        // With PostgreSQL's label its end-of-backup record is the end, and all up to there is named.
-        // Without one recovery goes on to the end of what was frozen with the data.
+        // With PostgreSQL's label, the end-of-backup record is the end, and everything up to there is named. Without
+        // one, recovery continues to the end of what was frozen with the data.
         if manifest.strategy != Strategy::Label
             && let Some(wanted) = found.wanted(manifest, control)?
         {
@@ -76,8 +76,8 @@ impl FrozenWal {
     fn wanted(&mut self, manifest: &Manifest, control: Option<&Path>) -> Result<Option<Wanted>> {
         let set = manifest.set.to_string();
         let floor = manifest.floor_lsn.unwrap_or(Lsn::INVALID);
-        // A standby's pg_control says how far its data files are, and so does a floor that was written behind
-        // the last of them; one that was stopped wrote no more.
+        // A standby's pg_control says how far its data files are, and so does a floor that was written after the last
+        // of them was frozen; a cluster that was stopped wrote nothing more.
         let has_end = manifest.strategy == Strategy::Ordered && manifest.floor_lsn.is_some();
         let to_the_end =
             !(has_end || manifest.postgres.standby || manifest.strategy == Strategy::Cold);
@@ -96,7 +96,7 @@ impl FrozenWal {
         }
         let checkpoint = &control.checkpoint_copy;
         let named = TimelineId::new(control.min_recovery_point_timeline);
-        // The checkpoint's record itself is read first of all.
+        // The checkpoint's record itself is read first.
         let record = control.checkpoint.checked_add(1).unwrap_or(control.checkpoint);
         self.start = Some((checkpoint.redo, checkpoint.timeline));
         Ok(Some(Wanted {
@@ -109,20 +109,20 @@ impl FrozenWal {
         }))
     }
 
-    /// The LSNs that a restored cluster replays from here, where these are known.
+    /// Returns the LSNs between which a restored cluster replays, if known.
     pub(crate) fn replayed(&self, manifest: &Manifest) -> Option<(Lsn, Lsn)> {
         let start = self.start.map(|(start, _)| start).or(manifest.start_lsn)?;
         Some((start, self.end?))
     }
 }
 
-/// The set has it from elsewhere.
+/// Whether the set has the segment from elsewhere.
 fn is_beside(manifest: &Manifest, name: &str) -> bool {
     let is_in = |names: &[String]| names.iter().any(|known| known == name);
     is_in(&manifest.wal.fetched) || is_in(&manifest.wal.archived)
 }
 
-/// The files that go along, by name; the manifest then says that all WAL lies in files. Without
+/// Returns the files that are shipped along, by name; the manifest then says that all WAL is in files. Without
 /// `frozen` the WAL stays where it is.
 pub(crate) fn take_files(
     cx: &Context,
@@ -133,7 +133,7 @@ pub(crate) fn take_files(
     let mut names: BTreeMap<String, PathBuf> =
         manifest.files.keys().map(|name| (name.clone(), directory.join(name))).collect();
     let Some(frozen) = frozen else { return Ok(names) };
-    // What the backup checked begins no later than recovery: it stays as it is.
+    // What the backup checked begins no later than recovery does: it stays as it is.
     if let Some((start, timeline)) = frozen.start.filter(|_| manifest.wal.segments.is_empty()) {
         manifest.start_lsn = Some(start);
         manifest.postgres.timeline = timeline;

@@ -6,7 +6,7 @@ use super::*;
 use crate::set::manifest::SetWal;
 use crate::set::manifest::tests::manifest;
 
-/// Of PostgreSQL 15, crashed: redo at 0/704F3B0 on timeline 1, in segments of 16 MiB.
+/// PostgreSQL 15, crashed: redo at 0/704F3B0 on timeline 1, in segments of 16 MiB.
 const CONTROL: &[u8] = include_bytes!("../../../pgfiles/testdata/15/crashed.pg_control");
 const SIZE: u64 = 16 << 20;
 
@@ -16,7 +16,7 @@ struct Frozen {
 }
 
 impl Frozen {
-    /// An atomic set whose manifest has the redo location of a checkpoint before.
+    /// An atomic set whose manifest has the redo location of an earlier checkpoint.
     fn new(name: &str, segments: &[(u32, u64)], control: &[u8]) -> Self {
         let root = format!("lockstep-own-{name}-{}", std::process::id());
         let root = std::env::temp_dir().join(root);
@@ -71,7 +71,7 @@ fn name(timeline: u32, number: u64) -> String {
     format!("{timeline:08X}00000000{number:08X}")
 }
 
-/// A checkpoint came between the first look and the snapshot, and the WAL of the one before is gone.
+/// A checkpoint came between the first look and the snapshot, and the earlier one's WAL is gone.
 #[test]
 fn recovery_starts_where_the_snapshots_own_pg_control_says() {
     let mut set = Frozen::new("start", &[(1, 7), (1, 8)], CONTROL);
@@ -80,10 +80,10 @@ fn recovery_starts_where_the_snapshots_own_pg_control_says() {
     let redo = Lsn::new(0x704_F3B0);
     assert_eq!(found.start, Some((redo, TimelineId::FIRST)));
     assert_eq!(found.replayed(&set.manifest), Some((redo, Lsn::new(9 * SIZE))));
-    // Where nobody can look into the data directory the manifest has to do.
+    // If nobody can look into the data directory, the manifest has to do.
     let refused = FrozenWal::find(&set.manifest, set.root.join("wal"), None).err().unwrap();
     assert!(refused.to_string().contains(&name(1, 2)), "{refused}");
-    // It doesn't hold all that it should.
+    // It doesn't hold everything that it should.
     set.manifest.floor_lsn = Some(Lsn::new(9 * SIZE + 1));
     let refused = set.find().err().unwrap();
     assert!(refused.to_string().contains(&name(1, 9)), "{refused}");
@@ -108,13 +108,13 @@ fn a_gap_is_no_end_where_nothing_else_says_where_the_end_is() {
         assert_eq!(refused.exit_code(), 4);
         assert!(refused.to_string().contains(&name(1, 8)), "{refused}");
     }
-    // What was frozen before the floor was written needs no more; nor does what was stopped.
+    // What was frozen before the floor was written needs no more; nor does a cluster that was stopped.
     set.manifest.floor_lsn = Some(Lsn::new(8 * SIZE));
     assert_eq!(set.find().unwrap().end, Some(Lsn::new(8 * SIZE)));
     set.manifest.floor_lsn = None;
     set.manifest.strategy = Strategy::Cold;
     assert_eq!(set.find().unwrap().end, Some(Lsn::new(8 * SIZE)));
-    // Of an atomic set the floor was written before its snapshot.
+    // For an atomic set the floor was written before its snapshot.
     set.manifest.strategy = Strategy::Atomic;
     set.manifest.floor_lsn = Some(Lsn::new(8 * SIZE));
     assert!(set.find().is_err());
@@ -122,7 +122,7 @@ fn a_gap_is_no_end_where_nothing_else_says_where_the_end_is() {
     assert!(set.find().is_ok(), "its pg_control says where it is consistent");
 }
 
-/// minRecoveryPoint lies on the next timeline.
+/// minRecoveryPoint is on the next timeline.
 #[test]
 fn wal_of_the_timeline_that_pg_control_names_goes_along() {
     let control = ControlFile::parse(CONTROL).unwrap();

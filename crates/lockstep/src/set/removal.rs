@@ -1,17 +1,17 @@
-//! The removal of a set from this host: all of it, or nothing.
+//! Removes a set from this host: completely, or not at all.
 //!
 //! 1. A journal entry names the snapshots, with their GUIDs.
-//! 2. The manifest is withdrawn: from here on there is no such set, and no restore can find it.
-//! 3. The holds are given up, and it is looked before and after that whether anything stands on a snapshot: a
-//!    restore may have cloned one since it was first asked, or a shipment have begun, or somebody works in one. Then
-//!    everything is put back.
+//! 2. The manifest is withdrawn: from here on the set doesn't exist, and no restore can find it.
+//! 3. The snapshots are checked again for dependents, before and after the holds are released: since the first check a
+//!    restore may have cloned one, a shipment may have begun, or somebody may be working in one. Then everything is put
+//!    back.
 //! 4. The snapshots are destroyed; then the set's files, then the entry.
 //!
-//! Killed before the second step nothing has happened; after it the next start finishes, by the same
-//! steps. A snapshot of the right name and another GUID is somebody else's, and stays. One whose dataset was renamed
-//! is looked for in its pool; where that isn't imported, in all that are.
+//! If it is killed before the second step, nothing has happened; after that, the next start finishes it by the same
+//! steps. A snapshot of the right name with another GUID is somebody else's, and stays. One whose dataset was renamed
+//! is looked for in its pool; if that pool isn't imported, in all pools that are.
 //!
-//! A state_dir that is full has no room for the entry: so a little is kept back for it ([`keep_room`]).
+//! A full state_dir has no room for the entry, so a little space is reserved for it ([`keep_room`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -34,16 +34,16 @@ use crate::volume::zfs::{DatasetName, Guid, Marked, SnapshotFacts, SnapshotName,
 /// How a removal ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Removal {
-    /// The set is gone.
+    /// The set is removed.
     Done,
     /// The set is as it was, for this reason.
     Left(String),
-    /// Some of its snapshots are gone and one isn't: the next start goes on.
+    /// Some of its snapshots are gone and one isn't: the next start continues.
     Unfinished(String),
 }
 
-/// Removes a set. `gives_up`: what lies on pools that are away, or what a `zfs promote` took elsewhere, stays where it is, and
-/// is forgotten.
+/// Removes a set. `gives_up`: what is on pools that aren't available, or what a `zfs promote` moved elsewhere, stays
+/// where it is, and is forgotten.
 ///
 /// # Errors
 /// When it was interrupted before it began, or its files can't be changed.
@@ -61,7 +61,7 @@ pub fn remove(cx: &Context, manifest: &Manifest, gives_up: bool) -> Result<Remov
     begin(cx, &entry)
 }
 
-/// Removes a set whose manifest can't be read, with those snapshots that were found to be its own.
+/// Removes a set whose manifest can't be read, along with those snapshots that were found to be its own.
 ///
 /// # Errors
 /// As [`remove`].
@@ -83,19 +83,20 @@ fn begin(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
         return Err(interrupted);
     }
     cx.state.withdraw(&entry.set)?;
-    // From here on a signal waits until this set is gone.
+    // From here on a signal waits until this set is removed.
     let _ = steps::reached("prune.withdrawn");
     finish(cx, entry)
 }
 
-/// Keeps a little room back in state_dir for the journal of a removal, where there is any; call it with the cluster's lock held.
+/// Reserves a little space in state_dir for the journal of a removal, if there is any; call it with the cluster's
+/// lock held.
 pub fn keep_room(cx: &Context) {
     if let Err(error) = reserve::make(&reserve_path(cx)) {
         tracing::debug!("nothing is kept back in state_dir: {}", error.chain());
     }
 }
 
-/// Writes what a removal has to say before it begins; where there is no room, into that which is kept back.
+/// Writes a removal's entry before it begins; if the disk is full, into the reserved space.
 ///
 /// # Errors
 /// When it can't be written.
@@ -106,7 +107,7 @@ pub fn write_to_remove<T: serde::Serialize>(cx: &Context, path: &Path, entry: &T
     };
     let full = match reserve::give(&reserve_path(cx))? {
         true => {
-            tracing::warn!("state_dir is full: what was kept back there for removals is used");
+            tracing::warn!("state_dir is full: the space reserved there for removals is used");
             match journal::write(path, entry) {
                 Err(full) if full.lacks_room() => full,
                 written => return written,
@@ -115,7 +116,7 @@ pub fn write_to_remove<T: serde::Serialize>(cx: &Context, path: &Path, entry: &T
         false => full,
     };
     Err(Error::failed(full.chain()).with_hint(format!(
-        "not even the journal of a removal fits into state_dir: make a few KiB of room on its file system, and run it again; what lies in \"{}\" is made again by itself",
+        "not even the journal of a removal fits into state_dir: free a few KiB on its file system, and run it again; you can delete what is in \"{}\", Lockstep makes it again",
         cx.state.path("tags").display()
     )))
 }
@@ -124,8 +125,8 @@ fn reserve_path(cx: &Context) -> PathBuf {
     cx.state.path("reserve")
 }
 
-/// Finishes the removals that were cut off; call it with the cluster's lock held. What stays for now
-/// is said and isn't a failure: it must not keep a backup from being taken.
+/// Finishes the removals that were cut off; call it with the cluster's lock held. What stays for now is reported and
+/// isn't a failure: it must not prevent a backup.
 ///
 /// # Errors
 /// When a journal can't be read or the set's files can't be changed.
@@ -142,14 +143,14 @@ pub fn unfinished(cx: &Context) -> Result<()> {
             Removal::Done => {}
             Removal::Left(why) => tracing::warn!(set = %entry.set, "it is kept after all: {why}"),
             Removal::Unfinished(why) => {
-                tracing::warn!(set = %entry.set, "it isn't gone yet: {why}");
+                tracing::warn!(set = %entry.set, "it isn't completely removed yet: {why}");
             }
         }
     }
     Ok(())
 }
 
-/// Sets whose removal was begun and isn't done, in words; behind [`unfinished`] those that couldn't go on.
+/// Describes the sets whose removal was begun and isn't done; after [`unfinished`], those that couldn't be continued.
 ///
 /// # Errors
 /// When a journal can't be read.
@@ -160,7 +161,7 @@ pub fn cut_off(cx: &Context) -> Result<Vec<String>> {
     Ok(begun.iter().map(|(_, entry)| words(&entry.set)).collect())
 }
 
-/// Why a snapshot can't be destroyed, beside Lockstep's own hold.
+/// Returns why a snapshot can't be destroyed, apart from Lockstep's own hold.
 #[must_use]
 pub fn stands(snapshot: &SnapshotName, standing: &Standing, own_hold: u64) -> Option<String> {
     if let Some(clone) = standing.clones.first() {
@@ -169,7 +170,7 @@ pub fn stands(snapshot: &SnapshotName, standing: &Standing, own_hold: u64) -> Op
     (standing.holds > own_hold).then(|| format!("somebody else holds \"{snapshot}\""))
 }
 
-/// How a set's snapshot came to its present name, where only its dataset or its pool has another one.
+/// Returns how a set's snapshot came to its present name, if only its dataset or its pool was renamed.
 #[must_use]
 pub fn renaming(was: &SnapshotName, now: &SnapshotName) -> String {
     match was.dataset.pool() == now.dataset.pool() {
@@ -178,8 +179,8 @@ pub fn renaming(was: &SnapshotName, now: &SnapshotName) -> String {
     }
 }
 
-/// What keeps a set's snapshot where it is now, where a `zfs promote` of a clone took it there: its own dataset is a clone
-/// of it since.
+/// Returns what keeps a set's snapshot where it is now, if a `zfs promote` of a clone moved it there: its own dataset
+/// is now a clone of it.
 #[must_use]
 pub fn promoted(of: &DatasetName, now: &SnapshotName, standing: &Standing) -> Option<String> {
     standing.clones.contains(of).then(|| {
@@ -190,18 +191,18 @@ pub fn promoted(of: &DatasetName, now: &SnapshotName, standing: &Standing) -> Op
     })
 }
 
-/// A snapshot as a set's manifest has it: its name, GUID and transaction group.
+/// A snapshot as it is in a set's manifest: its name, GUID and transaction group.
 pub type Recorded = (SnapshotName, Guid, u64);
 
-/// A volume's, as the manifest has it.
+/// Returns a volume's snapshot, as the manifest has it.
 #[must_use]
 pub fn recorded(volume: &SetVolume) -> Recorded {
     (volume.snapshot.clone(), volume.guid, volume.createtxg)
 }
 
-/// Where snapshots of sets are that aren't on their datasets any more, by the names that they had: a `zfs rename` takes the
-/// snapshots along, and so does a `zpool import` under another name. What has the GUID of one and is of another transaction
-/// group is a copy, and somebody else's. The snapshots of each pool are listed once.
+/// Finds where snapshots of sets are that are no longer on their datasets, by their old names: a `zfs rename` takes
+/// the snapshots along, and so does a `zpool import` under another name. A snapshot with the same GUID and another
+/// transaction group is a copy, and somebody else's. The snapshots of each pool are listed once.
 ///
 /// # Errors
 /// When ZFS fails.
@@ -235,7 +236,7 @@ pub fn renamed(cx: &Context, gone: &[Recorded]) -> Result<BTreeMap<SnapshotName,
     Ok(renamed)
 }
 
-/// The one among these that has this GUID and is no copy.
+/// Returns the one among these that has this GUID and isn't a copy.
 fn itself(
     cx: &Context,
     among: Vec<SnapshotName>,
@@ -250,7 +251,7 @@ fn itself(
     Ok(among.into_iter().zip(&facts).find(|(_, facts)| is_it(facts)).map(|(found, _)| found))
 }
 
-/// The set's snapshots where they are now.
+/// Returns the set's snapshots under their present names.
 fn now_named(cx: &Context, entry: &RemovalJournal) -> Result<Vec<SnapshotName>> {
     let name = entry.set.snapshot_name();
     let mut named: Vec<_> = entry.snapshots.iter().map(|(of, _)| of.snapshot(&name)).collect();
@@ -276,7 +277,8 @@ fn now_named(cx: &Context, entry: &RemovalJournal) -> Result<Vec<SnapshotName>> 
     Ok(named)
 }
 
-/// A snapshot that somebody gave a name of their own is theirs to keep, and without Lockstep's hold theirs to destroy.
+/// Releases a snapshot that somebody has renamed: it is theirs to keep, and without Lockstep's hold theirs to
+/// destroy.
 fn let_go(cx: &Context, dataset: &DatasetName, guid: Guid, createtxg: u64) -> Result<()> {
     if !cx.zfs.exists(dataset.as_str())? {
         return Ok(());
@@ -293,7 +295,7 @@ fn let_go(cx: &Context, dataset: &DatasetName, guid: Guid, createtxg: u64) -> Re
 
 fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
     let named = now_named(cx, entry)?;
-    // Before the holds go as well: what `zfs destroy -d` marked goes with its hold, and couldn't be put back.
+    // Before the release too: a snapshot that `zfs destroy -d` marked goes with its last hold, and can't be put back.
     let before = look(cx, entry, &named, 1)?;
     if let Some(why) = before.in_the_way {
         return keep(cx, entry, &named, before.is_whole, why);
@@ -327,16 +329,16 @@ fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
     Ok(Removal::Done)
 }
 
-/// What is there of a set that is to go.
+/// What exists of a set that is to be removed.
 struct Looked {
     /// Which of its snapshots are there, by their places in the entry.
     ours: Vec<usize>,
     is_whole: bool,
-    /// What one of them is needed for.
+    /// Why one of them can't be destroyed.
     in_the_way: Option<String>,
 }
 
-/// Looks at the set's snapshots, each of which has at most `own_holds` of Lockstep's.
+/// Looks at the set's snapshots, on each of which Lockstep has at most `own_holds` holds.
 fn look(
     cx: &Context,
     entry: &RemovalJournal,
@@ -365,8 +367,8 @@ fn look(
     Ok(Looked { ours, is_whole, in_the_way })
 }
 
-/// Whether somebody works in a snapshot, in `.zfs/snapshot`. ZFS mounts it for whoever looks there, and leaves it so for a
-/// while: what nobody works in is unmounted.
+/// Returns why a snapshot is in use: somebody works in it, in `.zfs/snapshot`. ZFS mounts it when somebody looks
+/// there, and leaves it mounted for a while: a mount that nobody works in is unmounted.
 fn in_use<'a>(snapshots: impl Iterator<Item = &'a SnapshotName>) -> Result<Option<String>> {
     let mounts = Mounts::read()?;
     for snapshot in snapshots {
@@ -385,7 +387,7 @@ fn in_use<'a>(snapshots: impl Iterator<Item = &'a SnapshotName>) -> Result<Optio
     Ok(None)
 }
 
-/// Puts a set back that is still whole; another one's removal goes on later.
+/// Puts a set back that is still complete; the removal of an incomplete one continues later.
 fn keep(
     cx: &Context,
     entry: &RemovalJournal,
@@ -402,7 +404,7 @@ fn keep(
     Ok(Removal::Left(why))
 }
 
-/// Holds all snapshots of the set that are there, by their names now.
+/// Holds all existing snapshots of the set, by their present names.
 fn hold(cx: &Context, entry: &RemovalJournal, named: &[SnapshotName]) -> Result<()> {
     let there = cx.zfs.standing(named)?;
     for (snapshot, (_, guid)) in named.iter().zip(&entry.snapshots) {

@@ -1,25 +1,25 @@
-//! Where a cluster's state lies under state_dir.
+//! Where a cluster's state is under state_dir.
 //!
 //! ```text
 //! owner                            the id of this state_dir: whose snapshots are whose
 //! zfs.json                         what this machine's ZFS can do, found out once a day
 //! clusters/NAME/lock               flock: one backup at a time
-//! clusters/NAME/reserve            room for the journal of a removal, where there is no other
-//! clusters/NAME/sets/ID/           manifest.json (written last), backup_label, tablespace_map, wal/, config/, and in which
-//!                                  repositories it is or was (shipped.REPOSITORY.json, pruned.REPOSITORY)
+//! clusters/NAME/reserve            reserved space for the journal of a removal
+//! clusters/NAME/sets/ID/           manifest.json (written last), backup_label, tablespace_map, wal/, config/, and the
+//!                                  repositories that have or had it (shipped.REPOSITORY.json, pruned.REPOSITORY)
 //! clusters/NAME/unfinished/ID      a backup that has begun: the datasets it may have snapshots on
 //! clusters/NAME/removals/ID        a removal that has begun: the set's snapshots
 //! clusters/NAME/bookmarks/ID       bookmarks that stand for a removed set's snapshots
 //! clusters/NAME/restores/ID        a restore that has begun: its datasets and folder
 //! clusters/NAME/shipping/…         what an interrupted shipment has stored
-//! clusters/NAME/deltas/REPOSITORY/ what is known of a repository's deltas, so that it isn't read again
-//! clusters/NAME/seen/REPOSITORY.json  and of the timelines of its sets
+//! clusters/NAME/deltas/REPOSITORY/ what is known of a repository's deltas, so that they aren't read again
+//! clusters/NAME/seen/REPOSITORY.json  what is known of the timelines of its sets
 //! clusters/NAME/ship-REPOSITORY.*  flock: one shipment or prune at a time; and the sets that it works on
 //! clusters/NAME/tags/REPOSITORY/…  tags of the pages that a repository has
 //! clusters/NAME/clones/NAME        a throwaway server
-//! clusters/NAME/clone-data/NAME/   its folders, where clone.directory names no other place
-//! clusters/NAME/staging/ID/        what a restore needs on the way only
-//! clusters/NAME/views/ID/          where clones are mounted of snapshots that can't be looked into
+//! clusters/NAME/clone-data/NAME/   its folders, unless clone.directory names another place
+//! clusters/NAME/staging/ID/        what a restore needs temporarily
+//! clusters/NAME/views/ID/          mounts of clones of snapshots that can't be looked into
 //! ```
 
 use std::io::ErrorKind;
@@ -57,7 +57,7 @@ pub struct State {
 }
 
 impl State {
-    /// Opens it, making what is missing.
+    /// Opens it, and makes what is missing.
     ///
     /// # Errors
     /// When state_dir can't be used.
@@ -66,31 +66,31 @@ impl State {
         for folder in ["sets", "unfinished", "removals", "bookmarks", "restores", "clones"] {
             files::create_directories(&directory.join(folder))?;
         }
-        // WAL that was fetched holds rows; what is restored has owners and modes of its own.
+        // Fetched WAL holds rows; restored files have owners and modes of their own.
         files::keep_private(&directory.join("sets"))?;
         let owner = owner_of(state_dir)?;
         Ok(Self { cluster: cluster.clone(), directory, owner, repositories: Vec::new() })
     }
 
-    /// The same, which knows where else its cluster's sets may be.
+    /// Does the same, and records where else the cluster's sets may be.
     #[must_use]
     pub fn with_repositories(self, names: &[String]) -> Self {
         Self { repositories: names.to_vec(), ..self }
     }
 
-    /// The id of this state_dir.
+    /// Returns the id of this state_dir.
     #[must_use]
     pub fn owner(&self) -> &str {
         &self.owner
     }
 
-    /// A folder or file of this cluster's state.
+    /// Returns the path of a folder or file of this cluster's state.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
-    /// The folder of a set.
+    /// Returns the folder of a set.
     #[must_use]
     pub fn set_directory(&self, set: &SetId) -> PathBuf {
         self.directory.join("sets").join(set.as_str())
@@ -99,7 +99,7 @@ impl State {
     /// Takes the cluster's lock for `command`.
     ///
     /// # Errors
-    /// [`Error::Locked`] with who holds it.
+    /// [`Error::Locked`] with its holder.
     pub fn lock(&self, command: &str) -> Result<Lock> {
         let what = format!("cluster \"{}\"", self.cluster);
         Lock::take_or_refuse(&self.path("lock"), what, command)
@@ -111,14 +111,14 @@ impl State {
         self.directory.join("sets").join(set).join(MANIFEST).exists()
     }
 
-    /// The folders of all clusters of this state_dir, configured or not.
+    /// Returns the folders of all clusters of this state_dir, configured or not.
     fn clusters(&self) -> Result<impl Iterator<Item = Result<PathBuf>>> {
         let folder = self.directory.parent().unwrap_or(&self.directory);
         let entries = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
         Ok(entries.map(move |entry| Ok(entry.map_err(Error::io("list", folder))?.path())))
     }
 
-    /// The other clusters of this state_dir that have complete sets, configured or not, and how many.
+    /// Returns the other clusters of this state_dir that have complete sets, configured or not, and how many sets.
     ///
     /// # Errors
     /// When a folder can't be read.
@@ -137,7 +137,7 @@ impl State {
         Ok(all)
     }
 
-    /// A folder of each cluster of this state_dir, where it is there.
+    /// Returns a folder of each cluster of this state_dir, if it exists.
     ///
     /// # Errors
     /// When they can't be listed.
@@ -149,7 +149,7 @@ impl State {
         Ok(folders)
     }
 
-    /// Whether another cluster of this state_dir has the set, or takes or removes it at the moment.
+    /// Whether another cluster of this state_dir has the set, or is taking or removing it.
     #[must_use]
     pub fn is_of_another_cluster(&self, set: &str) -> bool {
         let journal = format!("{set}.json");
@@ -172,18 +172,18 @@ impl State {
         files::sync_directory(&self.path("sets"))
     }
 
-    /// Takes the manifest away: from here on the set doesn't exist. One that isn't there is fine.
+    /// Withdraws the manifest: from here on the set doesn't exist. A missing manifest is fine.
     ///
     /// # Errors
-    /// When that can't be made durable.
+    /// When this can't be made durable.
     pub fn withdraw(&self, set: &SetId) -> Result<()> {
         self.rename(set, MANIFEST, WITHDRAWN)
     }
 
-    /// Puts the manifest of a whole set back.
+    /// Puts the manifest of a complete set back.
     ///
     /// # Errors
-    /// When it isn't there, or that can't be made durable.
+    /// When it doesn't exist, or this can't be made durable.
     pub fn put_back(&self, set: &SetId) -> Result<()> {
         self.rename(set, WITHDRAWN, MANIFEST)
     }
@@ -200,8 +200,8 @@ impl State {
         }
     }
 
-    /// The manifests of all complete sets, oldest first; those that can't be read by their id with
-    /// the reason. A set that is removed meanwhile is no set any more.
+    /// Returns the manifests of all complete sets, oldest first, and for those that can't be read the id and the
+    /// reason. A set that is removed meanwhile isn't a set any more.
     ///
     /// # Errors
     /// When the folder can't be listed.
@@ -209,7 +209,7 @@ impl State {
         Ok(self.manifests(self.complete()?))
     }
 
-    /// The ids of all complete sets, oldest first.
+    /// Returns the ids of all complete sets, oldest first.
     pub(super) fn complete(&self) -> Result<Vec<SetId>> {
         complete_in(&self.path("sets"))
     }
@@ -219,7 +219,7 @@ impl State {
         for id in ids {
             match self.read(&id) {
                 Ok(manifest) => good.push(manifest),
-                // Withdrawn since it was listed: a removal goes on beside this.
+                // Withdrawn since it was listed: a removal is running.
                 Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
                 Err(error) => bad.push((id, error)),
             }
@@ -227,21 +227,21 @@ impl State {
         (good, bad)
     }
 
-    /// The newest set by its manifest, whatever timeline it is of.
+    /// Returns the newest set by its manifest, whatever its timeline.
     ///
     /// # Errors
-    /// [`Error::Usage`] where there is none; what is wrong with a newer one.
+    /// [`Error::Usage`] if there is none; an error when a newer one is damaged.
     pub fn newest(&self) -> Result<Manifest> {
         let (sets, damaged) = self.sets()?;
         let now = jiff::Timestamp::now();
         self.or_damaged(retention::newest(sets, |set| set.set.as_str(), now), damaged, now)
     }
 
-    /// The newest that the cluster hasn't left behind.
+    /// Returns the newest set that the cluster hasn't left behind.
     fn latest(&self) -> Result<Manifest> {
         let (sets, damaged) = self.sets()?;
         let now = jiff::Timestamp::now();
-        // A set that was shipped this host has read in a repository, too.
+        // This host has also seen a shipped set in a repository.
         let seen = self.path("seen");
         let told = damaged.iter().map(|(id, error)| (id, error, seen::told(&seen, id.as_str())));
         let (told, untold): (Vec<_>, Vec<_>) = told.partition(|(.., told)| told.is_some());
@@ -267,7 +267,7 @@ impl State {
         Ok(newest)
     }
 
-    /// A damaged newer one is not passed over in silence.
+    /// A damaged newer set isn't skipped silently.
     fn or_damaged(
         &self,
         newest: Option<Manifest>,
@@ -287,17 +287,20 @@ impl State {
         let hint = match self.repositories.is_empty() {
             true => hint.to_owned(),
             false => {
-                format!("{hint}; --from repository takes those of {}", self.repositories.join(", "))
+                format!(
+                    "{hint}; for those of {} use --from repository",
+                    self.repositories.join(", ")
+                )
             }
         };
         Error::usage(what, hint)
     }
 
-    /// The set that a user means: an id, an id's unique beginning, or `latest`: the newest that the cluster hasn't left
-    /// behind.
+    /// Finds the set that a user means: by its id, its unique beginning, or `latest`, the newest that the cluster
+    /// hasn't left behind.
     ///
     /// # Errors
-    /// [`Error::Usage`] where there is none, with those that are there.
+    /// [`Error::Usage`] if there is none, with those that exist.
     pub fn find(&self, which: &str) -> Result<Manifest> {
         if which == "latest" {
             return self.latest();
@@ -322,16 +325,16 @@ impl State {
         found.ok_or_else(none)
     }
 
-    /// The repositories of the configuration that a set was shipped to, by its own notes alone: of many sets that aren't whole
-    /// here each is asked.
+    /// Returns the repositories of the configuration that a set was shipped to, by its own notes alone: this is
+    /// called for each of many incomplete sets.
     #[must_use]
     pub fn repositories_with(&self, set: &SetId) -> Vec<String> {
         let shipped = notes::shipped_to(self, set).into_iter().map(|known| known.repository);
         shipped.filter(|name| self.repositories.contains(name)).collect()
     }
 
-    /// The datasets that a manifest names, also one that is damaged, as far as it can be read at all. Nothing else of
-    /// it is to be trusted: what is there has to prove itself by its own marks.
+    /// Returns the datasets that a manifest names, also a damaged one, as far as it can be read at all. Nothing else
+    /// in it can be trusted: existing snapshots have to prove themselves by their own marks.
     #[must_use]
     pub fn datasets_named(&self, set: &SetId) -> Vec<DatasetName> {
         let bytes = std::fs::read(self.set_directory(set).join(MANIFEST)).unwrap_or_default();
@@ -356,7 +359,7 @@ impl State {
         Ok(manifest)
     }
 
-    /// A file of a set, checked against the manifest's hash.
+    /// Reads a file of a set, checked against the manifest's hash.
     ///
     /// # Errors
     /// [`Refusal::SetDamaged`] when it is gone or differs.
@@ -365,7 +368,7 @@ impl State {
     }
 }
 
-/// A file of a set whose files are in `directory`, checked against the manifest's hash.
+/// Reads a file of a set whose files are in `directory`, checked against the manifest's hash.
 ///
 /// # Errors
 /// [`Refusal::SetDamaged`] when it is gone or differs.
@@ -385,7 +388,7 @@ pub fn read_file_of(directory: &Path, manifest: &Manifest, name: &str) -> Result
     Ok(bytes)
 }
 
-/// The sets of this folder whose manifests are there.
+/// Returns the sets of this folder whose manifests exist.
 fn complete_in(folder: &Path) -> Result<Vec<SetId>> {
     let mut ids = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
@@ -397,7 +400,7 @@ fn complete_in(folder: &Path) -> Result<Vec<SetId>> {
     Ok(ids)
 }
 
-/// The id of a state_dir, given to it at its first use.
+/// Returns the id of a state_dir, which it gets at its first use.
 ///
 /// # Errors
 /// When it can't be read or written.

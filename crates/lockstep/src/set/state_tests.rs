@@ -1,10 +1,10 @@
-//! What is under state_dir is found again: by id, by its beginning, as the latest; and what is damaged is not passed over.
+//! State under state_dir is found again: by id, by its beginning, as the latest; and damage isn't skipped.
 
 use super::*;
 use crate::set::manifest::SetFile;
 use crate::set::manifest::tests::manifest;
 
-/// A state_dir that goes with the test.
+/// A state_dir that is removed after the test.
 struct Temporary(PathBuf);
 
 impl Temporary {
@@ -54,7 +54,7 @@ fn sets_are_found_by_id_beginning_and_latest() {
     let state = temporary.open();
     let none = state.find("latest").unwrap_err();
     assert_eq!((none.exit_code(), none.hint().unwrap().contains("lockstep backup")), (2, true));
-    // In another order than that of time.
+    // Not in order of time.
     for id in [NEW, OLD, MIDDLE] {
         publish(&state, id);
     }
@@ -88,7 +88,7 @@ fn a_damaged_set_is_named_and_not_passed_over() {
     let (sets, damaged) = state.sets().unwrap();
     assert_eq!((sets.len(), damaged.len()), (2, 1));
     assert_eq!(damaged[0].0.as_str(), OLD);
-    // An older one may be of a higher timeline, on which the cluster lives: nobody who asks for the latest is told another.
+    // An older one may be of a higher timeline, on which the cluster lives: `latest` must not return another.
     let refused = state.find("latest").unwrap_err();
     assert!(refused.exit_code() == 4 && refused.to_string().contains(OLD), "{refused}");
     let hint = refused.hint().unwrap();
@@ -144,7 +144,7 @@ fn the_owner_stays() {
     let owner = temporary.open().owner().to_owned();
     assert_eq!(owner.len(), 16);
     assert_eq!(temporary.open().owner(), owner);
-    // A file that a crash left empty is no owner.
+    // An owner file that a crash left empty doesn't count.
     std::fs::write(temporary.0.join("owner"), "\n").unwrap();
     let new = temporary.open().owner().to_owned();
     assert!(new.len() == 16 && new != owner);
@@ -189,7 +189,7 @@ fn files_of_a_set_are_checked_against_its_manifest() {
     assert!(why("tablespace_map").contains("isn't in the manifest"));
 }
 
-/// What shipping notes beside a set is what `list` says without asking the store.
+/// What shipping notes beside a set is what `list` shows without asking the store.
 #[test]
 fn the_repositories_of_a_set_are_known_here() {
     use crate::set::notes::{known_in, shipped_to};
@@ -206,7 +206,7 @@ fn the_repositories_of_a_set_are_known_here() {
     let names: Vec<_> = all.iter().map(|known| known.repository.as_str()).collect();
     assert_eq!(names, ["near", "offsite"]);
     assert_eq!(all[1].shipped_at, Some("2026-11-21T01:00:00Z".parse().unwrap()));
-    // The repository was made anew under its name: a later set's note tells.
+    // The repository was created again under its name: a later set's note tells.
     let later = publish(&state, NEW).set;
     let note = |set: &SetId, at: &str, id: &str| {
         let text = format!("{{\"shipped_at\":\"{at}\",\"repository\":\"{id}\"}}");
@@ -222,7 +222,7 @@ fn the_repositories_of_a_set_are_known_here() {
     assert_eq!(known(), [1, 1]);
     note(&set, "2026-11-22T02:00:00Z", "b");
     assert_eq!(known(), [2, 1]);
-    // Another name in the configuration, and no more word of "near".
+    // Another name in the configuration, and "near" is gone from it.
     let state = temporary.open().with_repositories(&named(&["disk"]));
     let names = || {
         let known = known_in(&state, &[&set, &later]).unwrap();
@@ -235,7 +235,7 @@ fn the_repositories_of_a_set_are_known_here() {
     assert_eq!(names(), [named(&["disk"]), named(&["disk"])]);
 }
 
-/// A state_dir that can't be written to can be looked at: nothing is changed that is right already.
+/// A state_dir that isn't writable can be looked at: nothing is changed that is right already.
 #[test]
 fn what_is_private_already_stays_untouched() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -1,7 +1,7 @@
-//! What killed commands left behind, found at the next start and removed.
+//! Finds what killed commands left behind at the next start, and removes it.
 //!
-//! Of backups only snapshots that this state_dir made are touched, and only those of sets that are neither
-//! complete nor marked complete: where a manifest was lost, its snapshots stay and `check` says so.
+//! Of backups, only snapshots that this state_dir made are touched, and only those of sets that are neither complete
+//! nor marked complete: if a manifest was lost, its snapshots stay and `check` reports it.
 
 use std::collections::BTreeSet;
 
@@ -18,13 +18,13 @@ pub const TAKING: &str = "taking";
 /// The state of a snapshot whose set has its manifest.
 pub const COMPLETE: &str = "complete";
 
-/// Of a set of which only the journal of its backup is there.
-pub const NO_MANIFEST: &str = "it is marked complete, and this state_dir has no manifest of it (did it come back from a copy?)";
+/// The reason for keeping a set of which only its backup's journal exists.
+pub const NO_MANIFEST: &str = "it is marked complete, but this state_dir has no manifest of it (did state_dir come back from a copy?)";
 /// What to do about it.
-pub const ADOPT: &str = "`lockstep adopt` takes it up again where a repository has it";
+pub const ADOPT: &str = "`lockstep adopt` brings it back if a repository has it";
 
-/// Whether one of the snapshots of a backup that was begun is marked as of a complete set: it gets that mark when the
-/// manifest is there.
+/// Whether one of the snapshots of a begun backup is marked as belonging to a complete set: it gets that mark once
+/// the manifest exists.
 ///
 /// # Errors
 /// When ZFS fails.
@@ -39,10 +39,10 @@ pub fn is_marked_complete(cx: &Context, entry: &BackupJournal) -> Result<bool> {
     Ok(false)
 }
 
-/// Removes what killed commands left, and finishes the removals of sets; call it with the cluster's
-/// lock held. First of all what stands on snapshots: a shipment or a restore that was killed left
-/// clones, and the set that they are of couldn't go. What somebody else stands in the way of is said, stays in its journal, and
-/// isn't a failure: it must not keep a backup from being taken.
+/// Removes what killed commands left, and finishes the removals of sets; call it with the cluster's lock held. It
+/// begins with what depends on snapshots: a killed shipment or restore left clones, and their set couldn't be
+/// removed. What somebody else blocks is reported, stays in its journal, and isn't a failure: it must not prevent a
+/// backup.
 ///
 /// # Errors
 /// When a journal can't be read or written, or an interruption came.
@@ -78,11 +78,11 @@ pub fn remove(cx: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Removes an unfinished set; `false` when a dataset couldn't be looked at (its pool is gone), so
-/// that the journal must stay until it is back.
+/// Removes an unfinished set. Returns `false` when a dataset couldn't be checked (its pool is gone), so that the
+/// journal must stay until it is back.
 ///
 /// # Errors
-/// When a snapshot is there and can't be destroyed; the others are gone then.
+/// When a snapshot exists and can't be destroyed; the others are gone then.
 pub fn remove_set(cx: &Context, entry: &BackupJournal) -> Result<bool> {
     let name = entry.set.snapshot_name();
     let mut all_seen = true;
@@ -92,10 +92,10 @@ pub fn remove_set(cx: &Context, entry: &BackupJournal) -> Result<bool> {
             there.push(dataset.snapshot(&name));
             continue;
         }
-        // A dataset destroyed by its owner took its snapshots along; a pool that is merely
-        // exported may come back with them.
+        // If its owner destroyed the dataset, its snapshots are gone too; a pool that is merely exported may come
+        // back with them.
         if !cx.zfs.exists(dataset.pool())? {
-            tracing::warn!(%dataset, set = %entry.set, "its pool is away; its snapshot is removed when it is back");
+            tracing::warn!(%dataset, set = %entry.set, "its pool isn't imported; its snapshot is removed once it is");
             all_seen = false;
         }
     }
@@ -115,8 +115,8 @@ pub fn remove_set(cx: &Context, entry: &BackupJournal) -> Result<bool> {
     Ok(all_seen)
 }
 
-/// Destroys those that are there, and says what keeps the others. It is asked first who stands on
-/// them: a snapshot that somebody holds is "busy", and that is waited for.
+/// Destroys the existing ones, and returns what keeps the others. Dependents are checked first: a snapshot that
+/// somebody holds is "busy", and `zfs destroy` is retried while it is.
 fn destroy(cx: &Context, snapshots: &[SnapshotName]) -> Result<Vec<String>> {
     for snapshot in snapshots {
         cx.zfs.release(snapshot)?;
@@ -132,8 +132,8 @@ fn destroy(cx: &Context, snapshots: &[SnapshotName]) -> Result<Vec<String>> {
     Ok(left)
 }
 
-/// Snapshots on `datasets` that carry Lockstep's marks and belong to no set of this state_dir, nor to one that is being
-/// taken or removed.
+/// Returns snapshots on `datasets` that carry Lockstep's marks and belong to no set of this state_dir, nor to one
+/// that is being taken or removed.
 ///
 /// # Errors
 /// When ZFS fails, or a journal can't be read.

@@ -1,9 +1,9 @@
-//! Where the snapshots of a set are whose manifest can't be read: it doesn't say so any more, only their own marks do.
+//! Finds the snapshots of a set whose manifest can't be read: only their own marks tell which they are.
 //!
-//! What could go wrong: `zfs send -p` takes name, marks and GUID along, so a copy that somebody made looks like the
-//! set's own snapshot. What was received says so itself (`zfs get` names the source of each property). A pool that was
-//! split or copied as a whole doesn't: so only on pools on which this cluster is or has sets are snapshots taken for
-//! the set's, and none of which there are two.
+//! What could go wrong: `zfs send -p` copies name, marks and GUID, so a copy that somebody made looks like the set's
+//! own snapshot. A received copy can be recognized (`zfs get` names the source of each property). A pool that was
+//! split or copied as a whole can't. So a snapshot only counts as the set's on a pool that this cluster is on or has
+//! sets on, and only if there aren't two of it.
 
 use std::collections::BTreeSet;
 
@@ -15,13 +15,13 @@ use crate::process::quote;
 use crate::survey;
 use crate::volume::zfs::{Marked, SnapshotName};
 
-/// What to do about a set whose manifest can't be read, in a repository or on this host.
+/// Returns what to do about a set whose manifest can't be read, in a repository or on this host.
 #[must_use]
 pub fn ways_out(set: &str, repository: Option<&str>) -> String {
     match repository {
         Some(name) => format!("`lockstep prune --repository {name} --set {set}` gives it up"),
         None => format!(
-            "`lockstep adopt {set}` writes its manifest anew, from a repository that has the set; `lockstep prune --local --set {set}` gives it up"
+            "`lockstep adopt {set}` writes its manifest again, from a repository that has the set; `lockstep prune --local --set {set}` gives it up"
         ),
     }
 }
@@ -32,15 +32,15 @@ pub struct Unread {
     set: SetId,
     /// Its snapshots.
     pub own: Vec<Marked>,
-    /// Copies that were received, and are somebody's.
+    /// Received copies, which are somebody's.
     pub copies: Vec<SnapshotName>,
-    /// What may be its own or a copy.
+    /// Snapshots that may be its own or copies.
     pub unclear: Vec<SnapshotName>,
     /// Pools that aren't imported, and may have some of its snapshots.
     pub away: BTreeSet<String>,
 }
 
-/// Looks for the snapshots of a set in all imported pools; `others` are sets of the cluster that can be read.
+/// Looks for the snapshots of a set in all imported pools; `others` are the readable sets of the cluster.
 ///
 /// # Errors
 /// When ZFS fails.
@@ -50,7 +50,7 @@ pub fn find(cx: &Context, set: &SetId, others: &[Manifest]) -> Result<Unread> {
     pools.extend(cx.state.datasets_named(set).iter().map(|dataset| dataset.pool().to_owned()));
     match survey::layout(cx, None) {
         Ok(layout) => pools.extend(layout.pools().into_iter().map(str::to_owned)),
-        // The cluster may be gone, or its pool away.
+        // The cluster may be gone, or its pool not available.
         Err(error) => tracing::debug!(error = %error.chain(), "where the cluster is isn't known"),
     }
     let away = cx.zfs.away(pools.iter().map(String::as_str))?;
@@ -58,7 +58,7 @@ pub fn find(cx: &Context, set: &SetId, others: &[Manifest]) -> Result<Unread> {
     Ok(sort(set, found, &pools, away))
 }
 
-/// Tells what is the set's own. A pure function.
+/// Tells which are the set's own. A pure function.
 fn sort(
     set: &SetId,
     found: Vec<Marked>,
@@ -80,14 +80,14 @@ fn sort(
 }
 
 impl Unread {
-    /// What stays, or may, where the set is removed.
+    /// Returns what stays, or may stay, when the set is removed.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
         let set = &self.set;
         let mut problems = Vec::new();
         if self.own.is_empty() && self.unclear.is_empty() {
             problems.push(format!(
-                "no snapshot of set {set} was found on the pools that are imported, and its manifest doesn't say where they are: `lockstep check` names those that come to light"
+                "no snapshot of set {set} was found on the pools that are imported, and its manifest doesn't say where they are: `lockstep check` names those that turn up"
             ));
         }
         problems.extend(self.away.iter().map(|pool| {
@@ -149,7 +149,7 @@ mod tests {
             )
         );
         assert!(unclear.is_empty() && problems.is_empty(), "{unclear:?} {problems:?}");
-        // Two that nothing tells apart, and one on a pool that nothing of this cluster is known to be on.
+        // Two that can't be told apart, and one on a pool that nothing of this cluster is known to be on.
         let found = vec![
             marked("tank/data", 1, true),
             marked("fast/data", 1, true),
@@ -169,7 +169,7 @@ mod tests {
         let [own, _, _, problems] = sorted(vec![marked("tank/data", 1, true)], &["fast"]);
         assert_eq!(own, ["tank/data"]);
         assert!(problems.len() == 1 && problems[0].contains("\"fast\" isn't imported"));
-        // One that is a copy only is as good as none.
+        // If there is only a copy, that is as good as nothing.
         let [_, _, _, problems] = sorted(vec![marked("tank/copy", 1, false)], &[]);
         assert_eq!(problems.len(), 1, "{problems:?}");
     }

@@ -1,7 +1,7 @@
-//! Whether a set is still what its manifest says: every snapshot by GUID, every file by hash.
+//! Checks that a set is still what its manifest says: every snapshot by GUID, every file by hash.
 //!
-//! A GUID is made with a snapshot and goes with its content: `zfs receive` keeps it (dmu_recv.c), so a pool that was sent
-//! elsewhere and took the old one's name has the set still. The transaction group belongs to the pool.
+//! A GUID is created with a snapshot and stays with its content: `zfs receive` keeps it (dmu_recv.c), so a pool that
+//! was sent elsewhere and took the old one's name still has the set. The transaction group belongs to the pool.
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -30,15 +30,15 @@ pub(crate) fn snapshots(cx: &Context, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// A set that isn't whole, and why.
+/// A set that isn't complete, and why.
 type Incomplete = (SetId, Error);
 
-/// The sets of which a snapshot is gone or another one, with few commands for all of them.
+/// Returns the sets with a snapshot that is gone or replaced, with few commands for all of them.
 pub(crate) fn incomplete(cx: &Context, sets: &[Manifest]) -> Result<Vec<Incomplete>> {
     look(cx, sets).map(|(incomplete, _)| incomplete)
 }
 
-/// The same, and how many bytes the snapshots of each set have alone.
+/// Returns the same, and how many bytes are used only by the snapshots of each set.
 pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<Incomplete>, Vec<u64>)> {
     let snapshots = |set: &Manifest| {
         set.volumes.iter().map(|volume| volume.snapshot.clone()).collect::<Vec<_>>()
@@ -48,7 +48,7 @@ pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<Incomplete>, 
     let away = cx.zfs.away(sets.iter().flat_map(|set| &set.volumes).map(|of| of.pool.as_str()))?;
     let why = |set: &Manifest| {
         let (volume, found) = set.first_gone(&standing)?;
-        // It may be removed beside this, and isn't there any more.
+        // It may be removed at the same time, and not exist any more.
         if !cx.state.is_complete(set.set.as_str()) {
             return None;
         }
@@ -69,7 +69,8 @@ pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<Incomplete>, 
     Ok((incomplete.collect(), own.collect()))
 }
 
-/// A snapshot that isn't there: whether it is gone nobody knows where its pool is away.
+/// Returns the refusal for a snapshot that doesn't exist: if its pool isn't available, nobody knows whether it is
+/// gone.
 fn missing(cx: &Context, set: &Manifest, volume: &SetVolume, is_away: bool) -> Refusal {
     let (id, snapshot) = (set.set.to_string(), volume.snapshot.to_string());
     let repositories = cx.state.repositories_with(&set.set);
@@ -79,10 +80,10 @@ fn missing(cx: &Context, set: &Manifest, volume: &SetVolume, is_away: bool) -> R
     }
 }
 
-/// Whether a set is still what its manifest says: every snapshot by GUID, every file by hash.
+/// Checks that a set is still what its manifest says: every snapshot by GUID, every file by hash.
 ///
 /// # Errors
-/// What is gone or changed.
+/// Says what is gone or changed.
 pub(crate) fn set(cx: &Context, manifest: &Manifest) -> Result<()> {
     snapshots(cx, manifest)?;
     files(cx, manifest)

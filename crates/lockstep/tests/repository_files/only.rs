@@ -162,7 +162,7 @@ fn parts_of_a_set_do_without_whole_pages() {
         restored.server().stop(Stop::Fast);
         fs::remove_dir_all(&to).expect("it can be removed");
     }
-    let log = "makes lines in the server's log";
+    let log = "adds lines to the server's log";
     let first_start = "start it the first time with `pg_ctl -o '-c ignore_invalid_pages=on' start`";
     let own = arguments(&label, &["--dry-run"]);
     let own = lockstep.expect(exit::DONE, &own.iter().map(String::as_str).collect::<Vec<_>>());

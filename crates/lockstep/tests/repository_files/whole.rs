@@ -233,7 +233,7 @@ fn a_full_disk_is_said_and_what_came_is_gone_on_with() {
         assert!(failed.stderr.contains(words), "{words}: {}", failed.describe());
     }
     // With more room it goes on.
-    assert_said(&failed, &["What was received stays", "--delta goes on with it", "`rm -r "]);
+    assert_said(&failed, &["What was received stays", "--delta continues with it", "`rm -r "]);
     assert!(!folder_of(&to, "data").join("pg/global/pg_control").exists());
     must(&mut command("mount", ["-o", "remount,size=1g", text(&small)]));
     let again = prepared.lockstep.expect(exit::REFUSED, &arguments);
@@ -286,7 +286,10 @@ fn a_restore_that_was_cut_off_is_gone_on_with() {
         assert_eq!(running.wait(LIMIT).signal, Some(9), "{step}");
         if comes {
             let checked = lockstep.run(&["check"]).stdout;
-            assert!(checked.contains("the same command with --delta goes on"), "{step}: {checked}");
+            assert!(
+                checked.contains("the same command with --delta continues"),
+                "{step}: {checked}"
+            );
         }
         // Any restore puts it in order before it begins.
         let next = lockstep.expect(exit::USAGE, &["restore", "no-such-set", "--to", text(&to)]);
@@ -297,7 +300,7 @@ fn a_restore_that_was_cut_off_is_gone_on_with() {
             assert!(left.is_empty(), "{step}: {left:?}");
             continue;
         }
-        assert_said(&next, &["a restore was cut off", "--delta goes on with it"]);
+        assert_said(&next, &["a restore was cut off", "--delta continues with it"]);
         let delta: Vec<&str> = arguments.iter().copied().chain(["--delta"]).collect();
         let planned = [&delta[..], &["--dry-run"]].concat();
         assert!(!control.exists(), "{step}: a server would start");
@@ -316,7 +319,7 @@ fn a_restore_that_was_cut_off_is_gone_on_with() {
         running.signal(rustix::process::Signal::HUP);
         let outcome = running.wait(LIMIT);
         assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{step}: {}", outcome.describe());
-        assert_said(&outcome, &["What was received stays", "--delta goes on with it"]);
+        assert_said(&outcome, &["What was received stays", "--delta continues with it"]);
         assert_eq!(journals(), 0, "{step}: {}", outcome.describe());
         if step == "restore.prepared" {
             lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
@@ -380,7 +383,7 @@ fn a_folder_of_a_dataset_goes_where_it_is_sent() {
     let arguments: Vec<&str> =
         ["restore", &later, "--to", text(&to)].into_iter().chain(zfs).collect();
     let refused = lockstep.expect(exit::USAGE, &arguments);
-    assert_said(&refused, &["can only become a link", "hint: rmdir"]);
+    assert_said(&refused, &["has to make it a link", "hint: rmdir"]);
     assert!(other.is_dir() && !to.exists());
     fs::remove_dir(&other).expect("it is empty");
     lockstep.restore(&later, &to, &zfs);

@@ -140,7 +140,7 @@ fn a_folder_that_was_there_keeps_its_owner_and_mode() {
     let zfs = ["--from", "repository", "--as", "zfs", "--delta", "--dataset", &parent];
     for more in [&FILES[..], &[&FILES[..], &["--dry-run"]].concat(), &zfs] {
         let outcome = lockstep.run(&restore_arguments(&set.id, &etc, more));
-        assert_refused(&outcome, &["isn't an older restore", "\"passwd\"", "nothing of a restore"]);
+        assert_refused(&outcome, &["isn't an older restore", "\"passwd\"", "part of a restore"]);
         assert!(walk(&etc) == before, "{more:?} touched {etc:?}");
     }
     // Nor are the folders of something else enough that have the names of a restore's.
@@ -289,7 +289,7 @@ fn what_can_not_be_opened_stays_for_now() {
     next.args(["restore", "no-such-set", "--to"]).arg(fixture.target("other"));
     let outcome = run(next.args(["--from", "repository", "--as", "files"]));
     assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
-    assert_said(&outcome, &["it stays for now", "no-such-set"]);
+    assert_said(&outcome, &["stays for now", "no-such-set"]);
     assert!(to.exists());
     let other = fixture.target("other");
     lockstep.expect(exit::USAGE, &restore_arguments("no-such-set", &other, &FILES));

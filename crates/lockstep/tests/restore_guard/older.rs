@@ -10,7 +10,7 @@ fn what_is_no_older_restore_is_left_alone() {
     fs::create_dir(folder.join("data")).expect("a folder can be made");
     fs::write(&photo, "us").expect("it can be written");
     let outcome = lockstep.run(&restore_arguments(&set.id, &folder, &FILES));
-    assert_refused(&outcome, &["isn't an older restore", "something else than a data directory"]);
+    assert_refused(&outcome, &["isn't an older restore", "something other than a data directory"]);
 
     let other = fixture.owned("tables");
     fs::write(other.join("thesis.tex"), "all of it").expect("it can be written");

@@ -1,7 +1,7 @@
-//! The content: the fold of the indexes says which part of which frame goes where. Threads read and open the frames ahead,
-//! what is neighbours in a file is gathered, and other threads write it.
+//! The content. The fold of the indexes says which part of which frame goes where. Some threads read and open the
+//! frames ahead, adjacent parts of a file are gathered, and other threads write them.
 //!
-//! What could go wrong: memory. What is gathered are parts of the frames that the fold keeps anyway, and how much of it
+//! What could go wrong: memory. The gathered parts belong to frames that the fold keeps anyway, and the amount that
 //! waits to be written is bounded.
 
 use std::collections::BTreeMap;
@@ -25,15 +25,15 @@ use crate::steps;
 
 /// Threads that write files.
 const MOST_THREADS: usize = 8;
-/// What a thread is given at a time, in bytes at least: a file is written in few calls, and files that are smaller go
-/// together.
+/// The least that a thread is given at a time, in bytes: a large file is written in few calls, and small files are
+/// grouped.
 const TOGETHER: u64 = 1 << 20;
 /// An extended attribute's value is no longer than this on Linux.
 const MOST_XATTR: u64 = 64 << 10;
-/// What waits for a file that another thread writes, in bytes.
+/// How much may wait for a file that another thread writes, in bytes.
 const MOST_LEFT: usize = 8 << 20;
 
-/// What became of the content.
+/// The result of filling the files.
 #[derive(Default)]
 pub(super) struct Filled {
     pub(super) bytes_written: u64,
@@ -74,7 +74,7 @@ pub(super) fn fill(volume: &Volume<'_>, plan: &Plan, root: &Root, made: &Made) -
         for _ in 0..threads {
             scope.spawn(|| work.run(&receiver));
         }
-        // The sender goes with this, and with the sender the threads end.
+        // The sender is dropped with this, and then the threads end.
         let mut gathering = Gathering {
             work: &work,
             xattrs: xattrs.into_iter().map(|(object, size)| (object, vec![0; size])).collect(),
@@ -96,7 +96,7 @@ pub(super) fn fill(volume: &Volume<'_>, plan: &Plan, root: &Root, made: &Made) -
     Ok(Filled { bytes_written: work.written.into_inner(), bytes_read, xattrs })
 }
 
-/// Objects that are the values of extended attributes, with their sizes.
+/// Returns the objects that are values of extended attributes, with their sizes.
 fn xattr_objects(volume: &Volume<'_>, plan: &Plan) -> Result<BTreeMap<u64, usize>> {
     let mut objects = BTreeMap::new();
     let all = plan.files.iter().map(|f| f.object).chain(plan.folders.iter().map(|f| f.object));
@@ -122,15 +122,15 @@ enum To {
     Xattr(u64),
 }
 
-/// Gathers what is neighbours in a file.
+/// Gathers adjacent parts of a file.
 struct Gathering<'a> {
     work: &'a Work<'a>,
     xattrs: BTreeMap<u64, Vec<u8>>,
     sender: SyncSender<Vec<Stretch>>,
     gathered: Vec<Stretch>,
-    /// Of all that is gathered.
+    /// Of everything that is gathered.
     size: u64,
-    /// Where the object at hand goes, and its size.
+    /// Where the current object goes, and its size.
     current: Option<(To, u64)>,
     /// How much of it is holes, as far as is known.
     holes: u64,
@@ -146,7 +146,7 @@ impl Gathering<'_> {
         self.sender.send(std::mem::take(&mut self.gathered)).map_err(gone)
     }
 
-    /// Ends it where a writer has failed or a signal has come.
+    /// Fails if a writer has failed or a signal has come.
     fn look_around(&self) -> strata::Result<()> {
         if self.work.stop.load(Ordering::Relaxed) || steps::interrupted() {
             return Err(strata::Error::caller("it was ended"));
@@ -154,7 +154,7 @@ impl Gathering<'_> {
         Ok(())
     }
 
-    /// Where an object's content goes, if it is wanted.
+    /// Returns where an object's content goes, if it is wanted.
     fn place_of(&self, object: u64) -> Option<To> {
         let Work { volume, plan, .. } = self.work;
         let to = match plan.file_of(object) {
@@ -227,7 +227,7 @@ impl Work<'_> {
         let mut writer = Writer::new(self);
         let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         while let Ok(stretches) = next() {
-            // The rest is taken and dropped, so that nobody waits for room in the queue.
+            // The rest is received and dropped, so that nobody waits for room in the queue.
             if self.stop.load(Ordering::Relaxed) {
                 continue;
             }

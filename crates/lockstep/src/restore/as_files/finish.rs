@@ -1,7 +1,7 @@
 //! Owners, modes, times and extended attributes.
 //!
-//! Files first, then folders from the innermost out: making and filling a file changes its folder's
-//! times. Owner before mode: a change of the owner clears set-user-id.
+//! Files first, then folders from the innermost out, because making and filling a file changes its folder's times.
+//! Owner before mode: changing the owner clears set-user-id.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -22,10 +22,10 @@ use super::plan::Plan;
 use crate::error::{Error, Result};
 use crate::steps;
 
-/// Files between two looks at whether to stop.
+/// Files between two checks whether to stop.
 const LOOK_AROUND: usize = 1024;
 
-/// What a file system that is full may still say that it has: what it lays aside for itself, in bytes.
+/// What a full file system may still report as free, in bytes: it reserves some space for itself.
 const ROOM: u64 = 16 << 20;
 
 /// Gives everything its attributes.
@@ -96,7 +96,7 @@ impl Giver<'_> {
         rustix::fs::futimens(fd, &times(attributes)).map_err(failed("set the times of"))
     }
 
-    /// A link or a pipe, which can't be opened.
+    /// Sets the attributes of a link or a pipe, which can't be opened.
     fn give_by_name(
         &self,
         folder: &OwnedFd,
@@ -123,7 +123,7 @@ impl Giver<'_> {
         if !self.may_chown {
             return Ok(None);
         }
-        // All bits set is "leave it as it is" to the system.
+        // To the system, all bits set means "leave it as it is".
         let id = |number: u64| {
             u32::try_from(number).ok().filter(|id| *id != u32::MAX).ok_or_else(|| {
                 Error::failed(format!("{number} in the repository is no user or group"))
@@ -166,7 +166,7 @@ impl Giver<'_> {
         Ok(())
     }
 
-    /// Removes the users' attributes that the set doesn't have; those of the system are its own.
+    /// Removes the user attributes that the set doesn't have; the system's attributes stay.
     fn remove_xattrs(
         &self,
         fd: &OwnedFd,
@@ -200,8 +200,9 @@ impl Giver<'_> {
     }
 }
 
-/// Whether what kept an attribute of this size from being written isn't the attribute. ext4 has no space, in its words,
-/// for one that is larger than it takes; there the file system is asked.
+/// Whether the restore must end because an attribute of this size couldn't be written, for a reason other than the
+/// attribute itself. ext4 reports "no space" for an attribute that is larger than it takes; so on that error the file
+/// system is asked for its free space.
 fn ends_it(errno: Errno, fd: &OwnedFd, size: usize) -> bool {
     match errno {
         Errno::NOSPC => {
@@ -213,7 +214,7 @@ fn ends_it(errno: Errno, fd: &OwnedFd, size: usize) -> bool {
     }
 }
 
-/// FreeBSD's form has no namespace: it is the users'.
+/// Adds the namespace to a name in FreeBSD's form, which has none and means the user namespace.
 fn qualified(name: Vec<u8>) -> Vec<u8> {
     let spaces: [&[u8]; 4] = [b"user.", b"security.", b"trusted.", b"system."];
     if spaces.iter().any(|space| name.starts_with(space)) {

@@ -1,7 +1,7 @@
-//! The names: folders, links and files of the right size, still without their content.
+//! The names: folders, links and files of the right size, without their content.
 //!
-//! In a folder that holds something: what the set doesn't have is removed, and what is of another
-//! kind; a file that stays is cut or extended to its size, and emptied where the set has holes.
+//! In a folder that isn't empty, everything that the set doesn't have, or has as another kind, is removed. A file
+//! that stays is cut or extended to its size, and zeroed where the set has holes.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -26,13 +26,13 @@ pub(super) struct Made {
     pub(super) existing: HashSet<usize>,
     /// Files that can't be made: sockets and devices.
     pub(super) passed_over: HashSet<usize>,
-    /// Bytes that became zeros in files that were there.
+    /// Bytes that were zeroed in existing files.
     pub(super) bytes_zeroed: u64,
-    /// Names that went.
+    /// Names that were removed.
     pub(super) removed: u64,
 }
 
-/// Removes pg_control of what was there: from now on no server starts on it.
+/// Removes the pg_control of an older restore: from now on no server starts on it.
 pub(super) fn remove_control(root: &Root, plan: &Plan) -> Result<()> {
     let Some((file, name)) = &plan.control else { return Ok(()) };
     let file = &plan.files[*file];
@@ -41,7 +41,7 @@ pub(super) fn remove_control(root: &Root, plan: &Plan) -> Result<()> {
         Ok(folder) => remove(&folder, name)
             .and_then(|_| rustix::fs::fsync(&folder))
             .map_err(root.failed("remove", || plan.file_path(file))),
-        // Not the cluster that it is to become, or none at all.
+        // Another cluster's layout, or no cluster at all.
         Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => Ok(()),
         Err(errno) => Err(root.failed("open", || plan.folder_path(file.folder))(errno)),
     }
@@ -67,7 +67,7 @@ pub(super) fn make(volume: &Volume<'_>, plan: &Plan, root: &Root) -> Result<Made
             maker.file(file, &mut made)?;
         }
     }
-    // Only now every first name is there.
+    // Only now does every first name exist.
     for (at, folder) in plan.folders.iter().enumerate().filter(|(_, f)| !f.links.is_empty()) {
         let fd = root.folder(plan, at)?;
         for (first, name) in &folder.links {
@@ -87,7 +87,7 @@ fn make_folder(
     let failed = |errno| root.failed("create", || plan.folder_path(folder))(errno);
     let (parent, name) = (plan.folders[folder].parent, plan.folders[folder].name);
     let parent = root.folder(plan, parent)?;
-    // Until its owner is set nobody else looks in.
+    // Until its owner is set, nobody else can look in.
     let mkdir = || rustix::fs::mkdirat(&parent, OsStr::from_bytes(name), Mode::RWXU);
     match mkdir() {
         Err(Errno::EXIST) if volume.delta => match root.folder(plan, folder) {
@@ -138,7 +138,7 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    /// Removes what the set doesn't have here.
+    /// Removes what the set doesn't have in this folder.
     fn remove_others(&self, others: &[&Path], made: &mut Made) -> Result<()> {
         let folder = &self.plan.folders[self.folder];
         let files = self.plan.files[folder.files.clone()].iter();
@@ -148,12 +148,12 @@ impl Maker<'_> {
         let here = self.plan.folder_path(self.folder);
         let failed = |verb| self.root.failed(verb, || here.clone());
         for name in list(self.fd).map_err(failed("list"))? {
-            // Shown in a dataset's root by a ZFS with `snapdir=visible`: nobody can remove it.
+            // A ZFS with `snapdir=visible` shows it in a dataset's root: nobody can remove it.
             if self.plan.is_top(self.folder) && name == b".zfs" {
                 continue;
             }
             let path = here.join(OsStr::from_bytes(&name));
-            // Another volume's folder, or one above it, isn't this volume's to take away.
+            // Another volume's folder, or one above it, isn't this volume's to remove.
             if known.contains(&*name) || others.iter().any(|other| other.starts_with(&path)) {
                 continue;
             }
@@ -189,7 +189,7 @@ impl Maker<'_> {
                     .map_err(failed)?;
             }
             other => {
-                // A socket is of a server that is gone; a device could be any of this machine's.
+                // A socket belongs to a server that is gone; a device could be any device of this machine.
                 tracing::warn!(
                     path = %self.plan.file_path(file).display(),
                     kind = %other,
@@ -238,8 +238,8 @@ impl Maker<'_> {
         rustix::fs::ftruncate(&fd, size).map_err(failed("resize"))
     }
 
-    /// Opens what has the file's name, where that is a regular file of this name alone: one that is
-    /// linked from elsewhere must not be changed here.
+    /// Opens what has the file's name, if it is a regular file with this name alone: a file with a link elsewhere
+    /// must not be changed here.
     fn open_existing(&self, file: &File) -> Result<Option<OwnedFd>> {
         let name = OsStr::from_bytes(file.name);
         let stat = match rustix::fs::statat(self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -252,14 +252,14 @@ impl Maker<'_> {
             return Ok(None);
         }
         let fd = self.root.file(self.plan, file, self.fd, OFlags::RDWR)?;
-        // What was opened may be something else by now.
+        // By now the opened file may be a different one.
         let stat = rustix::fs::fstat(&fd)
             .map_err(self.root.failed("look at", || self.plan.file_path(file)))?;
         Ok((is_regular(stat.st_mode) && stat.st_nlink == 1).then_some(fd))
     }
 }
 
-/// Makes zeros of what lies between the runs; gives how many bytes weren't.
+/// Zeroes everything between the runs; returns how many bytes weren't zero.
 fn empty_holes(
     fd: &OwnedFd,
     runs: impl Iterator<Item = Run>,
@@ -275,12 +275,12 @@ fn empty_holes(
     Ok(changed)
 }
 
-/// Makes zeros of a range.
+/// Zeroes a range.
 fn empty(fd: &OwnedFd, from: u64, to: u64) -> rustix::io::Result<u64> {
     let mut buffer = vec![0; 64 << 10];
     let (mut position, mut changed) = (from, 0);
     while position < to {
-        // Where the file system knows no holes, all of it is data.
+        // If the file system knows no holes, all of it is data.
         position = match rustix::fs::seek(fd.as_fd(), SeekFrom::Data(position)) {
             Ok(data) => data,
             Err(Errno::NXIO) => return Ok(changed),
@@ -312,7 +312,7 @@ fn punch(fd: &OwnedFd, position: u64, length: usize) -> rustix::io::Result<()> {
     }
 }
 
-/// Writes all of it at a place.
+/// Writes all the bytes at a position.
 pub(super) fn write_all(
     fd: &OwnedFd,
     mut bytes: &[u8],

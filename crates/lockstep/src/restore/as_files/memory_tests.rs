@@ -1,6 +1,6 @@
-//! What a restore of many files takes in memory: an image is made up, restored, and restored over again.
+//! How much memory a restore of many files takes: an image is made up, restored, and restored again over that.
 //!
-//! `LOCKSTEP_FILES` is how many files, in folders of a thousand.
+//! `LOCKSTEP_FILES` sets the number of files, in folders of a thousand.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
@@ -21,10 +21,10 @@ const IMAGE: &str = "tank=many";
 const ROOT: u64 = 2;
 const IN_A_FOLDER: u64 = 1000;
 const FIRST_FILE: u64 = 1 << 20;
-/// Every so many files one isn't empty.
+/// One in so many files isn't empty.
 const FILLED: u64 = 8;
 
-/// Of the process, since it was last set back.
+/// The process's peak since the last reset.
 fn most_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
@@ -48,7 +48,7 @@ fn header(kind: u32, mode: u64, size: u64) -> bytes::Bytes {
     ObjectHeader { object, bonus, order: ByteOrder::Little, has_spill_flags: false }.to_bytes()
 }
 
-/// A table of names and numbers in one block.
+/// Makes a table of names and numbers in one block.
 fn table(entries: impl Iterator<Item = (String, u64)>) -> Vec<u8> {
     let mut block = vec![0; 64];
     ByteOrder::Little.put_u64(&mut block, 0, (1 << 63) + 3);
@@ -149,7 +149,7 @@ fn a_million_files_fit_into_memory() {
             most >> 20,
             most.saturating_sub(before) / files
         );
-        // What a restore takes anyway, and a file's name, place and attributes.
+        // What every restore takes, and a file's name, place and attributes.
         assert!(most < (96 << 20) + files * 160, "{what}: {most} bytes");
     }
     let last = to.join(format!("{}", 16384 + (files - 1) / IN_A_FOLDER));

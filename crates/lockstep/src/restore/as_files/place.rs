@@ -1,7 +1,7 @@
-//! A folder that is written into, without ever following a link out of it.
+//! A folder that is written into without ever following a link out of it.
 //!
 //! Every folder is reached from the root step by step, each opened by its name in the one before,
-//! and a step that is a symbolic link is an error. `openat2` would do it in one call, on Linux alone.
+//! and a step that is a symbolic link is an error. `openat2` would do it in one call, but only on Linux.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,7 +18,7 @@ use crate::restore::placement::{FolderElsewhere, place_of};
 /// Opens a folder, and nothing else.
 pub(in crate::restore) const FOLDER: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// With whatever else is wanted: opens a file itself, and doesn't wait for a pipe's other end.
+/// Combined with other flags: opens the file itself, and doesn't wait for a pipe's other end.
 pub(in crate::restore) const FILE: OFlags =
     OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
 
@@ -26,12 +26,12 @@ pub(in crate::restore) const FILE: OFlags =
 pub(super) struct Root {
     pub(super) fd: OwnedFd,
     path: PathBuf,
-    /// Folders of the volume that lie elsewhere, in the order of [`super::Volume::apart`].
+    /// Folders of the volume that are elsewhere, in the order of [`super::Volume::apart`].
     apart: Vec<(FolderElsewhere, OwnedFd)>,
 }
 
 impl Root {
-    /// Opens it, and what lies apart; each is made where it isn't there, and its parents.
+    /// Opens it and the folders elsewhere; makes each of them, and its parents, if missing.
     pub(super) fn open(path: &Path, apart: &[FolderElsewhere]) -> Result<Self> {
         let open = |path: &Path| -> Result<OwnedFd> {
             crate::files::create_open_directories(path)?;
@@ -43,7 +43,7 @@ impl Root {
         Ok(Self { fd: open(path)?, path: path.to_path_buf(), apart })
     }
 
-    /// All of it onto disk: one call for a whole file system, in the place of one for each file.
+    /// Writes everything to disk: one call for a whole file system, instead of one for each file.
     pub(super) fn sync(&self) -> Result<()> {
         let all = std::iter::once((&self.fd, &self.path))
             .chain(self.apart.iter().map(|(apart, fd)| (fd, &apart.folder)));
@@ -53,7 +53,7 @@ impl Root {
         Ok(())
     }
 
-    /// For `map_err`, on a path below the root.
+    /// Makes an error for `map_err`, about a path below the root.
     pub(super) fn failed(
         &self,
         verb: &'static str,
@@ -73,7 +73,7 @@ impl Root {
         descend(top, &steps).map_err(failed)
     }
 
-    /// Opens a file of the plan, which is there.
+    /// Opens an existing file of the plan.
     pub(super) fn file(
         &self,
         plan: &Plan<'_>,
@@ -86,7 +86,7 @@ impl Root {
     }
 }
 
-/// Opens the folder at the end of some steps.
+/// Opens the folder at the end of these steps.
 pub(super) fn descend(top: &OwnedFd, steps: &[&[u8]]) -> rustix::io::Result<OwnedFd> {
     let mut fd = top.try_clone().map_err(|_| Errno::MFILE)?;
     for step in steps {
@@ -95,7 +95,7 @@ pub(super) fn descend(top: &OwnedFd, steps: &[&[u8]]) -> rustix::io::Result<Owne
     Ok(fd)
 }
 
-/// The last folder that was opened stays open: neighbours are asked for one after another.
+/// Keeps the last opened folder open: neighbours are requested one after another.
 pub(super) struct Folders<'a> {
     root: &'a Root,
     plan: &'a Plan<'a>,
@@ -116,15 +116,15 @@ impl<'a> Folders<'a> {
     }
 }
 
-/// Removes a name and, where it is a folder, all below it, whatever it is; gives how many names
-/// went. Links are removed, never followed, and where something is mounted nothing goes.
+/// Removes a name and, if it is a folder, everything below it; returns how many names were removed. Links are
+/// removed, never followed, and nothing is removed where something is mounted.
 pub(super) fn remove(folder: impl AsFd, name: &[u8]) -> rustix::io::Result<u64> {
     let folder = folder.as_fd();
     let name = OsStr::from_bytes(name);
     match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
         Ok(()) => return Ok(1),
         Err(Errno::NOENT) => return Ok(0),
-        // What a folder says to that differs from system to system.
+        // The error for a folder differs from system to system.
         Err(errno) => {
             let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
             if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
@@ -144,8 +144,8 @@ pub(super) fn remove(folder: impl AsFd, name: &[u8]) -> rustix::io::Result<u64> 
     Ok(count)
 }
 
-/// Whether something is mounted at a folder of another one. It may be of the same file system (a bind mount), which a
-/// kernel from 5.8 on tells.
+/// Whether something is mounted on `inner`, a folder in `outer`. It may be of the same file system (a bind mount),
+/// which kernels from 5.8 on report.
 pub(in crate::restore) fn is_mounted(
     outer: impl AsFd,
     inner: impl AsFd,
@@ -159,7 +159,7 @@ pub(in crate::restore) fn is_mounted(
     }
 }
 
-/// The names in a folder.
+/// Returns the names in a folder.
 pub(in crate::restore) fn list(folder: impl AsFd) -> rustix::io::Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
     for entry in rustix::fs::Dir::read_from(folder)? {

@@ -1,4 +1,4 @@
-//! Which names a volume has: a flat copy of its tree, checked.
+//! The names that a volume has: a flat copy of its tree, checked.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -13,17 +13,17 @@ use crate::error::{Error, Result};
 use crate::repository::tree::check_name;
 use crate::restore::control;
 
-/// A volume's names, which lie in its tree.
+/// A volume's names, borrowed from its tree.
 pub(super) struct Plan<'a> {
     /// Parents before their children; the first is the root.
     pub(super) folders: Vec<Folder<'a>>,
-    /// Folders that lie elsewhere: the place in [`Plan::folders`], and in [`Volume::apart`].
+    /// Folders that are elsewhere: the index in [`Plan::folders`], and in [`Volume::apart`].
     apart: Vec<(usize, usize)>,
-    /// All that isn't a folder; those of a folder are neighbours.
+    /// Everything but folders; those of a folder are adjacent.
     pub(super) files: Vec<File<'a>>,
-    /// The files' places in [`Plan::files`], by object.
+    /// The files' indexes in [`Plan::files`], by object.
     by_object: Vec<(u64, usize)>,
-    /// The file that gets its name last: its place in [`Plan::files`], and the name.
+    /// The file that gets its name last: its index in [`Plan::files`], and the name.
     pub(super) control: Option<(usize, &'a [u8])>,
 }
 
@@ -32,14 +32,14 @@ pub(super) struct Folder<'a> {
     pub(super) parent: usize,
     pub(super) name: &'a [u8],
     pub(super) object: u64,
-    /// Those in it.
+    /// The folders in it.
     pub(super) folders: Vec<usize>,
     pub(super) files: Range<usize>,
-    /// Further names of files that have their first one elsewhere, or here: file, name.
+    /// Further names of files whose first name is elsewhere or in this folder: file, name.
     pub(super) links: Vec<(usize, &'a [u8])>,
 }
 
-/// A file of any other kind.
+/// A file of any kind but a folder.
 pub(super) struct File<'a> {
     pub(super) folder: usize,
     pub(super) name: &'a [u8],
@@ -66,7 +66,7 @@ impl<'a> Plan<'a> {
             control: None,
         };
         let mut folders = HashMap::from([(tree.root(), 0)]);
-        // Of files that may have further names, the place.
+        // The indexes of files that may have further names.
         let mut linked = HashMap::new();
         let mut at = 0;
         while let Some(folder) = plan.folders.get(at) {
@@ -115,7 +115,7 @@ impl<'a> Plan<'a> {
         Ok(plan)
     }
 
-    /// What lies elsewhere isn't in its folder.
+    /// Records the folders that are elsewhere than in their parent.
     fn put_apart(&mut self, volume: &Volume<'_>, folders: &HashMap<u64, usize>) -> Result<()> {
         for (which, apart) in volume.apart.iter().enumerate() {
             let object = volume.tree.find(apart.inside.iter().map(OsStrExt::as_bytes));
@@ -133,7 +133,7 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// Whether a folder is the root, or lies elsewhere than in its parent.
+    /// Whether a folder is the root, or is elsewhere than in its parent.
     pub(super) fn is_top(&self, folder: usize) -> bool {
         folder == 0 || self.which_apart(folder).is_some()
     }
@@ -142,13 +142,13 @@ impl<'a> Plan<'a> {
         self.apart.iter().find(|(at, _)| *at == folder).map(|(_, which)| *which)
     }
 
-    /// The top below which a folder lies, the root or one of [`Volume::apart`], and the names on the way.
+    /// Returns the top that a folder is below, the root or one of [`Volume::apart`], and the names on the way.
     pub(super) fn way_to(&self, folder: usize) -> (Option<usize>, Vec<&[u8]>) {
         let (top, names) = self.below(folder, |folder| self.is_top(folder));
         (self.which_apart(top), names)
     }
 
-    /// The place of an object's file.
+    /// Returns the index of an object's file.
     pub(super) fn file_of(&self, object: u64) -> Option<usize> {
         let at = self.by_object.binary_search_by_key(&object, |(known, _)| *known).ok()?;
         self.by_object.get(at).map(|(_, file)| *file)
@@ -165,23 +165,23 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// A folder's path below the root, for messages.
+    /// Returns a folder's path below the root, for messages.
     pub(super) fn folder_path(&self, folder: usize) -> PathBuf {
         let names = self.steps_to(folder);
         names.iter().map(|name| OsStr::from_bytes(name)).collect()
     }
 
-    /// A file's path below the root, for messages.
+    /// Returns a file's path below the root, for messages.
     pub(super) fn file_path(&self, file: &File<'_>) -> PathBuf {
         self.folder_path(file.folder).join(OsStr::from_bytes(file.name))
     }
 
-    /// The names on the way from the root to a folder.
+    /// Returns the names on the way from the root to a folder.
     pub(super) fn steps_to(&self, folder: usize) -> Vec<&[u8]> {
         self.below(folder, |folder| folder == 0).1
     }
 
-    /// The first folder upwards that is a top, and the names on the way down from it.
+    /// Returns the first top at or above the folder, and the names on the way down from it.
     fn below(&self, mut folder: usize, is_top: impl Fn(usize) -> bool) -> (usize, Vec<&[u8]>) {
         let mut names = Vec::new();
         while !is_top(folder) {

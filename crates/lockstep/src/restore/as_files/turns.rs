@@ -1,18 +1,18 @@
-//! One thread at a time writes a file.
+//! Lets one thread at a time write a file.
 //!
-//! Most file systems let one writer into a file at a time, and the others spin in the kernel until it has gone. So
-//! whoever has something for a file that another thread is at leaves it there and goes on with the next frame, and that
-//! thread writes it too.
+//! Most file systems let one writer into a file at a time, and the others spin in the kernel until it is done. So a
+//! thread that has something for a file that another thread is writing leaves it there and continues with the next
+//! frame. The writing thread writes that too.
 //!
 //! What could go wrong:
-//! - Memory: what was left is bounded, and whoever comes beyond that waits. Nobody waits for ever: who is at a file never
-//!   waits for anything before all that was left there is written.
-//! - The thread at a file fails. [`Turns::end`] wakes those who wait; what was left is forgotten.
+//! - Memory: the amount left at files is bounded, and a thread that would exceed it waits. Nobody waits forever: the
+//!   thread at a file never waits for anything before everything left there is written.
+//! - The thread at a file fails. [`Turns::end`] wakes those who wait, and forgets what was left.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Who is at which file, and what was left there.
+/// Which files have a thread at them, and what was left there.
 pub(super) struct Turns<T> {
     state: Mutex<State<T>>,
     room: Condvar,
@@ -20,22 +20,23 @@ pub(super) struct Turns<T> {
 }
 
 struct State<T> {
-    /// Files that somebody is at.
+    /// Files that a thread is at.
     files: HashMap<usize, VecDeque<(usize, T)>>,
-    /// Of all that was left, in bytes.
+    /// Of everything that was left, in bytes.
     size: usize,
     is_ended: bool,
 }
 
 impl<T> Turns<T> {
-    /// At most `limit` bytes are left at any time, or one thing that is larger.
+    /// At most `limit` bytes are left at any time, or one item that is larger.
     pub(super) fn new(limit: usize) -> Self {
         let state = State { files: HashMap::new(), size: 0, is_ended: false };
         Self { state: Mutex::new(state), room: Condvar::new(), limit }
     }
 
-    /// Comes to a file with a thing of so many bytes. Where nobody is there the thing is given back: the caller is at the
-    /// file now, and has to ask [`Turns::next`] until nothing is left. Else it was left there, or it was ended.
+    /// Comes to a file with an item of so many bytes. If nobody is at the file, the item is returned: the caller is
+    /// at the file now, and has to call [`Turns::next`] until nothing is left. Otherwise the item was left there, or
+    /// everything was ended.
     pub(super) fn come(&self, file: usize, size: usize, thing: T) -> Option<T> {
         let mut state = self.state();
         loop {
@@ -60,7 +61,7 @@ impl<T> Turns<T> {
         }
     }
 
-    /// What was left at the file that the caller is at; with `None` the caller isn't there any more.
+    /// Returns what was left at the file that the caller is at; after `None` the caller isn't there any more.
     pub(super) fn next(&self, file: usize) -> Option<T> {
         let mut state = self.state();
         let left = state.files.get_mut(&file).and_then(VecDeque::pop_front);
@@ -73,7 +74,7 @@ impl<T> Turns<T> {
         left.map(|(_, thing)| thing)
     }
 
-    /// Nothing is written any more.
+    /// Ends it: nothing is written any more.
     pub(super) fn end(&self) {
         self.state().is_ended = true;
         self.room.notify_all();
@@ -133,7 +134,7 @@ mod tests {
             assert!(may_go_on.swap(false, Ordering::SeqCst), "{thing} didn't wait");
             given_back
         };
-        // Who doesn't wait has time to be seen; nothing waits for this.
+        // Gives a thread that doesn't wait the time to be noticed; nothing depends on it.
         let allow = || {
             begun.wait();
             std::thread::sleep(std::time::Duration::from_millis(20));

@@ -1,4 +1,4 @@
-//! Content into files: one thread's part of it.
+//! Writes content into files: one thread's part of it.
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
@@ -12,12 +12,12 @@ use super::make::write_all;
 use super::place::Folders;
 use crate::error::Result;
 
-/// What is compared, and written where it differs.
+/// The unit of comparison, written if it differs.
 const STRIDE: usize = 8 << 10;
-/// No more pieces are written in one call; Linux takes 1,024.
+/// The most pieces that are written in one call; Linux takes 1,024.
 const MOST_PIECES: usize = 512;
 
-/// Content for one place in a file. Behind increments it comes in pieces, from many frames.
+/// Content for one place in a file. After increments it comes in pieces, from many frames.
 pub(super) struct Stretch {
     file: usize,
     offset: u64,
@@ -30,7 +30,7 @@ impl Stretch {
         Self { file, offset, length: piece.len() as u64, pieces: vec![piece] }
     }
 
-    /// Adds a piece to the one before; gives it back where it doesn't follow.
+    /// Appends a piece to the stretch before; returns it if it doesn't follow.
     pub(super) fn lengthen(
         before: Option<&mut Self>,
         file: usize,
@@ -58,7 +58,7 @@ pub(super) struct Writer<'a> {
     folders: Folders<'a>,
     /// The file that was written last.
     file: Option<(usize, OwnedFd)>,
-    /// What is to be there, in one piece, and what is.
+    /// What should be there, in one piece, and what is there.
     buffers: (Vec<u8>, Vec<u8>),
 }
 
@@ -68,7 +68,8 @@ impl<'a> Writer<'a> {
         Self { work, folders, file: None, buffers: Default::default() }
     }
 
-    /// Writes a stretch, and those that others leave for its file meanwhile; or leaves it with who is at it.
+    /// Writes a stretch, and those that others leave for its file meanwhile; or leaves it with the thread at that
+    /// file.
     pub(super) fn write(&mut self, stretch: Stretch) -> Result<()> {
         let (turns, file) = (&self.work.turns, stretch.file);
         let size = usize::try_from(stretch.length).unwrap_or(usize::MAX);
@@ -115,7 +116,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Writes all of them one behind the other.
+/// Writes all of them one after the other.
 fn write_pieces(fd: &OwnedFd, pieces: &[Bytes], mut position: u64) -> rustix::io::Result<()> {
     let mut slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
     let mut left = &mut slices[..];
@@ -133,7 +134,7 @@ fn write_pieces(fd: &OwnedFd, pieces: &[Bytes], mut position: u64) -> rustix::io
     Ok(())
 }
 
-/// Compares with what is there, and writes the strides that differ; gives the bytes written.
+/// Compares with what is there, and writes the strides that differ; returns the bytes written.
 fn write_where_it_differs(
     fd: &OwnedFd,
     bytes: &[u8],

@@ -1,7 +1,7 @@
-//! Whether the server's user comes to where the restore goes.
+//! Checks that the server's user can reach the target of the restore.
 //!
-//! What could go wrong: a folder on the way that only root may enter, as /root. All would be restored, and then no
-//! server could be started there.
+//! What could go wrong: a folder on the way that only root may enter, such as /root. Everything would be restored,
+//! and then no server could be started there.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -9,13 +9,13 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::process::{Credentials, Program, quote};
 
-/// A folder that is there stays as it is, and so does each above it; so the server's user has to get in.
+/// An existing folder stays as it is, and so does each above it; so the server's user has to be able to enter them.
 pub(super) fn check(directory: &Path, owner: Credentials, name: &str) -> Result<()> {
     let Some(there) = directory.ancestors().find(|path| path.is_dir()) else { return Ok(()) };
     if can_enter(there, owner) {
         return Ok(());
     }
-    // The outermost of those that keep it out: who may not enter that, doesn't come to the others.
+    // Report the outermost of the folders that keep it out: a user who can't enter that can't reach the others.
     let mut steps: Vec<&Path> = there.ancestors().collect();
     steps.reverse();
     let closed = steps.into_iter().find(|step| !can_enter(step, owner)).unwrap_or(there);
@@ -35,7 +35,7 @@ pub(super) fn check(directory: &Path, owner: Credentials, name: &str) -> Result<
     ))
 }
 
-/// Asked as that user: access control lists count as well. Where it can't be asked, the server will say so.
+/// Asked as that user, so that access control lists count as well. If it can't be asked, the server will report it.
 fn can_enter(folder: &Path, owner: Credentials) -> bool {
     let asked = Program::new("test").arg("-x").arg(folder).as_user(Some(owner)).run();
     asked.map_or_else(|error| !error.is_answer(), |_| true)

@@ -1,4 +1,4 @@
-//! The clusters of the configuration, by their parts' real paths, and which of them a restore may fill.
+//! The clusters of the configuration, by the real paths of their parts, and which of them a restore may fill.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -22,8 +22,7 @@ pub(super) struct Live {
     pub(super) path: PathBuf,
 }
 
-/// The parts of the clusters of the configuration. Where a data directory is gone there is nothing to
-/// be spared.
+/// Returns the parts of the clusters of the configuration. If a data directory is gone, there is nothing to protect.
 pub(super) fn live(cx: &Context) -> Result<Vec<Live>> {
     let mut all = Vec::new();
     let others = cx.clusters.iter().filter(|(name, _)| **name != *cx.name.as_str());
@@ -34,9 +33,9 @@ pub(super) fn live(cx: &Context) -> Result<Vec<Live>> {
             continue;
         }
         let parts = match instance::parts(data, None) {
-            // Half a restore: its links are still those of the cluster that the set is of.
+            // An unfinished restore: its links are still those of the set's cluster.
             _ if is_unfinished(data) => Vec::new(),
-            // Of another cluster that looks strange, at least this.
+            // For another cluster whose parts can't be determined, at least the data directory.
             Err(_) if name != cx.name.as_str() => Vec::new(),
             other => other?,
         };
@@ -55,8 +54,8 @@ pub(super) fn is_unfinished(data: &Path) -> bool {
     control::held(data).exists() && !data.join(PG_CONTROL).exists()
 }
 
-/// Leaves out the clusters that `--delta` was asked to bring to the set's state, because they are older
-/// restores: of another name in the configuration, or, on a host that is kept to take over, of this one.
+/// Leaves out the clusters that `--delta` was asked to bring to the set's state, because they are older restores:
+/// with another name in the configuration or, on a host that is kept to take over, with this one.
 pub(super) fn without_asked(
     cx: &Context,
     live: Vec<Live>,
@@ -73,21 +72,21 @@ pub(super) fn without_asked(
     if !parts.all(|part| is_placed(part, placement)) {
         targets.remove(own);
     }
-    // A standby of the same cluster may lie there as well, and be nobody's restore.
+    // A standby of the same cluster may be there as well, and not come from a restore.
     if !targets.is_empty() && !is_ours(cx, asked, there)? {
         targets.clear();
     }
     Ok(live.into_iter().filter(|part| !targets.contains(&part.cluster)).collect())
 }
 
-/// Whether the part lies exactly where the restore puts it.
+/// Whether the part is exactly where the restore puts it.
 fn is_placed(part: &Live, placement: &Placement) -> bool {
     let place = match &part.kind {
         PartKind::Data => Some(&placement.data),
         PartKind::Wal => Some(&placement.wal),
         PartKind::Tablespace { oid, .. } => match placement.tablespaces.get(oid) {
             Some(tablespace) => Some(&tablespace.real),
-            // One that was dropped since: where an older restore had put it.
+            // A tablespace that was dropped since: where an older restore had put it.
             None => {
                 let own = ["tablespaces", "volumes"].map(|name| placement.directory.join(name));
                 return own.iter().any(|own| part.path.starts_with(own));
@@ -97,8 +96,8 @@ fn is_placed(part: &Live, placement: &Placement) -> bool {
     place.and_then(|place| real(place).ok()).is_some_and(|place| place == part.path)
 }
 
-/// Whether what is there was made by a restore: datasets carry the mark, a folder has the marker, or
-/// pg_control is called as only a restore calls it.
+/// Whether a restore made what is there: the datasets carry the mark, a folder has the marker, or pg_control has the
+/// name that only a restore gives it.
 fn is_ours(cx: &Context, asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<bool> {
     let &Asked { manifest, placement, source, .. } = asked;
     let datasets: Vec<DatasetName> =
@@ -112,8 +111,8 @@ fn is_ours(cx: &Context, asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Re
     Ok(is_unfinished(&placement.data) || marker.is_some_and(|it| it.is_of(manifest, source)))
 }
 
-/// A place that is a live part, lies in one, or holds one: by its path, and by where that lies, for a bind mount
-/// may lead into a live part.
+/// Finds a place that is a live part, is inside one, or contains one: by its path, and by what it is mounted from,
+/// because a bind mount may lead into a live part.
 pub(super) fn overlap<'a>(
     places: &'a [PathBuf],
     live: &'a [Live],

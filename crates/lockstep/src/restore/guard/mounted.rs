@@ -1,9 +1,10 @@
-//! What is mounted where `--delta` goes to: the older restore's own datasets, each at its place, and nothing else.
+//! Checks what is mounted where `--delta` restores to: the older restore's own datasets, each at its place, and
+//! nothing else.
 //!
-//! What could go wrong: what somebody has mounted inside a restored data directory, to look at it or to have its
-//! log on a disk of its own, would be emptied as a folder that the set doesn't have; a bind of a live tablespace too. And
-//! where the older restore's datasets have other names than those that were asked for, new ones would be mounted over
-//! some of them, and no server would start on either.
+//! What could go wrong: somebody has mounted something inside a restored data directory, to look at it or to have its
+//! log on a separate disk. It would be emptied as a folder that the set doesn't have; so would a bind mount of a live
+//! tablespace. And if the older restore's datasets have other names than the requested ones, new ones would be
+//! mounted over some of them, and no server would start on either.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use crate::restore::placement::Placement;
 use crate::volume::mounts::{Mount, Mounts};
 use crate::volume::zfs::DatasetName;
 
-/// Refuses what is mounted inside one of the places and is no dataset of the restore's.
+/// Refuses mounts inside one of the places that aren't datasets of the restore.
 pub(super) fn nothing_inside(
     places: &[PathBuf],
     placement: &Placement,
@@ -42,8 +43,8 @@ pub(super) fn nothing_inside(
     Ok(())
 }
 
-/// A dataset that is there is rolled back: it has to be that of an older restore to this very folder.
-/// Where one isn't there, its place must not be that of another one.
+/// Checks the datasets. An existing one is rolled back, so it has to belong to an older restore to this very folder.
+/// For one that doesn't exist yet, no other may be mounted at its place.
 pub(super) fn datasets(
     cx: &Context,
     placement: &Placement,
@@ -72,8 +73,8 @@ pub(super) fn datasets(
     Ok(())
 }
 
-/// Where a dataset is that isn't at `place`: one that is mounted has to be there, of one that isn't the
-/// property has to say so, whose path may lead over links.
+/// Returns where a dataset is if it isn't at `place`. A mounted one has to be mounted there; otherwise its mountpoint
+/// property has to say so, whose path may contain links.
 fn elsewhere(mounted: &[PathBuf], says: PathBuf, place: &Path) -> Option<PathBuf> {
     if mounted.iter().any(|at| at == place) {
         return None;
@@ -85,7 +86,7 @@ fn elsewhere(mounted: &[PathBuf], says: PathBuf, place: &Path) -> Option<PathBuf
     }
 }
 
-/// Nothing is mounted at the place of a dataset that will be made.
+/// Refuses a dataset that would be made where something else is mounted.
 fn not_of_another(dataset: &DatasetName, place: &Path, mounts: &Mounts) -> Result<()> {
     match mounts.iter().find(|mount| mount.point == place) {
         None => Ok(()),

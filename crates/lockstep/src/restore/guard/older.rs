@@ -1,5 +1,5 @@
-//! Whether a folder is an older restore of the same cluster, so that `--delta` may remove from it what the
-//! set doesn't have.
+//! Checks that a folder is an older restore of the same cluster, so that `--delta` may remove from it what the set
+//! doesn't have.
 
 use std::collections::{BTreeSet, HashSet};
 use std::os::unix::ffi::OsStrExt;
@@ -27,15 +27,15 @@ use crate::volume::zfs::DatasetName;
 const IN_DIRECTORY: [&str; 7] =
     ["data", "wal", "tablespaces", "volumes", "log", "run", marker::NAME];
 
-/// What a ZFS with `snapdir=visible` shows in a dataset's root; nobody can remove it.
+/// The folder that a ZFS with `snapdir=visible` shows in a dataset's root; nobody can remove it.
 const SNAPSHOTS: &str = ".zfs";
 
-/// Whether a folder has nothing in it.
+/// Whether a folder is empty.
 pub(super) fn is_empty(folder: &Path) -> Result<bool> {
     Ok(tree::list(folder)?.iter().all(|path| path.ends_with(SNAPSHOTS)))
 }
 
-/// What the folders hold has to look like an older restore of this cluster, or be nothing.
+/// Checks that what the folders hold looks like an older restore of this cluster, or is nothing.
 pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<()> {
     let &Asked { manifest, placement, .. } = asked;
     directory(&placement.directory)?;
@@ -46,9 +46,9 @@ pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<
             let wanted = manifest.postgres.system_identifier;
             return Err(strange(data, format!("the cluster {found}, the set is of {wanted}")));
         }
-        // An interrupted restore may have no pg_control, but the rest of a data directory.
+        // An interrupted restore may lack pg_control, but it has other parts of a data directory.
         if !data.join("PG_VERSION").exists() && !data.join("global").is_dir() {
-            return Err(strange(data, "something else than a data directory".to_owned()));
+            return Err(strange(data, "something other than a data directory".to_owned()));
         }
     }
     let older =
@@ -59,7 +59,7 @@ pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<
             tablespace_holds(asked, *oid, &tablespace.real, own.older.as_ref())?;
         }
     }
-    // A dataset of pg_wal alone has nothing that is rolled back: of that the marker has to say whose it is.
+    // A dataset of pg_wal alone isn't rolled back, so the marker has to say whose it is.
     let is_own = own.older.is_some() && own.has(&placement.wal);
     if placement.wal.starts_with(data) || is_own {
         return Ok(());
@@ -68,18 +68,20 @@ pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<
     holds(&placement.wal, "pg_wal", |name| is_of_wal(name, segment_size))
 }
 
-/// Which places are the older restore's with all that is in them, somebody's own files of the original too.
+/// Tells which places belong to the older restore with everything in them, even files that users had put into the
+/// original.
 struct Own<'a> {
     directory: &'a Path,
-    /// Its marker, where it is of the same cluster.
+    /// Its marker, if it is of the same cluster.
     older: Option<Marker>,
-    /// Its datasets, which have been looked at: what is written to them since is rolled back.
+    /// Its datasets, already checked: what was written to them since is rolled back.
     there: &'a BTreeSet<DatasetName>,
     mounts: Mounts,
 }
 
 impl Own<'_> {
-    /// What is mounted at a place in DIR, and is no dataset of the restore's, is somebody else's.
+    /// Whether the place belongs to it. What is mounted in DIR and isn't a dataset of the restore belongs to somebody
+    /// else.
     fn has(&self, place: &Path) -> bool {
         let Some(mount) = self.mounts.holding(place) else { return false };
         let is_there = |dataset: &DatasetName| dataset.as_str() == mount.source;
@@ -92,8 +94,8 @@ impl Own<'_> {
     }
 }
 
-/// A tablespace's folder that no marker says anything of may hold what is PostgreSQL's, and what this set or one
-/// that was restored there has in it.
+/// Checks a tablespace's folder that the older restore doesn't own: it may hold PostgreSQL's files, and files that
+/// this set or a set that was restored there has in it.
 fn tablespace_holds(
     asked: &Asked<'_>,
     oid: u32,
@@ -109,7 +111,7 @@ fn tablespace_holds(
     if refused.is_ok() || from.parent.is_some() {
         return refused;
     }
-    // Only now: the names of a volume have to be read from the repository.
+    // Only now, because the names of a volume have to be read from the repository.
     let mut names = names_in(&from.repository, &from.shipped, oid)?;
     for set in older.iter().flat_map(|older| older.before.iter().chain([&older.set])) {
         match from.repository.read_if_there(set) {
@@ -123,7 +125,7 @@ fn tablespace_holds(
     holds(folder, what, |name| known(name) || names.contains(name.as_bytes()))
 }
 
-/// What a set has in a tablespace, beside one another.
+/// Returns the names at the top of a tablespace in a set.
 fn names_in(repository: &Repository, set: &Shipped, oid: u32) -> Result<HashSet<Vec<u8>>> {
     let is_it =
         |kind: &PartKind| matches!(kind, PartKind::Tablespace { oid: other, .. } if *other == oid);
@@ -141,8 +143,8 @@ fn names_in(repository: &Repository, set: &Shipped, oid: u32) -> Result<HashSet<
     Ok(children.map(|(name, _)| name.to_vec()).collect())
 }
 
-/// The cluster that an older restore is of, by its system identifier. An unfinished one tells it by
-/// pg_control under its other name, or where that hasn't its content yet by the marker.
+/// Returns the system identifier of the cluster that an older restore is of. In an unfinished restore it comes from
+/// pg_control under its other name, or, if that has no content yet, from the marker.
 fn cluster_of(placement: &Placement) -> Result<Option<SystemIdentifier>> {
     let data = &placement.data;
     if data.join(PG_CONTROL).exists() {
@@ -154,7 +156,7 @@ fn cluster_of(placement: &Placement) -> Result<Option<SystemIdentifier>> {
     Ok(held.or_else(|| Some(Marker::read(&placement.directory)?.system_identifier)))
 }
 
-/// DIR itself: a restore has a data directory in it, or the marker where it didn't come so far.
+/// Checks DIR itself: a restore has a data directory in it, or only the marker if it didn't get that far.
 fn directory(directory: &Path) -> Result<()> {
     holds(directory, "a restore", |name| IN_DIRECTORY.contains(&name))?;
     let has_data = directory.join("data").symlink_metadata().is_ok();
@@ -164,10 +166,10 @@ fn directory(directory: &Path) -> Result<()> {
     Err(strange(directory, "no data directory".to_owned()))
 }
 
-/// What PostgreSQL has in pg_wal.
+/// Whether PostgreSQL has such a name in pg_wal.
 fn is_of_wal(name: &str, segment_size: WalSegmentSize) -> bool {
     let known = [".history", ".partial", ".backup"].iter().any(|end| name.ends_with(end))
-        // What a restore_command fetches has these names first (xlogarchive.c, timeline.c).
+        // A restore_command's files have these names first (xlogarchive.c, timeline.c).
         || ["archive_status", "summaries", "RECOVERYXLOG", "RECOVERYHISTORY"].contains(&name)
         || name.starts_with("xlogtemp.");
     known || WalSegment::parse(name, segment_size).is_ok()
@@ -180,7 +182,7 @@ fn holds(folder: &Path, what: &str, known: impl Fn(&str) -> bool) -> Result<()> 
     match names.find(|name| !name.to_str().is_some_and(is_known)) {
         None => Ok(()),
         Some(name) => {
-            Err(strange(folder, format!("\"{}\", which is nothing of {what}", name.display())))
+            Err(strange(folder, format!("\"{}\", which isn't part of {what}", name.display())))
         }
     }
 }
@@ -226,6 +228,6 @@ mod tests {
         assert!(directory(&folder).is_ok());
         std::fs::write(folder.join("passwd"), b"root").unwrap();
         let error = directory(&folder).unwrap_err();
-        assert!(error.to_string().contains("\"passwd\", which is nothing of a restore"), "{error}");
+        assert!(error.to_string().contains("\"passwd\", which isn't part of a restore"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! Why recovery ended where it did, in words that say what to do.
+//! Explains why recovery ended where it did, and what to do.
 
 use super::{CONSISTENT, NOT_REACHED, has_said};
 use crate::error::Error;
@@ -10,7 +10,7 @@ use crate::restore::build::Build;
 use crate::restore::{fetched, original};
 use crate::set::manifest::Manifest;
 
-/// PostgreSQL's reason to end recovery, where Lockstep knows it.
+/// Adds to the error PostgreSQL's reason for ending recovery, if Lockstep knows it.
 pub(in crate::restore) fn explain(build: &Build, server: &Server, error: Error) -> Error {
     let said = |words: &str| has_said(server, words);
     if said("requested recovery stop point is before consistent recovery point") {
@@ -40,7 +40,7 @@ pub(in crate::restore) fn explain(build: &Build, server: &Server, error: Error) 
                 Some(line) => format!("{end}restore_command said \"{line}\": {}", fetched::hint(line)),
                 None => format!(
                     "{end}take a target up to there, or see that restore_command finds what comes after it{}",
-                    if original_runs(build) { ": the original runs here, and `SELECT pg_switch_wal()` on it has its last segment archived" } else { "" }
+                    if original_runs(build) { ": the original runs here, and `SELECT pg_switch_wal()` on it archives its last segment" } else { "" }
                 ),
             },
         });
@@ -51,44 +51,44 @@ pub(in crate::restore) fn explain(build: &Build, server: &Server, error: Error) 
     }
     if said("Read-only file system") {
         return error.with_hint(
-            "recovery wanted to write outside the restored cluster: name the folder in clone.writable if it may. That may be the log of a restore_command, or where a tablespace was made after the set: that one has to be the server's user's, and no other cluster's",
+            "recovery tried to write outside the restored cluster: the log of a restore_command, perhaps, or a tablespace that was made after the set. If it may, add the folder to clone.writable; a tablespace's has to belong to the server's user, and to no other cluster",
         );
     }
-    // The first word of a server that has its settings and its memory (StartupXLOG in xlog.c).
+    // The first message of a server that has its settings and its memory (StartupXLOG in xlog.c).
     if said("FATAL:  ") && !said("database system was ") {
         return error.with_hint(not_as_there(build.request.clone.is_some()));
     }
     error
 }
 
-/// What to do where a server didn't so much as begin with recovery.
+/// Returns what to do if a server didn't even begin recovery.
 fn not_as_there(is_clone: bool) -> &'static str {
     if is_clone {
-        "the server ended before recovery: what this host hasn't as the original's had it (memory, ssl files, libraries, locales) is set for clones in settings of [clusters.NAME.clone]"
+        "the server ended before recovery: if this host lacks what the original's had (memory, ssl files, libraries, locales), change it for clones with settings of [clusters.NAME.clone]"
     } else {
-        "the server ended before recovery: what this host hasn't as the original's had it (memory, ssl files, libraries, locales) is set with --setting NAME=VALUE, as --setting shared_buffers=1GB or --setting ssl=off"
+        "the server ended before recovery: if this host lacks what the original's had (memory, ssl files, libraries, locales), change it with --setting NAME=VALUE, for example --setting shared_buffers=1GB or --setting ssl=off"
     }
 }
 
-/// Whether the cluster that the set is of runs on this host.
+/// Whether the set's cluster runs on this host.
 fn original_runs(build: &Build) -> bool {
     let all = original::here(build.cx, &build.manifest, &build.placement);
     all.iter().any(|data| server::running(data).is_ok_and(|running| running.is_some()))
 }
 
-/// Why recovery can't begin with the set, where it follows a timeline that doesn't have the set's end (InitWalRecovery in
-/// xlogrecovery.c). PostgreSQL's own hint at that is for a server that has crashed: a copy without its backup_label starts,
-/// and is silently wrong.
+/// Returns why recovery can't begin with the set: it follows a timeline that doesn't contain the set's end
+/// (InitWalRecovery in xlogrecovery.c). PostgreSQL's own hint for that is meant for a server that has crashed: a copy
+/// without its backup_label starts, and is silently wrong.
 fn of_another_timeline(set: &Manifest, is_standby: bool, said: &[String]) -> Option<String> {
     let says = |words: &str| said.iter().any(|line| line.contains(words));
     let timeline = set.timeline();
     let id = &set.set;
-    let before = format!("take a set from before the place where timeline {timeline} was left");
+    let before = format!("take a set from before the point where timeline {timeline} was left");
     let other = match is_standby {
-        // Its primary's is the one that it has to follow.
+        // It has to follow its primary's timeline.
         true => before,
         false => format!(
-            "{before} (with --target-time and no set named it is found), or give --target-timeline {timeline} to recover along the set's own"
+            "{before} (with --target-time and no set given, Lockstep finds it), or give --target-timeline {timeline} to recover along the set's own"
         ),
     };
     if says("is not a child of this server's history") {
@@ -103,11 +103,11 @@ fn of_another_timeline(set: &Manifest, is_standby: bool, said: &[String]) -> Opt
     }
     let start = set.start_lsn.map_or_else(String::new, |start| format!(" (from {start} on)"));
     Some(format!(
-        "the WAL that recovery reads isn't the one that set {id} was taken with{start}: is it of another timeline, or does restore_command give another cluster's? In the first case {other}. Leave backup_label where it is: without it the cluster would start, and be wrong"
+        "the WAL that recovery reads isn't the one that set {id} was taken with{start}: is it of another timeline, or does restore_command deliver another cluster's? In the first case {other}. Leave backup_label where it is: without it the cluster would start, and be wrong"
     ))
 }
 
-/// How far recovery came, in the words of the server (PerformWalRecovery in xlogrecovery.c).
+/// Returns how far recovery got, in the words of the server (PerformWalRecovery in xlogrecovery.c).
 pub(super) fn came_to(said: &[String]) -> Option<String> {
     let behind = |words: &str| {
         let rest = said.iter().rev().find_map(|line| line.split_once(words))?.1;
@@ -159,7 +159,7 @@ mod tests {
             assert!(!hint.contains("remov"), "{hint}");
         }
         assert_eq!(hint("FATAL:  the database system is starting up"), None);
-        // Which --standby forbids.
+        // --standby forbids it.
         assert!(!of(true, not_a_child).unwrap().contains("--target-timeline"));
     }
 }

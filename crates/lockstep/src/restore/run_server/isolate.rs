@@ -1,4 +1,5 @@
-//! The mount namespace that recovery runs in: what it replays by the original's paths lands in the restored cluster.
+//! The mount namespace that recovery runs in: what it replays by the original's paths ends up in the restored
+//! cluster.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ use crate::restore::build::Build;
 use crate::restore::tree;
 use crate::volume::mounts::Mounts;
 
-/// The namespace: the original tablespace paths lead to the restored cluster.
+/// Prepares the namespace: the original tablespace paths lead to the restored cluster.
 pub(super) fn isolate(
     build: &mut Build,
     bin_dir: &Path,
@@ -37,7 +38,7 @@ pub(super) fn isolate(
             continue;
         }
         let folder = placement.directory.join("tablespaces").join(oid.to_string());
-        // Of an older restore, which --delta was asked to bring back: what is replayed would find its files.
+        // Left by an older restore that --delta was asked to update: replay would find its files.
         forget_older(&folder)?;
         build.journal.own.push(folder.clone());
         binds.push(Bind { from: folder, at: original });
@@ -56,7 +57,8 @@ pub(super) fn isolate(
     let mut own: Vec<PathBuf> = placement.volumes.iter().map(|v| v.mountpoint.clone()).collect();
     own.sort();
     let mut writable = vec![placement.directory.clone()];
-    // A tablespace's, elsewhere: on a file system of the host, which isn't the server's to write to.
+    // A tablespace that goes elsewhere may be on a file system of the host, which the server can't write to by
+    // default.
     let elsewhere = placement.folders().filter(|path| !path.starts_with(&placement.directory));
     writable.extend(elsewhere.cloned());
     writable.extend(isolation::USUAL.map(PathBuf::from));
@@ -75,14 +77,14 @@ pub(super) fn isolate(
     Ok(Some(Isolation { own, writable, binds, hidden: Vec::new() }))
 }
 
-/// Whether a folder inside `outer` is writable with it: a file system of its own on the way isn't.
+/// Whether a folder inside `outer` is writable with it: not if another file system is mounted on the way.
 fn is_writable_with(path: &Path, outer: &Path, points: &[&Path]) -> bool {
     let between =
         |point: &&Path| point.starts_with(outer) && **point != *outer && path.starts_with(point);
     path.starts_with(outer) && !points.iter().any(between)
 }
 
-/// Empties the place of a tablespace that recovery may make anew.
+/// Empties the place of a tablespace that recovery may create again.
 fn forget_older(folder: &Path) -> Result<()> {
     if folder.is_symlink() {
         return files::remove_file(folder);
@@ -94,14 +96,14 @@ fn forget_older(folder: &Path) -> Result<()> {
         None => files::empty_directory(folder),
         Some(path) => Err(Refusal::NotAnOlderRestore {
             path: folder.to_path_buf(),
-            holds: format!("\"{}\", which is nothing of a tablespace", path.display()),
+            holds: format!("\"{}\", which isn't part of a tablespace", path.display()),
         }
         .into()),
     }
 }
 
-/// Tablespaces that the set doesn't have and that recovery may create: those of the live cluster
-/// as it is now, and those in the set's own WAL.
+/// Returns tablespaces that the set doesn't have and that recovery may create: those that the live cluster has now,
+/// and those in the set's own WAL.
 fn created_later(build: &Build, bin_dir: &Path) -> Result<Vec<(u32, PathBuf)>> {
     let live = &build.cx.cluster.data_directory;
     let mut all = if live.is_dir() { instance::tablespace_links(live)? } else { Vec::new() };
@@ -115,8 +117,8 @@ fn created_later(build: &Build, bin_dir: &Path) -> Result<Vec<(u32, PathBuf)>> {
 fn created_in_wal(build: &Build, bin_dir: &Path, start: Lsn) -> Vec<(u32, PathBuf)> {
     let identity = build.manifest.wal_identity();
     let end = identity.map(|identity| wal::end_of_run(&build.placement.wal, identity, start));
-    // It ends with an error where the WAL ends; what it printed before is what counts. Without an
-    // end it would wait five seconds for the segment after the last.
+    // It ends with an error where the WAL ends; what it printed before counts. Without an end it would wait five
+    // seconds for the segment after the last.
     let text = end.and_then(|end| {
         let pg_waldump = Program::new(bin_dir.join("pg_waldump"))
             .arg("-p")
@@ -135,7 +137,7 @@ fn created_in_wal(build: &Build, bin_dir: &Path, start: Lsn) -> Vec<(u32, PathBu
     parse_creates(&text)
 }
 
-/// Lines of pg_waldump such as `… desc: CREATE 16432 "/srv/ts"` (tblspcdesc.c).
+/// Parses lines of pg_waldump such as `… desc: CREATE 16432 "/srv/ts"` (tblspcdesc.c).
 fn parse_creates(text: &str) -> Vec<(u32, PathBuf)> {
     text.lines()
         .filter_map(|line| {

@@ -1,16 +1,17 @@
-//! What the next start of recovery removes that was in its way.
+//! A file that is in the way of recovery, and that the next start of recovery removes.
 
 use std::path::{Component, Path};
 
 use crate::postgres::server::Server;
 
-/// Whether recovery came to its end and met an unlogged relation's file there that its next start removes; `has_met`: it has
-/// before, and isn't to do so twice.
+/// Whether recovery reached its end and found a file of an unlogged relation in the way that its next start removes.
+/// `has_met`: this happened before; it is accepted only once.
 ///
-/// A relation is unlogged by its init fork. An index of an unlogged table that was being built at the snapshot has its main
-/// fork there and no init fork: the WAL brings it. PostgreSQL removes the main forks of unlogged relations when recovery
-/// begins and copies their init forks there when it ends (ResetUnloggedRelations in reinit.c), before it is marked as ended,
-/// so that the next start does it all again: with the init fork there from the beginning.
+/// A relation is unlogged if it has an init fork. If an index of an unlogged table was being built at the snapshot,
+/// the snapshot has its main fork but no init fork: the WAL brings that. PostgreSQL removes the main forks of
+/// unlogged relations when recovery begins, and copies their init forks to them when it ends (ResetUnloggedRelations
+/// in reinit.c). The copy comes before recovery is marked as ended, so the next start does everything again, this
+/// time with the init fork present from the beginning.
 pub(super) fn needs_its_next_start(data: &Path, server: &Server, has_met: &mut bool) -> bool {
     let Some(file) = server.said().iter().rev().find_map(|line| main_fork_in_the_way(line)) else {
         return false;
@@ -27,7 +28,7 @@ pub(super) fn needs_its_next_start(data: &Path, server: &Server, has_met: &mut b
     true
 }
 
-/// The file in `… FATAL:  could not create file "base/5/16391": File exists` (copy_file in copydir.c).
+/// Returns the file in `… FATAL:  could not create file "base/5/16391": File exists` (copy_file in copydir.c).
 fn main_fork_in_the_way(line: &str) -> Option<&str> {
     let (_, rest) = line.split_once("FATAL:  could not create file \"")?;
     let file = rest.strip_suffix("\": File exists")?;

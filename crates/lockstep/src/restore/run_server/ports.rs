@@ -10,22 +10,22 @@ use crate::postgres::instance;
 /// The longest path of a Unix socket (sun_path), less the name that PostgreSQL adds.
 const LONGEST_SOCKET_DIRECTORY: usize = 107 - "/.s.PGSQL.65535.lock".len();
 
-/// A port that nobody listens on, and that isn't `taken`: a server without listen_addresses has its
-/// port in its socket's name alone, where a bind can't see it.
+/// Returns a port that nobody listens on, and that isn't `taken`: a server without listen_addresses has its port only
+/// in its socket's name, where a bind can't see it.
 ///
 /// # Errors
 /// When there is none.
 pub fn free_port(taken: u16) -> Result<u16> {
     let bind = || TcpListener::bind(("127.0.0.1", 0)).map(|socket| (socket.local_addr(), socket));
-    // The first one is held until there is a second, so that the same isn't given twice.
+    // The first one is held until there is a second, so that the system doesn't return the same one twice.
     let first = bind().map_err(|e| Error::failed("no free port").because(e))?;
     let second = bind().map_err(|e| Error::failed("no free port").because(e))?;
     let ports = [first.0, second.0].into_iter().flatten().map(|address| address.port());
     ports.into_iter().find(|port| *port != taken).ok_or_else(|| Error::failed("no free port"))
 }
 
-/// Refuses a port that somebody listens on, before anything is made for it: by its number, or without
-/// listen_addresses by a socket of its name in one of these folders.
+/// Refuses a port that somebody listens on, before anything is made for it: by its number, or, for a server without
+/// listen_addresses, by a socket of its name in one of these folders.
 ///
 /// # Errors
 /// [`Error::Usage`] when it is taken.
@@ -38,7 +38,7 @@ pub fn check_port(port: u16, sockets: &[PathBuf]) -> Result<()> {
     };
     match TcpListener::bind(("127.0.0.1", port)) {
         Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => return Err(taken(String::new())),
-        // What else there is to say, the server says.
+        // The server will report any other problem.
         _ => {}
     }
     for folder in sockets {
@@ -50,7 +50,7 @@ pub fn check_port(port: u16, sockets: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Where a restored server may open its socket: first in its own folder, then where the original does or did.
+/// Returns where a restored server may open its socket: first its own folder, then where the original does or did.
 pub(in crate::restore) fn sockets(cx: &Context, directory: &Path) -> Vec<PathBuf> {
     let mut folders = vec![socket_directory(directory)];
     folders.extend(instance::socket_directory(&cx.cluster.data_directory));
@@ -60,10 +60,10 @@ pub(in crate::restore) fn sockets(cx: &Context, directory: &Path) -> Vec<PathBuf
     folders
 }
 
-/// Where a server of `directory` opens its socket: in its folder `run`, where the name fits.
+/// Returns where the server of `directory` opens its socket: in its folder `run`, if the path fits.
 pub(crate) fn socket_directory(directory: &Path) -> PathBuf {
     let run = directory.join("run");
-    // unix_socket_directories is a list between commas, and a quote in it would need quoting.
+    // unix_socket_directories is a comma-separated list, and a quote in it would need quoting.
     let plain = run.to_str().is_some_and(|text| !text.contains([',', '"', ' ']));
     if plain && run.as_os_str().len() <= LONGEST_SOCKET_DIRECTORY { run } else { "/tmp".into() }
 }
@@ -79,7 +79,7 @@ mod tests {
         let error = check_port(port, &[]).unwrap_err();
         assert_eq!((error.exit_code(), error.chain()), (2, format!("port {port} is taken")));
         drop(taken);
-        // A server without listen_addresses has its socket alone.
+        // A server without listen_addresses only has its socket.
         let scratch = tempfile::tempdir().unwrap();
         let folders = [scratch.path().join("none"), scratch.path().to_path_buf()];
         let lock = scratch.path().join(format!(".s.PGSQL.{port}.lock"));

@@ -1,4 +1,4 @@
-//! Settings that the original raised after the set was taken: recovery can't go on with less.
+//! Settings that the original raised after the set was taken: recovery can't continue with less.
 
 use pgfiles::control_file::ControlFile;
 
@@ -7,8 +7,8 @@ use crate::postgres::server::{LowerSetting, Server};
 use crate::postgres::{instance, recovery};
 use crate::restore::build::Build;
 
-/// Raises the settings that kept recovery from going on; whether that is anything new. Later starts need them too, so
-/// they are written to the cluster's own settings. `before`: pg_control before recovery.
+/// Raises the settings that stopped recovery; returns whether any of them is new. Later starts need them too, so they
+/// are written to the cluster's own settings. `before`: pg_control before recovery.
 pub(super) fn raise(build: &mut Build, server: &Server, before: &ControlFile) -> bool {
     let mut lower: Vec<_> = server.lower_setting().into_iter().collect();
     if RAN_OUT.iter().any(|words| has_said(server, words))
@@ -23,7 +23,7 @@ pub(super) fn raise(build: &mut Build, server: &Server, before: &ControlFile) ->
             continue;
         }
         tracing::info!(
-            "{name} becomes {value} in the restored cluster: the original's was raised, and recovery can't go on with less"
+            "{name} becomes {value} in the restored cluster: the original's was raised, and recovery can't continue with less"
         );
         recovery::put(&mut build.raised, name, value);
         is_new = true;
@@ -31,13 +31,14 @@ pub(super) fn raise(build: &mut Build, server: &Server, before: &ControlFile) ->
     is_new
 }
 
-/// In the server's words (twophase.c, lock.c): what is replayed had more than this server has room for. Where nobody is
-/// to read, PostgreSQL doesn't compare settings, and finds it out so.
+/// The server's messages (twophase.c, lock.c) when the replayed WAL needs more room than this server has. With
+/// hot_standby off, PostgreSQL doesn't compare the settings, and finds out this way.
 const RAN_OUT: [&str; 2] =
     ["maximum number of prepared transactions reached", "out of shared memory"];
 
-/// What pg_control says that the original was raised to in what was replayed (XLOG_PARAMETER_CHANGE); and where room for
-/// prepared transactions is lacking, what it has had from the beginning, if the server says that it has less.
+/// Returns the settings that the original raised in the replayed WAL, according to pg_control
+/// (XLOG_PARAMETER_CHANGE). If room for prepared transactions is lacking, also the original's value from the
+/// beginning, if the server says that it has less.
 fn raised_meanwhile(before: &ControlFile, now: &ControlFile, said: &[String]) -> Vec<LowerSetting> {
     const PREPARED: &str = "max_prepared_transactions";
     let of = |control: &ControlFile| {
@@ -86,7 +87,7 @@ mod tests {
             ("max_locks_per_transaction".to_owned(), 200),
         ];
         assert_eq!(raised(&now, &[]), expected);
-        // The set's own pg_control has more than its configuration.
+        // The set's own pg_control has a higher value than its configuration.
         let mut same = before.clone();
         same.max_prepared_transactions = 5;
         let hint = "t [7] HINT:  Increase max_prepared_transactions (currently 0).".to_owned();

@@ -1,10 +1,12 @@
-//! Whether two clusters went on apart along one timeline: a pure function of when, and where in the WAL, sets were taken.
+//! Tells whether two clusters continued separately along one timeline: a pure function of when, and where in the WAL,
+//! sets were taken.
 //!
-//! What could go wrong: PostgreSQL gives a restored cluster the number after the highest whose history its
-//! restore_command finds. Two restores of one set then are both timeline 2, with the same history, and nothing in their
-//! sets' timelines tells the one that lives from the one that was given up. But a primary's WAL goes on with time: a set
-//! that was begun after another had ended begins behind that one's end. Where it doesn't, they are of two clusters. It is
-//! a net, and no proof: two that always come further before the other's next set look like one.
+//! What could go wrong: PostgreSQL gives a restored cluster the number after the highest timeline whose history its
+//! restore_command finds. So two restores of one set can both get timeline 2, with the same history, and nothing in
+//! their sets' timelines distinguishes the cluster that lives from the one that was given up. But a primary's WAL
+//! only grows: a set that was begun after another had ended begins after that one's end. If it doesn't, they are of
+//! two clusters. This is a safety net, not proof: two clusters that each get further before the other's next set look
+//! like one.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,28 +21,29 @@ use crate::plan::strategy::Strategy;
 use crate::process::quote;
 use crate::set::manifest::{Manifest, path_text};
 
-/// The primary that a set was taken from, and when. Of a standby there is none: it is behind, by as much as it likes.
+/// The primary that a set was taken from, and when. There is none for a standby's set: a standby may lag behind by
+/// any amount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Primary {
     /// When the set was begun.
     pub begun: Timestamp,
-    /// When it was there.
+    /// When it was complete.
     pub finished: Timestamp,
-    /// How far the WAL had come while it was taken; nothing where only an older checkpoint's place is known.
+    /// How far the WAL had come while it was taken; `None` if only an older checkpoint's position is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<Lsn>,
     /// The state_dir that took it.
     pub owner: String,
-    /// From here.
+    /// The data directory that it was taken from.
     #[serde(with = "path_text")]
     pub data_directory: PathBuf,
 }
 
 impl Primary {
-    /// That of a set; nothing of a standby's.
+    /// Returns that of a set; `None` for a standby's.
     pub(super) fn of(set: &Manifest) -> Option<Self> {
-        // Recovery of the others may start at a checkpoint from before they were begun.
+        // With other strategies, recovery may start at a checkpoint from before the set was begun.
         let at = match set.strategy {
             Strategy::Label => set.start_lsn,
             _ => set.floor(),
@@ -72,14 +75,14 @@ struct Side {
     primary: Primary,
 }
 
-/// Of each cluster's timelines, by its system identifier, the two where the later one is the newest.
+/// For each cluster's timelines, by system identifier: the two sets, of which the later one is the newest.
 pub(super) type All = BTreeMap<(SystemIdentifier, TimelineId), Apart>;
 
-/// Those among these sets.
+/// Finds those among these sets.
 pub(super) fn find(sets: &[Member]) -> All {
     let mut by_timeline: BTreeMap<_, Vec<(&Member, &Primary)>> = BTreeMap::new();
     for set in sets {
-        // Where the clock was set back meanwhile its times say nothing.
+        // If the clock was set back meanwhile, its times say nothing.
         if let Some(primary) = set.primary.as_ref().filter(|it| it.begun < it.finished) {
             let key = (set.system_identifier, set.timeline);
             by_timeline.entry(key).or_default().push((set, primary));
@@ -101,7 +104,7 @@ fn of_one(timeline: TimelineId, mut sets: Vec<(&Member, &Primary)>) -> Option<Ap
     let mut finished = finished.into_iter().peekable();
     let (mut furthest, mut found) = (None::<(Lsn, _)>, None);
     for later in sets {
-        // Of two that were taken at the same time nobody knows which was where first.
+        // Of two sets taken at the same time, nobody knows which position came first.
         while let Some(set) = finished.next_if(|(_, primary)| primary.finished <= later.1.begun) {
             let end = set.0.end.filter(|end| furthest.as_ref().is_none_or(|(far, _)| end > far));
             furthest = end.map(|end| (end, set)).or(furthest);
@@ -117,17 +120,17 @@ fn of_one(timeline: TimelineId, mut sets: Vec<(&Member, &Primary)>) -> Option<Ap
 }
 
 impl Apart {
-    /// What to do.
+    /// Returns what to do.
     #[must_use]
     pub fn hint(&self) -> String {
         format!(
-            "which of the two lives? End the backups of the other one, and remove its sets: `lockstep prune --set ID`, with --repository NAME or --local. A history of timeline {} that restore_command finds lets the next restore take another number (docs/archive.md). Where there is one cluster alone: was the clock wrong when one of the two was taken? Then remove that set",
+            "which of the two is the live one? End the backups of the other one, and remove its sets: `lockstep prune --set ID`, with --repository NAME or --local. A history of timeline {} that restore_command finds lets the next restore take another number (docs/archive.md). If there is only one cluster: was the clock wrong when one of the two was taken? Then remove that set",
             self.timeline
         )
     }
 }
 
-/// For a sentence: `two clusters went on along timeline 2: set … was begun at …`.
+/// For use in a sentence: `two clusters went on along timeline 2: set … was begun at …`.
 impl fmt::Display for Apart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { timeline, earlier, later } = self;
@@ -154,7 +157,8 @@ mod tests {
     use crate::set::branches::Branches;
     use crate::set::manifest::tests::manifest;
 
-    /// A primary's set that takes two seconds: its recovery starts at 0/`start`000000, and it holds all up to 0/`floor`000000.
+    /// A primary's set that takes two seconds: its recovery starts at 0/`start`000000, and it holds everything up to
+    /// 0/`floor`000000.
     fn set(second: u32, start: u64, floor: u64, data: &str) -> Manifest {
         let time = |second| format!("2026-11-23T19:45:{second:02}Z").parse().unwrap();
         let mut set = manifest(&format!("20261123T1945{second:02}Z-k3fa"), vec![]);
@@ -168,7 +172,7 @@ mod tests {
         set
     }
 
-    /// What is said of the newest.
+    /// Returns what is said about the newest.
     fn said(sets: &[Manifest]) -> Option<String> {
         let branches = Branches::of(sets.iter().map(Member::from));
         let again = Branches::of(sets.iter().rev().map(Member::from));
@@ -181,17 +185,17 @@ mod tests {
     fn two_restores_of_one_set_are_told_apart() {
         let mut sets = vec![set(1, 4, 5, "/first"), set(11, 5, 6, "/first")];
         assert_eq!(said(&sets), None);
-        // The other's first: its WAL has come as far as that of the one that was given up had.
+        // The other cluster's first set: its WAL has come as far as that of the one that was given up had.
         sets.push(set(21, 5, 6, "/second"));
         let words = said(&sets).unwrap();
         assert!(words.contains("along timeline 2: set 20261123T194521Z-k3fa"), "{words}");
         for word in ["/first", "/second", "begun at 0/5000000", "goes to 0/6000000"] {
             assert!(words.contains(word), "{words}");
         }
-        // The first one's timer goes on: its newest set says nothing against it, but the two are there still.
+        // The first one's timer continues: its newest set shows no conflict, but the two are still there.
         sets.push(set(31, 7, 8, "/first"));
         assert_eq!(said(&sets).unwrap(), words);
-        // Those of the one that was given up are removed.
+        // The sets of the one that was given up are removed.
         assert_eq!(said(&sets[2..3]), None);
         sets.remove(2);
         assert_eq!(said(&sets), None);
@@ -228,7 +232,7 @@ mod tests {
         };
         assert_eq!(said(&[set(1, 5, 6, "/a"), standby(11, 5)]), None);
         assert_eq!(said(&[standby(1, 7), set(11, 6, 8, "/a")]), None);
-        // The clock was set back while one was taken: it isn't taken for one that ended before it began.
+        // The clock was set back while one was taken: it doesn't count as one that ended before it began.
         let mut back = set(11, 6, 7, "/a");
         back.finished_at = back.started_at;
         assert_eq!(said(&[set(1, 5, 6, "/a"), back]), None);
