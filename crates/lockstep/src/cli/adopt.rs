@@ -41,7 +41,7 @@ impl Adopt {
         for (what, error) in &report.failed {
             tracing::warn!("{what} isn't taken up: {}", error.chain());
         }
-        // What was asked for by name is somewhere else.
+        // A set that was named on the command line is stored elsewhere.
         let missed = !self.sets.is_empty() && !report.elsewhere.is_empty();
         let is_well = report.failed.is_empty() && !missed;
         Ok(if is_well { Done::Well } else { Done::WithProblems })

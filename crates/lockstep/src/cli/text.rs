@@ -1,12 +1,12 @@
-//! Texts of the command line that mean something to PostgreSQL alone. What it wouldn't take is refused here, before
+//! Arguments of the command line that only PostgreSQL interprets. What it wouldn't accept is refused here, before
 //! anything is made.
 //!
-//! What could go wrong: a script's variable that isn't set. An empty recovery_target_name is no target at all, and
-//! recovery goes on to the end of the WAL.
+//! What could go wrong: a script's variable that isn't set. An empty recovery_target_name is no target at all, so
+//! recovery continues to the end of the WAL.
 
-/// The longest name of a restore point (MAXFNAMELEN in xlog_internal.h, less its end), in bytes.
+/// The longest name of a restore point (MAXFNAMELEN in xlog_internal.h, less its terminating zero), in bytes.
 const LONGEST_POINT: usize = 63;
-/// The longest name of a slot (NAMEDATALEN, less its end), in bytes.
+/// The longest name of a slot (NAMEDATALEN, less its terminating zero), in bytes.
 const LONGEST_SLOT: usize = 63;
 
 /// A restore point's name (check_recovery_target_name in xlogrecovery.c).
