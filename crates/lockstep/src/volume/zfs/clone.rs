@@ -172,7 +172,7 @@ impl Zfs {
             ];
             let names = some.iter().map(|made| made.dataset.as_str());
             let marks = match self.run(args.into_iter().chain(names)) {
-                // One has gone since. Ask again for the others.
+                // One has gone since; the next call reports the others.
                 Err(error) if said::is_absent(&error) => continue,
                 out => parse::sourced(&out?.stdout)?,
             };

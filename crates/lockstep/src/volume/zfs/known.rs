@@ -1,5 +1,5 @@
-//! What is known about this machine's ZFS, so that no backup has to find it out again: each probe is a process, and
-//! fills a whole core for a while.
+//! What is known about this machine's ZFS, so that no backup has to find it out again: each command is a process, and
+//! a busy core has no time to spare.
 //!
 //! It was found by trying, never from a version, and is kept in `zfs.json` in state_dir, together with the program
 //! file and the kernel module for which it was found. With another program or module, or a day later, it is found out
@@ -26,7 +26,7 @@ const MODULE: [&str; 2] = ["/sys/module/zfs/version", "/sys/module/zfs/srcversio
 /// What was found out; what is missing hasn't been tried yet.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 struct Known {
-    /// Several snapshots in one command are in one transaction group.
+    /// It takes several snapshots in one command, in one transaction group.
     multi_snapshot: Option<bool>,
     /// Properties that not every ZFS has.
     #[serde(default)]
