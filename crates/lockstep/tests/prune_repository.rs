@@ -553,7 +553,7 @@ fn a_full_folder_gets_room_again() {
     fill();
     let failed = lockstep.expect(exit::FAILED, &prune);
     assert_said(&failed, &["No space left on device", "not even the lease fits"]);
-    // One that was full before anything was kept back.
+    // A folder that was full before anything was reserved.
     assert!(!reserve.exists());
     fill();
     let failed = lockstep.expect(exit::FAILED, &prune);
@@ -564,7 +564,7 @@ fn a_full_folder_gets_room_again() {
     let length = file.metadata().expect("it is ours").len();
     file.set_len(length - (16 << 10)).expect("it can be cut off");
     drop(file);
-    // What the hint says is what the program takes.
+    // The program accepts the command in the hint.
     let hint = shipped.stderr.lines().find(|line| line.contains("also where there is no room"));
     let hint = hint.unwrap_or_else(|| panic!("{}", shipped.describe()));
     let commands: Vec<_> =
@@ -576,7 +576,7 @@ fn a_full_folder_gets_room_again() {
     must(&mut command("umount", [path.as_str()]));
 }
 
-/// Whoever waits for a repository keeps nobody from taking a backup.
+/// Waiting for a repository doesn't keep anybody from taking a backup.
 #[test]
 fn a_repository_that_never_answers_keeps_no_backup_from_being_taken() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -594,7 +594,7 @@ fn a_repository_that_never_answers_keeps_no_backup_from_being_taken() {
     let outcome = pruning.wait(LIMIT);
     assert_eq!(outcome.code, Some(exit::PROBLEMS), "{}", outcome.describe());
     assert_said(&outcome, &["repository far can't be asked what it has"]);
-    // What has come meanwhile counts.
+    // A set that was taken meanwhile counts.
     assert!(outcome.stdout.contains(&first), "{}", outcome.describe());
     assert_eq!(lockstep.sets(), [second]);
 }
