@@ -112,8 +112,8 @@ impl Primary {
         })
     }
 
-    /// The settings of its postgresql.conf, without includes, for a data directory that has no such file (Debian
-    /// keeps it in /etc); `None` if this user may not see them.
+    /// The settings of its postgresql.conf, with includes resolved, for a data directory that has no such file
+    /// (Debian keeps it in /etc); `None` if this user may not see them.
     pub(super) fn file_settings(&mut self) -> Option<Vec<(String, String)>> {
         match connection::file_settings(&mut self.client) {
             Ok(settings) => Some(settings),

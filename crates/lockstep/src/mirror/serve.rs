@@ -32,7 +32,7 @@ pub fn start(home: &Home, record: &mut Record) -> Result<()> {
 }
 
 /// Takes over the primary's settings that a hot standby must match, and makes its slot again if somebody dropped it.
-/// Does nothing where the primary can't be asked.
+/// If the primary can't be asked, the recorded values stay.
 fn refresh(home: &Home, record: &mut Record) -> Result<()> {
     record.write_passfile()?;
     let asked = record
