@@ -600,7 +600,7 @@ fn what_a_restore_command_leaves_running_is_named() {
     let leaves = "setsid sleep 615 >/dev/null 2>&1 & false";
     let more = ["--start", "--restore-command", leaves];
     let outcome = fixture.lockstep().expect(exit::DONE, &restore_arguments(&set, &to, &more));
-    let named = ["left running in recovery", "(sleep 615)", "are busy"];
+    let named = ["left running by recovery", "(sleep 615)", "are busy"];
     assert_said(&outcome, &named);
     end("sleep 615");
     fixture.discard_restored(&to, &set);

@@ -154,7 +154,7 @@ impl Conninfo {
         match self.get("target_session_attrs") {
             None | Some("any" | "primary" | "read-write" | "read-only") => Ok(self),
             Some(other) => Err(format!(
-                "it has target_session_attrs={other}, and it is the primary that is asked: write target_session_attrs=primary, or leave it out"
+                "it has target_session_attrs={other}, and Lockstep has to ask the primary: write target_session_attrs=primary, or leave it out"
             )),
         }
     }

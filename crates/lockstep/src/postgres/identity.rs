@@ -135,7 +135,7 @@ pub fn difference(client: &mut Client, data_directory: &Path) -> Result<Option<S
         "pg_control in \"{}\" is written so often that nobody can tell whether the server that answers is the one that writes it",
         data_directory.display()
     ))
-    .with_hint("take the backup again; where it stays so, is data_directory the server's own?"))
+    .with_hint("take the backup again; if it fails again, check that data_directory is this server's own"))
 }
 
 /// The server's identity; `None` if its own read of pg_control was torn by a write.

@@ -215,7 +215,7 @@ pub fn bin_dir_of(configured: Option<&Path>, major: Option<u32>) -> Result<PathB
             first.display()
         ),
         format!(
-            "install PostgreSQL {wanted}; where it isn't in its usual place, let bin_dir of this cluster name the folder that holds its postgres"
+            "install PostgreSQL {wanted}; if it isn't in its usual place, set bin_dir of this cluster to the folder that holds its postgres"
         ),
     ))
 }

@@ -259,7 +259,7 @@ impl Server {
         let left = self.namespace.take().map(Namespace::processes).unwrap_or_default();
         if !left.is_empty() {
             tracing::warn!(
-                "left running in recovery, by restore_command perhaps: {}. Until it ends, the datasets of \"{}\" are busy",
+                "left running by recovery, perhaps by restore_command: {}. Until it ends, the datasets of \"{}\" are busy",
                 left::named(&left),
                 self.data.display()
             );
@@ -287,7 +287,7 @@ impl Server {
     fn cannot_go_on(&self, lower: &LowerSetting) -> Error {
         let LowerSetting { name, needed } = lower;
         Error::failed(format!(
-            "recovery of \"{}\" halted before its end: readers can't be let in with a lower {name} than the original's {needed}",
+            "recovery of \"{}\" halted before its end: a server that accepts readers needs {name} of at least {needed}, which is the original's",
             self.data.display()
         ))
     }
@@ -389,7 +389,7 @@ fn wait_for_end(
         }
         if last_sign.elapsed() > SIGN {
             tracing::info!(
-                "the server of \"{}\" (process {pid}) has been at its last checkpoint for {} s: it is waited for",
+                "the server of \"{}\" (process {pid}) has been writing its last checkpoint for {} s: still waiting for it",
                 data.display(),
                 began.elapsed().as_secs()
             );

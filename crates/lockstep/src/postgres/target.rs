@@ -212,7 +212,7 @@ fn parse_time_in(
             let is_utc = matches!(pieces.offset(), Some(PiecesOffset::Zulu));
             return match zone.map(|zone| zone.to_offset(moment)).filter(|_| !is_utc) {
                 Some(in_zone) if in_zone != offset => Err(Error::usage(
-                    format!("\"{text}\" contradicts itself: the offset there is {in_zone} then"),
+                    format!("\"{text}\" contradicts itself: at that time the offset of its zone is {in_zone}"),
                     "write one of the two: the offset, or the zone",
                 )),
                 _ => Ok(moment),
@@ -231,8 +231,8 @@ fn parse_time_in(
         AmbiguousOffset::Unambiguous { .. } => {
             return found.unambiguous().map_err(|error| wrong(Some(error)));
         }
-        AmbiguousOffset::Gap { .. } => "no time: the clocks there were put forward over it",
-        AmbiguousOffset::Fold { .. } => "two times: the clocks there were put back over it",
+        AmbiguousOffset::Gap { .. } => "no time: the clocks there were put forward and skipped it",
+        AmbiguousOffset::Fold { .. } => "two times: the clocks there were put back and repeated it",
     };
     let candidates = [found.earlier(), found.later()].into_iter().flatten();
     let candidates: Vec<_> =
@@ -312,7 +312,10 @@ mod tests {
             error.to_string()
         };
         let said = refused("2025-11-27 14:29:49-05:00[Europe/Berlin]");
-        assert!(said.contains("contradicts itself: the offset there is +01"), "{said}");
+        assert!(
+            said.contains("contradicts itself: at that time the offset of its zone is +01"),
+            "{said}"
+        );
         assert!(refused("2025-11-27 14:29:49[Nonsense/Zone]").contains("Nonsense/Zone"));
         // Short names of zones are ambiguous.
         refused("2025-11-27 14:29:49 CET");
