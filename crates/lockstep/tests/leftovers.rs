@@ -514,7 +514,7 @@ fn a_clone_takes_nothing_of_another_that_has_its_name() {
     hooks.steps.release("restore.journal");
     let failed = program.wait(LIMIT);
     assert_eq!(failed.code, Some(exit::FAILED), "{}", failed.describe());
-    assert_said(&failed, &["it isn't what that restore made", &taken]);
+    assert_said(&failed, &["that restore didn't make this dataset", &taken]);
     zfs(&["destroy", &taken]);
     assert_eq!(fixture.clones().len(), before);
     run(exit::DONE, "shop", &["backup"]);

@@ -100,7 +100,7 @@ impl Zfs {
         {
             tracing::warn!(
                 %dataset, restore = restore_id, says = out.stdout.trim_end(),
-                "it isn't what that restore made, by its lockstep:restore: it stays"
+                "that restore didn't make this dataset, as its lockstep:restore shows: it stays"
             );
             return Ok(());
         }

@@ -130,7 +130,7 @@ impl Zfs {
             None => Ok(()),
             Some(true) => self.destroy(dataset.as_str()),
             Some(false) => Err(Error::failed(format!(
-                "\"{dataset}\" isn't what Lockstep made: it doesn't carry {property}={value}"
+                "dataset \"{dataset}\" wasn't made by Lockstep: it doesn't have {property}={value}"
             ))),
         }
     }
