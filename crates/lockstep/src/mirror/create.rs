@@ -194,7 +194,7 @@ fn check_names(home: &Home, config: &Config, wanted: &Create) -> Result<()> {
     if config.clusters.contains_key(name.as_str()) {
         return refuse(
             format!("the configuration has a cluster \"{name}\" already"),
-            "choose another name, or take that one away",
+            "choose another name, or remove that cluster from the configuration",
         );
     }
     if home.records()?.iter().any(|record| record.name == *name) {

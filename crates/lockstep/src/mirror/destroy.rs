@@ -76,13 +76,13 @@ pub fn unfinished(home: &Home, own: Option<&ClusterName>) -> Result<()> {
         if record.phase == Phase::Making && record.was_complete(&home.zfs)? {
             tracing::warn!(
                 mirror = %record.name,
-                "its record is from before it was complete: did state_dir come back from a copy? It stays"
+                "it is complete, but its record is from before that: was state_dir put back from a copy? The mirror stays"
             );
             record.phase = Phase::Ready;
             home.write(&record)?;
             continue;
         }
-        tracing::warn!(mirror = %record.name, "taking away what an unfinished mirror left");
+        tracing::warn!(mirror = %record.name, "removing what an unfinished mirror left");
         match take_away(home, &record, |_| Ok(())) {
             Ok(Destroyed { left_on_primary: Some(statement) }) => {
                 tracing::warn!("the primary can't be reached; run there: {statement}");
@@ -93,7 +93,7 @@ pub fn unfinished(home: &Home, own: Option<&ClusterName>) -> Result<()> {
             Err(error) => tracing::warn!(
                 mirror = %record.name,
                 error = %error.chain(),
-                "it stays for now: `lockstep mirror destroy` says what stands in the way"
+                "it can't be removed yet: `lockstep mirror destroy` says why"
             ),
         }
     }
@@ -106,7 +106,7 @@ fn check_sets(home: &Home, record: &Record, cx: &Context, with_sets: bool) -> Re
     if count > 0 && !with_sets {
         return refuse(
             format!("mirror \"{}\" has {count} backup sets", record.name),
-            "they are gone with it: add --with-sets if they may go",
+            "they would be destroyed with it: add --with-sets if nobody needs them",
         );
     }
     for place in &record.places {
@@ -123,7 +123,7 @@ fn check_sets(home: &Home, record: &Record, cx: &Context, with_sets: bool) -> Re
             let known = ours.iter().chain(&damaged).any(|set| name.ends_with(&format!("@{set}")));
             if !known {
                 return refuse(
-                    format!("snapshot \"{name}\" is of no set"),
+                    format!("snapshot \"{name}\" belongs to no set"),
                     "destroy it with zfs if nobody needs it",
                 );
             }

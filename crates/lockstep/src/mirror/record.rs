@@ -34,7 +34,7 @@ pub const PROPERTY: &str = "lockstep:mirror";
 const COMPLETE: &str = "lockstep:mirror-complete";
 
 /// What to do about a dataset that isn't mounted.
-pub(super) const HOW_TO_MOUNT: &str = "zfs mount it, after zfs load-key where it is encrypted and zpool import where its pool is away; what is mounted over it, or was written below meanwhile, has to go first";
+pub(super) const HOW_TO_MOUNT: &str = "zfs mount it (zpool import its pool first if that isn't imported, and zfs load-key if it is encrypted); anything mounted over it, or written to the folder meanwhile, has to be removed before";
 
 /// How far a mirror is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,7 +167,7 @@ impl Record {
             zfs.set(COMPLETE, self.name.as_str(), std::slice::from_ref(&top.dataset))
         });
         if let Err(error) = marked {
-            tracing::warn!(mirror = %self.name, error = %error.chain(), "nothing there says that it is complete");
+            tracing::warn!(mirror = %self.name, error = %error.chain(), "its dataset couldn't be marked as complete");
         }
     }
 

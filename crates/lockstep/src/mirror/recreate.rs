@@ -35,7 +35,7 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     let mut record = home.find(name)?;
     if matches!(record.phase, Phase::Making | Phase::Destroying) {
         return Err(Error::usage(
-            format!("mirror \"{name}\" was never complete, or is being taken away"),
+            format!("mirror \"{name}\" was never complete, or is being removed"),
             "run `lockstep mirror destroy` or `lockstep mirror create` for it",
         ));
     }
@@ -79,7 +79,7 @@ fn fill_again(home: &Home, record: &Record, facts: &Facts, rewind: bool) -> Resu
             Ok(()) => return Ok(How::Rewind),
             Err(interrupted @ Error::Interrupted { .. }) => return Err(interrupted),
             Err(error) => {
-                tracing::warn!(error = %error.chain(), "pg_rewind can't: taking a base backup");
+                tracing::warn!(error = %error.chain(), "pg_rewind failed: taking a base backup instead");
             }
         }
     }

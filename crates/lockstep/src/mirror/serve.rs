@@ -21,8 +21,8 @@ use crate::steps;
 pub fn start(home: &Home, record: &mut Record) -> Result<()> {
     if instance::postmaster(&record.data())?.is_some() {
         return Err(Error::usage(
-            format!("mirror \"{}\" runs already", record.name),
-            "`lockstep mirror status` shows how it is",
+            format!("mirror \"{}\" is already running", record.name),
+            "`lockstep mirror status` shows its state",
         ));
     }
     record.check_mounted(&home.zfs)?;
@@ -42,14 +42,14 @@ fn refresh(home: &Home, record: &mut Record) -> Result<()> {
     match asked {
         Ok((facts, mut primary)) => {
             if primary.slot(&record.slot)?.is_none() {
-                tracing::warn!(slot = %record.slot, "the slot was gone from the primary, and is made anew: WAL written meanwhile may be gone");
+                tracing::warn!(slot = %record.slot, "the slot was gone from the primary, and is made again: WAL written meanwhile may be gone");
                 primary.make_slot(&record.slot)?;
             }
             record.standby_settings = facts.settings;
             home.write(record)
         }
         Err(error) => {
-            tracing::warn!(error = %error.chain(), "going on with the primary's settings as they were");
+            tracing::warn!(error = %error.chain(), "the primary can't be asked: continuing with its last known settings");
             Ok(())
         }
     }

@@ -61,7 +61,7 @@ pub fn look(home: &Home, name: Option<&ClusterName>) -> Result<Vec<Status>> {
 fn look_at(home: &Home, record: Record) -> Result<Status> {
     let cluster = record.as_cluster()?;
     let running = instance::postmaster(&record.data()).ok().flatten().is_some();
-    let own = if running { ask_mirror(&cluster) } else { Err("it doesn't run".into()) };
+    let own = if running { ask_mirror(&cluster) } else { Err("it isn't running".into()) };
     let log = files::tail(&record.log());
     let is_fed = match &own {
         Ok(before) if record.restore_command.is_some() && !before.streams => {
@@ -106,7 +106,7 @@ fn own_facts(client: &mut Client) -> Result<Own> {
                     extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 AS age",
             &[],
         )
-        .map_err(|e| Error::sql("it answers no questions", e))?;
+        .map_err(|e| Error::sql("it can't be queried", e))?;
     Ok(Own {
         in_recovery: column(&row, "in_recovery")?,
         streams: column(&row, "streams")?,

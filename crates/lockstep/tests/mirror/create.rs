@@ -96,7 +96,7 @@ fn followed_backed_up_and_restored_as_a_new_primary() {
     assert!(refused.stderr.contains("has 2 backup sets"), "{}", refused.describe());
     zfs(&["snapshot", &format!("{}/data@mine", dataset(&alone, "main"))]);
     let refused = lockstep.expect(exit::REFUSED, &["mirror", "destroy", "main", "--with-sets"]);
-    assert!(refused.stderr.contains("data@mine\" is of no set"), "{}", refused.describe());
+    assert!(refused.stderr.contains("data@mine\" belongs to no set"), "{}", refused.describe());
     wait_for_state(&alone, "main", "follows");
     zfs(&["destroy", &format!("{}/data@mine", dataset(&alone, "main"))]);
     lockstep.expect(exit::DONE, &["mirror", "destroy", "main", "--with-sets"]);
