@@ -107,14 +107,14 @@ impl Verdict {
         match self {
             Self::Follows => "follows".into(),
             Self::Busy => "another lockstep works on it".into(),
-            Self::Unfinished(what) => format!("{what} was cut off"),
+            Self::Unfinished(what) => format!("{what} was interrupted"),
             Self::NotMounted(what) => what.clone(),
             Self::Stopped(why) if why.is_empty() => "stopped".into(),
             Self::Stopped(why) | Self::LacksFolder(why) => format!("stopped: {why}"),
             Self::WalGone(why) => format!("WAL that it needs is gone: {why}"),
             Self::SlotGone => "its slot on the primary is gone".into(),
             Self::SlotLost(why) => why.clone(),
-            Self::Diverged(why) => format!("it went another way than its primary: {why}"),
+            Self::Diverged(why) => format!("it diverged from its primary: {why}"),
             Self::Promoted => "it was promoted, and is no standby any more".into(),
             Self::SettingsTooSmall(why) => format!("settings of the primary have grown: {why}"),
             Self::Paused => "replay is paused".into(),
@@ -138,7 +138,7 @@ impl Verdict {
                 // On the primary's own host it exists, full of the primary's files.
                 let elsewhere = folder_of(why).filter(|folder| is_free(folder)).map(|folder| {
                     format!(
-                        "; on another host than the primary's also: a dataset mounted at \"{}\" here, that folder in clone.writable of this cluster, and lockstep mirror start {name}",
+                        "; if the primary is on another host, you can also mount a dataset at \"{}\" here, add that folder to clone.writable of this cluster, and run lockstep mirror start {name}",
                         folder.display()
                     )
                 });
@@ -152,15 +152,15 @@ impl Verdict {
                 format!("lockstep mirror recreate {name}")
             }
             Self::SlotGone => format!(
-                "lockstep mirror stop {name}; lockstep mirror start {name}: start makes the slot anew"
+                "lockstep mirror stop {name}; lockstep mirror start {name}: start makes the slot again"
             ),
             Self::SettingsTooSmall(_) => {
                 format!("lockstep mirror stop {name}; lockstep mirror start {name}: start takes them over")
             }
             Self::Paused => "SELECT pg_wal_replay_resume() on the mirror".into(),
-            Self::NotStreaming(_) => "look at the primary, at its pg_hba.conf and at the network; it goes on by itself when they are well".into(),
+            Self::NotStreaming(_) => "check the primary, its pg_hba.conf and the network; the mirror continues by itself when they work again".into(),
             Self::PrimaryUnreachable(_) => {
-                "look at the primary, and at primary and primary_password_file of this mirror".into()
+                "check that the primary runs, and check primary and primary_password_file of this mirror".into()
             }
         };
         Some(text)
@@ -241,7 +241,7 @@ pub fn judge(seen: &Seen) -> Verdict {
         Err(why) => Verdict::PrimaryUnreachable(why.clone()),
         Ok(_) if streams => Verdict::Follows,
         Ok(_) if seen.is_fed => Verdict::NotStreaming(
-            "its restore_command feeds it meanwhile, and it catches up".into(),
+            "meanwhile its restore_command fetches WAL, and it catches up".into(),
         ),
         Ok(_) => Verdict::NotStreaming(last_with(log, &["FATAL:", "ERROR:"]).unwrap_or_default()),
     }
