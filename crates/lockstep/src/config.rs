@@ -245,7 +245,7 @@ impl Config {
             self.default_cluster.as_ref().filter(|n| !self.clusters.contains_key(*n))
         {
             return Err(Error::usage(
-                format!("default_cluster names \"{name}\", which isn't there"),
+                format!("default_cluster names \"{name}\", which isn't in the configuration"),
                 format!("add a table [clusters.{name}], or name another one"),
             ));
         }
@@ -254,7 +254,9 @@ impl Config {
                 table.repositories.iter().find(|name| !self.repositories.contains_key(*name))
             {
                 return Err(Error::usage(
-                    format!("clusters.{cluster}.repositories names \"{name}\", which isn't there"),
+                    format!(
+                        "clusters.{cluster}.repositories names \"{name}\", which isn't in the configuration"
+                    ),
                     format!("add a table [repositories.{name}] with its url"),
                 ));
             }
@@ -268,7 +270,7 @@ impl Config {
                         format!(
                             "clusters.{cluster}.repositories names \"{other}\" and \"{name}\", which are the same place"
                         ),
-                        "its lock on this host goes by the name: leave one of them",
+                        "a repository is locked on this host by its name: keep only one of the two",
                     ));
                 }
             }

@@ -137,13 +137,16 @@ impl RepositoryConfig {
     pub fn check(&self) -> Result<(), String> {
         let place = self.place()?;
         if self.key_file.is_some() && self.passphrase_file.is_some() {
-            return Err("key_file and passphrase_file are both there: which opens it?".into());
+            return Err(
+                "key_file and passphrase_file are both set: keep the one that opens the repository"
+                    .into(),
+            );
         }
         if !(1..=19).contains(&self.compression_level) {
             return Err(format!("compression_level {} isn't 1 to 19", self.compression_level));
         }
         if self.threads == Some(0) {
-            return Err("threads is 0: leave it out for as many as there are".into());
+            return Err("threads is 0: leave it out to use as many as the machine has".into());
         }
         if self.repack_below.is_some_and(|percent| percent > 100) {
             return Err("repack_below is more than 100".into());
@@ -159,7 +162,7 @@ impl RepositoryConfig {
         }
         match (self.immutable_days, place) {
             (None, _) => {}
-            (Some(0) | Some(36_501..), _) => return Err("immutable_days isn't 1 to 36500".into()),
+            (Some(0) | Some(36_501..), _) => return Err("immutable_days must be 1 to 36500".into()),
             (Some(_), Place::Cloud { cloud: Cloud::S3, .. }) => {}
             (Some(_), _) => {
                 return Err(format!(
