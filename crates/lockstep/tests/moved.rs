@@ -222,7 +222,7 @@ fn sets_with_another_state_dir_s_marks_are_taken_back_by_name() {
     let gone = snapshots.iter().find(|name| name.ends_with(&second)).expect("it is there");
     support::pools::release_and_destroy(gone);
     let failed = other.expect(exit::PROBLEMS, &["adopt", &second]);
-    assert_said(&failed, &["isn't taken up", gone, "isn't here"]);
+    assert_said(&failed, &["isn't adopted", gone, "isn't here"]);
     lockstep.expect(exit::DONE, &["prune", "--local", "--set", &second]);
 }
 

@@ -158,7 +158,7 @@ impl Cat {
         }
         // A reader of the output must not mistake this for an empty file.
         eprintln!(
-            "\"{}\" isn't stored: PostgreSQL makes it anew, so a restore has a hole of its size there",
+            "\"{}\" isn't stored: PostgreSQL recreates it, so a restore has a hole of its size there",
             path.escape_ascii()
         );
         Ok(Done::WithProblems)

@@ -242,7 +242,7 @@ fn create(home: &Home, config: &Config, arguments: &CreateArguments, json: bool)
         (config.clusters.len(), &config.default_cluster, config.clusters.first_key_value())
     {
         tracing::warn!(
-            "the configuration has two clusters {}: what is called without --cluster (cron, timers, scripts) ends with exit code 2 until it says `--cluster {only}`, or the configuration has default_cluster = \"{only}\"",
+            "the configuration has two clusters {}: commands without --cluster (cron, timers, scripts) end with exit code 2 until they say `--cluster {only}`, or the configuration has default_cluster = \"{only}\"",
             if arguments.dry_run { "then" } else { "now" }
         );
     }

@@ -39,8 +39,8 @@ pub(super) fn all_said() -> Result<()> {
     }
     match UNSAID.get() {
         Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            let what = format!("what was to be said could not be written to stdout: {error}");
-            Err(Error::failed(what).with_hint("what the command does is done"))
+            let what = format!("the output couldn't be written to stdout: {error}");
+            Err(Error::failed(what).with_hint("the command itself has done its work"))
         }
         _ => Ok(()),
     }

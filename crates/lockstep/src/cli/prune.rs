@@ -158,16 +158,16 @@ fn summary(outcome: &Outcome) {
         );
         if done.repacked > 0 {
             let (packs, written) = (done.repacked, bytes(done.repacked_bytes));
-            say!("{place}: {packs} packs that hardly lived any more written anew as {written}");
+            say!("{place}: {packs} packs with little live data rewritten as {written}");
         }
         if done.repack_left > 0 {
             let left = done.repack_left;
             say!(
-                "{place}: {left} more hardly live and are left for the next prune (--max-repack-bytes)"
+                "{place}: {left} more have little live data and are left for the next prune (--max-repack-bytes)"
             );
         }
         if done.locked > 0 {
-            say!("{place}: {} objects are locked in the store, and go later", done.locked);
+            say!("{place}: {} objects are locked in the store, and are deleted later", done.locked);
         }
         if done.locks_prolonged > 0 {
             say!("{place}: locks of {} objects prolonged", done.locks_prolonged);

@@ -236,7 +236,7 @@ fn key(cx: &Context, command: &KeyCommand, json: bool) -> Result<Done> {
         KeyCommand::Remove { id, .. } => {
             if let Some(opened) = keys::open(&store, &name, config, &format)? {
                 keys::remove(&store, &name, id, &opened)?;
-                said("removed", id, format!("key {id} opens repository {name} no more"))?;
+                said("removed", id, format!("key {id} no longer opens repository {name}"))?;
             }
         }
     }

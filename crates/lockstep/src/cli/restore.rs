@@ -301,12 +301,12 @@ impl Restore {
             Origin::Snapshots if self.delta => {
                 return Err(Error::usage(
                     "--delta needs --from repository",
-                    "clones of this host's snapshots are made anew, in no time: leave out --delta",
+                    "clones of this host's snapshots are made from scratch in moments: leave out --delta",
                 ));
             }
             Origin::Snapshots if !only.is_all() => {
                 return Err(Error::usage(
-                    "a clone of a snapshot is all of it",
+                    "a clone always has the whole snapshot",
                     "restore single databases or tablespaces with --from repository",
                 ));
             }
@@ -319,7 +319,7 @@ impl Restore {
             Origin::Snapshots => return Ok(What::Clones { below: self.dataset.clone() }),
             Origin::Repository(_) if form == As::Clones => {
                 return Err(Error::usage(
-                    "what comes from a repository can't be clones",
+                    "sets from a repository can't be restored as clones",
                     "write --as zfs or --as files",
                 ));
             }
@@ -452,7 +452,7 @@ fn as_text(cx: &Context, restored: &Restored, request: &Request) {
         say!(
             "  max_logical_replication_workers is 0: the original's data directory is on this host, and"
         );
-        say!("  subscriptions would take its changes. Where they shall go on, this and a restart:");
+        say!("  subscriptions would take its changes. To continue them, run this and restart:");
         say!("    ALTER SYSTEM RESET max_logical_replication_workers");
     }
     if let Some(standby) = &request.recovery.standby {

@@ -311,7 +311,7 @@ impl Check {
             Some(_) => format!("{} read", counted(counts.frames, "frame")),
         };
         let read = match checked.is_partial {
-            true => format!("{read}; it was ended there, and what else is wrong nobody knows"),
+            true => format!("{read}; it was ended there, and the rest was not checked"),
             false => read,
         };
         line(format!(
