@@ -53,9 +53,9 @@ impl RetentionConfig {
             policy.keep.is_empty(),
         ) {
             (true, true) => Err(format!("{name} keeps nothing: every set would be removed")),
-            (true, false) => {
-                Err(format!("{name} keeps no newest set beside those of keep: add last = 1"))
-            }
+            (true, false) => Err(format!(
+                "{name} keeps only the sets that match keep, and no newest one: add last = 1"
+            )),
             (false, _) => Ok(()),
         };
         self.local.iter().try_for_each(|policy| of("local".into(), policy))?;

@@ -121,9 +121,9 @@ fn each(
 /// What would be removed but can't be yet.
 fn locked(count: usize) -> String {
     let what = if count == 1 {
-        "is locked in the store, and goes"
+        "is locked in the store, and is deleted"
     } else {
-        "are locked in the store, and go"
+        "are locked in the store, and are deleted"
     };
     format!("{} {what} later", counted(count as u64, "object"))
 }
