@@ -3,7 +3,8 @@
 //! started and checked in full.
 //!
 //! `LOCKSTEP_TORTURE_ROUNDS` says how many sets (8), `LOCKSTEP_TORTURE_SEED` which choices (it is printed),
-//! `LOCKSTEP_TORTURE_REPOSITORY` where instead of a folder: more lines of the repository's table, beginning with its url.
+//! `LOCKSTEP_TORTURE_REPOSITORY` where to ship to instead of a folder: the lines of the repository's table, beginning
+//! with its url.
 
 mod support;
 

@@ -182,7 +182,8 @@ pub fn long_name() -> Layout {
         .tablespace("ts2", "all/ts2")
 }
 
-/// Names that need quoting somewhere: spaces, dots, colons; a tablespace below a directory with a newline and a backslash.
+/// Names that need quoting somewhere: spaces, dots, colons; a tablespace below a directory with a newline and a
+/// backslash.
 pub fn odd_names() -> Layout {
     Layout::new(&["-a.b:c_d", "b"], "my data: v1.5/pg data", Wal::Linked("w a.l/pg wal".to_owned()))
         .dataset(0, "my data: v1.5", "my data: v1.5")
