@@ -1,11 +1,11 @@
-//! The TOML configuration: read once, checked wholly, every problem named by its key.
+//! The TOML configuration: read once and checked completely; every problem is reported with its key.
 //!
-//! An unknown key is an error: a misspelt `strategi` that is silently ignored is a backup that
-//! isn't what its owner thinks.
+//! An unknown key is an error: a misspelt `strategi` that is silently ignored means a backup that isn't what its
+//! owner thinks.
 //!
-//! Beside the file, the folder of its name with `.d` in the place of `.toml` may hold more clusters,
-//! one file each: that is where `lockstep mirror create` registers a mirror, so that it never edits
-//! what a person wrote. A cluster named in two files is an error: which of them is meant?
+//! Next to the file there may be a folder of the same name with `.d` in place of `.toml`. It holds more clusters, one
+//! file each: `lockstep mirror create` registers a mirror there, so that it never edits what a person wrote. A
+//! cluster defined in two files is an error, because it isn't clear which one is meant.
 
 mod repository;
 mod retention;
@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::names::ClusterName;
 use crate::postgres::conninfo::Conninfo;
 
-/// Where the configuration lies when neither `--config` nor `$LOCKSTEP_CONFIG` says otherwise.
+/// Where the configuration is unless `--config` or `$LOCKSTEP_CONFIG` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/lockstep/lockstep.toml";
 
 /// The whole file.
@@ -35,7 +35,7 @@ pub struct Config {
     /// Where Lockstep keeps its own state: manifests, locks, the set's WAL.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
-    /// The cluster that is meant where none is named.
+    /// The cluster to use where none is named.
     pub default_cluster: Option<String>,
     /// The clusters by name.
     #[serde(default)]
@@ -51,7 +51,7 @@ pub struct Config {
 pub struct ClusterConfig {
     /// The data directory, as PostgreSQL's own `data_directory`.
     pub data_directory: PathBuf,
-    /// As in libpq: a folder with a socket, or a host name. Left out: no connection is tried.
+    /// As in libpq: a folder with a socket, or a host name. If left out, no connection is tried.
     pub host: Option<String>,
     /// As in libpq.
     #[serde(default = "default_port")]
@@ -68,10 +68,10 @@ pub struct ClusterConfig {
     pub primary: Option<String>,
     /// A file with the password for `primary` in its first line.
     pub primary_password_file: Option<PathBuf>,
-    /// Owns what is restored, and runs the servers that Lockstep starts.
+    /// The user that owns what is restored and runs the servers that Lockstep starts.
     #[serde(default = "default_user")]
     pub os_user: String,
-    /// Where this cluster's `postgres` lies; found by version where left out.
+    /// The folder of this cluster's `postgres`; found by version if left out.
     pub bin_dir: Option<PathBuf>,
     /// The strategy of `lockstep backup` without `--strategy`.
     #[serde(default)]
@@ -79,10 +79,10 @@ pub struct ClusterConfig {
     /// How pg_backup_start makes its checkpoint.
     #[serde(default)]
     pub checkpoint: CheckpointMode,
-    /// Space that a volume must have left before a snapshot of it is taken, in MiB.
+    /// The free space in MiB that a volume must have before a snapshot of it is taken.
     #[serde(default = "default_min_free")]
     pub min_free_mib: u64,
-    /// `check` warns where the newest set is older than this many hours.
+    /// `check` warns if the newest set is older than this many hours.
     #[serde(default = "default_max_age")]
     pub max_age_hours: u32,
     /// The repositories that each set is shipped to, by name.
@@ -91,7 +91,7 @@ pub struct ClusterConfig {
     /// Which sets `lockstep prune` keeps.
     #[serde(default)]
     pub retention: RetentionConfig,
-    /// System identifiers that the cluster had before: pg_upgrade makes a new one, as does a dump that is restored.
+    /// System identifiers that the cluster had in the past: pg_upgrade makes a new one, and so does restoring a dump.
     #[serde(default, deserialize_with = "identifiers")]
     pub formerly: Vec<SystemIdentifier>,
     /// How `lockstep clone` makes its servers.
@@ -99,17 +99,17 @@ pub struct ClusterConfig {
     pub clones: CloneConfig,
 }
 
-/// What is special about throwaway servers.
+/// Settings of throwaway servers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CloneConfig {
-    /// Where their folders are made; `STATE_DIR/clusters/CLUSTER/clone-data` where left out.
+    /// Where their folders are made; `STATE_DIR/clusters/CLUSTER/clone-data` if left out.
     pub directory: Option<PathBuf>,
     /// PostgreSQL settings that differ from the cluster's.
     #[serde(default = "default_clone_settings")]
     pub settings: BTreeMap<String, String>,
-    /// Paths outside the clone that its server may write to (a `restore_command` with a log or a
-    /// spool). Everything else is read-only in its mount namespace.
+    /// Paths outside the clone that its server may write to (for the log or spool of a `restore_command`, say).
+    /// Everything else is read-only in its mount namespace.
     #[serde(default)]
     pub writable: Vec<PathBuf>,
 }
@@ -141,14 +141,14 @@ pub enum StrategyChoice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckpointMode {
-    /// At once.
+    /// Immediately.
     #[default]
     Fast,
-    /// Over checkpoint_completion_target of the interval.
+    /// Spread over checkpoint_completion_target of the checkpoint interval.
     Spread,
 }
 
-/// System identifiers as PostgreSQL's own tool prints them.
+/// Parses system identifiers as PostgreSQL's own tools print them.
 fn identifiers<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<SystemIdentifier>, D::Error> {
     let read = |text: &String| {
         text.parse().map_err(|_| {
@@ -189,8 +189,7 @@ impl Config {
     /// Reads and checks the file at `path` and those in [`folder_beside`] it.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a file that isn't there or says what can't be, and for a cluster that
-    /// two files name.
+    /// [`Error::Usage`] for a file that is missing or invalid, and for a cluster that two files define.
     pub fn read(path: &Path) -> Result<Self> {
         let mut config = Self::read_file(path)?;
         let mut named: BTreeMap<String, PathBuf> =
@@ -227,7 +226,7 @@ impl Config {
     /// Parses and checks the text; the error is a sentence.
     ///
     /// # Errors
-    /// The first problem, with its place.
+    /// The first problem, with its position.
     pub fn parse(text: &str) -> Result<Self, String> {
         let config: Self = toml::from_str(text).map_err(|e| not_toml(text, &e))?;
         if !config.state_dir.is_absolute() {
@@ -240,13 +239,13 @@ impl Config {
         Ok(config)
     }
 
-    /// That every repository that a cluster names is there, and the cluster that is meant by default.
+    /// Checks that every repository that a cluster names is defined, and so is the default cluster.
     fn check_names(&self) -> Result<()> {
         if let Some(name) =
             self.default_cluster.as_ref().filter(|n| !self.clusters.contains_key(*n))
         {
             return Err(Error::usage(
-                format!("default_cluster names \"{name}\", which isn't there"),
+                format!("default_cluster names \"{name}\", which isn't in the configuration"),
                 format!("add a table [clusters.{name}], or name another one"),
             ));
         }
@@ -255,7 +254,9 @@ impl Config {
                 table.repositories.iter().find(|name| !self.repositories.contains_key(*name))
             {
                 return Err(Error::usage(
-                    format!("clusters.{cluster}.repositories names \"{name}\", which isn't there"),
+                    format!(
+                        "clusters.{cluster}.repositories names \"{name}\", which isn't in the configuration"
+                    ),
                     format!("add a table [repositories.{name}] with its url"),
                 ));
             }
@@ -269,7 +270,7 @@ impl Config {
                         format!(
                             "clusters.{cluster}.repositories names \"{other}\" and \"{name}\", which are the same place"
                         ),
-                        "its lock on this host goes by the name: leave one of them",
+                        "a repository is locked on this host by its name: keep only one of the two",
                     ));
                 }
             }
@@ -286,10 +287,10 @@ impl Config {
         Ok(())
     }
 
-    /// The cluster that is meant: the named one, `default_cluster`, or the only one.
+    /// Returns the cluster to use: the named one, `default_cluster`, or the only one.
     ///
     /// # Errors
-    /// [`Error::Usage`] when there is no such cluster, or several and none is named.
+    /// [`Error::Usage`] if there is no such cluster, or there are several and none is named.
     pub fn cluster(&self, name: Option<&str>) -> Result<(ClusterName, &ClusterConfig)> {
         let known = || self.clusters.keys().cloned().collect::<Vec<_>>().join(", ");
         let (name, cluster) = match name.or(self.default_cluster.as_deref()) {
@@ -319,7 +320,7 @@ impl Config {
     }
 }
 
-/// A file of the folder beside the configuration.
+/// A file in the folder beside the configuration.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Fragment {
@@ -333,8 +334,8 @@ pub fn folder_beside(path: &Path) -> PathBuf {
     path.with_extension("d")
 }
 
-/// The folder's `*.toml`, by name; none where there is no folder. What begins with a dot is a file that an editor hasn't
-/// finished; what [`crate::files::publish`] hasn't ends in `.tmp`.
+/// Lists the `*.toml` files of the folder, by name; none if there is no folder. Names that begin with a dot are
+/// skipped: an editor hasn't finished them. A file that [`crate::files::publish`] hasn't finished ends in `.tmp`.
 fn fragments(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(folder) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -373,7 +374,7 @@ fn check_clusters(clusters: &BTreeMap<String, ClusterConfig>) -> Result<(), Stri
             return Err(format!("clusters.{name}.port is 0, and isn't 1 to 65535"));
         }
         if let Some(primary) = &cluster.primary {
-            // Found here and not by the first backup that needs it.
+            // Reported now, not by the first backup that needs it.
             Conninfo::parse_known(primary)
                 .and_then(Conninfo::for_lockstep)
                 .map_err(|why| format!("clusters.{name}.primary: {why}"))?;
@@ -383,8 +384,7 @@ fn check_clusters(clusters: &BTreeMap<String, ClusterConfig>) -> Result<(), Stri
     Ok(())
 }
 
-/// Why the text isn't understood, and where. The line itself isn't shown: a secret may be in it, under a key that
-/// doesn't exist.
+/// Why the text isn't understood, and where. The line itself isn't shown: it may hold a secret under an unknown key.
 fn not_toml(text: &str, error: &toml::de::Error) -> String {
     let why = error.message().trim();
     let before = error.span().and_then(|span| text.get(..span.start));
@@ -399,7 +399,7 @@ fn not_toml(text: &str, error: &toml::de::Error) -> String {
     }
 }
 
-/// The key of a value that begins after `before`.
+/// The key of the value that begins after `before`.
 fn key_before(before: &str) -> Option<&str> {
     let key = before.trim_end().strip_suffix('=')?.rsplit(['{', ',', '\n']).next()?.trim();
     let is_bare = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);

@@ -1,9 +1,9 @@
 //! Mirrors: ZFS standbys of primaries that aren't on ZFS, several on one host.
 //!
-//! A mirror is a physical standby on datasets of its own, made by pg_basebackup, kept by a slot on
-//! its primary, and a cluster of the configuration like any other: its sets are taken with
-//! `lockstep --cluster NAME backup`. What differs from the primary is on its server's command line
-//! alone, so that what is restored of its sets has the primary's own configuration.
+//! A mirror is a physical standby on datasets of its own, made by pg_basebackup, fed through a slot on its primary.
+//! It is a cluster of the configuration like any other: `lockstep --cluster NAME backup` takes its sets. Settings
+//! that differ from the primary's are only on its server's command line, so that a cluster restored from its sets has
+//! the primary's own configuration.
 
 pub mod create;
 pub mod destroy;

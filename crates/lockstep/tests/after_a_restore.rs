@@ -1,5 +1,5 @@
-//! The commands of docs/after-a-restore.md, run as they stand: a host that is gone, restores that take the original's
-//! place, and restores that go.
+//! The commands of docs/after-a-restore.md, run exactly as written: a lost host, restores that replace the original,
+//! and restores that are removed.
 
 mod support;
 
@@ -25,12 +25,12 @@ fn block(name: &str) -> String {
     text.join("\n")
 }
 
-/// What `--to` was: `data` in it is a link.
+/// The folder given as `--to`: `data` in it is a link.
 fn folder(restored: &Restored) -> &str {
     restored.json["directory"].as_str().expect("a restore says where it is")
 }
 
-/// Runs blocks of the page, after the first one with this restore's values in the place of its own.
+/// Runs blocks of the page, with this restore's values instead of those in the first block.
 fn run(fixture: &Fixture, restored: &Restored, places: &str, names: &[&str]) {
     let server = restored.server();
     let oids: Vec<_> = ["ts1", "ts2"]
@@ -68,7 +68,7 @@ fn run(fixture: &Fixture, restored: &Restored, places: &str, names: &[&str]) {
     must(command("bash", ["-c", &script]).env("PATH", path_with_turns()));
 }
 
-/// What the page says to set again: the fixture sets all with `ALTER SYSTEM`.
+/// The settings that the page says to set again: the fixture sets them all with `ALTER SYSTEM`.
 fn set_again(fixture: &Fixture, server: &Cluster) {
     let auto = std::fs::read_to_string(server.data.join("postgresql.auto.conf"));
     let auto = auto.expect("it is readable");
@@ -77,7 +77,7 @@ fn set_again(fixture: &Fixture, server: &Cluster) {
     server.execute(&[&port, "ALTER SYSTEM SET archive_mode = on"]);
 }
 
-/// It is the original by now: its settings, its places, and it can be backed up.
+/// Checks that it is now the original: it has its settings and paths, and can be backed up.
 fn serves(fixture: &Fixture, lockstep: &Lockstep, rows: &str) -> Set {
     fixture.cluster.start();
     assert_eq!(fixture.cluster.value("postgres", COUNT), rows);
@@ -86,7 +86,7 @@ fn serves(fixture: &Fixture, lockstep: &Lockstep, rows: &str) -> Set {
     {
         assert_eq!(fixture.cluster.value("postgres", &format!("SHOW {setting}")), value);
     }
-    // Its server had no archive when it was promoted: what it wrote then is left to the one that has.
+    // Its server had no archive when it was promoted; what it wrote then is left to the server that has one.
     let history = fixture.cluster.data.join("pg_wal/archive_status/00000002.history");
     let is_left =
         ["ready", "done"].iter().any(|to| history.with_extension(format!("history.{to}")).exists());
@@ -103,7 +103,8 @@ fn serves(fixture: &Fixture, lockstep: &Lockstep, rows: &str) -> Set {
     set
 }
 
-/// Archiving goes on behind the first backup, into an archive that has the original's files and takes no name twice.
+/// After the first backup, archiving continues into an archive that has the original's files and never gets the same
+/// name twice.
 fn archives(fixture: &Fixture) {
     let segment = fixture.cluster.value("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
     let failed = || fixture.cluster.value("postgres", "SELECT failed_count FROM pg_stat_archiver");
@@ -114,7 +115,7 @@ fn archives(fixture: &Fixture) {
     assert_eq!(failed(), "0", "{}", fixture.cluster.value("postgres", name));
 }
 
-/// The original's archive has the note of its backup.
+/// The original's archive has the backup history file of its backup.
 fn note_is_archived(fixture: &Fixture) {
     wait_until("the backup's note is archived", LIMIT, || {
         let names = std::fs::read_dir(&fixture.archive).expect("it can be listed");
@@ -133,7 +134,7 @@ fn a_host_that_is_gone_comes_back_in_its_place() {
     let rows = fixture.cluster.value("postgres", COUNT);
     shipping::with_repository(&fixture).backup("label");
     note_is_archived(&fixture);
-    // All that the old host had is gone or out of the way: its server, its datasets, its state.
+    // Everything on the old host is gone or out of the way: its server, its datasets, its state.
     fixture.cluster.stop(Stop::Immediate);
     let away = "for n in $(seq 20); do zfs unmount \"$0\" && break; sleep 1; done; zfs set mountpoint=none \"$0\"";
     for dataset in &fixture.datasets {
@@ -201,7 +202,7 @@ fn clones_take_the_place_of_the_original_and_keep_its_sets() {
     run(&fixture, &restored, "", &["stop", "clones", "links"]);
 
     let next = serves(&fixture, &lockstep, &rows);
-    // The set is whole still: another restore comes of it.
+    // The set is still whole: it can be restored again.
     let to: PathBuf = fixture.target("again");
     let restored = lockstep.restore_and_start(&set.id, &to, &[]);
     assert_eq!(restored.server().value("postgres", COUNT), rows);

@@ -1,5 +1,5 @@
-//! `check` for a monitor that goes by the exit code: backups that have stopped, an archive that gets nothing, programs that
-//! aren't there. What is wrong is said once, and isn't called well too.
+//! `check` for a monitor that relies on the exit code: backups that have stopped, an archive that receives nothing,
+//! programs that don't exist. Each problem is reported once, and isn't also reported as well.
 
 mod support;
 
@@ -23,7 +23,7 @@ fn with(fixture: &Fixture, from: &str, to: &str) -> Lockstep {
     Lockstep::new(&path, &fixture.cluster.bin)
 }
 
-/// The findings about a subject, with the exit code that was expected.
+/// The findings about a subject; checks the exit code.
 #[track_caller]
 fn about(lockstep: &Lockstep, code: i32, subject: &str) -> Vec<Value> {
     let checked = json_of(&lockstep.expect(code, &["--json", "check"]));
@@ -41,7 +41,7 @@ fn what_a_monitor_has_to_notice() {
     assert_eq!(about(&lockstep, exit::DONE, "sets")[0]["severity"], "ok");
     assert_eq!(about(&lockstep, exit::DONE, "bin_dir")[0]["severity"], "ok");
 
-    // A pool that fills up: more than min_free_mib, and little of its size.
+    // A pool that is filling up: more than min_free_mib is left, but little of its size.
     let pool = &fixture.pools[1].name;
     let left = 300 << 20;
     let reserved = property(pool, "available").parse::<u64>().expect("a number of bytes") - left;
@@ -56,13 +56,13 @@ fn what_a_monitor_has_to_notice() {
     };
     assert!(said("has only") && said(" % of it"), "{found:?}");
 
-    // The nightly backup has died.
+    // The nightly backup has stopped working.
     let strict = with(&fixture, "os_user", "max_age_hours = 0\nos_user");
     let found = about(&strict, exit::PROBLEMS, "sets");
     assert_eq!((found.len(), &found[0]["severity"]), (1, &"error".into()), "{found:?}");
     assert!(found[0]["what"].as_str().is_some_and(|what| what.contains("hours old")), "{found:?}");
 
-    // Programs that aren't there, and those of another version.
+    // Programs that don't exist, and those of another version.
     let bin = fixture.cluster.bin.display().to_string();
     for (other, words) in [
         ("/nosuch", "has no postgres"),
@@ -84,7 +84,7 @@ fn what_a_monitor_has_to_notice() {
     }
     fs::rename(folder.join("aside"), folder.join("manifest.json")).expect("the test may rename");
 
-    // An archive that gets nothing.
+    // An archive that receives nothing.
     fixture.cluster.execute(&[
         "ALTER SYSTEM SET archive_command = 'false'",
         "SELECT pg_reload_conf()",
@@ -92,7 +92,7 @@ fn what_a_monitor_has_to_notice() {
     ]);
     let failed = "SELECT count(*) FROM pg_stat_archiver WHERE last_failed_time > last_archived_time OR last_archived_time IS NULL AND failed_count > 0";
     wait_until("archiving has failed", Duration::from_secs(120), || {
-        // The archiver may still have taken the one before by the old command.
+        // The archiver may still have archived the previous segment with the old command.
         fixture.cluster.execute(&["INSERT INTO more VALUES (1)", "SELECT pg_switch_wal()"]);
         std::thread::sleep(Duration::from_millis(500));
         fixture.cluster.value("postgres", failed) == "1"
@@ -101,14 +101,15 @@ fn what_a_monitor_has_to_notice() {
     assert_eq!((found.len(), &found[0]["severity"]), (1, &"error".into()), "{found:?}");
 }
 
-/// pg_upgrade leaves a data directory that is shut down in order, and so does a move by hand. Sets of it are whole, for
-/// ever; that they are of old data has to be said here, in the repository, and by the backup itself.
+/// pg_upgrade leaves behind a data directory that is cleanly shut down, and so does moving a cluster by hand. Its
+/// sets are whole for ever, so `check` here, the repository, and the backup itself must report that their data is
+/// old.
 #[test]
 fn a_data_directory_that_nobody_uses_any_more() {
     let fixture = Fixture::new(two_pools_four_datasets());
     let lockstep = support::shipping::with_repository(&fixture);
     fixture.cluster.stop(Stop::Fast);
-    // Stopped for the backup's sake: no problem.
+    // Stopped for this backup, so it is no problem.
     let set = lockstep.backup("auto");
     assert_eq!(set.json["strategy"], "cold", "{}", set.json);
     let time = |name: &str| -> Option<jiff::Timestamp> { set.json[name].as_str()?.parse().ok() };
@@ -129,12 +130,12 @@ fn a_data_directory_that_nobody_uses_any_more() {
     assert!(problem["problem"] == true && what.contains("another server answers"), "{found}");
     let found = about(&lockstep, exit::PROBLEMS, "connection");
     assert_eq!((found.len(), &found[0]["severity"]), (1, &"error".into()), "{found:?}");
-    // It was asked for.
+    // It was requested.
     lockstep.backup("cold");
     moved.stop(Stop::Fast);
 }
 
-/// What is wrong says what to do.
+/// Every problem is reported with what to do.
 #[test]
 fn sets_that_are_not_whole_and_a_pool_that_is_away() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -170,7 +171,7 @@ fn sets_that_are_not_whole_and_a_pool_that_is_away() {
     must(command("zpool", ["import", "-d"]).args([images.as_os_str(), pool.as_ref()]));
 }
 
-/// What was a silent night: all that a look reads is right, and the backup has nowhere to write.
+/// These nights used to be silent: everything that is looked at can be read, but the backup can't write anywhere.
 #[test]
 fn state_that_can_only_be_read_or_is_full() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -179,7 +180,7 @@ fn state_that_can_only_be_read_or_is_full() {
     let found = about(&lockstep, exit::DONE, "state");
     assert_eq!((found.len(), &found[0]["severity"]), (1, &"ok".into()), "{found:?}");
     let state = fixture.state.as_os_str();
-    // A rescue system, a backup of it: it can be looked at.
+    // A rescue system, or a backup of it: it can be inspected.
     must(&mut command("mount", ["--bind".as_ref(), state, state]));
     must(&mut command("mount", ["-o".as_ref(), "remount,ro,bind".as_ref(), state]));
     let outcomes = [&["list"][..], &["show", "latest"]].map(|words| lockstep.run(words));
@@ -212,7 +213,7 @@ fn state_that_can_only_be_read_or_is_full() {
     }
 }
 
-/// A repository whose file system was mounted read-only, and one whose first set is on its way.
+/// A repository whose file system was mounted read-only, and one whose first set is being shipped.
 #[test]
 fn a_repository_that_can_only_be_read_and_a_first_set_on_its_way() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -246,7 +247,7 @@ fn a_repository_that_can_only_be_read_and_a_first_set_on_its_way() {
     assert_eq!(support::shipping::objects(&fixture), before, "a look leaves nothing there");
 }
 
-/// For cron, which sends what is printed.
+/// For cron, which mails what is printed.
 #[test]
 fn quiet_prints_what_is_not_well_alone() {
     let layout = two_pools_four_datasets().setting("archive_mode", "on");
@@ -262,13 +263,13 @@ fn quiet_prints_what_is_not_well_alone() {
     lockstep.backup("label");
     let quiet = lockstep.expect(exit::DONE, &["check", "-q"]);
     assert!(quiet.stdout.is_empty() && quiet.stderr.is_empty(), "{}", quiet.describe());
-    // All that a job of cron's has, where its file says nothing else; zfs isn't in there.
+    // The whole PATH of a cron job, unless its file sets another; it doesn't include zfs.
     let of_cron = lockstep.with_environment("PATH", std::path::Path::new("/usr/bin:/bin"));
     let quiet = of_cron.expect(exit::DONE, &["check", "-q"]);
     assert!(quiet.stdout.is_empty() && quiet.stderr.is_empty(), "{}", quiet.describe());
 }
 
-/// Its sets hold their snapshots, and no command of the new name's sees them.
+/// Its sets hold their snapshots, and no command for the new name sees them.
 #[test]
 fn a_cluster_that_has_lost_its_name_in_the_configuration() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -304,8 +305,8 @@ fn a_role_without_rights_is_told_which() {
     assert!(hint.contains(function), "{found:?}");
 }
 
-/// A snapshot takes what its dataset has out of the reservation, which has to be reserved once more: `available` has
-/// plenty, and each backup would fail.
+/// A snapshot takes its dataset's data out of the reservation, which must then be reserved again. `available` shows
+/// plenty, and yet every backup would fail.
 #[test]
 fn a_reservation_that_no_snapshot_fits_beside_is_told() {
     let fixture = Fixture::new(one_pool());
@@ -327,7 +328,7 @@ fn a_reservation_that_no_snapshot_fits_beside_is_told() {
     assert!(itself.is_err_and(|error| error.contains("out of space")), "it was no use to refuse");
     zfs(&["set", "refreservation=none", dataset]);
     lockstep.backup("label");
-    // What a snapshot has already isn't reserved once more.
+    // Data that is already in a snapshot isn't reserved again.
     let ballast = std::path::Path::new(&property(dataset, "mountpoint")).join("ballast");
     std::fs::write(&ballast, vec![7; 200 << 20]).expect("a file can be written");
     lockstep.backup("label");
@@ -336,7 +337,8 @@ fn a_reservation_that_no_snapshot_fits_beside_is_told() {
     lockstep.backup("label");
 }
 
-/// Where a repository has a set that isn't whole here, its restore from there is what helps first: the cluster may be down.
+/// If a repository has a set that isn't whole here, restoring it from there is the first hint: the cluster may be
+/// down.
 #[test]
 fn sets_that_are_whole_in_a_repository_alone() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -356,7 +358,8 @@ fn sets_that_are_whole_in_a_repository_alone() {
     assert!(first.is_some() && first < second, "{}", refused.describe());
 }
 
-/// A timer that doesn't run is said; where one prunes now and then, and where nothing is to go, nothing is.
+/// A timer that doesn't run is reported. If somebody prunes now and then by hand, or there is nothing to remove,
+/// nothing is.
 #[test]
 fn sets_that_should_be_gone_for_long() {
     let fixture = Fixture::new(support::layout::one_dataset());
@@ -374,7 +377,7 @@ fn sets_that_should_be_gone_for_long() {
         manifest.started_at -= jiff::SignedDuration::from_hours(days * 24);
         fs::write(&path, manifest.to_bytes().expect("a manifest")).expect("it can be written");
     }
-    // With max_age_hours the newest is too old: that is another matter.
+    // max_age_hours makes the newest set too old, which is another finding.
     fixture.lockstep().backup("label");
     assert!(keep("local = { last = 4 }").is_empty(), "the fourth is due, and hasn't been for long");
     let found = keep("local = { last = 2 }");

@@ -1,4 +1,5 @@
-//! The checker and the program's own guards, shown what they must catch. A judge that never says no proves nothing.
+//! Shows the checker and the program's own guards the errors that they must catch. A judge that never says no proves
+//! nothing.
 
 mod support;
 
@@ -18,12 +19,13 @@ use support::pools::{destroy, property, zfs};
 
 const SCALE: u32 = 3;
 
-/// As much as the machine gives: the more is written between two snapshots, the surer the naive order fails.
+/// As much load as the machine can give: the more is written between two snapshots, the more certainly the naive
+/// order fails.
 fn heavy() -> Plan {
     Plan { rate: None, databases: false, ..Plan::all(1) }
 }
 
-/// Segments stay: restores by hand have no slot that keeps them.
+/// WAL segments are kept, because restores by hand have no slot that keeps them.
 fn loaded_fixture() -> (Fixture, Ledger) {
     let fixture = Fixture::new(two_pools_four_datasets().setting("wal_keep_size", "2GB"));
     fixture.pgbench_tables(SCALE);
@@ -31,8 +33,8 @@ fn loaded_fixture() -> (Fixture, Ledger) {
     (fixture, ledger)
 }
 
-/// The order that looks right and is not: tablespaces, a checkpoint, the data directory, pg_wal; no label.
-/// It starts without an error, and the checker must say what is wrong with it.
+/// The order that looks right but isn't: tablespaces, a checkpoint, the data directory, pg_wal; no label. The server
+/// starts without an error, and the checker must say what is wrong.
 #[test]
 fn naive_order_is_caught() {
     const TRIES: u32 = 6;
@@ -77,7 +79,7 @@ fn naive_order_is_caught() {
     );
 }
 
-/// The right order, by hand and under the same load, passes the same checker: it isn't the restoring that corrupts.
+/// The right order, by hand and under the same load, passes the same checker: so restoring isn't what corrupts.
 #[test]
 fn label_by_hand_is_right() {
     let (fixture, ledger) = loaded_fixture();
@@ -103,7 +105,7 @@ fn label_by_hand_is_right() {
     let attempted = ledger.attempted();
 
     let server = right.assemble();
-    // The links are rewritten, so the label goes without its map.
+    // The links are rewritten, so the label is used without its map.
     write_as_postgres(&server.data.join("backup_label"), &label);
     server.start();
     load.stop();
@@ -119,7 +121,7 @@ fn label_by_hand_is_right() {
     right.discard();
 }
 
-/// The ledger's rule on its own, without a server: each thing that it must report.
+/// The ledger's rule by itself, without a server: each error that it must report.
 #[test]
 fn ledger_reports_each_wrong() {
     let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
@@ -161,7 +163,7 @@ fn ledger_reports_each_wrong() {
     );
 }
 
-/// A set whose snapshot of one dataset is another set's, under the right name, is not that set.
+/// If the snapshot of one dataset is replaced by another set's, under the right name, the set must be refused.
 #[test]
 fn swapped_snapshot_is_refused() {
     let (fixture, ledger) = loaded_fixture();
@@ -204,7 +206,7 @@ fn swapped_snapshot_is_refused() {
         refused.describe()
     );
 
-    // The newer one lacks its snapshot now; that is no reason to make something up.
+    // The newer set now lacks its snapshot; that must not be covered up.
     let incomplete = lockstep.run(&["restore", &newer.id, "--to", to]);
     assert!(
         !incomplete.ok() && incomplete.stderr.contains(&foreign.dataset),
@@ -218,8 +220,8 @@ fn swapped_snapshot_is_refused() {
     );
 }
 
-/// Somebody removes backup_label from a restored cluster because "it doesn't start": it must not start then either,
-/// for it would start from a checkpoint that its tablespaces know nothing of.
+/// Somebody removes backup_label from a restored cluster because "it doesn't start". It must not start then either,
+/// because it would start from a checkpoint that its tablespaces don't match.
 #[test]
 fn restored_set_without_its_label_does_not_start() {
     let (fixture, ledger) = loaded_fixture();
@@ -228,7 +230,7 @@ fn restored_set_without_its_label_does_not_start() {
     let set = lockstep.backup("label");
     writers.stop();
 
-    // The same start by hand works where nothing was removed: it is the label that makes the difference.
+    // The same start by hand works if nothing was removed: the label makes the difference.
     let whole =
         start_by_hand(&fixture, &lockstep.restore(&set.id, &fixture.target("whole"), &[]).data);
     whole.start();
@@ -252,7 +254,7 @@ fn restored_set_without_its_label_does_not_start() {
     }
 }
 
-/// A restored, not started cluster as an administrator would start it: with a port of its own.
+/// A restored cluster that wasn't started, as an administrator would start it: on its own port.
 fn start_by_hand(fixture: &Fixture, data: &Path) -> Cluster {
     let port = free_port();
     let conf = data.join("postgresql.auto.conf");

@@ -1,6 +1,6 @@
 //! What the commands print, as text and as JSON, and the exit codes: the contract with people and with scripts.
 //!
-//! Ids, times and sizes are taken out before the comparison. After a change that is meant: `cargo insta review`.
+//! Ids, times and sizes are taken out before the comparison. After an intended change, run `cargo insta review`.
 
 mod support;
 
@@ -18,12 +18,12 @@ use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 
-/// What differs from run to run, in the order in which it is taken out.
+/// What differs from run to run, in the order in which it is replaced.
 const VARIES: &[(&str, &str)] = &[
-    // How much recovery says, and in which order, depends on what the snapshot caught.
+    // How much recovery logs, and in which order, depends on the moment of the snapshot.
     (r#"(?s)"recovery": \[.*?\n  \]"#, r#""recovery": [...]"#),
     (r#""(checkpoint|snapshots|total)": [\d.]+(e-?\d+)?"#, r#""$1": [seconds]"#),
-    // Which PostgreSQL a machine has, and where.
+    // The PostgreSQL version of this machine, and its path.
     (r#"/[\w./-]+/bin(\\?") has"#, "[bin]$1 has"),
     (r"\(PostgreSQL\) \d+\.\d+( \([^)]*\))?", "(PostgreSQL) [version]"),
     (r"/[\w./-]+?/lt\d+x\d+", "[root]"),
@@ -45,7 +45,7 @@ const VARIES: &[(&str, &str)] = &[
     (r"\bprocess \d+", "process [pid]"),
     (r"-p \d+", "-p [port]"),
     (r"[\w./-]+/bin/pg_ctl", "[bin]/pg_ctl"),
-    // Columns are as wide as what was taken out.
+    // Column widths depend on what was replaced.
     (r"(\S) {2,}", "$1  "),
     (r"\[number\]  \d+  \[time\]", "[number]  [txg]  [time]"),
     (r"  \d{4,5}  (running|stopped)", "  [port]  $1"),
@@ -80,7 +80,7 @@ fn what_the_commands_print() {
     prints(&lockstep, "plan-ordered", &["plan", "--strategy", "ordered"]);
     prints(&lockstep, "list-empty", &["list"]);
     prints(&lockstep, "list-empty.json", &["list", "--json"]);
-    // A monitor hears of a cluster that was never backed up.
+    // A monitor reports a cluster that was never backed up.
     compare("check-before-the-first-set", &lockstep.expect(exit::PROBLEMS, &["check"]).stdout);
 
     prints(&lockstep, "backup", &["backup", "--label", "before the migration"]);
@@ -121,7 +121,7 @@ fn what_the_commands_print() {
     prints(&lockstep, "clone-destroy.json", &["clone", "destroy", "test", "--json"]);
     prints(&lockstep, "check.json", &["check", "--json"]);
 
-    // A damaged set: named by `list` on stderr, and in its JSON.
+    // A damaged set: `list` names it on stderr and in its JSON.
     let manifest = fixture.state.join("clusters/main/sets").join(&set).join("manifest.json");
     fs::write(&manifest, "{\"version\": 1").expect("the test may write there");
     let listed = lockstep.expect(exit::PROBLEMS, &["list"]);
@@ -132,7 +132,7 @@ fn what_the_commands_print() {
     compare("check-damaged", &checked.stdout);
 }
 
-/// A command does what it does also where nobody reads what it says; and a set of which a snapshot is gone is named.
+/// A command does its work even if nobody reads its output, and a set that lacks a snapshot is named.
 #[test]
 fn what_nobody_reads_and_what_is_gone() {
     let fixture = Fixture::new(one_dataset());
@@ -192,7 +192,7 @@ fn with_configuration(fixture: &Fixture, name: &str, text: &str) -> Lockstep {
     Lockstep::new(&path, &fixture.cluster.bin)
 }
 
-/// Each exit code of the table, with what is said: what failed, with the value, and what to do.
+/// Each exit code of the table, with its message: what failed, with the value, and what to do.
 #[test]
 fn exit_codes_and_what_is_said() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -271,7 +271,7 @@ fn exit_codes_and_what_is_said() {
         assert!(outcome.stdout.is_empty(), "stdout is for data: {}", outcome.describe());
         compare(&format!("error-{name}"), &outcome.stderr);
     }
-    // What clap says of a wrong command line is clap's own; the code is the contract's.
+    // What clap says about a wrong command line is up to clap; the exit code is part of the contract.
     for line in [
         "",
         "nosuch",
@@ -286,13 +286,14 @@ fn exit_codes_and_what_is_said() {
             &line.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>(),
         );
     }
-    // Somebody else is at it.
+    // Somebody else is working on it.
     let lock =
         fs::File::options().read(true).write(true).open(fixture.state.join("clusters/main/lock"));
     let mut lock = lock.expect("a backup has made the lock's file");
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
         .expect("nobody has it");
-    // Whoever has it says so there; of one that has died what it started would be waited for.
+    // The holder writes its process there. If that process has died, the program would wait for those that it
+    // started.
     let own =
         format!("process {} (lockstep backup) since 2026-11-23T20:54:41Z\n", std::process::id());
     lock.set_len(0).and_then(|()| lock.write_all(own.as_bytes())).expect("the test may");
@@ -302,7 +303,7 @@ fn exit_codes_and_what_is_said() {
     assert_eq!(lockstep.sets(), [set]);
 }
 
-/// What is printed for bash is what bash reads: it completes a command of a command.
+/// bash can read what is printed for it: it completes the command of a command.
 #[test]
 fn completions_are_read_by_the_shell() {
     let program = env!("CARGO_BIN_EXE_lockstep");

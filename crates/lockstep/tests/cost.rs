@@ -1,6 +1,6 @@
-//! What a backup costs the machine: how many `zfs` and `zpool` it starts. Each is a process, which takes milliseconds
-//! of a core that the server could use; so their number is held here, and what is known of ZFS isn't asked twice. And what
-//! `prune` and `check` cost where snapshots of many sets are gone.
+//! What a backup costs the machine: the number of `zfs` and `zpool` processes that it starts. Each takes milliseconds
+//! of a core that the server could use, so their number is limited here, and nothing that is known about ZFS is asked
+//! twice. Also what `prune` and `check` cost if snapshots of many sets are gone.
 
 mod support;
 
@@ -14,8 +14,8 @@ use support::shipping::with_options;
 use std::fs;
 
 /// How often each subcommand may be run for a set of four datasets in two pools. The layout is read before the first
-/// and after the last snapshot of data, what was made of the snapshots after the last of all. Which dataset isn't where it
-/// should be is asked once: a part of it would be frozen as an empty folder.
+/// and after the last snapshot of data, and the snapshots' facts after the very last one. Whether a dataset isn't
+/// mounted where it should be is asked once: otherwise a part would be frozen as an empty folder.
 const MOST: [(&str, usize); 5] =
     [("zfs get", 3), ("zfs list", 1), ("zfs snapshot", 4), ("zfs hold", 1), ("zfs set", 1)];
 
@@ -43,7 +43,7 @@ fn a_backup_starts_few_commands() {
     let log = CommandLog::new(&fixture);
     let lockstep = log.watching(&fixture.lockstep());
 
-    // The first one finds out what this ZFS can do, and nothing twice.
+    // The first backup finds out what this ZFS can do, and nothing twice.
     lockstep.backup("label");
     let first = log.take();
     assert_eq!(probes(&first), 1, "{first:#?}");
@@ -67,7 +67,7 @@ fn a_backup_starts_few_commands() {
     assert_few(&log.take(), "the one after");
 }
 
-/// What is remembered may be wrong: that costs a command, and no set.
+/// If something remembered is wrong, that costs a command, but no set.
 #[test]
 fn what_is_remembered_wrongly_spoils_nothing() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -92,7 +92,7 @@ fn what_is_remembered_wrongly_spoils_nothing() {
         }
         assert_eq!(probes(&log.take()), 0, "what is known isn't asked");
     }
-    // Nor does one that can't be read.
+    // Neither does a file that can't be read.
     for damaged in ["", "{\"found_on\": 1"] {
         fs::write(&file, damaged).expect("the test may write there");
         lockstep.backup("label");
@@ -101,7 +101,7 @@ fn what_is_remembered_wrongly_spoils_nothing() {
     assert_nothing_remains(&fixture, &[], "backups with a wrong memory");
 }
 
-/// Where a dataset was destroyed, or the like, all sets before are broken: the pools are listed once, not once for each.
+/// If a dataset was destroyed, for example, all earlier sets are broken: the pools are listed once, not once per set.
 #[test]
 fn sets_whose_snapshots_are_gone_cost_no_command_each() {
     let fixture = Fixture::new(two_pools_four_datasets());

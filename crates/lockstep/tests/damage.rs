@@ -1,5 +1,5 @@
-//! Every kind of object in a repository deleted, truncated, flipped in one bit, swapped with another: `repo check` says
-//! so and names it, no set that needs it is restored, and the others are, as they were.
+//! Every kind of object in a repository is deleted, truncated, flipped in one bit, or swapped with another. `repo
+//! check` must name it, no set that needs it may be restored, and the others are restored unchanged.
 
 mod support;
 
@@ -28,12 +28,12 @@ struct Damaged {
     fixture: Fixture,
     lockstep: Lockstep,
     sets: [String; 2],
-    /// What each set's restore makes.
+    /// The result of restoring each set.
     wholes: [PathBuf; 2],
 }
 
 impl Damage {
-    /// Does it to the object, and with another of its kind where it takes two; gives what undoes it.
+    /// Damages the object, together with another of its kind if that needs two; returns what undoes it.
     fn to(self, path: &Path, other: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         let read = |path: &Path| (path.to_owned(), fs::read(path).expect("it is there"));
         let good = read(path);
@@ -66,7 +66,7 @@ fn name(path: &Path) -> &str {
 fn kind(path: &Path) -> &'static str {
     let text = path.to_str().expect("names are ASCII");
     if text.contains("/@files/") {
-        // Of the other image the same kinds are dealt with.
+        // Objects of the same kinds in the other image are damaged there.
         return if text.ends_with(".json") { "@files" } else { "none" };
     }
     let kinds = ["/packs/", "/sets/", ".objects.", ".extents.", ".packs.", "/volumes/"];
@@ -98,21 +98,22 @@ impl Damaged {
         self.fixture.root().join("back")
     }
 
-    /// Always to the same place, for the place stands in links.
+    /// Always restores to the same path, because links contain it.
     fn restore(&self, set: &str) -> Outcome {
         let to = self.target();
         let to = to.to_str().expect("the harness' own paths are UTF-8");
         self.lockstep.run(&["restore", set, "--from", "repository", "--as", "files", "--to", to])
     }
 
-    /// Fails unless the set restores as it did, or is refused and nothing that starts is left; whether it restored.
+    /// Fails unless the set restores as before, or is refused and leaves nothing that could be started; returns
+    /// whether it was restored.
     #[track_caller]
     fn restores(&self, at: usize, why: &str) -> bool {
         let outcome = self.restore(&self.sets[at]);
         let target = self.target();
         if !outcome.ok() {
             assert!(outcome.stderr.contains("error: "), "{why}: {}", outcome.describe());
-            // What had come before the damage was met stays, and is no cluster.
+            // What was written before the damage was found stays, but isn't a cluster.
             if target.exists() {
                 assert!(
                     outcome.stderr.contains("--delta continues"),
@@ -134,7 +135,7 @@ impl Damaged {
             [
                 "-r".as_ref(),
                 "--no-dereference".as_ref(),
-                // It says when the restore was begun.
+                // It contains the time at which the restore began.
                 "--exclude=.lockstep-restore".as_ref(),
                 whole,
                 target.as_os_str(),
@@ -153,7 +154,7 @@ impl Damaged {
         (outcome, found)
     }
 
-    /// Deals with one object in all ways. `other` is another of its kind, that the first set needs.
+    /// Damages one object in all ways. `other` is another of its kind that the first set needs.
     fn deal(&self, path: &Path, other: &Path) {
         for damage in ALL {
             let why = format!("{damage:?}: {}", path.display());
@@ -161,7 +162,7 @@ impl Damaged {
             let (outcome, found) = self.check();
             let is_gone = damage == Damage::Deleted && kind(path) == "/sets/";
             if is_gone {
-                // Nothing else says that there was such a set; what it alone needed is left over.
+                // Nothing else shows that this set existed; what only it needed is left over.
                 assert_eq!(found["counts"]["sets"], 1, "{why}: {found}");
                 assert_ne!(found["orphans"], json!([]), "{why}: {found}");
             } else {
@@ -172,10 +173,10 @@ impl Damaged {
                 let both = damage == Damage::Swapped;
                 assert_eq!(harmed.len() == 2, both, "{why}: {found}");
             }
-            // What packs there are is asked by those who clear away alone.
+            // Only commands that clean up ask which packs exist.
             let needs_it = kind(path) != ".packs.";
             assert_eq!(!self.restores(1, &why), needs_it, "{why}");
-            // The other set needs only what it was swapped for.
+            // The other set only needs the object that it was swapped with.
             if damage == Damage::Swapped || (damage == Damage::Deleted && kind(path) == "/packs/") {
                 let is_harmed = damage == Damage::Swapped && needs_it;
                 assert_eq!(!self.restores(0, &why), is_harmed, "{why}");
@@ -189,7 +190,7 @@ impl Damaged {
 fn every_kind_of_object_damaged_in_every_way() {
     let damaged = Damaged::new("key_file = KEY");
     let sets = &damaged.sets;
-    // What only the second set needs: a delta of its own and what hangs on it, its files, its manifest.
+    // What only the second set needs: its own delta and what depends on it, its files, its manifest.
     let all: Vec<PathBuf> = objects(&damaged.fixture).into_keys().collect();
     let age = |path: &PathBuf| fs::metadata(path).and_then(|of| of.modified()).expect("a time");
     let first = all.iter().find(|path| name(path) == format!("{}.json", sets[0])).expect("a set");
@@ -208,7 +209,8 @@ fn every_kind_of_object_damaged_in_every_way() {
     assert!(damaged.restores(0, "all is undone") && damaged.restores(1, "all is undone"));
 }
 
-/// The two kinds that belong to no cluster: without them nothing opens, and what is wrong is named.
+/// The two kinds of object that don't belong to a cluster: without them nothing can be opened, and the error names
+/// the problem.
 #[test]
 fn what_opens_a_repository_damaged_in_every_way() {
     let damaged = Damaged::new("key_file = KEY");
@@ -227,7 +229,7 @@ fn what_opens_a_repository_damaged_in_every_way() {
         keys.join(format!("{}.json", id("passphrase"))),
     );
     let format = folder(&damaged.fixture).join("lockstep.json");
-    // Of another repository.
+    // From another repository.
     let foreign = root.join("foreign.json");
     let made = fs::read_to_string(&format).expect("it is there");
     let body = made.split("\"body\":").nth(1).and_then(|rest| rest.split(",\"blake3\"").next());
@@ -249,7 +251,7 @@ fn what_opens_a_repository_damaged_in_every_way() {
                 (false, _) => name(path).trim_end_matches(".json"),
             };
             assert!(said.contains(words), "{why}: {}", outcome.describe());
-            // A key that opens nothing may as well be the wrong file. Without the file another would be made.
+            // A key that opens nothing may simply be the wrong file. Without the file, a new key would be made.
             let code = match words {
                 "opens no key" => exit::USAGE,
                 "lockstep.json of repository" => exit::REFUSED,
@@ -260,7 +262,7 @@ fn what_opens_a_repository_damaged_in_every_way() {
             undo.iter().for_each(|(path, good)| fs::write(path, good).expect("it may"));
         }
     }
-    // A key of somebody else's is no reason not to open it, and is named.
+    // Somebody else's damaged key is no reason not to open the repository; it is reported.
     for damage in [Damage::Truncated, Damage::Flipped] {
         let undo = damage.to(&other, &ours);
         let (outcome, found) = damaged.check();

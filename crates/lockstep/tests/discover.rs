@@ -1,5 +1,5 @@
-//! What lies where, and what is refused by name: parts on other file systems, mounts inside a part and over it, links out
-//! of the data directory, tablespaces in place, foreign files, a server that can't be asked.
+//! Where the parts are, and what is refused with its name: parts on other file systems, mounts inside or over a part,
+//! links out of the data directory, in-place tablespaces, foreign files, a server that can't be asked.
 
 mod support;
 
@@ -17,7 +17,7 @@ fn what_cannot_be_frozen_is_refused_by_name() {
     let fixture = Fixture::new(two_pools_four_datasets());
     let lockstep = fixture.lockstep();
 
-    // A tablespace on the file system of the test itself.
+    // A tablespace on the test's own file system.
     let elsewhere = fixture.owned("elsewhere");
     fixture
         .cluster
@@ -44,7 +44,7 @@ fn what_cannot_be_frozen_is_refused_by_name() {
         "{}",
         refused.describe()
     );
-    // Where PostgreSQL doesn't need the files after a restore, it is a warning.
+    // If PostgreSQL doesn't need the files after a restore, it is a warning.
     let logs = fixture.cluster.data.join("log");
     zfs(&["set", &format!("mountpoint={}", logs.display()), &nested]);
     let planned = lockstep.json(&["plan"]);
@@ -93,11 +93,11 @@ fn without_a_connection_only_what_is_provable_is_taken() {
     assert_eq!(restored.server().value("postgres", "SELECT answer FROM seen"), "42");
     fixture.discard_restored(&directory, &set.id);
 
-    // Asked for the one that needs a connection, it says what is missing.
+    // If the strategy that needs a connection is requested, the error says what is missing.
     let refused = lockstep.expect(exit::REFUSED, &["backup", "--strategy", "label"]);
     assert!(refused.stderr.contains("\"host\""), "{}", refused.describe());
 
-    // Nothing is provable where pg_wal has to be frozen with the data and a server runs: the reasons are all named.
+    // Nothing is provable if pg_wal must be frozen with the data while a server runs: all reasons are named.
     fixture
         .cluster
         .execute(&["ALTER SYSTEM SET wal_level = minimal", "ALTER SYSTEM SET max_wal_senders = 0"]);
@@ -144,8 +144,8 @@ fn tablespaces_in_place_and_foreign_files() {
     assert_clean(&fixture);
 }
 
-/// A database, and a folder of PostgreSQL's own, behind links as administrators make them to a faster disk: they would be
-/// in no snapshot, and a restored cluster would write to the live one's.
+/// A database and one of PostgreSQL's own folders behind links, as administrators make them for a faster disk. They
+/// would be in no snapshot, and a restored cluster would write to the live one's files.
 #[test]
 fn links_out_of_the_data_directory_are_refused() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -177,7 +177,7 @@ fn links_out_of_the_data_directory_are_refused() {
         let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
         assert!(checked.stdout.contains(name), "{}", checked.describe());
         fixture.cluster.stop(Stop::Fast);
-        // The stopped cluster's set would miss it as well.
+        // A set of the stopped cluster would lack them as well.
         lockstep.expect(exit::REFUSED, &["backup", "--strategy", "cold"]);
         fs::remove_file(data.join(name)).expect("a link can be removed");
         fs::rename(&to, data.join(name)).unwrap_or_else(|_| {
@@ -185,10 +185,10 @@ fn links_out_of_the_data_directory_are_refused() {
         });
         fixture.cluster.start();
     }
-    // What PostgreSQL makes anew may lie where it likes.
+    // Folders that PostgreSQL recreates may be anywhere.
     fixture.cluster.stop(Stop::Fast);
     lead_away("pg_stat_tmp");
-    // And of what isn't PostgreSQL's at all it is only told; but for a way into the live cluster.
+    // Links that don't concern PostgreSQL are only reported, unless they lead into the live cluster.
     symlink("/etc/ssl", data.join("ssl")).expect("a link can be made");
     fixture.cluster.start();
     let set = lockstep.backup("label");
@@ -201,8 +201,8 @@ fn links_out_of_the_data_directory_are_refused() {
     assert_clean(&fixture);
 }
 
-/// Something is mounted over the folder in which the datasets are mounted: they are still in the list of mounts, and
-/// the files at the data directory's path are others.
+/// Something is mounted over the folder in which the datasets are mounted. They are still in the list of mounts, but
+/// the files at the data directory's path are different ones.
 #[test]
 fn datasets_behind_another_mount_are_not_taken_for_the_cluster() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -224,7 +224,7 @@ fn datasets_behind_another_mount_are_not_taken_for_the_cluster() {
     assert_clean(&fixture);
 }
 
-/// A stopped server's pg_wal that lacks the segment in which recovery begins, as where its dataset isn't mounted.
+/// A stopped server's pg_wal that lacks the segment in which recovery begins, as if its dataset weren't mounted.
 #[test]
 fn a_cold_set_without_its_wal_is_none() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -256,8 +256,8 @@ fn a_cold_set_without_its_wal_is_none() {
     assert_eq!(fixture.lockstep().backup("auto").strategy, "cold");
 }
 
-/// After a start at which a dataset couldn't be mounted PostgreSQL goes on, and the folder below its place is empty. Here it
-/// lies on a dataset too, as with inherited mountpoints.
+/// After a boot at which a dataset couldn't be mounted, PostgreSQL continues, and the folder at its mount point is
+/// empty. Here that folder is on a dataset too, as with inherited mountpoints.
 #[test]
 fn a_tablespace_whose_dataset_is_not_mounted_is_refused() {
     let fixture = Fixture::new(one_dataset());
@@ -291,12 +291,12 @@ fn a_tablespace_whose_dataset_is_not_mounted_is_refused() {
     let not_mounted =
         [&*format!("dataset \"{dataset}\""), "isn't mounted there", "tablespace late"];
     said(&[&not_mounted[..], &["hint: ", "zfs mount"]].concat());
-    // What was there before the dataset was looks as if it were right.
+    // A folder from the time before the dataset looks right.
     let version = fs::read_dir(fixture.tablespace("ts1")).expect("a tablespace").flatten().next();
     let version = version.expect("it has a folder").file_name();
     fs::create_dir(place.join(&version)).expect("a folder can be made");
     said(&not_mounted);
-    // Without a dataset of that place (its pool may be away) the folder is asked.
+    // If no dataset has that mount point (its pool may not be imported), the folder itself is checked.
     fs::remove_dir(place.join(&version)).expect("it is empty");
     zfs(&["set", "mountpoint=none", &dataset]);
     let version = version.to_str().expect("UTF-8");

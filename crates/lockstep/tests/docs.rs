@@ -1,5 +1,5 @@
-//! The commands of docs/recovery-by-hand.md, the clean-up of docs/archive.md and bench/repository, run as they stand: what nobody
-//! runs is wrong by the time it is needed.
+//! The commands of docs/recovery-by-hand.md, the clean-up of docs/archive.md, and bench/repository, run exactly as
+//! written: what nobody runs is wrong by the time it is needed.
 
 mod support;
 
@@ -20,7 +20,7 @@ const PAGE: &str = include_str!("../../../docs/recovery-by-hand.md");
 const ARCHIVE: &str = include_str!("../../../docs/archive.md");
 const SCALE: u32 = 2;
 
-/// The page's shell blocks: what stands behind `sh` on the fence's line, and the text.
+/// The page's shell blocks: the word after `sh` on the fence's line, and the text.
 fn blocks() -> Vec<(&'static str, String)> {
     let mut blocks = Vec::new();
     let mut lines = PAGE.lines();
@@ -62,7 +62,7 @@ fn shell(script: &str) -> String {
     must(command("bash", ["-c", script]).env("PATH", path_with_turns()))
 }
 
-/// What a postgresql.conf may say of the original. Each line alone leads astray a clone in which it stays.
+/// Settings in postgresql.conf that refer to the original. Each line alone would lead a clone that keeps it astray.
 fn settings_that_lead_back(cluster: &Cluster, touched: &Path) -> String {
     let (data, touched) = (cluster.data.display(), touched.display());
     format!(
@@ -80,7 +80,7 @@ fn configure(cluster: &Cluster, text: &str) {
     std::fs::write(&path, old + text).expect("root may write everywhere");
 }
 
-/// The page from its second block to its last but one.
+/// The page from its second block to the last but one.
 fn body() -> String {
     let blocks = blocks();
     assert_eq!(blocks.first().map(|(kind, _)| *kind), Some("setup"));
@@ -107,7 +107,7 @@ fn the_page_restores_a_set_without_the_program() {
     ledger.wait_for(20);
     let set = fixture.lockstep().backup("label");
     let expected = ledger.expected(set.floor_lsn);
-    // The day on which the page is needed: the server is down, and nothing would refuse to start it.
+    // The day on which the page is needed: the server is down, and nothing would keep it from starting.
     writers.stop();
     load.stop();
     fixture.cluster.stop(Stop::Fast);
@@ -138,7 +138,7 @@ fn the_page_restores_a_set_without_the_program() {
 #[test]
 fn the_page_starts_nothing_where_a_setting_still_names_the_original() {
     let fixture = Fixture::new(one_pool());
-    // Out of reach of step 4: in a file that postgresql.conf includes.
+    // In a file that postgresql.conf includes, which step 4 doesn't reach.
     let included = format!("data_directory = '{}'\n", fixture.cluster.data.display());
     std::fs::write(fixture.cluster.data.join("more.conf"), included).unwrap();
     configure(&fixture.cluster, "include = 'more.conf'\n");
@@ -193,8 +193,8 @@ fn the_page_takes_the_configuration_of_a_set_where_no_snapshot_has_it() {
     assert_clean(&fixture);
 }
 
-/// An archive that is cleaned up as the page has it serves the oldest set wherever it is, and one that can't be asked keeps
-/// all of it.
+/// An archive that is cleaned up as the page describes serves the oldest set, wherever that is. If a place can't be
+/// asked, nothing is removed.
 #[test]
 fn the_archive_is_kept_for_the_oldest_set_of_all() {
     let fixture = Fixture::new(one_pool().archive().setting("autovacuum", "off"));
@@ -217,7 +217,7 @@ fn the_archive_is_kept_for_the_oldest_set_of_all() {
 
     let line = ARCHIVE.lines().find(|line| line.starts_with("pg_archivecleanup /archive"));
     let line = line.expect("the page has it");
-    // Of the program as the test runs it.
+    // For the program under test.
     let program = env!("CARGO_BIN_EXE_lockstep");
     let config = fixture.root().join("shipping.toml");
     let clean = |config: &Path| {
@@ -228,7 +228,7 @@ fn the_archive_is_kept_for_the_oldest_set_of_all() {
         let path = format!("{}:{}", cluster.bin.display(), path_with_turns().to_string_lossy());
         run(command("bash", ["-c", &script]).env("PATH", path))
     };
-    // A repository that is away.
+    // A repository that can't be reached.
     let repository = support::shipping::folder(&fixture);
     let away = fixture.root().join("away");
     std::fs::rename(&repository, &away).expect("the test may rename it");
@@ -250,8 +250,8 @@ fn the_archive_is_kept_for_the_oldest_set_of_all() {
     restored.server().stop(Stop::Fast);
 }
 
-/// On a cluster that is too small for a figure to mean anything: what the bench calls is there, and it comes to its tables.
-/// The others go the same way, and take too long to be run each time.
+/// On a cluster that is too small for meaningful figures: what the bench calls exists, and it prints its tables. The
+/// other benches work the same way and take too long to run each time.
 #[test]
 fn the_bench_of_the_repository_runs() {
     let bench = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bench/repository");

@@ -1,4 +1,5 @@
-//! A backup that is cut off, or loses its server, its pool, its WAL, its layout: what it says, and that nothing is left.
+//! A backup that is interrupted, or loses its server, its pool, its WAL or its layout: what it says, and that nothing
+//! is left behind.
 
 mod support;
 
@@ -20,7 +21,7 @@ use support::pools::{path_with_turns, patiently, property, try_zfs, zfs};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
-/// A cluster with a row in each tablespace. Nothing but the tests writes to it.
+/// A cluster with a row in each tablespace. Only the tests write to it.
 fn quiet(layout: Layout) -> Fixture {
     let fixture = Fixture::new(layout.setting("autovacuum", "off"));
     fixture.cluster.execute(&[
@@ -90,7 +91,7 @@ fn ended_at_each_step(strategy: &str) {
         if !published {
             assert_said(&outcome, &["error: interrupted", "hint: nothing is left of it"]);
         }
-        // At once: no other start in between.
+        // Immediately, without another start in between.
         assert_nothing_remains(&fixture, &[], &format!("{signal:?} at {step}"));
         new.iter().for_each(|set| fixture.discard_set(set));
     }
@@ -104,7 +105,8 @@ fn added(before: &[String], after: &[String]) -> Vec<String> {
     after.iter().filter(|set| !before.contains(set)).cloned().collect()
 }
 
-/// The next start has marked the snapshots of a set whose backup was killed after its manifest.
+/// Checks that the next start has marked the snapshots of a set whose backup was killed after its manifest was
+/// written.
 #[track_caller]
 fn assert_complete(fixture: &Fixture, set: &str) {
     let suffix = format!("@lockstep-{set}");
@@ -126,8 +128,8 @@ fn ordered_ended_at_each_step() {
     ended_at_each_step("ordered");
 }
 
-/// Starts a server that crashed: once its last backend is gone, and once init has reaped its postmaster,
-/// for PostgreSQL takes a dead postmaster whose exit status waits for a running one.
+/// Starts a server that crashed, once its last backend is gone and init has reaped its postmaster: PostgreSQL takes a
+/// dead postmaster that hasn't been reaped for a running one.
 #[track_caller]
 fn start_again(cluster: &Cluster) {
     let since = Instant::now();
@@ -144,7 +146,7 @@ fn start_again(cluster: &Cluster) {
     }
 }
 
-/// The server stops, crashes, or ends the program's session, at several moments of a backup.
+/// The server stops, crashes, or ends the program's session at several moments of a backup.
 #[test]
 fn server_lost_during_a_backup() {
     let fixture = quiet(two_pools_four_datasets());
@@ -175,7 +177,7 @@ fn server_lost_during_a_backup() {
             let after = format!("{what} at {step} of {strategy}");
             assert_eq!(outcome.code, Some(exit::FAILED), "{after}: {}", outcome.describe());
             assert_said(&outcome, &["error: "]);
-            // A backend that outlives a killed postmaster for a moment may have a last word.
+            // A backend that briefly outlives a killed postmaster may still send a message.
             let words = match what {
                 "server crashed" => &["unexpected postmaster exit", "connection closed"][..],
                 _ => &["terminating connection due to administrator command"],
@@ -195,7 +197,7 @@ fn server_lost_during_a_backup() {
     assert_restores(&fixture, &newer);
 }
 
-/// A full pool makes PostgreSQL PANIC, so a pool with less than `min_free_mib` is left alone.
+/// A full pool makes PostgreSQL PANIC, so no snapshot is taken in a pool with less than `min_free_mib`.
 #[test]
 fn pool_without_space() {
     let fixture = quiet(two_pools_four_datasets().pool_size(448 << 20));
@@ -217,7 +219,7 @@ fn pool_without_space() {
         assert_said(&refused, &["error: dataset", &fixture.pools[1].name, "bytes left", "hint: "]);
         assert_nothing_remains(&fixture, &[], "refused for want of space");
     }
-    // A server on clones would write into it too.
+    // A server on clones would write to it too.
     let to = fixture.target("clones");
     let to = to.to_str().expect("the harness' own paths are UTF-8");
     for words in [&["clone", "create", "full"][..], &["restore", "latest", "--to", to, "--dry-run"]]
@@ -246,7 +248,7 @@ fn pool_without_space() {
     assert_restores(&fixture, &newer);
 }
 
-/// A third pool with one tablespace, which no session has open.
+/// A third pool with one tablespace that no session has open.
 fn with_pool_to_lose() -> Layout {
     let mut layout = two_pools_four_datasets();
     layout.pools.push(PoolSpec { label: "c".to_owned(), size: 1 << 30 });
@@ -255,13 +257,13 @@ fn with_pool_to_lose() -> Layout {
     layout
 }
 
-/// Takes the third pool away under everybody's hands.
+/// Removes the third pool while it is in use.
 #[track_caller]
 fn lose_pool(fixture: &Fixture) {
     let point = fixture.tablespace("ts3");
     must(&mut support::command::command("umount", ["-l", point.to_str().expect("UTF-8")]));
     let name = fixture.pools[2].name.as_str();
-    // zfs-fuse notices the end of a mount in its own time, and until then says no, in several wordings.
+    // zfs-fuse notices the end of a mount after a while, and until then refuses with various messages.
     let since = Instant::now();
     while let Err(error) = patiently("zpool", &["export", "-f", name], || ()) {
         assert!(since.elapsed() < Duration::from_secs(30), "{error}");
@@ -283,8 +285,8 @@ fn find_pool(fixture: &Fixture) {
     );
 }
 
-/// A pool goes between two snapshots, before or after its own. What can be removed is removed at once,
-/// the rest when the pool is back.
+/// A pool disappears between two snapshots, before or after its own. What can be removed is removed at once, the rest
+/// when the pool is back.
 #[test]
 fn pool_lost_between_two_snapshots() {
     let fixture = quiet(with_pool_to_lose());
@@ -307,12 +309,12 @@ fn pool_lost_between_two_snapshots() {
                 outcome.describe()
             );
             assert_said(&outcome, &["error: ", "ts3"]);
-            // The other pools are clean at once, and there is no session.
+            // The other pools are clean at once, and no session is left.
             wait_for_no_session(&fixture);
             let left: Vec<_> =
                 fixture.pools[..2].iter().flat_map(|pool| pool.snapshots()).collect();
             assert!(left.iter().all(|name| name.ends_with(&older.id)), "{after}: {left:?}");
-            // Without the pool a backup is refused or fails, and forgets nothing.
+            // Without the pool, a backup is refused or fails, but forgets nothing.
             let without = fixture.lockstep().run(&["backup", "--strategy", strategy]);
             assert!(
                 matches!(without.code, Some(exit::FAILED | exit::REFUSED)),
@@ -334,7 +336,8 @@ fn pool_lost_between_two_snapshots() {
     assert_restores(&fixture, &newer);
 }
 
-/// Ends the segment that recovery would start in, and deletes it, as if it had been recycled. The server goes on in the next.
+/// Ends the segment that recovery would start in and deletes it, as if it had been recycled. The server continues in
+/// the next one.
 #[track_caller]
 fn lose_first_segment(fixture: &Fixture) -> String {
     let name = fixture
@@ -355,7 +358,7 @@ fn lose_first_segment(fixture: &Fixture) -> String {
 fn wal_segment_gone_before_it_was_taken() {
     let fixture = quiet(two_pools_four_datasets());
     let older = fixture.lockstep().backup("label").id;
-    // An ordered set starts at the last checkpoint, which no new try moves: gone is gone.
+    // An ordered set starts at the last checkpoint, which another try doesn't move: the segment stays lost.
     let step = "backup.before-snapshot-1";
     let hooks = Hooks::holding(&fixture, step);
     let program = hooks.run_to(step, &backup_arguments("ordered"));
@@ -367,12 +370,12 @@ fn wal_segment_gone_before_it_was_taken() {
     let again = refused.stderr.matches("taking the set again").count();
     assert_eq!(again, 2, "three tries: {}", refused.describe());
     assert_nothing_remains(&fixture, &[], "refused for a lost segment");
-    // A checkpoint later all is well again.
+    // After a checkpoint everything works again.
     fixture.cluster.execute(&["CHECKPOINT"]);
     let ordered = fixture.lockstep().backup("ordered");
     assert_eq!(ordered.tries, 1);
 
-    // pg_backup_start makes a checkpoint of its own: the second try of a label set begins behind the gap.
+    // pg_backup_start makes its own checkpoint, so the second try of a label set begins after the gap.
     let step = "backup.started";
     let hooks = Hooks::holding(&fixture, step);
     let program = hooks.run_to(step, &backup_arguments("label"));
@@ -389,7 +392,7 @@ fn wal_segment_gone_before_it_was_taken() {
     }
 }
 
-/// Lets a backup go from try to try: at the same step of each of the first tries one of `changes` is made.
+/// Lets a backup run from try to try, and makes one of `changes` at the same step of each of the first tries.
 #[track_caller]
 fn backup_with_changes(
     fixture: &Fixture,
@@ -404,7 +407,7 @@ fn backup_with_changes(
     for (number, change) in changes.iter().enumerate() {
         hooks.steps.wait_reached(HERE, &mut program);
         hooks.forget(HERE);
-        // Held behind the step as well, so that the step can be held again before it is reached again.
+        // Also held after the step, so that the step can be held again before it is reached again.
         hooks.steps.hold(BEHIND);
         change.make(fixture, number);
         hooks.steps.release(HERE);
@@ -426,7 +429,7 @@ enum Change {
     Moved,
 }
 
-/// Where a tablespace of the test's own lies: beside ts1's files, on the same dataset.
+/// The path of one of the test's own tablespaces: next to ts1's files, on the same dataset.
 fn place(fixture: &Fixture, name: &str) -> PathBuf {
     let path = fixture.mnt().join("ts1").join(name);
     if !path.exists() {
@@ -447,7 +450,7 @@ impl Change {
             Change::Created => create(fixture, &format!("new{number}")),
             Change::Dropped => fixture.cluster.execute(&[&format!("DROP TABLESPACE old{number}")]),
             Change::Moved => {
-                // As an administrator does it: the files to another place, the link after them.
+                // As an administrator does it: first the files are moved, then the link.
                 let oid = fixture.cluster.value(
                     "postgres",
                     &format!("SELECT oid FROM pg_tablespace WHERE spcname = 'old{number}'"),
@@ -498,7 +501,7 @@ fn layout_changes_in_the_middle() {
     assert_restores(&fixture, &older);
 }
 
-/// Its link has been read, and when its folder is looked for, that is gone.
+/// The link has been read, but when its folder is looked up, that is gone.
 #[test]
 fn a_tablespace_is_dropped_while_it_is_looked_for() {
     let fixture = quiet(two_pools_four_datasets());
@@ -520,7 +523,7 @@ fn a_tablespace_is_dropped_while_it_is_looked_for() {
     assert_restores(&fixture, &set.id);
 }
 
-/// As where a role was dropped under its session: the catalogs have nothing where they have a value as a rule.
+/// As if a role was dropped under its session: the catalogs have NULL where they normally have a value.
 #[test]
 fn what_a_server_leaves_out_is_an_error_that_names_it() {
     let fixture = Fixture::new(one_pool());
@@ -537,7 +540,7 @@ fn what_a_server_leaves_out_is_an_error_that_names_it() {
     assert!(none.as_ref().is_err_and(|chain| chain.contains("nothing")), "{none:?}");
 }
 
-/// Drops all tablespaces but the layout's own, with their folders.
+/// Drops all tablespaces except the layout's own, with their folders.
 fn forget_tablespaces(fixture: &Fixture) {
     let others = "SELECT spcname FROM pg_tablespace WHERE spcname ~ '^(old|new)'";
     for name in fixture.cluster.column("postgres", others) {
@@ -550,7 +553,7 @@ fn forget_tablespaces(fixture: &Fixture) {
     }
 }
 
-/// The second of two backups is told who is at it; the first is not disturbed.
+/// The second of two backups is told who holds the lock; the first isn't disturbed.
 #[test]
 fn locked_wrong_server_and_no_server() {
     let fixture = quiet(two_pools_four_datasets());
@@ -560,11 +563,11 @@ fn locked_wrong_server_and_no_server() {
     let second = fixture.lockstep().expect(exit::LOCKED, &["backup"]);
     let holder = format!("process {} (lockstep backup)", first.id());
     assert_said(&second, &["error: ", "\"main\"", &holder, "hint: "]);
-    // Looking is allowed meanwhile, and nobody takes the running one for an unfinished one.
+    // Read-only commands are allowed meanwhile, and none of them takes the running backup for an unfinished one.
     for (words, code) in [("list", exit::DONE), ("plan", exit::DONE), ("check", exit::PROBLEMS)] {
         let seen = fixture.lockstep().expect(code, &[words]);
         assert!(!seen.stdout.contains("cut off"), "{}", seen.describe());
-        // There is no set yet, and that is all.
+        // There is no set yet, and that is the only finding.
         assert!(!seen.stdout.contains("snapshots: set"), "{}", seen.describe());
     }
     hooks.steps.release(step);
@@ -591,13 +594,13 @@ fn locked_wrong_server_and_no_server() {
     assert!(checked.stdout.contains("another cluster"), "{}", checked.describe());
     other.stop(Stop::Immediate);
 
-    // Nobody answers there, though the cluster runs: no label, and ordered says that it has no connection.
+    // Nobody answers there although the cluster runs: label is refused, and ordered says that it has no connection.
     let refused = wrong(&other).expect(exit::REFUSED, &["backup", "--strategy", "label"]);
     assert_said(&refused, &["error: strategy label", "no connection", "hint: "]);
     let snapshots = fixture.snapshots();
     assert!(snapshots.iter().all(|name| name.ends_with(&set)), "{snapshots:?}");
     assert_nothing_remains(&fixture, &[], "refused backups");
-    // A set is better than none, but isn't what was meant: everybody is told, and the set knows it.
+    // A set is better than none, but isn't what was intended: everybody is told, and the set records it.
     let lost = wrong(&other);
     let address =
         format!("host \"{}\", port {}, user \"postgres\"", other.socket.display(), other.port);
@@ -612,14 +615,14 @@ fn locked_wrong_server_and_no_server() {
     }
     let checked = lost.expect(exit::PROBLEMS, &["check"]);
     assert!(checked.stdout.contains(&address), "{}", checked.describe());
-    // What was asked for by name is no surprise.
+    // A strategy that was explicitly requested is no surprise.
     let meant = lost.backup("ordered");
     assert_restores(&fixture, &without.id);
     assert_restores(&fixture, &meant.id);
 }
 
-/// A server in a container: its process isn't seen from here (here it is Lockstep that sees only its own), and it answers
-/// all the same. Where it doesn't, a set without the connection that was meant is a problem.
+/// A server in a container: its process can't be seen from here (in this test Lockstep sees only its own), but it
+/// answers. If it doesn't, a set without the intended connection is a problem.
 #[test]
 fn a_server_in_another_pid_namespace() {
     let fixture = quiet(two_pools_four_datasets());
@@ -639,7 +642,7 @@ fn a_server_in_another_pid_namespace() {
     let taken = contained(&lost, &["--json", "backup"]);
     assert_eq!(taken.code, Some(exit::PROBLEMS), "{}", taken.describe());
     assert_said(&taken, &["pg_control says \"in production\"", "port 1", "ordered instead"]);
-    // One that was shut down is asked nothing.
+    // One that was shut down isn't asked.
     fixture.cluster.stop(Stop::Fast);
     assert_eq!(fixture.lockstep().backup("auto").strategy, "cold");
     fixture.cluster.start();
@@ -670,7 +673,7 @@ fn other_cluster(fixture: &Fixture) -> Cluster {
     other
 }
 
-/// What a set is made of, damaged in each way: it is refused, it is named, and the sets beside it are not hurt.
+/// The parts of a set, damaged in each way: the set is refused and named, and other sets aren't affected.
 #[test]
 fn damaged_sets() {
     let fixture = quiet(two_pools_four_datasets());
@@ -709,7 +712,7 @@ fn damaged_sets() {
             "{what}: {}",
             checked.describe()
         );
-        // The newest set is damaged: an older one isn't taken for it in silence.
+        // The newest set is damaged: an older one isn't silently used instead.
         fixture.lockstep().expect(exit::REFUSED, &["show", "latest"]);
         assert_restorable(&fixture, &whole.id);
     }
@@ -740,7 +743,7 @@ fn damaged_sets() {
     }
     assert_restorable(&fixture, &damaged.id);
 
-    // A manifest that is gone: its snapshots stay, and somebody says so.
+    // A manifest that is gone: its snapshots stay and are reported.
     fs::rename(&manifest, folder.join("aside")).expect("the test may rename there");
     let checked = fixture.lockstep().run(&["check"]);
     assert!(checked.stdout.contains(&damaged.volumes[0].snapshot), "{}", checked.describe());
@@ -752,7 +755,7 @@ fn damaged_sets() {
     fixture.discard_set(&next);
     fs::rename(folder.join("aside"), &manifest).expect("the test may rename there");
 
-    // A snapshot that somebody destroyed in spite of the hold.
+    // A snapshot that somebody destroyed despite the hold.
     let snapshot = &damaged.volumes[2].snapshot;
     assert!(try_zfs(&["destroy", snapshot]).is_err(), "{snapshot} isn't held");
     zfs(&["release", "lockstep", snapshot]);
@@ -765,7 +768,7 @@ fn damaged_sets() {
     assert_restores(&fixture, &whole.id);
 }
 
-/// A spread checkpoint takes minutes, and systemd kills what goes on for longer than one and a half.
+/// A spread checkpoint takes minutes, and systemd kills what needs more than 90 seconds to stop.
 #[test]
 fn a_signal_ends_it_while_a_spread_checkpoint_is_waited_for() {
     let fixture = quiet(one_pool().setting("checkpoint_timeout", "15min"));
@@ -774,7 +777,7 @@ fn a_signal_ends_it_while_a_spread_checkpoint_is_waited_for() {
     fs::write(&config, text.replace("\"fast\"", "\"spread\"")).expect("it can be written");
     let lockstep = Lockstep::new(&config, &fixture.cluster.bin);
     for signal in [Signal::INT, Signal::TERM] {
-        // So much that is dirty has to be spread.
+        // This many dirty pages make the checkpoint long.
         fixture.cluster.execute(&[
             "DROP TABLE IF EXISTS much",
             "CREATE TABLE much AS SELECT repeat(md5(n::text), 30) FROM generate_series(1, 20000) n",
@@ -796,7 +799,7 @@ fn a_signal_ends_it_while_a_spread_checkpoint_is_waited_for() {
     fixture.lockstep().backup("label");
 }
 
-/// Its words stay where any are taken.
+/// The user's words are kept wherever they can be stored.
 #[test]
 fn a_label_that_the_database_has_no_characters_for() {
     let fixture = quiet(one_pool());

@@ -1,5 +1,5 @@
-//! Throwaway servers: cut off at each step, several at once, and what a replayed CREATE TABLESPACE does to the live
-//! cluster on the same host: nothing. That it would do harm without the mount namespace is shown as well.
+//! Throwaway servers: interrupted at each step, several at once, and what a replayed CREATE TABLESPACE does to the
+//! live cluster on the same host: nothing. The tests also show that it would do harm without the mount namespace.
 
 mod support;
 
@@ -18,7 +18,7 @@ use support::lockstep::{LIMIT, Set, exit, json_of};
 use support::workspace::processes_of;
 
 fn quiet() -> Fixture {
-    // What a checkpoint or a vacuum writes by itself would look like damage done by a clone.
+    // What a checkpoint or a vacuum writes would look like damage done by a clone.
     let layout = two_pools_four_datasets().archive().setting("autovacuum", "off");
     let fixture = Fixture::new(layout.setting("checkpoint_timeout", "1h"));
     fixture.cluster.execute(&[
@@ -52,7 +52,7 @@ fn ended_at_each_step() {
     for (number, step) in creating.iter().enumerate() {
         kill_at(&fixture, step, &create);
         if number % 2 == 0 {
-            // What a user would try again, under the same name.
+            // What a user would try next: the same name again.
             lockstep.clone_create("dev", &[]);
             lockstep.expect(exit::DONE, &destroy);
         } else {
@@ -75,7 +75,7 @@ fn ended_at_each_step() {
     for step in &destroying {
         lockstep.clone_create("dev", &[]);
         let hooks = kill_at(&fixture, step, &destroy);
-        // Destroying again ends what was begun; where it was done, there is nothing to destroy.
+        // Destroying again finishes what was begun; if it was finished, there is nothing to destroy.
         let done = hooks.steps.reached("clone.destroy-done").is_some();
         lockstep.expect(if done { exit::USAGE } else { exit::DONE }, &destroy);
         assert_nothing_remains(&fixture, &[], &format!("killed at {step}, destroyed again"));
@@ -86,7 +86,7 @@ fn ended_at_each_step() {
     lockstep.expect(exit::DONE, &destroy);
 }
 
-/// Two clones at once are two servers, and either can go first.
+/// Two clones at the same time are two servers, and either one can be destroyed first.
 #[test]
 fn several_clones() {
     let fixture = quiet();
@@ -124,7 +124,7 @@ fn several_clones() {
             if older_first { ("older", "newer", &newer) } else { ("newer", "older", &older) };
         lockstep.expect(exit::DONE, &["clone", "destroy", first]);
         assert_eq!(stays.server().value("postgres", ROWS), "11 12", "{second} outlives {first}");
-        // A server that was stopped, or that crashed, is no hindrance.
+        // It doesn't matter whether the server was stopped or crashed.
         if older_first {
             stays.server().stop(Stop::Fast)
         } else {
@@ -144,13 +144,13 @@ fn several_clones() {
     let unknown = lockstep.expect(exit::USAGE, &["clone", "destroy", "older"]);
     assert_said(&unknown, &["error: ", "no clone \"older\"", "hint: "]);
 
-    // One name, twice at the same time.
+    // The same name, twice at the same time.
     let step = "restore.prepared";
     let hooks = Hooks::holding(&fixture, step);
     let first = hooks.run_to(step, &["clone", "create", "twice"]);
     let second = lockstep.expect(exit::LOCKED, &["clone", "create", "twice"]);
     assert_said(&second, &["error: ", &format!("process {}", first.id())]);
-    // Another name doesn't wait, and doesn't take the first for an unfinished one.
+    // Another name doesn't wait, and doesn't take the first clone for an unfinished one.
     lockstep.clone_create("once", &[]);
     hooks.steps.release(step);
     let first = first.wait(LIMIT);
@@ -160,7 +160,7 @@ fn several_clones() {
     assert_nothing_remains(&fixture, &[], "all clones destroyed");
 }
 
-/// A folder for a tablespace, beside ts1's files on the same dataset.
+/// A folder for a tablespace, next to ts1's files on the same dataset.
 fn place(fixture: &Fixture, name: &str) -> PathBuf {
     let path = fixture.mnt().join("ts1").join(name);
     fs::create_dir(&path).expect("a folder can be made beside a tablespace");
@@ -168,7 +168,7 @@ fn place(fixture: &Fixture, name: &str) -> PathBuf {
     path
 }
 
-/// Makes a tablespace with a table of one row, and has it all on disk.
+/// Makes a tablespace with a table of one row, and waits until all of it is on disk.
 fn create_tablespace(fixture: &Fixture, name: &str) -> PathBuf {
     let path = place(fixture, name);
     fixture.cluster.execute(&[
@@ -181,7 +181,7 @@ fn create_tablespace(fixture: &Fixture, name: &str) -> PathBuf {
     path
 }
 
-/// An ordered set in whose WAL a tablespace is created: after the data was frozen, before pg_wal is.
+/// An ordered set whose WAL creates a tablespace: after the data was frozen, but before pg_wal is.
 fn set_with_new_tablespace(fixture: &Fixture, name: &str) -> (Set, PathBuf) {
     let step = "backup.floor";
     let hooks = Hooks::holding(fixture, step);
@@ -203,15 +203,16 @@ fn restore_command(fixture: &Fixture) -> String {
     format!("cp {}/%f %p", fixture.archive.display())
 }
 
-/// A server started by hand accepts connections as soon as it is consistent, before all is replayed.
+/// Waits for the end of recovery: a server started by hand accepts connections as soon as it is consistent, before
+/// everything is replayed.
 fn wait_for_the_end_of_recovery(server: &Cluster) {
     wait_until("recovery has ended", LIMIT, || {
         server.value("postgres", "SELECT pg_is_in_recovery()") == "f"
     });
 }
 
-/// The path of a new tablespace is known from the set's WAL, or from the live cluster: the clone gets a folder of
-/// its own there, with the data in it.
+/// The path of a new tablespace is known from the set's WAL or from the live cluster: the clone gets its own folder
+/// there, with the data in it.
 #[test]
 fn replayed_create_tablespace_leaves_the_live_one_alone() {
     let fixture = quiet();
@@ -257,7 +258,7 @@ fn replayed_create_tablespace_leaves_the_live_one_alone() {
         }
     }
 
-    // A restored cluster leaves its namespace once it has recovered, and keeps its own folder for the tablespace.
+    // A restored cluster leaves its namespace once it has recovered, but keeps its own folder for the tablespace.
     let to = fixture.target("stays");
     let restored = lockstep.restore_and_start(&set.id, &to, &[]);
     let server = restored.server();
@@ -278,13 +279,13 @@ fn replayed_create_tablespace_leaves_the_live_one_alone() {
     }
     fixture.discard_restored(&to, &set.id);
 
-    // The live cluster reads from its disk what it wrote.
+    // The live cluster still reads from disk what it wrote.
     fixture.cluster.stop(Stop::Fast);
     fixture.cluster.start();
     assert_eq!(fixture.cluster.value("postgres", "SELECT sum(n) FROM in_ts3"), "7");
 
-    // And so that nobody believes a walk that sees nothing: the same set, started by hand without a namespace,
-    // replays CREATE TABLESPACE into the live folder. This cluster is lost now.
+    // This proves that the comparison would notice: the same set, started by hand without a namespace, replays CREATE
+    // TABLESPACE into the live folder. This cluster is lost now.
     fixture.cluster.stop(Stop::Fast);
     let before = walk(&live[0]);
     let by_hand = server_by_hand(&fixture, &lockstep.restore(&set.id, &to, &[]).data);
@@ -296,8 +297,8 @@ fn replayed_create_tablespace_leaves_the_live_one_alone() {
     fixture.discard_restored(&to, &set.id);
 }
 
-/// Killed when recovery has ended and the server is still in its namespace: its links lead to the live tablespaces, so
-/// it is no cluster of anybody's. Killed once they are right, it is.
+/// Killed after recovery, while the server is still in its namespace: its links lead to the live tablespaces, so it
+/// mustn't be kept as a cluster. Killed once the links are right, it is one.
 #[test]
 fn a_restore_killed_around_its_move_never_reaches_the_live_tablespaces() {
     let fixture = quiet();
@@ -310,7 +311,7 @@ fn a_restore_killed_around_its_move_never_reaches_the_live_tablespaces() {
     let arguments = restore_arguments(&set.id, &to, &["--start", "--port", &port]);
     kill_at(&fixture, "restore.recovered", &arguments);
     assert!(!processes_of(&to).is_empty(), "its server runs");
-    // By the links alone it would write to the live cluster's files.
+    // Following its links, it would write to the live cluster's files.
     let data = fs::canonicalize(to.join("data")).expect("it is there");
     let leads_to = |data: &std::path::Path| {
         let links = fs::read_dir(data.join("pg_tblspc")).expect("it is there").flatten();
@@ -338,7 +339,7 @@ fn a_restore_killed_around_its_move_never_reaches_the_live_tablespaces() {
     fixture.discard_restored(&to, &set.id);
 }
 
-/// At its target a restored server waits in its namespace, or is shut down there: its next start is outside.
+/// At its target, a restored server waits in its namespace or is shut down there; its next start is outside of it.
 #[test]
 fn a_restore_that_waits_at_its_target_leads_to_its_own_tablespaces() {
     let fixture = quiet();
@@ -373,8 +374,8 @@ fn a_restore_that_waits_at_its_target_leads_to_its_own_tablespaces() {
     }
 }
 
-/// A path that nothing tells in advance: created and dropped again before the clone is made, its WAL only in the
-/// archive. Somebody else has files there now. Recovery fails, and the files are as they were.
+/// A path that isn't known in advance: created and dropped again before the clone is made, with the WAL only in the
+/// archive. Somebody else has files there now. Recovery fails, and the files are unchanged.
 #[test]
 fn replayed_create_tablespace_at_an_unknown_path() {
     let fixture = quiet();
@@ -384,7 +385,7 @@ fn replayed_create_tablespace_at_an_unknown_path() {
     let table = fixture.cluster.value("postgres", "SELECT pg_relation_filepath('in_gone')");
     fixture.cluster.execute(&["DROP TABLE in_gone", "DROP TABLESPACE gone"]);
     archive_everything(&fixture);
-    // pg_tblspc/OID/PG_15_…/DATABASE/FILE: another cluster may well have a file of that name.
+    // pg_tblspc/OID/PG_15_…/DATABASE/FILE: another cluster may well have a file with that name.
     let names: Vec<_> = table.split('/').skip(2).collect();
     let foreign = path.join(names.join("/"));
     fs::create_dir_all(path.join(names[..2].join("/"))).expect("the test may make it");
@@ -418,12 +419,12 @@ fn replayed_create_tablespace_at_an_unknown_path() {
     );
     assert_nothing_remains(&fixture, &[], "recovery failed in a restore");
     assert!(processes_of(&to).is_empty());
-    // Without that WAL there is no such record.
+    // Without that WAL, there is no such record.
     let clone = lockstep.clone_create("dev", &["--set", &set]);
     assert_eq!(clone.server().value("postgres", ROWS), "1 2");
     lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
 
-    // By hand, without a namespace, the same recovery goes over the files.
+    // By hand, without a namespace, the same recovery overwrites the files.
     let more = ["--restore-command", command.as_str()];
     let by_hand = server_by_hand(&fixture, &lockstep.restore(&set, &to, &more).data);
     by_hand.start();
@@ -436,7 +437,7 @@ fn replayed_create_tablespace_at_an_unknown_path() {
     fixture.discard_restored(&to, &set);
 }
 
-/// Nobody can connect to a server that was shut down; it isn't made and called one that accepts connections.
+/// Nobody can connect to a server that was shut down, so no clone is made that is said to accept connections.
 #[test]
 fn a_clone_isn_t_shut_down_at_its_target() {
     let fixture = quiet();

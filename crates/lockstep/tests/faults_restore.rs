@@ -1,4 +1,5 @@
-//! A restore that is cut off, or whose recovery fails, or that must not begin: what it says, and that nothing is left.
+//! A restore that is interrupted, whose recovery fails, or that must not begin: what it says, and that nothing is
+//! left behind.
 
 mod support;
 
@@ -44,7 +45,7 @@ fn assert_restores(fixture: &Fixture, set: &str, name: &str) {
     fixture.discard_restored(&to, set);
 }
 
-/// SIGKILL at every step, SIGINT or SIGTERM at every step; the next start is a backup and a restore in turn.
+/// SIGKILL at every step, then SIGINT or SIGTERM at every step; the next start is alternately a backup and a restore.
 #[test]
 fn ended_at_each_step() {
     let (fixture, set) = with_set("label");
@@ -56,7 +57,7 @@ fn ended_at_each_step() {
     assert!(steps.len() >= 9, "is it built with its test hooks? {steps:?}");
     println!("{} steps: {}", steps.len(), steps.join(" "));
     fixture.discard_restored(&to, &set);
-    // From here on a kill leaves a server that has recovered: tests/restore_guard.rs.
+    // From here on, a kill leaves a server that has recovered: see tests/restore_guard.rs.
     let in_use = ["restore.moved", "restore.started", "restore.done"];
     let postmaster = fixture.cluster.postmaster();
     let other = fixture.target("next start");
@@ -69,7 +70,7 @@ fn ended_at_each_step() {
             assert_nothing_remains(&fixture, &[], &format!("killed at {step}, next backup"));
             fixture.discard_set(&next);
         } else {
-            // To the same place: what a user would try again.
+            // To the same path: what a user would try next.
             fixture.lockstep().restore(&set, &to, &[]);
             fixture.discard_restored(&to, &set);
             assert_nothing_remains(&fixture, &[], &format!("killed at {step}, next restore"));
@@ -86,7 +87,7 @@ fn ended_at_each_step() {
     assert_restores(&fixture, &set, "at the end");
 }
 
-/// Starts a restore whose recovery waits for a segment that doesn't come, and waits until it does.
+/// Starts a restore whose recovery waits for a segment that never comes, and returns once it does.
 fn restore_that_waits(fixture: &Fixture, set: &str, to: &Path) -> Running {
     let come = fixture.owned("come");
     let command = format!("touch {}/%f; sleep 600", come.display());
@@ -99,7 +100,7 @@ fn restore_that_waits(fixture: &Fixture, set: &str, to: &Path) -> Running {
     program
 }
 
-/// In the middle of recovery there is a server, and no step of the program.
+/// During recovery there is a server, but no step of the program.
 #[test]
 fn ended_in_recovery() {
     let (fixture, set) = with_set("label");
@@ -124,7 +125,7 @@ fn ended_in_recovery() {
     assert_restores(&fixture, &meanwhile, "next start");
     assert_nothing_remains(&fixture, &[], "SIGKILL in recovery, next start");
 
-    // Recovery can't get to its target: the set's own WAL ends before, there is no such point.
+    // Recovery can't reach its target: the set's own WAL ends before it, or there is no such restore point.
     for target in [
         &["--target-name", "nosuch"][..],
         &["--target-xid", "4000000"],
@@ -156,8 +157,8 @@ fn ended_in_recovery() {
     assert_restores(&fixture, &set, "at the end");
 }
 
-/// Where no set is named, restore_command is asked for histories before there is a server: it may hang, and it may leave
-/// something behind that has its output open.
+/// If no set is named, restore_command is asked for histories before there is a server. It may hang, and it may leave
+/// a process behind that keeps its output open.
 #[test]
 fn a_restore_command_that_does_not_end() {
     let (fixture, _) = with_set("label");
@@ -189,14 +190,14 @@ fn a_restore_command_that_does_not_end() {
     let planned = fixture.lockstep().expect(exit::DONE, &leaves.each_ref().map(String::as_str));
     assert!(is_asleep(), "it was waited for: {}", planned.describe());
     must(&mut command("pkill", ["-fx", "sleep 613"]));
-    // Who waits for it is told.
+    // The user is told what is being waited for.
     let slow = arguments("sleep 11; false");
     let planned = fixture.lockstep().expect(exit::DONE, &slow.each_ref().map(String::as_str));
     assert_said(&planned, &["waiting for restore_command, which was asked for 00000002.history"]);
     assert_nothing_remains(&fixture, &[], "histories");
 }
 
-/// The last checkpoint of a finished recovery takes as long as there is to write. A signal ends that too.
+/// The last checkpoint after recovery takes as long as there is to write. A signal ends that too.
 #[test]
 fn ended_in_the_last_checkpoint() {
     let (fixture, set) = with_set("label");
@@ -220,7 +221,7 @@ fn ended_in_the_last_checkpoint() {
     assert_nothing_remains(&fixture, &[], "SIGINT in the last checkpoint");
 }
 
-/// What the original's host had isn't on this one: all is restored, and doesn't start as it is.
+/// Something that the original's host had is missing on this one: everything is restored, but doesn't start as it is.
 #[test]
 fn what_does_n_t_start_as_the_original_did_stays() {
     let (fixture, _) = with_set("ordered");
@@ -231,7 +232,7 @@ fn what_does_n_t_start_as_the_original_did_stays() {
     let to = fixture.target("stays");
     let mut arguments = restore_arguments(&set, &to, &["--start"]);
     let outcome = lockstep.expect(exit::PROBLEMS, &arguments);
-    // The reason is in the collector's log alone.
+    // The reason is only in the collector's log.
     let reason = "could not create any TCP/IP sockets";
     assert_said(&outcome, &["problem: it is restored", reason, "hint: ", "--setting NAME=VALUE"]);
     assert!(outcome.stdout.contains("pg_ctl -D"), "{}", outcome.describe());
@@ -268,7 +269,7 @@ fn what_does_n_t_start_as_the_original_did_stays() {
     }
     fixture.discard_restored(&to, &set);
 
-    // What keeps it from beginning with recovery is set the same way; a clone's is in the configuration.
+    // What keeps it from beginning recovery can be overridden in the same way; for a clone, in the configuration.
     let missing = ["--start", "--setting", "shared_preload_libraries=nowhere"];
     let failed = lockstep.expect(exit::FAILED, &restore_arguments(&set, &to, &missing));
     assert_said(&failed, &["\"nowhere\"", "hint: ", "--setting NAME=VALUE"]);
@@ -279,7 +280,7 @@ fn what_does_n_t_start_as_the_original_did_stays() {
     assert_said(&failed, &["\"nowhere\"", "hint: ", "[clusters.NAME.clone]"]);
 }
 
-/// On a host that hasn't the original's folders, these are made for a while.
+/// On a host without the original's folders, these are made temporarily.
 #[test]
 fn a_shutdown_at_the_target_leaves_no_folder_of_the_original_s() {
     let (fixture, set) = with_set("label");
@@ -302,7 +303,7 @@ fn a_shutdown_at_the_target_leaves_no_folder_of_the_original_s() {
     assert!(!place.exists(), "an empty folder stays in {place:?}");
 }
 
-/// Places that are no place for a restored cluster.
+/// Places that a restored cluster must not be put.
 #[test]
 fn refused_places() {
     let (fixture, set) = with_set("ordered");
@@ -343,7 +344,7 @@ fn refused_places() {
             .expect(exit::REFUSED, &restore_arguments(&set, &to, &["--tablespace", &place]));
         assert_said(&refused, &["error: ", "inside", "hint: "]);
     }
-    // Behind a folder that isn't there nobody knows where it leads.
+    // Nobody knows where a path leads that goes through a folder which doesn't exist.
     let back = fixture.root().join("gone/..");
     let inside = live.strip_prefix(fixture.root()).expect("it is there").join("new");
     for place in [back.join(&inside), back.join("beside")] {
@@ -364,7 +365,7 @@ fn refused_places() {
     lockstep.expect(exit::USAGE, &restore_arguments("nosuch", &to, &[]));
     lockstep.expect(exit::USAGE, &restore_arguments(&set, &to, &["--tablespace", "nosuch=/x"]));
     assert_nothing_remains(&fixture, &[], "refused restores");
-    // An empty folder is a place.
+    // An empty folder is allowed.
     fs::create_dir(&to).expect("the test may make it");
     let restored = lockstep.restore(&set, &to, &[]);
     assert!(restored.data.starts_with(&to));
@@ -372,8 +373,8 @@ fn refused_places() {
     assert_restores(&fixture, &set, "at the end");
 }
 
-/// Its links are the original's: so the data directory's dataset is none that a start of the machine mounts before
-/// pg_control has lost its name, in whatever form and wherever it ends.
+/// Its links are the original's. So the data directory's dataset must not be one that is mounted at boot before
+/// pg_control has been renamed, whatever the form of the restore and wherever it ends.
 #[test]
 fn a_data_directory_is_parked_until_pg_control_has_lost_its_name() {
     let fixture = Fixture::new(one_pool());
@@ -397,14 +398,14 @@ fn a_data_directory_is_parked_until_pg_control_has_lost_its_name() {
         program.wait(LIMIT);
     };
 
-    // New ones: killed behind the command that gives it a mount point, and where pg_control has lost its name.
+    // New datasets: killed after the command that sets the mount point, and where pg_control has been renamed.
     let case = format!("\"set mountpoint=\"*\" {dataset}\") zfs \"$@\"; kill -9 $PPID; exit;;");
     let killed = pretending(&fixture, &lockstep, "mountpoint", &case);
     let outcome = killed.run(&restore_arguments(&first, &to, &form));
     assert_eq!(outcome.code, None, "{}", outcome.describe());
     assert_eq!(property(&dataset, "canmount"), "noauto", "it has a mount point");
     lockstep.run(&["list"]);
-    // What was whole by then has stayed.
+    // What was complete by then has stayed.
     kill("restore.held", &restore_arguments(&first, &to, &delta));
     assert_eq!(property(&dataset, "canmount"), "noauto", "a new one");
     assert!(held.exists() && !control.exists(), "a new one");
@@ -412,7 +413,8 @@ fn a_data_directory_is_parked_until_pg_control_has_lost_its_name() {
     let marks = || (property(&dataset, "canmount"), property(&dataset, "lockstep:canmount"));
     assert_eq!(marks(), ("on".to_owned(), "-".to_owned()));
 
-    // Brought to another state: its mount fails, and then it is killed where pg_control has lost its name.
+    // Brought to another state: first mounting it fails, then the restore is killed where pg_control has been
+    // renamed.
     let refuse =
         format!("\"mount {dataset}\") echo \"cannot mount '$2': not today\" >&2; exit 1;;");
     let arguments = restore_arguments(&second, &to, &delta);
@@ -428,11 +430,11 @@ fn a_data_directory_is_parked_until_pg_control_has_lost_its_name() {
     restored.server().stop(Stop::Fast);
     assert_eq!(marks(), ("on".to_owned(), "-".to_owned()));
 
-    // What ZFS or a server couldn't write to is said before anything is changed.
+    // Whatever ZFS or a server couldn't write to is reported before anything is changed.
     let children = zfs(&["list", "-H", "-r", "-o", "name", &parent]);
     let tablespace =
         children.lines().find(|name| name.contains("/tablespace-")).expect("a tablespace");
-    // Of one that is mounted zfs-fuse says `off` all the same.
+    // zfs-fuse says `off` as long as the dataset is mounted.
     wait_until("it is unmounted", LIMIT, || try_zfs(&["unmount", tablespace]).is_ok());
     zfs(&["set", "readonly=on", tablespace]);
     let assert_refused = |has: &str, hint: &str| {
@@ -450,7 +452,7 @@ fn a_data_directory_is_parked_until_pg_control_has_lost_its_name() {
     zfs(&["set", "canmount=off", tablespace]);
     assert_refused("canmount=off", "canmount=on");
 
-    // Clones are made as new ones are.
+    // Clones are made in the same way as new datasets.
     let clone = fixture.target("clone");
     kill("restore.held", &restore_arguments(&second, &clone, &[]));
     let all = zfs(&["list", "-H", "-o", "canmount,mountpoint", "-r", &pool]);
@@ -462,8 +464,8 @@ fn a_data_directory_is_parked_until_pg_control_has_lost_its_name() {
     assert!(all.lines().any(|line| line == format!("on\t{place}")), "{all}");
 }
 
-/// Of what comes as datasets those that are whole stay, and are not received again: after a kill, a hang-up, and with a
-/// backup in between.
+/// Datasets that were received completely stay and aren't received again: after a kill, a hang-up, and with a backup
+/// in between.
 #[test]
 fn datasets_that_are_whole_are_gone_on_with() {
     let (fixture, _) = with_set("label");
@@ -489,14 +491,14 @@ fn datasets_that_are_whole_are_gone_on_with() {
         Ok(listed) => listed.lines().skip(1).map(str::to_owned).collect::<Vec<_>>(),
         Err(_) => Vec::new(),
     };
-    // Where none is whole nothing stays.
+    // If none is complete, nothing stays.
     let mut program = to_step("restore.fetched", &form);
     program.kill();
     program.wait(LIMIT);
     lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
     assert!(there().is_empty() && !to.exists() && journals() == 0);
 
-    // A step at which some are whole, and not only that of pg_wal, which is made first.
+    // A step at which several are complete, not only pg_wal's, which is made first.
     let hooks = Hooks::new(&fixture);
     let hooked = lockstep.clone().with_steps(&hooks.steps);
     hooked.expect(exit::DONE, &restore_arguments(&set, &to, &form));
@@ -538,7 +540,7 @@ fn datasets_that_are_whole_are_gone_on_with() {
         for words in ["would go on with what an unfinished restore", &words] {
             assert!(planned.stdout.contains(words), "{}", planned.describe());
         }
-        // Cut off once more.
+        // Interrupted once more.
         let mut program = to_step("restore.control", &delta);
         program.kill();
         program.wait(LIMIT);
@@ -553,12 +555,12 @@ fn datasets_that_are_whole_are_gone_on_with() {
     }
 }
 
-/// A pool that doesn't know a value of its original's: what was received stays, and that is said.
+/// A pool that doesn't know a property value of the original's: what was received stays, and the problem is reported.
 #[test]
 fn a_property_that_the_target_does_not_take_is_no_reason_to_throw_it_away() {
     let (fixture, _) = with_set("label");
     let lockstep = with_repository(&fixture);
-    // As zstd is to a pool without it.
+    // Like zstd for a pool without it.
     for dataset in &fixture.datasets {
         zfs(&["set", "compression=zle", dataset]);
     }
@@ -586,7 +588,7 @@ fn a_property_that_the_target_does_not_take_is_no_reason_to_throw_it_away() {
     must(&mut command("zpool", ["destroy", &old]));
 }
 
-/// What a restore_command leaves running keeps the namespace of recovery, and with it the datasets: it is named.
+/// A process that restore_command leaves running keeps recovery's namespace, and with it the datasets: it is named.
 #[test]
 fn what_a_restore_command_leaves_running_is_named() {
     let (fixture, set) = with_set("label");
@@ -598,12 +600,12 @@ fn what_a_restore_command_leaves_running_is_named() {
     let leaves = "setsid sleep 615 >/dev/null 2>&1 & false";
     let more = ["--start", "--restore-command", leaves];
     let outcome = fixture.lockstep().expect(exit::DONE, &restore_arguments(&set, &to, &more));
-    let named = ["left running in recovery", "(sleep 615)", "are busy"];
+    let named = ["left running by recovery", "(sleep 615)", "are busy"];
     assert_said(&outcome, &named);
     end("sleep 615");
     fixture.discard_restored(&to, &set);
 
-    // Where it is interrupted, what it leaves keeps its clones from going; once it is gone, they go.
+    // If the restore is interrupted, such a process keeps its clones from being destroyed; they are once it has gone.
     let leaves = "setsid sleep 616 >/dev/null 2>&1 & sleep 617";
     let more = ["--start", "--restore-command", leaves];
     let mut program = fixture.lockstep().spawn(&restore_arguments(&set, &to, &more));
@@ -621,7 +623,8 @@ fn what_a_restore_command_leaves_running_is_named() {
     assert_nothing_remains(&fixture, &[], "once it is gone");
 }
 
-/// At the snapshot an index on an unlogged table was being built: it has a main fork, and the WAL brings its init fork.
+/// When the snapshot is taken, an index on an unlogged table is being built: it has a main fork, and its init fork
+/// comes with the WAL.
 fn an_unlogged_index_is_being_built(major: u32) {
     let fixture = Fixture::new(two_pools_four_datasets().major(major));
     let lockstep = with_repository(&fixture);

@@ -1,5 +1,5 @@
-//! Repositories as older versions of Lockstep wrote them, in testdata/repositories: every one is still opened, checked,
-//! looked into and restored. Writer and reader that change together pass every other test.
+//! Repositories as older versions of Lockstep wrote them, in testdata/repositories: each one can still be opened,
+//! checked, looked into and restored. A writer and a reader that change together would pass every other test.
 
 mod support;
 
@@ -21,7 +21,7 @@ use support::lockstep::{Lockstep, exit, toml_string};
 use support::shipping::{configured, may_be_left_out, tree};
 use support::trees::tree_of;
 
-/// Every folder of testdata/repositories, each with a test of its name below.
+/// Every folder of testdata/repositories; each has a test of its name below.
 const FROZEN: [&str; 2] = ["v1/plain", "v1/sealed"];
 
 #[test]
@@ -54,7 +54,7 @@ fn testdata() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/repositories")
 }
 
-/// A folder of the test's own, removed with it.
+/// A folder of the test, removed with it.
 struct Desk(PathBuf);
 
 impl Desk {
@@ -71,7 +71,7 @@ impl Drop for Desk {
     }
 }
 
-/// The trees of the three sets, by set and by part: the lines of `stream tree` on what was backed up.
+/// The trees of the three sets, by set and part: the lines of `stream tree` for what was backed up.
 type Expected = BTreeMap<String, BTreeMap<String, String>>;
 
 fn expected(version: &Path) -> Expected {
@@ -86,7 +86,7 @@ fn expected(version: &Path) -> Expected {
     sets
 }
 
-/// Opens a copy, and does all that only reads.
+/// Opens a copy and runs everything that only reads.
 fn check(frozen: &str) {
     let source = testdata().join(frozen);
     let version = source.parent().expect("it lies in a version's folder");
@@ -94,13 +94,13 @@ fn check(frozen: &str) {
     let repository = desk.0.join("repository");
     must(&mut command("cp", ["-r", text(&source), text(&repository)]));
     let before = content(&repository);
-    // Git keeps no mode, and a key that others may read is refused.
+    // Git doesn't keep modes, and a key that others may read is refused.
     let key = support::shipping::secret_file(&desk.0, "key", &key_of(version));
     let sealed =
         if frozen.ends_with("sealed") { format!("key_file = {key}\n") } else { String::new() };
     let url = toml_string(Path::new(&format!("file://{}", repository.display())));
     let config = desk.0.join("lockstep.toml");
-    // No cluster, no ZFS: what is left after a fire.
+    // No cluster and no ZFS, as after a fire.
     let words = format!(
         "state_dir = {}\n[clusters.main]\ndata_directory = {}\nrepositories = [\"old\"]\n\
          [repositories.old]\nurl = {url}\n{sealed}",
@@ -150,7 +150,8 @@ fn check(frozen: &str) {
     assert_eq!(content(&repository), before, "who only reads changes nothing");
 }
 
-/// Fails unless a set's full stream, and the first one's with the increment from it, hold what was backed up.
+/// Fails unless a set's full stream, and the first set's stream plus the increment from it, contain what was backed
+/// up.
 #[track_caller]
 fn assert_streams(config: &Path, desk: &Path, sets: &Expected) {
     let config = Config::read(config).expect("the test's own");
@@ -179,7 +180,7 @@ fn assert_streams(config: &Path, desk: &Path, sets: &Expected) {
             let found: BTreeMap<_, _> = found.filter(|(path, _)| *path != "# path").collect();
             assert_eq!(found.len(), expected.len(), "{chain:?}");
             for (path, line) in expected {
-                // Of what isn't stored all but the content is there.
+                // For files whose content isn't stored, everything else is there.
                 let rest = |line: &str| line.rsplit_once('\t').map(|(rest, _)| rest.to_owned());
                 let same = found.get(path.as_str()).is_some_and(|found| {
                     *found == line || is_made_anew(path) && rest(found) == rest(line)
@@ -190,12 +191,12 @@ fn assert_streams(config: &Path, desk: &Path, sets: &Expected) {
     }
 }
 
-/// Fails unless what was restored is what was backed up, but for what a restore itself puts in and what isn't stored.
+/// Fails unless what was restored is what was backed up, except for what a restore itself adds and what isn't stored.
 #[track_caller]
 fn assert_same(set: &str, expected: &BTreeMap<String, String>, to: &Path) {
     let mut compared = 0;
     let found = tree_of(&to.join("volumes/data"));
-    // A restore empties the folders whose files PostgreSQL makes anew.
+    // A restore empties the folders whose files PostgreSQL recreates.
     for (path, line) in expected.iter().filter(|(path, _)| !is_made_anew(path)) {
         let ours = found.get(path).unwrap_or_else(|| panic!("{set}: no {path}"));
         let fields = |line: &str, which: &[usize]| -> Vec<String> {
@@ -206,8 +207,8 @@ fn assert_same(set: &str, expected: &BTreeMap<String, String>, to: &Path) {
         let is_written = path.ends_with("postgresql.auto.conf")
             || path.ends_with("global/pg_control")
             || line.starts_with('d');
-        // Type and mode; of what leads nowhere else now the owner; of what a restore doesn't write the size, the time
-        // and the content.
+        // Type and mode always; the owner too, unless it is a link that now leads elsewhere; size, time and content,
+        // unless a restore writes the file.
         let which: &[usize] = match (is_link, is_written) {
             (true, _) => &[0, 1],
             (_, true) => &[0, 1, 2, 3],
@@ -219,7 +220,7 @@ fn assert_same(set: &str, expected: &BTreeMap<String, String>, to: &Path) {
     assert!(compared > 20, "{set}: {compared} files compared");
 }
 
-/// What a restore, or the server after it, makes anew; the WAL is the set's own.
+/// Files that a restore, or the server after it, recreates; the WAL is the set's own.
 fn is_made_anew(path: &str) -> bool {
     may_be_left_out(path) || path.starts_with("wal/")
 }
@@ -237,13 +238,13 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("the harness' own paths are UTF-8")
 }
 
-/// What the file `note` of the data directory says in each set.
+/// The contents of the file `note` of the data directory in each set.
 const NOTES: [&str; 3] = ["the first set\n", "the second\n", "and the third set\n"];
 
-/// The WAL segment that each set has beside it.
+/// The WAL segment stored with each set.
 const SEGMENT: &str = "000000010000000000000020";
 
-/// Makes a new version's repositories; testdata/repositories/v1/README.md says when and how.
+/// Makes the repositories for a new version; testdata/repositories/v1/README.md says when and how.
 #[test]
 #[ignore = "what it makes is frozen"]
 fn make() {
@@ -254,7 +255,7 @@ fn make() {
     let cluster = &fixture.cluster;
     let stages = stages(cluster);
     cluster.stop(Stop::Fast);
-    // Segments of 1 MiB, with a checkpoint in them and no more.
+    // Segments of 1 MiB that contain only a checkpoint.
     let data = cluster.data.clone();
     let reset = ["-f", "--wal-segsize=1", "-D", text(&data)];
     must(&mut cluster.tool("pg_resetwal", reset));
@@ -285,12 +286,12 @@ fn make() {
             .collect();
         fs::write(into.join("expected").join(format!("{}.tree", set.id)), lines.concat())
             .expect("it can be written");
-        // Sets of one second have no order.
+        // Sets of the same second have no order.
         std::thread::sleep(std::time::Duration::from_millis(1100));
     }
 }
 
-/// The content of two tables' files at three times: in the first pages change, the second is made anew.
+/// The contents of two tables' files at three times: in the first one pages change, the second one is rewritten.
 fn stages(cluster: &Cluster) -> Vec<BTreeMap<String, Vec<u8>>> {
     cluster.execute(&[
         "CREATE TABLE t AS SELECT n, md5(n::text) AS words FROM generate_series(1, 2000) n",
@@ -315,7 +316,7 @@ fn stages(cluster: &Cluster) -> Vec<BTreeMap<String, Vec<u8>>> {
     stages
 }
 
-/// Written in place, so that blocks which don't differ may stay as they are.
+/// Writes in place, so that blocks that don't differ may stay as they are.
 fn put(path: &Path, bytes: &[u8]) {
     let file = fs::OpenOptions::new().write(true).open(path).expect("it is there");
     let old = fs::read(path).expect("it can be read");
@@ -328,7 +329,7 @@ fn put(path: &Path, bytes: &[u8]) {
     file.set_len(bytes.len() as u64).expect("it can be cut");
 }
 
-/// All but a few relations goes: an example needn't start.
+/// Removes all but a few relations: an example needn't start.
 fn strip(data: &Path) {
     let keep = ["PG_VERSION", "pg_filenode.map", "pg_control", "1247", "1262", "1260"];
     for folder in ["global", "base/1", "base/4", "base/5"] {
@@ -342,7 +343,7 @@ fn strip(data: &Path) {
     }
 }
 
-/// Files of other kinds: sparse, cut, gone, a folder in the place of a file, a link, a number used again.
+/// Unusual files: sparse, truncated, removed, a folder in place of a file, a link, a reused inode number.
 fn change(odd: &Path, note: &str) {
     use std::os::unix::fs::FileExt;
     let holes = |at: u64, length: u64| {

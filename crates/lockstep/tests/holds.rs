@@ -1,4 +1,4 @@
-//! Holds on several snapshots of which one is held already: OpenZFS holds none of the others then.
+//! Holds on several snapshots of which one is held already: OpenZFS then holds none of the others.
 
 mod support;
 

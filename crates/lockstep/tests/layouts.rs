@@ -1,5 +1,5 @@
-//! Other places where a cluster's parts may lie: one dataset for all, pg_wal mounted inside the data directory,
-//! eight datasets. Which strategies they allow, in which order their datasets are frozen, and that it restores.
+//! Other layouts of a cluster's parts: one dataset for everything, pg_wal mounted inside the data directory, eight
+//! datasets. Which strategies they allow, in which order their datasets are frozen, and that the set restores.
 
 mod support;
 
@@ -71,7 +71,7 @@ fn one_dataset_holds_all() {
     assert_labelled(&set, prepared.dataset("all"));
 }
 
-/// This dataset's snapshot, and no other of the set, carries the label, for whoever restores by hand.
+/// Only this dataset's snapshot of the set carries the label, for people who restore by hand.
 #[track_caller]
 fn assert_labelled(set: &Set, dataset: &str) {
     for volume in &set.volumes {
@@ -90,7 +90,7 @@ fn one_pool_is_one_transaction_group() {
         groups.iter().all(|group| *group == groups[0]),
         "several transaction groups: {groups:?}"
     );
-    // The common parent holds no part; `-r` on it may be how they are frozen, but it isn't of the set.
+    // The common parent holds no part. `-r` on it may be how they are frozen, but its snapshot isn't part of the set.
     let strays: Vec<_> =
         prepared.fixture.snapshots().into_iter().filter(|name| name.contains("/pg@")).collect();
     assert!(strays.is_empty(), "snapshots that belong to no volume: {strays:?}");
@@ -145,7 +145,7 @@ fn eight_datasets_in_two_pools() {
     assert_eq!(order(&set).last(), Some(&prepared.dataset("wal")), "pg_wal last");
 }
 
-/// A folder that PostgreSQL makes anew may be a link to a RAM disk: what is restored must not empty the live server's.
+/// A folder that PostgreSQL recreates may be a link to a RAM disk: restoring must not empty the live server's.
 #[test]
 fn a_link_out_of_the_data_directory_is_not_followed() {
     let prepared = prepare(two_pools_four_datasets());
@@ -175,7 +175,8 @@ fn a_link_out_of_the_data_directory_is_not_followed() {
     );
 }
 
-/// A user who may connect and not take backups: the set is consistent, by another strategy, and somebody is told.
+/// A user who may connect but not take backups: the set is consistent by another strategy, and the problem is
+/// reported.
 #[test]
 fn a_user_without_the_right_to_take_backups() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -196,7 +197,7 @@ fn a_user_without_the_right_to_take_backups() {
     assert_eq!(json_of(&taken)["strategy"], "ordered", "{}", taken.describe());
     let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
     assert!(checked.stdout.contains("may not call"), "{}", checked.describe());
-    // Who asks for it by name needs no such words.
+    // Not if the strategy is explicitly requested.
     lockstep.expect(exit::DONE, &["backup", "--strategy", "ordered"]);
     fixture.cluster.execute(&[
         "GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) TO backup",
@@ -205,8 +206,8 @@ fn a_user_without_the_right_to_take_backups() {
     assert_clean(&fixture);
 }
 
-/// Of a pg_hba.conf outside the data directory the set has all: what it includes, and its files of names. The restored
-/// server's host has nothing of it.
+/// The set has everything of a pg_hba.conf outside the data directory: the files that it includes, and its files of
+/// names. The restored server's host has none of them.
 #[test]
 fn what_pg_hba_conf_includes_is_in_the_set() {
     let prepared = prepare(two_pools_four_datasets().major(18));
@@ -247,7 +248,7 @@ fn what_pg_hba_conf_includes_is_in_the_set() {
     fixture.discard_restored(&to, &set);
 }
 
-/// Takes a set and makes changes while its first try is held at this step.
+/// Takes a set, and makes changes while its first try is held at this step.
 #[track_caller]
 fn with_changes(
     fixture: &Fixture,
@@ -280,8 +281,8 @@ fn assert_has(fixture: &Fixture, set: &str, databases: &[&str]) {
     fixture.discard_restored(&to, set);
 }
 
-/// The replay of a moved or copied database copies the old folder as it was frozen: behind its removal that is nothing,
-/// and PostgreSQL doesn't say a word.
+/// Replaying a moved or copied database copies the old folder as it was frozen. After its removal that is nothing,
+/// and PostgreSQL doesn't report it.
 fn databases_moved_and_copied_meanwhile(major: u32) {
     let fixture = Fixture::new(two_pools_four_datasets().major(major));
     let (cluster, lockstep) = (&fixture.cluster, fixture.lockstep());
@@ -307,7 +308,7 @@ fn databases_moved_and_copied_meanwhile(major: u32) {
     let (set, said) = with_changes(&fixture, &lockstep, "ordered", frozen, || move_to("ts1"));
     taken_again(&set, &said, "was moved from tablespace");
     assert_has(&fixture, &set.id, &["shop"]);
-    // To and fro: all is where it was.
+    // There and back: everything is where it was.
     let (set, said) = with_changes(&fixture, &lockstep, "label", frozen, || {
         move_to("pg_default");
         move_to("ts1");
@@ -315,7 +316,7 @@ fn databases_moved_and_copied_meanwhile(major: u32) {
     taken_again(&set, &said, "was moved from tablespace");
     assert_has(&fixture, &set.id, &["shop"]);
 
-    // A copy of what stays is whole.
+    // A copy of a database that stays is whole.
     let strategy = if major >= 15 { "STRATEGY file_copy" } else { "" };
     let copy = |name: &str, of: &str| {
         cluster.execute(&[&format!(
@@ -325,14 +326,14 @@ fn databases_moved_and_copied_meanwhile(major: u32) {
     let (set, _) = with_changes(&fixture, &lockstep, "label", frozen, || copy("second", "shop"));
     assert_eq!(set.tries, 1, "{}", set.json);
     assert_has(&fixture, &set.id, &["shop", "second"]);
-    // What replay copies is a table's new file then, and the copy's catalog names the old one.
+    // Replay then copies a table's new file, but the copy's catalog names the old one.
     let (set, said) = with_changes(&fixture, &lockstep, "label", begun, || {
         copy("changed", "shop");
         cluster.connect("shop").batch_execute("VACUUM FULL t").expect("it is written anew");
     });
     taken_again(&set, &said, "which was written to after that");
     assert_has(&fixture, &set.id, &["shop", "changed"]);
-    // Where nobody can be asked, it may be about to go.
+    // If nobody can be asked, the database may be about to be removed.
     let silent = fixture.root().join("silent.toml");
     std::fs::write(&silent, fixture.configuration("auto", false)).expect("it can be written");
     let silent = Lockstep::new(&silent, &cluster.bin);
@@ -340,7 +341,7 @@ fn databases_moved_and_copied_meanwhile(major: u32) {
     let (set, said) = with_changes(&fixture, &silent, "ordered", frozen, || copy("third", "shop"));
     taken_again(&set, &said, "without a connection nobody can tell");
     assert_has(&fixture, &set.id, &["shop", "third"]);
-    // Its removal holds a lock until its record is written, behind the files.
+    // Its removal holds a lock until its record is written, after the files are gone.
     let mut client = cluster.connect("postgres");
     let (set, said) = with_changes(&fixture, &lockstep, "label", frozen, || {
         copy("fourth", "shop");
@@ -375,7 +376,8 @@ fn databases_moved_and_copied_on_postgresql_18() {
     databases_moved_and_copied_meanwhile(18);
 }
 
-/// One transaction group is what a crash leaves, and that has no window: the move's own checkpoint comes before the removal.
+/// One transaction group is what a crash leaves, and that has no such window: the move's own checkpoint comes before
+/// the removal.
 #[test]
 fn a_database_moved_before_an_atomic_set() {
     let fixture = Fixture::new(one_dataset());
@@ -392,7 +394,7 @@ fn a_database_moved_before_an_atomic_set() {
     assert_clean(&fixture);
 }
 
-/// PostgreSQL lets nothing but crash recovery read such WAL.
+/// PostgreSQL lets only crash recovery read such WAL.
 #[test]
 fn wal_level_minimal() {
     let layout = one_pool().setting("wal_level", "minimal").setting("max_wal_senders", "0");

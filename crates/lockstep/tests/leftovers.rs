@@ -1,5 +1,5 @@
-//! What was cut off and can't be removed, because somebody else has put something on it: the next backup says so, and is
-//! taken all the same; `check` names it; and once nothing stands in the way it goes.
+//! What was interrupted and can't be removed because somebody else has put something on it: the next backup says so
+//! and is taken all the same, `check` names it, and it is removed once nothing is in the way.
 
 mod support;
 
@@ -77,14 +77,14 @@ fn a_killed_restore_of_whose_clone_somebody_took_a_snapshot() {
     let checked = lockstep.expect(exit::DONE, &["check"]);
     let words = format!("can't be removed: \"{foreign}\" isn't Lockstep's");
     assert!(checked.stdout.contains(&words), "{}", checked.describe());
-    // A clone that is to be written to is a cluster's, and has its snapshots taken like any other.
+    // A clone that will be written to belongs to a cluster, and snapshots of it are taken like of any other.
     assert_eq!(property(&clone, "com.sun:auto-snapshot"), "-");
     zfs(&["destroy", &foreign]);
     lockstep.backup("label");
     assert_nothing_remains(&fixture, &[], "once the snapshot is gone");
 }
 
-/// What was being received stays a killed restore's own, also where another goes on with the rest.
+/// What was being received still belongs to a killed restore, even if another one continues with the rest.
 #[test]
 fn what_was_received_for_a_restore_that_another_host_took_over_keeps_nobody() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -120,8 +120,8 @@ fn what_was_received_for_a_restore_that_another_host_took_over_keeps_nobody() {
     assert!(!all.contains("lockstep-receiving-"), "{all}");
 }
 
-/// A killed restore's clones and a killed shipment's views stand on a set's snapshots: `prune` takes them away first, and
-/// a dry run nothing.
+/// A killed restore's clones and a killed shipment's views depend on a set's snapshots: `prune` removes them first,
+/// and a dry run removes nothing.
 #[test]
 fn a_set_goes_although_a_restore_or_a_shipment_of_it_was_killed() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -139,7 +139,7 @@ fn a_set_goes_although_a_restore_or_a_shipment_of_it_was_killed() {
     assert!(clones >= 4, "{clones}");
     for set in [&first, &second] {
         let words = ["prune", "--local", "--set", set];
-        // It looks, takes nothing away, and knows that these clones will be gone.
+        // It looks, removes nothing, and knows that these clones will be gone.
         let there = fixture.clones();
         let planned = lockstep.expect(exit::DONE, &[&words[..], &["--dry-run"]].concat());
         assert!(planned.stdout.contains("would remove"), "{}", planned.describe());
@@ -151,7 +151,8 @@ fn a_set_goes_although_a_restore_or_a_shipment_of_it_was_killed() {
     assert_nothing_remains(&fixture, &[], "pruned");
 }
 
-/// Where ZFS takes one snapshot a command, one moment is a recursive snapshot: of datasets that are somebody else's too.
+/// If ZFS takes one snapshot per command, one moment means a recursive snapshot, which includes datasets that belong
+/// to somebody else.
 #[test]
 fn strays_of_a_recursive_snapshot_are_not_left_on_foreign_datasets() {
     if Path::new("/dev/zfs").exists() {
@@ -175,7 +176,7 @@ fn strays_of_a_recursive_snapshot_are_not_left_on_foreign_datasets() {
     assert_nothing_remains(&fixture, &[], "after a signal, at once");
 }
 
-/// The clones that a shipment looks into are there for a moment, and nobody's to take snapshots of at set times.
+/// The clones that a shipment looks into exist only for a moment; no scheduled snapshots should be taken of them.
 #[test]
 fn views_are_passed_over_by_automatic_snapshots() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -185,7 +186,7 @@ fn views_are_passed_over_by_automatic_snapshots() {
     let mut program = lockstep.spawn(&["backup"]);
     steps.wait_reached("ship.views", &mut program);
     let views = fixture.clones();
-    // Where ZFS shows its snapshots in a folder, none are needed.
+    // If ZFS shows its snapshots in a folder, none are needed.
     assert!(Path::new("/dev/zfs").exists() || views.len() == 4, "{views:?}");
     for view in &views {
         assert_eq!(property(&view.name, "com.sun:auto-snapshot"), "false", "{}", view.name);
@@ -196,7 +197,7 @@ fn views_are_passed_over_by_automatic_snapshots() {
     assert_nothing_remains(&fixture, &[], "after a shipment");
 }
 
-/// Runs a command, and puts in state_dir's place what it was when the command was at `step`.
+/// Runs a command, and then replaces state_dir by its copy from when the command was at `step`.
 fn with_state_of(fixture: &Fixture, lockstep: &Lockstep, step: &str, arguments: &[&str]) {
     let steps = Steps::new(fixture.root().join("steps"));
     steps.hold(step);
@@ -218,8 +219,8 @@ fn journals(fixture: &Fixture) -> Vec<PathBuf> {
     all
 }
 
-/// A state_dir that comes back from a copy made while a restore ran has its journal: what the restore made is somebody's
-/// cluster by then.
+/// A state_dir that is put back from a copy made while a restore ran has its journal, but what the restore made is a
+/// cluster in use by then.
 #[test]
 fn what_a_restore_made_stays_when_its_journal_comes_back() {
     let fixture = Fixture::new(two_pools_four_datasets().setting("autovacuum", "off"));
@@ -248,7 +249,8 @@ fn what_a_restore_made_stays_when_its_journal_comes_back() {
     assert_eq!(fixture.clones().len(), 4);
     zfs(&["list", &format!("{parent}/data"), &format!("{parent}/wal")]);
 
-    // One that an older Lockstep restored says nothing: its server does, and the configuration.
+    // One that an older Lockstep restored has no mark; its server shows that it is in use, and so does the
+    // configuration.
     let to = fixture.target("clones");
     let unmarked = |arguments: &[&str]| {
         with_state_of(&fixture, &lockstep, "restore.control", arguments);
@@ -282,13 +284,13 @@ fn what_a_restore_made_stays_when_its_journal_comes_back() {
     assert_said(&outcome, &["may be cluster \"restored\"", "stays for now"]);
     assert!(data.join("global/pg_control").exists() && journals(&fixture).len() == 1);
     fs::write(&path, text).expect("it can be written");
-    // It is nobody's: what the journal names goes.
+    // Nobody uses it: what the journal names is removed.
     lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
     assert!(!data.exists() && journals(&fixture).is_empty());
     discard(&fixture, &fixture.target("zfs"), &parent);
 }
 
-/// A backup whose snapshots are marked complete had its manifest: the copy of state_dir is older.
+/// A backup whose snapshots are marked complete had written its manifest: the copy of state_dir is older.
 #[test]
 fn a_set_that_is_marked_complete_stays_when_its_journal_comes_back() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -310,8 +312,8 @@ fn a_set_that_is_marked_complete_stays_when_its_journal_comes_back() {
     snapshots.iter().for_each(|name| release_and_destroy(name));
 }
 
-/// A clone is Lockstep's to take away: nobody is to take snapshots of it at set times, and what somebody took all the same is
-/// named while its server still runs.
+/// Lockstep must be able to remove a clone, so no scheduled snapshots should be taken of it. One that somebody took
+/// all the same is reported while the clone's server still runs.
 #[test]
 fn a_clone_of_which_somebody_took_a_snapshot_says_so() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -335,8 +337,8 @@ fn a_clone_of_which_somebody_took_a_snapshot_says_so() {
     assert_nothing_remains(&fixture, &[], "once the snapshot is gone");
 }
 
-/// What somebody has mounted meanwhile in what a killed restore left isn't emptied with it. Nothing has come of it yet:
-/// else it would stay.
+/// What somebody has mounted meanwhile in the remains of a killed restore isn't emptied together with them. The
+/// restore hadn't become a cluster yet; otherwise it would stay.
 #[test]
 fn what_is_mounted_in_what_a_killed_restore_left_stays() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -364,7 +366,7 @@ fn what_is_mounted_in_what_a_killed_restore_left_stays() {
     assert!(!to.exists());
 }
 
-/// A `zfs` at work isn't killed with the program: the next command waits for it, and removes what it made after all.
+/// A running `zfs` isn't killed with the program: the next command waits for it, and removes what it made after all.
 #[test]
 fn what_zfs_makes_once_its_command_was_killed_goes_as_well() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -398,7 +400,8 @@ fn what_zfs_makes_once_its_command_was_killed_goes_as_well() {
     assert_nothing_remains(&fixture, &[], "once zfs has ended");
 }
 
-/// What no journal and no record knows is named, with the command that takes it away; and in nobody's way half way.
+/// What no journal and no record knows is reported, with the command that removes it, and doesn't stop other commands
+/// half way.
 #[test]
 fn what_nobody_here_knows_is_named() {
     let fixture = Fixture::new(one_pool());
@@ -444,7 +447,7 @@ fn what_nobody_here_knows_is_named() {
     let refused = lockstep.expect(exit::USAGE, &["clone", "create", "dev"]);
     let command = "lockstep clone destroy dev --lost";
     assert_said(&refused, &["that this state_dir doesn't know", &theirs, command]);
-    // It isn't where a clone has it: somebody may have taken it over.
+    // It isn't where a clone would be: somebody may have taken it over.
     let command = format!("zfs destroy {}", lockstep::process::quote(&theirs));
     let refused = lockstep.expect(exit::USAGE, &["clone", "destroy", "dev"]);
     assert_said(&refused, &["by another state_dir", &theirs, "--lost"]);
@@ -455,7 +458,7 @@ fn what_nobody_here_knows_is_named() {
     }
     let checked = lockstep.expect(exit::DONE, &["check"]);
     assert!(!checked.stdout.contains("this state_dir"), "{}", checked.describe());
-    // One that runs is known.
+    // One that is running is known.
     let made = lockstep.clone_create("dev", &[]);
     let checked = lockstep.expect(exit::DONE, &["check"]);
     assert!(!checked.stdout.contains("this state_dir"), "{}", checked.describe());
@@ -463,7 +466,7 @@ fn what_nobody_here_knows_is_named() {
     drop(made);
 }
 
-/// Another cluster's clone, or another state_dir's, has the name that a clone gets: whatever fails, it stays.
+/// Another cluster's clone, or another state_dir's, has the name that a clone would get: whatever fails, it stays.
 #[test]
 fn a_clone_takes_nothing_of_another_that_has_its_name() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -492,7 +495,7 @@ fn a_clone_takes_nothing_of_another_that_has_its_name() {
     run(exit::DONE, "shop", &["clone", "destroy", "dev"]);
     is_whole();
 
-    // What has the name of a dataset is named, and nothing is made.
+    // The existing dataset is named, and nothing is made.
     let datasets = fixture.clones().into_iter().map(|clone| clone.name);
     let first = datasets.min().expect("the clone has datasets");
     let taken = first.replace("clone-main-dev", "clone-shop-dev");
@@ -501,7 +504,7 @@ fn a_clone_takes_nothing_of_another_that_has_its_name() {
     let before = fixture.clones().len();
     let refused = run(exit::REFUSED, "shop", &create);
     assert_said(&refused, &[&format!("dataset \"{taken}\" exists already")]);
-    // One that came in between, as an older version marked it.
+    // One that appeared in between, marked as an older version does it.
     zfs(&["destroy", &taken]);
     let hooks = support::faults::Hooks::holding(&fixture, "restore.journal");
     let all = of("shop", &create);
@@ -511,7 +514,7 @@ fn a_clone_takes_nothing_of_another_that_has_its_name() {
     hooks.steps.release("restore.journal");
     let failed = program.wait(LIMIT);
     assert_eq!(failed.code, Some(exit::FAILED), "{}", failed.describe());
-    assert_said(&failed, &["it isn't what that restore made", &taken]);
+    assert_said(&failed, &["that restore didn't make this dataset", &taken]);
     zfs(&["destroy", &taken]);
     assert_eq!(fixture.clones().len(), before);
     run(exit::DONE, "shop", &["backup"]);
@@ -520,7 +523,7 @@ fn a_clone_takes_nothing_of_another_that_has_its_name() {
     assert!(fixture.clones().is_empty(), "{:?}", fixture.clones());
 }
 
-/// state_dir was lost while a clone ran, or comes back from a copy made before or while it was made.
+/// state_dir was lost while a clone was running, or is put back from a copy made before or while it was made.
 #[test]
 fn a_clone_that_state_dir_has_forgotten() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -561,7 +564,7 @@ fn a_clone_that_state_dir_has_forgotten() {
         is_whole();
     };
     named("lockstep clone destroy dev");
-    // Another state_dir has another owner.
+    // Another state_dir is another owner.
     let owner = fixture.state.join("owner");
     let own = fs::read(&owner).expect("it has a name");
     fs::write(&owner, "another\n").expect("it can be written");
@@ -573,7 +576,7 @@ fn a_clone_that_state_dir_has_forgotten() {
     fs::write(&owner, own).expect("it can be written");
     assert_nothing_remains(&fixture, &[], "a forgotten clone was destroyed");
 
-    // What was promoted is somebody's.
+    // What was promoted belongs to somebody.
     lockstep.clone_create("dev", &[]).server().stop(Stop::Fast);
     fs::remove_file(state.join("clones/dev.json")).expect("its record");
     let clones = fixture.clones();
@@ -590,7 +593,7 @@ fn a_clone_that_state_dir_has_forgotten() {
     lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
     assert_nothing_remains(&fixture, &[], "it is a clone again, and was destroyed");
 
-    // As older versions made them: without a random mark.
+    // As older versions made them, without a random mark.
     for is_known in [true, false] {
         lockstep.clone_create("dev", &[]);
         let path = state.join("clones/dev.json");

@@ -1,6 +1,7 @@
-//! Datasets that were sent elsewhere and have their old names again, datasets below one that is readonly, pools that were
-//! imported below a folder, and a state_dir that was lost, or came back: sets restore as before, and the next shipment is an increment.
-//! And datasets that a restore can't use as they are: that is said before anything is made or changed.
+//! Datasets that were sent elsewhere and have their old names again, datasets below a readonly one, pools that were
+//! imported below a folder, and a state_dir that was lost or put back: sets restore as before, and the next shipment
+//! is an increment. Also datasets that a restore can't use as they are: that is reported before anything is made or
+//! changed.
 
 mod support;
 
@@ -54,7 +55,7 @@ fn a_dataset_that_was_received_has_its_sets() {
     let shipped = &lockstep.json(&["ship", unshipped])["repositories"][0];
     let volumes = shipped["volumes"].as_array().expect("volumes");
     assert!(volumes.iter().all(|volume| volume["base"] != json!(null)), "increments: {shipped}");
-    // The copy is the set's now; what it was received from is nobody's, and the test's to remove.
+    // The copy now belongs to the set. The original belongs to nobody, and the test removes it.
     let snapshots = fixture.pools.iter().flat_map(|pool| pool.snapshots());
     for snapshot in snapshots.filter(|name| name.starts_with(&format!("{old}@"))) {
         support::pools::release_and_destroy(&snapshot);
@@ -63,7 +64,8 @@ fn a_dataset_that_was_received_has_its_sets() {
     zfs(&["destroy", &format!("{dataset}@moved")]);
 }
 
-/// A pool may have readonly=on at its top, and what is written says otherwise: so must what Lockstep makes.
+/// A pool may have readonly=on at its top, while datasets that are written to override it: what Lockstep makes must
+/// do so too.
 #[test]
 fn what_is_made_below_a_readonly_dataset_can_be_written() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -97,8 +99,8 @@ fn what_is_made_below_a_readonly_dataset_can_be_written() {
     }
 }
 
-/// What is left of sets where state_dir is gone is taken up from the repository: restored from the snapshots, the beginning of
-/// the next increment, and removed by policy, as before.
+/// If state_dir is lost, what is left of its sets is adopted with the repository's help: they can be restored from
+/// the snapshots, are the base of the next increment, and are removed by policy, as before.
 #[test]
 fn a_lost_state_dir_s_sets_are_taken_up() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -127,12 +129,12 @@ fn a_lost_state_dir_s_sets_are_taken_up() {
     assert_eq!(taken["adopted"].as_array().map(Vec::len), Some(2), "{taken}");
     assert_eq!(lockstep.sets(), [&*first, &*second]);
     assert_eq!(lockstep.json(&["adopt"])["known"], 2);
-    // A manifest that is damaged is written anew.
+    // A damaged manifest is written again.
     let manifest = fixture.state.join("clusters/main/sets").join(&second).join("manifest.json");
     fs::write(&manifest, "{").expect("it can be written");
     lockstep.expect(exit::DONE, &["adopt", &second]);
     assert_eq!(lockstep.json(&["list"])["damaged"], json!([]));
-    // What no repository has nobody can vouch for.
+    // Nobody can vouch for a set that no repository has.
     let checked = lockstep.run(&["check"]);
     assert!(checked.stdout.contains(lost), "{}", checked.describe());
 
@@ -148,7 +150,7 @@ fn a_lost_state_dir_s_sets_are_taken_up() {
     let left: Vec<_> = fixture.pools.iter().flat_map(|pool| pool.snapshots()).collect();
     assert!(!left.iter().any(|name| name.contains(&first)), "{left:?}");
 
-    // Now it is in the repository alone, and nothing of it is made here.
+    // Now it is only in the repository, and nothing of it is made here.
     let named = lockstep.run(&["adopt", &first]);
     assert_eq!(named.code, Some(exit::PROBLEMS), "{}", named.describe());
     assert!(named.stdout.contains("is in the repository alone"), "{}", named.describe());
@@ -169,7 +171,8 @@ fn with_state(fixture: &Fixture, name: &str) -> Lockstep {
     Lockstep::new(&path, &fixture.cluster.bin)
 }
 
-/// A state_dir was taken for lost, another one took up its sets, and it came back; or it came back without its own id.
+/// A state_dir was believed lost, another one adopted its sets, and then it came back; or it came back without its
+/// own id.
 #[test]
 fn sets_with_another_state_dir_s_marks_are_taken_back_by_name() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -185,7 +188,7 @@ fn sets_with_another_state_dir_s_marks_are_taken_back_by_name() {
     let (own, theirs) = (owner(&fixture.state), owner(&fixture.root().join("other")));
     assert!(owners(&first).iter().all(|found| found == theirs.trim()));
 
-    // Both are alive, as far as anybody knows: nothing is taken from the other one that isn't named.
+    // As far as anybody knows, both are in use: only sets that are named are taken from the other one.
     let removal = ["prune", "--local", "--set", &first];
     let left = lockstep.expect(exit::PROBLEMS, &removal);
     assert_said(&left, &["belongs to another state_dir", &format!("lockstep adopt {first}")]);
@@ -214,12 +217,12 @@ fn sets_with_another_state_dir_s_marks_are_taken_back_by_name() {
     let new = owner(&fixture.state);
     assert!(owners(&second).iter().all(|found| found == new.trim()), "{:?}", owners(&second));
     assert_eq!(lockstep.json(&["adopt"])["known"], 1);
-    // What isn't here whole isn't made one's own.
+    // A set that isn't whole here isn't adopted.
     let snapshots = fixture.snapshots();
     let gone = snapshots.iter().find(|name| name.ends_with(&second)).expect("it is there");
     support::pools::release_and_destroy(gone);
     let failed = other.expect(exit::PROBLEMS, &["adopt", &second]);
-    assert_said(&failed, &["isn't taken up", gone, "isn't here"]);
+    assert_said(&failed, &["isn't adopted", gone, "isn't here"]);
     lockstep.expect(exit::DONE, &["prune", "--local", "--set", &second]);
 }
 
@@ -239,7 +242,7 @@ fn assert_refused(code: i32, outcome: &Outcome, words: &[&str]) {
     assert_said(outcome, &[&["error: ", "hint: "], words].concat());
 }
 
-/// `zpool import -R` puts a folder before each mount point, also before those that Lockstep sets.
+/// `zpool import -R` puts a folder before each mount point, including those that Lockstep sets.
 #[test]
 fn a_pool_below_a_folder_has_its_datasets_where_they_are_looked_for() {
     let fixture = Fixture::new(one_pool());
@@ -251,7 +254,7 @@ fn a_pool_below_a_folder_has_its_datasets_where_they_are_looked_for() {
     let root = fixture.root().to_str().expect("the harness' own paths are UTF-8");
     let images = fixture.root().join("images");
     let pool = fixture.pools[0].name.clone();
-    // All is where it was, by mount points that don't say so.
+    // Everything is where it was, although the mount points don't say so.
     let places: Vec<_> = fixture.datasets.iter().map(|it| property(it, "mountpoint")).collect();
     patiently("zpool", &["export", &pool], || ()).expect("it can be exported");
     let import = ["import", "-R", root, "-d", images.to_str().expect("UTF-8"), &pool];
@@ -289,7 +292,7 @@ fn a_pool_below_a_folder_has_its_datasets_where_they_are_looked_for() {
     restored.server().stop(Stop::Fast);
     support::shipping::discard(&fixture, &directory, &parent);
 
-    // Elsewhere nothing of the pool can be mounted.
+    // Nothing of the pool can be mounted elsewhere.
     let outside = fixture.root().with_extension("outside");
     more.pop();
     for form in [&[][..], &more[..], &[&more[..], &["--dry-run"]].concat()] {
@@ -300,7 +303,8 @@ fn a_pool_below_a_folder_has_its_datasets_where_they_are_looked_for() {
     assert_nothing_remains(&fixture, &[], "a pool below a folder");
 }
 
-/// What ZFS would say half way is found out first: keys that aren't loaded, a receive that was cut off, a place that isn't there.
+/// What ZFS would only refuse half way is found out first: keys that aren't loaded, an interrupted receive, a place
+/// that doesn't exist.
 #[test]
 fn what_zfs_would_refuse_half_way_is_said_before() {
     let fixture = Fixture::new(one_pool());
@@ -338,7 +342,7 @@ fn what_zfs_would_refuse_half_way_is_said_before() {
             assert!(!to.exists(), "{} was made", to.display());
         }
     };
-    // Of what is cloned.
+    // Of the dataset that is cloned.
     let origin = fixture.datasets.iter().find(|it| it.ends_with("/data")).expect("it has one");
     only(origin, "");
     let words = ["keys aren't loaded", &format!("`zfs load-key {origin}`")];
@@ -346,7 +350,7 @@ fn what_zfs_would_refuse_half_way_is_said_before() {
     refused(exit::REFUSED, &["--start"], &words);
     let outcome = lockstep.run(&["clone", "create", "dev"]);
     assert_refused(exit::REFUSED, &outcome, &words);
-    // Of what is above.
+    // Of the dataset above.
     let pool = fixture.pools[0].name.clone();
     let above = format!("{pool}/safe");
     zfs(&["create", "-o", "mountpoint=none", &above]);

@@ -1,4 +1,4 @@
-//! Names that have to be quoted somewhere on their way: spaces, dots, colons, a newline, a backslash.
+//! Names that must be quoted somewhere on their way: spaces, dots, colons, a newline, a backslash.
 
 mod support;
 
@@ -76,7 +76,7 @@ fn odd_names_go_through_backup_restore_and_clone() {
     assert_clean(&fixture);
 }
 
-/// A repository names an image by its dataset, and has shorter names.
+/// A repository names an image after its dataset, but allows only shorter names.
 #[test]
 fn a_dataset_with_a_long_name_is_shipped() {
     let fixture = Fixture::new(long_name());
@@ -109,7 +109,8 @@ fn odd_label_is_kept() {
     assert!(shown.contains(quoted.trim_matches('"')), "{text:?} isn't shown: {shown}");
 }
 
-/// Shared catalogs and settings hold bytes: what a database of another encoding wrote, a UTF-8 one sends as it is.
+/// Shared catalogs and settings hold bytes: a UTF-8 database sends as it is what a database of another encoding
+/// wrote.
 #[test]
 fn names_and_paths_that_are_not_utf_8() {
     let bytes = |text: &str| -> Vec<u8> {

@@ -1,4 +1,4 @@
-//! Recovery to a point in time: each kind of target lands where it should, and the row after it is absent.
+//! Recovery to a point in time: each kind of target ends where it should, and the next row is absent.
 
 mod support;
 
@@ -17,14 +17,14 @@ use support::lockstep::{LIMIT, Lsn, Set, Steps, exit, json_of, toml_string};
 use support::pools::release_and_destroy;
 use support::shipping::{configured, with_repository};
 
-/// A name that has to be quoted in a configuration file.
+/// A name that must be quoted in a configuration file.
 const RESTORE_POINT: &str = "before the migration; it's \\ 5";
 
-/// What a row's transaction left as possible targets.
+/// The possible targets around a row's transaction.
 #[derive(Debug, Clone)]
 struct Mark {
     xid: String,
-    /// A place in the WAL behind its commit and before the next row's.
+    /// A WAL position after its commit and before the next row's.
     lsn: String,
     /// A time between its commit and the next row's.
     time: String,
@@ -75,7 +75,7 @@ impl History {
         format!("cp {}/%f %p", self.fixture.archive.display())
     }
 
-    /// Restores with these options and the archive, and gives the rows that are there.
+    /// Restores with these options and the archive, and returns the rows that exist.
     #[track_caller]
     fn rows_at(&self, name: &str, options: &[&str]) -> Vec<String> {
         let directory = self.fixture.target(name);
@@ -141,7 +141,7 @@ fn targets_land_where_they_should() {
     assert_eq!(immediate, numbers(0), "the end of the backup");
     assert_eq!(history.rows_at("everything", &[]), numbers(6), "the end of the archive");
 
-    // Without an archive the set still has what it was taken with.
+    // Without an archive, the set still has the data that it was taken with.
     let directory = history.fixture.target("alone");
     let alone = history.fixture.lockstep().restore_and_start(&history.set.id, &directory, &[]);
     assert_eq!(rows(alone.server()), numbers(0), "the set alone");
@@ -149,7 +149,7 @@ fn targets_land_where_they_should() {
     history.fixture.discard_restored(&directory, &history.set.id);
 }
 
-/// Where no set is named, the newest is taken from which recovery comes to the target: of this host, of a repository.
+/// If no set is named, the newest one is used from which recovery reaches the target, from this host or a repository.
 #[test]
 fn a_target_finds_its_set() {
     let history = History::new();
@@ -184,7 +184,7 @@ fn a_target_finds_its_set() {
             assert!(refused.stderr.contains("hint: "), "{}", refused.describe());
         }
     }
-    // A time is told as it was understood.
+    // A time is reported as it was understood.
     let (time, zone) = (&mark(2).time, "Europe/Berlin");
     let there = lockstep.clone().with_environment("TZ", Path::new(zone));
     let moment: jiff::Timestamp = time.replace("+00", "Z").parse().expect("the server's, in UTC");
@@ -198,7 +198,7 @@ fn a_target_finds_its_set() {
         let expected = format!("recovery would end at {moment}, here {local}");
         assert!(said.stdout.contains(&expected), "{}", said.describe());
     }
-    // In another zone's words it would be another moment.
+    // In another zone it would be another moment.
     let lost = lockstep.clone().with_environment("TZ", Path::new("Nonsense/Zone"));
     let bare = [&plan[..], &["--target-time", "2025-11-27 14:29:49"]].concat();
     let refused = lost.expect(exit::USAGE, &bare);
@@ -208,7 +208,7 @@ fn a_target_finds_its_set() {
         "{}",
         refused.describe()
     );
-    // One of which a snapshot is gone is passed over, as one is whose manifest can't be read.
+    // A set that lacks a snapshot is passed over, and so is one whose manifest can't be read.
     destroy_a_snapshot(&newer);
     let planned =
         lockstep.expect(exit::DONE, &[&["--json"], &plan[..], &["--target-time", &now]].concat());
@@ -218,7 +218,8 @@ fn a_target_finds_its_set() {
     history.fixture.discard_set(&newer.id);
 }
 
-/// A cluster was recovered to a moment and went on along timeline 2; a set of timeline 1 is younger than that moment.
+/// A cluster was recovered to a moment and continued along timeline 2; a set of timeline 1 is younger than that
+/// moment.
 #[test]
 fn a_set_behind_the_branch_is_not_found() {
     let history = History::new();
@@ -250,7 +251,7 @@ fn a_set_behind_the_branch_is_not_found() {
             (&[][..], first),
             (&["--target-timeline", "latest"], first),
             (&["--target-timeline", "2"], first),
-            // These ask for the timeline that the younger set is of.
+            // These ask for the timeline of the younger set.
             (&["--target-timeline", "1"], &behind.id),
             (&["--target-timeline", "current"], &behind.id),
         ] {
@@ -258,7 +259,7 @@ fn a_set_behind_the_branch_is_not_found() {
             let planned = lockstep.json(&arguments);
             assert_eq!(planned["set"].as_str(), Some(id.as_str()), "{options:?} {from:?}");
         }
-        // A command that can't say it isn't one that says no (as ssh's, where the host is away).
+        // A command that fails to answer isn't one that answers no (such as ssh's if the host can't be reached).
         for (broken, words) in [
             ("case %f in *.history) echo host is away >&2; exit 255;; esac", "host is away"),
             ("/no/such/command %f %p", "/no/such/command"),
@@ -268,7 +269,7 @@ fn a_set_behind_the_branch_is_not_found() {
             assert!(failed.stderr.contains(words), "{}", failed.describe());
             assert!(failed.stderr.contains("hint: PostgreSQL too"), "{}", failed.describe());
         }
-        // Where the archive hasn't the history nobody guesses.
+        // If the archive doesn't have the history, nothing is guessed.
         let timeline = ["--dry-run", "--target-timeline", "2"];
         let arguments = [&restore[..], &[&blind], &timeline, from].concat();
         let refused = lockstep.expect(exit::USAGE, &arguments);
@@ -276,7 +277,7 @@ fn a_set_behind_the_branch_is_not_found() {
             assert!(refused.stderr.contains(words), "{words}: {}", refused.describe());
         }
     }
-    // Nobody but root enters state_dir: the command, which postgres runs, finds the history all the same.
+    // Only root can enter state_dir; the command, which postgres runs, finds the history all the same.
     let only_ours = |mode| fs::set_permissions(&fixture.state, fs::Permissions::from_mode(mode));
     only_ours(0o700).expect("it is ours");
     let planned_there = lockstep.json(&[&restore[..], &[&command, "--dry-run"]].concat());
@@ -289,7 +290,7 @@ fn a_set_behind_the_branch_is_not_found() {
     assert_eq!(rows(found.server()), expected);
     fixture.discard_restored(&planned, first);
 
-    // The younger one, named: PostgreSQL refuses, and what to do is said.
+    // The younger set, explicitly named: PostgreSQL refuses, and the hint says what to do.
     let named = [&["restore", &behind.id], &restore[1..], &[&command, "--start"]].concat();
     let refused = lockstep.expect(exit::FAILED, &named);
     let hint = refused.stderr.split("hint: ").last().unwrap_or_default();
@@ -299,7 +300,7 @@ fn a_set_behind_the_branch_is_not_found() {
     assert!(is_empty(&staging), "a history stays in {staging:?}");
 }
 
-/// Behind the program's back.
+/// Without the program's knowledge.
 fn destroy_a_snapshot(set: &Set) {
     let volume = set.volumes.first().expect("a set has volumes");
     release_and_destroy(&volume.snapshot);
@@ -332,8 +333,8 @@ fn pause_waits_at_the_target() {
     );
 }
 
-/// After the set two settings were raised, with which a server that lets readers in has to keep up. PostgreSQL halts
-/// recovery there, from 14 on with the words of a pause: that is no target.
+/// After the set, two settings were raised that a server with readers must keep up with. PostgreSQL halts recovery
+/// there, from 14 on with the message of a pause, which isn't the target.
 fn raised_settings(major: u32) {
     let mut history = History::on_version(major);
     let cluster = &history.fixture.cluster;
@@ -407,8 +408,8 @@ fn raised_settings_18() {
     raised_settings(18);
 }
 
-/// After the set room for prepared transactions was made, and used. Where nobody is to read, PostgreSQL compares no
-/// settings: it comes to the transaction that it has no room for.
+/// After the set, room for prepared transactions was made and used. If nobody will read, PostgreSQL doesn't compare
+/// settings: it reaches the transaction for which it has no room.
 fn room_for_prepared_transactions(major: u32) {
     let history = History::on_version(major);
     let (fixture, cluster) = (&history.fixture, &history.fixture.cluster);
@@ -438,8 +439,8 @@ fn room_for_prepared_transactions_18() {
     room_for_prepared_transactions(18);
 }
 
-/// PostgreSQL takes whatever keeps a restore_command from its work for the end of the archive. The server has all groups of
-/// its user; where the command may not what it has to, that is said.
+/// PostgreSQL takes anything that makes a restore_command fail for the end of the archive. The server has all groups
+/// of its user; if the command lacks a permission that it needs, that is reported.
 #[test]
 fn what_keeps_restore_command_from_its_work_is_said() {
     let history = History::new();
@@ -462,7 +463,7 @@ fn what_keeps_restore_command_from_its_work_is_said() {
         assert_eq!(rows(fixture.lockstep().restored(&json).server()), numbers(0), "it stays");
         fixture.discard_restored(&directory, set);
     };
-    // A log of its own, on a file system that the server in its namespace may not write to.
+    // The command's own log, on a file system that the server in its namespace may not write to.
     let log = fixture.mnt().join("log of it");
     fixture.pools[0].dataset("log", &log, &[]);
     give_to_postgres(&log);
@@ -473,7 +474,7 @@ fn what_keeps_restore_command_from_its_work_is_said() {
     let allowed = allowed.with_environment("AWS_SECRET_ACCESS_KEY", Path::new("hunter2"));
     let restored = allowed.restore_and_start(set, &directory, &["--restore-command", &logs]);
     assert_eq!(rows(restored.server()), numbers(6));
-    // A server that stays has its user's environment, and nothing of the stores'.
+    // A server that stays has its user's environment, and none of the stores' variables.
     let pid = restored.server().postmaster().expect("it runs");
     let environment = fs::read(format!("/proc/{pid}/environ")).expect("it can be looked at");
     let environment = String::from_utf8_lossy(&environment).into_owned();
@@ -489,7 +490,7 @@ fn what_keeps_restore_command_from_its_work_is_said() {
     let created = fixture.lockstep().expect(exit::PROBLEMS, &create);
     assert_said(&created, &["problem: ", "Permission denied"]);
     fixture.lockstep().expect(exit::DONE, &["clone", "destroy", "dev"]);
-    // An archive that has nothing more may be in order.
+    // An archive that has nothing more may be all right.
     let options = ["--start", "--restore-command", "false"];
     let ended =
         fixture.lockstep().expect(exit::DONE, &restore_arguments(set, &directory, &options));
@@ -497,8 +498,8 @@ fn what_keeps_restore_command_from_its_work_is_said() {
     fixture.discard_restored(&directory, set);
 }
 
-/// PostgreSQL ends recovery where it can't read a segment, and is promoted there. That the archive goes on behind that
-/// place is said, and what the lost server had not archived.
+/// PostgreSQL ends recovery where it can't read a segment, and is promoted there. It is reported that the archive
+/// continues after that point, and what the lost server hadn't archived.
 #[test]
 fn what_lies_behind_the_end_of_recovery_is_said() {
     let history = History::new();
@@ -549,7 +550,7 @@ fn what_lies_behind_the_end_of_recovery_is_said() {
     assert!(!outcome.stderr.contains(words), "{}", outcome.describe());
 }
 
-/// A restored cluster was promoted and used; later the set is restored along either timeline.
+/// A restored cluster was promoted and used; later the set is restored along each of the timelines.
 #[test]
 fn timelines_after_a_promotion() {
     let history = History::new();
@@ -601,7 +602,7 @@ fn targets_that_cannot_be_are_refused() {
     let floor = history.set.floor_lsn.expect("a label set has a floor").to_string();
     let command = history.restore_command();
 
-    // Before the set's consistent point: the earliest possible one is named.
+    // Before the set's consistent point: the error names the earliest possible one.
     assert!(
         Lsn::parse(&history.marks[0].lsn) < Lsn::parse(&floor),
         "row 0 was written before the backup's end"
@@ -626,7 +627,7 @@ fn targets_that_cannot_be_are_refused() {
         "the earliest possible time isn't named: {time}"
     );
 
-    // Beyond the set's own WAL, and no archive: PostgreSQL refuses to come up, and that is what must be said.
+    // Beyond the set's own WAL, and without an archive: PostgreSQL refuses to start, and that must be the message.
     let beyond = history.refused(
         "beyond",
         &[exit::FAILED, exit::REFUSED],
@@ -644,7 +645,7 @@ fn targets_that_cannot_be_are_refused() {
     );
     assert!(unknown.contains("SELECT pg_switch_wal()"), "what would help isn't said: {unknown}");
 
-    // A variable that isn't set is no target, nor a way to the archive; and no restore point has such a name.
+    // A variable that isn't set is neither a target nor a command, and no restore point has such a name.
     let long = "x".repeat(64);
     for (name, options) in [
         ("name", ["--target-name", "", "--restore-command", &command]),
@@ -656,17 +657,18 @@ fn targets_that_cannot_be_are_refused() {
         history.refused_usage(name, &options);
     }
 
-    // Two targets are none.
+    // Two targets are an error.
     let both = ["--target-lsn", &history.marks[3].lsn, "--target-xid", &history.marks[3].xid];
     history.refused_usage("both", &both);
 }
 
-/// An atomic set is one moment: its data files are of the end of its WAL, so no target before that end can be right,
-/// be it a little before. The backup is held right before the snapshot, while rows are committed and written out.
+/// An atomic set is one moment: its data files are from the end of its WAL, so no target before that end can be
+/// right, even slightly before. The backup is held right before the snapshot while rows are committed and written
+/// out.
 #[test]
 fn atomic_set_allows_no_target_before_its_moment() {
-    // Behind row 1: PostgreSQL meets the commits of rows 2 and 3 while it replays the set's own WAL, and refuses.
-    // Behind row 3: it meets no commit there, so nothing but Lockstep can know that the target has passed.
+    // After row 1: PostgreSQL meets the commits of rows 2 and 3 while it replays the set's own WAL, and refuses.
+    // After row 3: it meets no commit there, so only Lockstep can know that the target has passed.
     for checkpoint_behind in [1, 3] {
         let held = "backup.before-snapshot-1";
         let during = During::new(one_pool().archive(), "atomic", held, checkpoint_behind);
@@ -687,14 +689,14 @@ fn atomic_set_allows_no_target_before_its_moment() {
                 history.refused(&format!("row{row}{option}"), &[exit::REFUSED], &options);
             }
         }
-        // The next row was committed after the set: that is a target.
+        // The next row was committed after the set, so that is a valid target.
         let options = ["--target-lsn", &during.after.lsn, "--target-action", "promote"];
         assert_eq!(history.rows_at("after", &options), numbers(4));
     }
 }
 
-/// An ordered set's data files are older than its floor, its WAL is younger: a target between the floor and the
-/// freezing of pg_wal is as good as any.
+/// An ordered set's data files are older than its floor, and its WAL is younger: any target between the floor and the
+/// freezing of pg_wal is valid.
 #[test]
 fn ordered_set_allows_targets_from_its_floor_on() {
     let during =
@@ -711,7 +713,7 @@ fn ordered_set_allows_targets_from_its_floor_on() {
     assert_eq!(history.rows_at("after", &options), numbers(4));
 }
 
-/// A set during whose making rows 1 to 3 were committed, with a checkpoint behind one of them; rows 4 and 5 came after it.
+/// A set during which rows 1 to 3 were committed, with a checkpoint after one of them; rows 4 and 5 came after it.
 struct During {
     history: History,
     /// Of row 4.
@@ -792,7 +794,7 @@ fn archive_as_new_primary(fixture: &Fixture, server: &Cluster) {
     write_as_postgres(&conf, &format!("{settings}\n{on}"));
     let data = server.data.to_str().expect("the harness' own paths are UTF-8");
     must(&mut server.tool("pg_ctl", ["-D", data, "-l", "/dev/null", "-w", "restart"]));
-    // It was not archiving when it was promoted, so nothing has queued its history.
+    // It wasn't archiving when it was promoted, so its history wasn't queued.
     let history: PathBuf = server.data.join("pg_wal/00000002.history");
     let archived = fixture.archive.join("00000002.history");
     if !archived.exists() {
@@ -801,7 +803,7 @@ fn archive_as_new_primary(fixture: &Fixture, server: &Cluster) {
     }
 }
 
-/// Commits a row, with pauses around the time and the place that are noted behind it.
+/// Commits a row, with pauses around the time and the position that are noted after it.
 fn insert(cluster: &Cluster, id: i32) -> Mark {
     let mut client = cluster.connect("postgres");
     let mut transaction = client.transaction().expect("a transaction can be begun");

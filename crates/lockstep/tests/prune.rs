@@ -1,5 +1,5 @@
-//! Sets removed by policy: what is kept restores, what is removed is gone wholly, nobody else's is touched, and a
-//! removal that is cut off at any step is finished by the next start.
+//! Sets removed by policy: what is kept can be restored, what is removed is gone completely, nothing of anybody
+//! else's is touched, and an interrupted removal is finished by the next start.
 
 mod support;
 
@@ -23,7 +23,7 @@ use support::pools::{destroy, patiently, property, release_and_destroy, try_zfs,
 
 const SCALE: u32 = 1;
 
-/// A quiet cluster whose sets are kept as `retention` says.
+/// A quiet cluster with this retention policy.
 fn quiet(retention: &str) -> Fixture {
     let fixture = Fixture::new(two_pools_four_datasets().setting("autovacuum", "off"));
     configure(&fixture, retention);
@@ -41,14 +41,14 @@ fn configure_with(fixture: &Fixture, cluster: &str, retention: &str) {
     fs::write(fixture.config(), text).expect("the configuration can be written");
 }
 
-/// The place's sets, as `prune --json` tells them.
+/// The place's sets, as `prune --json` reports them.
 fn told(json: &Value, place: usize) -> Vec<(String, String)> {
     let sets = json["places"][place]["sets"].as_array().expect("a list of sets");
     let text = |set: &Value, name: &str| set[name].as_str().expect("a text").to_owned();
     sets.iter().map(|set| (text(set, "set"), text(set, "action"))).collect()
 }
 
-/// As `list` and `prune` sort them: by id, and two of one second have no order of their own.
+/// As `list` and `prune` sort them: by id; two of the same second have no order of their own.
 fn sorted(sets: &[&Set]) -> Vec<String> {
     let mut ids: Vec<_> = sets.iter().map(|set| set.id.clone()).collect();
     ids.sort();
@@ -59,7 +59,7 @@ fn with_action<'a>(told: &'a [(String, String)], action: &str) -> Vec<&'a str> {
     told.iter().filter(|(_, of)| of == action).map(|(set, _)| set.as_str()).collect()
 }
 
-/// Dates a set so many hours back, as if it had been taken then.
+/// Sets a set's date back by this many hours, as if it had been taken then.
 fn age(fixture: &Fixture, set: &str, hours: i64) {
     let path = fixture.state.join("clusters/main/sets").join(set).join("manifest.json");
     let mut manifest = Manifest::parse(&fs::read(&path).expect("a manifest")).expect("a good one");
@@ -68,7 +68,7 @@ fn age(fixture: &Fixture, set: &str, hours: i64) {
     fs::write(&path, manifest.to_bytes().expect("a manifest")).expect("it can be written");
 }
 
-/// Snapshots of sets that are there, without their datasets, each once.
+/// The sets that snapshots exist of, each once.
 fn sets_with_snapshots(fixture: &Fixture) -> Vec<String> {
     let names = fixture.snapshots().into_iter();
     let names = names.filter_map(|name| Some(name.split_once("@lockstep-")?.1.to_owned()));
@@ -78,7 +78,7 @@ fn sets_with_snapshots(fixture: &Fixture) -> Vec<String> {
     sets
 }
 
-/// Takes sets under load, dates them back at random, and prunes by a policy with every rule.
+/// Takes sets under load, sets their dates back at random, and prunes by a policy with every rule.
 #[test]
 fn what_is_kept_restores() {
     let seed = std::env::var("LOCKSTEP_PRUNE_SEED").ok().and_then(|text| text.parse().ok());
@@ -127,7 +127,7 @@ fn what_is_kept_restores() {
     assert_nothing_remains(&fixture, &[], "pruned");
     let again = json_of(&lockstep.expect(exit::DONE, &["prune", "--json"]));
     assert_eq!(again["places"][0]["removed"], serde_json::json!([]), "nothing is left to do");
-    // The oldest and the newest that are left, and one between.
+    // The oldest and the newest that are left, and one in between.
     let mut proven = vec![kept[0], kept[random.usize(..kept.len())], kept[kept.len() - 1]];
     proven.dedup();
     for id in proven {
@@ -154,7 +154,7 @@ fn without_a_policy_nothing_is_touched() {
         let refused = lockstep.expect(exit::USAGE, arguments);
         assert_said(&refused, &["no retention is configured", "nothing is touched", "hint: "]);
     }
-    // What README has cron run each night, before anybody has thought about retention.
+    // What README has cron run each night, before anybody has configured retention.
     for arguments in [&["prune"][..], &["prune", "--dry-run"]] {
         let outcome = lockstep.expect(exit::DONE, arguments);
         assert_said(&outcome, &["no retention is configured for cluster \"main\"", "pile up"]);
@@ -198,7 +198,7 @@ fn assert_left(outcome: &Outcome, set: &str, words: &[&str]) {
     assert_said(outcome, words);
 }
 
-/// Clones of three kinds, a foreign hold, foreign snapshots, a snapshot that isn't the set's any more.
+/// Clones of three kinds, a foreign hold, foreign snapshots, and a snapshot that no longer belongs to the set.
 #[test]
 fn what_is_somebody_s_stays() {
     let fixture = quiet("local = { last = 1 }");
@@ -245,7 +245,7 @@ fn what_is_somebody_s_stays() {
     assert_left(&outcome, &restored.id, &["is a clone of"]);
     assert_left(&outcome, &by_hand.id, &[&format!("\"{own}\" is a clone of")]);
     assert_left(&outcome, &held.id, &["somebody else holds", held_one]);
-    // Those that are left are whole; the other snapshot in a removed set's place is somebody's.
+    // Those that are left are whole; the foreign snapshot in a removed set's place belongs to somebody.
     for set in [cloned, restored, by_hand, held, newest] {
         assert_restorable(&fixture, &set.id);
     }
@@ -269,13 +269,13 @@ fn what_is_somebody_s_stays() {
     assert_nothing_remains(&fixture, &[], "pruned");
 }
 
-/// What can't be read or restored uses up no place, and goes or stays as is safe.
+/// A set that can't be read or restored doesn't count for a policy, and is removed or kept, whichever is safe.
 #[test]
 fn a_damaged_set_counts_for_nothing() {
     let fixture = quiet("local = { last = 2 }");
     let lockstep = fixture.lockstep();
     let sets: Vec<Set> = (0..4).map(|_| lockstep.backup("label")).collect();
-    // The newest lost a snapshot, the one before its manifest.
+    // The newest set has lost a snapshot, the one before it its manifest.
     release_and_destroy(&sets[3].volumes[0].snapshot);
     let manifest = fixture.state.join("clusters/main/sets").join(&sets[2].id).join("manifest.json");
     let good = fs::read(&manifest).expect("a manifest");
@@ -286,7 +286,7 @@ fn a_damaged_set_counts_for_nothing() {
     assert_left(&outcome, &sets[2].id, &["damaged"]);
     assert_left(&outcome, &sets[3].id, &["is gone"]);
     fs::write(&manifest, good).expect("the test may write there");
-    // Two newer sets, and the broken one's time has come.
+    // There are two newer sets now, so the broken one is due.
     let newer: Vec<Set> = (0..2).map(|_| lockstep.backup("label")).collect();
     lockstep.expect(exit::DONE, &["prune"]);
     assert_eq!(lockstep.sets(), sorted(&[&newer[0], &newer[1]]));
@@ -294,7 +294,8 @@ fn a_damaged_set_counts_for_nothing() {
     assert_nothing_remains(&fixture, &[], "pruned");
 }
 
-/// A set whose manifest can't be read says no more where its snapshots are. Named, it goes with them, and with no others.
+/// A set whose manifest can't be read doesn't tell where its snapshots are. If it is named, it is removed with them,
+/// and with no others.
 #[test]
 fn a_damaged_set_is_removed_where_it_is_named() {
     let fixture = quiet("local = { last = 5 }");
@@ -303,7 +304,7 @@ fn a_damaged_set_is_removed_where_it_is_named() {
     let manifest =
         |set: &Set| fixture.state.join("clusters/main/sets").join(&set.id).join("manifest.json");
     let good = fs::read_to_string(manifest(&sets[1])).expect("a manifest");
-    // One that is cut, and one that still says where: but of that nothing is believed.
+    // One that is truncated, and one that still says where they are; but nothing in it is believed.
     fs::write(manifest(&sets[0]), &good[..good.len() / 2]).expect("the test may write there");
     let changed = good.replacen("\"tries\"", "\"Tries\"", 1);
     assert_ne!(changed, good);
@@ -316,7 +317,7 @@ fn a_damaged_set_is_removed_where_it_is_named() {
         let outcome = lockstep.expect(exit::DONE, &[&words[..], &["--dry-run"]].concat());
         assert_eq!(with_action(&told(&json_of(&outcome), 0), "remove"), [&set.id]);
         assert!(manifest(set).exists() && sets_with_snapshots(&fixture).contains(&set.id));
-        // What somebody stands on keeps it, as with any other.
+        // What depends on it keeps it, as for any other set.
         let snapshot = &set.volumes[0].snapshot;
         zfs(&["hold", "mine", snapshot]);
         let outcome = lockstep.expect(exit::PROBLEMS, &words);
@@ -391,7 +392,7 @@ fn assert_nothing_remains_but(fixture: &Fixture, foreign: &str, after: &str) {
     assert!(found.is_empty(), "{after}: this is left:\n  {}", found.join("\n  "));
 }
 
-/// A clone that comes between the plan and the removal: everything is put back.
+/// A clone that appears between the plan and the removal: everything is put back.
 #[test]
 fn a_clone_at_the_last_moment() {
     let fixture = quiet("local = { last = 1 }");
@@ -414,15 +415,16 @@ fn a_clone_at_the_last_moment() {
         destroy(&own);
         assert_nothing_remains(&fixture, &[], step);
     }
-    // Killed when the manifest was gone, and then a clone: the next start puts it back too. Also where a snapshot would go
-    // as soon as nothing holds it.
+    // Killed when the manifest was gone, followed by a clone: the next start puts it back too, even where a snapshot is
+    // marked to go with its last hold.
     zfs(&["destroy", "-d", &old.in_order()[0].snapshot]);
     kill_at(&fixture, "prune.withdrawn", &["prune"]);
     zfs(&["clone", &third.snapshot, &own]);
     let taken = lockstep.backup("label");
     assert_eq!(lockstep.sets(), sorted(&[&old, &newest, &taken]));
     destroy(&own);
-    // With one snapshot gone it isn't whole: that goes on once the clone has gone, and no backup waits for it.
+    // With one snapshot gone it isn't whole: the removal continues once the clone has gone, and no backup waits for
+    // it.
     kill_at(&fixture, "prune.destroyed-1", &["prune"]);
     zfs(&["clone", &third.snapshot, &own]);
     lockstep.backup("label");
@@ -446,7 +448,7 @@ fn a_set_whose_pool_is_gone_is_given_up_where_it_is_named() {
     let images = fixture.pools[1].image.parent().expect("a folder").to_owned();
     must(&mut command("zpool", ["export", gone]));
     let left = json_of(&lockstep.expect(exit::PROBLEMS, &["prune", "--json"]));
-    // Of the kept one as of the other: it is there again once its pool is.
+    // The same for the kept set and the other: each is whole again once its pool is back.
     for set in left["places"][0]["sets"].as_array().expect("a list of sets") {
         let why = set["why"].as_str().expect("both are left");
         let words = format!("pool \"{gone}\" isn't imported: zpool import {gone}");
@@ -479,8 +481,8 @@ fn a_set_whose_pool_is_gone_is_given_up_where_it_is_named() {
     fixture.pools[1].snapshots().iter().for_each(|snapshot| release_and_destroy(snapshot));
 }
 
-/// The only set, and nothing of its manifest is left: its snapshots are where the cluster is. Copies that `zfs send -p`
-/// made have their names, marks and GUIDs, and are somebody's.
+/// The only set, without a manifest: its snapshots are where the cluster is. Copies that `zfs send -p` made have
+/// their names, marks and GUIDs, but belong to somebody.
 #[test]
 fn the_only_set_is_removed_though_its_manifest_says_nothing() {
     let fixture = quiet("");
@@ -517,7 +519,8 @@ fn the_only_set_is_removed_though_its_manifest_says_nothing() {
     assert_nothing_remains(&fixture, &[], "pruned");
 }
 
-/// What lies on a pool that is away can't be found: that is said, and `check` knows whose it is when the pool is back.
+/// What is on a pool that isn't imported can't be found: that is reported, and `check` knows whose it is when the
+/// pool is back.
 #[test]
 fn a_damaged_set_whose_pool_is_away_leaves_nothing_unsaid() {
     let fixture = quiet("");
@@ -545,7 +548,7 @@ fn a_damaged_set_whose_pool_is_away_leaves_nothing_unsaid() {
     let folder = images.to_str().expect("the harness' own paths are UTF-8");
     must(&mut command("zpool", ["import", "-d", folder, away]));
     assert_eq!(its(1), left);
-    // One that another state_dir took is another matter.
+    // One that another state_dir took is a different matter.
     let foreign = format!("{}@lockstep-20200101T000000Z-aaaa", fixture.datasets[0]);
     let properties = ["-o", "lockstep:owner=other", "-o", "lockstep:set=20200101T000000Z-aaaa"];
     zfs(&[&["snapshot"], &properties[..], &[&foreign]].concat());
@@ -561,7 +564,7 @@ fn a_damaged_set_whose_pool_is_away_leaves_nothing_unsaid() {
     assert_nothing_remains(&fixture, &[], "at the end");
 }
 
-/// `zfs rename` takes the snapshots along, and a manifest knows the name before.
+/// `zfs rename` renames the snapshots too, and a manifest knows the old name.
 #[test]
 fn a_set_is_removed_wholly_after_its_dataset_was_renamed() {
     let fixture = quiet("local = { last = 1 }");
@@ -570,7 +573,7 @@ fn a_set_is_removed_wholly_after_its_dataset_was_renamed() {
     let place = fixture.layout.datasets.iter().position(|dataset| dataset.mount == "ts2");
     let dataset = &fixture.datasets[place.expect("it has ts2")];
     let renamed = format!("{dataset}-renamed");
-    // A copy in the same pool has the name and the GUID, and stays.
+    // A copy in the same pool has the same name and GUID, and stays.
     let copy = format!("{dataset}-copy");
     let snapshot = format!("{dataset}@lockstep-{}", old.id);
     must(&mut command("sh", ["-c", &format!("zfs send {snapshot} | zfs receive -u {copy}")]));
@@ -623,7 +626,7 @@ fn a_set_is_removed_wholly_after_its_pool_was_imported_under_another_name() {
     assert_eq!(fixture.snapshots(), [""; 0]);
 }
 
-/// A snapshot of a set that somebody gave another name is theirs: it stays, and nothing holds it.
+/// If somebody renamed a snapshot of a set, it is theirs: it stays, and Lockstep no longer holds it.
 #[test]
 fn a_renamed_snapshot_stays_and_is_let_go() {
     let fixture = quiet("local = { last = 1 }");
@@ -638,11 +641,11 @@ fn a_renamed_snapshot_stays_and_is_let_go() {
     assert!(!lockstep.sets().contains(&first.id));
     let left = fixture.snapshots();
     assert!(left.contains(&kept) && !left.iter().any(|name| name.contains(&first.id)), "{left:?}");
-    // What Lockstep holds no destroy takes.
+    // A destroy can't remove what Lockstep holds.
     zfs(&["destroy", &kept]);
 }
 
-/// `zfs promote` of a clone takes the snapshots to the clone, and the dataset itself is a clone of one of them since.
+/// `zfs promote` of a clone moves the snapshots to the clone; the dataset itself is then a clone of one of them.
 #[test]
 fn a_set_whose_snapshot_went_with_a_promoted_clone() {
     let fixture = quiet("local = { last = 1 }");
@@ -669,7 +672,7 @@ fn a_set_whose_snapshot_went_with_a_promoted_clone() {
     zfs(&["promote", dataset]);
     assert_restorable(&fixture, &old.id);
     zfs(&["promote", &clone]);
-    // Who names it gives it up; what is in the way stays.
+    // Naming a set gives it up; what is in the way stays.
     let named = ["prune", "--local", "--set", &old.id];
     lockstep.expect(exit::DONE, &[&named[..], &["--dry-run"]].concat());
     let outcome = lockstep.expect(exit::DONE, &named);
@@ -678,15 +681,15 @@ fn a_set_whose_snapshot_went_with_a_promoted_clone() {
     let of_it: Vec<_> =
         fixture.snapshots().into_iter().filter(|name| name.contains(&old.id)).collect();
     assert_eq!(of_it, [format!("{clone}@lockstep-{}", old.id)]);
-    // Nothing of Lockstep's holds it.
+    // Lockstep has no hold on it.
     zfs(&["promote", dataset]);
     zfs(&["destroy", &clone]);
     zfs(&["destroy", &snapshot]);
 }
 
-/// Renames a dataset that nobody uses any more; zfs-fuse calls it busy for a moment.
+/// Renames a dataset that is no longer used; zfs-fuse says for a moment that it is busy.
 #[track_caller]
-/// A state_dir that is full: what makes room there has room for its own journal.
+/// state_dir is full: the command that makes room there has space reserved for its own journal.
 #[test]
 fn a_set_is_removed_where_state_dir_is_full() {
     let fixture = Fixture::new(one_dataset());
@@ -710,7 +713,7 @@ fn a_set_is_removed_where_state_dir_is_full() {
     let done = remove(&sets[0]);
     assert_eq!(done.code, Some(exit::DONE), "{}", done.describe());
     assert_said(&done, &["the space reserved there for removals is used"]);
-    // Without it there is no way, but for what is said.
+    // Without the reserve there is no way, except what the message says.
     fs::remove_file(&fill).expect("it is there");
     let reserve = small.join("state/clusters/main/reserve");
     fs::remove_file(&reserve).unwrap_or_default();

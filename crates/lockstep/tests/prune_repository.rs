@@ -1,5 +1,5 @@
-//! A repository pruned by policy: what is kept comes back as the snapshots were, room comes back, the next increment
-//! still has its start on both sides, and two never prune at once.
+//! A repository pruned by policy: what is kept can be received as the snapshots were, space is freed, both sides
+//! still have the base of the next increment, and two prunes never run at once.
 
 mod support;
 
@@ -23,7 +23,7 @@ use support::shipping::{
 
 const SCALE: u32 = 1;
 
-/// The program with a repository, whose leftovers go at once, and these lines for retention.
+/// The program with a repository, whose leftovers are removed at once, and this retention policy.
 fn configured(fixture: &Fixture, retention: &str) -> Lockstep {
     with_options(fixture, &format!("grace_hours = 0\n\n[clusters.main.retention]\n{retention}\n"))
 }
@@ -35,7 +35,7 @@ fn with_action(json: &Value, place: usize, action: &str) -> Vec<String> {
     of.map(|set| set["set"].as_str().expect("a text").to_owned()).collect()
 }
 
-/// As `list` and `prune` sort them: by id, and two of one second have no order of their own.
+/// As `list` and `prune` sort them: by id; two of the same second have no order of their own.
 fn sorted(sets: &[&String]) -> Vec<String> {
     let mut ids: Vec<_> = sets.iter().map(|id| (*id).clone()).collect();
     ids.sort();
@@ -49,7 +49,7 @@ fn reasons(json: &Value, place: usize, set: &str) -> String {
     found.unwrap_or_else(|| panic!("{set} isn't in {json}"))["reasons"].to_string()
 }
 
-/// Dates a set so many days back, as if it had been taken then.
+/// Sets a set's date back by this many days, as if it had been taken then.
 fn age(fixture: &Fixture, set: &str, days: i64) {
     let path = fixture.state.join("clusters/main/sets").join(set).join("manifest.json");
     let mut manifest = Manifest::parse(&fs::read(&path).expect("a manifest")).expect("a good one");
@@ -58,7 +58,7 @@ fn age(fixture: &Fixture, set: &str, days: i64) {
     fs::write(&path, manifest.to_bytes().expect("a manifest")).expect("it can be written");
 }
 
-/// An increment can't start from what is on a pool that is gone for good, newest in common or not.
+/// An increment can't start from something on a pool that is gone for good, even if it is the newest common set.
 #[test]
 fn the_newest_common_set_is_given_up_by_name_where_its_pool_is_gone() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -107,7 +107,7 @@ fn what_somebody_asks_for_stays_on_both_sides() {
     lockstep.restore(&labelled, &to, &[]);
     fixture.discard_restored(&to, &labelled);
 
-    // Who names one gives it up, and so does who takes the pattern away.
+    // Naming a set gives it up, and so does removing the pattern.
     lockstep.expect(exit::DONE, &["prune", "--repository", NAME, "--set", &labelled]);
     let run = keep("").json(&["prune"]);
     assert_eq!(with_action(&run, 0, "keep"), [newest], "{run}");
@@ -146,7 +146,7 @@ fn what_is_kept_comes_back_as_it_was() {
         discard(&fixture, &to, &parent);
     };
 
-    // Three in the middle go, into the one after them.
+    // Three in the middle are removed, merged into the one after them.
     let before = objects(&fixture);
     let arguments = ["prune", "--repository", NAME, "--json"];
     let planned = lockstep.json(&["prune", "--repository", NAME, "--dry-run"]);
@@ -161,7 +161,7 @@ fn what_is_kept_comes_back_as_it_was() {
     proves(0);
     proves(4);
 
-    // The whole one goes too: the last becomes whole.
+    // The full one is removed too, so the last becomes full.
     let full: u64 = packs(&fixture).values().sum();
     let lockstep = configured(&fixture, "repository = { last = 1 }");
     let run = json_of(&lockstep.expect(exit::DONE, &arguments));
@@ -170,7 +170,7 @@ fn what_is_kept_comes_back_as_it_was() {
     let left: u64 = packs(&fixture).values().sum();
     println!("packs: {full} bytes, then {left}");
     proves(4);
-    // What is shipped next is an increment, and comes back too.
+    // What is shipped next is an increment, and can be restored too.
     let next = lockstep.backup("label");
     let volumes = next.json["repositories"][0]["volumes"].as_array().expect("volumes");
     assert!(volumes.iter().all(|volume| volume["base"].is_string()), "{}", next.json);
@@ -194,7 +194,7 @@ fn the_newest_common_set_stays_on_both_sides() {
     assert!(reasons(&run, 0, &first).contains("newest in common with repository offsite"));
     assert!(reasons(&run, 1, &first).contains("newest in common with this host"));
 
-    // A repository that can't be asked is believed to have what it had.
+    // A repository that can't be asked is assumed to still have what it had.
     let (there, away) = (folder(&fixture), fixture.root().join("away"));
     fs::rename(&there, &away).expect("a folder can be renamed");
     let outcome = lockstep.expect(exit::PROBLEMS, &["prune", "--json"]);
@@ -203,11 +203,11 @@ fn the_newest_common_set_stays_on_both_sides() {
     assert!(reasons(&run, 0, &first).contains("newest in common"), "{run}");
     assert!(run["places"][1]["error"].is_string(), "{run}");
     assert_eq!(lockstep.sets(), sorted(&[&first, &rest[1]]));
-    // Made again empty by whoever opened it.
+    // Whatever opened it made it again, empty.
     let _ = fs::remove_dir_all(&there);
     fs::rename(&away, &there).expect("a folder can be renamed");
 
-    // The next increment starts there; then it isn't needed any more.
+    // The next increment starts there; after that it isn't needed any more.
     let next = lockstep.backup("label");
     let volumes = next.json["repositories"][0]["volumes"].as_array().expect("volumes");
     assert!(volumes.iter().all(|volume| volume["base"].is_string()), "{}", next.json);
@@ -215,11 +215,11 @@ fn the_newest_common_set_stays_on_both_sides() {
     assert_eq!(lockstep.sets(), [next.id.as_str()]);
     assert_eq!(with_action(&run, 1, "remove"), [first]);
     assert_eq!(with_action(&run, 1, "keep"), std::slice::from_ref(&next.id));
-    // In the repository the newest is older than what this host has: it stays the common one.
+    // The repository's newest set is older than those of this host: it stays the common one.
     alone(0);
     lockstep.expect(exit::DONE, &["prune"]);
     assert!(lockstep.sets().contains(&next.id));
-    // What is no repository's has no policy: it is said, and left.
+    // A repository without a policy is reported and left alone.
     let lockstep = configured(&fixture, "local = { last = 1 }");
     let before = objects(&fixture);
     let outcome = lockstep.expect(exit::DONE, &["prune"]);
@@ -234,7 +234,8 @@ fn the_newest_common_set_stays_on_both_sides() {
     lockstep.expect(exit::USAGE, &["prune", "--repository", NAME]);
 }
 
-/// Nothing says under its new name what it has: it is believed to have what was shipped to a name that is no more.
+/// Nothing says under its new name what it has, so it is assumed to have what was shipped to a name that no longer
+/// exists.
 #[test]
 fn a_repository_that_was_renamed_and_is_away_is_believed_to_have_what_it_had() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -256,7 +257,7 @@ fn a_repository_that_was_renamed_and_is_away_is_believed_to_have_what_it_had() {
     assert!(volumes.iter().all(|volume| volume["base"].is_string()), "{shipped}");
 }
 
-/// Neither side may take a set for the newest in common that no increment can start from.
+/// Neither side may take a set for the newest common one if no increment can start from it.
 #[test]
 fn a_set_that_is_not_whole_here_is_no_common_one() {
     let fixture = Fixture::new(two_pools_four_datasets().setting("autovacuum", "off"));
@@ -274,7 +275,7 @@ fn a_set_that_is_not_whole_here_is_no_common_one() {
     assert!(volumes.iter().all(|volume| volume["base"].is_string()), "{}", next.json);
 }
 
-/// What was removed is gone, and said, also where the merging after it fails.
+/// What was removed is gone and is reported, even if the merging after it fails.
 #[test]
 fn what_was_removed_is_said_beside_an_error() {
     let fixture = Fixture::new(two_pools_four_datasets().setting("autovacuum", "off"));
@@ -323,7 +324,7 @@ fn one_at_a_time() {
     let locked = lockstep.expect(exit::LOCKED, &arguments);
     assert_said(&locked, &["error: ", "db2 (other)", "until 20", "hint: "]);
     assert_eq!(objects(&fixture), before, "nothing is touched");
-    // A look doesn't need it.
+    // A dry run doesn't need the lease.
     let planned = lockstep.json(&["prune", "--repository", NAME, "--dry-run"]);
     assert_eq!(with_action(&planned, 0, "remove"), [sets[0].clone()]);
     lease.release(now).expect("it is ours");
@@ -332,7 +333,7 @@ fn one_at_a_time() {
     assert_eq!(with_action(&run, 0, "keep"), [sets[1].clone()]);
 }
 
-/// What most sets changed is dead once these are gone: the packs that held it give their place back.
+/// Most data is dead once these sets are gone: the packs that held it free their space.
 #[test]
 fn packs_of_sets_that_went_are_written_anew() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -350,7 +351,7 @@ fn packs_of_sets_that_went_are_written_anew() {
     let expected = fixture.cluster.value("postgres", sum);
     let size = || packs(&fixture).values().sum::<u64>();
     let before = size();
-    // The first one may write nothing, and says so; the next goes on though it removes nothing.
+    // The first run may not write anything and says so; the next one continues although it removes nothing.
     let budget = ["prune", "--repository", NAME, "--max-repack-bytes", "1"];
     let said = lockstep.expect(exit::DONE, &budget).stdout;
     assert!(said.contains("left for the next prune (--max-repack-bytes)"), "{said}");
@@ -359,7 +360,7 @@ fn packs_of_sets_that_went_are_written_anew() {
     assert_eq!(place["removed"], serde_json::json!([]), "{place}");
     assert!(place["repacked"].as_u64() > Some(0), "{place}");
     assert_eq!(place["repack_left"], 0, "{place}");
-    // What they replace goes with the next one: it was needed when this one looked.
+    // The replaced packs are removed by the next run: they were still needed when this one looked.
     lockstep.json(&["prune", "--repository", NAME]);
     assert!(size() < before * 2 / 3, "{} of {before} bytes are left", size());
     lockstep.expect(exit::DONE, &["repo", "check", "--read-data"]);
@@ -382,7 +383,7 @@ fn taken_at(fixture: &Fixture, set: &str, id: &str) {
     for name in ["started_at", "finished_at", "consistent_at"] {
         manifest[name] = format!("{day}T00:00:00Z").into();
     }
-    // The hash of it is made anew.
+    // Its checksum is computed again.
     manifest["checksum"] = "".into();
     let manifest: Manifest = serde_json::from_value(manifest).expect("a manifest");
     fs::write(&path, manifest.to_bytes().expect("a manifest")).expect("it can be written");
@@ -394,7 +395,7 @@ fn taken_at(fixture: &Fixture, set: &str, id: &str) {
     }
 }
 
-/// A clock that was ahead once: the set isn't the newest until then, says so everywhere, and can go.
+/// A clock was ahead once: until that date the set isn't the newest, is reported everywhere, and can be removed.
 #[test]
 fn a_set_that_is_dated_later_than_now() {
     let fixture = Fixture::new(two_pools_four_datasets().setting("autovacuum", "off"));
@@ -403,7 +404,7 @@ fn a_set_that_is_dated_later_than_now() {
     let ahead = "20990101T000000Z-aaaa";
     taken_at(&fixture, &taken, ahead);
     lockstep.expect(exit::DONE, &["ship", ahead]);
-    // The only one in common is needed still.
+    // The only common set is still needed.
     let needed = lockstep.expect(exit::PROBLEMS, &["prune", "--local", "--set", ahead]);
     assert_said(&needed, &["newest in common with repository offsite"]);
 
@@ -439,8 +440,8 @@ fn a_set_that_is_dated_later_than_now() {
     discard(&fixture, &to, &parent);
 }
 
-/// What is known of the pages of a repository that nothing is shipped to any more takes room, and so do the locks of
-/// commands that were killed.
+/// What is remembered about the pages of a repository that nothing is shipped to any more takes space, and so do the
+/// locks of killed commands.
 #[test]
 fn what_nobody_uses_any_more_goes() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -503,7 +504,8 @@ fn what_a_killed_shipment_left_half_written_is_counted_and_goes() {
     assert!(!old.exists() && young.exists() && pack.exists());
 }
 
-/// Where not a byte is left: what is due makes room for what a prune writes, and what is kept back for its lease.
+/// Not a byte is left: the space for what a prune writes comes from what is due, and the space for its lease from the
+/// reserve.
 #[test]
 fn a_full_folder_gets_room_again() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -518,7 +520,7 @@ fn a_full_folder_gets_room_again() {
             .execute(&["CREATE TABLE IF NOT EXISTS t (n int)", "INSERT INTO t VALUES (1)"]);
         lockstep.backup("label").id
     });
-    // Then nothing needs what was stored for the last one first.
+    // Then nothing needs what was stored for the last set at first.
     lockstep.expect(exit::DONE, &["ship", "--full", &sets[2]]);
     let fill = || {
         use std::io::Write;
@@ -531,7 +533,7 @@ fn a_full_folder_gets_room_again() {
     let prune = ["prune", "--repository", NAME];
     let reserve = at.join("leases/reserve");
     fill();
-    // What shipments may not touch.
+    // Shipments may not use it.
     assert!(reserve.exists());
     let pruned = lockstep.json(&prune);
     let place = &pruned["places"][0];
@@ -539,11 +541,11 @@ fn a_full_folder_gets_room_again() {
     assert!(place["error"].is_null() && place["deleted"].as_u64() > Some(0), "{pruned}");
     assert!(place["merged"].as_u64() > Some(0), "{pruned}");
     lockstep.expect(exit::DONE, &["repo", "check", "--read-data"]);
-    // It is there again with the next lease.
+    // It exists again with the next lease.
     lockstep.backup("label");
     assert!(reserve.exists());
 
-    // One whose making was killed: it gives no room, and the next lease makes it whole.
+    // One whose making was killed: it frees no space, and the next lease completes it.
     fs::write(&reserve, "").expect("it can be cut off");
     lockstep.expect(exit::DONE, &["repo", "compact"]);
     assert_eq!(fs::metadata(&reserve).expect("it is there").len(), 256 << 10);
@@ -551,7 +553,7 @@ fn a_full_folder_gets_room_again() {
     fill();
     let failed = lockstep.expect(exit::FAILED, &prune);
     assert_said(&failed, &["No space left on device", "not even the lease fits"]);
-    // One that was full before anything was kept back.
+    // A folder that was full before anything was reserved.
     assert!(!reserve.exists());
     fill();
     let failed = lockstep.expect(exit::FAILED, &prune);
@@ -562,7 +564,7 @@ fn a_full_folder_gets_room_again() {
     let length = file.metadata().expect("it is ours").len();
     file.set_len(length - (16 << 10)).expect("it can be cut off");
     drop(file);
-    // What the hint says is what the program takes.
+    // The program accepts the command in the hint.
     let hint = shipped.stderr.lines().find(|line| line.contains("also where there is no room"));
     let hint = hint.unwrap_or_else(|| panic!("{}", shipped.describe()));
     let commands: Vec<_> =
@@ -574,7 +576,7 @@ fn a_full_folder_gets_room_again() {
     must(&mut command("umount", [path.as_str()]));
 }
 
-/// Whoever waits for a repository keeps nobody from taking a backup.
+/// Waiting for a repository doesn't keep anybody from taking a backup.
 #[test]
 fn a_repository_that_never_answers_keeps_no_backup_from_being_taken() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -592,7 +594,7 @@ fn a_repository_that_never_answers_keeps_no_backup_from_being_taken() {
     let outcome = pruning.wait(LIMIT);
     assert_eq!(outcome.code, Some(exit::PROBLEMS), "{}", outcome.describe());
     assert_said(&outcome, &["repository far can't be asked what it has"]);
-    // What has come meanwhile counts.
+    // A set that was taken meanwhile counts.
     assert!(outcome.stdout.contains(&first), "{}", outcome.describe());
     assert_eq!(lockstep.sets(), [second]);
 }

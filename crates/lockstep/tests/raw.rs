@@ -1,6 +1,7 @@
-//! A raw volume's way into a repository and out again, with PostgreSQL on it, where ZFS has no encryption: a `zfs` that
-//! comes first in the program's PATH says that the data directory's dataset is encrypted, and marks its streams raw
-//! on their way out and no more on their way in. All else is real; scripts/openzfs-tests/raw.sh has real keys.
+//! A raw volume's way into a repository and back, with PostgreSQL on it, where ZFS has no encryption: a `zfs` that
+//! comes first in the program's PATH says that the data directory's dataset is encrypted. It marks its streams raw
+//! when they are sent, and removes the mark when they are received. Everything else is real;
+//! scripts/openzfs-tests/raw.sh uses real keys.
 
 mod support;
 
@@ -33,14 +34,14 @@ $sums[0] += $by; $sums[1] += $by * $m; $sums[2] += $by * $two; $sums[3] += $by *
 substr($s, $end + 8, 32) = pack("q<4", @sums); print $s;
 "#;
 
-/// The `zfs` that knows a secret.
+/// The `zfs` that pretends encryption.
 struct Pretended {
     folder: PathBuf,
     parent: String,
 }
 
 impl Pretended {
-    /// The data directory's dataset is encrypted, and what becomes of it below `parent`.
+    /// The data directory's dataset is encrypted, and so is what is received from it below `parent`.
     fn new(fixture: &Fixture) -> Pretended {
         let folder = fixture.root().join("pretended");
         fs::create_dir_all(&folder).expect("a folder can be made");
@@ -101,7 +102,7 @@ esac
     }
 }
 
-/// The GUIDs of the data directory's chain in the repository, or none where it isn't raw.
+/// The GUIDs of the data directory's chain in the repository; `None` if it isn't raw.
 fn chain(set: &Set) -> Option<Vec<String>> {
     let volumes = set.json["repositories"][0]["volumes"].as_array().expect("volumes");
     let data = volumes.iter().find(|volume| volume["dataset"].as_str().unwrap().ends_with("/data"));
@@ -132,7 +133,7 @@ fn a_raw_volume_goes_and_comes_back_with_its_key() {
     let increments: Vec<bool> = sent.lines().map(|line| line.starts_with("-i @")).collect();
     assert_eq!(increments, [false, true, true, false], "{sent}");
 
-    // What can't be looked into says so.
+    // Commands say that a raw volume can't be looked into.
     let target = fixture.target("back");
     let to = target.to_str().expect("the harness' own paths are UTF-8");
     let parent = pretended.parent.as_str();
@@ -148,7 +149,7 @@ fn a_raw_volume_goes_and_comes_back_with_its_key() {
     refused(&[&as_zfs[..], &["--only-database", "postgres"]].concat());
     lockstep.expect(exit::DONE, &["ls", "latest", "wal", "--from", "repository"]);
 
-    // Without its key it is received and waits.
+    // Without its key it is received, and the restore waits.
     let waits = lockstep.expect(exit::REFUSED, &as_zfs);
     assert!(waits.stderr.contains(&format!("zfs load-key {parent}/data")), "{}", waits.describe());
     let mounted = zfs(&["list", "-H", "-r", "-t", "filesystem", "-o", "mounted", parent]);
@@ -175,7 +176,8 @@ fn a_raw_volume_goes_and_comes_back_with_its_key() {
     assert_received(&fixture, &sets[2], parent);
     Checker::new(1).check_and_stop(restored.server()).assert_right("the third set");
 
-    // The original's key was changed: what came brought another, and ZFS calls the one that was loaded available.
+    // The original's key was changed: the stream brought another one, and ZFS says that the key which is loaded is
+    // available.
     let again = ["restore", &sets[2].id, "--to", to, "--from", "repository", "--as", "zfs"];
     let again = [&again[..], &["--dataset", parent, "--delta"]].concat();
     fs::write(pretended.folder.join("stale"), "").expect("it can be written");
@@ -197,7 +199,7 @@ fn a_raw_volume_goes_and_comes_back_with_its_key() {
     }
     fs::remove_file(pretended.folder.join("inherits")).expect("it is there");
 
-    // A set whose chain has begun anew doesn't fit on top; a set of its own place does.
+    // A set whose chain has started again can't be applied on top; a set of the same chain can.
     let newer = ["restore", "latest", "--to", to, "--from", "repository", "--as", "zfs"];
     let newer = [&newer[..], &["--dataset", parent, "--delta"]].concat();
     let outcome = lockstep.expect(exit::REFUSED, &newer);

@@ -1,4 +1,4 @@
-//! Repositories as such, on a local folder: made, opened with the right key alone, checked, compacted.
+//! Repositories as such, in a local folder: made, opened only with the right key, checked, compacted.
 
 mod support;
 
@@ -20,7 +20,7 @@ use support::lockstep::{Lockstep, Steps, exit, json_of};
 use support::shipping;
 use support::workspace::Workspace;
 
-/// A folder with a configuration, and the repository `r` that it names; no cluster is ever asked.
+/// A folder with a configuration, and the repository `r` in it; no cluster is ever asked.
 struct Desk {
     workspace: Workspace,
 }
@@ -108,7 +108,7 @@ fn a_repository_is_made_once() {
     says(&desk.configured("", "").expect(exit::USAGE, &["repo", "init"]), &["has no repository"]);
 }
 
-/// The repository's disk isn't mounted, or something else is.
+/// The repository's disk isn't mounted, or another one is.
 #[test]
 fn a_repository_that_is_away_is_not_made_anew() {
     let desk = Desk::new();
@@ -139,7 +139,7 @@ fn a_repository_that_is_away_is_not_made_anew() {
     let second = id(lockstep.json(&["repo", "init", "r", "--instead-of", &first]));
     assert!(second != first && !about_it());
     lockstep.expect(exit::DONE, &["repo", "init"]);
-    // And the other way round: what is there is another one.
+    // The other way round: the repository found there is another one.
     fs::rename(&place, desk.at("second")).expect("the test may");
     fs::rename(&away, &place).expect("the test may");
     let outcome = lockstep.expect(exit::REFUSED, &["repo", "init"]);
@@ -147,14 +147,14 @@ fn a_repository_that_is_away_is_not_made_anew() {
     assert!(about_it());
     assert_eq!(id(lockstep.json(&["repo", "init", "r", "--instead-of", &second])), first);
     assert!(!about_it());
-    // A mistyped cluster's repository isn't an empty one.
+    // The repository of a mistyped cluster name isn't an empty one.
     let path = desk.at("lockstep.toml");
     let text = fs::read_to_string(&path).expect("it was written");
     fs::write(&path, text.replace("clusters.main", "clusters.mian")).expect("it may");
     says(&lockstep.expect(exit::DONE, &["repo", "list"]), &["clusters that are in it: main"]);
 }
 
-/// Of a repository without keys a manifest that can be read proves it.
+/// For a repository without keys, a readable manifest is the proof.
 #[test]
 fn lockstep_json_is_made_again_and_never_anew() {
     let desk = Desk::new();
@@ -173,7 +173,7 @@ fn lockstep_json_is_made_again_and_never_anew() {
     let again = lockstep.json(&["repo", "init", "r", "--again"]);
     assert_eq!(again["repositories"][0]["made_again"], true, "{again}");
     assert_eq!(fs::read(&format).expect("it is there again"), before);
-    // A host that knows nothing of it.
+    // A host that knows nothing about it.
     lose();
     fs::remove_dir_all(&state).expect("the test may");
     says(&lockstep.expect(exit::REFUSED, &["repo", "init"]), &["is gone"]);
@@ -190,7 +190,7 @@ fn lockstep_json_is_made_again_and_never_anew() {
     assert!(!format.exists());
 }
 
-/// Sets `a` and `b` of a delta each, and objects that nobody needs.
+/// Makes sets `a` and `b` with one delta each, and objects that nobody needs.
 fn fill(desk: &Desk) -> (strata::Repository, Vec<PathBuf>) {
     let storage = ObjectStorage::folder(&desk.repository()).expect("the folder is there");
     let repository = strata::Repository::new(Store::new(storage), "clusters/main", None);
@@ -228,7 +228,7 @@ fn a_signal_ends_a_check_and_what_was_found_is_said() {
         let _ = fs::remove_file(desk.at("steps").join("check.read"));
         let mut program = lockstep.spawn(arguments);
         steps.wait_reached("check.read", &mut program);
-        // When it is there the second time, the first set has been looked at.
+        // When this step is reached the second time, the first set has been checked.
         fs::remove_file(desk.at("steps").join("check.read")).expect("it was reached");
         steps.wait_reached("check.read", &mut program);
         program.signal(Signal::INT);
@@ -243,7 +243,8 @@ fn a_signal_ends_a_check_and_what_was_found_is_said() {
     }
 }
 
-/// To read takes hours: who can't repair is told before, and where it is another's meanwhile nothing found is lost.
+/// Reading takes hours: whoever can't repair is told before it. If somebody else takes the lease meanwhile, the
+/// findings aren't lost.
 #[test]
 fn what_a_check_found_is_said_where_it_cannot_repair() {
     let desk = Desk::new();
@@ -266,7 +267,7 @@ fn what_a_check_found_is_said_where_it_cannot_repair() {
         steps.hold("check.tried");
         let mut program = lockstep.spawn(&[&arguments[..], more].concat());
         steps.wait_reached("check.tried", &mut program);
-        // It doesn't hold what it has tried: shipments go on while it reads.
+        // It gives back the lease that it tried: shipments continue while it reads.
         let lease = take().expect("it was given back");
         steps.release("check.tried");
         let ended = program.wait(Duration::from_secs(60));
@@ -335,7 +336,7 @@ fn only_the_right_key_opens_it() {
     let made = desk.with(&right).json(&["repo", "init"]);
     assert_eq!(made["repositories"][0]["encrypted"], true);
     desk.with(&right).expect(exit::DONE, &["repo", "init"]);
-    // The same key in hex.
+    // The same key, in hex.
     let hex = format!(
         "key_file = \"{}\"",
         desk.secret("hex", format!("{}\n", "01".repeat(32)).as_bytes())
@@ -358,7 +359,7 @@ fn only_the_right_key_opens_it() {
     fs::set_permissions(desk.at("right"), fs::Permissions::from_mode(0o644)).expect("it is ours");
     let open = desk.with(&right).expect(exit::USAGE, &["repo", "init"]);
     says(&open, &["may be read by others", "chmod 600"]);
-    // Nothing anywhere says the key.
+    // The key isn't printed anywhere.
     assert!(!open.stderr.contains("0101"), "{}", open.describe());
 
     fs::remove_dir_all(desk.repository()).expect("the test may");
@@ -401,7 +402,7 @@ fn keys_are_rotated_and_the_last_one_stays() {
     assert_eq!(listed[1]["label"], "2027");
     let table = lockstep.expect(exit::DONE, &["repo", "key", "list"]);
     assert!(table.stdout.contains(&second), "{}", table.describe());
-    // Not the one that stands in the configuration.
+    // Not the key that is in the configuration.
     let used = lockstep.expect(exit::USAGE, &["repo", "key", "remove", &first, "r"]);
     says(&used, &["is the one that the configuration opens", "[repositories.r]"]);
     says(&lockstep.expect(exit::USAGE, &["repo", "key", "remove", "nosuch"]), &[&first, &second]);
@@ -440,7 +441,7 @@ fn what_is_damaged_is_named() {
     fs::write(&slot, good).expect("the test may write there");
     lockstep.expect(exit::DONE, &["repo", "init"]);
 
-    // A newer version's.
+    // From a newer version.
     let newer = r#"{"version":2,"id":"x","more":true}"#;
     let hash = blake3::hash(newer.as_bytes()).to_hex();
     fs::write(&format, format!("{{\"body\":{newer},\"blake3\":\"{hash}\"}}")).expect("it may");
@@ -451,7 +452,7 @@ fn what_is_damaged_is_named() {
 fn an_empty_repository_is_well() {
     let desk = Desk::new();
     let lockstep = desk.with("");
-    // Neither is a failure of what is there: the configuration names what isn't.
+    // Neither is a failure: the configuration names something that doesn't exist.
     let list = ["list", "--from", "repository"];
     says(&lockstep.expect(exit::USAGE, &list), &["isn't there", "mounted"]);
     says(&lockstep.expect(exit::USAGE, &["repo", "check"]), &["isn't there"]);
@@ -473,7 +474,7 @@ fn an_empty_repository_is_well() {
     let percent = lockstep.expect(exit::USAGE, &["repo", "check", "--read-data", "10"]);
     says(&percent, &["no repository \"10\"", "--read-data=10"]);
     says(&lockstep.expect(exit::USAGE, &["ship", "--repository", "nope"]), &["nope", "it has: r"]);
-    // In the configuration, but not the cluster's: what the next increment starts from would be kept by nobody.
+    // In the configuration, but not one of the cluster's: nothing there would keep the base of the next increment.
     let table = |name: &str| format!("[repositories.{name}]\nurl = \"{}\"\n", desk.url(name));
     let several = format!(
         "{}{}{}[clusters.main.retention]\nrepository = {{ last = 1 }}\n",
@@ -524,7 +525,7 @@ fn what_no_set_needs_goes_after_its_grace_time() {
     assert!(lines[0].starts_with("warning  r: ") && lines[0].contains("holiday.jpg"), "{lines:?}");
     let note = "note     r: 1 object that no set needs, of which 0 wait for their grace time";
     assert!(lines[1].starts_with(note), "{lines:?}");
-    // It may be of a backup that is being written.
+    // It may belong to a backup that is being written.
     assert!(lines[2].starts_with("repair   r: 0 objects deleted, 0 wait"), "{lines:?}");
     let file = fs::File::options().write(true).open(&left_over).expect("it is ours");
     let before = std::time::SystemTime::now() - std::time::Duration::from_secs(90_000);
@@ -532,7 +533,7 @@ fn what_no_set_needs_goes_after_its_grace_time() {
     let outcome = later.expect(exit::PROBLEMS, &["repo", "check", "--repair"]);
     assert!(outcome.stdout.contains("repair   r: 0 objects deleted, 1 waits"), "{outcome:?}");
     assert!(left_over.exists());
-    // What a collection has noted is told from what is too young for that.
+    // Objects that a collection has noted are distinguished from those that are too young for it.
     let again = later.expect(exit::PROBLEMS, &["repo", "check"]).stdout;
     assert!(again.contains("1 object that no set needs, of which 1 waits for"), "{again}");
     let now = desk.with("grace_hours = 0");
@@ -545,7 +546,7 @@ fn what_no_set_needs_goes_after_its_grace_time() {
     assert!(!left_over.exists() && folder.join("packs/holiday.jpg").exists());
 }
 
-/// What shipping has written, encrypted: every kind of damage is found, with the sets that it harms.
+/// What shipping has written, encrypted: all damage is found, with the sets that it harms.
 #[test]
 fn damage_is_found_with_the_sets_that_it_harms() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -566,7 +567,7 @@ fn damage_is_found_with_the_sets_that_it_harms() {
     let sampled = check(exit::DONE, &["--read-data=1"]);
     assert!(sampled["counts"]["frames"].as_u64() < well["counts"]["frames"].as_u64(), "{sampled}");
 
-    // Of the first set's packs the largest, with PGDATA in it: both sets need it.
+    // The largest of the first set's packs, with PGDATA in it: both sets need it.
     let packs = shipping::packs(&fixture);
     let (pack, _) = packs.iter().max_by_key(|(_, size)| **size).expect("there are packs");
     let good = fs::read(pack).expect("it is readable");
@@ -580,7 +581,7 @@ fn damage_is_found_with_the_sets_that_it_harms() {
     assert!(found["findings"][0]["what"].as_str().is_some_and(|what| what.contains(name)));
     let said = lockstep.expect(exit::PROBLEMS, &["repo", "check", "--read-data"]).stdout;
     assert!(said.starts_with("error ") && said.contains("don't restore"), "{said}");
-    // What mends it is said; it is done at the end.
+    // The finding says what repairs it; that is done at the end.
     assert!(
         said.contains(&format!("lockstep ship --full --repository offsite {}`", sets[0])),
         "{said}"
@@ -589,7 +590,7 @@ fn damage_is_found_with_the_sets_that_it_harms() {
     assert_eq!(check(exit::PROBLEMS, &[])["harmed"], json!(sets));
     fs::write(pack, good).expect("the test may write there");
 
-    // A manifest: its own set alone.
+    // A manifest: it only harms its own set.
     let manifest = shipping::folder(&fixture).join(format!("clusters/main/sets/{}.json", sets[1]));
     let good = fs::read(&manifest).expect("it is there");
     fs::write(&manifest, &good[1..]).expect("the test may write there");
@@ -601,7 +602,7 @@ fn damage_is_found_with_the_sets_that_it_harms() {
     says(&lockstep.expect(exit::FAILED, &["repo", "compact"]), &[&sets[1]]);
     fs::write(&manifest, good).expect("the test may write there");
 
-    // The second set alone is left; what only the first has told is moved out of packs with little life.
+    // Only the second set is left; its data is moved out of packs in which little else is still needed.
     let dry = &lockstep.json(&["repo", "compact", "--dry-run", "--live", "100"])["repositories"][0];
     let done = &lockstep.json(&["repo", "compact", "--live", "100"])["repositories"][0];
     assert_eq!(dry["packs"], done["packs"]);
@@ -616,7 +617,7 @@ fn damage_is_found_with_the_sets_that_it_harms() {
     let plan = lockstep
         .expect(exit::DONE, &["prune", "--repository", "offsite", "--set", &sets[0], "--dry-run"]);
     assert!(plan.stdout.contains("STORED FOR IT"), "{}", plan.describe());
-    // What the hint says, done.
+    // Do what the hint says.
     for pack in shipping::packs(&fixture).keys() {
         fs::remove_file(pack).expect("the test may");
     }
@@ -639,7 +640,7 @@ fn damage_is_found_with_the_sets_that_it_harms() {
     }
 }
 
-/// Whoever made another one over it can put it back: the key that opens the sets stays.
+/// If somebody made another repository over it, the old one can be put back: the key that opens the sets stays.
 #[test]
 fn a_key_that_may_open_something_is_not_useless() {
     let fixture = Fixture::new(one_dataset());
@@ -654,7 +655,7 @@ fn a_key_that_may_open_something_is_not_useless() {
     let ours = ours.as_str().expect("a key has an id");
     let before = fs::read(&format).expect("it is there");
 
-    // It is lost, and made again with the same key: by its own id alone.
+    // It is lost and made again with the same key, identified only by its own id.
     fs::remove_file(&format).expect("the test may");
     says(&lockstep.expect(exit::REFUSED, &["repo", "init"]), &["is gone", "--again"]);
     let init = ["repo", "init", shipping::NAME, "--again"];
@@ -684,7 +685,7 @@ fn a_key_that_may_open_something_is_not_useless() {
     assert!(!said("of no use"), "{}", checked.describe());
     let removed = lockstep.expect(exit::USAGE, &["repo", "key", "remove", ours]);
     says(&removed, &["opens another data key", "put the old one back"]);
-    // Also once the set is given up, as long as a descriptor of it is there.
+    // Even once the set is given up, as long as one of its descriptors exists.
     lockstep.run(&["repo", "check", "--repair"]);
     let manifest = folder.join(format!("clusters/main/sets/{set}.json"));
     let kept = fs::read(&manifest).expect("it is there");

@@ -1,5 +1,6 @@
-//! A set becomes a standby: it follows its primary over the network, or the archive alone, comes back after a restart, and
-//! takes over when it is promoted. And what is no standby: a part of a cluster, one beside its original.
+//! A set becomes a standby: it follows its primary over the network or only from the archive, continues after a
+//! restart, and takes over when it is promoted. And what can't be a standby: a part of a cluster, or one next to its
+//! original.
 
 mod support;
 
@@ -28,8 +29,8 @@ fn prepare() -> (Fixture, Lockstep) {
     (fixture, lockstep)
 }
 
-/// The original as if it were on another host: its data directory isn't known for one. A server that runs reads this
-/// file no more.
+/// The original as if it were on another host: its data directory isn't recognized. A running server doesn't read
+/// this file any more.
 struct Elsewhere(PathBuf);
 
 impl Elsewhere {
@@ -86,7 +87,7 @@ fn a_set_becomes_a_standby_that_streams() {
         wait_until("it streams over its slot", LIMIT, || {
             standby.column("postgres", receiver) == ["streaming back"]
         });
-        // What it was made with outlasts its restart, and it archives once it is a primary.
+        // The settings that it was made with survive a restart, and it archives once it is a primary.
         standby.stop(Stop::Fast);
         standby.start();
         fixture.cluster.execute(&["INSERT INTO one VALUES (1000)", "DELETE FROM two WHERE n = 7"]);
@@ -99,7 +100,7 @@ fn a_set_becomes_a_standby_that_streams() {
         standby.execute(&["INSERT INTO one VALUES (5)"]);
         must(&mut standby.tool("pg_amcheck", ["--install-missing", "--heapallindexed", "--all"]));
         standby.stop(Stop::Fast);
-        // The place is brought to a set again, and that is a cluster of its own.
+        // The folder is brought to a set again, now as a cluster of its own.
         more.truncate(4);
         more.push("--delta");
         if form == "zfs" {
@@ -113,7 +114,7 @@ fn a_set_becomes_a_standby_that_streams() {
     }
 }
 
-/// With no connection to its primary at all.
+/// Without any connection to its primary.
 #[test]
 fn a_set_becomes_a_standby_that_the_archive_feeds() {
     let (fixture, lockstep) = prepare();
@@ -133,8 +134,8 @@ fn a_set_becomes_a_standby_that_the_archive_feeds() {
     restored.server().stop(Stop::Fast);
 }
 
-/// What a standby needs at least was raised after the set. PostgreSQL halts replay there, and from then on doesn't even
-/// start with less.
+/// The least values that a standby needs were raised after the set. PostgreSQL halts replay at that point, and after
+/// that doesn't even start with less.
 #[test]
 fn a_standby_has_what_its_primary_was_raised_to() {
     let (fixture, lockstep) = prepare();
@@ -169,7 +170,8 @@ fn a_standby_has_what_its_primary_was_raised_to() {
     standby.stop(Stop::Fast);
 }
 
-/// A tablespace that the primary made just after the set is replayed by the server that is to lead to a consistent state.
+/// A tablespace that the primary made just after the set is replayed by the server that recovers to a consistent
+/// state.
 #[test]
 fn a_tablespace_made_just_after_the_set() {
     let (fixture, lockstep) = prepare();
@@ -190,7 +192,7 @@ fn a_tablespace_made_just_after_the_set() {
     wait_until("it is archived", LIMIT, || fixture.archive.join(&segment).exists());
     fixture.cluster.stop(Stop::Fast);
     let _elsewhere = Elsewhere::new(&fixture);
-    // The primary's own, which isn't on the standby's host.
+    // The primary's own folder, which doesn't exist on the standby's host.
     fs::rename(&folder, folder.with_extension("primary")).expect("nobody uses it");
     let archive = format!("cp {}/%f %p", fixture.archive.display());
     let more = [&FILES[..], &["--standby", "--restore-command", &archive]].concat();
@@ -242,7 +244,7 @@ fn what_can_t_be_a_standby_is_refused_before_anything_is_made() {
     let secret = ["--standby", "--primary", "host=db1 sslpassword=hunter2"];
     let outcome = usage(&secret, &["the keyword sslpassword", "hint: "]);
     assert!(!outcome.stderr.contains("hunter2"), "{}", outcome.describe());
-    // What PostgreSQL would say once all is restored, or say again and again in its log.
+    // PostgreSQL would only report these once everything is restored, or again and again in its log.
     for nobody in ["", " ", "host= user=x", "user=x"] {
         usage(&["--standby", "--primary", nobody], &["names no host", "hint: "]);
     }
@@ -255,7 +257,8 @@ fn what_can_t_be_a_standby_is_refused_before_anything_is_made() {
     }
 }
 
-/// It is restored and lets readers in, and its data stays what it is: that is said, with the server's reason.
+/// It is restored and accepts readers, but its data doesn't change any more: that is reported, with the server's
+/// reason.
 #[test]
 fn a_standby_to_which_nothing_streams_is_a_problem() {
     let (fixture, lockstep) = prepare();
@@ -285,7 +288,7 @@ fn a_standby_to_which_nothing_streams_is_a_problem() {
         let log = to.join("log/server.log");
         let standby = Cluster::running_in(&to.join("data"), &fixture.cluster.bin, &log);
         if name == "slot" {
-            // It goes on trying.
+            // It keeps trying.
             let make = "SELECT pg_create_physical_replication_slot('later')";
             fixture.cluster.value("postgres", make);
             fixture.cluster.execute(&["INSERT INTO one VALUES (10)"]);
@@ -295,7 +298,7 @@ fn a_standby_to_which_nothing_streams_is_a_problem() {
     }
 }
 
-/// After a crash of the machine postmaster.pid names a number that is another process's by now.
+/// After a crash of the machine, the number in postmaster.pid belongs to another process.
 #[test]
 fn a_number_that_is_another_s_by_now_is_no_server() {
     let (fixture, lockstep) = prepare();
@@ -310,7 +313,7 @@ fn a_number_that_is_another_s_by_now_is_no_server() {
     let refused = host.expect(exit::USAGE, &restore_arguments(&set, &to, &delta));
     let words = format!("process {pid}");
     assert_said(&refused, &["a server runs in", &words, "/postmaster.pid\"", "hint: stop"]);
-    // As in a container of its own, which is known by another number outside.
+    // As in a container, whose process has another number outside.
     fs::write(&file, format!("{}\n{rest}", std::process::id())).expect("the test may");
     let refused = host.expect(exit::USAGE, &restore_arguments(&set, &to, &delta));
     assert_said(&refused, &["a server runs in", &words, "hint: stop"]);
@@ -322,7 +325,7 @@ fn a_number_that_is_another_s_by_now_is_no_server() {
     fs::write(&file, &stale).expect("the test may");
     host.restore(&set, &to, &delta);
     assert!(!file.exists());
-    // The original is down, and what it left says otherwise.
+    // The original is down, but what it left says otherwise.
     fixture.cluster.stop(Stop::Fast);
     let of_original = fixture.cluster.data.join("postmaster.pid");
     fs::write(&of_original, &stale).expect("the test may");

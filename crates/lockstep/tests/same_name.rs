@@ -1,4 +1,4 @@
-//! Two clusters that have the same name in their configurations, and one repository: neither takes the other's sets for
+//! Two clusters with the same name in their configurations, and one repository: neither takes the other's sets for
 //! its own.
 
 mod support;
@@ -45,16 +45,16 @@ fn another_clusters_sets_are_neither_mixed_nor_restored_nor_pruned() {
     let mut sets = Vec::new();
     for _ in 0..2 {
         sets.push(here.backup("label").id);
-        // Sets of one second have no order.
+        // Sets of the same second have no order.
         std::thread::sleep(std::time::Duration::from_millis(1100));
     }
-    // It knows nothing yet, and whose sets are meant is clear.
+    // It knows nothing yet, and it is clear whose sets are meant.
     there.expect(exit::DONE, &["show", "latest", "--from", "repository"]);
-    // But they aren't its own, by what is in its data directory: a policy of its own isn't about them.
+    // But its data directory shows that they aren't its own, so its retention policy doesn't apply to them.
     let left = there.expect(exit::PROBLEMS, &PRUNE);
     assert_said(&left, &["is left: it is of system identifier", &sets[0], &sets[1]]);
     assert_eq!(listed(&here), json!(sets), "none is removed");
-    // Where that can't be read either, nobody knows.
+    // If that can't be read either, nobody knows.
     let blind = other_host(&other, "blind", &other.root().join("nowhere"));
     for arguments in [&PRUNE[..], &[&PRUNE[..], &["--dry-run"]].concat()] {
         let refused = blind.expect(exit::REFUSED, arguments);
@@ -85,17 +85,17 @@ fn another_clusters_sets_are_neither_mixed_nor_restored_nor_pruned() {
         checked.describe()
     );
 
-    // It is the same cluster after pg_upgrade, its owner says.
+    // Its owner says that it is the same cluster after pg_upgrade.
     let upgraded = program(&other, &first, &formerly);
     upgraded.expect(exit::DONE, &["ship"]);
     let newest = listed(&here)[2].clone();
     here.expect(exit::PROBLEMS, &["backup"]);
-    // Another host, with neither sets nor that line, knows it from the sets.
+    // Another host, with neither sets nor that line, learns it from the sets.
     upgraded.expect(exit::DONE, &PRUNE);
     assert_eq!(listed(&here), json!([newest]));
 }
 
-/// A cluster that had a timeline 2 is upgraded, and begins at timeline 1 again.
+/// A cluster that had a timeline 2 is upgraded, and starts at timeline 1 again.
 #[test]
 fn timelines_and_older_restores_of_before_pg_upgrade() {
     let (first, other) = (Fixture::new(one_dataset()), Fixture::new(one_dataset()));
@@ -121,7 +121,7 @@ fn timelines_and_older_restores_of_before_pg_upgrade() {
         shown["postgres"]["system_identifier"].as_str().expect("it says so")
     );
     let upgraded = program(&other, &first, &formerly);
-    // A host that is kept to take over.
+    // A host that is kept ready to take over.
     let warm = other_host(&other, "warm", &to.join("data"));
     let path = other.root().join("shipping.toml");
     let text = fs::read_to_string(&path).expect("the configuration");
@@ -148,14 +148,14 @@ fn timelines_and_older_restores_of_before_pg_upgrade() {
     let restored = warm.restore_and_start(&new, &to, &more);
     assert_eq!(restored.server().value("postgres", "SELECT n FROM t"), "7");
     restored.server().stop(Stop::Fast);
-    // Back to the cluster that it was: nothing says that this one came later.
+    // Back to the former cluster: nothing shows that this one came later.
     let to = to.to_str().expect("UTF-8");
     let back = [&["restore", &old, "--to", to][..], &more].concat();
     assert_said(&warm.expect(exit::REFUSED, &back), &["hint: "]);
     cluster.start();
 }
 
-/// What check says of a subject: the findings that are no `ok`.
+/// What check says about a subject: the findings that aren't `ok`.
 fn errors(lockstep: &Lockstep, subject: &str) -> Vec<String> {
     let checked = json_of(&lockstep.expect(exit::PROBLEMS, &["--json", "check"]));
     let findings = checked["findings"].as_array().expect("a list").iter();
@@ -163,7 +163,7 @@ fn errors(lockstep: &Lockstep, subject: &str) -> Vec<String> {
     errors.map(|one| one["what"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
-/// pg_upgrade or initdb where nobody changed the configuration: the sets that are there are of what was there before.
+/// pg_upgrade or initdb was run and nobody changed the configuration: the existing sets are of the former cluster.
 #[test]
 fn another_cluster_behind_the_data_directory_is_told() {
     let (first, other) = (Fixture::new(one_dataset()), Fixture::new(one_dataset()));
@@ -176,7 +176,7 @@ fn another_cluster_behind_the_data_directory_is_told() {
     here.expect(exit::DONE, &["prune", "--local", "--set", &older]);
     let first_wal = || here.json(&["list", "--first-wal"])["first_wal"].clone();
     let kept_from = first_wal();
-    // What can't be asked wholly gives no answer, and says what to do.
+    // If something can't be asked completely, there is no answer, only what to do.
     let nothing = |words: &[&str]| {
         let outcome = here.expect(exit::FAILED, &["list", "--first-wal"]);
         assert_eq!(outcome.stdout, "", "{}", outcome.describe());
@@ -193,7 +193,7 @@ fn another_cluster_behind_the_data_directory_is_told() {
     fs::write(&manifest, "{").expect("it can be written");
     nothing(&["hint: ", &format!("lockstep prune --repository {NAME} --set {older}")]);
     fs::write(&manifest, whole).expect("it can be written");
-    // Its folder is gone, and this host knows that sets were there.
+    // Its folder is gone, but this host knows that there were sets.
     fs::rename(clusters.join("main"), clusters.join("other")).expect("it can be renamed");
     nothing(&[&format!("and set {set} was shipped to it"), "clusters that are in it: other"]);
     fs::rename(clusters.join("other"), clusters.join("main")).expect("it can be renamed");
@@ -202,7 +202,7 @@ fn another_cluster_behind_the_data_directory_is_told() {
     let (old, new) = (toml_string(&first.cluster.data), toml_string(&other.cluster.data));
     fs::write(&path, text.replace(&old, &new)).expect("it can be written");
     let (was, is) = (identifier(&first), identifier(&other));
-    // As long as they are there, their WAL is needed.
+    // As long as they exist, their WAL is needed.
     assert_eq!(first_wal(), kept_from);
     let outcome = here.expect(exit::DONE, &["list", "--first-wal"]);
     assert_said(&outcome, &[&older, "of another cluster than this host's", &was, "formerly"]);
@@ -213,7 +213,7 @@ fn another_cluster_behind_the_data_directory_is_told() {
     let said = errors(&here, &format!("repository {NAME}"));
     assert!(said.iter().any(|what| what.contains("are of another cluster")), "{said:?}");
     assert!(said.iter().all(|what| !what.contains("isn't in it any more")), "{said:?}");
-    // A restore is after what was lost.
+    // A restore needs what was lost.
     let target = first.target("back");
     let latest = ["restore", "latest", "--from", "repository", "--dry-run", "--to"];
     let planned = here.json(&[&latest[..], &[target.to_str().expect("UTF-8")]].concat());

@@ -49,7 +49,7 @@ impl Prepared {
     }
 }
 
-/// What only this process' user should see.
+/// Only the user of this process should see these.
 #[test]
 fn sets_and_a_repository_s_folder_are_private() {
     use std::os::unix::fs::PermissionsExt;
@@ -58,7 +58,7 @@ fn sets_and_a_repository_s_folder_are_private() {
     lockstep.expect(support::lockstep::exit::DONE, &["backup", "--no-ship"]);
     let alone = lockstep.json(&["list"])["sets"][0]["in_repositories"].clone();
     assert_eq!(alone, serde_json::json!([]), "it was shipped nowhere");
-    // Where a set is, this host knows without asking the store.
+    // This host knows where a set is stored without asking the store.
     lockstep.backup("label");
     let listed = lockstep.json(&["list"])["sets"][1]["in_repositories"].clone();
     assert_eq!(listed[0]["repository"], support::shipping::NAME, "{listed}");
@@ -72,7 +72,7 @@ fn sets_and_a_repository_s_folder_are_private() {
         let mode = std::fs::metadata(&folder).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o700, "{}", folder.display());
     }
-    // WAL that comes out of the repository is as PostgreSQL writes it.
+    // WAL from the repository has the mode that PostgreSQL gives it.
     let to = fixture.target("private");
     let words = ["restore", "latest", "--from", "repository", "--to"];
     let to = to.to_str().expect("the harness' own paths are UTF-8");
@@ -103,7 +103,7 @@ fn sets_under_load_come_back_as_datasets() {
     }
     load.stop();
     writers.stop();
-    // What was printed then is what the repository says.
+    // What was printed then is what the repository says now.
     let then = &sets[0].0.json["repositories"][0]["volumes"];
     let listed = prepared.lockstep.json(&["list", "--from", "repository"]);
     assert_eq!(listed["sets"][0]["stored"], *then);
@@ -113,13 +113,14 @@ fn sets_under_load_come_back_as_datasets() {
     assert_eq!(shown["wal"]["stored"], "files");
     let told = prepared.lockstep.expect(0, &["show", id, "--from", "repository"]).stdout;
     assert!(told.contains("START WAL LOCATION") && told.contains(": block by block"), "{told}");
-    // Not the newest first: each is a fold of its own.
+    // Not the newest first: each needs its own fold.
     for (set, expected) in sets {
         prepared.proves(&set, expected);
     }
 }
 
-/// A file that lay where nothing is kept, and then where everything is: an increment would not have its content.
+/// A file's content was left out because of its place, then it is moved to where everything is kept: an increment
+/// wouldn't have its content.
 #[test]
 fn what_was_left_out_and_is_needed_comes_whole() {
     let prepared = prepare(two_pools_four_datasets());
@@ -139,7 +140,7 @@ fn what_was_left_out_and_is_needed_comes_whole() {
     }
 }
 
-/// After a clean shutdown unlogged tables are kept: no increment has what the set before left out of them.
+/// After a clean shutdown, unlogged tables are kept: no increment has what the previous set left out of them.
 #[test]
 fn a_cold_set_with_an_unlogged_table_begins_a_new_chain() {
     let prepared = prepare(nested_wal());
@@ -183,7 +184,7 @@ fn an_unchanged_cluster_ships_next_to_nothing() {
     let after: u64 = packs(&prepared.fixture).values().sum();
     assert!(after - before < before / 20, "{before} bytes, then {} more", after - before);
     assert_eq!(second.json["repositories"][0]["already"], false, "{}", second.json);
-    // What is there is said to be there, and not what it cost then.
+    // If a set exists already, that is said, and not what it cost then.
     let again = prepared.lockstep.json(&["ship", &second.id])["repositories"][0].clone();
     assert_eq!(again["already"], true, "{again}");
     assert_eq!(again["shipped_at"], second.json["repositories"][0]["shipped_at"], "{again}");
@@ -195,7 +196,8 @@ fn an_unchanged_cluster_ships_next_to_nothing() {
     }
 }
 
-/// While the repository is away sets stay on this host; then they are shipped in their order, each on the one before.
+/// While the repository can't be reached, sets stay on this host; then they are shipped in order, each based on the
+/// one before.
 #[test]
 fn what_a_repository_missed_is_made_up_for() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -239,12 +241,12 @@ fn what_a_repository_missed_is_made_up_for() {
         "{}",
         again.describe()
     );
-    // One that it had and pruned isn't brought back.
+    // A set that was there and was pruned isn't shipped again.
     let prune = ["prune", "--repository", NAME, "--set", &sets[0]];
     lockstep.expect(exit::DONE, &prune);
     assert_eq!(lockstep.json(&missing)["sets"].as_array().map(Vec::len), Some(0));
 
-    // The same repository by a mistyped cluster's name: it looks empty, and isn't.
+    // The same repository under a mistyped cluster name: it looks empty, but isn't.
     let path = fixture.root().join("shipping.toml");
     let text = fs::read_to_string(&path).expect("the configuration");
     fs::write(&path, text.replace("[clusters.main", "[clusters.mian")).expect("it can be written");

@@ -1,5 +1,5 @@
-//! A set that is shipped again in full, and files beside a set that were damaged before it is shipped: what the
-//! repository has is never made any worse.
+//! A set that is shipped again in full, and files stored with a set that were damaged before it is shipped: what the
+//! repository has never gets worse.
 
 mod support;
 
@@ -30,7 +30,7 @@ fn volume<'a>(set: &'a Set, fixture: &Fixture, mount: &str) -> &'a serde_json::V
     volumes.iter().find(is_it).expect("it is among them")
 }
 
-/// The rows of the unlogged table in a restore of the set.
+/// The rows of the unlogged table when the set is restored.
 fn rows(fixture: &Fixture, lockstep: &Lockstep, set: &Set) -> String {
     let directory = fixture.target(&set.id);
     let restored = lockstep.restore_and_start(&set.id, &directory, &FROM);
@@ -40,8 +40,8 @@ fn rows(fixture: &Fixture, lockstep: &Lockstep, set: &Set) -> String {
     rows
 }
 
-/// A set of a stopped cluster needs unlogged tables, one of a running cluster doesn't. A full of the one in the middle
-/// must not take from the later one what it has from before both.
+/// A set of a stopped cluster needs unlogged tables, one of a running cluster doesn't. Shipping the middle one in
+/// full must not take from the later one what that has from before both.
 #[test]
 fn a_full_in_the_place_of_an_increment_leaves_out_no_more_than_that_did() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -64,7 +64,7 @@ fn a_full_in_the_place_of_an_increment_leaves_out_no_more_than_that_did() {
     assert_eq!(rows(&fixture, &lockstep, &stopped), "20000", "after a full of the set before");
     assert_eq!(rows(&fixture, &lockstep, &running), "0", "unlogged tables end with recovery");
 
-    // The same where what it takes the place of is gone altogether.
+    // The same if what it replaces is completely gone.
     let name =
         format!("{}.json", volume(&running, &fixture, "ts1")["delta"].as_str().expect("a delta"));
     let all = objects(&fixture);
@@ -108,7 +108,7 @@ fn files_that_are_not_what_the_manifest_says_are_not_shipped() {
     }
     let sets = lockstep.json(&["list", "--from", "repository"]);
     assert_eq!(sets["sets"].as_array().map(Vec::len), Some(1), "{sets}");
-    // What was good there is as good as it was.
+    // What was good is still as good.
     let restored = lockstep.restore_and_start(&good.id, &fixture.target("good"), &FROM);
     restored.server().stop(Stop::Fast);
 }

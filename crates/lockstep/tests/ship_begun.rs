@@ -1,5 +1,5 @@
-//! The first full shipment takes longer than the time between two interruptions: newer sets must not make it begin
-//! anew each time, nor may `prune` take away what it goes on from, on either side.
+//! The first full shipment takes longer than the time between two interruptions: newer sets must not make it start
+//! from scratch each time, and `prune` must not remove what it continues from, on either side.
 
 mod support;
 
@@ -16,15 +16,15 @@ use support::shipping::{packs, with_options};
 
 const SCALE: u32 = 1;
 
-/// The program, and the set whose first full was killed.
+/// The program, and the set whose first full shipment was killed.
 fn killed_in_the_first_full(fixture: &Fixture) -> (Lockstep, String) {
-    // More than a few packs, which nothing makes smaller than a half.
+    // More than a few packs; this can't be compressed to less than half.
     let row = "(SELECT string_agg(md5(n::text || i), '') FROM generate_series(1, 60) i)";
     fixture.cluster.execute(&[
         &format!("CREATE TABLE large TABLESPACE ts1 AS SELECT n, {row} AS t FROM generate_series(1, 60000) n"),
         "CHECKPOINT",
     ]);
-    // What nobody needs goes at once.
+    // What nobody needs is removed at once.
     let keeps = "local = { last = 1 }\nrepository = { last = 1 }";
     let options = format!("grace_hours = 0\n\n[clusters.main.retention]\n{keeps}\n");
     let lockstep = with_options(fixture, &options);
@@ -44,7 +44,7 @@ fn killed_in_the_first_full(fixture: &Fixture) -> (Lockstep, String) {
     (lockstep, begun)
 }
 
-/// Pages that didn't change since don't go by again: nobody else would say it.
+/// Pages that haven't changed since aren't seen again, so nothing else would report them.
 #[test]
 fn damaged_pages_of_what_is_finished_first_are_told() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -89,7 +89,7 @@ fn a_full_that_was_begun_is_finished_before_a_newer_set() {
         let what = outcome.describe();
         assert!(tidying[0] == "repo" || what.contains("half shipped to repository"), "{what}");
         let left = packs(&fixture);
-        // But for those that were on their way.
+        // Except for those that were being sent.
         let gone = stored.keys().filter(|pack| !left.contains_key(*pack)).count();
         assert!(gone <= 2 && left.len() + 2 >= stored.len(), "{gone} went: {what}");
         assert!(lockstep.sets().contains(&begun), "{what}");
@@ -117,7 +117,7 @@ fn a_full_that_was_begun_is_finished_before_a_newer_set() {
     }
 }
 
-/// The killed shipment's note is there: whoever looks at it takes no lock, and it says nothing beside another's.
+/// The killed shipment's note exists: looking at it takes no lock, and the note has no effect on another's.
 fn a_note_that_was_left_is_in_nobody_s_way(fixture: &Fixture, lockstep: &Lockstep, begun: &str) {
     let state = fixture.state.join("clusters/main");
     let (note, lock) = (state.join("ship-offsite.sets"), state.join("ship-offsite.lock"));
@@ -141,7 +141,7 @@ fn a_note_that_was_left_is_in_nobody_s_way(fixture: &Fixture, lockstep: &Lockste
     assert_eq!(outcome.code, Some(exit::DONE), "{}", outcome.describe());
 }
 
-/// But where a manifest can't be read nobody knows whose they are.
+/// But if a manifest can't be read, nobody knows whose they are.
 #[test]
 fn journals_of_sets_that_are_gone_go() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -194,7 +194,7 @@ fn a_set_that_is_being_shipped_stays_here_meanwhile() {
         let pruned = lockstep.expect(exit::DONE, &["prune", "--local", "--json"]);
         let what = pruned.describe();
         assert!(what.contains("being shipped to repository offsite"), "{step}: {what}");
-        // Also where the repository isn't the cluster's any more.
+        // Even if the repository is no longer one of the cluster's.
         let removed = elsewhere.expect(exit::DONE, &["prune", "--local", "--dry-run"]);
         let what = removed.describe();
         assert!(what.contains("being shipped to repository offsite"), "{step}: {what}");
@@ -202,7 +202,7 @@ fn a_set_that_is_being_shipped_stays_here_meanwhile() {
         assert!(named.describe().contains("being shipped"), "{step}: {}", named.describe());
         assert!(lockstep.sets().contains(&set), "{step}: {what}");
         if step == "ship.stored" {
-            // That it is there can't be noted: it is there all the same.
+            // It can't be noted that the set is there, but it is.
             let note = fixture.state.join("clusters/main/sets").join(&set);
             let note = note.join("shipped.offsite.json/in-the-way");
             std::fs::create_dir_all(note).expect("a folder can be made");

@@ -1,5 +1,5 @@
-//! What can go wrong on a set's way into a repository and back: killed anywhere, a bad page, a repository that can't
-//! be reached, a file whose content was left out and is needed later.
+//! What can go wrong on a set's way into a repository and back: killed at any point, a bad page, a repository that
+//! can't be reached, a file whose content was left out and is needed later.
 
 mod support;
 
@@ -27,7 +27,7 @@ fn zfs(arguments: &[&str]) -> String {
     must(&mut support::command::command("zfs", arguments))
 }
 
-/// Tags of pages save reads. Those that are lost, of another time, damaged or not wanted cost reads, and nothing else.
+/// Tags of pages save reads. Tags that are lost, outdated, damaged or disabled cost reads, and nothing else.
 #[test]
 fn tags_that_are_lost_or_of_another_time_are_not_believed() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -57,7 +57,7 @@ fn tags_that_are_lost_or_of_another_time_are_not_believed() {
     let configuration = fixture.root().join("shipping.toml");
     let text = fs::read_to_string(&configuration).expect("the configuration");
     let mut sets = Vec::new();
-    // What is done to the tags, and whether they can be used then.
+    // What is done to the tags, and whether they can be used afterwards.
     for (n, (state, is_usable)) in [
         ("of nothing before", true),
         ("as they should be", true),
@@ -103,7 +103,7 @@ fn tags_that_are_lost_or_of_another_time_are_not_believed() {
         assert_eq!(set.json["repositories"][0]["complete"], true, "{state}: {}", set.json);
         let clones = log.take().iter().filter(|line| line.starts_with("zfs clone")).count();
         if hides_snapshots {
-            // Of each snapshot before there is one more, where it has to be read.
+            // One more clone for each previous snapshot that must be read.
             let expected = if is_usable { 4 } else { 7 };
             assert_eq!(clones, expected, "{state}");
         } else {
@@ -134,14 +134,14 @@ fn folder_of_snapshots(fixture: &Fixture) -> std::path::PathBuf {
     fixture.cluster.data.join(".zfs/snapshot")
 }
 
-/// What was sent and what was stored of all volumes.
+/// The bytes sent and the bytes stored, for all volumes.
 fn bytes_of(set: &Set) -> (u64, u64) {
     let volumes = set.json["repositories"][0]["volumes"].as_array().expect("volumes");
     let sum = |key: &str| volumes.iter().filter_map(|volume| volume[key].as_u64()).sum();
     (sum("stream_bytes"), sum("stored_bytes"))
 }
 
-/// A page of a table in ts1, in the file and on the server's side: path and page number.
+/// The file of a table in ts1.
 fn file_of(fixture: &Fixture, table: &str) -> std::path::PathBuf {
     let path =
         fixture.cluster.value("postgres", &format!("SELECT pg_relation_filepath('{table}')"));
@@ -174,14 +174,14 @@ fn killed_at_every_step_and_nothing_is_lost() {
         let mut program = hooked.spawn(&["--json", "backup", "--strategy", "label"]);
         steps.wait_reached(step, &mut program);
         program.kill();
-        // Its locks go with the process, and not with the signal.
+        // Its locks end with the process, not with the signal.
         program.wait(LIMIT);
         steps.release(step);
         let before = packs(&fixture).len();
         let id =
             lockstep.sets().pop().expect("the set is there: it was complete before it was shipped");
         assert_ne!(id, last.id, "{step}");
-        // What was there before restores, whatever this one left.
+        // Earlier sets can be restored, whatever this one left.
         let listed = lockstep.json(&["list", "--from", "repository"]);
         let there: Vec<_> =
             listed["sets"].as_array().expect("sets").iter().map(|set| set["set"].clone()).collect();
@@ -202,7 +202,7 @@ fn killed_at_every_step_and_nothing_is_lost() {
             fs::read_dir(fixture.state.join("clusters/main/shipping")).map_or(0, Iterator::count);
         assert_eq!(left, 0, "{step}: a journal is left");
     }
-    // Restores that are killed leave what had come, and no server starts on it; else nothing.
+    // Killed restores leave what they had received, and no server starts on it; otherwise they leave nothing.
     let parent = format!("{}/back", fixture.pools[0].name);
     let target = fixture.target("back");
     let to = target.to_str().expect("the harness' own paths are UTF-8");
@@ -229,16 +229,16 @@ fn killed_at_every_step_and_nothing_is_lost() {
         let mut program = hooked.spawn(&arguments);
         steps.wait_reached(step, &mut program);
         program.kill();
-        // Its locks go with the process, and not with the signal.
+        // Its locks end with the process, not with the signal.
         program.wait(LIMIT);
         steps.release(step);
-        // The next command clears away, or puts in order what stays.
+        // The next command removes what is left, or puts in order what stays.
         lockstep.json(&["ship", &last.id]);
         let left = zfs(&["list", "-H", "-o", "name"]);
         let stays = left.contains("/back");
         match step {
             "restore.prepared" => assert!(stays, "{step}: {left}"),
-            // Whether another volume than that of pg_wal is whole by then is a matter of time.
+            // Whether a volume other than pg_wal's is complete by then depends on timing.
             "restore.received-2" => {}
             _ => assert!(!stays, "{step}: {left}"),
         }
@@ -262,7 +262,7 @@ fn killed_at_every_step_and_nothing_is_lost() {
     discard(&fixture, &target, &parent);
 }
 
-/// Where nobody reads on, `zfs send` complains of a broken pipe: that is no reason.
+/// If nobody reads on, `zfs send` complains about a broken pipe: that isn't the reason to report.
 #[test]
 fn a_repository_that_is_full_is_said_to_be_and_not_a_pipe_that_broke() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -312,14 +312,14 @@ fn a_bad_page_is_named_and_the_set_is_kept() {
         "{bad:?}"
     );
     assert_eq!(bad[0][1], 0, "the block's number: {bad:?}");
-    // For people too.
+    // In the text output too.
     let text =
         lockstep.expect(exit::PROBLEMS, &["ship", said["set"].as_str().expect("an id")]).stdout;
     assert!(text.contains("DAMAGED PAGES") && text.contains(&format!("{name} block 0")), "{text}");
 }
 
-/// Garbage in the place of a page's LSN isn't WAL that recovery will replay, and a page without a checksum is none of a
-/// cluster that has them.
+/// Garbage in place of a page's LSN isn't WAL that recovery will replay, and a page without a checksum can't be from
+/// a cluster that has them.
 #[test]
 fn bad_pages_of_an_atomic_set_are_not_excused() {
     let fixture = Fixture::new(one_pool());
@@ -357,7 +357,7 @@ fn one_repository_that_fails_does_not_stop_the_other() {
     let lockstep = support::lockstep::Lockstep::new(&path, &fixture.cluster.bin);
     let outcome = lockstep.expect(exit::PROBLEMS, &["--json", "backup"]);
     let said = json_of(&outcome);
-    // Why, once for people, with what to do.
+    // The reason, once in the text output, with what to do.
     let told = outcome.stderr.matches("/proc/none").count();
     let why = "error: the set isn't in repository gone: ";
     assert!(told == 1 && outcome.stderr.contains(why), "{}", outcome.describe());
@@ -368,7 +368,7 @@ fn one_repository_that_fails_does_not_stop_the_other() {
         .map(|one| one["complete"].clone())
         .collect();
     assert_eq!(complete, [false, true], "{said}");
-    // --no-ship asks neither.
+    // --no-ship doesn't contact the repositories.
     lockstep.json(&["backup", "--no-ship"]);
     assert_clean(&fixture);
 }
@@ -392,7 +392,7 @@ fn a_changed_record_costs_its_pages_and_a_restore_catches_up() {
     fixture.cluster.execute(&[
         "CHECKPOINT",
         "UPDATE pgbench_accounts SET filler = 'x' WHERE aid IN (SELECT (random() * 290000)::int + 1 FROM generate_series(1, 40))",
-        // Unlogged files are left out, and one that is logged from now on has to come whole.
+        // Unlogged files are left out, and one that is logged from now on must be shipped in full.
         "CREATE UNLOGGED TABLE passing TABLESPACE ts1 AS SELECT generate_series(1, 20000) n",
         "CHECKPOINT",
     ]);
@@ -416,7 +416,7 @@ fn a_changed_record_costs_its_pages_and_a_restore_catches_up() {
     ]);
     let third = lockstep.backup("ordered");
 
-    // Each from where the one before it ended, and what was written in between is gone.
+    // Each from where the one before it ended; what was written in between is gone.
     for set in [&second, &third] {
         let to = target.to_str().expect("the harness' own paths are UTF-8");
         // The folder is in use; only --delta may write there.
@@ -443,7 +443,7 @@ fn a_changed_record_costs_its_pages_and_a_restore_catches_up() {
         let rows = if set.id == third.id { "20000" } else { "0" };
         assert_eq!(server.value("postgres", "SELECT count(*) FROM passing"), rows, "{}", set.id);
         Checker::new(SCALE).check_running(server).assert_right(&set.id);
-        // A server that runs is not written under.
+        // The files of a running server aren't overwritten.
         let refused = lockstep.expect(
             exit::USAGE,
             &[
@@ -463,7 +463,7 @@ fn a_changed_record_costs_its_pages_and_a_restore_catches_up() {
         assert!(refused.stderr.contains("a server runs"), "{}", refused.describe());
         server.stop(Stop::Fast);
     }
-    // Back in time there is no increment.
+    // There is no increment back in time.
     let to = target.to_str().expect("the harness' own paths are UTF-8");
     let refused = lockstep.expect(
         exit::REFUSED,

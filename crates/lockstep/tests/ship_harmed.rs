@@ -1,4 +1,4 @@
-//! A repository that lost something: nothing is put on top of what isn't whole, and what is shipped next restores.
+//! A repository that lost something: nothing is based on what isn't whole, and what is shipped next can be restored.
 
 mod support;
 
@@ -31,7 +31,7 @@ impl Harmed {
         self.lockstep.backup("label")
     }
 
-    /// The same where sets of the repository aren't whole: they are named, and no others.
+    /// The same if sets of the repository aren't whole: they are named, and no others.
     #[track_caller]
     fn backup_beside(&self, harmed: &[&Set]) -> Set {
         let change = "UPDATE pgbench_accounts SET filler = md5(random()::text) WHERE aid % 50 = 0";
@@ -44,7 +44,7 @@ impl Harmed {
         set
     }
 
-    /// What `check` says of the repository's sets.
+    /// Checks what `check` says about the repository's sets.
     #[track_caller]
     fn assert_checked(&self, harmed: &[&str]) {
         let outcome = self.lockstep.run(&["--json", "check"]);
@@ -98,7 +98,7 @@ fn not_whole(json: &serde_json::Value) -> Vec<&str> {
     all.into_iter().flatten().filter_map(|harm| harm["set"].as_str()).collect()
 }
 
-/// How many volumes were stored in full, by what `ship --json` or `backup --json` printed.
+/// How many volumes were stored in full, according to the output of `ship --json` or `backup --json`.
 fn fulls(json: &serde_json::Value) -> usize {
     let volumes = json["repositories"][0]["volumes"].as_array();
     let volumes = volumes.unwrap_or_else(|| panic!("not shipped: {json}"));
@@ -115,7 +115,7 @@ fn nothing_is_put_on_top_of_a_chain_that_lost_a_pack_or_a_delta() {
     fs::remove_file(&pack).expect("the test may delete it");
     assert!(!harmed.try_restore(&second).ok(), "it needs what is gone");
 
-    // Only the volume whose chain it was comes in full.
+    // Only the volume with the damaged chain is sent in full.
     let change = "UPDATE pgbench_accounts SET filler = 'third' WHERE aid % 70 = 0";
     harmed.fixture.cluster.execute(&[change]);
     harmed.assert_checked(&[&first.id, &second.id]);
@@ -130,7 +130,7 @@ fn nothing_is_put_on_top_of_a_chain_that_lost_a_pack_or_a_delta() {
     assert_eq!(not_whole(&third.json), [&*first.id, &*second.id]);
     harmed.proves(&third);
 
-    // The delta itself, of all volumes: that of the set before.
+    // The previous set's delta itself, of all volumes.
     for volume in third.json["repositories"][0]["volumes"].as_array().expect("volumes") {
         let name = format!("{}.json", volume["delta"].as_str().expect("a delta"));
         let all = objects(&harmed.fixture);
@@ -139,7 +139,7 @@ fn nothing_is_put_on_top_of_a_chain_that_lost_a_pack_or_a_delta() {
     }
     let fourth = harmed.backup_beside(&[&first, &second, &third]);
     harmed.proves(&fourth);
-    // It is repeated, also where the newest is whole: until they are gone.
+    // It is reported again, even if the newest set is whole, until they are gone.
     let fifth = harmed.backup_beside(&[&first, &second, &third]);
     assert_eq!(fulls(&fifth.json), 0, "it goes on from what is whole: {}", fifth.json);
     harmed.proves(&fifth);
@@ -150,7 +150,7 @@ fn nothing_is_put_on_top_of_a_chain_that_lost_a_pack_or_a_delta() {
     harmed.backup();
 }
 
-/// `ship --full` replaces what is there, and so mends what comes after.
+/// `ship --full` replaces what is there, and so repairs what comes after.
 #[test]
 fn a_set_shipped_in_full_mends_those_that_come_after() {
     let harmed = Harmed::new();
@@ -162,7 +162,7 @@ fn a_set_shipped_in_full_mends_those_that_come_after() {
     for set in [&first, &second, &third] {
         assert!(!harmed.try_restore(set).ok(), "{} needs what is gone", set.id);
     }
-    // It is there already: without --full nothing is done, and it isn't called well.
+    // It exists already: without --full nothing is done, and it isn't reported as well.
     let said = harmed.lockstep.expect(exit::PROBLEMS, &["--json", "ship", &second.id]);
     let shipped = json_of(&said);
     assert_eq!(not_whole(&shipped), ids(&[&first, &second, &third]), "{shipped}");
@@ -180,7 +180,7 @@ fn a_set_shipped_in_full_mends_those_that_come_after() {
     assert!(said.stderr.contains(&check), "{}", said.describe());
     harmed.lockstep.run(&["prune", "--repository", NAME, "--set", &first.id]);
     harmed.assert_checked(&[]);
-    // What is next goes on from there; a new chain is begun where it is asked for.
+    // The next set continues from there; a new chain is begun if that is requested.
     let fourth = harmed.backup();
     assert_eq!(fulls(&fourth.json), 0, "{}", fourth.json);
     let fifth = harmed.lockstep.json(&["backup", "--no-ship"]);
@@ -190,7 +190,7 @@ fn a_set_shipped_in_full_mends_those_that_come_after() {
     harmed.proves(&Set::of(&fifth));
 }
 
-/// All deltas, or all packs: manifests alone look well.
+/// All deltas, or all packs, are gone: the manifests alone look fine.
 #[test]
 fn a_repository_that_has_manifests_alone_is_not_well() {
     let harmed = Harmed::new();
@@ -208,7 +208,7 @@ fn a_repository_that_has_manifests_alone_is_not_well() {
         harmed.assert_checked(&[]);
         harmed.lockstep.expect(exit::DONE, &["ship"]);
     }
-    // A backup finds it too, where nothing is noted yet.
+    // A backup finds it too, before anything is noted.
     let place = folder(&harmed.fixture).join("clusters/main/volumes");
     fs::remove_dir_all(place).expect("the test may");
     harmed.backup_beside(&sets);

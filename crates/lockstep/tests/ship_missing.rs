@@ -1,5 +1,5 @@
-//! `ship --missing`: what a repository hasn't got comes there, whatever is wrong with other sets, and wherever among those
-//! that are there it belongs.
+//! `ship --missing`: what a repository lacks is shipped, whatever is wrong with other sets, and wherever it belongs
+//! among the existing ones.
 
 mod support;
 
@@ -18,7 +18,7 @@ use support::shipping::{NAME, configured, folder, with_repository};
 const MISSING: [&str; 3] = ["--json", "ship", "--missing"];
 const NOTHING: &str = "each of this host's sets is there, or was and is pruned";
 
-/// A set that isn't shipped, and `rows` rows in it.
+/// A set that isn't shipped, with `rows` rows.
 fn kept_here(fixture: &Fixture, lockstep: &Lockstep, rows: u32) -> Set {
     fixture.cluster.execute(&[
         "CREATE TABLE IF NOT EXISTS counted (n int)",
@@ -29,10 +29,10 @@ fn kept_here(fixture: &Fixture, lockstep: &Lockstep, rows: u32) -> Set {
     Set::of(&lockstep.json(&["backup", "--strategy", "label", "--no-ship"]))
 }
 
-/// A set's id, and why it isn't there.
+/// A set's id, and why it wasn't shipped.
 type Told<'a> = (&'a str, Option<&'a str>);
 
-/// The sets that a command told of.
+/// The sets in a command's output.
 fn told(said: &Value) -> Vec<Told<'_>> {
     let sets = said["sets"].as_array().expect("a list").iter();
     sets.map(|set| {
@@ -43,7 +43,7 @@ fn told(said: &Value) -> Vec<Told<'_>> {
     .collect()
 }
 
-/// Fails unless exactly these sets were told of: those with words aren't there for that reason.
+/// Fails unless exactly these sets are reported; those with words weren't shipped for that reason.
 #[track_caller]
 fn assert_told(said: &Value, expected: &[Told<'_>]) {
     let told = told(said);
@@ -81,12 +81,12 @@ fn sets_that_are_damaged_keep_no_other_away() {
         let words = format!("prune --local --set {}", set.0);
         assert!(hint.as_str().is_some_and(|hint| hint.contains(&words)), "{hint}");
     }
-    // It is said each time, and never that all is there.
+    // It is reported each time, and never that nothing is missing.
     let again = lockstep.expect(exit::PROBLEMS, &["ship", "--missing"]);
     assert!(!again.stdout.contains(NOTHING), "{}", again.describe());
     assert!(again.stderr.contains(&incomplete) && again.stderr.contains(&damaged));
 
-    // Below the newest that is there, and never there itself.
+    // Older than the newest set in the repository, and never stored there itself.
     let between = kept_here(&fixture, &lockstep, 40);
     let newest = lockstep.backup("label");
     let said = json_of(&lockstep.expect(exit::PROBLEMS, &MISSING));
@@ -104,12 +104,12 @@ fn sets_that_are_damaged_keep_no_other_away() {
     for set in [&gone, &unread] {
         lockstep.expect(exit::DONE, &["prune", "--local", "--set", &set.id]);
     }
-    // One that was there isn't brought back, whoever pruned it.
+    // A set that was there isn't shipped again, whoever pruned it.
     lockstep.expect(exit::DONE, &["prune", "--repository", NAME, "--set", &between.id]);
     let nothing = lockstep.expect(exit::DONE, &["ship", "--missing"]);
     assert!(nothing.stdout.contains(NOTHING), "{}", nothing.describe());
     assert_told(&lockstep.json(&MISSING[1..]), &[]);
-    // Nor one that came there when that couldn't be noted.
+    // Nor is one that was shipped when that couldn't be noted.
     let note = |set: &Set| {
         let folder = fixture.state.join("clusters/main/sets").join(&set.id);
         folder.join(format!("shipped.{NAME}.json"))
@@ -119,21 +119,21 @@ fn sets_that_are_damaged_keep_no_other_away() {
     assert_told(&lockstep.json(&MISSING[1..]), &[]);
 }
 
-/// Also not the newest, which a prune by policy would have kept.
+/// Not even the newest, which a prune by policy would have kept.
 #[test]
 fn the_newest_that_was_pruned_by_name_is_not_brought_back() {
     let fixture = Fixture::new(one_pool());
     let lockstep = with_repository(&fixture);
     lockstep.backup("label");
     let newest = lockstep.backup("label");
-    // It is needed as the start of the next increment, unless this host can't start from it.
+    // It is needed as the base of the next increment, unless this host can't start from it.
     zfs(&["release", "lockstep", &newest.volumes[0].snapshot]);
     zfs(&["destroy", &newest.volumes[0].snapshot]);
     lockstep.expect(exit::DONE, &["prune", "--repository", NAME, "--set", &newest.id]);
     assert_told(&lockstep.json(&MISSING[1..]), &[]);
 }
 
-/// A repository that fails in between takes the next set no better.
+/// If a repository fails, the next set isn't tried.
 #[test]
 fn a_repository_that_goes_away_ends_it() {
     let fixture = Fixture::new(one_pool());
@@ -149,13 +149,13 @@ fn a_repository_that_goes_away_ends_it() {
     let outcome = program.wait(LIMIT);
     assert_eq!(outcome.code, Some(exit::PROBLEMS), "{}", outcome.describe());
     assert_told(&json_of(&outcome), &[(&sets[0].id, Some("repository"))]);
-    // What was written meanwhile made folders again.
+    // What was written meanwhile has made folders again.
     let _ = fs::remove_dir_all(folder(&fixture));
     fs::rename(&away, folder(&fixture)).expect("it can be moved");
     assert_told(&lockstep.json(&MISSING[1..]), &[(&sets[0].id, None), (&sets[1].id, None)]);
 }
 
-/// What was shipped before the signal is told; that it isn't all, too.
+/// What was shipped before the signal is reported, and that it isn't everything.
 #[test]
 fn what_was_done_before_an_interruption_is_told() {
     let fixture = Fixture::new(one_pool());
@@ -179,7 +179,7 @@ fn what_was_done_before_an_interruption_is_told() {
     assert_eq!(rest["partial"], false, "{rest}");
 }
 
-/// What is noted is noted of the repository itself: one that was made anew under its name has none of it.
+/// Notes are about the repository itself: one that was made again under the same name has none of them.
 #[test]
 fn a_repository_that_was_made_anew_gets_what_the_former_one_had() {
     let fixture = Fixture::new(one_pool());
@@ -199,12 +199,12 @@ fn a_repository_that_was_made_anew_gets_what_the_former_one_had() {
     assert_told(&lockstep.json(&MISSING[1..]), &[(&first, None), (&second, None)]);
     let listed = lockstep.json(&["list"]);
     assert!(!listed.to_string().contains("\"in_repositories\":[]"), "{listed}");
-    // Its marks are of it too.
+    // So are the marks of pruned sets.
     lockstep.expect(exit::DONE, &["prune", "--repository", NAME, "--set", &first]);
     assert_told(&lockstep.json(&MISSING[1..]), &[]);
 }
 
-/// Nothing in the list of sets would read as if nothing were missing.
+/// An empty list of sets would read as if nothing were missing.
 #[test]
 fn a_repository_that_can_t_be_asked_is_named() {
     let fixture = Fixture::new(one_pool());
@@ -222,7 +222,7 @@ fn a_repository_that_can_t_be_asked_is_named() {
     assert_eq!(lockstep.json(&MISSING[1..])["failed"], serde_json::json!([]));
 }
 
-/// A second repository that was seeded by copying the first has the first one's id: what is noted of the one isn't of the other.
+/// A second repository that was made by copying the first has the same id: notes about one don't apply to the other.
 #[test]
 fn a_repository_that_was_copied_from_another_has_notes_of_its_own() {
     let fixture = Fixture::new(one_pool());
@@ -257,7 +257,7 @@ fn a_repository_that_was_copied_from_another_has_notes_of_its_own() {
     assert!(checked.stdout.contains("near and far have one id"), "{}", checked.describe());
 
     let come_back = || {
-        // What was written meanwhile made folders again.
+        // What was written meanwhile has made folders again.
         let _ = fs::remove_dir_all(&far);
         fs::rename(&away, &far).expect("it can be moved");
     };
@@ -275,7 +275,7 @@ fn a_repository_that_was_copied_from_another_has_notes_of_its_own() {
         })
         .collect();
     assert_eq!(names, [&[][..], &["far"], &[], &["near"]], "{listed}");
-    // The newest that the one which is away has stays, whatever the other one has.
+    // The newest set that the unreachable repository has stays, whatever the other one has.
     let few = configured(fixture, &both, &keeping(1));
     few.expect(exit::PROBLEMS, &["prune", "--local"]);
     assert_eq!(few.sets(), [common.as_str(), fourth.as_str()]);
@@ -289,7 +289,7 @@ fn a_repository_that_was_copied_from_another_has_notes_of_its_own() {
     assert!(!there.contains(&third), "it is gone from here too: {there}");
 }
 
-/// It is the same by its id: what was there is neither brought back nor named by the former name.
+/// Its id shows that it is the same: sets that it had aren't shipped again, and messages don't use the former name.
 #[test]
 fn a_repository_has_what_it_had_under_another_name() {
     let fixture = Fixture::new(one_pool());
@@ -318,7 +318,7 @@ fn a_repository_has_what_it_had_under_another_name() {
     assert_eq!(in_repositories(), ["null"; 3], "nothing says yet what it is called now");
     let newest = lockstep.backup("label").id;
     assert_eq!(in_repositories()[2..], ["\"disk\"", "\"disk\""]);
-    // What is marked under the new name is no more noted under the old one.
+    // What is marked under the new name is no longer noted under the old one.
     lockstep.expect(exit::DONE, &["prune", "--repository", "disk", "--set", &sets[2]]);
     assert!(!note(&sets[2], NAME).exists() && note(&newest, "disk").exists());
     assert_told(&lockstep.json(&MISSING[1..]), &[]);

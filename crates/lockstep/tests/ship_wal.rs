@@ -1,5 +1,4 @@
-//! The WAL that goes along with a set: what the snapshot's own pg_control asks for, whatever the cluster did since it
-//! was first looked at.
+//! The WAL stored with a set: what the snapshot's own pg_control asks for, whatever the cluster did since the survey.
 
 mod support;
 
@@ -26,7 +25,7 @@ fn control(cluster: &Cluster) -> ControlFile {
     ControlFile::parse(&bytes).expect("pg_control isn't torn")
 }
 
-/// A checkpoint completes after the survey, and what it made needless is gone before the snapshot.
+/// A checkpoint completes after the survey, and the WAL that it made unnecessary is removed before the snapshot.
 #[test]
 fn a_checkpoint_between_the_first_look_and_an_atomic_snapshot() {
     let layout = one_pool().setting("max_wal_size", "48MB").setting("min_wal_size", "32MB");
@@ -70,9 +69,9 @@ fn a_checkpoint_between_the_first_look_and_an_atomic_snapshot() {
     assert!(ls.to_string().contains("0000000100"), "{ls}");
 }
 
-/// A standby whose checkpoint is still that of the old timeline, while its data files hold changes of the new one.
+/// A standby whose checkpoint is still on the old timeline while its data files have changes of the new one.
 fn promoted_a_moment_ago(layout: Layout) -> Standby {
-    // A checkpoint that may take its time: there are thousands of pages to write.
+    // The checkpoint may take a while: thousands of pages must be written.
     let standby =
         Standby::new(layout.setting("checkpoint_timeout", "1h").setting("max_wal_size", "4GB"));
     standby.primary.pgbench_tables(SCALE, "ts1", "ts2");
@@ -113,7 +112,7 @@ fn an_atomic_set_of_a_standby_promoted_a_moment_ago() {
     cluster.stop(Stop::Immediate);
 }
 
-/// An ordered set names the segments of one timeline: it is refused until there is a checkpoint on the new one.
+/// An ordered set names the segments of one timeline, so it is refused until there is a checkpoint on the new one.
 #[test]
 fn an_ordered_set_of_a_standby_promoted_a_moment_ago_waits_for_a_checkpoint() {
     let standby = promoted_a_moment_ago(two_pools_four_datasets());
@@ -131,8 +130,8 @@ fn an_ordered_set_of_a_standby_promoted_a_moment_ago_waits_for_a_checkpoint() {
     restored.server().stop(Stop::Immediate);
 }
 
-/// A checkpoint that is under way while pg_wal is frozen removes segments in the order of the folder, which isn't that of their
-/// names: the one that recovery begins in may be there still, and one behind it be gone.
+/// A checkpoint during the freezing of pg_wal removes segments in the order of the folder, which isn't the order of
+/// their names: the one in which recovery begins may still exist while a later one is gone.
 #[test]
 fn an_ordered_set_with_a_gap_in_its_wal() {
     let fixture = Fixture::new(two_pools_four_datasets().setting("wal_keep_size", "1GB"));
@@ -142,7 +141,7 @@ fn an_ordered_set_with_a_gap_in_its_wal() {
     let path = fixture.root().join("silent.toml");
     fs::write(&path, fixture.configuration("ordered", false)).expect("it can be written");
     let silent = Lockstep::new(&path, &cluster.bin);
-    // Held before pg_wal is frozen, with one of the segments behind the first taken away.
+    // Held before pg_wal is frozen, with one of the segments after the first removed.
     let taken = |is_done: bool| {
         let steps = Steps::new(fixture.root().join("steps"));
         let step = "backup.before-snapshot-3";
@@ -165,7 +164,7 @@ fn an_ordered_set_with_a_gap_in_its_wal() {
         steps.release(step);
         (names[2].clone(), running.wait(LIMIT))
     };
-    // pg_control names the redo point behind it: nothing before that is sure to be there.
+    // pg_control has a later redo point: nothing before that is certain to exist.
     let (gone, outcome) = taken(true);
     assert_eq!(outcome.code, Some(exit::DONE), "{}", outcome.describe());
     for words in ["taking the set again", &gone] {
@@ -176,7 +175,7 @@ fn an_ordered_set_with_a_gap_in_its_wal() {
     let restored = silent.restore_and_start(&set.id, &fixture.target("whole"), &[]);
     assert_eq!(restored.server().value("postgres", "SELECT count(*) FROM late"), "4");
     Checker::new(SCALE).check_and_stop(restored.server()).assert_right("the second try");
-    // What a set that was taken before this was looked for has in its snapshot.
+    // A set from before this check existed has this in its snapshot.
     let (gone, outcome) = taken(false);
     assert_eq!(outcome.code, Some(exit::DONE), "{}", outcome.describe());
     let set = Set::of(&json_of(&outcome)).id;
@@ -187,8 +186,8 @@ fn an_ordered_set_with_a_gap_in_its_wal() {
     }
 }
 
-/// Puts the cluster back in time by hand, as PostgreSQL's manual shows it: the data files of before, pg_wal as it is, and
-/// recovery to `target`, with which a new timeline begins.
+/// Recovers the cluster to a point in time by hand, as PostgreSQL's manual describes: the earlier data files, pg_wal
+/// as it is, and recovery to `target`, where a new timeline begins.
 fn recover_to(fixture: &Fixture, snapshot: &str, target: &str) {
     let cluster = &fixture.cluster;
     cluster.stop(Stop::Fast);
@@ -213,8 +212,9 @@ fn recover_to(fixture: &Fixture, snapshot: &str, target: &str) {
     });
 }
 
-/// At the end of a recovery PostgreSQL makes future segments of the new timeline out of the old one's, in the order in which
-/// the folder lists them: a later position may get an earlier name. They wait for their use, and are no damage.
+/// At the end of a recovery, PostgreSQL turns the old timeline's segments into future ones of the new timeline, in
+/// the order in which the folder lists them: a later position may get an earlier name. They wait to be used, and are
+/// no damage.
 #[test]
 fn after_a_recovery_to_a_point_in_time() {
     let fixture = Fixture::new(one_pool().archive());

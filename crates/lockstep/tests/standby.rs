@@ -1,5 +1,5 @@
-//! Backups of standbys: hot and silent, cascading, promoted meanwhile, behind a primary without full_page_writes, on a
-//! new timeline, short of WAL; and the proof that the second look at pg_control is needed.
+//! Backups of standbys: hot and silent, cascading, promoted meanwhile, with a primary without full_page_writes, on a
+//! new timeline, short of WAL; and the proof that pg_control must be read a second time.
 
 mod support;
 
@@ -21,7 +21,7 @@ use support::standby::Standby;
 
 const SCALE: u32 = 2;
 
-/// Tables, a ledger that is written to, and a standby that has it all.
+/// Tables, a ledger that is being written, and a standby that has all of it.
 fn loaded(standby: &Standby) -> (Ledger, Writers, Load) {
     standby.primary.pgbench_tables(SCALE, "ts1", "ts2");
     let ledger = Ledger::create(&standby.primary, "ts1", "ts2");
@@ -45,7 +45,7 @@ fn assert_restores(standby: &Standby, set: &Set, ledger: &Ledger, more: &[&str])
     standby.fixture.discard_restored(&directory, &set.id);
 }
 
-/// A set that is taken, and of which somebody has to be told something.
+/// A set that is taken, but with a problem to report.
 #[track_caller]
 fn with_a_problem(lockstep: &Lockstep, words: &str) -> Set {
     let outcome = lockstep.expect(exit::PROBLEMS, &["--json", "backup"]);
@@ -57,7 +57,7 @@ fn with_a_problem(lockstep: &Lockstep, words: &str) -> Set {
     set
 }
 
-/// `label` and `ordered` with a connection, and what is chosen without one.
+/// `label` and `ordered` with a connection, and the strategy chosen without one.
 fn every_way(standby: &Standby, silent: &str) {
     let (ledger, writers, load) = loaded(standby);
     let asked = standby.fixture.lockstep();
@@ -106,8 +106,8 @@ fn a_standby_of_a_standby() {
     every_way(&Standby::cascading(two_pools_four_datasets()), "ordered");
 }
 
-/// A standby that streams from another goes on streaming when their primary is dead: its own word that it is current is
-/// worth nothing.
+/// A standby that streams from another one continues to stream when their primary is dead: its own claim to be
+/// current is worth nothing.
 #[test]
 fn a_standby_of_a_standby_whose_primary_is_dead() {
     let standby = Standby::cascading(two_pools_four_datasets());
@@ -122,7 +122,7 @@ fn a_standby_of_a_standby_whose_primary_is_dead() {
     thread::sleep(Duration::from_secs(5));
     let set = Set::of(&asked.json(&["backup"]));
     assert!(age(&set).as_secs() < 4, "an idle primary's standby is current: {}", set.json);
-    // Replay that is paused is said.
+    // Paused replay is reported.
     standby.fixture.cluster.execute(&["SELECT pg_wal_replay_pause()"]);
     let said = asked.run(&["backup", "--dry-run"]);
     assert!(said.stdout.contains("replay is paused"), "{}", said.describe());
@@ -134,7 +134,7 @@ fn a_standby_of_a_standby_whose_primary_is_dead() {
     assert_eq!(standby.ask(streams).as_deref(), Some("1"), "it doesn't notice");
     let checked = asked.expect(exit::PROBLEMS, &["check"]);
     assert!(checked.stdout.contains("ERROR    primary: "), "{}", checked.describe());
-    // Without `primary` nobody can tell this from an idle one, and that is said.
+    // Without `primary`, this can't be told from an idle primary, and that is reported.
     let unaware = standby.fixture.lockstep().expect(exit::DONE, &["backup"]);
     let words = "nobody notices that their primary is dead";
     let said = standby.fixture.lockstep().run(&["plan"]).stdout;
@@ -147,14 +147,14 @@ fn everything_on_one_dataset() {
     every_way(&Standby::new(one_dataset()), "atomic");
 }
 
-/// hot_standby=off takes no connection at all, and nothing of the primary's is asked.
+/// With hot_standby=off it accepts no connection at all, and the primary isn't asked anything.
 #[test]
 fn without_hot_standby() {
     let standby = Standby::new(two_pools_four_datasets());
     let (ledger, writers, load) = loaded(&standby);
     standby.setting("hot_standby", "off");
     standby.fixture.cluster.stop(Stop::Fast);
-    // pg_ctl waits for a connection that never is taken.
+    // pg_ctl waits for a connection that is never accepted.
     let _ = standby.fixture.cluster.try_start();
     let set = with_a_problem(&standby.fixture.lockstep(), "can't be connected to: host ");
     assert_eq!(set.strategy, "ordered", "{}", set.json);
@@ -166,7 +166,7 @@ fn without_hot_standby() {
     assert!(refused.stderr.contains("no connection"), "{}", refused.describe());
 }
 
-/// A standby that was shut down is cold; what is restored of it is a primary on a timeline of its own.
+/// A standby that was shut down is cold; a cluster restored from it is a primary on its own timeline.
 #[test]
 fn shut_down() {
     let standby = Standby::new(two_pools_four_datasets());
@@ -189,7 +189,7 @@ fn shut_down() {
     checker.check_and_stop(restored.server()).assert_right("a standby shut down");
 }
 
-/// Takes a backup that is held before its last snapshot of data, does something, and lets it end.
+/// Takes a backup that is held before its last snapshot of data, does something, and lets it finish.
 #[track_caller]
 fn meanwhile(
     standby: &Standby,
@@ -226,7 +226,7 @@ fn promoted_in_the_middle() {
         assert!(outcome.stderr.contains("hint: "), "{}", outcome.describe());
         assert_eq!(standby.fixture.lockstep().sets(), [""; 0], "a set of a promoted standby");
         assert_clean(&standby.fixture);
-        // It is a primary now, and backed up as one.
+        // It is a primary now, and is backed up as one.
         let set = standby.fixture.lockstep().backup("auto");
         assert_eq!(set.strategy, "label");
         let to = standby.fixture.target("primary");
@@ -235,13 +235,13 @@ fn promoted_in_the_middle() {
     }
 }
 
-/// The configured host leads to the primary, which has the standby's system identifier and the same data_directory: it
-/// would be backed up by its own functions, and the standby's files be frozen.
+/// The configured host leads to the primary, which has the standby's system identifier and the same data_directory.
+/// Its backup functions would be called while the standby's files are frozen.
 #[test]
 fn the_host_leads_to_the_primary() {
     let standby = Standby::new(two_pools_four_datasets());
     let (here, there) = (&standby.fixture.cluster, &standby.primary);
-    // A running server doesn't mind where its folder is; by its path it now is the standby's.
+    // A running server doesn't care where its folder is; its path now leads to the standby's.
     let aside = there.data.with_file_name("elsewhere");
     fs::rename(&there.data, &aside).expect("a folder can be renamed");
     std::os::unix::fs::symlink(&here.data, &there.data).expect("a link can be made");
@@ -259,16 +259,16 @@ fn the_host_leads_to_the_primary() {
     let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
     assert!(checked.stdout.contains("isn't the one that runs in"), "{}", checked.describe());
     assert_eq!(standby.fixture.snapshots(), [""; 0], "something was frozen");
-    // A link of that name is in nobody's way once the primary is to be stopped.
+    // The link would be in the way when the primary is stopped.
     fs::remove_file(&there.data).expect("a link can be removed");
     fs::rename(&aside, &there.data).expect("a folder can be renamed");
-    // Its own server it knows at once, and also just promoted.
+    // It recognizes its own server at once, even right after a promotion.
     assert_eq!(standby.fixture.lockstep().backup("auto").strategy, "label");
     here.execute(&["SELECT pg_promote()"]);
     assert_eq!(standby.fixture.lockstep().backup("auto").strategy, "label");
 }
 
-/// PostgreSQL knows from the WAL it replays that the primary had full_page_writes off, and says so.
+/// From the WAL that it replays, PostgreSQL knows that the primary had full_page_writes off, and reports it.
 #[test]
 fn full_page_writes_off_on_the_primary() {
     let standby = Standby::new(two_pools_four_datasets());
@@ -287,7 +287,7 @@ fn full_page_writes_off_on_the_primary() {
     }
     assert_clean(&standby.fixture);
     switch("on");
-    // Off and on again between the first snapshot and the end is no less wrong.
+    // Off and on again between the first snapshot and the end is just as wrong.
     let outcome = meanwhile(&standby, standby.fixture.lockstep(), "label", || {
         switch("off");
         switch("on");
@@ -300,7 +300,7 @@ fn full_page_writes_off_on_the_primary() {
     assert_restores(&standby, &set, &ledger, &[]);
 }
 
-/// What the standby follows is promoted between two sets: the second lies on the new timeline.
+/// The server that the standby follows is promoted between two sets: the second set is on the new timeline.
 #[test]
 fn timeline_switch_between_two_sets() {
     let standby = Standby::cascading(two_pools_four_datasets());
@@ -326,12 +326,13 @@ fn timeline_switch_between_two_sets() {
     }
 }
 
-/// Restartpoints recycled WAL that the set needs: it comes from the primary, or is known to be archived, or there is no set.
+/// Restartpoints recycled WAL that the set needs: it is fetched from the primary, or is known to be archived, or
+/// there is no set.
 #[test]
 fn wal_that_the_standby_has_no_more() {
     let standby = Standby::new(two_pools_four_datasets().setting("wal_keep_size", "2GB"));
     let (ledger, writers, load) = loaded(&standby);
-    // The first needed segment must be a full one, so that neither server still writes it.
+    // The first needed segment must be a complete one, so that neither server is still writing it.
     let forget = |servers: &[&support::cluster::Cluster]| {
         let redo = "SELECT redo_wal_file FROM pg_control_checkpoint()";
         let segment = standby.ask(redo).expect("the standby can be asked");
@@ -348,7 +349,7 @@ fn wal_that_the_standby_has_no_more() {
         forget(&[here]);
         standby.restartpoint();
     });
-    // The set was taken again after the refusal, from a later redo point.
+    // After the refusal, the set was taken again, from a later redo point.
     let again = Set::of(&json_of(&outcome));
     assert!(again.tries > 1, "{}", again.json);
 
@@ -390,15 +391,15 @@ fn wal_that_the_standby_has_no_more() {
     assert_restores(&standby, &archived, &ledger, &["--restore-command", &copy]);
 }
 
-/// pg_control as the first snapshot caught it ends recovery before the pages of the later ones: PostgreSQL calls the
-/// cluster consistent, and it is not. This is what the second look at pg_control is for.
-/// A standby that has replayed all, and made a restartpoint of the last record there is: with that record its set becomes
-/// consistent, and PostgreSQL looks for a target no more.
+/// With pg_control as the first snapshot caught it, recovery ends before the pages of the later ones: PostgreSQL
+/// calls the cluster consistent, but it isn't. That is why pg_control is read a second time. Here a standby has
+/// replayed everything, and has made a restartpoint of the very last record: with that record its set becomes
+/// consistent, and PostgreSQL no longer looks for a target.
 #[test]
 fn consistent_with_the_last_record_of_all() {
     let standby = Standby::new(two_pools_four_datasets().setting("autovacuum", "off"));
     standby.primary.execute(&["CREATE TABLE rows AS SELECT generate_series(1, 1000) n"]);
-    // Nothing is written behind the checkpoint: its record is the last.
+    // Nothing is written after the checkpoint: its record is the last one.
     standby.restartpoint();
     let set = standby.silent().backup("auto");
     let lockstep = standby.fixture.lockstep();
@@ -420,7 +421,7 @@ fn consistent_with_the_last_record_of_all() {
     assert_eq!(server.value("postgres", "SELECT pg_is_in_recovery()"), "f");
     assert_eq!(server.value("postgres", "SHOW recovery_target"), "");
     standby.fixture.discard_restored(&directory, &set.id);
-    // An archive that has nothing more when recovery asks it first, and then has.
+    // An archive that has nothing more when recovery first asks it, and later has.
     standby.primary.execute(&["INSERT INTO rows SELECT generate_series(1, 100)"]);
     let more = standby.primary.value("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
     let archive = &standby.fixture.archive;
@@ -449,7 +450,7 @@ fn the_first_pg_control_alone_is_silently_corrupt() {
     let mut caught = 0;
     for (n, second_look) in (0..TRIES).flat_map(|n| [(n, false), (n, true)]) {
         thread::sleep(Duration::from_secs(1));
-        // So that recovery has a second or two of WAL to replay, on a slow machine too.
+        // Recovery should have a second or two of WAL to replay, on a slow machine too.
         standby.restartpoint();
         let control = || {
             let bytes = fs::read(fixture.cluster.data.join("global/pg_control"));
@@ -460,7 +461,7 @@ fn the_first_pg_control_alone_is_silently_corrupt() {
         set.snapshot("data");
         for mount in ["ts1", "ts2"] {
             thread::sleep(Duration::from_millis(400));
-            // Writes every page that replay has touched.
+            // Writes every page that replay has changed.
             standby.restartpoint();
             set.snapshot(mount);
         }
@@ -500,7 +501,7 @@ fn the_first_pg_control_alone_is_silently_corrupt() {
             let ended = server.try_connect("postgres").ok().and_then(|mut client| {
                 client.query_one(recovery, &[]).ok().map(|row| row.get::<_, bool>(0))
             });
-            // Where PostgreSQL notices it at all: "xlog flush request … is not satisfied".
+            // If PostgreSQL notices it at all: "xlog flush request … is not satisfied".
             has_died = !second_look && ended.is_none() && !server.is_running();
             ended == Some(true) || has_died
         });
@@ -546,7 +547,7 @@ fn check_says_how_the_standby_follows() {
     });
     assert_eq!(found("primary")["severity"], "error");
     lockstep.expect(exit::PROBLEMS, &["check"]);
-    // The standby can be backed up all the same, and it is said that its data is old.
+    // The standby can still be backed up, and it is reported that its data is old.
     let set = with_a_problem(&lockstep, "nothing streams to this standby");
     assert_eq!(set.strategy, "label");
     assert!(set.json["data_at"].is_string(), "{}", set.json);
@@ -556,8 +557,8 @@ fn check_says_how_the_standby_follows() {
     restored.server().stop(Stop::Immediate);
 }
 
-/// Replay of a move copies the old folder, which replay itself has removed by then: a restartpoint has to come first, and
-/// of the strategies only `label` makes one.
+/// Replaying a move copies the old folder, which replay itself has removed by then. A restartpoint must come first,
+/// and only the strategy `label` makes one.
 #[test]
 fn a_database_moved_on_the_primary() {
     let table = "CREATE TABLE t AS SELECT generate_series(1, 100) AS n";
@@ -619,7 +620,7 @@ fn a_database_moved_on_the_primary() {
     has_all(&standby, &standby.fixture.lockstep().backup("atomic"));
 }
 
-/// A hot standby takes no serializable transaction, whatever its settings ask for.
+/// A hot standby accepts no serializable transaction, whatever its settings ask for.
 #[test]
 fn serializable_by_default() {
     let standby = Standby::new(one_dataset());

@@ -1,5 +1,5 @@
-//! What a store may answer: refusals that are named with what to do, failures that pass, silence, and death after
-//! any call. An S3 server, and before it what spoils its answers.
+//! What a store may answer: refusals that are reported with what to do, temporary failures, silence, and death after
+//! any call. An S3 server, with a proxy before it that spoils its answers.
 
 mod support;
 
@@ -18,7 +18,7 @@ use support::stores::s3::Server;
 use support::stores::spoiled::{Fate, Spoiled};
 use support::workspace::Workspace;
 
-/// The program with a repository at this port, and no cluster that is ever asked.
+/// The program with a repository at this port, and a cluster that is never asked.
 fn at(workspace: &Workspace, port: u16, more: &str) -> Lockstep {
     let path = workspace.root.join("lockstep.toml");
     let text = format!(
@@ -71,18 +71,18 @@ fn a_refusal_is_named_with_what_to_do() {
         assert_eq!(spoiled.count(), asked, "{code}: tries");
     }
 
-    // The server itself, which has no such bucket: never taken for an empty repository.
+    // The real server, which doesn't have this bucket: that is never taken for an empty repository.
     spoiled.choose(|_, _| Fate::Passed);
     for command in [&["repo", "init"][..], &["repo", "check"]] {
         let outcome = lockstep.expect(exit::FAILED, command);
         assert!(outcome.stderr.contains("no such bucket"), "{}", outcome.describe());
     }
-    // Nobody at all.
+    // Nothing listens there.
     let outcome = at(&workspace, free_port(), "").expect(exit::FAILED, &["repo", "init"]);
     assert!(outcome.stderr.contains("failed for now"), "{}", outcome.describe());
     assert!(outcome.stderr.contains("Connection refused"), "{}", outcome.describe());
     assert!(outcome.stderr.contains("is the endpoint right"), "{}", outcome.describe());
-    // A server that listens and says nothing.
+    // A server that accepts connections but never answers.
     spoiled.choose(|_, _| Fate::Silent);
     let begun = Instant::now();
     let outcome =
@@ -96,7 +96,7 @@ struct Prepared {
     fixture: Fixture,
     spoiled: Spoiled,
     lockstep: Lockstep,
-    /// Shipped already.
+    /// A set that is already shipped.
     first: Set,
     _server: Server,
 }
@@ -123,7 +123,7 @@ impl Prepared {
         ]);
     }
 
-    /// Nothing that is there is harmed, and these sets are.
+    /// Nothing that is there is harmed, and there are this many sets.
     #[track_caller]
     fn well(&self, sets: u64, why: &str) {
         let checked = &self.lockstep.json(&["repo", "check", "--read-data"])["repositories"][0];
@@ -137,8 +137,8 @@ fn what_passes_is_borne_and_what_stalls_is_named() {
     let Some(prepared) = prepare() else { return };
     let Prepared { fixture, spoiled, lockstep, first, .. } = &prepared;
     prepared.change();
-    // Of what is written, some answers are lost; of what is read, some are refused. None twice: tries that always come as
-    // the third request would never pass.
+    // Some answers to writes are lost, and some reads are refused, but none twice: a request that always came third
+    // would never succeed.
     let asked = Mutex::new(BTreeSet::new());
     spoiled.choose(move |request, number| {
         let this = (request.method.clone(), request.target.clone());
@@ -154,7 +154,7 @@ fn what_passes_is_borne_and_what_stalls_is_named() {
     spoiled.choose(|_, _| Fate::Passed);
     prepared.well(2, "after lost answers");
 
-    // Packs that nobody takes: the set stays on this host, and the error says which call stalled.
+    // No pack is accepted: the set stays on this host, and the error says which call stalled.
     prepared.change();
     spoiled.choose(|request, _| match request.target.contains("/packs/") {
         true => Fate::Silent,
@@ -174,7 +174,7 @@ fn what_passes_is_borne_and_what_stalls_is_named() {
     prepared.well(3, "shipped after all");
     assert_clean(fixture);
 
-    // A restore that is refused data says so, and leaves nothing.
+    // A restore that can't read data says so, and leaves nothing.
     spoiled.choose(|request, _| match request.target.contains("/packs/") {
         true => Fate::Refused(403, "AccessDenied"),
         false => Fate::Passed,
@@ -187,8 +187,9 @@ fn what_passes_is_borne_and_what_stalls_is_named() {
     assert!(!Path::new(to).exists(), "{to} is left");
 }
 
-/// Ships, prunes and compacts while the store dies after so many calls, more each time: what is there is whole every
-/// time, and in the end all is done. `LOCKSTEP_CALLS_APART` says how many more (17); with 1 it takes ten minutes.
+/// Ships, prunes and compacts while the store dies after so many calls, more each time: the contents are whole every
+/// time, and in the end everything is done. `LOCKSTEP_CALLS_APART` says how many more (17); with 1 it takes ten
+/// minutes.
 #[test]
 fn dead_after_any_call_and_the_next_goes_on() {
     let apart =
@@ -197,7 +198,7 @@ fn dead_after_any_call_and_the_next_goes_on() {
     let Prepared { fixture, spoiled, lockstep, .. } = &prepared;
     let again = || {
         prepared.change();
-        // Sets of one second have no order.
+        // Sets of the same second have no order.
         std::thread::sleep(Duration::from_millis(1100));
         Set::of(&lockstep.json(&["backup", "--no-ship"])).id
     };
@@ -205,7 +206,7 @@ fn dead_after_any_call_and_the_next_goes_on() {
     for (command, sets) in [
         (&["ship", &second][..], 1..=2),
         (&["ship", &third], 2..=3),
-        // It takes the place of deltas that two sets need.
+        // It replaces deltas that two sets need.
         (&["ship", "--full", &second], 3..=3),
         (&["prune", "--repository", "amazon"], 1..=3),
         (&["repo", "compact", "--live", "100"], 1..=1),
@@ -214,7 +215,7 @@ fn dead_after_any_call_and_the_next_goes_on() {
         for calls in (1..).step_by(apart) {
             spoiled.choose(move |_, number| match number < calls {
                 true => Fate::Passed,
-                // Not tried again.
+                // This error isn't retried.
                 false => Fate::Refused(400, "Dead"),
             });
             let outcome = lockstep.run(command);
@@ -222,7 +223,7 @@ fn dead_after_any_call_and_the_next_goes_on() {
             spoiled.choose(|_, _| Fate::Passed);
             let checked = &lockstep.json(&["repo", "check"])["repositories"][0];
             let why = format!("{} after {calls} calls: {checked}", command.join(" "));
-            // A set comes or goes as a whole.
+            // A set appears or disappears as a whole.
             assert_eq!(checked["harmed"], json!([]), "{why}");
             let there = checked["counts"]["sets"].as_u64().expect("a number");
             assert!(sets.contains(&there), "{why}");
@@ -241,7 +242,7 @@ fn dead_after_any_call_and_the_next_goes_on() {
     assert_clean(fixture);
 }
 
-/// A shipment ends soon once it was asked to, whatever it is waiting for: a store that has died, or its own limit.
+/// A shipment that was asked to end does so soon, whatever it is waiting for: a dead store, or its own limit.
 #[test]
 fn an_interruption_waits_for_no_store_and_no_limit() {
     let Some(prepared) = prepare() else { return };
@@ -262,7 +263,7 @@ fn an_interruption_waits_for_no_store_and_no_limit() {
         );
         assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
     };
-    // Dies once the lease is held: it can't be given back either.
+    // The store dies once the lease is held, so that can't be given back either.
     spoiled.choose(|request, number| match request.target.contains("/packs/") || number > 20 {
         true => Fate::Refused(503, "SlowDown"),
         false => Fate::Passed,

@@ -1,5 +1,5 @@
-//! Whole rounds through servers that speak the stores' protocols: made, shipped to, pruned, checked, restored from.
-//! And a bucket of S3 whose objects are locked for some days.
+//! Complete rounds with servers that speak the stores' protocols: repositories made, shipped to, pruned, checked and
+//! restored from. And an S3 bucket whose objects are locked for some days.
 
 mod support;
 
@@ -13,14 +13,14 @@ use support::stores::{azure, gcs, s3};
 
 const RETENTION: &str = "\n[clusters.main.retention]\nrepository = { last = 1 }\n";
 
-/// A few rows change.
+/// Changes a few rows.
 fn change(fixture: &Fixture) {
     fixture
         .cluster
         .execute(&["UPDATE pgbench_accounts SET filler = md5(random()::text) WHERE aid % 97 = 0"]);
 }
 
-/// The set restored as files from the repository, started and checked.
+/// Restores the set as files from the repository, starts and checks it.
 fn restores(fixture: &Fixture, lockstep: &Lockstep, set: &str, repository: &str) {
     let to = fixture.target(&format!("{repository}-{set}"));
     let from = format!("repository:{repository}");
@@ -94,7 +94,7 @@ fn a_round_through_every_store() {
     for (name, _) in &tables {
         restores(&fixture, &lockstep, &sets[2], name);
     }
-    // What is shipped next is an increment everywhere.
+    // What is shipped next is an increment in each of them.
     let next = lockstep.backup("label").json;
     for one in next["repositories"].as_array().expect("all") {
         let volumes = one["volumes"].as_array().expect("volumes");
@@ -102,7 +102,7 @@ fn a_round_through_every_store() {
     }
 }
 
-/// Keys and version ids of a bucket's versions, or of what deletions have put over them.
+/// Keys and version ids of a bucket's versions or delete markers.
 fn versions(server: &s3::Server, bucket: &str, kind: &str) -> Vec<(String, String)> {
     let listed = server.ask("GET", &format!("/{bucket}?versions"), "");
     let inside = |text: &str, name: &str| {
@@ -114,7 +114,7 @@ fn versions(server: &s3::Server, bucket: &str, kind: &str) -> Vec<(String, Strin
     entries.map(|entry| (inside(entry, "Key"), inside(entry, "VersionId"))).collect()
 }
 
-/// Until when a HEAD says that an object is locked.
+/// Until when an object is locked, according to HEAD.
 fn until(server: &s3::Server, path: &str) -> String {
     let answer = server.ask("HEAD", path, "");
     let date = answer.split("x-amz-object-lock-retain-until-date: ").nth(1);
@@ -140,7 +140,7 @@ fn what_is_locked_stays_and_goes_later() {
         change(&fixture);
     }
     let late = Set::of(&lockstep.json(&["backup", "--no-ship"])).id;
-    // Whoever has the right to delete for good may not either; what passes isn't locked.
+    // Even somebody with the right to delete for good can't; temporary objects aren't locked.
     let all = versions(&server, "locked", "Version");
     assert!(all.len() > 20, "{all:?}");
     for (key, version) in &all {
@@ -151,7 +151,8 @@ fn what_is_locked_stays_and_goes_later() {
         assert!(answer.starts_with("HTTP/1.1 403"), "{key}: {answer}");
     }
 
-    // What the kept set needs is locked anew, as nobody has noted until when it is; the repository's format too.
+    // Objects that the kept set needs are locked again, because nobody has noted until when they are; the
+    // repository's format too.
     let format = "/locked/lockstep/lockstep.json";
     let before = until(&server, format);
     let dry = &lockstep.json(&["prune", "--dry-run", "--repository", "amazon"])["places"][0];
@@ -160,7 +161,7 @@ fn what_is_locked_stays_and_goes_later() {
     let words = lockstep.expect(exit::DONE, &["prune", "--dry-run"]).stdout;
     assert!(words.contains("would be locked in the store until 2"), "{words}");
 
-    // Nothing fails, nothing goes, and it is said until when.
+    // Nothing fails, nothing is removed, and the output says until when.
     let pruned = &lockstep.json(&["prune", "--repository", "amazon"])["places"][0];
     assert!(pruned["locks_prolonged"].as_u64() > Some(20), "{pruned}");
     assert!(!before.is_empty() && until(&server, format) > before, "{before}");
@@ -175,7 +176,7 @@ fn what_is_locked_stays_and_goes_later() {
     let named = ["--json", "prune", "--repository", "amazon", "--set", &sets[0]];
     let left = &json_of(&lockstep.expect(exit::PROBLEMS, &named))["places"][0];
     assert!(left["sets"][0]["why"].to_string().contains("locked"), "{left}");
-    // What a shipment that died has left is needed by nobody, and left too.
+    // Nobody needs what a dead shipment has left, but it stays too.
     let steps = Steps::new(fixture.root().join("steps"));
     steps.hold("ship.stored");
     let mut dies = lockstep.clone().with_steps(&steps).spawn(&["ship", &late]);
@@ -200,7 +201,7 @@ fn what_is_locked_stays_and_goes_later() {
     );
     well(&lockstep, 3);
 
-    // As if the lock had ended: sets go, their deltas are merged over locked descriptors.
+    // As if the lock had ended: sets are removed, and their deltas are merged over locked descriptors.
     let later = with("");
     let pruned = &later.json(&["prune", "--repository", "amazon"])["places"][0];
     assert_eq!(pruned["removed"], json!(sets[..2]), "{pruned}");
@@ -211,7 +212,7 @@ fn what_is_locked_stays_and_goes_later() {
     well(&later, 1);
     restores(&fixture, &later, &sets[2], "amazon");
 
-    // Somebody who deletes everything has hidden it, and no more: without what hides it all is back.
+    // Somebody who deletes everything has only hidden it: without the delete markers everything is back.
     for (key, _) in versions(&server, "locked", "Version") {
         server.ask("DELETE", &format!("/locked/{key}"), "");
     }
@@ -224,7 +225,7 @@ fn what_is_locked_stays_and_goes_later() {
     restores(&fixture, &later, &sets[0], "amazon");
 }
 
-/// That a check, of the data too, finds nothing, and so many sets.
+/// Checks that a check, including the data, finds nothing, and this many sets.
 #[track_caller]
 fn well(lockstep: &Lockstep, sets: u64) -> Value {
     let checked = lockstep.json(&["repo", "check", "--read-data"])["repositories"][0].clone();

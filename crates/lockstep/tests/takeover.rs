@@ -1,5 +1,5 @@
-//! A host that is kept so that it can take over: its configuration names the restored cluster, and `--delta` brings it to
-//! newer sets in its place. And restores that only couldn't recover: what was brought out of the repository stays.
+//! A host that is kept ready to take over: its configuration names the restored cluster, and `--delta` brings that to
+//! newer sets in place. And restores of which only recovery failed: what was received from the repository stays.
 
 mod support;
 
@@ -43,7 +43,7 @@ fn journals(fixture: &Fixture, state: &str) -> usize {
     files.filter(|file| file.path().extension().is_some_and(|end| end == "json")).count()
 }
 
-/// Kept up in place, interrupted and gone on with, as files and as datasets; what wasn't made by a restore is refused.
+/// Updated in place, interrupted and continued, as files and as datasets; what wasn't made by a restore is refused.
 #[test]
 fn a_host_is_kept_up_in_place() {
     let (fixture, lockstep) = prepare(two_pools_four_datasets());
@@ -78,7 +78,7 @@ fn a_host_is_kept_up_in_place() {
         assert_eq!(restored.server().value("postgres", ROWS), "11 22", "{form}");
         // The original is on this host too, whatever the configuration names.
         assert_eq!(restored.json["subscriptions_held"], true, "{form}");
-        // While it runs it is nobody's to write over.
+        // While it is running, nobody may write over it.
         let refused = host.expect(exit::USAGE, &restore_arguments(&first, &to, &more));
         assert_said(&refused, &["a server runs in"]);
         restored.server().stop(Stop::Fast);
@@ -95,18 +95,18 @@ fn a_host_is_kept_up_in_place() {
     assert_eq!(fixture.cluster.value("postgres", ROWS), "11 22");
 }
 
-/// Stops the server of a cluster that isn't postgres'.
+/// Stops the server of a cluster that doesn't belong to postgres.
 fn stop(server: &Cluster) {
     let pid = server.postmaster().expect("it runs").to_string();
     must(&mut command("kill", ["-INT", &pid]));
     wait_until("the server has stopped", LIMIT, || !server.is_running());
 }
 
-/// On a host where os_user has other numbers than on the original, what is restored is its all the same.
+/// On a host where os_user has other ids than on the original, what is restored belongs to it all the same.
 #[test]
 fn another_user_s_cluster_becomes_os_user_s() {
     let (fixture, lockstep) = prepare(two_pools_four_datasets());
-    // As that of /var/run/postgresql, which each host has for its own user.
+    // Like /var/run/postgresql, which each host has for its own user.
     fs::set_permissions(&fixture.cluster.socket, fs::Permissions::from_mode(0o1777))
         .expect("it is ours");
     let key = fixture.cluster.data.join("server.key");
@@ -158,7 +158,7 @@ fn another_user_s_cluster_becomes_os_user_s() {
         assert_eq!(outcome.stderr.matches("become those of").count(), 1, "{}", outcome.describe());
         check();
         more.push("--delta");
-        // Killed in the middle of it, and gone on with.
+        // Killed half way, and continued.
         let step = if form == "zfs" { "restore.owners" } else { "restore.files-attributes" };
         let hooks = Hooks::holding(&fixture, step);
         let arguments = restore_arguments(&second, &to, &more);
@@ -166,7 +166,7 @@ fn another_user_s_cluster_becomes_os_user_s() {
         hooks.steps.wait_reached(step, &mut program);
         program.kill();
         program.wait(LIMIT);
-        // A rollback brings the set's numbers back, the same set's too.
+        // A rollback brings the set's ids back, also to the same set.
         for set in [&second, &second] {
             let restored = host.restore_and_start(set, &to, &more);
             assert_eq!(restored.server().value("postgres", ROWS), "11 2", "{form}");
@@ -180,13 +180,13 @@ fn another_user_s_cluster_becomes_os_user_s() {
     assert_eq!(restored.server().value("postgres", ROWS), "11 2");
     stop(restored.server());
     assert!(must(&mut command("find", [text(&to), "-user", "postgres"])).is_empty());
-    // Where it is the same user nothing is said or changed.
+    // If it is the same user, nothing is said or changed.
     let same = fixture.target("same");
     let outcome = lockstep.run(&restore_arguments(&second, &same, &FILES));
     assert!(outcome.ok() && !outcome.stderr.contains("become"), "{}", outcome.describe());
 }
 
-/// A umask and closed folders: the server's user comes to what is restored, or nothing is made.
+/// A umask and closed folders: the server's user can reach what is restored, or nothing is made.
 #[test]
 fn the_server_s_user_comes_to_where_it_is_restored() {
     let (fixture, lockstep) = prepare(two_pools_four_datasets());
@@ -231,7 +231,7 @@ fn the_server_s_user_comes_to_where_it_is_restored() {
     assert_eq!(entries(&closed.join("in")), Vec::<std::path::PathBuf>::new());
 }
 
-/// The dataset of the data directory is lost, and its mount point is there still.
+/// The data directory's dataset is lost, and its mount point still exists.
 #[test]
 fn a_data_directory_that_is_empty_keeps_nobody_from_restoring() {
     let (fixture, lockstep) = prepare(one_pool());
@@ -241,12 +241,12 @@ fn a_data_directory_that_is_empty_keeps_nobody_from_restoring() {
     let restored = host.restore_and_start(&set, &fixture.target("r"), &FILES);
     assert_eq!(restored.server().value("postgres", ROWS), "1 2");
     restored.server().stop(Stop::Fast);
-    // It is a place of the cluster all the same.
+    // It still counts as a place of the cluster.
     let inside = empty.join("in");
     host.expect(exit::REFUSED, &restore_arguments(&set, &inside, &FILES));
 }
 
-/// Datasets that are there: said before anything is made, and they stay.
+/// Datasets that already exist: reported before anything is made, and they stay.
 #[test]
 fn datasets_that_exist_are_refused_and_stay() {
     let (fixture, lockstep) = prepare(two_pools_four_datasets());
@@ -260,7 +260,7 @@ fn datasets_that_exist_are_refused_and_stay() {
         assert_said(&refused, &[&format!("dataset \"{parent}/data\" exists already"), "--delta"]);
     }
     assert_eq!(journals(&fixture, "state"), 0);
-    // Somebody makes one between the journal and the restore's own: it isn't the restore's to remove.
+    // Somebody makes one between the journal and the restore's own: the restore must not remove it.
     let other = format!("{}/other", fixture.pools[0].name);
     let more = ["--from", "repository", "--as", "zfs", "--dataset", &other];
     let hooks = Hooks::holding(&fixture, "restore.fetched");
@@ -288,7 +288,7 @@ fn datasets_that_exist_are_refused_and_stay() {
     restored.server().stop(Stop::Fast);
 }
 
-/// A wrong target costs no second download; the tree that waits for the right one starts nobody's server.
+/// A wrong target doesn't cost a second download; nobody's server starts on the tree that waits for the right one.
 #[test]
 fn what_only_could_not_recover_stays_for_another_target() {
     let (fixture, lockstep) = prepare(two_pools_four_datasets().archive());
@@ -333,7 +333,7 @@ fn what_only_could_not_recover_stays_for_another_target() {
         let data = fs::canonicalize(to.join("data")).expect("it is kept");
         assert!(!data.join("global/pg_control").exists(), "{form}: a server would start");
         assert!(data.join("global/pg_control.lockstep").exists(), "{form}");
-        // The next command takes nothing away, and the same one says how to go on.
+        // The next command removes nothing, and running the same one again says how to continue.
         lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
         assert!(data.join("PG_VERSION").exists(), "{form}");
         let again = expect(exit::REFUSED, &["--target-name", "before"], &more);
@@ -349,7 +349,7 @@ fn what_only_could_not_recover_stays_for_another_target() {
     }
 }
 
-/// A tablespace's folder that is reached over a link: the datasets are where they were asked to be.
+/// A tablespace's folder that is given through a link: the datasets are where they were requested.
 #[test]
 fn a_folder_that_is_named_over_a_link_is_the_same_folder() {
     let (fixture, lockstep) = prepare(two_pools_four_datasets());
@@ -366,7 +366,7 @@ fn a_folder_that_is_named_over_a_link_is_the_same_folder() {
     let restored = lockstep.restore_and_start(&set, &to, &more);
     assert_eq!(restored.server().value("postgres", ROWS), "1 2");
     restored.server().stop(Stop::Fast);
-    // Registered as a cluster of the configuration it is the one that was asked for, with its tablespace.
+    // Registered as a cluster of the configuration, it is the one that was requested, with its tablespace.
     let path = fixture.root().join("shipping.toml");
     let config = fs::read_to_string(&path).expect("the configuration");
     let data = toml_string(&fs::canonicalize(to.join("data")).expect("it is there"));
@@ -374,13 +374,14 @@ fn a_folder_that_is_named_over_a_link_is_the_same_folder() {
         .expect("it can be written");
     let more = [&["--cluster", "main", "restore", &set, "--to", text(&to)][..], &more].concat();
     lockstep.expect(exit::DONE, &more);
-    // But not what only lies there: it may be a standby.
+    // But not what merely is there: it may be a standby.
     must(&mut command("zfs", ["inherit", "lockstep:restore", &format!("{parent}/wal")]));
     let refused = lockstep.expect(exit::REFUSED, &more);
     assert_said(&refused, &["of cluster \"old\""]);
 }
 
-/// Two hosts' worth of state, one folder: whoever comes second is told who is at work, and one set is there in the end.
+/// The state of two hosts, one folder: whoever comes second is told who is working there, and in the end one set is
+/// there.
 #[test]
 fn two_restores_to_one_folder_are_never_at_once() {
     let (fixture, lockstep) = prepare(one_pool());
@@ -413,7 +414,7 @@ fn two_restores_to_one_folder_are_never_at_once() {
             );
         }
         if form == "zfs" {
-            // To another folder, and as if there were nothing: of the datasets only the first restore knows.
+            // To another folder, and as if it were empty: only the first restore knows the datasets.
             let elsewhere = fixture.target("elsewhere");
             more.pop();
             let refused = other.expect(exit::LOCKED, &restore_arguments(&first, &elsewhere, &more));
@@ -430,7 +431,8 @@ fn two_restores_to_one_folder_are_never_at_once() {
     }
 }
 
-/// A folder that two want to make: it is that one's who makes it, and the other undoes nothing of it.
+/// Two restores want to make the same folder: it belongs to the one that makes it, and the other undoes nothing in
+/// it.
 #[test]
 fn a_folder_that_another_restore_made_meanwhile_is_that_one_s() {
     let (fixture, lockstep) = prepare(one_pool());
@@ -450,7 +452,7 @@ fn a_folder_that_another_restore_made_meanwhile_is_that_one_s() {
     assert_eq!(restored.server().value("postgres", ROWS), "1 2");
     restored.server().stop(Stop::Fast);
 
-    // One that was killed, and that another has gone on with: neither while that works nor afterwards is it undone.
+    // A killed restore that another has continued isn't undone, neither while that one works nor afterwards.
     let to = fixture.target("killed");
     let hooks = Hooks::holding(&fixture, "restore.received-1");
     let mut killed =
@@ -477,7 +479,7 @@ fn a_folder_that_another_restore_made_meanwhile_is_that_one_s() {
     restored.server().stop(Stop::Fast);
 }
 
-/// What is in a folder of a restore's, by name.
+/// What is in a folder of a restore, by name.
 fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> = entries(folder)
         .iter()
@@ -487,7 +489,7 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Makes of a restore one that an older Lockstep made, which called the volumes' folders by their numbers.
+/// Changes a restore to one that an older Lockstep made, which named the volumes' folders by number.
 fn number_volumes(to: &Path, parent: Option<&str>, parts: &[(&str, &str, &str)]) {
     for (part, number, inside) in parts {
         let folder = to.join("volumes").join(number);
@@ -495,7 +497,7 @@ fn number_volumes(to: &Path, parent: Option<&str>, parts: &[(&str, &str, &str)])
             Some(parent) => {
                 let place = format!("mountpoint={}", folder.display());
                 let dataset = format!("{parent}/{part}");
-                // zfs-fuse sets it and may find the old place busy for a moment.
+                // zfs-fuse sets it and may find the old mount point busy for a moment.
                 let _ = run(&mut command("zfs", ["set", &place, &dataset]));
                 wait_until("the dataset is mounted there", LIMIT, || {
                     let is_mounted = property(&dataset, "mounted") == "yes";
@@ -515,8 +517,8 @@ fn number_volumes(to: &Path, parent: Option<&str>, parts: &[(&str, &str, &str)])
     }
 }
 
-/// As files and as datasets, over a restore of an older Lockstep too: tablespaces that are folders of their datasets,
-/// or all of one, are dropped and made.
+/// As files and as datasets, also over a restore of an older Lockstep: tablespaces that are folders of their
+/// datasets, or whole datasets, are dropped and made.
 #[test]
 fn a_host_is_kept_up_while_tablespaces_come_and_go() {
     let (fixture, lockstep) = prepare(two_pools_four_datasets());
@@ -558,7 +560,7 @@ fn a_host_is_kept_up_while_tablespaces_come_and_go() {
             volumes = ["1", "2", "4"].map(str::to_owned).to_vec();
         }
         more.push("--delta");
-        // Interrupted before what is gone is removed and after.
+        // Interrupted before and after what is gone is removed.
         for step in ["restore.received-2", "restore.surplus"] {
             let hooks = Hooks::holding(&fixture, step);
             let arguments = restore_arguments(&second, &to, &more);
@@ -574,7 +576,7 @@ fn a_host_is_kept_up_while_tablespaces_come_and_go() {
         if is_files {
             volumes.remove(1);
         } else {
-            // It is its owner's to destroy, and stays where it is.
+            // Only its owner may destroy it, and it stays where it is.
             assert_said(&outcome, &[&format!("dataset \"{dropped}\" is of an older set")]);
             assert!(to.join("volumes/2/files").exists());
         }
@@ -590,7 +592,7 @@ fn a_host_is_kept_up_while_tablespaces_come_and_go() {
         volumes.push(format!("tablespace-{three}"));
         volumes.sort();
         assert_eq!(names(&to.join("volumes")), volumes, "{form}");
-        // A folder with all that was in it goes; where a dataset is mounted it doesn't.
+        // A folder goes with everything in it; one where a dataset is mounted doesn't.
         let mut tablespaces = vec![three.clone()];
         tablespaces.extend((!is_files).then(|| two.clone()));
         tablespaces.sort();
@@ -600,8 +602,8 @@ fn a_host_is_kept_up_while_tablespaces_come_and_go() {
     }
 }
 
-/// Files of somebody's own beside PostgreSQL's in a tablespace are restored, so they are no reason to refuse the next
-/// restore; what no set has had in a folder outside DIR is.
+/// Somebody's own files next to PostgreSQL's in a tablespace are restored, so they are no reason to refuse the next
+/// restore. Files in a folder outside DIR that no set has had are.
 #[test]
 fn somebody_s_own_files_in_a_tablespace_are_an_older_restore_s() {
     let (fixture, lockstep) = prepare(two_pools_four_datasets());
@@ -628,7 +630,7 @@ fn somebody_s_own_files_in_a_tablespace_are_an_older_restore_s() {
         program.kill();
         program.wait(LIMIT);
     };
-    // A fresh one is gone on with, by a host that knows nothing of it, and so is one to another set and back.
+    // A fresh one is continued by a host that knows nothing about it, and so is one to another set and back.
     killed("one", &first, &more);
     more.push("--delta");
     let at = |name: &str| fast.join(name).exists();
@@ -650,7 +652,7 @@ fn somebody_s_own_files_in_a_tablespace_are_an_older_restore_s() {
     };
     fs::write(fast.join("thesis.tex"), "all of it").expect("it can be written");
     refused(&fast);
-    // In DIR the marker says whose all of it is.
+    // In DIR, the marker says whose everything is.
     let inside = fs::canonicalize(to.join("tablespaces")).expect("it is there");
     let inside = fs::canonicalize(&entries(&inside)[0]).expect("it is there");
     fs::write(inside.join("thesis.tex"), "all of it").expect("it can be written");
@@ -661,8 +663,9 @@ fn somebody_s_own_files_in_a_tablespace_are_an_older_restore_s() {
     refused(&inside);
 }
 
-/// Of what was received the newest is what the next `--delta` starts from, and those before it go. Where a restore is
-/// killed first the next one sees to it, also when the repository has them no more; what somebody needs stays.
+/// Of what was received, the newest is what the next `--delta` starts from, and earlier ones are removed. If a
+/// restore is killed before that, the next one does it, even if the repository no longer has them; what somebody
+/// needs stays.
 #[test]
 fn a_host_that_is_kept_has_the_newest_snapshot_alone() {
     let (fixture, _) = prepare(one_pool());
@@ -676,7 +679,7 @@ fn a_host_that_is_kept_has_the_newest_snapshot_alone() {
     let to = fixture.target("kept");
     let host = other_host(&fixture, "kept", &to.join("data"));
     let mut more = vec!["--from", "repository", "--as", "zfs", "--dataset", &parent];
-    // Sets by dataset, the data directory's first, in the order in which they came.
+    // Sets by dataset, the data directory's first, in the order in which they were received.
     let there = || {
         let list = |kind| zfs(&["list", "-H", "-t", kind, "-o", "name", "-r", &parent]);
         let snapshots = list("snapshot");
@@ -704,7 +707,7 @@ fn a_host_that_is_kept_has_the_newest_snapshot_alone() {
     };
     assert_eq!(there(), everywhere(&[&second]));
 
-    // Held by somebody, cloned, and taken here by its marks.
+    // Held by somebody, cloned, and, according to its marks, taken here.
     let of = |part: &str, set: &str| {
         let datasets = zfs(&["list", "-H", "-o", "name", "-r", &parent]);
         let mut datasets = datasets.lines().filter(|name| name.contains(part));
@@ -721,7 +724,7 @@ fn a_host_that_is_kept_has_the_newest_snapshot_alone() {
     zfs(&["release", "mine", &held]);
     destroy(&clone);
 
-    // Killed when all is there; and then the repository has those before it no more.
+    // Killed when everything is there; then the repository no longer has the earlier ones.
     let fourth = backup();
     let hooks = Hooks::holding(&fixture, "restore.done");
     let hooked = host.clone().with_steps(&hooks.steps);

@@ -20,13 +20,13 @@ use support::lockstep::{Set, Steps};
 const SCALE: u32 = 3;
 const DEFAULT_ROUNDS: u64 = 12;
 
-/// The strategies, in turn; which fixture a strategy is for is the test's choice.
+/// The strategies, in turn; each test chooses the fixture for a strategy.
 const TURNS: [&str; 4] = ["label", "ordered", "atomic", "cold"];
 
-/// What is written only grows, and every check reads all of it: a fresh cluster after so many rounds.
+/// Data only grows, and every check reads all of it: a fresh cluster after this many rounds.
 const ROUNDS_A_FIXTURE: usize = 40;
 
-/// The sets that are there at the same time.
+/// The number of sets that exist at the same time.
 const SETS_KEPT: usize = 2;
 
 #[test]
@@ -50,7 +50,7 @@ fn torture(name: &str, layout: fn() -> Layout, strategies: &[&str]) {
     for batch in mine.chunks(ROUNDS_A_FIXTURE) {
         let mut arena = Arena::new(layout(), seed ^ batch[0]);
         for round in batch {
-            // With its own seed a round makes the same choices whatever ran before it.
+            // With its own seed, a round makes the same choices whatever ran before it.
             let mut random =
                 fastrand::Rng::with_seed(seed.wrapping_mul(1_000_003).wrapping_add(*round));
             println!("round {round}: {}, seed {seed}", turn(*round));
@@ -63,9 +63,9 @@ fn torture(name: &str, layout: fn() -> Layout, strategies: &[&str]) {
     statistics.print(name);
 }
 
-/// A live cluster under load, and the sets that were taken of it.
+/// A live cluster under load, and the sets taken of it.
 struct Arena {
-    // Load and writers are stopped before the fixture that they work on goes.
+    // Load and writers are stopped before their fixture is dropped.
     load: Option<Load>,
     writers: Option<Writers>,
     passing: TablespaceChurn,
@@ -89,7 +89,7 @@ impl Arena {
         let fixture = Fixture::new(layout);
         fixture.pgbench_tables(SCALE);
         let ledger = Ledger::create(&fixture.cluster, "ts1", "ts2");
-        // On ts1's dataset: a tablespace that comes must be found on a volume of the set.
+        // On ts1's dataset: a new tablespace must be on a volume of the set.
         let below = fixture.mnt().join("ts1");
         let passing = TablespaceChurn::new(&fixture.cluster, &below);
         let mut arena = Arena {
@@ -143,7 +143,7 @@ impl Arena {
         verdict.assert_right(&format!("set {} ({strategy})", set.id));
         assert!(verdict.ledger_rows >= attempted.min(2), "an empty ledger proves nothing");
 
-        // What runs beside the live cluster must not have harmed it.
+        // Servers next to the live cluster must not have harmed it.
         load.assert_well();
         load.resume();
         self.passing.assert_unharmed();
@@ -165,7 +165,7 @@ impl Arena {
             steps.delay(&format!("backup.before-snapshot-{n}"), delay(random));
         }
         let lockstep = self.fixture.lockstep().with_steps(&steps);
-        // At most one change of the layout in a backup, so that three tries are always enough.
+        // At most one change of the layout per backup, so that three tries are always enough.
         let change = (random.u8(..3) == 0).then(|| Duration::from_millis(random.u64(..1500)));
         let passing = &mut self.passing;
         let set = thread::scope(|scope| {
@@ -215,7 +215,7 @@ impl Arena {
     }
 }
 
-/// 0 to 3 s: mostly short, for a round shouldn't last long; at times as long as it gets.
+/// 0 to 3 s: mostly short, because a round shouldn't take long; sometimes the maximum.
 fn delay(random: &mut fastrand::Rng) -> Duration {
     let limit = match random.u8(..20) {
         0..8 => 1,

@@ -1,9 +1,10 @@
 //! Round after round into a repository: load of every kind, sets shipped, sets pruned at random on the host and in
-//! the repository, and any that is left restored in either form, compared with what its snapshots hold, started and
-//! checked in full.
+//! the repository, and those that are left restored in either form, compared with the contents of their snapshots,
+//! started and checked in full.
 //!
 //! `LOCKSTEP_TORTURE_ROUNDS` says how many sets (8), `LOCKSTEP_TORTURE_SEED` which choices (it is printed),
-//! `LOCKSTEP_TORTURE_REPOSITORY` where instead of a folder: more lines of the repository's table, beginning with its url.
+//! `LOCKSTEP_TORTURE_REPOSITORY` where to ship to instead of a folder: the lines of the repository's table, beginning
+//! with its url.
 
 mod support;
 
@@ -20,10 +21,10 @@ use support::shipping::{NAME, assert_received_as, discard, tree, with_options};
 
 const SCALE: u32 = 2;
 const DEFAULT_ROUNDS: u64 = 8;
-/// Sets that are in the repository at the same time, about.
+/// The approximate number of sets in the repository at the same time.
 const KEPT: usize = 6;
 
-/// What is known of a set: the set, what its cluster must hold, and what its snapshots hold.
+/// What is known about a set: the set, what its cluster must hold, and the contents of its snapshots.
 struct Known {
     set: Set,
     expected: Expected,
@@ -38,7 +39,7 @@ fn sets_pruned_at_random_and_any_left_restores() {
     println!("LOCKSTEP_TORTURE_SEED={seed} LOCKSTEP_TORTURE_ROUNDS={rounds}");
     let mut random = fastrand::Rng::with_seed(seed);
     let fixture = Fixture::new(two_pools_four_datasets());
-    // Half of them with records of several pages: of these only the pages that changed are stored.
+    // Half of them with records of several pages, of which only the changed pages are stored.
     for (dataset, place) in fixture.datasets.iter().zip(&fixture.layout.datasets) {
         if ["data", "ts1"].contains(&place.mount.as_str()) {
             must(&mut command("zfs", ["set", "recordsize=128K", dataset]));
@@ -86,7 +87,7 @@ fn sets_pruned_at_random_and_any_left_restores() {
     }
     let checked = lockstep.json(&["repo", "check", NAME, "--read-data"]);
     println!("{checked}");
-    // All that are left, each in the form that it hasn't been in by chance.
+    // All that are left, each in the form that it hasn't been restored in by chance.
     for (n, one) in known.values().enumerate() {
         prove(&fixture, &lockstep, &ledger, one, ["files", "zfs"][n % 2]);
     }

@@ -20,7 +20,7 @@ use support::standby::Standby;
 const SCALE: u32 = 3;
 const DEFAULT_ROUNDS: u64 = 12;
 
-/// What is written only grows, and every check reads all of it.
+/// Data only grows, and every check reads all of it.
 const ROUNDS_A_FIXTURE: u64 = 40;
 
 /// The ways to take a set of a standby: strategy, whether the standby can be asked.
@@ -39,7 +39,7 @@ fn one_transaction_group_of_a_standby() {
     torture("one pool", one_pool, &[("atomic", true), ("atomic", false)], 4);
 }
 
-/// One in `share` of the rounds.
+/// Runs one in `share` of the rounds.
 fn torture(name: &str, layout: fn() -> Layout, turns: &[(&str, bool)], share: u64) {
     let rounds = from_environment("LOCKSTEP_TORTURE_ROUNDS").unwrap_or(DEFAULT_ROUNDS);
     let rounds = rounds.div_ceil(share);
@@ -69,7 +69,7 @@ fn torture(name: &str, layout: fn() -> Layout, turns: &[(&str, bool)], share: u6
 
 /// A primary under load, with its standby.
 struct Arena {
-    // Load and writers are stopped before the servers that they work on go.
+    // Load and writers are stopped before their servers.
     load: Load,
     _writers: Writers,
     ledger: Ledger,
@@ -78,7 +78,7 @@ struct Arena {
 
 impl Arena {
     fn new(layout: Layout, seed: u64) -> Arena {
-        // Without a connection there is no slot that keeps WAL over the restartpoints.
+        // Without a connection, no slot keeps WAL across restartpoints.
         let standby = Standby::new(layout.setting("wal_keep_size", "1GB"));
         let names = &standby.fixture.layout.tablespaces;
         standby.primary.pgbench_tables(SCALE, &names[0].0, &names[1].0);
@@ -116,7 +116,7 @@ impl Arena {
         assert!(set.floor_lsn.is_some(), "a standby's set always knows its end: {}", set.json);
 
         self.load.pause();
-        // All that was written is a part of the archive or isn't, and the ledger knows no more.
+        // Everything that was written is in the archive or isn't; the ledger knows no more than that.
         let attempted = self.ledger.attempted();
         let directory = fixture.target(&set.id);
         let copy = format!("cp {}/%f %p", fixture.archive.display());

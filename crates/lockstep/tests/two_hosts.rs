@@ -1,6 +1,6 @@
-//! Two hosts and one repository: two configurations with a state folder each. Whoever writes is alone, whoever is
-//! lost is waited for no longer than its lease lasts, and what one takes away the other doesn't need. Whoever stood still
-//! for longer than that replaces and publishes nothing that isn't whole.
+//! Two hosts and one repository: two configurations, each with its own state folder. Only one writes at a time, a
+//! lost one is waited for only until its lease expires, and neither needs what the other removes. One that stood
+//! still for longer replaces and publishes nothing that isn't whole.
 
 mod support;
 
@@ -27,9 +27,9 @@ const PRUNE: [&str; 3] = ["prune", "--repository", NAME];
 
 struct Hosts {
     fixture: Fixture,
-    /// Takes the sets.
+    /// The host that takes the sets.
     first: Lockstep,
-    /// Looks after the repository; the cluster isn't there.
+    /// The host that maintains the repository; the cluster isn't there.
     second: Lockstep,
     steps: Steps,
 }
@@ -52,7 +52,7 @@ fn hosts() -> Hosts {
 }
 
 fn pause() {
-    // Sets of one second have no order.
+    // Sets of the same second have no order.
     std::thread::sleep(Duration::from_millis(1100));
 }
 
@@ -66,7 +66,7 @@ fn two_prunes_are_never_at_once_and_a_backup_waits_for_one() {
         fixture.cluster.execute(&["UPDATE pgbench_accounts SET filler = 'x' WHERE aid % 97 = 0"]);
         pause();
     }
-    // The second host is in the middle of it.
+    // The second host is in the middle of a prune.
     steps.hold("prune.repository-merge");
     let mut pruning = second.spawn(&[&PRUNE[..], &["--json"]].concat());
     steps.wait_reached("prune.repository-merge", &mut pruning);
@@ -74,11 +74,11 @@ fn two_prunes_are_never_at_once_and_a_backup_waits_for_one() {
         let locked = first.expect(exit::LOCKED, arguments);
         assert_said(&locked, &["error: ", "repository \"offsite\"", "until 20", "hint: "]);
     }
-    // On the same host a backup is taken as well; shipping is the other's for now.
+    // On the same host, a backup is taken as well; it isn't shipped because the other has the lease.
     let meanwhile = second.expect(exit::PROBLEMS, &["--json", "backup"]);
     assert_eq!(json_of(&meanwhile)["repositories"][0]["complete"], json!(false));
     fixture.discard_set(json_of(&meanwhile)["set"].as_str().expect("an id"));
-    // A backup is taken at once, and shipped once the other is done.
+    // A backup is taken at once, and shipped when the other is done.
     let ours = Steps::new(fixture.root().join("our-steps"));
     let mut backup = first.clone().with_steps(&ours).spawn(&["--json", "backup"]);
     ours.wait_reached("lease.waiting", &mut backup);
@@ -95,7 +95,7 @@ fn two_prunes_are_never_at_once_and_a_backup_waits_for_one() {
     proves(&hosts, &[&sets[2], newest]);
 }
 
-/// The other host would prune while a backup is all but there: it is let in when the set is complete.
+/// The other host wants to prune when a backup is almost complete: it is let in when the set is.
 #[test]
 fn a_backup_during_a_prune_loses_nothing() {
     let hosts = hosts();
@@ -106,7 +106,7 @@ fn a_backup_during_a_prune_loses_nothing() {
     ours.hold("ship.stored");
     let mut backup = first.clone().with_steps(&ours).spawn(&["--json", "backup"]);
     ours.wait_reached("ship.stored", &mut backup);
-    // All but the manifest is there: whoever may not write may look, and changes nothing.
+    // Everything except the manifest is there: a host that may not write may look, and changes nothing.
     second.expect(exit::LOCKED, &PRUNE);
     let looked = second.json(&[&PRUNE[..], &["--dry-run"]].concat());
     assert_eq!(looked["places"][0]["sets"][0]["action"], "keep", "{looked}");
@@ -126,7 +126,7 @@ fn a_lost_hosts_lease_expires() {
     first.backup("label");
     pause();
     let repository = opened(fixture);
-    // A host that took it, and was never seen again.
+    // A host that took the lease and was never seen again.
     let lost = Lease::acquire(&repository, "write", "db2 (lost)", 6, now());
     let lost = lost.expect("nobody has it");
     let begun = Instant::now();
@@ -134,19 +134,19 @@ fn a_lost_hosts_lease_expires() {
         assert_said(&host.expect(exit::LOCKED, &PRUNE), &["db2 (lost)", "has expired"]);
     }
     assert!(begun.elapsed() < Duration::from_secs(5), "the machine is too slow for this test");
-    // A shipment waits for as long as it takes.
+    // A shipment waits as long as necessary.
     let shipped = first.json(&["backup"]);
     assert_eq!(shipped["repositories"][0]["complete"], true, "{shipped}");
     assert!(now() >= lost.expires(), "not before it has expired");
     second.expect(exit::DONE, &PRUNE);
-    // Back again, it finds that it isn't its own any more.
+    // When it comes back, it finds that the lease is no longer its own.
     let mut lost = lost;
     assert!(matches!(lost.renew(now()), Err(strata::Error::LeaseLost { .. })));
     let newest = shipped["set"].as_str().expect("an id");
     proves(&hosts, &[newest]);
 }
 
-/// What was there before the lease was waited for may be gone after it.
+/// What existed before waiting for the lease may be gone afterwards.
 #[test]
 fn a_set_that_is_pruned_while_it_waits_is_shipped_anew() {
     let hosts = hosts();
@@ -168,7 +168,7 @@ fn a_set_that_is_pruned_while_it_waits_is_shipped_anew() {
     proves(&hosts, &[&old, &newest]);
 }
 
-/// The program for a restored cluster that serves in the original's place: on another host, as far as it knows.
+/// The program for a restored cluster that replaces the original; as far as it knows, it is on another host.
 fn host_of(fixture: &Fixture, name: &str, restored: &Restored) -> Lockstep {
     let (lockstep, server) = (other_host(fixture, name, &restored.data), restored.server());
     let path = fixture.root().join(format!("{name}.toml"));
@@ -181,7 +181,8 @@ fn host_of(fixture: &Fixture, name: &str, restored: &Restored) -> Lockstep {
     lockstep
 }
 
-/// After a failover the old host's timer goes on. Each of its sets is whole, the newest, and of what nobody wants.
+/// After a failover the old host's timer continues. Each of its sets is whole and the newest, but of data that nobody
+/// wants.
 #[test]
 fn what_the_old_host_of_a_failover_takes_is_left_behind() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -232,13 +233,13 @@ fn what_the_old_host_of_a_failover_takes_is_left_behind() {
         assert!(checked.stdout.contains(&newest), "{}", checked.describe());
         let itself = checked.stdout.contains("this host's cluster is on timeline 1");
         assert_eq!(itself, std::ptr::eq(host, &old), "{}", checked.describe());
-        // Each of the two has its newest, and none the other's.
+        // Each of the two has its own newest set, and none of the other's.
         let pruned = host.json(&[&PRUNE[..], &["--dry-run"]].concat());
         let sets = pruned["places"][0]["sets"].as_array().expect("sets");
         let kept = sets.iter().filter(|set| set["action"] == "keep").map(|set| &set["set"]);
         assert_eq!(kept.collect::<Vec<_>>(), [&*living, left], "{pruned}");
     }
-    // The original's tablespaces lie on clones that a restore has made.
+    // The original's tablespaces are on clones that a restore has made.
     let more = ["--from", "repository", "--as", "files"];
     let restored = new.restore_and_start("latest", &fixture.target("back"), &more);
     let rows = restored.server().column("postgres", "SELECT id FROM marks ORDER BY id");
@@ -247,7 +248,8 @@ fn what_the_old_host_of_a_failover_takes_is_left_behind() {
     assert_eq!(promoted.server().value("postgres", "SELECT sum(id) FROM marks"), "100");
     promoted.server().stop(Stop::Fast);
 
-    // The living branch's only manifest is damaged. Who has read it before knows that it was, and who hasn't doesn't choose.
+    // The living branch's only manifest is damaged. A host that has read it before knows that the branch existed; one
+    // that hasn't doesn't choose.
     let manifest = folder(&fixture).join("clusters/main/sets").join(format!("{living}.json"));
     let text = fs::read_to_string(&manifest).expect("it is there");
     fs::write(&manifest, text.replace("main", "mxin")).expect("it can be written");
@@ -267,8 +269,8 @@ fn what_the_old_host_of_a_failover_takes_is_left_behind() {
     assert!(checked.stdout.contains(&said), "{}", checked.describe());
 }
 
-/// Two restores of one set, and PostgreSQL gives both the same timeline: nothing in their sets' histories tells the one that
-/// was given up, whose timer goes on.
+/// Two restores of one set, and PostgreSQL gives both the same timeline: nothing in the histories of their sets tells
+/// which one was given up, and its timer continues.
 #[test]
 fn two_restores_of_one_set_are_told_by_their_places_in_the_wal() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -305,7 +307,7 @@ fn two_restores_of_one_set_are_told_by_their_places_in_the_wal() {
         let checked = host.expect(exit::PROBLEMS, &["check"]);
         assert!(checked.stdout.contains(words[0]), "{}", checked.describe());
     }
-    // What the hint says: the other one's sets are removed, and all is well.
+    // Do what the hint says: the other one's sets are removed, and everything is well.
     let sets = fs::read_dir(fixture.root().join("state-first-host/clusters/main/sets"));
     for entry in sets.expect("it can be listed").flatten() {
         let id = entry.file_name().into_string().expect("an id");
@@ -318,7 +320,8 @@ fn two_restores_of_one_set_are_told_by_their_places_in_the_wal() {
     restored.iter().for_each(|one| one.server().stop(Stop::Fast));
 }
 
-/// A repository was away, and the newest set here is one that is left behind: it is what `ship` makes up for, and says so.
+/// A repository couldn't be reached, and the newest set here is of a timeline that was left: `ship` ships that one,
+/// and says so.
 #[test]
 fn what_is_shipped_without_a_name_is_the_newest_here() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -326,7 +329,7 @@ fn what_is_shipped_without_a_name_is_the_newest_here() {
     let set = old.backup("label").id;
     let promoted = old.restore_and_start(&set, &fixture.target("promoted"), &[]);
     host_of(&fixture, "new", &promoted);
-    // Of one state_dir, whose configuration was changed for a while.
+    // The same state_dir, whose configuration was changed for a while.
     let path = fixture.root().join("new.toml");
     let text = fs::read_to_string(&path).expect("the configuration");
     let state = toml_string(&fixture.root().join("state-new"));
@@ -346,7 +349,7 @@ fn what_is_shipped_without_a_name_is_the_newest_here() {
     assert_eq!(json_of(&old.expect(exit::DONE, &["--json", "ship", "latest"]))["set"], *living);
 }
 
-/// What nobody needs goes, whatever an interrupted shipment may have begun.
+/// What nobody needs is removed, whatever an interrupted shipment may have begun.
 fn collect(repository: &strata::Repository, grace: u64, at: u64) -> strata::Result<Collected> {
     check::collect(repository, &Begun::default(), Terms::at(grace, at), Run::Real, HELD)
 }
@@ -361,7 +364,7 @@ fn opened(fixture: &Fixture) -> strata::Repository {
     repository.expect("a repository")
 }
 
-/// Another host's lease: by its clock it is a thousand seconds later, and whoever had it stood still.
+/// Another host's lease: by its clock it is a thousand seconds later, and the previous holder stood still.
 fn taken_over(repository: &strata::Repository) -> Lease {
     Lease::acquire(repository, "write", "db2 (other)", 300, now() + 1000).expect("it has expired")
 }
@@ -385,7 +388,7 @@ fn who_stood_still_replaces_no_delta() {
     let ours = Steps::new(fixture.root().join("our-steps"));
     let hooked = first.clone().with_steps(&ours);
     let full = ["--json", "ship", "--full", &set];
-    // All but the descriptors is there.
+    // Everything except the descriptors is there.
     ours.hold("ship.replacing");
     let mut shipping = hooked.spawn(&full);
     ours.wait_reached("ship.replacing", &mut shipping);
@@ -398,7 +401,7 @@ fn who_stood_still_replaces_no_delta() {
     assert_eq!(descriptors(fixture), before);
     other.release(now()).expect("it is ours");
 
-    // It stood still just behind the store's answer, and what it had stored was collected.
+    // It stood still just after the store's answer, and what it had stored was collected.
     let old: Vec<_> = packs(fixture).into_keys().collect();
     ours.hold("ship.stored");
     let mut shipping = hooked.spawn(&full);
@@ -416,7 +419,7 @@ fn who_stood_still_replaces_no_delta() {
     proves(&hosts, &[&set]);
 }
 
-/// A backup that stands still where all of it is stored but the manifest.
+/// A backup that stands still when everything except the manifest is stored.
 fn held_at_publishing(hooked: &Lockstep, ours: &Steps) -> Running {
     pause();
     ours.hold("ship.publishing");
@@ -459,8 +462,8 @@ fn who_stood_still_publishes_nothing_that_is_not_whole() {
     proves(&hosts, &sets.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
-/// The other host goes on for long. What isn't whole is taken back before it is waited for; what was whole so far, and
-/// whose program is killed while it waits, the next shipment looks at.
+/// The other host works for a long time. What isn't whole is taken back before waiting for it. What was whole, and
+/// whose program is killed while it waits, is checked by the next shipment.
 #[test]
 fn who_stood_still_waits_for_nobody_to_take_back_what_is_not_whole() {
     let hosts = hosts();
@@ -501,7 +504,7 @@ fn who_stood_still_waits_for_nobody_to_take_back_what_is_not_whole() {
     proves(&hosts, &[&old, &sets[1]]);
 }
 
-/// What a set goes on from that was noted as needed by nobody has its whole grace time before it once more.
+/// Objects that a set depends on and that were noted as unneeded get their whole grace time again.
 #[test]
 fn a_shipment_strikes_out_what_it_needs_of_the_note() {
     let hosts = hosts();
@@ -524,13 +527,13 @@ fn a_shipment_strikes_out_what_it_needs_of_the_note() {
     Manifest::delete(&repository, &second).expect("it can be deleted");
     let waiting = collected(10_000).waiting;
     assert!(deltas.iter().all(|delta| noted().since(&path(delta)).is_some()), "{waiting:?}");
-    // Its descriptors are there still: the next set is an increment upon them.
+    // Its descriptors still exist: the next set is an increment on top of them.
     let third = first.backup("label");
     assert_eq!(third.json["repositories"][0]["complete"], true, "{}", third.json);
     assert!(deltas.iter().all(|delta| noted().since(&path(delta)).is_none()));
     let files = waiting.iter().filter(|path| path.contains("/@files/"));
     assert!(files.clone().count() > 0 && files.clone().all(|at| noted().since(at).is_some()));
-    // It goes before anybody has looked again.
+    // It is removed before anybody has looked again.
     Manifest::delete(&repository, &third.id).expect("it can be deleted");
     let later = collected(20_000);
     let is_of_chain = |at: &String| deltas.iter().any(|delta| *at == path(delta));
@@ -562,7 +565,7 @@ fn what_another_host_takes_away_is_not_called_damage() {
     other.release(now()).expect("it is ours");
 }
 
-/// These sets are there, whole, and the last one restores and is right.
+/// These sets are there and whole, and the last one restores and is right.
 fn proves(hosts: &Hosts, sets: &[&str]) {
     let Hosts { fixture, first, second, .. } = hosts;
     let checked = &second.json(&["repo", "check", "--read-data"])["repositories"][0];

@@ -39,9 +39,9 @@ impl Adopt {
             as_text(&report, self.dry_run);
         }
         for (what, error) in &report.failed {
-            tracing::warn!("{what} isn't taken up: {}", error.chain());
+            tracing::warn!("{what} isn't adopted: {}", error.chain());
         }
-        // What was asked for by name is somewhere else.
+        // A set that was named on the command line is stored elsewhere.
         let missed = !self.sets.is_empty() && !report.elsewhere.is_empty();
         let is_well = report.failed.is_empty() && !missed;
         Ok(if is_well { Done::Well } else { Done::WithProblems })
@@ -92,6 +92,6 @@ fn as_text(report: &Report, dry_run: bool) {
         say!("set {set} is in the repository alone: {missing}");
     }
     if report.adopted.is_empty() {
-        say!("nothing to take up; {} sets are this host's already", report.known);
+        say!("nothing to adopt; {} sets are this host's already", report.known);
     }
 }

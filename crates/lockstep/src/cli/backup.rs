@@ -85,9 +85,9 @@ impl Backup {
     }
 }
 
-/// Exit code 3 where the set is less than was meant: of old data, without a connection, or of a timeline that this
-/// host's own sets say was left, or that two clusters go on along; that is told here. And where another is dated later than
-/// now: that one would be taken for the newest.
+/// Returns exit code 3 where the set is less than was meant: its data is old, there was no connection, this host's
+/// own sets say that its timeline was left, or two clusters continue along its timeline; these two are reported here.
+/// Also where another set is dated later than now, because that one would be taken for the newest.
 fn done(
     sets: &[Manifest],
     manifest: &Manifest,

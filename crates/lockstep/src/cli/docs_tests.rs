@@ -1,4 +1,4 @@
-//! What the documents say against what there is: keys, exit codes, shapes, names of tests, links, commands.
+//! Compares the documents with the program: keys, exit codes, JSON shapes, names of tests, links, commands.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,7 +21,7 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// README.md and what is below docs.
+/// README.md and the pages under docs.
 fn pages() -> Vec<String> {
     let mut pages = vec!["README.md".to_owned()];
     for folder in ["docs", "docs/decisions"] {
@@ -34,12 +34,13 @@ fn pages() -> Vec<String> {
     pages
 }
 
-/// What stands in backticks.
+/// What is in backticks.
 fn code(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// The text of a section, by its heading without the marks; the one without a heading is what comes before the first.
+/// The text of each section, by its heading without the marks; the text before the first heading is under the empty
+/// one.
 fn sections(page: &str) -> BTreeMap<String, String> {
     let mut sections = BTreeMap::from([(String::new(), String::new())]);
     let mut heading = String::new();
@@ -54,7 +55,7 @@ fn sections(page: &str) -> BTreeMap<String, String> {
     sections
 }
 
-/// The rows of the tables whose first column has this head.
+/// The rows of the tables whose first column has this heading.
 fn rows<'a>(text: &'a str, head: &str) -> Vec<Vec<&'a str>> {
     let cells = |line: &'a str| -> Vec<&'a str> {
         line.trim_matches('|').split(" | ").map(str::trim).collect()
@@ -73,7 +74,7 @@ fn rows<'a>(text: &'a str, head: &str) -> Vec<Vec<&'a str>> {
     rows
 }
 
-/// The keys that a table takes: serde lists them where it meets one that it doesn't know.
+/// The keys that a table accepts: serde lists them when it meets one that it doesn't know.
 fn keys_taken(table: &str) -> BTreeSet<String> {
     let error = toml::from_str::<Config>(&format!("{table}\nnosuch = 1\n")).unwrap_err();
     let error = error.to_string();
@@ -96,7 +97,7 @@ fn keys_listed(section: &str, head: &str) -> BTreeSet<String> {
 fn every_key_of_the_configuration_is_listed_and_no_other() {
     let page = read("docs/configuration.md");
     let sections = sections(&page);
-    // Keys of tables that have a heading of their own.
+    // Keys of tables that have their own heading.
     for (heading, head, table, headings) in [
         ("", "key", "", &["clusters", "repositories"][..]),
         ("`[clusters.NAME]`", "key", "[clusters.x]", &["retention", "clone"]),
@@ -147,7 +148,7 @@ fn the_exit_codes_are_those_of_the_table() {
     assert_eq!(listed.keys().copied().collect::<BTreeSet<_>>(), codes);
 }
 
-/// What stands in no parentheses.
+/// The text outside of all parentheses.
 fn outermost(text: &str) -> String {
     let mut depth = 0;
     let mut outer = String::new();
@@ -167,7 +168,7 @@ fn the_keys_of_json_are_documented() {
     let mut last = BTreeSet::new();
     for row in rows(&page, "command") {
         let keys: BTreeSet<_> = code(&outermost(row[1])).map(str::to_owned).collect();
-        // `backup` stands in two rows.
+        // `backup` is in two rows.
         for command in code(row[0]) {
             shapes.entry(command).or_default().extend(keys.iter().cloned());
         }
@@ -241,7 +242,7 @@ fn every_invariant_of_the_format_names_tests_that_exist() {
         let names: Vec<_> = code(&invariant).filter(is_name).collect();
         assert!(!names.is_empty(), "no test holds: {invariant}");
         for name in names {
-            // A test, or, where a macro makes it one, its name.
+            // Either a test function or, where a macro makes the tests, the test's name.
             let definition = format!("fn {name}(");
             assert!(texts.iter().any(|text| text.contains(&definition)), "no test {name}");
         }
@@ -327,7 +328,7 @@ fn command_lines(page: &str) -> Vec<String> {
     found
 }
 
-/// Why a command line isn't one, as far as its commands and the names of its options say.
+/// Why a command line is wrong, as far as its commands and option names show; `None` where it isn't.
 fn wrong(line: &str) -> Option<String> {
     let top = Arguments::command();
     let mut command = &top;
@@ -379,7 +380,7 @@ fn commands_and_options_of_the_documents_exist() {
     assert!(seen > 60, "{seen} command lines");
 }
 
-/// Units for systemd start commands that there are, and each timer its service.
+/// systemd units start commands that exist, and every timer has its service.
 #[test]
 fn units_of_systemd_run_commands_that_exist() {
     let folder = root().join("contrib/systemd");
@@ -392,7 +393,7 @@ fn units_of_systemd_run_commands_that_exist() {
             continue;
         }
         let unit = read(folder.join(name));
-        // What comes after: each is a unit that is there.
+        // The units that are started afterwards must exist.
         let after = unit.lines().filter_map(|line| line.split_once('='));
         for (_, other) in after.filter(|(key, _)| ["OnSuccess", "OnFailure"].contains(key)) {
             assert!(names.contains(&other.replace("@%i", "@")), "{name}: {other}");

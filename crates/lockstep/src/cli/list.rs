@@ -29,20 +29,20 @@ pub(super) struct List {
     first_wal: bool,
 }
 
-/// A standby's data that is older than its set by so much is worth a word: it doesn't follow, or its
-/// replay is paused.
+/// Standby data that is this much older than its set is worth a warning: the standby doesn't follow, or replay is
+/// paused.
 const OLD_DATA: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
 
-/// A set in a list, and what is known of where it is.
+/// A set in a list, and what is known about where it is stored.
 struct Listed<'a> {
     manifest: &'a Manifest,
     /// In the repository that was asked.
     stored: Option<&'a Shipped>,
-    /// Of one on this host: the repositories that have it too, as far as this host knows.
+    /// For a set on this host: the repositories that have it too, as far as this host knows.
     elsewhere: Option<Vec<InRepository>>,
-    /// Whether all of its snapshots are there.
+    /// Whether all of its snapshots exist.
     is_whole: bool,
-    /// On this host what only it has, in a repository what was stored for it.
+    /// On this host, the bytes that only this set holds; in a repository, the bytes that were stored for it.
     own_bytes: u64,
 }
 
@@ -109,7 +109,7 @@ impl Listed<'_> {
         value
     }
 
-    /// Why somebody should look at it, in few words.
+    /// Why somebody should look at it, in a few words.
     fn problems(&self) -> String {
         let data = self.manifest.data_time();
         let mut words = Vec::new();
@@ -132,8 +132,7 @@ impl Listed<'_> {
     }
 }
 
-/// Lists the sets, oldest first; damaged ones are named on stderr and make exit code 3. Columns that
-/// would be empty are left out.
+/// Lists the sets, oldest first; damaged ones are named on stderr and cause exit code 3. Empty columns are left out.
 fn list<T: serde::Serialize>(
     sets: &[Listed<'_>],
     damaged: Vec<(T, Error)>,
@@ -157,7 +156,7 @@ fn print_table(sets: &[Listed<'_>]) {
     let has_problems = sets.iter().any(|set| !set.problems().is_empty());
     let is_elsewhere = |set: &Listed<'_>| set.elsewhere.as_ref().is_some_and(|all| !all.is_empty());
     let has_repositories = sets.iter().any(is_elsewhere);
-    // As `prune` has it: in a repository the blocks of a set live on in those that come after it.
+    // As in `prune`: in a repository, later sets may still use the blocks of this one.
     let size = match sets.iter().any(|set| set.stored.is_some()) {
         true => "stored for it",
         false => "own bytes",
@@ -182,7 +181,8 @@ fn print_table(sets: &[Listed<'_>]) {
                 raw => format!("{}, {raw} raw", set.volumes.len()),
             },
             bytes(listed.own_bytes),
-            // The set holds all up to there. Where no server was asked only recovery itself knows.
+            // The set holds everything up to this LSN. If no server was asked, only recovery itself knows how far it
+            // goes.
             set.floor_lsn.map_or_else(|| "-".into(), |lsn| lsn.to_string()),
         ];
         if has_timelines {
@@ -208,7 +208,7 @@ fn names_of(all: &[InRepository]) -> String {
     all.iter().map(|known| known.repository.as_str()).collect::<Vec<_>>().join(", ")
 }
 
-/// A set as `show --json` prints it: as it is kept, in that order.
+/// A set as `show --json` prints it: the manifest's fields in the order in which they are stored.
 #[derive(Serialize)]
 struct Shown<'a> {
     #[serde(flatten)]
@@ -309,7 +309,7 @@ impl Show {
     }
 }
 
-/// Those of the configuration first, with those in which the set isn't.
+/// Shows the configured repositories first, including those that don't have the set.
 fn show_repositories(configured: &[String], known: &[InRepository]) {
     for name in configured.iter().filter(|name| known.iter().all(|k| k.repository != **name)) {
         say!("  {name}: no; `lockstep ship` brings it there");
@@ -322,7 +322,7 @@ fn show_repositories(configured: &[String], known: &[InRepository]) {
     }
 }
 
-/// All about a set, with its label; `beside` is where its files are.
+/// Prints everything about a set, with its label; `beside` is where its files are.
 fn certificate(set: &Manifest, label: &[u8], beside: &str) {
     show_facts(set);
     say!("\nconsistent because\n  {}\n", set.consistent_because);
@@ -341,7 +341,7 @@ fn certificate(set: &Manifest, label: &[u8], beside: &str) {
     }
 }
 
-/// What it is of, and of when.
+/// Prints which cluster and which time the set is of.
 fn show_facts(set: &Manifest) {
     let line = |name: &str, value: String| say!("{name:<18} {value}");
     line("set", set.set.to_string());

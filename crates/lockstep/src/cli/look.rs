@@ -72,7 +72,7 @@ impl PlaceArgument {
         Ok(Found::Stored(Box::new((repository, shipped))))
     }
 
-    /// Looks into a set, and gives what `run` made of it.
+    /// Looks into a set and returns what `run` made of it.
     fn look<T>(
         &self,
         cx: &Context,
@@ -84,7 +84,7 @@ impl PlaceArgument {
                 steps::end_with_the_reader();
                 run(&mut Look::into_repository(&stored.0, &stored.1))
             }
-            // A clone for the moment has to go, so the reader's end is only an error until it has.
+            // The temporary clone must be removed, so a reader that has gone is only an error until that is done.
             Found::Here(manifest) => {
                 unfinished::remove(cx)?;
                 let result = run(&mut Look::into_snapshots(cx, *manifest));
@@ -101,7 +101,7 @@ impl PlaceArgument {
     }
 }
 
-/// Whether this host has a set that is called so, whole or not.
+/// Whether this host has a set with this name, whole or not.
 fn is_here(cx: &Context, set: &str) -> Result<bool> {
     let (sets, damaged) = cx.state.sets()?;
     let ids = sets.iter().map(|set| &set.set).chain(damaged.iter().map(|(id, _)| id));
@@ -156,16 +156,16 @@ impl Cat {
         if is_stored {
             return Ok(Done::Well);
         }
-        // Whoever reads the output must not take nothing for an empty file.
+        // A reader of the output must not mistake this for an empty file.
         eprintln!(
-            "\"{}\" isn't stored: PostgreSQL makes it anew, so a restore has a hole of its size there",
+            "\"{}\" isn't stored: PostgreSQL recreates it, so a restore has a hole of its size there",
             path.escape_ascii()
         );
         Ok(Done::WithProblems)
     }
 }
 
-/// As `ls -l` prints it, but always in the same form: mode, user, group, size, time, name.
+/// A line as `ls -l` prints it, but always in the same form: mode, user, group, size, time, name.
 fn line(entry: &Entry, name: &[u8]) -> String {
     let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
     let mut text = format!(

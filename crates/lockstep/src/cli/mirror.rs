@@ -133,7 +133,7 @@ impl Mirror {
             }
             Command::Destroy { name, with_sets } => {
                 let name = parse_name(name)?;
-                // Its table goes with it.
+                // The table is removed together with the mirror.
                 let table = config.clusters.get(name.as_str());
                 let stored = table.map(|table| table.repositories.join(", ")).unwrap_or_default();
                 let gone = destroy::run(&home, config, &name, *with_sets)?;
@@ -193,7 +193,7 @@ fn say(json: bool, done: &str, name: &ClusterName, words: &str) -> Result<Done> 
     Ok(Done::Well)
 }
 
-/// `LEFT=RIGHT`, both there.
+/// Splits `LEFT=RIGHT`; both sides must be there.
 fn pair<'a>(text: &'a str, option: &str) -> Result<(&'a str, &'a str)> {
     match text.split_once('=') {
         Some((left, right)) if !left.is_empty() => Ok((left, right)),
@@ -242,7 +242,7 @@ fn create(home: &Home, config: &Config, arguments: &CreateArguments, json: bool)
         (config.clusters.len(), &config.default_cluster, config.clusters.first_key_value())
     {
         tracing::warn!(
-            "the configuration has two clusters {}: what is called without --cluster (cron, timers, scripts) ends with exit code 2 until it says `--cluster {only}`, or the configuration has default_cluster = \"{only}\"",
+            "the configuration has two clusters {}: commands without --cluster (cron, timers, scripts) end with exit code 2 until they say `--cluster {only}`, or the configuration has default_cluster = \"{only}\"",
             if arguments.dry_run { "then" } else { "now" }
         );
     }
@@ -254,7 +254,7 @@ fn create(home: &Home, config: &Config, arguments: &CreateArguments, json: bool)
     Ok(Done::Well)
 }
 
-/// What was made, or would be.
+/// Prints what was made, or would be.
 fn tell_made(record: &Record, dry_run: bool) {
     crate::steps::end_with_the_reader();
     if dry_run {

@@ -132,7 +132,7 @@ fn run(arguments: &Arguments) -> Result<Done> {
         return crate::restore::hold(dataset, data).map(|()| Done::Well);
     }
     if let Command::Stream(command) = &arguments.command {
-        // Before signals are caught: a stream is read, and Ctrl-C may end that anywhere.
+        // This comes before signals are caught: a stream is only read, so Ctrl-C may end that anywhere.
         steps::end_with_the_reader();
         return stream::run(command, arguments.json)
             .map(|()| Done::Well)
@@ -194,7 +194,7 @@ fn start_log(verbose: u8) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)
-        // A terminal that has gone mustn't end the undoing of what was begun.
+        // A terminal that has gone away must not stop the undoing of what was begun.
         .log_internal_errors(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     if verbose == 0 { log.without_time().init() } else { log.init() }
@@ -272,8 +272,8 @@ mod tests {
         }
     }
 
-    /// As of a script's variable that isn't set. What takes no empty text itself isn't here: sets, clusters and
-    /// repositories, of which none is called so.
+    /// An empty value comes from a script's variable that isn't set. Options that refuse empty text by themselves
+    /// aren't tested here: sets, clusters and repositories, because none has an empty name.
     #[test]
     fn an_empty_value_is_refused() {
         let standby = ["--standby", "--primary", "host=a"];

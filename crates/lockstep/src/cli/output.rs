@@ -11,11 +11,11 @@ use crate::error::{Error, Result};
 use crate::set::manifest::json;
 use crate::steps;
 
-/// What couldn't be printed, and why: the first of it.
+/// The first thing that couldn't be printed, and why.
 static UNSAID: OnceLock<io::Error> = OnceLock::new();
 
-/// Prints a line on stdout as `println!` does, but panics nowhere: what a command does must not end half way because
-/// nobody reads on, or because the disk is full that stdout leads to.
+/// Prints a line on stdout as `println!` does, but never panics: a command must not end half way because its reader
+/// has gone or because the disk that stdout goes to is full.
 macro_rules! say {
     () => { $crate::cli::output::line(format_args!("")) };
     ($($said:tt)*) => { $crate::cli::output::line(format_args!($($said)*)) };
@@ -29,18 +29,18 @@ pub(super) fn line(said: fmt::Arguments<'_>) {
     }
 }
 
-/// That all could be said. A reader that has gone wants no more of it.
+/// Checks that everything could be printed. A reader that has gone doesn't want more, so that is no error.
 ///
 /// # Errors
-/// When stdout took something else badly.
+/// When writing to stdout failed for another reason.
 pub(super) fn all_said() -> Result<()> {
     if let Err(error) = io::stdout().flush() {
         let _ = UNSAID.set(error);
     }
     match UNSAID.get() {
         Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            let what = format!("what was to be said could not be written to stdout: {error}");
-            Err(Error::failed(what).with_hint("what the command does is done"))
+            let what = format!("the output couldn't be written to stdout: {error}");
+            Err(Error::failed(what).with_hint("the command itself has done its work"))
         }
         _ => Ok(()),
     }
@@ -110,7 +110,8 @@ pub(super) fn path(path: &std::path::Path) -> String {
 mod tests {
     use super::*;
 
-    /// What is compared elsewhere has its columns' widths taken out, as they are those of what varies.
+    /// Output that other tests compare has its column widths removed, because they depend on values that vary. So
+    /// this tests them.
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
         let mut table = table(&["set", "size", "what it holds"]);

@@ -61,7 +61,7 @@ impl Prune {
     }
 }
 
-/// Says what became of each place. The exit code is the worst: interrupted, locked, then with problems.
+/// Reports the result of each place. The exit code is the worst one: interrupted, then locked, then with problems.
 fn end(report: Report, as_json: bool, dry_run: bool) -> Result<Done> {
     let mut done = Done::Well;
     let (alone, mut locked) = (report.len() == 1, None);
@@ -93,7 +93,7 @@ fn end(report: Report, as_json: bool, dry_run: bool) -> Result<Done> {
     locked.map_or(Ok(done), Err)
 }
 
-/// Says what is wrong at a place, and whether anything is.
+/// Prints what is wrong at a place; returns whether anything is.
 fn warn(place: &Place, plan: &Plan) -> bool {
     for problem in &plan.problems {
         eprintln!("warning: {place}: {problem}");
@@ -112,7 +112,7 @@ fn show(plan: &Plan, dry_run: bool) {
         return;
     }
     say!("{}", plan.place);
-    // In a repository the blocks of a set that goes live on in those that come after it.
+    // In a repository, later sets may still use the blocks of a set that is removed.
     let size = match plan.place {
         Place::Local => "own bytes",
         Place::Repository(_) => "stored for it",
@@ -158,16 +158,16 @@ fn summary(outcome: &Outcome) {
         );
         if done.repacked > 0 {
             let (packs, written) = (done.repacked, bytes(done.repacked_bytes));
-            say!("{place}: {packs} packs that hardly lived any more written anew as {written}");
+            say!("{place}: {packs} packs with little live data rewritten as {written}");
         }
         if done.repack_left > 0 {
             let left = done.repack_left;
             say!(
-                "{place}: {left} more hardly live and are left for the next prune (--max-repack-bytes)"
+                "{place}: {left} more have little live data and are left for the next prune (--max-repack-bytes)"
             );
         }
         if done.locked > 0 {
-            say!("{place}: {} objects are locked in the store, and go later", done.locked);
+            say!("{place}: {} objects are locked in the store, and are deleted later", done.locked);
         }
         if done.locks_prolonged > 0 {
             say!("{place}: locks of {} objects prolonged", done.locks_prolonged);

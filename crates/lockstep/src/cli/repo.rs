@@ -126,7 +126,7 @@ fn init(cx: &Context, name: Option<&str>, json: bool, how: init::How<'_>) -> Res
     })
 }
 
-/// The repositories that are meant: the named one, or all of the cluster's.
+/// The repositories to work on: the named one, or all of the cluster's.
 fn meant(cx: &Context, name: Option<&str>) -> Result<Vec<String>> {
     match name {
         Some(name) => repository::config(cx, name).map(|_| vec![name.to_owned()]),
@@ -141,7 +141,7 @@ fn meant(cx: &Context, name: Option<&str>) -> Result<Vec<String>> {
     }
 }
 
-/// The one repository that is meant.
+/// The one repository to work on.
 fn one(cx: &Context, name: Option<&str>) -> Result<String> {
     let mut names = meant(cx, name)?;
     match names.len() {
@@ -153,7 +153,7 @@ fn one(cx: &Context, name: Option<&str>) -> Result<String> {
     }
 }
 
-/// Does something with each repository that is meant; one that fails doesn't stop the others.
+/// Does something with each of these repositories; if one fails, the others are still done.
 fn each(
     cx: &Context,
     name: Option<&str>,
@@ -197,7 +197,7 @@ fn key(cx: &Context, command: &KeyCommand, json: bool) -> Result<Done> {
             "make another one with key_file or passphrase_file in its table",
         ));
     }
-    // Those of a repository that somebody else made in the same moment open nothing here.
+    // If somebody else made the repository in the same moment, key slots of that other one open nothing here.
     let ours = |slot: &Slot| {
         format.encryption.as_ref().is_some_and(|with| with.fingerprint == slot.fingerprint)
     };
@@ -236,7 +236,7 @@ fn key(cx: &Context, command: &KeyCommand, json: bool) -> Result<Done> {
         KeyCommand::Remove { id, .. } => {
             if let Some(opened) = keys::open(&store, &name, config, &format)? {
                 keys::remove(&store, &name, id, &opened)?;
-                said("removed", id, format!("key {id} opens repository {name} no more"))?;
+                said("removed", id, format!("key {id} no longer opens repository {name}"))?;
             }
         }
     }

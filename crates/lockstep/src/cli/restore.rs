@@ -111,7 +111,7 @@ impl StandbyArguments {
                 "name its primary with --primary 'host=… user=…', or the way to the archive with --restore-command",
             ));
         }
-        // Not the parser's to refuse: it would repeat a password that is in it.
+        // This isn't left to the argument parser: its error would repeat a password in the text.
         let primary = self.primary.as_deref().map(Conninfo::of_primary).transpose();
         let primary = primary.map_err(|reason| {
             Error::usage(
@@ -206,7 +206,7 @@ fn pair(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
-/// A setting; those that have an option of their own are refused.
+/// Parses a setting; those that have their own option are refused.
 fn setting(text: &str) -> Result<(String, String), String> {
     const OPTIONS: [(&str, &str); 8] = [
         ("archive_mode", "--keep-archiving"),
@@ -224,7 +224,7 @@ fn setting(text: &str) -> Result<(String, String), String> {
         _ => return Err("write NAME=VALUE, with the name of a setting of PostgreSQL".into()),
     };
     let name = name.to_ascii_lowercase();
-    // No settings to postgresql.auto.conf, but lines that read other files.
+    // These aren't settings in postgresql.auto.conf: they are lines that read other files.
     if ["include", "include_dir", "include_if_exists"].contains(&name.as_str()) {
         return Err(format!("{name} is no setting: set what is in that file, each by its name"));
     }
@@ -235,7 +235,7 @@ fn setting(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Says on stderr what somebody should look at.
+/// Prints the problems on stderr.
 pub(super) fn say_problems(problems: &[Problem]) -> Done {
     for Problem { what, hint } in problems {
         eprintln!("problem: {what}");
@@ -244,7 +244,7 @@ pub(super) fn say_problems(problems: &[Problem]) -> Done {
     if problems.is_empty() { Done::Well } else { Done::WithProblems }
 }
 
-/// The same for a script.
+/// Adds the same to the JSON value.
 pub(super) fn put_problems(value: &mut Value, problems: &[Problem]) {
     if !problems.is_empty() {
         let problems = problems.iter().map(|it| json!({"what": it.what, "hint": it.hint}));
@@ -286,7 +286,7 @@ impl Restore {
         Ok(say_problems(&restored.problems))
     }
 
-    /// What the data becomes.
+    /// What is restored.
     fn what(&self) -> Result<What> {
         let only = Wanted {
             databases: self.only_databases.clone(),
@@ -301,12 +301,12 @@ impl Restore {
             Origin::Snapshots if self.delta => {
                 return Err(Error::usage(
                     "--delta needs --from repository",
-                    "clones of this host's snapshots are made anew, in no time: leave out --delta",
+                    "clones of this host's snapshots are made from scratch in moments: leave out --delta",
                 ));
             }
             Origin::Snapshots if !only.is_all() => {
                 return Err(Error::usage(
-                    "a clone of a snapshot is all of it",
+                    "a clone always has the whole snapshot",
                     "restore single databases or tablespaces with --from repository",
                 ));
             }
@@ -319,7 +319,7 @@ impl Restore {
             Origin::Snapshots => return Ok(What::Clones { below: self.dataset.clone() }),
             Origin::Repository(_) if form == As::Clones => {
                 return Err(Error::usage(
-                    "what comes from a repository can't be clones",
+                    "sets from a repository can't be restored as clones",
                     "write --as zfs or --as files",
                 ));
             }
@@ -382,7 +382,7 @@ fn show_plan(cx: &Context, request: &Request, json: bool) -> Result<Done> {
     Ok(Done::Well)
 }
 
-/// A target time as it was understood: in UTC, and in this host's zone where that is known.
+/// A target time as it was understood: in UTC, and in this host's time zone where that is known.
 fn target_time(target: &Target) -> (Option<jiff::Timestamp>, Option<String>) {
     match target {
         Target::Time(time) => (Some(*time), local(*time)),
@@ -452,7 +452,7 @@ fn as_text(cx: &Context, restored: &Restored, request: &Request) {
         say!(
             "  max_logical_replication_workers is 0: the original's data directory is on this host, and"
         );
-        say!("  subscriptions would take its changes. Where they shall go on, this and a restart:");
+        say!("  subscriptions would take its changes. To continue them, run this and restart:");
         say!("    ALTER SYSTEM RESET max_logical_replication_workers");
     }
     if let Some(standby) = &request.recovery.standby {
@@ -489,7 +489,7 @@ fn as_text(cx: &Context, restored: &Restored, request: &Request) {
     }
 }
 
-/// What is there by name alone.
+/// Reports what exists in the restored cluster by name only.
 fn left_out(rest: &NotRestored) {
     let quoted = |names: &[String]| {
         let names = names.iter().map(|name| format!("\"{}\"", name.escape_debug()));
@@ -506,7 +506,7 @@ fn left_out(rest: &NotRestored) {
     }
 }
 
-/// How its server is started by hand: as whom, by which version's program.
+/// The command that starts the restored server by hand: as which user, with which version's program.
 fn start_command(cx: &Context, restored: &Restored) -> String {
     let bin_dir = cx.cluster.bin_dir.as_deref();
     let program = instance::bin_dir_of(bin_dir, restored.set.postgres.major)

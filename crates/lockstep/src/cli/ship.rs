@@ -1,4 +1,4 @@
-//! `lockstep ship`, and how what became of a set in its repositories is shown.
+//! `lockstep ship`, and how the result of shipping a set to its repositories is shown.
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -34,7 +34,7 @@ impl Ship {
     pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
         let names = match self.repositories.is_empty() {
             true => cx.cluster.repositories.clone(),
-            // A name that was mistyped is no repository that failed.
+            // A mistyped name is an error of usage, not a repository that failed.
             false => crate::repository::of_cluster(cx, &self.repositories)?,
         };
         if names.is_empty() {
@@ -47,7 +47,7 @@ impl Ship {
             return ship_missing(cx, &names, json);
         }
         let manifest = match &self.set {
-            // Also one that is left behind: of that the repository says so.
+            // Also a set of a timeline that was left: the outcome for the repository reports that.
             None => cx.state.newest()?,
             Some(set) => cx.state.find(set)?,
         };
@@ -66,7 +66,8 @@ impl Ship {
     }
 }
 
-/// Ships what the repositories lack, each on its own. What was done is told also where it was interrupted.
+/// Ships what each repository lacks, one repository after the other. What was done is reported even if an
+/// interruption came.
 fn ship_missing(cx: &Context, names: &[String], json: bool) -> Result<Done> {
     crate::restore::unfinished::remove(cx)?;
     let mut told = Told { json, sets: Vec::new(), failed: Vec::new(), done: Done::Well };
@@ -96,18 +97,18 @@ fn ship_missing(cx: &Context, names: &[String], json: bool) -> Result<Done> {
     interrupted.map_or(Ok(told.done), Err)
 }
 
-/// What became of sets that repositories lacked.
+/// The results for the sets that repositories lacked.
 struct Told {
     json: bool,
     sets: Vec<Value>,
-    /// Repositories that couldn't be asked what they lack.
+    /// Repositories that couldn't be asked which sets they lack.
     failed: Vec<Value>,
     done: Done,
 }
 
 impl Told {
-    /// All that a repository lacks. A set that isn't right keeps no other away; where the repository fails no further one
-    /// is tried.
+    /// Ships every set that a repository lacks. A set with a problem doesn't hold up the others; if the repository
+    /// fails, no further set is tried.
     fn ship_to(&mut self, cx: &Context, name: &str) -> Result<()> {
         let sets = ship::missing(cx, name)?;
         if sets.is_empty() && !self.json {
@@ -144,13 +145,13 @@ fn of_set(set: &SetId, outcomes: &[Outcome]) -> Value {
     json!({"version": JSON_VERSION, "set": set, "repositories": as_json(outcomes)})
 }
 
-/// Exit code 3 where a repository failed, a page is wrong, the set is left behind, two clusters go on along its timeline, or
-/// sets aren't whole there.
+/// Exit code 3 where a repository failed, a page is wrong, the set's timeline was left, two clusters continue along
+/// its timeline, or sets aren't whole there.
 pub(super) fn done(outcomes: &[Outcome]) -> Done {
     if outcomes.iter().all(Outcome::is_well) { Done::Well } else { Done::WithProblems }
 }
 
-/// What became of a set, as `backup --json` and `ship --json` print it.
+/// The results for a set, as `backup --json` and `ship --json` print them.
 pub(super) fn as_json(outcomes: &[Outcome]) -> Value {
     let one = |outcome: &Outcome| {
         let mut value = match &outcome.result {
@@ -194,11 +195,11 @@ pub(super) fn as_text(outcomes: &[Outcome]) {
             Ok(shipped) => {
                 shipped_as_text(&outcome.repository, shipped, outcome.already);
                 if outcome.beside.left.is_some() {
-                    // Why, stderr says.
+                    // stderr says why.
                     say!("  LEFT BEHIND in {}", outcome.repository);
                 }
             }
-            // Why, stderr says.
+            // stderr says why.
             Err(_) if outcome.beside.was_there => {
                 say!("  repository {}: there already, and NOT replaced", outcome.repository);
             }
@@ -207,7 +208,7 @@ pub(super) fn as_text(outcomes: &[Outcome]) {
     }
 }
 
-/// What is the matter with a set's timeline, for a script.
+/// Adds what is wrong with a set's timeline to the JSON value.
 pub(super) fn put_branch(value: &mut Value, left: Option<&LeftBehind>, apart: Option<&Apart>) {
     if let Some(left) = left {
         value["left_behind"] = left.to_string().into();
@@ -217,7 +218,7 @@ pub(super) fn put_branch(value: &mut Value, left: Option<&LeftBehind>, apart: Op
     }
 }
 
-/// The same for people; `place` says where.
+/// Prints the same as text; `place` says where.
 pub(super) fn tell_branch(place: &str, left: Option<&LeftBehind>, apart: Option<&Apart>) {
     if let Some(left) = left {
         eprintln!("error: {place}{left}");
@@ -229,7 +230,7 @@ pub(super) fn tell_branch(place: &str, left: Option<&LeftBehind>, apart: Option<
     }
 }
 
-/// Why a set isn't in a repository, or is of no use there, for people, once.
+/// Prints as text, once, why a set isn't in a repository or is of no use there.
 pub(super) fn tell_failures(outcomes: &[Outcome]) {
     for outcome in outcomes {
         let place = format!("repository {}: ", outcome.repository);
@@ -253,7 +254,7 @@ pub(super) fn tell_failures(outcomes: &[Outcome]) {
     }
 }
 
-/// How a volume that nobody can look into is stored.
+/// How a volume that is stored raw, so that nobody can look into it, is stored.
 pub(super) fn raw_in_words(volume: &ShippedVolume) -> Option<String> {
     let increments = match volume.raw.as_ref()?.len() {
         0 | 1 => "a full stream".to_owned(),

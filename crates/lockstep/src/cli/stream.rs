@@ -1,4 +1,4 @@
-//! `lockstep stream stat|tree|fold`: send streams, from files or standard input, looked into.
+//! `lockstep stream stat|tree|fold`: looks into send streams from files or standard input.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
@@ -88,7 +88,7 @@ fn deltas(files: &[PathBuf]) -> Result<Vec<StreamDelta<Box<dyn Read>>>> {
     files.iter().map(delta).collect()
 }
 
-/// The same error with the file's name before it; its hint stays.
+/// Puts the file's name before the error; its hint stays.
 fn named(file: &Path, error: Error) -> Error {
     error.in_file(file)
 }
@@ -159,7 +159,7 @@ fn print_json(statistics: &Statistics, output: &mut impl Write) -> io::Result<()
     let document = serde_json::json!({
         "version": 1,
         "snapshot": begin.to_name.escape_ascii().to_string(),
-        // GUIDs don't fit a JSON number that a JavaScript program reads.
+        // A GUID doesn't fit the numbers of a JavaScript program that reads JSON.
         "guid": begin.to_guid.to_string(),
         "from_guid": (!begin.is_full()).then(|| begin.from_guid.to_string()),
         "features": begin.features.to_string(),
@@ -171,7 +171,7 @@ fn print_json(statistics: &Statistics, output: &mut impl Write) -> io::Result<()
     writeln!(output)
 }
 
-/// A path on one line: what isn't UTF-8, a backslash, and control characters are escaped.
+/// A path on one line, with non-UTF-8 bytes, backslashes and control characters escaped.
 fn escaped(path: &[u8]) -> String {
     let mut text = String::new();
     for chunk in path.utf8_chunks() {

@@ -1,12 +1,12 @@
-//! Texts of the command line that mean something to PostgreSQL alone. What it wouldn't take is refused here, before
+//! Arguments of the command line that only PostgreSQL interprets. What it wouldn't accept is refused here, before
 //! anything is made.
 //!
-//! What could go wrong: a script's variable that isn't set. An empty recovery_target_name is no target at all, and
-//! recovery goes on to the end of the WAL.
+//! What could go wrong: a script's variable that isn't set. An empty recovery_target_name is no target at all, so
+//! recovery continues to the end of the WAL.
 
-/// The longest name of a restore point (MAXFNAMELEN in xlog_internal.h, less its end), in bytes.
+/// The longest name of a restore point (MAXFNAMELEN in xlog_internal.h, less its terminating zero), in bytes.
 const LONGEST_POINT: usize = 63;
-/// The longest name of a slot (NAMEDATALEN, less its end), in bytes.
+/// The longest name of a slot (NAMEDATALEN, less its terminating zero), in bytes.
 const LONGEST_SLOT: usize = 63;
 
 /// A restore point's name (check_recovery_target_name in xlogrecovery.c).
@@ -15,7 +15,7 @@ pub(super) fn restore_point(text: &str) -> Result<String, String> {
         0 => Err("it is empty: is a variable not set?".into()),
         1..=LONGEST_POINT => Ok(text.to_owned()),
         length => Err(format!(
-            "it has {length} bytes, and no restore point's name more than {LONGEST_POINT}"
+            "it has {length} bytes, and a restore point's name may have at most {LONGEST_POINT}"
         )),
     }
 }
@@ -24,7 +24,7 @@ pub(super) fn restore_point(text: &str) -> Result<String, String> {
 pub(super) fn command(text: &str) -> Result<String, String> {
     match text.trim().is_empty() {
         true => {
-            Err("it is empty: is a variable not set? Where there is no archive leave it out".into())
+            Err("it is empty: is a variable not set? If there is no archive, leave it out".into())
         }
         false => Ok(text.to_owned()),
     }
@@ -38,7 +38,7 @@ pub(super) fn slot(text: &str) -> Result<String, String> {
     }
     if text.len() > LONGEST_SLOT || !text.chars().all(is_legal) {
         return Err(format!(
-            "a slot's name has small letters, digits and _ alone, {LONGEST_SLOT} at most"
+            "a slot's name may only have lower-case letters, digits and _, at most {LONGEST_SLOT} of them"
         ));
     }
     Ok(text.to_owned())

@@ -1,4 +1,4 @@
-//! `[repositories.NAME]`: where sets are kept beyond this host, and how much that may cost.
+//! `[repositories.NAME]`: where sets are stored outside this host, and the resources that may be used for it.
 
 use std::path::PathBuf;
 
@@ -10,68 +10,68 @@ use serde::Deserialize;
 pub struct RepositoryConfig {
     /// `file:///folder`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
     pub url: String,
-    /// A file with the key that encrypts it: 32 bytes, as they are or in hex.
+    /// A file with the encryption key: 32 bytes, raw or in hex.
     pub key_file: Option<PathBuf>,
     /// A file with the passphrase in its first line.
     pub passphrase_file: Option<PathBuf>,
-    /// Bytes a second that are sent at most, as `50MB` or `8MiB`; without a limit where left out.
+    /// The most bytes to send per second, such as `50MB` or `8MiB`; unlimited if left out.
     pub rate_limit: Option<String>,
-    /// zstd's level.
+    /// The zstd level.
     #[serde(default = "default_level")]
     pub compression_level: i32,
-    /// Threads that compress; as many as the machine has where left out.
+    /// The number of compression threads; one per CPU of the machine if left out.
     pub threads: Option<usize>,
-    /// Store of a changed record only the pages that differ from the snapshot before.
+    /// Of a changed record, store only the pages that differ from the previous snapshot.
     #[serde(default = "on")]
     pub page_delta: bool,
-    /// Keep a hash of every page in `state_dir`, so that the snapshot before needn't be read for that.
+    /// Keep a hash of every page in `state_dir`, so that the previous snapshot needn't be read for that.
     #[serde(default = "on")]
     pub page_hashes: bool,
-    /// Added to the priority of shipping and of the `zfs send` that it starts; 0 to 19.
+    /// Added to the nice value of shipping and of the `zfs send` that it starts; 0 to 19.
     pub nice: Option<u8>,
-    /// The class of their disk accesses.
+    /// The I/O class of these processes, as in ionice(1).
     pub ionice: Option<IoClass>,
-    /// The server, where it isn't Amazon's, Google's or Microsoft's own.
+    /// The server, if it isn't Amazon's, Google's or Microsoft's own.
     pub endpoint: Option<String>,
-    /// The region; `us-east-1` where nothing says otherwise.
+    /// The region; `us-east-1` unless something else says otherwise.
     pub region: Option<String>,
-    /// The access key's id, for Azure the account; else that of the usual environment variables.
+    /// The access key's id, or the account for Azure; if left out, from the usual environment variables.
     pub access_key_id: Option<String>,
-    /// A file with the access key itself in its first line; for Google a service account's JSON.
+    /// A file with the secret access key in its first line; for Google a service account's JSON.
     pub secret_access_key_file: Option<PathBuf>,
     /// Allow an endpoint without TLS.
     #[serde(default)]
     pub allow_http: bool,
-    /// Ask the store to let nobody delete what is written for so many days.
+    /// Ask the store to protect what is written from deletion for this many days.
     pub immutable_days: Option<u32>,
-    /// How datasets that ZFS encrypts are sent.
+    /// How datasets with ZFS encryption are sent.
     #[serde(default)]
     pub encrypted_datasets: EncryptedDatasets,
-    /// Of a dataset that is sent raw, after so many increments a full stream comes again.
+    /// After this many increments of a dataset that is sent raw, send a full stream again.
     #[serde(default = "default_raw_full_every")]
     pub raw_full_every: u32,
-    /// How long a call to the store may take, in seconds, beside the time for what it carries.
+    /// How long a call to the store may take, in seconds, plus the time to transfer its data.
     #[serde(default = "default_timeout")]
     pub timeout_seconds: u32,
-    /// What nothing refers to any more is deleted after so many hours; longer than any backup or
-    /// restore takes.
+    /// What nothing refers to any more is deleted after this many hours. It must be longer than any backup or restore
+    /// takes.
     #[serde(default = "default_grace")]
     pub grace_hours: u32,
-    /// `prune` writes packs anew of whose content less than so many percent is needed by any set; 0: none. Where left
-    /// out 25, and 0 with `immutable_days`: what it replaces couldn't go yet.
+    /// `prune` rewrites packs of whose content sets need less than this many percent; 0 means none. The default is
+    /// 25, or 0 with `immutable_days`, because the packs that it replaces couldn't be deleted yet.
     pub repack_below: Option<u8>,
 }
 
-/// How datasets that ZFS encrypts are sent.
+/// How datasets with ZFS encryption are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EncryptedDatasets {
     /// Raw to a repository without a key, plain to one with a key.
     #[default]
     Auto,
-    /// As they are encrypted on disk: nobody can look into them.
+    /// As they are encrypted on disk, so that nobody can look into them.
     Raw,
-    /// In the clear, as all others.
+    /// In the clear, like all others.
     Plain,
 }
 
@@ -80,21 +80,21 @@ pub enum EncryptedDatasets {
 pub enum Place {
     /// A local folder.
     Folder(PathBuf),
-    /// A bucket, or container, and the folder in it.
+    /// A bucket or container, and a folder in it.
     Cloud {
-        /// Whose.
+        /// The provider.
         cloud: Cloud,
-        /// Its name.
+        /// The bucket's name.
         bucket: String,
         /// The folder in it; may be empty.
         prefix: String,
     },
 }
 
-/// Stores that aren't local.
+/// Stores that aren't local folders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cloud {
-    /// S3, and what speaks like it.
+    /// S3 and compatible stores.
     S3,
     /// Google Cloud Storage.
     Gcs,
@@ -108,7 +108,7 @@ pub enum Cloud {
 pub enum IoClass {
     /// Only when nobody else wants the disk.
     Idle,
-    /// The lowest of the usual.
+    /// The lowest best-effort priority.
     BestEffort,
 }
 
@@ -130,20 +130,23 @@ fn default_timeout() -> u32 {
 }
 
 impl RepositoryConfig {
-    /// Whether the values can be; the error begins with the key's name.
+    /// Checks the values; the error begins with the key's name.
     ///
     /// # Errors
-    /// The first that can't, in words.
+    /// The first invalid value, in words.
     pub fn check(&self) -> Result<(), String> {
         let place = self.place()?;
         if self.key_file.is_some() && self.passphrase_file.is_some() {
-            return Err("key_file and passphrase_file are both there: which opens it?".into());
+            return Err(
+                "key_file and passphrase_file are both set: keep the one that opens the repository"
+                    .into(),
+            );
         }
         if !(1..=19).contains(&self.compression_level) {
             return Err(format!("compression_level {} isn't 1 to 19", self.compression_level));
         }
         if self.threads == Some(0) {
-            return Err("threads is 0: leave it out for as many as there are".into());
+            return Err("threads is 0: leave it out to use as many as the machine has".into());
         }
         if self.repack_below.is_some_and(|percent| percent > 100) {
             return Err("repack_below is more than 100".into());
@@ -159,7 +162,7 @@ impl RepositoryConfig {
         }
         match (self.immutable_days, place) {
             (None, _) => {}
-            (Some(0) | Some(36_501..), _) => return Err("immutable_days isn't 1 to 36500".into()),
+            (Some(0) | Some(36_501..), _) => return Err("immutable_days must be 1 to 36500".into()),
             (Some(_), Place::Cloud { cloud: Cloud::S3, .. }) => {}
             (Some(_), _) => {
                 return Err(format!(
@@ -174,7 +177,7 @@ impl RepositoryConfig {
     /// What the URL means.
     ///
     /// # Errors
-    /// When it means nothing, in words.
+    /// Why the URL is invalid, in words.
     pub fn place(&self) -> Result<Place, String> {
         let url = &self.url;
         if let Some(folder) = url.strip_prefix("file://") {
@@ -190,7 +193,7 @@ impl RepositoryConfig {
             return Err(format!("url \"{url}\" begins with none of file:///, s3://, gs://, az://"));
         };
         if let Some(odd) = rest.chars().find(|c| "@:?#%\\".contains(*c) || c.is_whitespace()) {
-            // Not shown: it may hold an access key.
+            // The URL isn't shown, because it may hold an access key.
             return Err(format!(
                 "url has '{odd}' in it; write the bucket and a folder, and keys in keys of their own"
             ));
@@ -206,7 +209,7 @@ impl RepositoryConfig {
         Ok(Place::Cloud { cloud, bucket: bucket.to_owned(), prefix })
     }
 
-    /// Whether both are the same place, as far as their tables say: then they are one repository.
+    /// Whether both are the same place as far as their tables show, which makes them one repository.
     #[must_use]
     pub fn is_same_place(&self, other: &Self) -> bool {
         let server = |config: &Self| {
@@ -219,7 +222,7 @@ impl RepositoryConfig {
             }
         };
         let place = |config: &Self| {
-            // Of a path the components are compared: no `//`, no `/.`, no `/` at its end.
+            // Paths are compared by component, so `//`, `/.` and a final `/` don't count.
             config.place().ok().map(|place| match place {
                 Place::Folder(folder) => Place::Folder(folder.components().collect()),
                 cloud => cloud,
@@ -228,7 +231,7 @@ impl RepositoryConfig {
         place(self).is_some() && place(self) == place(other) && server(self) == server(other)
     }
 
-    /// Below which share of life `prune` writes a pack anew, in percent.
+    /// `prune` rewrites a pack if less than this percentage of it is still needed.
     #[must_use]
     pub fn repacks_below(&self) -> u8 {
         self.repack_below.unwrap_or(if self.immutable_days.is_some() { 0 } else { 25 })
@@ -237,7 +240,7 @@ impl RepositoryConfig {
     /// The rate limit in bytes a second.
     ///
     /// # Errors
-    /// When it is no number of bytes.
+    /// When it isn't a number of bytes.
     pub fn bytes_per_second(&self) -> Result<Option<u64>, String> {
         let Some(text) = &self.rate_limit else { return Ok(None) };
         let bytes = parse_bytes(text).map_err(|why| format!("rate_limit {why}"))?;
@@ -245,10 +248,10 @@ impl RepositoryConfig {
     }
 }
 
-/// A number of bytes above 0, as `50MB` or `8MiB`.
+/// Parses a number of bytes above 0, such as `50MB` or `8MiB`.
 ///
 /// # Errors
-/// When it is none, in words.
+/// Why it isn't one, in words.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     parse_most_bytes(text).and_then(|bytes| match bytes {
         0 => Err(no_bytes(text)),
@@ -260,10 +263,10 @@ fn no_bytes(text: &str) -> String {
     format!("\"{text}\" is no number of bytes, as 50MB or 8MiB")
 }
 
-/// The same, of what may be nothing at all.
+/// The same, but 0 is allowed.
 ///
 /// # Errors
-/// When it is no number of bytes, in words.
+/// Why it isn't a number of bytes, in words.
 pub fn parse_most_bytes(text: &str) -> Result<u64, String> {
     let wrong = || no_bytes(text);
     let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());

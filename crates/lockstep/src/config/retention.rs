@@ -1,7 +1,7 @@
-//! `[clusters.NAME.retention]`: which sets `prune` keeps, for this host and for each repository.
+//! `[clusters.NAME.retention]`: which sets `prune` keeps, on this host and in each repository.
 //!
-//! What could go wrong: a policy that is empty by mistake would be "delete everything". So no policy
-//! at all means that `prune` touches nothing there, and one that keeps nothing is refused.
+//! What could go wrong: a policy that is empty by mistake would mean "delete everything". So no policy at all means
+//! that `prune` touches nothing there, and one that keeps nothing is refused.
 
 use std::collections::BTreeMap;
 
@@ -14,14 +14,14 @@ use crate::retention::Policy;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RetentionConfig {
-    /// Of the snapshots on this host.
+    /// For the snapshots on this host.
     pub local: Option<Policy>,
-    /// In every repository that `repositories` says nothing about.
+    /// For every repository that isn't in `repositories`.
     pub repository: Option<Policy>,
-    /// In one repository, by its name, instead of `repository`.
+    /// For single repositories by name, instead of `repository`.
     #[serde(default)]
     pub repositories: BTreeMap<String, Policy>,
-    /// The time zone of hours, days, weeks, months and years, as `Europe/Berlin`; UTC where left out.
+    /// The time zone of hours, days, weeks, months and years, such as `Europe/Berlin`; UTC if left out.
     pub timezone: Option<String>,
 }
 
@@ -43,19 +43,19 @@ impl RetentionConfig {
         }
     }
 
-    /// Whether the values can be; the error begins with the key's name.
+    /// Checks the values; the error begins with the key's name.
     ///
     /// # Errors
-    /// The first that can't, in words.
+    /// The first invalid value, in words.
     pub fn check(&self) -> Result<(), String> {
         let of = |name: String, policy: &Policy| match (
             policy.keeps_nothing(),
             policy.keep.is_empty(),
         ) {
             (true, true) => Err(format!("{name} keeps nothing: every set would be removed")),
-            (true, false) => {
-                Err(format!("{name} keeps no newest set beside those of keep: add last = 1"))
-            }
+            (true, false) => Err(format!(
+                "{name} keeps only the sets that match keep, and no newest one: add last = 1"
+            )),
             (false, _) => Ok(()),
         };
         self.local.iter().try_for_each(|policy| of("local".into(), policy))?;

@@ -1,7 +1,7 @@
-//! `mirror create`: everything is checked first, then named in the record, then made.
+//! `mirror create`: everything is checked first, then written to the record, then made.
 //!
-//! What could go wrong at any step leaves the record in phase `making`; the error path, or the next
-//! `mirror` command, takes away what it names.
+//! What could go wrong: any step may fail. That leaves the record in phase `making`, and the error path, or the next
+//! `mirror` command, removes what it names.
 
 use std::path::{Path, PathBuf};
 
@@ -20,30 +20,30 @@ use crate::steps;
 use crate::volume::zfs::DatasetName;
 use crate::words::bytes;
 
-/// What `mirror create` was asked for.
+/// The request of a `mirror create`.
 #[derive(Debug, Clone)]
 pub struct Create {
-    /// The mirror's name, and its cluster's.
+    /// The name of the mirror and of its cluster.
     pub name: ClusterName,
-    /// How the primary is reached, without a password.
+    /// The connection string of the primary, without a password.
     pub from: String,
-    /// The dataset that gets the others below it.
+    /// The top dataset; the others are made below it.
     pub dataset: DatasetName,
-    /// Tablespaces that go to a dataset of their own elsewhere: name or OID, dataset.
+    /// Tablespaces that get a dataset elsewhere: name or OID, dataset.
     pub tablespaces: Vec<(String, DatasetName)>,
-    /// Where the dataset is mounted; as ZFS has it where left out.
+    /// Where the dataset is mounted; if left out, where ZFS mounts it.
     pub directory: Option<PathBuf>,
-    /// The server's port; a free one is found.
+    /// The server's port; if left out, a free one is found.
     pub port: Option<u16>,
     /// A file with the primary's password in its first line.
     pub password_file: Option<PathBuf>,
     /// The slot on the primary.
     pub slot: Option<String>,
-    /// The way to the primary's archive, for when streaming breaks.
+    /// How WAL is fetched from the primary's archive when streaming breaks.
     pub restore_command: Option<String>,
-    /// Settings of the mirror's server.
+    /// Settings for the mirror's server.
     pub settings: Vec<(String, String)>,
-    /// Who owns the files and runs the server.
+    /// The user that owns the files and runs the server.
     pub os_user: String,
     /// Where PostgreSQL's programs are.
     pub bin_dir: Option<PathBuf>,
@@ -51,22 +51,22 @@ pub struct Create {
     pub repositories: Vec<String>,
 }
 
-/// What a filesystem of PostgreSQL's gets, where this ZFS knows it.
+/// Properties for a filesystem of PostgreSQL, where this ZFS knows them.
 const PROPERTIES: [(&str, &str); 4] = [
-    // Pages compress well; where lz4 isn't known, `on` is what there is.
+    // Pages compress well; `on` is the fallback where lz4 isn't known.
     ("compression", "lz4"),
-    // PostgreSQL never asks when a file was read.
+    // PostgreSQL never needs to know when a file was read.
     ("atime", "off"),
-    // Extended attributes in the dnode and not in files of their own.
+    // Extended attributes are in the dnode instead of in files of their own.
     ("xattr", "sa"),
-    // Replay writes pages that can be replayed again: the intent log has nothing to keep them for.
+    // Replay writes pages that can be replayed again, so they don't need the intent log.
     ("logbias", "throughput"),
 ];
 
-/// What would be made: every check, and no change.
+/// Returns what would be made: runs every check and changes nothing.
 ///
 /// # Errors
-/// What stands in the way.
+/// The reason why it can't be made.
 pub fn plan(home: &Home, config: &Config, wanted: &Create) -> Result<Record> {
     let (record, _, _) = prepare(home, config, wanted)?;
     Ok(record)
@@ -75,11 +75,12 @@ pub fn plan(home: &Home, config: &Config, wanted: &Create) -> Result<Record> {
 /// Makes a mirror and starts it.
 ///
 /// # Errors
-/// What stands in the way, or went wrong; then nothing is left behind.
+/// The reason why it can't be made, or what went wrong; then nothing of it is left.
 pub fn run(home: &Home, wanted: &Create) -> Result<Record> {
     let _lock = home.lock(&wanted.name, "mirror create")?;
     destroy::unfinished(home, Some(&wanted.name))?;
-    // What was cut off may have been a cluster of the configuration already, and isn't any more.
+    // The unfinished mirror may have been in the configuration already. It no longer is, so read the configuration
+    // again.
     let prepared = home.configuration().and_then(|config| prepare(home, &config, wanted));
     let (mut record, mut primary, facts) = prepared.inspect_err(|_| {
         if !home.record_path(&wanted.name).exists() {
@@ -121,7 +122,7 @@ fn make(home: &Home, record: &mut Record, primary: &mut Primary, facts: &Facts) 
     home.write(record)?;
     record.mark_complete(&home.zfs);
     steps::reached("mirror.done").or_else(|error| match error {
-        // It is complete already.
+        // The mirror is already complete.
         Error::Interrupted { .. } => Ok(()),
         other => Err(other),
     })
@@ -135,7 +136,7 @@ fn register(record: &Record) -> Result<()> {
     files::publish(&record.registration, record.as_toml()?.as_bytes())
 }
 
-/// Makes and mounts the datasets that aren't there yet.
+/// Makes and mounts the datasets that don't exist yet.
 pub(super) fn make_datasets(home: &Home, record: &Record) -> Result<()> {
     let user = record.credentials()?;
     for place in &record.places {
@@ -152,8 +153,8 @@ pub(super) fn make_datasets(home: &Home, record: &Record) -> Result<()> {
             ("mountpoint", mountpoint.to_owned()),
             (PROPERTY, record.name.to_string()),
             ("lockstep:owner", home.owner.clone()),
-            // Data: a page a record, so that a changed page is written, and sent, alone. WAL is
-            // written once and read in order: few large records.
+            // Data: one page per record, so that a changed page is written, and sent, alone. WAL is written once and
+            // read in order, which suits few large records.
             ("recordsize", if place.kind == Kind::Wal { "128K" } else { "8K" }.to_owned()),
         ];
         home.zfs.create(&place.dataset, &marks)?;
@@ -169,10 +170,10 @@ pub(super) fn make_datasets(home: &Home, record: &Record) -> Result<()> {
     Ok(())
 }
 
-/// Sets a property that helps and that this ZFS may not know.
+/// Sets a property that helps, but that this ZFS may not know.
 fn suit(home: &Home, place: &Place, name: &str, value: &str) {
     let on = std::slice::from_ref(&place.dataset);
-    // The WAL is synced for every commit that is received.
+    // WAL is synced for every commit that is received.
     let value = if name == "logbias" && place.kind == Kind::Wal { "latency" } else { value };
     let result = match home.zfs.set(name, value, on) {
         Err(_) if name == "compression" => home.zfs.set(name, "on", on),
@@ -187,13 +188,13 @@ pub(super) fn refuse<T>(what: impl Into<String>, needed: impl Into<String>) -> R
     Err(Refusal::Mirror { what: what.into(), needed: needed.into() }.into())
 }
 
-/// Whether the names that were asked for can be had, and are known.
+/// Checks that the requested names are free, and that what they refer to is known.
 fn check_names(home: &Home, config: &Config, wanted: &Create) -> Result<()> {
     let name = &wanted.name;
     if config.clusters.contains_key(name.as_str()) {
         return refuse(
             format!("the configuration has a cluster \"{name}\" already"),
-            "choose another name, or take that one away",
+            "choose another name, or remove that cluster from the configuration",
         );
     }
     if home.records()?.iter().any(|record| record.name == *name) {
@@ -305,7 +306,7 @@ fn check_primary(primary: &mut Primary, facts: &Facts, wanted: &Create) -> Resul
             "raise its max_replication_slots",
         );
     }
-    // pg_basebackup takes two.
+    // pg_basebackup uses two.
     if facts.free_senders < 2 {
         return refuse(
             format!("the primary has {} free WAL senders, and two are needed", facts.free_senders),
@@ -315,7 +316,7 @@ fn check_primary(primary: &mut Primary, facts: &Facts, wanted: &Create) -> Resul
     Ok(())
 }
 
-/// Where the top dataset is to be mounted.
+/// Where the top dataset will be mounted.
 fn directory(home: &Home, wanted: &Create) -> Result<PathBuf> {
     let path = match &wanted.directory {
         Some(path) => std::path::absolute(path).map_err(Error::io("find", path))?,
@@ -350,7 +351,7 @@ fn directory(home: &Home, wanted: &Create) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The datasets, the top first. A pure function of what was asked and what the primary has.
+/// The datasets, the top first. A pure function of the request and the primary's facts.
 pub(super) fn places(
     top: &DatasetName,
     directory: &Path,
@@ -410,7 +411,7 @@ fn check_places(home: &Home, places: &[Place], size: u64) -> Result<()> {
             Some(parent) if known(&parent) => {}
             Some(parent) if home.zfs.exists(parent.as_str())? => {
                 let free = home.zfs.bytes(&parent, "available")?;
-                // Compression may help, and may not.
+                // This doesn't count on compression.
                 if free < size.saturating_add(size / 10) {
                     return refuse(
                         format!(

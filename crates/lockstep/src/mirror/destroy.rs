@@ -1,7 +1,7 @@
-//! `mirror destroy`, and the taking away of what an unfinished `create` left.
+//! `mirror destroy`, and the removal of what an unfinished `create` left.
 //!
-//! Only datasets that carry the mirror's mark as their own are destroyed, and none with a snapshot
-//! that somebody may still want: sets are taken away only when that is asked for by name.
+//! Only datasets that carry the mirror's mark as their own property are destroyed, and none with a snapshot that
+//! somebody may still want: sets are removed only if that is explicitly requested.
 
 use super::create::refuse;
 use super::primary::Primary;
@@ -19,14 +19,14 @@ use crate::steps;
 /// How a destroy ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Destroyed {
-    /// What has to be run on the primary, where that couldn't be reached.
+    /// What must be run on the primary, if that couldn't be reached.
     pub left_on_primary: Option<String>,
 }
 
-/// Takes a mirror away, with its sets where `with_sets`.
+/// Removes a mirror, and its sets if `with_sets`.
 ///
 /// # Errors
-/// [`crate::refusal::Refusal::Mirror`] while it has sets or foreign snapshots; or when something stays.
+/// [`crate::refusal::Refusal::Mirror`] while it has sets or foreign snapshots; or when something can't be removed.
 pub fn run(home: &Home, config: &Config, name: &ClusterName, with_sets: bool) -> Result<Destroyed> {
     home.find(name)?;
     let _lock = home.lock(name, "mirror destroy")?;
@@ -46,11 +46,11 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, with_sets: bool) ->
     take_away(home, &record, steps::reached)
 }
 
-/// Finishes what a killed `create` or `destroy` left half done; `own`: the mirror whose lock the
-/// caller holds. What another mirror left and can't be taken away now is said, and is in nobody's way.
+/// Finishes what a killed `create` or `destroy` left half done; `own` is the mirror whose lock the caller holds. If
+/// the remains of another mirror can't be removed now, that is only logged.
 ///
 /// # Errors
-/// When something of `own` stays, the records can't be read, or an interruption came.
+/// When something of `own` can't be removed, the records can't be read, or an interruption came.
 pub fn unfinished(home: &Home, own: Option<&ClusterName>) -> Result<()> {
     for mut record in home.records()? {
         if !matches!(record.phase, Phase::Making | Phase::Destroying) {
@@ -68,7 +68,7 @@ pub fn unfinished(home: &Home, own: Option<&ClusterName>) -> Result<()> {
                 }
             },
         };
-        // Between the reading and the lock it may have ended well.
+        // It may have been finished between reading the record and taking the lock.
         let is_still = |known: &Record| known.name == record.name && known.phase == record.phase;
         if !home.records()?.iter().any(is_still) {
             continue;
@@ -76,13 +76,13 @@ pub fn unfinished(home: &Home, own: Option<&ClusterName>) -> Result<()> {
         if record.phase == Phase::Making && record.was_complete(&home.zfs)? {
             tracing::warn!(
                 mirror = %record.name,
-                "its record is from before it was complete: did state_dir come back from a copy? It stays"
+                "it is complete, but its record is from before that: was state_dir put back from a copy? The mirror stays"
             );
             record.phase = Phase::Ready;
             home.write(&record)?;
             continue;
         }
-        tracing::warn!(mirror = %record.name, "taking away what an unfinished mirror left");
+        tracing::warn!(mirror = %record.name, "removing what an unfinished mirror left");
         match take_away(home, &record, |_| Ok(())) {
             Ok(Destroyed { left_on_primary: Some(statement) }) => {
                 tracing::warn!("the primary can't be reached; run there: {statement}");
@@ -93,7 +93,7 @@ pub fn unfinished(home: &Home, own: Option<&ClusterName>) -> Result<()> {
             Err(error) => tracing::warn!(
                 mirror = %record.name,
                 error = %error.chain(),
-                "it stays for now: `lockstep mirror destroy` says what stands in the way"
+                "it can't be removed yet: `lockstep mirror destroy` says why"
             ),
         }
     }
@@ -106,7 +106,7 @@ fn check_sets(home: &Home, record: &Record, cx: &Context, with_sets: bool) -> Re
     if count > 0 && !with_sets {
         return refuse(
             format!("mirror \"{}\" has {count} backup sets", record.name),
-            "they are gone with it: add --with-sets if they may go",
+            "they would be destroyed with it: add --with-sets if nobody needs them",
         );
     }
     for place in &record.places {
@@ -123,7 +123,7 @@ fn check_sets(home: &Home, record: &Record, cx: &Context, with_sets: bool) -> Re
             let known = ours.iter().chain(&damaged).any(|set| name.ends_with(&format!("@{set}")));
             if !known {
                 return refuse(
-                    format!("snapshot \"{name}\" is of no set"),
+                    format!("snapshot \"{name}\" belongs to no set"),
                     "destroy it with zfs if nobody needs it",
                 );
             }
@@ -132,8 +132,8 @@ fn check_sets(home: &Home, record: &Record, cx: &Context, with_sets: bool) -> Re
     Ok(())
 }
 
-/// All sets, those that can't be read too: their snapshots are on the mirror's datasets, and would keep
-/// these from being destroyed.
+/// Removes all sets, including unreadable ones: their snapshots are on the mirror's datasets and would keep these
+/// from being destroyed.
 fn remove_sets(cx: &Context, record: &Record) -> Result<()> {
     let (good, damaged) = cx.state.sets()?;
     let places: Vec<_> = record.places.iter().map(|place| place.dataset.clone()).collect();
@@ -148,8 +148,8 @@ fn remove_sets(cx: &Context, record: &Record) -> Result<()> {
     Ok(())
 }
 
-/// Takes everything away that the record names. Where that is the undoing of what a signal ended,
-/// `reached` must not heed the signal again.
+/// Removes everything that the record names. If this undoes what a signal interrupted, `reached` must ignore that
+/// signal.
 pub(super) fn take_away(
     home: &Home,
     record: &Record,
@@ -161,7 +161,7 @@ pub(super) fn take_away(
     let left_on_primary = drop_slot(record);
     files::remove_file(&record.registration)?;
     reached("mirror.destroy-unregistered")?;
-    // The top holds the others' mount points, so it goes last.
+    // The top holds the mount points of the others, so it goes last.
     for place in record.places.iter().filter(|place| place.kind != Kind::Top) {
         home.zfs.destroy_carrying(&place.dataset, PROPERTY, record.name.as_str())?;
         remove_folder(&place.directory)?;
@@ -178,7 +178,7 @@ pub(super) fn take_away(
     Ok(Destroyed { left_on_primary })
 }
 
-/// The statement to be run by hand where the slot couldn't be dropped.
+/// Drops the slot. Returns the statement to run by hand if that failed.
 fn drop_slot(record: &Record) -> Option<String> {
     let dropped = record
         .conninfo()
@@ -189,7 +189,7 @@ fn drop_slot(record: &Record) -> Option<String> {
     Some(format!("SELECT pg_drop_replication_slot('{}');", record.slot.replace('\'', "''")))
 }
 
-/// Removes an empty folder; one that isn't empty, or isn't there, is left.
+/// Removes an empty folder. One that isn't empty, or doesn't exist, is no error.
 fn remove_folder(path: &std::path::Path) -> Result<()> {
     use std::io::ErrorKind;
     match std::fs::remove_dir(path) {

@@ -1,5 +1,5 @@
-//! How a mirror gets its data: pg_basebackup or pg_rewind, run as os_user in the mirror's own folder
-//! `run`, where the next start finds and ends them should Lockstep be killed meanwhile.
+//! How a mirror gets its data: pg_basebackup or pg_rewind, run as os_user in the mirror's own folder `run`. If
+//! Lockstep is killed meanwhile, the next start finds them there and ends them.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -18,10 +18,10 @@ use crate::restore;
 use crate::steps;
 use crate::words::bytes;
 
-/// How often the progress is told.
+/// How often progress is reported.
 const PROGRESS: Duration = Duration::from_secs(10);
 
-/// A fresh base backup into the mirror's empty folders.
+/// Takes a base backup into the mirror's empty folders.
 pub(super) fn base_backup(home: &Home, record: &Record, size: u64) -> Result<()> {
     let mut program = Program::new(record.bin_dir.join("pg_basebackup"))
         .args(["--checkpoint=fast", "--wal-method=stream", "--no-password", "--slot"])
@@ -41,12 +41,12 @@ pub(super) fn base_backup(home: &Home, record: &Record, size: u64) -> Result<()>
     run(home, record, program, size)
 }
 
-/// pg_rewind: the pages that differ since the timelines parted come from the primary.
+/// Runs pg_rewind, which copies the pages that differ since the timelines parted from the primary.
 ///
-/// It makes the links of pg_tblspc as the primary has them and writes through them: for a tablespace
-/// that was made since, on the primary's own host, to the primary's live files. So it is called only
-/// where the mirror has all of them, and may write where the mirror's server may: one that is made at
-/// this very moment makes it fail.
+/// pg_rewind makes the links of pg_tblspc as the primary has them and writes through them. A tablespace that was made
+/// since then on the primary's own host would lead to the primary's live files. So it is called only if the mirror
+/// has all tablespaces, and it may write only where the mirror's server may: a tablespace that is made at this very
+/// moment makes it fail.
 pub(super) fn rewind(home: &Home, record: &Record) -> Result<()> {
     let conninfo = record.conninfo()?.with_default("dbname", "postgres");
     let text = |path: PathBuf| path.display().to_string();
@@ -71,7 +71,7 @@ fn mapping(old: &str, new: &Path) -> String {
     format!("{}={}", escaped(old), escaped(&new.display().to_string()))
 }
 
-/// Runs a program that fills the mirror, and tells how far it is.
+/// Runs a program that fills the mirror, and reports its progress.
 fn run(home: &Home, record: &Record, program: Program, size: u64) -> Result<()> {
     let user = record.credentials()?;
     let log_path = record.top().join("log/fill.log");
@@ -114,7 +114,7 @@ fn ended(program: &Program, status: ExitStatus, log: &Path) -> Result<()> {
     Err(Error::failed(format!("\"{}\" failed ({status}):\n  {last}", program.display())))
 }
 
-/// Ends programs that fill the mirror for a Lockstep that was killed.
+/// Ends programs that still fill the mirror for a Lockstep that was killed.
 pub(super) fn end_fillers(record: &Record) {
     let folder = record.run_directory();
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -129,7 +129,7 @@ pub(super) fn end_fillers(record: &Record) {
                 pid = pid.as_raw_nonzero().get(),
                 "ending what a killed command left running"
             );
-            // It may have gone by itself.
+            // It may have ended by itself.
             let _ = kill_process(pid, Signal::KILL);
         }
     }
@@ -153,7 +153,7 @@ pub(super) fn make_standby(record: &Record, primary: &mut Primary) -> Result<()>
     complete_configuration(record, primary)
 }
 
-/// Debian keeps these in /etc, where no base backup sees them.
+/// Writes the configuration files that Debian keeps in /etc, where no base backup includes them.
 fn complete_configuration(record: &Record, primary: &mut Primary) -> Result<()> {
     let user = record.credentials()?;
     let missing = |name: &str| -> Option<PathBuf> {

@@ -1,5 +1,5 @@
-//! What a mirror's primary is asked: its identity, its tablespaces, the settings a standby must
-//! match, and its slots.
+//! What a mirror asks its primary for: its identity, its tablespaces, the settings that a standby must match, and its
+//! slots.
 
 use pgfiles::lsn::SystemIdentifier;
 use postgres::Client;
@@ -16,12 +16,12 @@ pub(super) struct Primary {
     client: Client,
 }
 
-/// What a mirror is planned from.
+/// The facts from which a mirror is planned.
 #[derive(Debug, Clone)]
 pub(super) struct Facts {
     pub major: u32,
     pub system_identifier: SystemIdentifier,
-    /// OID, name, location: those outside the data directory.
+    /// OID, name and location of the tablespaces outside the data directory.
     pub tablespaces: Vec<(u32, String, String)>,
     pub settings: StandbySettings,
     /// The bootstrap superuser.
@@ -30,18 +30,18 @@ pub(super) struct Facts {
     pub may_replicate: bool,
     pub free_slots: i64,
     pub free_senders: i64,
-    /// Bytes of all databases.
+    /// The size of all databases, in bytes.
     pub size: u64,
-    /// full_page_writes, without which the mirror can't be backed up with `label`.
+    /// full_page_writes; without it the mirror can't be backed up with `label`.
     pub full_page_writes: bool,
-    /// Pages have checksums, or hint bits are logged: pg_rewind can be used.
+    /// Pages have checksums or hint bits are logged, so pg_rewind can be used.
     pub may_rewind: bool,
 }
 
 /// A slot as the primary shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
-    /// A WAL sender uses it.
+    /// A WAL sender is using it.
     pub active: bool,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: Option<String>,
@@ -49,7 +49,7 @@ pub struct Slot {
     pub restart_lsn: Option<String>,
     /// Bytes of WAL that it keeps.
     pub kept_bytes: Option<i64>,
-    /// Bytes that can still be written before it is lost; none where there is no limit.
+    /// Bytes that can still be written before the slot is lost; `None` if there is no limit.
     pub safe_bytes: Option<i64>,
 }
 
@@ -69,7 +69,7 @@ impl Primary {
         }
     }
 
-    /// Asks for everything.
+    /// Asks for all facts.
     ///
     /// # Errors
     /// When a statement fails.
@@ -112,8 +112,8 @@ impl Primary {
         })
     }
 
-    /// Its postgresql.conf, flat, for a data directory that has none (Debian keeps it in /etc); `None`
-    /// where this user may not see it.
+    /// The settings of its postgresql.conf, with includes resolved, for a data directory that has no such file
+    /// (Debian keeps it in /etc); `None` if this user may not see them.
     pub(super) fn file_settings(&mut self) -> Option<Vec<(String, String)>> {
         match connection::file_settings(&mut self.client) {
             Ok(settings) => Some(settings),
@@ -127,7 +127,7 @@ impl Primary {
         }
     }
 
-    /// The slot `name`.
+    /// Returns the slot `name`.
     ///
     /// # Errors
     /// When a statement fails.
@@ -152,7 +152,7 @@ impl Primary {
         }))
     }
 
-    /// Makes the physical slot, which keeps WAL from now on.
+    /// Makes the physical slot, which keeps WAL from then on.
     ///
     /// # Errors
     /// The primary's reason.
@@ -163,7 +163,7 @@ impl Primary {
             .map_err(|e| Error::sql(format!("cannot make the slot \"{name}\" on the primary"), e))
     }
 
-    /// Drops the slot; one that isn't there is fine. A sender that still uses it is ended first.
+    /// Drops the slot; it is no error if it doesn't exist. A sender that still uses it is ended first.
     ///
     /// # Errors
     /// The primary's reason.
@@ -178,7 +178,7 @@ impl Primary {
             );
             match dropped {
                 Ok(_) => return Ok(()),
-                // The mirror's receiver has only just gone, and its sender hasn't noticed.
+                // The mirror's receiver ended a moment ago, and its sender hasn't noticed yet.
                 Err(e)
                     if e.code() == Some(&postgres::error::SqlState::OBJECT_IN_USE) && tries > 0 =>
                 {
@@ -191,7 +191,7 @@ impl Primary {
         }
     }
 
-    /// How far its WAL is, and on which timeline.
+    /// Returns the position of its WAL, and the timeline.
     ///
     /// # Errors
     /// When the statement fails.
@@ -209,7 +209,7 @@ impl Primary {
     }
 }
 
-/// A tablespace; its location goes to pg_basebackup as text.
+/// Reads a tablespace; its location is given to pg_basebackup as text.
 fn tablespace(row: &postgres::Row) -> Result<(u32, String, String)> {
     let (name, location) = (column::<Text>(row, 1)?.lossy(), column::<Text>(row, 2)?);
     let shown = location.lossy();

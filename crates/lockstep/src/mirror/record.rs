@@ -1,14 +1,13 @@
-//! What Lockstep remembers of a mirror, under state_dir, and the lock that says that somebody works
-//! on it.
+//! What Lockstep remembers about a mirror, in state_dir, and the lock of whoever works on it.
 //!
 //! ```text
 //! mirrors/NAME.json       the record; it is there before the first thing of the mirror is
 //! mirrors/NAME.lock       flock: one command on a mirror at a time
 //! ```
 //!
-//! The record is the journal too: it names every dataset, folder and slot before they come to be,
-//! and [`Phase`] says whether they are complete. What could go wrong: a record that names what
-//! somebody else made meanwhile; datasets are destroyed only while they carry the mirror's mark.
+//! The record is the journal too: it names every dataset, folder and slot before they are made, and [`Phase`] says
+//! whether they are complete. What could go wrong: the record names something that somebody else has made meanwhile.
+//! So datasets are destroyed only if they carry the mirror's mark.
 
 use std::path::{Path, PathBuf};
 
@@ -30,28 +29,28 @@ use crate::volume::zfs::{DatasetName, Zfs};
 /// The user property that every dataset of a mirror carries.
 pub const PROPERTY: &str = "lockstep:mirror";
 
-/// The one that says on its top dataset that it was complete once: the record may come back with a copy of state_dir from
-/// when the mirror was being made.
+/// The property of the top dataset that says that the mirror was complete once. A copy of state_dir may bring back
+/// the record from when the mirror was being made.
 const COMPLETE: &str = "lockstep:mirror-complete";
 
 /// What to do about a dataset that isn't mounted.
-pub(super) const HOW_TO_MOUNT: &str = "zfs mount it, after zfs load-key where it is encrypted and zpool import where its pool is away; what is mounted over it, or was written below meanwhile, has to go first";
+pub(super) const HOW_TO_MOUNT: &str = "zfs mount it (zpool import its pool first if that isn't imported, and zfs load-key if it is encrypted); anything mounted over it, or written to the folder meanwhile, has to be removed before";
 
 /// How far a mirror is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// It is being made; where nobody holds its lock, that was cut off.
+    /// It is being made. If nobody holds its lock, that was interrupted.
     Making,
     /// It is complete.
     Ready,
     /// Its data is being replaced.
     Recreating,
-    /// It is being taken away.
+    /// It is being removed.
     Destroying,
 }
 
-/// What lies on one of a mirror's datasets.
+/// What is on one of a mirror's datasets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -75,7 +74,7 @@ pub enum Kind {
 /// A dataset and where it is mounted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
-    /// What lies there.
+    /// What is on it.
     pub kind: Kind,
     /// The dataset.
     pub dataset: DatasetName,
@@ -83,8 +82,8 @@ pub struct Place {
     pub directory: PathBuf,
 }
 
-/// The settings of a hot standby that must be at least the primary's (hot-standby.html,
-/// "Administrator's Overview").
+/// The settings of which a hot standby must have at least the primary's value (hot-standby.html, "Administrator's
+/// Overview").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StandbySettings {
     /// The setting.
@@ -100,7 +99,7 @@ pub struct StandbySettings {
 }
 
 impl StandbySettings {
-    /// Raises one of them; whether there was anything to raise.
+    /// Raises one of them; returns whether it had to be raised.
     pub fn raise(&mut self, name: &str, needed: u32) -> bool {
         let setting = match name {
             "max_connections" => &mut self.max_connections,
@@ -125,11 +124,11 @@ pub struct Record {
     pub created_at: jiff::Timestamp,
     /// The primary, without a password.
     pub primary: String,
-    /// Where the password is read from at create, start and recreate.
+    /// The file with the password, read at create, start and recreate.
     pub password_file: Option<PathBuf>,
     /// The physical slot on the primary.
     pub slot: String,
-    /// The primary's own, as text: it fits no JSON number.
+    /// The primary's system identifier, as text because it doesn't fit a JSON number.
     pub system_identifier: String,
     /// Its datasets; the top first.
     pub places: Vec<Place>,
@@ -137,38 +136,38 @@ pub struct Record {
     pub made_folders: Vec<PathBuf>,
     /// The folder with its socket.
     pub socket_directory: PathBuf,
-    /// Its port, which is a part of its socket's name.
+    /// Its port, which is part of its socket's name.
     pub port: u16,
-    /// The superuser of the cluster, whom Lockstep connects as.
+    /// The superuser of the cluster, as whom Lockstep connects.
     pub superuser: String,
     /// The database that Lockstep connects to.
     pub dbname: String,
-    /// Who owns its files and runs its server.
+    /// The user that owns its files and runs its server.
     pub os_user: String,
     /// Where its `postgres` is.
     pub bin_dir: PathBuf,
-    /// The fallback where streaming breaks.
+    /// The fallback when streaming breaks.
     pub restore_command: Option<String>,
-    /// What the primary has, or had when it was last asked.
+    /// The primary's values, now or when it was last asked.
     pub standby_settings: StandbySettings,
-    /// Settings asked for with `--setting`, over those of Lockstep.
+    /// Settings requested with `--setting`; they override those of Lockstep.
     pub settings: Vec<(String, String)>,
-    /// The file that makes it a cluster of the configuration.
+    /// The file that registers it as a cluster of the configuration.
     pub registration: PathBuf,
-    /// The repositories that its sets are shipped to, as it was made; the file may say otherwise by now.
+    /// The repositories that its sets were to be shipped to when it was made; the file may say something else by now.
     #[serde(default)]
     pub repositories: Vec<String>,
 }
 
 impl Record {
-    /// Says on the mirror itself that it is complete. It takes a copy of state_dir to need it, so that it can't be said makes
-    /// the mirror no worse.
+    /// Records on the mirror itself that it is complete. This only matters when a copy of state_dir is used, so a
+    /// failure doesn't harm the mirror.
     pub(super) fn mark_complete(&self, zfs: &Zfs) {
         let marked = self.place_of(&Kind::Top).map_or(Ok(()), |top| {
             zfs.set(COMPLETE, self.name.as_str(), std::slice::from_ref(&top.dataset))
         });
         if let Err(error) = marked {
-            tracing::warn!(mirror = %self.name, error = %error.chain(), "nothing there says that it is complete");
+            tracing::warn!(mirror = %self.name, error = %error.chain(), "its dataset couldn't be marked as complete");
         }
     }
 
@@ -182,7 +181,7 @@ impl Record {
         self.places.iter().find(|place| place.kind == *kind)
     }
 
-    /// The folder of a kind.
+    /// The folder of this kind.
     fn directory_of(&self, kind: &Kind) -> PathBuf {
         self.place_of(kind).map(|place| place.directory.clone()).unwrap_or_default()
     }
@@ -205,8 +204,8 @@ impl Record {
         self.directory_of(&Kind::Wal)
     }
 
-    /// Where programs that fill the mirror work, so that they can be found should Lockstep be
-    /// killed: nobody else works there.
+    /// The working directory of programs that fill the mirror. Nobody else works there, so they can be found if
+    /// Lockstep is killed.
     #[must_use]
     pub fn run_directory(&self) -> PathBuf {
         self.top().join("run")
@@ -218,7 +217,7 @@ impl Record {
         self.top().join("log/server.log")
     }
 
-    /// The log of the server's run before: what it says is past.
+    /// The log of the server's previous run, which no longer matters for its state.
     #[must_use]
     pub fn older_log(&self) -> PathBuf {
         self.log().with_extension("log.old")
@@ -227,7 +226,7 @@ impl Record {
     /// The ids of os_user.
     ///
     /// # Errors
-    /// When it doesn't exist or can't be become.
+    /// When it doesn't exist, or this process may not become it.
     pub fn credentials(&self) -> Result<Option<Credentials>> {
         users::credentials(&self.os_user)
     }
@@ -275,17 +274,17 @@ impl Record {
             .ok_or_else(|| Error::failed(format!("mirror \"{}\" is no cluster", self.name)))
     }
 
-    /// The primary's password for libpq, mode 0600, owned by os_user: in the folder around everything,
-    /// which is in no set and which os_user can get to, as it need not get to state_dir.
+    /// The file with the primary's password for libpq, mode 0600, owned by os_user. It is in the top folder, which is
+    /// in no set and which os_user can reach; it needn't be able to reach state_dir.
     #[must_use]
     pub fn passfile(&self) -> PathBuf {
         self.top().join("passfile")
     }
 
-    /// Writes libpq's password file anew from the first line of `password_file`, where there is one.
+    /// Writes libpq's password file again from the first line of `password_file`, if that is set.
     ///
     /// # Errors
-    /// When that can't be read, or the file can't be written.
+    /// When the one can't be read or the other can't be written.
     pub fn write_passfile(&self) -> Result<()> {
         let Some(source) = &self.password_file else { return Ok(()) };
         let text = std::fs::read_to_string(source).map_err(|e| {
@@ -298,15 +297,15 @@ impl Record {
         files::write_owned(&self.passfile(), line.as_bytes(), self.credentials()?)
     }
 
-    /// Which of its datasets isn't seen at its directory, in words: not mounted (its key isn't loaded, its
-    /// pool isn't imported), or something else is mounted over it. One that was destroyed isn't meant.
+    /// Which of its datasets isn't visible at its directory, in words: it isn't mounted (its key isn't loaded, its
+    /// pool isn't imported), or something else is mounted over it. A dataset that was destroyed doesn't count.
     ///
     /// # Errors
     /// When ZFS or the list of mounts can't be read.
     pub fn unmounted(&self, zfs: &Zfs) -> Result<Option<String>> {
         let mounts = Mounts::read()?;
         for Place { dataset, directory, .. } in &self.places {
-            // A folder that isn't there, or leads elsewhere, is no mount of the dataset's.
+            // A folder that doesn't exist, or leads elsewhere, isn't the dataset's mount point.
             let seen = std::fs::canonicalize(directory).ok();
             let holding = seen.as_ref().and_then(|path| Some((mounts.holding(path)?, path)));
             let is_seen = holding.is_some_and(|(mount, path)| {
@@ -320,11 +319,11 @@ impl Record {
         Ok(None)
     }
 
-    /// Refuses to touch a mirror one of whose datasets isn't mounted: what would be written to its
-    /// directory would lie in the file system below.
+    /// Refuses to touch a mirror if one of its datasets isn't mounted: what is written to its directory would go to
+    /// the file system below.
     ///
     /// # Errors
-    /// [`Refusal::Mirror`] with the dataset; as [`Self::unmounted`].
+    /// [`Refusal::Mirror`] with the dataset; also as [`Self::unmounted`].
     pub(super) fn check_mounted(&self, zfs: &Zfs) -> Result<()> {
         match self.unmounted(zfs)? {
             Some(what) => Err(Refusal::Mirror { what, needed: HOW_TO_MOUNT.into() }.into()),
@@ -347,7 +346,7 @@ impl Record {
     }
 }
 
-/// Where the mirrors of this host are remembered and registered.
+/// Where this host's mirrors are recorded and registered.
 #[derive(Debug)]
 pub struct Home {
     /// state_dir.
@@ -363,7 +362,7 @@ pub struct Home {
 }
 
 impl Home {
-    /// Opens it, making what is missing.
+    /// Opens it, and makes what is missing.
     ///
     /// # Errors
     /// When state_dir can't be used.
@@ -401,19 +400,19 @@ impl Home {
     /// Takes the lock of a mirror.
     ///
     /// # Errors
-    /// [`Error::Locked`] when somebody works on it.
+    /// [`Error::Locked`] when somebody is working on it.
     pub fn lock(&self, name: &ClusterName, command: &str) -> Result<Lock> {
         let what = format!("cluster \"mirror {name}\"");
         Lock::take_or_refuse(&self.path(name, "lock"), what, command)
     }
 
-    /// Whether somebody works on the mirror this moment.
+    /// Whether somebody is working on the mirror at this moment.
     #[must_use]
     pub fn is_locked(&self, name: &ClusterName) -> bool {
         self.path(name, "lock").exists() && self.lock(name, "look").is_err()
     }
 
-    /// Removes a lock's file.
+    /// Removes a lock file.
     pub fn remove_lock(&self, name: &ClusterName) {
         let _ = files::remove_file(&self.path(name, "lock"));
     }

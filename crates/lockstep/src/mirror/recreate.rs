@@ -1,7 +1,7 @@
-//! `mirror recreate`: for a mirror whose WAL is gone, or whose timeline parted from its primary's.
+//! `mirror recreate`: for a mirror whose WAL is gone, or whose timeline diverged from its primary's.
 //!
-//! Its datasets stay, and with them the snapshots of its old sets. What could go wrong half way: the
-//! record then says `recreating`, the mirror is not started, and the command can be run again.
+//! Its datasets stay, and so do the snapshots of its old sets. What could go wrong: it ends half way. The record then
+//! says `recreating`, the mirror isn't started, and the command can be run again.
 
 use super::create::{self, refuse};
 use super::primary::{Facts, Primary};
@@ -16,7 +16,7 @@ use crate::postgres::instance;
 use crate::steps;
 use crate::words::bytes;
 
-/// How a mirror was made new.
+/// How a mirror's data was replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum How {
     /// pg_rewind: only what differs since the timelines parted.
@@ -25,7 +25,7 @@ pub enum How {
     BaseBackup,
 }
 
-/// Makes the mirror's data new and starts it.
+/// Replaces the mirror's data and starts it.
 ///
 /// # Errors
 /// When the primary is another cluster or can't be reached, space is short, or anything fails.
@@ -35,11 +35,11 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     let mut record = home.find(name)?;
     if matches!(record.phase, Phase::Making | Phase::Destroying) {
         return Err(Error::usage(
-            format!("mirror \"{name}\" was never complete, or is being taken away"),
+            format!("mirror \"{name}\" was never complete, or is being removed"),
             "run `lockstep mirror destroy` or `lockstep mirror create` for it",
         ));
     }
-    // No backup may freeze a mirror that is half one thing and half the other.
+    // No backup may freeze a mirror whose data is half old and half new.
     let cluster = record.as_cluster()?;
     let cx = Context::open_as(config, name.clone(), &cluster)?;
     let _sets = cx.lock("mirror recreate")?;
@@ -58,7 +58,7 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     record.phase = Phase::Recreating;
     home.write(&record)?;
     steps::reached("mirror.recreate-recorded")?;
-    // A slot that lost its WAL can't be used again, and a new one keeps WAL from this moment.
+    // A slot that lost its WAL can't be used again; a new one keeps WAL from this moment on.
     primary.drop_slot(&record.slot)?;
     primary.make_slot(&record.slot)?;
     create::make_datasets(home, &record)?;
@@ -79,7 +79,7 @@ fn fill_again(home: &Home, record: &Record, facts: &Facts, rewind: bool) -> Resu
             Ok(()) => return Ok(How::Rewind),
             Err(interrupted @ Error::Interrupted { .. }) => return Err(interrupted),
             Err(error) => {
-                tracing::warn!(error = %error.chain(), "pg_rewind can't: taking a base backup");
+                tracing::warn!(error = %error.chain(), "pg_rewind failed: taking a base backup instead");
             }
         }
     }
@@ -91,14 +91,14 @@ fn fill_again(home: &Home, record: &Record, facts: &Facts, rewind: bool) -> Resu
     Ok(How::BaseBackup)
 }
 
-/// pg_rewind helps where the mirror went another way than its primary; where it is merely behind,
-/// there is nothing to be rewound.
+/// Whether pg_rewind helps. It does where the mirror diverged from its primary; where it is merely behind, there is
+/// nothing to rewind.
 fn may_rewind(record: &Record, primary: &mut Primary, facts: &Facts) -> Result<bool> {
     if !facts.may_rewind || record.phase == Phase::Recreating {
         return Ok(false);
     }
     let Ok(control) = instance::read_control(&record.data()) else { return Ok(false) };
-    // A link that isn't there yet pg_rewind would make, to the primary's own path.
+    // If a link doesn't exist yet, pg_rewind would make it, to the primary's own path.
     let links = instance::tablespace_links(&record.data())?;
     let is_linked = |oid: &u32| links.iter().any(|(known, _)| known == oid);
     if let Some((_, name, _)) = facts.tablespaces.iter().find(|(oid, _, _)| !is_linked(oid)) {
@@ -137,8 +137,8 @@ fn check(home: &Home, record: &Record, facts: &Facts) -> Result<()> {
     Ok(())
 }
 
-/// Tablespaces that the primary got since get datasets of their own; those it lost keep theirs, for
-/// the old sets.
+/// Adds a dataset for each tablespace that is new on the primary. Tablespaces that the primary no longer has keep
+/// theirs, for the old sets.
 fn add_tablespaces(record: &mut Record, facts: &Facts) -> Result<()> {
     let top = record.places.iter().find(|place| place.kind == Kind::Top);
     let top = top.map(|place| place.dataset.clone());

@@ -1,10 +1,9 @@
-//! Where a mirror's programs may write: its datasets, a few usual places, and what `clone.writable` of its
-//! cluster names.
+//! Where a mirror's programs may write: its datasets, a few usual places, and the folders in `clone.writable` of its
+//! cluster.
 //!
-//! What could go wrong: a tablespace that the primary made later is replayed at its path there. On the
-//! primary's own host that is the primary's own folder, full of its files; and whoever names it in
-//! `clone.writable` takes away what keeps the mirror from it. So a tablespace in such a folder has to be
-//! the mirror's already.
+//! What could go wrong: a tablespace that the primary makes later is replayed at the same path here. On the primary's
+//! own host that is the primary's own folder, full of its files, and naming it in `clone.writable` removes what keeps
+//! the mirror out of it. So a tablespace in such a folder must already be the mirror's own.
 
 use std::path::{Path, PathBuf};
 
@@ -15,13 +14,13 @@ use crate::isolation::{self, Isolation};
 use crate::names::is_number;
 use crate::postgres::instance;
 
-/// Where a mirror's server may write besides its own datasets: sockets, a restore_command's log and spool.
+/// Where a mirror's server may write besides its own datasets: sockets, the log and spool of a restore_command.
 const WRITABLE: [&str; 5] = ["/tmp", "/run", "/var/run", "/var/log", "/var/spool"];
 
-/// How many folders below a writable one tablespaces are looked for.
+/// How many levels below a writable folder are searched for tablespaces.
 const DEPTH: u32 = 2;
 
-/// The mount namespace of a mirror's programs; `None` where this user can't make one.
+/// The mount namespace of a mirror's programs; `None` if this user can't make one.
 pub(super) fn isolation(home: &Home, record: &Record) -> Option<Isolation> {
     if !isolation::possible() {
         tracing::warn!(
@@ -43,15 +42,15 @@ pub(super) fn isolation(home: &Home, record: &Record) -> Option<Isolation> {
     Some(Isolation { own, writable, binds: Vec::new(), hidden })
 }
 
-/// What the configuration names.
+/// The writable folders of the configuration.
 fn named(home: &Home, record: &Record) -> Vec<PathBuf> {
     let config = home.configuration().ok();
     let cluster = config.as_ref().and_then(|config| config.clusters.get(record.name.as_str()));
     cluster.map(|cluster| cluster.clones.writable.clone()).unwrap_or_default()
 }
 
-/// Refuses a folder named in the configuration with a tablespace in it that isn't the mirror's;
-/// `keeps_links`: those that its pg_tblspc has now are its own, and stay.
+/// Refuses a folder of the configuration that holds a tablespace which isn't the mirror's. With `keeps_links`, the
+/// tablespaces to which its pg_tblspc links now count as its own.
 ///
 /// # Errors
 /// [`crate::refusal::Refusal::Mirror`] with the folder; when pg_tblspc can't be listed.
@@ -82,8 +81,8 @@ pub(super) fn check(home: &Home, record: &Record, keeps_links: bool) -> Result<(
     Ok(())
 }
 
-/// The folder that PostgreSQL makes in a tablespace's (`PG_15_202209061`), in one that isn't of `own`.
-/// One without files counts too: a primary on this host writes its first there as the mirror would.
+/// Finds the folder that PostgreSQL makes in a tablespace (`PG_15_202209061`), in one that isn't in `own`. One
+/// without files counts too: a primary on this host writes its first file there, as the mirror would.
 fn strange_tablespace(folder: &Path, own: &[PathBuf], depth: u32) -> Option<PathBuf> {
     if own.iter().any(|path| path == folder) {
         return None;

@@ -1,10 +1,9 @@
-//! A mirror's server: how it is started, and stopped.
+//! Starts and stops a mirror's server.
 //!
-//! What differs from the primary is given on the command line and not in a file, so a set of the
-//! mirror holds the primary's own configuration and nothing else. What could go wrong: a tablespace
-//! that the primary makes later is replayed at its path there, which on the primary's own host is the
-//! primary's own folder. So the server lives in a mount namespace in which it can write to its own
-//! datasets and a few usual places alone.
+//! Settings that differ from the primary's are given on the command line and not in a file, so a set of the mirror
+//! holds only the primary's own configuration. What could go wrong: a tablespace that the primary makes later is
+//! replayed at the same path here, which on the primary's own host is the primary's own folder. So the server runs in
+//! a mount namespace in which it can only write to its own datasets and a few usual places.
 
 use super::primary::Primary;
 use super::record::{Home, Record};
@@ -18,12 +17,12 @@ use crate::steps;
 /// Starts the mirror's server and waits until it takes read-only connections.
 ///
 /// # Errors
-/// When it runs already, or dies: its own words.
+/// When it is running already, or dies (with its own words).
 pub fn start(home: &Home, record: &mut Record) -> Result<()> {
     if instance::postmaster(&record.data())?.is_some() {
         return Err(Error::usage(
-            format!("mirror \"{}\" runs already", record.name),
-            "`lockstep mirror status` shows how it is",
+            format!("mirror \"{}\" is already running", record.name),
+            "`lockstep mirror status` shows its state",
         ));
     }
     record.check_mounted(&home.zfs)?;
@@ -32,8 +31,8 @@ pub fn start(home: &Home, record: &mut Record) -> Result<()> {
     launch(home, record)
 }
 
-/// Takes over the primary's settings that a hot standby must match, and makes its slot anew where
-/// somebody dropped it; where the primary can be asked.
+/// Takes over the primary's settings that a hot standby must match, and makes its slot again if somebody dropped it.
+/// If the primary can't be asked, the recorded values stay.
 fn refresh(home: &Home, record: &mut Record) -> Result<()> {
     record.write_passfile()?;
     let asked = record
@@ -43,28 +42,28 @@ fn refresh(home: &Home, record: &mut Record) -> Result<()> {
     match asked {
         Ok((facts, mut primary)) => {
             if primary.slot(&record.slot)?.is_none() {
-                tracing::warn!(slot = %record.slot, "the slot was gone from the primary, and is made anew: WAL written meanwhile may be gone");
+                tracing::warn!(slot = %record.slot, "the slot was gone from the primary, and is made again: WAL written meanwhile may be gone");
                 primary.make_slot(&record.slot)?;
             }
             record.standby_settings = facts.settings;
             home.write(record)
         }
         Err(error) => {
-            tracing::warn!(error = %error.chain(), "going on with the primary's settings as they were");
+            tracing::warn!(error = %error.chain(), "the primary can't be asked: continuing with its last known settings");
             Ok(())
         }
     }
 }
 
-/// Starts it as it is recorded; with higher settings where what it replays needs them.
+/// Starts it as recorded, and with higher settings if the WAL that it replays needs them.
 pub(super) fn launch(home: &Home, record: &mut Record) -> Result<()> {
     let user = record.credentials()?;
     let top = record.top();
     for folder in ["run", "log"] {
         files::create_owned_directory(&top.join(folder), user)?;
     }
-    // The socket is os_user's and root's alone (unix_socket_permissions), so whoever gets to it may
-    // come in. Its folder doesn't keep the others out: it may be /tmp.
+    // Only os_user and root can use the socket (unix_socket_permissions), so whoever reaches it may connect. Its
+    // folder doesn't keep others out: it may be /tmp.
     let hba = top.join("pg_hba.conf");
     files::write_owned(&hba, b"# written by lockstep\nlocal all all trust\n", user)?;
     let (data, log) = (record.data(), record.log());
@@ -86,7 +85,7 @@ pub(super) fn launch(home: &Home, record: &mut Record) -> Result<()> {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        // The primary had more than it has now, or than it had when it could last be asked.
+        // The primary once had a higher value than it has now, or than it had when it was last asked.
         let Some(lower) = server.lower_setting() else { return Err(error) };
         if !record.standby_settings.raise(&lower.name, lower.needed) {
             return Err(error);
@@ -101,10 +100,10 @@ pub(super) fn launch(home: &Home, record: &mut Record) -> Result<()> {
     }
 }
 
-/// Stops it in order; one that doesn't run is fine.
+/// Stops it cleanly; it is no error if it doesn't run.
 ///
 /// # Errors
-/// When it stays.
+/// When it doesn't stop.
 pub fn stop(record: &Record) -> Result<()> {
     server::stop(&record.data(), Stop::Fast)
 }
@@ -119,15 +118,15 @@ fn options(record: &Record) -> Vec<(String, String)> {
         ("external_pid_file", path(&record.run_directory().join("postmaster.pid"))),
         ("port", record.port.to_string()),
         ("unix_socket_directories", path(&record.socket_directory)),
-        // Its pg_hba.conf asks nobody for a password.
+        // Its pg_hba.conf asks for no password.
         ("unix_socket_permissions", "0700".into()),
         ("listen_addresses", String::new()),
         ("cluster_name", format!("lockstep mirror {}", record.name)),
         ("hot_standby", "on".into()),
-        // It is there for backups: its replay waits for a statement rather than end it.
+        // The mirror is there for backups: replay waits for a query instead of cancelling it.
         ("max_standby_streaming_delay", "-1".into()),
         ("max_standby_archive_delay", "-1".into()),
-        // Many mirrors share a host, and replay needs little.
+        // Many mirrors share a host, and replay needs little memory.
         ("shared_buffers", "128MB".into()),
         ("huge_pages", "off".into()),
         ("max_connections", needed.max_connections.to_string()),
@@ -135,7 +134,7 @@ fn options(record: &Record) -> Vec<(String, String)> {
         ("max_wal_senders", needed.max_wal_senders.to_string()),
         ("max_prepared_transactions", needed.max_prepared_transactions.to_string()),
         ("max_locks_per_transaction", needed.max_locks_per_transaction.to_string()),
-        // Its WAL is the primary's, which archives it; its certificate is the primary's too.
+        // Its WAL is the primary's, and the primary archives it; its certificate is the primary's too.
         ("archive_mode", "off".into()),
         ("ssl", "off".into()),
         ("logging_collector", "off".into()),
@@ -166,7 +165,7 @@ mod tests {
         assert_eq!(of("shared_buffers"), [&("shared_buffers".to_owned(), "1GB".to_owned())]);
         assert_eq!(of("max_connections")[0].1, "100");
         assert_eq!(of("unix_socket_permissions")[0].1, "0700");
-        // Nothing on the command line says how the primary is reached.
+        // The primary's connection string isn't on the command line.
         assert!(of("primary_conninfo").is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! How the mirrors of this host are: asked of the mirror, of its primary, and of its log.
+//! The state of this host's mirrors: asked of the mirror, of its primary, and read from its log.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,8 +15,8 @@ use crate::names::ClusterName;
 use crate::postgres::row::column;
 use crate::postgres::{connection, instance};
 
-/// How long replay is looked at where the log says that WAL is gone and an archive may have it. PostgreSQL
-/// asks it again every five seconds (wal_retrieve_retry_interval).
+/// How long replay is watched where the log says that WAL is gone but an archive may have it. PostgreSQL tries the
+/// archive again every five seconds (wal_retrieve_retry_interval).
 const REPLAY_PATIENCE: Duration = Duration::from_secs(8);
 
 /// A mirror as it is now.
@@ -26,9 +26,9 @@ pub struct Status {
     pub record: Record,
     /// What was seen.
     pub seen: Seen,
-    /// What follows.
+    /// The conclusion.
     pub verdict: Verdict,
-    /// WAL that the primary has written and the mirror not replayed.
+    /// Bytes of WAL that the primary has written and the mirror hasn't replayed.
     pub lag_bytes: Option<u64>,
     /// 0 where it has replayed everything; otherwise how old the last replayed commit is.
     pub lag_seconds: Option<f64>,
@@ -61,7 +61,7 @@ pub fn look(home: &Home, name: Option<&ClusterName>) -> Result<Vec<Status>> {
 fn look_at(home: &Home, record: Record) -> Result<Status> {
     let cluster = record.as_cluster()?;
     let running = instance::postmaster(&record.data()).ok().flatten().is_some();
-    let own = if running { ask_mirror(&cluster) } else { Err("it doesn't run".into()) };
+    let own = if running { ask_mirror(&cluster) } else { Err("it isn't running".into()) };
     let log = files::tail(&record.log());
     let is_fed = match &own {
         Ok(before) if record.restore_command.is_some() && !before.streams => {
@@ -106,7 +106,7 @@ fn own_facts(client: &mut Client) -> Result<Own> {
                     extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 AS age",
             &[],
         )
-        .map_err(|e| Error::sql("it answers no questions", e))?;
+        .map_err(|e| Error::sql("it can't be queried", e))?;
     Ok(Own {
         in_recovery: column(&row, "in_recovery")?,
         streams: column(&row, "streams")?,
@@ -118,8 +118,8 @@ fn own_facts(client: &mut Client) -> Result<Own> {
     })
 }
 
-/// Whether replay goes on without a stream: looked at until it does, for longer than PostgreSQL waits
-/// before it asks the archive again.
+/// Whether replay continues without streaming. It is watched for longer than PostgreSQL waits before it tries the
+/// archive again.
 fn goes_on(cluster: &ClusterConfig, before: &Own) -> bool {
     let until = Instant::now() + REPLAY_PATIENCE;
     while Instant::now() < until {

@@ -1,4 +1,4 @@
-//! Why a mirror stands still, or that it doesn't: a pure function of what was seen.
+//! Judges whether a mirror follows, and if not, why: a pure function of what was seen.
 
 use std::path::Path;
 
@@ -10,32 +10,32 @@ use super::record::{HOW_TO_MOUNT, Phase};
 /// What was seen of a mirror.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// How far it was made.
+    /// Its phase.
     pub phase: Phase,
-    /// Somebody works on it this moment.
+    /// Somebody is working on it at this moment.
     pub busy: bool,
-    /// A dataset of it isn't mounted where it should be: which, in words.
+    /// Which of its datasets isn't mounted where it should be, in words.
     pub unmounted: Option<String>,
-    /// Its server runs.
+    /// Its server is running.
     pub running: bool,
     /// The end of its server's log, oldest first.
     pub log: Vec<String>,
-    /// `restore_command` is set, and replay goes on.
+    /// `restore_command` is set, and replay makes progress.
     pub is_fed: bool,
-    /// What the mirror says of itself, or why it says nothing.
+    /// What the mirror says about itself, or why it couldn't be asked.
     pub own: Result<Own, String>,
-    /// What the primary says, or why it can't be asked.
+    /// What the primary says, or why it couldn't be asked.
     pub primary: Result<Theirs, String>,
 }
 
-/// What a mirror says of itself.
+/// What a mirror says about itself.
 #[derive(Debug, Clone, Default)]
 pub struct Own {
     /// Not promoted.
     pub in_recovery: bool,
-    /// A WAL receiver streams.
+    /// A WAL receiver is streaming.
     pub streams: bool,
-    /// Replay was paused by somebody.
+    /// Somebody paused replay.
     pub paused: bool,
     /// The last WAL that was received.
     pub received: Option<String>,
@@ -50,7 +50,7 @@ pub struct Own {
 /// What a primary says.
 #[derive(Debug, Clone)]
 pub struct Theirs {
-    /// How far its WAL is.
+    /// The position of its WAL.
     pub current: String,
     /// The mirror's slot.
     pub slot: Option<Slot>,
@@ -62,16 +62,16 @@ pub struct Theirs {
 pub enum Verdict {
     /// It follows.
     Follows,
-    /// Another command is at work on it.
+    /// Another command is working on it.
     Busy,
-    /// `create`, `destroy` or `recreate` was cut off.
+    /// `create`, `destroy` or `recreate` was interrupted.
     Unfinished(String),
     /// A dataset isn't mounted.
     NotMounted(String),
-    /// It doesn't run: its last words.
+    /// Its server isn't running: the server's last words.
     Stopped(String),
-    /// The same, and they are of a folder that a tablespace of the primary has and that isn't there, or
-    /// can't be used. For programs it is stopped as any other.
+    /// The same, where those words are about the folder of one of the primary's tablespaces that doesn't exist here
+    /// or can't be used. In JSON it is `stopped` like any other.
     #[serde(rename = "stopped")]
     LacksFolder(String),
     /// WAL that it needs is gone.
@@ -80,22 +80,22 @@ pub enum Verdict {
     SlotGone,
     /// Its slot has lost WAL that it needs.
     SlotLost(String),
-    /// It went another way than its primary.
+    /// Its timeline diverged from its primary's.
     Diverged(String),
     /// It was promoted.
     Promoted,
-    /// The primary's settings have grown beyond its own.
+    /// Settings of the primary are higher than its own.
     SettingsTooSmall(String),
     /// Somebody paused replay.
     Paused,
     /// Nothing streams to it.
     NotStreaming(String),
-    /// It follows as far as it can tell; the primary couldn't be asked.
+    /// It follows as far as it can tell, but the primary couldn't be asked.
     PrimaryUnreachable(String),
 }
 
 impl Verdict {
-    /// It does what it should.
+    /// Whether it does what it should.
     #[must_use]
     pub fn is_well(&self) -> bool {
         matches!(self, Self::Follows | Self::Busy)
@@ -107,14 +107,14 @@ impl Verdict {
         match self {
             Self::Follows => "follows".into(),
             Self::Busy => "another lockstep works on it".into(),
-            Self::Unfinished(what) => format!("{what} was cut off"),
+            Self::Unfinished(what) => format!("{what} was interrupted"),
             Self::NotMounted(what) => what.clone(),
             Self::Stopped(why) if why.is_empty() => "stopped".into(),
             Self::Stopped(why) | Self::LacksFolder(why) => format!("stopped: {why}"),
             Self::WalGone(why) => format!("WAL that it needs is gone: {why}"),
             Self::SlotGone => "its slot on the primary is gone".into(),
             Self::SlotLost(why) => why.clone(),
-            Self::Diverged(why) => format!("it went another way than its primary: {why}"),
+            Self::Diverged(why) => format!("it diverged from its primary: {why}"),
             Self::Promoted => "it was promoted, and is no standby any more".into(),
             Self::SettingsTooSmall(why) => format!("settings of the primary have grown: {why}"),
             Self::Paused => "replay is paused".into(),
@@ -124,7 +124,7 @@ impl Verdict {
         }
     }
 
-    /// What to do about it; `is_free` says whether nothing is at a path of this host, or an empty folder.
+    /// What to do about it; `is_free` says whether a path of this host doesn't exist or is an empty folder.
     #[must_use]
     pub fn hint(&self, name: &str, is_free: impl Fn(&Path) -> bool) -> Option<String> {
         let text = match self {
@@ -135,10 +135,10 @@ impl Verdict {
             Self::Unfinished(_) => format!("lockstep mirror destroy {name}"),
             Self::NotMounted(_) => format!("{HOW_TO_MOUNT}; then lockstep mirror start {name}"),
             Self::LacksFolder(why) => {
-                // On the primary's own host it is there, and full of the primary's files.
+                // On the primary's own host it exists, full of the primary's files.
                 let elsewhere = folder_of(why).filter(|folder| is_free(folder)).map(|folder| {
                     format!(
-                        "; on another host than the primary's also: a dataset mounted at \"{}\" here, that folder in clone.writable of this cluster, and lockstep mirror start {name}",
+                        "; if the primary is on another host, you can also mount a dataset at \"{}\" here, add that folder to clone.writable of this cluster, and run lockstep mirror start {name}",
                         folder.display()
                     )
                 });
@@ -152,22 +152,22 @@ impl Verdict {
                 format!("lockstep mirror recreate {name}")
             }
             Self::SlotGone => format!(
-                "lockstep mirror stop {name}; lockstep mirror start {name}: start makes the slot anew"
+                "lockstep mirror stop {name}; lockstep mirror start {name}: start makes the slot again"
             ),
             Self::SettingsTooSmall(_) => {
                 format!("lockstep mirror stop {name}; lockstep mirror start {name}: start takes them over")
             }
             Self::Paused => "SELECT pg_wal_replay_resume() on the mirror".into(),
-            Self::NotStreaming(_) => "look at the primary, at its pg_hba.conf and at the network; it goes on by itself when they are well".into(),
+            Self::NotStreaming(_) => "check the primary, its pg_hba.conf and the network; the mirror continues by itself when they work again".into(),
             Self::PrimaryUnreachable(_) => {
-                "look at the primary, and at primary and primary_password_file of this mirror".into()
+                "check that the primary runs, and check primary and primary_password_file of this mirror".into()
             }
         };
         Some(text)
     }
 }
 
-/// Judges. What is known for sure comes before what may pass by itself.
+/// Judges what was seen. Certain causes come before those that may pass by themselves.
 #[must_use]
 pub fn judge(seen: &Seen) -> Verdict {
     if seen.busy {
@@ -185,7 +185,7 @@ pub fn judge(seen: &Seen) -> Verdict {
     let own = seen.own.as_ref().ok();
     let streams = own.is_some_and(|own| own.streams);
     let log = of_now(&seen.log);
-    // While it streams, what the log complained of is past.
+    // While it streams, the log's earlier complaints no longer count.
     if !streams {
         if let Some(line) = wal_gone(log)
             && !(seen.running && seen.is_fed)
@@ -202,7 +202,7 @@ pub fn judge(seen: &Seen) -> Verdict {
         ) {
             return Verdict::Diverged(line);
         }
-        // Said once; it stays so until the next start, however often WAL streams.
+        // Logged once, but true until the next start, however often streaming begins.
         if let Some(line) = last_with(
             since(&seen.log, &[STARTED]),
             &["insufficient parameter settings", "hot standby is not possible because"],
@@ -241,7 +241,7 @@ pub fn judge(seen: &Seen) -> Verdict {
         Err(why) => Verdict::PrimaryUnreachable(why.clone()),
         Ok(_) if streams => Verdict::Follows,
         Ok(_) if seen.is_fed => Verdict::NotStreaming(
-            "its restore_command feeds it meanwhile, and it catches up".into(),
+            "meanwhile its restore_command fetches WAL, and it catches up".into(),
         ),
         Ok(_) => Verdict::NotStreaming(last_with(log, &["FATAL:", "ERROR:"]).unwrap_or_default()),
     }
@@ -253,23 +253,24 @@ fn folder_of(words: &str) -> Option<&Path> {
     rest.rsplit_once('"').map(|(folder, _)| Path::new(folder))
 }
 
-/// PostgreSQL's words at a start, and when WAL begins to stream.
+/// What PostgreSQL logs when it starts, and when it begins to stream WAL.
 const STARTED: &str = "starting PostgreSQL ";
 const STREAMED: &str = "started streaming WAL from primary";
 
-/// What the log says since the server was started, or since WAL streamed to it last: all before is past.
-/// WAL that is gone is asked for, and missed, behind a "started streaming" of its own at each try.
+/// The log since the server was last started or last began to stream; everything before is out of date. When WAL is
+/// gone, each try logs its own "started streaming" before the failure.
 fn of_now(log: &[String]) -> &[String] {
     since(log, &[STARTED, STREAMED])
 }
 
-/// The log from the last line on that holds one of the words; all of it where none does.
+/// The log from the last line that contains one of the words; all of it if no line does.
 fn since<'a>(log: &'a [String], words: &[&str]) -> &'a [String] {
     let begin = log.iter().rposition(|line| words.iter().any(|word| line.contains(word)));
     &log[begin.unwrap_or(0)..]
 }
 
-/// The primary's words that it has no more what the mirror needs, if no archive had it afterwards.
+/// The primary's message that it no longer has the WAL that the mirror needs, unless an archive delivered WAL
+/// afterwards.
 pub(super) fn wal_gone(log: &[String]) -> Option<String> {
     let log = of_now(log);
     let is_gone = |line: &String| line.contains(REMOVED);
@@ -280,13 +281,13 @@ pub(super) fn wal_gone(log: &[String]) -> Option<String> {
 
 const REMOVED: &str = "has already been removed";
 
-/// What a server says to whoever connects while it starts, recovers or ends: to us, who ask how it is, among them. It is
-/// no reason for anything, and comes behind the one there is.
+/// What a server answers to a connection while it starts, recovers or shuts down, including our own. It explains
+/// nothing, and is logged after the real reason.
 const TURNED_AWAY: &str = "the database system is ";
 
-/// The last line that holds one of the words, without its time and process.
+/// The last line that contains one of the words, without its time and process.
 fn last_with(log: &[String], words: &[&str]) -> Option<String> {
-    // The primary's words of this kind stand behind "could not connect to the primary server".
+    // When the primary answers this, the log line begins with "could not connect to the primary server".
     let is_answer = |line: &String| {
         let words = line.split_once("FATAL:").map(|(_, rest)| rest.trim_start());
         words.is_some_and(|words| words.starts_with(TURNED_AWAY))
@@ -299,7 +300,7 @@ fn last_with(log: &[String], words: &[&str]) -> Option<String> {
     Some(text.unwrap_or(line).trim().to_owned())
 }
 
-/// The bytes between two LSNs as PostgreSQL prints them; 0 where the second isn't behind.
+/// The bytes between two LSNs as PostgreSQL prints them; 0 if the second isn't behind the first.
 #[must_use]
 pub fn lag_bytes(current: &str, replayed: &str) -> Option<u64> {
     let lsn = |text: &str| text.parse::<pgfiles::lsn::Lsn>().ok();
@@ -392,7 +393,7 @@ mod tests {
             seen.own = Err("no server".into());
         });
         assert_eq!(stopped, Verdict::Stopped("could not access file \"foo\"".into()));
-        // Who asked while it ended has left words behind that reason.
+        // A connection attempt while it was shutting down was logged after the reason.
         let asked = with(|seen| {
             quiet(seen, "FATAL:  directory \"/srv/new\" does not exist");
             seen.log.push("FATAL:  the database system is in recovery mode".into());
@@ -410,7 +411,7 @@ mod tests {
         assert_eq!(tablespace.words(), format!("stopped: {words}"));
         let json = serde_json::json!({ "state": "stopped", "why": words });
         assert_eq!(serde_json::to_value(&tablespace).unwrap(), json);
-        // Where the folder is there it may be the primary's own.
+        // If the folder exists, it may be the primary's own.
         let hint = tablespace.hint("m", |_| false).unwrap();
         assert!(hint.contains("mirror recreate m") && !hint.contains("writable"), "{hint}");
         let hint = tablespace.hint("m", |folder| folder == Path::new("/srv/new")).unwrap();
@@ -435,7 +436,7 @@ mod tests {
         assert_eq!(seen, Verdict::Follows);
     }
 
-    /// Hours ago WAL was gone, it was started or streamed again since, and now it merely doesn't stream.
+    /// WAL was gone hours ago; since then the server was started or streamed again, and now it merely doesn't stream.
     #[test]
     fn what_the_log_said_before_its_last_turn_is_past() {
         let gone = "FATAL:  requested WAL segment 7 has already been removed";
@@ -471,7 +472,7 @@ mod tests {
         let restored = "LOG:  restored log file \"000000010000000000000007\" from archive";
         let seen = with(|seen| [gone, restored].iter().for_each(|line| quiet(seen, line)));
         assert!(matches!(seen, Verdict::NotStreaming(_)), "{seen:?}");
-        // Between two segments of the archive streaming is tried again.
+        // Between two segments from the archive, streaming is tried again.
         let asked_again = |is_fed| {
             with(|seen| {
                 [gone, restored, gone].iter().for_each(|line| quiet(seen, line));

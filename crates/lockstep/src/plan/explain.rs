@@ -1,4 +1,4 @@
-//! A plan in words: what each step does and why the set is consistent.
+//! Explains a plan: what each step does and why the set is consistent.
 
 use super::layout::Layout;
 use super::strategy::{Step, Strategy, WalSource};

@@ -1,4 +1,4 @@
-//! What is known when a plan is made: the layout, pg_control on disk, and the server's own words.
+//! What is known when a plan is made: the layout, pg_control on disk, and what the server says.
 
 use std::path::PathBuf;
 
@@ -8,47 +8,47 @@ use pgfiles::lsn::SystemIdentifier;
 use super::layout::Layout;
 use crate::config::CheckpointMode;
 
-/// All that a plan rests on.
+/// Everything that a plan is based on.
 #[derive(Debug)]
 pub struct Facts {
-    /// What lies where.
+    /// Where the parts of the cluster are.
     pub layout: Layout,
     /// pg_control, read from the data directory.
     pub control: ControlFile,
-    /// The process in postmaster.pid, where it runs.
+    /// The process in postmaster.pid, if it is running.
     pub postmaster: Option<u32>,
-    /// Links in the data directory that PostgreSQL has nothing to do with, and where they lead.
+    /// Links in the data directory that don't concern PostgreSQL, and where they lead.
     pub links: Vec<(PathBuf, PathBuf)>,
-    /// `standby.signal` lies in the data directory.
+    /// `standby.signal` is in the data directory.
     pub standby_signal: bool,
-    /// `backup_label` lies in the data directory: a base backup that nobody has replayed yet.
+    /// `backup_label` is in the data directory, so this is a base backup that hasn't been replayed yet.
     pub backup_label: bool,
-    /// `primary` is configured: where a standby's primary can be asked.
+    /// `primary` is configured, so a standby's primary can be asked.
     pub has_primary: bool,
-    /// What it says, where the standby itself could be asked.
+    /// What the primary says, if the standby itself could be asked.
     pub primary: Option<PrimarySeen>,
     /// The server's facts, or why there are none.
     pub server: Result<ServerFacts, NoServer>,
     /// ZFS takes several snapshots in one command.
     pub multi_snapshot: bool,
-    /// `checkpoint` of the configuration.
+    /// `checkpoint` in the configuration.
     pub checkpoint: CheckpointMode,
-    /// Space that a volume must have left, in bytes.
+    /// Free space that a volume must have, in bytes.
     pub min_free: u64,
 }
 
 impl Facts {
-    /// The cluster is shut down: nobody runs it, and pg_control says that it ended in order.
+    /// The cluster is shut down: no server runs on it, and pg_control says that it ended cleanly.
     #[must_use]
     pub fn is_shut_down(&self) -> bool {
         self.postmaster.is_none() && was_shut_down(&self.control)
     }
 
-    /// Of what time the data of a standby or of a cluster that is shut down is, as far as that is known at
-    /// `now`: an idle primary's last commit is old, so one that has replayed all that its primary wrote is
-    /// as new as can be. Without `primary` it is taken for that where it streams and has replayed all it
-    /// got: another standby, whose own primary is dead, goes on streaming too, and nobody can tell it from
-    /// an idle primary.
+    /// The time that the data of a standby or of a stopped cluster has reached, as far as that is known at `now`. An
+    /// idle primary's last commit is old, so a standby that has replayed all that its primary wrote is up to date.
+    /// Without `primary`, a standby counts as up to date if it streams and has replayed all it received. That can be
+    /// wrong: another standby, whose own primary is dead, continues to stream too, and can't be told from an idle
+    /// primary.
     #[must_use]
     pub fn data_at(&self, now: jiff::Timestamp) -> Option<jiff::Timestamp> {
         let following = self.server.as_ref().ok().and_then(|server| server.following.as_ref());
@@ -60,8 +60,8 @@ impl Facts {
         if is_new { Some(now) } else { self.last_data() }
     }
 
-    /// The last that a standby is known to have: of one that answers its last replayed commit, of one
-    /// that is stopped its checkpoint, as of a primary that is stopped; what it has is as new as that at least.
+    /// The last time that a standby's data is known to have reached: its last replayed commit if it answers, its
+    /// checkpoint if it is stopped (the same for a stopped primary). Its data is at least that new.
     #[must_use]
     pub fn last_data(&self) -> Option<jiff::Timestamp> {
         if !self.is_standby() && !self.is_shut_down() {
@@ -74,7 +74,7 @@ impl Facts {
         }
     }
 
-    /// The server is a standby, as it says itself or as the disk says.
+    /// The server is a standby, according to itself or to the files on disk.
     #[must_use]
     pub fn is_standby(&self) -> bool {
         match &self.server {
@@ -90,8 +90,8 @@ impl Facts {
     }
 }
 
-/// pg_control says that the cluster ended in order. A server writes another state before it changes
-/// anything, and this one last of all.
+/// pg_control says that the cluster ended cleanly. A server writes another state before it changes anything, and
+/// writes this one last of all.
 #[must_use]
 pub fn was_shut_down(control: &ControlFile) -> bool {
     matches!(control.state, DbState::ShutDowned | DbState::ShutDownedInRecovery)
@@ -102,11 +102,11 @@ pub fn was_shut_down(control: &ControlFile) -> bool {
 pub enum NoServer {
     /// The configuration has no `host`.
     NotConfigured,
-    /// Nobody runs the cluster, so nothing was tried.
+    /// No server runs on the cluster, so no connection was tried.
     NotRunning,
-    /// Nobody runs the cluster, and another server answers at `host`: how it differs.
+    /// No server runs on the cluster, but another server answers at `host`: how it differs.
     Another(String),
-    /// It was tried: the reason.
+    /// A connection was tried and failed: the reason.
     Failed(String),
 }
 
@@ -127,7 +127,7 @@ impl NoServer {
     }
 }
 
-/// What a connected server says of itself.
+/// What a connected server says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerFacts {
     /// `server_version_num`, such as 150018.
@@ -152,15 +152,15 @@ pub struct ServerFacts {
     pub fsync: bool,
     /// This user may call pg_backup_start and pg_backup_stop.
     pub may_backup: bool,
-    /// This user may make a replication slot, and one is free.
+    /// This user may make a replication slot, and one is available.
     pub may_slot: bool,
     /// Tablespaces outside the data directory: OID and name.
     pub tablespaces: Vec<(u32, String)>,
     /// Slots that nobody uses and that keep WAL: name, bytes.
     pub idle_slots: Vec<(String, u64)>,
-    /// The segment whose archiving failed last, where none was archived since.
+    /// The last segment that couldn't be archived, if none was archived after it.
     pub archive_failed: Option<String>,
-    /// How it follows its primary, where it is a standby.
+    /// How it follows its primary, if it is a standby.
     pub following: Option<Following>,
     /// The three files that Debian keeps in /etc.
     pub config_files: ConfigFiles,
@@ -169,42 +169,42 @@ pub struct ServerFacts {
 /// What a standby's primary says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PrimarySeen {
-    /// It can't be asked: why.
+    /// It couldn't be asked: the reason.
     Unreachable(String),
-    /// What `primary` names is in recovery itself.
+    /// The server that `primary` names is in recovery itself.
     InRecovery,
-    /// The standby has replayed all that it had written when it was asked.
+    /// The standby has replayed everything that the primary had written when it was asked.
     Reached,
-    /// So many bytes of that the standby hasn't replayed.
+    /// The standby hasn't replayed this many bytes of it.
     Behind(u64),
 }
 
 /// How a standby follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Following {
-    /// A WAL receiver is at work.
+    /// A WAL receiver is running.
     pub streams: bool,
-    /// It is meant to: `primary_conninfo` is set. Else an archive alone feeds it.
+    /// `primary_conninfo` is set, so it is meant to stream. Otherwise only an archive feeds it.
     pub should_stream: bool,
-    /// All that was received is replayed.
+    /// Everything that was received is replayed.
     pub caught_up: bool,
     /// Somebody paused replay.
     pub paused: bool,
-    /// How far it has replayed, as PostgreSQL prints it.
+    /// The LSN that it has replayed to, as PostgreSQL prints it.
     pub replayed: String,
-    /// The time of the last commit that was replayed; `None` where none was since its start.
+    /// The time of the last replayed commit; `None` if none was replayed since its start.
     pub last_commit: Option<jiff::Timestamp>,
 }
 
 impl ServerFacts {
-    /// The major version: 15 of 15.4.
+    /// The major version: 15 for 15.4.
     #[must_use]
     pub fn major(&self) -> u32 {
         self.version_num / 10_000
     }
 }
 
-/// Where the server's configuration lies.
+/// Where the server's configuration files are.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ConfigFiles {
     /// `config_file`.

@@ -1,4 +1,4 @@
-//! What lies where: the parts of a cluster and the volumes that hold them.
+//! Where everything is: the parts of a cluster and the volumes that hold them.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::volume::zfs::DatasetName;
 
-/// A part of a cluster: what PostgreSQL lets lie apart.
+/// A part of a cluster: something that PostgreSQL allows to be elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PartKind {
     /// The data directory.
     Data,
-    /// pg_wal; always a part, also where it lies inside the data directory.
+    /// pg_wal; it is always a part, even if it is inside the data directory.
     Wal,
     /// A tablespace outside the data directory.
     Tablespace {
         /// Its OID: the name of its link in pg_tblspc.
         oid: u32,
-        /// Its name, where a server could be asked.
+        /// Its name, if a server could be asked.
         name: Option<String>,
     },
 }
@@ -47,14 +47,14 @@ impl fmt::Display for PartKind {
     }
 }
 
-/// A part and its place.
+/// A part and its location.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// Which.
+    /// Which part.
     pub kind: PartKind,
     /// The path as PostgreSQL knows it: the setting, or the target of the link, byte for byte.
     pub path: PathBuf,
-    /// The same without links.
+    /// The same path with links resolved.
     pub real_path: PathBuf,
     /// Index into [`Layout::volumes`].
     pub volume: usize,
@@ -62,7 +62,7 @@ pub struct Part {
     pub inside: PathBuf,
 }
 
-/// What can be snapshotted alone: a ZFS dataset.
+/// The unit of a snapshot: a ZFS dataset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
     /// Its name.
@@ -71,33 +71,35 @@ pub struct Volume {
     pub guid: u64,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
-    /// `recordsize`, in bytes; for files made from now on.
+    /// `recordsize` in bytes; it applies to new files.
     pub recordsize: u64,
-    /// What can still be written, in bytes.
+    /// Bytes that can still be written.
     pub available: u64,
-    /// Why no snapshot of it can be had, beside a reservation.
+    /// Why a reservation leaves no space for a snapshot, if that is so.
     pub lacking: Option<Reserved>,
     /// `sync`: standard, always or disabled.
     pub sync: String,
-    /// Other mounts below a part: their files are in no snapshot of this volume.
+    /// Other mounts below a part; this volume's snapshots don't contain their files.
     pub nested: Vec<NestedMount>,
     /// Names in the volume's root that belong to no part.
     pub foreign: Vec<String>,
 }
 
-/// A dataset whose `refreservation` is to hold although all that it has now is kept by a snapshot: what it has alone, and no
-/// older snapshot has, is reserved once more, outside of what is reserved already (`dsl_dataset_snapshot_reserve_space` in
+/// A dataset whose `refreservation` leaves too little space for a snapshot. The reservation must still hold when a
+/// snapshot keeps everything that the dataset has now. So a snapshot reserves once more what only the dataset has and
+/// no older snapshot does, outside of what is reserved already (`dsl_dataset_snapshot_reserve_space` in
 /// dsl_dataset.c).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reserved {
-    /// What a snapshot needs, in bytes.
+    /// The bytes that a snapshot needs.
     pub needed: u64,
-    /// What is left outside of the reservation.
+    /// The bytes available outside of the reservation.
     pub left: u64,
 }
 
 impl Reserved {
-    /// Where it is more than there is; `unused` is `usedbyrefreservation`, the reservation less what the dataset has alone.
+    /// Returns the shortage if a snapshot needs more than there is; `unused` is `usedbyrefreservation`, the
+    /// reservation minus what only the dataset has.
     #[must_use]
     pub fn lacking(reservation: u64, unused: u64, available: u64) -> Option<Self> {
         let needed = reservation.saturating_sub(unused);
@@ -114,17 +116,16 @@ impl Volume {
     }
 }
 
-/// A mount inside a part that is no part.
+/// A mount inside a part that isn't a part itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NestedMount {
-    /// Where.
+    /// The mount point.
     pub point: PathBuf,
-    /// What.
+    /// What is mounted.
     pub source: String,
-    /// The part it lies in.
+    /// The part that it is in.
     pub part: PartKind,
-    /// PostgreSQL makes its contents anew at the start (pg_stat_tmp and the like), or never needs
-    /// them again (logs).
+    /// PostgreSQL recreates its contents at startup (pg_stat_tmp and the like) or never needs them again (logs).
     pub harmless: bool,
 }
 
@@ -133,7 +134,7 @@ pub struct NestedMount {
 pub struct Layout {
     /// The data directory, pg_wal, the tablespaces by OID.
     pub parts: Vec<Part>,
-    /// In the order of the parts that first name them.
+    /// The volumes, in the order of the parts that use them first.
     pub volumes: Vec<Volume>,
 }
 
@@ -149,14 +150,14 @@ impl Layout {
         self.parts.iter().find(|part| part.kind == PartKind::Wal).map(|part| part.volume)
     }
 
-    /// The volume that holds pg_wal and nothing else of the cluster.
+    /// The volume of pg_wal, if it holds nothing else of the cluster.
     #[must_use]
     pub fn own_wal_volume(&self) -> Option<usize> {
         let volume = self.wal_volume()?;
         self.parts_on(volume).all(|part| part.kind == PartKind::Wal).then_some(volume)
     }
 
-    /// The volumes that hold data: all but pg_wal's own; the data directory's first.
+    /// The volumes that hold data: all except pg_wal's own volume; the data directory's first.
     #[must_use]
     pub fn data_volumes(&self) -> Vec<usize> {
         let own = self.own_wal_volume();
@@ -175,8 +176,7 @@ impl Layout {
         pools
     }
 
-    /// What differs in `later`, where something does: a part added, gone or moved. Free space and
-    /// properties may differ.
+    /// How `later` differs, if it does: a part added, gone or moved. Free space and properties may differ.
     #[must_use]
     pub fn difference(&self, later: &Self) -> Option<String> {
         let find = |layout: &Self, kind: &PartKind| {

@@ -1,8 +1,8 @@
-//! From facts to a plan: pure functions, with no clock, no process and no SQL.
+//! From facts to a plan: pure functions without a clock, processes or SQL.
 //!
-//! `layout` says what lies where, `facts` what is known of the server, `strategy` why a set will
+//! `layout` describes where everything is, `facts` what is known about the server. `strategy` decides why a set will
 //! be consistent and in which order it is taken, or (as a [`Refusal`](crate::refusal::Refusal)) why it can't be.
-//! `lockstep plan` prints the very plan that `lockstep backup` runs.
+//! `lockstep plan` prints exactly the plan that `lockstep backup` runs.
 
 pub mod explain;
 pub mod facts;

@@ -1,16 +1,16 @@
-//! The strategies on a server in recovery: what each demands, and its order.
+//! The strategies for a server in recovery: what each requires, and its order of steps.
 //!
-//! Three things differ from a primary. A standby writes no WAL, so the end of a set is pg_control's
-//! minRecoveryPoint, which PostgreSQL moves ahead of every page that it flushes in recovery
-//! (UpdateMinRecoveryPoint in xlog.c) and enforces at the restore. Its restartpoints move
-//! pg_control's checkpoint at any time, so `ordered` needs a label that says where recovery starts.
-//! And full_page_writes is the primary's: its setting here says nothing.
+//! Three things differ from a primary. A standby writes no WAL, so the end of a set is pg_control's minRecoveryPoint,
+//! which PostgreSQL moves ahead of every page that it flushes in recovery (UpdateMinRecoveryPoint in xlog.c) and
+//! enforces when the set is restored. Its restartpoints move pg_control's checkpoint at any time, so `ordered` needs
+//! a label that says where recovery starts. And only the primary's full_page_writes matters: the standby's own
+//! setting says nothing.
 
 use super::facts::Facts;
 use super::strategy::{self, Lacking, Step, Strategy, WalSource, groups, lacking};
 use crate::config::CheckpointMode;
 
-/// Whether a running standby can be backed up so.
+/// Checks that a running standby can be backed up with this strategy.
 pub(super) fn possible(facts: &Facts, strategy: Strategy) -> Result<(), Lacking> {
     match strategy {
         Strategy::Cold => strategy::cold(facts),
@@ -27,9 +27,8 @@ pub(super) fn possible(facts: &Facts, strategy: Strategy) -> Result<(), Lacking>
     }
 }
 
-/// A standby that was itself made from a backup and hasn't replayed it to its end: what its
-/// pg_control waits for (backupStartPoint) would be lost under a label of ours, and the set silently
-/// corrupt.
+/// Refuses a standby that was itself made from a backup and hasn't replayed that to its end: with our label, recovery
+/// would no longer wait for what pg_control waits for (backupStartPoint), and the set would be silently corrupt.
 fn recovered(facts: &Facts) -> Result<(), Lacking> {
     if facts.control.is_in_backup_recovery() || facts.backup_label {
         return lacking(
@@ -40,8 +39,8 @@ fn recovered(facts: &Facts) -> Result<(), Lacking> {
     Ok(())
 }
 
-/// Without the backup API nobody tells whether the primary had full_page_writes on all the time, so
-/// torn pages have to be impossible: a ZFS record of a page or more is written whole.
+/// Refuses records smaller than a page. Without the backup API nothing tells whether the primary had full_page_writes
+/// on all the time, so torn pages must be impossible: a ZFS record of a page or more is written whole.
 fn whole_pages(facts: &Facts) -> Result<(), Lacking> {
     match strategy::small_records(facts) {
         Some(volume) => lacking(
@@ -68,8 +67,8 @@ pub(super) fn steps(facts: &Facts, strategy: Strategy) -> Vec<Step> {
         Strategy::Label => {
             steps.push(Step::Slot);
             steps.push(Step::StartBackup { fast: facts.checkpoint == CheckpointMode::Fast });
-            // The data directory last: its pg_control's minRecoveryPoint is where the restored
-            // cluster is consistent, so it must not be older than any page of the set.
+            // The data directory comes last: the restored cluster is consistent at its pg_control's minRecoveryPoint,
+            // so it must not be older than any page of the set.
             steps.extend(groups(facts, &data_directory_last(facts, &data)));
             steps.extend([Step::CheckLayout, Step::StopBackup, Step::CheckRecovery]);
             steps.extend(freeze_wal);
@@ -100,8 +99,8 @@ pub(super) fn steps(facts: &Facts, strategy: Strategy) -> Vec<Step> {
     steps
 }
 
-/// The volumes of other pools first, then those of the data directory's pool, itself at the end: so
-/// a command that takes a pool's volumes together takes the data directory in the last one.
+/// The volumes of other pools first, then those of the data directory's pool, with the data directory at the end. So
+/// if one command takes all volumes of a pool, the last command takes the data directory.
 fn data_directory_last(facts: &Facts, data: &[usize]) -> Vec<usize> {
     let Some((&first, rest)) = data.split_first() else { return Vec::new() };
     let pool = |volume: usize| facts.layout.volumes[volume].pool();

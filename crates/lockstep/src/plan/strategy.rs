@@ -1,8 +1,8 @@
-//! Which strategy makes a set consistent here, why, and in which order it is taken.
+//! Decides which strategy makes a set consistent here, why, and in which order it is taken.
 //!
-//! The rules are those of docs/consistency.md, which names the PostgreSQL and OpenZFS sources they
-//! rest on. A strategy is either provably consistent from the facts or refused with
-//! what it lacks; nothing is tried in hope.
+//! The rules are those of docs/consistency.md, which names the PostgreSQL and OpenZFS sources that they are based on.
+//! A strategy is either provably consistent given the facts, or refused with what it lacks; nothing is tried on the
+//! off chance.
 
 use std::fmt;
 
@@ -44,16 +44,16 @@ impl fmt::Display for Strategy {
 /// Where the set's own WAL is taken from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WalSource {
-    /// It is in pg_wal's own snapshot, which was taken after it was complete.
+    /// It is in pg_wal's own snapshot, which is taken once all of it has been written.
     Frozen,
     /// It is copied from the live pg_wal.
     Live,
 }
 
-/// One thing that a backup does; volumes are indexes into the layout.
+/// One step of a backup; volumes are indexes into the layout.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// A temporary physical slot keeps the WAL from the last redo point.
+    /// Make a temporary physical slot that keeps the WAL from the last redo point on.
     Slot,
     /// pg_backup_start.
     StartBackup {
@@ -62,28 +62,28 @@ pub enum Step {
     },
     /// Snapshots of volumes of one pool.
     Snapshot {
-        /// Which.
+        /// The volumes.
         volumes: Vec<usize>,
-        /// They must be of one transaction group.
+        /// They must be in one transaction group.
         one_moment: bool,
     },
-    /// The layout is read again and must be the same.
+    /// The layout is read again and must not have changed.
     CheckLayout,
-    /// A WAL record is written and flushed: its LSN is the floor.
+    /// A WAL record is written and flushed; its LSN is the floor.
     Floor,
-    /// Standby: what is replayed by now is in the set.
+    /// Standby: everything replayed so far will be in the set.
     ReplayFloor,
     /// Standby: pg_control's checkpoint becomes the label.
     FirstControl,
     /// Standby: pg_control is read again; its minRecoveryPoint is the end of the set.
     LastControl,
-    /// Standby: it must still be one, on the timeline on which the set began.
+    /// Standby: it must still be a standby, on the timeline on which the set began.
     CheckRecovery,
-    /// Standby: the primary ends its WAL segment, so that the archive gets the set's last one.
+    /// Standby: the primary ends its current WAL segment, so that the archive gets the set's last one.
     SwitchPrimary,
     /// pg_backup_stop.
     StopBackup,
-    /// The set's own WAL is checked, and copied where it isn't frozen.
+    /// The set's own WAL is checked, and copied unless it is frozen.
     TakeWal(WalSource),
     /// pg_control must still say that the cluster is shut down.
     CheckShutDown,
@@ -94,16 +94,16 @@ pub enum Step {
 pub struct Plan {
     /// Why the set will be consistent.
     pub strategy: Strategy,
-    /// Why this strategy and no other.
+    /// Why this strategy was chosen.
     pub chosen_because: String,
-    /// In order.
+    /// The steps, in order.
     pub steps: Vec<Step>,
     /// What the owner should know.
     pub warnings: Vec<Warning>,
 }
 
 impl Plan {
-    /// The snapshot groups in their order.
+    /// The groups of volumes that are snapshotted together, in order.
     pub fn groups(&self) -> impl Iterator<Item = &[usize]> {
         self.steps.iter().filter_map(|step| match step {
             Step::Snapshot { volumes, .. } => Some(volumes.as_slice()),
@@ -125,7 +125,7 @@ pub(super) fn lacking<T>(why: impl Into<String>, needed: impl Into<String>) -> R
 /// Chooses the strategy and lays out its steps.
 ///
 /// # Errors
-/// Why no set can be taken, or not with the strategy that was asked for.
+/// Why no set can be taken, or none with the requested strategy.
 pub fn choose(facts: &Facts, choice: StrategyChoice) -> Result<Plan, Refusal> {
     check_place(facts)?;
     let one = |strategy, because: &str| match possible(facts, strategy) {
@@ -147,7 +147,7 @@ pub fn choose(facts: &Facts, choice: StrategyChoice) -> Result<Plan, Refusal> {
     })
 }
 
-/// What no strategy can do without.
+/// Checks what every strategy needs.
 fn check_place(facts: &Facts) -> Result<(), Refusal> {
     for volume in &facts.layout.volumes {
         if let Some(nested) = volume.nested.iter().find(|nested| !nested.harmless) {
@@ -233,7 +233,7 @@ pub(super) fn label(facts: &Facts) -> Result<(), Lacking> {
         Err(no_server) => {
             lacking(no_server.words(), "set host, port and user so that Lockstep can connect")
         }
-        // A standby replays what its primary writes, whatever its own setting.
+        // A standby replays what its primary writes, whatever its own wal_level.
         Ok(server) if server.wal_level == "minimal" && !server.in_recovery => {
             lacking("wal_level is minimal", "set wal_level = replica and restart")
         }
@@ -277,9 +277,9 @@ fn ordered(facts: &Facts) -> Result<(), Lacking> {
     torn_pages(facts)
 }
 
-/// Without the backup API nothing forces full page writes: a page that a snapshot caught half
-/// written can then not be repaired. A ZFS record of 8 KiB or more is written whole (zfs_write in
-/// zfs_vnops.c splits a write at record boundaries alone).
+/// Refuses setups in which pages can be torn. Without the backup API nothing forces full page writes, so a page that
+/// a snapshot caught half written couldn't be repaired. A ZFS record of 8 KiB or more is written whole (zfs_write in
+/// zfs_vnops.c splits a write only at record boundaries).
 fn torn_pages(facts: &Facts) -> Result<(), Lacking> {
     let full_page_writes = match &facts.server {
         Ok(server) => server.full_page_writes && facts.control.checkpoint_copy.full_page_writes,
@@ -297,7 +297,7 @@ fn torn_pages(facts: &Facts) -> Result<(), Lacking> {
     }
 }
 
-/// A volume of data whose records are smaller than a page.
+/// Returns a data volume whose records are smaller than a page.
 pub(super) fn small_records(facts: &Facts) -> Option<&Volume> {
     let block = u64::from(facts.control.block_size);
     facts.layout.data_volumes().into_iter().find_map(|volume| {
@@ -327,8 +327,8 @@ fn steps(facts: &Facts, strategy: Strategy) -> Vec<Step> {
             steps.push(Step::TakeWal(source));
         }
         Strategy::Atomic => {
-            // Before the snapshot: what is flushed by then is in the set. A record written after
-            // it need not be.
+            // This comes before the snapshot: what is flushed by now is in the set. A record written later need not
+            // be.
             if connected {
                 steps.push(Step::Floor);
             }
@@ -340,8 +340,8 @@ fn steps(facts: &Facts, strategy: Strategy) -> Vec<Step> {
             if connected {
                 steps.push(Step::Slot);
             }
-            // PGDATA alone and first: its pg_control is where recovery starts, so every other
-            // volume has to be at least as new. The layout puts it at the head.
+            // PGDATA comes alone and first: recovery starts at its pg_control, so every other volume must be at least
+            // as new. It is the layout's first volume.
             let (first, rest) = data.split_at(data.len().min(1));
             steps.push(Step::Snapshot { volumes: first.to_vec(), one_moment: false });
             steps.extend(groups(facts, rest));
@@ -356,7 +356,7 @@ fn steps(facts: &Facts, strategy: Strategy) -> Vec<Step> {
     steps
 }
 
-/// Nothing runs, so any order will do, on a standby as on a primary.
+/// The steps of `cold`. Nothing runs, so any order will do, on a standby and on a primary.
 pub(super) fn cold_steps(facts: &Facts) -> Vec<Step> {
     let mut steps = vec![Step::CheckShutDown];
     steps.extend(groups(facts, &facts.layout.data_volumes()));
@@ -365,14 +365,14 @@ pub(super) fn cold_steps(facts: &Facts) -> Vec<Step> {
     steps
 }
 
-/// The snapshot of pg_wal's own volume, where it has one.
+/// The snapshot of pg_wal's volume, if it has its own.
 pub(super) fn freeze_wal(facts: &Facts) -> Option<Step> {
     let volume = facts.layout.own_wal_volume()?;
     Some(Step::Snapshot { volumes: vec![volume], one_moment: false })
 }
 
-/// One step a pool, where ZFS takes several snapshots in one command; otherwise one a volume. The
-/// order of the volumes is kept.
+/// One step per pool if ZFS takes several snapshots in one command, otherwise one per volume. The order of the
+/// volumes is kept.
 pub(super) fn groups(facts: &Facts, volumes: &[usize]) -> Vec<Step> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     for &volume in volumes {

@@ -1,4 +1,5 @@
-//! The table of strategies, row by row: for each kind of facts what is chosen and in which order, or what is lacking.
+//! The table of strategies, row by row: for each kind of facts, what is chosen and in which order, or what is
+//! lacking.
 
 use pgfiles::control_file::DbState;
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use crate::plan::layout::{Layout, NestedMount, PartKind, Reserved};
 
 use StrategyChoice as Ask;
 
-/// pg_control of a primary of 15 at work, with the settings that matter here as they usually are.
+/// pg_control of a running PostgreSQL 15 primary, with the usual values of the settings that matter here.
 fn control() -> ControlFile {
     let bytes = include_bytes!("../../../pgfiles/testdata/15/production.pg_control");
     let mut control = ControlFile::parse(bytes).unwrap();
@@ -81,7 +82,7 @@ pub(crate) fn primary(layout: Layout) -> Facts {
     }
 }
 
-/// The same, which nobody may ask.
+/// The same, but it can't be asked.
 fn silent(layout: Layout) -> Facts {
     Facts { server: Err(NoServer::NotConfigured), ..primary(layout) }
 }
@@ -157,7 +158,7 @@ fn a_connection_means_label() {
     planned(&facts, Ask::Label, label);
     let spread = with(primary(apart()), |facts| facts.checkpoint = CheckpointMode::Spread);
     planned(&spread, Ask::Auto, &label.replace("start", "start-spread"));
-    // Where ZFS takes several snapshots in one command: one command a pool, pg_wal still apart and last.
+    // If ZFS takes several snapshots in one command: one command per pool, with pg_wal still separate and last.
     let multi = with(primary(apart()), |facts| facts.multi_snapshot = true);
     planned(&multi, Ask::Auto, "label: slot start t/data+t/one u/two layout stop u/wal wal-frozen");
     planned(
@@ -187,7 +188,7 @@ fn label_copies_the_wal_that_cannot_be_frozen_last() {
 fn ordered_freezes_the_data_directory_first_and_pg_wal_last() {
     let asked = primary(apart());
     planned(&asked, Ask::Ordered, "ordered: slot t/data t/one u/two layout floor u/wal wal-frozen");
-    // The data directory alone, whatever one command could take.
+    // The data directory alone, however many snapshots one command could take.
     let multi = with(primary(apart()), |facts| facts.multi_snapshot = true);
     planned(&multi, Ask::Ordered, "ordered: slot t/data t/one u/two layout floor u/wal wal-frozen");
     let more = layout(&[
@@ -211,7 +212,7 @@ fn ordered_freezes_the_data_directory_first_and_pg_wal_last() {
 fn one_pool_without_a_connection_means_atomic() {
     planned(&silent(together()), Ask::Auto, "atomic: t/data+t/wal+t/one! layout");
     planned(&silent(shared("t/one")), Ask::Auto, "atomic: t/data+t/one! layout");
-    // With one, what is flushed before the snapshot is in it.
+    // With a connection, what is flushed before the snapshot is in it.
     planned(&primary(together()), Ask::Atomic, "atomic: floor t/data+t/wal+t/one! layout");
     refused(
         &primary(apart()),
@@ -228,7 +229,7 @@ fn a_cluster_that_is_shut_down_means_cold() {
         planned(&stopped(apart(), state), Ask::Cold, cold);
     }
     refused(&primary(apart()), Ask::Cold, &["cold is not possible", "process 4711", "pg_ctl stop"]);
-    // Ended without a shutdown checkpoint: not cold, but what a power cut leaves is good enough for the others.
+    // Ended without a shutdown checkpoint, so not cold; but the other strategies handle what a power cut leaves.
     let crashed = stopped(apart(), DbState::InProduction);
     refused(&crashed, Ask::Cold, &["cold is not possible", "in production"]);
     planned(&crashed, Ask::Auto, "ordered: t/data t/one u/two layout u/wal wal-frozen");
@@ -237,7 +238,7 @@ fn a_cluster_that_is_shut_down_means_cold() {
         Ask::Auto,
         "atomic: t/data+t/wal+t/one! layout",
     );
-    // pg_control may say that it was shut down while a server is starting on it.
+    // pg_control may say that it is shut down while a server is just starting on it.
     let starting = with(silent(apart()), |facts| facts.control.state = DbState::ShutDowned);
     refused(&starting, Ask::Cold, &["process 4711"]);
 }
@@ -296,7 +297,7 @@ fn nothing_possible_names_what_each_would_need() {
     let minimal = with(minimal, |facts| facts.control.wal_level = WalLevel::Minimal);
     refused(&minimal, Ask::Label, &["wal_level is minimal"]);
     refused(&minimal, Ask::Auto, &["label: wal_level is minimal", "ordered: wal_level is minimal"]);
-    // In one pool a bulk load and its commit are of the same moment.
+    // In one pool, a bulk load and its commit are from the same moment.
     let one_pool = with(silent(together()), |facts| facts.control.wal_level = WalLevel::Minimal);
     planned(&one_pool, Ask::Auto, "atomic: t/data+t/wal+t/one! layout");
 }
@@ -312,19 +313,19 @@ fn pages_that_may_be_torn_need_full_page_writes() {
         for facts in [silent, primary] {
             let lacks = ["full_page_writes is off", "recordsize of 4096", "full_page_writes = on"];
             refused(&off(small(facts(layout()))), ask, &lacks);
-            // Either of the two is enough.
+            // Either one is enough.
             assert!(choose(&off(facts(layout())), ask).is_ok(), "8 KiB records are written whole");
             assert!(
                 choose(&small(facts(layout())), ask).is_ok(),
                 "full page images repair torn pages"
             );
         }
-        // Switched off since the last checkpoint, or switched on only since then: both count as off.
+        // Switched off since the last checkpoint, or on only since then: both count as off.
         let switched =
             with_server(small(primary(layout())), |server| server.full_page_writes = false);
         refused(&switched, ask, &["full_page_writes is off"]);
     }
-    // pg_backup_start forces full page images, and pg_wal's own records aren't pages.
+    // pg_backup_start forces full page images, and pg_wal's records aren't pages.
     assert!(choose(&off(small(primary(apart()))), Ask::Label).is_ok());
     let small_wal = with(off(silent(apart())), |facts| facts.layout.volumes[1].recordsize = 4096);
     planned(&small_wal, Ask::Ordered, "ordered: t/data t/one u/two layout u/wal wal-frozen");
@@ -339,7 +340,7 @@ fn standby(layout: Layout) -> Facts {
     })
 }
 
-/// A standby with hot_standby = off, or one that nobody may ask.
+/// A standby with hot_standby = off, or one that can't be asked.
 fn silent_standby(layout: Layout) -> Facts {
     Facts { server: Err(NoServer::Failed("not accepting connections".into())), ..standby(layout) }
 }
@@ -348,7 +349,7 @@ fn silent_standby(layout: Layout) -> Facts {
 fn label_on_a_standby_freezes_the_data_directory_last() {
     let label = "label: slot start u/two t/one t/data layout stop standby u/wal wal-frozen";
     planned(&standby(apart()), Ask::Auto, label);
-    // Its own wal_level says nothing of the WAL that it replays.
+    // Its own wal_level says nothing about the WAL that it replays.
     let minimal = with_server(standby(apart()), |server| server.wal_level = "minimal".into());
     planned(&minimal, Ask::Auto, label);
     let multi = with(standby(apart()), |facts| facts.multi_snapshot = true);
@@ -460,7 +461,7 @@ fn no_strategy_goes_over_a_full_pool_or_a_hidden_mount() {
     assert!(choose(&space(256 << 20), Ask::Auto).is_ok());
 }
 
-/// What makes a set consistent, held against every plan that is made at all.
+/// Checks every plan that can be made against the rules of consistency.
 #[test]
 fn every_plan_keeps_the_rules() {
     let layouts = [apart(), together(), shared("u/one"), shared("t/one"), shared("t/data")];

@@ -1,4 +1,4 @@
-//! What the owner of a cluster should know although it doesn't stop a backup.
+//! What a cluster's owner should know, although it doesn't stop a backup.
 
 use crate::words::bytes;
 use std::path::Path;
@@ -13,11 +13,11 @@ use crate::config::StrategyChoice;
 /// A thing worth knowing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Warning {
-    /// What is so, with the value.
+    /// What was found, with the value.
     pub what: String,
     /// What follows, or what to do.
     pub hint: String,
-    /// Somebody should look: the set is less than was meant. `backup` then ends with exit code 3.
+    /// Somebody should look at it: the set is less than was intended. `backup` then ends with exit code 3.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub problem: bool,
 }
@@ -30,7 +30,7 @@ fn problem(what: impl Into<String>, hint: impl Into<String>) -> Warning {
     Warning { problem: true, ..warning(what, hint) }
 }
 
-/// All warnings that the facts call for, problems first.
+/// All warnings that follow from the facts, problems first.
 #[must_use]
 pub fn of(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> Vec<Warning> {
     let mut all: Vec<_> = no_connection(facts, strategy, choice).into_iter().collect();
@@ -48,8 +48,8 @@ pub fn of(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> Vec<Warn
     all
 }
 
-/// A running server was to be asked and couldn't be. A set that is taken without is no less
-/// consistent, but isn't what its owner thinks, unless the strategy was asked for by name.
+/// A running server should have been asked but couldn't be. A set taken without it is just as consistent, but isn't
+/// what its owner expects, unless the strategy was explicitly requested.
 fn no_connection(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> Option<Warning> {
     let Err(NoServer::Failed(why)) = &facts.server else { return None };
     let what = match facts.postmaster {
@@ -77,8 +77,8 @@ fn no_connection(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> O
     ))
 }
 
-/// The server was asked, and doesn't let this user take backups: a set of another strategy is no less consistent, and isn't
-/// what the connection was configured for.
+/// The server was asked, but this user may not take backups there. A set of another strategy is just as consistent,
+/// but isn't what the connection was configured for.
 fn no_right(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> Option<Warning> {
     let may_not = facts.server.as_ref().is_ok_and(|server| !server.may_backup);
     (may_not && choice == StrategyChoice::Auto).then(|| {
@@ -91,7 +91,7 @@ fn no_right(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> Option
     })
 }
 
-/// A data directory that nobody uses any more makes good sets of old data for ever.
+/// A data directory that is no longer used gives good sets of old data for ever.
 fn another_server(facts: &Facts, choice: StrategyChoice) -> Option<Warning> {
     let Err(no_server @ NoServer::Another(_)) = &facts.server else { return None };
     let what = no_server.words();
@@ -101,7 +101,7 @@ fn another_server(facts: &Facts, choice: StrategyChoice) -> Option<Warning> {
     })
 }
 
-/// What moves or copies a database in WAL that is in the archive alone.
+/// Warns that WAL which only the archive has may move or copy a database.
 #[must_use]
 pub fn unread_wal(segments: &[String]) -> Warning {
     warning(
@@ -113,7 +113,7 @@ pub fn unread_wal(segments: &[String]) -> Warning {
     )
 }
 
-/// A file of the configuration outside the data directory that isn't in the set, because its server couldn't read it.
+/// Warns that a configuration file outside the data directory isn't in the set, because its server couldn't read it.
 #[must_use]
 pub fn unread_configuration(name: &str, path: &Path, why: &str) -> Warning {
     problem(
@@ -125,10 +125,10 @@ pub fn unread_configuration(name: &str, path: &Path, why: &str) -> Warning {
     )
 }
 
-/// What to do where another server answers for a cluster that is shut down.
+/// The hint for another server that answers for a cluster that is shut down.
 pub const ANOTHER_SERVER: &str = "was the cluster upgraded or moved? then set data_directory (and bin_dir) to where it is now; where this one is kept as it is, take host out, or set strategy = \"cold\"";
 
-/// A standby that doesn't follow any more has good sets of old data.
+/// A standby that no longer follows gives good sets of old data.
 fn old_data(facts: &Facts, choice: StrategyChoice) -> Vec<Warning> {
     if !facts.is_standby() {
         return Vec::new();
@@ -153,7 +153,7 @@ fn old_data(facts: &Facts, choice: StrategyChoice) -> Vec<Warning> {
         }
         Err(_) if facts.is_shut_down() => {
             let what = format!("the standby is stopped: its last checkpoint is of {of}");
-            // Stopped for the backup's sake.
+            // It was stopped for this backup.
             vec![match choice {
                 StrategyChoice::Cold => warning(what, "the set is about as old as that"),
                 _ => problem(
@@ -166,7 +166,7 @@ fn old_data(facts: &Facts, choice: StrategyChoice) -> Vec<Warning> {
     }
 }
 
-/// Why a standby that answers may have old data; `of` is its last replayed commit's time.
+/// Why a standby that answers may have old data; `of` is the time of its last replayed commit.
 fn behind_primary(
     primary: Option<&PrimarySeen>,
     following: &Following,
@@ -240,7 +240,7 @@ fn layout(facts: &Facts) -> Vec<Warning> {
     all
 }
 
-/// Volumes that have little left, and more than what a backup insists on.
+/// Warns of volumes that have little space left, but more than a backup insists on.
 #[must_use]
 pub fn low_space(facts: &Facts) -> Vec<Warning> {
     let is_low = |volume: &&Volume| volume.available < facts.min_free.saturating_mul(4);

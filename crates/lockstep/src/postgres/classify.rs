@@ -1,10 +1,9 @@
-//! What a file of a cluster is to a backup: pages to be checked, something that PostgreSQL never
-//! needs again, or neither. By name alone, as PostgreSQL itself tells them apart
-//! (`basebackup.c`: excludeDirContents, excludeFiles, unlogged relations; `relpath.c`; `fd.c`:
-//! RemovePgTempFiles).
+//! What a file of a cluster is to a backup: pages to be checked, something that PostgreSQL never needs again, or
+//! neither. Files are told apart by name alone, as PostgreSQL does (`basebackup.c`: excludeDirContents, excludeFiles,
+//! unlogged relations; `relpath.c`; `fd.c`: RemovePgTempFiles).
 //!
-//! What could go wrong: a file that is left out and needed is a loss that no checksum shows. So
-//! whatever isn't known by its place and its name is kept.
+//! What could go wrong: leaving out a file that is needed is a loss that no checksum shows. So every file that isn't
+//! known by its place and its name is kept.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,7 +14,7 @@ use crate::plan::layout::PartKind;
 /// What a regular file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// A relation's file: pages, of this segment (0 for `16384`, 3 for `16384.3`).
+    /// A file of a relation: pages of this segment (0 for `16384`, 3 for `16384.3`).
     Pages(u32),
     /// Its content isn't stored.
     LeftOut(Why),
@@ -26,13 +25,13 @@ pub enum Class {
 /// Why a file's content isn't stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Why {
-    /// The set carries the segments that it needs.
+    /// WAL: the set carries the segments that it needs.
     Wal,
-    /// An unlogged relation: recovery makes it anew from its init fork.
+    /// An unlogged relation: recovery recreates it from its init fork.
     Unlogged,
-    /// Temporary files and relations: removed at the start.
+    /// Temporary files and relations: removed at startup.
     Temporary,
-    /// State of the server that ran: made anew at the start, emptied by a restore.
+    /// State of the running server: recreated at startup, emptied by a restore.
     ServerState,
 }
 
@@ -49,8 +48,8 @@ impl Why {
     }
 }
 
-/// Folders of the data directory whose contents PostgreSQL makes anew (excludeDirContents in
-/// `basebackup.c`): they aren't stored, and a restore empties them.
+/// Folders of the data directory whose contents PostgreSQL recreates (excludeDirContents in `basebackup.c`): they
+/// aren't stored, and a restore empties them.
 pub const STATE: [&str; 7] = [
     "pg_replslot",
     "pg_stat_tmp",
@@ -61,12 +60,12 @@ pub const STATE: [&str; 7] = [
     "pg_subtrans",
 ];
 
-/// A folder of a part, as far as it decides about the files in it.
+/// A folder of a part, as far as it matters for the files in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Folder {
-    /// Of a database, or `global`.
+    /// A database's folder, or `global`.
     Relations,
-    /// All in it and below it is left out.
+    /// Everything in and below it is left out.
     LeftOut(Why),
     /// The data directory itself.
     Root,
@@ -74,8 +73,8 @@ pub enum Folder {
     Plain,
 }
 
-/// Whether PostgreSQL itself calls a tablespace's folder so: `PG_15_202209061`. Whatever else somebody keeps beside it
-/// isn't PostgreSQL's. (TABLESPACE_VERSION_DIRECTORY of src/include/common/relpath.h)
+/// Whether this is a name that PostgreSQL gives its folder in a tablespace: `PG_15_202209061`. Everything else in the
+/// tablespace isn't PostgreSQL's. (TABLESPACE_VERSION_DIRECTORY of src/include/common/relpath.h)
 fn is_version(name: &str) -> bool {
     let parts = name.strip_prefix("PG_").and_then(|rest| rest.split_once('_'));
     parts.is_some_and(|(major, catalog)| {
@@ -112,8 +111,8 @@ pub fn folder(part: &PartKind, inside: &Path) -> Folder {
     }
 }
 
-/// What the files of a folder are, in the order given. `recovers`: the restored cluster goes through
-/// recovery, which makes unlogged relations anew; after a clean shutdown they keep their rows.
+/// Classifies the files of a folder, in the given order. `recovers`: the restored cluster goes through recovery,
+/// which recreates unlogged relations; after a clean shutdown they keep their rows.
 pub fn files<'a>(
     folder: Folder,
     names: &'a [String],
@@ -139,7 +138,7 @@ fn relation(name: &str, unlogged: &BTreeSet<&str>) -> Class {
     if name.starts_with("pg_internal.init") {
         return Class::LeftOut(Why::ServerState);
     }
-    // t3_16385: of a session's temporary table.
+    // t3_16385: the temporary table of a session.
     let temporary = name.strip_prefix('t').and_then(|rest| rest.split_once('_'));
     if let Some((backend, rest)) = temporary
         && is_number(backend)
@@ -156,7 +155,7 @@ fn relation(name: &str, unlogged: &BTreeSet<&str>) -> Class {
     }
 }
 
-/// `16384_vm.2` as 16384, `vm`, 2.
+/// Splits `16384_vm.2` into 16384, `vm`, 2.
 fn file(name: &str) -> Option<(&str, &str, u32)> {
     let (name, segment) = match name.split_once('.') {
         Some((name, segment)) => (name, segment.parse().ok()?),
@@ -193,7 +192,7 @@ mod tests {
         let space = |path: &str| folder(&space, Path::new(path));
         assert_eq!(space("PG_15_202209061/5"), Folder::Relations);
         assert_eq!(space("PG_15_202209061/pgsql_tmp"), Folder::LeftOut(Why::Temporary));
-        // Somebody's own files beside PostgreSQL's.
+        // Somebody's own files next to PostgreSQL's.
         for kept in
             ["global", "PG_/5", "PG_15/5", "PG_dumps_2024/5", "PG_15_/pgsql_tmp", "PG_15_old/5"]
         {

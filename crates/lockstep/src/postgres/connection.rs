@@ -1,8 +1,8 @@
-//! The connection to the server and what it says of itself.
+//! The connection to the server, and what the server says about itself.
 //!
-//! Timeouts that a DBA set for applications would end the session in the middle of a backup, so
-//! they are switched off in it. What could go wrong: the server that answers is another cluster;
-//! its data directory and system identifier are compared with the disk.
+//! Timeouts that a DBA set for applications would end the session in the middle of a backup, so the session switches
+//! them off. What could go wrong: the server that answers belongs to another cluster. So its data directory and
+//! system identifier are compared with those on disk.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -21,16 +21,16 @@ use crate::config::ClusterConfig;
 use crate::error::{Error, Result};
 use crate::plan::facts::{ConfigFiles, NoServer, ServerFacts};
 
-/// How long a connection may take, where its string doesn't say.
+/// How long connecting may take, if the connection string doesn't say.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often it is tried on a standby whose replay ends it.
+/// How often connecting to a standby is tried if its replay ends the session.
 const CONNECT_TRIES: u32 = 5;
 
-/// Connects as the configuration says.
+/// Connects according to the configuration.
 ///
 /// # Errors
-/// [`NoServer`] with the reason; an unreadable password file is one too.
+/// [`NoServer`] with the reason, also for an unreadable password file.
 pub fn connect(config: &ClusterConfig) -> Result<Client, NoServer> {
     let host = config.host.as_deref().ok_or(NoServer::NotConfigured)?;
     let mut options = postgres::Config::new();
@@ -56,7 +56,7 @@ pub fn connect_primary(config: &ClusterConfig) -> Option<Result<Client, NoServer
     Some(conninfo.and_then(|conninfo| connect_to(&conninfo, password_file)))
 }
 
-/// Connects as a connection string says; what concerns libpq alone in it is passed over.
+/// Connects according to a connection string; keywords that only concern libpq are ignored.
 ///
 /// # Errors
 /// As [`connect`].
@@ -67,7 +67,7 @@ pub fn connect_to(conninfo: &Conninfo, password_file: Option<&Path>) -> Result<C
     open(options, password_file, tls)
 }
 
-/// What a connection string says, in the driver's words.
+/// The driver's options for a connection string.
 fn options(conninfo: &Conninfo) -> Result<postgres::Config, postgres::Error> {
     let known = KNOWN.iter().filter_map(|name| Some((name, conninfo.get(name)?)));
     let mut known = known.fold(Conninfo::default(), |all, (name, value)| all.with(name, value));
@@ -78,7 +78,7 @@ fn options(conninfo: &Conninfo) -> Result<postgres::Config, postgres::Error> {
     if conninfo.get("target_session_attrs") == Some("primary") {
         known = known.with("target_session_attrs", "read-write");
     }
-    // Verification is the connector's business.
+    // The TLS connector does the verification.
     let known = match conninfo.get("sslmode") {
         Some("verify-ca" | "verify-full") => known.with("sslmode", "require"),
         Some(mode @ ("disable" | "prefer" | "require")) => known.with("sslmode", mode),
@@ -88,14 +88,14 @@ fn options(conninfo: &Conninfo) -> Result<postgres::Config, postgres::Error> {
     if options.get_dbname().is_none() {
         options.dbname("postgres");
     }
-    // 0 is no limit, which the driver has none for too.
+    // 0 means no limit, and the driver then has none either.
     if conninfo.get("connect_timeout").is_none() {
         options.connect_timeout(CONNECT_TIMEOUT);
     }
     Ok(options)
 }
 
-/// The keywords of a connection string that the driver has the same names for.
+/// The keywords of a connection string that have the same names in the driver.
 const KNOWN: [&str; 13] = [
     "host",
     "hostaddr",
@@ -134,7 +134,7 @@ where
     let mut tries = 1;
     let mut client = loop {
         match options.connect(tls.clone()) {
-            // A standby may end a session that has hardly begun, when replay has to go on.
+            // A standby may end a session that has just begun, if replay must continue.
             Err(error)
                 if error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE)
                     && tries < CONNECT_TRIES =>
@@ -144,13 +144,14 @@ where
             other => break other.map_err(failed)?,
         }
     };
-    // By itself, for it counts from the next statement on: a hot standby takes none that is serializable.
+    // This is a statement of its own because it applies from the next one on: a hot standby refuses serializable
+    // transactions.
     client.batch_execute("SET default_transaction_isolation = 'read committed'").map_err(failed)?;
     client.batch_execute(QUIET).map_err(failed)?;
     Ok(client)
 }
 
-/// An error with its cause, which `Display` of this crate leaves out.
+/// An error with its cause, which this crate's `Display` leaves out.
 fn words(error: &postgres::Error) -> String {
     match std::error::Error::source(error) {
         Some(cause) => format!("{error}: {cause}"),
@@ -158,8 +159,8 @@ fn words(error: &postgres::Error) -> String {
     }
 }
 
-/// No timeout may end the session, no synchronous standby may delay its commits, and names are
-/// looked up nowhere but in pg_catalog.
+/// No timeout may end the session, no synchronous standby may delay its commits, and names are only looked up in
+/// pg_catalog.
 const QUIET: &str = "
     SELECT pg_catalog.set_config(name, value, false)
       FROM (VALUES ('statement_timeout', '0'), ('lock_timeout', '0'),
@@ -168,7 +169,7 @@ const QUIET: &str = "
                    ('search_path', 'pg_catalog')) AS wanted (name, value)
      WHERE pg_catalog.current_setting(name, true) IS NOT NULL";
 
-/// Asks the server for all that a plan weighs.
+/// Asks the server for everything that a plan considers.
 ///
 /// # Errors
 /// When a statement fails.
@@ -218,8 +219,8 @@ pub fn facts(client: &mut Client) -> Result<ServerFacts> {
     })
 }
 
-// current_setting(…, true) gives NULL for a setting that this version doesn't have. For one that the user may not see it
-// is an error (GetConfigOptionByName in guc.c).
+// current_setting(…, true) returns NULL for a setting that this version doesn't have. For one that the user may not
+// see it is an error (GetConfigOptionByName in guc.c).
 const FACTS: &str = "
     SELECT current_setting('server_version_num')::int AS version_num,
            current_setting('server_version') AS version,
@@ -242,7 +243,7 @@ const FACTS: &str = "
            current_setting('max_replication_slots')::bigint
              - (SELECT count(*) FROM pg_replication_slots) AS free_slots";
 
-/// The functions of the backup API, as this version calls them.
+/// The functions of the backup API, by their names in this version.
 const fn backup_functions(version_num: u32) -> (&'static str, &'static str) {
     if version_num >= 150_000 {
         ("pg_backup_start(text, boolean)", "pg_backup_stop(boolean)")
@@ -251,7 +252,7 @@ const fn backup_functions(version_num: u32) -> (&'static str, &'static str) {
     }
 }
 
-/// What gives a user the right to them.
+/// The statement that grants a user the right to call them.
 #[must_use]
 pub fn grant_execute(version_num: u32) -> String {
     let (start, stop) = backup_functions(version_num);
@@ -269,13 +270,13 @@ fn may_backup(client: &mut Client, version_num: u32) -> Result<bool> {
     column(&row, 0)
 }
 
-/// The tablespaces that lie outside the data directory, by OID.
+/// The tablespaces outside the data directory, by OID.
 ///
 /// # Errors
 /// When the statement fails.
 pub fn tablespaces(client: &mut Client) -> Result<Vec<(u32, String)>> {
-    // An in-place tablespace (PostgreSQL 15) has a relative location, pg_tblspc/OID: it lies in
-    // the data directory and is no part of its own.
+    // An in-place tablespace (PostgreSQL 15) has a relative location, pg_tblspc/OID: it is in the data directory and
+    // isn't a part of its own.
     let rows = client
         .query(
             "SELECT oid, spcname::text FROM pg_tablespace
@@ -286,7 +287,7 @@ pub fn tablespaces(client: &mut Client) -> Result<Vec<(u32, String)>> {
     rows.iter().map(|row| Ok((column(row, 0)?, column::<Text>(row, 1)?.lossy()))).collect()
 }
 
-/// The databases of which somebody removes a folder now: DROP DATABASE and ALTER DATABASE … SET TABLESPACE hold such a
+/// The databases that somebody is removing a folder of: DROP DATABASE and ALTER DATABASE … SET TABLESPACE hold such a
 /// lock until that is done (dropdb and movedb in dbcommands.c).
 ///
 /// # Errors
@@ -319,8 +320,8 @@ fn idle_slots(client: &mut Client) -> Result<Vec<(String, u64)>> {
     rows.iter().map(slot).collect()
 }
 
-/// The settings in force, by name, as files set them; for clusters whose postgresql.conf lies
-/// outside the data directory and has to be made anew in a restored one.
+/// The settings from the configuration files that are in force, by name. They are for clusters whose postgresql.conf
+/// is outside the data directory and must be written again for a restored one.
 ///
 /// # Errors
 /// When this user may not see pg_file_settings.

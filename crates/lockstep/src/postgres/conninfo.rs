@@ -1,7 +1,7 @@
-//! A libpq connection string, taken apart as conninfo_parse (fe-connect.c) does, so that keywords
-//! can be added and taken out without guessing at quotes.
+//! A libpq connection string, parsed as conninfo_parse (fe-connect.c) does, so that keywords can be added and removed
+//! without guessing at quotes.
 //!
-//! A password or another secret in it is refused: it would be on command lines, in logs and in the configuration.
+//! A password or another secret in it is refused: it would appear on command lines, in logs and in the configuration.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Conninfo(Vec<(String, String)>);
 
-/// What libpq knows (PQconninfoOptions in fe-connect.c), of 13 to 18.
+/// The keywords that libpq knows (PQconninfoOptions in fe-connect.c), from versions 13 to 18.
 const KEYWORDS: [&str; 52] = [
     "service",
     "servicefile",
@@ -65,7 +65,7 @@ const KEYWORDS: [&str; 52] = [
     "tty",
 ];
 
-/// Secrets, and what Lockstep says itself.
+/// Secrets, and keywords that Lockstep sets itself.
 const NOT_ALLOWED: [&str; 7] = [
     "password",
     "sslpassword",
@@ -77,10 +77,10 @@ const NOT_ALLOWED: [&str; 7] = [
 ];
 
 impl Conninfo {
-    /// Takes the text apart; the error is a sentence that doesn't repeat a value.
+    /// Parses the text; the error is a sentence that doesn't repeat a value.
     ///
     /// # Errors
-    /// A URI, a secret, or what isn't `keyword=value`.
+    /// A URI, a secret, or anything that isn't `keyword=value`.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.starts_with("postgresql://") || text.starts_with("postgres://") {
             return Err("it is a URI; write it as keywords: host=… port=… user=…".into());
@@ -111,14 +111,14 @@ impl Conninfo {
         Ok(parsed)
     }
 
-    /// The first keyword that libpq of no version knows: it refuses the whole string then.
+    /// The first keyword that no version of libpq knows: libpq would refuse the whole string.
     #[must_use]
     pub fn unknown(&self) -> Option<&str> {
         let mut names = self.0.iter().map(|(name, _)| name.as_str());
         names.find(|name| !KEYWORDS.contains(name))
     }
 
-    /// The same text, which libpq takes.
+    /// The same for text that libpq must accept.
     ///
     /// # Errors
     /// As [`Self::parse`], or a keyword that libpq doesn't know.
@@ -130,13 +130,13 @@ impl Conninfo {
         }
     }
 
-    /// The same, of a server that is to be followed: it names one.
+    /// The same for a server that a standby will follow: it must name a host.
     ///
     /// # Errors
     /// As [`Self::parse_known`], or no host.
     pub fn of_primary(text: &str) -> Result<Self, String> {
         let parsed = Self::parse_known(text)?;
-        // Of `host=$UNSET user=u` libpq takes `user=u` for the host.
+        // With `host=$UNSET user=u`, libpq takes `user=u` for the host.
         let is_one =
             |value: &str| !value.is_empty() && (value.starts_with('/') || !value.contains('='));
         let names = |name: &&str| parsed.get(name).is_some_and(is_one);
@@ -146,26 +146,26 @@ impl Conninfo {
         Ok(parsed)
     }
 
-    /// The same, with which Lockstep itself connects, to a primary.
+    /// The same for a connection that Lockstep itself makes to a primary.
     ///
     /// # Errors
-    /// It asks for a server that its own connections can't tell from others.
+    /// It demands a kind of server that Lockstep's own connections can't recognize.
     pub fn for_lockstep(self) -> Result<Self, String> {
         match self.get("target_session_attrs") {
             None | Some("any" | "primary" | "read-write" | "read-only") => Ok(self),
             Some(other) => Err(format!(
-                "it has target_session_attrs={other}, and it is the primary that is asked: write target_session_attrs=primary, or leave it out"
+                "it has target_session_attrs={other}, and Lockstep has to ask the primary: write target_session_attrs=primary, or leave it out"
             )),
         }
     }
 
-    /// The last value of a keyword, which is the one that libpq takes.
+    /// The last value of a keyword, which is the one that libpq uses.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// The same with `name` as `value`.
+    /// Returns a copy with `name` set to `value`.
     #[must_use]
     pub fn with(&self, name: &str, value: &str) -> Self {
         let mut new = self.without(name);
@@ -173,13 +173,13 @@ impl Conninfo {
         new
     }
 
-    /// The same with `name` as `value`, unless it has one.
+    /// Returns a copy with `name` set to `value`, unless it has a value.
     #[must_use]
     pub fn with_default(&self, name: &str, value: &str) -> Self {
         if self.get(name).is_some() { self.clone() } else { self.with(name, value) }
     }
 
-    /// The same without a keyword.
+    /// Returns a copy without a keyword.
     #[must_use]
     pub fn without(&self, name: &str) -> Self {
         Self(self.0.iter().filter(|(known, _)| known != name).cloned().collect())
@@ -202,8 +202,7 @@ impl fmt::Display for Conninfo {
     }
 }
 
-/// A value and what stands behind it: up to a blank, or between quotes; a backslash takes the next
-/// character as it is.
+/// Splits off a value, which ends at a blank or is in quotes; a backslash takes the next character literally.
 fn value(text: &str) -> Result<(String, &str), String> {
     let quoted = text.starts_with('\'');
     let mut value = String::new();
@@ -219,8 +218,8 @@ fn value(text: &str) -> Result<(String, &str), String> {
     if quoted { Err("a quote in it isn't closed".into()) } else { Ok((value, "")) }
 }
 
-/// A password file's line for any host, port, database and user (passwordFromFile in fe-connect.c
-/// takes a backslash before `:` and `\`).
+/// A line of a password file for any host, port, database and user (passwordFromFile in fe-connect.c takes a
+/// backslash before `:` and `\`).
 #[must_use]
 pub fn passfile_line(password: &str) -> String {
     format!("*:*:*:*:{}\n", password.replace('\\', r"\\").replace(':', r"\:"))
@@ -238,7 +237,7 @@ mod tests {
         assert_eq!(parsed.get("user"), Some("it's"));
         assert_eq!(parsed.get("options"), Some("-c x='1'"));
         assert_eq!(parsed.get("sslmode"), Some(""));
-        // What is written is read back as the same.
+        // What is written is parsed as the same.
         assert_eq!(Conninfo::parse(&parsed.to_string()).unwrap(), parsed);
     }
 
@@ -297,7 +296,7 @@ mod tests {
             let text = format!("host=a,b target_session_attrs={other}");
             let why = asked(&text).unwrap_err();
             assert!(why.contains(&format!("target_session_attrs={other}, and")), "{why}");
-            // A standby of a standby follows it over libpq, which knows them.
+            // A standby of a standby connects with libpq, which knows them.
             assert!(Conninfo::of_primary(&text).is_ok());
         }
     }

@@ -1,13 +1,15 @@
-//! Databases whose files replay copies: does what it copies from lie in a set as it has to?
+//! Databases whose files are copied by replay: are the files that it copies in the set as replay needs them?
 //!
-//! A copy in the WAL (ALTER DATABASE … SET TABLESPACE; CREATE DATABASE up to version 14, and later with
-//! `STRATEGY file_copy`) is replayed by removing the new folder and copying the old one as it lies on disk then; where
-//! that isn't there, PostgreSQL makes it empty, and says nothing (dbase_redo and recovery_create_dbdir in dbcommands.c).
-//! A crash can't meet this: both commands make a checkpoint before they commit, and the old folder is removed after that,
-//! so recovery begins behind the copy. A backup's recovery begins before it, and with folders that were frozen later: what was
-//! written to the old one since is copied along, and what of it was removed isn't.
+//! A copy in the WAL (ALTER DATABASE … SET TABLESPACE; CREATE DATABASE up to version 14, and later with `STRATEGY
+//! file_copy`) is replayed by removing the new folder and copying the old one as it is on disk at that time. If the
+//! old one doesn't exist, PostgreSQL silently creates it, empty (dbase_redo and recovery_create_dbdir in
+//! dbcommands.c). In crash recovery this can't happen: both commands make a checkpoint before they commit, and the
+//! old folder is removed after that, so recovery begins after the copy. A backup's recovery begins before the copy,
+//! with folders that were frozen later: what was written to the old one since then is copied too, and what was
+//! removed from it is missing.
 //!
-//! What could go wrong: a removal that is under way has no record yet, for a primary writes that behind it.
+//! What could go wrong: a removal in progress has no record yet, because a primary writes the record after the
+//! removal.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -30,19 +32,19 @@ const PAGES: usize = 32;
 /// The OID of `pg_default` (`pg_tablespace.dat`).
 const PG_DEFAULT: u32 = 1663;
 
-/// What is known of removals that have no record.
+/// What is known about removals that have no record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Removals {
-    /// There are none: in recovery the record comes first.
+    /// There are none: in recovery, the record comes first.
     Recorded,
-    /// The server was asked behind the last snapshot of data: those of these databases are under way.
+    /// The server was asked after the last snapshot of data: these databases are being removed.
     UnderWay(BTreeSet<u32>),
     /// Nobody could be asked.
     Unknown,
 }
 
-/// The first copy whose source may have been gone when it was frozen, in words; a pure function. A set whose recovery
-/// replays it may lose the database.
+/// The first copy whose source may have been changed or removed when it was frozen, in words; a pure function. If
+/// recovery of a set replays it, the set may lose the database.
 #[must_use]
 pub fn lost(records: &[DatabaseRecord], removals: &Removals) -> Option<String> {
     records.iter().enumerate().find_map(|(at, record)| {
@@ -83,8 +85,8 @@ fn tablespace(folder: Folder) -> String {
     }
 }
 
-/// Reads the records from the one at `start` to the one that begins at `until` or is the first behind it, out of
-/// segments that lie in any of these folders. Says where it came to: less than `until` where the WAL ends before.
+/// Reads the records from the one at `start` to the one that begins at `until`, or the first after it, from segments
+/// in any of these folders. Also returns how far it came: less than `until` if the WAL ends earlier.
 ///
 /// # Errors
 /// When a segment can't be read; [`Error::Interrupted`] between two of them.
@@ -97,7 +99,7 @@ pub fn read(
     let mut records = Records::new(start, until, identity.segment_size);
     let mut segment = WalSegment::containing(identity.timeline, start, identity.segment_size);
     let mut from = start;
-    // Gigabytes, where checkpoints are far apart.
+    // This can be gigabytes, if checkpoints are far apart.
     steps::reached("backup.copies")?;
     while let Some((path, file)) = open(folders, &segment.file_name(identity.segment_size))? {
         let first = segment.start(identity.segment_size);
@@ -128,7 +130,7 @@ fn open(folders: &[PathBuf], name: &str) -> Result<Option<(PathBuf, File)>> {
     Ok(None)
 }
 
-/// Reads a segment from the page that holds the byte `inside` it on.
+/// Reads a segment from the page on that contains the byte `inside` it.
 fn read_segment(
     mut file: File,
     first: Lsn,
@@ -137,7 +139,7 @@ fn read_segment(
 ) -> std::io::Result<Next> {
     let mut header = [0; LONG_HEADER_SIZE];
     file.read_exact(&mut header)?;
-    // One that waits for its use.
+    // A segment that waits to be used.
     let Ok(header) = SegmentHeader::parse(&header) else { return Ok(Next::End) };
     let page = header.block_size as usize;
     let mut at = inside - inside % page as u64;
@@ -194,7 +196,7 @@ mod tests {
         let made = copy(template, new);
         assert_eq!(lost(std::slice::from_ref(&made), &none), None);
         assert_eq!(lost(std::slice::from_ref(&made), &Removals::Recorded), None);
-        // What goes is the copy, another database, or was gone before.
+        // The folder removed is the copy, another database, or was removed before.
         for other in [new, folder(PG_DEFAULT, 2), folder(16384, 1)] {
             assert_eq!(lost(&[made.clone(), drop_of(&[other])], &none), None);
         }

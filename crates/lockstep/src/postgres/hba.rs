@@ -1,8 +1,8 @@
-//! pg_hba.conf and pg_ident.conf as one file: what they include stands in the place of the directive, and so do lists of
-//! names (`@FILE`). Read as tokenize_auth_file and next_field_expand in hba.c read them.
+//! pg_hba.conf and pg_ident.conf as one file: included files replace the directive that includes them, and so do
+//! lists of names (`@FILE`). They are parsed like tokenize_auth_file and next_field_expand in hba.c do.
 //!
-//! What could go wrong: a file is kept without what it includes; the restored server finds nothing there and doesn't
-//! start, and by then the host that has it is gone.
+//! What could go wrong: a file is stored without the files that it includes. The restored server then doesn't find
+//! them and doesn't start, and the host that had them is gone.
 
 use std::path::{Path, PathBuf};
 
@@ -10,13 +10,13 @@ use crate::error::{Error, Result};
 
 /// How deep files may include one another (CONF_FILE_START_DEPTH and CONF_FILE_MAX_DEPTH in conffiles.h).
 const DEEPEST: u32 = 10;
-/// How many files are read, at most: depth alone doesn't end a file that includes itself twice.
+/// How many files are read at most: the depth alone doesn't limit a file that includes itself twice.
 const MOST: u32 = 1000;
 
-/// The whole text of the file at `path`; `None` where it isn't there. `read` reads a file, if that is there.
+/// The complete text of the file at `path`; `None` if it doesn't exist. `read` reads a file if it exists.
 ///
 /// # Errors
-/// When one of the files can't be read or isn't there, or they include too much.
+/// When one of the files can't be read or doesn't exist, or they include too much.
 pub fn whole(
     path: &Path,
     read: impl Fn(&Path) -> Result<Option<Vec<u8>>>,
@@ -39,7 +39,7 @@ impl Files<'_> {
         (self.read)(path)
     }
 
-    /// One that has to be there.
+    /// Reads a file that must exist.
     fn demand(&mut self, path: &Path, by: &Path) -> Result<Vec<u8>> {
         self.take(path)?.ok_or_else(|| {
             let (path, by) = (path.display(), by.display());
@@ -114,7 +114,7 @@ fn too_much(path: &Path) -> Error {
     ))
 }
 
-/// The files that a line includes, and whether they have to be there; `None`: it is no such line.
+/// The files that a line includes, and whether they must exist; `None` if it isn't such a line.
 fn included(path: &Path, tokens: &[Token]) -> Result<Option<(Vec<PathBuf>, bool)>> {
     let [what, name] = tokens else { return Ok(None) };
     if what.goes_on {
@@ -129,13 +129,13 @@ fn included(path: &Path, tokens: &[Token]) -> Result<Option<(Vec<PathBuf>, bool)
     })
 }
 
-/// Relative to the file that names it (AbsoluteConfigLocation in conffiles.c).
+/// The path of `name`, relative to the file that names it (AbsoluteConfigLocation in conffiles.c).
 fn beside(file: &Path, name: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStrExt;
     file.parent().unwrap_or(Path::new("/")).join(std::ffi::OsStr::from_bytes(name))
 }
 
-/// A folder's files of configuration, in their order (GetConfFilesInDir in conffiles.c).
+/// The configuration files of a folder, in order (GetConfFilesInDir in conffiles.c).
 fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let listed = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
     let mut files = Vec::new();
@@ -150,7 +150,7 @@ fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The lines as they are written, and what they say: a backslash at the end takes the next one along.
+/// The lines as they are written, and their contents: a backslash at the end joins the next line.
 fn logical_lines(text: &[u8]) -> Vec<(&[u8], Vec<u8>)> {
     let (mut lines, mut line, mut begin, mut at) = (Vec::new(), Vec::new(), 0, 0);
     for part in text.split_inclusive(|byte| *byte == b'\n') {
@@ -174,11 +174,11 @@ fn logical_lines(text: &[u8]) -> Vec<(&[u8], Vec<u8>)> {
 struct Token {
     begin: usize,
     end: usize,
-    /// Without its quotes.
+    /// Its text without quotes.
     value: Vec<u8>,
-    /// It begins with a quote: then `@` means nothing.
+    /// It begins with a quote, so `@` has no special meaning.
     is_quoted: bool,
-    /// A comma follows: the next one is of the same field.
+    /// A comma follows, so the next token belongs to the same field.
     goes_on: bool,
 }
 
@@ -206,7 +206,7 @@ fn tokens(line: &[u8]) -> Vec<Token> {
                 break;
             }
             at += 1;
-            // Two quotes within quotes are one.
+            // Two quotes inside quotes stand for one.
             let is_doubled = byte == b'"' && was_quote;
             if byte != b'"' || is_doubled {
                 value.push(byte);

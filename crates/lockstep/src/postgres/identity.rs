@@ -1,13 +1,13 @@
-//! Whether the server that answers is the one that runs in the local data directory.
+//! Checks whether the server that answers is the one that runs in the local data directory.
 //!
-//! What could go wrong: the name in `host` moves to another node (an address that a failover takes
-//! along, a proxy, DNS). A standby has its primary's system identifier, and mostly the same
-//! data_directory too. The backup would then be begun on one node, and the other one's files frozen:
-//! a set that restores without an error and is corrupt.
+//! What could go wrong: the name in `host` moves to another node (an address that moves with a failover, a proxy,
+//! DNS). A standby has its primary's system identifier, and usually the same data_directory too. The backup would
+//! then be started on one node while the other one's files are frozen: a set that restores without an error and is
+//! corrupt.
 //!
-//! So the server is asked for what it reads in its pg_control (pg_controldata.c, functions that
-//! everybody may call), and for its start. Two servers don't have one pg_control: a primary has no
-//! minRecoveryPoint, and each writes its own checkpoints and restartpoints at its own times.
+//! So the server is asked what it reads in its pg_control (the functions of pg_controldata.c, which everybody may
+//! call), and when it started. No two servers have the same pg_control: a primary has no minRecoveryPoint, and each
+//! writes its own checkpoints and restartpoints at its own times.
 
 use std::path::Path;
 use std::time::Duration;
@@ -21,39 +21,39 @@ use super::instance;
 use super::row::column;
 use crate::error::{Error, Result};
 
-/// How often it is asked again where pg_control was written meanwhile. A standby writes it with
-/// nearly every page that it flushes.
+/// How often the server is asked again if pg_control was written meanwhile. A standby writes it with nearly every
+/// page that it flushes.
 const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// So many looks have to agree that the servers differ: a promotion ends recovery in shared memory
-/// first, and writes pg_control a moment later (StartupXLOG, xlog.c).
+/// How many comparisons must agree that the servers differ: a promotion ends recovery in shared memory first, and
+/// writes pg_control a moment later (StartupXLOG, xlog.c).
 const AGREE: u32 = 10;
 
-/// postmaster.pid has the time at which the postmaster began (MyStartTime), and
-/// pg_postmaster_start_time() that at which it was ready to start others (PostmasterMain), which is
-/// later where it had many temporary files to remove; in seconds. Below zero it is a clock that was
-/// set back.
+/// The accepted difference in seconds between two start times. postmaster.pid has the time at which the postmaster
+/// began (MyStartTime). pg_postmaster_start_time() is the time at which it was ready to start others
+/// (PostmasterMain), which is later if it had many temporary files to remove. A negative difference is from a clock
+/// that was set back.
 const STARTED: std::ops::RangeInclusive<i64> = -5..=900;
 
-/// What tells a running server from all others of its cluster.
+/// What distinguishes a running server from all others of its cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// `pg_control_last_modified`, in seconds since 1970.
     pub control_time: i64,
-    /// Checkpoint, redo point and minRecoveryPoint. Not as text: how PostgreSQL spells an LSN differs from
-    /// version to version.
+    /// Checkpoint, redo point and minRecoveryPoint. Not as text, because PostgreSQL's versions write LSNs
+    /// differently.
     pub positions: [Lsn; 3],
     /// The timeline of minRecoveryPoint.
     pub timeline: u32,
-    /// It is in recovery: by its own word, or by pg_control's state.
+    /// It is in recovery, according to itself or to pg_control's state.
     pub in_recovery: bool,
-    /// When its postmaster began, in seconds since 1970; `None` where nobody says.
+    /// When its postmaster began, in seconds since 1970; `None` if unknown.
     pub started: Option<i64>,
 }
 
 impl Identity {
-    /// What the files of a data directory say: pg_control and the third line of postmaster.pid.
+    /// The identity according to the files of a data directory: pg_control and the third line of postmaster.pid.
     #[must_use]
     pub fn of_files(control: &ControlFile, started: Option<i64>) -> Self {
         Self {
@@ -69,7 +69,7 @@ impl Identity {
         }
     }
 
-    /// In what a server differs from the files, where it does; a pure function.
+    /// How a server differs from the files, if it does; a pure function.
     #[must_use]
     pub fn difference(&self, files: &Self) -> Option<String> {
         let recovery = |is: bool| if is { "in recovery" } else { "not in recovery" };
@@ -107,10 +107,10 @@ impl Identity {
     }
 }
 
-/// In what the server differs from the one that runs in `data_directory`; `None` where it is that one.
+/// How the server differs from the one that runs in `data_directory`; `None` if it is that one.
 ///
 /// # Errors
-/// When a statement fails, pg_control can't be read, or it never stands still for a moment.
+/// When a statement fails, pg_control can't be read, or it is written all the time.
 pub fn difference(client: &mut Client, data_directory: &Path) -> Result<Option<String>> {
     let mut agreed = 0;
     for _ in 0..TRIES {
@@ -123,7 +123,7 @@ pub fn difference(client: &mut Client, data_directory: &Path) -> Result<Option<S
             let (Some(_), Some(difference)) = (unlike(&before), unlike(&after)) else {
                 return Ok(None);
             };
-            // What was written between the two looks isn't known.
+            // If it was written between the two reads, this comparison doesn't count.
             agreed = if before.to_bytes() == after.to_bytes() { agreed + 1 } else { 0 };
             if agreed >= AGREE {
                 return Ok(Some(difference));
@@ -135,10 +135,10 @@ pub fn difference(client: &mut Client, data_directory: &Path) -> Result<Option<S
         "pg_control in \"{}\" is written so often that nobody can tell whether the server that answers is the one that writes it",
         data_directory.display()
     ))
-    .with_hint("take the backup again; where it stays so, is data_directory the server's own?"))
+    .with_hint("take the backup again; if it fails again, check that data_directory is this server's own"))
 }
 
-/// The server's words; `None` where its own look at pg_control was torn by a write.
+/// The server's identity; `None` if its own read of pg_control was torn by a write.
 fn ask(client: &mut Client) -> Result<Option<Identity>> {
     let row = match client.query_one(IDENTITY, &[]) {
         // "calculated CRC checksum does not match value stored in file"

@@ -1,4 +1,4 @@
-//! A data directory on disk: its parts, its pg_control, and whether somebody runs it.
+//! A data directory on disk: its parts, its pg_control, and whether a server runs in it.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use crate::plan::layout::PartKind;
 use crate::process::Program;
 use crate::volume::discover::PartPath;
 
-/// pg_control's place in the data directory.
+/// The path of pg_control in the data directory.
 pub const PG_CONTROL: &str = "global/pg_control";
 
-/// Reads pg_control. A server may be writing it: a torn read fails its CRC and is repeated.
+/// Reads pg_control. A server may be writing it: a torn read fails the CRC and is repeated.
 ///
 /// # Errors
 /// When the file can't be read, or stays wrong.
@@ -23,7 +23,7 @@ pub fn read_control(data_directory: &Path) -> Result<ControlFile> {
     read_control_at(&data_directory.join(PG_CONTROL))
 }
 
-/// The same of a file of another name.
+/// The same for a file of another name.
 ///
 /// # Errors
 /// As [`read_control`].
@@ -46,11 +46,11 @@ pub fn read_control_at(path: &Path) -> Result<ControlFile> {
     }
 }
 
-/// The process that runs the data directory, where one does: postmaster.pid names it and it
-/// lives. Who the server is matters less than that nobody starts to touch a running cluster.
+/// The process that runs the data directory: postmaster.pid names it, and it is alive. Who it really is matters less
+/// than never touching a running cluster.
 ///
 /// # Errors
-/// When postmaster.pid is there and can't be read.
+/// When postmaster.pid exists and can't be read.
 pub fn postmaster(data_directory: &Path) -> Result<Option<u32>> {
     let path = data_directory.join("postmaster.pid");
     let text = match std::fs::read_to_string(&path) {
@@ -60,29 +60,29 @@ pub fn postmaster(data_directory: &Path) -> Result<Option<u32>> {
     Ok(living(&text))
 }
 
-/// The process that holds a socket's lock file, where it lives. One that can't be read is another user's business.
+/// The process that holds a socket's lock file, if it is alive. A file that can't be read belongs to another user and
+/// doesn't concern us.
 #[must_use]
 pub fn locked_by(lock: &Path) -> Option<u32> {
     living(&std::fs::read_to_string(lock).ok()?)
 }
 
-/// The living process that a lock file names in its first line.
+/// The process in a lock file's first line, if it is alive.
 fn living(text: &str) -> Option<u32> {
     let pid = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
     pid.filter(|&pid| is_alive(pid)).map(i32::unsigned_abs)
 }
 
-/// Whether a process lives; a zombie doesn't.
+/// Whether a process is alive; a zombie isn't.
 #[must_use]
 pub fn is_alive(pid: i32) -> bool {
     let state = std::fs::read(format!("/proc/{}/stat", pid.unsigned_abs())).unwrap_or_default();
-    // The state stands behind the name, which is in parentheses and may hold anything.
+    // The state comes after the name, which is in parentheses and may contain anything.
     let behind = state.iter().rposition(|&b| b == b')').map(|at| &state[at + 1..]);
     behind.is_some_and(|rest| !matches!(rest.get(1), None | Some(b'Z' | b'X')))
 }
 
-/// The line of postmaster.pid that says how far the server is (PM_STATUS in miscinit.c):
-/// `starting`, `stopping`, `ready`, `standby`.
+/// The status in postmaster.pid (PM_STATUS in miscinit.c): `starting`, `stopping`, `ready`, `standby`.
 #[must_use]
 pub fn postmaster_status(data_directory: &Path) -> Option<String> {
     pid_line(data_directory, 7)
@@ -136,9 +136,8 @@ pub fn parts(data_directory: &Path, server: Option<&ServerFacts>) -> Result<Vec<
     Ok(parts)
 }
 
-/// The links of pg_tblspc by OID. A folder in the place of a link is an in-place tablespace: it
-/// belongs to the data directory. Where pg_tblspc isn't there, in a data directory that is lost, there
-/// are none.
+/// The links of pg_tblspc by OID. A folder in place of a link is an in-place tablespace: it belongs to the data
+/// directory. If pg_tblspc doesn't exist, because the data directory is lost, there are none.
 ///
 /// # Errors
 /// When pg_tblspc can't be listed.
@@ -159,8 +158,8 @@ pub fn tablespace_links(data_directory: &Path) -> Result<Vec<(u32, PathBuf)>> {
     Ok(links)
 }
 
-/// Where PostgreSQL's programs of this major version lie: the configured folder, or the usual
-/// places of Debian, Red Hat and a build from source.
+/// Where PostgreSQL's programs of this major version are: the configured folder, or the usual places of Debian, Red
+/// Hat and a build from source.
 ///
 /// # Errors
 /// When none has a `postgres`.
@@ -190,15 +189,15 @@ pub fn bin_dir(configured: Option<&Path>, major: Option<u32>) -> Result<PathBuf>
     )
 }
 
-/// The same where the programs have to be of this version: a set may be older than the cluster's last upgrade, and
-/// `bin_dir` the new version's. Then it is one of the usual places.
+/// The same if the programs must be of this version. A set may be older than the cluster's last upgrade, and
+/// `bin_dir` then has the new version; in that case it is one of the usual places.
 ///
 /// # Errors
 /// As [`bin_dir`], and when neither has that version.
 pub fn bin_dir_of(configured: Option<&Path>, major: Option<u32>) -> Result<PathBuf> {
     let is_right = |path: &Path| match (major, major_in(path)) {
         (Some(wanted), Some(found)) => wanted == found,
-        // What it says isn't known: the server will tell.
+        // Its version is unknown; the server will report it.
         _ => true,
     };
     let first = bin_dir(configured, major)?;
@@ -216,12 +215,12 @@ pub fn bin_dir_of(configured: Option<&Path>, major: Option<u32>) -> Result<PathB
             first.display()
         ),
         format!(
-            "install PostgreSQL {wanted}; where it isn't in its usual place, let bin_dir of this cluster name the folder that holds its postgres"
+            "install PostgreSQL {wanted}; if it isn't in its usual place, set bin_dir of this cluster to the folder that holds its postgres"
         ),
     ))
 }
 
-/// The version of the `postgres` in a folder; `None` where it can't be had.
+/// The version of the `postgres` in a folder; `None` if it is unknown.
 fn major_in(bin_dir: &Path) -> Option<u32> {
     let said = Program::new(bin_dir.join("postgres")).arg("--version").run().ok()?;
     major_of(&said.stdout)
@@ -235,7 +234,7 @@ pub fn major_of(said: &str) -> Option<u32> {
     version[..digits].parse().ok()
 }
 
-/// A path as bytes, for PostgreSQL's own files.
+/// A path as bytes, as PostgreSQL's own files contain it.
 #[must_use]
 pub fn path_bytes(path: &Path) -> &[u8] {
     path.as_os_str().as_bytes()

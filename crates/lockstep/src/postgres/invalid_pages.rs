@@ -1,24 +1,25 @@
-//! Pages that recovery wants to change and that aren't there, in the words of the server's log.
+//! Pages that recovery wants to change but that don't exist, as reported in the server's log.
 //!
-//! Normally recovery ends with them. A server that is started with `ignore_invalid_pages` (13 and later) goes on and
-//! warns of each (report_invalid_page in xlogutils.c), where the files are holes perhaps millions of times: so of the
-//! lines only the folders are kept.
+//! Normally such a page ends recovery. A server that is started with `ignore_invalid_pages` (13 and later) continues
+//! and warns of each one (report_invalid_page in xlogutils.c). Where files are holes there may be millions of
+//! warnings, so only the folders are kept.
 
 use std::collections::BTreeSet;
 
-/// PostgreSQL's setting.
+/// The name of PostgreSQL's setting.
 pub const IGNORE: &str = "ignore_invalid_pages";
 
-/// The folders whose files lacked pages, as PostgreSQL writes them: `base/16384`, `pg_tblspc/16400/PG_17_202406281/16384`.
+/// The folders with files that lacked pages, as PostgreSQL writes them: `base/16384`,
+/// `pg_tblspc/16400/PG_17_202406281/16384`.
 #[derive(Debug, Default)]
 pub struct InvalidPages {
     folders: BTreeSet<String>,
-    /// The line before was one of these; what follows belongs to it.
+    /// The previous line was one of these; what follows belongs to it.
     was_one: bool,
 }
 
 impl InvalidPages {
-    /// Whether a line of the log is about such a page; if so it is noted.
+    /// Whether a log line is about such a page; if so, its folder is noted.
     pub fn takes(&mut self, line: &str) -> bool {
         let belongs = self.was_one && (line.contains("CONTEXT:  ") || line.contains("LOCATION:  "));
         let folder = folder(line);

@@ -1,11 +1,11 @@
-//! Symbolic links in a data directory, beside those that PostgreSQL itself makes.
+//! Symbolic links in a data directory, other than those that PostgreSQL itself makes.
 //!
-//! pg_wal and the links of pg_tblspc are parts of the cluster, and are frozen with it. Any other link
-//! leads to files that are in no snapshot of the set, and in a restored cluster to those of the live
-//! one. Where PostgreSQL itself would write there, because the name is one of its own or because
-//! the link leads into a part of the cluster, the backup is refused. Other things that people leave
-//! in a data directory (`ssl`, `backup.tar`) it never looks at: they are told of. pg_basebackup passes
-//! over all such links with a warning (sendDir in basebackup.c).
+//! pg_wal and the links of pg_tblspc are parts of the cluster and are frozen with it. Any other link leads to files
+//! that are in no snapshot of the set, and in a restored cluster it leads to those of the live one. The backup is
+//! refused if PostgreSQL itself would write there, because the name is one of its own or because the link leads into
+//! a part of the cluster. Other things that people keep in a data directory (`ssl`, `backup.tar`) are of no concern
+//! to PostgreSQL; they are only reported. pg_basebackup skips all such links with a warning (sendDir in
+//! basebackup.c).
 
 use std::fs::DirEntry;
 use std::io::ErrorKind;
@@ -17,31 +17,31 @@ use crate::error::{Error, Result};
 /// A link that belongs to no part.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Link {
-    /// Where it lies.
+    /// Its path.
     pub path: PathBuf,
-    /// What is written in it.
+    /// The target written in it.
     pub target: PathBuf,
 }
 
-/// What a server writes at its start, and removes at its end.
+/// Files that a server writes at startup and removes at shutdown.
 const OF_THE_START: [&str; 3] = ["postmaster.pid", "postmaster.opts", "current_logfiles"];
-/// How configuration, keys and certificates, and log_directory are called. A restore looks after the
-/// first; the others are the host's.
+/// Ends of the names of configuration files, keys, certificates and log_directory. A restore takes care of the
+/// configuration; the others belong to the host.
 const OF_THE_HOST: [&str; 9] =
     [".conf", ".d", ".crt", ".key", ".pem", ".crl", ".cer", "log", "logs"];
 
 /// The links of a data directory that belong to no part.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Links {
-    /// The cluster needs what they lead to, or would write there.
+    /// The cluster needs their targets, or would write there.
     pub strays: Vec<Link>,
-    /// PostgreSQL has nothing to do with them.
+    /// They don't concern PostgreSQL.
     pub others: Vec<Link>,
 }
 
-/// The links in `data_directory`, in its folder of databases, in `global` and in the folders of
-/// PostgreSQL's own (`pg_xact`, `pg_multixact`), that lead to something which the cluster needs.
-/// The folders of the databases aren't listed: they hold a file for each relation.
+/// The links in `data_directory`, in its folder of databases, in `global` and in PostgreSQL's own folders (`pg_xact`,
+/// `pg_multixact`) that lead to something the cluster needs. The folders of the databases aren't listed: they have a
+/// file for each relation.
 ///
 /// # Errors
 /// When a folder can't be listed.
@@ -62,7 +62,7 @@ pub fn find(data_directory: &Path) -> Result<Links> {
             }
         } else if is_own(name) {
             for inner in list(&entry.path())? {
-                // Temporary files may lie on a faster disk, and are removed at each start.
+                // Temporary files may be on a faster disk; they are removed at each startup.
                 let is_temporary = inner.file_name().to_string_lossy().starts_with("pgsql_tmp");
                 if !is_temporary {
                     found.strays.extend(link(&inner)?);
@@ -75,7 +75,7 @@ pub fn find(data_directory: &Path) -> Result<Links> {
     Ok(found)
 }
 
-/// A name that PostgreSQL itself makes in a data directory, and goes through at work.
+/// A name that PostgreSQL itself makes in a data directory and uses while it runs.
 fn is_own(name: &str) -> bool {
     const OWN: [&str; 10] = [
         "base",
@@ -92,7 +92,7 @@ fn is_own(name: &str) -> bool {
     OWN.contains(&name) || name.starts_with("pg_")
 }
 
-/// Where the cluster writes: its parts, without links.
+/// Where the cluster writes: its parts, with links resolved.
 fn parts(data_directory: &Path) -> Vec<PathBuf> {
     let tablespaces = super::instance::tablespace_links(data_directory).unwrap_or_default();
     let all = [data_directory.to_path_buf(), data_directory.join("pg_wal")].into_iter();
@@ -100,8 +100,8 @@ fn parts(data_directory: &Path) -> Vec<PathBuf> {
     all.filter_map(|path| std::fs::canonicalize(path).ok()).collect()
 }
 
-/// It leads into a part of the live cluster, and would from a restored one too. One that is relative
-/// and stays in the data directory leads to the restored one's own.
+/// Whether it leads into a part of the live cluster, and would from a restored one too. A relative link that stays in
+/// the data directory leads to the restored cluster's own files.
 fn leads_into(link: &Link, data_directory: &Path, parts: &[PathBuf]) -> bool {
     let Ok(target) = std::fs::canonicalize(&link.path) else { return false };
     let own = std::fs::canonicalize(data_directory);
@@ -109,14 +109,14 @@ fn leads_into(link: &Link, data_directory: &Path, parts: &[PathBuf]) -> bool {
     !stays && parts.iter().any(|part| target.starts_with(part))
 }
 
-/// What may lead elsewhere: the parts, which discovery follows, and what no restored cluster needs.
+/// Names that may be links: the parts, which discovery follows, and what no restored cluster needs.
 fn is_free(name: &str) -> bool {
     let lists: [&[&str]; 3] = [&["pg_wal", "pg_tblspc"], &STATE, &OF_THE_START];
     lists.iter().any(|list| list.contains(&name))
         || OF_THE_HOST.iter().any(|end| name.ends_with(end))
 }
 
-/// The entries of a folder; none where it is a file, or went meanwhile.
+/// The entries of a folder; none if it is a file, or has gone meanwhile.
 fn list(folder: &Path) -> Result<Vec<DirEntry>> {
     match std::fs::read_dir(folder) {
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
@@ -173,7 +173,7 @@ mod tests {
             "PG_VERSION",
             "live",
         ];
-        // PostgreSQL has nothing to do with these.
+        // These don't concern PostgreSQL.
         let others = ["backup.tar", "certs", "extension_data", "krb5.keytab", "own", "ssl"];
         let target = |name: &str| match name {
             "live" => dir.join("global"),
@@ -183,7 +183,7 @@ mod tests {
         for name in free.iter().chain(&needed).chain(&others) {
             symlink(target(name), dir.join(name)).unwrap();
         }
-        // No look into a database.
+        // Databases aren't searched.
         symlink("/fast/elsewhere", dir.join("base/5/16390")).unwrap();
         let found = find(&dir).unwrap();
         let live = target("live");

@@ -1,11 +1,11 @@
-//! Recovery settings as text: what goes into postgresql.auto.conf of a restored cluster.
+//! Recovery settings as text for postgresql.auto.conf of a restored cluster.
 
 use std::path::Path;
 
 use crate::postgres::target::{Recovery, Target};
 
-/// Settings that a restored cluster must not take over from the old one: where it replicated
-/// from, and an older restore's target.
+/// Settings that a restored cluster must not inherit from the old one: where it replicated from, and the target of an
+/// older restore.
 const NOT_KEPT: [&str; 17] = [
     "primary_conninfo",
     "primary_slot_name",
@@ -26,8 +26,8 @@ const NOT_KEPT: [&str; 17] = [
     "standby_mode",
 ];
 
-/// What they are in PostgreSQL 13 to 18 by default (`guc_tables.c`). A command at the end of recovery
-/// may move an address to this server, and a target of an older restore would end or stop this one.
+/// Their defaults in PostgreSQL 13 to 18 (`guc_tables.c`). A command at the end of recovery might move an address to
+/// this server, and the target of an older restore would end or stop this one.
 const NEUTRAL: [(&str, &str); 11] = [
     ("archive_cleanup_command", ""),
     ("recovery_end_command", ""),
@@ -42,23 +42,23 @@ const NEUTRAL: [(&str, &str); 11] = [
     ("recovery_target_xid", ""),
 ];
 
-/// One line of a configuration file; the value quoted as guc-file.l reads it.
+/// One line of a configuration file; the value is quoted for guc-file.l.
 #[must_use]
 pub fn setting(name: &str, value: &str) -> String {
     format!("{name} = '{}'\n", value.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n"))
 }
 
-/// Sets one of several, behind all others and in the place of an earlier one of its name.
+/// Puts a setting after all others, replacing an earlier one of the same name.
 pub fn put(settings: &mut Vec<(String, String)>, name: String, value: String) {
     settings.retain(|(known, _)| *known != name);
     settings.push((name, value));
 }
 
-/// postgresql.auto.conf with `added` at its end, and without what is not kept or set anew. It needn't be UTF-8:
-/// settings are in the encoding of the database in which they were made.
+/// Returns postgresql.auto.conf with `added` at its end, and without settings that aren't kept or are set again. It
+/// needn't be UTF-8: settings have the encoding of the database in which they were made.
 #[must_use]
 pub fn auto_conf(old: &[u8], added: &[(String, String)]) -> Vec<u8> {
-    // What stands behind the mark was written by a restore, and stays there.
+    // What comes after the mark was written by a restore, and stays there.
     let (mut text, mut ours) = (Vec::new(), Vec::new());
     let mut is_ours = false;
     for line in lines(old) {
@@ -90,7 +90,7 @@ fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split_inclusive(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\n").unwrap_or(line))
 }
 
-/// What a line sets, in small letters: a name may be followed by its value at once (guc-file.l). Of a comment nothing.
+/// The name that a line sets, in lower case; the value may follow it directly (guc-file.l). Empty for a comment.
 fn name_of(line: &[u8]) -> Vec<u8> {
     let line = line.trim_ascii_start();
     let is_of_a_name =
@@ -99,9 +99,9 @@ fn name_of(line: &[u8]) -> Vec<u8> {
     line[..end].to_ascii_lowercase()
 }
 
-/// postgresql.conf of a restored cluster whose data directory is `data`: without a `data_directory` of its own, and
-/// where it includes files, which may have one, with the right one at its end. The last one counts
-/// (ProcessConfigFileInternal in guc.c), and none in postgresql.auto.conf does.
+/// Returns postgresql.conf for a restored cluster whose data directory is `data`. Its own `data_directory` is
+/// commented out. If it includes other files, which may set it, the right one is added at the end: the last one
+/// counts (ProcessConfigFileInternal in guc.c), and one in postgresql.auto.conf doesn't.
 #[must_use]
 pub fn staying(text: &[u8], data: &Path) -> Vec<u8> {
     const INCLUDES: [&[u8]; 3] = [b"include", b"include_if_exists", b"include_dir"];
@@ -126,14 +126,14 @@ pub fn staying(text: &[u8], data: &Path) -> Vec<u8> {
     changed
 }
 
-/// With 0 no subscription is worked on.
+/// If it is 0, no subscription is active.
 pub const NO_WORKERS: &str = "max_logical_replication_workers";
 
 const MARK: &str = "# written by lockstep restore:";
 
-/// What a restored cluster keeps: its port, no archiving into the old archive, and a pid file of
-/// its own (Debian's setting names the live cluster's, and an empty one is no file name). A standby
-/// keeps whom it follows, and archives what it did: nothing before it is promoted, and then as its primary.
+/// Settings that a restored cluster keeps: its port, no archiving into the old archive, and its own pid file
+/// (Debian's setting names the live cluster's, and an empty one isn't a file name). A standby keeps the server that
+/// it follows, and its archive_mode: it archives nothing before it is promoted, and then like its primary.
 #[must_use]
 pub fn lasting(recovery: &Recovery, directory: &Path, port: Option<u16>) -> Vec<(String, String)> {
     let pid_file = directory.join("run/postmaster.pid");
@@ -156,13 +156,13 @@ pub fn lasting(recovery: &Recovery, directory: &Path, port: Option<u16>) -> Vec<
     all
 }
 
-/// Over what postgresql.conf says, which was the original's. PostgreSQL takes settings in their order,
-/// and refuses an empty target behind another one: so these come first.
+/// Overrides what postgresql.conf says, which was the original's. PostgreSQL applies settings in order, and refuses
+/// an empty target after another one, so these come first.
 fn neutral() -> Vec<(String, String)> {
     NEUTRAL.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec()
 }
 
-/// The way to the target; it is taken out again once recovery is over.
+/// The settings of recovery; they are removed once recovery is over.
 #[must_use]
 pub fn passing(recovery: &Recovery) -> Vec<(String, String)> {
     if recovery.signal().is_none() || recovery.standby.is_some() {
@@ -170,8 +170,8 @@ pub fn passing(recovery: &Recovery) -> Vec<(String, String)> {
     }
     let mut all = neutral();
     let mut set = |name: &str, value: String| put(&mut all, name.to_owned(), value);
-    // PostgreSQL demands a restore_command with recovery.signal; "false" finds nothing, so that
-    // recovery reads the set's own WAL in pg_wal.
+    // PostgreSQL demands a restore_command with recovery.signal. "false" finds nothing, so recovery reads the set's
+    // own WAL in pg_wal.
     set("restore_command", recovery.restore_command.clone().unwrap_or_else(|| "false".into()));
     match &recovery.target {
         Target::End => {}
@@ -247,7 +247,7 @@ mod tests {
         {
             assert_eq!(staying(include), format!("{include}\n{ours}"));
         }
-        // A set of a cluster that was restored: of the older restore's place nothing is left.
+        // A set of a cluster that was itself restored: nothing of the older restore's path is left.
         let older = "include 'x'\ndata_directory = '/older'\n";
         assert_eq!(
             staying(older),
@@ -273,7 +273,8 @@ mod tests {
             assert!(text.lines().any(|known| known == line), "{line} in {text}");
         }
         assert!(!text.contains("archive_mode"), "{text}");
-        // An older one's isn't kept: what postgresql.conf says of a primary isn't the standby's either.
+        // An older primary_conninfo isn't kept: what postgresql.conf says about a primary isn't meant for this
+        // standby.
         assert!(follows(Standby::default()).contains("primary_conninfo = ''"));
     }
 
@@ -293,7 +294,7 @@ mod tests {
         assert_eq!(get("restore_command"), Some("false"));
         assert_eq!(get("archive_mode"), Some("off"));
         assert_eq!(get("external_pid_file"), Some("/r/run/postmaster.pid"));
-        // The comment stands above what it speaks of, however often the file is written.
+        // The comment stays above its settings, however often the file is written.
         let text = |old: &[u8], added: &[(String, String)]| {
             String::from_utf8(auto_conf(old, added)).unwrap()
         };
@@ -301,7 +302,7 @@ mod tests {
         let (theirs, ours) = twice.split_once(MARK).unwrap();
         assert!(theirs == "work_mem = '1MB'\n" && ours.contains("port = '5500'"), "{twice}");
         assert_eq!(text(b"", &[]), "");
-        // What has passed is taken out, what lasts stays.
+        // The temporary settings are removed, the lasting ones stay.
         let text = text(&auto_conf(b"", &all), &[]);
         assert!(
             text.contains("port") && !text.contains("target") && !text.contains("restore_command")

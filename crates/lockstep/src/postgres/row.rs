@@ -1,7 +1,7 @@
-//! What stands in a row that a server sent.
+//! The values in a row that a server sent.
 //!
-//! What could go wrong: NULL where the catalogs have a value as a rule (a role that was dropped under its session), or
-//! another type in another version. The driver's own `get` panics then, in the middle of a backup.
+//! What could go wrong: NULL where the catalogs normally have a value (a role that was dropped under its session), or
+//! another type in another version. The driver's own `get` would panic then, in the middle of a backup.
 
 use std::fmt::Display;
 
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 /// A column's value, by its name or number.
 ///
 /// # Errors
-/// It is NULL where `T` has no place for that, or of another type, or there is no such column.
+/// It is NULL and `T` can't hold that, or of another type, or there is no such column.
 pub fn column<'a, T>(row: &'a Row, at: impl RowIndex + Display) -> Result<T>
 where
     T: FromSql<'a>,

@@ -1,8 +1,8 @@
-//! A server that Lockstep starts: started, watched through recovery, stopped.
+//! Starts a server, watches it through recovery, and stops it.
 //!
-//! How far it is is read from its log and from postmaster.pid (its eighth line, PM_STATUS_* in
-//! miscadmin.h), so no right to connect is needed. What could go wrong: a server that dies in
-//! recovery; its own last words are then the error.
+//! The server's state is read from its log and from postmaster.pid (its eighth line, PM_STATUS_* in miscadmin.h), so
+//! no permission to connect is needed. What could go wrong: the server dies in recovery. The error then contains its
+//! own last words.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -21,11 +21,11 @@ use crate::isolation::{self, Isolation};
 use crate::process::{Credentials, Program};
 use crate::steps;
 
-/// How long a server may take to stop that has nothing to write before it.
+/// How long a server may take to stop if it has nothing to write first.
 const STOP_LIMIT: Duration = Duration::from_secs(120);
-/// How often it is said that one is still waited for.
+/// How often a message says that a server is still being waited for.
 const SIGN: Duration = Duration::from_secs(30);
-/// How many of a dead server's last words are told.
+/// How many of a dead server's last log lines are shown.
 const LAST_WORDS: usize = 12;
 
 /// A server to be started.
@@ -35,13 +35,13 @@ pub struct Launch<'a> {
     pub bin_dir: &'a Path,
     /// Its data directory.
     pub data: &'a Path,
-    /// Where its stderr goes.
+    /// The file that its stderr goes to.
     pub log: &'a Path,
-    /// Who it runs as.
+    /// The user that it runs as.
     pub user: Option<Credentials>,
-    /// Settings for this run alone.
+    /// Settings for this run only.
     pub options: Vec<(String, String)>,
-    /// Its mount namespace, where it gets one.
+    /// Its mount namespace, if it gets one.
     pub isolation: Option<&'a Isolation>,
 }
 
@@ -53,22 +53,22 @@ pub struct Server {
     log: File,
     read: u64,
     said: Vec<String>,
-    /// What it says of pages that aren't there, where it was told to go on.
+    /// What it logged about pages that don't exist, if it was told to ignore that.
     invalid_pages: Option<InvalidPages>,
-    /// Its mount namespace, once it is seen in one of its own.
+    /// Its mount namespace, once it is known to be in its own.
     namespace: Option<Namespace>,
 }
 
 /// How recovery ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// It takes reads and writes.
+    /// It accepts reads and writes.
     Ready,
-    /// It is paused at the target and takes reads.
+    /// It is paused at the target and accepts reads.
     Paused,
     /// It was shut down at the target.
     ShutDown,
-    /// It is a standby and takes reads.
+    /// It is a standby and accepts reads.
     Follows,
 }
 
@@ -77,14 +77,14 @@ pub enum Outcome {
 pub enum Stop {
     /// With a checkpoint.
     Fast,
-    /// Without: its data is thrown away anyway.
+    /// Without a checkpoint: its data is thrown away anyway.
     Immediate,
 }
 
 /// Starts a server.
 ///
 /// # Errors
-/// When the program or its log can't be had.
+/// When the program can't be started or its log can't be opened.
 pub fn start(launch: &Launch<'_>) -> Result<Server> {
     let log = crate::files::open_log(launch.log, launch.user)?;
     let read = log.metadata().map_err(Error::io("look at", launch.log))?.len();
@@ -98,7 +98,7 @@ pub fn start(launch: &Launch<'_>) -> Result<Server> {
     };
     let data = text(launch.data)?;
     let mut words = vec![text(&launch.bin_dir.join("postgres"))?, "-D".into(), data.clone()];
-    // A configuration that was another cluster's may name that one's.
+    // A configuration that belonged to another cluster may name that one's.
     let here = ("data_directory".to_owned(), data);
     for (name, value) in std::iter::once(&here).chain(&launch.options) {
         words.extend(["-c".to_owned(), format!("{name}={value}")]);
@@ -123,11 +123,11 @@ pub fn start(launch: &Launch<'_>) -> Result<Server> {
 }
 
 impl Server {
-    /// Waits until recovery has ended, telling `progress` what it says; `pauses`: a pause at the
-    /// target is the end. The server must log to its stderr, in English and with details.
+    /// Waits until recovery has ended and passes what the server says to `progress`; with `pauses`, a pause at the
+    /// target counts as the end. The server must log to its stderr, in English and with details.
     ///
     /// # Errors
-    /// When the server dies: its own words.
+    /// When the server dies, with its own words.
     pub fn wait_for_recovery(
         &mut self,
         pauses: bool,
@@ -142,7 +142,7 @@ impl Server {
                     let wanted = server.has_said("shutdown at recovery target");
                     return wanted.then_some(Outcome::ShutDown);
                 }
-                // postmaster.pid says "ready" for a hot standby too, so the log has to tell.
+                // postmaster.pid says "ready" for a hot standby too, so only the log can tell.
                 if server.has_said("database system is ready to accept connections") {
                     return Some(Outcome::Ready);
                 }
@@ -151,11 +151,11 @@ impl Server {
         )
     }
 
-    /// Waits until a server that has nothing to recover, or is consistent already, accepts connections, wherever it logs;
-    /// a standby with `hot_standby = off`, which accepts none, until it replays.
+    /// Waits until a server that has nothing to recover, or is already consistent, accepts connections, wherever it
+    /// logs. A standby with `hot_standby = off` accepts none: for that, until it replays.
     ///
     /// # Errors
-    /// When the server dies: its own words.
+    /// When the server dies, with its own words.
     pub fn wait_until_ready(&mut self) -> Result<()> {
         let is_up = |server: &Self, has_ended| {
             server.says(&["ready", "standby"], has_ended).then_some(Outcome::Ready)
@@ -163,11 +163,11 @@ impl Server {
         self.watch("not ready yet", "at its start", |_| (), is_up).map(drop)
     }
 
-    /// Waits until a standby accepts read-only connections, or with `hot_standby = off` is consistent, telling `progress` what it says. The
-    /// server must log to its stderr.
+    /// Waits until a standby accepts read-only connections, or is consistent if it has `hot_standby = off`, and
+    /// passes what it says to `progress`. The server must log to its stderr.
     ///
     /// # Errors
-    /// When the server dies: its own words.
+    /// When the server dies, with its own words.
     pub fn wait_for_standby(&mut self, progress: impl FnMut(&str)) -> Result<()> {
         let is_consistent = |server: &Self, has_ended| {
             let lets_nobody_in = server.says(&["standby"], has_ended)
@@ -177,15 +177,15 @@ impl Server {
         self.watch("not consistent yet", "in recovery", progress, is_consistent).map(drop)
     }
 
-    /// Whether postmaster.pid has one of these: PM_STATUS_READY is written when connections are let in, on a hot standby
-    /// too; one that lets nobody in has PM_STATUS_STANDBY from the beginning of recovery on.
+    /// Whether postmaster.pid has one of these states. PM_STATUS_READY is written when connections are accepted, on a
+    /// hot standby too. A server that accepts none has PM_STATUS_STANDBY from the beginning of recovery on.
     fn says(&self, states: &[&str], has_ended: bool) -> bool {
         let status = instance::postmaster_status(&self.data);
         !has_ended && status.is_some_and(|status| states.contains(&status.as_str()))
     }
 
-    /// Reads the log until `done` sees an outcome; `done` is asked once more when the server has ended. `when`: what
-    /// it was at then.
+    /// Reads the log until `done` returns an outcome; `done` is asked once more when the server has ended. `when`
+    /// says what the server was doing then.
     fn watch(
         &mut self,
         idle: &str,
@@ -206,7 +206,7 @@ impl Server {
             if let Some(status) =
                 self.child.try_wait().map_err(Error::io("wait for", &self.data))?
             {
-                // What it wrote between the last look and its end.
+                // What it logged between the last look and its end.
                 let rest = self.new_lines();
                 self.said.extend(rest);
                 self.name_those_left();
@@ -229,7 +229,7 @@ impl Server {
         }
     }
 
-    /// What the server's log said of recovery.
+    /// What the server's log says about recovery.
     #[must_use]
     pub fn recovery_log(&self) -> Vec<String> {
         self.said.iter().filter_map(|line| recovery_words(line)).map(str::to_owned).collect()
@@ -238,7 +238,7 @@ impl Server {
     /// Stops it and waits for its end; with [`Stop::Fast`] for as long as its last checkpoint takes.
     ///
     /// # Errors
-    /// When it stays, or a signal comes.
+    /// When it doesn't stop, or a signal comes.
     pub fn stop(&mut self, how: Stop) -> Result<()> {
         let has_ended = self.child.try_wait().map_err(Error::io("wait for", &self.data))?;
         if has_ended.is_none() {
@@ -254,20 +254,20 @@ impl Server {
         Ok(())
     }
 
-    /// Names what its restore_command has left in its mount namespace.
+    /// Reports processes that its restore_command has left in its mount namespace.
     fn name_those_left(&mut self) {
         let left = self.namespace.take().map(Namespace::processes).unwrap_or_default();
         if !left.is_empty() {
             tracing::warn!(
-                "left running in recovery, by restore_command perhaps: {}. Until it ends, the datasets of \"{}\" are busy",
+                "left running by recovery, perhaps by restore_command: {}. Until it ends, the datasets of \"{}\" are busy",
                 left::named(&left),
                 self.data.display()
             );
         }
     }
 
-    /// Readers are let in before the target is reached, so both lines have to be there. "recovery has paused" is
-    /// said of other pauses (recoveryPausesHere in xlogrecovery.c).
+    /// Readers are let in before the target is reached, so both lines are needed. "recovery has paused" is logged for
+    /// other pauses too (recoveryPausesHere in xlogrecovery.c).
     fn is_paused(&self) -> bool {
         self.has_said("ready to accept read") && self.has_said("pausing at the end of recovery")
     }
@@ -276,18 +276,18 @@ impl Server {
         self.said.iter().any(|line| line.contains(words))
     }
 
-    /// The setting with which hot standby isn't possible, where that has ended or halted recovery: the original's
-    /// was raised in what is replayed.
+    /// The setting that is too low for hot standby, if that has ended or halted recovery: the original's was raised
+    /// in the WAL that is replayed.
     #[must_use]
     pub fn lower_setting(&self) -> Option<LowerSetting> {
         self.said.iter().rev().find_map(|line| LowerSetting::of(line))
     }
 
-    /// From PostgreSQL 14 on it waits there, and lets readers in, for somebody who reads its log.
+    /// From PostgreSQL 14 on, the server waits at that point and accepts readers, until somebody reads its log.
     fn cannot_go_on(&self, lower: &LowerSetting) -> Error {
         let LowerSetting { name, needed } = lower;
         Error::failed(format!(
-            "recovery of \"{}\" halted before its end: readers can't be let in with a lower {name} than the original's {needed}",
+            "recovery of \"{}\" halted before its end: a server that accepts readers needs {name} of at least {needed}, which is the original's",
             self.data.display()
         ))
     }
@@ -297,7 +297,7 @@ impl Server {
         while let Ok(length @ 1..) = self.log.read_at(&mut chunk, self.read + text.len() as u64) {
             text.extend_from_slice(&chunk[..length]);
         }
-        // Only whole lines; the rest is there the next time.
+        // Only whole lines; the rest is read the next time.
         let end = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
         if end == 0 {
             return Vec::new();
@@ -314,7 +314,7 @@ impl Server {
     fn death(&self, when: &str, status: std::process::ExitStatus) -> Error {
         let from = self.said.len().saturating_sub(LAST_WORDS);
         let mut words = self.said[from..].to_vec();
-        // Its reason is in a log of its own then.
+        // The reason is in its own log then.
         if self.has_said("redirecting log output to logging collector") {
             words.extend(collected(&self.data));
         }
@@ -325,19 +325,20 @@ impl Server {
         ))
     }
 
-    /// The folders in which pages weren't there, of a server that was told to go on.
+    /// The folders in which pages didn't exist, for a server that was told to ignore that.
     pub fn invalid_pages(&self) -> impl Iterator<Item = &str> {
         self.invalid_pages.iter().flat_map(InvalidPages::folders)
     }
 
-    /// All that the server has said since its start, but for pages that aren't there.
+    /// Everything that the server has logged since its start, except about pages that don't exist.
     #[must_use]
     pub fn said(&self) -> &[String] {
         &self.said
     }
 }
 
-/// The end of the log that a server's collector wrote, read as its owner may: the collector ends after the server.
+/// The end of the log that a server's collector wrote, read with the owner's rights. The collector ends after the
+/// server.
 fn collected(data: &Path) -> Vec<String> {
     let Ok(reader) = files::reader_of(data) else { return Vec::new() };
     let read = || {
@@ -357,7 +358,8 @@ fn collected(data: &Path) -> Vec<String> {
     }
 }
 
-/// The file of people's form, else of any, in what current_logfiles says (update_metainfo_datafile in syslogger.c).
+/// The plain text log file in the contents of current_logfiles, or else any other (update_metainfo_datafile in
+/// syslogger.c).
 fn log_named(text: &str) -> Option<&str> {
     let of = |line: &'_ str| line.starts_with("stderr ");
     let line = text.lines().find(|line| of(line)).or_else(|| text.lines().next())?;
@@ -365,7 +367,7 @@ fn log_named(text: &str) -> Option<&str> {
 }
 
 /// Waits for a server's end. One that makes a checkpoint first takes as long as there is to write: only a signal ends
-/// that, and where one came before, a limit.
+/// that wait. If a signal came before, there is a time limit.
 fn wait_for_end(
     how: Stop,
     pid: u32,
@@ -387,7 +389,7 @@ fn wait_for_end(
         }
         if last_sign.elapsed() > SIGN {
             tracing::info!(
-                "the server of \"{}\" (process {pid}) has been at its last checkpoint for {} s: it is waited for",
+                "the server of \"{}\" (process {pid}) has been writing its last checkpoint for {} s: still waiting for it",
                 data.display(),
                 began.elapsed().as_secs()
             );
@@ -398,10 +400,10 @@ fn wait_for_end(
     Ok(())
 }
 
-/// Stops the server that runs `data`, whoever started it; none is fine.
+/// Stops the server that runs `data`, whoever started it; it is no error if there is none.
 ///
 /// # Errors
-/// When it stays, or with [`Stop::Fast`] a signal comes.
+/// When it doesn't stop, or with [`Stop::Fast`] a signal comes.
 pub fn stop(data: &Path, how: Stop) -> Result<()> {
     let Some(pid) = instance::postmaster(data)? else { return Ok(()) };
     if !runs_in(pid.cast_signed(), data) {
@@ -417,12 +419,12 @@ fn signal(pid: i32, how: Stop) {
         Stop::Immediate => Signal::QUIT,
     };
     if let Some(pid) = Pid::from_raw(pid) {
-        // It may have gone by itself.
+        // It may have ended by itself.
         let _ = kill_process(pid, signal);
     }
 }
 
-/// Whether the process works in `data`: a pid may have been given to somebody else since.
+/// Whether the working directory of the process is `data`: its pid may have been reused since.
 #[must_use]
 pub fn runs_in(pid: i32, data: &Path) -> bool {
     let identity = |path: &Path| std::fs::metadata(path).map(|m| (m.dev(), m.ino()));
@@ -432,12 +434,12 @@ pub fn runs_in(pid: i32, data: &Path) -> bool {
     }
 }
 
-/// The process whose server runs `data`. After a crash of the machine postmaster.pid names a number that is another's by
-/// now, and that one works elsewhere. A server in a container of its own has another number here: it is known by where
-/// it works.
+/// The process of the server that runs `data`. After a crash of the machine, the number in postmaster.pid may belong
+/// to another process, whose working directory is elsewhere. A server in a container has a different number here: it
+/// is found by its working directory.
 ///
 /// # Errors
-/// When postmaster.pid is there and can't be read.
+/// When postmaster.pid exists and can't be read.
 pub fn running(data: &Path) -> Result<Option<u32>> {
     let Some(named) = instance::postmaster(data)? else { return Ok(None) };
     if runs_in(named.cast_signed(), data) || is_hidden(named, data) {
@@ -448,7 +450,8 @@ pub fn running(data: &Path) -> Result<Option<u32>> {
     Ok(all.find(|pid| is_postgres(*pid) && runs_in(pid.cast_signed(), data)))
 }
 
-/// Whether nobody tells us where a process works that may be the server: one of the data directory's owner.
+/// Whether the working directory of a process is hidden from us although the process may be the server: it belongs to
+/// the data directory's owner.
 fn is_hidden(pid: u32, data: &Path) -> bool {
     let process = format!("/proc/{pid}");
     let cwd = std::fs::metadata(Path::new(&process).join("cwd"));
@@ -457,24 +460,25 @@ fn is_hidden(pid: u32, data: &Path) -> bool {
     is_denied && owner(Path::new(&process)) == owner(data)
 }
 
-/// Whether a process is called as PostgreSQL's program: a shell that stands in the folder isn't.
+/// Whether a process has the name of PostgreSQL's program: a shell in that folder doesn't.
 fn is_postgres(pid: u32) -> bool {
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     ["postgres", "postmaster"].contains(&name.trim_end())
 }
 
-/// A setting that is lower than the original's was where recovery came to.
+/// A setting that is lower than the original's was at the point that recovery has reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LowerSetting {
     /// Its name.
     pub name: String,
-    /// What it has to be at least.
+    /// The least value that it must have.
     pub needed: u32,
 }
 
 impl LowerSetting {
-    /// From the server's words: `max_connections = 40 is a lower setting than on the primary server, where its value
-    /// was 200` (RecoveryRequiresIntParameter in xlogrecovery.c), before 14 `the master server (its value was 200)`.
+    /// Parses the server's message: `max_connections = 40 is a lower setting than on the primary server, where its
+    /// value was 200` (RecoveryRequiresIntParameter in xlogrecovery.c), before 14 `the master server (its value was
+    /// 200)`.
     fn of(line: &str) -> Option<Self> {
         let (setting, rest) = line.split_once(" is a lower setting than on the ")?;
         let (name, _) = setting.rsplit_once(" = ")?;
@@ -485,7 +489,7 @@ impl LowerSetting {
     }
 }
 
-/// The part of a log line that says how recovery goes.
+/// The part of a log line that tells the progress of recovery.
 fn recovery_words(line: &str) -> Option<&str> {
     const TOLD: [&str; 17] = [
         "database system was",
@@ -551,7 +555,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let file = scratch.path().join("postmaster.pid");
         assert_eq!(running(scratch.path()).unwrap(), None);
-        // As after a crash of the machine: the number is this process's by now.
+        // As after a crash of the machine: the number now belongs to this process.
         std::fs::write(&file, format!("{own}\n")).unwrap();
         assert_eq!(running(scratch.path()).unwrap(), None);
         let works_here = |name: &str| {
@@ -564,10 +568,10 @@ mod tests {
         assert_eq!(running(scratch.path()).unwrap(), None);
         std::fs::write(&file, format!("{}\n", shell.id())).unwrap();
         assert_eq!(running(scratch.path()).unwrap(), Some(shell.id()));
-        // And in a container the server has another number than outside.
+        // In a container, the server has another number than outside.
         std::fs::write(&file, format!("{own}\n")).unwrap();
         let mut server = works_here("postgres");
-        // The name comes a moment after the program was started.
+        // The name changes a moment after the program was started.
         let since = Instant::now();
         while !is_postgres(server.id()) && since.elapsed() < Duration::from_secs(10) {
             std::thread::sleep(Duration::from_millis(1));

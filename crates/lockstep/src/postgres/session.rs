@@ -1,8 +1,8 @@
-//! The backup session as types: only a stopped backup can yield a label.
+//! The backup session as types: only a stopped backup can return a label.
 //!
-//! A non-exclusive backup belongs to its connection (xlogfuncs.c): when that ends early, for
-//! whatever reason, PostgreSQL leaves backup mode by itself and drops the temporary slot. So
-//! nothing here has to be undone on an error; the connection has only to be dropped.
+//! A non-exclusive backup belongs to its connection (xlogfuncs.c): if that ends early, for whatever reason,
+//! PostgreSQL leaves backup mode by itself and drops the temporary slot. So nothing has to be undone here after an
+//! error; it is enough to drop the connection.
 
 use pgfiles::backup_label::BackupLabel;
 use pgfiles::lsn::{Lsn, SystemIdentifier};
@@ -17,8 +17,8 @@ use crate::error::{Error, Result};
 use crate::plan::facts::Following;
 use crate::refusal::Refusal;
 
-/// The server's clock as RFC 3339, whatever its DateStyle and TimeZone. On a standby whose clock is
-/// behind the primary's, what is replayed counts: no commit of the set is later.
+/// The server's clock as RFC 3339, whatever its DateStyle and TimeZone. On a standby whose clock is behind the
+/// primary's, the last replayed commit counts, so that no commit of the set is later.
 const NOW: &str = r#"to_char(greatest(clock_timestamp(), pg_last_xact_replay_timestamp())
     AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#;
 
@@ -37,7 +37,7 @@ pub struct Stopped {
     pub stop_lsn: Lsn,
     /// backup_label, byte for byte.
     pub label_file: Vec<u8>,
-    /// The same, understood.
+    /// The same, parsed.
     pub label: BackupLabel,
     /// tablespace_map, byte for byte; empty where there are no tablespaces.
     pub tablespace_map: Vec<u8>,
@@ -45,11 +45,11 @@ pub struct Stopped {
     pub stopped_at: jiff::Timestamp,
 }
 
-/// Hears what the server said since the last statement: that it stops, or that somebody ended this
-/// session. The next statement alone would learn of it as "broken pipe", and the reason would be lost.
+/// Receives what the server sent since the last statement: that it shuts down, or that somebody ended this session.
+/// Otherwise the next statement would only report "broken pipe", and the reason would be lost.
 ///
-/// Call it behind a statement as well, its rows dropped: the client tells the server lazily that it
-/// is done with a statement, and must not find out that nobody listens while it does.
+/// Call it after a statement as well, once its rows are dropped: the client tells the server lazily that it is done
+/// with a statement, and must not be the one to discover at that moment that the server is gone.
 ///
 /// # Errors
 /// The server's reason to end the session.
@@ -60,11 +60,11 @@ pub fn hear(client: &mut Client) -> Result<()> {
     Ok(())
 }
 
-/// pg_backup_start; on 13 and 14 pg_start_backup(…, exclusive => false). `plain` is the label where the database's
-/// encoding hasn't the characters of `label`.
+/// pg_backup_start; on 13 and 14 pg_start_backup(…, exclusive => false). `plain` is the label to use if the
+/// database's encoding lacks characters of `label`.
 ///
 /// # Errors
-/// The server's reason; [`Error::Interrupted`] while a spread checkpoint is waited for.
+/// The server's reason; [`Error::Interrupted`] while waiting for a spread checkpoint.
 pub fn start(
     client: &mut Client,
     major: u32,
@@ -80,7 +80,7 @@ pub fn start(
         until_interrupted(client, |client| client.query_one(statement, &[&label, &fast]))
     };
     let row = match begin(label) {
-        // The words stay in the manifest; backup_label needs none of them.
+        // The manifest keeps the user's words; backup_label doesn't need them.
         Err(e) if e.code() == Some(&SqlState::UNTRANSLATABLE_CHARACTER) => begin(plain),
         other => other,
     };
@@ -105,7 +105,7 @@ impl Started {
         } else {
             "pg_stop_backup(exclusive => false, wait_for_archive => false)"
         };
-        // Both files are bytes: a path may be of no encoding, and must not be brought to another one.
+        // Both files are bytes: a path may be in any encoding and must not be converted.
         client
             .batch_execute("SET client_encoding = 'SQL_ASCII'")
             .map_err(|e| Error::sql("cannot set client_encoding", e))?;
@@ -113,7 +113,7 @@ impl Started {
         let row =
             client.query_one(&statement, &[]).map_err(|e| refused("pg_backup_stop failed", e))?;
         let (label, map): (Text, Option<Text>) = (column(&row, 1)?, column(&row, 2)?);
-        // The user's words in it are of the database's encoding; the rest is ASCII.
+        // The user's words in it are in the database's encoding; the rest is ASCII.
         let label_words = label.lossy();
         let label_file = label.into_bytes();
         let label = BackupLabel::parse(label_words.as_bytes()).map_err(|e| {
@@ -130,10 +130,10 @@ impl Started {
     }
 }
 
-/// A temporary physical slot that keeps the WAL from the LSN it returns; it goes with the
-/// connection. That LSN is the redo point of the newest checkpoint, also of one that is still being
-/// made (ReplicationSlotReserveWal in slot.c takes the shared RedoRecPtr, which CreateCheckPoint in
-/// xlog.c sets at its beginning), so pg_control may lie a checkpoint behind it.
+/// A temporary physical slot that keeps the WAL from the LSN it returns; it ends with the connection. That LSN is the
+/// redo point of the newest checkpoint, also of one that is still being made (ReplicationSlotReserveWal in slot.c
+/// takes the shared RedoRecPtr, which CreateCheckPoint in xlog.c sets at its beginning), so pg_control may be one
+/// checkpoint behind it.
 ///
 /// # Errors
 /// The server's reason.
@@ -145,20 +145,20 @@ pub fn make_slot(client: &mut Client, name: &str) -> Result<Lsn> {
         )
         .map_err(|e| Error::sql(format!("cannot make the temporary slot \"{name}\""), e))?;
     let reserved = lsn(column(&row, 0)?)?;
-    // A row that is still held keeps the server's end of the statement unread.
+    // While a row is held, the server's end of the statement stays unread.
     drop(row);
     hear(client)?;
     Ok(reserved)
 }
 
-/// Writes a record into the WAL, flushes it, and returns its end and the server's time: every
-/// page that reached its file before this call has a smaller LSN.
+/// Writes a record to the WAL, flushes it, and returns its end and the server's time. Every page that was written to
+/// its file before this call has a smaller LSN.
 ///
 /// # Errors
 /// The server's reason.
 pub fn write_floor(client: &mut Client, set: &str) -> Result<(Lsn, jiff::Timestamp)> {
-    // A transactional message gets a transaction id, so its commit is flushed; its LSN is the end
-    // of a whole record, which a flush position need not be.
+    // A transactional message gets a transaction id, so its commit is flushed. Its LSN is the end of a whole record,
+    // which a flush position need not be.
     let row = client
         .query_one(
             &format!("SELECT pg_logical_emit_message(true, 'lockstep', $1)::text, {NOW}"),
@@ -171,8 +171,8 @@ pub fn write_floor(client: &mut Client, set: &str) -> Result<(Lsn, jiff::Timesta
     Ok(floor)
 }
 
-/// How far a standby has replayed, the end of a whole record, and its time: the set holds all of it,
-/// for replay reads what lies in pg_wal.
+/// How far a standby has replayed (the end of a whole record), and the time. The set holds all of it, because replay
+/// reads what is in pg_wal.
 ///
 /// # Errors
 /// The server's reason.
@@ -187,10 +187,10 @@ pub fn replayed(client: &mut Client) -> Result<(Option<Lsn>, jiff::Timestamp)> {
     Ok(replayed)
 }
 
-/// How far a primary's WAL is flushed, which is what standbys get; `None` where it is in recovery itself.
+/// How far a primary's WAL is flushed, which is what standbys receive; `None` if it is in recovery itself.
 ///
 /// # Errors
-/// The server's reason, or that it is of another cluster.
+/// The server's reason, or that it belongs to another cluster.
 pub fn flushed(client: &mut Client, cluster: SystemIdentifier) -> Result<Option<Lsn>> {
     let row = client
         .query_one(
@@ -213,8 +213,8 @@ pub fn flushed(client: &mut Client, cluster: SystemIdentifier) -> Result<Option<
 /// # Errors
 /// The server's reason.
 pub fn following(client: &mut Client) -> Result<Following> {
-    // A user who may not see the receiver's state sees its process; one who may not see
-    // primary_conninfo is told nothing of it, and a standby has one as a rule.
+    // A user who may not see the receiver's state still sees its process. One who may not see primary_conninfo gets
+    // no value; then it counts as set, because a standby usually has one.
     let row = client
         .query_one(
             r#"SELECT EXISTS (SELECT FROM pg_stat_wal_receiver
@@ -241,8 +241,8 @@ pub fn following(client: &mut Client) -> Result<Following> {
     Ok(following)
 }
 
-/// What the backup functions say when the backup is, or became, a bad one: a standby promoted, WAL
-/// written with full_page_writes=off (xlog.c, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE).
+/// The error of the backup functions if the backup is, or became, invalid: a standby was promoted, or WAL was written
+/// with full_page_writes=off (xlog.c, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE).
 fn refused(what: &str, error: postgres::Error) -> Error {
     match error.as_db_error() {
         Some(said) if *said.code() == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE => {

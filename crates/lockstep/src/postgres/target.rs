@@ -1,4 +1,4 @@
-//! Where recovery is to end, and whether a set can get there.
+//! Where recovery ends, and whether a set can get there.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ use crate::set::manifest::Manifest;
 /// Where recovery ends.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Target {
-    /// At the end of the WAL that can be had.
+    /// At the end of the available WAL.
     #[default]
     End,
     /// recovery_target_time.
@@ -30,7 +30,7 @@ pub enum Target {
     Immediate,
 }
 
-/// For a sentence: `target LSN 0/3000000 lies before …`.
+/// As part of a sentence: `target LSN 0/3000000 lies before …`.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -68,7 +68,7 @@ impl Action {
     }
 }
 
-/// All that is asked of recovery.
+/// Everything that is requested of recovery.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Recovery {
     /// Where it ends.
@@ -79,17 +79,17 @@ pub struct Recovery {
     pub action: Action,
     /// How WAL beyond the set's own is fetched.
     pub restore_command: Option<String>,
-    /// The set was shut down: it needs no recovery of its own.
+    /// The set is of a cluster that was shut down, so it needs no recovery of its own.
     pub set_is_shut_down: bool,
-    /// The set was taken with wal_level = minimal: it is recovered as after a crash.
+    /// The set was taken with wal_level = minimal, so it is recovered as after a crash.
     pub set_is_minimal: bool,
     /// archive_mode stays as it was.
     pub keep_archiving: bool,
-    /// It doesn't end: the cluster becomes a standby.
+    /// Recovery doesn't end: the cluster becomes a standby.
     pub standby: Option<Standby>,
 }
 
-/// Whom a standby follows, where not only what `restore_command` fetches.
+/// The server that a standby follows, if it doesn't only read what `restore_command` fetches.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Standby {
     /// primary_conninfo.
@@ -99,10 +99,10 @@ pub struct Standby {
 }
 
 impl Recovery {
-    /// The file that says what kind of recovery it is, where one is written. A cold set without a target or
-    /// an archive starts as it is, and one of wal_level = minimal goes through crash recovery, for PostgreSQL refuses any
-    /// other there (CheckRequiredParameterValues in xlogrecovery.c); every other restored cluster gets a timeline of its
-    /// own, but for a standby.
+    /// The signal file for this kind of recovery, if one is needed. A cold set without a target or an archive starts
+    /// as it is. A set with wal_level = minimal goes through crash recovery, because PostgreSQL refuses any other
+    /// (CheckRequiredParameterValues in xlogrecovery.c). Every other restored cluster gets its own timeline, except a
+    /// standby.
     #[must_use]
     pub fn signal(&self) -> Option<&'static str> {
         if self.standby.is_some() {
@@ -119,9 +119,10 @@ impl Recovery {
         !self.set_is_shut_down || self.signal().is_some()
     }
 
-    /// Whether recovery surely comes to its target from this set, if that lies on the way to the timeline that recovery
-    /// follows, which only histories tell. One that doesn't say from when on it is
-    /// consistent is so by the time that it was finished; of an LSN its last minRecoveryPoint says it.
+    /// Whether recovery from this set is certain to reach its target, provided that the target is on the way to the
+    /// timeline that recovery follows; only histories can tell that. A set that doesn't record when it became
+    /// consistent counts as consistent from the time when it was finished. For an LSN its floor or else its stop LSN
+    /// decides.
     #[must_use]
     pub fn comes_from(&self, manifest: &Manifest) -> bool {
         let asked = self.timeline.as_ref().and_then(|timeline| timeline.parse::<u32>().ok());
@@ -137,7 +138,7 @@ impl Recovery {
         is_before && !has_branched && is_allowed
     }
 
-    /// What is asked of it that crash recovery can't do.
+    /// What is requested that crash recovery can't do.
     fn more_than_a_crash(&self) -> Option<String> {
         match (&self.standby, &self.target, &self.restore_command) {
             (Some(_), ..) => Some("a standby".to_owned()),
@@ -147,12 +148,12 @@ impl Recovery {
         }
     }
 
-    /// Refuses a target that lies before the set is consistent, as far as the manifest can tell;
-    /// PostgreSQL refuses the rest.
+    /// Refuses a target before the point where the set is consistent, as far as the manifest can tell; PostgreSQL
+    /// refuses the rest.
     ///
     /// # Errors
-    /// [`Refusal::TargetBeforeConsistency`] with the earliest possible target;
-    /// [`Refusal::NeedsArchive`] where the set doesn't carry all of its WAL.
+    /// [`Refusal::TargetBeforeConsistency`] with the earliest possible target; [`Refusal::NeedsArchive`] if the set
+    /// doesn't carry all of its WAL.
     pub fn check(&self, manifest: &Manifest) -> Result<(), Refusal> {
         if let Some(asked) = self.more_than_a_crash().filter(|_| manifest.postgres.wal_minimal) {
             return Err(Refusal::MinimalWal { set: manifest.set.to_string(), asked });
@@ -176,12 +177,11 @@ impl Recovery {
     }
 }
 
-/// A time as people write it: RFC 3339, with a zone's name or without; PostgreSQL's forms
-/// (`2026-11-23 19:45:12.5+00`, `2026-11-23 19:45:12 UTC`), and that of `date '+%F %T %z'`. Without a zone it is
-/// this host's.
+/// Parses a time as people write it: RFC 3339, with or without the name of a zone; PostgreSQL's forms (`2026-11-23
+/// 19:45:12.5+00`, `2026-11-23 19:45:12 UTC`), and that of `date '+%F %T %z'`. Without a zone, it is in this host's.
 ///
-/// What could go wrong: a zone that is left out of account, or a local time that comes twice or never, is another moment
-/// by an hour or more, and nothing fails. So what isn't clear is refused.
+/// What could go wrong: ignoring a zone, or taking a local time that occurs twice or never, gives a moment that is
+/// off by an hour or more, and nothing fails. So anything unclear is refused.
 ///
 /// # Errors
 /// [`Error::Usage`] with the forms that are understood, or the moments that could be meant.
@@ -189,7 +189,7 @@ pub fn parse_time(text: &str) -> Result<Timestamp> {
     parse_time_in(text, TimeZone::try_system)
 }
 
-/// The same on a host in this zone.
+/// The same, for a host in this zone.
 fn parse_time_in(
     text: &str,
     here: impl FnOnce() -> Result<TimeZone, jiff::Error>,
@@ -208,11 +208,11 @@ fn parse_time_in(
     let zone = match (pieces.to_numeric_offset(), named) {
         (Some(offset), zone) => {
             let moment = offset.to_timestamp(time).map_err(|error| wrong(Some(error)))?;
-            // `Z` says nothing of the zone beside it.
+            // `Z` says nothing about a zone given with it.
             let is_utc = matches!(pieces.offset(), Some(PiecesOffset::Zulu));
             return match zone.map(|zone| zone.to_offset(moment)).filter(|_| !is_utc) {
                 Some(in_zone) if in_zone != offset => Err(Error::usage(
-                    format!("\"{text}\" contradicts itself: the offset there is {in_zone} then"),
+                    format!("\"{text}\" contradicts itself: at that time the offset of its zone is {in_zone}"),
                     "write one of the two: the offset, or the zone",
                 )),
                 _ => Ok(moment),
@@ -231,8 +231,8 @@ fn parse_time_in(
         AmbiguousOffset::Unambiguous { .. } => {
             return found.unambiguous().map_err(|error| wrong(Some(error)));
         }
-        AmbiguousOffset::Gap { .. } => "no time: the clocks there were put forward over it",
-        AmbiguousOffset::Fold { .. } => "two times: the clocks there were put back over it",
+        AmbiguousOffset::Gap { .. } => "no time: the clocks there were put forward and skipped it",
+        AmbiguousOffset::Fold { .. } => "two times: the clocks there were put back and repeated it",
     };
     let candidates = [found.earlier(), found.later()].into_iter().flatten();
     let candidates: Vec<_> =
@@ -243,7 +243,7 @@ fn parse_time_in(
     ))
 }
 
-/// Without what stands between the time and its zone: ` UTC` and ` GMT`, as PostgreSQL writes them into its log and its
+/// Removes the blank between the time and its zone: ` UTC` and ` GMT`, as PostgreSQL writes them to its log and its
 /// backup_label, and ` +0100`, as `date` does.
 fn without_spaces(text: &str) -> String {
     match text.rsplit_once(' ') {
@@ -258,7 +258,7 @@ fn in_zone(moment: Timestamp, zone: &TimeZone) -> String {
     moment.to_zoned_datetime(zone.clone()).strftime("%Y-%m-%d %H:%M:%S%.f%:z").to_string()
 }
 
-/// A moment in this host's zone, where that is known.
+/// A moment in this host's zone, if that is known.
 #[must_use]
 pub fn local(moment: Timestamp) -> Option<String> {
     TimeZone::try_system().ok().map(|zone| in_zone(moment, &zone))
@@ -312,9 +312,12 @@ mod tests {
             error.to_string()
         };
         let said = refused("2025-11-27 14:29:49-05:00[Europe/Berlin]");
-        assert!(said.contains("contradicts itself: the offset there is +01"), "{said}");
+        assert!(
+            said.contains("contradicts itself: at that time the offset of its zone is +01"),
+            "{said}"
+        );
         assert!(refused("2025-11-27 14:29:49[Nonsense/Zone]").contains("Nonsense/Zone"));
-        // Whose short names are, nobody can say.
+        // Short names of zones are ambiguous.
         refused("2025-11-27 14:29:49 CET");
     }
 
@@ -332,7 +335,7 @@ mod tests {
                 assert_eq!(error.exit_code(), 2);
                 let hint = error.hint().unwrap();
                 assert!(hint.contains(one) && hint.contains(other), "{hint}");
-                // What is named is understood.
+                // The suggestions are understood.
                 assert_ne!(at(one).unwrap(), at(other).unwrap());
             }
         }

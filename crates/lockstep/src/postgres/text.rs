@@ -1,7 +1,8 @@
 //! Text as a server sends it, which need not be UTF-8.
 //!
-//! A name, a path or a setting is a row of bytes to PostgreSQL; shared catalogs hold what was written in a database of
-//! another encoding, and a UTF-8 database sends it as it is. A `String` for it would be an error in the middle of a backup.
+//! To PostgreSQL, a name, a path or a setting is a sequence of bytes. Shared catalogs hold names written in a
+//! database of another encoding, and a UTF-8 database sends them as they are. Reading them as a `String` would be an
+//! error in the middle of a backup.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;

@@ -1,8 +1,8 @@
-//! TLS for Lockstep's own connections, with libpq's words for how much is verified.
+//! TLS for Lockstep's own connections, with libpq's keywords for what is verified.
 //!
-//! libpq's defaults are kept (fe-secure-openssl.c): `prefer` takes TLS where the server offers it, and
-//! nothing below `verify-ca` verifies the certificate unless `sslrootcert` is given. What could go
-//! wrong: believing that `require` says who is at the other end; it says only that nobody else listens.
+//! libpq's defaults are kept (fe-secure-openssl.c): `prefer` takes TLS where the server offers it, and below
+//! `verify-ca` only `require` with `sslrootcert` verifies the certificate. What could go wrong: believing that
+//! `require` proves who is at the other end; it only says that nobody else listens.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::conninfo::Conninfo;
 
-/// What is looked at in the server's certificate.
+/// What is checked in the server's certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verify {
     Nothing,
@@ -28,8 +28,8 @@ enum Verify {
     AuthorityAndName,
 }
 
-/// A connector as `sslmode`, `sslrootcert`, `sslcert` and `sslkey` of the connection string say;
-/// the error is a sentence.
+/// Makes a connector according to `sslmode`, `sslrootcert`, `sslcert` and `sslkey` of the connection string; the
+/// error is a sentence.
 ///
 /// # Errors
 /// An unknown mode, or a file that can't be read.
@@ -83,16 +83,16 @@ fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(found)
 }
 
-/// Takes what the authority vouches for, or, without one, any certificate; the handshake's signatures
-/// are checked either way.
+/// Accepts what the authority vouches for or, without an authority, any certificate. The handshake's signatures are
+/// checked either way.
 #[derive(Debug)]
 struct Verifier {
     provider: Arc<CryptoProvider>,
     authority: Option<Authority>,
 }
 
-/// Vouches for its own certificates and for those named beside it (servers that signed their own); the
-/// host's name counts for `verify-full` alone.
+/// Vouches for certificates that it signed and for those listed with it (servers that signed their own). The host's
+/// name is only checked for `verify-full`.
 #[derive(Debug)]
 struct Authority {
     inner: Arc<WebPkiServerVerifier>,
@@ -133,7 +133,7 @@ impl ServerCertVerifier for Verifier {
         }
         let inner = &authority.inner;
         match inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // The chain and the dates are looked at before the name.
+            // The chain and the dates are checked before the name.
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if !authority.check_name => Ok(ServerCertVerified::assertion()),

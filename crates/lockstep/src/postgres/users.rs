@@ -6,7 +6,7 @@ use crate::process::{Credentials, User};
 /// The ids of `user`, or `None` where this process already is that user.
 ///
 /// # Errors
-/// When there is no such user, or this process may not become it.
+/// When there is no such user, or this process may not become that user.
 pub fn credentials(user: &str) -> Result<Option<Credentials>> {
     let found = User::find(user).ok_or_else(|| {
         Error::usage(

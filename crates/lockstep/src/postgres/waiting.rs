@@ -1,8 +1,9 @@
-//! A statement that may wait for minutes, and ends where a signal asks for the end: a spread checkpoint takes as long as
-//! checkpoint_completion_target of checkpoint_timeout, and systemd kills what goes on for longer than 90 seconds.
+//! A statement that may wait for minutes, but ends when a signal asks for it. A spread checkpoint takes as long as
+//! checkpoint_completion_target of checkpoint_timeout, and systemd kills a service that needs more than 90 seconds to
+//! stop.
 //!
-//! What could go wrong: the cancellation comes when the statement is done, and hits the next one. So whoever was asked to
-//! end runs no other statement.
+//! What could go wrong: the cancellation arrives when the statement is done, and hits the next one. So whoever was
+//! asked to end runs no other statement.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
@@ -12,10 +13,10 @@ use postgres::{Client, NoTls};
 
 use crate::steps;
 
-/// How often it is looked whether a signal has come.
+/// How often to look for a signal.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Runs `statement` over a connection without TLS, as the configured cluster's is, and has the server cancel it once a
+/// Runs `statement` over a connection without TLS, like the configured cluster's, and has the server cancel it once a
 /// signal has come.
 ///
 /// # Errors
@@ -30,7 +31,7 @@ pub(super) fn until_interrupted<T>(
         scope.spawn(move || {
             while let Err(RecvTimeoutError::Timeout) = is_done.recv_timeout(LOOK) {
                 if steps::interrupted() {
-                    // Where it can't be asked, the statement ends by itself.
+                    // If the server can't be asked, the statement ends by itself.
                     let _ = token.cancel_query(NoTls);
                     return;
                 }
@@ -42,7 +43,7 @@ pub(super) fn until_interrupted<T>(
     })
 }
 
-/// Whether it ended for that.
+/// Whether the statement ended because of that.
 pub(super) fn was_interrupted(error: &postgres::Error) -> bool {
     steps::interrupted() && error.code() == Some(&SqlState::QUERY_CANCELED)
 }

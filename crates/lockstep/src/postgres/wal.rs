@@ -1,12 +1,11 @@
-//! The set's own WAL: which segments it needs, whether they are there and are what their names
-//! say, and how they are copied.
+//! The set's own WAL: which segments it needs, whether they exist and are what their names say, and how they are
+//! copied.
 //!
-//! A segment that is still in pg_wal after the freeze was in it at the freeze: PostgreSQL never
-//! makes an old segment anew, it only removes or renames it to a future one (RemoveOldXlogFiles in
-//! xlog.c). What a file that waits for its use holds says nothing of its place: at the end of a
-//! recovery the old timeline's segments beyond the switch get future names of the new one in any
-//! order (RemoveNonParentXlogFiles), so such a file may be of a later position than its name, or of
-//! its very position on the timeline that was left.
+//! A segment that is still in pg_wal after the freeze was in it at the freeze: PostgreSQL never makes an old segment
+//! again; it only removes it or renames it to a future one (RemoveOldXlogFiles in xlog.c). The contents of a file
+//! that waits to be used say nothing about its position: at the end of a recovery the old timeline's segments beyond
+//! the switch get future names of the new one in any order (RemoveNonParentXlogFiles), so such a file may be from a
+//! later position than its name says, or from that same position on the timeline that was left.
 
 use std::fs::File;
 use std::io::Read;
@@ -25,13 +24,13 @@ use crate::refusal::Refusal;
 pub struct WalIdentity {
     /// The cluster.
     pub system_identifier: SystemIdentifier,
-    /// Bytes of a segment.
+    /// The size of a segment in bytes.
     pub segment_size: WalSegmentSize,
     /// The timeline on which the set is taken.
     pub timeline: TimelineId,
 }
 
-/// The segments that hold all of `[from, to)`.
+/// The segments that cover all of `[from, to)`.
 #[must_use]
 pub fn segments(identity: WalIdentity, from: Lsn, to: Lsn) -> Vec<WalSegment> {
     let WalIdentity { segment_size: size, timeline, .. } = identity;
@@ -45,7 +44,7 @@ pub fn segments(identity: WalIdentity, from: Lsn, to: Lsn) -> Vec<WalSegment> {
     all
 }
 
-/// Checks that every segment is in `pg_wal`, of full length, and begins with a page of its own.
+/// Checks that every segment is in `pg_wal`, has the full length, and begins with its own page.
 ///
 /// # Errors
 /// [`Refusal::WalRecycledBeforeFreeze`] or [`Refusal::WalDamaged`].
@@ -65,7 +64,7 @@ pub fn check(pg_wal: &Path, identity: WalIdentity, needed: &[WalSegment]) -> Res
     Ok(())
 }
 
-/// A timeline's history; PostgreSQL takes one without a file for one that comes from nowhere.
+/// Reads a timeline's history. Like PostgreSQL, it takes a timeline without a history file for one without ancestors.
 pub(crate) fn history(
     pg_wal: &Path,
     size: WalSegmentSize,
@@ -85,9 +84,9 @@ pub(crate) fn history(
     }
 }
 
-/// The timeline on which a segment's first page has to be, by the history of its own timeline or of
-/// one that goes on from it. Where a later timeline's history isn't there, nobody can say for the
-/// first segment that is read, which may be the one with the switch; all others are behind that.
+/// The timeline that a segment's first page must be on, according to the history of its own timeline or of one that
+/// continues from it. If a later timeline's history doesn't exist, this is unknown (`None`) for the first segment
+/// that is read, which may be the one with the switch; all others come after it.
 pub(super) fn first_page(
     history: &TimelineHistory,
     identity: WalIdentity,
@@ -116,20 +115,19 @@ fn check_segment(
     }
 }
 
-/// What lies in `pg_wal` under a segment's name.
+/// What is in `pg_wal` under a segment's name.
 pub(crate) enum Found {
     /// The segment.
     Written,
     /// Nothing.
     Missing,
-    /// A file that waits for its use: of zeros, or with what it held under an older name. WAL ends
-    /// before it.
+    /// A file that waits to be used: of zeros, or with the contents that it had under an older name. WAL ends before
+    /// it.
     Unwritten(WalPageError),
 }
 
-/// Looks at a segment whose first page is on the timeline `begins` at least, where that is known. WAL
-/// ends where none is or nothing was written into it yet; whatever else keeps it from being read
-/// isn't an end.
+/// Looks at a segment whose first page is on the timeline `begins` at least, if that is known. A segment that doesn't
+/// exist or hasn't been written yet is the end of the WAL; anything else that keeps it from being read isn't.
 pub(crate) fn look(
     pg_wal: &Path,
     identity: WalIdentity,
@@ -181,8 +179,8 @@ pub fn end_of_run(pg_wal: &Path, identity: WalIdentity, from: Lsn) -> Lsn {
     segment.start(size)
 }
 
-/// Copies the segments and the timeline's history from `pg_wal` to `to`, then checks the copies,
-/// so that a segment recycled meanwhile is noticed. Returns the history's name, where there is one.
+/// Copies the segments and the timeline's history from `pg_wal` to `to`, then checks the copies, so that a segment
+/// recycled meanwhile is noticed. Returns the history's name, if there is one.
 ///
 /// # Errors
 /// As [`check`], and when a file can't be copied.
@@ -210,7 +208,7 @@ pub fn copy(
 
 /// Copies one file durably.
 fn copy_file(from: &Path, to: &Path) -> Result<()> {
-    // Not what a link in pg_wal leads to: the set is root's, and a restore gives it to os_user.
+    // Links in pg_wal aren't followed: the set is root's, and a restore gives it to os_user.
     crate::files::copy_owned(from, to, 0o600, None)
 }
 

@@ -1,13 +1,12 @@
-//! The run of WAL that a recovery reads out of `pg_wal`: from its redo location on, over every
-//! timeline on its way, as far as something is written.
+//! The run of WAL that a recovery reads from `pg_wal`: from its redo location on, through every timeline on its way,
+//! as far as WAL is written.
 //!
-//! What could go wrong: a run that ends early passes for all there is, and recovery then ends before
-//! pages that are in the set already. So the run has to come as far as the data files have, and
-//! only a segment that isn't there or waits for its use is an end; what can't be read is an error.
-//! One that waits for its use and passes for a written one would make a run that is too short look
-//! long enough: so its pages have to be on the timeline that the history says. And where the end of
-//! the WAL is the only end that is known, one that isn't there ends it only if nothing comes behind:
-//! a checkpoint may have removed segments in the middle before pg_wal was frozen.
+//! What could go wrong: a run that ends early is taken for everything there is, and recovery then ends before pages
+//! that are already in the set. So the run must reach as far as the data files do, and only a segment that doesn't
+//! exist or waits to be used is an end; one that can't be read is an error. A segment that waits to be used, if taken
+//! for a written one, would make a run look longer than it is: so its pages must be on the timeline that the history
+//! says. And if the data files may reach to the end of the WAL, a missing segment is that end only if no segment
+//! comes after it: a checkpoint may have removed segments in the middle before pg_wal was frozen.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -20,35 +19,36 @@ use super::wal::{Found, WalIdentity, first_page, history, look};
 use crate::error::{Error, Result};
 use crate::refusal::Refusal;
 
-/// A recovery, as far as its WAL goes.
+/// A recovery, as far as its WAL is concerned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     /// The set, for errors.
     pub set: String,
-    /// Where it begins: the redo location.
+    /// Where recovery begins: the redo location.
     pub start: Lsn,
     /// The data files may hold changes up to here: every byte before it is needed.
     pub needed: Lsn,
-    /// The newest timeline that pg_control names; recovery goes over those that it comes from.
+    /// The newest timeline that pg_control names; recovery also goes through its ancestors.
     pub timeline: TimelineId,
     /// The data files may hold changes up to the end of the WAL, wherever that is.
     pub to_the_end: bool,
 }
 
-/// What is there for it.
+/// The WAL that exists for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
-    /// The segments, in the order of their positions; one in which a timeline ends is there of both.
+    /// The segments, in the order of their positions; a segment in which a timeline ends is included for both
+    /// timelines if it exists.
     pub segments: Vec<WalSegment>,
     /// Where the last one ends.
     pub end: Lsn,
 }
 
-/// Finds it. `is_elsewhere` knows the names of segments that the set has from elsewhere.
+/// Finds the run. `is_elsewhere` knows the names of segments that the set has from elsewhere.
 ///
 /// # Errors
-/// [`Refusal::WalEndsEarly`] where it doesn't reach what is needed; when a segment or a history that
-/// is there can't be read, or isn't what its name says.
+/// [`Refusal::WalEndsEarly`] if the run doesn't reach what is needed; also when an existing segment or history can't
+/// be read, or isn't what its name says.
 pub fn run(
     pg_wal: &Path,
     identity: WalIdentity,
@@ -81,8 +81,8 @@ pub fn run(
     if after == from || next.start(size) < wanted.needed {
         return Err(ends_early(wanted, size, next, wanted.needed));
     }
-    // A promotion writes the new history before pg_control says a word of it, and a standby has its
-    // primary's before it goes there. Recovery may choose that timeline: what is there of it goes along.
+    // A promotion writes the new history before pg_control mentions it, and a standby has its primary's history
+    // before it switches. Recovery may choose that timeline, so its existing segments are included.
     for newer in newer(pg_wal, identity, &history, wanted.needed)? {
         let begin = newer.switches().last().map_or(Lsn::INVALID, |switch| switch.lsn);
         let begin = WalSegment::containing(newer.timeline(), begin, size).number;
@@ -104,10 +104,9 @@ fn ends_early(wanted: &Wanted, size: WalSegmentSize, missing: WalSegment, needed
     Refusal::WalEndsEarly { set, missing, start, needed }.into()
 }
 
-/// The first segment behind a number under which nothing lies, on its timeline or a later one. Names that
-/// PostgreSQL makes ahead of their use follow the newest segment without a gap (InstallXLogFileSegment in
-/// xlog.c takes the first that is free), and so they do on the new timeline after a recovery; what was
-/// left behind of an older timeline doesn't count.
+/// The first segment after a missing one, on its timeline or a later one. Names that PostgreSQL makes in advance
+/// follow the newest segment without a gap (InstallXLogFileSegment in xlog.c takes the first free one), also on the
+/// new timeline after a recovery. Remains of an older timeline don't count.
 fn behind_a_gap(
     pg_wal: &Path,
     size: WalSegmentSize,
@@ -121,8 +120,8 @@ fn behind_a_gap(
     Ok(next.filter(|segment| segment.number > missing.number))
 }
 
-/// The segments of this number, if the one that recovery reads is there: that of the newest timeline
-/// that has begun by then.
+/// The segments of this number, if the one that recovery reads exists: that of the newest timeline that has begun by
+/// then.
 fn at(
     pg_wal: &Path,
     identity: WalIdentity,
@@ -135,7 +134,7 @@ fn at(
     let mut segments = Vec::new();
     for (nth, timeline) in history.timelines_of_segment(number, size).enumerate() {
         let segment = WalSegment { timeline, number };
-        // What lies behind a timeline's end is of another future.
+        // What comes after a timeline's end belongs to another future.
         let ends = history.switch_point(timeline);
         if ends.is_some_and(|end| WalSegment::ending_at(timeline, end, size).number < number) {
             continue;
@@ -150,7 +149,7 @@ fn at(
     Ok(Some(segments))
 }
 
-/// The histories of timelines that go on from this one, at `needed` or later.
+/// The histories of timelines that continue from this one, at `needed` or later.
 fn newer(
     pg_wal: &Path,
     identity: WalIdentity,

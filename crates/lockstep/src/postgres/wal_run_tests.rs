@@ -34,7 +34,7 @@ impl PgWal {
         Self(path)
     }
 
-    /// A segment of PostgreSQL 15 under a name; its header says timeline `header` and place `at`.
+    /// Writes a segment of PostgreSQL 15 under a name; its header says timeline `header` and position `at`.
     fn put(&self, name: &str, header: u32, at: u64, cluster: u64) {
         let mut bytes = vec![0u8; MIB as usize];
         bytes[..2].copy_from_slice(&0xD110u16.to_le_bytes());
@@ -96,14 +96,14 @@ fn a_run_ends_before_what_is_missing_recycled_or_of_zeros() {
     pg_wal.segments(1, 3..7);
     assert_eq!(pg_wal.names(3 * MIB + 40, 0, 1), names(1, 3..7));
     assert_eq!(pg_wal.run(5 * MIB, 0, 1).unwrap().end, Lsn::new(7 * MIB));
-    // Made ahead of its use: out of an old one, or anew.
+    // Made in advance: from an old one, or new.
     pg_wal.put(&name(1, 7), 1, 2, CLUSTER);
     assert_eq!(pg_wal.names(3 * MIB + 40, 0, 1), names(1, 3..7));
     std::fs::write(pg_wal.0.join(name(1, 7)), vec![0; MIB as usize]).unwrap();
     assert_eq!(pg_wal.names(3 * MIB + 40, 0, 1), names(1, 3..7));
     pg_wal.put(&name(1, 7), 1, 7, CLUSTER + 1);
     assert_eq!(pg_wal.names(3 * MIB + 40, 0, 1), names(1, 3..7));
-    // What lies behind it isn't reached.
+    // What comes after it isn't reached.
     pg_wal.segments(1, 8..9);
     assert_eq!(pg_wal.names(3 * MIB + 40, 7 * MIB, 1), names(1, 3..7));
 }
@@ -123,7 +123,7 @@ fn a_run_that_does_not_reach_what_is_needed_is_refused_by_name() {
     refused(3 * MIB + 40, 7 * MIB + 1, 7);
     std::fs::remove_file(pg_wal.0.join(name(1, 5))).unwrap();
     refused(3 * MIB + 40, 6 * MIB, 5);
-    // Unless the set has it from elsewhere.
+    // Unless the set has that segment from elsewhere.
     let wanted = Wanted {
         set: "s".into(),
         start: Lsn::new(3 * MIB),
@@ -135,7 +135,7 @@ fn a_run_that_does_not_reach_what_is_needed_is_refused_by_name() {
     assert_eq!((found.segments.len(), found.end), (3, Lsn::new(7 * MIB)));
 }
 
-/// What can't be read or is of the wrong length is no end of the WAL.
+/// A segment that can't be read or has the wrong length isn't the end of the WAL.
 #[test]
 fn what_can_not_be_read_is_an_error() {
     let pg_wal = PgWal::new("unread");
@@ -159,27 +159,27 @@ fn what_can_not_be_read_is_an_error() {
 fn a_run_goes_over_the_timelines_on_its_way() {
     let pg_wal = PgWal::new("promoted");
     pg_wal.segments(1, 2..6);
-    // Timeline 2 begins in segment 5; its first segment is a copy of the old one's beginning.
+    // Timeline 2 begins in segment 5; its first segment begins as a copy of the old one.
     pg_wal.history(2, "1\t0/580000\tno recovery target specified\n");
     pg_wal.put(&name(2, 5), 1, 5, CLUSTER);
     pg_wal.segments(2, 6..8);
-    // Of the old future, which is nobody's.
+    // These belong to the old future and to nobody.
     pg_wal.segments(1, 6..9);
     let mut all = names(1, 3..6);
     all.extend(names(2, 5..8));
     assert_eq!(pg_wal.names(3 * MIB + 40, 7 * MIB + 40, 2), all);
-    // What was archived under another name, or removed, isn't needed where the new timeline has it.
+    // A segment that was archived under another name, or removed, isn't needed if the new timeline has it.
     std::fs::remove_file(pg_wal.0.join(name(1, 5))).unwrap();
     all.retain(|known| *known != name(1, 5));
     assert_eq!(pg_wal.names(3 * MIB + 40, 7 * MIB + 40, 2), all);
-    // The new timeline's is needed, though the old one's is there.
+    // The new timeline's segment is needed, even if the old one's exists.
     pg_wal.segments(1, 5..6);
     std::fs::remove_file(pg_wal.0.join(name(2, 5))).unwrap();
     let error = pg_wal.run(3 * MIB + 40, 7 * MIB, 2).unwrap_err().to_string();
     assert!(error.contains(&name(2, 5)), "{error}");
 }
 
-/// The history is there before pg_control names its timeline.
+/// The history exists before pg_control names its timeline.
 #[test]
 fn a_timeline_that_pg_control_does_not_name_yet_goes_along() {
     let pg_wal = PgWal::new("newer");
@@ -191,7 +191,7 @@ fn a_timeline_that_pg_control_does_not_name_yet_goes_along() {
     all.extend(names(2, 5..7));
     all.sort_by_key(|name| name[8..].to_owned());
     assert_eq!(pg_wal.names(3 * MIB + 40, 5 * MIB + 40, 1), all);
-    // One that leaves before what the data files hold isn't this cluster's future.
+    // A timeline that branches off before the end of the data files isn't this cluster's future.
     pg_wal.history(2, "1\t0/480000\tno recovery target specified\n");
     assert_eq!(pg_wal.names(3 * MIB + 40, 5 * MIB + 40, 1), names(1, 3..6));
     std::fs::write(pg_wal.0.join("00000002.history"), "nonsense\n").unwrap();
@@ -199,8 +199,8 @@ fn a_timeline_that_pg_control_does_not_name_yet_goes_along() {
     assert!(error.to_string().contains("00000002.history"), "{error}");
 }
 
-/// The end of a recovery makes future segments of the new timeline out of those of the old one that
-/// lie behind the switch, in any order: a later position may get an earlier name, or the same.
+/// The end of a recovery turns segments of the old timeline that come after the switch into future segments of the
+/// new one, in any order: a later position may get an earlier name, or the same.
 #[test]
 fn what_a_recovery_recycled_is_no_wal() {
     let pg_wal = PgWal::new("recycled");
@@ -214,14 +214,14 @@ fn what_a_recovery_recycled_is_no_wal() {
         let run = pg_wal.run(3 * MIB + 40, 5 * MIB + 40, 2).unwrap();
         assert_eq!(run.end, Lsn::new(6 * MIB), "the run ends before what was recycled from {at}");
         assert_eq!(pg_wal.names(3 * MIB + 40, 5 * MIB + 40, 2), all);
-        // And it doesn't make a run long enough that isn't.
+        // Nor does it make a short run look long enough.
         let error = pg_wal.run(3 * MIB + 40, 6 * MIB + 40, 2).unwrap_err();
         assert!(error.to_string().contains(&name(2, 6)), "{error}");
     }
-    // Nor does the very segment of the switch, where an older one waits under its name.
+    // Nor does the segment of the switch itself, if an older one waits under its name.
     pg_wal.put(&name(2, 5), 1, 8, CLUSTER);
     assert!(pg_wal.run(3 * MIB + 40, 5 * MIB + 40, 2).is_err());
-    // A third timeline that begins in the same segment as the second: its pages are the first's still.
+    // A third timeline that begins in the same segment as the second: its pages are still the first's.
     pg_wal.put(&name(2, 5), 1, 5, CLUSTER);
     pg_wal.history(3, "1\t0/580000\tx\n2\t0/5C0000\ty\n");
     pg_wal.put(&name(3, 5), 1, 5, CLUSTER);
@@ -231,7 +231,7 @@ fn what_a_recovery_recycled_is_no_wal() {
     assert_eq!(run.end, Lsn::new(7 * MIB));
 }
 
-/// A checkpoint takes segments away in the order of the folder: what is missing in the middle isn't the end.
+/// A checkpoint removes segments in the order of the folder, so a gap in the middle isn't the end.
 #[test]
 fn a_gap_is_not_the_end_of_the_wal() {
     let pg_wal = PgWal::new("gap");
@@ -242,13 +242,13 @@ fn a_gap_is_not_the_end_of_the_wal() {
     let words = error.to_string();
     assert!(words.contains(&name(1, 5)) && words.contains("to 0/700000 at least"), "{words}");
     assert!(pg_wal.run(3 * MIB + 40, 5 * MIB, 1).is_ok(), "where it is known that it isn't needed");
-    // Names made ahead, and those of other clusters and timelines, follow without a gap.
+    // Names made in advance, and those of other clusters and timelines, follow without a gap.
     pg_wal.segments(1, 5..7);
     pg_wal.put(&name(1, 9), 1, 2, CLUSTER);
     pg_wal.put(&name(1, 10), 1, 4, CLUSTER);
     assert_eq!(pg_wal.to_the_end(3 * MIB + 40, 1).unwrap().end, Lsn::new(9 * MIB));
-    // After a recovery to a point in time: timeline 1 was left in segment 5, and what lies behind of it waits
-    // to be archived.
+    // After a recovery to a point in time: timeline 1 was left in segment 5, and its later segments wait to be
+    // archived.
     std::fs::remove_file(pg_wal.0.join(name(1, 6))).unwrap();
     pg_wal.history(2, "1\t0/580000\tx\n");
     pg_wal.put(&name(2, 5), 1, 5, CLUSTER);
@@ -256,14 +256,14 @@ fn a_gap_is_not_the_end_of_the_wal() {
     assert_eq!(pg_wal.to_the_end(3 * MIB + 40, 2).unwrap().end, Lsn::new(6 * MIB));
     std::fs::remove_file(pg_wal.0.join(name(2, 6))).unwrap();
     assert_eq!(pg_wal.to_the_end(3 * MIB + 40, 2).unwrap().end, Lsn::new(6 * MIB));
-    // A promotion that pg_control doesn't name yet: the number is there, of the new timeline.
+    // A promotion that pg_control doesn't name yet: the number exists on the new timeline.
     pg_wal.segments(2, 6..8);
     assert_eq!(pg_wal.to_the_end(5 * MIB + 40, 1).unwrap().end, Lsn::new(8 * MIB));
     std::fs::remove_file(pg_wal.0.join(name(2, 6))).unwrap();
     assert!(pg_wal.to_the_end(5 * MIB + 40, 1).is_err());
 }
 
-/// Nobody can say where timeline 2 begins: only the first segment may be the one.
+/// Nobody can tell where timeline 2 begins, so only the first segment may contain that point.
 #[test]
 fn without_a_history_only_the_first_segment_may_begin_on_an_older_timeline() {
     let pg_wal = PgWal::new("unknown");

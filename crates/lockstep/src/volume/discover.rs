@@ -1,4 +1,4 @@
-//! From paths to a layout: path → mount → dataset → pool, with the facts that a plan weighs.
+//! From paths to a layout: path → mount → dataset → pool, with the facts that a plan considers.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -9,24 +9,24 @@ use crate::error::{Error, Result};
 use crate::plan::layout::{Layout, NestedMount, Part, PartKind, Reserved, Volume};
 use crate::refusal::Refusal;
 
-/// A part before its volume is known: which, and the path as PostgreSQL knows it.
+/// A part whose volume isn't known yet: which part, and the path as PostgreSQL knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartPath {
-    /// Which.
+    /// Which part.
     pub kind: PartKind,
     /// The setting, or the target of the link.
     pub path: PathBuf,
 }
 
-/// Folders of a data directory whose contents a restored cluster doesn't need (basebackup.c
-/// excludes the same); a file system mounted there may stay out of the set.
+/// Folders of a data directory whose contents a restored cluster doesn't need (basebackup.c excludes the same); a
+/// file system mounted there needn't be in the set.
 const HARMLESS: [&str; 4] = ["pg_stat_tmp", "log", "pg_log", "pg_replslot"];
 
 /// Finds the volume of each part.
 ///
 /// # Errors
-/// [`Refusal::NotSnapshottable`] for a part on another file system, [`Refusal::HiddenMount`] for one
-/// whose files aren't the dataset's; otherwise when a path or ZFS can't be read.
+/// [`Refusal::NotSnapshottable`] for a part on a file system other than ZFS, [`Refusal::HiddenMount`] for one whose
+/// files aren't the dataset's; otherwise when a path or ZFS can't be read.
 pub fn discover(zfs: &Zfs, paths: &[PartPath]) -> Result<Layout> {
     let mounts = Mounts::read()?;
     let mut layout = Layout::default();
@@ -42,7 +42,7 @@ pub fn discover(zfs: &Zfs, paths: &[PartPath]) -> Result<Layout> {
             }
             .into());
         };
-        // The list of mounts and the file have to say the same: else other files would be frozen.
+        // The list of mounts and the file must agree, or other files would be frozen.
         let device = device(&real_path)?;
         if device != mount.device {
             return Err(Refusal::HiddenMount {
@@ -85,8 +85,9 @@ pub fn discover(zfs: &Zfs, paths: &[PartPath]) -> Result<Layout> {
     Ok(layout)
 }
 
-/// Refuses a part that isn't where its dataset would be: after a start at which that couldn't be mounted, PostgreSQL
-/// goes on in the folder below. A server that sees other mounts than this process (a container's) may see the dataset.
+/// Refuses a part that isn't where its dataset would be. After a boot at which the dataset couldn't be mounted,
+/// PostgreSQL continues in the folder below. A server that sees other mounts than this process (in a container) may
+/// see the dataset.
 ///
 /// # Errors
 /// [`Refusal::NotMounted`], or when ZFS can't be asked.
@@ -98,8 +99,8 @@ pub fn check_mounted(zfs: &Zfs, layout: &Layout) -> Result<()> {
     }
 }
 
-/// A dataset that would be mounted on the way to the part, below what is. Whether it is mounted anywhere doesn't
-/// matter: mounted in the wrong order, its parent hides it. A pure function.
+/// Finds a dataset that would be mounted on the path to the part, below what is mounted. It doesn't matter whether it
+/// is mounted at all: if it was mounted in the wrong order, its parent hides it. A pure function.
 fn not_mounted(layout: &Layout, part: &Part, places: &[(DatasetName, PathBuf)]) -> Option<Refusal> {
     let volume = layout.volumes.get(part.volume)?;
     let is_on_the_way = |point: &Path| {
@@ -116,13 +117,13 @@ fn not_mounted(layout: &Layout, part: &Part, places: &[(DatasetName, PathBuf)]) 
     })
 }
 
-/// The file system that a path lies on, by the numbers that the kernel has for it.
+/// The file system that holds a path, by the kernel's device numbers.
 fn device(path: &Path) -> Result<(u32, u32)> {
     let number = std::fs::metadata(path).map_err(Error::io("look at", path))?.dev();
     Ok((rustix::fs::major(number), rustix::fs::minor(number)))
 }
 
-/// What says whether a snapshot can be had beside a reservation.
+/// The properties that show whether a reservation leaves room for a snapshot.
 const RESERVED: [&str; 3] = ["refreservation", "usedbyrefreservation", "refquota"];
 
 fn add_properties(zfs: &Zfs, layout: &mut Layout) -> Result<()> {
@@ -145,7 +146,7 @@ fn add_properties(zfs: &Zfs, layout: &mut Layout) -> Result<()> {
         volume.guid = number("guid")?;
         volume.recordsize = number("recordsize")?;
         volume.available = number("available")?;
-        // Of one with a refquota `available` says nothing of what is outside.
+        // With a refquota, `available` doesn't tell how much there is outside of the dataset.
         if number("refquota")? == 0 {
             volume.lacking = Reserved::lacking(
                 number("refreservation")?,
@@ -188,7 +189,7 @@ fn add_nested(mounts: &Mounts, layout: &mut Layout) {
     }
 }
 
-/// Names in a volume's root that lead to no part.
+/// Names in a volume's root that don't lead to a part.
 fn add_foreign(layout: &mut Layout) -> Result<()> {
     for index in 0..layout.volumes.len() {
         let inside: Vec<PathBuf> = layout.parts_on(index).map(|p| p.inside.clone()).collect();
@@ -230,7 +231,7 @@ mod tests {
         let own = ("t/ts", "/t/ts");
         assert!(found(&[own, ("t/ts/one", "/t/ts/one")]).unwrap().contains("\"t/ts/one\""));
         assert!(found(&[("u/x", "/t/ts/one/files")]).is_some());
-        // Its own; above it; beside it; below it; a copy that has the same place.
+        // The same; above; beside; below; a copy with the same mount point.
         let others = ["/t/ts", "/t", "/t/ts/on", "/t/ts/one/files/PG_15", "/t/ts/two"];
         for point in others {
             assert_eq!(found(&[own, ("u/x", point)]), None, "{point}");

@@ -1,8 +1,8 @@
-//! What can be snapshotted alone, and how a path is found on it.
+//! What can be snapshotted on its own, and how to find it for a path.
 //!
-//! `mounts` turns a path into the mount that holds it, `discover` turns the mount into a ZFS
-//! dataset with the facts a plan needs, `zfs` runs the programs. What could go wrong: a path that
-//! looks as if it lay on a dataset and lies on another that is mounted deeper.
+//! `mounts` turns a path into the mount that holds it, `discover` turns the mount into a ZFS dataset with the facts a
+//! plan needs, `zfs` runs the programs. What could go wrong: a path seems to be on one dataset and is on another that
+//! is mounted deeper.
 
 pub mod discover;
 pub mod mounts;

@@ -1,8 +1,8 @@
 //! /proc/self/mountinfo: which mount holds a path.
 //!
-//! The format is proc(5)'s: octal escapes for blanks and backslashes, a `-` before the file
-//! system's type. A mount hides what was mounted at its point or below it before; such mounts stay in
-//! the list, and only their parents tell that no path leads to them any more.
+//! The format is proc(5)'s: octal escapes for blanks and backslashes, a `-` before the file system's type. A mount
+//! hides everything that was mounted before at its mount point or below. Hidden mounts stay in the list; only their
+//! parents show that no path leads to them any more.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 pub struct Mount {
     /// Its own number.
     pub id: u32,
-    /// The mount on which it was mounted; one that isn't listed for the first of all.
+    /// The mount on which it was mounted; for the first one, a number that isn't listed.
     pub parent: u32,
     /// `st_dev` of its files, major and minor.
     pub device: (u32, u32),
@@ -25,9 +25,9 @@ pub struct Mount {
     pub point: PathBuf,
     /// The mount's own options, such as `rw,nosuid`.
     pub options: String,
-    /// The file system's type: `zfs`, `fuse.zfs`, `ext4`.
+    /// The file system's type, such as `zfs`, `fuse.zfs` or `ext4`.
     pub fs_type: String,
-    /// What is mounted; with ZFS the dataset's name.
+    /// What is mounted; for ZFS, the dataset's name.
     pub source: String,
 }
 
@@ -38,8 +38,8 @@ impl Mount {
         matches!(self.fs_type.as_str(), "zfs" | "fuse.zfs")
     }
 
-    /// Whether ZFS itself mounted a snapshot here, because somebody looked into `.zfs/snapshot`. It
-    /// stays for some minutes, and hides nothing.
+    /// Whether ZFS itself mounted a snapshot here because somebody looked into `.zfs/snapshot`. It stays for some
+    /// minutes and hides nothing.
     #[must_use]
     pub fn is_looked_into(&self) -> bool {
         let parent = self.point.parent();
@@ -53,7 +53,7 @@ impl Mount {
 pub struct Mounts(Vec<Mount>);
 
 impl Mounts {
-    /// Reads this process's own.
+    /// Reads the mounts of this process.
     ///
     /// # Errors
     /// When /proc can't be read.
@@ -63,7 +63,7 @@ impl Mounts {
         Ok(Self::parse(&text))
     }
 
-    /// Parses mountinfo; lines that aren't of its form are passed over.
+    /// Parses mountinfo; lines of another format are ignored.
     #[must_use]
     pub fn parse(text: &[u8]) -> Self {
         Self(text.split(|&b| b == b'\n').filter_map(parse_line).collect())
@@ -74,8 +74,8 @@ impl Mounts {
     pub fn holding(&self, path: &Path) -> Option<&Mount> {
         let leads = |mount: &&Mount| path.starts_with(&mount.point);
         let shortest = |mount: &&Mount| mount.point.as_os_str().len();
-        // As the kernel walks: from mount to mount, each time into the first on the way. One that is
-        // mounted on another than that is hidden.
+        // Follows the kernel: from mount to mount, each time to the first on the path. A mount whose parent isn't
+        // that one is hidden.
         let is_first = |mount: &&Mount| {
             mount.parent == mount.id || !self.0.iter().any(|other| other.id == mount.parent)
         };
@@ -149,7 +149,7 @@ pub fn inside(mount: &Mount, path: &Path) -> PathBuf {
     let root = mount.root.strip_prefix("/").unwrap_or(&mount.root);
     let tail = path.strip_prefix(&mount.point).unwrap_or(Path::new(""));
     let joined = root.join(tail);
-    // join with an empty tail leaves a trailing slash; paths are compared byte by byte.
+    // Joining an empty tail leaves a trailing slash; paths are compared byte by byte.
     let bytes = joined.as_os_str().as_bytes();
     PathBuf::from(std::ffi::OsStr::from_bytes(bytes.strip_suffix(b"/").unwrap_or(bytes)))
 }
@@ -178,7 +178,8 @@ garbage
 
     #[test]
     fn a_mount_over_a_parent_hides_what_is_below() {
-        // Over the parent of the dataset's point, and over the dataset itself, and on what is over it.
+        // Mounted over the parent of the dataset's mount point, over the dataset itself, and over what is mounted
+        // over it.
         let line = |line: &str| [TEXT, line.as_bytes()].concat();
         let at = |text: &[u8], path: &str| {
             Mounts::parse(text).holding(Path::new(path)).map(|mount| mount.device)
@@ -190,10 +191,10 @@ garbage
         assert_eq!(at(&line(over), data), Some((0, 50)));
         let twice = format!("{over}51 50 0:51 / /srv/tank\\0401/data/base rw - ext4 /dev/vdb rw\n");
         assert_eq!(at(&line(&twice), data), Some((0, 51)));
-        // Mounted before its parent was hidden: nobody gets there.
+        // Mounted before its parent was hidden, so no path leads there.
         let hidden = "50 27 0:50 / /srv rw - tmpfs x rw\n51 45 0:51 / /srv/tank\\0401/data/base rw - zfs t rw\n";
         assert_eq!(at(&line(hidden), data), Some((0, 50)));
-        // rootfs is its own parent; and the root of a jail may be no mount at all.
+        // rootfs is its own parent, and the root of a jail may not be a mount at all.
         assert_eq!(at(b"1 1 0:2 / / rw - rootfs rootfs rw\n", "/srv"), Some((0, 2)));
         assert_eq!(at(b"60 9 0:60 / /srv rw - zfs tank rw\n", "/srv/x"), Some((0, 60)));
         assert_eq!(at(b"60 9 0:60 / /srv rw - zfs tank rw\n", "/etc"), None);

@@ -1,5 +1,5 @@
-//! Mirrors that are cut off from their primary, behind its WAL, on another timeline, or not mounted; interrupted at every
-//! step.
+//! Mirrors that are cut off from their primary, lack WAL that is gone, are on another timeline, or aren't mounted;
+//! interrupted at every step.
 
 use crate::support::by_hand::write_as_postgres;
 use crate::support::checker::Checker;
@@ -26,7 +26,7 @@ fn primary_dies_for_a_while() {
     alone.primary.kill();
     let seen = wait_for_state(&alone, "main", "primary-unreachable");
     assert_eq!(seen["running"], true, "{seen}");
-    // Its sets go on meanwhile, and it is said that their data is old.
+    // Its sets continue meanwhile, with a message that their data is old.
     let lockstep = alone.fixture.lockstep();
     let taken = |words: &str| {
         let json = of_cluster("main", &["--json", "backup"]);
@@ -45,7 +45,7 @@ fn primary_dies_for_a_while() {
     let checked = lockstep.expect(exit::PROBLEMS, &of_cluster("main", &["check"]));
     assert!(checked.stdout.contains("ERROR    standby: it is stopped"), "{}", checked.describe());
     lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
-    // It has come up without its primary, and goes on looking for it.
+    // It has started without its primary, and keeps looking for it.
     let seen = wait_for_state(&alone, "main", "primary-unreachable");
     assert_eq!(seen["running"], true, "{seen}");
     alone.primary.start();
@@ -57,7 +57,8 @@ fn primary_dies_for_a_while() {
     Checker::new(SCALE).check_and_stop(&restored).assert_right("a set without a primary");
 }
 
-/// The primary's setting was raised, which halts the mirror, and lowered again: what it is now isn't enough to replay that.
+/// The primary's setting was raised, which halts the mirror, and lowered again: the current value isn't enough to
+/// replay that.
 #[test]
 fn primary_raised_and_lowered_again() {
     let alone = Alone::new(empty_pools());
@@ -86,8 +87,8 @@ fn primary_raised_and_lowered_again() {
     assert_eq!(mirror.value("postgres", "SHOW max_connections"), "60");
 }
 
-/// The slot is dropped and the WAL recycled while the mirror is down: it can't follow any more, and says so. What it was
-/// before is still in its sets after it was made new.
+/// The slot is dropped and the WAL recycled while the mirror is down: it can't follow any more, and says so. After it
+/// was recreated, its old sets still have its old data.
 #[test]
 fn behind_its_wal_and_made_new() {
     let alone = Alone::new(empty_pools().setting("min_wal_size", "32MB"));
@@ -109,13 +110,13 @@ fn behind_its_wal_and_made_new() {
             "CHECKPOINT",
         ]);
     }
-    // Started with a new slot, which keeps nothing of what it needs.
+    // Started with a new slot, which keeps none of the WAL that it needs.
     lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
     let seen = wait_for_state(&alone, "main", "wal-gone");
     assert_eq!(seen["hint"], "lockstep mirror recreate main", "{seen}");
     let shown = lockstep.expect(exit::PROBLEMS, &["mirror", "status"]);
     assert!(shown.stdout.contains("has already been removed"), "{}", shown.describe());
-    // Each run has a log of its own: what was said before is past.
+    // Each run has its own log: earlier messages don't count.
     lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
     lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
     let log = fs::read_to_string(directory(&alone, "main").join("log/server.log"));
@@ -139,7 +140,7 @@ fn behind_its_wal_and_made_new() {
     }
 }
 
-/// A tablespace that the primary gets later is replayed at its own path, which here is the primary's own folder: the
+/// A tablespace that the primary gets later is replayed at the same path, which here is the primary's own folder: the
 /// mirror must stop rather than write there.
 #[test]
 fn tablespace_made_on_the_primary_later() {
@@ -160,7 +161,7 @@ fn tablespace_made_on_the_primary_later() {
     alone.primary.execute(&["CHECKPOINT"]);
     assert_eq!(alone.primary.value("postgres", "SELECT count(*) FROM late"), "1000");
     let lockstep = alone.fixture.lockstep();
-    // Nor may anybody let it in.
+    // Nor may the configuration permit it.
     let registration = alone.fixture.root().join("lockstep.d/main.toml");
     let registered = fs::read_to_string(&registration).expect("it is registered");
     let named = format!("{registered}\n[clusters.main.clone]\nwritable = [{:?}]\n", path);
@@ -180,7 +181,7 @@ fn tablespace_made_on_the_primary_later() {
     Checker::new(SCALE).check_and_stop(&restored).assert_right("with a tablespace made later");
 }
 
-/// Its primary is lost, and a standby that was behind the mirror takes its place: pg_rewind brings the mirror back.
+/// The primary is lost, and a standby that was behind the mirror takes its place: pg_rewind brings the mirror back.
 #[test]
 fn another_way_than_its_primary() {
     let alone = Alone::new(empty_pools());
@@ -215,7 +216,7 @@ fn another_way_than_its_primary() {
     let (_, restored) = restore(&alone, "main", &set);
     Checker::new(SCALE).check_and_stop(&restored).assert_right("after pg_rewind");
 
-    // It loses its way again, and meanwhile the heir has a tablespace on this very host: pg_rewind would link that.
+    // It diverges again, and meanwhile the heir has a tablespace on this very host, which pg_rewind would link.
     let path = alone.fixture.root().join("m/ts3");
     fs::create_dir(&path).expect("a folder can be made");
     give_to_postgres(&path);
@@ -234,7 +235,7 @@ fn another_way_than_its_primary() {
     heir.stop(Stop::Immediate);
 }
 
-/// A primary on a timeline of its own, as after a failover.
+/// Puts a primary on its own timeline, as after a failover.
 #[track_caller]
 fn part_ways(primary: &Cluster) {
     primary.stop(Stop::Fast);
@@ -258,8 +259,8 @@ fn files_below(folder: &Path) -> Vec<(PathBuf, u64, u64, i64)> {
     all
 }
 
-/// A dataset that isn't mounted (after a reboot, with a key to be loaded) leaves an empty folder in its place, on another
-/// file system: nothing is written there.
+/// A dataset that isn't mounted (after a reboot, because its key isn't loaded) leaves an empty folder in its place,
+/// on another file system: nothing is written there.
 #[test]
 fn a_dataset_that_is_not_mounted() {
     let alone = Alone::new(empty_pools());
@@ -284,8 +285,8 @@ fn a_dataset_that_is_not_mounted() {
     wait_for_state(&alone, "main", "follows");
 }
 
-/// A set whose manifest can't be read goes with its mirror as any other; and a mirror that can't be taken away yet keeps no
-/// other from being made.
+/// A set whose manifest can't be read is removed with its mirror like any other, and a mirror that can't be removed
+/// yet doesn't keep others from being made.
 #[test]
 fn destroyed_with_a_set_that_can_not_be_read() {
     let alone = Alone::new(empty_pools());
@@ -315,7 +316,7 @@ fn destroyed_with_a_set_that_can_not_be_read() {
     assert_gone(&alone, "main", "destroyed with a set that can't be read");
 }
 
-/// A copy of state_dir from when it was being made comes back.
+/// state_dir is replaced by a copy from when the mirror was being made.
 #[test]
 fn one_that_was_complete_is_not_taken_for_half_made() {
     let alone = Alone::new(empty_pools());

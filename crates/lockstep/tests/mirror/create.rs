@@ -1,4 +1,5 @@
-//! Mirrors that are made, followed, backed up and restored as new primaries; what is refused; who gets to them.
+//! Mirrors that are made, followed, backed up, and restored as new primaries; what is refused; who can connect to
+//! them.
 
 use crate::support::checker::Checker;
 use crate::support::cluster::{Cluster, Stop};
@@ -21,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The user of nobody's, of every Linux.
+/// The user `nobody` of every Linux.
 const NOBODY: u32 = 65534;
 
 #[test]
@@ -50,11 +51,11 @@ fn followed_backed_up_and_restored_as_a_new_primary() {
     checker.check_and_stop(&restored).assert_right("a mirror's set under load");
     alone.fixture.discard_restored(&to, &loaded.id);
 
-    // And one of the same moment as the primary's own dump.
+    // And one from the same moment as the primary's own dump.
     load.stop();
     writers.stop();
     for name in ["main", "other"] {
-        // Autovacuum goes on for a while after the load.
+        // Autovacuum continues for a while after the load.
         let since = Instant::now();
         let seen = loop {
             let (seen, code) = status(&alone, name);
@@ -81,7 +82,7 @@ fn followed_backed_up_and_restored_as_a_new_primary() {
     restored.stop(Stop::Immediate);
     alone.fixture.discard_restored(&to, &still.id);
 
-    // Stopped, started, and taken away only when that is meant.
+    // Stopped, started, and removed only if that is confirmed.
     lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
     let (seen, code) = status(&alone, "main");
     assert_eq!(
@@ -95,7 +96,7 @@ fn followed_backed_up_and_restored_as_a_new_primary() {
     assert!(refused.stderr.contains("has 2 backup sets"), "{}", refused.describe());
     zfs(&["snapshot", &format!("{}/data@mine", dataset(&alone, "main"))]);
     let refused = lockstep.expect(exit::REFUSED, &["mirror", "destroy", "main", "--with-sets"]);
-    assert!(refused.stderr.contains("data@mine\" is of no set"), "{}", refused.describe());
+    assert!(refused.stderr.contains("data@mine\" belongs to no set"), "{}", refused.describe());
     wait_for_state(&alone, "main", "follows");
     zfs(&["destroy", &format!("{}/data@mine", dataset(&alone, "main"))]);
     lockstep.expect(exit::DONE, &["mirror", "destroy", "main", "--with-sets"]);
@@ -103,8 +104,8 @@ fn followed_backed_up_and_restored_as_a_new_primary() {
     assert_gone(&alone, "main", "both destroyed");
 }
 
-/// A folder whose name is too long for a socket has it in /tmp, where everybody gets to: only os_user and root may come
-/// in there, for the mirror asks nobody for a password.
+/// If a folder's name is too long for a socket, the socket is in /tmp, which everybody can reach. Only os_user and
+/// root may connect there, because the mirror asks for no password.
 #[test]
 fn nobody_else_gets_to_a_socket_in_tmp() {
     let alone = Alone::new(empty_pools());
@@ -131,7 +132,7 @@ fn nobody_else_gets_to_a_socket_in_tmp() {
     assert_eq!(backup(&alone.fixture.lockstep(), "main").strategy, "label");
 }
 
-/// A mirror is a second cluster: what names none is told, and its sets go where they should.
+/// A mirror is a second cluster: commands that don't name one are told so, and its sets go where they should.
 #[test]
 fn beside_a_cluster_that_was_alone() {
     let alone = Alone::new(empty_pools());
@@ -165,7 +166,7 @@ fn beside_a_cluster_that_was_alone() {
     assert_eq!(lockstep.sets(), [set.id]);
 }
 
-/// Debian keeps the configuration in /etc, where no base backup sees it.
+/// Debian keeps the configuration in /etc, where no base backup includes it.
 #[test]
 fn primary_with_its_configuration_elsewhere() {
     let alone = Alone::new(empty_pools());
@@ -194,7 +195,7 @@ fn primary_with_its_configuration_elsewhere() {
     assert_eq!(server_of(&alone, "main").value("postgres", setting), "33MB");
     let set = backup(&alone.fixture.lockstep(), "main");
     let (_, restored) = restore(&alone, "main", &set);
-    // It accepted connections; pg_hba.conf, which nobody knows, lets nobody in but its owner.
+    // It accepted connections. The original's pg_hba.conf is unknown, so only the owner may connect.
     let conf = fs::read_to_string(restored.data.join("postgresql.conf")).unwrap_or_default();
     assert!(conf.contains("maintenance_work_mem = '33MB'"), "what is restored has it too: {conf}");
     assert!(!conf.contains("data_directory"), "{conf}");
@@ -203,7 +204,8 @@ fn primary_with_its_configuration_elsewhere() {
 
 const SECRET: &str = r"ge'h\eim :7";
 
-/// A primary over TCP and TLS alone, with a password: it is in no log, on no command line, and in nobody else's reach.
+/// A primary reachable only over TCP and TLS, with a password: that is in no log, on no command line, and nobody else
+/// can read it.
 #[test]
 fn password_and_tls() {
     let alone = Alone::new(empty_pools());
@@ -260,7 +262,7 @@ fn password_and_tls() {
     arguments[4] = format!("{verified} password=x");
     let refused = lockstep.expect(exit::USAGE, &words(&arguments));
     assert!(refused.stderr.contains("--password-file"), "{}", refused.describe());
-    // A certificate of another name is refused where names count, and only there.
+    // A certificate for another name is refused where names are checked, and only there.
     let another = |mode: &str| {
         conninfo("another", &format!("sslmode={mode} sslrootcert={}", path(&authority)))
     };
@@ -294,7 +296,7 @@ fn password_and_tls() {
         }
     }
     wait_for_state(&alone, "main", "follows");
-    // Where libpq reads it, it is nobody else's.
+    // The file that libpq reads is readable by nobody else.
     let passfile = directory(&alone, "main").join("passfile");
     let mode = fs::metadata(&passfile)
         .map(|found| std::os::unix::fs::PermissionsExt::mode(&found.permissions()));
@@ -309,7 +311,7 @@ fn password_and_tls() {
     assert_gone(&alone, "main", "destroyed");
 }
 
-/// All command lines of this machine's processes, looked at again and again.
+/// Collects the command lines of all of this machine's processes, again and again.
 fn command_lines_until(done: &AtomicBool) -> String {
     let mut seen = String::new();
     while !done.load(Ordering::Relaxed) {

@@ -89,7 +89,7 @@ fn wait_for_state(alone: &Alone, name: &str, state: &str) -> Value {
     }
 }
 
-/// Waits until the mirror has replayed all that the primary has written by now.
+/// Waits until the mirror has replayed everything that the primary has written by now.
 #[track_caller]
 fn catch_up(alone: &Alone, name: &str) {
     let now = alone.primary.value("postgres", "SELECT pg_current_wal_flush_lsn()");
@@ -121,16 +121,16 @@ fn restore(alone: &Alone, name: &str, set: &Set) -> (PathBuf, Cluster) {
     (to, lockstep.restored(&json).server().clone())
 }
 
-/// All of a cluster's data and definitions but the places of its tablespaces.
+/// All data and definitions of a cluster, except the paths of its tablespaces.
 #[track_caller]
 fn dump(cluster: &Cluster) -> String {
     let text = must(&mut cluster.tool("pg_dumpall", ["--no-sync"]));
     let lines = text.lines().filter(|line| !line.starts_with("CREATE TABLESPACE"));
-    // From 15.14 on a random word opens and closes each dump.
+    // From 15.14 on, each dump begins and ends with a random word.
     lines.filter(|line| !line.contains("restrict ")).collect::<Vec<_>>().join("\n")
 }
 
-/// Datasets, slots, folders, processes and files of a mirror that shouldn't be there any more.
+/// Checks that the datasets, slots, folders, processes and files of a mirror are gone.
 #[track_caller]
 fn assert_gone(alone: &Alone, name: &str, when: &str) {
     let mut left: Vec<String> = Vec::new();

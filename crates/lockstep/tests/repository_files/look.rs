@@ -1,4 +1,4 @@
-//! Files of a set that are listed and printed without a restore.
+//! Lists and prints files of a set without a restore.
 
 use crate::support::cluster::Stop;
 use crate::support::command::command;
@@ -25,7 +25,7 @@ fn files_are_listed_and_read_without_a_restore() {
     let unlogged = fixture.cluster.value("postgres", "SELECT pg_relation_filepath('unlogged')");
     let set = prepared.lockstep.backup("label");
     let lockstep = &prepared.lockstep;
-    // On this host and in the repository there is the same, but for what isn't stored there.
+    // This host and the repository show the same, except for what isn't stored there.
     let both = |arguments: &[&str]| -> Value {
         let of = |from| lockstep.json(&[arguments, &["--from", from]].concat());
         let (here, stored) = (of("snapshots"), of("repository"));
@@ -33,7 +33,7 @@ fn files_are_listed_and_read_without_a_restore() {
         let entries = as_here["entries"].as_array_mut().expect("entries").iter_mut();
         for (entry, there) in entries.zip(here["entries"].as_array().expect("entries")) {
             entry["stored"] = true.into();
-            // A mounted file system of zfs-fuse has whole seconds only.
+            // A file system mounted by zfs-fuse only has whole seconds.
             let time = |entry: &Value| entry["mtime"].as_str().map(str::to_owned);
             if let (Some(known), Some(whole)) = (time(entry), time(there))
                 && whole.ends_with(".000000000Z")
@@ -42,7 +42,7 @@ fn files_are_listed_and_read_without_a_restore() {
             }
         }
         assert_eq!(here, as_here, "{arguments:?}");
-        // Where nothing is said, it is this host's.
+        // If nothing else is said, it is this host's set.
         assert_eq!(lockstep.json(arguments), here, "{arguments:?}");
         stored
     };
@@ -95,7 +95,7 @@ fn files_are_listed_and_read_without_a_restore() {
     let wal = text_lines.stdout.lines().find(|line| line.contains(" pg_wal -> /"));
     assert!(wal.is_some_and(|line| line.starts_with('l')), "{}", text_lines.stdout);
 
-    // Content: of the cluster's files, of a file with holes, of the set's own.
+    // Contents: of the cluster's files, of a file with holes, of the set's own files.
     let cat_from = |from: &str, what: &str| {
         let mut program = command(env!("CARGO_BIN_EXE_lockstep"), ["--config"]);
         let config = fixture.root().join("shipping.toml");
@@ -125,7 +125,7 @@ fn files_are_listed_and_read_without_a_restore() {
     let now = fs::read(fixture.tablespace("ts1").join(inside)).expect("it is there");
     assert_eq!(accounts.len(), now.len(), "{inside}");
 
-    // What isn't stored, isn't there, or is no file.
+    // Files whose content isn't stored, that don't exist, or that aren't files.
     let here = cat_from("snapshots", &format!("data/{unlogged}"));
     assert_eq!((here.status.code(), here.stdout.len() % 8192), (Some(exit::DONE), 0));
     assert!(!here.stdout.is_empty(), "{unlogged}");
@@ -135,19 +135,19 @@ fn files_are_listed_and_read_without_a_restore() {
     for wrong in ["data/nothing", "data/base", "data/pg_wal", "data/../x", "nowhere", ""] {
         assert_eq!(cat(wrong).status.code(), Some(exit::USAGE), "{wrong}");
     }
-    // A reader that goes leaves no clone, and is no error.
+    // A reader that ends early leaves no clone, and is no error.
     let mut program = command("sh", ["-c", "\"$0\" --config \"$1\" ls -R \"$2\" | head -n 1"]);
     let config = fixture.root().join("shipping.toml");
     program.arg(env!("CARGO_BIN_EXE_lockstep")).arg(config).arg(&set.id);
     let ended = program.output().expect("the program can be run");
     assert_eq!(ended.stderr, b"", "{}", String::from_utf8_lossy(&ended.stderr));
     assert_nothing_remains(fixture, &[], "looking into snapshots");
-    // With the set gone from here it is the repository's; so is one that is asked for by its beginning.
+    // Once the set is gone from this host, the repository's is used; also if only the beginning of its name is given.
     fixture.discard_set(&set.id);
     let here = lockstep.expect(exit::USAGE, &["ls", &set.id, "--from", "snapshots"]);
     assert!(here.stderr.contains(&set.id), "{}", here.stderr);
     assert_eq!(lockstep.json(&["ls", "-R", &set.id, "data"]), json);
-    // One that is of several sets is said to be, and an empty variable in a script means none.
+    // A beginning that several sets share is refused, and an empty variable in a script means none.
     lockstep.backup("cold");
     let several = lockstep.expect(exit::USAGE, &["show", "2", "--from", "repository"]);
     assert_said(&several, &["several sets of repository", "write more of it", &set.id]);

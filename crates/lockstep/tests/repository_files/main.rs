@@ -38,7 +38,7 @@ fn text(path: &Path) -> &str {
 }
 
 impl Prepared {
-    /// Restores, stops before anything is changed in the files, gives each volume's folder to `look`, and goes on.
+    /// Restores, stops before anything in the files is changed, calls `look`, and continues.
     fn restore_and_look(&self, set: &Set, to: &Path, more: &[&str], look: impl FnOnce()) -> Value {
         let steps = Steps::new(self.fixture.root().join("steps"));
         steps.hold("restore.files");
@@ -56,7 +56,7 @@ impl Prepared {
         json_of(&outcome)
     }
 
-    /// Fails unless the folders of a restore hold what the set's snapshots do.
+    /// Fails unless the folders of a restore have the contents of the set's snapshots.
     #[track_caller]
     fn assert_same(&self, set: &Set, to: &Path) {
         for volume in &set.volumes {
@@ -68,7 +68,7 @@ impl Prepared {
     }
 }
 
-/// The most that a process has had in memory at once.
+/// The most memory that a process has used at once.
 #[track_caller]
 fn most_memory(process: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
@@ -78,7 +78,7 @@ fn most_memory(process: u32) -> u64 {
     kilobytes << 10
 }
 
-/// Where a volume of a restore is, by the first part on it.
+/// The folder of a restored volume, by the first part on it.
 fn folder_of(to: &Path, part: &str) -> PathBuf {
     let own = to.join("volumes").join(part);
     match part {
@@ -91,7 +91,7 @@ fn folder_of(to: &Path, part: &str) -> PathBuf {
 #[track_caller]
 fn assert_same_tree(theirs: &BTreeMap<String, String>, folder: &Path) {
     let mut ours = tree_of(folder);
-    // Its name comes last of all.
+    // It gets its real name last of all.
     let control = ours.keys().find(|path| path.ends_with("global/pg_control.lockstep")).cloned();
     if let Some(name) = control {
         let line = ours.remove(&name).expect("it was there");

@@ -1,4 +1,4 @@
-//! Parts of a set: one database, one tablespace, and holes in the place of the others.
+//! Parts of a set: one database or one tablespace, and holes in place of the others.
 
 use crate::support::cluster::Stop;
 use crate::support::command::{command, must};
@@ -54,7 +54,7 @@ fn one_database_comes_back_and_the_others_are_holes() {
         let restored = prepared.lockstep.restore_and_start(&set.id, &to, &more);
         let server = restored.server();
         let rest = &restored.json["not_restored"];
-        // The row of the old name is in pg_database still.
+        // pg_database still has the row with the old name.
         assert_eq!(rest["databases"], json!(["by another name", "other", "renamed"]), "{rest}");
         assert_eq!(server.value("wanted", "SELECT count(*) FROM in_ts1"), "20000");
         assert_eq!(server.value("wanted", "SELECT sum(n) FROM in_ts2"), "200010000");
@@ -81,7 +81,7 @@ fn one_database_comes_back_and_the_others_are_holes() {
         let (mut seen, mut kept) = (0, 0);
         for space in spaces {
             let (blocks, sizes) = usage(&space.join(&other));
-            // What the set's WAL has of its pages is written when it is replayed.
+            // Pages that are in the set's WAL are written when it is replayed.
             assert!(blocks <= sizes / 8, "{}: {blocks} bytes on disk of {sizes}", space.display());
             seen += sizes;
             kept += usage(&space.join(&wanted)).0;
@@ -107,14 +107,14 @@ fn one_database_comes_back_and_the_others_are_holes() {
     assert_eq!(restored.json["not_restored"], json!({"databases": [], "tablespaces": ["ts2"]}));
     let server = restored.server();
     assert_eq!(server.value("wanted", "SELECT count(*) FROM in_ts1"), "20000");
-    // Pages of zeros are new ones, in which there are no rows.
+    // Pages of zeros are new pages without rows.
     assert_eq!(server.value("wanted", "SELECT count(*) FROM in_ts2"), "0");
     let size = server.value("wanted", "SELECT pg_relation_size('in_ts2') > 10 << 20");
     assert_eq!(size, "t", "all of its pages are there");
     server.stop(Stop::Fast);
 }
 
-/// Where the WAL hasn't whole pages, the set's own or what comes from an archive, changes of holes are passed over.
+/// Where the WAL has no full pages, the set's own or that from an archive, changes to holes are skipped.
 #[test]
 fn parts_of_a_set_do_without_whole_pages() {
     let layout = one_pool().archive().setting("full_page_writes", "off");
@@ -174,7 +174,7 @@ fn parts_of_a_set_do_without_whole_pages() {
     assert_said(&more, &[log]);
 }
 
-/// A prepared transaction that nobody could end any more, and tablespaces that no set knows by name.
+/// A prepared transaction that nobody could end any more, and tablespaces that no set knows by that name.
 #[test]
 fn what_belongs_to_no_part_of_a_set() {
     for major in [15, 17] {
@@ -194,7 +194,7 @@ fn what_belongs_to_no_part_of_a_set() {
             let begun = format!(
                 "CREATE TABLE t AS SELECT 1 AS n; BEGIN; INSERT INTO t VALUES (2); PREPARE TRANSACTION 'of {database}'"
             );
-            // Not as one transaction.
+            // Not in one transaction.
             let mut client = cluster.connect(database);
             for statement in begun.split("; ") {
                 client.batch_execute(statement).expect("it can be prepared");
@@ -227,7 +227,8 @@ fn what_belongs_to_no_part_of_a_set() {
     }
 }
 
-/// Without data checksums and wal_log_hints VACUUM marks a page as all-visible and doesn't log it, also with full_page_writes.
+/// Without data checksums and wal_log_hints, VACUUM marks a page all-visible without logging it, even with
+/// full_page_writes.
 #[test]
 fn a_vacuum_of_what_is_not_restored() {
     for major in [14, 17] {
@@ -252,7 +253,7 @@ fn a_vacuum_of_what_is_not_restored() {
                 }
             }
         }
-        // What autovacuum does meanwhile: in the set's own WAL, before the end of the backup.
+        // Autovacuum runs meanwhile: in the set's own WAL, before the end of the backup.
         let steps = Steps::new(fixture.root().join("steps"));
         steps.hold("backup.layout");
         let mut running = lockstep.clone().with_steps(&steps).spawn(&["--json", "backup"]);

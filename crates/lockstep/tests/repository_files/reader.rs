@@ -1,5 +1,5 @@
-//! The pages that describe the format, proven: a reader in another language, which was written from them
-//! (scripts/reader/reader.py), restores what Lockstep does.
+//! Proves the pages that describe the format: a reader in another language that was written from them
+//! (scripts/reader/reader.py) restores the same as Lockstep.
 
 use crate::support::command::{command, must};
 use crate::support::fixture::Fixture;
@@ -22,7 +22,8 @@ struct Reader {
 }
 
 impl Reader {
-    /// The Python that has its packages; where there is none the test is skipped, and says so, unless LOCKSTEP_ALL is set.
+    /// The Python that has its packages. If there is none, the test says so and is skipped, unless LOCKSTEP_ALL is
+    /// set.
     fn python() -> Option<String> {
         let python = std::env::var("LOCKSTEP_READER").ok();
         if python.is_none() {
@@ -66,7 +67,7 @@ fn the_second_reader_restores_what_the_first_version_wrote() {
             let mut expected: BTreeMap<_, _> =
                 lines.map(|(path, rest)| (path.to_owned(), rest.to_owned())).collect();
             assert!(expected.len() > 70, "{}", expected.len());
-            // The content of WAL is beside the set, and not in the image.
+            // The content of WAL is stored next to the set, not in the image.
             let (read, beside) = (tree_of(&to.join(image)), tree_of(&to.join("@files")));
             let hash = |line: &str| line.rsplit('\t').next().map(str::to_owned);
             for (path, line) in expected.iter_mut().filter(|(path, _)| path.starts_with("wal/")) {
@@ -80,7 +81,7 @@ fn the_second_reader_restores_what_the_first_version_wrote() {
     }
 }
 
-/// In the clear and sealed, with increments, and after a prune that merged them and wrote packs anew.
+/// In the clear and sealed, with increments, and after a prune that merged them and rewrote packs.
 #[test]
 fn the_second_reader_restores_what_a_prune_has_left() {
     let Some(python) = Reader::python() else { return };
@@ -126,7 +127,7 @@ fn the_second_reader_restores_what_a_prune_has_left() {
     }
 }
 
-/// Fails unless the reader restores the set's volumes as Lockstep does, before the latter makes a cluster of them.
+/// Fails unless the reader restores the set's volumes as Lockstep does before it turns them into a cluster.
 fn assert_read_alike(
     fixture: &Fixture,
     lockstep: &Lockstep,

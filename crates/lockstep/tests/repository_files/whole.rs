@@ -1,4 +1,5 @@
-//! All of a set, file by file against the snapshots; over an older restore; what ends early; where folders are sent.
+//! A whole set, compared file by file with the snapshots; over an older restore; interrupted; and where folders are
+//! sent elsewhere.
 
 use crate::support::checker::Checker;
 use crate::support::cluster::{Cluster, Stop};
@@ -16,7 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-/// Files of every kind that PostgreSQL has none of, beside its own.
+/// Makes files of every kind that PostgreSQL doesn't have, next to its own.
 fn odd_files(folder: &Path) {
     let dir = folder.join("odd");
     fs::create_dir(&dir).expect("a folder can be made");
@@ -95,7 +96,7 @@ fn assert_sparse(to: &Path) {
     assert!(holes.blocks() * 512 < 1 << 20, "{} blocks for {} bytes", holes.blocks(), holes.len());
 }
 
-/// Stops the cluster with something in it, takes a set, and changes it: rows, files gone, files new.
+/// Stops the cluster with data in it, takes a set, and changes it: rows, removed files, new files.
 fn two_sets(prepared: &Prepared) -> (Set, Set) {
     let cluster = &prepared.fixture.cluster;
     odd_files(&prepared.fixture.mnt().join("data"));
@@ -125,7 +126,7 @@ fn only_what_differs_is_written_over_an_older_restore() {
     let to = prepared.fixture.target("files");
     let whole = prepared.restore_and_look(&second, &to, &[], || ());
     let whole = whole["bytes_written"].as_u64().expect("a number");
-    // Back in time, and forward again; each is compared before the label and pg_control are put in.
+    // Back in time and forward again; each is compared before the label and pg_control are written.
     let mut written = Vec::new();
     for set in [&second, &first, &second] {
         let json = prepared.restore_and_look(set, &to, &["--delta"], || {
@@ -133,11 +134,11 @@ fn only_what_differs_is_written_over_an_older_restore() {
         });
         written.push(json["bytes_written"].as_u64().expect("a number"));
     }
-    // The first has only to mend what the restore itself had changed: the label, pg_control, settings.
+    // The first run only has to undo what the restore itself had changed: the label, pg_control, settings.
     assert!(written[0] < 100 << 10, "{written:?}, all of it is {whole}");
     assert!(written[1] < whole / 4 && written[2] < whole / 4, "{written:?} of {whole}");
 
-    // Whatever is done to it, it comes back.
+    // Whatever is done to it, it is restored.
     let data = folder_of(&to, "data");
     let odd = data.join("odd");
     let relation = largest(&data.join("pg/base"));
@@ -155,7 +156,7 @@ fn only_what_differs_is_written_over_an_older_restore() {
     fs::set_permissions(data.join("pg/PG_VERSION"), fs::Permissions::from_mode(0o777))
         .expect("chmod");
     must(&mut command("chown", ["-R", "1:1", text(&data.join("pg/global"))]));
-    // Links that lead out: nothing at their other ends may be touched.
+    // Links that lead outside: nothing at their targets may be touched.
     let outside = prepared.fixture.root().join("outside");
     fs::create_dir(&outside).expect("a folder can be made");
     fs::write(outside.join("kept"), b"kept").expect("it can be written");
@@ -174,7 +175,7 @@ fn only_what_differs_is_written_over_an_older_restore() {
     assert_eq!(left.len(), 1, "{left:?}");
     assert_eq!(fs::read(outside.join("kept")).expect("it is there"), b"kept");
 
-    // A folder of Lockstep's own that is a link is refused, and so is one in which a server runs.
+    // If one of Lockstep's own folders is a link, that is refused, and so is one in which a server runs.
     must(&mut command("mv", [text(&to.join("volumes")), text(&outside.join("volumes"))]));
     symlink(outside.join("volumes"), to.join("volumes")).expect("a link can be made");
     let arguments = ["restore", &second.id, "--to", text(&to), "--delta"];
@@ -223,7 +224,7 @@ fn a_full_disk_is_said_and_what_came_is_gone_on_with() {
     let arguments: Vec<&str> =
         ["restore", &set.id, "--to", text(&to)].into_iter().chain(FILES).collect();
     let failed = prepared.lockstep.expect(exit::FAILED, &arguments);
-    // Said at the beginning, as a file system may compress; and where it doesn't, at the end.
+    // A warning at the beginning, because a file system may compress; if it doesn't, an error at the end.
     for words in [
         "are written: it may not fit",
         "cannot write",
@@ -232,7 +233,7 @@ fn a_full_disk_is_said_and_what_came_is_gone_on_with() {
     ] {
         assert!(failed.stderr.contains(words), "{words}: {}", failed.describe());
     }
-    // With more room it goes on.
+    // With more room it continues.
     assert_said(&failed, &["What was received stays", "--delta continues with it", "`rm -r "]);
     assert!(!folder_of(&to, "data").join("pg/global/pg_control").exists());
     must(&mut command("mount", ["-o", "remount,size=1g", text(&small)]));
@@ -243,8 +244,8 @@ fn a_full_disk_is_said_and_what_came_is_gone_on_with() {
     must(&mut command("umount", [text(&small)]));
 }
 
-/// Hours of a restore aren't thrown away: killed or hung up, what has come stays for `--delta`, whatever command is next;
-/// where nothing has come, nothing stays.
+/// Hours of a restore aren't lost: killed or hung up, what was received stays for `--delta`, whatever command comes
+/// next. If nothing was received, nothing stays.
 #[test]
 fn a_restore_that_was_cut_off_is_gone_on_with() {
     let prepared = prepare(two_pools_four_datasets());
@@ -282,7 +283,7 @@ fn a_restore_that_was_cut_off_is_gone_on_with() {
         let is_last = step == "restore.control";
         assert_eq!(control.exists(), is_last, "pg_control comes last, at {step}");
         running.kill();
-        // Until then it holds its lock.
+        // Until it has ended, it holds its lock.
         assert_eq!(running.wait(LIMIT).signal, Some(9), "{step}");
         if comes {
             let checked = lockstep.run(&["check"]).stdout;
@@ -291,7 +292,7 @@ fn a_restore_that_was_cut_off_is_gone_on_with() {
                 "{step}: {checked}"
             );
         }
-        // Any restore puts it in order before it begins.
+        // Any restore cleans up first.
         let next = lockstep.expect(exit::USAGE, &["restore", "no-such-set", "--to", text(&to)]);
         assert_eq!(journals(), 0, "{step}: {}", next.describe());
         if !comes {
@@ -309,7 +310,7 @@ fn a_restore_that_was_cut_off_is_gone_on_with() {
         let planned = lockstep.expect(exit::DONE, &planned);
         let words = format!("would go on with what an unfinished restore of set {} has", set.id);
         assert!(planned.stdout.contains(&words), "{step}: {}", planned.describe());
-        // Hung up as the connection is lost, and a backup comes in between.
+        // Hung up because the connection is lost, with a backup in between.
         let hung_up =
             if step == "restore.files-read" { "restore.files" } else { "restore.files-read" };
         let steps = Steps::new(fixture.root().join("steps again"));
@@ -337,13 +338,14 @@ fn a_restore_that_was_cut_off_is_gone_on_with() {
     }
 }
 
-/// A tablespace that is a folder of its dataset, as most are, is where it was sent: that disk is to hold it.
+/// A tablespace that is a folder of its dataset, as most are, is put where it was sent: it is meant to be on that
+/// disk.
 #[test]
 fn a_folder_of_a_dataset_goes_where_it_is_sent() {
     let prepared = prepare(one_dataset());
     let Prepared { fixture, lockstep } = &prepared;
     let set = lockstep.backup("label").id;
-    // Made beforehand, as whoever may not make folders there does; and one that isn't there.
+    // One folder made beforehand, as somebody does who may not make folders there; and one that doesn't exist.
     let (there, not_yet) = (fixture.owned("fast"), fixture.root().join("deep/fast2"));
     let sent = [format!("ts1={}", there.display()), format!("ts2={}", not_yet.display())];
     let mut more = FILES.to_vec();
@@ -364,7 +366,7 @@ fn a_folder_of_a_dataset_goes_where_it_is_sent() {
     let restored = lockstep.restore_and_start(&set, &to, &more);
     assert_there();
     Checker::new(SCALE).check_and_stop(restored.server()).assert_right("sent elsewhere");
-    // And is brought to a later set's state there.
+    // It is brought to a later set's state there.
     fixture.cluster.execute(&["UPDATE pgbench_accounts SET filler = 'x' WHERE aid < 1000"]);
     let later = lockstep.backup("label").id;
     fs::write(there.join("PG_junk"), "of nobody").expect("it can be written");
@@ -374,7 +376,8 @@ fn a_folder_of_a_dataset_goes_where_it_is_sent() {
     assert_there();
     Checker::new(SCALE).check_and_stop(restored.server()).assert_right("brought up to date");
 
-    // A dataset comes as a whole: what is there would have to become a link. It is said first, and stays.
+    // A dataset is restored as a whole, so the folder would have to become a link. That is reported first, and the
+    // folder stays.
     let parent = format!("{}/back", fixture.pools[0].name);
     let other = fixture.owned("other");
     let place = format!("ts1={}", other.display());
@@ -391,7 +394,7 @@ fn a_folder_of_a_dataset_goes_where_it_is_sent() {
     let again = [&zfs[..], &["--delta"]].concat();
     let restored = lockstep.restore_and_start(&later, &to, &again);
     Checker::new(SCALE).check_and_stop(restored.server()).assert_right("over a link");
-    // Not mounted, as a killed restore leaves it, the link leads nowhere, and is the restore's all the same.
+    // Not mounted, as a killed restore leaves it, the link leads nowhere but still belongs to the restore.
     let volume = to.join("volumes/data");
     must(&mut command("zfs", ["unmount", text(&volume)]));
     assert!(other.is_symlink() && !other.exists());
@@ -408,7 +411,7 @@ fn a_restore_reads_each_frame_once() {
     let to = prepared.fixture.target("cost");
     let json = prepared.lockstep.restore(&set.id, &to, &FILES).json;
     let read = json["bytes_read"].as_u64().expect("a number");
-    // The set's own files are in packs too, and are read apart.
+    // The set's own files are in packs too, and are read separately.
     assert!(read <= stored && read > stored / 2, "{read} bytes read of {stored} stored");
     let server = Cluster { data: to.join("data"), ..prepared.fixture.cluster.clone() };
     assert!(!server.is_running(), "nothing was to be started");

@@ -1,6 +1,6 @@
-//! Recorded send streams through a repository: every snapshot's tree comes back as it was recorded, out of the chain
-//! and out of what merges have made of it; and whatever call to the store the program dies at, no set that was there
-//! is lost and the next run goes on.
+//! Recorded send streams through a repository: every snapshot's tree comes back as it was recorded, from the chain
+//! and after merges. Whatever call to the store the program dies at, no existing set is lost, and the next run
+//! continues.
 
 #[path = "../../../sendstream/tests/support/histories.rs"]
 mod histories;
@@ -55,7 +55,7 @@ fn tree(recordings: &Recordings, dataset: &str, snapshot: usize) -> String {
     String::from_utf8(recordings.read(&format!("{dataset}.s{snapshot}.tree"))).unwrap()
 }
 
-/// A store in a folder of its own.
+/// A store in its own folder.
 fn store_in(recordings: &Recordings, name: &str) -> Arc<dyn Storage> {
     Arc::new(ObjectStorage::folder(&recordings.0.join(name)).unwrap())
 }
@@ -72,7 +72,7 @@ fn repository(storage: Arc<dyn Storage>) -> Repository {
     }
 }
 
-/// Small everything: several frames, packs, row groups and files.
+/// Small sizes for everything, for several frames, packs, row groups and files.
 fn small() -> ImageOptions {
     ImageOptions {
         frame_size: 64 << 10,
@@ -99,7 +99,7 @@ impl Visitor for StoreAll {
     }
 }
 
-/// Stores only what the tags don't know.
+/// Stores only pages that the tags don't know.
 struct StoreUnknown<'a> {
     pages: Pages<'a>,
     seen: u64,
@@ -131,7 +131,7 @@ impl Visitor for StoreUnknown<'_> {
     }
 }
 
-/// Stores a stream; gives the delta's id.
+/// Stores a stream; returns the delta's id.
 fn store(repository: &Repository, stream: &[u8]) -> Result<String> {
     store_by(repository, stream, &mut StoreAll)
 }
@@ -167,7 +167,7 @@ fn listing(repository: &Repository, id: &str) -> String {
     String::from_utf8(text).unwrap()
 }
 
-/// Keeps the content of every file.
+/// Collects the contents of every file.
 #[derive(Default)]
 struct Contents(Vec<u8>);
 
@@ -191,7 +191,7 @@ impl ContentVisitor for Contents {
     }
 }
 
-/// What is found name by name, and read file by file, is what one pass over everything gives.
+/// Looking up names and reading single files gives the same as one pass over everything.
 fn assert_same_by_single_files(repository: &Repository, id: &str) {
     let mut builder = TreeBuilder::new(Contents::default());
     unfold(repository, IMAGE, id, None, &mut builder).unwrap();
@@ -203,7 +203,7 @@ fn assert_same_by_single_files(repository: &Repository, id: &str) {
         Ok(())
     };
     tree.walk(collect).unwrap();
-    // The last first: nothing is found only because it was passed on the way to another.
+    // The last first, so that nothing is found only because it was passed on the way to another.
     for (path, object) in paths.iter().rev() {
         let names = path.split(|byte| *byte == b'/').filter(|name| *name != b".");
         assert_eq!(peek.find(names).unwrap(), Some(*object), "{}", path.escape_ascii());
@@ -220,7 +220,7 @@ fn assert_same_by_single_files(repository: &Repository, id: &str) {
     assert_eq!(peek.find([&b"nothing"[..]]).unwrap(), None);
 }
 
-/// Wants all but one object's content; counts what comes of the others.
+/// Wants the content of all objects except one; counts what it gets of the others.
 struct Without {
     object: Option<u64>,
     bytes: u64,
@@ -291,7 +291,7 @@ fn check_chain(dataset: &str, flags: &str) {
     };
     (0..5).for_each(|snapshot| assert_tree(snapshot, "as it was stored"));
     assert_same_by_single_files(&repository, &ids[4]);
-    // What is written for `zfs receive` has the snapshot's GUID, and so does an increment.
+    // What is written for `zfs receive` has the snapshot's GUID; so has an increment.
     let mut sink = StreamSink::new(Vec::new());
     unfold(&repository, IMAGE, &ids[4], Some(&ids[1]), &mut sink).unwrap();
     let increment = sink.finish().unwrap();
@@ -307,7 +307,7 @@ fn check_chain(dataset: &str, flags: &str) {
     write_listing(&builder.finish().unwrap(), &mut text).unwrap();
     assert!(String::from_utf8(text).unwrap() == listing(&repository, &ids[4]), "the increment");
 
-    // The third is merged into the fourth, then the first and second into that.
+    // The third is merged into the fourth, then the first and the second into that.
     let strata = &repository.strata;
     for (newest, gone) in [(3, vec![2]), (3, vec![0, 1])] {
         let all = chain(strata, IMAGE, &ids[newest], None).unwrap();
@@ -369,8 +369,8 @@ fn fuse() {
     check_chain("fuse", "plain");
 }
 
-/// Stores what the tags in `folder` don't know, and gives them to the new delta; beside its id, how many bytes of pages
-/// went by, and how many of them weren't stored.
+/// Stores what the tags in `folder` don't know, and gives them to the new delta. Besides its id, returns how many
+/// bytes of pages were seen, and how many of them weren't stored.
 fn store_tagged(
     repository: &Repository,
     folder: &Path,
@@ -391,8 +391,8 @@ fn store_tagged(
     Ok((id, seen, left))
 }
 
-/// Of the pages that go by only those are stored whose tags aren't known; every tree is the recorded one all the same.
-/// Gives how many bytes of pages went by in increments, and how many of them weren't stored.
+/// Only pages whose tags aren't known are stored; still every tree is the recorded one. Returns how many bytes of
+/// pages were seen in increments, and how many of them weren't stored.
 fn check_tagged_chain(dataset: &str, flags: &str) -> (u64, u64) {
     let recordings = Recordings::unpack(&format!("{dataset}-{flags}-tags"));
     let repository = repository(store_in(&recordings, "repository"));
@@ -428,7 +428,7 @@ fn pages_that_are_known_by_their_tags() {
     assert_eq!(check_tagged_chain("pg8k", "plain").1, 0, "records of a page aren't looked at");
 }
 
-/// Two sets, as shipping writes them; each run goes on where the one before it stopped.
+/// Two sets, as shipping writes them; each run continues where the one before it stopped.
 fn ship(repository: &Repository, streams: &[Vec<u8>], beside: &Path) -> Result<()> {
     let names = BTreeMap::from([("backup_label".to_owned(), beside.to_path_buf())]);
     let expected = BTreeMap::from([("backup_label".to_owned(), hash_file(beside)?)]);

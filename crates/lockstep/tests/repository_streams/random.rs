@@ -1,5 +1,5 @@
-//! Random histories through a repository: what comes out of it is what `sendstream`'s own fold makes of the same streams,
-//! and what replaying them gives; so it is after merges.
+//! Random histories through a repository: what is read from it is what `sendstream`'s own fold makes of the same
+//! streams, and what replaying them gives; the same after merges.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::histories::{State, folded, history, op, receive};
 use crate::memory_store::Memory;
 use crate::{IMAGE, repository, small, store, store_tagged};
 
-/// What the repository has of a snapshot, as a stream: a full one, or one since another snapshot.
+/// A snapshot from the repository as a stream: a full one, or an increment since another snapshot.
 fn unfolded(repository: &Repository, id: &str, since: Option<&str>) -> Vec<u8> {
     let mut sink = StreamSink::new(Vec::new());
     unfold(repository, IMAGE, id, since, &mut sink)
@@ -25,14 +25,14 @@ fn unfolded(repository: &Repository, id: &str, since: Option<&str>) -> Vec<u8> {
     sink.finish().unwrap()
 }
 
-/// What a receiver has that had `state` before.
+/// The state of a receiver that had `state` before.
 fn received(state: &State, stream: &[u8]) -> State {
     let mut state = state.clone();
     receive(&mut state, stream);
     state
 }
 
-/// Merges a run of the chain that leads to `newest` into its last delta; what was merged goes.
+/// Merges a run of the chain that leads to `newest` into its last delta, and removes what was merged.
 fn merge_run(repository: &Repository, newest: &str, first: usize, last: usize) -> Vec<String> {
     let strata = &repository.strata;
     let all = chain(strata, IMAGE, newest, None).unwrap();
@@ -44,7 +44,7 @@ fn merge_run(repository: &Repository, newest: &str, first: usize, last: usize) -
     gone
 }
 
-/// Stores the streams one after another; gives their ids.
+/// Stores the streams one after another; returns their ids.
 fn store_all(repository: &Repository, streams: &[Vec<u8>], tags: Option<&Path>) -> Vec<String> {
     let mut ids: Vec<String> = Vec::new();
     for stream in streams {
@@ -94,7 +94,7 @@ proptest! {
             let theirs = received(&states[first + 1], &folded(&streams[first + 1..=last]));
             prop_assert_eq!(&found, &theirs);
         }
-        // A merge changes nothing of what is left.
+        // A merge doesn't change what is left.
         let ends = [run.0.index(ids.len()), run.1.index(ids.len())];
         let newest = &ids[ids.len() - 1];
         let gone = merge_run(&repository, newest, ends[0].min(ends[1]), ends[0].max(ends[1]));

@@ -1,5 +1,5 @@
-//! Restores that were mistyped: `--delta` removes and rolls back, so what isn't an older restore is refused before
-//! anything is changed, and the cluster beside it goes on.
+//! Mistyped restores: `--delta` removes and rolls back, so anything that isn't an older restore is refused before
+//! anything is changed, and the cluster next to it keeps running.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -28,8 +28,8 @@ use support::shipping::with_repository;
 const SCALE: u32 = 1;
 const FILES: [&str; 5] = ["--from", "repository", "--as", "files", "--delta"];
 
-/// A cluster whose folders and datasets are called what a restore's are, a set of it in a repository, and rows that
-/// came after the set.
+/// A cluster whose folders and datasets are named like those of a restore, a set of it in a repository, and rows
+/// written after the set.
 fn live() -> (Fixture, Lockstep, Set) {
     let fixture = Fixture::new(one_pool());
     fixture.pgbench_tables(SCALE);
@@ -55,18 +55,18 @@ fn assert_lives_on(fixture: &Fixture) {
 fn a_live_cluster_is_neither_rolled_back_nor_written_over() {
     let (fixture, lockstep, set) = live();
     let pool = fixture.pools[0].name.clone();
-    // Its datasets, below the parent that somebody meant to write otherwise.
+    // Its datasets are below the parent that somebody gave by mistake.
     let parent = format!("{pool}/pg");
     let to = fixture.target("r");
     let zfs = ["--from", "repository", "--as", "zfs", "--delta", "--dataset", &parent];
     let outcome = lockstep.run(&restore_arguments(&set.id, &to, &zfs));
     assert_refused(&outcome, &["is mounted at", &format!("{parent}/data")]);
     assert_lives_on(&fixture);
-    // DIR/data, DIR/wal and DIR/tablespaces are what the restore fills: here two of them are live.
+    // A restore fills DIR/data, DIR/wal and DIR/tablespaces: here, two of them are live.
     let outcome = lockstep.run(&restore_arguments(&set.id, &fixture.mnt(), &FILES));
     assert_refused(&outcome, &["would fill", "of cluster \"main\""]);
     assert_lives_on(&fixture);
-    // A folder that only holds a live part, as a tablespace's.
+    // A folder that merely contains a live part, given for a tablespace.
     let around = format!("ts1={}", fixture.mnt().display());
     let more = [&FILES[..], &["--tablespace", &around]].concat();
     let outcome = lockstep.run(&restore_arguments(&set.id, &to, &more));
@@ -75,10 +75,10 @@ fn a_live_cluster_is_neither_rolled_back_nor_written_over() {
     assert!(!to.exists(), "{} was made", to.display());
 }
 
-/// The folders that are named for tablespaces have to be possible ones before anything is made.
+/// Folders for tablespaces are checked before anything is made.
 #[test]
 fn a_tablespace_is_not_sent_to_any_place() {
-    // ts1 is a folder of its dataset, ts2 all of it.
+    // ts1 is a folder of its dataset, ts2 the whole dataset.
     let fixture = Fixture::new(two_pools_four_datasets());
     let lockstep = with_repository(&fixture);
     let set = lockstep.backup("label");
@@ -93,11 +93,11 @@ fn a_tablespace_is_not_sent_to_any_place() {
         assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
         assert_said(&outcome, &[&["hint: "], words].concat());
     };
-    // Inside DIR no --delta would know it again.
+    // Inside DIR, no later --delta would recognize it.
     for form in [&[][..], &files, &zfs] {
         refused(form, "ts1", &to.join("foo"), &["which the restore fills"]);
     }
-    // A link that leads nowhere, and a file, are no folders, nor can one be made in them.
+    // A link that leads nowhere and a file aren't folders, and no folder can be made in them.
     let link = fixture.root().join("dl");
     symlink(fixture.root().join("nowhere"), &link).expect("a link can be made");
     let file = fixture.root().join("file");
@@ -114,7 +114,7 @@ fn a_tablespace_is_not_sent_to_any_place() {
     let outcome = lockstep.run(&restore_arguments(&set.id, &link, &files));
     assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
     assert!(link.is_symlink() && !fixture.root().join("nowhere").exists());
-    // One folder for two, which is there.
+    // One existing folder for two tablespaces.
     let shared = fixture.owned("shared");
     let both = ["ts1", "ts2"].map(|name| format!("{name}={}", shared.display()));
     let twice = [&files[..], &["--tablespace", &both[0], "--tablespace", &both[1]]].concat();
@@ -127,7 +127,7 @@ fn a_tablespace_is_not_sent_to_any_place() {
     assert!(!to.exists(), "{} was made", to.display());
 }
 
-/// A folder that is no restore keeps all that it has, its owner and its mode too; and one that is empty keeps these.
+/// A folder that isn't a restore keeps everything in it, and its owner and mode too; an empty one keeps these.
 #[test]
 fn a_folder_that_was_there_keeps_its_owner_and_mode() {
     let (fixture, lockstep, set) = live();
@@ -143,7 +143,7 @@ fn a_folder_that_was_there_keeps_its_owner_and_mode() {
         assert_refused(&outcome, &["isn't an older restore", "\"passwd\"", "part of a restore"]);
         assert!(walk(&etc) == before, "{more:?} touched {etc:?}");
     }
-    // Nor are the folders of something else enough that have the names of a restore's.
+    // Nor is it enough that its folders have the same names as a restore's.
     let var = fixture.root().join("var");
     fs::create_dir_all(var.join("log")).expect("folders can be made");
     let outcome = lockstep.run(&restore_arguments(&set.id, &var, &FILES));
@@ -161,7 +161,7 @@ fn a_folder_that_was_there_keeps_its_owner_and_mode() {
         assert!(is_ours(), "{more:?} changed {empty:?}");
         restored.server().stop(Stop::Fast);
     }
-    // What only root may enter is no place for postgres.
+    // A place that only root may enter is of no use to postgres.
     let closed = fixture.root().join("closed");
     fs::create_dir(&closed).expect("a folder can be made");
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).expect("it is ours");
@@ -171,14 +171,14 @@ fn a_folder_that_was_there_keeps_its_owner_and_mode() {
     assert_lives_on(&fixture);
 }
 
-/// The place in DIR that a restored tablespace has without links.
+/// The path of a restored tablespace in DIR, with links resolved.
 fn tablespace_of(fixture: &Fixture, to: &Path, name: &str) -> PathBuf {
     let query = format!("SELECT oid FROM pg_tablespace WHERE spcname = '{name}'");
     let oid = fixture.cluster.value("postgres", &query);
     fs::canonicalize(to.join("tablespaces").join(oid)).expect("it is there")
 }
 
-/// Beside the original a restored cluster leaves its subscriptions alone, and says so; unless it is told otherwise.
+/// Next to the original, a restored cluster disables its subscriptions and says so, unless it is told otherwise.
 #[test]
 fn subscriptions_rest_beside_the_original() {
     let fixture = Fixture::new(one_pool());
@@ -193,7 +193,7 @@ fn subscriptions_rest_beside_the_original() {
         assert_eq!(restored.server().value("postgres", workers), setting);
         let settings = fs::read_to_string(restored.data.join("postgresql.auto.conf"));
         let settings = settings.expect("it is there");
-        // The comment stands above what it speaks of.
+        // The comment is above its settings.
         let (_, ours) = settings.split_once("# written by lockstep restore:").expect("the comment");
         assert!(ours.contains("port = ") && ours.contains("archive_mode"), "{settings}");
         if setting == "0" {
@@ -202,9 +202,9 @@ fn subscriptions_rest_beside_the_original() {
         restored.server().stop(Stop::Fast);
         fixture.discard_restored(&to, &set);
     }
-    // Asked for without a server of its own it would do nothing.
+    // Without starting a server, the option would do nothing.
     lockstep.expect(exit::USAGE, &restore_arguments(&set, &to, &["--keep-subscriptions"]));
-    // A configuration of its own, for a drill: the original is where the set was taken.
+    // With its own configuration, for a drill: the original is where the set was taken.
     let text = fs::read_to_string(fixture.config()).expect("the configuration");
     let data = |path: &Path| format!("data_directory = {}", toml_string(path));
     let drill = text.replace(&data(&fixture.cluster.data), &data(&to.join("data")));
@@ -218,7 +218,7 @@ fn subscriptions_rest_beside_the_original() {
     restored.server().stop(Stop::Fast);
 }
 
-/// Options that go together only with others say so, and nothing is switched off by them.
+/// Options that only work together with others are refused without them, so that none is silently ignored.
 #[test]
 fn options_that_would_do_nothing_are_refused() {
     let fixture = Fixture::new(one_pool());
@@ -238,7 +238,7 @@ fn options_that_would_do_nothing_are_refused() {
     }
 }
 
-/// Recovery has ended and the program is killed: people may use the server by now.
+/// Recovery has ended when the program is killed: people may be using the server.
 #[test]
 fn a_server_that_has_recovered_outlives_the_program() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -252,12 +252,12 @@ fn a_server_that_has_recovered_outlives_the_program() {
     let data = fs::canonicalize(to.join("data")).expect("the restore is there still");
     let server = Cluster::running_in(&data, &fixture.cluster.bin, &to.join("log/server.log"));
     server.execute(&["CREATE TABLE ours AS SELECT 1 AS n"]);
-    // It is somebody's, and nobody is told to destroy it.
+    // It belongs to somebody, and nobody is told to destroy it.
     let checked = fixture.lockstep().expect(exit::DONE, &["check"]);
     assert!(!checked.stdout.contains("zfs destroy"), "{}", checked.describe());
     fixture.discard_set(&fixture.lockstep().backup("label").id);
     assert_eq!(server.value("postgres", "SELECT n FROM ours"), "1");
-    // While it hasn't recovered, it is what a killed program left.
+    // As long as it hasn't recovered, it is the remains of a killed program.
     let other = fixture.target("not yet");
     kill_at(&fixture, "restore.settings", &restore_arguments(&set, &other, &["--start"]));
     fixture.discard_set(&fixture.lockstep().backup("label").id);
@@ -267,7 +267,8 @@ fn a_server_that_has_recovered_outlives_the_program() {
     fixture.discard_set(&next);
 }
 
-/// What an unfinished restore left can't be looked at: that keeps nobody from a restore, and is removed when it can.
+/// What an unfinished restore left can't be opened: that doesn't prevent another restore, and it is removed once that
+/// is possible.
 #[test]
 fn what_can_not_be_opened_stays_for_now() {
     let fixture = Fixture::new(one_pool());
@@ -282,7 +283,7 @@ fn what_can_not_be_opened_stays_for_now() {
     program.wait(LIMIT);
     assert!(to.exists());
     fs::set_permissions(&to, fs::Permissions::from_mode(0o000)).expect("it is ours");
-    // As root without what opens all doors: a disk that fails says no as well.
+    // As root without the capabilities that open everything: a failing disk refuses in the same way.
     let config = fixture.root().join("shipping.toml");
     let mut next = command("setpriv", ["--bounding-set", "-dac_override,-dac_read_search"]);
     next.arg(env!("CARGO_BIN_EXE_lockstep")).arg("--config").arg(&config);
@@ -296,7 +297,7 @@ fn what_can_not_be_opened_stays_for_now() {
     assert!(!to.exists(), "{} is left", to.display());
 }
 
-/// A port in use without TCP, and programs of another version: found before anything is made.
+/// A port that is used without TCP, and programs of another version, are found before anything is made.
 #[test]
 fn what_keeps_a_server_from_its_start_is_found_first() {
     let fixture = Fixture::new(one_pool());
@@ -311,7 +312,7 @@ fn what_keeps_a_server_from_its_start_is_found_first() {
         );
         assert!(!to.exists());
     }
-    // As after an upgrade: bin_dir is the new version's, and the set's own programs lie in their usual place.
+    // As after an upgrade: bin_dir has the new version, and the set's own programs are in their usual place.
     let bin = fixture.root().join("new");
     fs::create_dir(&bin).expect("the test may");
     fs::write(bin.join("postgres"), "#!/bin/sh\necho 'postgres (PostgreSQL) 99.1'\n")
@@ -330,7 +331,7 @@ fn what_keeps_a_server_from_its_start_is_found_first() {
     fixture.discard_restored(&to, &set);
 }
 
-/// The terminal goes: as after ^C nothing is left; with `nohup` it goes on.
+/// The terminal is closed: as after ^C, nothing is left; with `nohup` it continues.
 #[test]
 fn a_hangup_ends_it_tidily() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -342,7 +343,7 @@ fn a_hangup_ends_it_tidily() {
     assert_nothing_remains(&fixture, &[], "SIGHUP");
 }
 
-/// Its folder is on a file system of its own, inside one that servers usually write to.
+/// Its folder is on its own file system, inside one that servers usually write to.
 #[test]
 fn a_server_on_a_dataset_below_var_tmp_may_write() {
     let fixture = Fixture::new(one_pool());
@@ -356,7 +357,7 @@ fn a_server_on_a_dataset_below_var_tmp_may_write() {
     restored.server().stop(Stop::Fast);
 }
 
-/// Where a restored data directory has pg_control.
+/// The path of pg_control in a restored data directory.
 fn control(data: &Path) -> PathBuf {
     data.join("global/pg_control")
 }

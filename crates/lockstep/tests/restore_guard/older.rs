@@ -1,4 +1,5 @@
-//! `--delta` over what an older restore left: what is there is that restore's and whole, or nothing starts on it.
+//! `--delta` over the remains of an older restore: they belong to that restore and are complete, or nothing starts on
+//! them.
 
 use super::*;
 
@@ -20,7 +21,7 @@ fn what_is_no_older_restore_is_left_alone() {
     let outcome = lockstep.run(&restore_arguments(&set.id, &to, &more));
     assert_refused(&outcome, &["isn't an older restore", "thesis.tex"]);
 
-    // Two tablespaces in one folder: the second would remove what the first has.
+    // Two tablespaces in one folder: the second would remove the files of the first.
     let shared = fixture.root().join("shared").display().to_string();
     let (one, two) = (format!("ts1={shared}"), format!("ts2={shared}/in"));
     let more = [&FILES[..], &["--tablespace", &one, "--tablespace", &two]].concat();
@@ -28,7 +29,7 @@ fn what_is_no_older_restore_is_left_alone() {
     assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
     assert_said(&outcome, &["lie in one another"]);
 
-    // A link in the place of pg_wal, by whoever owns the folder.
+    // A link in place of pg_wal, made by the folder's owner.
     let outside = fixture.owned("outside");
     fs::write(outside.join("passwd"), "root").expect("it can be written");
     fs::create_dir_all(&to).expect("a folder can be made");
@@ -51,7 +52,7 @@ fn unmount(at: &Path) {
     must(command("umount", [at.as_os_str()]).current_dir("/"));
 }
 
-/// What somebody has mounted inside a restored cluster isn't the restore's to empty; it may be the original.
+/// A restore must not empty what somebody has mounted inside a restored cluster; it may be the original.
 #[test]
 fn what_is_mounted_inside_an_older_restore_is_left_alone() {
     let (fixture, lockstep, set) = live();
@@ -79,7 +80,7 @@ fn what_is_mounted_inside_an_older_restore_is_left_alone() {
             unmount(at);
         }
     }
-    // Where a restored tablespace is, the original's own.
+    // The original's tablespace is mounted over a restored one.
     let place = tablespace_of(&fixture, &to, "ts1");
     bind(&ts1, &place);
     for more in [&dry, &FILES[..]] {
@@ -89,7 +90,7 @@ fn what_is_mounted_inside_an_older_restore_is_left_alone() {
     unmount(&place);
     assert_lives_on(&fixture);
 
-    // Mounted after all was looked at.
+    // Mounted after everything was checked.
     let hooks = Hooks::holding(&fixture, "restore.fetched");
     let hooked = lockstep.clone().with_steps(&hooks.steps);
     let mut program = hooked.spawn(&restore_arguments(&set.id, &to, &FILES));
@@ -102,7 +103,7 @@ fn what_is_mounted_inside_an_older_restore_is_left_alone() {
     assert!(disk.join("sub/gold").exists(), "{}", outcome.describe());
     unmount(&look);
 
-    // Beside datasets a dataset.
+    // A dataset next to datasets.
     let parent = format!("{}/back", fixture.pools[0].name);
     let zfs = ["--from", "repository", "--as", "zfs", "--delta", "--dataset", &parent];
     let to = fixture.target("z");
@@ -118,7 +119,7 @@ fn what_is_mounted_inside_an_older_restore_is_left_alone() {
     assert_lives_on(&fixture);
 }
 
-/// Datasets of another name are none of the older restore's: that stays what it is.
+/// Datasets of another name don't belong to the older restore, which stays as it is.
 #[test]
 fn a_mistyped_dataset_leaves_the_older_restore_whole() {
     let (fixture, lockstep, first) = live();
@@ -158,7 +159,7 @@ fn a_mistyped_dataset_leaves_the_older_restore_whole() {
     assert_lives_on(&fixture);
 }
 
-/// Datasets over an older restore's files: where that fails, these are what they were.
+/// Datasets over an older restore's files: if that fails, the files are unchanged.
 #[test]
 fn files_that_datasets_could_not_replace_are_given_back() {
     let (fixture, lockstep, set) = live();
@@ -178,7 +179,7 @@ fn files_that_datasets_could_not_replace_are_given_back() {
     assert_lives_on(&fixture);
 }
 
-/// Over an older restore nothing is undone: what is left by a kill must not start.
+/// Over an older restore nothing is undone, so what a kill leaves must not start.
 #[test]
 fn a_delta_that_is_killed_leaves_nothing_that_starts() {
     let (fixture, lockstep, set) = live();
@@ -202,20 +203,20 @@ fn a_delta_that_is_killed_leaves_nothing_that_starts() {
             program.wait(LIMIT);
             assert!(!control(&data).exists(), "{form}: pg_control is there at {step}");
         }
-        // The same once more goes on.
+        // Running it again continues.
         let restored = lockstep.restore_and_start(&set.id, &to, &more);
         Checker::new(SCALE).check_and_stop(restored.server()).assert_right(form);
     }
 }
 
-/// A rollback gives pg_control its name back, and the links are the original's until the end: meanwhile, and where it
-/// ends early, nothing starts there.
+/// A rollback gives pg_control its name back, and the links are the original's until the end: meanwhile, and if it is
+/// interrupted, nothing must start there.
 #[test]
 fn a_dataset_that_is_rolled_back_starts_nobody_s_server() {
     let fixture = Fixture::new(one_pool());
     fixture.pgbench_tables(SCALE);
     let lockstep = with_repository(&fixture);
-    // Clean sets need no label: what is there would start and look well.
+    // Clean sets need no label: what is there would start and look right.
     let cold = || {
         fixture.cluster.stop(Stop::Fast);
         let set = lockstep.backup("cold").id;
@@ -244,7 +245,7 @@ fn a_dataset_that_is_rolled_back_starts_nobody_s_server() {
     assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
     assert_said(&outcome, &["no receive today"]);
     assert_starts_nothing("zfs receive failed");
-    // Written to meanwhile, so that it has to be rolled back.
+    // Written to meanwhile, so that it must be rolled back.
     wait_until("it can be mounted", LIMIT, || run(&mut command("zfs", ["mount", &dataset])).ok());
     fs::write(to.join("data/PG_VERSION"), "99").expect("it can be written");
     let hooks = Hooks::holding(&fixture, "restore.rolled-back");
@@ -263,7 +264,8 @@ fn a_dataset_that_is_rolled_back_starts_nobody_s_server() {
     assert_lives_on(&fixture);
 }
 
-/// What can't be brought to the set's state is found out before anything of it is changed: its server starts as before.
+/// If something can't be brought to the set's state, that is found before anything is changed: its server starts as
+/// before.
 #[test]
 fn a_delta_that_does_not_fit_leaves_the_older_restore_whole() {
     let (fixture, lockstep, first) = live();
@@ -284,7 +286,7 @@ fn a_delta_that_does_not_fit_leaves_the_older_restore_whole() {
         assert_refused(&outcome, &["can't be brought to set", "--delta goes forward only"]);
         assert_whole("an older set");
     }
-    // A snapshot of somebody's on the last of the datasets alone.
+    // Somebody's snapshot, only on the last of the datasets.
     let third = lockstep.backup("label");
     let children = must(&mut command("zfs", ["list", "-H", "-r", "-o", "name", &parent]));
     let dataset = children.lines().filter(|name| name.contains("/tablespace-")).max();
@@ -297,7 +299,7 @@ fn a_delta_that_does_not_fit_leaves_the_older_restore_whole() {
     assert_whole("a snapshot that the repository doesn't know");
     must(&mut command("zfs", ["destroy", &snapshot]));
 
-    // Where pg_control has lost its name already, it gets it back.
+    // If pg_control has been renamed already, it gets its name back.
     let marker = fs::read(to.join(".lockstep-restore")).expect("it is there");
     let outcome = without_zfs(&fixture, &lockstep, "unmount").run(&arguments);
     assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
@@ -314,7 +316,7 @@ fn a_delta_that_does_not_fit_leaves_the_older_restore_whole() {
     assert_lives_on(&fixture);
 }
 
-/// WAL that goes below a dataset's mount point is hidden by its next mount.
+/// WAL written below a dataset's mount point is hidden when that is mounted again.
 #[test]
 fn an_unmounted_dataset_of_pg_wal_gets_its_wal_all_the_same() {
     let (fixture, lockstep, set) = live();
@@ -335,7 +337,7 @@ fn an_unmounted_dataset_of_pg_wal_gets_its_wal_all_the_same() {
     assert_lives_on(&fixture);
 }
 
-/// An unfinished restore is of a cluster, too: another cluster's set isn't put over it.
+/// An unfinished restore belongs to a cluster too: another cluster's set isn't put over it.
 #[test]
 fn an_unfinished_restore_of_another_cluster_is_left_alone() {
     let (fixture, lockstep, set) = live();
@@ -346,7 +348,7 @@ fn an_unfinished_restore_of_another_cluster_is_left_alone() {
     hooks.steps.wait_reached("restore.prepared", &mut program);
     program.kill();
     program.wait(LIMIT);
-    // As if it were of another: the host's state doesn't know of it, and its names don't tell.
+    // As if it belonged to another cluster: the host's state doesn't know it, and its names don't tell.
     fs::remove_dir_all(fixture.state.join("clusters/main/restores")).expect("it is there");
     let held = to.join("data/global/pg_control.lockstep");
     let marker = to.join(".lockstep-restore");
@@ -362,7 +364,7 @@ fn an_unfinished_restore_of_another_cluster_is_left_alone() {
     };
     fs::write(&held, other).expect("it can be written");
     refused();
-    // Where pg_control has no content yet the marker says so.
+    // If pg_control has no content yet, the marker tells.
     fs::write(&held, b"").expect("it can be written");
     let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     let id = json["system_identifier"].as_str().expect("it says so");

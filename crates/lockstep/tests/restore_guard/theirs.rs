@@ -1,8 +1,8 @@
-//! What os_user, or a superuser of the database, could have root read or write for them.
+//! What os_user, or a superuser of the database, could make root read or write for them.
 
 use super::*;
 
-/// What a file of root's, mode 0600, is after all: whose it is, its mode, its content.
+/// A file of root's with mode 0600, and a check that its owner, mode and content haven't changed.
 fn victim(fixture: &Fixture) -> (PathBuf, impl Fn() + use<>) {
     let path = fixture.root().join("victim");
     fs::write(&path, "secret = 'of root'\n").expect("the test may");
@@ -23,7 +23,7 @@ fn ln(target: &Path, link: &Path) {
     must(as_postgres("ln", ["-sfn"]).args([target, link]));
 }
 
-/// os_user may write to the folder of its restore: a link there leads root nowhere.
+/// os_user may write to the folder of its restore: a link there mustn't lead root anywhere.
 #[test]
 fn a_link_in_an_older_restore_leads_root_nowhere() {
     let (fixture, lockstep, set) = live();
@@ -40,7 +40,7 @@ fn a_link_in_an_older_restore_leads_root_nowhere() {
         assert!(!fixture.root().join("no such file").exists(), "{}", outcome.describe());
     }
     fs::remove_file(&log).expect("it is a link");
-    // The same with the folder, which would be given away; it is put there behind what looks for links.
+    // The same with the folder, which would be given away; it is replaced after the check for links.
     let folder = fixture.root().join("folder");
     fs::create_dir(&folder).expect("the test may");
     let step = "restore.journal";
@@ -61,8 +61,8 @@ fn a_link_in_an_older_restore_leads_root_nowhere() {
     lockstep.expect(exit::DONE, &arguments);
 }
 
-/// A superuser of the database can name any file as the cluster's configuration, and os_user can link to any: what they
-/// can't read is neither kept nor restored.
+/// A superuser of the database can name any file as the cluster's configuration, and os_user can link to any file:
+/// what they can't read themselves is neither stored nor restored.
 #[test]
 fn root_reads_nothing_for_others() {
     let (fixture, lockstep, _) = live();
@@ -98,7 +98,7 @@ fn root_reads_nothing_for_others() {
     }
 }
 
-/// What is included may name the original's data directory: the command that a restore prints must not start that one.
+/// An included file may name the original's data directory: the command that a restore prints must not start that.
 /// And settings needn't be UTF-8.
 #[test]
 fn a_data_directory_in_an_included_file_does_not_count() {
@@ -122,7 +122,7 @@ fn a_data_directory_in_an_included_file_does_not_count() {
         data.display().to_string()
     );
     let set = lockstep.backup("label").id;
-    // With the original running, and without: then nothing would keep a server from its files.
+    // With the original running and without it: then nothing would keep a server out of its files.
     for running in [true, false] {
         let to = fixture.target(if running { "beside" } else { "alone" });
         if !running {

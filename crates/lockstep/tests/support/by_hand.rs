@@ -1,4 +1,4 @@
-//! Snapshots and restores made with `zfs` and a text editor alone: what the program's own are measured against.
+//! Snapshots and restores made only with `zfs` and a text editor, as the reference for the program's own.
 
 use super::cluster::Cluster;
 use super::command::give_to_postgres;
@@ -24,7 +24,7 @@ impl<'a> ByHand<'a> {
         ByHand { fixture, name: name.to_owned(), clones: Vec::new() }
     }
 
-    /// Freezes the dataset that is mounted at `mount` (as the layout spells it).
+    /// Freezes the dataset that is mounted at `mount` (spelled as in the layout).
     #[track_caller]
     pub fn snapshot(&self, mount: &str) {
         let place = self.fixture.layout.datasets.iter().position(|dataset| dataset.mount == mount);
@@ -33,8 +33,8 @@ impl<'a> ByHand<'a> {
         zfs(&["snapshot", &format!("{}@{}", self.fixture.datasets[place], self.name)]);
     }
 
-    /// Makes a cluster of the clones of all snapshots: links rewritten, a port of its own, not started.
-    /// Its pg_wal must be a link: that is the layout that this is written for.
+    /// Makes a cluster from clones of all snapshots: links rewritten, with its own port, not started. Its pg_wal must
+    /// be a link, because this is written for such a layout.
     #[track_caller]
     pub fn assemble(&mut self) -> Cluster {
         let live = &self.fixture.cluster;

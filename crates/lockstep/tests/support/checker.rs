@@ -1,4 +1,5 @@
-//! The judge of a restored cluster. It asks PostgreSQL's own tools and the ledger, and gives a list of what is wrong.
+//! The judge of a restored cluster. It asks PostgreSQL's own tools and the ledger, and returns a list of what is
+//! wrong.
 //!
 //! It must be able to say no: `tests/checker_proves_itself.rs` shows it clusters that are known to be corrupt.
 
@@ -19,12 +20,12 @@ pub enum Violation {
         /// The server's words.
         error: String,
     },
-    /// pgbench's four sums are not the same.
+    /// pgbench's four sums differ.
     SumsDiffer {
         /// Of accounts, tellers, branches, and the history's deltas.
         sums: [i64; 4],
     },
-    /// pgbench's tables don't have the rows that they were made with.
+    /// pgbench's tables don't have the number of rows that they were made with.
     Rows {
         /// Of accounts, tellers, branches.
         found: [i64; 3],
@@ -37,7 +38,7 @@ pub enum Violation {
     Checksums(String),
     /// The ledger's report.
     Ledger(Wrong),
-    /// The server didn't stop, or isn't there any more.
+    /// The server didn't stop, or is gone.
     Server(String),
 }
 
@@ -53,14 +54,14 @@ pub struct Checker {
 /// The verdict.
 #[derive(Debug, Clone, Default)]
 pub struct Verdict {
-    /// All that is wrong; empty is right.
+    /// Everything that is wrong; empty if nothing is.
     pub violations: Vec<Violation>,
     /// The ledger's rows in the restored cluster.
     pub ledger_rows: usize,
 }
 
 impl Verdict {
-    /// Fails with the list, where there is one.
+    /// Fails with the list, unless it is empty.
     #[track_caller]
     pub fn assert_right(&self, what: &str) {
         let list: Vec<_> =
@@ -80,7 +81,7 @@ impl Checker {
         Checker { scale, ledger: None }
     }
 
-    /// And the ledger.
+    /// Checks the ledger too.
     pub fn with_ledger(mut self, ledger: &Ledger, expected: Expected) -> Checker {
         self.ledger = Some((ledger.clone(), expected));
         self
@@ -90,7 +91,7 @@ impl Checker {
     pub fn check_and_stop(&self, cluster: &Cluster) -> Verdict {
         let mut verdict = self.check_running(cluster);
         let violations = &mut verdict.violations;
-        // The server may live in a mount namespace of its own, in which a tablespace's path means something else.
+        // The server may be in its own mount namespace, in which a tablespace's path means something else.
         let namespace =
             cluster.postmaster().and_then(|pid| File::open(format!("/proc/{pid}/ns/mnt")).ok());
         let Some(namespace) = namespace else {
@@ -142,7 +143,7 @@ fn unreadable(what: &str, error: &str) -> Violation {
     Violation::Unreadable { what: what.to_owned(), error: error.to_owned() }
 }
 
-/// By sequential scan, so that the heaps are what is summed.
+/// Uses sequential scans, so that the heaps are summed.
 fn sums(cluster: &Cluster) -> Result<[i64; 4], postgres::Error> {
     let mut client = cluster.try_connect("postgres")?;
     client.batch_execute(

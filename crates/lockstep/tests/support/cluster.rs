@@ -1,4 +1,4 @@
-//! One PostgreSQL server: the fixture's own, or one that was restored. Started, stopped, killed, spoken to.
+//! One PostgreSQL server, the fixture's own or a restored one: started, stopped, killed, queried.
 
 use super::command::{Outcome, as_postgres, must, run, wait_until};
 use postgres::{Client, NoTls};
@@ -33,7 +33,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// A running server known by its data directory: socket directory and port are in its postmaster.pid.
+    /// A running server, identified by its data directory: postmaster.pid has the socket directory and the port.
     #[track_caller]
     pub fn running_in(data: &Path, bin: &Path, log: &Path) -> Cluster {
         let path = data.join("postmaster.pid");
@@ -68,7 +68,7 @@ impl Cluster {
         command
     }
 
-    /// Starts the server and waits until it takes connections.
+    /// Starts the server and waits until it accepts connections.
     #[track_caller]
     pub fn start(&self) {
         let outcome = self.try_start();
@@ -113,14 +113,14 @@ impl Cluster {
         });
     }
 
-    /// The postmaster's process id, where it runs.
+    /// The postmaster's process id, if it is running.
     pub fn postmaster(&self) -> Option<u32> {
         let text = fs::read_to_string(self.data.join("postmaster.pid")).ok()?;
         let pid: u32 = text.lines().next()?.trim().parse().ok()?;
         (!is_gone(pid)).then_some(pid)
     }
 
-    /// Whether its postmaster runs.
+    /// Whether its postmaster is running.
     pub fn is_running(&self) -> bool {
         self.postmaster().is_some()
     }
@@ -133,7 +133,7 @@ impl Cluster {
         })
     }
 
-    /// A new connection, where the server takes one.
+    /// A new connection, if the server accepts one.
     pub fn try_connect(&self, database: &str) -> Result<Client, postgres::Error> {
         postgres::Config::new()
             .host_path(&self.socket)
@@ -145,7 +145,7 @@ impl Cluster {
             .connect(NoTls)
     }
 
-    /// Statements, each on its own, in the database `postgres`.
+    /// Runs statements, each on its own, in the database `postgres`.
     #[track_caller]
     pub fn execute(&self, statements: &[&str]) {
         let mut client = self.connect("postgres");
@@ -176,7 +176,7 @@ impl Cluster {
         rows.collect()
     }
 
-    /// pgbench's tables in the database `postgres`, and the two procedures that the load needs.
+    /// Makes pgbench's tables in the database `postgres`, and the two procedures that the load needs.
     #[track_caller]
     pub fn pgbench_tables(&self, scale: u32, tablespace: &str, index_tablespace: &str) {
         let options =
@@ -194,7 +194,7 @@ impl Cluster {
     }
 }
 
-/// An error of the server with its own words, which `Display` of this crate leaves out.
+/// A server's error with its own message, which this crate's `Display` leaves out.
 pub fn full(error: &postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) => {
@@ -204,7 +204,7 @@ pub fn full(error: &postgres::Error) -> String {
     }
 }
 
-/// Whether there is no such process, or nothing of it but an exit status that nobody asked for.
+/// Whether a process is gone, or only its exit status is left.
 pub fn is_gone(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
@@ -220,7 +220,7 @@ fn children_of(parent: u32) -> Vec<u32> {
     pids.filter(|pid| parent_of(*pid) == Some(parent)).collect()
 }
 
-/// Where the programs of a major version are: the distribution's, else what `scripts/fetch-postgres` says.
+/// Where the programs of a major version are: the distribution's, or else what `scripts/fetch-postgres` says.
 #[track_caller]
 pub fn bin_of(major: u32) -> PathBuf {
     static KNOWN: Mutex<Vec<(u32, PathBuf)>> = Mutex::new(Vec::new());

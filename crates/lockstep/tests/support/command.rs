@@ -15,7 +15,7 @@ pub const LIMIT: Duration = Duration::from_secs(300);
 /// The user that owns test clusters and runs their servers.
 pub const OS_USER: &str = "postgres";
 
-/// What a program that ended left: its exit code or signal, and all that it wrote.
+/// The result of a program that ended: its exit code or signal, and all its output.
 #[derive(Debug, Clone)]
 pub struct Outcome {
     /// The command line, for messages.
@@ -38,7 +38,7 @@ impl Outcome {
         self.code == Some(0)
     }
 
-    /// Everything that is known of the run, for a panic's message.
+    /// Everything known about the run, for a panic message.
     pub fn describe(&self) -> String {
         let ending = match (self.code, self.signal) {
             (Some(code), _) => format!("exit code {code}"),
@@ -52,7 +52,7 @@ impl Outcome {
     }
 }
 
-/// A program that runs in the background, both of its outputs being collected.
+/// A program that runs in the background; both of its outputs are collected.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -100,7 +100,7 @@ impl Running {
         }
     }
 
-    /// Sends a signal to the process alone, not to its children.
+    /// Sends a signal to the process only, not to its children.
     pub fn signal(&self, signal: rustix::process::Signal) {
         if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
             let _ = rustix::process::kill_process(pid, signal);
@@ -116,7 +116,7 @@ impl Running {
         }
     }
 
-    /// Waits for its end, and kills it after `limit`; says whether it had to be killed.
+    /// Waits for its end, and kills it after `limit`; returns whether it had to be killed.
     #[track_caller]
     pub fn wait_or_kill(mut self, limit: Duration) -> (Outcome, bool) {
         let mut pause = Duration::from_millis(1);
@@ -158,8 +158,8 @@ fn collect(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> 
     })
 }
 
-/// What was read until the pipe's end. A server that was left running with our pipe as its output would keep
-/// every `$(lockstep …)` of a user's script waiting for ever, so this is a failure and not a detail.
+/// What was read until the pipe's end. If a server were left running with our pipe as its output, every `$(lockstep
+/// …)` in a user's script would wait for ever, so that counts as a failure.
 #[track_caller]
 fn ending(line: &str, name: &str, reader: Option<thread::JoinHandle<Vec<u8>>>) -> String {
     let Some(reader) = reader else {
@@ -181,13 +181,13 @@ fn line_of(command: &Command) -> String {
     words.map(|word| format!("{word:?}")).collect::<Vec<_>>().join(" ")
 }
 
-/// Runs to the end, whatever that is.
+/// Runs a program to its end, whatever the result.
 #[track_caller]
 pub fn run(command: &mut Command) -> Outcome {
     Running::start(command).wait(LIMIT)
 }
 
-/// Runs to the end, which must be exit code 0; gives the standard output.
+/// Runs a program to its end, which must be exit code 0; returns its standard output.
 #[track_caller]
 pub fn must(command: &mut Command) -> String {
     let outcome = run(command);
@@ -241,7 +241,7 @@ pub fn give_to_postgres(path: &Path) {
         .unwrap_or_else(|error| panic!("cannot give {path:?} to {OS_USER}: {error}"));
 }
 
-/// Waits until `ready` says yes; fails with `what` after `limit`.
+/// Waits until `ready` returns true; fails with `what` after `limit`.
 #[track_caller]
 pub fn wait_until(what: &str, limit: Duration, mut ready: impl FnMut() -> bool) {
     let since = Instant::now();

@@ -1,4 +1,4 @@
-//! Every `zfs` and `zpool` that the program starts, written down by scripts that come first in its PATH.
+//! Logs every `zfs` and `zpool` that the program starts, through scripts that come first in its PATH.
 
 use super::fixture::Fixture;
 use super::lockstep::Lockstep;
@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// The scripts and what they have written down.
+/// The scripts and their log.
 #[derive(Debug)]
 pub struct CommandLog {
     bin: PathBuf,
@@ -15,7 +15,7 @@ pub struct CommandLog {
 }
 
 impl CommandLog {
-    /// New scripts; nothing is written down yet.
+    /// New scripts with an empty log.
     #[track_caller]
     pub fn new(fixture: &Fixture) -> CommandLog {
         let bin = fixture.root().join("watched-bin");
@@ -32,7 +32,7 @@ impl CommandLog {
         with_first(&self.bin, lockstep)
     }
 
-    /// What was started since the last time this was asked, a line each, as `zfs get …`.
+    /// What was started since the last call, one line each, such as `zfs get …`.
     #[track_caller]
     pub fn take(&self) -> Vec<String> {
         let Ok(text) = fs::read_to_string(&self.log) else { return Vec::new() };
@@ -40,7 +40,7 @@ impl CommandLog {
         text.lines().map(str::to_owned).collect()
     }
 
-    /// Puts another `zfs` in the old one's place, as an upgrade does.
+    /// Replaces `zfs`, as an upgrade does.
     #[track_caller]
     pub fn replace_program(&self) {
         self.write("zfs");
@@ -48,7 +48,7 @@ impl CommandLog {
 
     #[track_caller]
     fn write(&self, program: &str) {
-        // What follows its own folder in the PATH is the real one.
+        // The next one in the PATH after its own folder is the real one.
         let script = format!(
             "#!/bin/sh\nprintf '%s\\n' \"{program} $*\" >>'{}'\nPATH=${{PATH#*:}}\nexec {program} \"$@\"\n",
             self.log.display()
@@ -57,7 +57,7 @@ impl CommandLog {
     }
 }
 
-/// The program, with a `zfs` that fails at one of its subcommands and is the real one else.
+/// The program, with a `zfs` that fails for one subcommand and otherwise is the real one.
 #[track_caller]
 pub fn without_zfs(fixture: &Fixture, lockstep: &Lockstep, subcommand: &str) -> Lockstep {
     let bin = fixture.root().join(format!("without-{subcommand}"));
@@ -69,7 +69,8 @@ pub fn without_zfs(fixture: &Fixture, lockstep: &Lockstep, subcommand: &str) -> 
     with_first(&bin, lockstep)
 }
 
-/// The program, with a `zfs` that answers some commands itself: branches of `case "$*"`; others are the real one's.
+/// The program, with a `zfs` that answers some commands itself (branches of `case "$*"`) and passes the others to the
+/// real one.
 #[track_caller]
 pub fn pretending(fixture: &Fixture, lockstep: &Lockstep, name: &str, cases: &str) -> Lockstep {
     let bin = fixture.root().join(name);

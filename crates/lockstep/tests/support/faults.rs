@@ -1,4 +1,4 @@
-//! Faults: the program killed or told to stop at one of its steps, and the question what is left of it.
+//! Faults: the program is killed or told to stop at one of its steps, and what it leaves is checked.
 
 use super::by_hand::write_as_postgres;
 use super::cluster::Cluster;
@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// What ends by itself, only not at once: a session whose client was killed.
+/// For things that end by themselves, but not at once, such as the session of a killed client.
 const MOMENT: Duration = Duration::from_secs(20);
 
-/// The program with test hooks in a directory of their own.
+/// The program with test hooks in their own directory.
 #[derive(Debug)]
 pub struct Hooks {
     /// The hooks.
@@ -58,13 +58,13 @@ impl Hooks {
         program
     }
 
-    /// As if `step` had not been reached yet.
+    /// Forgets that `step` was reached.
     pub fn forget(&self, step: &str) {
         let _ = fs::remove_file(self.directory.join(step));
     }
 }
 
-/// The steps that a command passes: those of the program as it is, whatever they are called.
+/// The steps that a command passes, as the program reports them.
 #[track_caller]
 pub fn steps_of(fixture: &Fixture, arguments: &[&str], at_least: usize) -> (Vec<String>, Outcome) {
     let hooks = Hooks::new(fixture);
@@ -103,8 +103,8 @@ pub fn signal_at(
     (hooks, outcome)
 }
 
-/// All that an unfinished command can leave: sessions, slots, snapshots, clones, journals, folders, servers.
-/// Clones and folders that are meant to be there are `allowed`.
+/// Everything that an unfinished command can leave: sessions, slots, snapshots, clones, journals, folders, servers.
+/// Clones and folders that should exist are `allowed`.
 #[track_caller]
 pub fn remains(fixture: &Fixture, allowed: &[&str]) -> Vec<String> {
     let mut found = fixture.leftovers(allowed);
@@ -112,7 +112,7 @@ pub fn remains(fixture: &Fixture, allowed: &[&str]) -> Vec<String> {
     let is_allowed = |path: &Path| allowed.iter().any(|name| path.starts_with(name));
     for folder in ["unfinished", "removals", "bookmarks", "restores", "clones"] {
         let files = entries(&state.join(folder)).into_iter();
-        // An empty lock file is nobody's: the lock goes with its process.
+        // A lock file without a lock means nothing: the lock ends with its process.
         let files = files.filter(|path| path.extension().is_none_or(|end| end != "lock"));
         found.extend(files.filter(|path| !is_allowed(path)).map(|path| format!("file: {path:?}")));
     }
@@ -139,7 +139,7 @@ pub fn remains(fixture: &Fixture, allowed: &[&str]) -> Vec<String> {
     found
 }
 
-/// Fails with the list where anything is left; what goes by itself in a moment is waited for.
+/// Fails with the list if anything is left; waits for what disappears by itself in a moment.
 #[track_caller]
 pub fn assert_nothing_remains(fixture: &Fixture, allowed: &[&str], after: &str) {
     let since = Instant::now();
@@ -167,7 +167,7 @@ pub fn wait_for_no_session(fixture: &Fixture) {
     });
     let slots = fixture.cluster.column("postgres", "SELECT slot_name FROM pg_replication_slots");
     assert_eq!(slots, Vec::<String>::new(), "a slot outlives its session");
-    // A backup can be begun and ended: nobody is in backup mode.
+    // A backup can be started and stopped, so the server isn't in backup mode.
     let mut client = fixture.cluster.connect("postgres");
     for statement in ["SELECT pg_backup_start('probe', true)", "SELECT pg_backup_stop(false)"] {
         client.simple_query(statement).unwrap_or_else(|error| panic!("{statement}: {error}"));
@@ -180,7 +180,8 @@ pub fn restore_arguments<'a>(set: &'a str, to: &'a Path, more: &[&'a str]) -> Ve
     ["restore", set, "--to", to].into_iter().chain(more.iter().copied()).collect()
 }
 
-/// Whether a set can be restored as far as that can be told without doing it: every snapshot by GUID, every file by hash.
+/// Whether a set can be restored, as far as that can be told without doing it: checks every snapshot by GUID and
+/// every file by hash.
 #[track_caller]
 pub fn assert_restorable(fixture: &Fixture, set: &str) {
     let to = fixture.root().join("never-made");
@@ -188,7 +189,7 @@ pub fn assert_restorable(fixture: &Fixture, set: &str) {
     assert!(!to.exists(), "a dry run made {to:?}");
 }
 
-/// A restored, not started cluster as an administrator would start it: with a port of its own, in no namespace.
+/// A restored cluster that wasn't started, as an administrator would start it: with its own port, in no namespace.
 #[track_caller]
 pub fn server_by_hand(fixture: &Fixture, data: &Path) -> Cluster {
     let port = free_port();
@@ -252,7 +253,7 @@ pub fn differences(
     names
 }
 
-/// What lies in a folder; nothing where it isn't there.
+/// The entries of a folder; none if it doesn't exist.
 pub fn entries(folder: &Path) -> Vec<PathBuf> {
     let mut all: Vec<_> =
         fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
@@ -260,7 +261,7 @@ pub fn entries(folder: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// Fails unless every one of `words` is in what the program said on stderr.
+/// Fails unless the program's stderr contains every one of `words`.
 #[track_caller]
 pub fn assert_said(outcome: &Outcome, words: &[&str]) {
     for word in words {

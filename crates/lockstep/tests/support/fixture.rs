@@ -1,4 +1,4 @@
-//! A running cluster on its own pools, with a configuration for the program: what nearly every test begins with.
+//! A running cluster on its own pools, with a configuration for the program: nearly every test begins with one.
 
 use super::cluster::{Cluster, Stop, bin_of};
 use super::command::{OS_USER, as_postgres, command, give_to_postgres, must};
@@ -39,7 +39,7 @@ impl Fixture {
         Fixture::without_cluster(layout).with_data_directory().with_configuration()
     }
 
-    /// The pools and the places, and no cluster yet.
+    /// The pools and the folders, without a cluster.
     #[track_caller]
     pub(super) fn without_cluster(layout: Layout) -> Fixture {
         let workspace = Workspace::new();
@@ -157,7 +157,7 @@ impl Fixture {
         })
     }
 
-    /// The configuration file's text: contract of the program.
+    /// The text of the configuration file, which is a contract of the program.
     pub fn configuration(&self, strategy: &str, connects: bool) -> String {
         let cluster = &self.cluster;
         let mut text = format!("state_dir = {}\n\n[clusters.main]\n", toml_string(&self.state));
@@ -195,7 +195,7 @@ impl Fixture {
         &self.workspace.root
     }
 
-    /// A directory that doesn't exist yet, for something to be restored into.
+    /// A directory that doesn't exist yet, to restore into.
     pub fn target(&self, name: &str) -> PathBuf {
         self.workspace.directory("restored").join(name)
     }
@@ -236,7 +236,7 @@ impl Fixture {
         self.pools.iter().flat_map(Pool::clones).collect()
     }
 
-    /// Stops whatever server runs below `directory` and destroys the clones that were made from the set's snapshots.
+    /// Stops any server that runs below `directory` and destroys the clones that were made from the set's snapshots.
     #[track_caller]
     pub fn discard_restored(&self, directory: &Path, set: &str) {
         let data = directory.join("data");
@@ -255,7 +255,7 @@ impl Fixture {
         let _ = fs::remove_dir_all(directory);
     }
 
-    /// Removes a whole set behind the program's back: its snapshots, and its files in `state_dir`.
+    /// Removes a whole set without the program's knowledge: its snapshots, and its files in `state_dir`.
     #[track_caller]
     pub fn discard_set(&self, set: &str) {
         let suffix = format!("@lockstep-{set}");
@@ -265,10 +265,10 @@ impl Fixture {
         remove_named(&self.state, set);
     }
 
-    /// What an interrupted backup, restore or clone left behind. Empty is clean.
+    /// What an interrupted backup, restore or clone left behind; empty if nothing.
     ///
-    /// A snapshot or a clone of a set that `lockstep list` knows is not a leftover; `allowed` names the
-    /// datasets of clones that are meant to be there.
+    /// A snapshot or a clone of a set that `lockstep list` knows isn't a leftover; `allowed` names the datasets of
+    /// clones that should exist.
     #[track_caller]
     pub fn leftovers(&self, allowed: &[&str]) -> Vec<String> {
         let mut found = Vec::new();
@@ -304,7 +304,8 @@ impl Fixture {
         found
     }
 
-    /// Keeps what explains a failure: logs, manifests, labels, settings. Gives the directory, outside the fixture.
+    /// Keeps what explains a failure: logs, manifests, labels, settings. Returns the directory, which is outside the
+    /// fixture.
     pub fn keep_evidence(&self, name: &str) -> PathBuf {
         let keep = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join("evidence")
@@ -329,7 +330,7 @@ impl Drop for Fixture {
     }
 }
 
-/// Fails with the list where anything of an unfinished set is left: sessions, slots, snapshots, clones.
+/// Fails with the list if an unfinished set left anything: sessions, slots, snapshots, clones.
 #[track_caller]
 pub fn assert_clean(fixture: &Fixture) {
     let since = std::time::Instant::now();
@@ -338,7 +339,7 @@ pub fn assert_clean(fixture: &Fixture) {
         if found.is_empty() {
             return;
         }
-        // A server ends a session, and drops its slot, a moment after its client has gone.
+        // A server ends a session and drops its slot a moment after its client has gone.
         let passes = |what: &String| what.starts_with("session") || what.contains("slot");
         let waits =
             found.iter().all(passes) && since.elapsed() < std::time::Duration::from_secs(20);
@@ -347,7 +348,7 @@ pub fn assert_clean(fixture: &Fixture) {
     }
 }
 
-/// Fails where any process still works in the fixture's directory besides the live server.
+/// Fails if any process other than the live server still works in the fixture's directory.
 #[track_caller]
 pub fn assert_no_process(fixture: &Fixture, below: &Path) {
     let found = processes_of(below);
@@ -358,8 +359,8 @@ pub fn assert_no_process(fixture: &Fixture, below: &Path) {
     );
 }
 
-/// A port that nothing listens on at the moment, and that no other test server of this process was given: those
-/// without listen_addresses have theirs in their socket's name alone.
+/// A port that nothing listens on at the moment and that no other test server of this process was given: servers
+/// without listen_addresses have theirs only in their socket's name.
 pub fn free_port() -> u16 {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let mut given = GIVEN.lock().expect("no test panics while it holds this");

@@ -1,4 +1,4 @@
-//! Where a test cluster's parts lie: which pools, which datasets, which directories on them.
+//! Where a test cluster's parts are: which pools, which datasets, which directories on them.
 //!
 //! Paths are relative to the fixture's `mnt` directory. [`two_pools_four_datasets`] is the main one.
 
@@ -14,7 +14,7 @@ pub struct PoolSpec {
 /// A dataset, with where it is mounted.
 #[derive(Debug, Clone)]
 pub struct DatasetSpec {
-    /// The pool's place in [`Layout::pools`].
+    /// The pool's index in [`Layout::pools`].
     pub pool: usize,
     /// The dataset's name below the pool.
     pub name: String,
@@ -31,7 +31,7 @@ pub enum Wal {
     Linked(String),
     /// A dataset that is mounted at the data directory's `pg_wal`.
     Mounted {
-        /// The pool's place in [`Layout::pools`].
+        /// The pool's index in [`Layout::pools`].
         pool: usize,
         /// The dataset's name below the pool.
         name: String,
@@ -59,7 +59,7 @@ pub struct Layout {
     pub archive: bool,
 }
 
-/// Large enough for a test, small enough for a machine: what is written stays written in a pool's file.
+/// Large enough for a test, small enough for the machine: a pool's file never shrinks.
 const POOL_SIZE: u64 = 4 << 30;
 
 impl Layout {
@@ -140,12 +140,12 @@ pub fn one_pool() -> Layout {
         .tablespace("ts2", "ts2")
 }
 
-/// Two pools with nothing on them, for a cluster whose own files lie elsewhere.
+/// Two empty pools, for a cluster whose own files are elsewhere.
 pub fn empty_pools() -> Layout {
     Layout::new(&["a", "b"], "data", Wal::Inside).tablespace("ts1", "ts1").tablespace("ts2", "ts2")
 }
 
-/// Everything on one dataset, beside a foreign file or two.
+/// Everything on one dataset, next to a foreign file or two.
 pub fn one_dataset() -> Layout {
     Layout::new(&["a"], "all/data", Wal::Linked("all/wal".to_owned()))
         .dataset(0, "all", "all")
@@ -174,7 +174,7 @@ pub fn nested_wal() -> Layout {
         .tablespace("ts2", "ts2")
 }
 
-/// Everything on one dataset whose name is as long as its snapshots' let it be, most of it to be written as three characters.
+/// Everything on one dataset whose name is as long as its snapshots allow, with most characters written as three.
 pub fn long_name() -> Layout {
     Layout::new(&["a"], "all/data", Wal::Linked("all/wal".to_owned()))
         .dataset(0, &format!("{}p", "p: ".repeat(50)), "all")
@@ -182,7 +182,8 @@ pub fn long_name() -> Layout {
         .tablespace("ts2", "all/ts2")
 }
 
-/// Names that need quoting somewhere: spaces, dots, colons; a tablespace below a directory with a newline and a backslash.
+/// Names that need quoting somewhere: spaces, dots, colons; a tablespace below a directory with a newline and a
+/// backslash.
 pub fn odd_names() -> Layout {
     Layout::new(&["-a.b:c_d", "b"], "my data: v1.5/pg data", Wal::Linked("w a.l/pg wal".to_owned()))
         .dataset(0, "my data: v1.5", "my data: v1.5")

@@ -1,8 +1,8 @@
 //! A ledger of what was committed when, kept by the test and compared with what a restored cluster holds.
 //!
 //! One session inserts rows, one commit each, in the order of their ids. A second one inserts rows that are never
-//! committed: rolled back at once, or left in an open transaction for a while and then rolled back.
-//! The test remembers for each row whether it was attempted, when its commit had returned and how far the WAL was.
+//! committed: rolled back at once, or left in an open transaction for a while and then rolled back. For each row, the
+//! test records whether it was attempted, when its commit returned, and the WAL position at that time.
 
 use super::cluster::{Cluster, full};
 use super::lockstep::Lsn;
@@ -18,10 +18,10 @@ const NEVER: i64 = 1 << 40;
 /// The pause between two commits: enough to cross every step of a backup, without filling the pools.
 const PAUSE: Duration = Duration::from_millis(4);
 
-/// What became of one row; its id is its place in the list, from 1.
+/// The result for one row; its id is its position in the list, from 1.
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
-    /// When the commit had returned and how far the WAL was then; `None`: it is not known to be committed.
+    /// When the commit had returned, and the WAL position then; `None` if it isn't known to be committed.
     pub committed: Option<(SystemTime, Lsn)>,
 }
 
@@ -45,12 +45,12 @@ pub struct Writers {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Something in the ledger that cannot be right.
+/// Something in the ledger that can't be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wrong {
-    /// A row whose commit had returned in time is not there.
+    /// A row is missing although its commit had returned in time.
     Missing(i64),
-    /// A later commit is there, an earlier one is not.
+    /// A later commit is there, but an earlier one isn't.
     Hole(i64),
     /// A row of a transaction that never committed is there.
     NeverCommitted(i64),
@@ -65,11 +65,11 @@ pub enum Wrong {
 /// Which rows a restored cluster must have.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Expected {
-    /// All whose commit had returned by then.
+    /// All rows whose commit had returned by then.
     pub by_time: Option<SystemTime>,
-    /// All whose commit lies before this place in the WAL.
+    /// All rows whose commit is before this WAL position.
     pub by_lsn: Option<Lsn>,
-    /// None that was attempted when so many rows were already in the book.
+    /// No row that was attempted when this many rows were already in the book.
     pub none_after: Option<usize>,
 }
 
@@ -139,7 +139,7 @@ impl Ledger {
             let mut transaction = client.transaction()?;
             let insert = "INSERT INTO ledger SELECT i, i::text, md5(i::text) FROM generate_series($1::bigint, $1 + 9) AS i";
             transaction.execute(insert, &[&id])?;
-            // Every other one stays open across a snapshot or two.
+            // Every other one stays open during a snapshot or two.
             let open = if id % 20 == 0 { 30 } else { 1 };
             for _ in 0..open {
                 if !stop.load(Ordering::Relaxed) {
@@ -161,7 +161,7 @@ impl Ledger {
         }
     }
 
-    /// What a set holds that has just been taken: all before its floor, and nothing that is attempted later.
+    /// What a set holds that has just been taken: everything before its floor, and nothing attempted later.
     pub fn expected(&self, floor_lsn: Option<Lsn>) -> Expected {
         Expected { by_lsn: floor_lsn, none_after: Some(self.attempted()), by_time: None }
     }
@@ -171,12 +171,12 @@ impl Ledger {
         self.book.lock().expect("no writer panics with the book open").rows.len()
     }
 
-    /// What happened to the writers' sessions. Empty unless a test stops the server under them.
+    /// The errors of the writers' sessions; empty unless a test stops the server while they write.
     pub fn errors(&self) -> Vec<String> {
         self.book.lock().expect("no writer panics with the book open").errors.clone()
     }
 
-    /// Waits until `more` further rows are committed.
+    /// Waits until `more` additional rows are committed.
     #[track_caller]
     pub fn wait_for(&self, more: usize) {
         let aim = self.attempted() + more;
@@ -190,7 +190,7 @@ impl Ledger {
         });
     }
 
-    /// Compares the restored cluster's table with the book. Gives what is wrong, and how many rows there are.
+    /// Compares the restored cluster's table with the book. Returns what is wrong, and how many rows there are.
     pub fn compare(
         &self,
         restored: &Cluster,
@@ -204,7 +204,7 @@ impl Ledger {
     }
 }
 
-/// The rule itself: what the table holds, against what the book says.
+/// The rule itself: compares the table with the book.
 pub fn judge(book: &[Row], table: &[(i64, bool)], expected: Expected) -> Vec<Wrong> {
     let mut wrong = Vec::new();
     let mut present = HashSet::new();

@@ -1,7 +1,7 @@
 //! Load on a live cluster: pgbench, and DDL that creates, moves, rewrites and drops files.
 //!
-//! Tablespaces are created and dropped by [`TablespaceChurn`], a change at a time: Lockstep takes a set again where the
-//! layout changed meanwhile, three times at most, so a loop without pauses would make every backup fail.
+//! Tablespaces are created and dropped by [`TablespaceChurn`], one change at a time: Lockstep takes a set again if
+//! the layout changed meanwhile, at most three times, so a loop without pauses would make every backup fail.
 
 use super::cluster::{Cluster, full};
 use super::command::{Outcome, Running};
@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// How much load.
+/// The amount of load.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// pgbench's sessions; 0: no pgbench.
     pub clients: u32,
-    /// Transactions a second; `None`: as many as possible.
+    /// Transactions per second; `None` for as many as possible.
     pub rate: Option<u32>,
     /// Tables and indexes that come and go.
     pub tables: bool,
@@ -29,7 +29,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// All of it, at a pace that leaves the machine something.
+    /// All kinds, at a pace that leaves the machine some capacity.
     pub fn all(seed: u64) -> Plan {
         Plan {
             clients: 4,
@@ -43,7 +43,7 @@ impl Plan {
 }
 
 impl Plan {
-    /// What a standby on the same machine can follow.
+    /// Load that a standby on the same machine can follow.
     pub fn to_be_followed(seed: u64) -> Plan {
         Plan { rate: Some(200), pause: Duration::from_millis(50), ..Plan::all(seed) }
     }
@@ -122,8 +122,8 @@ impl Load {
         }));
     }
 
-    /// Lets everything stand still after what is under way, its sessions and transactions left open:
-    /// the machine is for the checks then.
+    /// Stops everything after the current statements, with sessions and transactions left open, so that the checks
+    /// have the machine to themselves.
     pub fn pause(&self) {
         self.paused.store(true, Ordering::Relaxed);
         if let Some(pgbench) = &self.pgbench {
@@ -131,7 +131,7 @@ impl Load {
         }
     }
 
-    /// Lets it go on.
+    /// Lets it continue.
     pub fn resume(&self) {
         self.paused.store(false, Ordering::Relaxed);
         if let Some(pgbench) = &self.pgbench {
@@ -139,12 +139,12 @@ impl Load {
         }
     }
 
-    /// How many statements of the churn have succeeded.
+    /// How many statements of the churn succeeded.
     pub fn statements(&self) -> u64 {
         self.statements.load(Ordering::Relaxed)
     }
 
-    /// Fails where the load has run into an error so far.
+    /// Fails if the load has had an error so far.
     #[track_caller]
     pub fn assert_well(&mut self) {
         let errors = self.errors.lock().expect("no churn panics with the list locked").clone();
@@ -153,8 +153,8 @@ impl Load {
         assert!(runs, "pgbench on the live cluster ended by itself");
     }
 
-    /// Stops it; fails where the load itself had run into an error: it then tested less than it says,
-    /// or the live cluster was harmed.
+    /// Stops it. Fails if the load itself had an error: then it tested less than it claims, or the live cluster was
+    /// harmed.
     #[track_caller]
     pub fn stop(self) {
         let (errors, pgbench) = self.stop_anyway();
@@ -164,7 +164,7 @@ impl Load {
         }
     }
 
-    /// Stops it; gives the errors that it ran into, for tests in which the server goes away.
+    /// Stops it and returns its errors, for tests in which the server goes away.
     pub fn stop_anyway(mut self) -> (Vec<String>, Option<Outcome>) {
         let outcome = self.end();
         let errors = self.errors.lock().expect("no churn panics with the list locked").clone();
@@ -173,7 +173,7 @@ impl Load {
 
     fn end(&mut self) -> Option<Outcome> {
         self.stop.store(true, Ordering::Relaxed);
-        // A stopped process would not hear SIGTERM.
+        // A stopped process wouldn't handle SIGTERM.
         self.resume();
         let outcome = self.pgbench.take().map(|mut pgbench| {
             pgbench.terminate();
@@ -311,9 +311,9 @@ impl Churn {
     }
 }
 
-/// The template of the database churn: some tables of its own, and never written to again, by autovacuum neither: it
-/// finds all done. What is written to a template while a backup is taken may come to be in databases that were copied
-/// from it before (PostgreSQL's own caveat, see `docs/consistency.md`).
+/// The template of the database churn: it has some tables of its own and is never written to again, not even by
+/// autovacuum, which finds everything done. What is written to a template during a backup may get into databases that
+/// were copied from it before (PostgreSQL's own caveat, see `docs/consistency.md`).
 #[track_caller]
 fn prepare_template(cluster: &Cluster) {
     let there =
@@ -333,7 +333,7 @@ fn prepare_template(cluster: &Cluster) {
     }
 }
 
-/// A tablespace that comes and goes below a directory on one of the cluster's datasets.
+/// A tablespace that is made and dropped again below a directory on one of the cluster's datasets.
 #[derive(Debug)]
 pub struct TablespaceChurn {
     cluster: Cluster,
@@ -343,7 +343,7 @@ pub struct TablespaceChurn {
 }
 
 impl TablespaceChurn {
-    /// Nothing is made yet. `below` must exist and lie on one of the layout's datasets.
+    /// Nothing is made yet. `below` must exist and be on one of the layout's datasets.
     pub fn new(cluster: &Cluster, below: &Path) -> TablespaceChurn {
         TablespaceChurn {
             cluster: cluster.clone(),
@@ -353,7 +353,7 @@ impl TablespaceChurn {
         }
     }
 
-    /// Drops the tablespace where it is there; makes a new one, with a table in it, where it is not.
+    /// Drops the tablespace if it exists; otherwise makes a new one, with a table in it.
     #[track_caller]
     pub fn toggle(&mut self) {
         if self.present {
@@ -379,7 +379,7 @@ impl TablespaceChurn {
         self.present = !self.present;
     }
 
-    /// Whether the tablespace is there.
+    /// Whether the tablespace exists.
     pub fn present(&self) -> bool {
         self.present
     }

@@ -1,7 +1,7 @@
-//! The program as its users see it: a command line, an exit code, data on stdout, people's words on stderr.
+//! The program as its users see it: a command line, an exit code, data on stdout, messages on stderr.
 //!
-//! Nothing in the tests reaches into the program. [`Steps`] drives its test hooks: at a named step it can be
-//! slowed down, held, and watched.
+//! Nothing in the tests reaches into the program. [`Steps`] drives its test hooks: at a named step it can be slowed
+//! down, held and watched.
 
 use super::cluster::Cluster;
 use super::command::{Outcome, Running, command, wait_until};
@@ -24,7 +24,7 @@ pub mod exit {
     pub const USAGE: i32 = 2;
     /// Finished, with problems.
     pub const PROBLEMS: i32 = 3;
-    /// Refused: not consistent, or not safe.
+    /// Refused: it wouldn't be consistent, or wouldn't be safe.
     pub const REFUSED: i32 = 4;
     /// Somebody else has the lock.
     pub const LOCKED: i32 = 11;
@@ -51,13 +51,13 @@ pub struct Set {
     pub start_lsn: Option<Lsn>,
     /// The end of the backup.
     pub stop_lsn: Option<Lsn>,
-    /// Everything committed before it is in the set; no target may lie before it.
+    /// Everything committed before it is in the set; no target may be before it.
     pub floor_lsn: Option<Lsn>,
     /// Its volumes.
     pub volumes: Vec<Volume>,
-    /// How often it was taken until the layout stood still.
+    /// How many times it was taken until the layout stayed the same.
     pub tries: u64,
-    /// All of it.
+    /// The whole value.
     pub json: Value,
 }
 
@@ -72,18 +72,18 @@ pub struct Volume {
     pub guid: String,
     /// The transaction group.
     pub createtxg: u64,
-    /// Its place in the order.
+    /// Its position in the order.
     pub order: u64,
     /// The parts on it.
     pub parts: Vec<String>,
 }
 
-/// A place in the WAL.
+/// A position in the WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lsn(pub u64);
 
 impl Lsn {
-    /// From PostgreSQL's own spelling, `16/B374D848`.
+    /// Parses PostgreSQL's own form, `16/B374D848`.
     #[track_caller]
     pub fn parse(text: &str) -> Lsn {
         let halves = text
@@ -102,16 +102,16 @@ impl std::fmt::Display for Lsn {
     }
 }
 
-/// What `restore --json` or `clone create --json` says, and the server where one was started.
+/// What `restore --json` or `clone create --json` says, and the server, if one was started.
 #[derive(Debug, Clone)]
 pub struct Restored {
-    /// The directory that it was restored into; of a clone, the data directory's parent.
+    /// The directory that it was restored into; for a clone, the data directory's parent.
     pub directory: PathBuf,
     /// The data directory.
     pub data: PathBuf,
-    /// The server, where it was started.
+    /// The server, if it was started.
     pub cluster: Option<Cluster>,
-    /// All of it.
+    /// The whole value.
     pub json: Value,
 }
 
@@ -140,7 +140,7 @@ impl Lockstep {
         self
     }
 
-    /// Runs to the end, whatever that is.
+    /// Runs it to its end, whatever the result.
     #[track_caller]
     pub fn run(&self, arguments: &[&str]) -> Outcome {
         self.spawn(arguments).wait(LIMIT)
@@ -157,7 +157,7 @@ impl Lockstep {
         Running::start(&mut program)
     }
 
-    /// Runs to the end, which must be this exit code.
+    /// Runs it to its end, which must be this exit code.
     #[track_caller]
     pub fn expect(&self, code: i32, arguments: &[&str]) -> Outcome {
         let outcome = self.run(arguments);
@@ -165,7 +165,7 @@ impl Lockstep {
         outcome
     }
 
-    /// Runs with `--json` to the end, which must be exit code 0.
+    /// Runs it with `--json` to its end, which must be exit code 0.
     #[track_caller]
     pub fn json(&self, arguments: &[&str]) -> Value {
         let arguments: Vec<&str> =
@@ -188,7 +188,7 @@ impl Lockstep {
         self.restored(&self.json(&arguments))
     }
 
-    /// Restores into `directory`, starts a server there, and waits until it takes connections.
+    /// Restores into `directory`, starts a server there, and waits until it accepts connections.
     #[track_caller]
     pub fn restore_and_start(&self, set: &str, directory: &Path, more: &[&str]) -> Restored {
         let port = super::fixture::free_port().to_string();
@@ -220,10 +220,10 @@ impl Lockstep {
         Restored { directory, data, cluster, json: json.clone() }
     }
 
-    /// The ids of all complete sets, as `list` gives them.
+    /// The ids of all complete sets, as `list` prints them.
     #[track_caller]
     pub fn sets(&self) -> Vec<String> {
-        // Exit code 3 where one isn't whole.
+        // Exit code 3 if one isn't whole.
         let listed = json_of(&self.run(&["--json", "list"]));
         let sets = listed["sets"]
             .as_array()
@@ -233,7 +233,7 @@ impl Lockstep {
 }
 
 impl Set {
-    /// From what `backup --json` printed.
+    /// Parses the output of `backup --json`.
     #[track_caller]
     pub fn of(json: &Value) -> Set {
         let lsn = |name: &str| match &json[name] {
@@ -301,7 +301,7 @@ fn text(json: &Value, name: &str) -> String {
     json[name].as_str().unwrap_or_else(|| panic!("no string {name:?} in {json}")).to_owned()
 }
 
-/// 64-bit numbers may be given as strings, because readers in other languages lose their last digits.
+/// 64-bit numbers may be strings, because readers in other languages lose the last digits of a number.
 #[track_caller]
 fn number(json: &Value, name: &str) -> String {
     match &json[name] {
@@ -311,7 +311,7 @@ fn number(json: &Value, name: &str) -> String {
     }
 }
 
-/// The log of a server that the program started: whatever file with that ending lies in its directory.
+/// The log of a server that the program started: the file with that ending in its directory.
 fn log_of(directory: &Path) -> PathBuf {
     let files = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
     files
@@ -335,7 +335,8 @@ pub fn toml_string(path: &Path) -> String {
     quoted
 }
 
-/// The program's test hooks: a directory in which it says that a step was reached, and looks whether to wait there.
+/// The program's test hooks: a directory in which it notes each step that it reaches, and checks whether to wait
+/// there.
 #[derive(Debug)]
 pub struct Steps {
     directory: PathBuf,
@@ -356,18 +357,18 @@ impl Steps {
         self.write(&format!("{step}.delay"), &how_long.as_millis().to_string());
     }
 
-    /// Makes the program wait at `step` until [`Steps::release`]. That it was reached before is forgotten.
+    /// Makes the program wait at `step` until [`Steps::release`]. Forgets that it was reached before.
     pub fn hold(&self, step: &str) {
         let _ = fs::remove_file(self.directory.join(step));
         self.write(&format!("{step}.hold"), "");
     }
 
-    /// Lets it go on.
+    /// Lets it continue.
     pub fn release(&self, step: &str) {
         let _ = fs::remove_file(self.directory.join(format!("{step}.hold")));
     }
 
-    /// When `step` was first or, where it was passed again, last reached; `None`: not yet.
+    /// When `step` was first reached or, if it was passed again, last reached; `None` if not yet.
     pub fn reached(&self, step: &str) -> Option<SystemTime> {
         fs::metadata(self.directory.join(step)).ok()?.modified().ok()
     }
@@ -382,7 +383,7 @@ impl Steps {
         names
     }
 
-    /// Waits until the program has reached `step`; fails where it ends before.
+    /// Waits until the program has reached `step`; fails if it ends before.
     #[track_caller]
     pub fn wait_reached(&self, step: &str, program: &mut Running) {
         wait_until(

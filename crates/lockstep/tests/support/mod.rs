@@ -1,9 +1,9 @@
-//! What the tests stand on: real ZFS pools made of files, a real PostgreSQL on them, the real program.
+//! What the tests are based on: real ZFS pools in files, a real PostgreSQL on them, the real program.
 //!
 //! A test asks for a [`fixture::Fixture`] with a [`layout::Layout`], puts load on its server, runs the program
-//! through [`lockstep::Lockstep`], and has what was restored judged by [`checker`] and [`ledger`].
-//! Everything is thrown away when the fixture is dropped, also in a panic; what a killed test left behind
-//! is removed by the next one. Nothing here skips: without ZFS, without root, the tests fail.
+//! through [`lockstep::Lockstep`], and lets [`checker`] and [`ledger`] judge what was restored. Everything is removed
+//! when the fixture is dropped, also in a panic; the next test removes what a killed one left behind. Nothing is
+//! skipped here: without ZFS or root, the tests fail.
 
 #![allow(dead_code, reason = "each test file uses its own part of the harness")]
 

@@ -1,12 +1,12 @@
 //! ZFS as the harness uses it: pools of sparse files, datasets, snapshots, clones, and the patience they need.
 //!
-//! Pools are global to the machine, so their names begin with the workspace's own. The commands kept to are those
-//! that zfs-fuse knows as well: no `-p` for `list`, one snapshot a command, no `holds`.
+//! Pools are global to the machine, so their names begin with the workspace's own. Only commands that zfs-fuse knows
+//! are used: no `-p` for `list`, one snapshot per command, no `holds`.
 //!
-//! Two mounts at the same moment stop zfs-fuse 0.7.0 for good: it hands a new mount to its listener in two writes to a
-//! pipe without a lock, the listener takes one's path for the other's length, and waits for bytes that never come.
-//! So where zfs-fuse is used, everything in the tests, the program too, finds a `zfs` and a `zpool` in its PATH
-//! that take turns ([`path_with_turns`]).
+//! Two mounts at the same moment stop zfs-fuse 0.7.0 for good: it passes a new mount to its listener in two writes to
+//! a pipe, without a lock. The listener takes the path of one for the length of the other, and waits for bytes that
+//! never come. So with zfs-fuse, everything in the tests, including the program, finds a `zfs` and a `zpool` in its
+//! PATH that take turns ([`path_with_turns`]).
 
 use super::command::{command, must, run, wait_until};
 use super::workspace::base;
@@ -19,10 +19,10 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// "dataset is busy" is said for a moment after a process has left; after this long it is a failure.
+/// How long "dataset is busy" is accepted: ZFS says it for a moment after a process has left.
 const BUSY_LIMIT: Duration = Duration::from_secs(30);
 
-/// The PATH for whatever runs `zfs` and `zpool`: on zfs-fuse they come first that wait for each other.
+/// The PATH for everything that runs `zfs` and `zpool`: on zfs-fuse it begins with versions that wait for each other.
 pub fn path_with_turns() -> OsString {
     static PATH: OnceLock<OsString> = OnceLock::new();
     let plain =
@@ -45,7 +45,7 @@ pub fn path_with_turns() -> OsString {
     made.clone()
 }
 
-/// Puts a script `program` in `directory` that runs the real one, under a lock where that may mount something.
+/// Writes a script `program` to `directory` that runs the real one, with a lock if that may mount something.
 fn take_turns(program: &str, directory: &Path, path: &OsString) {
     let real =
         std::env::split_paths(path).map(|folder| folder.join(program)).find(|file| file.exists());
@@ -56,7 +56,7 @@ fn take_turns(program: &str, directory: &Path, path: &OsString) {
          exec flock --no-fork '{}' '{real}' \"$@\";;\n*) exec '{real}' \"$@\";;\nesac\n",
         lock.display()
     );
-    // Another test may be running the old one this moment.
+    // Another test may be running the old one at this moment.
     let part = directory.join(format!("{program}.{}", std::process::id()));
     fs::write(&part, script).unwrap_or_else(|error| panic!("cannot write {part:?}: {error}"));
     fs::set_permissions(&part, fs::Permissions::from_mode(0o755))
@@ -77,7 +77,7 @@ pub fn zfs(arguments: &[&str]) -> String {
     must(&mut tool("zfs", arguments))
 }
 
-/// Runs `zfs`; its standard error where it fails.
+/// Runs `zfs`; returns its standard error if it fails.
 pub fn try_zfs(arguments: &[&str]) -> Result<String, String> {
     result(tool("zfs", arguments))
 }
@@ -87,7 +87,7 @@ fn result(mut command: Command) -> Result<String, String> {
     if outcome.ok() { Ok(outcome.stdout) } else { Err(outcome.stderr) }
 }
 
-/// Runs `zfs` or `zpool` again and again while it says that something is busy.
+/// Runs `zfs` or `zpool`, again as long as it says that something is busy.
 pub fn patiently(
     program: &str,
     arguments: &[&str],
@@ -105,7 +105,7 @@ pub fn patiently(
     }
 }
 
-/// Makes sure that ZFS answers, starting zfs-fuse where it is installed and doesn't run.
+/// Makes sure that ZFS answers; starts zfs-fuse if it is installed but isn't running.
 pub fn ensure_zfs() {
     let answers = || {
         command("zpool", ["list", "-H", "-o", "name"])
@@ -137,7 +137,7 @@ pub fn pool_names() -> Vec<String> {
 pub struct Pool {
     /// The pool's name, unique on the machine.
     pub name: String,
-    /// The sparse file that it lives in.
+    /// Its sparse file.
     pub image: PathBuf,
 }
 
@@ -202,7 +202,7 @@ pub struct Clone {
     pub origin: String,
 }
 
-/// One property, in exact numbers.
+/// A property, with exact numbers.
 #[track_caller]
 pub fn property(of: &str, name: &str) -> String {
     zfs(&["get", "-Hp", "-o", "value", name, of]).trim_end_matches('\n').to_owned()
@@ -216,10 +216,10 @@ pub fn destroy(name: &str) {
     }
 }
 
-/// Takes Lockstep's hold from a snapshot and destroys it.
+/// Releases Lockstep's hold on a snapshot and destroys it.
 #[track_caller]
 pub fn release_and_destroy(snapshot: &str) {
-    // Not every snapshot is held: one of an unfinished set may not be yet.
+    // Not every snapshot is held: one of an unfinished set may not be held yet.
     let _ = try_zfs(&["release", "lockstep", snapshot]);
     destroy(snapshot);
 }

@@ -1,4 +1,4 @@
-//! The recorded send streams of `crates/sendstream/testdata`, for tests inside the program and beside it.
+//! The recorded send streams of `crates/sendstream/testdata`, for tests inside and outside of the program.
 
 use std::fs;
 use std::path::{Path, PathBuf};

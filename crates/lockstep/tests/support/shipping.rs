@@ -1,5 +1,4 @@
-//! A cluster that ships to a repository: configuration, and what is in the repository against what is in the
-//! snapshots.
+//! A cluster that ships to a repository: its configuration, and comparisons of the repository with the snapshots.
 
 use super::command::{must, run};
 use super::fixture::Fixture;
@@ -12,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// The repository's name in the configuration.
 pub const NAME: &str = "offsite";
 
-/// The program with a configuration whose cluster ships to a repository in a folder; the repository is made.
+/// The program with a configuration whose cluster ships to a repository in a folder, which is made.
 #[track_caller]
 pub fn with_repository(fixture: &Fixture) -> Lockstep {
     with_options(fixture, "")
@@ -28,8 +27,8 @@ pub fn with_options(fixture: &Fixture, options: &str) -> Lockstep {
     lockstep
 }
 
-/// The program with a configuration whose cluster ships to these repositories, named with the lines of their tables;
-/// and with more tables. Nothing is made.
+/// The program with a configuration whose cluster ships to these repositories, given as names and lines of their
+/// tables, and with more tables. Nothing is made.
 #[track_caller]
 pub fn configured(fixture: &Fixture, repositories: &[(&str, String)], more: &str) -> Lockstep {
     let mut text = fixture.configuration("auto", true);
@@ -90,7 +89,7 @@ pub fn packs(fixture: &Fixture) -> BTreeMap<PathBuf, u64> {
     all
 }
 
-/// What a snapshot holds: each path's line of `stream tree`, without its path.
+/// A snapshot's contents: the line of `stream tree` for each path, without the path.
 #[track_caller]
 pub fn tree(fixture: &Fixture, snapshot: &str) -> BTreeMap<String, String> {
     let file = fixture.root().join("tree.stream");
@@ -109,7 +108,7 @@ pub fn tree(fixture: &Fixture, snapshot: &str) -> BTreeMap<String, String> {
     tree
 }
 
-/// Whether a file's content may be left out of a repository: PostgreSQL makes it anew.
+/// Whether a file's content may be left out of a repository because PostgreSQL recreates it.
 pub fn may_be_left_out(path: &str) -> bool {
     let folders = [
         "pg_wal/",
@@ -129,13 +128,13 @@ pub fn may_be_left_out(path: &str) -> bool {
         || (name.starts_with('t') && name.contains('_'))
 }
 
-/// Fails unless each received dataset's snapshot holds what the set's snapshot does.
+/// Fails unless each received dataset's snapshot has the contents of the set's snapshot.
 #[track_caller]
 pub fn assert_received(fixture: &Fixture, set: &Set, parent: &str) {
     assert_received_as(fixture, set, parent, &|snapshot| tree(fixture, snapshot));
 }
 
-/// The same, where the set's snapshots may be gone: `theirs` knows what each held.
+/// The same if the set's snapshots may be gone: `theirs` has the contents of each.
 #[track_caller]
 pub fn assert_received_as(
     fixture: &Fixture,
@@ -189,7 +188,7 @@ pub fn discard(fixture: &Fixture, directory: &Path, parent: &str) {
     let _ = fs::remove_dir_all(directory);
 }
 
-/// The other host: the same cluster by name, its data directory elsewhere, a state folder of its own.
+/// The other host: the cluster with the same name, its data directory elsewhere, and its own state folder.
 pub fn other_host(fixture: &Fixture, name: &str, data: &Path) -> Lockstep {
     let text = fs::read_to_string(fixture.root().join("shipping.toml")).expect("the configuration");
     let state = fixture.root().join(format!("state-{name}"));

@@ -1,7 +1,7 @@
-//! A streaming standby on ZFS pools, of a primary that lies on plain folders: what is backed up is the standby.
+//! A streaming standby on ZFS pools, with a primary on plain folders: the standby is what is backed up.
 //!
-//! Both run on this host, so the tablespaces are the base backup's: one that is created later would be replayed at the
-//! primary's own path.
+//! Both are on this host, so all tablespaces must exist at the base backup: one that is created later would be
+//! replayed at the primary's own path.
 
 use super::cluster::{Cluster, Stop};
 use super::command::{as_postgres, must, wait_until};
@@ -24,7 +24,7 @@ pub struct Standby {
     pub fixture: Fixture,
     /// The primary: on plain folders, archiving into the fixture's archive.
     pub primary: Cluster,
-    /// What the standby streams from, where that isn't the primary: a standby on plain folders.
+    /// The server that the standby streams from, if it isn't the primary: a standby on plain folders.
     pub middle: Option<Cluster>,
 }
 
@@ -82,7 +82,7 @@ impl Standby {
         Standby { fixture, primary, middle }
     }
 
-    /// Waits until the standby has replayed all that the primary has written by now.
+    /// Waits until the standby has replayed everything that the primary has written by now.
     #[track_caller]
     pub fn catch_up(&self) {
         let now = self.primary.value("postgres", "SELECT pg_current_wal_flush_lsn()");
@@ -92,7 +92,7 @@ impl Standby {
         });
     }
 
-    /// Asks the standby; `None` where replay ended the session, as it does when it lags behind.
+    /// Asks the standby; `None` if replay ended the session, as it does when it lags behind.
     pub fn ask(&self, query: &str) -> Option<String> {
         let mut client = self.fixture.cluster.try_connect("postgres").ok()?;
         let messages = client.simple_query(query).ok()?;
@@ -102,7 +102,7 @@ impl Standby {
         })
     }
 
-    /// A checkpoint on the primary, and behind it a restartpoint on the standby.
+    /// Makes a checkpoint on the primary, and then a restartpoint on the standby.
     #[track_caller]
     pub fn restartpoint(&self) {
         self.primary.execute(&["CHECKPOINT"]);
@@ -145,13 +145,13 @@ impl Standby {
         Lockstep::new(&path, &self.fixture.cluster.bin)
     }
 
-    /// One more line of the standby's settings, in force after the next start.
+    /// Adds a line to the standby's settings, in effect after the next start.
     #[track_caller]
     pub fn setting(&self, name: &str, value: &str) {
         append(&self.fixture.cluster, &format!("{name} = '{value}'\n"));
     }
 
-    /// Stops the standby in order and starts it again.
+    /// Stops the standby cleanly and starts it again.
     #[track_caller]
     pub fn restart(&self) {
         self.fixture.cluster.stop(Stop::Fast);
@@ -169,7 +169,7 @@ impl Drop for Standby {
     }
 }
 
-/// A primary on plain folders, and pools that hold nothing yet.
+/// A primary on plain folders, and empty pools.
 #[derive(Debug)]
 pub struct Alone {
     /// The pools; its own cluster was never made.
@@ -190,13 +190,13 @@ impl Alone {
         Alone { fixture, primary }
     }
 
-    /// How the primary is reached.
+    /// The primary's connection string.
     pub fn conninfo(&self) -> String {
         let (host, port) = (self.primary.socket.display(), self.primary.port);
         format!("host={host} port={port} user=postgres")
     }
 
-    /// Another standby of the primary, on plain folders, with a slot of its own; started.
+    /// Starts another standby of the primary, on plain folders, with its own slot.
     #[track_caller]
     pub fn another_standby(&self) -> Cluster {
         let other = server(&self.fixture, "m");
@@ -220,7 +220,7 @@ impl Drop for Alone {
     }
 }
 
-/// Settings at the end of a server's file, where they count.
+/// Adds settings at the end of a server's file, where they take effect.
 #[track_caller]
 pub fn set(cluster: &Cluster, lines: &str) {
     append(cluster, lines);
@@ -263,7 +263,7 @@ fn start_primary(fixture: &Fixture) -> Cluster {
     primary
 }
 
-/// pg_basebackup, ready to be started as a standby with a slot of its own.
+/// Runs pg_basebackup; the result can be started as a standby with its own slot.
 #[track_caller]
 fn base_backup(
     fixture: &Fixture,
@@ -287,7 +287,7 @@ fn base_backup(
         arguments.push(format!("--waldir={}", text(&wal)));
     }
     must(&mut from.tool("pg_basebackup", arguments));
-    // Of two lines the later counts. Replay is one process, and one that syncs each of a database's files falls ever
+    // Of two lines the later counts. Replay is one process. If it syncs each of a database's files, it falls ever
     // further behind a primary that doesn't wait for zfs-fuse; a snapshot holds what was written, synced or not.
     append(to, &format!("{}fsync = off\n", fixture.settings(to)));
 }

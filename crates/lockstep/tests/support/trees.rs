@@ -1,4 +1,4 @@
-//! Trees of files compared: what a folder holds, as `stream tree` would print it.
+//! Compares trees of files: the contents of a folder, as `stream tree` would print them.
 
 use super::command::{command, must};
 use std::collections::BTreeMap;
@@ -65,7 +65,7 @@ fn line(path: &Path) -> String {
     } else if kind.is_fifo() {
         ('p', "-".to_owned(), "-".to_owned())
     } else {
-        // Those of all files are computed together.
+        // The hashes of all files are computed together.
         ('f', metadata.len().to_string(), String::new())
     };
     let mtime = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
@@ -87,7 +87,7 @@ fn sha256(bytes: &[u8]) -> String {
     hash
 }
 
-/// The hashes of the content of files, in their order.
+/// The hashes of the contents of files, in order.
 #[track_caller]
 fn hashes(paths: &[PathBuf]) -> Vec<String> {
     let mut all = Vec::new();

@@ -1,7 +1,7 @@
-//! A test's own corner of the machine: a directory, a name for its pools, and their removal.
+//! A test's own part of the machine: a directory, a name for its pools, and their removal.
 //!
-//! The name is `lt<pid>x<n>`; the directory lies where the user postgres can enter it. Its owner keeps a lock on a
-//! file inside, so that a leftover of a killed test is told from the corner of a test that runs, and removed.
+//! The name is `lt<pid>x<n>`; the directory is where the user postgres can enter it. Its owner holds a lock on a file
+//! inside, so that the leftovers of a killed test can be told from the directory of a running one, and are removed.
 
 use super::pools::{ensure_zfs, patiently, pool_names};
 use rustix::fs::{FlockOperation, flock};
@@ -66,7 +66,7 @@ impl Workspace {
 impl Drop for Workspace {
     fn drop(&mut self) {
         if let Err(error) = remove(&self.name, &self.root) {
-            // A second panic while one unwinds would abort and hide the first.
+            // A second panic during unwinding would abort and hide the first.
             if thread::panicking() {
                 eprintln!("left behind, the next test tries again: {error}");
             } else {

@@ -55,19 +55,19 @@ pub(super) struct Compact {
     live: u8,
 }
 
-/// The command that holds a lock, for others.
+/// The command that holds the lock, as others are shown it.
 const REPAIR: &str = "repo check --repair";
 
-/// What became of one repository, as text and as JSON, and whether it is well.
+/// The result for one repository, as text and as JSON, and whether it is well.
 struct Told {
     text: String,
     value: Value,
     is_well: bool,
-    /// Why it ended before it was done: what was found until then is worth knowing all the same.
+    /// Why it ended early; what was found until then is reported all the same.
     ended: Option<Error>,
 }
 
-/// Does something with each repository that is meant; one that fails doesn't stop the others.
+/// Does something with each of these repositories; if one fails, the others are still done.
 fn each(
     cx: &Context,
     name: Option<&str>,
@@ -83,7 +83,7 @@ fn each(
                     done = Done::WithProblems;
                 }
                 if !json {
-                    // What was found is worth knowing also where the reader has gone.
+                    // The findings matter even if the reader has gone.
                     told.text.lines().for_each(|line| output::say!("{line}"));
                 }
                 values.push(told.value);
@@ -118,12 +118,12 @@ fn each(
     ended.map_or(Ok(done), Err)
 }
 
-/// What would go, and can't yet.
+/// What would be removed but can't be yet.
 fn locked(count: usize) -> String {
     let what = if count == 1 {
-        "is locked in the store, and goes"
+        "is locked in the store, and is deleted"
     } else {
-        "are locked in the store, and go"
+        "are locked in the store, and are deleted"
     };
     format!("{} {what} later", counted(count as u64, "object"))
 }
@@ -132,7 +132,7 @@ fn now() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0)
 }
 
-/// The only one that writes to the cluster's part of the repository, on this host and on any.
+/// Exclusive write access to the cluster's part of the repository, on this host and all others.
 struct Alone {
     lease: Held,
     _lock: crate::lock::Lock,
@@ -145,7 +145,7 @@ impl Alone {
         Ok(Self { lease, _lock: lock })
     }
 
-    /// What was done, if the lease was held all the time; and why it failed.
+    /// Returns what was done if the lease was held all the time, otherwise why it failed.
     fn ended<T>(&self, done: Result<T>) -> Result<T> {
         match done {
             Ok(done) => self.lease.was_held().map(|()| done),
@@ -163,7 +163,7 @@ pub(super) fn list(cx: &Context, name: Option<&str>, json: bool) -> Result<Done>
         let (folder, store) = (repository.strata.path(""), repository.strata.store());
         let folder = folder.trim_end_matches('/');
         let mut add = |listed: Listed| {
-            // A listing that was tried again gives some twice.
+            // A listing that was retried returns some entries twice.
             if seen.insert(blake3::hash(listed.path.as_bytes()).as_bytes()[..8].to_vec()) {
                 size += listed.size;
             }
@@ -218,7 +218,7 @@ impl Check {
         each(cx, self.name.as_deref(), json, |name| {
             let repository = repository::open(cx, name)?;
             if self.repair {
-                // To read takes hours, and ships nothing: who can't repair is told before that.
+                // Reading takes hours and ships nothing meanwhile, so whoever can't repair learns that first.
                 drop(Alone::take(cx, &repository, REPAIR)?);
                 steps::reached("check.tried")?;
             }
@@ -230,7 +230,7 @@ impl Check {
             };
             let checked = check::run(&repository, self.read_data, &here, told)?;
             drop(line);
-            // What was found is worth knowing, however it ends.
+            // Report the findings however the repair ends.
             let (repaired, ended) = match self.repaired(cx, &repository, &checked) {
                 Ok(repaired) => (repaired, None),
                 Err(error) => (None, Some(error)),
@@ -253,7 +253,7 @@ impl Check {
         })
     }
 
-    /// Repairs what was checked, where that is asked for.
+    /// Repairs what the check found, where that was asked for.
     fn repaired(
         &self,
         cx: &Context,
@@ -272,7 +272,7 @@ impl Check {
         alone.ended(check::repair(repository, &begun, now(), &still)).map(Some)
     }
 
-    /// One line a finding, worst first; then what was looked at.
+    /// One line per finding, the worst first; then what was checked.
     fn words(&self, name: &str, checked: &Checked, repaired: Option<&Repaired>) -> String {
         let mut text = String::new();
         let mut line = |words: String| {
@@ -311,7 +311,7 @@ impl Check {
             Some(_) => format!("{} read", counted(counts.frames, "frame")),
         };
         let read = match checked.is_partial {
-            true => format!("{read}; it was ended there, and what else is wrong nobody knows"),
+            true => format!("{read}; it was ended there, and the rest was not checked"),
             false => read,
         };
         line(format!(
@@ -372,7 +372,7 @@ impl Compact {
         drop(line);
         let repacked = repacked.map_err(of_strata)?;
         steps::reached("compact.repacked")?;
-        // What was replaced begins to wait.
+        // What was replaced now begins its waiting period.
         let after = match self.dry_run {
             true => before.clone(),
             false => collected().map_err(of_strata)?,

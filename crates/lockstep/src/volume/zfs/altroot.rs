@@ -1,8 +1,8 @@
-//! Pools that were imported below a folder (`zpool import -R DIR`): ZFS puts DIR before each `mountpoint`, also before
+//! Pools that were imported below a folder (`zpool import -R DIR`): ZFS puts DIR before every `mountpoint`, including
 //! those that Lockstep sets.
 //!
-//! What could go wrong: a dataset that is mounted below DIR twice over, while its files are looked for where it was to
-//! be. So DIR is left out of what is set, and a place that isn't below it is refused.
+//! What could go wrong: DIR is applied twice, and the dataset's files are looked for where it was meant to be
+//! mounted. So DIR is left out of the value that is set, and a path that isn't below DIR is refused.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::process::{Program, quote};
 
 impl Zfs {
-    /// What `mountpoint` has to be so that the dataset is mounted at `place`.
+    /// The value of `mountpoint` that mounts the dataset at `place`.
     ///
     /// # Errors
     /// When its pool was imported below a folder that `place` isn't in, or the path isn't text that ZFS takes.
@@ -45,21 +45,21 @@ impl Zfs {
         })
     }
 
-    /// The folder that the pool was imported below. All pools are asked once: it changes with an import alone.
+    /// The folder that the pool was imported below. All pools are asked, once: it only changes with an import.
     fn altroot(&self, pool: &str) -> Result<Option<PathBuf>> {
         if self.altroots.get().is_none() {
             let out = Program::new("zpool").args(["list", "-H", "-o", "name,altroot"]).run()?;
-            // Another thread may have been faster, with the same.
+            // Another thread may have stored the same before.
             let _ = self.altroots.set(altroots(&out.stdout));
         }
         Ok(self.altroots.get().and_then(|all| all.get(pool)).map(|altroot| {
-            // Places are compared without links.
+            // Paths are compared with links resolved.
             std::fs::canonicalize(altroot).unwrap_or_else(|_| altroot.clone())
         }))
     }
 }
 
-/// `zpool list -H -o name,altroot`: `-` where there is none. "no pools available" has no column.
+/// Parses `zpool list -H -o name,altroot`: `-` means none. "no pools available" has no second column.
 fn altroots(text: &str) -> BTreeMap<String, PathBuf> {
     let columns = text.lines().filter_map(|line| line.split_once('\t'));
     let set = columns.filter(|(_, altroot)| altroot.starts_with('/'));
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn the_altroot_is_left_out_and_what_is_beside_it_is_nothing() {
-        // zfs-fuse 0.7.0 and OpenZFS alike; the last line is zfs-fuse's where there is no pool.
+        // The same with zfs-fuse 0.7.0 and OpenZFS; the last line is from zfs-fuse without a pool.
         let all = altroots("tank\t-\na b\t/mnt/a\nno pools available\n");
         assert_eq!(all, BTreeMap::from([("a b".to_owned(), PathBuf::from("/mnt/a"))]));
         let of = |place: &str| below(Path::new("/mnt/a"), Path::new(place));

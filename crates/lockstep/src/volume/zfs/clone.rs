@@ -10,17 +10,17 @@ use super::standing::AT_ONCE;
 use super::{DatasetName, Properties, SnapshotName, Zfs, parse, said};
 use crate::error::Result;
 
-/// The properties of a dataset that its copy gets too: a clone, or what is received of it from a repository.
+/// The properties that a copy of a dataset gets too: a clone, or a dataset received from a repository.
 pub const KEPT: [&str; 6] =
     ["recordsize", "compression", "atime", "logbias", "primarycache", "xattr"];
-/// The same, of which pool version 23 has none.
+/// The same, for properties that pool version 23 doesn't have.
 pub const KEPT_IF_KNOWN: [&str; 2] = ["redundant_metadata", ACLTYPE];
 
-/// Whether files have access control lists, and of which kind: without it they are there and don't count.
+/// Whether files have access control lists, and of which kind. If it is off, lists that exist have no effect.
 const ACLTYPE: &str = "acltype";
 
-/// Whether a property's value says anything that a copy has to have. Where there are no access control lists, a ZFS
-/// that doesn't know them can take the copy.
+/// Whether a copy must have this property's value. Without access control lists, a ZFS that doesn't know them can
+/// hold the copy.
 #[must_use]
 pub fn is_set(property: &str, value: &str) -> bool {
     value != "-" && !(property == ACLTYPE && ["off", "noacl"].contains(&value))
@@ -35,12 +35,12 @@ pub struct CloneSpec<'a> {
     pub dataset: &'a DatasetName,
     /// Where it is mounted.
     pub mountpoint: &'a Path,
-    /// Settings that matter to a server are copied from the origin's dataset; a clone that is only
-    /// read needs none.
+    /// Whether settings that matter to a server are copied from the origin's dataset; a clone that is only read needs
+    /// none.
     pub is_written: bool,
-    /// Lockstep takes it away again: nobody is to take snapshots of it at set times.
+    /// Lockstep will remove it: no scheduled snapshots should be taken of it.
     pub is_throwaway: bool,
-    /// User properties that say whose it is.
+    /// User properties that say who owns it.
     pub properties: &'a [(&'a str, String)],
 }
 
@@ -62,11 +62,12 @@ impl Zfs {
         };
         option("mountpoint", &mountpoint);
         if spec.is_throwaway {
-            // A snapshot that zfs-auto-snapshot and its like took of it would keep it from being destroyed.
+            // A snapshot taken by zfs-auto-snapshot or a similar tool would keep it from being destroyed.
             option("com.sun:auto-snapshot", "false");
         }
         if spec.is_written {
-            // Else it has that of the dataset above it, which may be a pool where all is readonly by default.
+            // Otherwise it inherits readonly from the dataset above it, and there are pools where that is on by
+            // default.
             option("readonly", "off");
         }
         for (name, value) in inherited.get(&source).into_iter().flatten() {
@@ -83,11 +84,11 @@ impl Zfs {
         Ok(())
     }
 
-    /// Unmounts and destroys a dataset that carries `lockstep:restore=ID` as its own property;
-    /// one that is gone is fine, one that doesn't carry it isn't what that restore made, and stays.
+    /// Unmounts and destroys a dataset that carries `lockstep:restore=ID` as its own property. It is no error if the
+    /// dataset is gone. One without the property wasn't made by that restore, and stays.
     ///
     /// # Errors
-    /// When it stays busy.
+    /// When it remains busy.
     pub fn destroy_clone(&self, dataset: &DatasetName, restore_id: &str) -> Result<()> {
         let args = ["get", "-Hp", "-o", "value,source", "lockstep:restore", dataset.as_str()];
         let out = match self.run(args) {
@@ -99,15 +100,15 @@ impl Zfs {
         {
             tracing::warn!(
                 %dataset, restore = restore_id, says = out.stdout.trim_end(),
-                "it isn't what that restore made, by its lockstep:restore: it stays"
+                "that restore didn't make this dataset, as its lockstep:restore shows: it stays"
             );
             return Ok(());
         }
         self.destroy(dataset.as_str())
     }
 
-    /// The same for several that are known to be there, the last first: they are looked at in one
-    /// command, and where that says anything else than that all are Lockstep's, one by one.
+    /// The same for several datasets that are known to exist, the last first. One command looks at all of them;
+    /// unless it shows that all are Lockstep's, they are checked one by one.
     ///
     /// # Errors
     /// As [`Self::destroy_clone`].
@@ -129,7 +130,7 @@ impl Zfs {
     }
 }
 
-/// A dataset that a restore or clone has made.
+/// A dataset that a restore or a clone has made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Made {
     /// Its name.
@@ -143,15 +144,16 @@ pub struct Made {
 }
 
 impl Made {
-    /// Whether it is thrown away one day also once its making has ended: a clone's. One that was promoted is somebody's.
+    /// Whether it will be removed some day although its making is complete, as clones are. One that was promoted is
+    /// somebody's.
     fn is_throwaway(&self) -> bool {
         self.restore.starts_with("clone-") && self.origin.is_some()
     }
 }
 
 impl Zfs {
-    /// Datasets in all imported pools that carry a restore's mark as their own, and none that it has ended; and those of
-    /// clones.
+    /// The datasets in all imported pools that carry a restore's mark as their own property, unless the restore has
+    /// ended; and clones.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -170,11 +172,11 @@ impl Zfs {
             ];
             let names = some.iter().map(|made| made.dataset.as_str());
             let marks = match self.run(args.into_iter().chain(names)) {
-                // One has gone since: whoever asks again is told of the others.
+                // One has gone since; the next call reports the others.
                 Err(error) if said::is_absent(&error) => continue,
                 out => parse::sourced(&out?.stdout)?,
             };
-            // User properties are inherited.
+            // User properties are inherited, so only local ones count.
             let is_own = |made: &Made, property: &str| {
                 let found = marks.get(&(made.dataset.to_string(), property.to_owned()));
                 found.is_some_and(|(_, source)| source == "local")
@@ -189,11 +191,11 @@ impl Zfs {
         Ok(all)
     }
 
-    /// Destroys a snapshot that came with what was received into a dataset of that restore's; one that is
-    /// gone is fine, and one of another dataset stays.
+    /// Destroys a snapshot that was received into a dataset of that restore. It is no error if it is gone; a snapshot
+    /// of another dataset stays.
     ///
     /// # Errors
-    /// When the snapshot stays.
+    /// When the snapshot can't be destroyed.
     pub fn destroy_received(
         &self,
         dataset: &DatasetName,
@@ -208,14 +210,14 @@ impl Zfs {
                     false => Ok(()),
                 }
             }
-            // [`Self::destroy_clone`] says so.
+            // [`Self::destroy_clone`] reports that.
             Some(_) => Ok(()),
         }
     }
 }
 
-/// The name of a dataset while it is received: it can carry no property before it is whole, so its
-/// name says whose it is.
+/// The name of a dataset while it is received: it can't carry a property before it is complete, so its name says who
+/// owns it.
 #[must_use]
 pub fn while_received(parent: &DatasetName, restore_id: &str, index: usize) -> DatasetName {
     parent.child(&format!("{}{index}", receiving(restore_id)))

@@ -1,8 +1,8 @@
-//! Native encryption: which datasets have it, and their keys.
+//! Native encryption: which datasets are encrypted, and their keys.
 //!
-//! What could go wrong: a ZFS that doesn't know the property `encryption` fails the whole command, so
-//! it is asked once and then not again. A key that isn't loaded lets a dataset be sent raw and
-//! received, but neither mounted nor sent in the clear.
+//! What could go wrong: a ZFS that doesn't know the property `encryption` fails the whole command, so this is found
+//! out once and remembered. While its key isn't loaded, a dataset can be sent raw and received, but neither mounted
+//! nor sent in the clear.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,7 +10,7 @@ use std::path::Path;
 use super::{DatasetName, Zfs, said};
 use crate::error::{Error, Result};
 
-/// The property that is missing where there is no encryption.
+/// The property that doesn't exist if this ZFS has no encryption.
 const ENCRYPTION: &str = "encryption";
 
 /// An encrypted dataset.
@@ -18,12 +18,12 @@ const ENCRYPTION: &str = "encryption";
 pub struct Encryption {
     /// Its key is loaded.
     pub key_loaded: bool,
-    /// The dataset whose key it is, its own or one above it.
+    /// The dataset that has the key: itself, or one above it.
     pub root: DatasetName,
 }
 
 impl Zfs {
-    /// Those of `datasets` that are encrypted.
+    /// Returns those of `datasets` that are encrypted.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -61,7 +61,7 @@ impl Zfs {
         Ok(encrypted)
     }
 
-    /// Where the key of an encryption root is: `prompt`, or a URL.
+    /// Where the key of an encryption root comes from: `prompt` or a URL.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -69,32 +69,32 @@ impl Zfs {
         self.value(root, "keylocation")
     }
 
-    /// Forgets a key that is loaded.
+    /// Unloads a key.
     ///
     /// # Errors
-    /// While something is mounted that it is needed for.
+    /// While something that needs it is mounted.
     pub fn unload_key(&self, root: &DatasetName) -> Result<()> {
         Ok(self.run_while_busy(["unload-key", root.as_str()])?)
     }
 
-    /// Loads a key from a file. It is never asked for: there may be nobody to answer.
+    /// Loads a key from a file. Nobody is prompted for it, because nobody may be there to answer.
     ///
     /// # Errors
-    /// When it isn't the key.
+    /// When it is the wrong key.
     pub fn load_key(&self, root: &DatasetName, location: &str) -> Result<()> {
         self.run(["load-key", "-L", location, root.as_str()])?;
         Ok(())
     }
 }
 
-/// Whether an encrypted dataset couldn't be mounted because the key that is loaded isn't its own. ZFS says no more than
-/// that to whoever has no right to, which is said of all else too.
+/// Whether an encrypted dataset couldn't be mounted because the loaded key isn't its own. ZFS only says "permission
+/// denied" then, which it also says to users without rights.
 #[must_use]
 pub fn is_another_key(error: &Error) -> bool {
     matches!(error, Error::Command { error, .. } if said::is_denied(error))
 }
 
-/// Whether a `keylocation` is a file of this host that is there.
+/// Whether a `keylocation` is an existing file on this host.
 #[must_use]
 pub fn is_local_key(location: &str) -> bool {
     location.strip_prefix("file://").is_some_and(|path| Path::new(path).is_file())

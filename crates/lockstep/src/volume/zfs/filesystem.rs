@@ -1,8 +1,8 @@
-//! Datasets that Lockstep makes to keep: made with the marks that say whose they are, and destroyed
-//! only while they carry them.
+//! Datasets that Lockstep makes and keeps: they are made with marks that say who owns them, and destroyed only while
+//! they carry these.
 //!
-//! What could go wrong: user properties are inherited, so a dataset below one of Lockstep's shows
-//! the same marks; only those set on the dataset itself count.
+//! What could go wrong: user properties are inherited, so a dataset below one of Lockstep's shows the same marks.
+//! Only those set on the dataset itself count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -11,10 +11,10 @@ use super::{DatasetName, Properties, SnapshotName, Zfs, parse, said};
 use crate::error::{Error, Result};
 
 impl Zfs {
-    /// Makes and mounts a filesystem whose parent is there.
+    /// Makes and mounts a filesystem whose parent exists.
     ///
     /// # Errors
-    /// When ZFS refuses: it exists, its parent doesn't, a property isn't known.
+    /// When ZFS refuses: it exists already, its parent doesn't, or a property isn't known.
     pub fn create(&self, dataset: &DatasetName, properties: &[(&str, String)]) -> Result<()> {
         let mut args = vec!["create".to_owned()];
         for (name, value) in properties {
@@ -34,7 +34,7 @@ impl Zfs {
         Ok(all.remove(dataset))
     }
 
-    /// Those of several, in one command; one that has none is missing.
+    /// The same for several datasets in one command; those without a mount point are left out.
     ///
     /// # Errors
     /// When one of them doesn't exist.
@@ -43,7 +43,7 @@ impl Zfs {
         Ok(mountpoints_in(datasets, &self.get(&names, &["mountpoint"])?))
     }
 
-    /// Where each filesystem of all pools would be mounted that ZFS mounts by itself.
+    /// The mount point of each filesystem of all pools that ZFS mounts by itself.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -70,7 +70,7 @@ impl Zfs {
         parse::number(&self.value(dataset, property)?, property)
     }
 
-    /// Whether the dataset carries `property=value` as its own; `None` where it is gone.
+    /// Whether the dataset carries `property=value` as its own; `None` if it is gone.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -87,10 +87,10 @@ impl Zfs {
         }
     }
 
-    /// Whether each of them carries the property as its own, whatever its value; none do not.
+    /// Whether each of them carries the property as its own, whatever its value; false for an empty list.
     ///
     /// # Errors
-    /// When one isn't there, or ZFS fails.
+    /// When one doesn't exist, or ZFS fails.
     pub fn all_carry(&self, datasets: &[DatasetName], property: &str) -> Result<bool> {
         if datasets.is_empty() {
             return Ok(false);
@@ -101,7 +101,7 @@ impl Zfs {
         Ok(sources.len() == datasets.len() && sources.iter().all(|source| *source == "local"))
     }
 
-    /// The datasets right below this one; none where it isn't there.
+    /// The datasets directly below this one; none if it doesn't exist.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -111,15 +111,15 @@ impl Zfs {
             Err(error) if said::is_absent(&error) => return Ok(BTreeSet::new()),
             other => other?,
         };
-        // A name that no restore would give isn't one of its datasets.
+        // A name that no restore would choose isn't one of its datasets.
         let names = out.stdout.lines().filter_map(|name| parse::dataset(name).ok());
         Ok(names.filter(|name| name != of).collect())
     }
 
-    /// Destroys a dataset that carries `property=value` as its own; one that is gone is fine.
+    /// Destroys a dataset that carries `property=value` as its own. It is no error if it is gone.
     ///
     /// # Errors
-    /// When it doesn't carry it, has snapshots or children, or stays busy.
+    /// When it doesn't carry the property, has snapshots or children, or remains busy.
     pub fn destroy_carrying(
         &self,
         dataset: &DatasetName,
@@ -130,12 +130,12 @@ impl Zfs {
             None => Ok(()),
             Some(true) => self.destroy(dataset.as_str()),
             Some(false) => Err(Error::failed(format!(
-                "\"{dataset}\" isn't what Lockstep made: it doesn't carry {property}={value}"
+                "dataset \"{dataset}\" wasn't made by Lockstep: it doesn't have {property}={value}"
             ))),
         }
     }
 
-    /// All snapshots of the dataset itself, whoever took them; none where it is gone.
+    /// All snapshots of the dataset itself, whoever took them; none if it is gone.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -150,7 +150,7 @@ impl Zfs {
         names.map(|(of, name)| Ok(parse::dataset(of)?.snapshot(name))).collect()
     }
 
-    /// The clones in the dataset's pool that stand on one of its snapshots.
+    /// The clones in the dataset's pool whose origin is one of its snapshots.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -165,7 +165,7 @@ impl Zfs {
     }
 }
 
-/// Where datasets are mounted whose `mountpoint` was asked for; one that has none is missing.
+/// The mount points in the answer to a query for `mountpoint`; datasets without one are left out.
 #[must_use]
 pub fn mountpoints_in(
     datasets: &[DatasetName],

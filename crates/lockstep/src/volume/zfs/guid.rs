@@ -1,8 +1,8 @@
 //! A snapshot's GUID.
 //!
-//! What could go wrong: it is a number of 64 bits, as a transaction group is and as an LSN is, and what is written down of
-//! it is text, for readers of JSON lose the low bits. Compared as text it is another one where somebody wrote a zero before
-//! it, and what is no GUID at all is found only when ZFS is asked for it.
+//! What could go wrong: a GUID is a 64-bit number, like a transaction group or an LSN. It is stored as text, because
+//! readers of JSON lose the low bits of a number. Compared as text, it would differ if somebody wrote a zero before
+//! it, and text that isn't a GUID would be noticed only when ZFS is asked for it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::is_number;
 
-/// Unique for ever; kept by send and receive.
+/// Unique for ever; send and receive keep it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Guid(u64);
 
 impl Guid {
-    /// That with this number.
+    /// The GUID with this number.
     #[must_use]
     pub const fn new(number: u64) -> Self {
         Self(number)

@@ -1,11 +1,11 @@
-//! What is known of this machine's ZFS, so that no backup has to find it out again: each command is
-//! a process, and a full core has none to spare.
+//! What is known about this machine's ZFS, so that no backup has to find it out again: each command is a process, and
+//! a busy core has no time to spare.
 //!
-//! It was found by trying, never by a version, and is kept in `zfs.json` under state_dir, together
-//! with what it was found on: the program's file and the kernel module. With another program or
-//! module, or a day later, it is found out anew. What could go wrong: a library below the program is
-//! replaced alone. So nothing that is known may make a set wrong: a command that is refused after
-//! all is given in the form that every ZFS takes, and a form that wasn't tried costs time alone.
+//! It was found by trying, never from a version, and is kept in `zfs.json` in state_dir, together with the program
+//! file and the kernel module for which it was found. With another program or module, or a day later, it is found out
+//! again. What could go wrong: only a library that the program uses is replaced. So nothing that is remembered may
+//! make a set wrong: a command that is refused after all is repeated in the form that every ZFS accepts, and a form
+//! that wasn't tried only costs time.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -17,16 +17,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::{files, process};
 
-/// How long it counts.
+/// How long it is valid.
 const GOOD_FOR: SignedDuration = SignedDuration::from_hours(24);
 
-/// Where Linux says which module is loaded.
+/// Where Linux tells which module is loaded.
 const MODULE: [&str; 2] = ["/sys/module/zfs/version", "/sys/module/zfs/srcversion"];
 
-/// What was found out; what is missing wasn't tried yet.
+/// What was found out; what is missing hasn't been tried yet.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 struct Known {
-    /// Several snapshots in one command, in one transaction group.
+    /// It takes several snapshots in one command, in one transaction group.
     multi_snapshot: Option<bool>,
     /// Properties that not every ZFS has.
     #[serde(default)]
@@ -39,7 +39,7 @@ struct Known {
     sets_several: Option<bool>,
 }
 
-/// What it was found on. A file that was replaced or changed has another inode, size or time.
+/// What it was found for. A file that was replaced or changed has another inode, size or time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct FoundOn {
     program: PathBuf,
@@ -51,7 +51,7 @@ struct FoundOn {
     module: Vec<String>,
 }
 
-/// The file's content.
+/// The contents of the file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Record {
     found_on: FoundOn,
@@ -60,7 +60,7 @@ struct Record {
 }
 
 impl Record {
-    /// A clock that was put back makes it no younger.
+    /// Whether it is still valid. A clock that was set back makes it no younger.
     fn counts(&self, on: &FoundOn, now: Timestamp) -> bool {
         let age = now.duration_since(self.since);
         self.found_on == *on && (SignedDuration::ZERO..GOOD_FOR).contains(&age)
@@ -68,7 +68,7 @@ impl Record {
 }
 
 impl FoundOn {
-    /// The `zfs` that this process would start; `None` where there is none.
+    /// The `zfs` that this process would start; `None` if there is none.
     fn here() -> Option<Self> {
         let program = process::find("zfs".as_ref())?;
         let file = std::fs::metadata(&program).ok()?;
@@ -85,16 +85,16 @@ impl FoundOn {
     }
 }
 
-/// What is known, and the file that outlives this process, where there is one.
+/// What is known, and the file that keeps it beyond this process, if there is one.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     file: Option<PathBuf>,
-    /// With the time of its oldest part; `None`: the file wasn't read yet.
+    /// With the time of its oldest part; `None` if the file hasn't been read yet.
     known: Mutex<Option<(Timestamp, Known)>>,
 }
 
 impl Memory {
-    /// Kept in `zfs.json` of this folder.
+    /// Keeps it in `zfs.json` in this folder.
     pub(super) fn in_folder(folder: &Path) -> Self {
         Self { file: Some(folder.join("zfs.json")), known: Mutex::default() }
     }
@@ -141,7 +141,7 @@ impl Memory {
         self.learn(|known| known.sets_several = Some(can));
     }
 
-    /// A thread that panicked has left nothing half done in there.
+    /// A thread that panicked leaves nothing half done in it, so a poisoned lock is no problem.
     fn held(&self) -> MutexGuard<'_, Option<(Timestamp, Known)>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -154,7 +154,7 @@ impl Memory {
         let now = Timestamp::now();
         let kept = || {
             let text = std::fs::read(self.file.as_ref()?).ok()?;
-            // One that is damaged or of another version is as good as none.
+            // A file that is damaged or from another version is ignored.
             let record: Record = serde_json::from_slice(&text).ok()?;
             record.counts(&FoundOn::here()?, now).then_some((record.since, record.known))
         };
@@ -171,7 +171,7 @@ impl Memory {
         }
     }
 
-    /// Who may not write there, finds out anew each time.
+    /// Writes the file. A process that may not write it finds everything out each time.
     fn write(&self, since: Timestamp, known: &Known) {
         let (Some(file), Some(found_on)) = (&self.file, FoundOn::here()) else { return };
         let record = Record { found_on, since, known: known.clone() };

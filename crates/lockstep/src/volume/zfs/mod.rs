@@ -1,9 +1,8 @@
-//! ZFS, through `zfs` run with argv and `-H` output.
+//! ZFS, by running `zfs` with an argument vector and `-H` output.
 //!
-//! What an implementation can do is found by behaviour, once, and never from a version: the same
-//! code drives OpenZFS 2.x and pool version 23 of zfs-fuse, whose `zfs list` and `zpool list`
-//! know no `-p`, which takes one snapshot a command, and which says "dataset is busy" for a moment
-//! after a process has left.
+//! What an implementation can do is found by its behaviour, once, and never from a version. The same code drives
+//! OpenZFS 2.x and pool version 23 of zfs-fuse, whose `zfs list` and `zpool list` don't know `-p`, which takes one
+//! snapshot per command, and which says "dataset is busy" for a moment after a process has left.
 
 mod altroot;
 mod clone;
@@ -60,8 +59,8 @@ impl From<DatasetName> for String {
 }
 
 impl DatasetName {
-    /// A name as ZFS printed it, or as a user wrote it. Legal characters are those of
-    /// zfs_namecheck.c: letters, digits, `-_.: ` and `/` between components.
+    /// Checks a name that ZFS printed or a user wrote. Legal characters are those of zfs_namecheck.c: letters,
+    /// digits, `-_.: ` and `/` between components.
     ///
     /// # Errors
     /// The reason, in words.
@@ -82,13 +81,13 @@ impl DatasetName {
         &self.0
     }
 
-    /// The pool: what stands before the first slash.
+    /// The pool: the name up to the first slash.
     #[must_use]
     pub fn pool(&self) -> &str {
         self.0.split('/').next().unwrap_or(&self.0)
     }
 
-    /// The dataset above; a pool's root has none.
+    /// The dataset above; `None` for a pool's root.
     #[must_use]
     pub fn parent(&self) -> Option<Self> {
         self.0.rsplit_once('/').map(|(parent, _)| Self(parent.to_owned()))
@@ -106,7 +105,7 @@ impl DatasetName {
         SnapshotName { dataset: self.clone(), name: name.to_owned() }
     }
 
-    /// The deepest dataset that is equal to or above all of `names`; `None` across pools.
+    /// The deepest dataset that is equal to or above all of `names`; `None` if they are in several pools.
     #[must_use]
     pub fn common_ancestor<'a>(names: impl IntoIterator<Item = &'a Self>) -> Option<Self> {
         let mut names = names.into_iter();
@@ -129,18 +128,18 @@ impl fmt::Display for DatasetName {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SnapshotName {
-    /// Whose snapshot.
+    /// The dataset.
     pub dataset: DatasetName,
-    /// What stands behind the `@`.
+    /// The part after the `@`.
     pub name: String,
 }
 
 impl SnapshotName {
-    /// Checks what stands behind the `@`: the characters of `zfs_namecheck.c`, and so neither a range (`%`) nor a list
-    /// (`,`) to destroy.
+    /// Checks the part after the `@`: only the characters of `zfs_namecheck.c`, so it can't be a range (`%`) or a
+    /// list (`,`) of snapshots to destroy.
     ///
     /// # Errors
-    /// That it is none, in words.
+    /// Why it isn't a name, in words.
     pub fn check(name: &str) -> Result<(), String> {
         let legal = |c: char| c.is_ascii_alphanumeric() || "-_.: ".contains(c);
         if name.is_empty() || !name.chars().all(legal) {
@@ -175,31 +174,31 @@ impl fmt::Display for SnapshotName {
 /// Properties by dataset or snapshot, then by property.
 pub type Properties = BTreeMap<String, BTreeMap<String, String>>;
 
-/// The handle to ZFS.
+/// The interface to ZFS.
 #[derive(Debug, Default)]
 pub struct Zfs {
     memory: known::Memory,
-    /// The folders that pools were imported below, by pool.
+    /// The folders below which pools were imported, by pool.
     altroots: OnceLock<BTreeMap<String, PathBuf>>,
-    /// The files of the locks under which ZFS is changed, the newest last.
+    /// The lock files under which ZFS is changed, the newest last.
     locks: Mutex<Vec<Weak<File>>>,
 }
 
 impl Zfs {
-    /// A handle that finds out by itself what this ZFS can do; nothing is run yet.
+    /// A handle that finds out what this ZFS can do; nothing is run yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The same, which keeps what it has found out in `zfs.json` of this folder.
+    /// The same, but what it finds out is kept in `zfs.json` in this folder.
     #[must_use]
     pub fn remembering_in(folder: &Path) -> Self {
         Self { memory: known::Memory::in_folder(folder), ..Self::default() }
     }
 
-    /// From here on each `zfs` has this lock too, as long as it is held here, or until a newer one is: what a killed
-    /// command has begun ends before the next one undoes it.
+    /// From now on every `zfs` process inherits this lock, as long as it is held here or until a newer one is. So
+    /// what a killed command has begun ends before the next command undoes it.
     pub fn work_under(&self, lock: &Lock) {
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
         locks.retain(|lock| lock.strong_count() > 0);
@@ -219,10 +218,9 @@ impl Zfs {
         Program::new("zfs").args(args).holding(self.held()).run()
     }
 
-    /// Whether this ZFS takes several snapshots in one command, of one pool in one transaction
-    /// group. The probe names two datasets that don't exist in `pool`: an implementation that takes
-    /// several says that they don't exist, one that doesn't says that there are too many arguments.
-    /// Either way nothing is made.
+    /// Whether this ZFS takes several snapshots of one pool with one command, in one transaction group. The probe
+    /// names two datasets in `pool` that don't exist. An implementation that can do it says that they don't exist,
+    /// and one that can't says that there are too many arguments. Either way, nothing is made.
     ///
     /// # Errors
     /// When `zfs` can't be started.
@@ -235,14 +233,14 @@ impl Zfs {
         let can = match probe {
             Err(error) if !error.is_answer() => return Err(error.into()),
             Err(error) => !said::wants_one(&error),
-            // Nothing can have been made of datasets that don't exist; be careful all the same.
+            // Snapshots of datasets that don't exist can't have been made; be careful all the same.
             Ok(_) => false,
         };
         self.memory.learn_multi_snapshot(can);
         Ok(can)
     }
 
-    /// Properties of several datasets or snapshots in one call, numbers in full.
+    /// Properties of several datasets or snapshots in one call, with exact numbers.
     ///
     /// # Errors
     /// When one of them doesn't exist.
@@ -257,7 +255,7 @@ impl Zfs {
         parse::properties(&self.run(args)?.stdout)
     }
 
-    /// The same, with those of `optional` that this ZFS knows (pool version 23 has no `sync`).
+    /// The same, plus those of `optional` that this ZFS knows (pool version 23 has no `sync`).
     ///
     /// # Errors
     /// As [`Self::get`].
@@ -279,7 +277,7 @@ impl Zfs {
                 return other;
             }
         }
-        // Which of them it is.
+        // Find out which of them isn't known.
         let mut known = Vec::new();
         for name in asked.iter().copied() {
             let knows = match asked.len() {
@@ -309,10 +307,10 @@ impl Zfs {
         out.stdout.lines().map(parse::dataset).collect()
     }
 
-    /// Whether the dataset is there.
+    /// Whether the dataset exists.
     ///
     /// # Errors
-    /// When ZFS fails for another reason than its absence.
+    /// When ZFS fails for another reason.
     pub fn exists(&self, name: &str) -> Result<bool> {
         match self.run(["list", "-H", "-o", "name", name]) {
             Ok(_) => Ok(true),
@@ -321,7 +319,7 @@ impl Zfs {
         }
     }
 
-    /// Those of these pools that aren't imported.
+    /// Returns those of these pools that aren't imported.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -347,7 +345,7 @@ impl Zfs {
     /// Sets one property on several datasets or snapshots.
     ///
     /// # Errors
-    /// When one of them doesn't take it.
+    /// When ZFS refuses it for one of them.
     pub fn set<T: fmt::Display>(&self, property: &str, value: &str, on: &[T]) -> Result<()> {
         if on.is_empty() {
             return Ok(());
@@ -358,15 +356,15 @@ impl Zfs {
         Ok(())
     }
 
-    /// Sets a property for which this ZFS may have to unmount the dataset, which was mounted just now.
+    /// Sets a property on a dataset that was mounted just now and that this ZFS may have to unmount for it.
     ///
     /// # Errors
-    /// When it stays busy, or doesn't take it.
+    /// When it remains busy, or ZFS refuses.
     pub fn set_while_busy(&self, property: &str, value: &str, on: &DatasetName) -> Result<()> {
         Ok(self.run_while_busy(["set", &format!("{property}={value}"), on.as_str()])?)
     }
 
-    /// Takes a property of its own from a dataset.
+    /// Removes a dataset's own value of a property.
     ///
     /// # Errors
     /// When ZFS doesn't allow that.
@@ -375,10 +373,10 @@ impl Zfs {
         Ok(())
     }
 
-    /// Sets several properties on one dataset, in one command where this ZFS takes them so.
+    /// Sets several properties on one dataset, with one command if this ZFS can do that.
     ///
     /// # Errors
-    /// When it doesn't take one of them.
+    /// When ZFS refuses one of them.
     pub fn set_all(&self, properties: &[(&str, String)], on: &DatasetName) -> Result<()> {
         if properties.len() > 1 && self.memory.sets_several() != Some(false) {
             let words = properties.iter().map(|(name, value)| format!("{name}={value}"));
@@ -387,7 +385,7 @@ impl Zfs {
                 self.memory.learn_sets_several(true);
                 return Ok(());
             }
-            // zfs-fuse takes the second for a dataset. Whether it was that, the next loop says.
+            // zfs-fuse takes the second property for a dataset. Whether that was the reason, the next loop shows.
             self.set_one_by_one(properties, on)?;
             self.memory.learn_sets_several(false);
             return Ok(());

@@ -1,4 +1,4 @@
-//! What `zfs -H` prints, taken apart. What isn't understood stays in the error, verbatim.
+//! Parses the output of `zfs -H`. Errors quote verbatim what isn't understood.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::{DatasetName, Made, Properties, Tagged};
 use crate::error::{Error, Result};
 
-/// `zfs get -Hp -o name,property,value`: three columns between tabs. `-` stands for "not set".
+/// Parses `zfs get -Hp -o name,property,value`: three columns between tabs. `-` means "not set".
 pub(super) fn properties(text: &str) -> Result<Properties> {
     let mut all = Properties::new();
     for line in text.lines() {
@@ -21,8 +21,8 @@ pub(super) fn properties(text: &str) -> Result<Properties> {
     Ok(all)
 }
 
-/// `zfs get -H -o name,property,value,source`: the value and where it comes from, by name and property. `local` is
-/// what was set there, `received` what came with a stream.
+/// Parses `zfs get -H -o name,property,value,source`: the value and its source, by name and property. `local` means
+/// that it was set there, `received` that it came with a stream.
 pub(super) fn sourced(text: &str) -> Result<BTreeMap<(String, String), (String, String)>> {
     let mut all = BTreeMap::new();
     for line in text.lines() {
@@ -35,10 +35,10 @@ pub(super) fn sourced(text: &str) -> Result<BTreeMap<(String, String), (String, 
     Ok(all)
 }
 
-/// What [`tagged`] reads.
+/// The columns for [`tagged`].
 pub(super) const TAGGED_COLUMNS: &str = "name,lockstep:owner,lockstep:set,lockstep:state";
 
-/// `zfs list -H -o` [`TAGGED_COLUMNS`]: the snapshots that Lockstep took.
+/// Parses `zfs list -H -o` [`TAGGED_COLUMNS`]: the snapshots that Lockstep took.
 pub(super) fn tagged(text: &str) -> Result<Vec<Tagged>> {
     let mut tagged = Vec::new();
     for line in text.lines() {
@@ -60,10 +60,10 @@ pub(super) fn tagged(text: &str) -> Result<Vec<Tagged>> {
     Ok(tagged)
 }
 
-/// What [`made`] reads.
+/// The columns for [`made`].
 pub(super) const MADE_COLUMNS: &str = "name,origin,lockstep:restore,lockstep:owner";
 
-/// `zfs list -H -o` [`MADE_COLUMNS`]: those that show a restore's mark, their own or inherited.
+/// Parses `zfs list -H -o` [`MADE_COLUMNS`]: the datasets that show a restore's mark, their own or inherited.
 pub(super) fn made(text: &str) -> Result<Vec<Made>> {
     let mut all = Vec::new();
     for line in text.lines() {
@@ -83,7 +83,7 @@ pub(super) fn made(text: &str) -> Result<Vec<Made>> {
     Ok(all)
 }
 
-/// `zfs list -H -o name,origin`: those that are clones, and the snapshot each stands on.
+/// Parses `zfs list -H -o name,origin`: the clones, each with its origin.
 pub(super) fn clones(text: &str) -> Result<Vec<(&str, &str)>> {
     let columns =
         |line| str::split_once(line, '\t').ok_or_else(|| not_understood("zfs list", line));
@@ -91,13 +91,13 @@ pub(super) fn clones(text: &str) -> Result<Vec<(&str, &str)>> {
     Ok(all.into_iter().filter(|(_, origin)| *origin != "-").collect())
 }
 
-/// `zfs list -H -o name,mountpoint,canmount`: those that ZFS mounts by itself, and where. A name that can't be Lockstep's
-/// to work with is nobody's part.
+/// Parses `zfs list -H -o name,mountpoint,canmount`: the datasets that ZFS mounts by itself, and where. A dataset
+/// whose name Lockstep can't use isn't part of any cluster.
 pub(super) fn places(text: &str) -> Result<Vec<(DatasetName, PathBuf)>> {
     const CANMOUNT: [&str; 4] = ["on", "off", "noauto", "-"];
     let mut all = Vec::new();
     let mut rest = text;
-    // A mount point may have line ends and tabs in it; a name has none.
+    // A mount point may contain line ends and tabs; a name contains none.
     while !rest.is_empty() {
         let ends = rest.match_indices('\n').map(|(at, _)| at).chain([rest.len()]);
         let mut whole = ends.filter_map(|end| {
@@ -119,17 +119,17 @@ pub(super) fn places(text: &str) -> Result<Vec<(DatasetName, PathBuf)>> {
     Ok(all)
 }
 
-/// `zfs list -H -o name`: the dataset and the name of each snapshot.
+/// Parses `zfs list -H -o name`: the dataset and the name of each snapshot.
 pub(super) fn snapshots(text: &str) -> impl Iterator<Item = (&str, &str)> {
     text.lines().filter_map(|line| line.split_once('@'))
 }
 
-/// `zpool get -H feature@NAME`: whether the pool has the feature.
+/// Parses `zpool get -H feature@NAME`: whether the pool has the feature.
 pub(super) fn has_feature(text: &str) -> bool {
     text.split('\t').any(|word| ["enabled", "active"].contains(&word))
 }
 
-/// The letters that `zfs send` takes, of what it or `zfs` prints when it is given nothing.
+/// The option letters of `zfs send`, from the usage that it or `zfs` prints without arguments.
 pub(super) fn send_flags(usage: &str) -> Option<&str> {
     let line = usage.lines().find(|line| line.contains("send [-"))?;
     line.split("[-").nth(1)?.split(']').next()
@@ -140,7 +140,7 @@ pub(super) fn dataset(text: &str) -> Result<DatasetName> {
     DatasetName::new(text).map_err(Error::failed)
 }
 
-/// A number as printed with `-p`.
+/// Parses a number printed with `-p`.
 pub(super) fn number(text: &str, what: &str) -> Result<u64> {
     text.parse().map_err(|_| Error::failed(format!("\"zfs get\" says {text:?} for {what}")))
 }
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn what_was_received_is_told_from_what_was_set() {
-        // zfs-fuse 0.7.0 and OpenZFS alike.
+        // The same with zfs-fuse 0.7.0 and OpenZFS.
         let text = "t/d@s\tlockstep:owner\tme\tlocal\nu/c d@s\tlockstep:owner\tme\treceived\n";
         let all = sourced(text).unwrap();
         let of = |name: &str| all[&(name.to_owned(), "lockstep:owner".to_owned())].1.clone();
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn places_are_those_that_zfs_mounts() {
-        // zfs-fuse 0.7.0 and OpenZFS alike.
+        // The same with zfs-fuse 0.7.0 and OpenZFS.
         let text = "t\tnone\ton\nt/a b\t/srv/a b\ton\nt/c\t/srv/c\tnoauto\nt/l\tlegacy\ton\n";
         let all = places(text).unwrap();
         assert_eq!(all, [(DatasetName::new("t/a b").unwrap(), PathBuf::from("/srv/a b"))]);

@@ -1,14 +1,13 @@
-//! What ZFS says when it says no: all that is recognized of its words, in one place.
+//! What ZFS prints when it refuses: everything that is recognized in its messages, in one place.
 //!
-//! Its exit status tells no reason from another, so its words have to. Those of several
-//! implementations are recognized side by side; what isn't recognized is an error and is shown as it
-//! came. `testdata/zfs-output/` holds what they print, and the tests beside this file go through all
-//! of it.
+//! Its exit status doesn't distinguish reasons, so its messages must. Those of several implementations are recognized
+//! side by side. A message that isn't recognized is an error and is shown as it is. `testdata/zfs-output/` has what
+//! they print, and the tests next to this file go through all of it.
 
 use crate::process::CommandError;
 
-/// The dataset, snapshot, bookmark or pool isn't there. Worded alike in zfs-fuse ("dataset does not
-/// exist") and OpenZFS (also "could not find any snapshots to destroy").
+/// The dataset, snapshot, bookmark or pool doesn't exist. zfs-fuse and OpenZFS both say "dataset does not exist";
+/// OpenZFS also says "could not find any snapshots to destroy".
 pub(super) fn is_absent(error: &CommandError) -> bool {
     let text = error.stderr();
     text.contains("does not exist")
@@ -16,43 +15,43 @@ pub(super) fn is_absent(error: &CommandError) -> bool {
         || text.contains("no such pool")
 }
 
-/// Something of that name is there already.
+/// Something with that name exists already.
 pub(super) fn is_taken(error: &CommandError) -> bool {
     error.stderr().contains("exists")
 }
 
-/// It takes one snapshot a command and was given several; it has made none then.
+/// It takes one snapshot per command but was given several; then it has made none.
 pub(super) fn wants_one(error: &CommandError) -> bool {
     error.stderr().contains("too many arguments")
 }
 
-/// It is in use, or held: zfs-fuse and OpenZFS say "dataset is busy", both also pass on what umount
-/// says ("target is busy").
+/// It is in use, or held: zfs-fuse and OpenZFS say "dataset is busy", and both pass on umount's message ("target is
+/// busy").
 pub(super) fn is_busy(error: &CommandError) -> bool {
     error.stderr().contains("busy")
 }
 
-/// It may not: as root of a mount alone, and then the key that is loaded isn't the dataset's.
+/// It isn't permitted. For root only a mount is ever refused like that, because the loaded key isn't the dataset's.
 pub(super) fn is_denied(error: &CommandError) -> bool {
     error.stderr().contains("ermission denied")
 }
 
-/// One of the snapshots carries the hold already. OpenZFS holds none of them then.
+/// One of the snapshots has the hold already. OpenZFS then holds none of them.
 pub(super) fn is_held_already(error: &CommandError) -> bool {
     error.stderr().contains("tag already exists")
 }
 
-/// A property that was asked for isn't one that it knows.
+/// It doesn't know one of the properties.
 pub(super) fn knows_no_property(error: &CommandError) -> bool {
     error.stderr().contains("invalid property")
 }
 
-/// A kind of dataset that was asked for isn't one that it knows.
+/// It doesn't know one of the kinds of datasets.
 pub(super) fn knows_no_type(error: &CommandError) -> bool {
     error.stderr().contains("invalid type")
 }
 
-/// The command isn't one that it knows.
+/// It doesn't know the command.
 pub(super) fn knows_no_command(error: &CommandError) -> bool {
     error.stderr().contains("unrecognized command")
 }

@@ -1,4 +1,4 @@
-//! All that was captured of ZFS's words, through what recognizes them and what takes them apart.
+//! Checks the code that recognizes and parses ZFS's output against everything that was captured.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
@@ -30,7 +30,7 @@ fn names_in(folder: PathBuf) -> BTreeSet<String> {
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-/// Those of all commands that wrote on stderr which `says` recognizes.
+/// The captured commands whose stderr `says` recognizes.
 fn recognized(version: &str, says: fn(&CommandError) -> bool) -> Vec<String> {
     let files = names_in(folder(version)).into_iter();
     let commands = files.filter_map(|name| Some(name.strip_suffix(".stderr.txt")?.to_owned()));
@@ -104,7 +104,7 @@ fn zfs_fuse_is_understood() {
         "probe-two-missing-datasets probe-two-missing-pools snapshot-one-exists
          snapshot-one-missing snapshot-two-datasets snapshot-two-pools",
     );
-    // No capture asks it for bookmarks and for nothing else that it doesn't know; this is what it says.
+    // No capture asks only for bookmarks; this is what zfs-fuse says.
     says(knows_no_type, "");
     let (command, status) = (String::new(), ExitStatus::from_raw(512));
     let stderr = "invalid type 'bookmark'\nusage:\n".to_owned();
@@ -122,12 +122,12 @@ fn properties_are_taken_apart() {
         for dataset in all.keys() {
             parse::dataset(dataset).unwrap();
         }
-        // Printed by a command that asked for a fourth column.
+        // From a command that asked for a fourth column.
         let own = parse::properties(&stdout(version, "snapshot-get-user-properties")).unwrap();
         let own = &own["vmcapa/data@tagged"];
         assert_eq!(own["lockstep:label"], "two words\tlocal");
         assert_eq!(own["lockstep:absent"], "-\t-");
-        // A value of several lines can't be told from several values: Lockstep writes none.
+        // A value of several lines can't be told from several values, so Lockstep writes none.
         let strange = parse::properties(&stdout(version, "snapshot-get-all")).unwrap();
         assert_eq!(strange["vmcapa/data@tagged"]["lockstep:lines"], "one");
         assert_eq!(strange["two"]["three"], "local");
@@ -153,7 +153,7 @@ fn snapshots_are_told_from_datasets() {
 #[test]
 fn only_lockstep_s_own_snapshots_are_tagged() {
     for version in [OPENZFS, ZFS_FUSE] {
-        // The captures carry the properties, on snapshots that don't have the set's name.
+        // The captures have the properties, on snapshots without the set's name.
         let listed = stdout(version, "snapshot-list-user-property");
         let widened = |line: &str| line.replacen('\t', "\towner\t", 1);
         let lines: Vec<_> = listed.lines().map(widened).collect();

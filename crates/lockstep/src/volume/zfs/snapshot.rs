@@ -1,8 +1,8 @@
-//! Snapshots: taken, looked at, tagged, held, destroyed.
+//! Takes, inspects, tags, holds and destroys snapshots.
 //!
-//! Only snapshots that carry Lockstep's own name are ever destroyed. What could go wrong: a
-//! recursive snapshot leaves strays on datasets that were not asked for; they are destroyed at
-//! once, by name. The backup's journal names the parent, in case nobody comes to that.
+//! Only snapshots with Lockstep's own name are ever destroyed. What could go wrong: a recursive snapshot also makes
+//! snapshots of datasets that weren't asked for. These strays are destroyed at once, by name, and the backup's
+//! journal names the parent in case that is interrupted.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -13,22 +13,22 @@ use crate::error::{Error, Result};
 use crate::process::CommandError;
 use crate::steps;
 
-/// How long "dataset is busy" is retried (zfs-fuse says it for a second or two after a process
-/// has left a clone).
+/// How long a command is retried while ZFS says "dataset is busy" (zfs-fuse says it for a second or two after a
+/// process has left a clone).
 pub(super) const BUSY_LIMIT: Duration = Duration::from_secs(20);
 
-/// What ZFS says of a snapshot.
+/// What ZFS says about a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SnapshotFacts {
-    /// What tells it from every other.
+    /// What distinguishes it from every other snapshot.
     pub guid: Guid,
-    /// The transaction group that made it; equal numbers in one pool are one moment.
+    /// The transaction group that made it; equal numbers in one pool mean the same moment.
     pub createtxg: u64,
     /// Seconds since 1970.
     pub creation: i64,
 }
 
-/// A snapshot that carries Lockstep's user properties.
+/// A snapshot with Lockstep's user properties.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tagged {
     /// Its name.
@@ -41,26 +41,27 @@ pub struct Tagged {
     pub state: String,
 }
 
-/// A snapshot that carries the marks of a set.
+/// A snapshot with the marks of a set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Marked {
     /// Its name.
     pub snapshot: SnapshotName,
-    /// What ZFS says of it.
+    /// What ZFS says about it.
     pub facts: SnapshotFacts,
-    /// The marks were set on this very snapshot: they came with no stream, and aren't its dataset's.
+    /// The marks were set on this very snapshot: they didn't come with a stream and aren't inherited from its
+    /// dataset.
     pub is_local: bool,
 }
 
 impl Zfs {
-    /// Takes one snapshot of each, in as few commands as this ZFS allows.
+    /// Takes all these snapshots, with as few commands as this ZFS allows.
     ///
-    /// With `one_moment` all are of one transaction group: one command, or where ZFS takes one
-    /// snapshot a command, `-r` on the common parent with the strays destroyed again (dsl_dataset.c
-    /// makes a recursive snapshot in one sync task). Otherwise the order of `snapshots` is kept.
+    /// With `one_moment`, all are in one transaction group. That takes one command or, if ZFS takes one snapshot per
+    /// command, `-r` on the common parent, after which the strays are destroyed (dsl_dataset.c makes a recursive
+    /// snapshot in one sync task). Otherwise the order of `snapshots` is kept.
     ///
     /// # Errors
-    /// When one can't be made; those made before it stay and are the caller's to destroy.
+    /// When one can't be made; the caller must destroy those made before it.
     pub fn snapshot(
         &self,
         snapshots: &[SnapshotName],
@@ -76,7 +77,7 @@ impl Zfs {
             let names = snapshots.iter().map(SnapshotName::to_string);
             match self.run(["snapshot".to_owned()].into_iter().chain(options.clone()).chain(names))
             {
-                // Another ZFS than the one that was asked once.
+                // This isn't the ZFS that was probed.
                 Err(error) if said::wants_one(&error) => self.memory.learn_multi_snapshot(false),
                 other => return other.map(|_| ()).map_err(Into::into),
             }
@@ -113,7 +114,7 @@ impl Zfs {
         Ok(())
     }
 
-    /// The snapshots whose name is `wanted` on the datasets at and below `top`; none where it is gone.
+    /// The snapshots named `wanted` on the datasets at and below `top`; none if it is gone.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -131,7 +132,7 @@ impl Zfs {
         named.map(|(dataset, name)| Ok(parse::dataset(dataset)?.snapshot(name))).collect()
     }
 
-    /// GUID, transaction group and time of each, in the order asked.
+    /// GUID, transaction group and time of each, in the given order.
     ///
     /// # Errors
     /// When one is missing.
@@ -160,7 +161,7 @@ impl Zfs {
             .collect()
     }
 
-    /// The same, with `None` for one that is missing.
+    /// The same, but `None` for one that doesn't exist.
     ///
     /// # Errors
     /// When ZFS fails for another reason.
@@ -172,7 +173,7 @@ impl Zfs {
         }
     }
 
-    /// The snapshots of `dataset` that Lockstep tagged; none where the dataset is gone.
+    /// The snapshots of `dataset` that Lockstep tagged; none if the dataset is gone.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -187,7 +188,7 @@ impl Zfs {
         parse::tagged(&out.stdout)
     }
 
-    /// The snapshots in all imported pools that carry the marks of this set, and of this owner.
+    /// The snapshots in all imported pools that have the marks of this set and this owner.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -204,7 +205,7 @@ impl Zfs {
             args.push("lockstep:set,lockstep:owner".to_owned());
             args.extend(some.iter().map(SnapshotName::to_string));
             let marks = parse::sourced(&self.run(args)?.stdout)?;
-            // Whether it was set here; nothing where it is another value.
+            // Whether it was set here; `None` if it has another value.
             let of = |one: &SnapshotName, property: &str, expected: &str| {
                 let (value, source) = marks.get(&(one.to_string(), property.to_owned()))?;
                 (value == expected).then(|| source == "local")
@@ -228,7 +229,7 @@ impl Zfs {
         Ok(all)
     }
 
-    /// Holds each, so that no `zfs destroy` takes it; holding twice is fine.
+    /// Holds each snapshot, so that no `zfs destroy` removes it; it is no error if it is held already.
     ///
     /// # Errors
     /// When one can't be held.
@@ -237,7 +238,7 @@ impl Zfs {
             return Ok(());
         }
         match self.hold_at_once(snapshots) {
-            // OpenZFS holds all or none: that one was held says nothing of the others.
+            // OpenZFS holds all or none: if one was held already, that says nothing about the others.
             Err(error) if said::is_held_already(&error) => snapshots.iter().try_for_each(|one| {
                 match self.hold_at_once(std::slice::from_ref(one)) {
                     Err(error) if said::is_held_already(&error) => Ok(()),
@@ -253,33 +254,34 @@ impl Zfs {
         self.run(["hold", HOLD_TAG].into_iter().map(str::to_owned).chain(names)).map(|_| ())
     }
 
-    /// Releases Lockstep's hold and destroys the snapshot; one that is gone is fine.
+    /// Releases Lockstep's hold and destroys the snapshot. It is no error if it is gone.
     ///
     /// # Errors
-    /// When it stays, for example because a clone stands on it.
+    /// When it can't be destroyed, for example because it has a clone.
     pub fn destroy_snapshot(&self, snapshot: &SnapshotName) -> Result<()> {
         let name = snapshot.to_string();
         match self.run(["release", HOLD_TAG, &name]) {
             Ok(_) => {}
             Err(error) if said::is_absent(&error) => return Ok(()),
-            // Not held: nothing to release. A destroy that is stopped by a hold says so itself.
+            // Not held, so nothing to release. If another hold stops the destroy, that error says so.
             Err(error) => tracing::debug!(%name, stderr = error.stderr(), "no hold released"),
         }
         self.destroy(&name)
     }
 
-    /// Destroys a snapshot that nobody holds, Lockstep neither; one that is gone is fine.
+    /// Destroys a snapshot that nobody holds, including Lockstep. It is no error if it is gone.
     ///
     /// # Errors
-    /// When it stays, for example because somebody holds it.
+    /// When it can't be destroyed, for example because somebody holds it.
     pub fn destroy_unheld(&self, snapshot: &SnapshotName) -> Result<()> {
         self.destroy(&snapshot.to_string())
     }
 
-    /// Those that carry a property as their own: it was set here, is not their dataset's, and came with no stream.
+    /// Returns those that have a property as their own: it was set here, isn't inherited from their dataset, and
+    /// didn't come with a stream.
     ///
     /// # Errors
-    /// When one isn't there, or ZFS fails.
+    /// When one doesn't exist, or ZFS fails.
     pub fn carrying(
         &self,
         snapshots: &[SnapshotName],
@@ -300,7 +302,7 @@ impl Zfs {
         Ok(carrying)
     }
 
-    /// `zfs destroy NAME`, retried while it is busy; one that is gone is fine.
+    /// `zfs destroy NAME`, retried while it is busy. It is no error if it is gone.
     pub(super) fn destroy(&self, name: &str) -> Result<()> {
         match self.run_while_busy(["destroy", name]) {
             Err(error) if said::is_absent(&error) => Ok(()),
@@ -308,13 +310,13 @@ impl Zfs {
         }
     }
 
-    /// Runs it again as long as ZFS says that the dataset is busy.
+    /// Repeats a command as long as ZFS says that the dataset is busy.
     pub(super) fn run_while_busy<const N: usize>(
         &self,
         args: [&str; N],
     ) -> Result<(), CommandError> {
         let deadline = Instant::now() + BUSY_LIMIT;
-        // Mostly it is a moment.
+        // Usually a moment is enough.
         let mut pause = Duration::from_millis(5);
         loop {
             match self.run(args) {

@@ -1,11 +1,11 @@
-//! What a snapshot is, and what stands on it: asked before one is destroyed.
+//! What a snapshot is and what depends on it; this is checked before one is destroyed.
 //!
-//! What could go wrong: a snapshot that was renamed into another's place, or one that somebody else
-//! holds or has made a clone of. So identity is the GUID, holds are counted (`zfs holds` itself
-//! doesn't work in zfs-fuse), and clones are looked for in all of the pool.
+//! What could go wrong: another snapshot was renamed into its place, or somebody else holds it or has made a clone of
+//! it. So identity is the GUID, holds are counted (`zfs holds` itself doesn't work in zfs-fuse), and clones are
+//! searched for in the whole pool.
 //!
-//! Bookmarks are here too: they keep an increment's starting point when the snapshot goes. Pool
-//! version 23 has none.
+//! Bookmarks are here too: they keep an increment's starting point when the snapshot is destroyed. Pool version 23
+//! has none.
 
 use std::collections::BTreeMap;
 
@@ -13,26 +13,26 @@ use super::{DatasetName, Guid, SnapshotName, Zfs, parse, said};
 use crate::error::{Error, Result};
 use crate::process::Program;
 
-/// So many names are given to one command: a command line has its limits.
+/// How many names one command gets: the length of a command line is limited.
 pub(super) const AT_ONCE: usize = 200;
 
-/// A snapshot that is there.
+/// An existing snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
-    /// What tells it from every other.
+    /// What distinguishes it from every other snapshot.
     pub guid: Guid,
     /// Bytes that only it has.
     pub used: u64,
-    /// How many hold it, Lockstep included.
+    /// The number of holds, including Lockstep's.
     pub holds: u64,
     /// `lockstep:owner`.
     pub owner: String,
-    /// What was cloned from it.
+    /// Its clones.
     pub clones: Vec<DatasetName>,
 }
 
 impl Zfs {
-    /// Looks at those of `snapshots` that are there.
+    /// Looks at those of `snapshots` that exist.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -69,7 +69,7 @@ impl Zfs {
         Ok(all)
     }
 
-    /// All clones in the pools of `snapshots`, by the snapshot that they stand on.
+    /// All clones in the pools of `snapshots`, by their origin.
     fn clones_by_origin(
         &self,
         snapshots: &[SnapshotName],
@@ -87,7 +87,7 @@ impl Zfs {
         Ok(clones)
     }
 
-    /// Gives up Lockstep's hold; where there is none, or no snapshot, that is fine.
+    /// Releases Lockstep's hold; it is no error if there is no hold, or no snapshot.
     ///
     /// # Errors
     /// When `zfs` can't be started.
@@ -98,9 +98,9 @@ impl Zfs {
         }
     }
 
-    /// Whether bookmarks can be made in the pool. The probe names what doesn't exist there: a ZFS that
-    /// knows bookmarks says that, another that it doesn't know the command. Then the pool has to
-    /// have the feature.
+    /// Whether bookmarks can be made in the pool. The probe names something that doesn't exist there. A ZFS that
+    /// knows bookmarks says so; another says that it doesn't know the command. The pool must then have the feature as
+    /// well.
     ///
     /// # Errors
     /// When `zfs` can't be started.
@@ -118,7 +118,8 @@ impl Zfs {
         }
     }
 
-    /// Makes the bookmark `dataset#name` of the snapshot `dataset@name`; one of the same snapshot is fine.
+    /// Makes the bookmark `dataset#name` of the snapshot `dataset@name`; it is no error if it exists for the same
+    /// snapshot.
     ///
     /// # Errors
     /// When the pool doesn't allow it, or another bookmark has the name.
@@ -134,7 +135,7 @@ impl Zfs {
         }
     }
 
-    /// Destroys the bookmark of what was the snapshot, if it is that snapshot's.
+    /// Destroys the bookmark with the snapshot's name, if it was made from that snapshot.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -145,7 +146,7 @@ impl Zfs {
         }
     }
 
-    /// Whether the snapshot's bookmark is there, whether or not the snapshot is.
+    /// Whether the snapshot's bookmark exists, whether or not the snapshot still does.
     ///
     /// # Errors
     /// When ZFS fails.

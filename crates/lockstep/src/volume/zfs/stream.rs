@@ -1,8 +1,8 @@
 //! `zfs send` and `zfs receive`, and what a send can start from.
 //!
-//! The stream is sent as it is in memory: what is compressed or embedded on disk would have to be
-//! taken apart again. Large blocks (`-L`) are kept, where this ZFS knows them: without it a file of
-//! large blocks changes its block size with every other stream. A raw stream (`-w`) is all as on disk.
+//! The stream is sent uncompressed: what is compressed or embedded on disk would have to be decoded again. Large
+//! blocks (`-L`) are kept if this ZFS knows them: without `-L`, the block size of a file with large blocks changes
+//! from stream to stream. A raw stream (`-w`) has everything as on disk.
 
 use std::process::{ChildStdin, ChildStdout};
 
@@ -12,7 +12,7 @@ use crate::config::IoClass;
 use crate::error::{Error, Result};
 use crate::process::{Piped, Program};
 
-/// The property that says where a receive can be gone on with.
+/// The property that shows that a receive can be resumed.
 const RESUME_TOKEN: &str = "receive_resume_token";
 
 /// What an incremental send can start from.
@@ -26,18 +26,18 @@ pub struct Base {
     pub createtxg: u64,
 }
 
-/// A send.
+/// A `zfs send`.
 #[derive(Debug, Clone)]
 pub struct SendSpec<'a> {
-    /// What is sent.
+    /// What to send.
     pub snapshot: &'a SnapshotName,
-    /// What it is an increment to: [`Base::name`].
+    /// The base of an increment: [`Base::name`].
     pub base: Option<&'a str>,
-    /// As it is encrypted on disk; then also compressed and in blocks as there.
+    /// Send it encrypted as on disk, and so also compressed and in blocks as on disk.
     pub raw: bool,
-    /// Added to the priority of `zfs send`.
+    /// Added to the nice value of `zfs send`.
     pub nice: Option<u8>,
-    /// The class of its disk accesses.
+    /// Its I/O class.
     pub ionice: Option<IoClass>,
 }
 
@@ -54,7 +54,7 @@ impl Zfs {
             program = program.arg("-L");
         }
         if let Some(base) = spec.base {
-            // Of the same dataset: `@name` or `#name` is enough, and zfs-fuse takes nothing else.
+            // The base is of the same dataset: `@name` or `#name` is enough, and zfs-fuse accepts nothing else.
             let at = base.find(['@', '#']).unwrap_or(0);
             program = program.args(["-i", &base[at..]]);
         }
@@ -63,10 +63,10 @@ impl Zfs {
         Ok(program.read_from()?)
     }
 
-    /// Starts `zfs receive`: of a full stream into a dataset that isn't there, of an increment into
-    /// one that is as its newest snapshot. What is new stays unmounted.
+    /// Starts `zfs receive` of a full stream into a dataset that doesn't exist, or of an increment into one that is
+    /// unchanged since its newest snapshot. A new dataset stays unmounted.
     ///
-    /// Never with `-F`: zfs-fuse answers it with "I/O error" every third time.
+    /// Never with `-F`: zfs-fuse answers that with "I/O error" every third time.
     ///
     /// # Errors
     /// When it can't be started.
@@ -74,8 +74,8 @@ impl Zfs {
         Ok(Program::new("zfs").args(["receive", "-u", dataset.as_str()]).write_to()?)
     }
 
-    /// Those of `datasets` that a receive was begun into which can be gone on with (`zfs receive -s`): until then, or
-    /// until it is given up, they take no other. Pool version 23 has no such thing.
+    /// Those of `datasets` that have an interrupted receive that can be resumed (`zfs receive -s`). Until it is
+    /// resumed or given up, they accept no other. Pool version 23 doesn't have this.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -99,8 +99,8 @@ impl Zfs {
         Ok(datasets.iter().filter(has_one).cloned().collect())
     }
 
-    /// Mounts a dataset; one that is mounted is fine. zfs-fuse finds one busy for a moment that was
-    /// unmounted just now.
+    /// Mounts a dataset; it is no error if it is mounted already. zfs-fuse says for a moment that a dataset is busy
+    /// if it was unmounted just now.
     ///
     /// # Errors
     /// When it can't be mounted.
@@ -111,10 +111,10 @@ impl Zfs {
         Ok(self.run_while_busy(["mount", dataset.as_str()])?)
     }
 
-    /// Unmounts a dataset; one that isn't mounted is fine.
+    /// Unmounts a dataset; it is no error if it isn't mounted.
     ///
     /// # Errors
-    /// When it stays in use.
+    /// When it remains in use.
     pub fn unmount(&self, dataset: &DatasetName) -> Result<()> {
         if self.value(dataset, "mounted")? == "yes" {
             self.run_while_busy(["unmount", dataset.as_str()])?;
@@ -125,13 +125,13 @@ impl Zfs {
     /// Renames a dataset that isn't mounted.
     ///
     /// # Errors
-    /// When there is one of the new name, or none of the old.
+    /// When the new name exists already, or the old one doesn't.
     pub fn rename(&self, from: &DatasetName, to: &DatasetName) -> Result<()> {
         self.run(["rename", from.as_str(), to.as_str()])?;
         Ok(())
     }
 
-    /// Takes a dataset back to its newest snapshot. OpenZFS finds one busy for a moment that was
+    /// Rolls a dataset back to its newest snapshot. OpenZFS says for a moment that a dataset is busy if it was
     /// received raw and mounted for the first time.
     ///
     /// # Errors
@@ -140,7 +140,7 @@ impl Zfs {
         Ok(self.run_while_busy(["rollback", snapshot])?)
     }
 
-    /// Whether `zfs send` knows `-L`, by what it prints when it is given nothing.
+    /// Whether `zfs send` knows `-L`, according to the usage that it prints without arguments.
     fn sends_large_blocks(&self) -> bool {
         if let Some(known) = self.memory.large_blocks() {
             return known;
@@ -149,14 +149,14 @@ impl Zfs {
             Err(error) => error.stderr().to_owned(),
             Ok(_) => String::new(),
         };
-        // A usage that says nothing of flags is none to remember.
+        // A usage that doesn't show option letters isn't remembered.
         let Some(flags) = parse::send_flags(&usage) else { return false };
         let can = flags.contains('L');
         self.memory.learn_large_blocks(can);
         can
     }
 
-    /// The snapshots and, where this ZFS has them, bookmarks of a dataset.
+    /// The snapshots and, if this ZFS has them, the bookmarks of a dataset.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -166,7 +166,7 @@ impl Zfs {
         self.bases(&names)
     }
 
-    /// The snapshots and bookmarks of several datasets by name alone, which ZFS has at hand.
+    /// The snapshots and bookmarks of several datasets, only by name, which is cheap for ZFS.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -180,10 +180,10 @@ impl Zfs {
         Ok(names.collect())
     }
 
-    /// What the snapshots and bookmarks of these names are; each costs ZFS a look into its pool.
+    /// Looks up the snapshots and bookmarks with these names; for each, ZFS must look into its pool.
     ///
     /// # Errors
-    /// When one isn't there, or ZFS fails.
+    /// When one doesn't exist, or ZFS fails.
     pub fn bases(&self, names: &[String]) -> Result<Vec<Base>> {
         let mut bases = Vec::new();
         for some in names.chunks(AT_ONCE) {
@@ -203,14 +203,14 @@ impl Zfs {
         Ok(bases)
     }
 
-    /// Names of snapshots and bookmarks, a line each.
+    /// Names of snapshots and bookmarks, one per line.
     fn list_bases(&self, datasets: &[DatasetName]) -> Result<String> {
         if datasets.is_empty() {
             return Ok(String::new());
         }
         let list = |kinds: &str| {
-            // Sorted by name OpenZFS takes the names alone, and looks into no snapshot
-            // (`zfs_do_list` in its `zfs_main.c`).
+            // If sorted by name, OpenZFS reads only the names and looks into no snapshot (`zfs_do_list` in its
+            // `zfs_main.c`).
             let words = ["list", "-H", "-t", kinds, "-d", "1", "-o", "name", "-s", "name", "-r"];
             self.run(words.into_iter().chain(datasets.iter().map(DatasetName::as_str)))
         };
@@ -220,7 +220,7 @@ impl Zfs {
                     self.memory.learn_lists_bookmarks(true);
                     return Ok(out.stdout);
                 }
-                // pool version 23 knows no bookmarks.
+                // Pool version 23 has no bookmarks.
                 Err(error) if said::knows_no_type(&error) => {
                     self.memory.learn_lists_bookmarks(false);
                 }
