@@ -42,7 +42,7 @@ impl Survey {
     /// If any part of a set can't be read, that is an error, because nobody knows what that part refers to. If a young
     /// delta that no set needs is damaged, nothing is deleted as long as it is young.
     pub fn take(repository: &Repository, kept: &BTreeSet<String>, terms: Terms) -> Result<Survey> {
-        // First what exists, then what is needed: nothing on this list is needed only by what is written in between.
+        // First what exists, then what is needed: what is written in between isn't listed, and so isn't deleted.
         let inventory = Inventory::take(repository)?;
         let (mut of_kept, mut of_others) = (BTreeSet::new(), BTreeSet::new());
         Manifest::read_all(repository, |manifest| {
