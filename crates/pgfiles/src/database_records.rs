@@ -224,7 +224,7 @@ impl Records {
         Some(Next::Page)
     }
 
-    /// Takes a record that is whole; what comes behind it, where that isn't simply the next one.
+    /// Handles a complete record. Returns what comes after it, if that isn't simply the next record on the page.
     fn finish(&mut self, begun: Begun, end: Lsn) -> Option<Option<Next>> {
         let computed = crc32c::crc32c_append(begun.crc, &begun.header[..20]);
         let previous = Lsn::new(number_64(&begun.header, 8)?);
