@@ -599,6 +599,6 @@ def main():
 
 if __name__ == "__main__":
     main()
-    # pyarrow's own threads, which nothing is read with, may abort the interpreter while it ends.
+    # pyarrow's own threads, which are not used for reading, may abort the interpreter while it ends.
     sys.stdout.flush()
     os._exit(0)
