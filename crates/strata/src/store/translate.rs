@@ -50,14 +50,14 @@ impl Code {
 }
 
 const ID: &str =
-    "the store doesn't know the access key's id: is it the right one, and this store's?";
-const SECRET: &str = "the access key isn't the one that belongs to its id, or is damaged";
-const SESSION: &str = "the credentials were given for some time only, which is over: get new ones";
+    "the store doesn't know the access key's id: is it right, and does it belong to this store?";
+const SECRET: &str = "the access key doesn't match its id, or is damaged: check both";
+const SESSION: &str = "these temporary credentials have expired: get new ones";
 const CLOCK: &str = "the store's clock and this host's differ: is this host's right?";
-const BUCKET: &str = "is its name right, and the endpoint? the bucket, or container, is made with the store's own tools";
-const RETAINED: &str = "a retention of the bucket's or a hold keeps it as it is; it goes when that is over. Where it is the bucket's, and without versions, nothing can be replaced either: use versions, or the store's soft delete";
+const BUCKET: &str = "is its name right, and the endpoint? create the bucket, or container, with the store's own tools";
+const RETAINED: &str = "the bucket's retention or a hold protects it; it can be deleted once that is over. If it is the bucket's retention and there are no versions, nothing can be replaced either: use versions, or the store's soft delete";
 
-const NO_LOCKS: &str = "this bucket locks no objects: make one with object lock, or switch it on for this one with the store's own tools; or take immutable_days out";
+const NO_LOCKS: &str = "this bucket has no object lock: create one with object lock, or switch it on for this one with the store's own tools, or remove immutable_days from the configuration";
 
 const CODES: &[Code] = {
     use StoreErrorKind::{NoBucket, Other, Retained, Unauthenticated, Unsupported};
@@ -153,9 +153,9 @@ fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKi
 
 /// What the HTTP client says if it couldn't connect: refused, unknown name, untrusted certificate, too slow.
 const NEVER_CONNECTED: &str = "client error (Connect)";
-const ENDPOINT: &str = "no connection came about: is the endpoint right, and does the store's server run? one whose certificate is of an authority of your own: name that's file in SSL_CERT_FILE";
-const NO_ROOM: &str = "make room there: what was stored already is kept, and the command can be run again; `lockstep prune` and `lockstep repo compact --max-bytes 0` delete what no set has needed for the grace time, also where there is no room left";
-const READ_ONLY: &str = "mount the repository's folder for writing, or name another one";
+const ENDPOINT: &str = "could not connect: is the endpoint right, and is the store's server running? if its certificate is from your own authority, set SSL_CERT_FILE to that authority's certificate file";
+const NO_ROOM: &str = "make room there, then run the command again: what was stored already is kept; `lockstep prune` and `lockstep repo compact --max-bytes 0` delete what no set has needed for the grace time, even if there is no room left";
+const READ_ONLY: &str = "mount the repository's folder read-write, or configure another one";
 
 /// Whether an error is, or was caused by, a full file system or quota.
 pub(super) fn lacks_room(error: &(dyn std::error::Error + 'static)) -> bool {
