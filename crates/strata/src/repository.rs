@@ -108,7 +108,7 @@ impl Repository {
     pub(crate) fn read_document(&self, path: &str) -> Result<Bytes> {
         self.store.get_small(path, MAX_DOCUMENT).map_err(|error| match error.kind {
             crate::store::StoreErrorKind::TooLarge => {
-                Error::damaged(path, MAX_DOCUMENT, "it is larger than any that is written")
+                Error::damaged(path, MAX_DOCUMENT, "it is larger than any valid one")
             }
             _ => error.into(),
         })

@@ -94,13 +94,15 @@ impl StoreError {
             StoreErrorKind::NotFound => "it does not exist",
             StoreErrorKind::NoBucket => "there is no such bucket",
             StoreErrorKind::AlreadyExists => "it exists already",
-            StoreErrorKind::TooLarge => "it is larger than any that is written",
-            StoreErrorKind::Retained => "the store keeps it as it is for some time",
-            StoreErrorKind::Unsupported => "this store does no such thing",
+            StoreErrorKind::TooLarge => "it is larger than any valid one",
+            StoreErrorKind::Retained => "the store does not let it be replaced or deleted yet",
+            StoreErrorKind::Unsupported => "this store does not support that",
             StoreErrorKind::PermissionDenied => "permission denied",
             StoreErrorKind::Unauthenticated => "the credentials are missing or wrong",
             StoreErrorKind::TimedOut => "the store did not answer in time",
-            StoreErrorKind::Ending => "the store failed, and it was not tried again",
+            StoreErrorKind::Ending => {
+                "the store failed, and it was not tried again because the program is ending"
+            }
             StoreErrorKind::Transient => "the store failed for now",
             StoreErrorKind::Other => "the store failed",
         }
@@ -116,9 +118,11 @@ impl StoreError {
             return Some(hint);
         }
         Some(match self.kind {
-            StoreErrorKind::NotFound => "check the repository: is it whole?",
+            StoreErrorKind::NotFound => {
+                "check the repository to see whether anything else is missing"
+            }
             StoreErrorKind::PermissionDenied if self.verb == PROLONG => {
-                "do these credentials have the right s3:PutObjectRetention? (s3:GetObjectRetention tells locks that are longer already)"
+                "do these credentials have the right s3:PutObjectRetention? (with s3:GetObjectRetention, locks that are longer already are recognized)"
             }
             StoreErrorKind::PermissionDenied => {
                 "may this user, or these credentials, read, write and delete there?"
