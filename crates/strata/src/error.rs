@@ -37,7 +37,7 @@ pub enum Error {
         expected: String,
     },
     /// Deltas that don't follow each other.
-    #[error("the deltas of image \"{image}\" are no chain: {why}")]
+    #[error("the deltas of image \"{image}\" do not form a chain: {why}")]
     Chain {
         /// The image.
         image: String,
@@ -173,7 +173,7 @@ impl Error {
         Some(match self {
             Error::Store(error) => return error.hint(),
             Error::Damaged { .. } => {
-                "check the repository: what else is damaged? What doesn't need this object still restores"
+                "check the repository to see what else is damaged; what doesn't need this object can still be restored"
             }
             Error::Order { .. } => "sort the changes by object and offset before they are written",
             Error::Chain { .. } | Error::NoHeader { .. } => {
@@ -184,7 +184,7 @@ impl Error {
             Error::Leased { .. } => {
                 "wait until it is done; the lease of a host that died expires by itself"
             }
-            Error::LeaseLost { .. } => "renew it more often, or is this host's clock wrong?",
+            Error::LeaseLost { .. } => "was this host paused for long, or is its clock wrong?",
             Error::Spool { .. } => "is there room in the folder for temporary files (TMPDIR)?",
             _ => return None,
         })
