@@ -190,14 +190,16 @@ impl Error {
             ErrorKind::Raw { .. } => {
                 "a raw stream (zfs send -w) can only be stored and received as it is; send without -w"
             }
-            ErrorKind::Trailing => "several streams in one file? give each its own",
+            ErrorKind::Trailing => {
+                "if the file contains several streams, put each into its own file"
+            }
             ErrorKind::Chain { .. } => {
                 "give one full stream first, then its incrementals, oldest first"
             }
             ErrorKind::NoDecompressor { .. } => {
                 "send without -c, or build with this compression's feature"
             }
-            ErrorKind::Truncated { .. } => "the stream was cut; send it again",
+            ErrorKind::Truncated { .. } => "the stream was cut off; send it again",
             _ => return None,
         })
     }
@@ -210,9 +212,10 @@ impl fmt::Display for Error {
         }
         match &*self.kind {
             ErrorKind::Io(_) => write!(f, "cannot read or write the stream")?,
-            ErrorKind::Truncated { wanted, needed, got } => {
-                write!(f, "the stream ends in {wanted}: {needed} bytes needed, {got} there")?
-            }
+            ErrorKind::Truncated { wanted, needed, got } => write!(
+                f,
+                "the stream ends within {wanted}: {needed} bytes are needed, {got} are left"
+            )?,
             ErrorKind::NotAStream { magic } => write!(
                 f,
                 "not a ZFS send stream: expected the magic number 0x2f5bacbac, found {magic:#x}"
