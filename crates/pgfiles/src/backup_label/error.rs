@@ -16,11 +16,11 @@ pub enum BackupLabelError {
     /// It belongs to an incremental backup (PostgreSQL 17 and later), which isn't a cluster until pg_combinebackup has
     /// made it one. PostgreSQL refuses it too.
     #[error(
-        "backup_label is of an incremental backup, which pg_combinebackup must combine with its full one first"
+        "backup_label belongs to an incremental backup, which pg_combinebackup must combine with its full backup first"
     )]
     Incremental,
     /// A line is missing, or the file ends within it.
-    #[error("backup_label has no whole line \"{line}\" at offset \"{offset}\"")]
+    #[error("backup_label has no complete line \"{line}\" at offset \"{offset}\"")]
     MissingLine {
         /// How the line begins.
         line: &'static str,
