@@ -35,13 +35,13 @@ pub enum DatabaseCatalogError {
         page_size: usize,
     },
     /// A page's header is impossible.
-    #[error("page \"{page}\" of pg_database's heap has a strange header")]
+    #[error("page \"{page}\" of pg_database's heap has an invalid header")]
     Page {
         /// The page's number.
         page: usize,
     },
     /// A tuple is outside its page or holds no name.
-    #[error("tuple \"{tuple}\" of page \"{page}\" of pg_database's heap is strange")]
+    #[error("tuple \"{tuple}\" of page \"{page}\" of pg_database's heap is invalid")]
     Tuple {
         /// The page's number.
         page: usize,

@@ -39,7 +39,7 @@ pub enum RelationMapError {
         computed: u32,
     },
     /// It has more mappings than there is room for.
-    #[error("the relation map has \"{count}\" mappings, at most {most} have room")]
+    #[error("the relation map has \"{count}\" mappings, but there is room for {most}")]
     Count {
         /// How many it says it has.
         count: u32,
