@@ -13,7 +13,7 @@ pub enum TablespaceMapError {
         offset: usize,
     },
     /// A tablespace can't have the OID 0, and a path can't be empty or contain NUL.
-    #[error("tablespace \"{oid}\" cannot lie at \"{path}\"")]
+    #[error("tablespace \"{oid}\" cannot be at \"{path}\"")]
     InvalidEntry {
         /// The tablespace.
         oid: u32,
@@ -22,7 +22,7 @@ pub enum TablespaceMapError {
     },
     /// PostgreSQL would truncate the path.
     #[error(
-        "the path of tablespace \"{oid}\" makes a line of \"{length}\" bytes in tablespace_map, 1023 are possible"
+        "the path of tablespace \"{oid}\" makes a line of \"{length}\" bytes in tablespace_map, at most 1023 are possible"
     )]
     TooLong {
         /// The tablespace.
