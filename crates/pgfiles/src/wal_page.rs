@@ -150,14 +150,14 @@ fn u64_at(bytes: &[u8; LONG_HEADER_SIZE], at: usize) -> u64 {
 pub enum WalPageError {
     /// Fewer bytes than the header has.
     #[error(
-        "a WAL segment's first page header has {LONG_HEADER_SIZE} bytes, only \"{length}\" are there"
+        "a WAL segment's first page header has {LONG_HEADER_SIZE} bytes, but only \"{length}\" were found"
     )]
     TooShort {
         /// Bytes given.
         length: usize,
     },
     /// The segment was created before its use and holds nothing yet.
-    #[error("the WAL segment holds nothing but zeros yet")]
+    #[error("the WAL segment contains only zeros so far")]
     AllZero,
     /// The magic belongs to no version from 13 to 18.
     #[error("unknown WAL page magic \"{magic:04X}\" at offset 0")]
