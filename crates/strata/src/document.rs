@@ -88,7 +88,7 @@ pub(crate) fn read_with<T: DeserializeOwned>(
         (Proof::Hash, _, Some(_)) => return Err(sealed("no key was given")),
         (Proof::Hash, None, None) => return Err(Error::damaged(path, 0, "it has no hash")),
         (Proof::Key(..), ..) => {
-            let why = "it has no code of the repository's key: nobody knows by whom it was written, or it comes from a version before there were codes (make a new repository then)";
+            let why = "it has no code under the repository's key: anybody could have written it, or it comes from a version before there were codes (make a new repository then)";
             return Err(Error::damaged(path, 0, why));
         }
     };
@@ -97,13 +97,13 @@ pub(crate) fn read_with<T: DeserializeOwned>(
         let why = match proof {
             Proof::Hash => "its hash is wrong",
             Proof::Key(..) => {
-                "its code isn't that of the repository's key for this path: it is damaged or changed, or it was written under another name"
+                "its code doesn't match the repository's key and this path: it is damaged or changed, or it was written under another name"
             }
         };
         return Err(Error::damaged(path, 0, why));
     }
     if proof.enveloped(body).as_bytes() != bytes {
-        return Err(Error::damaged(path, 0, "there is something beside its body and hash"));
+        return Err(Error::damaged(path, 0, "it contains more than its body and hash"));
     }
     serde_json::from_str(body).map_err(damaged)
 }
