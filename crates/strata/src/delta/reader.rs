@@ -74,7 +74,7 @@ impl DeltaReader {
             (Some(last), Some(extent)) => extent.object > last.object,
             _ => true,
         };
-        if is_later { Ok(()) } else { Err(self.disorder("its extents are in no order")) }
+        if is_later { Ok(()) } else { Err(self.disorder("its extents are out of order")) }
     }
 
     fn disorder(&self, why: &str) -> Error {
@@ -102,7 +102,7 @@ impl Delta for DeltaReader {
         if let (Some(last), Some(entry)) = (&last, &self.entry)
             && entry.object() < last.end()
         {
-            return Err(self.disorder("its objects are in no order"));
+            return Err(self.disorder("its objects are out of order"));
         }
         if self.is_behind {
             return Ok(());

@@ -345,7 +345,7 @@ impl<R: Row> TableReader<R> {
         let known: Vec<_> = groups.iter().filter_map(|group| group.objects).collect();
         let ascend = known.is_sorted_by(|(_, before), (after, _)| before <= after);
         if !ascend || known.iter().any(|(least, greatest)| least > greatest) {
-            return Err(damaged("its row groups are in no order"));
+            return Err(damaged("its row groups are out of order"));
         }
         Ok(OpenFile { number, path, metadata, groups, window })
     }
@@ -386,11 +386,11 @@ impl<R: Row> TableReader<R> {
             if let (Some((least, greatest)), Some(Cell::Number(object))) = (objects, cells.first())
                 && !(least..=greatest).contains(object)
             {
-                return Err(Error::damaged(&path, at, "a row is none of its row group"));
+                return Err(Error::damaged(&path, at, "a row doesn't belong to its row group"));
             }
             let row = R::of(&cells);
             self.batch.push_back(row.ok_or_else(|| {
-                Error::damaged(&path, at, format!("a row is none of \"{}\"", R::TABLE))
+                Error::damaged(&path, at, format!("a row isn't valid in \"{}\"", R::TABLE))
             })?);
         }
         self.values.iter_mut().zip(taken).for_each(|(values, taken)| values.taken = taken);
