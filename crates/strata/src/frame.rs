@@ -222,7 +222,7 @@ impl Opener {
         }
         let flags = header[4];
         if flags & !(ZSTD | SEALED) != 0 {
-            return Err(damaged("the frame has flags that nobody knows"));
+            return Err(damaged("the frame has unknown flags"));
         }
         let content_length = content_length(header);
         if content_length > MAX_CONTENT {

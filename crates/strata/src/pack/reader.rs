@@ -114,7 +114,7 @@ impl FrameReader {
                 &self.repository.pack_path(location.pack),
                 location.frame,
                 format!(
-                    "the index wants {} bytes from {} on of a frame that has {}",
+                    "the index refers to {} bytes from {} on in a frame that has {}",
                     location.size,
                     location.start,
                     content.len()
@@ -229,9 +229,11 @@ pub(super) fn range(
 ) -> Result<Range<u64>> {
     let damaged = |why| Error::damaged(&repository.pack_path(pack), at, why);
     if length > (MAX_CONTENT + HEADER + 16) as u64 {
-        return Err(damaged("the index wants a frame larger than any"));
+        return Err(damaged("the index refers to a frame larger than any valid one"));
     }
-    let end = at.checked_add(length).ok_or_else(|| damaged("no pack is as long"))?;
+    let end = at
+        .checked_add(length)
+        .ok_or_else(|| damaged("the index refers to a frame beyond the end of any pack"))?;
     Ok(at..end)
 }
 

@@ -285,11 +285,11 @@ mod tests {
         let repository = repository();
         let pack = pack(&repository, 9, 34 << 20);
         let mut windows = Windows::new(&repository);
-        // There are 33 MiB that are no frame.
+        // The pack has these 33 MiB, but they aren't a frame.
         for (at, length, why) in [
-            (100, 33 << 20, "the index wants a frame larger than any"),
-            (0, u64::MAX, "the index wants a frame larger than any"),
-            (u64::MAX - 5, 10, "no pack is as long"),
+            (100, 33 << 20, "the index refers to a frame larger than any"),
+            (0, u64::MAX, "the index refers to a frame larger than any"),
+            (u64::MAX - 5, 10, "beyond the end of any pack"),
         ] {
             let Err(error) = windows.of(pack, at, length) else { panic!("{length} from {at}") };
             assert!(error.to_string().contains(why), "{error}");
