@@ -263,7 +263,7 @@ fn newest(repository: &Repository, what: &str) -> Result<Option<Body>> {
                     return Err(Error::Format { object: path, found: body.format, known: FORMAT });
                 }
                 if body.what != what || body.generation != generation {
-                    return Err(Error::damaged(&path, 0, "it is another lease's"));
+                    return Err(Error::damaged(&path, 0, "it belongs to another lease"));
                 }
                 return Ok(Some(body));
             }

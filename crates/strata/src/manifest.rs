@@ -62,7 +62,11 @@ impl Manifest {
             return Err(Error::Format { object: path, found: manifest.format, known: FORMAT });
         }
         if manifest.id != id {
-            return Err(Error::damaged(&path, 0, format!("it is that of set \"{}\"", manifest.id)));
+            return Err(Error::damaged(
+                &path,
+                0,
+                format!("it is the manifest of set \"{}\"", manifest.id),
+            ));
         }
         Ok(manifest)
     }

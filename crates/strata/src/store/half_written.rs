@@ -77,7 +77,7 @@ pub(super) fn remove(folder: &Path, path: &str) -> Result<()> {
         metadata => metadata?,
     };
     if !metadata.is_file() || place_of(name).is_none() {
-        return Err(Error::other("it is no file that a writing has left"));
+        return Err(Error::other("it is not a half-written file"));
     }
     fs::remove_file(&path)
 }
