@@ -294,7 +294,7 @@ fn merge_object<D: Delta>(
     {
         return Err(Error::new(ErrorKind::Chain {
             why: format!(
-                "of object {object} nobody can tell whether a spill block stays: one of these increments is of OpenZFS before 0.8, another of a later one"
+                "whether the spill block of object {object} stays can't be determined: one of these increments comes from OpenZFS before 0.8, another from a later version"
             ),
         }));
     }

@@ -167,7 +167,7 @@ impl<T> Tree<T> {
         let root = self
             .nodes
             .get(&self.root)
-            .ok_or_else(|| Error::object(self.root, "the root isn't there"))?;
+            .ok_or_else(|| Error::object(self.root, "the root directory is missing"))?;
         visit(Entry { path: b".", object: self.root, node: root })?;
         let mut seen = std::collections::BTreeSet::from([self.root]);
         let mut path = Vec::new();
@@ -185,7 +185,10 @@ impl<T> Tree<T> {
             }
             path.extend_from_slice(name);
             let Some(node) = self.nodes.get(&object) else {
-                let why = format!("it has the name \"{}\" but isn't there", path.escape_ascii());
+                let why = format!(
+                    "it has the name \"{}\" but the object is missing",
+                    path.escape_ascii()
+                );
                 return Err(Error::object(object, why));
             };
             visit(Entry { path: &path, object, node })?;
