@@ -185,10 +185,7 @@ impl<T> Tree<T> {
             }
             path.extend_from_slice(name);
             let Some(node) = self.nodes.get(&object) else {
-                let why = format!(
-                    "it has the name \"{}\" but the object is missing",
-                    path.escape_ascii()
-                );
+                let why = format!("it has the name \"{}\" but is missing", path.escape_ascii());
                 return Err(Error::object(object, why));
             };
             visit(Entry { path: &path, object, node })?;
