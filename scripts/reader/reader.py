@@ -5,9 +5,9 @@
   reader.py REPOSITORY CLUSTER [--key ... | --passphrase ...] check              every hash of every set
   reader.py REPOSITORY CLUSTER [--key ... | --passphrase ...] restore SET DIR
 
-REPOSITORY is a folder. `restore` writes each volume's files to DIR/IMAGE, those beside the set to DIR/@files, and streams that
-were sent raw to DIR/IMAGE.GUID.zfs. It is here to prove the pages: a test compares what it restores with what Lockstep does.
-It holds the indexes of a set in memory, and stops at the first thing that isn't as the pages say.
+REPOSITORY is a folder. `restore` writes each volume's files to DIR/IMAGE, the set's own files to DIR/@files, and streams that
+were sent raw to DIR/IMAGE.GUID.zfs. It exists to prove that the documentation is complete: a test compares its restores with
+Lockstep's. It holds the indexes of a set in memory, and stops at the first thing that differs from the documentation.
 """
 
 import argparse
