@@ -82,8 +82,9 @@ impl BackupLabel {
     /// Makes the label of a backup that begins at the checkpoint in `pg_control`, for a backup taken without the
     /// server's functions. `start_time` is text such as `2026-03-01 12:00:00 UTC`.
     ///
-    /// # Errors If `label` is longer than the 1024 bytes that PostgreSQL allows, or if the file couldn't be read back
-    /// because of a newline in `start_time` or a line in `label` that PostgreSQL would take for one of its own.
+    /// # Errors
+    /// If `label` is longer than the 1024 bytes that PostgreSQL allows, or if the file couldn't be read back because of
+    /// a newline in `start_time` or a line in `label` that PostgreSQL would take for one of its own.
     pub fn from_control_file(
         control: &ControlFile,
         from: BackupFrom,
@@ -180,7 +181,8 @@ impl BackupLabel {
 
     /// Returns the segment where replay begins, which must hold `start_lsn`.
     ///
-    /// # Errors If the name doesn't fit the segment size, or names another segment than the one that holds `start_lsn`.
+    /// # Errors
+    /// If the name doesn't fit the segment size, or names another segment than the one that holds `start_lsn`.
     pub fn start_segment(&self, size: WalSegmentSize) -> Result<WalSegment, BackupLabelError> {
         let named = WalSegment::parse(&self.start_segment_name, size)
             .map_err(BackupLabelError::SegmentName)?;

@@ -35,7 +35,8 @@ const MAX_LINE: usize = 1023;
 impl TablespaceMapEntry {
     /// Makes an entry that PostgreSQL reads as intended.
     ///
-    /// # Errors If the OID is 0, the path is empty or contains NUL, or OID, space and path are longer than 1023 bytes.
+    /// # Errors
+    /// If the OID is 0, the path is empty or contains NUL, or OID, space and path are longer than 1023 bytes.
     pub fn new(oid: u32, path: Vec<u8>) -> Result<Self, TablespaceMapError> {
         if oid == 0 || path.is_empty() || path.contains(&0) {
             return Err(TablespaceMapError::InvalidEntry { oid, path: excerpt(&path) });
@@ -89,7 +90,8 @@ impl TablespaceMap {
 
     /// Returns the file for PostgreSQL 13.
     ///
-    /// # Errors If a path ends with a backslash or begins with white space, because that version can't express it.
+    /// # Errors
+    /// If a path ends with a backslash or begins with white space, because that version can't express it.
     pub fn to_bytes_13(&self) -> Result<Vec<u8>, TablespaceMapError> {
         let bytes = self.write(Dialect::Old);
         if Self::parse_13(&bytes).as_ref() == Ok(self) {

@@ -61,7 +61,8 @@ impl TimelineHistory {
     /// Returns the history of a timeline whose ancestors were left at these positions, oldest first; the file contains
     /// no reasons.
     ///
-    /// # Errors If timelines don't increase, as for [`TimelineHistory::parse`].
+    /// # Errors
+    /// If timelines don't increase, as for [`TimelineHistory::parse`].
     pub fn from_switches(
         timeline: TimelineId,
         switches: impl IntoIterator<Item = (TimelineId, Lsn)>,
@@ -95,7 +96,8 @@ impl TimelineHistory {
     /// Returns the history of `child`, which leaves this timeline at `lsn`. As PostgreSQL does, it is this history's
     /// file, an empty line, and one more line.
     ///
-    /// # Errors If `child` isn't above this timeline, or `reason` contains a newline.
+    /// # Errors
+    /// If `child` isn't above this timeline, or `reason` contains a newline.
     pub fn branch(
         &self,
         child: TimelineId,

@@ -84,7 +84,7 @@ fn bad(why: &'static str) -> Error {
     Error::new(ErrorKind::NvList(why))
 }
 
-/// OpenZFS itself stops at this depth (`nvpair_max_recursion`).
+/// OpenZFS itself stops at 20 (`nvpair_max_recursion`).
 const MAX_DEPTH: usize = 20;
 
 struct Input<'a> {

@@ -27,9 +27,9 @@ pub enum ControlFileError {
     /// Damaged, torn by a concurrent write, or from a 32-bit machine.
     #[error("wrong CRC in pg_control: \"{stored:08X}\" is stored, \"{computed:08X}\" computed")]
     WrongCrc {
-        /// In the file.
+        /// The CRC in the file.
         stored: u32,
-        /// Of the bytes it covers.
+        /// The CRC of the bytes that it covers.
         computed: u32,
     },
     /// The machine that wrote it had other floating-point numbers.

@@ -111,7 +111,7 @@ pub struct Begin {
 impl Begin {
     /// [`Self::header_type`] of a stream of one snapshot (`DMU_SUBSTREAM` of `zfs_ioctl.h`).
     pub const STREAM: u8 = 1;
-    /// That of a package of several streams (`DMU_COMPOUNDSTREAM`).
+    /// [`Self::header_type`] of a package of several streams (`DMU_COMPOUNDSTREAM`).
     pub const PACKAGE: u8 = 2;
     /// The snapshot's origin was a clone's.
     pub const FLAG_CLONE: u32 = 1 << 0;

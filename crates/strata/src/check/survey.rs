@@ -68,7 +68,8 @@ impl Survey {
 
     /// Returns the same survey, in which what interrupted writers continue from counts as needed.
     ///
-    /// # Errors If reading one of the deltas fails. A damaged one is useless and isn't needed.
+    /// # Errors
+    /// If reading one of the deltas fails. A damaged one is useless and isn't needed.
     pub fn with_begun(mut self, repository: &Repository, begun: &Begun) -> Result<Survey> {
         let there = &self.inventory.deltas;
         let deltas = begun.deltas.iter().filter(|delta| there.contains_key(delta)).cloned();

@@ -174,7 +174,8 @@ impl PackWriter {
 
     /// Returns the packs that a journal names, from which a writer of the same content would continue.
     ///
-    /// # Errors If the journal exists and can't be read.
+    /// # Errors
+    /// If the journal exists and can't be read.
     pub fn stored_before(resume: &Path) -> Result<BTreeSet<Ulid>> {
         Resume::packs(resume)
     }
