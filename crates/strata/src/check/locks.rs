@@ -84,7 +84,7 @@ impl Locks {
     }
 
     /// Returns when an object's lock ends at the latest. The object was written at `modified`, nothing that is kept has
-    /// needed it `since` then, and the store locks for this many `seconds`.
+    /// needed it from `since` on, and the store locks for this many `seconds`.
     pub fn ends(&self, path: &str, modified: u64, since: Option<u64>, seconds: u64) -> u64 {
         let own = modified.saturating_add(seconds);
         if seconds == 0 {

@@ -51,7 +51,7 @@ impl DeltaReader {
         }
     }
 
-    /// Goes back to before the first entry. The file of each table that was read last stays open.
+    /// Goes back to before the first entry. For each table, the file that was read last stays open.
     pub fn rewind(&mut self) {
         self.objects.rewind();
         self.extents.rewind();
