@@ -31,7 +31,7 @@ def run(*argv, user=None, check=True, env=None):
 
 
 def run_and_watch(*argv, user=None, env=None):
-    """As `run`; gives the peak of its resident memory too. What this process itself has is the least that is told."""
+    """Like `run`, but also returns the peak of its resident memory, which is at least this process's own."""
     argv = [str(word) for word in argv]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, cwd="/", env=env,
@@ -65,7 +65,7 @@ def children_cpu():
 
 
 def reap():
-    """Collects orphans: this process is the one they are given to (see `bench`), so that their CPU time counts."""
+    """Reaps orphans, which this process adopts (see `bench`), so that their CPU time counts."""
     for child in orphans():
         with contextlib.suppress(ChildProcessError):
             os.waitpid(child, os.WNOHANG)
@@ -78,7 +78,7 @@ def orphans():
 
 
 def stat(pid):
-    """/proc/PID/stat behind the program's name; None where the process is gone."""
+    """The fields of /proc/PID/stat after the program's name; None if the process is gone."""
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -86,7 +86,7 @@ def stat(pid):
 
 
 def tree_cpu(*roots):
-    """CPU seconds, so far, of running processes and their descendants, also of those that have ended."""
+    """CPU seconds so far of running processes and their descendants, including those that have ended."""
     fields = {int(e.name): f for e in os.scandir("/proc") if e.name.isdigit() and (f := stat(e.name))}
     tree, ticks = set(roots) & set(fields), 0
     while more := {pid for pid, f in fields.items() if int(f[1]) in tree} - tree:
@@ -97,7 +97,7 @@ def tree_cpu(*roots):
 
 
 def folder_bytes(path):
-    """The sizes of all files in a folder; files that vanish meanwhile don't count."""
+    """The total size of all files in a folder; files that vanish meanwhile don't count."""
     total = 0
     for folder, _, names in os.walk(path):
         for name in names:
@@ -128,7 +128,7 @@ def parser(description):
 
 @contextlib.contextmanager
 def bench(options, *programs):
-    """The namespace, ZFS and the work folder; gives a Bench and cleans up after it. `programs` have to be installed."""
+    """Sets up namespace, ZFS and work folder; yields a Bench and cleans up after it. `programs` must be installed."""
     if os.environ.get("LOCKSTEP_BENCH_INSIDE") is None:
         env = os.environ | {"LOCKSTEP_BENCH_INSIDE": "1"}
         os.execvpe("unshare", ["unshare", "--mount", "--propagation", "private", "--", sys.executable, *sys.argv], env)
@@ -239,7 +239,7 @@ class Cluster:
     # ---- making it
 
     def build(self):
-        """Made on the plain file system, where it takes a third of the time, and copied to the datasets."""
+        """Makes it on the plain file system, which takes a third of the time, and copies it to the datasets."""
         say(f"{self.name}: making a cluster of {self.gb} GB (pgbench scale {self.scale})")
         shutil.rmtree(self.root, ignore_errors=True)
         (self.root / "images").mkdir(parents=True)
@@ -314,7 +314,7 @@ class Cluster:
         return run(PG / "psql", "-XqAt", "-v", "ON_ERROR_STOP=1", *where, "-c", statement, env=self.env).strip()
 
     def start_load(self, rate, clients=2):
-        """A constant load: so many pgbench transactions a second."""
+        """Starts a constant load of `rate` pgbench transactions per second."""
         self.load = subprocess.Popen([PG / "pgbench", "-n", "-c", str(clients), "-R", str(rate), "-T", "86400"], env=self.env,
                                      stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -325,7 +325,7 @@ class Cluster:
             self.load = None
 
     def update_rows(self, count=1000):
-        """Random single-row updates, spread over the whole table."""
+        """Makes random single-row updates, spread over the whole table."""
         for first in range(0, count, 10_000):
             rows = ",".join(str(random.randint(1, self.rows)) for _ in range(min(10_000, count - first)))
             self.sql(f"UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid IN ({rows})")
@@ -333,12 +333,12 @@ class Cluster:
     # ---- lockstep on it
 
     def ls(self, *words):
-        """Runs `lockstep --json WORDS`; the answer and what was measured."""
+        """Runs `lockstep --json WORDS`; returns the answer and the measurements."""
         measured = Measured(self.bench.lockstep, "--json", *words, env=self.env)
         return json.loads(measured.stdout), measured
 
     def remove_restored(self, answer):
-        """What an administrator would do with a restored cluster that has served: stop it, destroy its datasets."""
+        """Removes a restored cluster as an administrator would: stops it and destroys its datasets."""
         if answer["started"]:
             self.pg_ctl("stop", answer["data_directory"], mode="immediate")
         for dataset in answer["datasets"]:
@@ -353,13 +353,13 @@ class Cluster:
         run("zfs", "destroy", name)
 
     def used(self):
-        """Bytes that both pools have in use, once ZFS has written all out."""
+        """Returns the bytes that both pools use, once ZFS has written everything out."""
         os.sync()
         time.sleep(6)  # a transaction group is written every five seconds
         return sum(int(run("zfs", "get", "-Hp", "-o", "value", "used", pool)) for pool in self.pools)
 
     def forget_sets(self):
-        """Takes away every set, so that each bench begins with the same pools."""
+        """Removes every set, so that each bench begins with the same pools."""
         for pool in self.pools:
             for kind in ("filesystem", "snapshot"):
                 for name in run("zfs", "list", "-H", "-t", kind, "-o", "name", "-r", pool).split():
@@ -390,7 +390,7 @@ class Cluster:
 # ---------------------------------------------------------------- pgBackRest
 
 class PgBackRest:
-    """pgBackRest on a cluster: two processes, lz4, --start-fast, a repository in a folder beside the cluster."""
+    """pgBackRest on a cluster: two processes, lz4, --start-fast, a repository in a folder next to the cluster."""
 
     def __init__(self, cluster):
         self.cluster, self.root = cluster, cluster.root / "repository"
@@ -413,7 +413,7 @@ class PgBackRest:
         return Measured("pgbackrest", f"--config={self.configuration}", "--stanza=main", *words, user=True)
 
     def restore(self, to):
-        """Restores the newest backup to `to`/data and `to`/tablespaces, which are made; doesn't start it."""
+        """Restores the newest backup to `to`/data and `to`/tablespaces, which are created; doesn't start the server."""
         for folder in (to, to / "data"):
             folder.mkdir(mode=0o700)
             os.chown(folder, POSTGRES.pw_uid, POSTGRES.pw_gid)

@@ -1,4 +1,5 @@
-//! pg_control: arbitrary bytes, as they are and behind a right CRC, which alone would stop the fuzzer at the door.
+//! pg_control: arbitrary bytes, as they are and with a valid CRC; without it the fuzzer would get no further than the
+//! CRC.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! pg_database's heap: arbitrary pages, as they are and with a header that holds.
+//! pg_database's heap: arbitrary pages, as they are and with a valid header.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -9,7 +9,7 @@ fuzz_target!(|bytes: &[u8]| {
 
     let mut page = bytes.to_vec();
     page.resize(8192, 0);
-    // pd_special, and size and version of the page: what tells a page from anything else.
+    // pd_special, and size and version of the page, which identify a page.
     page[16..18].copy_from_slice(&8192_u16.to_le_bytes());
     page[18..20].copy_from_slice(&(8192_u16 | 4).to_le_bytes());
     for row in databases(&page).into_iter().flatten() {

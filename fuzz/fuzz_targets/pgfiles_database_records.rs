@@ -1,4 +1,4 @@
-//! Pages of WAL: whatever they are, what is found lies in them, in order, and before the end.
+//! Pages of WAL: whatever they are, the records found are within them, in order, and before the end.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

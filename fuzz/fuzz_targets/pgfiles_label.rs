@@ -1,4 +1,4 @@
-//! backup_label: what reads must be written back as it was, but for how numbers were spelled.
+//! backup_label: what can be read is written back unchanged, except for the spelling of numbers.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

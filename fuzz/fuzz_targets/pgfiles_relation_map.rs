@@ -1,4 +1,4 @@
-//! pg_filenode.map: arbitrary bytes, as they are and behind a right magic number and CRC.
+//! pg_filenode.map: arbitrary bytes, as they are and with a valid magic number and CRC.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -8,7 +8,7 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = RelationMap::parse(bytes);
 
     let mut file = bytes.to_vec();
-    // The longer form is that of 16 and later.
+    // The longer form belongs to 16 and later.
     let (length, crc_at) = if bytes.len() > 512 { (524, 520) } else { (512, 504) };
     file.resize(length, 0);
     file[..4].copy_from_slice(&0x592717_u32.to_le_bytes());

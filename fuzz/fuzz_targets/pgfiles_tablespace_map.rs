@@ -1,4 +1,4 @@
-//! tablespace_map in both ways of escaping.
+//! tablespace_map with both ways of escaping.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! WAL names with every segment size, LSNs, and the numbers beside them: what reads has one spelling.
+//! WAL names with every segment size, LSNs, and related numbers: what can be read has only one spelling.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! The first page of a WAL segment: what reads is what its own name says.
+//! The first page of a WAL segment: what can be read is what its own name says.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Any bytes as a compressed block.
+//! Arbitrary bytes as a compressed block.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Any bytes as a chain of streams: the tree, the statistics, and a fold that must itself be a good stream.
+//! Arbitrary bytes as a chain of streams: the tree, the statistics, and a fold that must itself be a valid stream.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -15,7 +15,7 @@ fn chain<'a>(streams: &[&'a [u8]]) -> Option<Vec<StreamDelta<&'a [u8]>>> {
 }
 
 fuzz_target!(|data: &[u8]| {
-    // Streams are split where the marker is.
+    // The input is split into streams at the marker.
     let mut streams: Vec<&[u8]> = Vec::new();
     let mut rest = data;
     while let Some(at) = rest.windows(8).position(|window| window == b"NEXTFILE") {

@@ -1,4 +1,4 @@
-//! Any bytes as a packed name-value list.
+//! Arbitrary bytes as a packed name-value list.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Any bytes as a stream, with and without checksums; what can be read can be written again as it was.
+//! Arbitrary bytes as a stream, with and without checksums; what can be read can be written back unchanged.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Any bytes as a registry, layouts, and attributes by them.
+//! Arbitrary bytes as a registry, layouts, and attributes that use them.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! A document of a repository: arbitrary bytes, as they are and as a body with a right hash.
+//! A document of a repository: arbitrary bytes, as they are and as a body with a valid hash.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

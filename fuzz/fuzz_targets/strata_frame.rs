@@ -1,4 +1,4 @@
-//! A frame of a pack: arbitrary bytes, as they are and behind a right length and hash, with a key and without.
+//! A frame of a pack: arbitrary bytes, as they are and with a valid length and hash, with a key and without.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,8 +1,8 @@
 #!/bin/bash
-# capabilities.sh -- the facts about OpenZFS that Lockstep's code rests on, each as a check.
+# capabilities.sh -- the facts about OpenZFS that Lockstep's code depends on, each as a check.
 #
-# Where one fails on a newer OpenZFS, the code that rests on it must be looked at; the wordings are also in
-# testdata/zfs-output, where the parsers' tests read them.
+# If one fails on a newer OpenZFS, review the code that depends on it; the messages are also in testdata/zfs-output,
+# where the parsers' tests read them.
 . "$(dirname "$0")/lib.sh"
 run_in_guest
 
@@ -16,10 +16,10 @@ echo hello >/a/x/file
 
 property() { zfs get -Hp -o value "$1" "$2"; }
 snapshots() { zfs list -H -o name -t snapshot | sort | paste -sd' '; }
-# Type and source of what is mounted at a path. The kernel writes a blank as \040, in the path as well as in the source.
+# Type and source of what is mounted at a path. The kernel writes a space as \040, in the path and in the source.
 mounted_at() { at="${1// /\\040}" awk '$5 == ENVIRON["at"] { for (i = 6; i <= NF; i++) if ($i == "-") print $(i + 1), $(i + 2) }' /proc/self/mountinfo; }
 
-# One command, several snapshots: what the 'atomic' strategy is made of, and how it is probed for.
+# One command for several snapshots: the 'atomic' strategy uses this, and is detected by it.
 expect_failure "a probe with two missing datasets is refused for them, not for being two" "dataset does not exist" zfs snapshot a/no-a@x a/no-b@x
 expect_equal "and makes nothing" "" "$(snapshots)"
 expect "two datasets of one pool in one command" zfs snapshot a/x@s "a/two words@s" a@s
@@ -40,7 +40,7 @@ expect_equal "fields are parted by one tab" "a/two words	/a/two words	yes" "$(zf
 expect_equal "zpool get -Hp too" health "$(zpool get -Hp health a | cut -f2)"
 expect_equal "a guid fits 64 bits and stays" "$(property guid a/x@s)" "$(zfs list -Hp -o guid a/x@s)"
 
-# What tells which dataset holds a path.
+# How the dataset of a path is found.
 expect_equal "a mount's type and source" "zfs a/x" "$(mounted_at /a/x)"
 expect_equal "also with a blank in its name" 'zfs a/two\040words' "$(mounted_at '/a/two\040words')"
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# guest.sh -- openzfs-vm itself: exit statuses, files in and out, states, and the power cut. Led from the host.
+# guest.sh -- openzfs-vm itself: exit statuses, files in and out, states, and the power cut. Controlled from the host.
 . "$(dirname "$0")/lib.sh"
 
 vm=$(dirname "$(realpath "$0")")/../openzfs-vm

@@ -4,10 +4,10 @@
 #   . "$(dirname "$0")/lib.sh"
 #   run_in_guest [--push FILE]...
 #
-# and can then be started on the host like any program: it runs itself in the guest, from a fresh state, and returns
-# what it returned there. Everything after that line runs in the guest, as root, with /dev/vdb and /dev/vdc empty.
+# and can then be started on the host like any program: it runs itself in the guest, from a fresh state, and returns the
+# status from there. Everything after that line runs in the guest, as root, with /dev/vdb and /dev/vdc empty.
 #
-# What could go wrong: the guest is slow. Nothing here waits for less than a minute for what natively takes a second.
+# What could go wrong: the guest is slow. So nothing here waits less than a minute for what natively takes a second.
 set -uo pipefail
 
 LIB=$(realpath "${BASH_SOURCE[0]}")
@@ -21,8 +21,8 @@ run_in_guest() { # [--push FILE]...
   exec "$(dirname "$0")/../openzfs-vm" run "$@" "$0"
 }
 
-# An emulated clock may run ahead of the host's, by which the guest's is set at its next start; a machine's goes on over a
-# power cut, and what was taken before isn't dated later than now.
+# An emulated clock may run ahead of the host's, from which the guest's clock is set at its next start. A real machine's
+# clock continues through a power cut, and snapshots taken before it aren't dated later than now.
 note_clock() { date +%s >/root/clock; }
 keep_clock() { [ "$(date +%s)" -ge "$(cat /root/clock)" ] || date -s "@$(cat /root/clock)" >/dev/null; }
 
@@ -59,7 +59,7 @@ expect_equal() { # WHAT WANTED FOUND
   if [ "$2" = "$3" ]; then passed "$1"; else failed "$1" "wanted '$2', found '$3'"; fi
 }
 
-# Ends the test. A test that stopped half way, by an error in itself, must not count as passed: it never comes here.
+# Ends the test. A test that stopped half way because of its own error never gets here, so it doesn't count as passed.
 finish() {
   echo "$CHECKS_PASSED checks passed, $CHECKS_FAILED failed"
   [ "$CHECKS_FAILED" = 0 ]
@@ -68,7 +68,7 @@ finish() {
 
 die() { echo "error: $*" >&2; exit 1; }
 
-# For what prepares a test: quiet where it works, the end of the test where it does not.
+# For preparing a test: prints nothing if the command succeeds, and ends the test if it fails.
 must() { # COMMAND...
   local output
   output=$("$@" 2>&1) || die "'$*' returned $?: $output"
@@ -78,10 +78,10 @@ must() { # COMMAND...
 
 as_postgres() { (cd /tmp && setpriv --reuid=postgres --regid=postgres --init-groups env HOME=/var/lib/postgresql "$@"); }
 
-# The fixtures. Both make a running cluster whose parts lie on three datasets, with pgbench's tables in the tablespace
-# and their indexes in the data directory, so that a backup which mixes up two moments cannot go unnoticed. There is no
-# checkpoint after CREATE TABLESPACE: whoever replays this WAL on the same host, and does not hide the original's
-# tablespace from it, writes into the original (start_cluster_over does hide it).
+# The fixtures. Both make a running cluster whose parts are on three datasets, with pgbench's tables in the tablespace
+# and their indexes in the data directory, so that a backup which mixes two moments can't go unnoticed. There is no
+# checkpoint after CREATE TABLESPACE: replaying this WAL on the same host writes into the original's tablespace, unless
+# that is hidden (start_cluster_over hides it).
 cluster_in_two_pools() {
   must zpool create -O mountpoint=none -O atime=off -O compression=lz4 tank /dev/vdb
   must zpool create -O mountpoint=none -O atime=off -O compression=lz4 fast /dev/vdc
@@ -92,7 +92,7 @@ cluster_in_two_pools() {
   cluster
 }
 
-# What they are called, also after the guest was started again.
+# Their names, also after the guest was restarted.
 # shellcheck disable=SC2034  # for the tests
 datasets_in_two_pools() {
   DATA_DATASET=tank/pgdata WAL_DATASET=fast/pgwal SPACE_DATASET="fast/space one"
@@ -112,7 +112,7 @@ cluster() {
   must chown postgres: "$PG_ROOT/data" "$PG_ROOT/wal" "$PG_ROOT/space one"
   must chmod 700 "$PG_ROOT/data" "$PG_ROOT/wal" "$PG_ROOT/space one"
   must as_postgres "$PG_BIN/initdb" -D "$PG_ROOT/data" --waldir="$PG_ROOT/wal" --data-checksums --auth=trust --no-sync
-  # The emulated disks ignore flushes anyway; synchronous_commit=off only saves the waiting.
+  # The emulated disks ignore flushes anyway; synchronous_commit=off only saves waiting time.
   as_postgres tee -a "$PG_ROOT/data/postgresql.conf" >/dev/null <<CONF
 listen_addresses = ''
 unix_socket_directories = '/run/postgresql'
@@ -131,7 +131,7 @@ start_cluster() { # DATA_DIRECTORY PORT
   must as_postgres "$PG_BIN/pg_ctl" -D "$1" -o "-p $2" -l "/tmp/postgresql-$2.log" -t 600 -w start
 }
 
-# Starts a copy where the original's tablespace path shows the copy's own: in a mount namespace of its own.
+# Starts a copy in its own mount namespace, in which the original's tablespace path shows the copy's own tablespace.
 start_cluster_over() { # SPACE_DIRECTORY DATA_DIRECTORY PORT
   # shellcheck disable=SC2016  # the inner shell's
   must unshare --mount bash -c '. "$0"; must mount --bind "$1" "$PG_ROOT/space one"; start_cluster "$2" "$3"' "$LIB" "$@"
@@ -145,8 +145,8 @@ sql() { # STATEMENT [PORT]
   as_postgres psql -XAtq -v ON_ERROR_STOP=1 -p "${2:-$PG_PORT}" -c "$1" postgres
 }
 
-# pgbench in the background, until stop_load; it ends by itself after twenty minutes. It is held back, for at full speed
-# it would take both processors from everything else.
+# Runs pgbench in the background until stop_load; it ends by itself after twenty minutes. Its rate is limited, because
+# at full speed it would take both processors from everything else.
 start_load() {
   as_postgres "$PG_BIN/pgbench" -n -c 2 -R 15 -T 1200 -p "$PG_PORT" >/tmp/pgbench.log 2>&1 &
   LOAD=$!
@@ -164,7 +164,7 @@ stop_load() {
   ! grep -E 'error|aborted|FATAL' /tmp/pgbench.log || failed "pgbench ran without errors" "$(cat /tmp/pgbench.log)"
 }
 
-# Writes the configuration of one cluster; what comes on stdin goes on with its table.
+# Writes the configuration of one cluster; stdin is appended to the cluster's table.
 write_cluster_config() { # STATE_DIR
   mkdir -p /etc/lockstep
   {
@@ -183,12 +183,13 @@ TOML
   } >/etc/lockstep/lockstep.toml
 }
 
-# The packs of a repository in a folder that are whole.
+# Lists the complete packs of a repository in a folder.
 packs_of() { # FOLDER
   find "$1/clusters/main/packs" -type f -name '??????????????????????????' 2>/dev/null | sort
 }
 
-# Ships the latest set, dies when a pack of it has been stored, and leaves those that are there in $interrupted.
+# Ships the latest set, kills the shipment once a pack has been stored, and leaves the list of existing packs in
+# $interrupted.
 interrupt_shipment() { # FOLDER OF THE REPOSITORY
   "$lockstep" ship latest >/dev/null 2>&1 &
   local shipment=$! tries
@@ -199,7 +200,7 @@ interrupt_shipment() { # FOLDER OF THE REPOSITORY
   expect "a pack was stored, and no set" test -n "$interrupted" -a -z "$("$lockstep" --json list --from repository | jq -r '.sets[]')"
 }
 
-# Runs the program $lockstep with JSON output into $output, and shows its stderr where it fails.
+# Runs the program $lockstep with JSON output into $output, and shows its stderr if it fails.
 run_lockstep() { # WHAT ARGUMENT...
   local what=$1 status=0; shift
   "$lockstep" --json "$@" >"$output" 2>/tmp/lockstep.err || status=$?
@@ -207,13 +208,13 @@ run_lockstep() { # WHAT ARGUMENT...
   return $status
 }
 
-# What is below a JSON document's path, or nothing; 'null' never looks like a value.
+# Prints the value at a path in a JSON document, or nothing; 'null' never looks like a value.
 json() { # FILE JQ_FILTER
   jq -r "$2 // empty" "$1"
 }
 
-# Every pgbench transaction adds one number to a row of each of four tables. A copy that holds half a transaction, or
-# the pages of two moments, has sums that differ, or a tree that does not match its heap.
+# Every pgbench transaction adds one number to a row of each of four tables. If a copy holds half a transaction or the
+# pages of two moments, its sums differ or an index doesn't match its heap.
 expect_consistent() { # WHAT [PORT]; with PGHOST where the socket lies elsewhere
   local port=${2:-$PG_PORT}
   expect_equal "$1: pgbench's four sums agree" 1 "$(sql "

@@ -2,7 +2,7 @@
 # lockstep.sh -- the program itself on OpenZFS: plan, backup under load, restore and clone, on two pools and on one.
 #
 # The program is built on the host and named by $LOCKSTEP_BIN (default: target/debug/lockstep of this checkout). It must
-# run on Debian 12's glibc. What the restored servers hold is checked by PostgreSQL and by pgbench's sums, not by Lockstep.
+# run with Debian 12's glibc. PostgreSQL and pgbench's sums check what the restored servers hold, not Lockstep.
 . "$(dirname "$0")/lib.sh"
 run_in_guest --push "${LOCKSTEP_BIN:-$(dirname "$0")/../../target/debug/lockstep}"
 
@@ -22,9 +22,9 @@ expect_nothing_left() { # WHAT
   expect_equal "$1: no backup runs" "" "$(sql "select pid from pg_stat_activity where query like '%pg_backup_start%' and pid <> pg_backend_pid()")"
 }
 
-# The original's tablespace is where a restored cluster does the worst harm: on the source host replayed WAL leads into
-# it. A restored server can be started again by hand, so its link has to lead elsewhere; a clone keeps the original's path,
-# and sees its own folder there: what counts is the device that its server sees.
+# The original's tablespace is where a restored cluster does the worst harm: on the source host, replayed WAL writes
+# into it. A restored server can be restarted by hand, so its link must point elsewhere. A clone keeps the original's
+# path and sees its own folder there, so the check looks at the device that its server sees.
 expect_restored() { # WHAT DATA_DIRECTORY PORT
   local what=$1 data=$2 port=$3 location process
   local -x PGHOST
@@ -55,7 +55,7 @@ expect_equal "it chooses" label "$(json "$output" .strategy)"
 expect_equal "it finds every dataset" "fast/pgwal fast/space one tank/pgdata" "$(jq -r '[.volumes[].dataset] | sort | join(" ")' "$output")"
 expect_equal "it changes nothing" "" "$(lockstep_snapshots)"
 
-# The known way to forbid ALTER SYSTEM: each copy has the flag too, and its restore writes that file anew.
+# A known way to forbid ALTER SYSTEM: each copy has the flag too, and its restore must rewrite that file.
 must chattr +i "$PG_ROOT/data/postgresql.auto.conf"
 before=$(sql 'select count(*) from pgbench_history')
 run_lockstep "backup under load" backup --label "two pools" || finish
@@ -73,7 +73,7 @@ run_lockstep "list" list
 expect_equal "it has the set" "$set" "$(jq -r '.. | .set? // empty' "$output" | head -1)"
 run_lockstep "show" show latest
 
-# Much happens between the backup and its restore, also a checkpoint that recycles the WAL.
+# Much happens between the backup and its restore, including a checkpoint that recycles WAL.
 sleep 10
 must sql 'checkpoint'
 expect "the load still runs" kill -0 "$LOAD"
@@ -91,7 +91,7 @@ expect_consistent "the original"
 expect_nothing_left "at the end"
 expect "check" "$lockstep" check
 
-# --- a power cut cannot be had from inside; the nearest: every process gone, the pools exported and imported again -----
+# --- a power cut isn't possible from inside; the closest: every process killed, the pools exported and imported again -----
 
 stop_cluster /restored/data
 stop_cluster "$PG_ROOT/data" immediate

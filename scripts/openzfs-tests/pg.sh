@@ -1,8 +1,9 @@
 #!/bin/bash
-# pg.sh -- the fixtures of lib.sh at work: PostgreSQL on OpenZFS, frozen by hand in one transaction group, started again.
+# pg.sh -- the fixtures of lib.sh in use: PostgreSQL on OpenZFS, frozen by hand in one transaction group, started again.
 #
-# It proves what the other tests take for granted: that the guest's PostgreSQL survives being stopped hard, that one
-# `zfs snapshot` of all its datasets is a consistent copy, and that expect_consistent can tell a bad copy from a good one.
+# It proves what the other tests assume: that the guest's PostgreSQL survives being stopped hard, that one `zfs
+# snapshot` of all its datasets is a consistent copy, and that expect_consistent distinguishes a bad copy from a good
+# one.
 . "$(dirname "$0")/lib.sh"
 run_in_guest
 
@@ -12,7 +13,7 @@ expect_consistent "new cluster"
 start_load
 must zfs snapshot "$DATA_DATASET@one" "$WAL_DATASET@one" "$SPACE_DATASET@one"
 sleep 5
-# The same parts at another moment: what a naive backup would put together.
+# The same parts from different moments, as a naive backup would combine them.
 must sql checkpoint
 sleep 5
 must zfs snapshot "$DATA_DATASET@two" "$WAL_DATASET@two" "$SPACE_DATASET@two"

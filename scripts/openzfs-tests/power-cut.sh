@@ -1,9 +1,10 @@
 #!/bin/bash
-# power-cut.sh -- the power fails during a backup: the cluster comes up, what was complete is restored, the rest is gone.
+# power-cut.sh -- the power fails during a backup: the cluster starts, what was complete is restored, the rest is
+# removed.
 #
-# Unlike the other tests this one is led from the host, which cuts the power (sysrq-b: nothing is flushed, nothing is
-# unmounted). Lockstep's state lies in one of the pools, as only they are meant to survive this; the guest's own root
-# file system has no journal. $LOCKSTEP_BIN as in lockstep.sh.
+# Unlike the other tests, this one is controlled from the host, which cuts the power (sysrq-b: nothing is flushed,
+# nothing is unmounted). Lockstep's state is in one of the pools, because only these are meant to survive this; the
+# guest's own root file system has no journal. $LOCKSTEP_BIN as in lockstep.sh.
 if [ ! -e /etc/openzfs-guest ]; then
   here=$(dirname "$(realpath "$0")")
   vm=$here/../openzfs-vm
@@ -21,7 +22,7 @@ fi
 lockstep=/usr/local/bin/lockstep
 
 sets() { "$lockstep" --json list | jq -r '.. | .set? // empty' | sort; }
-# Those that a snapshot is there of, on whichever dataset.
+# Lists the sets that have a snapshot on any dataset.
 sets_with_snapshots() { zfs list -H -t snapshot -o name | sed -n 's/.*@lockstep-//p' | sort -u; }
 
 case $1 in
@@ -54,7 +55,7 @@ case $1 in
     keep_clock
     must zpool import -f tank
     must zpool import -f fast
-    # As systemd does where the machine was not shut down cleanly: nobody's process can have this number now.
+    # As systemd does if the machine wasn't shut down cleanly: no running process can own this number now.
     rm -f "$PG_ROOT/data/postmaster.pid"
     start_cluster "$PG_ROOT/data" "$PG_PORT"
     expect_consistent "the original after the power cut"

@@ -1,9 +1,9 @@
 #!/bin/bash
-# raw.sh -- encrypted datasets in a repository: sent raw, restored with and without their keys at hand.
+# raw.sh -- encrypted datasets in a repository: sent raw, restored with and without their keys loaded.
 #
-# Two pools: the data directory in an encrypted dataset whose key is a file, one tablespace in one with a passphrase, one
-# in a plain one. Then pg_wal encrypted too. What the restored servers hold is checked by PostgreSQL and by pgbench's
-# sums. The program is named by $LOCKSTEP_BIN (default: target/debug/lockstep of this checkout).
+# Two pools: the data directory is in an encrypted dataset whose key is a file, one tablespace in a dataset with a
+# passphrase, one in a plain dataset. Later pg_wal is encrypted too. PostgreSQL and pgbench's sums check what the
+# restored servers hold. The program is named by $LOCKSTEP_BIN (default: target/debug/lockstep of this checkout).
 . "$(dirname "$0")/lib.sh"
 run_in_guest --push "${LOCKSTEP_BIN:-$(dirname "$0")/../../target/debug/lockstep}"
 
@@ -59,8 +59,8 @@ expect_refused() { # WHAT STATUS TEXT ARGUMENT...
   expect "$what: says '$text'" grep -qF -- "$text" /tmp/refused.out || cat /tmp/refused.out
 }
 
-# A restored server is right, holds what was committed before the backup, and lies in encrypted datasets of its own. Of the
-# snapshots one alone is there, or so many as are said.
+# Checks that a restored server is right, holds what was committed before the backup, and is in encrypted datasets of
+# its own, with one snapshot or as many as given.
 expect_restored() { # WHAT DATASET PORT ROWS [SNAPSHOTS]
   local -x PGHOST
   PGHOST=$(json "$output" .socket_directory)
@@ -94,7 +94,7 @@ write_config 'raw_full_every = 2'
 expect "repo init" "$lockstep" repo init open
 start_load
 
-# Its shipment dies when a pack has been stored, and uses that when it is begun again.
+# Its shipment dies once a pack has been stored, and reuses that pack when it is started again.
 backup "the first set" --no-ship || finish
 write_config 'raw_full_every = 2' 'rate_limit = "3MB"'
 interrupt_shipment /var/repository
@@ -110,7 +110,7 @@ backup "the second set"
 expect_stored "an increment" 2 2 plain
 second=$set second_rows=$rows
 
-# The snapshots go, their bookmarks stay: the next increments start there.
+# The snapshots are removed and their bookmarks stay: the next increments start there.
 run_lockstep "the first two sets are pruned on this host" prune --local --set "$first" --set "$second"
 expect "a bookmark is left of the raw volume" zfs list -t bookmark "tank/enc/pgdata#lockstep-$second"
 backup "the third set"
@@ -150,7 +150,7 @@ expect_equal "nothing was received twice" "$received" "$(zfs get -Hp -o value gu
 expect_restored "the third set" tank/r 5500 "$third_rows"
 stop_cluster /restored/data
 
-# One that is killed while it receives leaves nothing.
+# A restore that is killed while it receives leaves nothing.
 "$lockstep" restore "$third" --from repository --as zfs --dataset tank/killed --to /killed >/dev/null 2>&1 &
 killed=$!
 for ((tries = 0; tries < 240; tries++)); do ! zfs list -H -t snapshot -o name -r tank/killed 2>/dev/null | grep -q receiving || break; sleep 0.1; done
@@ -261,14 +261,14 @@ stop_cluster /cold/data
 
 # --- keys that are changed --------------------------------------------------------------------------------------------------
 
-# The copy's is loaded, and isn't the one that the next increment brings.
+# The copy's key is loaded, and isn't the one that the next increment brings.
 write_config 'raw_full_every = 9'
 head -c 32 /dev/urandom >$KEY
 must zfs change-key tank/enc
 run_lockstep "a set behind the change of the original's key" backup --strategy cold
 expect_stored "an increment" 4 4 plain
 run_lockstep "on top of what has the old key" restore latest --from repository --as zfs --dataset tank/r --to /cold --delta --start --port 5502
-# The older one is of a set that this host has, and so nobody's to remove.
+# The older snapshot belongs to a set that this host has, so nobody may remove it.
 expect_restored "behind the change" tank/r 5502 "$last_rows" 2
 expect_equal "mounted by the next start" on "$(zfs get -H -o value canmount tank/r/data)"
 stop_cluster /cold/data
@@ -276,7 +276,8 @@ must zfs unmount tank/r/data
 must zfs unload-key tank/r/data
 expect "the new key is the copy's" zfs load-key tank/r/data
 must zfs mount tank/r/data
-# A copy that was given another key would get the original's back, below which nobody could load it.
+# The increment would give a copy whose key was changed the original's key back, and then nobody could load the copy's
+# key.
 expect_refused "a copy below an encrypted dataset" 4 "its keys aren't loaded" restore latest --from repository --as zfs --dataset tank/enc/c --to /copy
 must zfs change-key -i tank/enc/c/data
 expect_refused "its key was changed" 4 'the key of "tank/enc/c/data" was changed' restore latest --from repository --as zfs --dataset tank/enc/c --to /copy --delta
@@ -310,7 +311,7 @@ backup "the next set"
 expect_equal "pg_wal's is an increment from its bookmark" 2 "$(stored tank/pgwal)"
 stop_load
 
-# WAL that was copied out of an encrypted dataset: pg_wal inside the data directory, and the backup API.
+# WAL that was copied out of an encrypted dataset: pg_wal is inside the data directory, with the backup API.
 stop_cluster "$PG_ROOT/data"
 must rm "$PG_ROOT/data/pg_wal"
 must as_postgres cp -a "$PG_ROOT/wal" "$PG_ROOT/data/pg_wal"

@@ -1,10 +1,10 @@
 #!/bin/bash
 # repository.sh -- a repository on OpenZFS: shipments that die, increments from bookmarks, restores as datasets and as files.
 #
-# Led from the host, which cuts the power (as power-cut.sh does) in the middle of a restore on top of an older one: what
-# was rolled back must not be mounted by the next start. State, repository and restores lie in pools, as only pools are meant to
-# survive this. What the restored servers hold is checked by PostgreSQL and by pgbench's sums. $LOCKSTEP_BIN as in
-# lockstep.sh.
+# Controlled from the host, which cuts the power (as power-cut.sh does) in the middle of a restore on top of an older
+# one: the next start must not mount what was rolled back. State, repository and restores are in pools, because only
+# pools are meant to survive this. PostgreSQL and pgbench's sums check what the restored servers hold. $LOCKSTEP_BIN as
+# in lockstep.sh.
 if [ ! -e /etc/openzfs-guest ]; then
   here=$(dirname "$(realpath "$0")")
   vm=$here/../openzfs-vm
@@ -42,7 +42,7 @@ backup() { # NAME [ARGUMENT...]: keeps its id, and what was counted before
 
 set_of() { cat "$STATE/$1.set"; }
 
-# What the last backup's or shipment's increment of the data directory stands on.
+# The base of the data directory's increment in the last backup or shipment.
 parent() { "$lockstep" --json show "$1" --from repository | jq -r '.stored[] | select(.dataset == "tank/pgdata") | .parent // empty'; }
 
 expect_restored() { # WHAT NAME PORT: it is right, and holds what was committed before the backup
@@ -60,7 +60,7 @@ restore() { # WHAT NAME PORT ARGUMENT...: restores it, looks, and stops its serv
   stop_cluster "$(json "$output" .data_directory)"
 }
 
-# Puts a zfs first in the PATH of what is run through `killed` that kills whoever started it behind a command like this.
+# Puts a zfs first in the PATH of a command run through `killed`; it kills its caller after a zfs command that matches.
 killed() { # PATTERN OF ITS ARGUMENTS, ARGUMENT...
   local real pattern=$1; shift
   real=$(type -P zfs)
@@ -96,7 +96,7 @@ case $1 in
     start_load
     disown
 
-    # Its shipment dies when a pack has been stored, and uses that when it is begun again.
+    # Its shipment dies once a pack has been stored, and reuses that pack when it is started again.
     backup first --no-ship
     write_config 'rate_limit = "3MB"'
     interrupt_shipment "$REPOSITORY"
@@ -104,7 +104,7 @@ case $1 in
     run_lockstep "it is shipped again" ship latest || finish
     expect_equal "with the packs that were there" "$interrupted" "$(comm -12 <(echo "$interrupted") <(packs_of "$REPOSITORY"))"
 
-    # The snapshots go, their bookmarks stay: the next increment starts there.
+    # The snapshots are removed and their bookmarks stay: the next increment starts there.
     must sql "create table grown as select n, repeat('x', 200) as filler from generate_series(1, 50000) n"
     backup second
     run_lockstep "the first two sets are pruned on this host" prune --local --set "$(set_of first)" --set "$(set_of second)"
@@ -126,7 +126,7 @@ case $1 in
   cut)
     "$lockstep" restore "$(set_of third)" --from repository --delta "${AS_ZFS[@]}" >$STATE/restore.log 2>&1 &
     until [ "$(zfs get -H -o value canmount fast/r/data)" = noauto ]; do :; done
-    # What was set must be on disk, else the power was cut before the restore began.
+    # The properties must be on disk; otherwise the power was cut before the restore began.
     zpool sync
     echo b >/proc/sysrq-trigger
     sleep 60
@@ -159,7 +159,7 @@ case $1 in
     )"
     stop_cluster /tank/restores/files/data
 
-    # The base goes, and what stood on it is still whole.
+    # The base is removed, and what was based on it is still complete.
     backup fourth
     run_lockstep "the first two sets go from the repository" prune --repository here --set "$(set_of first)" --set "$(set_of second)"
     run_lockstep "and what nobody needs" repo compact here
@@ -180,7 +180,7 @@ case $1 in
     restore "the fourth set as datasets" fourth 5500 "${AS_ZFS[@]}"
     expect_equal "one snapshot alone came along" 1 "$(zfs list -H -t snapshot -o name -d 1 fast/r/data | wc -l)"
 
-    # Killed where its dataset is mounted, or could be.
+    # Killed where its dataset is mounted or could be.
     must zfs set acltype=posix "$DATA_DATASET"
     backup fifth --no-ship
     expect "it is shipped from a mount namespace of its own" unshare --mount --propagation private "$lockstep" ship latest
@@ -189,7 +189,7 @@ case $1 in
     expect_parked "killed behind its mount" fast/r/data /tank/restores/zfs/data
     killed '"set canmount="*"fast/r/data"' "${on_top[@]}"
     expect_failure "killed behind its release: no server starts on it" "No such file" ls /tank/restores/zfs/data/global/pg_control
-    # What is whole of the others by then stays, and is gone on with.
+    # Those of the other datasets that are complete by then stay, and the next run continues from them.
     new=(restore "$(set_of fifth)" --from repository --as zfs --delta --dataset fast/q --to /tank/restores/q)
     for pattern in '"set "*"mountpoint="*" fast/q/data"' '"mount fast/q/data"'; do
       killed "$pattern" "${new[@]}"
@@ -216,7 +216,7 @@ case $1 in
     must zfs set mountpoint=/tank/restores/zfs/wal fast/r/wal
     expect "and nothing was changed" ls /tank/restores/zfs/data/global/pg_control
 
-    # A set is removed as a whole, or stays.
+    # A set is either removed as a whole or kept.
     (cd "$PG_ROOT/space one/.zfs/snapshot/lockstep-$(set_of fifth)" && exec sleep 600) &
     sleep 2
     expect_failure "a set that somebody works in stays" "somebody works in" "$lockstep" prune --local --set "$(set_of fifth)"

@@ -1,6 +1,6 @@
 #!/bin/bash
-# sendstream.sh -- folded streams on OpenZFS: what `lockstep stream fold` makes of the recorded chains is taken by a
-# real `zfs receive`, holds what the source held, keeps its GUID, and takes the source's next increment on top.
+# sendstream.sh -- folded streams on OpenZFS: a real `zfs receive` must accept what `lockstep stream fold` makes of the
+# recorded chains. The result holds what the source held, keeps its GUID, and accepts the source's next increment.
 #
 # The program is built on the host and named by $LOCKSTEP_BIN (default: target/debug/lockstep of this checkout). The
 # trees are read with find and sha256sum, not by Lockstep.
@@ -14,7 +14,7 @@ must tar -C "$streams" -I 'zstd --long=27' -xf /usr/local/bin/streams.tar.zst
 lockstep=$(find /usr/local/bin -type f -name 'lockstep*' | head -1)
 must zpool create -O mountpoint=/a a /dev/vdb
 
-# Path, type, mode, uid, gid, size, mtime in nanoseconds, 32 digits of SHA-256; as the recorded trees have it.
+# Path, type, mode, uid, gid, size, mtime in nanoseconds, 32 digits of SHA-256, as in the recorded trees.
 listing() { # FOLDER
   (
     cd "$1" || exit 1
@@ -70,7 +70,7 @@ for chain in "pg8k plain" "std128k plain" "std128k ce" "big1m L"; do
   done
 done
 
-# All steps as one increment, on the source's own full stream.
+# All steps as one increment, on top of the source's own full stream.
 for chain in pg8k.plain std128k.ce big1m.L; do
   dataset=${chain%.*}
   cp "$streams/$chain.s0" "$streams/stream"
@@ -80,7 +80,7 @@ for chain in pg8k.plain std128k.ce big1m.L; do
   expect_tree "$chain as one step" "a/$dataset" "$dataset.s4"
 done
 
-# Large blocks turned on half way: the source's own chain cannot be received by some; the fold can.
+# Large blocks turned on half way: some receivers can't receive the source's own chain, but they can receive the fold.
 "$lockstep" stream fold "$streams/big1m.plain.s0" "$streams/big1m.L.s0-s1" >"$streams/stream" || failed "plain and -L fold"
 expect "big1m, -L turned on: zfs receive takes the fold" receive a/switched
 expect_tree "big1m, -L turned on" a/switched big1m.s1

@@ -5,9 +5,9 @@
   reader.py REPOSITORY CLUSTER [--key ... | --passphrase ...] check              every hash of every set
   reader.py REPOSITORY CLUSTER [--key ... | --passphrase ...] restore SET DIR
 
-REPOSITORY is a folder. `restore` writes each volume's files to DIR/IMAGE, those beside the set to DIR/@files, and streams that
-were sent raw to DIR/IMAGE.GUID.zfs. It is here to prove the pages: a test compares what it restores with what Lockstep does.
-It holds the indexes of a set in memory, and stops at the first thing that isn't as the pages say.
+REPOSITORY is a folder. `restore` writes each volume's files to DIR/IMAGE, the set's own files to DIR/@files, and streams that
+were sent raw to DIR/IMAGE.GUID.zfs. It exists to prove that the documentation is complete: a test compares its restores with
+Lockstep's. It holds the indexes of a set in memory, and stops at the first thing that differs from the documentation.
 """
 
 import argparse
@@ -36,7 +36,7 @@ LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 class Damaged(Exception):
-    """Something isn't as the pages say."""
+    """Something isn't as the documentation says."""
 
 
 def need(is_so, *what):
@@ -57,7 +57,7 @@ def read_file(path):
 
 
 def document(data, path, mac_key=None):
-    """The body of a JSON object, whose hash or code is right."""
+    """Returns the body of a JSON object after checking its hash or code."""
     head = b'{"body":'
     tail = b',"%s":"' % (b"mac" if mac_key else b"blake3")
     end = len(data) - 66 - len(tail)
@@ -73,7 +73,7 @@ def document(data, path, mac_key=None):
 
 
 def wrapping_key(slot, key_file, passphrase_file):
-    """The key that a slot's secret gives; none where that secret isn't here."""
+    """Returns the key that a slot's secret yields; None if that secret isn't available."""
     salt, kdf = bytes.fromhex(slot["salt"]), slot["kdf"]
     if kdf["kind"] == "key-file" and key_file:
         key = read_file(key_file)
@@ -140,7 +140,7 @@ class Repository:
         return manifest
 
     def delta(self, image, name):
-        """A delta's descriptor, with the rows of its tables in the place of their files."""
+        """A delta's descriptor, with the rows of its tables instead of their files."""
         if (image, name) not in self.deltas:
             delta = self.document(f"volumes/{image}/{name}.json")
             is_this = (delta["format"], delta["image"], delta["id"]) == (1, image, name)
@@ -173,7 +173,7 @@ class Repository:
         return parquet.read(use_threads=False).to_pylist()
 
     def chain(self, image, name):
-        """The delta and those that it stands on, newest first."""
+        """The delta and its bases, newest first."""
         chain = []
         while name is not None:
             chain.append(self.delta(image, name))
@@ -247,7 +247,7 @@ class Header:
         return min(3, 1 + max(room - self.bonus_length, 0) // 128)
 
     def goes_on_from(self, older):
-        """Whether the older object's content counts still; then this header's block size may become smaller."""
+        """Whether the older object's content still counts; if so, this header's block size may become smaller."""
         if (self.type, self.slots) != (older.type, older.slots):
             return False
         if self.block_pointers() < older.block_pointers():
@@ -280,7 +280,7 @@ def attributes_begin(data, order):
 
 
 class Parts:
-    """Disjoint parts of an object; what is added later lies below."""
+    """Disjoint parts of an object; later additions are below earlier ones."""
 
     def __init__(self):
         self.all = []
@@ -323,7 +323,7 @@ class Layer:
 
 
 class Image:
-    """All objects of a delta's chain, folded. Of a dataset's (`has_headers`) the headers are known."""
+    """All objects of a delta's chain, folded. For a dataset's (`has_headers`), the headers are known."""
 
     def __init__(self, repository, image, name, has_headers=True):
         self.repository, self.objects = repository, {}
@@ -412,7 +412,7 @@ class FileSystem:
         raise Damaged(f"object {number} is no ZAP")
 
     def attributes(self, number):
-        """Mode, size, owners, time of change and, of a symbolic link that has it there, the target."""
+        """Mode, size, owners, time of change and, for a symbolic link that stores it there, the target."""
         header, spill, _ = self.image.objects[number]
         if header.bonus_type == ZNODE:
             at, (mode, size) = header.number, (header.number(72), header.number(80))
@@ -533,7 +533,7 @@ def restore(repository, name, to):
 
 
 def restore_files(repository, delta, listed, to):
-    """The files beside the set: backup_label, WAL, settings."""
+    """The set's own files: backup_label, WAL, settings."""
     listed = dict(listed)
     image = Image(repository, "@files", delta, has_headers=False)
     for number, (header, _, _) in image.objects.items():
@@ -548,7 +548,7 @@ def restore_files(repository, delta, listed, to):
 
 
 def restore_raw(repository, image, chain, path):
-    """The streams, in the order in which `zfs receive` takes them."""
+    """The streams, in the order in which `zfs receive` accepts them."""
     for segment in chain:
         guid = segment["guid"]
         about = repository.delta(image, guid)["about"]
@@ -560,7 +560,7 @@ def restore_raw(repository, image, chain, path):
 
 
 def check(repository):
-    """Reads each frame that a set needs once."""
+    """Reads each frame that a set needs, once."""
     frames = set()
     for name in repository.sets():
         for named in repository.manifest(name)["deltas"]:
@@ -599,6 +599,6 @@ def main():
 
 if __name__ == "__main__":
     main()
-    # pyarrow's own threads, which nothing is read with, may abort the interpreter while it ends.
+    # pyarrow's own threads, which are not used for reading, may abort the interpreter while it ends.
     sys.stdout.flush()
     os._exit(0)

@@ -565,7 +565,7 @@ fn a_full_folder_gets_room_again() {
     file.set_len(length - (16 << 10)).expect("it can be cut off");
     drop(file);
     // The program accepts the command in the hint.
-    let hint = shipped.stderr.lines().find(|line| line.contains("also where there is no room"));
+    let hint = shipped.stderr.lines().find(|line| line.contains("even if there is no room"));
     let hint = hint.unwrap_or_else(|| panic!("{}", shipped.describe()));
     let commands: Vec<_> =
         hint.split('`').filter_map(|words| words.strip_prefix("lockstep ")).collect();

@@ -44,7 +44,7 @@ fn a_refusal_is_named_with_what_to_do() {
             "SignatureDoesNotMatch",
             1,
             "credentials are missing or wrong",
-            "the access key isn't",
+            "the access key doesn't match",
         ),
         (400, "ExpiredToken", 1, "credentials are missing or wrong", "get new ones"),
         (403, "RequestTimeTooSkewed", 1, "the store failed", "clock"),

@@ -1,9 +1,9 @@
 //! `backup_label`: where recovery of a base backup begins.
 //!
-//! With this file in the data directory PostgreSQL starts replay at the checkpoint named in it instead of the one in
-//! `pg_control`, and won't be consistent before the backup's end. Without it a base backup can start silently corrupt.
-//! So it is read strictly, all seven lines in PostgreSQL's order, and written byte for byte as PostgreSQL writes it:
-//! `build_backup_content` (`xlogbackup.c`; up to 14 `do_pg_start_backup`, `xlog.c`), read by `read_backup_label`
+//! With this file in the data directory, PostgreSQL starts replay at the checkpoint named in it instead of the one in
+//! `pg_control`, and won't be consistent before the backup's end. Without it, a base backup can start silently corrupt.
+//! So the file is read strictly, all seven lines in PostgreSQL's order, and written byte for byte as PostgreSQL writes
+//! it: `build_backup_content` (`xlogbackup.c`; up to 14 `do_pg_start_backup`, `xlog.c`), read by `read_backup_label`
 //! (`xlogrecovery.c`; up to 14 `xlog.c`). The lines are the same in 13 to 18; 17 added those of incremental backups.
 
 mod error;
@@ -24,9 +24,9 @@ const MAX_LABEL: usize = 1024;
 pub struct BackupLabel {
     /// The redo point: replay begins here.
     pub start_lsn: Lsn,
-    /// The name of the segment that holds it, as written; [`BackupLabel::start_segment`] reads it.
+    /// The name of the segment that holds it, as written; [`BackupLabel::start_segment`] parses it.
     pub start_segment_name: String,
-    /// The checkpoint record that says so; at or after `start_lsn`.
+    /// The checkpoint record with this redo point; at or after `start_lsn`.
     pub checkpoint_lsn: Lsn,
     /// How the backup was started.
     pub method: BackupMethod,
@@ -34,7 +34,7 @@ pub struct BackupLabel {
     pub from: BackupFrom,
     /// When it began, as PostgreSQL's log time zone prints it: `2026-03-01 12:00:00 UTC`.
     pub start_time: String,
-    /// What the user called it; may hold newlines.
+    /// The user's name for it; may contain newlines.
     pub label: String,
     /// The timeline of `start_lsn`.
     pub start_timeline: TimelineId,
@@ -50,7 +50,7 @@ pub enum BackupMethod {
 }
 
 impl BackupMethod {
-    /// The word in the file.
+    /// Returns the word in the file.
     pub const fn as_str(self) -> &'static str {
         match self {
             BackupMethod::Streamed => "streamed",
@@ -69,7 +69,7 @@ pub enum BackupFrom {
 }
 
 impl BackupFrom {
-    /// The word in the file.
+    /// Returns the word in the file.
     pub const fn as_str(self) -> &'static str {
         match self {
             BackupFrom::Primary => "primary",
@@ -79,12 +79,12 @@ impl BackupFrom {
 }
 
 impl BackupLabel {
-    /// The label of a backup that begins at the checkpoint `pg_control` names, for a backup taken without the
+    /// Makes the label of a backup that begins at the checkpoint in `pg_control`, for a backup taken without the
     /// server's functions. `start_time` is text such as `2026-03-01 12:00:00 UTC`.
     ///
     /// # Errors
-    /// Where `label` is longer than the 1024 bytes that PostgreSQL allows, or the file could not be read back: a newline
-    /// in `start_time`, or in `label` a line that PostgreSQL would take for one of its own.
+    /// If `label` is longer than the 1024 bytes that PostgreSQL allows, or if the file couldn't be read back because of
+    /// a newline in `start_time` or a line in `label` that PostgreSQL would take for one of its own.
     pub fn from_control_file(
         control: &ControlFile,
         from: BackupFrom,
@@ -114,8 +114,8 @@ impl BackupLabel {
     /// Reads the file.
     ///
     /// # Errors
-    /// Where it isn't exactly what PostgreSQL 13 to 18 writes for a full backup. An incremental backup's label is
-    /// refused with [`BackupLabelError::Incremental`].
+    /// If it isn't exactly what PostgreSQL 13 to 18 writes for a full backup. An incremental backup's label is refused
+    /// with [`BackupLabelError::Incremental`].
     pub fn parse(bytes: &[u8]) -> Result<Self, BackupLabelError> {
         let text = std::str::from_utf8(bytes)
             .map_err(|error| BackupLabelError::NotUtf8 { offset: error.valid_up_to() })?;
@@ -179,10 +179,10 @@ impl BackupLabel {
         })
     }
 
-    /// The segment where replay begins, which must hold `start_lsn`.
+    /// Returns the segment where replay begins, which must hold `start_lsn`.
     ///
     /// # Errors
-    /// Where the name doesn't fit the segment size, or names another segment than the one that holds `start_lsn`.
+    /// If the name doesn't fit the segment size, or names another segment than the one that holds `start_lsn`.
     pub fn start_segment(&self, size: WalSegmentSize) -> Result<WalSegment, BackupLabelError> {
         let named = WalSegment::parse(&self.start_segment_name, size)
             .map_err(BackupLabelError::SegmentName)?;
@@ -198,7 +198,7 @@ impl BackupLabel {
         }
     }
 
-    /// The file, byte for byte as PostgreSQL writes it.
+    /// Returns the file, byte for byte as PostgreSQL writes it.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.to_string().into_bytes()
     }
@@ -217,7 +217,7 @@ impl fmt::Display for BackupLabel {
     }
 }
 
-/// As [`BackupLabel::parse`], for text from `pg_backup_stop`.
+/// Like [`BackupLabel::parse`], for text from `pg_backup_stop`.
 impl FromStr for BackupLabel {
     type Err = BackupLabelError;
 
@@ -226,14 +226,14 @@ impl FromStr for BackupLabel {
     }
 }
 
-/// What is left of the file, line by line.
+/// The rest of the file, line by line.
 struct Lines<'a> {
     rest: &'a str,
     offset: usize,
 }
 
 impl<'a> Lines<'a> {
-    /// The next line's value and its offset; the line must begin with `prefix` and end with a newline.
+    /// Returns the next line's value and its offset; the line must begin with `prefix` and end with a newline.
     fn field(&mut self, prefix: &'static str) -> Result<(&'a str, usize), BackupLabelError> {
         let missing =
             || BackupLabelError::MissingLine { line: prefix.trim_end(), offset: self.offset };
@@ -245,8 +245,8 @@ impl<'a> Lines<'a> {
         Ok((value, at))
     }
 
-    /// The last two fields. The label is the user's text, in which a newline is legal, so that only the file's last
-    /// line is sure to be the timeline's.
+    /// Returns the last two fields. The label is the user's text and may contain newlines, so only the file's last line
+    /// is certain to be the timeline's.
     fn label_and_timeline(&mut self) -> Result<(&'a str, &'a str, usize), BackupLabelError> {
         const TIMELINE: &str = "\nSTART TIMELINE: ";
         let label = self
@@ -263,7 +263,7 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// The timeline of a segment's name, whose other words can't be judged without the segment size.
+/// Returns the timeline in a segment's name. The name's other words can't be checked without the segment size.
 fn segment_name_timeline(name: &str) -> Option<TimelineId> {
     let upper_hex = |b: u8| b.is_ascii_digit() || (b'A'..=b'F').contains(&b);
     (name.len() == 24 && name.bytes().all(upper_hex))

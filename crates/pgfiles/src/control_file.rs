@@ -1,11 +1,11 @@
 //! `global/pg_control`: what the cluster is and where its recovery begins.
 //!
-//! Every decision about a cluster that isn't running rests on this file: its state, its last checkpoint, how far its
-//! data files are ahead. PostgreSQL writes it in place, below a disk sector's size, with a CRC at the end; read while
-//! it is being written it may still come torn, which the CRC tells, and the reader should then read again. The layout
-//! is the C struct `ControlFileData` (`pg_control.h`) as a 64-bit little-endian compiler lays it out, told apart by the
-//! version number at offset 8: 1300 (PostgreSQL 13 to 16), 1700 (17), 1800 (18). `ReadControlFile` and
-//! `WriteControlFile` are in `xlog.c`, frontend's `get_controlfile` in `controldata_utils.c`.
+//! Every decision about a cluster that isn't running depends on this file: its state, its last checkpoint, how far its
+//! data files are ahead. PostgreSQL writes it in place, in less than a disk sector, with a CRC at the end. If it is
+//! read while it is being written, it may still be torn; the CRC shows that, and the caller should then read it again.
+//! The layout is the C struct `ControlFileData` (`pg_control.h`) as a 64-bit little-endian compiler lays it out. The
+//! version number at offset 8 distinguishes the layouts: 1300 (PostgreSQL 13 to 16), 1700 (17), 1800 (18).
+//! `ReadControlFile` and `WriteControlFile` are in `xlog.c`, the frontend's `get_controlfile` in `controldata_utils.c`.
 
 mod error;
 mod layout;
@@ -16,17 +16,17 @@ use crate::lsn::{Lsn, SystemIdentifier, TimelineId};
 use crate::wal_name::WalSegmentSize;
 use layout::{Fields, Layout};
 
-/// Bytes of the file (`PG_CONTROL_FILE_SIZE`): far more than are used, zeros after them.
+/// Bytes of the file (`PG_CONTROL_FILE_SIZE`): far more than are used, followed by zeros.
 pub const PG_CONTROL_FILE_SIZE: usize = 8192;
 
 /// The checkpoint position of a control file made unusable by [`ControlFile::with_checkpoint_unusable`]: `0/DEAD`.
 ///
-/// It lies in segment 0, which no server ever writes (`BootStrapXLOG`, `xlog.c`, begins with segment 1), whatever the
-/// segment size, so neither pg_wal nor an archive can ever hold a record there; and it has the form of a real position,
-/// so that PostgreSQL looks for the record and says that it found none.
+/// It is in segment 0, which no server ever writes (`BootStrapXLOG`, `xlog.c`, begins with segment 1), whatever the
+/// segment size, so neither pg_wal nor an archive can ever hold a record there. It has the form of a real position, so
+/// PostgreSQL looks for the record and reports that it found none.
 pub const UNUSABLE_CHECKPOINT: Lsn = Lsn::new(0xDEAD);
 
-/// What `pg_control` says. Names are PostgreSQL's, spelled as here.
+/// The content of `pg_control`. Names are PostgreSQL's, spelled as here.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ControlFile {
@@ -47,13 +47,13 @@ pub struct ControlFile {
     /// The counter that stands in for a position in unlogged relations.
     pub unlogged_lsn: Lsn,
     /// On a standby and in archive recovery: the data files may hold changes up to here, and the cluster is consistent
-    /// when replay reached it. [`Lsn::INVALID`] otherwise.
+    /// once replay has reached it. [`Lsn::INVALID`] otherwise.
     pub min_recovery_point: Lsn,
-    /// Its timeline; 0 where there is none.
+    /// Its timeline; 0 if there is none.
     pub min_recovery_point_timeline: u32,
-    /// The start of the backup that is being recovered; [`Lsn::INVALID`] where none is.
+    /// The start of the backup that is being recovered; [`Lsn::INVALID`] if none is.
     pub backup_start_point: Lsn,
-    /// The end of the backup that is being recovered, where it came from a standby.
+    /// The end of the backup that is being recovered, if it came from a standby.
     pub backup_end_point: Lsn,
     /// Whether replay must meet an end-of-backup record before the cluster is consistent.
     pub backup_end_required: bool,
@@ -93,7 +93,7 @@ pub struct ControlFile {
     pub large_object_block_size: u32,
     /// Whether eight-byte values are passed by value.
     pub float8_by_value: bool,
-    /// 0 where data pages have no checksums, else their version.
+    /// 0 if data pages have no checksums, otherwise their version.
     pub data_checksum_version: u32,
     /// Whether `char` was signed on the machine that made the cluster; from 18 on.
     pub default_char_signedness: Option<bool>,
@@ -111,7 +111,7 @@ pub struct CheckPoint {
     pub redo: Lsn,
     /// The timeline.
     pub timeline: TimelineId,
-    /// The timeline before, where this record began a new one; else the same. 0 is possible in a file made by hand.
+    /// The previous timeline, if this record began a new one; otherwise the same. 0 is possible in a file made by hand.
     pub prev_timeline: u32,
     /// Whether `full_page_writes` was on.
     pub full_page_writes: bool,
@@ -139,7 +139,7 @@ pub struct CheckPoint {
     pub oldest_commit_ts_xid: u32,
     /// The newest one.
     pub newest_commit_ts_xid: u32,
-    /// The oldest transaction still running at an online checkpoint; 0 where not known.
+    /// The oldest transaction still running at an online checkpoint; 0 if not known.
     pub oldest_active_xid: u32,
 }
 
@@ -156,9 +156,9 @@ pub enum DbState {
     ShuttingDown,
     /// In crash recovery.
     InCrashRecovery,
-    /// In archive recovery: a standby, or a restore under way.
+    /// In archive recovery: a standby, or a restore in progress.
     InArchiveRecovery,
-    /// A primary at work, or one that crashed.
+    /// A primary that runs, or one that crashed.
     InProduction,
 }
 
@@ -176,7 +176,7 @@ impl DbState {
         })
     }
 
-    /// As `pg_controldata` prints it in English.
+    /// Returns the state as `pg_controldata` prints it in English.
     pub const fn as_str(self) -> &'static str {
         match self {
             DbState::StartingUp => "starting up",
@@ -211,7 +211,7 @@ impl WalLevel {
         })
     }
 
-    /// As the setting is spelled.
+    /// Returns the level as the setting is spelled.
     pub const fn as_str(self) -> &'static str {
         match self {
             WalLevel::Minimal => "minimal",
@@ -225,8 +225,8 @@ impl ControlFile {
     /// Reads the whole file.
     ///
     /// # Errors
-    /// Where it isn't [`PG_CONTROL_FILE_SIZE`] bytes long, is of an unknown version or a machine of the other byte
-    /// order, its CRC is wrong (perhaps torn by a write meanwhile: read again), or a value is out of range.
+    /// If it isn't [`PG_CONTROL_FILE_SIZE`] bytes long, is of an unknown version or from a machine of the other byte
+    /// order, its CRC is wrong (perhaps torn by a concurrent write: read it again), or a value is out of range.
     pub fn parse(bytes: &[u8]) -> Result<Self, ControlFileError> {
         let raw: Box<[u8; PG_CONTROL_FILE_SIZE]> = Box::new(
             bytes.try_into().map_err(|_| ControlFileError::WrongLength { length: bytes.len() })?,
@@ -236,18 +236,18 @@ impl ControlFile {
         Fields { raw: &raw, layout }.read()
     }
 
-    /// The bytes that were read.
+    /// Returns the bytes that were read.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.raw.to_vec()
     }
 
-    /// PostgreSQL's major version, 13 to 18. For format 1300 the catalog version tells, and `None` is for one that is
-    /// of no release (a beta, a fork).
+    /// Returns PostgreSQL's major version, 13 to 18. For format 1300 the catalog version decides; `None` means that it
+    /// belongs to no release (a beta, a fork).
     pub fn major_version(&self) -> Option<u32> {
         layout::major_version(self.pg_control_version, self.catalog_version)
     }
 
-    /// Whether the cluster was made from a base backup and hasn't yet replayed it to its end: until it has, it is
+    /// Whether the cluster was made from a base backup and hasn't yet replayed it to its end. Until it has, it is
     /// consistent nowhere (`backupStartPoint` and its neighbours, reset by ReachedEndOfBackup in xlogrecovery.c).
     pub fn is_in_backup_recovery(&self) -> bool {
         self.backup_start_point != Lsn::INVALID
@@ -255,15 +255,15 @@ impl ControlFile {
             || self.backup_end_required
     }
 
-    /// The file with its checkpoint set to [`UNUSABLE_CHECKPOINT`] and all else, the copy of the checkpoint record
-    /// included, as it was. A cluster with it starts with a `backup_label`, which names the checkpoint itself, and
-    /// without one refuses to start.
+    /// Returns the file with its checkpoint set to [`UNUSABLE_CHECKPOINT`] and everything else unchanged, including the
+    /// copy of the checkpoint record. With this file, a cluster starts if it has a `backup_label`, which names the
+    /// checkpoint itself, and refuses to start without one.
     pub fn with_checkpoint_unusable(&self) -> Vec<u8> {
         self.rewritten(&[(layout::CHECKPOINT, &UNUSABLE_CHECKPOINT.as_u64().to_le_bytes())])
     }
 
-    /// The file with another minRecoveryPoint, the position that replay must reach before the cluster is consistent.
-    /// PostgreSQL heeds it in archive recovery.
+    /// Returns the file with another minRecoveryPoint, the position that replay must reach before the cluster is
+    /// consistent. PostgreSQL observes it in archive recovery.
     pub fn with_min_recovery_point(&self, lsn: Lsn, timeline: TimelineId) -> Vec<u8> {
         self.rewritten(&[
             (layout::MIN_RECOVERY_POINT, &lsn.as_u64().to_le_bytes()),
@@ -271,7 +271,7 @@ impl ControlFile {
         ])
     }
 
-    /// The file with some bytes replaced and a CRC to match.
+    /// Returns the file with some bytes replaced and a matching CRC.
     fn rewritten(&self, changes: &[(usize, &[u8])]) -> Vec<u8> {
         let mut bytes = self.to_bytes();
         for (at, value) in changes {

@@ -1,10 +1,10 @@
-//! The heap of `pg_database`: names and OIDs of databases, with no server at hand (`bufpage.h`, `itemid.h`,
+//! The heap of `pg_database`: names and OIDs of databases, read without a server (`bufpage.h`, `itemid.h`,
 //! `htup_details.h`, `pg_database.h`).
 //!
-//! Which of a row's versions is seen depends on the state of transactions, which lies elsewhere. Every version is
-//! given: those of databases that were renamed or dropped are among them until they are vacuumed away, and a database
-//! that was made after the last checkpoint may be in the WAL alone. OID and name have been the first two columns, of
-//! fixed width and never null, since version 12.
+//! Which version of a row is visible depends on the state of transactions, which is stored elsewhere. So every version
+//! is returned: those of databases that were renamed or dropped are included until they are vacuumed away, and a
+//! database that was created after the last checkpoint may be only in the WAL. OID and name have been the first two
+//! columns, of fixed width and never null, since version 12.
 
 use std::collections::BTreeSet;
 
@@ -12,12 +12,12 @@ use crate::numbers::{number_16, number_32};
 
 /// OID of `pg_database` in the [relation map](crate::relation_map) of `global`.
 pub const PG_DATABASE: u32 = 1262;
-/// OIDs from here on are of what users made (`transam.h`, FirstNormalObjectId).
+/// OIDs from here on belong to what users created (`transam.h`, FirstNormalObjectId).
 pub const FIRST_NORMAL_OID: u32 = 16384;
 
 const PAGE_HEADER: usize = 24;
 const LINE_POINTER: usize = 4;
-/// A line pointer's state: it leads to a tuple.
+/// A line pointer's state: it points to a tuple.
 const NORMAL: u32 = 1;
 const TUPLE_HEADER: usize = 23;
 const NAME: usize = 64;
@@ -26,7 +26,7 @@ const NAME: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DatabaseCatalogError {
-    /// The first page's header says no page size that there is, or the heap ends in a page.
+    /// The first page's header has an impossible page size, or the heap ends within a page.
     #[error("the heap of pg_database is \"{length}\" bytes long, in pages of \"{page_size}\"")]
     PageSize {
         /// The heap's length.
@@ -34,18 +34,18 @@ pub enum DatabaseCatalogError {
         /// What the first page says.
         page_size: usize,
     },
-    /// A page's header can't be.
-    #[error("page \"{page}\" of pg_database's heap has a strange header")]
+    /// A page's header is impossible.
+    #[error("page \"{page}\" of pg_database's heap has an invalid header")]
     Page {
         /// The page's number.
         page: usize,
     },
-    /// A tuple lies outside its page, or holds no name.
-    #[error("tuple \"{tuple}\" of page \"{page}\" of pg_database's heap is strange")]
+    /// A tuple is outside its page or holds no name.
+    #[error("tuple \"{tuple}\" of page \"{page}\" of pg_database's heap is invalid")]
     Tuple {
         /// The page's number.
         page: usize,
-        /// The tuple's number, from 1 on.
+        /// The tuple's number, counted from 1.
         tuple: usize,
     },
 }
@@ -55,11 +55,11 @@ pub enum DatabaseCatalogError {
 pub struct DatabaseRow {
     /// Its OID: the name of its folder in `base`.
     pub oid: u32,
-    /// Its name, in the encoding of whoever named it.
+    /// Its name, in the encoding in which it was created.
     pub name: Vec<u8>,
 }
 
-/// All versions of all rows of a heap, each OID and name once.
+/// Returns all versions of all rows of a heap, each pair of OID and name once.
 pub fn databases(heap: &[u8]) -> Result<BTreeSet<DatabaseRow>, DatabaseCatalogError> {
     let mut rows = BTreeSet::new();
     if heap.is_empty() {
@@ -85,7 +85,7 @@ fn read_page(
     let lower = usize::from(number_16(page, 12).unwrap_or(0));
     let upper = usize::from(number_16(page, 14).unwrap_or(0));
     if upper == 0 && page.iter().all(|byte| *byte == 0) {
-        // Added to the file, and nothing written yet.
+        // It was added to the file, and nothing was written yet.
         return Ok(());
     }
     if lower < PAGE_HEADER || lower > upper || upper > page.len() {

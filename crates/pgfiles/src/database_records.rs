@@ -1,15 +1,17 @@
-//! WAL records that copy and remove the folders of databases (`dbcommands_xlog.h`), read out of a run of WAL.
+//! WAL records that copy and remove the folders of databases (`dbcommands_xlog.h`), read from a run of WAL.
 //!
 //! PostgreSQL replays a copy (CREATE DATABASE up to version 14 and with `STRATEGY file_copy`, ALTER DATABASE … SET
-//! TABLESPACE in every version) by copying what lies on disk then, and makes a folder that isn't there anew and empty
-//! (`dbase_redo`, `dbcommands.c`): whoever wants to know whether a recovery loses a database needs to know these records.
+//! TABLESPACE in every version) by copying what is on disk at that time. If the source folder doesn't exist, it creates
+//! an empty one (`dbase_redo`, `dbcommands.c`). So these records are needed to find out whether a recovery loses a
+//! database.
 //!
-//! What was written to the copied database after the copy matters, too: replay copies it along where the files have it already.
-//! So of a database that was copied the first record that touches it afterwards is told.
+//! What was written to the copied database after the copy matters, too: if the files already contain it, replay copies
+//! it along. So for each copied database, the first record that touches it afterwards is reported.
 //!
-//! The reader takes page after page of 8 KiB or what the segments say, and keeps nothing but the records of this one
-//! resource manager, and what the others say of a copied database's blocks. A record counts only when its CRC is right
-//! and it names the one before as its own predecessor: where that isn't so, the WAL ends (`XLogReadRecord`, `xlogreader.c`).
+//! The reader takes page after page, of 8 KiB or of the size in the segments. It keeps only the records of this one
+//! resource manager, and what the others say of a copied database's blocks. A record counts only if its CRC is right
+//! and it names the previous record as its predecessor; otherwise the WAL ends there (`XLogReadRecord`,
+//! `xlogreader.c`).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -27,13 +29,13 @@ const CONTINUED: u16 = 0x0001;
 const OVERWRITTEN: u16 = 0x0008;
 /// `XLogRecordMaxSize`.
 const LONGEST: usize = 1020 << 20;
-/// A record of a database's folders is a few bytes for each tablespace; a longer one is none.
+/// A record about a database's folders has a few bytes for each tablespace; a longer one isn't such a record.
 const LONGEST_KEPT: usize = 1 << 20;
-/// What the headers of a record's blocks take at most: of 33 of them (`XLR_MAX_BLOCK_ID`), each with an image and a relation,
-/// behind the origin and the transaction (`xlogrecord.h`).
+/// The most that the headers of a record's blocks take: 33 of them (`XLR_MAX_BLOCK_ID`), each with an image and a
+/// relation, after the origin and the transaction (`xlogrecord.h`).
 const LONGEST_HEADERS: usize = 33 * (4 + 7 + 12 + 4) + 8;
 
-/// What stands before a record's data beside the headers of its blocks (`xlogrecord.h`).
+/// What comes before a record's data besides the headers of its blocks (`xlogrecord.h`).
 const ORIGIN: u8 = 253;
 const TOP_TRANSACTION: u8 = 252;
 
@@ -43,7 +45,7 @@ const RM_SMGR: u8 = 2;
 const RM_DATABASE: u8 = 4;
 const XLOG_SWITCH: u8 = 0x40;
 
-/// A database's folder: in a tablespace, of a database.
+/// A database's folder in a tablespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Folder {
     /// The tablespace's OID; 1663 is `pg_default`, the folder `base`.
@@ -59,7 +61,7 @@ impl fmt::Display for Folder {
     }
 }
 
-/// What is done to folders.
+/// What a record does to folders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// One is copied, file by file.
@@ -69,9 +71,9 @@ pub enum Change {
         /// What it becomes.
         to: Folder,
     },
-    /// They are removed.
+    /// These folders are removed.
     Drop(BTreeSet<Folder>),
-    /// The first change of any relation of this database since it was copied last.
+    /// The first change of any relation of this database since it was last copied.
     Write(u32),
 }
 
@@ -84,14 +86,14 @@ pub struct DatabaseRecord {
     pub change: Change,
 }
 
-/// Whether the WAL goes on.
+/// Whether and where the WAL continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// With the next page.
     Page,
     /// With the first page of the next segment.
     Segment,
-    /// It doesn't, or nothing more is wanted.
+    /// It ends, or nothing more is needed.
     End,
 }
 
@@ -101,33 +103,33 @@ pub struct Records {
     start: Lsn,
     until: Lsn,
     size: WalSegmentSize,
-    /// The end of the last whole record.
+    /// The end of the last complete record.
     end: Lsn,
     previous: Option<Lsn>,
     begun: Option<Begun>,
     found: Vec<DatabaseRecord>,
-    /// Databases that were copied, and not written to since.
+    /// Databases that were copied and not written to since.
     sources: BTreeSet<u32>,
 }
 
-/// A record of which a part was seen.
+/// A record of which only a part has been read.
 #[derive(Debug)]
 struct Begun {
     at: Lsn,
     total: usize,
     seen: usize,
     header: [u8; RECORD_HEADER],
-    /// Of what follows the header.
+    /// The CRC of what follows the header.
     crc: u32,
     body: Vec<u8>,
-    /// Of the body of a record that isn't one of the databases' so much is kept.
+    /// How many bytes of the body are kept if the record isn't about databases.
     keeps: usize,
     major: u32,
 }
 
 impl Records {
-    /// Reads from the record that begins at `start` to the one that begins at `until` or is the first behind it. Pages
-    /// come from the one that holds `start` on.
+    /// Reads from the record that begins at `start` through the record that begins at `until`, or the first one after
+    /// it. Pages must be passed starting with the one that holds `start`.
     #[must_use]
     pub const fn new(start: Lsn, until: Lsn, size: WalSegmentSize) -> Self {
         Self {
@@ -142,13 +144,13 @@ impl Records {
         }
     }
 
-    /// The end of the last record that was read whole; the start where there was none.
+    /// Returns the end of the last record that was read completely, or the start if there was none.
     #[must_use]
     pub const fn end(&self) -> Lsn {
         self.end
     }
 
-    /// What was found.
+    /// Returns what was found.
     #[must_use]
     pub fn into_found(self) -> Vec<DatabaseRecord> {
         self.found
@@ -159,7 +161,7 @@ impl Records {
         self.read(address, page).unwrap_or(Next::End)
     }
 
-    /// `None` where what comes is no WAL any more.
+    /// Returns `None` if what comes isn't WAL any more.
     fn read(&mut self, address: Lsn, page: &[u8]) -> Option<Next> {
         let major = major_of_magic(number_16(page, 0)?)?;
         let info = number_16(page, 2)?;
@@ -170,7 +172,7 @@ impl Records {
         let mut at = header;
         let is_first = self.begun.is_none() && self.previous.is_none();
         if info & OVERWRITTEN != 0 {
-            // The rest of the record never came: another one is in its place.
+            // The rest of the record was never written: another record is in its place.
             self.begun = None;
         }
         if let Some(mut begun) = self.begun.take() {
@@ -222,7 +224,7 @@ impl Records {
         Some(Next::Page)
     }
 
-    /// Takes a record that is whole; what comes behind it, where that isn't simply the next one.
+    /// Handles a complete record. Returns what comes after it, if that isn't simply the next record on the page.
     fn finish(&mut self, begun: Begun, end: Lsn) -> Option<Option<Next>> {
         let computed = crc32c::crc32c_append(begun.crc, &begun.header[..20]);
         let previous = Lsn::new(number_64(&begun.header, 8)?);
@@ -234,7 +236,7 @@ impl Records {
         let (info, manager) = (begun.header[16] & 0xf0, begun.header[17]);
         let is_switch = (manager, info) == (RM_XLOG, XLOG_SWITCH);
         self.previous = Some(begun.at);
-        // It reaches to the end of its segment.
+        // It extends to the end of its segment.
         let bytes = u64::from(self.size.bytes());
         let behind = end.as_u64().checked_next_multiple_of(bytes).map_or(end, Lsn::new);
         self.end = if is_switch { behind } else { end };
@@ -255,12 +257,12 @@ impl Records {
         })
     }
 
-    /// The copied database that a record changes.
+    /// Returns the copied database that a record changes.
     fn written(&self, begun: &Begun, manager: u8, info: u8) -> Option<u32> {
         if self.sources.is_empty() {
             return None;
         }
-        // Both begin with a relation, but for the block that a truncation names first (`storage_xlog.h`).
+        // Both begin with a relation, except that a truncation names a block first (`storage_xlog.h`).
         let own = || match (manager, info) {
             (RM_SMGR, 0x10) => number_32(main_data(&begun.body)?, 4),
             (RM_SMGR, 0x20) => number_32(main_data(&begun.body)?, 8),
@@ -272,7 +274,8 @@ impl Records {
     }
 }
 
-/// The databases of the blocks that a record changes: what their headers say (`DecodeXLogRecord`, `xlogreader.c`).
+/// The databases of the blocks that a record changes, read from the blocks' headers (`DecodeXLogRecord`,
+/// `xlogreader.c`).
 struct BlockDatabases<'a> {
     body: &'a [u8],
     at: usize,
@@ -296,12 +299,13 @@ impl Iterator for BlockDatabases<'_> {
                     self.at += 4;
                     if flags & HAS_IMAGE != 0 {
                         let image = *self.body.get(self.at + 4)?;
-                        // 15 made three methods of one (`BKPIMAGE_COMPRESSED`).
+                        // 15 replaced one method with three (`BKPIMAGE_COMPRESSED`).
                         let compressed = if self.major >= 15 { 0x1c } else { 0x02 };
                         let has_length = image & HAS_HOLE != 0 && image & compressed != 0;
                         self.at += if has_length { 7 } else { 5 };
                     }
-                    // Without a relation it is that of the block before, which was told. The block's number comes last.
+                    // Without a relation, it is that of the previous block, which was returned already. The block's
+                    // number comes last.
                     if flags & SAME_RELATION == 0 {
                         let database = self.at + 4;
                         self.at += 16;
@@ -316,7 +320,7 @@ impl Iterator for BlockDatabases<'_> {
 }
 
 impl Begun {
-    /// Takes what a page has of it.
+    /// Takes the record's part of a page.
     fn take(&mut self, bytes: &[u8]) {
         let bytes = &bytes[..bytes.len().min(self.total - self.seen)];
         let of_header = bytes.len().min(RECORD_HEADER.saturating_sub(self.seen));
@@ -334,7 +338,7 @@ impl Begun {
     }
 }
 
-/// What a record of the database manager does; `None` where nothing is copied or removed.
+/// Returns what a record of the database manager does; `None` if nothing is copied or removed.
 fn change(major: u32, info: u8, body: &[u8]) -> Option<Change> {
     let data = main_data(body)?;
     let folder = |tablespace, database| -> Option<Folder> {
@@ -343,7 +347,7 @@ fn change(major: u32, info: u8, body: &[u8]) -> Option<Change> {
             database: number_32(data, database)?,
         })
     };
-    // 15 put CREATE_WAL_LOG between the two.
+    // 15 inserted CREATE_WAL_LOG between the two.
     let drop = if major >= 15 { 0x20 } else { 0x10 };
     if info == 0 {
         return Some(Change::Copy { from: folder(12, 8)?, to: folder(4, 0)? });
@@ -356,7 +360,7 @@ fn change(major: u32, info: u8, body: &[u8]) -> Option<Change> {
     Some(Change::Drop(folders.collect()))
 }
 
-/// A record's own data, behind the headers of blocks, of which these records have none, and of its origin
+/// Returns a record's own data, after its origin and the headers of blocks, of which these records have none
 /// (`DecodeXLogRecord`, `xlogreader.c`).
 fn main_data(body: &[u8]) -> Option<&[u8]> {
     const SHORT_DATA: u8 = 255;

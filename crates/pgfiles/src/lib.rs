@@ -1,4 +1,4 @@
-//! PostgreSQL's own files, read and written, with no server at hand.
+//! PostgreSQL's own files, read and written without a server.
 //!
 //! | module | file | written by PostgreSQL in |
 //! | --- | --- | --- |
@@ -13,13 +13,14 @@
 //! | [`relation_map`] | `pg_filenode.map` | `relmapper.c` |
 //! | [`database_catalog`] | the heap of `pg_database` | `bufpage.h`, `pg_database.h` |
 //!
-//! The files may be torn, of another version, of another machine, or not what their name says: every reader takes
-//! bytes, never panics, allocates no more than it was given, and refuses with an error that names the place and the
-//! value. Nothing here opens a file, asks a clock or runs a program; the crate knows nothing of ZFS or of Lockstep.
+//! The files may be torn, or be of another version or another machine, or not be what their name says. Every reader
+//! takes bytes, never panics, allocates no more than it was given, and refuses with an error that names the place and
+//! the value. Nothing here opens a file, reads a clock or runs a program; the crate knows nothing of ZFS or of
+//! Lockstep.
 //!
 //! PostgreSQL 13 to 18 are covered, little-endian, 64-bit.
 
-// What comes from outside is never taken for granted: it ends in an error that says what it was.
+// Input from outside is never trusted: if it is wrong, the result is an error that says what it was.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod backup_label;

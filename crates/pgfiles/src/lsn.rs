@@ -1,7 +1,7 @@
 //! Positions in the WAL and the identities they belong to, as types that can't be mixed up.
 //!
-//! An LSN, a timeline and a system identifier are all plain integers in PostgreSQL; swapped by accident they restore
-//! the wrong thing without an error. Each is a type of its own here, checked where it is made.
+//! An LSN, a timeline and a system identifier are all plain integers in PostgreSQL; if they are swapped by accident,
+//! the wrong thing is restored without an error. Here each is its own type, checked where it is created.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -43,7 +43,7 @@ impl Lsn {
         }
     }
 
-    /// Bytes of WAL from `earlier` to here; `None` where `earlier` is in fact later.
+    /// Returns the bytes of WAL from `earlier` to here; `None` if `earlier` is in fact later.
     pub const fn bytes_since(self, earlier: Lsn) -> Option<u64> {
         self.0.checked_sub(earlier.0)
     }
@@ -56,8 +56,8 @@ impl fmt::Display for Lsn {
     }
 }
 
-/// Reads what `pg_lsn_in` (`pg_lsn.c`) reads: one to eight hexadecimal digits of either case, a slash, again one to
-/// eight. The zero-padded form that later versions print is so read too.
+/// Reads what `pg_lsn_in` (`pg_lsn.c`) reads: one to eight hexadecimal digits of either case, a slash, and again one to
+/// eight. So it also reads the zero-padded form that later versions print.
 impl FromStr for Lsn {
     type Err = ParseLsnError;
 
@@ -70,7 +70,7 @@ impl FromStr for Lsn {
     }
 }
 
-/// One to eight hexadecimal digits, no sign, no space.
+/// Reads one to eight hexadecimal digits, without sign or space.
 fn hex_word(digits: &str) -> Option<u32> {
     let plain = (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit());
     plain.then(|| u32::from_str_radix(digits, 16).ok()).flatten()
@@ -89,16 +89,16 @@ impl ParseLsnError {
     }
 }
 
-/// A timeline's number, never 0 (`TimeLineID`, `xlogdefs.h`). A cluster is born on timeline 1; each promotion or
+/// A timeline's number, never 0 (`TimeLineID`, `xlogdefs.h`). A new cluster is on timeline 1; each promotion or
 /// recovery to a point in time takes a higher one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TimelineId(NonZeroU32);
 
 impl TimelineId {
-    /// The timeline a cluster is born on (`BootstrapTimeLineID`, `xlog.h`).
+    /// The timeline of a new cluster (`BootstrapTimeLineID`, `xlog.h`).
     pub const FIRST: TimelineId = TimelineId(NonZeroU32::MIN);
 
-    /// `None` for 0, which PostgreSQL uses for "no timeline".
+    /// Returns `None` for 0, which PostgreSQL uses for "no timeline".
     pub const fn new(number: u32) -> Option<Self> {
         match NonZeroU32::new(number) {
             Some(number) => Some(TimelineId(number)),
@@ -112,7 +112,7 @@ impl TimelineId {
     }
 }
 
-/// Decimal, as in PostgreSQL's messages and settings (file names hold it in hexadecimal).
+/// Decimal, as in PostgreSQL's messages and settings (file names contain it in hexadecimal).
 impl fmt::Display for TimelineId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -138,8 +138,8 @@ pub struct ParseTimelineIdError {
     value: String,
 }
 
-/// What tells one cluster from another: made by initdb, the same in `pg_control`, in each WAL segment's first page and
-/// on every standby (`system_identifier`, `pg_control.h`).
+/// Distinguishes clusters: made by initdb, the same in `pg_control`, in each WAL segment's first page and on every
+/// standby (`system_identifier`, `pg_control.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SystemIdentifier(u64);
 
@@ -180,13 +180,13 @@ pub struct ParseSystemIdentifierError {
     value: String,
 }
 
-/// Decimal digits and nothing else: no sign, no space, no underscore.
+/// Reads decimal digits and nothing else: no sign, space or underscore.
 pub(crate) fn digits(text: &str) -> Option<u64> {
     let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     plain.then(|| text.parse().ok()).flatten()
 }
 
-/// At most 80 bytes of what was found, printable, for an error message: an input may be a gigabyte of noise.
+/// Returns at most 80 bytes of what was found, printable, for an error message: an input may be a gigabyte of noise.
 pub(crate) fn excerpt(bytes: &[u8]) -> String {
     const LIMIT: usize = 80;
     let shown = bytes.get(..LIMIT).unwrap_or(bytes);

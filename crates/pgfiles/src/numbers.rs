@@ -1,4 +1,4 @@
-//! Numbers in bytes that come from a disk, little-endian: none where the bytes end before.
+//! Little-endian numbers in bytes from a disk; `None` if the bytes end before.
 
 pub(crate) fn number_16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_le_bytes(bytes.get(at..at.checked_add(2)?)?.try_into().ok()?))

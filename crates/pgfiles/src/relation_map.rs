@@ -1,4 +1,4 @@
-//! `pg_filenode.map`: which file holds a catalog whose place can't be looked up in a catalog (`relmapper.c`).
+//! `pg_filenode.map`: the files of those catalogs whose place can't be looked up in a catalog (`relmapper.c`).
 //!
 //! ```text
 //! 0    4: magic number 0x592717
@@ -11,20 +11,20 @@ use std::fmt;
 
 const MAGIC: u32 = 0x0059_2717;
 const MAPPINGS: usize = 8;
-/// Length of the file, and where its CRC is: to version 15, and from 16 on.
+/// The file's length and the CRC's offset: up to version 15, and from 16 on.
 const FORMS: [(usize, usize); 2] = [(512, 504), (524, 520)];
 
 /// Why a relation map was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RelationMapError {
-    /// It has the length of no version's.
+    /// Its length is that of no version.
     #[error("the relation map is \"{length}\" bytes long, expected 512 or 524")]
     Length {
         /// Its length.
         length: usize,
     },
-    /// It doesn't begin as one.
+    /// It doesn't begin like one.
     #[error("the relation map's magic number is \"{found:#x}\", expected \"{MAGIC:#x}\"")]
     Magic {
         /// What is there.
@@ -39,7 +39,7 @@ pub enum RelationMapError {
         computed: u32,
     },
     /// It has more mappings than there is room for.
-    #[error("the relation map has \"{count}\" mappings, at most {most} have room")]
+    #[error("the relation map has \"{count}\" mappings, but there is room for {most}")]
     Count {
         /// How many it says it has.
         count: u32,
@@ -80,7 +80,7 @@ impl RelationMap {
         Ok(RelationMap { mappings: (0..count).map(mapping).collect() })
     }
 
-    /// The number of the file that holds a catalog, by the catalog's OID.
+    /// Returns the number of the file that holds a catalog, by the catalog's OID.
     pub fn file_of(&self, catalog: u32) -> Option<u32> {
         self.mappings.iter().find(|(oid, _)| *oid == catalog).map(|(_, file)| *file)
     }

@@ -1,9 +1,9 @@
-//! `tablespace_map`: where the tablespaces of a base backup lie.
+//! `tablespace_map`: where the tablespaces of a base backup are.
 //!
-//! PostgreSQL makes the links of `pg_tblspc` anew from this file when it starts with a `backup_label`, and removes the
-//! file. A wrong path therefore makes the restored cluster write into somebody else's tablespace. Each line is an OID,
-//! one space, the path, a newline. A path may hold newlines itself, so PostgreSQL escapes with a backslash:
-//! carriage returns and newlines up to 13, and from 14 on backslashes too (`do_pg_backup_start`, `xlog.c`;
+//! When PostgreSQL starts with a `backup_label`, it recreates the links of `pg_tblspc` from this file and removes the
+//! file. So with a wrong path, the restored cluster writes into somebody else's tablespace. Each line is an OID, one
+//! space, the path, a newline. A path may itself contain newlines, so PostgreSQL escapes with a backslash: carriage
+//! returns and newlines up to 13, and from 14 on backslashes too (`do_pg_backup_start`, `xlog.c`;
 //! `read_tablespace_map`, `xlogrecovery.c`).
 
 mod error;
@@ -25,18 +25,18 @@ pub struct TablespaceMap {
 pub struct TablespaceMapEntry {
     /// Its OID, the name of its link in `pg_tblspc`.
     pub oid: u32,
-    /// What the link points at: bytes, as a path is, never empty, without NUL.
+    /// The link's target: bytes, as in any path, never empty, without NUL.
     pub path: Vec<u8>,
 }
 
-/// Bytes of a line that PostgreSQL reads; it cuts longer ones off without a word (`MAXPGPATH` less the final NUL).
+/// Bytes of a line that PostgreSQL reads; it truncates longer ones silently (`MAXPGPATH` minus the final NUL).
 const MAX_LINE: usize = 1023;
 
 impl TablespaceMapEntry {
-    /// An entry that PostgreSQL will read as it is meant.
+    /// Makes an entry that PostgreSQL reads as intended.
     ///
     /// # Errors
-    /// Where the OID is 0, the path is empty or holds NUL, or OID, space and path are longer than 1023 bytes.
+    /// If the OID is 0, the path is empty or contains NUL, or OID, space and path are longer than 1023 bytes.
     pub fn new(oid: u32, path: Vec<u8>) -> Result<Self, TablespaceMapError> {
         if oid == 0 || path.is_empty() || path.contains(&0) {
             return Err(TablespaceMapError::InvalidEntry { oid, path: excerpt(&path) });
@@ -48,7 +48,7 @@ impl TablespaceMapEntry {
         Ok(TablespaceMapEntry { oid, path })
     }
 
-    /// The path, for use with `std::fs`.
+    /// Returns the path, for use with `std::fs`.
     #[cfg(unix)]
     pub fn to_path_buf(&self) -> std::path::PathBuf {
         use std::os::unix::ffi::OsStrExt;
@@ -69,8 +69,8 @@ impl TablespaceMap {
     /// Reads a file of PostgreSQL 14 or later.
     ///
     /// # Errors
-    /// Where a line is no OID, space and path that [`TablespaceMapEntry::new`] would take, an OID is there twice, or the
-    /// file ends within a line.
+    /// If a line isn't an OID, a space and a path that [`TablespaceMapEntry::new`] would accept, an OID occurs twice,
+    /// or the file ends within a line.
     pub fn parse(bytes: &[u8]) -> Result<Self, TablespaceMapError> {
         parse(bytes, Dialect::Current)
     }
@@ -78,20 +78,20 @@ impl TablespaceMap {
     /// Reads a file of PostgreSQL 13, which doesn't escape backslashes.
     ///
     /// # Errors
-    /// As [`TablespaceMap::parse`].
+    /// Like [`TablespaceMap::parse`].
     pub fn parse_13(bytes: &[u8]) -> Result<Self, TablespaceMapError> {
         parse(bytes, Dialect::Old)
     }
 
-    /// The file for PostgreSQL 14 or later, byte for byte as it writes it.
+    /// Returns the file for PostgreSQL 14 or later, byte for byte as it writes it.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.write(Dialect::Current)
     }
 
-    /// The file for PostgreSQL 13.
+    /// Returns the file for PostgreSQL 13.
     ///
     /// # Errors
-    /// That version can't say a path that ends with a backslash or begins with white space.
+    /// If a path ends with a backslash or begins with white space, because that version can't express it.
     pub fn to_bytes_13(&self) -> Result<Vec<u8>, TablespaceMapError> {
         let bytes = self.write(Dialect::Old);
         if Self::parse_13(&bytes).as_ref() == Ok(self) {
@@ -110,7 +110,7 @@ impl TablespaceMap {
         Err(TablespaceMapError::NotWritable { path })
     }
 
-    /// The entry of that tablespace.
+    /// Returns the entry of a tablespace.
     pub fn get(&self, oid: u32) -> Option<&TablespaceMapEntry> {
         self.entries.iter().find(|entry| entry.oid == oid)
     }
@@ -150,7 +150,7 @@ fn parse(bytes: &[u8], dialect: Dialect) -> Result<TablespaceMap, TablespaceMapE
                 line.push(following.ok_or(TablespaceMapError::Truncated { offset: line_offset })?);
                 position += 2;
             }
-            // `read_tablespace_map` passes over an empty line since 14, so that lines may end with both.
+            // Since 14, `read_tablespace_map` skips an empty line, so that lines may end with both.
             (false, b'\n' | b'\r') if line.is_empty() && dialect == Dialect::Current => {
                 position += 1;
                 line_offset = position;
@@ -191,7 +191,7 @@ fn entry(
     let oid = std::str::from_utf8(oid).ok().and_then(digits).ok_or_else(invalid)?;
     let oid = u32::try_from(oid).map_err(|_| invalid())?;
     let path = match dialect {
-        // There sscanf's "%s %n" ends the OID.
+        // In 13, sscanf's "%s %n" ends the OID.
         Dialect::Old => path.trim_ascii_start(),
         Dialect::Current => path.strip_prefix(b" ").ok_or_else(invalid)?,
     };

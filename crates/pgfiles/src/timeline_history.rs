@@ -1,10 +1,10 @@
 //! `NNNNNNNN.history`: from which timelines a timeline descends, and where each was left.
 //!
-//! A position alone doesn't name a place in the WAL: after a promotion two timelines hold different records at the same
-//! LSN. A restore that follows the wrong one replays another history without an error. One line a switch: parent,
-//! position, reason, separated by tabs; lines that begin with `#` and blank ones are skipped. Rules: `timeline.c`
-//! (`readTimeLineHistory`, `writeTimeLineHistory`, `tliOfPointInHistory`, `tliSwitchPoint`); `XLogFileReadAnyTLI`,
-//! `xlogrecovery.c`.
+//! A position alone doesn't identify a place in the WAL: after a promotion two timelines hold different records at the
+//! same LSN. A restore that follows the wrong one replays another history without an error. Each line is a switch:
+//! parent, position, reason, separated by tabs; blank lines and lines that begin with `#` are skipped. Rules:
+//! `timeline.c` (`readTimeLineHistory`, `writeTimeLineHistory`, `tliOfPointInHistory`, `tliSwitchPoint`);
+//! `XLogFileReadAnyTLI`, `xlogrecovery.c`.
 
 mod error;
 
@@ -21,20 +21,20 @@ pub struct TimelineHistory {
     bytes: Vec<u8>,
 }
 
-/// The end of an ancestor: from here on its child goes on.
+/// The end of an ancestor, where its child continues.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TimelineSwitch {
     /// The ancestor.
     pub timeline: TimelineId,
-    /// The first position that is no longer the ancestor's.
+    /// The first position that no longer belongs to the ancestor.
     pub lsn: Lsn,
-    /// Why, for people: `no recovery target specified`. Bytes, for a restore point's name in it may be in any
+    /// Why, as readable text: `no recovery target specified`. Bytes, because a restore point's name in it may be in any
     /// encoding.
     pub reason: Vec<u8>,
 }
 
 impl TimelineHistory {
-    /// A timeline without ancestors, which has no file: timeline 1 as a rule.
+    /// Returns a timeline without ancestors, which has no file; usually timeline 1.
     pub const fn root(timeline: TimelineId) -> Self {
         TimelineHistory { timeline, switches: Vec::new(), bytes: Vec::new() }
     }
@@ -42,9 +42,9 @@ impl TimelineHistory {
     /// Reads the history file of `timeline`.
     ///
     /// # Errors
-    /// Where a line lacks its numeric timeline or its position, or timelines don't increase or aren't below `timeline`,
-    /// as PostgreSQL demands. Positions may decrease: PostgreSQL names the target timeline as the parent even where
-    /// recovery stopped before that one's beginning.
+    /// If a line has no numeric timeline or no position, or if timelines don't increase or aren't below `timeline`, as
+    /// PostgreSQL requires. Positions may decrease: PostgreSQL names the target timeline as the parent even if recovery
+    /// stopped before that timeline's beginning.
     pub fn parse(timeline: TimelineId, bytes: &[u8]) -> Result<Self, TimelineHistoryError> {
         let mut history = TimelineHistory { bytes: bytes.to_vec(), ..Self::root(timeline) };
         let mut offset = 0;
@@ -58,10 +58,11 @@ impl TimelineHistory {
         Ok(history)
     }
 
-    /// That of a timeline whose ancestors were left so, oldest first; the file says no reasons.
+    /// Returns the history of a timeline whose ancestors were left at these positions, oldest first; the file contains
+    /// no reasons.
     ///
     /// # Errors
-    /// As [`TimelineHistory::parse`], of timelines that don't increase.
+    /// If timelines don't increase, as for [`TimelineHistory::parse`].
     pub fn from_switches(
         timeline: TimelineId,
         switches: impl IntoIterator<Item = (TimelineId, Lsn)>,
@@ -75,7 +76,7 @@ impl TimelineHistory {
         Ok(history)
     }
 
-    /// Takes the switch whose line begins at `offset`.
+    /// Adds the switch whose line begins at `offset`.
     fn push(&mut self, switch: TimelineSwitch, offset: usize) -> Result<(), TimelineHistoryError> {
         let TimelineSwitch { timeline, .. } = switch;
         if let Some(last) = self.switches.last()
@@ -92,11 +93,11 @@ impl TimelineHistory {
         Ok(())
     }
 
-    /// The history of `child`, which leaves this timeline at `lsn`: as PostgreSQL does, this history's file, an empty
-    /// line, and one line more.
+    /// Returns the history of `child`, which leaves this timeline at `lsn`. As PostgreSQL does, it is this history's
+    /// file, an empty line, and one more line.
     ///
     /// # Errors
-    /// Where `child` isn't above this timeline, or `reason` holds a newline.
+    /// If `child` isn't above this timeline, or `reason` contains a newline.
     pub fn branch(
         &self,
         child: TimelineId,
@@ -119,54 +120,57 @@ impl TimelineHistory {
         }
     }
 
-    /// The file: the bytes that were read, comments included, or what [`TimelineHistory::branch`] made of them. Empty
-    /// for a timeline without ancestors, which has no file.
+    /// Returns the file: the bytes that were read, including comments, or what [`TimelineHistory::branch`] made of
+    /// them. Empty for a timeline without ancestors, which has no file.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.bytes.clone()
     }
 
-    /// The timeline whose history this is.
+    /// Returns the timeline whose history this is.
     pub const fn timeline(&self) -> TimelineId {
         self.timeline
     }
 
-    /// The ancestors' ends, oldest first.
+    /// Returns the ancestors' ends, oldest first.
     pub fn switches(&self) -> &[TimelineSwitch] {
         &self.switches
     }
 
-    /// Where `timeline` was left; `None` for the newest one, which goes on, and for one that isn't in this history.
+    /// Returns where `timeline` was left; `None` for the newest one, which continues, and for one that isn't in this
+    /// history.
     pub fn switch_point(&self, timeline: TimelineId) -> Option<Lsn> {
         self.switches.iter().find(|switch| switch.timeline == timeline).map(|switch| switch.lsn)
     }
 
-    /// The timeline to which the byte at `lsn` belongs (`tliOfPointInHistory`): the newest that began there or before.
+    /// Returns the timeline to which the byte at `lsn` belongs (`tliOfPointInHistory`): the newest that began there or
+    /// before.
     pub fn timeline_at(&self, lsn: Lsn) -> TimelineId {
         self.newest_first()
             .find(|(_, begin)| *begin <= lsn)
             .map_or(self.timeline, |(timeline, _)| timeline)
     }
 
-    /// The timeline that the page at `lsn` carries in a segment named after `named`, one of this history: `named`'s own
-    /// from its beginning on, and an ancestor's before it, for the segment in which a switch lies begins as a copy of
-    /// the ancestor's (`XLogInitNewTimeline`, `xlog.c`).
+    /// Returns the timeline that the page at `lsn` carries in a segment named after `named`, which is in this history.
+    /// From `named`'s beginning on, it is `named`; before that, it is an ancestor, because a segment that contains a
+    /// switch begins as a copy of the ancestor's (`XLogInitNewTimeline`, `xlog.c`).
     pub fn timeline_of_page(&self, named: TimelineId, lsn: Lsn) -> TimelineId {
         self.newest_first()
             .find(|(timeline, begin)| *timeline <= named && *begin <= lsn)
             .map_or(named, |(timeline, _)| timeline)
     }
 
-    /// Whether a cluster that has replayed `timeline` up to `lsn` can go on along this history: the byte before `lsn`,
-    /// or the one at it, belongs to `timeline` here. PostgreSQL demands this of a checkpoint and of minRecoveryPoint
-    /// (`InitWalRecovery`, `xlogrecovery.c`), and says "requested timeline is not a child of this server's history".
+    /// Whether a cluster that has replayed `timeline` up to `lsn` can continue along this history: the byte before
+    /// `lsn` or the one at it belongs to `timeline` here. PostgreSQL requires this of a checkpoint and of
+    /// minRecoveryPoint (`InitWalRecovery`, `xlogrecovery.c`); otherwise it says "requested timeline is not a child of
+    /// this server's history".
     pub fn contains(&self, timeline: TimelineId, lsn: Lsn) -> bool {
         self.timeline_at(lsn) == timeline
             || lsn.checked_sub(1).is_some_and(|before| self.timeline_at(before) == timeline)
     }
 
-    /// The timelines under whose names the segment with that number may be found, the best first
-    /// (`XLogFileReadAnyTLI`): a segment in which a switch lies exists under both names, the newer one holding what
-    /// the older one holds up to the switch.
+    /// Returns the timelines under whose names the segment with that number may be found, best first
+    /// (`XLogFileReadAnyTLI`). A segment that contains a switch exists under both names; up to the switch, the newer
+    /// one holds what the older one holds.
     pub fn timelines_of_segment(
         &self,
         number: u64,
@@ -179,7 +183,7 @@ impl TimelineHistory {
             .map(|(timeline, _)| timeline)
     }
 
-    /// Each timeline with its beginning, the newest first; the oldest began at [`Lsn::INVALID`].
+    /// Returns each timeline with its beginning, newest first; the oldest began at [`Lsn::INVALID`].
     fn newest_first(&self) -> impl Iterator<Item = (TimelineId, Lsn)> {
         let timelines = self.switches.iter().map(|switch| switch.timeline).chain([self.timeline]);
         let begins =
@@ -189,7 +193,7 @@ impl TimelineHistory {
     }
 }
 
-/// `None` for a blank line and a comment.
+/// Returns `None` for a blank line and a comment.
 fn parse_line(line: &[u8], offset: usize) -> Result<Option<TimelineSwitch>, TimelineHistoryError> {
     let line = line.trim_ascii_start();
     if line.is_empty() || line.starts_with(b"#") {
@@ -211,7 +215,7 @@ fn parse_line(line: &[u8], offset: usize) -> Result<Option<TimelineSwitch>, Time
     Ok(Some(TimelineSwitch { timeline, lsn, reason: reason.to_vec() }))
 }
 
-/// Up to the next white space, and what follows.
+/// Returns the text up to the next white space, and what follows.
 fn word(text: &[u8]) -> (&[u8], &[u8]) {
     let end = text.iter().position(u8::is_ascii_whitespace).unwrap_or(text.len());
     text.split_at(end)

@@ -1,20 +1,20 @@
 //! The names of files in `pg_wal` and in an archive, and which segment holds which position.
 //!
-//! A segment's name is three hexadecimal words: timeline, high, low. How a position becomes high and low depends on
-//! the segment size, which the name doesn't say; with a wrong size every name is well-formed and wrong. So the size is
-//! a type that is always asked for. Rules: `xlog_internal.h` (`XLogFileName`, `XLByteToSeg`, `XLByteToPrevSeg`,
+//! A segment's name is three hexadecimal words: timeline, high, low. How a position becomes high and low depends on the
+//! segment size, which the name doesn't contain; with a wrong size every name is well-formed and wrong. So the size is
+//! a type that is always required. Rules: `xlog_internal.h` (`XLogFileName`, `XLByteToSeg`, `XLByteToPrevSeg`,
 //! `IsXLogFileName` and its neighbours).
 
 use crate::lsn::{Lsn, TimelineId, excerpt};
 use std::fmt;
 
-/// Bytes in a WAL segment: a power of two from 1 MiB to 1 GiB (`IsValidWalSegSize`, `xlog_internal.h`), fixed by
-/// initdb or pg_resetwal and told by `pg_control` and by each segment's first page.
+/// Bytes in a WAL segment: a power of two from 1 MiB to 1 GiB (`IsValidWalSegSize`, `xlog_internal.h`), set by initdb
+/// or pg_resetwal and recorded in `pg_control` and in each segment's first page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WalSegmentSize(u32);
 
 impl WalSegmentSize {
-    /// 16 MiB, initdb's choice unless told otherwise.
+    /// 16 MiB, initdb's default.
     pub const DEFAULT: WalSegmentSize = WalSegmentSize(16 << 20);
     /// 1 MiB.
     pub const MIN: WalSegmentSize = WalSegmentSize(1 << 20);
@@ -22,7 +22,7 @@ impl WalSegmentSize {
     pub const MAX: WalSegmentSize = WalSegmentSize(1 << 30);
 
     /// # Errors
-    /// Where `bytes` is no power of two, below 1 MiB or above 1 GiB.
+    /// If `bytes` isn't a power of two, is below 1 MiB or above 1 GiB.
     pub const fn new(bytes: u32) -> Result<Self, InvalidWalSegmentSize> {
         if bytes.is_power_of_two() && bytes >= Self::MIN.0 && bytes <= Self::MAX.0 {
             Ok(WalSegmentSize(bytes))
@@ -31,12 +31,12 @@ impl WalSegmentSize {
         }
     }
 
-    /// Bytes in a segment.
+    /// Returns the bytes in a segment.
     pub const fn bytes(self) -> u32 {
         self.0
     }
 
-    /// Segments in 4 GiB, which is where the middle word of a name counts on (`XLogSegmentsPerXLogId`).
+    /// Returns the segments in 4 GiB, after which the middle word of a name counts up (`XLogSegmentsPerXLogId`).
     const fn per_high_word(self) -> u64 {
         (1 << 32) / self.0 as u64
     }
@@ -64,30 +64,31 @@ pub struct InvalidWalSegmentSize {
     pub bytes: u32,
 }
 
-/// One segment of one timeline. Segment 0 is never written by a server; a new cluster begins with number 1.
+/// One segment of one timeline. No server ever writes segment 0; a new cluster begins with number 1.
 ///
 /// Ordered by timeline, then number, which is the order of the names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WalSegment {
     /// The timeline it was written on.
     pub timeline: TimelineId,
-    /// Segments of this size before it (`XLogSegNo`).
+    /// How many segments of this size come before it (`XLogSegNo`).
     pub number: u64,
 }
 
 impl WalSegment {
-    /// The segment that holds the byte at `lsn` (`XLByteToSeg`).
+    /// Returns the segment that holds the byte at `lsn` (`XLByteToSeg`).
     pub const fn containing(timeline: TimelineId, lsn: Lsn, size: WalSegmentSize) -> Self {
         WalSegment { timeline, number: lsn.as_u64() / size.0 as u64 }
     }
 
-    /// The segment that holds the byte before `lsn` (`XLByteToPrevSeg`): the last one needed to read up to `lsn`,
-    /// which is the end of a record and may be the next segment's first byte. Segment 0 for [`Lsn::INVALID`].
+    /// Returns the segment that holds the byte before `lsn` (`XLByteToPrevSeg`): the last one needed to read up to
+    /// `lsn`, which is the end of a record and may be the next segment's first byte. Returns segment 0 for
+    /// [`Lsn::INVALID`].
     pub const fn ending_at(timeline: TimelineId, lsn: Lsn, size: WalSegmentSize) -> Self {
         WalSegment { timeline, number: lsn.as_u64().saturating_sub(1) / size.0 as u64 }
     }
 
-    /// All segments needed to read the bytes `[from, to)`, in order; none where `to` isn't after `from`.
+    /// Returns all segments needed to read the bytes `[from, to)`, in order; none if `to` isn't after `from`.
     pub fn range(
         timeline: TimelineId,
         from: Lsn,
@@ -100,22 +101,22 @@ impl WalSegment {
         (first..after).map(move |number| WalSegment { timeline, number })
     }
 
-    /// The position of its first byte; the highest position where the number is beyond what 64 bits address.
+    /// Returns the position of its first byte; the highest position if the number is beyond what 64 bits address.
     pub const fn start(self, size: WalSegmentSize) -> Lsn {
         Lsn::new(self.number.saturating_mul(size.0 as u64))
     }
 
-    /// The position after its last byte, with the same limit.
+    /// Returns the position after its last byte, with the same limit.
     pub const fn end(self, size: WalSegmentSize) -> Lsn {
         Lsn::new(self.start(size).as_u64().saturating_add(size.0 as u64))
     }
 
-    /// The following segment of the same timeline.
+    /// Returns the following segment of the same timeline.
     pub const fn next(self) -> Self {
         WalSegment { timeline: self.timeline, number: self.number.saturating_add(1) }
     }
 
-    /// The preceding segment of the same timeline; `None` before segment 0.
+    /// Returns the preceding segment of the same timeline; `None` before segment 0.
     pub const fn previous(self) -> Option<Self> {
         match self.number.checked_sub(1) {
             Some(number) => Some(WalSegment { timeline: self.timeline, number }),
@@ -123,7 +124,7 @@ impl WalSegment {
         }
     }
 
-    /// Its name: 24 upper-case hexadecimal digits (`XLogFileName`).
+    /// Returns its name: 24 upper-case hexadecimal digits (`XLogFileName`).
     pub fn file_name(self, size: WalSegmentSize) -> String {
         let per_word = size.per_high_word();
         format!(
@@ -135,8 +136,8 @@ impl WalSegment {
     }
 
     /// # Errors
-    /// Where `name` isn't exactly a segment's name ([`WalFileName::parse`] reads the other kinds), is of timeline 0,
-    /// or couldn't have been written with this segment size.
+    /// If `name` isn't exactly a segment's name ([`WalFileName::parse`] reads the other kinds), is of timeline 0, or
+    /// couldn't have been written with this segment size.
     pub fn parse(name: &str, size: WalSegmentSize) -> Result<Self, WalNameError> {
         match WalFileName::parse(name, size)? {
             WalFileName::Segment(segment) => Ok(segment),
@@ -145,7 +146,7 @@ impl WalSegment {
     }
 }
 
-/// What a file in `pg_wal` or in an archive is, by its name.
+/// What a file in `pg_wal` or in an archive is, according to its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WalFileName {
     /// A whole segment, `000000010000000000000003`.
@@ -165,11 +166,11 @@ pub enum WalFileName {
 }
 
 impl WalFileName {
-    /// Reads a name without folders. Digits must be upper case, as PostgreSQL writes and demands.
+    /// Reads a name without folders. Digits must be upper case, as PostgreSQL writes and requires.
     ///
     /// # Errors
-    /// Where the name is of none of the four kinds, is of timeline 0, or couldn't have been written with this
-    /// segment size.
+    /// If the name is of none of the four kinds, is of timeline 0, or couldn't have been written with this segment
+    /// size.
     pub fn parse(name: &str, size: WalSegmentSize) -> Result<Self, WalNameError> {
         let not_wal = || WalNameError::NotWal { name: excerpt(name.as_bytes()) };
         let timeline_at_start = || {
@@ -203,7 +204,7 @@ impl WalFileName {
         }
     }
 
-    /// The name, as PostgreSQL writes it.
+    /// Returns the name as PostgreSQL writes it.
     pub fn file_name(self, size: WalSegmentSize) -> String {
         match self {
             WalFileName::Segment(segment) => segment.file_name(size),
@@ -215,7 +216,7 @@ impl WalFileName {
         }
     }
 
-    /// The timeline that the name begins with.
+    /// Returns the timeline that the name begins with.
     pub fn timeline(self) -> TimelineId {
         match self {
             WalFileName::Segment(segment)
@@ -226,7 +227,7 @@ impl WalFileName {
     }
 }
 
-/// Whether it is the name of a backup history file of a cluster with segments of any size, as PostgreSQL tells it
+/// Whether it is the name of a backup history file, for any segment size, by PostgreSQL's own rule
 /// (`IsBackupHistoryFileName`).
 pub fn is_backup_history(name: &str) -> bool {
     let is_digit = |b: u8| b.is_ascii_digit() || (b'A'..=b'F').contains(&b);
@@ -236,7 +237,7 @@ pub fn is_backup_history(name: &str) -> bool {
         && name.ends_with(".backup")
 }
 
-/// Eight upper-case hexadecimal digits at that byte.
+/// Reads eight upper-case hexadecimal digits at that byte.
 fn hex_word(name: &str, at: usize) -> Option<u32> {
     let digits = name.get(at..at.checked_add(8)?)?;
     let plain = digits.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
@@ -247,7 +248,7 @@ fn hex_word(name: &str, at: usize) -> Option<u32> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WalNameError {
-    /// None of the kinds asked for.
+    /// It is of none of the accepted kinds.
     #[error("\"{name}\" is not the name of a WAL file")]
     NotWal {
         /// The beginning of what was given.
@@ -259,7 +260,7 @@ pub enum WalNameError {
         /// The name.
         name: String,
     },
-    /// Its last word is higher than this size allows; the cluster's segments are smaller than thought.
+    /// Its last word is higher than this size allows: the cluster's segments are smaller than assumed.
     #[error("\"{name}\" cannot be a WAL file of a cluster with segments of \"{size}\" bytes")]
     WrongSegmentSize {
         /// The name.

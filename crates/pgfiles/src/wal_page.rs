@@ -1,14 +1,14 @@
 //! The first page of a WAL segment: does the file hold what its name says?
 //!
-//! A recycled segment keeps its old content under a new name until it is overwritten; an archive may be shared by two
-//! clusters by mistake; a copy may be cut off. The long header that opens each segment (`XLogLongPageHeaderData`,
-//! `xlog_internal.h`) tells all of these apart. The rules are those of `XLogReaderValidatePageHeader`
-//! (`xlogreader.c`), which PostgreSQL itself applies only during recovery, when it is too late to take the right file.
+//! A recycled segment keeps its old content under a new name until it is overwritten; two clusters may share an archive
+//! by mistake; a copy may be truncated. The long header at the beginning of each segment (`XLogLongPageHeaderData`,
+//! `xlog_internal.h`) reveals all of these. The rules are those of `XLogReaderValidatePageHeader` (`xlogreader.c`),
+//! which PostgreSQL itself applies only during recovery, when it is too late to take the right file.
 //!
-//! A recycled segment may have come from anywhere: mostly from an older position of the same timeline, but at the end
-//! of a recovery the segments that the old timeline has beyond the switch become future ones of the new timeline, in
-//! the order in which the folder lists them (`RemoveNonParentXlogFiles`, `xlog.c`). So a later position may get an
-//! earlier name, and one may even keep its position: then only the timeline of its pages tells.
+//! A recycled segment may have come from anywhere. Mostly it is from an older position of the same timeline. But at the
+//! end of a recovery, the old timeline's segments beyond the switch become future segments of the new timeline, in the
+//! order in which the folder lists them (`RemoveNonParentXlogFiles`, `xlog.c`). So a later position may get an earlier
+//! name, and a segment may even keep its position: then only the timeline of its pages reveals it.
 
 use crate::lsn::{Lsn, SystemIdentifier, TimelineId};
 use crate::wal_name::{InvalidWalSegmentSize, WalSegment, WalSegmentSize};
@@ -18,7 +18,7 @@ pub const LONG_HEADER_SIZE: usize = 40;
 
 /// `XLP_LONG_HEADER`: set on a segment's first page.
 pub(crate) const LONG_HEADER: u16 = 0x0002;
-/// `XLP_ALL_FLAGS` of PostgreSQL 9.3 to 18: any other bit is noise.
+/// `XLP_ALL_FLAGS` of PostgreSQL 9.3 to 18: any other bit means noise.
 const ALL_FLAGS: u16 = 0x000F;
 
 /// `XLOG_PAGE_MAGIC` of each major version.
@@ -29,7 +29,7 @@ const MAGICS: [(u16, u32); 6] =
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SegmentHeader {
-    /// PostgreSQL's major version, by the magic.
+    /// PostgreSQL's major version, derived from the magic.
     pub major_version: u32,
     /// `xlp_magic`, which every major version changes.
     pub magic: u16,
@@ -39,7 +39,7 @@ pub struct SegmentHeader {
     pub timeline: TimelineId,
     /// The position of the page's first byte.
     pub page_addr: Lsn,
-    /// Bytes that a record begun on the page before still has here.
+    /// How many bytes of a record that began on the previous page are still here.
     pub remaining_length: u32,
     /// The cluster that wrote it.
     pub system_identifier: SystemIdentifier,
@@ -53,8 +53,8 @@ impl SegmentHeader {
     /// Reads the header from a segment's beginning; [`LONG_HEADER_SIZE`] bytes are enough.
     ///
     /// # Errors
-    /// Where there are fewer bytes, or they can't be the beginning of a segment: all zero (a segment made ahead of
-    /// its use), an unknown magic, no long header, values out of range.
+    /// If there are too few bytes, or they can't be the beginning of a segment: all zeros (a segment created before its
+    /// use), an unknown magic, no long header, values out of range.
     pub fn parse(bytes: &[u8]) -> Result<Self, WalPageError> {
         let header: &[u8; LONG_HEADER_SIZE] =
             bytes.first_chunk().ok_or(WalPageError::TooShort { length: bytes.len() })?;
@@ -92,12 +92,12 @@ impl SegmentHeader {
     }
 }
 
-/// Checks that a segment's beginning belongs to `expected`, to a cluster with this segment size, and, where told, to
-/// this very cluster. The header's timeline may be lower than the name's: after a switch the new timeline's first
-/// segment is a copy of the old one's.
+/// Checks that a segment's beginning belongs to `expected`, to a cluster with this segment size, and, if an identifier
+/// is given, to this very cluster. The header's timeline may be lower than the name's: after a switch the new
+/// timeline's first segment is a copy of the old one's.
 ///
 /// # Errors
-/// Where [`SegmentHeader::parse`] refuses, or what it finds differs from what is expected.
+/// If [`SegmentHeader::parse`] refuses, or what it finds differs from what is expected.
 pub fn check_segment_header(
     bytes: &[u8],
     expected: WalSegment,
@@ -150,16 +150,16 @@ fn u64_at(bytes: &[u8; LONG_HEADER_SIZE], at: usize) -> u64 {
 pub enum WalPageError {
     /// Fewer bytes than the header has.
     #[error(
-        "a WAL segment's first page header has {LONG_HEADER_SIZE} bytes, only \"{length}\" are there"
+        "a WAL segment's first page header has {LONG_HEADER_SIZE} bytes, but only \"{length}\" were found"
     )]
     TooShort {
         /// Bytes given.
         length: usize,
     },
-    /// The segment was made ahead of its use and holds nothing yet.
-    #[error("the WAL segment holds nothing but zeros yet")]
+    /// The segment was created before its use and holds nothing yet.
+    #[error("the WAL segment contains only zeros so far")]
     AllZero,
-    /// The magic is of no version from 13 to 18.
+    /// The magic belongs to no version from 13 to 18.
     #[error("unknown WAL page magic \"{magic:04X}\" at offset 0")]
     UnknownMagic {
         /// What was found.
@@ -191,7 +191,7 @@ pub enum WalPageError {
     OtherCluster {
         /// In the header.
         found: SystemIdentifier,
-        /// Asked for.
+        /// The expected one.
         expected: SystemIdentifier,
     },
     /// A cluster with another segment size.
@@ -201,7 +201,7 @@ pub enum WalPageError {
     OtherSegmentSize {
         /// In the header.
         found: WalSegmentSize,
-        /// Asked for.
+        /// The expected one.
         expected: WalSegmentSize,
     },
     /// A recycled segment that still holds its old content, or a misnamed one.

@@ -1,5 +1,5 @@
-//! Databases read from the files of servers of every major version that is installed, and from what remains of such
-//! files when they are cut or changed.
+//! Databases read from the files of servers of every installed major version, and from truncated or changed copies of
+//! such files.
 
 #![cfg(unix)]
 
@@ -48,7 +48,7 @@ fn the_databases_of_every_version_are_found() {
         let found = databases(&heap).unwrap();
         let expected = rows(&server);
         assert!(expected.is_subset(&found), "PostgreSQL {major}: {found:?}, not {expected:?}");
-        // Older versions of rows may be there, of databases that are or were.
+        // There may be older versions of rows, of databases that exist or existed.
         let names: BTreeSet<_> = found.iter().map(|row| row.name.as_slice()).collect();
         let known: [&[u8]; 7] = [
             b"postgres",
@@ -64,7 +64,7 @@ fn the_databases_of_every_version_are_found() {
             let system = row.name == b"postgres" || row.name.starts_with(b"template");
             assert_eq!(row.oid < FIRST_NORMAL_OID, system, "PostgreSQL {major}: {row:?}");
         }
-        // A new file for the catalog: the map leads there.
+        // The catalog gets a new file, and the map points to it.
         server.sql("VACUUM FULL pg_database");
         server.sql("CHECKPOINT");
         let (new_map, new_heap) = files(&server);
@@ -77,7 +77,8 @@ fn the_databases_of_every_version_are_found() {
     assert!(seen > 0, "no PostgreSQL is installed");
 }
 
-/// Cut anywhere, or with any byte changed: an error or a result, never a panic; of the map always an error.
+/// Truncated anywhere or with any byte changed, the result is an error or a value, never a panic; for the map always an
+/// error.
 fn damage(map: &[u8], heap: &[u8]) {
     for end in 0..map.len() {
         assert!(RelationMap::parse(&map[..end]).is_err(), "{end} bytes of a map");
@@ -85,7 +86,7 @@ fn damage(map: &[u8], heap: &[u8]) {
     for at in 0..map.len() {
         let mut changed = map.to_vec();
         changed[at] ^= 0x41;
-        // To version 15 the last four bytes are nothing.
+        // Up to version 15 the last four bytes are unused.
         let is_padding = map.len() == 512 && at >= 508;
         assert_eq!(RelationMap::parse(&changed).is_ok(), is_padding, "byte {at} of a map changed");
     }

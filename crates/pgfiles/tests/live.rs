@@ -1,4 +1,4 @@
-//! Claims about what a server does with these files, put to servers of every major version that is installed.
+//! Claims about what a server does with these files, tested on servers of every installed major version.
 
 #![cfg(unix)]
 
@@ -21,7 +21,7 @@ fn control(server: &Server) -> ControlFile {
     ControlFile::parse(&server.control_bytes()).unwrap()
 }
 
-/// Every field, of a file that was written a moment ago.
+/// Checks every field of a file that was written a moment ago.
 fn assert_as_pg_controldata_says(server: &Server, major: u32) -> ControlFile {
     let control = control(server);
     let differences =
@@ -82,7 +82,7 @@ fn an_unusable_checkpoint_needs_its_backup_label() {
             assert_eq!(restored.control_bytes(), unusable, "the refusal changed pg_control");
         };
         refuses("crash recovery");
-        // With an archive that has every segment, the one asked for (number 0) is still not there.
+        // With an archive that has every segment, the requested one (number 0) still doesn't exist.
         let archive = primary.data.join("pg_wal");
         restored.configure(&format!("restore_command = 'cp \"{}/%f\" \"%p\"'", archive.display()));
         lab.write(&restored.data.join("recovery.signal"), b"");
@@ -114,7 +114,7 @@ fn a_standbys_files_start_from_a_label_made_here_but_not_short_of_min_recovery_p
         let crashed = assert_as_pg_controldata_says(&standby, major);
         assert_eq!(crashed.state, DbState::InArchiveRecovery);
 
-        // As if its files had been snapshotted: no signal to follow anybody, a label, an unusable checkpoint.
+        // As if its files had been snapshotted: no signal to follow a primary, a label, an unusable checkpoint.
         fs::remove_file(standby.data.join("standby.signal")).unwrap();
         lab.write(&standby.data.join("recovery.signal"), b"");
         lab.write(&standby.data.join("postgresql.auto.conf"), b"restore_command = 'false'\n");
@@ -130,7 +130,8 @@ fn a_standbys_files_start_from_a_label_made_here_but_not_short_of_min_recovery_p
             lab.write(&standby.data.join("global/pg_control"), bytes);
         };
 
-        // A minRecoveryPoint that the WAL doesn't reach is heeded, with a label as the backup's end and without one too.
+        // A minRecoveryPoint that the WAL doesn't reach is observed, with a label as the backup's end and also without
+        // one.
         let beyond = Lsn::new(0x7F_1234_5678);
         let bytes = crashed.with_min_recovery_point(beyond, TimelineId::FIRST);
         let refuses = |why: &str| {
@@ -225,7 +226,7 @@ fn a_target_timeline_that_is_never_reached_is_named_as_the_parent() {
     }
 }
 
-/// The records between two positions, each as `pg_waldump` prints it.
+/// Returns the records between two positions, each as `pg_waldump` prints it.
 fn database_records(server: &Server, start: Lsn, until: Lsn) -> Vec<String> {
     let size = control(server).wal_segment_size;
     let mut records = Records::new(start, until, size);
@@ -259,7 +260,7 @@ fn database_records(server: &Server, start: Lsn, until: Lsn) -> Vec<String> {
     said.collect()
 }
 
-/// The databases that a line of `pg_waldump` names: `rel 1663/5/2619` of a block, and the path of a file.
+/// Returns the databases that a line of `pg_waldump` names: `rel 1663/5/2619` of a block, and the path of a file.
 fn databases(line: &str) -> impl Iterator<Item = u32> {
     let words = line.split([' ', ',']).zip(line.split([' ', ',']).skip(1));
     let of_word = |(before, word): (&str, &str)| {

@@ -1,4 +1,4 @@
-//! Real files of PostgreSQL 14 to 18, and 13's made from 14's, against PostgreSQL's own tools and bytes.
+//! Real files of PostgreSQL 14 to 18, and 13's made from 14's, compared with PostgreSQL's own tools and bytes.
 
 mod support {
     pub mod controldata;
@@ -139,7 +139,7 @@ fn backup_labels_are_read_and_written_byte_for_byte() {
 
 #[test]
 fn a_label_made_from_a_standbys_control_file_is_the_one_its_server_wrote() {
-    // The standby made its label right after the control file was recorded, from the same restartpoint.
+    // The standby wrote its label right after the control file was recorded, from the same restartpoint.
     for recording in recordings() {
         let Some(bytes) = recording.files(".backup_label").remove("standby") else {
             continue;
@@ -183,7 +183,7 @@ fn tablespace_maps_are_read_and_written_byte_for_byte() {
                     b"with space",
                 ];
                 assert_eq!(endings, expected, "{place}");
-                // 13 would write the same paths otherwise, and can't write the last one at all.
+                // 13 would write the same paths differently, and can't write the last one at all.
                 let sayable =
                     map.entries.iter().filter(|entry| !entry.path.ends_with(b"\\")).cloned();
                 let sayable = TablespaceMap { entries: sayable.collect() };
@@ -216,7 +216,7 @@ fn histories_are_read_and_written_byte_for_byte() {
             let parents: Vec<_> =
                 history.switches().iter().map(|switch| switch.timeline.get()).collect();
             assert_eq!(parents, (1..timeline.get()).collect::<Vec<_>>(), "{place}");
-            // Made again step by step, as the servers did.
+            // Rebuilt step by step, as the servers did.
             let mut again = TimelineHistory::root(tli(1));
             for (switch, child) in history.switches().iter().zip(2..) {
                 again = again.branch(tli(child), switch.lsn, &switch.reason).unwrap();
@@ -236,7 +236,7 @@ fn first_pages_tell_what_their_names_say() {
         for (name, page) in recording.files(".page") {
             let place = format!("{}/{name}", recording.folder.display());
             let segment = WalSegment::parse(&name, size).unwrap();
-            // The standby's segment is of the same cluster as its primary's.
+            // The standby's segment belongs to the same cluster as its primary's.
             let check = |segment, size, system| check_segment_header(&page, segment, size, system);
             let header = check(segment, size, Some(control.system_identifier))
                 .unwrap_or_else(|error| panic!("{place}: {error}"));

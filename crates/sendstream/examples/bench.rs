@@ -1,4 +1,5 @@
-//! What `bench/sendstream` runs: `bench generate BYTES BLOCK > STREAM`, `bench parse [--no-checksums] < STREAM`.
+//! The program that `bench/sendstream` runs: `bench generate BYTES BLOCK > STREAM`, `bench parse [--no-checksums] <
+//! STREAM`.
 
 use std::io::{BufWriter, Write as _};
 use std::os::fd::AsFd;
@@ -24,7 +25,7 @@ fn number(text: &str) -> Result<u64> {
     text.parse().map_err(sendstream::Error::other)
 }
 
-/// A full stream of a volume with about that many bytes in blocks of one size, none of them zeros.
+/// Writes a full stream of a volume with about this many bytes in blocks of one size, none of them zeros.
 fn generate(bytes: u64, block: u64) -> Result<()> {
     let begin = Begin {
         order: ByteOrder::Little,
@@ -61,7 +62,7 @@ fn generate(bytes: u64, block: u64) -> Result<()> {
 
 fn parse(options: ReadOptions) -> Result<()> {
     let start = Instant::now();
-    // Standard input without the buffer of its own that std puts before it.
+    // Standard input without std's own buffer.
     let input = std::fs::File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let mut reader = Reader::with_options(input, options)?;
     let mut records = 0u64;

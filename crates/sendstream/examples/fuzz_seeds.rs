@@ -1,4 +1,4 @@
-//! Seeds for the fuzz targets, from a recorded chain: `fuzz_seeds FULL INCREMENTAL FOLDER`.
+//! Makes seeds for the fuzz targets from a recorded chain: `fuzz_seeds FULL INCREMENTAL FOLDER`.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let name = format!("{which}-{}", record.index);
             match record.header {
                 Header::End(_) => break,
-                // Small blocks only, and few: the shape of a stream is what counts.
+                // Only small blocks, and few, because only the shape of a stream matters.
                 Header::Write(write)
                     if record.payload.len() <= 16384 && writer.bytes() < 100_000 =>
                 {

@@ -42,7 +42,7 @@ impl ByteOrder {
     integer!(u32, put_u32, u32, 4);
     integer!(u64, put_u64, u64, 8);
 
-    /// The other one.
+    /// Returns the other order.
     pub fn swapped(self) -> ByteOrder {
         match self {
             ByteOrder::Little => ByteOrder::Big,
@@ -50,14 +50,14 @@ impl ByteOrder {
         }
     }
 
-    /// The order in which the `u32` at `at` reads as `magic`, if there is one.
+    /// Returns the order in which the `u32` at `at` reads as `magic`, if there is one.
     pub(crate) fn of_magic_u32(bytes: &[u8], at: usize, magic: u32) -> Option<ByteOrder> {
         [ByteOrder::Little, ByteOrder::Big]
             .into_iter()
             .find(|order| order.u32(bytes, at) == Some(magic))
     }
 
-    /// The order in which the `u64` at `at` reads as `magic`, if there is one.
+    /// Returns the order in which the `u64` at `at` reads as `magic`, if there is one.
     pub(crate) fn of_magic_u64(bytes: &[u8], at: usize, magic: u64) -> Option<ByteOrder> {
         [ByteOrder::Little, ByteOrder::Big]
             .into_iter()

@@ -1,11 +1,11 @@
 //! Fletcher-4 over 32-bit words, as OpenZFS computes it over send streams (`module/zcommon/zfs_fletcher.c`).
 //!
-//! Four sums, each the running sum of the one before. Written word by word they form one long chain of
-//! additions. Here four lanes each take every fourth word, which compilers turn into vector additions, and the
-//! lanes' sums are put together at the end.
+//! There are four sums, each the running sum of the one before. Computed word by word they form one long chain of
+//! additions. Here four lanes each take every fourth word, which compilers turn into vector additions, and the lanes'
+//! sums are combined at the end.
 //!
-//! Word `i` of `n` counts `C(n-i+k-1, k)` times in sum number `k`. In lane `j` of `m = n/4` steps it was counted
-//! with `t = m - i/4` in place of `n - i = 4t - j`; the factors in [`join`] express the one by the other.
+//! Word `i` of `n` counts `C(n-i+k-1, k)` times in sum number `k`. In lane `j` of `m = n/4` steps it was counted with
+//! `t = m - i/4` in place of `n - i = 4t - j`; the factors in [`join`] convert one into the other.
 
 use pulp::Arch;
 
@@ -18,16 +18,16 @@ pub struct Fletcher4 {
 }
 
 const LANES: usize = 4;
-/// Words whose sums are computed by the lanes at once; keeps the factors below 2^64.
+/// Bytes that the lanes sum at a time; this limit keeps the factors below 2^64.
 const CHUNK_BYTES: usize = 1 << 20;
 
 impl Fletcher4 {
-    /// The checksum of nothing.
+    /// Returns the checksum of no bytes.
     pub fn new() -> Fletcher4 {
         Fletcher4::default()
     }
 
-    /// Takes bytes in; a rest of fewer than four bytes is left out, as ZFS does.
+    /// Adds bytes to the checksum; a remainder of fewer than four bytes is left out, as ZFS does.
     pub fn update(&mut self, bytes: &[u8], order: ByteOrder) {
         let arch = Arch::new();
         for chunk in bytes.chunks(CHUNK_BYTES) {
@@ -48,7 +48,7 @@ impl Fletcher4 {
         }
     }
 
-    /// The four sums.
+    /// Returns the four sums.
     pub fn sums(&self) -> [u64; 4] {
         self.sums
     }
@@ -84,7 +84,7 @@ impl Fletcher4 {
 /// `sums[k][j]`: sum number `k` of lane `j`.
 type Lanes = [[u64; LANES]; 4];
 
-/// Inlined into each of the dispatched functions, or it would be compiled for the oldest processor.
+/// Inlined into each of the dispatched functions; otherwise it would be compiled for the oldest processor.
 #[inline(always)]
 fn lanes<const BIG: bool>(blocks: &[[u8; 4 * LANES]]) -> Lanes {
     let [mut a, mut b, mut c, mut d] = [[0u64; LANES]; 4];

@@ -1,4 +1,4 @@
-//! What can be wrong with a stream: where it is, what was expected, and what to do about it.
+//! What can be wrong with a stream: the place, what was expected, and what to do about it.
 
 use std::fmt;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::feature::Features;
 
-/// The result of everything in this crate.
+/// The result of most functions in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Where in the input an error was found.
@@ -93,12 +93,12 @@ pub enum ErrorKind {
         /// Why.
         why: String,
     },
-    /// A block compressed with something that this build leaves out, or that nobody knows.
+    /// A block compressed with an algorithm that this build leaves out or that is unknown.
     NoDecompressor {
         /// The algorithm.
         algorithm: &'static str,
     },
-    /// An object of the file system inside makes no sense.
+    /// An object of the file system inside is invalid.
     Object {
         /// Its number.
         object: u64,
@@ -110,12 +110,12 @@ pub enum ErrorKind {
         /// What is wrong.
         why: String,
     },
-    /// What was asked can't be done with an encrypted (raw) stream.
+    /// A request that is impossible with an encrypted (raw) stream.
     Raw {
-        /// What was asked.
+        /// What was requested.
         what: &'static str,
     },
-    /// A limit of this crate.
+    /// A limit of this crate was exceeded.
     TooLarge {
         /// What is too large.
         what: &'static str,
@@ -129,44 +129,44 @@ pub enum ErrorKind {
 }
 
 impl Error {
-    /// An error with no place.
+    /// Makes an error without a place.
     pub fn new(kind: ErrorKind) -> Error {
         Error { file: None, place: None, kind: Box::new(kind) }
     }
 
-    /// An error of a caller's own.
+    /// Wraps a caller's own error.
     pub fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         Error::new(ErrorKind::Other(error.into()))
     }
 
-    /// An object that makes no sense.
+    /// Makes an error about an invalid object.
     pub fn object(object: u64, why: impl Into<String>) -> Error {
         Error::new(ErrorKind::Object { object, why: why.into() })
     }
 
-    /// The same error, at a place; a place that is already there is kept.
+    /// Adds a place to the error; an existing place is kept.
     pub fn at(mut self, offset: u64, record: u64) -> Error {
         self.place.get_or_insert(Place { offset, record });
         self
     }
 
-    /// The same error, about a file; a file that is already there is kept.
+    /// Adds a file to the error; an existing file is kept.
     pub fn in_file(mut self, file: &Path) -> Error {
         self.file.get_or_insert_with(|| file.to_owned());
         self
     }
 
-    /// Where it is.
+    /// Returns where it is.
     pub fn place(&self) -> Option<Place> {
         self.place
     }
 
-    /// What it is.
+    /// Returns what it is.
     pub fn kind(&self) -> &ErrorKind {
         &self.kind
     }
 
-    /// What to do about it, where there is something.
+    /// Returns what to do about it, if there is something.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match *self.kind {
             ErrorKind::Package { .. } => {
@@ -190,14 +190,16 @@ impl Error {
             ErrorKind::Raw { .. } => {
                 "a raw stream (zfs send -w) can only be stored and received as it is; send without -w"
             }
-            ErrorKind::Trailing => "several streams in one file? give each its own",
+            ErrorKind::Trailing => {
+                "if the file contains several streams, put each into its own file"
+            }
             ErrorKind::Chain { .. } => {
                 "give one full stream first, then its incrementals, oldest first"
             }
             ErrorKind::NoDecompressor { .. } => {
                 "send without -c, or build with this compression's feature"
             }
-            ErrorKind::Truncated { .. } => "the stream was cut; send it again",
+            ErrorKind::Truncated { .. } => "the stream was cut off; send it again",
             _ => return None,
         })
     }
@@ -210,9 +212,10 @@ impl fmt::Display for Error {
         }
         match &*self.kind {
             ErrorKind::Io(_) => write!(f, "cannot read or write the stream")?,
-            ErrorKind::Truncated { wanted, needed, got } => {
-                write!(f, "the stream ends in {wanted}: {needed} bytes needed, {got} there")?
-            }
+            ErrorKind::Truncated { wanted, needed, got } => write!(
+                f,
+                "the stream ends within {wanted}: {needed} bytes are needed, {got} are left"
+            )?,
             ErrorKind::NotAStream { magic } => write!(
                 f,
                 "not a ZFS send stream: expected the magic number 0x2f5bacbac, found {magic:#x}"

@@ -28,7 +28,7 @@ const NAMES: [(Features, &str); 16] = [
 impl Features {
     /// Blocks referred to instead of repeated (`-D`, gone since OpenZFS 2.0). Refused.
     pub const DEDUP: Features = Features(1 << 0);
-    /// As [`Features::DEDUP`]. Refused.
+    /// Like [`Features::DEDUP`]. Refused.
     pub const DEDUPPROPS: Features = Features(1 << 1);
     /// Objects may have spill blocks.
     pub const SA_SPILL: Features = Features(1 << 2);
@@ -59,7 +59,7 @@ impl Features {
     /// Micro ZAPs over 128 KiB.
     pub const LARGE_MICROZAP: Features = Features(1 << 29);
 
-    /// What this crate reads.
+    /// The features that this crate reads.
     pub const SUPPORTED: Features = Features(
         Self::SA_SPILL.0
             | Self::EMBED_DATA.0
@@ -81,12 +81,12 @@ impl Features {
         self.0 & other.0 == other.0
     }
 
-    /// The bits of both.
+    /// Returns the bits of both.
     pub fn union(self, other: Features) -> Features {
         Features(self.0 | other.0)
     }
 
-    /// The bits of `self` that aren't in `other`.
+    /// Returns the bits of `self` that aren't in `other`.
     pub fn without(self, other: Features) -> Features {
         Features(self.0 & !other.0)
     }

@@ -1,4 +1,4 @@
-//! Streams from files, as they are or in zstd.
+//! Streams from files, uncompressed or compressed with zstd.
 
 use std::io::{BufReader, Cursor, Read};
 
@@ -6,7 +6,7 @@ use crate::error::Result;
 
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
 
-/// Decompresses what begins as zstd does; gives the rest through as it is.
+/// Decompresses input that begins with zstd's magic number; passes other input through unchanged.
 pub fn maybe_zstd<'a>(mut input: impl Read + 'a) -> Result<Box<dyn Read + 'a>> {
     let mut start = Vec::with_capacity(4);
     input.by_ref().take(4).read_to_end(&mut start)?;
@@ -17,7 +17,7 @@ pub fn maybe_zstd<'a>(mut input: impl Read + 'a) -> Result<Box<dyn Read + 'a>> {
     }
     let mut decoder =
         zstd::stream::read::Decoder::with_buffer(BufReader::with_capacity(128 << 10, whole))?;
-    // What `zstd --long=27` writes; more would be memory without bound.
+    // This is what `zstd --long=27` writes; allowing more would allow unbounded memory.
     decoder.window_log_max(27)?;
     Ok(Box::new(decoder))
 }

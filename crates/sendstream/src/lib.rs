@@ -1,5 +1,5 @@
 #![doc = include_str!("../README.md")]
-// What comes from outside is never taken for granted: it ends in an error that says what it was.
+// Input from outside is never trusted: if it is wrong, the result is an error that says what it was.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod bytes;

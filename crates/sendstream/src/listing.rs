@@ -1,4 +1,4 @@
-//! The listing of a tree: one line an entry, with the SHA-256 of what is in it.
+//! The listing of a tree: one line per entry, with the SHA-256 of its content.
 
 use std::io::Write;
 
@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use crate::error::Result;
 use crate::zpl::{ContentVisitor, Entry, FileType, Tree, TreeBuilder};
 
-/// Computes the SHA-256 of each file while its blocks go by; what is between them is zeros.
+/// Computes the SHA-256 of each file as its blocks are read; the gaps between them count as zeros.
 #[derive(Clone, Debug, Default)]
 pub struct HashVisitor {
     hash: Sha256,
@@ -50,7 +50,7 @@ impl ContentVisitor for HashVisitor {
     }
 }
 
-/// A builder of trees for [`write_listing`].
+/// Returns a builder of trees for [`write_listing`].
 pub fn hashing_builder() -> TreeBuilder<HashVisitor> {
     TreeBuilder::new(HashVisitor::default())
 }

@@ -14,7 +14,7 @@ pub struct NvList {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Value {
-    /// There is no value; the name's presence is what counts.
+    /// There is no value; only the name's presence counts.
     Flag,
     /// A boolean.
     Bool(bool),
@@ -37,12 +37,12 @@ pub enum Value {
 }
 
 impl Value {
-    /// The list, if it is one.
+    /// Returns the list, if it is one.
     pub fn as_list(&self) -> Option<&NvList> {
         if let Value::List(list) = self { Some(list) } else { None }
     }
 
-    /// The bytes of a string or an array of bytes.
+    /// Returns the bytes of a string or of an array of bytes.
     pub fn as_bytes(&self) -> Option<&[u8]> {
         match self {
             Value::String(bytes) | Value::Bytes(bytes) => Some(bytes),
@@ -69,12 +69,12 @@ impl NvList {
         }
     }
 
-    /// The value of a name.
+    /// Returns the value of a name.
     pub fn get(&self, name: &str) -> Option<&Value> {
         self.pairs.iter().find(|(found, _)| found == name.as_bytes()).map(|(_, value)| value)
     }
 
-    /// All names and values.
+    /// Returns all names and values.
     pub fn pairs(&self) -> impl Iterator<Item = (&[u8], &Value)> {
         self.pairs.iter().map(|(name, value)| (&name[..], value))
     }
@@ -143,7 +143,7 @@ impl<'a> Input<'a> {
         order.u64(self.take(8)?, 0).ok_or_else(|| bad("it ends too early"))
     }
 
-    /// Room for `count` things of at least `width` bytes each, no more than the bytes that are left can hold.
+    /// Checks that the remaining bytes can hold `count` items of at least `width` bytes each.
     fn check_count(&self, count: u32, width: usize) -> Result<usize> {
         let count = count as usize;
         match count.checked_mul(width) {
@@ -203,7 +203,7 @@ impl<'a> Input<'a> {
         self.xdr_padded(length)
     }
 
-    /// An array that repeats its length.
+    /// Reads an array that repeats its length.
     fn xdr_numbers(&mut self, wide: bool) -> Result<Vec<u64>> {
         let count = self.u32()?;
         let count = self.check_count(count, if wide { 8 } else { 4 })?;
@@ -279,7 +279,7 @@ impl<'a> Input<'a> {
                 whole.get(16..name_end).ok_or_else(|| bad("a name is longer than its pair"))?;
             let name = name.strip_suffix(&[0]).ok_or_else(|| bad("a name has no end"))?.to_vec();
             let body = whole.get(name_end.next_multiple_of(8)..).unwrap_or(&[]);
-            // Lists within this one follow their pair.
+            // Nested lists follow their pair.
             self.at = end;
             let value = self.native_value(kind, count, body)?;
             list.pairs.push((name, value));
@@ -399,7 +399,7 @@ mod tests {
 
     #[test]
     fn nesting_is_limited() {
-        // A list in a list in a list, without end.
+        // Lists nested without end.
         let mut bytes = vec![1, 1, 0, 0];
         for _ in 0..1000 {
             for word in [0u32, 1, 99, 32, 1] {

@@ -1,9 +1,9 @@
-//! The order that every sender keeps: objects ascend, and offsets ascend in an object.
+//! The order that every sender keeps: objects are ascending, and so are the offsets within an object.
 //!
-//! Older senders (up to OpenZFS 0.8, zfs-fuse) write the OBJECT records of a whole block of 32 dnodes first, each
+//! Older senders (up to OpenZFS 0.8, zfs-fuse) first write the OBJECT records of a whole block of 32 dnodes, each
 //! followed by the FREE of everything past its end, and then those objects' blocks; newer ones write each object's
-//! blocks after its OBJECT record. So there are two ascending sequences: objects, and (object, offset) of content.
-//! A spill block that comes right after its OBJECT (unmodified, repeated for old receivers) belongs to the first.
+//! blocks after its OBJECT record. So there are two ascending sequences: objects, and (object, offset) of content. A
+//! spill block right after its OBJECT (unmodified, repeated for old receivers) belongs to the first sequence.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Header;
@@ -22,12 +22,12 @@ pub struct OrderCheck {
 }
 
 impl OrderCheck {
-    /// Before the first record.
+    /// Starts before the first record.
     pub fn new() -> OrderCheck {
         OrderCheck::default()
     }
 
-    /// Whether a FREE or SPILL is part of the object announced just before it, and not content in its place.
+    /// Whether a FREE or SPILL belongs to the object announced just before it and isn't content in the second sequence.
     pub fn is_appendix(&self, header: &Header) -> bool {
         match header {
             Header::Free(free) => {
@@ -38,7 +38,7 @@ impl OrderCheck {
         }
     }
 
-    /// Takes the next record.
+    /// Checks the next record.
     pub fn check(&mut self, header: &Header) -> Result<()> {
         if self.is_appendix(header) {
             return Ok(());
@@ -63,7 +63,7 @@ impl OrderCheck {
             }
             Header::Free(free) => self.content("FREE", free.object, free.offset, free.length)?,
             Header::Spill(spill) => {
-                // After the object's last block: nothing of the object may follow.
+                // It comes after the object's last block: nothing more of the object may follow.
                 self.content("SPILL", spill.object, u64::MAX, 0)?;
             }
             Header::ObjectRange(range) => {
@@ -78,7 +78,7 @@ impl OrderCheck {
     fn content(&mut self, what: &'static str, object: u64, offset: u64, length: u64) -> Result<()> {
         ascending(what, (object, offset), self.next_content)?;
         if object >= self.next_object {
-            // Content of an object that was never announced.
+            // This is content of an object that was never announced.
             return Err(Error::new(ErrorKind::Order {
                 what,
                 found: (object, offset),

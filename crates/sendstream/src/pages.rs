@@ -1,9 +1,9 @@
-//! PostgreSQL pages, checked while their blocks go by.
+//! Checks PostgreSQL pages as their blocks are read.
 //!
-//! With `data_checksums` on, every page that isn't new carries a checksum of itself and its block number
-//! (PostgreSQL `src/include/storage/checksum_impl.h`). A backup that reads each changed block anyway can verify them
-//! for little. The caller says which objects are relations' files; with the checker as a [`Sink`] it says which pages
-//! are bad.
+//! With `data_checksums` on, every page that isn't new carries a checksum of itself and its block number (PostgreSQL
+//! `src/include/storage/checksum_impl.h`). A backup that reads each changed block anyway can verify them at little
+//! cost. The caller says which objects are relations' files; the checker, used as a [`Sink`], reports which pages are
+//! bad.
 
 use std::ops::Range;
 
@@ -18,7 +18,7 @@ use crate::record::{Begin, Object};
 /// Which part of which relation an object is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment<P> {
-    /// What the caller knows the file by: its path, mostly.
+    /// How the caller identifies the file, usually by its path.
     pub path: P,
     /// The number after the file's name: 0 for `16384`, 3 for `16384.3`.
     pub number: u32,
@@ -27,14 +27,14 @@ pub struct Segment<P> {
 /// How the cluster was built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageGeometry {
-    /// Bytes a page, a power of two.
+    /// Bytes per page, a power of two.
     pub page_size: u32,
-    /// Pages a segment.
+    /// Pages per segment.
     pub pages_per_segment: u32,
 }
 
 impl Default for PageGeometry {
-    /// 8 KiB pages, segments of 1 GiB: what nearly every cluster has.
+    /// 8 KiB pages and segments of 1 GiB, as in nearly every cluster.
     fn default() -> PageGeometry {
         PageGeometry { page_size: 8192, pages_per_segment: 131_072 }
     }
@@ -49,16 +49,16 @@ pub struct BadPage<P> {
     pub block: u32,
     /// What the page says.
     pub stored: u16,
-    /// What it should say.
+    /// What it should be.
     pub computed: u16,
 }
 
-/// Whether the pages seen carry checksums.
+/// Whether the pages read so far carry checksums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataChecksums {
-    /// No page was seen that isn't zeros.
+    /// Every page read so far is all zeros.
     Unknown,
-    /// Every page seen has a 0 where the checksum would be, which no page with one has.
+    /// Every page read so far has a 0 in place of the checksum, which no page with a checksum has.
     Off,
     /// Pages carry checksums.
     On,
@@ -77,9 +77,9 @@ pub struct PageReport<P> {
     pub bad: u64,
     /// The first of them.
     pub bad_pages: Vec<BadPage<P>>,
-    /// Pages of which only a part went by, where ZFS's blocks are smaller.
+    /// Pages of which only a part was read, if ZFS's blocks are smaller.
     pub partial: u64,
-    /// Pages whose checksum is wrong, but which recovery writes anew: see [`PageChecker::replayed`].
+    /// Pages whose checksum is wrong but which recovery rewrites: see [`PageChecker::replayed`].
     pub replayed: u64,
 }
 
@@ -88,7 +88,7 @@ impl<P> PageReport<P> {
     pub fn data_checksums(&self) -> DataChecksums {
         match (self.good + self.bad, self.without_checksum) {
             (0, 0) => DataChecksums::Unknown,
-            // Damage can make a 0, but never of all pages.
+            // Damage can make one checksum 0, but never those of all pages.
             (bad, _) if bad == self.bad && self.without_checksum > 0 && self.bad == 0 => {
                 DataChecksums::Off
             }
@@ -96,7 +96,7 @@ impl<P> PageReport<P> {
         }
     }
 
-    /// Pages that are wrong: with checksums on, one without is wrong too.
+    /// Returns how many pages are wrong: with checksums on, a page without one is wrong too.
     pub fn wrong(&self) -> u64 {
         match self.data_checksums() {
             DataChecksums::On => self.bad + self.without_checksum,
@@ -105,7 +105,7 @@ impl<P> PageReport<P> {
     }
 }
 
-/// How many bad pages are named.
+/// The most bad pages that are listed.
 const NAMED: usize = 1000;
 /// Where the checksum is in a page.
 const CHECKSUM_AT: usize = 8;
@@ -118,7 +118,7 @@ pub struct PageChecker<P, F> {
     order: ByteOrder,
     report: PageReport<P>,
     current: Option<(u64, Option<Segment<P>>)>,
-    /// The beginning of a page, and where in the file it lies.
+    /// The beginning of a page, and its offset in the file.
     partial: (u64, Vec<u8>),
     decompressor: Decompressor,
     replayed: Range<u64>,
@@ -126,7 +126,7 @@ pub struct PageChecker<P, F> {
 }
 
 impl<P: Clone, F: FnMut(u64) -> Option<Segment<P>>> PageChecker<P, F> {
-    /// `lookup` gives the file of an object, or `None` where the object holds no pages.
+    /// `lookup` returns the file of an object, or `None` if the object holds no pages.
     pub fn new(geometry: PageGeometry, lookup: F) -> PageChecker<P, F> {
         let report = PageReport {
             good: 0,
@@ -150,15 +150,16 @@ impl<P: Clone, F: FnMut(u64) -> Option<Segment<P>>> PageChecker<P, F> {
         }
     }
 
-    /// The cluster is known to have checksums (pg_control says so): then a page without one is bad, like any other
-    /// whose checksum is wrong. Else that is told from the other pages.
+    /// Says that the cluster is known to have checksums, from pg_control. Then a page without one is bad, like any
+    /// other with a wrong checksum. Otherwise the other pages decide.
     pub fn with_checksums(mut self) -> Self {
         self.checksums_are_on = true;
         self
     }
 
-    /// Recovery replays these LSNs: a page that was changed within them, and of which a snapshot caught only a part of
-    /// the write, is written anew from the WAL. Its own LSN is in its first bytes, which are written first.
+    /// Sets the LSNs that recovery replays. If a page was changed within them and a snapshot caught only a part of the
+    /// write, recovery rewrites the page from the WAL. The page's own LSN is in its first bytes, which are written
+    /// first.
     pub fn replayed(mut self, lsns: Range<u64>) -> Self {
         self.replayed = lsns;
         self
@@ -170,13 +171,13 @@ impl<P: Clone, F: FnMut(u64) -> Option<Segment<P>>> PageChecker<P, F> {
         word(0) << 32 | word(4)
     }
 
-    /// What was found.
+    /// Returns what was found.
     pub fn finish(mut self) -> PageReport<P> {
         self.leave();
         self.report
     }
 
-    /// Sees content of an object, in ascending order.
+    /// Checks content of an object; it must come in ascending order.
     pub fn content(&mut self, object: u64, offset: u64, mut bytes: &[u8]) {
         if self.current.as_ref().is_none_or(|(current, _)| *current != object) {
             self.leave();
@@ -211,7 +212,7 @@ impl<P: Clone, F: FnMut(u64) -> Option<Segment<P>>> PageChecker<P, F> {
         } else if self.partial.1.is_empty()
             || self.partial.0 + self.partial.1.len() as u64 != offset
         {
-            // Its beginning never went by; count it once, at its end.
+            // Its beginning was never read; count it once, at its end.
             self.drop_partial();
             let end = offset + bytes.len() as u64;
             self.report.partial += u64::from(end == start + u64::from(self.geometry.page_size));
@@ -340,7 +341,7 @@ const BASES: [u32; COLUMNS] = [
     0x959B_D756,
 ];
 
-/// The checksum of a page at a block number: 32 columns of FNV-1a hashes, folded; never 0.
+/// Returns the checksum of a page at a block number: 32 columns of FNV-1a hashes, folded; never 0.
 pub fn page_checksum(page: &[u8], block: u32, order: ByteOrder) -> u16 {
     let hashes = Arch::new().dispatch(|| match order {
         ByteOrder::Little => columns::<false>(page),
@@ -350,7 +351,7 @@ pub fn page_checksum(page: &[u8], block: u32, order: ByteOrder) -> u16 {
     (folded % 65_535 + 1) as u16
 }
 
-/// Inlined into each of the dispatched functions, or it would be compiled for the oldest processor.
+/// Inlined into each of the dispatched functions; otherwise it would be compiled for the oldest processor.
 #[inline(always)]
 fn columns<const BIG: bool>(page: &[u8]) -> [u32; COLUMNS] {
     let mut hashes = BASES;
@@ -365,7 +366,7 @@ fn columns<const BIG: bool>(page: &[u8]) -> [u32; COLUMNS] {
             *value = if BIG { u32::from_be_bytes(*word) } else { u32::from_le_bytes(*word) };
         }
         if index == 0 {
-            // The checksum itself counts as zero: it is the first half, in memory, of the third word.
+            // The checksum itself counts as zero: in memory, it is the first half of the third word.
             values[CHECKSUM_AT / 4] &= if BIG { 0x0000_ffff } else { 0xffff_0000 };
         }
         for (hash, value) in hashes.iter_mut().zip(values) {
@@ -442,7 +443,7 @@ mod tests {
         assert_eq!((report.good, report.bad, report.partial), (4, 0, 2));
     }
 
-    /// A page whose first sector was zeroed has a 0 for its checksum, and there may be no other in the volume.
+    /// A page whose first sector was zeroed has a checksum of 0, even if it is the only such page in the volume.
     #[test]
     fn without_a_checksum_where_all_have_one() {
         let mut zeroed = page(3);

@@ -1,7 +1,7 @@
-//! Reads a stream record by record from anything that reads.
+//! Reads a stream record by record from any reader.
 //!
-//! A record's header and payload lie next to each other in one buffer, and are lent out from there. The buffer
-//! grows only as far as bytes arrive, and never beyond one header and one block, whatever the stream claims.
+//! A record's header and payload are adjacent in one buffer, and records borrow from it. The buffer grows only as bytes
+//! arrive, and never beyond one header and one block, whatever the stream claims.
 
 use std::io::Read;
 
@@ -18,9 +18,9 @@ use crate::stat::KindCounts;
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct ReadOptions {
-    /// Compute and compare checksums. Without it, streams are still checked for sense and order.
+    /// Compute and compare checksums. Without it, streams are still checked for validity and order.
     pub verify: bool,
-    /// The most that BEGIN's payload may take.
+    /// The largest accepted payload of BEGIN.
     pub max_begin_payload: u32,
 }
 
@@ -31,29 +31,29 @@ impl Default for ReadOptions {
 }
 
 impl ReadOptions {
-    /// The same without checksums.
+    /// Returns the same options without checksums.
     pub fn without_checksums(mut self) -> ReadOptions {
         self.verify = false;
         self
     }
 }
 
-/// A record, lent by its [`Reader`].
+/// A record, borrowed from its [`Reader`].
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
     /// What it is.
     pub header: &'a Header,
     /// What follows it.
     pub payload: &'a [u8],
-    /// The header as it came.
+    /// The header as it was read.
     pub header_bytes: &'a [u8],
     /// Its offset in the input.
     pub offset: u64,
     /// Its index in the input.
     pub index: u64,
-    /// The running checksum in it; zeros where the sender leaves it out.
+    /// The running checksum in it; zeros if the sender leaves it out.
     pub checksum: [u64; 4],
-    /// Whether it is an object's tail or unmodified spill block, rather than content in its place.
+    /// Whether it is an object's tail or unmodified spill block, not content in the sequence of content.
     pub is_appendix: bool,
 }
 
@@ -68,7 +68,7 @@ pub struct Reader<R> {
     begin: Begin,
     begin_payload: Vec<u8>,
     current: Option<Current>,
-    /// Offset and index of the record that comes next.
+    /// Offset and index of the next record.
     next_offset: u64,
     next_index: u64,
     wrapper: Option<(Begin, Vec<u8>)>,
@@ -140,38 +140,38 @@ impl<R: Read> Reader<R> {
         })
     }
 
-    /// The BEGIN record.
+    /// Returns the BEGIN record.
     pub fn begin(&self) -> &Begin {
         &self.begin
     }
 
-    /// BEGIN's payload: a packed name-value list in raw and in resumed streams, else empty.
+    /// Returns BEGIN's payload: a packed name-value list in raw and resumed streams, otherwise empty.
     pub fn begin_payload(&self) -> &[u8] {
         &self.begin_payload
     }
 
-    /// The package around a single stream (`zfs send -p`): its BEGIN and the packed list of properties.
+    /// Returns the package around a single stream (`zfs send -p`): its BEGIN and the packed list of properties.
     pub fn package(&self) -> Option<(&Begin, &[u8])> {
         self.wrapper.as_ref().map(|(begin, payload)| (begin, &payload[..]))
     }
 
-    /// Records so far, by kind.
+    /// Returns the counts of the records so far, by kind.
     pub fn kinds(&self) -> &KindCounts {
         &self.kinds
     }
 
-    /// Bytes of the records so far.
+    /// Returns the bytes of the records so far.
     pub fn bytes_read(&self) -> u64 {
         let current = self.current.as_ref();
         self.input.offset + current.map_or(0, |current| (HEADER_LEN + current.payload_len) as u64)
     }
 
-    /// Goes to the next record and lends it; `None` after END, which is lent too.
+    /// Moves to the next record and returns it; END is returned too, then `None`.
     pub fn next_record(&mut self) -> Result<Option<Record<'_>>> {
         Ok(if self.advance()? { self.record() } else { None })
     }
 
-    /// The record at hand.
+    /// Returns the current record.
     pub fn record(&self) -> Option<Record<'_>> {
         let current = self.current.as_ref()?;
         let bytes = self.input.filled();
@@ -186,7 +186,7 @@ impl<R: Read> Reader<R> {
         })
     }
 
-    /// Goes to the next record; false after END.
+    /// Moves to the next record; returns false after END.
     pub fn advance(&mut self) -> Result<bool> {
         if let Some(done) = self.current.take() {
             self.input.consume(HEADER_LEN + done.payload_len);
@@ -208,7 +208,7 @@ impl<R: Read> Reader<R> {
                 Ok(true)
             }
             Err(error) => {
-                // A stream is of no use after an error: say the same end for ever.
+                // After an error the stream is useless: report the end from then on.
                 self.ended = true;
                 Err(error.at(offset, index))
             }
@@ -256,7 +256,7 @@ impl<R: Read> Reader<R> {
         Ok(())
     }
 
-    /// What only BEGIN can say about a record.
+    /// Checks what depends on BEGIN.
     fn check_against_begin(&self, header: &Header) -> Result<()> {
         let raw = self.begin.is_raw();
         let large = self.begin.features.contains(Features::LARGE_BLOCKS);
@@ -305,7 +305,7 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// After END: nothing, or the END of the package.
+    /// Checks that nothing follows END except the END of the package.
     fn check_nothing_follows(&mut self) -> Result<()> {
         if self.wrapper.is_some() {
             self.input.fill(2 * HEADER_LEN, "the package's END")?;
@@ -405,7 +405,7 @@ fn read_wrapper_end<R: Read>(
     Ok(())
 }
 
-/// How many snapshots a package's header announces, over all of its datasets.
+/// Returns how many snapshots a package's header announces, over all of its datasets.
 fn streams_in_package(payload: &[u8]) -> Option<u64> {
     let list = NvList::parse(payload).ok()?;
     let datasets = list.get("fss")?.as_list()?;
@@ -416,7 +416,7 @@ fn streams_in_package(payload: &[u8]) -> Option<u64> {
     Some(streams)
 }
 
-/// The buffer: `bytes[start..end]` is read and not yet consumed.
+/// The buffer: `bytes[start..end]` has been read but not consumed.
 #[derive(Debug)]
 struct Input<R> {
     reader: R,
@@ -427,7 +427,7 @@ struct Input<R> {
     offset: u64,
 }
 
-/// Large enough for few calls and few moves of what is left, small enough for a core's cache.
+/// Large enough for few calls and few moves of remaining bytes, small enough for a core's cache.
 const BUFFER: usize = 512 << 10;
 
 impl<R> Input<R> {
@@ -461,7 +461,7 @@ impl<R: Read> Input<R> {
         Err(Error::new(ErrorKind::Truncated { wanted, needed: needed as u64, got }))
     }
 
-    /// Reads until `needed` bytes are there; false where the input ends before.
+    /// Reads until `needed` bytes are available; returns false if the input ends before.
     fn has(&mut self, needed: usize) -> Result<bool> {
         while self.end - self.start < needed {
             if self.bytes.len() - self.start < needed && self.start > 0 {
@@ -470,7 +470,8 @@ impl<R: Read> Input<R> {
                 self.start = 0;
             }
             if self.end == self.bytes.len() {
-                // Full, and the record isn't all here: twice what did arrive, so that a claim alone takes no memory.
+                // The buffer is full and the record incomplete: double what has arrived, so that a mere claim takes no
+                // memory.
                 let limit = needed.max(BUFFER);
                 self.bytes.resize(limit.min(2 * self.bytes.len()), 0);
             }
@@ -485,5 +486,5 @@ impl<R: Read> Input<R> {
     }
 }
 
-// The sizes that `record::parse` lets through are what bounds the buffer.
+// The sizes that `record::parse` accepts bound the buffer.
 const _: () = assert!(MAX_BONUS < record::MAX_BLOCK && record::MAX_BLOCK < usize::MAX as u64);

@@ -1,4 +1,4 @@
-//! What a stream is made of: records and bytes by kind, and what changed, by object and, in a full stream, by path.
+//! What a stream consists of: records and bytes by kind, and what changed, by object and, in a full stream, by path.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -16,7 +16,7 @@ pub struct KindCount {
     pub records: u64,
     /// Bytes of their payloads.
     pub payload: u64,
-    /// Bytes that they stand for: of a WRITE the decompressed ones.
+    /// The bytes that they represent: for a WRITE, the decompressed ones.
     pub logical: u64,
 }
 
@@ -54,12 +54,12 @@ impl KindCounts {
         }
     }
 
-    /// Kinds that the stream has, in a fixed order.
+    /// Returns the kinds that the stream has, in a fixed order.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, KindCount)> {
         KINDS.into_iter().zip(self.counts).filter(|(_, count)| count.records > 0)
     }
 
-    /// The count of a kind.
+    /// Returns the count of a kind.
     pub fn get(&self, kind: &str) -> KindCount {
         self.iter().find(|(name, _)| *name == kind).map(|(_, count)| count).unwrap_or_default()
     }
@@ -68,7 +68,7 @@ impl KindCounts {
 /// What a stream writes into an object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ObjectCount {
-    /// Its type (`DMU_OT_*`), where the stream says it.
+    /// Its type (`DMU_OT_*`), if the stream says it.
     pub kind: Option<u32>,
     /// Blocks.
     pub blocks: u64,
@@ -78,20 +78,20 @@ pub struct ObjectCount {
     pub holes: u64,
 }
 
-/// What a stream is made of.
+/// What a stream consists of.
 #[derive(Clone, Debug)]
 pub struct Statistics {
     /// The BEGIN record.
     pub begin: Begin,
-    /// Whether the stream came in a package of its own (`zfs send -p`).
+    /// Whether the stream came in its own package (`zfs send -p`).
     pub packaged: bool,
     /// Records by kind.
     pub kinds: KindCounts,
-    /// Bytes in all.
+    /// Bytes in total.
     pub bytes: u64,
     /// By object number.
     pub objects: BTreeMap<u64, ObjectCount>,
-    /// Objects by path, sorted by path; `None` where names can't be known: in increments, in raw streams and in volumes.
+    /// Objects by path, sorted by path; `None` if names can't be known: in increments, in raw streams and in volumes.
     pub paths: Option<Vec<(Vec<u8>, u64)>>,
 }
 
@@ -153,7 +153,7 @@ fn count_block(objects: &mut BTreeMap<u64, ObjectCount>, object: u64, bytes: u64
     count.bytes += bytes;
 }
 
-/// Counts what goes on into the tree.
+/// Counts what it passes on to the tree.
 struct Counting<'a> {
     objects: &'a mut BTreeMap<u64, ObjectCount>,
     tree: TreeBuilder<NoContent>,
@@ -183,7 +183,7 @@ impl Sink for Counting<'_> {
     }
 }
 
-/// The name of an object type, for people.
+/// Returns a readable name of an object type.
 pub fn object_type_name(kind: u32) -> &'static str {
     match kind {
         object_type::PLAIN_FILE => "file",

@@ -35,13 +35,13 @@ impl<W: IoWrite> Writer<W> {
         Ok(writer)
     }
 
-    /// Leaves out the checksum in each record, as senders before OpenZFS did; END's is always there.
+    /// Leaves out the checksum in each record, as senders before OpenZFS did; END always has one.
     pub fn without_record_checksums(mut self) -> Writer<W> {
         self.record_checksums = false;
         self
     }
 
-    /// Writes a record. It must come in order, and its payload must be as long as it says.
+    /// Writes a record. It must come in order, and its payload must have the length that the header says.
     pub fn record(&mut self, header: &Header, payload: &[u8]) -> Result<()> {
         if let Header::Begin(_) | Header::End(_) = header {
             return Err(Error::new(ErrorKind::Invalid {
@@ -61,7 +61,7 @@ impl<W: IoWrite> Writer<W> {
         self.put(header, payload)
     }
 
-    /// Writes END and gives the output back.
+    /// Writes END and returns the output.
     pub fn finish(mut self) -> Result<W> {
         let checksum = self.running.sums();
         self.put(&Header::End(End { checksum }), &[])?;
@@ -69,17 +69,17 @@ impl<W: IoWrite> Writer<W> {
         Ok(self.output)
     }
 
-    /// The BEGIN record.
+    /// Returns the BEGIN record.
     pub fn begin(&self) -> &Begin {
         &self.begin
     }
 
-    /// Bytes written so far.
+    /// Returns the bytes written so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Records written so far.
+    /// Returns the records written so far.
     pub fn records(&self) -> u64 {
         self.records
     }
@@ -96,7 +96,7 @@ impl<W: IoWrite> Writer<W> {
         };
         let mut bytes = header.encode(order, declared, self.begin.to_guid);
         self.running.update(&bytes[..CHECKSUM_AT], order);
-        // BEGIN's name takes the place of the checksum.
+        // In BEGIN, the name occupies the checksum's place.
         if self.record_checksums && !matches!(header, Header::Begin(_)) {
             for (i, sum) in self.running.sums().into_iter().enumerate() {
                 order.put_u64(&mut bytes, CHECKSUM_AT + 8 * i, sum);

@@ -1,4 +1,4 @@
-//! Chains of recorded streams fold, and the tree inside is the recorded tree at every snapshot.
+//! Chains of recorded streams are folded, and the tree inside must be the recorded tree at every snapshot.
 
 #[path = "support/one_file.rs"]
 mod one_file;
@@ -43,7 +43,7 @@ fn assert_same(what: &str, found: &str, expected: &str) {
     );
 }
 
-/// The tree of the chain, and of the stream that the chain folds into, is the recorded one; the GUID too.
+/// Checks that the tree of the chain, and of the stream that the chain folds into, is the recorded one; and the GUID.
 fn check(names: &[&str], dataset: &str, snapshot: &str) {
     let streams: Vec<&[u8]> = names.iter().map(|name| support::stream(name)).collect();
     let what = names.join(" + ");
@@ -178,7 +178,7 @@ fn encrypted_streams_are_not_looked_into() {
     assert!(error.to_string().contains("encrypted"), "{error}");
 }
 
-/// Extended attributes of both kinds: `xattr=sa` keeps them with the attributes, `xattr=on` in hidden directories.
+/// Extended attributes of both kinds: `xattr=sa` stores them with the attributes, `xattr=on` in hidden directories.
 #[test]
 fn extended_attributes() {
     use sendstream::zpl::{NoContent, TreeBuilder, XattrValue};
@@ -222,7 +222,7 @@ fn increments_of_both_sides_of_openzfs_0_8_are_refused_where_nobody_can_tell() {
     for flags in [[false, true], [true, false]] {
         let error = fold_of(flags, 1, [5, 9]).unwrap_err();
         assert!(error.to_string().contains("before 0.8"), "{error}");
-        // The newer one says it of the same object; and a full stream has all that there is.
+        // The newer stream has a record of the same object; and a full stream has everything.
         fold_of(flags, 1, [5, 5]).unwrap();
         fold_of(flags, 0, [5, 9]).unwrap();
     }

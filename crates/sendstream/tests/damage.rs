@@ -1,4 +1,4 @@
-//! Streams that are cut or damaged: an error with its place, or, where checksums are off, some bounded result.
+//! Truncated or damaged streams: the result is an error with its place or, if checksums are off, something bounded.
 
 mod support;
 
@@ -15,7 +15,7 @@ fn read(bytes: &[u8], options: ReadOptions) -> Result<u64> {
     Ok(records)
 }
 
-/// Everything that looks at a stream, without checksums.
+/// Runs everything that looks at a stream, without checksums.
 fn look(bytes: &[u8]) {
     let options = ReadOptions::default().without_checksums();
     let _ = read(bytes, options);
@@ -34,7 +34,7 @@ fn look(bytes: &[u8]) {
     }
 }
 
-/// A small generator, so that a failure can be repeated.
+/// A small generator, so that a failure can be reproduced.
 struct Random(u64);
 
 impl Random {
@@ -63,7 +63,7 @@ fn cut_at_every_record_and_anywhere() {
     for name in SMALL {
         let bytes = support::stream(name);
         let boundaries = boundaries(bytes);
-        // A cut within the last record of the prefix differs from one at its end in what is missing; take both.
+        // A cut within the last record of the prefix lacks something else than a cut at its end, so try both.
         let step = boundaries.len().div_ceil(300);
         let mut cuts: Vec<usize> = boundaries.iter().copied().step_by(step).collect();
         cuts.extend((0..200).map(|_| random.below(bytes.len())));
@@ -115,7 +115,7 @@ fn bits_flipped_everywhere() {
             let bit = 1u8 << random.below(8);
             bytes[place] ^= bit;
             let outcome = read(&bytes, ReadOptions::default());
-            // Old senders leave the END record itself without a checksum: what isn't used of it may be anything.
+            // Old senders leave the END record itself without a checksum, so its unused bytes may have any value.
             let unused = name.starts_with("fuse") && place >= end;
             assert!(outcome.is_err() || unused, "{name}: bit {bit} of byte {place} isn't noticed");
             look(&bytes);
@@ -139,7 +139,7 @@ fn refused_by_name() {
         bytes[at] = value;
         read(&bytes, ReadOptions::default().without_checksums()).unwrap_err()
     };
-    // The features' word begins at byte 16, shifted by two bits.
+    // The word with the features begins at byte 16, shifted by two bits.
     assert!(patch("pg8k.plain.s0", 16, 0b101).to_string().contains("dedup"));
     assert!(patch("pg8k.plain.s0", 18, 0b1000_0000).to_string().contains("redacted"));
     assert!(patch("pg8k.plain.s0", 17, 1).to_string().contains("unknown (bit 6)"));
@@ -151,7 +151,7 @@ fn refused_by_name() {
     );
     assert!(patch("pg8k.plain.s0", second, 10).to_string().contains("REDACT"));
     assert!(patch("pg8k.plain.s0", second, 11).to_string().contains("record type"));
-    // A package that says it holds two snapshots.
+    // A package that announces two snapshots.
     let error = patch("pg8k.plain.s0", 16, 2);
     assert!(
         error.to_string().contains("package") && error.hint().unwrap().contains("-R"),
@@ -159,7 +159,7 @@ fn refused_by_name() {
     );
 }
 
-/// A stream that claims the largest of everything takes no memory for what isn't there.
+/// A stream that claims the largest size of everything must take no memory for missing data.
 #[test]
 fn claims_take_no_memory() {
     let mut bytes = support::stream("big1m.L.s0").to_vec();
@@ -178,7 +178,7 @@ fn claims_take_no_memory() {
     assert!(matches!(error.kind(), ErrorKind::Truncated { .. }), "{error}");
 }
 
-/// Found by fuzzing: blocks that overlap by a few bytes gave pieces that no stream can hold.
+/// Found by fuzzing: blocks that overlapped by a few bytes produced pieces that no stream can hold.
 #[test]
 fn blocks_lie_in_sectors() {
     let mut bytes = support::stream("pg8k.plain.s0").to_vec();

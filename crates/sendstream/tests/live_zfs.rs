@@ -1,4 +1,4 @@
-//! What is folded here is taken by a real `zfs receive`, and is the same there. Needs root and ZFS.
+//! A real `zfs receive` accepts what is folded here, and the result is the same there. Needs root and ZFS.
 
 mod support;
 
@@ -54,13 +54,13 @@ fn recorded_chain_is_received_at_every_step() {
         let restored = |snapshot: &str| pool.snapshot_listing(&format!("{dataset}@{snapshot}"));
         assert_same(&restored(&snapshot), support::tree(&format!("fuse.{snapshot}")));
         assert_eq!(pool.guid(&format!("{dataset}@{snapshot}")), support::guid("fuse", &snapshot));
-        // The source's own increments apply on top.
+        // The source's own increments can be received on top.
         for (step, increment) in streams.iter().enumerate().skip(length) {
             pool.receive(&dataset, increment);
             assert_same(&restored(&format!("s{step}")), support::tree(&format!("fuse.s{step}")));
         }
     }
-    // All steps as one increment, on the source's own full stream.
+    // All steps as one increment, on top of the source's own full stream.
     pool.receive("byone", streams[0]);
     pool.receive("byone", &folded(&streams[1..]));
     assert_same(&pool.snapshot_listing("byone@s4"), support::tree("fuse.s4"));
@@ -118,7 +118,7 @@ impl Drop for Server {
     }
 }
 
-/// Path and segment of the relation files in a tree.
+/// Returns path and segment of the relation files in a tree.
 fn relation_files(tree: &Tree<()>) -> std::collections::HashMap<u64, Segment<String>> {
     let mut files = std::collections::HashMap::new();
     tree.walk(|entry| {
@@ -154,7 +154,8 @@ fn a_cluster_under_load_in_twenty_increments() {
             0 => must("zfs", &["send", &name]),
             _ => must("zfs", &["send", "-i", &format!("@s{}", step - 1), &name]),
         });
-        // What a cluster does beside updating rows: tables come, shrink and go, and with them object numbers.
+        // What a cluster does besides updating rows: tables are created, shrink and are dropped, and with them object
+        // numbers.
         match step % 4 {
             0 => server.sql(&format!(
                 "create table t{step} as select g, repeat('x', 500) from generate_series(1, 4000) g"
@@ -181,7 +182,7 @@ fn a_cluster_under_load_in_twenty_increments() {
         assert_same(&pool.snapshot_listing(&format!("{target}@s{last}")), &expected);
         let snapshot = |dataset: &str| pool.guid(&format!("{dataset}@s{last}"));
         assert_eq!(snapshot(&target), snapshot("pg"));
-        // The next increment of the source applies on top.
+        // The source's next increment can be received on top.
         pool.receive(&target, streams[last + 1]);
         let next = pool.snapshot_listing(&format!("pg@s{}", last + 1));
         assert_same(&pool.snapshot_listing(&format!("{target}@s{}", last + 1)), &next);
@@ -189,7 +190,7 @@ fn a_cluster_under_load_in_twenty_increments() {
     check_pages(&streams);
 }
 
-/// Every page of a snapshot taken under load is good; one that is damaged is found.
+/// Every page of a snapshot taken under load must be good, and a damaged one must be found.
 fn check_pages(streams: &[&[u8]]) {
     let mut builder = TreeBuilder::new(NoContent);
     fold(deltas(streams), &mut builder).unwrap();
@@ -202,7 +203,7 @@ fn check_pages(streams: &[&[u8]]) {
     assert_eq!((report.bad, report.without_checksum, report.partial), (0, 0, 0), "{report:?}");
     assert_eq!(report.data_checksums(), DataChecksums::On);
 
-    // Pages of an increment, and one of them again, damaged.
+    // The pages of an increment, and one of them once more, damaged.
     let mut checker = check();
     let mut reader = Reader::new(streams[streams.len() - 1]).unwrap();
     let mut damaged = 0;

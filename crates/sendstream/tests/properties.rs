@@ -1,4 +1,4 @@
-//! Random streams written and read again; random histories folded, against a model that replays everything.
+//! Random streams written and read back; random histories folded and compared with a model that replays everything.
 
 #[path = "support/histories.rs"]
 mod histories;
@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use sendstream::record::Header;
 use sendstream::{ByteOrder, Reader, Writer};
 
-/// Few enough for a debug build on a busy machine; PROPTEST_CASES has its way.
+/// Few enough for a debug build on a busy machine; PROPTEST_CASES overrides it.
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(80)
 }

@@ -1,4 +1,4 @@
-//! Every recorded stream parses, checksums and all, and comes out of the writer as it went in.
+//! Every recorded stream is parsed with its checksums, and the writer must produce the same bytes.
 
 mod support;
 
@@ -24,7 +24,7 @@ fn every_stream_parses_and_is_written_back_byte_for_byte() {
         }
         let written = writer.finish().unwrap();
         match reader.package() {
-            // The package's header comes before, its END after.
+            // The package's header comes before it, the package's END after it.
             Some(_) => {
                 assert!(bytes.windows(written.len()).any(|window| window == written), "{name}")
             }
@@ -35,7 +35,7 @@ fn every_stream_parses_and_is_written_back_byte_for_byte() {
     assert_eq!(seen, 36, "a recorded stream is missing, or a new one isn't listed here");
 }
 
-/// Encrypted streams go through as they came, header by header, without being looked into.
+/// Encrypted streams pass through unchanged, header by header, without being looked into.
 #[test]
 fn raw_streams_pass_through_byte_for_byte() {
     for name in support::streams().into_iter().filter(|name| name.starts_with("enc.w")) {

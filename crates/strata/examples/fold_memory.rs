@@ -1,10 +1,11 @@
-//! What a fold of many large deltas takes: bytes of index an extent, seconds, memory.
+//! Measures what a fold of many large deltas takes: bytes of index per extent, seconds, memory.
 //!
-//! Makes deltas of an index alone, whose extents name packs that aren't there, and folds them as a restore does.
+//! It makes deltas that consist of an index alone, whose extents name packs that don't exist, and folds them as a
+//! restore does.
 //!
 //!     cargo run --release -p strata --example fold_memory -- --deltas 64 --extents 500000000 [--folder DIR]
 //!
-//! `--extents` is how many the deltas have together. Their files lie in a temporary folder below DIR and go at the end.
+//! `--extents` is the total of all deltas. Their files are in a temporary folder below DIR and are removed at the end.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -21,11 +22,11 @@ static MEMORY: PeakAlloc = PeakAlloc;
 
 const IMAGE: &str = "image";
 const PAGE: u64 = 8192;
-/// Pages of an object: a segment of a relation.
+/// Pages per object: a segment of a relation.
 const PAGES: u64 = 131_072;
-/// Between two changed pages are up to so many unchanged ones.
+/// The most unchanged pages between two changed ones.
 const GAP: u64 = 100;
-/// What the indexes may take of memory, as in a restore.
+/// The memory for the indexes, as in a restore.
 const INDEX_MEMORY: u64 = 64 << 20;
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
@@ -77,7 +78,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// A delta that changes pages here and there of as many objects as that takes.
+/// Writes a delta that changes scattered pages, in as many objects as that takes.
 fn write(repository: &Repository, number: u64, extents: u64) -> Result<()> {
     let base = number.checked_sub(1).map(|base| base.to_string());
     let options = IndexOptions::default();
@@ -137,11 +138,11 @@ impl Sink for Count {
 
 fn forget_peaks() {
     MEMORY.reset_peak_usage();
-    // Where it can't be written, what is told is the peak from the start on.
+    // If it can't be written, the reported peak is that since the start.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// The most that was allocated, and that was resident.
+/// Returns the most memory that was allocated, and that was resident.
 fn peaks() -> String {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,11 +1,12 @@
 //! JSON objects that carry a hash of themselves: `{"body":…,"blake3":"…"}`.
 //!
-//! The hash is that of the body's bytes as they are in the file, so another program can check it without writing
-//! JSON the way this crate does. Nothing may be around or between them: every flipped bit is found.
+//! The hash covers the body's bytes as they are in the file, so another program can check it without writing JSON the
+//! way this crate does. Nothing may surround or separate them, so that every flipped bit is found.
 //!
-//! A hash proves nothing of who wrote it. Where the repository has a key, what names everything else (manifests and
-//! descriptors) carries a code under that key in its place: `{"body":…,"mac":"…"}`. What could go wrong: one without
-//! it is taken, and whoever can write to the store makes up sets; so there it is refused.
+//! A hash doesn't prove who wrote the object. If the repository has a key, the objects that name everything else
+//! (manifests and descriptors) carry a code under that key instead: `{"body":…,"mac":"…"}`. What could go wrong: an
+//! object without the code is accepted, and anyone who can write to the store invents sets. So such an object is
+//! refused there.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -23,7 +24,7 @@ struct Envelope<'a> {
     mac: Option<&'a str>,
 }
 
-/// How an object is told to be as it was written.
+/// How an object is proven to be as it was written.
 #[derive(Clone, Copy)]
 pub(crate) enum Proof<'a> {
     /// By its own hash.
@@ -52,24 +53,24 @@ impl Proof<'_> {
     }
 }
 
-/// The object's bytes; `path` is for errors.
+/// Returns the object's bytes; `path` is for errors.
 pub fn write(path: &str, body: &impl Serialize) -> Result<Vec<u8>> {
     write_with(path, body, Proof::Hash)
 }
 
-/// The same with another proof.
+/// Does the same with another proof.
 pub(crate) fn write_with(path: &str, body: &impl Serialize, proof: Proof<'_>) -> Result<Vec<u8>> {
     let body = serde_json::to_string(body)
         .map_err(|error| Error::Index { object: path.to_string(), source: Box::new(error) })?;
     Ok(proof.enveloped(&body).into_bytes())
 }
 
-/// Reads one, if it is as it was written.
+/// Reads an object and checks that it is as it was written.
 pub fn read<T: DeserializeOwned>(path: &str, bytes: &[u8]) -> Result<T> {
     read_with(path, bytes, Proof::Hash)
 }
 
-/// The same with another proof.
+/// Does the same with another proof.
 pub(crate) fn read_with<T: DeserializeOwned>(
     path: &str,
     bytes: &[u8],
@@ -87,7 +88,7 @@ pub(crate) fn read_with<T: DeserializeOwned>(
         (Proof::Hash, _, Some(_)) => return Err(sealed("no key was given")),
         (Proof::Hash, None, None) => return Err(Error::damaged(path, 0, "it has no hash")),
         (Proof::Key(..), ..) => {
-            let why = "it has no code of the repository's key: nobody knows by whom it was written, or it comes from a version before there were codes (make a new repository then)";
+            let why = "it has no code under the repository's key: anybody could have written it, or it comes from a version before there were codes (make a new repository then)";
             return Err(Error::damaged(path, 0, why));
         }
     };
@@ -96,13 +97,13 @@ pub(crate) fn read_with<T: DeserializeOwned>(
         let why = match proof {
             Proof::Hash => "its hash is wrong",
             Proof::Key(..) => {
-                "its code isn't that of the repository's key for this path: it is damaged or changed, or it was written under another name"
+                "its code doesn't match the repository's key and this path: it is damaged or changed, or it was written under another name"
             }
         };
         return Err(Error::damaged(path, 0, why));
     }
     if proof.enveloped(body).as_bytes() != bytes {
-        return Err(Error::damaged(path, 0, "there is something beside its body and hash"));
+        return Err(Error::damaged(path, 0, "it contains more than its body and hash"));
     }
     serde_json::from_str(body).map_err(damaged)
 }
@@ -139,7 +140,7 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(take(&bad, proof).is_err(), "bit {bit}");
         }
-        // Another key's, that of another path, and a hash that anybody can make.
+        // A code under another key, one for another path, and a hash that anybody can make.
         for bad in [
             write_with("x.json", &body, Proof::Key(&other, "sets/a.json")).unwrap(),
             write_with("x.json", &body, Proof::Key(&key, "sets/b.json")).unwrap(),

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::store::StoreError;
 
-/// The result of nearly everything in this crate.
+/// The result of most functions in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// An error of the repository.
@@ -19,12 +19,12 @@ pub enum Error {
     Damaged {
         /// The object's path in the repository.
         object: String,
-        /// Where in it.
+        /// The byte offset in it.
         at: u64,
         /// What is wrong.
         why: String,
     },
-    /// An entry or extent that doesn't come after the one before it.
+    /// An entry or extent that doesn't come after the previous one.
     #[error("{what} for object {object} at {offset} comes too late: {expected}")]
     Order {
         /// What came: `an entry`, `an extent`.
@@ -37,7 +37,7 @@ pub enum Error {
         expected: String,
     },
     /// Deltas that don't follow each other.
-    #[error("the deltas of image \"{image}\" are no chain: {why}")]
+    #[error("the deltas of image \"{image}\" do not form a chain: {why}")]
     Chain {
         /// The image.
         image: String,
@@ -50,10 +50,10 @@ pub enum Error {
         /// Its number.
         object: u64,
     },
-    /// A value from outside that can't be.
+    /// An invalid value from outside.
     #[error("{what} \"{value}\" is not {expected}")]
     Invalid {
-        /// What it should be.
+        /// What the value is for.
         what: &'static str,
         /// The value.
         value: String,
@@ -70,7 +70,7 @@ pub enum Error {
         /// The newest that this crate reads.
         known: u32,
     },
-    /// A sealed frame, or a document with a code, and no key, or another one.
+    /// A sealed frame or a document with a code, but no key was given or the key is another one.
     #[error("object \"{object}\" is sealed at byte {at}, and {why}")]
     Sealed {
         /// The object's path.
@@ -90,7 +90,7 @@ pub enum Error {
         /// When it expires unless it is renewed.
         until: u64,
     },
-    /// This lease was ours and isn't any more.
+    /// This process held the lease and has lost it.
     #[error("lease \"{what}\" was lost to \"{owner}\"")]
     LeaseLost {
         /// The lease.
@@ -119,12 +119,12 @@ pub enum Error {
     /// Random bytes are needed for a name, and the system has none.
     #[error("the system gives no random bytes: {0}")]
     Random(String),
-    /// What a caller's own rules, sink or source reports.
+    /// What the caller's own rules, sink or source reported.
     #[error(transparent)]
     Caller(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// An error's words and those of all that caused it, each once, in one line.
+/// Returns the messages of an error and of all its causes, each once, in one line.
 #[must_use]
 pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -140,17 +140,17 @@ pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 impl Error {
-    /// An error of the caller's own.
+    /// Wraps an error of the caller's own.
     pub fn caller(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         Error::Caller(error.into())
     }
 
-    /// Damage of an object.
+    /// Reports damage of an object.
     pub(crate) fn damaged(object: &str, at: u64, why: impl Into<String>) -> Error {
         Error::Damaged { object: object.to_string(), at, why: why.into() }
     }
 
-    /// The object that is wrong, or that the store failed on: its path in the store.
+    /// Returns the store path of the object that is wrong or that the store failed on.
     #[must_use]
     pub fn object(&self) -> Option<&str> {
         match self {
@@ -163,17 +163,17 @@ impl Error {
         }
     }
 
-    /// Whether an object that was asked for isn't there.
+    /// Whether an object that was wanted doesn't exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Error::Store(error) if error.kind == crate::store::StoreErrorKind::NotFound)
     }
 
-    /// What to do about it, where there is something.
+    /// Returns what to do about it, if there is something.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Error::Store(error) => return error.hint(),
             Error::Damaged { .. } => {
-                "check the repository: what else is damaged? What doesn't need this object still restores"
+                "check the repository to see what else is damaged; what doesn't need this object can still be restored"
             }
             Error::Order { .. } => "sort the changes by object and offset before they are written",
             Error::Chain { .. } | Error::NoHeader { .. } => {
@@ -184,7 +184,7 @@ impl Error {
             Error::Leased { .. } => {
                 "wait until it is done; the lease of a host that died expires by itself"
             }
-            Error::LeaseLost { .. } => "renew it more often, or is this host's clock wrong?",
+            Error::LeaseLost { .. } => "was this host paused for long, or is its clock wrong?",
             Error::Spool { .. } => "is there room in the folder for temporary files (TMPDIR)?",
             _ => return None,
         })

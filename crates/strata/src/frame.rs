@@ -11,11 +11,12 @@
 //! 48..    the payload
 //! ```
 //!
-//! The hash holds the frame's place, so a frame that is read from another pack or offset isn't taken for this one.
+//! The hash covers the frame's place, so a frame that is read from another pack or offset isn't taken for this one.
 //!
 //! **Nonces.** Each pack has a key of its own, derived from the data key and the pack's ULID, and a frame's nonce is
-//! its offset in the pack. A pack's name is made once and two frames never begin at one offset, so no pair of key
-//! and nonce comes twice; a pack that is uploaded again carries the same bytes. Bytes 0..16 are sealed along.
+//! its offset in the pack. A pack's name is used once and no two frames begin at the same offset, so no pair of key and
+//! nonce occurs twice; a pack that is uploaded again carries the same bytes. Bytes 0..16 are authenticated with the
+//! payload.
 
 use aes_gcm::aead::{Aead, KeyInit, Payload};
 use aes_gcm::{Aes256Gcm, Key as AesKey, Nonce};
@@ -23,9 +24,9 @@ use aes_gcm::{Aes256Gcm, Key as AesKey, Nonce};
 use crate::error::{Error, Result};
 use crate::id::Ulid;
 
-/// Length of what is before the payload.
+/// Length of the header before the payload.
 pub const HEADER: usize = 48;
-/// No frame has more content: a reader needs no more memory than this for one.
+/// The most content a frame may have, and so the most memory that a reader needs for one.
 pub const MAX_CONTENT: usize = 32 << 20;
 /// Length of the seal.
 const TAG: usize = 16;
@@ -33,12 +34,12 @@ const MAGIC: &[u8; 4] = b"stF1";
 const ZSTD: u8 = 1;
 const SEALED: u8 = 2;
 
-/// The repository's data key. Never shown.
+/// The repository's data key. It is never shown.
 #[derive(Clone)]
 pub struct Key([u8; 32]);
 
 impl Key {
-    /// A key of 32 random bytes that the caller keeps.
+    /// Makes a key of 32 random bytes that the caller keeps.
     pub fn new(bytes: [u8; 32]) -> Key {
         Key(bytes)
     }
@@ -50,11 +51,11 @@ impl Key {
         Aes256Gcm::new(&AesKey::<Aes256Gcm>::from(key))
     }
 
-    /// The code of a document at a path of the repository.
+    /// Returns the code of a document at a path of the repository.
     pub(crate) fn authenticate(&self, path: &str, body: &[u8]) -> blake3::Hash {
         let key = blake3::derive_key("strata 1 key of documents", &self.0);
         let mut hasher = blake3::Hasher::new_keyed(&key);
-        // No path holds a zero.
+        // No path contains a zero byte.
         hasher.update(path.as_bytes()).update(&[0]).update(body);
         hasher.finalize()
     }
@@ -83,36 +84,36 @@ pub struct Compressed {
     content_length: usize,
     is_zstd: bool,
     payload: Vec<u8>,
-    /// Of the content, where it was asked for.
+    /// The content's hash, if it was requested.
     hash: Option<u128>,
 }
 
 impl Compressed {
-    /// How long the content is.
+    /// Returns how long the content is.
     pub(crate) fn content_length(&self) -> u64 {
         self.content_length as u64
     }
 
-    /// The content's hash, where it was asked for.
+    /// Returns the content's hash, if it was requested.
     pub(crate) fn content_hash(&self) -> Option<u128> {
         self.hash
     }
 }
 
-/// Compresses frames' contents, one after another: zstd's tables are made once.
+/// Compresses the contents of frames one after another, so that zstd's tables are allocated once.
 pub(crate) struct Squeezer {
     zstd: zstd::bulk::Compressor<'static>,
     hashes: bool,
 }
 
 impl Squeezer {
-    /// At this level of zstd; with `hashes` the content is hashed too.
+    /// Makes one with this level of zstd; with `hashes` the content is hashed too.
     pub(crate) fn new(level: i32, hashes: bool) -> Result<Squeezer> {
         let zstd = zstd::bulk::Compressor::new(level).map_err(Error::caller)?;
         Ok(Squeezer { zstd, hashes })
     }
 
-    /// Needs nothing but the content, so it may run anywhere.
+    /// Compresses a content. This needs nothing else, so it may run on any thread.
     pub(crate) fn compress(&mut self, content: Vec<u8>) -> Result<Compressed> {
         let content_length = content.len();
         if content_length > MAX_CONTENT {
@@ -131,8 +132,8 @@ impl Squeezer {
     }
 }
 
-/// Tells a content from another that was to be written at the same place before: every byte that is
-/// written goes through it, so it is a fast one (XXH3). What is stored has a hash that nobody can forge.
+/// Distinguishes a content from another one that was to be written to the same place before. Every byte that is written
+/// goes through this hash, so it is a fast one (XXH3). What is stored has a hash that nobody can forge.
 pub(crate) fn content_hash(content: &[u8]) -> u128 {
     twox_hash::XxHash3_128::oneshot(content)
 }
@@ -142,7 +143,7 @@ pub fn compress(content: Vec<u8>, level: i32) -> Result<Compressed> {
     Squeezer::new(level, false)?.compress(content)
 }
 
-/// The frame's bytes at its place.
+/// Returns the frame's bytes at its place.
 pub fn finish(compressed: Compressed, place: Place<'_>, key: Option<&Key>) -> Result<Vec<u8>> {
     let Compressed { content_length, is_zstd, mut payload, .. } = compressed;
     let stored = payload.len() + if key.is_some() { TAG } else { 0 };
@@ -165,34 +166,34 @@ pub fn finish(compressed: Compressed, place: Place<'_>, key: Option<&Key>) -> Re
     Ok(frame)
 }
 
-/// The length of the frame that begins with these bytes; `None` where they are none of a frame.
+/// Returns the length of the frame that begins with these bytes; `None` if they don't begin a frame.
 pub fn length(header: &[u8]) -> Option<usize> {
     let payload = u32::from_le_bytes(header.get(12..16)?.try_into().ok()?) as usize;
     (header.get(..4)? == MAGIC && payload <= MAX_CONTENT + TAG).then_some(HEADER + payload)
 }
 
-/// The length of the content of the frame that begins with these bytes, as it says itself; 0 where it says none.
+/// Returns the content length that the header states, unchecked; 0 if it is cut short.
 pub(crate) fn content_length(header: &[u8]) -> usize {
     let bytes = header.get(8..12).and_then(|bytes| bytes.try_into().ok());
     bytes.map_or(0, |bytes| u32::from_le_bytes(bytes) as usize)
 }
 
-/// The content of a frame, if it is the one that was written to this place.
+/// Returns a frame's content, if the frame is the one that was written to this place.
 pub fn open(frame: &[u8], place: Place<'_>, key: Option<&Key>) -> Result<Vec<u8>> {
     let mut content = Vec::new();
     Opener::default().open(frame, place, key, &mut content)?;
     Ok(content)
 }
 
-/// Opens frames, one after another: zstd's tables are made once.
+/// Opens frames one after another, so that zstd's tables are allocated once.
 #[derive(Default)]
 pub(crate) struct Opener {
     zstd: Option<zstd::bulk::Decompressor<'static>>,
 }
 
 impl Opener {
-    /// Puts the content of a frame, if it is the one that was written to this place, where `content` was. What it has
-    /// room for is used again.
+    /// Puts the content of a frame into `content`, whose allocation is reused, if the frame is the one that was written
+    /// to this place.
     pub(crate) fn open(
         &mut self,
         frame: &[u8],
@@ -221,7 +222,7 @@ impl Opener {
         }
         let flags = header[4];
         if flags & !(ZSTD | SEALED) != 0 {
-            return Err(damaged("the frame has flags that nobody knows"));
+            return Err(damaged("the frame has unknown flags"));
         }
         let content_length = content_length(header);
         if content_length > MAX_CONTENT {
@@ -238,7 +239,7 @@ impl Opener {
                 &opened[..]
             }
             (true, None) => return Err(sealed("no key was given")),
-            // Whoever can write to the store must not be able to put an open frame in a sealed one's place.
+            // Anyone who can write to the store must not be able to put an unsealed frame in place of a sealed one.
             (false, Some(_)) => {
                 return Err(damaged("the frame is not sealed, though there is a key"));
             }

@@ -14,7 +14,7 @@ const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 pub struct Ulid(pub u128);
 
 impl Ulid {
-    /// A new one.
+    /// Makes a new one.
     pub fn new() -> Result<Ulid> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let mut random = [0; 16];
@@ -23,12 +23,12 @@ impl Ulid {
         Ok(Ulid((since.as_millis() & 0xFFFF_FFFF_FFFF) << 80 | random))
     }
 
-    /// Its bytes, most significant first.
+    /// Returns its bytes, most significant first.
     pub fn to_bytes(self) -> [u8; 16] {
         self.0.to_be_bytes()
     }
 
-    /// Its 26 characters.
+    /// Returns its 26 characters.
     pub fn to_text(self) -> [u8; 26] {
         let mut text = [0; 26];
         for (index, letter) in text.iter_mut().enumerate() {
@@ -37,7 +37,7 @@ impl Ulid {
         text
     }
 
-    /// Reads the 26 characters; capitals only, as they are written.
+    /// Reads the 26 characters; only capitals are accepted, because only they are written.
     pub fn from_text(text: &[u8]) -> Option<Ulid> {
         if text.len() != 26 || text[0] > b'7' {
             return None;
@@ -69,9 +69,9 @@ impl FromStr for Ulid {
     }
 }
 
-/// Checks the name of an image, delta, set or lease: one segment of a path, the same on every store.
+/// Checks the name of an image, delta, set or lease. It must be one segment of a path that is the same on every store.
 ///
-/// Callers whose names hold more (a ZFS dataset's slashes) encode them first.
+/// Callers whose names contain other characters (a ZFS dataset's slashes) encode them first.
 pub fn check_name(what: &'static str, name: &str) -> Result<()> {
     let good = |letter: u8| letter.is_ascii_alphanumeric() || b"._-+=@,".contains(&letter);
     if name.is_empty() || name.len() > 200 || name.starts_with('.') || !name.bytes().all(good) {

@@ -1,10 +1,11 @@
-//! Leases: who may do what nobody else may do at the same time. The store's create-only write is the only lock.
+//! Leases: they make sure that only one process at a time does what must not be done twice at once. The store's
+//! create-only write is the only lock.
 //!
-//! A lease is a row of generations, `leases/<what>/<generation>`, each written once by put-if-absent; the highest
-//! says who holds the lease until when. Taking it, renewing it, taking it over after it has expired and giving it
-//! back are the same step: create the next generation, then look whether it is the highest. Of all who try, one
-//! succeeds, whatever their clocks say; the clock decides only when a lease has expired. Generations never start
-//! again, so whoever comes late with an old one sees a higher one and steps back.
+//! A lease is a series of generations, `leases/<what>/<generation>`, each written once by put-if-absent; the highest
+//! says who holds the lease until when. Taking it, renewing it, taking it over after it has expired and giving it back
+//! are the same step: create the next generation, then check that it is the highest. Of all that try, one succeeds,
+//! whatever their clocks say; the clock decides only when a lease has expired. Generations never restart, so a process
+//! that comes late with an old one sees a higher one and steps back.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +15,7 @@ use crate::id::{Ulid, check_name};
 use crate::repository::Repository;
 
 const FORMAT: u32 = 1;
-/// Generations may be cleared away while they are read; so often at most in a row.
+/// How often in a row a generation may be deleted while it is being read.
 const LOOKS: usize = 20;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,21 +25,22 @@ struct Body {
     what: String,
     generation: u64,
     owner: String,
-    /// Tells two holders of one name apart.
+    /// Tells two holders with the same name apart.
     token: String,
     /// Unix time.
     expires: u64,
     released: bool,
 }
 
-/// Asked before each step that only a lease's holder may do: whether it is held still. An error ends the work there.
+/// Called before each step that only a lease's holder may do, to check that the lease is still held. An error stops the
+/// work there.
 ///
-/// Whoever stood still for longer than the lease lasts (a paused virtual machine) goes on where it was, and meanwhile
-/// another may have come to need what it was about to delete or to write over. Long work asks in between, too, so that
-/// it can be ended: whatever it is asked before, what is there is whole.
+/// A process that was paused for longer than the lease lasts (in a stopped virtual machine) continues where it was.
+/// Meanwhile another process may have come to need what the first was about to delete or overwrite. Long work also
+/// calls it in between, so that it can be ended: at every call, what is stored is complete.
 pub type Still<'a> = &'a dyn Fn() -> Result<()>;
 
-/// For who is alone with a repository, and so has no lease to lose.
+/// For a caller that is alone with a repository and so has no lease to lose.
 pub const HELD: Still<'static> = &|| Ok(());
 
 /// A lease that is held.
@@ -49,18 +51,18 @@ pub struct Lease {
     seconds: u64,
 }
 
-/// A lease that somebody holds, or has left behind.
+/// A lease that somebody holds or has left without giving it back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// Who.
+    /// The holder.
     pub owner: String,
-    /// Each renewal has the next one.
+    /// The generation; each renewal has the next one.
     pub generation: u64,
     /// When it expires unless it is renewed, in Unix time.
     pub expires: u64,
 }
 
-/// Debug shows no store.
+/// Keeps the store out of the debug output.
 struct RepositoryHandle(Repository);
 
 impl std::fmt::Debug for RepositoryHandle {
@@ -70,7 +72,7 @@ impl std::fmt::Debug for RepositoryHandle {
 }
 
 impl Lease {
-    /// Takes a lease for so many seconds from `now` (Unix time) on, if nobody holds it.
+    /// Takes a lease for `seconds` from `now` (Unix time), if nobody holds it.
     pub fn acquire(
         repository: &Repository,
         what: &str,
@@ -81,14 +83,14 @@ impl Lease {
         Lease::take(repository, what, owner, seconds, now, None)
     }
 
-    /// The lease as it is in the store; none where nobody has taken it, or it was given back.
+    /// Returns the lease as it is in the store; `None` if nobody has taken it or it was given back.
     pub fn seen(repository: &Repository, what: &str) -> Result<Option<Seen>> {
         let held = newest(repository, what)?.filter(|newest| !newest.released);
         Ok(held.map(|Body { owner, generation, expires, .. }| Seen { owner, generation, expires }))
     }
 
-    /// Takes over a lease before it expires. For who knows by other means than the clock that whoever it was `seen`
-    /// with is gone. Where anybody has gone on with it since, it is theirs.
+    /// Takes over a lease before it expires. For callers that know, by other means than the clock, that the holder in
+    /// `seen` is gone. If anybody has renewed or taken the lease since, it stays theirs.
     pub fn take_over(
         repository: &Repository,
         what: &str,
@@ -132,22 +134,22 @@ impl Lease {
         }
     }
 
-    /// Holds it for as long again, from `now` on. Where somebody took it over, it is lost.
+    /// Renews it, for as long again from `now`. If somebody took it over, it is lost.
     pub fn renew(&mut self, now: u64) -> Result<()> {
         self.go_on(now.saturating_add(self.seconds), false)
     }
 
-    /// That the store says so too: nobody has taken it over. One listing, while all is well.
+    /// Checks in the store that nobody has taken the lease over. If nobody has, this takes one listing.
     ///
-    /// The clock says less: that of a virtual machine that was stopped for a while lags behind others' when it goes on,
-    /// and by them the lease has expired.
+    /// The clock isn't enough: after a virtual machine was stopped for a while, its clock lags behind the others, by
+    /// which the lease has expired.
     pub fn confirm(&self) -> Result<()> {
         let Body { what, generation, token, .. } = &self.body;
         if generations(&self.repository.0, what)?.into_iter().max() == Some(*generation) {
             return Ok(());
         }
         let owner = match newest(&self.repository.0, what)? {
-            // A renewal whose answer was lost.
+            // This is a renewal whose answer was lost.
             Some(newest) if newest.token == *token && !newest.released => return Ok(()),
             newest => newest.map_or_else(|| "nobody".to_string(), |newest| newest.owner),
         };
@@ -159,7 +161,7 @@ impl Lease {
         self.go_on(now, true)
     }
 
-    /// When it expires, in Unix time.
+    /// Returns when it expires, in Unix time.
     pub fn expires(&self) -> u64 {
         self.body.expires
     }
@@ -175,9 +177,10 @@ impl Lease {
                     if is_done {
                         return Ok(());
                     }
-                    // An earlier try whose answer was lost: others go by what it says, so the next one is written.
+                    // This is an earlier try whose answer was lost: others rely on what it says, so the next generation
+                    // is written.
                 }
-                // Whoever waited for it has taken it already.
+                // Another process waited for the lease and has taken it already.
                 Step::Anothers { is_written: true, .. } if released => return Ok(()),
                 Step::Anothers { newest, .. } => {
                     let what = self.body.what.clone();
@@ -189,16 +192,16 @@ impl Lease {
     }
 }
 
-/// What the store says once a generation has been tried.
+/// What the store shows after a generation has been tried.
 enum Step {
-    /// The newest is this holder's, of the generation that was tried. It may say something else: what an earlier try
-    /// of the same generation wrote.
+    /// The newest is this holder's and of the generation that was tried. Its content may differ: it may be what an
+    /// earlier try of the same generation wrote.
     Ours(Body),
-    /// The newest is another holder's, or a later one, also where the generation that was tried `is_written`.
+    /// The newest is another holder's or a later one, even if the generation that was tried `is_written`.
     Anothers { newest: Body, is_written: bool },
 }
 
-/// Creates a generation, and looks which one is the newest.
+/// Creates a generation and returns which one is the newest.
 fn step(repository: &Repository, body: &Body) -> Result<Step> {
     let path = path(repository, &body.what, body.generation);
     let is_written = match repository.store().put_if_absent(&path, document::write(&path, body)?) {
@@ -208,7 +211,7 @@ fn step(repository: &Repository, body: &Body) -> Result<Step> {
     };
     match newest(repository, &body.what)? {
         Some(newest) if newest.token == body.token && newest.generation == body.generation => {
-            // Older ones say nothing any more. Whoever fails to clear them leaves it to the next.
+            // Older generations no longer matter. If deleting one fails, the next step does it.
             for generation in generations(repository, &body.what)? {
                 if generation < body.generation {
                     let _ =
@@ -219,7 +222,7 @@ fn step(repository: &Repository, body: &Body) -> Result<Step> {
         }
         Some(newest) => {
             if is_written {
-                // A higher one was there: this one came late.
+                // A higher generation existed: this one came late.
                 repository.store().delete(&path)?;
             }
             Ok(Step::Anothers { newest, is_written })
@@ -246,7 +249,7 @@ fn generations(repository: &Repository, what: &str) -> Result<Vec<u64>> {
     Ok(generations)
 }
 
-/// The highest generation.
+/// Returns the highest generation.
 fn newest(repository: &Repository, what: &str) -> Result<Option<Body>> {
     for _ in 0..LOOKS {
         let Some(generation) = generations(repository, what)?.into_iter().max() else {
@@ -260,11 +263,11 @@ fn newest(repository: &Repository, what: &str) -> Result<Option<Body>> {
                     return Err(Error::Format { object: path, found: body.format, known: FORMAT });
                 }
                 if body.what != what || body.generation != generation {
-                    return Err(Error::damaged(&path, 0, "it is another lease's"));
+                    return Err(Error::damaged(&path, 0, "it belongs to another lease"));
                 }
                 return Ok(Some(body));
             }
-            // A higher one has come, and this one was cleared away.
+            // A higher generation has appeared, and this one was deleted.
             Err(error) if error.is_not_found() => continue,
             Err(error) => return Err(error),
         }

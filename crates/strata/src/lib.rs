@@ -1,14 +1,14 @@
-//! A block repository: images as sorted deltas, folded newest wins, on any object store.
+//! A block repository: images as sorted deltas, folded so that the newest wins, on any object store.
 //!
 //! An *image* is a set of numbered objects, each with an opaque header and blocks at offsets. A *delta* says what
-//! changed in an image since another delta; one without a base is all of it. What a delta holds lies in *packs*, in
-//! compressed *frames*; where each block lies is in the delta's *index*, sorted by object and offset. A *fold* merges
-//! the indexes of a chain of deltas in one pass and reads no block data; neighbouring deltas are merged into one the
-//! same way. Nothing here knows what the objects are.
+//! changed in an image since another delta; one without a base holds the whole image. A delta's data is in *packs*, in
+//! compressed *frames*; the delta's *index* says where each block is, sorted by object and offset. A *fold* merges the
+//! indexes of a chain of deltas in one pass and reads no block data; neighbouring deltas are merged into one the same
+//! way. Nothing here knows what the objects are.
 //!
-//! The format of what is stored, and the order in which it is, is in `docs/repository-format.md`.
+//! `docs/repository-format.md` describes the format of what is stored and the order in which it is stored.
 
-// What comes from outside is never taken for granted: it ends in an error that says what it was.
+// Input from outside is never trusted: if it is wrong, the result is an error that says what it was.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod check;

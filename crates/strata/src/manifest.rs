@@ -1,4 +1,5 @@
-//! Manifests: a set of images that belong together. Written last: it exists, so the set is complete.
+//! Manifests: each names a set of images that belong together. A manifest is written last, so if it exists, the set is
+//! complete.
 
 use serde::{Deserialize, Serialize};
 
@@ -30,19 +31,19 @@ pub struct Manifest {
     pub id: String,
     /// When it was made, in seconds of Unix time.
     pub created: u64,
-    /// The images' states, each by the delta that ends its chain.
+    /// The images' states, each given by the delta that ends its chain.
     pub deltas: Vec<DeltaId>,
     /// What the caller knows about the set; opaque.
     pub about: serde_json::Value,
 }
 
 impl Manifest {
-    /// A manifest in today's format.
+    /// Makes a manifest in the current format.
     pub fn new(id: &str, created: u64, deltas: Vec<DeltaId>, about: serde_json::Value) -> Manifest {
         Manifest { format: FORMAT, id: id.to_string(), created, deltas, about }
     }
 
-    /// Writes it, once everything that it names is there. One that exists is never written over.
+    /// Writes it, once everything that it names is stored. An existing manifest is never overwritten.
     pub fn write(&self, repository: &Repository) -> Result<()> {
         let path = path(repository, &self.id)?;
         for delta in &self.deltas {
@@ -53,7 +54,7 @@ impl Manifest {
         Ok(())
     }
 
-    /// Reads a set's.
+    /// Reads the manifest of a set.
     pub fn read(repository: &Repository, id: &str) -> Result<Manifest> {
         let path = path(repository, id)?;
         let manifest: Manifest = repository.read_proven(&path)?;
@@ -61,12 +62,16 @@ impl Manifest {
             return Err(Error::Format { object: path, found: manifest.format, known: FORMAT });
         }
         if manifest.id != id {
-            return Err(Error::damaged(&path, 0, format!("it is that of set \"{}\"", manifest.id)));
+            return Err(Error::damaged(
+                &path,
+                0,
+                format!("it is the manifest of set \"{}\"", manifest.id),
+            ));
         }
         Ok(manifest)
     }
 
-    /// The ids of all sets, ascending.
+    /// Returns the ids of all sets, ascending.
     pub fn list(repository: &Repository) -> Result<Vec<String>> {
         let mut ids = Vec::new();
         let folder = repository.path("sets");
@@ -79,7 +84,7 @@ impl Manifest {
         Ok(ids)
     }
 
-    /// Reads the manifests of all sets, several at a time, and gives them to `each` in ascending order of their ids.
+    /// Reads the manifests of all sets, several at a time, and passes them to `each` in ascending order of their ids.
     pub fn read_all(
         repository: &Repository,
         mut each: impl FnMut(Manifest) -> Result<()>,
@@ -88,12 +93,12 @@ impl Manifest {
         read_many(&Manifest::list(repository)?, read, |_, manifest| each(manifest?))
     }
 
-    /// Deletes a set's manifest; what only it needed is collected later.
+    /// Deletes a set's manifest; what only this set needed is collected later.
     pub fn delete(repository: &Repository, id: &str) -> Result<()> {
         Ok(repository.store().delete(&path(repository, id)?)?)
     }
 
-    /// The same, where `still` says so before each try.
+    /// Does the same, and calls `still` before each try.
     pub fn delete_if(repository: &Repository, id: &str, still: Still<'_>) -> Result<()> {
         repository.store().delete_if(&path(repository, id)?, still)
     }

@@ -1,15 +1,15 @@
-//! Many small objects at once: what they cost is waiting for the store, one after another.
+//! Many small objects at once: read one after another, nearly all of their cost is waiting for the store.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Calls to the store at the same time.
 const AT_ONCE: usize = 16;
-/// Results that wait for their turn.
+/// The most results that wait for their turn.
 const WAITING: usize = 8 * AT_ONCE;
 
-/// Reads something for each item, several at a time, and gives it to `take` in the items' order. The first error of
-/// `take` ends it; a few more may have been read by then.
+/// Reads something for each item, several at a time, and passes it to `take` in the items' order. The first error of
+/// `take` ends it; a few more items may have been read by then.
 pub fn read_many<T: Sync, R: Send, E>(
     items: &[T],
     read: impl Fn(&T) -> R + Sync,

@@ -1,15 +1,16 @@
-//! Repacking: what is alive in packs with little life left is written again, so that they can be deleted.
+//! Repacking: if little of a pack's content is live, the live blocks are written again, so that the pack can be
+//! deleted.
 //!
-//! Deltas that are merged leave blocks behind that nobody names any more, between others that are. A pack goes only
-//! as a whole, so its blocks that live move: into new packs first, then each delta that names them gets a new index,
-//! and its descriptor takes the old one's place in one step. From then on nothing refers to the old packs and index
-//! files, and [`collect`](crate::check::collect) deletes them after their grace time, in which whoever has read the
+//! Merged deltas leave blocks behind that nothing refers to any more, between others that are live. A pack can only be
+//! deleted as a whole, so its live blocks move: first into new packs, then each delta that names them gets a new index,
+//! and its descriptor replaces the old one in one step. From then on nothing refers to the old packs and index files,
+//! and [`collect`](crate::check::collect) deletes them after their grace time. Until then, a process that has read the
 //! old descriptor can still read what it names.
 //!
-//! What could go wrong: a block that is damaged must not be written again as if it were good (frames are opened, so
-//! their hashes are checked; such a pack is left as it is and named), and a delta must mean the same afterwards
-//! (entries and extents are copied as they are, only places change). One at a time, and none beside a merge or a
-//! collection: callers hold the lease of those.
+//! What could go wrong: a damaged block is written again as if it were good, so frames are opened and their hashes
+//! checked, and a damaged pack is reported and left as it is. A delta must mean the same afterwards, so entries and
+//! extents are copied as they are and only places change. Only one repacking may run at a time, and none during a merge
+//! or a collection: callers hold the lease of these.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -27,11 +28,11 @@ use crate::repository::Repository;
 /// What is repacked, and how.
 #[derive(Clone, Debug)]
 pub struct RepackOptions {
-    /// Packs of whose content less than so many percent is alive.
+    /// Packs are repacked if less than this percentage of their content is live.
     pub live_percent: u64,
-    /// Bytes that may be written to the store, about.
+    /// About how many bytes may be written to the store.
     pub max_bytes: u64,
-    /// Blocks that move at a time, 100 bytes of memory each; the indexes that name them are written anew each time.
+    /// Blocks that move at a time, 100 bytes of memory each; the indexes that name them are rewritten each time.
     pub blocks: usize,
     /// A frame is closed when its content has reached this size.
     pub frame_size: usize,
@@ -54,17 +55,17 @@ impl Default for RepackOptions {
     }
 }
 
-/// A pack with little life left.
+/// A pack of which little is live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sparse {
     /// The pack.
     pub packed: Packed,
-    /// How many bytes of its content deltas name.
+    /// How many bytes of its content deltas refer to.
     pub live: u64,
 }
 
 impl Sparse {
-    /// What its living blocks take in the store, about: they are compressed as well as the others.
+    /// Returns about how much its live blocks take in the store, assuming that they compress as well as the others.
     fn stored(&self) -> u64 {
         let share = u128::from(self.packed.size) * u128::from(self.live);
         u64::try_from(share / u128::from(self.packed.content.max(1))).unwrap_or(u64::MAX)
@@ -74,23 +75,23 @@ impl Sparse {
 /// What was done, or would be.
 #[derive(Debug, Default)]
 pub struct Repacked {
-    /// Packs that nothing refers to any more, or wouldn't; those with the least life first.
+    /// Packs that nothing refers to any more, or wouldn't in a dry run; the least live first.
     pub packs: Vec<Sparse>,
-    /// As many more have little life, and didn't fit into the budget.
+    /// How many more packs have little live content but didn't fit into the budget.
     pub left: u64,
     /// Deltas that got a new index.
     pub deltas: u64,
-    /// New packs, in bytes; of a dry run an estimate.
+    /// Bytes of new packs; in a dry run an estimate.
     pub written: u64,
-    /// Packs that can't be read where they live, and why; they are left as they are.
+    /// Packs whose live content can't be read, and why; they are left as they are.
     pub damaged: Vec<(Ulid, Error)>,
 }
 
-/// Writes what lives in packs with little life again, as far as the budget goes.
+/// Rewrites what is live in sparse packs, as far as the budget goes.
 ///
-/// Whatever of a set's deltas can't be read stops it before anything is written. `still` is asked before each block
-/// moves and before each descriptor is replaced. While blocks move, `told` hears of how many bytes of them have moved,
-/// and how many they are.
+/// If any of a set's deltas can't be read, it stops before anything is written. `still` is called before each block
+/// moves and before each descriptor is replaced. While blocks move, `told` is called with the number of bytes that have
+/// moved and their total.
 pub fn repack(
     repository: &Repository,
     options: &RepackOptions,
@@ -106,7 +107,7 @@ pub fn repack(
         .map(|&(packed, live)| Sparse { packed, live })
         .filter(|sparse| is_sparse(sparse, options.live_percent))
         .collect();
-    // Those that give back the most for what is written.
+    // First those that free the most for what is written.
     sparse.sort_by(|a, b| {
         let product = |a: &Sparse, b: &Sparse| u128::from(a.live) * u128::from(b.packed.content);
         product(a, b).cmp(&product(b, a)).then(a.packed.pack.cmp(&b.packed.pack))
@@ -130,7 +131,7 @@ pub fn repack(
     }
     let mut deltas = naming(repository, &live, &chosen)?;
     let mut changed = BTreeSet::new();
-    // Blocks that several deltas name are counted for each, and move once.
+    // Blocks that several deltas name are counted for each of them but move once.
     let total = chosen.iter().map(|sparse| sparse.live).sum();
     let mut moved_bytes = 0;
     told(moved_bytes, total);
@@ -167,7 +168,7 @@ pub(crate) fn is_sparse(sparse: &Sparse, percent: u64) -> bool {
 
 type Naming = Vec<(Descriptor, BTreeSet<Ulid>)>;
 
-/// The deltas that name blocks in one of these packs, and in which.
+/// Returns the deltas that name blocks in one of these packs, and in which packs.
 fn naming(repository: &Repository, live: &Live, chosen: &VecDeque<Sparse>) -> Result<Naming> {
     let chosen: BTreeSet<Ulid> = chosen.iter().map(|sparse| sparse.packed.pack).collect();
     let mut naming = Vec::new();
@@ -185,14 +186,14 @@ fn naming(repository: &Repository, live: &Live, chosen: &VecDeque<Sparse>) -> Re
     Ok(naming)
 }
 
-/// Where a block is, in the order in which blocks lie in the store.
+/// A block's place, in the order of blocks in the store.
 type Place = (Ulid, u64, u64, u64, u64);
 
 fn place(at: &Location) -> Place {
     (at.pack, at.frame, at.start, at.size, at.frame_length)
 }
 
-/// Blocks that move, and where to.
+/// Blocks that move, and their new places.
 #[derive(Default)]
 struct Moves {
     /// Ascending.
@@ -200,11 +201,11 @@ struct Moves {
     to: Vec<Option<Location>>,
 }
 
-/// Places that are being gathered, some of them several times.
+/// Places that are being gathered; some occur several times.
 struct Gathering {
     from: Vec<Place>,
     limit: usize,
-    /// Where they are so many, they are sorted.
+    /// When there are this many, they are sorted.
     most: usize,
 }
 
@@ -213,7 +214,8 @@ impl Gathering {
         Gathering { from: Vec::new(), limit, most: 2 * limit.max(1) }
     }
 
-    /// One place more. Where they become too many, `less` says whose are left out, as long as there is somebody.
+    /// Adds a place. If there are too many, `less` names the pack whose places are dropped, as long as it has one to
+    /// name.
     fn push(&mut self, place: Place, mut less: impl FnMut() -> Option<Ulid>) {
         self.from.push(place);
         if self.from.len() < self.most {
@@ -225,7 +227,7 @@ impl Gathering {
         {
             self.from.retain(|place| place.0 != pack);
         }
-        // The last pack stays, however many blocks it has: to sort all of them for each one more would take for ever.
+        // The last pack stays, however many blocks it has: sorting all of them for each new one would take forever.
         self.most = 2 * self.limit.max(self.from.len()).max(1);
     }
 
@@ -236,7 +238,8 @@ impl Gathering {
 }
 
 impl Moves {
-    /// The blocks of as many of the packs as there is memory for, and these packs, taken from `chosen`.
+    /// Returns the blocks of as many of the packs as there is memory for, and these packs, which are taken from
+    /// `chosen`.
     fn of(
         repository: &Repository,
         deltas: &Naming,
@@ -254,7 +257,7 @@ impl Moves {
                 if !wanted.contains(&location.pack) {
                     return;
                 }
-                // The packs with the most life wait for the next time.
+                // The packs with the most live content wait for the next round.
                 gathering.push(place(location), || {
                     let last = batch.pop_if(|_| wanted.len() > 1)?;
                     wanted.remove(&last.packed.pack);
@@ -275,7 +278,7 @@ impl Moves {
     }
 }
 
-/// Gives the place of each block of a delta.
+/// Passes the place of each block of a delta to `each`.
 fn each_block(
     repository: &Repository,
     descriptor: &Descriptor,
@@ -293,7 +296,7 @@ fn each_block(
     Ok(())
 }
 
-/// Writes the blocks into new packs, which are all in the store when it returns.
+/// Writes the blocks into new packs, all of which are in the store when it returns.
 fn copy(
     repository: &Repository,
     mut moves: Moves,
@@ -340,7 +343,7 @@ fn copy(
     Ok((moves, packed))
 }
 
-/// Frames on their way.
+/// Frames that are being written.
 struct Copying {
     packs: PackWriter,
     /// Content of the frame that is being filled, and which blocks are in it.
@@ -369,7 +372,7 @@ impl Copying {
     }
 }
 
-/// The oldest frame has got its place, and so have its blocks.
+/// Records the place of the oldest frame, and so of its blocks.
 fn settle(unplaced: &mut VecDeque<Vec<usize>>, to: &mut [Option<Location>], placed: Placed) {
     for index in unplaced.pop_front().unwrap_or_default() {
         if let Some(Some(location)) = to.get_mut(index) {
@@ -379,7 +382,7 @@ fn settle(unplaced: &mut VecDeque<Vec<usize>>, to: &mut [Option<Location>], plac
     }
 }
 
-/// Writes a delta's index with the new places, and its descriptor in the place of the old one.
+/// Writes a delta's index with the new places, and replaces its descriptor.
 fn rewrite(
     repository: &Repository,
     old: &Descriptor,

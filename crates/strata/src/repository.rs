@@ -12,10 +12,10 @@ use crate::frame::Key;
 use crate::id::{Ulid, check_name};
 use crate::store::Store;
 
-/// Small objects (descriptors, manifests, leases) are refused above this size.
+/// Small objects (descriptors, manifests, leases) that are larger than this are refused.
 pub(crate) const MAX_DOCUMENT: u64 = 64 << 20;
 
-/// A repository below a folder of a store. Cheap to clone.
+/// A repository in a folder of a store. Cheap to clone.
 #[derive(Clone)]
 pub struct Repository {
     store: Store,
@@ -24,7 +24,7 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// The repository in `folder` (empty for the store's root). What is there is not looked at.
+    /// Makes the repository in `folder` (empty for the store's root). It doesn't look at what is there.
     pub fn new(store: Store, folder: &str, key: Option<Key>) -> Result<Repository> {
         let folder = folder.trim_matches('/');
         for segment in folder.split('/').filter(|_| !folder.is_empty()) {
@@ -34,37 +34,37 @@ impl Repository {
         Ok(Repository { store, folder, key })
     }
 
-    /// The store it is on.
+    /// Returns the store that it is in.
     pub fn store(&self) -> &Store {
         &self.store
     }
 
-    /// The data key, where frames are sealed.
+    /// Returns the data key, if frames are sealed.
     pub fn key(&self) -> Option<&Key> {
         self.key.as_ref()
     }
 
-    /// Path of anything in it.
+    /// Returns the path of anything in it.
     pub fn path(&self, rest: &str) -> String {
         format!("{}{rest}", self.folder)
     }
 
-    /// Path of a pack.
+    /// Returns the path of a pack.
     pub fn pack_path(&self, pack: Ulid) -> String {
         self.path(&format!("packs/{pack}"))
     }
 
-    /// Path of an image's folder, or of what is in it.
+    /// Returns the path of an image's folder, or of something in it.
     pub fn image_path(&self, image: &str, rest: &str) -> String {
         self.path(&format!("volumes/{image}/{rest}"))
     }
 
-    /// The part of a path that is below the repository's folder.
+    /// Returns the part of a path that is below the repository's folder.
     pub(crate) fn relative<'a>(&self, path: &'a str) -> &'a str {
         path.strip_prefix(&self.folder).unwrap_or(path)
     }
 
-    /// Reads a range; where the object ends before it, that is damage.
+    /// Reads a range; if the object ends before the range does, that is damage.
     pub(crate) fn read(&self, path: &str, range: Range<u64>) -> Result<Bytes> {
         let wanted = range.end.saturating_sub(range.start);
         if wanted == 0 {
@@ -78,7 +78,7 @@ impl Repository {
             Ok(bytes) if bytes.len() as u64 == wanted => Ok(bytes),
             Ok(bytes) => Err(short(range.start + bytes.len() as u64)),
             Err(error) if error.kind == crate::store::StoreErrorKind::NotFound => Err(error.into()),
-            // Stores say in many ways that a range lies beyond the end.
+            // Stores report in many ways that a range goes beyond the end.
             Err(error) => match self.store.size(path) {
                 Ok(size) if size < range.end => Err(short(size)),
                 _ => Err(error.into()),
@@ -86,7 +86,7 @@ impl Repository {
         }
     }
 
-    /// How what names everything else is told to be as it was written: by the key, where there is one.
+    /// Returns how manifests and descriptors are proven to be as written: by the key, if there is one.
     fn proof<'a>(&'a self, path: &'a str) -> Proof<'a> {
         match &self.key {
             Some(key) => Proof::Key(key, self.relative(path)),
@@ -94,7 +94,7 @@ impl Repository {
         }
     }
 
-    /// The bytes of a manifest or descriptor.
+    /// Returns the bytes of a manifest or descriptor.
     pub(crate) fn write_proven(&self, path: &str, body: &impl Serialize) -> Result<Vec<u8>> {
         document::write_with(path, body, self.proof(path))
     }
@@ -108,7 +108,7 @@ impl Repository {
     pub(crate) fn read_document(&self, path: &str) -> Result<Bytes> {
         self.store.get_small(path, MAX_DOCUMENT).map_err(|error| match error.kind {
             crate::store::StoreErrorKind::TooLarge => {
-                Error::damaged(path, MAX_DOCUMENT, "it is larger than any that is written")
+                Error::damaged(path, MAX_DOCUMENT, "it is larger than any valid one")
             }
             _ => error.into(),
         })

@@ -9,7 +9,7 @@ use strata::store::{CloudOptions, ObjectStorage, Secret, Storage, StoreErrorKind
 use support::contract::{contract, one_winner};
 use support::stores::azure::{ACCOUNT, KEY, Server};
 
-/// A container on the server.
+/// Returns options for a container on the server.
 fn options(server: &Server, container: &str) -> CloudOptions {
     CloudOptions {
         bucket: container.to_string(),
@@ -39,7 +39,7 @@ fn an_azure_server_keeps_the_contract() {
         assert_eq!(error.kind, StoreErrorKind::NoBucket, "{error}: {:?}", error.source);
         assert!(error.hint().unwrap().contains("name"), "{error}");
     }
-    // Another key, and one that is none: said once, and by name.
+    // A wrong key and an invalid one: each must be reported once, and by name.
     let wrong = |key: &str| {
         let options = CloudOptions { secret: Some(Secret::new(key)), ..options(&server, "race") };
         ObjectStorage::azure(&options).and_then(|storage| storage.put("x", &["x".into()]))

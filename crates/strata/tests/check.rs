@@ -1,5 +1,5 @@
-//! A check beside a prune: what is removed, merged, repacked and collected while it reads is no finding. What is
-//! really missing by then is one.
+//! A check during a prune: what is removed, merged, repacked and collected while it reads must not be reported. What is
+//! really missing at that time must be.
 
 mod support;
 
@@ -18,7 +18,7 @@ use support::*;
 
 const NOW: u64 = 4_000_000_000;
 
-/// A chain of sets, each with blocks of its own in the image.
+/// Writes a chain of sets, each with blocks of its own in the image.
 fn written(sets: usize) -> Arc<dyn Storage> {
     let storage = memory_store();
     let repository = repository(storage.clone());
@@ -27,7 +27,7 @@ fn written(sets: usize) -> Arc<dyn Storage> {
         let byte = number as u8 + 2;
         let mut steps =
             vec![Step::Create(20 + number as u64, 1, 1, vec![Act::Write(0, 900, byte)])];
-        // What the one before has written is half written over: its packs become sparse.
+        // Half of what the previous set wrote is overwritten, so its packs become sparse.
         if number > 0 {
             steps.push(Step::Change(19 + number as u64, vec![Act::Write(0, 700, byte)]));
         }
@@ -39,7 +39,7 @@ fn written(sets: usize) -> Arc<dyn Storage> {
     storage
 }
 
-/// Only these sets stay: the others' deltas are merged into them, packs repacked, and what is left over deleted.
+/// Keeps only these sets: the others' deltas are merged into them, packs are repacked, and leftovers are deleted.
 fn prune(repository: &Repository, kept: &[usize]) {
     for set in Manifest::list(repository).unwrap() {
         if !kept.contains(&set.parse().unwrap()) {
@@ -66,7 +66,7 @@ fn prune(repository: &Repository, kept: &[usize]) {
     collect(repository, 0, NOW, false, HELD).unwrap();
 }
 
-/// The report of a check before whose call `at` this is done; none where it took fewer calls.
+/// Returns the report of a check during which `action` runs before call `at`; `None` if it took fewer calls.
 fn checked(at: u64, action: impl Fn(&Repository) + Send + 'static) -> Option<Report> {
     let inner = written(5);
     let plain = repository(inner.clone());
@@ -91,7 +91,7 @@ fn what_is_pruned_while_a_check_reads_is_no_finding() {
     }
 }
 
-/// A pack that the last set needs.
+/// Returns a pack that the last set needs.
 fn last_pack(repository: &Repository) -> Ulid {
     let all = chain(repository, IMAGE, "4", None).unwrap();
     let mut last = None;
@@ -108,7 +108,7 @@ fn what_is_lost_beside_a_prune_is_a_finding() {
     let mut found = 0;
     for at in 0.. {
         let report = checked(at, |repository| {
-            // Its packs stay, so that the check which listed them comes to read this one.
+            // Its packs stay, so the check, which listed them, reads this one later.
             Manifest::delete(repository, "1").unwrap();
             let all = chain(repository, IMAGE, "2", None).unwrap();
             merge(repository, &all[1..], &Model, 1 << 20, &small_index(), HELD).unwrap();
@@ -117,7 +117,7 @@ fn what_is_lost_beside_a_prune_is_a_finding() {
             repository.store().delete(&path).unwrap();
         });
         let Some(report) = report else {
-            // It is the pack that is read last.
+            // This pack is read last.
             assert!(at > 25 && found == at, "found {found} times in {at} calls");
             break;
         };

@@ -1,5 +1,5 @@
-//! A collection never takes away what a descriptor that stays refers to, whatever stops it and whatever stays; nor
-//! anything once its lease is lost.
+//! A collection never deletes what a remaining descriptor refers to, whatever interrupts it and whatever remains. It
+//! deletes nothing once its lease is lost.
 
 mod support;
 
@@ -22,10 +22,10 @@ use strata::{Error, Repository, document};
 use support::*;
 
 const NOW: u64 = 4_000_000_000;
-/// In the order of their names increments come after, before and between what they change.
+/// In the order of their names, increments come after, before and between their bases.
 const IDS: [&str; 6] = ["5", "7", "1", "6", "2", "9"];
 
-/// A chain of deltas of which no set needs any but the first; and what they fold to.
+/// Writes a chain of deltas of which a set needs only the first; returns what they fold to.
 fn leftovers(storage: Arc<dyn Storage>) -> BTreeMap<String, Image> {
     leftovers_in(&repository(storage))
 }
@@ -45,7 +45,7 @@ fn leftovers_in(repository: &Repository) -> BTreeMap<String, Image> {
     images
 }
 
-/// Ids of the descriptors that are there. Each folds to what it did.
+/// Returns the ids of the existing descriptors. Each must fold to what it did before.
 fn whole(repository: &Repository, images: &BTreeMap<String, Image>, why: &str) -> Vec<String> {
     let mut ids = Vec::new();
     let folder = repository.image_path(IMAGE, "");
@@ -100,7 +100,7 @@ fn what_stops_a_collection_leaves_every_descriptor_whole() {
     }
 }
 
-/// All that a delta and those that it comes from consist of.
+/// Returns everything that a delta and its bases consist of.
 fn needed(repository: &Repository, id: &str) -> Vec<String> {
     let mut paths = Vec::new();
     for descriptor in chain(repository, IMAGE, id, None).unwrap() {
@@ -115,8 +115,8 @@ fn needed(repository: &Repository, id: &str) -> Vec<String> {
     paths
 }
 
-/// What was noted, was needed by a set then, and is needed by none once more, waits for its grace time again: a restore
-/// of that set may read it still. Whatever a set begins to need, and whenever it goes.
+/// Something was noted, then a set needed it, and now nothing needs it again. It must wait for its grace time again,
+/// because a restore of that set may still read it. This holds whatever the set needs and whenever it is removed.
 #[test]
 fn what_was_needed_in_between_waits_again() {
     for (at, id) in IDS.into_iter().enumerate().skip(1) {
@@ -124,7 +124,7 @@ fn what_was_needed_in_between_waits_again() {
         let images = leftovers_in(&repository);
         let first = collect(&repository, 100, NOW, false, HELD).unwrap();
         let again: BTreeSet<String> = needed(&repository, id).into_iter().collect();
-        // A set that goes on from it is written, as by a shipment, and is removed with no collection in between.
+        // A set that builds on it is written, as by a shipment, and removed without a collection in between.
         let noted = Doomed::read(&repository).unwrap();
         noted.strike(&repository, again.iter().cloned(), HELD).unwrap();
         let delta = DeltaId { image: IMAGE.to_string(), id: id.to_string() };
@@ -142,12 +142,12 @@ fn what_was_needed_in_between_waits_again() {
     }
 }
 
-/// A store that doesn't delete an object, or knows of a lock on it.
+/// A store that refuses to delete an object, or reports a lock on it.
 struct Refusing {
     inner: Arc<dyn Storage>,
     path: String,
     error: StoreErrorKind,
-    /// Of what is in paths that end so.
+    /// The lock time of paths with this ending.
     locked: (&'static str, u64),
 }
 
@@ -174,7 +174,7 @@ impl Around for Refusing {
     }
 }
 
-/// Everything that deltas of these ids refer to stays, and nothing else.
+/// Checks that everything that deltas of these ids refer to remains, and nothing else.
 fn assert_left(repository: &Repository, images: &BTreeMap<String, Image>, count: usize, why: &str) {
     let mut ids: Vec<_> = IDS[..count].to_vec();
     ids.sort_unstable();
@@ -233,7 +233,7 @@ fn what_a_descriptor_with_a_longer_lock_refers_to_stays() {
     assert_left(&repository, &images, 1, "the lock has ended");
 }
 
-/// Takes away what was noted about a delta's descriptor.
+/// Removes what was noted about a delta's descriptor.
 fn forget(repository: &Repository, id: &str) {
     let path = repository.path("doomed.json");
     let bytes = repository.store().get(&path).unwrap();
@@ -253,7 +253,7 @@ fn what_a_descriptor_that_waits_refers_to_waits() {
     let early = collect(&repository, 100, NOW + 100, false, HELD).unwrap();
     assert_eq!((early.deleted.len(), early.waiting.len()), (10, 15), "{early:?}");
     assert_left(&repository, &images, 4, "waiting");
-    // What was kept for its sake doesn't begin to wait anew.
+    // What was kept because of it doesn't start to wait again.
     let late = collect(&repository, 100, NOW + 200, false, HELD).unwrap();
     assert_eq!((late.deleted.len(), late.waiting.len()), (15, 0), "{late:?}");
     assert_left(&repository, &images, 1, "waited");
@@ -275,7 +275,8 @@ fn while_a_descriptor_that_stays_is_damaged_nothing_goes() {
     assert_eq!(collect(&repository, 100, NOW + 200, false, HELD).unwrap(), Collected::default());
 }
 
-/// No set needs it, so it ends no collection; but while it is young, what was written a moment ago may be read wrongly.
+/// No set needs it, so it stops no collection; but while it is young, it may have been misread because it was just
+/// written.
 #[test]
 fn a_young_descriptor_that_is_damaged_ends_no_collection() {
     let storage = memory_store();
@@ -293,13 +294,13 @@ fn a_young_descriptor_that_is_damaged_ends_no_collection() {
     collect(&repository, 100, modified + 100, false, HELD).unwrap();
     let late = collect(&repository, 100, modified + 200, false, HELD).unwrap();
     assert_eq!((late.deleted.len(), late.waiting.len()), (25, 0), "{late:?}");
-    // One that a set needs does.
+    // A damaged one that a set needs stops it.
     written.put(&repository.image_path(IMAGE, "5.json"), &["{".into()]).unwrap();
     let error = collect(&repository, 100, modified + 200, false, HELD).unwrap_err();
     assert!(matches!(error, Error::Damaged { .. }), "{error}");
 }
 
-/// Asked so many times it says that the lease is held, and then that it was lost.
+/// Reports that the lease is held for the first `times` calls, and then that it was lost.
 fn lost_after(times: usize, asked: &Cell<usize>) -> strata::Result<()> {
     asked.set(asked.get() + 1);
     match asked.get() > times {
@@ -308,7 +309,7 @@ fn lost_after(times: usize, asked: &Cell<usize>) -> strata::Result<()> {
     }
 }
 
-/// Objects that were deleted or written over.
+/// Returns the objects that were deleted or overwritten.
 fn changed(counting: &Counting) -> Vec<String> {
     let calls = counting.take().into_iter();
     let descriptor = |call: &Call| call.verb == "put" && call.path.ends_with(".json");
@@ -324,7 +325,7 @@ fn nothing_is_deleted_once_the_lease_is_lost() {
         let asked = Cell::new(0);
         let still = || lost_after(times, &asked);
         let result = collect(&repository(Arc::new(counting.clone())), 0, NOW, false, &still);
-        // The first of them is the note of what is doomed.
+        // The first change is the note of what nothing refers to.
         assert_eq!(changed(&counting).len(), times.min(26), "lost after {times}");
         whole(&repository(storage), &images, "lost");
         if result.is_ok() {
@@ -345,7 +346,7 @@ fn no_descriptor_is_replaced_once_the_lease_is_lost() {
     let all = chain(&repository, IMAGE, IDS[5], None).unwrap();
     let merged = merge(&repository, &all[1..], &Model, 1 << 20, &small_index(), &lost);
     assert!(matches!(merged.unwrap_err(), Error::LeaseLost { .. }));
-    // All packs are sparse to it, and five deltas of a set in them.
+    // With these options all packs are sparse, and five deltas of a set refer to them.
     let delta = DeltaId { image: IMAGE.to_string(), id: IDS[5].to_string() };
     Manifest::new("b", NOW, vec![delta], serde_json::Value::Null).write(&repository).unwrap();
     let options = RepackOptions {
@@ -354,7 +355,7 @@ fn no_descriptor_is_replaced_once_the_lease_is_lost() {
         index: small_index(),
         ..RepackOptions::default()
     };
-    // It is asked before each block moves, too.
+    // `still` is called before each block moves, too.
     let mut replaced = BTreeSet::new();
     for times in 0.. {
         let asked = Cell::new(0);
@@ -407,7 +408,7 @@ fn a_note_that_is_too_large_or_damaged_counts_as_none() {
         let path = repository.path("doomed.json");
         collect(&repository, 100, NOW, false, HELD).unwrap();
         repository.store().put(&path, &[note.into()]).unwrap();
-        // The grace time begins anew.
+        // The grace time starts again.
         let early = collect(&repository, 100, NOW + 100, false, HELD).unwrap();
         assert_eq!((early.deleted.len(), early.waiting.len()), (0, 25));
         let late = collect(&repository, 100, NOW + 200, false, HELD).unwrap();
@@ -416,8 +417,8 @@ fn a_note_that_is_too_large_or_damaged_counts_as_none() {
     }
 }
 
-/// Without a grace time a run leaves what is younger than itself, as what it has just replaced, to the next one; nothing
-/// is locked by that.
+/// Without a grace time, a run leaves what is younger than itself, such as what it has just replaced, to the next run.
+/// This doesn't count as locked.
 #[test]
 fn what_is_younger_than_the_run_waits_for_the_next() {
     let storage = memory_store();
@@ -428,7 +429,7 @@ fn what_is_younger_than_the_run_waits_for_the_next() {
     assert_eq!(collect(&repository, 0, NOW, false, HELD).unwrap().deleted.len(), 25);
 }
 
-/// What a killed writing left in a folder is in no listing; it goes all the same once it is old, and nothing else does.
+/// A killed writer's files are in no listing; they are deleted all the same once they are old, and nothing else is.
 #[test]
 fn what_is_half_written_goes_after_the_grace_time() {
     use std::fs;
@@ -455,18 +456,18 @@ fn what_is_half_written_goes_after_the_grace_time() {
         main("volumes/i/1.json#1"),
         main("doomed.json#1"),
         main("leases/write/00000000000000000001#1"),
-        // Above all clusters.
+        // Above the parts of all clusters.
         "lockstep.json#1".to_string(),
         "keys/K.json#1".to_string(),
         "leases/reserve#4000000000".to_string(),
         "leases/probe/x#1".to_string(),
     ];
     let stays = [
-        // Somebody writes it at the moment.
+        // Being written at the moment.
         (main(&format!("packs/{pack}#2")), 3000),
         (main("leases/write/00000000000000000002#1"), 3000),
         ("keys/L.json#1".to_string(), 3000),
-        // None of ours, another cluster's, not half written.
+        // Not Lockstep's, another cluster's, not half-written.
         (main("packs/mine#1"), 9000),
         (main("notes/x#1"), 9000),
         ("notes.txt#1".to_string(), 9000),
@@ -491,7 +492,8 @@ fn what_is_half_written_goes_after_the_grace_time() {
     assert!(collect(&repository, 3600, now, false, lost).is_err() && old.iter().all(there));
     assert_eq!(collect(&repository, 3600, now, false, HELD).unwrap().deleted, dry);
     assert!(!old.iter().any(there) && stays.iter().all(|(path, _)| there(path)));
-    // Without a grace time what is written of a lease stays for an hour: whoever waits for one writes beside its holder.
+    // Without a grace time, half-written leases stay for an hour: processes that wait for a lease write while another
+    // holds it.
     collect(&repository, 0, now, false, HELD).unwrap();
     assert!(!there(&stays[0].0) && stays[1..].iter().all(|(path, _)| there(path)));
 }

@@ -1,4 +1,4 @@
-//! What things cost in calls to the store, what writers refuse, and what a fold takes in memory.
+//! What operations cost in calls to the store, what writers refuse, and how much memory a fold takes.
 
 mod support;
 
@@ -35,7 +35,7 @@ fn an_unchanged_image_stores_no_pack_and_a_restore_reads_each_live_frame_once() 
     counting.take();
     write_delta(&repository, &mut image, &[], "2", Some("1"), &options).unwrap();
     assert_eq!(puts(counting.take()), 0, "an unchanged image stores no pack");
-    // Half of the objects anew, so half of the first delta's frames are dead.
+    // Half of the objects are rewritten, so half of the first delta's frames are dead.
     let change: Vec<_> =
         (0..20).map(|number| Step::Change(number, vec![Act::Write(0, SPACE, 7)])).collect();
     write_delta(&repository, &mut image, &change, "3", Some("2"), &options).unwrap();
@@ -53,19 +53,19 @@ fn an_unchanged_image_stores_no_pack_and_a_restore_reads_each_live_frame_once() 
         assert_eq!(distinct.len(), reads.len(), "a frame was read twice");
         assert!(reads.len() <= 42, "{} frames read", reads.len());
         if ahead {
-            // Each of these packs is small enough to come in one read.
+            // Each of these packs is small enough to be read in one call.
             let packs: BTreeSet<_> = reads.iter().map(|call| &call.path).collect();
             assert_eq!(packs.len(), reads.len(), "a pack was read twice");
         }
     }
 }
 
-/// A fold goes forward in a frame of each delta. Where there are more of them than frames are kept of, frames are
-/// forgotten and asked for again while the queue still wants them: a reader that took them in the order in which they were
-/// asked for would wait for ever.
+/// A fold moves forward in a frame of each delta. If there are more deltas than frames can be kept, frames are dropped
+/// and requested again while the queue still needs them. A reader that took them in the order of the requests would
+/// wait forever.
 #[test]
 fn more_deltas_than_frames_are_kept_of() {
-    // A frame of each delta has something of all objects, more of them than the queue has.
+    // A frame of each delta contains a part of all objects, and there are more objects than the queue holds.
     const DELTAS: u64 = 150;
     const OBJECTS: u64 = 300;
     let repository = repository(memory_store());

@@ -1,5 +1,5 @@
-//! The program dies at every call to the store, in turn: nothing that a set refers to is missing, and the next run
-//! goes on.
+//! The program dies at every call to the store, in turn: nothing that a set refers to is missing afterwards, and the
+//! next run continues.
 
 mod support;
 
@@ -25,7 +25,7 @@ fn steps(number: usize) -> Vec<Step> {
     steps
 }
 
-/// The images after each of the three deltas, without any repository.
+/// Returns the images after each of the three deltas, computed without a repository.
 fn images() -> Vec<Image> {
     let repository = repository(memory_store());
     let mut image = Image::new();
@@ -40,12 +40,12 @@ fn images() -> Vec<Image> {
         .collect()
 }
 
-/// Writes three sets; each run goes on where the one before it stopped.
+/// Writes three sets; each run continues where the previous one stopped.
 fn write_sets(repository: &Repository, images: &[Image]) -> Result<()> {
     let there = Manifest::list(repository)?;
     for number in 0..3 {
         let id = number.to_string();
-        // The second is deleted in the end, and then the third is there.
+        // The second is deleted at the end, when the third exists.
         if there.contains(&id) || (number == 1 && there.contains(&"2".to_string())) {
             continue;
         }
@@ -58,7 +58,7 @@ fn write_sets(repository: &Repository, images: &[Image]) -> Result<()> {
     Ok(())
 }
 
-/// Deletes the second set, merges what only it told from the third, moves what is left between holes, clears away.
+/// Deletes the second set, merges what distinguished it from the third, repacks sparse packs, and collects.
 fn prune(repository: &Repository) -> Result<()> {
     Manifest::delete(repository, "1")?;
     let all = chain(repository, IMAGE, "2", None)?;
@@ -147,7 +147,7 @@ fn leftovers_wait_for_their_grace_time() {
     let images = images();
     write_sets(&repository, &images).unwrap();
     Manifest::delete(&repository, "2").unwrap();
-    // The objects are as young as this test, so its clock is ahead.
+    // The objects are as new as this test, so its clock is set ahead.
     let first = collect(&repository, 100, NOW, false, HELD).unwrap();
     assert!(first.deleted.is_empty() && !first.waiting.is_empty());
     let early = collect(&repository, 100, NOW + 99, false, HELD).unwrap();
@@ -161,7 +161,7 @@ fn leftovers_wait_for_their_grace_time() {
     assert_whole(&repository, &images, "after the collection");
 }
 
-/// A pack without a descriptor may be of a backup that is being written, or goes on tomorrow.
+/// A pack without a descriptor may belong to a backup that is being written or is continued tomorrow.
 #[test]
 fn what_is_young_is_not_noted_yet() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
@@ -171,7 +171,7 @@ fn what_is_young_is_not_noted_yet() {
     let collected = |at: u64| collect(&repository, 1000, now + at, false, HELD).unwrap();
     assert_eq!(collected(0), Collected::default());
     assert_eq!(collected(900), Collected::default());
-    // Older than the grace time by now, and noted today.
+    // Older than the grace time now, and noted today.
     assert_eq!(collected(1100).waiting, std::slice::from_ref(&pack));
     assert_eq!(collected(2050).waiting, std::slice::from_ref(&pack));
     assert_eq!(collected(2100).deleted, [pack]);
@@ -196,7 +196,7 @@ fn a_young_delta_without_a_set_is_a_backup_that_is_being_written() {
     let repository = repository(memory_store());
     let mut image = Image::new();
     write_delta(&repository, &mut image, &steps(0), "0", None, &small()).unwrap();
-    // The delta is younger than the grace time, whatever the clock says about when it was first seen.
+    // The delta is younger than the grace time, regardless of when it was first seen.
     let collected = collect(&repository, u64::MAX, NOW, false, HELD).unwrap();
     assert_eq!(collected.deleted.len() + collected.waiting.len(), 0);
 }
@@ -229,8 +229,8 @@ fn a_manifest_is_never_written_over() {
     assert_eq!(Manifest::read(&repository, "x").unwrap(), manifest);
 }
 
-/// A store that lets nobody delete what was written for so many seconds; with none, nothing in `packs/` ever, and it
-/// says so only then.
+/// A store that lets nobody delete what was written for this many seconds. With 0, it never lets anybody delete
+/// anything in `packs/`, and reports that only when asked to delete.
 struct Locked(Arc<dyn Storage>, u64);
 
 impl Around for Locked {
@@ -254,13 +254,13 @@ impl Around for Locked {
 fn what_is_locked_is_collected_when_its_lock_has_ended() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let locked = Locked(memory_store(), 10_000);
-    // Behind what paces and counts too.
+    // Through wrappers that pace and count, too.
     let storage = Arc::new(Counting::new(Arc::new(Paced::new(locked, u64::MAX))));
     let repository = repository(storage);
     let images = images();
     write_sets(&repository, &images).unwrap();
     Manifest::delete(&repository, "2").unwrap();
-    // Its grace time is over, its lock not.
+    // Its grace time is over, but its lock isn't.
     collect(&repository, 100, now + 200, false, HELD).unwrap();
     let early = collect(&repository, 100, now + 9_000, false, HELD).unwrap();
     assert!(early.deleted.is_empty() && early.waiting.is_empty() && early.locked.len() > 3);

@@ -1,5 +1,5 @@
-//! Every kind of object deleted, truncated, flipped, swapped: found by a check, never read in silence, and all that
-//! doesn't need it still restores.
+//! Every kind of object is deleted, truncated, flipped or swapped. A check must find it, it must never be read
+//! silently, and everything that doesn't need it must still be restorable.
 
 mod support;
 
@@ -65,12 +65,12 @@ fn build(key: Option<Key>) -> Damaged {
 }
 
 impl Damaged {
-    /// Looks at the damage, then undoes it.
+    /// Checks the effects of the damage, then undoes it.
     fn look(&self, paths: &[&String], what: &str) {
         let what = format!("{what} {paths:?}");
         let report =
             check(&self.repository, &CheckOptions { read_data: true, known: vec![] }).unwrap();
-        // Nothing refers to a manifest: without it its set is gone, and what it needed is left over.
+        // Nothing refers to a manifest: without it its set is gone, and what the set needed is left over.
         let is_gone = what.starts_with("deleted") && paths[0].contains("/sets/");
         let newest = paths[0].ends_with("/2.json");
         let is_found =
@@ -166,7 +166,7 @@ fn another_key_restores_nothing() {
         let other = Repository::new(store, "clusters/main", key).unwrap();
         let is_none = other.key().is_none();
         let error = restore(&other, 2).unwrap_err();
-        // Another key's code can't be told from a changed document's.
+        // A code under another key looks the same as that of a changed document.
         assert_eq!(matches!(error, strata::Error::Sealed { .. }), is_none, "{error}");
         assert!(is_none || error.to_string().contains("repository's key"), "{error}");
     }
@@ -271,7 +271,7 @@ fn what_is_huge_in_the_place_of_a_small_object_is_not_read() {
     let huge = |path: String| {
         let file = folder.path().join(&path);
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-        // More than there is memory, and no bytes on disk.
+        // Larger than memory, without bytes on disk.
         std::fs::File::create(file).unwrap().set_len(1 << 42).unwrap();
         path
     };

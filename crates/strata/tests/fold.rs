@@ -1,4 +1,4 @@
-//! What a fold does with slots, headers that change, and blocks in a caller's form, on deltas in memory.
+//! What a fold does with slots, changing headers, and blocks in a caller's form, on deltas in memory.
 
 use bytes::Bytes;
 use strata::delta::{Block, Change, Delta, Entry, Extent};
@@ -41,7 +41,7 @@ impl Delta for Memory {
     }
 }
 
-/// What a fold says, as text.
+/// What a fold reports, as text.
 #[derive(Default)]
 struct Told(Vec<String>);
 
@@ -87,7 +87,8 @@ fn data(offset: u64, length: u64, form: u64) -> Extent {
     Extent { offset, length, block: Some(block) }
 }
 
-/// The header's first byte is how many slots the object takes, the second its block size, of which the least counts.
+/// The header's first byte is how many slots the object takes; the second is its block size, of which the smallest
+/// counts.
 struct Slots;
 
 impl Rules for Slots {
@@ -123,11 +124,11 @@ fn an_object_of_several_slots_ends_older_objects_in_them() {
             "data 0+10 0 of 0 Some(1000)"
         ]
     );
-    // What the slots ended is freed, once they are an object's of their own no more.
+    // What the slots ended is freed once they no longer belong to the object.
     let newest = || memory(vec![(changed(4, &[1, 9]), vec![])]);
     let step = told(vec![newer(), newest()], false, &Slots);
     assert_eq!(step, ["object 4 Some([1, 9]) None", "freed 5+2"]);
-    // While they are, that goes without saying.
+    // While they do, it isn't freed separately.
     let step = told(vec![older(), newer()], false, &Slots);
     assert!(!step.iter().any(|line| line.starts_with("freed")), "{step:?}");
 }

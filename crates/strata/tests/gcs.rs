@@ -1,4 +1,4 @@
-//! The Google store, on a server of ours that speaks as much of the protocol as is needed (support/stores/gcs.rs).
+//! The Google store, on the tests' own server, which speaks the needed part of the protocol (support/stores/gcs.rs).
 #![cfg(feature = "gcp")]
 
 mod support;
@@ -9,7 +9,7 @@ use strata::store::{CloudOptions, ObjectStorage, Secret, Storage, StoreErrorKind
 use support::contract::{contract, one_winner};
 use support::stores::gcs::Server;
 
-/// The bucket on the server, for whom the service account's JSON says.
+/// Returns options for the bucket on the server, with the account in this service account's JSON.
 fn options(server: &Server, bucket: &str, service_account: &str) -> CloudOptions {
     CloudOptions {
         bucket: bucket.to_string(),
@@ -40,7 +40,7 @@ fn another_account_is_named_as_one_that_the_store_does_not_know() {
     let storage = ObjectStorage::gcs(&options(&server, "bucket", &other.service_account()));
     let error = storage.unwrap().put("x", &["x".into()]).unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Unauthenticated, "{error}: {:?}", error.source);
-    // The words of the server's emulators: nobody is asked for, and no token is sent.
+    // The form that the server's emulators use: no token is requested and none is sent.
     let anonymous =
         r#"{"private_key": "", "private_key_id": "", "client_email": "", "disable_oauth": true}"#;
     let storage = ObjectStorage::gcs(&options(&server, "bucket", anonymous)).unwrap();
@@ -50,7 +50,7 @@ fn another_account_is_named_as_one_that_the_store_does_not_know() {
     assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
 }
 
-/// A bucket's own retention lets nothing be replaced or deleted: said, with what to do instead.
+/// A bucket's own retention forbids replacing and deleting: this is reported, with what to do instead.
 #[test]
 fn what_the_bucket_retains_is_named() {
     let server = Server::start("bucket");

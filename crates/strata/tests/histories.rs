@@ -1,4 +1,4 @@
-//! Random histories of images, folded at every point and after merges, against a naive model.
+//! Random histories of images, folded at every point and after merges, compared with a naive model.
 
 mod support;
 
@@ -19,7 +19,7 @@ fn history(seed: u64) {
         write_delta(&repository, &mut image, &steps, &id, base.as_deref(), &small()).unwrap();
         images.push(image.clone());
     }
-    // Ids that are still there, ascending.
+    // Ids that still exist, ascending.
     let mut left: Vec<usize> = (0..count).collect();
     loop {
         for (place, &number) in left.iter().enumerate() {
@@ -38,7 +38,7 @@ fn history(seed: u64) {
         if left.len() == 1 {
             return;
         }
-        // Two neighbours, or three, become one.
+        // Two or three neighbours become one.
         let size = random.usize(2..=left.len().min(3));
         let first = random.usize(..=left.len() - size);
         let newest = chain(&repository, IMAGE, &left[first + size - 1].to_string(), None).unwrap();

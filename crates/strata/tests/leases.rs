@@ -1,4 +1,4 @@
-//! Leases: one holder, expiry, renewal, takeover, whatever races.
+//! Leases: one holder, expiry, renewal and takeover, in spite of races.
 
 mod support;
 
@@ -26,11 +26,11 @@ fn a_lease_is_held_renewed_given_back_and_taken_over() {
     assert_eq!(first.expires(), 1110);
     assert!(take("second", 1109).is_err());
     first.release(1100).unwrap();
-    // Given back: free at once.
+    // Given back, it is free at once.
     let mut second = take("second", 1100).unwrap();
-    // Another lease is another's.
+    // Another lease is independent.
     Lease::acquire(&repository, "backup", "first", 60, 1100).unwrap();
-    // A host that is lost keeps it until it expires, and no longer.
+    // A lost host keeps it until it expires, and no longer.
     let third = take("third", 1160).unwrap();
     let error = second.renew(1161).unwrap_err();
     assert!(matches!(&error, Error::LeaseLost { owner, .. } if owner == "third"), "{error}");
@@ -49,13 +49,13 @@ fn the_store_says_whose_it_is_whatever_the_clock_says() {
     first.confirm().unwrap();
     first.renew(1050).unwrap();
     first.confirm().unwrap();
-    // By the second host's clock it has expired; the first one's stood still.
+    // By the second host's clock it has expired, because the first one's clock stopped.
     let second = take("second", 5000).unwrap();
     assert!(first.expires() > 1051);
     let lost = first.confirm().unwrap_err();
     assert!(matches!(&lost, Error::LeaseLost { owner, .. } if owner == "second"), "{lost}");
     second.confirm().unwrap();
-    // Also where it was given back since.
+    // The same holds if it was given back since.
     second.release(5001).unwrap();
     assert!(first.confirm().is_err());
 }
@@ -89,7 +89,7 @@ fn a_renewal_and_a_takeover_never_both_succeed() {
     for round in 0..40_u64 {
         let what = format!("lease{round}");
         let mut held = Lease::acquire(&repository, &what, "old", 10, 100).unwrap();
-        // The old holder's clock is behind: both think that they may.
+        // The old holder's clock is slow: both believe that they may have it.
         let (renewed, taken) = std::thread::scope(|scope| {
             let renewal = scope.spawn(|| held.renew(105).is_ok());
             let takeover =
@@ -127,7 +127,7 @@ fn what_a_lease_guards_is_never_done_by_two() {
     assert!(done.into_inner() > 0);
 }
 
-/// What others see: until when the lease is held, or that it isn't.
+/// Returns what others see: until when the lease is held, or that it isn't.
 fn seen(repository: &Repository, now: u64) -> Option<u64> {
     match Lease::acquire(repository, "prune", "other", 60, now) {
         Err(Error::Leased { until, .. }) => Some(until),
@@ -140,7 +140,7 @@ fn seen(repository: &Repository, now: u64) -> Option<u64> {
 
 #[test]
 fn whose_answer_was_lost_goes_by_what_the_store_says() {
-    // The calls of taking it: a listing, the put, a listing, a get, a listing.
+    // The calls of taking the lease: a listing, the put, a listing, a get, a listing.
     for at in 5..10 {
         let why = format!("lost at call {at}");
         let storage = memory_store();
@@ -149,7 +149,7 @@ fn whose_answer_was_lost_goes_by_what_the_store_says() {
         let held = repository(Arc::new(faulty.clone()));
         let mut lease = Lease::acquire(&held, "prune", "first", 60, 1000).unwrap();
         assert_eq!(faulty.calls(), 5);
-        // Some answer is lost, and the next try is made later.
+        // One answer is lost, and the next try is made later.
         if lease.renew(1020).is_err() {
             assert_eq!(lease.expires(), 1060, "{why}: on the safe side");
             lease.confirm().unwrap();

@@ -1,6 +1,6 @@
-//! What a fold of 64 deltas takes in memory, counted by the allocator.
+//! How much memory a fold of 64 deltas takes, counted by the allocator.
 //!
-//! `STRATA_EXTENTS` is how many extents each delta has.
+//! `STRATA_EXTENTS` sets how many extents each delta has.
 
 mod support;
 

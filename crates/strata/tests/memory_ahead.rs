@@ -1,4 +1,4 @@
-//! What waits in a read-ahead takes in memory, counted by the allocator.
+//! How much memory the waiting events of a read-ahead take, counted by the allocator.
 
 mod support;
 
@@ -16,7 +16,7 @@ const OBJECTS: u64 = 10_240;
 const SPILL: usize = 60 << 10;
 const LIMIT: usize = 16 << 20;
 
-/// Looks whether all comes, as it was and in order.
+/// Checks that everything arrives unchanged and in order.
 #[derive(Default)]
 struct Told {
     objects: u64,
@@ -53,7 +53,7 @@ fn folded(object: u64) -> Folded {
     Folded { object, fresh: true, header: bytes(300), spill: bytes(SPILL) }
 }
 
-/// Files with an ACL or attributes of their own have a spill, and empty ones no frame that would make the queue full.
+/// Files with an ACL or attributes of their own have a spill, and empty ones have no frame that would fill the queue.
 #[test]
 fn objects_with_spills_and_no_data_do_not_pile_up() {
     let repository = repository(memory_store());

@@ -1,4 +1,5 @@
-//! Locks are prolonged: all that kept sets need, in time, and nothing else; whatever stops it, the next run goes on.
+//! Locks are prolonged for everything that kept sets need, in time, and for nothing else; whatever interrupts a run,
+//! the next one continues.
 
 mod support;
 
@@ -16,19 +17,19 @@ use strata::store::{Listed, Storage, StoreErrorKind};
 use strata::{Error, Repository};
 use support::*;
 
-/// For so long the store locks what is written.
+/// How long the store locks what is written, in seconds.
 const N: u64 = 100_000;
 
 fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
 }
 
-/// When what was written now isn't that new any more: what is has a lock of its own.
+/// A time at which what is written now is no longer quite new: new objects have locks of their own.
 fn soon() -> u64 {
     now() + 100
 }
 
-/// Sets `0` to `4`: a chain of increments, and one that has none.
+/// Makes sets `0` to `4`: a chain of increments, and one set without increments.
 fn filled() -> Locking {
     let locking = Locking::new(memory_store(), N);
     let repository = repository(Arc::new(locking.clone()));
@@ -56,7 +57,7 @@ fn sets(ids: &[&str]) -> BTreeSet<String> {
     ids.iter().map(ToString::to_string).collect()
 }
 
-/// What a prune does: collects at once, and prolongs.
+/// Does what a prune does: collects at once, and prolongs.
 fn tend(storage: Arc<dyn Storage>, kept: &[&str], now: u64) -> (Collected, Prolonged) {
     let repository = repository(storage);
     let survey = Survey::take(&repository, &sets(kept), Terms::at(0, now)).unwrap();
@@ -73,7 +74,7 @@ fn well(storage: &Locking, kept: &[&str], now: u64) -> (Collected, u64) {
     (collected, prolonged.count)
 }
 
-/// The deltas that the sets' chains have.
+/// Returns the deltas in the sets' chains.
 fn chain_of(kept: &[&str]) -> BTreeSet<String> {
     let upto = kept.iter().filter(|id| **id != "4").map(|id| id.parse::<u8>().unwrap());
     let mut all: BTreeSet<_> = (0..=upto.max().unwrap_or(0)).map(|n| n.to_string()).collect();
@@ -81,7 +82,7 @@ fn chain_of(kept: &[&str]) -> BTreeSet<String> {
     all
 }
 
-/// Each object, and whether these sets need it.
+/// Returns each object, and whether these sets need it.
 fn needed(storage: &Locking, kept: &[&str]) -> BTreeMap<String, bool> {
     let chains = chain_of(kept);
     let repository = repository(Arc::new(storage.clone()));
@@ -110,7 +111,7 @@ fn needed(storage: &Locking, kept: &[&str]) -> BTreeMap<String, bool> {
     all
 }
 
-/// That all that these sets need, and nothing else, is locked until then.
+/// Checks that everything these sets need is locked until `until`, and nothing else is.
 #[track_caller]
 fn assert_locked(storage: &Locking, kept: &[&str], until: u64, why: &str) {
     let prolonged = storage.prolonged();
@@ -124,7 +125,7 @@ fn assert_locked(storage: &Locking, kept: &[&str], until: u64, why: &str) {
 fn what_kept_sets_need_is_prolonged_and_nothing_else() {
     let storage = filled();
     let later = now() + N / 3;
-    // 3 and 4 are about to go, and of 3 only what 2 hasn't.
+    // 3 and 4 are about to be deleted; of 3, that is only what 2 doesn't have.
     let (_, count) = well(&storage, &["0", "2"], later);
     assert_locked(&storage, &["0", "2"], later + N, "prolonged");
     let expected = needed(&storage, &["0", "2"]).values().filter(|is_needed| **is_needed).count();
@@ -184,14 +185,15 @@ fn interrupted_at_every_call_it_goes_on() {
             let first = survey.prolong(&failing, &what, HELD).unwrap();
             let before = storage.prolonged();
             well(&storage, &kept, time + 5);
-            // Nothing is shortened; what goes on locks as long as it began to.
+            // Nothing is shortened; a continued run locks until the same time as when it began.
             assert!(before.iter().all(|(path, lock)| storage.prolonged()[path] >= *lock), "{why}");
             let until: BTreeSet<_> = storage.prolonged().into_values().collect();
             assert!(until.iter().all(|until| [time + N, time + 5 + N].contains(until)), "{why}");
             let all = needed(&storage, &kept).into_iter().filter(|(_, is_needed)| *is_needed);
             let left: Vec<_> =
                 all.filter(|(at, _)| !storage.prolonged().contains_key(at)).collect();
-            // A survey that couldn't read something has seen to the rest; that is noted as left out, and taken now.
+            // A survey that couldn't read something has handled the rest; what it missed is noted as left out and
+            // locked now.
             assert_eq!(left, [], "{why}");
             assert_eq!(well(&storage, &kept, time + 6).1, 0, "{why}: and then it is done");
             if first.failed.is_none() && faulty.calls() <= at {
@@ -202,7 +204,7 @@ fn interrupted_at_every_call_it_goes_on() {
     }
 }
 
-/// As if the last run had ended behind this pack.
+/// Makes the note look as if the last run had ended after this pack.
 fn as_if_it_had_ended_behind(storage: &Locking, pack: &str) {
     let path = "clusters/main/locks.json";
     let mut note: serde_json::Value =
@@ -262,16 +264,16 @@ fn what_was_needed_by_nobody_is_prolonged_as_soon_as_it_is() {
     let old = storage.get("clusters/main/sets/4.json").unwrap();
     Manifest::delete(&repository, "4").unwrap();
     let time = soon();
-    // 4 is dead, 2 and 3 are about to go: long locked, so nothing is deleted.
+    // 4 is dead, 2 and 3 are about to be deleted; all have long locks, so nothing is deleted.
     let (collected, _) = well(&storage, &["0", "1"], time);
     assert!(collected.deleted.is_empty() && !collected.locked.is_empty(), "{collected:?}");
     assert_locked(&storage, &["0", "1"], time + N, "two sets");
-    // A set that comes upon what was there, and one that is kept after all.
+    // A set that needs what existed before, and one that is kept after all.
     storage.put("clusters/main/sets/4.json", &[old]).unwrap();
     let (_, count) = well(&storage, &["0", "1", "2", "4"], time + 10);
     assert!(count > 5, "{count}");
     let mut expected = needed(&storage, &["0", "1", "2", "4"]);
-    // Its manifest is new, and has a lock of its own.
+    // Its manifest is new and has a lock of its own.
     expected.insert("clusters/main/sets/4.json".to_string(), false);
     for (path, is_needed) in expected {
         let lock = storage.prolonged().get(&path).copied();
@@ -286,7 +288,7 @@ fn what_was_prolonged_is_deleted_when_that_lock_has_ended() {
     let repository = repository(Arc::new(storage.clone()));
     let time = now() + N / 4;
     well(&storage, &["0", "1", "2", "3"], time);
-    // 4 was left out: its own lock counts. 3 was not.
+    // 4 was left out, so its own lock counts. 3 wasn't.
     Manifest::delete(&repository, "3").unwrap();
     Manifest::delete(&repository, "4").unwrap();
     let (early, _) = well(&storage, &["0", "1", "2"], time + 100);
@@ -295,7 +297,7 @@ fn what_was_prolonged_is_deleted_when_that_lock_has_ended() {
     let (own, _) = well(&storage, &["0", "1", "2"], own_ended);
     assert!(own.deleted.len() == 5 && own.locked.len() == 5, "{own:?}");
     assert!(own.deleted[0].ends_with("/4.json"), "{own:?}");
-    // What is dead wasn't prolonged meanwhile.
+    // What is dead wasn't prolonged in the meantime.
     assert_eq!(well(&storage, &["0", "1", "2"], time + N - 1).0.locked.len(), 5);
     let (late, _) = well(&storage, &["0", "1", "2"], time + N);
     assert!(late.deleted.len() == 5 && late.locked.is_empty(), "{late:?}");
@@ -312,7 +314,7 @@ fn a_set_that_is_about_to_go_is_not_kept_for_its_lock_for_ever() {
     let manifest = repository.path("sets/3.json");
     let first = soon();
     well(&storage, &["0", "1", "2", "3", "4"], first);
-    // From here on only its lock keeps it, through as many runs as come.
+    // From here on only its lock keeps it, through any number of runs.
     for time in [first + N / 2 + 1, first + N - 1] {
         well(&storage, &["0", "1", "2", "4"], time);
         let locks = Locks::read(&repository).unwrap();
@@ -339,7 +341,7 @@ fn what_fails_is_said_and_nothing_is_lost() {
         storage.refuse(None);
         assert!(well(&storage, &kept, soon()).1 > 20);
     }
-    // What isn't there is said each time, and the rest is done once.
+    // A missing object is reported each time, and the rest is done once.
     let storage = filled();
     let pack = needed(&storage, &["4"]).into_keys().find(|path| path.contains("/packs/")).unwrap();
     storage.delete(&pack).unwrap();
@@ -350,7 +352,7 @@ fn what_fails_is_said_and_nothing_is_lost() {
     }
 }
 
-/// What a prune does where there is nothing to collect, and the store may fail.
+/// Does what a prune does if there is nothing to collect and the store may fail.
 fn prolong(storage: &Locking, kept: &[&str], now: u64) -> Prolonged {
     let repository = repository(Arc::new(storage.clone()));
     let survey = Survey::take(&repository, &sets(kept), Terms::at(0, now)).unwrap();
@@ -358,7 +360,7 @@ fn prolong(storage: &Locking, kept: &[&str], now: u64) -> Prolonged {
     survey.prolong(&repository, &what, HELD).unwrap()
 }
 
-/// A delta without a base, of so many packs.
+/// Writes a delta without a base, with this many packs.
 fn delta_of_packs(repository: &Repository, id: &str, packs: u64) {
     let create = |at| Step::Create(at + 1, 1, 1, vec![Act::Write(0, 800, 2)]);
     let steps: Vec<_> = (0..packs).map(create).collect();
@@ -375,7 +377,7 @@ fn what_is_needed_again_does_not_hide_how_far_an_interrupted_run_is() {
     repository.store().put("lockstep.json", &["{}".into()]).unwrap();
     delta_of_packs(&repository, "0", PACKS);
     publish(&repository, "0");
-    // Of a backup that is being written: its packs come behind those of the set.
+    // It belongs to a backup that is being written: its packs come after those of the set.
     delta_of_packs(&repository, "4", PACKS);
     let time = soon();
     storage.refuse(Some(StoreErrorKind::Transient));
@@ -461,7 +463,7 @@ fn what_is_needed_again_and_will_not_be_locked_counts_as_not_locked() {
     assert!(prolonged.failed.unwrap().to_string().contains(set) && prolonged.count > 0);
     assert_eq!(until(), None);
     storage.refuse(None);
-    // No pack is locked anew for it.
+    // No pack is locked again because of it.
     let counting = Counting::new(Arc::new(storage.clone()));
     assert!(tend(Arc::new(counting.clone()), &["0", "1"], time + 2).1.failed.is_none());
     let packs = |call: &&Call| call.verb == "lock_until" && call.path.contains("/packs/");

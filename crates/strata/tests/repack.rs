@@ -1,4 +1,4 @@
-//! Repacking: what deltas mean stays the same, whatever the packs were like; what is damaged isn't copied.
+//! Repacking: the meaning of deltas doesn't change, whatever the packs were like; damaged blocks aren't copied.
 
 mod support;
 
@@ -25,7 +25,7 @@ fn options() -> RepackOptions {
     }
 }
 
-/// Sets with random histories, of which all but some are pruned, so that packs have holes.
+/// Makes sets with random histories and prunes all but some of them, so that packs have holes.
 fn pruned(seed: u64, key: Option<strata::frame::Key>) -> (Repository, Vec<(String, Image)>) {
     let store = Store::shared(memory_store(), no_retries());
     let repository = Repository::new(store, "clusters/main", key).unwrap();
@@ -83,7 +83,7 @@ fn deltas_mean_the_same_and_sparse_packs_go() {
         let why = format!("seed {seed}");
         assert_means(&repository, &images, &why);
         let before = stored(&repository);
-        // At most so many blocks at a time: several batches, or one.
+        // At most this many blocks at a time: several batches, or one.
         let blocks = [2, 500_000][(seed / 2 % 2) as usize];
         let options = RepackOptions { blocks, live_percent: 70, ..options() };
         let would = repack(&repository, &options, true, HELD, &mut |_, _| ()).unwrap();
@@ -97,7 +97,7 @@ fn deltas_mean_the_same_and_sparse_packs_go() {
         assert_eq!(done.packs, would.packs, "{why}");
         assert!(done.damaged.is_empty(), "{why}");
         assert_means(&repository, &images, &why);
-        // What is replaced waits for its grace time, and then goes.
+        // What is replaced waits for its grace time, and is then deleted.
         let waiting = collect(&repository, 100, NOW, false, HELD).unwrap();
         assert!(waiting.deleted.is_empty(), "{why}");
         for sparse in &done.packs {
@@ -155,7 +155,7 @@ fn what_is_damaged_is_left_and_named() {
     assert_eq!(done.damaged.len(), 1);
     assert_eq!(done.damaged[0].0, pack);
     assert!(done.packs.iter().all(|sparse| sparse.packed.pack != pack));
-    // Whoever named it names it still: once it is put back, all is as before.
+    // The deltas that named it still name it: once it is put back, everything is as before.
     let mut named = false;
     for (set, _) in &images {
         for descriptor in chain(&repository, IMAGE, set, None).unwrap() {

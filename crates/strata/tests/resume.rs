@@ -1,5 +1,5 @@
-//! An image whose writing was interrupted is written again: what was stored isn't sent a second time, and what is
-//! read is what was written, whatever the journal says.
+//! An image whose writing was interrupted is written again: what was stored isn't sent a second time, and what is read
+//! back is what was written, whatever the journal says.
 
 mod support;
 
@@ -31,7 +31,7 @@ fn options(journal: &Path, threads: usize) -> ImageOptions {
     }
 }
 
-/// Content that doesn't compress, so that packs fill up.
+/// Returns content that doesn't compress, so that packs fill up.
 fn content(object: u64, salt: u64) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(object ^ salt);
     (0..BLOCK).map(|_| random.u8(..)).collect()
@@ -93,14 +93,14 @@ fn packs_that_are_stored_are_not_sent_again() {
             assert!(write(&dying, &journal, threads, 7).is_err(), "{at}");
             write(&repository(storage.clone()), &journal, threads, 7).unwrap();
             assert_holds(&repository(storage.clone()), 7);
-            // Those on their way when it died are in no journal.
+            // Packs that were being uploaded when it died are in no journal.
             let sent = packs(&storage);
             assert!(sent <= needed + 3, "died at {at}: {sent} packs, {needed} are needed");
         }
     }
 }
 
-/// However often it is collected in between, and however late.
+/// This holds however often a collection runs in between, and however late.
 #[test]
 fn what_an_interrupted_writing_goes_on_from_is_not_collected() {
     let folder = tempfile::tempdir().unwrap();
@@ -113,7 +113,7 @@ fn what_an_interrupted_writing_goes_on_from_is_not_collected() {
     assert!(write(&dying, &journal, 1, 7).is_err());
     let stored = PackWriter::stored_before(&journal).unwrap();
     assert!(stored.len() > 3, "{stored:?}");
-    // A delta that was finished before it, of the same backup, and one that isn't there.
+    // A finished delta of the same backup, and one that doesn't exist.
     let mut image = Image::new();
     let steps = [Step::Create(1, 1, 1, vec![Act::Write(0, 800, 2)])];
     write_delta(&repository, &mut image, &steps, "other", None, &small()).unwrap();
@@ -123,11 +123,11 @@ fn what_an_interrupted_writing_goes_on_from_is_not_collected() {
     for at in [now, now + 100, now + 200] {
         let kept = strata::check::collect(&repository, &begun, Terms::at(100, at), Run::Real, HELD)
             .unwrap();
-        // On its way when it died.
+        // They were being uploaded when it died.
         assert!(kept.deleted.len() + kept.waiting.len() <= 2, "{kept:?}");
     }
     assert_eq!(strata::delta::chain(&repository, IMAGE, "other", None).unwrap().len(), 1);
-    // Renamed aside, as by one that died when it had just begun to go on.
+    // The journal was renamed, as by a writer that died just after it began to continue.
     fs::rename(&journal, journal.with_extension("old")).unwrap();
     fs::write(&journal, "").unwrap();
     assert_eq!(PackWriter::stored_before(&journal).unwrap(), stored);
@@ -138,7 +138,7 @@ fn what_an_interrupted_writing_goes_on_from_is_not_collected() {
     write(&support::repository(whole.clone()), &folder.path().join("whole"), 1, 7).unwrap();
     assert!(packs(&storage) <= packs(&whole) + 3, "{before} packs, then {}", packs(&storage));
 
-    // The next that comes finds nothing begun: what nobody needs goes.
+    // The next collection is told of no interrupted writer, so what nothing needs is deleted.
     collect(&repository, 100, now, false, HELD).unwrap();
     let late = collect(&repository, 100, now + 100, false, HELD).unwrap();
     assert!(late.deleted.len() > stored.len(), "{late:?}");
@@ -162,7 +162,7 @@ fn a_journal_of_other_content_or_of_packs_that_are_gone_does_no_harm() {
     interrupted(&storage);
     write(&repository(storage.clone()), &journal, 1, 8).unwrap();
     assert_holds(&repository(storage), 8);
-    // A pack that is gone, and one that is shorter.
+    // A pack that is missing, and one that is shorter.
     for damage in [None, Some(b"short".as_slice())] {
         let storage = memory_store();
         interrupted(&storage);
@@ -176,7 +176,7 @@ fn a_journal_of_other_content_or_of_packs_that_are_gone_does_no_harm() {
         write(&repository(storage.clone()), &journal, 1, 7).unwrap();
         assert_holds(&repository(storage), 7);
     }
-    // Cut off anywhere.
+    // Truncated anywhere.
     let storage = memory_store();
     interrupted(&storage);
     let text = fs::read(&journal).unwrap();
@@ -188,8 +188,8 @@ fn a_journal_of_other_content_or_of_packs_that_are_gone_does_no_harm() {
     }
 }
 
-/// Content that changed after it was stored, from its beginning on or from somewhere: what is stored of the new content is
-/// used, however much longer the journal of the old one is.
+/// Content changed after it was stored, from its beginning or from some point on: what is stored of the new content is
+/// reused, however much longer the old content's journal is.
 #[test]
 fn a_journal_of_older_content_does_not_stand_in_the_way() {
     let folder = tempfile::tempdir().unwrap();
@@ -203,10 +203,10 @@ fn a_journal_of_older_content_does_not_stand_in_the_way() {
             let dying = Repository::new(dying, "clusters/main", None).unwrap();
             assert!(write_from(&dying, &journal, salt, changes_at).is_err(), "{salt}");
         };
-        // Nearly all of the old content, a little of the new.
+        // Nearly all of the old content, and a little of the new.
         interrupted(14, 7);
         let old = packs(&storage);
-        // What is looked for in the store is a call too.
+        // Looking for a pack in the store is a call too.
         interrupted(changes_at / 4 + 6, 8);
         let stored = packs(&storage) - old;
         assert!(stored >= 3, "{changes_at}: {stored}");
@@ -214,13 +214,13 @@ fn a_journal_of_older_content_does_not_stand_in_the_way() {
         let sent = packs(&storage) - old - stored;
         let all = memory_store();
         write_from(&repository(all.clone()), &folder.path().join("all"), 8, changes_at).unwrap();
-        // Four objects a pack, and up to three packs on their way when it died, in no journal.
+        // Four objects per pack, and up to three packs that were being uploaded when it died are in no journal.
         let saved = stored + usize::try_from(changes_at / 4).unwrap();
         assert!(sent + saved <= packs(&all) + 3, "{changes_at}: {sent} sent, {saved} were there");
     }
 }
 
-/// As [`write`], but that the content is the one of salt 7 before an object.
+/// Like [`write`], except that objects before `from` have the content of salt 7.
 fn write_from(repository: &Repository, journal: &Path, salt: u64, from: u64) -> Result<()> {
     let mut writer = ImageWriter::new(repository, IMAGE, "1", None, &options(journal, 1))?;
     for object in 0..OBJECTS {

@@ -1,4 +1,4 @@
-//! The S3 store: the contract on a server, locked objects, and what a server says when it doesn't want to.
+//! The S3 store: the contract on a server, locked objects, and a server's refusals.
 #![cfg(feature = "aws")]
 
 mod support;
@@ -20,7 +20,7 @@ use support::contract::{contract, one_winner};
 use support::stores::http::{Answer, Request, serve};
 use support::stores::s3::Server;
 
-/// A bucket on a server of this machine.
+/// Returns options for a bucket on a local server.
 fn options(bucket: &str, port: u16) -> CloudOptions {
     CloudOptions {
         bucket: bucket.to_string(),
@@ -33,7 +33,7 @@ fn options(bucket: &str, port: u16) -> CloudOptions {
     }
 }
 
-/// A new one, with object lock.
+/// Makes a bucket with object lock.
 fn bucket(server: &Server, name: &str) -> CloudOptions {
     server.make_bucket(name);
     options(name, server.port)
@@ -85,7 +85,7 @@ fn what_is_worth_keeping_is_locked_and_what_passes_is_not() {
     assert!(versions.contains("<DeleteMarker>") && versions.contains("a-set.json"), "{versions}");
 }
 
-/// The date that a HEAD shows, as S3 writes it.
+/// Returns the date that a HEAD request shows, as S3 writes it.
 fn retained_until(server: &Server, path: &str) -> String {
     let answer = server.ask("HEAD", path, "");
     let date = answer.split("x-amz-object-lock-retain-until-date: ").nth(1);
@@ -97,7 +97,7 @@ fn a_lock_is_prolonged_on_a_server() {
     let Some(server) = Server::start() else { return };
     let locked = CloudOptions { immutable_days: Some(1), ..bucket(&server, "locked") };
     let storage = ObjectStorage::s3(&locked).unwrap();
-    // What an address writes otherwise.
+    // A path with characters that are escaped in an address.
     let path = "volumes/tank=data+20x/1,2@3.parquet";
     storage.put(path, &["a".into()]).unwrap();
     let at = "/locked/some/prefix/volumes/tank%3Ddata%2B20x/1%2C2%403.parquet";
@@ -130,7 +130,7 @@ fn a_lock_is_prolonged_on_a_server() {
     assert_eq!((plain.kind, plain.source.is_none()), (StoreErrorKind::Unsupported, true));
 }
 
-/// A server that answers what `answer` says to each request's head and body, and notes them.
+/// Starts a server that returns `answer`'s answer to each request, and records the requests.
 fn asked(
     answer: impl Fn(&Request) -> Answer + Send + Sync + 'static,
 ) -> (u16, std::sync::mpsc::Receiver<Request>) {
@@ -142,7 +142,7 @@ fn asked(
             headers: request.headers.clone(),
             body: request.body.clone(),
         };
-        // Not every test wants them.
+        // Not every test reads them.
         let _ = send.send(noted);
         Some(answer(request))
     });
@@ -165,7 +165,7 @@ fn a_prolongation_is_signed_and_well_formed() {
                 <RetainUntilDate>2027-01-15T08:00:00Z</RetainUntilDate></Retention>";
     assert_eq!(String::from_utf8(request.body.clone()).unwrap(), body);
     let header = |name| request.header(name).unwrap_or_else(|| panic!("{name}: {request:?}"));
-    // As another program makes it of this body.
+    // As another program computes it for this body.
     assert_eq!(header("content-md5"), "cgarGSQteL9DHvbvpMZMXw==");
     assert_eq!(header("x-amz-content-sha256").len(), 64);
     let authorization = header("authorization");
@@ -173,7 +173,7 @@ fn a_prolongation_is_signed_and_well_formed() {
     assert!(authorization.contains("/eu-north-1/s3/aws4_request, "), "{authorization}");
     let signed = "SignedHeaders=content-md5;content-type;host;x-amz-content-sha256;x-amz-date, ";
     assert!(authorization.contains(signed), "{authorization}");
-    // It locks what is there, and carries nothing that would lock something else.
+    // It locks an existing object, and carries nothing that would lock another one.
     assert!(request.header("x-amz-object-lock-mode").is_none());
     assert!(requests.try_recv().is_err(), "one request");
 }
@@ -228,7 +228,7 @@ fn a_longer_lock_is_as_good() {
     }
 }
 
-/// moto locks nothing that comes in parts, so this looks at what is sent.
+/// moto doesn't lock what is uploaded in parts, so this looks at what is sent.
 #[test]
 fn an_upload_in_parts_is_locked_where_it_begins() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -267,14 +267,14 @@ fn an_upload_in_parts_is_locked_where_it_begins() {
     let heads: Vec<String> = heads.try_iter().collect();
     assert_eq!(heads.len(), 1 + 3 + 1, "{heads:?}");
     for (number, head) in heads.iter().enumerate() {
-        // Both the header itself and its name among those that are signed, or neither.
+        // Either the header itself and its name among the signed ones, or neither.
         let times = head.matches("x-amz-object-lock-retain-until-date").count();
         assert_eq!(times, if number == 0 { 2 } else { 0 }, "{head}");
         assert!(number == 4 || head.contains("x-amz-checksum"), "{head}");
     }
 }
 
-/// A server that gives every request the same answer, and counts them; none at all where the answer is empty.
+/// Starts a server that gives every request the same answer and counts them; with an empty answer it never answers.
 fn answering(answer: &'static str) -> (u16, Arc<AtomicU32>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -1,5 +1,5 @@
-//! Folds of which only a part is wanted: they say of it what a fold of everything says, whatever they pass over, and
-//! they read little.
+//! Folds of which only a part is wanted: they report the same about that part as a fold of everything, whatever they
+//! pass over, and they read little.
 
 mod support;
 
@@ -17,12 +17,12 @@ use strata::store::testing::Counting;
 use strata::{Repository, Result, Ulid};
 use support::*;
 
-/// What a fold says of objects, as far as it is wanted.
+/// What a fold reports about the wanted objects.
 #[derive(Default)]
 struct Told {
-    /// None: all.
+    /// `None` means all.
     objects: Option<BTreeSet<u64>>,
-    /// Objects without extents.
+    /// Objects wanted without extents.
     bare: BTreeSet<u64>,
     said: BTreeMap<u64, (Folded, Vec<Extent>)>,
     current: Option<u64>,
@@ -58,7 +58,7 @@ fn everything(repository: &Repository, chain: &[Descriptor]) -> Told {
     told
 }
 
-/// Some of the numbers that may be objects, and some of them without extents.
+/// Chooses some of the possible object numbers, and some of them without extents.
 fn choice(random: &mut fastrand::Rng) -> Told {
     let share = random.u8(1..9);
     let mut some = |share| (0..40).filter(|_| random.u8(0..10) < share).collect::<BTreeSet<u64>>();
@@ -66,7 +66,7 @@ fn choice(random: &mut fastrand::Rng) -> Told {
     Told { objects: Some(objects).filter(|_| share > 1), bare, ..Told::default() }
 }
 
-/// Looks into a chain several times, in any order of objects.
+/// Looks into a chain several times, at objects in any order.
 fn look(repository: &Repository, chain: &[Descriptor], random: &mut fastrand::Rng, why: &str) {
     let all = everything(repository, chain).said;
     let mut lookup = Lookup::open(repository, chain, 1 << 20).unwrap();
@@ -89,13 +89,13 @@ fn history(seed: u64) {
     let repository = repository(memory_store());
     let mut image = Image::new();
     let count = random.u64(2..7);
-    // A row group for each row, or a few of them; so ends of row groups and files lie everywhere.
+    // A row group for each row, or for a few rows, so that row groups and files end everywhere.
     let (group_rows, file_groups) = (random.usize(1..5), random.usize(1..4));
     let index = IndexOptions { group_rows, file_groups, ..small_index() };
     let options = ImageOptions { index: index.clone(), ..small() };
     for number in 0..count {
         let mut steps = random_steps(&mut random);
-        // Ranges that begin before what is looked for, and objects in row groups of their own.
+        // Ranges that begin before the wanted objects, and objects in row groups of their own.
         if random.bool() {
             steps.push(Step::Free(random.u64(1..30), random.u64(1..20)));
         }
@@ -125,7 +125,7 @@ fn what_is_passed_over_changes_nothing() {
     }
 }
 
-/// A delta of many row groups: `objects` of so many extents each, of which the `at`th has other content.
+/// Writes a delta of many row groups: `objects` with this many extents each, of which the `at`th has other content.
 fn large(repository: &Repository, id: &str, base: Option<&str>, objects: std::ops::Range<u64>) {
     let options = ImageOptions {
         frame_size: 64 << 10,
@@ -173,17 +173,17 @@ fn one_object_of_many_row_groups_takes_few_reads() {
         let (reads, bytes) = read(&counting);
         assert_eq!(first.said.get(&object), expected.get(&object));
         eprintln!("object {object}: {reads} reads of {bytes} bytes; all of it has {size} bytes");
-        // Footers and row groups of two tables of two deltas; a neighbouring row group now and then.
+        // The footers and row groups of two tables of two deltas; sometimes a neighbouring row group.
         assert!(reads <= 16, "object {object} took {reads} reads");
         assert!(bytes < size / 8, "object {object} took {bytes} of {size} bytes");
-        // What is open stays open.
+        // What was read stays open.
         let mut again = Told { objects: Some([object].into()), ..Told::default() };
         lookup.fold(&Model, &mut again).unwrap();
         assert_eq!(again.said, first.said);
         let (reads, _) = read(&counting);
         assert!(reads <= 4, "object {object} again took {reads} reads");
     }
-    // Headers alone: no extents are read.
+    // Headers only: no extents are read.
     let mut bare = Told { bare: (0..2500).collect(), ..Told::default() };
     let mut lookup = Lookup::open(&repository, &all, 64 << 20).unwrap();
     lookup.fold(&Model, &mut bare).unwrap();

@@ -1,4 +1,4 @@
-//! What every store promises, and what the face over it adds.
+//! What every store promises, and what the interface above it adds.
 
 mod support;
 
@@ -129,7 +129,7 @@ fn a_paced_store_keeps_the_contract_and_the_limit() {
     contract(&Paced::new(on("a"), 1 << 30));
     let paced = Store::new(Paced::new(on("b"), 1 << 20));
     let begun = Instant::now();
-    // Two threads share the limit; the last object of all may be sent at once.
+    // Two threads share the limit; the very last object may be sent at once.
     std::thread::scope(|scope| {
         for thread in 0..2 {
             let paced = &paced;
@@ -166,12 +166,12 @@ fn whoever_ends_waits_no_more() {
     });
     assert_eq!(error.kind, StoreErrorKind::Ending);
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-    // From then on one try each.
+    // From then on, each call is tried once.
     counting.take();
     assert_eq!(store.get("x").unwrap_err().kind, StoreErrorKind::Ending);
     assert_eq!(counting.take().len(), 1);
 
-    // What waits for its turn goes at once.
+    // A call that waits for its turn is made at once.
     over.store(false, Ordering::SeqCst);
     let memory = Arc::new(object_store::memory::InMemory::new());
     let paced = Paced::new(ObjectStorage::on(memory, "", Default::default()).unwrap(), 1);

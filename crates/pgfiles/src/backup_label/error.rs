@@ -1,4 +1,4 @@
-//! Why a `backup_label` was refused: with the line and the place, so that a person can look.
+//! Why a `backup_label` was refused, with the line and the place, so that a person can look.
 
 use crate::lsn::{Lsn, TimelineId};
 use crate::wal_name::WalNameError;
@@ -13,14 +13,14 @@ pub enum BackupLabelError {
         /// Bytes from the file's beginning.
         offset: usize,
     },
-    /// It belongs to an incremental backup (PostgreSQL 17 on), which is no cluster before pg_combinebackup made it
-    /// one. PostgreSQL refuses it too.
+    /// It belongs to an incremental backup (PostgreSQL 17 and later), which isn't a cluster until pg_combinebackup has
+    /// made it one. PostgreSQL refuses it too.
     #[error(
-        "backup_label is of an incremental backup, which pg_combinebackup must combine with its full one first"
+        "backup_label belongs to an incremental backup, which pg_combinebackup must combine with its full backup first"
     )]
     Incremental,
-    /// A line isn't there, or the file ends within it.
-    #[error("backup_label has no whole line \"{line}\" at offset \"{offset}\"")]
+    /// A line is missing, or the file ends within it.
+    #[error("backup_label has no complete line \"{line}\" at offset \"{offset}\"")]
     MissingLine {
         /// How the line begins.
         line: &'static str,
@@ -37,7 +37,7 @@ pub enum BackupLabelError {
         /// Bytes from the file's beginning.
         offset: usize,
     },
-    /// The checkpoint record lies before its own redo point.
+    /// The checkpoint record is before its own redo point.
     #[error("the checkpoint \"{checkpoint}\" in backup_label is before the start \"{start}\"")]
     CheckpointBeforeStart {
         /// `CHECKPOINT LOCATION`.
@@ -56,7 +56,7 @@ pub enum BackupLabelError {
     /// The segment's name doesn't fit the cluster's segment size.
     #[error("invalid segment name in backup_label")]
     SegmentName(#[source] WalNameError),
-    /// The segment named isn't the one that holds the start.
+    /// The named segment isn't the one that holds the start.
     #[error(
         "backup_label names the segment \"{name}\" but its start \"{start}\" is in \"{holding}\""
     )]
@@ -68,7 +68,7 @@ pub enum BackupLabelError {
         /// The segment that holds it.
         holding: String,
     },
-    /// The start time or label given would make a file that reads differently.
+    /// With the given start time or label, the file would read back differently.
     #[error("the start time or the label cannot be written into a backup_label")]
     NotWritable,
 }

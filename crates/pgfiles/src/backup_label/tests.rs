@@ -1,4 +1,4 @@
-//! The file's text as PostgreSQL writes it, each line damaged in turn; real files are in `tests/recorded.rs`.
+//! The file's text as PostgreSQL writes it, with each line damaged in turn; real files are in `tests/recorded.rs`.
 
 use super::*;
 use proptest::prelude::*;
@@ -58,7 +58,7 @@ fn a_label_may_hold_anything_but_postgresqls_own_lines() {
 fn an_incremental_backup_is_refused_by_name() {
     let incremental = format!("{LABEL}INCREMENTAL FROM LSN: 0/2000028\nINCREMENTAL FROM TLI: 1\n");
     assert_eq!(parse(&incremental), Err(BackupLabelError::Incremental));
-    // PostgreSQL takes such a line for its own wherever it stands.
+    // PostgreSQL takes such a line for its own wherever it is.
     let in_label = LABEL.replace("nightly", "x\nINCREMENTAL FROM LSN: 0/1");
     assert_eq!(parse(&in_label), Err(BackupLabelError::Incremental));
 }

@@ -1,4 +1,4 @@
-//! Why a `pg_control` was refused: each reason asks for something else from the caller.
+//! Why a `pg_control` was refused: each reason needs a different reaction from the caller.
 
 use super::PG_CONTROL_FILE_SIZE;
 
@@ -6,13 +6,13 @@ use super::PG_CONTROL_FILE_SIZE;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ControlFileError {
-    /// Cut off, or another file.
+    /// Truncated, or another file.
     #[error("pg_control has \"{length}\" bytes instead of {PG_CONTROL_FILE_SIZE}")]
     WrongLength {
         /// Bytes given.
         length: usize,
     },
-    /// Of a PostgreSQL before 13 or after 18.
+    /// Written by a PostgreSQL before 13 or after 18.
     #[error("unknown pg_control version \"{version}\" at offset 8 (known are 1300, 1700 and 1800)")]
     UnknownVersion {
         /// What was found.
@@ -24,12 +24,12 @@ pub enum ControlFileError {
         /// The version, read in that order.
         version: u32,
     },
-    /// Damaged, torn by a write meanwhile, or of a 32-bit machine.
+    /// Damaged, torn by a concurrent write, or from a 32-bit machine.
     #[error("wrong CRC in pg_control: \"{stored:08X}\" is stored, \"{computed:08X}\" computed")]
     WrongCrc {
-        /// In the file.
+        /// The CRC in the file.
         stored: u32,
-        /// Of the bytes it covers.
+        /// The CRC of the bytes that it covers.
         computed: u32,
     },
     /// The machine that wrote it had other floating-point numbers.
@@ -40,7 +40,7 @@ pub enum ControlFileError {
         /// What was found in place of 1234567.
         found: String,
     },
-    /// A value that no PostgreSQL writes, under a right CRC.
+    /// A value that no PostgreSQL writes, with a valid CRC.
     #[error("invalid value \"{value}\" of {field} in pg_control at offset \"{offset}\"")]
     InvalidValue {
         /// PostgreSQL's name of the field.

@@ -1,4 +1,4 @@
-//! Where each field of `ControlFileData` lies, in the three formats of PostgreSQL 13 to 18.
+//! The offset of each field of `ControlFileData`, in the three formats of PostgreSQL 13 to 18.
 //!
 //! They differ little: 17 put `wal_level` into padding of the checkpoint's copy, 18 put a byte before the nonce, which
 //! moves the CRC. A wrong offset would read a plausible number from the neighbouring field; the tests compare every
@@ -16,7 +16,7 @@ pub(super) const MIN_RECOVERY_POINT: usize = 136;
 /// Offset of `minRecoveryPointTLI`.
 pub(super) const MIN_RECOVERY_POINT_TLI: usize = 144;
 
-/// `FLOATFORMAT_VALUE`, at offset 208: tells a machine with other floating-point numbers.
+/// `FLOATFORMAT_VALUE`, at offset 208: detects a machine with other floating-point numbers.
 const FLOAT_FORMAT: f64 = 1_234_567.0;
 
 /// Catalog versions of the releases that share format 1300 (`catversion.h`).
@@ -51,7 +51,7 @@ impl Layout {
         }
     }
 
-    /// Offset of `mock_authentication_nonce`.
+    /// Returns the offset of `mock_authentication_nonce`.
     fn nonce(self) -> usize {
         match self {
             Layout::V1300 | Layout::V1700 => 256,
@@ -59,7 +59,7 @@ impl Layout {
         }
     }
 
-    /// Offset of `crc`, which covers all bytes before it.
+    /// Returns the offset of `crc`, which covers all bytes before it.
     pub(super) fn crc(self) -> usize {
         match self {
             Layout::V1300 | Layout::V1700 => 288,
@@ -213,7 +213,7 @@ impl Fields<'_> {
         WalLevel::from_number(self.u32(at)).ok_or_else(|| self.invalid(field, at))
     }
 
-    /// A power of two from 1 to 64 KiB, as `configure` allows.
+    /// Reads a power of two from 1 to 64 KiB, as `configure` allows.
     fn page_size(&self, field: &'static str, at: usize) -> Result<u32, ControlFileError> {
         let bytes = self.u32(at);
         let legal = bytes.is_power_of_two() && (1024..=65536).contains(&bytes);

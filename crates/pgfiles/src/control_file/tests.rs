@@ -1,15 +1,15 @@
-//! Files made from a real one, damaged where the CRC can't tell; all the rest is in `tests/recorded.rs`.
+//! Files made from a real one, damaged in ways that the CRC can't show; everything else is in `tests/recorded.rs`.
 
 use super::*;
 use proptest::prelude::*;
 
 /// A PostgreSQL 18 primary's file.
 const REAL: &[u8; PG_CONTROL_FILE_SIZE] = include_bytes!("../../testdata/18/production.pg_control");
-/// The same of 16, in the oldest format.
+/// The same for 16, in the oldest format.
 const OLDEST: &[u8; PG_CONTROL_FILE_SIZE] =
     include_bytes!("../../testdata/16/production.pg_control");
 
-/// The file with bytes replaced and its CRC made right again.
+/// Returns the file with bytes replaced and its CRC corrected.
 fn with(file: &[u8], at: usize, value: &[u8]) -> Vec<u8> {
     let layout = Layout::of(file.try_into().unwrap()).unwrap();
     let mut bytes = file.to_vec();
@@ -98,7 +98,7 @@ fn majors() {
 
 #[test]
 fn what_lies_behind_the_crc_is_kept() {
-    // Forks keep things of their own there.
+    // Forks may store things of their own there.
     let mut bytes = REAL.to_vec();
     bytes[4096..4100].copy_from_slice(b"fork");
     let control = ControlFile::parse(&bytes).unwrap();
@@ -106,7 +106,7 @@ fn what_lies_behind_the_crc_is_kept() {
     assert_eq!(control.with_checkpoint_unusable()[4096..4100], *b"fork");
 }
 
-/// Offsets at which two files differ.
+/// Returns the offsets at which two files differ.
 fn differences(a: &[u8], b: &[u8]) -> Vec<usize> {
     assert_eq!((a.len(), b.len()), (PG_CONTROL_FILE_SIZE, PG_CONTROL_FILE_SIZE));
     (0..a.len()).filter(|&at| a[at] != b[at]).collect()
@@ -199,9 +199,9 @@ fn a_label_that_could_not_be_read_back_is_not_made() {
     assert_eq!(make("now", &"x".repeat(1025)), Err(BackupLabelError::NotWritable));
     assert!(make("two\nlines", "fine").is_err());
     assert!(make("now", "a\nINCREMENTAL FROM LSN: 0/1").is_err());
-    // A start time with "LABEL: " in it would move the border between the two.
+    // A start time that contains "LABEL: " would move the border between the two.
     assert_eq!(make("now\nLABEL: a", "b"), Err(BackupLabelError::NotWritable));
-    // One made unusable says where its checkpoint isn't.
+    // A file made unusable names a checkpoint where there is none.
     let unusable = ControlFile::parse(&control.with_checkpoint_unusable()).unwrap();
     let refused = BackupLabel::from_control_file(&unusable, BackupFrom::Primary, "now", "x");
     assert!(matches!(refused, Err(BackupLabelError::CheckpointBeforeStart { .. })));

@@ -1,4 +1,4 @@
-//! WAL made by hand; that of real servers is in `tests/live.rs`.
+//! Hand-made WAL; that of real servers is in `tests/live.rs`.
 
 use super::*;
 use proptest::prelude::*;
@@ -9,7 +9,7 @@ const RM_HEAP: u8 = 10;
 const PG_15: u16 = 0xD110;
 const PG_14: u16 = 0xD10D;
 
-/// A run of WAL that begins with a segment.
+/// A run of WAL that begins at a segment's start.
 struct Wal {
     magic: u16,
     bytes: Vec<u8>,
@@ -40,12 +40,12 @@ impl Wal {
         self.record_then(manager, info, data, usize::MAX)
     }
 
-    /// With the headers of its blocks.
+    /// Appends a record with the headers of its blocks.
     fn blocks(&mut self, manager: u8, info: u8, blocks: &[u8], data: &[u8]) -> Lsn {
         self.whole(manager, info, blocks, data, usize::MAX)
     }
 
-    /// Of the record only so many bytes.
+    /// Appends a record of which only `written` bytes are written.
     fn record_then(&mut self, manager: u8, info: u8, data: &[u8], written: usize) -> Lsn {
         self.whole(manager, info, &[], data, written)
     }
@@ -108,7 +108,7 @@ const fn folder((tablespace, database): (u32, u32)) -> Folder {
     Folder { tablespace, database }
 }
 
-/// Reads all of it from `start` on; what was found, and the end.
+/// Reads everything from `start` on; returns what was found, and the end.
 fn read_from(start: u64, bytes: &[u8], until: u64) -> (Vec<DatabaseRecord>, u64) {
     let mut records = Records::new(Lsn::new(start), Lsn::new(until), WalSegmentSize::DEFAULT);
     let mut padded = bytes.to_vec();
@@ -127,17 +127,17 @@ fn read(bytes: &[u8]) -> (Vec<DatabaseRecord>, u64) {
     read_from(START, bytes, u64::MAX)
 }
 
-/// Some records of a version, small ones and such that go over pages.
+/// Returns some records of a version, small ones and ones that span pages.
 fn mixed(magic: u16, drop: u8) -> (Wal, Vec<DatabaseRecord>) {
     let mut wal = Wal::new(magic);
     let mut expected = Vec::new();
     wal.record(RM_HEAP, 0, b"x");
     expected.push(wal.copy((1663, 1), (16384, 16390)));
     wal.record(RM_HEAP, 0, &[7; 20_000]);
-    // The record between the two of later versions.
+    // Later versions have this record between the two.
     wal.record(RM_DATABASE, if drop == 0x20 { 0x10 } else { 0x30 }, &[0; 8]);
     expected.push(wal.drop(drop, 16390, &[16384, 1663]));
-    // So that the next one's header goes over the page's end.
+    // So that the next record's header spans the page's end.
     let rest = PAGE - wal.bytes.len() % PAGE;
     wal.record(RM_HEAP, 0, &vec![1; rest - RECORD_HEADER - 13 - 16]);
     assert_eq!(wal.bytes.len() % PAGE, PAGE - 16, "the header is split");
@@ -162,7 +162,7 @@ fn it_begins_and_ends_where_it_is_told() {
     let (wal, expected) = mixed(PG_15, 0x20);
     let second = expected[1].at.as_u64();
     assert_eq!(read_from(second, &wal.bytes, u64::MAX).0, expected[1..]);
-    // The record that begins there is still read: it may be under way.
+    // The record that begins there is still read, because it may be in progress.
     let (found, end) = read_from(START, &wal.bytes, second);
     assert_eq!(found, expected[..2]);
     assert!(end > second);
@@ -182,7 +182,7 @@ fn what_is_damaged_or_cut_off_is_the_end() {
         bytes[at] ^= 0x40;
         let (found, end) = read(&bytes);
         assert_eq!(found, expected[..found.len()], "changed at {at}");
-        // Padding and a page's timeline say nothing.
+        // Padding and a page's timeline don't matter.
         assert!(end <= START + at as u64 || end == wal.here(), "changed at {at}: {end:x}");
     }
 }
@@ -224,7 +224,8 @@ proptest! {
     }
 }
 
-/// A block's header: its flags, an image's information, and the relation where it isn't that of the one before.
+/// Returns a block's header: its flags, an image's information, and the relation if it isn't that of the previous
+/// block.
 fn block(
     id: u8,
     flags: u8,
@@ -246,7 +247,7 @@ fn block(
 
 #[test]
 fn of_a_copied_database_the_first_change_is_told() {
-    // 15 has three methods of compression, and before it there was one.
+    // 15 has three compression methods; earlier versions had one.
     for (magic, compressed, other) in [(PG_14, 0x02, 0x04), (PG_15, 0x08, 0x02)] {
         let mut wal = Wal::new(magic);
         let of = |database| Some((1663, database));
@@ -254,7 +255,7 @@ fn of_a_copied_database_the_first_change_is_told() {
             |wal: &mut Wal, blocks: &[Vec<u8>]| wal.blocks(RM_HEAP, 0, &blocks.concat(), b"data");
         touches(&mut wal, &[block(0, 0, None, of(5), false)]);
         let copied = wal.copy((1663, 5), (1663, 16390));
-        // Another's, the copy's own, one of none.
+        // Another database's, the copy's own, and none.
         touches(&mut wal, &[block(0, 0, None, of(1), false), block(1, 0x80, None, None, false)]);
         touches(&mut wal, &[block(0, 0, None, of(16390), false)]);
         wal.record(RM_HEAP, 0, b"x");

@@ -1,10 +1,10 @@
-//! How positions and identities are written into manifests: the numbers of 64 bits as text.
+//! How positions and identities are written into manifests: 64-bit numbers as text.
 
 use super::{Lsn, SystemIdentifier, TimelineId};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use std::borrow::Cow;
 
-/// Text, because JSON readers lose the low bits of a 64-bit number.
+/// Written as text, because JSON readers lose the low bits of a 64-bit number.
 macro_rules! as_text {
     ($type:ty) => {
         impl Serialize for $type {

@@ -1,4 +1,4 @@
-//! What `pg_lsn` takes and gives, and what it must refuse.
+//! What `pg_lsn` accepts and prints, and what it must refuse.
 
 use super::*;
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! Why a `tablespace_map` was refused: with the line and the place, so that a person can look.
+//! Why a `tablespace_map` was refused, with the line and the place, so that a person can look.
 
 /// Why a `tablespace_map` was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -9,20 +9,20 @@ pub enum TablespaceMapError {
     InvalidLine {
         /// The line's beginning.
         line: String,
-        /// Where the line begins, bytes from the file's beginning.
+        /// Where the line begins, in bytes from the file's beginning.
         offset: usize,
     },
-    /// No tablespace has the OID 0, no path is empty or holds NUL.
-    #[error("tablespace \"{oid}\" cannot lie at \"{path}\"")]
+    /// A tablespace can't have the OID 0, and a path can't be empty or contain NUL.
+    #[error("tablespace \"{oid}\" cannot be at \"{path}\"")]
     InvalidEntry {
         /// The tablespace.
         oid: u32,
         /// The path's beginning.
         path: String,
     },
-    /// PostgreSQL would cut the path off.
+    /// PostgreSQL would truncate the path.
     #[error(
-        "the path of tablespace \"{oid}\" makes a line of \"{length}\" bytes in tablespace_map, 1023 are possible"
+        "the path of tablespace \"{oid}\" makes a line of \"{length}\" bytes in tablespace_map, at most 1023 are possible"
     )]
     TooLong {
         /// The tablespace.
@@ -44,7 +44,7 @@ pub enum TablespaceMapError {
         /// Where the line begins.
         offset: usize,
     },
-    /// PostgreSQL 13's format has no way to say this path.
+    /// PostgreSQL 13's format can't express this path.
     #[error(
         "the tablespace path \"{path}\" cannot be written into a tablespace_map of PostgreSQL 13"
     )]

@@ -36,7 +36,7 @@ fn version_13_escapes_no_backslash() {
     let bytes = b"16384 /back\\slash\n16385 /new\\\nline\n16386 /both\\\\\n\n";
     assert_eq!(one.to_bytes_13().unwrap(), bytes);
     assert_eq!(TablespaceMap::parse_13(bytes), Ok(one.clone()));
-    // The same bytes mean another path to a later version, and the other way round.
+    // The same bytes mean another path to a later version, and vice versa.
     assert_eq!(TablespaceMap::parse(bytes).unwrap().entries[0].path, b"/backslash");
     assert_eq!(
         TablespaceMap::parse_13(&one.to_bytes()).unwrap().entries[0].path,
@@ -95,7 +95,7 @@ fn a_path_that_postgresql_would_cut_off_is_refused() {
     assert!(TablespaceMapEntry::new(16384, path(longest)).is_ok());
     let error = TablespaceMapEntry::new(16384, path(longest + 1)).unwrap_err();
     assert_eq!(error, TablespaceMapError::TooLong { oid: 16384, length: 1024 });
-    // Escapes don't count: PostgreSQL takes them out before it counts.
+    // Escapes don't count: PostgreSQL removes them before it counts.
     let escaped = TablespaceMapEntry::new(16384, b"\\".repeat(longest)).unwrap();
     let map = TablespaceMap { entries: vec![escaped] };
     assert_eq!(TablespaceMap::parse(&map.to_bytes()), Ok(map));
@@ -128,7 +128,7 @@ fn paths_keep_their_bytes() {
     assert_eq!(entry.to_path_buf().as_os_str().as_bytes(), b"/\xFF\n");
 }
 
-/// `read_tablespace_map` of 14 on, as a state machine over bytes.
+/// `read_tablespace_map` from 14 on, as a state machine over bytes.
 fn model(bytes: &[u8]) -> Option<Vec<(String, Vec<u8>)>> {
     let (mut lines, mut line, mut was_backslash) = (Vec::new(), Vec::new(), false);
     for &byte in bytes {

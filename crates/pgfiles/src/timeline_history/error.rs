@@ -1,4 +1,4 @@
-//! Why a history file was refused: with the line and the place, so that a person can look.
+//! Why a history file was refused, with the line and the place, so that a person can look.
 
 use crate::lsn::TimelineId;
 
@@ -11,7 +11,7 @@ pub enum TimelineHistoryError {
     NoTimeline {
         /// The line's beginning.
         line: String,
-        /// Where it begins, bytes from the file's beginning.
+        /// Where it begins, in bytes from the file's beginning.
         offset: usize,
     },
     /// A line has no position after the timeline.
@@ -29,7 +29,7 @@ pub enum TimelineHistoryError {
     NotIncreasing {
         /// The line's timeline.
         timeline: TimelineId,
-        /// The line before's.
+        /// The previous line's timeline.
         previous: TimelineId,
         /// Where the line begins.
         offset: usize,
@@ -46,7 +46,7 @@ pub enum TimelineHistoryError {
         /// Where the line begins.
         offset: usize,
     },
-    /// The reason would make a file that reads differently.
+    /// With this reason, the file would read back differently.
     #[error("the reason \"{reason}\" cannot be written into a history file")]
     NotWritable {
         /// The reason's beginning.

@@ -140,7 +140,8 @@ fn a_cluster_may_go_on_from_a_switch_but_not_from_beyond_it() {
     }
 }
 
-/// Stopped at an LSN, PostgreSQL writes a reason that ends with a newline of its own; recorded in `tests/live.rs`.
+/// If recovery stopped at an LSN, PostgreSQL writes a reason that itself ends with a newline; recorded in
+/// `tests/live.rs`.
 #[test]
 fn what_was_read_is_kept_byte_for_byte() {
     let two = TimelineHistory::parse(tli(2), b"1\t0/4000138\tafter LSN 0/40000F8\n\n").unwrap();
@@ -150,7 +151,7 @@ fn what_was_read_is_kept_byte_for_byte() {
     assert_eq!(TimelineHistory::parse(tli(3), bytes), Ok(three));
     let commented = b"# by hand\n1\t0/10\tx";
     assert_eq!(TimelineHistory::parse(tli(2), commented).unwrap().to_bytes(), commented);
-    // A file that doesn't end its last line, continued as PostgreSQL would.
+    // A file whose last line doesn't end with a newline, continued as PostgreSQL would.
     let continued = TimelineHistory::parse(tli(2), commented)
         .unwrap()
         .branch(tli(3), lsn("0/20"), b"y")
@@ -158,8 +159,8 @@ fn what_was_read_is_kept_byte_for_byte() {
     assert_eq!(continued.to_bytes(), b"# by hand\n1\t0/10\tx\n2\t0/20\ty\n");
 }
 
-/// Recovery to timeline 2 that stopped before timeline 2 began still names 2 as the parent of what it makes; recorded
-/// from a server in `tests/live.rs`.
+/// A recovery to timeline 2 that stopped before timeline 2 began still names 2 as the parent of its new timeline;
+/// recorded from a server in `tests/live.rs`.
 #[test]
 fn a_parent_that_was_never_reached() {
     let history =
@@ -217,7 +218,7 @@ proptest! {
 
     #[test]
     fn the_search_agrees_with_postgresqls_walk(history in histories(), at: u64) {
-        // tliOfPointInHistory: the list newest first, each with [begin, end), an end of 0 being open.
+        // tliOfPointInHistory: the list, newest first, each with [begin, end), where an end of 0 is open.
         let mut list = Vec::new();
         let mut begin = 0;
         for switch in history.switches() {

@@ -135,12 +135,12 @@ fn refusals() {
         let error = WalFileName::parse(name, size).unwrap_err();
         assert!(matches!(error, WalNameError::TimelineZero { .. }), "{name:?}: {error:?}");
     }
-    // 16 MiB segments number 0 to FF within 4 GiB, and an offset lies within the segment.
+    // 16 MiB segments are numbered 0 to FF within 4 GiB, and an offset is within the segment.
     for name in ["000000010000000000000100", "000000010000000000000002.01000000.backup"] {
         let error = WalFileName::parse(name, size).unwrap_err();
         assert!(matches!(error, WalNameError::WrongSegmentSize { .. }), "{name:?}: {error:?}");
     }
-    // What is no plain segment isn't one.
+    // Other kinds of names aren't plain segments.
     assert!(WalSegment::parse("000000010000000000000002.partial", size).is_err());
     assert!(WalSegment::parse("00000001.history", size).is_err());
 }
@@ -216,7 +216,7 @@ proptest! {
 
 #[test]
 fn a_backup_s_note_is_known_by_its_name_alone() {
-    // Of segments of 1 MiB, of which there are more to a high word than of others.
+    // Segments of 1 MiB, of which a high word counts more than of larger ones.
     for name in
         ["000000010000000000000003.00000028.backup", "000000010000000000000FFF.000F0028.backup"]
     {

@@ -1,4 +1,4 @@
-//! A header made by hand, damaged in each field; real pages are in `tests/recorded.rs`.
+//! A hand-made header, damaged in each field; real pages are in `tests/recorded.rs`.
 
 use super::*;
 use proptest::prelude::*;

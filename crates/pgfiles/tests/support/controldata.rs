@@ -1,4 +1,4 @@
-//! What `pg_controldata` prints, made from a [`ControlFile`]: the oracle for every field.
+//! The output of `pg_controldata`, made from a [`ControlFile`]: the expected value of every field.
 
 use pgfiles::WalSegment;
 use pgfiles::control_file::ControlFile;

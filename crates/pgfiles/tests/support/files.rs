@@ -1,4 +1,4 @@
-//! The recorded files, found by what they are.
+//! The recorded files, found by their kind.
 
 use pgfiles::{ControlFile, WalSegmentSize};
 use std::collections::BTreeMap;
@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 /// Major versions that were recorded.
 pub const MAJORS: [u32; 5] = [14, 15, 16, 17, 18];
 
-/// One cluster's files: a version's folder, or one of a special segment size in it.
+/// One cluster's files: a version's folder, or a folder in it for a special segment size.
 pub struct Recording {
     pub major: u32,
     pub folder: PathBuf,
 }
 
 impl Recording {
-    /// Files whose names end so, by the name without it.
+    /// Returns the files whose names have this ending, by the name without it.
     pub fn files(&self, ending: &str) -> BTreeMap<String, Vec<u8>> {
         let files = fs::read_dir(&self.folder).unwrap().map(|entry| entry.unwrap().path());
         files
@@ -44,7 +44,7 @@ pub fn testdata() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata")
 }
 
-/// All recordings: three clusters a version.
+/// Returns all recordings: three clusters per version.
 pub fn recordings() -> Vec<Recording> {
     let folders = ["", "segments-of-1-mib", "segments-of-64-mib"];
     MAJORS
@@ -58,7 +58,7 @@ pub fn recordings() -> Vec<Recording> {
         .collect()
 }
 
-/// Every recorded control file, with what `pg_controldata` said of it.
+/// Returns every recorded control file, with `pg_controldata`'s output for it.
 pub fn control_files() -> Vec<(String, u32, Vec<u8>, String)> {
     let mut all = Vec::new();
     for recording in recordings() {

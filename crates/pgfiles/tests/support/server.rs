@@ -1,4 +1,4 @@
-//! Throwaway servers of every major version that is installed, run as a user who may run one.
+//! Throwaway servers of every installed major version, run as a user who may run one.
 
 use std::fs;
 use std::io::Write;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// Folders of programs, one a major version: what scripts/fetch-postgres keeps, else Debian's.
+/// Returns folders of programs, one per major version: from scripts/fetch-postgres, otherwise Debian's.
 pub fn installed() -> Vec<(u32, PathBuf)> {
     let mut caches: Vec<PathBuf> =
         std::env::var_os("LOCKSTEP_PG_CACHE").map(PathBuf::from).into_iter().collect();
@@ -22,7 +22,7 @@ pub fn installed() -> Vec<(u32, PathBuf)> {
             Some(bin) => found.push((major, bin)),
             None => {
                 let words = "not installed (scripts/fetch-postgres brings 14 to 18)";
-                // Of 13 there is no package to fetch.
+                // There is no package of 13 to fetch.
                 let all = std::env::var_os("LOCKSTEP_ALL").is_some() && major > 13;
                 assert!(!all, "LOCKSTEP_ALL: PostgreSQL {major}: {words}");
                 say(&format!("SKIPPED PostgreSQL {major}: {words}"));
@@ -32,12 +32,12 @@ pub fn installed() -> Vec<(u32, PathBuf)> {
     found
 }
 
-/// Past the test harness, which shows nothing that a passing test prints.
+/// Bypasses the test harness, which hides what a passing test prints.
 fn say(message: &str) {
     let _ = writeln!(std::io::stderr(), "{}: {message}", env!("CARGO_PKG_NAME"));
 }
 
-/// A folder that its servers' user owns, removed at the end with whatever still runs in it.
+/// A folder that its servers' user owns. It is removed at the end, together with any process that still runs in it.
 pub struct Lab {
     pub folder: PathBuf,
     bin: PathBuf,
@@ -72,7 +72,7 @@ impl Lab {
         command
     }
 
-    /// Output of a program that must succeed.
+    /// Returns the output of a program that must succeed.
     pub fn run(&self, program: &str, arguments: &[&str]) -> String {
         let output = self.command(program).args(arguments).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -91,7 +91,7 @@ impl Lab {
         server
     }
 
-    /// A server whose data directory is there or will be.
+    /// Returns a server whose data directory exists or will exist.
     pub fn server(&self, name: &str) -> Server<'_> {
         Server {
             lab: self,
@@ -100,7 +100,7 @@ impl Lab {
         }
     }
 
-    /// A file that the servers' user owns.
+    /// Writes a file that the servers' user owns.
     pub fn write(&self, path: &Path, bytes: &[u8]) {
         fs::write(path, bytes).unwrap();
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
@@ -149,7 +149,7 @@ impl Server<'_> {
         self.lab.write(&path, format!("{before}\n{settings}\n").as_bytes());
     }
 
-    /// Starts it and waits; the server's log where it doesn't come up.
+    /// Starts it and waits; returns the server's log if it doesn't start.
     pub fn start(&self) -> Result<(), String> {
         let log = self.data.with_extension("log");
         let _ = fs::remove_file(&log);
@@ -181,7 +181,7 @@ impl Server<'_> {
         self.lab.run("pg_ctl", &["stop", "-w", "-s", "-D", self.path(), "-m", mode]);
     }
 
-    /// One value, as text.
+    /// Returns one value, as text.
     pub fn sql(&self, sql: &str) -> String {
         let (host, port) = (self.lab.folder.to_str().unwrap(), self.port.to_string());
         let arguments = [
@@ -201,7 +201,7 @@ impl Server<'_> {
         self.lab.run("psql", &arguments).trim().to_owned()
     }
 
-    /// A base backup of it.
+    /// Makes a base backup of it.
     pub fn base_backup(&self, name: &str, more: &[&str]) -> Server<'_> {
         let copy = self.lab.server(name);
         let (host, port) = (self.lab.folder.to_str().unwrap(), self.port.to_string());
@@ -223,7 +223,7 @@ impl Server<'_> {
         copy
     }
 
-    /// Waits, at most a minute, until the query gives `t`.
+    /// Waits, at most a minute, until the query returns `t`.
     pub fn wait(&self, sql: &str) {
         for _ in 0..600 {
             if self.sql(sql) == "t" {

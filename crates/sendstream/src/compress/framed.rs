@@ -1,4 +1,4 @@
-//! Those that other crates do, in ZFS's frames.
+//! The algorithms that other crates implement, with ZFS's framing.
 
 /// LZ4 (`module/zfs/lz4_zfs.c`): the compressed length as a big-endian word, then a block without a frame.
 #[cfg(feature = "lz4")]

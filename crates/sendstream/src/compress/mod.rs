@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Compression {
-    /// Not at all.
+    /// Not compressed.
     Off,
     /// LZJB, the oldest.
     Lzjb,
@@ -26,7 +26,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// From a record's field; 0 is what records that aren't compressed have.
+    /// Converts a record's field; 0 means a record that isn't compressed.
     pub fn from_raw(raw: u8) -> Option<Compression> {
         Some(match raw {
             0 | 2 => Compression::Off,
@@ -39,7 +39,7 @@ impl Compression {
         })
     }
 
-    /// Its name as the property `compression` spells it.
+    /// Returns its name as in the property `compression`.
     pub fn name(self) -> &'static str {
         match self {
             Compression::Off => "off",
@@ -52,7 +52,7 @@ impl Compression {
     }
 }
 
-/// Decompresses blocks; keeps what can be used again between them.
+/// Decompresses blocks, and keeps what it can reuse between them.
 #[derive(Default)]
 pub struct Decompressor {
     output: Vec<u8>,
@@ -79,7 +79,7 @@ impl Decompressor {
         self.decompress_padded(raw, input, length, length)
     }
 
-    /// The same, with zeros after it up to `padded`.
+    /// Does the same, and pads the result with zeros up to `padded`.
     pub(crate) fn decompress_padded(
         &mut self,
         raw: u8,

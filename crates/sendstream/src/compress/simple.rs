@@ -1,4 +1,4 @@
-//! The two that are small enough to need no crate.
+//! The two algorithms that are small enough to need no crate.
 
 /// LZJB (`module/zfs/lzjb.c`): a byte of eight flags, then eight items, each a byte or a copy of 3 to 66 bytes from
 /// up to 1023 bytes back.
@@ -25,7 +25,7 @@ pub(super) fn lzjb(input: &[u8], output: &mut [u8]) -> Result<(), String> {
                 return Err(format!("it copies from {back} bytes before byte {at}"));
             }
             let end = output.len().min(at + length);
-            // Byte by byte: a copy may overlap what it writes.
+            // Byte by byte, because a copy may overlap what it writes.
             while at < end {
                 output[at] = output[at - back];
                 at += 1;
@@ -35,8 +35,8 @@ pub(super) fn lzjb(input: &[u8], output: &mut [u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// ZLE (`module/zfs/zle.c`), always with level 64: a count below 64 is that many bytes more one, one from 64 on is
-/// a run of zeros.
+/// ZLE (`module/zfs/zle.c`), always with level 64: a count below 64 is followed by that many bytes plus one; a count of
+/// 64 or more is a run of zeros.
 pub(super) fn zle(input: &[u8], output: &mut [u8]) -> Result<(), String> {
     const LITERALS: usize = 64;
     let mut input = input;

@@ -9,7 +9,7 @@ use crate::record::{Begin, Object, Spill, object_type};
 
 /// Folds deltas, oldest first, into one.
 ///
-/// With a full stream as the first the result is full; else it is an increment to what the first is one to.
+/// If the first is a full stream, the result is full; otherwise it is an increment to the base of the first.
 pub fn fold<D: Delta>(mut deltas: Vec<D>, sink: &mut impl Sink) -> Result<()> {
     let begin = folded_begin(&deltas)?;
     sink.begin(&begin)?;
@@ -21,7 +21,7 @@ pub fn fold<D: Delta>(mut deltas: Vec<D>, sink: &mut impl Sink) -> Result<()> {
     // Newest first from here on: the first layer that knows wins.
     layers.reverse();
     let mut freed = Freed::default();
-    // No object below this is left to do.
+    // All objects below this are done.
     let mut next = 0;
     loop {
         for layer in &mut layers {
@@ -31,7 +31,7 @@ pub fn fold<D: Delta>(mut deltas: Vec<D>, sink: &mut impl Sink) -> Result<()> {
             break;
         };
         if !layers.iter().any(|layer| layer.has_object(object)) {
-            // Only freed ranges here; they go on to the nearest place where anything changes.
+            // Only freed ranges here; they extend to the nearest object where anything changes.
             let until = layers
                 .iter()
                 .filter_map(|layer| layer.next_boundary(object))
@@ -47,7 +47,7 @@ pub fn fold<D: Delta>(mut deltas: Vec<D>, sink: &mut impl Sink) -> Result<()> {
     freed.flush(sink)
 }
 
-/// The BEGIN of the result; refuses deltas that don't follow each other.
+/// Returns the BEGIN of the result; refuses deltas that don't follow each other.
 fn folded_begin<D: Delta>(deltas: &[D]) -> Result<Begin> {
     let chain = |why: String| Error::new(ErrorKind::Chain { why });
     let (Some(first), Some(last)) = (deltas.first(), deltas.last()) else {
@@ -84,7 +84,7 @@ fn folded_begin<D: Delta>(deltas: &[D]) -> Result<Begin> {
 #[derive(Default)]
 struct Freed {
     range: Option<(u64, u64)>,
-    /// Below this are slots of an object that is written: they are freed with it, never by themselves.
+    /// Below this are slots of an object that is written: they are freed with it, never on their own.
     claimed_until: u64,
 }
 
@@ -114,10 +114,10 @@ impl Freed {
     }
 }
 
-/// A delta and what it said about objects before the one at hand.
+/// A delta, and what it said about objects before the current one.
 struct Layer<D> {
     delta: D,
-    /// Slots of the last object after its first: they hold no other object.
+    /// The slots that the last object takes after the first; they hold no other object.
     claimed: std::ops::Range<u64>,
 }
 
@@ -126,7 +126,7 @@ impl<D: Delta> Layer<D> {
         Layer { delta, claimed: 0..0 }
     }
 
-    /// Passes over all that is before `next`.
+    /// Passes over everything before `next`.
     fn catch_up(&mut self, next: u64) -> Result<()> {
         loop {
             let done = match self.delta.entry() {
@@ -147,7 +147,7 @@ impl<D: Delta> Layer<D> {
         }
     }
 
-    /// The first object from `next` on that the layer says something about.
+    /// Returns the first object from `next` on that the layer says something about.
     fn next_object(&self, next: u64) -> Option<u64> {
         self.delta.entry().map(|entry| entry.object().max(next))
     }
@@ -156,7 +156,7 @@ impl<D: Delta> Layer<D> {
         matches!(self.delta.entry(), Some(Entry::Changed(change)) if change.object == object)
     }
 
-    /// The first object after `object` from which on the layer says something else.
+    /// Returns the first object after `object` from which the layer says something else.
     fn next_boundary(&self, object: u64) -> Option<u64> {
         match self.delta.entry()? {
             Entry::Freed { first, count } if *first <= object => Some(first + count),
@@ -164,7 +164,7 @@ impl<D: Delta> Layer<D> {
         }
     }
 
-    /// Whether the layer says that nothing older is left of this object.
+    /// Whether the layer says that nothing older of this object remains.
     fn ends_older(&self, object: u64) -> bool {
         let freed = matches!(self.delta.entry(), Some(Entry::Freed { first, count })
             if (*first..first + count).contains(&object));
@@ -179,14 +179,14 @@ impl<D: Delta> Layer<D> {
     }
 }
 
-/// What the layers' headers of one object come to.
+/// The result of merging the layers' headers of one object.
 struct Merged {
-    /// Layers whose content counts, newest first.
+    /// The layers whose content counts, newest first.
     layers: Vec<usize>,
     header: Option<(Object, Vec<u8>)>,
     /// Something that the base of an incremental result may have in the object is gone.
     emptied: bool,
-    /// The newest header may have a spill block of an older layer.
+    /// The layers whose spill block the newest header may have.
     spill_layers: Vec<usize>,
 }
 
@@ -254,7 +254,7 @@ fn merge_object<D: Delta>(
         return freed.add(object, 1, begin.is_full(), sink);
     }
     freed.flush(sink)?;
-    // What is newest has the last word on whether there is a spill block.
+    // The newest layer decides whether there is a spill block.
     let newest_flags = merged
         .layers
         .iter()
@@ -274,7 +274,7 @@ fn merge_object<D: Delta>(
         sink.hole(object, 0, u64::MAX)?;
     }
     merge_content(layers, &merged.layers, object, begin.is_full(), sink)?;
-    // All of an object's content is behind now, so its spill blocks are at hand.
+    // All of the object's content has been passed, so its spill blocks are available.
     for &index in &merged.layers {
         while layers[index].delta.extent().is_some() {
             layers[index].delta.next_extent()?;
@@ -294,7 +294,7 @@ fn merge_object<D: Delta>(
     {
         return Err(Error::new(ErrorKind::Chain {
             why: format!(
-                "of object {object} nobody can tell whether a spill block stays: one of these increments is of OpenZFS before 0.8, another of a later one"
+                "whether the spill block of object {object} stays can't be determined: one of these increments comes from OpenZFS before 0.8, another from a later version"
             ),
         }));
     }
@@ -304,16 +304,17 @@ fn merge_object<D: Delta>(
     sink.object_end(object)
 }
 
-/// Whether an increment with this BEGIN says the right thing of an object's spill block, where it has none: the object's
-/// record comes from a stream in which the spill flags count (`flags`), or don't.
+/// Whether an increment with this BEGIN is right about the spill block of an object that has no SPILL record. The
+/// object's record comes from a stream in which the spill flags are valid (`flags`) or not.
 ///
-/// Without them, none means that it is as it was; with them, that there is none, and `zfs receive` removes it. An object
-/// whose attributes aren't system attributes has none ever.
+/// Without the flags, no SPILL record means that the spill block is unchanged. With them, it means that there is none,
+/// and `zfs receive` removes it. An object whose attributes aren't system attributes never has one.
 pub fn tells_of_no_spill(header: &Object, flags: bool, begin: &Begin) -> bool {
     flags == begin.has_spill_flags() || header.bonus_type != object_type::SA
 }
 
-/// The newest spill block. In an incremental result it is unmodified only where it is so in every layer.
+/// Merges the spill blocks: the newest counts. In an incremental result it is unmodified only if it is so in every
+/// layer.
 fn merge_spill<D: Delta>(
     layers: &[Layer<D>],
     among: &[usize],
@@ -337,8 +338,8 @@ fn merge_spill<D: Delta>(
     Ok(true)
 }
 
-/// Merges the extents of `among`, newest first. Each layer is two: its extents, and below them its tail, from which
-/// on nothing older counts.
+/// Merges the extents of `among`, newest first. Each layer counts as two: its extents, and below them its tail, from
+/// which on nothing older counts.
 fn merge_content<D: Delta>(
     layers: &mut [Layer<D>],
     among: &[usize],
@@ -348,7 +349,7 @@ fn merge_content<D: Delta>(
 ) -> Result<()> {
     let mut position = 0;
     loop {
-        // Nearest offset at which a layer above the one that covers `position` begins.
+        // The nearest offset at which a layer above the one that covers `position` begins.
         let mut limit = u64::MAX;
         let mut winner = None;
         for &index in among {

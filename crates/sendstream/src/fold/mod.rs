@@ -1,11 +1,12 @@
-//! Folding: several deltas of one data set, oldest first, become one, newest wins.
+//! Folding: several deltas of one data set, oldest first, become one, in which the newest wins.
 //!
 //! A delta is anything that lists objects in ascending order and each object's extents in ascending order: a send
-//! stream ([`StreamDelta`]), or whatever else a caller has that is sorted so. [`fold`] merges them by (object, offset) and
-//! hands the result to a [`Sink`]: a writer of streams ([`StreamSink`]), a file system's tree, a counter. It holds
-//! one record of each delta and nothing else, and asks a delta for a block's data only where that block lives on.
+//! stream ([`StreamDelta`]), or whatever else a caller has that is sorted this way. [`fold`] merges them by (object,
+//! offset) and passes the result to a [`Sink`]: a writer of streams ([`StreamSink`]), a file system's tree, a counter.
+//! It holds one record of each delta and nothing else, and requests a block's data from a delta only if that block is
+//! part of the result.
 //!
-//! The rules are those of `zfs receive` (OpenZFS `module/zfs/dmu_recv.c`), taken together over the whole chain;
+//! The rules are those of `zfs receive` (OpenZFS `module/zfs/dmu_recv.c`), combined over the whole chain;
 //! `docs/sendstream.md` of this repository lists them.
 
 mod merge;
@@ -22,14 +23,14 @@ use crate::compress::Decompressor;
 use crate::error::{Error, Result};
 use crate::record::{Begin, Object, Spill, Write, WriteEmbedded};
 
-/// What a delta says about objects, in ascending order.
+/// An entry of a delta, about one or several objects. Entries are in ascending order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// These objects aren't there any more.
+    /// These objects no longer exist.
     Freed {
-        /// The first.
+        /// The first object.
         first: u64,
-        /// How many.
+        /// How many objects.
         count: u64,
     },
     /// This object is new or changed.
@@ -37,7 +38,7 @@ pub enum Entry {
 }
 
 impl Entry {
-    /// The object, or the first of them.
+    /// Returns the object, or the first of several.
     pub fn object(&self) -> u64 {
         match self {
             Entry::Freed { first, .. } => *first,
@@ -51,11 +52,11 @@ impl Entry {
 pub struct Change {
     /// Its number.
     pub object: u64,
-    /// Its properties, where the delta has them.
+    /// Its properties, if the delta has them.
     pub header: Option<Object>,
     /// Its bonus.
     pub bonus: Vec<u8>,
-    /// From here on the object holds nothing older than this delta.
+    /// From this offset on, the object holds nothing older than this delta.
     pub tail: Option<u64>,
 }
 
@@ -64,20 +65,20 @@ pub struct Change {
 pub struct Extent {
     /// Where it begins.
     pub offset: u64,
-    /// How long it is; `u64::MAX` is up to the end.
+    /// How long it is; `u64::MAX` means to the end.
     pub length: u64,
     /// Whether it has data or is a hole.
     pub is_data: bool,
 }
 
 impl Extent {
-    /// Where it ends.
+    /// Returns where it ends.
     pub fn end(&self) -> u64 {
         self.offset.saturating_add(self.length)
     }
 }
 
-/// A block as its record has it.
+/// A block as in its record.
 #[derive(Clone, Copy, Debug)]
 pub struct Block<'a> {
     /// What it is.
@@ -96,7 +97,7 @@ pub enum BlockHeader<'a> {
 }
 
 impl<'a> Block<'a> {
-    /// Offset in the object.
+    /// Returns its offset in the object.
     pub fn offset(&self) -> u64 {
         match self.header {
             BlockHeader::Write(write) => write.offset,
@@ -104,7 +105,7 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// Length in the object.
+    /// Returns its length in the object.
     pub fn length(&self) -> u64 {
         match self.header {
             BlockHeader::Write(write) => write.logical_size,
@@ -112,7 +113,7 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// The block's content.
+    /// Returns the block's content.
     pub fn content<'b>(&self, decompressor: &'b mut Decompressor) -> Result<&'b [u8]>
     where
         'a: 'b,
@@ -138,7 +139,7 @@ impl<'a> Block<'a> {
     }
 }
 
-/// A block, or the part of it that lives on.
+/// A block, or the part of it that is still live.
 #[derive(Clone, Copy, Debug)]
 pub struct Piece<'a> {
     /// Offset in the object.
@@ -155,7 +156,7 @@ impl<'a> Piece<'a> {
         self.offset == self.block.offset() && self.length == self.block.length()
     }
 
-    /// The piece's content.
+    /// Returns the piece's content.
     pub fn content<'b>(&self, decompressor: &'b mut Decompressor) -> Result<&'b [u8]>
     where
         'a: 'b,
@@ -179,25 +180,25 @@ pub struct SpillBlock<'a> {
 
 /// Objects in ascending order, extents in ascending order.
 pub trait Delta {
-    /// What it is a delta of, and to what.
+    /// Returns what it is a delta of, and to what.
     fn begin(&self) -> &Begin;
 
-    /// The entry at hand; `None` before the first and after the last.
+    /// Returns the current entry; `None` before the first and after the last.
     fn entry(&self) -> Option<&Entry>;
 
-    /// Goes to the next entry; what is left of the one at hand is passed over.
+    /// Moves to the next entry and passes over what is left of the current one.
     fn next_entry(&mut self) -> Result<()>;
 
-    /// The extent at hand of the entry at hand.
+    /// Returns the current extent of the current entry.
     fn extent(&self) -> Option<Extent>;
 
-    /// Goes to the next extent.
+    /// Moves to the next extent.
     fn next_extent(&mut self) -> Result<()>;
 
-    /// The data of the extent at hand, which has some.
+    /// Returns the block of the current extent, which must have data.
     fn block(&mut self) -> Result<Block<'_>>;
 
-    /// The spill block of the entry at hand, once there are no more extents.
+    /// Returns the spill block of the current entry, once there are no more extents.
     fn spill(&self) -> Option<SpillBlock<'_>>;
 }
 
@@ -231,40 +232,40 @@ impl<D: Delta + ?Sized> Delta for &mut D {
     }
 }
 
-/// Takes the result of a fold, in order.
+/// Receives the result of a fold, in order.
 pub trait Sink {
-    /// What the result is.
+    /// Receives the BEGIN of the result.
     fn begin(&mut self, begin: &Begin) -> Result<()>;
 
-    /// Objects that aren't there any more; never called for a full result.
+    /// Receives objects that no longer exist; never called for a full result.
     fn freed(&mut self, first: u64, count: u64) -> Result<()> {
         let _ = (first, count);
         Ok(())
     }
 
-    /// An object and its bonus.
+    /// Receives an object and its bonus.
     fn object(&mut self, header: &Object, bonus: &[u8]) -> Result<()>;
 
-    /// Whether an object's data is wanted: who would have to fetch it asks before the object comes. It may come all
-    /// the same.
+    /// Whether an object's data is wanted. A caller that would have to fetch the data asks before it passes the object.
+    /// Data may come even if it isn't wanted.
     fn wants_content_of(&mut self, object: u64) -> bool {
         let _ = object;
         true
     }
 
-    /// A hole in the object; never called for a full result.
+    /// Receives a hole in the object; never called for a full result.
     fn hole(&mut self, object: u64, offset: u64, length: u64) -> Result<()> {
         let _ = (object, offset, length);
         Ok(())
     }
 
-    /// Data in the object.
+    /// Receives data of the object.
     fn piece(&mut self, object: u64, piece: Piece<'_>) -> Result<()>;
 
-    /// The object's spill block, after all of its data.
+    /// Receives the object's spill block, after all of its data.
     fn spill(&mut self, spill: SpillBlock<'_>) -> Result<()>;
 
-    /// Nothing follows for this object.
+    /// Ends the object: nothing more follows for it.
     fn object_end(&mut self, object: u64) -> Result<()> {
         let _ = object;
         Ok(())

@@ -1,4 +1,4 @@
-//! When an object that a newer delta changes keeps what older deltas had in it.
+//! Decides whether an object that a newer delta changes keeps what older deltas had in it.
 
 use crate::bytes::ByteOrder;
 use crate::record::{OLD_MAX_BLOCK, Object, object_type};
@@ -6,10 +6,10 @@ use crate::record::{OLD_MAX_BLOCK, Object, object_type};
 /// Magic number of system attributes.
 const SA_MAGIC: u32 = 0x2F_505A;
 
-/// What becomes of older content.
+/// What happens to older content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heritage {
-    /// It is the same object: what isn't written over stays.
+    /// It is the same object: what isn't overwritten stays.
     Kept,
     /// The same file, sent once with and once without large blocks: its content stays, in the smaller blocks.
     KeptInBlocksOf(u32),
@@ -19,9 +19,9 @@ pub enum Heritage {
 
 /// Decides by the two headers.
 ///
-/// `zfs receive` empties an object when its block size or its slots change or it loses a block pointer, but keeps
-/// the content where the generation is the same and only `-L` was turned on (`receive_handle_existing_object`).
-/// Another generation or another type is another object too: all of its blocks and holes are in the newer stream.
+/// `zfs receive` empties an object when its block size or its slots change or it loses a block pointer. It keeps the
+/// content if the generation is the same and only `-L` was turned on (`receive_handle_existing_object`). An object with
+/// another generation or type is a different object too: all of its blocks and holes are in the newer stream.
 pub fn heritage(older: (&Object, &[u8]), newer: (&Object, &[u8]), order: ByteOrder) -> Heritage {
     let ((old, old_bonus), (new, new_bonus)) = (older, newer);
     if old.kind != new.kind
@@ -54,7 +54,7 @@ pub fn heritage(older: (&Object, &[u8]), newer: (&Object, &[u8]), order: ByteOrd
     Heritage::Dropped
 }
 
-/// How many block pointers fit beside the bonus (`deduce_nblkptr`).
+/// Returns how many block pointers fit next to the bonus (`deduce_nblkptr`).
 fn block_pointers(object: &Object) -> u64 {
     if object.bonus_type == object_type::SA {
         return 1;
@@ -63,7 +63,7 @@ fn block_pointers(object: &Object) -> u64 {
     3.min(1 + room.saturating_sub(object.bonus_len.into()) / 128)
 }
 
-/// The transaction in which a file was created, which tells it from another with the same number.
+/// Returns the transaction in which a file was created, which distinguishes it from another file with the same number.
 pub fn generation(bonus_type: u32, bonus: &[u8], order: ByteOrder) -> Option<u64> {
     match bonus_type {
         object_type::ZNODE => order.u64(bonus, 64),

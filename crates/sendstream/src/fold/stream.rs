@@ -1,7 +1,7 @@
 //! A send stream as a delta.
 //!
-//! A stream may announce up to 32 objects (a block of dnodes) before their blocks come, so that many entries are
-//! held back until it is known which have blocks. That is all the memory it takes beside the reader's.
+//! A stream may announce up to 32 objects (a block of dnodes) before their blocks, so up to that many entries are held
+//! back until it is known which of them have blocks. That is all the memory it takes besides the reader's.
 
 use std::collections::VecDeque;
 use std::io::Read;
@@ -15,10 +15,10 @@ use crate::record::{Begin, DNODES_PER_BLOCK, Header, Spill};
 #[derive(Debug)]
 pub struct StreamDelta<R> {
     reader: Reader<R>,
-    /// Entries that were announced and not given out.
+    /// Entries that were announced but not passed on yet.
     waiting: VecDeque<Held>,
     current: Option<Held>,
-    /// Whether the record at the reader's hand is yet to be looked at.
+    /// Whether the reader's current record hasn't been looked at yet.
     pending: bool,
     finished: bool,
 }
@@ -30,8 +30,8 @@ struct Held {
 }
 
 impl<R: Read> StreamDelta<R> {
-    /// Takes a stream that was begun to be read. Raw streams can't be looked into, and the rest of an interrupted
-    /// one has no beginning.
+    /// Takes a stream of which BEGIN has been read. Raw streams can't be looked into, and the rest of an interrupted
+    /// stream has no beginning.
     pub fn new(reader: Reader<R>) -> Result<StreamDelta<R>> {
         if reader.begin().is_raw() {
             return Err(Error::new(ErrorKind::Raw { what: "look into" }));
@@ -52,30 +52,30 @@ impl<R: Read> StreamDelta<R> {
         Ok(delta)
     }
 
-    /// The reader inside.
+    /// Returns the reader inside.
     pub fn reader(&self) -> &Reader<R> {
         &self.reader
     }
 
-    /// Gives the reader back.
+    /// Returns the reader and drops the rest.
     pub fn into_reader(self) -> Reader<R> {
         self.reader
     }
 
-    /// Puts the next record into the reader's hand.
+    /// Makes the next record the reader's current one.
     fn step(&mut self) -> Result<()> {
         self.pending = match self.reader.next_record()? {
             Some(record) => !matches!(record.header, Header::End(_)),
             None => false,
         };
         if !self.pending && !self.finished {
-            // Past END, whose checksum is good.
+            // This is after END, whose checksum is right.
             self.finished = true;
         }
         Ok(())
     }
 
-    /// The object of the content at hand, if it is content.
+    /// Returns the object that the current record is content of, if it is content.
     fn content_object(&self) -> Option<u64> {
         let record = self.reader.record().filter(|_| self.pending)?;
         if record.is_appendix {
@@ -90,14 +90,14 @@ impl<R: Read> StreamDelta<R> {
         }
     }
 
-    /// Takes announcements until an entry is known to have content or to have none.
+    /// Reads announcements until it is known whether the first waiting entry has content.
     fn gather(&mut self) -> Result<Option<Held>> {
         loop {
             let front = self.waiting.front().map(|held| held.entry.object());
             if let Some(object) = self.content_object() {
                 return Ok(match front {
                     Some(front) if front <= object => self.waiting.pop_front(),
-                    // Content of an object whose announcement isn't here.
+                    // This is content of an object whose announcement isn't in the stream.
                     _ => Some(Held { entry: bare(object), spill: None }),
                 });
             }
@@ -111,18 +111,18 @@ impl<R: Read> StreamDelta<R> {
                     bonus: record.payload.to_vec(),
                     tail: None,
                 }),
-                // Frees nothing, and may come as often as it likes: none is held back.
+                // It frees nothing and may occur any number of times, so none is held back.
                 Header::FreeObjects(free) if free.count == 0 => {
                     self.step()?;
                     continue;
                 }
                 Header::FreeObjects(free) => Entry::Freed { first: free.first, count: free.count },
                 Header::Free(free) => {
-                    // The tail of the object announced last.
+                    // This is the tail of the object announced last.
                     if let Some(Held { entry: Entry::Changed(change), .. }) =
                         self.waiting.back_mut()
                     {
-                        // Of several the lowest: nothing older is left from there on.
+                        // Of several tails the lowest counts: nothing older is left from there on.
                         change.tail =
                             Some(change.tail.map_or(free.offset, |tail| tail.min(free.offset)));
                     }
@@ -142,7 +142,7 @@ impl<R: Read> StreamDelta<R> {
                     continue;
                 }
             };
-            // Blocks of an object come before the next block of dnodes is announced.
+            // An object's blocks come before the next block of dnodes is announced.
             let dnode_block = |object: u64| object / DNODES_PER_BLOCK;
             if front.is_some_and(|front| dnode_block(front) != dnode_block(entry.object())) {
                 return Ok(self.waiting.pop_front());
@@ -158,7 +158,7 @@ fn bare(object: u64) -> Entry {
 }
 
 impl<R: Read> StreamDelta<R> {
-    /// Takes a spill block that follows the object's content.
+    /// Reads a spill block that follows the object's content.
     fn take_spill(&mut self) -> Result<()> {
         let (Some(current), true) = (&mut self.current, self.pending) else {
             return Ok(());
@@ -267,7 +267,7 @@ mod tests {
         stream
     }
 
-    /// As the fold of a deletion and a new file writes it: what older deltas have of the object is gone from 0 on.
+    /// As the fold of a deletion and a new file writes it: everything that older deltas have of the object is gone.
     #[test]
     fn of_several_tails_the_lowest_counts() {
         let (object, length) = (5, u64::MAX);
@@ -283,7 +283,8 @@ mod tests {
         );
     }
 
-    /// ZFS takes a record that frees nothing, and the next one may begin where it does: a stream of them holds no memory.
+    /// ZFS accepts a record that frees nothing, and the next record may begin at the same object: a stream of such
+    /// records must take no memory.
     #[test]
     fn records_that_free_nothing_are_not_held_back() {
         let frees = std::iter::repeat_n(0, 1000).chain([1]);

@@ -8,16 +8,16 @@ use crate::error::{Error, Result};
 use crate::record::{Begin, Free, FreeObjects, Header, Object, Write};
 use crate::writer::Writer;
 
-/// Writes the result of a fold as a send stream that `zfs receive` takes.
+/// Writes the result of a fold as a send stream that `zfs receive` accepts.
 #[derive(Debug)]
 pub struct StreamSink<W> {
     state: State<W>,
     record_checksums: bool,
     decompressor: Decompressor,
-    /// Block size of the object at hand.
+    /// The current object's block size.
     block_size: u64,
     kind: u32,
-    /// A hole that isn't written yet, to join those that touch.
+    /// A hole that isn't written yet, so that holes that touch can be joined.
     hole: Option<Free>,
 }
 
@@ -112,7 +112,7 @@ impl<W: IoWrite> Sink for StreamSink<W> {
             }
         }
         if offset == 0 && length == u64::MAX {
-            // All of the object: nothing to join.
+            // The whole object: there is nothing to join.
             self.flush_hole()?;
         }
         Ok(())
@@ -129,8 +129,8 @@ impl<W: IoWrite> Sink for StreamSink<W> {
             };
             return self.writer()?.record(&header, block.payload);
         }
-        // Part of a block, or a large block of an object that has small ones: new records, without the checksum
-        // and the compression that were those of the whole block.
+        // This is a part of a block, or a large block of an object that has small ones. It becomes new records, without
+        // the whole block's checksum and compression.
         let kind = match block.header {
             BlockHeader::Write(write) => write.kind,
             BlockHeader::Embedded(_) => self.kind,
@@ -141,7 +141,7 @@ impl<W: IoWrite> Sink for StreamSink<W> {
         let mut offset = piece.offset;
         let mut rest = content;
         while !rest.is_empty() {
-            // Up to the next boundary of a block.
+            // Up to the next block boundary.
             let length = (step - offset % step).min(rest.len() as u64);
             let (now, later) = rest.split_at(length as usize);
             let write = Write::plain(object, kind, offset, length);

@@ -1,4 +1,4 @@
-//! From bytes to headers; every field that decides how much is read next is checked here.
+//! Decodes headers; every field that decides how much is read next is checked here.
 
 use super::*;
 use crate::error::{Error, ErrorKind, Result};
@@ -54,8 +54,8 @@ fn in_range(
     if range.contains(&value) { Ok(value) } else { Err(invalid(what, expected, value)) }
 }
 
-/// Blocks begin and end at sectors. Without this a fold could cut pieces out of blocks that no stream can hold
-/// (found by fuzzing).
+/// Checks that a block begins and ends at sectors. Otherwise a fold could cut pieces out of blocks that no stream can
+/// hold (found by fuzzing).
 fn in_sectors(what: &'static str, offset: u64, length: u64) -> Result<()> {
     let whole = |value: u64| value == u64::MAX || value.is_multiple_of(512);
     for value in [offset, length] {
@@ -71,7 +71,7 @@ struct Fields<'a> {
     order: ByteOrder,
 }
 
-// Every offset here is a constant below HEADER_LEN, so the defaults are never used.
+// All offsets here are constants below HEADER_LEN, so the defaults are never used.
 impl Fields<'_> {
     fn u8(&self, at: usize) -> u8 {
         self.bytes.get(at).copied().unwrap_or(0)
@@ -246,7 +246,7 @@ impl Fields<'_> {
             compression: self.u8(40),
             embedded_type: self.u8(41),
             logical_size: self.u32(48),
-            // 14 words of a block pointer hold embedded content.
+            // A block pointer has 14 words of embedded content.
             physical_size: in_range(
                 "WRITE_EMBEDDED's physical size",
                 "1 to 112",

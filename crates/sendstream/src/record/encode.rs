@@ -1,9 +1,9 @@
-//! From headers to bytes.
+//! Encodes headers.
 
 use super::*;
 
 impl Header {
-    /// The header as bytes, all but the running checksum, which is left zero.
+    /// Returns the header as bytes, with zeros for the running checksum.
     pub fn encode(&self, order: ByteOrder, payload_len: u32, to_guid: u64) -> [u8; HEADER_LEN] {
         let mut bytes = [0u8; HEADER_LEN];
         let mut put = Put { bytes: &mut bytes, order };
@@ -84,7 +84,7 @@ impl Put<'_> {
             .u32(36, begin.flags)
             .u64(40, begin.to_guid)
             .u64(48, begin.from_guid);
-        // The last byte stays a terminator.
+        // The last byte stays the terminator.
         let name = &begin.to_name[..begin.to_name.len().min(255)];
         self.raw(56, name);
     }

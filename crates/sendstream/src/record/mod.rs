@@ -17,7 +17,7 @@ pub const HEADER_LEN: usize = 312;
 pub const CHECKSUM_AT: usize = HEADER_LEN - 32;
 /// The magic number in BEGIN.
 pub const MAGIC: u64 = 0x2_f5ba_cbac;
-/// The largest block that ZFS knows.
+/// The largest block in ZFS.
 pub const MAX_BLOCK: u64 = 16 << 20;
 /// The largest spill block: system attributes never use more.
 pub const MAX_SPILL: u64 = 128 << 10;
@@ -30,7 +30,7 @@ pub const MAX_OBJECT: u64 = 1 << 48;
 /// Slots in a block of dnodes; objects come in the order of these blocks.
 pub const DNODES_PER_BLOCK: u64 = 32;
 
-/// Object types that mean something here (`include/sys/dmu.h`).
+/// The object types that are used here (`include/sys/dmu.h`).
 pub mod object_type {
     /// A file's data; a symlink is one too.
     pub const PLAIN_FILE: u32 = 19;
@@ -111,13 +111,13 @@ pub struct Begin {
 impl Begin {
     /// [`Self::header_type`] of a stream of one snapshot (`DMU_SUBSTREAM` of `zfs_ioctl.h`).
     pub const STREAM: u8 = 1;
-    /// That of a package of several streams (`DMU_COMPOUNDSTREAM`).
+    /// [`Self::header_type`] of a package of several streams (`DMU_COMPOUNDSTREAM`).
     pub const PACKAGE: u8 = 2;
     /// The snapshot's origin was a clone's.
     pub const FLAG_CLONE: u32 = 1 << 0;
-    /// A full stream that holds FREE and FREEOBJECTS records.
+    /// A full stream that contains FREE and FREEOBJECTS records.
     pub const FLAG_FREERECORDS: u32 = 1 << 2;
-    /// [`Object::FLAG_SPILL`] and [`Spill::FLAG_UNMODIFIED`] mean something.
+    /// [`Object::FLAG_SPILL`] and [`Spill::FLAG_UNMODIFIED`] are valid.
     pub const FLAG_SPILL_BLOCK: u32 = 1 << 3;
 
     /// Whether the stream needs no earlier snapshot.
@@ -136,14 +136,14 @@ impl Begin {
     }
 }
 
-/// An object is there, with these properties; its bonus is the payload.
+/// An object exists with these properties; its bonus is the payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
     /// Its number.
     pub object: u64,
     /// [`object_type`].
     pub kind: u32,
-    /// [`object_type::SA`] or [`object_type::ZNODE`] mostly.
+    /// Usually [`object_type::SA`] or [`object_type::ZNODE`].
     pub bonus_type: u32,
     /// Block size, at most 128 KiB without [`Features::LARGE_BLOCKS`].
     pub block_size: u32,
@@ -170,7 +170,7 @@ pub struct Object {
 }
 
 impl Object {
-    /// One of one dnode slot, with no bonus and nothing that only raw streams say.
+    /// Makes an object of one dnode slot, without a bonus and without the fields of raw streams.
     pub fn plain(object: u64, kind: u32, block_size: u32) -> Object {
         Object {
             object,
@@ -193,7 +193,7 @@ impl Object {
     /// The object has a spill block.
     pub const FLAG_SPILL: u8 = 1 << 2;
 
-    /// Dnode slots it takes, at least 1.
+    /// Returns the dnode slots that it takes, at least 1.
     pub fn slots(&self) -> u64 {
         u64::from(self.dn_slots.max(1))
     }
@@ -204,7 +204,7 @@ impl Object {
     }
 }
 
-/// Objects that aren't there.
+/// Objects that don't exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FreeObjects {
     /// The first.
@@ -213,7 +213,7 @@ pub struct FreeObjects {
     pub count: u64,
 }
 
-/// Key material that raw streams carry beside a block.
+/// Key material that raw streams carry with a block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sealed {
     /// Salt of the key.
@@ -239,20 +239,20 @@ pub struct Write {
     pub checksum_type: u8,
     /// Bit 0: the key may be used to find duplicates.
     pub flags: u8,
-    /// 0 where the payload isn't compressed.
+    /// 0 if the payload isn't compressed.
     pub compression: u8,
     /// The sender's checksum of the block on disk.
     pub key_checksum: [u64; 4],
     /// Sizes and compression on disk.
     pub key_properties: u64,
-    /// Length of the payload where it is compressed or raw.
+    /// Length of the payload if it is compressed or raw.
     pub compressed_size: u64,
     /// Raw streams.
     pub sealed: Sealed,
 }
 
 impl Write {
-    /// A block whose payload is its content, in the clear; nothing is said of the sender's pool.
+    /// Makes a block whose payload is its plain content, without data about the sender's pool.
     pub fn plain(object: u64, kind: u32, offset: u64, length: u64) -> Write {
         Write {
             object,
@@ -277,7 +277,7 @@ pub struct Free {
     pub object: u64,
     /// Where the hole begins.
     pub offset: u64,
-    /// How long it is; `u64::MAX` is up to the end.
+    /// How long it is; `u64::MAX` means to the end.
     pub length: u64,
 }
 
@@ -301,7 +301,7 @@ pub struct Spill {
 }
 
 impl Spill {
-    /// The block is the same as in the snapshot before; receivers that know the flag ignore it.
+    /// The block is the same as in the previous snapshot; receivers that know the flag ignore it.
     pub const FLAG_UNMODIFIED: u8 = 1 << 2;
 }
 
@@ -333,7 +333,7 @@ pub struct ObjectRange {
     pub slots: u64,
     /// Key material.
     pub sealed: Sealed,
-    /// As [`Object::flags`].
+    /// Like [`Object::flags`].
     pub flags: u8,
 }
 
@@ -369,7 +369,7 @@ pub enum Header {
 }
 
 impl Header {
-    /// The record's name, as OpenZFS spells it.
+    /// Returns the record's name, as OpenZFS spells it.
     pub fn name(&self) -> &'static str {
         match self {
             Header::Begin(_) => "BEGIN",
@@ -384,7 +384,7 @@ impl Header {
         }
     }
 
-    /// The length of the payload that follows; BEGIN's is in [`Parsed::payload_len`] only.
+    /// Returns the length of the payload that follows; BEGIN's is only in [`Parsed::payload_len`].
     pub fn payload_len(&self) -> u64 {
         match self {
             Header::Object(object) if object.raw_bonus_len != 0 => u64::from(object.raw_bonus_len),
@@ -399,7 +399,7 @@ impl Header {
     }
 }
 
-/// What a header says beside its kind.
+/// A parsed header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parsed {
     /// The header.
@@ -408,6 +408,6 @@ pub struct Parsed {
     pub payload_len: u64,
     /// The snapshot's GUID, which every record repeats.
     pub to_guid: u64,
-    /// The running checksum up to here; zeros from senders that leave it out.
+    /// The running checksum up to here; zeros if the sender leaves it out.
     pub checksum: [u64; 4],
 }

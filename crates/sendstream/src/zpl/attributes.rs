@@ -1,4 +1,4 @@
-//! A file's attributes, from whichever form they were stored in.
+//! A file's attributes, in whichever form they were stored.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ pub struct Timestamp {
 }
 
 impl Timestamp {
-    /// Nanoseconds since 1970.
+    /// Returns the nanoseconds since 1970.
     pub fn as_nanoseconds(self) -> i128 {
         i128::from(self.seconds) * 1_000_000_000 + i128::from(self.nanoseconds)
     }
@@ -40,7 +40,7 @@ pub enum FileType {
 }
 
 impl FileType {
-    /// From a mode's upper bits.
+    /// Returns the type in a mode's upper bits.
     pub fn from_mode(mode: u64) -> FileType {
         match mode & 0o170_000 {
             0o100_000 => FileType::Regular,
@@ -54,7 +54,7 @@ impl FileType {
         }
     }
 
-    /// One letter, as `find -printf %y` prints it.
+    /// Returns one letter, as `find -printf %y` prints it.
     pub fn letter(self) -> char {
         match self {
             FileType::Regular => 'f',
@@ -80,7 +80,7 @@ impl fmt::Display for FileType {
 pub struct Attributes {
     /// Type and permissions.
     pub mode: u64,
-    /// Size in bytes; of a directory, the number of its entries and two.
+    /// Size in bytes; for a directory, the number of its entries plus two.
     pub size: u64,
     /// Transaction in which it was created.
     pub generation: u64,
@@ -88,7 +88,7 @@ pub struct Attributes {
     pub uid: u64,
     /// Group.
     pub gid: u64,
-    /// The directory it is in, or was first in.
+    /// The directory that it is in, or was first in.
     pub parent: u64,
     /// Number of names.
     pub links: u64,
@@ -106,19 +106,19 @@ pub struct Attributes {
     pub ctime: Timestamp,
     /// Creation.
     pub crtime: Timestamp,
-    /// A symbolic link's target, where it lies with the attributes.
+    /// A symbolic link's target, if it is stored with the attributes.
     pub symlink: Option<Vec<u8>>,
-    /// Packed extended attributes, where they lie with the attributes.
+    /// Packed extended attributes, if they are stored with the attributes.
     pub xattrs: Option<Vec<u8>>,
 }
 
 impl Attributes {
-    /// What the file is.
+    /// Returns what the file is.
     pub fn file_type(&self) -> FileType {
         FileType::from_mode(self.mode)
     }
 
-    /// The permissions, with set-user-id, set-group-id and sticky.
+    /// Returns the permissions, with set-user-id, set-group-id and sticky.
     pub fn permissions(&self) -> u64 {
         self.mode & 0o7777
     }

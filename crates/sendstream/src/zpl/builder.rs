@@ -1,4 +1,4 @@
-//! Gathers what makes the tree while objects go by; file contents pass through and aren't kept.
+//! Builds the tree from objects as they come; file contents pass through and aren't kept.
 
 use std::collections::BTreeMap;
 
@@ -13,22 +13,22 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fold::{Piece, Sink, SpillBlock};
 use crate::record::{Begin, Object, ObjsetType, object_type};
 
-/// Sees the content of regular files and volumes go by, one object at a time.
+/// Receives the content of regular files and volumes, one object at a time.
 pub trait ContentVisitor {
-    /// What it makes of an object.
+    /// The result for an object.
     type Output;
 
-    /// An object with content begins; `size` is the file's. False skips it.
+    /// Begins an object with content; `size` is the file's. Returns false to skip it.
     fn begin(&mut self, object: u64, size: Option<u64>) -> bool;
 
-    /// Data, in ascending order; what is left out is zeros. Blocks may reach past the size.
+    /// Receives data in ascending order; gaps are zeros. Blocks may go beyond the size.
     fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
 
-    /// The object ends.
+    /// Ends the object.
     fn end(&mut self, object: u64) -> Result<Option<Self::Output>>;
 }
 
-/// Looks at no content.
+/// Skips all content.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoContent;
 
@@ -48,9 +48,9 @@ impl ContentVisitor for NoContent {
     }
 }
 
-/// The largest directory that is read, in bytes; ten million names and more.
+/// The largest directory that is read, in bytes; enough for ten million names and more.
 const MAX_ZAP: u64 = 1 << 30;
-/// A target is a path, and a path is at most a page.
+/// The largest symbolic link: its target is a path, which takes at most a page.
 const MAX_SYMLINK: u64 = 64 << 10;
 
 /// Builds a [`Tree`] from the objects of a full fold.
@@ -61,7 +61,7 @@ pub struct TreeBuilder<V: ContentVisitor = NoContent> {
     objset: ObjsetType,
     decompressor: Decompressor,
     current: Option<Current>,
-    /// Read when they end: what most bonuses need comes first in nearly every file system.
+    /// Read when their objects end: in nearly every file system they come before most of the bonuses that need them.
     tables: Tables,
     nodes: BTreeMap<u64, Node<V::Output>>,
     /// Attributes that couldn't be read yet.
@@ -107,7 +107,7 @@ enum Keep {
 }
 
 impl<V: ContentVisitor> TreeBuilder<V> {
-    /// Shows the content of files to `visitor`.
+    /// Passes the content of files to `visitor`.
     pub fn new(visitor: V) -> TreeBuilder<V> {
         TreeBuilder {
             visitor,
@@ -122,7 +122,7 @@ impl<V: ContentVisitor> TreeBuilder<V> {
         }
     }
 
-    /// Whether the content of the object at hand is looked at. Where it isn't, a piece needs no payload.
+    /// Whether the current object's content is used. If it isn't, a piece needs no payload.
     pub fn needs_content(&self) -> bool {
         let needs = |current: &Current| {
             current.visited || matches!(current.keep, Keep::Zap | Keep::Symlink)
@@ -130,30 +130,31 @@ impl<V: ContentVisitor> TreeBuilder<V> {
         self.current.as_ref().is_some_and(needs)
     }
 
-    /// An object that went by; its attributes are there once those that [`TreeBuilder::missing`] names went by before it.
+    /// Returns an object that has passed. Its attributes are known if those that [`TreeBuilder::missing`] names passed
+    /// before it.
     pub fn node(&self, object: u64) -> Option<&Node<V::Output>> {
         self.nodes.get(&object)
     }
 
-    /// Takes an object that went by out of the tree, once its attributes are known: who builds a large tree may keep it
-    /// in less room.
+    /// Takes an object that has passed out of the tree, once its attributes are known, so that the builder of a large
+    /// tree can store it more compactly.
     pub fn take(&mut self, object: u64) -> Option<Node<V::Output>> {
         let is_late = self.deferred.binary_search_by_key(&object, |late| late.object).is_ok();
         if is_late { None } else { self.nodes.remove(&object) }
     }
 
-    /// Object number of the root directory, once the master node went by.
+    /// Returns the object number of the root directory, once the master node has passed.
     pub fn root(&self) -> Option<u64> {
         self.maps.get(&1)?.number("ROOT")
     }
 
-    /// The objects that have to go by before any file's attributes can be read, as far as it is known which; none once
-    /// they have. For who gives single objects, not all of a file system in order.
+    /// Returns the objects that must pass before any file's attributes can be read, as far as they are known; none once
+    /// they have passed. For callers that pass single objects, not a whole file system in order.
     pub fn missing(&self) -> Vec<u64> {
         let Some(master) = self.maps.get(&1) else {
             return vec![1];
         };
-        // File systems before version 5 have attributes of one form.
+        // File systems before version 5 have only one form of attributes.
         let Some(attributes) = master.number("SA_ATTRS").filter(|object| *object != 0) else {
             return Vec::new();
         };
@@ -167,7 +168,7 @@ impl<V: ContentVisitor> TreeBuilder<V> {
         }
     }
 
-    /// The tree.
+    /// Returns the tree.
     pub fn finish(mut self) -> Result<Tree<V::Output>> {
         if self.objset == ObjsetType::Volume {
             return self.finish_volume();
@@ -202,7 +203,7 @@ impl<V: ContentVisitor> TreeBuilder<V> {
 
     fn place(&mut self, object: u64, attributes: Attributes) {
         if let Some(node) = self.nodes.get_mut(&object) {
-            // A link's target from a data block was put there before.
+            // A link's target from a data block was stored there before.
             let symlink = node.attributes.symlink.take();
             node.attributes = attributes;
             if node.attributes.symlink.is_none() {
@@ -248,7 +249,7 @@ impl<V: ContentVisitor> TreeBuilder<V> {
             let zap = Zap::parse(object, &current.content, current.header.block_size as usize);
             match current.header.kind {
                 object_type::DIRECTORY => {
-                    // An entry's type is in its upper bits.
+                    // An entry's upper bits hold its type.
                     let number = |value: u64| value & ((1 << 48) - 1);
                     let zap = zap?;
                     for (name, value) in zap.entries() {

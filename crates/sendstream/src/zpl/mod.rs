@@ -1,7 +1,7 @@
 //! The file system inside a stream: names and attributes from objects.
 //!
-//! Feed a [`TreeBuilder`] with objects (it is a [`fold::Sink`](crate::fold::Sink), so one stream or a whole chain
-//! will do), then [`finish`](TreeBuilder::finish) it into a [`Tree`].
+//! Feed objects to a [`TreeBuilder`] (it is a [`fold::Sink`](crate::fold::Sink), so one stream or a whole chain will
+//! do), then [`finish`](TreeBuilder::finish) it into a [`Tree`].
 
 mod attributes;
 mod builder;

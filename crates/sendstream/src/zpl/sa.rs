@@ -1,7 +1,7 @@
 //! System attributes, as file systems of version 5 store them (OpenZFS `include/sys/sa_impl.h`, `module/zfs/sa.c`).
 //!
 //! Every file's bonus, and its spill block if it has one, begins with the number of a layout: a list of attributes
-//! whose names and lengths are in a registry. Both are ZAPs that the file system carries with it.
+//! whose names and lengths are in a registry. Both the layouts and the registry are ZAPs in the file system.
 
 use std::collections::BTreeMap;
 
@@ -24,12 +24,12 @@ pub struct AttributeTables {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Registered {
     name: Vec<u8>,
-    /// 0 where each file has its own.
+    /// 0 if each file has its own length.
     length: u16,
 }
 
 impl AttributeTables {
-    /// From the two ZAPs.
+    /// Reads the two ZAPs.
     pub fn new(registry: &Zap, layouts: &Zap) -> AttributeTables {
         let mut tables = AttributeTables::default();
         for (name, value) in registry.entries() {
@@ -51,7 +51,7 @@ impl AttributeTables {
     }
 }
 
-/// Reads the attributes in a bonus or spill block into `into`; what isn't there is left as it is.
+/// Reads the attributes in a bonus or spill block into `into`; others are left unchanged.
 pub fn decode(
     object: u64,
     tables: &AttributeTables,
@@ -65,7 +65,7 @@ pub fn decode(
     let info =
         order.u16(bytes, 4).ok_or_else(|| broken("its attributes end in their header".into()))?;
     let (number, header) = (info & 0x3ff, usize::from(info >> 10) * 8);
-    // Layout 0 of a bonus that holds system attributes is layout 1.
+    // In a bonus that holds system attributes, layout 0 means layout 1.
     let number = number.max(1);
     let layout = tables
         .layouts
@@ -79,7 +79,7 @@ pub fn decode(
         };
         let length = match registered.length {
             0 => {
-                // Lengths of the variable ones are in the header, from byte 6 on.
+                // The lengths of variable attributes are in the header, from byte 6 on.
                 let place = 6 + 2 * variable;
                 variable += 1;
                 order.u16(bytes, place).filter(|_| place + 2 <= header)
@@ -125,8 +125,8 @@ fn store(name: &[u8], value: &[u8], order: ByteOrder, into: &mut Attributes) {
     }
 }
 
-/// Mode and size, which begin every layout of a file, without knowing the layout (`module/zfs/zfs_quota.c` relies
-/// on this too).
+/// Returns mode and size, which begin every layout of a file, without knowing the layout (`module/zfs/zfs_quota.c`
+/// relies on this too).
 pub(super) fn mode_and_size(bonus: &[u8]) -> Option<(u64, u64)> {
     let order = ByteOrder::of_magic_u32(bonus, 0, MAGIC)?;
     let header = usize::from(order.u16(bonus, 4)? >> 10) * 8;

@@ -22,14 +22,14 @@ pub struct Node<T> {
     pub attributes: Attributes,
     /// A directory's names.
     pub children: Children,
-    /// A file's data; what lies between is a hole. Blocks may reach past the file's size.
+    /// A file's data; the gaps are holes. Blocks may go beyond the file's size.
     pub runs: Vec<Run>,
     /// What the [`ContentVisitor`](super::ContentVisitor) made of the content.
     pub content: Option<T>,
 }
 
-/// A directory's names and their objects, in the order of the names' bytes. One buffer holds all names: a directory
-/// may have a million.
+/// A directory's names and their objects, in the order of the names' bytes. One buffer holds all names, because a
+/// directory may have a million.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Children {
     names: Vec<u8>,
@@ -39,7 +39,7 @@ pub struct Children {
 }
 
 impl Children {
-    /// How many there are.
+    /// Returns how many there are.
     pub fn len(&self) -> usize {
         self.objects.len()
     }
@@ -49,19 +49,19 @@ impl Children {
         self.objects.is_empty()
     }
 
-    /// The name and the object at a place.
+    /// Returns the name and the object at an index.
     pub fn get(&self, at: usize) -> Option<(&[u8], u64)> {
         let start = at.checked_sub(1).and_then(|before| self.ends.get(before));
         let (start, end) = (start.copied().unwrap_or(0), *self.ends.get(at)?);
         Some((self.names.get(start as usize..end as usize)?, *self.objects.get(at)?))
     }
 
-    /// All of them.
+    /// Returns all of them.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], u64)> {
         (0..self.len()).filter_map(|at| self.get(at))
     }
 
-    /// The object of a name.
+    /// Returns the object of a name.
     pub fn find(&self, name: &[u8]) -> Option<u64> {
         let (mut low, mut high) = (0, self.len());
         while low < high {
@@ -76,7 +76,7 @@ impl Children {
         None
     }
 
-    /// Adds a name behind the others, whose order it keeps. What is too large for any directory is left out.
+    /// Appends a name; the caller keeps the order. A name that would make the directory too large is left out.
     pub(super) fn push(&mut self, name: &[u8], object: u64) {
         if let Ok(end) = u32::try_from(self.names.len() + name.len()) {
             self.names.extend_from_slice(name);
@@ -89,7 +89,7 @@ impl Children {
 /// Where the value of an extended attribute is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum XattrValue {
-    /// Here.
+    /// The value itself.
     Inline(Vec<u8>),
     /// In this object, which is a file.
     Object(u64),
@@ -111,37 +111,37 @@ pub struct Entry<'a, T> {
 pub struct Tree<T> {
     pub(super) nodes: BTreeMap<u64, Node<T>>,
     pub(super) root: u64,
-    /// The volume's size and object, where it is one.
+    /// The volume's size, if this is a volume.
     pub(super) volume: Option<u64>,
 }
 
 impl<T> Tree<T> {
-    /// Object number of the root directory; of a volume, that of its data.
+    /// Returns the object number of the root directory; for a volume, that of its data.
     pub fn root(&self) -> u64 {
         self.root
     }
 
-    /// The size of the volume, where it is one and no file system.
+    /// Returns the volume's size; `None` for a file system.
     pub fn volume_size(&self) -> Option<u64> {
         self.volume
     }
 
-    /// An object.
+    /// Returns an object.
     pub fn node(&self, object: u64) -> Option<&Node<T>> {
         self.nodes.get(&object)
     }
 
-    /// All objects, named or not.
+    /// Returns all objects, named or not.
     pub fn nodes(&self) -> impl Iterator<Item = (u64, &Node<T>)> {
         self.nodes.iter().map(|(object, node)| (*object, node))
     }
 
-    /// A link's target.
+    /// Returns a link's target.
     pub fn symlink(&self, object: u64) -> Option<&[u8]> {
         self.node(object)?.attributes.symlink.as_deref()
     }
 
-    /// Names and values of a file's extended attributes, of both kinds.
+    /// Returns names and values of a file's extended attributes, of both kinds.
     pub fn xattrs(&self, object: u64) -> Result<Vec<(Vec<u8>, XattrValue)>> {
         let Some(node) = self.node(object) else {
             return Ok(Vec::new());
@@ -167,11 +167,11 @@ impl<T> Tree<T> {
         let root = self
             .nodes
             .get(&self.root)
-            .ok_or_else(|| Error::object(self.root, "the root isn't there"))?;
+            .ok_or_else(|| Error::object(self.root, "the root directory is missing"))?;
         visit(Entry { path: b".", object: self.root, node: root })?;
         let mut seen = std::collections::BTreeSet::from([self.root]);
         let mut path = Vec::new();
-        // Directories on the way down, the length of their path, and the next name in each.
+        // Directories on the path down, the length of each one's path, and the next name in each.
         let mut stack = vec![(root, 0usize, 0usize)];
         while let Some((directory, length, next)) = stack.last_mut() {
             path.truncate(*length);
@@ -185,7 +185,7 @@ impl<T> Tree<T> {
             }
             path.extend_from_slice(name);
             let Some(node) = self.nodes.get(&object) else {
-                let why = format!("it has the name \"{}\" but isn't there", path.escape_ascii());
+                let why = format!("it has the name \"{}\" but is missing", path.escape_ascii());
                 return Err(Error::object(object, why));
             };
             visit(Entry { path: &path, object, node })?;

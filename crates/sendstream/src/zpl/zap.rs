@@ -1,5 +1,5 @@
-//! ZAP objects, the hash tables behind directories and other maps, small and large
-//! (OpenZFS `include/sys/zap_impl.h`, `include/sys/zap_leaf.h`).
+//! ZAP objects, small and large: the hash tables that store directories and other maps (OpenZFS
+//! `include/sys/zap_impl.h`, `include/sys/zap_leaf.h`).
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -13,11 +13,11 @@ const BLOCK_LEAF: u64 = 1 << 63;
 const MAGIC: u64 = 0x2_F52A_B2AB;
 const LEAF_MAGIC: u32 = 0x2AB_1EAF;
 
-/// An entry of a micro ZAP, and a chunk of the header before them.
+/// The size of a micro ZAP's entries and of the header before them.
 const MICRO_ENTRY: usize = 64;
-/// Everything in a leaf is in chunks of this size.
+/// A leaf consists of chunks of this size.
 const CHUNK: usize = 24;
-/// What a chunk of a name or value holds of it.
+/// The bytes of a name or value in one chunk.
 const CHUNK_DATA: usize = 21;
 const CHUNK_ENTRY: u8 = 252;
 const CHUNK_ARRAY: u8 = 251;
@@ -25,20 +25,20 @@ const CHUNK_ARRAY: u8 = 251;
 /// A value: integers of one, two, four or eight bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ZapValue {
-    /// Bytes an integer.
+    /// Bytes per integer.
     pub width: u8,
     /// The integers.
     pub numbers: Vec<u64>,
 }
 
 impl ZapValue {
-    /// The value, where it is a single number.
+    /// Returns the value, if it is a single number.
     pub fn single(&self) -> Option<u64> {
         if let [number] = self.numbers[..] { Some(number) } else { None }
     }
 }
 
-/// An object's content with its holes, taking no more memory than there is data.
+/// An object's content with its holes, in no more memory than the data takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SparseContent {
     /// Ascending, not overlapping.
@@ -52,7 +52,7 @@ impl From<&[u8]> for SparseContent {
 }
 
 impl SparseContent {
-    /// Adds data after all that is there; false where it isn't after it.
+    /// Appends data; returns false if it doesn't come after the existing data.
     pub fn push(&mut self, offset: u64, bytes: &[u8]) -> bool {
         let fits = offset
             >= self.pieces.last().map_or(0, |(start, bytes)| start + bytes.len() as u64)
@@ -63,12 +63,12 @@ impl SparseContent {
         fits
     }
 
-    /// How many bytes of data there are.
+    /// Returns how many bytes of data there are.
     pub fn data_len(&self) -> u64 {
         self.pieces.iter().map(|(_, bytes)| bytes.len() as u64).sum()
     }
 
-    /// A range, holes as zeros; `None` where there is no data at its beginning.
+    /// Returns a range, with zeros for holes; `None` if there is no data at its beginning.
     pub fn read(&self, offset: u64, length: usize) -> Option<Cow<'_, [u8]>> {
         let end = offset.checked_add(length as u64)?;
         let after = self.pieces.partition_point(|(start, _)| *start <= offset);
@@ -114,18 +114,18 @@ impl Zap {
         Ok(entries.into_iter().collect())
     }
 
-    /// All entries, in the order of their names' bytes.
+    /// Returns all entries, in the order of their names' bytes.
     pub fn entries(&self) -> impl ExactSizeIterator<Item = (&[u8], &ZapValue)> {
         self.entries.iter().map(|(name, value)| (&name[..], value))
     }
 
-    /// The value of a name.
+    /// Returns the value of a name.
     pub fn get(&self, name: &[u8]) -> Option<&ZapValue> {
         let at = self.entries.binary_search_by(|(found, _)| found[..].cmp(name)).ok()?;
         Some(&self.entries[at].1)
     }
 
-    /// The single number of a name.
+    /// Returns the single number of a name.
     pub fn number(&self, name: &str) -> Option<u64> {
         self.get(name.as_bytes())?.single()
     }
@@ -141,7 +141,7 @@ impl FromIterator<(Vec<u8>, ZapValue)> for Zap {
 
 type Entries = Vec<(Vec<u8>, ZapValue)>;
 
-/// One block: a header, then a number and a name of up to 49 bytes each.
+/// Reads one block: a header, then entries of a number and a name of up to 49 bytes each.
 fn micro(content: &[u8], order: ByteOrder) -> Entries {
     let chunks = content.chunks_exact(MICRO_ENTRY).skip(1);
     chunks
@@ -175,7 +175,7 @@ impl Fat<'_> {
         let length = length
             .and_then(|length| usize::try_from(length).ok())
             .ok_or("its table of leaves is too long")?;
-        // The table of leaves: the second half of the header, or blocks of its own.
+        // The table of leaves is the second half of the header, or blocks of its own.
         let table = if table_block == 0 {
             self.first
                 .get(self.block_size / 2..self.block_size)
@@ -236,7 +236,7 @@ impl<'a> Leaf<'a> {
                 name.pop();
             }
             let value = self.array(value_chunk, usize::from(value_count) * usize::from(width))?;
-            // Integers are big-endian here whatever the machine.
+            // Integers are big-endian here, whatever the machine.
             let numbers = value.chunks_exact(width.into());
             let numbers = numbers
                 .map(|bytes| bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)));
@@ -245,7 +245,7 @@ impl<'a> Leaf<'a> {
         Ok(())
     }
 
-    /// Bytes spread over a chain of chunks.
+    /// Returns bytes that are spread over a chain of chunks.
     fn array(&self, first: u16, length: usize) -> Result<Vec<u8>, &'static str> {
         if length > self.chunks.len() {
             return Err("a name or value is longer than its leaf");

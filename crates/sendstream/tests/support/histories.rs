@@ -1,5 +1,5 @@
-//! Random histories of a data set: states, the streams that lead from one to the next, and a receiver that replays them.
-//! The repository's tests use them too.
+//! Random histories of a data set: states, the streams that lead from one to the next, and a receiver that replays
+//! them. The repository's tests use them too.
 #![allow(dead_code, reason = "each test uses its part")]
 
 use std::collections::BTreeMap;
@@ -78,7 +78,7 @@ pub fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Files there are few of are hit often: an operation on a number that isn't there takes the next that is.
+/// Finds the next existing object, so that operations on random numbers often hit one of the few files.
 fn nearest(state: &State, object: u64) -> Option<u64> {
     state.range(object..).next().or_else(|| state.iter().next()).map(|(object, _)| *object)
 }
@@ -251,7 +251,7 @@ fn send_content(writer: &mut Writer<Vec<u8>>, object: u64, same: Option<&File>, 
                 let write = write(object, block * size, size);
                 writer.record(&Header::Write(write), &vec![value; size as usize]).unwrap();
             }
-            // Holes of a number that was used before are sent even where they were always holes.
+            // Holes of a number that was used before are sent even if they were always holes.
             None if before != Some(None) => {
                 let free = Free { object, offset: block * size, length: size };
                 writer.record(&Header::Free(free), &[]).unwrap();
@@ -330,7 +330,7 @@ pub fn folded(streams: &[Vec<u8>]) -> Vec<u8> {
     sink.finish().unwrap()
 }
 
-/// The states that the steps lead through, the first of them empty, and the stream of each step.
+/// Returns the states after each step, beginning with an empty one, and the stream of each step.
 pub fn history(steps: &[Vec<Op>], grouped: bool) -> (Vec<State>, Vec<Vec<u8>>) {
     let mut states = vec![State::new()];
     let mut streams = Vec::new();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-/// Runs a program, which must succeed; its standard output.
+/// Runs a program, which must succeed; returns its standard output.
 #[track_caller]
 pub fn must(program: &str, arguments: &[&str]) -> Vec<u8> {
     let output = Command::new(program)
@@ -40,7 +40,7 @@ pub fn must_with(program: &str, arguments: &[&str], input: &[u8]) {
     written.unwrap();
 }
 
-/// A pool on a sparse file, and a folder that every user may enter; both go when it is dropped.
+/// A pool on a sparse file, and a folder that every user may enter; both are removed when it is dropped.
 pub struct Pool {
     pub name: String,
     pub folder: PathBuf,
@@ -56,12 +56,13 @@ impl Pool {
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
         let image = folder.join("image");
         fs::File::create(&image).unwrap().set_len(4 << 30).unwrap();
-        // zfs-fuse mounts a moment after it says so: only what is looked at is mounted, each by itself.
+        // zfs-fuse mounts a moment after it reports success, so only datasets that are looked at are mounted, one by
+        // one.
         must("zpool", &["create", "-m", "none", &name, image.to_str().unwrap()]);
         Pool { name, folder }
     }
 
-    /// Where a dataset is mounted.
+    /// Returns where a dataset is mounted.
     pub fn path(&self, dataset: &str) -> PathBuf {
         self.folder.join(dataset)
     }
@@ -76,7 +77,7 @@ impl Pool {
         all.extend(rest);
         all.push(&name);
         must("zfs", &all);
-        // zfs-fuse says so before it is; for a moment the new root comes and goes.
+        // zfs-fuse reports the mount before it is done; for a moment the new root appears and disappears.
         let since = Instant::now();
         let parent = fs::metadata(&self.folder).unwrap().dev();
         let mut seen = 0;
@@ -97,13 +98,13 @@ impl Pool {
         must_with("zfs", &["receive", "-F", &self.dataset(dataset)], stream);
     }
 
-    /// A snapshot's GUID; zfs-fuse has no property for it, but a stream begins with it.
+    /// Returns a snapshot's GUID; zfs-fuse has no property for it, but a stream begins with it.
     pub fn guid(&self, snapshot: &str) -> u64 {
         let stream = must("zfs", &["send", &self.dataset(snapshot)]);
         sendstream::Reader::new(&stream[..]).unwrap().begin().to_guid
     }
 
-    /// What is in a snapshot, read through a clone (zfs-fuse has no `.zfs`).
+    /// Returns what is in a snapshot, read through a clone (zfs-fuse has no `.zfs`).
     pub fn snapshot_listing(&self, snapshot: &str) -> String {
         let clone = format!("clone-{}", snapshot.replace('@', "-"));
         let path = self.mounted(&["clone", &self.dataset(snapshot)], &clone);
@@ -127,7 +128,7 @@ impl Drop for Pool {
     }
 }
 
-/// A dataset is busy for a moment after something has left it.
+/// Retries, because a dataset stays busy for a moment after a process has left it.
 fn patiently(arguments: &[&str]) {
     let since = Instant::now();
     loop {
@@ -141,7 +142,7 @@ fn patiently(arguments: &[&str]) {
     }
 }
 
-/// The listing of a mounted tree, as the recorded ones were made.
+/// Returns the listing of a mounted tree, made as the recorded ones were.
 pub fn listing(root: &Path) -> String {
     let mut text = format!("{}\n", sendstream::listing::HEADING);
     describe(root, ".", &mut text);

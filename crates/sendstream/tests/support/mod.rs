@@ -7,7 +7,7 @@ pub mod whole_seconds;
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-/// Every recorded file by name.
+/// Returns every recorded file by name.
 fn files() -> &'static BTreeMap<String, Vec<u8>> {
     static FILES: OnceLock<BTreeMap<String, Vec<u8>>> = OnceLock::new();
     FILES.get_or_init(|| {
@@ -17,7 +17,7 @@ fn files() -> &'static BTreeMap<String, Vec<u8>> {
     })
 }
 
-/// Plain ustar: a header of 512 bytes, the file, padding to 512.
+/// Unpacks plain ustar: a header of 512 bytes, the file, padding to 512.
 fn untar(mut archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     while let Some((header, rest)) = archive.split_first_chunk::<512>() {
@@ -35,23 +35,23 @@ fn untar(mut archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// Names of all recorded streams.
+/// Returns the names of all recorded streams.
 pub fn streams() -> Vec<&'static str> {
     let is_stream = |name: &&str| !name.ends_with(".tree") && *name != "guids.tsv";
     files().keys().map(String::as_str).filter(is_stream).collect()
 }
 
-/// A recorded stream.
+/// Returns a recorded stream.
 pub fn stream(name: &str) -> &'static [u8] {
     files().get(name).unwrap_or_else(|| panic!("no recorded stream {name}"))
 }
 
-/// A recorded tree.
+/// Returns a recorded tree.
 pub fn tree(name: &str) -> &'static str {
     std::str::from_utf8(stream(&format!("{name}.tree"))).unwrap()
 }
 
-/// The GUID of a recorded snapshot (`pg8k`, `s0`).
+/// Returns the GUID of a recorded snapshot (`pg8k`, `s0`).
 pub fn guid(dataset: &str, snapshot: &str) -> u64 {
     let wanted = match dataset {
         "fuse" => format!("fuse:tank2/corp1@{snapshot}"),

@@ -1,10 +1,10 @@
-//! Streams of one file, of senders old and new; the repository's tests use them too.
+//! Streams of one file, from old and new senders; the repository's tests use them too.
 
 use sendstream::record::{Begin, Header, Object, ObjsetType, object_type};
 use sendstream::{ByteOrder, Features, Writer};
 
-/// A stream of one file whose properties changed, and no content: of a sender before OpenZFS 0.8, whose spill flags mean
-/// nothing, or of a later one.
+/// Makes a stream of one file whose properties changed, without content: from a sender before OpenZFS 0.8, whose spill
+/// flags are meaningless, or from a later one.
 pub fn stream_of(knows_spill_flags: bool, from_guid: u64, to_guid: u64, object: u64) -> Vec<u8> {
     let begin = Begin {
         order: ByteOrder::Little,

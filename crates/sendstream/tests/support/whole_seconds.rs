@@ -1,6 +1,6 @@
-//! The times that zfs-fuse tells.
+//! The times that zfs-fuse reports.
 
-/// zfs-fuse's stat gives whole seconds, so its recorded trees have no more.
+/// zfs-fuse's stat returns whole seconds, so its recorded trees have no fractions.
 pub fn whole_seconds(listing: &str) -> String {
     let line = |line: &str| {
         let mut fields: Vec<String> = line.split('\t').map(str::to_owned).collect();

@@ -1,5 +1,5 @@
-//! Looking again: whether what was found wrong is needed by now. It may have been pruned, merged or repacked while the
-//! check was reading, and deleted then.
+//! Looking again: whether a set still needs what was found wrong. It may have been pruned, merged or repacked, and then
+//! deleted, while the check was reading.
 
 use std::collections::BTreeSet;
 
@@ -11,22 +11,22 @@ use crate::id::Ulid;
 use crate::manifest::{DeltaId, Manifest};
 use crate::repository::Repository;
 
-/// A chain that changes while it is read is read again; so often at most in a row.
+/// How often in a row a chain that changes while it is read is read again.
 const LOOKS: usize = 10;
 
-/// The manifest of a set that was listed; none where it has been removed since.
+/// Returns the manifest of a listed set; `None` if it has been removed since.
 pub(super) fn manifest(repository: &Repository, set: &str) -> Result<Option<Manifest>> {
     let read = || match Manifest::read(repository, set) {
         Err(error) if error.is_not_found() => Ok(None),
         result => result.map(Some),
     };
-    // What can't be read may be about to go.
+    // A manifest that can't be read may be about to be deleted.
     read().or_else(|_| read())
 }
 
 impl Check<'_> {
-    /// Whether the set is there and has this delta, as it was `seen`, in the chain that ends with `head`; none where it
-    /// isn't in there any more, or is another one.
+    /// Whether the set exists and its chain that ends with `head` has this delta as it was `seen`. `None` if the chain
+    /// no longer has it or has another version.
     pub(super) fn still_needs(
         &self,
         set: &str,
@@ -48,7 +48,7 @@ impl Check<'_> {
         (now.as_ref().and_then(stamp) == seen_as.stamp).then_some(true)
     }
 
-    /// The first set that needs a pack as things are now.
+    /// Returns the first set that needs a pack now.
     pub(super) fn set_that_needs(&mut self, pack: Ulid) -> Option<String> {
         if self.needed.is_none() {
             self.look_what_is_needed();
@@ -61,20 +61,20 @@ impl Check<'_> {
         let needs = |(set, heads): &(&String, &Vec<DeltaId>)| {
             heads.iter().filter(|head| self.came_from(head, &naming)).any(|head| {
                 !matches!(manifest(self.repository, set), Ok(None))
-                    // Whatever can't be read may name it.
+                    // A chain that can't be read may name it.
                     && self.chain_names(head, pack, &naming).unwrap_or(true)
             })
         };
         let found = self.sets.iter().find(needs).map(|(set, _)| set.clone());
         if found.is_none() {
-            // It has only now become so; and so have others, most likely.
+            // It has only just become unneeded, and most likely so have others.
             self.look_what_is_needed();
         }
         found
     }
 
-    /// Notes which packs sets need as things are now, so that what went by the thousand needn't be asked for one by
-    /// one. Where that can't be told, they are.
+    /// Notes which packs sets need now, so that thousands of missing packs needn't be looked up one by one. If that
+    /// can't be determined, they are.
     fn look_what_is_needed(&mut self) {
         let mut live = Live::default();
         self.needed = Some(match live.sets(self.repository) {
@@ -83,10 +83,10 @@ impl Check<'_> {
         });
     }
 
-    /// Whether one of these deltas was in the chain when it was looked at.
+    /// Whether one of these deltas was in the chain when the chain was looked at.
     fn came_from(&self, head: &DeltaId, these: &BTreeSet<&DeltaId>) -> bool {
         let (mut next, mut steps) = (Some(head), 0);
-        // A circle has no more deltas than there are.
+        // A cycle has no more deltas than were seen.
         while let Some(delta) = next.filter(|_| steps <= self.seen.len()) {
             if these.contains(delta) {
                 return true;
@@ -97,7 +97,7 @@ impl Check<'_> {
         false
     }
 
-    /// Whether a delta of the chain, as it is now, names the pack; `naming` did when they were looked at.
+    /// Whether a delta of the chain, as it is now, names the pack; those in `naming` did when they were looked at.
     fn chain_names(&self, head: &DeltaId, pack: Ulid, naming: &BTreeSet<&DeltaId>) -> Result<bool> {
         let names = |descriptor: &Descriptor| -> Result<bool> {
             let delta = DeltaId { image: head.image.clone(), id: descriptor.id.clone() };

@@ -1,22 +1,24 @@
-//! Deletes what no set needs, once that has been so for a grace time.
+//! Deletes what no set has needed for a grace time.
 //!
-//! What isn't referred to may be what a backup is about to refer to, or what a restore is still reading. So it is
-//! noted with the time when it was first seen so (`doomed.json`), once its own writing is longer ago than the grace
-//! time, and deleted by a later run, if nothing has come to refer to it and that too is longer ago than the grace
-//! time. A writing that comes to need it strikes it out of the note before ([`Doomed::strike`]). The grace time must be longer than any backup or restore takes; of what was interrupted, callers say what the
-//! next one goes on from ([`Survey::with_begun`]). One collector at a time: callers hold a lease.
+//! What isn't referred to may be what a backup is about to refer to, or what a restore is still reading. So if it was
+//! written longer ago than the grace time, it is noted with the time when it was first seen unneeded (`doomed.json`). A
+//! later run deletes it if still nothing refers to it and it was noted longer ago than the grace time. A writer that
+//! comes to need it strikes it out of the note first ([`Doomed::strike`]). The grace time must be longer than any
+//! backup or restore takes; callers list what interrupted writers will continue from ([`Survey::with_begun`]). Only one
+//! collector may run at a time: callers hold a lease.
 //!
-//! Where the store locks objects for some time, a deletion before that would only hide them: they would be paid for,
-//! and helped nobody any more. So they are left until their lock has ended.
+//! If the store locks objects for some time, deleting one before its lock ends would only hide it: it would still be
+//! paid for and be of no use to anybody. So such objects are left until their lock has ended.
 //!
-//! What writings that were killed have left half written in a folder goes too, once it is older than the grace time.
+//! Half-written files that killed writers left in a folder are deleted too, once they are older than the grace time.
 //!
-//! What could go wrong: there is no room left, not even for the note. What was noted before is due all the same, and goes
-//! first; whoever has to make room can't begin with writing.
+//! What could go wrong: there is no room left, not even for the note. What was noted before is due all the same and is
+//! deleted first, because a run that must make room can't begin by writing.
 //!
-//! What could go wrong: a descriptor stays and something that it refers to goes, so that the next backup which finds
-//! it there publishes a set that can't be restored. So a descriptor that stays, for whatever reason, keeps all that it
-//! refers to; and an increment goes before what it changes, and is gone before anything else of it goes.
+//! What could go wrong: a descriptor stays but something that it refers to is deleted, so that the next backup that
+//! finds the descriptor publishes a set that can't be restored. So a descriptor that stays, for whatever reason, keeps
+//! everything that it refers to. And an increment's descriptor is deleted before its base, and before anything else
+//! that it refers to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,19 +33,18 @@ use crate::many::read_many;
 use crate::repository::Repository;
 use crate::store::{Listed, StoreErrorKind, place_of};
 
-/// A lease is written in a moment. Seconds.
+/// Seconds after which a half-written lease is left over: a lease is written in a moment.
 const LEASE: u64 = 3600;
 
 /// What a collection did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// Deleted, in this order.
+    /// What was deleted, in this order.
     pub deleted: Vec<String>,
-    /// No set needs them and that is noted, but their grace time isn't over, or that of a descriptor which refers to them;
-    /// or they are younger than the run; all of them while a young descriptor is damaged.
+    /// What no set needs and has been noted, but whose grace time isn't over, or that of a descriptor which refers to
+    /// it; or what is younger than the run; or all of it while a young descriptor is damaged.
     pub waiting: Vec<String>,
-    /// No set has needed them for the grace time, but the store lets nobody delete them yet, or a descriptor which
-    /// refers to them.
+    /// What no set has needed for the grace time, but the store still locks it or a descriptor which refers to it.
     pub locked: Vec<String>,
 }
 
@@ -61,20 +62,20 @@ enum What<'a> {
     Pack(Ulid),
 }
 
-/// What time has to do with a collection, in seconds; times are in Unix time.
+/// The times of a collection, in seconds; points in time are Unix time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
-    /// For so long nothing may have needed what is deleted.
+    /// What is deleted must have been unneeded for this long.
     pub grace: u64,
-    /// When the run began: what may be deleted or noted is told as of then.
+    /// When the run began: what may be deleted or noted is decided as of then.
     pub began: u64,
-    /// Since when that is so which is noted now. A long run has merged and replaced things since it began: all of their
-    /// grace time is still before them.
+    /// The time at which what is noted now counts as unneeded. A long run has merged and replaced things since it
+    /// began: their whole grace time is still ahead.
     pub noted: u64,
 }
 
 impl Terms {
-    /// Of a run that began this moment.
+    /// Returns the terms of a run that begins now.
     pub fn at(grace: u64, now: u64) -> Terms {
         Terms { grace, began: now, noted: now }
     }
@@ -87,17 +88,17 @@ impl Terms {
 /// Whether anything is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Run {
-    /// It is only told what would be deleted.
+    /// Only reports what would be deleted.
     Dry,
-    /// It is.
+    /// Deletes it.
     Real,
 }
 
-/// Deletes descriptors, then index files, then packs that nothing has referred to for the grace time. What writings that
-/// were interrupted go on from, `begun`, stays.
+/// Deletes descriptors, then index files, then packs that nothing has referred to for the grace time. What interrupted
+/// writers continue from, `begun`, stays.
 ///
-/// Whatever of a set can't be read stops it before anything is deleted: nobody knows what that would refer to. `still`
-/// is asked before each deletion.
+/// If any part of a set can't be read, it stops before anything is deleted, because nobody knows what that part refers
+/// to. `still` is called before each deletion.
 pub fn collect(
     repository: &Repository,
     begun: &Begun,
@@ -110,7 +111,7 @@ pub fn collect(
 }
 
 impl Survey {
-    /// Deletes what nobody needs, as [`collect`] does.
+    /// Deletes what nothing needs, as [`collect`] does.
     pub fn collect(
         &self,
         repository: &Repository,
@@ -124,14 +125,14 @@ impl Survey {
         let (mut going, mut waiting, mut locked) = (Vec::new(), Vec::new(), Vec::new());
         for item in unneeded(self) {
             let listed = item.listed;
-            // What is young may be of a backup that is being written. (A young descriptor is needed anyway.)
+            // What is young may belong to a backup that is being written. (A young descriptor counts as needed anyway.)
             if !terms.is_over(listed.modified) {
                 continue;
             }
             let since = before.since(&listed.path).unwrap_or(noted).min(noted);
             after.note(&listed.path, since);
             let seconds = repository.store().locked_seconds(&listed.path);
-            // Without a grace time: what this run itself has replaced is the next one's.
+            // Without a grace time, what this run itself has replaced is left to the next run.
             if !terms.is_over(since) || began < listed.modified {
                 waiting.push(item);
             } else if began < locks.ends(&listed.path, listed.modified, Some(since), seconds) {
@@ -163,7 +164,7 @@ impl Survey {
             repository.store().delete_half_written_if(&path, still)?;
             collected.deleted.push(path);
         }
-        // No room for it: what is due was noted before, and makes room.
+        // If there is no room for the note, what is due was noted before, and deleting it makes room.
         let noted = match after.clone().write(repository, &before, still) {
             Err(Error::Store(error)) if error.lacks_room() && !going.is_empty() => None,
             noted => Some(noted?),
@@ -177,7 +178,7 @@ impl Survey {
             }
             match repository.store().delete_if(&path, still) {
                 Ok(()) => collected.deleted.push(path),
-                // A lock that the store knows of and we don't: the bucket's own, or somebody's hold.
+                // The store knows of a lock that this program doesn't: the bucket's own, or somebody's hold.
                 Err(Error::Store(error)) if error.kind == StoreErrorKind::Retained => {
                     kept.add(repository, &[item])?;
                     collected.locked.push(path);
@@ -192,9 +193,9 @@ impl Survey {
     }
 }
 
-/// What writings that were killed left half written, in the places of a repository's objects, and nobody has touched for
-/// the grace time. In those of leases, and above the parts of all clusters, for an hour at least: others write there beside
-/// whoever holds the lease.
+/// Returns the half-written files in the places of a repository's objects that nobody has touched for the grace time.
+/// For leases, and above the parts of all clusters, it is at least an hour, because others write there while this
+/// process holds the lease.
 fn half_written(repository: &Repository, terms: Terms) -> Result<Vec<String>> {
     let is_due = |listed: &Listed| {
         let Some(place) = place_of(&listed.path) else { return false };
@@ -208,7 +209,7 @@ fn half_written(repository: &Repository, terms: Terms) -> Result<Vec<String>> {
     Ok(left.filter(is_due).map(|listed| listed.path).collect())
 }
 
-/// What isn't needed: descriptors, index files, packs.
+/// Returns what isn't needed: descriptors, index files, packs.
 fn unneeded(survey: &Survey) -> impl Iterator<Item = Unneeded<'_>> {
     let there = &survey.inventory;
     let deltas = there.deltas.iter().filter(|(delta, _)| !survey.needs_delta(delta));
@@ -220,11 +221,11 @@ fn unneeded(survey: &Survey) -> impl Iterator<Item = Unneeded<'_>> {
         .chain(packs.map(|(&pack, listed)| Unneeded { listed, what: What::Pack(pack) }))
 }
 
-/// What stays because a descriptor that stays refers to it.
+/// What stays because a remaining descriptor refers to it.
 #[derive(Default)]
 struct Kept {
     live: Live,
-    /// A descriptor that stays is damaged: it may refer to anything.
+    /// A remaining descriptor is damaged, so it may refer to anything.
     all: bool,
 }
 
@@ -258,7 +259,7 @@ impl Kept {
     }
 }
 
-/// Puts the descriptors in the order in which they go: none before one that comes from it.
+/// Sorts the descriptors into the order in which they are deleted: none before an increment to it.
 fn increments_first(repository: &Repository, going: &mut [Unneeded<'_>]) -> Result<()> {
     let delta = |item: &Unneeded<'_>| match item.what {
         What::Delta(delta) => Some(delta.clone()),
@@ -271,7 +272,7 @@ fn increments_first(repository: &Repository, going: &mut [Unneeded<'_>]) -> Resu
     read_many::<_, _, Error>(&all, read, |&delta, descriptor| {
         let base = match descriptor {
             Ok(descriptor) => descriptor.base,
-            // Nothing can come from it any more.
+            // Nothing can be an increment to it any more.
             Err(Error::Damaged { .. }) => None,
             Err(error) if error.is_not_found() => None,
             Err(error) => return Err(error),
@@ -282,7 +283,7 @@ fn increments_first(repository: &Repository, going: &mut [Unneeded<'_>]) -> Resu
     let mut depths: BTreeMap<&DeltaId, usize> = BTreeMap::new();
     for delta in &deltas {
         let (mut chain, mut seen) = (vec![delta], BTreeSet::from([delta]));
-        // Down to one whose depth is known, which isn't going, or where a circle closes.
+        // Down to a base whose depth is known, one that isn't deleted, or the end of a cycle.
         while let Some(Some(base)) = chain.last().and_then(|delta| bases.get(*delta))
             && let Some((&base, _)) = bases.get_key_value(base)
             && !depths.contains_key(base)

@@ -1,8 +1,8 @@
-//! The note of what nothing refers to, and since when: what makes a grace time out of single runs.
+//! The note of what nothing refers to, and since when. It carries a grace time from one run to the next.
 //!
-//! What could go wrong: what is noted comes to be needed, and by nobody once more before the next collection: by the old
-//! note it would go at once, under whoever reads it. So whoever writes a set that needs what is noted strikes it out before
-//! ([`Doomed::strike`]).
+//! What could go wrong: something that is noted becomes needed, and then unneeded again before the next collection. By
+//! the old note it would be deleted at once, while others may be reading it. So a writer of a set that needs something
+//! noted strikes it out first ([`Doomed::strike`]).
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::lease::Still;
 use crate::repository::{MAX_DOCUMENT, Repository};
 
-/// Since when nothing has referred to a path.
+/// Paths that nothing refers to, and since when.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Doomed {
@@ -29,17 +29,18 @@ impl Default for Doomed {
 }
 
 impl Doomed {
-    /// What was noted. Where that is damaged, or larger than any note that is written, everything waits once more.
+    /// Reads the note. If it is damaged, or larger than any that is written, it counts as empty and every grace time
+    /// starts again.
     pub fn read(repository: &Repository) -> Result<Doomed> {
         read_note(repository, &path(repository))
     }
 
-    /// Since when, in Unix time; `None` where nothing is noted of the path.
+    /// Returns the Unix time since which a path is noted; `None` if it isn't.
     pub fn since(&self, path: &str) -> Option<u64> {
         self.since.get(path).copied()
     }
 
-    /// How many paths are noted, and since when the one is that was noted first.
+    /// Returns how many paths are noted, and since when the oldest is.
     pub fn oldest(&self) -> (usize, Option<u64>) {
         (self.since.len(), self.since.values().copied().min())
     }
@@ -54,8 +55,8 @@ impl Doomed {
         self.since.is_empty()
     }
 
-    /// Strikes out what a set will need that is about to be written: should nobody need it any more after that, its grace
-    /// time begins anew. The caller holds the lease of collections; `still` is asked before the note is written.
+    /// Strikes out what a set that is about to be written will need. If it becomes unneeded after that, its grace time
+    /// starts again. The caller holds the lease of collections; `still` is called before the note is written.
     pub fn strike(
         self,
         repository: &Repository,
@@ -69,7 +70,7 @@ impl Doomed {
         after.write(repository, &self, still)
     }
 
-    /// Writes the note, unless it is as it was; `still` is asked before.
+    /// Writes the note, unless it is unchanged; `still` is called before.
     pub(super) fn write(
         mut self,
         repository: &Repository,
@@ -84,8 +85,8 @@ impl Doomed {
         repository.store().put_if(&path, &[document::write(&path, &self)?.into()], still)
     }
 
-    /// Leaves out what was noted last, until the note has no more than `most` bytes: what is noted longest goes first,
-    /// and makes room for the others.
+    /// Drops the newest entries until the note has at most `most` bytes: what was noted first is deleted first, and
+    /// makes room for the others.
     fn shrink(&mut self, most: u64) {
         let mut left = most.saturating_sub(FRAME);
         if self.since.keys().map(|path| size(path)).sum::<u64>() <= left {
@@ -103,7 +104,7 @@ impl Doomed {
     }
 }
 
-/// What a note says that may be lost: nothing, where it isn't there, is damaged, or is larger than any that is written.
+/// Returns a note that may be lost: the default if it doesn't exist, is damaged, or is larger than any that is written.
 pub(super) fn read_note<T: DeserializeOwned + Default>(
     repository: &Repository,
     path: &str,
@@ -116,13 +117,13 @@ pub(super) fn read_note<T: DeserializeOwned + Default>(
     }
 }
 
-/// Bytes that a path and its time take in a note, at the most: quoted and escaped, a colon, a number of up to 20 digits,
-/// a comma.
+/// Returns the most bytes that a path and its time take in a note: the path quoted and escaped, a colon, a number of up
+/// to 20 digits, a comma.
 pub(super) fn size(path: &str) -> u64 {
     path.len() as u64 + path.bytes().filter(|byte| needs_escape(*byte)).count() as u64 * 5 + 24
 }
 
-/// Bytes of a note with nothing in it, or more.
+/// At least the size of an empty note, in bytes.
 const FRAME: u64 = 256;
 
 fn needs_escape(byte: u8) -> bool {
@@ -141,7 +142,7 @@ mod tests {
     fn a_note_keeps_the_oldest_that_fit() {
         let mut all = Doomed::default();
         for number in 0..1000_u64 {
-            // Not in the order of their paths, and with what JSON writes longer.
+            // Not in the order of their paths, and with characters that JSON escapes.
             all.note(&format!("packs/\"{}\u{1}", number * 7919 % 1000), 1000 - number);
         }
         for most in [0, 300, 5000, 20_000, 1 << 20] {

@@ -19,12 +19,12 @@ pub struct Inventory {
     pub indexes: BTreeMap<String, Listed>,
     /// Packs.
     pub packs: BTreeMap<Ulid, Listed>,
-    /// What is none of them, by path.
+    /// Paths of everything else.
     pub foreign: Vec<String>,
 }
 
 impl Inventory {
-    /// Lists what is there.
+    /// Lists what exists.
     pub fn take(repository: &Repository) -> Result<Inventory> {
         let mut inventory = Inventory::default();
         let folder = repository.path("");
@@ -32,13 +32,13 @@ impl Inventory {
             let path = repository.relative(&listed.path).to_string();
             inventory.sort(&path, listed);
         })?;
-        // A listing that was tried again may give an object twice.
+        // A listing that was retried may return an object twice.
         inventory.foreign.sort();
         inventory.foreign.dedup();
         Ok(inventory)
     }
 
-    /// As if nothing but this were there.
+    /// Returns an inventory of this path alone.
     pub(super) fn of_one(repository: &Repository, path: &str) -> Inventory {
         let mut inventory = Inventory::default();
         let listed = Listed { path: path.to_string(), size: 0, modified: 0 };

@@ -1,7 +1,7 @@
-//! What is needed: by sets, and by what is being written.
+//! What is needed by sets, and by what is being written.
 //!
-//! What could go wrong: something that is needed and isn't found to be, which is then deleted. So whatever of a set
-//! can't be read is an error.
+//! What could go wrong: something that is needed isn't found to be, and is then deleted. So if any part of a set can't
+//! be read, that is an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,12 +38,12 @@ fn needs(repository: &Repository, delta: &DeltaId) -> Result<Needs> {
 pub(crate) struct Live {
     pub(crate) deltas: BTreeSet<DeltaId>,
     pub(crate) indexes: BTreeSet<String>,
-    /// Packs, and how many bytes of content deltas name in them; what two name is counted twice.
+    /// Packs, and how many bytes of their content deltas refer to; what two deltas refer to is counted twice.
     pub(crate) packs: BTreeMap<Ulid, (Packed, u64)>,
 }
 
 impl Live {
-    /// Notes all that sets need.
+    /// Notes everything that sets need.
     pub(crate) fn sets(&mut self, repository: &Repository) -> Result<()> {
         let mut named = BTreeSet::new();
         Manifest::read_all(repository, |manifest| {
@@ -53,7 +53,8 @@ impl Live {
         self.chains(repository, named, |_| false)
     }
 
-    /// Notes deltas and all that they come from. A chain may end where a delta can't be read, if `may_end` says so.
+    /// Notes deltas and everything that they are based on. A chain may end at a delta that can't be read, if `may_end`
+    /// says so.
     pub(crate) fn chains(
         &mut self,
         repository: &Repository,
@@ -63,7 +64,7 @@ impl Live {
         self.chains_beside(repository, deltas, &Live::default(), may_end)
     }
 
-    /// The same, but for what others know already.
+    /// Does the same, except for what others know already.
     pub(crate) fn chains_beside(
         &mut self,
         repository: &Repository,
@@ -75,7 +76,7 @@ impl Live {
         let is_known = |ours: &BTreeSet<DeltaId>, delta: &DeltaId| {
             ours.contains(delta) || others.deltas.contains(delta)
         };
-        // What all of these come from is mostly among them, so this takes few rounds.
+        // Most of the bases are among these, so this takes few rounds.
         while !next.is_empty() {
             let round: Vec<_> =
                 next.into_iter().filter(|delta| !is_known(&self.deltas, delta)).collect();

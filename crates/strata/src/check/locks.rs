@@ -1,12 +1,12 @@
-//! The note of which locks were prolonged, and until when (`locks.json`), so that a store needn't be asked about each
-//! object each time.
+//! The note of which locks were prolonged, and until when (`locks.json`), so that the store needn't be queried for
+//! every object each time.
 //!
-//! A *run* prolongs the locks of all that is kept, each until the same moment. What was written after it carries its
-//! own lock, which ends later. What was there and not kept is noted as *left out*: a later set may come to need it. So is
-//! what is kept and won't be locked; a run that has met such a thing isn't done.
+//! A *run* prolongs the locks of everything that is kept, all until the same time. What was written after it has its
+//! own lock, which ends later. What existed and wasn't kept is noted as *left out*, because a later set may come to
+//! need it. What is kept and can't be locked is noted as left out too; a run that met such a thing isn't done.
 //!
-//! The note proves nothing and may be lost: then all is prolonged once more, and what was prolonged before may be
-//! deleted while it is locked, which only hides it.
+//! The note proves nothing and may be lost. Then all locks are prolonged once more, and objects whose locks were
+//! prolonged before may be deleted while they are locked, which only hides them.
 
 use std::collections::BTreeMap;
 
@@ -17,20 +17,20 @@ use crate::document;
 use crate::error::Result;
 use crate::repository::Repository;
 
-/// Bytes that the list of what was left out may have.
+/// The most bytes that the list of what was left out may have.
 pub(super) const MOST_LEFT: u64 = 8 << 20;
 
 /// A prolongation of all locks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Run {
-    /// When it began; of one that was begun anew, when it first did.
+    /// When it began; for a run that was restarted, when it first began.
     at: u64,
     /// Until when it locks.
     until: u64,
-    /// Whether it has ended well.
+    /// Whether it has completed.
     done: bool,
-    /// Packs up to this one have been prolonged, where it hasn't.
+    /// If it hasn't completed, the last pack whose lock has been prolonged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     packs: Option<String>,
 }
@@ -40,7 +40,7 @@ struct Run {
 #[serde(deny_unknown_fields)]
 pub struct Locks {
     format: u32,
-    /// Oldest first; at most the last isn't done.
+    /// Oldest first; only the last may be incomplete.
     runs: Vec<Run>,
     /// What runs have left out, and since when.
     left: BTreeMap<String, u64>,
@@ -52,24 +52,24 @@ impl Default for Locks {
     }
 }
 
-/// What there is to be done.
+/// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// All that is kept is locked for long enough.
+    /// Nothing: everything that is kept is locked for long enough.
     Nothing,
-    /// The last run goes on behind these packs.
+    /// Continue the last run after this pack.
     GoOn(Option<String>),
-    /// All is prolonged.
+    /// Prolong all locks.
     Begin,
 }
 
-/// For how many seconds the store locks what is worth keeping; 0 where it locks nothing.
+/// Returns for how many seconds the store locks what is worth keeping; 0 if it locks nothing.
 pub fn lock_seconds(repository: &Repository) -> u64 {
     repository.store().locked_seconds(&repository.path("sets/any.json"))
 }
 
 impl Locks {
-    /// What is noted; nothing where the store locks nothing, or the note is lost or damaged.
+    /// Reads the note; it is empty if the store locks nothing, or if the note is lost or damaged.
     pub fn read(repository: &Repository) -> Result<Locks> {
         if lock_seconds(repository) == 0 {
             return Ok(Locks::default());
@@ -83,8 +83,8 @@ impl Locks {
         Ok(())
     }
 
-    /// When an object's lock ends, at the latest: it was `modified` then, nothing that is kept has needed it `since`,
-    /// and the store locks for so many `seconds`.
+    /// Returns when an object's lock ends at the latest. The object was written at `modified`, nothing that is kept has
+    /// needed it from `since` on, and the store locks for this many `seconds`.
     pub fn ends(&self, path: &str, modified: u64, since: Option<u64>, seconds: u64) -> u64 {
         let own = modified.saturating_add(seconds);
         if seconds == 0 {
@@ -96,20 +96,21 @@ impl Locks {
         prolonged.max().unwrap_or(0).max(own)
     }
 
-    /// Until when all that is kept is locked at least, as far as a run has seen to it; what was written since is so
-    /// for as long.
+    /// Returns the time until which everything that is kept is locked at least, as far as a completed run ensures it;
+    /// what was written since is locked for at least as long.
     pub fn all_until(&self, seconds: u64) -> Option<u64> {
         let done = self.runs.iter().rfind(|run| run.done)?;
-        // What was written since is locked for as long as is asked for now.
+        // What was written since is locked for the time that is configured now.
         Some(done.until.min(done.at.saturating_add(seconds)))
     }
 
-    /// Whether anything was left out, which may be needed by now.
+    /// Whether anything was left out, which a set may need now.
     pub fn leaves_any(&self) -> bool {
         !self.left.is_empty()
     }
 
-    /// Whether all is to be prolonged, or a run hasn't ended: half of the time must be left always.
+    /// Whether all locks must be prolonged or a run hasn't completed: at least half of the lock time must always
+    /// remain.
     pub fn is_due(&self, now: u64, seconds: u64) -> bool {
         self.next(now, seconds) != Next::Nothing
     }
@@ -132,10 +133,10 @@ impl Locks {
         }
     }
 
-    /// Notes that a run begins; until when it locks.
+    /// Notes that a run begins; returns until when it locks.
     pub(super) fn begin(&mut self, now: u64, seconds: u64) -> u64 {
         let until = now.saturating_add(seconds);
-        // What an unfinished one has prolonged is prolonged again, so that one note does for both.
+        // What an incomplete run has prolonged is prolonged again, so that one entry covers both.
         let unfinished = self.runs.pop_if(|run| !run.done);
         let at = unfinished.map_or(now, |run| run.at.min(now));
         self.runs.retain(|run| run.until > now);
@@ -143,12 +144,12 @@ impl Locks {
         until
     }
 
-    /// Until when the last run locks.
+    /// Returns until when the last run locks.
     pub(super) fn until(&self) -> Option<u64> {
         self.runs.last().map(|run| run.until)
     }
 
-    /// Notes how far the last run is; it never goes back.
+    /// Notes how far the last run has come; this never goes back.
     pub(super) fn reached(&mut self, pack: &str) {
         if let Some(run) = self.runs.last_mut()
             && run.packs.as_deref().is_none_or(|before| before < pack)
@@ -157,26 +158,26 @@ impl Locks {
         }
     }
 
-    /// Notes that the last run has ended.
+    /// Notes that the last run has completed.
     pub(super) fn end(&mut self) {
         if let Some(run) = self.runs.last_mut() {
             (run.done, run.packs) = (true, None);
         }
     }
 
-    /// Notes that the last run hasn't ended after all, and goes on behind these packs.
+    /// Notes that the last run isn't complete after all, and continues after this pack.
     pub(super) fn reopen(&mut self, packs: Option<String>) {
         if let Some(run) = self.runs.last_mut() {
             (run.done, run.packs) = (false, packs);
         }
     }
 
-    /// What was left out.
+    /// Returns what was left out.
     pub(super) fn left(&self) -> impl Iterator<Item = &String> {
         self.left.keys()
     }
 
-    /// Notes that something is left out no more.
+    /// Notes that something is no longer left out.
     pub(super) fn taken(&mut self, path: &str) {
         self.left.remove(path);
     }
@@ -186,7 +187,7 @@ impl Locks {
         self.left.entry(path).or_insert(now);
     }
 
-    /// Notes what is left out instead of what was, as far as `most` bytes hold it; what was so already comes first.
+    /// Replaces the list of what is left out, as far as `most` bytes hold it; what was on the list before comes first.
     pub(super) fn leave_these(&mut self, paths: impl Iterator<Item = String>, now: u64, most: u64) {
         let before = std::mem::take(&mut self.left);
         let mut room = most.saturating_sub(before.keys().map(|path| size(path)).sum());
@@ -231,7 +232,7 @@ mod tests {
         let locks = done(5000, S);
         assert_eq!(locks.next(5500, S), Next::Nothing);
         assert_eq!(locks.next(5501, S), Next::Begin);
-        // For longer from now on: at once. For less: what was written since ends earlier.
+        // If locks shall last longer from now on, at once. If shorter, what was written since ends earlier.
         assert_eq!(locks.next(5001, 4 * S), Next::Begin);
         assert_eq!(locks.next(5050, S / 10), Next::Nothing);
         assert_eq!(locks.next(5051, S / 10), Next::Begin);
@@ -248,7 +249,7 @@ mod tests {
         assert_eq!(locks.next(6101, S), Next::Begin);
         assert_eq!(locks.next(5700, S / 2), Next::Begin, "it asks for more than now");
         assert_eq!(locks.all_until(S), Some(6000), "the one that was done counts");
-        // Begun anew, it says of both what they may have locked.
+        // A restarted run covers what both may have locked.
         assert_eq!(locks.begin(6200, S), 7200);
         assert_eq!(locks.ends("x", 0, Some(5601), S), 7200);
         assert_eq!(locks.ends("x", 0, Some(5600), S), S);
@@ -267,11 +268,11 @@ mod tests {
         assert_eq!(locks.ends("left", 100, None, S), 6000);
         assert_eq!(locks.ends("left", 100, Some(4000), S), 1100);
         assert_eq!(locks.ends("x", 100, None, 0), 100, "the store locks nothing any more");
-        // Of what is left out only so much is noted, first what was already.
+        // Only this much of what is left out is noted, starting with what was noted before.
         let paths = ["a", "left", "b"].map(str::to_string);
         locks.leave_these(paths.into_iter(), 5700, size("left") + size("a") + 1);
         assert_eq!(locks.left, [("a".to_string(), 5700), ("left".to_string(), 5600)].into());
-        // What has ended is forgotten.
+        // Runs whose locks have ended are forgotten.
         locks.begin(6300, S);
         assert_eq!(locks.runs.len(), 2);
     }

@@ -1,4 +1,4 @@
-//! Looking at deltas: what they refer to is there, and their indexes are whole.
+//! Looks at deltas: whether what they refer to exists and their indexes are undamaged.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,21 +10,21 @@ use crate::manifest::DeltaId;
 use crate::pack::walk;
 use crate::store::{Listed, StoreError, StoreErrorKind};
 
-/// A chain that changes each time it is looked at is said to be as it was found after so many looks.
+/// After this many looks, a chain that changes each time is reported as it was found.
 const LOOKS: usize = 10;
 
-/// After so many extents it is asked whether the check goes on.
+/// After this many extents, the check asks whether to continue.
 const EXTENTS: u64 = 1 << 16;
 
 /// A delta that was looked at.
 pub(super) struct Seen {
-    /// What it changes, as far as that is known.
+    /// Its base, as far as that is known.
     pub(super) base: Option<DeltaId>,
-    /// Its descriptor, as far as it could be read.
+    /// The hash of its descriptor, if that could be read.
     pub(super) stamp: Option<blake3::Hash>,
 }
 
-/// Tells a descriptor from the one that takes its place.
+/// Returns a hash that tells a descriptor from the one that replaces it.
 pub(super) fn stamp(descriptor: &Descriptor) -> Option<blake3::Hash> {
     serde_json::to_vec(descriptor).ok().map(|bytes| blake3::hash(&bytes))
 }
@@ -32,7 +32,7 @@ pub(super) fn stamp(descriptor: &Descriptor) -> Option<blake3::Hash> {
 /// What a look at a delta found.
 struct Look {
     seen: Seen,
-    /// Index files and packs that it refers to.
+    /// Index files that it refers to.
     files: Vec<String>,
     packs: Vec<Ulid>,
     /// What is wrong.
@@ -40,9 +40,9 @@ struct Look {
 }
 
 impl Check<'_> {
-    /// Looks at a delta and at all that it comes from.
+    /// Looks at a delta and everything that it is based on.
     pub(super) fn chain(&mut self, set: &str, head: &DeltaId) {
-        // What was looked at while the chain was another one.
+        // What was looked at while the chain was a different one.
         let mut earlier = BTreeSet::new();
         for look in 1..=LOOKS {
             if self.walk(set, head, &mut earlier, look == LOOKS) {
@@ -51,8 +51,8 @@ impl Check<'_> {
         }
     }
 
-    /// Goes through a chain, but for what other chains have had. `false`: it became another one meanwhile, and what
-    /// was found wrong says nothing about it.
+    /// Goes through a chain, except for what other chains have covered. Returns `false` if the chain changed meanwhile,
+    /// so that the problems found say nothing about it.
     fn walk(
         &mut self,
         set: &str,
@@ -65,7 +65,7 @@ impl Check<'_> {
         while let Some(delta) = next.take() {
             let known = self.seen.get(&delta);
             if !here.insert(delta.clone()) || (known.is_some() && !earlier.contains(&delta)) {
-                // Known, or a circle; what was wrong with it has been said.
+                // It is known, or this is a cycle; its problems have been reported.
                 return true;
             }
             let known = known.and_then(|seen| seen.stamp);
@@ -74,7 +74,7 @@ impl Check<'_> {
                 look = self.look(&delta, known);
             }
             if !self.goes_on(0, 0) {
-                // Of one that was looked at in part nothing is said.
+                // Nothing is reported of a delta that was only partly looked at.
                 return true;
             }
             if !look.problems.is_empty() && !is_last {
@@ -108,7 +108,7 @@ impl Check<'_> {
         self.seen.insert(delta, look.seen);
     }
 
-    /// Looks at one delta, unless its descriptor is the one that is `known`.
+    /// Looks at one delta, unless its descriptor is the `known` one.
     fn look(&mut self, delta: &DeltaId, known: Option<blake3::Hash>) -> Look {
         let seen = Seen { base: None, stamp: None };
         let mut look = Look { seen, files: Vec::new(), packs: Vec::new(), problems: Vec::new() };
@@ -128,8 +128,8 @@ impl Check<'_> {
         look
     }
 
-    /// Reads a delta's index whole: its hashes, its order, and whether its frames lie within packs that are there.
-    /// One that is ended meanwhile says nothing.
+    /// Reads a delta's whole index: checks its hashes and its order, and that its frames are within existing packs. If
+    /// the check is ended meanwhile, nothing is reported.
     fn index(&mut self, delta: &DeltaId, descriptor: &Descriptor, look: &mut Look) -> Result<()> {
         for file in descriptor.files() {
             let path = self.repository.image_path(&descriptor.image, &file.name);
@@ -179,8 +179,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// That an object is there and as large as it should be. Where the listing says otherwise, the store is asked: it
-    /// may have been written since.
+    /// Checks that an object exists with the right size. If the listing says otherwise, the store is queried: the
+    /// object may have been written since.
     fn sized(&self, path: &str, listed: Option<&Listed>, size: u64) -> Result<()> {
         if listed.is_some_and(|listed| listed.size == size) {
             return Ok(());
@@ -198,7 +198,7 @@ impl Check<'_> {
         }
     }
 
-    /// Reads the packs that are there and chosen.
+    /// Reads the chosen packs that exist.
     pub(super) fn read_packs(&mut self, mut is_chosen: impl FnMut(Ulid) -> bool) {
         let chosen = self.packs.keys().filter(|pack| is_chosen(**pack));
         let sized = chosen.filter_map(|pack| Some((*pack, self.inventory.packs.get(pack)?.size)));

@@ -1,7 +1,8 @@
-//! Checking a repository, and clearing away what nothing refers to.
+//! Checks a repository, and deletes what nothing refers to.
 //!
-//! A check takes no lease: sets are pruned, and deltas merged, while it reads. So what is missing or damaged is looked
-//! at again before that is said: whether a set needs it still, and as the store has it now, not as it was listed.
+//! A check takes no lease: sets may be pruned and deltas merged while it reads. So before something is reported as
+//! missing or damaged, it is looked at again: whether a set still needs it, and how it is in the store now, not how it
+//! was listed.
 
 mod again;
 mod collect;
@@ -30,7 +31,7 @@ use crate::repository::Repository;
 use crate::store::{Listed, Reach, StoreErrorKind};
 use look::Seen;
 
-/// What a check does beside looking at what is there.
+/// Options of a check.
 #[derive(Clone, Debug, Default)]
 pub struct CheckOptions {
     /// Read all packs, not only the indexes.
@@ -42,19 +43,19 @@ pub struct CheckOptions {
 /// What a check found.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// What is wrong, and the sets that it harms.
+    /// What is wrong, and which sets it affects.
     pub problems: Vec<Problem>,
-    /// What no set needs: leftovers, or a backup that is being written.
+    /// What no set needs: leftovers, or parts of a backup that is being written.
     pub orphans: Vec<String>,
-    /// How many of them a collection has noted: they wait for their grace time.
+    /// How many of these a collection has noted; they wait for their grace time.
     pub noted: usize,
-    /// What writings that were killed, or go on, have half written.
+    /// Half-written files, of writers that were killed or still run.
     pub half_written: Vec<Listed>,
-    /// What nobody knows.
+    /// Objects of no known kind.
     pub foreign: Vec<String>,
-    /// Sets, deltas, packs and frames that were looked at.
+    /// How many sets, deltas, packs and frames were looked at.
     pub counts: Counts,
-    /// It was ended before all was looked at: what no set needs isn't known then.
+    /// The check was ended early; then it isn't known what no set needs.
     pub is_partial: bool,
 }
 
@@ -76,13 +77,14 @@ pub struct Counts {
 pub struct Problem {
     /// The set through which it was found.
     pub set: String,
-    /// All sets that it may harm: whose manifest it is in, whose chain has the delta, or one that names the pack.
+    /// All sets that it may affect: the manifest's own, those whose chains have the delta, or those whose chains name
+    /// the pack.
     pub sets: Vec<String>,
     /// What is wrong.
     pub error: Error,
 }
 
-/// What a problem is in.
+/// Where a problem is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
     Manifest(String),
@@ -95,7 +97,7 @@ struct Check<'a> {
     options: &'a CheckOptions,
     inventory: Inventory,
     report: Report,
-    /// What each problem of the report is in.
+    /// Where each problem of the report is.
     places: Vec<Place>,
     /// What each set consists of.
     sets: BTreeMap<String, Vec<DeltaId>>,
@@ -105,25 +107,25 @@ struct Check<'a> {
     packs: BTreeMap<Ulid, (String, Vec<DeltaId>)>,
     /// Index files that are referred to.
     files: BTreeSet<String>,
-    /// Packs that sets need, as it was when one was found that couldn't be read.
+    /// The packs that sets needed when a pack was found that couldn't be read.
     needed: Option<BTreeSet<Ulid>>,
     told: Told<'a>,
 }
 
-/// Hears how many bytes of the packs that are read have been, and how many they are: none, as long as indexes are.
+/// Called with the number of bytes of packs that have been read and their total; both are 0 while indexes are read.
 /// `false` ends the check.
 pub type Told<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
 
-/// Checks everything that a set refers to, and lists what none does.
+/// Checks everything that sets refer to, and lists what none does.
 ///
-/// The error is that of a store that can't be listed; whatever is wrong with an object is in the report, unless no set
-/// needs it any more by then. Memory is in proportion to the number of objects.
+/// It returns an error if the store can't be listed. Whatever is wrong with an object is in the report, unless no set
+/// needs the object any more by then. Memory is proportional to the number of objects.
 pub fn check(repository: &Repository, options: &CheckOptions) -> Result<Report> {
     check_some(repository, options, |_| true, &mut |_, _| true)
 }
 
-/// The same, and of the packs only those are read that `is_chosen`. Once `told` says so it ends, with what it has found
-/// so far.
+/// Does the same, but reads only the packs that `is_chosen` selects. Once `told` returns `false`, it ends with what it
+/// has found so far.
 pub fn check_some(
     repository: &Repository,
     options: &CheckOptions,
@@ -163,10 +165,10 @@ pub fn check_some(
     check.finish()
 }
 
-/// Where what is above the parts of all clusters lies: docs/repository-format.md.
+/// The folders of objects above the parts of all clusters: docs/repository-format.md.
 const ABOVE: [&str; 4] = ["", "keys", "leases", "leases/probe"];
 
-/// Whether an object of this path is above the parts of all clusters.
+/// Whether a path is that of an object above the parts of all clusters.
 fn is_above(path: &str) -> bool {
     match path.rsplit_once('/') {
         None => path == "lockstep.json",
@@ -176,7 +178,8 @@ fn is_above(path: &str) -> bool {
     }
 }
 
-/// What writings that were killed, or go on, have half written: in the repository, and above the parts of all clusters.
+/// Returns the half-written files, of writers that were killed or still run, in the repository and above the parts of
+/// all clusters.
 fn half_written(repository: &Repository) -> Result<Vec<Listed>> {
     let mut all = BTreeMap::new();
     let mut add = |listed: Listed| {
@@ -193,14 +196,14 @@ fn half_written(repository: &Repository) -> Result<Vec<Listed>> {
 }
 
 impl Check<'_> {
-    /// Whether it goes on, so far.
+    /// Whether the check continues.
     fn goes_on(&mut self, read: u64, total: u64) -> bool {
         self.report.is_partial = self.report.is_partial || !(self.told)(read, total);
         !self.report.is_partial
     }
 
     fn problem(&mut self, set: &str, place: Place, error: Error) {
-        // What couldn't be read because the program ends says nothing of what is there.
+        // An object that couldn't be read because the program is ending may be fine.
         if matches!(&error, Error::Store(error) if error.kind == StoreErrorKind::Ending) {
             self.report.is_partial = true;
             return;
@@ -209,15 +212,15 @@ impl Check<'_> {
         self.places.push(place);
     }
 
-    /// Says of each problem which sets it may harm.
+    /// Determines for each problem which sets it may affect.
     fn harm(&mut self) -> Result<()> {
         if self.places.is_empty() {
             return Ok(());
         }
-        // Some may have been removed since they were read.
+        // Some sets may have been removed since they were read.
         let there: BTreeSet<String> = Manifest::list(self.repository)?.into_iter().collect();
         self.sets.retain(|set, _| there.contains(set));
-        // The problems of each delta, with those of the packs that it names.
+        // The problems of each delta, including those of the packs that it names.
         let mut of_delta: BTreeMap<&DeltaId, Vec<usize>> = BTreeMap::new();
         for (index, place) in self.places.iter().enumerate() {
             let deltas = match place {
@@ -234,7 +237,7 @@ impl Check<'_> {
             let mut harmed: BTreeSet<usize> = BTreeSet::new();
             for delta in deltas {
                 let (mut next, mut steps) = (Some(delta), 0);
-                // A circle has no more deltas than there are.
+                // A cycle has no more deltas than were seen.
                 while let Some(delta) = next.filter(|_| steps <= self.seen.len()) {
                     harmed.extend(of_delta.get(delta).into_iter().flatten());
                     next = self.seen.get(delta).and_then(|seen| seen.base.as_ref());

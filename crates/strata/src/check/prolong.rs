@@ -2,13 +2,14 @@
 //!
 //! Sets share packs, so what today's set needs may have been written long ago. What could go wrong:
 //!
-//! - Something that a kept set needs isn't locked. So all of it is prolonged in time, also what was needed by nobody
-//!   when that was done last, and is now.
-//! - One object that won't be locked keeps all that come after it from it. So it is passed over, said, and tried again.
-//! - What is kept for its lock alone is locked again, for ever. So callers say which sets are kept for other reasons,
-//!   and only what these need is prolonged.
-//! - Millions of requests are made each day. So the note says until when all is locked ([`Locks`]), and how far an
-//!   interrupted run came.
+//! - Something that a kept set needs isn't locked. So all of it is prolonged in time, including what nothing needed at
+//!   the last run and a kept set needs now.
+//! - One object that can't be locked keeps the later ones from being locked. So it is skipped, reported, and tried
+//!   again.
+//! - What is kept only because it is locked is locked again, forever. So callers say which sets are kept for other
+//!   reasons, and only what these need is prolonged.
+//! - Millions of requests are made each day. So the note says until when everything is locked ([`Locks`]), and how far
+//!   an interrupted run came.
 
 use std::collections::BTreeSet;
 
@@ -21,15 +22,15 @@ use crate::many::read_many;
 use crate::repository::Repository;
 use crate::store::StoreErrorKind;
 
-/// Requests after which the lease is looked at.
+/// Requests after which the lease is checked.
 const PART: usize = 128;
-/// So many parts are done before it is noted how far it is.
+/// After this many parts, the progress is noted.
 const PARTS: usize = 128;
 
-/// What is prolonged beside what the kept sets need, and when.
+/// What is prolonged besides what the kept sets need, and when.
 #[derive(Clone, Debug, Default)]
 pub struct Prolonging {
-    /// Paths in the store of what else is worth keeping.
+    /// Store paths of what else is worth keeping.
     pub more: Vec<String>,
     /// What was deleted since the survey.
     pub gone: Vec<String>,
@@ -40,17 +41,17 @@ pub struct Prolonging {
 /// What was prolonged.
 #[derive(Debug, Default)]
 pub struct Prolonged {
-    /// Objects whose locks were.
+    /// The number of objects whose locks were prolonged.
     pub count: u64,
-    /// Why not all that should be, by the first that wasn't; it is tried again by the next run.
+    /// Why not everything was prolonged: the first error. The next run tries again.
     pub failed: Option<Error>,
 }
 
 impl Survey {
-    /// Prolongs the locks of what the kept sets need, where that is due.
+    /// Prolongs the locks of what the kept sets need, if that is due.
     ///
-    /// What fails is in the result, and takes nothing away. The error is that of `still`, which is asked now and then:
-    /// who has lost the lease leaves it to its holder.
+    /// Failures are in the result and don't undo anything. An error comes only from `still`, which is called now and
+    /// then: a process that has lost the lease leaves the work to its holder.
     pub fn prolong(
         &self,
         repository: &Repository,
@@ -97,9 +98,9 @@ struct Work<'a> {
     /// Until when it locks.
     until: u64,
     prolonged: Prolonged,
-    /// The store locks something not that is there and needed.
+    /// The store refused to lock something that exists and is needed.
     is_refused: bool,
-    /// What `still` said.
+    /// The error of `still`.
     lost: Option<Error>,
 }
 
@@ -114,60 +115,60 @@ impl Work<'_> {
             }
             Next::GoOn(packs) => {
                 self.until = self.locks.until().unwrap_or(now);
-                // What was left out before may lie before where it goes on.
+                // What was left out before may come before the point where the run continues.
                 let again = self.needed_by_now();
                 (packs.and_then(|pack| Ulid::from_text(pack.as_bytes())), again)
             }
         };
         let gone: BTreeSet<&str> = self.what.gone.iter().map(String::as_str).collect();
         self.locks.leave_these(self.survey.left_out(&gone), now, MOST_LEFT);
-        // Until it is locked.
+        // They stay left out until they are locked.
         again.iter().for_each(|path| self.locks.leave(path.clone(), now));
         self.write()?;
-        // What others need and isn't noted would count as locked, so it is.
+        // What others need and isn't noted would count as locked, so it is locked too.
         let (survey, repository, what) = (self.survey, self.repository, self.what);
         let is_unnoted = |path: &String| {
             !self.locks.is_left(path) && survey.is_needed_by_others(repository, path)
         };
         let unnoted: Vec<_> = survey.left_out(&gone).filter(is_unnoted).collect();
         let kept = survey.to_lock(repository, from, self.until, self.seconds);
-        // First a few that are always there: who may lock these is refused others for their own sake.
+        // First a few that always exist: if these can be locked, a refusal of others is due to the objects themselves.
         let first = what.more.iter().cloned().chain(again);
         let locked = self.lock(first).and_then(|()| self.lock_in_order(kept));
         if let Err(error) = locked.and_then(|()| self.lock(unnoted.into_iter())) {
-            // How far it came; the first error is the one to report.
+            // Note the progress; the first error is the one to report.
             let _ = self.write();
             return Err(error);
         }
-        // Where something was refused, the next run goes on behind the packs, and tries that again.
+        // If something was refused, the next run continues after the packs and tries that again.
         if !self.is_refused {
             self.locks.end();
         }
         self.write()
     }
 
-    /// Locks what was left out and is needed by now.
+    /// Locks what was left out and is needed now.
     fn needed_again(&mut self) -> Result<()> {
         let again = self.needed_by_now();
         let Some(until) = self.locks.until().filter(|_| !again.is_empty()) else { return Ok(()) };
         self.until = until;
         self.lock(again.into_iter())?;
         if self.is_refused {
-            // The packs have been locked, but not all is.
+            // The packs have been locked, but not everything.
             self.locks.reopen(self.survey.last_kept_pack().map(|pack| pack.to_string()));
         }
         self.write()
     }
 
-    /// What was left out and is needed by a kept set now.
+    /// Returns what was left out and is needed by a kept set now.
     fn needed_by_now(&self) -> Vec<String> {
         let left = self.locks.left();
         left.filter(|path| self.survey.is_kept(self.repository, path)).cloned().collect()
     }
 
-    /// Locks what the kept sets need, of which the packs come first and ascend, and notes how far it is.
+    /// Locks what the kept sets need, packs first and in ascending order, and notes the progress.
     ///
-    /// Nothing else says how far a run is: what lies between would never be locked.
+    /// Only this progress says how far a run has come: anything skipped before it would never be locked.
     fn lock_in_order(&mut self, mut paths: impl Iterator<Item = String>) -> Result<()> {
         for number in 1.. {
             let part: Vec<_> = paths.by_ref().take(PART).collect();
@@ -197,7 +198,7 @@ impl Work<'_> {
         }
     }
 
-    /// Locks these. What isn't there, or won't be locked, is left out, and the first such error kept.
+    /// Locks these. What doesn't exist or can't be locked is left out, and the first such error is kept.
     fn lock_part(&mut self, part: &[String]) -> Result<()> {
         self.is_held()?;
         let (store, until, now) = (self.repository.store().clone(), self.until, self.what.now);
@@ -219,7 +220,7 @@ impl Work<'_> {
             Err(error) => Err(error.into()),
         })?;
         self.is_refused |= refused > 0;
-        // Who may lock nothing isn't refused a hundred thousand times.
+        // A client that may lock nothing isn't refused a hundred thousand times.
         let is_hopeless = refused == PART && prolonged.count == 0;
         prolonged.failed.take_if(|_| is_hopeless).map_or(Ok(()), Err)
     }
@@ -238,7 +239,8 @@ impl Work<'_> {
     }
 }
 
-/// Whether it says nothing about other objects: this one isn't there, is hidden, or somebody else's hold is on it.
+/// Whether the error says nothing about other objects: this one doesn't exist, is hidden, or is under somebody else's
+/// hold.
 fn is_of_this_object(kind: StoreErrorKind) -> bool {
     use StoreErrorKind::{NotFound, Other, PermissionDenied, Retained};
     matches!(kind, NotFound | PermissionDenied | Retained | Other)

@@ -1,4 +1,4 @@
-//! What is in a repository, and what of it is needed: by the sets that are kept, and by others that are there still.
+//! What is in a repository, and what of it is needed by the sets that are kept and by others that still exist.
 
 use std::collections::BTreeSet;
 
@@ -13,36 +13,36 @@ use crate::repack::{Sparse, is_sparse};
 use crate::repository::Repository;
 use crate::store::Listed;
 
-/// What an interrupted writing goes on from, though nothing refers to it yet.
+/// What an interrupted writer continues from, though nothing refers to it yet.
 #[derive(Clone, Debug, Default)]
 pub struct Begun {
-    /// Packs that are whole in the store.
+    /// Packs that are complete in the store.
     pub packs: BTreeSet<Ulid>,
-    /// Deltas of what was finished, where they are there.
+    /// Deltas that were finished, if they exist.
     pub deltas: BTreeSet<DeltaId>,
 }
 
-/// A look at all of a repository.
+/// A survey of a whole repository.
 pub struct Survey {
     pub(super) inventory: Inventory,
     /// Sets that are kept.
     pub(super) sets: BTreeSet<String>,
     /// What they need.
     pub(super) kept: Live,
-    /// What others need beside that: sets that are about to go, and backups that have no manifest yet.
+    /// What others need in addition: sets that are about to be deleted, and backups that have no manifest yet.
     pub(super) rest: Live,
-    /// A young descriptor is damaged: it may refer to anything.
+    /// A young descriptor is damaged, so it may refer to anything.
     pub(super) is_doubtful: bool,
 }
 
 impl Survey {
-    /// Looks at all. `kept` are the sets that stay; of the others only what nobody needs is told from the rest.
-    /// Deltas younger than the grace time are those of backups that have no manifest yet.
+    /// Surveys the repository. `kept` are the sets that stay; for the other objects it determines only what nothing
+    /// needs. Deltas younger than the grace time count as those of backups without a manifest yet.
     ///
-    /// Whatever of a set can't be read is an error: nobody knows what that would refer to. Where a young delta is damaged
-    /// that no set needs, nothing is deleted as long as it is young.
+    /// If any part of a set can't be read, that is an error, because nobody knows what that part refers to. If a young
+    /// delta that no set needs is damaged, nothing is deleted as long as it is young.
     pub fn take(repository: &Repository, kept: &BTreeSet<String>, terms: Terms) -> Result<Survey> {
-        // First what is there, then what is needed: what is written in between is needed by nobody on this list.
+        // First what exists, then what is needed: what is written in between isn't listed, and so isn't deleted.
         let inventory = Inventory::take(repository)?;
         let (mut of_kept, mut of_others) = (BTreeSet::new(), BTreeSet::new());
         Manifest::read_all(repository, |manifest| {
@@ -66,10 +66,10 @@ impl Survey {
         Ok(survey)
     }
 
-    /// The same, which counts as needed what writings that were interrupted go on from.
+    /// Returns the same survey, in which what interrupted writers continue from counts as needed.
     ///
     /// # Errors
-    /// When one of the deltas can't be asked for. One that is damaged is of no use, and isn't needed.
+    /// If reading one of the deltas fails. A damaged one is useless and isn't needed.
     pub fn with_begun(mut self, repository: &Repository, begun: &Begun) -> Result<Survey> {
         let there = &self.inventory.deltas;
         let deltas = begun.deltas.iter().filter(|delta| there.contains_key(delta)).cloned();
@@ -83,8 +83,8 @@ impl Survey {
         Ok(self)
     }
 
-    /// The same without what can't be read, and without what others need: fit to see to what the kept sets need, and
-    /// not to delete anything by.
+    /// Does the same without what can't be read and without what others need: good for protecting what the kept sets
+    /// need, but not for deciding what to delete.
     pub fn take_readable(repository: &Repository, kept: &BTreeSet<String>) -> Result<Survey> {
         let mut survey = Survey::empty(Inventory::take(repository)?, kept);
         let ids: Vec<_> = kept.iter().cloned().collect();
@@ -98,7 +98,7 @@ impl Survey {
         Ok(survey)
     }
 
-    /// Whether kept sets need a pack of whose content less than so many percent is alive.
+    /// Whether kept sets need a pack of whose content less than this percentage is live.
     pub fn has_sparse(&self, live_percent: u64) -> bool {
         self.kept.packs.iter().any(|(pack, &(packed, live))| {
             let others = self.rest.packs.get(pack).map_or(0, |(_, live)| *live);
@@ -123,8 +123,8 @@ impl Survey {
         self.kept.packs.contains_key(&pack) || self.rest.packs.contains_key(&pack)
     }
 
-    /// What the kept sets need of which it isn't known to be locked until `until`, where what is written is locked for
-    /// so many `seconds`: packs behind `from`, index files, descriptors, manifests.
+    /// Returns the objects that the kept sets need and that aren't known to be locked until `until`, if written objects
+    /// are locked for `seconds`: packs after `from`, index files, descriptors, manifests.
     pub(super) fn to_lock<'a>(
         &'a self,
         repository: &'a Repository,
@@ -145,17 +145,17 @@ impl Survey {
         packs
             .map(|pack| repository.pack_path(*pack))
             .chain(indexes.cloned())
-            // A name that can't be is in no chain.
+            // An invalid name is in no chain.
             .chain(deltas.filter_map(|at| descriptor_path(repository, &at.image, &at.id).ok()))
             .chain(sets.map(|set| repository.path(&format!("sets/{set}.json"))))
     }
 
-    /// The last of the packs that the kept sets need.
+    /// Returns the last pack that the kept sets need.
     pub(super) fn last_kept_pack(&self) -> Option<Ulid> {
         self.kept.packs.keys().next_back().copied()
     }
 
-    /// What is there and no kept set needs, but for what is `gone` by now.
+    /// Returns what exists and no kept set needs, except for what is `gone` by now.
     pub(super) fn left_out<'a>(
         &'a self,
         gone: &'a BTreeSet<&str>,
@@ -179,13 +179,13 @@ impl Survey {
         of_path.sets.keys().any(|set| self.sets.contains(set)) || has(&self.kept, &of_path)
     }
 
-    /// Whether something else that is there still needs it.
+    /// Whether something else that still exists needs it.
     pub(super) fn is_needed_by_others(&self, repository: &Repository, path: &str) -> bool {
         has(&self.rest, &Inventory::of_one(repository, path))
     }
 }
 
-/// Whether one of these is alive.
+/// Whether one of these is needed.
 fn has(live: &Live, these: &Inventory) -> bool {
     these.packs.keys().any(|pack| live.packs.contains_key(pack))
         || these.indexes.keys().any(|path| live.indexes.contains(path))

@@ -1,5 +1,4 @@
-//! A delta's descriptor: its id, its base, its files and their hashes. It is written last, and is what makes the
-//! delta be there.
+//! A delta's descriptor: its id, its base, its files and their hashes. It is written last: with it, the delta exists.
 
 use std::collections::BTreeSet;
 
@@ -23,7 +22,7 @@ pub struct IndexFile {
     pub size: u64,
     /// How many rows it has.
     pub rows: u64,
-    /// Where its last row group ends: all from here on is its footer.
+    /// Where its last row group ends; everything from here on is its footer.
     pub footer: u64,
     /// BLAKE3 of the footer, which holds the hash of each row group.
     pub blake3: String,
@@ -39,13 +38,13 @@ pub struct Descriptor {
     pub image: String,
     /// Its name.
     pub id: String,
-    /// The delta that it changes; none where it is all of the image.
+    /// The delta that it changes; `None` if this delta is the whole image.
     pub base: Option<String>,
     /// Entries, in ascending order over all the files.
     pub objects: Vec<IndexFile>,
     /// Extents, in ascending order over all the files.
     pub extents: Vec<IndexFile>,
-    /// The packs that the extents lie in, in ascending order over all the files.
+    /// The packs that hold the extents' blocks, in ascending order over all the files.
     pub packs: Vec<IndexFile>,
     /// What the caller knows about the image's state; opaque. A merge keeps the newest's.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
@@ -64,14 +63,14 @@ impl Descriptor {
     }
 }
 
-/// Where a delta's descriptor is.
+/// Returns the path of a delta's descriptor.
 pub fn descriptor_path(repository: &Repository, image: &str, id: &str) -> Result<String> {
     check_name("image", image)?;
     check_name("delta", id)?;
     Ok(repository.image_path(image, &format!("{id}.json")))
 }
 
-/// Reads a descriptor, if it is that of this delta.
+/// Reads a descriptor and checks that it belongs to this delta.
 pub fn read_descriptor(repository: &Repository, image: &str, id: &str) -> Result<Descriptor> {
     let path = descriptor_path(repository, image, id)?;
     let descriptor: Descriptor = repository.read_proven(&path)?;
@@ -98,7 +97,8 @@ pub(crate) fn write_descriptor(
     repository.store().put_if(&path, &[bytes.into()], still)
 }
 
-/// The deltas that an image is folded from, oldest first: from the one without a base, or from the one after `after`.
+/// Returns the deltas that an image is folded from, oldest first: from the one without a base, or from the one after
+/// `after`.
 pub fn chain(
     repository: &Repository,
     image: &str,

@@ -1,4 +1,4 @@
-//! Writes a delta with its data: blocks into frames, frames into packs, places into the index.
+//! Writes a delta with its data: blocks into frames, frames into packs, their places into the index.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::lease::{HELD, Still};
 use crate::pack::{Location, PackOptions, PackWriter, Placed};
 use crate::repository::Repository;
 
-/// Extents that wait for their frame at most: with this many the frame is closed before it is full.
+/// The most extents that may wait for their frame: at this number the frame is closed before it is full.
 const WAITING: usize = 16 << 10;
 
 /// How an image is written.
@@ -25,7 +25,7 @@ pub struct ImageOptions {
     pub packs: PackOptions,
     /// The index.
     pub index: IndexOptions,
-    /// A local file that remembers what is stored, so that the same image isn't sent again after an interruption.
+    /// A local file that records what is stored, so that the same image isn't sent again after an interruption.
     pub resume: Option<PathBuf>,
 }
 
@@ -40,15 +40,15 @@ impl Default for ImageOptions {
     }
 }
 
-/// Writes a delta and its data. Of what is pushed before [`ImageWriter::finish`] nothing is there after a crash but
-/// packs that nobody refers to.
+/// Writes a delta and its data. After a crash before [`ImageWriter::finish`], all that exists of it is packs that
+/// nothing refers to.
 pub struct ImageWriter {
     delta: DeltaWriter,
     packs: PackWriter,
     frame_size: usize,
     /// Content of the frame that is being filled.
     content: Vec<u8>,
-    /// Extents that lie in it, and holes between them.
+    /// Extents whose bytes are in it, and the holes between them.
     waiting: Vec<(u64, Extent)>,
     /// The extents of frames that have no place yet, oldest first.
     unplaced: VecDeque<Vec<(u64, Extent)>>,
@@ -56,7 +56,7 @@ pub struct ImageWriter {
 }
 
 impl ImageWriter {
-    /// A delta named `id`, which changes `base`.
+    /// Starts a delta named `id`, which changes `base`.
     pub fn new(
         repository: &Repository,
         image: &str,
@@ -75,33 +75,33 @@ impl ImageWriter {
         })
     }
 
-    /// These objects aren't there any more.
+    /// Records that these objects no longer exist.
     pub fn freed(&mut self, first: u64, count: u64) -> Result<()> {
         self.delta.freed(first, count)
     }
 
-    /// This object is new or changed; its extents follow.
+    /// Records that this object is new or changed; its extents follow.
     pub fn changed(&mut self, change: Change) -> Result<()> {
         self.delta.changed(change)
     }
 
-    /// The spill of the object at hand.
+    /// Sets the spill of the current object.
     pub fn spill(&mut self, spill: Bytes) -> Result<()> {
         self.delta.spill(spill)
     }
 
-    /// A hole in the object at hand.
+    /// Adds a hole in the current object.
     pub fn hole(&mut self, offset: u64, length: u64) -> Result<()> {
         let object = self.delta.claim_extent(offset, length, false)?;
         self.wait(object, Extent::hole(offset, length))
     }
 
-    /// A block of the object at hand, whose bytes are its content.
+    /// Adds a block of the current object; `content` is its content as it is.
     pub fn data(&mut self, offset: u64, content: &[u8]) -> Result<()> {
         self.block(offset, content.len() as u64, 0, None, content)
     }
 
-    /// A block of the object at hand: `length` bytes of it, written as `bytes` in the form `form`.
+    /// Adds a block of the current object: `length` bytes of it, written as `bytes` in the form `form`.
     pub fn block(
         &mut self,
         offset: u64,
@@ -114,7 +114,7 @@ impl ImageWriter {
         if !self.content.is_empty() && self.content.len() + bytes.len() > self.frame_size {
             self.close_frame()?;
         }
-        // The frame's place comes later.
+        // The frame's place is filled in later.
         let location = Location {
             start: self.content.len() as u64,
             size: bytes.len() as u64,
@@ -150,7 +150,7 @@ impl ImageWriter {
                 }
             }
         }
-        // Of the size that it will have: growing step by step would copy it twice.
+        // Allocated at its expected size: growing step by step would copy it twice.
         let next = Vec::with_capacity(self.frame_size.min(self.content.len() * 2));
         let content = std::mem::replace(&mut self.content, next);
         self.unplaced.push_back(waiting);
@@ -159,17 +159,17 @@ impl ImageWriter {
         place(&mut self.delta, &mut self.unplaced, placed)
     }
 
-    /// What the caller knows about the image's state, for its descriptor.
+    /// Sets what the caller knows about the image's state, for its descriptor.
     pub fn about(&mut self, about: serde_json::Value) {
         self.delta.about(about);
     }
 
-    /// Stores what is left: packs, then the index, then the descriptor, which makes the delta be there.
+    /// Stores what is left: packs, then the index, then the descriptor, with which the delta exists.
     pub fn finish(self) -> Result<Descriptor> {
         self.finish_if(HELD)
     }
 
-    /// The same; `still` is asked before each try to write the descriptor. It may take the place of one that sets need.
+    /// Does the same, and calls `still` before each try to write the descriptor, which may replace one that sets need.
     pub fn finish_if(mut self, still: Still<'_>) -> Result<Descriptor> {
         self.close_frame()?;
         let mut placed = Vec::new();
@@ -183,7 +183,7 @@ impl ImageWriter {
     }
 }
 
-/// Writes the extents of frames that have got their place.
+/// Writes the extents of frames whose place is known now.
 fn place(
     delta: &mut DeltaWriter,
     unplaced: &mut VecDeque<Vec<(u64, Extent)>>,

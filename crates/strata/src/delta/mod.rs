@@ -24,14 +24,14 @@ use bytes::Bytes;
 use crate::error::Result;
 use crate::pack::Location;
 
-/// What a delta says about objects, in ascending order.
+/// An entry of a delta, about one or several objects. Entries are in ascending order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// These objects aren't there any more.
+    /// These objects no longer exist.
     Freed {
-        /// The first.
+        /// The first object.
         first: u64,
-        /// How many.
+        /// How many objects.
         count: u64,
     },
     /// This object is new or changed.
@@ -39,7 +39,7 @@ pub enum Entry {
 }
 
 impl Entry {
-    /// The object, or the first of them.
+    /// Returns the object, or the first of several.
     pub fn object(&self) -> u64 {
         match self {
             Entry::Freed { first, .. } => *first,
@@ -47,7 +47,7 @@ impl Entry {
         }
     }
 
-    /// The first object after it; `u64::MAX` stands for all that there are.
+    /// Returns the first object after the entry; `u64::MAX` means that the entry covers all that follow.
     pub fn end(&self) -> u64 {
         match self {
             Entry::Freed { first, count } => first.saturating_add(*count),
@@ -61,13 +61,13 @@ impl Entry {
 pub struct Change {
     /// Its number.
     pub object: u64,
-    /// Nothing of an older object of this number counts: neither content nor header nor spill.
+    /// Nothing of an older object with this number counts: no content, header or spill.
     pub fresh: bool,
-    /// Its properties, where the delta has them; opaque.
+    /// Its properties, if the delta has them; opaque.
     pub header: Option<Bytes>,
-    /// From here on the object holds nothing older than this delta.
+    /// From this offset on, the object holds nothing older than this delta.
     pub tail: Option<u64>,
-    /// What belongs to the object beside its content, where the delta has it; opaque.
+    /// What belongs to the object besides its content, if the delta has it; opaque.
     pub spill: Option<Bytes>,
 }
 
@@ -76,13 +76,13 @@ pub struct Change {
 pub struct Extent {
     /// Where it begins.
     pub offset: u64,
-    /// How long it is; `u64::MAX` is up to the end, for a hole.
+    /// How long it is; for a hole, `u64::MAX` means to the end.
     pub length: u64,
     /// The block; `None` for a hole.
     pub block: Option<Block>,
 }
 
-/// A block as it was written, of which an extent may be a part.
+/// A block as it was written. An extent may be only a part of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Block {
     /// Where its bytes are.
@@ -91,24 +91,24 @@ pub struct Block {
     pub skip: u64,
     /// How long it is in the object.
     pub length: u64,
-    /// How its bytes become its content: 0, they are it; else the caller's.
+    /// How its bytes become its content: 0 means that they are the content; other values are the caller's.
     pub form: u64,
     /// What the caller knows about the whole block (its pages' hashes); opaque.
     pub note: Option<Bytes>,
 }
 
 impl Extent {
-    /// Where it ends.
+    /// Returns where it ends.
     pub fn end(&self) -> u64 {
         self.offset.saturating_add(self.length)
     }
 
-    /// A hole.
+    /// Makes a hole.
     pub fn hole(offset: u64, length: u64) -> Extent {
         Extent { offset, length, block: None }
     }
 
-    /// The part of it between two offsets, both within it.
+    /// Returns the part of it between two offsets that are both within it.
     pub(crate) fn part(&self, from: u64, to: u64) -> Extent {
         let block = self.block.as_ref().map(|block| Block {
             skip: block.skip + from.saturating_sub(self.offset),
@@ -118,7 +118,7 @@ impl Extent {
         Extent { offset: from, length, block }
     }
 
-    /// Where the extent's own bytes are, if its block's bytes are its content.
+    /// Returns where the extent's own bytes are, if its block's bytes are its content.
     pub fn content(&self) -> Option<Location> {
         let block = self.block.as_ref().filter(|block| block.form == 0)?;
         let start = block.location.start.checked_add(block.skip)?;
@@ -132,29 +132,29 @@ impl Extent {
 
 /// Objects in ascending order, and each object's extents in ascending order.
 pub trait Delta {
-    /// The entry at hand; `None` before the first and after the last.
+    /// Returns the current entry; `None` before the first and after the last.
     fn entry(&self) -> Option<&Entry>;
 
-    /// Goes to the next entry; what is left of the one at hand is passed over.
+    /// Moves to the next entry and passes over what is left of the current one.
     fn next_entry(&mut self) -> Result<()>;
 
-    /// The extent at hand of the entry at hand.
+    /// Returns the current extent of the current entry.
     fn extent(&self) -> Option<&Extent>;
 
-    /// Goes to the next extent.
+    /// Moves to the next extent.
     fn next_extent(&mut self) -> Result<()>;
 
-    /// Passes over entries before the last one that begins at `object` or before it, or over fewer; never back. What
-    /// was passed over may have left its extents behind, as [`Delta::leave_extents`] does.
+    /// Passes over all or some of the entries before the last one that begins at or before `object`; never moves back.
+    /// It may skip the extents of what it passed over, as [`Delta::leave_extents`] does.
     fn seek(&mut self, object: u64) -> Result<()> {
         let _ = object;
         if self.entry().is_none() { self.next_entry() } else { Ok(()) }
     }
 
-    /// The extents of the entry at hand, and of those that follow, aren't wanted.
+    /// Skips the extents of the current entry and of those that follow.
     fn leave_extents(&mut self) {}
 
-    /// They are wanted again, from those of the entry at hand on.
+    /// Reads extents again, starting with those of the current entry.
     fn meet_extents(&mut self) -> Result<()> {
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Reads a delta's index in order, or from an object on.
+//! Reads a delta's index in order, from the beginning or from a given object.
 
 use super::descriptor::Descriptor;
 use super::rows::{ExtentRow, PackRow};
@@ -10,7 +10,7 @@ use crate::repository::Repository;
 /// How an index is read.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadOptions {
-    /// Bytes of each table that are read in one call to the store; one row group at least.
+    /// Bytes of each table that are read in one call to the store; at least one row group.
     pub read_ahead: u64,
 }
 
@@ -30,7 +30,7 @@ pub struct DeltaReader {
     entry: Option<Entry>,
     extent: Option<ExtentRow>,
     is_begun: bool,
-    /// The extents were left behind: they are read again where those of an entry are asked for.
+    /// The extents were skipped: they are read again when those of an entry are wanted.
     is_behind: bool,
 }
 
@@ -51,7 +51,7 @@ impl DeltaReader {
         }
     }
 
-    /// Goes back to before the first entry. Of what was read the last file of each table stays open.
+    /// Goes back to before the first entry. For each table, the file that was read last stays open.
     pub fn rewind(&mut self) {
         self.objects.rewind();
         self.extents.rewind();
@@ -59,7 +59,7 @@ impl DeltaReader {
         (self.is_begun, self.is_behind) = (false, false);
     }
 
-    /// What it reads.
+    /// Returns the descriptor of the delta that it reads.
     pub fn descriptor(&self) -> &Descriptor {
         &self.descriptor
     }
@@ -74,7 +74,7 @@ impl DeltaReader {
             (Some(last), Some(extent)) => extent.object > last.object,
             _ => true,
         };
-        if is_later { Ok(()) } else { Err(self.disorder("its extents are in no order")) }
+        if is_later { Ok(()) } else { Err(self.disorder("its extents are out of order")) }
     }
 
     fn disorder(&self, why: &str) -> Error {
@@ -102,12 +102,12 @@ impl Delta for DeltaReader {
         if let (Some(last), Some(entry)) = (&last, &self.entry)
             && entry.object() < last.end()
         {
-            return Err(self.disorder("its objects are in no order"));
+            return Err(self.disorder("its objects are out of order"));
         }
         if self.is_behind {
             return Ok(());
         }
-        // An extent that no entry claims would be lost in silence.
+        // An extent that no entry claims would be lost silently.
         let stray = match (&self.entry, &self.extent) {
             (Some(Entry::Changed(change)), Some(extent)) => extent.object < change.object,
             (Some(entry), Some(extent)) => extent.object < entry.end(),
@@ -164,7 +164,7 @@ impl Delta for DeltaReader {
     }
 }
 
-/// Gives the packs that a delta's extents lie in to `each`, in ascending order.
+/// Passes each pack that a delta's extents refer to to `each`, in ascending order.
 pub fn packs(
     repository: &Repository,
     descriptor: &Descriptor,

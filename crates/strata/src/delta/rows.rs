@@ -14,11 +14,11 @@ use crate::pack::{Location, Packed};
 pub(crate) enum Kind {
     /// A number, never null.
     Number,
-    /// A number that ascends for the most part, never null.
+    /// A number that is mostly ascending, never null.
     Ascending,
     /// A number or null.
     OptionalNumber,
-    /// Text or null, of few values.
+    /// Text or null, with few distinct values.
     OptionalText,
     /// Bytes or null.
     OptionalBytes,
@@ -60,7 +60,7 @@ impl<'a> Cell<'a> {
         }
     }
 
-    /// A copy: a slice would keep alive the page that it was read from.
+    /// Returns a copy: a slice would keep the page that it was read from in memory.
     fn copied(&self) -> Option<Bytes> {
         self.bytes().map(Bytes::copy_from_slice)
     }
@@ -68,12 +68,12 @@ impl<'a> Cell<'a> {
 
 /// A row of an index file.
 pub(crate) trait Row: Sized {
-    /// What the file is called: `objects`, `extents`, `packs`.
+    /// The file's name: `objects`, `extents`, `packs`.
     const TABLE: &'static str;
     const COLUMNS: &'static [Column];
-    /// Gives the values to `each`, in the order of the columns.
+    /// Passes the values to `each`, in the order of the columns.
     fn cells(&self, each: &mut dyn FnMut(Cell<'_>));
-    /// `None` where the values make no row.
+    /// Makes a row of the values; `None` if they don't form one.
     fn of(values: &[Cell<'_>]) -> Option<Self>;
 }
 
@@ -131,7 +131,7 @@ impl Row for Entry {
     }
 }
 
-/// An extent and the object it is of.
+/// An extent and the object that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ExtentRow {
     pub(crate) object: u64,
@@ -201,21 +201,21 @@ impl Row for ExtentRow {
     }
 }
 
-/// A pack that a delta's extents lie in.
+/// A pack that a delta's extents refer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackRow {
     /// The pack.
     pub pack: Ulid,
     /// The size of its object.
     pub size: u64,
-    /// How many bytes of content its frames have.
+    /// How many bytes of content its frames hold.
     pub content: u64,
-    /// How many of them the delta's extents name.
+    /// How many of them the delta's extents refer to.
     pub live: u64,
 }
 
 impl PackRow {
-    /// The pack, whoever refers to it.
+    /// Returns the pack's own data, without what this delta refers to.
     pub fn packed(&self) -> Packed {
         Packed { pack: self.pack, size: self.size, content: self.content }
     }

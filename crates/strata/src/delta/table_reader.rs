@@ -1,9 +1,9 @@
 //! Reads one table of the index in order: one or a few row groups of bytes, and one page of each column, at a time.
 //!
-//! A file's footer says the least and the greatest object of each row group, so a reader can go to an object without
-//! reading what lies before it. What could go wrong: rows that are passed over and were wanted are lost in silence, so
-//! the footer's numbers have to ascend, and what is read has to lie between them. Where a file lacks them, nothing of
-//! it is passed over.
+//! A file's footer holds the least and the greatest object of each row group, so a reader can go to an object without
+//! reading what comes before it. What could go wrong: rows that are wanted are passed over and lost silently. So the
+//! footer's numbers must ascend, and the rows that are read must be between them. If a file lacks these numbers,
+//! nothing of it is passed over.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -27,14 +27,15 @@ use crate::repository::Repository;
 
 /// Rows that are decoded at a time.
 const BATCH: usize = 256;
-/// A row group of no more rows is decoded at once, one column after another: a column that is being read has a
-/// decompressor of its own, which takes more memory than so many values. Most increments have no larger one.
+/// A row group with at most this many rows is decoded at once, one column after another: a column that is being read
+/// has a decompressor of its own, which takes more memory than that many values. Most increments have no larger row
+/// group.
 const FEW: usize = 4096;
 const ENDS_EARLY: &str = "a column ends early";
-/// Bytes of a file that is read at once, though only a part of it may be wanted.
+/// A file of up to this size is read whole, though only a part of it may be wanted.
 const SMALL: u64 = 256 << 10;
 
-/// Some bytes of a file, at their place.
+/// Some bytes of a file, with their offset.
 struct Window {
     start: u64,
     bytes: Bytes,
@@ -72,7 +73,7 @@ impl ChunkReader for Window {
 struct Group {
     range: Range<u64>,
     blake3: String,
-    /// The least and the greatest object in it, where the footer says so.
+    /// The least and the greatest object in it, if the footer has them.
     objects: Option<(u64, u64)>,
 }
 
@@ -85,16 +86,16 @@ struct OpenFile {
     window: Window,
 }
 
-/// From where on a table's rows are wanted.
+/// The row from which a table's rows are wanted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum From {
-    /// From the last row of this object, or of one before it.
+    /// From the last row of this object or of one before it.
     AtOrBefore(u64),
-    /// From the first row of this object, or of one after it.
+    /// From the first row of this object or of one after it.
     AtOrAfter(u64),
 }
 
-/// A column's values that were decoded and aren't in a row yet.
+/// A column's values that are decoded but not in a row yet.
 #[derive(Default)]
 struct Values {
     numbers: Vec<i64>,
@@ -103,7 +104,7 @@ struct Values {
     taken: Taken,
 }
 
-/// Of a column's values, and of its levels: how many are in a row.
+/// How many of a column's values, and of its levels, are already in a row.
 #[derive(Clone, Copy, Default)]
 struct Taken {
     values: usize,
@@ -118,7 +119,7 @@ impl Values {
         self.taken = Taken::default();
     }
 
-    /// Gives back what a row group of few rows took.
+    /// Frees the memory that a row group with few rows took.
     fn shrink(&mut self) {
         self.clear();
         self.numbers.shrink_to(BATCH);
@@ -135,21 +136,22 @@ pub(crate) struct TableReader<R> {
     read_ahead: u64,
     /// The file that was read last.
     open: Option<OpenFile>,
-    /// File and row group that are read next.
+    /// The file and the row group to read next.
     next: (usize, usize),
-    /// Whether nothing was passed over just before these: then more of what follows is read along.
+    /// Whether nothing was passed over just before these; if so, more of what follows is read in the same call.
     in_order: bool,
     columns: Vec<ColumnReader>,
     values: Vec<Values>,
     /// Rows of the row group that are in no batch yet.
     left: usize,
-    /// Those of them whose values were decoded.
+    /// How many of them have decoded values.
     decoded: usize,
     batch: VecDeque<R>,
 }
 
 impl<R: Row> TableReader<R> {
-    /// Reads files in order, up to `read_ahead` bytes (or one row group) in a call to the store.
+    /// Makes a reader of these files, in order; it reads up to `read_ahead` bytes (or one row group) in a call to the
+    /// store.
     pub(crate) fn new(
         repository: &Repository,
         image: &str,
@@ -172,7 +174,7 @@ impl<R: Row> TableReader<R> {
         }
     }
 
-    /// The next row.
+    /// Returns the next row.
     pub(crate) fn next(&mut self) -> Result<Option<R>> {
         while self.batch.is_empty() {
             if self.left > 0 {
@@ -189,7 +191,7 @@ impl<R: Row> TableReader<R> {
         self.go_to((0, 0));
     }
 
-    /// Passes over row groups before those that are wanted, never back; whether it is before a row group now.
+    /// Passes over row groups before the wanted ones, never back. Returns whether a row group follows.
     pub(crate) fn seek(&mut self, from: From) -> Result<bool> {
         if self.next.0 >= self.files.len() {
             return Ok(false);
@@ -213,9 +215,9 @@ impl<R: Row> TableReader<R> {
         Ok(true)
     }
 
-    /// The file that holds the first row that is wanted, as far as the footers say.
+    /// Returns the file that holds the first wanted row, as far as the footers tell.
     fn file_of(&mut self, from: From) -> Result<usize> {
-        // Those before `low` come too early, those from `high` on too late.
+        // Files before `low` are too early; those from `high` on are too late.
         let (mut low, mut high) = (self.next.0, self.files.len());
         let open = self.open.as_ref().filter(|open| open.number >= low);
         if let Some((number, (least, greatest))) =
@@ -257,7 +259,7 @@ impl<R: Row> TableReader<R> {
         (self.left, self.decoded) = (0, 0);
     }
 
-    /// Opens the next row group; false where there is none.
+    /// Opens the next row group; returns false if there is none.
     fn next_group(&mut self) -> Result<bool> {
         self.columns.clear();
         self.values.iter_mut().for_each(Values::shrink);
@@ -302,10 +304,10 @@ impl<R: Row> TableReader<R> {
         Ok(false)
     }
 
-    /// The `number`th file, opened.
+    /// Returns the `number`th file, opened.
     fn open(&mut self, number: usize) -> Result<&OpenFile> {
         if self.open.as_ref().is_none_or(|open| open.number != number) {
-            // The old one goes before the new one comes.
+            // Drop the old one before opening the new one.
             self.open = None;
             self.open = Some(self.open_file(number)?);
         }
@@ -318,7 +320,7 @@ impl<R: Row> TableReader<R> {
         };
         let path = format!("{}{}", self.folder, file.name);
         let damaged = |why: &str| Error::damaged(&path, file.footer, why);
-        // A small file is read at once.
+        // Read a small file whole.
         let whole = if self.in_order { self.read_ahead } else { self.read_ahead.min(SMALL) };
         let start = if file.size <= whole { 0 } else { file.footer };
         let window = Window { start, bytes: self.repository.read(&path, start..file.size)? };
@@ -326,7 +328,7 @@ impl<R: Row> TableReader<R> {
         if *blake3::hash(&footer).to_hex() != *file.blake3 {
             return Err(damaged("its footer's hash is wrong"));
         }
-        // After the metadata its length (4 bytes) and "PAR1".
+        // The metadata is followed by its length (4 bytes) and "PAR1".
         let length = footer.len().checked_sub(8).and_then(|end| footer.get(end..end + 4));
         let length = length
             .and_then(|length| length.try_into().ok())
@@ -343,12 +345,12 @@ impl<R: Row> TableReader<R> {
         let known: Vec<_> = groups.iter().filter_map(|group| group.objects).collect();
         let ascend = known.is_sorted_by(|(_, before), (after, _)| before <= after);
         if !ascend || known.iter().any(|(least, greatest)| least > greatest) {
-            return Err(damaged("its row groups are in no order"));
+            return Err(damaged("its row groups are out of order"));
         }
         Ok(OpenFile { number, path, metadata, groups, window })
     }
 
-    /// Makes rows of what was decoded; decodes more where that is used up.
+    /// Makes rows of the decoded values; decodes more when they are used up.
     fn next_batch(&mut self) -> Result<()> {
         let group = self.next.1.saturating_sub(1);
         let (path, at, objects) = match &self.open {
@@ -384,11 +386,11 @@ impl<R: Row> TableReader<R> {
             if let (Some((least, greatest)), Some(Cell::Number(object))) = (objects, cells.first())
                 && !(least..=greatest).contains(object)
             {
-                return Err(Error::damaged(&path, at, "a row is none of its row group"));
+                return Err(Error::damaged(&path, at, "a row doesn't belong to its row group"));
             }
             let row = R::of(&cells);
             self.batch.push_back(row.ok_or_else(|| {
-                Error::damaged(&path, at, format!("a row is none of \"{}\"", R::TABLE))
+                Error::damaged(&path, at, format!("a row isn't valid in \"{}\"", R::TABLE))
             })?);
         }
         self.values.iter_mut().zip(taken).for_each(|(values, taken)| values.taken = taken);
@@ -399,13 +401,13 @@ impl<R: Row> TableReader<R> {
 }
 
 impl OpenFile {
-    /// The least and the greatest object in it, where its footer says so.
+    /// Returns the least and the greatest object in it, if its footer has them.
     fn objects(&self) -> Option<(u64, u64)> {
         let (first, last) = (self.groups.first()?.objects?, self.groups.last()?.objects?);
         Some((first.0, last.1))
     }
 
-    /// The bytes of a row group, checked; others that follow are read along.
+    /// Returns the bytes of a row group, checked; those that follow are read in the same call.
     fn group(&mut self, number: usize, repository: &Repository, read_ahead: u64) -> Result<Window> {
         let Some(group) = self.groups.get(number) else {
             return Err(Error::damaged(&self.path, 0, "it has fewer row groups than it says"));
@@ -419,7 +421,7 @@ impl OpenFile {
                     .take_while(|end| end - range.start <= read_ahead)
                     .last()
                     .unwrap_or(range.end);
-                // The old window goes before the new one comes.
+                // Drop the old window before reading the new one.
                 self.window = Window { start: 0, bytes: Bytes::new() };
                 let bytes = repository.read(&self.path, range.start..end)?;
                 self.window = Window { start: range.start, bytes };
@@ -437,7 +439,7 @@ fn is_optional(kind: Kind) -> bool {
     !matches!(kind, Kind::Number | Kind::Ascending)
 }
 
-/// A column's value of the next row.
+/// Returns a column's value for the next row.
 fn cell<'a>(kind: Kind, values: &'a Values, taken: &mut Taken) -> Cell<'a> {
     if is_optional(kind) {
         let level = taken.levels;
@@ -458,7 +460,7 @@ fn cell<'a>(kind: Kind, values: &'a Values, taken: &mut Taken) -> Cell<'a> {
     }
 }
 
-/// Adds so many rows' values of a column; gives how many rows there were.
+/// Decodes up to `want` more rows of a column; returns how many rows there were.
 fn read_column(
     column: &mut ColumnReader,
     kind: Kind,
@@ -494,7 +496,7 @@ fn read_rows<T: DataType>(
     Ok(rows)
 }
 
-/// Row groups follow each other from the file's first byte on; each is `end:hash`.
+/// Returns the row groups, which follow each other from the file's first byte on. Each is written as `end:hash`.
 fn groups(metadata: &ParquetMetaData) -> Option<Vec<Group>> {
     let pairs = metadata.file_metadata().key_value_metadata()?;
     let text = pairs.iter().find(|pair| pair.key == GROUPS)?.value.as_deref()?;
@@ -510,13 +512,13 @@ fn groups(metadata: &ParquetMetaData) -> Option<Vec<Group>> {
     Some(groups)
 }
 
-/// The least and the greatest object of a row group.
+/// Returns the least and the greatest object of a row group.
 fn objects_of(metadata: &ParquetMetaData, group: usize) -> Option<(u64, u64)> {
     let column = metadata.row_groups().get(group)?.columns().first()?;
     let Some(Statistics::Int64(numbers)) = column.statistics() else {
         return None;
     };
-    // The column says that it is unsigned.
+    // The column is declared as unsigned.
     Some((*numbers.min_opt()? as u64, *numbers.max_opt()? as u64))
 }
 

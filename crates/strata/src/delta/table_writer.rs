@@ -1,8 +1,8 @@
 //! Writes one table of the index: rows into row groups of bounded size, row groups into files of bounded number.
 //!
 //! Files are written to a temporary file first, so that an upload can be tried again. Each row group's bytes are
-//! hashed, the hashes are in the footer (key `strata.groups`), and the footer's hash is in the descriptor: so a
-//! reader checks every byte without reading a file twice.
+//! hashed; the hashes are in the footer (key `strata.groups`), and the footer's hash is in the descriptor. So a reader
+//! checks every byte without reading a file twice.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -23,12 +23,12 @@ use super::writer::IndexOptions;
 use crate::error::{Error, Result};
 use crate::repository::Repository;
 
-/// Rows of a data page: what a reader holds of each column.
+/// Rows of a data page, which is what a reader holds of each column.
 const PAGE_ROWS: usize = 2048;
 /// Key of the row groups' hashes in the footer.
 pub(crate) const GROUPS: &str = "strata.groups";
 
-/// What the Parquet writer writes to: a temporary file, hashed in passing.
+/// The Parquet writer's target: a temporary file that is hashed as it is written.
 struct Spool {
     file: BufWriter<File>,
     hasher: blake3::Hasher,
@@ -65,7 +65,7 @@ struct OpenFile {
     rows: u64,
 }
 
-/// A column's values of the row group at hand.
+/// A column's values of the current row group.
 #[derive(Default)]
 struct Buffer {
     numbers: Vec<i64>,
@@ -77,14 +77,14 @@ struct Buffer {
 pub(super) struct TableWriter<R> {
     repository: Repository,
     folder: String,
-    /// The files' names without what tells them apart.
+    /// The files' common name, without the part that differs.
     stem: String,
     options: IndexOptions,
     properties: WriterPropertiesPtr,
     schema: TypePtr,
     buffers: Vec<Buffer>,
     rows: usize,
-    /// Bytes of the opaque columns.
+    /// Bytes of the opaque columns in the current row group.
     bytes: usize,
     open: Option<OpenFile>,
     files: Vec<IndexFile>,
@@ -126,7 +126,7 @@ impl<R: Row> TableWriter<R> {
             buffer.levels.push(if cell == Cell::Null { 0 } else { 1 });
             match cell {
                 Cell::Null => {}
-                // The column says that it is unsigned.
+                // The column is declared as unsigned.
                 Cell::Number(number) => buffer.numbers.push(number as i64),
                 Cell::Bytes(bytes) => {
                     opaque += bytes.len();
@@ -177,7 +177,7 @@ impl<R: Row> TableWriter<R> {
         Ok(())
     }
 
-    /// `<stem>.extents.parquet`, then `<stem>.extents.1.parquet` and so on.
+    /// Returns `<stem>.extents.parquet`, then `<stem>.extents.1.parquet` and so on.
     fn next_name(&self) -> String {
         match self.files.len() {
             0 => format!("{}.{}.parquet", self.stem, R::TABLE),
@@ -216,10 +216,10 @@ impl<R: Row> TableWriter<R> {
         Ok(())
     }
 
-    /// Uploads what is left; the files, in order.
+    /// Uploads what is left; returns the files, in order.
     pub(super) fn finish(mut self) -> Result<Vec<IndexFile>> {
         self.end_group()?;
-        // A table without rows is a file too: a folder of them can be read as one table.
+        // A table without rows is still written as a file, so that a folder of them can be read as one table.
         let open = match self.open.take() {
             Some(open) => Some(open),
             None if self.files.is_empty() => Some(self.open_file(&self.next_name())?),
@@ -295,7 +295,7 @@ fn properties(columns: &[Column]) -> Result<WriterPropertiesPtr, ParquetError> {
     Ok(Arc::new(builder.build()))
 }
 
-/// The table's schema.
+/// Returns the table's schema.
 pub(super) fn schema(table: &str, columns: &[Column]) -> Result<TypePtr, ParquetError> {
     let fields = columns
         .iter()

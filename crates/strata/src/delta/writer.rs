@@ -16,13 +16,13 @@ use crate::repository::Repository;
 /// How an index is written.
 #[derive(Clone, Debug)]
 pub struct IndexOptions {
-    /// Rows of a row group: what a reader reads at a time.
+    /// Rows of a row group, which a reader reads at a time.
     pub group_rows: usize,
-    /// Bytes of headers, spills and notes after which a row group ends sooner.
+    /// Bytes of headers, spills and notes at which a row group ends early.
     pub group_bytes: usize,
-    /// Row groups of a file, whose footer a reader keeps: with more rows the next file begins.
+    /// Row groups of a file. A reader keeps a file's footer in memory, so further rows go to another file.
     pub file_groups: usize,
-    /// Where temporary files are; the system's folder if `None`.
+    /// The folder of temporary files; the system's if `None`.
     pub spool: Option<PathBuf>,
 }
 
@@ -32,27 +32,28 @@ impl Default for IndexOptions {
     }
 }
 
-/// Writes the index of a delta; [`DeltaWriter::finish`] makes it be there.
+/// Writes the index of a delta, which exists once [`DeltaWriter::finish`] has returned.
 ///
-/// Entries come in ascending order of objects, none twice, none within a freed range; after a changed object come
-/// its extents, in ascending order, none over another. Whatever doesn't is refused by name.
+/// Entries must come in ascending order of objects, with no object twice or within a freed range. A changed object is
+/// followed by its extents, in ascending order and without overlaps. Anything else is refused with an error that names
+/// it.
 pub struct DeltaWriter {
     repository: Repository,
     descriptor: Descriptor,
     objects: TableWriter<Entry>,
     extents: TableWriter<ExtentRow>,
     packs: TableWriter<PackRow>,
-    /// The entry at hand: its spill may come after its extents.
+    /// The current entry: its spill may come after its extents.
     held: Option<Change>,
-    /// No object below this may come; `None` where none may come at all.
+    /// No object below this may come; `None` if no more may come.
     next_object: Option<u64>,
-    /// No extent of the entry at hand may begin below this; `None` where none may come at all.
+    /// No extent of the current entry may begin below this; `None` if no more may come.
     next_offset: Option<u64>,
     live: BTreeMap<Ulid, u64>,
 }
 
 impl DeltaWriter {
-    /// A delta named `id`, which changes `base`. With the name of one that is there it takes its place.
+    /// Starts a delta named `id`, which changes `base`. If a delta of this name exists, the new one replaces it.
     pub fn new(
         repository: &Repository,
         image: &str,
@@ -65,7 +66,7 @@ impl DeltaWriter {
         if let Some(base) = base {
             check_name("delta", base)?;
         }
-        // A name of its own: another writing of the same delta never touches the files of this one.
+        // A unique stem: writing the same delta again never touches these files.
         let stem = format!("{id}.{}", Ulid::new()?);
         Ok(DeltaWriter {
             repository: repository.clone(),
@@ -109,14 +110,14 @@ impl DeltaWriter {
         Ok(())
     }
 
-    /// These objects aren't there any more.
+    /// Records that these objects no longer exist.
     pub fn freed(&mut self, first: u64, count: u64) -> Result<()> {
         self.claim(first, count)?;
         self.next_offset = None;
         self.objects.push(&Entry::Freed { first, count })
     }
 
-    /// This object is new or changed; its extents follow.
+    /// Records that this object is new or changed; its extents follow.
     pub fn changed(&mut self, change: Change) -> Result<()> {
         self.claim(change.object, 1)?;
         self.next_offset = Some(0);
@@ -124,7 +125,7 @@ impl DeltaWriter {
         Ok(())
     }
 
-    /// The spill of the object at hand.
+    /// Sets the spill of the current object.
     pub fn spill(&mut self, spill: bytes::Bytes) -> Result<()> {
         match &mut self.held {
             Some(change) => {
@@ -140,20 +141,20 @@ impl DeltaWriter {
         }
     }
 
-    /// What the caller knows about the image's state, for its descriptor.
+    /// Sets what the caller knows about the image's state, for its descriptor.
     pub fn about(&mut self, about: serde_json::Value) {
         self.descriptor.about = about;
     }
 
-    /// The object at hand.
+    /// Returns the current object.
     pub fn object(&self) -> Option<u64> {
         self.held.as_ref().map(|change| change.object)
     }
 
-    /// Checks that an extent may come here, and takes its place.
+    /// Checks that an extent may come here, and reserves its range.
     pub(super) fn claim_extent(&mut self, offset: u64, length: u64, is_data: bool) -> Result<u64> {
         let end = offset.checked_add(length);
-        // A hole may end nowhere; what is written must end somewhere.
+        // A hole may be unbounded; data must have an end.
         let ends_well = end.is_some() || (length == u64::MAX && !is_data);
         match (self.object(), self.next_offset) {
             (Some(object), Some(next)) if offset >= next && length > 0 && ends_well => {
@@ -176,7 +177,7 @@ impl DeltaWriter {
         }
     }
 
-    /// Writes an extent that was claimed.
+    /// Writes an extent whose range was reserved.
     pub(super) fn write_extent(&mut self, object: u64, extent: Extent) -> Result<()> {
         if let Some(block) = &extent.block {
             *self.live.entry(block.location.pack).or_default() += block.location.size;
@@ -184,18 +185,18 @@ impl DeltaWriter {
         self.extents.push(&ExtentRow { object, extent })
     }
 
-    /// An extent of the object at hand, whose bytes are in a pack already.
+    /// Adds an extent of the current object whose bytes are already in a pack.
     pub fn extent(&mut self, extent: Extent) -> Result<()> {
         let object = self.claim_extent(extent.offset, extent.length, extent.block.is_some())?;
         self.write_extent(object, extent)
     }
 
-    /// Writes what is left, and the descriptor last. `sizes` gives the size of each pack that an extent lies in.
+    /// Writes what is left, with the descriptor last. `sizes` must give the size of each pack that an extent refers to.
     pub fn finish(self, sizes: impl IntoIterator<Item = Packed>) -> Result<Descriptor> {
         self.finish_if(sizes, HELD)
     }
 
-    /// The same; `still` is asked before each try to write the descriptor.
+    /// Does the same, and calls `still` before each try to write the descriptor.
     pub fn finish_if(
         self,
         sizes: impl IntoIterator<Item = Packed>,
@@ -222,7 +223,7 @@ impl DeltaWriter {
         for row in &rows {
             packs.push(row)?;
         }
-        // At the same time: each waits for the store and its disk far longer than it works.
+        // In parallel: each waits for the store and its disk far longer than it computes.
         let (objects, extents, packs) = std::thread::scope(|scope| {
             let objects = scope.spawn(|| objects.finish());
             let extents = scope.spawn(|| extents.finish());

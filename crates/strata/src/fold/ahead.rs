@@ -1,14 +1,15 @@
-//! Reads the data of a fold's result ahead of who takes it: several frames are on their way while one is written.
+//! Reads the data of a fold's result ahead of its consumer: several frames are being read while one is written.
 //!
-//! The fold is cheap, a frame is not: from a bucket each is a round trip, and all have to be decompressed. So the
-//! fold's events wait in a queue, in their order, while other threads read and open the frames that they name.
+//! The fold is cheap, but a frame isn't: from a bucket each is a round trip, and each must be decompressed. So the
+//! fold's events wait in a queue, in order, while other threads read and open the frames that they name.
 //!
 //! What could go wrong:
-//! - More memory than was meant. The queue is bounded by its events, by the bytes that these hold themselves (headers,
-//!   spills, notes), and by the frames that were asked for and not used yet.
-//! - More deltas than the reader can keep a frame of: one is forgotten that an event in the queue wants, and may be asked
-//!   for again by a later event. It is read again, never given for another: the reader knows frames by their place. It
-//!   also knows which of them the queue wants, and forgets others first.
+//! - More memory is used than intended. The queue is bounded by its number of events, by the bytes that these hold
+//!   themselves (headers, spills, notes), and by the frames that were requested and not used yet.
+//! - There are more deltas than the reader can keep a frame of. Then a frame is forgotten that an event in the queue
+//!   needs and that a later event may request again. It is read again; another frame is never returned for it, because
+//!   the reader knows frames by their place. The reader also knows which frames the queue needs, and forgets others
+//!   first.
 
 use std::collections::VecDeque;
 
@@ -20,9 +21,10 @@ use crate::delta::Extent;
 use crate::error::Result;
 use crate::pack::{Ahead, FrameReader, Location};
 
-/// Events that wait at most.
+/// The most events that wait.
 const EVENTS: usize = 16 << 10;
-/// What they hold of their own, in bytes: a header is of 300, but an object may have a spill of 128 KiB. One may always wait.
+/// Bytes that waiting events may hold themselves: a header has 300, but a spill can have 128 KiB. One event may always
+/// wait.
 const EVENT_BYTES: usize = 4 << 20;
 
 enum Event {
@@ -35,7 +37,7 @@ enum Event {
 }
 
 impl Event {
-    /// Bytes that it holds beside its own size.
+    /// Returns the bytes that it holds besides its own size.
     fn held(&self) -> usize {
         let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
         match self {
@@ -47,7 +49,7 @@ impl Event {
         }
     }
 
-    /// Makes it longer by what follows it in the object and in its frame; false where that isn't what comes.
+    /// Extends it by what follows it in the object and in its frame; returns false if `more` doesn't follow it.
     fn grow(&mut self, of: u64, at: u64, more: &Location) -> bool {
         match self {
             Event::Data { object, offset, location }
@@ -64,29 +66,29 @@ impl Event {
     }
 }
 
-/// Makes a [`DataSink`] of a fold's result as [`super::Reading`] does, reading ahead.
+/// Turns a fold's result into a [`DataSink`]'s input as [`super::Reading`] does, but reads ahead.
 ///
-/// [`DataSink::skips`] and [`DataSink::wants_extents`] aren't asked, since what they would say may depend on what the sink
-/// has not been given yet; [`DataSink::wants_content_of`] is.
+/// [`DataSink::skips`] and [`DataSink::wants_extents`] aren't called, because their answers may depend on data that the
+/// sink hasn't received yet; [`DataSink::wants_content_of`] is.
 pub struct ReadingAhead<'a, S> {
     frames: &'a mut FrameReader,
     sink: &'a mut S,
     events: VecDeque<Event>,
-    /// What all of them hold.
+    /// The bytes that all events hold.
     held: usize,
     ahead: Ahead,
-    /// Whether the content of the object at hand is wanted.
+    /// Whether the content of the current object is wanted.
     is_wanted: bool,
 }
 
 impl<'a, S: DataSink> ReadingAhead<'a, S> {
-    /// Keeps what was read in `frames`, gives to `sink`.
+    /// Keeps frames in `frames` and passes data to `sink`.
     pub fn new(frames: &'a mut FrameReader, sink: &'a mut S) -> ReadingAhead<'a, S> {
         let ahead = frames.ahead();
         ReadingAhead { frames, sink, events: VecDeque::new(), held: 0, ahead, is_wanted: true }
     }
 
-    /// Gives what still waits. To be called when the fold is done.
+    /// Passes on what still waits. Call it when the fold is done.
     pub fn finish(mut self) -> Result<()> {
         while let Some(event) = self.events.pop_front() {
             self.give(event)?;

@@ -1,4 +1,4 @@
-//! Neighbouring deltas merged into one: their indexes alone, no data is read or written.
+//! Merges neighbouring deltas into one. It works on their indexes alone: no data is read or written.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,14 @@ use crate::error::{Error, Result};
 use crate::lease::Still;
 use crate::repository::Repository;
 
-/// After so many objects and extents it is asked whether the merge goes on.
+/// After this many objects and extents, `still` is called.
 const ASKED_AFTER: u64 = 4096;
 
-/// Writes the fold of neighbouring deltas, oldest first, in the place of the newest.
+/// Writes the fold of neighbouring deltas, oldest first, and replaces the newest with it.
 ///
-/// The newest keeps its id and gets the oldest's base; holes and frees that matter for what is older are kept. The
-/// new descriptor takes the old one's place in one step. The others stay: delete their descriptors once no set needs
-/// them, and [`collect`](crate::check::collect) deletes the files. `still` is asked now and then, and before the
+/// The merged delta has the newest's id and the oldest's base; holes and frees that matter to older deltas are kept.
+/// Its descriptor replaces the newest's in one step. The other deltas stay: delete their descriptors once no set needs
+/// them, and [`collect`](crate::check::collect) deletes the files. `still` is called now and then, and before the
 /// descriptor is replaced.
 pub fn merge(
     repository: &Repository,
@@ -52,12 +52,12 @@ struct Writing<'a> {
     writer: DeltaWriter,
     is_full: bool,
     still: Still<'a>,
-    /// Objects and extents.
+    /// The number of objects and extents so far.
     written: u64,
 }
 
 impl Writing<'_> {
-    /// A merge of hours can be ended.
+    /// Calls `still` now and then, so that a merge of hours can be ended.
     fn ask(&mut self) -> Result<()> {
         self.written += 1;
         if self.written.is_multiple_of(ASKED_AFTER) { (self.still)() } else { Ok(()) }
@@ -73,10 +73,10 @@ impl Sink for Writing<'_> {
         self.ask()?;
         self.writer.changed(Change {
             object: object.object,
-            // There is nothing older to a delta without a base.
+            // Nothing is older than a delta without a base.
             fresh: object.fresh && !self.is_full,
             header: object.header.clone(),
-            // It has become a hole.
+            // The tail has become a hole.
             tail: None,
             spill: object.spill.clone(),
         })

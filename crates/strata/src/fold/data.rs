@@ -7,49 +7,49 @@ use crate::delta::{Block, Extent};
 use crate::error::{Error, Result};
 use crate::pack::{FrameReader, Location};
 
-/// Takes the result of a fold with its data.
+/// Receives the result of a fold with its data.
 pub trait DataSink {
-    /// Objects that aren't there any more; never called for a full result.
+    /// Receives objects that no longer exist; never called for a full result.
     fn freed(&mut self, first: u64, count: u64) -> Result<()> {
         let _ = (first, count);
         Ok(())
     }
 
-    /// The first object that is wanted, of those from `from` on: [`Sink::wanted`].
+    /// Returns the first wanted object from `from` on, like [`Sink::wanted`].
     fn wanted(&mut self, from: u64) -> Result<Option<u64>> {
         Ok(Some(from))
     }
 
-    /// An object.
+    /// Receives an object.
     fn object(&mut self, object: &Folded) -> Result<()>;
 
-    /// Whether the content of the object at hand is wanted: [`Sink::wants_extents`].
+    /// Whether the content of the current object is wanted, like [`Sink::wants_extents`].
     fn wants_extents(&mut self) -> bool {
         true
     }
 
-    /// Whether the content of an object is wanted, where it is read ahead: asked before the object is given.
+    /// Whether the content of an object is wanted when reading ahead; called before the object is passed.
     fn wants_content_of(&mut self, object: u64) -> bool {
         let _ = object;
         true
     }
 
-    /// A hole where the base may have something.
+    /// Receives a hole where the base may have data.
     fn hole(&mut self, object: u64, offset: u64, length: u64) -> Result<()> {
         let _ = (object, offset, length);
         Ok(())
     }
 
-    /// Whether a block's data is to be left unread: [`DataSink::data`] isn't called for it.
+    /// Whether a block's data shall stay unread; then [`DataSink::data`] isn't called for it.
     fn skips(&mut self, object: u64, extent: &Extent) -> Result<bool> {
         let _ = (object, extent);
         Ok(false)
     }
 
-    /// Content of the object.
+    /// Receives content of the object.
     fn data(&mut self, object: u64, offset: u64, content: &Bytes) -> Result<()>;
 
-    /// A part of a block in a form of the caller's: the extent, and the whole block's bytes.
+    /// Receives a part of a block in one of the caller's forms: the extent, and the whole block's bytes.
     fn formed(&mut self, object: u64, extent: &Extent, bytes: &Bytes) -> Result<()> {
         let _ = bytes;
         let form = extent.block.as_ref().map_or(0, |block| block.form);
@@ -59,21 +59,21 @@ pub trait DataSink {
         )))
     }
 
-    /// Nothing follows for this object.
+    /// Ends the object: nothing more follows for it.
     fn object_end(&mut self, object: u64) -> Result<()> {
         let _ = object;
         Ok(())
     }
 }
 
-/// Makes a [`DataSink`] of a fold's result, by reading frames.
+/// Turns a fold's result into a [`DataSink`]'s input by reading frames.
 pub struct Reading<'a, S> {
     frames: &'a mut FrameReader,
     sink: &'a mut S,
 }
 
 impl<'a, S: DataSink> Reading<'a, S> {
-    /// Reads with `frames`, gives to `sink`.
+    /// Reads with `frames` and passes data to `sink`.
     pub fn new(frames: &'a mut FrameReader, sink: &'a mut S) -> Reading<'a, S> {
         Reading { frames, sink }
     }
@@ -88,7 +88,7 @@ impl<'a, S: DataSink> Reading<'a, S> {
     }
 }
 
-/// Where the content of an extent's part of its block lies.
+/// Returns where an extent's part of its block's content is.
 pub(super) fn block_content(object: u64, extent: &Extent) -> Result<Location> {
     extent.content().ok_or_else(|| Error::Invalid {
         what: "extent",

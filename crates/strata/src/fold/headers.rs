@@ -1,4 +1,4 @@
-//! The headers that a chain's objects have in the end, without their extents.
+//! The resulting headers of a chain's objects, without their extents.
 
 use bytes::Bytes;
 
@@ -16,8 +16,8 @@ pub struct Headers<R> {
 }
 
 impl<R: Rules> Headers<R> {
-    /// Of a chain, oldest first. Its tables of objects are read as far as is asked for; `memory` is what they may
-    /// take, about.
+    /// Opens a chain, oldest first. Its object tables are read only as far as lookups need; `memory` is about what they
+    /// may take.
     pub fn open(
         repository: &Repository,
         chain: &[Descriptor],
@@ -36,8 +36,8 @@ impl<R: Rules> Headers<R> {
         Ok(Headers { layers, rules })
     }
 
-    /// The header of an object; `None` where the image has no such object. Objects before the last one asked for are
-    /// gone by.
+    /// Returns the header of an object; `None` if the image has no such object. Objects before the last one looked up
+    /// can't be looked up any more.
     pub fn get(&mut self, object: u64) -> Result<Option<Bytes>> {
         for layer in &mut self.layers {
             layer.catch_up(object, &self.rules)?;

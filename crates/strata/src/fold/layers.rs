@@ -1,4 +1,4 @@
-//! The deltas of a fold, and what each says about the object at hand.
+//! The deltas of a fold, and what each says about the current object.
 
 use std::ops::Range;
 
@@ -7,10 +7,10 @@ use crate::delta::{Change, Delta, Entry};
 use crate::error::Result;
 use bytes::Bytes;
 
-/// A delta and what it said about objects before the one at hand.
+/// A delta, and what it said about objects before the current one.
 pub(super) struct Layer<D> {
     pub(super) delta: D,
-    /// Slots of its last object after the first: they hold no other object.
+    /// The slots that its last object takes after the first; they hold no other object.
     claimed: Range<u64>,
 }
 
@@ -19,8 +19,8 @@ impl<D: Delta> Layer<D> {
         Layer { delta, claimed: 0..0 }
     }
 
-    /// Passes over most of what is before `next`, if the delta can. What is left is enough to know what the layer
-    /// says about `next`: a freed range or an object's slots may begin before it.
+    /// Passes over most of what is before `next`, if the delta can. What remains is enough to know what the layer says
+    /// about `next`: a freed range or an object's slots may begin before it.
     pub(super) fn seek(&mut self, next: u64, rules: &impl Rules) -> Result<()> {
         let first = next.saturating_sub(rules.most_slots().max(1) - 1);
         match self.delta.entry() {
@@ -29,7 +29,7 @@ impl<D: Delta> Layer<D> {
         }
     }
 
-    /// Passes over all that is before `next`.
+    /// Passes over everything before `next`.
     pub(super) fn catch_up(&mut self, next: u64, rules: &impl Rules) -> Result<()> {
         loop {
             match self.delta.entry() {
@@ -45,7 +45,7 @@ impl<D: Delta> Layer<D> {
         }
     }
 
-    /// The first object from `next` on that the layer says something about.
+    /// Returns the first object from `next` on that the layer says something about.
     pub(super) fn next_object(&self, next: u64) -> Option<u64> {
         let entry = self.delta.entry().map(|entry| entry.object().max(next));
         let claimed = Some(self.claimed.start.max(next)).filter(|at| self.claimed.contains(at));
@@ -56,7 +56,7 @@ impl<D: Delta> Layer<D> {
         self.change().is_some_and(|change| change.object == object)
     }
 
-    /// The first object after `object` from which on the layer says something else.
+    /// Returns the first object after `object` from which the layer says something else.
     pub(super) fn next_boundary(&self, object: u64) -> Option<u64> {
         let entry = self.delta.entry().map(|entry| match entry {
             Entry::Freed { first, .. } if *first <= object => entry.end(),
@@ -66,7 +66,7 @@ impl<D: Delta> Layer<D> {
         entry.into_iter().chain(claimed).filter(|&at| at > object).min()
     }
 
-    /// Whether the layer says that nothing older is left of this object.
+    /// Whether the layer says that nothing older of this object remains.
     pub(super) fn ends_older(&self, object: u64) -> bool {
         let freed = matches!(self.delta.entry(), Some(entry @ Entry::Freed { first, .. })
             if (*first..entry.end()).contains(&object));
@@ -83,7 +83,7 @@ impl<D: Delta> Layer<D> {
 
 /// What the layers say about one object.
 pub(super) struct Merged {
-    /// Layers whose content counts, newest first.
+    /// The layers whose content counts, newest first.
     pub(super) layers: Vec<usize>,
     pub(super) header: Option<Bytes>,
     pub(super) spill: Option<Bytes>,
@@ -91,7 +91,7 @@ pub(super) struct Merged {
     pub(super) fresh: bool,
 }
 
-/// Merges what is known about an object before its content. `layers` are newest first.
+/// Merges what is known about an object apart from its content. `layers` are newest first.
 pub(super) fn merge_headers<D: Delta>(
     layers: &[Layer<D>],
     object: u64,

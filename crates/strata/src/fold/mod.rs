@@ -1,9 +1,10 @@
-//! Folding: the deltas of a chain, oldest first, become one image, newest wins.
+//! Folding: the deltas of a chain, oldest first, become one image, in which the newest wins.
 //!
-//! [`fold`] merges indexes by (object, offset) and gives the result to a [`Sink`] in order; it reads no block data and
-//! holds a row group of each delta. What an object's header means is the caller's: [`Rules`] says when an object
-//! keeps what older deltas had in it. [`DataSink`] reads the data that lives on, each frame once as far as the order
-//! allows; [`merge`] writes the fold of neighbouring deltas as one delta, without reading data.
+//! [`fold`] merges indexes by (object, offset) and passes the result to a [`Sink`] in order; it reads no block data and
+//! holds a row group of each delta. Only the caller knows what an object's header means: its [`Rules`] say when an
+//! object keeps what older deltas had in it. [`DataSink`] receives the data that is still live, and each frame is read
+//! once as far as the order allows; [`merge`] writes the fold of neighbouring deltas as one delta, without reading
+//! data.
 
 mod ahead;
 mod compact;
@@ -26,42 +27,42 @@ use crate::delta::{DeltaReader, Descriptor, Extent, ReadOptions};
 use crate::error::{Error, Result};
 use crate::repository::Repository;
 
-/// What an object of a newer delta has from an older one.
+/// What an object in a newer delta inherits from the one in an older delta.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heritage {
-    /// It is the same object: what isn't written over stays.
+    /// It is the same object: what isn't overwritten stays.
     Kept {
-        /// The header to go on with, where it isn't the newer one as it is.
+        /// The header to continue with, if it isn't the newer one unchanged.
         header: Option<Bytes>,
-        /// Whether the older object's spill stays where the newer has none.
+        /// Whether the older object's spill stays if the newer has none.
         spill: bool,
     },
     /// The number was given to another object: nothing stays.
     Dropped,
 }
 
-/// What only the caller knows about objects.
+/// Rules for what only the caller knows about objects.
 ///
-/// Heritage must hold over several steps: where b keeps from a and c from b, c keeps from a. Then it makes no
-/// difference which deltas of a chain are merged first.
+/// Heritage must be transitive: if b keeps from a and c keeps from b, then c keeps from a. Then the order in which the
+/// deltas of a chain are merged makes no difference.
 pub trait Rules {
-    /// What a header leaves of an object of the same number in an older delta. `newer` is what the fold has come to
-    /// so far, from the newest delta down.
+    /// Returns what a newer header leaves of an object with the same number in an older delta. `newer` is the fold's
+    /// result so far, from the newest delta down.
     fn heritage(&self, older: &[u8], newer: &[u8]) -> Heritage;
 
-    /// How many object numbers the object takes: those after its own hold no other.
+    /// Returns how many object numbers the object takes: those after its own hold no other object.
     fn slots(&self, header: &[u8]) -> u64 {
         let _ = header;
         1
     }
 
-    /// The most that [`Rules::slots`] says of any header. So many numbers before an object have to be looked at to
-    /// know about it; where nobody says how many, all are.
+    /// Returns the most that [`Rules::slots`] returns for any header. This many numbers before an object must be read
+    /// to know about it. By default, all of them are.
     fn most_slots(&self) -> u64 {
         u64::MAX
     }
 
-    /// Whether an object with this header has a spill at all.
+    /// Whether an object with this header can have a spill.
     fn has_spill(&self, header: &[u8]) -> bool {
         let _ = header;
         true
@@ -87,49 +88,49 @@ impl Rules for KeepAll {
 pub struct Folded {
     /// Its number.
     pub object: u64,
-    /// Nothing of the base's object of this number counts; always set in a full result.
+    /// Nothing of the base's object with this number counts; always set in a full result.
     pub fresh: bool,
-    /// Its header; an object of a full result has one.
+    /// Its header; every object of a full result has one.
     pub header: Option<Bytes>,
     /// Its spill.
     pub spill: Option<Bytes>,
 }
 
-/// Takes the result of a fold, in order.
+/// Receives the result of a fold, in order.
 pub trait Sink {
-    /// Objects that aren't there any more; never called for a full result.
+    /// Receives objects that no longer exist; never called for a full result.
     fn freed(&mut self, first: u64, count: u64) -> Result<()> {
         let _ = (first, count);
         Ok(())
     }
 
-    /// An object.
+    /// Receives an object.
     fn object(&mut self, object: &Folded) -> Result<()>;
 
-    /// The first object that is wanted, of those from `from` on; none where no more are. The others aren't given, and
-    /// of the index no more is read than it takes.
+    /// Returns the first wanted object from `from` on; `None` if no more are wanted. The others aren't passed, and no
+    /// more of the index is read than needed.
     fn wanted(&mut self, from: u64) -> Result<Option<u64>> {
         Ok(Some(from))
     }
 
-    /// Whether the parts of the object at hand are wanted.
+    /// Whether the extents of the current object are wanted.
     fn wants_extents(&mut self) -> bool {
         true
     }
 
-    /// A part of the object at hand; a hole only where the base may have something there.
+    /// Receives an extent of the current object; a hole only if the base may have something there.
     fn extent(&mut self, object: u64, extent: &Extent) -> Result<()>;
 
-    /// Nothing follows for this object.
+    /// Ends the object: nothing more follows for it.
     fn object_end(&mut self, object: u64) -> Result<()> {
         let _ = object;
         Ok(())
     }
 }
 
-/// Opens a chain for [`fold`], oldest first, after checking that the deltas follow each other.
+/// Opens a chain for [`fold`], oldest first, and checks that the deltas follow each other.
 ///
-/// `memory` is what their index may take in all, about; no delta takes less than a row group of each table.
+/// `memory` is about what their indexes may take in total; each delta takes at least a row group of each table.
 pub fn open_chain(
     repository: &Repository,
     chain: &[Descriptor],
@@ -146,7 +147,7 @@ pub fn open_chain(
             return Err(Error::Chain { image: newer.image.clone(), why });
         }
     }
-    // Half for the bytes as they are in the files, of two tables; the rest for what is decoded.
+    // Half is for the bytes of two tables as they are in the files; the rest is for decoded rows.
     let read_ahead = memory / 4 / chain.len().max(1) as u64;
     let options = ReadOptions { read_ahead: read_ahead.min(4 << 20) };
     Ok(chain

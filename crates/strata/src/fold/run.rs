@@ -5,8 +5,8 @@ use super::{Folded, Rules, Sink};
 use crate::delta::{Delta, Extent};
 use crate::error::{Error, Result};
 
-/// Folds deltas, oldest first, into one. `is_full`: the oldest has no base, so the result is a whole image;
-/// else it is an increment to what the oldest is one to.
+/// Folds deltas, oldest first, into one. With `is_full` the oldest has no base, so the result is a whole image;
+/// otherwise it is an increment to the base of the oldest.
 pub fn fold<D: Delta>(
     deltas: Vec<D>,
     is_full: bool,
@@ -17,7 +17,7 @@ pub fn fold<D: Delta>(
     // Newest first from here on: the first layer that knows wins.
     layers.reverse();
     let mut freed = Freed { is_full, range: None, claimed_until: 0 };
-    // No object below this is left to do.
+    // All objects below this are done.
     let mut next = 0;
     let mut is_begun = false;
     while let Some(wanted) = sink.wanted(next)? {
@@ -41,7 +41,7 @@ pub fn fold<D: Delta>(
             merge_object(&mut layers, object, rules, &mut freed, sink)?;
             next = object.saturating_add(1);
         } else {
-            // Only freed ranges here; they go on to the nearest place where anything changes.
+            // Only freed ranges here; they extend to the nearest object where anything changes.
             let boundaries = layers.iter().filter_map(|layer| layer.next_boundary(object));
             next = boundaries.min().unwrap_or(u64::MAX);
             freed.add(object, next - object, sink)?;
@@ -53,11 +53,11 @@ pub fn fold<D: Delta>(
     freed.flush(sink)
 }
 
-/// Freed ranges that touch are given as one.
+/// Merges freed ranges that touch.
 struct Freed {
     is_full: bool,
     range: Option<(u64, u64)>,
-    /// Below this are slots of an object that was given: they are freed with it, never by themselves.
+    /// Below this are slots of an object that was passed on: they are freed with it, never on their own.
     claimed_until: u64,
 }
 
@@ -118,7 +118,7 @@ fn merge_object<D: Delta>(
     sink.object_end(object)
 }
 
-/// What covers a place in an object.
+/// What covers an offset in an object.
 enum Cover {
     /// A layer's extent.
     Extent(usize),
@@ -126,8 +126,8 @@ enum Cover {
     Tail,
 }
 
-/// Merges the extents of `among`, newest first. Each layer is two: its extents, and below them its tail, from which
-/// on nothing older counts.
+/// Merges the extents of `among`, newest first. Each layer counts as two: its extents, and below them its tail, from
+/// which on nothing older counts.
 fn merge_content<D: Delta>(
     layers: &mut [Layer<D>],
     among: &[usize],
@@ -136,10 +136,10 @@ fn merge_content<D: Delta>(
     sink: &mut impl Sink,
 ) -> Result<()> {
     let mut position = 0;
-    // Holes that touch are given as one.
+    // Holes that touch are passed as one.
     let mut hole: Option<(u64, u64)> = None;
     while position != u64::MAX {
-        // Nearest offset at which a layer above the one that covers `position` begins.
+        // The nearest offset at which a layer above the one that covers `position` begins.
         let mut limit = u64::MAX;
         let mut cover = None;
         for &index in among {

@@ -1,11 +1,11 @@
-//! Frames that will be needed soon: read from the store and opened by other threads, in the order in which they were
-//! asked for, which is about that in which they are taken.
+//! Frames that will be needed soon: other threads read them from the store and open them in the order of the requests,
+//! which is about the order in which they are taken.
 //!
 //! What could go wrong:
-//! - One is taken that nobody opens yet, for it was asked for a second time behind others: it is opened at once. Waiting
-//!   for its turn, which comes when something is taken, would be for ever.
-//! - More memory than was meant. What was asked for is bounded in number, in the bytes that are stored, and in those of
-//!   the windows that it is in; what is open of it in number and in bytes.
+//! - A frame is taken that no thread opens yet, because it was requested a second time, after others. It is opened at
+//!   once: waiting for its turn, which comes only when something is taken, would never end.
+//! - More memory is used than intended. What was requested is bounded in number, in stored bytes, and in the bytes of
+//!   the windows that it is in; what is open of it is bounded in number and in bytes.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -23,31 +23,31 @@ use crate::frame::Opener;
 use crate::id::Ulid;
 use crate::repository::Repository;
 
-/// Frames that are being opened, or are open and wait.
+/// The most frames that are being opened or are open and wait.
 const OPEN: usize = 8;
-/// The same in bytes: frames are of about 1 MiB, but hold a record of 16 MiB in one piece. One may always be open.
+/// The same in bytes: frames have about 1 MiB, but hold a record of 16 MiB in one piece. One may always be open.
 const OPEN_BYTES: u64 = 16 << 20;
-/// Threads that open them, at most.
+/// The most threads that open frames.
 const THREADS: usize = 4;
-/// Frames that were asked for and not taken yet.
+/// The most frames that were requested and not taken yet.
 const MOST: usize = 256;
-/// The same in bytes as they are stored.
+/// The same in stored bytes.
 const MOST_STORED: u64 = 8 << 20;
 
 type Key = (Ulid, u64);
 
-/// A frame that is to be opened.
+/// A frame that shall be opened.
 struct Closed {
     window: Arc<Window>,
     pack: Ulid,
     at: u64,
     length: u64,
-    /// As much as is known to be in it.
+    /// The least size of its content, as far as known.
     size: u64,
     to: SyncSender<Result<Bytes>>,
 }
 
-/// A frame that was asked for.
+/// A frame that was requested.
 struct Asked {
     length: u64,
     size: u64,
@@ -58,20 +58,20 @@ struct Asked {
 pub(crate) struct Ahead {
     windows: Windows,
     asked: HashMap<Key, Asked>,
-    /// Those that nobody opens yet, in order.
+    /// The requested frames that no thread opens yet, in order.
     closed: VecDeque<Closed>,
-    /// What all that was asked for takes in the store.
+    /// Stored bytes of all requested frames.
     stored: u64,
-    /// What is in all that is being opened, or is open.
+    /// Content bytes of the frames that are being opened or are open.
     open: u64,
-    /// The threads end with it.
+    /// When this is dropped, the threads end.
     to_open: SyncSender<Closed>,
 }
 
 impl Ahead {
-    /// Contents get their memory from `pool`.
+    /// Makes one whose contents get their memory from `pool`.
     pub(super) fn new(repository: &Repository, pool: &Pool) -> Ahead {
-        // As many as are ever in it, so that nobody waits.
+        // Room for as many as are ever in it, so that sending never blocks.
         let (to_open, closed) = sync_channel::<Closed>(OPEN);
         let closed = Arc::new(Mutex::new(closed));
         let threads = thread::available_parallelism().map_or(2, usize::from).min(THREADS);
@@ -87,7 +87,7 @@ impl Ahead {
                         open(&repository, &mut opener, pack, at, &stored, &mut content)?;
                         Ok(pool.lend(content))
                     });
-                    // Nobody waits any more where the fold has failed.
+                    // If the fold has failed, nobody is waiting any more.
                     let _ = to.send(opened);
                 }
             });
@@ -102,12 +102,12 @@ impl Ahead {
         }
     }
 
-    /// Whether something has to be taken before more is asked for.
+    /// Whether something must be taken before more is requested.
     pub(crate) fn is_full(&self) -> bool {
         self.asked.len() >= MOST || self.stored >= MOST_STORED || self.windows.are_many()
     }
 
-    /// Asks for a frame, if it wasn't asked for yet.
+    /// Requests a frame, unless it was requested already.
     pub(crate) fn ask(&mut self, location: &Location) -> Result<()> {
         let Location { pack, frame: at, frame_length: length, .. } = *location;
         if self.asked.contains_key(&(pack, at)) {
@@ -115,7 +115,7 @@ impl Ahead {
         }
         let window = self.windows.of(pack, at, length)?;
         let (to, content) = sync_channel(1);
-        // A block is in one frame, so it is at least as large.
+        // A block is within one frame, so the frame is at least as large.
         let size = length.max(location.size);
         self.asked.insert((pack, at), Asked { length, size, content });
         self.stored += length;
@@ -123,7 +123,7 @@ impl Ahead {
         self.open_more()
     }
 
-    /// Takes the content of a frame that was asked for; `None` where it wasn't.
+    /// Takes the content of a requested frame; `None` if it wasn't requested.
     pub(crate) fn take(&mut self, location: &Location) -> Result<Option<Bytes>> {
         let (pack, at) = (location.pack, location.frame);
         let Some(asked) = self.asked.remove(&(pack, at)) else {
@@ -143,7 +143,7 @@ impl Ahead {
     }
 
     fn open_more(&mut self) -> Result<()> {
-        // All others that were asked for are being opened, or are open.
+        // All other requested frames are being opened or are open.
         while self.asked.len() - self.closed.len() < OPEN
             && let Some(next) = self.closed.front()
             && (self.open == 0 || self.open + next.size <= OPEN_BYTES)

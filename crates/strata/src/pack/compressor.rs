@@ -1,4 +1,4 @@
-//! Frames compressed on several threads, taken in the order in which they were given.
+//! Compresses frames on several threads; results are taken in the order of the input.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -7,24 +7,25 @@ use std::thread;
 use crate::error::{Error, Result};
 use crate::frame::{Compressed, Squeezer};
 
-/// One thread: its frames go in and come out in order.
+/// One thread, whose frames go in and come out in order.
 struct Worker {
     work: SyncSender<Vec<u8>>,
     done: Receiver<Result<Compressed>>,
 }
 
-/// Worker `n % workers` has frame `n`, so that the order needs no sorting.
+/// Worker `n % workers` gets frame `n`, so that the order needs no sorting.
 pub(super) struct Compressor {
     workers: Vec<Worker>,
     given: usize,
     taken: usize,
-    /// Where there are no workers.
+    /// Used if there are no workers.
     own: Squeezer,
     ready: VecDeque<Compressed>,
 }
 
 impl Compressor {
-    /// With one thread or none the caller's own compresses. With `hashes` each frame's content is hashed too.
+    /// Makes one; with at most one thread the caller's own compresses. With `hashes` each frame's content is hashed
+    /// too.
     pub(super) fn new(threads: usize, level: i32, hashes: bool) -> Result<Compressor> {
         let count = if threads > 1 { threads } else { 0 };
         let workers = (0..count)
@@ -33,7 +34,7 @@ impl Compressor {
                 let (finished, done) = sync_channel(1);
                 let mut squeezer = Squeezer::new(level, hashes)?;
                 thread::spawn(move || {
-                    // Ends when the compressor is dropped: then one end or the other is gone.
+                    // Ends when the compressor is dropped, because then one of the channels is closed.
                     for content in todo {
                         if finished.send(squeezer.compress(content)).is_err() {
                             break;
@@ -47,7 +48,7 @@ impl Compressor {
         Ok(Compressor { workers, given: 0, taken: 0, own, ready: VecDeque::new() })
     }
 
-    /// Whether the next frame can only be given once one is taken.
+    /// Whether a frame must be taken before the next can be given.
     pub(super) fn is_full(&self) -> bool {
         let limit = if self.workers.is_empty() { 1 } else { 2 * self.workers.len() };
         self.given - self.taken >= limit
@@ -64,7 +65,7 @@ impl Compressor {
         Ok(())
     }
 
-    /// The oldest frame that was given and not taken.
+    /// Returns the oldest frame that was given and not taken.
     pub(super) fn take(&mut self) -> Result<Option<Compressed>> {
         if self.taken == self.given {
             return Ok(None);

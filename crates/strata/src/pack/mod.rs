@@ -14,7 +14,7 @@ pub use writer::{PackOptions, PackWriter, Packed, Placed};
 
 use crate::id::Ulid;
 
-/// Where some bytes lie: in which frame, and where in its content.
+/// Where some bytes are: in which frame, and where in its content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Location {
     /// The pack.
@@ -25,6 +25,6 @@ pub struct Location {
     pub frame_length: u64,
     /// Where the bytes begin in the frame's content.
     pub start: u64,
-    /// How many they are.
+    /// How many bytes there are.
     pub size: u64,
 }

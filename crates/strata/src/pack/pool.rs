@@ -1,8 +1,8 @@
-//! Memory of contents that were used, for those that come: a new one costs a page fault for each 4 KiB, and contents that
-//! one thread makes and another forgets leave the allocator with holes, more of them than the contents are.
+//! Reuses the memory of contents: a new allocation costs a page fault for each 4 KiB, and contents that one thread
+//! makes and another frees leave more holes in the allocator than the contents are large.
 //!
-//! What could go wrong: a small content in a large one's memory takes more than whoever counts contents knows of. So
-//! only what fits closely is used again.
+//! What could go wrong: a small content in a large one's memory takes more than its length, by which contents are
+//! counted. So memory is reused only for contents that nearly fill it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,15 +10,15 @@ use bytes::Bytes;
 
 use crate::frame;
 
-/// So much of it is kept, in bytes.
+/// The most bytes that are kept for reuse.
 const MOST: usize = 4 << 20;
 
-/// Shared by whoever makes contents.
+/// Shared by everything that makes contents.
 #[derive(Clone, Default)]
 pub(super) struct Pool(Arc<Mutex<Vec<Vec<u8>>>>);
 
 impl Pool {
-    /// Memory for the content of a frame.
+    /// Returns memory for the content of a frame.
     pub(super) fn take(&self, stored: &[u8]) -> Vec<u8> {
         let length = frame::content_length(stored);
         let fits = |spare: &Vec<u8>| {
@@ -29,7 +29,7 @@ impl Pool {
         found.map_or_else(Vec::new, |found| spare.swap_remove(found))
     }
 
-    /// A content, whose memory comes back when nobody reads any of it any more.
+    /// Returns a content whose memory comes back when nobody uses any of it any more.
     pub(super) fn lend(&self, content: Vec<u8>) -> Bytes {
         Bytes::from_owner(Lent { content, pool: self.clone() })
     }

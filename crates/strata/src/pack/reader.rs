@@ -13,22 +13,23 @@ use crate::frame::{self, HEADER, MAX_CONTENT, Opener, Place};
 use crate::id::Ulid;
 use crate::repository::Repository;
 
-/// A walk over a pack reads this much at a time.
+/// A walk over a pack reads this many bytes at a time.
 const WINDOW: u64 = 4 << 20;
 
-/// Reads frames, and keeps those read last.
+/// Reads frames, and keeps those that were read last.
 ///
-/// A fold of many deltas goes forward in a frame of each. So where room is short, what lies before the place that was
-/// read last goes first: all deltas' frames then take half the room, and none has to be read again and again.
+/// A fold of many deltas moves forward in a frame of each. So if room is short, what is before the last position in
+/// each frame is dropped first: then the frames of all deltas take half the room, and none must be read again and
+/// again.
 pub struct FrameReader {
     repository: Repository,
     /// By pack and offset.
     kept: HashMap<(Ulid, u64), Kept>,
     kept_bytes: usize,
     limit: usize,
-    /// How often each will be read soon, as far as anybody said.
+    /// How many announced reads of each are still to come.
     soon: HashMap<(Ulid, u64), u32>,
-    /// How often one of them was used.
+    /// The number of uses of kept frames.
     uses: u64,
     frames: u64,
     stored: u64,
@@ -41,14 +42,14 @@ struct Kept {
     /// Where in the frame's content the bytes begin.
     from: usize,
     bytes: Bytes,
-    /// Up to here, in the bytes, they were read.
+    /// Up to where in the bytes they were read.
     used: usize,
-    /// When, by the number of uses.
+    /// When it was last used, as a number of uses.
     last: u64,
 }
 
 impl Kept {
-    /// Forgets what was read, where that is half of it or more.
+    /// Drops what was read, if that is at least half of it.
     fn trim(&mut self) {
         if self.used > 0 && self.used >= self.bytes.len() / 2 {
             self.bytes = Bytes::copy_from_slice(&self.bytes[self.used..]);
@@ -59,7 +60,7 @@ impl Kept {
 }
 
 impl FrameReader {
-    /// Keeps frames of `limit` bytes in all, and at least one.
+    /// Makes a reader that keeps frames of `limit` bytes in total, and at least one.
     pub fn new(repository: &Repository, limit: usize) -> FrameReader {
         FrameReader {
             repository: repository.clone(),
@@ -75,22 +76,22 @@ impl FrameReader {
         }
     }
 
-    /// Frames that will be read soon, with contents in memory that is used again here.
+    /// Returns a reader-ahead for frames that will be read soon; the memory of their contents is reused here.
     pub(crate) fn ahead(&self) -> Ahead {
         Ahead::new(&self.repository, &self.pool)
     }
 
-    /// How many frames were read from the store.
+    /// Returns how many frames were read from the store.
     pub fn frames_read(&self) -> u64 {
         self.frames
     }
 
-    /// What they take in the store, in bytes.
+    /// Returns how many bytes they take in the store.
     pub fn bytes_read(&self) -> u64 {
         self.stored
     }
 
-    /// The bytes at a location.
+    /// Returns the bytes at a location.
     pub fn read(&mut self, location: &Location) -> Result<Bytes> {
         let start = usize::try_from(location.start).unwrap_or(usize::MAX);
         let end = location.start.checked_add(location.size);
@@ -113,7 +114,7 @@ impl FrameReader {
                 &self.repository.pack_path(location.pack),
                 location.frame,
                 format!(
-                    "the index wants {} bytes from {} on of a frame that has {}",
+                    "the index refers to {} bytes from {} on in a frame that has {}",
                     location.size,
                     location.start,
                     content.len()
@@ -122,7 +123,8 @@ impl FrameReader {
         }
     }
 
-    /// The same, for who goes forward in each frame: one that was read to its end isn't kept any longer.
+    /// Does the same for a caller that moves forward in each frame: a frame that was read to its end isn't kept any
+    /// longer.
     pub(crate) fn read_on(&mut self, location: &Location) -> Result<Bytes> {
         let bytes = self.read(location)?;
         let key = (location.pack, location.frame);
@@ -132,7 +134,7 @@ impl FrameReader {
         Ok(bytes)
     }
 
-    /// A frame's content.
+    /// Returns a frame's content.
     pub fn frame(&mut self, pack: Ulid, at: u64, length: u64) -> Result<Bytes> {
         if let Some(kept) = self.use_kept(pack, at, 0) {
             return Ok(kept.bytes.clone());
@@ -145,7 +147,7 @@ impl FrameReader {
         Ok(content)
     }
 
-    /// Whether the bytes at a location are at hand.
+    /// Whether the bytes at a location are in memory.
     pub(crate) fn has(&self, location: &Location) -> bool {
         let kept = self.kept.get(&(location.pack, location.frame));
         kept.is_some_and(|kept| kept.from as u64 <= location.start)
@@ -156,12 +158,12 @@ impl FrameReader {
         self.keep(location.pack, location.frame, location.frame_length, content);
     }
 
-    /// That a frame will be read soon, once more than was said: others make room first.
+    /// Announces one more read of a frame soon: others make room first.
     pub(crate) fn will_read(&mut self, location: &Location) {
         *self.soon.entry((location.pack, location.frame)).or_default() += 1;
     }
 
-    /// That one of these times has come.
+    /// Records that one of the announced reads has happened.
     pub(crate) fn was_read(&mut self, location: &Location) {
         if let Entry::Occupied(mut soon) = self.soon.entry((location.pack, location.frame)) {
             *soon.get_mut() -= 1;
@@ -174,7 +176,7 @@ impl FrameReader {
     fn keep(&mut self, pack: Ulid, at: u64, length: u64, bytes: Bytes) {
         self.frames += 1;
         self.stored += length;
-        // It may take the place of a part of it that was kept.
+        // It may replace a kept part of the same frame.
         self.forget((pack, at));
         self.make_room(bytes.len());
         self.kept_bytes += bytes.len();
@@ -182,11 +184,11 @@ impl FrameReader {
         self.kept.insert((pack, at), Kept { from: 0, bytes, used: 0, last: self.uses });
     }
 
-    /// A kept frame whose content is there from `start` on; it is the one used last now.
+    /// Returns a kept frame whose content is present from `start` on, and marks it as the last used.
     fn use_kept(&mut self, pack: Ulid, at: u64, start: usize) -> Option<&mut Kept> {
         self.uses += 1;
         if self.kept.get(&(pack, at))?.from > start {
-            // Its beginning is wanted again: it is read again.
+            // Its beginning is needed again, so it must be read again.
             self.forget((pack, at));
             return None;
         }
@@ -199,8 +201,8 @@ impl FrameReader {
         self.kept_bytes -= self.kept.remove(&key).map_or(0, |kept| kept.bytes.len());
     }
 
-    /// Makes room for so many bytes: what was read goes first, then whole frames, those that will be read soon the last,
-    /// and of these those that were used last.
+    /// Makes room for this many bytes. It first drops what was read, then whole frames; frames that will be read soon
+    /// come last, and among equals the last used come last.
     fn make_room(&mut self, bytes: usize) {
         if self.kept_bytes + bytes <= self.limit {
             return;
@@ -217,7 +219,8 @@ impl FrameReader {
     }
 }
 
-/// Where a frame lies in its pack, as the index says. To be asked before any of it is read: that many bytes are.
+/// Returns where a frame is in its pack, according to the index. Call it before reading, because it checks the length
+/// that will be read.
 pub(super) fn range(
     repository: &Repository,
     pack: Ulid,
@@ -226,18 +229,20 @@ pub(super) fn range(
 ) -> Result<Range<u64>> {
     let damaged = |why| Error::damaged(&repository.pack_path(pack), at, why);
     if length > (MAX_CONTENT + HEADER + 16) as u64 {
-        return Err(damaged("the index wants a frame larger than any"));
+        return Err(damaged("the index refers to a frame larger than any valid one"));
     }
-    let end = at.checked_add(length).ok_or_else(|| damaged("no pack is as long"))?;
+    let end = at
+        .checked_add(length)
+        .ok_or_else(|| damaged("the index refers to a frame beyond the end of any pack"))?;
     Ok(at..end)
 }
 
-/// A frame as it is stored.
+/// Returns a frame as it is stored.
 pub(super) fn stored(repository: &Repository, pack: Ulid, at: u64, length: u64) -> Result<Bytes> {
     repository.read(&repository.pack_path(pack), range(repository, pack, at, length)?)
 }
 
-/// The content of a frame that was read, in the place of what was in `content`.
+/// Opens a frame that was read; its content replaces that of `content`.
 pub(super) fn open(
     repository: &Repository,
     opener: &mut Opener,
@@ -250,7 +255,7 @@ pub(super) fn open(
     opener.open(stored, Place { path: &path, pack, at }, repository.key(), content)
 }
 
-/// Reads a pack of `size` bytes from end to end and gives each frame's offset and length in it, and its content.
+/// Reads a pack of `size` bytes from end to end and passes each frame's offset, length and content to `each`.
 ///
 /// Every byte of a pack belongs to a frame, so nothing in it stays unread.
 pub fn walk(

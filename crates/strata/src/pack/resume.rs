@@ -1,11 +1,12 @@
-//! What an interrupted writing has stored already: so that the same content isn't sent again.
+//! Records what an interrupted writer has stored, so that the same content isn't sent again.
 //!
-//! A journal in a local file has a line for each pack that is whole in the store: its frames with the hash of their
-//! content. Whoever writes the same content again gets the frames' places from there. Content that differs ends
-//! that; nothing is taken from another place in the order.
+//! A journal in a local file has a line for each pack that is complete in the store: its frames with the hashes of
+//! their content. A writer of the same content gets the frames' places from there. The first content that differs ends
+//! that; nothing is taken from elsewhere in the order.
 //!
-//! What could go wrong: a journal that lies. Its packs are looked for in the store, with their sizes, and a frame is
-//! hashed again whenever it is read; what it can't do is make other content out of a frame, for that has its hash.
+//! What could go wrong: the journal is wrong. So its packs are looked up in the store, with their sizes, and a frame is
+//! hashed again whenever it is read. The journal can't pass off a frame as another content, because the content's hash
+//! must match.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File};
@@ -31,12 +32,12 @@ struct Line {
     frames: VecDeque<(String, u64, u64)>,
 }
 
-/// A journal that is written, and one from before that is used up.
+/// The journal that is being written, and an earlier one that is being used up.
 pub(super) struct Resume {
     repository: Repository,
     written: File,
     before: Option<BufReader<File>>,
-    /// Where that one is.
+    /// The earlier journal's path.
     old: PathBuf,
     line: Option<(Ulid, Line)>,
     /// Frames of that line that were used.
@@ -48,17 +49,17 @@ pub(super) struct Resume {
 /// A frame whose content was stored before.
 pub(super) struct Known {
     pub(super) placed: Placed,
-    /// Its pack, with its first frame.
+    /// Its pack, given with the pack's first frame.
     pub(super) packed: Option<Packed>,
 }
 
 impl Resume {
-    /// Goes on with the journal at `path`, or begins one.
+    /// Continues the journal at `path`, or begins one.
     pub(super) fn open(repository: &Repository, path: &Path) -> Result<Resume> {
         let failed = |verb| move |source| Error::Spool { verb, source };
         let old = beside(path);
         let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
-        // One that was interrupted while it used another up is the shorter.
+        // A journal that was interrupted while using up another is the shorter of the two.
         if size(path) >= size(&old) && size(path) > 0 {
             fs::rename(path, &old).map_err(failed("rename"))?;
         }
@@ -72,17 +73,17 @@ impl Resume {
         Ok(Resume { repository, written, before, old, line: None, used, frames })
     }
 
-    /// Removes the journal: what it names is in a delta now.
+    /// Removes the journal, whose contents are in a delta now.
     pub(super) fn remove(path: &Path) {
-        // One that stays costs its room alone.
+        // If it can't be removed, it only takes up space.
         let _ = fs::remove_file(path);
         let _ = fs::remove_file(beside(path));
     }
 
-    /// The packs that the journal at `path` names, and the one from before it. A line that can't be read is the end, as
-    /// it is for who goes on with it.
+    /// Returns the packs that the journal at `path` and the earlier one name. A line that can't be read is the end, as
+    /// it is for a writer that continues.
     pub(super) fn packs(path: &Path) -> Result<BTreeSet<Ulid>> {
-        /// Of the frames nothing is kept: a journal may be larger than memory.
+        /// The frames aren't kept: a journal may be larger than memory.
         #[derive(Deserialize)]
         struct Named {
             pack: String,
@@ -105,7 +106,7 @@ impl Resume {
         Ok(packs)
     }
 
-    /// Where this content is, if it comes next in what was stored before.
+    /// Returns where this content is, if it comes next in what was stored before.
     pub(super) fn find(&mut self, content: &[u8]) -> Result<Option<Known>> {
         if self.before.is_none() {
             return Ok(None);
@@ -127,15 +128,16 @@ impl Resume {
             _ => {
                 self.keep_used()?;
                 self.before = None;
-                // All of it that is of use is in the new journal now. One that stays is longer than the new
-                // one may get: it would be gone by again and again, and what is stored from here on never.
+                // Everything useful in it is in the new journal now. If the old one stayed, it could be longer than
+                // the new one ever gets. Then it would be used again each time, and what is stored from here on never.
                 let _ = fs::remove_file(&self.old);
                 Ok(None)
             }
         }
     }
 
-    /// Of the pack at hand what was used goes into the new journal; that of other content would end it there.
+    /// Writes what was used of the current pack to the new journal; frames of other content would end the journal
+    /// there.
     fn keep_used(&mut self) -> Result<()> {
         let frames = std::mem::take(&mut self.used);
         match self.line.take() {
@@ -144,11 +146,11 @@ impl Resume {
         }
     }
 
-    /// The next pack that is still in the store.
+    /// Returns the next pack that is still in the store.
     fn next_line(&mut self) -> Result<Option<(Ulid, Line)>> {
         let Some(before) = &mut self.before else { return Ok(None) };
         let mut text = String::new();
-        // A last line that is cut off, or anything else that can't be read, is the end.
+        // A truncated last line, or anything else that can't be read, is the end.
         if before.read_line(&mut text).is_err() {
             return Ok(None);
         }
@@ -164,17 +166,17 @@ impl Resume {
         Ok(Some((pack, line)))
     }
 
-    /// A frame was put into the pack at hand.
+    /// Records a frame that was put into the current pack.
     pub(super) fn framed(&mut self, hash: u128, at: u64, length: u64) {
         self.frames.push_back((in_hex(hash), at, length));
     }
 
-    /// The frames of the pack at hand, which is on its way now.
+    /// Returns the frames of the current pack, which is being uploaded now.
     pub(super) fn take_frames(&mut self) -> VecDeque<(String, u64, u64)> {
         std::mem::take(&mut self.frames)
     }
 
-    /// A pack is whole in the store.
+    /// Records a pack that is complete in the store.
     pub(super) fn stored(
         &mut self,
         packed: Packed,

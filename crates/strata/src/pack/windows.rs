@@ -1,13 +1,13 @@
-//! Frames as they are stored, each with those that follow it in the pack: an increment's frames are small, and whoever
-//! folds a chain comes back for the next one of each delta. So a store is asked for many of them at once.
+//! Reads stored frames together with those that follow them in the pack: an increment's frames are small, and a fold of
+//! a chain comes back for the next frame of each delta. So many of them are read from the store at once.
 //!
 //! What could go wrong:
-//! - What follows isn't wanted, and was read for nothing. So the first window of a pack is small, and only one that was
-//!   gone through makes the next one larger.
-//! - Memory: all windows that are kept take no more than [`ROOM`]. A frame that is waited for keeps its own, however small
-//!   it is in it, so all that there are are counted, too. And an index that is damaged may want a frame of any length: it
-//!   is told before a byte is read.
-//! - A window can't be read, for its end is damaged, say. Then each frame is read alone, with its own error.
+//! - What follows isn't needed and is read for nothing. So the first window of a pack is small, and the next is larger
+//!   only if the whole window was used.
+//! - Too much memory is used: all windows that are kept take no more than [`ROOM`]. A requested frame keeps its window,
+//!   however small its part of it is, so all existing windows are counted, too. And a damaged index may request a frame
+//!   of any length, so this is checked before a byte is read.
+//! - A window can't be read, for example because its end is damaged. Then each frame is read alone, with its own error.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,27 +22,27 @@ use crate::error::Result;
 use crate::id::Ulid;
 use crate::repository::Repository;
 
-/// Threads that ask the store.
+/// Threads that read from the store.
 const THREADS: usize = 8;
-/// The first window of a pack.
+/// The size of a pack's first window.
 const FIRST: u64 = 128 << 10;
-/// The largest.
+/// The largest size.
 const LARGEST: u64 = 1 << 20;
-/// Of all windows that are kept.
+/// The total size of the windows that are kept.
 const ROOM: u64 = 8 << 20;
-/// Of all that there are, about.
+/// About the total size of all existing windows.
 const MANY: u64 = 2 * ROOM;
-/// A pack that so many frames were asked for since isn't in use any more.
+/// A pack is no longer in use once this many frames were requested after its last one.
 const LONG_AGO: u64 = 4096;
 
-/// A part of a pack that is on its way, or has come.
+/// A part of a pack that is being read or has been read.
 pub(super) struct Window {
     pack: Ulid,
     start: u64,
     end: u64,
-    /// Shorter where the pack ends; `None` where it couldn't be read.
+    /// Shorter if the pack ends; `None` if it couldn't be read.
     bytes: OnceLock<Option<Bytes>>,
-    /// What all windows are long, this one among them.
+    /// The total length of all windows, including this one.
     all: Arc<AtomicU64>,
 }
 
@@ -57,7 +57,7 @@ impl Window {
         self.start <= at && at.checked_add(length).is_some_and(|end| end <= self.end)
     }
 
-    /// A frame of its pack as it is stored. Waits until the window has come.
+    /// Returns a frame of its pack as it is stored. Waits until the window has been read.
     pub(super) fn frame(&self, repository: &Repository, at: u64, length: u64) -> Result<Bytes> {
         let slice = |bytes: &Bytes| {
             let start = usize::try_from(at.checked_sub(self.start)?).ok()?;
@@ -69,7 +69,7 @@ impl Window {
     }
 }
 
-/// A window that is to be read. Nobody waits for it for ever.
+/// A window that shall be read. Dropping it ends the wait for it.
 struct Wanted(Arc<Window>);
 
 impl Drop for Wanted {
@@ -78,16 +78,16 @@ impl Drop for Wanted {
     }
 }
 
-/// A pack that frames are read of.
+/// A pack of which frames are being read.
 struct InUse {
-    /// Its last window, until nothing more can follow in it, or its room is needed.
+    /// Its last window, until no more frames can be in it or its room is needed.
     window: Option<Arc<Window>>,
-    /// How large it was, and where it ended.
+    /// How large that window was, and where it ended.
     length: u64,
     window_end: u64,
-    /// Where the frame ends that was asked for last.
+    /// Where the last requested frame ends.
     end: u64,
-    /// When it was, by the number of frames.
+    /// When that was, as a number of frames.
     at: u64,
 }
 
@@ -96,7 +96,7 @@ impl InUse {
         self.window.as_ref().map_or(0, |_| self.length)
     }
 
-    /// Forgets a window that no other frame can be in; false where none follows it in the pack either.
+    /// Drops a window that no other frame can be in; returns false if no window follows it in the pack either.
     fn tidy(&mut self) -> bool {
         let end = match self.window.as_ref().and_then(|window| window.bytes.get()) {
             Some(Some(bytes)) => self.window_end - self.length + bytes.len() as u64,
@@ -106,7 +106,7 @@ impl InUse {
             return true;
         }
         self.window = None;
-        // Where it came short the pack ends.
+        // If it was cut short, the pack ends there.
         end == self.window_end
     }
 }
@@ -115,11 +115,11 @@ impl InUse {
 pub(super) struct Windows {
     repository: Repository,
     packs: HashMap<Ulid, InUse>,
-    /// Frames that were asked for.
+    /// The number of requested frames.
     asked: u64,
-    /// What all windows are long, also those that only a frame keeps.
+    /// The total length of all windows, including those that only a frame keeps.
     all: Arc<AtomicU64>,
-    /// The threads end with it.
+    /// When this is dropped, the threads end.
     fetch: Sender<Wanted>,
 }
 
@@ -133,7 +133,7 @@ impl Windows {
                 loop {
                     let next = wanted.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(Wanted(window)) = &next else { return };
-                    // Whoever wanted it has gone: a fold that failed.
+                    // The requester is gone: its fold has failed.
                     if Arc::strong_count(window) == 1 {
                         continue;
                     }
@@ -147,12 +147,12 @@ impl Windows {
         Windows { repository, packs: HashMap::new(), asked: 0, all: Arc::default(), fetch }
     }
 
-    /// Whether frames that are waited for keep so many windows that it is time to take some.
+    /// Whether requested frames keep so many windows that some frames must be taken.
     pub(super) fn are_many(&self) -> bool {
         self.all.load(Ordering::Relaxed) >= MANY
     }
 
-    /// The window that a frame will be in.
+    /// Returns the window that a frame will be in.
     pub(super) fn of(&mut self, pack: Ulid, at: u64, length: u64) -> Result<Arc<Window>> {
         let end = range(&self.repository, pack, at, length)?.end;
         self.asked += 1;
@@ -166,13 +166,13 @@ impl Windows {
         let before = self.packs.remove(&pack);
         self.packs.retain(|_, known| asked - known.at < LONG_AGO && known.tidy());
         let grown = match before {
-            // Where the end of the one before was not wanted, the one that follows it was.
+            // A frame up to one window length after the previous window still counts as following it.
             Some(before) if (before.end..=before.window_end + before.length).contains(&at) => {
                 2 * before.length
             }
             _ => FIRST,
         };
-        // Those whose window is gone come back for another.
+        // Packs whose windows were dropped count too: they will need another.
         let share = ROOM / (self.packs.len() as u64 + 1);
         let length = grown.min(LARGEST).min(share).max(length);
         self.make_room(length);
@@ -180,14 +180,14 @@ impl Windows {
         self.all.fetch_add(window_end - at, Ordering::Relaxed);
         let (bytes, all) = (OnceLock::new(), self.all.clone());
         let window = Arc::new(Window { pack, start: at, end: window_end, bytes, all });
-        // The threads end after this only.
+        // The threads end only after this.
         let _ = self.fetch.send(Wanted(window.clone()));
         let kept = Some(window.clone());
         self.packs.insert(pack, InUse { window: kept, length, window_end, end, at: asked });
         Ok(window)
     }
 
-    /// Forgets windows, those used last the last.
+    /// Drops windows, the least recently used first.
     fn make_room(&mut self, length: u64) {
         let mut all: u64 = self.packs.values().map(InUse::kept).sum();
         while all + length > ROOM
@@ -212,7 +212,7 @@ mod tests {
         Repository::new(Store::with_retries(storage, retries), "clusters/main", None).unwrap()
     }
 
-    /// Packs in which the byte at each place says where that is, in steps of 1 KiB.
+    /// Makes packs in which each byte encodes its offset, in steps of 1 KiB.
     fn pack(repository: &Repository, number: u128, size: usize) -> Ulid {
         let content: Vec<u8> = (0..size).map(|at| (at >> 10) as u8).collect();
         let pack = Ulid(number);
@@ -237,7 +237,7 @@ mod tests {
             }
         }
         assert_eq!(lengths, [128, 256, 512, 1024, 1024, 1024, 1024, 1024]);
-        // Elsewhere it begins small, and a large frame gets what it takes.
+        // Elsewhere it starts small again, and a large frame gets what it needs.
         let far = windows.of(pack, 100, 10).unwrap();
         assert_eq!((far.start, far.end), (100, 100 + FIRST));
         let large = windows.of(pack, 1 << 20, 3 << 20).unwrap();
@@ -258,7 +258,7 @@ mod tests {
                 assert!(all <= ROOM, "{all}");
             }
         }
-        // A pack that was read to its end is in use no longer.
+        // A pack that was read to its end is no longer in use.
         windows.of(pack(&repository, 1000, 1), 0, 1).unwrap();
         assert_eq!(windows.packs.len(), 1);
     }
@@ -269,7 +269,7 @@ mod tests {
         let mut windows = Windows::new(&repository);
         let missing = windows.of(Ulid(7), 0, 10).unwrap();
         assert!(missing.frame(&repository, 0, 10).unwrap_err().is_not_found());
-        // The index says more than there is.
+        // The index says more than exists.
         let short = pack(&repository, 8, 100);
         let window = windows.of(short, 90, 20).unwrap();
         let error = window.frame(&repository, 90, 20).unwrap_err().to_string();
@@ -285,11 +285,11 @@ mod tests {
         let repository = repository();
         let pack = pack(&repository, 9, 34 << 20);
         let mut windows = Windows::new(&repository);
-        // 33 MiB are there, and are no frame.
+        // The pack has these 33 MiB, but they aren't a frame.
         for (at, length, why) in [
-            (100, 33 << 20, "the index wants a frame larger than any"),
-            (0, u64::MAX, "the index wants a frame larger than any"),
-            (u64::MAX - 5, 10, "no pack is as long"),
+            (100, 33 << 20, "the index refers to a frame larger than any"),
+            (0, u64::MAX, "the index refers to a frame larger than any"),
+            (u64::MAX - 5, 10, "beyond the end of any pack"),
         ] {
             let Err(error) = windows.of(pack, at, length) else { panic!("{length} from {at}") };
             assert!(error.to_string().contains(why), "{error}");

@@ -1,4 +1,4 @@
-//! Writes packs: compresses on several threads, uploads while more is read.
+//! Writes packs: compresses on several threads, and uploads while more is read.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
@@ -25,7 +25,7 @@ pub struct PackOptions {
     pub level: i32,
     /// Threads that compress; with one or none the caller's own does.
     pub threads: usize,
-    /// Packs on their way to the store while the next is filled.
+    /// Packs that are being uploaded while the next is filled.
     pub uploads: usize,
 }
 
@@ -35,7 +35,7 @@ impl Default for PackOptions {
     }
 }
 
-/// Where a frame came to lie.
+/// Where a frame was placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed {
     /// The pack.
@@ -46,14 +46,14 @@ pub struct Placed {
     pub length: u64,
 }
 
-/// A pack that is whole in the store.
+/// A pack that is complete in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packed {
     /// The pack.
     pub pack: Ulid,
     /// Its size.
     pub size: u64,
-    /// How many bytes of content its frames have.
+    /// How many bytes of content its frames hold.
     pub content: u64,
 }
 
@@ -78,8 +78,8 @@ pub struct PackWriter {
 }
 
 impl PackWriter {
-    /// Writes nothing yet. With a journal at `resume` what a writer of the same content stored before it was
-    /// interrupted isn't stored again.
+    /// Makes a writer, which writes nothing yet. With a journal at `resume`, it doesn't store again what a writer of
+    /// the same content stored before it was interrupted.
     pub fn new(
         repository: &Repository,
         options: PackOptions,
@@ -102,7 +102,7 @@ impl PackWriter {
     /// Takes a frame's content, and calls `placed` for each frame, in the order given, once it has its place.
     pub fn push(&mut self, content: Vec<u8>, placed: &mut impl FnMut(Placed)) -> Result<()> {
         if let Some(resume) = &mut self.resume {
-            // What was stored before comes first: nothing is in the compressor yet.
+            // What was stored before comes first, while nothing is in the compressor.
             if let Some(known) = resume.find(&content)? {
                 self.stored.extend(known.packed);
                 placed(known.placed);
@@ -115,7 +115,7 @@ impl PackWriter {
         self.compressor.give(content)
     }
 
-    /// Places the oldest frame; false where there is none.
+    /// Places the oldest frame; returns false if there is none.
     fn place(&mut self, placed: &mut impl FnMut(Placed)) -> Result<bool> {
         let Some(compressed) = self.compressor.take()? else {
             return Ok(false);
@@ -138,7 +138,7 @@ impl PackWriter {
         Ok(true)
     }
 
-    /// Sends the pack at hand on its way.
+    /// Starts the upload of the current pack.
     fn upload(&mut self) -> Result<()> {
         if self.frames.is_empty() {
             return Ok(());
@@ -172,15 +172,15 @@ impl PackWriter {
         Ok(())
     }
 
-    /// The packs that a journal names: what a writer of the same content would go on from.
+    /// Returns the packs that a journal names, from which a writer of the same content would continue.
     ///
     /// # Errors
-    /// When it is there and can't be read.
+    /// If the journal exists and can't be read.
     pub fn stored_before(resume: &Path) -> Result<BTreeSet<Ulid>> {
         Resume::packs(resume)
     }
 
-    /// Removes a journal whose content is in a delta now.
+    /// Removes a journal whose contents are in a delta now.
     pub fn forget(resume: &Path) {
         Resume::remove(resume);
     }

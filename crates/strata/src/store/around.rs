@@ -1,7 +1,7 @@
-//! A store around another one, which passes on what it has no words of its own for.
+//! A store that wraps another one and passes on every call that it doesn't override.
 //!
-//! What could go wrong: a store around another forgets one of its calls, and the call's default is taken for what the
-//! store inside says. So no default of [`Storage`] is behind these: each passes on.
+//! What could go wrong: a wrapper forgets to pass on a call, and the call's default is taken for the answer of the
+//! store inside. So none of [`Storage`]'s defaults is used here: each call is passed on.
 
 use std::fs::File;
 use std::ops::Range;
@@ -10,9 +10,9 @@ use bytes::Bytes;
 
 use super::{Listed, Reach, Storage, StoreResult};
 
-/// A store around another one: each call is that of [`Storage`], and passed on unless said otherwise.
+/// A store that wraps another one: the calls are those of [`Storage`], and each is passed on unless overridden.
 pub trait Around: Send + Sync {
-    /// The store inside. Whoever counts calls, counts these: each call asks once.
+    /// Returns the store inside. Each call asks for it exactly once, so it can be used to count calls.
     fn inner(&self) -> &dyn Storage;
 
     /// See [`Storage::put`].

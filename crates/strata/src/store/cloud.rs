@@ -1,8 +1,8 @@
-//! Stores behind HTTP: S3 and what speaks like it, Google Cloud Storage, Azure Blob Storage.
+//! Stores reached by HTTP: S3 and compatible servers, Google Cloud Storage, Azure Blob Storage.
 //!
 //! What the options leave out comes from the usual environment variables (`AWS_*`, `GOOGLE_*`, `AZURE_*`).
-//! `object_store` itself tries nothing again and sets no limit to a call's time: [`super::Store`] does the one,
-//! [`ObjectStorage`] the other, and both twice would wait for an hour.
+//! `object_store` itself is set to retry nothing and to limit no call's time: [`super::Store`] retries and
+//! [`ObjectStorage`] sets time limits; if both layers did both, a failing call would take an hour.
 
 use std::fmt;
 #[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
@@ -15,12 +15,12 @@ use super::Timeouts;
 #[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
 use super::{ObjectStorage, StoreError, StoreErrorKind, StoreResult, translate::translated};
 
-/// What must not be shown: an access key, the key of a service account.
+/// A secret that must not be shown: an access key or the key of a service account.
 #[derive(Clone)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes it.
+    /// Wraps a secret.
     pub fn new(text: impl Into<String>) -> Secret {
         Secret(text.into())
     }
@@ -37,14 +37,14 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Where a store is and who asks.
+/// Where a store is, and with which credentials to use it.
 #[derive(Clone, Debug, Default)]
 pub struct CloudOptions {
-    /// The bucket, or container.
+    /// The bucket or container.
     pub bucket: String,
-    /// All paths are below it; may be empty.
+    /// The prefix of all paths; may be empty.
     pub prefix: String,
-    /// The server, where it isn't the usual one.
+    /// The server, if it isn't the usual one.
     pub endpoint: Option<String>,
     /// The region (S3).
     pub region: Option<String>,
@@ -54,13 +54,13 @@ pub struct CloudOptions {
     pub secret: Option<Secret>,
     /// Allow a server without TLS.
     pub allow_http: bool,
-    /// Nobody may delete what is written for so many days (S3): each object's retention in compliance mode.
+    /// For this many days nobody may delete what is written (S3): each object's retention in compliance mode.
     pub immutable_days: Option<u32>,
     /// How long a call may take.
     pub timeouts: Timeouts,
 }
 
-/// Nothing is tried again below [`super::Store`].
+/// Disables retries below [`super::Store`].
 #[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
 fn no_retries() -> RetryConfig {
     RetryConfig {
@@ -70,17 +70,17 @@ fn no_retries() -> RetryConfig {
     }
 }
 
-/// How its HTTP client is set up.
+/// Returns the HTTP client's settings.
 #[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
 fn client(options: &CloudOptions) -> ClientOptions {
-    // Of this process; that there is one already is as good.
+    // This is per process; an existing provider is just as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client =
         ClientOptions::new().with_timeout_disabled().with_connect_timeout(Duration::from_secs(15));
     if options.allow_http { client.with_allow_http(true) } else { client }
 }
 
-/// Nothing was asked yet, so trying again changes nothing.
+/// Makes the error of a store that couldn't be opened. No request was sent, so trying again wouldn't help.
 #[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
 fn not_opened(options: &CloudOptions, error: object_store::Error) -> StoreError {
     let mut error = translated("open", &options.bucket, error);
@@ -90,8 +90,8 @@ fn not_opened(options: &CloudOptions, error: object_store::Error) -> StoreError 
     error
 }
 
-/// Variables of the environment that begin so, named as `object_store` knows them. The options' own credentials come
-/// before those of the environment, so what would come along with them is left out where they are read.
+/// Returns the environment variables with this prefix, named as `object_store` knows them. The options' own credentials
+/// take precedence over the environment's, so the callers leave out what would come along with the latter.
 #[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
 fn environment(beginning: &str) -> Vec<(String, String)> {
     let all = std::env::vars_os().filter_map(|(name, value)| {
@@ -118,7 +118,7 @@ impl ObjectStorage {
         let mut builder = Builder::new();
         for (name, value) in environment("GOOGLE_") {
             let Ok(key) = name.parse::<Key>() else { continue };
-            // An account there and another in the options would be an error.
+            // An account in the environment and another one in the options would be an error.
             let asks =
                 matches!(key, Key::ServiceAccount | Key::ServiceAccountKey | Key::BearerToken);
             if !(asks && options.secret.is_some()) {
@@ -147,13 +147,13 @@ impl ObjectStorage {
         let mut builder = Builder::new();
         for (name, value) in environment("AZURE_") {
             let Ok(key) = name.parse::<Key>() else { continue };
-            // A token would be used, and the options' own key not.
+            // Otherwise a token would be used instead of the options' own key.
             let asks = matches!(key, Key::AccessKey | Key::Token | Key::SasKey);
             if !(asks && options.secret.is_some()) {
                 builder = builder.with_config(key, value);
             }
         }
-        // The place where a machine of Azure's is asked for its identity.
+        // The address from which an Azure machine gets its identity.
         if let Ok(place) = std::env::var("IDENTITY_ENDPOINT") {
             builder = builder.with_msi_endpoint(place);
         }
@@ -195,11 +195,11 @@ pub(super) mod s3 {
     use crate::store::upload::Locking;
     use crate::store::{ObjectStorage, StoreResult};
 
-    /// A client's headers hold a date, so it is used for so long only, and the date is as much later.
+    /// A client's headers contain a date, so a client is used for this long only, and the date is that much later.
     const FRESH: Duration = Duration::from_secs(3600);
 
     impl ObjectStorage {
-        /// S3, or a server that speaks like it.
+        /// Opens a bucket of S3 or of a compatible server.
         pub fn s3(options: &CloudOptions) -> StoreResult<ObjectStorage> {
             let failed = |error| not_opened(options, error);
             let builder = builder(options, HeaderMap::new());
@@ -217,8 +217,8 @@ pub(super) mod s3 {
         }
     }
 
-    /// What the environment says, without its credentials where the options bring others: a session's token that
-    /// came along would make the options' own key wrong.
+    /// Returns the environment's settings, without its credentials if the options have others: a session token from the
+    /// environment would make the options' own key invalid.
     fn from_environment(has_credentials: bool) -> AmazonS3Builder {
         use AmazonS3ConfigKey::{AccessKeyId, SecretAccessKey, Token};
         let mut builder = AmazonS3Builder::new();
@@ -244,12 +244,12 @@ pub(super) mod s3 {
             .with_retry(no_retries())
             .with_bucket_name(&options.bucket)
             .with_conditional_put(S3ConditionalPut::ETagMatch)
-            // One object at a time: the call for many isn't everywhere, and says less where it fails.
+            // Deletes one object at a time: not every server has the bulk call, and its errors say less.
             .with_disable_bulk_delete(true)
-            // Only Amazon has names for all buckets; its certificate covers those without a dot.
+            // Only Amazon supports virtual-hosted names for all buckets; its certificate covers names without a dot.
             .with_virtual_hosted_style_request(is_amazon && !options.bucket.contains('.'));
         if options.immutable_days.is_some() {
-            // S3 takes a locked object only with a checksum.
+            // S3 accepts a locked object only with a checksum.
             builder = builder.with_checksum_algorithm(Checksum::SHA256);
         }
         if let Some(endpoint) = &options.endpoint {
@@ -270,7 +270,7 @@ pub(super) mod s3 {
         builder
     }
 
-    /// Locks objects for some days from the hour in which they are written.
+    /// Locks objects for `days` days from the hour in which they are written.
     struct Retention {
         options: CloudOptions,
         days: u32,
@@ -294,7 +294,7 @@ pub(super) mod s3 {
             let mut headers = HeaderMap::new();
             headers.insert("x-amz-object-lock-mode", HeaderValue::from_static("COMPLIANCE"));
             headers.insert("x-amz-object-lock-retain-until-date", until);
-            // What S3 asks for with a lock: that the checksum, which is sent anyway, is named.
+            // S3 requires that a request with a lock names the checksum, which is sent anyway.
             headers.insert("x-amz-sdk-checksum-algorithm", HeaderValue::from_static("SHA256"));
             let client = Arc::new(builder(&self.options, headers).build()?);
             *locking = Some((Instant::now(), client.clone()));
@@ -302,7 +302,7 @@ pub(super) mod s3 {
         }
     }
 
-    /// The date that a client made now sends.
+    /// Returns the date that a client made now sends.
     fn until(now: SystemTime, days: u32) -> Option<HeaderValue> {
         let now = now.duration_since(SystemTime::UNIX_EPOCH).ok()?;
         let until = now + Duration::from_secs(u64::from(days) * 86_400) + FRESH;

@@ -1,8 +1,8 @@
-//! What a killed writing leaves in a folder.
+//! The files that a killed writer leaves in a folder.
 //!
-//! `object_store` writes a file as `NAME#1` (or the next number that is free) beside its place, and renames it once it is
-//! whole. Where the process is killed before, that stays: no listing shows such a name, and no call deletes it. So the
-//! folder is walked here, and nothing but such files is given or removed: no link is followed, wherever it is.
+//! `object_store` writes a file as `NAME#1` (or with the next free number) next to its final path, and renames it once
+//! it is complete. If the process is killed before that, the file stays: no listing shows such a name, and no call
+//! deletes it. So this module walks the folder. It returns or removes only such files and follows no link anywhere.
 
 use std::fs::{self, Metadata};
 use std::io::{Error, ErrorKind, Result};
@@ -11,23 +11,23 @@ use std::time::UNIX_EPOCH;
 
 use super::Listed;
 
-/// The place that a file was to have whose name says that it isn't whole.
+/// Returns the path that a half-written file was to get; `None` if the name isn't that of a half-written file.
 pub fn place_of(path: &str) -> Option<&str> {
     let (place, number) = path.rsplit_once('#')?;
     let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
     (is_number && !place.is_empty() && !place.ends_with('/')).then_some(place)
 }
 
-/// How far one looks for such files.
+/// How far to search for such files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// In the folder itself alone.
+    /// Only in the folder itself.
     Folder,
-    /// In it, and in all folders below.
+    /// In the folder and in all folders below it.
     Below,
 }
 
-/// Gives those in or below `prefix`, with their paths in the folder.
+/// Passes the half-written files in or below `prefix` to `each`, with their paths in the folder.
 pub(super) fn list(
     folder: &Path,
     prefix: &str,
@@ -43,7 +43,7 @@ pub(super) fn list(
         };
         for entry in entries {
             let entry = entry?;
-            // No object has another name.
+            // No object has a name that isn't UTF-8.
             let Ok(name) = entry.file_name().into_string() else { continue };
             let path = if path.is_empty() { name } else { format!("{path}/{name}") };
             let kind = entry.file_type()?;
@@ -53,7 +53,7 @@ pub(super) fn list(
                 }
             } else if kind.is_file() && place_of(&path).is_some() {
                 match entry.metadata() {
-                    // It got its name meanwhile.
+                    // It has been renamed in the meantime.
                     Err(error) if error.kind() == ErrorKind::NotFound => {}
                     metadata => {
                         let metadata = metadata?;
@@ -67,7 +67,7 @@ pub(super) fn list(
     Ok(())
 }
 
-/// Removes one of them; one that isn't there is removed already.
+/// Removes a half-written file; succeeds if it doesn't exist.
 pub(super) fn remove(folder: &Path, path: &str) -> Result<()> {
     let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
     let Some(above) = inside(folder, above)? else { return Ok(()) };
@@ -77,12 +77,12 @@ pub(super) fn remove(folder: &Path, path: &str) -> Result<()> {
         metadata => metadata?,
     };
     if !metadata.is_file() || place_of(name).is_none() {
-        return Err(Error::other("it is no file that a writing has left"));
+        return Err(Error::other("it is not a half-written file"));
     }
     fs::remove_file(&path)
 }
 
-/// A folder below another one; none where it isn't there, or a link leads to it.
+/// Returns the path of a folder below another one; `None` if it doesn't exist or a link leads to it.
 fn inside(folder: &Path, path: &str) -> Result<Option<PathBuf>> {
     let mut at = folder.to_path_buf();
     for segment in path.split('/').filter(|segment| !segment.is_empty()) {
@@ -103,7 +103,7 @@ fn inside(folder: &Path, path: &str) -> Result<Option<PathBuf>> {
 
 fn modified(metadata: &Metadata) -> u64 {
     let time = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    // What has no time is young.
+    // A file without a time counts as young.
     time.map_or(u64::MAX, |since| since.as_secs())
 }
 
@@ -149,7 +149,7 @@ mod tests {
         remove(&folder, "a/packs/P#1").unwrap();
         assert_eq!(found("a"), all[1..]);
     }
-    /// The name is `object_store`'s own affair, and said nowhere: a later version may choose another.
+    /// The name is internal to `object_store` and undocumented: a later version may choose another.
     #[test]
     fn it_is_what_a_killed_upload_leaves() {
         use object_store::ObjectStoreExt;
@@ -162,7 +162,7 @@ mod tests {
         runtime.block_on(async {
             let mut upload = store.put_multipart(&Path::from("packs/P")).await.unwrap();
             upload.put_part(vec![0; 100].into()).await.unwrap();
-            // As if nothing of this process ran any more.
+            // As if the process had been killed.
             std::mem::forget(upload);
         });
         let mut found = Vec::new();

@@ -1,8 +1,8 @@
-//! Where the repository's objects are: a small, blocking face over any object store.
+//! Where the repository's objects are: a small, blocking interface to any object store.
 //!
-//! A [`Storage`] makes single calls; [`Store`] is what the rest of the crate uses, and tries again what failed for a
-//! reason that passes. What each call promises is written at [`Storage`]; the suite in `tests/store.rs` holds every
-//! implementation to it.
+//! A [`Storage`] makes single calls. The rest of the crate uses [`Store`], which retries calls that failed for a
+//! transient reason. [`Storage`] documents what each call promises; the suite in `tests/store.rs` checks every
+//! implementation against that.
 
 mod around;
 #[cfg(feature = "cloud")]
@@ -33,33 +33,33 @@ use bytes::Bytes;
 
 use crate::lease::Still;
 
-/// Why a call failed, as far as callers branch on it.
+/// Why a call failed, as far as callers distinguish it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreErrorKind {
     /// There is no such object.
     NotFound,
-    /// There is no such bucket, or container.
+    /// There is no such bucket or container.
     NoBucket,
-    /// A create-only write found the object there.
+    /// A create-only write found an existing object.
     AlreadyExists,
-    /// It has more bytes than whoever asks for it takes.
+    /// The object is larger than the caller accepts.
     TooLarge,
-    /// The store lets nobody delete or replace it for some time.
+    /// The store lets nobody delete or replace the object for some time.
     Retained,
-    /// It isn't among what this store does.
+    /// This store doesn't support the call.
     Unsupported,
-    /// The store knows who asks and doesn't let them.
+    /// The store knows the caller and refuses the request.
     PermissionDenied,
-    /// The store doesn't know who asks.
+    /// The store doesn't know the caller.
     Unauthenticated,
-    /// The call took longer than it may.
+    /// The call exceeded its time limit.
     TimedOut,
-    /// It could have been tried again, had the program not been asked to end.
+    /// It could have been retried, but the program was asked to end.
     Ending,
-    /// It may go better the next time.
+    /// It may succeed when tried again.
     Transient,
-    /// It will not go better the next time.
+    /// It won't succeed when tried again.
     Other,
 }
 
@@ -67,19 +67,19 @@ pub enum StoreErrorKind {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {verb} \"{path}\": {}", self.words())]
 pub struct StoreError {
-    /// What was tried: `put`, `get`, `list`.
+    /// The call: `put`, `get`, `list`.
     pub verb: &'static str,
-    /// On which object.
+    /// The object.
     pub path: String,
-    /// Why, as far as callers branch on it.
+    /// Why, as far as callers distinguish it.
     pub kind: StoreErrorKind,
-    /// The store's own words.
+    /// The store's own message.
     #[source]
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl StoreError {
-    /// An error with no words of the store's own.
+    /// Makes an error without a message of the store's own.
     pub fn new(verb: &'static str, path: &str, kind: StoreErrorKind) -> StoreError {
         StoreError { verb, path: path.to_string(), kind, source: None }
     }
@@ -94,19 +94,21 @@ impl StoreError {
             StoreErrorKind::NotFound => "it does not exist",
             StoreErrorKind::NoBucket => "there is no such bucket",
             StoreErrorKind::AlreadyExists => "it exists already",
-            StoreErrorKind::TooLarge => "it is larger than any that is written",
-            StoreErrorKind::Retained => "the store keeps it as it is for some time",
-            StoreErrorKind::Unsupported => "this store does no such thing",
+            StoreErrorKind::TooLarge => "it is larger than any valid one",
+            StoreErrorKind::Retained => "the store does not let it be replaced or deleted yet",
+            StoreErrorKind::Unsupported => "this store does not support that",
             StoreErrorKind::PermissionDenied => "permission denied",
             StoreErrorKind::Unauthenticated => "the credentials are missing or wrong",
             StoreErrorKind::TimedOut => "the store did not answer in time",
-            StoreErrorKind::Ending => "the store failed, and it was not tried again",
+            StoreErrorKind::Ending => {
+                "the store failed, and it was not tried again because the program is ending"
+            }
             StoreErrorKind::Transient => "the store failed for now",
             StoreErrorKind::Other => "the store failed",
         }
     }
 
-    /// What to do about it, where there is something.
+    /// Returns what to do about it, if there is something.
     pub fn hint(&self) -> Option<&'static str> {
         let words = self.source.as_ref().map(ToString::to_string).unwrap_or_default();
         if let Some(code) = translate::Code::of(&words).filter(|code| code.kind == self.kind) {
@@ -116,9 +118,11 @@ impl StoreError {
             return Some(hint);
         }
         Some(match self.kind {
-            StoreErrorKind::NotFound => "check the repository: is it whole?",
+            StoreErrorKind::NotFound => {
+                "check the repository to see whether anything else is missing"
+            }
             StoreErrorKind::PermissionDenied if self.verb == PROLONG => {
-                "do these credentials have the right s3:PutObjectRetention? (s3:GetObjectRetention tells locks that are longer already)"
+                "do these credentials have the right s3:PutObjectRetention? (with s3:GetObjectRetention, locks that are longer already are recognized)"
             }
             StoreErrorKind::PermissionDenied => {
                 "may this user, or these credentials, read, write and delete there?"
@@ -150,33 +154,34 @@ pub struct Listed {
 
 /// A store's single calls.
 ///
-/// A write is whole or not there, and once it has returned it outlives a power cut, as does a deletion. What was
-/// written is seen by the next read or listing, by whomever.
+/// A write is either complete or not visible. Once a write or deletion has returned, it survives a power cut, and the
+/// next read or listing by anyone shows it.
 pub trait Storage: Send + Sync {
-    /// Writes an object, in place of one that may be there.
+    /// Writes an object, replacing an existing one.
     fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()>;
-    /// Writes an object that isn't there yet, or says `AlreadyExists`. Of many at once exactly one succeeds.
+    /// Writes an object that doesn't exist yet; otherwise the error is `AlreadyExists`. Of several concurrent calls
+    /// exactly one succeeds.
     fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()>;
     /// Writes an object from the start of a file, as [`Storage::put`] does.
     fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()>;
     /// Reads an object.
     fn get(&self, path: &str) -> StoreResult<Bytes>;
-    /// Reads an object of at most `most` bytes. A larger one is `TooLarge`, and isn't read: anything may lie in the
-    /// place of a small object.
+    /// Reads an object of at most `most` bytes. For a larger one the error is `TooLarge`, and it isn't read: anything
+    /// may be in the place of a small object.
     fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes>;
-    /// Reads a range of an object; one that ends beyond its end is an error or comes short.
+    /// Reads a range of an object; if the range goes beyond the object's end, the result is an error or shorter.
     fn get_range(&self, path: &str, range: Range<u64>) -> StoreResult<Bytes>;
-    /// Gives all objects below a folder to `each`, in no order. `prefix` is whole segments.
+    /// Passes all objects below a folder to `each`, in no order. `prefix` consists of whole segments.
     fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()>;
-    /// The names of the folders in a folder, in no order; where folders exist by themselves also empty ones. `prefix` is
-    /// whole segments.
+    /// Returns the names of the folders in a folder, in no order. If the store has real folders, empty ones are
+    /// included. `prefix` consists of whole segments.
     fn folders(&self, prefix: &str) -> StoreResult<Vec<String>>;
-    /// Deletes an object; one that isn't there is deleted already.
+    /// Deletes an object; it succeeds if the object doesn't exist.
     fn delete(&self, path: &str) -> StoreResult<()>;
-    /// An object's size.
+    /// Returns an object's size.
     fn size(&self, path: &str) -> StoreResult<u64>;
-    /// Gives all files in or below a folder to `each` that writings which were killed, or go on still, have half written: no
-    /// listing shows them. `prefix` is whole segments. A store that has nothing of the kind gives none.
+    /// Passes all half-written files in or below a folder to `each`, whether their writers were killed or still run; no
+    /// listing shows these files. `prefix` consists of whole segments. A store that can't have such files passes none.
     fn half_written(
         &self,
         _prefix: &str,
@@ -185,59 +190,58 @@ pub trait Storage: Send + Sync {
     ) -> StoreResult<()> {
         Ok(())
     }
-    /// Deletes one of these, and nothing else.
+    /// Deletes such a file, and nothing else.
     fn delete_half_written(&self, path: &str) -> StoreResult<()> {
         Err(StoreError::new("delete", path, StoreErrorKind::Unsupported))
     }
-    /// For how many seconds after it was written, at most, the store lets nobody delete an object for good.
+    /// Returns for how many seconds at most, after an object was written, the store lets nobody delete it for good.
     fn locked_seconds(&self, path: &str) -> u64;
-    /// Lets nobody delete an object for good before `until` (Unix time). One that is locked for longer stays so.
+    /// Locks an object until `until` (Unix time), so that nobody can delete it for good before. A longer lock stays.
     fn lock_until(&self, path: &str, _until: u64) -> StoreResult<()> {
         Err(StoreError::new(PROLONG, path, StoreErrorKind::Unsupported))
     }
 }
 
-/// The verb of a lock that is prolonged.
+/// The verb for prolonging a lock.
 const PROLONG: &str = "prolong the lock of";
 
-/// Whether an object is meant to go, or to be written over: leases end, and notes of a collection change with each.
-/// None of them is ever locked.
+/// Whether an object is meant to be deleted or overwritten: leases end, and the notes of a collection change with each
+/// run. These are never locked.
 ///
-/// Their place tells, in the store's root or in a cluster's folder: clusters, images and deltas may have any of these
-/// names, and all that they have is locked.
+/// Only their place in the store's root or in a cluster's folder distinguishes them: clusters, images and deltas may
+/// have any of these names, and everything that belongs to them is locked.
 fn is_passing(path: &str) -> bool {
     let of_cluster = path.strip_prefix("clusters/").and_then(|rest| rest.split_once('/'));
     let inside = of_cluster.map_or(path, |(_, inside)| inside);
     inside.starts_with("leases/") || matches!(inside, "doomed.json" | "locks.json")
 }
 
-/// How often, and how long apart, a call is tried again.
+/// How often, and at what intervals, a call is tried again.
 #[derive(Clone, Copy, Debug)]
 pub struct Retries {
-    /// Tries in all.
+    /// The total number of tries.
     pub tries: u32,
-    /// Before the second try; doubled before each further one, and each a little more or less, so that
-    /// many who failed together don't come back together.
+    /// The pause before the second try; it doubles before each further one, and each is varied a little so that many
+    /// callers that failed together don't retry together.
     pub first_pause: Duration,
 }
 
-/// Tries of a call that each time took as long as it may, and of a first look.
+/// The tries of a call that timed out each time, and of a first look.
 const FEW_TRIES: u32 = 5;
 
 impl Default for Retries {
-    /// Nearly a minute in all: a server that is started anew, or says that it is busy, ends no
-    /// restore of hours.
+    /// Nearly a minute in total, so that a server that is restarted or busy doesn't end a restore of hours.
     fn default() -> Retries {
         Retries { tries: 9, first_pause: Duration::from_millis(200) }
     }
 }
 
-/// Whether the program was asked to end: from then on nothing is waited for.
+/// Tells whether the program was asked to end. From then on, nothing waits.
 #[derive(Clone)]
 pub struct Ending(Arc<dyn Fn() -> bool + Send + Sync>);
 
 impl Ending {
-    /// Asks `is_over`, often.
+    /// Calls `is_over`, often.
     pub fn when(is_over: impl Fn() -> bool + Send + Sync + 'static) -> Ending {
         Ending(Arc::new(is_over))
     }
@@ -246,7 +250,7 @@ impl Ending {
         (self.0)()
     }
 
-    /// Sleeps, but no longer than the program goes on; whether it does.
+    /// Sleeps until the pause is over or the program is asked to end; returns whether the program continues.
     fn sleep(&self, pause: Duration) -> bool {
         const LOOK: Duration = Duration::from_millis(50);
         let since = Instant::now();
@@ -261,19 +265,19 @@ impl Ending {
 }
 
 impl Default for Ending {
-    /// Never.
+    /// The program is never asked to end.
     fn default() -> Ending {
         Ending::when(|| false)
     }
 }
 
-/// Between three and five quarters of a pause.
+/// Returns between three and five quarters of a pause.
 fn spread(pause: Duration) -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     pause * 3 / 4 + pause / 2 * (now.subsec_nanos() % 1000) / 1000
 }
 
-/// A store whose calls are tried again. Cheap to clone.
+/// A store that retries its calls. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     storage: Arc<dyn Storage>,
@@ -282,27 +286,27 @@ pub struct Store {
 }
 
 impl Store {
-    /// A store on `storage`.
+    /// Makes a store on `storage`.
     pub fn new(storage: impl Storage + 'static) -> Store {
         Store::with_retries(storage, Retries::default())
     }
 
-    /// The same, with other retries.
+    /// Does the same, with other retries.
     pub fn with_retries(storage: impl Storage + 'static, retries: Retries) -> Store {
         Store::shared(Arc::new(storage), retries)
     }
 
-    /// A store on what others hold too.
+    /// Makes a store on a storage that others share.
     pub fn shared(storage: Arc<dyn Storage>, retries: Retries) -> Store {
         Store { storage, retries, ending: Ending::default() }
     }
 
-    /// The same, but a call that fails once the program was asked to end isn't tried again.
+    /// Returns the same store, which doesn't retry a failed call once the program was asked to end.
     pub fn until(self, ending: Ending) -> Store {
         Store { ending, ..self }
     }
 
-    /// The same with few tries, for a first look: that nobody is there is to be known at once.
+    /// Returns the same store with few retries, for a first look: if nobody answers, the caller shall know soon.
     pub fn impatient(&self) -> Store {
         let tries = self.retries.tries.min(FEW_TRIES);
         Store { retries: Retries { tries, ..self.retries }, ..self.clone() }
@@ -333,7 +337,8 @@ impl Store {
         }
     }
 
-    /// A call that only a lease's holder may make: `still` is asked before each try, for a minute may lie between two.
+    /// Makes a call that only a lease's holder may make: `still` is called before each try, because a minute may pass
+    /// between two.
     fn held<T>(
         &self,
         path: &str,
@@ -354,20 +359,20 @@ impl Store {
         }
     }
 
-    /// Writes an object, in place of one that may be there.
+    /// Writes an object, replacing an existing one.
     pub fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
         self.again(|_| self.storage.put(path, data))
     }
 
-    /// The same, where `still` says so before each try.
+    /// Does the same, and calls `still` before each try.
     pub fn put_if(&self, path: &str, data: &[Bytes], still: Still<'_>) -> crate::Result<()> {
         self.held(path, still, || self.storage.put(path, data))
     }
 
-    /// Writes an object that isn't there yet, or says `AlreadyExists`.
+    /// Writes an object that doesn't exist yet; otherwise the error is `AlreadyExists`.
     ///
-    /// A try whose answer got lost may have written it, so after one an object with the same bytes is ours: callers
-    /// whose objects could be equal by chance put something of their own into them.
+    /// A try whose answer was lost may have written the object. So after such a try, an object with the same bytes
+    /// counts as written by this call: callers whose objects could be equal by chance put something unique into them.
     pub fn put_if_absent(&self, path: &str, data: impl Into<Bytes>) -> StoreResult<()> {
         let data = data.into();
         let mut retried = false;
@@ -397,7 +402,8 @@ impl Store {
         self.again(|_| self.storage.get(path))
     }
 
-    /// Reads an object of at most `most` bytes; a larger one is [`StoreErrorKind::TooLarge`], and isn't read.
+    /// Reads an object of at most `most` bytes; for a larger one the error is [`StoreErrorKind::TooLarge`], and it
+    /// isn't read.
     pub fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
         self.again(|_| self.storage.get_small(path, most))
     }
@@ -407,12 +413,12 @@ impl Store {
         self.again(|_| self.storage.get_range(path, range.clone()))
     }
 
-    /// Gives all objects below a folder to `each`. One may come twice, where a try broke off in the middle.
+    /// Passes all objects below a folder to `each`. If a try broke off, an object may come twice.
     pub fn list(&self, prefix: &str, mut each: impl FnMut(Listed)) -> StoreResult<()> {
         self.again(|_| self.storage.list(prefix, &mut each))
     }
 
-    /// The names of the folders in a folder, ascending; what lies below them isn't listed.
+    /// Returns the names of the folders in a folder, ascending, without listing what is below them.
     pub fn folders(&self, prefix: &str) -> StoreResult<Vec<String>> {
         let mut names = self.again(|_| self.storage.folders(prefix))?;
         names.sort();
@@ -420,18 +426,18 @@ impl Store {
         Ok(names)
     }
 
-    /// Deletes an object; one that isn't there is deleted already.
+    /// Deletes an object; it succeeds if the object doesn't exist.
     pub fn delete(&self, path: &str) -> StoreResult<()> {
         self.again(|_| self.storage.delete(path))
     }
 
-    /// The same, where `still` says so before each try.
+    /// Does the same, and calls `still` before each try.
     pub fn delete_if(&self, path: &str, still: Still<'_>) -> crate::Result<()> {
         self.held(path, still, || self.storage.delete(path))
     }
 
-    /// Gives what writings that were killed have half written in or below a folder to `each`, and those that go on. One may
-    /// come twice.
+    /// Passes all half-written files in or below a folder to `each`, whether their writers were killed or still run. A
+    /// file may come twice.
     pub fn half_written(
         &self,
         prefix: &str,
@@ -441,22 +447,22 @@ impl Store {
         self.again(|_| self.storage.half_written(prefix, reach, &mut each))
     }
 
-    /// Deletes one of these, where `still` says so before each try.
+    /// Deletes such a file, and calls `still` before each try.
     pub fn delete_half_written_if(&self, path: &str, still: Still<'_>) -> crate::Result<()> {
         self.held(path, still, || self.storage.delete_half_written(path))
     }
 
-    /// For how many seconds after it was written, at most, the store lets nobody delete an object for good.
+    /// Returns for how many seconds at most, after an object was written, the store lets nobody delete it for good.
     pub fn locked_seconds(&self, path: &str) -> u64 {
         self.storage.locked_seconds(path)
     }
 
-    /// Lets nobody delete an object for good before `until` (Unix time). One that is locked for longer stays so.
+    /// Locks an object until `until` (Unix time), so that nobody can delete it for good before. A longer lock stays.
     pub fn lock_until(&self, path: &str, until: u64) -> StoreResult<()> {
         self.again(|_| self.storage.lock_until(path, until))
     }
 
-    /// An object's size.
+    /// Returns an object's size.
     pub fn size(&self, path: &str) -> StoreResult<u64> {
         self.again(|_| self.storage.size(path))
     }

@@ -21,15 +21,15 @@ use super::{
     Listed, PROLONG, Storage, StoreError, StoreErrorKind, StoreResult, is_passing, read_part,
 };
 
-/// A file up to this size is put in one call, a larger one in parts of it.
+/// A file up to this size is put in one call, a larger one in parts of this size.
 const PART: u64 = 8 << 20;
 
 /// How long a call may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// Any call, whatever it carries.
+    /// The base time of any call, whatever it carries.
     pub call: Duration,
-    /// The slowest transfer, in bytes a second, that isn't a stalled one.
+    /// The slowest transfer, in bytes per second, that doesn't count as stalled.
     pub least_rate: u64,
 }
 
@@ -49,19 +49,19 @@ impl Timeouts {
 pub struct ObjectStorage {
     store: Arc<dyn ObjectStore>,
     prefix: String,
-    /// The local folder, whose deletions are made durable here.
+    /// The local folder, in which this type makes deletions durable.
     folder: Option<PathBuf>,
-    /// Where what is written may not be deleted for some time: who writes so.
+    /// What writes locked objects, if written objects may not be deleted for some time.
     locking: Option<Arc<dyn Locking>>,
     runtime: Runtime,
     timeouts: Timeouts,
 }
 
 impl ObjectStorage {
-    /// A folder, made if it isn't there, and then for this process' user alone.
+    /// Opens a folder. If it doesn't exist, it is created for this process's user alone.
     ///
-    /// What is put is fsynced, and so are its folders; `object_store` leaves that out for deletions, so it is done
-    /// here: else a power cut could bring a manifest back whose packs, deleted after it, are gone.
+    /// Written files and their folders are fsynced. `object_store` doesn't do that for deletions, so it is done here:
+    /// otherwise a power cut could bring back a manifest whose packs were deleted after it.
     pub fn folder(folder: &FilePath) -> StoreResult<ObjectStorage> {
         let shown = folder.display().to_string();
         let failed = |source: std::io::Error| StoreError {
@@ -69,7 +69,7 @@ impl ObjectStorage {
             ..StoreError::new("create", &shown, StoreErrorKind::Other)
         };
         if !folder.is_dir() {
-            // All that is put below it is for whoever may enter it.
+            // Everything below it is accessible to those who may enter it.
             std::fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -85,7 +85,7 @@ impl ObjectStorage {
         Ok(storage)
     }
 
-    /// Any store, with all paths below `prefix`.
+    /// Uses any store, with all paths below `prefix`.
     pub fn on(
         store: Arc<dyn ObjectStore>,
         prefix: &str,
@@ -104,19 +104,19 @@ impl ObjectStorage {
         Ok(ObjectStorage { store, prefix, folder: None, locking: None, runtime, timeouts })
     }
 
-    /// What is written from here on is locked, but for what is meant to go or to be written over.
+    /// Locks what is written from now on, except for what is meant to be deleted or overwritten.
     #[cfg(feature = "aws")]
     pub(super) fn with_locking(mut self, locking: Arc<dyn Locking>) -> ObjectStorage {
         self.locking = Some(locking);
         self
     }
 
-    /// Who locks this object, where somebody does.
+    /// Returns what locks this object, if it is locked.
     fn locking(&self, path: &str) -> Option<&Arc<dyn Locking>> {
         self.locking.as_ref().filter(|_| !is_passing(path))
     }
 
-    /// What an object is written through.
+    /// Returns the client that writes an object.
     fn writer(&self, verb: &'static str, path: &str) -> StoreResult<Arc<dyn ObjectStore>> {
         match self.locking(path) {
             Some(locking) => locking.writer().map_err(|error| translated(verb, path, error)),
@@ -133,7 +133,7 @@ impl ObjectStorage {
         Path::parse(&whole).map_err(|error| translated(verb, path, error.into()))
     }
 
-    /// Makes a call, no longer than it may take.
+    /// Makes a call with its time limit.
     fn call<T>(
         &self,
         verb: &'static str,
@@ -160,7 +160,7 @@ impl ObjectStorage {
         match self.fill(path, file, length, &mut upload) {
             Ok(()) => Ok(()),
             Err(error) => {
-                // The parts are of no use to anybody; the first error is the one to report.
+                // The uploaded parts are of no use; the first error is the one to report.
                 let _ = self.call("abort", path, 0, upload.abort());
                 Err(error)
             }
@@ -217,7 +217,8 @@ impl Storage for ObjectStorage {
 
     fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
         let target = self.path("get", path)?;
-        // How long it may take is known once the answer has begun: a store that never begins one is given up soon.
+        // The time limit depends on the size, which is known once the answer begins. A store that never answers is
+        // given up soon.
         let answer = self.call("get", path, 0, self.store.get(&target))?;
         let size = answer.meta.size;
         if size > most {
@@ -236,7 +237,7 @@ impl Storage for ObjectStorage {
         let target = self.path("list", prefix)?;
         let cut = if self.prefix.is_empty() { 0 } else { self.prefix.len() + 1 };
         let mut stream = self.store.list(Some(&target));
-        // Each page of the listing is a call of its own.
+        // Each page of the listing is a separate call.
         while let Some(meta) =
             self.call("list", prefix, 0, async { stream.next().await.transpose() })?
         {

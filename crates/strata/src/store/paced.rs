@@ -1,8 +1,8 @@
-//! A store that is sent no more bytes a second than it may be.
+//! A store that limits the bytes sent per second.
 //!
-//! Whoever comes while the bytes before are still being paid for waits; an object itself is sent as fast as the
-//! network takes it. So over any time no more is sent than the limit allows and one object. All who send through
-//! the same one share the limit, and what is tried again counts again.
+//! A caller waits while the bytes before are still being paid for; an object itself is sent as fast as the network
+//! allows. So over any period no more is sent than the limit allows plus one object. All users of the same store share
+//! the limit, and retries count again.
 
 use std::fs::File;
 use std::sync::{Mutex, PoisonError};
@@ -12,26 +12,26 @@ use bytes::Bytes;
 
 use super::{Around, Ending, Storage, StoreResult};
 
-/// About what a request takes that carries nothing but itself.
+/// About the size of a request without a payload.
 const REQUEST: u64 = 1 << 10;
 
 /// Paces what is sent to `inner`.
 pub struct Paced<S> {
     inner: S,
     bytes_per_second: u64,
-    /// When what has been sent so far is paid for.
+    /// When everything sent so far is paid for.
     paid: Mutex<Option<Instant>>,
     ending: Ending,
 }
 
 impl<S: Storage> Paced<S> {
-    /// Sends at most so many bytes a second; 0 is taken for 1.
+    /// Sends at most this many bytes per second; 0 counts as 1.
     pub fn new(inner: S, bytes_per_second: u64) -> Paced<S> {
         let (bytes_per_second, ending) = (bytes_per_second.max(1), Ending::default());
         Paced { inner, bytes_per_second, paid: Mutex::new(None), ending }
     }
 
-    /// What is on its way once the program was asked to end goes as fast as it can.
+    /// Removes the limit once the program was asked to end.
     pub fn until(self, ending: Ending) -> Paced<S> {
         Paced { ending, ..self }
     }
@@ -61,7 +61,7 @@ impl<S: Storage> Around for Paced<S> {
     }
 
     fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
-        // Small; and a lease that waited here could be lost.
+        // It is small, and a lease that waited here could be lost.
         self.inner.put_if_absent(path, data)
     }
 
@@ -71,7 +71,7 @@ impl<S: Storage> Around for Paced<S> {
     }
 
     fn lock_until(&self, path: &str, until: u64) -> StoreResult<()> {
-        // Small, and by the million.
+        // Each is small, but there are millions.
         self.pace(REQUEST);
         self.inner.lock_until(path, until)
     }

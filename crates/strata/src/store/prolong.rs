@@ -1,7 +1,7 @@
-//! Locks that are prolonged: the one call of S3's that `object_store` doesn't have.
+//! Prolongs locks: the one call of S3 that `object_store` doesn't have.
 //!
-//! It is made as that crate makes its own: to the same address, with the same credentials, signed by it, and what the
-//! server says is worded as it words it, so that errors are told apart in one place.
+//! The call is made as that crate makes its own: to the same address, with the same credentials, signed by the crate.
+//! The server's answers are worded like the crate's errors, so that one place distinguishes all errors.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use object_store::path::Path;
 use object_store::signer::{Method, Signer};
 use object_store::{ClientOptions, Error, HeaderValue, Result};
 
-/// A moment in the one form in which S3 takes it; none where it is no date.
+/// Returns a time in the only form that S3 accepts; `None` if it is no date.
 pub(super) fn date(seconds: u64) -> Option<String> {
     let date = DateTime::<Utc>::from_timestamp(seconds.try_into().ok()?, 0)?;
     Some(date.to_rfc3339_opts(SecondsFormat::Secs, true))
@@ -30,7 +30,7 @@ pub(super) struct Prolonger {
 }
 
 impl Prolonger {
-    /// For the bucket of `store`, which `builder` made.
+    /// Makes one for the bucket of `store`, which `builder` made.
     pub(super) fn new(
         store: Arc<AmazonS3>,
         builder: &AmazonS3Builder,
@@ -45,7 +45,7 @@ impl Prolonger {
         })
     }
 
-    /// Locks what is there until `until` (Unix time), in compliance mode, unless it is locked for longer.
+    /// Locks an existing object until `until` (Unix time) in compliance mode, unless its lock lasts longer.
     pub(super) async fn prolong(&self, path: &Path, until: u64) -> Result<()> {
         let date = date(until).ok_or_else(|| generic(format!("second {until} is no date")))?;
         let body = format!(
@@ -60,16 +60,16 @@ impl Prolonger {
         }
     }
 
-    /// Until when it is locked, where that is known.
+    /// Returns the end of its lock, if that is known.
     async fn locked_until(&self, path: &Path) -> Option<u64> {
         let answer = self.ask(Method::GET, path, String::new()).await.ok()?;
         let date = answer.split("<RetainUntilDate>").nth(1)?.split('<').next()?;
         DateTime::parse_from_rfc3339(date.trim()).ok()?.timestamp().try_into().ok()
     }
 
-    /// Makes the call; the answer's text.
+    /// Makes the call and returns the answer's text.
     async fn ask(&self, method: Method, path: &Path, body: String) -> Result<String> {
-        // The address is the crate's secret; without what is signed in it, it is that of any request.
+        // The crate doesn't publish the address; a signed one without its query is the address of any request.
         let second = std::time::Duration::from_secs(1);
         let mut address = self.store.signed_url(method.clone(), path, second).await?;
         address.set_query(Some("retention"));
@@ -108,7 +108,7 @@ impl Prolonger {
     }
 }
 
-/// Servers refuse to shorten a lock with one or the other.
+/// Whether the error is one of those with which servers refuse to shorten a lock.
 fn may_be_shortening(error: &Error) -> bool {
     matches!(error, Error::PermissionDenied { .. })
         || error.to_string().contains("status code: 400 ")

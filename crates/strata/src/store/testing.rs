@@ -1,5 +1,5 @@
-//! Stores for tests: one that fails or stops after so many calls, one that counts and records them, one in which
-//! others do something meanwhile, and one that locks what is written.
+//! Stores for tests: one that fails or stops after a number of calls, one that counts and records calls, one in which
+//! others do something in between, and one that locks what is written.
 
 mod locking;
 
@@ -14,16 +14,16 @@ use bytes::Bytes;
 
 use super::{Around, Listed, Storage, StoreError, StoreErrorKind, StoreResult};
 
-/// What becomes of the call at which a [`Faulty`] store breaks.
+/// What happens at the call at which a [`Faulty`] store breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// This call and all later ones do nothing: the program has died before it.
+    /// This call and all later ones do nothing, as if the program had died before it.
     StopBefore,
-    /// This call is done, but it and all later ones fail: the program has died after it.
+    /// This call is done, but it and all later ones fail, as if the program had died after it.
     StopAfter,
-    /// This call alone does nothing and fails for now.
+    /// Only this call does nothing and fails for now.
     FailOnce,
-    /// This call alone is done, and its answer is lost.
+    /// Only this call is done, but its answer is lost.
     LoseAnswer,
 }
 
@@ -42,7 +42,7 @@ impl Faulty {
         Faulty { inner, calls: Arc::default(), at, fault }
     }
 
-    /// Calls so far.
+    /// Returns the number of calls so far.
     pub fn calls(&self) -> u64 {
         self.calls.load(Ordering::SeqCst)
     }
@@ -70,11 +70,11 @@ impl Faulty {
 /// A call, as [`Counting`] records it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// `put`, `get`, `list`.
+    /// The call: `put`, `get`, `list`.
     pub verb: &'static str,
-    /// On which object.
+    /// The object.
     pub path: String,
-    /// The range that was read, where it was one.
+    /// The range that was read, if it was a read of a range.
     pub range: Option<Range<u64>>,
 }
 
@@ -91,7 +91,7 @@ impl Counting {
         Counting { inner, calls: Arc::default() }
     }
 
-    /// The calls since the last time they were taken.
+    /// Returns the calls since they were last taken.
     pub fn take(&self) -> Vec<Call> {
         std::mem::take(&mut *self.calls.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
@@ -224,7 +224,7 @@ pub struct Meanwhile {
 }
 
 impl Meanwhile {
-    /// Does it before call `at`; the first is 0.
+    /// Runs `action` before call `at`; the first is 0.
     pub fn new(
         inner: Arc<dyn Storage>,
         at: u64,
@@ -234,7 +234,7 @@ impl Meanwhile {
         Meanwhile { inner, calls: AtomicU64::new(0), at, action: Mutex::new(Some(action)) }
     }
 
-    /// Calls so far.
+    /// Returns the number of calls so far.
     pub fn calls(&self) -> u64 {
         self.calls.load(Ordering::SeqCst)
     }
@@ -256,7 +256,7 @@ impl Around for Meanwhile {
     }
 
     fn locked_seconds(&self, path: &str) -> u64 {
-        // Of no call to a server.
+        // This isn't a call to a server, so it doesn't count.
         self.inner.locked_seconds(path)
     }
 }

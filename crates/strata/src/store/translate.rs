@@ -1,22 +1,23 @@
-//! Errors of the `object_store` crate as those of this one: what callers branch on is told apart here.
+//! Translates errors of the `object_store` crate to this crate's. The kinds that callers distinguish are determined
+//! here.
 //!
-//! What could go wrong: a wrong secret that is taken for a failure that passes (five tries, and then no word of
-//! credentials), or a conflict of two creations that is taken for "it is there" while neither has won yet.
+//! What could go wrong: a wrong secret is taken for a transient failure (five tries, and then no mention of
+//! credentials), or a conflict of two creations is taken for "it exists" while neither has succeeded yet.
 
 use super::{StoreError, StoreErrorKind};
 
-/// An error of `object_store`, its words kept.
+/// Translates an error of `object_store` and keeps its message.
 pub(super) fn translated(verb: &'static str, path: &str, error: object_store::Error) -> StoreError {
     use object_store::Error as Theirs;
     let code = Code::of(&without_paths(&error.to_string()));
     let kind = match &error {
-        // Two at once, neither of which has won yet.
+        // Two concurrent creations, of which neither has succeeded yet.
         Theirs::AlreadyExists { .. } if says(&error, &["ConditionalRequestConflict"]) => {
             StoreErrorKind::Transient
         }
         _ if code.is_some() => code.map_or(StoreErrorKind::Other, |code| code.kind),
         Theirs::NotFound { .. } => StoreErrorKind::NotFound,
-        // S3 answers 412 where it has the object, which some servers report as it is.
+        // S3 answers 412 if the object exists, and some servers report that status unchanged.
         Theirs::AlreadyExists { .. } | Theirs::Precondition { .. } => StoreErrorKind::AlreadyExists,
         Theirs::PermissionDenied { .. } => StoreErrorKind::PermissionDenied,
         Theirs::Unauthenticated { .. } => StoreErrorKind::Unauthenticated,
@@ -29,7 +30,7 @@ pub(super) fn translated(verb: &'static str, path: &str, error: object_store::Er
     StoreError { verb, path: path.to_string(), kind, source: Some(Box::new(error)) }
 }
 
-/// A code of S3, Google or Azure that says more than the status it comes with.
+/// An error code of S3, Google or Azure that says more than the HTTP status.
 pub(super) struct Code {
     code: &'static str,
     pub(super) kind: StoreErrorKind,
@@ -42,21 +43,21 @@ impl Code {
         Code { code, kind, hint }
     }
 
-    /// The one that a server's words hold.
+    /// Returns the code that a server's message contains.
     pub(super) fn of(words: &str) -> Option<&'static Code> {
         CODES.iter().find(|code| words.contains(code.code))
     }
 }
 
 const ID: &str =
-    "the store doesn't know the access key's id: is it the right one, and this store's?";
-const SECRET: &str = "the access key isn't the one that belongs to its id, or is damaged";
-const SESSION: &str = "the credentials were given for some time only, which is over: get new ones";
+    "the store doesn't know the access key's id: is it right, and does it belong to this store?";
+const SECRET: &str = "the access key doesn't match its id, or is damaged: check both";
+const SESSION: &str = "these temporary credentials have expired: get new ones";
 const CLOCK: &str = "the store's clock and this host's differ: is this host's right?";
-const BUCKET: &str = "is its name right, and the endpoint? the bucket, or container, is made with the store's own tools";
-const RETAINED: &str = "a retention of the bucket's or a hold keeps it as it is; it goes when that is over. Where it is the bucket's, and without versions, nothing can be replaced either: use versions, or the store's soft delete";
+const BUCKET: &str = "is its name right, and the endpoint? create the bucket, or container, with the store's own tools";
+const RETAINED: &str = "the bucket's retention or a hold protects it; it can be deleted once that is over. If it is the bucket's retention and there are no versions, nothing can be replaced either: use versions, or the store's soft delete";
 
-const NO_LOCKS: &str = "this bucket locks no objects: make one with object lock, or switch it on for this one with the store's own tools; or take immutable_days out";
+const NO_LOCKS: &str = "this bucket has no object lock: create one with object lock, or switch it on for this one with the store's own tools, or remove immutable_days from the configuration";
 
 const CODES: &[Code] = {
     use StoreErrorKind::{NoBucket, Other, Retained, Unauthenticated, Unsupported};
@@ -64,7 +65,7 @@ const CODES: &[Code] = {
         Code::new("InvalidAccessKeyId", Unauthenticated, ID),
         Code::new("SignatureDoesNotMatch", Unauthenticated, SECRET),
         Code::new("AuthenticationFailed", Unauthenticated, SECRET),
-        // Azure's words, whatever code they come with.
+        // Azure's message, whatever code comes with it.
         Code::new("Server failed to authenticate the request", Unauthenticated, SECRET),
         Code::new("invalid_grant", Unauthenticated, SECRET),
         Code::new("InvalidToken", Unauthenticated, SESSION),
@@ -78,13 +79,13 @@ const CODES: &[Code] = {
         Code::new("ObjectUnderActiveHold", Retained, RETAINED),
         Code::new("BlobImmutableDueTo", Retained, RETAINED),
         Code::new("protected by object lock", Retained, RETAINED),
-        // Amazon's words, and other servers', for what they all call an InvalidRequest.
+        // Amazon's message and other servers', all with the code InvalidRequest.
         Code::new("Object Lock Configuration", Unsupported, NO_LOCKS),
         Code::new("ObjectLockConfiguration", Unsupported, NO_LOCKS),
         Code::new("object lock not configured", Unsupported, NO_LOCKS),
     ]
 };
-/// No credentials were set: the machine was asked for its own, by addresses that only a cloud's machines know.
+/// No credentials were set: the machine's own were requested, from addresses that exist only on a cloud's machines.
 const NOBODY: &[&str] = &[
     "Missing AccessKeyId",
     "Missing SecretAccessKey",
@@ -93,7 +94,7 @@ const NOBODY: &[&str] = &[
     "metadata.google.internal",
     "//metadata/",
 ];
-/// What the same request will be answered again: wrong requests (but not 408 and 429), and the wrong region.
+/// Requests that will fail again in the same way: wrong requests (but not 408 and 429), and the wrong region.
 const REFUSED: &[&str] =
     &["status code: 400", "status code: 405", "status code: 411", "status code: 501", "redirect"];
 
@@ -102,13 +103,14 @@ fn says(error: &object_store::Error, words: &[&str]) -> bool {
     words.iter().any(|word| text.contains(word))
 }
 
-/// An error's words, of addresses the hosts alone: a bucket or prefix may be called like a server's word.
+/// Returns an error's message with addresses cut to their hosts: a bucket or prefix may have a name that looks like an
+/// error code.
 fn without_paths(text: &str) -> String {
     let mut kept = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("://") {
         let (before, address) = rest.split_at(at + 3);
-        // A document's attribute ends at its quotation mark: what follows in it may be the code.
+        // In a document, an attribute ends at its quotation mark; the code may follow it.
         let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>');
         let end = address.find(ends).unwrap_or(address.len());
         let host = address[..end].find('/').map_or(end, |slash| slash + 1);
@@ -119,7 +121,7 @@ fn without_paths(text: &str) -> String {
     kept + rest
 }
 
-/// A local folder fails for good (full, read-only), unless the system says otherwise; a server fails for now.
+/// A local folder fails permanently (full, read-only) unless the system says otherwise; a server fails transiently.
 fn kind_of_source(store: &str, source: &(dyn std::error::Error + 'static)) -> StoreErrorKind {
     use std::io::ErrorKind;
     for kind in chain(source).filter_map(io_kind) {
@@ -138,7 +140,7 @@ fn kind_of_source(store: &str, source: &(dyn std::error::Error + 'static)) -> St
     if store == "LocalFileSystem" { StoreErrorKind::Other } else { StoreErrorKind::Transient }
 }
 
-/// An error and what caused it, down to the first cause.
+/// Returns an error and its causes, down to the first cause.
 fn chain<'a>(
     error: &'a (dyn std::error::Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
@@ -149,19 +151,19 @@ fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKi
     error.downcast_ref::<std::io::Error>().map(std::io::Error::kind)
 }
 
-/// What the HTTP client says where no connection came about: refused, unknown name, no trust, too slow.
+/// What the HTTP client says if it couldn't connect: refused, unknown name, untrusted certificate, too slow.
 const NEVER_CONNECTED: &str = "client error (Connect)";
-const ENDPOINT: &str = "no connection came about: is the endpoint right, and does the store's server run? one whose certificate is of an authority of your own: name that's file in SSL_CERT_FILE";
-const NO_ROOM: &str = "make room there: what was stored already is kept, and the command can be run again; `lockstep prune` and `lockstep repo compact --max-bytes 0` delete what no set has needed for the grace time, also where there is no room left";
-const READ_ONLY: &str = "mount the repository's folder for writing, or name another one";
+const ENDPOINT: &str = "could not connect: is the endpoint right, and is the store's server running? if its certificate is from your own authority, set SSL_CERT_FILE to that authority's certificate file";
+const NO_ROOM: &str = "make room there, then run the command again: what was stored already is kept; `lockstep prune` and `lockstep repo compact --max-bytes 0` delete what no set has needed for the grace time, even if there is no room left";
+const READ_ONLY: &str = "mount the repository's folder read-write, or configure another one";
 
-/// Whether an error is, or came of, that a file system or a quota is full.
+/// Whether an error is, or was caused by, a full file system or quota.
 pub(super) fn lacks_room(error: &(dyn std::error::Error + 'static)) -> bool {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     chain(error).filter_map(io_kind).any(|kind| matches!(kind, StorageFull | QuotaExceeded))
 }
 
-/// What to do about a cause that says more than the error's kind.
+/// Returns a hint for a cause that says more than the error's kind.
 pub(super) fn hint_of_cause(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     use std::io::ErrorKind;
     chain(error).find_map(|error| match io_kind(error) {
@@ -191,7 +193,7 @@ mod tests {
         let quoted = "403: <Error xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Code>InvalidAccessKeyId</Code>";
         assert_eq!(kind(quoted), StoreErrorKind::Unauthenticated);
         let path = || "x".to_string();
-        // The bucket's name says nothing.
+        // The bucket's name doesn't matter.
         let busy = "Error performing GET http://s3/redirects/InvalidToken/x in 1ms, after 0 retries: status code: 503";
         assert_eq!(kind(busy), StoreErrorKind::Transient);
         let forbidden = |words: &'static str| object_store::Error::PermissionDenied {
@@ -230,7 +232,7 @@ mod tests {
     fn why_no_connection_came_about_is_said() {
         use crate::store::{CloudOptions, ObjectStorage, Secret, Storage, Timeouts};
 
-        // Nobody listens at the first; at the second somebody who knows no TLS.
+        // Nothing listens at the first; a server without TLS listens at the second.
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let plain = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = plain.local_addr().unwrap();

@@ -1,8 +1,7 @@
-//! An object put in parts, and objects that the store lets nobody delete for some time.
+//! Uploads in parts, and objects that the store lets nobody delete for some time.
 //!
-//! Whether an object is locked is said where its upload begins; `object_store` can say so only with the headers that
-//! a client of it sends with everything. So there is a second client that begins uploads, and the first one sends
-//! the parts, which no lock belongs to.
+//! A lock is set when an object's upload begins, and `object_store` can set it only by headers that a client sends with
+//! every request. So a second client begins uploads, and the first one sends the parts, which must not carry a lock.
 
 use std::sync::Arc;
 
@@ -13,19 +12,19 @@ use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload, Res
 
 /// Writes objects that nobody may delete for some time.
 pub(super) trait Locking: Send + Sync {
-    /// Nobody may delete it for so long, at most.
+    /// Returns for how long at most nobody may delete an object.
     fn seconds(&self) -> u64;
-    /// Whoever writes through it locks what is written.
+    /// Returns a client that locks what is written through it.
     fn writer(&self) -> Result<Arc<dyn ObjectStore>>;
-    /// The same, for uploads in parts.
+    /// Returns the same for uploads in parts.
     fn beginner(&self) -> Result<Arc<dyn MultipartStore>>;
-    /// Sends parts.
+    /// Returns the client that sends parts.
     fn parts(&self) -> Arc<dyn MultipartStore>;
-    /// Locks what is there until `until` (Unix time), unless it is locked for longer.
+    /// Locks an existing object until `until` (Unix time), unless its lock lasts longer.
     fn prolong<'a>(&'a self, path: &'a Path, until: u64) -> BoxFuture<'a, Result<()>>;
 }
 
-/// An upload that has begun.
+/// An upload in progress.
 pub(super) enum Upload {
     Plain(Box<dyn MultipartUpload>),
     Locked { store: Arc<dyn MultipartStore>, path: Path, id: String, parts: Vec<PartId> },
@@ -52,7 +51,7 @@ impl Upload {
         }
     }
 
-    /// Makes the parts an object.
+    /// Completes the object from its parts.
     pub(super) async fn complete(&mut self) -> Result<()> {
         match self {
             Upload::Plain(upload) => upload.complete().await.map(|_| ()),
@@ -62,7 +61,7 @@ impl Upload {
         }
     }
 
-    /// Lets the parts go.
+    /// Discards the parts.
     pub(super) async fn abort(&mut self) -> Result<()> {
         match self {
             Upload::Plain(upload) => upload.abort().await,

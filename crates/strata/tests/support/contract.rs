@@ -8,7 +8,7 @@ use strata::lease::Lease;
 use strata::store::{Listed, Retries, Storage, Store, StoreErrorKind};
 use strata::{Error, Repository};
 
-/// The contract, as every implementation keeps it.
+/// Checks the contract that every implementation must keep.
 pub fn contract(storage: &dyn Storage) {
     let bytes = |text: &'static str| Bytes::from_static(text.as_bytes());
     assert_eq!(storage.get("a/x").unwrap_err().kind, StoreErrorKind::NotFound);
@@ -53,7 +53,7 @@ pub fn contract(storage: &dyn Storage) {
     assert_eq!(list("a"), [("a/x".to_string(), 5), ("a/y".to_string(), 5)]);
     assert_eq!(list("").len(), 4);
     assert_eq!(list("nothing"), []);
-    // A folder, and not a beginning of a name.
+    // A prefix is a folder, not the beginning of a name.
     storage.put("ab", &[bytes("beside")]).unwrap();
     assert_eq!(list("a").len(), 2);
     storage.delete("ab").unwrap();
@@ -71,7 +71,7 @@ pub fn contract(storage: &dyn Storage) {
     for path in ["d/1/x", "d/2/y/z", "d/2/w", "d/beside"] {
         storage.delete(path).unwrap();
     }
-    // What names may hold.
+    // The characters that names may contain.
     let odd = "c/tank=data+20x/1.2_3-4@5,6.json";
     storage.put_if_absent(odd, &bytes("odd")).unwrap();
     assert_eq!((storage.get(odd).unwrap(), list("c")), ("odd".into(), vec![(odd.to_string(), 3)]));
@@ -80,7 +80,8 @@ pub fn contract(storage: &dyn Storage) {
     assert_eq!(list("a").len(), 1);
 }
 
-/// Of many who create an object, or take a lease, one does: for servers that are asked at once.
+/// If several callers create an object or take a lease at once, exactly one succeeds; for servers with concurrent
+/// callers.
 pub fn one_winner(storage: Arc<dyn Storage>) {
     let at_once = |each: &(dyn Fn(u8) -> bool + Sync)| -> usize {
         std::thread::scope(|scope| {
@@ -92,7 +93,7 @@ pub fn one_winner(storage: Arc<dyn Storage>) {
         let path = format!("race/{round}");
         let create = |number| match storage.put_if_absent(&path, &Bytes::from(vec![number; 99])) {
             Ok(()) => true,
-            // Nobody knows yet who wins.
+            // It isn't known yet who succeeds.
             Err(error) => {
                 let known = [StoreErrorKind::AlreadyExists, StoreErrorKind::Transient];
                 assert!(known.contains(&error.kind), "{error}: {:?}", error.source);
@@ -109,7 +110,7 @@ pub fn one_winner(storage: Arc<dyn Storage>) {
         taken.is_ok()
     };
     assert_eq!(at_once(&take), 1);
-    // Renewed, lost to another once it has expired, given back.
+    // Renewed; lost to another after it expired; given back.
     let mut lost = Lease::acquire(&repository, "write", "late", 60, 1061).unwrap();
     lost.renew(1062).unwrap();
     let other = Lease::acquire(&repository, "write", "other", 60, 1122).unwrap();

@@ -1,4 +1,4 @@
-//! A naive image, random histories of it, and the repository's fold compared with it.
+//! A naive image, random histories of it, and a comparison of the repository's fold with it.
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 pub mod contract;
@@ -19,7 +19,7 @@ use strata::pack::{FrameReader, PackOptions};
 use strata::store::{ObjectStorage, Retries, Storage, Store};
 use strata::{Repository, Result};
 
-/// Collects what nobody needs, at this moment, and where no writing was interrupted.
+/// Collects what nothing needs now, if no writer was interrupted.
 pub fn collect(
     repository: &Repository,
     grace: u64,
@@ -32,18 +32,18 @@ pub fn collect(
 }
 
 pub const IMAGE: &str = "image";
-/// Offsets are small, so that everything meets everything.
+/// Offsets are small, so that many ranges overlap.
 pub const SPACE: u64 = 4096;
 
-/// A header: generation, block size, whether it has a spill, a byte of no meaning, slots; a byte each.
+/// A header of one byte each: generation, block size, whether it has a spill, an arbitrary byte, slots.
 pub struct Model;
 
-/// Block sizes between which an object may change; it goes on with the smallest it had.
+/// Block sizes between which an object may change; it keeps the smallest that it had.
 pub const KINDRED: std::ops::RangeInclusive<u8> = 8..=9;
 /// No object has more slots.
 pub const MOST_SLOTS: u64 = 4;
 
-/// Whether two headers are of one object.
+/// Whether two headers belong to the same object.
 fn is_same(older: &[u8], newer: &[u8]) -> bool {
     let kindred = KINDRED.contains(&older[1]) && KINDRED.contains(&newer[1]);
     older[0] == newer[0] && (older[1] == newer[1] || kindred)
@@ -76,7 +76,7 @@ impl Rules for Model {
 pub struct Object {
     pub header: Vec<u8>,
     pub spill: Option<Vec<u8>>,
-    /// Zeroes are holes.
+    /// Zeros are holes.
     pub content: Vec<u8>,
 }
 
@@ -100,7 +100,7 @@ impl Object {
 
 pub type Image = BTreeMap<u64, Object>;
 
-/// What is done to one object in a step.
+/// What happens to one object in a step.
 #[derive(Clone, Debug)]
 pub enum Act {
     /// Offset, length, byte.
@@ -108,7 +108,7 @@ pub enum Act {
     Hole(u64, u64),
     Truncate(u64),
     Header(u8),
-    /// Another block size of the same kind: the sender's word, which the receiver need not take.
+    /// Another block size of the same object: what the sender says and the receiver needn't adopt.
     Block(u8),
     Spill(u8),
 }
@@ -116,9 +116,9 @@ pub enum Act {
 #[derive(Clone, Debug)]
 pub enum Step {
     Free(u64, u64),
-    /// Another object of this number: its generation and block size.
+    /// Another object with this number: its generation and block size.
     Create(u64, u8, u8, Vec<Act>),
-    /// The same, of several slots: what was in them is gone, whether that is said or not.
+    /// The same with several slots: what was in them is gone, whether the stream says so or not.
     Wide(u64, u8, u8, Vec<Act>),
     Change(u64, Vec<Act>),
 }
@@ -127,7 +127,7 @@ pub fn folder_store(folder: &Path) -> Arc<dyn Storage> {
     Arc::new(ObjectStorage::folder(folder).unwrap())
 }
 
-/// No folder, no fsync: for many short histories.
+/// Makes a store without a folder or fsync, for many short histories.
 pub fn memory_store() -> Arc<dyn Storage> {
     let memory = Arc::new(object_store::memory::InMemory::new());
     Arc::new(ObjectStorage::on(memory, "", Default::default()).unwrap())
@@ -141,7 +141,7 @@ pub fn repository(storage: Arc<dyn Storage>) -> Repository {
     Repository::new(Store::shared(storage, no_retries()), "clusters/main", None).unwrap()
 }
 
-/// Small everything, so that a short history has many frames, packs, row groups and files.
+/// Returns options with small limits, so that a short history has many frames, packs, row groups and files.
 pub fn small() -> ImageOptions {
     ImageOptions {
         frame_size: 700,
@@ -164,7 +164,7 @@ struct Said {
     extents: BTreeMap<u64, (u64, Option<Vec<u8>>)>,
 }
 
-/// Applies a step's acts to the image and writes the delta as a sender would: sorted, the last word only.
+/// Applies a step's acts to the image and writes the delta as a sender would: sorted, with only the final state.
 pub fn write_delta(
     repository: &Repository,
     image: &mut Image,
@@ -189,7 +189,7 @@ pub fn write_delta(
             | Step::Wide(number, generation, block, acts) => {
                 let is_wide = matches!(step, Step::Wide(..));
                 let slots = if is_wide { 2 + number % (MOST_SLOTS - 1) } else { 1 };
-                // One whose slots reach here, and those that it takes itself.
+                // The object whose slots reach here, and the objects in the slots that it takes.
                 let reaching = image.range(..number).next_back();
                 let reaching = reaching.filter(|(at, object)| *at + object.slots() > *number);
                 let reaching = reaching.map(|(at, _)| *at);
@@ -219,7 +219,7 @@ pub fn write_delta(
     let mut taken = 0;
     for (number, is_there) in touched {
         if !is_there {
-            // What lies in another's slots need not be freed; half of them are.
+            // What is in another object's slots needn't be freed; half of it is.
             if number >= taken || number % 2 == 0 {
                 writer.freed(number, 1)?;
             }
@@ -231,11 +231,11 @@ pub fn write_delta(
         let mut header = object.header.clone();
         if let Some(block) = said.block {
             header[1] = block;
-            // A new one is as its sender says.
+            // A new object has the block size that its sender says.
             let before = if said.change.fresh { block } else { object.header[1] };
             object.header[1] = before.min(block);
         }
-        // Another object says so, unless the headers do.
+        // Mark it as another object, unless the headers already differ.
         let old = before.get(&number);
         let is_other =
             old.is_some_and(|old| is_same(&old.header, &object.header) && said.change.fresh);
@@ -257,7 +257,7 @@ pub fn write_delta(
     writer.finish()
 }
 
-/// Cuts a range out of what was said, keeping what lies beside it.
+/// Cuts a range out of what was said, and keeps what is outside of it.
 fn cut(extents: &mut BTreeMap<u64, (u64, Option<Vec<u8>>)>, from: u64, to: u64) {
     let overlapping: Vec<u64> = extents
         .iter()
@@ -301,7 +301,7 @@ fn act(image: &mut Image, said: &mut BTreeMap<u64, Said>, number: u64, acts: &[A
                 cut(&mut said.extents, offset, u64::MAX);
                 said.change.tail = Some(said.change.tail.unwrap_or(offset).min(offset));
                 if offset % 2 == 0 {
-                    // Said both ways.
+                    // Half of the truncations are also recorded as a hole, so that both forms are tested.
                     said.extents.insert(offset, (u64::MAX, None));
                 }
             }
@@ -322,7 +322,7 @@ fn act(image: &mut Image, said: &mut BTreeMap<u64, Said>, number: u64, acts: &[A
                 said.change.spill = object.spill.clone().map(Bytes::from);
             }
         }
-        // What is up to the end is the last thing that is said.
+        // What goes up to the end is the last thing that is said.
         if let Some((&at, _)) = said.extents.iter().find(|(_, (length, _))| *length == u64::MAX)
             && said.extents.range(at + 1..).next().is_some()
         {
@@ -335,7 +335,7 @@ fn act(image: &mut Image, said: &mut BTreeMap<u64, Said>, number: u64, acts: &[A
     }
 }
 
-/// Builds the image that a fold says, and checks the order in which it says it.
+/// Builds the image that a fold reports, and checks the order of the reports.
 #[derive(Default)]
 pub struct Rebuild {
     pub image: Image,
@@ -404,15 +404,15 @@ impl DataSink for Rebuild {
     }
 }
 
-/// The image that a chain folds to, from `base` where it is an increment.
+/// Returns the image that a chain folds to, from `base` if it is an increment.
 pub fn restored(repository: &Repository, chain: &[Descriptor], base: &Image) -> Result<Image> {
     let image = restored_by(repository, chain, base, false, 1 << 20)?;
-    // Read ahead it is the same, also where no frame is kept but the one at hand.
+    // The result is the same with read-ahead, even if only the current frame is kept.
     assert_eq!(image, restored_by(repository, chain, base, true, 0)?, "read ahead");
     Ok(image)
 }
 
-/// The same, with frames of so many bytes kept, and read `ahead` or not.
+/// Does the same with this many bytes of frames kept, with read-ahead or without.
 pub fn restored_by(
     repository: &Repository,
     chain: &[Descriptor],
@@ -435,7 +435,7 @@ pub fn restored_by(
     Ok(rebuild.image)
 }
 
-/// A random step on few objects.
+/// Returns a random step on few objects.
 pub fn random_step(random: &mut fastrand::Rng) -> Step {
     let number = random.u64(1..12);
     let acts =
@@ -469,7 +469,7 @@ pub fn random_steps(random: &mut fastrand::Rng) -> Vec<Step> {
     (0..random.usize(0..15)).map(|_| random_step(random)).collect()
 }
 
-/// The same, with more that takes away what older deltas have: holes and truncations behind writes.
+/// Does the same with more steps that remove what older deltas have: holes and truncations after writes.
 pub fn dense_steps(random: &mut fastrand::Rng) -> Vec<Step> {
     let mut steps = random_steps(random);
     for _ in 0..random.usize(0..8) {

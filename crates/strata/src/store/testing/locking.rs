@@ -8,8 +8,8 @@ use bytes::Bytes;
 
 use super::super::{Around, PROLONG, Storage, StoreError, StoreErrorKind, StoreResult, is_passing};
 
-/// Locks what is put into `inner` for some seconds, and notes what is prolonged. It deletes what it is asked to: what
-/// is written is told by `inner`, and by whose clock is the test's business.
+/// Locks what is put into `inner` for some seconds, and records what is prolonged. It deletes whatever it is told to;
+/// `inner` says when an object was written, and the test decides by which clock.
 #[derive(Clone)]
 pub struct Locking {
     inner: Arc<dyn Storage>,
@@ -18,11 +18,11 @@ pub struct Locking {
     refusal: Arc<Mutex<Refusal>>,
 }
 
-/// How the prolongation of an object's lock fails, if it does.
+/// How prolonging an object's lock fails, if it does.
 type Refusal = Box<dyn FnMut(&str) -> Option<StoreErrorKind> + Send>;
 
 impl Locking {
-    /// Locks for so many seconds from when something is written.
+    /// Locks for this many seconds from the time of writing.
     pub fn new(inner: Arc<dyn Storage>, seconds: u64) -> Locking {
         let refusal: Refusal = Box::new(|_| None);
         Locking {
@@ -33,22 +33,22 @@ impl Locking {
         }
     }
 
-    /// The same store, as somebody uses it who asks for another time.
+    /// Returns the same store, used with another lock time.
     pub fn for_seconds(&self, seconds: u64) -> Locking {
         Locking { seconds, ..self.clone() }
     }
 
-    /// What was prolonged, and until when.
+    /// Returns what was prolonged, and until when.
     pub fn prolonged(&self) -> BTreeMap<String, u64> {
         self.locks().clone()
     }
 
-    /// From here on every prolongation fails so; with none they succeed.
+    /// Makes every later prolongation fail like this; with `None` they succeed.
     pub fn refuse(&self, kind: Option<StoreErrorKind>) {
         self.refuse_where(move |_| kind);
     }
 
-    /// From here on the prolongation of an object fails as this says of its path.
+    /// Makes later prolongations fail as `refusal` says for each path.
     pub fn refuse_where(
         &self,
         refusal: impl FnMut(&str) -> Option<StoreErrorKind> + Send + 'static,
@@ -60,7 +60,7 @@ impl Locking {
         self.prolonged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is written anew is another version, with a lock of its own.
+    /// A rewritten object is another version with its own lock.
     fn written(&self, path: &str, result: StoreResult<()>) -> StoreResult<()> {
         if result.is_ok() {
             self.locks().remove(path);

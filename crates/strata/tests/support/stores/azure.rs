@@ -4,13 +4,13 @@ use std::process::Command;
 
 use super::{Started, http};
 
-/// The emulator's account and its key, which everybody knows.
+/// The emulator's publicly known account and key.
 pub const ACCOUNT: &str = "devstoreaccount1";
 /// See [`ACCOUNT`].
 pub const KEY: &str =
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 
-/// A server that goes with the test.
+/// A server that ends with the test.
 pub struct Server {
     started: Started,
     /// Its address, with the account.
@@ -19,7 +19,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts one, or says that the test is skipped.
+    /// Starts one, or reports that the test is skipped.
     pub fn start() -> Option<Server> {
         let started =
             Started::start("LOCKSTEP_AZURITE", "azurite-blob", "npm install -g azurite", |port| {

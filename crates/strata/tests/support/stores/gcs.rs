@@ -1,10 +1,10 @@
-//! A server of ours that speaks Google's XML protocol, as far as the `object_store` crate does.
+//! The tests' own server for Google's XML protocol, as far as the `object_store` crate uses it.
 //!
 //! It is written from Google's documentation of the protocol, because the emulators that can be installed speak the
-//! JSON protocol, or know no conditional writes and no uploads in parts. So it shows that what we send is what the
-//! documentation asks for, and not that Google's servers agree. What it knows: objects with generations
-//! (`x-goog-if-generation-match`), ranges, listings in pages, uploads in parts, a retention of the bucket's, and a
-//! service account: who asks has to bring a token that this account has signed.
+//! JSON protocol, or support neither conditional writes nor uploads in parts. So it shows that our requests are what
+//! the documentation requires, not that Google's servers agree. It supports objects with generations
+//! (`x-goog-if-generation-match`), ranges, listings in pages, uploads in parts, a retention of the bucket, and a
+//! service account: each request must bring a token that this account has signed.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write as _;
@@ -46,7 +46,7 @@ pub struct Server {
     keys: Arc<Keys>,
 }
 
-/// A service account's, in a folder that goes with the server.
+/// The keys of a service account, in a folder that is removed with the server.
 struct Keys {
     folder: PathBuf,
 }
@@ -77,12 +77,12 @@ impl Server {
         Server { port, state, keys }
     }
 
-    /// Its address.
+    /// Returns its address.
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// The service account's JSON, as Google gives it out.
+    /// Returns the service account's JSON, as Google issues it.
     pub fn service_account(&self) -> String {
         let key = std::fs::read_to_string(self.keys.folder.join("key.pem")).unwrap();
         format!(
@@ -91,7 +91,7 @@ impl Server {
         )
     }
 
-    /// From here on nothing is deleted or replaced, as in a bucket with a retention policy.
+    /// Forbids deleting and replacing from now on, as in a bucket with a retention policy.
     pub fn retain(&self, is_retained: bool) {
         self.state.lock().unwrap().is_retained = is_retained;
     }
@@ -119,7 +119,7 @@ impl Keys {
         child.wait().unwrap().success()
     }
 
-    /// Whether the request brings a token that the account has signed.
+    /// Whether the request carries a token that the account has signed.
     fn is_signed(&self, request: &Request, accepted: &mut HashSet<String>) -> bool {
         let token = request.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
         let Some(token) = token else { return false };
@@ -139,7 +139,7 @@ impl Keys {
     }
 }
 
-/// The form without padding that is used in tokens.
+/// Decodes the form without padding that tokens use.
 fn of_base64(text: &str) -> Vec<u8> {
     let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let (mut bytes, mut bits, mut count) = (Vec::new(), 0_u32, 0);
@@ -230,7 +230,7 @@ impl Bucket {
         let mut rest = matching.filter(|(key, _)| **key > after).peekable();
         let mut xml = "<?xml version='1.0' encoding='UTF-8'?><ListBucketResult>".to_owned();
         if let Some(delimiter) = request.query("delimiter") {
-            // Folders are looked for where there are few.
+            // Folders are only listed where there are few.
             let inside = rest.filter_map(|(key, _)| key[prefix.len()..].split_once(&delimiter));
             for folder in inside.map(|(folder, _)| folder).collect::<BTreeSet<_>>() {
                 let whole = format!("{prefix}{folder}{delimiter}");
@@ -279,7 +279,7 @@ impl Bucket {
         }
     }
 
-    /// The parts that are named, in their order; each but the last has 5 MiB at least.
+    /// Joins the named parts in their order; each but the last must have at least 5 MiB.
     fn complete(&mut self, request: &Request, key: &str, id: &str) -> Answer {
         let Some((of, mut parts)) = self.uploads.remove(id) else {
             return Answer::error(404, "NoSuchUpload");

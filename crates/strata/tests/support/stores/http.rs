@@ -1,21 +1,21 @@
-//! As much of HTTP/1.1 as the clients of object stores speak: a thread a connection, one answer a request.
+//! As much of HTTP/1.1 as the clients of object stores need: one thread per connection, one answer per request.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 
-/// What was asked.
+/// A request.
 #[derive(Debug)]
 pub struct Request {
     pub method: String,
-    /// As it was sent, with what comes after the question mark.
+    /// As it was sent, including what follows the question mark.
     pub target: String,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
-/// What is answered.
+/// An answer.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -28,12 +28,12 @@ impl Request {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// The path, decoded.
+    /// Returns the path, decoded.
     pub fn path(&self) -> String {
         decoded(self.target.split('?').next().unwrap_or_default())
     }
 
-    /// A parameter, decoded.
+    /// Returns a parameter, decoded.
     pub fn query(&self, name: &str) -> Option<String> {
         let (_, query) = self.target.split_once('?')?;
         let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
@@ -51,7 +51,7 @@ impl Answer {
         self
     }
 
-    /// An error as S3 and Google word it.
+    /// Makes an error as S3 and Google word it.
     pub fn error(status: u16, code: &str) -> Answer {
         let body = format!(
             "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code><Message>{code}</Message></Error>"
@@ -60,7 +60,7 @@ impl Answer {
     }
 }
 
-/// Serves until the test's process ends; where the handler answers nothing the connection stays open, and silent.
+/// Serves until the test's process ends. If the handler returns no answer, the connection stays open and silent.
 pub fn serve(handler: impl Fn(&Request) -> Option<Answer> + Send + Sync + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -69,7 +69,7 @@ pub fn serve(handler: impl Fn(&Request) -> Option<Answer> + Send + Sync + 'stati
         for stream in listener.incoming() {
             let (Ok(stream), handler) = (stream, handler.clone()) else { continue };
             std::thread::spawn(move || {
-                // A client that goes away in the middle is no concern of the server's.
+                // A client that disconnects halfway doesn't concern the server.
                 let _ = converse(&stream, handler.as_ref());
                 let _ = stream.shutdown(Shutdown::Both);
             });
@@ -125,11 +125,11 @@ fn write(mut stream: &TcpStream, method: &str, answer: &Answer) -> std::io::Resu
     }
     head.push_str("\r\n");
     stream.write_all(head.as_bytes())?;
-    // Of what was only asked about, the size alone is said.
+    // For a HEAD request only the size is sent.
     stream.write_all(if method == "HEAD" { &[] } else { &answer.body })
 }
 
-/// Makes a request without a body on a connection of its own; all of the answer.
+/// Makes a request without a body on its own connection; returns the whole answer.
 pub fn ask(port: u16, method: &str, path: &str, headers: &str) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let request = format!(

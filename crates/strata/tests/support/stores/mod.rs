@@ -1,5 +1,5 @@
-//! Stores for tests, each on a port of its own: other people's servers that speak S3 and Azure's protocol, one of ours
-//! that speaks Google's, and what stands between the program and a server and spoils its answers.
+//! Stores for tests, each on its own port: other people's servers for S3's and Azure's protocols, our own for Google's,
+//! and a proxy that spoils a server's answers.
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 pub mod azure;
@@ -12,15 +12,15 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A server that is a program of its own, and goes with the test.
+/// A server in its own process that ends with the test.
 pub struct Started {
     child: Child,
     pub port: u16,
 }
 
 impl Started {
-    /// Starts the program that the variable names, else the one of this name. Where there is neither the test is
-    /// skipped, and says so, unless LOCKSTEP_ALL is set; what the variable names has to be there.
+    /// Starts the program that the variable names, otherwise the one with this name. If neither exists, the test is
+    /// skipped with a message, unless LOCKSTEP_ALL is set. A program that the variable names must exist.
     pub fn start(
         variable: &str,
         program: &str,

@@ -1,16 +1,16 @@
-//! An S3 server: moto's. It checks no signatures; conditional writes, parts, versions and object lock are as Amazon's.
+//! An S3 server: moto's. It checks no signatures; conditional writes, parts, versions and object lock work as Amazon's.
 
 use super::Started;
 use super::http;
 
-/// A server that goes with the test.
+/// A server that ends with the test.
 pub struct Server {
     started: Started,
     pub port: u16,
 }
 
 impl Server {
-    /// Starts one, or says that the test is skipped.
+    /// Starts one, or reports that the test is skipped.
     pub fn start() -> Option<Server> {
         let started =
             Started::start("LOCKSTEP_MOTO", "moto_server", "pip install 'moto[server]'", |port| {
@@ -26,7 +26,7 @@ impl Server {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
 
-    /// Makes a request with a signature that is none: this server looks only for one.
+    /// Makes a request with a fake signature, because this server only checks that there is one.
     pub fn ask(&self, method: &str, path: &str, headers: &str) -> String {
         let signed = "Authorization: AWS4-HMAC-SHA256 Credential=AKIATEST/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0\r\n";
         http::ask(self.port, method, path, &format!("{signed}{headers}"))

@@ -1,4 +1,4 @@
-//! What stands before a server and passes on what is asked, but for what is spoiled: answered wrongly, late or never.
+//! A proxy that passes requests on to a server, except those that it spoils: it answers them wrongly, late or never.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -8,16 +8,16 @@ use std::time::Duration;
 
 use super::http::{self, Answer, Request};
 
-/// What becomes of a request.
+/// What happens to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// It is passed on.
     Passed,
-    /// The server never sees it, and this is answered: a status and an error's code.
+    /// The server never receives it, and the answer is this status and error code.
     Refused(u16, &'static str),
-    /// The server never sees it, and nothing is answered.
+    /// The server never receives it, and there is no answer.
     Silent,
-    /// It is passed on, and its answer is lost: the connection ends.
+    /// It is passed on, but its answer is lost: the connection ends.
     Lost,
     /// It is passed on after a while.
     Late(Duration),
@@ -25,7 +25,7 @@ pub enum Fate {
 
 type Choice = Box<dyn Fn(&Request, u64) -> Fate + Send>;
 
-/// Before a server.
+/// A proxy before a server.
 #[derive(Clone)]
 pub struct Spoiled {
     pub port: u16,
@@ -34,7 +34,7 @@ pub struct Spoiled {
 }
 
 impl Spoiled {
-    /// Passes everything on, for now.
+    /// Passes everything on at first.
     pub fn before(server: u16) -> Spoiled {
         let choice: Arc<Mutex<Choice>> = Arc::new(Mutex::new(Box::new(|_, _| Fate::Passed)));
         let count = Arc::new(AtomicU64::new(0));
@@ -48,7 +48,7 @@ impl Spoiled {
                 Fate::Silent => None,
                 Fate::Lost => {
                     passed_on(server, request);
-                    // What a server's proxy says when the server has gone.
+                    // What a server's proxy answers when the server is gone.
                     Some(Answer::error(502, "BadGateway"))
                 }
                 Fate::Late(pause) => {
@@ -60,13 +60,13 @@ impl Spoiled {
         Spoiled { port, choice, count }
     }
 
-    /// From here on; requests are numbered anew, from 0.
+    /// Sets the choice from now on; requests are numbered from 0 again.
     pub fn choose(&self, choice: impl Fn(&Request, u64) -> Fate + Send + 'static) {
         *self.choice.lock().unwrap() = Box::new(choice);
         self.count.store(0, Ordering::SeqCst);
     }
 
-    /// Requests since the last choice.
+    /// Returns the number of requests since the last choice.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::SeqCst)
     }
@@ -92,7 +92,7 @@ fn passed_on(server: u16, request: &Request) -> Answer {
     for (name, value) in lines.filter_map(|line| line.split_once(':')) {
         let name = name.to_ascii_lowercase();
         assert_ne!(name, "transfer-encoding", "this server knows how long its answers are");
-        // What HEAD says is of a body that isn't there.
+        // A HEAD answer's length is that of a body that isn't sent.
         if request.method == "HEAD" && name == "content-length" {
             passed.body = vec![0; value.trim().parse().unwrap()];
         } else if !["content-length", "connection"].contains(&name.as_str()) {
