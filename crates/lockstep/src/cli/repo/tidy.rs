@@ -47,7 +47,7 @@ pub(super) struct Compact {
     /// Rewrite at most this much, such as 10GiB; with 0 only delete
     #[arg(long, value_name = "BYTES", value_parser = parse_most_bytes)]
     max_bytes: Option<u64>,
-    /// Rewrite packs less than this percentage of which is still needed
+    /// Rewrite packs in which less than this percentage is still needed
     #[arg(
         long, value_name = "PERCENT", default_value = "50",
         value_parser = clap::value_parser!(u8).range(1..=100)
