@@ -124,16 +124,16 @@ impl Default for CloneConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum StrategyChoice {
-    /// `label` where a connection is possible, else what is provably consistent, else none.
+    /// `label` if a connection is possible, else what is provably consistent, else none.
     #[default]
     Auto,
-    /// The backup API of PostgreSQL: pg_backup_start, pg_backup_stop.
+    /// PostgreSQL's backup API: pg_backup_start, pg_backup_stop.
     Label,
-    /// One transaction group of one pool.
+    /// All snapshots in one transaction group of one pool.
     Atomic,
-    /// PGDATA first, pg_wal last.
+    /// The data directory's snapshot first, pg_wal's last.
     Ordered,
-    /// A cluster that is shut down.
+    /// The cluster is shut down.
     Cold,
 }
 

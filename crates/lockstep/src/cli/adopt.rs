@@ -13,14 +13,14 @@ use crate::error::Result;
 
 #[derive(Debug, Args)]
 pub(super) struct Adopt {
-    /// Sets, by their ids or their beginnings, also those of this host that carry another state_dir's marks; all of
-    /// repositories whose snapshots are on this host where left out
+    /// Sets, by id or the beginning of one, including sets on this host that carry another state_dir's marks; without
+    /// this, all sets of the repositories whose snapshots are on this host
     #[arg(value_name = "SET")]
     sets: Vec<String>,
-    /// From this repository only; from all of the cluster's where left out
+    /// Adopt from this repository only; without this, from all of the cluster's. May be given several times
     #[arg(long = "repository", value_name = "NAME")]
     repositories: Vec<String>,
-    /// Print what would be taken up; change nothing
+    /// Print what would be adopted; change nothing
     #[arg(long)]
     dry_run: bool,
 }

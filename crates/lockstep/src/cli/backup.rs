@@ -16,16 +16,16 @@ use crate::ship::Extent;
 
 #[derive(Debug, Args)]
 pub(super) struct Backup {
-    /// How the set is made consistent
+    /// The strategy that makes the set consistent; without this, the one from the configuration
     #[arg(long, value_enum)]
     strategy: Option<StrategyChoice>,
-    /// Words for the set, shown by `list`
+    /// A label for the set, shown by `list`
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
-    /// Keep the set on this host alone: ship it to no repository
+    /// Keep the set on this host only; don't ship it to any repository
     #[arg(long)]
     no_ship: bool,
-    /// Print the plan that would run, and take nothing
+    /// Print the plan that would run, and take no backup
     #[arg(long)]
     dry_run: bool,
 }

@@ -11,7 +11,7 @@ use crate::error::Result;
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// Print warnings and errors only: nothing at all where all is well; with --json everything all the same
+    /// Print only warnings and errors, and nothing if all is well; no effect on --json
     #[arg(long, short)]
     quiet: bool,
 }

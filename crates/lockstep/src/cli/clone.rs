@@ -23,11 +23,11 @@ enum Command {
     Create(Box<Create>),
     /// List the clones
     List,
-    /// Stop a clone's server and take everything of it away
+    /// Stop a clone's server and remove all of the clone
     Destroy {
         /// The clone's name
         name: String,
-        /// Also one that another state_dir made, which is gone for good
+        /// Also destroy a clone made by another state_dir, if that state_dir is gone for good
         #[arg(long)]
         lost: bool,
     },
@@ -37,10 +37,10 @@ enum Command {
 struct Create {
     /// The clone's name
     name: String,
-    /// A set's id, its beginning, or `latest`; where left out, the newest that lies before the target
+    /// A set's id, the beginning of one, or `latest`; without this, the newest set before the recovery target
     #[arg(long, value_name = "SET")]
     set: Option<String>,
-    /// The server's port; a free one is found
+    /// The server's port; without this, a free one is chosen
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     #[command(flatten)]

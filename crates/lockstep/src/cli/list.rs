@@ -20,11 +20,11 @@ use crate::words::bytes;
 
 #[derive(Debug, Args)]
 pub(super) struct List {
-    /// Where to look: snapshots, repository or repository:NAME
+    /// Where to look: snapshots (on this host), repository or repository:NAME
     #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = Origin::parse)]
     from: Origin,
-    /// Print instead the first segment of WAL that a set needs, of all sets on this host and in all repositories of the
-    /// cluster: an archive has to be kept from there on
+    /// Print only the first WAL segment that any set on this host or in the cluster's repositories needs: a WAL archive
+    /// has to be kept from there on
     #[arg(long, conflicts_with = "from")]
     first_wal: bool,
 }
@@ -234,10 +234,10 @@ impl<'a> Stored<'a> {
 
 #[derive(Debug, Args)]
 pub(super) struct Show {
-    /// A set's id, its beginning, or `latest`
+    /// A set's id, the beginning of one, or `latest`
     #[arg(value_name = "SET")]
     set: String,
-    /// Where to look: snapshots, repository or repository:NAME
+    /// Where to look: snapshots (on this host), repository or repository:NAME
     #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = Origin::parse)]
     from: Origin,
 }

@@ -23,13 +23,13 @@ use crate::steps;
 
 #[derive(Debug, Args)]
 pub(super) struct Ls {
-    /// A set's id, its beginning, or `latest`
+    /// A set's id, the beginning of one, or `latest`
     #[arg(value_name = "SET")]
     set: String,
     /// What to list: data/…, wal/…, tablespaces/OID/…, files/…
     #[arg(value_name = "PATH", default_value = "")]
     path: OsString,
-    /// All that is below, too
+    /// List folders recursively
     #[arg(short = 'R', long)]
     recursive: bool,
     #[command(flatten)]
@@ -38,7 +38,7 @@ pub(super) struct Ls {
 
 #[derive(Debug, Args)]
 pub(super) struct Cat {
-    /// A set and a file in it: latest:data/postgresql.conf
+    /// A set and a file in it, as in latest:data/postgresql.conf
     #[arg(value_name = "SET:PATH")]
     what: OsString,
     #[command(flatten)]
@@ -47,7 +47,8 @@ pub(super) struct Cat {
 
 #[derive(Debug, Args)]
 struct PlaceArgument {
-    /// Where to look: snapshots, repository or repository:NAME; snapshots where this host has the set, else the repository
+    /// Where to look: snapshots, repository or repository:NAME; without this, the snapshots if this host has the set,
+    /// else the repository
     #[arg(long, value_name = "FROM", value_parser = Origin::parse)]
     from: Option<Origin>,
 }

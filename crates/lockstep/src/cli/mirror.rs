@@ -32,9 +32,9 @@ enum Command {
     Create(Box<CreateArguments>),
     /// List the mirrors
     List,
-    /// Say how far mirrors are behind, and why one stands still
+    /// Show how far mirrors lag behind, and why one doesn't advance
     Status {
-        /// The mirror; all where left out
+        /// The mirror; without this, all of them
         name: Option<String>,
     },
     /// Start a mirror's server
@@ -47,19 +47,19 @@ enum Command {
         /// The mirror
         name: String,
     },
-    /// Take a mirror away: its server, its slot on the primary, its datasets
+    /// Remove a mirror: its server, its slot on the primary, its datasets
     Destroy {
         /// The mirror
         name: String,
-        /// With the backup sets that were taken of it
+        /// Also remove the backup sets that were taken of it
         #[arg(long)]
         with_sets: bool,
     },
-    /// Make a mirror's data new from the primary; its old sets stay
+    /// Synchronize a mirror's data with the primary again; its old sets stay
     Recreate {
         /// The mirror
         name: String,
-        /// By a fresh base backup, also where pg_rewind would do
+        /// Use a new base backup even where pg_rewind would be enough
         #[arg(long)]
         base_backup: bool,
     },
@@ -67,45 +67,45 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct CreateArguments {
-    /// The mirror's name, and its cluster's in the configuration
+    /// The mirror's name, which is also its cluster's name in the configuration
     name: String,
     /// The primary, as a connection string without a password
     #[arg(long, value_name = "CONNINFO")]
     from: String,
-    /// The dataset to make; those of the parts are made below it
+    /// The dataset to make; the datasets of the cluster's parts are made below it
     #[arg(long, value_name = "POOL/PATH")]
     dataset: String,
-    /// A tablespace that gets a dataset elsewhere
+    /// Put a tablespace's dataset elsewhere; may be given several times
     #[arg(long, value_name = "NAME_OR_OID=POOL/PATH")]
     tablespace: Vec<String>,
-    /// Where the dataset is mounted; as its parent says where left out
+    /// Where the dataset is mounted; without this, below its parent's mountpoint
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// The server's port; a free one is found
+    /// The server's port; without this, a free one is chosen
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     /// A file with the primary's password in its first line
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
-    /// The slot to make on the primary
+    /// The name of the replication slot to make on the primary
     #[arg(long, value_name = "SLOT", value_parser = text::slot)]
     slot: Option<String>,
-    /// The way to the primary's archive, for when streaming breaks
+    /// The restore_command that reads the primary's WAL archive, used when streaming breaks
     #[arg(long, value_name = "CMD", value_parser = text::command)]
     restore_command: Option<String>,
-    /// A PostgreSQL setting of the mirror's server
+    /// A PostgreSQL setting of the mirror's server; may be given several times
     #[arg(long, value_name = "NAME=VALUE")]
     setting: Vec<String>,
-    /// Who owns the files and runs the server
+    /// The OS user that owns the files and runs the server
     #[arg(long, value_name = "USER", default_value = "postgres")]
     os_user: String,
-    /// Where PostgreSQL's programs of the primary's version are
+    /// The folder with the PostgreSQL programs of the primary's version
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
     /// Ship its sets to this repository of the configuration; may be given several times
     #[arg(long = "repository", value_name = "NAME")]
     repositories: Vec<String>,
-    /// Check everything, say what would be made, and make nothing
+    /// Check everything and print what would be made; make nothing
     #[arg(long)]
     dry_run: bool,
 }

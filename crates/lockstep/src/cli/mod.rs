@@ -31,20 +31,20 @@ use crate::error::{Error, Result};
 
 use crate::{isolation, progress, steps};
 
-/// Consistent backups of a PostgreSQL cluster that lies on several ZFS datasets, proven to restore.
+/// Consistent backups of a PostgreSQL cluster on several ZFS datasets, proven to restore.
 #[derive(Debug, Parser)]
 #[command(name = "lockstep", version, max_term_width = 100)]
 struct Arguments {
     /// The configuration file
     #[arg(long, global = true, value_name = "FILE", env = "LOCKSTEP_CONFIG", default_value = DEFAULT_PATH)]
     config: PathBuf,
-    /// The cluster, where the configuration has several
+    /// The cluster to work on; needed if the configuration has several and no default_cluster
     #[arg(long, global = true, value_name = "NAME")]
     cluster: Option<String>,
     /// Print JSON on stdout
     #[arg(long, global = true)]
     json: bool,
-    /// Say more on stderr; twice: every program that is run
+    /// Log more on stderr; given twice, also every program that is run
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
     #[command(subcommand)]
@@ -53,45 +53,45 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show what lies where and how a backup would be taken; change nothing
+    /// Show which part of the cluster is on which dataset and how a backup would be taken; change nothing
     Plan(plan::Plan),
     /// Take a backup set
     Backup(backup::Backup),
-    /// Ship a set to repositories: one that was taken with --no-ship, or whose shipping was interrupted
+    /// Ship a set to repositories, if it was taken with --no-ship or its shipping was interrupted
     Ship(ship::Ship),
     /// List the backup sets
     List(list::List),
     /// Show a set's certificate: snapshots, LSNs, WAL, and why it is consistent
     Show(list::Show),
-    /// Make a cluster from a set
+    /// Restore a cluster from a set
     Restore(Box<restore::Restore>),
     /// List the files of a set, in its snapshots or in a repository
     Ls(look::Ls),
-    /// Print a file of a set, out of its snapshots or a repository
+    /// Print a file of a set, from its snapshots or a repository
     Cat(look::Cat),
-    /// Throwaway writable servers made from sets
+    /// Create, list and destroy throwaway writable servers made from sets
     Clone(clone::Clone),
     /// Remove the sets that no retention policy keeps
     Prune(prune::Prune),
     /// Say whether backups of this cluster work
     Check(check::Check),
-    /// Take up the sets of a repository whose snapshots are on this host, after state_dir was lost
+    /// After state_dir was lost, recover the records of sets whose snapshots are on this host from a repository
     Adopt(adopt::Adopt),
-    /// ZFS standbys of primaries that aren't on ZFS
+    /// Manage ZFS standbys of primaries that aren't on ZFS
     Mirror(mirror::Mirror),
-    /// Repositories: make, check and tidy them
+    /// Create, list, check and compact repositories, and manage their keys
     Repo(repo::Repo),
-    /// Look into ZFS send streams; needs no configuration
+    /// Inspect and fold ZFS send streams; needs no configuration
     Stream(stream::StreamArgs),
-    /// Print the completions of a shell, to be read by it; needs no configuration
+    /// Print the completion script for a shell; needs no configuration
     Completions {
-        /// For which
+        /// The shell
         shell: clap_complete::Shell,
     },
-    /// Become a server in a mount namespace; for Lockstep itself
+    /// Run a server in a mount namespace (used by Lockstep itself)
     #[command(name = isolation::SUBCOMMAND, hide = true)]
     InternalServer { order: String },
-    /// Take pg_control its name in a mount namespace; for Lockstep itself
+    /// Hide pg_control in a mount namespace (used by Lockstep itself)
     #[command(name = crate::restore::HOLD, hide = true)]
     InternalHold { dataset: String, data: PathBuf },
 }

@@ -17,20 +17,20 @@ pub(super) struct Prune {
     /// Print what would be removed, and why the rest is kept; remove nothing
     #[arg(long)]
     dry_run: bool,
-    /// The sets on this host
+    /// Prune the sets on this host
     #[arg(long, group = "place")]
     local: bool,
-    /// The sets in this repository; without --local and this, all places
+    /// Prune the sets in this repository; without --local and --repository, all places are pruned
     #[arg(long, value_name = "NAME", group = "place")]
     repository: Vec<String>,
-    /// Remove this set, by its id or its beginning, whatever the policy says; with --local or --repository
+    /// Remove this set (its id or the beginning of one) whatever the policy says; needs --local or --repository
     #[arg(long = "set", value_name = "ID", requires = "place")]
     sets: Vec<String>,
-    /// In each repository, stop merging after so many bytes of indexes were read
+    /// In each repository, stop merging after reading this many bytes of indexes
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     max_merge_bytes: Option<u64>,
-    /// In each repository, write at most so much anew of packs that hardly live any more (repack_below); the next one
-    /// goes on
+    /// In each repository, rewrite at most this much of packs that are mostly dead (repack_below); the next prune
+    /// continues
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "10GiB")]
     max_repack_bytes: u64,
 }

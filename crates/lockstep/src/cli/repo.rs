@@ -24,30 +24,30 @@ pub(super) struct Repo {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make a repository; one that is there already is left as it is
+    /// Make a repository; an existing one is left as it is
     Init {
-        /// The repository; all of the cluster's where left out
+        /// The repository; without this, all of the cluster's
         name: Option<String>,
-        /// Its lockstep.json was lost: make that again out of what is there
+        /// Make the repository's lost lockstep.json again from what is there
         #[arg(long, requires = "name")]
         again: bool,
-        /// The id that it had, where this host doesn't know it
+        /// The id that the repository had, if this host doesn't know it
         #[arg(long, value_name = "ID", requires = "again")]
         id: Option<String>,
-        /// Another one than that which this host knows by this id: that is lost, or not meant any more
+        /// Make a new repository in place of the one that this host knows by this id, which is lost or no longer wanted
         #[arg(long, value_name = "ID", requires = "name", conflicts_with = "again")]
         instead_of: Option<String>,
     },
-    /// List them, with what lies in them
+    /// List repositories, with what is in them
     List {
-        /// The repository; all of the cluster's where left out
+        /// The repository; without this, all of the cluster's
         name: Option<String>,
     },
-    /// Check that all that the sets need is there and as it was written
+    /// Check that everything the sets need is there and as it was written
     Check(tidy::Check),
-    /// Delete what no set needs, and move what lives between what doesn't
+    /// Delete what no set needs, and rewrite packs that are partly dead
     Compact(tidy::Compact),
-    /// The keys that open an encrypted repository
+    /// List, add and remove the keys that open an encrypted repository
     Key {
         #[command(subcommand)]
         command: KeyCommand,
@@ -56,26 +56,26 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum KeyCommand {
-    /// List them
+    /// List the keys
     List {
-        /// The repository; may be left out where the cluster has one
+        /// The repository; may be left out if the cluster has only one
         name: Option<String>,
     },
-    /// Add one: from then on either opens the repository
+    /// Add a key; from then on each key opens the repository
     Add {
-        /// The repository; may be left out where the cluster has one
+        /// The repository; may be left out if the cluster has only one
         name: Option<String>,
         #[command(flatten)]
         new: NewKey,
-        /// What to call it
+        /// A label for the key
         #[arg(long, value_name = "TEXT", default_value = "")]
         label: String,
     },
-    /// Remove one that isn't the last, nor the one that the configuration names
+    /// Remove a key that is neither the last one nor the one that the configuration names
     Remove {
-        /// The key, as `repo key list` names it
+        /// The key's id, as `repo key list` shows it
         id: String,
-        /// The repository; may be left out where the cluster has one
+        /// The repository; may be left out if the cluster has only one
         name: Option<String>,
     },
 }

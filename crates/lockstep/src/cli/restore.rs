@@ -24,51 +24,54 @@ use crate::words::bytes;
 
 #[derive(Debug, Args)]
 pub(super) struct Restore {
-    /// A set's id, its beginning, or `latest`; where left out, the newest that lies before the target
+    /// A set's id, the beginning of one, or `latest`; without this, the newest set before the recovery target
     #[arg(value_name = "SET")]
     set: Option<String>,
-    /// The folder that gets the cluster: DIR/data, DIR/wal, DIR/tablespaces/OID
+    /// The folder to restore the cluster to: DIR/data, DIR/wal, DIR/tablespaces/OID
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
     #[command(flatten)]
     target: TargetArguments,
     #[command(flatten)]
     standby: StandbyArguments,
-    /// Put a tablespace elsewhere
+    /// Put a tablespace elsewhere; may be given several times
     #[arg(long = "tablespace", value_name = "OID_OR_NAME=DIR", value_parser = pair)]
     tablespaces: Vec<(String, PathBuf)>,
-    /// Where the data comes from: snapshots, repository or repository:NAME
+    /// Where the data comes from: snapshots (on this host), repository or repository:NAME
     #[arg(long, value_name = "FROM", default_value = "snapshots", value_parser = Origin::parse)]
     from: Origin,
-    /// What the data becomes; clones of snapshots, or files from a repository, where left out
+    /// The form of the restored data; without this, clones of snapshots, or files from a repository
     #[arg(long = "as", value_enum)]
     form: Option<As>,
-    /// Bring what is at DIR, or in the datasets, to the set's state: only what differs is written. What a restore that
-    /// was cut off had received is gone on with
+    /// Bring what is at DIR, or in the datasets, to the set's state, writing only what differs; also continues a
+    /// restore that was cut off
     #[arg(long)]
     delta: bool,
-    /// Restore the files of this database (and PostgreSQL's own) only; those of others become holes
+    /// Restore only the files of this database and PostgreSQL's own; files of others become holes. May be given several
+    /// times
     #[arg(long = "only-database", value_name = "NAME")]
     only_databases: Vec<String>,
-    /// Restore the files of this tablespace (and of the data directory) only; those of others become holes
+    /// Restore only the files of this tablespace and the data directory; files of others become holes. May be given
+    /// several times
     #[arg(long = "only-tablespace", value_name = "OID_OR_NAME")]
     only_tablespaces: Vec<String>,
-    /// The dataset below which clones or received datasets are made; clones go beside their origins where left out
+    /// The dataset below which clones or received datasets are made; without this, clones are made next to their
+    /// origins
     #[arg(long, value_name = "POOL/PATH", value_parser = DatasetName::new)]
     dataset: Option<DatasetName>,
     /// Start the server and wait until it accepts connections
     #[arg(long)]
     start: bool,
-    /// The server's port; with --start a free one is found
+    /// The server's port; without this, --start chooses a free one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
-    /// Give the restored cluster another value of a setting than the original's; may be repeated
+    /// Give the restored cluster a setting other than the original's; may be given several times
     #[arg(long = "setting", value_name = "NAME=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
-    /// Let subscriptions go on, also where the original's data directory is on this host
+    /// Keep subscriptions running even if the original's data directory is on this host
     #[arg(long, requires = "start")]
     keep_subscriptions: bool,
-    /// Let the restored cluster archive its WAL as the original did (a standby does)
+    /// Let the restored cluster archive its WAL as the original did (a standby always does)
     #[arg(long)]
     keep_archiving: bool,
     /// Check everything and print where it would go; make nothing
@@ -78,7 +81,7 @@ pub(super) struct Restore {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum As {
-    /// Writable clones of the snapshots, in no time and no space
+    /// Writable clones of the snapshots, which take no time and no space
     Clones,
     /// Datasets, received from a repository
     Zfs,
@@ -89,13 +92,13 @@ enum As {
 /// The options that make it a standby.
 #[derive(Debug, Args)]
 struct StandbyArguments {
-    /// Make it a standby: it goes on replaying what --primary streams or --restore-command fetches
+    /// Make the restored cluster a standby, which keeps replaying what --primary streams or --restore-command fetches
     #[arg(long, conflicts_with_all = ["target", "target_timeline"])]
     standby: bool,
     /// The server that a standby follows, as a connection string without a password
     #[arg(long, value_name = "CONNINFO", requires = "standby")]
     primary: Option<String>,
-    /// The replication slot that it has there
+    /// The standby's replication slot on --primary
     #[arg(long, value_name = "SLOT", requires = "primary", value_parser = text::slot)]
     slot: Option<String>,
 }
@@ -127,7 +130,7 @@ impl StandbyArguments {
 /// The options that say where recovery ends; those of `restore` and `clone create`.
 #[derive(Debug, Args)]
 pub(super) struct TargetArguments {
-    /// Recover to this time: with an offset, a zone in brackets, or in this host's zone
+    /// Recover to this time, with an offset, with a zone in brackets, or in this host's zone
     #[arg(long, value_name = "T", group = "target")]
     target_time: Option<String>,
     /// Recover to this LSN
@@ -136,19 +139,19 @@ pub(super) struct TargetArguments {
     /// Recover to the end of this transaction
     #[arg(long, value_name = "X", group = "target")]
     target_xid: Option<u64>,
-    /// Recover to this point of pg_create_restore_point
+    /// Recover to this restore point (made by pg_create_restore_point)
     #[arg(long, value_name = "N", group = "target", value_parser = text::restore_point)]
     target_name: Option<String>,
-    /// Recover until the cluster is consistent and no further
+    /// Stop recovery as soon as the cluster is consistent
     #[arg(long, group = "target")]
     target_immediate: bool,
-    /// Follow this timeline: a number, `current` or `latest`
+    /// Recover along this timeline: a number, `current` or `latest`
     #[arg(long, value_name = "T")]
     target_timeline: Option<String>,
-    /// What happens at the target
+    /// What to do when recovery reaches the target
     #[arg(long, value_enum, default_value_t = Action::Promote)]
     target_action: Action,
-    /// How WAL beyond the set's own is fetched, as PostgreSQL's restore_command
+    /// A PostgreSQL restore_command that fetches WAL beyond the set's own
     #[arg(long, value_name = "CMD", value_parser = text::command)]
     restore_command: Option<String>,
 }

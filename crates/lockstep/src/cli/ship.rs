@@ -15,17 +15,17 @@ use crate::words::bytes;
 
 #[derive(Debug, Args)]
 pub(super) struct Ship {
-    /// A set's id, its beginning, or `latest`; the newest on this host where left out
+    /// A set's id, the beginning of one, or `latest`; without this, the newest set on this host
     #[arg(value_name = "SET")]
     set: Option<String>,
-    /// To this repository only; to all of the cluster's where left out
+    /// Ship to this repository only; without this, to all of the cluster's. May be given several times
     #[arg(long = "repository", value_name = "NAME")]
     repositories: Vec<String>,
-    /// Every set that isn't there and never was, oldest first: after a repository was away
+    /// Ship every set that never was in the repository, oldest first; for when a repository was unreachable for a while
     #[arg(long, conflicts_with_all = ["set", "full"])]
     missing: bool,
-    /// Store all of its volumes' content, as the beginning of new chains: after damage. Also where
-    /// the set is there already
+    /// Store all content of the set's volumes as the beginning of new chains, even if the set is there already; for use
+    /// after damage
     #[arg(long)]
     full: bool,
 }

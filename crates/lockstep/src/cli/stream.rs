@@ -18,9 +18,9 @@ pub(super) struct StreamArgs {
 
 #[derive(Debug, Subcommand)]
 enum StreamCommand {
-    /// What a send stream is made of: records by kind, and what changes by path or object
+    /// Show what a send stream is made of: records by kind, and changes by path or object
     Stat {
-        /// The stream; standard input where it is left out or -
+        /// The stream; - or no file means standard input
         file: Option<PathBuf>,
     },
     /// List the file system in a full stream and its incrementals, oldest first

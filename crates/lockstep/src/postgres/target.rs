@@ -47,12 +47,12 @@ impl fmt::Display for Target {
 /// What happens at the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Action {
-    /// The cluster takes writes, on a new timeline.
+    /// End recovery: the cluster takes writes, on a new timeline.
     #[default]
     Promote,
-    /// It stays in recovery and can be read.
+    /// Stay in recovery; the cluster can be read.
     Pause,
-    /// It stops.
+    /// Stop the server.
     Shutdown,
 }
 

@@ -24,30 +24,30 @@ use crate::words::{bytes, counted};
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// The repository; all of the cluster's where left out
+    /// The repository; without this, all of the cluster's
     name: Option<String>,
-    /// Read the packs too, or so many percent of them
+    /// Also read the packs, or this percentage of them
     #[arg(
         long, value_name = "PERCENT", num_args = 0..=1, require_equals = true,
         default_missing_value = "100", value_parser = clap::value_parser!(u8).range(1..=100)
     )]
     read_data: Option<u8>,
-    /// Delete what no set has needed for the grace time
+    /// Delete what no set has needed for the grace time (grace_hours)
     #[arg(long)]
     repair: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Compact {
-    /// The repository; all of the cluster's where left out
+    /// The repository; without this, all of the cluster's
     name: Option<String>,
-    /// Say what would be done, and do nothing
+    /// Print what would be done; do nothing
     #[arg(long)]
     dry_run: bool,
-    /// Write at most so much anew, as 10GiB; 0: nothing, and delete alone
+    /// Rewrite at most this much, such as 10GiB; with 0 only delete
     #[arg(long, value_name = "BYTES", value_parser = parse_most_bytes)]
     max_bytes: Option<u64>,
-    /// Packs of which less than so many percent lives are written anew
+    /// Rewrite packs in which less than this percentage is still needed
     #[arg(
         long, value_name = "PERCENT", default_value = "50",
         value_parser = clap::value_parser!(u8).range(1..=100)
