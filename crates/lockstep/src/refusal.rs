@@ -1,4 +1,4 @@
-//! Why Lockstep will not do what it was asked: typed, each naming the thing, exit code 4.
+//! Why Lockstep refuses to do what it was asked: typed, each with the values concerned, exit code 4.
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -9,22 +9,22 @@ use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
 use crate::process::quote;
 
-/// Not consistent, or not safe.
+/// A request that wouldn't be consistent or safe.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Refusal {
-    /// A part lies on something that has no snapshots.
+    /// A part is on something that has no snapshots.
     #[error("{part} lies at \"{}\" on {fs_type} (\"{source_name}\"), which can't be snapshotted", path.display())]
     NotSnapshottable {
         /// The part.
         part: PartKind,
-        /// Its path, without links.
+        /// Its path, with links resolved.
         path: PathBuf,
         /// The file system's type.
         fs_type: String,
-        /// What is mounted there.
+        /// The source of the mount.
         source_name: String,
     },
-    /// The dataset that is mounted at a part's place isn't what the part's files lie on.
+    /// The dataset mounted at a part's place isn't what holds the part's files.
     #[error(
         "{part} at \"{}\" should lie on dataset \"{dataset}\" (device {}:{}), and lies on device {}:{}: something else is mounted over it",
         path.display(), expected.0, expected.1, device.0, device.1
@@ -32,16 +32,17 @@ pub enum Refusal {
     HiddenMount {
         /// The part.
         part: PartKind,
-        /// Its path, without links.
+        /// Its path, with links resolved.
         path: PathBuf,
-        /// The dataset, by the list of mounts.
+        /// The dataset, according to the list of mounts.
         dataset: String,
-        /// What the file system says of the path, major and minor.
+        /// The device that the file system reports for the path, major and minor.
         device: (u32, u32),
-        /// The dataset's.
+        /// The dataset's device.
         expected: (u32, u32),
     },
-    /// A dataset's place lies on the way to a part, and it isn't mounted there: what is seen is the folder below it.
+    /// A dataset's mount point is on the way to a part, but it isn't mounted there: what is seen is the folder below
+    /// it.
     #[error(
         "{part} is at \"{}\", and dataset \"{dataset}\", whose place that is, isn't mounted there: what is seen lies on \"{on}\"",
         path.display()
@@ -49,7 +50,7 @@ pub enum Refusal {
     NotMounted {
         /// The part.
         part: PartKind,
-        /// Its path, without links.
+        /// Its path, with links resolved.
         path: PathBuf,
         /// The dataset.
         dataset: String,
@@ -61,22 +62,22 @@ pub enum Refusal {
     NoVersionFolder {
         /// The part.
         part: PartKind,
-        /// Its path, without links.
+        /// Its path, with links resolved.
         path: PathBuf,
-        /// The folder of this version.
+        /// The folder of this PostgreSQL version.
         expected: String,
     },
     /// A file system is mounted inside a part: its files would be in no snapshot.
     #[error("\"{source_name}\" is mounted at \"{}\", inside {part}: its files are in no snapshot of that part", point.display())]
     NestedMount {
-        /// Where.
+        /// The mount point.
         point: PathBuf,
-        /// What.
+        /// The source of the mount.
         source_name: String,
-        /// Inside which part.
+        /// The part that it is inside of.
         part: PartKind,
     },
-    /// A link in the data directory leads to something that no snapshot of the set has.
+    /// A link in the data directory leads to something that isn't in any snapshot of the set.
     #[error(
         "\"{}\" is a link to \"{}\": what lies there is in no snapshot of the set, and a restored cluster would write to it",
         path.display(), target.display()
@@ -90,13 +91,13 @@ pub enum Refusal {
     /// No strategy is provably consistent.
     #[error("no strategy is provably consistent here: {}", needed.join("; "))]
     NoStrategy {
-        /// Each strategy and what it lacks.
+        /// Each strategy, and what it lacks.
         needed: Vec<String>,
     },
-    /// The strategy asked for by name can't be.
+    /// The explicitly requested strategy isn't possible.
     #[error("strategy {strategy} is not possible: {why}")]
     NotPossible {
-        /// Which.
+        /// The strategy.
         strategy: Strategy,
         /// Why not.
         why: String,
@@ -110,31 +111,31 @@ pub enum Refusal {
     NoSpace {
         /// The dataset.
         dataset: String,
-        /// What it has.
+        /// Its free space, in bytes.
         available: u64,
         /// `min_free_mib` in bytes.
         needed: u64,
     },
-    /// A snapshot isn't to be had beside a reservation.
+    /// There is no room for a snapshot because of a reservation.
     #[error(
         "dataset \"{dataset}\" has a refreservation: a snapshot of it would need {needed} bytes outside of that, and {left} are left there"
     )]
     Reserved {
         /// The dataset.
         dataset: String,
-        /// What it has, or what is reserved if that is less.
+        /// How much it holds, or how much is reserved if that is less.
         needed: u64,
         /// What is left.
         left: u64,
     },
-    /// The server that answers isn't the one whose files are backed up.
+    /// The server that answers isn't the one whose files are to be backed up.
     #[error("the server at the configured address is another cluster: {difference}")]
     WrongServer {
-        /// What differs, with both values.
+        /// The difference, with both values.
         difference: String,
     },
-    /// The server that answers is of the same cluster, and another one than the one whose files are
-    /// backed up: its primary, or another standby.
+    /// The server that answers belongs to the same cluster, but isn't the one whose files are to be backed up: it is
+    /// its primary, or another standby.
     #[error(
         "the server at the configured address isn't the one that runs in \"{}\": {difference}",
         data_directory.display()
@@ -142,21 +143,21 @@ pub enum Refusal {
     OtherServer {
         /// The configured data directory.
         data_directory: PathBuf,
-        /// What differs, with both values.
+        /// The difference, with both values.
         difference: String,
     },
-    /// The layout changed while the set was taken, at every try.
+    /// The layout changed while the set was taken, at every attempt.
     #[error("the layout changed during the backup, {difference}")]
     LayoutChanged {
         /// What changed.
         difference: String,
     },
-    /// PostgreSQL itself says that the backup can't be (or wasn't) a good one.
+    /// PostgreSQL itself says that the backup can't be, or wasn't, a good one.
     #[error("PostgreSQL refuses the backup: {reason}")]
     ByPostgres {
-        /// Its own words.
+        /// PostgreSQL's own words.
         reason: String,
-        /// Its own hint, where it gave one.
+        /// PostgreSQL's own hint, if it gave one.
         advice: Option<String>,
     },
     /// A standby stopped being one.
@@ -165,20 +166,20 @@ pub enum Refusal {
         /// What pg_control says.
         state: &'static str,
     },
-    /// A standby followed its primary to another timeline, or was promoted to one a moment ago.
+    /// A standby followed its primary to another timeline, or was promoted to one just now.
     #[error("the cluster went from timeline {from} to {to} and has made no checkpoint there")]
     TimelineChanged {
-        /// Where recovery of the set would start.
+        /// The timeline on which recovery of the set would start.
         from: u32,
-        /// Where it would end.
+        /// The timeline on which it would end.
         to: u32,
     },
-    /// The set has to be completed from an archive, and none was named.
+    /// The set has to be completed from an archive, and none was given.
     #[error("set {set} needs WAL that lies in the archive alone: {}", segments.join(", "))]
     NeedsArchive {
         /// The set.
         set: String,
-        /// Which.
+        /// The segments.
         segments: Vec<String>,
     },
     /// WAL that the set needs is gone.
@@ -188,10 +189,10 @@ pub enum Refusal {
     WalRecycledBeforeFreeze {
         /// The segment.
         needed: String,
-        /// The oldest that is there.
+        /// The oldest segment that is there.
         oldest: String,
     },
-    /// A WAL segment is there and isn't what its name says.
+    /// A WAL segment exists, but isn't what its name says.
     #[error("WAL segment {segment} is damaged: {why}")]
     WalDamaged {
         /// The segment.
@@ -199,21 +200,21 @@ pub enum Refusal {
         /// What is wrong.
         why: String,
     },
-    /// The WAL that lies with a set's data ends before what recovery needs.
+    /// The WAL stored with a set's data ends before recovery has what it needs.
     #[error(
         "the WAL of set {set} isn't whole: recovery reads from {start} to {needed} at least, and segment {missing} isn't in its pg_wal"
     )]
     WalEndsEarly {
         /// The set.
         set: String,
-        /// The first segment that isn't there.
+        /// The first missing segment.
         missing: String,
         /// Where recovery begins.
         start: Lsn,
-        /// How far the data files have come.
+        /// How far the data files have advanced.
         needed: Lsn,
     },
-    /// Snapshots that should be one moment are several.
+    /// Snapshots that should be of one moment aren't.
     #[error("the snapshots aren't of one transaction group: {found}")]
     NotOneTransactionGroup {
         /// Each snapshot's createtxg.
@@ -224,9 +225,9 @@ pub enum Refusal {
     SnapshotMissing {
         /// The set.
         set: String,
-        /// Which.
+        /// The snapshot.
         snapshot: String,
-        /// Where it is whole still, as far as this host knows.
+        /// The repositories where it is still whole, as far as this host knows.
         repositories: Vec<String>,
     },
     /// The pool of a snapshot isn't imported.
@@ -238,25 +239,25 @@ pub enum Refusal {
         set: String,
         /// The pool.
         pool: String,
-        /// Which snapshot.
+        /// The snapshot.
         snapshot: String,
-        /// Where it is whole still, as far as this host knows.
+        /// The repositories where it is still whole, as far as this host knows.
         repositories: Vec<String>,
     },
-    /// A snapshot has the right name and is another.
+    /// A snapshot has the right name but is another one.
     #[error(
         "snapshot \"{snapshot}\" isn't the one of set {set}: it has {found}, the set's has {expected}"
     )]
     SnapshotSwapped {
         /// The set.
         set: String,
-        /// Which.
+        /// The snapshot.
         snapshot: String,
-        /// The GUID that the manifest names.
+        /// The GUID in the manifest.
         expected: String,
-        /// That of the one that is there.
+        /// The GUID of the snapshot that is there.
         found: String,
-        /// Where it is whole still, as far as this host knows.
+        /// The repositories where it is still whole, as far as this host knows.
         repositories: Vec<String>,
     },
     /// A file of the set is gone or changed.
@@ -266,7 +267,7 @@ pub enum Refusal {
         set: String,
         /// What is wrong, with the file.
         why: String,
-        /// Where it is whole still, as far as this host knows.
+        /// The repositories where it is still whole, as far as this host knows.
         repositories: Vec<String>,
     },
     /// A set can't be read, and the cluster may live on its timeline.
@@ -278,38 +279,38 @@ pub enum Refusal {
         set: String,
         /// What is wrong with it.
         why: String,
-        /// What is the latest without it.
+        /// The latest set without it.
         found: String,
-        /// Where they are, if not on this host.
+        /// The repository that holds them, if they aren't on this host.
         repository: Option<String>,
     },
-    /// PostgreSQL recovers a cluster with wal_level=minimal as after a crash alone.
+    /// PostgreSQL recovers a cluster with wal_level=minimal only as after a crash.
     #[error(
         "set {set} was taken with wal_level=minimal, so it can only be recovered to the end of its own WAL, and {asked} was asked for"
     )]
     MinimalWal {
         /// The set.
         set: String,
-        /// What was asked.
+        /// What was requested.
         asked: String,
     },
-    /// The recovery target lies before the set is consistent.
+    /// The recovery target is before the point at which the set is consistent.
     #[error(
         "the target {target} lies before the set's consistent point; the earliest possible is {earliest}"
     )]
     TargetBeforeConsistency {
-        /// What was asked.
+        /// The requested target.
         target: String,
-        /// What is possible.
+        /// The earliest possible target.
         earliest: String,
     },
-    /// The place for the restored cluster is in use.
+    /// The folder for the restored cluster is in use.
     #[error("\"{}\" exists and isn't empty", path.display())]
     DirectoryNotEmpty {
         /// The folder.
         path: PathBuf,
     },
-    /// The place for the restored cluster has an older restore.
+    /// The folder for the restored cluster holds an older restore.
     #[error(
         "\"{}\" exists and isn't empty: it holds {} restore of set {set}",
         path.display(), if *is_unfinished { "an unfinished" } else { "a" }
@@ -317,24 +318,24 @@ pub enum Refusal {
     DirectoryHoldsRestore {
         /// The folder.
         path: PathBuf,
-        /// The set, as it was written down there.
+        /// The set, as recorded there.
         set: String,
-        /// It has no pg_control of this name yet.
+        /// Whether its pg_control doesn't have its final name yet.
         is_unfinished: bool,
     },
-    /// What would be received is there.
+    /// The dataset to receive already exists.
     #[error("dataset \"{dataset}\" exists already")]
     DatasetExists {
         /// The dataset.
         dataset: String,
     },
-    /// What a clone of a snapshot would be called is there.
+    /// The name that a clone of a snapshot would get already exists.
     #[error("dataset \"{dataset}\" exists already, and a clone would get its name")]
     CloneExists {
         /// The dataset.
         dataset: String,
     },
-    /// The place lies inside a cluster of the configuration.
+    /// The target is inside a cluster of the configuration.
     #[error("\"{}\" lies inside the {part} of cluster \"{cluster}\" itself", path.display())]
     DirectoryInsideCluster {
         /// The folder.
@@ -344,7 +345,7 @@ pub enum Refusal {
         /// The part.
         part: PartKind,
     },
-    /// What would be filled is, holds, or lies in a part of a cluster of the configuration.
+    /// The target is, contains, or is inside a part of a cluster of the configuration.
     #[error(
         "the restore would fill \"{}\", and \"{}\" is the {part} of cluster \"{cluster}\"",
         path.display(), at.display()
@@ -356,7 +357,7 @@ pub enum Refusal {
         cluster: String,
         /// The part.
         part: PartKind,
-        /// Where that is.
+        /// The path of that part.
         at: PathBuf,
     },
     /// A standby would replay into the folders of its original.
@@ -367,10 +368,10 @@ pub enum Refusal {
     StandbyBesideOriginal {
         /// The original's data directory.
         data: PathBuf,
-        /// Its server.
+        /// The process id of its server.
         pid: u32,
     },
-    /// `--delta` into a folder that is something else.
+    /// `--delta` into a folder that isn't an older restore of this cluster.
     #[error("\"{}\" isn't an older restore of this cluster: it holds {holds}", path.display())]
     NotAnOlderRestore {
         /// The folder.
@@ -378,7 +379,7 @@ pub enum Refusal {
         /// What was found.
         holds: String,
     },
-    /// `--delta` onto a dataset that is somewhere else.
+    /// `--delta` onto a dataset that is mounted elsewhere.
     #[error(
         "dataset \"{dataset}\" is mounted at \"{}\", and the restore goes to \"{}\"",
         at.display(), place.display()
@@ -388,10 +389,10 @@ pub enum Refusal {
         dataset: String,
         /// Its mount point.
         at: PathBuf,
-        /// The volume's place.
+        /// Where the volume belongs.
         place: PathBuf,
     },
-    /// `--delta` to a folder where another dataset is mounted than the one that would be made.
+    /// `--delta` to a folder where another dataset is mounted than the one to create.
     #[error(
         "dataset \"{dataset}\" isn't there, and \"{found}\" is mounted at its place \"{}\"",
         place.display()
@@ -399,25 +400,25 @@ pub enum Refusal {
     PlaceOfAnother {
         /// The dataset.
         dataset: String,
-        /// What is mounted in its place.
+        /// What is mounted there instead.
         found: String,
-        /// The volume's place.
+        /// Where the volume belongs.
         place: PathBuf,
     },
-    /// Something of somebody else's is mounted inside what `--delta` writes to and removes from.
+    /// Something that isn't Lockstep's is mounted inside what `--delta` writes to and removes from.
     #[error(
         "\"{source_name}\" is mounted at \"{}\", inside \"{}\", which the restore fills",
         point.display(), place.display()
     )]
     MountedInside {
-        /// What.
+        /// The source of the mount.
         source_name: String,
-        /// Where.
+        /// The mount point.
         point: PathBuf,
-        /// Inside which place.
+        /// The place that it is inside of.
         place: PathBuf,
     },
-    /// `--delta` onto a dataset whose newest snapshot isn't one that the set's deltas come after.
+    /// `--delta` onto a dataset whose newest snapshot isn't one that the set's deltas can follow.
     #[error(
         "\"{dataset}\" can't be brought to set {set}: its newest snapshot {} {}",
         newest.as_deref().unwrap_or("(it has none)"),
@@ -428,24 +429,24 @@ pub enum Refusal {
         dataset: String,
         /// The set.
         set: String,
-        /// Its newest snapshot.
+        /// The dataset's newest snapshot.
         newest: Option<String>,
-        /// The newest of those that would do.
+        /// The newest snapshot that would do.
         known: Option<String>,
-        /// What the repository has for the set begins with this snapshot, which is younger than the newest.
+        /// The snapshot with which the repository's deltas for the set begin, if it is younger than the newest.
         began: Option<String>,
-        /// It is stored raw.
+        /// Whether it is stored raw.
         is_raw: bool,
     },
-    /// `--delta` to a dataset with a bookmark that no rollback goes over.
+    /// `--delta` to a dataset with a bookmark that a rollback can't pass.
     #[error("\"{bookmark}\" is newer than {snapshot}, to which --delta rolls its dataset back")]
     NewerBookmark {
         /// The bookmark.
         bookmark: String,
-        /// What is rolled back to.
+        /// The snapshot to roll back to.
         snapshot: String,
     },
-    /// `--delta` to a dataset that was received raw and has another key since.
+    /// `--delta` to a dataset that was received raw and whose key has changed since.
     #[error(
         "the key of \"{dataset}\" was changed: \"{root}\" has it now, and what is received raw brings the original's"
     )]
@@ -455,7 +456,7 @@ pub enum Refusal {
         /// Its encryption root.
         root: String,
     },
-    /// `--delta` to a dataset that can't be worked with as it is set.
+    /// `--delta` to a dataset with a property that makes it unusable.
     #[error("dataset \"{dataset}\" has {property}={value}: {why}")]
     SetOtherwise {
         /// The dataset.
@@ -464,12 +465,12 @@ pub enum Refusal {
         property: &'static str,
         /// Its value.
         value: String,
-        /// What --delta does with it.
+        /// Why --delta can't work with it.
         why: &'static str,
         /// The commands that change it.
         commands: String,
     },
-    /// A part of the set is encrypted, and stored so.
+    /// A part of the set is encrypted, and stored like that.
     #[error("\"{dataset}\" is stored raw in set {set}: nobody can look into it without its key")]
     StoredRaw {
         /// The set.
@@ -477,23 +478,24 @@ pub enum Refusal {
         /// The first such dataset.
         dataset: String,
     },
-    /// Received datasets can't be mounted.
+    /// Received datasets can't be mounted, because their keys aren't loaded.
     #[error("what was received can't be mounted, its keys aren't loaded: {}", datasets.join(", "))]
     KeysNotLoaded {
         /// The datasets.
         datasets: Vec<String>,
     },
-    /// What a restore takes from, writes to or makes datasets below is encrypted, and can't be opened.
+    /// A dataset that a restore reads from, writes to or creates datasets below is encrypted, and its key isn't
+    /// loaded.
     #[error(
         "keys aren't loaded, and nothing can be mounted without them: {}", datasets.join(", ")
     )]
     KeysAway {
         /// The datasets.
         datasets: Vec<String>,
-        /// Those whose keys they have.
+        /// The encryption roots whose keys they use.
         roots: Vec<String>,
     },
-    /// Somebody's `zfs receive -s` wasn't finished.
+    /// A `zfs receive -s` that isn't Lockstep's wasn't finished.
     #[error(
         "a receive into \"{dataset}\" was cut off and can be gone on with: until then it takes no other"
     )]
@@ -501,22 +503,22 @@ pub enum Refusal {
         /// The dataset.
         dataset: String,
     },
-    /// WAL of an encrypted dataset would be readable to whoever reads the repository.
+    /// WAL of an encrypted dataset would be readable to anyone who can read the repository.
     #[error(
         "the set's WAL was copied out of the encrypted dataset \"{dataset}\", and repository \"{repository}\" has no key: it would lie there in the clear"
     )]
     WalInTheClear {
-        /// Where pg_wal lies.
+        /// The dataset with pg_wal.
         dataset: String,
         /// The repository.
         repository: String,
     },
-    /// The repository has sets of another cluster in this one's place.
+    /// The repository holds sets of another cluster under this one's name.
     #[error(
         "repository \"{repository}\" has sets of another cluster that is called \"{cluster}\": the newest, {set}, is of system identifier {found}, and this cluster's is {own}"
     )]
     AnotherCluster {
-        /// What both are called.
+        /// The name of both.
         cluster: String,
         /// The repository.
         repository: String,
@@ -524,10 +526,10 @@ pub enum Refusal {
         set: String,
         /// Its system identifier.
         found: SystemIdentifier,
-        /// That of the set that was to be shipped.
+        /// The system identifier of the set to be shipped.
         own: SystemIdentifier,
     },
-    /// Sets would be removed by a policy, and nobody knows of which cluster.
+    /// A policy would remove sets, and nobody knows which cluster they belong to.
     #[error(
         "nobody can tell which sets of repository \"{repository}\" are those of cluster \"{cluster}\": this host has none, and its data directory doesn't say which cluster it is: {why}"
     )]
@@ -539,17 +541,17 @@ pub enum Refusal {
         /// Why pg_control can't be read.
         why: String,
     },
-    /// A repository's `lockstep.json` is gone, and what it is about isn't.
+    /// A repository's `lockstep.json` is gone, but the rest of the repository isn't.
     #[error(
         "lockstep.json of repository \"{name}\" is gone, and the rest is there: cluster {clusters}"
     )]
     HeaderGone {
         /// The repository.
         name: String,
-        /// The clusters that are in it.
+        /// The clusters that it holds.
         clusters: String,
     },
-    /// Not the repository that this host knows under the name.
+    /// It isn't the repository that this host knows under the name.
     #[error(
         "repository \"{name}\" isn't at its URL: this host knows it by the id {id}{}, and {}",
         newest.as_ref().map_or_else(String::new, |set| format!(" (its newest set: {set})")),
@@ -558,14 +560,14 @@ pub enum Refusal {
     RepositoryAway {
         /// The repository.
         name: String,
-        /// The id of what is there.
+        /// The id of the repository that is there.
         found: Option<String>,
-        /// The id that is known.
+        /// The known id.
         id: String,
         /// Its newest set, as far as this host has seen.
         newest: Option<String>,
     },
-    /// A mirror can't be made, or would lose something if it were changed.
+    /// A mirror can't be created, or changing it would lose something.
     #[error("{what}")]
     Mirror {
         /// What stands in the way, with its value.
@@ -576,12 +578,12 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// [`Self::SetDamaged`], where nobody has looked who else has the set.
+    /// Returns [`Self::SetDamaged`] before anybody has checked where else the set is.
     pub(crate) fn damaged(set: impl Display, why: String) -> Self {
         Self::SetDamaged { set: set.to_string(), why, repositories: Vec::new() }
     }
 
-    /// What the reader can do.
+    /// Returns what the reader can do.
     #[must_use]
     pub fn hint(&self) -> String {
         match self {
@@ -660,7 +662,7 @@ impl Refusal {
         }
     }
 
-    /// Whether taking the set once more may help (a race that was lost).
+    /// Checks whether taking the set once more may help (a lost race).
     #[must_use]
     pub fn worth_another_try(&self) -> bool {
         matches!(
@@ -672,7 +674,7 @@ impl Refusal {
     }
 }
 
-/// How a set is restored that isn't whole on this host, where it is in a repository.
+/// Says how to restore a set that isn't whole on this host from a repository that has it.
 #[must_use]
 pub fn elsewhere(set: &str, repositories: &[String]) -> Option<String> {
     let name = repositories.first()?;
@@ -681,12 +683,12 @@ pub fn elsewhere(set: &str, repositories: &[String]) -> Option<String> {
     ))
 }
 
-/// The same, or where it is nowhere else what can be done instead.
+/// The same, or if no repository has it, what can be done instead.
 fn instead(set: &str, repositories: &[String]) -> String {
     elsewhere(set, repositories).unwrap_or_else(|| "restore another set: `lockstep list`".into())
 }
 
-/// Why nothing can be put on top of a dataset's newest snapshot, behind its name.
+/// Says why nothing can be put on top of a dataset's newest snapshot; the text follows that snapshot's name.
 fn not_before(began: Option<&String>) -> String {
     match began {
         Some(began) => {
