@@ -2,9 +2,9 @@
 //!
 //! What could go wrong: too much is cleaned up. So a place that doesn't answer, a manifest that can't be read, or a
 //! repository that has lost its sets is an error, never a result. And every set counts, whichever cluster it belongs
-//! to: the data directory may be new since, or come from pg_upgrade. The lowest name of all is right for each set,
+//! to: the data directory may be new since, or come from pg_upgrade. The first name of all is right for each set,
 //! even if their segments differ in size: each set needs the segments from its own first one on, and none before the
-//! lowest name.
+//! first name of all.
 
 use pgfiles::wal_name::WalSegment;
 

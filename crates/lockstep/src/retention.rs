@@ -81,7 +81,7 @@ pub fn ahead_hint(id: &str, place: &str) -> String {
 pub struct Policy {
     /// How many of the newest sets.
     pub last: u32,
-    /// Sets that are no older than this, counted back from the newest set.
+    /// Sets that are younger than this, counted back from the newest set.
     pub within: Option<Within>,
     /// The newest set of each of this many hours.
     pub hourly: u32,

@@ -194,8 +194,8 @@ impl<'a> Attempt<'a> {
 
     /// Recovery will start at pg_control's redo point, and the slot keeps the WAL from `reserved` on. While a
     /// checkpoint is running, pg_control is outdated until it is done, and the WAL that it points at isn't kept. A
-    /// checkpoint that takes long isn't waited for: the WAL since the previous one may be recycled then, which is
-    /// checked at the end as always.
+    /// checkpoint that takes long isn't waited for: it removes no WAL before it is done, and the WAL is checked at the
+    /// end as always.
     fn wait_for_checkpoint(&mut self, reserved: Lsn) -> Result<()> {
         let deadline = Instant::now() + CHECKPOINT_PATIENCE;
         loop {

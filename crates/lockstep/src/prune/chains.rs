@@ -29,7 +29,7 @@ pub(super) struct Merge {
 
 /// Returns one round of merges of an image whose deltas are `links` and of which sets name `heads`, each of at most
 /// `most` deltas. The cheapest come first, and together they read no more than `budget` bytes. After it, another
-/// round may follow; when a round is empty, there is nothing left to merge.
+/// round may follow; the round that finds none is the last.
 pub(super) fn merges(
     links: &BTreeMap<String, Link>,
     heads: &BTreeSet<String>,

@@ -114,7 +114,7 @@ pub fn wrong(
     Ok(expected.iter().filter(is_wrong).map(|(name, _)| name.clone()).collect())
 }
 
-/// What the files of a set are.
+/// Computes the sizes and hashes of a set's files.
 struct Hashes {
     found: BTreeMap<String, SetFile>,
     current: Option<(String, u64, blake3::Hasher)>,
@@ -143,7 +143,7 @@ impl DataSink for Hashes {
     }
 }
 
-/// Gives the content of one of the set's files, in order.
+/// Passes the content of one of the set's files to `each`, in order.
 ///
 /// # Errors
 /// When it isn't there, the store fails, or `each` does.
@@ -205,7 +205,7 @@ impl DataSink for ToFiles<'_> {
     fn object(&mut self, object: &Folded) -> strata::Result<()> {
         self.current = None;
         let name = object.header.as_deref().and_then(|name| std::str::from_utf8(name).ok());
-        // Only names that the manifest has, which lead nowhere else (`names_within.rs`).
+        // Only names in the manifest, which can't lead outside the folder (`names_within.rs`).
         let Some(name) = name.filter(|name| self.expected.contains_key(*name)) else {
             return Ok(());
         };
