@@ -290,22 +290,22 @@ fn kind_of(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKi
 fn after_interruption(step: &str) -> &'static str {
     match step.split('.').next() {
         Some("restore" | "server") => {
-            "what it made is taken away again, or by the next command of this cluster; but what was received from a repository stays, if that is said above, and isn't whole until the same command with --delta has run to its end"
+            "what it made is removed, if not now then by the next command of this cluster; but what was received from a repository stays, if a message above says so, and isn't whole until the same command with --delta has run to its end"
         }
         Some("backup" | "clone" | "look") => {
-            "nothing is left of it; what couldn't be taken away, if that is said above, the next command of this cluster removes"
+            "nothing is left of it, unless a message above says so; then the next command of this cluster removes the rest"
         }
         Some("ship" | "lease") => {
-            "the set is complete on this host; what was stored stays, and the next `lockstep ship` or backup goes on there"
+            "the set is complete on this host; what was stored stays, and the next `lockstep ship` or backup continues from there"
         }
-        Some("prune") => "what was begun the next `lockstep prune` finishes, or the next backup",
+        Some("prune") => "the next `lockstep prune` or backup finishes what was begun",
         Some("check") => {
-            "what it had found by then is printed; it keeps nothing, and the next one begins anew: `--read-data=PERCENT` reads a part"
+            "what it had found by then is printed; it keeps nothing, and the next one starts from the beginning: `--read-data=PERCENT` reads a part"
         }
         Some("mirror") => {
-            "what was made of a new mirror is taken away again; `lockstep mirror status` shows one that was there, and what to do"
+            "a mirror that wasn't finished is removed; `lockstep mirror status` shows one that existed before, and what to do"
         }
-        _ => "nothing is half done: run it again, and it goes on",
+        _ => "nothing is left half done: run it again, and it continues",
     }
 }
 
@@ -374,10 +374,10 @@ mod tests {
             ("backup.started", "nothing is left of it"),
             ("restore.placed", "until the same command with --delta has run to its end"),
             ("ship.views", "`lockstep ship`"),
-            ("prune.planned", "`lockstep prune` finishes"),
-            ("server.ready", "what it made is taken away again"),
+            ("prune.planned", "finishes what was begun"),
+            ("server.ready", "what it made is removed"),
             ("mirror.slot", "mirror status"),
-            ("check.read", "begins anew"),
+            ("check.read", "starts from the beginning"),
             ("compact.still", "run it again"),
         ] {
             let error = Error::Interrupted { step: step.into() };

@@ -199,7 +199,7 @@ fn assert_nothing_mounted(
         "\"{}\" is mounted at \"{point}\", in \"{folder}\", which is to be {becomes}",
         mount.source
     ))
-    .with_hint("unmount it: what lies there would go with the rest"))
+    .with_hint("unmount it: its files would be removed with the rest"))
 }
 
 /// Empties a folder, which itself stays; a missing one is fine.

@@ -63,11 +63,11 @@ impl Lock {
                             continue;
                         }
                         return Err(LockError::Held(format!(
-                            "{holder}, which can't be seen from here: it or a program that it started is at work still"
+                            "{holder}, which can't be seen from here: it or a program that it started is still running"
                         )));
                     }
                     return Err(LockError::Held(if holder.is_empty() {
-                        "a process that has only just begun".into()
+                        "a process that has only just started".into()
                     } else {
                         holder.to_owned()
                     }));

@@ -235,7 +235,7 @@ fn a_signal_ends_a_check_and_what_was_found_is_said() {
         let ended = program.wait(Duration::from_secs(60));
         assert_eq!(ended.code, Some(130), "{}", ended.describe());
         assert!(ended.stdout.contains("sets/a.json"), "{}", ended.describe());
-        says(&ended, &["interrupted", "begins anew"]);
+        says(&ended, &["interrupted", "starts from the beginning"]);
         match arguments.contains(&"--json") {
             true => assert_eq!(json_of(&ended)["repositories"][0]["partial"], true),
             false => assert!(ended.stdout.contains("partial"), "{}", ended.describe()),

@@ -175,7 +175,7 @@ fn open_itself(path: &Path) -> std::io::Result<File> {
     let file = File::from(rustix::fs::open(path, FILE | OFlags::RDONLY, Mode::empty())?);
     match file.metadata()?.is_file() {
         true => Ok(file),
-        false => Err(std::io::Error::other("it is no plain file")),
+        false => Err(std::io::Error::other("it isn't a plain file")),
     }
 }
 
@@ -197,12 +197,12 @@ pub fn open_log(path: &Path, owner: Option<Credentials>) -> Result<File> {
     };
     let file = match place.open(flags, 0) {
         Err(Errno::LOOP) => return Err(strange("is a symbolic link")),
-        Err(Errno::NXIO | Errno::ISDIR) => return Err(strange("is no plain file")),
+        Err(Errno::NXIO | Errno::ISDIR) => return Err(strange("isn't a plain file")),
         other => other.map_err(place.failed("open"))?,
     };
     let found = file.metadata().map_err(Error::io("look at", path))?;
     if !found.is_file() || found.nlink() != 1 {
-        return Err(strange("is no plain file of this one name"));
+        return Err(strange("isn't a plain file with only this name"));
     }
     match owner.filter(|owner| owner.uid != found.uid()) {
         Some(_) => Err(strange("belongs to somebody else")),
