@@ -44,7 +44,7 @@ pub enum Refusal {
     /// A dataset's mount point is on the way to a part, but it isn't mounted there: what is seen is the folder below
     /// it.
     #[error(
-        "{part} is at \"{}\", and dataset \"{dataset}\", whose place that is, isn't mounted there: what is seen lies on \"{on}\"",
+        "{part} is at \"{}\", where dataset \"{dataset}\" should be mounted, but isn't: what is seen there is on \"{on}\"",
         path.display()
     )]
     NotMounted {
@@ -175,7 +175,7 @@ pub enum Refusal {
         to: u32,
     },
     /// The set has to be completed from an archive, and none was given.
-    #[error("set {set} needs WAL that lies in the archive alone: {}", segments.join(", "))]
+    #[error("set {set} needs WAL that is only in the archive: {}", segments.join(", "))]
     NeedsArchive {
         /// The set.
         set: String,
@@ -272,7 +272,7 @@ pub enum Refusal {
     },
     /// A set can't be read, and the cluster may live on its timeline.
     #[error(
-        "which set is the latest nobody knows: the cluster may have gone on along the timeline of set {set}, which can't be read: {why}"
+        "it is unknown which set is the latest: the cluster may have continued on the timeline of set {set}, which can't be read: {why}"
     )]
     LatestUnknown {
         /// The set that can't be read.
@@ -362,7 +362,7 @@ pub enum Refusal {
     },
     /// A standby would replay into the folders of its original.
     #[error(
-        "the original runs here, in \"{}\" (process {pid}): on its host a standby that goes on replaying would make each new tablespace in the original's folder",
+        "the original cluster runs on this host, in \"{}\" (process {pid}): a standby here would replay each new tablespace into the original's folder",
         data.display()
     )]
     StandbyBesideOriginal {
@@ -394,7 +394,7 @@ pub enum Refusal {
     },
     /// `--delta` to a folder where another dataset is mounted than the one to create.
     #[error(
-        "dataset \"{dataset}\" isn't there, and \"{found}\" is mounted at its place \"{}\"",
+        "dataset \"{dataset}\" doesn't exist, and \"{found}\" is mounted where it belongs, at \"{}\"",
         place.display()
     )]
     PlaceOfAnother {
@@ -448,7 +448,7 @@ pub enum Refusal {
     },
     /// `--delta` to a dataset that was received raw and whose key has changed since.
     #[error(
-        "the key of \"{dataset}\" was changed: \"{root}\" has it now, and what is received raw brings the original's"
+        "the key of \"{dataset}\" was changed: it is now that of \"{root}\", but a raw stream brings the original's"
     )]
     KeyChanged {
         /// The dataset.
@@ -497,7 +497,7 @@ pub enum Refusal {
     },
     /// A `zfs receive -s` that isn't Lockstep's wasn't finished.
     #[error(
-        "a receive into \"{dataset}\" was cut off and can be gone on with: until then it takes no other"
+        "an interrupted receive into \"{dataset}\" can still be resumed: until it is resumed or aborted, the dataset accepts no other"
     )]
     ReceiveBegun {
         /// The dataset.
@@ -505,7 +505,7 @@ pub enum Refusal {
     },
     /// WAL of an encrypted dataset would be readable to anyone who can read the repository.
     #[error(
-        "the set's WAL was copied out of the encrypted dataset \"{dataset}\", and repository \"{repository}\" has no key: it would lie there in the clear"
+        "the set's WAL was copied out of the encrypted dataset \"{dataset}\", and repository \"{repository}\" has no key: it would be stored there in the clear"
     )]
     WalInTheClear {
         /// The dataset with pg_wal.
@@ -543,7 +543,7 @@ pub enum Refusal {
     },
     /// A repository's `lockstep.json` is gone, but the rest of the repository isn't.
     #[error(
-        "lockstep.json of repository \"{name}\" is gone, and the rest is there: cluster {clusters}"
+        "lockstep.json of repository \"{name}\" is gone, but the rest of the repository is there: cluster {clusters}"
     )]
     HeaderGone {
         /// The repository.
@@ -591,22 +591,22 @@ impl Refusal {
             Self::HiddenMount { .. } => "look at `findmnt -A` for what hides the dataset; unmount it, or start lockstep where PostgreSQL's files are seen as PostgreSQL sees them".into(),
             Self::NotMounted { dataset, .. } => {
                 let name = quote(dataset);
-                format!("stop the server, `zfs mount {name}` (its key may have to be loaded before), and start the server again; where the folder below is what is meant: `zfs set canmount=noauto {name}`")
+                format!("stop the server, `zfs mount {name}` (its key may have to be loaded before), and start the server again; if the folder below is the one you want: `zfs set canmount=noauto {name}`")
             }
-            Self::NoVersionFolder { .. } => "is its dataset mounted, and its pool imported (`zpool import`)? Stop the server, mount it, and start the server again; a tablespace that is lost: DROP TABLESPACE".into(),
+            Self::NoVersionFolder { .. } => "is its dataset mounted, and its pool imported (`zpool import`)? Stop the server, mount it, and start the server again; if the tablespace is lost: DROP TABLESPACE".into(),
             Self::NestedMount { .. } => "unmount it, or make its files part of the dataset around it".into(),
-            Self::StrayLink { .. } => "stop the server and put what it leads to in the place of the link; what has to lie elsewhere can be a tablespace: PostgreSQL itself makes links for those and for pg_wal alone".into(),
+            Self::StrayLink { .. } => "stop the server and replace the link with what it points to; data that has to be elsewhere can be a tablespace: PostgreSQL itself makes links only for tablespaces and pg_wal".into(),
             Self::NoStrategy { .. } => "configure host and user so that Lockstep can connect: strategy label works on every layout".into(),
             Self::NotPossible { needed, .. } | Self::Mirror { needed, .. } => needed.clone(),
             Self::NoSpace { .. } => "free space in the pool, or lower min_free_mib in the configuration; a full pool makes PostgreSQL PANIC".into(),
             Self::Reserved { dataset, .. } => format!("free space in the pool, or do without: `zfs set refreservation=none {}`", quote(dataset)),
             Self::WrongServer { .. } => "check data_directory, host and port of this cluster in the configuration".into(),
             Self::OtherServer { .. } => "host leads to another server of this cluster (an address that moves, a proxy): set host to this server's own socket folder or to localhost".into(),
-            Self::LayoutChanged { .. } => "run the backup when no tablespace or database is being created, dropped or moved; a standby's begins behind a change once a checkpoint of its primary came after that (CHECKPOINT there), and a restartpoint here".into(),
+            Self::LayoutChanged { .. } => "run the backup when no tablespace or database is being created, dropped or moved; after such a change, a backup of a standby needs a checkpoint on the primary (CHECKPOINT there) and then a restartpoint here".into(),
             Self::ByPostgres { advice, .. } => advice.clone().unwrap_or_else(|| "take the backup again once the reason is gone".into()),
             Self::Promoted { .. } => "take the backup again: it is a primary now".into(),
-            Self::TimelineChanged { .. } => "take it again when a checkpoint was made on the new timeline (CHECKPOINT makes one; on a standby a restartpoint)".into(),
-            Self::NeedsArchive { .. } => "name the way to it with --restore-command".into(),
+            Self::TimelineChanged { .. } => "take the backup again after a checkpoint on the new timeline (CHECKPOINT makes one; on a standby, a restartpoint)".into(),
+            Self::NeedsArchive { .. } => "say with --restore-command how to fetch it".into(),
             Self::WalRecycledBeforeFreeze { .. } => "allow a replication slot (max_replication_slots, REPLICATION for the user), or raise wal_keep_size".into(),
             Self::WalEndsEarly { .. } => "take another set, with strategy label where a connection is possible; this one is whole only where an archive has that segment".into(),
             Self::WalDamaged { .. } => "is pg_wal written by anything but PostgreSQL? look at the file with pg_waldump".into(),
@@ -614,12 +614,12 @@ impl Refusal {
             Self::SnapshotMissing { set, repositories, .. } => format!("{}; was it destroyed by hand? To be rid of this set here: lockstep prune --local --set {set}", instead(set, repositories)),
             Self::PoolAway { set, pool, repositories, .. } => {
                 let elsewhere = elsewhere(set, repositories).map_or_else(String::new, |way| format!("; {way}"));
-                format!("`zpool import {}`, and the set is whole again{elsewhere}; where the pool is gone for good, `lockstep prune --local --set {set}` gives the set up", quote(pool))
+                format!("`zpool import {}`, and the set is whole again{elsewhere}; if the pool is gone for good, `lockstep prune --local --set {set}` gives the set up", quote(pool))
             }
             Self::SnapshotSwapped { set, repositories, .. } => format!("{}; a snapshot was renamed or taken again under this name. To be rid of this set here: lockstep prune --local --set {set}", instead(set, repositories)),
             Self::SetDamaged { set, repositories, .. } => instead(set, repositories),
-            Self::LatestUnknown { set, found, repository, .. } => format!("name the set: of those that can be read it is {found}. {}", crate::set::unread::ways_out(set, repository.as_deref())),
-            Self::MinimalWal { .. } => "leave it out; a set that leads further needs wal_level = replica, a restart, and a new backup".into(),
+            Self::LatestUnknown { set, found, repository, .. } => format!("name the set: the latest of those that can be read is {found}. {}", crate::set::unread::ways_out(set, repository.as_deref())),
+            Self::MinimalWal { .. } => "leave that out; to recover further, set wal_level = replica, restart the server, and take a new backup".into(),
             Self::TargetBeforeConsistency { .. } => "take an older set (`lockstep list`) or a later target".into(),
             Self::StoredRaw { .. } => "restore all of the set with --as zfs --dataset POOL/PATH, and load the key there".into(),
             Self::KeysNotLoaded { datasets } => {
@@ -633,14 +633,14 @@ impl Refusal {
             Self::NewerBookmark { bookmark, .. } => format!("destroy it if nothing needs it (`zfs destroy {}`), or restore to another --dataset and --to: nothing was changed", quote(bookmark)),
             Self::KeyChanged { .. } => "restore to another --dataset and --to, and leave the copy's key as it is: it has the original's; nothing was changed".into(),
             Self::SetOtherwise { commands, .. } => format!("{commands}, then run the same command again: nothing was changed"),
-            Self::ReceiveBegun { dataset } => format!("let whoever began it go on; or, if nobody does, give it up with `zfs receive -A {}`", quote(dataset)),
+            Self::ReceiveBegun { dataset } => format!("let the command that began it resume it; or, if nothing will, abort it with `zfs receive -A {}`", quote(dataset)),
             Self::WalInTheClear { .. } => "give the repository a key (key_file, before `repo init`); or put pg_wal on a dataset of its own; or allow it with encrypted_datasets = \"raw\"".into(),
-            Self::HeaderGone { name, .. } => format!("put lockstep.json back from a copy of the repository; where there is none, `lockstep repo init {name} --again` makes it again out of what is there"),
-            Self::RepositoryAway { name, id, .. } => format!("is its file system mounted, and its url right? Where another one is meant: `lockstep repo init {name} --instead-of {id}`"),
+            Self::HeaderGone { name, .. } => format!("put lockstep.json back from a copy of the repository; if there is none, `lockstep repo init {name} --again` makes it again from what is there"),
+            Self::RepositoryAway { name, id, .. } => format!("is its file system mounted, and its url right? If you mean another repository: `lockstep repo init {name} --instead-of {id}`"),
             Self::AnotherCluster { cluster, found, .. } => crate::repository::kin::hint(cluster, *found),
             Self::WhoseSets { cluster, repository, .. } => format!("prune on the cluster's host; or say which it is: formerly = [\"IDENTIFIER\"] in [clusters.{cluster}], as `lockstep show SET --from repository:{repository}` has it; or name what goes: `lockstep prune --repository {repository} --set ID`"),
             Self::DirectoryNotEmpty { .. } => "name a folder that is empty or doesn't exist yet".into(),
-            Self::DirectoryHoldsRestore { is_unfinished: true, .. } => "go on with it: the same command with --from repository and --delta; or name an empty folder".into(),
+            Self::DirectoryHoldsRestore { is_unfinished: true, .. } => "continue it: run the same command with --from repository and --delta; or name an empty folder".into(),
             Self::DirectoryHoldsRestore { .. } => "bring it to the set's state with --from repository and --delta, or name an empty folder".into(),
             Self::DatasetExists { .. } => "name another place with --dataset; or bring what is there to the set's state with --delta".into(),
             Self::CloneExists { dataset } => format!("take another name; `zfs get lockstep:restore,lockstep:owner,origin {}` says what made it", quote(dataset)),
@@ -648,8 +648,8 @@ impl Refusal {
             Self::StandbyBesideOriginal { data, .. } => format!("make the standby on another host; to look at the data here take `lockstep clone create`. The server's file is \"{}\"", data.join("postmaster.pid").display()),
             Self::NotAnOlderRestore { .. } => "--delta removes what the set doesn't have: name the folder of an older restore, or an empty one".into(),
             Self::NotOnTop { newest: Some(newest), known: Some(known), .. } => format!("destroy what is newer than {known} if nothing needs it (`zfs destroy {}`), or restore to another --dataset and --to", quote(newest)),
-            Self::NotOnTop { began: Some(_), .. } => "all of the volume was sent anew there (a cold set where tables are unlogged, `ship --full`, a raw dataset's next full), or older sets were removed: restore to another --dataset and --to, or destroy this restore and leave out --delta".into(),
-            Self::NotOnTop { is_raw: true, .. } => "restore to another --dataset and --to: it is stored raw, and its chain may have begun anew".into(),
+            Self::NotOnTop { began: Some(_), .. } => "the whole volume was sent there again (a cold set with unlogged tables, `ship --full`, a raw dataset's next full), or older sets were removed: restore to another --dataset and --to, or destroy this restore and leave out --delta".into(),
+            Self::NotOnTop { is_raw: true, .. } => "restore to another --dataset and --to: it is stored raw, and its chain may have started again with a full stream".into(),
             Self::NotOnTop { .. } => "--delta goes forward only, from a set that the repository has: restore this one to another --dataset and --to".into(),
             Self::PlaceOfAnother { dataset, found, .. } => {
                 let leaf = dataset.rsplit_once('/').map_or("", |(_, leaf)| leaf);
@@ -657,7 +657,7 @@ impl Refusal {
                 let named = parent.map_or_else(String::new, |parent| format!(": --dataset {}", quote(parent)));
                 format!("was it renamed, or mistyped? name the dataset and the folder (--to) of one and the same older restore{named}")
             }
-            Self::MountedInside { point, .. } => format!("`umount {}`, or restore to another folder: --delta would write over what lies there, and remove it", quote(&point.display().to_string())),
+            Self::MountedInside { point, .. } => format!("`umount {}`, or restore to another folder: --delta would overwrite and remove what is there", quote(&point.display().to_string())),
             Self::DatasetElsewhere { .. } => "--delta rolls it back: name the dataset and the folder (--to) of one and the same older restore".into(),
         }
     }
@@ -692,7 +692,9 @@ fn instead(set: &str, repositories: &[String]) -> String {
 fn not_before(began: Option<&String>) -> String {
     match began {
         Some(began) => {
-            format!("is older than {began}, with which what the repository has for that set begins")
+            format!(
+                "is older than {began}, the snapshot with which the repository's data for that set begins"
+            )
         }
         None => "isn't one of those that the repository has before it".into(),
     }

@@ -289,7 +289,7 @@ fn a_tablespace_whose_dataset_is_not_mounted_is_refused() {
         assert!(sets.iter().all(|set| lockstep.sets().contains(set)), "{sets:?} were pruned");
     };
     let not_mounted =
-        [&*format!("dataset \"{dataset}\""), "isn't mounted there", "tablespace late"];
+        [&*format!("dataset \"{dataset}\""), "should be mounted, but isn't", "tablespace late"];
     said(&[&not_mounted[..], &["hint: ", "zfs mount"]].concat());
     // What was there before the dataset was looks as if it were right.
     let version = fs::read_dir(fixture.tablespace("ts1")).expect("a tablespace").flatten().next();

@@ -255,7 +255,7 @@ fn what_the_old_host_of_a_failover_takes_is_left_behind() {
     let latest = ["show", "latest", "--from", "repository"];
     let named = format!("lockstep prune --repository {NAME} --set {living}");
     let refused = fresh.expect(exit::REFUSED, &latest);
-    assert_said(&refused, &[&living, "which set is the latest nobody knows", left, &named]);
+    assert_said(&refused, &[&living, "it is unknown which set is the latest", left, &named]);
     fresh.expect(exit::REFUSED, &[&plan[..], &["latest"]].concat());
     fresh.expect(exit::DONE, &[&plan[..], &[left]].concat());
     assert_said(&old.expect(exit::FAILED, &latest), &[&living, "damaged"]);
