@@ -121,7 +121,7 @@ impl Beside {
         match harm::look(cx, repository, is_doubtful) {
             Ok(harmed) => self.harmed = harmed,
             Err(error) => {
-                tracing::warn!(repository = %repository.name, error = %error.chain(), "whether all sets are whole there nobody knows");
+                tracing::warn!(repository = %repository.name, error = %error.chain(), "can't tell whether all sets are whole there");
             }
         }
     }
@@ -134,7 +134,7 @@ impl Beside {
             Ok(branches) => {
                 for (other, why) in branches.untold() {
                     tracing::warn!(
-                        "repository {name}: set {other} can't be read, and whether the cluster lives on its timeline nobody knows: {why}. {}",
+                        "repository {name}: set {other} can't be read, so it is unknown whether the cluster lives on its timeline: {why}. {}",
                         unread::ways_out(other, Some(name))
                     );
                 }
@@ -142,7 +142,7 @@ impl Beside {
                 self.apart = branches.apart(&shipped.manifest).cloned();
             }
             Err(error) => {
-                tracing::warn!(%set, error = %error.chain(), "it is there, and nobody knows whether its cluster has left its timeline");
+                tracing::warn!(%set, error = %error.chain(), "the set is there, but it is unknown whether its cluster has left its timeline");
             }
         }
     }

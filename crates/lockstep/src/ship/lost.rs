@@ -37,7 +37,7 @@ pub(super) fn published(
 fn take_back(repository: &Repository, shipped: &Shipped, why: &str) -> Result<()> {
     repository.withdraw(shipped)?;
     Err(Error::failed(format!(
-        "what set {} needs was collected by another host meanwhile ({why}), and its manifest was taken back",
+        "what set {} needs was collected by another host meanwhile ({why}), so its manifest was withdrawn",
         shipped.manifest.set
     )))
 }
@@ -55,7 +55,7 @@ pub(super) fn there(cx: &Context, repository: &Repository, there: &Shipped) -> R
 fn not_whole(repository: &Repository, there: &Shipped, what: &str, why: &str) -> Error {
     let set = &there.manifest.set;
     Error::failed(format!("set {set} in repository \"{}\" {what}: {why}", repository.name))
-        .with_hint(format!("`lockstep ship --full {set}` once more mends it"))
+        .with_hint(format!("run `lockstep ship --full {set}` again: it repairs the set"))
 }
 
 /// Returns why replacing the deltas of an existing set didn't finish: `error`, or that they aren't whole now.

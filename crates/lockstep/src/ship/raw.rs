@@ -118,7 +118,7 @@ fn goes_raw(
         EncryptedDatasets::Auto => Ok(!has_key || !with.key_loaded),
         EncryptedDatasets::Plain if with.key_loaded => Ok(false),
         EncryptedDatasets::Plain => Err(Error::failed(format!(
-            "the key of \"{dataset}\" isn't loaded: it can be sent raw alone"
+            "the key of \"{dataset}\" isn't loaded: it can only be sent raw"
         ))
         .with_hint(format!(
             "`zfs load-key '{}'`, or encrypted_datasets = \"raw\" for this repository",

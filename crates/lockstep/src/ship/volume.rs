@@ -169,7 +169,7 @@ impl Job<'_> {
         if from != base.unwrap_or(0) {
             let asked = base.map_or_else(|| "a full one".to_owned(), |base| base.to_string());
             return Err(Error::failed(format!(
-                "the stream of {snapshot} is an increment to {from}, asked for was {asked}"
+                "the stream of {snapshot} is an increment to {from}, expected was {asked}"
             )));
         }
         Ok(())

@@ -134,7 +134,7 @@ fn device_of(path: &Path) -> Result<u64> {
 
 fn mounted_anew(root: &Path) -> Error {
     let path = root.display();
-    Error::failed(format!("the snapshot at \"{path}\" was mounted anew while it was looked through"))
+    Error::failed(format!("the snapshot at \"{path}\" was mounted again while it was being read"))
         .with_hint("ship the set again; `zfs_expire_snapshot` says how soon ZFS unmounts snapshots that nobody looks into")
 }
 
