@@ -205,7 +205,7 @@ fn of_standby(facts: &Facts) -> Finding {
         Err(_) => None,
     };
     let Some(Following { streams, should_stream, replayed, paused, .. }) = following else {
-        return ok("standby", "nobody can be asked whether it follows");
+        return ok("standby", "no server can be asked whether it follows");
     };
     if *paused {
         return warning(
@@ -221,19 +221,19 @@ fn of_standby(facts: &Facts) -> Finding {
                 "it streams, has replayed up to {replayed}, and is {} behind its primary",
                 bytes(*behind)
             ),
-            "where it stays so: does what it streams from follow the primary?",
+            "if it stays so: does the server that it streams from follow the primary?",
         );
     }
     match (streams, should_stream) {
         (true, _) => ok("standby", format!("it streams, and has replayed up to {replayed}")),
         (false, false) => ok(
             "standby",
-            format!("restore_command alone feeds it; it has replayed up to {replayed}"),
+            format!("it gets WAL only from restore_command; it has replayed up to {replayed}"),
         ),
         (false, true) => wrong(
             "standby",
             format!("nothing streams to it; it has replayed up to {replayed}"),
-            "its sets are as old as what it replays: is primary_conninfo right, and its primary there? where restore_command alone feeds it, take primary_conninfo out",
+            "its sets are as old as what it replays: is primary_conninfo right, and its primary there? if it gets WAL only from restore_command, remove primary_conninfo",
         ),
     }
 }
@@ -250,8 +250,8 @@ fn of_primary(cx: &Context, seen: Option<&PrimarySeen>) -> Option<Finding> {
         ),
         Some(PrimarySeen::InRecovery) => wrong(
             "primary",
-            "what \"primary\" names is in recovery itself",
-            "name the primary, also where the standby streams from another standby",
+            "the server that \"primary\" names is itself in recovery",
+            "name the primary, even if the standby streams from another standby",
         ),
         None => match connection::connect_primary(cx.cluster)? {
             Ok(_) => ok("primary", "it takes a connection"),

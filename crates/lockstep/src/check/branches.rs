@@ -33,7 +33,7 @@ pub(super) fn check(
 pub(super) fn untold(subject: &str, branches: &Branches, repository: &str) -> Vec<Finding> {
     let one = |(set, why): (&str, &str)| {
         let what =
-            format!("set {set} can't be read, and which set is `latest` nobody knows: {why}");
+            format!("set {set} can't be read, so it is unknown which set is `latest`: {why}");
         wrong(subject, what, unread::ways_out(set, Some(repository)))
     };
     branches.untold().map(one).collect()

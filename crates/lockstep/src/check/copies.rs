@@ -9,7 +9,7 @@ use super::{Finding, warning};
 use crate::context::Context;
 use crate::repository::seen;
 
-const HINT: &str = "as long as both keep their names, what was shipped to each is told apart; one that gets another name may be believed to have what the other one has: begin a second repository with `lockstep repo init` and `lockstep ship --missing` instead";
+const HINT: &str = "as long as both keep their names, what was shipped to each is known; one that gets another name may be taken for the other: begin a second repository with `lockstep repo init` and `lockstep ship --missing` instead";
 
 /// Returns the cluster's repositories that were copied, as far as they answered: its other checks have asked them.
 pub(super) fn find(cx: &Context) -> Vec<Finding> {

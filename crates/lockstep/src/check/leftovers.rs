@@ -34,7 +34,7 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
             all.push(warning(
                 SUBJECT,
                 format!("the removal of set {} was cut off", entry.set),
-                "the next prune or backup finishes it, once nothing stands on its snapshots",
+                "the next prune or backup finishes it, once nothing depends on its snapshots",
             ));
         }
     }

@@ -293,8 +293,9 @@ fn of_sets(
             all.push(newest_there(subject, set, max_age, now));
             all.extend(whole(cx, opened, subject, set));
             all.extend(damaged_below(set, &ours).into_iter().map(|(id, pages)| {
-                let what =
-                    format!("set {id} has {pages} damaged pages, and its newest set stands on it");
+                let what = format!(
+                    "set {id} has {pages} damaged pages, and its newest set is based on it"
+                );
                 wrong(subject, what, BELOW_HINT)
             }));
         }
@@ -405,8 +406,8 @@ impl ThisHost<'_> {
     }
 }
 
-const LEASE_HINT: &str = "set the clocks right; the next `lockstep ship` or `lockstep prune` waits five minutes, and takes it over unless its holder goes on";
-const BELOW_HINT: &str = "unless they were written anew since, they are in every set from there on: lockstep show and pg_checksums name them, restore the table from an older set; `lockstep backup --no-ship` and `lockstep ship --full` then look at every page again";
+const LEASE_HINT: &str = "set the clocks right; the next `lockstep ship` or `lockstep prune` waits five minutes, and takes it over unless its holder renews it";
+const BELOW_HINT: &str = "unless they were rewritten since, they are in every later set too: lockstep show and pg_checksums name them; restore the table from an older set; `lockstep backup --no-ship` and `lockstep ship --full` then look at every page again";
 
 /// Returns the sets with damaged pages that a set's volumes are based on, with the number of pages: only an
 /// increment's own pages went by. Deltas whose set is gone aren't looked at. A pure function.

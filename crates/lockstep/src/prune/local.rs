@@ -116,7 +116,7 @@ pub fn overdue(cx: &Context, at: Timestamp) -> Result<Vec<String>> {
 
 fn is_away(set: &Manifest, pool: &str) -> String {
     format!(
-        "pool \"{pool}\" isn't imported: zpool import {}; where it is gone for good: lockstep prune --local --set {}",
+        "pool \"{pool}\" isn't imported: zpool import {}; if it is gone for good: lockstep prune --local --set {}",
         quote(pool),
         set.set
     )
@@ -310,7 +310,7 @@ impl Facts {
             let (snapshot, standing) = self.found(volume)?;
             if standing.owner != self.owner {
                 return Some(format!(
-                    "\"{snapshot}\" belongs to another state_dir; where that one is gone, or the set is no longer its: lockstep adopt {}",
+                    "\"{snapshot}\" belongs to another state_dir; if that one is gone, or no longer has the set: lockstep adopt {}",
                     set.set
                 ));
             }
@@ -326,7 +326,7 @@ impl Facts {
         let set = self.sets.iter().filter(|set| set.set.as_str() == id);
         for volume in set.flat_map(|set| &set.volumes).filter(|v| self.away.contains(&v.pool)) {
             tracing::warn!(
-                "set {id} is given up: pool \"{}\" is away, and keeps \"{}\" should it come back",
+                "set {id} is given up: pool \"{}\" isn't imported, and still has \"{}\" if it comes back",
                 volume.pool,
                 volume.snapshot
             );

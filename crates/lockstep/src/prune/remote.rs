@@ -189,7 +189,7 @@ impl Choice<'_> {
             damaged.iter().map(|(set, _)| set).filter(|set| !is_named(set)).collect();
         if let Some(first) = left.first() {
             problems.push(format!(
-                "{} of its sets can't be read: nothing is merged or collected, for nobody knows what they need. `lockstep prune --repository {} --set {first}` gives one up",
+                "{} of its sets can't be read: nothing is merged or collected, because nobody knows what they need. `lockstep prune --repository {} --set {first}` gives one up",
                 left.len(), repository.name
             ));
         }
@@ -333,7 +333,7 @@ impl<R: Rules> Work<'_, R> {
         let (waiting, since) = Doomed::read(&self.repository.strata).unwrap_or_default().oldest();
         let due = since.and_then(|since| i64::try_from(since.saturating_add(self.grace)).ok());
         let due = due.and_then(|due| Timestamp::from_second(due).ok());
-        const BY_HAND: &str = "make room there, by what isn't the repository's";
+        const BY_HAND: &str = "make room there by removing files that aren't the repository's";
         let hint = due.map_or_else(
             || format!("nothing in it waits to be deleted: {BY_HAND}, or let its retention keep fewer sets"),
             |due| {
