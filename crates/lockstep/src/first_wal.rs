@@ -33,7 +33,7 @@ pub fn find(cx: &Context) -> Result<String> {
         let (sets, damaged) = repository.sets()?;
         if let Some((set, error)) = damaged.into_iter().next() {
             let ways = unread::ways_out(&set, Some(name));
-            let ways = format!("where its manifest is damaged for good, {ways}");
+            let ways = format!("if its manifest can't be repaired, {ways}");
             return Err(error.and_hint(&ways).unwrap_or_else(|error| error));
         }
         if sets.is_empty() {
@@ -73,7 +73,7 @@ fn assert_never_had_any(cx: &Context, here: &[Manifest], repository: &Repository
     ));
     let others = repository.empty_hint().map_or_else(String::new, |hint| format!("{hint} "));
     Err(error.with_hint(format!(
-        "{others}was its folder renamed or removed, or did its storage go back to an older state? Where its sets are gone for good, `lockstep ship --missing` brings there what this host has"
+        "{others}was its folder renamed or removed, or did its storage go back to an older state? If its sets are gone for good, `lockstep ship --missing` ships what this host has"
     )))
 }
 

@@ -683,7 +683,7 @@ fn a_key_that_may_open_something_is_not_useless() {
     assert!(said(&format!("key \"{ours}\" opens another data key")), "{}", checked.describe());
     assert!(!said("of no use"), "{}", checked.describe());
     let removed = lockstep.expect(exit::USAGE, &["repo", "key", "remove", ours]);
-    says(&removed, &["opens another data key", "put the old one back"]);
+    says(&removed, &["opens another data key", "put the old lockstep.json back"]);
     // Also once the set is given up, as long as a descriptor of it is there.
     lockstep.run(&["repo", "check", "--repair"]);
     let manifest = folder.join(format!("clusters/main/sets/{set}.json"));

@@ -263,7 +263,7 @@ fn what_the_old_host_of_a_failover_takes_is_left_behind() {
     let shipped = old.expect(exit::DONE, &["ship", left]);
     assert_said(&shipped, &[&living, "can't be read", &named]);
     let checked = old.expect(exit::PROBLEMS, &["check"]);
-    let said = format!("set {living} can't be read, and which set is `latest` nobody knows");
+    let said = format!("set {living} can't be read, so it is unknown which set is `latest`");
     assert!(checked.stdout.contains(&said), "{}", checked.describe());
 }
 
@@ -446,7 +446,10 @@ fn who_stood_still_publishes_nothing_that_is_not_whole() {
         let complete = json_of(&outcome)["repositories"][0]["complete"] == true;
         assert_eq!(complete, !is_collected, "{}", outcome.describe());
         if is_collected {
-            assert_said(&outcome, &["was collected by another host", "is gone", "was taken back"]);
+            assert_said(
+                &outcome,
+                &["was collected by another host", "is gone", "its manifest was withdrawn"],
+            );
             let there = Manifest::list(&repository).expect("a list");
             assert_eq!(there, std::slice::from_ref(&old));
         }
@@ -475,7 +478,7 @@ fn who_stood_still_waits_for_nobody_to_take_back_what_is_not_whole() {
     assert!(collected.expect("it can be collected").deleted.len() > 10);
     ours.release("ship.publishing");
     let outcome = backup.wait(Duration::from_secs(120));
-    assert_said(&outcome, &["was collected by another host", "was taken back"]);
+    assert_said(&outcome, &["was collected by another host", "its manifest was withdrawn"]);
     let there = || Manifest::list(&repository).expect("a list");
     assert_eq!(there(), std::slice::from_ref(&old));
     other.release(now()).expect("it is ours");

@@ -166,7 +166,7 @@ fn of_half_written(report: &Report) -> Option<Finding> {
 
 /// Says what to do about something that sets need.
 fn what_mends(problem: &Problem, name: &str, here: &[String]) -> String {
-    const MEANWHILE: &str = "don't restore these sets from here; what else there is still restores";
+    const MEANWHILE: &str = "don't restore these sets from here; all other sets still restore";
     if problem.sets.is_empty() {
         return "no set needs it".to_owned();
     }
@@ -184,14 +184,14 @@ fn what_mends(problem: &Problem, name: &str, here: &[String]) -> String {
     let given_up = match lost.is_empty() {
         true => String::new(),
         false => format!(
-            ". `lockstep prune --repository {name} {}` gives up what nothing mends",
+            ". `lockstep prune --repository {name} {}` gives up what can't be repaired",
             lost.join(" ")
         ),
     };
     match oldest {
         // The oldest one: this also repairs what was stored on top of it.
         Some(set) => format!(
-            "{MEANWHILE}. `lockstep ship --full --repository {name} {set}` stores it anew from this host's snapshots, and with it what later sets need of it{given_up}"
+            "{MEANWHILE}. `lockstep ship --full --repository {name} {set}` stores it again from this host's snapshots, including what later sets need of it{given_up}"
         ),
         None => format!(
             "{MEANWHILE}. This host has none of them any more: `lockstep ship --full --repository {name}` stores the newest set in full{given_up}"
@@ -234,7 +234,7 @@ fn of_sets(
             Ok(wrong) if wrong.is_empty() => continue,
             Ok(wrong) => {
                 format!(
-                    "of set {id} these files aren't what its manifest says: {}",
+                    "these files of set {id} aren't what its manifest says: {}",
                     wrong.join(", ")
                 )
             }
@@ -245,7 +245,7 @@ fn of_sets(
             severity: Severity::Error,
             what,
             sets: vec![id.to_owned()],
-            hint: Some("don't restore this set from here; `lockstep ship --full` stores it anew, where it is on its host still".to_owned()),
+            hint: Some("don't restore this set from here; `lockstep ship --full` stores it again, if it is still on its host".to_owned()),
         });
     }
     Ok((findings, false))

@@ -39,7 +39,7 @@ pub struct Harm {
 #[must_use]
 pub fn hint(repository: &str) -> String {
     format!(
-        "`lockstep repo check {repository}` says what is missing, and what mends it; until then don't rely on these sets"
+        "`lockstep repo check {repository}` says what is missing and how to repair it; until then don't rely on these sets"
     )
 }
 

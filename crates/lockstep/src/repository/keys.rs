@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 pub(super) const FOLDER: &str = "keys";
 
 /// The reason for keeping a slot of another data key while something can't be read.
-pub(super) const NOT_USELESS: &str = "that key may be the one which opens it, so it stays: was lockstep.json lost, and the repository made anew over it? Then put the old one back from a copy";
+pub(super) const NOT_USELESS: &str = "that key may be the one that opens it, so it stays: was lockstep.json lost, and a new repository made in its place? Then put the old lockstep.json back from a copy";
 
 /// Where a secret comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -41,7 +41,7 @@ const AHEAD: u64 = 300;
 const COPIED: &str =
     "were state_dir and the machine copied? each host needs a state_dir of its own";
 /// The hint when there is no room for the lease, and none was kept back.
-const NOT_EVEN_A_LEASE: &str = "not even the lease fits that deleting takes: make a few KiB of room there, by what isn't the repository's or what a killed command left (`*#1`), and run it again: it deletes what no set has needed for the grace time";
+const NOT_EVEN_A_LEASE: &str = "there isn't even room for the lease that deleting needs: free a few KiB there by removing files that aren't the repository's or that a killed command left (`*#1`), and run it again: it deletes what no set has needed for the grace time";
 /// The pause between two attempts to get the lease.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -213,10 +213,12 @@ impl Held {
     pub fn was_held(&self) -> Result<()> {
         match self.confirm() {
             Err(lost) if self.check().is_err() => Err(Error::failed(
-                "what was written last may need what another host has taken away meanwhile",
+                "what was written last may need something that another host has removed meanwhile",
             )
             .because(lost)
-            .with_hint("`lockstep repo check` says whether sets are harmed, and what mends them")),
+            .with_hint(
+                "`lockstep repo check` says whether sets are harmed, and how to repair them",
+            )),
             _ => Ok(()),
         }
     }
@@ -268,7 +270,7 @@ impl Waits {
                         && !wait.is_zero()
                     {
                         tracing::warn!(
-                            "{why}: it is taken over in {} seconds, unless it goes on",
+                            "{why}: it is taken over in {} seconds, unless its holder renews it",
                             wait.as_secs()
                         );
                     }
@@ -299,8 +301,7 @@ impl Waits {
     /// After how long without a change its holder is known to be gone, and why; nothing if its end is waited for.
     fn counts_as_dead_after(&self, seen: &Seen, owner: &str) -> Option<(Duration, String)> {
         if seen.owner == owner {
-            let why =
-                "a process of this host left the lease behind, and what it sent may be on its way";
+            let why = "a process of this host left the lease, and what it sent to the store may still be on its way";
             return Some((self.call, why.to_owned()));
         }
         is_too_late(seen).then(|| (self.unchanged, too_late(seen)))
@@ -396,7 +397,7 @@ fn until(expires: u64) -> String {
 fn locked(cx: &Context, repository: &Repository, seen: &Seen, own: &str) -> Error {
     let until = match until(seen.expires) {
         none if none.is_empty() => none,
-        until => format!("{until}, unless it goes on"),
+        until => format!("{until}, unless its holder renews it"),
     };
     let owner = match seen.owner == own {
         true => format!("{own}, this host's own name: {COPIED};"),

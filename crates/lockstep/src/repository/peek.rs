@@ -107,7 +107,7 @@ impl Peek {
     pub fn node(&mut self, object: u64) -> Result<&Node<()>> {
         self.load([object])?;
         self.builder.node(object).ok_or_else(|| {
-            Error::failed(format!("object {object} has a name and isn't in the repository"))
+            Error::failed(format!("object {object} has a name but isn't in the repository"))
         })
     }
 

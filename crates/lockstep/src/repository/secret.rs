@@ -23,7 +23,7 @@ pub fn read(path: &Path, what: &str) -> Result<Vec<u8>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::usage(
                 format!("the {what} \"{shown}\" isn't there"),
-                "is the path right, and its file system mounted? What nobody has a copy of any more is lost: nobody can make it anew",
+                "is the path right, and its file system mounted? If nobody has a copy of it any more, it is lost: it can't be made again",
             ));
         }
         opened => opened.map_err(Error::io("read", path))?,

@@ -242,7 +242,9 @@ pub fn check_name(name: &[u8]) -> Result<()> {
         return Ok(());
     }
     Err(Error::failed(format!("\"{}\" in the repository is no file's name", name.escape_ascii()))
-        .with_hint("nothing of that name is written; whoever can write to the repository made it"))
+        .with_hint(
+            "no file of that name is written; somebody who can write to the repository made it",
+        ))
 }
 
 /// Passes the builder what it looks at: of regular files, nothing but their headers.

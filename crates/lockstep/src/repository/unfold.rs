@@ -120,9 +120,9 @@ fn of_sink(error: sendstream::Error) -> strata::Error {
 /// The error that no increment can describe an object's spill block correctly.
 fn between_versions(object: u64) -> Error {
     Error::failed(format!(
-        "of object {object} nobody can tell whether its spill block stays: what is stored since the older snapshot is partly of OpenZFS before 0.8, partly of a later one"
+        "it can't be told whether the spill block of object {object} stays: what is stored since the older snapshot is partly of OpenZFS before 0.8, partly of a later one"
     ))
-    .with_hint("restore it anew, without --delta: all of the image has what is right")
+    .with_hint("restore it again without --delta: the whole image is right")
 }
 
 impl<'a, S: Sink> ToStream<'a, S> {

@@ -310,7 +310,7 @@ impl ImageDeltas<'_> {
         }
         tracing::warn!(
             repository = %self.of.repository.name, image = %self.image, delta = %id,
-            "not whole, and not built upon: {why}; `lockstep repo check` says which sets it harms"
+            "not whole, so nothing new is based on it: {why}; `lockstep repo check` says which sets it harms"
         );
     }
 
