@@ -154,7 +154,7 @@ fn of_grace(cx: &Context) -> Vec<Finding> {
     all.map(|name| {
         warning(
             "grace_hours",
-            format!("repositories.{name}.grace_hours is 0: `prune` may delete what a backup or a restore that runs beside it needs"),
+            format!("repositories.{name}.grace_hours is 0: `prune` may delete what a backup or a restore needs that runs at the same time"),
             "make it longer than any of them takes",
         )
     })

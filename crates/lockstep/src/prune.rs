@@ -230,7 +230,7 @@ fn resolve(place: &Place, named: &[String], ids: &[String]) -> Result<Vec<String
         if which == "latest" {
             return Err(Error::usage(
                 "prune takes no \"latest\"",
-                "a set that is removed is named by its id or its beginning: another may be the latest by now",
+                "name a set to remove by its id or the beginning of its id: another may be the latest by now",
             ));
         }
         match names::meant(which, ids.iter().map(String::as_str)) {

@@ -76,7 +76,9 @@ fn no_cluster(cx: &Context, error: Error) -> Error {
         false => error,
         true => Error::usage(
             format!("{key} \"{directory}\" isn't a data directory: it has no global/pg_control"),
-            format!("is {key} right, and its dataset mounted? `zfs mount -a` mounts what isn't"),
+            format!(
+                "is {key} right, and its dataset mounted? `zfs mount -a` mounts what isn't mounted"
+            ),
         ),
     }
 }

@@ -241,11 +241,9 @@ fn a_cold_set_without_its_wal_is_none() {
         must(&mut command("mv", [pg_wal.join(name), aside.join(name)]));
     }
     let refused = fixture.lockstep().expect(exit::REFUSED, &["backup"]);
-    for word in [
-        "isn't whole",
-        &names.iter().min().expect("one")[..],
-        "look whether all of pg_wal is there",
-    ] {
+    for word in
+        ["isn't whole", &names.iter().min().expect("one")[..], "check that all of pg_wal is there"]
+    {
         assert!(refused.stderr.contains(word), "no {word:?}: {}", refused.describe());
     }
     assert_clean(&fixture);

@@ -335,7 +335,7 @@ impl<'a> Attempt<'a> {
             let gone = standby::missing(&pg_wal, identity, &needed);
             if !gone.is_empty() {
                 let Err(refusal) = wal::check(&pg_wal, identity, &gone) else {
-                    return Err(Error::failed("pg_wal changes under the backup"));
+                    return Err(Error::failed("pg_wal keeps changing during the backup"));
                 };
                 self.wal_from_elsewhere(&gone, refusal)?;
                 here.retain(|segment| !gone.contains(segment));
@@ -394,7 +394,7 @@ impl<'a> Attempt<'a> {
                 Refusal::NotPossible {
                     strategy: self.plan.strategy,
                     why: refusal.to_string(),
-                    needed: "look whether all of pg_wal is there and its dataset mounted; a server that is started and shut down cleanly has what it needs".into(),
+                    needed: "check that all of pg_wal is there and its dataset is mounted; once it was started and shut down cleanly, the server has what it needs".into(),
                 }
                 .into()
             }

@@ -225,7 +225,7 @@ fn history(attempt: &Attempt) -> Vec<Switch> {
     match wal::history(&pg_wal, segment_size, timeline) {
         Ok(history) => history.switches().iter().map(Switch::from).collect(),
         Err(error) => {
-            tracing::warn!(error = %error.chain(), "the set doesn't tell its timeline's history");
+            tracing::warn!(error = %error.chain(), "the set doesn't record its timeline's history");
             Vec::new()
         }
     }

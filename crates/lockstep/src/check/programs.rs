@@ -25,7 +25,7 @@ pub(super) fn check(cx: &Context, major: Option<u32>) -> Finding {
             SUBJECT,
             format!("\"{place}\" has {said}, and the cluster is of PostgreSQL {own}"),
             format!(
-                "set bin_dir of this cluster to the folder that holds the postgres of {own}: nothing that is restored could be started"
+                "set bin_dir of this cluster to the folder that holds the postgres of {own}: otherwise nothing that is restored can be started"
             ),
         ),
         _ => ok(SUBJECT, format!("\"{place}\" has {said}")),

@@ -129,7 +129,7 @@ fn steps(path: &Path) -> Vec<OsString> {
 fn on_the_way(path: &Path) -> impl FnOnce(Errno) -> Error {
     move |errno| match errno {
         Errno::LOOP => Error::failed(format!(
-            "the way to \"{}\" goes over a symbolic link that root hasn't made",
+            "the path \"{}\" contains a symbolic link that root hasn't made",
             path.display()
         ))
         .with_hint("see who put it there (`namei -l` shows it), and remove it"),
@@ -292,7 +292,9 @@ fn all_of(file: impl Read, path: &Path) -> Result<Vec<u8>> {
     if bytes.len() as u64 > MOST {
         let most = MOST >> 20;
         let what = format!("\"{}\" has more than {most} MiB", path.display());
-        return Err(Error::failed(what).with_hint("no configuration file has: see what it is"));
+        return Err(
+            Error::failed(what).with_hint("no configuration file is that large: see what it is")
+        );
     }
     Ok(bytes)
 }

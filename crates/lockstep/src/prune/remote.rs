@@ -338,7 +338,7 @@ impl<R: Rules> Work<'_, R> {
             || format!("nothing in it waits to be deleted: {BY_HAND}, or let its retention keep fewer sets"),
             |due| {
                 format!(
-                    "{} wait for their grace time, the first until {}: a prune then deletes what is due, and has its room; where that is too late, {BY_HAND}",
+                    "{} wait for their grace time, the first until {}: a prune after that deletes what is due, and has its room; if that is too late, {BY_HAND}",
                     counted(waiting as u64, "object"),
                     due.strftime("%Y-%m-%d %H:%M:%SZ")
                 )

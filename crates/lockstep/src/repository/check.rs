@@ -129,7 +129,7 @@ fn of_report(report: &Report, name: &str, here: &[String]) -> Vec<Finding> {
     });
     let foreign = report.foreign.iter().map(|path| Finding {
         severity: Severity::Warning,
-        what: format!("\"{path}\" is none of this repository's objects"),
+        what: format!("\"{path}\" isn't one of this repository's objects"),
         sets: Vec::new(),
         hint: Some("look at it, and move it elsewhere".to_owned()),
     });
@@ -142,7 +142,7 @@ fn of_report(report: &Report, name: &str, here: &[String]) -> Vec<Finding> {
         ),
         sets: Vec::new(),
         hint: Some(
-            "what no prune has noted yet is of a backup that is being written, or left over, and too young to tell; `prune`, `repo compact` and `repo check --repair` note it once it is older than the grace time, and delete it when another has passed"
+            "objects that no prune has noted yet belong to a backup that is being written, or are left over and too young to tell; `prune`, `repo compact` and `repo check --repair` note it once it is older than the grace time, and delete it when another has passed"
                 .to_owned(),
         ),
     });
@@ -159,7 +159,7 @@ fn of_half_written(report: &Report) -> Option<Finding> {
         what: format!("{} half written ({}), as \"{}\"", counted(left.len() as u64, "file"), bytes(size), first.path),
         sets: Vec::new(),
         hint: Some(
-            "of a command that writes at the moment, or was killed; `prune`, `repo compact` and `repo check --repair` delete them once they are older than the grace time".to_owned(),
+            "from a command that is writing at the moment, or was killed; `prune`, `repo compact` and `repo check --repair` delete them once they are older than the grace time".to_owned(),
         ),
     })
 }

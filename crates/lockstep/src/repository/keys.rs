@@ -70,7 +70,7 @@ fn read_key(path: &Path) -> Result<[u8; 32]> {
     let key = bytes.as_slice().try_into().ok().or_else(|| text.and_then(unhex::<32>));
     key.ok_or_else(|| {
         Error::usage(
-            format!("the key file \"{}\" has {} bytes that are no key", path.display(), bytes.len()),
+            format!("the key file \"{}\" has {} bytes, which isn't a key", path.display(), bytes.len()),
             "32 bytes, or 64 hex digits: (umask 077; head -c 32 /dev/urandom > FILE), and keep a copy elsewhere",
         )
     })

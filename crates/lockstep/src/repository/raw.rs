@@ -88,7 +88,7 @@ impl Segment {
         let guids: BTreeSet<_> = segment.chain.iter().map(|link| &link.guid).collect();
         let ends_here = segment.chain.last().is_some_and(|last| last.guid == descriptor.id);
         if !ends_here || guids.len() < segment.chain.len() {
-            return Err(Error::failed(format!("{} names a chain that is none", what())));
+            return Err(Error::failed(format!("{} names an impossible chain", what())));
         }
         if let Some(link) = segment.chain.iter().find(|link| !is_name(&link.snapshot)) {
             let why = format!("{} names a snapshot \"{}\"", what(), link.snapshot.escape_default());
@@ -242,7 +242,7 @@ fn check(begin: &Begin, is_package: bool, guid: &str, base: Option<&str>) -> Res
         return wrong("isn't raw".into());
     }
     if is_package || begin.features.contains(Features::RESUMING) {
-        return wrong("is none of a single snapshot, from its beginning".into());
+        return wrong("isn't one of a single snapshot, from its beginning".into());
     }
     if begin.objset != ObjsetType::FileSystem {
         return wrong("is of no file system".into());

@@ -84,7 +84,7 @@ fn cloud_storage(
         Some(Ok(text)) => Some(Secret::new(text)),
         // The conversion's own error would show the bytes.
         Some(Err(_)) => {
-            return Err(Error::usage("the access key is no text", "is it the right file?"));
+            return Err(Error::usage("the access key isn't text", "is it the right file?"));
         }
     };
     if cloud == Cloud::S3 && !somebody_asks(config, |name| std::env::var_os(name).is_some()) {
