@@ -112,7 +112,7 @@ impl StreamBegin {
     /// When the GUID isn't a valid one.
     pub fn begin(&self, from: Option<u64>) -> Result<Begin> {
         let guid = self.to_guid.parse().map_err(|_| {
-            Error::failed(format!("\"{}\" of {} isn't a GUID", self.to_guid, self.to_name))
+            Error::failed(format!("\"{}\" of {} is no GUID", self.to_guid, self.to_name))
         })?;
         // The stream written is neither compressed nor embedded, whatever came in.
         let plain = Features::COMPRESSED.union(Features::LZ4).union(Features::ZSTD);

@@ -141,7 +141,7 @@ impl ImageTree {
     /// When the tree has its name but not the object.
     pub fn attributes(&self, object: u64) -> Result<Cow<'_, Attributes>> {
         self.get(object).ok_or_else(|| {
-            Error::failed(format!("object {object} has a name and isn't in the repository"))
+            Error::failed(format!("object {object} has a name but isn't in the repository"))
         })
     }
 
